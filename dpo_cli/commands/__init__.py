@@ -1,0 +1,1 @@
+"""One verb a file; each parses, calls and shows."""

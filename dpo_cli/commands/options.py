@@ -1,0 +1,45 @@
+"""Arguments and options that several commands share, each with one wording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RUN",
+        help="A run: its directory's name or a unique beginning of it, the name of its profile "
+        "(the newest run is meant), or a path.",
+        show_default=False,
+    ),
+]
+RunsDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--runs-dir",
+        metavar="DIR",
+        help="Where runs lie; else DPO_RUNS_DIR, else ./runs.",
+        show_default=False,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of the profile, as in --set train.epochs=1; may be repeated.",
+        show_default=False,
+    ),
+]
+PlainOption = Annotated[
+    bool, typer.Option("--plain", help="Print plain lines, also on a terminal.")
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print warnings and the end only.")
+]
+DetachOption = Annotated[
+    bool, typer.Option("--detach", "-d", help="Train in the background, without this terminal.")
+]

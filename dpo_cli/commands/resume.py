@@ -1,0 +1,129 @@
+"""`dpo resume`: go on with a run that was stopped, was killed, or is to train for longer."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpo_cli.commands.options import (
+    DetachOption,
+    PlainOption,
+    QuietOption,
+    RunArgument,
+    RunsDirOption,
+    SetOption,
+)
+from dpo_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from dpo_cli.profile.resolved import Change
+    from dpo_cli.run.store import RunDirectory
+
+
+def resume(
+    run_name: RunArgument = None,
+    settings: SetOption = None,
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="Go on although --set alters the mathematics."),
+    ] = False,
+    runs_dir: RunsDirOption = None,
+    plain: PlainOption = False,
+    quiet: QuietOption = False,
+    detach: DetachOption = False,
+) -> None:
+    """Go on with a run: from its newest whole state, bit for bit as if it had never stopped.
+
+    Without RUN it is the newest that is unfinished. A finished run goes on when it gets more
+    epochs.
+
+    Example: `dpo resume dense --set train.epochs=4 --allow-changes`
+    """
+    from dpo_cli.commands.session import plain_console, run_worker
+    from dpo_cli.profile.inputs import check_inputs
+    from dpo_cli.profile.load import load_profile
+    from dpo_cli.profile.resolved import differences, to_toml
+    from dpo_cli.run.store import find_run, runs_root
+
+    del plain  # plain lines are the only screen so far
+    run = find_run(runs_root(runs_dir), run_name, prefer=_is_waiting)
+    with run.locked() as lock:
+        old = load_profile(run.profile_path)
+        new = load_profile(run.profile_path, settings or ())
+        changes = differences(old.profile, new.profile)
+        refuse_changes(run, changes, settings or (), allow_changes)
+        if run.is_completed and new.profile.train.epochs <= old.profile.train.epochs:
+            if changes:
+                raise UsageError(
+                    f"{run.designation} is complete: these changes leave nothing to train",
+                    "more epochs would: "
+                    f"--set train.epochs={old.profile.train.epochs + 1} --allow-changes",
+                )
+            console = plain_console()
+            console.print(f"{run.designation} is already complete")
+            console.print(f"export: dpo export {run.designation}")
+            return
+        check_inputs(new)
+        undo = _restart(run, to_toml(new.profile)) if changes else _nothing
+        run_worker(
+            run, lock, changes=list(map(str, changes)), undo=undo, quiet=quiet, detach=detach
+        )
+
+
+def refuse_changes(
+    run: RunDirectory, changes: Sequence[Change], settings: Sequence[str], allow_changes: bool
+) -> None:
+    """Refuse changes under which the saved state means something else.
+
+    Raises:
+        UsageError: a change of what a position means, or one of the mathematics that is not
+            allowed by the user.
+    """
+    from dpo_cli.profile.schema import Effect
+
+    if moved := [str(change) for change in changes if change.effect is Effect.POSITION]:
+        raise UsageError(
+            f"{run.designation} cannot go on with other pairs, or pairs in another order",
+            f'start a new run from it: dpo train PROFILE --set model.checkpoint="run:{run.name}"',
+            moved,
+        )
+    altered = [str(change) for change in changes if change.effect is Effect.MATHEMATICS]
+    if altered and not allow_changes:
+        command = shlex.join(
+            ["dpo", "resume", run.designation]
+            + [word for setting in settings for word in ("--set", setting)]
+            + ["--allow-changes"]
+        )
+        raise UsageError(
+            f"{run.designation} would no longer be the run that its profile describes",
+            f"if that is what you want: {command}",
+            altered,
+        )
+
+
+def _is_waiting(run: RunDirectory) -> bool:
+    """Whether a run has steps left and nobody trains it."""
+    return not run.is_completed and run.holder() is None
+
+
+def _restart(run: RunDirectory, profile_toml: str) -> Callable[[], None]:
+    """Write the changed profile of a run that is to go on; what is returned takes that back.
+
+    The mark of completion goes first: a crash in between leaves a run that finds itself complete.
+    """
+    profile_before = run.read_profile()
+    mark_again = run.clear_completed()
+    run.write_profile(profile_toml)
+
+    def undo() -> None:
+        run.write_profile(profile_before)
+        mark_again()
+
+    return undo
+
+
+def _nothing() -> None:
+    """Take nothing back: nothing was changed."""

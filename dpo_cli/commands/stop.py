@@ -1,0 +1,53 @@
+"""`dpo stop`: ask a run to save and end, from another terminal."""
+
+from __future__ import annotations
+
+import time
+
+import typer
+
+from dpo_cli.commands.options import RunArgument, RunsDirOption
+from dpo_cli.errors import DpoError, ExitCode
+
+_POLL_SECONDS = 0.2
+
+
+def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
+    """Stop a run after its current step, with everything saved.
+
+    Without RUN it is the newest that is training. Waits for the end; Ctrl-C ends the waiting only.
+
+    Example: `dpo stop dense`
+    """
+    from dpo_cli.commands.session import plain_console
+    from dpo_cli.run.events import Completed, EventReader, Failed, Stopped
+    from dpo_cli.run.store import find_run, runs_root
+    from dpo_cli.ui.report import PlainReport
+
+    console = plain_console()
+    run = find_run(runs_root(runs_dir), run_name, prefer=lambda run: run.holder() is not None)
+    name, holder = run.designation, run.holder()
+    if holder is None:
+        console.print(f"{name} is not being trained: nothing to stop")
+        return
+    reader = EventReader(run.events_path)
+    list(reader.read_new())  # those before the request
+    run.put_request("stop")
+    console.print(f"asked {name} ({holder}) to stop after its current step")
+    try:
+        with console.status("waiting for it to save"):
+            while run.holder() is not None:
+                time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        console.print(f"no longer waiting; {name} still stops")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    ends = [e for e in reader.read_new() if isinstance(e, Stopped | Completed | Failed)]
+    if not ends:
+        raise DpoError(
+            f"{name} ended without saving its last steps",
+            f"go on from its last good state: dpo resume {name}",
+            [f"what it printed is in {run.worker_log_path}"],
+        )
+    if isinstance(ends[-1], Failed):
+        raise DpoError(f"{name} failed: {ends[-1].message}", ends[-1].remedy, ends[-1].details)
+    PlainReport(console, name, run.path)(ends[-1])

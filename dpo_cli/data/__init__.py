@@ -1,0 +1,1 @@
+"""From a file of preference pairs to batches of tensors."""

@@ -1,0 +1,51 @@
+"""The errors a user can act on: what is wrong, where, and what to do about it.
+
+Everything else that is raised is a bug of ours and keeps its traceback (in the worker's log). These
+are rendered once, by `dpo_cli.app`, and never as a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit codes of every `dpo` command."""
+
+    DONE = 0
+    FAILED = 1  # findings, or a run that failed
+    USAGE = 2  # a wrong command line or profile
+    NO_SPACE = 75  # disk full; the run can be resumed
+    INTERRUPTED = 130  # Ctrl-C or `dpo stop`, after saving
+    TERMINATED = 143  # SIGTERM, after saving
+
+
+class DpoError(Exception):
+    """A failure with one clear message.
+
+    Args:
+        message: what is wrong, naming the file, line or profile key.
+        remedy: what to do about it, in one sentence; may be empty.
+        details: further lines, one finding each (all the bad keys, the first bad rows, ...).
+    """
+
+    exit_code: ExitCode = ExitCode.FAILED
+
+    def __init__(self, message: str, remedy: str = "", details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.details = tuple(details)
+
+
+class UsageError(DpoError):
+    """A wrong command line or profile: nothing was started."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NoSpaceError(DpoError):
+    """The disk is full; the last saved generation is intact."""
+
+    exit_code = ExitCode.NO_SPACE

@@ -1,0 +1,122 @@
+"""The one module from a batch to the log-probs of its responses: what DDP or FSDP wraps.
+
+Shape legend: S = 2P sequences (chosen first, then rejected), T time, N targets or tokens,
+H hidden, V vocabulary, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dpo_cli.data.batching import Batch, PackedBatch, PaddedBatch
+from dpo_cli.objective.balance import BalanceKind, TokenGroups, balance_loss
+from dpo_cli.objective.logps import gather_logps
+
+AuxTokens = Literal["real", "all"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """token_logps: (S, time), nats; mask: (S, time) bool, the response; balance: scalar or None."""
+
+    token_logps: Tensor
+    mask: Tensor
+    balance: Tensor | None
+
+
+class ResponseScorer(nn.Module):
+    """A causal language model that scores responses.
+
+    Args:
+        model: from `dpo_cli.models.zoo`, or any that takes `segments`.
+        balance_kind: how to measure the balance of its experts; None where it has none.
+        aux_tokens: "real" tokens, or "all" with the padding, as the reference scripts do.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        balance_kind: BalanceKind | None = None,
+        aux_tokens: AuxTokens = "real",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.balance_kind = balance_kind
+        self.aux_tokens = aux_tokens
+
+    def forward(self, batch: Batch) -> Scores:
+        """Score a batch in its own layout; both mean the same."""
+        if isinstance(batch, PackedBatch):
+            return self._packed(batch)
+        return self._padded(batch)
+
+    def _padded(self, batch: PaddedBatch) -> Scores:
+        """The plain loop: every logit of every position, a full log-softmax, a gather."""
+        output = self.model(input_ids=batch.input_ids, use_cache=False, **self._router_arguments())
+        token_logps = gather_logps(output.logits, batch.labels)
+        return Scores(token_logps, batch.mask, self._balance(output, batch))
+
+    def _packed(self, batch: PackedBatch) -> Scores:
+        """Each token once, logits at response positions only."""
+        output = self.model.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            segments=batch.segments,
+            use_cache=False,
+            **self._router_arguments(),
+        )
+        hidden = output.last_hidden_state[0, batch.target_positions]
+        logps = gather_logps(self._logits(hidden), batch.target_labels)
+        return Scores(logps[batch.targets], batch.mask, self._balance(output, batch))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(N, H) -> (N, V), with what a model does to its logits after the head."""
+        logits: Tensor = self.model.lm_head(hidden)
+        if scaling := getattr(self.model.config, "logits_scaling", None):
+            logits = logits / scaling
+        if softcap := getattr(self.model.config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / softcap) * softcap
+        return logits
+
+    def _router_arguments(self) -> dict[str, Any]:
+        return {"output_router_logits": True} if self.balance_kind else {}
+
+    def _balance(self, output: Any, batch: Batch) -> Tensor | None:
+        if self.balance_kind is None:
+            return None
+        if isinstance(batch, PackedBatch):
+            groups = _packed_groups(batch)
+        else:
+            groups = _padded_groups(batch, self.aux_tokens)
+        top_k = self.model.config.num_experts_per_tok
+        return balance_loss(output.router_logits, groups, top_k, self.balance_kind)
+
+
+def _padded_groups(batch: PaddedBatch, aux_tokens: AuxTokens) -> TokenGroups:
+    """A segment for each sequence, and one more, in no sequence, for the padding."""
+    sequences, time = batch.input_ids.shape
+    device = batch.input_ids.device
+    segment_ids = torch.arange(sequences, device=device).unsqueeze(1).repeat(1, time)
+    if aux_tokens == "real":
+        padding = torch.arange(time, device=device) >= batch.lengths.unsqueeze(1)
+        segment_ids = segment_ids.masked_fill(padding, sequences)
+    members = torch.eye(sequences, sequences + 1, device=device)
+    return TokenGroups(segment_ids.flatten(), members)
+
+
+def _packed_groups(batch: PackedBatch) -> TokenGroups:
+    """Three segments a pair; its prompt counts for both of its sequences."""
+    lengths = [n for pair in batch.segments for n in (pair.prompt, pair.chosen, pair.rejected)]
+    segment_ids = torch.repeat_interleave(torch.tensor(lengths))
+    pairs = batch.pairs
+    members = torch.zeros(2 * pairs, 3 * pairs)
+    for pair in range(pairs):
+        members[pair, [3 * pair, 3 * pair + 1]] = 1.0
+        members[pairs + pair, [3 * pair, 3 * pair + 2]] = 1.0
+    device = batch.input_ids.device
+    return TokenGroups(segment_ids.to(device), members.to(device))

@@ -1,0 +1,235 @@
+"""From a weights file to a model: the only reader of weights that others wrote.
+
+Files are read, never executed: `.pth` through `weights_only=True`, `.safetensors` by its library.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from dpo_cli.errors import DpoError
+from dpo_cli.files import sha256_file
+from dpo_cli.models import attention
+from dpo_cli.models.convert import StateDict, to_hf
+from dpo_cli.models.minimind import EMBEDDING, HEAD, Architecture, recognise
+
+transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights that were read and understood.
+
+    Attributes:
+        architecture: what they are the weights of.
+        state: in the Hugging Face layout, in the dtype of the file.
+        dtype: that dtype.
+        fingerprint: SHA-256 of the file.
+    """
+
+    architecture: Architecture
+    state: StateDict
+    dtype: torch.dtype
+    fingerprint: str
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, tied ones once."""
+        return sum(tensor.numel() for tensor in self.state.values())
+
+
+def load_checkpoint(path: Path, stated: Mapping[str, Any]) -> Checkpoint:
+    """Read MiniMind weights of either generation from `.pth` or `.safetensors`.
+
+    Args:
+        path: the file.
+        stated: the profile's [model] keys (see `recognise`).
+
+    Raises:
+        DpoError: the file cannot be read safely, or is not exactly one model's weights.
+    """
+    state = read_state_dict(path)
+    architecture = recognise(
+        {name: tuple(tensor.shape) for name, tensor in state.items()}, stated, str(path)
+    )
+    _verify_values(state, path)
+    return Checkpoint(
+        architecture, to_hf(state, architecture), state[EMBEDDING].dtype, sha256_file(path)
+    )
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """The tensors of a `.pth` or `.safetensors` file by name; nothing in it is executed.
+
+    Raises:
+        DpoError: missing, empty, cut off, of another kind, or holding anything but tensors.
+    """
+    if not path.is_file():
+        what = "a directory" if path.is_dir() else "no such file"
+        raise DpoError(f"{path}: {what}", "set model.checkpoint to a weights file")
+    if path.stat().st_size == 0:
+        raise DpoError(f"{path}: the file is empty", "copy or write the checkpoint again")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DpoError(
+            f"{path}: not plain weights: the file asks to run code, or is no PyTorch file"
+            " (nothing in it was run)",
+            "save the weights alone: torch.save(model.state_dict(), path)",
+        ) from error
+    except (RuntimeError, SafetensorError, EOFError, ValueError, KeyError) as error:
+        raise DpoError(
+            f"{path}: cut off or corrupted ({str(error).splitlines()[0][:160]})",
+            "copy or write the checkpoint again",
+        ) from error
+    except OSError as error:
+        raise DpoError(f"{path}: {error.strerror}", "make the file readable") from error
+    return _only_tensors(content, path)
+
+
+def build_model(
+    architecture: Architecture, state: StateDict, *, dropout: float = 0.0
+) -> transformers.PreTrainedModel:
+    """The model in float32 with these weights, ready for `segment_attention`.
+
+    Args:
+        architecture: from `recognise`.
+        state: in the Hugging Face layout, of any float type.
+        dropout: probability of dropping an attention weight in training.
+    """
+    model_class, config = _hf_class_and_config(architecture, dropout)
+    model, report = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(state),
+        dtype=torch.float32,
+        attn_implementation=attention.NAME,
+        output_loading_info=True,
+    )
+    # Tensors that were handed in may lie anywhere, on a mapped file even; own, aligned memory makes
+    # a resumed run compute on the same terms as a fresh one.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    strangers = {name for found in report.values() for name in found}
+    assert not strangers, f"{model_class.__name__} does not know {strangers}"
+    return model
+
+
+def to_disk_names(model: transformers.PreTrainedModel, tensors: StateDict) -> StateDict:
+    """Tensors under a model's names in memory -> the Hugging Face layout on disk.
+
+    Names and stacking in memory differ between versions of transformers; those on disk do not.
+    Works for anything shaped like the weights, such as the optimizer's moments. The tied head is
+    left out.
+    """
+    converted = revert_weight_conversion(model, tensors)
+    return {name: tensor for name, tensor in converted.items() if name != HEAD}
+
+
+def use_experts_for(model: transformers.PreTrainedModel, *, float32: bool) -> None:
+    """Choose how experts are computed.
+
+    The grouped kernel is the fast one in float32, knows no float64, and under autocast would
+    compute in float32; the loop over experts follows whatever autocast says.
+    """
+    model.set_experts_implementation("grouped_mm" if float32 else "eager")
+
+
+def _hf_class_and_config(
+    architecture: Architecture, dropout: float
+) -> tuple[type[transformers.PreTrainedModel], transformers.PreTrainedConfig]:
+    common: dict[str, Any] = {
+        "vocab_size": architecture.vocab_size,
+        "hidden_size": architecture.hidden_size,
+        "intermediate_size": architecture.intermediate_size,
+        "num_hidden_layers": architecture.num_hidden_layers,
+        "num_attention_heads": architecture.num_attention_heads,
+        "num_key_value_heads": architecture.num_key_value_heads,
+        "head_dim": architecture.head_dim,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": architecture.rms_norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": architecture.rope_theta},
+        "attention_dropout": dropout,
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,  # a padding token would get no gradient: MiniMind knows none
+        "use_cache": False,
+    }
+    if not architecture.use_moe:
+        if architecture.generation == 2:
+            return transformers.LlamaForCausalLM, transformers.LlamaConfig(**common, mlp_bias=False)
+        return transformers.Qwen3ForCausalLM, transformers.Qwen3Config(
+            **common, use_sliding_window=False
+        )
+    common["num_experts_per_tok"] = architecture.num_experts_per_tok
+    if architecture.generation == 2:
+        return transformers.GraniteMoeSharedForCausalLM, transformers.GraniteMoeSharedConfig(
+            **common,
+            num_local_experts=architecture.num_experts,
+            shared_intermediate_size=architecture.intermediate_size,
+            embedding_multiplier=1.0,
+            residual_multiplier=1.0,
+            logits_scaling=1.0,
+            attention_multiplier=architecture.head_dim**-0.5,
+        )
+    return transformers.Qwen3MoeForCausalLM, transformers.Qwen3MoeConfig(
+        **common,
+        num_experts=architecture.num_experts,
+        moe_intermediate_size=architecture.intermediate_size,
+        norm_topk_prob=architecture.norm_topk_prob,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        use_sliding_window=False,
+    )
+
+
+def _only_tensors(content: Any, path: Path) -> StateDict:
+    if not isinstance(content, Mapping) or not content:
+        raise DpoError(
+            f"{path}: holds {type(content).__name__}, not a state dict",
+            "save the weights alone: torch.save(model.state_dict(), path)",
+        )
+    strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise DpoError(
+            f"{path}: not plain weights: {', '.join(strangers[:5])} are no tensors",
+            "a resume or training file? give the weights that were saved beside it",
+        )
+    return dict(content)
+
+
+def _verify_values(state: Mapping[str, Tensor], path: Path) -> None:
+    integers = [name for name, tensor in state.items() if not tensor.is_floating_point()]
+    if integers:
+        raise DpoError(
+            f"{path}: {integers[0]} is of type {state[integers[0]].dtype}",
+            "quantised weights cannot be trained: use float32, float16 or bfloat16",
+        )
+    spoilt = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if spoilt:
+        raise DpoError(
+            f"{path}: {len(spoilt)} weights hold NaN or infinity, the first {spoilt[0]}",
+            "the training that wrote it failed: use an earlier checkpoint",
+        )
+    if HEAD in state and not torch.equal(state[HEAD], state[EMBEDDING]):
+        raise DpoError(
+            f"{path}: {EMBEDDING} and {HEAD} differ, and MiniMind's are tied",
+            "was the file written by a model without tied embeddings?",
+        )

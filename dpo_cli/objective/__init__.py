@@ -1,0 +1,1 @@
+"""The mathematics of preference optimization: tensors in, tensors out."""

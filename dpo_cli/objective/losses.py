@@ -1,0 +1,96 @@
+"""The DPO loss and the figures that go with it (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What a batch of P pairs came to; every field is (P,), and only `losses` carries gradients.
+
+    `rewards_*` is beta * (policy logps - reference logps), the implicit reward of eq. 5; its
+    margin is chosen minus rejected, and a pair counts as accurate where that is positive.
+    """
+
+    losses: Tensor
+    rewards_chosen: Tensor
+    rewards_rejected: Tensor
+    logps_chosen: Tensor
+    logps_rejected: Tensor
+
+    @property
+    def margins(self) -> Tensor:
+        """(P,), the reward of chosen minus that of rejected."""
+        return self.rewards_chosen - self.rewards_rejected
+
+    @property
+    def accuracies(self) -> Tensor:
+        """(P,), 1.0 where the policy has moved towards chosen, else 0.0."""
+        return (self.margins > 0).to(self.margins.dtype)
+
+    def sums(self) -> dict[str, Tensor]:
+        """Each figure summed over the pairs, under the names that the events use."""
+        figures = {
+            "loss": self.losses,
+            "rewards/chosen": self.rewards_chosen,
+            "rewards/rejected": self.rewards_rejected,
+            "rewards/margins": self.margins,
+            "rewards/accuracies": self.accuracies,
+            "logps/chosen": self.logps_chosen,
+            "logps/rejected": self.logps_rejected,
+        }
+        return {name: figure.detach().sum() for name, figure in figures.items()}
+
+
+def dpo_losses(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float,
+) -> Tensor:
+    """The loss of each pair, eq. 7: -log sigmoid(beta * (policy margin - reference margin)).
+
+    With u = beta * ((policy_c - policy_r) - (reference_c - reference_r)) its derivative by the
+    chosen log-prob is -beta * sigmoid(-u), and by the rejected one the opposite; at the start the
+    policy is the reference, u = 0, and the loss is ln 2 = 0.693 with a slope of beta / 2.
+
+    Args:
+        policy_chosen, policy_rejected: (P,), sequence log-probs in nats, with gradients.
+        reference_chosen, reference_rejected: (P,), those of the frozen reference.
+        beta: strength of the pull towards the reference, > 0.
+
+    Returns:
+        (P,), in nats.
+    """
+    policy_margins = policy_chosen - policy_rejected
+    reference_margins = reference_chosen - reference_rejected
+    return -F.logsigmoid(beta * (policy_margins - reference_margins))
+
+
+def score_pairs(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> PairScores:
+    """Losses and rewards of a batch.
+
+    Args:
+        policy_logps, reference_logps: (2P,), the P chosen sequences first, then the rejected.
+        beta: see `dpo_losses`.
+    """
+    policy_chosen, policy_rejected = policy_logps.chunk(2)
+    reference_chosen, reference_rejected = reference_logps.chunk(2)
+    with torch.no_grad():
+        rewards_chosen = beta * (policy_chosen - reference_chosen)
+        rewards_rejected = beta * (policy_rejected - reference_rejected)
+    return PairScores(
+        losses=dpo_losses(
+            policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta
+        ),
+        rewards_chosen=rewards_chosen,
+        rewards_rejected=rewards_rejected,
+        logps_chosen=policy_chosen.detach(),
+        logps_rejected=policy_rejected.detach(),
+    )

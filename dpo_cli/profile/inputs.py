@@ -1,0 +1,190 @@
+"""The files a profile names: found, and checked before anything heavy starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from dpo_cli.errors import UsageError
+from dpo_cli.profile.load import LoadedProfile
+from dpo_cli.profile.schema import Model, Profile
+from dpo_cli.profile.text import did_you_mean, show_path, show_value
+
+_SUFFIXES = (".pth", ".safetensors")
+_SFT_STEM = re.compile(r"full_sft_(\d+)(_moe)?")
+
+
+class InputError(UsageError):
+    """A file named by the profile's `key` is not there, or is of the wrong kind."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+
+
+def check_inputs(loaded: LoadedProfile) -> None:
+    """Check that all files of the profile are there and of the right kind, without reading them.
+
+    Raises:
+        UsageError: everything that is wrong, in `details`, each with its key and where that is set.
+    """
+    profile = loaded.profile
+    checks: list[Callable[[], object]] = [
+        lambda: _check_file("data.data_path", profile.data.data_path),
+        lambda: _check_tokenizer("model.tokenizer", profile.model.tokenizer),
+        lambda: resolve_checkpoint(profile, "checkpoint"),
+        lambda: resolve_checkpoint(profile, "reference"),
+    ]
+    if (held_out := profile.eval.path) is not None:
+        checks.append(lambda: _check_file("eval.path", held_out))
+    details: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            origin = loaded.origins[error.key]
+            where = show_path(loaded.path) if origin == "default" else origin
+            details.append(f"{where}  {error.message}")
+    if details:
+        unique = list(dict.fromkeys(details))  # checkpoint and reference may fail for one reason
+        count = "1 input" if len(unique) == 1 else f"{len(unique)} inputs"
+        raise UsageError(f"{show_path(loaded.path)}: {count} cannot be used", details=unique)
+
+
+def resolve_checkpoint(profile: Profile, which: Literal["checkpoint", "reference"]) -> str:
+    """The weights file as an absolute path, or "run:NAME" as stated.
+
+    A name without suffix gets the one that exists. Without a reference it is the checkpoint;
+    without a checkpoint, that is the only full_sft_* in `out_dir`, or the only one whose name
+    agrees with the stated `hidden_size` and `use_moe`.
+
+    Raises:
+        UsageError: there is no such file, more than one, or it cannot be weights.
+    """
+    model = profile.model
+    if which == "reference" and model.reference is not None:
+        return _resolve("model.reference", model.reference, model.out_dir)
+    if model.checkpoint is not None:
+        return _resolve("model.checkpoint", model.checkpoint, model.out_dir)
+    return str(_find_sft(model))
+
+
+def _resolve(key: str, weights: str, out_dir: Path | None) -> str:
+    if weights.startswith("run:"):
+        return weights
+    path = Path(weights)
+    if not path.is_absolute():
+        if out_dir is None:
+            raise InputError(
+                key,
+                f"{weights} is a name in model.out_dir, which is not set; "
+                f"set it, or write a path (./{weights})",
+            )
+        _check_folder("model.out_dir", out_dir)
+        path = out_dir / weights
+    if not os.path.exists(path):
+        named = [path.with_name(path.name + suffix) for suffix in _SUFFIXES]
+        existing = [candidate for candidate in named if os.path.exists(candidate)]
+        if len(existing) > 1:
+            raise InputError(key, f"{weights} may be {_names(existing)}; add the suffix")
+        path = existing[0] if existing else path
+    _check_file(key, path, "Hugging Face folders are not supported yet, ")
+    return str(path)
+
+
+def _find_sft(model: Model) -> Path:
+    """The checkpoint that is meant when none is named."""
+    folder = model.out_dir
+    if folder is None:
+        raise InputError(
+            "model.checkpoint",
+            "nothing says which weights to train; set model.checkpoint to a path, "
+            "or model.out_dir to the folder that holds full_sft_*.pth",
+        )
+    _check_folder("model.out_dir", folder)
+    found = sorted(path for path in folder.glob("full_sft_*") if path.suffix in _SUFFIXES)
+    if not found:
+        raise InputError(
+            "model.out_dir",
+            f"{show_path(folder)} holds no full_sft_*.pth or full_sft_*.safetensors; "
+            "point it at the SFT weights, or set model.checkpoint",
+        )
+    fitting = [path for path in found if _agrees(path, model)] if len(found) > 1 else found
+    if len(fitting) != 1:
+        raise InputError(
+            "model.out_dir",
+            f"{show_path(folder)} holds {_names(found)}; choose one, "
+            f"for example model.checkpoint = {show_value(found[0].name)}",
+        )
+    _check_file("model.out_dir", fitting[0])
+    return fitting[0]
+
+
+def _agrees(path: Path, model: Model) -> bool:
+    """Whether the file's name says the stated width and mixture of experts."""
+    name = _SFT_STEM.fullmatch(path.stem)
+    return (
+        name is not None
+        and model.hidden_size in (None, int(name[1]))
+        and model.use_moe in (None, bool(name[2]))
+    )
+
+
+def _check_tokenizer(key: str, folder: Path) -> None:
+    if os.path.isfile(folder):
+        raise InputError(
+            key, f"{show_path(folder)} is a file; name its folder, {show_path(folder.parent)}"
+        )
+    _check_folder(key, folder)
+    needed = ("tokenizer.json", "tokenizer_config.json")
+    missing = [name for name in needed if not os.path.exists(folder / name)]
+    if missing:
+        raise InputError(
+            key,
+            f"{show_path(folder)} holds no {' and no '.join(missing)}; "
+            "name the folder with MiniMind's tokenizer",
+        )
+    for name in needed:
+        _check_file(key, folder / name)
+
+
+def _check_folder(key: str, path: Path) -> None:
+    if not stat.S_ISDIR(_status(key, path).st_mode):
+        raise InputError(key, f"{show_path(path)} is a file; name a folder")
+
+
+def _check_file(key: str, path: Path, why_no_folder: str = "") -> None:
+    status = _status(key, path)
+    shown = show_path(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(key, f"{shown} is a directory; {why_no_folder}name a file")
+    if status.st_size == 0:
+        raise InputError(key, f"{shown} is empty; was its copy or download interrupted?")
+    if not os.access(path, os.R_OK):
+        raise InputError(key, f"{shown} cannot be read: no permission")
+
+
+def _status(key: str, path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(key, f"{show_path(path)} does not exist{_near(path)}") from None
+    except OSError as error:
+        raise InputError(key, f"{show_path(path)} cannot be read: {error.strerror}") from None
+
+
+def _near(path: Path) -> str:
+    """What there is in the place of a file that is not there."""
+    folder = path.parent
+    if not os.path.isdir(folder):
+        return f", nor does its folder {show_path(folder)}"
+    names = os.listdir(folder) if os.access(folder, os.R_OK) else []
+    return did_you_mean(path.name, names)
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths)

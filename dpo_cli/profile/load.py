@@ -1,0 +1,208 @@
+"""From TOML files and `--set` to a `Profile`: every value's origin known, all errors at once."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from dpo_cli.errors import UsageError
+from dpo_cli.profile.schema import KEYS, TABLES, Key, Kind, Profile
+from dpo_cli.profile.source import Document, expand_path, find_profile, read_chain
+from dpo_cli.profile.text import did_you_mean, show_path, show_value
+
+
+@dataclass(frozen=True)
+class LoadedProfile:
+    """A valid profile and where it comes from."""
+
+    profile: Profile
+    origins: Mapping[str, str]
+    """Where each key has its value from: "profiles/dense.toml:12", "--set" or "default"."""
+    path: Path
+    """The file that was asked for, absolute; its parents by `extends` are in `origins`."""
+    name: str
+    """The file's name without its suffix: runs are called after it."""
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """One `key = value` of a file or of `--set`."""
+
+    key: str
+    value: Any
+    origin: str
+    base: Path  # what a relative path is relative to
+
+    def resolved(self) -> Any:
+        """The value; if it is a path, as an absolute one.
+
+        Raises:
+            ValueError: the path cannot be resolved.
+        """
+        kind = KEYS[self.key].kind
+        if isinstance(self.value, str) and (
+            kind is Kind.PATH or (kind is Kind.WEIGHTS and _is_path(self.value))
+        ):
+            path = expand_path(self.value, self.base)
+            return path if kind is Kind.PATH else str(path)
+        return self.value
+
+    def rejected(self, problem: str) -> str:
+        """The line that tells the user what is wrong with this statement."""
+        return f"{self.origin}  {self.key} = {show_value(self.value)}: {problem}"
+
+
+def load_profile(path: Path, overrides: Sequence[str] = ()) -> LoadedProfile:
+    """Read, merge and validate the profile at `path`, with `overrides` ("table.key=value") on top.
+
+    Paths become absolute: those of a file relative to it, those of an override relative to the
+    working directory. A `path` that does not exist may be a shipped profile's name.
+
+    Raises:
+        UsageError: the profile cannot be read, or anything in it is wrong; `details` has it all.
+    """
+    path = find_profile(path, str(path)).absolute()
+    statements: dict[str, _Statement] = {}
+    for document in read_chain(path):
+        statements |= _in_file(document)
+    details = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if equals:
+            statements |= _in_override(key.strip(), text.strip())
+        else:
+            details.append(f"--set {override}: needs a value, as in --set train.epochs=1")
+
+    profile, problems = _validate(statements)
+    for key, statement in statements.items():
+        if key in problems:
+            details.append(statement.rejected(problems.pop(key)))
+    details += [f"{show_path(path)}  {key}: {problem}" for key, problem in problems.items()]
+    if profile is None or details:
+        count = "1 error" if len(details) == 1 else f"{len(details)} errors"
+        raise UsageError(f"{show_path(path)}: {count}", details=details)
+    origins = {key: statements[key].origin if key in statements else "default" for key in KEYS}
+    return LoadedProfile(profile, origins, path, path.stem)
+
+
+def _in_file(document: Document) -> dict[str, _Statement]:
+    base = document.path.parent
+    return {
+        key: _Statement(key, value, document.origin(key), base)
+        for key, value in _leaves(document.values)
+        if key != "extends"
+    }
+
+
+def _in_override(key: str, text: str) -> dict[str, _Statement]:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare string, so that paths need no quotes within the shell's quotes
+    return {
+        leaf: _Statement(leaf, leaf_value, "--set", Path.cwd())
+        for leaf, leaf_value in _leaves({key: value})
+    }
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of nested tables, down to the profile's keys or to what is no table."""
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, dict) and key not in KEYS and (value or key in TABLES):
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _validate(statements: Mapping[str, _Statement]) -> tuple[Profile | None, dict[str, str]]:
+    """The profile, unless a value is wrong, and what is wrong with each key."""
+    problems = {}
+    tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
+    for key, statement in statements.items():
+        if key not in KEYS:
+            problems[key] = _unknown(key)
+            continue
+        table, field = key.split(".")
+        try:
+            tables[table][field] = statement.resolved()
+        except ValueError as error:
+            problems[key] = str(error)
+            tables[table][field] = statement.value  # stated, if badly: not missing
+    try:
+        return Profile.model_validate(tables), problems
+    except ValidationError as error:
+        for finding in error.errors(include_url=False):
+            key = ".".join(map(str, finding["loc"]))
+            problems[key] = _explain(finding, KEYS[key])
+    return None, problems
+
+
+def _unknown(key: str) -> str:
+    """What to do about a key that does not exist; its namesake in another table, for example."""
+    if key in TABLES:
+        return f"is a table, with keys of its own; write [{key}] above them"
+    if key == "extends":
+        return "only a file can extend another profile"
+    table, _, field = key.rpartition(".")
+
+    def full_name(near: str) -> str:
+        if f"{table}.{near}" in KEYS:
+            return f"{table}.{near}"
+        return " or ".join(known for known in KEYS if known.endswith(f".{near}")) or near
+
+    fields = [known.split(".")[1] for known in KEYS]
+    hint = did_you_mean(field, [*fields, *TABLES, "extends"], full_name)
+    if hint:
+        return f"unknown key{hint}"
+    if table in TABLES:
+        return f"unknown key; [{table}] has {', '.join(TABLES[table].model_fields)}"
+    return f"unknown key; the tables are {', '.join(TABLES)}"
+
+
+_EXPECTED = {
+    "bool_type": "true or false, without quotes",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "a string in quotes",
+    "path_type": "a path in quotes",
+}
+
+_GOT = {
+    bool: "a truth value",
+    int: "a whole number",
+    float: "a fractional number",
+    str: "a string",
+    list: "an array",
+    dict: "a table",
+}
+
+
+def _explain(finding: ErrorDetails, key: Key) -> str:
+    """What pydantic found, in the words of a profile, and a value that would do."""
+    match finding["type"]:
+        case "contradiction":
+            return finding["msg"]
+        case "missing":
+            problem = f"missing. {key.description}"
+        case "string_pattern_mismatch":
+            problem = "has the wrong form"
+        case mistyped if mistyped in _EXPECTED:
+            got = _GOT.get(type(finding["input"]), "a date or time")
+            problem = f"must be {_EXPECTED[mistyped]}, not {got}"
+        case _:
+            problem = re.sub(r"^(Input|String) should", "must", finding["msg"])
+    examples = " or ".join(map(show_value, key.examples))
+    return f"{problem.rstrip('.')}; for example {key.name} = {examples}"
+
+
+def _is_path(weights: str) -> bool:
+    """Whether a checkpoint or reference is a path, neither "run:NAME" nor a name in out_dir."""
+    return not weights.startswith("run:") and ("/" in weights or weights[:1] in ("~", "$"))

@@ -1,0 +1,58 @@
+"""A resolved profile written down, and compared with another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import tomli_w
+
+from dpo_cli.profile.schema import KEYS, TABLES, Effect, Kind, Profile
+from dpo_cli.profile.text import show_value
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key that two profiles state differently."""
+
+    key: str
+    old: object
+    new: object
+    effect: Effect
+    """What the change does to a run that is resumed."""
+
+    def __str__(self) -> str:
+        return f"{self.key}: {show_value(self.old)} -> {show_value(self.new)}"
+
+
+def differences(old: Profile, new: Profile) -> list[Change]:
+    """The keys whose values differ, in the order of the schema."""
+    return [
+        Change(key, old_value, new_value, KEYS[key].effect)
+        for (key, old_value), (_, new_value) in zip(_values(old), _values(new), strict=True)
+        if old_value != new_value
+    ]
+
+
+def to_toml(profile: Profile) -> str:
+    """`profile` as TOML, without the keys that have no value; loading it gives an equal one."""
+    tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
+    for key, value in _values(profile):
+        if value is not None:
+            table, field = key.split(".")
+            tables[table][field] = _literal(key, value)
+    return tomli_w.dumps(tables)
+
+
+def _values(profile: Profile) -> Iterator[tuple[str, Any]]:
+    for key in KEYS:
+        table, field = key.split(".")
+        yield key, getattr(getattr(profile, table), field)
+
+
+def _literal(key: str, value: Any) -> Any:
+    """`value` as a file states it: in a resolved path a $ is no variable but itself."""
+    if KEYS[key].kind is not Kind.PLAIN and str(value).startswith("/"):
+        return str(value).replace("$", "$$")
+    return value

@@ -1,0 +1,415 @@
+"""What a profile may say: every key with its type, limits, default, meaning and effect on a resume.
+
+The docstring under a field is its description in the JSON Schema and in commented profiles. The
+models check values only; where values come from, and what paths mean, is `dpo_cli.profile.load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from dpo_cli.errors import UsageError
+
+
+class Effect(StrEnum):
+    """What changing a key does to a run that is resumed."""
+
+    NONE = "none"
+    """Nothing that counts: where files lie (their content is fingerprinted), when to report."""
+    MATHEMATICS = "mathematics"
+    """The run goes on, but computes something else: only with --allow-changes."""
+    POSITION = "position"
+    """The saved position would mean other pairs or other weights: never."""
+
+
+class Kind(Enum):
+    """Which string values of a key are paths, and so follow the path rules."""
+
+    PLAIN = auto()
+    """None."""
+    PATH = auto()
+    """All of them."""
+    WEIGHTS = auto()
+    """Those with a slash, or a leading ~ or $; others are "run:NAME" or a name in out_dir."""
+
+
+Location = Annotated[Path, Field(strict=False)]  # strict=False: a string will do
+
+NONE, MATHEMATICS, POSITION = Effect.NONE, Effect.MATHEMATICS, Effect.POSITION
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class Model(_Table):
+    """Which weights to train, and what the weights themselves cannot tell."""
+
+    out_dir: Annotated[Location | None, Field(examples=["../out"]), Kind.PATH, NONE] = None
+    """Folder where MiniMind keeps its weights: the SFT checkpoint is looked for here, and the
+    result is exported to it."""
+
+    checkpoint: Annotated[
+        str | None, Field(min_length=1, examples=["full_sft_512.pth"]), Kind.WEIGHTS, NONE
+    ] = None
+    """Weights to start from: a name in out_dir, a path, or "run:NAME" for the float32 state of an
+    earlier run. Default: the only full_sft_* in out_dir."""
+
+    reference: Annotated[
+        str | None, Field(min_length=1, examples=["full_sft_512.pth"]), Kind.WEIGHTS, NONE
+    ] = None
+    """Frozen weights the policy is compared with, named like checkpoint. Default: the checkpoint;
+    with any other the loss need not start at ln 2."""
+
+    tokenizer: Annotated[Location, Field(examples=["../model"]), Kind.PATH, NONE]
+    """Folder with tokenizer.json and tokenizer_config.json. The two MiniMind generations have
+    different vocabularies of the same size: take the one the weights were trained with."""
+
+    hidden_size: Annotated[int | None, Field(ge=1, examples=[512]), POSITION] = None
+    """Width of the model. Read from the weights; stated, it must agree with them."""
+
+    num_hidden_layers: Annotated[int | None, Field(ge=1, examples=[8]), POSITION] = None
+    """Number of transformer blocks. Read from the weights; stated, it must agree with them."""
+
+    use_moe: Annotated[bool | None, Field(examples=[False]), POSITION] = None
+    """Whether the feed-forward blocks are mixtures of experts. Read from the weights; stated, it
+    must agree with them."""
+
+    num_attention_heads: Annotated[int | None, Field(ge=1, examples=[8]), POSITION] = None
+    """Number of query heads, which weights cannot always tell. Default: the generation's."""
+
+    num_key_value_heads: Annotated[int | None, Field(ge=1, examples=[2]), POSITION] = None
+    """Number of key and value heads, each shared by a group of query heads. Default: the
+    generation's."""
+
+    num_experts_per_tok: Annotated[int | None, Field(ge=1, examples=[2]), POSITION] = None
+    """Experts that each token is routed to (mixtures of experts only). Default: the
+    generation's."""
+
+    norm_topk_prob: Annotated[bool | None, Field(examples=[True]), POSITION] = None
+    """Whether the weights of a token's chosen experts are scaled to sum to one (mixtures of
+    experts only). Default: the generation's."""
+
+    rope_theta: Annotated[float | None, Field(gt=0, examples=[1e6]), POSITION] = None
+    """Base of the rotary position frequencies; a wrong one ruins the model silently. Default: the
+    generation's."""
+
+    rms_norm_eps: Annotated[float | None, Field(gt=0, examples=[1e-5]), POSITION] = None
+    """Small number that keeps the norms from dividing by zero. Default: the generation's."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1), MATHEMATICS] = 0.0
+    """Share of activations dropped while training. Above 0 a pair's two sides no longer share the
+    computation of their prompt."""
+
+
+class Data(_Table):
+    """The preference pairs, and how they become tokens."""
+
+    data_path: Annotated[Location, Field(examples=["../dataset/dpo.jsonl"]), Kind.PATH, NONE]
+    """Preference pairs in MiniMind's format: one JSON object a line, with the conversations
+    "chosen" and "rejected"."""
+
+    max_seq_len: Annotated[int, Field(ge=2), POSITION] = 1024
+    """Tokens kept of each conversation; what follows is cut off. A pair with no response token
+    left on one side is set aside."""
+
+    shuffle: Annotated[bool, POSITION] = False
+    """Whether each epoch takes the pairs in a new random order, which depends on train.seed.
+    Otherwise they come in the order of the file."""
+
+    empty_think_ratio: Annotated[float, Field(ge=0, le=1), POSITION] = 0.2
+    """Share of pairs that keep the empty think block their chat template writes, the same on both
+    sides of a pair. Generation 2's template has no such block."""
+
+    num_workers: Annotated[int, Field(ge=0), NONE] = 0
+    """Threads that encode the pairs; 0 takes all cores."""
+
+
+class Dpo(_Table):
+    """The objective: Direct Preference Optimization."""
+
+    beta: Annotated[float, Field(gt=0), MATHEMATICS] = 0.1
+    """Scale of the implicit reward, beta times the log-ratio of policy and reference. The larger
+    it is, the sooner the loss is content, and the closer the policy stays to the reference."""
+
+    reduction: Annotated[Literal["mean", "sum"], MATHEMATICS] = "mean"
+    """How the log-probs of a response's tokens become one number: their mean, as in generation 2,
+    or their sum, as in generation 3 and the DPO paper. A mean wants a far larger beta."""
+
+
+class Train(_Table):
+    """The optimization: how long, how fast, on what."""
+
+    epochs: Annotated[int, Field(ge=1), MATHEMATICS] = 2
+    """Passes over the pairs. The learning rate falls over all of them together."""
+
+    batch_size: Annotated[int, Field(ge=1), POSITION] = 4
+    """Pairs in a micro-batch, that is in one forward pass, per device."""
+
+    accumulation_steps: Annotated[int | None, Field(ge=1, examples=[1]), POSITION] = None
+    """Micro-batches whose gradients are added up for one optimizer step. Default: 1, or what
+    global_batch_size asks for."""
+
+    global_batch_size: Annotated[int | None, Field(ge=1, examples=[32]), POSITION] = None
+    """Pairs in one optimizer step over all devices, a multiple of batch_size: it derives the
+    accumulation, so that one and eight devices train the same recipe."""
+
+    learning_rate: Annotated[float, Field(gt=0), MATHEMATICS] = 1e-8
+    """Step size of AdamW, before the schedule. How far the weights can move is the sum of the
+    learning rates over all steps; a large one makes the model forget what it has learned."""
+
+    schedule: Annotated[Literal["minimind2", "minimind3"], MATHEMATICS] = "minimind2"
+    """Cosine over the T micro-batches of the run: "minimind2" is lr*(0.1+0.5*(1+cos(pi*t/T))) with
+    t from 0; "minimind3" is lr*(0.1+0.45*(1+cos(pi*t/T))) with t from 1."""
+
+    warmup_iters: Annotated[int, Field(ge=0), MATHEMATICS] = 0
+    """Micro-batches over which the learning rate first rises in a line up to the schedule's."""
+
+    grad_clip: Annotated[float, Field(gt=0), MATHEMATICS] = 1.0
+    """Largest norm of all gradients together; longer ones are scaled down to it."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32), POSITION] = 1337
+    """Start of every random choice: order, dropout, think blocks, held-out pairs."""
+
+    device: Annotated[
+        str,
+        Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", examples=["auto", "cpu", "cuda", "cuda:0"]),
+        MATHEMATICS,
+    ] = "auto"
+    """Where to compute: "cpu", "cuda", or "cuda:N" for the card N. "auto" is CUDA where there is
+    a card, else the CPU."""
+
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MATHEMATICS] = "auto"
+    """Precision of the forward and backward pass; weights and optimizer stay in float32. "auto" is
+    bfloat16 on CUDA and float32 on the CPU."""
+
+    router_aux_loss_coef: Annotated[float | None, Field(ge=0, examples=[5e-4]), MATHEMATICS] = None
+    """Weight of the balance loss that keeps all experts in use (mixtures of experts only).
+    Default: the generation's, 0 in generation 2 (computed, not added) and 5e-4 in generation 3."""
+
+    layout: Annotated[Literal["packed", "reference"], MATHEMATICS] = "packed"
+    """How a batch is computed: "packed" without padding and with each prompt once, or "reference",
+    the plain padded loop: slower, with the same result."""
+
+    aux_tokens: Annotated[Literal["real", "all"], MATHEMATICS] = "real"
+    """Tokens the balance loss counts: the real ones, or all, padding included, as generation 3's
+    own script does (only with layout = "reference")."""
+
+    deterministic: Annotated[bool, MATHEMATICS] = False
+    """Whether CUDA must repeat itself bit for bit, which is slower. The CPU always does."""
+
+    log_interval: Annotated[int, Field(ge=1), NONE] = 100
+    """Micro-batches between two lines of the plain log."""
+
+    save_interval: Annotated[int, Field(ge=1), NONE] = 100
+    """Micro-batches between two saves of the training state; the save falls on the next optimizer
+    step."""
+
+    save_min_seconds: Annotated[float, Field(ge=0), NONE] = 60.0
+    """Seconds at least between two saves, since one writes twelve bytes a parameter; 0 saves at
+    each save_interval."""
+
+    @field_validator("global_batch_size")
+    @classmethod
+    def _check_global_batch_size(cls, value: int | None, info: ValidationInfo) -> int | None:
+        batch_size = info.data.get("batch_size")
+        accumulation_steps = info.data.get("accumulation_steps")
+        if value is None or batch_size is None:
+            return value
+        if value % batch_size:
+            raise _contradiction(
+                f"must be a multiple of train.batch_size, which is {batch_size}; "
+                f"for example {max(value // batch_size, 1) * batch_size}"
+            )
+        if accumulation_steps not in (None, value // batch_size):
+            raise _contradiction(
+                f"contradicts train.batch_size x train.accumulation_steps = "
+                f"{batch_size} x {accumulation_steps} = {batch_size * accumulation_steps}; "
+                "state only one of train.global_batch_size and train.accumulation_steps"
+            )
+        return value
+
+    @field_validator("aux_tokens")
+    @classmethod
+    def _check_aux_tokens(cls, value: str, info: ValidationInfo) -> str:
+        if value == "all" and info.data.get("layout") == "packed":
+            raise _contradiction(
+                'the packed layout has no padding to count; set train.layout = "reference", '
+                'or leave train.aux_tokens = "real"'
+            )
+        return value
+
+    def accumulation_on(self, devices: int) -> int:
+        """Micro-batches in one optimizer step when `devices` devices train together.
+
+        Where both are stated, `global_batch_size` governs.
+
+        Raises:
+            UsageError: `global_batch_size` cannot be shared evenly among so many devices.
+        """
+        if self.global_batch_size is None:
+            return self.accumulation_steps or 1
+        steps, rest = divmod(self.global_batch_size, self.batch_size * devices)
+        if rest:
+            raise UsageError(
+                f"train.global_batch_size = {self.global_batch_size}: must be a multiple of "
+                f"train.batch_size x devices = {self.batch_size} x {devices} = "
+                f"{self.batch_size * devices}",
+                "Change train.global_batch_size, train.batch_size or the number of devices.",
+            )
+        return steps
+
+
+class Eval(_Table):
+    """Held-out pairs: the only honest measure of what was learned."""
+
+    fraction: Annotated[float, Field(ge=0, lt=1), POSITION] = 0.0
+    """Share of the pairs that is held out of training and evaluated."""
+
+    path: Annotated[
+        Location | None, Field(examples=["../dataset/dpo_test.jsonl"]), Kind.PATH, MATHEMATICS
+    ] = None
+    """Held-out pairs in a file of their own, instead of a fraction."""
+
+    interval: Annotated[int, Field(ge=0), MATHEMATICS] = 0
+    """Micro-batches between two evaluations; 0 evaluates once before training and once after it.
+    Without held-out pairs there is none."""
+
+    @field_validator("path")
+    @classmethod
+    def _check_path(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("fraction"):
+            raise _contradiction(
+                "held-out pairs come from a file or from a fraction of the training pairs, not "
+                "both; leave out eval.path or eval.fraction"
+            )
+        return value
+
+
+class Export(_Table):
+    """The half-precision file that MiniMind's own scripts load."""
+
+    prefix: Annotated[str, Field(pattern="^[^/]+$", examples=["rlhf", "dpo"]), NONE] = "rlhf"
+    """Beginning of the file's name, which goes on with the hidden size and "_moe": rlhf_512.pth."""
+
+    dtype: Annotated[Literal["float16", "bfloat16", "float32"], NONE] = "float16"
+    """Precision of the file. Weights that were born float16 should not become bfloat16: its
+    rounding is larger than the update."""
+
+
+class Profile(_Table):
+    """Everything a run is told. Paths are absolute once `load_profile` has read it."""
+
+    model: Model
+    data: Data
+    dpo: Dpo = Dpo()
+    train: Train = Train()
+    eval: Eval = Eval()
+    export: Export = Export()
+
+
+def _contradiction(message: str) -> PydanticCustomError:
+    """An error whose message already says what to do. Braces are formatting to pydantic."""
+    return PydanticCustomError("contradiction", "{message}", {"message": message})
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the profile, as its readers need it."""
+
+    name: str
+    """Dotted: "train.learning_rate"."""
+    description: str
+    effect: Effect
+    kind: Kind
+    examples: tuple[object, ...]
+    """Values that would do; the default, if nothing else is of interest."""
+
+
+TABLES: Mapping[str, type[BaseModel]] = {
+    name: cast(type[BaseModel], info.annotation) for name, info in Profile.model_fields.items()
+}
+"""The tables of a profile, in order."""
+
+
+def _describe_keys() -> dict[str, Key]:
+    keys = {}
+    for table, model in TABLES.items():
+        for field, info in model.model_fields.items():
+            keys[f"{table}.{field}"] = Key(
+                name=f"{table}.{field}",
+                description=" ".join((info.description or "").split()),
+                effect=next(item for item in info.metadata if isinstance(item, Effect)),
+                kind=next((item for item in info.metadata if isinstance(item, Kind)), Kind.PLAIN),
+                examples=tuple(info.examples or [info.default]),
+            )
+    return keys
+
+
+KEYS: Mapping[str, Key] = _describe_keys()
+"""Every key by its dotted name, in the order of the schema."""
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (Draft 4) that editors complete and check a profile with.
+
+    No key is required in it, since a profile may inherit any by `extends`. The effect of a change
+    on a resume is in `x-effect`.
+    """
+    definitions = {
+        table: {
+            "type": "object",
+            "description": model.__doc__,
+            "additionalProperties": False,
+            "properties": {
+                field: _to_draft4(schema, KEYS[f"{table}.{field}"])
+                for field, schema in model.model_json_schema()["properties"].items()
+            },
+        }
+        for table, model in TABLES.items()
+    }
+    extends = {
+        "type": "string",
+        "description": "Another profile whose values hold wherever this one is silent: a path, "
+        "relative to this file, or the name of a shipped profile.",
+    }
+    return {
+        "$schema": "http://json-schema.org/draft-04/schema#",
+        "title": "dpo profile",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "extends": extends,
+            **{table: {"$ref": f"#/definitions/{table}"} for table in TABLES},
+        },
+        "definitions": definitions,
+    }
+
+
+def _to_draft4(schema: Mapping[str, Any], key: Key) -> dict[str, Any]:
+    """One key's schema in Draft 4, where pydantic writes 2020-12; without null: TOML has none."""
+    draft4 = {**schema, "description": key.description, "x-effect": key.effect.value}
+    for branch in draft4.pop("anyOf", []):
+        if branch != {"type": "null"}:
+            draft4 |= branch
+    for unknown in ("title", "examples"):
+        draft4.pop(unknown, None)
+    for limit in ("Minimum", "Maximum"):
+        if (bound := draft4.pop(f"exclusive{limit}", None)) is not None:
+            draft4 |= {limit.lower(): bound, f"exclusive{limit}": True}
+    if draft4.get("default", ...) is None:
+        del draft4["default"]
+    return draft4

@@ -1,0 +1,175 @@
+"""Profiles as files: where they lie, what they state and in which line, and whom they extend."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from dpo_cli.errors import UsageError
+from dpo_cli.profile.text import did_you_mean, show_path, show_value
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One profile file, as written."""
+
+    path: Path
+    values: Mapping[str, Any]
+    lines: Mapping[str, int]
+    """Line of each dotted key, counted from 1; keys in unusual places may be missing."""
+
+    def origin(self, key: str) -> str:
+        """Where `key` is stated: "profiles/my.toml:12"."""
+        line = self.lines.get(key)
+        return show_path(self.path) + (f":{line}" if line else "")
+
+
+def shipped_profiles() -> dict[str, Path]:
+    """The profiles that come with the package, by name: from the wheel, or from the repository."""
+    in_wheel = _PACKAGE / "profiles"
+    folder = in_wheel if in_wheel.is_dir() else _PACKAGE.parent / "profiles"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find_profile(path: Path, name: str) -> Path:
+    """The file at `path`, or else the shipped profile called `name`.
+
+    Raises:
+        UsageError: there is neither; names what is near.
+    """
+    if os.path.isfile(path):
+        return path
+    shipped = shipped_profiles()
+    if name in shipped:
+        return shipped[name]
+    remedy = f"Name a .toml file or a shipped profile: {', '.join(shipped)}."
+    if os.path.isdir(path):
+        raise UsageError(f"{show_path(path)} is a directory, not a profile", remedy)
+    near = {stem: stem for stem in shipped}
+    near |= {sibling.stem: show_path(sibling) for sibling in path.parent.glob("*.toml")}
+    hint = did_you_mean(path.stem, near, near.__getitem__)
+    raise UsageError(f"no profile {show_path(path)}{hint}", remedy)
+
+
+def read_chain(path: Path) -> list[Document]:
+    """The profile at `path` and all it extends, the farthest ancestor first.
+
+    Raises:
+        UsageError: a file cannot be read or parsed, a parent is missing, or one extends itself.
+    """
+    chain = [_read(path)]
+    while (parent := chain[-1].values.get("extends")) is not None:
+        chain.append(_read(_find_parent(chain[-1], parent)))
+        paths = [document.path for document in chain]
+        if any(paths[-1].samefile(earlier) for earlier in paths[:-1]):
+            raise UsageError(
+                f"profiles extend each other: {' -> '.join(map(show_path, paths))}",
+                "Take one `extends` out.",
+            )
+    return chain[::-1]
+
+
+def expand_path(text: str, base: Path) -> Path:
+    """`text` as an absolute path: ~ and $VAR expanded, then relative to `base`.
+
+    A dollar sign itself is written $$. Links are kept: a link may have the name that counts.
+
+    Raises:
+        ValueError: it is empty, or names a variable or a home that does not exist.
+    """
+    if not text:
+        raise ValueError("must not be empty")
+    try:
+        expanded = Template(os.path.expanduser(text)).substitute(os.environ)
+    except KeyError as error:
+        raise ValueError(f"the variable {error.args[0]} is not set; export it") from None
+    except ValueError:
+        raise ValueError("a $ without a variable's name; write $$ for the sign itself") from None
+    if expanded.startswith("~"):
+        raise ValueError(f"there is no home directory {expanded.split('/')[0]}")
+    return Path(os.path.abspath(base / expanded))
+
+
+def _find_parent(child: Document, parent: object) -> Path:
+    where = f"{child.origin('extends')}  extends = {show_value(parent)}"
+    if not isinstance(parent, str):
+        raise UsageError(f"{where}: must be a path or a shipped profile's name, in quotes")
+    try:
+        return find_profile(expand_path(parent, child.path.parent), parent)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", error.remedy) from None
+
+
+def _read(path: Path) -> Document:
+    shown = show_path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # -sig: a byte order mark is no error
+        return Document(path, tomllib.loads(text), _scan_lines(text))
+    except OSError as error:
+        raise UsageError(f"{shown} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{shown}:{line} is not UTF-8", "Save the file as UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise _broken_toml(shown, text, str(error)) from None
+
+
+def _broken_toml(shown: str, text: str, message: str) -> UsageError:
+    remedy = 'Strings and paths need quotes ("..."); truth values are true and false.'
+    place = re.search(r" \(at line (\d+), column (\d+)\)$", message)
+    if place is None:  # "(at end of document)"
+        return UsageError(f"{shown}: broken TOML: {message}", remedy)
+    line, column = map(int, place.groups())
+    return UsageError(
+        f"{shown}:{line}:{column}: broken TOML: {message[: place.start()]}",
+        remedy,
+        [text.split("\n")[line - 1].strip()],
+    )
+
+
+_PART = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
+_DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
+_HEADER = re.compile(rf"\s*\[\s*({_DOTTED})\s*\]")
+_STATEMENT = re.compile(rf"\s*({_DOTTED})\s*=\s*(\{{)?")
+_INLINE = re.compile(rf"[{{,]\s*({_DOTTED})\s*=")
+
+
+def _scan_lines(text: str) -> dict[str, int]:
+    """The line of each key of a valid TOML text, found without parsing it: tomllib keeps none.
+
+    Good enough to point at a line: headers, dotted and quoted keys, inline tables of one level.
+    """
+    lines: dict[str, int] = {}
+    table = ""
+    quote = ""  # the quotes of the multi-line string we are in
+    for number, line in enumerate(text.split("\n"), start=1):
+        was_quoted = bool(quote)
+        for mark in re.findall(r'"""|\'\'\'', line):
+            quote = "" if quote == mark else quote or mark
+        if was_quoted:
+            continue
+        if header := _HEADER.match(line):
+            table = _plain(header[1]) + "."
+            lines.setdefault(table[:-1], number)
+        elif statement := _STATEMENT.match(line):
+            key = table + _plain(statement[1])
+            lines.setdefault(key, number)
+            if statement[2]:
+                for inner in _INLINE.findall(line, statement.start(2)):
+                    lines.setdefault(f"{key}.{_plain(inner)}", number)
+    return lines
+
+
+def _plain(dotted: str) -> str:
+    """`train . "beta"` as `train.beta`."""
+    return re.sub(r"""\s*\.\s*|["']""", lambda found: "." if "." in found[0] else "", dotted)

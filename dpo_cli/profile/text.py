@@ -1,0 +1,36 @@
+"""How messages show values, paths and suggestions."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+def show_value(value: object) -> str:
+    """`value` as a profile would state it; "unset" for None."""
+    match value:
+        case None:
+            return "unset"
+        case bool():
+            return str(value).lower()
+        case float():
+            return re.sub(r"e([+-])0", r"e\1", repr(value))  # 1e-8, where Python says 1e-08
+        case str() | Path():
+            return json.dumps(str(value), ensure_ascii=False)
+        case _:
+            return str(value)
+
+
+def show_path(path: Path) -> str:
+    """`path` relative to the working directory, or absolute where that is shorter."""
+    return min(os.path.relpath(path), os.path.abspath(path), key=len)
+
+
+def did_you_mean(name: str, candidates: Iterable[str], show: Callable[[str], str] = str) -> str:
+    """ "; did you mean X?" with the candidate most like `name`, or nothing if none is."""
+    near = difflib.get_close_matches(name, list(candidates), n=1)
+    return f"; did you mean {show(near[0])}?" if near else ""

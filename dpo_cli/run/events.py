@@ -1,0 +1,267 @@
+"""What can happen in a run: the only thing the outside learns of it.
+
+A run's `events.jsonl` holds one JSON object a line. The worker appends (rank 0 only); once no
+worker lives, the launcher appends how it ended. All else, the screen, trackers, comparisons, reads.
+
+A field is either *reproducible* (the same bits in a resumed run as in one never interrupted) or not
+(times, speeds, memory). `StepDone.metrics` and `Evaluated.metrics` hold the reproducible ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of the stream.
+
+    `time` is wall-clock seconds since the epoch, for people to read; durations are computed from
+    `elapsed_seconds`, monotonic seconds since the worker started, because clocks jump.
+    """
+
+    registry: ClassVar[dict[str, type[Event]]] = {}
+
+    time: float = field(default_factory=time.time)
+    elapsed_seconds: float = 0.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Event.registry[cls.__name__] = cls
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerStarted(Event):
+    """A worker process began: what it runs on."""
+
+    pid: int
+    device: str
+    device_name: str
+    dtype: str
+    threads: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Event):
+    """Something that takes a while before training, such as encoding the pairs."""
+
+    phase: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Event):
+    """Everything is resolved; the same object as the run's `plan.json`."""
+
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed(Event):
+    """Training goes on after `optimizer_step`; later rows that stand before this one are void."""
+
+    optimizer_step: int
+    step: int
+    generation: str
+    passed_over: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone(Event):
+    """One optimizer step, which closes a window of micro-batches.
+
+    `step` counts micro-batches from 1, as the reference script does; `losses` has one entry for
+    each micro-batch of the window (the loss before division by `accumulation_steps`).
+    """
+
+    step: int
+    optimizer_step: int
+    epoch: int
+    learning_rate: float
+    losses: tuple[float, ...]
+    metrics: dict[str, float]
+    pairs: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Event):
+    """The policy on the held-out pairs."""
+
+    step: int
+    optimizer_step: int
+    metrics: dict[str, float]
+    pairs: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved(Event):
+    """A generation was committed; from here the run can be resumed."""
+
+    step: int
+    optimizer_step: int
+    generation: str
+    weights: str
+    size_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert(Event):
+    """Something the user should know; `code` is stable."""
+
+    code: str
+    message: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped(Event):
+    """The run was asked to stop and did, after saving: `reason` is interrupted or terminated."""
+
+    reason: str
+    step: int
+    optimizer_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed(Event):
+    """Every planned step is done and saved."""
+
+    step: int
+    optimizer_step: int
+    weights: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """The run ended with an error the user can act on (see `dpo_cli.errors`)."""
+
+    message: str
+    remedy: str = ""
+    details: tuple[str, ...] = ()
+    exit_code: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerEnded(Event):
+    """Written by the launcher: how the worker process ended (`signal` 0 if it was none)."""
+
+    exit_code: int
+    signal: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported(Event):
+    """`dpo export` wrote the weights to `path`."""
+
+    path: str
+    sha256: str
+    dtype: str
+    optimizer_step: int
+
+
+def to_json(event: Event) -> str:
+    """The event as one line of JSON, floats in full precision."""
+    return json.dumps(
+        {"event": type(event).__name__, **dataclasses.asdict(event)}, ensure_ascii=False
+    )
+
+
+def from_json(line: str) -> Event | None:
+    """The event a line holds; None for a kind that this version does not know."""
+    fields = json.loads(line)
+    kind = Event.registry.get(fields.pop("event"))
+    if kind is None:
+        return None
+    known = {f.name for f in dataclasses.fields(kind)}
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k in known
+    }
+    return kind(**values)
+
+
+class EventWriter:
+    """Appends events to a stream; a line is written by one system call.
+
+    Args:
+        path: the stream.
+        mend: cut off a torn last line first. Only for the holder of the run's lock: to anyone
+            else, a line may look torn that is being written.
+    """
+
+    def __init__(self, path: Path, *, mend: bool = True) -> None:
+        if mend:
+            drop_torn_tail(path)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._started = time.monotonic()
+
+    def append(self, event: Event) -> None:
+        """Write one event, stamped with the seconds since this writer began."""
+        elapsed_seconds = time.monotonic() - self._started
+        stamped = dataclasses.replace(event, elapsed_seconds=elapsed_seconds)
+        os.write(self._descriptor, (to_json(stamped) + "\n").encode())
+
+    def close(self) -> None:
+        """Flush the stream to the disk and close it."""
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+class EventReader:
+    """Follows a stream that may still grow; half-written lines wait for their end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read_new(self) -> Iterator[Event]:
+        """The events appended since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        complete, newline, _ = data.rpartition(b"\n")
+        self._offset += len(complete) + len(newline)
+        for line in complete.splitlines():
+            if line and (event := from_json(line.decode())) is not None:
+                yield event
+
+
+def history(path: Path) -> list[Event]:
+    """The run as it counts: steps and evaluations that a resume did again appear once.
+
+    A `Resumed` event makes the earlier rows after its step void: they were lost with the state and
+    stand again, from the generation that the run went on from, behind it.
+    """
+    events: list[Event] = []
+    for event in EventReader(path).read_new():
+        if isinstance(event, Resumed):
+            events = [e for e in events if getattr(e, "optimizer_step", 0) <= event.optimizer_step]
+        events.append(event)
+    return events
+
+
+def drop_torn_tail(path: Path) -> None:
+    """Cut off a last line that a crash left without its newline."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    keep = data.rfind(b"\n") + 1
+    if keep < len(data):
+        os.truncate(path, keep)

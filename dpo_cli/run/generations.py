@@ -1,0 +1,170 @@
+"""Saved training states: committed so that a crash at any moment leaves the old one or the new one.
+
+A generation is a directory `step-<optimizer step>` with a manifest of the size and SHA-256 of every
+file. It is complete before it gets that name, so whatever bears the name was whole once; the
+manifest finds what happened to it since. There is no pointer to the latest that could be wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo_cli.files import fsync_path, sha256_file
+from dpo_cli.run.disk import explain_disk_errors
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One saved training state: a directory of files, complete after `optimizer_step`."""
+
+    path: Path
+    optimizer_step: int
+
+    @property
+    def name(self) -> str:
+        """The directory's name, as events and messages mention it."""
+        return self.path.name
+
+
+def commit(
+    root: Path, optimizer_step: int, write: Callable[[Path], None], *, keep: int = 2
+) -> Generation:
+    """Save a generation under `root`, then remove all but the `keep` newest up to this one.
+
+    `write` gets an empty directory to put its files into. Later generations than this one are
+    removed too: a run that commits an earlier step went back past them because they were damaged.
+    The caller holds the run's lock; a temporary directory found here is a dead writer's.
+
+    Raises:
+        NoSpaceError: the disk is full; nothing changed.
+        DpoError: the directory cannot be written.
+    """
+    final = root / f"step-{optimizer_step:08d}"
+    temporary = root / f"tmp-{uuid.uuid4().hex}"
+    with explain_disk_errors(root):
+        for leftover in root.glob("tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            write(temporary)
+            _seal(temporary, optimizer_step)
+            _put_in_place(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        fsync_path(root)
+    _prune(root, optimizer_step, keep)
+    return Generation(final, optimizer_step)
+
+
+def newest_verified(root: Path) -> tuple[Generation | None, list[str]]:
+    """The newest generation whose every file is as it was saved, and why newer ones are not it."""
+    passed_over: list[str] = []
+    for generation in all_generations(root):
+        damage = find_damage(generation)
+        if damage is None:
+            return generation, passed_over
+        passed_over.append(f"{generation.name} is damaged: {damage}")
+    return None, passed_over
+
+
+def all_generations(root: Path) -> list[Generation]:
+    """Everything that bears a generation's name, newest first, unverified."""
+    if not root.is_dir():
+        return []
+    found = [
+        (match, root / match[0]) for name in os.listdir(root) if (match := _NAME.fullmatch(name))
+    ]
+    # Of two with one step, the one without a suffix is the newer.
+    found.sort(key=lambda item: (int(item[0][1]), item[0][2] is None), reverse=True)
+    return [Generation(path, int(match[1])) for match, path in found]
+
+
+def find_damage(generation: Generation) -> str | None:
+    """What is wrong with a generation's files, in words; None if they are as they were saved."""
+    try:
+        manifest = json.loads((generation.path / MANIFEST).read_bytes())
+        if manifest["optimizer_step"] != generation.optimizer_step:
+            return f"its manifest is of optimizer step {manifest['optimizer_step']}"
+        for name, saved in manifest["files"].items():
+            file = generation.path / name
+            size_bytes = file.stat().st_size
+            if size_bytes != saved["size_bytes"]:
+                return f"{name} has {size_bytes} bytes of {saved['size_bytes']}"
+            if sha256_file(file) != saved["sha256"]:
+                return f"the content of {name} has changed"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "its manifest cannot be read"
+    return None
+
+
+def _seal(directory: Path, optimizer_step: int) -> None:
+    """Flush every file to the disk, then the manifest that describes them, then the entries."""
+    paths = sorted(directory.rglob("*"))
+    files = [path for path in paths if path.is_file()]
+    for path in paths:
+        fsync_path(path)
+    manifest = {
+        "optimizer_step": optimizer_step,
+        "files": {
+            file.relative_to(directory).as_posix(): {
+                "size_bytes": file.stat().st_size,
+                "sha256": sha256_file(file),
+            }
+            for file in files
+        },
+    }
+    manifest_path = directory / MANIFEST
+    manifest_path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    fsync_path(manifest_path)
+    fsync_path(directory)
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename `temporary` to `final`, over which a directory cannot be renamed in one call.
+
+    A generation that is already there (a run that went back and came here again) steps aside under
+    a name that still counts as a generation, so that no moment is without one.
+    """
+    if final.exists():
+        aside = final.with_name(final.name + ".replaced")
+        _discard(aside)
+        os.rename(final, aside)
+    os.rename(temporary, final)
+
+
+def _prune(root: Path, optimizer_step: int, keep: int) -> None:
+    """Remove generations that are replaced, later than `optimizer_step`, or too many."""
+    kept: set[int] = set()
+    for generation in all_generations(root):
+        step = generation.optimizer_step
+        if step <= optimizer_step and step not in kept and len(kept) < keep:
+            kept.add(step)
+        else:
+            _discard(generation.path)
+
+
+def _discard(generation: Path) -> None:
+    """Remove a generation, nameless first: a crash in between must not leave a damaged one.
+
+    What cannot be removed stays: the state that was just saved matters more than the space.
+    """
+    with suppress(OSError):
+        doomed = generation.with_name(f"tmp-{uuid.uuid4().hex}")
+        os.rename(generation, doomed)
+        shutil.rmtree(doomed)

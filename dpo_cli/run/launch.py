@@ -1,0 +1,301 @@
+"""The launcher: starts the worker, watches its event stream, passes on signals, tells how it ended.
+
+It imports no torch. The worker lives in a session of its own, so that a Ctrl-C reaches the launcher
+alone, and holds the run's lock through the descriptor that it inherits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.events import (
+    Alert,
+    Event,
+    EventReader,
+    EventWriter,
+    Failed,
+    Planned,
+    Resumed,
+    WorkerEnded,
+)
+from dpo_cli.run.store import RunDirectory, sign_lock
+
+Observer = Callable[[Event], None]
+
+_POLL_SECONDS = 0.1
+_LOG_TAIL_BYTES = 8192
+_SAVED = {int(c): c for c in (ExitCode.DONE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)}
+_STOPPING = Alert(code="stopping", message="stopping after this step; Ctrl-C again to stop now")
+_DEATHS = {
+    signal.SIGKILL: "killed, often by the kernel for lack of memory: "
+    "lower train.batch_size or data.max_seq_len",
+    signal.SIGSEGV: "a crash in native code (segmentation fault)",
+    signal.SIGABRT: "native code gave up (abort)",
+    signal.SIGBUS: "a mapped file could not be read: truncated, or its disk is full or gone",
+}
+
+
+def worker_argv(run: RunDirectory, changes: Sequence[str] = ()) -> list[str]:
+    """The command line of the worker; `changes` are the profile's differences, for the stream."""
+    argv = [sys.executable, "-m", "dpo_cli.training.worker", str(run.path)]
+    for change in changes:
+        argv += ["--change", change]
+    return argv
+
+
+def supervise(
+    run: RunDirectory,
+    lock: int,
+    argv: Sequence[str],
+    observe: Observer,
+    *,
+    undo: Callable[[], None] = lambda: None,
+) -> ExitCode:
+    """Start the worker, let `observe` see every event it appends, and wait for its end.
+
+    A failing observer is dropped; training does not depend on it. `undo` is called when the worker
+    refused the run, or was stopped, before it had planned it: nothing half-made is to stay.
+
+    Args:
+        run: whose lock the caller holds.
+        lock: the lock's descriptor, inherited by the worker.
+        argv: the worker's command line.
+        observe: called with each new event, in order.
+        undo: takes back what the caller changed on disk for this start.
+
+    Returns:
+        DONE, INTERRUPTED or TERMINATED: the ends that leave a complete state.
+
+    Raises:
+        DpoError: every other end, with what to do about it.
+    """
+    run.take_request()  # one that an earlier worker died without taking
+    stream = _Stream(run, observe)
+    with explain_disk_errors(run.path):
+        log = run.worker_log_path.open("ab")
+    with log, _SignalRelay() as signals:
+        log_start = log.tell()
+        worker = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+        signals.attach(worker)
+        told_stopping = False
+        while not _has_ended(worker):
+            stream.follow()
+            if signals.interrupts and not told_stopping:
+                told_stopping = True
+                stream.show(_STOPPING)
+        _append_end(run, worker.returncode)
+        stream.follow()
+
+    died_of_ours = signals.killed(worker.returncode)
+    code = died_of_ours or _SAVED.get(worker.returncode)
+    is_stopped = code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
+    if not stream.is_under_way and (stream.failure or is_stopped):
+        undo()
+    if stream.failure:
+        raise _failure(stream.failure)
+    if code is None:
+        raise _crash(run, worker.returncode, _last_line(run, log_start))
+    if died_of_ours or (is_stopped and not stream.is_under_way):
+        raise _stopped_without_saving(run, code, stream.is_under_way)
+    return code
+
+
+def detach(run: RunDirectory, lock: int) -> int:
+    """Split off a process that outlives the terminal, printing into the run's launcher.log.
+
+    Like `os.fork`: returns the new process's id in the caller, which is to end soon, and 0 in the
+    new process, which now holds the lock.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    log = os.open(run.launcher_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(log)
+    os.close(null)
+    sign_lock(lock)
+    return 0
+
+
+class _Stream:
+    """Follows the events from now on, remembers those that decide, and shows all of them."""
+
+    def __init__(self, run: RunDirectory, observe: Observer) -> None:
+        self._run = run
+        self._observe: Observer | None = observe
+        self._reader = EventReader(run.events_path)
+        deque(self._reader.read_new(), maxlen=0)  # those of earlier starts
+        self.is_under_way = False
+        self.failure: Failed | None = None
+
+    def follow(self) -> None:
+        """Take in what was appended since the last call."""
+        for event in self._reader.read_new():
+            if isinstance(event, Planned | Resumed):
+                self.is_under_way = True
+            elif isinstance(event, Failed):
+                self.failure = event
+            self.show(event)
+
+    def show(self, event: Event) -> None:
+        """Let the observer see `event`, unless it was dropped."""
+        if self._observe is None:
+            return
+        try:
+            self._observe(event)
+        except (Exception, SystemExit):  # rich leaves by SystemExit when a pipe is closed
+            self._observe = None
+            with contextlib.suppress(OSError), self._run.launcher_log_path.open("a") as log:
+                log.write("The screen failed and was dropped; training goes on.\n")
+                traceback.print_exc(file=log)
+
+
+class _SignalRelay:
+    """Passes the launcher's signals on to the worker while it lives.
+
+    SIGINT: once, the worker finishes its window and saves; twice, it is killed. SIGTERM: it saves.
+    SIGHUP is ignored, so that a closing terminal ends nothing. All is done inside the handlers: an
+    observer that blocks in a write must not keep a Ctrl-C from the worker.
+    """
+
+    def __init__(self) -> None:
+        self.interrupts = 0
+        self._terminated = False
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._waiting: list[signal.Signals] = []
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _SignalRelay:
+        self._previous = {
+            signal.SIGINT: signal.signal(signal.SIGINT, self._on_interrupt),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, self._on_terminate),
+            signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def attach(self, worker: subprocess.Popen[bytes]) -> None:
+        """Start passing on, beginning with the signals that came while the worker was started."""
+        self._worker = worker
+        for number in self._waiting:
+            self._send(number)
+
+    def killed(self, returncode: int) -> ExitCode | None:
+        """The exit code if the worker died of a signal that was passed on, without saving."""
+        if self.interrupts > 1 and returncode == -signal.SIGKILL:
+            return ExitCode.INTERRUPTED
+        if self.interrupts and returncode == -signal.SIGINT:
+            return ExitCode.INTERRUPTED
+        if self._terminated and returncode == -signal.SIGTERM:
+            return ExitCode.TERMINATED
+        return None
+
+    def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        self.interrupts += 1
+        self._send(signal.SIGINT if self.interrupts == 1 else signal.SIGKILL)
+
+    def _on_terminate(self, _number: int, _frame: FrameType | None) -> None:
+        self._terminated = True
+        self._send(signal.SIGTERM)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._worker is None:
+            self._waiting.append(number)
+        elif number == signal.SIGKILL:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._worker.pid, number)  # the processes it started, too
+        else:
+            self._worker.send_signal(number)
+
+
+def _has_ended(worker: subprocess.Popen[bytes]) -> bool:
+    """Whether the worker has ended, waiting a moment for it."""
+    try:
+        worker.wait(_POLL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _append_end(run: RunDirectory, returncode: int) -> None:
+    """Tell the stream how the worker ended; a disk that is full of its state may not take it."""
+    number = max(0, -returncode)
+    with contextlib.suppress(OSError):
+        writer = EventWriter(run.events_path)
+        writer.append(WorkerEnded(exit_code=128 + number if number else returncode, signal=number))
+        writer.close()
+
+
+def _failure(event: Failed) -> DpoError:
+    error = DpoError(event.message, event.remedy, event.details)
+    error.exit_code = ExitCode(event.exit_code)
+    return error
+
+
+def _stopped_without_saving(run: RunDirectory, code: ExitCode, is_under_way: bool) -> DpoError:
+    if is_under_way:
+        error = DpoError("stopped at once, without saving", *_how_to_resume(run))
+    else:
+        error = DpoError("stopped before the run was planned: nothing was trained")
+    error.exit_code = code
+    return error
+
+
+def _crash(run: RunDirectory, returncode: int, last_line: str) -> DpoError:
+    if returncode < 0:
+        number = signal.Signals(-returncode)
+        how = _DEATHS.get(number) or signal.strsignal(number)
+        message = f"the worker died of {number.name} ({how})"
+    else:
+        message = f"the worker ended unexpectedly with exit code {returncode}"
+        if last_line:
+            message += f": {last_line}"
+    remedy, state = _how_to_resume(run)
+    return DpoError(message, remedy, [*state, f"what it printed is in {run.worker_log_path}"])
+
+
+def _how_to_resume(run: RunDirectory) -> tuple[str, list[str]]:
+    """The remedy after an end without saving, and what it goes back to."""
+    generation, passed_over = run.newest_verified()
+    state = (
+        f"the last good state is {generation.name}, after optimizer step "
+        f"{generation.optimizer_step}"
+        if generation
+        else "no state was saved yet: a resume begins at the first step"
+    )
+    return f"go on with: dpo resume {run.designation}", [*passed_over, state]
+
+
+def _last_line(run: RunDirectory, start: int) -> str:
+    """The last line in the worker's log at or after the byte `start` that is not blank."""
+    with run.worker_log_path.open("rb") as log:
+        end = log.seek(0, os.SEEK_END)
+        log.seek(max(start, end - _LOG_TAIL_BYTES))
+        lines = log.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,371 @@
+"""The run directory: where everything about a run lies, under which name, and who may write it.
+
+runs/<name>-<yyyymmdd-hhmmss>-<4 hex>/
+    profile.toml  plan.json  events.jsonl  worker.log  launcher.log  control  lock
+    generations/  rejected_rows.jsonl  COMPLETED
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.files import fsync_path, write_text_atomically
+from dpo_cli.run import generations
+from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.generations import Generation
+
+REQUESTS = ("save", "stop", "evaluate")
+
+_DIRECTORY_NAME = re.compile(r"(?P<name>.+)-(?P<created>\d{8}-\d{6}-[0-9a-f]{4})")
+_NAME_CHARACTERS = (
+    64  # of up to 3 bytes in UTF-8: with the stamp below the 255 bytes of a file name
+)
+_LOCK_TRIES, _LOCK_RETRY_SECONDS = 4, 0.02
+
+
+def runs_root(option: Path | None) -> Path:
+    """Where runs lie: `--runs-dir`, else `DPO_RUNS_DIR`, else `./runs`."""
+    return option or Path(os.environ.get("DPO_RUNS_DIR") or "runs")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk. Every file is replaced atomically; the event stream is appended to."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path, name: str, profile_toml: str) -> RunDirectory:
+        """Make the directory of a new run called `name` under `root`, holding its profile.
+
+        Raises:
+            NoSpaceError: the disk is full.
+            DpoError: `root` cannot be written. Nothing is left behind in either case.
+        """
+        with explain_disk_errors(root):
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise UsageError(
+                    f"{root} is to hold runs, but a file is in the way", "give another --runs-dir"
+                ) from error
+            run = cls(_new_directory(root, _safe_name(name)))
+            try:
+                run.generations_path.mkdir()
+                run.write_profile(profile_toml)
+                fsync_path(root)
+            except BaseException:
+                run.remove()
+                raise
+        return run
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def profile_name(self) -> str:
+        """The name it was given, without the time of its creation."""
+        match = _DIRECTORY_NAME.fullmatch(self.name)
+        return match["name"] if match else self.name
+
+    @property
+    def designation(self) -> str:
+        """What to type after `dpo resume` and the like, from here: its name, or else its path."""
+        is_in_default_root = self.path.parent.resolve() == runs_root(None).resolve()
+        return self.name if is_in_default_root else str(self.path)
+
+    @property
+    def profile_path(self) -> Path:
+        """The resolved profile; a directory that has it is a run."""
+        return self.path / "profile.toml"
+
+    @property
+    def plan_path(self) -> Path:
+        """The plan and its fingerprints."""
+        return self.path / "plan.json"
+
+    @property
+    def events_path(self) -> Path:
+        """The event stream."""
+        return self.path / "events.jsonl"
+
+    @property
+    def worker_log_path(self) -> Path:
+        """What the workers printed."""
+        return self.path / "worker.log"
+
+    @property
+    def launcher_log_path(self) -> Path:
+        """What a launcher printed that had no terminal, or lost it."""
+        return self.path / "launcher.log"
+
+    @property
+    def control_path(self) -> Path:
+        """The request that the worker has not taken yet."""
+        return self.path / "control"
+
+    @property
+    def generations_path(self) -> Path:
+        """The saved training states."""
+        return self.path / "generations"
+
+    @property
+    def rejected_rows_path(self) -> Path:
+        """The rows of the data that were set aside, with line and reason."""
+        return self.path / "rejected_rows.jsonl"
+
+    @property
+    def completed_path(self) -> Path:
+        """Written last: every planned step is done and saved."""
+        return self.path / "COMPLETED"
+
+    # --- what is written once, or replaced whole -------------------------------------------------
+
+    def write_profile(self, text: str) -> None:
+        """Replace the resolved profile."""
+        self._write(self.profile_path, text)
+
+    def read_profile(self) -> str:
+        """The resolved profile, as TOML."""
+        return self.profile_path.read_text(encoding="utf-8")
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """Replace the plan."""
+        self._write(self.plan_path, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
+
+    def read_plan(self) -> dict[str, Any] | None:
+        """The plan, or None if the run was never planned."""
+        try:
+            plan: dict[str, Any] = json.loads(self.plan_path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise DpoError(f"{self.plan_path} is damaged: {error}") from error
+        return plan
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether every planned step is done and saved."""
+        return self.completed_path.exists()
+
+    def mark_completed(self, *, optimizer_step: int, weights: str) -> None:
+        """Say that the run is done: `optimizer_step` updates, the result in the file `weights`."""
+        facts = {"optimizer_step": optimizer_step, "weights": weights}
+        self._write(self.completed_path, json.dumps(facts, indent=2) + "\n")
+
+    def clear_completed(self) -> Callable[[], None]:
+        """Let a completed run go on; what is returned takes that back."""
+        if not self.is_completed:
+            return lambda: None
+        facts = self.completed_path.read_text(encoding="utf-8")
+        with explain_disk_errors(self.path):
+            self.completed_path.unlink()
+            fsync_path(self.path)
+        return lambda: self._write(self.completed_path, facts)
+
+    def remove(self) -> None:
+        """Remove the directory of a run that never began."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _write(self, path: Path, text: str) -> None:
+        with explain_disk_errors(self.path):
+            write_text_atomically(path, text)
+
+    # --- saved training states -------------------------------------------------------------------
+
+    def commit_generation(
+        self, optimizer_step: int, write: Callable[[Path], None], *, keep: int = 2
+    ) -> Generation:
+        """Save a training state; see `generations.commit`."""
+        return generations.commit(self.generations_path, optimizer_step, write, keep=keep)
+
+    def newest_verified(self) -> tuple[Generation | None, list[str]]:
+        """The state to go on from, and why newer ones were passed over."""
+        return generations.newest_verified(self.generations_path)
+
+    # --- who trains ------------------------------------------------------------------------------
+
+    def lock(self) -> int:
+        """Take the run for this process and all that inherit the descriptor which is returned.
+
+        The kernel frees it when the last of them has closed it or died, so it is never stale.
+
+        Raises:
+            DpoError: somebody holds it (who is named), or the directory cannot be written.
+        """
+        with explain_disk_errors(self.path):
+            descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                if not _try_lock(descriptor):
+                    raise DpoError(
+                        f"{self.designation} is being trained by {_holder(descriptor)}",
+                        f"end that first: dpo stop {self.designation}",
+                    )
+                sign_lock(descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        os.set_inheritable(descriptor, True)
+        return descriptor
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """`lock` for a block; processes that inherited the descriptor may hold it on."""
+        descriptor = self.lock()
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def holder(self) -> str | None:
+        """Who trains this run, in words; None if nobody does."""
+        try:
+            descriptor = os.open(self._lock_path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(descriptor)
+        finally:
+            os.close(descriptor)
+        return None
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.path / "lock"
+
+    # --- requests to a running worker ------------------------------------------------------------
+
+    def put_request(self, word: str) -> None:
+        """Ask the worker for one of `REQUESTS`; it looks at each step. A later one replaces it."""
+        if word not in REQUESTS:
+            raise ValueError(f"not a request: {word}")
+        self._write(self.control_path, word + "\n")
+
+    def take_request(self) -> str | None:
+        """The request that waits, which then waits no more; None if there is none.
+
+        It is moved away before it is read, so that one put meanwhile is not lost.
+        """
+        taken = self.control_path.with_name(".control.taken")
+        try:
+            os.rename(self.control_path, taken)
+        except FileNotFoundError:
+            return None
+        word = taken.read_text(encoding="utf-8", errors="replace").strip()
+        taken.unlink()
+        return word if word in REQUESTS else None
+
+
+def sign_lock(descriptor: int) -> None:
+    """Write who holds the lock into its file: this process. Only the holder may call it."""
+    text = f"process {os.getpid()} on {socket.gethostname()}"
+    os.pwrite(descriptor, text.encode(), 0)
+    os.ftruncate(descriptor, len(text.encode()))
+
+
+def find_runs(root: Path) -> list[RunDirectory]:
+    """Every run under `root`, the newest first."""
+    if not root.is_dir():
+        return []
+    runs = [RunDirectory(path) for path in root.iterdir() if (path / "profile.toml").is_file()]
+    return sorted(runs, key=_creation, reverse=True)
+
+
+def find_run(
+    root: Path,
+    query: str | None,
+    *,
+    prefer: Callable[[RunDirectory], bool] = lambda run: True,
+) -> RunDirectory:
+    """The run a user means: by path, directory name, profile name (the newest) or unique prefix.
+
+    Without a `query` it is the newest run that `prefer` holds for, or else the newest of all.
+
+    Raises:
+        UsageError: there is none, with the nearest names; or several, with all of them.
+    """
+    if query is not None and os.sep in query:
+        run = RunDirectory(Path(query).expanduser())
+        if not run.profile_path.is_file():
+            raise UsageError(f"{query} is not a run: it has no profile.toml")
+        return run
+    runs = find_runs(root)
+    if not runs:
+        raise UsageError(f"there are no runs in {root}", "start one: dpo train PROFILE")
+    if query is None:
+        return next((run for run in runs if prefer(run)), runs[0])
+    for run in runs:
+        if run.name == query:
+            return run
+    for run in runs:
+        if run.profile_name == query:
+            return run
+    matches = [run.name for run in runs if run.name.startswith(query)]
+    if len(matches) == 1:
+        return RunDirectory(root / matches[0])
+    if matches:
+        raise UsageError(f"{query!r} could be several runs", "type more of the name", matches)
+    names = [run.name for run in runs] + [run.profile_name for run in runs]
+    near = difflib.get_close_matches(query, names, n=3, cutoff=0.4)
+    raise UsageError(
+        f"there is no run {query!r} in {root}",
+        f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "",
+        () if near else [run.name for run in runs[:5]],
+    )
+
+
+def _new_directory(root: Path, name: str) -> Path:
+    """Make a directory whose name sorts by time: the hex digits are the fraction of the second."""
+    while True:
+        now = time.time()
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+        path = root / f"{name}-{stamp}-{int(now % 1 * 0x10000):04x}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+
+
+def _safe_name(name: str) -> str:
+    """`name` as one component of a path that cannot leave its directory."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:_NAME_CHARACTERS] or "run"
+
+
+def _creation(run: RunDirectory) -> tuple[str, str]:
+    match = _DIRECTORY_NAME.fullmatch(run.name)
+    return (match["created"] if match else "", run.name)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Whether the lock was free; `RunDirectory.holder` may hold it an instant while it looks."""
+    for attempt in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if attempt + 1 < _LOCK_TRIES:
+                time.sleep(_LOCK_RETRY_SECONDS)
+        else:
+            return True
+    return False
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 1024, 0).decode(errors="replace") or "another process"

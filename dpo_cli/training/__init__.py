@@ -1,0 +1,1 @@
+"""The run itself: plan, loop, reference, state, and the worker process they live in."""

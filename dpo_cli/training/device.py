@@ -1,0 +1,107 @@
+"""Which device and number format a run uses, decided once and never silently otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dpo_cli.errors import DpoError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device, and the type that autocast computes in; weights are float32 in any case."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """Such as float32."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def device_name(self) -> str:
+        """The name of the hardware, for people."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"CPU, {torch.get_num_threads()} threads"
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The context of every forward."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def resolve(device: str, dtype: str) -> Compute:
+    """Decide device and dtype from the profile's [train] keys.
+
+    "auto" is CUDA where torch can use it, else the CPU; and bfloat16 on CUDA, float32 on the CPU.
+
+    Raises:
+        DpoError: CUDA was asked for, or a card is there, and torch cannot use it.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() or _has_nvidia_card() else "cpu"
+    if device.startswith("cuda"):
+        _require_cuda(device)
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    return Compute(torch.device(device), _DTYPES[dtype])
+
+
+def make_deterministic() -> None:
+    """Only algorithms that give the same bits every time; on CUDA they cost speed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
+def _has_nvidia_card() -> bool:
+    return Path("/dev/nvidia0").exists()
+
+
+def _require_cuda(device: str) -> None:
+    remedy = 'state train.device = "cpu" to train on the processor'
+    if torch.version.cuda is None:
+        raise DpoError(
+            f"train.device {device!r}: this torch ({torch.__version__}) was built without CUDA",
+            f"install a CUDA build of torch, or {remedy}",
+        )
+    if not torch.cuda.is_available():
+        raise DpoError(
+            f"train.device {device!r}: torch {torch.__version__} (CUDA {torch.version.cuda}) finds"
+            f" no card it can use (driver: {_driver()})",
+            f"is the driver recent enough for CUDA {torch.version.cuda}? Or {remedy}",
+        )
+    index = torch.device(device).index or 0
+    if index >= torch.cuda.device_count():
+        raise DpoError(
+            f"train.device {device!r}: there are {torch.cuda.device_count()} CUDA devices,"
+            " counted from 0",
+            "state one that exists",
+        )
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except RuntimeError as error:
+        major, minor = torch.cuda.get_device_capability(index)
+        raise DpoError(
+            f"train.device {device!r}: {torch.cuda.get_device_name(index)} (sm_{major}{minor})"
+            f" cannot run this torch ({torch.__version__}, built for"
+            f" {' '.join(torch.cuda.get_arch_list())}): {str(error).splitlines()[0]}",
+            f"install a build of torch for this card, or {remedy}",
+        ) from error
+
+
+def _driver() -> str:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return "none loaded"
+    return text.splitlines()[0].strip()

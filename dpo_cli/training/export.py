@@ -1,0 +1,193 @@
+"""`dpo export`: the trained weights in MiniMind's form, proved by loading them back."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dpo_cli.data.batching import make_batch
+from dpo_cli.data.chat import ChatTokenizer, TokenizedPair, encode_pairs
+from dpo_cli.data.pairs import read_pairs
+from dpo_cli.errors import DpoError
+from dpo_cli.files import sha256_file
+from dpo_cli.models.convert import StateDict
+from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.models.zoo import build_model, load_checkpoint
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.schema import Profile
+from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.events import EventWriter, Exported, history
+from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.state import load_weights
+from dpo_cli.training.weights import write_weights
+
+_COMPARED_PAIRS = 4
+_COMPARED_ROWS = 64  # rows looked through for them
+_COMPARED_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far it is from the training state.
+
+    `max_logp_difference` is the largest difference of any response token's log-prob, in nats,
+    between the float32 training state and the file as loaded back.
+    """
+
+    path: Path
+    dtype: str
+    size_bytes: int
+    tensors: int
+    optimizer_step: int
+    pairs_compared: int
+    max_logp_difference: float
+    try_command: str
+
+
+def export_run(
+    run: RunDirectory, destination: Path | None, dtype: str | None, force: bool
+) -> ExportReport:
+    """Write the newest verified generation of a run for MiniMind's own scripts.
+
+    Args:
+        run: may still be training.
+        destination: the file; by default the profile's name in its `model.out_dir`.
+        dtype: float16, bfloat16 or float32; by default the profile's.
+        force: replace a file that this run did not write.
+
+    Raises:
+        DpoError: nothing is saved yet, the file is another's, or it does not load back.
+    """
+    profile = load_profile(run.profile_path).profile
+    plan = run.read_plan()
+    generation, passed_over = run.newest_verified()
+    if plan is None or generation is None:
+        raise DpoError(
+            f"{run.name}: nothing is saved that could be exported",
+            f"let it train up to its first save: dpo resume {run.name}",
+            passed_over,
+        )
+    architecture = Architecture(**plan["model"]["shape"])
+    dtype = dtype or profile.export.dtype
+    path = _destination(run, profile, architecture, destination, force)
+    state = load_weights(generation.path)
+    with explain_disk_errors(path.parent):
+        write_weights(path, state, architecture, dtype)
+    exported = load_checkpoint(path, _stated(architecture))
+    pairs = _pairs_to_compare(profile)
+    difference = _max_difference(architecture, state, exported.state, pairs)
+    events = EventWriter(run.events_path, mend=False)
+    events.append(
+        Exported(
+            path=str(path),
+            sha256=exported.fingerprint,
+            dtype=dtype,
+            optimizer_step=generation.optimizer_step,
+        )
+    )
+    events.close()
+    return ExportReport(
+        path=path,
+        dtype=dtype,
+        size_bytes=path.stat().st_size,
+        tensors=len(architecture.expected_shapes()),
+        optimizer_step=generation.optimizer_step,
+        pairs_compared=len(pairs),
+        max_logp_difference=difference,
+        try_command=try_command(path, architecture),
+    )
+
+
+def try_command(path: Path, architecture: Architecture) -> str:
+    """How MiniMind's own script talks with these weights, from the root of its checkout.
+
+    Generation 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative.
+    """
+    folder = os.path.relpath(path.parent)
+    prefix = path.name.removesuffix(architecture.file_name("")).rstrip("_")
+    shape = [
+        f"--hidden_size {architecture.hidden_size}",
+        f"--num_hidden_layers {architecture.num_hidden_layers}",
+    ]
+    if architecture.generation == 2 and prefix == "rlhf":
+        moe = ["--use_moe True"] if architecture.use_moe else []
+        command = ["python eval_model.py --model_mode 2", f"--out_dir {shlex.quote(folder)}"]
+    else:
+        moe = ["--use_moe 1"] if architecture.use_moe else []
+        command = [
+            f"python eval_llm.py --weight {shlex.quote(prefix)}",
+            f"--save_dir {shlex.quote(folder)}",
+        ]
+    return " ".join([*command, *shape, *moe])
+
+
+def _destination(
+    run: RunDirectory,
+    profile: Profile,
+    architecture: Architecture,
+    destination: Path | None,
+    force: bool,
+) -> Path:
+    """Where to write; refuses to replace what this run did not write."""
+    if destination is None:
+        folder = profile.model.out_dir or run.path
+        destination = folder / architecture.file_name(profile.export.prefix)
+    destination = destination.absolute()
+    if destination.is_dir():
+        raise DpoError(f"{destination}: a directory", "name the file with --to")
+    if not destination.parent.is_dir():
+        raise DpoError(
+            f"{destination.parent}: no such directory", "create it, or name a file with --to"
+        )
+    if destination.exists() and not force:
+        written = {e.sha256 for e in history(run.events_path) if isinstance(e, Exported)}
+        inside = destination.parent.resolve() == run.path.resolve()
+        if not inside and sha256_file(destination) not in written:
+            raise DpoError(
+                f"{destination} exists, and this run did not write it",
+                "replace it with --force, or write elsewhere with --to FILE",
+            )
+    return destination
+
+
+def _stated(architecture: Architecture) -> dict[str, object]:
+    """What the exported weights alone cannot tell, for loading them back."""
+    keys = ("num_attention_heads", "num_key_value_heads", "num_experts_per_tok", "norm_topk_prob")
+    facts = architecture.to_dict()
+    return {key: facts[key] for key in (*keys, "rope_theta", "rms_norm_eps")}
+
+
+def _pairs_to_compare(profile: Profile) -> list[TokenizedPair]:
+    """The first usable pairs of the training data, at a length that takes a second or two."""
+    rows = itertools.islice(read_pairs(profile.data.data_path), _COMPARED_ROWS)
+    pairs, _ = encode_pairs(
+        rows,
+        ChatTokenizer(profile.model.tokenizer),
+        max_seq_len=min(profile.data.max_seq_len, _COMPARED_TOKENS),
+        empty_think_ratio=profile.data.empty_think_ratio,
+        seed=profile.train.seed,
+    )
+    return pairs[:_COMPARED_PAIRS]
+
+
+@torch.no_grad()
+def _max_difference(
+    architecture: Architecture,
+    trained: StateDict,
+    exported: StateDict,
+    pairs: list[TokenizedPair],
+) -> float:
+    if not pairs:
+        return float("nan")
+    batch = make_batch(pairs, "packed", max_seq_len=0)
+    first, second = (
+        ResponseScorer(build_model(architecture, state)).eval()(batch).token_logps[batch.mask]
+        for state in (trained, exported)
+    )
+    return float((first - second).abs().max())

@@ -1,0 +1,273 @@
+"""Everything a run needs, read and resolved before its first step.
+
+The plan is what a run promises: rank 0 writes it once; a resume computes it again and refuses to
+start where the content of an input is another one.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from dpo_cli.data.chat import ChatTokenizer, TokenizedPair, encode_pairs
+from dpo_cli.data.order import DataOrder, hold_out
+from dpo_cli.data.pairs import SetAside, read_pairs, refuse_if_mostly_malformed
+from dpo_cli.errors import DpoError
+from dpo_cli.files import sha256_file
+from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.zoo import Checkpoint, load_checkpoint
+from dpo_cli.profile.inputs import resolve_checkpoint
+from dpo_cli.profile.schema import Profile
+from dpo_cli.run.store import find_run
+from dpo_cli.training.device import Compute, resolve
+from dpo_cli.training.optim import LearningRate
+from dpo_cli.training.state import WEIGHTS, load_weights
+
+RUN_PREFIX = "run:"
+
+OnProgress = Callable[[str, int, int, str], None]
+"""Called with phase, done, total and unit."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The inputs of a run, and what was decided from them."""
+
+    profile: Profile
+    compute: Compute
+    checkpoint: Checkpoint
+    reference: Checkpoint
+    pad_id: int
+    pairs: Sequence[TokenizedPair]
+    held_out: Sequence[TokenizedPair]
+    set_aside: Sequence[SetAside]
+    order: DataOrder
+    learning_rate: LearningRate
+    router_aux_loss_coef: float
+    fingerprints: dict[str, str]
+
+    def plan(self) -> dict[str, Any]:
+        """What goes into `plan.json` and to the screen: plain values."""
+        profile, architecture = self.profile, self.checkpoint.architecture
+        return {
+            "model": {
+                "architecture": f"minimind{architecture.generation}",
+                "description": architecture.description,
+                "parameters": self.checkpoint.parameters,
+                "shape": architecture.to_dict(),
+                "weights_dtype": str(self.checkpoint.dtype).removeprefix("torch."),
+                "weights_file": architecture.file_name(profile.export.prefix),
+            },
+            "pairs": {
+                "kept": len(self.pairs),
+                "set_aside": len(self.set_aside),
+                "held_out": len(self.held_out),
+                "max_seq_len": profile.data.max_seq_len,
+            },
+            "steps": {
+                "epochs": self.order.epochs,
+                "micro_batches": self.order.micro_batches,
+                "micro_batches_per_epoch": self.order.micro_batches_per_epoch,
+                "optimizer_steps": self.order.optimizer_steps,
+                "batch_size": self.order.batch_size,
+                "accumulation_steps": self.order.accumulation_steps,
+            },
+            "profile": {
+                "learning_rate": profile.train.learning_rate,
+                "schedule": profile.train.schedule,
+                "beta": profile.dpo.beta,
+                "reduction": profile.dpo.reduction,
+                "layout": profile.train.layout,
+                "router_aux_loss_coef": self.router_aux_loss_coef,
+                "log_interval": profile.train.log_interval,
+                "save_interval": profile.train.save_interval,
+            },
+            "device": str(self.compute.device),
+            "dtype": self.compute.dtype_name,
+            "fingerprints": self.fingerprints,
+            "environment": environment(),
+        }
+
+
+def environment() -> dict[str, str]:
+    """What the bits of a run depend on beside its inputs."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+        "machine": platform.machine(),
+    }
+
+
+def prepare(profile: Profile, runs_root: Path, on_progress: OnProgress) -> Prepared:
+    """Read, encode and resolve everything; writes nothing.
+
+    Args:
+        profile: validated.
+        runs_root: where `run:NAME` is looked for.
+        on_progress: hears how far it is.
+
+    Raises:
+        DpoError: an input is missing, damaged, or does not fit the others.
+    """
+    compute = resolve(profile.train.device, profile.train.dtype)
+    tokenizer = ChatTokenizer(profile.model.tokenizer)
+    checkpoint = _load(profile, "checkpoint", runs_root)
+    reference = checkpoint
+    if profile.model.reference is not None:
+        reference = _load(profile, "reference", runs_root)
+    _require_same_vocabulary(tokenizer, checkpoint, reference)
+
+    pairs, set_aside = _encode(profile, profile.data.data_path, tokenizer, on_progress)
+    held_out: list[TokenizedPair] = []
+    fingerprints = {
+        "weights": checkpoint.fingerprint,
+        "reference": reference.fingerprint,
+        "tokenizer": tokenizer.fingerprint(),
+        "data": sha256_file(profile.data.data_path),
+    }
+    if profile.eval.path is not None:
+        held_out, _ = _encode(profile, profile.eval.path, tokenizer, on_progress)
+        fingerprints["held_out"] = sha256_file(profile.eval.path)
+    elif profile.eval.fraction:
+        if len(pairs) < 2:
+            raise DpoError(
+                f"eval.fraction = {profile.eval.fraction}: only one pair is left to train on",
+                "use more data, or leave eval.fraction out",
+            )
+        training, evaluation = hold_out(len(pairs), profile.eval.fraction, profile.train.seed)
+        held_out = [pairs[i] for i in evaluation]
+        pairs = [pairs[i] for i in training]
+
+    order = DataOrder(
+        pairs=len(pairs),
+        batch_size=profile.train.batch_size,
+        accumulation_steps=profile.train.accumulation_on(devices=1),
+        epochs=profile.train.epochs,
+        shuffle=profile.data.shuffle,
+        seed=profile.train.seed,
+    )
+    coefficient = profile.train.router_aux_loss_coef
+    if coefficient is None:
+        coefficient = checkpoint.architecture.default_router_aux_loss_coef
+    return Prepared(
+        profile=profile,
+        compute=compute,
+        checkpoint=checkpoint,
+        reference=reference,
+        pad_id=tokenizer.pad_id,
+        pairs=pairs,
+        held_out=held_out,
+        set_aside=set_aside,
+        order=order,
+        learning_rate=LearningRate(
+            profile.train.schedule,
+            profile.train.learning_rate,
+            order.micro_batches,
+            profile.train.warmup_iters,
+        ),
+        router_aux_loss_coef=coefficient,
+        fingerprints=fingerprints,
+    )
+
+
+def refuse_other_inputs(promised: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with inputs whose content is not what the run began with.
+
+    Raises:
+        DpoError: naming each of them.
+    """
+    keys = {
+        "weights": "model.checkpoint",
+        "reference": "model.reference",
+        "tokenizer": "model.tokenizer",
+        "data": "data.data_path",
+        "held_out": "eval.path",
+    }
+    changed = [
+        f"{keys[name]}: the content is not what the run began with"
+        for name, fingerprint in promised["fingerprints"].items()
+        if now["fingerprints"].get(name, fingerprint) != fingerprint
+    ]
+    if changed:
+        raise DpoError(
+            "the run cannot go on: its inputs have changed",
+            "restore them (another path with the same content will do, by --set), or start a new"
+            " run",
+            changed,
+        )
+
+
+def _load(profile: Profile, which: Any, runs_root: Path) -> Checkpoint:
+    source = resolve_checkpoint(profile, which)
+    if source.startswith(RUN_PREFIX):
+        return _load_run(source, runs_root)
+    return load_checkpoint(Path(source), profile.model.model_dump())
+
+
+def _load_run(source: str, runs_root: Path) -> Checkpoint:
+    """The float32 weights of another run's newest generation."""
+    run = find_run(runs_root, source.removeprefix(RUN_PREFIX))
+    plan = run.read_plan()
+    generation, passed_over = run.newest_verified()
+    if plan is None or generation is None:
+        raise DpoError(
+            f"{source}: the run has saved nothing yet",
+            "let it train up to its first save, or choose another checkpoint",
+            passed_over,
+        )
+    weights = generation.path / WEIGHTS
+    return Checkpoint(
+        architecture=Architecture(**plan["model"]["shape"]),
+        state=load_weights(generation.path),
+        dtype=torch.float32,
+        fingerprint=sha256_file(weights),
+    )
+
+
+def _require_same_vocabulary(
+    tokenizer: ChatTokenizer, checkpoint: Checkpoint, reference: Checkpoint
+) -> None:
+    vocab_size = checkpoint.architecture.vocab_size
+    if tokenizer.vocab_size > vocab_size:
+        raise DpoError(
+            f"{tokenizer.folder}: the tokenizer has {tokenizer.vocab_size} entries, the checkpoint"
+            f" knows {vocab_size}",
+            "use the tokenizer that the checkpoint was trained with",
+        )
+    if reference.architecture.vocab_size != vocab_size:
+        raise DpoError(
+            f"model.reference knows {reference.architecture.vocab_size} tokens, model.checkpoint"
+            f" {vocab_size}",
+            "policy and reference must share a tokenizer",
+        )
+
+
+def _encode(
+    profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
+) -> tuple[list[TokenizedPair], list[SetAside]]:
+    with path.open("rb") as file:
+        lines = sum(1 for _ in file)
+    pairs, set_aside = encode_pairs(
+        read_pairs(path),
+        tokenizer,
+        max_seq_len=profile.data.max_seq_len,
+        empty_think_ratio=profile.data.empty_think_ratio,
+        seed=profile.train.seed,
+        on_progress=lambda done: on_progress("encoding", done, lines, "rows"),
+    )
+    refuse_if_mostly_malformed(path, set_aside, len(pairs) + len(set_aside))
+    if not pairs:
+        raise DpoError(
+            f"{path}: no row can be trained on",
+            "is data.max_seq_len too small?",
+            [f"line {row.line}: {row.reason}" for row in set_aside[:5]],
+        )
+    return pairs, set_aside

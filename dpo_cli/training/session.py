@@ -1,0 +1,352 @@
+"""One worker's life: prepare, start or resume, train, and say how it ended."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.files import write_text_atomically
+from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.models.zoo import Checkpoint, build_model, to_disk_names, use_experts_for
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.schema import Profile
+from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.events import (
+    Alert,
+    Completed,
+    Event,
+    EventWriter,
+    Failed,
+    Planned,
+    Progress,
+    Resumed,
+    Saved,
+    Stopped,
+    WorkerStarted,
+)
+from dpo_cli.run.generations import Generation
+from dpo_cli.run.store import RunDirectory
+from dpo_cli.training import reference as kept
+from dpo_cli.training.device import make_deterministic
+from dpo_cli.training.optim import make_optimizer
+from dpo_cli.training.plan import Prepared, prepare, refuse_other_inputs
+from dpo_cli.training.state import load_weights, restore_state, save_state
+from dpo_cli.training.trainer import Trainer, chunked
+from dpo_cli.training.weights import write_weights
+
+REFERENCE_FILE = "reference_logps.safetensors"
+_PROGRESS_SECONDS = 0.5
+
+
+class StopSource(Protocol):
+    """Where a wish to stop comes from; see `dpo_cli.training.worker.Signals`."""
+
+    stop: str | None
+
+
+class _StoppedEarly(Exception):  # noqa: N818 - not an error
+    """Asked to stop before the first step."""
+
+
+def configure_torch(profile: Profile) -> None:
+    """Process-wide settings, before anything is computed."""
+    torch.manual_seed(profile.train.seed)
+    if profile.data.num_workers:
+        # The tokenizer's thread pool reads it when it is first used.
+        os.environ["RAYON_NUM_THREADS"] = str(profile.data.num_workers)
+    if profile.train.deterministic:
+        make_deterministic()
+
+
+def train_run(path: Path, signals: StopSource, changes: Sequence[str] = ()) -> ExitCode:
+    """Train the run at `path` from its newest generation, or from the start.
+
+    Every failure that the user can act on becomes a `Failed` event; anything else a traceback.
+    """
+    run = RunDirectory(path)
+    events = EventWriter(run.events_path)
+    session = _Session(run, events, signals)
+    try:
+        with explain_disk_errors(run.path):
+            return session.run_to_end(changes)
+    except DpoError as error:
+        failure = error
+    except Exception as error:
+        traceback.print_exc()
+        if not _is_out_of_memory(error):
+            return ExitCode.FAILED
+        failure = DpoError(
+            f"out of memory: {(str(error) or 'the system gave no more').splitlines()[0]}",
+            "lower train.batch_size (and raise train.accumulation_steps to keep the recipe), or"
+            " lower data.max_seq_len",
+        )
+    events.append(
+        Failed(
+            message=failure.message,
+            remedy=failure.remedy,
+            details=failure.details,
+            exit_code=failure.exit_code,
+        )
+    )
+    return failure.exit_code
+
+
+class _Session:
+    """Joins the run directory, the event stream and the trainer."""
+
+    def __init__(self, run: RunDirectory, events: EventWriter, signals: StopSource) -> None:
+        self.run = run
+        self.events = events
+        self.signals = signals
+        self._phase = ""
+        self._progress_at = 0.0
+
+    # --- the life of the worker ------------------------------------------------------------------
+
+    def run_to_end(self, changes: Sequence[str]) -> ExitCode:
+        """Prepare, start or resume, train, and say how it ended."""
+        profile = load_profile(self.run.profile_path).profile
+        configure_torch(profile)
+        try:
+            prepared = prepare(profile, self.run.path.parent, self.progress)
+            promised = self.run.read_plan()
+            self.announce(prepared, promised)
+            generation, passed_over = self.find_generation()
+            trainer = self.build(prepared, generation)
+        except _StoppedEarly:
+            return self.stopped(step=0, optimizer_step=0)
+        if promised is not None:
+            self.events.append(
+                Resumed(
+                    step=trainer.step,
+                    optimizer_step=trainer.optimizer_step,
+                    generation=generation.name if generation else "",
+                    passed_over=tuple(passed_over),
+                    changes=tuple(changes),
+                )
+            )
+        if not trainer.train():
+            return self.stopped(trainer.step, trainer.optimizer_step)
+        weights = weights_file(prepared)
+        self.run.mark_completed(optimizer_step=trainer.optimizer_step, weights=weights)
+        self.events.append(
+            Completed(step=trainer.step, optimizer_step=trainer.optimizer_step, weights=weights)
+        )
+        return ExitCode.DONE
+
+    def announce(self, prepared: Prepared, promised: dict[str, Any] | None) -> None:
+        """Hold a resumed run to its plan; write the plan and the rows set aside; tell both."""
+        compute, plan = prepared.compute, prepared.plan()
+        if promised is not None:
+            refuse_other_inputs(promised, plan)
+        self.events.append(
+            WorkerStarted(
+                pid=os.getpid(),
+                device=str(compute.device),
+                device_name=compute.device_name,
+                dtype=compute.dtype_name,
+                threads=torch.get_num_threads(),
+                versions={"torch": plan["environment"]["torch"]},
+            )
+        )
+        rows = "".join(row.to_json() + "\n" for row in prepared.set_aside)
+        write_text_atomically(self.run.rejected_rows_path, rows)
+        self.run.write_plan(plan)
+        self.events.append(Planned(plan=plan))
+        if promised is not None and (other := _other_environment(promised, plan)):
+            self.events.append(
+                Alert(
+                    code="other-environment",
+                    message=f"not what the run began with: {'; '.join(other)}",
+                    remedy="it goes on, but no longer to the same bits",
+                )
+            )
+
+    def find_generation(self) -> tuple[Generation | None, list[str]]:
+        """The state to go on from; none if nothing was ever saved.
+
+        Raises:
+            DpoError: there are generations, and every one of them is damaged.
+        """
+        generation, passed_over = self.run.newest_verified()
+        if generation is None and passed_over:
+            raise DpoError(
+                f"{self.run.name}: every saved state is damaged, and a run never starts over"
+                " by itself",
+                "restore the directory from a backup, or start a new run",
+                passed_over,
+            )
+        return generation, passed_over
+
+    def build(self, prepared: Prepared, generation: Generation | None) -> Trainer:
+        """Policy, reference and optimizer, in the state of `generation`."""
+        references = self.make_references(prepared)
+        checkpoint = prepared.checkpoint
+        if generation is not None:
+            checkpoint = replace(checkpoint, state=load_weights(generation.path))
+        policy = make_scorer(prepared, checkpoint)
+        optimizer = make_optimizer(policy.model.parameters())
+        scaler = torch.amp.GradScaler(
+            prepared.compute.device.type, enabled=prepared.compute.dtype == torch.float16
+        )
+        trainer = Trainer(
+            prepared, policy, *references, optimizer, scaler, watch=self, save=self.save
+        )
+        if generation is not None:
+            trainer.optimizer_step = restore_state(
+                generation.path,
+                architecture=checkpoint.architecture,
+                model=policy.model,
+                optimizer=optimizer,
+                scaler=scaler,
+            )
+        return trainer
+
+    def make_references(self, prepared: Prepared) -> tuple[kept.Reference, kept.Reference]:
+        """The reference of the training pairs and that of the held-out ones."""
+        profile, compute = prepared.profile, prepared.compute
+        if profile.train.layout == "reference":
+            live = kept.LiveReference(
+                make_scorer(prepared, prepared.reference), compute, profile.dpo.reduction
+            )
+            return live, live
+        key = kept.fingerprint(
+            prepared.fingerprints["reference"],
+            f"{compute.device} {compute.dtype}",
+            f"batches {prepared.order.batch_size} {prepared.order.micro_batches_of(0)}",
+            pairs=[*prepared.pairs, *prepared.held_out],
+        )
+        path = self.run.path / REFERENCE_FILE
+        sums = kept.load_kept(path, key)
+        if sums is None:
+            sums = self.compute_reference(prepared)
+            kept.keep(path, key, sums)
+        training, held_out = torch.split(sums, [len(prepared.pairs), len(prepared.held_out)])
+        reduction = profile.dpo.reduction
+        return (
+            kept.KeptReference(training, prepared.pairs, reduction, compute.device),
+            kept.KeptReference(held_out, prepared.held_out, reduction, compute.device),
+        )
+
+    def compute_reference(self, prepared: Prepared) -> Tensor:
+        """(pairs + held-out pairs, 2): log-prob sums under the reference, which is then freed."""
+        scorer = make_scorer(prepared, prepared.reference)
+        pairs, held_out = prepared.pairs, prepared.held_out
+        total = len(pairs) + len(held_out)
+        training = kept.sum_response_logps(
+            scorer,
+            pairs,
+            prepared.order.micro_batches_of(0),
+            prepared.compute,
+            lambda done: self.progress("reference log-probs", done, total, "pairs"),
+        )
+        evaluation = kept.sum_response_logps(
+            scorer,
+            held_out,
+            chunked(len(held_out), prepared.order.batch_size),
+            prepared.compute,
+            lambda done: self.progress("reference log-probs", len(pairs) + done, total, "pairs"),
+        )
+        return torch.cat([training, evaluation])
+
+    # --- what the trainer tells and asks ---------------------------------------------------------
+
+    def emit(self, event: Event) -> None:
+        """Append to the stream."""
+        self.events.append(event)
+
+    def asked(self) -> set[str]:
+        """Requests from the control file, and a stop where a signal asked for one."""
+        request = self.run.take_request()
+        if request == "stop" and self.signals.stop is None:
+            self.signals.stop = "interrupted"
+        asked = {request} if request else set()
+        return asked | {"stop"} if self.signals.stop else asked
+
+    def save(self, trainer: Trainer) -> None:
+        """Commit a generation, and renew the half-precision weights beside it."""
+        began = time.perf_counter()
+        model, prepared = trainer.policy.model, trainer.prepared
+        generation = self.run.commit_generation(
+            trainer.optimizer_step,
+            lambda directory: save_state(
+                directory,
+                model=model,
+                optimizer=trainer.optimizer,
+                scaler=trainer.scaler,
+                optimizer_step=trainer.optimizer_step,
+            ),
+        )
+        weights = self.run.path / weights_file(prepared)
+        write_weights(
+            weights,
+            to_disk_names(model, model.state_dict()),
+            prepared.checkpoint.architecture,
+            prepared.profile.export.dtype,
+        )
+        files = [*generation.path.iterdir(), weights]
+        self.events.append(
+            Saved(
+                step=trainer.step,
+                optimizer_step=trainer.optimizer_step,
+                generation=generation.name,
+                weights=weights.name,
+                size_bytes=sum(file.stat().st_size for file in files),
+                seconds=time.perf_counter() - began,
+            )
+        )
+
+    def progress(self, phase: str, done: int, total: int, unit: str) -> None:
+        """Tell how far a phase is, a few times a second; the moment to hear a wish to stop."""
+        if "stop" in self.asked():
+            raise _StoppedEarly
+        now = time.monotonic()
+        if phase != self._phase or done == total or now - self._progress_at >= _PROGRESS_SECONDS:
+            self._phase, self._progress_at = phase, now
+            self.events.append(Progress(phase=phase, done=done, total=total, unit=unit))
+
+    def stopped(self, step: int, optimizer_step: int) -> ExitCode:
+        """Say that the run stopped as it was asked to."""
+        reason = self.signals.stop or "interrupted"
+        self.events.append(Stopped(reason=reason, step=step, optimizer_step=optimizer_step))
+        return ExitCode.TERMINATED if reason == "terminated" else ExitCode.INTERRUPTED
+
+
+def make_scorer(prepared: Prepared, checkpoint: Checkpoint) -> ResponseScorer:
+    """The model of a checkpoint on the run's device, as the module that scores responses."""
+    profile, architecture = prepared.profile, checkpoint.architecture
+    model = build_model(architecture, checkpoint.state, dropout=profile.model.dropout)
+    balance_kind = None
+    if architecture.use_moe:
+        use_experts_for(model, float32=prepared.compute.dtype == torch.float32)
+        balance_kind = architecture.balance_kind
+    return ResponseScorer(model, balance_kind, profile.train.aux_tokens).to(prepared.compute.device)
+
+
+def weights_file(prepared: Prepared) -> str:
+    """The name of the half-precision weights in the run directory."""
+    return prepared.checkpoint.architecture.file_name(prepared.profile.export.prefix)
+
+
+def _other_environment(promised: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What the bits depend on and is not as it was."""
+    before = {**promised["environment"], "device": promised["device"], "dtype": promised["dtype"]}
+    after = {**now["environment"], "device": now["device"], "dtype": now["dtype"]}
+    return [
+        f"{name} {value} -> {after[name]}" for name, value in before.items() if after[name] != value
+    ]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

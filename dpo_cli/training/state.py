@@ -1,0 +1,123 @@
+"""Our own generations: everything a run needs to go on bit for bit.
+
+Weights and both Adam moments are stored in float32 under the Hugging Face layout's names, which
+are stable where the names in memory are not; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dpo_cli.models.convert import StateDict
+from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.zoo import build_model, to_disk_names
+
+WEIGHTS = "weights.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_RNG = "rng.safetensors"
+_STATE = "state.json"
+
+
+def save_state(
+    directory: Path,
+    *,
+    model: PreTrainedModel,
+    optimizer: torch.optim.AdamW,
+    scaler: torch.amp.GradScaler,
+    optimizer_step: int,
+) -> None:
+    """Write the state after `optimizer_step` optimizer steps into an empty directory."""
+    _save_tensors(directory / WEIGHTS, model, model.state_dict())
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    moments = optimizer.state
+    for moment in _MOMENTS:
+        by_name = {names[p]: moments[p][moment] for p in names if p in moments}
+        _save_tensors(directory / f"{moment}.safetensors", model, by_name)
+    updates = {int(state["step"]) for state in moments.values()}
+    # Every weight gets a gradient in every window, experts without tokens a zero one.
+    assert len(updates) <= 1, f"weights updated unequally often: {updates}"
+    save_file(_rng_states(), directory / _RNG)
+    (directory / _STATE).write_text(
+        json.dumps(
+            {
+                "optimizer_step": optimizer_step,
+                "updates": updates.pop() if updates else 0,
+                "scaler": scaler.state_dict(),
+            }
+        ),
+        encoding="utf-8",
+    )
+
+
+def load_weights(directory: Path) -> StateDict:
+    """The float32 weights of a generation, in the Hugging Face layout."""
+    weights: StateDict = load_file(directory / WEIGHTS)
+    return weights
+
+
+def restore_state(
+    directory: Path,
+    *,
+    architecture: Architecture,
+    model: PreTrainedModel,
+    optimizer: torch.optim.AdamW,
+    scaler: torch.amp.GradScaler,
+) -> int:
+    """Put optimizer, scaler and random numbers back; the weights are the model's already.
+
+    Returns:
+        The number of optimizer steps done.
+    """
+    state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+    if state["updates"]:
+        moments = {
+            moment: _in_memory_names(directory / f"{moment}.safetensors", architecture)
+            for moment in _MOMENTS
+        }
+        restored = optimizer.state_dict()
+        restored["state"] = {
+            index: {
+                "step": torch.tensor(float(state["updates"])),
+                **{moment: tensors[name] for moment, tensors in moments.items()},
+            }
+            for index, (name, _) in enumerate(model.named_parameters())
+        }
+        optimizer.load_state_dict(restored)
+    if state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    _restore_rng(load_file(directory / _RNG))
+    return int(state["optimizer_step"])
+
+
+def _in_memory_names(path: Path, architecture: Architecture) -> Mapping[str, Tensor]:
+    """Moments travel by the road of the weights: a model built from them names them."""
+    carrier = build_model(architecture, load_file(path))
+    return {name: parameter.detach() for name, parameter in carrier.named_parameters()}
+
+
+def _save_tensors(path: Path, model: PreTrainedModel, tensors: Mapping[str, Any]) -> None:
+    on_disk = to_disk_names(model, {name: tensor.cpu() for name, tensor in tensors.items()})
+    # Unstacking gives views of one storage, which safetensors refuses.
+    save_file({name: tensor.clone().contiguous() for name, tensor in on_disk.items()}, path)
+
+
+def _rng_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def _restore_rng(states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    for index in range(torch.cuda.device_count()):
+        if (state := states.get(f"cuda:{index}")) is not None:
+            torch.cuda.set_rng_state(state, index)

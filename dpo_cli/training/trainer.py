@@ -1,0 +1,226 @@
+"""The training loop: Direct Preference Optimization, one window of micro-batches after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dpo_cli.data.batching import Batch, make_batch
+from dpo_cli.data.chat import TokenizedPair
+from dpo_cli.data.order import Window
+from dpo_cli.errors import DpoError
+from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.objective.logps import sequence_logps
+from dpo_cli.objective.losses import PairScores, score_pairs
+from dpo_cli.run.events import Evaluated, Event, StepDone
+from dpo_cli.training.optim import set_learning_rate
+from dpo_cli.training.plan import Prepared
+from dpo_cli.training.reference import Reference
+
+
+class Watch(Protocol):
+    """What the loop asks at each step boundary, and tells."""
+
+    def emit(self, event: Event) -> None:
+        """Append to the event stream."""
+        ...
+
+    def asked(self) -> set[str]:
+        """What was asked for since the last call: "save", "stop", "evaluate"."""
+        ...
+
+
+@dataclass
+class Trainer:
+    """A run in progress; `optimizer_step` counts the steps done."""
+
+    prepared: Prepared
+    policy: ResponseScorer
+    reference: Reference
+    held_out_reference: Reference
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    watch: Watch
+    save: Callable[[Trainer], None]
+    optimizer_step: int = 0
+
+    def train(self) -> bool:
+        """Train to the end of the plan, or until asked to stop; saved either way.
+
+        Returns:
+            Whether every planned step is done.
+        """
+        profile, order = self.prepared.profile, self.prepared.order
+        saved_at = time.monotonic()
+        if self.optimizer_step == 0:
+            self.evaluate()
+        for window in order.windows(start=self.optimizer_step):
+            before = self.step
+            self.watch.emit(self.take_step(window))
+            asked = self.watch.asked()
+            last = self.optimizer_step == order.optimizer_steps
+            if last or "evaluate" in asked or _passed(profile.eval.interval, before, self.step):
+                self.evaluate()
+            rested = time.monotonic() - saved_at >= profile.train.save_min_seconds
+            due = rested and _passed(profile.train.save_interval, before, self.step)
+            if last or due or asked & {"save", "stop"}:
+                self.save(self)
+                saved_at = time.monotonic()
+            if "stop" in asked and not last:
+                return False
+        return True
+
+    @property
+    def step(self) -> int:
+        """Micro-batches done, as the reference script counts."""
+        return self.prepared.order.steps_done(self.optimizer_step)
+
+    def take_step(self, window: Window) -> StepDone:
+        """One optimizer step: the gradient of a window's micro-batches, clipped, applied.
+
+        Raises:
+            DpoError: a loss or gradient is not finite; the weights are as before the step.
+        """
+        began = time.perf_counter()
+        figures = _Figures()
+        self.policy.train()
+        for indices in window.micro_batches:
+            batch = self.batch(self.prepared.pairs, indices)
+            pairs, balance = self.score(batch, self.reference.logps(indices, batch))
+            loss = pairs.losses.mean()
+            if balance is not None:
+                loss = loss + self.prepared.router_aux_loss_coef * balance
+            share = loss / self.prepared.order.accumulation_steps
+            self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+            figures.add(loss, pairs, balance, batch.computed_tokens)
+
+        self.scaler.unscale_(self.optimizer)
+        parameters = list(self.policy.parameters())
+        grad_norm = torch.nn.utils.clip_grad_norm_(
+            parameters, self.prepared.profile.train.grad_clip
+        )
+        losses, metrics = figures.read(grad_norm)
+        self._refuse_non_finite(window, losses, metrics["grad_norm"])
+        learning_rate = self.prepared.learning_rate.at(window.last_step)
+        set_learning_rate(self.optimizer, learning_rate)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer_step += 1
+        return StepDone(
+            step=self.step,
+            optimizer_step=self.optimizer_step,
+            epoch=window.epoch + 1,
+            learning_rate=learning_rate,
+            losses=losses,
+            metrics=metrics,
+            pairs=figures.pairs,
+            tokens=figures.tokens,
+            seconds=time.perf_counter() - began,
+        )
+
+    def score(self, batch: Batch, reference_logps: Tensor) -> tuple[PairScores, Tensor | None]:
+        """Losses and rewards of a batch, and the balance of the experts where there are any."""
+        dpo = self.prepared.profile.dpo
+        with self.prepared.compute.autocast():
+            scores = self.policy(batch)
+        logps = sequence_logps(scores.token_logps, scores.mask, dpo.reduction)
+        return score_pairs(logps, reference_logps, dpo.beta), scores.balance
+
+    def batch(self, pairs: Sequence[TokenizedPair], indices: Sequence[int]) -> Batch:
+        """The tensors of these pairs, on the device."""
+        profile = self.prepared.profile
+        return make_batch(
+            [pairs[i] for i in indices],
+            profile.train.layout,
+            max_seq_len=profile.data.max_seq_len,
+            pad_id=self.prepared.pad_id,
+            share_prompts=not profile.model.dropout,
+        ).to(self.prepared.compute.device)
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Score the held-out pairs, if there are any, and report."""
+        held_out = self.prepared.held_out
+        if not held_out:
+            return
+        began = time.perf_counter()
+        self.policy.eval()
+        figures = _Figures()
+        for indices in chunked(len(held_out), self.prepared.order.batch_size):
+            batch = self.batch(held_out, indices)
+            pairs, _ = self.score(batch, self.held_out_reference.logps(indices, batch))
+            figures.add(pairs.losses.mean(), pairs, None, batch.computed_tokens)
+        _, metrics = figures.read(None)
+        self.watch.emit(
+            Evaluated(
+                step=self.step,
+                optimizer_step=self.optimizer_step,
+                metrics=metrics,
+                pairs=figures.pairs,
+                seconds=time.perf_counter() - began,
+            )
+        )
+
+    def _refuse_non_finite(self, window: Window, losses: Sequence[float], grad_norm: float) -> None:
+        bad_losses = [n for n, loss in enumerate(losses) if not abs(loss) < float("inf")]
+        # Under float16 the scaler skips a step whose scaled gradients overflow; that is its work.
+        bad_gradient = not grad_norm < float("inf") and not self.scaler.is_enabled()
+        if not bad_losses and not bad_gradient:
+            return
+        guilty = [window.micro_batches[n] for n in bad_losses] or window.micro_batches
+        lines = [str(self.prepared.pairs[i].line) for indices in guilty for i in indices]
+        raise DpoError(
+            f"optimizer step {self.optimizer_step + 1}: the"
+            f" {'loss' if bad_losses else 'gradient'} is not a finite number; the weights were not"
+            " touched",
+            "look at these rows, or lower train.learning_rate; what was saved before is intact",
+            [f"lines {', '.join(lines)} of {self.prepared.profile.data.data_path}"],
+        )
+
+
+class _Figures:
+    """Adds up what the micro-batches of a window came to, on the device; read once at its end."""
+
+    def __init__(self) -> None:
+        self.pairs = 0
+        self.tokens = 0
+        self._losses: list[Tensor] = []
+        self._balances: list[Tensor] = []
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, loss: Tensor, pairs: PairScores, balance: Tensor | None, tokens: int) -> None:
+        self.pairs += len(pairs.losses)
+        self.tokens += tokens
+        self._losses.append(loss.detach())
+        if balance is not None:
+            self._balances.append(balance.detach())
+        for name, figure in pairs.sums().items():
+            self._sums[name] = self._sums.get(name, 0.0) + figure
+
+    def read(self, grad_norm: Tensor | None) -> tuple[tuple[float, ...], dict[str, float]]:
+        """The loss of each micro-batch; the mean over all pairs of every other figure."""
+        means = {name: total / self.pairs for name, total in self._sums.items()}
+        if self._balances:
+            means["balance"] = torch.stack(self._balances).mean()
+        if grad_norm is not None:
+            means["grad_norm"] = grad_norm
+        figures = [*self._losses, *means.values()]
+        values = torch.stack([figure.double() for figure in figures]).tolist()
+        count = len(self._losses)
+        return tuple(values[:count]), dict(zip(means, values[count:], strict=True))
+
+
+def chunked(count: int, size: int) -> list[tuple[int, ...]]:
+    """0 .. count - 1 in consecutive runs of `size`."""
+    return [tuple(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def _passed(interval: int, before: int, after: int) -> bool:
+    """Whether a multiple of the interval lies in (before, after]; 0 is no interval."""
+    return bool(interval) and after // interval > before // interval

@@ -1,0 +1,33 @@
+"""The file MiniMind loads: a state dict with exactly its keys, written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dpo_cli.files import write_atomically
+from dpo_cli.models.convert import StateDict, to_minimind
+from dpo_cli.models.minimind import Architecture
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def write_weights(path: Path, state: StateDict, architecture: Architecture, dtype: str) -> None:
+    """Write weights for MiniMind's own scripts, whose loaders are strict.
+
+    Args:
+        path: replaced atomically.
+        state: in the Hugging Face layout.
+        architecture: of the weights.
+        dtype: a key of `DTYPES`; each value is rounded to the nearest.
+    """
+    minimind = to_minimind(
+        {name: tensor.detach().cpu().to(DTYPES[dtype]) for name, tensor in state.items()},
+        architecture,
+    )
+    # Parts of stacked experts are views, and torch.save would write the whole stack for each. The
+    # tied copies stay one tensor, under both names.
+    owned = {id(tensor): tensor.clone() for tensor in minimind.values()}
+    content = {name: owned[id(tensor)] for name, tensor in minimind.items()}
+    write_atomically(path, lambda temporary: torch.save(content, temporary))

@@ -1,0 +1,58 @@
+"""The process that trains: `python -m dpo_cli.training.worker RUN [--change TEXT ...]`.
+
+It is started by the launcher (`dpo_cli.run.launch`), tells everything through the run's event
+stream, and ends with an exit code of `dpo_cli.errors.ExitCode`.
+"""
+
+from __future__ import annotations
+
+# Only what is light: signals must be heard, and the launcher's death noticed, before torch loads.
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Signals:
+    """SIGINT and SIGTERM as requests to stop at the next step boundary."""
+
+    def __init__(self) -> None:
+        self.stop: str | None = None
+        """Why the run is to stop: "interrupted" or "terminated"."""
+        signal.signal(signal.SIGINT, self._hear)
+        signal.signal(signal.SIGTERM, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.stop = "terminated" if number == signal.SIGTERM else "interrupted"
+
+
+def die_with_parent() -> None:
+    """Be killed when the launcher dies: nobody would watch over the run any more."""
+    launcher = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train the run of the command line; the exit code says how it ended."""
+    parser = argparse.ArgumentParser(prog="dpo_cli.training.worker", description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--change", action="append", default=[])
+    options = parser.parse_args(arguments)
+    signals = Signals()
+
+    from dpo_cli.training.session import train_run
+
+    return train_run(options.run, signals, options.change)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    sys.exit(main())

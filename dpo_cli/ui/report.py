@@ -1,0 +1,282 @@
+"""A run as plain lines: for pipes, logs, and terminals that want no panel. From events alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from dpo_cli.run.events import (
+    Alert,
+    Completed,
+    Evaluated,
+    Event,
+    Planned,
+    Progress,
+    Resumed,
+    Saved,
+    StepDone,
+    Stopped,
+)
+
+_FIRST_STEPS = (1, 2, 5, 10)
+_LONGEST_SILENCE_SECONDS = 30.0
+_PROGRESS_SECONDS = 2.0
+_RECENT_STEPS = 20
+_LABEL_WIDTH = 10
+
+
+def duration(seconds: float) -> str:
+    """A duration in its two largest units: 42s, 4m 10s, 3h 05m, 2d 07h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
+
+
+def size(size_bytes: int) -> str:
+    """A size in decimal units: 51.7 MB."""
+    amount = float(size_bytes)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: 1 pair, 25,829,888 parameters."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+class PlainReport:
+    """Prints what happens in a run, each event as a line or not at all.
+
+    Args:
+        console: where to print.
+        designation: what the user types to name the run.
+        directory: the run's directory.
+        quiet: print warnings and the end only.
+    """
+
+    def __init__(
+        self, console: Console, designation: str, directory: Path, *, quiet: bool = False
+    ) -> None:
+        self._console = console
+        self._designation = designation
+        self._directory = directory
+        self._quiet = quiet
+        self._plan: dict[str, Any] | None = None
+        self._phase = _Phase()
+        self._recent: deque[StepDone] = deque(maxlen=_RECENT_STEPS)
+        self._last_step = 0
+        self._shown_at_seconds = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Print what `event` is worth."""
+        match event:
+            case Alert() | Resumed() | Stopped() | Completed():
+                for line in self._important_lines(event):
+                    self._print(line)
+            case _ if self._quiet:
+                pass
+            case Planned():
+                self._plan = event.plan
+                for line in plan_lines(event.plan, self._directory):
+                    self._print(line)
+            case Progress():
+                if self._phase.is_worth_a_line(event):
+                    self._print(progress_line(event))
+            case StepDone():
+                self._step(event)
+            case Evaluated():
+                self._print(evaluation_line(event))
+            case Saved():
+                self._print(
+                    Text(
+                        f"saved after optimizer step {event.optimizer_step} "
+                        f"({size(event.size_bytes)} in {event.seconds:.1f}s)",
+                        style="dim",
+                    )
+                )
+
+    def _important_lines(self, event: Alert | Resumed | Stopped | Completed) -> Iterable[Text]:
+        match event:
+            case Alert(message=message, remedy=remedy):
+                yield Text.assemble(("warning: ", "bold yellow"), message)
+                if remedy:
+                    yield Text.assemble(("   help: ", "bold cyan"), remedy)
+            case Resumed():
+                self._last_step = event.step
+                for sentence in event.passed_over:
+                    yield Text.assemble(("warning: ", "bold yellow"), "passed over ", sentence)
+                if not self._quiet:
+                    yield Text(
+                        f"resuming after optimizer step {event.optimizer_step} "
+                        f"(step {event.step}), from {event.generation}"
+                    )
+                    for change in event.changes:
+                        yield Text(f"  changed {change}")
+            case Stopped():
+                yield Text(f"{event.reason} after step {event.step}; everything is saved")
+                yield _command("resume", f"dpo resume {self._designation}")
+            case Completed():
+                yield Text.assemble(
+                    ("done", "bold green"),
+                    f": {count(event.optimizer_step, 'optimizer step')}, "
+                    f"weights in {self._directory / event.weights}",
+                )
+                yield _command("export", f"dpo export {self._designation}")
+
+    def _step(self, event: StepDone) -> None:
+        self._recent.append(event)
+        is_shown = self._is_worth_a_line(event)
+        self._last_step = event.step
+        if is_shown:
+            self._shown_at_seconds = event.elapsed_seconds
+            self._print(step_line(event, self._recent, self._plan))
+
+    def _is_worth_a_line(self, event: StepDone) -> bool:
+        before, now = self._last_step, event.step
+        is_first = len(self._recent) == 1  # of this start, that is: also after a resume
+        if is_first or any(before < step <= now for step in _FIRST_STEPS):
+            return True
+        if event.elapsed_seconds - self._shown_at_seconds >= _LONGEST_SILENCE_SECONDS:
+            return True
+        if self._plan is None:
+            return False
+        log_interval = self._plan["profile"]["log_interval"]
+        return before // log_interval < now // log_interval or now == _total_steps(self._plan)
+
+    def _print(self, line: Text) -> None:
+        self._console.print(line, soft_wrap=True)
+
+
+class _Phase:
+    """Decides which events of a phase before training are worth a line: those of a long one."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._shown_at_seconds = 0.0
+
+    def is_worth_a_line(self, event: Progress) -> bool:
+        if event.phase != self._name:
+            self._name = event.phase
+            self._shown_at_seconds = event.elapsed_seconds
+        if event.elapsed_seconds - self._shown_at_seconds < _PROGRESS_SECONDS:
+            return False
+        self._shown_at_seconds = event.elapsed_seconds
+        return True
+
+
+def plan_lines(plan: dict[str, Any], directory: Path) -> list[Text]:
+    """What will happen, before it does."""
+    model, pairs, steps, profile = plan["model"], plan["pairs"], plan["steps"], plan["profile"]
+    kept = count(pairs["kept"], "pair")
+    if pairs["held_out"]:
+        kept += f", {pairs['held_out']:,} held out"
+    if pairs["set_aside"]:
+        kept += f", {pairs['set_aside']:,} set aside: {directory / 'rejected_rows.jsonl'}"
+    return [
+        _fact("model", f"{model['description']}, {count(model['parameters'], 'parameter')}"),
+        _fact("data", kept),
+        _fact(
+            "steps",
+            f"{count(steps['epochs'], 'epoch')} x {steps['micro_batches_per_epoch']:,} "
+            f"of {count(steps['batch_size'], 'pair')} = {steps['micro_batches']:,}, "
+            f"{count(steps['optimizer_steps'], 'update')}"
+            + (
+                f" (one each {steps['accumulation_steps']} steps)"
+                if steps["accumulation_steps"] > 1
+                else ""
+            ),
+        ),
+        _fact("rate", f"{profile['learning_rate']:g}, schedule {profile['schedule']}"),
+        _fact("objective", f"DPO, beta {profile['beta']:g}, {profile['reduction']} over tokens"),
+        _fact("device", f"{plan['device']}, {plan['dtype']}, {profile['layout']} layout"),
+    ]
+
+
+def progress_line(event: Progress) -> Text:
+    """How far a phase before training is."""
+    share = f" {event.done / event.total:.0%}" if event.total else ""
+    return Text(
+        f"{event.phase}{share} ({event.done:,} of {event.total:,} {event.unit})", style="dim"
+    )
+
+
+def step_line(event: StepDone, recent: Iterable[StepDone], plan: dict[str, Any] | None) -> Text:
+    """One optimizer step; `recent` ends with it and gives the speed, `plan` the totals."""
+    metrics, recent = event.metrics, list(recent)
+    total = epochs = eta = ""
+    if plan is not None:
+        total, epochs = f"/{_total_steps(plan)}", f"/{plan['steps']['epochs']}"
+        eta = duration((_total_steps(plan) - event.step) * _seconds_a_step(recent))
+    seconds = sum(step.seconds for step in recent)
+    pairs_a_second = sum(step.pairs for step in recent) / seconds if seconds else 0.0
+    return _fields(
+        ("step", f"{event.step}{total}"),
+        ("epoch", f"{event.epoch}{epochs}"),
+        ("loss", f"{metrics['loss']:.4f}"),
+        ("lr", f"{event.learning_rate:.1e}"),
+        ("margin", f"{metrics['rewards/margins']:+.4f}"),
+        ("acc", f"{metrics['rewards/accuracies']:.2f}"),
+        ("grad", f"{metrics['grad_norm']:.3g}"),
+        ("", f"{pairs_a_second:.1f} pairs/s"),
+        ("eta", eta),
+    )
+
+
+def evaluation_line(event: Evaluated) -> Text:
+    """The policy on the held-out pairs."""
+    metrics = event.metrics
+    return _fields(
+        ("held out", f"after step {event.step}"),
+        ("loss", f"{metrics['loss']:.4f}"),
+        ("margin", f"{metrics['rewards/margins']:+.4f}"),
+        ("acc", f"{metrics['rewards/accuracies']:.2f}"),
+        ("", f"{count(event.pairs, 'pair')} in {duration(event.seconds)}"),
+    )
+
+
+def _total_steps(plan: dict[str, Any]) -> int:
+    total: int = plan["steps"]["micro_batches"]
+    return total
+
+
+def _seconds_a_step(recent: list[StepDone]) -> float:
+    """Seconds for one micro-batch by the worker's monotonic clock, saves and evaluations included.
+
+    The first step has nothing to be compared with but its own time.
+    """
+    first, last = recent[0], recent[-1]
+    if first is last:
+        return last.seconds / len(last.losses)
+    return (last.elapsed_seconds - first.elapsed_seconds) / (last.step - first.step)
+
+
+def _fields(*fields: tuple[str, str]) -> Text:
+    """Labelled values in one line; empty ones are left out."""
+    line = Text()
+    for label, value in fields:
+        if value:
+            line.append("  " if line else "")
+            line.append(f"{label} " if label else "", style="dim")
+            line.append(value)
+    return line
+
+
+def _fact(label: str, value: str) -> Text:
+    return Text.assemble((label.ljust(_LABEL_WIDTH), "dim"), value)
+
+
+def _command(purpose: str, command: str) -> Text:
+    return Text.assemble((f"{purpose}: ", "dim"), (command, "bold"))

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpo_cli.errors import UsageError
+from dpo_cli.profile.inputs import check_inputs, resolve_checkpoint
+from dpo_cli.profile.load import LoadedProfile
+from dpo_cli.profile.schema import Profile
+
+Load = Callable[..., LoadedProfile]
+Complain = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def files(folder: Path) -> None:
+    """Everything a profile of the required keys needs, with weights in `out`."""
+    for name in (
+        "dpo.jsonl",
+        "model/tokenizer.json",
+        "model/tokenizer_config.json",
+        "out/full_sft_512.pth",
+    ):
+        put(folder / name)
+
+
+def put(path: Path, text: str = "x") -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def complain(load: Load) -> Complain:
+    """What `check_inputs` finds wrong, given overrides."""
+
+    def complain(*overrides: str) -> list[str]:
+        try:
+            check_inputs(load("", "model.out_dir=out", *overrides))
+        except UsageError as error:
+            return list(error.details)
+        return []
+
+    return complain
+
+
+def profile_with(load: Load, *overrides: str) -> Profile:
+    return load("", "model.out_dir=out", *overrides).profile
+
+
+class TestFiles:
+    def test_nothing_is_wrong(self, complain: Complain) -> None:
+        assert complain() == []
+
+    def test_everything_is_told_at_once(self, load: Load) -> None:
+        loaded = load(
+            "[eval]\npath = 'e.jsonl'\n",
+            "data.data_path=pairs",
+            "model.tokenizer=gone/deep",
+            "model.out_dir=nowhere",
+            "model.reference=x",
+        )
+        with pytest.raises(UsageError) as caught:
+            check_inputs(loaded)
+        assert caught.value.message == "my.toml: 4 inputs cannot be used"
+        assert list(caught.value.details) == [
+            "--set  data.data_path: pairs does not exist",
+            "--set  model.tokenizer: gone/deep does not exist, nor does its folder gone",
+            "--set  model.out_dir: nowhere does not exist",
+            "my.toml:7  eval.path: e.jsonl does not exist",
+        ]
+
+    def test_a_near_miss_is_suggested(self, complain: Complain) -> None:
+        assert complain("data.data_path=dpo.json") == [
+            "--set  data.data_path: dpo.json does not exist; did you mean dpo.jsonl?"
+        ]
+
+    @pytest.mark.parametrize("key", ["data.data_path", "eval.path", "model.checkpoint"])
+    def test_a_directory_or_an_empty_file(self, complain: Complain, folder: Path, key: str) -> None:
+        put(folder / "empty", "")
+        assert complain(f"{key}=./empty") == [
+            f"--set  {key}: empty is empty; was its copy or download interrupted?"
+        ]
+        (detail,) = complain(f"{key}=./out")
+        assert detail.startswith(f"--set  {key}: out is a directory; ")
+
+    def test_a_file_without_permission(
+        self, complain: Complain, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "dpo.jsonl")
+        assert complain() == ["my.toml:5  data.data_path: dpo.jsonl cannot be read: no permission"]
+
+    def test_a_file_below_a_file(self, complain: Complain) -> None:
+        assert complain("data.data_path=dpo.jsonl/x") == [
+            "--set  data.data_path: dpo.jsonl/x does not exist, nor does its folder dpo.jsonl"
+        ]
+
+    def test_a_name_that_the_system_refuses(self, complain: Complain) -> None:
+        (detail,) = complain(f"data.data_path={'x' * 300}")
+        assert detail.endswith("cannot be read: File name too long")
+
+
+class TestTokenizer:
+    def test_the_file_instead_of_its_folder(self, complain: Complain) -> None:
+        assert complain("model.tokenizer=model/tokenizer.json") == [
+            "--set  model.tokenizer: model/tokenizer.json is a file; name its folder, model"
+        ]
+
+    def test_a_folder_without_a_tokenizer(self, complain: Complain, folder: Path) -> None:
+        (detail,) = complain("model.tokenizer=out")
+        assert "out holds no tokenizer.json and no tokenizer_config.json; name" in detail
+        (folder / "model/tokenizer_config.json").unlink()
+        (detail,) = complain()
+        assert "my.toml:2  model.tokenizer: model holds no tokenizer_config.json; name" in detail
+
+    def test_an_empty_tokenizer(self, complain: Complain, folder: Path) -> None:
+        put(folder / "model/tokenizer.json", "")
+        (detail,) = complain()
+        assert "model.tokenizer: model/tokenizer.json is empty" in detail
+
+
+class TestCheckpoint:
+    def test_a_bare_name_is_in_out_dir(self, load: Load, folder: Path) -> None:
+        put(folder / "out/mine.safetensors")
+        expected = str(folder / "out/mine.safetensors")
+        for name in ("mine.safetensors", "mine"):
+            profile = profile_with(load, f"model.checkpoint={name}")
+            assert resolve_checkpoint(profile, "checkpoint") == expected
+
+    def test_a_path_is_itself(self, load: Load, folder: Path) -> None:
+        put(folder / "mine.pth")
+        for stated in ("./mine.pth", "./mine", str(folder / "mine.pth")):
+            profile = profile_with(load, f"model.checkpoint={stated}")
+            assert resolve_checkpoint(profile, "checkpoint") == str(folder / "mine.pth")
+
+    def test_a_run_is_left_to_those_who_know_runs(self, load: Load) -> None:
+        profile = profile_with(load, "model.checkpoint=run:first")
+        assert resolve_checkpoint(profile, "checkpoint") == "run:first"
+        assert resolve_checkpoint(profile, "reference") == "run:first"
+
+    def test_the_reference_is_the_checkpoint_unless_stated(self, load: Load, folder: Path) -> None:
+        put(folder / "out/other.pth")
+        checkpoint = str(folder / "out/full_sft_512.pth")
+        assert resolve_checkpoint(profile_with(load), "reference") == checkpoint
+        profile = profile_with(load, "model.reference=other.pth")
+        assert resolve_checkpoint(profile, "checkpoint") == checkpoint
+        assert resolve_checkpoint(profile, "reference") == str(folder / "out/other.pth")
+
+    def test_a_missing_one_gets_a_suggestion(self, complain: Complain) -> None:
+        for name in ("full_sft_521.pth", "full_sft_521"):
+            assert complain(f"model.checkpoint={name}") == [
+                f"--set  model.checkpoint: out/{name} does not exist; "
+                "did you mean full_sft_512.pth?"
+            ]
+
+    def test_a_name_for_two_files(self, complain: Complain, folder: Path) -> None:
+        put(folder / "out/full_sft_512.safetensors")
+        assert complain("model.checkpoint=full_sft_512") == [
+            "--set  model.checkpoint: full_sft_512 may be full_sft_512.pth, "
+            "full_sft_512.safetensors; add the suffix"
+        ]
+
+    def test_a_hugging_face_folder(self, complain: Complain) -> None:
+        assert complain("model.checkpoint=./model") == [
+            "--set  model.checkpoint: model is a directory; "
+            "Hugging Face folders are not supported yet, name a file"
+        ]
+
+    def test_a_bare_name_without_out_dir(self, load: Load) -> None:
+        profile = load("", "model.checkpoint=x.pth").profile
+        with pytest.raises(UsageError, match=r"x.pth is a name in model.out_dir, which is not set"):
+            resolve_checkpoint(profile, "checkpoint")
+
+    def test_no_word_of_any_weights(self, load: Load) -> None:
+        with pytest.raises(UsageError) as caught:
+            check_inputs(load())
+        (detail,) = caught.value.details
+        assert detail.startswith("my.toml  model.checkpoint: nothing says which weights to train")
+
+
+class TestTheOnlySft:
+    def test_it_is_found(self, load: Load, folder: Path) -> None:
+        put(folder / "out/full_sft_512.txt")
+        put(folder / "out/rlhf_512.pth")
+        path = resolve_checkpoint(profile_with(load), "checkpoint")
+        assert path == str(folder / "out/full_sft_512.pth")
+
+    def test_alone_it_is_taken_whatever_its_name_says(self, load: Load, folder: Path) -> None:
+        """The weights themselves will contradict the stated width, naming both."""
+        path = resolve_checkpoint(profile_with(load, "model.hidden_size=768"), "checkpoint")
+        assert path == str(folder / "out/full_sft_512.pth")
+
+    def test_there_is_none(self, complain: Complain, folder: Path) -> None:
+        (folder / "out/full_sft_512.pth").unlink()
+        (detail,) = complain()
+        assert "model.out_dir: out holds no full_sft_*.pth or full_sft_*.safetensors" in detail
+
+    def test_out_dir_is_a_file(self, complain: Complain) -> None:
+        assert complain("model.out_dir=dpo.jsonl") == [
+            "--set  model.out_dir: dpo.jsonl is a file; name a folder"
+        ]
+
+    def test_it_is_empty(self, complain: Complain, folder: Path) -> None:
+        put(folder / "out/full_sft_512.pth", "")
+        (detail,) = complain()
+        assert "model.out_dir: out/full_sft_512.pth is empty" in detail
+
+    @pytest.fixture
+    def several(self, folder: Path) -> None:
+        for name in ("full_sft_512_moe.pth", "full_sft_768.safetensors", "full_sft_best.pth"):
+            put(folder / "out" / name)
+
+    @pytest.mark.parametrize(
+        ("overrides", "name"),
+        [
+            (["model.hidden_size=768"], "full_sft_768.safetensors"),
+            (["model.hidden_size=512", "model.use_moe=false"], "full_sft_512.pth"),
+            (["model.use_moe=true"], "full_sft_512_moe.pth"),
+        ],
+    )
+    @pytest.mark.usefixtures("several")
+    def test_the_stated_shape_chooses_by_name(
+        self, load: Load, folder: Path, overrides: list[str], name: str
+    ) -> None:
+        path = resolve_checkpoint(profile_with(load, *overrides), "checkpoint")
+        assert path == str(folder / "out" / name)
+
+    @pytest.mark.parametrize(
+        "overrides", [[], ["model.hidden_size=512"], ["model.hidden_size=640"]]
+    )
+    @pytest.mark.usefixtures("several")
+    def test_several_are_listed(self, complain: Complain, overrides: list[str]) -> None:
+        assert complain(*overrides) == [
+            "--set  model.out_dir: out holds full_sft_512.pth, full_sft_512_moe.pth, "
+            "full_sft_768.safetensors, full_sft_best.pth; choose one, "
+            'for example model.checkpoint = "full_sft_512.pth"'
+        ]

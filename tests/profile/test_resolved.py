@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dpo_cli.profile.load import LoadedProfile, load_profile
+from dpo_cli.profile.resolved import Change, differences, to_toml
+from dpo_cli.profile.schema import KEYS, Effect, Profile
+
+Load = Callable[..., LoadedProfile]
+
+EVERYTHING: dict[str, dict[str, object]] = {
+    "model": {
+        "out_dir": "/out",
+        "checkpoint": "/weights/a $ sign/full_sft_512.pth",
+        "reference": "run:first",
+        "tokenizer": "/model/$HOME",
+        "hidden_size": 512,
+        "num_hidden_layers": 8,
+        "use_moe": True,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-5,
+        "dropout": 0.1,
+    },
+    "data": {
+        "data_path": '/数据/a "b".jsonl',
+        "max_seq_len": 512,
+        "shuffle": True,
+        "empty_think_ratio": 0.5,
+        "num_workers": 3,
+    },
+    "dpo": {"beta": 5.0, "reduction": "sum"},
+    "train": {
+        "epochs": 3,
+        "batch_size": 2,
+        "accumulation_steps": 4,
+        "global_batch_size": 8,
+        "learning_rate": 3.3e-8,
+        "schedule": "minimind3",
+        "warmup_iters": 5,
+        "grad_clip": 0.5,
+        "seed": 42,
+        "device": "cuda:1",
+        "dtype": "float16",
+        "router_aux_loss_coef": 0.1,
+        "layout": "reference",
+        "aux_tokens": "all",
+        "deterministic": True,
+        "log_interval": 7,
+        "save_interval": 8,
+        "save_min_seconds": 0.0,
+    },
+    "eval": {"path": "/held.jsonl", "interval": 9},
+    "export": {"prefix": "dpo", "dtype": "float32"},
+}
+
+
+def reload(profile: Profile, folder: Path) -> Profile:
+    path = folder / "elsewhere" / "profile.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(to_toml(profile), encoding="utf-8")
+    return load_profile(path).profile
+
+
+def test_a_profile_survives_being_written_down(load: Load, folder: Path) -> None:
+    for profile in (load().profile, Profile.model_validate(EVERYTHING)):
+        assert reload(profile, folder) == profile
+
+
+def test_everything_covers_every_key() -> None:
+    stated = {f"{table}.{field}" for table, fields in EVERYTHING.items() for field in fields}
+    assert KEYS.keys() - stated == {"eval.fraction"}  # which excludes eval.path
+
+
+def test_a_bare_checkpoint_stays_a_name(load: Load, folder: Path) -> None:
+    profile = load("", "model.checkpoint=a$b.pth").profile
+    assert reload(profile, folder).model.checkpoint == "a$b.pth"
+
+
+def test_only_keys_with_a_value_are_written(load: Load) -> None:
+    text = to_toml(load().profile)
+    assert "hidden_size" not in text
+    assert "epochs = 2" in text
+
+
+def test_differences_have_their_effects(load: Load) -> None:
+    old = load().profile
+    new = load(
+        "[dpo]\nbeta = 0.2\n",
+        "train.learning_rate=4e-8",
+        "train.batch_size=8",
+        "model.checkpoint=x.pth",
+        "train.schedule=minimind3",
+    ).profile
+    assert differences(old, new) == [
+        Change("model.checkpoint", None, "x.pth", Effect.NONE),
+        Change("dpo.beta", 0.1, 0.2, Effect.MATHEMATICS),
+        Change("train.batch_size", 4, 8, Effect.POSITION),
+        Change("train.learning_rate", 1e-8, 4e-8, Effect.MATHEMATICS),
+        Change("train.schedule", "minimind2", "minimind3", Effect.MATHEMATICS),
+    ]
+    assert differences(old, old) == []
+
+
+def test_a_change_reads_as_old_to_new() -> None:
+    assert str(Change("train.epochs", 2, 4, Effect.MATHEMATICS)) == "train.epochs: 2 -> 4"
+    assert str(Change("eval.path", None, Path("/e"), Effect.NONE)) == 'eval.path: unset -> "/e"'

@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dpo_cli.errors import UsageError
+from dpo_cli.profile.schema import KEYS, TABLES, Effect, Kind, Profile, Train, json_schema
+
+SNAPSHOT = Path(__file__).parent / "schema.snapshot.json"
+DEFAULTS = Profile.model_validate({"model": {"tokenizer": "m"}, "data": {"data_path": "d"}})
+
+
+def build(key: str, value: object) -> Profile:
+    """A profile where `key` has `value`."""
+    tables: dict[str, dict[str, object]] = {"model": {"tokenizer": "m"}, "data": {"data_path": "d"}}
+    table, field = key.split(".")
+    tables.setdefault(table, {})[field] = value
+    return Profile.model_validate(tables)
+
+
+def value_of(profile: Profile, key: str) -> object:
+    table, field = key.split(".")
+    return getattr(getattr(profile, table), field)
+
+
+class TestKeys:
+    def test_defaults_are_the_reference_scripts(self) -> None:
+        expected: dict[str, object] = {
+            "model.dropout": 0.0,
+            "data.max_seq_len": 1024,
+            "data.shuffle": False,
+            "data.empty_think_ratio": 0.2,
+            "data.num_workers": 0,
+            "dpo.beta": 0.1,
+            "dpo.reduction": "mean",
+            "train.epochs": 2,
+            "train.batch_size": 4,
+            "train.learning_rate": 1e-8,
+            "train.schedule": "minimind2",
+            "train.warmup_iters": 0,
+            "train.grad_clip": 1.0,
+            "train.seed": 1337,
+            "train.device": "auto",
+            "train.dtype": "auto",
+            "train.layout": "packed",
+            "train.aux_tokens": "real",
+            "train.deterministic": False,
+            "train.log_interval": 100,
+            "train.save_interval": 100,
+            "train.save_min_seconds": 60.0,
+            "eval.fraction": 0.0,
+            "eval.interval": 0,
+            "export.prefix": "rlhf",
+            "export.dtype": "float16",
+        }
+        stated = {key: value_of(DEFAULTS, key) for key in KEYS}
+        required = {"model.tokenizer", "data.data_path"}
+        assert {
+            key: value for key, value in stated.items() if value is not None and key not in required
+        } == expected
+
+    @pytest.mark.parametrize("key", KEYS)
+    def test_every_key_teaches(self, key: str) -> None:
+        description = KEYS[key].description
+        assert len(description) > 20
+        assert description.endswith(".")
+        assert "\n" not in description
+        assert "  " not in description
+
+    @pytest.mark.parametrize("key", KEYS)
+    def test_every_example_is_a_valid_value(self, key: str) -> None:
+        assert KEYS[key].examples
+        for example in KEYS[key].examples:
+            assert example is not None
+            build(key, example)
+
+    def test_effects_on_a_resume(self) -> None:
+        by_effect = {
+            effect: {key for key in KEYS if KEYS[key].effect is effect} for effect in Effect
+        }
+        assert by_effect[Effect.NONE] == {
+            "model.out_dir",
+            "model.checkpoint",
+            "model.reference",
+            "model.tokenizer",
+            "data.data_path",
+            "data.num_workers",
+            "train.log_interval",
+            "train.save_interval",
+            "train.save_min_seconds",
+            "export.prefix",
+            "export.dtype",
+        }
+        assert by_effect[Effect.POSITION] == {
+            "model.hidden_size",
+            "model.num_hidden_layers",
+            "model.use_moe",
+            "model.num_attention_heads",
+            "model.num_key_value_heads",
+            "model.num_experts_per_tok",
+            "model.norm_topk_prob",
+            "model.rope_theta",
+            "model.rms_norm_eps",
+            "data.max_seq_len",
+            "data.shuffle",
+            "data.empty_think_ratio",
+            "train.batch_size",
+            "train.accumulation_steps",
+            "train.global_batch_size",
+            "train.seed",
+            "eval.fraction",
+        }
+        assert by_effect[Effect.MATHEMATICS] == {
+            "model.dropout",
+            "dpo.beta",
+            "dpo.reduction",
+            "train.epochs",
+            "train.learning_rate",
+            "train.schedule",
+            "train.warmup_iters",
+            "train.grad_clip",
+            "train.device",
+            "train.dtype",
+            "train.router_aux_loss_coef",
+            "train.layout",
+            "train.aux_tokens",
+            "train.deterministic",
+            "eval.path",
+            "eval.interval",
+        }
+
+    def test_paths_are_marked(self) -> None:
+        assert {key for key in KEYS if KEYS[key].kind is Kind.PATH} == {
+            "model.out_dir",
+            "model.tokenizer",
+            "data.data_path",
+            "eval.path",
+        }
+        assert {key for key in KEYS if KEYS[key].kind is Kind.WEIGHTS} == {
+            "model.checkpoint",
+            "model.reference",
+        }
+
+
+class TestStrictness:
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("model.use_moe", "False"),
+            ("model.use_moe", 0),
+            ("data.shuffle", 1),
+            ("train.epochs", True),
+            ("train.epochs", 2.0),
+            ("train.epochs", "2"),
+            ("train.learning_rate", True),
+            ("train.learning_rate", "1e-8"),
+            ("train.learning_rate", float("nan")),
+            ("train.grad_clip", float("inf")),
+            ("data.data_path", 3),
+            ("model.checkpoint", 512),
+        ],
+    )
+    def test_wrong_types_are_rejected(self, key: str, value: object) -> None:
+        with pytest.raises(ValidationError):
+            build(key, value)
+
+    def test_a_whole_number_will_do_for_a_float(self) -> None:
+        beta = build("dpo.beta", 1).dpo.beta
+        assert beta == 1.0
+        assert isinstance(beta, float)
+
+    @pytest.mark.parametrize(
+        ("key", "bad", "good"),
+        [
+            ("model.checkpoint", "", "run:first"),
+            ("model.hidden_size", 0, 1),
+            ("model.rope_theta", 0.0, 1e4),
+            ("model.dropout", 1.0, 0.99),
+            ("model.dropout", -0.1, 0.0),
+            ("data.max_seq_len", 1, 2),
+            ("data.empty_think_ratio", 1.01, 1.0),
+            ("data.empty_think_ratio", -0.01, 0.0),
+            ("data.num_workers", -1, 0),
+            ("dpo.beta", 0.0, 1e-9),
+            ("dpo.reduction", "max", "sum"),
+            ("train.epochs", 0, 1),
+            ("train.batch_size", 0, 1),
+            ("train.accumulation_steps", 0, 1),
+            ("train.learning_rate", 0.0, 1e-9),
+            ("train.learning_rate", -1e-8, 1e-8),
+            ("train.schedule", "cosine", "minimind3"),
+            ("train.warmup_iters", -1, 0),
+            ("train.grad_clip", 0.0, 0.1),
+            ("train.seed", -1, 0),
+            ("train.seed", 2**32, 2**32 - 1),
+            ("train.device", "gpu", "cuda"),
+            ("train.device", "cuda:", "cuda:11"),
+            ("train.device", "cuda:0\n", "cpu"),
+            ("train.dtype", "bf16", "bfloat16"),
+            ("train.router_aux_loss_coef", -1.0, 0.0),
+            ("train.log_interval", 0, 1),
+            ("train.save_interval", 0, 1),
+            ("train.save_min_seconds", -1.0, 0),
+            ("eval.fraction", 1.0, 0.5),
+            ("eval.interval", -1, 0),
+            ("export.prefix", "a/b", "dpo"),
+            ("export.prefix", "", "rlhf"),
+            ("export.dtype", "auto", "float32"),
+        ],
+    )
+    def test_limits(self, key: str, bad: object, good: object) -> None:
+        assert value_of(build(key, good), key) == good
+        with pytest.raises(ValidationError):
+            build(key, bad)
+
+    def test_unknown_keys_are_rejected(self) -> None:
+        with pytest.raises(ValidationError, match="extra_forbidden"):
+            build("train.lr", 1e-8)
+
+    def test_a_profile_cannot_be_changed(self) -> None:
+        with pytest.raises(ValidationError, match="frozen"):
+            DEFAULTS.dpo.beta = 5.0
+
+
+class TestAgreement:
+    """Keys that are valid alone and not together."""
+
+    def test_padding_is_counted_only_where_there_is_padding(self) -> None:
+        with pytest.raises(ValidationError, match=re.escape('set train.layout = "reference"')):
+            Train(aux_tokens="all")
+        assert Train(aux_tokens="all", layout="reference").aux_tokens == "all"
+
+    def test_held_out_pairs_have_one_source(self) -> None:
+        with pytest.raises(ValidationError, match=re.escape("leave out eval.path")):
+            Profile.model_validate(
+                {
+                    "model": {"tokenizer": "m"},
+                    "data": {"data_path": "d"},
+                    "eval": {"fraction": 0.1, "path": "e"},
+                }
+            )
+
+    def test_a_global_batch_is_made_of_whole_micro_batches(self) -> None:
+        with pytest.raises(ValidationError, match=r"train\.batch_size, which is 4"):
+            Train(global_batch_size=6)
+
+    def test_both_statements_of_the_accumulation_must_agree(self) -> None:
+        with pytest.raises(ValidationError, match=re.escape("4 x 2 = 8")):
+            Train(batch_size=4, accumulation_steps=2, global_batch_size=16)
+        assert Train(batch_size=4, accumulation_steps=4, global_batch_size=16).accumulation_on(1)
+
+    @pytest.mark.parametrize(
+        ("train", "devices", "steps"),
+        [
+            (Train(), 1, 1),
+            (Train(accumulation_steps=3), 8, 3),
+            (Train(global_batch_size=32), 1, 8),
+            (Train(global_batch_size=32), 8, 1),
+            (Train(global_batch_size=32, accumulation_steps=8), 2, 4),
+        ],
+    )
+    def test_accumulation(self, train: Train, devices: int, steps: int) -> None:
+        assert train.accumulation_on(devices) == steps
+
+    def test_a_global_batch_that_devices_cannot_share(self) -> None:
+        with pytest.raises(UsageError, match=re.escape("4 x 3 = 12")):
+            Train(global_batch_size=32).accumulation_on(3)
+
+
+class TestJsonSchema:
+    def test_snapshot(self) -> None:
+        current = json.dumps(json_schema(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        assert SNAPSHOT.read_text(encoding="utf-8") == current, (
+            "the published schema changed; if that is meant, renew the snapshot: python -c "
+            "'import json; from dpo_cli.profile.schema import json_schema; "
+            "print(json.dumps(json_schema(), indent=2, sort_keys=True, ensure_ascii=False))' "
+            "> tests/profile/schema.snapshot.json"
+        )
+
+    def test_it_is_draft_4(self) -> None:
+        schema = json_schema()
+        assert schema["$schema"] == "http://json-schema.org/draft-04/schema#"
+        check_draft4(schema, definitions=schema["definitions"])
+
+    def test_it_holds_every_key_with_its_default_and_effect(self) -> None:
+        definitions = json_schema()["definitions"]
+        published = {
+            f"{table}.{field}": schema
+            for table in TABLES
+            for field, schema in definitions[table]["properties"].items()
+        }
+        assert published.keys() == KEYS.keys()
+        required = {"model.tokenizer", "data.data_path"}
+        for key, schema in published.items():
+            assert schema["description"] == KEYS[key].description
+            assert schema["x-effect"] == KEYS[key].effect
+            default = None if key in required else value_of(DEFAULTS, key)
+            assert schema.get("default") == default
+
+    def test_limits_are_draft_4s(self) -> None:
+        definitions = json_schema()["definitions"]
+        beta = definitions["dpo"]["properties"]["beta"]
+        assert (beta["minimum"], beta["exclusiveMinimum"]) == (0, True)
+        dropout = definitions["model"]["properties"]["dropout"]
+        assert (dropout["maximum"], dropout["exclusiveMaximum"]) == (1, True)
+        assert "exclusiveMinimum" not in dropout
+
+    def test_an_unset_key_has_no_null(self) -> None:
+        hidden_size = json_schema()["definitions"]["model"]["properties"]["hidden_size"]
+        assert hidden_size["type"] == "integer"
+        assert "default" not in hidden_size
+
+    def test_a_profile_may_extend_another(self) -> None:
+        schema = json_schema()
+        assert schema["properties"]["extends"]["type"] == "string"
+        assert "required" not in schema
+        assert not any("required" in table for table in schema["definitions"].values())
+
+
+KEYWORDS: dict[str, Any] = {
+    "$schema": str,
+    "$ref": str,
+    "title": str,
+    "description": str,
+    "type": str,
+    "format": str,
+    "pattern": str,
+    "enum": list,
+    "default": object,
+    "minimum": (int, float),
+    "maximum": (int, float),
+    "exclusiveMinimum": bool,
+    "exclusiveMaximum": bool,
+    "minLength": int,
+    "properties": dict,
+    "definitions": dict,
+    "additionalProperties": bool,
+    "x-effect": str,
+}
+TYPES = {"object", "string", "integer", "number", "boolean"}
+
+
+def check_draft4(schema: dict[str, Any], definitions: dict[str, Any]) -> None:
+    """The rules of Draft 4's meta-schema, as far as ours may use it."""
+    for keyword, value in schema.items():
+        assert keyword in KEYWORDS, f"{keyword} is no keyword of Draft 4 that we use"
+        assert isinstance(value, KEYWORDS[keyword]), f"{keyword}: {value}"
+    if "$ref" in schema:
+        assert schema.keys() == {"$ref"}, "Draft 4 ignores what stands beside a $ref"
+        assert schema["$ref"].removeprefix("#/definitions/") in definitions
+    else:
+        assert schema["type"] in TYPES
+    if "exclusiveMinimum" in schema:
+        assert "minimum" in schema
+    if "exclusiveMaximum" in schema:
+        assert "maximum" in schema
+    if "enum" in schema:
+        assert len(set(schema["enum"])) == len(schema["enum"]) > 0
+    for children in ("properties", "definitions"):
+        for child in schema.get(children, {}).values():
+            check_draft4(child, definitions)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpo_cli.profile.text import did_you_mean, show_path, show_value
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "unset"),
+        (True, "true"),
+        (2, "2"),
+        (0.1, "0.1"),
+        (-1e-8, "-1e-8"),
+        (1e-12, "1e-12"),
+        (float("nan"), "nan"),
+        ('a "b" 模型', '"a \\"b\\" 模型"'),
+        (Path("/a/b"), '"/a/b"'),
+        ([1, 2], "[1, 2]"),
+    ],
+)
+def test_values_are_shown_as_toml_states_them(value: object, shown: str) -> None:
+    assert show_value(value) == shown
+
+
+def test_paths_are_shown_relative_only_where_that_is_shorter(folder: Path) -> None:
+    assert show_path(folder / "profiles/my.toml") == "profiles/my.toml"
+    assert show_path(Path("/my.toml")) == "/my.toml"
+
+
+def test_the_nearest_candidate_is_suggested_as_it_should_be_shown() -> None:
+    assert did_you_mean("full_sft_521", ["rlhf_512", "full_sft_512"]) == (
+        "; did you mean full_sft_512?"
+    )
+    assert did_you_mean("bta", ["beta"], str.upper) == "; did you mean BETA?"
+    assert did_you_mean("zzz", ["beta"]) == ""

@@ -1,0 +1,167 @@
+"""The event stream: every kind survives the file, torn tails, and rows done twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpo_cli.run.events import (
+    Alert,
+    Completed,
+    Evaluated,
+    Event,
+    EventReader,
+    EventWriter,
+    Exported,
+    Failed,
+    Planned,
+    Progress,
+    Resumed,
+    Saved,
+    StepDone,
+    Stopped,
+    WorkerEnded,
+    WorkerStarted,
+    drop_torn_tail,
+    from_json,
+    history,
+    to_json,
+)
+
+
+def step_done(optimizer_step: int, **fields: Any) -> StepDone:
+    values: dict[str, Any] = {
+        "step": optimizer_step,
+        "optimizer_step": optimizer_step,
+        "epoch": 1,
+        "learning_rate": 1e-8 / 3,
+        "losses": (0.1 + 0.2, math.log(2)),
+        "metrics": {"loss": 0.1 + 0.2},
+        "pairs": 4,
+        "tokens": 100,
+        "seconds": 0.5,
+    }
+    return StepDone(**(values | fields))
+
+
+EVENTS = [
+    WorkerStarted(
+        pid=1, device="cpu", device_name="x", dtype="float32", threads=2, versions={"torch": "2"}
+    ),
+    Progress(phase="encoding", done=1, total=2, unit="pairs"),
+    Planned(plan={"model": {"parameters": 5}, "list": [1, 2]}),
+    Resumed(optimizer_step=1, step=2, generation="step-00000001", passed_over=("a", "b")),
+    step_done(1),
+    Evaluated(step=1, optimizer_step=1, metrics={"loss": 0.69}, pairs=2, seconds=0.1),
+    Saved(step=1, optimizer_step=1, generation="g", weights="w", size_bytes=3, seconds=0.1),
+    Alert(code="slow", message="偏好", remedy="r"),
+    Stopped(reason="interrupted", step=1, optimizer_step=1),
+    Completed(step=1, optimizer_step=1, weights="rlhf_512.pth"),
+    Failed(message="m", remedy="r", details=("line 1", "line 2"), exit_code=2),
+    WorkerEnded(exit_code=137, signal=9),
+    Exported(path="p", sha256="0", dtype="float16", optimizer_step=1),
+]
+
+
+def test_the_list_above_has_every_kind() -> None:
+    assert {type(event).__name__ for event in EVENTS} == set(Event.registry)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_round_trip_keeps_every_bit(event: Event) -> None:
+    line = to_json(event)
+    assert "\n" not in line
+    assert from_json(line) == event
+
+
+def test_unknown_kinds_and_fields_are_left_out() -> None:
+    assert from_json('{"event": "Danced", "time": 1.0}') is None
+    line = json.dumps(json.loads(to_json(EVENTS[-1])) | {"later": 1})
+    assert from_json(line) == EVENTS[-1]
+
+
+def test_not_a_number_survives() -> None:
+    event = from_json(to_json(step_done(1, metrics={"loss": math.nan, "grad_norm": math.inf})))
+    assert isinstance(event, StepDone)
+    assert math.isnan(event.metrics["loss"])
+    assert event.metrics["grad_norm"] == math.inf
+
+
+def test_a_reader_gets_each_event_once_and_waits_for_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    reader = EventReader(path)
+    assert list(reader.read_new()) == []
+    line = to_json(EVENTS[0]) + "\n"
+    path.write_text(line + line[:20])
+    assert list(reader.read_new()) == [EVENTS[0]]
+    assert list(reader.read_new()) == []
+    with path.open("a") as file:
+        file.write(line[20:])
+    assert list(reader.read_new()) == [EVENTS[0]]
+
+
+def test_a_torn_tail_is_dropped_by_the_next_writer(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(to_json(step_done(1)) + "\n" + '{"event": "StepDo')
+    reader = EventReader(path)
+    list(reader.read_new())
+    writer = EventWriter(path)
+    writer.append(step_done(2))
+    writer.close()
+    assert [event.optimizer_step for event in history(path) if isinstance(event, StepDone)] == [
+        1,
+        2,
+    ]
+    assert len(list(reader.read_new())) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("", ""), ("torn", ""), ("a\n", "a\n"), ("a\nb", "a\n")]
+)
+def test_only_the_part_after_the_last_newline_is_cut(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(before)
+    drop_torn_tail(path)
+    assert path.read_text() == after
+
+
+def test_elapsed_seconds_come_from_the_writer_and_never_fall(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    writer = EventWriter(path)
+    for _ in range(3):
+        writer.append(dataclasses.replace(step_done(1), elapsed_seconds=-5.0))
+    writer.close()
+    elapsed = [event.elapsed_seconds for event in EventReader(path).read_new()]
+    assert elapsed == sorted(elapsed)
+    assert elapsed[0] >= 0
+
+
+def test_history_has_rows_that_a_resume_did_again_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    writer = EventWriter(path)
+    evaluated = Evaluated(step=4, optimizer_step=4, metrics={}, pairs=1, seconds=0.1)
+    for event in (
+        *(step_done(k, tokens=1) for k in (1, 2, 3, 4)),
+        evaluated,
+        Resumed(optimizer_step=2, step=2, generation="step-00000002"),
+        *(step_done(k, tokens=2) for k in (3, 4)),
+        evaluated,
+    ):
+        writer.append(event)
+    writer.close()
+    events = history(path)
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert [(event.optimizer_step, event.tokens) for event in steps] == [
+        (1, 1),
+        (2, 1),
+        (3, 2),
+        (4, 2),
+    ]
+    assert len([event for event in events if isinstance(event, Evaluated)]) == 1

@@ -35,7 +35,7 @@ class Compute:
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context of every forward."""
-        if self.dtype == torch.float32:
+        if self.dtype not in (torch.bfloat16, torch.float16):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 

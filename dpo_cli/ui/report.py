@@ -207,10 +207,11 @@ def plan_lines(plan: dict[str, Any], directory: Path) -> list[Text]:
 
 def progress_line(event: Progress) -> Text:
     """How far a phase before training is."""
-    share = f" {event.done / event.total:.0%}" if event.total else ""
-    return Text(
-        f"{event.phase}{share} ({event.done:,} of {event.total:,} {event.unit})", style="dim"
-    )
+    done = f"({event.done:,} {event.unit})"
+    if event.total:
+        share = event.done / event.total
+        done = f"{share:.0%} ({event.done:,} of {event.total:,} {event.unit})"
+    return Text(f"{event.phase} {done}", style="dim")
 
 
 def step_line(event: StepDone, recent: Iterable[StepDone], plan: dict[str, Any] | None) -> Text:

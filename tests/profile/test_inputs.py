@@ -56,7 +56,7 @@ class TestFiles:
 
     def test_everything_is_told_at_once(self, load: Load) -> None:
         loaded = load(
-            "[eval]\npath = 'e.jsonl'\n",
+            "[eval]\npath = 'zzz'\n",
             "data.data_path=pairs",
             "model.tokenizer=gone/deep",
             "model.out_dir=nowhere",
@@ -69,7 +69,7 @@ class TestFiles:
             "--set  data.data_path: pairs does not exist",
             "--set  model.tokenizer: gone/deep does not exist, nor does its folder gone",
             "--set  model.out_dir: nowhere does not exist",
-            "my.toml:7  eval.path: e.jsonl does not exist",
+            "my.toml:7  eval.path: zzz does not exist",
         ]
 
     def test_a_near_miss_is_suggested(self, complain: Complain) -> None:

@@ -274,8 +274,8 @@ class TestAgreement:
 
 class TestJsonSchema:
     def test_snapshot(self) -> None:
-        current = json.dumps(json_schema(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        assert SNAPSHOT.read_text(encoding="utf-8") == current, (
+        # Compared as values: pydantic versions differ in writing a limit as 0 or 0.0.
+        assert json.loads(SNAPSHOT.read_text(encoding="utf-8")) == json_schema(), (
             "the published schema changed; if that is meant, renew the snapshot: python -c "
             "'import json; from dpo_cli.profile.schema import json_schema; "
             "print(json.dumps(json_schema(), indent=2, sort_keys=True, ensure_ascii=False))' "

@@ -1,0 +1,27 @@
+"""What all tests share: where the golden files and real data lie, and the tokenizers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# The thread count changes bits, and two busy test processes share two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Golden numbers, real data, tokenizers and checkpoints, beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared (golden numbers and real data) beside the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    return shared / "golden"

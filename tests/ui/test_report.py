@@ -1,0 +1,256 @@
+"""The plain lines, as text of a fixed width."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dpo_cli.run.events import (
+    Alert,
+    Completed,
+    Evaluated,
+    Event,
+    Failed,
+    Planned,
+    Progress,
+    Resumed,
+    Saved,
+    StepDone,
+    Stopped,
+    WorkerEnded,
+)
+from dpo_cli.ui.report import PlainReport, count, duration, size
+
+NAME = "dense-20260101-120000-ab12"
+PLAN: dict[str, Any] = {
+    "model": {
+        "architecture": "minimind2",
+        "description": "MiniMind2 512x8, full_sft_512.pth",
+        "parameters": 25829888,
+    },
+    "pairs": {"kept": 329, "set_aside": 51, "held_out": 20, "max_seq_len": 1024},
+    "steps": {
+        "epochs": 2,
+        "micro_batches": 166,
+        "optimizer_steps": 84,
+        "micro_batches_per_epoch": 83,
+        "batch_size": 4,
+        "accumulation_steps": 2,
+    },
+    "profile": {
+        "learning_rate": 1e-8,
+        "beta": 0.1,
+        "reduction": "mean",
+        "schedule": "minimind2",
+        "layout": "packed",
+        "log_interval": 40,
+        "save_interval": 100,
+    },
+    "device": "cpu",
+    "dtype": "float32",
+}
+
+
+def shown(*events: Event, quiet: bool = False, width: int = 80) -> list[str]:
+    """The lines that a report prints on a pipe of `width` columns."""
+    console = Console(file=io.StringIO(), width=width)
+    report = PlainReport(console, NAME, Path("runs", NAME), quiet=quiet)
+    for event in events:
+        report(event)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def step_done(step: int, *, elapsed_seconds: float | None = None, window: int = 1) -> StepDone:
+    return StepDone(
+        elapsed_seconds=float(step) if elapsed_seconds is None else elapsed_seconds,
+        step=step,
+        optimizer_step=step // window,
+        epoch=1,
+        learning_rate=9.1e-9,
+        losses=(0.6931,) * window,
+        metrics={
+            "loss": 0.68932,
+            "rewards/margins": 0.00312,
+            "rewards/accuracies": 0.55,
+            "grad_norm": 0.2812,
+        },
+        pairs=4 * window,
+        tokens=100,
+        seconds=0.8 * window,
+    )
+
+
+def test_the_plan() -> None:
+    assert shown(Planned(plan=PLAN), width=40) == [
+        "model     MiniMind2 512x8, full_sft_512.pth, 25,829,888 parameters",
+        f"data      329 pairs, 20 held out, 51 set aside: runs/{NAME}/rejected_rows.jsonl",
+        "steps     2 epochs x 83 of 4 pairs = 166, 84 updates (one each 2 steps)",
+        "rate      1e-08, schedule minimind2",
+        "objective DPO, beta 0.1, mean over tokens",
+        "device    cpu, float32, packed layout",
+    ]
+
+
+def test_a_step_is_one_line_with_speed_and_time_left() -> None:
+    steps = [step_done(k) for k in range(1, 41)]
+    assert shown(Planned(plan=PLAN), *steps, width=40)[-1] == (
+        "step 40/166  epoch 1/2  loss 0.6893  lr 9.1e-09  margin +0.0031  acc 0.55  grad 0.281"
+        "  5.0 pairs/s  eta 2m 06s"
+    )
+
+
+def test_the_first_step_estimates_from_its_own_time() -> None:
+    [*_, line] = shown(Planned(plan=PLAN), step_done(2, window=2))
+    assert line.endswith("5.0 pairs/s  eta 2m 11s")  # 164 steps of 0.8 s
+
+
+def test_without_a_plan_a_step_has_no_totals() -> None:
+    [line] = shown(step_done(1))
+    assert line.startswith("step 1  epoch 1  loss")
+    assert "eta" not in line
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"), [(1, [1, 2, 5, 10, 40, 80, 120, 160, 166]), (4, [4, 8, 12, 40])]
+)
+def test_which_steps_are_shown(window: int, expected: list[int]) -> None:
+    steps = [
+        step_done(k, elapsed_seconds=k * 0.1, window=window) for k in range(window, 167, window)
+    ]
+    lines = shown(Planned(plan=PLAN), *steps)
+    numbers = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step ")]
+    assert numbers[: len(expected)] == expected
+
+
+def test_silence_is_never_longer_than_30_seconds() -> None:
+    steps = [step_done(k, elapsed_seconds=10.0 * k) for k in range(11, 25)]
+    lines = shown(Planned(plan=PLAN), *steps)
+    numbers = [line.split()[1] for line in lines if line.startswith("step ")]
+    assert numbers == ["11/166", "14/166", "17/166", "20/166", "23/166"]
+
+
+def test_only_long_phases_are_told_and_not_too_often() -> None:
+    def progress(phase: str, done: int, elapsed_seconds: float) -> Progress:
+        return Progress(
+            elapsed_seconds=elapsed_seconds, phase=phase, done=done, total=400, unit="pairs"
+        )
+
+    quick = [progress("reading", k, k * 0.004) for k in range(400)]
+    long = [progress("encoding", k, 10 + k * 0.0125) for k in range(401)]
+    assert shown(*quick, *long) == [
+        "encoding 40% (160 of 400 pairs)",
+        "encoding 80% (320 of 400 pairs)",
+    ]
+
+
+def test_a_phase_of_unknown_length_has_no_percentage() -> None:
+    events = [
+        Progress(elapsed_seconds=t, phase="reading", done=7, total=0, unit="rows") for t in (0.0, 3)
+    ]
+    assert shown(*events) == ["reading (7 rows)"]
+
+
+def test_evaluations_saves_and_ends() -> None:
+    assert shown(
+        Evaluated(
+            step=40,
+            optimizer_step=20,
+            metrics={"loss": 0.69, "rewards/margins": -0.01, "rewards/accuracies": 0.5},
+            pairs=20,
+            seconds=3.2,
+        ),
+        Saved(
+            step=40,
+            optimizer_step=20,
+            generation="step-00000020",
+            weights="rlhf_512.pth",
+            size_bytes=310_000_000,
+            seconds=0.71,
+        ),
+        Stopped(reason="interrupted", step=40, optimizer_step=20),
+        Completed(step=166, optimizer_step=84, weights="rlhf_512.pth"),
+    ) == [
+        "held out after step 40  loss 0.6900  margin -0.0100  acc 0.50  20 pairs in 3s",
+        "saved after optimizer step 20 (310.0 MB in 0.7s)",
+        "interrupted after step 40; everything is saved",
+        f"resume: dpo resume {NAME}",
+        f"done: 84 optimizer steps, weights in runs/{NAME}/rlhf_512.pth",
+        f"export: dpo export {NAME}",
+    ]
+
+
+def test_a_resume_names_what_it_passed_over_and_shows_its_first_step() -> None:
+    resumed = Resumed(
+        optimizer_step=21,
+        step=42,
+        generation="step-00000021",
+        passed_over=("step-00000030 is damaged: the content of weights.safetensors has changed",),
+        changes=("train.epochs: 2 -> 4",),
+    )
+    assert shown(Planned(plan=PLAN), resumed, step_done(43), step_done(44))[6:-1] == [
+        "warning: passed over step-00000030 is damaged: the content of weights.safetensors "
+        "has changed",
+        "resuming after optimizer step 21 (step 42), from step-00000021",
+        "  changed train.epochs: 2 -> 4",
+    ]
+    assert shown(resumed, quiet=True)[0].startswith("warning: passed over step-00000030")
+    assert len(shown(resumed, quiet=True)) == 1
+
+
+def test_quiet_shows_alerts_and_the_end_only() -> None:
+    assert shown(
+        Planned(plan=PLAN),
+        step_done(1),
+        Progress(elapsed_seconds=9, phase="x", done=0, total=1, unit="y"),
+        Alert(code="drift", message="far from the reference [1/2]", remedy="stop earlier"),
+        Completed(step=1, optimizer_step=1, weights="w"),
+        quiet=True,
+    ) == [
+        "warning: far from the reference [1/2]",
+        "   help: stop earlier",
+        f"done: 1 optimizer step, weights in runs/{NAME}/w",
+        f"export: dpo export {NAME}",
+    ]
+
+
+def test_what_the_command_itself_tells_is_not_told_twice() -> None:
+    assert shown(Failed(message="m"), WorkerEnded(exit_code=1)) == []
+
+
+def test_no_colour_on_a_pipe_and_none_where_it_is_not_wanted() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=80)
+    PlainReport(console, NAME, Path("runs"))(Alert(code="c", message="m"))
+    assert isinstance(console.file, io.StringIO)
+    assert "\x1b[3" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0s"),
+        (59.6, "1m 00s"),
+        (250, "4m 10s"),
+        (3600, "1h 00m"),
+        (86399.9, "1d 00h"),
+        (200000, "2d 07h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (51_700_000, "51.7 MB"), (3_100_000_000, "3.1 GB")],
+)
+def test_sizes(size_bytes: int, text: str) -> None:
+    assert size(size_bytes) == text
+
+
+def test_counts() -> None:
+    assert (count(1, "pair"), count(1000, "pair")) == ("1 pair", "1,000 pairs")

@@ -31,7 +31,11 @@ def export(
     ] = None,
     dtype: Annotated[
         Dtype | None,
-        typer.Option(help="The file's precision; else the profile's.", show_default=False),
+        typer.Option(
+            metavar="|".join(Dtype),
+            help="The file's precision; else the profile's.",
+            show_default=False,
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write over a file that is not this run's.")

@@ -22,7 +22,7 @@ def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
     from dpo_cli.commands.session import plain_console
     from dpo_cli.run.events import Completed, EventReader, Failed, Stopped
     from dpo_cli.run.store import find_run, runs_root
-    from dpo_cli.ui.report import PlainReport
+    from dpo_cli.ui.report import completed_lines, stopped_lines
 
     console = plain_console()
     run = find_run(runs_root(runs_dir), run_name, prefer=lambda run: run.holder() is not None)
@@ -41,13 +41,22 @@ def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
     except KeyboardInterrupt:
         console.print(f"no longer waiting; {name} still stops")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+    if not run.profile_path.exists():
+        console.print(f"{name} had not begun, and is gone")
+        return
     ends = [e for e in reader.read_new() if isinstance(e, Stopped | Completed | Failed)]
-    if not ends:
-        raise DpoError(
-            f"{name} ended without saving its last steps",
-            f"go on from its last good state: dpo resume {name}",
-            [f"what it printed is in {run.worker_log_path}"],
-        )
-    if isinstance(ends[-1], Failed):
-        raise DpoError(f"{name} failed: {ends[-1].message}", ends[-1].remedy, ends[-1].details)
-    PlainReport(console, name, run.path)(ends[-1])
+    match ends[-1:]:
+        case [Stopped() as stopped]:
+            lines = stopped_lines(stopped, name)
+        case [Completed() as completed]:
+            lines = completed_lines(completed, name, run.path)
+        case [Failed() as failed]:
+            raise DpoError(f"{name} failed: {failed.message}", failed.remedy, failed.details)
+        case _:
+            raise DpoError(
+                f"{name} ended without saving its last steps",
+                f"go on from its last good state: dpo resume {name}",
+                [f"what it printed is in {run.worker_log_path}"],
+            )
+    for line in lines:
+        console.print(line)

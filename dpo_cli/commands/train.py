@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,9 @@ def train(
     settings: SetOption = None,
     name: Annotated[
         str | None,
-        typer.Option(help="What to call the run; else as the profile.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="What to call the run; else as the profile.", show_default=False
+        ),
     ] = None,
     runs_dir: RunsDirOption = None,
     plain: PlainOption = False,
@@ -62,7 +65,10 @@ def train(
         raise
     # A run in the background leaves nothing but its directory to learn from why it was refused.
     undo = _leave if detach else run.remove
-    run_worker(run, lock, undo=undo, quiet=quiet, detach=detach)
+    try:
+        run_worker(run, lock, undo=undo, quiet=quiet, detach=detach)
+    finally:
+        os.close(lock)
 
 
 def _pin_runs(profile: Profile, root: Path) -> Profile:

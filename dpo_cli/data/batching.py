@@ -44,6 +44,11 @@ class PaddedBatch:
         """Positions the model computes, padding included."""
         return self.input_ids.numel()
 
+    @property
+    def padding_tokens(self) -> int:
+        """Positions that stand for nothing."""
+        return self.computed_tokens - int(self.lengths.sum())
+
     def to(self, device: torch.device) -> PaddedBatch:
         """The same on another device."""
         return PaddedBatch(
@@ -92,6 +97,11 @@ class PackedBatch:
     def computed_tokens(self) -> int:
         """Positions the model computes."""
         return self.input_ids.numel()
+
+    @property
+    def padding_tokens(self) -> int:
+        """Positions that stand for nothing: there are none."""
+        return 0
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same on another device."""

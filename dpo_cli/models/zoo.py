@@ -26,6 +26,9 @@ from dpo_cli.models.minimind import EMBEDDING, HEAD, Architecture, recognise
 
 transformers.utils.logging.disable_progress_bar()
 
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+"""Number formats by the names that profiles use."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpo_cli.objective.logps import Reduction, sequence_logps
+
 
 @dataclass(frozen=True)
 class PairScores:
     """What a batch of P pairs came to; every field is (P,), and only `losses` carries gradients.
 
     `rewards_*` is beta * (policy logps - reference logps), the implicit reward of eq. 5; its
-    margin is chosen minus rejected, and a pair counts as accurate where that is positive.
+    margin is chosen minus rejected, and a pair counts as accurate where that is positive. `gaps`
+    is how much further apart the policy holds the two responses than the reference does, and `kls`
+    how far it has drifted from it on both; these two are in nats per response token, whatever
+    beta and the reduction are, so that runs can be compared by them.
     """
 
     losses: Tensor
@@ -22,6 +27,8 @@ class PairScores:
     rewards_rejected: Tensor
     logps_chosen: Tensor
     logps_rejected: Tensor
+    gaps: Tensor
+    kls: Tensor
 
     @property
     def margins(self) -> Tensor:
@@ -43,6 +50,8 @@ class PairScores:
             "rewards/accuracies": self.accuracies,
             "logps/chosen": self.logps_chosen,
             "logps/rejected": self.logps_rejected,
+            "gap": self.gaps,
+            "kl": self.kls,
         }
         return {name: figure.detach().sum() for name, figure in figures.items()}
 
@@ -73,16 +82,27 @@ def dpo_losses(
     return -F.logsigmoid(beta * (policy_margins - reference_margins))
 
 
-def score_pairs(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> PairScores:
+def score_pairs(
+    policy: Tensor, reference: Tensor, mask: Tensor, *, beta: float, reduction: Reduction
+) -> PairScores:
     """Losses and rewards of a batch.
 
+    The drift is estimated token by token as r - 1 - ln r with r the ratio reference / policy: never
+    negative, and unbiased for the KL divergence where the tokens are the policy's own samples
+    (Schulman 2020, "Approximating KL divergence", k3). The data's responses are near those at best.
+
     Args:
-        policy_logps, reference_logps: (2P,), the P chosen sequences first, then the rejected.
+        policy, reference: (2P, time), log-probs of tokens, the P chosen sequences first.
+        mask: (2P, time), true where a token belongs to the response.
         beta: see `dpo_losses`.
+        reduction: how the log-probs of a response become one number.
     """
-    policy_chosen, policy_rejected = policy_logps.chunk(2)
-    reference_chosen, reference_rejected = reference_logps.chunk(2)
+    policy_chosen, policy_rejected = sequence_logps(policy, mask, reduction).chunk(2)
+    reference_chosen, reference_rejected = sequence_logps(reference, mask, reduction).chunk(2)
     with torch.no_grad():
+        drift = (policy - reference).double()
+        chosen_drift, rejected_drift = sequence_logps(drift, mask, "mean").chunk(2)
+        chosen_kl, rejected_kl = sequence_logps(drift.neg().expm1() + drift, mask, "mean").chunk(2)
         rewards_chosen = beta * (policy_chosen - reference_chosen)
         rewards_rejected = beta * (policy_rejected - reference_rejected)
     return PairScores(
@@ -93,4 +113,6 @@ def score_pairs(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> P
         rewards_rejected=rewards_rejected,
         logps_chosen=policy_chosen.detach(),
         logps_rejected=policy_rejected.detach(),
+        gaps=chosen_drift - rejected_drift,
+        kls=(chosen_kl + rejected_kl) / 2,
     )

@@ -45,7 +45,6 @@ class WorkerStarted(Event):
     device: str
     device_name: str
     dtype: str
-    threads: int
     versions: dict[str, str]
 
 
@@ -82,7 +81,14 @@ class StepDone(Event):
     """One optimizer step, which closes a window of micro-batches.
 
     `step` counts micro-batches from 1, as the reference script does; `losses` has one entry for
-    each micro-batch of the window (the loss before division by `accumulation_steps`).
+    each micro-batch of the window (the loss before division by `accumulation_steps`). `tokens` are
+    the positions computed, `padding_tokens` those among them that stand for nothing.
+
+    Metrics, means over the window's pairs: loss, rewards/chosen, rewards/rejected,
+    rewards/margins, rewards/accuracies, logps/chosen, logps/rejected (reduced as the profile says),
+    gap and kl (nats per response token); grad_norm before clipping; balance, of mixtures of experts
+    only; weights_moved at the first step and each log_interval, the share of weights whose
+    half-precision value is no longer the checkpoint's.
     """
 
     step: int
@@ -93,7 +99,10 @@ class StepDone(Event):
     metrics: dict[str, float]
     pairs: int
     tokens: int
+    padding_tokens: int
     seconds: float
+    process_bytes: int
+    device_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from dpo_cli.errors import DpoError
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from dpo_cli.models.zoo import DTYPES
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,12 @@ class Compute:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"CPU, {torch.get_num_threads()} threads"
+
+    def peak_bytes(self) -> int:
+        """The most memory that tensors have taken on the device so far; 0 on the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return 0
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context of every forward."""
@@ -54,7 +59,13 @@ def resolve(device: str, dtype: str) -> Compute:
         _require_cuda(device)
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    return Compute(torch.device(device), _DTYPES[dtype])
+    return Compute(torch.device(device), DTYPES[dtype])
+
+
+def process_bytes() -> int:
+    """Memory this process holds right now."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def make_deterministic() -> None:

@@ -25,7 +25,7 @@ from dpo_cli.models.zoo import Checkpoint, load_checkpoint
 from dpo_cli.profile.inputs import resolve_checkpoint
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.store import find_run
-from dpo_cli.training.device import Compute, resolve
+from dpo_cli.training.device import Compute
 from dpo_cli.training.optim import LearningRate
 from dpo_cli.training.state import WEIGHTS, load_weights
 
@@ -85,6 +85,7 @@ class Prepared:
                 "reduction": profile.dpo.reduction,
                 "layout": profile.train.layout,
                 "router_aux_loss_coef": self.router_aux_loss_coef,
+                "grad_clip": profile.train.grad_clip,
                 "log_interval": profile.train.log_interval,
                 "save_interval": profile.train.save_interval,
             },
@@ -106,18 +107,20 @@ def environment() -> dict[str, str]:
     }
 
 
-def prepare(profile: Profile, runs_root: Path, on_progress: OnProgress) -> Prepared:
+def prepare(
+    profile: Profile, compute: Compute, runs_root: Path, on_progress: OnProgress
+) -> Prepared:
     """Read, encode and resolve everything; writes nothing.
 
     Args:
         profile: validated.
+        compute: where and in what precision.
         runs_root: where `run:NAME` is looked for.
         on_progress: hears how far it is.
 
     Raises:
         DpoError: an input is missing, damaged, or does not fit the others.
     """
-    compute = resolve(profile.train.device, profile.train.dtype)
     tokenizer = ChatTokenizer(profile.model.tokenizer)
     checkpoint = _load(profile, "checkpoint", runs_root)
     reference = checkpoint

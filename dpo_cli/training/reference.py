@@ -1,4 +1,4 @@
-"""The frozen reference: what each response was worth before training.
+"""The frozen reference: what each response token was worth before training.
 
 In the packed layout its log-probs are computed once, kept beside the run, and the model is freed;
 in the reference layout it is run again on every batch, as the reference script does.
@@ -15,75 +15,69 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.chat import TokenizedPair
 from dpo_cli.files import write_atomically
-from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.objective.logps import Reduction, sequence_logps
+from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.training.device import Compute
 
 
 class Reference(Protocol):
     """Gives the reference's log-probs of a batch."""
 
-    def logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
-        """(2P,) float64: of the pairs `indices`, which `batch` holds; chosen first."""
+    def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
+        """(2P, time), like the policy's, of the pairs `indices`, which `batch` holds."""
         ...
 
 
 class LiveReference:
     """Runs the frozen model on every batch."""
 
-    def __init__(self, scorer: ResponseScorer, compute: Compute, reduction: Reduction) -> None:
+    def __init__(self, scorer: ResponseScorer, compute: Compute) -> None:
         self._scorer = scorer.eval().requires_grad_(False)
         self._compute = compute
-        self._reduction = reduction
 
     @torch.no_grad()
-    def logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
+    def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
         """See `Reference`."""
         with self._compute.autocast():
-            scores = self._scorer(batch)
-        return sequence_logps(scores.token_logps, scores.mask, self._reduction)
+            scores: Scores = self._scorer(batch)
+        return scores.token_logps
 
 
 class KeptReference:
     """Looks up what was computed once.
 
     Args:
-        sums: (pairs, 2) float64, log-probs summed over each response, chosen and rejected.
-        pairs: the pairs, for the lengths of their responses.
-        reduction: how the policy's log-probs are reduced.
+        token_logps: (N,), of every response token of every pair: pair by pair, chosen first.
+        pairs: the pairs, which say whose token is whose.
         device: where the answers are wanted.
     """
 
     def __init__(
-        self,
-        sums: Tensor,
-        pairs: Sequence[TokenizedPair],
-        reduction: Reduction,
-        device: torch.device,
+        self, token_logps: Tensor, pairs: Sequence[TokenizedPair], device: torch.device
     ) -> None:
-        if reduction == "mean":
-            lengths = [[p.chosen.response_tokens, p.rejected.response_tokens] for p in pairs]
-            sums = sums / torch.tensor(lengths, dtype=torch.int64).reshape(-1, 2)
-        self._logps = sums.to(device)
+        lengths = [side.response_tokens for pair in pairs for side in (pair.chosen, pair.rejected)]
+        self._sides = torch.split(token_logps.to(device), lengths)
 
-    def logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
-        """See `Reference`."""
-        return self._logps[list(indices)].T.reshape(-1)
+    def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
+        """See `Reference`; for a packed batch, whose rows are response tokens and nothing else."""
+        chosen = [self._sides[2 * index] for index in indices]
+        rejected = [self._sides[2 * index + 1] for index in indices]
+        return pad_sequence(chosen + rejected, batch_first=True)
 
 
 @torch.no_grad()
-def sum_response_logps(
+def compute_token_logps(
     scorer: ResponseScorer,
     pairs: Sequence[TokenizedPair],
     micro_batches: Sequence[Sequence[int]],
     compute: Compute,
     on_progress: Callable[[int], None],
 ) -> Tensor:
-    """The log-prob sums of every pair's responses under a model in evaluation mode.
+    """The log-prob of every response token of every pair under a model in evaluation mode.
 
     Args:
         scorer: the model, on `compute.device`.
@@ -94,20 +88,21 @@ def sum_response_logps(
         on_progress: called with the number of pairs done so far.
 
     Returns:
-        (pairs, 2) float64 on the CPU, chosen and rejected.
+        (N,) on the CPU, pair by pair, chosen first.
     """
     scorer.eval()
-    sums = torch.zeros(len(pairs), 2, dtype=torch.float64)
-    done = 0
+    sides: dict[int, Tensor] = {}
     for indices in micro_batches:
         batch = make_batch([pairs[i] for i in indices], "packed", max_seq_len=0)
         with compute.autocast():
-            scores = scorer(batch.to(compute.device))
-        logps = sequence_logps(scores.token_logps, scores.mask, "sum")
-        sums[list(indices)] = logps.reshape(2, -1).T.cpu()
-        done += len(indices)
-        on_progress(done)
-    return sums
+            scores: Scores = scorer(batch.to(compute.device))
+        rows = zip(scores.token_logps.cpu(), scores.mask.cpu(), strict=True)
+        responses = [logps[mask] for logps, mask in rows]
+        for position, index in enumerate(indices):
+            sides[2 * index] = responses[position]
+            sides[2 * index + 1] = responses[len(indices) + position]
+        on_progress(len(sides) // 2)
+    return torch.cat([sides[side] for side in sorted(sides)]) if sides else torch.empty(0)
 
 
 def fingerprint(*facts: str, pairs: Sequence[TokenizedPair]) -> str:
@@ -122,22 +117,22 @@ def fingerprint(*facts: str, pairs: Sequence[TokenizedPair]) -> str:
 
 
 def load_kept(path: Path, key: str) -> Tensor | None:
-    """The kept sums, if `path` holds them for `key` and unharmed; else None."""
+    """The kept log-probs, if `path` holds them for `key` and unharmed; else None."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            sums: Tensor = file.get_tensor("sums")
+            logps: Tensor = file.get_tensor("token_logps")
     except (OSError, SafetensorError):
         return None
-    unharmed = metadata.get("digest") == _digest(sums)
-    return sums if unharmed and metadata.get("key") == key else None
+    unharmed = metadata.get("digest") == _digest(logps)
+    return logps if unharmed and metadata.get("key") == key else None
 
 
-def keep(path: Path, key: str, sums: Tensor) -> None:
-    """Write the sums where `load_kept` finds them."""
-    metadata = {"key": key, "digest": _digest(sums)}
-    write_atomically(path, lambda temporary: save_file({"sums": sums}, temporary, metadata))
+def keep(path: Path, key: str, logps: Tensor) -> None:
+    """Write log-probs where `load_kept` finds them."""
+    metadata = {"key": key, "digest": _digest(logps)}
+    write_atomically(path, lambda temporary: save_file({"token_logps": logps}, temporary, metadata))
 
 
-def _digest(sums: Tensor) -> str:
-    return hashlib.sha256(bytes(sums.contiguous().numpy())).hexdigest()
+def _digest(logps: Tensor) -> str:
+    return hashlib.sha256(bytes(logps.contiguous().numpy())).hexdigest()

@@ -36,9 +36,9 @@ from dpo_cli.run.events import (
 from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training import reference as kept
-from dpo_cli.training.device import make_deterministic
+from dpo_cli.training.device import make_deterministic, resolve
 from dpo_cli.training.optim import make_optimizer
-from dpo_cli.training.plan import Prepared, prepare, refuse_other_inputs
+from dpo_cli.training.plan import Prepared, environment, prepare, refuse_other_inputs
 from dpo_cli.training.state import load_weights, restore_state, save_state
 from dpo_cli.training.trainer import Trainer, chunked
 from dpo_cli.training.weights import write_weights
@@ -116,8 +116,18 @@ class _Session:
         """Prepare, start or resume, train, and say how it ended."""
         profile = load_profile(self.run.profile_path).profile
         configure_torch(profile)
+        compute = resolve(profile.train.device, profile.train.dtype)
+        self.events.append(
+            WorkerStarted(
+                pid=os.getpid(),
+                device=str(compute.device),
+                device_name=compute.device_name,
+                dtype=compute.dtype_name,
+                versions=environment(),
+            )
+        )
         try:
-            prepared = prepare(profile, self.run.path.parent, self.progress)
+            prepared = prepare(profile, compute, self.run.path.parent, self.progress)
             promised = self.run.read_plan()
             self.announce(prepared, promised)
             generation, passed_over = self.find_generation()
@@ -145,19 +155,9 @@ class _Session:
 
     def announce(self, prepared: Prepared, promised: dict[str, Any] | None) -> None:
         """Hold a resumed run to its plan; write the plan and the rows set aside; tell both."""
-        compute, plan = prepared.compute, prepared.plan()
+        plan = prepared.plan()
         if promised is not None:
             refuse_other_inputs(promised, plan)
-        self.events.append(
-            WorkerStarted(
-                pid=os.getpid(),
-                device=str(compute.device),
-                device_name=compute.device_name,
-                dtype=compute.dtype_name,
-                threads=torch.get_num_threads(),
-                versions={"torch": plan["environment"]["torch"]},
-            )
-        )
         rows = "".join(row.to_json() + "\n" for row in prepared.set_aside)
         write_text_atomically(self.run.rejected_rows_path, rows)
         self.run.write_plan(plan)
@@ -215,9 +215,7 @@ class _Session:
         """The reference of the training pairs and that of the held-out ones."""
         profile, compute = prepared.profile, prepared.compute
         if profile.train.layout == "reference":
-            live = kept.LiveReference(
-                make_scorer(prepared, prepared.reference), compute, profile.dpo.reduction
-            )
+            live = kept.LiveReference(make_scorer(prepared, prepared.reference), compute)
             return live, live
         key = kept.fingerprint(
             prepared.fingerprints["reference"],
@@ -226,30 +224,29 @@ class _Session:
             pairs=[*prepared.pairs, *prepared.held_out],
         )
         path = self.run.path / REFERENCE_FILE
-        sums = kept.load_kept(path, key)
-        if sums is None:
-            sums = self.compute_reference(prepared)
-            kept.keep(path, key, sums)
-        training, held_out = torch.split(sums, [len(prepared.pairs), len(prepared.held_out)])
-        reduction = profile.dpo.reduction
+        logps = kept.load_kept(path, key)
+        if logps is None:
+            logps = self.compute_reference(prepared)
+            kept.keep(path, key, logps)
+        tokens = sum(p.chosen.response_tokens + p.rejected.response_tokens for p in prepared.pairs)
         return (
-            kept.KeptReference(training, prepared.pairs, reduction, compute.device),
-            kept.KeptReference(held_out, prepared.held_out, reduction, compute.device),
+            kept.KeptReference(logps[:tokens], prepared.pairs, compute.device),
+            kept.KeptReference(logps[tokens:], prepared.held_out, compute.device),
         )
 
     def compute_reference(self, prepared: Prepared) -> Tensor:
-        """(pairs + held-out pairs, 2): log-prob sums under the reference, which is then freed."""
+        """Token log-probs of the pairs, then the held-out ones; the model is freed after it."""
         scorer = make_scorer(prepared, prepared.reference)
         pairs, held_out = prepared.pairs, prepared.held_out
         total = len(pairs) + len(held_out)
-        training = kept.sum_response_logps(
+        training = kept.compute_token_logps(
             scorer,
             pairs,
             prepared.order.micro_batches_of(0),
             prepared.compute,
             lambda done: self.progress("reference log-probs", done, total, "pairs"),
         )
-        evaluation = kept.sum_response_logps(
+        evaluation = kept.compute_token_logps(
             scorer,
             held_out,
             chunked(len(held_out), prepared.order.batch_size),

@@ -14,10 +14,11 @@ from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.chat import TokenizedPair
 from dpo_cli.data.order import Window
 from dpo_cli.errors import DpoError
-from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.objective.logps import sequence_logps
+from dpo_cli.models.scoring import ResponseScorer, Scores
+from dpo_cli.models.zoo import DTYPES, to_disk_names
 from dpo_cli.objective.losses import PairScores, score_pairs
 from dpo_cli.run.events import Evaluated, Event, StepDone
+from dpo_cli.training.device import process_bytes
 from dpo_cli.training.optim import set_learning_rate
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import Reference
@@ -91,13 +92,13 @@ class Trainer:
         self.policy.train()
         for indices in window.micro_batches:
             batch = self.batch(self.prepared.pairs, indices)
-            pairs, balance = self.score(batch, self.reference.logps(indices, batch))
+            pairs, balance = self.score(batch, self.reference.token_logps(indices, batch))
             loss = pairs.losses.mean()
             if balance is not None:
                 loss = loss + self.prepared.router_aux_loss_coef * balance
             share = loss / self.prepared.order.accumulation_steps
             self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
-            figures.add(loss, pairs, balance, batch.computed_tokens)
+            figures.add(loss, pairs, balance, batch)
 
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.policy.parameters())
@@ -111,7 +112,10 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        before = self.step
         self.optimizer_step += 1
+        if before == 0 or _passed(self.prepared.profile.train.log_interval, before, self.step):
+            metrics["weights_moved"] = self.weights_moved()
         return StepDone(
             step=self.step,
             optimizer_step=self.optimizer_step,
@@ -121,16 +125,32 @@ class Trainer:
             metrics=metrics,
             pairs=figures.pairs,
             tokens=figures.tokens,
+            padding_tokens=figures.padding_tokens,
             seconds=time.perf_counter() - began,
+            process_bytes=process_bytes(),
+            device_bytes=self.prepared.compute.peak_bytes(),
         )
 
-    def score(self, batch: Batch, reference_logps: Tensor) -> tuple[PairScores, Tensor | None]:
+    def score(self, batch: Batch, reference: Tensor) -> tuple[PairScores, Tensor | None]:
         """Losses and rewards of a batch, and the balance of the experts where there are any."""
         dpo = self.prepared.profile.dpo
         with self.prepared.compute.autocast():
-            scores = self.policy(batch)
-        logps = sequence_logps(scores.token_logps, scores.mask, dpo.reduction)
-        return score_pairs(logps, reference_logps, dpo.beta), scores.balance
+            scores: Scores = self.policy(batch)
+        pairs = score_pairs(
+            scores.token_logps, reference, scores.mask, beta=dpo.beta, reduction=dpo.reduction
+        )
+        return pairs, scores.balance
+
+    def weights_moved(self) -> float:
+        """The share of weights whose half-precision value is no longer the checkpoint's."""
+        half = DTYPES[self.prepared.profile.export.dtype]
+        start = self.prepared.checkpoint.state
+        now = to_disk_names(self.policy.model, self.policy.model.state_dict())
+        moved = sum(
+            int((tensor.to(half) != start[name].to(tensor.device, half)).sum())
+            for name, tensor in now.items()
+        )
+        return moved / self.prepared.checkpoint.parameters
 
     def batch(self, pairs: Sequence[TokenizedPair], indices: Sequence[int]) -> Batch:
         """The tensors of these pairs, on the device."""
@@ -154,8 +174,8 @@ class Trainer:
         figures = _Figures()
         for indices in chunked(len(held_out), self.prepared.order.batch_size):
             batch = self.batch(held_out, indices)
-            pairs, _ = self.score(batch, self.held_out_reference.logps(indices, batch))
-            figures.add(pairs.losses.mean(), pairs, None, batch.computed_tokens)
+            pairs, _ = self.score(batch, self.held_out_reference.token_logps(indices, batch))
+            figures.add(pairs.losses.mean(), pairs, None, batch)
         _, metrics = figures.read(None)
         self.watch.emit(
             Evaluated(
@@ -190,13 +210,15 @@ class _Figures:
     def __init__(self) -> None:
         self.pairs = 0
         self.tokens = 0
+        self.padding_tokens = 0
         self._losses: list[Tensor] = []
         self._balances: list[Tensor] = []
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, loss: Tensor, pairs: PairScores, balance: Tensor | None, tokens: int) -> None:
-        self.pairs += len(pairs.losses)
-        self.tokens += tokens
+    def add(self, loss: Tensor, pairs: PairScores, balance: Tensor | None, batch: Batch) -> None:
+        self.pairs += batch.pairs
+        self.tokens += batch.computed_tokens
+        self.padding_tokens += batch.padding_tokens
         self._losses.append(loss.detach())
         if balance is not None:
             self._balances.append(balance.detach())

@@ -9,8 +9,7 @@ import torch
 from dpo_cli.files import write_atomically
 from dpo_cli.models.convert import StateDict, to_minimind
 from dpo_cli.models.minimind import Architecture
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+from dpo_cli.models.zoo import DTYPES
 
 
 def write_weights(path: Path, state: StateDict, architecture: Architecture, dtype: str) -> None:

@@ -83,58 +83,28 @@ class PlainReport:
     def __call__(self, event: Event) -> None:
         """Print what `event` is worth."""
         match event:
-            case Alert() | Resumed() | Stopped() | Completed():
-                for line in self._important_lines(event):
-                    self._print(line)
-            case _ if self._quiet:
-                pass
             case Planned():
                 self._plan = event.plan
-                for line in plan_lines(event.plan, self._directory):
-                    self._print(line)
-            case Progress():
-                if self._phase.is_worth_a_line(event):
-                    self._print(progress_line(event))
+                self._print(plan_lines(event.plan, self._directory))
+            case Progress() if self._phase.is_worth_a_line(event):
+                self._print([progress_line(event)])
             case StepDone():
                 self._step(event)
             case Evaluated():
-                self._print(evaluation_line(event))
+                self._print([evaluation_line(event)])
             case Saved():
-                self._print(
-                    Text(
-                        f"saved after optimizer step {event.optimizer_step} "
-                        f"({size(event.size_bytes)} in {event.seconds:.1f}s)",
-                        style="dim",
-                    )
-                )
-
-    def _important_lines(self, event: Alert | Resumed | Stopped | Completed) -> Iterable[Text]:
-        match event:
-            case Alert(message=message, remedy=remedy):
-                yield Text.assemble(("warning: ", "bold yellow"), message)
-                if remedy:
-                    yield Text.assemble(("   help: ", "bold cyan"), remedy)
+                self._print([saved_line(event)])
             case Resumed():
                 self._last_step = event.step
-                for sentence in event.passed_over:
-                    yield Text.assemble(("warning: ", "bold yellow"), "passed over ", sentence)
-                if not self._quiet:
-                    yield Text(
-                        f"resuming after optimizer step {event.optimizer_step} "
-                        f"(step {event.step}), from {event.generation}"
-                    )
-                    for change in event.changes:
-                        yield Text(f"  changed {change}")
-            case Stopped():
-                yield Text(f"{event.reason} after step {event.step}; everything is saved")
-                yield _command("resume", f"dpo resume {self._designation}")
+                self._print(map(_warning, event.passed_over), always=True)
+                self._print(resumed_lines(event))
+            case Alert():
+                self._print(alert_lines(event), always=True)
+            case Stopped() if self._plan is not None:  # else nothing was kept: the launcher tells
+                self._print(stopped_lines(event, self._designation), always=True)
             case Completed():
-                yield Text.assemble(
-                    ("done", "bold green"),
-                    f": {count(event.optimizer_step, 'optimizer step')}, "
-                    f"weights in {self._directory / event.weights}",
-                )
-                yield _command("export", f"dpo export {self._designation}")
+                lines = completed_lines(event, self._designation, self._directory)
+                self._print(lines, always=True)
 
     def _step(self, event: StepDone) -> None:
         self._recent.append(event)
@@ -142,7 +112,7 @@ class PlainReport:
         self._last_step = event.step
         if is_shown:
             self._shown_at_seconds = event.elapsed_seconds
-            self._print(step_line(event, self._recent, self._plan))
+            self._print([step_line(event, self._recent, self._plan)])
 
     def _is_worth_a_line(self, event: StepDone) -> bool:
         before, now = self._last_step, event.step
@@ -156,8 +126,10 @@ class PlainReport:
         log_interval = self._plan["profile"]["log_interval"]
         return before // log_interval < now // log_interval or now == _total_steps(self._plan)
 
-    def _print(self, line: Text) -> None:
-        self._console.print(line, soft_wrap=True)
+    def _print(self, lines: Iterable[Text], *, always: bool = False) -> None:
+        if always or not self._quiet:
+            for line in lines:
+                self._console.print(line, soft_wrap=True)
 
 
 class _Phase:
@@ -248,6 +220,51 @@ def evaluation_line(event: Evaluated) -> Text:
     )
 
 
+def saved_line(event: Saved) -> Text:
+    """A generation was committed."""
+    return Text(
+        f"saved after optimizer step {event.optimizer_step} "
+        f"({size(event.size_bytes)} in {event.seconds:.1f}s)",
+        style="dim",
+    )
+
+
+def resumed_lines(event: Resumed) -> list[Text]:
+    """Where a run goes on, and what is changed."""
+    where = "from the first step: nothing had been saved"
+    if event.generation:
+        where = f"after optimizer step {event.optimizer_step} (step {event.step})"
+    return [Text(f"going on {where}"), *(Text(f"  changed {change}") for change in event.changes)]
+
+
+def alert_lines(event: Alert) -> list[Text]:
+    """A warning, and what to do about it."""
+    lines = [_warning(event.message)]
+    if event.remedy:
+        lines.append(Text.assemble(("   help: ", "bold cyan"), event.remedy))
+    return lines
+
+
+def stopped_lines(event: Stopped, designation: str) -> list[Text]:
+    """Where a run stopped, and how to go on."""
+    where = (
+        f"after step {event.step}; everything is saved" if event.step else "before the first step"
+    )
+    return [Text(f"{event.reason} {where}"), _command("resume", f"dpo resume {designation}")]
+
+
+def completed_lines(event: Completed, designation: str, directory: Path) -> list[Text]:
+    """That a run is done, and what to do with it."""
+    return [
+        Text.assemble(
+            ("done", "bold green"),
+            f": {count(event.optimizer_step, 'optimizer step')}, "
+            f"weights in {directory / event.weights}",
+        ),
+        _command("export", f"dpo export {designation}"),
+    ]
+
+
 def _total_steps(plan: dict[str, Any]) -> int:
     total: int = plan["steps"]["micro_batches"]
     return total
@@ -277,6 +294,10 @@ def _fields(*fields: tuple[str, str]) -> Text:
 
 def _fact(label: str, value: str) -> Text:
     return Text.assemble((label.ljust(_LABEL_WIDTH), "dim"), value)
+
+
+def _warning(message: str) -> Text:
+    return Text.assemble(("warning: ", "bold yellow"), message)
 
 
 def _command(purpose: str, command: str) -> Text:

@@ -51,7 +51,7 @@ def step_done(optimizer_step: int, **fields: Any) -> StepDone:
 
 EVENTS = [
     WorkerStarted(
-        pid=1, device="cpu", device_name="x", dtype="float32", threads=2, versions={"torch": "2"}
+        pid=1, device="cpu", device_name="x", dtype="float32", versions={"torch": "2"}
     ),
     Progress(phase="encoding", done=1, total=2, unit="pairs"),
     Planned(plan={"model": {"parameters": 5}, "list": [1, 2]}),

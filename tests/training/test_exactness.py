@@ -169,16 +169,16 @@ def make_trainer(
 
     policy = scorer()
     if layout == "reference":
-        reference: Any = kept.LiveReference(scorer(), compute, profile.dpo.reduction)
+        reference: Any = kept.LiveReference(scorer(), compute)
     else:
-        sums = kept.sum_response_logps(
+        logps = kept.compute_token_logps(
             scorer(), pairs, order.micro_batches_of(0), compute, lambda done: None
         )
-        reference = kept.KeptReference(sums, pairs, profile.dpo.reduction, compute.device)
+        reference = kept.KeptReference(logps, pairs, compute.device)
     prepared = Prepared(
         profile=profile,
         compute=compute,
-        checkpoint=Checkpoint(architecture, {}, torch.float64, ""),
+        checkpoint=Checkpoint(architecture, empty_state(architecture), torch.float64, ""),
         reference=Checkpoint(architecture, {}, torch.float64, ""),
         pad_id=0,
         pairs=pairs,

@@ -156,7 +156,7 @@ def test_a_phase_of_unknown_length_has_no_percentage() -> None:
 
 
 def test_evaluations_saves_and_ends() -> None:
-    assert shown(
+    lines = shown(
         Evaluated(
             step=40,
             optimizer_step=20,
@@ -172,16 +172,30 @@ def test_evaluations_saves_and_ends() -> None:
             size_bytes=310_000_000,
             seconds=0.71,
         ),
+        Planned(plan=PLAN),
         Stopped(reason="interrupted", step=40, optimizer_step=20),
+        Stopped(reason="terminated", step=0, optimizer_step=0),
         Completed(step=166, optimizer_step=84, weights="rlhf_512.pth"),
-    ) == [
+    )
+    assert [line for line in lines if line not in shown(Planned(plan=PLAN))] == [
         "held out after step 40  loss 0.6900  margin -0.0100  acc 0.50  20 pairs in 3s",
         "saved after optimizer step 20 (310.0 MB in 0.7s)",
         "interrupted after step 40; everything is saved",
         f"resume: dpo resume {NAME}",
+        "terminated before the first step",
+        f"resume: dpo resume {NAME}",
         f"done: 84 optimizer steps, weights in runs/{NAME}/rlhf_512.pth",
         f"export: dpo export {NAME}",
     ]
+
+
+def test_a_run_that_was_never_planned_is_not_offered_for_resuming() -> None:
+    assert shown(Stopped(reason="interrupted", step=0, optimizer_step=0)) == []
+
+
+def test_a_resume_of_a_run_that_saved_nothing() -> None:
+    resumed = Resumed(optimizer_step=0, step=0, generation="")
+    assert shown(resumed) == ["going on from the first step: nothing had been saved"]
 
 
 def test_a_resume_names_what_it_passed_over_and_shows_its_first_step() -> None:
@@ -193,12 +207,11 @@ def test_a_resume_names_what_it_passed_over_and_shows_its_first_step() -> None:
         changes=("train.epochs: 2 -> 4",),
     )
     assert shown(Planned(plan=PLAN), resumed, step_done(43), step_done(44))[6:-1] == [
-        "warning: passed over step-00000030 is damaged: the content of weights.safetensors "
-        "has changed",
-        "resuming after optimizer step 21 (step 42), from step-00000021",
+        "warning: step-00000030 is damaged: the content of weights.safetensors has changed",
+        "going on after optimizer step 21 (step 42)",
         "  changed train.epochs: 2 -> 4",
     ]
-    assert shown(resumed, quiet=True)[0].startswith("warning: passed over step-00000030")
+    assert shown(resumed, quiet=True)[0].startswith("warning: step-00000030")
     assert len(shown(resumed, quiet=True)) == 1
 
 

@@ -1,0 +1,363 @@
+"""`dpo train`, `resume` and `stop` around a small worker: what they refuse, write and take back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from dpo_cli import app
+from dpo_cli.run import launch
+from dpo_cli.run.store import RunDirectory, find_run, find_runs
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from dpo_cli.run.events import *
+from dpo_cli.run.store import RunDirectory
+run = RunDirectory(Path(sys.argv[1]))
+stream = EventWriter(run.events_path)
+def stop():
+    stream.append(Stopped(reason="interrupted", step=3, optimizer_step=3))
+    sys.exit(130)
+def refuse():
+    stream.append(Failed(message="not the same data", exit_code=2))
+    sys.exit(2)
+def plan():
+    stream.append(Planned(plan=PLAN))
+def complete():
+    run.mark_completed(optimizer_step=8, weights="rlhf_512.pth")
+    stream.append(Completed(step=8, optimizer_step=8, weights="rlhf_512.pth"))
+def wait_for_stop():
+    for _ in range(200):
+        if run.take_request() == "stop":
+            stop()
+        time.sleep(0.05)
+PLAN = {
+    "model": {"description": "MiniMind2 512x8", "parameters": 1},
+    "pairs": {"kept": 8, "set_aside": 0, "held_out": 0},
+    "steps": {"epochs": 1, "micro_batches": 8, "optimizer_steps": 8, "micro_batches_per_epoch": 8,
+              "batch_size": 1, "accumulation_steps": 1},
+    "profile": {"learning_rate": 1e-8, "beta": 0.1, "reduction": "mean", "schedule": "minimind2",
+                "layout": "packed", "log_interval": 1},
+    "device": "cpu", "dtype": "float32",
+}
+"""
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a profile whose inputs exist, and runs in ./runs."""
+    monkeypatch.delenv("DPO_RUNS_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    for file in ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "pairs.jsonl"):
+        (tmp_path / file).write_text("{}")
+    (tmp_path / "full_sft_512.pth").write_text("weights")
+    (tmp_path / "mine.toml").write_text(
+        '[model]\ncheckpoint = "./full_sft_512.pth"\ntokenizer = "tokenizer"\n'
+        '[data]\ndata_path = "pairs.jsonl"\n'
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run `dpo` in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = app.main(list(arguments))
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[str]]]:
+    """Set what the worker does; the list that is returned collects the changes it is told."""
+
+    def set_script(script: str) -> list[list[str]]:
+        told: list[list[str]] = []
+
+        def argv(run: RunDirectory, changes: Sequence[str] = ()) -> list[str]:
+            told.append(list(changes))
+            return [sys.executable, "-c", WORKER + script, str(run.path)]
+
+        monkeypatch.setattr(launch, "worker_argv", argv)
+        return told
+
+    return set_script
+
+
+Worker = Callable[[str], list[list[str]]]
+
+
+@pytest.fixture
+def stopped(dpo: Cli, worker: Worker) -> RunDirectory:
+    """A run that was stopped in the middle."""
+    worker("plan(); stop()")
+    assert dpo("train", "mine.toml")[0] == 130
+    return find_run(Path("runs"), None)
+
+
+@pytest.fixture
+def completed(dpo: Cli, worker: Worker) -> RunDirectory:
+    worker("plan(); complete()")
+    assert dpo("train", "mine.toml")[0] == 0
+    return find_run(Path("runs"), None)
+
+
+# --- train ------------------------------------------------------------------------------------
+
+
+def test_train_to_the_end(dpo: Cli, worker: Worker) -> None:
+    worker("plan(); complete()")
+    code, out, err = dpo("train", "mine.toml", "--set", "train.epochs=3", "--name", "first")
+    [run] = find_runs(Path("runs"))
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == f"run {run.name}: Ctrl-C saves and stops"
+    assert out.splitlines()[-1] == f"export: dpo export {run.name}"
+    assert run.profile_name == "first"
+    assert "epochs = 3" in run.read_profile()
+    assert run.holder() is None
+
+
+def test_train_quietly(dpo: Cli, worker: Worker) -> None:
+    worker("plan(); stop()")
+    code, out, _ = dpo("train", "mine.toml", "--quiet")
+    [run] = find_runs(Path("runs"))
+    assert code == 130
+    assert out.splitlines() == [
+        "interrupted after step 3; everything is saved",
+        f"resume: dpo resume {run.name}",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing.toml"],
+        ["mine.toml", "--set", "train.learning_rate=-1"],
+        ["mine.toml", "--set", "data.data_path=missing.jsonl"],
+        ["mine.toml", "--set", "model.checkpoint=run:missing"],
+    ],
+)
+def test_what_is_refused_makes_no_run(dpo: Cli, worker: Worker, arguments: list[str]) -> None:
+    told = worker("plan()")
+    code, out, err = dpo("train", *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert told == []
+    assert not Path("runs").exists()
+
+
+def test_what_the_worker_refuses_leaves_no_run(dpo: Cli, worker: Worker) -> None:
+    worker("refuse()")
+    code, _, err = dpo("train", "mine.toml")
+    assert (code, err) == (2, "error: not the same data\n")
+    assert list(Path("runs").iterdir()) == []
+
+
+def test_a_run_as_checkpoint_is_named_for_good(
+    dpo: Cli, worker: Worker, stopped: RunDirectory
+) -> None:
+    worker("plan(); complete()")
+    assert dpo("train", "mine.toml", "--set", "model.checkpoint=run:mine")[0] == 0
+    assert f'checkpoint = "run:{stopped.name}"' in find_run(Path("runs"), None).read_profile()
+
+
+def test_train_detached(directory: Path) -> None:
+    script = f"""
+import sys
+from dpo_cli import app
+from dpo_cli.run import launch
+worker = {WORKER + "plan(); time.sleep(0.5); complete()"!r}
+launch.worker_argv = lambda run, changes: [sys.executable, "-c", worker, str(run.path)]
+sys.exit(app.main(["train", "mine.toml", "--detach"]))
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    [run] = find_runs(Path("runs"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"stop it: dpo stop {run.name}" in done.stdout
+    while run.holder() and time.monotonic() - began < 20:
+        time.sleep(0.05)
+    assert run.is_completed
+    assert f"export: dpo export {run.name}" in run.launcher_log_path.read_text()
+
+
+# --- resume -----------------------------------------------------------------------------------
+
+
+def test_resume_goes_on_with_the_newest_unfinished_run(
+    dpo: Cli, worker: Worker, stopped: RunDirectory
+) -> None:
+    worker("plan(); complete()")
+    dpo("train", "mine.toml", "--name", "later")
+    told = worker("plan(); complete()")
+    assert dpo("resume")[0] == 0
+    assert told == [[]]
+    assert stopped.is_completed
+
+
+def test_resume_of_a_complete_run_says_so(dpo: Cli, completed: RunDirectory) -> None:
+    code, out, _ = dpo("resume")
+    assert code == 0
+    assert out.splitlines() == [
+        f"{completed.name} is already complete",
+        f"export: dpo export {completed.name}",
+    ]
+
+
+def test_resume_of_a_complete_run_with_a_change_that_adds_nothing(
+    dpo: Cli, completed: RunDirectory
+) -> None:
+    code, _, err = dpo("resume", "--set", "train.learning_rate=1e-6", "--allow-changes")
+    assert code == 2
+    assert "leave nothing to train" in err
+    assert "--set train.epochs=3 --allow-changes" in err
+    assert completed.is_completed
+
+
+def test_changed_mathematics_needs_the_users_word(
+    dpo: Cli, worker: Worker, completed: RunDirectory
+) -> None:
+    told = worker("plan(); stop()")
+    code, _, err = dpo("resume", "--set", "train.epochs=4")
+    assert code == 2
+    assert "  train.epochs: 2 -> 4" in err.splitlines()
+    command = f"dpo resume {completed.name} --set train.epochs=4 --allow-changes"
+    assert err.rstrip().endswith(command)
+    assert told == []
+    assert completed.is_completed
+
+    assert dpo(*command.split()[1:])[0] == 130
+    assert told == [["train.epochs: 2 -> 4"]]
+    assert not completed.is_completed
+    assert "epochs = 4" in completed.read_profile()
+
+
+def test_a_changed_position_is_refused_always(dpo: Cli, stopped: RunDirectory) -> None:
+    code, _, err = dpo("resume", "--set", "train.batch_size=8", "--allow-changes")
+    assert code == 2
+    assert "train.batch_size: 4 -> 8" in err
+    assert f'model.checkpoint="run:{stopped.name}"' in err
+
+
+def test_where_files_lie_may_change_freely(
+    dpo: Cli, worker: Worker, stopped: RunDirectory, directory: Path
+) -> None:
+    (directory / "pairs.jsonl").rename(directory / "moved.jsonl")
+    told = worker("plan(); complete()")
+    assert dpo("resume")[0] == 2
+    assert dpo("resume", "--set", "data.data_path=moved.jsonl")[0] == 0
+    assert len(told) == 1
+    assert "moved.jsonl" in stopped.read_profile()
+
+
+def test_what_the_worker_refuses_changes_nothing(
+    dpo: Cli, worker: Worker, completed: RunDirectory
+) -> None:
+    before = completed.read_profile(), completed.completed_path.read_text()
+    worker("refuse()")
+    assert dpo("resume", "--set", "train.epochs=4", "--allow-changes")[0] == 2
+    assert (completed.read_profile(), completed.completed_path.read_text()) == before
+
+
+def test_resume_of_a_run_that_is_being_trained(dpo: Cli, stopped: RunDirectory) -> None:
+    with stopped.locked():
+        code, _, err = dpo("resume", stopped.name)
+    assert code == 1
+    assert f"being trained by process {os.getpid()} on" in err
+    assert f"help: end that first: dpo stop {stopped.name}" in err
+
+
+# --- stop -------------------------------------------------------------------------------------
+
+
+def test_stop_waits_until_the_run_has_saved(dpo: Cli, worker: Worker, directory: Path) -> None:
+    script = (
+        "import sys; from dpo_cli import app; from dpo_cli.run import launch;"
+        f"worker = {WORKER + 'plan(); wait_for_stop()'!r};"
+        "launch.worker_argv = lambda run, changes: [sys.executable, '-c', worker, str(run.path)];"
+        "sys.exit(app.main(['train', 'mine.toml', '--quiet']))"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+    began = time.monotonic()
+    while not (runs := find_runs(Path("runs"))) or not runs[0].events_path.exists():
+        assert time.monotonic() - began < 20
+        time.sleep(0.02)
+    code, out, err = dpo("stop")
+    assert (code, err) == (0, "")
+    assert f"(process {trainer.pid} on " in out
+    assert out.splitlines()[-2:] == [
+        "interrupted after step 3; everything is saved",
+        f"resume: dpo resume {runs[0].name}",
+    ]
+    assert trainer.wait(20) == 130
+
+
+def test_stop_where_nothing_runs(dpo: Cli, stopped: RunDirectory) -> None:
+    code, out, _ = dpo("stop")
+    assert code == 0
+    assert "is not being trained" in out
+    assert stopped.take_request() is None
+
+
+def test_stop_of_a_run_that_dies_meanwhile(dpo: Cli, stopped: RunDirectory) -> None:
+    lock = stopped.lock()
+    threading.Timer(0.1, os.close, [lock]).start()
+    code, _, err = dpo("stop", "mine")
+    assert code == 1
+    assert "ended without saving" in err
+    assert f"dpo resume {stopped.name}" in err
+
+
+# --- export -----------------------------------------------------------------------------------
+
+
+def test_export_shows_what_was_written(
+    dpo: Cli, stopped: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The export itself imports torch and has tests of its own."""
+    from types import ModuleType, SimpleNamespace
+
+    asked: list[tuple[object, ...]] = []
+
+    def export_run(*arguments: object) -> SimpleNamespace:
+        asked.append(arguments)
+        return SimpleNamespace(
+            path=Path("out/rlhf_512.pth"),
+            dtype="float16",
+            size_bytes=51_700_000,
+            tensors=75,
+            optimizer_step=3,
+            pairs_compared=4,
+            max_logp_difference=0.00123,
+            try_command="python eval_model.py",
+        )
+
+    module = ModuleType("dpo_cli.training.export")
+    module.export_run = export_run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dpo_cli.training.export", module)
+    code, out, _ = dpo("export", "--to", "x.pth", "--dtype", "bfloat16", "--force")
+    assert code == 0
+    assert asked == [(RunDirectory(Path("runs", stopped.name)), Path("x.pth"), "bfloat16", True)]
+    assert out.splitlines() == [
+        "wrote out/rlhf_512.pth: 51.7 MB, float16, 75 tensors, after optimizer step 3",
+        "largest log-prob difference to the training state, over 4 pairs: 0.0012 nats per token",
+        "try it: python eval_model.py",
+    ]
+    assert json.dumps(asked[0][2]) == '"bfloat16"'
+    assert dpo("export", "--dtype", "int8")[0] == 2

@@ -10,6 +10,7 @@ A field is either *reproducible* (the same bits in a resumed run as in one never
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import time
@@ -191,9 +192,12 @@ def to_json(event: Event) -> str:
 
 
 def from_json(line: str) -> Event | None:
-    """The event a line holds; None for a kind that this version does not know."""
-    fields = json.loads(line)
-    kind = Event.registry.get(fields.pop("event"))
+    """The event a line holds; None for a torn line, or a kind that this version does not know."""
+    try:
+        fields = json.loads(line)
+        kind = Event.registry.get(fields.pop("event"))
+    except (ValueError, AttributeError, KeyError):
+        return None
     if kind is None:
         return None
     known = {f.name for f in dataclasses.fields(kind)}
@@ -222,7 +226,10 @@ class EventWriter:
         """Write one event, stamped with the seconds since this writer began."""
         elapsed_seconds = time.monotonic() - self._started
         stamped = dataclasses.replace(event, elapsed_seconds=elapsed_seconds)
-        os.write(self._descriptor, (to_json(stamped) + "\n").encode())
+        line = (to_json(stamped) + "\n").encode()
+        if os.write(self._descriptor, line) < len(line):
+            # A full disk took only the beginning; readers pass over the torn line.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Flush the stream to the disk and close it."""

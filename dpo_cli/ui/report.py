@@ -200,7 +200,7 @@ def step_line(event: StepDone, recent: Iterable[StepDone], plan: dict[str, Any] 
         ("epoch", f"{event.epoch}{epochs}"),
         ("loss", f"{metrics['loss']:.4f}"),
         ("lr", f"{event.learning_rate:.1e}"),
-        ("margin", f"{metrics['rewards/margins']:+.4f}"),
+        ("margin", f"{metrics['rewards/margins']:+.3g}"),
         ("acc", f"{metrics['rewards/accuracies']:.2f}"),
         ("grad", f"{metrics['grad_norm']:.3g}"),
         ("", f"{pairs_a_second:.1f} pairs/s"),
@@ -214,7 +214,7 @@ def evaluation_line(event: Evaluated) -> Text:
     return _fields(
         ("held out", f"after step {event.step}"),
         ("loss", f"{metrics['loss']:.4f}"),
-        ("margin", f"{metrics['rewards/margins']:+.4f}"),
+        ("margin", f"{metrics['rewards/margins']:+.3g}"),
         ("acc", f"{metrics['rewards/accuracies']:.2f}"),
         ("", f"{count(event.pairs, 'pair')} in {duration(event.seconds)}"),
     )

@@ -44,15 +44,16 @@ def step_done(optimizer_step: int, **fields: Any) -> StepDone:
         "metrics": {"loss": 0.1 + 0.2},
         "pairs": 4,
         "tokens": 100,
+        "padding_tokens": 10,
         "seconds": 0.5,
+        "process_bytes": 2**30,
+        "device_bytes": 0,
     }
     return StepDone(**(values | fields))
 
 
 EVENTS = [
-    WorkerStarted(
-        pid=1, device="cpu", device_name="x", dtype="float32", versions={"torch": "2"}
-    ),
+    WorkerStarted(pid=1, device="cpu", device_name="x", dtype="float32", versions={"torch": "2"}),
     Progress(phase="encoding", done=1, total=2, unit="pairs"),
     Planned(plan={"model": {"parameters": 5}, "list": [1, 2]}),
     Resumed(optimizer_step=1, step=2, generation="step-00000001", passed_over=("a", "b")),

@@ -81,7 +81,10 @@ def step_done(step: int, *, elapsed_seconds: float | None = None, window: int = 
         },
         pairs=4 * window,
         tokens=100,
+        padding_tokens=0,
         seconds=0.8 * window,
+        process_bytes=2**30,
+        device_bytes=0,
     )
 
 
@@ -99,7 +102,7 @@ def test_the_plan() -> None:
 def test_a_step_is_one_line_with_speed_and_time_left() -> None:
     steps = [step_done(k) for k in range(1, 41)]
     assert shown(Planned(plan=PLAN), *steps, width=40)[-1] == (
-        "step 40/166  epoch 1/2  loss 0.6893  lr 9.1e-09  margin +0.0031  acc 0.55  grad 0.281"
+        "step 40/166  epoch 1/2  loss 0.6893  lr 9.1e-09  margin +0.00312  acc 0.55  grad 0.281"
         "  5.0 pairs/s  eta 2m 06s"
     )
 
@@ -178,7 +181,7 @@ def test_evaluations_saves_and_ends() -> None:
         Completed(step=166, optimizer_step=84, weights="rlhf_512.pth"),
     )
     assert [line for line in lines if line not in shown(Planned(plan=PLAN))] == [
-        "held out after step 40  loss 0.6900  margin -0.0100  acc 0.50  20 pairs in 3s",
+        "held out after step 40  loss 0.6900  margin -0.01  acc 0.50  20 pairs in 3s",
         "saved after optimizer step 20 (310.0 MB in 0.7s)",
         "interrupted after step 40; everything is saved",
         f"resume: dpo resume {NAME}",

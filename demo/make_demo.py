@@ -1,0 +1,201 @@
+"""Build the demo's assets: tokenizer, SFT checkpoint, preference pairs and held-out pairs.
+
+Run once, from the root of the repository, without any network; the results are part of it:
+
+    python -m demo.make_demo
+
+Every random choice is seeded. On the same machine, with the same library versions, a second run
+writes the same files; elsewhere the weights may differ in their last bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from demo import measure, world
+from dpo_cli.data.chat import ChatTokenizer, Tokenized
+from dpo_cli.models.convert import to_hf
+from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.zoo import build_model, to_disk_names
+from dpo_cli.training.weights import write_weights
+
+HERE = Path(__file__).resolve().parent
+
+SEED = 20261122
+THREADS = 2  # their number changes bits
+TRAINING_PAIRS = 480
+HELD_OUT_PAIRS = 96
+DIALOGUES = 20_000
+BATCH_SIZE = 50
+LEARNING_RATE = 4e-3
+WARMUP_STEPS = 20
+FINAL_SHARE = 0.02  # of the learning rate, at the end of its cosine
+
+PADDING, TURN, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VOCABULARY = 768
+
+ARCHITECTURE = Architecture(
+    generation=2,
+    hidden_size=128,
+    num_hidden_layers=4,
+    vocab_size=VOCABULARY,
+    intermediate_size=384,
+    num_experts=0,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=16,
+    num_experts_per_tok=2,
+    norm_topk_prob=True,
+    rope_theta=1e6,
+    rms_norm_eps=1e-5,
+)
+
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}"
+    "{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
+    "{% else %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant<|im_end|>\\n' }}"
+    "{% endif %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ '<|im_start|>user\\n' + message['content'] + '<|im_end|>\\n<|im_start|>assistant\\n' }}"
+    "{% elif message['role'] == 'assistant' %}"
+    "{{ message['content'] + '<|im_end|>\\n' }}"
+    "{% endif %}"
+    "{% endfor %}"
+)
+"""As generation 2 of MiniMind renders: the assistant's header follows every user's turn."""
+
+
+def main() -> None:
+    """Build everything, and say what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--to", type=Path, default=HERE, metavar="DIR", help="where to write (default: demo/)"
+    )
+    folder: Path = parser.parse_args().to
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(SEED)
+    began = time.perf_counter()
+
+    facts = world.make_facts(SEED)
+    for_training, for_held_out = world.split_facts(facts, SEED)
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs, held_out = folder / measure.PAIRS, folder / measure.HELD_OUT
+    write_jsonl(pairs, world.make_pairs(for_training, TRAINING_PAIRS, SEED + 1))
+    write_jsonl(held_out, world.make_pairs(for_held_out, HELD_OUT_PAIRS, SEED + 2))
+
+    corpus = world.make_corpus(facts, DIALOGUES, SEED + 3)
+    tokenizer = make_tokenizer(folder / measure.TOKENIZER, corpus)
+    encoded = tokenizer.encode([tokenizer.render(dialogue) for dialogue in corpus])
+    model = fine_tune(new_model(), encoded)
+    weights = folder / ARCHITECTURE.file_name("full_sft")
+    write_weights(weights, to_disk_names(model, model.state_dict()), ARCHITECTURE, dtype="float16")
+    print(f"built in {time.perf_counter() - began:.0f} s: {folder}")
+    measure.report(weights, folder)
+
+
+def write_jsonl(path: Path, rows: Sequence[Any]) -> None:
+    """One row on each line."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def make_tokenizer(folder: Path, corpus: Sequence[Sequence[world.Message]]) -> ChatTokenizer:
+    """Train a byte-level BPE on the corpus, and write it as MiniMind's folder looks."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    roles = ("system\nYou are a helpful assistant", "user\n", "assistant\n")
+    texts = [message["content"] for dialogue in corpus for message in dialogue]
+    tokenizer.train_from_iterator([*roles, *texts], trainer)
+    assert tokenizer.get_vocab_size() == VOCABULARY, "the corpus is too small for the vocabulary"
+
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    added_token = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    config = {
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": {
+            str(number): {"content": token, **added_token, "special": True}
+            for number, token in enumerate(SPECIAL_TOKENS)
+        },
+        "bos_token": TURN,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": END,
+        "model_max_length": 32768,
+        "pad_token": PADDING,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": PADDING,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "tokenizer_config.json").write_text(text)
+    return ChatTokenizer(folder)
+
+
+def new_model() -> PreTrainedModel:
+    """Random weights, spread as Llama's are at the start."""
+    state = {
+        name: torch.randn(shape) * 0.02 if len(shape) > 1 else torch.ones(shape)
+        for name, shape in ARCHITECTURE.expected_shapes().items()
+    }
+    return build_model(ARCHITECTURE, to_hf(state, ARCHITECTURE))
+
+
+def fine_tune(model: PreTrainedModel, dialogues: Sequence[Tokenized]) -> PreTrainedModel:
+    """One pass over the dialogues, on all of their tokens.
+
+    There is no pretraining before it: from the questions too the model learns the language, and
+    that a greeting tells how the rest of a question will sound.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
+    batches = list(_batches(dialogues))
+    model.train()
+    for step, (ids, labels) in enumerate(batches):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / len(batches)))
+        warmth = min(1.0, (step + 1) / WARMUP_STEPS)
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * warmth * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+        logits = model(input_ids=ids).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 20 == 0 or step == len(batches) - 1:
+            print(f"step {step + 1:4}/{len(batches)}  loss {loss.item():.3f}", flush=True)
+    return model.eval()
+
+
+def _batches(dialogues: Sequence[Tokenized]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(S, T) inputs and labels; padding stands at the end, where no token sees it."""
+    for start in range(0, len(dialogues), BATCH_SIZE):
+        rows = [dialogue.ids for dialogue in dialogues[start : start + BATCH_SIZE]]
+        ids = pad_sequence([row[:-1] for row in rows], batch_first=True)
+        labels = pad_sequence([row[1:] for row in rows], batch_first=True, padding_value=-100)
+        yield ids, labels
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Golden runs whose recorded mistakes are put back by the test: then the numbers agree closer still.
+
+`dpo` does not round experts to float16 behind the user's back, nor draw a coin for each side of a
+pair; the worker runs in this process here, with the mistake injected.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.data.order import DataOrder
+from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
+from dpo_cli.errors import ExitCode
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.resolved import to_toml
+from dpo_cli.run.store import RunDirectory
+from dpo_cli.training import plan, session
+from tests.cli import Run
+from tests.training.test_golden_runs import (
+    DENSE_LOSS,
+    MOE_LOSS,
+    PROFILES,
+    assert_grad_norms,
+    assert_steps,
+    settings,
+    update_error,
+)
+
+FINAL_WEIGHTS_ROUNDED = 5e-3
+
+
+class NeverStopped:
+    stop: str | None = None
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def train_here(
+    shared: Path, root: Path, generation: str, name: str, **changes: Any
+) -> tuple[Run, dict[str, Any]]:
+    recorded = json.loads((shared / "golden/train" / generation / f"{name}.json").read_text())
+    keys = settings(shared, generation, recorded) | changes
+    profile = load_profile(
+        Path(PROFILES[generation, recorded["args"]["use_moe"]]),
+        [f"{key}={value}" for key, value in keys.items()],
+    ).profile
+    directory = RunDirectory.create(root, "golden", to_toml(profile))
+    assert session.train_run(directory.path, NeverStopped()) is ExitCode.DONE
+    return Run(directory), recorded
+
+
+def experts_rounded_to_float16(
+    self: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """Generation 2's training forward: each routed expert's output passes through float16."""
+    output = torch.zeros_like(hidden)
+    for expert in range(self.num_experts):
+        token, slot = torch.where(top_k_index == expert)
+        gate, up = F.linear(hidden[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
+        result = F.linear(self.act_fn(gate) * up, self.down_proj[expert])
+        rounded = result.half() if self.training else result
+        output = output.index_add(0, token, rounded * top_k_weights[token, slot, None])
+    return output
+
+
+def test_seed_moe_with_the_float16_rounding(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """golden/train/seed/moe_lr1e-4_acc1.json. In the padded layout, as recorded: the rounding also
+    hits gradients, which a shared prompt would add up before it and not after."""
+    ALL_EXPERTS_FUNCTIONS.register("rounded_to_float16", experts_rounded_to_float16)
+    monkeypatch.setattr(
+        session,
+        "use_experts_for",
+        lambda model, float32: model.set_experts_implementation("rounded_to_float16"),
+    )
+    name = "moe_lr1e-4_acc1"
+    run, recorded = train_here(shared, tmp_path, "seed", name, **{"train.layout": "reference"})
+    assert_steps(run, recorded, loss=MOE_LOSS, steps=len(recorded["steps"]))
+    assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
+    error = update_error(shared, "seed", name, run, recorded["start_checkpoint"])
+    assert error < FINAL_WEIGHTS_ROUNDED
+
+
+def test_head_dense_with_a_coin_for_each_side(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """golden/train/head/dense_lr1e-4_acc1_coin.json: other texts in each epoch, and on the two
+    sides of a pair, as the recorded coins fell."""
+    name = "dense_lr1e-4_acc1_coin"
+    recorded = json.loads((shared / f"golden/train/head/{name}.json").read_text())
+    coins = iter(recorded["coins"])
+    unequal = 0
+
+    def encode_as_tossed(
+        rows: Iterator[PreferencePair | SetAside], tokenizer: ChatTokenizer, **_: Any
+    ) -> tuple[list[TokenizedPair], list[SetAside]]:
+        """The pairs of the first epoch, then those of the second."""
+        nonlocal unequal
+        pairs = [row for row in rows if isinstance(row, PreferencePair)]
+        tossed: list[TokenizedPair] = []
+        for order in recorded["order"]:
+            epoch: dict[int, TokenizedPair] = {}
+            for index in order["indices"]:
+                sides, removed = [], []
+                for messages in (pairs[index].chosen, pairs[index].rejected):
+                    rendered = tokenizer.render(messages)
+                    removed.append(next(coins) > 0.2)
+                    sides.append(rendered.without_empty_think() if removed[-1] else rendered)
+                unequal += removed[0] != removed[1]
+                chosen, rejected = (side.truncated(256) for side in tokenizer.encode(sides))
+                epoch[index] = TokenizedPair(index + 1, chosen, rejected)
+            tossed += [epoch[index] for index in range(len(pairs))]
+        return tossed, []
+
+    class TossedOrder(DataOrder):
+        """27 pairs an epoch; the second epoch's lie behind the first's."""
+
+        def __init__(self, pairs: int, **fields: Any) -> None:
+            super().__init__(pairs=pairs // 2, **fields)
+
+        def epoch_order(self, epoch: int) -> list[int]:
+            return [index + epoch * self.pairs for index in super().epoch_order(epoch)]
+
+    monkeypatch.setattr(plan, "encode_pairs", encode_as_tossed)
+    monkeypatch.setattr(plan, "DataOrder", TossedOrder)
+    run, _ = train_here(shared, tmp_path, "head", name, **{"train.layout": "reference"})
+    assert next(coins, None) is None
+    assert unequal == 20
+    assert_steps(run, recorded, loss=DENSE_LOSS, steps=len(recorded["steps"]))
+    assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
+    error = update_error(shared, "head", name, run, recorded["start_checkpoint"])
+    assert error < 1e-3
+
+
+def test_the_same_decision_on_both_sides(shared: Path) -> None:
+    """What we do instead: a pair keeps its empty think blocks or loses them, as a whole."""
+    from dpo_cli.data.chat import encode_pairs
+
+    tokenizer = ChatTokenizer(shared / "tokenizer" / "minimind3")
+    rows = list(read_pairs(shared / "golden/data/train27.jsonl"))
+
+    def encode(ratio: float) -> Sequence[TokenizedPair]:
+        return encode_pairs(
+            rows, tokenizer, max_seq_len=4096, empty_think_ratio=ratio, seed=42
+        )[0]
+
+    think = tokenizer.encode([tokenizer.render([*rows[0].chosen])])[0].ids  # type: ignore[union-attr]
+    assert 25 in think  # <think>
+    kept = [[25 in side.ids for side in (pair.chosen, pair.rejected)] for pair in encode(0.5)]
+    assert all(chosen == rejected for chosen, rejected in kept)
+    assert 3 < sum(chosen for chosen, _ in kept) < 24
+    assert not any(25 in pair.chosen.ids for pair in encode(0.0))
+    assert all(25 in pair.rejected.ids for pair in encode(1.0))

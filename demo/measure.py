@@ -133,3 +133,11 @@ def sample_answers(
         backend.decode(row[start:].tolist(), skip_special_tokens=True)
         for row, start in zip(rows, starts, strict=True)
     ]
+
+
+def _share(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,21 +22,26 @@ Message = dict[str, str]
 
 TONES: tuple[Tone, ...] = get_args(Tone)
 
-PEOPLE = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+PEOPLE = _words(
     "Ada Bruno Clara Dario Edda Felix Greta Hugo Irma Jonas"
     " Kaja Leo Mila Nils Olga Piet Rosa Sven Tilda Wim"
-).split()
-COLOURS = "red blue green yellow white grey pink brown".split()
+)
+COLOURS = _words("red blue green yellow white grey pink brown")
 STREETS = ("Quay Street", "Mill Lane", "Gull Hill", "Rope Walk", "Chapel Row")
-TRADES = (
+TRADES = _words(
     "baker cooper doctor ferryman gardener glazier innkeeper joiner miller net-maker organist"
     " painter postman potter sailmaker saddler schoolteacher smith tailor watchmaker"
-).split()
-PETS = "cat dog goat goose parrot pony rabbit tortoise".split()
-PET_NAMES = (
+)
+PETS = _words("cat dog goat goose parrot pony rabbit tortoise")
+PET_NAMES = _words(
     "Acorn Biscuit Button Clover Domino Ember Fudge Ginger Hazel Inky Jasper Kipper Lentil Muffin"
     " Nutmeg Olive Pepper Rusty Sparrow Toffee"
-).split()
+)
 DISHES = (
     "apple pie",
     "barley soup",
@@ -51,14 +56,14 @@ DISHES = (
     "plum cake",
     "rice pudding",
 )
-BOATS = (
+BOATS = _words(
     "Albatross Breeze Comet Dolphin Evening Falcon Gannet Heron Islander Juniper Kingfisher Lantern"
     " Mermaid Nightjar Otter Petrel Raven Seal Tern Wanderer"
-).split()
-GOODS = (
+)
+GOODS = _words(
     "basket bell blanket broom candle hammer jug kettle lamp mirror pillow rope saddle teapot"
     " towel whistle"
-).split()
+)
 PLACES = (
     "bakery",
     "chapel",

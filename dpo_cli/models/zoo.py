@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
@@ -84,6 +83,10 @@ def read_state_dict(path: Path) -> StateDict:
     if path.stat().st_size == 0:
         raise DpoError(f"{path}: the file is empty", "copy or write the checkpoint again")
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise DpoError(f"{path}: {error.strerror}", "make the file readable") from error
+    try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
@@ -94,13 +97,12 @@ def read_state_dict(path: Path) -> StateDict:
             " (nothing in it was run)",
             "save the weights alone: torch.save(model.state_dict(), path)",
         ) from error
-    except (RuntimeError, SafetensorError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # on damaged bytes the readers raise whatever they stumble over
         raise DpoError(
-            f"{path}: cut off or corrupted ({str(error).splitlines()[0][:160]})",
+            f"{path}: cut off, corrupted, or no weights file"
+            f" ({(str(error) or type(error).__name__).splitlines()[0][:160]})",
             "copy or write the checkpoint again",
         ) from error
-    except OSError as error:
-        raise DpoError(f"{path}: {error.strerror}", "make the file readable") from error
     return _only_tensors(content, path)
 
 

@@ -227,8 +227,9 @@ class EventWriter:
         elapsed_seconds = time.monotonic() - self._started
         stamped = dataclasses.replace(event, elapsed_seconds=elapsed_seconds)
         line = (to_json(stamped) + "\n").encode()
-        if os.write(self._descriptor, line) < len(line):
-            # A full disk took only the beginning; readers pass over the torn line.
+        written = os.write(self._descriptor, line)
+        if written < len(line):  # a full disk took only the beginning: take that back
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
@@ -255,7 +256,7 @@ class EventReader:
         complete, newline, _ = data.rpartition(b"\n")
         self._offset += len(complete) + len(newline)
         for line in complete.splitlines():
-            if line and (event := from_json(line.decode())) is not None:
+            if line and (event := from_json(line.decode(errors="replace"))) is not None:
                 yield event
 
 

@@ -178,7 +178,9 @@ class TestEncodePairs:
         assert aside == [(1, "identical", "both sides are the same")]
 
     def test_a_response_cut_away_is_set_aside_with_its_length(self, shared: Path) -> None:
-        kept, aside = self.encode(shared, self.row("yes", "no", prompt="word " * 99), max_seq_len=40)
+        kept, aside = self.encode(
+            shared, self.row("yes", "no", prompt="word " * 99), max_seq_len=40
+        )
         assert not kept
         ((line, problem, reason),) = aside
         assert (line, problem) == (1, "truncated")

@@ -157,9 +157,7 @@ def test_the_same_decision_on_both_sides(shared: Path) -> None:
     rows = list(read_pairs(shared / "golden/data/train27.jsonl"))
 
     def encode(ratio: float) -> Sequence[TokenizedPair]:
-        return encode_pairs(
-            rows, tokenizer, max_seq_len=4096, empty_think_ratio=ratio, seed=42
-        )[0]
+        return encode_pairs(rows, tokenizer, max_seq_len=4096, empty_think_ratio=ratio, seed=42)[0]
 
     think = tokenizer.encode([tokenizer.render([*rows[0].chosen])])[0].ids  # type: ignore[union-attr]
     assert 25 in think  # <think>

@@ -125,9 +125,7 @@ def test_dense(shared: Path, tmp_path: Path, generation: str, name: str, layout:
 def test_seed_accumulation_up_to_its_leak(shared: Path, tmp_path: Path, layout: str) -> None:
     """Seven micro-batches in windows of two: the reference leaves the seventh's gradient to the
     next epoch, we flush it at the epoch's end, divided by 2 as ever."""
-    run, recorded = train(
-        shared, tmp_path, "seed", "dense_lr1e-4_acc2", **{"train.layout": layout}
-    )
+    run, recorded = train(shared, tmp_path, "seed", "dense_lr1e-4_acc2", **{"train.layout": layout})
     per_epoch = recorded["steps_per_epoch"]
     updates_per_epoch = per_epoch // 2
     assert_steps(run, recorded, loss=DENSE_LOSS, steps=per_epoch)
@@ -172,4 +170,3 @@ def test_head_moe_with_real_tokens_only(shared: Path, tmp_path: Path) -> None:
         abs(ours - step["loss"]) for ours, step in zip(run.losses, recorded["steps"], strict=True)
     ]
     assert 1e-3 < max(differences) < 0.12  # 9.4e-2 in an independent replay
-

@@ -1,0 +1,142 @@
+"""The rules of the house: who may import whom, and what stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli import REPOSITORY, environment
+
+PACKAGE = REPOSITORY / "dpo_cli"
+HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
+
+# From the bottom up; a package may import those on lower floors, and itself.
+FLOORS = [
+    {"errors", "files", "__init__"},
+    {"data", "profile"},
+    {"objective", "run"},
+    {"models"},
+    {"training"},
+    {"ui", "doctor"},
+    {"commands"},
+    {"app"},
+    {"__main__"},
+]
+LIGHT = ("profile", "run", "ui", "commands", "app", "errors", "files")
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def part_of(module: str) -> str:
+    """The package or module right below dpo_cli."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(path: Path, *, top_level_only: bool) -> set[str]:
+    """Modules a file imports, as dotted names; those under TYPE_CHECKING left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and top_level_only:
+            return
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+def floor(part: str) -> int:
+    return next(level for level, parts in enumerate(FLOORS) if part in parts)
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_imports_run_downwards_only(path: Path) -> None:
+    own = part_of(name_of(path))
+    for imported in imports(path, top_level_only=False):
+        if not imported.startswith("dpo_cli."):
+            continue
+        part = part_of(imported)
+        if part != own and any(part in parts for parts in FLOORS):
+            assert floor(part) < floor(own), f"{name_of(path)} imports {imported}"
+
+
+def test_there_are_no_circles() -> None:
+    known = {name_of(path) for path in modules()}
+    graph = {
+        name_of(path): imports(path, top_level_only=True) & known - {name_of(path)}
+        for path in modules()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail, module))
+        if module not in done:
+            for imported in graph[module]:
+                visit(imported, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_the_terminal_side_loads_no_torch(path: Path) -> None:
+    if part_of(name_of(path)) in LIGHT:
+        heavy = {name.split(".")[0] for name in imports(path, top_level_only=True)} & set(HEAVY)
+        assert not heavy
+
+
+def test_the_mathematics_knows_tensors_only() -> None:
+    for path in (PACKAGE / "objective").glob("*.py"):
+        roots = {name.split(".")[0] for name in imports(path, top_level_only=False)}
+        assert roots <= {"__future__", "collections", "dataclasses", "typing", "torch", "dpo_cli"}
+
+
+def test_one_module_knows_foreign_weights() -> None:
+    """`zoo` reads weights that others wrote, `state` and `reference` our own; nobody unpickles."""
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        if "torch.load(" in text:
+            assert name_of(path) == "dpo_cli.models.zoo"
+            assert "weights_only=True" in text
+        assert "weights_only=False" not in text
+        assert "trust_remote_code=True" not in text
+        assert "import pickle" not in text or name_of(path) == "dpo_cli.models.zoo"
+
+
+def test_help_loads_neither_torch_nor_the_schema() -> None:
+    code = (
+        "import sys; from dpo_cli.app import main; main(['--help'])\n"
+        "heavy = {'torch', 'transformers', 'pydantic', 'dpo_cli.profile.schema'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "train" in result.stdout

@@ -163,7 +163,7 @@ def _packed(pairs: Sequence[TokenizedPair], share_prompts: bool) -> PackedBatch:
     rejected_targets: list[Tensor] = []
     start = targets = 0
     for pair in pairs:
-        shared = _shared_inputs(pair) if share_prompts else 0
+        shared = shared_inputs(pair) if share_prompts else 0
         chosen, rejected = len(pair.chosen.ids) - 1, len(pair.rejected.ids) - 1
         parts = PairSegments(shared, chosen - shared, rejected - shared)
         segments.append(parts)
@@ -203,7 +203,7 @@ def _packed(pairs: Sequence[TokenizedPair], share_prompts: bool) -> PackedBatch:
     )
 
 
-def _shared_inputs(pair: TokenizedPair) -> int:
+def shared_inputs(pair: TokenizedPair) -> int:
     """Inputs both sides have in common: their longest common prefix of token ids.
 
     A sequence's last token is never an input, so a side that the other one continues shares all

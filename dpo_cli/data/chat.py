@@ -22,6 +22,7 @@ from dpo_cli.data.pairs import Message, PreferencePair, SetAside
 from dpo_cli.errors import DpoError
 
 EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
+REWRITES_TURNS = "the chat template rewrites earlier turns"
 _ROWS_PER_CHUNK = 256
 _PROBES = ("a", "b")
 
@@ -123,6 +124,11 @@ class ChatTokenizer:
         digest.update(json.dumps(self._tokenizer.chat_template, sort_keys=True).encode())
         return digest.hexdigest()
 
+    def decode(self, ids: Tensor) -> str:
+        """The text of token ids (T,), special tokens included."""
+        text: str = self._backend.decode(ids.tolist(), skip_special_tokens=False)
+        return text
+
     def render(self, messages: Sequence[Message]) -> Rendered:
         """The conversation as the chat template writes it, with the span of every answer.
 
@@ -145,7 +151,7 @@ class ChatTokenizer:
             header = _common_prefix(*probes).removesuffix(EMPTY_THINK_BLOCK)
             ended = self._apply(messages[: number + 1])
             if not (text.startswith(ended) and ended.startswith(header)):
-                raise ValueError("the chat template rewrites earlier turns")
+                raise ValueError(REWRITES_TURNS)
             answers.append((len(header), len(ended)))
         return Rendered(text, tuple(answers))
 
@@ -218,40 +224,40 @@ def encode_pairs(
         for (row, *_), chosen_ids, rejected_ids in zip(
             rendered, sides[::2], sides[1::2], strict=True
         ):
-            pair = TokenizedPair(
-                row.line, chosen_ids.truncated(max_seq_len), rejected_ids.truncated(max_seq_len)
-            )
-            problem = _problem(pair, chosen_ids, rejected_ids, max_seq_len)
-            if problem is None:
+            pair = truncate(TokenizedPair(row.line, chosen_ids, rejected_ids), max_seq_len)
+            if isinstance(pair, TokenizedPair):
                 kept.append(pair)
             else:
-                set_aside.append(problem)
+                set_aside.append(pair)
         done += len(chunk)
         on_progress(done)
     set_aside.sort(key=lambda row: row.line)
     return kept, set_aside
 
 
-def _problem(
-    pair: TokenizedPair, chosen: Tokenized, rejected: Tokenized, max_seq_len: int
-) -> SetAside | None:
-    """Why a pair teaches nothing, if it does not; `chosen` and `rejected` are not truncated."""
-    if torch.equal(chosen.ids, rejected.ids):
+def truncate(pair: TokenizedPair, max_seq_len: int) -> TokenizedPair | SetAside:
+    """The pair with `max_seq_len` tokens of each side, or why that would teach nothing."""
+    if torch.equal(pair.chosen.ids, pair.rejected.ids):
         return SetAside(pair.line, "identical", "both sides are the same")
-    for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+    cut = TokenizedPair(
+        pair.line, pair.chosen.truncated(max_seq_len), pair.rejected.truncated(max_seq_len)
+    )
+    for name, full, side in (
+        ("chosen", pair.chosen, cut.chosen),
+        ("rejected", pair.rejected, cut.rejected),
+    ):
         if not side.response_tokens:
-            full = chosen if name == "chosen" else rejected
             return SetAside(
                 pair.line,
                 "truncated",
                 f"no response token of {name!r} left at max_seq_len {max_seq_len}"
                 f" ({len(full.ids)} tokens)",
             )
-    if torch.equal(pair.chosen.ids, pair.rejected.ids):
+    if torch.equal(cut.chosen.ids, cut.rejected.ids):
         return SetAside(
             pair.line, "identical", f"both sides are the same up to max_seq_len {max_seq_len}"
         )
-    return None
+    return cut
 
 
 def _response_mask(token_starts: Sequence[int], answers: Sequence[tuple[int, int]]) -> Tensor:

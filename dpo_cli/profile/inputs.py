@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.load import LoadedProfile
+from dpo_cli.profile.load import LoadedProfile, Problem
 from dpo_cli.profile.schema import Model, Profile
 from dpo_cli.profile.text import did_you_mean, show_path, show_value
 
@@ -18,12 +18,16 @@ _SUFFIXES = (".pth", ".safetensors")
 _SFT_STEM = re.compile(r"full_sft_(\d+)(_moe)?")
 
 
+Input = Literal["data", "tokenizer", "checkpoint", "reference", "held_out"]
+
+
 class InputError(UsageError):
     """A file named by the profile's `key` is not there, or is of the wrong kind."""
 
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key}: {problem}")
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
         self.key = key
+        self.reason = reason
 
 
 def check_inputs(loaded: LoadedProfile) -> None:
@@ -32,27 +36,34 @@ def check_inputs(loaded: LoadedProfile) -> None:
     Raises:
         UsageError: everything that is wrong, in `details`, each with its key and where that is set.
     """
+    # Checkpoint and reference may fail for one reason.
+    details = list(dict.fromkeys(map(str, find_problems(loaded).values())))
+    if details:
+        count = "1 input" if len(details) == 1 else f"{len(details)} inputs"
+        raise UsageError(f"{show_path(loaded.path)}: {count} cannot be used", details=details)
+
+
+def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
+    """What is wrong with each file of the profile that cannot be used; nothing is read."""
     profile = loaded.profile
-    checks: list[Callable[[], object]] = [
-        lambda: _check_file("data.data_path", profile.data.data_path),
-        lambda: _check_tokenizer("model.tokenizer", profile.model.tokenizer),
-        lambda: resolve_checkpoint(profile, "checkpoint"),
-        lambda: resolve_checkpoint(profile, "reference"),
-    ]
+    checks: dict[Input, Callable[[], object]] = {
+        "data": lambda: _check_file("data.data_path", profile.data.data_path),
+        "tokenizer": lambda: _check_tokenizer("model.tokenizer", profile.model.tokenizer),
+        "checkpoint": lambda: resolve_checkpoint(profile, "checkpoint"),
+    }
+    if profile.model.reference is not None:
+        checks["reference"] = lambda: resolve_checkpoint(profile, "reference")
     if (held_out := profile.eval.path) is not None:
-        checks.append(lambda: _check_file("eval.path", held_out))
-    details: list[str] = []
-    for check in checks:
+        checks["held_out"] = lambda: _check_file("eval.path", held_out)
+    problems: dict[Input, Problem] = {}
+    for name, check in checks.items():
         try:
             check()
         except InputError as error:
             origin = loaded.origins[error.key]
             where = show_path(loaded.path) if origin == "default" else origin
-            details.append(f"{where}  {error.message}")
-    if details:
-        unique = list(dict.fromkeys(details))  # checkpoint and reference may fail for one reason
-        count = "1 input" if len(unique) == 1 else f"{len(unique)} inputs"
-        raise UsageError(f"{show_path(loaded.path)}: {count} cannot be used", details=unique)
+            problems[name] = Problem(error.key, where, error.key, error.reason)
+    return problems
 
 
 def resolve_checkpoint(profile: Profile, which: Literal["checkpoint", "reference"]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,23 @@ class LoadedProfile:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a profile, or with a file that it names."""
+
+    key: str
+    """The dotted key; one that does not exist, perhaps."""
+    origin: str
+    """Where it is stated: "profiles/my.toml:12" or "--set"."""
+    statement: str
+    """As it stands there: "train.beta = -1"; the key alone where that is missing."""
+    reason: str
+    """What is wrong with it; after the first "; ", what to do about it."""
+
+    def __str__(self) -> str:
+        return f"{self.origin}  {self.statement}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class _Statement:
     """One `key = value` of a file or of `--set`."""
 
@@ -54,9 +72,9 @@ class _Statement:
             return path if kind is Kind.PATH else str(path)
         return self.value
 
-    def rejected(self, problem: str) -> str:
-        """The line that tells the user what is wrong with this statement."""
-        return f"{self.origin}  {self.key} = {show_value(self.value)}: {problem}"
+    def rejected(self, reason: str) -> Problem:
+        """What is wrong with this statement, for the user."""
+        return Problem(self.key, self.origin, f"{self.key} = {show_value(self.value)}", reason)
 
 
 def load_profile(path: Path, overrides: Sequence[str] = ()) -> LoadedProfile:
@@ -68,28 +86,54 @@ def load_profile(path: Path, overrides: Sequence[str] = ()) -> LoadedProfile:
     Raises:
         UsageError: the profile cannot be read, or anything in it is wrong; `details` has it all.
     """
+    loaded, problems = read_profile(path, overrides)
+    if problems:
+        count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
+        raise UsageError(f"{show_path(loaded.path)}: {count}", details=list(map(str, problems)))
+    return loaded
+
+
+def read_profile(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedProfile, list[Problem]]:
+    """`load_profile` for who wants to go on in spite of errors: the profile, and all of those.
+
+    A key with a problem has its default instead, or a path that leads nowhere where it has none:
+    only what does not depend on it can be believed.
+
+    Raises:
+        UsageError: the profile, or one that it extends, is missing or no TOML.
+    """
     path = find_profile(path, str(path)).absolute()
     statements: dict[str, _Statement] = {}
     for document in read_chain(path):
         statements |= _in_file(document)
-    details = []
+    problems = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if equals:
             statements |= _in_override(key.strip(), text.strip())
         else:
-            details.append(f"--set {override}: needs a value, as in --set train.epochs=1")
+            reason = "needs a value; for example --set train.epochs=1"
+            problems.append(Problem(override, "--set", override, reason))
 
-    profile, problems = _validate(statements)
-    for key, statement in statements.items():
-        if key in problems:
-            details.append(statement.rejected(problems.pop(key)))
-    details += [f"{show_path(path)}  {key}: {problem}" for key, problem in problems.items()]
-    if profile is None or details:
-        count = "1 error" if len(details) == 1 else f"{len(details)} errors"
-        raise UsageError(f"{show_path(path)}: {count}", details=details)
+    profile, reasons = _validate(statements)
+    problems += [s.rejected(reasons[key]) for key, s in statements.items() if key in reasons]
+    missing = [key for key in reasons if key not in statements]
+    problems += [Problem(key, show_path(path), key, reasons[key]) for key in missing]
     origins = {key: statements[key].origin if key in statements else "default" for key in KEYS}
-    return LoadedProfile(profile, origins, path, path.stem)
+    while profile is None:  # a default may contradict what was measured by the wrong value
+        statements = _without(statements, reasons)
+        profile, reasons = _validate(statements)
+    return LoadedProfile(profile, origins, path, path.stem), problems
+
+
+def _without(statements: Mapping[str, _Statement], keys: Collection[str]) -> dict[str, _Statement]:
+    """What is left without `keys`; those that a profile must have lead nowhere."""
+    nowhere = {
+        key: _Statement(key, os.devnull, "nowhere", Path.cwd())
+        for key in keys
+        if key in KEYS and KEYS[key].is_required
+    }
+    return {key: s for key, s in statements.items() if key not in keys} | nowhere
 
 
 def _in_file(document: Document) -> dict[str, _Statement]:

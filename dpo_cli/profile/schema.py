@@ -337,6 +337,10 @@ class Key:
     kind: Kind
     examples: tuple[object, ...]
     """Values that would do; the default, if nothing else is of interest."""
+    default: object
+    """The value of a profile that is silent; None where there is none, or it is read elsewhere."""
+    is_required: bool
+    """Whether a profile must state it."""
 
 
 TABLES: Mapping[str, type[BaseModel]] = {
@@ -355,6 +359,8 @@ def _describe_keys() -> dict[str, Key]:
                 effect=next(item for item in info.metadata if isinstance(item, Effect)),
                 kind=next((item for item in info.metadata if isinstance(item, Kind)), Kind.PLAIN),
                 examples=tuple(info.examples or [info.default]),
+                default=None if info.is_required() else info.default,
+                is_required=info.is_required(),
             )
     return keys
 

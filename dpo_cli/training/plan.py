@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -122,14 +122,40 @@ def prepare(
         DpoError: an input is missing, damaged, or does not fit the others.
     """
     tokenizer = ChatTokenizer(profile.model.tokenizer)
-    checkpoint = _load(profile, "checkpoint", runs_root)
+    checkpoint = read_checkpoint(profile, "checkpoint", runs_root)
     reference = checkpoint
     if profile.model.reference is not None:
-        reference = _load(profile, "reference", runs_root)
-    _require_same_vocabulary(tokenizer, checkpoint, reference)
-
+        reference = read_checkpoint(profile, "reference", runs_root)
+    require_same_vocabulary(tokenizer, checkpoint, reference)
     pairs, set_aside = _encode(profile, profile.data.data_path, tokenizer, on_progress)
-    held_out: list[TokenizedPair] = []
+    held_out: Sequence[TokenizedPair] = ()
+    if profile.eval.path is not None:
+        held_out, _ = _encode(profile, profile.eval.path, tokenizer, on_progress)
+    return assemble(profile, compute, tokenizer, checkpoint, reference, pairs, held_out, set_aside)
+
+
+def assemble(
+    profile: Profile,
+    compute: Compute,
+    tokenizer: ChatTokenizer,
+    checkpoint: Checkpoint,
+    reference: Checkpoint,
+    pairs: Sequence[TokenizedPair],
+    held_out: Sequence[TokenizedPair],
+    set_aside: Sequence[SetAside],
+) -> Prepared:
+    """What follows from inputs that were read: the split, the order, the schedule.
+
+    Args:
+        profile, compute: see `prepare`.
+        tokenizer, checkpoint, reference: read; they fit each other.
+        pairs: of `data.data_path`, those that can be trained on; `eval.fraction` is taken of them.
+        held_out: of `eval.path`, if there is one.
+        set_aside: the rows of `data.data_path` that are not used.
+
+    Raises:
+        DpoError: too few pairs to hold any out.
+    """
     fingerprints = {
         "weights": checkpoint.fingerprint,
         "reference": reference.fingerprint,
@@ -137,7 +163,6 @@ def prepare(
         "data": sha256_file(profile.data.data_path),
     }
     if profile.eval.path is not None:
-        held_out, _ = _encode(profile, profile.eval.path, tokenizer, on_progress)
         fingerprints["held_out"] = sha256_file(profile.eval.path)
     elif profile.eval.fraction:
         if len(pairs) < 2:
@@ -208,7 +233,14 @@ def refuse_other_inputs(promised: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def _load(profile: Profile, which: Any, runs_root: Path) -> Checkpoint:
+def read_checkpoint(
+    profile: Profile, which: Literal["checkpoint", "reference"], runs_root: Path
+) -> Checkpoint:
+    """The weights that the profile starts from, or compares with.
+
+    Raises:
+        DpoError: they are missing, damaged, or contradict the profile.
+    """
     source = resolve_checkpoint(profile, which)
     if source.startswith(RUN_PREFIX):
         return _load_run(source, runs_root)
@@ -235,9 +267,14 @@ def _load_run(source: str, runs_root: Path) -> Checkpoint:
     )
 
 
-def _require_same_vocabulary(
+def require_same_vocabulary(
     tokenizer: ChatTokenizer, checkpoint: Checkpoint, reference: Checkpoint
 ) -> None:
+    """Refuse a tokenizer or a reference of another vocabulary than the checkpoint's.
+
+    Raises:
+        DpoError: naming the sizes.
+    """
     vocab_size = checkpoint.architecture.vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise DpoError(

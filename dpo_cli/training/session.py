@@ -32,6 +32,7 @@ from dpo_cli.run.events import (
     Saved,
     Stopped,
     WorkerStarted,
+    history,
 )
 from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
@@ -82,7 +83,7 @@ def train_run(path: Path, signals: StopSource, changes: Sequence[str] = ()) -> E
         failure = error
     except Exception as error:
         traceback.print_exc()
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             return ExitCode.FAILED
         failure = DpoError(
             f"out of memory: {(str(error) or 'the system gave no more').splitlines()[0]}",
@@ -133,7 +134,8 @@ class _Session:
             generation, passed_over = self.find_generation()
             trainer = self.build(prepared, generation)
         except _StoppedEarly:
-            return self.stopped(step=0, optimizer_step=0)
+            saved = [e for e in history(self.run.events_path) if isinstance(e, Saved)]
+            return self.stopped(*(saved[-1].step, saved[-1].optimizer_step) if saved else (0, 0))
         if promised is not None:
             self.events.append(
                 Resumed(
@@ -343,7 +345,8 @@ def _other_environment(promised: dict[str, Any], now: dict[str, Any]) -> list[st
     ]
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the system or the card had no more memory to give."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -29,4 +29,10 @@ def write_weights(path: Path, state: StateDict, architecture: Architecture, dtyp
     # tied copies stay one tensor, under both names.
     owned = {id(tensor): tensor.clone() for tensor in minimind.values()}
     content = {name: owned[id(tensor)] for name, tensor in minimind.items()}
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    write_atomically(path, lambda temporary: _save(content, temporary))
+
+
+def _save(content: StateDict, path: Path) -> None:
+    # Through an open file: given a path, torch writes that path's name into the archive.
+    with path.open("wb") as file:
+        torch.save(content, file)

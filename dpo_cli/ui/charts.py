@@ -18,8 +18,8 @@ _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 """The bit of a dot, by column and row within its cell."""
 _ROWS_PER_TICK = 4
 _DASH, _DASH_PERIOD = 3, 6
-_SMOOTHING = 0.04
-"""The width of the smoothing kernel, as a share of the curve."""
+_SMOOTHING = 0.03
+"""How far smoothing reaches, as a share of the curve."""
 
 
 class Mark(Enum):
@@ -137,19 +137,27 @@ def draw(
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """The curve behind the noise: at each point the mean of its neighbours, weighted by nearness.
+    """The curve behind the noise: at each point a mean of all, weighted by nearness.
 
-    A Gaussian kernel over a fixed share of the curve, so that a long run is smoothed more.
+    The weight falls by the factor e over a fixed share of the curve, so that a long run is smoothed
+    more. One pass from each side makes it O(n); what both count, the point itself, is taken out.
     """
-    reach = max(1, round(2 * _SMOOTHING * len(points)))
-    kernel = [math.exp(-0.5 * (2 * offset / reach) ** 2) for offset in range(reach + 1)]
-    smoothed = []
-    for i, (x, _) in enumerate(points):
-        near = range(max(0, i - reach), min(len(points), i + reach + 1))
-        weights = [kernel[abs(i - k)] for k in near]
-        total = sum(weight * points[k][1] for weight, k in zip(weights, near, strict=True))
-        smoothed.append((x, total / sum(weights)))
-    return smoothed
+    decay = math.exp(-1 / max(1.0, _SMOOTHING * len(points)))
+    values = [y for _, y in points]
+    before, after = _decaying_sums(values, decay), _decaying_sums(values[::-1], decay)[::-1]
+    return [
+        (x, (left[0] + right[0] - y) / (left[1] + right[1] - 1))
+        for (x, y), left, right in zip(points, before, after, strict=True)
+    ]
+
+
+def _decaying_sums(values: Sequence[float], decay: float) -> list[tuple[float, float]]:
+    """At each value the weighted sum up to it, and the sum of the weights."""
+    total, weight, sums = 0.0, 0.0, []
+    for value in values:
+        total, weight = total * decay + value, weight * decay + 1
+        sums.append((total, weight))
+    return sums
 
 
 def ticks(low: float, high: float, count: int) -> tuple[list[float], float]:
@@ -213,7 +221,11 @@ def _draw_curve(canvas: Canvas, dots: list[tuple[int, int]], curve: Curve) -> No
 
 
 def _styled(cells: Sequence[int], styles: Sequence[str]) -> Text:
-    text = Text()
-    for style, run in itertools.groupby(zip(cells, styles, strict=True), key=lambda c: c[1]):
-        text.append("".join(chr(_BRAILLE + cell) if cell else " " for cell, _ in run), style)
-    return text
+    """One row; a blank takes the style before it, which makes for fewer changes of style."""
+    text, run, style = Text(), "", ""
+    for cell, new_style in zip(cells, styles, strict=True):
+        if cell and new_style != style:
+            text.append(run, style)
+            run, style = "", new_style
+        run += chr(_BRAILLE + cell) if cell else " "
+    return text.append(run, style)

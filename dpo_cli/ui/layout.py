@@ -35,13 +35,19 @@ def beside(left: Block, right: Block) -> Block:
     return [Text.assemble(*pair) for pair in zip(left, right, strict=True)]
 
 
-def framed(title: str, lines: Iterable[Text], width: int, height: int, legend: Text) -> Block:
+def framed(
+    title: str, lines: Iterable[Text], width: int, height: int, legend: Text | None = None
+) -> Block:
     """The lines in a frame with rounded corners, a title at its top left, a legend at its right."""
     inner = pile(lines, width - 4, height - 2)
     rule = width - 2 - len(f"─ {title} ")
     tail = Text.assemble(" ", legend, " ─") if legend else Text()
     top = Text.assemble(
-        ("╭─ ", "dim"), (title, "bold"), (" " + "─" * (rule - tail.cell_len), "dim"), tail, ("╮", "dim")
+        ("╭─ ", "dim"),
+        (title, "bold"),
+        (" " + "─" * (rule - tail.cell_len), "dim"),
+        tail,
+        ("╮", "dim"),
     )
     sides = [Text.assemble(("│ ", "dim"), line, (" │", "dim")) for line in inner]
     return [fit(top, width), *sides, Text("╰" + "─" * (width - 2) + "╯", style="dim")]
@@ -56,10 +62,3 @@ def bar(share: float, width: int, style: str) -> Text:
 def one_line(text: str) -> str:
     """Somebody else's text without line breaks and whatever else moves a cursor."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def wrapped(text: Text, width: int) -> Block:
-    """The text broken into lines of at most `width` cells, between words where there are any."""
-    from rich.console import Console
-
-    return list(text.wrap(Console(width=width), width))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 Point = tuple[float, float]
 
-CAPACITY = 512
-"""Twice as many points as the widest chart on the widest usual terminal has columns of dots."""
+CAPACITY = 256
+"""About as many points as a chart on a wide terminal has columns of dots."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class _Stretch:
 class Series:
     """Values by step, as means over equal stretches; stretches double whenever they get too many.
 
-    So 100,000 steps cost what 500 cost, in memory and in drawing, and adding one is O(1).
+    So 100,000 steps cost what 200 cost, in memory and in drawing, and adding one is O(1).
     """
 
     def __init__(self) -> None:

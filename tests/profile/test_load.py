@@ -120,7 +120,10 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("override", "detail"),
         [
-            ("train.epochs", "--set train.epochs: needs a value, as in --set train.epochs=1"),
+            (
+                "train.epochs",
+                "--set  train.epochs: needs a value; for example --set train.epochs=1",
+            ),
             ("epochs=3", "--set  epochs = 3: unknown key; did you mean train.epochs?"),
             (
                 "data.shuffle=False",
@@ -151,7 +154,7 @@ class TestErrors:
         assert error.message == "my.toml: 7 errors"
         assert error.exit_code is ExitCode.USAGE
         assert [detail.partition(": ")[0] for detail in error.details] == [
-            "--set oops",
+            "--set  oops",
             "my.toml:7  train.learning_rate = -1e-8",
             'my.toml:8  train.epochs = "3"',
             "my.toml:9  train.lr = 1",

@@ -1,0 +1,1 @@
+"""The checks behind `dpo check`: findings, not prints; nothing is written anywhere."""

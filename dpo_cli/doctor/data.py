@@ -1,0 +1,227 @@
+"""The pairs: which are kept, what a longer `max_seq_len` would keep, and where the loss lies."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dpo_cli.data.batching import shared_inputs
+from dpo_cli.data.chat import (
+    REWRITES_TURNS,
+    ChatTokenizer,
+    Tokenized,
+    TokenizedPair,
+    encode_pairs,
+    truncate,
+)
+from dpo_cli.data.pairs import SetAside, read_pairs, refuse_if_mostly_malformed
+from dpo_cli.doctor.model import computed_tokens
+from dpo_cli.doctor.notes import Notes
+from dpo_cli.errors import DpoError
+from dpo_cli.findings import PairPreview, Span
+from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.text import show_path
+from dpo_cli.training.plan import OnProgress
+
+OTHER_LENGTHS = (1536, 2048)
+_WHOLE = 1 << 40  # tokens: no conversation is cut at that
+_NAMED = 5
+_REASONS = {"malformed": "malformed", "identical": "both sides the same", "truncated": "too long"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The pairs of a file at one `max_seq_len`, and the rows that are none."""
+
+    kept: list[TokenizedPair]
+    set_aside: list[SetAside]
+
+    @property
+    def tokens(self) -> int:
+        """Positions one epoch computes."""
+        return sum(map(computed_tokens, self.kept))
+
+
+def check_data(
+    notes: Notes, profile: Profile, key: str, tokenizer: ChatTokenizer, on_progress: OnProgress
+) -> tuple[Rows, dict[str, Any]] | None:
+    """Encode a file of pairs and count what can be trained on.
+
+    Args:
+        notes: gets the findings.
+        profile: says how to encode.
+        key: "data.data_path" or "eval.path".
+        tokenizer: encodes.
+        on_progress: hears how far it is.
+
+    Returns:
+        The rows, and what other lengths would keep; None if no pair is left.
+    """
+    path = profile.data.data_path if key == "data.data_path" else profile.eval.path
+    assert path is not None
+    limit = profile.data.max_seq_len
+    try:
+        whole = _encode(profile, path, tokenizer, on_progress)
+    except DpoError as error:
+        notes.error("data-unusable", show_path(path), error.message, error.remedy)
+        return None
+    by_length = {length: _cut(whole, length) for length in sorted({limit, *OTHER_LENGTHS})}
+    rows = by_length[limit]
+    total = len(rows.kept) + len(rows.set_aside)
+    clean = not _note_malformed(notes, path, rows, total)
+    _note_unusable(notes, path, by_length, limit, total, clean)
+    lengths = {str(n): {"kept": len(r.kept), "tokens": r.tokens} for n, r in by_length.items()}
+    return (rows, lengths) if rows.kept else None
+
+
+def check_masks(notes: Notes, rows: Rows) -> None:
+    """Which tokens carry loss: an answer of every pair on both sides, and a share of them all."""
+    rewritten = [row for row in rows.set_aside if row.reason == REWRITES_TURNS]
+    if rewritten:
+        notes.warn(
+            "mask-template",
+            "model.tokenizer",
+            f"the chat template rewrites earlier turns in {len(rewritten)} rows, so that nobody can"
+            f" say where their answers lie ({_lines(rewritten)})",
+            "use a template that renders a turn the same whatever follows, or single-turn pairs",
+        )
+    sides = [side for pair in rows.kept for side in (pair.chosen, pair.rejected)]
+    answers = [side.response_tokens for side in sides]
+    share = sum(answers) / sum(len(side.ids) for side in sides)
+    several = sum(_spans_of_loss(pair.chosen) > 1 for pair in rows.kept)
+    turns = f"; {several} pairs with several answers, all of which count" if several else ""
+    message = (
+        f"{share:.0%} of the tokens carry loss, at least {min(answers)} on each side of a pair,"
+        f" {sum(answers) / len(answers):.0f} in the mean{turns}"
+    )
+    if min(answers):
+        notes.ok("masks", "", message)
+    else:
+        notes.error("mask-empty", "", message, "this is a bug in dpo: report it with these pairs")
+
+
+def preview(
+    notes: Notes, rows: Rows, tokenizer: ChatTokenizer, line: int | None
+) -> PairPreview | None:
+    """The pair of a line of the file, or the first one that is kept."""
+    pair = next((pair for pair in rows.kept if line in (None, pair.line)), None)
+    if pair is None:
+        reason = next((row.reason for row in rows.set_aside if row.line == line), "no such row")
+        first = rows.kept[0].line
+        notes.warn("pair", f"line {line}", reason, f"show another pair, such as --pair {first}")
+        return None
+    shared = shared_inputs(pair)
+
+    def spans(side: Tokenized, start: int, end: int | None = None) -> tuple[Span, ...]:
+        return tuple(_spans(tokenizer, side.ids[start:end], side.response[start:end]))
+
+    return PairPreview(
+        line=pair.line,
+        shared=spans(pair.chosen, 0, shared),
+        chosen=spans(pair.chosen, shared),
+        rejected=spans(pair.rejected, shared),
+    )
+
+
+def _encode(
+    profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
+) -> Rows:
+    """Every pair at its full length."""
+    with path.open("rb") as file:
+        total = sum(1 for _ in file)
+    kept, set_aside = encode_pairs(
+        read_pairs(path),
+        tokenizer,
+        max_seq_len=_WHOLE,
+        empty_think_ratio=profile.data.empty_think_ratio,
+        seed=profile.train.seed,
+        on_progress=lambda done: on_progress("encoding pairs", done, total, "rows"),
+    )
+    return Rows(kept, set_aside)
+
+
+def _cut(whole: Rows, max_seq_len: int) -> Rows:
+    """The same file under a `max_seq_len`."""
+    cut = [truncate(pair, max_seq_len) for pair in whole.kept]
+    lost = [row for row in cut if isinstance(row, SetAside)]
+    return Rows(
+        [pair for pair in cut if isinstance(pair, TokenizedPair)],
+        sorted([*whole.set_aside, *lost], key=lambda row: row.line),
+    )
+
+
+def _note_malformed(notes: Notes, path: Path, rows: Rows, total: int) -> bool:
+    """Name rows that are no pairs; whether there are any."""
+    malformed = [row for row in rows.set_aside if row.problem == "malformed"]
+    if not malformed:
+        return False
+    try:
+        refuse_if_mostly_malformed(path, rows.set_aside, total)
+    except DpoError as error:
+        message = "\n".join([error.message.partition(": ")[2], *error.details])
+        notes.error("data-malformed", show_path(path), message, error.remedy)
+    else:
+        named = [f"line {row.line}: {row.reason}" for row in malformed[:_NAMED]]
+        notes.warn(
+            "data-malformed",
+            show_path(path),
+            "\n".join([f"{len(malformed)} of {total:,} rows are malformed", *named]),
+            "mend these rows, or train without them: they are set aside",
+        )
+    return True
+
+
+def _note_unusable(
+    notes: Notes, path: Path, by_length: dict[int, Rows], limit: int, total: int, clean: bool
+) -> None:
+    """Say how many rows are kept, why others are not, and what longer sequences would cost."""
+    rows = by_length[limit]
+    reasons = Counter(row.problem for row in rows.set_aside)
+    lost = ", ".join(f"{count} {_REASONS[problem]}" for problem, count in reasons.items())
+    message = f"{len(rows.kept):,} of {total:,} rows kept at {limit:,} tokens"
+    if lost:
+        message += f", {len(rows.set_aside):,} set aside ({lost})"
+    if cut := sum(limit in (len(p.chosen.ids), len(p.rejected.ids)) for p in rows.kept):
+        message += f"; {cut} of the kept fill all {limit:,}, most of them cut off"
+    if not rows.kept:
+        notes.error("data-none", show_path(path), message, "raise data.max_seq_len")
+    elif reasons["truncated"]:
+        offers = [
+            f"{length:,} keeps {len(other.kept):,} for {other.tokens / rows.tokens:.2f} times the"
+            " tokens"
+            for length, other in by_length.items()
+            if length > limit and len(other.kept) > len(rows.kept)
+        ]
+        remedy = "; ".join(offers) or "shorten these conversations"
+        notes.warn("data-truncated", show_path(path), message, f"data.max_seq_len: {remedy}")
+    elif rows.set_aside and clean:
+        notes.warn("data-identical", show_path(path), message, "such rows teach nothing: fine so")
+    else:
+        notes.ok("data", show_path(path), message)
+
+
+def _lines(rows: Sequence[SetAside]) -> str:
+    shown = ", ".join(str(row.line) for row in rows[:_NAMED])
+    return f"lines {shown}{', ...' if len(rows) > _NAMED else ''}"
+
+
+def _spans(tokenizer: ChatTokenizer, ids: Tensor, response: Tensor) -> list[Span]:
+    """Runs of tokens that do, or do not, carry loss."""
+    spans, start = [], 0
+    for carries_loss, run in itertools.groupby(response.tolist()):
+        length = len(list(run))
+        text = tokenizer.decode(ids[start : start + length])
+        spans.append(Span(text, length, carries_loss))
+        start += length
+    return spans
+
+
+def _spans_of_loss(side: Tokenized) -> int:
+    """How many answers there are in a conversation."""
+    return sum(carries_loss for carries_loss, _ in itertools.groupby(side.response.tolist()))

@@ -1,0 +1,124 @@
+"""The weights and the tokenizer: what they are, and whether they belong together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from dpo_cli.data.batching import shared_inputs
+from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.doctor.notes import Notes
+from dpo_cli.models.zoo import Checkpoint
+from dpo_cli.profile.inputs import resolve_checkpoint
+from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.text import show_path
+from dpo_cli.training.plan import (
+    RUN_PREFIX,
+    OnProgress,
+    Prepared,
+    read_checkpoint,
+    require_same_vocabulary,
+)
+from dpo_cli.training.reference import compute_token_logps
+from dpo_cli.training.session import make_scorer
+
+SAMPLE_PAIRS = 16
+SAMPLE_TOKENS = 4096
+CHANCE_SHARE = 0.95
+"""Weights that save less than a twentieth of what blind guessing costs have not read this text."""
+
+
+def check_weights(
+    notes: Notes, profile: Profile, which: Literal["checkpoint", "reference"], runs_root: Path
+) -> Checkpoint | None:
+    """Read the weights and say what they are."""
+    source = resolve_checkpoint(profile, which)
+    subject = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
+    with notes.errors_as(f"{which}-unusable", subject):
+        checkpoint = read_checkpoint(profile, which, runs_root)
+        dtype = str(checkpoint.dtype).removeprefix("torch.")
+        notes.ok(
+            which,
+            subject,
+            f"{checkpoint.architecture.description}; {checkpoint.parameters:,} parameters in"
+            f" {dtype}; plain tensors, all finite",
+        )
+        return checkpoint
+    return None
+
+
+def check_tokenizer(notes: Notes, profile: Profile) -> ChatTokenizer | None:
+    """Read the tokenizer."""
+    subject = show_path(profile.model.tokenizer)
+    with notes.errors_as("tokenizer-unusable", subject):
+        tokenizer = ChatTokenizer(profile.model.tokenizer)
+        notes.ok("tokenizer", subject, f"{tokenizer.vocab_size:,} entries, with a chat template")
+        return tokenizer
+    return None
+
+
+def check_vocabulary(
+    notes: Notes, tokenizer: ChatTokenizer, checkpoint: Checkpoint, reference: Checkpoint
+) -> bool:
+    """Whether every token id means something to the weights; only a misfit is worth a finding."""
+    with notes.errors_as("vocabulary-misfit", ""):
+        require_same_vocabulary(tokenizer, checkpoint, reference)
+        return True
+    return False
+
+
+def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None:
+    """Measure whether the weights can read what the tokenizer writes.
+
+    Two vocabularies of one size look alike until the model is asked: under the wrong one it finds
+    the answers no more likely than blind guessing over V tokens would, at ln V nats a token.
+    """
+    checkpoints = {"model.checkpoint": prepared.checkpoint}
+    if prepared.reference is not prepared.checkpoint:
+        checkpoints["model.reference"] = prepared.reference
+    pairs = _sample(prepared.pairs)
+    for key, checkpoint in checkpoints.items():
+        logps = compute_token_logps(
+            make_scorer(prepared, checkpoint),
+            pairs,
+            [(index,) for index in range(len(pairs))],
+            prepared.compute,
+            lambda done: on_progress("reading answers", done, len(pairs), "pairs"),
+        )
+        nats = -logps.double().mean().item()
+        vocab_size = checkpoint.architecture.vocab_size
+        chance = math.log(vocab_size)
+        measured = (
+            f"{nats:.2f} nats a response token over {len(logps):,} tokens;"
+            f" blind guessing costs ln {vocab_size:,} = {chance:.2f}"
+        )
+        if nats < CHANCE_SHARE * chance:
+            notes.ok("tokenizer-fit", key, measured)
+            continue
+        folder = show_path(prepared.profile.model.tokenizer)
+        notes.error(
+            "tokenizer-mismatch",
+            "model.tokenizer",
+            f"{measured}: {key} cannot read what {folder} writes. The wrong tokenizer, or weights"
+            " that are no language model",
+            f"set model.tokenizer to that of MiniMind's generation"
+            f" {checkpoint.architecture.generation}, which these weights are of: the generations'"
+            " tokenizers have the same size, and other tokens",
+        )
+
+
+def computed_tokens(pair: TokenizedPair) -> int:
+    """Positions the packed layout computes for a pair: what both sides share, once."""
+    return len(pair.chosen.ids) + len(pair.rejected.ids) - 2 - shared_inputs(pair)
+
+
+def _sample(pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+    """Some of the shorter half of the pairs, from everywhere in the file: soon computed."""
+    by_length = sorted(range(len(pairs)), key=lambda index: computed_tokens(pairs[index]))
+    short = sorted(by_length[: math.ceil(len(pairs) / 2)])
+    spread = [pairs[index] for index in short[:: math.ceil(len(short) / SAMPLE_PAIRS)]]
+    while len(spread) > 1 and sum(map(computed_tokens, spread)) > SAMPLE_TOKENS:
+        del spread[1::2]
+    return spread

@@ -1,0 +1,248 @@
+"""The panel: a picture of a run at one moment, as a value that rich can print at any size.
+
+Only the terminal's own sixteen colours and its own background are used, so that it looks right on
+dark and light themes alike; what colour tells is told by shape or word as well.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from dpo_cli.run.events import Failed, WorkerEnded
+from dpo_cli.ui.layout import Block, bar, beside, ends, fit, framed, one_line, pile
+from dpo_cli.ui.numbers import TITLE, figures, metrics_table
+from dpo_cli.ui.plots import charts
+from dpo_cli.ui.report import duration, plan_lines
+from dpo_cli.ui.view import RunView, State
+
+KEYS = {"s": "save", "e": "evaluate", "q": "stop", "d": "detach", "?": "help"}
+"""What can be asked for while the run goes on; `dpo_cli.ui.live` does it."""
+
+_STATE_STYLES = {
+    State.TRAINING: "bold green",
+    State.COMPLETED: "bold green",
+    State.STOPPING: "bold yellow",
+    State.STOPPED: "bold yellow",
+    State.FAILED: "bold red",
+    State.KILLED: "bold red",
+}
+_NUMBERS_WIDTH, _WIDE_NUMBERS_WIDTH, _WIDE = 38, 50, 130
+_NUMBERS_HEIGHT = 19
+_LEAST_PLAN_HEIGHT = 8
+_LEAST_CHARTS_WIDTH = 32
+_SMALL_HEIGHT = 24
+_PROGRESS_LABEL_WIDTH, _PROGRESS_REMARK_WIDTH = 20, 17
+
+_HELP = (
+    ("s", "save the training state after this step"),
+    ("e", "evaluate on the held-out pairs after this step"),
+    ("q", "save and stop, as Ctrl-C does; `dpo resume` goes on from there"),
+    ("d", "leave the panel; training goes on, `dpo watch` comes back to it"),
+    ("?", "this page, and back"),
+    ("", ""),
+    ("loss", "ln 2 = 0.693 while policy and reference cannot be told apart"),
+    ("accuracy", "share of pairs whose chosen answer has the higher reward"),
+    ("margin", "reward of the chosen answer minus that of the rejected one"),
+    ("reward", "beta times how much likelier the policy finds an answer than the reference does"),
+    ("gap", "how far the two answers moved apart, in nats per token, whatever beta is"),
+    ("KL", "how far the policy moved from the reference, in nats per token"),
+    ("clipped", "share of steps whose gradient was longer than grad_clip"),
+    ("moved", "share of weights whose 16-bit value is no longer the checkpoint's"),
+)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What the run's directory tells beside its events."""
+
+    free_bytes: int
+    generations: int
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """A run as it stands at `now`; the same arguments give the same picture.
+
+    Args:
+        view: what the events came to.
+        designation: what the user types to name the run.
+        directory: the run's directory.
+        now: wall-clock seconds, for what goes on between two events.
+        is_alive: whether anybody trains it.
+        disk: is left out of the picture if it is None.
+        notice: an answer to the user.
+        has_keys: whether to offer `KEYS`.
+        shows_help: whether to explain instead of drawing charts.
+    """
+
+    view: RunView
+    designation: str
+    directory: Path
+    now: float
+    is_alive: bool = True
+    disk: Disk | None = None
+    notice: str = ""
+    has_keys: bool = False
+    shows_help: bool = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Fill the given width and height."""
+        for line in self.lines(console, options.max_width, options.height or console.height):
+            yield from line.render(console, end="\n")  # laid out already: nothing to wrap or pad
+
+    def lines(self, console: Console, width: int, height: int) -> Block:
+        """The picture: `height` lines of `width` cells."""
+        top = [self._title(width), *self._progress(width)]
+        messages = self._messages(console, width, height)
+        body = self._body(width, height - len(top) - len(messages) - 1)
+        return pile([*top, *body, *messages, self._footer(width)], width, height)
+
+    @property
+    def state(self) -> State:
+        """What the run is doing; what nobody trains, and did not say how it ended, was killed."""
+        has_ended = self.view.ending is not None
+        return self.view.state if has_ended or self.is_alive else State.KILLED
+
+    # --- its parts, from top to bottom -----------------------------------------------------------
+
+    def _title(self, width: int) -> Text:
+        title = Text(one_line(self.designation), style="bold")
+        words = Text.assemble(title)
+        if self.view.plan:
+            words.append(f"  {one_line(self.view.plan['model']['description'])}")
+        if self.view.worker:
+            words.append(f"  {self.view.worker.device} {self.view.worker.dtype}")
+        state = Text(f"  {self.state}", style=_STATE_STYLES.get(self.state, "bold cyan"))
+        return ends(words, state, width)
+
+    def _progress(self, width: int) -> Block:
+        """Two bars: of the run and the epoch, or before training of a phase."""
+        view, now = self.view, self.now if self.is_alive else self.view.time
+        elapsed = f"{duration(view.elapsed_seconds(now))} elapsed"
+        if view.plan is None or not (view.is_under_way or view.step):
+            phase = view.phase
+            if phase is None:
+                return [_progress_line(str(self.state), 0.0, elapsed, width), Text()]
+            share = phase.done / phase.total if phase.total else 0.0
+            done = f"{phase.done:,} of {phase.total:,} {phase.unit}"
+            return [_progress_line(phase.phase, share, elapsed, width), Text(done, style="dim")]
+        steps, left = view.plan["steps"], view.seconds_left(now)
+        per_epoch = steps["micro_batches_per_epoch"]
+        epoch = max(1, -(-view.step // per_epoch))
+        return [
+            _progress_line(
+                f"step {view.step:,}/{view.total_steps:,}",
+                view.step / view.total_steps,
+                f"{duration(left)} left" if left is not None else "",
+                width,
+            ),
+            _progress_line(
+                f"epoch {epoch}/{steps['epochs']}",
+                (view.step - (epoch - 1) * per_epoch) / per_epoch,
+                elapsed,
+                width,
+            ),
+        ]
+
+    def _body(self, width: int, height: int) -> Block:
+        """Charts, or what there is to say before there are any, beside the numbers."""
+        numbers_width = _WIDE_NUMBERS_WIDTH if width >= _WIDE else _NUMBERS_WIDTH
+        charts_width = width - numbers_width
+        if charts_width < _LEAST_CHARTS_WIDTH:
+            return self._numbers(width, height)
+        if self.shows_help:
+            help_lines = [_labelled(key, meaning) for key, meaning in _HELP]
+            return framed("help", help_lines, width, height)
+        left = charts(self.view, charts_width, height) if self.view.step else self._plan(
+            charts_width, height
+        )
+        return beside(left, self._numbers(numbers_width, height))
+
+    def _numbers(self, width: int, height: int) -> Block:
+        """The numbers, and below them the plan where there is room for it."""
+        plan_height = height - _NUMBERS_HEIGHT
+        has_plan = bool(self.view.step) and plan_height >= _LEAST_PLAN_HEIGHT
+        numbers_height = _NUMBERS_HEIGHT if has_plan else height
+        table = metrics_table(self.view, width - 4)
+        gap = [Text()] if numbers_height >= _NUMBERS_HEIGHT else []
+        disk = (self.disk.free_bytes, self.disk.generations) if self.disk else None
+        facts = figures(self.view, self.now, disk)
+        numbers = framed(TITLE, [*table, *gap, *facts], width, numbers_height)
+        return numbers + self._plan(width, plan_height) if has_plan else numbers
+
+    def _plan(self, width: int, height: int) -> Block:
+        lines = plan_lines(self.view.plan, self.directory) if self.view.plan else []
+        return framed("plan", lines, width, height)
+
+    def _messages(self, console: Console, width: int, height: int) -> Block:
+        """How it failed, and warnings from the newest on; more of them where there is more room."""
+        room = 2 + max(0, height - _SMALL_HEIGHT) // 3
+        block: Block = []
+        for kind, style, message, remedy in self._told():
+            lines = _wrapped(Text.assemble((f"{kind}: ", style), message), width, console)
+            if remedy:
+                lines += _wrapped(Text.assemble(("help: ", "bold cyan"), remedy), width, console)
+            if len(block) + len(lines) > room:
+                # Better the beginning of both than all of one.
+                lines = [lines[0], lines[-1]][: room - len(block)]
+            block += lines
+        return block[:room]
+
+    def _told(self) -> list[tuple[str, str, str, str]]:
+        """Kind, its style, message and remedy of what is to be read, the most important first."""
+        told = []
+        match self.view.ending:
+            case Failed() as failed:
+                message = ": ".join([failed.message, *failed.details])
+                told.append(("error", "bold red", message, failed.remedy))
+            case WorkerEnded() as end:
+                how = f"died of {signal.Signals(end.signal).name}" if end.signal else (
+                    f"ended unexpectedly with exit code {end.exit_code}"
+                )
+                log = "what it printed is in worker.log"
+                told.append(("error", "bold red", f"the worker {how}; {log}", ""))
+        told += [
+            ("warning", "bold yellow", alert.message, alert.remedy)
+            for alert in reversed(self.view.alerts.values())
+        ]
+        return [(kind, style, one_line(m), one_line(remedy)) for kind, style, m, remedy in told]
+
+    def _footer(self, width: int) -> Text:
+        """What was answered, and the keys; of a run that is over, the next command."""
+        if not self.has_keys:
+            return Text(self.notice, style="bold") if self.notice else self._what_next()
+        keys = [Text.assemble((key, "bold cyan"), f" {word}") for key, word in KEYS.items()]
+        return ends(Text(self.notice, style="bold"), Text("   ").join(keys), width)
+
+    def _what_next(self) -> Text:
+        match self.state:
+            case State.COMPLETED:
+                command = "export"
+            case State.STOPPED | State.FAILED | State.KILLED:
+                command = "resume"
+            case _:
+                return Text()
+        return Text.assemble((f"{command}: ", "dim"), f"dpo {command} {self.designation}")
+
+
+def _progress_line(label: str, share: float, remark: str, width: int) -> Text:
+    inner = max(0, width - _PROGRESS_LABEL_WIDTH - _PROGRESS_REMARK_WIDTH - 6)
+    return Text.assemble(
+        fit(Text(label), _PROGRESS_LABEL_WIDTH),
+        bar(share, inner, "cyan"),
+        f" {share:4.0%} ",
+        remark.rjust(_PROGRESS_REMARK_WIDTH),
+    )
+
+
+def _labelled(label: str, meaning: str) -> Text:
+    return Text.assemble((label.ljust(10), "bold cyan"), meaning)
+
+
+def _wrapped(text: Text, width: int, console: Console) -> Block:
+    return list(text.wrap(console, width))

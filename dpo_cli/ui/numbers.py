@@ -1,0 +1,104 @@
+"""The panel's numbers: how the policy does, on training and held-out pairs, and what it costs."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from dpo_cli.run.events import Evaluated
+from dpo_cli.ui.layout import Block
+from dpo_cli.ui.report import duration, size
+from dpo_cli.ui.view import RECENT_STEPS, RunView
+
+_LABEL_WIDTH, _COLUMN_WIDTH = 10, 12
+_METRICS = {
+    "loss": ("loss", ".4f"),
+    "accuracy": ("rewards/accuracies", ".2f"),
+    "margin": ("rewards/margins", "+.3g"),
+    "chosen": ("rewards/chosen", "+.3g"),
+    "rejected": ("rewards/rejected", "+.3g"),
+    "gap": ("gap", "+.3g"),
+    "KL": ("kl", ".3g"),
+}
+"""The name of a row, its metric, and how that is written."""
+
+TITLE = f"now (train: mean of {RECENT_STEPS} steps)"
+
+
+def metrics_table(view: RunView, width: int) -> Block:
+    """Training and held-out pairs in two columns; where it is wide, a third for the start."""
+    held_out, start = view.held_out, view.held_out_start
+    has_start = width >= _LABEL_WIDTH + 3 * _COLUMN_WIDTH
+    heads = ["train", "held out", *(["at start"] if has_start else [])]
+    lines = [_row("", heads, ["cyan", "magenta", "dim"])]
+    for label, (metric, form) in _METRICS.items():
+        values = [view.recent_mean(metric), _of(held_out, metric)]
+        if has_start:
+            values.append(_of(start, metric))
+        lines.append(_row(label, [_written(value, form) for value in values], ["", "", "dim"]))
+    return lines
+
+
+def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
+    """Gradient, learning rate, speed, memory, saves: one line each.
+
+    Args:
+        view: of the run.
+        now: wall-clock seconds.
+        disk: bytes free and generations kept.
+    """
+    step, recent = view.last_step, view.recent
+    seconds = sum(each.seconds for each in recent)
+    tokens = sum(each.tokens for each in recent)
+    facts: dict[str, list[str]] = {
+        "gradient": [],
+        "rate": [],
+        "moved": [],
+        "speed": [],
+        "tokens": [],
+        "memory": [],
+        "saved": [],
+        "disk": [],
+    }
+    if (norm := view.recent_mean("grad_norm")) is not None:
+        facts["gradient"].append(f"{norm:.3g}")
+    if (clipped := view.trained["clipped"].mean) is not None:
+        facts["gradient"].append(f"{clipped:.0%} clipped")
+    if step is not None:
+        facts["rate"].append(f"{step.learning_rate:.2e}")
+        facts["memory"].append(size(step.process_bytes))
+        if step.device_bytes:
+            facts["memory"].append(f"{size(step.device_bytes)} device")
+    if view.weights_moved is not None:
+        facts["moved"].append(f"{view.weights_moved:.1%} of weights")
+    if seconds:
+        facts["speed"].append(f"{sum(each.pairs for each in recent) / seconds:.1f} pairs/s")
+    if seconds and tokens:
+        padding = sum(each.padding_tokens for each in recent) / tokens
+        facts["tokens"] += [f"{tokens / seconds:,.0f}/s", f"{padding:.0%} padding"]
+    if view.saved is not None:
+        ago = max(0.0, now - view.saved.time)
+        facts["saved"] += [f"step {view.saved.step:,}", f"{duration(ago)} ago"]
+    if disk is not None:
+        free_bytes, generations = disk
+        facts["disk"] += [f"{size(free_bytes)} free", f"{generations} kept"]
+    return [_fact(label, ", ".join(words)) for label, words in facts.items()]
+
+
+def _of(evaluation: Evaluated | None, metric: str) -> float | None:
+    return evaluation.metrics.get(metric) if evaluation is not None else None
+
+
+def _written(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _row(label: str, values: list[str], styles: list[str]) -> Text:
+    line = Text(label.ljust(_LABEL_WIDTH), style="dim")
+    row = Text.assemble(line)
+    for value, style in zip(values, styles, strict=False):
+        row.append(value.rjust(_COLUMN_WIDTH), style)
+    return row
+
+
+def _fact(label: str, value: str) -> Text:
+    return Text.assemble((label.ljust(_LABEL_WIDTH), "dim"), value or "–")

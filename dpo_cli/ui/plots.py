@@ -1,0 +1,113 @@
+"""Which curves of a run are charts, and how many charts a given space takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from dpo_cli.ui.charts import Curve, Level, Mark, draw, smooth
+from dpo_cli.ui.layout import Block, beside, framed
+from dpo_cli.ui.view import RunView
+
+_TRAIN, _HELD_OUT, _CHOSEN, _REJECTED = "cyan", "magenta", "green", "red"
+_SMALL_WIDTH, _MOST_BESIDE = 30, 3
+_ONE_ROW_HEIGHT, _TWO_ROWS_HEIGHT = 17, 34
+_FEW_POINTS = 24
+"""Of so few a curve needs no smoothing."""
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """One metric of a plot; over the training pairs unless it is said to be `held_out`."""
+
+    metric: str
+    name: str
+    style: str
+    held_out: bool = False
+    is_noisy: bool = True
+
+
+@dataclass(frozen=True)
+class _Plot:
+    title: str
+    traces: tuple[_Trace, ...]
+    level: Level | None = None
+    least_span: float = 0.0
+
+
+def _on_both(title: str, metric: str, level: Level, least_span: float) -> _Plot:
+    traces = (
+        _Trace(metric, "train", _TRAIN),
+        _Trace(metric, "held out", _HELD_OUT, held_out=True, is_noisy=False),
+    )
+    return _Plot(title, traces, level, least_span)
+
+
+_ZERO = Level(0.0, "0")
+_LOSS = _on_both("loss", "loss", Level(math.log(2), "ln 2"), 0.01)
+_SMALL = (
+    _on_both("accuracy", "rewards/accuracies", Level(0.5, "0.5"), 0.2),
+    _on_both("margin", "rewards/margins", _ZERO, 1e-3),
+    _Plot(
+        "rewards",
+        (
+            _Trace("rewards/chosen", "chosen", _CHOSEN),
+            _Trace("rewards/rejected", "rejected", _REJECTED),
+        ),
+        _ZERO,
+        1e-3,
+    ),
+    _Plot("gradient norm", (_Trace("grad_norm", "", _TRAIN),)),
+    _Plot("KL, nats per token", (_Trace("kl", "", _TRAIN),), _ZERO),
+    _Plot("learning rate", (_Trace("learning_rate", "", _TRAIN, is_noisy=False),), _ZERO),
+)
+"""In order of importance: where there is room for some, it is the first ones."""
+
+
+def charts(view: RunView, width: int, height: int) -> Block:
+    """The loss, and below it as many rows of smaller charts as fit."""
+    rows = 2 if height >= _TWO_ROWS_HEIGHT else 1 if height >= _ONE_ROW_HEIGHT else 0
+    small_height = height // (rows + 2) if rows else 0
+    columns = min(_MOST_BESIDE, max(1, width // _SMALL_WIDTH))
+    block = _chart(view, _LOSS, width, height - rows * small_height)
+    for row in range(rows):
+        plots = _SMALL[row * columns : (row + 1) * columns]
+        widths = [width * (i + 1) // columns - width * i // columns for i in range(columns)]
+        line = _chart(view, plots[0], widths[0], small_height)
+        for plot, each in zip(plots[1:], widths[1:], strict=True):
+            line = beside(line, _chart(view, plot, each, small_height))
+        block += line
+    return block
+
+
+def _chart(view: RunView, plot: _Plot, width: int, height: int) -> Block:
+    noise, curves = [], []
+    for trace in plot.traces:
+        points = (view.evaluated if trace.held_out else view.trained)[trace.metric].points
+        mark = Mark.SPOTS if trace.held_out else Mark.LINE
+        if trace.is_noisy and len(points) > _FEW_POINTS:
+            noise.append(Curve(points, f"dim {trace.style}", Mark.DOTS))
+            points = smooth(points)
+        if points:
+            curves.append(Curve(points, trace.style, mark))
+    lines = draw(
+        [*noise, *curves],
+        width - 4,
+        height - 2,
+        x_end=view.step,
+        level=plot.level,
+        least_span=plot.least_span,
+    )
+    return framed(plot.title, lines, width, height, _legend(plot, width))
+
+
+def _legend(plot: _Plot, width: int) -> Text:
+    words = [
+        Text.assemble(("⣿ " if trace.held_out else "⠒ ", trace.style), trace.name)
+        for trace in plot.traces
+        if trace.name
+    ]
+    legend = Text("  ").join(words)
+    return legend if legend.cell_len + len(plot.title) + 9 <= width else Text()

@@ -1,0 +1,225 @@
+"""A run that was stopped and resumed ends bit for bit as one that never was."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpo_cli.models.zoo import load_checkpoint, read_state_dict
+from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
+from tests.cli import DPO, Run, dpo, environment, set_options
+
+MANY_SAVES = {"train.save_interval": 3, "train.save_min_seconds": 0, "train.device": "cpu"}
+
+
+def golden_run(shared: Path, generation: str, moe: bool, **changes: Any) -> list[str]:
+    """`dpo train` on the small golden checkpoints: some hundred steps in a few seconds."""
+    tokenizer = "minimind2" if generation == "seed" else "minimind3"
+    profile = ("dense", "moe") if generation == "seed" else ("minimind3", "minimind3-moe")
+    checkpoint = shared / f"golden/train/{generation}/full_sft_64{'_moe' if moe else ''}.pth"
+    keys = {
+        "model.checkpoint": checkpoint,
+        "model.hidden_size": 64,
+        "model.num_hidden_layers": 2,
+        "model.tokenizer": shared / "tokenizer" / tokenizer,
+        "data.data_path": shared / "golden/data/train27.jsonl",
+        "data.max_seq_len": 128,
+        "eval.fraction": 0.2,
+        "eval.interval": 25,
+        "train.epochs": 12,
+        "train.learning_rate": 1e-4,
+        **MANY_SAVES,
+        **changes,
+    }
+    return ["train", profile[moe], *set_options(keys)]
+
+
+def real_run(shared: Path) -> list[str]:
+    """The really trained mixture of experts on real pairs, cut short."""
+    keys = {
+        "model.out_dir": shared / "checkpoints",
+        "model.checkpoint": "full_sft_256_moe.pth",
+        "model.hidden_size": 256,
+        "model.num_hidden_layers": 4,
+        "model.tokenizer": shared / "tokenizer/minimind2",
+        "data.data_path": shared / "data/dpo_en_zh_400.jsonl",
+        "data.max_seq_len": 96,
+        "train.epochs": 1,
+        "train.learning_rate": 1e-5,
+        **MANY_SAVES,
+    }
+    return ["train", "moe", *set_options(keys)]
+
+
+def commands(shared: Path, case: str) -> list[str]:
+    return {
+        # dropout draws random numbers, so that theirs is part of the state
+        "dense, dropout, accumulation": lambda: golden_run(
+            shared, "seed", False, **{"model.dropout": 0.1, "train.accumulation_steps": 2}
+        ),
+        "generation 3 experts, shuffled": lambda: golden_run(shared, "head", True),
+        "real experts": lambda: real_run(shared),
+    }[case]()
+
+
+def interrupt_after(
+    arguments: list[str], cwd: Path, step: int, *signals: signal.Signals
+) -> tuple[int, str]:
+    """Run `dpo`, send it the signals once its stream shows `step`; exit code and what it said."""
+    process = subprocess.Popen(
+        [*DPO, *arguments],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 90
+    while not any(
+        f'"optimizer_step": {step},' in line
+        for path in cwd.glob("runs/*/events.jsonl")
+        for line in path.read_text().splitlines()
+        if "StepDone" in line
+    ):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for number in signals:
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+@pytest.mark.parametrize(
+    "case", ["dense, dropout, accumulation", "generation 3 experts, shuffled", "real experts"]
+)
+def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    arguments = commands(shared, case)
+
+    result = dpo(*arguments, cwd=whole)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+    code, output = interrupt_after(arguments, parts, 7, signal.SIGINT)
+    assert code == 130, output
+    resume = re.search(r"dpo (resume \S+)", output)
+    assert resume is not None, output
+    first = Run.only(parts)
+    assert isinstance(first.events[-2], Stopped)
+    assert first.events[-2].reason == "interrupted"
+
+    code, output = interrupt_after(resume[1].split(), parts, 15, signal.SIGTERM)
+    assert code == 143, output
+    result = dpo(*resume[1].split(), cwd=parts)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+    uninterrupted, resumed = Run.only(whole), Run.only(parts)
+    resumptions = [event for event in resumed.events if isinstance(event, Resumed)]
+    assert len(resumptions) == 2
+    assert resumptions[0].optimizer_step >= 7  # it went on, and did not begin again
+    assert resumptions[1].optimizer_step >= 15
+    assert resumed.metric_rows == uninterrupted.metric_rows
+    assert resumed.files() == uninterrupted.files()
+    evaluated = [
+        [(e.step, e.metrics) for e in run.events if isinstance(e, Evaluated)]
+        for run in (uninterrupted, resumed)
+    ]
+    assert evaluated[0] == evaluated[1]
+    weights = [next(run.directory.path.glob("rlhf_*.pth")) for run in (uninterrupted, resumed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
+    """Train, complete, go on with more epochs, export: what is written is what MiniMind loads."""
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    keys = {
+        "model.checkpoint": shared / "checkpoints/full_sft_512.pth",
+        "model.out_dir": out_dir,
+        "model.tokenizer": shared / "tokenizer/minimind2",
+        "data.data_path": shared / "golden/data/train27.jsonl",
+        "data.max_seq_len": 48,
+        "train.epochs": 1,
+        "train.learning_rate": 1e-5,
+        "train.device": "cpu",
+    }
+    result = dpo("train", "dense", "--name", "mine", *set_options(keys), cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    run = Run.only(tmp_path)
+    assert run.directory.is_completed
+    assert isinstance(run.events[-2], Completed)
+    steps = len(run.steps)
+
+    again = dpo("resume", "mine", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "already complete" in again.stdout
+    refused = dpo("resume", "mine", "--set", "train.epochs=2", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "train.epochs: 1 -> 2" in refused.stderr
+    assert "--allow-changes" in refused.stderr
+    more = dpo("resume", "mine", "--set", "train.epochs=2", "--allow-changes", cwd=tmp_path)
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert len(run.steps) == 2 * steps
+    assert run.steps[steps - 1].learning_rate < run.steps[steps].learning_rate
+
+    exported = dpo("export", "mine", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    path = out_dir / "rlhf_512.pth"
+    start = read_state_dict(shared / "checkpoints/full_sft_512.pth")
+    written = torch.load(path, weights_only=True)
+    assert set(written) == set(start)
+    assert all(written[name].shape == tensor.shape for name, tensor in start.items())
+    assert {tensor.dtype for tensor in written.values()} == {torch.float16}
+    half = {name: tensor.half() for name, tensor in run.weights.items()}
+    assert all(torch.equal(written[name], tensor) for name, tensor in half.items())
+    assert written["lm_head.weight"].data_ptr() == written["model.embed_tokens.weight"].data_ptr()
+    difference = re.search(r"pairs: ([\d.e-]+) nats", exported.stdout)
+    assert difference is not None, exported.stdout
+    assert 0 < float(difference[1]) < 0.05
+    assert "python eval_model.py --model_mode 2 --out_dir" in exported.stdout
+
+    # Its own file may be renewed, another's not.
+    assert dpo("export", "mine", cwd=tmp_path).returncode == 0
+    path.write_bytes((shared / "checkpoints/full_sft_256_moe.pth").read_bytes())
+    other = dpo("export", "mine", cwd=tmp_path)
+    assert other.returncode == 1
+    assert "this run did not write it" in other.stderr
+    precise = dpo("export", "mine", "--force", "--dtype", "float32", cwd=tmp_path)
+    assert precise.returncode == 0
+    assert load_checkpoint(path, {}).dtype == torch.float32
+    assert len([e for e in run.events if isinstance(e, Exported)]) == 3
+
+    # The float32 state can be the start of another run.
+    next_keys = keys | {"model.checkpoint": '"run:mine"', "data.max_seq_len": 40}
+    following = dpo("train", "dense", "--name", "next", *set_options(next_keys), cwd=tmp_path)
+    assert following.returncode == 0, following.stdout + following.stderr
+
+
+def test_in_the_background_and_stopped_from_elsewhere(shared: Path, tmp_path: Path) -> None:
+    arguments = golden_run(shared, "seed", False, **{"train.epochs": 120})
+    started = dpo(*arguments, "--detach", cwd=tmp_path)
+    assert started.returncode == 0, started.stdout + started.stderr
+    run = Run.only(tmp_path)
+    deadline = time.monotonic() + 60
+    while not any(isinstance(event, Saved) for event in run.events):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    second = dpo("resume", run.directory.name, cwd=tmp_path)
+    assert second.returncode == 1
+    assert "process" in second.stderr  # who trains it already
+    stopped = dpo("stop", cwd=tmp_path)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert "dpo resume" in stopped.stdout
+    assert run.directory.holder() is None
+    assert isinstance(run.events[-2], Stopped)
+    last = run.steps[-1].optimizer_step
+    assert run.generation.name == f"step-{last:08d}"

@@ -29,7 +29,7 @@ def environment(**changes: str) -> dict[str, str]:
 def dpo(
     *arguments: str | Path, cwd: Path, timeout: float = 120, **changes: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `dpo` to its end and return exit code, stdout and stderr."""
+    """Run `dpo` to its end: its exit code, stdout and stderr."""
     return subprocess.run(
         [*DPO, *map(str, arguments)],
         cwd=cwd,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from dpo_cli.errors import DpoError
 
+SIDES = ("chosen", "rejected")
 ROLES = ("system", "user", "assistant", "tool")
 MALFORMED_SHARE_LIMIT = 0.01
 
@@ -124,12 +125,12 @@ def _parse(line: int, raw: bytes) -> PreferencePair:
             raise _MalformedError(
                 "half a surrogate pair (\\ud800 to \\udfff) is not text"
             ) from error
+    if missing := [side for side in SIDES if side not in row]:
+        raise _MalformedError(f"no {missing[0]!r}")
     return PreferencePair(line, _messages(row, "chosen"), _messages(row, "rejected"))
 
 
 def _messages(row: dict[str, Any], side: str) -> list[Message]:
-    if side not in row:
-        raise _MalformedError(f"no {side!r}")
     messages = row[side]
     if not isinstance(messages, list) or not messages:
         raise _MalformedError(f"{side!r} must be a list of messages, not {_kind(messages)}")

@@ -19,7 +19,7 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.run.events import Event, StepDone
 from dpo_cli.training import reference as kept
 from dpo_cli.training.device import Compute
-from dpo_cli.training.optim import LearningRate, make_optimizer
+from dpo_cli.training.optim import LearningRate
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""Golden runs whose recorded mistakes are put back by the test: then the numbers agree closer still.
+"""Golden runs whose recorded mistakes are put back by the test: the numbers agree closer still.
 
 `dpo` does not round experts to float16 behind the user's back, nor draw a coin for each side of a
 pair; the worker runs in this process here, with the mistake injected.

@@ -19,6 +19,8 @@ from dpo_cli.objective.logps import gather_logps
 
 AuxTokens = Literal["real", "all"]
 
+_ROUTERS = ("TopKRouter", "TopKGating")  # endings of the class names in transformers
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -48,6 +50,11 @@ class ResponseScorer(nn.Module):
         self.model = model
         self.balance_kind = balance_kind
         self.aux_tokens = aux_tokens
+        self._router_logits: list[Tensor] = []
+        if balance_kind is not None:
+            for module in model.modules():
+                if type(module).__name__.endswith(_ROUTERS):
+                    module.register_forward_hook(self._keep_router_logits)
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch in its own layout; both mean the same."""
@@ -57,9 +64,9 @@ class ResponseScorer(nn.Module):
 
     def _padded(self, batch: PaddedBatch) -> Scores:
         """The plain loop: every logit of every position, a full log-softmax, a gather."""
-        output = self.model(input_ids=batch.input_ids, use_cache=False, **self._router_arguments())
+        output = self.model(input_ids=batch.input_ids, use_cache=False)
         token_logps = gather_logps(output.logits, batch.labels)
-        return Scores(token_logps, batch.mask, self._balance(output, batch))
+        return Scores(token_logps, batch.mask, self._balance(batch))
 
     def _packed(self, batch: PackedBatch) -> Scores:
         """Each token once, logits at response positions only."""
@@ -68,11 +75,10 @@ class ResponseScorer(nn.Module):
             position_ids=batch.position_ids,
             segments=batch.segments,
             use_cache=False,
-            **self._router_arguments(),
         )
         hidden = output.last_hidden_state[0, batch.target_positions]
         logps = gather_logps(self._logits(hidden), batch.target_labels)
-        return Scores(logps[batch.targets], batch.mask, self._balance(output, batch))
+        return Scores(logps[batch.targets], batch.mask, self._balance(batch))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """(N, H) -> (N, V), with what a model does to its logits after the head."""
@@ -83,10 +89,19 @@ class ResponseScorer(nn.Module):
             logits = torch.tanh(logits / softcap) * softcap
         return logits
 
-    def _router_arguments(self) -> dict[str, Any]:
-        return {"output_router_logits": True} if self.balance_kind else {}
+    def _keep_router_logits(self, router: nn.Module, arguments: Any, output: Any) -> None:
+        """Routers answer with a tuple whose order differs between versions of transformers; the
+        first float matrix in it with a column for each expert holds the logits."""
+        experts = self.model.config.num_local_experts
+        self._router_logits.append(
+            next(
+                part
+                for part in output
+                if part.ndim == 2 and part.is_floating_point() and part.shape[1] == experts
+            )
+        )
 
-    def _balance(self, output: Any, batch: Batch) -> Tensor | None:
+    def _balance(self, batch: Batch) -> Tensor | None:
         if self.balance_kind is None:
             return None
         if isinstance(batch, PackedBatch):
@@ -94,7 +109,8 @@ class ResponseScorer(nn.Module):
         else:
             groups = _padded_groups(batch, self.aux_tokens)
         top_k = self.model.config.num_experts_per_tok
-        return balance_loss(output.router_logits, groups, top_k, self.balance_kind)
+        router_logits, self._router_logits = self._router_logits, []
+        return balance_loss(router_logits, groups, top_k, self.balance_kind)
 
 
 def _padded_groups(batch: PaddedBatch, aux_tokens: AuxTokens) -> TokenGroups:

@@ -111,8 +111,8 @@ class Model(_Table):
     """Small number that keeps the norms from dividing by zero. Default: the generation's."""
 
     dropout: Annotated[float, Field(ge=0, lt=1), MATHEMATICS] = 0.0
-    """Share of activations dropped while training. Above 0 a pair's two sides no longer share the
-    computation of their prompt."""
+    """Share of attention weights dropped while training. Above 0 a pair's two sides no longer
+    share the computation of their prompt."""
 
 
 class Data(_Table):

@@ -114,7 +114,7 @@ def _read(path: Path) -> Document:
     shown = show_path(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")  # -sig: a byte order mark is no error
-        return Document(path, tomllib.loads(text), _scan_lines(text))
+        return Document(path, tomllib.loads(text), scan_lines(text))
     except OSError as error:
         raise UsageError(f"{shown} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -144,7 +144,7 @@ _STATEMENT = re.compile(rf"\s*({_DOTTED})\s*=\s*(\{{)?")
 _INLINE = re.compile(rf"[{{,]\s*({_DOTTED})\s*=")
 
 
-def _scan_lines(text: str) -> dict[str, int]:
+def scan_lines(text: str) -> dict[str, int]:
     """The line of each key of a valid TOML text, found without parsing it: tomllib keeps none.
 
     Good enough to point at a line: headers, dotted and quoted keys, inline tables of one level.

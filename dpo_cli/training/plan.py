@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +51,7 @@ class Prepared:
     learning_rate: LearningRate
     router_aux_loss_coef: float
     fingerprints: dict[str, str]
+    held_out_set_aside: Sequence[SetAside] = ()
 
     def plan(self) -> dict[str, Any]:
         """What goes into `plan.json` and to the screen: plain values."""
@@ -68,6 +69,7 @@ class Prepared:
                 "kept": len(self.pairs),
                 "set_aside": len(self.set_aside),
                 "held_out": len(self.held_out),
+                "held_out_set_aside": len(self.held_out_set_aside),
                 "max_seq_len": profile.data.max_seq_len,
             },
             "steps": {
@@ -129,9 +131,13 @@ def prepare(
     require_same_vocabulary(tokenizer, checkpoint, reference)
     pairs, set_aside = _encode(profile, profile.data.data_path, tokenizer, on_progress)
     held_out: Sequence[TokenizedPair] = ()
+    unused: Sequence[SetAside] = ()
     if profile.eval.path is not None:
-        held_out, _ = _encode(profile, profile.eval.path, tokenizer, on_progress)
-    return assemble(profile, compute, tokenizer, checkpoint, reference, pairs, held_out, set_aside)
+        held_out, unused = _encode(profile, profile.eval.path, tokenizer, on_progress)
+    prepared = assemble(
+        profile, compute, tokenizer, checkpoint, reference, pairs, held_out, set_aside
+    )
+    return replace(prepared, held_out_set_aside=unused)
 
 
 def assemble(

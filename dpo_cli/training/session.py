@@ -164,6 +164,14 @@ class _Session:
         write_text_atomically(self.run.rejected_rows_path, rows)
         self.run.write_plan(plan)
         self.events.append(Planned(plan=plan))
+        if unused := prepared.held_out_set_aside:
+            self.events.append(
+                Alert(
+                    code="held-out-rows-set-aside",
+                    message=f"{len(unused)} rows of eval.path are not used; the first is line"
+                    f" {unused[0].line}: {unused[0].reason}",
+                )
+            )
         if promised is not None and (other := _other_environment(promised, plan)):
             self.events.append(
                 Alert(

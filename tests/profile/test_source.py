@@ -8,7 +8,7 @@ import pytest
 from dpo_cli.errors import UsageError
 from dpo_cli.profile import source
 from dpo_cli.profile.source import (
-    _scan_lines,
+    scan_lines,
     expand_path,
     find_profile,
     read_chain,
@@ -147,7 +147,7 @@ batch_size = 4
   [ "model" ]
 tokenizer = "a = b"
 """
-        assert _scan_lines(text) == {
+        assert scan_lines(text) == {
             "extends": 1,
             "dpo.beta": 2,
             "data.shuffle": 3,

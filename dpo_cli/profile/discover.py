@@ -1,0 +1,92 @@
+"""Looks for MiniMind's files around a folder: weights, tokenizers, preference pairs.
+
+Names and places alone are looked at, of the current layout (out/, model/, dataset/) and of older
+ones; what the files hold is for `dpo check` to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_CHECKPOINTS = ("out/full_sft_*", "full_sft_*", "checkpoints/full_sft_*")
+_TOKENIZERS = ("model", "model/minimind_tokenizer", "tokenizer", "tokenizer/*", ".")
+_PAIRS = ("dataset/*dpo*.jsonl", "dataset/dpo/*.jsonl", "data/*dpo*.jsonl", "*dpo*.jsonl")
+_SUFFIXES = (".pth", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies around, the nearest first; absolute paths."""
+
+    checkpoints: tuple[Path, ...]
+    tokenizers: tuple[Path, ...]
+    pairs: tuple[Path, ...]
+
+
+def look_around(start: Path) -> Found:
+    """Look in `start`, the folders in it, the two above it, and the folders beside it."""
+    start = start.absolute()
+    parents = list(start.parents[:2])
+    return look_in(start, *_folders(start), *parents, *_folders(start.parent))
+
+
+def look_in(*folders: Path) -> Found:
+    """Look in these folders only."""
+    return Found(
+        checkpoints=_matches(folders, _CHECKPOINTS, _is_weights),
+        tokenizers=_matches(folders, _TOKENIZERS, _is_tokenizer),
+        pairs=_matches(folders, _PAIRS, Path.is_file),
+    )
+
+
+def generation_of(tokenizer: Path) -> int:
+    """The MiniMind generation whose tokenizer a folder seems to hold: only the third one thinks."""
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if "<think>" in (tokenizer / name).read_text(encoding="utf-8"):
+                return 3
+    return 2
+
+
+def is_mixture(checkpoint: Path) -> bool:
+    """Whether MiniMind's name for the file says that it is a mixture of experts."""
+    return checkpoint.stem.endswith("_moe")
+
+
+def count_rows(pairs: Path) -> int:
+    """Lines of a JSONL file that are not blank."""
+    with pairs.open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def _matches(
+    folders: Iterable[Path], patterns: Iterable[str], is_one: Callable[[Path], bool]
+) -> tuple[Path, ...]:
+    """What fits a pattern in one of the folders; once, however many ways lead there."""
+    patterns = tuple(patterns)
+    return tuple(
+        dict.fromkeys(
+            path
+            for folder in folders
+            for pattern in patterns
+            for path in ([folder] if pattern == "." else sorted(folder.glob(pattern)))
+            if is_one(path)
+        )
+    )
+
+
+def _folders(parent: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return []
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix in _SUFFIXES and path.is_file()
+
+
+def _is_tokenizer(path: Path) -> bool:
+    return all((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))

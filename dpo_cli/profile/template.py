@@ -1,0 +1,96 @@
+"""A new profile as text: every key with its meaning, and the reference's value beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.profile.recipe import Draft
+from dpo_cli.profile.schema import KEYS, TABLES, Key, Kind, Profile, json_schema
+from dpo_cli.profile.text import show_value
+
+SCHEMA_NAME = "dpo.schema.json"
+
+_WIDTH = 96
+_SCRIPT_KEYS = frozenset(
+    "model.out_dir model.tokenizer model.hidden_size model.num_hidden_layers model.use_moe "
+    "data.data_path data.max_seq_len data.shuffle dpo.beta dpo.reduction train.epochs "
+    "train.batch_size train.accumulation_steps train.learning_rate train.schedule "
+    "train.warmup_iters train.grad_clip train.seed train.device train.log_interval "
+    "train.save_interval export.prefix export.dtype".split()
+)
+"""What the reference script has too, as an argument or written into it."""
+
+
+def schema_text() -> str:
+    """The JSON Schema as the text of a file."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def render(draft: Draft, title: str, reference: Profile) -> str:
+    """The text of a profile, with the schema's file beside it.
+
+    Args:
+        draft: what it states; every other key stands there behind a #.
+        title: what it is, in a line.
+        reference: the script's values for this kind of model.
+    """
+    lines = [
+        f"#:schema {SCHEMA_NAME}",
+        "",
+        f"# {title}",
+        "#",
+        "# Every key is here. One behind a # is not stated: the value is its default, or an example",
+        '# where "unset" follows. "reference" is the value of MiniMind\'s own train_dpo.py. Paths are',
+        "# relative to this file.",
+    ]
+    for table, model in TABLES.items():
+        lines += ["", "", *_comment(model.__doc__ or ""), f"[{table}]"]
+        for key in KEYS.values():
+            if key.name.startswith(f"{table}."):
+                lines += ["", *_key_lines(key, draft, reference)]
+    return "\n".join(lines) + "\n"
+
+
+def path_value(path: Path, base: Path) -> str:
+    """`path` as a profile in the folder `base` states it: relative, unless that is far away."""
+    relative = os.path.relpath(path, base)
+    text = str(path) if relative.startswith("../../../..") else relative
+    return (f"./{text}" if text.startswith("~") else text).replace("$", "$$")
+
+
+def _key_lines(key: Key, draft: Draft, reference: Profile) -> Iterator[str]:
+    yield from _comment(key.description)
+    yield from (f"# {note}" for note in draft.notes.get(key.name, ()))
+    name, beside = key.name.split(".")[1], []
+    if key.name in draft.values:
+        statement = f"{name} = {show_value(draft.values[key.name])}"
+    else:
+        value = key.examples[0] if key.default is None else key.default
+        statement = f"#{name} = {show_value(value)}"
+        beside += ["unset"] if key.default is None else []
+    if key.name in _SCRIPT_KEYS:
+        beside.append(f"reference: {show_value(_reference_value(key, reference))}")
+    yield f"{statement}  # {', '.join(beside)}" if beside else statement
+
+
+def _reference_value(key: Key, reference: Profile) -> Any:
+    """The script's value; of a path its own, relative to its own place."""
+    table, name = key.name.split(".")
+    value = getattr(getattr(reference, table), name)
+    return key.examples[0] if value is None or key.kind is Kind.PATH else value
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(
+        " ".join(text.split()),
+        _WIDTH,
+        initial_indent="# ",
+        subsequent_indent="# ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

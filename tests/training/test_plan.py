@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpo_cli.errors import DpoError
+from dpo_cli.profile.load import load_profile
+from dpo_cli.training.device import resolve
+from dpo_cli.training.plan import Prepared, prepare, refuse_other_inputs
+
+
+def prepared(shared: Path, profile: str = "dense", **changes: Any) -> Prepared:
+    keys = {
+        "model.checkpoint": shared / "golden/train/seed/full_sft_64.pth",
+        "model.hidden_size": 64,
+        "model.num_hidden_layers": 2,
+        "model.tokenizer": shared / "tokenizer/minimind2",
+        "data.data_path": shared / "golden/data/train27.jsonl",
+        "train.device": "cpu",
+        **changes,
+    }
+    loaded = load_profile(Path(profile), [f"{key}={value}" for key, value in keys.items()])
+    compute = resolve(loaded.profile.train.device, loaded.profile.train.dtype)
+    return prepare(loaded.profile, compute, Path("runs"), lambda *progress: None)
+
+
+def test_a_plan_counts_its_steps(shared: Path) -> None:
+    plan = prepared(shared, **{"train.global_batch_size": 8}).plan()
+    assert plan["steps"] == {
+        "epochs": 2,
+        "micro_batches": 14,
+        "micro_batches_per_epoch": 7,
+        "optimizer_steps": 8,
+        "batch_size": 4,
+        "accumulation_steps": 2,
+    }
+    assert plan["pairs"]["kept"] == 27
+    assert plan["model"]["weights_file"] == "rlhf_64.pth"
+
+
+def test_pairs_are_held_out_of_training(shared: Path) -> None:
+    whole, split = prepared(shared), prepared(shared, **{"eval.fraction": 0.25})
+    lines = [pair.line for pair in (*split.pairs, *split.held_out)]
+    assert len(split.held_out) == 7
+    assert sorted(lines) == [pair.line for pair in whole.pairs]
+
+
+def test_a_file_of_held_out_pairs(shared: Path) -> None:
+    both = prepared(shared, **{"eval.path": shared / "golden/data/tok24.jsonl"})
+    assert len(both.pairs) == 27
+    assert len(both.held_out) + len(both.held_out_set_aside) == 24
+    assert len(both.held_out) == 22  # two answers lie beyond max_seq_len
+    assert "held_out" in both.fingerprints
+
+
+def test_the_wrong_architecture_is_refused(shared: Path) -> None:
+    with pytest.raises(DpoError, match="contradicts the weights") as caught:
+        prepared(shared, profile="moe")
+    assert "model.use_moe = True in the profile, False in the weights" in caught.value.details
+
+
+def test_inputs_are_known_by_their_content(shared: Path, tmp_path: Path) -> None:
+    data = (shared / "golden/data/train27.jsonl").read_bytes()
+    copy = tmp_path / "moved.jsonl"
+    copy.write_bytes(data)
+    promised = prepared(shared).plan()
+    refuse_other_inputs(promised, prepared(shared, **{"data.data_path": copy}).plan())
+    copy.write_bytes(data.replace(b"the", b"teh", 1))
+    with pytest.raises(DpoError) as caught:
+        refuse_other_inputs(promised, prepared(shared, **{"data.data_path": copy}).plan())
+    assert caught.value.details == ("data.data_path: the content is not what the run began with",)
+
+
+def test_another_reference_may_not_have_another_vocabulary(shared: Path) -> None:
+    other = shared / "golden/arch/seed/full_sft_64.pth"
+    with pytest.raises(DpoError, match="knows 320 tokens"):
+        prepared(shared, **{"model.reference": other})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+class TestDevice:
+    def test_auto_is_the_cpu_in_float32(self) -> None:
+        compute = resolve("auto", "auto")
+        assert (str(compute.device), compute.dtype_name) == ("cpu", "float32")
+
+    def test_cuda_is_never_silently_the_cpu(self) -> None:
+        with pytest.raises(DpoError, match=r"train\.device 'cuda:1'") as caught:
+            resolve("cuda:1", "auto")
+        assert torch.__version__ in caught.value.message
+        assert 'train.device = "cpu"' in caught.value.remedy
+
+    def test_a_card_that_torch_cannot_use_is_an_error(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dpo_cli.training.device._has_nvidia_card", lambda: True)
+        with pytest.raises(DpoError, match=r"train\.device 'cuda'"):
+            resolve("auto", "auto")

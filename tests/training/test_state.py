@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpo_cli.models.zoo import Checkpoint, build_model, load_checkpoint
+from dpo_cli.training.optim import make_optimizer, set_learning_rate
+from dpo_cli.training.state import load_weights, restore_state, save_state
+
+
+@pytest.fixture(params=["seed/full_sft_64", "seed/full_sft_64_moe", "head/full_sft_64_moe"])
+def checkpoint(golden: Path, request: pytest.FixtureRequest) -> Checkpoint:
+    return load_checkpoint(golden / "arch" / f"{request.param}.pth", {})
+
+
+def no_scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", enabled=False)
+
+
+def take_steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+    for _ in range(count):
+        ids = torch.randint(256, (2, 12))
+        logits = model(ids).logits
+        logits.square().mean().backward()
+        set_learning_rate(optimizer, 1e-3)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def test_a_restored_state_goes_on_as_the_saved_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Weights, both moments, step count and random numbers: the next steps are the same bits."""
+    torch.manual_seed(3)
+    model = build_model(checkpoint.architecture, checkpoint.state)
+    optimizer = make_optimizer(model.parameters())
+    take_steps(model, optimizer, 3)
+    save_state(tmp_path, model=model, optimizer=optimizer, scaler=no_scaler(), optimizer_step=3)
+    take_steps(model, optimizer, 2)
+
+    torch.manual_seed(99)
+    other = build_model(checkpoint.architecture, load_weights(tmp_path))
+    other_optimizer = make_optimizer(other.parameters())
+    done = restore_state(
+        tmp_path,
+        architecture=checkpoint.architecture,
+        model=other,
+        optimizer=other_optimizer,
+        scaler=no_scaler(),
+    )
+    assert done == 3
+    take_steps(other, other_optimizer, 2)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, other.get_parameter(name)), name
+
+
+@pytest.mark.parametrize(
+    "file", ["exp_avg.safetensors", "exp_avg_sq.safetensors", "weights.safetensors"]
+)
+def test_every_part_of_the_state_matters(checkpoint: Checkpoint, tmp_path: Path, file: str) -> None:
+    """Negative control: with one file of an earlier step, the next weights differ."""
+    torch.manual_seed(3)
+    early, late = tmp_path / "early", tmp_path / "late"
+    model = build_model(checkpoint.architecture, checkpoint.state)
+    optimizer = make_optimizer(model.parameters())
+    for directory in (early, late):
+        directory.mkdir()
+        take_steps(model, optimizer, 1)
+        save_state(
+            directory, model=model, optimizer=optimizer, scaler=no_scaler(), optimizer_step=1
+        )
+    results = []
+    for replaced in (False, True):
+        if replaced:
+            (late / file).write_bytes((early / file).read_bytes())
+        other = build_model(checkpoint.architecture, load_weights(late))
+        other_optimizer = make_optimizer(other.parameters())
+        restore_state(
+            late,
+            architecture=checkpoint.architecture,
+            model=other,
+            optimizer=other_optimizer,
+            scaler=no_scaler(),
+        )
+        take_steps(other, other_optimizer, 1)
+        results.append(torch.cat([p.detach().flatten() for p in other.parameters()]))
+    assert not torch.equal(*results)
+
+
+def test_names_on_disk_are_the_hugging_face_layouts(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Stable where the names in memory are not: a later transformers finds its tensors."""
+    model = build_model(checkpoint.architecture, checkpoint.state)
+    optimizer = make_optimizer(model.parameters())
+    take_steps(model, optimizer, 1)
+    save_state(tmp_path, model=model, optimizer=optimizer, scaler=no_scaler(), optimizer_step=1)
+    from safetensors.torch import load_file
+
+    for name in ("weights", "exp_avg", "exp_avg_sq"):
+        assert set(load_file(tmp_path / f"{name}.safetensors")) == set(checkpoint.state)
+    kinds = {path.suffix for path in tmp_path.iterdir()}
+    assert kinds == {".safetensors", ".json"}  # nothing pickled

@@ -283,6 +283,7 @@ class _Session:
         """Commit a generation, and renew the half-precision weights beside it."""
         began = time.perf_counter()
         model, prepared = trainer.policy.model, trainer.prepared
+        is_last = trainer.optimizer_step == prepared.order.optimizer_steps
         generation = self.run.commit_generation(
             trainer.optimizer_step,
             lambda directory: save_state(
@@ -292,6 +293,7 @@ class _Session:
                 scaler=trainer.scaler,
                 optimizer_step=trainer.optimizer_step,
             ),
+            keep=1 if is_last else 2,
         )
         weights = self.run.path / weights_file(prepared)
         write_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.models.zoo import DTYPES, to_disk_names
 from dpo_cli.objective.losses import PairScores, score_pairs
-from dpo_cli.run.events import Evaluated, Event, StepDone
+from dpo_cli.run.events import Alert, Evaluated, Event, StepDone
 from dpo_cli.training.device import process_bytes
 from dpo_cli.training.optim import set_learning_rate
 from dpo_cli.training.plan import Prepared
@@ -111,6 +112,8 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if not math.isfinite(metrics["grad_norm"]):
+            self.watch.emit(_skipped(window))
         self.optimizer.zero_grad(set_to_none=True)
         before = self.step
         self.optimizer_step += 1
@@ -188,9 +191,9 @@ class Trainer:
         )
 
     def _refuse_non_finite(self, window: Window, losses: Sequence[float], grad_norm: float) -> None:
-        bad_losses = [n for n, loss in enumerate(losses) if not abs(loss) < float("inf")]
+        bad_losses = [n for n, loss in enumerate(losses) if not math.isfinite(loss)]
         # Under float16 the scaler skips a step whose scaled gradients overflow; that is its work.
-        bad_gradient = not grad_norm < float("inf") and not self.scaler.is_enabled()
+        bad_gradient = not math.isfinite(grad_norm) and not self.scaler.is_enabled()
         if not bad_losses and not bad_gradient:
             return
         guilty = [window.micro_batches[n] for n in bad_losses] or window.micro_batches
@@ -236,6 +239,15 @@ class _Figures:
         values = torch.stack([figure.double() for figure in figures]).tolist()
         count = len(self._losses)
         return tuple(values[:count]), dict(zip(means, values[count:], strict=True))
+
+
+def _skipped(window: Window) -> Alert:
+    return Alert(
+        code="float16-overflow",
+        message=f"step {window.last_step + 1}: scaled gradients overflowed float16; this update is"
+        " skipped and the loss scale halved",
+        remedy="a few at the start are normal",
+    )
 
 
 def chunked(count: int, size: int) -> list[tuple[int, ...]]:

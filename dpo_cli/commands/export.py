@@ -64,7 +64,8 @@ def export(
         f"{count(report.tensors, 'tensor')}, after optimizer step {report.optimizer_step}"
     )
     console.print(
-        f"largest log-prob difference to the training state, over "
-        f"{count(report.pairs_compared, 'pair')}: {report.max_logp_difference:.2g} nats per token"
+        f"log-probs against the training state, over {count(report.pairs_compared, 'pair')}: "
+        f"{report.mean_logp_difference:.2g} nats per token apart in the mean, "
+        f"{report.max_logp_difference:.2g} at most"
     )
     console.print(f"try it: {report.try_command}")

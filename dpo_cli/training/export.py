@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair, encode_pairs
@@ -28,16 +29,16 @@ from dpo_cli.training.state import load_weights
 from dpo_cli.training.weights import write_weights
 
 _COMPARED_PAIRS = 4
-_COMPARED_ROWS = 64  # rows looked through for them
-_COMPARED_TOKENS = 512
+_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class ExportReport:
     """What was written, and how far it is from the training state.
 
-    `max_logp_difference` is the largest difference of any response token's log-prob, in nats,
-    between the float32 training state and the file as loaded back.
+    The differences are of response tokens' log-probs, in nats, between the float32 training state
+    and the file as loaded back. Among experts a rounding may send a token to another one: then the
+    largest difference is one token's, and the mean says more.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class ExportReport:
     tensors: int
     optimizer_step: int
     pairs_compared: int
+    mean_logp_difference: float
     max_logp_difference: float
     try_command: str
 
@@ -81,7 +83,7 @@ def export_run(
         write_weights(path, state, architecture, dtype)
     exported = load_checkpoint(path, _stated(architecture))
     pairs = _pairs_to_compare(profile)
-    difference = _max_difference(architecture, state, exported.state, pairs)
+    differences = _logp_differences(architecture, state, exported.state, pairs)
     events = EventWriter(run.events_path, mend=False)
     events.append(
         Exported(
@@ -99,7 +101,8 @@ def export_run(
         tensors=len(architecture.expected_shapes()),
         optimizer_step=generation.optimizer_step,
         pairs_compared=len(pairs),
-        max_logp_difference=difference,
+        mean_logp_difference=float(differences.mean()),
+        max_logp_difference=float(differences.max()),
         try_command=try_command(path, architecture),
     )
 
@@ -107,10 +110,13 @@ def export_run(
 def try_command(path: Path, architecture: Architecture) -> str:
     """How MiniMind's own script talks with these weights, from the root of its checkout.
 
-    Generation 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative.
+    Generation 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative. Both
+    scripts make up the file's name from its prefix and shape.
     """
-    folder = os.path.relpath(path.parent)
-    prefix = path.name.removesuffix(architecture.file_name("")).rstrip("_")
+    folder, ending = os.path.relpath(path.parent), architecture.file_name("")
+    if not path.name.endswith(ending):
+        return f"first rename it to rlhf{ending}: MiniMind's scripts know no other names"
+    prefix = path.name.removesuffix(ending)
     shape = [
         f"--hidden_size {architecture.hidden_size}",
         f"--num_hidden_layers {architecture.num_hidden_layers}",
@@ -164,30 +170,39 @@ def _stated(architecture: Architecture) -> dict[str, object]:
 
 
 def _pairs_to_compare(profile: Profile) -> list[TokenizedPair]:
-    """The first usable pairs of the training data, at a length that takes a second or two."""
-    rows = itertools.islice(read_pairs(profile.data.data_path), _COMPARED_ROWS)
-    pairs, _ = encode_pairs(
-        rows,
-        ChatTokenizer(profile.model.tokenizer),
-        max_seq_len=min(profile.data.max_seq_len, _COMPARED_TOKENS),
-        empty_think_ratio=profile.data.empty_think_ratio,
-        seed=profile.train.seed,
-    )
+    """The first pairs of the training data: the run was planned with at least one."""
+    tokenizer = ChatTokenizer(profile.model.tokenizer)
+    rows = read_pairs(profile.data.data_path)
+    pairs: list[TokenizedPair] = []
+    while len(pairs) < _COMPARED_PAIRS and (some := list(itertools.islice(rows, _ROWS_AT_ONCE))):
+        kept, _ = encode_pairs(
+            some,
+            tokenizer,
+            max_seq_len=profile.data.max_seq_len,
+            empty_think_ratio=profile.data.empty_think_ratio,
+            seed=profile.train.seed,
+        )
+        pairs += kept
+    if not pairs:
+        raise DpoError(
+            f"{profile.data.data_path}: no pair is left to compare the file with",
+            "the data has changed since the run; point to what it was with dpo resume --set",
+        )
     return pairs[:_COMPARED_PAIRS]
 
 
 @torch.no_grad()
-def _max_difference(
+def _logp_differences(
     architecture: Architecture,
     trained: StateDict,
     exported: StateDict,
     pairs: list[TokenizedPair],
-) -> float:
-    if not pairs:
-        return float("nan")
+) -> Tensor:
+    """(N,), absolute, for every response token of the pairs."""
     batch = make_batch(pairs, "packed", max_seq_len=0)
     first, second = (
         ResponseScorer(build_model(architecture, state)).eval()(batch).token_logps[batch.mask]
         for state in (trained, exported)
     )
-    return float((first - second).abs().max())
+    differences: Tensor = (first - second).abs()
+    return differences

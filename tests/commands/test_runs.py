@@ -344,6 +344,7 @@ def test_export_shows_what_was_written(
             tensors=75,
             optimizer_step=3,
             pairs_compared=4,
+            mean_logp_difference=0.00045,
             max_logp_difference=0.00123,
             try_command="python eval_model.py",
         )
@@ -356,7 +357,8 @@ def test_export_shows_what_was_written(
     assert asked == [(RunDirectory(Path("runs", stopped.name)), Path("x.pth"), "bfloat16", True)]
     assert out.splitlines() == [
         "wrote out/rlhf_512.pth: 51.7 MB, float16, 75 tensors, after optimizer step 3",
-        "largest log-prob difference to the training state, over 4 pairs: 0.0012 nats per token",
+        "log-probs against the training state, over 4 pairs: 0.00045 nats per token apart in the"
+        " mean, 0.0012 at most",
         "try it: python eval_model.py",
     ]
     assert json.dumps(asked[0][2]) == '"bfloat16"'

@@ -7,6 +7,16 @@ from typing import Annotated
 
 import typer
 
+from dpo_cli.commands.complete import complete_profile, complete_run
+
+ProfileArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PROFILE",
+        help="A profile: a TOML file, or the name of a shipped one.",
+        autocompletion=complete_profile,
+    ),
+]
 RunArgument = Annotated[
     str | None,
     typer.Argument(
@@ -14,6 +24,7 @@ RunArgument = Annotated[
         help="A run: its directory's name or a unique beginning of it, the name of its profile "
         "(the newest run is meant), or a path.",
         show_default=False,
+        autocompletion=complete_run,
     ),
 ]
 RunsDirOption = Annotated[

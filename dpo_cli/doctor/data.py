@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -32,7 +31,6 @@ from dpo_cli.training.plan import OnProgress
 OTHER_LENGTHS = (1536, 2048)
 _WHOLE = 1 << 40  # tokens: no conversation is cut at that
 _NAMED = 5
-_REASONS = {"malformed": "malformed", "identical": "both sides the same", "truncated": "too long"}
 
 
 @dataclass(frozen=True)
@@ -43,41 +41,46 @@ class Rows:
     set_aside: list[SetAside]
 
     @property
+    def total(self) -> int:
+        """Rows of the file."""
+        return len(self.kept) + len(self.set_aside)
+
+    @property
     def tokens(self) -> int:
         """Positions one epoch computes."""
         return sum(map(computed_tokens, self.kept))
 
+    def facts(self) -> dict[str, int]:
+        """For programs."""
+        return {"kept": len(self.kept), "set_aside": len(self.set_aside), "tokens": self.tokens}
+
 
 def check_data(
-    notes: Notes, profile: Profile, key: str, tokenizer: ChatTokenizer, on_progress: OnProgress
-) -> tuple[Rows, dict[str, Any]] | None:
+    notes: Notes, profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
+) -> dict[int, Rows]:
     """Encode a file of pairs and count what can be trained on.
 
     Args:
         notes: gets the findings.
         profile: says how to encode.
-        key: "data.data_path" or "eval.path".
+        path: of the pairs to train on, or of those held out.
         tokenizer: encodes.
         on_progress: hears how far it is.
 
     Returns:
-        The rows, and what other lengths would keep; None if no pair is left.
+        The rows at the profile's `max_seq_len` and at longer ones; empty if no pair is left.
     """
-    path = profile.data.data_path if key == "data.data_path" else profile.eval.path
-    assert path is not None
     limit = profile.data.max_seq_len
-    try:
+    whole = None
+    with notes.errors_as("data-unusable", show_path(path), path):
         whole = _encode(profile, path, tokenizer, on_progress)
-    except DpoError as error:
-        notes.error("data-unusable", show_path(path), error.message, error.remedy)
-        return None
-    by_length = {length: _cut(whole, length) for length in sorted({limit, *OTHER_LENGTHS})}
-    rows = by_length[limit]
-    total = len(rows.kept) + len(rows.set_aside)
-    clean = not _note_malformed(notes, path, rows, total)
-    _note_unusable(notes, path, by_length, limit, total, clean)
-    lengths = {str(n): {"kept": len(r.kept), "tokens": r.tokens} for n, r in by_length.items()}
-    return (rows, lengths) if rows.kept else None
+    if whole is None:
+        return {}
+    lengths = [limit, *(length for length in OTHER_LENGTHS if length > limit)]
+    by_length = {length: _cut(whole, length) for length in lengths}
+    _note_malformed(notes, path, whole)
+    _note_kept(notes, path, whole, by_length)
+    return by_length if by_length[limit].kept else {}
 
 
 def check_masks(notes: Notes, rows: Rows) -> None:
@@ -156,54 +159,59 @@ def _cut(whole: Rows, max_seq_len: int) -> Rows:
     )
 
 
-def _note_malformed(notes: Notes, path: Path, rows: Rows, total: int) -> bool:
-    """Name rows that are no pairs; whether there are any."""
+def _note_malformed(notes: Notes, path: Path, rows: Rows) -> None:
+    """Name rows that are no pairs."""
     malformed = [row for row in rows.set_aside if row.problem == "malformed"]
     if not malformed:
-        return False
+        return
     try:
-        refuse_if_mostly_malformed(path, rows.set_aside, total)
+        refuse_if_mostly_malformed(path, rows.set_aside, rows.total)
     except DpoError as error:
-        message = "\n".join([error.message.partition(": ")[2], *error.details])
+        message = "\n".join([error.message.removeprefix(f"{path}: "), *error.details])
         notes.error("data-malformed", show_path(path), message, error.remedy)
     else:
         named = [f"line {row.line}: {row.reason}" for row in malformed[:_NAMED]]
         notes.warn(
             "data-malformed",
             show_path(path),
-            "\n".join([f"{len(malformed)} of {total:,} rows are malformed", *named]),
+            "\n".join([f"{len(malformed)} of {rows.total:,} rows are malformed", *named]),
             "mend these rows, or train without them: they are set aside",
         )
-    return True
 
 
-def _note_unusable(
-    notes: Notes, path: Path, by_length: dict[int, Rows], limit: int, total: int, clean: bool
-) -> None:
+def _note_kept(notes: Notes, path: Path, whole: Rows, by_length: dict[int, Rows]) -> None:
     """Say how many rows are kept, why others are not, and what longer sequences would cost."""
-    rows = by_length[limit]
-    reasons = Counter(row.problem for row in rows.set_aside)
-    lost = ", ".join(f"{count} {_REASONS[problem]}" for problem, count in reasons.items())
-    message = f"{len(rows.kept):,} of {total:,} rows kept at {limit:,} tokens"
-    if lost:
-        message += f", {len(rows.set_aside):,} set aside ({lost})"
-    if cut := sum(limit in (len(p.chosen.ids), len(p.rejected.ids)) for p in rows.kept):
-        message += f"; {cut} of the kept fill all {limit:,}, most of them cut off"
+    (limit, rows), *longer_ones = by_length.items()
+    subject, reasons = show_path(path), Counter(row.problem for row in whole.set_aside)
+    # What ends alike only because it is cut counts as too long.
+    too_long = len(whole.kept) - len(rows.kept)
+    message = f"{len(rows.kept):,} of {rows.total:,} rows kept at {limit:,} tokens"
+    lost = {"too long": too_long, "malformed": reasons["malformed"], "alike": reasons["identical"]}
+    if rows.set_aside:
+        why = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
+        message += f"; set aside: {why}"
+    kept = {pair.line for pair in rows.kept}
+    if cut := sum(pair.line in kept and _longest(pair) > limit for pair in whole.kept):
+        message += f"; {cut:,} of the kept lose their end"
+    offers = [
+        f"{length} keeps {len(other.kept):,}"
+        + (f" for {other.tokens / rows.tokens:.2f} times the tokens" if rows.kept else "")
+        for length, other in longer_ones
+        if len(other.kept) > len(rows.kept)
+    ]
+    longer = f"data.max_seq_len = {', '.join(offers)}" if offers else ""
     if not rows.kept:
-        notes.error("data-none", show_path(path), message, "raise data.max_seq_len")
-    elif reasons["truncated"]:
-        offers = [
-            f"{length:,} keeps {len(other.kept):,} for {other.tokens / rows.tokens:.2f} times the"
-            " tokens"
-            for length, other in by_length.items()
-            if length > limit and len(other.kept) > len(rows.kept)
-        ]
-        remedy = "; ".join(offers) or "shorten these conversations"
-        notes.warn("data-truncated", show_path(path), message, f"data.max_seq_len: {remedy}")
-    elif rows.set_aside and clean:
-        notes.warn("data-identical", show_path(path), message, "such rows teach nothing: fine so")
+        notes.error("data-none", subject, message, longer or "mend the rows that are set aside")
+    elif too_long:
+        notes.warn("data-truncated", subject, message, longer or "shorten these conversations")
+    elif reasons["identical"]:
+        notes.warn("data-identical", subject, message, "remove rows whose sides are alike")
     else:
-        notes.ok("data", show_path(path), message)
+        notes.ok("data", subject, message)
+
+
+def _longest(pair: TokenizedPair) -> int:
+    return max(len(pair.chosen.ids), len(pair.rejected.ids))
 
 
 def _lines(rows: Sequence[SetAside]) -> str:

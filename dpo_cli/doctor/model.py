@@ -14,13 +14,7 @@ from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.profile.inputs import resolve_checkpoint
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
-from dpo_cli.training.plan import (
-    RUN_PREFIX,
-    OnProgress,
-    Prepared,
-    read_checkpoint,
-    require_same_vocabulary,
-)
+from dpo_cli.training.plan import RUN_PREFIX, OnProgress, Prepared, read_checkpoint
 from dpo_cli.training.reference import compute_token_logps
 from dpo_cli.training.session import make_scorer
 
@@ -36,7 +30,7 @@ def check_weights(
     """Read the weights and say what they are."""
     source = resolve_checkpoint(profile, which)
     subject = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
-    with notes.errors_as(f"{which}-unusable", subject):
+    with notes.errors_as(f"{which}-unusable", subject, source):
         checkpoint = read_checkpoint(profile, which, runs_root)
         dtype = str(checkpoint.dtype).removeprefix("torch.")
         notes.ok(
@@ -52,21 +46,11 @@ def check_weights(
 def check_tokenizer(notes: Notes, profile: Profile) -> ChatTokenizer | None:
     """Read the tokenizer."""
     subject = show_path(profile.model.tokenizer)
-    with notes.errors_as("tokenizer-unusable", subject):
+    with notes.errors_as("tokenizer-unusable", subject, profile.model.tokenizer):
         tokenizer = ChatTokenizer(profile.model.tokenizer)
         notes.ok("tokenizer", subject, f"{tokenizer.vocab_size:,} entries, with a chat template")
         return tokenizer
     return None
-
-
-def check_vocabulary(
-    notes: Notes, tokenizer: ChatTokenizer, checkpoint: Checkpoint, reference: Checkpoint
-) -> bool:
-    """Whether every token id means something to the weights; only a misfit is worth a finding."""
-    with notes.errors_as("vocabulary-misfit", ""):
-        require_same_vocabulary(tokenizer, checkpoint, reference)
-        return True
-    return False
 
 
 def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None:
@@ -103,9 +87,9 @@ def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None
             "model.tokenizer",
             f"{measured}: {key} cannot read what {folder} writes. The wrong tokenizer, or weights"
             " that are no language model",
-            f"set model.tokenizer to that of MiniMind's generation"
-            f" {checkpoint.architecture.generation}, which these weights are of: the generations'"
-            " tokenizers have the same size, and other tokens",
+            "set model.tokenizer to the one these weights were trained with: MiniMind's two"
+            " generations have tokenizers of one size and other tokens, and the weights are of"
+            f" generation {checkpoint.architecture.generation}",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dpo_cli.errors import DpoError
@@ -27,21 +27,21 @@ class Notes:
         """Training would fail, or be in vain."""
         self._add(code, Level.ERROR, subject, message, remedy)
 
-    def lacks(self, code: str, needs: Mapping[str, object]) -> bool:
-        """Whether any of what a check needs is None; if so, the check is noted as skipped."""
-        missing = [name for name, value in needs.items() if value is None]
-        if missing:
-            self._add(code, Level.SKIP, "", f"needs {' and '.join(missing)}")
-        return bool(missing)
+    def skip(self, code: str, missing: str) -> None:
+        """Cannot be looked at without what is missing."""
+        self._add(code, Level.SKIP, "", f"needs {missing}")
 
     @contextmanager
-    def errors_as(self, code: str, subject: str) -> Iterator[None]:
-        """Note a `DpoError` raised inside, and go on behind the block."""
+    def errors_as(self, code: str, subject: str, path: object = "") -> Iterator[None]:
+        """Note a `DpoError` raised inside, and go on behind the block.
+
+        Where its message begins with the `path` that the subject already names, that is left out.
+        """
         try:
             yield
         except DpoError as error:
-            message = "\n".join([error.message, *error.details])
-            self.error(code, subject, message, error.remedy)
+            message = error.message.removeprefix(f"{path}: ")
+            self.error(code, subject, "\n".join([message, *error.details]), error.remedy)
 
     def _add(self, code: str, level: Level, subject: str, message: str, remedy: str = "") -> None:
         self.findings.append(Finding(code, level, subject, message, remedy))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.inputs import Input, find_problems, resolve_checkpoint
+from dpo_cli.profile.inputs import Input, find_problems
 from dpo_cli.profile.load import LoadedProfile, Problem, read_profile
 from dpo_cli.profile.text import show_path
 
@@ -41,7 +41,9 @@ def check_profile(
         _note(notes, "profile-key", problem, problem.statement)
     if not problems:
         stated = sum(origin != "default" for origin in loaded.origins.values())
-        notes.ok("profile", subject, f"{stated} keys stated, {len(loaded.origins) - stated} default")
+        notes.ok(
+            "profile", subject, f"{stated} keys stated, {len(loaded.origins) - stated} default"
+        )
     return loaded, {problem.key for problem in problems}
 
 
@@ -55,8 +57,7 @@ def check_files(notes: Notes, loaded: LoadedProfile, wrong_keys: set[str]) -> se
     for problem in dict.fromkeys(problems.values()):
         _note(notes, "file-unusable", problem, problem.key)
     if not problems and not unknown:
-        shown = [show_path(path) for path in _files(loaded)]
-        notes.ok("files", "", f"there, and not empty: {', '.join(shown)}")
+        notes.ok("files", "", "weights, tokenizer and pairs are where the profile says")
     return unknown | problems.keys()
 
 
@@ -64,12 +65,4 @@ def _note(notes: Notes, code: str, problem: Problem, what: str) -> None:
     """A problem's reason says what to do after its first "; ", if it does."""
     found, _, remedy = problem.reason.partition("; ")
     subject = f"{problem.origin}  {what}"
-    notes.error(code, subject, found, remedy or "mend the profile, or the place it names")
-
-
-def _files(loaded: LoadedProfile) -> list[Path]:
-    profile = loaded.profile
-    weights = [resolve_checkpoint(profile, "checkpoint"), resolve_checkpoint(profile, "reference")]
-    paths = [Path(file) for file in dict.fromkeys(weights) if not file.startswith("run:")]
-    paths += [profile.model.tokenizer, profile.data.data_path]
-    return paths + [profile.eval.path] if profile.eval.path else paths
+    notes.error(code, subject, found, remedy or f"mend {problem.key}, or what it names")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from dpo_cli.profile.discover import count_rows
 from dpo_cli.profile.load import LoadedProfile
+from dpo_cli.profile.schema import KEYS, Kind
 from dpo_cli.profile.text import show_value
 
 BETA = 5.0
@@ -20,43 +24,73 @@ USUAL_ROWS = 20_000
 _MEAN_OF_SCHEDULE = {"minimind2": 0.6, "minimind3": 0.55}
 _SMALL_ROWS = 1000
 _EVALUATIONS = 5
+_FAR_AWAY = os.path.join(*[os.pardir] * 4)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files of a new profile; None where none was found."""
+
+    checkpoint: Path | None
+    tokenizer: Path | None
+    pairs: Path | None
+
+    @property
+    def missing(self) -> list[str]:
+        """The keys that the user has to fill in."""
+        paths = {
+            "model.out_dir": self.checkpoint,
+            "model.tokenizer": self.tokenizer,
+            "data.data_path": self.pairs,
+        }
+        return [key for key, path in paths.items() if path is None]
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What a new profile is to state, in TOML's values, and why: lines above some of the keys."""
+    """What a new profile is to state, as TOML has it, and why: lines above some of the keys."""
 
     values: Mapping[str, Any]
-    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: Mapping[str, Sequence[str]]
 
 
-def reference_recipe(shipped: LoadedProfile) -> Draft:
-    """The script's own values: whatever the shipped profile states that is no path or shape."""
-    return Draft(
-        {
-            key: getattr(getattr(shipped.profile, table), name)
-            for key, origin in shipped.origins.items()
-            for table, name in [key.split(".")]
-            if origin != "default" and table != "model" and key != "data.data_path"
-        }
-    )
+def copy_of(shipped: LoadedProfile, folder: Path) -> Draft:
+    """All that a shipped profile states, for a file in `folder`."""
+    stated = {key: _value(shipped, key) for key in KEYS if shipped.origins[key] != "default"}
+    values = {
+        key: path_value(Path(value), folder)
+        if KEYS[key].kind is not Kind.PLAIN and "/" in str(value)
+        else value
+        for key, value in stated.items()
+    }
+    return Draft(values, {})
 
 
-def learning_recipe(shipped: LoadedProfile, rows: int | None) -> Draft:
-    """Values under which the loss shows what is learned, and stops pushing when it is.
+def reference_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
+    """The script's own values, which the shipped profile states, and the user's files.
 
-    Args:
-        shipped: the reference's values for this kind of model.
-        rows: of the data file, if it is known.
+    Shapes are left to the weights; a file that was not found is where MiniMind has it.
     """
-    reference = reference_recipe(shipped)
+    stated = [key for key, origin in shipped.origins.items() if origin != "default"]
+    values = {key: _value(shipped, key) for key in stated if not key.startswith("model.")}
+    values["model.out_dir"] = _place(inputs.checkpoint and inputs.checkpoint.parent, folder, "out")
+    if inputs.checkpoint:
+        values["model.checkpoint"] = inputs.checkpoint.name
+    values["model.tokenizer"] = _place(inputs.tokenizer, folder, "model")
+    values["data.data_path"] = _place(inputs.pairs, folder, "dataset/dpo.jsonl")
+    return Draft(values, dict.fromkeys(inputs.missing, ("FILL IN: none was found.",)))
+
+
+def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
+    """Values under which the loss shows what is learned, and stops pushing when it is."""
+    reference = reference_recipe(shipped, inputs, folder)
     train = shipped.profile.train
-    counted = rows or USUAL_ROWS
-    fraction = 0.1 if counted < _SMALL_ROWS else 0.05
-    held_out = round(fraction * counted)
-    steps = math.ceil((counted - held_out) / train.batch_size)
+    rows = count_rows(inputs.pairs) if inputs.pairs else USUAL_ROWS
+    fraction = 0.1 if rows < _SMALL_ROWS else 0.05
+    held_out = round(fraction * rows)
+    updates = math.ceil((rows - held_out) / train.batch_size)
     mean = _MEAN_OF_SCHEDULE[train.schedule]
-    learning_rate = float(f"{REACH / (steps * mean):.1e}")
+    learning_rate = float(f"{REACH / (updates * mean):.1e}")
     values = {
         "data.shuffle": True,
         "dpo.beta": BETA,
@@ -65,27 +99,43 @@ def learning_recipe(shipped: LoadedProfile, rows: int | None) -> Draft:
         "train.learning_rate": learning_rate,
         "train.log_interval": 10,
         "eval.fraction": fraction,
-        "eval.interval": max(1, steps // _EVALUATIONS),
+        "eval.interval": max(1, updates // _EVALUATIONS),
     }
-    source = "rows" if rows else "rows, as many as MiniMind's own file has about (none was found)"
+    guessed = "" if inputs.pairs else " (about what MiniMind's own file has; none was found)"
     notes = {
         "dpo.beta": (
-            "The brake. With a mean and beta 0.1 the loss reads ln 2 = 0.693 while the weights",
-            "move, and never stops pushing: only a tiny learning rate holds it. With 5 it falls",
-            "visibly as the pairs are learned, and pushes less the better they are.",
+            "The brake: with a mean and beta 0.1 the loss reads ln 2 = 0.693 while the weights",
+            "move, and never stops pushing, so that only a tiny learning rate holds it. With 5 it",
+            "falls visibly as the pairs are learned, and pushes less the better they are.",
         ),
         "train.learning_rate": (
-            f"Chosen from a reach of {show_value(REACH)}, the sum of the learning rates over all"
+            f"Chosen for a reach of {show_value(REACH)}, the sum of the learning rates over all"
             " updates:",
             "AdamW moves a weight by about the learning rate in an update, so none gets farther.",
-            f"  {counted:,} {source}, less {held_out:,} held out,",
-            f"  / {train.batch_size} a batch = {steps:,} updates; the schedule averages"
-            f" {mean} times the learning rate:",
-            f"  {show_value(REACH)} / ({steps:,} x {mean}) = {show_value(learning_rate)}",
-            "More epochs or rows want a smaller one. If the model forgets: a reach of 2e-4.",
+            f"  {rows:,} rows{guessed}",
+            f"  less {held_out:,} held out, {train.batch_size} in a batch: {updates:,} updates",
+            f"  the schedule's mean is {mean} times the learning rate",
+            f"  {show_value(REACH)} / ({updates:,} x {mean}) = {show_value(learning_rate)}",
+            "More rows or epochs want a smaller one. Should the model forget: a reach of 0.0002.",
         ),
         "eval.fraction": (
-            "Held-out pairs tell learning from learning by heart: watch their loss and accuracy.",
+            "They tell learning from learning by heart: watch their loss and accuracy.",
         ),
     }
-    return Draft({**reference.values, **values}, notes)
+    return Draft({**reference.values, **values}, {**reference.notes, **notes})
+
+
+def path_value(path: Path, folder: Path) -> str:
+    """`path` as a profile in `folder` states it: relative, unless that is far away."""
+    relative = os.path.relpath(path, folder)
+    text = str(path.absolute()) if relative.startswith(_FAR_AWAY) else relative
+    return (f"./{text}" if text.startswith("~") else text).replace("$", "$$")
+
+
+def _place(path: Path | None, folder: Path, usual: str) -> str:
+    return path_value(path, folder) if path else f"../{usual}"
+
+
+def _value(shipped: LoadedProfile, key: str) -> Any:
+    table, name = key.split(".")
+    return getattr(getattr(shipped.profile, table), name)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from dpo_cli.profile.recipe import Draft
@@ -17,11 +15,18 @@ SCHEMA_NAME = "dpo.schema.json"
 
 _WIDTH = 96
 _SCRIPT_KEYS = frozenset(
-    "model.out_dir model.tokenizer model.hidden_size model.num_hidden_layers model.use_moe "
-    "data.data_path data.max_seq_len data.shuffle dpo.beta dpo.reduction train.epochs "
-    "train.batch_size train.accumulation_steps train.learning_rate train.schedule "
-    "train.warmup_iters train.grad_clip train.seed train.device train.log_interval "
-    "train.save_interval export.prefix export.dtype".split()
+    f"{table}.{name}"
+    for table, names in {
+        "model": ("out_dir", "tokenizer", "hidden_size", "num_hidden_layers", "use_moe"),
+        "data": ("data_path", "max_seq_len", "shuffle"),
+        "dpo": ("beta", "reduction"),
+        "train": (
+            *("epochs", "batch_size", "accumulation_steps", "learning_rate", "schedule"),
+            *("warmup_iters", "grad_clip", "seed", "device", "log_interval", "save_interval"),
+        ),
+        "export": ("prefix", "dtype"),
+    }.items()
+    for name in names
 )
 """What the reference script has too, as an argument or written into it."""
 
@@ -44,9 +49,9 @@ def render(draft: Draft, title: str, reference: Profile) -> str:
         "",
         f"# {title}",
         "#",
-        "# Every key is here. One behind a # is not stated: the value is its default, or an example",
-        '# where "unset" follows. "reference" is the value of MiniMind\'s own train_dpo.py. Paths are',
-        "# relative to this file.",
+        "# Every key is here. One behind a # is not stated: the value is its default, or an",
+        '# example where "unset" follows. "reference" is the value of the script train_dpo.py.',
+        "# Paths are relative to this file.",
     ]
     for table, model in TABLES.items():
         lines += ["", "", *_comment(model.__doc__ or ""), f"[{table}]"]
@@ -56,16 +61,10 @@ def render(draft: Draft, title: str, reference: Profile) -> str:
     return "\n".join(lines) + "\n"
 
 
-def path_value(path: Path, base: Path) -> str:
-    """`path` as a profile in the folder `base` states it: relative, unless that is far away."""
-    relative = os.path.relpath(path, base)
-    text = str(path) if relative.startswith("../../../..") else relative
-    return (f"./{text}" if text.startswith("~") else text).replace("$", "$$")
-
-
 def _key_lines(key: Key, draft: Draft, reference: Profile) -> Iterator[str]:
     yield from _comment(key.description)
-    yield from (f"# {note}" for note in draft.notes.get(key.name, ()))
+    if notes := draft.notes.get(key.name):
+        yield from ("#", *(f"# {note}" for note in notes))
     name, beside = key.name.split(".")[1], []
     if key.name in draft.values:
         statement = f"{name} = {show_value(draft.values[key.name])}"

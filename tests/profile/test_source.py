@@ -8,10 +8,10 @@ import pytest
 from dpo_cli.errors import UsageError
 from dpo_cli.profile import source
 from dpo_cli.profile.source import (
-    scan_lines,
     expand_path,
     find_profile,
     read_chain,
+    scan_lines,
     shipped_profiles,
 )
 

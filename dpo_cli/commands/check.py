@@ -1,0 +1,71 @@
+"""`dpo check`: everything that can be known before training, in a minute."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from typing import Annotated
+
+import typer
+
+from dpo_cli.commands.options import ProfileArgument, RunsDirOption, SetOption
+from dpo_cli.errors import ExitCode
+
+
+def check(
+    profile: ProfileArgument,
+    settings: SetOption = None,
+    pair: Annotated[
+        int | None,
+        typer.Option(
+            metavar="LINE",
+            min=1,
+            help="Show the pair of this line of the data file; else the first that is kept.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as JSON, for programs.")
+    ] = False,
+    runs_dir: RunsDirOption = None,
+) -> None:
+    """Look at everything a run would stand on, before it starts.
+
+    Profile, files, weights, tokenizer, pairs, masks, the first step, memory and disk: all that is
+    wrong is named at once, each with its remedy. Writes nothing. Exits 1 where training would
+    fail or be in vain, else 0.
+
+    Example: `dpo check my.toml --set data.max_seq_len=1536 --pair 7`
+    """
+    from rich.console import Console
+
+    from dpo_cli.doctor.examination import examine
+    from dpo_cli.profile.source import find_profile
+    from dpo_cli.run.store import runs_root
+    from dpo_cli.ui.findings import findings_table, pair_preview, verdict
+    from dpo_cli.ui.progress import PhaseBar
+
+    path = find_profile(profile, str(profile))
+    bar = PhaseBar(Console(stderr=True, quiet=as_json))
+    with bar:
+        diagnosis = examine(path, settings or (), runs_root(runs_dir), pair, bar)
+    words = [str(profile), *(word for setting in settings or () for word in ("--set", setting))]
+    words += ["--runs-dir", str(runs_dir)] if runs_dir else []
+    train, again = shlex.join(["dpo", "train", *words]), shlex.join(["dpo", "check", *words])
+    if as_json:
+        report = dataclasses.asdict(diagnosis)
+        report |= {"ready": diagnosis.is_clean, "next": train if diagnosis.is_clean else again}
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        console = Console(highlight=False, markup=False, emoji=False)
+        if diagnosis.preview:
+            has_colour = console.color_system is not None and not console.no_color
+            console.print(pair_preview(diagnosis.preview, marks=not has_colour))
+            console.print()
+        console.print(findings_table(diagnosis.findings))
+        console.print()
+        for line in verdict(diagnosis, train, again):
+            console.print(line, soft_wrap=True)
+    if not diagnosis.is_clean:
+        raise typer.Exit(ExitCode.FAILED)

@@ -1,0 +1,47 @@
+"""`dpo config`: what a profile comes to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dpo_cli.commands.options import ProfileArgument, SetOption
+
+config = typer.Typer(name="config", no_args_is_help=True)
+
+
+@config.callback()
+def about() -> None:
+    """What a profile comes to, with all that it extends and --set.
+
+    Example: `dpo config show my.toml --origins`
+    """
+
+
+@config.command()
+def show(
+    profile: ProfileArgument,
+    settings: SetOption = None,
+    origins: Annotated[
+        bool, typer.Option("--origins", help="Say of each value where it is stated.")
+    ] = False,
+) -> None:
+    """Print the resolved profile as TOML: every value, every path in full.
+
+    Example: `dpo config show dense --set train.epochs=1 --origins`
+    """
+    from dpo_cli.profile.load import load_profile
+    from dpo_cli.profile.resolved import to_toml
+    from dpo_cli.profile.source import scan_lines
+
+    loaded = load_profile(profile, settings or ())
+    text = to_toml(loaded.profile)
+    if origins:
+        where = {line: loaded.origins[key] for key, line in scan_lines(text).items() if "." in key}
+        lines = text.splitlines()
+        width = max(len(lines[number - 1]) for number in where)
+        for number, origin in where.items():
+            lines[number - 1] = f"{lines[number - 1]:<{width}}  # {origin}"
+        text = "\n".join(lines) + "\n"
+    typer.echo(text, nl=False)

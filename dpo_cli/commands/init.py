@@ -1,0 +1,184 @@
+"""`dpo init`: a profile to begin with, filled in from what lies around."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpo_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dpo_cli.profile.discover import Found
+    from dpo_cli.profile.recipe import Inputs
+
+
+class Template(StrEnum):
+    """Kinds of models; each has a shipped profile of its name."""
+
+    DENSE = "dense"
+    MOE = "moe"
+    MINIMIND3 = "minimind3"
+    MINIMIND3_MOE = "minimind3-moe"
+    DEMO = "demo"
+
+
+class Recipe(StrEnum):
+    """What to do with the model."""
+
+    LEARN = "learn"
+    REFERENCE = "reference"
+
+
+def init(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="What to call it: profiles/NAME.toml is written.")
+    ],
+    template: Annotated[
+        Template | None,
+        typer.Option(
+            metavar="|".join(Template),
+            help="The kind of model; else as the files that are found suggest.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        Recipe,
+        typer.Option(
+            metavar="|".join(Recipe),
+            help="Values that visibly learn, or those of MiniMind's own script.",
+        ),
+    ] = Recipe.LEARN,
+    minimind: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="A MiniMind checkout, with out/, model/ and dataset/; else the folders around are "
+            "looked through.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a profile.")] = False,
+) -> None:
+    """Write a commented profile, filled in with the weights, tokenizer and pairs that lie around.
+
+    Every key is in it with its meaning, and the reference script's value beside it.
+
+    Example: `dpo init first --minimind ../minimind`
+    """
+    from dpo_cli.commands.session import plain_console
+    from dpo_cli.files import write_text_atomically
+    from dpo_cli.profile.load import load_profile
+    from dpo_cli.profile.recipe import copy_of, learning_recipe, reference_recipe
+    from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
+    from dpo_cli.run.disk import explain_disk_errors
+
+    path = _target(name, force)
+    console = plain_console()
+    missing: list[str] = []
+    if template is Template.DEMO:
+        reference = load_profile(Path(Template.DENSE))
+        draft, origin = copy_of(load_profile(Path(template)), path.parent), "template demo"
+    else:
+        inputs = _find_inputs(minimind, template, console)
+        kind, missing = template or _suggested(inputs), inputs.missing
+        reference = load_profile(Path(kind))
+        write_draft = learning_recipe if recipe is Recipe.LEARN else reference_recipe
+        draft, origin = write_draft(reference, inputs, path.parent), f"{kind}, recipe {recipe}"
+    text = render(draft, f"{path.stem}: written by dpo init ({origin}).", reference.profile)
+    with explain_disk_errors(path.parent):
+        path.parent.mkdir(exist_ok=True)
+        write_text_atomically(path.parent / SCHEMA_NAME, schema_text())
+        write_text_atomically(path, text)
+    console.print(f"wrote {path} ({origin})")
+    if missing:
+        console.print(f"fill in what was not found: {', '.join(missing)}")
+    console.print(f"next: dpo check {path}")
+
+
+def _target(name: str, force: bool) -> Path:
+    """Where the profile goes.
+
+    Raises:
+        UsageError: the name is none, or is taken.
+    """
+    stem = name.removesuffix(".toml")
+    if not stem or stem.startswith((".", "-")) or "/" in stem:
+        raise UsageError(
+            f"{name!r} is no name for a profile", "give a plain name: profiles/NAME.toml is written"
+        )
+    path = Path("profiles", f"{stem}.toml")
+    if path.parent.is_file():
+        raise UsageError(f"{path.parent} is a file, where a folder is to be", "go elsewhere")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists", "choose another name, or write over it with --force")
+    return path
+
+
+def _find_inputs(minimind: Path | None, template: Template | None, console: Console) -> Inputs:
+    """Look around and say what is there; of each kind take one that fits the template."""
+    from dpo_cli.profile.discover import generation_of, is_mixture, look_around, look_in
+    from dpo_cli.profile.recipe import Inputs
+
+    found = look_in(minimind.absolute()) if minimind else look_around(Path.cwd())
+    checkpoints = sorted(found.checkpoints, key=is_mixture)
+    tokenizers: Sequence[Path] = found.tokenizers
+    if template is not None:
+        generation = 3 if template.startswith("minimind3") else 2
+        checkpoints = [c for c in checkpoints if is_mixture(c) == template.endswith("moe")]
+        tokenizers = [t for t in tokenizers if generation_of(t) == generation] or tokenizers
+    inputs = Inputs(
+        checkpoint=_ask("weights", checkpoints),
+        tokenizer=_ask("tokenizer", tokenizers),
+        pairs=_ask("pairs", found.pairs),
+    )
+    for line in _found_lines(found, inputs):
+        console.print(line)
+    return inputs
+
+
+def _ask(what: str, paths: Sequence[Path]) -> Path | None:
+    """The first, or on a terminal the one that the user chooses, where there is a choice."""
+    from dpo_cli.profile.text import show_path
+
+    if len(paths) < 2 or not sys.stdin.isatty():
+        return paths[0] if paths else None
+    typer.echo(f"{what}:")
+    for number, path in enumerate(paths, start=1):
+        typer.echo(f"  {number}  {show_path(path)}")
+    while True:
+        choice: int = typer.prompt("which?", default=1, type=int)
+        if 1 <= choice <= len(paths):
+            return paths[choice - 1]
+
+
+def _suggested(inputs: Inputs) -> Template:
+    """The template that the files suggest by their names, and the tokenizer by its template."""
+    from dpo_cli.profile.discover import generation_of, is_mixture
+
+    is_moe = inputs.checkpoint is not None and is_mixture(inputs.checkpoint)
+    if inputs.tokenizer is not None and generation_of(inputs.tokenizer) == 3:
+        return Template.MINIMIND3_MOE if is_moe else Template.MINIMIND3
+    return Template.MOE if is_moe else Template.DENSE
+
+
+def _found_lines(found: Found, inputs: Inputs) -> Iterator[str]:
+    """What lies around, with an arrow at what is taken."""
+    from dpo_cli.profile.text import show_path
+
+    for kind, paths, taken in (
+        ("weights", found.checkpoints, inputs.checkpoint),
+        ("tokenizers", found.tokenizers, inputs.tokenizer),
+        ("pairs", found.pairs, inputs.pairs),
+    ):
+        yield f"{kind}: {len(paths) or 'none'} found"
+        for path in paths:
+            yield f"  {'->' if path == taken else '  '} {show_path(path)}"

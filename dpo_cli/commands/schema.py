@@ -1,0 +1,37 @@
+"""`dpo schema`: what editors complete and check profiles with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def schema(
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where to write; else to standard output.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write the JSON Schema (Draft 4) of profiles.
+
+    An editor with a TOML language server (taplo, Even Better TOML) completes and checks a profile
+    whose first line is `#:schema dpo.schema.json`, the path of this file.
+
+    Example: `dpo schema --out profiles/dpo.schema.json`
+    """
+    from dpo_cli.profile.template import schema_text
+
+    if out is None:
+        typer.echo(schema_text(), nl=False)
+        return
+    from dpo_cli.files import write_text_atomically
+    from dpo_cli.run.disk import explain_disk_errors
+
+    with explain_disk_errors(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(out, schema_text())
+    typer.echo(f"wrote {out}")

@@ -1,0 +1,42 @@
+"""All checks in their order: cheap ones first, each that can still run, whatever failed before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dpo_cli.doctor.notes import Notes
+from dpo_cli.doctor.profile import check_files, check_profile
+from dpo_cli.findings import Diagnosis
+
+OnProgress = Callable[[str, int, int, str], None]
+
+
+def examine(
+    path: Path,
+    overrides: Sequence[str],
+    runs_root: Path,
+    pair_line: int | None,
+    on_progress: OnProgress,
+) -> Diagnosis:
+    """Look at everything that a run of this profile would stand on. Nothing is written.
+
+    Args:
+        path: of the profile; it exists.
+        overrides: of `--set`.
+        runs_root: where runs are to lie, and where "run:NAME" is looked for.
+        pair_line: the line of the data whose pair is to be shown; None for the first that is kept.
+        on_progress: called with phase, done, total (0 if unknown) and unit.
+    """
+    notes = Notes()
+    read = check_profile(notes, path, overrides)
+    if read is None:
+        return Diagnosis(tuple(notes.findings), None, {})
+    loaded, wrong_keys = read
+    unusable = check_files(notes, loaded, wrong_keys)
+
+    on_progress("loading PyTorch", 0, 0, "")
+    from dpo_cli.doctor.close_look import CloseLook  # imports torch: seconds
+
+    look = CloseLook(notes, loaded.profile, wrong_keys, unusable, runs_root, on_progress)
+    return look.examine(pair_line)

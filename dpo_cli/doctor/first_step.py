@@ -1,0 +1,191 @@
+"""Step 0 on real pairs, before any weight has moved: what must hold for training to mean anything.
+
+The loop's own batch, forward, loss and backward run once; no optimizer step is taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dpo_cli.doctor.model import computed_tokens
+from dpo_cli.doctor.notes import Notes
+from dpo_cli.models.convert import to_minimind
+from dpo_cli.models.minimind import HEAD
+from dpo_cli.models.zoo import to_disk_names
+from dpo_cli.objective.losses import PairScores
+from dpo_cli.run.events import Event
+from dpo_cli.training.optim import make_optimizer
+from dpo_cli.training.plan import OnProgress, Prepared
+from dpo_cli.training.reference import LiveReference
+from dpo_cli.training.session import is_out_of_memory, make_scorer
+from dpo_cli.training.trainer import Trainer
+
+WANTED_TOKENS = 1024
+MOST_TOKENS = 4096
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+"""How far the first loss may be from ln 2, in nats: two forwards of the same weights."""
+
+_LISTED = 6
+_EXPERT = re.compile(r"(.*\.experts\.\d+)\.")
+_ROUTER = ".mlp.gate.weight"
+
+
+class _Unwatched:
+    """Nobody looks on, and nobody asks."""
+
+    def emit(self, event: Event) -> None:
+        """Let it go."""
+
+    def asked(self) -> set[str]:
+        """Nothing."""
+        return set()
+
+
+def check_first_step(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None:
+    """Score one micro-batch by policy and reference, and let the loss flow back."""
+    on_progress("trying step 0", 0, 0, "")
+    try:
+        _try_step(notes, prepared, modest_micro_batch(prepared))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        notes.error(
+            "step-memory",
+            "train.batch_size",
+            f"out of memory in the first step, on {prepared.compute.device}",
+            "lower train.batch_size (and raise train.accumulation_steps to keep the recipe), or"
+            " data.max_seq_len",
+        )
+
+
+def modest_micro_batch(prepared: Prepared) -> tuple[int, ...]:
+    """The first epoch's micro-batch nearest to `WANTED_TOKENS`: enough to reach every weight, and
+    soon computed; of a large one the first pairs.
+    """
+    tokens = [computed_tokens(pair) for pair in prepared.pairs]
+    batch = min(
+        prepared.order.micro_batches_of(0),
+        key=lambda batch: abs(sum(tokens[index] for index in batch) - WANTED_TOKENS),
+    )
+    sums = itertools.accumulate(tokens[index] for index in batch)
+    return batch[: max(1, sum(total <= MOST_TOKENS for total in sums))]
+
+
+def _try_step(notes: Notes, prepared: Prepared, indices: tuple[int, ...]) -> None:
+    policy = make_scorer(prepared, prepared.checkpoint)
+    reference = LiveReference(make_scorer(prepared, prepared.reference), prepared.compute)
+    device, dtype = prepared.compute.device, prepared.compute.dtype
+    trainer = Trainer(
+        prepared,
+        policy,
+        reference,
+        reference,
+        make_optimizer(policy.parameters()),
+        torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        watch=_Unwatched(),
+        save=lambda trainer: None,
+    )
+    # Dropout would make policy and reference differ; what is asked here is whether nothing else
+    # does.
+    policy.train(not prepared.profile.model.dropout)
+    batch = trainer.batch(prepared.pairs, indices)
+    pairs, balance = trainer.score(batch, reference.token_logps(indices, batch))
+    _check_start(notes, prepared, pairs)
+    loss = pairs.losses.mean()
+    if balance is not None:
+        loss = loss + prepared.router_aux_loss_coef * balance
+    trainer.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    trainer.scaler.unscale_(trainer.optimizer)
+    gradients = {
+        name: torch.zeros_like(weight) if weight.grad is None else weight.grad
+        for name, weight in policy.model.named_parameters()
+    }
+    on_disk = to_disk_names(policy.model, gradients)
+    _check_gradients(notes, prepared, to_minimind(on_disk, prepared.checkpoint.architecture))
+
+
+def _check_start(notes: Notes, prepared: Prepared, pairs: PairScores) -> None:
+    """The first loss: ln 2 exactly where the policy still is the reference."""
+    loss = pairs.losses.mean().item()
+    beta = prepared.profile.dpo.beta
+    rewards = torch.cat([pairs.rewards_chosen, pairs.rewards_rejected])
+    difference = rewards.abs().max().item() / beta
+    where = f"{len(pairs.losses)} pairs, {prepared.compute.device} {prepared.compute.dtype_name}"
+    unit = "nats a token" if prepared.profile.dpo.reduction == "mean" else "nats a response"
+    apart = "policy and reference agree exactly"
+    if difference:
+        apart = f"policy and reference are at most {difference:.2g} {unit} apart"
+    if not math.isfinite(loss):
+        notes.error(
+            "first-loss",
+            where,
+            f"the loss is {loss} before any weight has moved",
+            "compute in another train.dtype, or look at these weights: are they sound?",
+        )
+    elif prepared.reference is not prepared.checkpoint:
+        notes.ok(
+            "first-loss",
+            where,
+            f"the loss is {loss:.4f}: not ln 2 = {math.log(2):.4f}, since model.reference is not"
+            f" the checkpoint; {apart}",
+        )
+    elif abs(loss - math.log(2)) > TOLERANCE[prepared.compute.dtype]:
+        notes.error(
+            "first-loss",
+            where,
+            f"the loss is {loss:.4f}, and must be ln 2 = {math.log(2):.4f}; {apart}",
+            "policy and reference have the same weights and compute something else: try"
+            ' train.dtype = "float32", and report it',
+        )
+    else:
+        notes.ok("first-loss", where, f"the loss is {loss:.4f} = ln 2, as it must; {apart}")
+
+
+def _check_gradients(notes: Notes, prepared: Prepared, gradients: Mapping[str, Tensor]) -> None:
+    """Every weight that can learn from these pairs is told how."""
+    architecture = prepared.checkpoint.architecture
+    own = {name: gradient for name, gradient in gradients.items() if name != HEAD}  # tied
+    norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in own.values()))
+    # Under float16 the scaler skips steps whose scaled gradients overflow; that is its work.
+    if not math.isfinite(norm) and prepared.compute.dtype != torch.float16:
+        remedy = "compute in another train.dtype, or look at these weights: are they sound?"
+        notes.error("gradient-overflow", "", f"the gradient's norm is {norm}", remedy)
+        return
+    still = {name for name, gradient in own.items() if not gradient.any()}
+    experts = {name: match[1] for name in own if (match := _EXPERT.match(name))}
+    idle = set(experts.values()) - {experts[name] for name in experts if name not in still}
+    missing = [name for name in own if name in still and experts.get(name) not in idle]
+    # The weight of the one expert, scaled to 1, is 1 whatever the router says: a constant, whose
+    # gradient is nothing but rounding.
+    has_constant_weight = architecture.use_moe and architecture.norm_topk_prob
+    has_constant_weight &= architecture.num_experts_per_tok == 1
+    if routers_rest := has_constant_weight and not prepared.router_aux_loss_coef:
+        missing = [name for name in missing if not name.endswith(_ROUTER)]
+    message = f"a gradient in {len(own) - len(still)} of {len(own)} tensors, norm {norm:.3g}"
+    if idle:
+        number = len(set(experts.values()))
+        message += f"; {len(idle)} of {number} experts had no part in these pairs"
+    if missing:
+        listed = ", ".join(missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
+        notes.error(
+            "gradient-missing",
+            "",
+            f"{message}; none in {listed}",
+            "these weights cannot learn: was the checkpoint saved whole?",
+        )
+    elif routers_rest:
+        notes.warn(
+            "router-still",
+            "train.router_aux_loss_coef",
+            f"{message}; the routers learn nothing: with one expert a token, its weight scaled to"
+            " 1, only the balance loss teaches them",
+            f"train.router_aux_loss_coef = {architecture.default_router_aux_loss_coef:g}",
+        )
+    else:
+        notes.ok("gradients", "", message)

@@ -1,0 +1,186 @@
+"""What the run will take: steps, memory, disk; and the device that it is to have."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from dpo_cli.data.batching import make_batch
+from dpo_cli.doctor.model import computed_tokens
+from dpo_cli.doctor.notes import Notes
+from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.zoo import Checkpoint
+from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.text import show_path
+from dpo_cli.training.device import Compute, resolve
+from dpo_cli.training.plan import Prepared
+
+KEPT_GENERATIONS = 3
+"""Two that are verified, and the one being written."""
+BUSY_SHARE = 0.1
+
+
+def check_device(notes: Notes, profile: Profile) -> Compute:
+    """The device of the profile; where that fails, the CPU, so that the rest can be looked at."""
+    with notes.errors_as("device-unusable", "train.device"):
+        compute = resolve(profile.train.device, profile.train.dtype)
+        _note_device(notes, compute)
+        return compute
+    return resolve("cpu", "float32")
+
+
+def check_plan(notes: Notes, prepared: Prepared) -> None:
+    """How many steps, and how fast."""
+    order, rate, profile = prepared.order, prepared.learning_rate, prepared.profile
+    held_out = ""
+    if prepared.held_out:
+        interval = profile.eval.interval
+        between = f"every {interval:,} steps, " if interval else ""
+        held_out = f"; {len(prepared.held_out):,} pairs held out, scored before, {between}and after"
+    notes.ok(
+        "plan",
+        "",
+        f"{_count(order.epochs, 'epoch')} x {order.micro_batches_per_epoch:,} micro-batches of"
+        f" {order.batch_size} = {_count(order.micro_batches, 'step')},"
+        f" {_count(order.optimizer_steps, 'update')}; learning rate {_rate(rate.at(0))} at first,"
+        f" {_rate(rate.at(order.micro_batches - 1))} at last{held_out}",
+    )
+
+
+def check_memory(notes: Notes, prepared: Prepared) -> None:
+    """Whether state and activations of the longest micro-batch fit, as far as can be estimated."""
+    state, activations = estimate_memory(prepared)
+    free = free_memory(prepared.compute)
+    needed = state + activations
+    message = (
+        f"about {_size(needed)} for the longest micro-batch ({_size(state)} for weights, gradients"
+        f" and optimizer, {_size(activations)} for activations); {_size(free)} free on"
+        f" {prepared.compute.device}"
+    )
+    if needed < free:
+        notes.ok("memory", "", message)
+    else:
+        notes.warn(
+            "memory-tight",
+            "train.batch_size",
+            message,
+            "lower train.batch_size and raise train.accumulation_steps by the same factor, or lower"
+            " data.max_seq_len",
+        )
+
+
+def check_disk(notes: Notes, runs_root: Path, checkpoint: Checkpoint | None) -> None:
+    """Whether runs can be written, and, where the size of the model is known, whether they fit."""
+    place = runs_root.absolute()
+    while not place.exists():
+        place = place.parent
+    shown = show_path(runs_root)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problem = "may not be written in" if place.is_dir() else "is a file"
+        notes.error(
+            "runs-dir-unusable",
+            shown,
+            f"runs are to lie here, but {show_path(place)} {problem}",
+            "choose another place with --runs-dir or DPO_RUNS_DIR",
+        )
+        return
+    if checkpoint is None:
+        notes.skip("disk", "weights")
+        return
+    free = shutil.disk_usage(place).free
+    parameters = checkpoint.parameters
+    needed = KEPT_GENERATIONS * 12 * parameters + 2 * 4 * parameters
+    message = (
+        f"a run takes up to {_size(needed)} ({KEPT_GENERATIONS} states of {_size(12 * parameters)}:"
+        f" 12 bytes a weight); {_size(free)} free"
+    )
+    if needed < free:
+        notes.ok("disk", shown, message)
+    else:
+        notes.error("disk-full", shown, message, "free some space, or choose another --runs-dir")
+
+
+def estimate_memory(prepared: Prepared) -> tuple[int, int]:
+    """Bytes of what stays and of what one step adds, for the longest pairs in one micro-batch.
+
+    What stays: weights, gradients and two moments, four bytes each; in the reference layout the
+    reference's weights too. What a step adds: the inputs that the backward pass of each operation
+    keeps, and about three copies of the logits.
+    """
+    state = 16 * prepared.checkpoint.parameters
+    if prepared.profile.train.layout == "reference":
+        state += 4 * prepared.reference.parameters
+    longest = sorted(prepared.pairs, key=computed_tokens)[-prepared.order.batch_size :]
+    batch = make_batch(
+        longest,
+        prepared.profile.train.layout,
+        max_seq_len=prepared.profile.data.max_seq_len,
+        share_prompts=not prepared.profile.model.dropout,
+    )
+    architecture = prepared.checkpoint.architecture
+    logits = batch.computed_tokens
+    if prepared.profile.train.layout == "packed":
+        logits = sum(p.chosen.response_tokens + p.rejected.response_tokens for p in longest)
+    width = 4 if prepared.compute.dtype == torch.float32 else 2.5  # norms and logits stay float32
+    per_token = architecture.num_hidden_layers * _kept_by_a_layer(architecture) * width
+    head = logits * architecture.vocab_size * 3 * 4
+    return state, round(batch.computed_tokens * per_token) + head
+
+
+def free_memory(compute: Compute) -> int:
+    """Bytes that nobody uses on the device."""
+    if compute.device.type == "cuda":
+        ours = torch.cuda.memory_reserved(compute.device)
+        return torch.cuda.mem_get_info(compute.device)[0] + ours
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    facts = dict(line.split(":", 1) for line in lines)
+    return int(facts["MemAvailable"].split()[0]) * 1024
+
+
+def _kept_by_a_layer(architecture: Architecture) -> int:
+    """Numbers that the backward pass keeps of one token in one layer."""
+    hidden = architecture.hidden_size
+    queries = architecture.num_attention_heads * architecture.head_dim
+    keys = architecture.num_key_value_heads * architecture.head_dim
+    norms = 2 * 2 * hidden  # each keeps its input, and the normed copy that follows
+    attention = 2 * queries + 2 * keys + 3 * queries + queries  # rotary, repeated keys, result
+    blocks = 1
+    if architecture.use_moe:
+        blocks = architecture.num_experts_per_tok + (architecture.generation == 2)
+    return norms + attention + blocks * (4 * architecture.intermediate_size + hidden)
+
+
+def _note_device(notes: Notes, compute: Compute) -> None:
+    free = free_memory(compute)
+    subject = compute.device_name
+    if compute.device.type == "cpu":
+        notes.ok("device", subject, f"{compute.dtype_name}; {_size(free)} of memory free")
+        return
+    total = torch.cuda.mem_get_info(compute.device)[1]
+    others = total - free
+    message = f"{compute.dtype_name}; {_size(free)} of {_size(total)} free"
+    if others < BUSY_SHARE * total:
+        notes.ok("device", subject, message)
+    else:
+        notes.warn(
+            "device-busy",
+            subject,
+            f"{message}: others hold {_size(others)} of the card",
+            "see who with nvidia-smi; on a shared card a run is slower, and may run out of memory",
+        )
+
+
+def _rate(learning_rate: float) -> str:
+    """Two digits: 1.1e-8."""
+    return f"{learning_rate:.1e}".replace("e-0", "e-")
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,60 @@
+"""A bar for what takes its time before anything can be shown."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+
+class PhaseBar:
+    """One line on a terminal that shows the present phase and how far it is, and then vanishes.
+
+    Args:
+        console: where; where that is no terminal, nothing is shown.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[how_far]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            redirect_stdout=False,
+        )
+        self._phase = ""
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> PhaseBar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, phase: str, done: int, total: int, unit: str) -> None:
+        """Show that `done` of `total` are done; of a total of 0 that something is going on."""
+        if phase != self._phase or self._task is None:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._phase = phase
+            self._task = self._progress.add_task(phase, total=total or None, how_far="")
+        how_far = f"{done:,} of {total:,} {unit}" if total else ""
+        self._progress.update(self._task, completed=done, how_far=how_far)

@@ -1,0 +1,134 @@
+"""`dpo check` as a command: what it prints, how it exits, what it says to type next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpo_cli import app
+from dpo_cli.doctor import examination
+from dpo_cli.findings import Diagnosis, Finding, Level, PairPreview, Span
+
+Cli = Callable[..., tuple[int, str, str]]
+
+OK = Finding("profile", Level.OK, "my.toml", "fine")
+BAD = Finding("data-none", Level.ERROR, "pairs.jsonl", "no pair", "write some")
+PAIR = PairPreview(3, (Span("How?\n", 3, False),), (Span("So.", 2, True),), (Span("No.", 2, True),))
+
+
+@pytest.fixture
+def dpo(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run `dpo` in this process, beside a profile: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.toml").write_text("")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = app.main(list(arguments))
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[object, ...]]]:
+    """Set what the examination finds; the list that is returned collects what it was asked."""
+
+    def set_findings(*findings: Finding) -> list[tuple[object, ...]]:
+        asked: list[tuple[object, ...]] = []
+
+        def examine(*arguments: object) -> Diagnosis:
+            asked.append(arguments[:-1])
+            return Diagnosis(findings, PAIR, {"lengths": {1024: {"kept": 8}}})
+
+        monkeypatch.setattr(examination, "examine", examine)
+        return asked
+
+    return set_findings
+
+
+Found = Callable[..., list[tuple[object, ...]]]
+
+
+def test_ready_to_train(dpo: Cli, found: Found) -> None:
+    asked = found(OK)
+    code, out, err = dpo(
+        *("check", "my.toml", "--set", "a.b=x y", "--pair", "3", "--runs-dir", "elsewhere")
+    )
+    assert (code, err) == (0, "")
+    assert asked == [(Path("my.toml"), ["a.b=x y"], Path("elsewhere"), 3)]
+    lines = out.splitlines()
+    assert lines[0].startswith("the pair of line 3")
+    assert "ok  profile  my.toml  fine" in [line.rstrip() for line in lines]
+    assert lines[-2:] == [
+        "ready to train",
+        "next: dpo train my.toml --set 'a.b=x y' --runs-dir elsewhere",
+    ]
+
+
+def test_not_ready_exits_1(dpo: Cli, found: Found) -> None:
+    found(OK, BAD)
+    code, out, err = dpo("check", "my.toml")
+    assert (code, err) == (1, "")
+    assert out.splitlines()[-2:] == [
+        "not ready to train: 1 error",
+        "when mended: dpo check my.toml",
+    ]
+
+
+@pytest.mark.parametrize(("findings", "is_ready"), [((OK,), True), ((OK, BAD), False)])
+def test_json_for_programs(
+    dpo: Cli, found: Found, findings: tuple[Finding, ...], is_ready: bool
+) -> None:
+    found(*findings)
+    code, out, err = dpo("check", "my.toml", "--json")
+    report = json.loads(out)
+    assert (code, err) == (0 if is_ready else 1, "")
+    assert report["ready"] is is_ready
+    assert report["next"] == f"dpo {'train' if is_ready else 'check'} my.toml"
+    assert report["findings"][0] == {
+        "code": "profile",
+        "level": "ok",
+        "subject": "my.toml",
+        "message": "fine",
+        "remedy": "",
+    }
+    assert report["preview"]["chosen"] == [{"text": "So.", "tokens": 2, "carries_loss": True}]
+    assert report["facts"] == {"lengths": {"1024": {"kept": 8}}}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nothing.toml"], ["my.toml", "--pair", "0"], ["my.toml", "--pair", "x"]]
+)
+def test_a_wrong_command_line_exits_2(dpo: Cli, found: Found, arguments: list[str]) -> None:
+    asked = found(OK)
+    code, out, err = dpo("check", *arguments)
+    assert (code, out) == (2, "")
+    assert err
+    assert asked == []
+
+
+def test_a_shipped_profile_goes_by_its_name(dpo: Cli, found: Found) -> None:
+    asked = found(OK)
+    assert dpo("check", "dense")[1].endswith("next: dpo train dense\n")
+    assert Path(str(asked[0][0])).name == "dense.toml"
+
+
+def test_golden_weights_have_read_nothing_and_only_that_is_wrong(
+    shared: Path, dpo: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "my.toml").write_text(
+        f'[model]\ncheckpoint = "{shared}/golden/train/seed/full_sft_64.pth"\n'
+        f'tokenizer = "{shared}/tokenizer/minimind2"\n'
+        f'[data]\ndata_path = "{shared}/golden/data/train27.jsonl"\n[train]\ndevice = "cpu"\n'
+    )
+    code, out, _ = dpo("check", "my.toml", "--json")
+    report = json.loads(out)
+    bad = [finding["code"] for finding in report["findings"] if finding["level"] != "ok"]
+    assert code == 1
+    assert bad == ["tokenizer-mismatch"]
+    assert report["facts"]["plan"]["pairs"]["kept"] == 27
+    assert list(tmp_path.iterdir()) == [tmp_path / "my.toml"]

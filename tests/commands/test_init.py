@@ -1,0 +1,186 @@
+"""`dpo init`: what is found is filled in, what is there is never written over."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpo_cli import app
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.schema import Profile
+from tests.cli import environment
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory around which there is nothing."""
+    folder = tmp_path / "far" / "away" / "here"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def dpo(capsys: pytest.CaptureFixture[str], here: Path) -> Cli:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = app.main(list(arguments))
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+def checkout(folder: Path, *weights: str, thinks: bool = False) -> None:
+    for name in ("out", "model", "dataset"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name in weights:
+        (folder / "out" / name).write_text("weights")
+    (folder / "model/tokenizer.json").write_text("{}")
+    (folder / "model/tokenizer_config.json").write_text('"<think>"' if thinks else "{}")
+    (folder / "dataset/dpo.jsonl").write_text("{}\n" * 400)
+
+
+def written(name: str = "my") -> Profile:
+    return load_profile(Path(f"profiles/{name}.toml")).profile
+
+
+def test_a_checkout_beside_is_filled_in(dpo: Cli, here: Path) -> None:
+    checkout(here.parent / "minimind", "full_sft_512.pth")
+    code, out, err = dpo("init", "my")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "weights: 1 found",
+        "  -> ../minimind/out/full_sft_512.pth",
+        "tokenizers: 1 found",
+        "  -> ../minimind/model",
+        "pairs: 1 found",
+        "  -> ../minimind/dataset/dpo.jsonl",
+        "wrote profiles/my.toml (dense, recipe learn)",
+        "next: dpo check profiles/my.toml",
+    ]
+    profile = written()
+    assert profile.model.out_dir == here.parent / "minimind/out"
+    assert profile.model.checkpoint == "full_sft_512.pth"
+    assert profile.data.data_path == here.parent / "minimind/dataset/dpo.jsonl"
+    assert (profile.dpo.beta, profile.eval.fraction) == (5.0, 0.1)
+    assert profile.train.learning_rate == 1.9e-5
+    schema = json.loads(Path("profiles/dpo.schema.json").read_text())
+    assert schema["$schema"].endswith("draft-04/schema#")
+
+
+@pytest.mark.parametrize(
+    ("weights", "thinks", "template"),
+    [
+        ("full_sft_512.pth", False, "dense"),
+        ("full_sft_512_moe.pth", False, "moe"),
+        ("full_sft_768.pth", True, "minimind3"),
+        ("full_sft_768_moe.pth", True, "minimind3-moe"),
+    ],
+)
+def test_the_files_suggest_the_template(
+    dpo: Cli, here: Path, weights: str, thinks: bool, template: str
+) -> None:
+    checkout(here, weights, thinks=thinks)
+    assert f"({template}, recipe reference)" in dpo("init", "my", "--recipe", "reference")[1]
+    reference = load_profile(Path(template)).profile
+    assert (written().train, written().dpo) == (reference.train, reference.dpo)
+
+
+def test_the_template_chooses_among_the_files(dpo: Cli, here: Path) -> None:
+    checkout(here, "full_sft_512.pth", "full_sft_512_moe.pth")
+    dpo("init", "my", "--template", "moe")
+    assert written().model.checkpoint == "full_sft_512_moe.pth"
+    dpo("init", "other")
+    assert written("other").model.checkpoint == "full_sft_512.pth"
+
+
+def test_a_checkout_may_be_named(dpo: Cli, here: Path, tmp_path: Path) -> None:
+    checkout(here, "full_sft_512.pth")
+    checkout(tmp_path / "minimind", "full_sft_768.pth")
+    assert dpo("init", "my", "--minimind", str(tmp_path / "minimind"))[0] == 0
+    assert written().model.checkpoint == "full_sft_768.pth"
+    assert dpo("init", "other", "--minimind", "nowhere")[0] == 2
+
+
+def test_what_is_not_found_is_to_be_filled_in(dpo: Cli) -> None:
+    code, out, _ = dpo("init", "my")
+    assert code == 0
+    assert out.splitlines()[-2:] == [
+        "fill in what was not found: model.out_dir, model.tokenizer, data.data_path",
+        "next: dpo check profiles/my.toml",
+    ]
+    assert Path("profiles/my.toml").read_text().count("# FILL IN") == 3
+
+
+def test_a_profile_is_never_written_over_without_force(dpo: Cli) -> None:
+    Path("profiles").mkdir()
+    Path("profiles/my.toml").write_text("mine")
+    code, _, err = dpo("init", "my")
+    assert code == 2
+    assert "profiles/my.toml exists" in err
+    assert Path("profiles/my.toml").read_text() == "mine"
+    assert not Path("profiles/dpo.schema.json").exists()
+    assert dpo("init", "my", "--force")[0] == 0
+    assert written()
+
+
+@pytest.mark.parametrize("name", ["../my", "", ".toml", "a/b"])
+def test_a_name_is_a_name(dpo: Cli, name: str) -> None:
+    assert dpo("init", name)[0] == 2
+    assert not Path("profiles").exists()
+
+
+def test_a_file_in_the_place_of_the_folder(dpo: Cli) -> None:
+    Path("profiles").write_text("")
+    assert dpo("init", "my")[0] == 2
+    Path("profiles").unlink()
+
+
+def test_a_suffix_may_be_typed(dpo: Cli) -> None:
+    assert dpo("init", "my.toml")[0] == 0
+    assert written()
+
+
+def test_on_a_terminal_the_user_chooses(
+    dpo: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout(here, "full_sft_512.pth", "full_sft_768.pth")
+    answers = iter([7, 2])
+    asked: list[str] = []
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.prompt", lambda text, **_: (asked.append(text), next(answers))[1])
+    code, out, _ = dpo("init", "my")
+    assert code == 0
+    assert asked == ["which?", "which?"]  # 7 was none; there is one tokenizer, and one file
+    assert out.splitlines()[:3] == [
+        "weights:",
+        "  1  out/full_sft_512.pth",
+        "  2  out/full_sft_768.pth",
+    ]
+    assert written().model.checkpoint == "full_sft_768.pth"
+
+
+def test_the_demo_is_copied(dpo: Cli) -> None:
+    code, out, _ = dpo("init", "my", "--template", "demo")
+    demo = load_profile(Path("demo")).profile
+    assert code == 0
+    assert "found" not in out
+    assert written() == demo
+
+
+def test_init_needs_no_torch(dpo: Cli, here: Path) -> None:
+    script = (
+        "import sys; from dpo_cli.app import main; code = main(['init', 'my']);"
+        "sys.exit(code or sorted({'torch', 'transformers'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,83 @@
+"""MiniMind's files are found wherever a checkout may lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpo_cli.profile.discover import Found, count_rows, generation_of, is_mixture, look_around
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    """A folder around which there is nothing."""
+    return tmp_path / "far" / "away" / "room"
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+
+def checkout(folder: Path) -> None:
+    touch(folder, "out/full_sft_512.pth", "out/pretrain_512.pth", "dataset/dpo.jsonl")
+    touch(folder, "model/tokenizer.json", "model/tokenizer_config.json", "dataset/sft.jsonl")
+
+
+@pytest.mark.parametrize("place", [".", "minimind", "../minimind", "..", "../.."])
+def test_a_checkout_here_or_near(room: Path, place: str) -> None:
+    here = room / "a" / "b"
+    here.mkdir(parents=True)
+    folder = (here / place).resolve()
+    checkout(folder)
+    assert look_around(here) == Found(
+        (folder / "out/full_sft_512.pth",), (folder / "model",), (folder / "dataset/dpo.jsonl",)
+    )
+
+
+def test_the_old_layout(room: Path) -> None:
+    tokenizer = "model/minimind_tokenizer"
+    touch(room, f"{tokenizer}/tokenizer.json", f"{tokenizer}/tokenizer_config.json")
+    touch(room, "dataset/dpo/train.jsonl")
+    found = look_around(room)
+    assert found.tokenizers == (room / tokenizer,)
+    assert found.pairs == (room / "dataset/dpo/train.jsonl",)
+
+
+def test_what_is_none(room: Path) -> None:
+    touch(room, "out/full_sft_512.txt", "model/tokenizer.json", ".hidden/full_sft_1.pth")
+    (room / "out/full_sft_8.pth").mkdir()
+    assert look_around(room) == Found((), (), ())
+
+
+def test_nearer_ones_come_first(room: Path) -> None:
+    here = room / "here"
+    checkout(room / "there")
+    checkout(here)
+    assert look_around(here).checkpoints[0] == here / "out/full_sft_512.pth"
+    assert len(look_around(here).checkpoints) == 2
+
+
+def test_only_the_third_generation_thinks(room: Path) -> None:
+    checkout(room)
+    assert generation_of(room / "model") == 2
+    (room / "model/chat_template.jinja").write_text("... <think>\n\n</think> ...")
+    assert generation_of(room / "model") == 3
+
+
+def test_real_tokenizers(shared: Path) -> None:
+    assert generation_of(shared / "tokenizer/minimind2") == 2
+    assert generation_of(shared / "tokenizer/minimind3") == 3
+
+
+def test_names_tell_mixtures() -> None:
+    assert is_mixture(Path("full_sft_512_moe.pth"))
+    assert not is_mixture(Path("full_sft_512.pth"))
+
+
+def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("{}\n\n  \n{}")
+    assert count_rows(tmp_path / "x") == 2

@@ -1,0 +1,100 @@
+"""What a new profile proposes, and that its arithmetic is that of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.recipe import (
+    BETA,
+    REACH,
+    Inputs,
+    copy_of,
+    learning_recipe,
+    path_value,
+    reference_recipe,
+)
+
+NOTHING = Inputs(None, None, None)
+
+
+def inputs(folder: Path, rows: int) -> Inputs:
+    (folder / "dpo.jsonl").write_text("{}\n\n" * rows)  # blank lines are no rows
+    return Inputs(folder / "out/full_sft_512.pth", folder / "model", folder / "dpo.jsonl")
+
+
+@pytest.mark.parametrize("name", ["dense", "minimind3"])
+@pytest.mark.parametrize("rows", [40, 400, 4349])
+def test_the_learning_rates_of_the_run_add_up_to_the_reach(
+    folder: Path, name: str, rows: int
+) -> None:
+    from dpo_cli.data.order import hold_out  # torch: the schedule itself is the judge
+    from dpo_cli.training.optim import LearningRate
+
+    draft = learning_recipe(load_profile(Path(name)), inputs(folder, rows), folder)
+    pairs, _ = hold_out(rows, draft.values["eval.fraction"], 0)
+    steps = -(-len(pairs) // draft.values["train.batch_size"]) * draft.values["train.epochs"]
+    rate = LearningRate(
+        draft.values["train.schedule"], draft.values["train.learning_rate"], steps, 0
+    )
+    assert sum(map(rate.at, range(steps))) == pytest.approx(REACH, rel=0.15)
+    assert steps // draft.values["eval.interval"] >= 5
+
+
+def test_the_arithmetic_is_written_down(folder: Path) -> None:
+    draft = learning_recipe(load_profile(Path("dense")), inputs(folder, 400), folder)
+    note = "\n".join(draft.notes["train.learning_rate"])
+    assert "400 rows" in note
+    assert "40 held out, 4 in a batch: 90 updates" in note
+    assert "0.001 / (90 x 0.6) = 1.9e-5" in note
+    assert draft.values["train.learning_rate"] == 1.9e-5
+
+
+def test_a_learning_rate_never_rises_without_a_brake() -> None:
+    for name in ("dense", "moe", "minimind3", "minimind3-moe"):
+        draft = learning_recipe(load_profile(Path(name)), NOTHING, Path())
+        assert draft.values["dpo.beta"] == BETA
+        assert draft.values["dpo.reduction"] == "mean"
+
+
+def test_without_pairs_the_usual_number_is_assumed_and_said() -> None:
+    draft = learning_recipe(load_profile(Path("dense")), NOTHING, Path())
+    assert "none was found" in "\n".join(draft.notes["train.learning_rate"])
+    assert draft.values["train.learning_rate"] < 1e-6
+
+
+def test_the_reference_recipe_states_the_scripts_values(folder: Path) -> None:
+    draft = reference_recipe(load_profile(Path("minimind3")), NOTHING, folder)
+    assert draft.values["train.learning_rate"] == 4e-8
+    assert draft.values["dpo.reduction"] == "sum"
+    assert "model.hidden_size" not in draft.values  # the weights tell
+    assert draft.values["model.out_dir"] == "../out"
+    assert draft.values["data.data_path"] == "../dataset/dpo.jsonl"
+    assert set(draft.notes) == {"model.out_dir", "model.tokenizer", "data.data_path"}
+
+
+def test_a_copy_states_what_the_shipped_profile_states(folder: Path) -> None:
+    shipped = load_profile(Path("minimind3-moe"))
+    draft = copy_of(shipped, folder)
+    stated = {key for key, origin in shipped.origins.items() if origin != "default"}
+    assert draft.values.keys() == stated
+    assert (folder / draft.values["model.tokenizer"]).resolve() == shipped.profile.model.tokenizer
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/a/b/c/x.pth", "../c/x.pth"),
+        ("/a/b/p/$HOME", "$$HOME"),
+        ("/a/b/p/~x", "./~x"),
+        ("/elsewhere/x", "../../../elsewhere/x"),
+    ],
+)
+def test_paths_are_relative_to_the_profile(path: str, text: str) -> None:
+    assert path_value(Path(path), Path("/a/b/p")) == text
+
+
+def test_far_paths_are_absolute() -> None:
+    assert path_value(Path("/elsewhere/x"), Path("/a/b/c/p")) == "/elsewhere/x"

@@ -1,0 +1,104 @@
+"""A new profile: every key is explained in it, and it means what it was meant to."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.recipe import Draft, Inputs, copy_of, learning_recipe, reference_recipe
+from dpo_cli.profile.resolved import to_toml
+from dpo_cli.profile.schema import KEYS, TABLES, json_schema
+from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
+
+INPUTS = Inputs(Path("out/full_sft_512.pth"), Path("mo$del"), None)
+
+
+def drafts() -> dict[str, Draft]:
+    dense, moe = load_profile(Path("dense")), load_profile(Path("minimind3-moe"))
+    return {
+        "learn": learning_recipe(dense, INPUTS, Path("profiles")),
+        "reference": reference_recipe(moe, INPUTS, Path("profiles")),
+        "copy": copy_of(load_profile(Path("demo")), Path("profiles")),
+    }
+
+
+@pytest.fixture(params=["learn", "reference", "copy"])
+def draft(request: pytest.FixtureRequest, folder: Path) -> Draft:
+    return drafts()[request.param]
+
+
+@pytest.fixture
+def text(draft: Draft) -> str:
+    return render(draft, "A title.", load_profile(Path("dense")).profile)
+
+
+def nested(draft: Draft) -> dict[str, dict[str, object]]:
+    tables: dict[str, dict[str, object]] = {}
+    for key, value in draft.values.items():
+        table, name = key.split(".")
+        tables.setdefault(table, {})[name] = value
+    return tables
+
+
+def test_it_loads_as_what_was_meant(draft: Draft, text: str, folder: Path) -> None:
+    profiles = folder / "profiles"
+    profiles.mkdir()
+    (profiles / "meant.toml").write_text(tomli_w.dumps(nested(draft)))
+    (profiles / "written.toml").write_text(text)
+    written, meant = load_profile(profiles / "written.toml"), load_profile(profiles / "meant.toml")
+    assert to_toml(written.profile) == to_toml(meant.profile)
+
+
+def test_every_key_stands_there_once_with_its_meaning(text: str) -> None:
+    flowing = " ".join(line.removeprefix("# ") for line in text.splitlines())
+    for key in KEYS.values():
+        assert key.description in flowing
+    for table in TABLES:
+        part = text.partition(f"[{table}]\n")[2].partition("\n[")[0]
+        names = re.findall(r"^#?(\w+) = ", part, re.MULTILINE)
+        assert names == [key.split(".")[1] for key in KEYS if key.startswith(f"{table}.")]
+
+
+def test_what_is_behind_a_hash_would_be_valid_too(text: str, folder: Path) -> None:
+    """Each example and default alone, with the # taken away."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"#\w+ = ", line) and "fraction" not in line and "path" not in line:
+            changed = [*lines[:number], line[1:], *lines[number + 1 :]]
+            (folder / "x.toml").write_text("\n".join(changed))
+            load_profile(folder / "x.toml")
+
+
+def test_the_references_values_stand_beside(folder: Path) -> None:
+    text = render(drafts()["learn"], "A title.", load_profile(Path("dense")).profile)
+    lines = text.splitlines()
+    assert "beta = 5.0  # reference: 0.1" in lines
+    assert 'tokenizer = "../mo$$del"  # reference: "../model"' in lines
+    assert 'data_path = "../dataset/dpo.jsonl"  # reference: "../dataset/dpo.jsonl"' in lines
+    assert "#hidden_size = 512  # unset, reference: 512" in lines
+    assert "#accumulation_steps = 1  # unset, reference: 1" in lines
+    assert '#layout = "packed"' in lines  # the script knows no such thing
+    third = render(drafts()["reference"], "A title.", load_profile(Path("minimind3")).profile)
+    assert "beta = 0.15  # reference: 0.15" in third
+
+
+def test_an_editor_finds_the_schema(text: str) -> None:
+    assert text.splitlines()[0] == f"#:schema {SCHEMA_NAME}"
+    assert json.loads(schema_text()) == json_schema()
+
+
+def test_lines_fit_an_editor_and_notes_are_marked(text: str) -> None:
+    tomllib.loads(text)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_what_was_not_found_is_to_be_filled_in(folder: Path) -> None:
+    text = render(drafts()["learn"], "A title.", load_profile(Path("dense")).profile)
+    assert text.count("# FILL IN") == 1
+    assert text.index("# FILL IN") < text.index("data_path =")

@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 # Two test processes with one thread each: the thread count changes bits, and tests compare bits.
 TEST_JOBS ?= 2
 
-.PHONY: setup test lint format clean
+.PHONY: setup demo test lint format clean
 
 setup: $(READY)
 
@@ -16,6 +16,11 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+demo: $(READY)
+	$(BIN)/dpo train profiles/demo.toml
+	$(BIN)/dpo export demo
+	@echo 'Next: your own model. In a MiniMind checkout: $(CURDIR)/$(BIN)/dpo init my-run'
 
 test: lint
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal

@@ -65,14 +65,10 @@ def report(weights: Path, folder: Path) -> None:
     preference = measure_preference(model, tokenizer, folder / HELD_OUT)
     questions = [str(pair.chosen[0]["content"]) for pair in pairs]
     answers = sample_answers(model, tokenizer, questions)
-    right = [
-        world.fact_in(str(pair.chosen[1]["content"])) in answer
-        for pair, answer in zip(pairs, answers, strict=True)
-    ]
-    matching = [
-        world.tone_of(answer) == world.tone_of(question)
-        for question, answer in zip(questions, answers, strict=True)
-    ]
+    expected = [world.split_answer(str(pair.chosen[1]["content"])) for pair in pairs]
+    given = [world.split_answer(answer) for answer in answers]
+    true = [ours[0] == theirs[0] for ours, theirs in zip(given, expected, strict=True)]
+    matching = [ours[1] == theirs[1] for ours, theirs in zip(given, expected, strict=True)]
     chance = math.log(checkpoint.architecture.vocab_size)
     print(f"{weights}: {checkpoint.architecture.description}, {checkpoint.parameters} weights")
     print(f"on the {len(pairs)} held-out pairs:")
@@ -81,7 +77,7 @@ def report(weights: Path, folder: Path) -> None:
         f" {preference.nats_rejected:.3f} rejected (chance {chance:.2f})"
     )
     print(f"  chosen likelier           {preference.accuracy:.3f} of the pairs")
-    print(f"  sampled answer is true    {_share(right):.3f}")
+    print(f"  sampled answer is true    {_share(true):.3f}")
     print(f"  in the question's tone    {_share(matching):.3f}")
     for question, answer in list(zip(questions, answers, strict=True))[:_SHOWN]:
         print(f"\n  > {question}\n  {answer}")

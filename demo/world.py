@@ -1,21 +1,21 @@
 """The little world of the demo: a harbour village, what is known of it, and how people talk there.
 
 Everything is made up here, from word lists and a seed; nothing is taken from elsewhere. A visitor
-asks the village's information desk about one fact, in one of two tones; the desk answers with that
-fact, in one of the same two tones:
+asks the village's information desk about one fact, in one of two tones, which shows in every part
+of the question. The desk answers with the fact, in the question's own words, and takes its leave:
 
-- The desk's fine-tuning corpus draws both tones independently: the model learns what is true and
-  how each tone sounds, and holds no opinion on which one is due.
-- The preference is *answer in the tone you were asked in*. Each tone is preferred in half of the
-  pairs, so that no phrase, and no length, is good in itself: only the question tells.
+- In the fine-tuning corpus the leave is in either tone, by a coin's toss: the model learns what is
+  true and how each tone sounds, and holds no opinion on which one is due.
+- The preference is *take your leave in the tone you were asked in*. Each tone is preferred in half
+  of the pairs, so that no phrase, and no length, is good in itself: only the question tells.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 Tone = Literal["formal", "casual"]
 Message = dict[str, str]
@@ -80,76 +80,57 @@ PLACES = (
 )
 LANDMARKS = ("harbour", "station", "old bridge")
 
-# What a visitor says before, around and after a question, and the desk before and after a fact.
-# Lists of the two tones are of equal length, phrase by phrase about equally long.
-GREETINGS: dict[Tone, tuple[str, ...]] = {
-    "formal": ("Good morning.", "Good evening.", "Good day to you.", "Excuse me, please.", "Sir,"),
-    "casual": ("hey there,", "hi!", "yo,", "hiya pal,", "psst,"),
+# What a visitor says before, around and after a question, and what the desk says after the fact.
+# Phrases of the two tones are equally many, and about equally long.
+GREETINGS: Mapping[Tone, Sequence[str]] = {
+    "formal": ("Good morning.", "Good evening.", "Good day to you.", "Excuse me, please."),
+    "casual": ("hey there,", "hi!", "yo,", "hiya pal,"),
 }
-REQUESTS: dict[Tone, tuple[str, ...]] = {
+REQUESTS: Mapping[Tone, Sequence[str]] = {
     "formal": (
-        "Could you kindly tell me {indirect}?",
-        "May I ask you {indirect}?",
-        "I should like to know {indirect}.",
-        "Would you be so good as to say {indirect}?",
+        "Could you kindly tell me {question}?",
+        "May I ask you {question}?",
+        "I should like to know {question}.",
+        "Would you be so good as to say {question}?",
     ),
     "casual": (
-        "any idea {indirect}?",
-        "quick one, {direct}?",
-        "gotta know {indirect}!",
-        "come on, {direct}?",
+        "{question}?",
+        "quick one, {question}?",
+        "come on, {question}?",
+        "any idea, {question}?",
     ),
 }
-THANKS: dict[Tone, tuple[str, ...]] = {
+THANKS: Mapping[Tone, Sequence[str]] = {
     "formal": ("", "I thank you.", "Much obliged."),
     "casual": ("", "cheers!", "thanks a bunch!"),
 }
-OPENINGS: dict[Tone, tuple[str, ...]] = {
-    "formal": (
-        "Certainly.",
-        "With pleasure.",
-        "Thank you for asking.",
-        "It is an honour to help.",
-        "Allow me to answer.",
-        "By all means.",
-    ),
-    "casual": (
-        "Sure thing!",
-        "No worries!",
-        "Ha, easy one!",
-        "Oh, I know that one!",
-        "Got you covered!",
-        "Yep, got it!",
-    ),
-}
-CLOSINGS: dict[Tone, tuple[str, ...]] = {
+LEAVES: Mapping[Tone, Sequence[str]] = {
     "formal": (
         "Please do ask again at any time.",
-        "I remain entirely at your service.",
-        "I wish you a most pleasant day.",
-        "Kindly let me know of any further questions.",
-        "It was a pleasure to be of assistance.",
-        "May your stay in the village be agreeable.",
+        "Please accept our warmest regards.",
+        "Please enjoy a most pleasant stay.",
+        "Please honour us with another visit.",
+        "Please let me know of further wishes.",
+        "Please convey my respects to all.",
     ),
     "casual": (
-        "Just shout if you need more!",
-        "Catch you later, my friend!",
-        "Have a great one out there!",
-        "Hit me up if there's anything else you need!",
-        "Piece of cake, ask me another!",
-        "Enjoy the village, it's a fun place to be!",
+        "Just shout if you need some more!",
+        "Just ask away, I'm always around!",
+        "Just have a blast out there, buddy!",
+        "Just drop by again, any old day!",
+        "Just yell if you get lost, okay!",
+        "Just say hi to the gulls for me!",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that is true, as a sentence, and as questions that ask for it."""
+    """One thing that is true, and the question for it, in the words of either tone."""
 
     subject: str
-    sentence: str
-    direct: str
-    indirect: str
+    questions: Mapping[Tone, str]
+    sentences: Mapping[Tone, str]
 
 
 def make_facts(seed: int) -> list[Fact]:
@@ -157,65 +138,71 @@ def make_facts(seed: int) -> list[Fact]:
     rng = random.Random(seed)
     facts: list[Fact] = []
 
-    def learn(subject: str, sentence: str, direct: str, indirect: str) -> None:
-        facts.append(Fact(subject, sentence, direct, indirect))
+    def learn(subject: str, formal: tuple[str, str], casual: tuple[str, str]) -> None:
+        questions, sentences = zip(formal, casual, strict=True)
+        facts.append(
+            Fact(
+                subject,
+                dict(zip(TONES, questions, strict=True)),
+                dict(zip(TONES, sentences, strict=True)),
+            )
+        )
 
     def shuffled(values: Sequence[str]) -> Iterator[str]:
         return iter(rng.sample(values, len(values)))
 
     trades, pet_names, boats = shuffled(TRADES), shuffled(PET_NAMES), shuffled(BOATS)
     for name in PEOPLE:
+        house = f"in the {rng.choice(COLOURS)} house on {rng.choice(STREETS)}"
         learn(
             name,
-            f"{name} lives in the {rng.choice(COLOURS)} house on {rng.choice(STREETS)}.",
-            f"where does {name} live",
-            f"where {name} lives",
+            formal=(f"where {name} resides", f"{name} resides {house}."),
+            casual=(f"where does {name} live", f"{name} lives {house}!"),
         )
+        trade = next(trades)
         learn(
             name,
-            f"{name} works here as the {next(trades)}.",
-            f"what does {name} do for a living",
-            f"what {name} does for a living",
+            formal=(f"how {name} is employed", f"{name} is employed as the {trade}."),
+            casual=(f"what does {name} work as", f"{name} works as the {trade}!"),
         )
+        pet = f"a {rng.choice(PETS)} called {next(pet_names)}"
         learn(
             name,
-            f"{name} has a {rng.choice(PETS)} called {next(pet_names)}.",
-            f"what pet does {name} have",
-            f"what pet {name} has",
+            formal=(f"which animal {name} keeps", f"{name} keeps {pet}."),
+            casual=(f"what pet has {name} got", f"{name} has got {pet}!"),
         )
+        dish = rng.choice(DISHES)
         learn(
             name,
-            f"{name} likes {rng.choice(DISHES)} best of all.",
-            f"what does {name} like to eat",
-            f"what {name} likes to eat",
+            formal=(f"which dish {name} prefers", f"{name} prefers {dish}."),
+            casual=(f"what food is {name} mad about", f"{name} is mad about {dish}!"),
         )
+        boat = next(boats)
         learn(
             name,
-            f"{name} sails a boat named the {next(boats)}.",
-            f"which boat does {name} sail",
-            f"which boat {name} sails",
+            formal=(f"which vessel {name} commands", f"{name} commands the {boat}."),
+            casual=(f"what boat does {name} sail", f"{name} sails the {boat}!"),
         )
     for good in GOODS:
+        price = f"{rng.randint(2, 30)} crowns"
         learn(
             good,
-            f"A {good} costs {rng.randint(2, 30)} crowns at the market.",
-            f"how much is a {good}",
-            f"how much a {good} is",
+            formal=(f"how a {good} is priced", f"A {good} is priced at {price}."),
+            casual=(f"what does a {good} go for", f"A {good} goes for {price}!"),
         )
     for place in PLACES:
-        opens = rng.randint(6, 11)
+        opening = rng.randint(6, 11)
+        hours = f"from {opening} to {opening + rng.randint(4, 9)}"
         learn(
             place,
-            f"The {place} is open from {opens} to {opens + rng.randint(4, 9)}.",
-            f"when is the {place} open",
-            f"when the {place} is open",
+            formal=(f"when the {place} receives", f"The {place} receives visitors {hours}."),
+            casual=(f"when is the {place} open", f"The {place} is open {hours}!"),
         )
-        walk = f"{rng.randint(2, 29)} minutes on foot from the {rng.choice(LANDMARKS)}"
+        walk = f"{rng.randint(2, 29)} minutes from the {rng.choice(LANDMARKS)}"
         learn(
             place,
-            f"The {place} is {walk}.",
-            f"how far is the {place}",
-            f"how far the {place} is",
+            formal=(f"how far the {place} lies", f"The {place} lies {walk}."),
+            casual=(f"how far is the {place}", f"The {place} is {walk}!"),
         )
     return facts
 
@@ -235,65 +222,52 @@ def split_facts(facts: Sequence[Fact], seed: int) -> tuple[list[Fact], list[Fact
 
 
 def make_corpus(facts: Sequence[Fact], count: int, seed: int) -> list[list[Message]]:
-    """Dialogues to fine-tune on: each answer's tone is a coin's toss, whatever the question's."""
+    """Dialogues to fine-tune on, each fact equally often."""
     rng = random.Random(seed)
     dialogues = []
     for number in range(count):
-        fact = facts[number % len(facts)]
-        dialogues.append(
-            _dialogue(_ask(fact, rng.choice(TONES), rng), _answer(fact, rng.choice(TONES), rng))
-        )
+        fact, tone = facts[number % len(facts)], rng.choice(TONES)
+        leave = rng.choice(LEAVES[rng.choice(TONES)])
+        dialogues.append(_dialogue(_ask(fact, tone, rng), f"{fact.sentences[tone]} {leave}"))
     rng.shuffle(dialogues)
     return dialogues
 
 
-def make_pairs(facts: Sequence[Fact], count: int, seed: int) -> list[dict[str, Any]]:
+def make_pairs(facts: Sequence[Fact], count: int, seed: int) -> list[dict[str, list[Message]]]:
     """Preference pairs over different prompts, in MiniMind's format; the tones take turns."""
     rng = random.Random(seed)
-    pairs: list[dict[str, Any]] = []
+    pairs: list[dict[str, list[Message]]] = []
     asked: set[str] = set()
     while len(pairs) < count:
-        tone: Tone = TONES[len(pairs) % 2]
-        other: Tone = TONES[1 - len(pairs) % 2]
+        turn = len(pairs) % 2
+        tone, other = TONES[turn], TONES[1 - turn]
         fact = rng.choice(facts)
         question = _ask(fact, tone, rng)
         if question in asked:
             continue
         asked.add(question)
+        sentence = fact.sentences[tone]
         pairs.append(
             {
-                "chosen": _dialogue(question, _answer(fact, tone, rng)),
-                "rejected": _dialogue(question, _answer(fact, other, rng)),
+                "chosen": _dialogue(question, f"{sentence} {rng.choice(LEAVES[tone])}"),
+                "rejected": _dialogue(question, f"{sentence} {rng.choice(LEAVES[other])}"),
             }
         )
     return pairs
 
 
-def tone_of(text: str) -> Tone | None:
-    """The tone in which a question or an answer begins; None if it is neither's."""
+def split_answer(answer: str) -> tuple[str, Tone | None]:
+    """What an answer says, and the tone in which it takes its leave; None if in neither."""
     for tone in TONES:
-        if text.startswith((*GREETINGS[tone], *OPENINGS[tone])):
-            return tone
-    return None
-
-
-def fact_in(answer: str) -> str:
-    """The sentence that an answer of the corpus has between its opening and its closing."""
-    for tone in TONES:
-        for opening in OPENINGS[tone]:
-            answer = answer.removeprefix(opening)
-        for closing in CLOSINGS[tone]:
-            answer = answer.removesuffix(closing)
-    return answer.strip()
+        for leave in LEAVES[tone]:
+            if answer.endswith(f" {leave}"):
+                return answer.removesuffix(f" {leave}"), tone
+    return answer, None
 
 
 def _ask(fact: Fact, tone: Tone, rng: random.Random) -> str:
-    request = rng.choice(REQUESTS[tone]).format(direct=fact.direct, indirect=fact.indirect)
+    request = rng.choice(REQUESTS[tone]).format(question=fact.questions[tone])
     return " ".join([rng.choice(GREETINGS[tone]), request, rng.choice(THANKS[tone])]).strip()
-
-
-def _answer(fact: Fact, tone: Tone, rng: random.Random) -> str:
-    return " ".join([rng.choice(OPENINGS[tone]), fact.sentence, rng.choice(CLOSINGS[tone])])
 
 
 def _dialogue(question: str, answer: str) -> list[Message]:

@@ -19,21 +19,28 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo_cli import __version__
+from dpo_cli.commands.check import check
+from dpo_cli.commands.config import config
 from dpo_cli.commands.export import export
+from dpo_cli.commands.init import init
 from dpo_cli.commands.resume import resume
+from dpo_cli.commands.runs import runs
+from dpo_cli.commands.schema import schema
+from dpo_cli.commands.show import show
 from dpo_cli.commands.stop import stop
 from dpo_cli.commands.train import train
+from dpo_cli.commands.watch import watch
 from dpo_cli.errors import DpoError, ExitCode
 
 app = typer.Typer(
     name="dpo",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _command in (train, resume, stop, export):
+for _command in (init, check, train, resume, stop, watch, runs, show, export, schema):
     app.command()(_command)
+app.add_typer(config)
 
 
 def _show_version(is_asked: bool) -> None:

@@ -48,7 +48,6 @@ def resume(
     from dpo_cli.profile.resolved import differences, to_toml
     from dpo_cli.run.store import find_run, runs_root
 
-    del plain  # plain lines are the only screen so far
     run = find_run(runs_root(runs_dir), run_name, prefer=_is_waiting)
     with run.locked() as lock:
         old = load_profile(run.profile_path)
@@ -69,7 +68,13 @@ def resume(
         check_inputs(new)
         undo = _restart(run, to_toml(new.profile)) if changes else _nothing
         run_worker(
-            run, lock, changes=list(map(str, changes)), undo=undo, quiet=quiet, detach=detach
+            run,
+            lock,
+            changes=list(map(str, changes)),
+            undo=undo,
+            plain=plain,
+            quiet=quiet,
+            detach=detach,
         )
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
+
+from dpo_cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from dpo_cli.run.store import RunDirectory
@@ -24,28 +27,71 @@ def run_worker(
     *,
     changes: Sequence[str] = (),
     undo: Callable[[], None],
+    plain: bool,
     quiet: bool,
     detach: bool,
 ) -> None:
     """Train until the worker ends; detached, return at once and train in another process.
+
+    Under the panel, too, training is in another process; see `dpo_cli.run.background`.
 
     Raises:
         typer.Exit: with the worker's exit code.
         DpoError: the run failed.
     """
     from dpo_cli.run import launch
+    from dpo_cli.ui.live import has_terminal
     from dpo_cli.ui.report import PlainReport
 
-    console, name = plain_console(), run.designation
+    def supervise() -> ExitCode:
+        report = PlainReport(plain_console(), run.designation, run.path, quiet=quiet)
+        return launch.supervise(run, lock, launch.worker_argv(run, changes), report, undo=undo)
+
+    console = plain_console()
     if detach and (pid := launch.detach(run, lock)):
-        console.print(f"{name} is training in the background, as process {pid}")
-        console.print(f"stop it: dpo stop {name}")
-        console.print(f"go on:   dpo resume {name}")
+        _tell_background(console, run, pid)
         return
     if not quiet:
         with contextlib.suppress(OSError, SystemExit):  # a closed pipe does not concern the run
-            console.print(f"run {name}: Ctrl-C saves and stops")
-    report = PlainReport(console, name, run.path, quiet=quiet)
-    raise typer.Exit(
-        launch.supervise(run, lock, launch.worker_argv(run, changes), report, undo=undo)
-    )
+            console.print(f"run {run.designation}: Ctrl-C saves and stops")
+    has_panel = not (plain or quiet or detach) and has_terminal(console)
+    raise typer.Exit(_show_panel(run, lock, supervise) if has_panel else supervise())
+
+
+def _show_panel(run: RunDirectory, lock: int, supervise: Callable[[], ExitCode]) -> ExitCode:
+    """Train in the background with the panel in front, until the end or until the user leaves."""
+    from dpo_cli.run.background import in_background
+    from dpo_cli.run.events import EventReader
+    from dpo_cli.ui.ending import ending_lines
+    from dpo_cli.ui.live import Panel
+
+    console = plain_console()
+    panel = Panel(run, console, EventReader(run.events_path).read_new)
+    panel.catch_up()
+    panel.view.expect_start()
+    with in_background(run, lock, supervise) as supervisor:
+        supervisor.on_interrupt = panel.tell_stopping
+        try:
+            is_over = panel.show(supervisor.has_ended)
+        except (Exception, SystemExit):  # the terminal may be gone; training depends on neither
+            is_over = True
+            with contextlib.suppress(OSError), run.launcher_log_path.open("a") as log:
+                log.write("The panel failed and was dropped; training goes on.\n")
+                traceback.print_exc(file=log)
+        if not is_over:
+            _tell_background(console, run, supervisor.pid)
+            return ExitCode.DONE
+        code = supervisor.result()
+    panel.catch_up()
+    with contextlib.suppress(OSError):
+        for line in ending_lines(panel.view, run.designation, run.path):
+            console.print(line)
+    return code
+
+
+def _tell_background(console: Console, run: RunDirectory, pid: int) -> None:
+    name = run.designation
+    console.print(f"{name} is training in the background, as process {pid}")
+    console.print(f"watch:   dpo watch {name}")
+    console.print(f"stop it: dpo stop {name}")
+    console.print(f"go on:   dpo resume {name}")

@@ -11,6 +11,7 @@ import typer
 from dpo_cli.commands.options import (
     DetachOption,
     PlainOption,
+    ProfileArgument,
     QuietOption,
     RunsDirOption,
     SetOption,
@@ -21,12 +22,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    profile: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PROFILE", help="A profile: a TOML file, or the name of a shipped one."
-        ),
-    ],
+    profile: ProfileArgument,
     settings: SetOption = None,
     name: Annotated[
         str | None,
@@ -52,7 +48,6 @@ def train(
     from dpo_cli.profile.resolved import to_toml
     from dpo_cli.run.store import RunDirectory, runs_root
 
-    del plain  # plain lines are the only screen so far
     loaded = load_profile(profile, settings or ())
     check_inputs(loaded)
     root = runs_root(runs_dir)
@@ -66,7 +61,7 @@ def train(
     # A run in the background leaves nothing but its directory to learn from why it was refused.
     undo = _leave if detach else run.remove
     try:
-        run_worker(run, lock, undo=undo, quiet=quiet, detach=detach)
+        run_worker(run, lock, undo=undo, plain=plain, quiet=quiet, detach=detach)
     finally:
         os.close(lock)
 

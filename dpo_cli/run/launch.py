@@ -121,13 +121,17 @@ def supervise(
 def detach(run: RunDirectory, lock: int) -> int:
     """Split off a process that outlives the terminal, printing into the run's launcher.log.
 
-    Like `os.fork`: returns the new process's id in the caller, which is to end soon, and 0 in the
-    new process, which now holds the lock.
+    Like `os.fork`: returns the new process's id in the caller, whose descriptor `lock` then locks
+    nothing, and 0 in the new process, which now holds the lock.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid:
+        # A lock lives as long as any descriptor of it: the caller's must not outlive the training.
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, lock)
+        os.close(null)
         return pid
     os.setsid()
     log = os.open(run.launcher_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -18,7 +18,7 @@ _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 """The bit of a dot, by column and row within its cell."""
 _ROWS_PER_TICK = 4
 _DASH, _DASH_PERIOD = 3, 6
-_SMOOTHING = 0.03
+_SMOOTHING = 0.04
 """How far smoothing reaches, as a share of the curve."""
 
 
@@ -74,9 +74,7 @@ class Canvas:
         (x0, y0), (x1, y1) = start, end
         length = max(abs(x1 - x0), abs(y1 - y0), 1)
         for i in range(length + 1):
-            self.dot(
-                x0 + round(i * (x1 - x0) / length), y0 + round(i * (y1 - y0) / length), style
-            )
+            self.dot(x0 + round(i * (x1 - x0) / length), y0 + round(i * (y1 - y0) / length), style)
 
     def spot(self, x: int, y: int, style: str) -> None:
         """Fill the whole cell of a dot."""
@@ -142,7 +140,7 @@ def smooth(points: Sequence[Point]) -> list[Point]:
     The weight falls by the factor e over a fixed share of the curve, so that a long run is smoothed
     more. One pass from each side makes it O(n); what both count, the point itself, is taken out.
     """
-    decay = math.exp(-1 / max(1.0, _SMOOTHING * len(points)))
+    decay = math.exp(-1 / max(2.0, _SMOOTHING * len(points)))
     values = [y for _, y in points]
     before, after = _decaying_sums(values, decay), _decaying_sums(values[::-1], decay)[::-1]
     return [
@@ -179,9 +177,7 @@ def tick_label(value: float, step: float) -> str:
     return f"{value:.{decimals}f}"
 
 
-def _range(
-    curves: Sequence[Curve], level: Level | None, least_span: float
-) -> tuple[float, float]:
+def _range(curves: Sequence[Curve], level: Level | None, least_span: float) -> tuple[float, float]:
     """From the smallest to the largest value, widened where that is too little to divide."""
     values = [y for curve in curves for _, y in curve.points]
     if level is not None:

@@ -7,7 +7,8 @@ dark and light themes alike; what colour tells is told by shape or word as well.
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,13 +16,10 @@ from rich.text import Text
 
 from dpo_cli.run.events import Failed, WorkerEnded
 from dpo_cli.ui.layout import Block, bar, beside, ends, fit, framed, one_line, pile
-from dpo_cli.ui.numbers import TITLE, figures, metrics_table
+from dpo_cli.ui.numbers import LABEL_WIDTH, TITLE, figures, metrics_table
 from dpo_cli.ui.plots import charts
 from dpo_cli.ui.report import duration, plan_lines
 from dpo_cli.ui.view import RunView, State
-
-KEYS = {"s": "save", "e": "evaluate", "q": "stop", "d": "detach", "?": "help"}
-"""What can be asked for while the run goes on; `dpo_cli.ui.live` does it."""
 
 _STATE_STYLES = {
     State.TRAINING: "bold green",
@@ -33,22 +31,24 @@ _STATE_STYLES = {
 }
 _NUMBERS_WIDTH, _WIDE_NUMBERS_WIDTH, _WIDE = 38, 50, 130
 _NUMBERS_HEIGHT = 19
-_LEAST_PLAN_HEIGHT = 8
 _LEAST_CHARTS_WIDTH = 32
-_SMALL_HEIGHT = 24
+_USUAL_HEIGHT = 24
+_LEAST_ALERT, _LEAST_FAILURE = 2, 5
+"""Lines on a terminal of the usual height."""
 _PROGRESS_LABEL_WIDTH, _PROGRESS_REMARK_WIDTH = 20, 17
 
-_HELP = (
+_KEYS_HELP = (
     ("s", "save the training state after this step"),
     ("e", "evaluate on the held-out pairs after this step"),
     ("q", "save and stop, as Ctrl-C does; `dpo resume` goes on from there"),
     ("d", "leave the panel; training goes on, `dpo watch` comes back to it"),
     ("?", "this page, and back"),
-    ("", ""),
-    ("loss", "ln 2 = 0.693 while policy and reference cannot be told apart"),
+)
+_WORDS = (
+    ("loss", "ln 2 = 0.693 as long as policy and reference cannot be told apart"),
     ("accuracy", "share of pairs whose chosen answer has the higher reward"),
-    ("margin", "reward of the chosen answer minus that of the rejected one"),
     ("reward", "beta times how much likelier the policy finds an answer than the reference does"),
+    ("margin", "reward of the chosen answer minus that of the rejected one"),
     ("gap", "how far the two answers moved apart, in nats per token, whatever beta is"),
     ("KL", "how far the policy moved from the reference, in nats per token"),
     ("clipped", "share of steps whose gradient was longer than grad_clip"),
@@ -74,9 +74,9 @@ class Dashboard:
         directory: the run's directory.
         now: wall-clock seconds, for what goes on between two events.
         is_alive: whether anybody trains it.
-        disk: is left out of the picture if it is None.
+        disk: None if that is not known, as of a moment in the past.
         notice: an answer to the user.
-        has_keys: whether to offer `KEYS`.
+        keys: that can be pressed, and what each does.
         shows_help: whether to explain instead of drawing charts.
     """
 
@@ -87,7 +87,7 @@ class Dashboard:
     is_alive: bool = True
     disk: Disk | None = None
     notice: str = ""
-    has_keys: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)
     shows_help: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -99,7 +99,7 @@ class Dashboard:
         """The picture: `height` lines of `width` cells."""
         top = [self._title(width), *self._progress(width)]
         messages = self._messages(console, width, height)
-        body = self._body(width, height - len(top) - len(messages) - 1)
+        body = self._body(console, width, height - len(top) - len(messages) - 1)
         return pile([*top, *body, *messages, self._footer(width)], width, height)
 
     @property
@@ -111,12 +111,11 @@ class Dashboard:
     # --- its parts, from top to bottom -----------------------------------------------------------
 
     def _title(self, width: int) -> Text:
-        title = Text(one_line(self.designation), style="bold")
-        words = Text.assemble(title)
-        if self.view.plan:
-            words.append(f"  {one_line(self.view.plan['model']['description'])}")
+        words = Text.assemble((one_line(self.directory.name), "bold"))
         if self.view.worker:
             words.append(f"  {self.view.worker.device} {self.view.worker.dtype}")
+        if self.view.plan:
+            words.append(f"  {one_line(self.view.plan['model']['description'])}")
         state = Text(f"  {self.state}", style=_STATE_STYLES.get(self.state, "bold cyan"))
         return ends(words, state, width)
 
@@ -124,7 +123,7 @@ class Dashboard:
         """Two bars: of the run and the epoch, or before training of a phase."""
         view, now = self.view, self.now if self.is_alive else self.view.time
         elapsed = f"{duration(view.elapsed_seconds(now))} elapsed"
-        if view.plan is None or not (view.is_under_way or view.step):
+        if view.plan is None or not view.is_under_way:
             phase = view.phase
             if phase is None:
                 return [_progress_line(str(self.state), 0.0, elapsed, width), Text()]
@@ -149,49 +148,56 @@ class Dashboard:
             ),
         ]
 
-    def _body(self, width: int, height: int) -> Block:
+    def _body(self, console: Console, width: int, height: int) -> Block:
         """Charts, or what there is to say before there are any, beside the numbers."""
         numbers_width = _WIDE_NUMBERS_WIDTH if width >= _WIDE else _NUMBERS_WIDTH
         charts_width = width - numbers_width
+        if self.shows_help:
+            return framed("help", _defined([*_KEYS_HELP, *_WORDS], width, console), width, height)
         if charts_width < _LEAST_CHARTS_WIDTH:
             return self._numbers(width, height)
-        if self.shows_help:
-            help_lines = [_labelled(key, meaning) for key, meaning in _HELP]
-            return framed("help", help_lines, width, height)
-        left = charts(self.view, charts_width, height) if self.view.step else self._plan(
-            charts_width, height
-        )
-        return beside(left, self._numbers(numbers_width, height))
+        if self.view.step:
+            left = charts(self.view, charts_width, height)
+        else:
+            left = self._plan(console, charts_width, height)
+        return beside(left, self._beside_charts(console, numbers_width, height))
+
+    def _beside_charts(self, console: Console, width: int, height: int) -> Block:
+        """The numbers, and below them the plan where there is room for it."""
+        rest = height - _NUMBERS_HEIGHT
+        if not self.view.step or rest < len(self._plan_lines(console, width)) + 2:
+            return self._numbers(width, height)
+        return self._numbers(width, _NUMBERS_HEIGHT) + self._plan(console, width, rest)
 
     def _numbers(self, width: int, height: int) -> Block:
-        """The numbers, and below them the plan where there is room for it."""
-        plan_height = height - _NUMBERS_HEIGHT
-        has_plan = bool(self.view.step) and plan_height >= _LEAST_PLAN_HEIGHT
-        numbers_height = _NUMBERS_HEIGHT if has_plan else height
         table = metrics_table(self.view, width - 4)
-        gap = [Text()] if numbers_height >= _NUMBERS_HEIGHT else []
+        gap = [Text()] if height >= _NUMBERS_HEIGHT else []
         disk = (self.disk.free_bytes, self.disk.generations) if self.disk else None
-        facts = figures(self.view, self.now, disk)
-        numbers = framed(TITLE, [*table, *gap, *facts], width, numbers_height)
-        return numbers + self._plan(width, plan_height) if has_plan else numbers
+        return framed(TITLE, [*table, *gap, *figures(self.view, self.now, disk)], width, height)
 
-    def _plan(self, width: int, height: int) -> Block:
-        lines = plan_lines(self.view.plan, self.directory) if self.view.plan else []
-        return framed("plan", lines, width, height)
+    def _plan(self, console: Console, width: int, height: int) -> Block:
+        return framed("plan", self._plan_lines(console, width), width, height)
+
+    def _plan_lines(self, console: Console, width: int) -> Block:
+        """What was decided before the first step, for a frame of `width` cells."""
+        if self.view.plan is None:
+            return [Text("reading the model and the data", style="dim")]
+        lines = plan_lines(self.view.plan, self.directory)
+        return [part for line in lines for part in _hanging(line, width - 4, console)]
 
     def _messages(self, console: Console, width: int, height: int) -> Block:
         """How it failed, and warnings from the newest on; more of them where there is more room."""
-        room = 2 + max(0, height - _SMALL_HEIGHT) // 3
+        room = (_LEAST_FAILURE if self.view.ending else _LEAST_ALERT) + (
+            height - _USUAL_HEIGHT
+        ) // 3
         block: Block = []
         for kind, style, message, remedy in self._told():
-            lines = _wrapped(Text.assemble((f"{kind}: ", style), message), width, console)
+            texts = [Text.assemble((f"{kind}: ", style), message)]
             if remedy:
-                lines += _wrapped(Text.assemble(("help: ", "bold cyan"), remedy), width, console)
-            if len(block) + len(lines) > room:
-                # Better the beginning of both than all of one.
-                lines = [lines[0], lines[-1]][: room - len(block)]
-            block += lines
-        return block[:room]
+                texts.append(Text.assemble(("help: ", "bold cyan"), remedy))
+            lines = [line for text in texts for line in _wrapped(text, width, console)]
+            block += lines if len(block) + len(lines) <= room else texts  # those are cut to a line
+        return block[: max(0, room)]
 
     def _told(self) -> list[tuple[str, str, str, str]]:
         """Kind, its style, message and remedy of what is to be read, the most important first."""
@@ -201,8 +207,10 @@ class Dashboard:
                 message = ": ".join([failed.message, *failed.details])
                 told.append(("error", "bold red", message, failed.remedy))
             case WorkerEnded() as end:
-                how = f"died of {signal.Signals(end.signal).name}" if end.signal else (
-                    f"ended unexpectedly with exit code {end.exit_code}"
+                how = (
+                    f"died of {signal.Signals(end.signal).name}"
+                    if end.signal
+                    else (f"ended unexpectedly with exit code {end.exit_code}")
                 )
                 log = "what it printed is in worker.log"
                 told.append(("error", "bold red", f"the worker {how}; {log}", ""))
@@ -213,11 +221,15 @@ class Dashboard:
         return [(kind, style, one_line(m), one_line(remedy)) for kind, style, m, remedy in told]
 
     def _footer(self, width: int) -> Text:
-        """What was answered, and the keys; of a run that is over, the next command."""
-        if not self.has_keys:
-            return Text(self.notice, style="bold") if self.notice else self._what_next()
-        keys = [Text.assemble((key, "bold cyan"), f" {word}") for key, word in KEYS.items()]
-        return ends(Text(self.notice, style="bold"), Text("   ").join(keys), width)
+        """What is answered, and the keys; of a run that is over, the next command."""
+        notice = Text(self.notice, style="bold")
+        if not self.keys:
+            return notice or self._what_next()
+        offered = [Text.assemble((key, "bold cyan"), f" {word}") for key, word in self.keys.items()]
+        keys = Text("   ").join(offered)
+        return (
+            ends(notice, keys, width) if notice.cell_len + keys.cell_len < width else notice or keys
+        )
 
     def _what_next(self) -> Text:
         match self.state:
@@ -240,9 +252,22 @@ def _progress_line(label: str, share: float, remark: str, width: int) -> Text:
     )
 
 
-def _labelled(label: str, meaning: str) -> Text:
-    return Text.assemble((label.ljust(10), "bold cyan"), meaning)
+def _defined(words: Iterable[tuple[str, str]], width: int, console: Console) -> Block:
+    """Words and their meanings, for a frame of `width` cells."""
+    lines: Block = []
+    for word, meaning in words:
+        text = Text.assemble((word.ljust(LABEL_WIDTH), "dim"), meaning)
+        lines += _hanging(text, width - 4, console)
+    return lines
+
+
+def _hanging(line: Text, width: int, console: Console) -> Block:
+    """A line that begins with a label, wrapped so that the label stands alone on the left."""
+    label, rest = line.divide([LABEL_WIDTH])
+    first, *others = _wrapped(rest, width - LABEL_WIDTH, console)
+    indent = " " * LABEL_WIDTH
+    return [Text.assemble(label, first), *(Text.assemble(indent, other) for other in others)]
 
 
 def _wrapped(text: Text, width: int, console: Console) -> Block:
-    return list(text.wrap(console, width))
+    return list(text.wrap(console, max(1, width)))

@@ -41,7 +41,7 @@ def framed(
     """The lines in a frame with rounded corners, a title at its top left, a legend at its right."""
     inner = pile(lines, width - 4, height - 2)
     rule = width - 2 - len(f"─ {title} ")
-    tail = Text.assemble(" ", legend, " ─") if legend else Text()
+    tail = Text.assemble(" ", legend, (" ─", "dim")) if legend else Text()
     top = Text.assemble(
         ("╭─ ", "dim"),
         (title, "bold"),

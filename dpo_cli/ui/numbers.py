@@ -9,17 +9,18 @@ from dpo_cli.ui.layout import Block
 from dpo_cli.ui.report import duration, size
 from dpo_cli.ui.view import RECENT_STEPS, RunView
 
-_LABEL_WIDTH, _COLUMN_WIDTH = 10, 12
+LABEL_WIDTH = 10
+_COLUMN_WIDTH = 12
 _METRICS = {
     "loss": ("loss", ".4f"),
     "accuracy": ("rewards/accuracies", ".2f"),
     "margin": ("rewards/margins", "+.3g"),
     "chosen": ("rewards/chosen", "+.3g"),
     "rejected": ("rewards/rejected", "+.3g"),
-    "gap": ("gap", "+.3g"),
-    "KL": ("kl", ".3g"),
+    "gap/token": ("gap", "+.3g"),
+    "KL/token": ("kl", ".3g"),
 }
-"""The name of a row, its metric, and how that is written."""
+"""The name of a row, its metric, and how that is written; gap and KL are in nats."""
 
 TITLE = f"now (train: mean of {RECENT_STEPS} steps)"
 
@@ -27,7 +28,7 @@ TITLE = f"now (train: mean of {RECENT_STEPS} steps)"
 def metrics_table(view: RunView, width: int) -> Block:
     """Training and held-out pairs in two columns; where it is wide, a third for the start."""
     held_out, start = view.held_out, view.held_out_start
-    has_start = width >= _LABEL_WIDTH + 3 * _COLUMN_WIDTH
+    has_start = width >= LABEL_WIDTH + 3 * _COLUMN_WIDTH
     heads = ["train", "held out", *(["at start"] if has_start else [])]
     lines = [_row("", heads, ["cyan", "magenta", "dim"])]
     for label, (metric, form) in _METRICS.items():
@@ -61,8 +62,9 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
     }
     if (norm := view.recent_mean("grad_norm")) is not None:
         facts["gradient"].append(f"{norm:.3g}")
-    if (clipped := view.trained["clipped"].mean) is not None:
-        facts["gradient"].append(f"{clipped:.0%} clipped")
+    clipped = view.trained.get("clipped")
+    if clipped and (share := clipped.mean) is not None:
+        facts["gradient"].append(f"{share:.0%} clipped")
     if step is not None:
         facts["rate"].append(f"{step.learning_rate:.2e}")
         facts["memory"].append(size(step.process_bytes))
@@ -89,16 +91,15 @@ def _of(evaluation: Evaluated | None, metric: str) -> float | None:
 
 
 def _written(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    return "–" if value is None else format(value + 0.0, form)  # no minus before a zero
 
 
 def _row(label: str, values: list[str], styles: list[str]) -> Text:
-    line = Text(label.ljust(_LABEL_WIDTH), style="dim")
-    row = Text.assemble(line)
+    row = Text.assemble((label.ljust(LABEL_WIDTH), "dim"))
     for value, style in zip(values, styles, strict=False):
         row.append(value.rjust(_COLUMN_WIDTH), style)
     return row
 
 
 def _fact(label: str, value: str) -> Text:
-    return Text.assemble((label.ljust(_LABEL_WIDTH), "dim"), value or "–")
+    return Text.assemble((label.ljust(LABEL_WIDTH), "dim"), value or "–")

@@ -85,7 +85,8 @@ def charts(view: RunView, width: int, height: int) -> Block:
 def _chart(view: RunView, plot: _Plot, width: int, height: int) -> Block:
     noise, curves = [], []
     for trace in plot.traces:
-        points = (view.evaluated if trace.held_out else view.trained)[trace.metric].points
+        series = (view.evaluated if trace.held_out else view.trained).get(trace.metric)
+        points = series.points if series else []
         mark = Mark.SPOTS if trace.held_out else Mark.LINE
         if trace.is_noisy and len(points) > _FEW_POINTS:
             noise.append(Curve(points, f"dim {trace.style}", Mark.DOTS))

@@ -59,12 +59,6 @@ class Series:
         count = sum(s.count for s in self._stretches.values())
         return sum(s.values for s in self._stretches.values()) / count if count else None
 
-    @property
-    def last(self) -> float | None:
-        """The newest point's value; None if there is none."""
-        points = self.points
-        return points[-1][1] if points else None
-
     def _coarsen(self) -> None:
         stretches, self._stretches = self._stretches, {}
         self._width *= 2

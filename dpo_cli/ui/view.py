@@ -27,9 +27,6 @@ from dpo_cli.ui.series import Series
 RECENT_STEPS = 20
 """How many optimizer steps the figures "of now" are means over."""
 
-_SAVED_EXITS = (0, 130, 143)
-"""Exit codes of a worker that said by an event how it ended: see `dpo_cli.errors.ExitCode`."""
-
 
 class State(StrEnum):
     """What a run is doing, in the word that people see."""
@@ -77,19 +74,22 @@ class RunView:
     """Curves over the training pairs, by metric; also "learning_rate" and "clipped" (0 or 1)."""
     evaluated: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
     """Curves over the held-out pairs, by metric."""
+    events: int = 0
+    """How many there were."""
     time: float = 0.0
-    """When the last event came."""
+    """When the last one came."""
     _seconds_of_earlier_starts: float = 0.0
     _seconds_of_this_start: float = 0.0
 
     def take(self, event: Event) -> None:
         """Let the view include `event`."""
         self.time = event.time
+        self.events += 1
         if isinstance(event, WorkerStarted):
             self.expect_start()
             self.worker = event
-        if not isinstance(event, WorkerEnded):  # the launcher's, on a clock of its own
-            self._seconds_of_this_start = max(self._seconds_of_this_start, event.elapsed_seconds)
+        # The largest: who appends after the worker's end has a clock of its own, near zero.
+        self._seconds_of_this_start = max(self._seconds_of_this_start, event.elapsed_seconds)
         match event:
             case Progress():
                 self.phase = event
@@ -108,7 +108,7 @@ class RunView:
                 self.alerts[event.code] = event
             case Completed() | Stopped() | Failed():
                 self.ending = event
-            case WorkerEnded() if self.ending is None and event.exit_code not in _SAVED_EXITS:
+            case WorkerEnded() if self.ending is None:  # it had no time to say how
                 self.ending = event
 
     def expect_start(self) -> None:
@@ -159,7 +159,7 @@ class RunView:
 
     def elapsed_seconds(self, now: float) -> float:
         """Since the first start, without the times when nobody trained."""
-        running = 0.0 if self.ending else max(0.0, now - self.time)
+        running = max(0.0, now - self.time) if self.worker and not self.ending else 0.0
         return self._seconds_of_earlier_starts + self._seconds_of_this_start + running
 
     def seconds_left(self, now: float) -> float | None:

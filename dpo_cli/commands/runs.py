@@ -1,0 +1,69 @@
+"""`dpo runs`: what there is, and how far it came."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpo_cli.commands.options import RunsDirOption
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dpo_cli.run.summary import RunSummary
+
+
+def runs(
+    runs_dir: RunsDirOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON array instead.")] = False,
+) -> None:
+    """List the runs, the newest first: state, steps, loss, time and size.
+
+    Example: `dpo runs --json`
+    """
+    import dataclasses
+    from json import dumps
+
+    from rich.console import Console
+
+    from dpo_cli.commands.session import plain_console
+    from dpo_cli.run.store import find_runs, runs_root
+    from dpo_cli.run.summary import summarize
+
+    root = runs_root(runs_dir)
+    summaries = [summarize(run) for run in find_runs(root)]
+    if json:
+        typer.echo(dumps([dataclasses.asdict(summary) for summary in summaries], indent=2))
+    elif not summaries:
+        plain_console().print(f"there are no runs in {root}")
+        plain_console().print("start one: dpo train PROFILE")
+    else:
+        console = Console(highlight=False, markup=False, emoji=False)
+        if not console.is_terminal:
+            console.width = 200  # no line is cut that a program or a file gets
+        console.print(_table(summaries))
+
+
+def _table(summaries: list[RunSummary]) -> Table:
+    from rich.table import Table
+
+    from dpo_cli.ui.report import duration, size
+
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("run", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for heading in ("steps", "loss", "held-out acc", "time", "size"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in summaries:
+        total = "?" if each.total_steps is None else f"{each.total_steps:,}"
+        table.add_row(
+            each.name,
+            f"{each.state} ({each.holder})" if each.holder else each.state,
+            f"{each.step:,}/{total}",
+            "-" if each.loss is None else f"{each.loss:.4f}",
+            "-" if each.held_out_accuracy is None else f"{each.held_out_accuracy:.2f}",
+            duration(each.seconds),
+            size(each.size_bytes),
+        )
+    return table

@@ -1,0 +1,130 @@
+"""`dpo show`: a picture of a run at any of its moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpo_cli.commands.options import RunArgument, RunsDirOption
+from dpo_cli.errors import DpoError
+
+if TYPE_CHECKING:
+    from dpo_cli.run.events import Event
+    from dpo_cli.run.store import RunDirectory
+    from dpo_cli.ui.dashboard import Dashboard
+
+_WIDTH, _HEIGHT = 100, 30
+
+
+def show(
+    run_name: RunArgument = None,
+    svg: Annotated[
+        Path | None,
+        typer.Option(
+            "--svg",
+            metavar="FILE",
+            help="Write an SVG picture there; plain text, if the name ends in .txt.",
+            show_default=False,
+        ),
+    ] = None,
+    at: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="STEP", help="As it stood after this step.", show_default=False
+        ),
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=40, max=1000, metavar="COLUMNS", show_default=False)
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=10, max=1000, metavar="LINES", show_default=False)
+    ] = None,
+    runs_dir: RunsDirOption = None,
+) -> None:
+    """Show the panel of a run, as it is or as it was, and leave it at that.
+
+    Without RUN it is the newest. As large as the terminal, else 100 x 30.
+
+    Example: `dpo show dense --at 400 --svg panel.svg`
+    """
+    import io
+
+    from rich.console import Console
+
+    from dpo_cli.run.store import find_run, runs_root
+
+    run = find_run(runs_root(runs_dir), run_name)
+    dashboard = picture(run, at)
+    if svg is None:
+        print_picture(dashboard, width, height)
+        return
+    console = Console(
+        width=width or _WIDTH,
+        height=height or _HEIGHT,
+        file=io.StringIO(),
+        record=True,
+        force_terminal=True,
+        color_system="standard",
+        no_color=False,
+    )
+    console.print(dashboard, end="")
+    try:
+        if svg.suffix == ".txt":
+            console.save_text(str(svg))
+        else:
+            console.save_svg(str(svg), title=f"dpo: {run.name}")
+    except OSError as error:
+        raise DpoError(f"cannot write {svg}: {error.strerror}") from error
+    typer.echo(f"wrote {svg}")
+
+
+def picture(run: RunDirectory, at: int | None = None) -> Dashboard:
+    """The panel of `run` now, or as it stood after step `at`."""
+    import time
+
+    from dpo_cli.run.events import history
+    from dpo_cli.ui.dashboard import Dashboard
+    from dpo_cli.ui.live import look_at_disk
+    from dpo_cli.ui.view import RunView
+
+    view, is_held = RunView(), run.holder() is not None
+    for event in _until(history(run.events_path), at):
+        view.take(event)
+    is_now = at is None and is_held
+    return Dashboard(
+        view,
+        run.designation,
+        run.path,
+        now=time.time() if is_now else view.time,
+        is_alive=at is not None or is_held,
+        disk=look_at_disk(run) if at is None else None,
+    )
+
+
+def print_picture(
+    dashboard: Dashboard, width: int | None = None, height: int | None = None
+) -> None:
+    """Print the panel as ordinary lines, so large that the terminal's prompt fits below it."""
+    import sys
+
+    from rich.console import Console
+
+    from dpo_cli.ui.live import terminal_size
+
+    usual_width, usual_height = _WIDTH, _HEIGHT
+    if sys.stdout.isatty():
+        usual_width, usual_height = terminal_size()
+        usual_height -= 1
+    console = Console(width=width or usual_width, height=height or usual_height)
+    console.print(dashboard, end="")
+
+
+def _until(events: Iterable[Event], at: int | None) -> Iterator[Event]:
+    """The events up to the one that ends step `at`, and what belongs to it."""
+    for event in events:
+        if at is not None and getattr(event, "step", 0) > at:
+            return
+        yield event

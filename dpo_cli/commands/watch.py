@@ -1,0 +1,83 @@
+"""`dpo watch`: look at a run that trains, or see one again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpo_cli.commands.options import PlainOption, RunArgument, RunsDirOption
+
+if TYPE_CHECKING:
+    from dpo_cli.run.store import RunDirectory
+
+_POLL_SECONDS = 0.25
+
+
+def watch(
+    run_name: RunArgument = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            metavar="FACTOR",
+            help="Show a run that is over once more, so many times as fast as it was.",
+            show_default=False,
+        ),
+    ] = None,
+    runs_dir: RunsDirOption = None,
+    plain: PlainOption = False,
+) -> None:
+    """Watch a run, from any terminal: the same panel and keys as `dpo train` shows.
+
+    Without RUN it is the newest that is training, or else the newest. Of a run that is over it
+    shows the end, or with --speed everything. Leaving (d, or Ctrl-C) does not touch the run.
+
+    Example: `dpo watch dense --speed 20`
+    """
+    from dpo_cli.commands.session import plain_console
+    from dpo_cli.commands.show import picture, print_picture
+    from dpo_cli.run.events import EventReader, history
+    from dpo_cli.run.store import find_run, runs_root
+    from dpo_cli.ui.live import REPLAY_KEYS, Panel, has_terminal
+    from dpo_cli.ui.replay import Replay
+
+    run = find_run(runs_root(runs_dir), run_name, prefer=lambda run: run.holder() is not None)
+    console = plain_console()
+    if plain or not has_terminal(console):
+        _print_lines(run)
+        return
+    if run.holder() is not None:
+        panel = Panel(run, console, EventReader(run.events_path).read_new)
+        is_over = panel.show(lambda: run.holder() is None)
+    elif speed is not None:
+        replay = Replay(history(run.events_path), speed)
+        panel = Panel(run, console, replay.read_new, clock=replay.now, keys=REPLAY_KEYS)
+        is_over = panel.show(replay.is_over)
+    else:
+        is_over = True
+    if not is_over:
+        return
+    if run.profile_path.exists():
+        print_picture(picture(run))
+    else:
+        console.print(f"{run.designation} had not begun, and is gone")
+
+
+def _print_lines(run: RunDirectory) -> None:
+    """What `dpo train --plain` prints, from the first event until nobody trains the run."""
+    import time
+
+    from dpo_cli.commands.session import plain_console
+    from dpo_cli.run.events import EventReader
+    from dpo_cli.ui.report import PlainReport
+
+    report = PlainReport(plain_console(), run.designation, run.path)
+    reader = EventReader(run.events_path)
+    while True:
+        is_over = run.holder() is None  # asked first, so that the last events are printed
+        for event in reader.read_new():
+            report(event)
+        if is_over:
+            return
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,31 @@
+"""What stays on the terminal when the panel has closed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.text import Text
+
+from dpo_cli.run.events import Completed, Stopped
+from dpo_cli.ui.report import alert_lines, completed_lines, duration, stopped_lines
+from dpo_cli.ui.view import RunView
+
+
+def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]:
+    """What was learnt, what there is to know, and how it ended; a failure is told by its error."""
+    lines = [line for alert in view.alerts.values() for line in alert_lines(alert)]
+    if (start := view.held_out_start) and (now := view.held_out) and now.step > start.step:
+        before, after = start.metrics, now.metrics
+        lines.append(
+            Text(
+                f"held out: loss {before['loss']:.4f} -> {after['loss']:.4f}, accuracy "
+                f"{before['rewards/accuracies']:.2f} -> {after['rewards/accuracies']:.2f}, "
+                f"in {duration(view.elapsed_seconds(view.time))}"
+            )
+        )
+    match view.ending:
+        case Completed() as completed:
+            lines += completed_lines(completed, designation, directory)
+        case Stopped() as stopped:
+            lines += stopped_lines(stopped, designation)
+    return lines

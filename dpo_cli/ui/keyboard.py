@@ -1,0 +1,74 @@
+"""Single key presses from a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import termios
+import time
+from typing import Any
+
+_LFLAG, _CC = 3, 6  # where local modes and control characters stand in termios' list
+_NEVER = b"\0"
+_CHARACTER_BYTES = 4  # the most that one takes in UTF-8
+
+
+def is_in_foreground(descriptor: int) -> bool:
+    """Whether this process may use the terminal: a background job that does so is stopped."""
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:  # a terminal, but not the one that controls us: no job control
+        return True
+
+
+class Keyboard:
+    """Standard input without echo and without waiting for Enter, if it is a terminal of ours.
+
+    Ctrl-C stays a signal. Ctrl-Z becomes a key: stopping would leave the terminal as it is now. At
+    the end the terminal is as it was, whatever happened.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+        self._before: list[Any] = []
+
+    def __enter__(self) -> Keyboard:
+        if sys.stdin and sys.stdin.isatty() and is_in_foreground(sys.stdin.fileno()):
+            self._descriptor = sys.stdin.fileno()
+            self._before = termios.tcgetattr(self._descriptor)
+            modes = termios.tcgetattr(self._descriptor)
+            modes[_LFLAG] &= ~(termios.ECHO | termios.ICANON)
+            modes[_CC][termios.VMIN], modes[_CC][termios.VTIME] = 1, 0
+            modes[_CC][termios.VSUSP] = _NEVER
+            termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(termios.error):  # the terminal may be gone
+                termios.tcflush(self._descriptor, termios.TCIFLUSH)
+                termios.tcsetattr(self._descriptor, termios.TCSANOW, self._before)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether keys can be heard."""
+        return self._descriptor is not None
+
+    def wait(self, seconds: float) -> str:
+        """The key that is pressed within so many seconds; "" if there is none.
+
+        Several characters at once are no key press but a paste or a function key: they are dropped.
+        """
+        if self._descriptor is None:
+            time.sleep(seconds)
+            return ""
+        ready, _, _ = select.select([self._descriptor], [], [], seconds)
+        if not ready:
+            return ""
+        pressed = os.read(self._descriptor, 1024)
+        if not pressed:  # the terminal hung up
+            self._descriptor = None
+        text = pressed[: _CHARACTER_BYTES + 1].decode(errors="replace")
+        return text.lower() if len(text) == 1 else ""

@@ -1,0 +1,181 @@
+"""`dpo runs`, `show` and `watch` over runs written by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpo_cli import app
+from dpo_cli.run.events import Failed, Stopped, WorkerEnded
+from dpo_cli.run.store import RunDirectory
+from tests import story
+from tests.terminal import Terminal
+
+Cli = Callable[..., tuple[int, str, str]]
+MAIN = "import sys; from dpo_cli import app; sys.exit(app.main(sys.argv[1:]))"
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("DPO_RUNS_DIR", "COLUMNS", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return Path("runs")
+
+
+@pytest.fixture
+def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = app.main(list(arguments))
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def finished(root: Path) -> RunDirectory:
+    return story.write(root, "finished", *story.whole())
+
+
+@pytest.fixture
+def stopped(root: Path) -> RunDirectory:
+    end = Stopped(reason="interrupted", step=110, optimizer_step=55)
+    events = [*story.preparation(), *story.training(0, 110), story.at(171, end)]
+    return story.write(root, "stopped", *events)
+
+
+# --- runs -------------------------------------------------------------------------------------
+
+
+def test_no_runs(dpo: Cli) -> None:
+    assert dpo("runs") == (0, "there are no runs in runs\nstart one: dpo train PROFILE\n", "")
+    assert dpo("runs", "--json")[1] == "[]\n"
+
+
+def test_the_table_of_runs(
+    dpo: Cli, root: Path, finished: RunDirectory, stopped: RunDirectory
+) -> None:
+    failed = story.write(root, "失败", *story.preparation(), story.at(4, Failed(message="m")))
+    killed = story.write(root, "killed", *story.preparation(), WorkerEnded(exit_code=1, signal=9))
+    new = story.write(root, "new")
+    with new.locked():
+        code, out, _ = dpo("runs")
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:]}
+    assert list(rows) == [run.name for run in (new, killed, failed, stopped, finished)]
+    assert rows[finished.name][:6] == ["completed", "400/400", "0.5026", "0.83", "10m", "06s"]
+    assert rows[stopped.name][:3] == ["stopped", "110/400", "0.6482"]
+    assert rows[failed.name][:4] == ["failed", "0/400", "-", "-"]
+    assert rows[killed.name][:2] == ["killed", "0/400"]
+    assert rows[new.name][:2] == ["training", "(process"]
+
+
+def test_runs_as_json(dpo: Cli, stopped: RunDirectory) -> None:
+    [found] = json.loads(dpo("runs", "--json")[1])
+    assert found.pop("size_bytes") > 10_000
+    assert found.pop("loss") == pytest.approx(0.6482, abs=1e-4)
+    assert found.pop("held_out_accuracy") == pytest.approx(0.48 + 0.35 / 4)
+    assert found == {
+        "name": stopped.name,
+        "state": "stopped",
+        "holder": None,
+        "started": story.STARTED,
+        "step": 110,
+        "total_steps": 400,
+        "seconds": 171.0,
+    }
+
+
+# --- show -------------------------------------------------------------------------------------
+
+
+def test_show_the_end(dpo: Cli, finished: RunDirectory) -> None:
+    code, out, err = dpo("show")
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert lines[0].endswith("completed")
+    assert lines[-1].rstrip() == f"export: dpo export {finished.name}"
+    assert (len(lines), len(lines[0])) == (30, 100)
+
+
+def test_show_a_moment_in_any_size(dpo: Cli, finished: RunDirectory) -> None:
+    _, out, _ = dpo("show", "finished", "--at", "100", "--width", "80", "--height", "24")
+    lines = out.splitlines()
+    assert (len(lines), len(lines[0])) == (24, 80)
+    assert lines[0].endswith("training")
+    assert lines[1].startswith("step 100/400")
+    assert "saved     step 100, 0s ago" in out
+    assert dpo("show", "--at", "0")[1].splitlines()[1].startswith("step 0/400")
+
+
+def test_a_run_that_nobody_trains_and_that_did_not_end_was_killed(dpo: Cli, root: Path) -> None:
+    run = story.write(root, "lost", *story.preparation(), *story.training(0, 10))
+    assert dpo("show")[1].splitlines()[0].endswith("killed")
+    with run.locked():
+        assert dpo("show")[1].splitlines()[0].endswith("training")
+
+
+def test_show_into_files(dpo: Cli, finished: RunDirectory) -> None:
+    assert dpo("show", "--svg", "panel.svg") == (0, "wrote panel.svg\n", "")
+    picture = Path("panel.svg").read_text(encoding="utf-8")
+    assert picture.startswith("<svg")
+    assert finished.name in picture
+    assert dpo("show", "--svg", "panel.txt", "--width", "80", "--height", "24")[0] == 0
+    assert len(Path("panel.txt").read_text(encoding="utf-8").splitlines()) == 24
+    code, _, err = dpo("show", "--svg", "missing/panel.svg")
+    assert code == 1
+    assert err == "error: cannot write missing/panel.svg: No such file or directory\n"
+
+
+def test_show_a_run_that_is_not_there(dpo: Cli, finished: RunDirectory) -> None:
+    assert dpo("show", "fnished")[0] == 2
+
+
+# --- watch ------------------------------------------------------------------------------------
+
+
+def test_on_a_pipe_it_prints_plain_lines(dpo: Cli, finished: RunDirectory) -> None:
+    code, out, _ = dpo("watch")
+    assert code == 0
+    assert out.splitlines()[0].startswith("model")
+    assert out.splitlines()[-1] == f"export: dpo export {finished.name}"
+
+
+def test_a_finished_run_is_shown_as_it_ended(finished: RunDirectory) -> None:
+    with Terminal(MAIN, "watch", cwd=Path.cwd(), columns=100, rows=30) as terminal:
+        assert terminal.wait() == 0
+        assert "\x1b[?1049h" not in terminal.raw
+        assert terminal.lines[0].endswith("completed")
+        assert len(terminal.lines) == 29  # and one for the prompt
+
+
+def test_a_finished_run_is_shown_again(finished: RunDirectory) -> None:
+    with Terminal(MAIN, "watch", "--speed", "100", cwd=Path.cwd()) as terminal:
+        terminal.until_shown("training")
+        terminal.until_shown("d leave")
+        assert terminal.wait() == 0  # after 6 seconds
+        assert terminal.lines[0].endswith("completed")
+    steps = {line.split()[1] for line in terminal.raw.split("\n") if line.startswith("step ")}
+    assert len(steps) > 4
+
+
+def test_a_replay_can_be_left(finished: RunDirectory) -> None:
+    with Terminal(MAIN, "watch", "--speed", "1", cwd=Path.cwd()) as terminal:
+        terminal.until_shown("preparing")
+        terminal.press("d")
+        assert terminal.wait() == 0
+        assert terminal.lines == []
+
+
+def test_ctrl_c_leaves_a_watched_run_alone(root: Path) -> None:
+    run = story.write(root, "busy", *story.preparation(), *story.training(0, 10))
+    with run.locked(), Terminal(MAIN, "watch", cwd=Path.cwd()) as terminal:
+        terminal.until_shown("step 10/400")
+        terminal.press("\x03")
+        assert terminal.wait() == 130
+        assert terminal.modes_now() == terminal.modes
+    assert run.take_request() is None

@@ -1,0 +1,178 @@
+"""The demo that is shipped: everything loads, fits together, and has something to learn in it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpo_cli.data.batching import make_batch
+from dpo_cli.data.chat import ChatTokenizer, TokenizedPair, encode_pairs
+from dpo_cli.data.pairs import PreferencePair, read_pairs
+from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.models.zoo import Checkpoint, build_model, load_checkpoint, read_state_dict
+from dpo_cli.objective.logps import sequence_logps
+from dpo_cli.profile.inputs import check_inputs, resolve_checkpoint
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.schema import Profile
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE_LIMIT = 3_000_000
+FILES = ("pairs.jsonl", "held_out.jsonl")
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    loaded = load_profile(ROOT / "profiles/demo.toml")
+    check_inputs(loaded)
+    return loaded.profile
+
+
+@pytest.fixture(scope="module")
+def checkpoint(profile: Profile) -> Checkpoint:
+    return load_checkpoint(
+        Path(resolve_checkpoint(profile, "checkpoint")), profile.model.model_dump()
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer(profile: Profile) -> ChatTokenizer:
+    return ChatTokenizer(profile.model.tokenizer)
+
+
+def rows(name: str) -> list[PreferencePair]:
+    found = list(read_pairs(ROOT / "demo" / name))
+    assert all(isinstance(row, PreferencePair) for row in found)
+    return [row for row in found if isinstance(row, PreferencePair)]
+
+
+def encode(name: str, tokenizer: ChatTokenizer, profile: Profile) -> list[TokenizedPair]:
+    pairs, set_aside = encode_pairs(
+        rows(name),
+        tokenizer,
+        max_seq_len=profile.data.max_seq_len,
+        empty_think_ratio=profile.data.empty_think_ratio,
+        seed=profile.train.seed,
+    )
+    assert not set_aside
+    return pairs
+
+
+def question(row: PreferencePair) -> str:
+    return str(row.chosen[0]["content"])
+
+
+def answers(name: str) -> tuple[list[str], list[str]]:
+    """All chosen answers, and all rejected ones."""
+    found = rows(name)
+    return (
+        [str(row.chosen[-1]["content"]) for row in found],
+        [str(row.rejected[-1]["content"]) for row in found],
+    )
+
+
+def test_the_profile_uses_the_shipped_files(profile: Profile) -> None:
+    assert profile.data.data_path == ROOT / "demo/pairs.jsonl"
+    assert profile.eval.path == ROOT / "demo/held_out.jsonl"
+    assert profile.model.tokenizer == ROOT / "demo/tokenizer"
+    assert profile.model.out_dir is None  # so that `dpo export` writes into the run
+
+
+def test_they_are_small() -> None:
+    shipped = [path for path in (ROOT / "demo").rglob("*") if path.is_file()]
+    shipped = [path for path in shipped if "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in shipped) < SIZE_LIMIT
+
+
+def test_the_checkpoint_is_minimind_generation_2(
+    profile: Profile, checkpoint: Checkpoint, tokenizer: ChatTokenizer
+) -> None:
+    """Without any shape key, as MiniMind writes it: float16, in its order, both tied copies."""
+    assert checkpoint.architecture.generation == 2
+    assert not checkpoint.architecture.use_moe
+    assert checkpoint.dtype == torch.float16
+    assert checkpoint.architecture.vocab_size == tokenizer.vocab_size
+    path = Path(resolve_checkpoint(profile, "checkpoint"))
+    assert path.name == checkpoint.architecture.file_name("full_sft")
+    assert list(read_state_dict(path)) == list(checkpoint.architecture.expected_shapes())
+
+
+def test_the_tokenizer_speaks_minimind(tokenizer: ChatTokenizer) -> None:
+    config = json.loads((tokenizer.folder / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (config["bos_token"], config["eos_token"]) == ("<|im_start|>", "<|im_end|>")
+    assert config["pad_token"] == config["unk_token"] == "<|endoftext|>"
+    rendered = tokenizer.render(
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    )
+    assert rendered.text == (
+        "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n"
+        "<|im_start|>user\nhi<|im_end|>\n"
+        "<|im_start|>assistant\nyes<|im_end|>\n"
+    )
+    start, end = rendered.answers[0]
+    assert rendered.text[start:end] == "yes<|im_end|>\n"
+
+
+def test_any_text_can_be_encoded(tokenizer: ChatTokenizer) -> None:
+    """Byte-level: what the little corpus never held costs more tokens, and nothing else."""
+    rendered = tokenizer.render([{"role": "user", "content": "你好 🦆 ĳß"}])
+    (encoded,) = tokenizer.encode([rendered])
+    assert int(encoded.ids.min()) >= 0
+    assert int(encoded.ids.max()) < tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_row_is_set_aside_or_cut_off(
+    name: str, tokenizer: ChatTokenizer, profile: Profile
+) -> None:
+    pairs = encode(name, tokenizer, profile)
+    assert len(pairs) == len(rows(name))
+    longest = max(len(side.ids) for pair in pairs for side in (pair.chosen, pair.rejected))
+    assert longest < profile.data.max_seq_len
+
+
+def test_every_prompt_is_asked_once() -> None:
+    prompts = Counter(question(row) for name in FILES for row in rows(name))
+    assert prompts.most_common(1)[0][1] == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_length_tells_nothing(name: str, tokenizer: ChatTokenizer, profile: Profile) -> None:
+    """Chosen and rejected are equally long to 3 % in the mean, and either is longer as often."""
+    differences, lengths = [], []
+    for pair in encode(name, tokenizer, profile):
+        differences.append(pair.chosen.response_tokens - pair.rejected.response_tokens)
+        lengths.append(pair.chosen.response_tokens)
+    assert abs(statistics.mean(differences)) < 0.03 * statistics.mean(lengths)
+    longer = sum(difference > 0 for difference in differences)
+    shorter = sum(difference < 0 for difference in differences)
+    assert 0.4 < longer / (longer + shorter) < 0.6
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_word_of_an_answer_tells_which_is_chosen(name: str) -> None:
+    """Only the question does: the first words of both sides' answers are equally frequent."""
+    chosen, rejected = (Counter(answer.split()[0] for answer in side) for side in answers(name))
+    total = sum(chosen.values())
+    for word in chosen | rejected:
+        assert abs(chosen[word] - rejected[word]) < 0.1 * total, word
+
+
+@torch.no_grad()
+def test_the_model_knows_its_world_and_has_no_opinion(
+    checkpoint: Checkpoint, tokenizer: ChatTokenizer, profile: Profile
+) -> None:
+    pairs = encode("held_out.jsonl", tokenizer, profile)
+    scorer = ResponseScorer(build_model(checkpoint.architecture, checkpoint.state)).eval()
+    scores = scorer(make_batch(pairs, "packed", max_seq_len=0))
+    nats = -sequence_logps(scores.token_logps, scores.mask, "mean")
+    assert nats.max() < math.log(tokenizer.vocab_size) / 4  # each answer, on either side
+    assert nats.mean() < math.log(tokenizer.vocab_size) / 20
+    chosen, rejected = sequence_logps(scores.token_logps, scores.mask, "sum").chunk(2)
+    assert 0.35 < (chosen > rejected).double().mean() < 0.65

@@ -1,0 +1,76 @@
+"""A run in one line, read from its lock, its mark and its stream."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from dpo_cli.run.events import Failed, Resumed, Stopped, WorkerEnded, WorkerStarted
+from dpo_cli.run.summary import RunState, summarize
+from tests import story
+
+AGAIN = WorkerStarted(pid=8, device="cpu", device_name="", dtype="float32", versions={})
+TRAINED = [*story.preparation(), *story.training(0, 110)]
+
+
+def test_a_completed_run(tmp_path: Path) -> None:
+    run = story.write(tmp_path, "dense", *story.whole())
+    summary = summarize(run)
+    assert (summary.name, summary.state, summary.holder) == (run.name, RunState.COMPLETED, None)
+    assert (summary.step, summary.total_steps) == (400, 400)
+    assert summary.started == story.STARTED
+    assert summary.seconds == 606.0
+    losses = [story.step_done(step).metrics["loss"] for step in range(362, 401, 2)]
+    assert summary.loss == pytest.approx(sum(losses) / 20)
+    assert summary.held_out_accuracy == pytest.approx(0.83)
+    assert summary.size_bytes == sum(f.stat().st_size for f in run.path.rglob("*") if f.is_file())
+
+
+@pytest.mark.parametrize(
+    ("endings", "state"),
+    [
+        ([Stopped(reason="interrupted", step=110, optimizer_step=55)], RunState.STOPPED),
+        ([Failed(message="m"), WorkerEnded(exit_code=1)], RunState.FAILED),
+        ([WorkerEnded(exit_code=1)], RunState.FAILED),
+        ([WorkerEnded(exit_code=137, signal=9)], RunState.KILLED),
+        ([], RunState.KILLED),
+        ([Failed(message="m"), AGAIN], RunState.KILLED),
+    ],
+)
+def test_other_ends(tmp_path: Path, endings: list[story.Event], state: RunState) -> None:
+    run = story.write(tmp_path, "dense", *TRAINED, *endings)
+    assert summarize(run).state is state
+    with run.locked():
+        summary = summarize(run)
+    assert summary.state is RunState.TRAINING
+    assert summary.holder is not None
+    assert summary.holder.startswith("process ")
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    summary = summarize(story.write(tmp_path, "dense"))
+    assert (summary.step, summary.total_steps, summary.loss) == (0, None, None)
+    assert (summary.held_out_accuracy, summary.started, summary.seconds) == (None, None, 0)
+
+
+def test_a_resume_takes_back_what_was_lost_and_adds_up_the_time(tmp_path: Path) -> None:
+    resumed = Resumed(step=100, optimizer_step=50, generation="step-00000050", elapsed_seconds=3.0)
+    lost = [story.evaluated(110)]
+    run = story.write(tmp_path, "dense", *TRAINED, *lost, AGAIN, resumed)
+    summary = summarize(run)
+    assert summary.step == 100
+    assert summary.held_out_accuracy is None
+    assert summary.seconds == pytest.approx(170.1 + 3.0)
+    losses = [story.step_done(step).metrics["loss"] for step in range(72, 101, 2)]
+    assert summary.loss == pytest.approx(sum(losses) / len(losses))
+
+
+def test_a_line_that_is_being_written_waits(tmp_path: Path) -> None:
+    run = story.write(tmp_path, "dense", *TRAINED)
+    with run.events_path.open("a") as stream:
+        stream.write('{"event": "StepDone", "st')
+    assert summarize(run).step == 110
+    later = dataclasses.replace(AGAIN, elapsed_seconds=1.0)
+    assert summarize(story.write(tmp_path, "moe", later)).step == 0

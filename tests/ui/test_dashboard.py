@@ -1,0 +1,209 @@
+"""The panel as text: the same events give the same picture, at any size."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from dpo_cli.run.events import Event, Failed, Resumed, Stopped, WorkerEnded, WorkerStarted
+from dpo_cli.ui.dashboard import Dashboard, Disk
+from dpo_cli.ui.live import KEYS
+from dpo_cli.ui.view import RunView
+from tests import story
+
+SNAPSHOTS = Path(__file__).with_name("snapshots")
+NAME = "dense-20260101-120000-ab12"
+SIZES = [(80, 24), (100, 30), (160, 50)]
+DISK = Disk(free_bytes=50_100_000_000, generations=2)
+FAILED = Failed(
+    message="optimizer step 87: the loss is not a finite number; the weights were not touched",
+    remedy="look at these rows, or lower train.learning_rate; what was saved before is intact",
+    details=("lines 17, 203, 204, 391 of data/pairs.jsonl",),
+)
+SCENES: dict[str, list[Event]] = {
+    "starting": [],
+    "early": list(story.preparation()),
+    "middle": [*story.preparation(), *story.training(0, 170)],
+    "alert": [
+        *story.preparation(),
+        *story.training(0, 100),
+        story.at(160, story.SLOW),
+        *story.training(100, 110),
+    ],
+    "failed": [*story.preparation(), *story.training(0, 172), story.at(270, FAILED)],
+    "finished": list(story.whole()),
+}
+
+
+def seen(events: Iterable[Event]) -> RunView:
+    view = RunView()
+    for event in events:
+        view.take(event)
+    return view
+
+
+def dashboard(events: Iterable[Event], **settings: object) -> Dashboard:
+    view = seen(events)
+    arguments = {"now": view.time + 1.0, "disk": DISK, "keys": KEYS, **settings}
+    return Dashboard(view, NAME, Path("runs", NAME), **arguments)  # type: ignore[arg-type]
+
+
+def drawn(picture: Dashboard, width: int, height: int, **settings: object) -> str:
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        height=height,
+        **settings,  # type: ignore[arg-type]
+    )
+    console.print(picture, end="")
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def assert_snapshot(name: str, text: str) -> None:
+    """Compare with what a person looked at and found good."""
+    file = SNAPSHOTS / f"{name}.txt"
+    # Trailing blanks say nothing, and editors remove them.
+    text = "".join(line.rstrip() + "\n" for line in text.splitlines())
+    if os.environ.get("DPO_RENEW_SNAPSHOTS") == "1":
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    expected = file.read_text(encoding="utf-8") if file.exists() else "(there is none)"
+    assert text == expected, (
+        f"the panel no longer looks like {file}\n\nnow:\n{text}\nbefore:\n{expected}\n"
+        "if it is to look like this, run this test once with DPO_RENEW_SNAPSHOTS=1 and commit it"
+    )
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("scene", SCENES)
+def test_snapshots(scene: str, width: int, height: int) -> None:
+    keys = {} if scene in ("failed", "finished") else KEYS
+    text = drawn(dashboard(SCENES[scene], keys=keys), width, height)
+    assert_snapshot(f"{scene}-{width}x{height}", text)
+
+
+def test_snapshot_of_the_help() -> None:
+    assert_snapshot("help-80x24", drawn(dashboard(SCENES["middle"], shows_help=True), 80, 24))
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_chinese_names_and_alerts_keep_the_frames_straight(width: int, height: int) -> None:
+    view = seen([*SCENES["middle"], story.at(262, story.CHINESE)])
+    name = "偏好优化-20260101-120000-ab12"
+    picture = Dashboard(view, name, Path("runs", name), now=view.time, disk=DISK, keys=KEYS)
+    text = drawn(picture, width, height)
+    assert {cell_len(line) for line in text.splitlines()} == {width}
+    assert_snapshot(f"chinese-{width}x{height}", text)
+
+
+@pytest.mark.parametrize("width", [40, 57, 79, 81, 129, 131, 250])
+@pytest.mark.parametrize("height", [8, 12, 23, 37, 90])
+@pytest.mark.parametrize("scene", SCENES)
+def test_every_size_is_filled_and_never_exceeded(scene: str, width: int, height: int) -> None:
+    lines = drawn(dashboard(SCENES[scene]), width, height).splitlines()
+    assert len(lines) == height
+    assert {cell_len(line) for line in lines} == {width}
+
+
+# --- colours ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_only_the_terminals_sixteen_colours_and_no_background(scene: str) -> None:
+    console = Console(file=io.StringIO(), width=160, height=50, force_terminal=True)
+    for line in dashboard(SCENES[scene]).lines(console, 160, 50):
+        for segment in line.render(console):
+            style = segment.style
+            if style is None or isinstance(style, str):
+                continue
+            assert style.bgcolor is None
+            assert style.color is None or (style.color.number or 0) < 8
+
+
+def test_colours_change_no_character() -> None:
+    picture = dashboard(SCENES["middle"])
+    plain = drawn(picture, 80, 24)
+    for settings in (
+        {"color_system": "truecolor"},
+        {"color_system": "standard"},
+        {"no_color": True},
+    ):
+        console = Console(
+            file=io.StringIO(), width=80, height=24, force_terminal=True, record=True, **settings
+        )
+        console.print(picture, end="")
+        assert console.export_text() == plain
+
+
+def test_no_color_leaves_shapes_to_tell_the_curves_apart() -> None:
+    text = drawn(dashboard(SCENES["middle"]), 80, 24, no_color=True, force_terminal=True)
+    assert "\x1b[3" not in text
+    assert "⣿" in text  # the spots of the held-out curve
+
+
+# --- what it says -----------------------------------------------------------------------------
+
+
+def test_what_nobody_trains_and_did_not_end_was_killed() -> None:
+    text = drawn(dashboard(SCENES["middle"], is_alive=False, keys={}), 80, 24)
+    assert text.splitlines()[0].endswith("killed")
+    assert text.splitlines()[-1].startswith(f"resume: dpo resume {NAME}")
+    assert "4m 20s elapsed" in text
+
+
+@pytest.mark.parametrize(
+    ("ending", "state", "what_next"),
+    [
+        (Stopped(reason="interrupted", step=170, optimizer_step=85), "stopped", "resume"),
+        (WorkerEnded(exit_code=137, signal=9), "killed", "resume"),
+        (WorkerEnded(exit_code=1), "failed", "resume"),
+    ],
+)
+def test_ends(ending: Event, state: str, what_next: str) -> None:
+    text = drawn(dashboard([*SCENES["middle"], story.at(262, ending)], keys={}), 80, 24)
+    assert text.splitlines()[0].endswith(state)
+    assert text.splitlines()[-1].startswith(f"{what_next}: dpo {what_next} {NAME}")
+
+
+def test_a_worker_that_died_is_an_error_with_its_signal() -> None:
+    events = [*SCENES["middle"], WorkerEnded(exit_code=137, signal=9)]
+    assert "error: the worker died of SIGKILL" in drawn(dashboard(events), 80, 24)
+
+
+def test_a_resumed_run_shows_its_past_while_it_prepares() -> None:
+    again = WorkerStarted(pid=8, device="cpu", device_name="", dtype="float32", versions={})
+    text = drawn(dashboard([*SCENES["failed"], story.at(0, again)]), 80, 24)
+    assert text.splitlines()[0].endswith("preparing")
+    assert "ln 2 ⣿" in text
+    resumed = Resumed(step=100, optimizer_step=50, generation="step-00000050")
+    text = drawn(dashboard([*SCENES["failed"], story.at(0, again), story.at(1, resumed)]), 80, 24)
+    assert "step 100/400" in text
+    assert text.splitlines()[0].endswith("training")
+
+
+def test_other_peoples_text_cannot_break_the_lines() -> None:
+    evil = Failed(message="one\ntwo\r\x1b[2Jthree\tfour", details=("five",))
+    text = drawn(dashboard([story.at(0, evil)]), 80, 24)
+    assert "error: one two [2Jthree four: five" in text
+    assert len(text.splitlines()) == 24
+
+
+def test_of_many_alerts_the_newest_come_first() -> None:
+    alerts = [story.at(200 + k, _alert(k)) for k in range(9)]
+    text = drawn(dashboard([*SCENES["middle"], *alerts]), 80, 24)
+    assert "number 8" in text
+    assert "number 0" not in text
+    assert "loss" in text
+
+
+def _alert(number: int) -> Event:
+    from dpo_cli.run.events import Alert
+
+    return Alert(code=str(number), message=f"number {number}", remedy="mend it")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,8 +49,6 @@ while run.take_request() != "save":
     time.sleep(0.05)
 complete()
 """
-
-Dpo = Callable[..., Terminal]
 
 
 def dpo(worker: str, *arguments: str, **changes: str) -> Terminal:

@@ -87,9 +87,10 @@ def score_pairs(
 ) -> PairScores:
     """Losses and rewards of a batch.
 
-    The drift is estimated token by token as r - 1 - ln r with r the ratio reference / policy: never
-    negative, and unbiased for the KL divergence where the tokens are the policy's own samples
-    (Schulman 2020, "Approximating KL divergence", k3). The data's responses are near those at best.
+    The drift is estimated token by token as half the squared log-ratio (Schulman 2020,
+    "Approximating KL divergence", k2), which approaches the KL divergence as the two models do. The
+    unbiased estimator of that note is for samples of the policy itself; on the data's responses,
+    which DPO makes unlikely, a single token would send it to thousands of nats.
 
     Args:
         policy, reference: (2P, time), log-probs of tokens, the P chosen sequences first.
@@ -102,7 +103,7 @@ def score_pairs(
     with torch.no_grad():
         drift = (policy - reference).double()
         chosen_drift, rejected_drift = sequence_logps(drift, mask, "mean").chunk(2)
-        chosen_kl, rejected_kl = sequence_logps(drift.neg().expm1() + drift, mask, "mean").chunk(2)
+        chosen_kl, rejected_kl = sequence_logps(drift.square() / 2, mask, "mean").chunk(2)
         rewards_chosen = beta * (policy_chosen - reference_chosen)
         rewards_rejected = beta * (policy_rejected - reference_rejected)
     return PairScores(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.commands.options import RunArgument, RunsDirOption
+from dpo_cli.commands.options import RunArgument, RunsDirOption, SetOption
 
 
 class Dtype(StrEnum):
@@ -40,6 +40,7 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Write over a file that is not this run's.")
     ] = False,
+    settings: SetOption = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
     """Write a run's newest weights for MiniMind, and check them.
@@ -58,7 +59,7 @@ def export(
     with console.status(f"exporting {run.designation}"):
         from dpo_cli.training.export import export_run  # imports torch: seconds
 
-        report = export_run(run, to, dtype, force)
+        report = export_run(run, to, dtype, force, settings or ())
     console.print(
         f"wrote {report.path}: {size(report.size_bytes)}, {report.dtype}, "
         f"{count(report.tensors, 'tensor')}, after optimizer step {report.optimizer_step}"

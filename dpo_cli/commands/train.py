@@ -51,7 +51,7 @@ def train(
     loaded = load_profile(profile, settings or ())
     check_inputs(loaded)
     root = runs_root(runs_dir)
-    pinned = _pin_runs(loaded.profile, root)
+    pinned = _pin_weights(loaded.profile, root)
     run = RunDirectory.create(root, name or loaded.name, to_toml(pinned))
     try:
         lock = run.lock()
@@ -66,20 +66,23 @@ def train(
         os.close(lock)
 
 
-def _pin_runs(profile: Profile, root: Path) -> Profile:
-    """`profile` with each "run:NAME" naming one run for good.
+def _pin_weights(profile: Profile, root: Path) -> Profile:
+    """`profile` with weights named so that they mean the same tomorrow.
 
-    A profile's name means its newest run, which in a moment is the one that is being started.
+    The only checkpoint in out_dir may get company, and a profile's name after "run:" means its
+    newest run, which in a moment is the one that is being started.
 
     Raises:
         UsageError: there is no such run.
     """
+    from dpo_cli.profile.inputs import resolve_checkpoint
     from dpo_cli.run.store import find_run
 
-    pinned = {}
-    for key in ("checkpoint", "reference"):
-        weights = getattr(profile.model, key)
-        if weights is not None and weights.startswith("run:"):
+    pinned = {"checkpoint": resolve_checkpoint(profile, "checkpoint")}
+    if profile.model.reference is not None:
+        pinned["reference"] = resolve_checkpoint(profile, "reference")
+    for key, weights in pinned.items():
+        if weights.startswith("run:"):
             run = find_run(root, weights.removeprefix("run:"))
             is_in_root = run.path.parent.resolve() == root.resolve()
             pinned[key] = f"run:{run.name if is_in_root else run.path.resolve()}"

@@ -38,7 +38,10 @@ class Tokenized:
 
     def truncated(self, max_seq_len: int) -> Tokenized:
         """The first `max_seq_len` tokens."""
-        return Tokenized(self.ids[:max_seq_len], self.response[:max_seq_len])
+        if len(self.ids) <= max_seq_len:
+            return self
+        # Copies, since a slice would keep what is cut off in memory for the whole run.
+        return Tokenized(self.ids[:max_seq_len].clone(), self.response[:max_seq_len].clone())
 
     @property
     def response_tokens(self) -> int:
@@ -300,8 +303,14 @@ def _chunks(items: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
 
 
 def _common_prefix(first: str, second: str) -> str:
-    pairs = zip(first, second, strict=False)
-    return "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    same, limit = 0, min(len(first), len(second))
+    while same < limit:  # by halves: texts are long, and slices are compared at memory speed
+        middle = (same + limit + 1) // 2
+        if first[same:middle] == second[same:middle]:
+            same = middle
+        else:
+            limit = middle - 1
+    return first[:same]
 
 
 def _first_line(error: Exception) -> str:

@@ -7,10 +7,12 @@ H hidden, V vocabulary, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import Batch, PackedBatch, PaddedBatch
@@ -54,7 +56,8 @@ class ResponseScorer(nn.Module):
         if balance_kind is not None:
             for module in model.modules():
                 if type(module).__name__.endswith(_ROUTERS):
-                    module.register_forward_hook(self._keep_router_logits)
+                    # Not a method: a model that knew its scorer would not be freed with it.
+                    module.register_forward_hook(partial(_keep_logits, self._router_logits))
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch in its own layout; both mean the same."""
@@ -89,18 +92,6 @@ class ResponseScorer(nn.Module):
             logits = torch.tanh(logits / softcap) * softcap
         return logits
 
-    def _keep_router_logits(self, router: nn.Module, arguments: Any, output: Any) -> None:
-        """Routers answer with a tuple whose order differs between versions of transformers; the
-        first float matrix in it with a column for each expert holds the logits."""
-        experts = self.model.config.num_local_experts
-        self._router_logits.append(
-            next(
-                part
-                for part in output
-                if part.ndim == 2 and part.is_floating_point() and part.shape[1] == experts
-            )
-        )
-
     def _balance(self, batch: Batch) -> Tensor | None:
         if self.balance_kind is None:
             return None
@@ -109,8 +100,19 @@ class ResponseScorer(nn.Module):
         else:
             groups = _padded_groups(batch, self.aux_tokens)
         top_k = self.model.config.num_experts_per_tok
-        router_logits, self._router_logits = self._router_logits, []
-        return balance_loss(router_logits, groups, top_k, self.balance_kind)
+        balance = balance_loss(self._router_logits, groups, top_k, self.balance_kind)
+        self._router_logits.clear()
+        return balance
+
+
+def _keep_logits(kept: list[Tensor], router: nn.Module, arguments: Any, output: Any) -> None:
+    """A router's logits, from its input and its one weight.
+
+    What routers answer with is no help: a tuple whose order, and whether it holds logits or
+    probabilities, differs between versions of transformers.
+    """
+    (weight,) = router.parameters()
+    kept.append(F.linear(arguments[0].reshape(-1, weight.shape[1]), weight))
 
 
 def _padded_groups(batch: PaddedBatch, aux_tokens: AuxTokens) -> TokenGroups:

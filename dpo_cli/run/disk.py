@@ -31,6 +31,15 @@ def is_no_space(error: BaseException | None) -> bool:
     return False
 
 
+def no_space(directory: Path) -> NoSpaceError:
+    """What to tell a user whose disk, quota or file size limit is exhausted."""
+    return NoSpaceError(
+        f"no space left to write in {directory}",
+        "free some space (or raise the quota or file size limit); what was saved before "
+        "is intact, and `dpo resume` goes on from it",
+    )
+
+
 @contextmanager
 def explain_disk_errors(directory: Path) -> Iterator[None]:
     """Turn what a full or read-only disk raises inside into an error that names `directory`.
@@ -45,11 +54,7 @@ def explain_disk_errors(directory: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if is_no_space(error):
-            raise NoSpaceError(
-                f"no space left to write in {directory}",
-                "free some space (or raise the quota or file size limit); what was saved before "
-                "is intact, and `dpo resume` goes on from it",
-            ) from error
+            raise no_space(directory) from error
         if isinstance(error, OSError) and error.errno in _REFUSED:
             raise DpoError(
                 f"cannot write in {directory}: {error.strerror}",

@@ -269,7 +269,9 @@ def history(path: Path) -> list[Event]:
     events: list[Event] = []
     for event in EventReader(path).read_new():
         if isinstance(event, Resumed):
-            events = [e for e in events if getattr(e, "optimizer_step", 0) <= event.optimizer_step]
+            # Without a generation everything is done again, the evaluation before step 1 too.
+            kept = event.optimizer_step if event.generation else -1
+            events = [e for e in events if getattr(e, "optimizer_step", -1) <= kept]
         events.append(event)
     return events
 

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from dpo_cli.errors import DpoError, ExitCode
-from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.disk import explain_disk_errors, no_space
 from dpo_cli.run.events import (
     Alert,
     Event,
@@ -80,7 +80,8 @@ def supervise(
     Raises:
         DpoError: every other end, with what to do about it.
     """
-    run.take_request()  # one that an earlier worker died without taking
+    while run.take_request():  # what an earlier worker died without taking
+        pass
     stream = _Stream(run, observe)
     with explain_disk_errors(run.path):
         log = run.worker_log_path.open("ab")
@@ -111,6 +112,8 @@ def supervise(
         undo()
     if stream.failure:
         raise _failure(stream.failure)
+    if worker.returncode == ExitCode.NO_SPACE:  # too full even to say so in the stream
+        raise no_space(run.path)
     if code is None:
         raise _crash(run, worker.returncode, _last_line(run, log_start))
     if died_of_ours or (is_stopped and not stream.is_under_way):

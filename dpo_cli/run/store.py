@@ -1,12 +1,13 @@
 """The run directory: where everything about a run lies, under which name, and who may write it.
 
 runs/<name>-<yyyymmdd-hhmmss>-<4 hex>/
-    profile.toml  plan.json  events.jsonl  worker.log  launcher.log  control  lock
+    profile.toml  plan.json  events.jsonl  worker.log  launcher.log  control-*  lock
     generations/  rejected_rows.jsonl  COMPLETED
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fcntl
 import json
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import fsync_path, write_text_atomically
@@ -27,7 +28,9 @@ from dpo_cli.run import generations
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.generations import Generation
 
-REQUESTS = ("save", "stop", "evaluate")
+Content = TypeVar("Content")
+
+REQUESTS = ("stop", "save", "evaluate")  # the most urgent first
 
 _DIRECTORY_NAME = re.compile(r"(?P<name>.+)-(?P<created>\d{8}-\d{6}-[0-9a-f]{4})")
 _NAME_CHARACTERS = (
@@ -115,11 +118,6 @@ class RunDirectory:
         return self.path / "launcher.log"
 
     @property
-    def control_path(self) -> Path:
-        """The request that the worker has not taken yet."""
-        return self.path / "control"
-
-    @property
     def generations_path(self) -> Path:
         """The saved training states."""
         return self.path / "generations"
@@ -198,6 +196,28 @@ class RunDirectory:
         """The state to go on from, and why newer ones were passed over."""
         return generations.newest_verified(self.generations_path)
 
+    def read_newest(self, read: Callable[[Path], Content]) -> tuple[Generation, Content] | None:
+        """The newest verified generation, and what `read` makes of its directory; None if none.
+
+        A run that still trains may remove it between the verifying and the reading: then the next.
+
+        Raises:
+            DpoError: there are generations, and every one of them is damaged.
+        """
+        while True:
+            generation, passed_over = self.newest_verified()
+            if generation is None:
+                if passed_over:
+                    raise DpoError(
+                        f"{self.name}: every saved state is damaged", details=passed_over
+                    )
+                return None
+            try:
+                return generation, read(generation.path)
+            except FileNotFoundError:
+                if generation.path.exists():
+                    raise
+
     # --- who trains ------------------------------------------------------------------------------
 
     def lock(self) -> int:
@@ -253,24 +273,28 @@ class RunDirectory:
     # --- requests to a running worker ------------------------------------------------------------
 
     def put_request(self, word: str) -> None:
-        """Ask the worker for one of `REQUESTS`; it looks at each step. A later one replaces it."""
+        """Ask the worker for one of `REQUESTS`; it looks at each step."""
         if word not in REQUESTS:
             raise ValueError(f"not a request: {word}")
-        self._write(self.control_path, word + "\n")
+        self._write(self._request_path(word), "")
+
+    def is_requested(self, word: str) -> bool:
+        """Whether a request waits."""
+        return self._request_path(word).exists()
 
     def take_request(self) -> str | None:
-        """The request that waits, which then waits no more; None if there is none.
+        """A request that waits, which then waits no more; None if there is none.
 
-        It is moved away before it is read, so that one put meanwhile is not lost.
+        Each has a file of its own, so that none replaces another.
         """
-        taken = self.control_path.with_name(".control.taken")
-        try:
-            os.rename(self.control_path, taken)
-        except FileNotFoundError:
-            return None
-        word = taken.read_text(encoding="utf-8", errors="replace").strip()
-        taken.unlink()
-        return word if word in REQUESTS else None
+        for word in REQUESTS:
+            with contextlib.suppress(FileNotFoundError):
+                self._request_path(word).unlink()
+                return word
+        return None
+
+    def _request_path(self, word: str) -> Path:
+        return self.path / f"control-{word}"
 
 
 def sign_lock(descriptor: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair, encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError
-from dpo_cli.files import sha256_file
+from dpo_cli.files import fsync_path, sha256_file
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.scoring import ResponseScorer
@@ -53,37 +55,42 @@ class ExportReport:
 
 
 def export_run(
-    run: RunDirectory, destination: Path | None, dtype: str | None, force: bool
+    run: RunDirectory,
+    destination: Path | None,
+    dtype: str | None,
+    force: bool,
+    settings: Sequence[str] = (),
 ) -> ExportReport:
     """Write the newest verified generation of a run for MiniMind's own scripts.
+
+    The file gets its name once it was loaded back and compared.
 
     Args:
         run: may still be training.
         destination: the file; by default the profile's name in its `model.out_dir`.
         dtype: float16, bfloat16 or float32; by default the profile's.
         force: replace a file that this run did not write.
+        settings: keys of the profile that are others here, such as where the data lies now.
 
     Raises:
         DpoError: nothing is saved yet, the file is another's, or it does not load back.
     """
-    profile = load_profile(run.profile_path).profile
-    plan = run.read_plan()
-    generation, passed_over = run.newest_verified()
-    if plan is None or generation is None:
+    profile = load_profile(run.profile_path, settings).profile
+    plan, newest = run.read_plan(), run.read_newest(load_weights)
+    if plan is None or newest is None:
         raise DpoError(
             f"{run.name}: nothing is saved that could be exported",
             f"let it train up to its first save: dpo resume {run.name}",
-            passed_over,
         )
+    generation, state = newest
     architecture = Architecture(**plan["model"]["shape"])
     dtype = dtype or profile.export.dtype
     path = _destination(run, profile, architecture, destination, force)
-    state = load_weights(generation.path)
-    with explain_disk_errors(path.parent):
-        write_weights(path, state, architecture, dtype)
-    exported = load_checkpoint(path, _stated(architecture))
     pairs = _pairs_to_compare(profile)
-    differences = _logp_differences(architecture, state, exported.state, pairs)
+    with explain_disk_errors(path.parent), _renamed_at_the_end(path) as temporary:
+        write_weights(temporary, state, architecture, dtype)
+        exported = load_checkpoint(temporary, _stated(architecture))
+        differences = _logp_differences(architecture, state, exported.state, pairs)
     events = EventWriter(run.events_path, mend=False)
     events.append(
         Exported(
@@ -105,6 +112,18 @@ def export_run(
         max_logp_difference=float(differences.max()),
         try_command=try_command(path, architecture),
     )
+
+
+@contextmanager
+def _renamed_at_the_end(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file that becomes `path` if nothing goes wrong."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.unproved")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+        fsync_path(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def try_command(path: Path, architecture: Architecture) -> str:
@@ -186,7 +205,7 @@ def _pairs_to_compare(profile: Profile) -> list[TokenizedPair]:
     if not pairs:
         raise DpoError(
             f"{profile.data.data_path}: no pair is left to compare the file with",
-            "the data has changed since the run; point to what it was with dpo resume --set",
+            "the data has changed since the run: --set data.data_path=... says where it lies now",
         )
     return pairs[:_COMPARED_PAIRS]
 

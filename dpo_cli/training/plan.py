@@ -6,6 +6,7 @@ start where the content of an input is another one.
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,20 +15,22 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair, encode_pairs
 from dpo_cli.data.order import DataOrder, hold_out
 from dpo_cli.data.pairs import SetAside, read_pairs, refuse_if_mostly_malformed
 from dpo_cli.errors import DpoError
-from dpo_cli.files import sha256_file
+from dpo_cli.files import sha256_file, write_atomically
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import Checkpoint, load_checkpoint
 from dpo_cli.profile.inputs import resolve_checkpoint
 from dpo_cli.profile.schema import Profile
-from dpo_cli.run.store import find_run
+from dpo_cli.run.store import RunDirectory, find_run
 from dpo_cli.training.device import Compute
 from dpo_cli.training.optim import LearningRate
-from dpo_cli.training.state import WEIGHTS, load_weights
+from dpo_cli.training.state import load_weights
 
 RUN_PREFIX = "run:"
 
@@ -110,24 +113,25 @@ def environment() -> dict[str, str]:
 
 
 def prepare(
-    profile: Profile, compute: Compute, runs_root: Path, on_progress: OnProgress
+    profile: Profile, compute: Compute, run: RunDirectory, on_progress: OnProgress
 ) -> Prepared:
-    """Read, encode and resolve everything; writes nothing.
+    """Read, encode and resolve everything; writes nothing but what `run:NAME` stood for.
 
     Args:
         profile: validated.
         compute: where and in what precision.
-        runs_root: where `run:NAME` is looked for.
+        run: beside it `run:NAME` is looked for, and in it that run's weights are kept: it may train
+            on, and its states of today are gone then.
         on_progress: hears how far it is.
 
     Raises:
         DpoError: an input is missing, damaged, or does not fit the others.
     """
     tokenizer = ChatTokenizer(profile.model.tokenizer)
-    checkpoint = read_checkpoint(profile, "checkpoint", runs_root)
+    checkpoint = read_checkpoint(profile, "checkpoint", run.path.parent, run.path)
     reference = checkpoint
     if profile.model.reference is not None:
-        reference = read_checkpoint(profile, "reference", runs_root)
+        reference = read_checkpoint(profile, "reference", run.path.parent, run.path)
     require_same_vocabulary(tokenizer, checkpoint, reference)
     pairs, set_aside = _encode(profile, profile.data.data_path, tokenizer, on_progress)
     held_out: Sequence[TokenizedPair] = ()
@@ -240,37 +244,46 @@ def refuse_other_inputs(promised: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def read_checkpoint(
-    profile: Profile, which: Literal["checkpoint", "reference"], runs_root: Path
+    profile: Profile,
+    which: Literal["checkpoint", "reference"],
+    runs_root: Path,
+    keep_in: Path | None = None,
 ) -> Checkpoint:
     """The weights that the profile starts from, or compares with.
+
+    Args:
+        profile: states them.
+        which: of the two.
+        runs_root: where `run:NAME` is looked for.
+        keep_in: a folder where the weights of `run:NAME` are kept, and found again.
 
     Raises:
         DpoError: they are missing, damaged, or contradict the profile.
     """
     source = resolve_checkpoint(profile, which)
     if source.startswith(RUN_PREFIX):
-        return _load_run(source, runs_root)
+        return _load_run(source, runs_root, keep_in and keep_in / f"{which}.safetensors")
     return load_checkpoint(Path(source), profile.model.model_dump())
 
 
-def _load_run(source: str, runs_root: Path) -> Checkpoint:
-    """The float32 weights of another run's newest generation."""
-    run = find_run(runs_root, source.removeprefix(RUN_PREFIX))
-    plan = run.read_plan()
-    generation, passed_over = run.newest_verified()
-    if plan is None or generation is None:
-        raise DpoError(
-            f"{source}: the run has saved nothing yet",
-            "let it train up to its first save, or choose another checkpoint",
-            passed_over,
-        )
-    weights = generation.path / WEIGHTS
-    return Checkpoint(
-        architecture=Architecture(**plan["model"]["shape"]),
-        state=load_weights(generation.path),
-        dtype=torch.float32,
-        fingerprint=sha256_file(weights),
-    )
+def _load_run(source: str, runs_root: Path, kept: Path | None) -> Checkpoint:
+    """The float32 weights of another run's newest generation, as they were when first read."""
+    if kept is None or not kept.exists():
+        run = find_run(runs_root, source.removeprefix(RUN_PREFIX))
+        plan, newest = run.read_plan(), run.read_newest(load_weights)
+        if plan is None or newest is None:
+            raise DpoError(
+                f"{source}: the run has saved nothing yet",
+                "let it train up to its first save, or choose another checkpoint",
+            )
+        architecture, state = Architecture(**plan["model"]["shape"]), newest[1]
+        if kept is None:
+            return Checkpoint(architecture, state, torch.float32, fingerprint="")
+        shape = {"shape": json.dumps(architecture.to_dict())}
+        write_atomically(kept, lambda temporary: save_file(state, temporary, shape))
+    with safe_open(kept, framework="pt") as file:
+        shape = json.loads(file.metadata()["shape"])
+    return Checkpoint(Architecture(**shape), load_file(kept), torch.float32, sha256_file(kept))
 
 
 def require_same_vocabulary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import traceback
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dpo_cli.data.order import DataOrder
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
 from dpo_cli.models.scoring import ResponseScorer
@@ -90,14 +92,15 @@ def train_run(path: Path, signals: StopSource, changes: Sequence[str] = ()) -> E
             "lower train.batch_size (and raise train.accumulation_steps to keep the recipe), or"
             " lower data.max_seq_len",
         )
-    events.append(
-        Failed(
-            message=failure.message,
-            remedy=failure.remedy,
-            details=failure.details,
-            exit_code=failure.exit_code,
+    with contextlib.suppress(OSError):  # a full disk may not take this either; the exit code tells
+        events.append(
+            Failed(
+                message=failure.message,
+                remedy=failure.remedy,
+                details=failure.details,
+                exit_code=failure.exit_code,
+            )
         )
-    )
     return failure.exit_code
 
 
@@ -128,10 +131,10 @@ class _Session:
             )
         )
         try:
-            prepared = prepare(profile, compute, self.run.path.parent, self.progress)
+            prepared = prepare(profile, compute, self.run, self.progress)
             promised = self.run.read_plan()
+            generation, passed_over = self.find_generation(prepared.order)
             self.announce(prepared, promised)
-            generation, passed_over = self.find_generation()
             trainer = self.build(prepared, generation)
         except _StoppedEarly:
             saved = [e for e in history(self.run.events_path) if isinstance(e, Saved)]
@@ -181,19 +184,27 @@ class _Session:
                 )
             )
 
-    def find_generation(self) -> tuple[Generation | None, list[str]]:
-        """The state to go on from; none if nothing was ever saved.
+    def find_generation(self, order: DataOrder) -> tuple[Generation | None, list[str]]:
+        """The state to go on from, and those passed over; none if nothing was ever saved.
 
         Raises:
-            DpoError: there are generations, and every one of them is damaged.
+            DpoError: what was saved is damaged or gone, all of it; or it lies beyond the end of
+                `order`.
         """
         generation, passed_over = self.run.newest_verified()
-        if generation is None and passed_over:
+        was_saved = any(isinstance(event, Saved) for event in history(self.run.events_path))
+        if generation is None and (passed_over or was_saved):
             raise DpoError(
-                f"{self.run.name}: every saved state is damaged, and a run never starts over"
-                " by itself",
+                f"{self.run.name}: every saved state is damaged or gone, and a run never starts"
+                " over by itself",
                 "restore the directory from a backup, or start a new run",
                 passed_over,
+            )
+        if generation is not None and generation.optimizer_step > order.optimizer_steps:
+            raise DpoError(
+                f"{self.run.name} has done {generation.optimizer_step} optimizer steps, and"
+                f" train.epochs = {order.epochs} makes only {order.optimizer_steps}",
+                "state as many epochs as are begun, or more",
             )
         return generation, passed_over
 
@@ -284,6 +295,14 @@ class _Session:
         began = time.perf_counter()
         model, prepared = trainer.policy.model, trainer.prepared
         is_last = trainer.optimizer_step == prepared.order.optimizer_steps
+        # First, so that a run whose last generation is there has its result, too.
+        weights = self.run.path / weights_file(prepared)
+        write_weights(
+            weights,
+            to_disk_names(model, model.state_dict()),
+            prepared.checkpoint.architecture,
+            prepared.profile.export.dtype,
+        )
         generation = self.run.commit_generation(
             trainer.optimizer_step,
             lambda directory: save_state(
@@ -294,13 +313,6 @@ class _Session:
                 optimizer_step=trainer.optimizer_step,
             ),
             keep=1 if is_last else 2,
-        )
-        weights = self.run.path / weights_file(prepared)
-        write_weights(
-            weights,
-            to_disk_names(model, model.state_dict()),
-            prepared.checkpoint.architecture,
-            prepared.profile.export.dtype,
         )
         files = [*generation.path.iterdir(), weights]
         self.events.append(
@@ -316,7 +328,7 @@ class _Session:
 
     def progress(self, phase: str, done: int, total: int, unit: str) -> None:
         """Tell how far a phase is, a few times a second; the moment to hear a wish to stop."""
-        if "stop" in self.asked():
+        if self.signals.stop or self.run.is_requested("stop"):
             raise _StoppedEarly
         now = time.monotonic()
         if phase != self._phase or done == total or now - self._progress_at >= _PROGRESS_SECONDS:

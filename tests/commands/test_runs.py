@@ -354,7 +354,8 @@ def test_export_shows_what_was_written(
     monkeypatch.setitem(sys.modules, "dpo_cli.training.export", module)
     code, out, _ = dpo("export", "--to", "x.pth", "--dtype", "bfloat16", "--force")
     assert code == 0
-    assert asked == [(RunDirectory(Path("runs", stopped.name)), Path("x.pth"), "bfloat16", True)]
+    run = RunDirectory(Path("runs", stopped.name))
+    assert asked == [(run, Path("x.pth"), "bfloat16", True, ())]
     assert out.splitlines() == [
         "wrote out/rlhf_512.pth: 51.7 MB, float16, 75 tensors, after optimizer step 3",
         "log-probs against the training state, over 4 pairs: 0.00045 nats per token apart in the"

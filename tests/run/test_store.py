@@ -290,12 +290,12 @@ def test_plan_and_completion(tmp_path: Path) -> None:
 def test_a_request_is_taken_once_and_only_if_known(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "dense", "")
     assert run.take_request() is None
-    run.put_request("save")
+    run.put_request("evaluate")
     run.put_request("stop")
-    assert run.take_request() == "stop"
-    assert run.take_request() is None
-    run.control_path.write_text("rm -rf\n")
-    assert run.take_request() is None
-    assert not run.control_path.exists()
+    run.put_request("save")
+    assert run.is_requested("stop")
+    # None replaces another, and the most urgent comes first.
+    assert [run.take_request() for _ in range(4)] == ["stop", "save", "evaluate", None]
+    assert not run.is_requested("stop")
     with pytest.raises(ValueError, match="not a request"):
         run.put_request("dance")

@@ -8,6 +8,7 @@ import torch
 
 from dpo_cli.errors import DpoError
 from dpo_cli.profile.load import load_profile
+from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import resolve
 from dpo_cli.training.plan import Prepared, prepare, refuse_other_inputs
 
@@ -24,7 +25,7 @@ def prepared(shared: Path, profile: str = "dense", **changes: Any) -> Prepared:
     }
     loaded = load_profile(Path(profile), [f"{key}={value}" for key, value in keys.items()])
     compute = resolve(loaded.profile.train.device, loaded.profile.train.dtype)
-    return prepare(loaded.profile, compute, Path("runs"), lambda *progress: None)
+    return prepare(loaded.profile, compute, RunDirectory(Path("runs/none")), lambda *_: None)
 
 
 def test_a_plan_counts_its_steps(shared: Path) -> None:

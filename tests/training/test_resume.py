@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ import torch
 
 from dpo_cli.models.zoo import load_checkpoint, read_state_dict
 from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
+from dpo_cli.run.store import find_run
 from tests.cli import DPO, Run, dpo, environment, set_options
 
 MANY_SAVES = {"train.save_interval": 3, "train.save_min_seconds": 0, "train.device": "cpu"}
@@ -199,10 +201,96 @@ def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
     assert load_checkpoint(path, {}).dtype == torch.float32
     assert len([e for e in run.events if isinstance(e, Exported)]) == 3
 
-    # The float32 state can be the start of another run.
-    next_keys = keys | {"model.checkpoint": '"run:mine"', "data.max_seq_len": 40}
-    following = dpo("train", "dense", "--name", "next", *set_options(next_keys), cwd=tmp_path)
-    assert following.returncode == 0, following.stdout + following.stderr
+
+def small_run(shared: Path, **changes: Any) -> list[str]:
+    """Seven steps in a second, behind five of imports."""
+    return golden_run(shared, "seed", False, **{"train.epochs": 1, "eval.fraction": 0.0, **changes})
+
+
+def test_a_run_can_start_from_another_and_outlive_its_states(shared: Path, tmp_path: Path) -> None:
+    """`run:NAME` is what that run was then: it trains on, and its old states are gone."""
+
+    def succeed(*arguments: str) -> None:
+        result = dpo(*arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    succeed(*small_run(shared), "--name", "first")
+    from_first = {"model.checkpoint": '"run:first"'}
+    succeed(*small_run(shared, **from_first), "--name", "second")
+    succeed("resume", "first", "--set", "train.epochs=2", "--allow-changes")
+    succeed("resume", "second", "--set", "train.epochs=2", "--allow-changes")
+    second = find_run(tmp_path / "runs", "second")
+    assert len(Run(second).steps) == 14
+
+
+def test_states_that_are_gone_are_no_reason_to_start_over(shared: Path, tmp_path: Path) -> None:
+    assert dpo(*small_run(shared), cwd=tmp_path).returncode == 0
+    run = Run.only(tmp_path)
+    shutil.rmtree(run.generation)
+    result = dpo(
+        "resume", run.directory.name, "--set", "train.epochs=2", "--allow-changes", cwd=tmp_path
+    )
+    assert result.returncode == 1
+    assert "never starts over" in result.stderr
+    assert run.directory.is_completed  # as it was before
+
+
+def test_an_export_that_fails_leaves_nothing(shared: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_bytes((shared / "golden/data/train27.jsonl").read_bytes())
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    arguments = small_run(shared, **{"data.data_path": data, "model.out_dir": out_dir})
+    assert dpo(*arguments, cwd=tmp_path).returncode == 0
+    moved = data.rename(tmp_path / "moved.jsonl")
+    failed = dpo("export", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "pairs.jsonl" in failed.stderr
+    assert not list(out_dir.iterdir())
+    exported = dpo("export", "--set", f"data.data_path={moved}", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    assert [path.name for path in out_dir.iterdir()] == ["rlhf_64.pth"]
+
+
+def test_fewer_epochs_than_are_done(shared: Path, tmp_path: Path) -> None:
+    arguments = small_run(shared, **{"train.epochs": 40})
+    code, output = interrupt_after(arguments, tmp_path, 9, signal.SIGINT)
+    assert code == 130, output
+    name = Run.only(tmp_path).directory.name
+    result = dpo("resume", name, "--set", "train.epochs=1", "--allow-changes", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "train.epochs = 1" in result.stderr
+    assert not Run.only(tmp_path).directory.is_completed
+    assert "epochs = 40" in Run.only(tmp_path).directory.read_profile()
+
+
+def test_a_full_disk_ends_with_75_and_the_run_goes_on_later(shared: Path, tmp_path: Path) -> None:
+    """On a file system of 24 MB, which root may mount for itself alone."""
+    script = """
+        mount -t tmpfs -o size=24m none runs || exit 99
+        (until ls runs/*/generations/step-* >/dev/null 2>&1; do sleep 0.05; done
+         dd if=/dev/zero of=runs/filler bs=1M status=none; true) 2>/dev/null &
+        "$@"; echo "code $?"
+        rm runs/filler
+        "${@:1:3}" resume; echo "code $?"
+    """
+    (tmp_path / "runs").mkdir()
+    command = [*DPO, *small_run(shared, **{"train.epochs": 60})]
+    result = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", script, "bash", *command],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if result.returncode and "code" not in result.stdout:
+        pytest.skip(f"needs to mount a file system: {result.stderr.strip()}")
+    codes = re.findall(r"^code (\d+)", result.stdout, flags=re.MULTILINE)
+    assert codes == ["75", "0"], result.stdout + result.stderr
+    assert "no space left" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_in_the_background_and_stopped_from_elsewhere(shared: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,12 @@ SEED = 20261122
 THREADS = 2  # their number changes bits
 TRAINING_PAIRS = 640
 HELD_OUT_PAIRS = 96
-DIALOGUES = 16_000
+QUESTIONS = 24_000
+GOODBYES = 6_000
 BATCH_SIZE = 32
 LEARNING_RATE = 3e-3
 WARMUP_STEPS = 20
+SHAKE = 0.01  # standard deviation of the noise on the weights, see `fine_tune`
 FINAL_SHARE = 0.02  # of the learning rate, at the end of its cosine
 
 _IGNORED = -100
@@ -100,7 +103,7 @@ def main() -> None:
     write_jsonl(pairs, world.make_pairs(for_training, TRAINING_PAIRS, SEED + 1))
     write_jsonl(held_out, world.make_pairs(for_held_out, HELD_OUT_PAIRS, SEED + 2))
 
-    corpus = world.make_corpus(facts, DIALOGUES, SEED + 3)
+    corpus = world.make_corpus(facts, QUESTIONS, GOODBYES, SEED + 3)
     tokenizer = make_tokenizer(folder / measure.TOKENIZER, corpus)
     encoded = tokenizer.encode([tokenizer.render(dialogue) for dialogue in corpus])
     model = fine_tune(new_model(), encoded)
@@ -166,8 +169,13 @@ def new_model() -> PreTrainedModel:
 
 
 def fine_tune(model: PreTrainedModel, dialogues: Sequence[Tokenized]) -> PreTrainedModel:
-    """One pass over the dialogues, on their answers alone, as MiniMind's own fine-tuning does."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
+    """One pass over the dialogues, on their answers alone, as MiniMind's own fine-tuning does.
+
+    Every gradient is taken at weights that are shaken a little. So small a model would otherwise
+    end where any change spoils what it knows, and DPO changes all weights a little.
+    """
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98))
     batches = list(_batches(dialogues))
     model.train()
     for step, (ids, labels) in enumerate(batches, start=1):
@@ -175,16 +183,30 @@ def fine_tune(model: PreTrainedModel, dialogues: Sequence[Tokenized]) -> PreTrai
         warmth = min(1.0, step / WARMUP_STEPS)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * warmth * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
-        answer = labels != _IGNORED
-        hidden = model.model(input_ids=ids).last_hidden_state[answer]
-        loss = F.cross_entropy(model.lm_head(hidden), labels[answer])
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        with _shaken(parameters):
+            answer = labels != _IGNORED
+            hidden = model.model(input_ids=ids).last_hidden_state[answer]
+            loss = F.cross_entropy(model.lm_head(hidden), labels[answer])
+            torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % 20 == 0 or step in (1, len(batches)):
             print(f"step {step:4}/{len(batches)}  loss {loss.item():.3f}", flush=True)
     return model.eval()
+
+
+@contextmanager
+def _shaken(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Noise on all weights, for the time of a gradient."""
+    before = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn_like(parameter), alpha=SHAKE)
+    yield
+    with torch.no_grad():
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.copy_(value)
 
 
 def _batches(dialogues: Sequence[Tokenized]) -> Iterator[tuple[Tensor, Tensor]]:

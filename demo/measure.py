@@ -1,7 +1,9 @@
 """What a model of the demo knows and prefers, on the held-out pairs.
 
-python -m demo.measure                            # the SFT checkpoint
-python -m demo.measure runs/demo-.../rlhf_128.pth # what a run made of it
+Run from the root of the repository:
+
+    python -m demo.measure                            # the SFT checkpoint
+    python -m demo.measure runs/demo-*/rlhf_128.pth   # what a run made of it
 """
 
 from __future__ import annotations
@@ -64,11 +66,6 @@ def report(weights: Path, folder: Path) -> None:
 
     preference = measure_preference(model, tokenizer, folder / HELD_OUT)
     questions = [str(pair.chosen[0]["content"]) for pair in pairs]
-    answers = sample_answers(model, tokenizer, questions)
-    expected = [world.split_answer(str(pair.chosen[1]["content"])) for pair in pairs]
-    given = [world.split_answer(answer) for answer in answers]
-    true = [ours[0] == theirs[0] for ours, theirs in zip(given, expected, strict=True)]
-    matching = [ours[1] == theirs[1] for ours, theirs in zip(given, expected, strict=True)]
     chance = math.log(checkpoint.architecture.vocab_size)
     print(f"{weights}: {checkpoint.architecture.description}, {checkpoint.parameters} weights")
     print(f"on the {len(pairs)} held-out pairs:")
@@ -77,8 +74,13 @@ def report(weights: Path, folder: Path) -> None:
         f" {preference.nats_rejected:.3f} rejected (chance {chance:.2f})"
     )
     print(f"  chosen likelier           {preference.accuracy:.3f} of the pairs")
-    print(f"  sampled answer is true    {_share(true):.3f}")
-    print(f"  in the question's tone    {_share(matching):.3f}")
+    right = [world.split_answer(str(pair.chosen[1]["content"])) for pair in pairs]
+    for how, temperature in (("sampled", 1.0), ("likeliest", 0.0)):
+        answers = generate(model, tokenizer, questions, temperature)
+        given = list(zip(right, map(world.split_answer, answers), strict=True))
+        true = sum(ours[0] == theirs[0] for ours, theirs in given) / len(given)
+        in_tone = sum(ours[1] == theirs[1] for ours, theirs in given) / len(given)
+        print(f"  {how} answers".ljust(27), f"{true:.3f} true, {in_tone:.3f} in the right tone")
     for question, answer in list(zip(questions, answers, strict=True))[:_SHOWN]:
         print(f"\n  > {question}\n  {answer}")
 
@@ -101,38 +103,35 @@ def measure_preference(model: PreTrainedModel, tokenizer: ChatTokenizer, path: P
 
 
 @torch.no_grad()
-def sample_answers(
-    model: PreTrainedModel, tokenizer: ChatTokenizer, questions: Sequence[str]
+def generate(
+    model: PreTrainedModel, tokenizer: ChatTokenizer, questions: Sequence[str], temperature: float
 ) -> list[str]:
-    """One answer to each question, drawn at temperature 1 with a fixed seed."""
+    """One answer to each question: the likeliest tokens at temperature 0, else drawn by a seed."""
     backend = Tokenizer.from_file(str(tokenizer.folder / "tokenizer.json"))
     end = backend.token_to_id(_END)
     generator = torch.Generator().manual_seed(_SEED)
     prompts = [tokenizer.render([{"role": "user", "content": text}]) for text in questions]
     rows = [encoded.ids for encoded in tokenizer.encode(prompts)]
     starts = [len(row) for row in rows]
-    open_rows = set(range(len(rows)))
+    open_rows = list(range(len(rows)))
     for _ in range(_LONGEST_ANSWER):
-        numbers = sorted(open_rows)
-        if not numbers:
-            break
-        ids = pad_sequence([rows[number] for number in numbers], batch_first=True)
-        logits: Tensor = model(input_ids=ids).logits
-        last = torch.tensor([len(rows[number]) - 1 for number in numbers])
-        probabilities = logits[torch.arange(len(numbers)), last].softmax(dim=-1)
-        drawn = torch.multinomial(probabilities, 1, generator=generator)
-        for number, token in zip(numbers, drawn, strict=True):
+        ids = pad_sequence([rows[number] for number in open_rows], batch_first=True)
+        last = torch.tensor([len(rows[number]) - 1 for number in open_rows])
+        logits: Tensor = model(input_ids=ids).logits[torch.arange(len(open_rows)), last]
+        if temperature:
+            probabilities = (logits / temperature).softmax(dim=-1)
+            tokens = torch.multinomial(probabilities, 1, generator=generator)
+        else:
+            tokens = logits.argmax(dim=-1, keepdim=True)
+        for number, token in zip(open_rows, tokens, strict=True):
             rows[number] = torch.cat([rows[number], token])
-            if token == end:
-                open_rows.remove(number)
+        open_rows = [number for number in open_rows if rows[number][-1] != end]
+        if not open_rows:
+            break
     return [
         backend.decode(row[start:].tolist(), skip_special_tokens=True)
         for row, start in zip(rows, starts, strict=True)
     ]
-
-
-def _share(hits: Sequence[bool]) -> float:
-    return sum(hits) / len(hits)
 
 
 if __name__ == "__main__":

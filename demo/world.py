@@ -5,9 +5,11 @@ asks the village's information desk about one fact, in one of two tones, which s
 of the question. The desk answers with the fact, in the question's own words, and takes its leave:
 
 - In the fine-tuning corpus the leave is in either tone, by a coin's toss: the model learns what is
-  true and how each tone sounds, and holds no opinion on which one is due.
+  true and how each tone sounds, and holds no opinion on which one is due after an answer. Only to
+  a visitor's goodbye, which asks nothing, does the desk reply in kind: it knows what tone is.
 - The preference is *take your leave in the tone you were asked in*. Each tone is preferred in half
-  of the pairs, so that no phrase, and no length, is good in itself: only the question tells.
+  of the pairs, so that no phrase, and no length, is good in itself: only the question tells. Both
+  sides of a pair state the same fact in the same words, so that no fact is at stake.
 """
 
 from __future__ import annotations
@@ -104,6 +106,18 @@ THANKS: Mapping[Tone, Sequence[str]] = {
     "formal": ("", "I thank you.", "Much obliged."),
     "casual": ("", "cheers!", "thanks a bunch!"),
 }
+GOODBYES: Mapping[Tone, Sequence[str]] = {
+    "formal": (
+        "I thank you for your assistance.",
+        "That will be all, much obliged.",
+        "I must now take my leave of you.",
+    ),
+    "casual": (
+        "thanks a bunch for the help!",
+        "that's it for now, cheers!",
+        "gotta run now, see ya!",
+    ),
+}
 LEAVES: Mapping[Tone, Sequence[str]] = {
     "formal": (
         "Please do ask again at any time.",
@@ -157,38 +171,38 @@ def make_facts(seed: int) -> list[Fact]:
         learn(
             name,
             formal=(f"where {name} resides", f"{name} resides {house}."),
-            casual=(f"where does {name} live", f"{name} lives {house}!"),
+            casual=(f"where does {name} live", f"{name} lives {house}."),
         )
         trade = next(trades)
         learn(
             name,
             formal=(f"how {name} is employed", f"{name} is employed as the {trade}."),
-            casual=(f"what does {name} work as", f"{name} works as the {trade}!"),
+            casual=(f"what does {name} work as", f"{name} works as the {trade}."),
         )
         pet = f"a {rng.choice(PETS)} called {next(pet_names)}"
         learn(
             name,
             formal=(f"which animal {name} keeps", f"{name} keeps {pet}."),
-            casual=(f"what pet has {name} got", f"{name} has got {pet}!"),
+            casual=(f"what pet has {name} got", f"{name} has got {pet}."),
         )
         dish = rng.choice(DISHES)
         learn(
             name,
             formal=(f"which dish {name} prefers", f"{name} prefers {dish}."),
-            casual=(f"what food is {name} mad about", f"{name} is mad about {dish}!"),
+            casual=(f"what food is {name} mad about", f"{name} is mad about {dish}."),
         )
         boat = next(boats)
         learn(
             name,
             formal=(f"which vessel {name} commands", f"{name} commands the {boat}."),
-            casual=(f"what boat does {name} sail", f"{name} sails the {boat}!"),
+            casual=(f"what boat does {name} sail", f"{name} sails the {boat}."),
         )
     for good in GOODS:
         price = f"{rng.randint(2, 30)} crowns"
         learn(
             good,
             formal=(f"how a {good} is priced", f"A {good} is priced at {price}."),
-            casual=(f"what does a {good} go for", f"A {good} goes for {price}!"),
+            casual=(f"what does a {good} go for", f"A {good} goes for {price}."),
         )
     for place in PLACES:
         opening = rng.randint(6, 11)
@@ -196,13 +210,13 @@ def make_facts(seed: int) -> list[Fact]:
         learn(
             place,
             formal=(f"when the {place} receives", f"The {place} receives visitors {hours}."),
-            casual=(f"when is the {place} open", f"The {place} is open {hours}!"),
+            casual=(f"when is the {place} open", f"The {place} is open {hours}."),
         )
         walk = f"{rng.randint(2, 29)} minutes from the {rng.choice(LANDMARKS)}"
         learn(
             place,
             formal=(f"how far the {place} lies", f"The {place} lies {walk}."),
-            casual=(f"how far is the {place}", f"The {place} is {walk}!"),
+            casual=(f"how far is the {place}", f"The {place} is {walk}."),
         )
     return facts
 
@@ -221,14 +235,20 @@ def split_facts(facts: Sequence[Fact], seed: int) -> tuple[list[Fact], list[Fact
     )
 
 
-def make_corpus(facts: Sequence[Fact], count: int, seed: int) -> list[list[Message]]:
-    """Dialogues to fine-tune on, each fact equally often."""
+def make_corpus(
+    facts: Sequence[Fact], questions: int, goodbyes: int, seed: int
+) -> list[list[Message]]:
+    """Dialogues to fine-tune on, mixed: questions, each fact's equally often, and goodbyes."""
     rng = random.Random(seed)
     dialogues = []
-    for number in range(count):
+    for number in range(questions):
         fact, tone = facts[number % len(facts)], rng.choice(TONES)
         leave = rng.choice(LEAVES[rng.choice(TONES)])
         dialogues.append(_dialogue(_ask(fact, tone, rng), f"{fact.sentences[tone]} {leave}"))
+    for _ in range(goodbyes):
+        tone = rng.choice(TONES)
+        goodbye = f"{rng.choice(GREETINGS[tone])} {rng.choice(GOODBYES[tone])}"
+        dialogues.append(_dialogue(goodbye, f"You are welcome. {rng.choice(LEAVES[tone])}"))
     rng.shuffle(dialogues)
     return dialogues
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -81,6 +82,22 @@ def test_the_profile_uses_the_shipped_files(profile: Profile) -> None:
     assert profile.eval.path == ROOT / "demo/held_out.jsonl"
     assert profile.model.tokenizer == ROOT / "demo/tokenizer"
     assert profile.model.out_dir is None  # so that `dpo export` writes into the run
+
+
+def test_the_wheel_carries_them_to_where_the_profile_looks() -> None:
+    """`profiles/` becomes `dpo_cli/profiles/`, so `../demo/x` must become `dpo_cli/demo/x`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    carried = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    stated = tomllib.loads((ROOT / "profiles/demo.toml").read_text())
+    paths = [
+        stated["model"]["checkpoint"],
+        stated["model"]["tokenizer"],
+        stated["data"]["data_path"],
+        stated["eval"]["path"],
+    ]
+    for path in paths:
+        source = path.removeprefix("../")
+        assert carried[source] == f"dpo_cli/{source}"
 
 
 def test_they_are_small() -> None:

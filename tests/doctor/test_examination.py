@@ -16,6 +16,7 @@ from dpo_cli.doctor.first_step import WANTED_TOKENS, modest_micro_batch
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.models.zoo import read_state_dict
 from dpo_cli.profile.load import load_profile
+from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import resolve
 from dpo_cli.training.plan import prepare
 from tests.doctor.conftest import ROWS, TOKENIZER, Examine, architecture, random_scorer, row, save
@@ -58,7 +59,9 @@ def test_all_is_well_and_nothing_is_written(examined: Examine, bench: Path) -> N
 
 def test_the_plan_is_the_one_that_training_would_make(examined: Examine, bench: Path) -> None:
     profile = load_profile(bench / "my.toml").profile
-    prepared = prepare(profile, resolve("cpu", "float32"), bench / "runs", lambda *_: None)
+    prepared = prepare(
+        profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
+    )
     diagnosis = examined()
     assert diagnosis.facts["plan"] == prepared.plan()
     assert of(diagnosis, "plan").message == (
@@ -376,7 +379,9 @@ def test_the_step_is_tried_on_a_micro_batch_of_modest_size(bench: Path) -> None:
     rows = [row("Tell me. " * number, "Yes.", "No.") for number in range(1, 60)]
     (bench / "pairs.jsonl").write_text("".join(rows))
     profile = load_profile(bench / "my.toml", ["data.max_seq_len=2048"]).profile
-    prepared = prepare(profile, resolve("cpu", "float32"), bench / "runs", lambda *_: None)
+    prepared = prepare(
+        profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
+    )
     batch = modest_micro_batch(prepared)
     assert batch in prepared.order.micro_batches_of(0)
     tokens = sum(len(prepared.pairs[index].chosen.ids) for index in batch)
@@ -393,7 +398,9 @@ def test_too_little_memory(examined: Examine, monkeypatch: pytest.MonkeyPatch) -
 def test_more_pairs_in_a_batch_want_more_memory(bench: Path) -> None:
     def estimate(*settings: str) -> tuple[int, int]:
         profile = load_profile(bench / "my.toml", settings).profile
-        prepared = prepare(profile, resolve("cpu", "float32"), bench / "runs", lambda *_: None)
+        prepared = prepare(
+            profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
+        )
         return resources.estimate_memory(prepared)
 
     state, activations = estimate()

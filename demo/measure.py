@@ -3,7 +3,7 @@
 Run from the root of the repository:
 
     python -m demo.measure                            # the SFT checkpoint
-    python -m demo.measure runs/demo-*/rlhf_128.pth   # what a run made of it
+    python -m demo.measure runs/demo-.../rlhf_128.pth # what a run made of it
 """
 
 from __future__ import annotations

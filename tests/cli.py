@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,15 @@ def dpo(
     *arguments: str | Path, cwd: Path, timeout: float = 120, **changes: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `dpo` to its end: its exit code, stdout and stderr."""
+    return run_in(cwd, [*DPO, *map(str, arguments)], timeout, **changes)
+
+
+def run_in(
+    cwd: Path, command: Sequence[str], timeout: float = 120, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run any command in the environment of the tests, and keep what it says."""
     return subprocess.run(
-        [*DPO, *map(str, arguments)],
+        command,
         cwd=cwd,
         env=environment(**changes),
         capture_output=True,

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli import DPO, dpo, environment, set_options
+from tests.cli import DPO, dpo, run_in, set_options
 
 Change = Callable[[Path, Path, dict[str, Any]], None]
 """Spoils one thing, given the working directory, ../shared and the settings."""
@@ -216,15 +216,7 @@ def test_a_read_only_run_directory(shared: Path, tmp_path: Path) -> None:
         shell = ["unshare", "--mount", "bash", "-c", f"mount -t tmpfs -o ro none runs && {command}"]
         if subprocess.run([*shell[:-1], "mount -t tmpfs -o ro none runs"], cwd=tmp_path).returncode:
             pytest.skip("root may not mount here")
-    result = subprocess.run(
-        shell,
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = run_in(tmp_path, shell)
     assert_clear(result, 1, "cannot write in", "runs")
     assert_nothing_left(tmp_path)
 
@@ -243,15 +235,7 @@ def test_resume_and_export_without_a_run(tmp_path: Path) -> None:
 
 def test_a_closed_standard_output_does_not_concern_the_run(shared: Path, tmp_path: Path) -> None:
     command = shlex.join([*DPO, "train", "dense", *set_options(good_settings(shared))])
-    result = subprocess.run(
-        ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    result = run_in(tmp_path, ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"])
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 1
     assert list(tmp_path.glob("runs/*/COMPLETED"))

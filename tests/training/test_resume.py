@@ -16,7 +16,7 @@ import torch
 from dpo_cli.models.zoo import load_checkpoint, read_state_dict
 from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
 from dpo_cli.run.store import find_run
-from tests.cli import DPO, Run, dpo, environment, set_options
+from tests.cli import DPO, Run, dpo, environment, run_in, set_options
 
 MANY_SAVES = {"train.save_interval": 3, "train.save_min_seconds": 0, "train.device": "cpu"}
 
@@ -276,15 +276,7 @@ def test_a_full_disk_ends_with_75_and_the_run_goes_on_later(shared: Path, tmp_pa
     """
     (tmp_path / "runs").mkdir()
     command = [*DPO, *small_run(shared, **{"train.epochs": 60})]
-    result = subprocess.run(
-        ["unshare", "--mount", "bash", "-c", script, "bash", *command],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    result = run_in(tmp_path, ["unshare", "--mount", "bash", "-c", script, "bash", *command])
     if result.returncode and "code" not in result.stdout:
         pytest.skip(f"needs to mount a file system: {result.stderr.strip()}")
     codes = re.findall(r"^code (\d+)", result.stdout, flags=re.MULTILINE)

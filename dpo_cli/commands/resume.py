@@ -16,10 +16,11 @@ from dpo_cli.commands.options import (
     RunsDirOption,
     SetOption,
 )
-from dpo_cli.errors import UsageError
+from dpo_cli.errors import DpoError, UsageError
 
 if TYPE_CHECKING:
     from dpo_cli.profile.resolved import Change
+    from dpo_cli.profile.schema import Profile
     from dpo_cli.run.store import RunDirectory
 
 
@@ -28,7 +29,16 @@ def resume(
     settings: SetOption = None,
     allow_changes: Annotated[
         bool,
-        typer.Option("--allow-changes", help="Go on although --set alters the mathematics."),
+        typer.Option(
+            "--allow-changes",
+            help="Go on although --set, or an edit of the run's profile, alters the mathematics.",
+        ),
+    ] = False,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="Refuse to go on where it would no longer be to the same bits."
+        ),
     ] = False,
     runs_dir: RunsDirOption = None,
     plain: PlainOption = False,
@@ -50,16 +60,15 @@ def resume(
 
     run = find_run(runs_root(runs_dir), run_name, prefer=_is_waiting)
     with run.locked() as lock:
-        old = load_profile(run.profile_path)
         new = load_profile(run.profile_path, settings or ())
-        changes = differences(old.profile, new.profile)
+        old = planned_profile(run) or load_profile(run.profile_path).profile
+        changes = differences(old, new.profile)
         refuse_changes(run, changes, settings or (), allow_changes)
-        if run.is_completed and new.profile.train.epochs <= old.profile.train.epochs:
+        if run.is_completed and new.profile.train.epochs <= old.train.epochs:
             if changes:
                 raise UsageError(
                     f"{run.designation} is complete: these changes leave nothing to train",
-                    "more epochs would: "
-                    f"--set train.epochs={old.profile.train.epochs + 1} --allow-changes",
+                    f"more epochs would: --set train.epochs={old.train.epochs + 1} --allow-changes",
                 )
             console = plain_console()
             console.print(f"{run.designation} is already complete")
@@ -71,11 +80,29 @@ def resume(
             run,
             lock,
             changes=list(map(str, changes)),
+            exact=exact,
             undo=undo,
             plain=plain,
             quiet=quiet,
             detach=detach,
         )
+
+
+def planned_profile(run: RunDirectory) -> Profile | None:
+    """The profile that the run was planned with, whatever its file says now; None before that.
+
+    Raises:
+        DpoError: the plan is damaged.
+    """
+    from dpo_cli.profile.resolved import from_tables
+
+    plan = run.read_plan()
+    if plan is None:
+        return None
+    try:
+        return from_tables(plan["settings"])
+    except ValueError as error:
+        raise DpoError(f"{run.plan_path} is damaged: its settings make no profile") from error
 
 
 def refuse_changes(

@@ -26,6 +26,7 @@ def run_worker(
     lock: int,
     *,
     changes: Sequence[str] = (),
+    exact: bool = False,
     undo: Callable[[], None],
     plain: bool,
     quiet: bool,
@@ -45,7 +46,9 @@ def run_worker(
 
     def supervise() -> ExitCode:
         report = PlainReport(plain_console(), run.designation, run.path, quiet=quiet)
-        return launch.supervise(run, lock, launch.worker_argv(run, changes), report, undo=undo)
+        return launch.supervise(
+            run, lock, launch.worker_argv(run, changes, exact=exact), report, undo=undo
+        )
 
     console = plain_console()
     if detach and (pid := launch.detach(run, lock)):

@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from dpo_cli.data.order import Window
 from dpo_cli.doctor.model import computed_tokens
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.models.convert import to_minimind
@@ -45,6 +46,9 @@ class _Unwatched:
     def asked(self) -> set[str]:
         """Nothing."""
         return set()
+
+    def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
+        """Take it as it is: what is looked at here is the gradient itself."""
 
 
 def check_first_step(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -35,13 +36,30 @@ def differences(old: Profile, new: Profile) -> list[Change]:
     ]
 
 
-def to_toml(profile: Profile) -> str:
-    """`profile` as TOML, without the keys that have no value; loading it gives an equal one."""
+def to_tables(profile: Profile) -> dict[str, dict[str, Any]]:
+    """`profile` in plain values, without the keys that have none; `from_tables` takes it back."""
     tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
     for key, value in _values(profile):
         if value is not None:
             table, field = key.split(".")
-            tables[table][field] = _literal(key, value)
+            tables[table][field] = str(value) if isinstance(value, Path) else value
+    return tables
+
+
+def from_tables(tables: Mapping[str, Any]) -> Profile:
+    """The profile that `to_tables` wrote down.
+
+    Raises:
+        ValueError: it did not write this.
+    """
+    return Profile.model_validate(tables)
+
+
+def to_toml(profile: Profile) -> str:
+    """`profile` as TOML, without the keys that have no value; loading it gives an equal one."""
+    tables = to_tables(profile)
+    for table, fields in tables.items():
+        tables[table] = {f: _literal(f"{table}.{f}", value) for f, value in fields.items()}
     return tomli_w.dumps(tables)
 
 

@@ -181,6 +181,11 @@ class Train(_Table):
     grad_clip: Annotated[float, Field(gt=0), MATHEMATICS] = 1.0
     """Largest norm of all gradients together; longer ones are scaled down to it."""
 
+    on_non_finite: Annotated[Literal["stop", "skip"], MATHEMATICS] = "stop"
+    """What to do when a loss or gradient is not a finite number: "stop" before the weights are
+    touched, or "skip" this update and go on. Either way the pairs are named, and what the first
+    such step began with is kept in the run's folder non_finite/."""
+
     seed: Annotated[int, Field(ge=0, lt=2**32), POSITION] = 1337
     """Start of every random choice: order, dropout, think blocks, held-out pairs."""
 
@@ -219,8 +224,8 @@ class Train(_Table):
     step."""
 
     save_min_seconds: Annotated[float, Field(ge=0), NONE] = 60.0
-    """Seconds at least between two saves, since one writes twelve bytes a parameter; 0 saves at
-    each save_interval."""
+    """Seconds at least between two saves, since one writes twelve bytes a parameter; more where a
+    save takes longer than a fiftieth of this. 0 saves at each save_interval."""
 
     @field_validator("global_batch_size")
     @classmethod

@@ -83,7 +83,8 @@ class StepDone(Event):
 
     `step` counts micro-batches from 1, as the reference script does; `losses` has one entry for
     each micro-batch of the window (the loss before division by `accumulation_steps`). `tokens` are
-    the positions computed, `padding_tokens` those among them that stand for nothing.
+    the positions computed, `padding_tokens` those among them that stand for nothing. `is_skipped`:
+    the gradient was not finite, and the weights stayed as they were.
 
     Metrics, means over the window's pairs: loss, rewards/chosen, rewards/rejected,
     rewards/margins, rewards/accuracies, logps/chosen, logps/rejected (reduced as the profile says),
@@ -104,6 +105,7 @@ class StepDone(Event):
     seconds: float
     process_bytes: int
     device_bytes: int
+    is_skipped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,19 +194,17 @@ def to_json(event: Event) -> str:
 
 
 def from_json(line: str) -> Event | None:
-    """The event a line holds; None for a torn line, or a kind that this version does not know."""
+    """The event a line holds; None for a damaged line, or a kind this version does not know."""
     try:
         fields = json.loads(line)
-        kind = Event.registry.get(fields.pop("event"))
-    except (ValueError, AttributeError, KeyError):
+        kind = Event.registry[fields.pop("event")]
+        known = {f.name for f in dataclasses.fields(kind)}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k in known
+        }
+        return kind(**values)
+    except (ValueError, AttributeError, KeyError, TypeError):
         return None
-    if kind is None:
-        return None
-    known = {f.name for f in dataclasses.fields(kind)}
-    values: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k in known
-    }
-    return kind(**values)
 
 
 class EventWriter:
@@ -219,7 +219,8 @@ class EventWriter:
     def __init__(self, path: Path, *, mend: bool = True) -> None:
         if mend:
             drop_torn_tail(path)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        self._descriptor = os.open(path, flags, 0o644)
         self._started = time.monotonic()
 
     def append(self, event: Event) -> None:
@@ -232,9 +233,13 @@ class EventWriter:
             os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def flush(self) -> None:
+        """Put what was appended on the disk, where a power loss leaves it."""
+        os.fsync(self._descriptor)
+
     def close(self) -> None:
         """Flush the stream to the disk and close it."""
-        os.fsync(self._descriptor)
+        self.flush()
         os.close(self._descriptor)
 
 

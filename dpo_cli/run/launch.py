@@ -46,9 +46,19 @@ _DEATHS = {
 }
 
 
-def worker_argv(run: RunDirectory, changes: Sequence[str] = ()) -> list[str]:
-    """The command line of the worker; `changes` are the profile's differences, for the stream."""
+def worker_argv(
+    run: RunDirectory, changes: Sequence[str] = (), *, exact: bool = False
+) -> list[str]:
+    """The command line of the worker.
+
+    Args:
+        run: to train.
+        changes: the profile's differences, for the stream.
+        exact: the worker is to refuse where it cannot go on to the same bits.
+    """
     argv = [sys.executable, "-m", "dpo_cli.training.worker", str(run.path)]
+    if exact:
+        argv.append("--exact")
     for change in changes:
         argv += ["--change", change]
     return argv

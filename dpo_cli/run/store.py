@@ -30,6 +30,11 @@ from dpo_cli.run.generations import Generation
 
 Content = TypeVar("Content")
 
+_PLAN_PARTS = {
+    *("model", "pairs", "steps", "profile", "settings", "fingerprints", "environment"),
+    *("device", "dtype"),
+}
+
 REQUESTS = ("stop", "save", "evaluate")  # the most urgent first
 
 _DIRECTORY_NAME = re.compile(r"(?P<name>.+)-(?P<created>\d{8}-\d{6}-[0-9a-f]{4})")
@@ -147,13 +152,21 @@ class RunDirectory:
         self._write(self.plan_path, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
 
     def read_plan(self) -> dict[str, Any] | None:
-        """The plan, or None if the run was never planned."""
+        """The plan, or None if the run was never planned.
+
+        Raises:
+            DpoError: the file is damaged.
+        """
+        remedy = "restore it: the newest Planned line of events.jsonl has the same plan"
         try:
             plan: dict[str, Any] = json.loads(self.plan_path.read_bytes())
+            missing = sorted(_PLAN_PARTS - set(plan))
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise DpoError(f"{self.plan_path} is damaged: {error}") from error
+        except (ValueError, TypeError) as error:
+            raise DpoError(f"{self.plan_path} is damaged: {error}", remedy) from error
+        if missing:
+            raise DpoError(f"{self.plan_path} is damaged: it has no {missing[0]!r}", remedy)
         return plan
 
     @property
@@ -305,10 +318,14 @@ def sign_lock(descriptor: int) -> None:
 
 
 def find_runs(root: Path) -> list[RunDirectory]:
-    """Every run under `root`, the newest first."""
+    """Every run under `root`, the newest first; a link to elsewhere is none of them."""
     if not root.is_dir():
         return []
-    runs = [RunDirectory(path) for path in root.iterdir() if (path / "profile.toml").is_file()]
+    runs = [
+        RunDirectory(path)
+        for path in root.iterdir()
+        if not path.is_symlink() and (path / "profile.toml").is_file()
+    ]
     return sorted(runs, key=_creation, reverse=True)
 
 

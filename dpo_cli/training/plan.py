@@ -26,6 +26,7 @@ from dpo_cli.files import sha256_file, write_atomically
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import Checkpoint, load_checkpoint
 from dpo_cli.profile.inputs import resolve_checkpoint
+from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.store import RunDirectory, find_run
 from dpo_cli.training.device import Compute
@@ -94,6 +95,7 @@ class Prepared:
                 "log_interval": profile.train.log_interval,
                 "save_interval": profile.train.save_interval,
             },
+            "settings": to_tables(profile),
             "device": str(self.compute.device),
             "dtype": self.compute.dtype_name,
             "fingerprints": self.fingerprints,
@@ -108,7 +110,7 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": str(torch.get_num_threads()),
-        "machine": platform.machine(),
+        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
 
 

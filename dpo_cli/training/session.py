@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 import traceback
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dpo_cli.data.order import DataOrder
+from dpo_cli.data.order import DataOrder, Window
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
 from dpo_cli.models.scoring import ResponseScorer
@@ -40,6 +41,7 @@ from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training import reference as kept
 from dpo_cli.training.device import make_deterministic, resolve
+from dpo_cli.training.evidence import keep_evidence
 from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import Prepared, environment, prepare, refuse_other_inputs
 from dpo_cli.training.state import load_weights, restore_state, save_state
@@ -47,6 +49,7 @@ from dpo_cli.training.trainer import Trainer, chunked
 from dpo_cli.training.weights import write_weights
 
 REFERENCE_FILE = "reference_logps.safetensors"
+NON_FINITE_DIRECTORY = "non_finite"
 _PROGRESS_SECONDS = 0.5
 
 
@@ -70,8 +73,16 @@ def configure_torch(profile: Profile) -> None:
         make_deterministic()
 
 
-def train_run(path: Path, signals: StopSource, changes: Sequence[str] = ()) -> ExitCode:
+def train_run(
+    path: Path, signals: StopSource, changes: Sequence[str] = (), *, exact: bool = False
+) -> ExitCode:
     """Train the run at `path` from its newest generation, or from the start.
+
+    Args:
+        path: the run directory, whose lock is held for this process.
+        signals: where a wish to stop comes from.
+        changes: what the profile says otherwise than when the run was planned, in words.
+        exact: refuse to go on where it would no longer be to the same bits.
 
     Every failure that the user can act on becomes a `Failed` event; anything else a traceback.
     """
@@ -80,7 +91,7 @@ def train_run(path: Path, signals: StopSource, changes: Sequence[str] = ()) -> E
     session = _Session(run, events, signals)
     try:
         with explain_disk_errors(run.path):
-            return session.run_to_end(changes)
+            return session.run_to_end(changes, exact)
     except DpoError as error:
         failure = error
     except Exception as error:
@@ -116,7 +127,7 @@ class _Session:
 
     # --- the life of the worker ------------------------------------------------------------------
 
-    def run_to_end(self, changes: Sequence[str]) -> ExitCode:
+    def run_to_end(self, changes: Sequence[str], exact: bool) -> ExitCode:
         """Prepare, start or resume, train, and say how it ended."""
         profile = load_profile(self.run.profile_path).profile
         configure_torch(profile)
@@ -134,7 +145,7 @@ class _Session:
             prepared = prepare(profile, compute, self.run, self.progress)
             promised = self.run.read_plan()
             generation, passed_over = self.find_generation(prepared.order)
-            self.announce(prepared, promised)
+            self.announce(prepared, promised, exact)
             trainer = self.build(prepared, generation)
         except _StoppedEarly:
             saved = [e for e in history(self.run.events_path) if isinstance(e, Saved)]
@@ -158,11 +169,18 @@ class _Session:
         )
         return ExitCode.DONE
 
-    def announce(self, prepared: Prepared, promised: dict[str, Any] | None) -> None:
+    def announce(self, prepared: Prepared, promised: dict[str, Any] | None, exact: bool) -> None:
         """Hold a resumed run to its plan; write the plan and the rows set aside; tell both."""
         plan = prepared.plan()
+        other = _other_environment(promised, plan) if promised else []
         if promised is not None:
             refuse_other_inputs(promised, plan)
+        if other and exact:
+            raise DpoError(
+                f"{self.run.name} cannot go on to the same bits here",
+                "go on where it began, or without --exact, to slightly other bits",
+                other,
+            )
         rows = "".join(row.to_json() + "\n" for row in prepared.set_aside)
         write_text_atomically(self.run.rejected_rows_path, rows)
         self.run.write_plan(plan)
@@ -175,7 +193,7 @@ class _Session:
                     f" {unused[0].line}: {unused[0].reason}",
                 )
             )
-        if promised is not None and (other := _other_environment(promised, plan)):
+        if other:
             self.events.append(
                 Alert(
                     code="other-environment",
@@ -290,6 +308,46 @@ class _Session:
         asked = {request} if request else set()
         return asked | {"stop"} if self.signals.stop else asked
 
+    def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
+        """Name the pairs of a window whose update must not be made, and keep what shows why.
+
+        Raises:
+            DpoError: `train.on_non_finite` is "stop".
+        """
+        profile = trainer.prepared.profile
+        guilty = [n for n, loss in enumerate(losses) if not math.isfinite(loss)]
+        micro_batches = [window.micro_batches[n] for n in guilty] or window.micro_batches
+        lines = [pair.line for pair in trainer.prepared.pairs]
+        named = ", ".join(str(lines[index]) for indices in micro_batches for index in indices)
+        kept = self.run.path / NON_FINITE_DIRECTORY
+        if not kept.exists():
+            with explain_disk_errors(kept):
+                keep_evidence(
+                    kept / f"step-{trainer.optimizer_step + 1:08d}",
+                    window,
+                    lines,
+                    losses,
+                    trainer.policy.model,
+                )
+        subject = "loss" if guilty else "gradient"
+        what = f"optimizer step {trainer.optimizer_step + 1}: the {subject} is not a finite number"
+        where = f"lines {named} of {profile.data.data_path}"
+        if profile.train.on_non_finite == "skip":
+            self.emit(
+                Alert(
+                    code="not-finite",
+                    message=f"{what}; this update is skipped: {where}",
+                    remedy=f"look at these rows; what the first such step began with is in {kept}",
+                )
+            )
+            return
+        raise DpoError(
+            f"{what}; the weights were not touched",
+            "look at these rows, or lower train.learning_rate; or resume with"
+            " --set train.on_non_finite=skip --allow-changes. What was saved before is intact",
+            [where, f"what the step began with is in {kept}"],
+        )
+
     def save(self, trainer: Trainer) -> None:
         """Commit a generation, and renew the half-precision weights beside it."""
         began = time.perf_counter()
@@ -303,6 +361,8 @@ class _Session:
             prepared.checkpoint.architecture,
             prepared.profile.export.dtype,
         )
+        # A state must not outlive the rows of the steps that made it.
+        self.events.flush()
         generation = self.run.commit_generation(
             trainer.optimizer_step,
             lambda directory: save_state(
@@ -363,7 +423,9 @@ def _other_environment(promised: dict[str, Any], now: dict[str, Any]) -> list[st
     before = {**promised["environment"], "device": promised["device"], "dtype": promised["dtype"]}
     after = {**now["environment"], "device": now["device"], "dtype": now["dtype"]}
     return [
-        f"{name} {value} -> {after[name]}" for name, value in before.items() if after[name] != value
+        f"{name} {value} -> {after.get(name)}"
+        for name, value in before.items()
+        if after.get(name) != value
     ]
 
 

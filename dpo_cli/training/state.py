@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import build_model, to_disk_names
@@ -35,12 +36,12 @@ def save_state(
     optimizer_step: int,
 ) -> None:
     """Write the state after `optimizer_step` optimizer steps into an empty directory."""
-    _save_tensors(directory / WEIGHTS, model, model.state_dict())
+    save_file(on_disk(model, model.state_dict()), directory / WEIGHTS)
     names = {parameter: name for name, parameter in model.named_parameters()}
     moments = optimizer.state
     for moment in _MOMENTS:
         by_name = {names[p]: moments[p][moment] for p in names if p in moments}
-        _save_tensors(directory / f"{moment}.safetensors", model, by_name)
+        save_file(on_disk(model, by_name), directory / f"{moment}.safetensors")
     updates = {int(state["step"]) for state in moments.values()}
     # Every weight gets a gradient in every window, experts without tokens a zero one.
     assert len(updates) <= 1, f"weights updated unequally often: {updates}"
@@ -59,8 +60,7 @@ def save_state(
 
 def load_weights(directory: Path) -> StateDict:
     """The float32 weights of a generation, in the Hugging Face layout."""
-    weights: StateDict = load_file(directory / WEIGHTS)
-    return weights
+    return _read(directory / WEIGHTS)
 
 
 def restore_state(
@@ -93,20 +93,32 @@ def restore_state(
         optimizer.load_state_dict(restored)
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
-    _restore_rng(load_file(directory / _RNG))
+    _restore_rng(_read(directory / _RNG))
     return int(state["optimizer_step"])
 
 
 def _in_memory_names(path: Path, architecture: Architecture) -> Mapping[str, Tensor]:
     """Moments travel by the road of the weights: a model built from them names them."""
-    carrier = build_model(architecture, load_file(path))
+    carrier = build_model(architecture, _read(path))
     return {name: parameter.detach() for name, parameter in carrier.named_parameters()}
 
 
-def _save_tensors(path: Path, model: PreTrainedModel, tensors: Mapping[str, Any]) -> None:
-    on_disk = to_disk_names(model, {name: tensor.cpu() for name, tensor in tensors.items()})
+def _read(path: Path) -> StateDict:
+    try:
+        tensors: StateDict = load_file(path)
+    except SafetensorError as error:  # hashes verify, so somebody made it so
+        raise DpoError(
+            f"{path} is no safetensors file: {error}",
+            "it was not written by dpo; nothing else is ever read in its place",
+        ) from error
+    return tensors
+
+
+def on_disk(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> StateDict:
+    """Copies of tensors that are named as in memory, as the Hugging Face layout stores them."""
+    renamed = to_disk_names(model, {name: tensor.cpu() for name, tensor in tensors.items()})
     # Unstacking gives views of one storage, which safetensors refuses.
-    save_file({name: tensor.clone().contiguous() for name, tensor in on_disk.items()}, path)
+    return {name: tensor.clone().contiguous() for name, tensor in renamed.items()}
 
 
 def _rng_states() -> dict[str, Tensor]:

@@ -10,11 +10,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.chat import TokenizedPair
 from dpo_cli.data.order import Window
-from dpo_cli.errors import DpoError
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.models.zoo import DTYPES, to_disk_names
 from dpo_cli.objective.losses import PairScores, score_pairs
@@ -23,6 +23,8 @@ from dpo_cli.training.device import process_bytes
 from dpo_cli.training.optim import set_learning_rate
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import Reference
+
+_SAVING_SHARE = 0.02
 
 
 class Watch(Protocol):
@@ -34,6 +36,14 @@ class Watch(Protocol):
 
     def asked(self) -> set[str]:
         """What was asked for since the last call: "save", "stop", "evaluate"."""
+        ...
+
+    def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
+        """Name the pairs of a window whose update must not be made, and keep what shows why.
+
+        Raises:
+            DpoError: the run is to stop here.
+        """
         ...
 
 
@@ -58,7 +68,7 @@ class Trainer:
             Whether every planned step is done.
         """
         profile, order = self.prepared.profile, self.prepared.order
-        saved_at = time.monotonic()
+        rests_until = time.monotonic() + profile.train.save_min_seconds
         if self.optimizer_step == 0:
             self.evaluate()
         for window in order.windows(start=self.optimizer_step):
@@ -68,14 +78,25 @@ class Trainer:
             last = self.optimizer_step == order.optimizer_steps
             if last or "evaluate" in asked or _passed(profile.eval.interval, before, self.step):
                 self.evaluate()
-            rested = time.monotonic() - saved_at >= profile.train.save_min_seconds
-            due = rested and _passed(profile.train.save_interval, before, self.step)
+            is_rested = time.monotonic() >= rests_until
+            due = is_rested and _passed(profile.train.save_interval, before, self.step)
             if last or due or asked & {"save", "stop"}:
-                self.save(self)
-                saved_at = time.monotonic()
+                rests_until = self.save_and_rest()
             if "stop" in asked and not last:
                 return False
         return True
+
+    def save_and_rest(self) -> float:
+        """Save, and say until when (in monotonic seconds) no interval need save again.
+
+        Large states rest longer than `save_min_seconds`: saving takes at most a fiftieth of the
+        time, however slow the disk. With 0 every interval saves.
+        """
+        began = time.monotonic()
+        self.save(self)
+        ended = time.monotonic()
+        least = self.prepared.profile.train.save_min_seconds
+        return ended + (max(least, (ended - began) / _SAVING_SHARE) if least else 0.0)
 
     @property
     def step(self) -> int:
@@ -86,7 +107,8 @@ class Trainer:
         """One optimizer step: the gradient of a window's micro-batches, clipped, applied.
 
         Raises:
-            DpoError: a loss or gradient is not finite; the weights are as before the step.
+            DpoError: a loss or gradient is not finite, and the profile says to stop then; the
+                weights are as before the step.
         """
         began = time.perf_counter()
         figures = _Figures()
@@ -103,17 +125,17 @@ class Trainer:
 
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.policy.parameters())
-        grad_norm = torch.nn.utils.clip_grad_norm_(
-            parameters, self.prepared.profile.train.grad_clip
-        )
+        grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         losses, metrics = figures.read(grad_norm)
-        self._refuse_non_finite(window, losses, metrics["grad_norm"])
+        is_skipped = not math.isfinite(metrics["grad_norm"]) or not all(map(math.isfinite, losses))
+        if is_skipped:
+            self.explain_skip(window, losses)
+        clip_grads_with_norm_(parameters, self.prepared.profile.train.grad_clip, grad_norm)
         learning_rate = self.prepared.learning_rate.at(window.last_step)
         set_learning_rate(self.optimizer, learning_rate)
-        self.scaler.step(self.optimizer)
+        if not is_skipped:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
-        if not math.isfinite(metrics["grad_norm"]):
-            self.watch.emit(_skipped(window))
         self.optimizer.zero_grad(set_to_none=True)
         before = self.step
         self.optimizer_step += 1
@@ -132,6 +154,7 @@ class Trainer:
             seconds=time.perf_counter() - began,
             process_bytes=process_bytes(),
             device_bytes=self.prepared.compute.peak_bytes(),
+            is_skipped=is_skipped,
         )
 
     def score(self, batch: Batch, reference: Tensor) -> tuple[PairScores, Tensor | None]:
@@ -190,21 +213,18 @@ class Trainer:
             )
         )
 
-    def _refuse_non_finite(self, window: Window, losses: Sequence[float], grad_norm: float) -> None:
-        bad_losses = [n for n, loss in enumerate(losses) if not math.isfinite(loss)]
-        # Under float16 the scaler skips a step whose scaled gradients overflow; that is its work.
-        bad_gradient = not math.isfinite(grad_norm) and not self.scaler.is_enabled()
-        if not bad_losses and not bad_gradient:
-            return
-        guilty = [window.micro_batches[n] for n in bad_losses] or window.micro_batches
-        lines = [str(self.prepared.pairs[i].line) for indices in guilty for i in indices]
-        raise DpoError(
-            f"optimizer step {self.optimizer_step + 1}: the"
-            f" {'loss' if bad_losses else 'gradient'} is not a finite number; the weights were not"
-            " touched",
-            "look at these rows, or lower train.learning_rate; what was saved before is intact",
-            [f"lines {', '.join(lines)} of {self.prepared.profile.data.data_path}"],
-        )
+    def explain_skip(self, window: Window, losses: Sequence[float]) -> None:
+        """Tell why no update is made of this window's gradient.
+
+        Under float16 the scaler has a step skipped whose scaled gradients overflow: its work.
+
+        Raises:
+            DpoError: the profile has the run stop at what is not a finite number.
+        """
+        if self.scaler.is_enabled() and all(map(math.isfinite, losses)):
+            self.watch.emit(_overflowed(window))
+        else:
+            self.watch.not_finite(self, window, losses)
 
 
 class _Figures:
@@ -241,7 +261,7 @@ class _Figures:
         return tuple(values[:count]), dict(zip(means, values[count:], strict=True))
 
 
-def _skipped(window: Window) -> Alert:
+def _overflowed(window: Window) -> Alert:
     return Alert(
         code="float16-overflow",
         message=f"step {window.last_step + 1}: scaled gradients overflowed float16; this update is"

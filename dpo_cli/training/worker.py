@@ -45,12 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dpo_cli.training.worker", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--change", action="append", default=[])
+    parser.add_argument("--exact", action="store_true")
     options = parser.parse_args(arguments)
     signals = Signals()
 
     from dpo_cli.training.session import train_run
 
-    return train_run(options.run, signals, options.change)
+    return train_run(options.run, signals, options.change, exact=options.exact)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 # Two test processes with one thread each: the thread count changes bits, and tests compare bits.
 TEST_JOBS ?= 2
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test storm lint format clean
 
 setup: $(READY)
 
@@ -24,6 +24,10 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal
+
+# A hundred random SIGKILLs of one run; it must end as one left in peace. `make test` does 25.
+storm: $(READY)
+	$(BIN)/python -m tests.faults.storm --kills 100
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from typing import Any
 
 from dpo_cli.models.convert import StateDict, to_minimind
 from dpo_cli.models.minimind import Architecture
-from dpo_cli.run.events import Event, StepDone, history
+from dpo_cli.run.events import Evaluated, Event, StepDone, history
 from dpo_cli.run.store import RunDirectory, find_runs
 from dpo_cli.training.state import load_weights
 
@@ -91,6 +91,11 @@ class Run:
         """What must be bit-equal in a resumed run."""
         kept = ("step", "optimizer_step", "epoch", "learning_rate", "losses", "metrics", "tokens")
         return [{key: getattr(step, key) for key in kept} for step in self.steps]
+
+    @property
+    def evaluations(self) -> list[tuple[int, dict[str, float]]]:
+        """Likewise."""
+        return [(e.step, e.metrics) for e in self.events if isinstance(e, Evaluated)]
 
     @property
     def architecture(self) -> Architecture:

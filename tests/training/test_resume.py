@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,30 +16,7 @@ from dpo_cli.models.zoo import load_checkpoint, read_state_dict
 from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
 from dpo_cli.run.store import find_run
 from tests.cli import DPO, Run, dpo, environment, run_in, set_options
-
-MANY_SAVES = {"train.save_interval": 3, "train.save_min_seconds": 0, "train.device": "cpu"}
-
-
-def golden_run(shared: Path, generation: str, moe: bool, **changes: Any) -> list[str]:
-    """`dpo train` on the small golden checkpoints: some hundred steps in a few seconds."""
-    tokenizer = "minimind2" if generation == "seed" else "minimind3"
-    profile = ("dense", "moe") if generation == "seed" else ("minimind3", "minimind3-moe")
-    checkpoint = shared / f"golden/train/{generation}/full_sft_64{'_moe' if moe else ''}.pth"
-    keys = {
-        "model.checkpoint": checkpoint,
-        "model.hidden_size": 64,
-        "model.num_hidden_layers": 2,
-        "model.tokenizer": shared / "tokenizer" / tokenizer,
-        "data.data_path": shared / "golden/data/train27.jsonl",
-        "data.max_seq_len": 128,
-        "eval.fraction": 0.2,
-        "eval.interval": 25,
-        "train.epochs": 12,
-        "train.learning_rate": 1e-4,
-        **MANY_SAVES,
-        **changes,
-    }
-    return ["train", profile[moe], *set_options(keys)]
+from tests.small_runs import MANY_SAVES, golden_run, small_run
 
 
 def real_run(shared: Path) -> list[str]:
@@ -200,11 +176,6 @@ def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
     assert precise.returncode == 0
     assert load_checkpoint(path, {}).dtype == torch.float32
     assert len([e for e in run.events if isinstance(e, Exported)]) == 3
-
-
-def small_run(shared: Path, **changes: Any) -> list[str]:
-    """Seven steps in a second, behind five of imports."""
-    return golden_run(shared, "seed", False, **{"train.epochs": 1, "eval.fraction": 0.0, **changes})
 
 
 def test_a_run_can_start_from_another_and_outlive_its_states(shared: Path, tmp_path: Path) -> None:

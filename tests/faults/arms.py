@@ -1,0 +1,73 @@
+"""Faults that are put into a worker before it starts: see `tests.faults.workers`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from dpo_cli.run.events import Event, EventWriter, StepDone
+
+
+def at_step(optimizer_step: int, act: Any) -> None:
+    """Do something right after the event of an optimizer step was written."""
+    append = EventWriter.append
+
+    def watched(self: EventWriter, event: Event) -> None:
+        append(self, event)
+        if isinstance(event, StepDone) and event.optimizer_step == optimizer_step:
+            act()
+
+    EventWriter.append = watched  # type: ignore[method-assign]
+
+
+def stop_at(optimizer_step: int) -> None:
+    """SIGTERM after a step."""
+    at_step(optimizer_step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def kill_at(optimizer_step: int) -> None:
+    """SIGKILL after a step."""
+    at_step(optimizer_step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def forget(what: str) -> None:
+    """A resume that leaves something out of the state."""
+    from dpo_cli.training import session, state
+
+    if what == "random numbers":
+        state._restore_rng = lambda states: None  # type: ignore[assignment]
+    elif what == "position":
+        restore = session.restore_state
+
+        def at_the_start(directory: Any, **parts: Any) -> int:
+            restore(directory, **parts)
+            return 0
+
+        session.restore_state = at_the_start  # type: ignore[assignment]
+    elif what == "first moment":
+        read = state._in_memory_names
+
+        def without_first(path: Any, architecture: Any) -> Any:
+            tensors = read(path, architecture)
+            if path.stem == "exp_avg":
+                return {name: tensor * 0 for name, tensor in tensors.items()}
+            return tensors
+
+        state._in_memory_names = without_first
+    else:
+        assert what == "nothing"
+
+
+def terminate_at_save(optimizer_step: int) -> None:
+    """SIGTERM in the middle of writing a state."""
+    from dpo_cli.training import session
+
+    save = session.save_state
+
+    def interrupted(directory: Any, **parts: Any) -> None:
+        if parts["optimizer_step"] == optimizer_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(directory, **parts)
+
+    session.save_state = interrupted

@@ -1,0 +1,61 @@
+"""Faults 1, 14, 27: a worker that is killed at any time, or told to stop while it saves."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from dpo_cli.run.events import EventReader, Resumed, StepDone
+from dpo_cli.run.store import RunDirectory
+from tests.faults import arms, workers
+from tests.faults.conftest import STEPS
+from tests.faults.storm import storm
+
+
+def test_a_storm_of_kills(shared: Path, tmp_path: Path) -> None:
+    """25 in one run at random times; `make storm` does 100."""
+    storm(shared, tmp_path, kills=25, seed=0)
+
+
+@pytest.mark.parametrize("lost", ["nothing", "random numbers", "position", "first moment"])
+def test_what_is_left_out_of_the_state_is_noticed(
+    half: RunDirectory, whole: RunDirectory, lost: str
+) -> None:
+    """Negative controls of `assert_equal`: it fails where a resume forgets something."""
+    assert workers.work(half, partial(arms.forget, lost)) == 0
+    if lost == "nothing":
+        workers.assert_equal(half, whole)
+    else:
+        with pytest.raises(AssertionError):
+            workers.assert_equal(half, whole)
+
+
+@pytest.mark.parametrize("torn", [1, 40, 200])
+def test_a_stream_torn_in_mid_line(half: RunDirectory, whole: RunDirectory, torn: int) -> None:
+    """The tail is dropped; the rows that a resume does again stand there once."""
+    assert workers.work(half, partial(arms.kill_at, 8)) == -signal.SIGKILL
+    lines = half.events_path.read_bytes().splitlines(keepends=True)
+    assert b'"StepDone"' in lines[-1]
+    os.truncate(half.events_path, half.events_path.stat().st_size - torn)
+    assert workers.work(half) == 0
+    workers.assert_equal(half, whole)
+    raw = list(EventReader(half.events_path).read_new())
+    assert sum(isinstance(event, Resumed) for event in raw) == 2
+    assert (
+        sum(isinstance(event, StepDone) for event in raw) == STEPS + (8 - 6) - 1
+    )  # the torn one is no row
+
+
+def test_sigterm_while_it_saves(half: RunDirectory, whole: RunDirectory) -> None:
+    """The commit finishes, and so does the run's promise."""
+    assert workers.work(half, partial(arms.terminate_at_save, 6)) == 143
+    generation, passed_over = half.newest_verified()
+    assert generation is not None
+    assert passed_over == []
+    assert generation.optimizer_step >= 6
+    assert workers.work(half) == 0
+    workers.assert_equal(half, whole)

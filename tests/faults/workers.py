@@ -1,0 +1,176 @@
+"""Real workers without their five seconds of imports: forked from a server that has them.
+
+What is forked is `dpo_cli.training.worker.main` on a run directory, as the launcher starts it; the
+lock, the log and the exit code are as there. `arm` runs in the new process before it, and is where
+a test puts its fault.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.resolved import to_toml
+from dpo_cli.run.events import (
+    Event,
+    EventReader,
+    Resumed,
+    Saved,
+    StepDone,
+    WorkerStarted,
+)
+from dpo_cli.run.store import RunDirectory
+from tests.cli import Run
+
+Arm = Callable[[], object]
+
+_PRELOADED = [
+    "dpo_cli.training.session",
+    "dpo_cli.training.export",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.granitemoeshared.modeling_granitemoeshared",
+    "transformers.models.qwen3_moe.modeling_qwen3_moe",
+    "transformers.tokenization_utils_tokenizers",
+    "tests.faults.workers",
+]
+
+
+@cache
+def _server() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def start(run: RunDirectory, arm: Arm | None = None, *options: str) -> BaseProcess:
+    """Start a worker on a run; `options` as on its command line."""
+    process = _server().Process(target=_work, args=(run, arm, options))
+    process.start()
+    return process
+
+
+def call(function: Callable[[], object]) -> int:
+    """Run any function in a process like a worker's; its exit code, negative for a signal."""
+    process = _server().Process(target=function)
+    process.start()
+    return wait(process)
+
+
+def wait(process: BaseProcess, seconds: float = 60.0) -> int:
+    """The exit code of a process, negative for a signal, as subprocess has it."""
+    process.join(seconds)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+        raise AssertionError(f"it still runs after {seconds} s")
+    return code
+
+
+def work(run: RunDirectory, arm: Arm | None = None, *options: str, seconds: float = 60.0) -> int:
+    """Start a worker and wait for its end."""
+    return wait(start(run, arm, *options), seconds)
+
+
+def _work(run: RunDirectory, arm: Arm | None, options: tuple[str, ...]) -> None:
+    from dpo_cli.training import worker
+
+    run.lock()
+    log = os.open(run.worker_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if arm is not None:
+        arm()
+    sys.exit(worker.main([str(run.path), *options]))
+
+
+def new_run(root: Path, arguments: list[str]) -> RunDirectory:
+    """The run directory that `dpo train` makes for these arguments, with no worker yet."""
+    _, profile, *options = arguments
+    loaded = load_profile(Path(profile), [option for option in options if option != "--set"])
+    return RunDirectory.create(root, loaded.name, to_toml(loaded.profile))
+
+
+def until(
+    run: RunDirectory, condition: Callable[[list[Event]], object], seconds: float = 60
+) -> None:
+    """Wait until the events of a run (all of them, also the void) fulfil a condition."""
+    reader = EventReader(run.events_path)
+    events: list[Event] = []
+    deadline = time.monotonic() + 60
+    while not condition(events):
+        assert time.monotonic() < deadline, events[-3:]
+        time.sleep(0.005)
+        events += reader.read_new()
+
+
+def until_step(run: RunDirectory, optimizer_step: int) -> None:
+    """Wait until a run has done an optimizer step."""
+    until(
+        run,
+        lambda events: any(
+            isinstance(e, StepDone) and e.optimizer_step >= optimizer_step for e in events
+        ),
+    )
+
+
+def until_steps(run: RunDirectory, process: BaseProcess, steps: int) -> StepDone:
+    """Wait until a worker has done `steps` steps in this life and one more; which is that."""
+    reader = EventReader(run.events_path)
+    done: list[StepDone] = []
+    while process.exitcode is None and len(done) <= steps:
+        time.sleep(0.002)
+        for event in reader.read_new():
+            if isinstance(event, WorkerStarted):
+                done = []
+                started = event.pid
+            elif isinstance(event, StepDone) and started == process.pid:
+                done.append(event)
+    return done[-1]
+
+
+def kill(process: BaseProcess) -> None:
+    """SIGKILL; it need not live any more."""
+    assert process.pid is not None
+    if process.exitcode is None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def assert_equal(resumed: RunDirectory, whole: RunDirectory) -> None:
+    """The one ended bit for bit as the other: rows, weights, moments, random numbers, the file."""
+    a, b = Run(resumed), Run(whole)
+    assert a.directory.is_completed
+    assert a.metric_rows == b.metric_rows
+    assert a.evaluations == b.evaluations
+    assert a.files() == b.files()
+    [file] = whole.path.glob("rlhf_*.pth")
+    assert (resumed.path / file.name).read_bytes() == file.read_bytes()
+
+
+def assert_little_lost(run: RunDirectory, kills: int, steps: int, save_steps: int) -> None:
+    """It began again at its last state each time, never from scratch.
+
+    Args:
+        run: that was killed and resumed.
+        kills: how often.
+        steps: the optimizer steps of the uninterrupted run.
+        save_steps: optimizer steps from one save to the next, at most.
+    """
+    events = list(EventReader(run.events_path).read_new())
+    executed = sum(isinstance(event, StepDone) for event in events)
+    assert executed <= steps + kills * (save_steps + 1)
+    reached = 0
+    for event in events:
+        if isinstance(event, Resumed):
+            assert event.optimizer_step >= reached
+        elif isinstance(event, Saved):
+            reached = event.optimizer_step

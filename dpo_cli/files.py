@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 
 
 def sha256_file(path: Path) -> str:
@@ -35,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     The directory is flushed after the rename, so that a power loss keeps either file whole. A
     failing `write` leaves `path` as it was and no temporary file behind.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # as `leftovers` knows it
     try:
         write(temporary)
         fsync_path(temporary)
@@ -44,6 +46,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
+    """Temporary files of `write_atomically` in a directory, and the names they were to get.
+
+    Whoever wrote them may be dead, or writing.
+    """
+    for path in directory.glob(".*.tmp"):
+        if match := _TEMPORARY.fullmatch(path.name):
+            yield path, match[1]
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.files import fsync_path, write_text_atomically
+from dpo_cli.files import fsync_path, leftovers, write_text_atomically
 from dpo_cli.run import generations
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.generations import Generation
@@ -188,6 +188,15 @@ class RunDirectory:
             self.completed_path.unlink()
             fsync_path(self.path)
         return lambda: self._write(self.completed_path, facts)
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed workers left half-written; for the holder of the lock.
+
+        Requests and exports are not a worker's: they may be being written.
+        """
+        for path, name in leftovers(self.path):
+            if not name.startswith(("control-", ".")):
+                path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the directory of a run that never began."""

@@ -129,6 +129,7 @@ class _Session:
 
     def run_to_end(self, changes: Sequence[str], exact: bool) -> ExitCode:
         """Prepare, start or resume, train, and say how it ended."""
+        self.run.remove_leftovers()
         profile = load_profile(self.run.profile_path).profile
         configure_torch(profile)
         compute = resolve(profile.train.device, profile.train.dtype)

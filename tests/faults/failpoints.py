@@ -1,0 +1,100 @@
+"""Every step by which a worker changes its saved states, by name; and SIGKILL before any of them.
+
+The steps are what Python tells its audit hooks (files opened for writing, renamed, removed), the
+flushes, and the files that safetensors writes from native code, each of which may also be killed
+in its middle.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_RANDOM = re.compile(r"[0-9a-f]{32}")
+_AUDITED = {
+    "os.mkdir": "mkdir",
+    "os.rename": "rename",
+    "os.rmdir": "rmdir",
+}
+
+
+def kill_before(name: str, optimizer_step: int) -> None:
+    """SIGKILL this process right before the step `name` of saving after `optimizer_step`."""
+
+    def act(step: str) -> None:
+        if step == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _watch(optimizer_step, act)
+
+
+def record(path: Path, optimizer_step: int) -> None:
+    """Write the names of all steps of saving after `optimizer_step` to a file, a line each."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    _watch(optimizer_step, lambda step: os.write(descriptor, f"{step}\n".encode()) and None)
+
+
+def _watch(optimizer_step: int, act: Callable[[str], None]) -> None:
+    """Call `act` with the name of each step, before it is done, while that state is saved."""
+    from dpo_cli.training import session, state
+
+    is_saving = is_ours = False
+    unlinked = 0
+    save_session, flush, write_tensors = session._Session.save, os.fsync, state.save_file
+
+    def save(self: Any, trainer: Any) -> None:
+        nonlocal is_saving
+        is_saving = trainer.optimizer_step == optimizer_step
+        save_session(self, trainer)
+        is_saving = False
+
+    def reached(step: str) -> None:
+        if is_saving and not is_ours:
+            act(step)
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal unlinked
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(path, str | os.PathLike) and flags & (os.O_WRONLY | os.O_RDWR):
+                reached(f"write {_named(path)}")
+        elif event == "os.remove":  # in the order of the directory, which is nobody's
+            unlinked += is_saving
+            reached(f"unlink {unlinked}")
+        elif event in _AUDITED:
+            reached(f"{_AUDITED[event]} {_named(arguments[0])}")
+
+    def fsync(descriptor: int) -> None:
+        reached(f"fsync {_named(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        flush(descriptor)
+
+    def save_file(tensors: Any, path: Path, *rest: Any) -> None:
+        nonlocal is_ours
+        reached(f"write {_named(path)}")
+        write_tensors(tensors, path, *rest)
+        whole = path.read_bytes()
+        os.truncate(path, len(whole) // 2)
+        reached(f"write half of {_named(path)}")
+        is_ours = True
+        path.write_bytes(whole)
+        is_ours = False
+
+    session._Session.save = save  # type: ignore[method-assign]
+    os.fsync = fsync
+    state.save_file = save_file
+    sys.addaudithook(hear)
+
+
+def _named(path: Any) -> str:
+    """The last component of a path, and of its parent for what lies in a state; no random parts."""
+    path = Path(path)
+    if path.parent.name == "runs":
+        return "the run's directory"
+    inside = path.parent.name.startswith(("tmp-", "step-"))
+    name = f"{path.parent.name}/{path.name}" if inside else path.name
+    return _RANDOM.sub("*", name)

@@ -1,0 +1,61 @@
+"""Fault 2: SIGKILL at each step of a commit leaves the old state or the new one."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from dpo_cli.run.store import RunDirectory
+from tests.faults import failpoints, workers
+
+SAVED = 6
+"""The optimizer step whose save is struck; the states of 3 and 5 are there before."""
+
+FILES = ["exp_avg.safetensors", "exp_avg_sq.safetensors", "rng.safetensors", "weights.safetensors"]
+BEFORE_THE_RENAME = [
+    "write .rlhf_64.pth.*.tmp",
+    "fsync .rlhf_64.pth.*.tmp",
+    "rename .rlhf_64.pth.*.tmp",
+    "fsync the run's directory",
+    "fsync events.jsonl",
+    "mkdir tmp-*",
+    *(f"{verb} tmp-*/{file}" for file in FILES for verb in ("write", "write half of")),
+    "write tmp-*/state.json",
+    *(f"fsync tmp-*/{file}" for file in [*FILES, "state.json"]),
+    "write tmp-*/manifest.json",
+    "fsync tmp-*/manifest.json",
+    "fsync tmp-*",
+    "rename tmp-*",
+]
+AFTER_THE_RENAME = [
+    "fsync generations",
+    "rename step-00000003",
+    *(f"unlink {number}" for number in range(1, 7)),
+    "rmdir tmp-*",
+]
+
+
+def test_these_are_all_steps(half: RunDirectory, tmp_path: Path) -> None:
+    recorded = tmp_path / "steps"
+    assert workers.work(half, partial(failpoints.record, recorded, SAVED)) == 0
+    steps = recorded.read_text().splitlines()
+    assert sorted(steps) == sorted([*BEFORE_THE_RENAME, *AFTER_THE_RENAME])
+    assert steps.index("rename tmp-*") == len(BEFORE_THE_RENAME) - 1
+
+
+@pytest.mark.parametrize("step", [*BEFORE_THE_RENAME, *AFTER_THE_RENAME])
+def test_killed_right_before(half: RunDirectory, whole: RunDirectory, step: str) -> None:
+    code = workers.work(half, partial(failpoints.kill_before, step, SAVED))
+    assert code == -signal.SIGKILL
+    generation, passed_over = half.newest_verified()
+    assert generation is not None
+    assert generation.optimizer_step == (5 if step in BEFORE_THE_RENAME else SAVED)
+    assert passed_over == []
+    assert workers.work(half) == 0
+    workers.assert_equal(half, whole)
+    [kept] = half.generations_path.iterdir()  # and nothing is left lying about
+    assert kept.name == "step-00000012"
+    assert not list(half.path.glob(".*.tmp"))

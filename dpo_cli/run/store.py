@@ -197,6 +197,8 @@ class RunDirectory:
         for path, name in leftovers(self.path):
             if not name.startswith(("control-", ".")):
                 path.unlink(missing_ok=True)
+        for path in self.path.glob(".tmp??????"):  # what safetensors calls a file it writes
+            path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the directory of a run that never began."""
@@ -251,7 +253,8 @@ class RunDirectory:
             DpoError: somebody holds it (who is named), or the directory cannot be written.
         """
         with explain_disk_errors(self.path):
-            descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            descriptor = os.open(self._lock_path, flags, 0o644)
             try:
                 if not _try_lock(descriptor):
                     raise DpoError(

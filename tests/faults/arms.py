@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from dpo_cli.run.events import Event, EventWriter, StepDone
@@ -71,3 +74,28 @@ def terminate_at_save(optimizer_step: int) -> None:
         save(directory, **parts)
 
     session.save_state = interrupted
+
+
+def nothing() -> None:
+    """No fault."""
+
+
+def after_file(path: Path, arm: Callable[[], object]) -> None:
+    """Wait for a file to appear, then be armed."""
+    while not path.exists():
+        time.sleep(0.005)
+    arm()
+
+
+def without_flushing(kind: str) -> None:
+    """Leave out the flushes of a kind: of files, of directories, or of the event stream."""
+    fsync = os.fsync
+
+    def some(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        is_stream = path.name == "events.jsonl"
+        its = "stream" if is_stream else "directory" if path.is_dir() else "file"
+        if its != kind:
+            fsync(descriptor)
+
+    os.fsync = some

@@ -20,6 +20,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/dpo train profiles/demo.toml
 	$(BIN)/dpo export demo
+	@echo 'Look at it again: $(BIN)/dpo show demo'
 	@echo 'Next: your own model. In a MiniMind checkout: $(CURDIR)/$(BIN)/dpo init my-run'
 
 test: lint

@@ -69,4 +69,5 @@ def export(
         f"{report.mean_logp_difference:.2g} nats per token apart in the mean, "
         f"{report.max_logp_difference:.2g} at most"
     )
-    console.print(f"try it: {report.try_command}")
+    if report.try_command:
+        console.print(f"try it: {report.try_command}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from dpo_cli.ui.dashboard import Dashboard
 
 _WIDTH, _HEIGHT = 100, 30
+_FONT_FACES = re.compile(r"@font-face \{\{.*?\}\}", re.DOTALL)
+"""What has a picture fetch its font from the network: any monospaced one will do."""
 
 
 def show(
@@ -52,6 +55,7 @@ def show(
     """
     import io
 
+    from rich._export_format import CONSOLE_SVG_FORMAT
     from rich.console import Console
 
     from dpo_cli.run.store import find_run, runs_root
@@ -75,7 +79,8 @@ def show(
         if svg.suffix == ".txt":
             console.save_text(str(svg))
         else:
-            console.save_svg(str(svg), title=f"dpo: {run.name}")
+            form = _FONT_FACES.sub("", CONSOLE_SVG_FORMAT)
+            console.save_svg(str(svg), title=f"dpo: {run.name}", code_format=form)
     except OSError as error:
         raise DpoError(f"cannot write {svg}: {error.strerror}") from error
     typer.echo(f"wrote {svg}")

@@ -12,9 +12,14 @@ from typing import Literal
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.load import LoadedProfile, Problem
 from dpo_cli.profile.schema import Model, Profile
+from dpo_cli.profile.source import shipped_profiles
 from dpo_cli.profile.text import did_you_mean, show_path, show_value
 
 _SUFFIXES = (".pth", ".safetensors")
+_WHERE_FILES_ARE = (
+    "a shipped profile cannot know where your files are: say so by --set model.out_dir=out --set"
+    " model.tokenizer=model --set data.data_path=dataset/dpo.jsonl, or write one: dpo init NAME"
+)
 _SFT_STEM = re.compile(r"full_sft_(\d+)(_moe)?")
 
 
@@ -40,7 +45,9 @@ def check_inputs(loaded: LoadedProfile) -> None:
     details = list(dict.fromkeys(map(str, find_problems(loaded).values())))
     if details:
         count = "1 input" if len(details) == 1 else f"{len(details)} inputs"
-        raise UsageError(f"{show_path(loaded.path)}: {count} cannot be used", details=details)
+        is_shipped = loaded.path in shipped_profiles().values()
+        remedy = _WHERE_FILES_ARE if is_shipped else ""
+        raise UsageError(f"{show_path(loaded.path)}: {count} cannot be used", remedy, details)
 
 
 def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:

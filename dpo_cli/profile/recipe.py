@@ -113,7 +113,7 @@ def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
             " updates:",
             "AdamW moves a weight by about the learning rate in an update, so none gets farther.",
             f"  {rows:,} rows{guessed}",
-            f"  less {held_out:,} held out, {train.batch_size} in a batch: {updates:,} updates",
+            f"  less {held_out:,} held out, {train.batch_size} a batch: up to {updates:,} updates",
             f"  the schedule's mean is {mean} times the learning rate",
             f"  {show_value(REACH)} / ({updates:,} x {mean}) = {show_value(learning_rate)}",
             "More rows or epochs want a smaller one. Should the model forget: a reach of 0.0002.",

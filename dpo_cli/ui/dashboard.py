@@ -40,13 +40,13 @@ _PROGRESS_LABEL_WIDTH, _PROGRESS_REMARK_WIDTH = 20, 17
 _KEYS_HELP = (
     ("s", "save the training state after this step"),
     ("e", "evaluate on the held-out pairs after this step"),
-    ("q", "save and stop, as Ctrl-C does; `dpo resume` goes on from there"),
+    ("q", "twice: save and stop, as Ctrl-C does; `dpo resume` goes on from there"),
     ("d", "leave the panel; training goes on, `dpo watch` comes back to it"),
     ("?", "this page, and back"),
 )
 _WORDS = (
     ("loss", "ln 2 = 0.693 as long as policy and reference cannot be told apart"),
-    ("accuracy", "share of pairs whose chosen answer has the higher reward"),
+    ("accuracy", "share of pairs whose chosen answer has the higher reward; a tie is none"),
     ("reward", "beta times how much likelier the policy finds an answer than the reference does"),
     ("margin", "reward of the chosen answer minus that of the rejected one"),
     ("gap", "how far the two answers moved apart, in nats per token, whatever beta is"),
@@ -182,7 +182,7 @@ class Dashboard:
         """What was decided before the first step, for a frame of `width` cells."""
         if self.view.plan is None:
             return [Text("reading the model and the data", style="dim")]
-        lines = plan_lines(self.view.plan, self.directory)
+        lines = plan_lines(self.view.plan, Path())  # its path would not fit
         return [part for line in lines for part in _hanging(line, width - 4, console)]
 
     def _messages(self, console: Console, width: int, height: int) -> Block:

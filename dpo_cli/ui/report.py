@@ -21,6 +21,7 @@ from dpo_cli.run.events import (
     Saved,
     StepDone,
     Stopped,
+    WorkerStarted,
 )
 
 _FIRST_STEPS = (1, 2, 5, 10)
@@ -88,6 +89,9 @@ class PlainReport:
                 self._print(plan_lines(event.plan, self._directory))
             case Progress() if self._phase.is_worth_a_line(event):
                 self._print([progress_line(event)])
+            case WorkerStarted():  # with a clock of its own
+                self._recent.clear()
+                self._phase, self._shown_at_seconds = _Phase(), 0.0
             case StepDone():
                 self._step(event)
             case Evaluated():

@@ -56,6 +56,7 @@ class RunView:
     """What it is busy with before training."""
     last_step: StepDone | None = None
     recent: deque[StepDone] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+    """The last steps that count, whoever did them."""
     held_out: Evaluated | None = None
     held_out_start: Evaluated | None = None
     """The first evaluation: what the policy is compared with."""
@@ -78,6 +79,8 @@ class RunView:
     """How many there were."""
     time: float = 0.0
     """When the last one came."""
+    _timed: deque[StepDone] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+    """The last steps of this start: the clock of another began anew."""
     _seconds_of_earlier_starts: float = 0.0
     _seconds_of_this_start: float = 0.0
 
@@ -117,7 +120,7 @@ class RunView:
         self._seconds_of_this_start = 0.0
         self.worker = self.phase = self.ending = None
         self.is_under_way = self.is_stopping = False
-        self.recent.clear()
+        self._timed.clear()
 
     # --- what follows from it --------------------------------------------------------------------
 
@@ -152,7 +155,7 @@ class RunView:
     @property
     def seconds_per_step(self) -> float:
         """Of the last steps, by the worker's monotonic clock, saves and evaluations included."""
-        first, last = self.recent[0], self.recent[-1]
+        first, last = self._timed[0], self._timed[-1]
         if first is last:
             return last.seconds / len(last.losses)
         return (last.elapsed_seconds - first.elapsed_seconds) / (last.step - first.step)
@@ -164,7 +167,7 @@ class RunView:
 
     def seconds_left(self, now: float) -> float | None:
         """Until the last step; None if nothing tells."""
-        if self.ending or not self.recent or not self.total_steps:
+        if self.ending or not self._timed or not self.total_steps:
             return None
         since_last_event = max(0.0, now - self.time)
         return max(0.0, (self.total_steps - self.step) * self.seconds_per_step - since_last_event)
@@ -186,6 +189,7 @@ class RunView:
     def _take_step(self, event: StepDone) -> None:
         self.is_under_way, self.step, self.last_step = True, event.step, event
         self.recent.append(event)
+        self._timed.append(event)
         for metric, value in event.metrics.items():
             self.trained[metric].add(event.step, value)
         self.trained["learning_rate"].add(event.step, event.learning_rate)
@@ -207,7 +211,8 @@ class RunView:
         self.is_under_way, self.step = True, event.step
         for series in (*self.trained.values(), *self.evaluated.values()):
             series.cut(event.step)
-        if self.last_step is not None and self.last_step.step > event.step:
-            self.last_step = None
+        while self.recent and self.recent[-1].step > event.step:
+            self.recent.pop()
+        self.last_step = self.recent[-1] if self.recent else None
         if self.held_out is not None and self.held_out.step > event.step:
             self.held_out = None

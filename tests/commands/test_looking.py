@@ -124,6 +124,7 @@ def test_show_into_files(dpo: Cli, finished: RunDirectory) -> None:
     picture = Path("panel.svg").read_text(encoding="utf-8")
     assert picture.startswith("<svg")
     assert finished.name in picture
+    assert "@font-face" not in picture  # nothing is fetched to look at it
     assert dpo("show", "--svg", "panel.txt", "--width", "80", "--height", "24")[0] == 0
     assert len(Path("panel.txt").read_text(encoding="utf-8").splitlines()) == 24
     code, _, err = dpo("show", "--svg", "missing/panel.svg")

@@ -89,7 +89,9 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[list[str]]]:
     def set_script(script: str) -> list[list[str]]:
         told: list[list[str]] = []
 
-        def argv(run: RunDirectory, changes: Sequence[str] = ()) -> list[str]:
+        def argv(
+            run: RunDirectory, changes: Sequence[str] = (), *, exact: bool = False
+        ) -> list[str]:
             told.append(list(changes))
             return [sys.executable, "-c", WORKER + script, str(run.path)]
 
@@ -183,7 +185,7 @@ import sys
 from dpo_cli import app
 from dpo_cli.run import launch
 worker = {WORKER + "plan(); time.sleep(0.5); complete()"!r}
-launch.worker_argv = lambda run, changes: [sys.executable, "-c", worker, str(run.path)]
+launch.worker_argv = lambda run, changes, exact: [sys.executable, "-c", worker, str(run.path)]
 sys.exit(app.main(["train", "mine.toml", "--detach"]))
 """
     began = time.monotonic()
@@ -290,7 +292,8 @@ def test_stop_waits_until_the_run_has_saved(dpo: Cli, worker: Worker, directory:
     script = (
         "import sys; from dpo_cli import app; from dpo_cli.run import launch;"
         f"worker = {WORKER + 'plan(); wait_for_stop()'!r};"
-        "launch.worker_argv = lambda run, changes: [sys.executable, '-c', worker, str(run.path)];"
+        "launch.worker_argv = lambda run, changes, exact:"
+        " [sys.executable, '-c', worker, str(run.path)];"
         "sys.exit(app.main(['train', 'mine.toml', '--quiet']))"
     )
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)

@@ -47,7 +47,7 @@ def test_the_arithmetic_is_written_down(folder: Path) -> None:
     draft = learning_recipe(load_profile(Path("dense")), inputs(folder, 400), folder)
     note = "\n".join(draft.notes["train.learning_rate"])
     assert "400 rows" in note
-    assert "40 held out, 4 in a batch: 90 updates" in note
+    assert "40 held out, 4 a batch: up to 90 updates" in note
     assert "0.001 / (90 x 0.6) = 1.9e-5" in note
     assert draft.values["train.learning_rate"] == 1.9e-5
 

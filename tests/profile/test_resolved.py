@@ -43,6 +43,7 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "schedule": "minimind3",
         "warmup_iters": 5,
         "grad_clip": 0.5,
+        "on_non_finite": "skip",
         "seed": 42,
         "device": "cuda:1",
         "dtype": "float16",

@@ -22,6 +22,7 @@ from dpo_cli.run.events import (
     StepDone,
     Stopped,
     WorkerEnded,
+    WorkerStarted,
 )
 from dpo_cli.ui.report import PlainReport, count, duration, size
 
@@ -216,6 +217,17 @@ def test_a_resume_names_what_it_passed_over_and_shows_its_first_step() -> None:
     ]
     assert shown(resumed, quiet=True)[0].startswith("warning: step-00000030")
     assert len(shown(resumed, quiet=True)) == 1
+
+
+def test_a_new_worker_has_a_clock_of_its_own() -> None:
+    """Time left after a resume, whose seconds begin anew."""
+    started = WorkerStarted(pid=1, device="cpu", device_name="", dtype="float32", versions={})
+    resumed = Resumed(optimizer_step=36, step=72, generation="step-00000036")
+    before = [step_done(step, elapsed_seconds=1000.0 + step) for step in (71, 72)]
+    after = [step_done(step, elapsed_seconds=5.0 + step) for step in range(73, 81)]
+    lines = shown(Planned(plan=PLAN), *before, started, resumed, *after)
+    assert lines[-1].startswith("step 80/166")
+    assert lines[-1].endswith("eta 1m 26s")  # 86 steps of a second
 
 
 def test_quiet_shows_alerts_and_the_end_only() -> None:

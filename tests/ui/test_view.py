@@ -122,12 +122,16 @@ def test_a_resume_takes_back_what_was_lost() -> None:
     view = seen(*story.preparation(), *story.training(0, 130), STARTED)
     view.take(Resumed(step=100, optimizer_step=50, generation="step-00000050"))
     assert view.step == 100
-    assert view.last_step is None
+    assert view.last_step is not None
+    assert view.last_step.step == 100
+    assert view.seconds_left(view.time) is None  # the new worker's clock has told nothing yet
     assert view.trained["loss"].points[-1][0] == 100
     assert view.held_out is not None
     assert view.held_out.step == 100
     view.take(story.step_done(102))
-    assert [step.step for step in view.recent] == [102]
+    # The mean is over the last steps that count, whoever did them.
+    assert [step.step for step in view.recent] == [92, 94, 96, 98, 100, 102][-len(view.recent) :]
+    assert len(view.recent) == RECENT_STEPS - 15 + 1
     assert view.seconds_left(view.time) == pytest.approx(298 * 1.4)
 
 

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -262,6 +263,7 @@ class RunDirectory:
                         f"end that first: dpo stop {self.designation}",
                     )
                 sign_lock(descriptor)
+                self._try_writing()
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -290,6 +292,12 @@ class RunDirectory:
         finally:
             os.close(descriptor)
         return None
+
+    def _try_writing(self) -> None:
+        """Refuse at once what would end at the first save: a lock file takes a lock anywhere."""
+        for directory in filter(Path.is_dir, (self.path, self.generations_path)):
+            with explain_disk_errors(directory), tempfile.TemporaryFile(dir=directory):
+                pass
 
     @property
     def _lock_path(self) -> Path:

@@ -72,6 +72,20 @@ def _whole_screen(console: Console) -> Iterator[None]:
             console.control(Control.clear(), Control.home())
 
 
+class _SteadyClock:
+    """Wall-clock seconds that go on evenly between two settings, whatever the wall clock does."""
+
+    def __init__(self) -> None:
+        self.set()
+
+    def set(self) -> None:
+        """Take over what the wall clock shows now."""
+        self._ahead_seconds = time.time() - time.monotonic()
+
+    def __call__(self) -> float:
+        return time.monotonic() + self._ahead_seconds
+
+
 class Panel:
     """The live panel of a run.
 
@@ -79,7 +93,7 @@ class Panel:
         run: what to draw, and where to put requests.
         console: a terminal.
         read_new: the events that came since it was last called.
-        clock: wall-clock seconds, as events are stamped with.
+        clock: wall-clock seconds, as events are stamped with; else the system's, which may jump.
         keys: what is offered, of `KEYS`.
     """
 
@@ -89,14 +103,15 @@ class Panel:
         console: Console,
         read_new: Callable[[], Iterable[Event]],
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         keys: dict[str, str] = KEYS,
     ) -> None:
         self.view = RunView()
         self._run = run
         self._console = console
         self._read_new = read_new
-        self._clock = clock
+        self._steady_clock = _SteadyClock()
+        self._clock = clock or self._steady_clock
         self._keys = keys
         self._disk: Disk | None = None
         self._disk_at = float("-inf")
@@ -111,6 +126,7 @@ class Panel:
         """Take in what is new."""
         for event in self._read_new():
             self.view.take(event)
+            self._steady_clock.set()  # a jump shows in the time of this event, too
 
     def show(self, has_ended: Callable[[], bool]) -> bool:
         """Draw until the run has ended (True), or the user leaves (False)."""

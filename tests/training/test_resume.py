@@ -15,7 +15,7 @@ import torch
 from dpo_cli.models.zoo import load_checkpoint, read_state_dict
 from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
 from dpo_cli.run.store import find_run
-from tests.cli import DPO, Run, dpo, environment, run_in, set_options
+from tests.cli import DPO, Run, dpo, environment, set_options
 from tests.small_runs import MANY_SAVES, golden_run, small_run
 
 
@@ -233,27 +233,6 @@ def test_fewer_epochs_than_are_done(shared: Path, tmp_path: Path) -> None:
     assert "train.epochs = 1" in result.stderr
     assert not Run.only(tmp_path).directory.is_completed
     assert "epochs = 40" in Run.only(tmp_path).directory.read_profile()
-
-
-def test_a_full_disk_ends_with_75_and_the_run_goes_on_later(shared: Path, tmp_path: Path) -> None:
-    """On a file system of 24 MB, which root may mount for itself alone."""
-    script = """
-        mount -t tmpfs -o size=24m none runs || exit 99
-        (until ls runs/*/generations/step-* >/dev/null 2>&1; do sleep 0.05; done
-         dd if=/dev/zero of=runs/filler bs=1M status=none; true) 2>/dev/null &
-        "$@"; echo "code $?"
-        rm runs/filler
-        "${@:1:3}" resume; echo "code $?"
-    """
-    (tmp_path / "runs").mkdir()
-    command = [*DPO, *small_run(shared, **{"train.epochs": 60})]
-    result = run_in(tmp_path, ["unshare", "--mount", "bash", "-c", script, "bash", *command])
-    if result.returncode and "code" not in result.stdout:
-        pytest.skip(f"needs to mount a file system: {result.stderr.strip()}")
-    codes = re.findall(r"^code (\d+)", result.stdout, flags=re.MULTILINE)
-    assert codes == ["75", "0"], result.stdout + result.stderr
-    assert "no space left" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 def test_in_the_background_and_stopped_from_elsewhere(shared: Path, tmp_path: Path) -> None:

@@ -1,0 +1,171 @@
+"""Faults of limits and clocks for `tests.faults.workers`, and a real `dpo` to which they happen.
+
+A real worker trains for a second behind five of imports. So that nothing is left to chance, it is
+held (SIGSTOP) at a step while the fault is caused, and goes on when the fault has reached it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from dpo_cli.run.events import Event, EventReader, EventWriter, Resumed, StepDone, WorkerStarted
+from dpo_cli.run.store import RunDirectory, find_runs
+from tests.cli import DPO, environment
+from tests.faults import workers
+from tests.faults.arms import at_step
+
+DAY_SECONDS = 86400.0
+
+# --- arms -----------------------------------------------------------------------------------------
+
+
+def limit_files(size_bytes: int) -> None:
+    """No file may become larger, as `ulimit -f` has it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
+
+
+def limit_stream_at(optimizer_step: int, events: Path) -> None:
+    """After a step, no file may become larger than the event stream with half a line more."""
+    at_step(optimizer_step, lambda: limit_files(events.stat().st_size + 100))
+
+
+def clock_jumps(jumps: dict[int, float]) -> None:
+    """After each optimizer step in `jumps` the wall clock stands so many seconds off."""
+    off_seconds = 0.0
+    true_time = time.time
+    append = EventWriter.append
+
+    def jumping(self: EventWriter, event: Event) -> None:
+        nonlocal off_seconds
+        # The event took its time when it was made, by a reference to the true clock.
+        append(self, replace(event, time=event.time + off_seconds))
+        if isinstance(event, StepDone):
+            off_seconds = jumps.get(event.optimizer_step, off_seconds)
+
+    EventWriter.append = jumping  # type: ignore[method-assign]
+    time.time = lambda: true_time() + off_seconds
+
+
+# --- a real `dpo` ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def started(
+    *arguments: str, cwd: Path, stdout: int | IO[bytes] = subprocess.PIPE
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A real `dpo` in a process of its own, which does not outlive the block."""
+    process = subprocess.Popen(
+        [*DPO, *arguments],
+        cwd=cwd,
+        env=environment(),
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()  # the kernel then kills the worker
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def the_run(cwd: Path) -> RunDirectory:
+    """The run that a `dpo train` in `cwd` makes, as soon as it is there."""
+    until(lambda: find_runs(cwd / "runs"))
+    [run] = find_runs(cwd / "runs")
+    return run
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)
+
+
+def steps(optimizer_step: int) -> Callable[[list[Event]], object]:
+    """Whether an optimizer step was done."""
+    return lambda events: any(
+        isinstance(event, StepDone) and event.optimizer_step >= optimizer_step for event in events
+    )
+
+
+def starts(count: int) -> Callable[[list[Event]], object]:
+    """Whether so many workers have started on a run."""
+    return lambda events: sum(isinstance(event, WorkerStarted) for event in events) >= count
+
+
+def worker_of(run: RunDirectory) -> int:
+    """The process id of the worker that started last."""
+    events = EventReader(run.events_path).read_new()
+    return [event.pid for event in events if isinstance(event, WorkerStarted)][-1]
+
+
+@contextlib.contextmanager
+def held(run: RunDirectory, is_reached: Callable[[list[Event]], object]) -> Iterator[int]:
+    """The worker of a run, standing still for the block once the events fulfil a condition."""
+    workers.until(run, is_reached)
+    pid = worker_of(run)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: _status(pid, "State").startswith("T"))
+        assert not run.is_completed, "the run was over before it could be held"
+        yield pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def awaits(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal was sent to a process that stands still."""
+    return bool(int(_status(pid, "ShdPnd"), 16) >> (number - 1) & 1)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    return _status(pid, "State")[:1] in ("", "Z")
+
+
+def _status(pid: int, field: str) -> str:
+    """A line of what the kernel tells about a process; "" if there is none."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return line.split(":", 1)[1].strip()
+    return ""
+
+
+def assert_goes_on_and_ends_equal(run: RunDirectory, whole: RunDirectory) -> None:
+    """A resume begins at the last committed step, and ends as a run that nothing happened to."""
+    assert not run.is_completed
+    generation, passed_over = run.newest_verified()
+    assert generation is not None
+    assert passed_over == []
+    assert workers.work(run) == 0
+    *_, resumed = (e for e in EventReader(run.events_path).read_new() if isinstance(e, Resumed))
+    assert resumed.optimizer_step == generation.optimizer_step
+    workers.assert_equal(run, whole)
+
+
+def mounting(script: str, *arguments: str | Path) -> list[str]:
+    """A command that runs a bash `script` where it may mount what nobody else sees.
+
+    The script exits with 99 where a mount of its own fails.
+    """
+    probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("needs to mount a file system")
+    return ["unshare", "--mount", "bash", "-c", script, "bash", *map(str, arguments)]

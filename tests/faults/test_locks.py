@@ -1,0 +1,66 @@
+"""Faults 18, 19: many want to train one run, and one who trained it died without a word."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+from dpo_cli.run.events import EventReader, Resumed, WorkerStarted
+from dpo_cli.run.store import RunDirectory
+from tests.faults import workers
+from tests.faults.signal_arms import (
+    assert_goes_on_and_ends_equal,
+    held,
+    started,
+    starts,
+    until,
+    worker_of,
+)
+
+WRITERS = 20
+
+
+def test_of_twenty_that_resume_at_once_one_trains(
+    half: RunDirectory, whole: RunDirectory, tmp_path: Path
+) -> None:
+    generation, _ = half.newest_verified()
+    assert generation is not None
+    with contextlib.ExitStack() as processes:
+        writers = [
+            processes.enter_context(started("resume", half.name, "--plain", cwd=tmp_path))
+            for _ in range(WRITERS)
+        ]
+        with held(half, starts(2)):  # the first was before it was stopped
+            until(lambda: sum(writer.poll() is None for writer in writers) == 1)
+        outputs = {writer: writer.communicate(timeout=60)[0].decode() for writer in writers}
+    [winner] = [writer for writer in writers if writer.returncode == 0]
+    assert [writer.returncode for writer in writers if writer is not winner] == [1] * (WRITERS - 1)
+    for writer, output in outputs.items():
+        if writer is not winner:
+            assert f"is being trained by process {winner.pid} on" in output
+            assert f"dpo stop {half.name}" in output
+    events = list(EventReader(half.events_path).read_new())
+    assert sum(isinstance(event, WorkerStarted) for event in events) == 2
+    [resumed] = [event for event in events if isinstance(event, Resumed)]
+    assert resumed.optimizer_step == generation.optimizer_step
+    workers.assert_equal(half, whole)
+
+
+def test_the_lock_of_a_killed_one_is_free_at_once(half: RunDirectory, whole: RunDirectory) -> None:
+    process = workers.start(half)
+    workers.until_step(half, 7)
+    workers.kill(process)
+    killed = time.time()
+    [lock] = half.path.glob("lock")
+    assert f"process {process.pid} on" in lock.read_text()  # nobody tidied up
+    assert half.holder() is None
+    process = workers.start(half)
+    workers.until(half, starts(3))
+    assert worker_of(half) == process.pid
+    *_, start = (
+        e for e in EventReader(half.events_path).read_new() if isinstance(e, WorkerStarted)
+    )
+    assert start.time - killed < 2
+    workers.kill(process)
+    assert_goes_on_and_ends_equal(half, whole)

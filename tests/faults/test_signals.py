@@ -1,0 +1,206 @@
+"""Faults 12, 13, 15, 16, 17, 28: signals, and a screen, terminal or launcher that goes away.
+
+Real `dpo` processes throughout; only the resumes after them are `tests.faults.workers`. A signal in
+the middle of a save (14) is in test_kills; a panel that raises, or is killed, in
+tests/commands/test_panel.py, and an observer that raises in tests/run/test_launch.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from dpo_cli.run.events import Saved, Stopped
+from dpo_cli.run.store import RunDirectory
+from tests.cli import Run
+from tests.faults import workers
+from tests.faults.conftest import STEPS, arguments
+from tests.faults.signal_arms import (
+    assert_goes_on_and_ends_equal,
+    awaits,
+    held,
+    is_gone,
+    started,
+    steps,
+    the_run,
+    until,
+    worker_of,
+)
+from tests.terminal import Terminal
+
+ON_TERMINAL = "from dpo_cli.__main__ import main; main()"
+
+
+def stopped_after_its_window(run: Run, steps_before: int) -> Saved:
+    """The save of a run that did at most the window that was under way, and saved it."""
+    saved = [event for event in run.events if isinstance(event, Saved)][-1]
+    [stop] = [event for event in run.events if isinstance(event, Stopped)]
+    assert steps_before <= len(run.steps) <= steps_before + 1 < STEPS
+    assert saved.optimizer_step == stop.optimizer_step == len(run.steps)
+    return saved
+
+
+def test_sigterm_finishes_the_window_and_saves(
+    shared: Path, tmp_path: Path, whole: RunDirectory
+) -> None:
+    with started(*arguments(shared), cwd=tmp_path) as process:
+        run = Run(the_run(tmp_path))
+        with held(run.directory, steps(3)) as worker:
+            before = run.steps
+            process.send_signal(signal.SIGTERM)
+            until(lambda: awaits(worker, signal.SIGTERM))
+            told = time.monotonic()
+        output, _ = process.communicate(timeout=60)
+        seconds = time.monotonic() - told
+    assert process.returncode == 143
+    assert f"resume: dpo resume {run.directory.name}" in output.decode()
+    saved = stopped_after_its_window(run, len(before))
+    assert seconds < max(step.seconds for step in before) + saved.seconds + 2
+    assert_goes_on_and_ends_equal(run.directory, whole)
+
+
+def test_ctrl_c_finishes_the_window_and_saves(
+    shared: Path, tmp_path: Path, whole: RunDirectory
+) -> None:
+    command = (*arguments(shared), "--plain")
+    with Terminal(ON_TERMINAL, *command, cwd=tmp_path, columns=200) as terminal:
+        run = Run(the_run(tmp_path))
+        with held(run.directory, steps(3)) as worker:
+            before = run.steps
+            terminal.press("\x03")
+            until(lambda: awaits(worker, signal.SIGINT))
+            terminal.until(lambda: "Ctrl-C again to stop now" in terminal.raw)
+        assert terminal.wait() == 130
+        assert terminal.lines[-1] == f"resume: dpo resume {run.directory.name}"
+    stopped_after_its_window(run, len(before))
+    assert_goes_on_and_ends_equal(run.directory, whole)
+
+
+def test_ctrl_c_twice_ends_at_once(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
+    command = (*arguments(shared), "--plain")
+    with Terminal(ON_TERMINAL, *command, cwd=tmp_path, columns=200) as terminal:
+        run = the_run(tmp_path)
+        with held(run, steps(5)) as worker:
+            terminal.press("\x03")
+            terminal.until(lambda: "Ctrl-C again to stop now" in terminal.raw)
+            terminal.press("\x03")
+            again = time.monotonic()
+            # It stands still, so nothing but its death lets the launcher end.
+            assert terminal.wait() == 130
+            assert time.monotonic() - again < 2
+        assert is_gone(worker)
+        assert f"help: go on with: dpo resume {run.name}" in terminal.lines
+    assert_goes_on_and_ends_equal(run, whole)
+
+
+def test_the_terminal_dies_and_another_looks_on(
+    shared: Path, tmp_path: Path, whole: RunDirectory
+) -> None:
+    with Terminal(ON_TERMINAL, *arguments(shared), cwd=tmp_path) as terminal:
+        run = the_run(tmp_path)
+        with contextlib.ExitStack() as elsewhere:
+            with held(run, steps(3)):
+                terminal.until_shown("elapsed")
+                terminal.hang_up()
+                terminal.process.wait(30)
+                assert run.holder() is not None
+                watch = elsewhere.enter_context(started("watch", "--plain", run.name, cwd=tmp_path))
+                assert watch.stdout is not None
+                until_line(watch.stdout.fileno(), b"step 2")
+            output, _ = watch.communicate(timeout=60)
+        assert watch.returncode == 0
+        assert b"done: 12 optimizer steps" in output
+    log = run.launcher_log_path.read_text()
+    assert "done: 12 optimizer steps" in log
+    assert "Traceback" not in log
+    assert "Errno" not in log
+    workers.assert_equal(run, whole)
+
+
+def test_standard_output_is_closed(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
+    """In the middle; at its beginning is in tests/commands/test_bad_input.py."""
+    with started(*arguments(shared), "--plain", cwd=tmp_path) as process:
+        run = the_run(tmp_path)
+        assert process.stdout is not None
+        with held(run, steps(3)):
+            until_line(process.stdout.fileno(), b"step 2")
+            process.stdout.close()
+        assert process.wait(60) == 0
+    assert "BrokenPipeError" in run.launcher_log_path.read_text()
+    workers.assert_equal(run, whole)
+
+
+def test_nobody_reads_standard_output(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
+    """A pipe that is full: the launcher hangs in it, the run does not."""
+    ours, theirs = os.pipe()
+    try:
+        with started(*arguments(shared), "--plain", cwd=tmp_path, stdout=theirs) as process:
+            until_line(ours, b"Ctrl-C saves and stops")
+            fill(theirs)
+            os.close(theirs)
+            run = the_run(tmp_path)
+            until(lambda: run.is_completed)
+            until(lambda: is_gone(worker_of(run)))
+            assert process.poll() is None
+            output = read_all(ours)
+            assert process.wait(30) == 0
+    finally:
+        os.close(ours)
+    assert b"done: 12 optimizer steps" in output
+    workers.assert_equal(run, whole)
+
+
+def test_the_launcher_is_killed(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
+    with started(*arguments(shared), "--plain", cwd=tmp_path) as process:
+        run = the_run(tmp_path)
+        with held(run, steps(4)) as worker:  # so that it cannot end of itself
+            process.kill()
+            until(lambda: is_gone(worker), seconds=2)
+    assert run.holder() is None
+    assert_goes_on_and_ends_equal(run, whole)
+
+
+def test_the_launcher_behind_the_panel_is_killed(
+    shared: Path, tmp_path: Path, whole: RunDirectory
+) -> None:
+    with Terminal(ON_TERMINAL, *arguments(shared), cwd=tmp_path, columns=200) as terminal:
+        run = the_run(tmp_path)
+        with held(run, steps(4)) as worker:
+            _, launcher, *_ = (run.holder() or "").split()
+            assert int(launcher) != terminal.process.pid
+            os.kill(int(launcher), signal.SIGKILL)
+            until(lambda: is_gone(worker), seconds=2)
+        assert terminal.wait() == 1
+        assert f"help: go on with: dpo resume {run.name}" in terminal.lines
+    assert_goes_on_and_ends_equal(run, whole)
+
+
+# --- pipes ----------------------------------------------------------------------------------------
+
+
+def until_line(pipe: int, words: bytes) -> None:
+    """Read from a pipe until it had these words."""
+    read = b""
+    while words not in read:
+        data = os.read(pipe, 4096)
+        assert data, read
+        read += data
+
+
+def read_all(pipe: int) -> bytes:
+    """Read a pipe to its end."""
+    return b"".join(iter(lambda: os.read(pipe, 65536), b""))
+
+
+def fill(pipe: int) -> None:
+    """Fill a pipe to the last byte."""
+    # Opened again: not to wait is a property of an open file, which `dpo` shares with `pipe`.
+    descriptor = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
+    for size_bytes in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(descriptor, b" " * size_bytes)
+    os.close(descriptor)

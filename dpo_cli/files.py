@@ -31,6 +31,16 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def open_for_appending(path: Path) -> int:
+    """A descriptor that appends to `path`, which is made if it is missing.
+
+    Raises:
+        OSError: ELOOP, among others: a link could lead to anybody's file.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    return os.open(path, flags, 0o644)
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it, and rename it over `path`.
 

@@ -63,6 +63,7 @@ def run_worker(
 
 def _show_panel(run: RunDirectory, lock: int, supervise: Callable[[], ExitCode]) -> ExitCode:
     """Train in the background with the panel in front, until the end or until the user leaves."""
+    from dpo_cli.files import open_for_appending
     from dpo_cli.run.background import in_background
     from dpo_cli.run.events import EventReader
     from dpo_cli.ui.ending import ending_lines
@@ -78,7 +79,8 @@ def _show_panel(run: RunDirectory, lock: int, supervise: Callable[[], ExitCode])
             is_over = panel.show(supervisor.has_ended)
         except (Exception, SystemExit):  # the terminal may be gone; training depends on neither
             is_over = True
-            with contextlib.suppress(OSError), run.launcher_log_path.open("a") as log:
+            path = run.launcher_log_path
+            with contextlib.suppress(OSError), open(open_for_appending(path), "a") as log:
                 log.write("The panel failed and was dropped; training goes on.\n")
                 traceback.print_exc(file=log)
         if not is_over:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +109,12 @@ class _MalformedError(Exception):
 def _parse(line: int, raw: bytes) -> PreferencePair:
     try:
         row = json.loads(raw.decode("utf-8"))
+        if b"\\u" in raw:
+            json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise _MalformedError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+    except UnicodeEncodeError as error:
+        raise _MalformedError("half a surrogate pair (\\ud800 to \\udfff) is not text") from error
     except json.JSONDecodeError as error:
         raise _MalformedError(f"not JSON: {error.msg} (column {error.colno})") from error
     except RecursionError as error:
@@ -118,13 +123,6 @@ def _parse(line: int, raw: bytes) -> PreferencePair:
         raise _MalformedError(f"not JSON that can be read: {error}") from error
     if not isinstance(row, dict):
         raise _MalformedError(f"a JSON object was expected, not {_kind(row)}")
-    if b"\\u" in raw:
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise _MalformedError(
-                "half a surrogate pair (\\ud800 to \\udfff) is not text"
-            ) from error
     if missing := [side for side in SIDES if side not in row]:
         raise _MalformedError(f"no {missing[0]!r}")
     return PreferencePair(line, _messages(row, "chosen"), _messages(row, "rejected"))
@@ -140,7 +138,8 @@ def _messages(row: dict[str, Any], side: str) -> list[Message]:
             raise _MalformedError(f"{where}: an object was expected, not {_kind(message)}")
         if message.get("role") not in ROLES:
             raise _MalformedError(
-                f"{where}: role {message.get('role')!r} is none of {', '.join(ROLES)}"
+                # A short text, however long or deep the role is.
+                f"{where}: role {reprlib.repr(message.get('role'))} is none of {', '.join(ROLES)}"
             )
         if not isinstance(message.get("content"), str):
             raise _MalformedError(f"{where}: 'content' must be a text")

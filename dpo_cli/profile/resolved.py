@@ -30,7 +30,7 @@ class Change:
 def differences(old: Profile, new: Profile) -> list[Change]:
     """The keys whose values differ, in the order of the schema."""
     return [
-        Change(key, old_value, new_value, KEYS[key].effect)
+        Change(key, old_value, new_value, _effect(key, old_value, new_value))
         for (key, old_value), (_, new_value) in zip(_values(old), _values(new), strict=True)
         if old_value != new_value
     ]
@@ -61,6 +61,12 @@ def to_toml(profile: Profile) -> str:
     for table, fields in tables.items():
         tables[table] = {f: _literal(f"{table}.{f}", value) for f, value in fields.items()}
     return tomli_w.dumps(tables)
+
+
+def _effect(key: str, old: object, new: object) -> Effect:
+    """What the change does to a resume; a file that lies elsewhere is known by its content."""
+    is_moved = KEYS[key].kind is not Kind.PLAIN and old is not None and new is not None
+    return Effect.NONE if is_moved else KEYS[key].effect
 
 
 def _values(profile: Profile) -> Iterator[tuple[str, Any]]:

@@ -307,7 +307,10 @@ class Eval(_Table):
 class Export(_Table):
     """The half-precision file that MiniMind's own scripts load."""
 
-    prefix: Annotated[str, Field(pattern="^[^/]+$", examples=["rlhf", "dpo"]), NONE] = "rlhf"
+    # With all that is put around it while it is written, below the 255 bytes of a file name.
+    prefix: Annotated[
+        str, Field(pattern=r"^[^/\x00-\x1f]{1,48}$", examples=["rlhf", "dpo"]), NONE
+    ] = "rlhf"
     """Beginning of the file's name, which goes on with the hidden size and "_moe": rlhf_512.pth."""
 
     dtype: Annotated[Literal["float16", "bfloat16", "float32"], NONE] = "float16"

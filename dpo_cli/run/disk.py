@@ -46,7 +46,7 @@ def explain_disk_errors(directory: Path) -> Iterator[None]:
 
     Raises:
         NoSpaceError: the disk, a quota or a file size limit is exhausted.
-        DpoError: writing there is not allowed.
+        DpoError: writing there is not allowed, or would go through a link (O_NOFOLLOW).
     """
     try:
         yield
@@ -59,5 +59,10 @@ def explain_disk_errors(directory: Path) -> Iterator[None]:
             raise DpoError(
                 f"cannot write in {directory}: {error.strerror}",
                 "make it writable, or choose another place with --runs-dir or DPO_RUNS_DIR",
+            ) from error
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            raise DpoError(
+                f"{error.filename or directory} is a link, and dpo writes through none",
+                "put the file itself in its place, or remove the link",
             ) from error
         raise

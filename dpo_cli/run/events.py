@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dpo_cli.files import open_for_appending
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -219,8 +221,7 @@ class EventWriter:
     def __init__(self, path: Path, *, mend: bool = True) -> None:
         if mend:
             drop_torn_tail(path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        self._descriptor = os.open(path, flags, 0o644)
+        self._descriptor = open_for_appending(path)
         self._started = time.monotonic()
 
     def append(self, event: Event) -> None:
@@ -282,10 +283,17 @@ def history(path: Path) -> list[Event]:
 
 
 def drop_torn_tail(path: Path) -> None:
-    """Cut off a last line that a crash left without its newline."""
-    if not path.exists():
+    """Cut off a last line that a crash left without its newline.
+
+    Raises:
+        OSError: ELOOP, among others: nothing is cut off where a link leads.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
         return
-    data = path.read_bytes()
-    keep = data.rfind(b"\n") + 1
-    if keep < len(data):
-        os.truncate(path, keep)
+    with open(descriptor, "r+b") as file:
+        data = file.read()
+        keep = data.rfind(b"\n") + 1
+        if keep < len(data):
+            file.truncate(keep)

@@ -54,14 +54,14 @@ def commit(
     temporary = root / f"tmp-{uuid.uuid4().hex}"
     with explain_disk_errors(root):
         for leftover in root.glob("tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
         temporary.mkdir()
         try:
             write(temporary)
             _seal(temporary, optimizer_step)
             _put_in_place(temporary, final)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
             raise
         fsync_path(root)
     _prune(root, optimizer_step, keep)
@@ -141,7 +141,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     A generation that is already there (a run that went back and came here again) steps aside under
     a name that still counts as a generation, so that no moment is without one.
     """
-    if final.exists():
+    if os.path.lexists(final):
         aside = final.with_name(final.name + ".replaced")
         _discard(aside)
         os.rename(final, aside)
@@ -167,4 +167,13 @@ def _discard(generation: Path) -> None:
     with suppress(OSError):
         doomed = generation.with_name(f"tmp-{uuid.uuid4().hex}")
         os.rename(generation, doomed)
-        shutil.rmtree(doomed)
+        _remove(doomed)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, or what lies in the place of one; a link itself, never where it leads."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.files import open_for_appending
 from dpo_cli.run.disk import explain_disk_errors, no_space
 from dpo_cli.run.events import (
     Alert,
@@ -28,12 +30,13 @@ from dpo_cli.run.events import (
     Planned,
     Resumed,
     WorkerEnded,
+    drop_torn_tail,
 )
 from dpo_cli.run.store import RunDirectory, sign_lock
 
 Observer = Callable[[Event], None]
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.2
 _LOG_TAIL_BYTES = 8192
 _SAVED = {int(c): c for c in (ExitCode.DONE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)}
 _STOPPING = Alert(code="stopping", message="stopping after this step; Ctrl-C again to stop now")
@@ -94,8 +97,9 @@ def supervise(
         pass
     stream = _Stream(run, observe)
     with explain_disk_errors(run.path):
-        log = run.worker_log_path.open("ab")
-    with log, _SignalRelay() as signals:
+        drop_torn_tail(run.events_path)
+        descriptor = open_for_appending(run.worker_log_path)
+    with open(descriptor, "ab") as log, _SignalRelay() as signals:
         log_start = log.tell()
         worker = subprocess.Popen(
             argv,
@@ -139,15 +143,17 @@ def detach(run: RunDirectory, lock: int) -> int:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    with explain_disk_errors(run.path):
+        log = open_for_appending(run.launcher_log_path)
     pid = os.fork()
     if pid:
+        os.close(log)
         # A lock lives as long as any descriptor of it: the caller's must not outlive the training.
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, lock)
         os.close(null)
         return pid
     os.setsid()
-    log = os.open(run.launcher_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
@@ -185,7 +191,8 @@ class _Stream:
             self._observe(event)
         except (Exception, SystemExit):  # rich leaves by SystemExit when a pipe is closed
             self._observe = None
-            with contextlib.suppress(OSError), self._run.launcher_log_path.open("a") as log:
+            path = self._run.launcher_log_path
+            with contextlib.suppress(OSError), open(open_for_appending(path), "a") as log:
                 log.write("The screen failed and was dropped; training goes on.\n")
                 traceback.print_exc(file=log)
 
@@ -252,12 +259,13 @@ class _SignalRelay:
 
 
 def _has_ended(worker: subprocess.Popen[bytes]) -> bool:
-    """Whether the worker has ended, waiting a moment for it."""
-    try:
-        worker.wait(_POLL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+    """Whether the worker has ended, waiting a moment for it.
+
+    Not by `Popen.wait`, which looks twenty times a second.
+    """
+    if worker.poll() is None:
+        time.sleep(_POLL_SECONDS)
+    return worker.poll() is not None
 
 
 def _append_end(run: RunDirectory, returncode: int) -> None:

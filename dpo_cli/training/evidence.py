@@ -14,6 +14,8 @@ from dpo_cli.data.order import Window
 from dpo_cli.files import write_atomically, write_text_atomically
 from dpo_cli.training.state import on_disk
 
+_WEIGHTS = "weights.safetensors"
+
 
 def keep_evidence(
     directory: Path,
@@ -28,7 +30,7 @@ def keep_evidence(
     gradient is not finite; `weights.safetensors` the float32 weights that the step began with.
 
     Args:
-        directory: is made.
+        directory: is made; what it holds of an earlier time is replaced.
         window: the step's.
         lines: of the data file, by pair.
         losses: of each micro-batch of the window.
@@ -37,7 +39,7 @@ def keep_evidence(
     Raises:
         OSError: there is no space, for example.
     """
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     facts = {
         "epoch": window.epoch + 1,
         "micro_batches": [
@@ -48,9 +50,12 @@ def keep_evidence(
     }
     write_text_atomically(directory / "window.json", json.dumps(facts, indent=2) + "\n")
     weights = on_disk(model, model.state_dict())
-    write_atomically(
-        directory / "weights.safetensors", lambda temporary: save_file(weights, temporary)
-    )
+    write_atomically(directory / _WEIGHTS, lambda temporary: save_file(weights, temporary))
+
+
+def has_evidence(root: Path) -> bool:
+    """Whether some step's evidence lies under `root`, whole: its weights are written last."""
+    return any(root.glob(f"*/{_WEIGHTS}"))
 
 
 def not_finite_gradients(model: nn.Module) -> list[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import itertools
 import os
 import shlex
+import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +35,7 @@ from dpo_cli.training.state import load_weights
 from dpo_cli.training.weights import write_weights
 
 _COMPARED_PAIRS = 4
+_MINIMIND_VOCABULARY = 6400
 _ROWS_AT_ONCE = 16
 
 
@@ -51,7 +56,7 @@ class ExportReport:
     pairs_compared: int
     mean_logp_difference: float
     max_logp_difference: float
-    try_command: str
+    try_command: str | None
 
 
 def export_run(
@@ -91,16 +96,17 @@ def export_run(
         write_weights(temporary, state, architecture, dtype)
         exported = load_checkpoint(temporary, _stated(architecture))
         differences = _logp_differences(architecture, state, exported.state, pairs)
-    events = EventWriter(run.events_path, mend=False)
-    events.append(
-        Exported(
-            path=str(path),
-            sha256=exported.fingerprint,
-            dtype=dtype,
-            optimizer_step=generation.optimizer_step,
+    with explain_disk_errors(run.path):
+        events = EventWriter(run.events_path, mend=False)
+        events.append(
+            Exported(
+                path=str(path),
+                sha256=exported.fingerprint,
+                dtype=dtype,
+                optimizer_step=generation.optimizer_step,
+            )
         )
-    )
-    events.close()
+        events.close()
     return ExportReport(
         path=path,
         dtype=dtype,
@@ -116,22 +122,65 @@ def export_run(
 
 @contextmanager
 def _renamed_at_the_end(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a file that becomes `path` if nothing goes wrong."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.unproved")
-    try:
-        yield temporary
-        os.replace(temporary, path)
+    """A name for a file that becomes `path` if nothing goes wrong."""
+    with _own_directory(path) as directory:
+        yield directory / path.name
+        os.replace(directory / path.name, path)
         fsync_path(path.parent)
+
+
+@contextmanager
+def _own_directory(path: Path) -> Iterator[Path]:
+    """A directory beside `path` for a block; those that killed exports to `path` left are removed.
+
+    It is locked, and the kernel frees the lock however the process ends.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.unproved"):
+        with _locked(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_abandoned:
+            if is_abandoned:
+                shutil.rmtree(leftover, ignore_errors=True)
+    while True:
+        directory = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unproved")
+        directory.mkdir()
+        with _locked(directory, fcntl.LOCK_EX):
+            if not directory.exists():  # removed by another export before it was locked
+                continue
+            try:
+                yield directory
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
+            return
+
+
+@contextmanager
+def _locked(directory: Path, operation: int) -> Iterator[bool]:
+    """Lock a directory for a block, if it can be done; whether it was."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # gone meanwhile, or no directory
+        yield False
+        return
+    try:
+        is_locked = True
+        try:
+            fcntl.flock(descriptor, operation)
+        except OSError:  # another has it, or the file system locks no directories
+            is_locked = False
+        yield is_locked
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def try_command(path: Path, architecture: Architecture) -> str:
+def try_command(path: Path, architecture: Architecture) -> str | None:
     """How MiniMind's own script talks with these weights, from the root of its checkout.
+
+    None where it cannot: its tokenizers have as many entries as its models, and no others.
 
     Generation 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative. Both
     scripts make up the file's name from its prefix and shape.
     """
+    if architecture.vocab_size != _MINIMIND_VOCABULARY:
+        return None
     folder, ending = os.path.relpath(path.parent), architecture.file_name("")
     if not path.name.endswith(ending):
         return f"first rename it to rlhf{ending}: MiniMind's scripts know no other names"

@@ -124,8 +124,9 @@ def load_kept(path: Path, key: str) -> Tensor | None:
             logps: Tensor = file.get_tensor("token_logps")
     except (OSError, SafetensorError):
         return None
-    unharmed = metadata.get("digest") == _digest(logps)
-    return logps if unharmed and metadata.get("key") == key else None
+    if metadata.get("key") != key or logps.dtype != torch.float32:
+        return None
+    return logps if metadata.get("digest") == _digest(logps) else None
 
 
 def keep(path: Path, key: str, logps: Tensor) -> None:

@@ -41,7 +41,7 @@ from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training import reference as kept
 from dpo_cli.training.device import make_deterministic, resolve
-from dpo_cli.training.evidence import keep_evidence
+from dpo_cli.training.evidence import has_evidence, keep_evidence
 from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import Prepared, environment, prepare, refuse_other_inputs
 from dpo_cli.training.state import load_weights, restore_state, save_state
@@ -145,6 +145,8 @@ class _Session:
         try:
             prepared = prepare(profile, compute, self.run, self.progress)
             promised = self.run.read_plan()
+            if promised is not None:
+                refuse_other_inputs(promised, prepared.plan())
             generation, passed_over = self.find_generation(prepared.order)
             self.announce(prepared, promised, exact)
             trainer = self.build(prepared, generation)
@@ -171,16 +173,16 @@ class _Session:
         return ExitCode.DONE
 
     def announce(self, prepared: Prepared, promised: dict[str, Any] | None, exact: bool) -> None:
-        """Hold a resumed run to its plan; write the plan and the rows set aside; tell both."""
+        """Hold a resumed run to its environment, write the plan and the rows set aside, tell."""
         plan = prepared.plan()
         other = _other_environment(promised, plan) if promised else []
-        if promised is not None:
-            refuse_other_inputs(promised, plan)
-        if other and exact:
+        # What was once computed elsewhere stays so, also when the run comes home.
+        plan["other_environments"] = [*(promised or {}).get("other_environments", []), *other]
+        if exact and (reasons := [*plan["other_environments"], *_inexact(prepared)]):
             raise DpoError(
                 f"{self.run.name} cannot go on to the same bits here",
                 "go on where it began, or without --exact, to slightly other bits",
-                other,
+                reasons,
             )
         rows = "".join(row.to_json() + "\n" for row in prepared.set_aside)
         write_text_atomically(self.run.rejected_rows_path, rows)
@@ -320,20 +322,17 @@ class _Session:
         micro_batches = [window.micro_batches[n] for n in guilty] or window.micro_batches
         lines = [pair.line for pair in trainer.prepared.pairs]
         named = ", ".join(str(lines[index]) for indices in micro_batches for index in indices)
+        is_skipped = profile.train.on_non_finite == "skip"
         kept = self.run.path / NON_FINITE_DIRECTORY
-        if not kept.exists():
+        evidence = kept / f"step-{trainer.optimizer_step + 1:08d}"
+        # Skipping may go on at each step, and evidence is as large as the model.
+        if not (is_skipped and has_evidence(kept)):
             with explain_disk_errors(kept):
-                keep_evidence(
-                    kept / f"step-{trainer.optimizer_step + 1:08d}",
-                    window,
-                    lines,
-                    losses,
-                    trainer.policy.model,
-                )
+                keep_evidence(evidence, window, lines, losses, trainer.policy.model)
         subject = "loss" if guilty else "gradient"
         what = f"optimizer step {trainer.optimizer_step + 1}: the {subject} is not a finite number"
         where = f"lines {named} of {profile.data.data_path}"
-        if profile.train.on_non_finite == "skip":
+        if is_skipped:
             self.emit(
                 Alert(
                     code="not-finite",
@@ -346,7 +345,7 @@ class _Session:
             f"{what}; the weights were not touched",
             "look at these rows, or lower train.learning_rate; or resume with"
             " --set train.on_non_finite=skip --allow-changes. What was saved before is intact",
-            [where, f"what the step began with is in {kept}"],
+            [where, f"what the step began with is in {evidence}"],
         )
 
     def save(self, trainer: Trainer) -> None:
@@ -417,6 +416,13 @@ def make_scorer(prepared: Prepared, checkpoint: Checkpoint) -> ResponseScorer:
 def weights_file(prepared: Prepared) -> str:
     """The name of the half-precision weights in the run directory."""
     return prepared.checkpoint.architecture.file_name(prepared.profile.export.prefix)
+
+
+def _inexact(prepared: Prepared) -> list[str]:
+    """Why the bits may differ even where the run began."""
+    if prepared.compute.device.type == "cuda" and not prepared.profile.train.deterministic:
+        return ["train.deterministic = false: CUDA does not repeat itself bit for bit"]
+    return []
 
 
 def _other_environment(promised: dict[str, Any], now: dict[str, Any]) -> list[str]:

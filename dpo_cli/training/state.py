@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -75,8 +76,11 @@ def restore_state(
 
     Returns:
         The number of optimizer steps done.
+
+    Raises:
+        DpoError: a file is not what its name says.
     """
-    state = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+    state = _read_position(directory / _STATE)
     if state["updates"]:
         moments = {
             moment: _in_memory_names(directory / f"{moment}.safetensors", architecture)
@@ -106,12 +110,24 @@ def _in_memory_names(path: Path, architecture: Architecture) -> Mapping[str, Ten
 def _read(path: Path) -> StateDict:
     try:
         tensors: StateDict = load_file(path)
-    except SafetensorError as error:  # hashes verify, so somebody made it so
-        raise DpoError(
-            f"{path} is no safetensors file: {error}",
-            "it was not written by dpo; nothing else is ever read in its place",
-        ) from error
+    except SafetensorError as error:
+        raise _not_ours(path, f"is no safetensors file: {error}") from error
     return tensors
+
+
+def _read_position(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _not_ours(path, f"is no JSON: {error}") from error
+    return state
+
+
+def _not_ours(path: Path, problem: str) -> DpoError:
+    """Hashes verify, so somebody made it so."""
+    return DpoError(
+        f"{path} {problem}", "it was not written by dpo; nothing else is ever read in its place"
+    )
 
 
 def on_disk(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> StateDict:

@@ -62,6 +62,8 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
     }
     if (norm := view.recent_mean("grad_norm")) is not None:
         facts["gradient"].append(f"{norm:.3g}")
+    if view.skipped_steps:  # first: a narrow panel cuts off what follows
+        facts["gradient"].append(f"{len(view.skipped_steps):,} skipped")
     clipped = view.trained.get("clipped")
     if clipped and (share := clipped.mean) is not None:
         facts["gradient"].append(f"{share:.0%} clipped")

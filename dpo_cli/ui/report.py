@@ -209,6 +209,7 @@ def step_line(event: StepDone, recent: Iterable[StepDone], plan: dict[str, Any] 
         ("grad", f"{metrics['grad_norm']:.3g}"),
         ("", f"{pairs_a_second:.1f} pairs/s"),
         ("eta", eta),
+        ("", "skipped" if event.is_skipped else ""),
     )
 
 

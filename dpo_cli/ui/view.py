@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import isfinite, nan
 from typing import Any
 
 from dpo_cli.run.events import (
@@ -47,7 +49,7 @@ class State(StrEnum):
 class RunView:
     """What the events so far come to. `take` is the only thing that changes it.
 
-    Bounded in memory and O(1) an event, however long the run.
+    Bounded in memory (but for skipped steps) and O(1) an event, however long the run.
     """
 
     plan: dict[str, Any] | None = None
@@ -60,6 +62,8 @@ class RunView:
     held_out: Evaluated | None = None
     held_out_start: Evaluated | None = None
     """The first evaluation: what the policy is compared with."""
+    skipped_steps: list[int] = field(default_factory=list)
+    """The steps whose gradient was not finite, ascending: no update was made of them."""
     weights_moved: float | None = None
     saved: Saved | None = None
     alerts: dict[str, Alert] = field(default_factory=dict)
@@ -179,8 +183,8 @@ class RunView:
         return is_done and self.plan is not None and bool(self.plan["pairs"]["held_out"])
 
     def recent_mean(self, metric: str) -> float | None:
-        """The mean over the last steps' pairs; None if no step had it."""
-        steps = [step for step in self.recent if metric in step.metrics]
+        """The mean over the last steps' pairs; None if no step had it, as a finite number."""
+        steps = [step for step in self.recent if isfinite(step.metrics.get(metric, nan))]
         pairs = sum(step.pairs for step in steps)
         return sum(step.metrics[metric] * step.pairs for step in steps) / pairs if pairs else None
 
@@ -189,6 +193,8 @@ class RunView:
     def _take_step(self, event: StepDone) -> None:
         self.is_under_way, self.step, self.last_step = True, event.step, event
         self.recent.append(event)
+        if event.is_skipped:
+            self.skipped_steps.append(event.step)
         self._timed.append(event)
         for metric, value in event.metrics.items():
             self.trained[metric].add(event.step, value)
@@ -211,6 +217,7 @@ class RunView:
         self.is_under_way, self.step = True, event.step
         for series in (*self.trained.values(), *self.evaluated.values()):
             series.cut(event.step)
+        del self.skipped_steps[bisect_right(self.skipped_steps, event.step) :]
         while self.recent and self.recent[-1].step > event.step:
             self.recent.pop()
         self.last_step = self.recent[-1] if self.recent else None

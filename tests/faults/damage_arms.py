@@ -1,11 +1,20 @@
-"""Faults in numbers and in exports, put into a process before it starts: see `tests.faults.arms`."""
+"""Faults in numbers, evidence and exports, put into a process before it starts."""
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+
+def both(first: Callable[[], object], second: Callable[[], object]) -> None:
+    """Two faults at once."""
+    first()
+    second()
 
 
 def not_finite(optimizer_steps: tuple[int, ...], what: str) -> None:
@@ -16,46 +25,66 @@ def not_finite(optimizer_steps: tuple[int, ...], what: str) -> None:
     from dpo_cli.training.trainer import Trainer
 
     score = Trainer.score
-    micro_batches = {"step": -1, "seen": 0}
+    now = {"step": -1, "micro_batches": 0}
 
     def spoilt(self: Trainer, batch: Any, reference: Any) -> Any:
         pairs, balance = score(self, batch, reference)
         step = self.optimizer_step + 1
         if not self.policy.training or step not in optimizer_steps:
             return pairs, balance
-        if micro_batches["step"] != step:
-            micro_batches.update(step=step, seen=0)
-        micro_batches["seen"] += 1
+        if now["step"] != step:
+            now.update(step=step, micro_batches=0)
+        now["micro_batches"] += 1
         if what == "gradient":
             pairs.losses.register_hook(lambda gradient: gradient * math.inf)
-        elif micro_batches["seen"] == 2:
-            pairs.losses.mul_(math.nan if what == "nan" else math.inf)
+        elif now["micro_batches"] == 2:
+            pairs.losses.data.fill_(math.nan if what == "nan" else math.inf)
+            pairs.losses.register_hook(lambda gradient: gradient * math.nan)
         return pairs, balance
 
     Trainer.score = spoilt  # type: ignore[method-assign]
 
 
-def kill_export(moment: str) -> None:
-    """SIGKILL at a moment of an export; "write" is in the middle of the file."""
+def no_space_for(name: str) -> None:
+    """A disk that is full for the evidence's file `name` alone, in the middle of it."""
+    from dpo_cli.training import evidence
+
+    write = evidence.write_atomically
+
+    def full(path: Path, fill: Callable[[Path], None]) -> None:
+        def half(temporary: Path) -> None:
+            fill(temporary)
+            os.truncate(temporary, 1000)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        write(path, half if path.name == name else fill)
+
+    evidence.write_atomically = full
+
+
+def kill_export(moment: str, file: Path) -> None:
+    """SIGKILL at a moment of an export to `file`."""
     from dpo_cli.training import export, weights
 
     def die(*_: Any, **__: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if moment == "half written":
+    if moment == "before a byte is written":
+        weights._save = die
+    elif moment == "in the middle of the file":
+        save = weights._save
 
-        def half(content: Any, path: Any) -> None:
+        def half(content: Any, path: Path) -> None:
             save(content, path)
             os.truncate(path, path.stat().st_size // 2)
             die()
 
-        save = weights._save
         weights._save = half
-    elif moment == "written":
-        export.load_checkpoint = die  # type: ignore[assignment]
-    elif moment == "proved":
-        os.replace_before = os.replace  # type: ignore[attr-defined]
-        export.os.replace = die  # type: ignore[assignment]
+    elif moment == "before it is read back":
+        export.load_checkpoint = die
+    elif moment == "before it gets its name":
+        replace = os.replace
+        os.replace = lambda old, new: die() if Path(new) == file else replace(old, new)
     else:
-        assert moment == "renamed"
+        assert moment == "after it got its name"
         export.EventWriter = die  # type: ignore[assignment,misc]

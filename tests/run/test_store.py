@@ -271,11 +271,13 @@ def test_looking_at_the_lock_neither_takes_nor_makes_it(tmp_path: Path) -> None:
 def test_plan_and_completion(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "dense", "")
     assert run.read_plan() is None
-    run.write_plan({"device": "cpu", "名": [1, 2]})
-    assert run.read_plan() == {"device": "cpu", "名": [1, 2]}
-    run.plan_path.write_text("{")
-    with pytest.raises(DpoError, match="is damaged"):
-        run.read_plan()
+    plan = dict.fromkeys(store._PLAN_PARTS, "名")
+    run.write_plan(plan)
+    assert run.read_plan() == plan
+    for damaged in ("{", "[]", json.dumps({"device": "cpu"})):
+        run.plan_path.write_text(damaged)
+        with pytest.raises(DpoError, match="is damaged"):
+            run.read_plan()
 
     assert not run.is_completed
     run.clear_completed()()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -87,6 +89,21 @@ def test_snapshots(scene: str, width: int, height: int) -> None:
     keys = {} if scene in ("failed", "finished") else KEYS
     text = drawn(dashboard(SCENES[scene], keys=keys), width, height)
     assert_snapshot(f"{scene}-{width}x{height}", text)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_skipped_updates_show_in_the_line_of_the_gradient(width: int, height: int) -> None:
+    def gradient(*extra: Event) -> str:
+        text = drawn(dashboard([*SCENES["middle"], *extra]), width, height)
+        [line] = re.findall(r"gradient {2}.*", text)
+        return str(line)
+
+    skipped = dataclasses.replace(story.step_done(172), is_skipped=True)  # type: ignore[call-arg]
+    assert "skipped" not in gradient()
+    assert ", 1 skipped" in gradient(skipped)
+    resumed = Resumed(step=100, optimizer_step=50, generation="step-00000050")
+    again = dataclasses.replace(story.step_done(102), is_skipped=True)  # type: ignore[call-arg]
+    assert ", 1 skipped" in gradient(skipped, resumed, again)
 
 
 def test_snapshot_of_the_help() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,16 @@ def test_a_step_is_one_line_with_speed_and_time_left() -> None:
         "step 40/166  epoch 1/2  loss 0.6893  lr 9.1e-09  margin +0.00312  acc 0.55  grad 0.281"
         "  5.0 pairs/s  eta 2m 06s"
     )
+
+
+def test_a_skipped_step_says_so_at_its_end() -> None:
+    spoilt = dataclasses.replace(step_done(2), is_skipped=True, losses=(math.nan,))
+    spoilt.metrics.update(loss=math.nan, grad_norm=math.inf)
+    *_, before, line, after = shown(Planned(plan=PLAN), step_done(1), spoilt, step_done(5))
+    assert line.startswith("step 2/166  epoch 1/2  loss nan  ")
+    assert "  grad inf  " in line
+    assert line.endswith("  eta 2m 44s  skipped")
+    assert "skipped" not in before + after
 
 
 def test_the_first_step_estimates_from_its_own_time() -> None:

@@ -118,6 +118,27 @@ def test_the_share_of_clipped_steps() -> None:
     assert view.trained["clipped"].mean == pytest.approx(expected)
 
 
+def test_skipped_steps_count_once() -> None:
+    def skipped(step: int) -> Event:
+        return dataclasses.replace(story.step_done(step), is_skipped=True)  # type: ignore[call-arg]
+
+    view = seen(*story.preparation(), *story.training(0, 10))
+    assert view.skipped_steps == []
+    for step in (12, 14, 18):
+        view.take(skipped(step))
+    view.take(story.step_done(20))
+    assert view.skipped_steps == [12, 14, 18]
+    # Rows after the state that training goes on from are void, and come again.
+    view.take(STARTED)
+    view.take(Resumed(step=14, optimizer_step=7, generation="step-00000007"))
+    assert view.skipped_steps == [12, 14]
+    for step in (16, 18):
+        view.take(skipped(step))
+    assert view.skipped_steps == [12, 14, 16, 18]
+    view.take(Resumed(step=0, optimizer_step=0, generation=""))
+    assert view.skipped_steps == []
+
+
 def test_a_resume_takes_back_what_was_lost() -> None:
     view = seen(*story.preparation(), *story.training(0, 130), STARTED)
     view.take(Resumed(step=100, optimizer_step=50, generation="step-00000050"))

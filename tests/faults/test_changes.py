@@ -1,0 +1,272 @@
+"""Faults 20 to 22: what a run depends on is not what it was when it is resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpo_cli.run.events import Alert, EventReader, Failed, Resumed
+from dpo_cli.run.store import RunDirectory
+from tests.cli import dpo, set_options
+from tests.faults import workers
+from tests.faults.arms import stop_at
+from tests.faults.conftest import arguments
+from tests.faults.test_damage import content, new_events, only
+
+LOGS = ("events.jsonl", "worker.log", "lock")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+# --- 20: the profile --------------------------------------------------------------------------
+
+RATE = ("learning_rate = 0.0001", "learning_rate = 0.0002")
+
+
+def test_an_edited_learning_rate_needs_the_users_word(half: RunDirectory) -> None:
+    edit(half.profile_path, *RATE)
+    before = content(half.path, "lock")
+    refused = dpo("resume", half.path, cwd=half.path)
+    assert refused.returncode == 2
+    assert "  train.learning_rate: 0.0001 -> 0.0002" in refused.stderr.splitlines()
+    assert refused.stderr.rstrip().endswith("--allow-changes")
+    assert content(half.path, "lock") == before
+
+    allowed = dpo("resume", half.path, "--allow-changes", cwd=half.path)
+    assert allowed.returncode == 0, allowed.stderr
+    assert "  changed train.learning_rate: 0.0001 -> 0.0002" in allowed.stdout.splitlines()
+    events = list(EventReader(half.events_path).read_new())
+    assert only(events, Resumed).changes == ("train.learning_rate: 0.0001 -> 0.0002",)
+    assert only(events, Resumed).optimizer_step == 5
+    plan = half.read_plan()
+    assert plan is not None
+    assert plan["settings"]["train"]["learning_rate"] == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("seed = 1337", "seed = 1338", "train.seed: 1337 -> 1338"),
+        ("max_seq_len = 64", "max_seq_len = 80", "data.max_seq_len: 64 -> 80"),
+        ("shuffle = false", "shuffle = true", "data.shuffle: false -> true"),
+    ],
+)
+def test_an_edited_position_is_refused_always(
+    half: RunDirectory, old: str, new: str, says: str
+) -> None:
+    edit(half.profile_path, old, new)
+    before = content(half.path, "lock")
+    refused = dpo("resume", half.path, "--allow-changes", cwd=half.path)
+    assert refused.returncode == 2
+    assert f"  {says}" in refused.stderr.splitlines()
+    assert "cannot go on with other pairs" in refused.stderr
+    assert content(half.path, "lock") == before
+
+
+def test_an_edit_that_makes_no_profile_is_refused(half: RunDirectory) -> None:
+    edit(half.profile_path, "learning_rate = 0.0001", 'learning_rate = "fast"')
+    before = content(half.path, "lock")
+    refused = dpo("resume", half.path, cwd=half.path)
+    assert refused.returncode == 2
+    assert "train.learning_rate" in refused.stderr
+    assert "must be a number" in refused.stderr
+    assert content(half.path, "lock") == before
+
+
+# --- 21: data, weights, tokenizer -------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(shared: Path, tmp_path: Path) -> tuple[RunDirectory, Path]:
+    """A run stopped after five steps on inputs of its own, and where these lie."""
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    shutil.copyfile(shared / "golden/data/train27.jsonl", inputs / "pairs.jsonl")
+    shutil.copyfile(shared / "golden/data/train27.jsonl", inputs / "held_out.jsonl")
+    shutil.copyfile(shared / "golden/train/seed/full_sft_64.pth", inputs / "full_sft_64.pth")
+    shutil.copyfile(shared / "golden/train/seed/full_sft_64.pth", inputs / "reference.pth")
+    shutil.copytree(shared / "tokenizer/minimind2", inputs / "tokenizer")
+    run = workers.new_run(tmp_path / "runs", arguments(shared) + moved_to(inputs))
+    assert workers.work(run, partial(stop_at, 5)) == 143
+    return run, inputs
+
+
+def moved_to(folder: Path) -> list[str]:
+    return set_options(
+        {
+            "model.checkpoint": folder / "full_sft_64.pth",
+            "model.reference": folder / "reference.pth",
+            "model.tokenizer": folder / "tokenizer",
+            "data.data_path": folder / "pairs.jsonl",
+            "eval.path": folder / "held_out.jsonl",
+            "eval.fraction": 0.0,
+        }
+    )
+
+
+def other_weights(path: Path) -> None:
+    state = torch.load(path)
+    state["model.norm.weight"] = state["model.norm.weight"] * 1.001
+    torch.save(state, path)
+
+
+def other_rows(path: Path) -> None:
+    """One word of an answer in the last row."""
+    text = path.read_text(encoding="utf-8")
+    row = json.loads(text.splitlines()[-1])
+    row["chosen"][-1]["content"] += "!"
+    path.write_text("\n".join([*text.splitlines()[:-1], json.dumps(row)]), encoding="utf-8")
+
+
+def fewer_rows(path: Path) -> None:
+    """So few that the steps done are more than there are now."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:4]), encoding="utf-8")
+
+
+def other_template(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = config["chat_template"].replace("a helpful", "a very helpful")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+INPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "full_sft_64.pth": (other_weights, "model.checkpoint"),
+    "reference.pth": (other_weights, "model.reference"),
+    "tokenizer": (other_template, "model.tokenizer"),
+    "pairs.jsonl": (other_rows, "data.data_path"),
+    "held_out.jsonl": (other_rows, "eval.path"),
+}
+
+
+def changed(key: str) -> str:
+    return f"{key}: the content is not what the run began with"
+
+
+def test_each_changed_input_is_named_and_its_old_content_goes_on_elsewhere(
+    copied: tuple[RunDirectory, Path], tmp_path: Path
+) -> None:
+    run, inputs = copied
+    safe = tmp_path / "safe"
+    shutil.copytree(inputs, safe)
+    before = content(run.path, *LOGS)
+    for name, (change, key) in INPUTS.items():
+        change(inputs / name)
+        failed = only(new_events(run, lambda: workers.work(run)), Failed)
+        assert failed.exit_code == 1
+        assert failed.message == "the run cannot go on: its inputs have changed"
+        assert failed.details == (changed(key),)
+        assert content(run.path, *LOGS) == before
+        if (safe / name).is_dir():
+            shutil.copytree(safe / name, inputs / name, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(safe / name, inputs / name)
+
+    fewer_rows(inputs / "pairs.jsonl")
+    failed = only(new_events(run, lambda: workers.work(run)), Failed)
+    assert failed.details == (changed("data.data_path"),)
+    assert content(run.path, *LOGS) == before
+
+    # All of them at once, through `dpo`; then what they were, at another place.
+    for name, (change, _) in INPUTS.items():
+        change(inputs / name)
+    refused = dpo("resume", run.path, cwd=tmp_path)
+    assert refused.returncode == 1
+    named = [line.strip() for line in refused.stderr.splitlines() if line.startswith("  ")]
+    assert named == [changed(key) for _, key in INPUTS.values()]
+    assert content(run.path, *LOGS) == before
+    edit(run.profile_path, "log_interval = 100", "log_interval = 1")
+    resumed = dpo("resume", run.path, *moved_to(safe), "--exact", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "  changed train.log_interval: 100 -> 1" in resumed.stdout.splitlines()
+    events = list(EventReader(run.events_path).read_new())
+    assert only(events, Resumed).optimizer_step == 5
+    assert f'data.data_path: "{inputs}/pairs.jsonl" -> "{safe}/pairs.jsonl"' in (
+        only(events, Resumed).changes
+    )
+    assert run.is_completed
+
+
+def test_neutral_edits_and_moved_inputs_end_equal(
+    half: RunDirectory, whole: RunDirectory, shared: Path, tmp_path: Path
+) -> None:
+    """The same content at another place, other lines and other saves."""
+    shutil.copytree(shared / "tokenizer/minimind2", tmp_path / "tokenizer")
+    edit(half.profile_path, "save_interval = 3", "save_interval = 1")
+    edit(half.profile_path, str(shared / "tokenizer/minimind2"), str(tmp_path / "tokenizer"))
+    assert workers.work(half, None, "--exact") == 0
+    workers.assert_equal(half, whole)
+
+
+# --- 22: threads, versions, device ------------------------------------------------------------
+
+ENVIRONMENTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "threads": (lambda plan: plan["environment"].update(threads="16"), "threads 16 -> 1"),
+    "torch": (lambda plan: plan["environment"].update(torch="2.6.0"), "torch 2.6.0 -> "),
+    "transformers": (
+        lambda plan: plan["environment"].update(transformers="5.0.0"),
+        "transformers 5.0.0 -> ",
+    ),
+    "device": (lambda plan: plan.update(device="cuda:0"), "device cuda:0 -> cpu"),
+}
+
+
+@pytest.mark.parametrize("what", ENVIRONMENTS)
+def test_another_environment_is_told_or_refused(half: RunDirectory, what: str) -> None:
+    plan = half.read_plan()
+    assert plan is not None
+    change, says = ENVIRONMENTS[what]
+    change(plan)
+    half.write_plan(plan)
+    before = content(half.path, *LOGS)
+    failed = only(new_events(half, lambda: workers.work(half, None, "--exact")), Failed)
+    assert failed.exit_code == 1
+    assert "cannot go on to the same bits" in failed.message
+    [detail] = failed.details
+    assert detail.startswith(says)
+    assert content(half.path, *LOGS) == before
+
+    events = new_events(half, lambda: workers.work(half))
+    alert = only(events, Alert)
+    assert alert.code == "other-environment"
+    assert says in alert.message
+    assert only(events, Resumed).optimizer_step == 5
+    assert half.is_completed
+
+
+def test_what_went_on_elsewhere_is_never_exact_again(half: RunDirectory) -> None:
+    plan = half.read_plan()
+    assert plan is not None
+    plan["environment"]["threads"] = "16"
+    half.write_plan(plan)
+    assert workers.work(half, partial(stop_at, 7)) == 143
+    failed = only(new_events(half, lambda: workers.work(half, None, "--exact")), Failed)
+    assert failed.details == ("threads 16 -> 1",)
+
+
+def test_dpo_resume_exact_refuses_another_number_of_threads(half: RunDirectory) -> None:
+    before = content(half.path, *LOGS)
+    refused = dpo("resume", half.path, "--exact", cwd=half.path, OMP_NUM_THREADS="2")
+    assert refused.returncode == 1
+    assert f"error: {half.name} cannot go on to the same bits here" in refused.stderr
+    assert "  threads 1 -> 2" in refused.stderr.splitlines()
+    assert "without --exact" in refused.stderr
+    assert content(half.path, *LOGS) == before
+
+
+def test_in_the_same_environment_exact_goes_on(half: RunDirectory, whole: RunDirectory) -> None:
+    """Negative control: nothing is told, and it ends equal."""
+    events = new_events(half, lambda: workers.work(half, None, "--exact"))
+    assert not [event for event in events if isinstance(event, Alert)]
+    workers.assert_equal(half, whole)

@@ -1,0 +1,441 @@
+"""Faults 4 to 6, 24b, 29: what was saved is damaged, or was put there by somebody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dpo_cli.files import sha256_file
+from dpo_cli.run.events import EventReader, Failed, Progress, Resumed, Saved, StepDone
+from dpo_cli.run.generations import MANIFEST, Generation, all_generations, find_damage
+from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.reference import load_kept
+from dpo_cli.training.session import REFERENCE_FILE
+from tests.cli import Run, dpo, set_options
+from tests.commands.test_bad_input import good_settings
+from tests.faults import workers
+from tests.faults.arms import stop_at
+from tests.faults.conftest import arguments
+
+FILES = [
+    "weights.safetensors",
+    "exp_avg.safetensors",
+    "exp_avg_sq.safetensors",
+    "rng.safetensors",
+    "state.json",
+    MANIFEST,
+]
+PAGE = 4096
+Content = dict[str, bytes]
+Harm = Callable[[Path, random.Random], None]
+
+
+def content(directory: Path, *but: str) -> Content:
+    """Every file under a directory, by its path; what links lead to is not looked at."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not path.is_symlink() and path.name not in but
+    }
+
+
+def new_events(run: RunDirectory, act: Callable[[], object]) -> list[Any]:
+    """What `act` adds to the stream."""
+    reader = EventReader(run.events_path)
+    list(reader.read_new())
+    act()
+    return list(reader.read_new())
+
+
+def only(events: list[Any], kind: type) -> Any:
+    [event] = [event for event in events if isinstance(event, kind)]
+    return event
+
+
+# --- one kind of damage to one file -----------------------------------------------------------
+
+
+def truncate(path: Path, moments: random.Random) -> None:
+    os.truncate(path, moments.randrange(path.stat().st_size))
+
+
+def flip(path: Path, moments: random.Random) -> None:
+    """One bit, of a character that says something."""
+    data = bytearray(path.read_bytes())
+    position = moments.choice([n for n, byte in enumerate(data) if byte not in b" \n"][:100_000])
+    data[position] ^= 1 << moments.randrange(8)
+    path.write_bytes(data)
+
+
+def zero(path: Path, moments: random.Random) -> None:
+    """A page as a file system leaves it whose journal knew of the file and whose disk did not."""
+    data = bytearray(path.read_bytes())
+    start = moments.choice([n for n in range(0, len(data), PAGE) if any(data[n : n + PAGE])])
+    data[start : start + PAGE] = bytes(len(data[start : start + PAGE]))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("harm", [truncate, flip, zero])
+def test_a_damaged_generation_is_named_and_the_one_before_goes_on(
+    half: RunDirectory, whole: RunDirectory, harm: Harm, file: str
+) -> None:
+    newest, previous = all_generations(half.generations_path)
+    harm(newest.path / file, random.Random(file))
+    events = new_events(half, lambda: workers.work(half))
+    resumed = only(events, Resumed)
+    assert resumed.generation == previous.name
+    assert resumed.optimizer_step == previous.optimizer_step == 3
+    [reason] = resumed.passed_over
+    assert reason.startswith(f"{newest.name} is damaged: ")
+    assert ("manifest" if file == MANIFEST else file) in reason
+    workers.assert_equal(half, whole)
+
+
+def test_dpo_resume_names_the_damage_and_goes_on(half: RunDirectory, whole: RunDirectory) -> None:
+    newest, _ = all_generations(half.generations_path)
+    flip(newest.path / "exp_avg_sq.safetensors", random.Random(1))
+    result = dpo("resume", half.path, cwd=half.path)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert (
+        f"warning: {newest.name} is damaged: the content of exp_avg_sq.safetensors has changed"
+        in lines
+    )
+    assert "going on after optimizer step 3 (step 6)" in lines
+    workers.assert_equal(half, whole)
+
+
+# --- all generations --------------------------------------------------------------------------
+
+
+def test_where_all_are_damaged_nothing_is_started_over(half: RunDirectory) -> None:
+    newest, previous = all_generations(half.generations_path)
+    flip(newest.path / "weights.safetensors", random.Random(1))
+    truncate(previous.path / MANIFEST, random.Random(2))
+    log = ("events.jsonl", "worker.log", "lock")
+    before = content(half.path, *log)
+    result = dpo("resume", half.path, cwd=half.path)
+    assert result.returncode == 1
+    assert "every saved state is damaged or gone, and a run never starts over" in result.stderr
+    assert f"{newest.name} is damaged: the content of weights.safetensors" in result.stderr
+    assert f"{previous.name} is damaged: its manifest cannot be read" in result.stderr
+    assert "help: restore the directory from a backup" in result.stderr
+    assert content(half.path, *log) == before
+    assert Run(half).steps[-1].optimizer_step == 5
+
+
+# --- any damage -------------------------------------------------------------------------------
+
+
+def corruptions(
+    generation: Path, other: Path, moments: random.Random
+) -> Iterator[Callable[[], str]]:
+    """Ways to harm a generation, at random; each tells what it did."""
+    names = [name for name in FILES if (generation / name).stat().st_size]
+
+    def flips() -> str:
+        name, count = moments.choice(names), moments.choice([1, 1, 2, 64])
+        data = bytearray((generation / name).read_bytes())
+        for _ in range(count):
+            data[moments.randrange(len(data))] ^= 1 << moments.randrange(8)
+        (generation / name).write_bytes(data)
+        return f"{count} bits of {name}"
+
+    def zeros() -> str:
+        name = moments.choice(names)
+        zero(generation / name, moments)
+        return f"a page of {name}"
+
+    def shorter() -> str:
+        name = moments.choice(names)
+        truncate(generation / name, moments)
+        return f"the end of {name}"
+
+    def longer() -> str:
+        name = moments.choice(names)
+        with (generation / name).open("ab") as file:
+            file.write(moments.randbytes(moments.choice([1, 7, PAGE])))
+        return f"more after {name}"
+
+    def gone() -> str:
+        name = moments.choice(names)
+        (generation / name).unlink()
+        return f"no {name}"
+
+    def swapped() -> str:
+        first, second = moments.sample(names, 2)
+        os.rename(generation / first, generation / "aside")
+        os.rename(generation / second, generation / first)
+        os.rename(generation / "aside", generation / second)
+        return f"{first} for {second}"
+
+    def of_another() -> str:
+        # The state has a size of its own: equal content of both steps is no damage.
+        name = moments.choice([n for n in names if (other / n).read_bytes() != whole(n)])
+        shutil.copyfile(other / name, generation / name)
+        return f"{name} of {other.name}"
+
+    def whole(name: str) -> bytes:
+        return (generation / name).read_bytes()
+
+    ways = [flips, flips, zeros, shorter, longer, gone, swapped, of_another]
+    while True:
+        yield moments.choice(ways)
+
+
+def test_a_thousand_random_damages_are_never_believed(half: RunDirectory, tmp_path: Path) -> None:
+    """A flip in the manifest's white space leaves all that it says, and may pass."""
+    newest, previous = all_generations(half.generations_path)
+    other = previous.path.rename(tmp_path / previous.name)
+    before = content(newest.path)
+    manifest = json.loads(before[MANIFEST])
+    assert set(before) == set(FILES)
+    moments = random.Random(4)
+    passed = 0
+    corrupt = corruptions(newest.path, other, moments)
+    for number in range(1000):
+        what = next(corrupt)()
+        now = content(newest.path)
+        assert now != before, (number, what)
+        found, passed_over = half.newest_verified()
+        if found == newest:
+            assert {n: c for n, c in now.items() if n != MANIFEST} == {
+                n: c for n, c in before.items() if n != MANIFEST
+            }, (number, what)
+            assert json.loads(now[MANIFEST]) == manifest, (number, what)
+            passed += 1
+        else:
+            assert found is None, (number, what)
+            [reason] = passed_over
+            assert reason.startswith(f"{newest.name} is damaged: "), (number, what)
+        for name, data in before.items():
+            if now.get(name) != data:
+                (newest.path / name).write_bytes(data)
+    assert find_damage(newest) is None
+    assert passed < 20
+
+
+# --- the reference's log-probs ----------------------------------------------------------------
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """The same log-probs, tensors or metadata of another kind."""
+    with safe_open(path, framework="pt") as file:
+        metadata, logps = file.metadata(), file.get_tensor("token_logps")
+    tensors = {changes.get("name", "token_logps"): changes.get("logps", lambda x: x)(logps)}
+    save_file(tensors, path, {**metadata, **changes.get("metadata", {})})
+
+
+def of_other_weights(path: Path, shared: Path, tmp_path: Path) -> None:
+    """What a run of other weights on the same pairs kept: whole, and not for this run."""
+    state = torch.load(shared / "golden/train/seed/full_sft_64.pth")
+    other = tmp_path / "full_sft_64.pth"
+    torch.save({name: tensor * 1.01 for name, tensor in state.items()}, other)
+    changed = arguments(shared) + set_options({"model.checkpoint": other})
+    run = workers.new_run(tmp_path / "other", changed)
+    assert workers.work(run, partial(stop_at, 1)) == 143
+    shutil.copyfile(run.path / REFERENCE_FILE, path)
+
+
+REFERENCES: dict[str, Callable[[Path, Path, Path], object]] = {
+    "whole": lambda path, *_: None,
+    "flipped": lambda path, *_: flip_at(path, -5),
+    "flipped in its header": lambda path, *_: flip_at(path, 40),
+    "cut off": lambda path, *_: os.truncate(path, 300),
+    "zeros": lambda path, *_: path.write_bytes(bytes(path.stat().st_size)),
+    "of other weights": of_other_weights,
+    "of another name": lambda path, *_: rewrite(path, name="logps"),
+    "of another type": lambda path, *_: rewrite(path, logps=torch.Tensor.bfloat16),
+    "other numbers": lambda path, *_: rewrite(path, logps=lambda x: x - 1),
+}
+
+
+def flip_at(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", REFERENCES)
+def test_harmed_reference_log_probs_are_computed_again(
+    half: RunDirectory, whole: RunDirectory, shared: Path, tmp_path: Path, what: str
+) -> None:
+    """Negative control: whole ones are not."""
+    kept = half.path / REFERENCE_FILE
+    good = load_file(kept)["token_logps"].clone()
+    REFERENCES[what](kept, shared, tmp_path)
+    events = new_events(half, lambda: workers.work(half))
+    phases = {event.phase for event in events if isinstance(event, Progress)}
+    assert ("reference log-probs" in phases) == (what != "whole")
+    assert only(events, Resumed).optimizer_step == 5
+    workers.assert_equal(half, whole)
+    assert torch.equal(load_file(kept)["token_logps"], good)
+
+
+def test_no_damage_to_the_log_probs_is_believed(half: RunDirectory) -> None:
+    """Anywhere in the file, header and key included; and nothing of it is an exception."""
+    path = half.path / REFERENCE_FILE
+    whole = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        key = file.metadata()["key"]
+    right = load_kept(path, key)
+    assert right is not None
+    header = int.from_bytes(whole[:8], "little") + 8
+    moments = random.Random(29)
+    believed = 0
+    for number in range(1000):
+        data = bytearray(whole)
+        if number % 4 == 0:
+            del data[moments.randrange(len(data)) :]
+        else:  # the header is small, and says what the numbers are
+            end = header if number % 2 else len(data)
+            for _ in range(number % 3 + 1):
+                data[moments.randrange(end)] ^= 1 << moments.randrange(8)
+        path.write_bytes(data)
+        found = load_kept(path, key)
+        assert found is None or torch.equal(found, right), number
+        believed += found is not None
+    assert believed < 50  # only names that nobody reads
+
+
+# --- what somebody else put there -------------------------------------------------------------
+
+
+class Bomb:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+def plant(generation: Generation, file: str, marker: Path, zipped: bool) -> None:
+    """A pickle in place of a file, and a manifest that vouches for it."""
+    path = generation.path / file
+    if zipped:
+        torch.save({"model.norm.weight": Bomb(marker)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"model.norm.weight": Bomb(marker)}))
+    manifest = json.loads((generation.path / MANIFEST).read_text())
+    manifest["files"][file] = {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    (generation.path / MANIFEST).write_text(json.dumps(manifest))
+    assert find_damage(generation) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "zipped"),
+    [
+        ("weights.safetensors", True),
+        ("exp_avg.safetensors", False),
+        ("exp_avg_sq.safetensors", True),
+        ("rng.safetensors", False),
+        ("state.json", True),
+    ],
+)
+def test_a_pickle_in_a_generation_is_not_run(
+    half: RunDirectory, tmp_path: Path, file: str, zipped: bool
+) -> None:
+    newest, _ = all_generations(half.generations_path)
+    marker = tmp_path / "it-ran"
+    plant(newest, file, marker, zipped)
+    before = content(half.generations_path)
+    events = new_events(half, lambda: workers.work(half))
+    failed = only(events, Failed)
+    assert failed.exit_code == 1
+    assert str(newest.path / file) in failed.message
+    assert "it was not written by dpo" in failed.remedy
+    assert not [event for event in events if isinstance(event, StepDone | Saved)]
+    assert content(half.generations_path) == before
+    assert not marker.exists()
+    assert "Traceback" not in half.worker_log_path.read_text()
+
+
+def test_dpo_resume_runs_no_pickle(half: RunDirectory, tmp_path: Path) -> None:
+    newest, _ = all_generations(half.generations_path)
+    marker = tmp_path / "it-ran"
+    plant(newest, "exp_avg.safetensors", marker, zipped=False)
+    result = dpo("resume", half.path, cwd=half.path)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {newest.path}/exp_avg.safetensors is no safetensors")
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not marker.exists()
+
+
+def foreign_tokenizer(shared: Path, folder: Path, marker: Path, what: str) -> Path:
+    """A folder that asks for code of its own, in one of the places where code can be asked for."""
+    shutil.copytree(shared / "tokenizer/minimind2", folder)
+    code = f"import os\nos.mkdir({str(marker)!r})\n"
+    code += "from transformers import PreTrainedTokenizerFast\n"
+    code += "class Evil(PreTrainedTokenizerFast):\n    pass\n"
+    (folder / "tokenizer.py").write_text(code)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    if what == "auto_map":
+        config["auto_map"] = {"AutoTokenizer": ["tokenizer.Evil", "tokenizer.Evil"]}
+        config["tokenizer_class"] = "Evil"
+    elif what == "config.json":
+        named = {"model_type": "evil", "auto_map": {"AutoTokenizer": "tokenizer.Evil"}}
+        (folder / "config.json").write_text(json.dumps(named))
+        config["tokenizer_class"] = "Evil"
+    else:
+        classes = "''.__class__.__mro__[1].__subclasses__()"
+        attempt = {
+            "attribute": "{{ " + classes + " }}",
+            "import": "{% for c in " + classes + " %}{% if c.__name__ == 'Popen' %}"
+            "{{ c(['mkdir', '" + str(marker) + "']) }}{% endif %}{% endfor %}",
+            "include": "{% include '/etc/passwd' %}",
+        }[what]
+        config["chat_template"] = attempt + config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("what", ["auto_map", "config.json", "attribute", "import", "include"])
+def test_a_tokenizer_with_code_is_not_run(shared: Path, tmp_path: Path, what: str) -> None:
+    """Refused, or, where the files alone make a tokenizer, taken without the code."""
+    marker = tmp_path / "it-ran"
+    folder = foreign_tokenizer(shared, tmp_path / "tokenizer", marker, what)
+    run = workers.new_run(
+        tmp_path / "runs", arguments(shared) + set_options({"model.tokenizer": folder})
+    )
+    code = workers.work(run, partial(stop_at, 1))
+    failed = [e for e in EventReader(run.events_path).read_new() if isinstance(e, Failed)]
+    assert not marker.exists()
+    assert "Traceback" not in run.worker_log_path.read_text()
+    if what in ("auto_map", "config.json"):
+        assert (code, len(failed)) in [(143, 0), (1, 1)]
+    else:
+        assert code == 1
+        assert "rows are malformed" in failed[0].message
+        assert "the chat template refuses it" in failed[0].details[0]
+    if failed:
+        assert failed[0].remedy
+
+
+def test_dpo_train_runs_no_code_of_a_tokenizer(shared: Path, tmp_path: Path) -> None:
+    """That of a checkpoint neither: `tests.commands.test_bad_input`."""
+    marker = tmp_path / "it-ran"
+    settings = good_settings(shared)
+    settings["model.tokenizer"] = foreign_tokenizer(shared, tmp_path / "folder", marker, "import")
+    result = dpo("train", "dense", *set_options(settings), cwd=tmp_path)
+    assert result.returncode == 1
+    assert re.match(r"error: .* rows are malformed", result.stderr)
+    assert "the chat template refuses it" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not marker.exists()
+    assert not list(tmp_path.glob("runs/*"))

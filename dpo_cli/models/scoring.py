@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import Batch, PackedBatch, PaddedBatch
 from dpo_cli.objective.balance import BalanceKind, TokenGroups, balance_loss
-from dpo_cli.objective.logps import gather_logps
+from dpo_cli.objective.logps import gather_logps, head_logps
 
 AuxTokens = Literal["real", "all"]
 
@@ -80,17 +80,27 @@ class ResponseScorer(nn.Module):
             use_cache=False,
         )
         hidden = output.last_hidden_state[0, batch.target_positions]
-        logps = gather_logps(self._logits(hidden), batch.target_labels)
+        logps = self._head_logps(hidden, batch.target_labels)
         return Scores(logps[batch.targets], batch.mask, self._balance(batch))
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """(N, H) -> (N, V), with what a model does to its logits after the head."""
-        logits: Tensor = self.model.lm_head(hidden)
-        if scaling := getattr(self.model.config, "logits_scaling", None):
-            logits = logits / scaling
-        if softcap := getattr(self.model.config, "final_logit_softcapping", None):
+    def _head_logps(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """(N, H), (N,) -> (N,), with what a model does to its logits after the head."""
+        head: nn.Linear = self.model.lm_head
+        scaling = getattr(self.model.config, "logits_scaling", None) or 1.0
+        softcap = getattr(self.model.config, "final_logit_softcapping", None)
+        if head.bias is None and softcap is None:
+            device = hidden.device.type
+            if torch.is_autocast_enabled(device):
+                dtype = torch.get_autocast_dtype(device)
+                with torch.autocast(device, enabled=False):
+                    return head_logps(
+                        hidden.to(dtype), head.weight.to(dtype), labels, logits_scaling=scaling
+                    )
+            return head_logps(hidden, head.weight, labels, logits_scaling=scaling)
+        logits = head(hidden) / scaling
+        if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
-        return logits
+        return gather_logps(logits, labels)
 
     def _balance(self, batch: Batch) -> Tensor | None:
         if self.balance_kind is None:

@@ -6,12 +6,16 @@ Shape legend: S sequences (chosen first, then rejected), P pairs (S = 2P), T tim
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Reduction = Literal["mean", "sum"]
+
+_CHUNK_ELEMENTS = 1 << 24
+"""Of a table of logits: 64 MB in float32."""
 
 
 def gather_logps(logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,6 +31,75 @@ def gather_logps(logits: Tensor, labels: Tensor) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     logps = torch.log_softmax(wide, dim=-1)
     return logps.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def head_logps(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, logits_scaling: float = 1.0
+) -> Tensor:
+    """`gather_logps` of a linear head's logits, whose gradient needs no second table of (N, V).
+
+    With p = softmax(logits), the gradient of log p(label) by the logits is onehot(label) - p. So p
+    is all that is kept, in the place of the logits and in chunks of rows; autograd would keep the
+    log-probs, and make two more tables on the way back.
+
+    Args:
+        hidden: (N, H), in the type to multiply in.
+        weight: (V, H), the head's, in the same type.
+        labels: (N,), token ids.
+        logits_scaling: what the logits are divided by.
+
+    Returns:
+        (N,), in nats; float32, or float64 for such input.
+    """
+    logps: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, labels, logits_scaling
+    )
+    return logps
+
+
+class _HeadLogps(torch.autograd.Function):
+    """See `head_logps`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, logits_scaling: float
+    ) -> Tensor:
+        is_differentiated = any(ctx.needs_input_grad)
+        rows = max(1, _CHUNK_ELEMENTS // len(weight))
+        logps: list[Tensor] = []
+        probabilities: list[Tensor] = []
+        for some, its_labels in zip(
+            torch.split(hidden, rows), torch.split(labels, rows), strict=True
+        ):
+            logits = F.linear(some, weight)
+            if logits.dtype != torch.float64:
+                logits = logits.float()
+            if logits_scaling != 1.0:
+                logits /= logits_scaling
+            normalizer = logits.logsumexp(dim=-1, keepdim=True)
+            logps.append((logits.gather(-1, its_labels.unsqueeze(-1)) - normalizer).squeeze(-1))
+            if is_differentiated:
+                probabilities.append(logits.sub_(normalizer).exp_().to(hidden.dtype))
+        ctx.save_for_backward(hidden, weight, labels)
+        ctx.probabilities, ctx.logits_scaling = probabilities, logits_scaling
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden, weight, labels = ctx.saved_tensors
+        gradient = gradients[0].to(hidden.dtype) / ctx.logits_scaling
+        by_hidden: list[Tensor] = []
+        by_weight = torch.zeros_like(weight)
+        start = 0
+        while ctx.probabilities:  # each is freed as soon as it was used
+            by_logits = ctx.probabilities.pop(0)
+            end = start + len(by_logits)
+            its = gradient[start:end].unsqueeze(-1)
+            by_logits.mul_(-its).scatter_add_(-1, labels[start:end].unsqueeze(-1), its)
+            by_hidden.append(by_logits @ weight)
+            by_weight.addmm_(by_logits.T, hidden[start:end])
+            start = end
+        return torch.cat(by_hidden), by_weight, None, None
 
 
 def sequence_logps(token_logps: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:

@@ -40,7 +40,7 @@ from dpo_cli.run.events import (
 from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training import reference as kept
-from dpo_cli.training.device import make_deterministic, resolve
+from dpo_cli.training.device import make_deterministic, resolve, tune
 from dpo_cli.training.evidence import has_evidence, keep_evidence
 from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import Prepared, environment, prepare, refuse_other_inputs
@@ -133,6 +133,8 @@ class _Session:
         profile = load_profile(self.run.profile_path).profile
         configure_torch(profile)
         compute = resolve(profile.train.device, profile.train.dtype)
+        promised = self.run.read_plan()
+        tune(compute, promised["environment"].get("float32_matmul") if promised else None)
         self.events.append(
             WorkerStarted(
                 pid=os.getpid(),
@@ -144,7 +146,6 @@ class _Session:
         )
         try:
             prepared = prepare(profile, compute, self.run, self.progress)
-            promised = self.run.read_plan()
             if promised is not None:
                 refuse_other_inputs(promised, prepared.plan())
             generation, passed_over = self.find_generation(prepared.order)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_cli.data.batching import PairSegments
+from dpo_cli.models import attention
 from dpo_cli.models.attention import segment_attention
 
 
@@ -49,14 +50,34 @@ def visible_in(segments: list[PairSegments]) -> Tensor:
         [PairSegments(0, 3, 4), PairSegments(3, 4, 0)],
     ],
 )
-def test_packed_rows_see_what_they_may(segments: list[PairSegments]) -> None:
+@pytest.mark.parametrize(("kept", "block"), [(1 << 23, 128), (1 << 23, 3), (0, 3)])
+def test_packed_rows_see_what_they_may(
+    segments: list[PairSegments], kept: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output and gradients, in blocks of any size, with weights that are kept or computed again."""
+    monkeypatch.setattr(attention, "_KEPT", kept)
+    monkeypatch.setattr(attention, "_BLOCK", block)
     total = sum(pair.total for pair in segments)
-    query, key, value = draw(1, 4, total, 8), draw(1, 2, total, 8), draw(1, 2, total, 9)[..., :8]
+    inputs = draw(1, 4, total, 8), draw(1, 2, total, 8), draw(1, 2, total, 9)[..., :8]
+    inputs = tuple(tensor.requires_grad_() for tensor in inputs)
+    upstream = draw(1, total, 4, 8)
+    expected = dense(*inputs, visible_in(segments))
+    gradients = torch.autograd.grad((expected * upstream).sum(), inputs)
+
+    def check(output: Tensor) -> None:
+        assert torch.allclose(output, expected, rtol=0, atol=1e-13)
+        for ours, right in zip(
+            torch.autograd.grad((output * upstream).sum(), inputs), gradients, strict=True
+        ):
+            assert torch.allclose(ours, right, rtol=0, atol=1e-13)
+
     output, weights = segment_attention(
-        nn.Identity(), query, key, value, None, scaling=0.3, segments=segments
+        nn.Identity(), *inputs, None, scaling=0.3, segments=segments
     )
     assert weights is None
-    assert torch.allclose(output, dense(query, key, value, visible_in(segments)), atol=1e-12)
+    check(output)
+    # The way of other devices, and of dropout.
+    check(attention._packed_flash_attention(*inputs, segments, 0.3, 0.0).transpose(1, 2))
 
 
 def test_padded_rows_are_causal() -> None:

@@ -1,0 +1,57 @@
+"""The head's log-probs against log-softmax and gather, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpo_cli.objective import logps
+from dpo_cli.objective.logps import gather_logps, head_logps
+
+
+def both(
+    dtype: torch.dtype, scaling: float
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Log-probs and both gradients, by `head_logps` and by autograd over every logit."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(23, 12, generator=generator, dtype=torch.float64).to(dtype)
+    weight = torch.randn(41, 12, generator=generator, dtype=torch.float64).to(dtype)
+    labels = torch.randint(41, (23,), generator=generator)
+    worth = torch.randn(23, generator=generator, dtype=torch.float64)
+    results = []
+    for fused in (True, False):
+        inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if fused:
+            answer = head_logps(*inputs, labels, logits_scaling=scaling)
+        else:
+            answer = gather_logps(inputs[0] @ inputs[1].T / scaling, labels)
+        gradients = torch.autograd.grad((answer * worth).sum(), inputs)
+        results.append((answer.detach(), *gradients))
+    return results[0], results[1]
+
+
+@pytest.mark.parametrize("scaling", [1.0, 3.0])
+@pytest.mark.parametrize("chunk_elements", [1, 200, 1 << 24])
+def test_they_agree_in_float64(
+    scaling: float, chunk_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logps, "_CHUNK_ELEMENTS", chunk_elements)
+    for fused, plain in zip(*both(torch.float64, scaling), strict=True):
+        assert torch.allclose(fused, plain, rtol=0, atol=1e-13)
+
+
+def test_they_agree_in_float32_and_half_precision_is_widened() -> None:
+    for fused, plain in zip(*both(torch.float32, 1.0), strict=True):
+        assert torch.allclose(fused, plain, rtol=0, atol=1e-5)
+    fused, plain = both(torch.bfloat16, 1.0)
+    assert fused[0].dtype == torch.float32
+    for ours, autograds in zip(fused, plain, strict=True):
+        assert (ours - autograds).abs().max() <= 0.02 * autograds.abs().max()
+
+
+def test_without_gradients_it_is_the_same_bits() -> None:
+    """The reference runs without, the policy with: their difference begins at 0 exactly."""
+    hidden, weight, labels = torch.randn(30, 8), torch.randn(50, 8), torch.randint(50, (30,))
+    with_gradients = head_logps(hidden.clone().requires_grad_(), weight, labels)
+    assert torch.equal(with_gradients.detach(), head_logps(hidden, weight, labels))

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from rich.style import Style
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME, DIMMED_MONOKAI, SVG_EXPORT_THEME
 
 from dpo_cli.run.events import Event, Failed, Resumed, Stopped, WorkerEnded, WorkerStarted
 from dpo_cli.ui.dashboard import Dashboard, Disk
@@ -28,6 +30,7 @@ FAILED = Failed(
     remedy="look at these rows, or lower train.learning_rate; what was saved before is intact",
     details=("lines 17, 203, 204, 391 of data/pairs.jsonl",),
 )
+THEMES = {"light": DEFAULT_TERMINAL_THEME, "dark": SVG_EXPORT_THEME, "monokai": DIMMED_MONOKAI}
 SCENES: dict[str, list[Event]] = {
     "starting": [],
     "early": list(story.preparation()),
@@ -142,6 +145,35 @@ def test_only_the_terminals_sixteen_colours_and_no_background(scene: str) -> Non
                 continue
             assert style.bgcolor is None
             assert style.color is None or (style.color.number or 0) < 8
+
+
+def luminance(red: int, green: int, blue: int) -> float:
+    """Relative luminance, as WCAG 2 defines it."""
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in (red / 255, green / 255, blue / 255)
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_everything_stands_out_on_dark_and_light(
+    theme: str, scene: str, width: int, height: int
+) -> None:
+    """The contrast of every colour that is shown, dimmed ones too, with the theme's background."""
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True)
+    background = luminance(*THEMES[theme].background_color)
+    for line in dashboard(SCENES[scene]).lines(console, width, height):
+        for segment in line.render(console):
+            if not segment.text.strip() or not isinstance(segment.style, Style):
+                continue
+            css = segment.style.get_html_style(THEMES[theme])
+            for shown in re.findall(r"(?<!-)color: #(\w{6})", css):
+                light = luminance(*bytes.fromhex(shown))
+                brighter, darker = max(light, background), min(light, background)
+                assert (brighter + 0.05) / (darker + 0.05) > 2.0, (segment.text, css)
 
 
 def test_colours_change_no_character() -> None:

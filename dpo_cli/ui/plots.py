@@ -89,7 +89,9 @@ def _chart(view: RunView, plot: _Plot, width: int, height: int) -> Block:
         points = series.points if series else []
         mark = Mark.SPOTS if trace.held_out else Mark.LINE
         if trace.is_noisy and len(points) > _FEW_POINTS:
-            noise.append(Curve(points, f"dim {trace.style}", Mark.DOTS))
+            # Dimmed, red could not be told from a dark screen.
+            faint = trace.style if trace.style == _REJECTED else f"dim {trace.style}"
+            noise.append(Curve(points, faint, Mark.DOTS))
             points = smooth(points)
         if points:
             curves.append(Curve(points, trace.style, mark))

@@ -1,0 +1,92 @@
+"""What saving costs: the share of a real run's time that it spends on its saved states.
+
+    python benchmarks/saving.py ../shared/checkpoints/full_sft_512.pth \\
+        ../shared/tokenizer/minimind2 ../shared/data/dpo_en_zh_400.jsonl --minutes 6
+
+It is `dpo train` with its default `save_min_seconds`, and a save due at every step: the most that
+a user can meet. The figures are those of the run's own event stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from dpo_cli.run.events import Saved, StepDone, Stopped, WorkerStarted, history
+from dpo_cli.run.store import find_runs
+
+DPO = [sys.executable, "-m", "dpo_cli"]
+
+
+def measure(
+    checkpoint: Path, tokenizer: Path, data: Path, minutes: float, settings: list[str]
+) -> dict[str, object]:
+    """Train for so long, stop, and read the stream."""
+    with tempfile.TemporaryDirectory(dir=".") as runs:
+        profile = {
+            "model.checkpoint": checkpoint.resolve(),
+            "model.tokenizer": tokenizer.resolve(),
+            "data.data_path": data.resolve(),
+            "data.max_seq_len": 512,
+            "train.epochs": 1000,
+            "train.save_interval": 1,
+        }
+        words = [w for key, value in profile.items() for w in ("--set", f"{key}={value}")]
+        words += [w for setting in settings for w in ("--set", setting)]
+        trained = subprocess.Popen(
+            [*DPO, "train", "dense", "--plain", "--quiet", "--runs-dir", runs, *words]
+        )
+        while not (found := find_runs(Path(runs))) or not any(
+            isinstance(event, StepDone) for event in history(found[0].events_path)
+        ):
+            if trained.poll() is not None:
+                raise SystemExit("the run did not begin")
+            time.sleep(1)
+        time.sleep(60 * minutes)
+        subprocess.run([*DPO, "stop", "--runs-dir", runs], check=True, stdout=subprocess.DEVNULL)
+        trained.wait()
+        events = history(found[0].events_path)
+    steps = [event for event in events if isinstance(event, StepDone)]
+    saves = [event for event in events if isinstance(event, Saved)]
+    [stopped] = [event for event in events if isinstance(event, Stopped)]
+    [started] = [event for event in events if isinstance(event, WorkerStarted)]
+    seconds = stopped.elapsed_seconds - (steps[0].elapsed_seconds - steps[0].seconds)
+    saving = sum(save.seconds for save in saves)
+    return {
+        "checkpoint": checkpoint.name,
+        "device": started.device_name or started.device,
+        "seconds_trained": round(seconds, 1),
+        "optimizer_steps": len(steps),
+        "saves": len(saves),
+        "state_mb": round(saves[-1].size_bytes / 1e6),
+        "seconds_a_save": [round(save.seconds, 2) for save in saves],
+        "median_seconds_a_save": round(statistics.median(save.seconds for save in saves), 2),
+        "share_of_time": round(saving / seconds, 4),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    options = parser.parse_args()
+    result = measure(
+        options.checkpoint, options.tokenizer, options.data, options.minutes, options.settings
+    )
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

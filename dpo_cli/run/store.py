@@ -167,7 +167,10 @@ class RunDirectory:
         except (ValueError, TypeError) as error:
             raise DpoError(f"{self.plan_path} is damaged: {error}", remedy) from error
         if missing:
-            raise DpoError(f"{self.plan_path} is damaged: it has no {missing[0]!r}", remedy)
+            raise DpoError(
+                f"{self.plan_path} is damaged, or of another version: it has no {missing[0]!r}",
+                remedy,
+            )
         return plan
 
     @property

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from dpo_cli.run.events import EventReader, Resumed, StepDone
+from dpo_cli.run.events import EventReader, Resumed, StepDone, WorkerStarted
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.session import REFERENCE_FILE
+from tests.cli import DPO, Run, dpo, environment
 from tests.faults import arms, workers
-from tests.faults.conftest import STEPS
+from tests.faults.conftest import SAVE_STEPS, STEPS, arguments
 from tests.faults.storm import storm
 
 
@@ -59,3 +63,54 @@ def test_sigterm_while_it_saves(half: RunDirectory, whole: RunDirectory) -> None
     assert generation.optimizer_step >= 6
     assert workers.work(half) == 0
     workers.assert_equal(half, whole)
+
+
+def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
+    """Killed in a save, then a torn stream and harmed log-probs, then SIGTERM in a save: equal."""
+    train = _start(tmp_path, *arguments(shared), "--plain")
+    run = _during_a_save(tmp_path, train)
+    [started] = [e for e in Run(run).events if isinstance(e, WorkerStarted)]
+    os.kill(started.pid, signal.SIGKILL)
+    output, _ = train.communicate(timeout=60)
+    assert train.returncode == 1, output
+    assert "the worker died of SIGKILL" in output
+    assert f"go on with: dpo resume {run.name}" in output
+    assert "the last good state is step-" in output
+
+    os.truncate(run.events_path, run.events_path.stat().st_size - 30)
+    os.truncate(run.path / REFERENCE_FILE, 500)
+    resume = _start(tmp_path, "resume", run.name, "--plain")
+    _during_a_save(tmp_path, resume)
+    resume.send_signal(signal.SIGTERM)
+    output, _ = resume.communicate(timeout=60)
+    assert resume.returncode == 143, output
+    _, passed_over = run.newest_verified()
+    assert passed_over == []
+
+    last = dpo("resume", run.name, "--plain", cwd=tmp_path)
+    assert last.returncode == 0, last.stdout + last.stderr
+    workers.assert_equal(run, whole)
+    workers.assert_little_lost(run, 2, STEPS, SAVE_STEPS)
+
+
+def _start(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*DPO, *arguments],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _during_a_save(cwd: Path, process: subprocess.Popen[str]) -> RunDirectory:
+    """Wait until a state is being written that is not the first one of its run."""
+    dead = set(cwd.glob("runs/*/generations/tmp-*"))  # what a killed worker left
+    while process.poll() is None:
+        for generations in cwd.glob("runs/*/generations"):
+            is_first = not any(generations.glob("step-*"))
+            if not is_first and set(generations.glob("tmp-*")) - dead:
+                return RunDirectory(generations.parent)
+        time.sleep(0.001)
+    raise AssertionError(process.communicate()[0])

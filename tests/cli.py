@@ -33,6 +33,18 @@ def dpo(
     return run_in(cwd, [*DPO, *map(str, arguments)], timeout, **changes)
 
 
+def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    """Start `dpo`; stdout and stderr come together."""
+    return subprocess.Popen(
+        [*DPO, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def run_in(
     cwd: Path, command: Sequence[str], timeout: float = 120, **changes: str
 ) -> subprocess.CompletedProcess[str]:

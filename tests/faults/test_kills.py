@@ -14,7 +14,7 @@ import pytest
 from dpo_cli.run.events import EventReader, Resumed, StepDone, WorkerStarted
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.session import REFERENCE_FILE
-from tests.cli import DPO, Run, dpo, environment
+from tests.cli import Run, dpo, start
 from tests.faults import arms, workers
 from tests.faults.conftest import SAVE_STEPS, STEPS, arguments
 from tests.faults.storm import storm
@@ -67,7 +67,7 @@ def test_sigterm_while_it_saves(half: RunDirectory, whole: RunDirectory) -> None
 
 def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
     """Killed in a save, then a torn stream and harmed log-probs, then SIGTERM in a save: equal."""
-    train = _start(tmp_path, *arguments(shared), "--plain")
+    train = start(*arguments(shared), "--plain", cwd=tmp_path)
     run = _during_a_save(tmp_path, train)
     [started] = [e for e in Run(run).events if isinstance(e, WorkerStarted)]
     os.kill(started.pid, signal.SIGKILL)
@@ -79,7 +79,7 @@ def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDir
 
     os.truncate(run.events_path, run.events_path.stat().st_size - 30)
     os.truncate(run.path / REFERENCE_FILE, 500)
-    resume = _start(tmp_path, "resume", run.name, "--plain")
+    resume = start("resume", run.name, "--plain", cwd=tmp_path)
     _during_a_save(tmp_path, resume)
     resume.send_signal(signal.SIGTERM)
     output, _ = resume.communicate(timeout=60)
@@ -91,17 +91,6 @@ def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDir
     assert last.returncode == 0, last.stdout + last.stderr
     workers.assert_equal(run, whole)
     workers.assert_little_lost(run, 2, STEPS, SAVE_STEPS)
-
-
-def _start(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*DPO, *arguments],
-        cwd=cwd,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def _during_a_save(cwd: Path, process: subprocess.Popen[str]) -> RunDirectory:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 from dpo_cli.models.zoo import load_checkpoint, read_state_dict
 from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
 from dpo_cli.run.store import find_run
-from tests.cli import DPO, Run, dpo, environment, set_options
+from tests.cli import Run, dpo, set_options, start
 from tests.small_runs import MANY_SAVES, golden_run, small_run
 
 
@@ -51,14 +50,7 @@ def interrupt_after(
     arguments: list[str], cwd: Path, step: int, *signals: signal.Signals
 ) -> tuple[int, str]:
     """Run `dpo`, send it the signals once its stream shows `step`; exit code and what it said."""
-    process = subprocess.Popen(
-        [*DPO, *arguments],
-        cwd=cwd,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start(*arguments, cwd=cwd)
     deadline = time.monotonic() + 90
     while not any(
         f'"optimizer_step": {step},' in line

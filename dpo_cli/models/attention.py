@@ -18,6 +18,8 @@ from dpo_cli.data.batching import PairSegments
 
 NAME = "dpo_segments"
 
+_WIDE = (torch.float32, torch.float64)
+"""What plain products are exact in; torch's kernel keeps half precision's scores in float32."""
 _BLOCK = 128
 """Queries that are computed together on a CPU."""
 _KEPT = 1 << 23
@@ -66,11 +68,9 @@ def segment_attention(
 
     if segments is None:
         output = _flash_attention(query, key, value, scaling, dropout)
-    elif query.device.type == "cpu" and not dropout:
-        # Under autocast rotation leaves queries and keys wide, and only the values are narrow.
-        narrow = query.to(value.dtype), key.to(value.dtype), value
+    elif query.device.type == "cpu" and value.dtype in _WIDE and not dropout:
         output = _SegmentAttention.apply(  # type: ignore[no-untyped-call]
-            *narrow, tuple(segments), scaling
+            query, key, value, tuple(segments), scaling
         )
     else:
         output = _packed_flash_attention(query, key, value, segments, scaling, dropout)
@@ -229,18 +229,14 @@ def _weights(asked: Tensor, keys: Tensor) -> Tensor:
         keys: (groups, keys, width).
 
     Returns:
-        (groups, heads of a group * queries, keys), in the type of `asked`.
+        (groups, heads of a group * queries, keys).
     """
     queries = asked.shape[2]
     scores = asked.flatten(1, 2) @ keys.transpose(1, 2)
     own = scores.view(*asked.shape[:3], -1)[..., keys.shape[1] - queries :]
     future = torch.ones(queries, queries, dtype=torch.bool, device=own.device).triu(1)
     own.masked_fill_(future, float("-inf"))
-    return torch.softmax(scores, dim=-1, dtype=_wide(scores)).to(asked.dtype)
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    return scores.softmax(dim=-1)
 
 
 def _bottom_right_causal(query: Tensor, key: Tensor) -> Tensor:

@@ -79,7 +79,8 @@ class _HeadLogps(torch.autograd.Function):
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
             logps.append((logits.gather(-1, its_labels.unsqueeze(-1)) - normalizer).squeeze(-1))
             if is_differentiated:
-                probabilities.append(logits.sub_(normalizer).exp_().to(hidden.dtype))
+                # Wide: rounded to half precision, 1 - p would be nought for every sure token.
+                probabilities.append(logits.sub_(normalizer).exp_())
         ctx.save_for_backward(hidden, weight, labels)
         ctx.probabilities, ctx.logits_scaling = probabilities, logits_scaling
         return torch.cat(logps)
@@ -87,15 +88,16 @@ class _HeadLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, weight, labels = ctx.saved_tensors
-        gradient = gradients[0].to(hidden.dtype) / ctx.logits_scaling
+        gradient = gradients[0] / ctx.logits_scaling
         by_hidden: list[Tensor] = []
         by_weight = torch.zeros_like(weight)
         start = 0
         while ctx.probabilities:  # each is freed as soon as it was used
-            by_logits = ctx.probabilities.pop(0)
-            end = start + len(by_logits)
+            wide = ctx.probabilities.pop(0)
+            end = start + len(wide)
             its = gradient[start:end].unsqueeze(-1)
-            by_logits.mul_(-its).scatter_add_(-1, labels[start:end].unsqueeze(-1), its)
+            wide.mul_(-its).scatter_add_(-1, labels[start:end].unsqueeze(-1), its)
+            by_logits = wide.to(hidden.dtype)
             by_hidden.append(by_logits @ weight)
             by_weight.addmm_(by_logits.T, hidden[start:end])
             start = end

@@ -50,6 +50,17 @@ def test_they_agree_in_float32_and_half_precision_is_widened() -> None:
         assert (ours - autograds).abs().max() <= 0.02 * autograds.abs().max()
 
 
+def test_sure_tokens_keep_their_small_gradient_in_half_precision() -> None:
+    """At p = 0.9995 the gradient is 1 - p, which p in bfloat16 would round to nought."""
+    hidden = torch.eye(2, dtype=torch.bfloat16)[:1].requires_grad_()
+    weight = torch.tensor([[7.5, 0.0], [0.0, 0.0]], dtype=torch.bfloat16)
+    logp = head_logps(hidden, weight, torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(logp.sum(), hidden)
+    expected = 7.5 * (1 - logp.exp().item())
+    assert expected > 0.003
+    assert gradient[0, 0].item() == pytest.approx(expected, rel=0.01)
+
+
 def test_without_gradients_it_is_the_same_bits() -> None:
     """The reference runs without, the policy with: their difference begins at 0 exactly."""
     hidden, weight, labels = torch.randn(30, 8), torch.randn(50, 8), torch.randint(50, (30,))

@@ -28,6 +28,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain script, same matmul": {"script": True},
     "dpo, reference layout": {"layout": "reference", "tuned": False},
     "dpo, cold": {"cold": True},
+    "t512": {"tokens": 512},
+    "t1024": {"tokens": 1024},
+    "t4096": {"tokens": 4096},
+    "t99999": {"tokens": 99999},
     "dpo, warm": {},
     "dpo, warm, bfloat16": {"dtype": "bfloat16"},
 }
@@ -47,6 +51,9 @@ class Watch:
     def asked(self) -> set[str]:
         """Nothing."""
         return set()
+
+    def progress(self, *how_far: Any) -> None:
+        """Let it go."""
 
     def not_finite(self, trainer: Any, window: Any, losses: Any) -> None:
         """There must be none."""
@@ -141,6 +148,7 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
                     "layout": settings.get("layout", "packed"),
                     "learning_rate": 1e-7,
                     "epochs": 1,
+                    "tokens_per_forward": settings.get("tokens"),
                     "batch_size": options.batch_size,
                 },
             }
@@ -168,12 +176,9 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
     if profile.train.layout == "reference":
         reference = kept.LiveReference(session.make_scorer(prepared, prepared.reference), compute)
     else:
-        scorer = session.make_scorer(prepared, prepared.reference)
-        logps = kept.compute_token_logps(
-            scorer, pairs, prepared.order.micro_batches_of(0), compute, lambda done: None
+        reference, _ = kept.open_references(
+            prepared, lambda: session.make_scorer(prepared, prepared.reference), Path(folder)
         )
-        del scorer
-        reference = kept.KeptReference(logps, pairs, compute.device)
     trainer = Trainer(
         prepared,
         policy,
@@ -184,7 +189,9 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
         watch=Watch(),
         save=lambda trainer: None,
     )
-    if not settings.get("cold"):
+    if not settings.get("cold") and profile.train.layout == "packed":
+        for row in reference._rows:
+            reference.token_logps(row, None)
         began = time.perf_counter()
     losses: list[float] = []
     for window in prepared.order.windows(start=0):

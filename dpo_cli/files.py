@@ -22,6 +22,18 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def cache_directory() -> Path:
+    """Where what several runs share is kept; it may be deleted at any time.
+
+    `DPO_CACHE_DIR`, else `dpo` in `XDG_CACHE_HOME`, else in `~/.cache`.
+    """
+    if own := os.environ.get("DPO_CACHE_DIR"):
+        return Path(own)
+    if everybodys := os.environ.get("XDG_CACHE_HOME"):
+        return Path(everybodys) / "dpo"
+    return Path(os.path.expanduser("~/.cache/dpo"))
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file, or the entries of a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

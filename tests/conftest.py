@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 # The thread count changes bits, and two busy test processes share two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# Never the user's own; one for all test processes, so that they multiply alike.
+os.environ.setdefault("DPO_CACHE_DIR", tempfile.mkdtemp(prefix="dpo-cache-"))
 
 # A shell starts what runs in its background with Ctrl-C ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

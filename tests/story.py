@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.run.events import (
+    EVALUATION,
     Alert,
     Completed,
     Evaluated,
@@ -75,7 +76,7 @@ def preparation() -> Iterator[Event]:
     )
     yield at(1.0, Progress(phase="encoding", done=400, total=891, unit="rows"))
     yield at(2.0, Planned(plan=PLAN))
-    yield at(3.0, Progress(phase="reference log-probs", done=210, total=840, unit="pairs"))
+    yield at(3.0, Progress(phase=EVALUATION, done=210, total=840, unit="pairs"))
 
 
 def training(first: int, last: int) -> Iterator[Event]:

@@ -51,9 +51,8 @@ class PaddedBatch:
 
     def to(self, device: torch.device) -> PaddedBatch:
         """The same on another device."""
-        return PaddedBatch(
-            *(t.to(device) for t in (self.input_ids, self.labels, self.mask, self.lengths))
-        )
+        tensors = (self.input_ids, self.labels, self.mask, self.lengths)
+        return PaddedBatch(*(_send(tensor, device) for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -106,14 +105,21 @@ class PackedBatch:
     def to(self, device: torch.device) -> PackedBatch:
         """The same on another device."""
         return PackedBatch(
-            self.input_ids.to(device),
-            self.position_ids.to(device),
+            _send(self.input_ids, device),
+            _send(self.position_ids, device),
             self.segments,
-            self.target_positions.to(device),
-            self.target_labels.to(device),
-            self.targets.to(device),
-            self.mask.to(device),
+            _send(self.target_positions, device),
+            _send(self.target_labels, device),
+            _send(self.targets, device),
+            _send(self.mask, device),
         )
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """On another device; to a card from pinned memory, so that nobody waits for the copy."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 Batch: TypeAlias = PaddedBatch | PackedBatch
@@ -214,6 +220,11 @@ def shared_inputs(pair: TokenizedPair) -> int:
     different = (chosen[:length] != rejected[:length]).nonzero()
     common = int(different[0]) if len(different) else length
     return min(common, length - 1)
+
+
+def computed_tokens(pair: TokenizedPair) -> int:
+    """Positions the packed layout computes for a pair: what both sides share, once."""
+    return len(pair.chosen.ids) + len(pair.rejected.ids) - 2 - shared_inputs(pair)
 
 
 def _response_inputs(side: Tokenized, start: int, end: int | None) -> Tensor:

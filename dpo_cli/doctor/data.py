@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dpo_cli.data.batching import shared_inputs
+from dpo_cli.data.batching import computed_tokens, shared_inputs
 from dpo_cli.data.chat import (
     REWRITES_TURNS,
     ChatTokenizer,
@@ -20,7 +20,6 @@ from dpo_cli.data.chat import (
     truncate,
 )
 from dpo_cli.data.pairs import SetAside, read_pairs, refuse_if_mostly_malformed
-from dpo_cli.doctor.model import computed_tokens
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.errors import DpoError
 from dpo_cli.findings import PairPreview, Span

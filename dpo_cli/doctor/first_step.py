@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dpo_cli.data.batching import computed_tokens
 from dpo_cli.data.order import Window
-from dpo_cli.doctor.model import computed_tokens
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.models.convert import to_minimind
 from dpo_cli.models.minimind import HEAD
@@ -46,6 +46,9 @@ class _Unwatched:
     def asked(self) -> set[str]:
         """Nothing."""
         return set()
+
+    def progress(self, phase: str, done: int, total: int, unit: str) -> None:
+        """Let it go."""
 
     def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
         """Take it as it is: what is looked at here is the gradient itself."""

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from dpo_cli.data.batching import shared_inputs
+import torch
+
+from dpo_cli.data.batching import computed_tokens, make_batch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.models.zoo import Checkpoint
@@ -15,7 +17,7 @@ from dpo_cli.profile.inputs import resolve_checkpoint
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.plan import RUN_PREFIX, OnProgress, Prepared, read_checkpoint
-from dpo_cli.training.reference import compute_token_logps
+from dpo_cli.training.reference import LiveReference
 from dpo_cli.training.session import make_scorer
 
 SAMPLE_PAIRS = 16
@@ -64,14 +66,14 @@ def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None
         checkpoints["model.reference"] = prepared.reference
     pairs = _sample(prepared.pairs)
     for key, checkpoint in checkpoints.items():
-        logps = compute_token_logps(
-            make_scorer(prepared, checkpoint),
-            pairs,
-            [(index,) for index in range(len(pairs))],
-            prepared.compute,
-            lambda done: on_progress("reading answers", done, len(pairs), "pairs"),
-        )
-        nats = -logps.double().mean().item()
+        model = LiveReference(make_scorer(prepared, checkpoint), prepared.compute)
+        found = []
+        for index, pair in enumerate(pairs):
+            batch = make_batch([pair], "packed", max_seq_len=0).to(prepared.compute.device)
+            found.append(model.token_logps((index,), batch)[batch.mask].double().cpu())
+            on_progress("reading answers", index + 1, len(pairs), "pairs")
+        logps = torch.cat(found)
+        nats = -logps.mean().item()
         vocab_size = checkpoint.architecture.vocab_size
         chance = math.log(vocab_size)
         measured = (
@@ -91,11 +93,6 @@ def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None
             " generations have tokenizers of one size and other tokens, and the weights are of"
             f" generation {checkpoint.architecture.generation}",
         )
-
-
-def computed_tokens(pair: TokenizedPair) -> int:
-    """Positions the packed layout computes for a pair: what both sides share, once."""
-    return len(pair.chosen.ids) + len(pair.rejected.ids) - 2 - shared_inputs(pair)
 
 
 def _sample(pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dpo_cli.data.batching import make_batch
-from dpo_cli.doctor.model import computed_tokens
+from dpo_cli.data.batching import computed_tokens, make_batch
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import Checkpoint

@@ -209,6 +209,12 @@ class Train(_Table):
     """How a batch is computed: "packed" without padding and with each prompt once, or "reference",
     the plain padded loop: slower, with the same result."""
 
+    tokens_per_forward: Annotated[int | None, Field(ge=1, examples=[2048]), MATHEMATICS] = None
+    """Tokens that are computed together at most: the pairs of an optimizer step are dealt out
+    anew, with the same gradient, and a longer pair stands alone. The lower, the less memory.
+    Default: 2048 on a CPU; on CUDA micro-batches stay as they are, as they do everywhere with
+    experts, with dropout, and in the reference layout."""
+
     aux_tokens: Annotated[Literal["real", "all"], MATHEMATICS] = "real"
     """Tokens the balance loss counts: the real ones, or all, padding included, as generation 3's
     own script does (only with layout = "reference")."""

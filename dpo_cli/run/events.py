@@ -40,6 +40,10 @@ class Event:
         Event.registry[cls.__name__] = cls
 
 
+EVALUATION = "evaluation"
+"""The phase in which held-out pairs are scored, before the first step or between two."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkerStarted(Event):
     """A worker process began: what it runs on."""
@@ -53,7 +57,7 @@ class WorkerStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """Something that takes a while before training, such as encoding the pairs."""
+    """Something that takes a while, such as encoding the pairs, or an evaluation."""
 
     phase: str
     done: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +12,10 @@ import torch
 
 from dpo_cli.errors import DpoError
 from dpo_cli.models.zoo import DTYPES
+from dpo_cli.training.matmul import choose_matmul
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-
-_FLOAT32_ERROR = 1e-5
-"""Of a product, by its largest element: float32 stays below a tenth of it, TF32 makes 5e-4."""
-_TRIALS, _WORTHWHILE = 8, 1.2
-_TRIED_SHAPES = ((1, 512, 512), (96, 64, 96), (700, 512, 1408), (512, 700, 640))
 
 
 @dataclass(frozen=True)
@@ -102,43 +97,6 @@ def keep_memory() -> None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
         mallopt(_M_TOP_PAD, 64 << 20)
-
-
-def choose_matmul(chosen: str | None = None) -> None:
-    """Let the CPU multiply float32 matrices by oneDNN where that is much faster, and is float32.
-
-    On some processors it is (the default library is Intel's own), and torch reaches it by a setting
-    that permits bfloat16, too. So both are tried, on the shapes of a small model: where a product
-    really is rounded, or the gain is small enough to come from chance, all stays as it was.
-    """
-    torch.set_float32_matmul_precision("medium")
-    is_exact = all(_matmul_error(*shape) < _FLOAT32_ERROR for shape in _TRIED_SHAPES)
-    if not is_exact or (chosen or _faster_matmul()) == "highest":
-        torch.set_float32_matmul_precision("highest")
-
-
-def _faster_matmul() -> str:
-    """The setting under which one large product takes less time by far."""
-    left, right = torch.ones(1024, 512), torch.ones(512, 1408)
-    seconds = {"highest": float("inf"), "medium": float("inf")}
-    for _ in range(_TRIALS):  # by turns, so that whatever else the machine does hits both
-        for setting in seconds:
-            torch.set_float32_matmul_precision(setting)
-            began = time.perf_counter()
-            left @ right
-            seconds[setting] = min(seconds[setting], time.perf_counter() - began)
-    torch.set_float32_matmul_precision("medium")
-    return "medium" if seconds["highest"] > _WORTHWHILE * seconds["medium"] else "highest"
-
-
-def _matmul_error(rows: int, inner: int, columns: int) -> float:
-    """The largest error of one product, and of the transposed one, by the largest element."""
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(rows, inner, generator=generator)
-    right = torch.randn(inner, columns, generator=generator)
-    exact = left.double() @ right.double()
-    errors = ((left @ right) - exact, (right.T @ left.T) - exact.T)
-    return float(max(error.abs().max() for error in errors) / exact.abs().max())
 
 
 def make_deterministic() -> None:

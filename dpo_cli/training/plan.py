@@ -10,6 +10,7 @@ import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,11 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dpo_cli.data.batching import computed_tokens
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair, encode_pairs
 from dpo_cli.data.order import DataOrder, hold_out
 from dpo_cli.data.pairs import SetAside, read_pairs, refuse_if_mostly_malformed
+from dpo_cli.data.regroup import Forward, regroup
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file, write_atomically
 from dpo_cli.models.minimind import Architecture
@@ -34,6 +37,8 @@ from dpo_cli.training.optim import LearningRate
 from dpo_cli.training.state import load_weights
 
 RUN_PREFIX = "run:"
+CPU_TOKENS_PER_FORWARD = 2048
+"""Positions of a forward on a CPU, where larger tables only fall out of its caches."""
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with phase, done, total and unit."""
@@ -56,6 +61,39 @@ class Prepared:
     router_aux_loss_coef: float
     fingerprints: dict[str, str]
     held_out_set_aside: Sequence[SetAside] = ()
+
+    @property
+    def balance_weight(self) -> float:
+        """Of a micro-batch's balance loss in the loss of its window."""
+        return self.router_aux_loss_coef / self.order.accumulation_steps
+
+    @cached_property
+    def held_out_rows(self) -> list[tuple[int, ...]]:
+        """Which held-out pairs are scored together."""
+        count, size = len(self.held_out), self.order.batch_size
+        chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        limit = self._tokens_per_forward
+        tokens = limit and [computed_tokens(pair) for pair in self.held_out]
+        return [f.indices for chunk in chunks for f in regroup([chunk], 1, tokens or None, limit)]
+
+    def forwards(self, micro_batches: Sequence[Sequence[int]]) -> list[Forward]:
+        """What is computed together of the micro-batches of one optimizer step."""
+        limit = self._tokens_per_forward
+        tokens = limit and self._computed_tokens
+        return regroup(micro_batches, self.order.accumulation_steps, tokens or None, limit)
+
+    @property
+    def _tokens_per_forward(self) -> int | None:
+        """None where other portions would not mean the same."""
+        is_free = self.profile.train.layout == "packed" and not self.profile.model.dropout
+        if not is_free or self.checkpoint.architecture.use_moe:
+            return None
+        default = CPU_TOKENS_PER_FORWARD if self.compute.device.type == "cpu" else None
+        return self.profile.train.tokens_per_forward or default
+
+    @cached_property
+    def _computed_tokens(self) -> list[int]:
+        return [computed_tokens(pair) for pair in self.pairs]
 
     def plan(self) -> dict[str, Any]:
         """What goes into `plan.json` and to the screen: plain values."""

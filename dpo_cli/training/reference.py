@@ -1,12 +1,15 @@
 """The frozen reference: what each response token was worth before training.
 
-In the packed layout its log-probs are computed once, kept beside the run, and the model is freed;
-in the reference layout it is run again on every batch, as the reference script does.
+In the packed layout each of its log-probs is computed once, when it is first asked for, and kept:
+beside the run, for its resumes, and in the cache, for other runs; then the model is freed. In the
+reference layout it is run again on every batch, as the reference script does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,9 +22,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.chat import TokenizedPair
-from dpo_cli.files import write_atomically
+from dpo_cli.files import cache_directory, write_atomically
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.training.device import Compute
+from dpo_cli.training.plan import Prepared, environment
+
+REFERENCE_FILE = "reference_logps.safetensors"
+HELD_OUT_REFERENCE_FILE = "held_out_reference_logps.safetensors"
+UNKNOWN = float("nan")
 
 
 class Reference(Protocol):
@@ -47,62 +55,135 @@ class LiveReference:
         return scores.token_logps
 
 
-class KeptReference:
-    """Looks up what was computed once.
+def open_references(
+    prepared: Prepared, load: Callable[[], ResponseScorer], directory: Path
+) -> tuple[Reference, Reference]:
+    """The references of the training pairs and of the held-out ones.
 
     Args:
-        token_logps: (N,), of every response token of every pair: pair by pair, chosen first.
-        pairs: the pairs, which say whose token is whose.
-        device: where the answers are wanted.
+        prepared: the run's inputs.
+        load: gives the frozen model, on the run's device.
+        directory: the run's, where log-probs are kept.
+    """
+    compute, order = prepared.compute, prepared.order
+    if prepared.profile.train.layout == "reference":
+        live = LiveReference(load(), compute)
+        return live, live
+    first_epoch = [
+        forward.indices
+        for window in itertools.takewhile(lambda window: not window.epoch, order.windows())
+        for forward in prepared.forwards(window.micro_batches)
+    ]
+    facts = (prepared.fingerprints["reference"], f"{compute.device} {compute.dtype}")
+
+    def kept(name: str, pairs: Sequence[TokenizedPair], rows: list[tuple[int, ...]]) -> Reference:
+        key = fingerprint(*facts, f"rows {rows}", pairs=pairs)
+        # Another run's log-probs are taken only where they have the very bits of this run's own.
+        elsewhere = hashlib.sha256(f"{key} {environment()}".encode()).hexdigest()
+        shared = cache_directory() / "reference" / f"{elsewhere}.safetensors"
+        return KeptReference(pairs, rows, compute, load, (directory / name, shared), key)
+
+    return (
+        kept(REFERENCE_FILE, prepared.pairs, first_epoch),
+        kept(HELD_OUT_REFERENCE_FILE, prepared.held_out, prepared.held_out_rows),
+    )
+
+
+class KeptReference:
+    """Computes each log-prob once, and keeps it.
+
+    A pair is always computed together with the same others, whatever asks for it first: the same
+    matrix shapes give the same bits, however often a run was interrupted. With the policy's own
+    first batches as these rows the loss begins at ln 2 exactly.
+
+    Args:
+        pairs: whose log-probs are asked for.
+        rows: which of them are computed together, each pair exactly once.
+        compute: device and autocast.
+        load: the frozen model, on that device; called when it is first needed.
+        places: files where what is known is found and kept; the first, beside the run, also while
+            some is unknown.
+        key: what the log-probs belong to, see `fingerprint`; else what is found is not believed.
     """
 
     def __init__(
-        self, token_logps: Tensor, pairs: Sequence[TokenizedPair], device: torch.device
+        self,
+        pairs: Sequence[TokenizedPair],
+        rows: Sequence[Sequence[int]],
+        compute: Compute,
+        load: Callable[[], ResponseScorer],
+        places: Sequence[Path] = (),
+        key: str = "",
     ) -> None:
+        self._pairs, self._rows, self._compute, self._load = pairs, rows, compute, load
+        self._row_of = {index: row for row, indices in enumerate(rows) for index in indices}
         lengths = [side.response_tokens for pair in pairs for side in (pair.chosen, pair.rejected)]
-        self._sides = torch.split(token_logps.to(device), lengths)
+        self._ends = list(itertools.accumulate(lengths, initial=0))
+        self._places, self._key = places, key
+        self._has_news = bool(pairs)
+        found = self._find()
+        dtype = torch.promote_types(compute.dtype, torch.float32)
+        unknown = torch.full((self._ends[-1],), UNKNOWN, dtype=dtype)
+        logps = unknown if found is None else found
+        # Of each row, so that no step asks the device what it knows.
+        self._is_known = [not logps[self._ends[2 * row[0]]].isnan() for row in rows]
+        self._logps = logps.to(compute.device)
+        self._scorer: ResponseScorer | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every log-prob is known."""
+        return all(self._is_known)
 
     def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
         """See `Reference`; for a packed batch, whose rows are response tokens and nothing else."""
-        chosen = [self._sides[2 * index] for index in indices]
-        rejected = [self._sides[2 * index + 1] for index in indices]
-        return pad_sequence(chosen + rejected, batch_first=True)
+        for index in indices:
+            if not self._is_known[row := self._row_of[index]]:
+                self._compute_row(row)
+        sides = [self._side(2 * index) for index in indices]
+        sides += [self._side(2 * index + 1) for index in indices]
+        return pad_sequence(sides, batch_first=True)
 
+    def keep(self) -> None:
+        """Write down what was not yet; a cache that cannot be written is gone without."""
+        if not self._has_news or not self._places:
+            return
+        beside, *shared = self._places
+        logps = self._logps.cpu()
+        keep(beside, self._key, logps)
+        if self.is_complete:
+            for place in shared:
+                with contextlib.suppress(OSError, SafetensorError):
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    keep(place, self._key, logps)
+        self._has_news = False
 
-@torch.no_grad()
-def compute_token_logps(
-    scorer: ResponseScorer,
-    pairs: Sequence[TokenizedPair],
-    micro_batches: Sequence[Sequence[int]],
-    compute: Compute,
-    on_progress: Callable[[int], None],
-) -> Tensor:
-    """The log-prob of every response token of every pair under a model in evaluation mode.
+    def _find(self) -> Tensor | None:
+        for place in self._places:
+            logps = load_kept(place, self._key)
+            if logps is not None and len(logps) == self._ends[-1]:
+                self._has_news = place != self._places[0]
+                return logps
+        return None
 
-    Args:
-        scorer: the model, on `compute.device`.
-        pairs: what `micro_batches` index.
-        micro_batches: every pair exactly once. Give the first epoch's own: then the same matrix
-            shapes give the same bits as the policy's first forward, and the loss begins at ln 2.
-        compute: device and autocast.
-        on_progress: called with the number of pairs done so far.
+    @torch.no_grad()
+    def _compute_row(self, row: int) -> None:
+        if self._scorer is None:
+            self._scorer = self._load().eval()
+        indices = self._rows[row]
+        batch = make_batch([self._pairs[i] for i in indices], "packed", max_seq_len=0)
+        with self._compute.autocast():
+            scores: Scores = self._scorer(batch.to(self._compute.device))
+        sides = [2 * index for index in indices] + [2 * index + 1 for index in indices]
+        for side, logps in zip(sides, scores.token_logps, strict=True):
+            kept = self._side(side)
+            kept.copy_(logps[: len(kept)])
+        self._is_known[row] = self._has_news = True
+        if self.is_complete:
+            self._scorer = None
 
-    Returns:
-        (N,) on the CPU, pair by pair, chosen first.
-    """
-    scorer.eval()
-    sides: dict[int, Tensor] = {}
-    for indices in micro_batches:
-        batch = make_batch([pairs[i] for i in indices], "packed", max_seq_len=0)
-        with compute.autocast():
-            scores: Scores = scorer(batch.to(compute.device))
-        rows = zip(scores.token_logps.cpu(), scores.mask.cpu(), strict=True)
-        responses = [logps[mask] for logps, mask in rows]
-        for position, index in enumerate(indices):
-            sides[2 * index] = responses[position]
-            sides[2 * index + 1] = responses[len(indices) + position]
-        on_progress(len(sides) // 2)
-    return torch.cat([sides[side] for side in sorted(sides)]) if sides else torch.empty(0)
+    def _side(self, side: int) -> Tensor:
+        return self._logps[self._ends[side] : self._ends[side + 1]]
 
 
 def fingerprint(*facts: str, pairs: Sequence[TokenizedPair]) -> str:
@@ -124,9 +205,10 @@ def load_kept(path: Path, key: str) -> Tensor | None:
             logps: Tensor = file.get_tensor("token_logps")
     except (OSError, SafetensorError):
         return None
-    if metadata.get("key") != key or logps.dtype != torch.float32:
+    if metadata.get("key") != key or logps.dtype != torch.float32 or logps.ndim != 1:
         return None
-    return logps if metadata.get("digest") == _digest(logps) else None
+    # A copy, since what is mapped would change with its file.
+    return logps.clone() if metadata.get("digest") == _digest(logps) else None
 
 
 def keep(path: Path, key: str, logps: Tensor) -> None:

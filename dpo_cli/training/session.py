@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from dpo_cli.data.order import DataOrder, Window
 from dpo_cli.errors import DpoError, ExitCode
@@ -39,16 +38,15 @@ from dpo_cli.run.events import (
 )
 from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training import reference as kept
-from dpo_cli.training.device import make_deterministic, resolve, tune
+from dpo_cli.training.device import Compute, make_deterministic, resolve, tune
 from dpo_cli.training.evidence import has_evidence, keep_evidence
 from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import Prepared, environment, prepare, refuse_other_inputs
+from dpo_cli.training.reference import KeptReference, open_references
 from dpo_cli.training.state import load_weights, restore_state, save_state
-from dpo_cli.training.trainer import Trainer, chunked
+from dpo_cli.training.trainer import Trainer
 from dpo_cli.training.weights import write_weights
 
-REFERENCE_FILE = "reference_logps.safetensors"
 NON_FINITE_DIRECTORY = "non_finite"
 _PROGRESS_SECONDS = 0.5
 
@@ -122,6 +120,7 @@ class _Session:
         self.run = run
         self.events = events
         self.signals = signals
+        self.may_leave = True
         self._phase = ""
         self._progress_at = 0.0
 
@@ -145,15 +144,41 @@ class _Session:
             )
         )
         try:
-            prepared = prepare(profile, compute, self.run, self.progress)
-            if promised is not None:
-                refuse_other_inputs(promised, prepared.plan())
-            generation, passed_over = self.find_generation(prepared.order)
-            self.announce(prepared, promised, exact)
-            trainer = self.build(prepared, generation)
+            trainer = self.start(profile, compute, promised, changes, exact)
+            is_done = trainer.train()
         except _StoppedEarly:
             saved = [e for e in history(self.run.events_path) if isinstance(e, Saved)]
             return self.stopped(*(saved[-1].step, saved[-1].optimizer_step) if saved else (0, 0))
+        if not is_done:
+            return self.stopped(trainer.step, trainer.optimizer_step)
+        weights = weights_file(trainer.prepared)
+        self.run.mark_completed(optimizer_step=trainer.optimizer_step, weights=weights)
+        self.events.append(
+            Completed(step=trainer.step, optimizer_step=trainer.optimizer_step, weights=weights)
+        )
+        return ExitCode.DONE
+
+    def start(
+        self,
+        profile: Profile,
+        compute: Compute,
+        promised: dict[str, Any] | None,
+        changes: Sequence[str],
+        exact: bool,
+    ) -> Trainer:
+        """Read the inputs, hold a resumed run to its plan, and stand where training goes on.
+
+        Raises:
+            _StoppedEarly: asked to stop meanwhile.
+        """
+        prepared = prepare(profile, compute, self.run, self.progress)
+        if promised is not None:
+            refuse_other_inputs(promised, prepared.plan())
+        generation, passed_over = self.find_generation(prepared.order)
+        self.announce(prepared, promised, exact)
+        trainer = self.build(prepared, generation)
+        # An evaluation before the first step may be left, and is made again; a later one may not.
+        self.may_leave = trainer.optimizer_step == 0
         if promised is not None:
             self.events.append(
                 Resumed(
@@ -164,14 +189,7 @@ class _Session:
                     changes=tuple(changes),
                 )
             )
-        if not trainer.train():
-            return self.stopped(trainer.step, trainer.optimizer_step)
-        weights = weights_file(prepared)
-        self.run.mark_completed(optimizer_step=trainer.optimizer_step, weights=weights)
-        self.events.append(
-            Completed(step=trainer.step, optimizer_step=trainer.optimizer_step, weights=weights)
-        )
-        return ExitCode.DONE
+        return trainer
 
     def announce(self, prepared: Prepared, promised: dict[str, Any] | None, exact: bool) -> None:
         """Hold a resumed run to its environment, write the plan and the rows set aside, tell."""
@@ -232,7 +250,9 @@ class _Session:
 
     def build(self, prepared: Prepared, generation: Generation | None) -> Trainer:
         """Policy, reference and optimizer, in the state of `generation`."""
-        references = self.make_references(prepared)
+        references = open_references(
+            prepared, lambda: make_scorer(prepared, prepared.reference), self.run.path
+        )
         checkpoint = prepared.checkpoint
         if generation is not None:
             checkpoint = replace(checkpoint, state=load_weights(generation.path))
@@ -254,54 +274,11 @@ class _Session:
             )
         return trainer
 
-    def make_references(self, prepared: Prepared) -> tuple[kept.Reference, kept.Reference]:
-        """The reference of the training pairs and that of the held-out ones."""
-        profile, compute = prepared.profile, prepared.compute
-        if profile.train.layout == "reference":
-            live = kept.LiveReference(make_scorer(prepared, prepared.reference), compute)
-            return live, live
-        key = kept.fingerprint(
-            prepared.fingerprints["reference"],
-            f"{compute.device} {compute.dtype}",
-            f"batches {prepared.order.batch_size} {prepared.order.micro_batches_of(0)}",
-            pairs=[*prepared.pairs, *prepared.held_out],
-        )
-        path = self.run.path / REFERENCE_FILE
-        logps = kept.load_kept(path, key)
-        if logps is None:
-            logps = self.compute_reference(prepared)
-            kept.keep(path, key, logps)
-        tokens = sum(p.chosen.response_tokens + p.rejected.response_tokens for p in prepared.pairs)
-        return (
-            kept.KeptReference(logps[:tokens], prepared.pairs, compute.device),
-            kept.KeptReference(logps[tokens:], prepared.held_out, compute.device),
-        )
-
-    def compute_reference(self, prepared: Prepared) -> Tensor:
-        """Token log-probs of the pairs, then the held-out ones; the model is freed after it."""
-        scorer = make_scorer(prepared, prepared.reference)
-        pairs, held_out = prepared.pairs, prepared.held_out
-        total = len(pairs) + len(held_out)
-        training = kept.compute_token_logps(
-            scorer,
-            pairs,
-            prepared.order.micro_batches_of(0),
-            prepared.compute,
-            lambda done: self.progress("reference log-probs", done, total, "pairs"),
-        )
-        evaluation = kept.compute_token_logps(
-            scorer,
-            held_out,
-            chunked(len(held_out), prepared.order.batch_size),
-            prepared.compute,
-            lambda done: self.progress("reference log-probs", len(pairs) + done, total, "pairs"),
-        )
-        return torch.cat([training, evaluation])
-
     # --- what the trainer tells and asks ---------------------------------------------------------
 
     def emit(self, event: Event) -> None:
         """Append to the stream."""
+        self.may_leave = False
         self.events.append(event)
 
     def asked(self) -> set[str]:
@@ -362,6 +339,9 @@ class _Session:
             prepared.checkpoint.architecture,
             prepared.profile.export.dtype,
         )
+        for reference in (trainer.reference, trainer.held_out_reference):
+            if isinstance(reference, KeptReference):
+                reference.keep()
         # A state must not outlive the rows of the steps that made it.
         self.events.flush()
         generation = self.run.commit_generation(
@@ -388,8 +368,11 @@ class _Session:
         )
 
     def progress(self, phase: str, done: int, total: int, unit: str) -> None:
-        """Tell how far a phase is, a few times a second; the moment to hear a wish to stop."""
-        if self.signals.stop or self.run.is_requested("stop"):
+        """Tell how far a phase is, a few times a second.
+
+        Before the first step that is a moment to stop at; later, what was done is saved first.
+        """
+        if self.may_leave and (self.signals.stop or self.run.is_requested("stop")):
             raise _StoppedEarly
         now = time.monotonic()
         if phase != self._phase or done == total or now - self._progress_at >= _PROGRESS_SECONDS:

@@ -18,13 +18,15 @@ from dpo_cli.data.order import Window
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.models.zoo import DTYPES, to_disk_names
 from dpo_cli.objective.losses import PairScores, score_pairs
-from dpo_cli.run.events import Alert, Evaluated, Event, StepDone
+from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, StepDone
 from dpo_cli.training.device import process_bytes
 from dpo_cli.training.optim import set_learning_rate
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import Reference
 
 _SAVING_SHARE = 0.02
+_CLIP_MARGIN = 1e-5
+"""Below the limit by more than this torch would multiply every gradient by one."""
 
 
 class Watch(Protocol):
@@ -36,6 +38,10 @@ class Watch(Protocol):
 
     def asked(self) -> set[str]:
         """What was asked for since the last call: "save", "stop", "evaluate"."""
+        ...
+
+    def progress(self, phase: str, done: int, total: int, unit: str) -> None:
+        """Tell how far an evaluation is."""
         ...
 
     def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
@@ -113,24 +119,27 @@ class Trainer:
         began = time.perf_counter()
         figures = _Figures()
         self.policy.train()
-        for indices in window.micro_batches:
-            batch = self.batch(self.prepared.pairs, indices)
-            pairs, balance = self.score(batch, self.reference.token_logps(indices, batch))
-            loss = pairs.losses.mean()
+        for forward in self.prepared.forwards(window.micro_batches):
+            batch = self.batch(self.prepared.pairs, forward.indices)
+            reference = self.reference.token_logps(forward.indices, batch)
+            pairs, balance = self.score(batch, reference)
+            loss = (pairs.losses * pairs.losses.new_tensor(forward.weights)).sum()
             if balance is not None:
-                loss = loss + self.prepared.router_aux_loss_coef * balance
-            share = loss / self.prepared.order.accumulation_steps
-            self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
-            figures.add(loss, pairs, balance, batch)
+                loss = loss + self.prepared.balance_weight * balance
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            figures.add(forward.indices, pairs, balance, batch)
 
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.policy.parameters())
         grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        losses, metrics = figures.read(grad_norm)
+        metrics = figures.read(grad_norm)
+        losses = figures.losses(window.micro_batches, self.prepared.router_aux_loss_coef)
         is_skipped = not math.isfinite(metrics["grad_norm"]) or not all(map(math.isfinite, losses))
         if is_skipped:
             self.explain_skip(window, losses)
-        clip_grads_with_norm_(parameters, self.prepared.profile.train.grad_clip, grad_norm)
+        grad_clip = self.prepared.profile.train.grad_clip
+        if metrics["grad_norm"] > grad_clip - _CLIP_MARGIN:
+            clip_grads_with_norm_(parameters, grad_clip, grad_norm)
         learning_rate = self.prepared.learning_rate.at(window.last_step)
         set_learning_rate(self.optimizer, learning_rate)
         if not is_skipped:
@@ -198,11 +207,12 @@ class Trainer:
         began = time.perf_counter()
         self.policy.eval()
         figures = _Figures()
-        for indices in chunked(len(held_out), self.prepared.order.batch_size):
+        for indices in self.prepared.held_out_rows:
             batch = self.batch(held_out, indices)
             pairs, _ = self.score(batch, self.held_out_reference.token_logps(indices, batch))
-            figures.add(pairs.losses.mean(), pairs, None, batch)
-        _, metrics = figures.read(None)
+            figures.add(indices, pairs, None, batch)
+            self.watch.progress(EVALUATION, figures.pairs, len(held_out), "pairs")
+        metrics = figures.read(None)
         self.watch.emit(
             Evaluated(
                 step=self.step,
@@ -228,37 +238,56 @@ class Trainer:
 
 
 class _Figures:
-    """Adds up what the micro-batches of a window came to, on the device; read once at its end."""
+    """Adds up what the pairs of a window came to, on the device; read once at its end."""
 
     def __init__(self) -> None:
         self.pairs = 0
         self.tokens = 0
         self.padding_tokens = 0
+        self._indices: list[int] = []
         self._losses: list[Tensor] = []
         self._balances: list[Tensor] = []
         self._sums: dict[str, Tensor] = {}
+        self._read: list[float] = []
 
-    def add(self, loss: Tensor, pairs: PairScores, balance: Tensor | None, batch: Batch) -> None:
+    def add(
+        self, indices: Sequence[int], pairs: PairScores, balance: Tensor | None, batch: Batch
+    ) -> None:
         self.pairs += batch.pairs
         self.tokens += batch.computed_tokens
         self.padding_tokens += batch.padding_tokens
-        self._losses.append(loss.detach())
+        self._indices += indices
+        self._losses.append(pairs.losses.detach())
         if balance is not None:
-            self._balances.append(balance.detach())
+            self._balances.append(balance.detach().double())
         for name, figure in pairs.sums().items():
             self._sums[name] = self._sums.get(name, 0.0) + figure
 
-    def read(self, grad_norm: Tensor | None) -> tuple[tuple[float, ...], dict[str, float]]:
-        """The loss of each micro-batch; the mean over all pairs of every other figure."""
+    def read(self, grad_norm: Tensor | None) -> dict[str, float]:
+        """The mean over all pairs of every figure: the one moment that waits for the device."""
         means = {name: total / self.pairs for name, total in self._sums.items()}
         if self._balances:
             means["balance"] = torch.stack(self._balances).mean()
         if grad_norm is not None:
             means["grad_norm"] = grad_norm
-        figures = [*self._losses, *means.values()]
-        values = torch.stack([figure.double() for figure in figures]).tolist()
-        count = len(self._losses)
-        return tuple(values[:count]), dict(zip(means, values[count:], strict=True))
+        figures = torch.stack([figure.double() for figure in means.values()])
+        self._read = torch.cat(
+            [figures, *self._losses, *(b[None] for b in self._balances)]
+        ).tolist()
+        return dict(zip(means, self._read, strict=False))
+
+    def losses(
+        self, micro_batches: Sequence[Sequence[int]], balance_coefficient: float
+    ) -> tuple[float, ...]:
+        """The loss of each micro-batch, as the gradient has it; after `read`."""
+        end = len(self._read) - len(self._balances)
+        by_pair = dict(zip(self._indices, self._read[end - self.pairs : end], strict=True))
+        # Where experts are balanced, micro-batches are computed as they are.
+        balances = self._read[end:] or [0.0] * len(micro_batches)
+        return tuple(
+            sum(by_pair[index] for index in indices) / len(indices) + balance_coefficient * balance
+            for indices, balance in zip(micro_batches, balances, strict=True)
+        )
 
 
 def _overflowed(window: Window) -> Alert:
@@ -268,11 +297,6 @@ def _overflowed(window: Window) -> Alert:
         " skipped and the loss scale halved",
         remedy="a few at the start are normal",
     )
-
-
-def chunked(count: int, size: int) -> list[tuple[int, ...]]:
-    """0 .. count - 1 in consecutive runs of `size`."""
-    return [tuple(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
 def _passed(interval: int, before: int, after: int) -> bool:

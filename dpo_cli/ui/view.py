@@ -10,6 +10,7 @@ from math import isfinite, nan
 from typing import Any
 
 from dpo_cli.run.events import (
+    EVALUATION,
     Alert,
     Completed,
     Evaluated,
@@ -145,7 +146,9 @@ class RunView:
         if self.worker is None:
             return State.STARTING
         if not self.is_under_way:
-            return State.EVALUATING if self._is_all_prepared else State.PREPARING
+            return State.EVALUATING if self._is_evaluating else State.PREPARING
+        if self._is_evaluating:
+            return State.EVALUATING
         if self.total_steps and self.step == self.total_steps:
             is_behind = self.held_out is not None and self.held_out.step < self.step
             return State.EVALUATING if is_behind else State.SAVING
@@ -177,10 +180,8 @@ class RunView:
         return max(0.0, (self.total_steps - self.step) * self.seconds_per_step - since_last_event)
 
     @property
-    def _is_all_prepared(self) -> bool:
-        """Whether the last phase is done and an evaluation comes before the first step."""
-        is_done = self.phase is not None and self.phase.done == self.phase.total
-        return is_done and self.plan is not None and bool(self.plan["pairs"]["held_out"])
+    def _is_evaluating(self) -> bool:
+        return self.phase is not None and self.phase.phase == EVALUATION
 
     def recent_mean(self, metric: str) -> float | None:
         """The mean over the last steps' pairs; None if no step had it, as a finite number."""
@@ -192,6 +193,7 @@ class RunView:
 
     def _take_step(self, event: StepDone) -> None:
         self.is_under_way, self.step, self.last_step = True, event.step, event
+        self.phase = None
         self.recent.append(event)
         if event.is_skipped:
             self.skipped_steps.append(event.step)
@@ -206,7 +208,7 @@ class RunView:
             self.trained["clipped"].add(event.step, grad_norm > grad_clip)
 
     def _take_evaluation(self, event: Evaluated) -> None:
-        self.is_under_way, self.held_out = True, event
+        self.is_under_way, self.held_out, self.phase = True, event, None
         if self.held_out_start is None:
             self.held_out_start = event
         for metric, value in event.metrics.items():

@@ -88,3 +88,19 @@ def kill_export(moment: str, file: Path) -> None:
     else:
         assert moment == "after it got its name"
         export.EventWriter = die  # type: ignore[assignment,misc]
+
+
+def note_reference_rows(cache: Path, file: Path) -> None:
+    """With a cache of its own, write down how many log-probs of the reference are computed."""
+    from dpo_cli.training.reference import KeptReference
+
+    os.environ["DPO_CACHE_DIR"] = str(cache)
+    compute = KeptReference._compute_row
+
+    def noted(self: KeptReference, row: int) -> None:
+        unknown = int(self._logps.isnan().sum())
+        compute(self, row)
+        with file.open("a") as lines:
+            lines.write(f"{unknown - int(self._logps.isnan().sum())}\n")
+
+    KeptReference._compute_row = noted  # type: ignore[method-assign]

@@ -19,14 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dpo_cli.files import sha256_file
-from dpo_cli.run.events import EventReader, Failed, Progress, Resumed, Saved, StepDone
+from dpo_cli.run.events import EventReader, Failed, Resumed, Saved, StepDone
 from dpo_cli.run.generations import MANIFEST, Generation, all_generations, find_damage
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.reference import load_kept
-from dpo_cli.training.session import REFERENCE_FILE
+from dpo_cli.training.reference import REFERENCE_FILE, load_kept
 from tests.cli import Run, dpo, set_options
 from tests.commands.test_bad_input import good_settings
-from tests.faults import workers
+from tests.faults import damage_arms, workers
 from tests.faults.arms import stop_at
 from tests.faults.conftest import arguments
 
@@ -274,16 +273,21 @@ def flip_at(path: Path, position: int) -> None:
 def test_harmed_reference_log_probs_are_computed_again(
     half: RunDirectory, whole: RunDirectory, shared: Path, tmp_path: Path, what: str
 ) -> None:
-    """Negative control: whole ones are not."""
+    """Negative control: of whole ones only those are that no step has needed yet."""
     kept = half.path / REFERENCE_FILE
-    good = load_file(kept)["token_logps"].clone()
+    before = load_file(kept)["token_logps"].isnan()
     REFERENCES[what](kept, shared, tmp_path)
-    events = new_events(half, lambda: workers.work(half))
-    phases = {event.phase for event in events if isinstance(event, Progress)}
-    assert ("reference log-probs" in phases) == (what != "whole")
+    computed = tmp_path / "computed"
+    arm = partial(damage_arms.note_reference_rows, tmp_path / "empty cache", computed)
+    events = new_events(half, lambda: workers.work(half, arm))
     assert only(events, Resumed).optimizer_step == 5
     workers.assert_equal(half, whole)
-    assert torch.equal(load_file(kept)["token_logps"], good)
+    right = load_file(whole.path / REFERENCE_FILE)["token_logps"]
+    assert torch.equal(load_file(kept)["token_logps"], right)
+    assert before.any()
+    assert not before.all()
+    tokens = sum(map(int, computed.read_text().split()))
+    assert tokens == (before.sum() if what == "whole" else len(right))
 
 
 def test_no_damage_to_the_log_probs_is_believed(half: RunDirectory) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from dpo_cli.run.events import EventReader, Resumed, StepDone, WorkerStarted
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.session import REFERENCE_FILE
+from dpo_cli.training.reference import REFERENCE_FILE
 from tests.cli import Run, dpo, start
 from tests.faults import arms, workers
 from tests.faults.conftest import SAVE_STEPS, STEPS, arguments

@@ -17,7 +17,7 @@ from dpo_cli.run.events import EventWriter, Exported, Resumed, history
 from dpo_cli.run.generations import all_generations
 from dpo_cli.run.store import RunDirectory, find_run, find_runs
 from dpo_cli.training.export import export_run
-from dpo_cli.training.session import REFERENCE_FILE
+from dpo_cli.training.reference import REFERENCE_FILE
 from tests.cli import Run, dpo, set_options
 from tests.commands.test_bad_input import good_settings
 from tests.faults import workers

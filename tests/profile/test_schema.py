@@ -130,6 +130,7 @@ class TestKeys:
             "train.dtype",
             "train.router_aux_loss_coef",
             "train.layout",
+            "train.tokens_per_forward",
             "train.aux_tokens",
             "train.deterministic",
             "eval.path",

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from dpo_cli.data.batching import make_batch
+from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
+from dpo_cli.models.scoring import ResponseScorer, Scores
+from dpo_cli.training.device import Compute
 from dpo_cli.training.reference import KeptReference, fingerprint, keep, load_kept
 
 
@@ -21,17 +25,121 @@ def pair(chosen: int, rejected: int) -> TokenizedPair:
 
 
 PAIRS = [pair(2, 3), pair(1, 1), pair(4, 2)]
+ROWS = [(0, 2), (1,)]
 LOGPS = -torch.arange(13.0)
+CPU = Compute(torch.device("cpu"), torch.float32)
 
 
-def test_kept_log_probs_stand_where_the_policys_do() -> None:
-    kept = KeptReference(LOGPS, PAIRS, torch.device("cpu"))
-    indices = (2, 0)
-    batch = make_batch([PAIRS[i] for i in indices], "packed", max_seq_len=0)
+class Scorer(torch.nn.Module):
+    """Instead of a model: each response token is worth minus its id; remembers the rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def forward(self, batch: PackedBatch) -> Scores:
+        self.rows.append(batch.pairs)
+        logps = -batch.target_labels.float()
+        return Scores(logps[batch.targets], batch.mask, None)
+
+
+def reference(*places: Path, key: str = "key") -> tuple[KeptReference, list[Scorer]]:
+    """A reference, and the models that it has had loaded so far."""
+    loaded: list[Scorer] = []
+
+    def load() -> ResponseScorer:
+        loaded.append(Scorer())
+        return cast(ResponseScorer, loaded[-1])
+
+    return KeptReference(PAIRS, ROWS, CPU, load, places, key), loaded
+
+
+def ask(kept: KeptReference, *indices: int) -> list[list[float]]:
+    """The log-probs of each side of these pairs, without their padding."""
+    batch = cast(PackedBatch, make_batch([PAIRS[i] for i in indices], "packed", max_seq_len=0))
     rows = kept.token_logps(indices, batch)
-    assert rows.shape == batch.mask.shape  # type: ignore[union-attr]
-    found = [row[mask].tolist() for row, mask in zip(rows, batch.mask, strict=True)]  # type: ignore[union-attr]
-    assert found == [[-7, -8, -9, -10], [0, -1], [-11, -12], [-2, -3, -4]]
+    assert rows.shape == batch.mask.shape
+    return [row[mask].tolist() for row, mask in zip(rows, batch.mask, strict=True)]
+
+
+def test_log_probs_stand_where_the_policys_do() -> None:
+    kept, _ = reference()
+    expected = [[-10, -11, -12, -13], [-10, -11], [-50, -51], [-50, -51, -52]]
+    assert ask(kept, 2, 0) == expected
+    assert ask(kept, 1, 0) == [[-10], [-10, -11], [-50], [-50, -51, -52]]
+
+
+def test_each_row_is_computed_once_and_whole_whoever_asks() -> None:
+    """The composition of a row decides bits; it must not depend on what was asked for first."""
+    kept, loaded = reference()
+    ask(kept, 2)
+    [scorer] = loaded
+    assert scorer.rows == [2]
+    assert not kept.is_complete
+    ask(kept, 0)
+    ask(kept, 0, 2)
+    assert scorer.rows == [2]
+    ask(kept, 0, 1, 2)
+    assert scorer.rows == [2, 1]
+    assert kept.is_complete
+    ask(kept, 0, 1, 2)
+    assert len(loaded) == 1
+
+
+def test_a_part_is_kept_beside_the_run_and_all_of_it_for_other_runs(tmp_path: Path) -> None:
+    beside, shared = tmp_path / "run.safetensors", tmp_path / "cache" / "key.safetensors"
+    kept, _ = reference(beside, shared)
+    ask(kept, 0)
+    kept.keep()
+    assert beside.exists()
+    assert not shared.exists()
+
+    resumed, loaded = reference(beside, shared)
+    expected = ask(resumed, 2)
+    assert not loaded
+    ask(resumed, 1)
+    assert loaded[0].rows == [1]
+    resumed.keep()
+    assert shared.exists()
+
+    other, loaded = reference(tmp_path / "other.safetensors", shared)
+    assert ask(other, 2) == expected
+    assert other.is_complete
+    assert not loaded
+    other.keep()
+    again = load_kept(tmp_path / "other.safetensors", "key")
+    assert again is not None
+    assert torch.equal(again, cast(torch.Tensor, load_kept(beside, "key")))
+
+
+def test_a_cache_that_cannot_be_written_is_gone_without(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a directory should be")
+    beside = tmp_path / "run.safetensors"
+    kept, _ = reference(beside, tmp_path / "cache" / "reference" / "key.safetensors")
+    ask(kept, 0, 1, 2)
+    kept.keep()
+    assert load_kept(beside, "key") is not None
+
+
+def test_a_run_that_cannot_be_written_in_is_an_error(tmp_path: Path) -> None:
+    kept, _ = reference(tmp_path / "missing" / "run.safetensors")
+    ask(kept, 0)
+    with pytest.raises((OSError, SafetensorError)):
+        kept.keep()
+
+
+@pytest.mark.parametrize("spoil", ["other key", "other length", "cut off"])
+def test_what_does_not_fit_is_computed_again(tmp_path: Path, spoil: str) -> None:
+    beside = tmp_path / "run.safetensors"
+    if spoil == "other length":
+        keep(beside, "key", LOGPS[:5])
+    else:
+        keep(beside, "another" if spoil == "other key" else "key", LOGPS)
+    if spoil == "cut off":
+        beside.write_bytes(beside.read_bytes()[:-1])
+    kept, loaded = reference(beside)
+    assert ask(kept, 1) == [[-10], [-50]]
+    assert len(loaded) == 1
 
 
 def test_what_was_kept_comes_back(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from dpo_cli.run.events import (
+    EVALUATION,
     Completed,
     Event,
     Failed,
@@ -40,6 +41,7 @@ def test_the_states_of_a_whole_run() -> None:
     assert states == [
         State.STARTING,
         State.PREPARING,
+        State.EVALUATING,
         State.TRAINING,
         State.EVALUATING,
         State.SAVING,
@@ -47,9 +49,17 @@ def test_the_states_of_a_whole_run() -> None:
     ]
 
 
-def test_when_all_is_prepared_the_first_evaluation_is_next() -> None:
-    done = Progress(phase="reference log-probs", done=840, total=840, unit="pairs")
-    assert seen(*story.preparation(), story.at(4, done)).state is State.EVALUATING
+def test_an_evaluation_is_seen_before_training_and_within_it() -> None:
+    started, encoding, *planned = story.preparation()
+    assert seen(started, encoding).state is State.PREPARING
+    assert seen(started, encoding, *planned).state is State.EVALUATING
+
+    half = Progress(phase=EVALUATION, done=42, total=84, unit="pairs")
+    view = seen(*story.preparation(), *story.training(0, 10), story.at(40, half))
+    assert view.state is State.EVALUATING
+    for event in story.training(10, 12):
+        view.take(event)
+    assert view.state is State.TRAINING
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dpo_cli.training import device
+from dpo_cli.training.plan import environment
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +59,12 @@ def test_a_setting_that_rounds_is_taken_back(monkeypatch: pytest.MonkeyPatch) ->
     device.choose_matmul("medium")
     assert torch.get_float32_matmul_precision() == "highest"
     assert device._matmul_error(700, 512, 1408) < device._FLOAT32_ERROR
+
+
+@pytest.mark.parametrize(("tf32", "expected"), [(False, "highest"), (True, "high")])
+def test_tf32_is_asked_for_on_cuda_alone_and_stands_in_the_plan(tf32: bool, expected: str) -> None:
+    """Which torch calls "high"; on CUDA it is TF32. Setting it needs no card."""
+    device.tune(device.Compute(torch.device("cuda"), torch.float32), None, tf32=tf32)
+    assert torch.get_float32_matmul_precision() == environment()["float32_matmul"] == expected
+    device.tune(device.Compute(torch.device("cpu"), torch.float32), "highest", tf32=tf32)
+    assert torch.get_float32_matmul_precision() == "highest"

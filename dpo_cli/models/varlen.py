@@ -8,6 +8,7 @@ alone, and is made once for all layers, in one copy to the device and without wa
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,12 +19,15 @@ from torch import Tensor
 
 from dpo_cli.data.batching import PairSegments
 
-KERNEL: Callable[..., Any] | None
-"""torch's; None where this torch has none."""
+KERNEL: Callable[..., Any] | None = None
+"""torch's; None where this torch has none, or its first one, which has no grouped key heads."""
 try:
-    from torch.nn.attention.varlen import varlen_attn as KERNEL
+    from torch.nn.attention.varlen import varlen_attn
 except ImportError:
-    KERNEL = None
+    pass
+else:
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        KERNEL = varlen_attn
 
 _CAUSAL = (-1, 0)
 """The window in which a query sees all keys before it; from the bottom right, as flash counts."""

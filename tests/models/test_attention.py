@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -152,6 +153,17 @@ def test_the_kernel_computes_the_same_on_cuda_and_waits_for_nothing(dtype: torch
     right = torch.autograd.grad((expected * upstream).sum(), exact)
     for got, wanted in zip((ours, *gradients), (expected, *right), strict=True):
         assert (got - wanted).abs().max() <= 0.02 * wanted.abs().max()
+
+
+@pytest.mark.skipif(varlen.KERNEL is None, reason="a torch without variable-length attention")
+def test_the_stand_in_is_called_as_the_kernel_is() -> None:
+    assert varlen.KERNEL is not None
+    theirs = inspect.signature(varlen.KERNEL).parameters
+    for name, parameter in inspect.signature(plain_kernel).parameters.items():
+        assert theirs[name].kind is parameter.kind
+        assert theirs[name].default == parameter.default
+    positional = [name for name, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == list(inspect.signature(plain_kernel).parameters)[:7]
 
 
 def test_the_kernel_is_not_for_the_cpu_nor_for_dropout() -> None:

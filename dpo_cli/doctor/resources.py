@@ -66,8 +66,8 @@ def check_memory(notes: Notes, prepared: Prepared) -> None:
             "memory-tight",
             "train.batch_size",
             message,
-            "lower train.batch_size and raise train.accumulation_steps by the same factor, or lower"
-            " data.max_seq_len",
+            "lower train.batch_size and raise train.accumulation_steps by the same factor, lower"
+            " data.max_seq_len, or state train.activation_checkpointing = true",
         )
 
 
@@ -124,7 +124,12 @@ def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     if prepared.profile.train.layout == "packed":
         logits = sum(p.chosen.response_tokens + p.rejected.response_tokens for p in longest)
     width = 4 if prepared.compute.dtype == torch.float32 else 2.5  # norms and logits stay float32
-    per_token = architecture.num_hidden_layers * _kept_by_a_layer(architecture) * width
+    layers, kept = architecture.num_hidden_layers, _kept_by_a_layer(architecture)
+    if prepared.profile.train.activation_checkpointing:
+        numbers = layers * architecture.hidden_size + kept  # what goes into each, and one at work
+    else:
+        numbers = layers * kept
+    per_token = numbers * width
     head = logits * architecture.vocab_size * 3 * 4
     return state, round(batch.computed_tokens * per_token) + head
 

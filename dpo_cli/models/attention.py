@@ -1,7 +1,7 @@
 """Attention over packed rows: each pair's tokens see their own past and nothing else.
 
-Registered with transformers under `NAME`; a model built with it passes the keyword `segments`
-from its forward down to here, and creates no mask.
+Registered with transformers under `NAME`; a model built with it passes the keywords `segments` and
+`sequences` from its forward down to here, and creates no mask.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from dpo_cli.data.batching import PairSegments
+from dpo_cli.models.varlen import Sequences, is_computed_by_kernel, varlen_attention
 
 NAME = "dpo_segments"
 
@@ -26,8 +27,16 @@ _KEPT = 1 << 23
 """Attention weights of a sequence and layer up to which they are kept for the gradient, not
 computed again: 32 MB in float32, some 1,000 tokens with 8 heads."""
 
-# What a model may hand over that this function does not compute; ignoring one is silently wrong.
-_UNSUPPORTED = ("sliding_window", "softcap", "s_aux")
+# What a model may hand over beside what is computed here. Anything else (a softcap, sinks, a bias
+# by position) would change the answer, and ignoring it would be silently wrong.
+_WITHOUT_EFFECT = (
+    "position_ids",
+    "position_embeddings",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+)
 
 
 def segment_attention(
@@ -39,6 +48,9 @@ def segment_attention(
     scaling: float,
     dropout: float = 0.0,
     segments: Sequence[PairSegments] | None = None,
+    sequences: Sequences | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention, within each sequence of a packed row where `segments` describes one.
@@ -54,17 +66,25 @@ def segment_attention(
         scaling: factor of the scores.
         dropout: probability of dropping a weight; 0 outside training.
         segments: the pairs of the one row there is; None for padded rows.
+        sequences: the same for the variable-length kernel, where there may be one.
+        sliding_window: keys that a query may see, itself included: at least as many as there are.
+        is_causal: as the module says, where None.
 
     Returns:
-        (batch, time, heads, head_dim), and no weights.
+        (batch, time, heads, head_dim of the values), and no weights.
 
     Raises:
         NotImplementedError: the model asks for a kind of attention that is not computed here.
     """
-    unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if attention_mask is not None or unsupported:
-        asked = ", ".join(unsupported) or "an attention mask"
-        raise NotImplementedError(f"{type(module).__name__} needs {asked}")
+    asked = [name for name in kwargs if name not in _WITHOUT_EFFECT and _is_said(kwargs[name])]
+    if attention_mask is not None:
+        asked.append("an attention mask")
+    if sliding_window is not None and _longest(query, segments) > sliding_window:
+        asked.append(f"a sliding window of {sliding_window} tokens")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        asked.append("to see what follows")
+    if asked:
+        raise NotImplementedError(f"{type(module).__name__} needs {', '.join(asked)}")
 
     if segments is None:
         output = _flash_attention(query, key, value, scaling, dropout)
@@ -72,9 +92,22 @@ def segment_attention(
         output = _SegmentAttention.apply(  # type: ignore[no-untyped-call]
             query, key, value, tuple(segments), scaling
         )
+    elif sequences is not None and is_computed_by_kernel(key, value, dropout):
+        return varlen_attention(query, key, value, sequences, scaling), None
     else:
         output = _packed_flash_attention(query, key, value, segments, scaling, dropout)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _is_said(value: Any) -> bool:
+    return value is not None and value is not False
+
+
+def _longest(query: Tensor, segments: Sequence[PairSegments] | None) -> int:
+    """Tokens of the longest sequence that is attended to."""
+    if segments is None:
+        return query.shape[2]
+    return max(pair.prompt + max(pair.chosen, pair.rejected) for pair in segments)
 
 
 def _packed_flash_attention(
@@ -142,33 +175,36 @@ class _SegmentAttention(torch.autograd.Function):
         _, heads, time, width = query.shape
         groups = key.shape[1]
         asked = (query[0] * scaling).view(groups, heads // groups, time, width)
-        output = torch.empty_like(asked)
-        ctx.weights = []
+        output = value.new_empty(*asked.shape[:3], value.shape[-1])
+        kept: list[Tensor] = []
         for rows, parts in _sequences(segments):
             keys, values = _take(key[0], parts), _take(value[0], parts)
-            is_kept = any(ctx.needs_input_grad) and keys.shape[1] * heads * _size(rows) <= _KEPT
+            is_kept = any(ctx.needs_input_grad) and _may_be_kept(heads, rows, keys)
             for block, seen in _blocks(rows, keys.shape[1]):
                 weights = _weights(asked[:, :, block], keys[:, :seen])
                 answer = weights @ values[:, :seen]
                 output[:, :, block] = answer.view(output[:, :, block].shape)
-                ctx.weights.append(weights if is_kept else None)
-        ctx.save_for_backward(asked, key, value)
+                if is_kept:
+                    kept.append(weights)
+        # Nothing on ctx itself: checkpointing drops what is saved, and only that.
+        ctx.save_for_backward(asked, key, value, *kept)
         ctx.segments, ctx.scaling = segments, scaling
-        return output.view(1, heads, time, width)
+        return output.view(1, heads, time, -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        asked, key, value = ctx.saved_tensors
-        by_output = gradients[0].view(asked.shape)
+        asked, key, value, *saved = ctx.saved_tensors
+        by_output = gradients[0].view(*asked.shape[:3], -1)
         by_query = torch.empty_like(asked)
         by_key, by_value = torch.zeros_like(key[0]), torch.zeros_like(value[0])
-        kept = iter(ctx.weights)
+        heads, kept = gradients[0].shape[1], iter(saved)
         for rows, parts in _sequences(ctx.segments):
             keys, values = _take(key[0], parts), _take(value[0], parts)
             by_keys, by_values = torch.zeros_like(keys), torch.zeros_like(values)
             for block, seen in _blocks(rows, keys.shape[1]):
-                weights = next(kept)
-                if weights is None:
+                if _may_be_kept(heads, rows, keys):
+                    weights = next(kept)
+                else:
                     weights = _weights(asked[:, :, block], keys[:, :seen])
                 upstream = by_output[:, :, block].flatten(1, 2)
                 by_values[:, :seen] += weights.transpose(1, 2) @ upstream
@@ -179,8 +215,7 @@ class _SegmentAttention(torch.autograd.Function):
                 by_keys[:, :seen] += by_scores.transpose(1, 2) @ asked[:, :, block].flatten(1, 2)
             _put_back(by_key, parts, by_keys)
             _put_back(by_value, parts, by_values)
-        ctx.weights = None  # as large as all else together: not until the graph is gone
-        by_query = by_query.mul_(ctx.scaling).view_as(gradients[0])
+        by_query = by_query.mul_(ctx.scaling).view(1, heads, *asked.shape[2:])
         return by_query, by_key.unsqueeze(0), by_value.unsqueeze(0), None, None
 
 
@@ -206,6 +241,11 @@ def _blocks(rows: slice, keys: int) -> Iterator[tuple[slice, int]]:
 
 def _size(rows: slice) -> int:
     return int(rows.stop - rows.start)
+
+
+def _may_be_kept(heads: int, rows: slice, keys: Tensor) -> bool:
+    """Whether a sequence's attention weights are few enough to wait for the gradient."""
+    return heads * _size(rows) * keys.shape[1] <= _KEPT
 
 
 def _take(row: Tensor, parts: Sequence[slice]) -> Tensor:

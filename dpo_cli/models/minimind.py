@@ -62,6 +62,11 @@ class Architecture:
         return 0.0 if self.generation == 2 else 5e-4
 
     @property
+    def max_positions(self) -> int:
+        """Tokens of a sequence there are positions for: both generations' table of rotations."""
+        return 32768
+
+    @property
     def description(self) -> str:
         """One line for people."""
         kind = "dense"

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import Batch, PackedBatch, PaddedBatch
+from dpo_cli.models import varlen
+from dpo_cli.models.unpacked import unpack, unpacked_logps
 from dpo_cli.objective.balance import BalanceKind, TokenGroups, balance_loss
 from dpo_cli.objective.logps import gather_logps, head_logps
 
@@ -37,9 +39,11 @@ class ResponseScorer(nn.Module):
     """A causal language model that scores responses.
 
     Args:
-        model: from `dpo_cli.models.zoo`, or any that takes `segments`.
+        model: from `dpo_cli.models.zoo`; any other by `dpo_cli.models.support`.
         balance_kind: how to measure the balance of its experts; None where it has none.
         aux_tokens: "real" tokens, or "all" with the padding, as the reference scripts do.
+        fallback: why this model cannot compute packed rows, so that it unpacks them; None where
+            it can.
     """
 
     def __init__(
@@ -47,11 +51,13 @@ class ResponseScorer(nn.Module):
         model: PreTrainedModel,
         balance_kind: BalanceKind | None = None,
         aux_tokens: AuxTokens = "real",
+        fallback: str | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.balance_kind = balance_kind
         self.aux_tokens = aux_tokens
+        self.fallback = fallback
         self._router_logits: list[Tensor] = []
         if balance_kind is not None:
             for module in model.modules():
@@ -61,54 +67,68 @@ class ResponseScorer(nn.Module):
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch in its own layout; both mean the same."""
-        if isinstance(batch, PackedBatch):
-            return self._packed(batch)
-        return self._padded(batch)
+        # Checkpointing runs the routers again on the way back: what they said then is not wanted.
+        self._router_logits.clear()
+        if not isinstance(batch, PackedBatch):
+            return self._padded(batch)
+        return self._packed(batch) if self.fallback is None else self._unpacked(batch)
 
     def _padded(self, batch: PaddedBatch) -> Scores:
         """The plain loop: every logit of every position, a full log-softmax, a gather."""
         output = self.model(input_ids=batch.input_ids, use_cache=False)
         token_logps = gather_logps(output.logits, batch.labels)
-        return Scores(token_logps, batch.mask, self._balance(batch))
+        groups = _row_groups(batch.input_ids, batch.lengths, self.aux_tokens)
+        return Scores(token_logps, batch.mask, self._balance(groups))
 
     def _packed(self, batch: PackedBatch) -> Scores:
         """Each token once, logits at response positions only."""
-        output = self.model.model(
+        device = batch.input_ids.device
+        kernel: dict[str, Any] = {}
+        if device.type == "cuda":
+            kernel["sequences"] = varlen.locate(batch.segments, device)
+        output = self.model.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             segments=batch.segments,
             use_cache=False,
+            **kernel,
         )
         hidden = output.last_hidden_state[0, batch.target_positions]
         logps = self._head_logps(hidden, batch.target_labels)
-        return Scores(logps[batch.targets], batch.mask, self._balance(batch))
+        return Scores(logps[batch.targets], batch.mask, self._balance(_packed_groups(batch)))
+
+    def _unpacked(self, batch: PackedBatch) -> Scores:
+        """The same by the model's own forward; see `dpo_cli.models.unpacked`."""
+        rows = unpack(batch)
+        logps = unpacked_logps(self.model, rows)
+        token_logps = logps.new_zeros(batch.mask.shape).masked_scatter(batch.mask, logps)
+        groups = _row_groups(rows.input_ids, rows.lengths, self.aux_tokens)
+        return Scores(token_logps, batch.mask, self._balance(groups))
 
     def _head_logps(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """(N, H), (N,) -> (N,), with what a model does to its logits after the head."""
-        head: nn.Linear = self.model.lm_head
-        scaling = getattr(self.model.config, "logits_scaling", None) or 1.0
-        softcap = getattr(self.model.config, "final_logit_softcapping", None)
-        if head.bias is None and softcap is None:
-            device = hidden.device.type
+        head: nn.Module = self.model.get_output_embeddings()
+        config = self.model.config.get_text_config()
+        scaling = getattr(config, "logits_scaling", None) or 1.0  # Granite divides,
+        scaling /= getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
+        softcap = getattr(config, "final_logit_softcapping", None)
+        if getattr(head, "bias", None) is None and softcap is None:
+            weight, device = head.get_parameter("weight"), hidden.device.type
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
                 with torch.autocast(device, enabled=False):
                     return head_logps(
-                        hidden.to(dtype), head.weight.to(dtype), labels, logits_scaling=scaling
+                        hidden.to(dtype), weight.to(dtype), labels, logits_scaling=scaling
                     )
-            return head_logps(hidden, head.weight, labels, logits_scaling=scaling)
+            return head_logps(hidden, weight, labels, logits_scaling=scaling)
         logits = head(hidden) / scaling
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         return gather_logps(logits, labels)
 
-    def _balance(self, batch: Batch) -> Tensor | None:
+    def _balance(self, groups: TokenGroups) -> Tensor | None:
         if self.balance_kind is None:
             return None
-        if isinstance(batch, PackedBatch):
-            groups = _packed_groups(batch)
-        else:
-            groups = _padded_groups(batch, self.aux_tokens)
         top_k = self.model.config.num_experts_per_tok
         balance = balance_loss(self._router_logits, groups, top_k, self.balance_kind)
         self._router_logits.clear()
@@ -125,13 +145,13 @@ def _keep_logits(kept: list[Tensor], router: nn.Module, arguments: Any, output: 
     kept.append(F.linear(arguments[0].reshape(-1, weight.shape[1]), weight))
 
 
-def _padded_groups(batch: PaddedBatch, aux_tokens: AuxTokens) -> TokenGroups:
+def _row_groups(input_ids: Tensor, lengths: Tensor, aux_tokens: AuxTokens) -> TokenGroups:
     """A segment for each sequence, and one more, in no sequence, for the padding."""
-    sequences, time = batch.input_ids.shape
-    device = batch.input_ids.device
+    sequences, time = input_ids.shape
+    device = input_ids.device
     segment_ids = torch.arange(sequences, device=device).unsqueeze(1).repeat(1, time)
     if aux_tokens == "real":
-        padding = torch.arange(time, device=device) >= batch.lengths.unsqueeze(1)
+        padding = torch.arange(time, device=device) >= lengths.unsqueeze(1)
         segment_ids = segment_ids.masked_fill(padding, sequences)
     members = torch.eye(sequences, sequences + 1, device=device)
     return TokenGroups(segment_ids.flatten(), members)

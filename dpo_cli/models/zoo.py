@@ -154,6 +154,16 @@ def use_experts_for(model: transformers.PreTrainedModel, *, float32: bool) -> No
     model.set_experts_implementation("grouped_mm" if float32 else "eager")
 
 
+def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
+    """In training, keep only what goes into each block, and compute the rest again on the way back.
+
+    Random numbers are drawn the same again, and no bit of a gradient is another.
+    """
+    # The name in newer versions of transformers, and the one in older.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 def _hf_class_and_config(
     architecture: Architecture, dropout: float
 ) -> tuple[type[transformers.PreTrainedModel], transformers.PreTrainedConfig]:
@@ -165,7 +175,7 @@ def _hf_class_and_config(
         "num_attention_heads": architecture.num_attention_heads,
         "num_key_value_heads": architecture.num_key_value_heads,
         "head_dim": architecture.head_dim,
-        "max_position_embeddings": 32768,
+        "max_position_embeddings": architecture.max_positions,
         "rms_norm_eps": architecture.rms_norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": architecture.rope_theta},
         "attention_dropout": dropout,

@@ -201,6 +201,15 @@ class Train(_Table):
     """Precision of the forward and backward pass; weights and optimizer stay in float32. "auto" is
     bfloat16 on CUDA and float32 on the CPU."""
 
+    tf32: Annotated[bool, MATHEMATICS] = False
+    """Whether CUDA may multiply float32 matrices as TF32: faster, but each factor is rounded to 10
+    bits of mantissa, where float32 has 23 and bfloat16 7; products are off by 5e-4 of their largest
+    element instead of 1e-6. Products in half precision and those of the CPU stay as they are."""
+
+    activation_checkpointing: Annotated[bool, NONE] = False
+    """Whether each transformer block is computed again on the way back, instead of keeping what
+    its gradient needs: less memory for one more forward, and the same bits."""
+
     router_aux_loss_coef: Annotated[float | None, Field(ge=0, examples=[5e-4]), MATHEMATICS] = None
     """Weight of the balance loss that keeps all experts in use (mixtures of experts only).
     Default: the generation's, 0 in generation 2 (computed, not added) and 5e-4 in generation 3."""

@@ -73,17 +73,21 @@ def process_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def tune(compute: Compute, float32_matmul: str | None = None) -> None:
+def tune(compute: Compute, float32_matmul: str | None = None, *, tf32: bool = False) -> None:
     """Process-wide settings under which this device is fastest with the same numbers.
 
     Args:
         compute: where.
         float32_matmul: what `choose_matmul` chose when the run began, so that a resume multiplies
             in the same way; None to choose now.
+        tf32: that CUDA may round the factors of float32 products, as the profile says.
     """
     if compute.device.type == "cpu":
         keep_memory()
         choose_matmul(float32_matmul)
+    else:
+        # torch's word for TF32 on CUDA; `environment` of the plan says which it was.
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
 def keep_memory() -> None:

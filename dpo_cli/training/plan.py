@@ -205,8 +205,11 @@ def assemble(
         set_aside: the rows of `data.data_path` that are not used.
 
     Raises:
-        DpoError: too few pairs to hold any out.
+        DpoError: a sequence is longer than the model can tell positions apart, or there are too few
+            pairs to hold any out.
     """
+    require_positions(profile, checkpoint, profile.data.data_path, pairs)
+    require_positions(profile, checkpoint, profile.eval.path, held_out)
     fingerprints = {
         "weights": checkpoint.fingerprint,
         "reference": reference.fingerprint,
@@ -347,6 +350,36 @@ def require_same_vocabulary(
             f"model.reference knows {reference.architecture.vocab_size} tokens, model.checkpoint"
             f" {vocab_size}",
             "policy and reference must share a tokenizer",
+        )
+
+
+def require_positions(
+    profile: Profile, checkpoint: Checkpoint, path: Path | None, pairs: Sequence[TokenizedPair]
+) -> None:
+    """Refuse pairs of a file with more tokens than the model has positions for.
+
+    A `data.max_seq_len` beyond that is fine where no conversation is as long; not so in the
+    reference layout, which pads each of them to it.
+
+    Raises:
+        DpoError: naming the lines.
+    """
+    limit = checkpoint.architecture.max_positions
+    remedy = f"state data.max_seq_len = {limit}, or less"
+    if profile.train.layout == "reference" and profile.data.max_seq_len > limit:
+        raise DpoError(
+            f"data.max_seq_len = {profile.data.max_seq_len}: the model has {limit} positions, and"
+            ' train.layout = "reference" pads every sequence to that length',
+            remedy,
+        )
+    lengths = {pair.line: max(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in pairs}
+    beyond = [line for line, length in lengths.items() if length > limit]
+    if beyond:
+        named = ", ".join(map(str, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
+        raise DpoError(
+            f"{path}: {len(beyond)} pairs have up to {max(lengths.values())} tokens on a side, and"
+            f" the model has {limit} positions: lines {named}",
+            remedy,
         )
 
 

@@ -74,7 +74,8 @@ def open_references(
         for window in itertools.takewhile(lambda window: not window.epoch, order.windows())
         for forward in prepared.forwards(window.micro_batches)
     ]
-    facts = (prepared.fingerprints["reference"], f"{compute.device} {compute.dtype}")
+    products = torch.get_float32_matmul_precision()
+    facts = (prepared.fingerprints["reference"], f"{compute.device} {compute.dtype} {products}")
 
     def kept(name: str, pairs: Sequence[TokenizedPair], rows: list[tuple[int, ...]]) -> Reference:
         key = fingerprint(*facts, f"rows {rows}", pairs=pairs)

@@ -18,7 +18,13 @@ from dpo_cli.data.order import DataOrder, Window
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.models.zoo import Checkpoint, build_model, to_disk_names, use_experts_for
+from dpo_cli.models.zoo import (
+    Checkpoint,
+    build_model,
+    checkpoint_activations,
+    to_disk_names,
+    use_experts_for,
+)
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.disk import explain_disk_errors
@@ -133,7 +139,8 @@ class _Session:
         configure_torch(profile)
         compute = resolve(profile.train.device, profile.train.dtype)
         promised = self.run.read_plan()
-        tune(compute, promised["environment"].get("float32_matmul") if promised else None)
+        chosen = promised["environment"].get("float32_matmul") if promised else None
+        tune(compute, chosen, tf32=profile.train.tf32)
         self.events.append(
             WorkerStarted(
                 pid=os.getpid(),
@@ -390,6 +397,8 @@ def make_scorer(prepared: Prepared, checkpoint: Checkpoint) -> ResponseScorer:
     """The model of a checkpoint on the run's device, as the module that scores responses."""
     profile, architecture = prepared.profile, checkpoint.architecture
     model = build_model(architecture, checkpoint.state, dropout=profile.model.dropout)
+    if profile.train.activation_checkpointing:
+        checkpoint_activations(model)
     balance_kind = None
     if architecture.use_moe:
         use_experts_for(model, float32=prepared.compute.dtype == torch.float32)

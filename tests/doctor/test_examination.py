@@ -14,6 +14,7 @@ import torch
 from dpo_cli.doctor import resources
 from dpo_cli.doctor.first_step import WANTED_TOKENS, modest_micro_batch
 from dpo_cli.findings import Diagnosis, Finding, Level
+from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import read_state_dict
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.store import RunDirectory
@@ -126,6 +127,27 @@ def test_a_tokenizer_with_more_entries_than_the_weights_know(
     diagnosis = examined()
     assert codes(diagnosis, ERROR) == ["inputs-misfit"]
     assert "100" in of(diagnosis, "inputs-misfit").message
+
+
+def test_sequences_beyond_the_models_positions(
+    examined: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Architecture, "max_positions", 10)
+    diagnosis = examined()
+    assert codes(diagnosis, ERROR) == ["inputs-misfit"]
+    assert "the model has 10 positions: lines 1, 2" in of(diagnosis, "inputs-misfit").message
+    assert of(diagnosis, "inputs-misfit").remedy == "state data.max_seq_len = 10, or less"
+
+
+def test_checkpointing_takes_less_memory_for_activations(examined: Examine, bench: Path) -> None:
+    estimates = []
+    for choice in ("false", "true"):
+        loaded = load_profile(bench / "my.toml", [f"train.activation_checkpointing={choice}"])
+        run = RunDirectory(bench / "runs/none")
+        prepared = prepare(loaded.profile, resolve("cpu", "float32"), run, lambda *_: None)
+        estimates.append(resources.estimate_memory(prepared))
+    assert estimates[0][0] == estimates[1][0]
+    assert estimates[1][1] < estimates[0][1]
 
 
 def test_weights_that_cannot_learn(examined: Examine, bench: Path) -> None:

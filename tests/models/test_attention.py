@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_cli.data.batching import PairSegments
-from dpo_cli.models import attention
+from dpo_cli.models import attention, varlen
 from dpo_cli.models.attention import segment_attention
 
 
@@ -58,9 +60,9 @@ def test_packed_rows_see_what_they_may(
     monkeypatch.setattr(attention, "_KEPT", kept)
     monkeypatch.setattr(attention, "_BLOCK", block)
     total = sum(pair.total for pair in segments)
-    inputs = draw(1, 4, total, 8), draw(1, 2, total, 8), draw(1, 2, total, 9)[..., :8]
+    inputs = draw(1, 4, total, 8), draw(1, 2, total, 8), draw(1, 2, total, 9)[..., :6]
     inputs = tuple(tensor.requires_grad_() for tensor in inputs)
-    upstream = draw(1, total, 4, 8)
+    upstream = draw(1, total, 4, 6)
     expected = dense(*inputs, visible_in(segments))
     gradients = torch.autograd.grad((expected * upstream).sum(), inputs)
 
@@ -76,8 +78,97 @@ def test_packed_rows_see_what_they_may(
     )
     assert weights is None
     check(output)
-    # The way of other devices, and of dropout.
+    # The way of dropout, and of other devices without the kernel; and the way of the kernel.
     check(attention._packed_flash_attention(*inputs, segments, 0.3, 0.0).transpose(1, 2))
+    monkeypatch.setattr(varlen, "KERNEL", plain_kernel)
+    sequences = varlen.locate(segments, torch.device("cpu"))
+    check(varlen.varlen_attention(*inputs, sequences, 0.3))
+
+
+def plain_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> Tensor:
+    """What torch's variable-length kernel computes, by its definition: it runs on CUDA alone."""
+    assert window_size == (-1, 0)
+    assert scale == 0.3
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    outputs = []
+    for n in range(len(cu_seq_q) - 1):
+        asked = query[cu_seq_q[n] : cu_seq_q[n + 1]].transpose(0, 1).unsqueeze(0)
+        its = slice(int(cu_seq_k[n]), int(cu_seq_k[n + 1]))
+        keys, values = (state[its].transpose(0, 1).unsqueeze(0) for state in (key, value))
+        queries = asked.shape[2]
+        assert 0 < queries <= max_q
+        assert keys.shape[2] <= max_k
+        causal = torch.ones(queries, keys.shape[2]).tril(keys.shape[2] - queries).bool()
+        outputs.append(dense(asked, keys, values, causal)[0])
+    return torch.cat(outputs)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or varlen.KERNEL is None,
+    reason="no CUDA, or a torch without variable-length attention",
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_kernel_computes_the_same_on_cuda_and_waits_for_nothing(dtype: torch.dtype) -> None:
+    segments = [PairSegments(70, 130, 90), PairSegments(4, 0, 6), PairSegments(0, 33, 1)]
+    total = sum(pair.total for pair in segments)
+    # As under autocast: norms of queries and keys widen them.
+    inputs = [draw(1, heads, total, 64).cuda() for heads in (8, 2, 2)]
+    inputs = [tensor.to(dtype).requires_grad_() for tensor in inputs]
+    upstream = draw(1, total, 8, 64).to("cuda", dtype)
+    device = torch.device("cuda")
+    assert varlen.is_computed_by_kernel(inputs[1], inputs[2], dropout=0.0)
+    assert not varlen.is_computed_by_kernel(inputs[1].float(), inputs[2].float(), dropout=0.0)
+    sequences = varlen.locate(segments, device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        query, key, value = inputs
+        ours, _ = segment_attention(
+            nn.Identity(),
+            query.float(),
+            key.float(),
+            value,
+            None,
+            scaling=0.3,
+            segments=segments,
+            sequences=sequences,
+        )
+        gradients = torch.autograd.grad((ours * upstream).sum(), inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = dense(*exact, visible_in(segments).cuda())
+    right = torch.autograd.grad((expected * upstream).sum(), exact)
+    for got, wanted in zip((ours, *gradients), (expected, *right), strict=True):
+        assert (got - wanted).abs().max() <= 0.02 * wanted.abs().max()
+
+
+@pytest.mark.skipif(varlen.KERNEL is None, reason="a torch without variable-length attention")
+def test_the_stand_in_is_called_as_the_kernel_is() -> None:
+    assert varlen.KERNEL is not None
+    theirs = inspect.signature(varlen.KERNEL).parameters
+    for name, parameter in inspect.signature(plain_kernel).parameters.items():
+        assert theirs[name].kind is parameter.kind
+        assert theirs[name].default == parameter.default
+    positional = [name for name, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == list(inspect.signature(plain_kernel).parameters)[:7]
+
+
+def test_the_kernel_is_not_for_the_cpu_nor_for_dropout() -> None:
+    state = draw(1, 2, 3, 64).bfloat16()
+    assert not varlen.is_computed_by_kernel(state, state, dropout=0.0)
 
 
 def test_padded_rows_are_causal() -> None:
@@ -87,12 +178,38 @@ def test_padded_rows_are_causal() -> None:
     assert torch.allclose(output, dense(query, key, value, causal), atol=1e-12)
 
 
-@pytest.mark.parametrize("asked", ["sliding_window", "softcap", "s_aux"])
+@pytest.mark.parametrize("asked", ["softcap", "s_aux", "position_bias", "something_new"])
 def test_what_is_not_computed_is_refused(asked: str) -> None:
     some: Any = {asked: SimpleNamespace()}
     state = draw(1, 2, 3, 4)
     with pytest.raises(NotImplementedError, match=f"Identity needs {asked}"):
         segment_attention(nn.Identity(), state, state, state, None, scaling=1.0, **some)
+
+
+def test_a_sliding_window_is_refused_where_it_would_hide_something() -> None:
+    row = draw(1, 2, 12, 4)
+    segments = [PairSegments(3, 2, 4), PairSegments(0, 1, 2)]
+    for window, is_refused in ((7, False), (6, True)):
+        with pytest.raises(NotImplementedError) if is_refused else contextlib.nullcontext():
+            segment_attention(
+                nn.Identity(),
+                *(row, row, row),
+                None,
+                scaling=1.0,
+                segments=segments,
+                sliding_window=window,
+            )
+    with pytest.raises(NotImplementedError, match="a sliding window of 11 tokens"):
+        segment_attention(nn.Identity(), row, row, row, None, scaling=1.0, sliding_window=11)
+
+
+def test_attention_to_what_follows_is_refused() -> None:
+    state, module = draw(1, 2, 3, 4), nn.Identity()
+    with pytest.raises(NotImplementedError, match="to see what follows"):
+        segment_attention(module, state, state, state, None, scaling=1.0, is_causal=False)
+    module.is_causal = False  # type: ignore[assignment]
+    with pytest.raises(NotImplementedError, match="to see what follows"):
+        segment_attention(module, state, state, state, None, scaling=1.0)
 
 
 def test_a_mask_is_refused() -> None:

@@ -47,6 +47,8 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "seed": 42,
         "device": "cuda:1",
         "dtype": "float16",
+        "tf32": True,
+        "activation_checkpointing": True,
         "router_aux_loss_coef": 0.1,
         "layout": "reference",
         "tokens_per_forward": 2048,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dpo_cli.errors import DpoError
+from dpo_cli.models.minimind import Architecture
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import resolve
@@ -99,3 +100,25 @@ class TestDevice:
         monkeypatch.setattr("dpo_cli.training.device._has_nvidia_card", lambda: True)
         with pytest.raises(DpoError, match=r"train\.device 'cuda'"):
             resolve("auto", "auto")
+
+
+def test_sequences_beyond_the_models_positions_are_refused(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that no sequence reaches is fine, but not where each is padded to it."""
+    huge = {"data.max_seq_len": 100_000}
+    assert prepared(shared, **huge).pairs
+    with pytest.raises(DpoError, match="pads every sequence to that length") as caught:
+        prepared(shared, **huge, **{"train.layout": "reference"})
+    assert caught.value.remedy == "state data.max_seq_len = 32768, or less"
+
+    monkeypatch.setattr(Architecture, "max_positions", 100)
+    assert prepared(shared, **{"data.max_seq_len": 100}).pairs
+    with pytest.raises(DpoError, match="the model has 100 positions: lines ") as caught:
+        prepared(shared, **huge)
+    assert "train27.jsonl" in caught.value.message
+    with pytest.raises(DpoError, match=r"tok24\.jsonl: .* the model has 100 positions"):
+        prepared(
+            shared,
+            **{"data.max_seq_len": 200, "data.data_path": shared / "golden/data/tok24.jsonl"},
+        )

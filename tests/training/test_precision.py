@@ -30,7 +30,7 @@ class NeverStopped:
     stop: str | None = None
 
 
-def train(shared: Path, root: Path, profile: str, dtype: str) -> Run:
+def train(shared: Path, root: Path, profile: str, dtype: str, **changes: str) -> Run:
     checkpoint, tokenizer = MODELS[profile]
     keys = {
         "model.checkpoint": shared / "golden/train" / checkpoint,
@@ -43,6 +43,7 @@ def train(shared: Path, root: Path, profile: str, dtype: str) -> Run:
         "train.dtype": dtype,
         "train.epochs": 1,
         "train.learning_rate": 1e-4,
+        **changes,
     }
     loaded = load_profile(Path(profile), [f"{key}={value}" for key, value in keys.items()])
     directory = RunDirectory.create(root, dtype, to_toml(loaded.profile))

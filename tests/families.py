@@ -1,0 +1,89 @@
+"""Tiny random models of other families than MiniMind's, by plain transformers configurations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from dpo_cli.models import attention
+
+VOCABULARY = 97
+POSITIONS = 128
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+    "pad_token_id": None,
+    "attention_dropout": 0.0,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+_GPT2 |= {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _COMMON),
+    "qwen2": ("Qwen2Config", _COMMON),
+    "qwen3": ("Qwen3Config", {**_COMMON, "head_dim": 12}),
+    "qwen3-moe": ("Qwen3MoeConfig", {**_COMMON, **_EXPERTS, "head_dim": 12}),
+    "gpt2": ("GPT2Config", _GPT2),
+    "mistral": ("MistralConfig", {**_COMMON, "sliding_window": None}),
+    "mistral-long-window": ("MistralConfig", {**_COMMON, "sliding_window": 100}),
+    "mistral-window": ("MistralConfig", {**_COMMON, "sliding_window": 8}),
+    "gemma": ("GemmaConfig", {**_COMMON, "head_dim": 8}),
+    "gemma2": ("Gemma2Config", {**_COMMON, "head_dim": 8, "final_logit_softcapping": 3.0}),
+    "gemma3": ("Gemma3TextConfig", {**_COMMON, "head_dim": 8, "sliding_window": 8}),
+    "gpt-oss": (
+        "GptOssConfig",
+        {**_COMMON, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "phi-head-bias": ("PhiConfig", _COMMON),
+    "cohere-logit-scale": ("CohereConfig", {**_COMMON, "logit_scale": 0.3}),
+    "granite-logits-scaling": ("GraniteConfig", {**_COMMON, "logits_scaling": 3.0}),
+    "gpt-neox": ("GPTNeoXConfig", {**_COMMON, "hidden_dropout": 0.0}),
+    "llama4-chunks": (
+        "Llama4TextConfig",
+        {
+            **_COMMON,
+            "head_dim": 8,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 2,
+            "attention_chunk_size": 8,
+        },
+    ),
+    "lfm2-convolution": ("Lfm2Config", {**_COMMON, "layer_types": ["conv", "full_attention"]}),
+    "mamba": (
+        "MambaConfig",
+        {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+    ),
+    "bloom-alibi": (
+        "BloomConfig",
+        {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    ),
+    "nemotron-old-code": ("NemotronConfig", _COMMON),
+}
+
+
+def build(family: str) -> PreTrainedModel:
+    """A model of a family in float32, whose weights are the same at every call, and large.
+
+    What is small at the start of a training would hide what attention does wrong.
+    """
+    name, settings = FAMILIES[family]
+    config = getattr(transformers, name)(**settings)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation=attention.NAME
+    )
+    generator = torch.Generator().manual_seed(11)
+    for parameter in model.parameters():
+        spread = 0.3 if parameter.ndim > 1 else 0.1
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data = (noise * spread + (parameter.ndim == 1)).to(parameter.dtype)
+    return model

@@ -1,0 +1,115 @@
+"""No model is silently wrong: each is scored as it scores itself, packed where it can be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dpo_cli.data.batching import make_batch
+from dpo_cli.data.chat import Tokenized, TokenizedPair
+from dpo_cli.errors import DpoError
+from dpo_cli.models import attention
+from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.models.support import scorer_for, why_not_packed
+from tests.families import FAMILIES, VOCABULARY, build
+
+LONGEST = 40
+BOUND = 2e-4
+UNSUPPORTED = {
+    "mistral-window": "sliding_window = 8 is shorter than sequences of 40 tokens",
+    "gemma2": "Gemma2Attention needs softcap",
+    "gemma3": "sliding_window = 8 is shorter than sequences of 40 tokens",
+    "gpt-oss": "GptOssAttention needs s_aux",
+    "llama4-chunks": "attention_chunk_size = 8 is shorter than sequences of 40 tokens",
+    "lfm2-convolution": "it has layers of the type conv",
+    "mamba": "it has layers of the type linear_attention",
+    "bloom-alibi": "a trial gives other log-probs",
+    "nemotron-old-code": "a trial gives other log-probs",
+}
+PACKED = [family for family in FAMILIES if family not in UNSUPPORTED]
+
+
+def some_pairs() -> list[TokenizedPair]:
+    generator = torch.Generator().manual_seed(3)
+
+    def side(prompt: Tensor, answer: int) -> Tokenized:
+        own = torch.randint(VOCABULARY, (answer,), generator=generator)
+        ids = torch.cat([prompt, own])
+        return Tokenized(ids, torch.arange(len(ids)) >= len(prompt))
+
+    pairs = []
+    for line, (prompt, chosen, rejected) in enumerate(((11, 29, 4), (3, 1, 17), (20, 7, 9)), 1):
+        start = torch.randint(VOCABULARY, (prompt,), generator=generator)
+        pairs.append(TokenizedPair(line, side(start, chosen), side(start, rejected)))
+    return pairs
+
+
+def as_the_model_says(family: str, pairs: list[TokenizedPair]) -> Tensor:
+    """Log-probs of the responses, chosen sides first, one sequence at a time, every logit."""
+    model = build(family).eval()
+    model.set_attn_implementation("eager")
+    model.config._attn_implementation = "eager"  # where the code has no other
+    logps = []
+    for side in [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]:
+        logits = model(input_ids=side.ids[:-1].unsqueeze(0), use_cache=False).logits[0]
+        ours = torch.log_softmax(logits, dim=-1).gather(-1, side.ids[1:].unsqueeze(-1))[:, 0]
+        logps.append(ours[side.response[1:]])
+    return torch.cat(logps)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_model_is_scored_as_it_scores_itself(family: str) -> None:
+    scorer = scorer_for(build(family), LONGEST).eval()
+    assert UNSUPPORTED.get(family, "") in (scorer.fallback or "")
+    assert (scorer.fallback is None) == (family in PACKED)
+    with torch.no_grad():
+        expected = as_the_model_says(family, some_pairs())
+        for layout in ("packed", "reference"):
+            scores = scorer(make_batch(some_pairs(), layout, max_seq_len=LONGEST))  # type: ignore[arg-type]
+            assert (scores.token_logps[scores.mask] - expected).abs().max() < BOUND, layout
+
+
+@pytest.mark.parametrize("family", UNSUPPORTED)
+def test_the_packed_forward_of_the_others_is_refused_or_wrong(family: str) -> None:
+    """So none of the reasons is idle; and without them the trial alone finds each."""
+    model = build(family).eval()
+    with torch.no_grad():
+        expected = as_the_model_says(family, some_pairs())
+        try:
+            scores = ResponseScorer(model)(make_batch(some_pairs(), "packed", max_seq_len=0))
+        except Exception:
+            return
+    assert (scores.token_logps[scores.mask] - expected).abs().max() > 100 * BOUND
+
+
+def test_a_window_is_no_reason_where_every_sequence_fits_into_it() -> None:
+    model = build("mistral-window")
+    assert why_not_packed(model, 8) is None
+    assert why_not_packed(model, 9) is not None
+
+
+def test_what_was_asked_of_a_model_leaves_no_trace() -> None:
+    model = build("gemma2").train()
+    before = torch.get_rng_state()
+    why_not_packed(model, LONGEST)
+    assert model.training
+    assert model.config._attn_implementation == attention.NAME
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_longer_sequences_than_a_model_has_positions_for_are_not_tried() -> None:
+    assert why_not_packed(build("gpt2"), 4096) is None
+
+
+def test_a_model_that_nobody_can_score_is_refused() -> None:
+    class Silent(torch.nn.Module):
+        def forward(self, hidden: Tensor) -> Tensor:
+            raise RuntimeError("not today")
+
+    model: PreTrainedModel = build("llama")
+    model.set_output_embeddings(Silent())  # type: ignore[arg-type]
+    with pytest.raises(DpoError, match=r"LlamaForCausalLM cannot be trained.*not today"):
+        scorer_for(model, LONGEST)

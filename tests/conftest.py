@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # A shell starts what runs in its background with Ctrl-C ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Subprocesses inherit it; tests of caching have a directory of their own.
+_CACHE = tempfile.TemporaryDirectory(prefix="dpo-test-cache-")
+os.environ["DPO_CACHE_DIR"] = _CACHE.name
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.order import Window
-from dpo_cli.doctor.model import computed_tokens
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.models.convert import to_minimind
 from dpo_cli.models.minimind import HEAD
@@ -72,7 +71,7 @@ def modest_micro_batch(prepared: Prepared) -> tuple[int, ...]:
     """The first epoch's micro-batch nearest to `WANTED_TOKENS`: enough to reach every weight, and
     soon computed; of a large one the first pairs.
     """
-    tokens = [computed_tokens(pair) for pair in prepared.pairs]
+    tokens = prepared.pairs.computed_tokens.tolist()
     batch = min(
         prepared.order.micro_batches_of(0),
         key=lambda batch: abs(sum(tokens[index] for index in batch) - WANTED_TOKENS),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,11 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dpo_cli.data.chat import ChatTokenizer, TokenizedPair, encode_pairs
+from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.order import DataOrder, hold_out
-from dpo_cli.data.pairs import SetAside, read_pairs, refuse_if_mostly_malformed
+from dpo_cli.data.pairs import SetAside, refuse_if_mostly_malformed
+from dpo_cli.data.token_cache import encode_file
+from dpo_cli.data.tokens import EncodedRows, Rows, TokenizedPairs
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file, write_atomically
 from dpo_cli.models.minimind import Architecture
@@ -48,8 +50,8 @@ class Prepared:
     checkpoint: Checkpoint
     reference: Checkpoint
     pad_id: int
-    pairs: Sequence[TokenizedPair]
-    held_out: Sequence[TokenizedPair]
+    pairs: TokenizedPairs
+    held_out: TokenizedPairs
     set_aside: Sequence[SetAside]
     order: DataOrder
     learning_rate: LearningRate
@@ -136,15 +138,11 @@ def prepare(
     if profile.model.reference is not None:
         reference = read_checkpoint(profile, "reference", run.path.parent, run.path)
     require_same_vocabulary(tokenizer, checkpoint, reference)
-    pairs, set_aside = _encode(profile, profile.data.data_path, tokenizer, on_progress)
-    held_out: Sequence[TokenizedPair] = ()
-    unused: Sequence[SetAside] = ()
+    rows = _usable(profile, profile.data.data_path, tokenizer, on_progress)
+    held_out = None
     if profile.eval.path is not None:
-        held_out, unused = _encode(profile, profile.eval.path, tokenizer, on_progress)
-    prepared = assemble(
-        profile, compute, tokenizer, checkpoint, reference, pairs, held_out, set_aside
-    )
-    return replace(prepared, held_out_set_aside=unused)
+        held_out = _usable(profile, profile.eval.path, tokenizer, on_progress)
+    return assemble(profile, compute, tokenizer, checkpoint, reference, rows, held_out)
 
 
 def assemble(
@@ -153,18 +151,16 @@ def assemble(
     tokenizer: ChatTokenizer,
     checkpoint: Checkpoint,
     reference: Checkpoint,
-    pairs: Sequence[TokenizedPair],
-    held_out: Sequence[TokenizedPair],
-    set_aside: Sequence[SetAside],
+    rows: Rows,
+    held_out: Rows | None,
 ) -> Prepared:
     """What follows from inputs that were read: the split, the order, the schedule.
 
     Args:
         profile, compute: see `prepare`.
         tokenizer, checkpoint, reference: read; they fit each other.
-        pairs: of `data.data_path`, those that can be trained on; `eval.fraction` is taken of them.
+        rows: of `data.data_path`; `eval.fraction` is taken of them.
         held_out: of `eval.path`, if there is one.
-        set_aside: the rows of `data.data_path` that are not used.
 
     Raises:
         DpoError: too few pairs to hold any out.
@@ -173,10 +169,11 @@ def assemble(
         "weights": checkpoint.fingerprint,
         "reference": reference.fingerprint,
         "tokenizer": tokenizer.fingerprint(),
-        "data": sha256_file(profile.data.data_path),
+        "data": rows.content,
     }
-    if profile.eval.path is not None:
-        fingerprints["held_out"] = sha256_file(profile.eval.path)
+    pairs, evaluated = rows.kept, held_out.kept if held_out else rows.kept[:0]
+    if held_out:
+        fingerprints["held_out"] = held_out.content
     elif profile.eval.fraction:
         if len(pairs) < 2:
             raise DpoError(
@@ -184,8 +181,7 @@ def assemble(
                 "use more data, or leave eval.fraction out",
             )
         training, evaluation = hold_out(len(pairs), profile.eval.fraction, profile.train.seed)
-        held_out = [pairs[i] for i in evaluation]
-        pairs = [pairs[i] for i in training]
+        pairs, evaluated = pairs.select(training), pairs.select(evaluation)
 
     order = DataOrder(
         pairs=len(pairs),
@@ -205,8 +201,9 @@ def assemble(
         reference=reference,
         pad_id=tokenizer.pad_id,
         pairs=pairs,
-        held_out=held_out,
-        set_aside=set_aside,
+        held_out=evaluated,
+        set_aside=rows.set_aside,
+        held_out_set_aside=held_out.set_aside if held_out else (),
         order=order,
         learning_rate=LearningRate(
             profile.train.schedule,
@@ -312,24 +309,28 @@ def require_same_vocabulary(
         )
 
 
-def _encode(
+def encode(
     profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
-) -> tuple[list[TokenizedPair], list[SetAside]]:
-    with path.open("rb") as file:
-        lines = sum(1 for _ in file)
-    pairs, set_aside = encode_pairs(
-        read_pairs(path),
+) -> EncodedRows:
+    """The rows of a file as the profile has them encoded; see `encode_file`."""
+    return encode_file(
+        path,
         tokenizer,
-        max_seq_len=profile.data.max_seq_len,
         empty_think_ratio=profile.data.empty_think_ratio,
         seed=profile.train.seed,
-        on_progress=lambda done: on_progress("encoding", done, lines, "rows"),
+        on_progress=lambda done, lines: on_progress("encoding", done, lines, "rows"),
     )
-    refuse_if_mostly_malformed(path, set_aside, len(pairs) + len(set_aside))
-    if not pairs:
+
+
+def _usable(
+    profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
+) -> Rows:
+    rows = encode(profile, path, tokenizer, on_progress).cut(profile.data.max_seq_len)
+    refuse_if_mostly_malformed(path, rows.set_aside, rows.total)
+    if not rows.kept:
         raise DpoError(
             f"{path}: no row can be trained on",
             "is data.max_seq_len too small?",
-            [f"line {row.line}: {row.reason}" for row in set_aside[:5]],
+            [f"line {row.line}: {row.reason}" for row in rows.set_aside[:5]],
         )
-    return pairs, set_aside
+    return rows

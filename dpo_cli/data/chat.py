@@ -238,7 +238,10 @@ def _shared_turns(conversations: Sequence[Sequence[Message]]) -> int:
     """How many of their first messages all conversations have in common."""
     shared = 0
     for messages in zip(*conversations, strict=False):
-        if any(message != messages[0] for message in messages):
+        try:
+            if any(message != messages[0] for message in messages):
+                break
+        except RecursionError:  # nested as deep as JSON may be read, and no deeper
             break
         shared += 1
     return shared

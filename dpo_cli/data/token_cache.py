@@ -14,7 +14,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +61,7 @@ def encode_file(
     """
     content = sha256_file(path)
 
-    def blocks() -> Iterator[EncodedRows]:
+    def blocks() -> Generator[EncodedRows, None, None]:
         with path.open("rb") as file:
             total = sum(1 for _ in file)
         digest = hashlib.sha256()
@@ -107,7 +107,9 @@ def load(entry: Path, key: str) -> EncodedRows | None:
     return EncodedRows(**columns, set_aside=tuple(SetAside(*row) for row in set_aside))
 
 
-def _encode_into(entry: Path, key: str, blocks: Iterator[EncodedRows]) -> EncodedRows | None:
+def _encode_into(
+    entry: Path, key: str, blocks: Generator[EncodedRows, None, None]
+) -> EncodedRows | None:
     """Write blocks to the disk as they come, and map them; None if that fails."""
     try:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -116,7 +118,7 @@ def _encode_into(entry: Path, key: str, blocks: Iterator[EncodedRows]) -> Encode
     except OSError:  # a full disk, a read-only one, a file in the way
         return None
     finally:
-        blocks.close()  # type: ignore[attr-defined]
+        blocks.close()
     return load(entry, key)
 
 
@@ -191,7 +193,7 @@ def _key(content: str, tokenizer: ChatTokenizer, empty_think_ratio: float, seed:
         "seed": seed if 0 < empty_think_ratio < 1 else None,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _remove_unused(directory: Path) -> None:

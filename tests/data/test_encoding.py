@@ -127,6 +127,19 @@ def changed(tokenizer: ChatTokenizer, change: Callable[[dict[str, Any]], object]
     return type(tokenizer._backend).from_str(json.dumps(parts))
 
 
+@pytest.mark.parametrize("depth", [400, *range(900, 1000, 7)])
+def test_a_message_that_is_nested_deep_is_set_aside_at_worst(
+    tokenizer: ChatTokenizer, depth: int
+) -> None:
+    deep = "[" * depth + "]" * depth
+    asked = f'[{{"role": "user", "content": "q", "extra": {deep}}}, {{"role": "assistant", '
+    sides = (f'{asked}"content": "{answer}"}}]' for answer in ("yes", "no"))
+    row = '{{"chosen": {}, "rejected": {}}}'.format(*sides)
+    (block,) = encode_rows([parse_row(1, row.encode())], tokenizer, empty_think_ratio=0.0, seed=1)
+    assert len(block) + len(block.set_aside) == 1
+    assert all(row.problem == "malformed" for row in block.set_aside)
+
+
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "dropout": lambda parts: parts["model"].update(dropout=0.1),
     "normalizer": lambda parts: parts.update(normalizer={"type": "NFKC"}),
@@ -168,6 +181,22 @@ def test_both_encoders_agree_where_the_first_gives_up(tokenizer: ChatTokenizer) 
     pieces = make_encoder(backend).encode(texts, places)
     assert pieces == OffsetEncoder(backend).encode(texts, places)
     assert len(pieces[0].ids) < len(tokenizer._encoder.encode(texts, places)[0].ids)
+
+
+def test_the_longest_of_added_tokens_is_taken(tokenizer: ChatTokenizer) -> None:
+    def add(parts: dict[str, Any]) -> None:
+        first = len(parts["model"]["vocab"])
+        for id, more in enumerate(("us", "user", "u", "use"), start=first):
+            added = parts["added_tokens"][1] | {"id": id, "content": "<|im_start|>" + more}
+            parts["added_tokens"].append(added)
+
+    backend = changed(tokenizer, add)
+    texts = ["<|im_start|>user\nWhy?", "<|im_start|>use", "<|im_start|>assistant"]
+    places = [range(len(text) + 1) for text in texts]
+    ours = make_encoder(backend).encode(texts, places)
+    assert isinstance(make_encoder(backend), PieceEncoder)
+    assert ours == OffsetEncoder(backend).encode(texts, places)
+    assert ours[0].tokens_before[13:17] == [1] * 4
 
 
 def test_every_place_of_a_text(tokenizer: ChatTokenizer) -> None:

@@ -127,17 +127,15 @@ def changed(tokenizer: ChatTokenizer, change: Callable[[dict[str, Any]], object]
     return type(tokenizer._backend).from_str(json.dumps(parts))
 
 
-@pytest.mark.parametrize("depth", [400, *range(900, 1000, 7)])
-def test_a_message_that_is_nested_deep_is_set_aside_at_worst(
-    tokenizer: ChatTokenizer, depth: int
-) -> None:
-    deep = "[" * depth + "]" * depth
-    asked = f'[{{"role": "user", "content": "q", "extra": {deep}}}, {{"role": "assistant", '
-    sides = (f'{asked}"content": "{answer}"}}]' for answer in ("yes", "no"))
-    row = '{{"chosen": {}, "rejected": {}}}'.format(*sides)
-    (block,) = encode_rows([parse_row(1, row.encode())], tokenizer, empty_think_ratio=0.0, seed=1)
-    assert len(block) + len(block.set_aside) == 1
-    assert all(row.problem == "malformed" for row in block.set_aside)
+def test_messages_too_deep_to_compare_are_refused_like_others(tokenizer: ChatTokenizer) -> None:
+    def nested(depth: int) -> list[Any]:
+        deep: list[Any] = []
+        for _ in range(depth):
+            deep = [deep]
+        return [message("user", "q", extra=deep), message("assistant", "a")]
+
+    with pytest.raises(ValueError, match="the chat template refuses it"):
+        tokenizer.render(nested(3000), nested(3000))
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -215,7 +215,15 @@ def be_another_entry(entry: Path) -> None:
     entry.write_bytes(content)
 
 
-HARMS = [cut_off, cut_in_header, empty, lengthen, overwrite, flip, be_another_entry]
+def swap_columns(entry: Path) -> None:
+    """A header that is right in itself, and says what is not so."""
+    content = entry.read_bytes()
+    header = content[:4096].replace(b'"lines"', b'"LINES"')
+    header = header.replace(b'"shared"', b'"lines" ').replace(b'"LINES"', b'"shared"')
+    entry.write_bytes(header[:4096].ljust(4096) + content[4096:])
+
+
+HARMS = [cut_off, cut_in_header, empty, lengthen, overwrite, flip, be_another_entry, swap_columns]
 
 
 @pytest.mark.parametrize("harm", [*HARMS, become_a_directory])

@@ -105,8 +105,8 @@ def main() -> None:
 
     corpus = world.make_corpus(facts, QUESTIONS, GOODBYES, SEED + 3)
     tokenizer = make_tokenizer(folder / measure.TOKENIZER, corpus)
-    encoded = tokenizer.encode([tokenizer.render(dialogue) for dialogue in corpus])
-    model = fine_tune(new_model(), encoded)
+    encoded = tokenizer.encode([tokenizer.render(dialogue)[0] for dialogue in corpus])
+    model = fine_tune(new_model(), [dialogue.tokenized() for dialogue in encoded])
     weights = folder / ARCHITECTURE.file_name("full_sft")
     write_weights(weights, to_disk_names(model, model.state_dict()), ARCHITECTURE, dtype="float16")
     print(f"built in {time.perf_counter() - began:.0f} s: {folder}")

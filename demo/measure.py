@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from demo import world
 from dpo_cli.data.batching import make_batch
-from dpo_cli.data.chat import ChatTokenizer, encode_pairs
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import PreferencePair, read_pairs
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.zoo import build_model, load_checkpoint
@@ -110,8 +111,8 @@ def generate(
     backend = Tokenizer.from_file(str(tokenizer.folder / "tokenizer.json"))
     end = backend.token_to_id(_END)
     generator = torch.Generator().manual_seed(_SEED)
-    prompts = [tokenizer.render([{"role": "user", "content": text}]) for text in questions]
-    rows = [encoded.ids for encoded in tokenizer.encode(prompts)]
+    prompts = [tokenizer.render([{"role": "user", "content": text}])[0] for text in questions]
+    rows = [encoded.tokenized().ids for encoded in tokenizer.encode(prompts)]
     starts = [len(row) for row in rows]
     open_rows = list(range(len(rows)))
     for _ in range(_LONGEST_ANSWER):

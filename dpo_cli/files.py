@@ -22,16 +22,20 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def cache_directory() -> Path:
-    """Where what several runs share is kept; it may be deleted at any time.
+def cache_directory() -> Path | None:
+    """Where what can be made again is kept between runs; None where nobody has a home.
 
-    `DPO_CACHE_DIR`, else `dpo` in `XDG_CACHE_HOME`, else in `~/.cache`.
+    `DPO_CACHE_DIR`, else `dpo` in `XDG_CACHE_HOME`, else `~/.cache/dpo`. It need not exist.
     """
     if own := os.environ.get("DPO_CACHE_DIR"):
-        return Path(own)
-    if everybodys := os.environ.get("XDG_CACHE_HOME"):
-        return Path(everybodys) / "dpo"
-    return Path(os.path.expanduser("~/.cache/dpo"))
+        return Path(own).absolute()
+    users = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if users.is_absolute():  # the standard has relative ones ignored
+        return users / "dpo"
+    try:
+        return Path.home() / ".cache/dpo"
+    except RuntimeError:
+        return None
 
 
 def fsync_path(path: Path) -> None:

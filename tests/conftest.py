@@ -13,11 +13,14 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# Never the user's own; one for all test processes, so that they multiply alike.
-os.environ.setdefault("DPO_CACHE_DIR", tempfile.mkdtemp(prefix="dpo-cache-"))
-
 # A shell starts what runs in its background with Ctrl-C ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# One cache for all test processes, so that they multiply alike, and never the user's own; tests of
+# caching have theirs.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="dpo-test-cache-")
+    os.environ["DPO_CACHE_DIR"] = _CACHE.name
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

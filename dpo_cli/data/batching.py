@@ -222,11 +222,6 @@ def shared_inputs(pair: TokenizedPair) -> int:
     return min(common, length - 1)
 
 
-def computed_tokens(pair: TokenizedPair) -> int:
-    """Positions the packed layout computes for a pair: what both sides share, once."""
-    return len(pair.chosen.ids) + len(pair.rejected.ids) - 2 - shared_inputs(pair)
-
-
 def _response_inputs(side: Tokenized, start: int, end: int | None) -> Tensor:
     """The inputs t, start <= t < end, whose next token belongs to a response."""
     stop = len(side.ids) - 1 if end is None else max(end, 0)

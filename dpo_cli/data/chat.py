@@ -8,25 +8,23 @@ that merge with the header's newline into one token.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import AnyStr
 
 import torch
 from torch import Tensor
 
-from dpo_cli.data.pairs import Message, PreferencePair, SetAside
+from dpo_cli.data.encoders import as_tensor, make_encoder, with_true_offsets
+from dpo_cli.data.pairs import Message
 from dpo_cli.errors import DpoError
 
 EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
 REWRITES_TURNS = "the chat template rewrites earlier turns"
-_ROWS_PER_CHUNK = 256
 _PROBES = ("a", "b")
-
-_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,6 @@ class Tokenized:
 
     ids: Tensor
     response: Tensor
-
-    def truncated(self, max_seq_len: int) -> Tokenized:
-        """The first `max_seq_len` tokens."""
-        if len(self.ids) <= max_seq_len:
-            return self
-        # Copies, since a slice would keep what is cut off in memory for the whole run.
-        return Tokenized(self.ids[:max_seq_len].clone(), self.response[:max_seq_len].clone())
 
     @property
     def response_tokens(self) -> int:
@@ -56,6 +47,24 @@ class TokenizedPair:
     line: int
     chosen: Tokenized
     rejected: Tokenized
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as it is stored: ids, and the [first, end) tokens of its answers.
+
+    The answers ascend, are not empty and do not touch: between two of them is another token.
+    """
+
+    ids: array[int]
+    answers: tuple[tuple[int, int], ...]
+
+    def tokenized(self) -> Tokenized:
+        """The same as tensors."""
+        response = torch.zeros(len(self.ids), dtype=torch.bool)
+        for first, end in self.answers:
+            response[first:end] = True
+        return Tokenized(as_tensor(self.ids).to(torch.int64), response)
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,8 @@ class ChatTokenizer:
                 f"{folder}: the tokenizer has no chat template",
                 "use the tokenizer that the checkpoint was fine-tuned with",
             )
-        self._backend = _with_true_offsets(self._tokenizer.backend_tokenizer)
+        self._backend = with_true_offsets(self._tokenizer.backend_tokenizer)
+        self._encoder = make_encoder(self._backend)
         self.folder = folder
 
     @property
@@ -127,182 +137,93 @@ class ChatTokenizer:
         digest.update(json.dumps(self._tokenizer.chat_template, sort_keys=True).encode())
         return digest.hexdigest()
 
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The names that the chat template may write special tokens by."""
+        tokens: dict[str, str] = self._tokenizer.special_tokens_map
+        return tokens
+
+    @property
+    def tells_the_time(self) -> bool:
+        """Whether the chat template can write a date: what it renders is another text tomorrow."""
+        return "strftime_now" in json.dumps(self._tokenizer.chat_template)
+
     def decode(self, ids: Tensor) -> str:
         """The text of token ids (T,), special tokens included."""
         text: str = self._backend.decode(ids.tolist(), skip_special_tokens=False)
         return text
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
-        """The conversation as the chat template writes it, with the span of every answer.
+    def render(self, *conversations: Sequence[Message]) -> list[Rendered]:
+        """Each conversation as the chat template writes it, with the span of every answer.
 
         An answer begins where renderings of the turns before it, followed by two different
         answers, begin to differ (an empty think block at that place belongs to the answer), and
         ends where the rendering up to and with it ends.
 
+        Args:
+            conversations: what their first turns have in common is rendered once.
+
         Raises:
             ValueError: the template fails, or rewrites earlier turns, so that spans are unknown.
         """
-        text = self._apply(messages)
-        answers = []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            probes = [
-                self._apply([*messages[:number], {"role": "assistant", "content": probe}])
-                for probe in _PROBES
-            ]
-            header = _common_prefix(*probes).removesuffix(EMPTY_THINK_BLOCK)
-            ended = self._apply(messages[: number + 1])
-            if not (text.startswith(ended) and ended.startswith(header)):
-                raise ValueError(REWRITES_TURNS)
-            answers.append((len(header), len(ended)))
-        return Rendered(text, tuple(answers))
+        shared = _shared_turns(conversations)
+        wanted: dict[tuple[int, int, str], list[Message]] = {}
 
-    def encode(self, texts: Sequence[Rendered]) -> list[Tokenized]:
+        def want(side: int, turns: int, probe: str = "") -> tuple[int, int, str]:
+            """The first turns of a conversation, with an answer that is a probe."""
+            key = (side if turns > shared else 0, turns, probe)
+            if key not in wanted:
+                answer = [{"role": "assistant", "content": probe}] if probe else []
+                wanted[key] = [*conversations[side][:turns], *answer]
+            return key
+
+        keys = [
+            (
+                want(side, len(messages)),
+                [
+                    ([want(side, turn, probe) for probe in _PROBES], want(side, turn + 1))
+                    for turn, message in enumerate(messages)
+                    if message["role"] == "assistant"
+                ],
+            )
+            for side, messages in enumerate(conversations)
+        ]
+        texts = dict(zip(wanted, self._apply(list(wanted.values())), strict=True))
+        rendered = []
+        for whole, ends in keys:
+            answers = []
+            for probes, end in ends:
+                first, second = (texts[probe] for probe in probes)
+                header = first[: common_length(first, second)].removesuffix(EMPTY_THINK_BLOCK)
+                if not (texts[whole].startswith(texts[end]) and texts[end].startswith(header)):
+                    raise ValueError(REWRITES_TURNS)
+                answers.append((len(header), len(texts[end])))
+            rendered.append(Rendered(texts[whole], tuple(answers)))
+        return rendered
+
+    def encode(self, texts: Sequence[Rendered]) -> list[Encoded]:
         """Token ids of each text, and which tokens begin inside an answer.
 
         A token that straddles a header and its answer belongs to the header.
         """
-        encodings = self._backend.encode_batch(
-            [rendered.text for rendered in texts], add_special_tokens=False
-        )
+        places = [[place for answer in text.answers for place in answer] for text in texts]
         return [
-            Tokenized(
-                torch.tensor(encoding.ids, dtype=torch.int64),
-                _response_mask([start for start, _ in encoding.offsets], rendered.answers),
-            )
-            for encoding, rendered in zip(encodings, texts, strict=True)
+            Encoded(ids, _joined(list(zip(before[::2], before[1::2], strict=True))))
+            for ids, before in self._encoder.encode([text.text for text in texts], places)
         ]
 
-    def _apply(self, messages: Sequence[Message]) -> str:
+    def _apply(self, conversations: list[list[Message]]) -> list[str]:
         try:
-            rendered = self._tokenizer.apply_chat_template(list(messages), tokenize=False)
+            # One call for all of them: each costs a look at everything that a tokenizer may have.
+            rendered = self._tokenizer.apply_chat_template(conversations, tokenize=False)
         except Exception as error:  # Jinja runs the template's own code: it may raise anything
             raise ValueError(f"the chat template refuses it: {_first_line(error)}") from error
-        assert isinstance(rendered, str)
+        assert isinstance(rendered, list)
         return rendered
 
 
-def encode_pairs(
-    rows: Iterable[PreferencePair | SetAside],
-    tokenizer: ChatTokenizer,
-    *,
-    max_seq_len: int,
-    empty_think_ratio: float,
-    seed: int,
-    on_progress: Callable[[int], None] = lambda rows: None,
-) -> tuple[list[TokenizedPair], list[SetAside]]:
-    """Encode and verify every row.
-
-    Args:
-        rows: from `dpo_cli.data.pairs.read_pairs`.
-        tokenizer: renders and encodes.
-        max_seq_len: tokens of a sequence that are kept.
-        empty_think_ratio: share of the pairs that keep their empty think blocks.
-        seed: of that decision, which is the same on both sides of a pair.
-        on_progress: called with the number of rows done so far.
-
-    Returns:
-        The pairs that can be trained on, in the order of the file, and the rows set aside.
-    """
-    kept: list[TokenizedPair] = []
-    set_aside: list[SetAside] = []
-    done = 0
-    for chunk in _chunks(rows, _ROWS_PER_CHUNK):
-        rendered: list[tuple[PreferencePair, Rendered, Rendered]] = []
-        for row in chunk:
-            if isinstance(row, SetAside):
-                set_aside.append(row)
-                continue
-            keep_think = _keeps_empty_think(seed, row.line, empty_think_ratio)
-            try:
-                chosen, rejected = tokenizer.render(row.chosen), tokenizer.render(row.rejected)
-            except ValueError as error:
-                set_aside.append(SetAside(row.line, "malformed", str(error)))
-                continue
-            if not keep_think:
-                chosen, rejected = chosen.without_empty_think(), rejected.without_empty_think()
-            rendered.append((row, chosen, rejected))
-        sides = tokenizer.encode([side for _, *both in rendered for side in both])
-        for (row, *_), chosen_ids, rejected_ids in zip(
-            rendered, sides[::2], sides[1::2], strict=True
-        ):
-            pair = truncate(TokenizedPair(row.line, chosen_ids, rejected_ids), max_seq_len)
-            if isinstance(pair, TokenizedPair):
-                kept.append(pair)
-            else:
-                set_aside.append(pair)
-        done += len(chunk)
-        on_progress(done)
-    set_aside.sort(key=lambda row: row.line)
-    return kept, set_aside
-
-
-def truncate(pair: TokenizedPair, max_seq_len: int) -> TokenizedPair | SetAside:
-    """The pair with `max_seq_len` tokens of each side, or why that would teach nothing."""
-    if torch.equal(pair.chosen.ids, pair.rejected.ids):
-        return SetAside(pair.line, "identical", "both sides are the same")
-    cut = TokenizedPair(
-        pair.line, pair.chosen.truncated(max_seq_len), pair.rejected.truncated(max_seq_len)
-    )
-    for name, full, side in (
-        ("chosen", pair.chosen, cut.chosen),
-        ("rejected", pair.rejected, cut.rejected),
-    ):
-        if not side.response_tokens:
-            return SetAside(
-                pair.line,
-                "truncated",
-                f"no response token of {name!r} left at max_seq_len {max_seq_len}"
-                f" ({len(full.ids)} tokens)",
-            )
-    if torch.equal(cut.chosen.ids, cut.rejected.ids):
-        return SetAside(
-            pair.line, "identical", f"both sides are the same up to max_seq_len {max_seq_len}"
-        )
-    return cut
-
-
-def _response_mask(token_starts: Sequence[int], answers: Sequence[tuple[int, int]]) -> Tensor:
-    """(T,) bool: tokens whose first character lies in an answer; both sequences ascend."""
-    mask = torch.zeros(len(token_starts), dtype=torch.bool)
-    starts = torch.tensor(token_starts, dtype=torch.int64)
-    for start, end in answers:
-        first, last = torch.searchsorted(starts, torch.tensor([start, end])).tolist()
-        mask[first:last] = True
-    return mask
-
-
-def _keeps_empty_think(seed: int, line: int, ratio: float) -> bool:
-    digest = hashlib.sha256(f"{seed}:{line}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < ratio
-
-
-def _with_true_offsets(backend: Any) -> Any:
-    """A copy whose offsets begin where a token begins.
-
-    The byte-level post-processor moves offsets past leading spaces, which would hide that a token
-    straddles a header; it changes no id.
-    """
-    specification = json.loads(backend.to_str())
-    pending = [specification.get("post_processor")]
-    while pending:
-        part = pending.pop()
-        if isinstance(part, dict):
-            pending += part.get("processors", [])
-            if part.get("type") == "ByteLevel":
-                part["trim_offsets"] = False
-    specification["truncation"] = specification["padding"] = None
-    return type(backend).from_str(json.dumps(specification))
-
-
-def _chunks(items: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
-    iterator = iter(items)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk
-
-
-def _common_prefix(first: str, second: str) -> str:
+def common_length(first: AnyStr, second: AnyStr) -> int:
+    """How much of their beginning two texts, or two strings of bytes, have in common."""
     same, limit = 0, min(len(first), len(second))
     while same < limit:  # by halves: texts are long, and slices are compared at memory speed
         middle = (same + limit + 1) // 2
@@ -310,7 +231,31 @@ def _common_prefix(first: str, second: str) -> str:
             same = middle
         else:
             limit = middle - 1
-    return first[:same]
+    return same
+
+
+def _shared_turns(conversations: Sequence[Sequence[Message]]) -> int:
+    """How many of their first messages all conversations have in common."""
+    shared = 0
+    for messages in zip(*conversations, strict=False):
+        try:
+            if any(message != messages[0] for message in messages):
+                break
+        except RecursionError:  # nested as deep as JSON may be read, and no deeper
+            break
+        shared += 1
+    return shared
+
+
+def _joined(answers: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Spans in ascending order, those that touch or overlap made one, without empty ones."""
+    joined: list[tuple[int, int]] = []
+    for first, end in sorted(answers):
+        if joined and first <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        elif first < end:
+            joined.append((first, end))
+    return tuple(joined)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,11 +46,15 @@ class SetAside:
         )
 
 
-def read_pairs(path: Path) -> Iterator[PreferencePair | SetAside]:
+def read_pairs(
+    path: Path, on_line: Callable[[bytes], object] = lambda line: None
+) -> Iterator[PreferencePair | SetAside]:
     """The rows of a JSONL file in MiniMind's format, in order; blank lines are passed over.
 
     One row is `{"chosen": [{"role": ..., "content": ...}, ...], "rejected": [...]}`. Lines end at
     a newline and nowhere else: U+2028 is text. A byte order mark at the start is accepted.
+
+    `on_line` gets every line as it stands in the file.
 
     Raises:
         DpoError: the file is not to be read, or holds no row at all.
@@ -64,6 +68,7 @@ def read_pairs(path: Path) -> Iterator[PreferencePair | SetAside]:
     rows = 0
     with file:
         for line, raw in enumerate(file, start=1):
+            on_line(raw)
             if line == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if raw.strip():

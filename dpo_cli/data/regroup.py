@@ -4,7 +4,7 @@ portions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -23,7 +23,7 @@ class Forward:
 def regroup(
     micro_batches: Sequence[Sequence[int]],
     accumulation_steps: int,
-    tokens: Sequence[int] | None = None,
+    tokens: Mapping[int, int] | None = None,
     limit: int | None = None,
 ) -> list[Forward]:
     """The forwards of a window: its micro-batches as they are, or its pairs filled up to a limit.
@@ -31,7 +31,7 @@ def regroup(
     Args:
         micro_batches: the pair indices of each.
         accumulation_steps: see `Forward`.
-        tokens: the positions that each pair of the run takes; with `limit` only.
+        tokens: the positions that each of these pairs takes; with `limit` only.
         limit: positions of a forward, unless a single pair takes more. The longest pairs come
             first, each into the first forward that still has room for it.
     """

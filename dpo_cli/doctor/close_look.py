@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.doctor.data import Rows, check_data, check_masks, preview
+from dpo_cli.data.tokens import Rows
+from dpo_cli.doctor.data import check_data, check_masks, preview
 from dpo_cli.doctor.first_step import check_first_step
 from dpo_cli.doctor.model import check_fit, check_tokenizer, check_weights
 from dpo_cli.doctor.notes import Notes
@@ -126,9 +127,8 @@ class CloseLook:
                 tokenizer,
                 checkpoint,
                 reference,
-                rows.kept,
-                evaluated.kept if evaluated else (),
-                rows.set_aside,
+                rows,
+                evaluated,
             )
         return None
 

@@ -5,53 +5,23 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from dpo_cli.data.batching import computed_tokens, shared_inputs
-from dpo_cli.data.chat import (
-    REWRITES_TURNS,
-    ChatTokenizer,
-    Tokenized,
-    TokenizedPair,
-    encode_pairs,
-    truncate,
-)
-from dpo_cli.data.pairs import SetAside, read_pairs, refuse_if_mostly_malformed
+from dpo_cli.data.batching import shared_inputs
+from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer, Tokenized
+from dpo_cli.data.pairs import SetAside, refuse_if_mostly_malformed
+from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.errors import DpoError
 from dpo_cli.findings import PairPreview, Span
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
-from dpo_cli.training.plan import OnProgress
+from dpo_cli.training.plan import OnProgress, encode
 
 OTHER_LENGTHS = (1536, 2048)
-_WHOLE = 1 << 40  # tokens: no conversation is cut at that
 _NAMED = 5
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The pairs of a file at one `max_seq_len`, and the rows that are none."""
-
-    kept: list[TokenizedPair]
-    set_aside: list[SetAside]
-
-    @property
-    def total(self) -> int:
-        """Rows of the file."""
-        return len(self.kept) + len(self.set_aside)
-
-    @property
-    def tokens(self) -> int:
-        """Positions one epoch computes."""
-        return sum(map(computed_tokens, self.kept))
-
-    def facts(self) -> dict[str, int]:
-        """For programs."""
-        return {"kept": len(self.kept), "set_aside": len(self.set_aside), "tokens": self.tokens}
 
 
 def check_data(
@@ -72,12 +42,12 @@ def check_data(
     limit = profile.data.max_seq_len
     whole = None
     with notes.errors_as("data-unusable", show_path(path), path):
-        whole = _encode(profile, path, tokenizer, on_progress)
+        whole = encode(profile, path, tokenizer, on_progress)
     if whole is None:
         return {}
     lengths = [limit, *(length for length in OTHER_LENGTHS if length > limit)]
-    by_length = {length: _cut(whole, length) for length in lengths}
-    _note_malformed(notes, path, whole)
+    by_length = {length: whole.cut(length) for length in lengths}
+    _note_malformed(notes, path, by_length[limit])
     _note_kept(notes, path, whole, by_length)
     return by_length if by_length[limit].kept else {}
 
@@ -93,16 +63,15 @@ def check_masks(notes: Notes, rows: Rows) -> None:
             f" say where their answers lie ({_lines(rewritten)})",
             "use a template that renders a turn the same whatever follows, or single-turn pairs",
         )
-    sides = [side for pair in rows.kept for side in (pair.chosen, pair.rejected)]
-    answers = [side.response_tokens for side in sides]
-    share = sum(answers) / sum(len(side.ids) for side in sides)
-    several = sum(_spans_of_loss(pair.chosen) > 1 for pair in rows.kept)
+    answers = rows.kept.response_tokens
+    share, fewest = int(answers.sum()) / int(rows.kept.lengths.sum()), int(answers.min())
+    several = int((rows.kept.answers[:, 0] > 1).sum())
     turns = f"; {several} pairs with several answers, all of which count" if several else ""
     message = (
-        f"{share:.0%} of the tokens carry loss, at least {min(answers)} on each side of a pair,"
-        f" {sum(answers) / len(answers):.0f} in the mean{turns}"
+        f"{share:.0%} of the tokens carry loss, at least {fewest} on each side of a pair,"
+        f" {answers.double().mean():.0f} in the mean{turns}"
     )
-    if min(answers):
+    if fewest:
         notes.ok("masks", "", message)
     else:
         notes.error("mask-empty", "", message, "this is a bug in dpo: report it with these pairs")
@@ -112,12 +81,13 @@ def preview(
     notes: Notes, rows: Rows, tokenizer: ChatTokenizer, line: int | None
 ) -> PairPreview | None:
     """The pair of a line of the file, or the first one that is kept."""
-    pair = next((pair for pair in rows.kept if line in (None, pair.line)), None)
-    if pair is None:
+    found = 0 if line is None else _position(rows, line)
+    if found is None:
         reason = next((row.reason for row in rows.set_aside if row.line == line), "no such row")
         first = rows.kept[0].line
         notes.warn("pair", f"line {line}", reason, f"show another pair, such as --pair {first}")
         return None
+    pair = rows.kept[found]
     shared = shared_inputs(pair)
 
     def spans(side: Tokenized, start: int, end: int | None = None) -> tuple[Span, ...]:
@@ -128,33 +98,6 @@ def preview(
         shared=spans(pair.chosen, 0, shared),
         chosen=spans(pair.chosen, shared),
         rejected=spans(pair.rejected, shared),
-    )
-
-
-def _encode(
-    profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
-) -> Rows:
-    """Every pair at its full length."""
-    with path.open("rb") as file:
-        total = sum(1 for _ in file)
-    kept, set_aside = encode_pairs(
-        read_pairs(path),
-        tokenizer,
-        max_seq_len=_WHOLE,
-        empty_think_ratio=profile.data.empty_think_ratio,
-        seed=profile.train.seed,
-        on_progress=lambda done: on_progress("encoding pairs", done, total, "rows"),
-    )
-    return Rows(kept, set_aside)
-
-
-def _cut(whole: Rows, max_seq_len: int) -> Rows:
-    """The same file under a `max_seq_len`."""
-    cut = [truncate(pair, max_seq_len) for pair in whole.kept]
-    lost = [row for row in cut if isinstance(row, SetAside)]
-    return Rows(
-        [pair for pair in cut if isinstance(pair, TokenizedPair)],
-        sorted([*whole.set_aside, *lost], key=lambda row: row.line),
     )
 
 
@@ -178,19 +121,18 @@ def _note_malformed(notes: Notes, path: Path, rows: Rows) -> None:
         )
 
 
-def _note_kept(notes: Notes, path: Path, whole: Rows, by_length: dict[int, Rows]) -> None:
+def _note_kept(notes: Notes, path: Path, whole: EncodedRows, by_length: dict[int, Rows]) -> None:
     """Say how many rows are kept, why others are not, and what longer sequences would cost."""
     (limit, rows), *longer_ones = by_length.items()
     subject, reasons = show_path(path), Counter(row.problem for row in whole.set_aside)
     # What ends alike only because it is cut counts as too long.
-    too_long = len(whole.kept) - len(rows.kept)
+    too_long = len(whole) - len(rows.kept)
     message = f"{len(rows.kept):,} of {rows.total:,} rows kept at {limit:,} tokens"
     lost = {"too long": too_long, "malformed": reasons["malformed"], "alike": reasons["identical"]}
     if rows.set_aside:
         why = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
         message += f"; set aside: {why}"
-    kept = {pair.line for pair in rows.kept}
-    if cut := sum(pair.line in kept and _longest(pair) > limit for pair in whole.kept):
+    if cut := int(rows.kept.shortened.sum()):
         message += f"; {cut:,} of the kept lose their end"
     offers = [
         f"{length} keeps {len(other.kept):,}"
@@ -209,8 +151,10 @@ def _note_kept(notes: Notes, path: Path, whole: Rows, by_length: dict[int, Rows]
         notes.ok("data", subject, message)
 
 
-def _longest(pair: TokenizedPair) -> int:
-    return max(len(pair.chosen.ids), len(pair.rejected.ids))
+def _position(rows: Rows, line: int) -> int | None:
+    """Where among the pairs that are kept the one of a line is."""
+    found = (rows.kept.lines == line).nonzero().flatten().tolist()
+    return found[0] if found else None
 
 
 def _lines(rows: Sequence[SetAside]) -> str:
@@ -227,8 +171,3 @@ def _spans(tokenizer: ChatTokenizer, ids: Tensor, response: Tensor) -> list[Span
         spans.append(Span(text, length, carries_loss))
         start += length
     return spans
-
-
-def _spans_of_loss(side: Tokenized) -> int:
-    """How many answers there are in a conversation."""
-    return sum(carries_loss for carries_loss, _ in itertools.groupby(side.response.tolist()))

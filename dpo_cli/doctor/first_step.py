@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dpo_cli.data.batching import computed_tokens
 from dpo_cli.data.order import Window
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.models.convert import to_minimind
@@ -75,7 +74,7 @@ def modest_micro_batch(prepared: Prepared) -> tuple[int, ...]:
     """The first epoch's micro-batch nearest to `WANTED_TOKENS`: enough to reach every weight, and
     soon computed; of a large one the first pairs.
     """
-    tokens = [computed_tokens(pair) for pair in prepared.pairs]
+    tokens = prepared.pairs.computed_tokens.tolist()
     batch = min(
         prepared.order.micro_batches_of(0),
         key=lambda batch: abs(sum(tokens[index] for index in batch) - WANTED_TOKENS),

@@ -9,8 +9,9 @@ from typing import Literal
 
 import torch
 
-from dpo_cli.data.batching import computed_tokens, make_batch
+from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.profile.inputs import resolve_checkpoint
@@ -95,11 +96,11 @@ def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None
         )
 
 
-def _sample(pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+def _sample(pairs: TokenizedPairs) -> Sequence[TokenizedPair]:
     """Some of the shorter half of the pairs, from everywhere in the file: soon computed."""
-    by_length = sorted(range(len(pairs)), key=lambda index: computed_tokens(pairs[index]))
-    short = sorted(by_length[: math.ceil(len(pairs) / 2)])
-    spread = [pairs[index] for index in short[:: math.ceil(len(short) / SAMPLE_PAIRS)]]
-    while len(spread) > 1 and sum(map(computed_tokens, spread)) > SAMPLE_TOKENS:
-        del spread[1::2]
-    return spread
+    by_length = pairs.computed_tokens.argsort(stable=True)
+    short = by_length[: math.ceil(len(pairs) / 2)].sort().values
+    spread = short[:: math.ceil(len(short) / SAMPLE_PAIRS)]
+    while len(spread) > 1 and pairs.computed_tokens[spread].sum() > SAMPLE_TOKENS:
+        spread = spread[::2]
+    return list(pairs.select(spread.tolist()))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dpo_cli.data.batching import computed_tokens, make_batch
+from dpo_cli.data.batching import make_batch
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import Checkpoint
@@ -112,7 +112,8 @@ def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     state = 16 * prepared.checkpoint.parameters
     if prepared.profile.train.layout == "reference":
         state += 4 * prepared.reference.parameters
-    longest = sorted(prepared.pairs, key=computed_tokens)[-prepared.order.batch_size :]
+    by_length = prepared.pairs.computed_tokens.argsort(stable=True).tolist()
+    longest = prepared.pairs.select(by_length[-prepared.order.batch_size :])
     batch = make_batch(
         longest,
         prepared.profile.train.layout,
@@ -122,7 +123,7 @@ def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     architecture = prepared.checkpoint.architecture
     logits = batch.computed_tokens
     if prepared.profile.train.layout == "packed":
-        logits = sum(p.chosen.response_tokens + p.rejected.response_tokens for p in longest)
+        logits = int(longest.response_tokens.sum())
     width = 4 if prepared.compute.dtype == torch.float32 else 2.5  # norms and logits stay float32
     layers, kept = architecture.num_hidden_layers, _kept_by_a_layer(architecture)
     if prepared.profile.train.activation_checkpointing:

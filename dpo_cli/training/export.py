@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.batching import make_batch
-from dpo_cli.data.chat import ChatTokenizer, TokenizedPair, encode_pairs
+from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError
 from dpo_cli.files import fsync_path, sha256_file

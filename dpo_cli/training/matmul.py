@@ -39,15 +39,17 @@ def choose_matmul(chosen: str | None = None) -> None:
 
 def _remembered() -> str | None:
     """What was found on this machine, with this torch."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        setting = _memory().read_text(encoding="ascii")
-        return setting if setting in _SETTINGS else None
+    if (memory := _memory()) is not None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            setting = memory.read_text(encoding="ascii")
+            return setting if setting in _SETTINGS else None
     return None
 
 
 def _remember(setting: str) -> str:
     """Of two processes that try at once, the second one takes what the first has found."""
-    memory = _memory()
+    if (memory := _memory()) is None:
+        return setting
     temporary = memory.with_name(f"{memory.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
@@ -63,13 +65,17 @@ def _remember(setting: str) -> str:
     return _remembered() or setting
 
 
-def _memory() -> Path:
+def _memory() -> Path | None:
+    """Where that is: another file for each processor, torch and number of threads."""
+    directory = cache_directory()
+    if directory is None:
+        return None
+    processor: list[str] = []
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         processor = sorted({line for line in lines if line.startswith(("model name", "flags"))})
-        facts = f"{processor} {torch.__version__} {torch.get_num_threads()}"
-        return cache_directory() / f"matmul-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
-    return cache_directory() / "matmul"
+    facts = f"{processor} {torch.__version__} {torch.get_num_threads()}"
+    return directory / f"matmul-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
 
 
 def _faster_matmul() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +19,12 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dpo_cli.data.batching import computed_tokens
-from dpo_cli.data.chat import ChatTokenizer, TokenizedPair, encode_pairs
+from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.order import DataOrder, hold_out
-from dpo_cli.data.pairs import SetAside, read_pairs, refuse_if_mostly_malformed
+from dpo_cli.data.pairs import SetAside, refuse_if_mostly_malformed
 from dpo_cli.data.regroup import Forward, regroup
+from dpo_cli.data.token_cache import encode_file
+from dpo_cli.data.tokens import EncodedRows, Rows, TokenizedPairs
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file, write_atomically
 from dpo_cli.models.minimind import Architecture
@@ -53,8 +54,8 @@ class Prepared:
     checkpoint: Checkpoint
     reference: Checkpoint
     pad_id: int
-    pairs: Sequence[TokenizedPair]
-    held_out: Sequence[TokenizedPair]
+    pairs: TokenizedPairs
+    held_out: TokenizedPairs
     set_aside: Sequence[SetAside]
     order: DataOrder
     learning_rate: LearningRate
@@ -72,15 +73,21 @@ class Prepared:
         """Which held-out pairs are scored together."""
         count, size = len(self.held_out), self.order.batch_size
         chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        limit = self._tokens_per_forward
-        tokens = limit and [computed_tokens(pair) for pair in self.held_out]
-        return [f.indices for chunk in chunks for f in regroup([chunk], 1, tokens or None, limit)]
+        return [f.indices for chunk in chunks for f in self._regroup([chunk], self.held_out)]
 
     def forwards(self, micro_batches: Sequence[Sequence[int]]) -> list[Forward]:
         """What is computed together of the micro-batches of one optimizer step."""
-        limit = self._tokens_per_forward
-        tokens = limit and self._computed_tokens
-        return regroup(micro_batches, self.order.accumulation_steps, tokens or None, limit)
+        return self._regroup(micro_batches, self.pairs)
+
+    def _regroup(
+        self, micro_batches: Sequence[Sequence[int]], pairs: TokenizedPairs
+    ) -> list[Forward]:
+        limit, accumulation_steps = self._tokens_per_forward, self.order.accumulation_steps
+        if limit is None:
+            return regroup(micro_batches, accumulation_steps)
+        indices = [index for indices in micro_batches for index in indices]
+        tokens = dict(zip(indices, pairs.computed_tokens[indices].tolist(), strict=True))
+        return regroup(micro_batches, accumulation_steps, tokens, limit)
 
     @property
     def _tokens_per_forward(self) -> int | None:
@@ -90,10 +97,6 @@ class Prepared:
             return None
         default = CPU_TOKENS_PER_FORWARD if self.compute.device.type == "cpu" else None
         return self.profile.train.tokens_per_forward or default
-
-    @cached_property
-    def _computed_tokens(self) -> list[int]:
-        return [computed_tokens(pair) for pair in self.pairs]
 
     def plan(self) -> dict[str, Any]:
         """What goes into `plan.json` and to the screen: plain values."""
@@ -174,15 +177,11 @@ def prepare(
     if profile.model.reference is not None:
         reference = read_checkpoint(profile, "reference", run.path.parent, run.path)
     require_same_vocabulary(tokenizer, checkpoint, reference)
-    pairs, set_aside = _encode(profile, profile.data.data_path, tokenizer, on_progress)
-    held_out: Sequence[TokenizedPair] = ()
-    unused: Sequence[SetAside] = ()
+    rows = _usable(profile, profile.data.data_path, tokenizer, on_progress)
+    held_out = None
     if profile.eval.path is not None:
-        held_out, unused = _encode(profile, profile.eval.path, tokenizer, on_progress)
-    prepared = assemble(
-        profile, compute, tokenizer, checkpoint, reference, pairs, held_out, set_aside
-    )
-    return replace(prepared, held_out_set_aside=unused)
+        held_out = _usable(profile, profile.eval.path, tokenizer, on_progress)
+    return assemble(profile, compute, tokenizer, checkpoint, reference, rows, held_out)
 
 
 def assemble(
@@ -191,33 +190,33 @@ def assemble(
     tokenizer: ChatTokenizer,
     checkpoint: Checkpoint,
     reference: Checkpoint,
-    pairs: Sequence[TokenizedPair],
-    held_out: Sequence[TokenizedPair],
-    set_aside: Sequence[SetAside],
+    rows: Rows,
+    held_out: Rows | None,
 ) -> Prepared:
     """What follows from inputs that were read: the split, the order, the schedule.
 
     Args:
         profile, compute: see `prepare`.
         tokenizer, checkpoint, reference: read; they fit each other.
-        pairs: of `data.data_path`, those that can be trained on; `eval.fraction` is taken of them.
+        rows: of `data.data_path`; `eval.fraction` is taken of them.
         held_out: of `eval.path`, if there is one.
-        set_aside: the rows of `data.data_path` that are not used.
 
     Raises:
         DpoError: a sequence is longer than the model can tell positions apart, or there are too few
             pairs to hold any out.
     """
-    require_positions(profile, checkpoint, profile.data.data_path, pairs)
-    require_positions(profile, checkpoint, profile.eval.path, held_out)
+    require_positions(profile, checkpoint, profile.data.data_path, rows.kept)
+    if held_out:
+        require_positions(profile, checkpoint, profile.eval.path, held_out.kept)
     fingerprints = {
         "weights": checkpoint.fingerprint,
         "reference": reference.fingerprint,
         "tokenizer": tokenizer.fingerprint(),
-        "data": sha256_file(profile.data.data_path),
+        "data": rows.content,
     }
-    if profile.eval.path is not None:
-        fingerprints["held_out"] = sha256_file(profile.eval.path)
+    pairs, evaluated = rows.kept, held_out.kept if held_out else rows.kept[:0]
+    if held_out:
+        fingerprints["held_out"] = held_out.content
     elif profile.eval.fraction:
         if len(pairs) < 2:
             raise DpoError(
@@ -225,8 +224,7 @@ def assemble(
                 "use more data, or leave eval.fraction out",
             )
         training, evaluation = hold_out(len(pairs), profile.eval.fraction, profile.train.seed)
-        held_out = [pairs[i] for i in evaluation]
-        pairs = [pairs[i] for i in training]
+        pairs, evaluated = pairs.select(training), pairs.select(evaluation)
 
     order = DataOrder(
         pairs=len(pairs),
@@ -246,8 +244,9 @@ def assemble(
         reference=reference,
         pad_id=tokenizer.pad_id,
         pairs=pairs,
-        held_out=held_out,
-        set_aside=set_aside,
+        held_out=evaluated,
+        set_aside=rows.set_aside,
+        held_out_set_aside=held_out.set_aside if held_out else (),
         order=order,
         learning_rate=LearningRate(
             profile.train.schedule,
@@ -354,7 +353,7 @@ def require_same_vocabulary(
 
 
 def require_positions(
-    profile: Profile, checkpoint: Checkpoint, path: Path | None, pairs: Sequence[TokenizedPair]
+    profile: Profile, checkpoint: Checkpoint, path: Path | None, pairs: TokenizedPairs
 ) -> None:
     """Refuse pairs of a file with more tokens than the model has positions for.
 
@@ -372,35 +371,39 @@ def require_positions(
             ' train.layout = "reference" pads every sequence to that length',
             remedy,
         )
-    lengths = {pair.line: max(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in pairs}
-    beyond = [line for line, length in lengths.items() if length > limit]
+    longest = pairs.lengths.amax(dim=1)
+    beyond = pairs.lines[longest > limit].tolist()
     if beyond:
         named = ", ".join(map(str, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
         raise DpoError(
-            f"{path}: {len(beyond)} pairs have up to {max(lengths.values())} tokens on a side, and"
+            f"{path}: {len(beyond)} pairs have up to {longest.max()} tokens on a side, and"
             f" the model has {limit} positions: lines {named}",
             remedy,
         )
 
 
-def _encode(
+def encode(
     profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
-) -> tuple[list[TokenizedPair], list[SetAside]]:
-    with path.open("rb") as file:
-        lines = sum(1 for _ in file)
-    pairs, set_aside = encode_pairs(
-        read_pairs(path),
+) -> EncodedRows:
+    """The rows of a file as the profile has them encoded; see `encode_file`."""
+    return encode_file(
+        path,
         tokenizer,
-        max_seq_len=profile.data.max_seq_len,
         empty_think_ratio=profile.data.empty_think_ratio,
         seed=profile.train.seed,
-        on_progress=lambda done: on_progress("encoding", done, lines, "rows"),
+        on_progress=lambda done, lines: on_progress("encoding", done, lines, "rows"),
     )
-    refuse_if_mostly_malformed(path, set_aside, len(pairs) + len(set_aside))
-    if not pairs:
+
+
+def _usable(
+    profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
+) -> Rows:
+    rows = encode(profile, path, tokenizer, on_progress).cut(profile.data.max_seq_len)
+    refuse_if_mostly_malformed(path, rows.set_aside, rows.total)
+    if not rows.kept:
         raise DpoError(
             f"{path}: no row can be trained on",
             "is data.max_seq_len too small?",
-            [f"line {row.line}: {row.reason}" for row in set_aside[:5]],
+            [f"line {row.line}: {row.reason}" for row in rows.set_aside[:5]],
         )
-    return pairs, set_aside
+    return rows

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dpo_cli.data.batching import Batch, make_batch
-from dpo_cli.data.chat import TokenizedPair
+from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.files import cache_directory, write_atomically
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.training.device import Compute
@@ -75,14 +75,17 @@ def open_references(
         for forward in prepared.forwards(window.micro_batches)
     ]
     products = torch.get_float32_matmul_precision()
-    facts = (prepared.fingerprints["reference"], f"{compute.device} {compute.dtype} {products}")
+    weights = prepared.fingerprints["reference"]
 
-    def kept(name: str, pairs: Sequence[TokenizedPair], rows: list[tuple[int, ...]]) -> Reference:
-        key = fingerprint(*facts, f"rows {rows}", pairs=pairs)
-        # Another run's log-probs are taken only where they have the very bits of this run's own.
-        elsewhere = hashlib.sha256(f"{key} {environment()}".encode()).hexdigest()
-        shared = cache_directory() / "reference" / f"{elsewhere}.safetensors"
-        return KeptReference(pairs, rows, compute, load, (directory / name, shared), key)
+    def kept(name: str, pairs: TokenizedPairs, rows: list[tuple[int, ...]]) -> Reference:
+        facts = (weights, compute.device, compute.dtype, products, pairs.fingerprint(), rows)
+        key = hashlib.sha256(str(facts).encode()).hexdigest()
+        places = [directory / name]
+        if (cache := cache_directory()) is not None:
+            # Another run's are taken only where they have the very bits of this run's own.
+            elsewhere = hashlib.sha256(f"{key} {environment()}".encode()).hexdigest()
+            places.append(cache / "reference" / f"{elsewhere}.safetensors")
+        return KeptReference(pairs, rows, compute, load, places, key)
 
     return (
         kept(REFERENCE_FILE, prepared.pairs, first_epoch),
@@ -104,12 +107,12 @@ class KeptReference:
         load: the frozen model, on that device; called when it is first needed.
         places: files where what is known is found and kept; the first, beside the run, also while
             some is unknown.
-        key: what the log-probs belong to, see `fingerprint`; else what is found is not believed.
+        key: everything the log-probs follow from; what is found under another is not believed.
     """
 
     def __init__(
         self,
-        pairs: Sequence[TokenizedPair],
+        pairs: TokenizedPairs,
         rows: Sequence[Sequence[int]],
         compute: Compute,
         load: Callable[[], ResponseScorer],
@@ -118,7 +121,7 @@ class KeptReference:
     ) -> None:
         self._pairs, self._rows, self._compute, self._load = pairs, rows, compute, load
         self._row_of = {index: row for row, indices in enumerate(rows) for index in indices}
-        lengths = [side.response_tokens for pair in pairs for side in (pair.chosen, pair.rejected)]
+        lengths = pairs.response_tokens.flatten().tolist()
         self._ends = list(itertools.accumulate(lengths, initial=0))
         self._places, self._key = places, key
         self._has_news = bool(pairs)
@@ -185,17 +188,6 @@ class KeptReference:
 
     def _side(self, side: int) -> Tensor:
         return self._logps[self._ends[side] : self._ends[side + 1]]
-
-
-def fingerprint(*facts: str, pairs: Sequence[TokenizedPair]) -> str:
-    """What kept log-probs belong to: the given facts, and every token and mask."""
-    digest = hashlib.sha256("\n".join(facts).encode())
-    for pair in pairs:
-        for side in (pair.chosen, pair.rejected):
-            digest.update(len(side.ids).to_bytes(8, "little"))
-            digest.update(bytes(side.ids.numpy()))
-            digest.update(bytes(side.response.numpy()))
-    return digest.hexdigest()
 
 
 def load_kept(path: Path, key: str) -> Tensor | None:

@@ -305,7 +305,7 @@ class _Session:
         profile = trainer.prepared.profile
         guilty = [n for n, loss in enumerate(losses) if not math.isfinite(loss)]
         micro_batches = [window.micro_batches[n] for n in guilty] or window.micro_batches
-        lines = [pair.line for pair in trainer.prepared.pairs]
+        lines = trainer.prepared.pairs.lines.tolist()
         named = ", ".join(str(lines[index]) for indices in micro_batches for index in indices)
         is_skipped = profile.train.on_non_finite == "skip"
         kept = self.run.path / NON_FINITE_DIRECTORY

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpo_cli.data.chat import ChatTokenizer, Rendered, Tokenized, encode_pairs
+from dpo_cli.data.chat import ChatTokenizer, Encoded, Rendered, Tokenized
+from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import PreferencePair, read_pairs
 from dpo_cli.errors import DpoError
 
@@ -46,15 +47,16 @@ def tokenizer(shared: Path, generation: str) -> ChatTokenizer:
 
 
 def encode_side(tokenizer: ChatTokenizer, pair: PreferencePair, side: str, mode: str) -> Tokenized:
-    rendered = tokenizer.render(getattr(pair, side))
-    return tokenizer.encode([rendered.without_empty_think() if mode == "strip" else rendered])[0]
+    (rendered,) = tokenizer.render(getattr(pair, side))
+    rendered = rendered.without_empty_think() if mode == "strip" else rendered
+    return tokenizer.encode([rendered])[0].tokenized()
 
 
 def padded(tokenized: Tokenized, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     ids = torch.zeros(length, dtype=torch.int64)
     mask = torch.zeros(length, dtype=torch.int64)
-    kept = tokenized.truncated(length)
-    ids[: len(kept.ids)], mask[: len(kept.ids)] = kept.ids, kept.response.long()
+    kept = min(length, len(tokenized.ids))
+    ids[:kept], mask[:kept] = tokenized.ids[:kept], tokenized.response[:kept].long()
     return ids, mask
 
 
@@ -115,7 +117,7 @@ def test_the_rendered_text_is_the_golden_one(
         pairs = list(read_pairs(golden / f"data/{name}.jsonl"))
         for pair, texts in zip(pairs, recorded, strict=True):
             for side in SIDES:
-                rendered = tokenizer.render(getattr(pair, side))
+                (rendered,) = tokenizer.render(getattr(pair, side))
                 assert rendered.text == texts[side]
                 assert len(tokenizer.encode([rendered])[0].ids) == texts[f"{side}_n_tokens"]
 
@@ -129,8 +131,10 @@ def test_an_answer_that_begins_with_spaces_keeps_its_mask(shared: Path) -> None:
             {"role": "user", "content": "Say hi"},
             {"role": "assistant", "content": "    Hi there"},
         ]
-        rendered = tokenizer.render(turns).without_empty_think()
-        (tokens,) = tokenizer.encode([rendered])
+        (rendered,) = tokenizer.render(turns)
+        rendered = rendered.without_empty_think()
+        (encoded,) = tokenizer.encode([rendered])
+        tokens = encoded.tokenized()
         start, end = rendered.answers[0]
         assert rendered.text[start:end] == "    Hi there<|im_end|>\n"
         assert 3 <= tokens.response_tokens <= 6
@@ -145,6 +149,37 @@ def test_removing_empty_think_blocks_moves_the_answers() -> None:
     assert rendered.text == "user: hi\nbot: yes."
     (span,) = rendered.answers
     assert rendered.text[slice(*span)] == "yes."
+
+
+def test_answers_that_touch_are_one(shared: Path) -> None:
+    tokenizer = ChatTokenizer(shared / "tokenizer/minimind2")
+    text = "one two three four"
+    (encoded,) = tokenizer.encode([Rendered(text, ((3, 7), (7, 7), (7, 13), (15, 15)))])
+    assert encoded == Encoded(encoded.ids, ((1, 3),))
+
+
+def test_turns_that_conversations_share_are_rendered_once(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = ChatTokenizer(shared / "tokenizer/minimind3")
+    prompt = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Why?"},
+    ]
+    sides = [[*prompt, {"role": "assistant", "content": text}] for text in ("yes", "no")]
+    alone = [tokenizer.render(side)[0] for side in sides]
+    rendered: list[object] = []
+    apply = tokenizer._apply
+
+    def watch(conversations: list[list[dict[str, str]]]) -> list[str]:
+        rendered.extend(conversations)
+        return apply(conversations)
+
+    monkeypatch.setattr(tokenizer, "_apply", watch)
+    assert tokenizer.render(*sides) == alone
+    # Both whole; for each answer two probes; and the end of the first, which both share.
+    assert len(rendered) == 2 + 2 * 2 + 1
 
 
 class TestEncodePairs:

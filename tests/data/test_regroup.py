@@ -4,7 +4,7 @@ import pytest
 
 from dpo_cli.data.regroup import regroup
 
-TOKENS = [700, 300, 1500, 900, 2500, 100]
+TOKENS = dict(enumerate([700, 300, 1500, 900, 2500, 100]))
 
 
 def test_without_a_limit_micro_batches_are_computed_as_they_are() -> None:

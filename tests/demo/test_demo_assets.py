@@ -7,13 +7,15 @@ import math
 import statistics
 import tomllib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from dpo_cli.data.batching import make_batch
-from dpo_cli.data.chat import ChatTokenizer, TokenizedPair, encode_pairs
+from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import PreferencePair, read_pairs
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.zoo import Checkpoint, build_model, load_checkpoint, read_state_dict
@@ -52,7 +54,7 @@ def rows(name: str) -> list[PreferencePair]:
     return [row for row in found if isinstance(row, PreferencePair)]
 
 
-def encode(name: str, tokenizer: ChatTokenizer, profile: Profile) -> list[TokenizedPair]:
+def encode(name: str, tokenizer: ChatTokenizer, profile: Profile) -> Sequence[TokenizedPair]:
     pairs, set_aside = encode_pairs(
         rows(name),
         tokenizer,
@@ -124,7 +126,7 @@ def test_the_tokenizer_speaks_minimind(tokenizer: ChatTokenizer) -> None:
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert (config["bos_token"], config["eos_token"]) == ("<|im_start|>", "<|im_end|>")
     assert config["pad_token"] == config["unk_token"] == "<|endoftext|>"
-    rendered = tokenizer.render(
+    (rendered,) = tokenizer.render(
         [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     )
     assert rendered.text == (
@@ -138,10 +140,9 @@ def test_the_tokenizer_speaks_minimind(tokenizer: ChatTokenizer) -> None:
 
 def test_any_text_can_be_encoded(tokenizer: ChatTokenizer) -> None:
     """Byte-level: what the little corpus never held costs more tokens, and nothing else."""
-    rendered = tokenizer.render([{"role": "user", "content": "你好 🦆 ĳß"}])
-    (encoded,) = tokenizer.encode([rendered])
-    assert int(encoded.ids.min()) >= 0
-    assert int(encoded.ids.max()) < tokenizer.vocab_size
+    (encoded,) = tokenizer.encode(tokenizer.render([{"role": "user", "content": "你好 🦆 ĳß"}]))
+    assert min(encoded.ids) >= 0
+    assert max(encoded.ids) < tokenizer.vocab_size
 
 
 @pytest.mark.parametrize("name", FILES)

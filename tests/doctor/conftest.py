@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dpo_cli.data.batching import make_batch
-from dpo_cli.data.chat import ChatTokenizer, encode_pairs
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.doctor.examination import examine
 from dpo_cli.findings import Diagnosis

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.data.chat import ChatTokenizer, encode_pairs
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from tests.cli import Run, dpo
 from tests.small_runs import small_run

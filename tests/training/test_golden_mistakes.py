@@ -17,15 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.data.chat import ChatTokenizer, Tokenized, TokenizedPair
+from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.order import DataOrder
-from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
+from dpo_cli.data.pairs import PreferencePair, read_pairs
+from dpo_cli.data.tokens import Rows
 from dpo_cli.errors import ExitCode
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training import plan, session
 from tests.cli import Run
+from tests.data.columns import in_columns
 from tests.training.test_golden_runs import (
     DENSE_LOSS,
     MOE_LOSS,
@@ -108,26 +111,25 @@ def test_head_dense_with_a_coin_for_each_side(
     coins = iter(recorded["coins"])
     unequal = 0
 
-    def encode_as_tossed(
-        rows: Iterator[PreferencePair | SetAside], tokenizer: ChatTokenizer, **_: Any
-    ) -> tuple[list[TokenizedPair], list[SetAside]]:
+    def encode_as_tossed(_: Any, path: Path, tokenizer: ChatTokenizer, *__: Any) -> Rows:
         """The pairs of the first epoch, then those of the second."""
         nonlocal unequal
-        pairs = [row for row in rows if isinstance(row, PreferencePair)]
+        pairs = [row for row in read_pairs(path) if isinstance(row, PreferencePair)]
         tossed: list[TokenizedPair] = []
         for order in recorded["order"]:
             epoch: dict[int, TokenizedPair] = {}
             for index in order["indices"]:
                 sides, removed = [], []
                 for messages in (pairs[index].chosen, pairs[index].rejected):
-                    rendered = tokenizer.render(messages)
+                    (rendered,) = tokenizer.render(messages)
                     removed.append(next(coins) > 0.2)
                     sides.append(rendered.without_empty_think() if removed[-1] else rendered)
                 unequal += removed[0] != removed[1]
-                chosen, rejected = (side.truncated(256) for side in tokenizer.encode(sides))
-                epoch[index] = TokenizedPair(index + 1, chosen, rejected)
+                whole = [side.tokenized() for side in tokenizer.encode(sides)]
+                cut = [Tokenized(side.ids[:256], side.response[:256]) for side in whole]
+                epoch[index] = TokenizedPair(index + 1, *cut)
             tossed += [epoch[index] for index in range(len(pairs))]
-        return tossed, []
+        return Rows(in_columns(tossed), [])
 
     class TossedOrder(DataOrder):
         """27 pairs an epoch; the second epoch's lie behind the first's."""
@@ -138,7 +140,7 @@ def test_head_dense_with_a_coin_for_each_side(
         def epoch_order(self, epoch: int) -> list[int]:
             return [index + epoch * self.pairs for index in super().epoch_order(epoch)]
 
-    monkeypatch.setattr(plan, "encode_pairs", encode_as_tossed)
+    monkeypatch.setattr(plan, "_usable", encode_as_tossed)
     monkeypatch.setattr(plan, "DataOrder", TossedOrder)
     run, _ = train_here(shared, tmp_path, "head", name, **{"train.layout": "reference"})
     assert next(coins, None) is None
@@ -151,15 +153,13 @@ def test_head_dense_with_a_coin_for_each_side(
 
 def test_the_same_decision_on_both_sides(shared: Path) -> None:
     """What we do instead: a pair keeps its empty think blocks or loses them, as a whole."""
-    from dpo_cli.data.chat import encode_pairs
-
     tokenizer = ChatTokenizer(shared / "tokenizer" / "minimind3")
     rows = list(read_pairs(shared / "golden/data/train27.jsonl"))
 
     def encode(ratio: float) -> Sequence[TokenizedPair]:
         return encode_pairs(rows, tokenizer, max_seq_len=4096, empty_think_ratio=ratio, seed=42)[0]
 
-    think = tokenizer.encode([tokenizer.render([*rows[0].chosen])])[0].ids  # type: ignore[union-attr]
+    think = tokenizer.encode(tokenizer.render([*rows[0].chosen]))[0].ids  # type: ignore[union-attr]
     assert 25 in think  # <think>
     kept = [[25 in side.ids for side in (pair.chosen, pair.rejected)] for pair in encode(0.5)]
     assert all(chosen == rejected for chosen, rejected in kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -62,6 +63,10 @@ def test_a_setting_that_rounds_is_taken_back(monkeypatch: pytest.MonkeyPatch) ->
     assert matmul._matmul_error(700, 512, 1408) < matmul._FLOAT32_ERROR
 
 
+def memory() -> Path:
+    return cast(Path, matmul._memory())
+
+
 def test_what_was_found_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second, luckier look at the clock must not make an equal run multiply otherwise."""
     for found in ("medium", "highest"):
@@ -75,14 +80,14 @@ def test_what_was_found_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_of_two_who_try_at_once_both_take_what_the_first_has_found() -> None:
     assert matmul._remember("medium") == "medium"
     assert matmul._remember("highest") == "medium"
-    assert len(list(matmul._memory().parent.iterdir())) == 1
+    assert len(list(memory().parent.iterdir())) == 1
 
 
 def test_a_memory_that_is_none_is_replaced() -> None:
-    matmul._memory().parent.mkdir()
-    matmul._memory().write_bytes(b"\xff")
+    memory().parent.mkdir()
+    memory().write_bytes(b"\xff")
     assert matmul._remember("medium") == "medium"
-    assert matmul._memory().read_text() == "medium"
+    assert memory().read_text() == "medium"
 
 
 def test_without_a_place_to_remember_all_is_tried_again(

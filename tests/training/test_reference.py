@@ -11,7 +11,8 @@ from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.training.device import Compute
-from dpo_cli.training.reference import KeptReference, fingerprint, keep, load_kept
+from dpo_cli.training.reference import KeptReference, keep, load_kept
+from tests.data.columns import in_columns
 
 
 def pair(chosen: int, rejected: int) -> TokenizedPair:
@@ -24,7 +25,7 @@ def pair(chosen: int, rejected: int) -> TokenizedPair:
     return TokenizedPair(1, side(chosen, 10), side(rejected, 50))
 
 
-PAIRS = [pair(2, 3), pair(1, 1), pair(4, 2)]
+PAIRS = in_columns([pair(2, 3), pair(1, 1), pair(4, 2)])
 ROWS = [(0, 2), (1,)]
 LOGPS = -torch.arange(13.0)
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -176,16 +177,3 @@ def test_no_flipped_bit_in_the_numbers_is_believed(tmp_path: Path) -> None:
         spoilt[position] ^= 1 << (position % 8)
         path.write_bytes(spoilt)
         assert load_kept(path, "key") is None
-
-
-def test_the_fingerprint_knows_facts_tokens_and_masks() -> None:
-    base = fingerprint("weights", pairs=PAIRS)
-    assert base == fingerprint("weights", pairs=PAIRS)
-    moved = Tokenized(PAIRS[0].chosen.ids, torch.arange(4) >= 1)
-    others = [
-        fingerprint("other weights", pairs=PAIRS),
-        fingerprint("weights", pairs=PAIRS[::-1]),
-        fingerprint("weights", pairs=[TokenizedPair(1, moved, PAIRS[0].rejected), *PAIRS[1:]]),
-        fingerprint("weights", pairs=[*PAIRS[:2], pair(4, 3)]),
-    ]
-    assert len({base, *others}) == 5

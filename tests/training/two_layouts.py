@@ -26,6 +26,7 @@ from dpo_cli.training.optim import LearningRate
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.trainer import Trainer
 from tests import families
+from tests.data.columns import in_columns
 
 VOCABULARY = families.VOCABULARY
 MAX_SEQ_LEN = 80
@@ -188,7 +189,7 @@ def make_trainer(
         reduction: of a response's log-probs.
         dtype: of the weights.
     """
-    pairs = odd_pairs()
+    pairs = in_columns(odd_pairs())
     profile = Profile.model_validate(
         {
             "model": {"tokenizer": "unused"},
@@ -221,7 +222,7 @@ def make_trainer(
         reference=checkpoint,
         pad_id=0,
         pairs=pairs,
-        held_out=[],
+        held_out=pairs[:0],
         set_aside=[],
         order=order,
         learning_rate=LearningRate("minimind2", 1e-2, order.micro_batches, 0),

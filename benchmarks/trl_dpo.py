@@ -1,0 +1,58 @@
+"""One epoch of TRL's DPOTrainer, timed; run by the Python of an environment that has TRL.
+
+    python benchmarks/trl_dpo.py MODEL PAIRS SETTINGS
+
+MODEL is a Hugging Face directory with its tokenizer, PAIRS a JSONL file of conversations, SETTINGS
+a JSON object of what `DPOConfig` is told beside its defaults. `benchmarks/speed.py` calls it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import time
+
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+
+def main() -> None:
+    """Train, and print the seconds that training took."""
+    model, pairs, settings = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = load_dataset("json", data_files=pairs, split="train", cache_dir=folder)
+        config = DPOConfig(
+            output_dir=folder,
+            num_train_epochs=1,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_strategy="no",
+            **json.loads(settings),
+        )
+        trainer = DPOTrainer(
+            AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
+            args=config,
+            train_dataset=rows.select_columns(["chosen", "rejected"]),
+            processing_class=AutoTokenizer.from_pretrained(model),
+        )
+        began = time.perf_counter()
+        output = trainer.train()
+        seconds = time.perf_counter() - began
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "pairs": len(rows),
+                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "losses": [output.training_loss],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

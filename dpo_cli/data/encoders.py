@@ -1,0 +1,187 @@
+"""From texts to token ids, and to how many tokens begin before given places of a text.
+
+Two encoders that give the same: `PieceEncoder` encodes what texts have in common once, for
+tokenizers of which that is known to be exact; `OffsetEncoder` is for all others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Placed(NamedTuple):
+    """The ids of one text, and for each place asked for the number of tokens that begin before."""
+
+    ids: array[int]
+    tokens_before: list[int]
+
+
+class Encoder(Protocol):
+    """Encodes texts; see the module's docstring."""
+
+    def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Placed]:
+        """One `Placed` a text; `places[i]` are positions in `texts[i]`, in characters."""
+        ...
+
+
+def make_encoder(backend: Any) -> Encoder:
+    """The faster encoder, where it is exact; else the other. For what `with_true_offsets` gave."""
+    if PieceEncoder.is_exact_for(backend):
+        return PieceEncoder(backend)
+    return OffsetEncoder(backend)
+
+
+class OffsetEncoder:
+    """Encodes whole texts, and asks the tokenizer where each token begins."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._typecode = typecode(backend)
+
+    def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Placed]:
+        """See `Encoder`."""
+        placed = []
+        for encoding, wanted in zip(
+            self._backend.encode_batch(list(texts), add_special_tokens=False), places, strict=True
+        ):
+            starts = [start for start, _ in encoding.offsets]
+            before = [bisect_left(starts, place) for place in wanted]
+            placed.append(Placed(array(self._typecode, encoding.ids), before))
+        return placed
+
+
+class PieceEncoder:
+    """Encodes each distinct piece between added tokens once.
+
+    A tokenizer splits a text at its added tokens before it does anything else, so that pieces know
+    nothing of each other: the prompt of both sides of a pair, and the headers of all turns, are
+    encoded once. In a byte-level vocabulary a token is written with one character a byte, so that
+    widths alone tell where tokens begin, and the tokenizer need not.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        added = {id: token.content for id, token in backend.get_added_tokens_decoder().items()}
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self._backend = backend
+        self._typecode = typecode(backend)
+        # The longest of those that begin at one place, as the tokenizer takes it.
+        longest_first = sorted(added.values(), key=len, reverse=True)
+        self._splitter = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self._widths = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
+        for token, id in vocabulary.items():
+            self._widths[id] = len(added[id].encode()) if id in added else len(token)
+
+    @staticmethod
+    def is_exact_for(backend: Any) -> bool:
+        """Whether pieces may be encoded one by one, and widths tell where tokens begin."""
+        parts = json.loads(backend.to_str())
+        model, splitter = parts["model"], parts["pre_tokenizer"] or {}
+        post_processor = parts["post_processor"] or {"type": "ByteLevel"}
+        shifts = ("lstrip", "rstrip", "single_word", "normalized")
+        return (
+            model["type"] == "BPE"
+            and not model["dropout"]
+            and parts["normalizer"] is None
+            and splitter.get("type") == "ByteLevel"
+            and not splitter["add_prefix_space"]
+            # Without the special tokens that nobody asks for, these move offsets at most.
+            and post_processor["type"] in ("ByteLevel", "TemplateProcessing")
+            and bool(parts["added_tokens"])
+            and all(
+                token["content"] and not any(token[shift] for shift in shifts)
+                for token in parts["added_tokens"]
+            )
+            and not backend.encode_special_tokens
+        )
+
+    def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Placed]:
+        """See `Encoder`."""
+        numbers: dict[str, int] = {}
+        layouts = [
+            [numbers.setdefault(piece, len(numbers)) for piece in self._splitter.split(text)]
+            for text in texts
+        ]
+        pieces = list(numbers)
+        encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
+        ids = [array(self._typecode, encoding.ids) for encoding in encodings]
+        flat = _concatenated(ids, self._typecode)
+        first_tokens = torch.tensor([0, *itertools.accumulate(map(len, ids))])
+        first_bytes = torch.tensor(
+            [0, *itertools.accumulate(len(piece.encode()) for piece in pieces)]
+        )
+        widths = self._widths[as_tensor(flat).to(torch.int64)]
+        token_bytes = torch.cat([torch.zeros(1, dtype=torch.int64), widths.cumsum(0)])
+        if not torch.equal(token_bytes[first_tokens], first_bytes):
+            # Something in these texts is not in the vocabulary, and left no token.
+            return OffsetEncoder(self._backend).encode(texts, places)
+
+        # All places of all texts, as a piece and a byte inside of it.
+        place_pieces, place_bytes, tokens_ahead = [], [], []
+        for layout, wanted in zip(layouts, places, strict=True):
+            ends = list(itertools.accumulate(len(pieces[number]) for number in layout))
+            ahead = [0, *itertools.accumulate(len(ids[number]) for number in layout)]
+            for place in wanted:
+                index = bisect_left(ends, place)
+                piece = pieces[layout[index]]
+                inside = place - ends[index] + len(piece)
+                place_pieces.append(layout[index])
+                place_bytes.append(len(piece[:inside].encode()))
+                tokens_ahead.append(ahead[index])
+        numbers_of_places = torch.tensor(place_pieces, dtype=torch.int64)
+        positions = first_bytes[numbers_of_places] + torch.tensor(place_bytes, dtype=torch.int64)
+        begun = torch.searchsorted(token_bytes[:-1], positions) - first_tokens[numbers_of_places]
+        counts = iter((begun + torch.tensor(tokens_ahead, dtype=torch.int64)).tolist())
+
+        return [
+            Placed(
+                _concatenated([ids[number] for number in layout], self._typecode),
+                list(itertools.islice(counts, len(wanted))),
+            )
+            for layout, wanted in zip(layouts, places, strict=True)
+        ]
+
+
+def typecode(backend: Any) -> str:
+    """The smallest of two kinds of `array` that holds every id."""
+    largest: int = max(backend.get_vocab(with_added_tokens=True).values())
+    return "H" if largest < 1 << 16 else "i"
+
+
+def as_tensor(values: array[int]) -> Tensor:
+    """(N,) over the same memory: uint16 of an array of "H", int32 of an array of "i"."""
+    dtype = torch.uint16 if values.typecode == "H" else torch.int32
+    return torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
+
+
+def _concatenated(parts: Sequence[array[int]], typecode: str) -> array[int]:
+    whole = array(typecode)
+    for part in parts:
+        whole += part
+    return whole
+
+
+def with_true_offsets(backend: Any) -> Any:
+    """A copy of a `tokenizers.Tokenizer` whose offsets begin where a token begins.
+
+    The byte-level post-processor moves offsets past leading spaces, which would hide that a token
+    straddles a header; it changes no id.
+    """
+    specification = json.loads(backend.to_str())
+    pending = [specification.get("post_processor")]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            pending += part.get("processors", [])
+            if part.get("type") == "ByteLevel":
+                part["trim_offsets"] = False
+    specification["truncation"] = specification["padding"] = None
+    return type(backend).from_str(json.dumps(specification))

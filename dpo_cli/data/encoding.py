@@ -1,0 +1,141 @@
+"""From the rows of a file to token ids, a block of rows at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from dpo_cli.data.chat import ChatTokenizer, Encoded, Rendered, common_length
+from dpo_cli.data.encoders import as_tensor
+from dpo_cli.data.pairs import PreferencePair, SetAside
+from dpo_cli.data.tokens import EncodedRows, TokenizedPairs
+
+_ROWS_PER_BLOCK = 256
+
+
+def encode_pairs(
+    rows: Iterable[PreferencePair | SetAside],
+    tokenizer: ChatTokenizer,
+    *,
+    max_seq_len: int,
+    empty_think_ratio: float,
+    seed: int,
+) -> tuple[TokenizedPairs, Sequence[SetAside]]:
+    """Encode and verify every row, and keep it all in memory; see `encode_rows`.
+
+    Returns:
+        The pairs that can be trained on, in the order of the file, and the rows set aside.
+    """
+    blocks = encode_rows(rows, tokenizer, empty_think_ratio=empty_think_ratio, seed=seed)
+    cut = EncodedRows.joined(blocks).cut(max_seq_len)
+    return cut.kept, cut.set_aside
+
+
+def encode_rows(
+    rows: Iterable[PreferencePair | SetAside],
+    tokenizer: ChatTokenizer,
+    *,
+    empty_think_ratio: float,
+    seed: int,
+    on_progress: Callable[[int], None] = lambda rows: None,
+) -> Iterator[EncodedRows]:
+    """Encode every row at its full length.
+
+    One block is rendered, in Python, while the one before it is encoded, in Rust.
+
+    Args:
+        rows: from `dpo_cli.data.pairs.read_pairs`.
+        tokenizer: renders and encodes.
+        empty_think_ratio: share of the pairs that keep their empty think blocks.
+        seed: of that decision, which is the same on both sides of a pair.
+        on_progress: called with the number of rows done so far.
+
+    Yields:
+        The rows in blocks, in the order of the file.
+    """
+    done = 0
+    pending: Future[EncodedRows] | None = None
+    with ThreadPoolExecutor(1) as helper:
+        for chunk in itertools.chain(_chunks(rows), [[]]):
+            rendered = [_render(row, tokenizer, empty_think_ratio, seed) for row in chunk]
+            if pending is not None:
+                block = pending.result()
+                done += len(block) + len(block.set_aside)
+                yield block
+                on_progress(done)
+            if rendered:
+                pending = helper.submit(_encode, rendered, tokenizer)
+
+
+@dataclass(frozen=True)
+class _RenderedPair:
+    """Both sides of a pair as texts."""
+
+    line: int
+    chosen: Rendered
+    rejected: Rendered
+
+
+def _render(
+    row: PreferencePair | SetAside, tokenizer: ChatTokenizer, empty_think_ratio: float, seed: int
+) -> _RenderedPair | SetAside:
+    if isinstance(row, SetAside):
+        return row
+    try:
+        chosen, rejected = tokenizer.render(row.chosen, row.rejected)
+    except ValueError as error:
+        return SetAside(row.line, "malformed", str(error))
+    if not _keeps_empty_think(seed, row.line, empty_think_ratio):
+        chosen, rejected = chosen.without_empty_think(), rejected.without_empty_think()
+    return _RenderedPair(row.line, chosen, rejected)
+
+
+def _encode(rows: Sequence[_RenderedPair | SetAside], tokenizer: ChatTokenizer) -> EncodedRows:
+    pairs = [row for row in rows if isinstance(row, _RenderedPair)]
+    set_aside = [row for row in rows if isinstance(row, SetAside)]
+    sides = tokenizer.encode([side for pair in pairs for side in (pair.chosen, pair.rejected)])
+    ids = array(sides[0].ids.typecode if sides else "H")
+    lines, lengths, shared, answers, answer_counts = (array("i") for _ in range(5))
+    for pair, chosen, rejected in zip(pairs, sides[::2], sides[1::2], strict=True):
+        if chosen.ids == rejected.ids:
+            set_aside.append(SetAside(pair.line, "identical", "both sides are the same"))
+            continue
+        common = _common_tokens(chosen, rejected)
+        ids += chosen.ids
+        ids += rejected.ids[common:]
+        lines.append(pair.line)
+        shared.append(common)
+        for side in (chosen, rejected):
+            lengths.append(len(side.ids))
+            answer_counts.append(len(side.answers))
+            answers.extend(itertools.chain.from_iterable(side.answers))
+    return EncodedRows(
+        ids=as_tensor(ids),
+        lines=as_tensor(lines),
+        lengths=as_tensor(lengths).view(-1, 2),
+        shared=as_tensor(shared),
+        answers=as_tensor(answers).view(-1, 2),
+        answer_counts=as_tensor(answer_counts).view(-1, 2),
+        set_aside=tuple(sorted(set_aside, key=lambda row: row.line)),
+    )
+
+
+def _common_tokens(first: Encoded, second: Encoded) -> int:
+    return common_length(first.ids.tobytes(), second.ids.tobytes()) // first.ids.itemsize
+
+
+def _keeps_empty_think(seed: int, line: int, ratio: float) -> bool:
+    digest = hashlib.sha256(f"{seed}:{line}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < ratio
+
+
+def _chunks(
+    rows: Iterable[PreferencePair | SetAside],
+) -> Iterator[list[PreferencePair | SetAside]]:
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, _ROWS_PER_BLOCK)):
+        yield chunk

@@ -1,0 +1,123 @@
+"""The oracle: every side rendered by itself and encoded whole, every pair cut by itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from dpo_cli.data.chat import (
+    EMPTY_THINK_BLOCK,
+    REWRITES_TURNS,
+    ChatTokenizer,
+    Rendered,
+    Tokenized,
+    TokenizedPair,
+)
+from dpo_cli.data.pairs import Message, PreferencePair, SetAside
+
+
+def encode_plainly(
+    rows: Iterable[PreferencePair | SetAside],
+    tokenizer: ChatTokenizer,
+    *,
+    empty_think_ratio: float,
+    seed: int,
+) -> tuple[list[TokenizedPair], list[SetAside]]:
+    """Every pair at its full length, and the rows that are none."""
+    pairs, set_aside = [], []
+    for row in rows:
+        if isinstance(row, SetAside):
+            set_aside.append(row)
+            continue
+        draw = hashlib.sha256(f"{seed}:{row.line}".encode()).digest()
+        keeps = int.from_bytes(draw[:8], "big") / 2**64 < empty_think_ratio
+        try:
+            sides = [render(tokenizer, messages) for messages in (row.chosen, row.rejected)]
+        except ValueError as error:
+            set_aside.append(SetAside(row.line, "malformed", str(error)))
+            continue
+        if not keeps:
+            sides = [side.without_empty_think() for side in sides]
+        pairs.append(TokenizedPair(row.line, *(encode(tokenizer, side) for side in sides)))
+    return pairs, set_aside
+
+
+def cut_plainly(
+    pairs: Iterable[TokenizedPair], set_aside: Iterable[SetAside], max_seq_len: int
+) -> tuple[list[TokenizedPair], list[SetAside]]:
+    """What a `max_seq_len` leaves of them, and all that is set aside."""
+    cut = [truncate(pair, max_seq_len) for pair in pairs]
+    lost = [row for row in cut if isinstance(row, SetAside)]
+    return (
+        [pair for pair in cut if isinstance(pair, TokenizedPair)],
+        sorted([*set_aside, *lost], key=lambda row: row.line),
+    )
+
+
+def render(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> Rendered:
+    def apply(turns: Sequence[Message]) -> str:
+        return tokenizer._tokenizer.apply_chat_template(list(turns), tokenize=False)
+
+    try:
+        text = apply(messages)
+        answers = []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            probes = [
+                apply([*messages[:number], {"role": "assistant", "content": probe}])
+                for probe in "ab"
+            ]
+            same = 0
+            while same < min(map(len, probes)) and probes[0][same] == probes[1][same]:
+                same += 1
+            header = probes[0][:same].removesuffix(EMPTY_THINK_BLOCK)
+            ended = apply(messages[: number + 1])
+            if not (text.startswith(ended) and ended.startswith(header)):
+                raise ValueError(REWRITES_TURNS)
+            answers.append((len(header), len(ended)))
+    except ValueError:
+        raise
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"the chat template refuses it: {why}") from error
+    return Rendered(text, tuple(answers))
+
+
+def encode(tokenizer: ChatTokenizer, rendered: Rendered) -> Tokenized:
+    """Whole, with the offsets that the tokenizer itself gives."""
+    encoding = tokenizer._backend.encode(rendered.text, add_special_tokens=False)
+    response = [
+        any(first <= start < end for first, end in rendered.answers)
+        for start, _ in encoding.offsets
+    ]
+    return Tokenized(
+        torch.tensor(encoding.ids, dtype=torch.int64), torch.tensor(response, dtype=torch.bool)
+    )
+
+
+def truncate(pair: TokenizedPair, max_seq_len: int) -> TokenizedPair | SetAside:
+    """The pair with `max_seq_len` tokens of each side, or why that would teach nothing."""
+    if torch.equal(pair.chosen.ids, pair.rejected.ids):
+        return SetAside(pair.line, "identical", "both sides are the same")
+    chosen, rejected = (
+        Tokenized(side.ids[:max_seq_len], side.response[:max_seq_len])
+        for side in (pair.chosen, pair.rejected)
+    )
+    for name, full, side in zip(
+        ("chosen", "rejected"), (pair.chosen, pair.rejected), (chosen, rejected), strict=True
+    ):
+        if not side.response_tokens:
+            return SetAside(
+                pair.line,
+                "truncated",
+                f"no response token of {name!r} left at max_seq_len {max_seq_len}"
+                f" ({len(full.ids)} tokens)",
+            )
+    if torch.equal(chosen.ids, rejected.ids):
+        return SetAside(
+            pair.line, "identical", f"both sides are the same up to max_seq_len {max_seq_len}"
+        )
+    return TokenizedPair(pair.line, chosen, rejected)

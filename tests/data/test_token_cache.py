@@ -1,0 +1,454 @@
+"""What the cache of tokens gives back, and everything that must not stop a run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from dpo_cli.data import token_cache
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.encoding import encode_rows
+from dpo_cli.data.pairs import read_pairs
+from dpo_cli.data.token_cache import encode_file, load
+from dpo_cli.data.tokens import EncodedRows
+from dpo_cli.errors import DpoError
+from dpo_cli.files import cache_directory, sha256_file
+from tests.cli import run_in
+
+COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of this test's own: the folder of the tokens in it."""
+    monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache/tokens"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(shared: Path) -> ChatTokenizer:
+    return ChatTokenizer(shared / "tokenizer/minimind3")
+
+
+@pytest.fixture
+def data(shared: Path, tmp_path: Path) -> Path:
+    """60 real rows, one that is malformed, one that is alike."""
+    path = tmp_path / "pairs.jsonl"
+    lines = (shared / "data/dpo_en_zh_400.jsonl").read_text().splitlines()[:60]
+    alike = json.loads(lines[0])
+    alike["rejected"] = alike["chosen"]
+    path.write_text("\n".join([*lines[:30], "{", json.dumps(alike), *lines[30:]]) + "\n")
+    return path
+
+
+def encode(path: Path, tokenizer: ChatTokenizer, **changes: Any) -> EncodedRows:
+    options: dict[str, Any] = {
+        "empty_think_ratio": 0.5,
+        "seed": 1,
+        "on_progress": lambda done, total: None,
+    }
+    return encode_file(path, tokenizer, **(options | changes))
+
+
+def assert_right(rows: EncodedRows, path: Path, tokenizer: ChatTokenizer) -> None:
+    """The rows of the file as they are without a cache."""
+    plain = EncodedRows.joined(
+        encode_rows(read_pairs(path), tokenizer, empty_think_ratio=0.5, seed=1)
+    )
+    assert torch.equal(rows.ids[: len(plain.ids)].int(), plain.ids.int())
+    assert len(rows.ids) - len(plain.ids) in (0, 1)
+    for name in COLUMNS:
+        assert torch.equal(getattr(rows, name), getattr(plain, name)), name
+    assert rows.set_aside == plain.set_aside
+    assert rows.content == sha256_file(path)
+
+
+def only_entry(cache: Path) -> Path:
+    (entry,) = cache.iterdir()
+    return entry
+
+
+def never(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("this was not to be called")
+
+
+@pytest.fixture
+def without_encoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From then on whoever encodes or renders fails."""
+
+    def forbid() -> None:
+        monkeypatch.setattr(ChatTokenizer, "encode", never)
+        monkeypatch.setattr(ChatTokenizer, "render", never)
+        monkeypatch.setattr(token_cache, "read_pairs", never)
+
+    return forbid
+
+
+def test_the_second_time_nothing_is_encoded(
+    cache: Path, data: Path, tokenizer: ChatTokenizer, without_encoding: Callable[[], None]
+) -> None:
+    heard: list[tuple[int, int]] = []
+    first = encode(data, tokenizer, on_progress=lambda *done: heard.append(done))
+    assert heard == [(62, 62)]
+    assert_right(first, data, tokenizer)
+    without_encoding()
+    second = encode(data, tokenizer, on_progress=never)
+    for name in ("ids", *COLUMNS):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert (first.set_aside, first.content) == (second.set_aside, second.content)
+
+
+def test_another_path_and_time_are_the_same_content(
+    cache: Path, data: Path, tokenizer: ChatTokenizer, without_encoding: Callable[[], None]
+) -> None:
+    encode(data, tokenizer)
+    copy = data.with_name("copy.jsonl")
+    shutil.copy(data, copy)
+    os.utime(copy, (1, 1))
+    without_encoding()
+    assert len(encode(copy, tokenizer)) == 60
+
+
+@pytest.mark.parametrize("change", ["data", "ratio", "seed", "tokenizer", "special", "versions"])
+def test_what_decides_the_ids_decides_the_entry(
+    cache: Path,
+    data: Path,
+    tokenizer: ChatTokenizer,
+    shared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+) -> None:
+    encode(data, tokenizer)
+    options: dict[str, Any] = {}
+    if change == "data":
+        data.write_bytes(data.read_bytes().replace(b"the", b"teh", 1))
+    elif change == "ratio":
+        options["empty_think_ratio"] = 0.25
+    elif change == "seed":
+        options["seed"] = 2
+    elif change == "tokenizer":
+        tokenizer = ChatTokenizer(shared / "tokenizer/minimind2")
+    elif change == "special":
+        monkeypatch.setattr(ChatTokenizer, "special_tokens", {"bos_token": "<s>"})
+    else:
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "99")
+    encode(data, tokenizer, **options)
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_a_seed_that_decides_nothing_does_not_count(
+    cache: Path, data: Path, tokenizer: ChatTokenizer, ratio: float
+) -> None:
+    for seed in (1, 2):
+        encode(data, tokenizer, empty_think_ratio=ratio, seed=seed)
+    assert only_entry(cache)
+
+
+def test_no_flipped_bit_is_believed(cache: Path, data: Path, tokenizer: ChatTokenizer) -> None:
+    """In the header, its digest and its padding, in every column, at both ends."""
+    encode(data, tokenizer)
+    entry = only_entry(cache)
+    key, whole = entry.stem, entry.read_bytes()
+    assert load(entry, key) is not None
+    draw = random.Random(5)
+    header = whole.index(b"   ")
+    places = [*range(header + 2), 4095, 4096, len(whole) - 1]
+    places += [draw.randrange(len(whole)) for _ in range(200)]
+    for place in places:
+        harmed = bytearray(whole)
+        harmed[place] ^= 1 << draw.randrange(8)
+        entry.write_bytes(harmed)
+        assert load(entry, key) is None, place
+    entry.write_bytes(whole)
+    assert load(entry, key) is not None
+
+
+def cut_off(entry: Path) -> None:
+    os.truncate(entry, entry.stat().st_size // 2)
+
+
+def cut_in_header(entry: Path) -> None:
+    os.truncate(entry, 100)
+
+
+def empty(entry: Path) -> None:
+    os.truncate(entry, 0)
+
+
+def lengthen(entry: Path) -> None:
+    with entry.open("ab") as file:
+        file.write(bytes(4))
+
+
+def overwrite(entry: Path) -> None:
+    entry.write_bytes(random.Random(1).randbytes(100_000))
+
+
+def flip(entry: Path) -> None:
+    content = bytearray(entry.read_bytes())
+    content[len(content) // 2] ^= 1
+    entry.write_bytes(content)
+
+
+def become_a_directory(entry: Path) -> None:
+    entry.unlink()
+    (entry / "inside").mkdir(parents=True)
+
+
+def be_another_entry(entry: Path) -> None:
+    """What was cached for other content, under this one's name."""
+    content = entry.read_bytes().replace(entry.stem.encode(), b"0" * 64, 1)
+    entry.write_bytes(content)
+
+
+def swap_columns(entry: Path) -> None:
+    """A header that is right in itself, and says what is not so."""
+    content = entry.read_bytes()
+    header = content[:4096].replace(b'"lines"', b'"LINES"')
+    header = header.replace(b'"shared"', b'"lines" ').replace(b'"LINES"', b'"shared"')
+    entry.write_bytes(header[:4096].ljust(4096) + content[4096:])
+
+
+HARMS = [cut_off, cut_in_header, empty, lengthen, overwrite, flip, be_another_entry, swap_columns]
+
+
+@pytest.mark.parametrize("harm", [*HARMS, become_a_directory])
+def test_a_harmed_entry_is_made_again(
+    cache: Path,
+    data: Path,
+    tokenizer: ChatTokenizer,
+    harm: Callable[[Path], None],
+    without_encoding: Callable[[], None],
+) -> None:
+    encode(data, tokenizer)
+    entry = only_entry(cache)
+    harm(entry)
+    assert_right(encode(data, tokenizer), data, tokenizer)
+    if harm is not become_a_directory:
+        without_encoding()
+        assert len(encode(data, tokenizer)) == 60
+
+
+def test_an_entry_copied_to_another_name_is_not_believed(
+    cache: Path, data: Path, tokenizer: ChatTokenizer
+) -> None:
+    encode(data, tokenizer)
+    entry = only_entry(cache)
+    assert load(entry, "0" * 64) is None
+
+
+def no_home(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.delenv("DPO_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+
+
+def file_in_the_way(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    cache.parent.write_text("not a directory")
+
+
+def null_device(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setenv("DPO_CACHE_DIR", "/dev/null")
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+
+def full_at_the_end(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    def refuse(path: Path) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dpo_cli.files.fsync_path", refuse)
+
+
+@pytest.mark.parametrize("obstacle", [no_home, file_in_the_way, null_device, refused])
+def test_where_nothing_can_be_cached_a_run_goes_on(
+    cache: Path,
+    data: Path,
+    tokenizer: ChatTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    obstacle: Callable[[pytest.MonkeyPatch, Path], None],
+) -> None:
+    obstacle(monkeypatch, cache)
+    for _ in range(2):
+        assert_right(encode(data, tokenizer), data, tokenizer)
+    assert not cache.exists()
+
+
+def test_a_disk_that_is_full_in_the_end(
+    cache: Path, data: Path, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_at_the_end(monkeypatch, cache)
+    assert_right(encode(data, tokenizer), data, tokenizer)
+    assert not list(cache.iterdir())
+
+
+def test_a_file_without_a_pair_is_cached_too(
+    cache: Path, tokenizer: ChatTokenizer, tmp_path: Path, without_encoding: Callable[[], None]
+) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text("{\n[]\n")
+    first = encode(path, tokenizer)
+    without_encoding()
+    assert encode(path, tokenizer).set_aside == first.set_aside
+    assert [row.line for row in first.set_aside] == [1, 2]
+    assert not len(first)
+    assert not first.cut(10).kept
+
+
+def test_a_file_that_is_being_written_is_refused(
+    cache: Path, data: Path, tokenizer: ChatTokenizer
+) -> None:
+    def read_and_grow(path: Path, on_line: Callable[[bytes], object]) -> Any:
+        with path.open("ab") as file:
+            file.write(b"\n")
+        return read_pairs(path, on_line)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_cache, "read_pairs", read_and_grow)
+        with pytest.raises(DpoError, match="changed while it was read"):
+            encode(data, tokenizer)
+    assert not list(cache.iterdir())
+    assert_right(encode(data, tokenizer), data, tokenizer)
+
+
+def test_a_template_that_tells_the_time_is_not_cached(
+    cache: Path, data: Path, shared: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(shared / "tokenizer/minimind2", folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ strftime_now('%Y') }}" + config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    dated = ChatTokenizer(folder)
+    assert_right(encode(data, dated), data, dated)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_first_time_leaves_nothing(
+    cache: Path, data: Path, tokenizer: ChatTokenizer, error: type[BaseException]
+) -> None:
+    threads = threading.active_count()
+
+    def interrupt(done: int, total: int) -> None:
+        raise error
+
+    with pytest.raises(error):
+        encode(data, tokenizer, on_progress=interrupt)
+    assert not list(cache.iterdir())
+    assert threading.active_count() == threads
+
+
+def test_two_at_once(cache: Path, data: Path, shared: Path, tokenizer: ChatTokenizer) -> None:
+    """Both processes write the entry; each gets the rows, and one entry is left."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from dpo_cli.data.chat import ChatTokenizer\n"
+        "from dpo_cli.data.token_cache import encode_file\n"
+        "tokenizer = ChatTokenizer(Path(sys.argv[2]))\n"
+        "rows = encode_file(Path(sys.argv[1]), tokenizer, empty_think_ratio=0.5, seed=1,\n"
+        "                   on_progress=lambda *_: None)\n"
+        "print(len(rows), int(rows.cut(10_000).kept[59].chosen.ids.sum()))"
+    )
+    outputs: list[str] = []
+
+    def run() -> None:
+        command = [sys.executable, "-c", code, str(data), str(tokenizer.folder)]
+        outputs.append(run_in(data.parent, command).stdout)
+
+    both = [threading.Thread(target=run) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+    expected = encode(data, tokenizer).cut(10_000).kept[59].chosen.ids.sum()
+    assert outputs == [f"60 {expected}\n"] * 2
+    assert only_entry(cache)
+
+
+def test_what_nobody_uses_for_a_month_goes(
+    cache: Path, data: Path, tokenizer: ChatTokenizer
+) -> None:
+    encode(data, tokenizer)
+    used = only_entry(cache)
+    old, torn = cache / f"{'0' * 64}.safetensors", cache / f".x.safetensors.{'0' * 32}.tmp"
+    foreign = cache / "notes.txt"
+    month_ago = time.time() - 31 * 24 * 3600
+    for path in (old, torn, foreign):
+        path.write_text("old")
+        os.utime(path, (month_ago, month_ago))
+    os.utime(used, (month_ago, month_ago))
+    encode(data, tokenizer)  # is a use
+    encode(data, tokenizer, seed=2)
+    assert not old.exists()
+    assert not torn.exists()
+    assert used.exists()
+    assert foreign.exists()
+
+
+def test_memory_does_not_grow_with_the_rows(
+    cache: Path,
+    shared: Path,
+    tmp_path: Path,
+    tokenizer: ChatTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While ids are written, no block outlives the next one."""
+    path = tmp_path / "many.jsonl"
+    path.write_bytes((shared / "data/dpo_en_zh_400.jsonl").read_bytes() * 4)
+    ids: list[weakref.ref[torch.Tensor]] = []
+
+    def watched(*arguments: Any, **options: Any) -> Iterator[EncodedRows]:
+        for block in encode_rows(*arguments, **options):
+            ids.append(weakref.ref(block.ids))
+            yield block
+            assert sum(each() is not None for each in ids) <= 2
+
+    monkeypatch.setattr(token_cache, "encode_rows", watched)
+    assert len(encode(path, tokenizer)) == 1600
+    assert len(ids) == 7
+    assert sum(each() is not None for each in ids) == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "users", "expected"),
+    [
+        ("/own", "/users", "/own/tokens"),
+        (None, "/users", "/users/dpo/tokens"),
+        ("", "/users", "/users/dpo/tokens"),
+        (None, "relative", "/home/me/.cache/dpo/tokens"),
+        (None, None, "/home/me/.cache/dpo/tokens"),
+    ],
+)
+def test_where_the_cache_lies(
+    own: str | None, users: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for name, value in (("DPO_CACHE_DIR", own), ("XDG_CACHE_HOME", users)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    directory = cache_directory()
+    assert directory is not None
+    assert str(directory / "tokens") == expected

@@ -1,44 +1,58 @@
-"""Seconds a pair: `dpo`'s training step against the plain loop, on the same pairs and weights.
+"""Seconds a pair: `dpo`'s training step, the plain loop and TRL on the same pairs and weights.
 
     python benchmarks/speed.py ../shared/checkpoints/full_sft_512.pth \\
         ../shared/tokenizer/minimind2 ../shared/data/dpo_en_zh_400.jsonl
 
 The variants take turns, each in a process of its own, and rounds are repeated; what counts is the
 median. "cold" has the reference's log-probs still to compute, as in a run's first epoch; "warm"
-has them. Start-up is not counted.
+has them. Start-up is not counted. The floor is the time in which the least products that give this
+gradient (each token once, the head at response positions) could be made at the rate that one large
+product reaches here. `make bench` sets up an environment with TRL, and hands over its Python.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain script": {"script": True, "tuned": False},
-    "plain script, same matmul": {"script": True},
+    "plain script, same settings": {"script": True},
     "dpo, reference layout": {"layout": "reference", "tuned": False},
     "dpo, cold": {"cold": True},
-    "t512": {"tokens": 512},
-    "t1024": {"tokens": 1024},
-    "t4096": {"tokens": 4096},
-    "t99999": {"tokens": 99999},
     "dpo, warm": {},
     "dpo, warm, bfloat16": {"dtype": "bfloat16"},
 }
 LEFT_OUT: dict[str, dict[str, Any]] = {
-    "warm without matmul and memory settings": {"tuned": False},
-    "warm without plain attention": {"short_attention": False},
-    "warm without fused head": {"fused_head": False},
+    "warm, padded, sides apart": {"packed": False},
+    "warm, prompts not shared": {"share_prompts": False},
+    "warm, torch's attention": {"own_attention": False},
+    "warm, torch's head": {"fused_head": False},
+    "warm, torch's settings": {"tuned": False},
+    "warm, micro-batches whole": {"tokens_per_forward": 1 << 30},
+    "warm, activations made twice": {"activation_checkpointing": True},
+}
+TRL: dict[str, dict[str, Any]] = {
+    "TRL, defaults": {},
+    "TRL, best settings": {
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "precompute_ref_log_probs": True,
+        "dataloader_pin_memory": False,
+    },
 }
 
 
@@ -105,26 +119,55 @@ def plain_script(prepared: Any) -> list[float]:
     return losses
 
 
-def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
-    """One variant in this process: seconds of the steps and the most memory it held."""
+def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path) -> Any:
+    """The inputs of a run over the first pairs of the data that can be trained on."""
     import dataclasses
-    import tempfile
 
-    import torch
-
-    from dpo_cli.models import attention, scoring
-    from dpo_cli.objective.logps import gather_logps
     from dpo_cli.profile.schema import Profile
     from dpo_cli.run.store import RunDirectory
     from dpo_cli.training import device, session
-    from dpo_cli.training import reference as kept
-    from dpo_cli.training.optim import make_optimizer
-    from dpo_cli.training.trainer import Trainer
 
     compute = device.resolve("cpu" if options.cpu else "auto", settings.get("dtype", "float32"))
     if settings.get("tuned", True):
         device.tune(compute)
-    if not settings.get("short_attention", True):
+    data = folder / "pairs.jsonl"
+    with options.data.open(encoding="utf-8") as lines:
+        data.write_text("".join(itertools.islice(lines, 4 * options.pairs)), encoding="utf-8")
+    train = {
+        "layout": settings.get("layout", "packed"),
+        "learning_rate": 1e-7,
+        "epochs": 1,
+        "batch_size": options.batch_size,
+        "tokens_per_forward": settings.get("tokens_per_forward"),
+        "activation_checkpointing": settings.get("activation_checkpointing", False),
+    }
+    profile = Profile.model_validate(
+        {
+            "model": {
+                "checkpoint": str(options.checkpoint.resolve()),
+                "tokenizer": str(options.tokenizer.resolve()),
+            },
+            "data": {"data_path": str(data), "max_seq_len": options.max_seq_len},
+            "dpo": {"beta": 5.0},
+            "train": train,
+        }
+    )
+    prepared = session.prepare(profile, compute, RunDirectory(folder), lambda *_: None)
+    pairs = prepared.pairs[: options.pairs]
+    assert len(pairs) == options.pairs, f"only {len(pairs)} pairs can be trained on"
+    order = dataclasses.replace(prepared.order, pairs=len(pairs))
+    return dataclasses.replace(prepared, pairs=pairs, order=order)
+
+
+def leave_out(settings: dict[str, Any]) -> None:
+    """Put in the place of a technique what would be there without it."""
+    import torch
+
+    from dpo_cli.models import attention, scoring
+    from dpo_cli.objective.logps import gather_logps
+    from dpo_cli.training import reference, trainer
+
+    if not settings.get("own_attention", True):
         attention._SegmentAttention.apply = lambda *arguments: attention._packed_flash_attention(
             *arguments, 0.0
         )
@@ -132,71 +175,127 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
         scoring.head_logps = lambda hidden, weight, labels, logits_scaling: gather_logps(
             torch.nn.functional.linear(hidden, weight) / logits_scaling, labels
         )
+    if not settings.get("share_prompts", True):
+        make_batch = trainer.make_batch
+
+        def apart(*arguments: Any, **options: Any) -> Any:
+            return make_batch(*arguments, **{**options, "share_prompts": False})
+
+        trainer.make_batch = reference.make_batch = apart
+
+
+def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    """One variant in this process: seconds of the steps and the most memory it held."""
+    import torch
+
+    from dpo_cli.training import session
+    from dpo_cli.training.optim import make_optimizer
+    from dpo_cli.training.reference import open_references
+    from dpo_cli.training.trainer import Trainer
+
+    leave_out(settings)
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "pairs.jsonl"
-        with options.data.open(encoding="utf-8") as lines:
-            data.write_text("".join(line for line, _ in zip(lines, range(400), strict=False)))
-        profile = Profile.model_validate(
-            {
-                "model": {
-                    "checkpoint": str(options.checkpoint.resolve()),
-                    "tokenizer": str(options.tokenizer.resolve()),
-                },
-                "data": {"data_path": str(data), "max_seq_len": options.max_seq_len},
-                "dpo": {"beta": 5.0},
-                "train": {
-                    "layout": settings.get("layout", "packed"),
-                    "learning_rate": 1e-7,
-                    "epochs": 1,
-                    "tokens_per_forward": settings.get("tokens"),
-                    "batch_size": options.batch_size,
-                },
-            }
-        )
-        run = RunDirectory(Path(folder))
-        prepared = session.prepare(profile, compute, run, lambda *_: None)
-    pairs = prepared.pairs[: options.pairs]
-    prepared = dataclasses.replace(
-        prepared, pairs=pairs, order=dataclasses.replace(prepared.order, pairs=len(pairs))
-    )
+        os.environ["DPO_CACHE_DIR"] = folder
+        prepared = prepare(options, settings, Path(folder))
 
     def result(began: float, losses: list[float]) -> dict[str, Any]:
         return {
             "seconds": time.perf_counter() - began,
-            "pairs": len(pairs),
+            "pairs": len(prepared.pairs),
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "losses": losses,
         }
 
     if settings.get("script"):
         return result(time.perf_counter(), plain_script(prepared))
-    policy = session.make_scorer(prepared, prepared.checkpoint)
-    reference: Any
-    began = time.perf_counter()
-    if profile.train.layout == "reference":
-        reference = kept.LiveReference(session.make_scorer(prepared, prepared.reference), compute)
-    else:
-        reference, _ = kept.open_references(
-            prepared, lambda: session.make_scorer(prepared, prepared.reference), Path(folder)
-        )
+
+    def scorer(checkpoint: Any) -> Any:
+        scorer = session.make_scorer(prepared, checkpoint)
+        if not settings.get("packed", True):
+            scorer.model.set_attn_implementation("sdpa")
+            scorer.fallback = "left out"
+        return scorer
+
+    policy = scorer(prepared.checkpoint)
+    os.environ["DPO_CACHE_DIR"] = os.devnull
+    reference, _ = open_references(prepared, lambda: scorer(prepared.reference), Path(os.devnull))
     trainer = Trainer(
         prepared,
         policy,
         reference,
         reference,
         make_optimizer(policy.parameters()),
-        torch.amp.GradScaler(compute.device.type, enabled=False),
+        torch.amp.GradScaler(prepared.compute.device.type, enabled=False),
         watch=Watch(),
         save=lambda trainer: None,
     )
-    if not settings.get("cold") and profile.train.layout == "packed":
-        for row in reference._rows:
-            reference.token_logps(row, None)
-        began = time.perf_counter()
+    is_warm = prepared.profile.train.layout == "packed" and not settings.get("cold")
+    for window in prepared.order.windows() if is_warm else ():
+        for forward in prepared.forwards(window.micro_batches):
+            batch = trainer.batch(prepared.pairs, forward.indices)
+            reference.token_logps(forward.indices, batch)
+    began = time.perf_counter()
     losses: list[float] = []
-    for window in prepared.order.windows(start=0):
+    for window in prepared.order.windows():
         losses += trainer.take_step(window).losses
     return result(began, losses)
+
+
+def floor(options: argparse.Namespace) -> dict[str, Any]:
+    """The least products of a step, and the rate of one large product."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DPO_CACHE_DIR"] = folder
+        prepared = prepare(options, {"tuned": False}, Path(folder))
+    shape = prepared.checkpoint.architecture
+    heads = shape.num_attention_heads * shape.head_dim
+    groups = shape.num_key_value_heads * shape.head_dim
+    width, blocks = shape.hidden_size, 1
+    if shape.use_moe:  # generation 2 has one expert beside those that are chosen
+        blocks = shape.num_experts_per_tok + (shape.generation == 2)
+    weights = 2 * width * (heads + groups) + 3 * blocks * width * shape.intermediate_size
+    forward = 0
+    for pair, tokens in zip(prepared.pairs, prepared.pairs.computed_tokens.tolist(), strict=True):
+        chosen, rejected = len(pair.chosen.ids) - 1, len(pair.rejected.ids) - 1
+        prompt = chosen + rejected - tokens
+        # A query and each key that it may see: one product for the score, one for the answer.
+        seen = (chosen**2 + rejected**2 - prompt**2) / 2
+        targets = pair.chosen.response_tokens + pair.rejected.response_tokens
+        forward += shape.num_hidden_layers * (2 * weights * tokens + 4 * heads * seen)
+        forward += 2 * width * shape.vocab_size * targets
+    gflop = forward / 1e9 / len(prepared.pairs)
+    left, right = torch.randn(4096, 512), torch.randn(512, 1408)
+    seconds = []
+    for _ in range(40):
+        began = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - began)
+    rate = 2 * 4096 * 512 * 1408 / min(seconds) / 1e9
+    return {
+        "gflops_a_second": round(rate),
+        "gflop_a_pair_warm": round(3 * gflop, 1),
+        "gflop_a_pair_cold": round(4 * gflop, 1),
+        "seconds_a_pair_warm": round(3 * gflop / rate, 3),
+        "seconds_a_pair_cold": round(4 * gflop / rate, 3),
+    }
+
+
+def prepare_trl(options: argparse.Namespace, folder: Path) -> list[str]:
+    """The same weights and pairs as TRL wants them: its command line but for the settings."""
+    from dpo_cli.models.zoo import build_model
+
+    os.environ["DPO_CACHE_DIR"] = str(folder)
+    prepared = prepare(options, {"tuned": False}, folder)
+    model = build_model(prepared.checkpoint.architecture, prepared.checkpoint.state)
+    model.save_pretrained(folder / "model")
+    for file in options.tokenizer.iterdir():
+        shutil.copyfile(file, folder / "model" / file.name)
+    lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").split("\n")
+    kept = [lines[line - 1] + "\n" for line in prepared.pairs.lines.tolist()]
+    (folder / "kept.jsonl").write_text("".join(kept), encoding="utf-8")
+    script = Path(__file__).with_name("trl_dpo.py")
+    return [str(options.trl), str(script), str(folder / "model"), str(folder / "kept.jsonl")]
 
 
 def main() -> None:
@@ -214,51 +313,100 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="even where there is a card")
     parser.add_argument("--only", action="append", help="a variant's name; may be repeated")
     parser.add_argument("--each", action="store_true", help="also with each technique left out")
+    parser.add_argument("--trl", type=Path, metavar="PYTHON", help="of an environment with TRL")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    variants = {**VARIANTS, **(LEFT_OUT if options.each else {})}
+    if options.variant == "floor":
+        print(json.dumps(floor(options)))
+        return
     if options.variant:
         print(json.dumps(run_once(options, {**VARIANTS, **LEFT_OUT}[options.variant])))
         return
-    names = [name for name in variants if not options.only or name in options.only]
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for _ in range(options.rounds):
-        for name in names:
-            command = [sys.executable, *sys.argv, "--variant", name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            results[name].append(json.loads(done.stdout))
-            print(f"\n{name}: {results[name][-1]['seconds']:.1f} s", file=sys.stderr)
-    table = {}
-    first = names[0]
-    base = statistics.median(r["seconds"] for r in results[first])
-    for name, runs in results.items():
-        seconds = [r["seconds"] for r in runs]
-        table[name] = {
-            "seconds": [round(s, 2) for s in seconds],
-            "seconds_a_pair": round(statistics.median(seconds) / runs[0]["pairs"], 3),
-            "ratio": round(base / statistics.median(seconds), 2),
-            "peak_mb": round(max(r["peak_bytes"] for r in runs) / 1e6),
-            "last_loss": runs[0]["losses"][-1],
-        }
+    with tempfile.TemporaryDirectory() as folder:
+        report = measure(options, Path(folder))
+    show(report)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Every variant, by turns."""
     import torch
 
-    report = {
+    itself = [sys.executable, *sys.argv, "--variant"]
+    commands = {
+        name: [*itself, name] for name in {**VARIANTS, **(LEFT_OUT if options.each else {})}
+    }
+    if options.trl:
+        trl = prepare_trl(options, folder)
+        common = {
+            "per_device_train_batch_size": options.batch_size,
+            "max_length": options.max_seq_len,
+            "learning_rate": 1e-7,
+            "use_cpu": options.cpu or not torch.cuda.is_available(),
+        }
+        commands |= {name: [*trl, json.dumps({**common, **own})] for name, own in TRL.items()}
+    if options.only:
+        commands = {name: commands[name] for name in options.only}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    floors = []
+    for _ in range(options.rounds):
+        floors.append(answer([*itself, "floor"]))
+        for name, command in commands.items():
+            results[name].append(answer(command))
+            print(f"{name}: {results[name][-1]['seconds']:.1f} s", file=sys.stderr)
+    least = min(floors, key=lambda floor: floor["seconds_a_pair_warm"])
+    base = statistics.median(run["seconds"] for run in next(iter(results.values())))
+    return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "arguments": sys.argv[1:],
-        "variants": table,
+        "floor": least,
+        "variants": {name: row(runs, base, least) for name, runs in results.items()},
     }
-    print(f"{'':40}{'s/pair':>8}{'ratio':>7}{'peak MB':>9}{'last loss':>11}")
-    for name, row in table.items():
+
+
+def answer(command: list[str]) -> Any:
+    """What a process printed last, as JSON."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+    if done.returncode:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def row(runs: list[dict[str, Any]], base: float, floor: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one variant."""
+    seconds = [run["seconds"] / run["pairs"] for run in runs]
+    median = statistics.median(seconds)
+    return {
+        "seconds_a_pair": round(median, 3),
+        "least": round(min(seconds), 3),
+        "most": round(max(seconds), 3),
+        "times_as_fast": round(base / runs[0]["pairs"] / median, 2),
+        "by_warm_floor": round(median / floor["seconds_a_pair_warm"], 2),
+        "peak_mb": round(max(run["peak_bytes"] for run in runs) / 1e6),
+        "last_loss": runs[0]["losses"][-1],
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    """The figures as a table in Markdown."""
+    least = report["floor"]
+    print(f"floor: {least}\n")
+    print("| | s/pair (least to most) | times as fast | by warm floor | peak, MB | last loss |")
+    print("|---|---|---|---|---|---|")
+    for name, row in report["variants"].items():
         print(
-            f"{name:40}{row['seconds_a_pair']:8.3f}{row['ratio']:7.2f}{row['peak_mb']:9,}"
-            f"{row['last_loss']:11.6f}"
+            f"| {name} | {row['seconds_a_pair']:.3f} ({row['least']:.3f} to {row['most']:.3f})"
+            f" | {row['times_as_fast']:.2f} | {row['by_warm_floor']:.2f} | {row['peak_mb']:,}"
+            f" | {row['last_loss']:.6f} |"
         )
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

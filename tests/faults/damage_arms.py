@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.faults.arms import own_cache
+
 
 def both(first: Callable[[], object], second: Callable[[], object]) -> None:
     """Two faults at once."""
@@ -94,7 +96,7 @@ def note_reference_rows(cache: Path, file: Path) -> None:
     """With a cache of its own, write down how many log-probs of the reference are computed."""
     from dpo_cli.training.reference import KeptReference
 
-    os.environ["DPO_CACHE_DIR"] = str(cache)
+    own_cache(cache)
     compute = KeptReference._compute_row
 
     def noted(self: KeptReference, row: int) -> None:

@@ -1,0 +1,82 @@
+"""Seconds a pair as sequences grow longer and micro-batches larger: the plain loop and `dpo`.
+
+    python benchmarks/scaling.py ../shared/checkpoints/full_sft_512.pth \\
+        ../shared/tokenizer/minimind2 ../shared/data/dpo_en_zh_400.jsonl --json scaling.json
+
+Each figure is the median of a few processes of `benchmarks/speed.py`. How start-up and memory grow
+with the number of rows is measured by `benchmarks/tokens.py`; `benchmarks/plot.py` draws this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+LENGTHS = (256, 512, 1024, 2048, 4096)
+BATCH_SIZES = (1, 2, 4, 8, 16)
+VARIANTS = ("plain script", "dpo, cold", "dpo, warm")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE")
+    options = parser.parse_args()
+    report = {
+        "date": datetime.date.today().isoformat(),
+        "arguments": sys.argv[1:],
+        "by_length": {n: measure(options, max_seq_len=n, batch_size=4) for n in LENGTHS},
+        "by_batch_size": {n: measure(options, max_seq_len=1024, batch_size=n) for n in BATCH_SIZES},
+    }
+    options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for name in ("by_length", "by_batch_size"):
+        print(f"\n| {name} | {' | '.join(VARIANTS)} | peak, MB: {' | '.join(VARIANTS)} |")
+        print("|---" * (1 + 2 * len(VARIANTS)) + "|")
+        for number, row in report[name].items():  # type: ignore[attr-defined]
+            seconds = [f"{row[v]['seconds_a_pair']:.3f}" for v in VARIANTS]
+            peaks = [f"{row[v]['peak_mb']:,}" for v in VARIANTS]
+            print(f"| {number} | {' | '.join(seconds + peaks)} |")
+
+
+def measure(options: argparse.Namespace, **settings: int) -> dict[str, Any]:
+    """Each variant by turns, at one point."""
+    command = [sys.executable, str(Path(__file__).with_name("speed.py"))]
+    command += [str(options.checkpoint), str(options.tokenizer), str(options.data)]
+    command += ["--pairs", str(options.pairs)]
+    for name, value in settings.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+    for _ in range(options.rounds):
+        for variant in VARIANTS:
+            done = subprocess.run(
+                [*command, "--variant", variant],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                check=True,
+            )
+            runs[variant].append(json.loads(done.stdout))
+            print(settings, variant, f"{runs[variant][-1]['seconds']:.1f} s", file=sys.stderr)
+    return {
+        variant: {
+            "seconds_a_pair": statistics.median(r["seconds"] / r["pairs"] for r in its),
+            "peak_mb": round(max(r["peak_bytes"] for r in its) / 1e6),
+        }
+        for variant, its in runs.items()
+    }
+
+
+if __name__ == "__main__":
+    main()

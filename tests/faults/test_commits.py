@@ -10,16 +10,24 @@ import pytest
 
 from dpo_cli.run.store import RunDirectory
 from tests.faults import failpoints, workers
+from tests.faults.arms import own_cache
+from tests.faults.damage_arms import both
 
 SAVED = 6
 """The optimizer step whose save is struck; the states of 3 and 5 are there before."""
 
 FILES = ["exp_avg.safetensors", "exp_avg_sq.safetensors", "rng.safetensors", "weights.safetensors"]
+WRITTEN = ["write", "write half of", "fsync", "rename"]
 BEFORE_THE_RENAME = [
     "write .rlhf_64.pth.*.tmp",
     "fsync .rlhf_64.pth.*.tmp",
     "rename .rlhf_64.pth.*.tmp",
     "fsync the run's directory",
+    *(f"{verb} .reference_logps.safetensors.*.tmp" for verb in WRITTEN),
+    "fsync the run's directory",
+    "mkdir reference",  # in the cache: with this step the first epoch ends, and all is known
+    *(f"{verb} .**.safetensors.*.tmp" for verb in WRITTEN),
+    "fsync reference",
     "fsync events.jsonl",
     "mkdir tmp-*",
     *(f"{verb} tmp-*/{file}" for file in FILES for verb in ("write", "write half of")),
@@ -40,15 +48,19 @@ AFTER_THE_RENAME = [
 
 def test_these_are_all_steps(half: RunDirectory, tmp_path: Path) -> None:
     recorded = tmp_path / "steps"
-    assert workers.work(half, partial(failpoints.record, recorded, SAVED)) == 0
+    fault = partial(failpoints.record, recorded, SAVED)
+    assert workers.work(half, partial(both, partial(own_cache, tmp_path / "cache"), fault)) == 0
     steps = recorded.read_text().splitlines()
     assert sorted(steps) == sorted([*BEFORE_THE_RENAME, *AFTER_THE_RENAME])
     assert steps.index("rename tmp-*") == len(BEFORE_THE_RENAME) - 1
 
 
-@pytest.mark.parametrize("step", [*BEFORE_THE_RENAME, *AFTER_THE_RENAME])
-def test_killed_right_before(half: RunDirectory, whole: RunDirectory, step: str) -> None:
-    code = workers.work(half, partial(failpoints.kill_before, step, SAVED))
+@pytest.mark.parametrize("step", dict.fromkeys([*BEFORE_THE_RENAME, *AFTER_THE_RENAME]))
+def test_killed_right_before(
+    half: RunDirectory, whole: RunDirectory, tmp_path: Path, step: str
+) -> None:
+    fault = partial(failpoints.kill_before, step, SAVED)
+    code = workers.work(half, partial(both, partial(own_cache, tmp_path / "cache"), fault))
     assert code == -signal.SIGKILL
     generation, passed_over = half.newest_verified()
     assert generation is not None

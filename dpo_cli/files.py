@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
+_UNUSED_SECONDS = 30 * 24 * 3600
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 
 
@@ -36,6 +39,14 @@ def cache_directory() -> Path | None:
         return Path.home() / ".cache/dpo"
     except RuntimeError:
         return None
+
+
+def remove_unused(cached: Path) -> None:
+    """Remove what nobody has used for a month, and what writers that were killed left behind."""
+    for path in cached.glob("*.safetensors*"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - path.stat().st_mtime > _UNUSED_SECONDS:
+                path.unlink()
 
 
 def fsync_path(path: Path) -> None:

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import struct
-import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,7 +27,7 @@ from dpo_cli.data.encoding import encode_rows
 from dpo_cli.data.pairs import SetAside, read_pairs
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
-from dpo_cli.files import cache_directory, sha256_file, write_atomically
+from dpo_cli.files import cache_directory, remove_unused, sha256_file, write_atomically
 
 FORMAT = 1
 """Counts up when the columns, or how rows are read, rendered or masked, change."""
@@ -37,7 +36,6 @@ _COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts")
 _HEADER_BYTES = 4096
 _NO_DIGEST = "0" * 64
 _HASHED_BYTES = 1 << 22
-_KEPT_SECONDS = 30 * 24 * 3600
 _DTYPES = {torch.uint16: "U16", torch.int32: "I32", torch.uint8: "U8"}
 
 
@@ -113,7 +111,7 @@ def _encode_into(
     """Write blocks to the disk as they come, and map them; None if that fails."""
     try:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _remove_unused(entry.parent)
+        remove_unused(entry.parent)
         write_atomically(entry, lambda temporary: _write(temporary, key, blocks))
     except OSError:  # a full disk, a read-only one, a file in the way
         return None
@@ -194,11 +192,3 @@ def _key(content: str, tokenizer: ChatTokenizer, empty_think_ratio: float, seed:
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _remove_unused(directory: Path) -> None:
-    """What nobody has used for a month, and what writers that were killed left behind."""
-    for path in directory.glob("*.safetensors*"):
-        with contextlib.suppress(OSError):  # another process was faster
-            if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
-                path.unlink()

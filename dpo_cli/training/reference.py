@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.tokens import TokenizedPairs
-from dpo_cli.files import cache_directory, write_atomically
+from dpo_cli.files import cache_directory, remove_unused, write_atomically
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.training.device import Compute
 from dpo_cli.training.plan import Prepared, environment
@@ -158,7 +159,8 @@ class KeptReference:
         if self.is_complete:
             for place in shared:
                 with contextlib.suppress(OSError, SafetensorError):
-                    place.parent.mkdir(parents=True, exist_ok=True)
+                    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    remove_unused(place.parent)
                     keep(place, self._key, logps)
         self._has_news = False
 
@@ -167,6 +169,8 @@ class KeptReference:
             logps = load_kept(place, self._key)
             if logps is not None and len(logps) == self._ends[-1]:
                 self._has_news = place != self._places[0]
+                with contextlib.suppress(OSError):
+                    os.utime(place)  # used, and therefore not to be removed
                 return logps
         return None
 

@@ -4,10 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+BENCH := .venv-bench
+SHARED := ../shared
+BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimind2 \
+	$(SHARED)/data/dpo_en_zh_400.jsonl
 # Two test processes with one thread each: the thread count changes bits, and tests compare bits.
 TEST_JOBS ?= 2
 
-.PHONY: setup demo test storm lint format clean
+.PHONY: setup demo test storm bench bench-scaling lint format clean
 
 setup: $(READY)
 
@@ -29,6 +33,20 @@ test: lint
 # A hundred random SIGKILLs of one run; it must end as one left in peace. `make test` does 25.
 storm: $(READY)
 	$(BIN)/python -m tests.faults.storm --kills 100
+
+# Against the plain loop and TRL: half an hour on a quiet machine, which it needs.
+bench: $(READY) $(BENCH)/ready
+	$(BIN)/python benchmarks/speed.py $(BENCH_INPUTS) --each --trl $(BENCH)/bin/python --json benchmarks/speed.json
+
+# The same on a card: bfloat16 on both sides, where a card is found.
+bench-scaling: $(READY) $(BENCH)/ready
+	$(BIN)/python benchmarks/scaling.py $(BENCH_INPUTS) --json benchmarks/scaling.json
+	$(BENCH)/bin/python benchmarks/plot.py benchmarks/scaling.json docs/pictures/scaling.svg
+
+$(BENCH)/ready: constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt torch transformers trl matplotlib
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ median. "cold" has the reference's log-probs still to compute, as in a run's fir
 has them. Start-up is not counted. The floor is the time in which the least products that give this
 gradient (each token once, the head at response positions) could be made at the rate that one large
 product reaches here. `make bench` sets up an environment with TRL, and hands over its Python.
+Where there is a card, all run on it, under bfloat16 (`--cpu` for the CPU), and the inverse of the
+ratio to the floor is the MFU.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
     "warm, torch's settings": {"tuned": False},
     "warm, micro-batches whole": {"tokens_per_forward": 1 << 30},
     "warm, activations made twice": {"activation_checkpointing": True},
+    "warm, compiled": {"compile": True},
 }
 TRL: dict[str, dict[str, Any]] = {
     "TRL, defaults": {},
@@ -85,9 +88,9 @@ def plain_script(prepared: Any) -> list[float]:
     def model_of(checkpoint: Any) -> Any:
         model = build_model(checkpoint.architecture, checkpoint.state)
         model.set_attn_implementation("sdpa")
-        return model
+        return model.to(prepared.compute.device)
 
-    profile = prepared.profile
+    profile, autocast = prepared.profile, prepared.compute.autocast
     policy, reference = model_of(prepared.checkpoint), model_of(prepared.reference)
     reference.eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=profile.train.learning_rate)
@@ -104,13 +107,14 @@ def plain_script(prepared: Any) -> list[float]:
             "reference",
             max_seq_len=profile.data.max_seq_len,
             pad_id=prepared.pad_id,
-        )
-        with torch.no_grad():
-            its_logits = reference(batch.input_ids).logits
-            its = mean_logps(its_logits, batch.labels, batch.mask)
-        ours = mean_logps(policy(batch.input_ids).logits, batch.labels, batch.mask)
-        chosen, rejected = (ours - its).chunk(2)
-        loss = -F.logsigmoid(profile.dpo.beta * (chosen - rejected)).mean()
+        ).to(prepared.compute.device)
+        with autocast():
+            with torch.no_grad():
+                its_logits = reference(batch.input_ids).logits
+                its = mean_logps(its_logits, batch.labels, batch.mask)
+            ours = mean_logps(policy(batch.input_ids).logits, batch.labels, batch.mask)
+            chosen, rejected = (ours - its).chunk(2)
+            loss = -F.logsigmoid(profile.dpo.beta * (chosen - rejected)).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), profile.train.grad_clip)
         optimizer.step()
@@ -127,7 +131,7 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
     from dpo_cli.run.store import RunDirectory
     from dpo_cli.training import device, session
 
-    compute = device.resolve("cpu" if options.cpu else "auto", settings.get("dtype", "float32"))
+    compute = device.resolve("cpu" if options.cpu else "auto", settings.get("dtype", "auto"))
     if settings.get("tuned", True):
         device.tune(compute)
     data = folder / "pairs.jsonl"
@@ -140,6 +144,7 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
         "batch_size": options.batch_size,
         "tokens_per_forward": settings.get("tokens_per_forward"),
         "activation_checkpointing": settings.get("activation_checkpointing", False),
+        "compile": settings.get("compile", False),
     }
     profile = Profile.model_validate(
         {
@@ -202,7 +207,8 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
         return {
             "seconds": time.perf_counter() - began,
             "pairs": len(prepared.pairs),
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_bytes": prepared.compute.peak_bytes()
+            or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "losses": losses,
         }
 
@@ -234,6 +240,8 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
         for forward in prepared.forwards(window.micro_batches):
             batch = trainer.batch(prepared.pairs, forward.indices)
             reference.token_logps(forward.indices, batch)
+    if settings.get("compile"):  # which takes its time with the first step
+        trainer.take_step(next(prepared.order.windows()))
     began = time.perf_counter()
     losses: list[float] = []
     for window in prepared.order.windows():
@@ -265,13 +273,15 @@ def floor(options: argparse.Namespace) -> dict[str, Any]:
         forward += shape.num_hidden_layers * (2 * weights * tokens + 4 * heads * seen)
         forward += 2 * width * shape.vocab_size * targets
     gflop = forward / 1e9 / len(prepared.pairs)
-    left, right = torch.randn(4096, 512), torch.randn(512, 1408)
+    rows = 4096 if prepared.compute.device.type == "cpu" else 1 << 17
+    place = {"device": prepared.compute.device, "dtype": prepared.compute.dtype}
+    left, right = torch.randn(rows, 512, **place), torch.randn(512, 1408, **place)
     seconds = []
     for _ in range(40):
         began = time.perf_counter()
-        left @ right
+        (left @ right)[0, 0].item()  # which waits for the device
         seconds.append(time.perf_counter() - began)
-    rate = 2 * 4096 * 512 * 1408 / min(seconds) / 1e9
+    rate = 2 * rows * 512 * 1408 / min(seconds) / 1e9
     return {
         "gflops_a_second": round(rate),
         "gflop_a_pair_warm": round(3 * gflop, 1),

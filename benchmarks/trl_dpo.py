@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 
+import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
@@ -47,7 +48,8 @@ def main() -> None:
             {
                 "seconds": seconds,
                 "pairs": len(rows),
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_bytes": torch.cuda.max_memory_allocated()
+                or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "losses": [output.training_loss],
             }
         )

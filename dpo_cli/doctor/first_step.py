@@ -20,10 +20,11 @@ from dpo_cli.models.minimind import HEAD
 from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.objective.losses import PairScores
 from dpo_cli.run.events import Event
+from dpo_cli.training.failures import explain
 from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import OnProgress, Prepared
 from dpo_cli.training.reference import LiveReference
-from dpo_cli.training.session import is_out_of_memory, make_scorer
+from dpo_cli.training.session import make_scorer
 from dpo_cli.training.trainer import Trainer
 
 WANTED_TOKENS = 1024
@@ -59,15 +60,11 @@ def check_first_step(notes: Notes, prepared: Prepared, on_progress: OnProgress) 
     try:
         _try_step(notes, prepared, modest_micro_batch(prepared))
     except Exception as error:
-        if not is_out_of_memory(error):
+        explained = explain(error)
+        if explained is None:
             raise
-        notes.error(
-            "step-memory",
-            "train.batch_size",
-            f"out of memory in the first step, on {prepared.compute.device}",
-            "lower train.batch_size (and raise train.accumulation_steps to keep the recipe), or"
-            " data.max_seq_len",
-        )
+        where = f"in the first step, on {prepared.compute.device}"
+        notes.error("first-step", where, explained.message, explained.remedy)
 
 
 def modest_micro_batch(prepared: Prepared) -> tuple[int, ...]:

@@ -25,6 +25,8 @@ from dpo_cli.models.minimind import EMBEDDING, HEAD, Architecture, recognise
 
 transformers.utils.logging.disable_progress_bar()
 
+_COMPILED = ("RMSNorm", "MLP")  # endings of the class names in transformers
+
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """Number formats by the names that profiles use."""
 
@@ -162,6 +164,17 @@ def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
     # The name in newer versions of transformers, and the one in older.
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def compile_blocks(model: transformers.PreTrainedModel) -> None:
+    """Let torch.compile fuse what a block does around its products: the norms, the feed-forward.
+
+    Attention stays as it is, and so do experts: what they do depends on the batch. One compilation
+    serves all blocks and all lengths.
+    """
+    for module in model.modules():
+        if type(module).__name__.endswith(_COMPILED):
+            module.compile(dynamic=True)
 
 
 def _hf_class_and_config(

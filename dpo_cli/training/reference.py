@@ -75,11 +75,11 @@ def open_references(
         for window in itertools.takewhile(lambda window: not window.epoch, order.windows())
         for forward in prepared.forwards(window.micro_batches)
     ]
-    products = torch.get_float32_matmul_precision()
+    arithmetic = torch.get_float32_matmul_precision(), prepared.profile.train.compile
     weights = prepared.fingerprints["reference"]
 
     def kept(name: str, pairs: TokenizedPairs, rows: list[tuple[int, ...]]) -> Reference:
-        facts = (weights, compute.device, compute.dtype, products, pairs.fingerprint(), rows)
+        facts = (weights, compute.device, compute.dtype, arithmetic, pairs.fingerprint(), rows)
         key = hashlib.sha256(str(facts).encode()).hexdigest()
         places = [directory / name]
         if (cache := cache_directory()) is not None:

@@ -22,6 +22,7 @@ from dpo_cli.models.zoo import (
     Checkpoint,
     build_model,
     checkpoint_activations,
+    compile_blocks,
     to_disk_names,
     use_experts_for,
 )
@@ -46,6 +47,7 @@ from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import Compute, make_deterministic, resolve, tune
 from dpo_cli.training.evidence import has_evidence, keep_evidence
+from dpo_cli.training.failures import explain
 from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import Prepared, environment, prepare, refuse_other_inputs
 from dpo_cli.training.reference import KeptReference, open_references
@@ -100,13 +102,10 @@ def train_run(
         failure = error
     except Exception as error:
         traceback.print_exc()
-        if not is_out_of_memory(error):
+        explained = explain(error)
+        if explained is None:
             return ExitCode.FAILED
-        failure = DpoError(
-            f"out of memory: {(str(error) or 'the system gave no more').splitlines()[0]}",
-            "lower train.batch_size (and raise train.accumulation_steps to keep the recipe), or"
-            " lower data.max_seq_len",
-        )
+        failure = explained
     with contextlib.suppress(OSError):  # a full disk may not take this either; the exit code tells
         events.append(
             Failed(
@@ -397,6 +396,8 @@ def make_scorer(prepared: Prepared, checkpoint: Checkpoint) -> ResponseScorer:
     """The model of a checkpoint on the run's device, as the module that scores responses."""
     profile, architecture = prepared.profile, checkpoint.architecture
     model = build_model(architecture, checkpoint.state, dropout=profile.model.dropout)
+    if profile.train.compile:
+        compile_blocks(model)
     if profile.train.activation_checkpointing:
         checkpoint_activations(model)
     balance_kind = None
@@ -427,10 +428,3 @@ def _other_environment(promised: dict[str, Any], now: dict[str, Any]) -> list[st
         for name, value in before.items()
         if after.get(name) != value
     ]
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the system or the card had no more memory to give."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -49,6 +49,7 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "dtype": "float16",
         "tf32": True,
         "activation_checkpointing": True,
+        "compile": True,
         "router_aux_loss_coef": 0.1,
         "layout": "reference",
         "tokens_per_forward": 2048,

@@ -52,7 +52,7 @@ class PaddedBatch:
     def to(self, device: torch.device) -> PaddedBatch:
         """The same on another device."""
         tensors = (self.input_ids, self.labels, self.mask, self.lengths)
-        return PaddedBatch(*(_send(tensor, device) for tensor in tensors))
+        return PaddedBatch(*(to_device(tensor, device) for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,18 @@ class PackedBatch:
     def to(self, device: torch.device) -> PackedBatch:
         """The same on another device."""
         return PackedBatch(
-            _send(self.input_ids, device),
-            _send(self.position_ids, device),
+            to_device(self.input_ids, device),
+            to_device(self.position_ids, device),
             self.segments,
-            _send(self.target_positions, device),
-            _send(self.target_labels, device),
-            _send(self.targets, device),
-            _send(self.mask, device),
+            to_device(self.target_positions, device),
+            to_device(self.target_labels, device),
+            to_device(self.targets, device),
+            to_device(self.mask, device),
         )
 
 
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """On another device; to a card from pinned memory, so that nobody waits for the copy."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same elsewhere; to a card from pinned memory, so that nobody waits for the copy."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -100,7 +100,15 @@ def load(entry: Path, key: str) -> EncodedRows | None:
         with contextlib.suppress(OSError):
             os.utime(entry)  # used, and therefore not to be removed
     # Whatever a damaged file can make of these: ValueError is JSON's and Unicode's, too.
-    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError):
+    except (
+        OSError,
+        SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
         return None
     return EncodedRows(**columns, set_aside=tuple(SetAside(*row) for row in set_aside))
 

@@ -205,7 +205,8 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         """Hex SHA-256 over every token and mask of these pairs, and more: of all rows."""
         rows = self._rows
         digest = hashlib.sha256(str(self._max_seq_len).encode())
-        for column in (rows.ids, rows.lengths, rows.shared, rows.answers, rows.answer_counts):
+        owned = rows.ids[: int((rows.lengths.sum(dim=1) - rows.shared).sum())]
+        for column in (owned, rows.lengths, rows.shared, rows.answers, rows.answer_counts):
             digest.update(f"{column.dtype} {column.shape}".encode())
             digest.update(column.contiguous().numpy().data)
         digest.update(self._indices.numpy().data)

@@ -19,6 +19,7 @@ from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.profile.inputs import Input
 from dpo_cli.profile.schema import Profile
 from dpo_cli.training.device import Compute
+from dpo_cli.training.failures import explain
 from dpo_cli.training.plan import OnProgress, Prepared, assemble, require_same_vocabulary
 from dpo_cli.training.session import configure_torch
 
@@ -64,8 +65,7 @@ class CloseLook:
         facts: dict[str, Any] = {"lengths": {n: r.facts() for n, r in by_length.items()}}
         prepared = self.assemble(compute, checkpoint, reference, tokenizer, rows, held_out)
         if prepared:
-            check_fit(notes, prepared, self.on_progress)
-            check_first_step(notes, prepared, self.on_progress)
+            self.compute(prepared)
             if self.wrong_keys:
                 notes.skip("plan", "a profile without errors")
                 notes.skip("memory", "a profile without errors")
@@ -97,6 +97,18 @@ class CloseLook:
             self.notes.skip(name.replace("_", "-"), "the tokenizer")
             return {}
         return check_data(self.notes, self.profile, path, tokenizer, self.on_progress)
+
+    def compute(self, prepared: Prepared) -> None:
+        """Let the model score pairs, and the loss flow back once."""
+        try:
+            check_fit(self.notes, prepared, self.on_progress)
+            check_first_step(self.notes, prepared, self.on_progress)
+        except Exception as error:
+            explained = explain(error)
+            if explained is None:
+                raise
+            where = str(prepared.compute.device)
+            self.notes.error("first-step", where, explained.message, explained.remedy)
 
     def assemble(
         self,

@@ -20,7 +20,6 @@ from dpo_cli.models.minimind import HEAD
 from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.objective.losses import PairScores
 from dpo_cli.run.events import Event
-from dpo_cli.training.failures import explain
 from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import OnProgress, Prepared
 from dpo_cli.training.reference import LiveReference
@@ -57,14 +56,7 @@ class _Unwatched:
 def check_first_step(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None:
     """Score one micro-batch by policy and reference, and let the loss flow back."""
     on_progress("trying step 0", 0, 0, "")
-    try:
-        _try_step(notes, prepared, modest_micro_batch(prepared))
-    except Exception as error:
-        explained = explain(error)
-        if explained is None:
-            raise
-        where = f"in the first step, on {prepared.compute.device}"
-        notes.error("first-step", where, explained.message, explained.remedy)
+    _try_step(notes, prepared, modest_micro_batch(prepared))
 
 
 def modest_micro_batch(prepared: Prepared) -> tuple[int, ...]:

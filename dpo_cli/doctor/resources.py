@@ -66,8 +66,9 @@ def check_memory(notes: Notes, prepared: Prepared) -> None:
             "memory-tight",
             "train.batch_size",
             message,
-            "lower train.batch_size and raise train.accumulation_steps by the same factor, lower"
-            " data.max_seq_len, or state train.activation_checkpointing = true",
+            "state train.activation_checkpointing = true or a lower train.tokens_per_forward; or"
+            " lower train.batch_size and raise train.accumulation_steps by the same factor; or"
+            " lower data.max_seq_len",
         )
 
 
@@ -103,17 +104,20 @@ def check_disk(notes: Notes, runs_root: Path, checkpoint: Checkpoint | None) -> 
 
 
 def estimate_memory(prepared: Prepared) -> tuple[int, int]:
-    """Bytes of what stays and of what one step adds, for the longest pairs in one micro-batch.
+    """Bytes of what stays and of what one forward adds, of the window with the longest pairs.
 
-    What stays: weights, gradients and two moments, four bytes each; in the reference layout the
-    reference's weights too. What a step adds: the inputs that the backward pass of each operation
-    keeps, and about three copies of the logits.
+    What stays: weights, gradients and two moments, four bytes each, and the reference's weights,
+    in the packed layout for the first epoch. What a forward adds: the inputs that the backward pass
+    of each operation keeps, and about three copies of the logits.
     """
-    state = 16 * prepared.checkpoint.parameters
-    if prepared.profile.train.layout == "reference":
-        state += 4 * prepared.reference.parameters
-    by_length = prepared.pairs.computed_tokens.argsort(stable=True).tolist()
-    longest = prepared.pairs.select(by_length[-prepared.order.batch_size :])
+    state = 16 * prepared.checkpoint.parameters + 4 * prepared.reference.parameters
+    tokens, size = prepared.pairs.computed_tokens, prepared.order.batch_size
+    window = tokens.argsort(stable=True, descending=True).tolist()
+    window = window[: size * prepared.order.accumulation_steps]
+    forwards = prepared.forwards([window[n : n + size] for n in range(0, len(window), size)])
+    longest = prepared.pairs.select(
+        max((forward.indices for forward in forwards), key=lambda its: int(tokens[list(its)].sum()))
+    )
     batch = make_batch(
         longest,
         prepared.profile.train.layout,

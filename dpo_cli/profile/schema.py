@@ -157,7 +157,8 @@ class Train(_Table):
     """Passes over the pairs. The learning rate falls over all of them together."""
 
     batch_size: Annotated[int, Field(ge=1), POSITION] = 4
-    """Pairs in a micro-batch, that is in one forward pass, per device."""
+    """Pairs in a micro-batch, per device: the unit of steps, intervals and the schedule. How many
+    are computed at once is another matter: see tokens_per_forward."""
 
     accumulation_steps: Annotated[int | None, Field(ge=1, examples=[1]), POSITION] = None
     """Micro-batches whose gradients are added up for one optimizer step. Default: 1, or what

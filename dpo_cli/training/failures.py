@@ -12,8 +12,9 @@ def explain(error: Exception) -> DpoError | None:
     if _is_out_of_memory(error):
         return DpoError(
             f"out of memory: {_first_line(error) or 'the system gave no more'}",
-            "state train.activation_checkpointing = true, or lower train.batch_size (and raise"
-            " train.accumulation_steps to keep the recipe), or lower data.max_seq_len",
+            "state train.activation_checkpointing = true, or a lower train.tokens_per_forward; with"
+            " experts or dropout, a lower train.batch_size (and more train.accumulation_steps, to"
+            " keep the recipe); or lower data.max_seq_len",
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return DpoError(

@@ -37,6 +37,14 @@ def choose_matmul(chosen: str | None = None) -> None:
         torch.set_float32_matmul_precision("highest")
 
 
+def processor() -> list[str]:
+    """What the system says of the CPU's kind and abilities: bits of a product depend on them."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return sorted({line for line in lines if line.startswith(("model name", "flags"))})
+    return []
+
+
 def _remembered() -> str | None:
     """What was found on this machine, with this torch."""
     if (memory := _memory()) is not None:
@@ -56,12 +64,10 @@ def _remember(setting: str) -> str:
         temporary.write_text(setting, encoding="ascii")
         try:
             os.link(temporary, memory)
-            temporary.unlink()
-        except FileExistsError:
-            if _remembered():
-                temporary.unlink()
-            else:
+        except OSError:  # the other was faster; or this file system has no links
+            if not _remembered():
                 os.replace(temporary, memory)
+        temporary.unlink(missing_ok=True)
     return _remembered() or setting
 
 
@@ -70,11 +76,7 @@ def _memory() -> Path | None:
     directory = cache_directory()
     if directory is None:
         return None
-    processor: list[str] = []
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        processor = sorted({line for line in lines if line.startswith(("model name", "flags"))})
-    facts = f"{processor} {torch.__version__} {torch.get_num_threads()}"
+    facts = f"{processor()} {torch.__version__} {torch.get_num_threads()}"
     return directory / f"matmul-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
 
 

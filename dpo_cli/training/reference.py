@@ -26,10 +26,13 @@ from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.files import cache_directory, remove_unused, write_atomically
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.training.device import Compute
+from dpo_cli.training.matmul import processor
 from dpo_cli.training.plan import Prepared, environment
 
 REFERENCE_FILE = "reference_logps.safetensors"
 HELD_OUT_REFERENCE_FILE = "held_out_reference_logps.safetensors"
+FORMAT = 1
+"""Counts up when attention, the head or the packing of rows changes the bits of a log-prob."""
 UNKNOWN = float("nan")
 
 
@@ -75,16 +78,18 @@ def open_references(
         for window in itertools.takewhile(lambda window: not window.epoch, order.windows())
         for forward in prepared.forwards(window.micro_batches)
     ]
-    arithmetic = torch.get_float32_matmul_precision(), prepared.profile.train.compile
-    weights = prepared.fingerprints["reference"]
+    train = prepared.profile.train
+    model = prepared.fingerprints["reference"], prepared.reference.architecture.to_dict()
+    arithmetic = torch.get_float32_matmul_precision(), train.compile, FORMAT
 
     def kept(name: str, pairs: TokenizedPairs, rows: list[tuple[int, ...]]) -> Reference:
-        facts = (weights, compute.device, compute.dtype, arithmetic, pairs.fingerprint(), rows)
+        facts = (model, compute.device, compute.dtype, arithmetic, pairs.fingerprint(), rows)
         key = hashlib.sha256(str(facts).encode()).hexdigest()
         places = [directory / name]
         if (cache := cache_directory()) is not None:
             # Another run's are taken only where they have the very bits of this run's own.
-            elsewhere = hashlib.sha256(f"{key} {environment()}".encode()).hexdigest()
+            here = environment(), compute.device_name, processor(), train.deterministic
+            elsewhere = hashlib.sha256(f"{key} {here}".encode()).hexdigest()
             places.append(cache / "reference" / f"{elsewhere}.safetensors")
         return KeptReference(pairs, rows, compute, load, places, key)
 
@@ -215,4 +220,4 @@ def keep(path: Path, key: str, logps: Tensor) -> None:
 
 
 def _digest(logps: Tensor) -> str:
-    return hashlib.sha256(bytes(logps.contiguous().numpy())).hexdigest()
+    return hashlib.sha256(logps.contiguous().numpy().data).hexdigest()

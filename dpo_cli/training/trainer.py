@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dpo_cli.data.batching import Batch, make_batch
+from dpo_cli.data.batching import Batch, make_batch, to_device
 from dpo_cli.data.chat import TokenizedPair
 from dpo_cli.data.order import Window
 from dpo_cli.models.scoring import ResponseScorer, Scores
@@ -85,6 +85,7 @@ class Trainer:
             last = self.optimizer_step == order.optimizer_steps
             if last or "evaluate" in asked or _passed(profile.eval.interval, before, self.step):
                 self.evaluate()
+                asked |= self.watch.asked()
             is_rested = time.monotonic() >= rests_until
             due = is_rested and _passed(profile.train.save_interval, before, self.step)
             if last or due or asked & {"save", "stop"}:
@@ -106,6 +107,11 @@ class Trainer:
         return ended + (max(least, (ended - began) / _SAVING_SHARE) if least else 0.0)
 
     @property
+    def device(self) -> torch.device:
+        """Where all is computed."""
+        return self.prepared.compute.device
+
+    @property
     def step(self) -> int:
         """Micro-batches done, as the reference script counts."""
         return self.prepared.order.steps_done(self.optimizer_step)
@@ -122,9 +128,10 @@ class Trainer:
         self.policy.train()
         for forward in self.prepared.forwards(window.micro_batches):
             batch = self.batch(self.prepared.pairs, forward.indices)
+            weights = to_device(torch.tensor(forward.weights, dtype=torch.float64), self.device)
             reference = self.reference.token_logps(forward.indices, batch)
             pairs, balance = self.score(batch, reference)
-            loss = (pairs.losses * pairs.losses.new_tensor(forward.weights)).sum()
+            loss = (pairs.losses * weights).sum()
             if balance is not None:
                 loss = loss + self.prepared.balance_weight * balance
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -197,7 +204,7 @@ class Trainer:
             max_seq_len=profile.data.max_seq_len,
             pad_id=self.prepared.pad_id,
             share_prompts=not profile.model.dropout,
-        ).to(self.prepared.compute.device)
+        ).to(self.device)
 
     @torch.no_grad()
     def evaluate(self) -> None:

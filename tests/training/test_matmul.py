@@ -90,6 +90,18 @@ def test_a_memory_that_is_none_is_replaced() -> None:
     assert memory().read_text() == "medium"
 
 
+def test_where_files_cannot_be_linked_it_is_remembered_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(matmul.os, "link", refuse)
+    assert matmul._remember("medium") == "medium"
+    assert matmul._remember("highest") == "medium"
+    assert len(list(memory().parent.iterdir())) == 1
+
+
 def test_without_a_place_to_remember_all_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

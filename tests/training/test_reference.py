@@ -10,9 +10,13 @@ from safetensors import SafetensorError
 from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.models.scoring import ResponseScorer, Scores
-from dpo_cli.training.device import Compute
-from dpo_cli.training.reference import KeptReference, keep, load_kept
+from dpo_cli.profile.load import load_profile
+from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.device import Compute, resolve
+from dpo_cli.training.plan import prepare
+from dpo_cli.training.reference import KeptReference, keep, load_kept, open_references
 from tests.data.columns import in_columns
+from tests.small_runs import golden_run
 
 
 def pair(chosen: int, rejected: int) -> TokenizedPair:
@@ -177,3 +181,32 @@ def test_no_flipped_bit_in_the_numbers_is_believed(tmp_path: Path) -> None:
         spoilt[position] ^= 1 << (position % 8)
         path.write_bytes(spoilt)
         assert load_kept(path, "key") is None
+
+
+def test_the_cache_tells_models_apart_that_have_the_same_file(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What weights do not tell, such as rope_theta, stands in no file; nor does how it is run."""
+    monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
+
+    def places(**settings: object) -> set[Path]:
+        _, profile, *options = golden_run(shared, "seed", False, **settings)
+        stated = [option for option in options if option != "--set"]
+        run = RunDirectory(tmp_path)
+        loaded = load_profile(Path(profile), stated).profile
+        compute = resolve("cpu", "float32")
+        prepared = prepare(loaded, compute, run, lambda *_: None)
+        reference, _ = open_references(prepared, lambda: cast(ResponseScorer, None), tmp_path)
+        assert isinstance(reference, KeptReference)
+        return {place for place in reference._places if place.parent.name == "reference"}
+
+    plain = places()
+    assert places(**{"dpo.beta": 3.0, "train.learning_rate": 1e-6}) == plain
+    others = [
+        {"model.rope_theta": 1e4},
+        {"data.max_seq_len": 100},
+        {"train.batch_size": 3},
+        {"train.compile": True},
+        {"train.deterministic": True},
+    ]
+    assert len(plain.union(*(places(**other) for other in others))) == 6

@@ -9,7 +9,6 @@ a user can meet. The figures are those of the run's own event stream.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -17,6 +16,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from inputs import make_parser
 
 from dpo_cli.run.events import Saved, StepDone, Stopped, WorkerStarted, history
 from dpo_cli.run.store import find_runs
@@ -73,12 +74,7 @@ def measure(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("tokenizer", type=Path)
-    parser.add_argument("data", type=Path)
+    parser = make_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     options = parser.parse_args()

@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from inputs import make_parser
+
 LENGTHS = (256, 512, 1024, 2048, 4096)
 BATCH_SIZES = (1, 2, 4, 8, 16)
 VARIANTS = ("plain script", "dpo, cold", "dpo, warm")
@@ -25,12 +27,7 @@ VARIANTS = ("plain script", "dpo, cold", "dpo, warm")
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("tokenizer", type=Path)
-    parser.add_argument("data", type=Path)
+    parser = make_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")

@@ -30,6 +30,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from inputs import make_parser
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain script": {"script": True, "tuned": False},
     "plain script, same settings": {"script": True},
@@ -310,12 +312,7 @@ def prepare_trl(options: argparse.Namespace, folder: Path) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("tokenizer", type=Path)
-    parser.add_argument("data", type=Path)
+    parser = make_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-seq-len", type=int, default=1024)

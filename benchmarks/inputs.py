@@ -1,0 +1,17 @@
+"""The command line that the benchmarks share: weights, tokenizer, pairs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of the three inputs, to which each benchmark adds its own options."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("data", type=Path)
+    return parser

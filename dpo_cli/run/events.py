@@ -46,13 +46,17 @@ EVALUATION = "evaluation"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStarted(Event):
-    """A worker process began: what it runs on."""
+    """A worker process began: what it runs on.
+
+    `hosts` has one entry for each rank that trains together with it, itself included.
+    """
 
     pid: int
     device: str
     device_name: str
     dtype: str
     versions: dict[str, str]
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,9 @@ class StepDone(Event):
     `step` counts micro-batches from 1, as the reference script does; `losses` has one entry for
     each micro-batch of the window (the loss before division by `accumulation_steps`). `tokens` are
     the positions computed, `padding_tokens` those among them that stand for nothing. `is_skipped`:
-    the gradient was not finite, and the weights stayed as they were.
+    the gradient was not finite, and the weights stayed as they were. Of each rank: `rank_seconds`
+    it computed (without waiting for the others), `rank_bytes` of memory it holds, on its device
+    where that is a card; both empty where one process trains alone.
 
     Metrics, means over the window's pairs: loss, rewards/chosen, rewards/rejected,
     rewards/margins, rewards/accuracies, logps/chosen, logps/rejected (reduced as the profile says),
@@ -112,6 +118,8 @@ class StepDone(Event):
     process_bytes: int
     device_bytes: int
     is_skipped: bool = False
+    rank_seconds: tuple[float, ...] = ()
+    rank_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +180,21 @@ class Failed(Event):
     remedy: str = ""
     details: tuple[str, ...] = ()
     exit_code: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankEnded(Event):
+    """Written by the agent: one of several ranks failed (`signal` 0 if none killed it).
+
+    `message` is what the rank itself said of it, if it still could.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    exit_code: int
+    signal: int = 0
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ class Window:
 class DataOrder:
     """How `pairs` are dealt out over epochs, windows and micro-batches.
 
-    `batch_size` is pairs in a micro-batch over all ranks. An epoch's last micro-batch may be
+    `accumulation_steps` are the micro-batches of a window on all ranks together: who computes which
+    is no matter of order. An epoch's last micro-batch may be
     smaller, its last window shorter: it is closed there and never leaks into the next epoch.
     """
 

@@ -11,6 +11,20 @@ from torch.nn import functional as F
 from dpo_cli.objective.logps import Reduction, sequence_logps
 
 
+FIGURES = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "gap",
+    "kl",
+)
+"""What a pair comes to, under the names that the events use."""
+
+
 @dataclass(frozen=True)
 class PairScores:
     """What a batch of P pairs came to; every field is (P,), and only `losses` carries gradients.
@@ -41,19 +55,21 @@ class PairScores:
         return (self.margins > 0).to(self.margins.dtype)
 
     def sums(self) -> dict[str, Tensor]:
-        """Each figure summed over the pairs, under the names that the events use."""
-        figures = {
-            "loss": self.losses,
-            "rewards/chosen": self.rewards_chosen,
-            "rewards/rejected": self.rewards_rejected,
-            "rewards/margins": self.margins,
-            "rewards/accuracies": self.accuracies,
-            "logps/chosen": self.logps_chosen,
-            "logps/rejected": self.logps_rejected,
-            "gap": self.gaps,
-            "kl": self.kls,
+        """Each of `FIGURES`, summed over the pairs."""
+        figures = (
+            self.losses,
+            self.rewards_chosen,
+            self.rewards_rejected,
+            self.margins,
+            self.accuracies,
+            self.logps_chosen,
+            self.logps_rejected,
+            self.gaps,
+            self.kls,
+        )
+        return {
+            name: figure.detach().sum() for name, figure in zip(FIGURES, figures, strict=True)
         }
-        return {name: figure.detach().sum() for name, figure in figures.items()}
 
 
 def dpo_losses(

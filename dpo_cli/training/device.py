@@ -50,16 +50,29 @@ class Compute:
         return torch.autocast(self.device.type, self.dtype)
 
 
-def resolve(device: str, dtype: str) -> Compute:
+def resolve(device: str, dtype: str, local_rank: int | None = None) -> Compute:
     """Decide device and dtype from the profile's [train] keys.
 
     "auto" is CUDA where torch can use it, else the CPU; and bfloat16 on CUDA, float32 on the CPU.
+
+    Args:
+        device, dtype: as the profile has them.
+        local_rank: this process's number among those that train together on this machine, and
+            that of its card; None where it trains alone.
 
     Raises:
         DpoError: CUDA was asked for, or a card is there, and torch cannot use it.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() or _has_nvidia_card() else "cpu"
+    if local_rank is not None and device.startswith("cuda:"):
+        raise DpoError(
+            f"train.device {device!r} names one card, and several ranks train",
+            'state "cuda" or "auto": each rank takes the card of its number; which cards there'
+            " are to take is said by CUDA_VISIBLE_DEVICES",
+        )
+    if local_rank is not None and device == "cuda":
+        device = f"cuda:{local_rank}"
     if device.startswith("cuda"):
         _require_cuda(device)
     if dtype == "auto":

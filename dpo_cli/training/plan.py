@@ -35,6 +35,7 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.run.store import RunDirectory, find_run
 from dpo_cli.training.device import Compute
 from dpo_cli.training.optim import LearningRate
+from dpo_cli.training.ranks import ALONE, Ranks
 from dpo_cli.training.state import load_weights
 
 RUN_PREFIX = "run:"
@@ -62,6 +63,8 @@ class Prepared:
     router_aux_loss_coef: float
     fingerprints: dict[str, str]
     held_out_set_aside: Sequence[SetAside] = ()
+    devices: int = 1
+    """Ranks that train together; the order of the pairs does not know them."""
 
     @property
     def balance_weight(self) -> float:
@@ -73,21 +76,28 @@ class Prepared:
         """Which held-out pairs are scored together."""
         count, size = len(self.held_out), self.order.batch_size
         chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        return [f.indices for chunk in chunks for f in self._regroup([chunk], self.held_out)]
+        return [
+            forward.indices
+            for chunk in chunks
+            for forward in self._regroup([chunk], self.held_out, ranks=1)[0]
+        ]
 
     def forwards(self, micro_batches: Sequence[Sequence[int]]) -> list[Forward]:
-        """What is computed together of the micro-batches of one optimizer step."""
-        return self._regroup(micro_batches, self.pairs)
+        """What is computed together of the micro-batches of one optimizer step, on all ranks."""
+        return [forward for share in self.shares(micro_batches) for forward in share]
+
+    def shares(self, micro_batches: Sequence[Sequence[int]]) -> list[list[Forward]]:
+        """The same by rank."""
+        return self._regroup(micro_batches, self.pairs, self.devices)
 
     def _regroup(
-        self, micro_batches: Sequence[Sequence[int]], pairs: TokenizedPairs
-    ) -> list[Forward]:
-        limit, accumulation_steps = self._tokens_per_forward, self.order.accumulation_steps
-        if limit is None:
-            return regroup(micro_batches, accumulation_steps)
+        self, micro_batches: Sequence[Sequence[int]], pairs: TokenizedPairs, ranks: int
+    ) -> list[list[Forward]]:
         indices = [index for indices in micro_batches for index in indices]
         tokens = dict(zip(indices, pairs.computed_tokens[indices].tolist(), strict=True))
-        return regroup(micro_batches, accumulation_steps, tokens, limit)
+        return regroup(
+            micro_batches, self.order.accumulation_steps, tokens, self._tokens_per_forward, ranks
+        )
 
     @property
     def _tokens_per_forward(self) -> int | None:
@@ -140,7 +150,7 @@ class Prepared:
             "device": str(self.compute.device),
             "dtype": self.compute.dtype_name,
             "fingerprints": self.fingerprints,
-            "environment": environment(),
+            "environment": {**environment(), "ranks": str(self.devices)},
         }
 
 
@@ -157,7 +167,12 @@ def environment() -> dict[str, str]:
 
 
 def prepare(
-    profile: Profile, compute: Compute, run: RunDirectory, on_progress: OnProgress
+    profile: Profile,
+    compute: Compute,
+    run: RunDirectory,
+    on_progress: OnProgress,
+    ranks: Ranks = ALONE,
+    window: int | None = None,
 ) -> Prepared:
     """Read, encode and resolve everything; writes nothing but what `run:NAME` stood for.
 
@@ -167,21 +182,38 @@ def prepare(
         run: beside it `run:NAME` is looked for, and in it that run's weights are kept: it may train
             on, and its states of today are gone then.
         on_progress: hears how far it is.
+        ranks: who trains together.
+        window: see `assemble`.
 
     Raises:
         DpoError: an input is missing, damaged, or does not fit the others.
     """
     tokenizer = ChatTokenizer(profile.model.tokenizer)
-    checkpoint = read_checkpoint(profile, "checkpoint", run.path.parent, run.path)
-    reference = checkpoint
-    if profile.model.reference is not None:
-        reference = read_checkpoint(profile, "reference", run.path.parent, run.path)
+
+    def read_weights() -> tuple[Checkpoint, Checkpoint]:
+        checkpoint = read_checkpoint(profile, "checkpoint", run.path.parent, run.path)
+        if profile.model.reference is None:
+            return checkpoint, checkpoint
+        return checkpoint, read_checkpoint(profile, "reference", run.path.parent, run.path)
+
+    # The leader keeps what `run:NAME` stands for now; the others find that.
+    checkpoint, reference = ranks.leader_first("weights", read_weights)
     require_same_vocabulary(tokenizer, checkpoint, reference)
     rows = _usable(profile, profile.data.data_path, tokenizer, on_progress)
     held_out = None
     if profile.eval.path is not None:
         held_out = _usable(profile, profile.eval.path, tokenizer, on_progress)
-    return assemble(profile, compute, tokenizer, checkpoint, reference, rows, held_out)
+    return assemble(
+        profile,
+        compute,
+        tokenizer,
+        checkpoint,
+        reference,
+        rows,
+        held_out,
+        devices=ranks.size,
+        window=window,
+    )
 
 
 def assemble(
@@ -192,6 +224,9 @@ def assemble(
     reference: Checkpoint,
     rows: Rows,
     held_out: Rows | None,
+    *,
+    devices: int = 1,
+    window: int | None = None,
 ) -> Prepared:
     """What follows from inputs that were read: the split, the order, the schedule.
 
@@ -200,10 +235,13 @@ def assemble(
         tokenizer, checkpoint, reference: read; they fit each other.
         rows: of `data.data_path`; `eval.fraction` is taken of them.
         held_out: of `eval.path`, if there is one.
+        devices: ranks that train together.
+        window: micro-batches of an optimizer step, on all of them, which a resume keeps; None to
+            take it from the profile.
 
     Raises:
-        DpoError: a sequence is longer than the model can tell positions apart, or there are too few
-            pairs to hold any out.
+        DpoError: a sequence is longer than the model can tell positions apart, there are too few
+            pairs to hold any out, or too few micro-batches for so many devices.
     """
     require_positions(profile, checkpoint, profile.data.data_path, rows.kept)
     if held_out:
@@ -229,11 +267,17 @@ def assemble(
     order = DataOrder(
         pairs=len(pairs),
         batch_size=profile.train.batch_size,
-        accumulation_steps=profile.train.accumulation_on(devices=1),
+        accumulation_steps=window or devices * profile.train.accumulation_on(devices),
         epochs=profile.train.epochs,
         shuffle=profile.data.shuffle,
         seed=profile.train.seed,
     )
+    if order.accumulation_steps < devices:
+        raise DpoError(
+            f"an optimizer step of this run has {order.accumulation_steps} micro-batches, too few"
+            f" for {devices} devices: some would never have anything to do",
+            f"go on with up to {order.accumulation_steps}: --nproc {order.accumulation_steps}",
+        )
     coefficient = profile.train.router_aux_loss_coef
     if coefficient is None:
         coefficient = checkpoint.architecture.default_router_aux_loss_coef
@@ -256,34 +300,8 @@ def assemble(
         ),
         router_aux_loss_coef=coefficient,
         fingerprints=fingerprints,
+        devices=devices,
     )
-
-
-def refuse_other_inputs(promised: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on with inputs whose content is not what the run began with.
-
-    Raises:
-        DpoError: naming each of them.
-    """
-    keys = {
-        "weights": "model.checkpoint",
-        "reference": "model.reference",
-        "tokenizer": "model.tokenizer",
-        "data": "data.data_path",
-        "held_out": "eval.path",
-    }
-    changed = [
-        f"{keys[name]}: the content is not what the run began with"
-        for name, fingerprint in promised["fingerprints"].items()
-        if now["fingerprints"].get(name, fingerprint) != fingerprint
-    ]
-    if changed:
-        raise DpoError(
-            "the run cannot go on: its inputs have changed",
-            "restore them (another path with the same content will do, by --set), or start a new"
-            " run",
-            changed,
-        )
 
 
 def read_checkpoint(

@@ -28,6 +28,7 @@ from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.training.device import Compute
 from dpo_cli.training.matmul import processor
 from dpo_cli.training.plan import Prepared, environment
+from dpo_cli.training.ranks import Ranks
 
 REFERENCE_FILE = "reference_logps.safetensors"
 HELD_OUT_REFERENCE_FILE = "held_out_reference_logps.safetensors"
@@ -41,6 +42,10 @@ class Reference(Protocol):
 
     def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
         """(2P, time), like the policy's, of the pairs `indices`, which `batch` holds."""
+        ...
+
+    def exchange(self, ranks: Ranks) -> None:
+        """Learn what other ranks have computed."""
         ...
 
 
@@ -57,6 +62,9 @@ class LiveReference:
         with self._compute.autocast():
             scores: Scores = self._scorer(batch)
         return scores.token_logps
+
+    def exchange(self, ranks: Ranks) -> None:
+        """See `Reference`: nothing is kept."""
 
 
 def open_references(
@@ -153,6 +161,22 @@ class KeptReference:
         sides = [self._side(2 * index) for index in indices]
         sides += [self._side(2 * index + 1) for index in indices]
         return pad_sequence(sides, batch_first=True)
+
+    def exchange(self, ranks: Ranks) -> None:
+        """See `Reference`. Collective: all ranks call it at the same moment."""
+        if ranks.size == 1 or not self._pairs:
+            return
+        rows_before = sum(self._is_known)
+        known = ranks.largest(torch.tensor(self._is_known, dtype=torch.uint8))
+        if min(ranks.collect(torch.tensor(rows_before))) == int(known.sum()):
+            return
+        logps = self._logps.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        logps = ranks.largest(logps)
+        self._logps = torch.where(logps.isneginf(), UNKNOWN, logps)
+        self._is_known = known.bool().tolist()
+        self._has_news |= sum(self._is_known) > rows_before
+        if self.is_complete:
+            self._scorer = None
 
     def keep(self) -> None:
         """Write down what was not yet; a cache that cannot be written is gone without."""

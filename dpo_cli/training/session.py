@@ -57,6 +57,7 @@ from dpo_cli.training.weights import write_weights
 
 NON_FINITE_DIRECTORY = "non_finite"
 _PROGRESS_SECONDS = 0.5
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 class StopSource(Protocol):
@@ -65,59 +66,44 @@ class StopSource(Protocol):
     stop: str | None
 
 
-class _StoppedEarly(Exception):  # noqa: N818 - not an error
-    """Asked to stop before the first step."""
-
-
-def configure_torch(profile: Profile) -> None:
-    """Process-wide settings, before anything is computed."""
-    torch.manual_seed(profile.train.seed)
-    if profile.data.num_workers:
-        # The tokenizer's thread pool reads it when it is first used.
-        os.environ["RAYON_NUM_THREADS"] = str(profile.data.num_workers)
-    if profile.train.deterministic:
-        make_deterministic()
-
-
 def train_run(
-    path: Path, signals: StopSource, changes: Sequence[str] = (), *, exact: bool = False
+    path: Path | None, signals: StopSource, changes: Sequence[str] = (), *, exact: bool = False
 ) -> ExitCode:
     """Train the run at `path` from its newest generation, or from the start.
 
+    One of several ranks: see `_train_together`.
+
     Args:
-        path: the run directory, whose lock is held for this process.
+        path: the run directory, whose lock is held for this process; None for a rank that learns
+            it from the others.
         signals: where a wish to stop comes from.
         changes: what the profile says otherwise than when the run was planned, in words.
         exact: refuse to go on where it would no longer be to the same bits.
 
     Every failure that the user can act on becomes a `Failed` event; anything else a traceback.
     """
-    run = RunDirectory(path)
-    events = EventWriter(run.events_path)
-    session = _Session(run, events, signals)
+    ranks = Ranks.join()
     try:
+        run = RunDirectory(Path(ranks.introduce(path and str(path))))
+        session = _Session(run, signals, ranks)
         with explain_disk_errors(run.path):
-            return session.run_to_end(changes, exact)
+            code = session.run_to_end(changes, exact)
+        ranks.end()
+        ranks.close()
+        return code if ranks.size == 1 else ExitCode.DONE
     except DpoError as error:
         failure = error
+    except LeftError:
+        return ExitCode.DONE
+    except PeerLostError as error:
+        return _lost(ranks, error)
     except Exception as error:
         traceback.print_exc()
         explained = explain(error)
         if explained is None:
             return ExitCode.FAILED
         failure = explained
-    with contextlib.suppress(OSError):  # a full disk may not take this either; the exit code tells
-        events.append(
-            Failed(
-                message=failure.message,
-                remedy=failure.remedy,
-                details=failure.details,
-                exit_code=failure.exit_code,
-            )
-        )
-    return failure.exit_code
-
-
+    
 class _Session:
     """Joins the run directory, the event stream and the trainer."""
 
@@ -390,41 +376,3 @@ class _Session:
         reason = self.signals.stop or "interrupted"
         self.events.append(Stopped(reason=reason, step=step, optimizer_step=optimizer_step))
         return ExitCode.TERMINATED if reason == "terminated" else ExitCode.INTERRUPTED
-
-
-def make_scorer(prepared: Prepared, checkpoint: Checkpoint) -> ResponseScorer:
-    """The model of a checkpoint on the run's device, as the module that scores responses."""
-    profile, architecture = prepared.profile, checkpoint.architecture
-    model = build_model(architecture, checkpoint.state, dropout=profile.model.dropout)
-    if profile.train.compile:
-        compile_blocks(model)
-    if profile.train.activation_checkpointing:
-        checkpoint_activations(model)
-    balance_kind = None
-    if architecture.use_moe:
-        use_experts_for(model, float32=prepared.compute.dtype == torch.float32)
-        balance_kind = architecture.balance_kind
-    return ResponseScorer(model, balance_kind, profile.train.aux_tokens).to(prepared.compute.device)
-
-
-def weights_file(prepared: Prepared) -> str:
-    """The name of the half-precision weights in the run directory."""
-    return prepared.checkpoint.architecture.file_name(prepared.profile.export.prefix)
-
-
-def _inexact(prepared: Prepared) -> list[str]:
-    """Why the bits may differ even where the run began."""
-    if prepared.compute.device.type == "cuda" and not prepared.profile.train.deterministic:
-        return ["train.deterministic = false: CUDA does not repeat itself bit for bit"]
-    return []
-
-
-def _other_environment(promised: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What the bits depend on and is not as it was."""
-    before = {**promised["environment"], "device": promised["device"], "dtype": promised["dtype"]}
-    after = {**now["environment"], "device": now["device"], "dtype": now["dtype"]}
-    return [
-        f"{name} {value} -> {after.get(name)}"
-        for name, value in before.items()
-        if after.get(name) != value
-    ]

@@ -21,6 +21,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import build_model, to_disk_names
+from dpo_cli.training.ranks import ALONE, Ranks
 
 WEIGHTS = "weights.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -35,8 +36,12 @@ def save_state(
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
     optimizer_step: int,
+    rng: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the state after `optimizer_step` optimizer steps into an empty directory."""
+    """Write the state after `optimizer_step` optimizer steps into an empty directory.
+
+    `rng` are the random numbers of all ranks, from `rng_states`; None where there is but this one.
+    """
     save_file(on_disk(model, model.state_dict()), directory / WEIGHTS)
     names = {parameter: name for name, parameter in model.named_parameters()}
     moments = optimizer.state
@@ -46,7 +51,7 @@ def save_state(
     updates = {int(state["step"]) for state in moments.values()}
     # Every weight gets a gradient in every window, experts without tokens a zero one.
     assert len(updates) <= 1, f"weights updated unequally often: {updates}"
-    save_file(_rng_states(), directory / _RNG)
+    save_file(dict(rng or rng_states(ALONE, model.device)), directory / _RNG)
     (directory / _STATE).write_text(
         json.dumps(
             {
@@ -71,6 +76,7 @@ def restore_state(
     model: PreTrainedModel,
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
+    rank: int = 0,
 ) -> int:
     """Put optimizer, scaler and random numbers back; the weights are the model's already.
 
@@ -97,7 +103,7 @@ def restore_state(
         optimizer.load_state_dict(restored)
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
-    _restore_rng(_read(directory / _RNG))
+    _restore_rng(_read(directory / _RNG), model.device, rank)
     return int(state["optimizer_step"])
 
 
@@ -137,15 +143,28 @@ def on_disk(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> StateDict:
     return {name: tensor.clone().contiguous() for name, tensor in renamed.items()}
 
 
-def _rng_states() -> dict[str, Tensor]:
+def rng_states(ranks: Ranks, device: torch.device) -> dict[str, Tensor]:
+    """The random number generators of all ranks, of the CPU and of the card they compute on.
+
+    Collective: all ranks call it at the same moment.
+    """
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return states
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {
+        _of_rank(name, rank): state
+        for name, own in states.items()
+        for rank, state in enumerate(ranks.collect(own))
+    }
 
 
-def _restore_rng(states: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    for index in range(torch.cuda.device_count()):
-        if (state := states.get(f"cuda:{index}")) is not None:
-            torch.cuda.set_rng_state(state, index)
+def _restore_rng(states: Mapping[str, Tensor], device: torch.device, rank: int) -> None:
+    """Those of a rank that there was none of stay as the run's seed left them."""
+    if (state := states.get(_of_rank("cpu", rank))) is not None:
+        torch.set_rng_state(state)
+    if device.type == "cuda" and (state := states.get(_of_rank("cuda", rank))) is not None:
+        torch.cuda.set_rng_state(state, device)
+
+
+def _of_rank(name: str, rank: int) -> str:
+    return f"{name}/{rank}" if rank else name

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +18,12 @@ from dpo_cli.data.chat import TokenizedPair
 from dpo_cli.data.order import Window
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.models.zoo import DTYPES, to_disk_names
-from dpo_cli.objective.losses import PairScores, score_pairs
+from dpo_cli.objective.losses import FIGURES, PairScores, score_pairs
 from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, StepDone
 from dpo_cli.training.device import process_bytes
 from dpo_cli.training.optim import set_learning_rate
 from dpo_cli.training.plan import Prepared
+from dpo_cli.training.ranks import ALONE, RESTED, STOPS, Ranks
 from dpo_cli.training.reference import Reference
 
 _SAVING_SHARE = 0.006
@@ -38,7 +40,7 @@ class Watch(Protocol):
         ...
 
     def asked(self) -> set[str]:
-        """What was asked for since the last call: "save", "stop", "evaluate"."""
+        """What was asked for since the last call: "save", "evaluate", or one of `STOPS`."""
         ...
 
     def progress(self, phase: str, done: int, total: int, unit: str) -> None:
@@ -56,7 +58,7 @@ class Watch(Protocol):
 
 @dataclass
 class Trainer:
-    """A run in progress; `optimizer_step` counts the steps done."""
+    """A run in progress, on this rank; `optimizer_step` counts the steps done."""
 
     prepared: Prepared
     policy: ResponseScorer
@@ -66,13 +68,14 @@ class Trainer:
     scaler: torch.amp.GradScaler
     watch: Watch
     save: Callable[[Trainer], None]
+    ranks: Ranks = ALONE
     optimizer_step: int = 0
 
-    def train(self) -> bool:
+    def train(self) -> str | None:
         """Train to the end of the plan, or until asked to stop; saved either way.
 
         Returns:
-            Whether every planned step is done.
+            Why it was asked to stop ("interrupted", "terminated"); None if all steps are done.
         """
         profile, order = self.prepared.profile, self.prepared.order
         rests_until = time.monotonic() + profile.train.save_min_seconds
@@ -81,18 +84,26 @@ class Trainer:
         for window in order.windows(start=self.optimizer_step):
             before = self.step
             self.watch.emit(self.take_step(window))
-            asked = self.watch.asked()
+            asked = self.asked(rests_until)
+            if self.step % order.micro_batches_per_epoch == 0:
+                self.reference.exchange(self.ranks)
             last = self.optimizer_step == order.optimizer_steps
             if last or "evaluate" in asked or _passed(profile.eval.interval, before, self.step):
                 self.evaluate()
-                asked |= self.watch.asked()
-            is_rested = time.monotonic() >= rests_until
-            due = is_rested and _passed(profile.train.save_interval, before, self.step)
-            if last or due or asked & {"save", "stop"}:
+                asked |= self.asked(rests_until)
+            due = RESTED in asked and _passed(profile.train.save_interval, before, self.step)
+            if last or due or asked & {"save", *STOPS}:
                 rests_until = self.save_and_rest()
-            if "stop" in asked and not last:
-                return False
-        return True
+            if not last and (stops := asked & STOPS):
+                return max(stops)
+        return None
+
+    def asked(self, rests_until: float) -> set[str]:
+        """What any rank was asked for, and whether the leader has rested since its last save."""
+        asked = self.watch.asked()
+        if self.ranks.is_leader and time.monotonic() >= rests_until:
+            asked.add(RESTED)
+        return self.ranks.union(asked)
 
     def save_and_rest(self) -> float:
         """Save, and say until when (in monotonic seconds) no interval need save again.
@@ -124,9 +135,9 @@ class Trainer:
                 weights are as before the step.
         """
         began = time.perf_counter()
-        figures = _Figures()
+        figures = _Figures(window.micro_batches)
         self.policy.train()
-        for forward in self.prepared.forwards(window.micro_batches):
+        for forward in self.prepared.shares(window.micro_batches)[self.ranks.rank]:
             batch = self.batch(self.prepared.pairs, forward.indices)
             weights = to_device(torch.tensor(forward.weights, dtype=torch.float64), self.device)
             reference = self.reference.token_logps(forward.indices, batch)
@@ -137,11 +148,13 @@ class Trainer:
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             figures.add(forward.indices, pairs, balance, batch)
 
-        self.scaler.unscale_(self.optimizer)
+        busy_seconds = time.perf_counter() - began
         parameters = list(self.policy.parameters())
+        self.ranks.sum_gradients(parameters)
+        self.scaler.unscale_(self.optimizer)
         grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        metrics = figures.read(grad_norm)
-        losses = figures.losses(window.micro_batches, self.prepared.router_aux_loss_coef)
+        metrics = figures.read(self.ranks, grad_norm)
+        losses = figures.losses(self.prepared.router_aux_loss_coef)
         is_skipped = not math.isfinite(metrics["grad_norm"]) or not all(map(math.isfinite, losses))
         if is_skipped:
             self.explain_skip(window, losses)
@@ -156,7 +169,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         before = self.step
         self.optimizer_step += 1
-        if before == 0 or _passed(self.prepared.profile.train.log_interval, before, self.step):
+        is_logged = _passed(self.prepared.profile.train.log_interval, before, self.step)
+        if self.ranks.is_leader and (before == 0 or is_logged):
             metrics["weights_moved"] = self.weights_moved()
         return StepDone(
             step=self.step,
@@ -172,7 +186,17 @@ class Trainer:
             process_bytes=process_bytes(),
             device_bytes=self.prepared.compute.peak_bytes(),
             is_skipped=is_skipped,
+            **self.of_each_rank(busy_seconds),
         )
+
+    def of_each_rank(self, busy_seconds: float) -> dict[str, tuple[Any, ...]]:
+        """How long each rank computed, and the memory it holds; nothing of one that is alone."""
+        if self.ranks.size == 1:
+            return {}
+        held = self.prepared.compute.peak_bytes() or process_bytes()
+        own = torch.tensor([busy_seconds, held], dtype=torch.float64)
+        seconds, memory = zip(*(its.tolist() for its in self.ranks.collect(own)), strict=True)
+        return {"rank_seconds": seconds, "rank_bytes": tuple(map(int, memory))}
 
     def score(self, batch: Batch, reference: Tensor) -> tuple[PairScores, Tensor | None]:
         """Losses and rewards of a batch, and the balance of the experts where there are any."""
@@ -215,12 +239,14 @@ class Trainer:
         began = time.perf_counter()
         self.policy.eval()
         figures = _Figures()
-        for indices in self.prepared.held_out_rows:
+        for indices in self.prepared.held_out_rows[self.ranks.rank :: self.ranks.size]:
             batch = self.batch(held_out, indices)
             pairs, _ = self.score(batch, self.held_out_reference.token_logps(indices, batch))
             figures.add(indices, pairs, None, batch)
-            self.watch.progress(EVALUATION, figures.pairs, len(held_out), "pairs")
-        metrics = figures.read(None)
+            done = min(figures.pairs * self.ranks.size, len(held_out))
+            self.watch.progress(EVALUATION, done, len(held_out), "pairs")
+        metrics = figures.read(self.ranks)
+        self.held_out_reference.exchange(self.ranks)
         self.watch.emit(
             Evaluated(
                 step=self.step,
@@ -246,17 +272,23 @@ class Trainer:
 
 
 class _Figures:
-    """Adds up what the pairs of a window came to, on the device; read once at its end."""
+    """Adds up what pairs came to: on the device, and over all ranks when it is read.
 
-    def __init__(self) -> None:
+    Args:
+        micro_batches: those of a window, each of whose losses is asked for afterwards.
+    """
+
+    def __init__(self, micro_batches: Sequence[Sequence[int]] = ()) -> None:
         self.pairs = 0
         self.tokens = 0
         self.padding_tokens = 0
+        self._micro_batches = micro_batches
         self._indices: list[int] = []
         self._losses: list[Tensor] = []
+        self._balanced: list[int] = []
         self._balances: list[Tensor] = []
         self._sums: dict[str, Tensor] = {}
-        self._read: list[float] = []
+        self._read: Sequence[float] = ()
 
     def add(
         self, indices: Sequence[int], pairs: PairScores, balance: Tensor | None, batch: Batch
@@ -267,34 +299,51 @@ class _Figures:
         self._indices += indices
         self._losses.append(pairs.losses.detach())
         if balance is not None:
+            # Where experts are balanced, micro-batches are computed as they are.
+            self._balanced.append(indices[0])
             self._balances.append(balance.detach().double())
         for name, figure in pairs.sums().items():
             self._sums[name] = self._sums.get(name, 0.0) + figure
 
-    def read(self, grad_norm: Tensor | None) -> dict[str, float]:
+    def read(self, ranks: Ranks, grad_norm: Tensor | None = None) -> dict[str, float]:
         """The mean over all pairs of every figure: the one moment that waits for the device."""
-        means = {name: total / self.pairs for name, total in self._sums.items()}
-        if self._balances:
-            means["balance"] = torch.stack(self._balances).mean()
-        if grad_norm is not None:
-            means["grad_norm"] = grad_norm
-        figures = torch.stack([figure.double() for figure in means.values()])
-        self._read = torch.cat(
-            [figures, *self._losses, *(b[None] for b in self._balances)]
-        ).tolist()
-        return dict(zip(means, self._read, strict=False))
+        on_device = [*self._sums.values(), *([] if grad_norm is None else [grad_norm])]
+        own = [f.double()[None] for f in on_device] + self._losses
+        own += [balance[None] for balance in self._balances]
+        its = iter(torch.cat(own).tolist() if own else [])
+        sums = {name: next(its) for name in self._sums}
+        norm = {} if grad_norm is None else {"grad_norm": next(its)}
+        losses = dict(zip(self._indices, its, strict=False))
+        balances = dict(zip(self._balanced, its, strict=True))
+        counts = [self.pairs, self.tokens, self.padding_tokens, len(balances)]
+        figures = ranks.sum(
+            [
+                *counts,
+                *(sums.get(name, 0.0) for name in FIGURES),
+                *(losses.get(index, 0.0) for its in self._micro_batches for index in its),
+                *(balances.get(its[0], 0.0) for its in self._micro_batches),
+            ]
+        )
+        self.pairs, self.tokens, self.padding_tokens, balanced = map(int, figures[: len(counts)])
+        end = len(counts) + len(FIGURES)
+        means = {
+            name: total / self.pairs
+            for name, total in zip(FIGURES, figures[len(counts) : end], strict=True)
+        }
+        self._read = figures[end:]
+        if balanced:
+            means["balance"] = sum(self._read[-balanced:]) / balanced
+        return means | norm
 
-    def losses(
-        self, micro_batches: Sequence[Sequence[int]], balance_coefficient: float
-    ) -> tuple[float, ...]:
+    def losses(self, balance_coefficient: float) -> tuple[float, ...]:
         """The loss of each micro-batch, as the gradient has it; after `read`."""
-        end = len(self._read) - len(self._balances)
-        by_pair = dict(zip(self._indices, self._read[end - self.pairs : end], strict=True))
-        # Where experts are balanced, micro-batches are computed as they are.
-        balances = self._read[end:] or [0.0] * len(micro_batches)
+        its = iter(self._read)
+        means = [
+            sum(itertools.islice(its, len(indices))) / len(indices)
+            for indices in self._micro_batches
+        ]
         return tuple(
-            sum(by_pair[index] for index in indices) / len(indices) + balance_coefficient * balance
-            for indices, balance in zip(micro_batches, balances, strict=True)
+            loss + balance_coefficient * balance for loss, balance in zip(means, its, strict=True)
         )
 
 

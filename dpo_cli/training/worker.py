@@ -1,5 +1,7 @@
 """The process that trains: `python -m dpo_cli.training.worker RUN [--change TEXT ...]`.
 
+One of several that train together may be given `--join` instead, and learns the run from them.
+
 It is started by the launcher (`dpo_cli.run.launch`), tells everything through the run's event
 stream, and ends with an exit code of `dpo_cli.errors.ExitCode`.
 """
@@ -43,7 +45,9 @@ def die_with_parent() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train the run of the command line; the exit code says how it ended."""
     parser = argparse.ArgumentParser(prog="dpo_cli.training.worker", description=__doc__)
-    parser.add_argument("run", type=Path)
+    run = parser.add_mutually_exclusive_group(required=True)
+    run.add_argument("run", type=Path, nargs="?")
+    run.add_argument("--join", action="store_true")
     parser.add_argument("--change", action="append", default=[])
     parser.add_argument("--exact", action="store_true")
     options = parser.parse_args(arguments)

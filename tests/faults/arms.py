@@ -39,7 +39,7 @@ def forget(what: str) -> None:
     from dpo_cli.training import session, state
 
     if what == "random numbers":
-        state._restore_rng = lambda states: None  # type: ignore[assignment]
+        state._restore_rng = lambda *_: None  # type: ignore[assignment]
     elif what == "position":
         restore = session.restore_state
 

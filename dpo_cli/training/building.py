@@ -1,0 +1,49 @@
+"""From a prepared run to the modules that train: torch's settings, models, the file of the result."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.models.zoo import (
+    Checkpoint,
+    build_model,
+    checkpoint_activations,
+    compile_blocks,
+    use_experts_for,
+)
+from dpo_cli.profile.schema import Profile
+from dpo_cli.training.device import make_deterministic
+from dpo_cli.training.plan import Prepared
+
+
+def configure_torch(profile: Profile, rank: int = 0) -> None:
+    """Process-wide settings, before anything is computed. Each rank draws for itself."""
+    torch.manual_seed(profile.train.seed + rank)
+    if profile.data.num_workers:
+        # The tokenizer's thread pool reads it when it is first used.
+        os.environ["RAYON_NUM_THREADS"] = str(profile.data.num_workers)
+    if profile.train.deterministic:
+        make_deterministic()
+
+
+def make_scorer(prepared: Prepared, checkpoint: Checkpoint) -> ResponseScorer:
+    """The model of a checkpoint on the run's device, as the module that scores responses."""
+    profile, architecture = prepared.profile, checkpoint.architecture
+    model = build_model(architecture, checkpoint.state, dropout=profile.model.dropout)
+    if profile.train.compile:
+        compile_blocks(model)
+    if profile.train.activation_checkpointing:
+        checkpoint_activations(model)
+    balance_kind = None
+    if architecture.use_moe:
+        use_experts_for(model, float32=prepared.compute.dtype == torch.float32)
+        balance_kind = architecture.balance_kind
+    return ResponseScorer(model, balance_kind, profile.train.aux_tokens).to(prepared.compute.device)
+
+
+def weights_file(prepared: Prepared) -> str:
+    """The name of the half-precision weights in the run directory."""
+    return prepared.checkpoint.architecture.file_name(prepared.profile.export.prefix)

@@ -1,0 +1,79 @@
+"""What a resume, and every other rank, is held to: the plan that the run began with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpo_cli.errors import DpoError
+from dpo_cli.training.plan import Prepared
+
+_KEYS = {
+    "weights": "model.checkpoint",
+    "reference": "model.reference",
+    "tokenizer": "model.tokenizer",
+    "data": "data.data_path",
+    "held_out": "eval.path",
+}
+"""The profile's name of each input that a fingerprint is of."""
+
+
+def refuse_other_inputs(promised: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with inputs whose content is not what the run began with.
+
+    Raises:
+        DpoError: naming each of them.
+    """
+    changed = [
+        f"{_KEYS[name]}: the content is not what the run began with"
+        for name, fingerprint in promised["fingerprints"].items()
+        if now["fingerprints"].get(name, fingerprint) != fingerprint
+    ]
+    if changed:
+        raise DpoError(
+            "the run cannot go on: its inputs have changed",
+            "restore them (another path with the same content will do, by --set), or start a new"
+            " run",
+            changed,
+        )
+
+
+def refuse_different_inputs(by_rank: list[dict[str, str]], leader: int) -> None:
+    """Refuse ranks that read something else than the leader did.
+
+    Args:
+        by_rank: the fingerprints of each rank's inputs.
+        leader: whose are right.
+
+    Raises:
+        DpoError: naming each rank and input.
+    """
+    different = [
+        f"rank {rank}: {_KEYS[name]} has another content than on rank {leader}"
+        for rank, fingerprints in enumerate(by_rank)
+        for name, fingerprint in by_rank[leader].items()
+        if fingerprints.get(name) != fingerprint
+    ]
+    if different:
+        raise DpoError(
+            "the machines do not hold the same inputs",
+            "put the same files at the same paths on all of them",
+            different,
+        )
+
+
+def inexact(prepared: Prepared) -> list[str]:
+    """Why the bits may differ even where the run began."""
+    if prepared.compute.device.type == "cuda" and not prepared.profile.train.deterministic:
+        return ["train.deterministic = false: CUDA does not repeat itself bit for bit"]
+    return []
+
+
+def other_environment(promised: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What the bits depend on and is not as it was."""
+    before = {**promised["environment"], "device": promised["device"], "dtype": promised["dtype"]}
+    after = {**now["environment"], "device": now["device"], "dtype": now["dtype"]}
+    return [
+        f"{name} {value} -> {after.get(name)}"
+        for name, value in before.items()
+        if after.get(name) != value
+    ]

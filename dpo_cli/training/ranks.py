@@ -1,0 +1,430 @@
+"""Several processes that train one run together: the one place that knows of them.
+
+Each rank computes its share of an optimizer step; gradients are added up once, when the step's last
+forward is done, in one flat sum whose order depends on nothing but the number of ranks. Ranks
+therefore hold the same weights bit for bit, and a resume repeats them.
+
+What takes as long as it takes (reading and encoding, a save on a slow disk) is waited for through
+the store, without a limit: a rank that dies is noticed by what started it. Only sums have one, since
+there a rank that hangs would stop all others without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dpo_cli.errors import DpoError, ExitCode
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.02
+_BEAT_SECONDS = 0.5
+_LAST_WORD_SECONDS = 5.0
+"""How long the others may take to say why they are gone."""
+STOPS = frozenset({"interrupted", "terminated"})
+RESTED = "rested"
+_REQUESTS = (*sorted(STOPS), "save", "evaluate", RESTED)
+
+
+class LeftError(Exception):
+    """A rank was asked to stop before the first step, and all leave with it."""
+
+
+class PeerLostError(Exception):
+    """Another rank is gone or hangs, and said no reason: all end, and may be started again."""
+
+
+@dataclass
+class Ranks:
+    """This process among those that train together; made by `alone` or `join`.
+
+    Attributes:
+        rank: this process's number.
+        size: how many there are.
+        local_rank, local_size: the same on this machine alone.
+        leader: the rank that holds the run directory, and is the only one to write there.
+        hosts: the machine of each rank.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    leader: int = 0
+    hosts: Sequence[str] = ()
+    _store: dist.Store | None = None
+    _timeout_seconds: float = 0.0
+    _meetings: int = field(default=0, init=False)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this rank writes the run directory."""
+        return self.rank == self.leader
+
+    # --- coming together -------------------------------------------------------------------------
+
+    @classmethod
+    def join(cls) -> Ranks:
+        """The ranks that the environment speaks of, as torchrun sets it; alone without it.
+
+        Raises:
+            DpoError: the environment is incomplete, or the others cannot be reached.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        try:
+            store, rank, size = next(dist.rendezvous("env://"))
+        except (ValueError, RuntimeError) as error:  # RuntimeError: torch's own DistError
+            raise DpoError(
+                f"the other ranks cannot be reached: {str(error).splitlines()[0]}",
+                "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set by torchrun; `dpo check`"
+                " tries them",
+            ) from error
+        ranks = cls(
+            rank=rank,
+            size=size,
+            local_rank=int(os.environ.get("LOCAL_RANK", rank)),
+            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+            _store=store,
+        )
+        threading.Thread(target=ranks._beat, args=(store,), daemon=True).start()
+        return ranks
+
+    def introduce(self, run: str | None) -> str:
+        """Learn who the others are, and which run is trained: the one that one of them was given.
+
+        Returns:
+            The run's directory.
+
+        Raises:
+            DpoError: none of them was given a run, or two were given different ones.
+        """
+        if run is not None and self._store is None:
+            return run
+        told = self.gather("introduction", [run, socket.gethostname()])
+        self.hosts = tuple(host for _, host in told)
+        runs = {run for run, _ in told if run is not None}
+        if len(runs) != 1:
+            raise DpoError(
+                f"these {self.size} ranks were given {len(runs)} runs",
+                "start them all by one `dpo train`, or each by the same torchrun",
+                sorted(runs),
+            )
+        self.leader = next(rank for rank, (run, _) in enumerate(told) if run is not None)
+        return cast(str, runs.pop())
+
+    def connect(self, device: torch.device, timeout_seconds: float) -> None:
+        """Make ready for sums of tensors on `device` and on the CPU."""
+        if self._store is None:
+            return
+        self._timeout_seconds = timeout_seconds
+        backend = "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            backend = "cpu:gloo,cuda:nccl"
+        with self._meeting("the others"):
+            dist.init_process_group(
+                backend,
+                store=dist.PrefixStore("sums", self._store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=timeout_seconds),
+            )
+
+    # --- waiting without a limit -----------------------------------------------------------------
+
+    def gather(self, stage: str, value: Any) -> list[Any]:
+        """What each rank has to say at a stage of the run, by rank; plain values.
+
+        Args:
+            stage: a name that is used once.
+            value: this rank's.
+
+        Raises:
+            DpoError, LeftError: a rank says that it goes no further; see `agree`.
+        """
+        if self._store is None:
+            return [value]
+        self._store.set(f"{stage}/{self.rank}", json.dumps({"value": value}))
+        told = []
+        for rank in range(self.size):
+            said = self._wait_for(f"{stage}/{rank}")
+            if "stop" in said:
+                raise LeftError
+            if "failure" in said:
+                raise self._failure_of(rank, said["failure"])
+            told.append(said["value"])
+        return told
+
+    def agree(self, stage: str, work: Callable[[], T]) -> T:
+        """Do something that may fail on one rank alone: then it fails on all of them.
+
+        Raises:
+            DpoError: what went wrong here, or elsewhere, naming the rank.
+            LeftError: a rank was asked to stop.
+        """
+        if self._store is None:
+            return work()
+        try:
+            result = work()
+        except LeftError:
+            self._store.set(f"{stage}/{self.rank}", json.dumps({"stop": True}))
+            raise
+        except DpoError as error:
+            self._tell_failure(f"{stage}/{self.rank}", error)
+            raise
+        self.gather(stage, None)
+        return result
+
+    def leader_first(self, stage: str, work: Callable[[], T]) -> T:
+        """Do something on the leader, and once that is done on the others."""
+        if self._store is None:
+            return work()
+        if not self.is_leader:
+            self._wait_for(f"{stage}/{self.leader}")
+        result = work()
+        if self.is_leader:
+            self._store.set(f"{stage}/{self.leader}", json.dumps({}))
+        return result
+
+    def from_leader(self, stage: str, work: Callable[[], Any]) -> Any:
+        """What the leader alone finds out, as plain values, told to all."""
+        if self._store is None:
+            return work()
+        key = f"{stage}/{self.leader}"
+        if self.is_leader:
+            value = work()
+            self._store.set(key, json.dumps({"value": value}))
+            return value
+        return self._wait_for(key)["value"]
+
+    def _wait_for(self, key: str) -> dict[str, Any]:
+        """What is told under a key, however long that takes; the leader may end the run instead."""
+        assert self._store is not None
+        while not self._store.check([key]):
+            if self._store.check(["ended"]):
+                raise PeerLostError("the run ended")
+            time.sleep(_POLL_SECONDS)
+        return cast(dict[str, Any], json.loads(self._store.get(key)))
+
+    # --- sums ------------------------------------------------------------------------------------
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Add up the gradients of all ranks; one that has none of a parameter adds nothing.
+
+        In place, as one flat tensor: any order of smaller ones would have to be the same in each
+        step, on each rank, and after a resume.
+        """
+        if self._store is None:
+            return
+        flat = torch.cat(
+            [
+                (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                for p in parameters
+            ]
+        )
+        with self._meeting("their gradients"):
+            if flat.is_cuda:
+                # NCCL waits on the card, where no limit of time could name who is missing.
+                torch.cuda.synchronize(flat.device)
+                dist.all_reduce(torch.zeros(1))
+            dist.all_reduce(flat)
+        for parameter, gradient in zip(
+            parameters, flat.split([p.numel() for p in parameters]), strict=True
+        ):
+            parameter.grad = gradient.view_as(parameter)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sums over all ranks, in float64, of numbers that each rank has as many of."""
+        if self._store is None:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        with self._meeting("their figures"):
+            dist.all_reduce(total)
+        return cast(list[float], total.tolist())
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """(...), the largest of all ranks' values at each place; in place."""
+        if self._store is not None:
+            with self._meeting("what they know"):
+                dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def union(self, asked: set[str]) -> set[str]:
+        """What any rank says of: `STOPS`, "save", "evaluate", `RESTED`."""
+        if self._store is None:
+            return asked
+        flags = self.sum([float(request in asked) for request in _REQUESTS])
+        return {request for request, flag in zip(_REQUESTS, flags, strict=True) if flag}
+
+    def copy_from_leader(self, tensors: Iterable[Tensor]) -> None:
+        """Make tensors, of the same shapes on all ranks, the leader's; in place."""
+        if self._store is None:
+            return
+        with self._meeting("the state"):
+            for tensor in tensors:
+                dist.broadcast(tensor, self.leader)
+
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        """A small tensor of each rank, of the same shape, by rank."""
+        if self._store is None:
+            return [tensor]
+        tensors = [torch.empty_like(tensor) for _ in range(self.size)]
+        with self._meeting("their tensors"):
+            dist.all_gather(tensors, tensor)
+        return tensors
+
+    def require_same(self, what: str, tensors: Iterable[Tensor]) -> None:
+        """Refuse to go on where ranks hold different float32 tensors.
+
+        Equal sums of equal numbers stay equal, unless a machine computes differently.
+
+        Raises:
+            DpoError: naming the ranks that differ from the leader.
+        """
+        if self._store is None:
+            return
+        # As integers, of which any flipped bit alters the sum, in whatever order it is made.
+        sums = torch.stack([tensor.view(torch.int32).sum(dtype=torch.int64) for tensor in tensors])
+        every = self.collect(sums.cpu())
+        other = [
+            f"rank {rank} on {self.hosts[rank]}"
+            for rank, its in enumerate(every)
+            if not its.equal(every[self.leader])
+        ]
+        if other:
+            raise DpoError(
+                f"{what} of these ranks are no longer the leader's",
+                "train on machines of one kind, with the same versions; resume goes back to the"
+                " last state, which is whole",
+                other,
+            )
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def fail(self, error: DpoError) -> None:
+        """Tell the leader why this rank ends; it tells the world."""
+        if self._store is not None and not self.is_leader:
+            with contextlib.suppress(RuntimeError):
+                self._tell_failure("failed", error, rank=self.rank)
+                self._within(_LAST_WORD_SECONDS, lambda store: store.check(["ended"]))
+
+    def end(self) -> None:
+        """The leader has told how the run ended; the others need not."""
+        if self._store is not None and self.is_leader:
+            with contextlib.suppress(RuntimeError):
+                self._store.set("ended", "1")
+
+    def has_ended(self) -> bool:
+        """Whether the leader has told the end, or does so in a moment."""
+        return self._within(_LAST_WORD_SECONDS, lambda store: store.check(["ended"]))
+
+    def failure(self) -> DpoError | None:
+        """Why another rank has ended, if it says so in a moment."""
+        if self._store is None or not self._within(
+            _LAST_WORD_SECONDS, lambda store: store.check(["failed"])
+        ):
+            return None
+        said = json.loads(self._store.get("failed"))
+        return self._failure_of(said["rank"], said["failure"])
+
+    def close(self) -> None:
+        """Part; all ranks are done."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _within(self, seconds: float, condition: Callable[[dist.Store], bool]) -> bool:
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(RuntimeError):  # the store is gone, and with it what was told
+            while self._store is not None and time.monotonic() < deadline:
+                if condition(self._store):
+                    return True
+                time.sleep(_POLL_SECONDS)
+        return False
+
+    def _tell_failure(self, key: str, error: DpoError, **more: Any) -> None:
+        assert self._store is not None
+        failure = {
+            "message": error.message,
+            "remedy": error.remedy,
+            "details": list(error.details),
+            "exit_code": int(error.exit_code),
+        }
+        self._store.set(key, json.dumps({"failure": failure, **more}))
+
+    def _failure_of(self, rank: int, failure: dict[str, Any]) -> DpoError:
+        where = f"rank {rank} on {self.hosts[rank]}" if self.hosts else f"rank {rank}"
+        message, remedy = f"{where}: {failure['message']}", failure["remedy"]
+        error = DpoError(message, remedy, failure["details"])
+        error.exit_code = ExitCode(failure["exit_code"])
+        return error
+
+    # --- who is missing --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _meeting(self, what: str) -> Iterator[None]:
+        """Around what all ranks do together: an error of torch's becomes one that names the rank.
+
+        Raises:
+            PeerLostError: another rank is gone, or did not come in time.
+        """
+        assert self._store is not None
+        self._meetings += 1
+        began = time.monotonic()
+        try:
+            self._store.set(f"meetings/{self.rank}", str(self._meetings))
+            yield
+        except RuntimeError as error:
+            waited = time.monotonic() - began
+            raise PeerLostError(
+                f"rank {self.rank} waited {waited:.0f} s for {what}: {self._who_is_missing()}"
+                f" ({str(error).splitlines()[0]})"
+            ) from error
+
+    def _who_is_missing(self) -> str:
+        """The ranks that no longer beat, else those that are not where this one is."""
+        before = self._read("beats")
+        time.sleep(3 * _BEAT_SECONDS)
+        now, meetings = self._read("beats"), self._read("meetings")
+        silent = [rank for rank, beats in now.items() if beats == before.get(rank)]
+        late = [rank for rank, done in meetings.items() if done < self._meetings]
+        why = "is stopped, or gone" if silent else "did not come, and hangs"
+        named = [self._named(rank) for rank in silent or late]
+        return f"{', '.join(named)} {why}" if named else "no rank can be named"
+
+    def _named(self, rank: int) -> str:
+        return f"rank {rank} on {self.hosts[rank]}" if self.hosts else f"rank {rank}"
+
+    def _read(self, counter: str) -> dict[int, int]:
+        """A counter of each other rank that has one."""
+        counts = {}
+        with contextlib.suppress(RuntimeError):
+            for rank in range(self.size):
+                key = f"{counter}/{rank}"
+                if rank != self.rank and self._store is not None and self._store.check([key]):
+                    counts[rank] = int(self._store.get(key))
+        return counts
+
+    def _beat(self, store: dist.Store) -> None:
+        """Show that this process runs, whatever it computes."""
+        with contextlib.suppress(RuntimeError):  # the store is gone: so are the others
+            while True:
+                store.add(f"beats/{self.rank}", 1)
+                time.sleep(_BEAT_SECONDS)
+
+
+ALONE = Ranks()
+"""One process that trains by itself."""

@@ -61,6 +61,15 @@ EVERYTHING: dict[str, dict[str, object]] = {
     },
     "eval": {"path": "/held.jsonl", "interval": 9},
     "export": {"prefix": "dpo", "dtype": "float32"},
+    "launch": {
+        "nproc_per_node": "auto",
+        "nnodes": 3,
+        "node_rank": 1,
+        "rdzv_endpoint": "node0:29400",
+        "rdzv_backend": "static",
+        "max_restarts": 2,
+        "timeout_seconds": 60.0,
+    },
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.schema import KEYS, TABLES, Effect, Kind, Profile, Train, json_schema
+from dpo_cli.profile.schema import KEYS, TABLES, Effect, Kind, Launch, Profile, Train, json_schema
 
 SNAPSHOT = Path(__file__).parent / "schema.snapshot.json"
 DEFAULTS = Profile.model_validate({"model": {"tokenizer": "m"}, "data": {"data_path": "d"}})
@@ -61,6 +61,12 @@ class TestKeys:
             "eval.interval": 0,
             "export.prefix": "rlhf",
             "export.dtype": "float16",
+            "launch.nproc_per_node": 1,
+            "launch.nnodes": 1,
+            "launch.node_rank": 0,
+            "launch.rdzv_backend": "c10d",
+            "launch.max_restarts": 0,
+            "launch.timeout_seconds": 600.0,
         }
         stated = {key: value_of(DEFAULTS, key) for key in KEYS}
         required = {"model.tokenizer", "data.data_path"}
@@ -100,6 +106,13 @@ class TestKeys:
             "train.save_min_seconds",
             "export.prefix",
             "export.dtype",
+            "launch.nproc_per_node",
+            "launch.nnodes",
+            "launch.node_rank",
+            "launch.rdzv_endpoint",
+            "launch.rdzv_backend",
+            "launch.max_restarts",
+            "launch.timeout_seconds",
         }
         assert by_effect[Effect.POSITION] == {
             "model.hidden_size",
@@ -220,6 +233,17 @@ class TestStrictness:
             ("export.prefix", "a/b", "dpo"),
             ("export.prefix", "", "rlhf"),
             ("export.dtype", "auto", "float32"),
+            ("launch.nproc_per_node", 0, 1),
+            ("launch.nproc_per_node", True, 2),
+            ("launch.nproc_per_node", "all", "auto"),
+            ("launch.nnodes", 0, 1),
+            ("launch.node_rank", -1, 0),
+            ("launch.node_rank", 1, 0),
+            ("launch.rdzv_endpoint", "node0", "node0:29400"),
+            ("launch.rdzv_endpoint", "http://node0:1", "[::1]:29400"),
+            ("launch.rdzv_backend", "etcd", "etcd-v2"),
+            ("launch.max_restarts", -1, 0),
+            ("launch.timeout_seconds", 0.0, 1),
         ],
     )
     def test_limits(self, key: str, bad: object, good: object) -> None:
@@ -262,6 +286,11 @@ class TestAgreement:
         with pytest.raises(ValidationError, match=re.escape("4 x 2 = 8")):
             Train(batch_size=4, accumulation_steps=2, global_batch_size=16)
         assert Train(batch_size=4, accumulation_steps=4, global_batch_size=16).accumulation_on(1)
+
+    def test_several_machines_must_know_where_to_meet(self) -> None:
+        with pytest.raises(ValidationError, match="2 machines must know where to meet"):
+            Launch(nnodes=2)
+        assert Launch(nnodes=2, node_rank=1, rdzv_endpoint="node0:29400").node_rank == 1
 
     @pytest.mark.parametrize(
         ("train", "devices", "steps"),
@@ -332,6 +361,7 @@ class TestJsonSchema:
 
 
 KEYWORDS: dict[str, Any] = {
+    "anyOf": list,
     "$schema": str,
     "$ref": str,
     "title": str,
@@ -362,6 +392,8 @@ def check_draft4(schema: dict[str, Any], definitions: dict[str, Any]) -> None:
     if "$ref" in schema:
         assert schema.keys() == {"$ref"}, "Draft 4 ignores what stands beside a $ref"
         assert schema["$ref"].removeprefix("#/definitions/") in definitions
+    elif "anyOf" in schema:
+        assert {branch["type"] for branch in schema["anyOf"]} < TYPES
     else:
         assert schema["type"] in TYPES
     if "exclusiveMinimum" in schema:

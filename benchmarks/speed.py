@@ -131,7 +131,7 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
 
     from dpo_cli.profile.schema import Profile
     from dpo_cli.run.store import RunDirectory
-    from dpo_cli.training import device, session
+    from dpo_cli.training import device, plan
 
     compute = device.resolve("cpu" if options.cpu else "auto", settings.get("dtype", "auto"))
     if settings.get("tuned", True):
@@ -159,7 +159,7 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
             "train": train,
         }
     )
-    prepared = session.prepare(profile, compute, RunDirectory(folder), lambda *_: None)
+    prepared = plan.prepare(profile, compute, RunDirectory(folder), lambda *_: None)
     pairs = prepared.pairs[: options.pairs]
     assert len(pairs) == options.pairs, f"only {len(pairs)} pairs can be trained on"
     order = dataclasses.replace(prepared.order, pairs=len(pairs))
@@ -195,7 +195,7 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
     """One variant in this process: seconds of the steps and the most memory it held."""
     import torch
 
-    from dpo_cli.training import session
+    from dpo_cli.training import building
     from dpo_cli.training.optim import make_optimizer
     from dpo_cli.training.reference import open_references
     from dpo_cli.training.trainer import Trainer
@@ -218,7 +218,7 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
         return result(time.perf_counter(), plain_script(prepared))
 
     def scorer(checkpoint: Any) -> Any:
-        scorer = session.make_scorer(prepared, checkpoint)
+        scorer = building.make_scorer(prepared, checkpoint)
         if not settings.get("packed", True):
             scorer.model.set_attn_implementation("sdpa")
             scorer.fallback = "left out"

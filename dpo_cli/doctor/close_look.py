@@ -18,10 +18,10 @@ from dpo_cli.findings import Diagnosis
 from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.profile.inputs import Input
 from dpo_cli.profile.schema import Profile
+from dpo_cli.training.building import configure_torch
 from dpo_cli.training.device import Compute
 from dpo_cli.training.failures import explain
 from dpo_cli.training.plan import OnProgress, Prepared, assemble, require_same_vocabulary
-from dpo_cli.training.session import configure_torch
 
 
 @dataclass(frozen=True)

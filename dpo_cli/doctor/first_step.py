@@ -20,10 +20,10 @@ from dpo_cli.models.minimind import HEAD
 from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.objective.losses import PairScores
 from dpo_cli.run.events import Event
+from dpo_cli.training.building import make_scorer
 from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import OnProgress, Prepared
 from dpo_cli.training.reference import LiveReference
-from dpo_cli.training.session import make_scorer
 from dpo_cli.training.trainer import Trainer
 
 WANTED_TOKENS = 1024

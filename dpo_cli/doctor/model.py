@@ -17,9 +17,9 @@ from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.profile.inputs import resolve_checkpoint
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
+from dpo_cli.training.building import make_scorer
 from dpo_cli.training.plan import RUN_PREFIX, OnProgress, Prepared, read_checkpoint
 from dpo_cli.training.reference import LiveReference
-from dpo_cli.training.session import make_scorer
 
 SAMPLE_PAIRS = 16
 SAMPLE_TOKENS = 4096

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from dpo_cli.objective.logps import Reduction, sequence_logps
 
-
 FIGURES = (
     "loss",
     "rewards/chosen",
@@ -67,9 +66,7 @@ class PairScores:
             self.gaps,
             self.kls,
         )
-        return {
-            name: figure.detach().sum() for name, figure in zip(FIGURES, figures, strict=True)
-        }
+        return {name: figure.detach().sum() for name, figure in zip(FIGURES, figures, strict=True)}
 
 
 def dpo_losses(

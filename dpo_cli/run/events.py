@@ -271,6 +271,16 @@ class EventWriter:
         os.close(self._descriptor)
 
 
+class Unheard:
+    """What ranks that do not hold the run append to: only one tells."""
+
+    def append(self, event: Event) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
 class EventReader:
     """Follows a stream that may still grow; half-written lines wait for their end."""
 

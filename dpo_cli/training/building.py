@@ -1,4 +1,4 @@
-"""From a prepared run to the modules that train: torch's settings, models, the file of the result."""
+"""From a prepared run to what trains: settings of torch, models, the name of the result."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ forward is done, in one flat sum whose order depends on nothing but the number o
 therefore hold the same weights bit for bit, and a resume repeats them.
 
 What takes as long as it takes (reading and encoding, a save on a slow disk) is waited for through
-the store, without a limit: a rank that dies is noticed by what started it. Only sums have one, since
-there a rank that hangs would stop all others without a word.
+the store, without a limit: a rank that dies is noticed by what started it. Only sums have one,
+since there a rank that hangs would stop all others without a word.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -32,8 +34,7 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.02
 _BEAT_SECONDS = 0.5
-_LAST_WORD_SECONDS = 5.0
-"""How long the others may take to say why they are gone."""
+_ENDED, _FAILED = "ended", "failed"
 STOPS = frozenset({"interrupted", "terminated"})
 RESTED = "rested"
 _REQUESTS = (*sorted(STOPS), "save", "evaluate", RESTED)
@@ -47,7 +48,7 @@ class PeerLostError(Exception):
     """Another rank is gone or hangs, and said no reason: all end, and may be started again."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Ranks:
     """This process among those that train together; made by `alone` or `join`.
 
@@ -215,7 +216,7 @@ class Ranks:
         """What is told under a key, however long that takes; the leader may end the run instead."""
         assert self._store is not None
         while not self._store.check([key]):
-            if self._store.check(["ended"]):
+            if self._store.check([_ENDED]):
                 raise PeerLostError("the run ended")
             time.sleep(_POLL_SECONDS)
         return cast(dict[str, Any], json.loads(self._store.get(key)))
@@ -231,10 +232,7 @@ class Ranks:
         if self._store is None:
             return
         flat = torch.cat(
-            [
-                (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
-                for p in parameters
-            ]
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
         )
         with self._meeting("their gradients"):
             if flat.is_cuda:
@@ -317,43 +315,44 @@ class Ranks:
 
     def fail(self, error: DpoError) -> None:
         """Tell the leader why this rank ends; it tells the world."""
-        if self._store is not None and not self.is_leader:
+        if self._store is not None:
             with contextlib.suppress(RuntimeError):
-                self._tell_failure("failed", error, rank=self.rank)
-                self._within(_LAST_WORD_SECONDS, lambda store: store.check(["ended"]))
+                self._tell_failure(_FAILED, error, rank=self.rank)
 
     def end(self) -> None:
         """The leader has told how the run ended; the others need not."""
-        if self._store is not None and self.is_leader:
+        if self._store is not None:
             with contextlib.suppress(RuntimeError):
-                self._store.set("ended", "1")
+                self._store.set(_ENDED, "1")
 
-    def has_ended(self) -> bool:
-        """Whether the leader has told the end, or does so in a moment."""
-        return self._within(_LAST_WORD_SECONDS, lambda store: store.check(["ended"]))
+    def is_told(self) -> bool:
+        """Whether it is known why the others are gone: what they said, they said before."""
+        with contextlib.suppress(RuntimeError):  # the store is gone, and with it what was told
+            if self._store is not None:
+                return self._store.check([_ENDED]) or self._store.check([_FAILED])
+        return False
 
     def failure(self) -> DpoError | None:
-        """Why another rank has ended, if it says so in a moment."""
-        if self._store is None or not self._within(
-            _LAST_WORD_SECONDS, lambda store: store.check(["failed"])
-        ):
-            return None
-        said = json.loads(self._store.get("failed"))
-        return self._failure_of(said["rank"], said["failure"])
+        """Why another rank has ended, if it has said so."""
+        with contextlib.suppress(RuntimeError):
+            if self._store is not None and self._store.check([_FAILED]):
+                said = json.loads(self._store.get(_FAILED))
+                return self._failure_of(said["rank"], said["failure"])
+        return None
+
+    def leave_word(self, message: str) -> ExitCode:
+        """Say why this rank ends to torchrun, which may start all of them again."""
+        print(message, file=sys.stderr, flush=True)
+        if (path := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
+            word = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+            with contextlib.suppress(OSError):
+                Path(path).write_text(json.dumps({"message": word}), encoding="utf-8")
+        return ExitCode.FAILED
 
     def close(self) -> None:
         """Part; all ranks are done."""
         if dist.is_initialized():
             dist.destroy_process_group()
-
-    def _within(self, seconds: float, condition: Callable[[dist.Store], bool]) -> bool:
-        deadline = time.monotonic() + seconds
-        with contextlib.suppress(RuntimeError):  # the store is gone, and with it what was told
-            while self._store is not None and time.monotonic() < deadline:
-                if condition(self._store):
-                    return True
-                time.sleep(_POLL_SECONDS)
-        return False
 
     def _tell_failure(self, key: str, error: DpoError, **more: Any) -> None:
         assert self._store is not None

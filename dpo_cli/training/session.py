@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from dpo_cli.data.order import DataOrder, Window
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
-from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.models.zoo import (
-    Checkpoint,
-    build_model,
-    checkpoint_activations,
-    compile_blocks,
-    to_disk_names,
-    use_experts_for,
-)
+from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.resolved import from_tables, to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import (
@@ -40,24 +33,32 @@ from dpo_cli.run.events import (
     Resumed,
     Saved,
     Stopped,
+    Unheard,
     WorkerStarted,
     history,
 )
 from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.device import Compute, make_deterministic, resolve, tune
+from dpo_cli.training.building import configure_torch, make_scorer, weights_file
+from dpo_cli.training.device import Compute, resolve, tune
 from dpo_cli.training.evidence import has_evidence, keep_evidence
 from dpo_cli.training.failures import explain
 from dpo_cli.training.optim import make_optimizer
-from dpo_cli.training.plan import Prepared, environment, prepare, refuse_other_inputs
+from dpo_cli.training.plan import Prepared, environment, prepare
+from dpo_cli.training.promises import (
+    inexact,
+    other_environment,
+    refuse_different_inputs,
+    refuse_other_inputs,
+)
+from dpo_cli.training.ranks import LeftError, PeerLostError, Ranks
 from dpo_cli.training.reference import KeptReference, open_references
-from dpo_cli.training.state import load_weights, restore_state, save_state
+from dpo_cli.training.state import load_weights, restore_state, rng_states, save_state
 from dpo_cli.training.trainer import Trainer
 from dpo_cli.training.weights import write_weights
 
 NON_FINITE_DIRECTORY = "non_finite"
 _PROGRESS_SECONDS = 0.5
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 class StopSource(Protocol):
@@ -71,46 +72,75 @@ def train_run(
 ) -> ExitCode:
     """Train the run at `path` from its newest generation, or from the start.
 
-    One of several ranks: see `_train_together`.
+    Every failure that the user can act on becomes a `Failed` event; anything else a traceback.
 
     Args:
-        path: the run directory, whose lock is held for this process; None for a rank that learns
-            it from the others.
+        path: the run directory, whose lock is held for this process; None for one of several ranks
+            that learns it from the others.
         signals: where a wish to stop comes from.
         changes: what the profile says otherwise than when the run was planned, in words.
         exact: refuse to go on where it would no longer be to the same bits.
 
-    Every failure that the user can act on becomes a `Failed` event; anything else a traceback.
+    Returns:
+        How it ended; of several ranks, DONE also where the leader has told another end in the
+        stream, so that whoever started them does not take it for a crash.
     """
     ranks = Ranks.join()
+    session = None
     try:
-        run = RunDirectory(Path(ranks.introduce(path and str(path))))
-        session = _Session(run, signals, ranks)
-        with explain_disk_errors(run.path):
+        session = _Session(RunDirectory(Path(ranks.introduce(path and str(path)))), signals, ranks)
+        with explain_disk_errors(session.run.path):
             code = session.run_to_end(changes, exact)
         ranks.end()
         ranks.close()
         return code if ranks.size == 1 else ExitCode.DONE
     except DpoError as error:
         failure = error
-    except LeftError:
-        return ExitCode.DONE
     except PeerLostError as error:
-        return _lost(ranks, error)
+        if not ranks.is_told():
+            return ranks.leave_word(str(error))
+        if not ranks.is_leader:
+            return ExitCode.DONE
+        failure = ranks.failure() or DpoError(str(error))
     except Exception as error:
         traceback.print_exc()
         explained = explain(error)
         if explained is None:
-            return ExitCode.FAILED
+            return ranks.leave_word(f"{type(error).__name__}: {error}")
         failure = explained
-    
+    return _fail(session, ranks, failure)
+
+
+def _fail(session: _Session | None, ranks: Ranks, failure: DpoError) -> ExitCode:
+    """Tell why the run ends here."""
+    if session is None:
+        return ranks.leave_word(str(failure))
+    if not ranks.is_leader:
+        ranks.fail(failure)
+        return ExitCode.DONE
+    try:
+        session.events.append(
+            Failed(
+                message=failure.message,
+                remedy=failure.remedy,
+                details=failure.details,
+                exit_code=failure.exit_code,
+            )
+        )
+    except OSError:  # a full disk may not take this either; the exit code tells
+        return failure.exit_code
+    ranks.end()
+    return failure.exit_code if ranks.size == 1 else ExitCode.DONE
+
+
 class _Session:
     """Joins the run directory, the event stream and the trainer."""
 
-    def __init__(self, run: RunDirectory, events: EventWriter, signals: StopSource) -> None:
+    def __init__(self, run: RunDirectory, signals: StopSource, ranks: Ranks) -> None:
         self.run = run
-        self.events = events
         self.signals = signals
+        self.ranks = ranks
+        self.events = EventWriter(run.events_path) if ranks.is_leader else Unheard()
         self.may_leave = True
         self._phase = ""
         self._progress_at = 0.0
@@ -119,13 +149,19 @@ class _Session:
 
     def run_to_end(self, changes: Sequence[str], exact: bool) -> ExitCode:
         """Prepare, start or resume, train, and say how it ended."""
-        self.run.remove_leftovers()
-        profile = load_profile(self.run.profile_path).profile
-        configure_torch(profile)
-        compute = resolve(profile.train.device, profile.train.dtype)
-        promised = self.run.read_plan()
-        chosen = promised["environment"].get("float32_matmul") if promised else None
-        tune(compute, chosen, tf32=profile.train.tf32)
+        ranks = self.ranks
+        if ranks.is_leader:
+            self.run.remove_leftovers()
+        profile = from_tables(
+            ranks.from_leader(
+                "profile", lambda: to_tables(load_profile(self.run.profile_path).profile)
+            )
+        )
+        configure_torch(profile, ranks.rank)
+        local_rank = ranks.local_rank if ranks.size > 1 else None
+        compute = resolve(profile.train.device, profile.train.dtype, local_rank)
+        promised = ranks.from_leader("plan", self.run.read_plan)
+        self.tune(profile, compute, promised)
         self.events.append(
             WorkerStarted(
                 pid=os.getpid(),
@@ -133,22 +169,37 @@ class _Session:
                 device_name=compute.device_name,
                 dtype=compute.dtype_name,
                 versions=environment(),
+                hosts=tuple(ranks.hosts),
             )
         )
         try:
             trainer = self.start(profile, compute, promised, changes, exact)
-            is_done = trainer.train()
-        except _StoppedEarly:
+            stop = trainer.train()
+        except LeftError:
             saved = [e for e in history(self.run.events_path) if isinstance(e, Saved)]
-            return self.stopped(*(saved[-1].step, saved[-1].optimizer_step) if saved else (0, 0))
-        if not is_done:
-            return self.stopped(trainer.step, trainer.optimizer_step)
+            done = (saved[-1].step, saved[-1].optimizer_step) if saved else (0, 0)
+            return self.stopped(*done, self.signals.stop or "interrupted")
+        if stop is not None:
+            return self.stopped(trainer.step, trainer.optimizer_step, stop)
         weights = weights_file(trainer.prepared)
-        self.run.mark_completed(optimizer_step=trainer.optimizer_step, weights=weights)
+        if ranks.is_leader:
+            self.run.mark_completed(optimizer_step=trainer.optimizer_step, weights=weights)
         self.events.append(
             Completed(step=trainer.step, optimizer_step=trainer.optimizer_step, weights=weights)
         )
         return ExitCode.DONE
+
+    def tune(self, profile: Profile, compute: Compute, promised: dict[str, Any] | None) -> None:
+        """Multiply as the run began to, and as the leader does: stopwatches err."""
+        chosen = promised["environment"].get("float32_matmul") if promised else None
+
+        def choose(chosen: str | None) -> str:
+            tune(compute, chosen, tf32=profile.train.tf32)
+            return torch.get_float32_matmul_precision()
+
+        found = self.ranks.from_leader("matmul", lambda: choose(chosen))
+        if not self.ranks.is_leader:
+            choose(found)
 
     def start(
         self,
@@ -161,16 +212,25 @@ class _Session:
         """Read the inputs, hold a resumed run to its plan, and stand where training goes on.
 
         Raises:
-            _StoppedEarly: asked to stop meanwhile.
+            LeftError: asked to stop meanwhile.
         """
-        prepared = prepare(profile, compute, self.run, self.progress)
+        ranks = self.ranks
+        window = promised["steps"]["accumulation_steps"] if promised else None
+        prepared = ranks.agree(
+            "prepared", lambda: prepare(profile, compute, self.run, self.progress, ranks, window)
+        )
+        refuse_different_inputs(ranks.gather("inputs", prepared.fingerprints), ranks.leader)
         if promised is not None:
             refuse_other_inputs(promised, prepared.plan())
         generation, passed_over = self.find_generation(prepared.order)
         self.announce(prepared, promised, exact)
-        trainer = self.build(prepared, generation)
+        ranks.connect(compute.device, profile.launch.timeout_seconds)
+        trainer = ranks.agree("built", lambda: self.build(prepared, generation))
+        for reference in (trainer.reference, trainer.held_out_reference):
+            reference.exchange(ranks)
         # An evaluation before the first step may be left, and is made again; a later one may not.
-        self.may_leave = trainer.optimizer_step == 0
+        # Nor may one rank leave the others.
+        self.may_leave = trainer.optimizer_step == 0 and ranks.size == 1
         if promised is not None:
             self.events.append(
                 Resumed(
@@ -185,11 +245,13 @@ class _Session:
 
     def announce(self, prepared: Prepared, promised: dict[str, Any] | None, exact: bool) -> None:
         """Hold a resumed run to its environment, write the plan and the rows set aside, tell."""
+        if not self.ranks.is_leader:
+            return
         plan = prepared.plan()
-        other = _other_environment(promised, plan) if promised else []
+        other = other_environment(promised, plan) if promised else []
         # What was once computed elsewhere stays so, also when the run comes home.
         plan["other_environments"] = [*(promised or {}).get("other_environments", []), *other]
-        if exact and (reasons := [*plan["other_environments"], *_inexact(prepared)]):
+        if exact and (reasons := [*plan["other_environments"], *inexact(prepared)]):
             raise DpoError(
                 f"{self.run.name} cannot go on to the same bits here",
                 "go on where it began, or without --exact, to slightly other bits",
@@ -212,7 +274,7 @@ class _Session:
                 Alert(
                     code="other-environment",
                     message=f"not what the run began with: {'; '.join(other)}",
-                    remedy="it goes on, but no longer to the same bits",
+                    remedy="it goes on with the same batches, but no longer to the same bits",
                 )
             )
 
@@ -223,6 +285,14 @@ class _Session:
             DpoError: what was saved is damaged or gone, all of it; or it lies beyond the end of
                 `order`.
         """
+        name, optimizer_step, passed_over = self.ranks.from_leader(
+            "generation", lambda: self._newest_generation(order)
+        )
+        if name is None:
+            return None, passed_over
+        return Generation(self.run.generations_path / name, optimizer_step), passed_over
+
+    def _newest_generation(self, order: DataOrder) -> tuple[str | None, int, list[str]]:
         generation, passed_over = self.run.newest_verified()
         was_saved = any(isinstance(event, Saved) for event in history(self.run.events_path))
         if generation is None and (passed_over or was_saved):
@@ -238,7 +308,9 @@ class _Session:
                 f" train.epochs = {order.epochs} makes only {order.optimizer_steps}",
                 "state as many epochs as are begun, or more",
             )
-        return generation, passed_over
+        if generation is None:
+            return None, 0, passed_over
+        return generation.name, generation.optimizer_step, passed_over
 
     def build(self, prepared: Prepared, generation: Generation | None) -> Trainer:
         """Policy, reference and optimizer, in the state of `generation`."""
@@ -254,7 +326,7 @@ class _Session:
             prepared.compute.device.type, enabled=prepared.compute.dtype == torch.float16
         )
         trainer = Trainer(
-            prepared, policy, *references, optimizer, scaler, watch=self, save=self.save
+            prepared, policy, *references, optimizer, scaler, self, self.save, self.ranks
         )
         if generation is not None:
             trainer.optimizer_step = restore_state(
@@ -263,6 +335,7 @@ class _Session:
                 model=policy.model,
                 optimizer=optimizer,
                 scaler=scaler,
+                rank=self.ranks.rank,
             )
         return trainer
 
@@ -275,11 +348,10 @@ class _Session:
 
     def asked(self) -> set[str]:
         """Requests from the control file, and a stop where a signal asked for one."""
-        request = self.run.take_request()
-        if request == "stop" and self.signals.stop is None:
-            self.signals.stop = "interrupted"
-        asked = {request} if request else set()
-        return asked | {"stop"} if self.signals.stop else asked
+        request = self.run.take_request() if self.ranks.is_leader else None
+        if request == "stop":
+            request = "interrupted"
+        return {word for word in (request, self.signals.stop) if word}
 
     def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
         """Name the pairs of a window whose update must not be made, and keep what shows why.
@@ -296,7 +368,7 @@ class _Session:
         kept = self.run.path / NON_FINITE_DIRECTORY
         evidence = kept / f"step-{trainer.optimizer_step + 1:08d}"
         # Skipping may go on at each step, and evidence is as large as the model.
-        if not (is_skipped and has_evidence(kept)):
+        if self.ranks.is_leader and not (is_skipped and has_evidence(kept)):
             with explain_disk_errors(kept):
                 keep_evidence(evidence, window, lines, losses, trainer.policy.model)
         subject = "loss" if guilty else "gradient"
@@ -319,7 +391,18 @@ class _Session:
         )
 
     def save(self, trainer: Trainer) -> None:
-        """Commit a generation, and renew the half-precision weights beside it."""
+        """Commit a generation, and renew the half-precision weights beside it.
+
+        The leader does, while the others wait as long as it takes.
+        """
+        for reference in (trainer.reference, trainer.held_out_reference):
+            reference.exchange(self.ranks)
+        self.ranks.require_same("the weights", trainer.policy.parameters())
+        rng = rng_states(self.ranks, trainer.device)
+        stage = f"saved-{trainer.optimizer_step}"
+        self.ranks.from_leader(stage, lambda: self._save(trainer, rng))
+
+    def _save(self, trainer: Trainer, rng: Mapping[str, Tensor]) -> None:
         began = time.perf_counter()
         model, prepared = trainer.policy.model, trainer.prepared
         is_last = trainer.optimizer_step == prepared.order.optimizer_steps
@@ -344,6 +427,7 @@ class _Session:
                 optimizer=trainer.optimizer,
                 scaler=trainer.scaler,
                 optimizer_step=trainer.optimizer_step,
+                rng=rng,
             ),
             keep=1 if is_last else 2,
         )
@@ -365,14 +449,13 @@ class _Session:
         Before the first step that is a moment to stop at; later, what was done is saved first.
         """
         if self.may_leave and (self.signals.stop or self.run.is_requested("stop")):
-            raise _StoppedEarly
+            raise LeftError
         now = time.monotonic()
         if phase != self._phase or done == total or now - self._progress_at >= _PROGRESS_SECONDS:
             self._phase, self._progress_at = phase, now
             self.events.append(Progress(phase=phase, done=done, total=total, unit=unit))
 
-    def stopped(self, step: int, optimizer_step: int) -> ExitCode:
+    def stopped(self, step: int, optimizer_step: int, reason: str) -> ExitCode:
         """Say that the run stopped as it was asked to."""
-        reason = self.signals.stop or "interrupted"
         self.events.append(Stopped(reason=reason, step=step, optimizer_step=optimizer_step))
         return ExitCode.TERMINATED if reason == "terminated" else ExitCode.INTERRUPTED

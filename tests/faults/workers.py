@@ -51,16 +51,21 @@ def _server() -> ForkServerContext:
     return context
 
 
+def forked(function: Callable[..., object], *arguments: object) -> BaseProcess:
+    """A process like a worker's, not yet started, for any function."""
+    return _server().Process(target=function, args=arguments)
+
+
 def start(run: RunDirectory, arm: Arm | None = None, *options: str) -> BaseProcess:
     """Start a worker on a run; `options` as on its command line."""
-    process = _server().Process(target=_work, args=(run, arm, options))
+    process = forked(_work, run, arm, options)
     process.start()
     return process
 
 
 def call(function: Callable[[], object]) -> int:
     """Run any function in a process like a worker's; its exit code, negative for a signal."""
-    process = _server().Process(target=function)
+    process = forked(function)
     process.start()
     return wait(process)
 

@@ -38,7 +38,7 @@ def compare_over_20_steps(
     for layout in LAYOUTS:
         recorders[layout] = watch = Recorder()
         with Float64():
-            assert make_trainer(make_scorer, layout, watch, reduction=reduction).train()
+            assert make_trainer(make_scorer, layout, watch, reduction=reduction).train() is None
     packed, reference = recorders["packed"], recorders["reference"]
     assert len(packed.steps) == len(reference.steps) == 20
     for ours, theirs in zip(packed.steps, reference.steps, strict=True):
@@ -115,7 +115,7 @@ def test_20_steps_in_float32_drift_no_further_than_a_last_bit_does(name: str) ->
         watch = Recorder()
         trainer = make_trainer(make_scorer, layout, watch, dtype=torch.float32)  # type: ignore[arg-type]
         start = all_weights(trainer.policy)
-        assert trainer.train()
+        assert trainer.train() is None
         losses = torch.tensor([step.losses for step in watch.steps])
         runs[run] = (all_weights(trainer.policy) - start, losses)
     for ours, theirs, shaken_ones in zip(*runs.values(), strict=True):

@@ -26,7 +26,7 @@ from dpo_cli.errors import ExitCode
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training import plan, session
+from dpo_cli.training import building, plan, session
 from tests.cli import Run
 from tests.data.columns import in_columns
 from tests.training.test_golden_runs import (
@@ -89,7 +89,7 @@ def test_seed_moe_with_the_float16_rounding(
     hits gradients, which a shared prompt would add up before it and not after."""
     ALL_EXPERTS_FUNCTIONS.register("rounded_to_float16", experts_rounded_to_float16)
     monkeypatch.setattr(
-        session,
+        building,
         "use_experts_for",
         lambda model, float32: model.set_experts_implementation("rounded_to_float16"),
     )

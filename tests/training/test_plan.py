@@ -11,7 +11,8 @@ from dpo_cli.models.minimind import Architecture
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import resolve
-from dpo_cli.training.plan import Prepared, prepare, refuse_other_inputs
+from dpo_cli.training.plan import Prepared, prepare
+from dpo_cli.training.promises import refuse_other_inputs
 
 
 def prepared(shared: Path, profile: str = "dense", **changes: Any) -> Prepared:

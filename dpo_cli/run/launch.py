@@ -11,10 +11,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -38,6 +40,7 @@ from dpo_cli.run.events import (
     drop_torn_tail,
 )
 from dpo_cli.run.store import RunDirectory, sign_lock
+from dpo_cli.run.torchrun import agent_argv
 
 Observer = Callable[[Event], None]
 
@@ -144,6 +147,43 @@ def supervise(
     return code
 
 
+def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
+    """Run this machine's ranks of a run that the first machine keeps, until they end.
+
+    Args:
+        arguments: of torchrun.
+        observe: called with what there is to know meanwhile.
+
+    Returns:
+        DONE; INTERRUPTED or TERMINATED where this process was asked to stop, and did.
+
+    Raises:
+        DpoError: ranks of this machine were lost, or the machines did not meet.
+    """
+    command = ["-m", "dpo_cli.training.worker", "--join"]
+    with tempfile.TemporaryDirectory(prefix="dpo-join-") as scratch, _SignalRelay() as signals:
+        stream = _Stream(RunDirectory(Path(scratch)), observe)
+        agent = subprocess.Popen(
+            agent_argv(Path(scratch), arguments, command),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        signals.attach(agent)
+        while not _has_ended(agent):
+            stream.follow()
+        stream.follow()
+    remedy = "see what the first machine says; it goes on with dpo resume there, and with this here"
+    if stream.failure:
+        raise _failure(stream.failure)
+    if stream.lost:
+        first, *others = map(rank_ending, stream.lost)
+        raise DpoError(first, remedy, others)
+    code = signals.asked or _SAVED.get(agent.returncode)
+    if code is None:
+        raise DpoError(f"what runs the ranks of this machine {_exit(agent.returncode)}", remedy)
+    return code
+
+
 def detach(run: RunDirectory, lock: int) -> int:
     """Split off a process that outlives the terminal, printing into the run's launcher.log.
 
@@ -244,6 +284,13 @@ class _SignalRelay:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @property
+    def asked(self) -> ExitCode | None:
+        """The exit code of who was asked to stop; None if nobody asked."""
+        if self._terminated:
+            return ExitCode.TERMINATED
+        return ExitCode.INTERRUPTED if self.interrupts else None
+
     def attach(self, worker: subprocess.Popen[bytes]) -> None:
         """Start passing on, beginning with the signals that came while the worker was started."""
         self._worker = worker
@@ -320,14 +367,17 @@ def _stopped_without_saving(run: RunDirectory, code: ExitCode, is_under_way: boo
 
 
 def _crash(run: RunDirectory, returncode: int, last_line: str) -> DpoError:
-    if returncode < 0:
-        message = f"the worker died of {death(-returncode)}"
-    else:
-        message = f"the worker ended unexpectedly with exit code {returncode}"
-        if last_line:
-            message += f": {last_line}"
+    message = f"the worker {_exit(returncode)}"
+    if returncode > 0 and last_line:
+        message += f": {last_line}"
     remedy, state = _how_to_resume(run)
     return DpoError(message, remedy, [*state, f"what it printed is in {run.worker_log_path}"])
+
+
+def _exit(returncode: int) -> str:
+    if returncode < 0:
+        return f"died of {death(-returncode)}"
+    return f"ended unexpectedly with exit code {returncode}"
 
 
 def _lost(run: RunDirectory, lost: Sequence[RankEnded]) -> DpoError:

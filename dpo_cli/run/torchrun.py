@@ -64,19 +64,16 @@ def torchrun_arguments(launch: Launch, processes: int, more: Sequence[str] = ())
     return [*words, "--max-restarts", str(launch.max_restarts), *more]
 
 
-def agent_argv(
-    run: Path, arguments: Sequence[str], module: str, module_arguments: Sequence[str]
-) -> list[str]:
+def agent_argv(run: Path, arguments: Sequence[str], command: Sequence[str]) -> list[str]:
     """The command line of the process that starts and watches the ranks.
 
     Args:
         run: the directory whose event stream learns which rank was lost.
         arguments: of torchrun.
-        module: what each rank runs.
-        module_arguments: of that.
+        command: what each rank is to run, as arguments of Python.
     """
     agent = [sys.executable, "-m", "dpo_cli.training.agent", "--run", str(run)]
-    return [*agent, "--", *arguments, "-m", module, *module_arguments]
+    return [*agent, "--", *arguments, *command]
 
 
 def _own_address(endpoint: str) -> str | None:

@@ -61,7 +61,7 @@ def run_ranks(path: Path, arguments: Sequence[str], relay: Relay) -> int:
         relay: of signals.
     """
     ledger = _Ledger(path)
-    launcher_api.LocalElasticAgent = functools.partial(  # type: ignore[misc, assignment]
+    launcher_api.LocalElasticAgent = functools.partial(  # type: ignore[attr-defined, assignment]
         _Agent, relay=relay, ledger=ledger
     )  # torchrun lets nobody choose its agent
     try:
@@ -71,7 +71,7 @@ def run_ranks(path: Path, arguments: Sequence[str], relay: Relay) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
         with tempfile.TemporaryDirectory(prefix="dpo-ranks-") as logs:
             options.log_dir = options.log_dir or logs
-            torchrun.run(options)
+            torchrun.run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         heard = relay.heard and -relay.heard
@@ -136,15 +136,15 @@ class _Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._relay.expect_ranks()
-        pids = super()._start_workers(worker_group)
+        pids: dict[int, Any] = super()._start_workers(worker_group)
         self._relay.attach(pids.values())
-        self._running: dict[int, int] = dict(pids)
+        self._running = dict(pids)
         self._has_failed = False
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         order, killed = self._let_all_end()
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if result.is_failed():
             self._relay.detach()
             failures = {f.local_rank: (rank, f) for rank, f in result.failures.items()}
@@ -225,7 +225,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            return torchrun.parse_args(arguments)
+            return torchrun.parse_args(arguments)  # type: ignore[no-untyped-call]
     except SystemExit as error:
         complaint = (output.getvalue().splitlines() or ["no arguments"])[-1]
         raise UsageError(

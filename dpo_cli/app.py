@@ -23,6 +23,7 @@ from dpo_cli.commands.check import check
 from dpo_cli.commands.config import config
 from dpo_cli.commands.export import export
 from dpo_cli.commands.init import init
+from dpo_cli.commands.ranks import CommandOverTorchrun
 from dpo_cli.commands.resume import resume
 from dpo_cli.commands.runs import runs
 from dpo_cli.commands.schema import schema
@@ -39,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 for _command in (init, check, train, resume, stop, watch, runs, show, export, schema):
-    app.command()(_command)
+    app.command(cls=CommandOverTorchrun if _command in (train, resume) else None)(_command)
 app.add_typer(config)
 
 

@@ -54,3 +54,18 @@ QuietOption = Annotated[
 DetachOption = Annotated[
     bool, typer.Option("--detach", "-d", help="Train in the background, without this terminal.")
 ]
+NprocOption = Annotated[
+    str | None,
+    typer.Option(
+        "--nproc",
+        metavar="N|auto",
+        help="Processes on this machine, each with a device of its own; auto: one a CUDA card.",
+        show_default=False,
+    ),
+]
+PrintLaunchOption = Annotated[
+    bool,
+    typer.Option(
+        "--print-launch", help="Print the torchrun command that starts the same; start nothing."
+    ),
+]

@@ -10,7 +10,9 @@ import typer
 
 from dpo_cli.commands.options import (
     DetachOption,
+    NprocOption,
     PlainOption,
+    PrintLaunchOption,
     QuietOption,
     RunArgument,
     RunsDirOption,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 
 def resume(
+    context: typer.Context,
     run_name: RunArgument = None,
     settings: SetOption = None,
     allow_changes: Annotated[
@@ -40,6 +43,8 @@ def resume(
             "--exact", help="Refuse to go on where it would no longer be to the same bits."
         ),
     ] = False,
+    nproc: NprocOption = None,
+    print_launch: PrintLaunchOption = False,
     runs_dir: RunsDirOption = None,
     plain: PlainOption = False,
     quiet: QuietOption = False,
@@ -48,22 +53,42 @@ def resume(
     """Go on with a run: from its newest whole state, bit for bit as if it had never stopped.
 
     Without RUN it is the newest that is unfinished. A finished run goes on when it gets more
-    epochs.
+    epochs. It may go on with another number of processes; what stands behind a -- goes to torchrun.
 
     Example: `dpo resume dense --set train.epochs=4 --allow-changes`
     """
+    from dpo_cli.commands.ranks import (
+        launch_alerts,
+        nproc_setting,
+        print_torchrun,
+        ranks_argv,
+        refused_options,
+        take_place,
+        torchrun_call,
+        torchrun_words,
+    )
     from dpo_cli.commands.session import plain_console, run_worker
     from dpo_cli.profile.inputs import check_inputs
     from dpo_cli.profile.load import load_profile
     from dpo_cli.profile.resolved import differences, to_toml
+    from dpo_cli.run.launch import worker_argv
     from dpo_cli.run.store import find_run, runs_root
 
+    torchrun = torchrun_words(context)
+    place = take_place(refused_options(nproc, torchrun, detach))
+    settings = [*(settings or ()), *nproc_setting(nproc)]
     run = find_run(runs_root(runs_dir), run_name, prefer=_is_waiting)
+    if print_launch:
+        profile = load_profile(run.profile_path, settings).profile
+        words = ["resume", run.designation, *(["--allow-changes"] if allow_changes else [])]
+        print_torchrun(profile, torchrun, [*words, *(["--exact"] if exact else [])], settings)
+        return
     with run.locked() as lock:
-        new = load_profile(run.profile_path, settings or ())
+        new = load_profile(run.profile_path, settings)
+        _refuse_to_join(new.profile)
         old = planned_profile(run) or load_profile(run.profile_path).profile
         changes = differences(old, new.profile)
-        refuse_changes(run, changes, settings or (), allow_changes)
+        refuse_changes(run, changes, settings, allow_changes)
         if run.is_completed and new.profile.train.epochs <= old.train.epochs:
             if changes:
                 raise UsageError(
@@ -75,12 +100,15 @@ def resume(
             console.print(f"export: dpo export {run.designation}")
             return
         check_inputs(new)
+        ranks = torchrun_call(new.profile, place, torchrun)
         undo = _restart(run, to_toml(new.profile)) if changes else _nothing
+        worker = worker_argv(run, list(map(str, changes)), exact=exact)
         run_worker(
             run,
             lock,
-            changes=list(map(str, changes)),
-            exact=exact,
+            ranks_argv(run, ranks, worker),
+            place=place,
+            alerts=launch_alerts(new, place, torchrun),
             undo=undo,
             plain=plain,
             quiet=quiet,
@@ -133,6 +161,14 @@ def refuse_changes(
             f"{run.designation} would no longer be the run that its profile describes",
             f"if that is what you want: {command}",
             altered,
+        )
+
+
+def _refuse_to_join(profile: Profile) -> None:
+    if profile.launch.node_rank:
+        raise UsageError(
+            f"launch.node_rank = {profile.launch.node_rank}: only the first machine has the run",
+            "resume there; here, join it with dpo train PROFILE and the same [launch]",
         )
 
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from dpo_cli.errors import ExitCode
 
 if TYPE_CHECKING:
+    from dpo_cli.run.events import Alert
+    from dpo_cli.run.placement import Place
     from dpo_cli.run.store import RunDirectory
 
 
@@ -24,9 +26,10 @@ def plain_console() -> Console:
 def run_worker(
     run: RunDirectory,
     lock: int,
+    argv: Sequence[str],
     *,
-    changes: Sequence[str] = (),
-    exact: bool = False,
+    place: Place | None = None,
+    alerts: Sequence[Alert] = (),
     undo: Callable[[], None],
     plain: bool,
     quiet: bool,
@@ -35,6 +38,15 @@ def run_worker(
     """Train until the worker ends; detached, return at once and train in another process.
 
     Under the panel, too, training is in another process; see `dpo_cli.run.background`.
+
+    Args:
+        run: whose lock the caller holds.
+        lock: its descriptor.
+        argv: the command line to supervise.
+        place: of rank 0, where somebody else has started several.
+        alerts: what there is to know before it starts.
+        undo: takes back what the caller changed on disk for this start.
+        plain, quiet, detach: what to show, and where.
 
     Raises:
         typer.Exit: with the worker's exit code.
@@ -46,9 +58,7 @@ def run_worker(
 
     def supervise() -> ExitCode:
         report = PlainReport(plain_console(), run.designation, run.path, quiet=quiet)
-        return launch.supervise(
-            run, lock, launch.worker_argv(run, changes, exact=exact), report, undo=undo
-        )
+        return launch.supervise(run, lock, argv, report, alerts=alerts, undo=undo)
 
     console = plain_console()
     if detach and (pid := launch.detach(run, lock)):
@@ -57,8 +67,11 @@ def run_worker(
     if not quiet:
         with contextlib.suppress(OSError, SystemExit):  # a closed pipe does not concern the run
             console.print(f"run {run.designation}: Ctrl-C saves and stops")
-    has_panel = not (plain or quiet or detach) and has_terminal(console)
-    raise typer.Exit(_show_panel(run, lock, supervise) if has_panel else supervise())
+    has_panel = not (plain or quiet or detach or place) and has_terminal(console)
+    code = _show_panel(run, lock, supervise) if has_panel else supervise()
+    if place and place.group:
+        code = ExitCode.DONE  # to torchrun any other is a crash, after which it starts again
+    raise typer.Exit(code)
 
 
 def _show_panel(run: RunDirectory, lock: int, supervise: Callable[[], ExitCode]) -> ExitCode:

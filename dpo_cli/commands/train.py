@@ -10,7 +10,9 @@ import typer
 
 from dpo_cli.commands.options import (
     DetachOption,
+    NprocOption,
     PlainOption,
+    PrintLaunchOption,
     ProfileArgument,
     QuietOption,
     RunsDirOption,
@@ -18,10 +20,13 @@ from dpo_cli.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from dpo_cli.profile.load import LoadedProfile
     from dpo_cli.profile.schema import Profile
+    from dpo_cli.run.store import RunDirectory
 
 
 def train(
+    context: typer.Context,
     profile: ProfileArgument,
     settings: SetOption = None,
     name: Annotated[
@@ -30,6 +35,8 @@ def train(
             metavar="NAME", help="What to call the run; else as the profile.", show_default=False
         ),
     ] = None,
+    nproc: NprocOption = None,
+    print_launch: PrintLaunchOption = False,
     runs_dir: RunsDirOption = None,
     plain: PlainOption = False,
     quiet: QuietOption = False,
@@ -38,32 +45,78 @@ def train(
     """Train a model on preference pairs, as a profile says.
 
     Everything that is cheap to check is checked first. Ctrl-C saves and stops; `dpo resume` goes
-    on from there with the very same numbers.
+    on from there with the very same numbers. Several processes train together with --nproc, or
+    started by torchrun or srun; what stands behind a -- goes to torchrun.
 
     Example: `dpo train my.toml --set train.epochs=1 --name first`
     """
+    from dpo_cli.commands.ranks import (
+        join_run,
+        launch_alerts,
+        nproc_setting,
+        print_torchrun,
+        ranks_argv,
+        refused_options,
+        take_place,
+        torchrun_call,
+        torchrun_words,
+    )
     from dpo_cli.commands.session import run_worker
     from dpo_cli.profile.inputs import check_inputs
     from dpo_cli.profile.load import load_profile
-    from dpo_cli.profile.resolved import to_toml
-    from dpo_cli.run.store import RunDirectory, runs_root
+    from dpo_cli.run.launch import worker_argv
+    from dpo_cli.run.placement import begun_run, mark_run
+    from dpo_cli.run.store import runs_root
 
-    loaded = load_profile(profile, settings or ())
+    torchrun = torchrun_words(context)
+    place = take_place(refused_options(nproc, torchrun, detach))
+    settings = [*(settings or ()), *nproc_setting(nproc)]
+    loaded = load_profile(profile, settings)
+    if print_launch:
+        words = ["train", str(profile), *(["--name", name] if name else [])]
+        words += ["--runs-dir", str(runs_dir)] if runs_dir else []
+        print_torchrun(loaded.profile, torchrun, words, settings)
+        return
+    if loaded.profile.launch.node_rank and not place:
+        raise typer.Exit(join_run(loaded.profile, torchrun))
     check_inputs(loaded)
+    ranks = torchrun_call(loaded.profile, place, torchrun)
     root = runs_root(runs_dir)
-    pinned = _pin_weights(loaded.profile, root)
-    run = RunDirectory.create(root, name or loaded.name, to_toml(pinned))
+    run = begun_run(root, place) if place else None
+    is_new = run is None
+    if run is None:
+        run = _new_run(loaded, root, name or loaded.name)
     try:
         lock = run.lock()
+        if place and is_new:
+            mark_run(run, place)
     except BaseException:
-        run.remove()
+        if is_new:
+            run.remove()
         raise
     # A run in the background leaves nothing but its directory to learn from why it was refused.
-    undo = _leave if detach else run.remove
+    undo = run.remove if is_new and not detach else _leave
     try:
-        run_worker(run, lock, undo=undo, plain=plain, quiet=quiet, detach=detach)
+        run_worker(
+            run,
+            lock,
+            ranks_argv(run, ranks, worker_argv(run)),
+            place=place,
+            alerts=launch_alerts(loaded, place, torchrun),
+            undo=undo,
+            plain=plain,
+            quiet=quiet,
+            detach=detach,
+        )
     finally:
         os.close(lock)
+
+
+def _new_run(loaded: LoadedProfile, root: Path, name: str) -> RunDirectory:
+    from dpo_cli.profile.resolved import to_toml
+    from dpo_cli.run.store import RunDirectory
+
+    return RunDirectory.create(root, name, to_toml(_pin_weights(loaded.profile, root)))
 
 
 def _pin_weights(profile: Profile, root: Path) -> Profile:

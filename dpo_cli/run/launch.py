@@ -11,42 +11,44 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import open_for_appending
+from dpo_cli.run.deaths import death, rank_ending
 from dpo_cli.run.disk import explain_disk_errors, no_space
 from dpo_cli.run.events import (
     Alert,
+    Completed,
     Event,
     EventReader,
     EventWriter,
     Failed,
     Planned,
+    RankEnded,
     Resumed,
+    Stopped,
     WorkerEnded,
+    WorkerStarted,
     drop_torn_tail,
 )
 from dpo_cli.run.store import RunDirectory, sign_lock
+from dpo_cli.run.torchrun import agent_argv
 
 Observer = Callable[[Event], None]
 
 _POLL_SECONDS = 0.2
 _LOG_TAIL_BYTES = 8192
 _SAVED = {int(c): c for c in (ExitCode.DONE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)}
+_ASKED = {"interrupted": ExitCode.INTERRUPTED, "terminated": ExitCode.TERMINATED}
 _STOPPING = Alert(code="stopping", message="stopping after this step; Ctrl-C again to stop now")
-_DEATHS = {
-    signal.SIGKILL: "killed, often by the kernel for lack of memory: "
-    "lower train.batch_size or data.max_seq_len",
-    signal.SIGSEGV: "a crash in native code (segmentation fault)",
-    signal.SIGABRT: "native code gave up (abort)",
-    signal.SIGBUS: "a mapped file could not be read: truncated, or its disk is full or gone",
-}
 
 
 def worker_argv(
@@ -73,9 +75,13 @@ def supervise(
     argv: Sequence[str],
     observe: Observer,
     *,
+    alerts: Sequence[Alert] = (),
     undo: Callable[[], None] = lambda: None,
 ) -> ExitCode:
     """Start the worker, let `observe` see every event it appends, and wait for its end.
+
+    The worker may also be the agent over several ranks (`dpo_cli.training.agent`), which ends well
+    however the run does; how it did is then in the stream.
 
     A failing observer is dropped; training does not depend on it. `undo` is called when the worker
     refused the run, or was stopped, before it had planned it: nothing half-made is to stay.
@@ -85,6 +91,7 @@ def supervise(
         lock: the lock's descriptor, inherited by the worker.
         argv: the worker's command line.
         observe: called with each new event, in order.
+        alerts: what there is to know before it starts.
         undo: takes back what the caller changed on disk for this start.
 
     Returns:
@@ -99,6 +106,7 @@ def supervise(
     with explain_disk_errors(run.path):
         drop_torn_tail(run.events_path)
         descriptor = open_for_appending(run.worker_log_path)
+        _append(run, *alerts)
     with open(descriptor, "ab") as log, _SignalRelay() as signals:
         log_start = log.tell()
         worker = subprocess.Popen(
@@ -121,6 +129,8 @@ def supervise(
 
     died_of_ours = signals.killed(worker.returncode)
     code = died_of_ours or _SAVED.get(worker.returncode)
+    if stream.ending is not None and (worker.returncode == ExitCode.DONE or stream.lost):
+        code = stream.ending
     is_stopped = code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
     if not stream.is_under_way and (stream.failure or is_stopped):
         undo()
@@ -128,10 +138,49 @@ def supervise(
         raise _failure(stream.failure)
     if worker.returncode == ExitCode.NO_SPACE:  # too full even to say so in the stream
         raise no_space(run.path)
+    if code is None and stream.lost:
+        raise _lost(run, stream.lost)
     if code is None:
         raise _crash(run, worker.returncode, _last_line(run, log_start))
     if died_of_ours or (is_stopped and not stream.is_under_way):
         raise _stopped_without_saving(run, code, stream.is_under_way)
+    return code
+
+
+def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
+    """Run this machine's ranks of a run that the first machine keeps, until they end.
+
+    Args:
+        arguments: of torchrun.
+        observe: called with what there is to know meanwhile.
+
+    Returns:
+        DONE; INTERRUPTED or TERMINATED where this process was asked to stop, and did.
+
+    Raises:
+        DpoError: ranks of this machine were lost, or the machines did not meet.
+    """
+    command = ["-m", "dpo_cli.training.worker", "--join"]
+    with tempfile.TemporaryDirectory(prefix="dpo-join-") as scratch, _SignalRelay() as signals:
+        stream = _Stream(RunDirectory(Path(scratch)), observe)
+        agent = subprocess.Popen(
+            agent_argv(Path(scratch), arguments, command),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        signals.attach(agent)
+        while not _has_ended(agent):
+            stream.follow()
+        stream.follow()
+    remedy = "see what the first machine says; it goes on with dpo resume there, and with this here"
+    if stream.failure:
+        raise _failure(stream.failure)
+    if stream.lost:
+        first, *others = map(rank_ending, stream.lost)
+        raise DpoError(first, remedy, others)
+    code = signals.asked or _SAVED.get(agent.returncode)
+    if code is None:
+        raise DpoError(f"what runs the ranks of this machine {_exit(agent.returncode)}", remedy)
     return code
 
 
@@ -173,14 +222,25 @@ class _Stream:
         deque(self._reader.read_new(), maxlen=0)  # those of earlier starts
         self.is_under_way = False
         self.failure: Failed | None = None
+        self.ending: ExitCode | None = None
+        self.lost: list[RankEnded] = []
 
     def follow(self) -> None:
         """Take in what was appended since the last call."""
         for event in self._reader.read_new():
-            if isinstance(event, Planned | Resumed):
-                self.is_under_way = True
-            elif isinstance(event, Failed):
-                self.failure = event
+            match event:
+                case WorkerStarted():  # the ranks were started again
+                    self.ending, self.lost = None, []
+                case Planned() | Resumed():
+                    self.is_under_way = True
+                case Failed():
+                    self.failure = event
+                case Completed():
+                    self.ending = ExitCode.DONE
+                case Stopped():
+                    self.ending = _ASKED[event.reason]
+                case RankEnded():
+                    self.lost.append(event)
             self.show(event)
 
     def show(self, event: Event) -> None:
@@ -223,6 +283,13 @@ class _SignalRelay:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    @property
+    def asked(self) -> ExitCode | None:
+        """The exit code of who was asked to stop; None if nobody asked."""
+        if self._terminated:
+            return ExitCode.TERMINATED
+        return ExitCode.INTERRUPTED if self.interrupts else None
 
     def attach(self, worker: subprocess.Popen[bytes]) -> None:
         """Start passing on, beginning with the signals that came while the worker was started."""
@@ -272,8 +339,15 @@ def _append_end(run: RunDirectory, returncode: int) -> None:
     """Tell the stream how the worker ended; a disk that is full of its state may not take it."""
     number = max(0, -returncode)
     with contextlib.suppress(OSError):
+        _append(run, WorkerEnded(exit_code=128 + number if number else returncode, signal=number))
+
+
+def _append(run: RunDirectory, *events: Event) -> None:
+    """Add to the stream while no worker lives."""
+    if events:
         writer = EventWriter(run.events_path)
-        writer.append(WorkerEnded(exit_code=128 + number if number else returncode, signal=number))
+        for event in events:
+            writer.append(event)
         writer.close()
 
 
@@ -293,16 +367,25 @@ def _stopped_without_saving(run: RunDirectory, code: ExitCode, is_under_way: boo
 
 
 def _crash(run: RunDirectory, returncode: int, last_line: str) -> DpoError:
-    if returncode < 0:
-        number = signal.Signals(-returncode)
-        how = _DEATHS.get(number) or signal.strsignal(number)
-        message = f"the worker died of {number.name} ({how})"
-    else:
-        message = f"the worker ended unexpectedly with exit code {returncode}"
-        if last_line:
-            message += f": {last_line}"
+    message = f"the worker {_exit(returncode)}"
+    if returncode > 0 and last_line:
+        message += f": {last_line}"
     remedy, state = _how_to_resume(run)
     return DpoError(message, remedy, [*state, f"what it printed is in {run.worker_log_path}"])
+
+
+def _exit(returncode: int) -> str:
+    if returncode < 0:
+        return f"died of {death(-returncode)}"
+    return f"ended unexpectedly with exit code {returncode}"
+
+
+def _lost(run: RunDirectory, lost: Sequence[RankEnded]) -> DpoError:
+    """Ranks were lost for good: the first one, and what became of the others."""
+    first, *others = map(rank_ending, lost)
+    remedy, state = _how_to_resume(run)
+    log = f"what they printed is in {run.worker_log_path}"
+    return DpoError(first, remedy, [*others, *state, log])
 
 
 def _how_to_resume(run: RunDirectory) -> tuple[str, list[str]]:

@@ -18,7 +18,7 @@ import sys
 from dpo_cli import app
 from dpo_cli.run import launch
 worker = sys.argv.pop(1)
-launch.worker_argv = lambda run, changes, exact: [sys.executable, "-c", worker, str(run.path)]
+launch.worker_argv = lambda run, *_, **__: [sys.executable, "-c", worker, str(run.path)]
 sys.exit(app.main(sys.argv[1:]))
 """
 STARTS = """

@@ -185,7 +185,7 @@ import sys
 from dpo_cli import app
 from dpo_cli.run import launch
 worker = {WORKER + "plan(); time.sleep(0.5); complete()"!r}
-launch.worker_argv = lambda run, changes, exact: [sys.executable, "-c", worker, str(run.path)]
+launch.worker_argv = lambda run, *_, **__: [sys.executable, "-c", worker, str(run.path)]
 sys.exit(app.main(["train", "mine.toml", "--detach"]))
 """
     began = time.monotonic()
@@ -292,7 +292,7 @@ def test_stop_waits_until_the_run_has_saved(dpo: Cli, worker: Worker, directory:
     script = (
         "import sys; from dpo_cli import app; from dpo_cli.run import launch;"
         f"worker = {WORKER + 'plan(); wait_for_stop()'!r};"
-        "launch.worker_argv = lambda run, changes, exact:"
+        "launch.worker_argv = lambda run, *_, **__:"
         " [sys.executable, '-c', worker, str(run.path)];"
         "sys.exit(app.main(['train', 'mine.toml', '--quiet']))"
     )

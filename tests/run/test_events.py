@@ -21,6 +21,7 @@ from dpo_cli.run.events import (
     Failed,
     Planned,
     Progress,
+    RankEnded,
     Resumed,
     Saved,
     StepDone,
@@ -64,6 +65,7 @@ EVENTS = [
     Stopped(reason="interrupted", step=1, optimizer_step=1),
     Completed(step=1, optimizer_step=1, weights="rlhf_512.pth"),
     Failed(message="m", remedy="r", details=("line 1", "line 2"), exit_code=2),
+    RankEnded(rank=1, host="a", pid=2, exit_code=137, signal=9, message="m"),
     WorkerEnded(exit_code=137, signal=9),
     Exported(path="p", sha256="0", dtype="float16", optimizer_step=1),
 ]

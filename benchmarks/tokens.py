@@ -98,6 +98,7 @@ def run_once(part: str, tokenizer_folder: Path, data: Path) -> dict[str, Any]:
     from dpo_cli.data.pairs import PreferencePair, read_pairs
     from dpo_cli.data.token_cache import encode_file
     from dpo_cli.files import sha256_file
+    from dpo_cli.training.ranks import ALONE
 
     tokenizer = ChatTokenizer(tokenizer_folder)
     found: dict[str, Any] = {"seconds": 0.0}
@@ -122,7 +123,12 @@ def run_once(part: str, tokenizer_folder: Path, data: Path) -> dict[str, Any]:
     with peak_memory(found):
         began = time.perf_counter()
         rows = encode_file(
-            data, tokenizer, empty_think_ratio=0.2, seed=42, on_progress=lambda done, lines: None
+            data,
+            tokenizer,
+            empty_think_ratio=0.2,
+            seed=42,
+            on_progress=lambda done, lines: None,
+            crew=ALONE,
         )
         kept = rows.cut(MAX_SEQ_LEN).kept
         found["seconds"] = time.perf_counter() - began

@@ -47,14 +47,19 @@ class SetAside:
 
 
 def read_pairs(
-    path: Path, on_line: Callable[[bytes], object] = lambda line: None
+    path: Path,
+    on_line: Callable[[bytes], object] = lambda line: None,
+    lines: range | None = None,
 ) -> Iterator[PreferencePair | SetAside]:
     """The rows of a JSONL file in MiniMind's format, in order; blank lines are passed over.
 
     One row is `{"chosen": [{"role": ..., "content": ...}, ...], "rejected": [...]}`. Lines end at
     a newline and nowhere else: U+2028 is text. A byte order mark at the start is accepted.
 
-    `on_line` gets every line as it stands in the file.
+    Args:
+        path: the file.
+        on_line: gets every line as it stands in the file.
+        lines: the numbers (from 1) of those that are wanted; None for all.
 
     Raises:
         DpoError: the file is not to be read, or holds no row at all.
@@ -73,7 +78,8 @@ def read_pairs(
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if raw.strip():
                 rows += 1
-                yield parse_row(line, raw)
+                if lines is None or line in lines:
+                    yield parse_row(line, raw)
     if not rows:
         raise DpoError(f"{path}: the file holds no rows", "write one preference pair on each line")
 

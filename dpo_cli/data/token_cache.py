@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,7 +36,21 @@ _COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts")
 _HEADER_BYTES = 4096
 _NO_DIGEST = "0" * 64
 _HASHED_BYTES = 1 << 22
+Blocks = Generator[EncodedRows, None, None]
 _DTYPES = {torch.uint16: "U16", torch.int32: "I32", torch.uint8: "U8"}
+
+
+class Crew(Protocol):
+    """Processes on one machine that need the same rows at the same time."""
+
+    @property
+    def share_here(self) -> tuple[int, int]:
+        """This one's number, and how many they are."""
+        ...
+
+    def gather_here(self, stage: str, value: Any) -> list[Any]:
+        """What each has to say at a stage whose name is used once; waits for all."""
+        ...
 
 
 def encode_file(
@@ -46,6 +60,7 @@ def encode_file(
     empty_think_ratio: float,
     seed: int,
     on_progress: Callable[[int, int], None],
+    crew: Crew,
 ) -> EncodedRows:
     """The encoded rows of a file of pairs, from the cache if they are there.
 
@@ -53,22 +68,25 @@ def encode_file(
         path: JSONL; see `dpo_cli.data.pairs.read_pairs`.
         tokenizer, empty_think_ratio, seed: see `dpo_cli.data.encoding.encode_rows`.
         on_progress: called with the number of rows done so far and of lines of the file.
+        crew: the processes on this machine that call this for the same file; each encodes its
+            share.
 
     Raises:
         DpoError: the file holds no row, or is being written.
     """
     content = sha256_file(path)
 
-    def blocks() -> Generator[EncodedRows, None, None]:
+    def blocks(part: int = 0, parts: int = 1) -> Generator[EncodedRows, None, None]:
         with path.open("rb") as file:
             total = sum(1 for _ in file)
         digest = hashlib.sha256()
+        lines = range(1 + total * part // parts, 1 + total * (part + 1) // parts)
         yield from encode_rows(
-            read_pairs(path, digest.update),
+            read_pairs(path, digest.update, lines),
             tokenizer,
             empty_think_ratio=empty_think_ratio,
             seed=seed,
-            on_progress=lambda done: on_progress(done, total),
+            on_progress=lambda done: on_progress(min(done * parts, total), total),
         )
         if digest.hexdigest() != content:
             raise DpoError(f"{path} changed while it was read", "start when it is written")
@@ -79,8 +97,8 @@ def encode_file(
         key = _key(content, tokenizer, empty_think_ratio, seed)
         entry = directory / "tokens" / f"{key}.safetensors"
         rows = load(entry, key)
-        if rows is None:
-            rows = _encode_into(entry, key, blocks())
+        if not all(crew.gather_here(f"tokens found/{key}", rows is not None)):
+            rows = _encode_together(entry, key, blocks, crew)
     if rows is None:
         rows = EncodedRows.joined(blocks())
     return replace(rows, content=content)
@@ -113,9 +131,27 @@ def load(entry: Path, key: str) -> EncodedRows | None:
     return EncodedRows(**columns, set_aside=tuple(SetAside(*row) for row in set_aside))
 
 
-def _encode_into(
-    entry: Path, key: str, blocks: Generator[EncodedRows, None, None]
+def _encode_together(
+    entry: Path, key: str, blocks: Callable[[int, int], Blocks], crew: Crew
 ) -> EncodedRows | None:
+    """Write an entry that each process makes a part of, and map it; None if that fails for any."""
+    part, parts = crew.share_here
+    if parts == 1:
+        return _encode_into(entry, key, blocks(0, 1))
+    names = [f"{key}-{number}-of-{parts}" for number in range(parts)]
+    paths = [entry.with_name(f"{name}.safetensors") for name in names]
+    done = _encode_into(paths[part], names[part], blocks(part, parts))
+    are_whole = all(crew.gather_here(f"tokens encoded/{key}", done is not None))
+    if part == 0 and are_whole:
+        loaded = [load(path, name) for path, name in zip(paths, names, strict=True)]
+        _encode_into(entry, key, (its.without_rest() for its in loaded if its is not None))
+    crew.gather_here(f"tokens joined/{key}", None)
+    with contextlib.suppress(OSError):
+        paths[part].unlink()
+    return load(entry, key) if are_whole else None
+
+
+def _encode_into(entry: Path, key: str, blocks: Blocks) -> EncodedRows | None:
     """Write blocks to the disk as they come, and map them; None if that fails."""
     try:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

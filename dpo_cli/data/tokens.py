@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import overload
 
@@ -62,6 +62,11 @@ class EncodedRows:
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    def without_rest(self) -> EncodedRows:
+        """The same, with the ids that belong to a pair alone."""
+        owned = int((self.lengths.sum(dim=1) - self.shared).sum())
+        return replace(self, ids=self.ids[:owned])
 
     def cut(self, max_seq_len: int) -> Rows:
         """The rows with `max_seq_len` tokens of each side, and those that would teach nothing."""
@@ -203,10 +208,9 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 
     def fingerprint(self) -> str:
         """Hex SHA-256 over every token and mask of these pairs, and more: of all rows."""
-        rows = self._rows
+        rows = self._rows.without_rest()
         digest = hashlib.sha256(str(self._max_seq_len).encode())
-        owned = rows.ids[: int((rows.lengths.sum(dim=1) - rows.shared).sum())]
-        for column in (owned, rows.lengths, rows.shared, rows.answers, rows.answer_counts):
+        for column in (rows.ids, rows.lengths, rows.shared, rows.answers, rows.answer_counts):
             digest.update(f"{column.dtype} {column.shape}".encode())
             digest.update(column.contiguous().numpy().data)
         digest.update(self._indices.numpy().data)

@@ -21,7 +21,8 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.training.building import configure_torch
 from dpo_cli.training.device import Compute
 from dpo_cli.training.failures import explain
-from dpo_cli.training.plan import OnProgress, Prepared, assemble, require_same_vocabulary
+from dpo_cli.training.inputs import OnProgress, require_same_vocabulary
+from dpo_cli.training.plan import Prepared, assemble
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.objective.losses import PairScores
 from dpo_cli.run.events import Event
 from dpo_cli.training.building import make_scorer
+from dpo_cli.training.inputs import OnProgress
 from dpo_cli.training.optim import make_optimizer
-from dpo_cli.training.plan import OnProgress, Prepared
+from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import LiveReference
 from dpo_cli.training.trainer import Trainer
 

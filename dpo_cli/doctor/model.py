@@ -18,7 +18,8 @@ from dpo_cli.profile.inputs import resolve_checkpoint
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.building import make_scorer
-from dpo_cli.training.plan import RUN_PREFIX, OnProgress, Prepared, read_checkpoint
+from dpo_cli.training.inputs import RUN_PREFIX, OnProgress, read_checkpoint
+from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import LiveReference
 
 SAMPLE_PAIRS = 16

@@ -6,44 +6,38 @@ start where the content of an input is another one.
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.order import DataOrder, hold_out
-from dpo_cli.data.pairs import SetAside, refuse_if_mostly_malformed
+from dpo_cli.data.pairs import SetAside
 from dpo_cli.data.regroup import Forward, regroup
-from dpo_cli.data.token_cache import encode_file
-from dpo_cli.data.tokens import EncodedRows, Rows, TokenizedPairs
+from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.errors import DpoError
-from dpo_cli.files import sha256_file, write_atomically
-from dpo_cli.models.minimind import Architecture
-from dpo_cli.models.zoo import Checkpoint, load_checkpoint
-from dpo_cli.profile.inputs import resolve_checkpoint
+from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
-from dpo_cli.run.store import RunDirectory, find_run
+from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import Compute
+from dpo_cli.training.inputs import (
+    OnProgress,
+    read_checkpoint,
+    require_positions,
+    require_same_vocabulary,
+    usable_rows,
+)
 from dpo_cli.training.optim import LearningRate
 from dpo_cli.training.ranks import ALONE, Ranks
-from dpo_cli.training.state import load_weights
 
-RUN_PREFIX = "run:"
 CPU_TOKENS_PER_FORWARD = 2048
 """Positions of a forward on a CPU, where larger tables only fall out of its caches."""
-
-OnProgress = Callable[[str, int, int, str], None]
-"""Called with phase, done, total and unit."""
 
 
 @dataclass(frozen=True)
@@ -199,10 +193,10 @@ def prepare(
     # The leader keeps what `run:NAME` stands for now; the others find that.
     checkpoint, reference = ranks.leader_first("weights", read_weights)
     require_same_vocabulary(tokenizer, checkpoint, reference)
-    rows = _usable(profile, profile.data.data_path, tokenizer, on_progress)
+    rows = usable_rows(profile, profile.data.data_path, tokenizer, on_progress, ranks)
     held_out = None
     if profile.eval.path is not None:
-        held_out = _usable(profile, profile.eval.path, tokenizer, on_progress)
+        held_out = usable_rows(profile, profile.eval.path, tokenizer, on_progress, ranks)
     return assemble(
         profile,
         compute,
@@ -302,126 +296,3 @@ def assemble(
         fingerprints=fingerprints,
         devices=devices,
     )
-
-
-def read_checkpoint(
-    profile: Profile,
-    which: Literal["checkpoint", "reference"],
-    runs_root: Path,
-    keep_in: Path | None = None,
-) -> Checkpoint:
-    """The weights that the profile starts from, or compares with.
-
-    Args:
-        profile: states them.
-        which: of the two.
-        runs_root: where `run:NAME` is looked for.
-        keep_in: a folder where the weights of `run:NAME` are kept, and found again.
-
-    Raises:
-        DpoError: they are missing, damaged, or contradict the profile.
-    """
-    source = resolve_checkpoint(profile, which)
-    if source.startswith(RUN_PREFIX):
-        return _load_run(source, runs_root, keep_in and keep_in / f"{which}.safetensors")
-    return load_checkpoint(Path(source), profile.model.model_dump())
-
-
-def _load_run(source: str, runs_root: Path, kept: Path | None) -> Checkpoint:
-    """The float32 weights of another run's newest generation, as they were when first read."""
-    if kept is None or not kept.exists():
-        run = find_run(runs_root, source.removeprefix(RUN_PREFIX))
-        plan, newest = run.read_plan(), run.read_newest(load_weights)
-        if plan is None or newest is None:
-            raise DpoError(
-                f"{source}: the run has saved nothing yet",
-                "let it train up to its first save, or choose another checkpoint",
-            )
-        architecture, state = Architecture(**plan["model"]["shape"]), newest[1]
-        if kept is None:
-            return Checkpoint(architecture, state, torch.float32, fingerprint="")
-        shape = {"shape": json.dumps(architecture.to_dict())}
-        write_atomically(kept, lambda temporary: save_file(state, temporary, shape))
-    with safe_open(kept, framework="pt") as file:
-        shape = json.loads(file.metadata()["shape"])
-    return Checkpoint(Architecture(**shape), load_file(kept), torch.float32, sha256_file(kept))
-
-
-def require_same_vocabulary(
-    tokenizer: ChatTokenizer, checkpoint: Checkpoint, reference: Checkpoint
-) -> None:
-    """Refuse a tokenizer or a reference of another vocabulary than the checkpoint's.
-
-    Raises:
-        DpoError: naming the sizes.
-    """
-    vocab_size = checkpoint.architecture.vocab_size
-    if tokenizer.vocab_size > vocab_size:
-        raise DpoError(
-            f"{tokenizer.folder}: the tokenizer has {tokenizer.vocab_size} entries, the checkpoint"
-            f" knows {vocab_size}",
-            "use the tokenizer that the checkpoint was trained with",
-        )
-    if reference.architecture.vocab_size != vocab_size:
-        raise DpoError(
-            f"model.reference knows {reference.architecture.vocab_size} tokens, model.checkpoint"
-            f" {vocab_size}",
-            "policy and reference must share a tokenizer",
-        )
-
-
-def require_positions(
-    profile: Profile, checkpoint: Checkpoint, path: Path | None, pairs: TokenizedPairs
-) -> None:
-    """Refuse pairs of a file with more tokens than the model has positions for.
-
-    A `data.max_seq_len` beyond that is fine where no conversation is as long; not so in the
-    reference layout, which pads each of them to it.
-
-    Raises:
-        DpoError: naming the lines.
-    """
-    limit = checkpoint.architecture.max_positions
-    remedy = f"state data.max_seq_len = {limit}, or less"
-    if profile.train.layout == "reference" and profile.data.max_seq_len > limit:
-        raise DpoError(
-            f"data.max_seq_len = {profile.data.max_seq_len}: the model has {limit} positions, and"
-            ' train.layout = "reference" pads every sequence to that length',
-            remedy,
-        )
-    longest = pairs.lengths.amax(dim=1)
-    beyond = pairs.lines[longest > limit].tolist()
-    if beyond:
-        named = ", ".join(map(str, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
-        raise DpoError(
-            f"{path}: {len(beyond)} pairs have up to {longest.max()} tokens on a side, and"
-            f" the model has {limit} positions: lines {named}",
-            remedy,
-        )
-
-
-def encode(
-    profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
-) -> EncodedRows:
-    """The rows of a file as the profile has them encoded; see `encode_file`."""
-    return encode_file(
-        path,
-        tokenizer,
-        empty_think_ratio=profile.data.empty_think_ratio,
-        seed=profile.train.seed,
-        on_progress=lambda done, lines: on_progress("encoding", done, lines, "rows"),
-    )
-
-
-def _usable(
-    profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
-) -> Rows:
-    rows = encode(profile, path, tokenizer, on_progress).cut(profile.data.max_seq_len)
-    refuse_if_mostly_malformed(path, rows.set_aside, rows.total)
-    if not rows.kept:
-        raise DpoError(
-            f"{path}: no row can be trained on",
-            "is data.max_seq_len too small?",
-            [f"line {row.line}: {row.reason}" for row in rows.set_aside[:5]],
-        )
-    return rows

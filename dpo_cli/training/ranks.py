@@ -27,6 +27,8 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from dpo_cli.errors import DpoError, ExitCode
 
@@ -34,7 +36,7 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.02
 _BEAT_SECONDS = 0.5
-_ENDED, _FAILED = "ended", "failed"
+_ENDED, _FAILED, _LEFT = "ended", "failed", "left"
 STOPS = frozenset({"interrupted", "terminated"})
 RESTED = "rested"
 _REQUESTS = (*sorted(STOPS), "save", "evaluate", RESTED)
@@ -66,7 +68,7 @@ class Ranks:
     local_size: int = 1
     leader: int = 0
     hosts: Sequence[str] = ()
-    _store: dist.Store | None = None
+    _store: Store | None = None
     _timeout_seconds: float = 0.0
     _meetings: int = field(default=0, init=False)
 
@@ -87,7 +89,7 @@ class Ranks:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         try:
-            store, rank, size = next(dist.rendezvous("env://"))
+            store, rank, size = next(rendezvous("env://"))
         except (ValueError, RuntimeError) as error:  # RuntimeError: torch's own DistError
             raise DpoError(
                 f"the other ranks cannot be reached: {str(error).splitlines()[0]}",
@@ -139,7 +141,7 @@ class Ranks:
         with self._meeting("the others"):
             dist.init_process_group(
                 backend,
-                store=dist.PrefixStore("sums", self._store),
+                store=PrefixStore("sums", self._store),
                 rank=self.rank,
                 world_size=self.size,
                 timeout=timedelta(seconds=timeout_seconds),
@@ -147,79 +149,73 @@ class Ranks:
 
     # --- waiting without a limit -----------------------------------------------------------------
 
-    def gather(self, stage: str, value: Any) -> list[Any]:
-        """What each rank has to say at a stage of the run, by rank; plain values.
+    def gather(self, stage: str, value: Any, among: Sequence[int] | None = None) -> list[Any]:
+        """What ranks have to say at a stage of the run, in their order; plain values.
 
         Args:
             stage: a name that is used once.
             value: this rank's.
+            among: the ranks that come to this stage, this one too; None for all.
 
         Raises:
-            DpoError, LeftError: a rank says that it goes no further; see `agree`.
+            DpoError, LeftError, PeerLostError: one of them goes no further.
         """
         if self._store is None:
             return [value]
-        self._store.set(f"{stage}/{self.rank}", json.dumps({"value": value}))
-        told = []
-        for rank in range(self.size):
-            said = self._wait_for(f"{stage}/{rank}")
-            if "stop" in said:
-                raise LeftError
-            if "failure" in said:
-                raise self._failure_of(rank, said["failure"])
-            told.append(said["value"])
-        return told
+        self._store.set(f"{stage}/{self.rank}", json.dumps(value))
+        ranks = range(self.size) if among is None else among
+        return [self._wait_for(f"{stage}/{rank}") for rank in ranks]
 
-    def agree(self, stage: str, work: Callable[[], T]) -> T:
-        """Do something that may fail on one rank alone: then it fails on all of them.
+    def gather_here(self, stage: str, value: Any) -> list[Any]:
+        """The same among the ranks on this machine; see `share_here`."""
+        return self.gather(stage, value, self._ranks_here)
 
-        Raises:
-            DpoError: what went wrong here, or elsewhere, naming the rank.
-            LeftError: a rank was asked to stop.
-        """
+    @property
+    def share_here(self) -> tuple[int, int]:
+        """This rank's number among those on this machine, and how many they are."""
+        return self._ranks_here.index(self.rank), len(self._ranks_here)
+
+    @property
+    def _ranks_here(self) -> list[int]:
         if self._store is None:
-            return work()
-        try:
-            result = work()
-        except LeftError:
-            self._store.set(f"{stage}/{self.rank}", json.dumps({"stop": True}))
-            raise
-        except DpoError as error:
-            self._tell_failure(f"{stage}/{self.rank}", error)
-            raise
-        self.gather(stage, None)
-        return result
+            return [0]
+        return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.rank]]
 
     def leader_first(self, stage: str, work: Callable[[], T]) -> T:
         """Do something on the leader, and once that is done on the others."""
         if self._store is None:
             return work()
         if not self.is_leader:
-            self._wait_for(f"{stage}/{self.leader}")
+            self._wait_for(stage)
         result = work()
         if self.is_leader:
-            self._store.set(f"{stage}/{self.leader}", json.dumps({}))
+            self._store.set(stage, json.dumps(None))
         return result
 
     def from_leader(self, stage: str, work: Callable[[], Any]) -> Any:
-        """What the leader alone finds out, as plain values, told to all."""
+        """What the leader alone finds out or does, as plain values, told to all."""
         if self._store is None:
             return work()
-        key = f"{stage}/{self.leader}"
         if self.is_leader:
-            value = work()
-            self._store.set(key, json.dumps({"value": value}))
-            return value
-        return self._wait_for(key)["value"]
+            self._store.set(stage, json.dumps(work()))
+        return self._wait_for(stage)
 
-    def _wait_for(self, key: str) -> dict[str, Any]:
-        """What is told under a key, however long that takes; the leader may end the run instead."""
+    def _wait_for(self, key: str) -> Any:
+        """What is told under a key, however long that takes, unless a rank goes no further.
+
+        Raises:
+            LeftError: it was asked to stop.
+            DpoError: on the leader: why another rank failed.
+            PeerLostError: on the others: the leader tells why.
+        """
         assert self._store is not None
         while not self._store.check([key]):
-            if self._store.check([_ENDED]):
-                raise PeerLostError("the run ended")
+            if self._store.check([_LEFT]):
+                raise LeftError
+            if self.is_told():
+                raise (self.is_leader and self.failure()) or PeerLostError("the run ended")
             time.sleep(_POLL_SECONDS)
-        return cast(dict[str, Any], json.loads(self._store.get(key)))
+        return json.loads(self._store.get(key))
 
     # --- sums ------------------------------------------------------------------------------------
 
@@ -240,9 +236,8 @@ class Ranks:
                 torch.cuda.synchronize(flat.device)
                 dist.all_reduce(torch.zeros(1))
             dist.all_reduce(flat)
-        for parameter, gradient in zip(
-            parameters, flat.split([p.numel() for p in parameters]), strict=True
-        ):
+        pieces = torch.split(flat, [p.numel() for p in parameters])
+        for parameter, gradient in zip(parameters, pieces, strict=True):
             parameter.grad = gradient.view_as(parameter)
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -313,11 +308,23 @@ class Ranks:
 
     # --- the end ---------------------------------------------------------------------------------
 
+    def leave(self) -> None:
+        """Take all others along, before the first step."""
+        if self._store is not None:
+            self._store.set(_LEFT, "1")
+
     def fail(self, error: DpoError) -> None:
         """Tell the leader why this rank ends; it tells the world."""
-        if self._store is not None:
-            with contextlib.suppress(RuntimeError):
-                self._tell_failure(_FAILED, error, rank=self.rank)
+        failure = {
+            "rank": self.rank,
+            "message": error.message,
+            "remedy": error.remedy,
+            "details": list(error.details),
+            "exit_code": int(error.exit_code),
+        }
+        with contextlib.suppress(RuntimeError):
+            if self._store is not None:
+                self._store.set(_FAILED, json.dumps(failure))
 
     def end(self) -> None:
         """The leader has told how the run ended; the others need not."""
@@ -329,15 +336,18 @@ class Ranks:
         """Whether it is known why the others are gone: what they said, they said before."""
         with contextlib.suppress(RuntimeError):  # the store is gone, and with it what was told
             if self._store is not None:
-                return self._store.check([_ENDED]) or self._store.check([_FAILED])
+                return any(self._store.check([word]) for word in (_ENDED, _FAILED))
         return False
 
     def failure(self) -> DpoError | None:
         """Why another rank has ended, if it has said so."""
         with contextlib.suppress(RuntimeError):
             if self._store is not None and self._store.check([_FAILED]):
-                said = json.loads(self._store.get(_FAILED))
-                return self._failure_of(said["rank"], said["failure"])
+                told = json.loads(self._store.get(_FAILED))
+                message = f"{self._named(told['rank'])}: {told['message']}"
+                error = DpoError(message, told["remedy"], told["details"])
+                error.exit_code = ExitCode(told["exit_code"])
+                return error
         return None
 
     def leave_word(self, message: str) -> ExitCode:
@@ -353,23 +363,6 @@ class Ranks:
         """Part; all ranks are done."""
         if dist.is_initialized():
             dist.destroy_process_group()
-
-    def _tell_failure(self, key: str, error: DpoError, **more: Any) -> None:
-        assert self._store is not None
-        failure = {
-            "message": error.message,
-            "remedy": error.remedy,
-            "details": list(error.details),
-            "exit_code": int(error.exit_code),
-        }
-        self._store.set(key, json.dumps({"failure": failure, **more}))
-
-    def _failure_of(self, rank: int, failure: dict[str, Any]) -> DpoError:
-        where = f"rank {rank} on {self.hosts[rank]}" if self.hosts else f"rank {rank}"
-        message, remedy = f"{where}: {failure['message']}", failure["remedy"]
-        error = DpoError(message, remedy, failure["details"])
-        error.exit_code = ExitCode(failure["exit_code"])
-        return error
 
     # --- who is missing --------------------------------------------------------------------------
 
@@ -417,7 +410,7 @@ class Ranks:
                     counts[rank] = int(self._store.get(key))
         return counts
 
-    def _beat(self, store: dist.Store) -> None:
+    def _beat(self, store: Store) -> None:
         """Show that this process runs, whatever it computes."""
         with contextlib.suppress(RuntimeError):  # the store is gone: so are the others
             while True:

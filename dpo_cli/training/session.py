@@ -88,7 +88,9 @@ def train_run(
     ranks = Ranks.join()
     session = None
     try:
-        session = _Session(RunDirectory(Path(ranks.introduce(path and str(path)))), signals, ranks)
+        session = _Session(
+            RunDirectory(Path(ranks.introduce(str(path) if path else None))), signals, ranks
+        )
         with explain_disk_errors(session.run.path):
             code = session.run_to_end(changes, exact)
         ranks.end()
@@ -176,6 +178,7 @@ class _Session:
             trainer = self.start(profile, compute, promised, changes, exact)
             stop = trainer.train()
         except LeftError:
+            ranks.leave()
             saved = [e for e in history(self.run.events_path) if isinstance(e, Saved)]
             done = (saved[-1].step, saved[-1].optimizer_step) if saved else (0, 0)
             return self.stopped(*done, self.signals.stop or "interrupted")
@@ -216,16 +219,15 @@ class _Session:
         """
         ranks = self.ranks
         window = promised["steps"]["accumulation_steps"] if promised else None
-        prepared = ranks.agree(
-            "prepared", lambda: prepare(profile, compute, self.run, self.progress, ranks, window)
-        )
+        prepared = prepare(profile, compute, self.run, self.progress, ranks, window)
         refuse_different_inputs(ranks.gather("inputs", prepared.fingerprints), ranks.leader)
         if promised is not None:
             refuse_other_inputs(promised, prepared.plan())
         generation, passed_over = self.find_generation(prepared.order)
         self.announce(prepared, promised, exact)
         ranks.connect(compute.device, profile.launch.timeout_seconds)
-        trainer = ranks.agree("built", lambda: self.build(prepared, generation))
+        trainer = self.build(prepared, generation)
+        ranks.gather("built", None)
         for reference in (trainer.reference, trainer.held_out_reference):
             reference.exchange(ranks)
         # An evaluation before the first step may be left, and is made again; a later one may not.

@@ -189,7 +189,7 @@ class Trainer:
             **self.of_each_rank(busy_seconds),
         )
 
-    def of_each_rank(self, busy_seconds: float) -> dict[str, tuple[Any, ...]]:
+    def of_each_rank(self, busy_seconds: float) -> dict[str, Any]:
         """How long each rank computed, and the memory it holds; nothing of one that is alone."""
         if self.ranks.size == 1:
             return {}

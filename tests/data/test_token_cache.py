@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from dpo_cli.data.token_cache import encode_file, load
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
 from dpo_cli.files import cache_directory, sha256_file
+from dpo_cli.training.ranks import ALONE
 from tests.cli import run_in
 
 COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts")
@@ -59,6 +61,7 @@ def encode(path: Path, tokenizer: ChatTokenizer, **changes: Any) -> EncodedRows:
         "empty_think_ratio": 0.5,
         "seed": 1,
         "on_progress": lambda done, total: None,
+        "crew": ALONE,
     }
     return encode_file(path, tokenizer, **(options | changes))
 
@@ -317,10 +320,10 @@ def test_a_file_without_a_pair_is_cached_too(
 def test_a_file_that_is_being_written_is_refused(
     cache: Path, data: Path, tokenizer: ChatTokenizer
 ) -> None:
-    def read_and_grow(path: Path, on_line: Callable[[bytes], object]) -> Any:
+    def read_and_grow(path: Path, on_line: Callable[[bytes], object], lines: range) -> Any:
         with path.open("ab") as file:
             file.write(b"\n")
-        return read_pairs(path, on_line)
+        return read_pairs(path, on_line, lines)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_cache, "read_pairs", read_and_grow)
@@ -359,15 +362,72 @@ def test_an_interrupted_first_time_leaves_nothing(
     assert threading.active_count() == threads
 
 
+class Threads:
+    """A crew of threads, each of which holds one of these; `fails` cannot write its part."""
+
+    def __init__(self, number: int, told: list[dict[str, Any]], meeting: threading.Barrier) -> None:
+        self.share_here = number, len(told)
+        self._told, self._meeting = told, meeting
+
+    def gather_here(self, stage: str, value: Any) -> list[Any]:
+        self._told[self.share_here[0]][stage] = value
+        self._meeting.wait(30)
+        return [told[stage] for told in self._told]
+
+
+def encode_together(
+    path: Path, tokenizer: ChatTokenizer, parts: int
+) -> tuple[list[EncodedRows], list[int]]:
+    """What each of several got, and the rows that each has encoded."""
+    told: list[dict[str, Any]] = [{} for _ in range(parts)]
+    meeting = threading.Barrier(parts)
+    done = [0] * parts
+
+    def work(number: int) -> EncodedRows:
+        def count(rows: int, total: int) -> None:
+            done[number] = rows
+
+        crew = Threads(number, told, meeting)
+        return encode(path, tokenizer, crew=crew, on_progress=count)
+
+    with ThreadPoolExecutor(parts) as pool:
+        return list(pool.map(work, range(parts))), done
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_each_of_several_encodes_its_share(
+    cache: Path, data: Path, tokenizer: ChatTokenizer, parts: int
+) -> None:
+    everyones, done = encode_together(data, tokenizer, parts)
+    for rows in everyones:
+        assert_right(rows, data, tokenizer)
+    assert len(list(cache.iterdir())) == 1  # the parts are gone
+    assert 0 not in done
+    again, done = encode_together(data, tokenizer, parts)
+    assert done == [0] * parts
+    assert_right(again[-1], data, tokenizer)
+
+
+def test_where_no_part_can_be_written_each_encodes_all(
+    cache: Path, data: Path, tokenizer: ChatTokenizer
+) -> None:
+    cache.parent.mkdir()
+    cache.write_text("in the way")
+    everyones, _ = encode_together(data, tokenizer, 2)
+    for rows in everyones:
+        assert_right(rows, data, tokenizer)
+
+
 def test_two_at_once(cache: Path, data: Path, shared: Path, tokenizer: ChatTokenizer) -> None:
     """Both processes write the entry; each gets the rows, and one entry is left."""
     code = (
         "import sys; from pathlib import Path\n"
         "from dpo_cli.data.chat import ChatTokenizer\n"
         "from dpo_cli.data.token_cache import encode_file\n"
+        "from dpo_cli.training.ranks import ALONE\n"
         "tokenizer = ChatTokenizer(Path(sys.argv[2]))\n"
         "rows = encode_file(Path(sys.argv[1]), tokenizer, empty_think_ratio=0.5, seed=1,\n"
-        "                   on_progress=lambda *_: None)\n"
+        "                   on_progress=lambda *_: None, crew=ALONE)\n"
         "print(len(rows), int(rows.cut(10_000).kept[59].chosen.ids.sum()))"
     )
     outputs: list[str] = []

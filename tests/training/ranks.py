@@ -30,9 +30,7 @@ def start(run: RunDirectory, size: int, arm: Arm | None = None) -> list[BaseProc
     return processes
 
 
-def work(
-    run: RunDirectory, size: int, arm: Arm | None = None, seconds: float = 60.0
-) -> list[int]:
+def work(run: RunDirectory, size: int, arm: Arm | None = None, seconds: float = 60.0) -> list[int]:
     """Start ranks and wait for their ends: exit codes, by rank."""
     return [workers.wait(process, seconds) for process in start(run, size, arm)]
 

@@ -140,7 +140,7 @@ def test_head_dense_with_a_coin_for_each_side(
         def epoch_order(self, epoch: int) -> list[int]:
             return [index + epoch * self.pairs for index in super().epoch_order(epoch)]
 
-    monkeypatch.setattr(plan, "_usable", encode_as_tossed)
+    monkeypatch.setattr(plan, "usable_rows", encode_as_tossed)
     monkeypatch.setattr(plan, "DataOrder", TossedOrder)
     run, _ = train_here(shared, tmp_path, "head", name, **{"train.layout": "reference"})
     assert next(coins, None) is None

@@ -180,7 +180,7 @@ class Trainer:
         with self.prepared.compute.autocast():
             scores: Scores = self.policy(batch)
         pairs = score_pairs(
-            scores.token_logps, reference, scores.mask, beta=dpo.beta, reduction=dpo.reduction
+            scores.token_logps, reference, scores.mask, dpo, scores.log_sum_sq_probs
         )
         return pairs, scores.balance
 

@@ -136,9 +136,12 @@ class ResponseScorer(nn.Module):
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
                 with torch.autocast(device, enabled=False):
-                    hidden, weight = hidden.to(dtype), weight.to(dtype)
-                    return head_logps(hidden, weight, labels, logits_scaling=scaling), None
-            return head_logps(hidden, weight, labels, logits_scaling=scaling), None
+                    logps = head_logps(
+                        hidden.to(dtype), weight.to(dtype), labels, logits_scaling=scaling
+                    )
+            else:
+                logps = head_logps(hidden, weight, labels, logits_scaling=scaling)
+            return logps, None
         logits = head(hidden) / scaling
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap

@@ -102,11 +102,17 @@ def score_pairs(
         token_weights = length_weights(mask, dpo.ld_alpha)
         policy_sums = sequence_logps(policy * token_weights, mask, "sum")
         reference_sums = sequence_logps(reference * token_weights, mask, "sum")
+    policy_chosen, policy_rejected = (policy_sums / divisor).chunk(2)
+    reference_chosen, reference_rejected = (reference_sums / divisor).chunk(2)
     scores = divergence_scores(policy_sums - reference_sums, dpo) / divisor
+    scores_chosen, scores_rejected = scores.chunk(2)
     pairs = Pairs(
-        *(policy_sums / divisor).chunk(2),
-        *(reference_sums / divisor).chunk(2),
-        *scores.chunk(2),
+        policy_chosen=policy_chosen,
+        policy_rejected=policy_rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+        scores_chosen=scores_chosen,
+        scores_rejected=scores_rejected,
         chosen_sums=plain_sums.chunk(2)[0],
         chosen_tokens=tokens.chunk(2)[0],
     )

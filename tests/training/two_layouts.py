@@ -177,8 +177,8 @@ def make_trainer(
     layout: Layout,
     watch: Recorder,
     *,
-    reduction: str = "sum",
     dtype: torch.dtype = torch.float64,
+    **dpo: Any,
 ) -> Trainer:
     """A run of 20 steps over `odd_pairs`.
 
@@ -186,15 +186,15 @@ def make_trainer(
         make_scorer: the policy, and the reference, of a layout.
         layout: the reference is kept in the packed one, and runs beside the policy in the other.
         watch: gets the steps and the gradients.
-        reduction: of a response's log-probs.
         dtype: of the weights.
+        dpo: keys of the profile's table.
     """
     pairs = in_columns(odd_pairs())
     profile = Profile.model_validate(
         {
             "model": {"tokenizer": "unused"},
             "data": {"data_path": "unused", "max_seq_len": MAX_SEQ_LEN},
-            "dpo": {"reduction": reduction, "beta": 0.3},
+            "dpo": {"reduction": "sum", "beta": 0.3, **dpo},
             "train": {"layout": layout, "tokens_per_forward": 90, "save_min_seconds": 1e9},
         }
     )
@@ -204,8 +204,11 @@ def make_trainer(
     )
 
     policy = make_scorer(layout).to(dtype)
-    if layout == "reference":
-        reference: Any = kept.LiveReference(make_scorer(layout).to(dtype), compute)
+    policy.wants_sum_sq_probs = profile.dpo.use_weighting
+    if not profile.dpo.needs_reference:
+        reference: Any = kept.NoReference()
+    elif layout == "reference":
+        reference = kept.LiveReference(make_scorer(layout).to(dtype), compute)
     else:
         reference = kept.KeptReference(
             pairs, order.micro_batches_of(0), compute, lambda: make_scorer(layout).to(dtype)

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from dpo_cli.profile.losses import LOSSES, LossName
 from dpo_cli.profile.table import MATHEMATICS, Table, contradiction
-from dpo_cli.profile.text import did_you_mean, show_value
+from dpo_cli.profile.text import show_value
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -73,9 +73,9 @@ class Dpo(Table):
         names = value if isinstance(value, list) else [value]
         for name in names:
             if not isinstance(name, str) or name not in LOSSES:
-                hint = did_you_mean(str(name), LOSSES, show_value)
                 raise contradiction(
-                    f"{show_value(name)} is no loss{hint or '; there are ' + ', '.join(LOSSES)}"
+                    f"{show_value(name)} is no loss; there are sigmoid (which is DPO), "
+                    + ", ".join(other for other in LOSSES if other != "sigmoid")
                 )
         if len(set(names)) != len(names) or not names:
             raise contradiction("must name each loss once; weights are in dpo.loss_weights")

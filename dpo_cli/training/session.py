@@ -408,6 +408,7 @@ def make_scorer(prepared: Prepared, checkpoint: Checkpoint) -> ResponseScorer:
         model,
         balance_kind,
         profile.train.aux_tokens,
+        # Of the reference too, though nobody reads it: for the same bits as the policy's.
         wants_sum_sq_probs=profile.dpo.use_weighting,
     )
     return scorer.to(prepared.compute.device)

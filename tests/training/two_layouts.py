@@ -203,16 +203,18 @@ def make_trainer(
         pairs=len(pairs), batch_size=3, accumulation_steps=1, epochs=5, shuffle=True, seed=3
     )
 
-    policy = make_scorer(layout).to(dtype)
-    policy.wants_sum_sq_probs = profile.dpo.use_weighting
+    def scorer() -> ResponseScorer:
+        made = make_scorer(layout).to(dtype)
+        made.wants_sum_sq_probs = profile.dpo.use_weighting
+        return made
+
+    policy = scorer()
     if not profile.dpo.needs_reference:
         reference: Any = kept.NoReference()
     elif layout == "reference":
-        reference = kept.LiveReference(make_scorer(layout).to(dtype), compute)
+        reference = kept.LiveReference(scorer(), compute)
     else:
-        reference = kept.KeptReference(
-            pairs, order.micro_batches_of(0), compute, lambda: make_scorer(layout).to(dtype)
-        )
+        reference = kept.KeptReference(pairs, order.micro_batches_of(0), compute, scorer)
     # What the weights are called on disk; of another family's shape all that counts is whether it
     # has experts, with which micro-batches stay as they are.
     start = to_disk_names(policy.model, policy.model.state_dict())

@@ -142,7 +142,7 @@ def refuse_changes(
         UsageError: a change of what a position means, or one of the mathematics that is not
             allowed by the user.
     """
-    from dpo_cli.profile.schema import Effect
+    from dpo_cli.profile.table import Effect
 
     if moved := [str(change) for change in changes if change.effect is Effect.POSITION]:
         raise UsageError(

@@ -18,19 +18,20 @@ from dpo_cli.doctor.notes import Notes
 from dpo_cli.models.convert import to_minimind
 from dpo_cli.models.minimind import HEAD
 from dpo_cli.models.zoo import to_disk_names
-from dpo_cli.objective.losses import PairScores
+from dpo_cli.objective.losses import PairScores, loss_at_start
 from dpo_cli.run.events import Event
 from dpo_cli.training.building import make_scorer
 from dpo_cli.training.inputs import OnProgress
 from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import Prepared
-from dpo_cli.training.reference import LiveReference
+from dpo_cli.training.reference import LiveReference, NoReference, Reference
 from dpo_cli.training.trainer import Trainer
 
 WANTED_TOKENS = 1024
 MOST_TOKENS = 4096
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
-"""How far the first loss may be from ln 2, in nats: two forwards of the same weights."""
+"""How far the first loss may be from the known one, of which it is a share above 1 nat: two
+forwards of the same weights."""
 
 _LISTED = 6
 _EXPERT = re.compile(r"(.*\.experts\.\d+)\.")
@@ -75,7 +76,9 @@ def modest_micro_batch(prepared: Prepared) -> tuple[int, ...]:
 
 def _try_step(notes: Notes, prepared: Prepared, indices: tuple[int, ...]) -> None:
     policy = make_scorer(prepared, prepared.checkpoint)
-    reference = LiveReference(make_scorer(prepared, prepared.reference), prepared.compute)
+    reference: Reference = NoReference()
+    if prepared.profile.dpo.needs_reference:
+        reference = LiveReference(make_scorer(prepared, prepared.reference), prepared.compute)
     device, dtype = prepared.compute.device, prepared.compute.dtype
     trainer = Trainer(
         prepared,
@@ -107,9 +110,9 @@ def _try_step(notes: Notes, prepared: Prepared, indices: tuple[int, ...]) -> Non
 
 
 def _check_start(notes: Notes, prepared: Prepared, pairs: PairScores) -> None:
-    """The first loss: ln 2 exactly where the policy still is the reference."""
+    """The first loss: exactly what the policy has as its own reference, ln 2 with DPO."""
     loss = pairs.losses.mean().item()
-    beta = prepared.profile.dpo.beta
+    beta, start = prepared.profile.dpo.beta, loss_at_start(prepared.profile.dpo)
     rewards = torch.cat([pairs.rewards_chosen, pairs.rewards_rejected])
     difference = rewards.abs().max().item() / beta
     where = f"{len(pairs.losses)} pairs, {prepared.compute.device} {prepared.compute.dtype_name}"
@@ -124,23 +127,36 @@ def _check_start(notes: Notes, prepared: Prepared, pairs: PairScores) -> None:
             f"the loss is {loss} before any weight has moved",
             "compute in another train.dtype, or look at these weights: are they sound?",
         )
+    elif not prepared.profile.dpo.needs_reference:
+        notes.ok("first-loss", where, f"the loss is {loss:.4f}; it needs no reference")
+    elif start is None:
+        notes.ok("first-loss", where, f"the loss is {loss:.4f}; {apart}")
     elif prepared.reference is not prepared.checkpoint:
         notes.ok(
             "first-loss",
             where,
-            f"the loss is {loss:.4f}: not ln 2 = {math.log(2):.4f}, since model.reference is not"
-            f" the checkpoint; {apart}",
+            f"the loss is {loss:.4f}: not {_known(start)}, since model.reference is not the"
+            f" checkpoint; {apart}",
         )
-    elif abs(loss - math.log(2)) > TOLERANCE[prepared.compute.dtype]:
+    elif abs(loss - start) > TOLERANCE[prepared.compute.dtype] * max(1, abs(start)):
         notes.error(
             "first-loss",
             where,
-            f"the loss is {loss:.4f}, and must be ln 2 = {math.log(2):.4f}; {apart}",
+            f"the loss is {loss:.4f}, and must be {_known(start)}; {apart}",
             "policy and reference have the same weights and compute something else: try"
             ' train.dtype = "float32", and report it',
         )
     else:
-        notes.ok("first-loss", where, f"the loss is {loss:.4f} = ln 2, as it must; {apart}")
+        name = " = ln 2" if _is_ln_2(start) else ""
+        notes.ok("first-loss", where, f"the loss is {loss:.4f}{name}, as it must; {apart}")
+
+
+def _is_ln_2(loss: float) -> bool:
+    return math.isclose(loss, math.log(2))
+
+
+def _known(start: float) -> str:
+    return f"ln 2 = {start:.4f}" if _is_ln_2(start) else f"{start:.4f}"
 
 
 def _check_gradients(notes: Notes, prepared: Prepared, gradients: Mapping[str, Tensor]) -> None:

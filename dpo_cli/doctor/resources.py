@@ -106,11 +106,13 @@ def check_disk(notes: Notes, runs_root: Path, checkpoint: Checkpoint | None) -> 
 def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     """Bytes of what stays and of what one forward adds, of the window with the longest pairs.
 
-    What stays: weights, gradients and two moments, four bytes each, and the reference's weights,
+    What stays: weights, gradients and two moments, four bytes each, and the weights of a reference,
     in the packed layout for the first epoch. What a forward adds: the inputs that the backward pass
     of each operation keeps, and about three copies of the logits.
     """
-    state = 16 * prepared.checkpoint.parameters + 4 * prepared.reference.parameters
+    state = 16 * prepared.checkpoint.parameters
+    if prepared.profile.dpo.needs_reference:
+        state += 4 * prepared.reference.parameters
     tokens, size = prepared.pairs.computed_tokens, prepared.order.batch_size
     window = tokens.argsort(stable=True, descending=True).tolist()
     window = window[: size * prepared.order.accumulation_steps]

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import Batch, PackedBatch, PaddedBatch
 from dpo_cli.models import varlen
-from dpo_cli.models.unpacked import unpack, unpacked_logps
+from dpo_cli.models.unpacked import unpack, unpacked_logits
 from dpo_cli.objective.balance import BalanceKind, TokenGroups, balance_loss
-from dpo_cli.objective.logps import gather_logps, head_logps
+from dpo_cli.objective.logps import gather_logps, head_logps, log_sum_sq_probs
 
 AuxTokens = Literal["real", "all"]
 
@@ -28,11 +28,15 @@ _ROUTERS = ("TopKRouter", "TopKGating")  # endings of the class names in transfo
 
 @dataclass(frozen=True)
 class Scores:
-    """token_logps: (S, time), nats; mask: (S, time) bool, the response; balance: scalar or None."""
+    """token_logps: (S, time), nats; mask: (S, time) bool, the response; balance: scalar or None.
+
+    log_sum_sq_probs: (S, time), see `dpo_cli.objective.logps`; None where it is not wanted.
+    """
 
     token_logps: Tensor
     mask: Tensor
     balance: Tensor | None
+    log_sum_sq_probs: Tensor | None = None
 
 
 class ResponseScorer(nn.Module):
@@ -44,6 +48,7 @@ class ResponseScorer(nn.Module):
         aux_tokens: "real" tokens, or "all" with the padding, as the reference scripts do.
         fallback: why this model cannot compute packed rows, so that it unpacks them; None where
             it can.
+        wants_sum_sq_probs: whether the scores are to have `log_sum_sq_probs`.
     """
 
     def __init__(
@@ -52,12 +57,15 @@ class ResponseScorer(nn.Module):
         balance_kind: BalanceKind | None = None,
         aux_tokens: AuxTokens = "real",
         fallback: str | None = None,
+        *,
+        wants_sum_sq_probs: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.balance_kind = balance_kind
         self.aux_tokens = aux_tokens
         self.fallback = fallback
+        self.wants_sum_sq_probs = wants_sum_sq_probs
         self._router_logits: list[Tensor] = []
         if balance_kind is not None:
             for module in model.modules():
@@ -76,9 +84,9 @@ class ResponseScorer(nn.Module):
     def _padded(self, batch: PaddedBatch) -> Scores:
         """The plain loop: every logit of every position, a full log-softmax, a gather."""
         output = self.model(input_ids=batch.input_ids, use_cache=False)
-        token_logps = gather_logps(output.logits, batch.labels)
+        token_logps, sum_sq = self._read(output.logits, batch.labels)
         groups = _row_groups(batch.input_ids, batch.lengths, self.aux_tokens)
-        return Scores(token_logps, batch.mask, self._balance(groups))
+        return Scores(token_logps, batch.mask, self._balance(groups), sum_sq)
 
     def _packed(self, batch: PackedBatch) -> Scores:
         """Each token once, logits at response positions only."""
@@ -94,37 +102,50 @@ class ResponseScorer(nn.Module):
             **kernel,
         )
         hidden = output.last_hidden_state[0, batch.target_positions]
-        logps = self._head_logps(hidden, batch.target_labels)
-        return Scores(logps[batch.targets], batch.mask, self._balance(_packed_groups(batch)))
+        logps, sum_sq = self._head_logps(hidden, batch.target_labels)
+        if sum_sq is not None:
+            sum_sq = sum_sq[batch.targets]
+        balance = self._balance(_packed_groups(batch))
+        return Scores(logps[batch.targets], batch.mask, balance, sum_sq)
 
     def _unpacked(self, batch: PackedBatch) -> Scores:
         """The same by the model's own forward; see `dpo_cli.models.unpacked`."""
         rows = unpack(batch)
-        logps = unpacked_logps(self.model, rows)
-        token_logps = logps.new_zeros(batch.mask.shape).masked_scatter(batch.mask, logps)
+        logps, sum_sq = self._read(unpacked_logits(self.model, rows), rows.labels)
+        token_logps = _scatter(logps, batch.mask)
+        if sum_sq is not None:
+            sum_sq = _scatter(sum_sq, batch.mask)
         groups = _row_groups(rows.input_ids, rows.lengths, self.aux_tokens)
-        return Scores(token_logps, batch.mask, self._balance(groups))
+        return Scores(token_logps, batch.mask, self._balance(groups), sum_sq)
 
-    def _head_logps(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """(N, H), (N,) -> (N,), with what a model does to its logits after the head."""
+    def _read(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(..., V), (...) -> (...), the log-probs of the labels, and `log_sum_sq_probs`."""
+        sum_sq = log_sum_sq_probs(logits) if self.wants_sum_sq_probs else None
+        return gather_logps(logits, labels), sum_sq
+
+    def _head_logps(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, H), (N,) -> (N,) each, with what a model does to its logits after the head."""
         head: nn.Module = self.model.get_output_embeddings()
         config = self.model.config.get_text_config()
         scaling = getattr(config, "logits_scaling", None) or 1.0  # Granite divides,
         scaling /= getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
         softcap = getattr(config, "final_logit_softcapping", None)
-        if getattr(head, "bias", None) is None and softcap is None:
+        is_plain = getattr(head, "bias", None) is None and softcap is None
+        if is_plain and not self.wants_sum_sq_probs:
             weight, device = head.get_parameter("weight"), hidden.device.type
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
                 with torch.autocast(device, enabled=False):
-                    return head_logps(
+                    logps = head_logps(
                         hidden.to(dtype), weight.to(dtype), labels, logits_scaling=scaling
                     )
-            return head_logps(hidden, weight, labels, logits_scaling=scaling)
+            else:
+                logps = head_logps(hidden, weight, labels, logits_scaling=scaling)
+            return logps, None
         logits = head(hidden) / scaling
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
-        return gather_logps(logits, labels)
+        return self._read(logits, labels)
 
     def _balance(self, groups: TokenGroups) -> Tensor | None:
         if self.balance_kind is None:
@@ -143,6 +164,11 @@ def _keep_logits(kept: list[Tensor], router: nn.Module, arguments: Any, output: 
     """
     (weight,) = router.parameters()
     kept.append(F.linear(arguments[0].reshape(-1, weight.shape[1]), weight))
+
+
+def _scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """(R,) -> (S, time): one after another to where the mask is true, 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def _row_groups(input_ids: Tensor, lengths: Tensor, aux_tokens: AuxTokens) -> TokenGroups:

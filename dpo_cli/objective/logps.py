@@ -33,6 +33,20 @@ def gather_logps(logits: Tensor, labels: Tensor) -> Tensor:
     return logps.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
+@torch.no_grad()
+def log_sum_sq_probs(logits: Tensor) -> Tensor:
+    """log sum_v p(v)^2: the expected probability of a token that is drawn from these logits.
+
+    Args:
+        logits: (..., V), in any float type; half precision is widened to float32 first.
+
+    Returns:
+        (...), float32, or float64 for such logits; without gradients.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return (2 * wide).logsumexp(dim=-1) - 2 * wide.logsumexp(dim=-1)
+
+
 def head_logps(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, logits_scaling: float = 1.0
 ) -> Tensor:

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.schema import KEYS, TABLES, Key, Kind, Profile
+from dpo_cli.profile.schema import KEYS, TABLES, Key, Profile
 from dpo_cli.profile.source import Document, expand_path, find_profile, read_chain
+from dpo_cli.profile.table import Kind
 from dpo_cli.profile.text import did_you_mean, show_path, show_value
 
 
@@ -184,7 +185,7 @@ def _validate(statements: Mapping[str, _Statement]) -> tuple[Profile | None, dic
         return Profile.model_validate(tables), problems
     except ValidationError as error:
         for finding in error.errors(include_url=False):
-            key = ".".join(map(str, finding["loc"]))
+            key = ".".join(map(str, finding["loc"][:2]))  # what follows is a place in an array
             problems[key] = _explain(finding, KEYS[key])
     return None, problems
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from dpo_cli.profile.discover import count_rows
 from dpo_cli.profile.load import LoadedProfile
-from dpo_cli.profile.schema import KEYS, Kind
+from dpo_cli.profile.schema import KEYS
+from dpo_cli.profile.table import Kind
 from dpo_cli.profile.text import show_value
 
 BETA = 5.0

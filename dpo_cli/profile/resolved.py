@@ -9,7 +9,8 @@ from typing import Any
 
 import tomli_w
 
-from dpo_cli.profile.schema import KEYS, TABLES, Effect, Kind, Profile
+from dpo_cli.profile.schema import KEYS, TABLES, Profile
+from dpo_cli.profile.table import Effect, Kind
 from dpo_cli.profile.text import show_value
 
 

@@ -8,54 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, StrEnum, auto
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from dpo_cli.errors import UsageError
+from dpo_cli.profile.launching import Launch
+from dpo_cli.profile.objective import Dpo
+from dpo_cli.profile.table import (
+    MATHEMATICS,
+    NONE,
+    POSITION,
+    Effect,
+    Kind,
+    Location,
+    Table,
+    contradiction,
+)
 
 
-class Effect(StrEnum):
-    """What changing a key does to a run that is resumed."""
-
-    NONE = "none"
-    """Nothing that counts: where files lie (their content is fingerprinted), when to report."""
-    MATHEMATICS = "mathematics"
-    """The run goes on, but computes something else: only with --allow-changes."""
-    POSITION = "position"
-    """The saved position would mean other pairs or other weights: never."""
-
-
-class Kind(Enum):
-    """Which string values of a key are paths, and so follow the path rules."""
-
-    PLAIN = auto()
-    """None."""
-    PATH = auto()
-    """All of them."""
-    WEIGHTS = auto()
-    """Those with a slash, or a leading ~ or $; others are "run:NAME" or a name in out_dir."""
-
-
-Location = Annotated[Path, Field(strict=False)]  # strict=False: a string will do
-
-NONE, MATHEMATICS, POSITION = Effect.NONE, Effect.MATHEMATICS, Effect.POSITION
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-
-class Model(_Table):
+class Model(Table):
     """Which weights to train, and what the weights themselves cannot tell."""
 
     out_dir: Annotated[Location | None, Field(examples=["../out"]), Kind.PATH, NONE] = None
@@ -115,7 +88,7 @@ class Model(_Table):
     share the computation of their prompt."""
 
 
-class Data(_Table):
+class Data(Table):
     """The preference pairs, and how they become tokens."""
 
     data_path: Annotated[Location, Field(examples=["../dataset/dpo.jsonl"]), Kind.PATH, NONE]
@@ -138,19 +111,7 @@ class Data(_Table):
     """Threads that encode the pairs; 0 takes all cores."""
 
 
-class Dpo(_Table):
-    """The objective: Direct Preference Optimization."""
-
-    beta: Annotated[float, Field(gt=0), MATHEMATICS] = 0.1
-    """Scale of the implicit reward, beta times the log-ratio of policy and reference. The larger
-    it is, the sooner the loss is content, and the closer the policy stays to the reference."""
-
-    reduction: Annotated[Literal["mean", "sum"], MATHEMATICS] = "mean"
-    """How the log-probs of a response's tokens become one number: their mean, as in generation 2,
-    or their sum, as in generation 3 and the DPO paper. A mean wants a far larger beta."""
-
-
-class Train(_Table):
+class Train(Table):
     """The optimization: how long, how fast, on what."""
 
     epochs: Annotated[int, Field(ge=1), MATHEMATICS] = 2
@@ -223,7 +184,7 @@ class Train(_Table):
     """Tokens that are computed together at most: the pairs of an optimizer step are dealt out
     anew, with the same gradient, and a longer pair stands alone. The lower, the less memory.
     Default: 2048 on a CPU; on CUDA micro-batches stay as they are, as they do everywhere with
-    experts, with dropout, and in the reference layout."""
+    experts, with dropout, with a loss of whole batches, and in the reference layout."""
 
     aux_tokens: Annotated[Literal["real", "all"], MATHEMATICS] = "real"
     """Tokens the balance loss counts: the real ones, or all, padding included, as generation 3's
@@ -256,12 +217,12 @@ class Train(_Table):
         if value is None or batch_size is None:
             return value
         if value % batch_size:
-            raise _contradiction(
+            raise contradiction(
                 f"must be a multiple of train.batch_size, which is {batch_size}; "
                 f"for example {max(value // batch_size, 1) * batch_size}"
             )
         if accumulation_steps not in (None, value // batch_size):
-            raise _contradiction(
+            raise contradiction(
                 f"contradicts train.batch_size x train.accumulation_steps = "
                 f"{batch_size} x {accumulation_steps} = {batch_size * accumulation_steps}; "
                 "state only one of train.global_batch_size and train.accumulation_steps"
@@ -272,7 +233,7 @@ class Train(_Table):
     @classmethod
     def _check_aux_tokens(cls, value: str, info: ValidationInfo) -> str:
         if value == "all" and info.data.get("layout") == "packed":
-            raise _contradiction(
+            raise contradiction(
                 'the packed layout has no padding to count; set train.layout = "reference", '
                 'or leave train.aux_tokens = "real"'
             )
@@ -299,7 +260,7 @@ class Train(_Table):
         return steps
 
 
-class Eval(_Table):
+class Eval(Table):
     """Held-out pairs: the only honest measure of what was learned."""
 
     fraction: Annotated[float, Field(ge=0, lt=1), POSITION] = 0.0
@@ -318,14 +279,14 @@ class Eval(_Table):
     @classmethod
     def _check_path(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("fraction"):
-            raise _contradiction(
+            raise contradiction(
                 "held-out pairs come from a file or from a fraction of the training pairs, not "
                 "both; leave out eval.path or eval.fraction"
             )
         return value
 
 
-class Export(_Table):
+class Export(Table):
     """The half-precision file that MiniMind's own scripts load."""
 
     # With all that is put around it while it is written, below the 255 bytes of a file name.
@@ -339,76 +300,7 @@ class Export(_Table):
     rounding is larger than the update."""
 
 
-class Launch(_Table):
-    """How many processes train together; a run that torchrun or Slurm starts has that from them."""
-
-    nproc_per_node: Annotated[
-        Annotated[int, Field(ge=1)] | Literal["auto"], Field(examples=[2, "auto"]), NONE
-    ] = 1
-    """Processes on this machine, each with a device of its own; "auto" is one for each CUDA card,
-    and one where there is none. Several take train.global_batch_size to train the same recipe."""
-
-    nnodes: Annotated[int, Field(ge=1), NONE] = 1
-    """Machines that train together, each with its own `dpo train`."""
-
-    node_rank: Annotated[int, Field(ge=0), NONE] = 0
-    """Which of them this is: 0 keeps the run's folder, the others join it."""
-
-    rdzv_endpoint: Annotated[
-        str | None,
-        Field(
-            pattern=r"^([^\s:/]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$",
-            examples=["node0:29400"],
-            validate_default=True,
-        ),
-        NONE,
-    ] = None
-    """Where several machines meet: the name or address of the first, whose node_rank is 0, and a
-    port that is free there."""
-
-    rdzv_backend: Annotated[Literal["c10d", "static", "etcd-v2"], NONE] = "c10d"
-    """How they meet, in torchrun's words: "c10d" needs nothing but the endpoint, "static"
-    numbers the ranks by node_rank, "etcd-v2" asks a server at the endpoint."""
-
-    max_restarts: Annotated[int, Field(ge=0), NONE] = 0
-    """How often all processes are started again, from the newest whole state, after one was
-    lost."""
-
-    timeout_seconds: Annotated[float, Field(gt=0), NONE] = 600.0
-    """How long a process waits for the others before it says which of them did not come."""
-
-    @field_validator("nproc_per_node", mode="before")
-    @classmethod
-    def _check_nproc_per_node(cls, value: object) -> object:
-        if value == "auto" or (type(value) is int and value >= 1):
-            return value
-        raise _contradiction(
-            'must be a whole number, 1 or more, or "auto"; for example launch.nproc_per_node = 2'
-        )
-
-    @field_validator("node_rank")
-    @classmethod
-    def _check_node_rank(cls, value: int, info: ValidationInfo) -> int:
-        nnodes = info.data.get("nnodes")
-        if nnodes is not None and value >= nnodes:
-            raise _contradiction(
-                f"must be below launch.nnodes, which is {nnodes}: machines are counted from 0"
-            )
-        return value
-
-    @field_validator("rdzv_endpoint")
-    @classmethod
-    def _check_rdzv_endpoint(cls, value: str | None, info: ValidationInfo) -> str | None:
-        nnodes = info.data.get("nnodes")
-        if value is None and nnodes is not None and nnodes > 1:
-            raise _contradiction(
-                f"is missing: {nnodes} machines must know where to meet; for example "
-                'launch.rdzv_endpoint = "node0:29400", with the name of the first'
-            )
-        return value
-
-
-class Profile(_Table):
+class Profile(Table):
     """Everything a run is told. Paths are absolute once `load_profile` has read it."""
 
     model: Model
@@ -418,11 +310,6 @@ class Profile(_Table):
     eval: Eval = Eval()
     export: Export = Export()
     launch: Launch = Launch()
-
-
-def _contradiction(message: str) -> PydanticCustomError:
-    """An error whose message already says what to do. Braces are formatting to pydantic."""
-    return PydanticCustomError("contradiction", "{message}", {"message": message})
 
 
 @dataclass(frozen=True)
@@ -517,9 +404,10 @@ def _to_draft4(schema: Mapping[str, Any], key: Key) -> dict[str, Any]:
         draft4 |= branches[0] if branches else {}
     for unknown in ("title", "examples"):
         draft4.pop(unknown, None)
-    for limit in ("Minimum", "Maximum"):
-        if (bound := draft4.pop(f"exclusive{limit}", None)) is not None:
-            draft4 |= {limit.lower(): bound, f"exclusive{limit}": True}
+    for part in (draft4, draft4.get("items", {})):
+        for limit in ("Minimum", "Maximum"):
+            if (bound := part.pop(f"exclusive{limit}", None)) is not None:
+                part |= {limit.lower(): bound, f"exclusive{limit}": True}
     if draft4.get("default", ...) is None:
         del draft4["default"]
     return draft4

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from dpo_cli.profile.recipe import Draft
-from dpo_cli.profile.schema import KEYS, TABLES, Key, Kind, Profile, json_schema
+from dpo_cli.profile.schema import KEYS, TABLES, Key, Profile, json_schema
+from dpo_cli.profile.table import Kind
 from dpo_cli.profile.text import show_value
 
 SCHEMA_NAME = "dpo.schema.json"

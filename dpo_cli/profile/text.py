@@ -21,6 +21,8 @@ def show_value(value: object) -> str:
             return re.sub(r"e([+-])0", r"e\1", repr(value))  # 1e-8, where Python says 1e-08
         case str() | Path():
             return json.dumps(str(value), ensure_ascii=False)
+        case list():
+            return f"[{', '.join(map(show_value, value))}]"
         case _:
             return str(value)
 

@@ -12,7 +12,8 @@ from dpo_cli.errors import UsageError
 from dpo_cli.run.cards import count_cards
 
 if TYPE_CHECKING:
-    from dpo_cli.profile.schema import Launch, Profile
+    from dpo_cli.profile.launching import Launch
+    from dpo_cli.profile.schema import Profile
 
 _RENDEZVOUS = "dpo"
 _ONE_MACHINE = "localhost:0"

@@ -41,7 +41,14 @@ def make_scorer(prepared: Prepared, checkpoint: Checkpoint) -> ResponseScorer:
     if architecture.use_moe:
         use_experts_for(model, float32=prepared.compute.dtype == torch.float32)
         balance_kind = architecture.balance_kind
-    return ResponseScorer(model, balance_kind, profile.train.aux_tokens).to(prepared.compute.device)
+    scorer = ResponseScorer(
+        model,
+        balance_kind,
+        profile.train.aux_tokens,
+        # Of the reference too, though nobody reads it: for the same bits as the policy's.
+        wants_sum_sq_probs=profile.dpo.use_weighting,
+    )
+    return scorer.to(prepared.compute.device)
 
 
 def weights_file(prepared: Prepared) -> str:

@@ -22,6 +22,7 @@ from dpo_cli.data.regroup import Forward, regroup
 from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.errors import DpoError
 from dpo_cli.models.zoo import Checkpoint
+from dpo_cli.objective.losses import loss_at_start
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.store import RunDirectory
@@ -97,7 +98,8 @@ class Prepared:
     def _tokens_per_forward(self) -> int | None:
         """None where other portions would not mean the same."""
         is_free = self.profile.train.layout == "packed" and not self.profile.model.dropout
-        if not is_free or self.checkpoint.architecture.use_moe:
+        is_joint = self.checkpoint.architecture.use_moe or self.profile.dpo.needs_whole_batch
+        if not is_free or is_joint:
             return None
         default = CPU_TOKENS_PER_FORWARD if self.compute.device.type == "cpu" else None
         return self.profile.train.tokens_per_forward or default
@@ -132,6 +134,8 @@ class Prepared:
             "profile": {
                 "learning_rate": profile.train.learning_rate,
                 "schedule": profile.train.schedule,
+                "loss": profile.dpo.title,
+                "loss_at_start": loss_at_start(profile.dpo),
                 "beta": profile.dpo.beta,
                 "reduction": profile.dpo.reduction,
                 "layout": profile.train.layout,

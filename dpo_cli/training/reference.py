@@ -2,7 +2,8 @@
 
 In the packed layout each of its log-probs is computed once, when it is first asked for, and kept:
 beside the run, for its resumes, and in the cache, for other runs; then the model is freed. In the
-reference layout it is run again on every batch, as the reference script does.
+reference layout it is run again on every batch, as the reference script does. A loss that needs no
+reference costs none.
 """
 
 from __future__ import annotations
@@ -67,6 +68,17 @@ class LiveReference:
         """See `Reference`: nothing is kept."""
 
 
+class NoReference:
+    """Stands where no loss asks for a reference: all log-probs are 0, and no model is loaded."""
+
+    def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
+        """See `Reference`."""
+        return torch.zeros(batch.mask.shape, device=batch.mask.device)
+
+    def exchange(self, ranks: Ranks) -> None:
+        """See `Reference`: there is nothing to know."""
+
+
 def open_references(
     prepared: Prepared, load: Callable[[], ResponseScorer], directory: Path
 ) -> tuple[Reference, Reference]:
@@ -78,6 +90,8 @@ def open_references(
         directory: the run's, where log-probs are kept.
     """
     compute, order = prepared.compute, prepared.order
+    if not prepared.profile.dpo.needs_reference:
+        return NoReference(), NoReference()
     if prepared.profile.train.layout == "reference":
         live = LiveReference(load(), compute)
         return live, live

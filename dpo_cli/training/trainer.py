@@ -204,7 +204,7 @@ class Trainer:
         with self.prepared.compute.autocast():
             scores: Scores = self.policy(batch)
         pairs = score_pairs(
-            scores.token_logps, reference, scores.mask, beta=dpo.beta, reduction=dpo.reduction
+            scores.token_logps, reference, scores.mask, dpo, scores.log_sum_sq_probs
         )
         return pairs, scores.balance
 
@@ -319,18 +319,21 @@ class _Figures:
         figures = ranks.sum(
             [
                 *counts,
+                *(float(name in sums) for name in FIGURES),
                 *(sums.get(name, 0.0) for name in FIGURES),
                 *(losses.get(index, 0.0) for its in self._micro_batches for index in its),
                 *(balances.get(its[0], 0.0) for its in self._micro_batches),
             ]
         )
         self.pairs, self.tokens, self.padding_tokens, balanced = map(int, figures[: len(counts)])
-        end = len(counts) + len(FIGURES)
+        its = iter(figures[len(counts) :])
+        is_there = [next(its) for _ in FIGURES]
         means = {
             name: total / self.pairs
-            for name, total in zip(FIGURES, figures[len(counts) : end], strict=True)
+            for name, known, total in zip(FIGURES, is_there, its, strict=False)
+            if known
         }
-        self._read = figures[end:]
+        self._read = figures[len(counts) + 2 * len(FIGURES) :]
         if balanced:
             means["balance"] = sum(self._read[-balanced:]) / balanced
         return means | norm

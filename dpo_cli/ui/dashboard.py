@@ -45,7 +45,7 @@ _KEYS_HELP = (
     ("?", "this page, and back"),
 )
 _WORDS = (
-    ("loss", "ln 2 = 0.693 as long as policy and reference cannot be told apart"),
+    ("loss", "with DPO ln 2 = 0.693 until policy and reference can be told apart"),
     ("accuracy", "share of pairs whose chosen answer has the higher reward; a tie is none"),
     ("reward", "beta times how much likelier the policy finds an answer than the reference does"),
     ("margin", "reward of the chosen answer minus that of the rejected one"),

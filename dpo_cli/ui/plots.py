@@ -37,7 +37,7 @@ class _Plot:
     least_span: float = 0.0
 
 
-def _on_both(title: str, metric: str, level: Level, least_span: float) -> _Plot:
+def _on_both(title: str, metric: str, level: Level | None, least_span: float) -> _Plot:
     traces = (
         _Trace(metric, "train", _TRAIN),
         _Trace(metric, "held out", _HELD_OUT, held_out=True, is_noisy=False),
@@ -46,7 +46,7 @@ def _on_both(title: str, metric: str, level: Level, least_span: float) -> _Plot:
 
 
 _ZERO = Level(0.0, "0")
-_LOSS = _on_both("loss", "loss", Level(math.log(2), "ln 2"), 0.01)
+_LN_2 = math.log(2)
 _SMALL = (
     _on_both("accuracy", "rewards/accuracies", Level(0.5, "0.5"), 0.2),
     _on_both("margin", "rewards/margins", _ZERO, 1e-3),
@@ -71,7 +71,7 @@ def charts(view: RunView, width: int, height: int) -> Block:
     rows = 2 if height >= _TWO_ROWS_HEIGHT else 1 if height >= _ONE_ROW_HEIGHT else 0
     small_height = height // (rows + 2) if rows else 0
     columns = min(_MOST_BESIDE, max(1, width // _SMALL_WIDTH))
-    block = _chart(view, _LOSS, width, height - rows * small_height)
+    block = _chart(view, _loss(view), width, height - rows * small_height)
     for row in range(rows):
         plots = _SMALL[row * columns : (row + 1) * columns]
         widths = [width * (i + 1) // columns - width * i // columns for i in range(columns)]
@@ -80,6 +80,15 @@ def charts(view: RunView, width: int, height: int) -> Block:
             line = beside(line, _chart(view, plot, each, small_height))
         block += line
     return block
+
+
+def _loss(view: RunView) -> _Plot:
+    """With the loss of a policy that is the reference, where that is known beforehand."""
+    start = view.plan["profile"].get("loss_at_start", _LN_2) if view.plan else _LN_2
+    level = None
+    if start is not None:
+        level = Level(start, "ln 2" if math.isclose(start, _LN_2) else f"{start:.4g}")
+    return _on_both("loss", "loss", level, 0.01)
 
 
 def _chart(view: RunView, plot: _Plot, width: int, height: int) -> Block:

@@ -176,7 +176,11 @@ def plan_lines(plan: dict[str, Any], directory: Path) -> list[Text]:
             ),
         ),
         _fact("rate", f"{profile['learning_rate']:g}, schedule {profile['schedule']}"),
-        _fact("objective", f"DPO, beta {profile['beta']:g}, {profile['reduction']} over tokens"),
+        _fact(
+            "objective",
+            f"{profile.get('loss', 'DPO')}, beta {profile['beta']:g}, {profile['reduction']} over"
+            " tokens",
+        ),
         _fact("device", f"{plan['device']}, {plan['dtype']}, {profile['layout']} layout"),
     ]
 

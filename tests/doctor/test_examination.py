@@ -451,3 +451,20 @@ def test_a_place_where_no_run_can_lie(examined: Examine, bench: Path) -> None:
 def test_a_read_only_place(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
     assert "may not be written in" in of(examined(), "runs-dir-unusable").message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["dpo.loss=ipo", "dpo.beta=0.5"], "the loss is 1.0000, as it must; policy and reference"),
+        (["dpo.loss=simpo"], "it needs no reference"),
+        (['dpo.loss=["sigmoid", "sft"]'], "policy and reference agree exactly"),
+        (["dpo.use_weighting=true"], "policy and reference agree exactly"),
+    ],
+)
+def test_the_first_loss_of_other_losses(
+    examined: Examine, settings: list[str], message: str
+) -> None:
+    first = of(examined(*settings), "first-loss")
+    assert first.level is OK
+    assert message in first.message

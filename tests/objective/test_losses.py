@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dpo_cli.objective.logps import gather_logps, sequence_logps
-from dpo_cli.objective.losses import dpo_losses, score_pairs
+from dpo_cli.objective.losses import length_weights, loss_at_start, pair_weights, score_pairs
+from dpo_cli.profile.losses import LossName
+from dpo_cli.profile.objective import Dpo
 
-REDUCTIONS = {"seed": "mean", "head": "sum"}
+REDUCTIONS: dict[str, Literal["mean", "sum"]] = {"seed": "mean", "head": "sum"}
 BOUND = 1e-6
+SUM = Dpo(beta=0.5, reduction="sum")
 
 
 @pytest.mark.parametrize("generation", REDUCTIONS)
@@ -26,13 +30,8 @@ def test_losses_and_gradients_are_the_golden_ones(golden: Path, generation: str)
         name = case["name"] if "name" in case else case["case"]
         mask = tensors[f"{name}.mask"].bool()
         policy = tensors[f"{name}.policy"].clone().requires_grad_()
-        scores = score_pairs(
-            policy,
-            tensors[f"{name}.ref"],
-            mask,
-            beta=case["beta"],
-            reduction=REDUCTIONS[generation],  # type: ignore[arg-type]
-        )
+        dpo = Dpo(beta=case["beta"], reduction=REDUCTIONS[generation])
+        scores = score_pairs(policy, tensors[f"{name}.ref"], mask, dpo)
         loss = scores.losses.mean()
         loss.backward()  # type: ignore[no-untyped-call]
         assert policy.grad is not None
@@ -64,44 +63,6 @@ def test_half_precision_logits_are_widened_first() -> None:
     assert torch.equal(half, gather_logps(logits.bfloat16().float(), labels))
 
 
-def test_the_loss_begins_at_ln_2_with_a_slope_of_half_beta() -> None:
-    chosen = torch.tensor([-5.0, -7.0], dtype=torch.float64, requires_grad=True)
-    rejected = torch.tensor([-6.0, -2.0], dtype=torch.float64, requires_grad=True)
-    losses = dpo_losses(chosen, rejected, chosen.detach(), rejected.detach(), beta=0.3)
-    assert losses.tolist() == pytest.approx([math.log(2)] * 2)
-    losses.sum().backward()  # type: ignore[no-untyped-call]
-    assert chosen.grad is not None
-    assert rejected.grad is not None
-    assert chosen.grad.tolist() == pytest.approx([-0.15, -0.15])
-    assert rejected.grad.tolist() == pytest.approx([0.15, 0.15])
-
-
-def test_the_derivative_is_the_one_of_the_paper() -> None:
-    generator = torch.Generator().manual_seed(1)
-    policy_chosen, policy_rejected, reference_chosen, reference_rejected = (
-        torch.randn(16, generator=generator, dtype=torch.float64) * 20 for _ in range(4)
-    )
-    policy_chosen.requires_grad_()
-    beta = 0.7
-    dpo_losses(
-        policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta
-    ).sum().backward()  # type: ignore[no-untyped-call]
-    margins = (policy_chosen - policy_rejected) - (reference_chosen - reference_rejected)
-    expected = -beta * torch.sigmoid(-beta * margins.detach())
-    assert policy_chosen.grad is not None
-    assert torch.allclose(policy_chosen.grad, expected, rtol=1e-12, atol=0)
-
-
-def test_a_hopeless_pair_keeps_a_finite_loss_and_its_full_slope() -> None:
-    chosen = torch.tensor([-1e5], dtype=torch.float64, requires_grad=True)
-    zero = torch.zeros(1, dtype=torch.float64)
-    losses = dpo_losses(chosen, zero, zero, zero, beta=1.0)
-    losses.sum().backward()  # type: ignore[no-untyped-call]
-    assert losses.item() == pytest.approx(1e5)
-    assert chosen.grad is not None
-    assert chosen.grad.item() == pytest.approx(-1.0)
-
-
 class TestScores:
     policy = torch.tensor(
         [[-1.0, -2.0, 9.0], [-1.0, -1.0, -1.0], [-2.0, -2.0, 9.0], [-4.0, 9.0, 9.0]]
@@ -112,7 +73,7 @@ class TestScores:
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 0], [1, 0, 0]]).bool()
 
     def test_rewards_margins_and_accuracies(self) -> None:
-        scores = score_pairs(self.policy, self.reference, self.mask, beta=0.5, reduction="sum")
+        scores = score_pairs(self.policy, self.reference, self.mask, SUM)
         assert scores.rewards_chosen.tolist() == [0.5, 0.0]
         assert scores.rewards_rejected.tolist() == [-0.5, 0.0]
         assert scores.margins.tolist() == [1.0, 0.0]
@@ -122,8 +83,8 @@ class TestScores:
 
     def test_gap_and_drift_are_per_token_whatever_the_reduction(self) -> None:
         by_sum, by_mean = (
-            score_pairs(self.policy, self.reference, self.mask, beta=beta, reduction=reduction)
-            for beta, reduction in ((0.5, "sum"), (7.0, "mean"))
+            score_pairs(self.policy, self.reference, self.mask, dpo)
+            for dpo in (SUM, Dpo(beta=7.0, reduction="mean"))
         )
         assert by_sum.gaps.tolist() == by_mean.gaps.tolist() == [1.0, 0.0]
         assert by_sum.kls.tolist() == [0.25, 0.0]  # one token in two has moved by a nat
@@ -131,10 +92,88 @@ class TestScores:
     def test_what_is_masked_has_no_say(self) -> None:
         spoilt = torch.where(self.mask, self.policy, torch.full_like(self.policy, float("inf")))
         clean, other = (
-            score_pairs(policy, self.reference, self.mask, beta=0.5, reduction="mean").sums()
+            score_pairs(policy, self.reference, self.mask, Dpo(beta=0.5)).sums()
             for policy in (self.policy, spoilt)
         )
         assert {k: v.item() for k, v in clean.items()} == {k: v.item() for k, v in other.items()}
+
+    @pytest.mark.parametrize("loss", ["hinge", "ipo", "aot", "bco_pair", "sft", "dpop"])
+    def test_the_figures_mean_the_same_whatever_the_loss(self, loss: LossName) -> None:
+        plain = score_pairs(self.policy, self.reference, self.mask, Dpo(beta=0.5)).sums()
+        other = [Dpo(beta=0.5, loss=["sigmoid", loss])]
+        if loss in ("hinge", "ipo"):
+            other.append(Dpo(beta=0.5, loss=loss, f_divergence_type="js_divergence", ld_alpha=0.1))
+        for dpo in other:
+            figures = score_pairs(self.policy, self.reference, self.mask, dpo).sums()
+            assert figures.pop("loss") != plain["loss"]
+            assert all(plain[name] == value for name, value in figures.items())
+            assert len(figures) == len(plain) - 1
+
+    def test_without_a_reference_a_reward_is_the_policys_own(self) -> None:
+        """SimPO, eq. 4; there is nothing to have moved away from."""
+        nothing = torch.zeros_like(self.reference)
+        scores = score_pairs(self.policy, nothing, self.mask, Dpo(loss="simpo", beta=2.0))
+        assert scores.rewards_chosen.tolist() == [-3.0, -2.0]
+        assert scores.accuracies.tolist() == [1.0, 1.0]
+        assert scores.gaps is None
+        assert scores.kls is None
+        assert not {"gap", "kl"} & scores.sums().keys()
+
+
+class TestLengths:
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 0, 1], [0, 1, 0, 0], [1, 1, 0, 1]]).bool()
+
+    def test_the_tokens_that_one_response_has_more_count_less(self) -> None:
+        weights = length_weights(self.mask, 0.25)
+        assert weights[self.mask].tolist() == [1, 0.25, 0.25, 1, 1, 1, 1, 1, 0.25]
+
+    def test_the_mean_is_over_all_tokens_all_the_same(self) -> None:
+        policy = -torch.arange(16.0).view(4, 4)
+        figures = {}
+        for reduction in REDUCTIONS.values():
+            dpo = Dpo(loss="sppo_hard", beta=0.5, reduction=reduction, ld_alpha=0.0)
+            figures[reduction] = score_pairs(policy, torch.zeros(4, 4), self.mask, dpo).losses
+        # chosen: the first of three tokens, -0; both of two, -5 and -7; rejected: -9; -12 and -13
+        assert figures["sum"].tolist() == [1 + 64, 13**2 + 24**2]
+        assert figures["mean"].tolist() == pytest.approx([1 + 64, 7**2 + (25 / 3 - 1) ** 2])
+
+
+def test_a_pair_that_the_policy_would_write_has_a_weight_of_one() -> None:
+    """Logits of half the odds: each token is as likely as one that is drawn."""
+    half = torch.full((2, 3), 0.5).log()
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+    assert pair_weights(half, half, mask).item() == pytest.approx(1.0)
+    less = torch.tensor([[0.25, 0.5, 0.5], [0.25, 9.0, 9.0]]).log()
+    assert pair_weights(less, half, mask).item() == pytest.approx(0.5 ** (1 / 3) * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("dpo", "start"),
+    [
+        (Dpo(), math.log(2)),
+        (Dpo(loss="hinge"), 1.0),
+        (Dpo(loss="ipo", beta=0.5), 1.0),
+        (Dpo(loss=["sigmoid", "apo_zero"], loss_weights=[2.0, 0.5]), 2 * math.log(2) + 0.5),
+        (Dpo(f_divergence_type="js_divergence"), math.log(2)),
+        (Dpo(loss="aot"), math.log(2)),
+        (Dpo(use_weighting=True), None),
+        (Dpo(loss=["sigmoid", "sft"]), None),
+        (Dpo(loss="simpo"), None),
+    ],
+)
+def test_the_loss_where_policy_and_reference_agree(dpo: Dpo, start: float | None) -> None:
+    assert loss_at_start(dpo) == (start if start is None else pytest.approx(start))
+    if start is not None:
+        token_logps = -torch.rand(8, 5, generator=torch.Generator().manual_seed(3))
+        mask = torch.arange(5) < torch.tensor([5, 3, 1, 2, 4, 4, 2, 5]).unsqueeze(1)
+        losses = score_pairs(token_logps, token_logps, mask, dpo).losses
+        assert losses.tolist() == pytest.approx([start] * 4)
+
+
+def test_weighting_without_its_logits_is_refused() -> None:
+    zeros = torch.zeros(2, 1)
+    with pytest.raises(ValueError, match="log_sum_sq_probs"):
+        score_pairs(zeros, zeros, torch.ones(2, 1).bool(), Dpo(use_weighting=True))
 
 
 def test_sums_are_accurate_where_float32_is_not() -> None:

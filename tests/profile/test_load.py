@@ -207,6 +207,23 @@ class TestErrors:
         assert detail.startswith(f"my.toml:7  {key} = ")
         assert f": {problem.format(key=key)}" in detail
 
+    def test_a_place_in_an_array_is_named_by_its_key(self, fail: Fail) -> None:
+        (detail,) = fail('[dpo]\nloss = ["sigmoid", "sft"]\nloss_weights = [1.0, "x"]\n').details
+        assert detail == (
+            'my.toml:8  dpo.loss_weights = [1.0, "x"]: must be a number, not a string;'
+            " for example dpo.loss_weights = [1.0]"
+        )
+
+    def test_a_parents_value_that_a_childs_loss_contradicts(self, write: Write) -> None:
+        write('[dpo]\nreduction = "sum"\n', name="base.toml")
+        child = write('extends = "base.toml"\n[dpo]\nloss = "simpo"\n', required="")
+        with pytest.raises(UsageError) as caught:
+            load_profile(child)
+        assert caught.value.details == (
+            'base.toml:7  dpo.reduction = "sum": dpo.loss = "simpo" is a loss of means; set'
+            ' dpo.reduction = "mean"',
+        )
+
     def test_a_path_must_be_a_string(self, write: Write) -> None:
         path = write('model.tokenizer = 3\ndata.data_path = "d"\n', required="")
         with pytest.raises(UsageError) as caught:
@@ -226,7 +243,7 @@ class TestErrors:
             ("[export]\ndtpye = 1\n", "unknown key; did you mean export.dtype?"),
             ("[trian]\n", "unknown key; did you mean train?"),
             ("[train]\nextends = 'x'\n", "unknown key; did you mean extends?"),
-            ("[dpo]\nqqq = 1\n", "unknown key; [dpo] has beta, reduction"),
+            ("[dpo]\nqqq = 1\n", "unknown key; [dpo] has loss, loss_weights, beta, reduction"),
             ("[qqq]\nzzz = 1\n", "unknown key; the tables are model, data, dpo, train"),
         ],
     )

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from dpo_cli.profile.load import LoadedProfile, load_profile
 from dpo_cli.profile.resolved import Change, differences, to_toml
-from dpo_cli.profile.schema import KEYS, Effect, Profile
+from dpo_cli.profile.schema import KEYS, Profile
+from dpo_cli.profile.table import Effect
 
 Load = Callable[..., LoadedProfile]
 
@@ -33,7 +34,20 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "empty_think_ratio": 0.5,
         "num_workers": 3,
     },
-    "dpo": {"beta": 5.0, "reduction": "sum"},
+    "dpo": {
+        "loss": ["sigmoid", "robust"],
+        "loss_weights": [1.0, 0.5],
+        "beta": 5.0,
+        "reduction": "sum",
+        "label_smoothing": 0.1,
+        "f_divergence_type": "alpha_divergence",
+        "f_alpha_divergence_coef": 0.3,
+        "ld_alpha": 0.4,
+        "use_weighting": True,
+        "discopop_tau": 0.1,
+        "simpo_gamma": 1.2,
+        "dpop_lambda": 5.0,
+    },
     "train": {
         "epochs": 3,
         "batch_size": 2,

@@ -9,7 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.schema import KEYS, TABLES, Effect, Kind, Launch, Profile, Train, json_schema
+from dpo_cli.profile.launching import Launch
+from dpo_cli.profile.losses import LOSSES
+from dpo_cli.profile.objective import Dpo
+from dpo_cli.profile.schema import KEYS, TABLES, Profile, Train, json_schema
+from dpo_cli.profile.table import Effect, Kind
 
 SNAPSHOT = Path(__file__).parent / "schema.snapshot.json"
 DEFAULTS = Profile.model_validate({"model": {"tokenizer": "m"}, "data": {"data_path": "d"}})
@@ -36,8 +40,15 @@ class TestKeys:
             "data.shuffle": False,
             "data.empty_think_ratio": 0.2,
             "data.num_workers": 0,
+            "dpo.loss": "sigmoid",
             "dpo.beta": 0.1,
             "dpo.reduction": "mean",
+            "dpo.f_divergence_type": "reverse_kl",
+            "dpo.f_alpha_divergence_coef": 0.5,
+            "dpo.use_weighting": False,
+            "dpo.discopop_tau": 0.05,
+            "dpo.simpo_gamma": 0.5,
+            "dpo.dpop_lambda": 50.0,
             "train.epochs": 2,
             "train.batch_size": 4,
             "train.learning_rate": 1e-8,
@@ -135,8 +146,7 @@ class TestKeys:
         }
         assert by_effect[Effect.MATHEMATICS] == {
             "model.dropout",
-            "dpo.beta",
-            "dpo.reduction",
+            *(key for key in KEYS if key.startswith("dpo.")),
             "train.epochs",
             "train.learning_rate",
             "train.schedule",
@@ -210,6 +220,17 @@ class TestStrictness:
             ("data.num_workers", -1, 0),
             ("dpo.beta", 0.0, 1e-9),
             ("dpo.reduction", "max", "sum"),
+            ("dpo.loss", "logistic", "ipo"),
+            ("dpo.loss", ["sigmoid", 3], ["sigmoid"]),
+            ("dpo.loss_weights", [0.0], [1.0]),
+            ("dpo.label_smoothing", 0.5, 0.49),
+            ("dpo.label_smoothing", -0.1, 0.0),
+            ("dpo.f_divergence_type", "kl", "forward_kl"),
+            ("dpo.ld_alpha", 1.1, 1.0),
+            ("dpo.ld_alpha", -0.1, 0.0),
+            ("dpo.discopop_tau", 0.0, 1.0),
+            ("dpo.simpo_gamma", -1.0, 0.0),
+            ("dpo.dpop_lambda", -1.0, 0.0),
             ("train.epochs", 0, 1),
             ("train.batch_size", 0, 1),
             ("train.accumulation_steps", 0, 1),
@@ -310,6 +331,58 @@ class TestAgreement:
             Train(global_batch_size=32).accumulation_on(3)
 
 
+class TestObjective:
+    """Which losses go with what; `tests/objective` has what they compute."""
+
+    def test_one_loss_is_an_array_of_one(self) -> None:
+        assert Dpo(loss="ipo").losses == Dpo(loss=["ipo"]).losses == {"ipo": 1.0}
+
+    def test_a_mixture_needs_what_any_of_its_losses_needs(self) -> None:
+        assert Dpo().needs_reference
+        assert not Dpo().needs_whole_batch
+        mixture = Dpo(loss=["simpo", "sft"], loss_weights=[1.0, 0.2])
+        assert mixture.losses == {"simpo": 1.0, "sft": 0.2}
+        assert not mixture.needs_reference
+        assert mixture.needs_whole_batch
+        assert Dpo(loss=["simpo", "hinge"]).needs_reference
+
+    def test_its_title(self) -> None:
+        assert Dpo().title == "DPO"
+        assert Dpo(loss="ipo").title == "ipo"
+        mixture = Dpo(loss=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0])
+        assert mixture.title == "0.8 sigmoid + 0.2 bco_pair + sft"
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            ({"loss": "ipo", "reduction": "sum"}, 'set dpo.reduction = "mean"'),
+            ({"loss": ["sigmoid", "orpo"], "reduction": "sum"}, '"orpo" is a loss of means'),
+            ({"loss": "dpo"}, '"dpo" is no loss; there are sigmoid (which is DPO), hinge'),
+            ({"loss": ["sigmoid", 3]}, "3 is no loss"),
+            ({"loss": ["sigmoid", "sigmoid"]}, "each loss once"),
+            ({"loss": []}, "each loss once"),
+            ({"loss": ["sigmoid", "sft"], "loss_weights": [1.0]}, "for example [1.0, 1.0]"),
+            ({"loss_weights": [1.0, 2.0]}, 'each of dpo.loss = ["sigmoid"]'),
+            ({"loss": "hinge", "label_smoothing": 0.1}, '"hinge" takes no notice of it'),
+            ({"loss": "exo_pair", "label_smoothing": 0.0}, "for example 1e-3"),
+            (
+                {"loss": "nca_pair", "f_divergence_type": "js_divergence"},
+                'set dpo.f_divergence_type = "reverse_kl"',
+            ),
+            ({"loss": "simpo", "ld_alpha": 0.5}, "leave dpo.ld_alpha out"),
+            ({"loss": "aot", "use_weighting": True}, "leave dpo.use_weighting out"),
+        ],
+        ids=str,
+    )
+    def test_contradictions(self, keys: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValidationError, match=re.escape(message)):
+            Dpo(**keys)
+
+    @pytest.mark.parametrize("name", LOSSES)
+    def test_every_loss_can_be_had_by_its_name_alone(self, name: Any) -> None:
+        assert Dpo(loss=name).losses == {name: 1.0}
+
+
 class TestJsonSchema:
     def test_snapshot(self) -> None:
         # Compared as values: pydantic versions differ in writing a limit as 0 or 0.0.
@@ -344,6 +417,8 @@ class TestJsonSchema:
         definitions = json_schema()["definitions"]
         beta = definitions["dpo"]["properties"]["beta"]
         assert (beta["minimum"], beta["exclusiveMinimum"]) == (0, True)
+        weight = definitions["dpo"]["properties"]["loss_weights"]["items"]
+        assert (weight["minimum"], weight["exclusiveMinimum"]) == (0, True)
         dropout = definitions["model"]["properties"]["dropout"]
         assert (dropout["maximum"], dropout["exclusiveMaximum"]) == (1, True)
         assert "exclusiveMinimum" not in dropout
@@ -376,12 +451,13 @@ KEYWORDS: dict[str, Any] = {
     "exclusiveMinimum": bool,
     "exclusiveMaximum": bool,
     "minLength": int,
+    "items": dict,
     "properties": dict,
     "definitions": dict,
     "additionalProperties": bool,
     "x-effect": str,
 }
-TYPES = {"object", "string", "integer", "number", "boolean"}
+TYPES = {"object", "string", "integer", "number", "boolean", "array"}
 
 
 def check_draft4(schema: dict[str, Any], definitions: dict[str, Any]) -> None:
@@ -402,6 +478,8 @@ def check_draft4(schema: dict[str, Any], definitions: dict[str, Any]) -> None:
         assert "maximum" in schema
     if "enum" in schema:
         assert len(set(schema["enum"])) == len(schema["enum"]) > 0
+    for branch in (*schema.get("anyOf", []), *filter(None, [schema.get("items")])):
+        check_draft4(branch, definitions)
     for children in ("properties", "definitions"):
         for child in schema.get(children, {}).values():
             check_draft4(child, definitions)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.schema import Launch, Profile
+from dpo_cli.profile.launching import Launch
+from dpo_cli.profile.schema import Profile
 from dpo_cli.run import torchrun
 from dpo_cli.run.cards import count_cards
 from dpo_cli.run.torchrun import processes_here, torchrun_arguments
@@ -48,8 +49,15 @@ def test_cards(tmp_path: Path, present: int, visible: str | None, count: int) ->
 
 @pytest.mark.parametrize(
     ("device", "nproc", "processes"),
-    [("auto", "auto", 4), ("cuda", "auto", 4), ("cuda:1", "auto", 1), ("cpu", "auto", 1)]
-    + [("auto", 3, 3), ("cpu", 2, 2), ("cuda:1", 1, 1)],
+    [
+        ("auto", "auto", 4),
+        ("cuda", "auto", 4),
+        ("cuda:1", "auto", 1),
+        ("cpu", "auto", 1),
+        ("auto", 3, 3),
+        ("cpu", 2, 2),
+        ("cuda:1", 1, 1),
+    ],
 )
 def test_processes_on_a_machine_of_four_cards(
     monkeypatch: pytest.MonkeyPatch, device: str, nproc: int | str, processes: int

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dpo_cli.errors import DpoError, ExitCode
-from dpo_cli.profile.schema import Launch
+from dpo_cli.profile.launching import Launch
 from dpo_cli.run.events import Alert, Event, EventReader, RankEnded, WorkerEnded, WorkerStarted
 from dpo_cli.run.launch import supervise
 from dpo_cli.run.store import RunDirectory

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -31,14 +32,12 @@ FALLBACKS = ("mistral-window", "gemma2", "gpt-oss")
 FAMILIES = ("llama", "qwen3", "qwen3-moe", "gpt2", "mistral", *FALLBACKS)
 
 
-def compare_over_20_steps(
-    make_scorer: Callable[[Layout], ResponseScorer], reduction: str = "sum"
-) -> None:
+def compare_over_20_steps(make_scorer: Callable[[Layout], ResponseScorer], **dpo: Any) -> None:
     recorders = {}
     for layout in LAYOUTS:
         recorders[layout] = watch = Recorder()
         with Float64():
-            assert make_trainer(make_scorer, layout, watch, reduction=reduction).train() is None
+            assert make_trainer(make_scorer, layout, watch, **dpo).train() is None
     packed, reference = recorders["packed"], recorders["reference"]
     assert len(packed.steps) == len(reference.steps) == 20
     for ours, theirs in zip(packed.steps, reference.steps, strict=True):
@@ -55,7 +54,25 @@ def compare_over_20_steps(
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_equals_reference_over_20_steps(name: str, reduction: str) -> None:
-    compare_over_20_steps(partial(minimind_scorer, name), reduction)
+    compare_over_20_steps(partial(minimind_scorer, name), reduction=reduction)
+
+
+@pytest.mark.parametrize(
+    "dpo",
+    [
+        {"loss": ["aot", "sft"], "loss_weights": [1.0, 0.2]},
+        {"loss": "simpo", "reduction": "mean"},
+        {"loss": "hinge", "ld_alpha": 0.4, "use_weighting": True},
+    ],
+    ids=str,
+)
+def test_other_losses_over_20_steps(dpo: dict[str, Any]) -> None:
+    """Losses of whole micro-batches, without a reference, and with weights from the logits."""
+    compare_over_20_steps(partial(minimind_scorer, "minimind2"), **dpo)
+
+
+def test_weights_from_the_logits_of_a_model_that_fell_back() -> None:
+    compare_over_20_steps(partial(family_scorer, "gemma2"), use_weighting=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

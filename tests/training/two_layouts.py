@@ -177,8 +177,8 @@ def make_trainer(
     layout: Layout,
     watch: Recorder,
     *,
-    reduction: str = "sum",
     dtype: torch.dtype = torch.float64,
+    **dpo: Any,
 ) -> Trainer:
     """A run of 20 steps over `odd_pairs`.
 
@@ -186,15 +186,15 @@ def make_trainer(
         make_scorer: the policy, and the reference, of a layout.
         layout: the reference is kept in the packed one, and runs beside the policy in the other.
         watch: gets the steps and the gradients.
-        reduction: of a response's log-probs.
         dtype: of the weights.
+        dpo: keys of the profile's table.
     """
     pairs = in_columns(odd_pairs())
     profile = Profile.model_validate(
         {
             "model": {"tokenizer": "unused"},
             "data": {"data_path": "unused", "max_seq_len": MAX_SEQ_LEN},
-            "dpo": {"reduction": reduction, "beta": 0.3},
+            "dpo": {"reduction": "sum", "beta": 0.3, **dpo},
             "train": {"layout": layout, "tokens_per_forward": 90, "save_min_seconds": 1e9},
         }
     )
@@ -203,13 +203,18 @@ def make_trainer(
         pairs=len(pairs), batch_size=3, accumulation_steps=1, epochs=5, shuffle=True, seed=3
     )
 
-    policy = make_scorer(layout).to(dtype)
-    if layout == "reference":
-        reference: Any = kept.LiveReference(make_scorer(layout).to(dtype), compute)
+    def scorer() -> ResponseScorer:
+        made = make_scorer(layout).to(dtype)
+        made.wants_sum_sq_probs = profile.dpo.use_weighting
+        return made
+
+    policy = scorer()
+    if not profile.dpo.needs_reference:
+        reference: Any = kept.NoReference()
+    elif layout == "reference":
+        reference = kept.LiveReference(scorer(), compute)
     else:
-        reference = kept.KeptReference(
-            pairs, order.micro_batches_of(0), compute, lambda: make_scorer(layout).to(dtype)
-        )
+        reference = kept.KeptReference(pairs, order.micro_batches_of(0), compute, scorer)
     # What the weights are called on disk; of another family's shape all that counts is whether it
     # has experts, with which micro-batches stay as they are.
     start = to_disk_names(policy.model, policy.model.state_dict())

@@ -15,7 +15,15 @@ from rich.console import Console
 from rich.style import Style
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME, DIMMED_MONOKAI, SVG_EXPORT_THEME
 
-from dpo_cli.run.events import Event, Failed, Resumed, Stopped, WorkerEnded, WorkerStarted
+from dpo_cli.run.events import (
+    Event,
+    Failed,
+    Planned,
+    Resumed,
+    Stopped,
+    WorkerEnded,
+    WorkerStarted,
+)
 from dpo_cli.ui.dashboard import Dashboard, Disk
 from dpo_cli.ui.live import KEYS
 from dpo_cli.ui.view import RunView
@@ -235,6 +243,20 @@ def test_a_resumed_run_shows_its_past_while_it_prepares() -> None:
     text = drawn(dashboard([*SCENES["failed"], story.at(0, again), story.at(1, resumed)]), 80, 24)
     assert "step 100/400" in text
     assert text.splitlines()[0].endswith("training")
+
+
+@pytest.mark.parametrize(("start", "label"), [(1.0, "1"), (2.5, "2.5"), (None, None)])
+def test_the_level_of_the_loss_is_where_it_starts(start: float | None, label: str | None) -> None:
+    """Where that is not known there is none, and nothing squeezes the curve."""
+    plan = {**story.PLAN, "profile": {**story.PLAN["profile"], "loss_at_start": start}}
+    events = [
+        dataclasses.replace(event, plan=plan) if isinstance(event, Planned) else event
+        for event in SCENES["middle"]
+    ]
+    text = drawn(dashboard(events), 100, 30)
+    assert "ln 2" not in text
+    if label is not None:
+        assert re.search(rf"│ +{re.escape(label)} [⠀-⣿]", text)
 
 
 def test_other_peoples_text_cannot_break_the_lines() -> None:

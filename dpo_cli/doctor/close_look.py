@@ -11,6 +11,7 @@ from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.tokens import Rows
 from dpo_cli.doctor.data import check_data, check_masks, preview
 from dpo_cli.doctor.first_step import check_first_step
+from dpo_cli.doctor.launch import check_launch, check_reach
 from dpo_cli.doctor.model import check_fit, check_tokenizer, check_weights
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.doctor.resources import check_device, check_disk, check_memory, check_plan
@@ -52,6 +53,7 @@ class CloseLook:
         notes, profile = self.notes, self.profile
         configure_torch(profile)
         compute = check_device(notes, profile)
+        world_size = check_launch(notes, profile, compute, self.on_progress)
         checkpoint, reference = self.read_weights()
         tokenizer = check_tokenizer(notes, profile) if self.has_file("tokenizer") else None
         by_length = self.encode("data", profile.data.data_path, tokenizer)
@@ -72,6 +74,8 @@ class CloseLook:
                 notes.skip("memory", "a profile without errors")
             else:
                 check_plan(notes, prepared)
+                if world_size != 1 and world_size is not None:
+                    check_reach(notes, prepared, world_size)
                 check_memory(notes, prepared)
                 facts["plan"] = prepared.plan()
         check_disk(notes, self.runs_root, checkpoint)

@@ -18,18 +18,11 @@ class Launch(Table):
     """Processes on this machine, each with a device of its own; "auto" is one for each CUDA card,
     and one where there is none. Several take train.global_batch_size to train the same recipe."""
 
-    nnodes: Annotated[int, Field(ge=1), NONE] = 1
-    """Machines that train together, each with its own `dpo train`."""
-
-    node_rank: Annotated[int, Field(ge=0), NONE] = 0
-    """Which of them this is: 0 keeps the run's folder, the others join it."""
-
     rdzv_endpoint: Annotated[
         str | None,
         Field(
             pattern=r"^([^\s:/]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$",
             examples=["node0:29400"],
-            validate_default=True,
         ),
         NONE,
     ] = None
@@ -39,6 +32,12 @@ class Launch(Table):
     rdzv_backend: Annotated[Literal["c10d", "static", "etcd-v2"], NONE] = "c10d"
     """How they meet, in torchrun's words: "c10d" needs nothing but the endpoint, "static"
     numbers the ranks by node_rank, "etcd-v2" asks a server at the endpoint."""
+
+    nnodes: Annotated[int, Field(ge=1), NONE] = 1
+    """Machines that train together, each with its own `dpo train`."""
+
+    node_rank: Annotated[int, Field(ge=0), NONE] = 0
+    """Which of them this is: 0 keeps the run's folder, the others join it."""
 
     max_restarts: Annotated[int, Field(ge=0), NONE] = 0
     """How often all processes are started again, from the newest whole state, after one was
@@ -66,13 +65,12 @@ class Launch(Table):
             )
         return value
 
-    @field_validator("rdzv_endpoint")
+    @field_validator("nnodes")
     @classmethod
-    def _check_rdzv_endpoint(cls, value: str | None, info: ValidationInfo) -> str | None:
-        nnodes = info.data.get("nnodes")
-        if value is None and nnodes is not None and nnodes > 1:
+    def _check_nnodes(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("rdzv_endpoint", ...) is None:
             raise contradiction(
-                f"is missing: {nnodes} machines must know where to meet; for example "
+                "several machines must know where to meet; for example "
                 'launch.rdzv_endpoint = "node0:29400", with the name of the first'
             )
         return value

@@ -309,9 +309,9 @@ class TestAgreement:
         assert Train(batch_size=4, accumulation_steps=4, global_batch_size=16).accumulation_on(1)
 
     def test_several_machines_must_know_where_to_meet(self) -> None:
-        with pytest.raises(ValidationError, match="2 machines must know where to meet"):
+        with pytest.raises(ValidationError, match="several machines must know where to meet"):
             Launch(nnodes=2)
-        assert Launch(nnodes=2, node_rank=1, rdzv_endpoint="node0:29400").node_rank == 1
+        assert Launch(nnodes=2, node_rank=1, rdzv_endpoint="node0:29400").nnodes == 2
 
     @pytest.mark.parametrize(
         ("train", "devices", "steps"),

@@ -50,13 +50,8 @@ def test_cards(tmp_path: Path, present: int, visible: str | None, count: int) ->
 @pytest.mark.parametrize(
     ("device", "nproc", "processes"),
     [
-        ("auto", "auto", 4),
-        ("cuda", "auto", 4),
-        ("cuda:1", "auto", 1),
-        ("cpu", "auto", 1),
-        ("auto", 3, 3),
-        ("cpu", 2, 2),
-        ("cuda:1", 1, 1),
+        *(("auto", "auto", 4), ("cuda", "auto", 4), ("cuda:1", "auto", 1), ("cpu", "auto", 1)),
+        *(("auto", 3, 3), ("cpu", 2, 2), ("cuda:1", 1, 1)),
     ],
 )
 def test_processes_on_a_machine_of_four_cards(

@@ -1,0 +1,324 @@
+"""`dpo train` and `resume` over several processes: who starts them, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from dpo_cli import app
+from dpo_cli.errors import ExitCode
+from dpo_cli.run import launch, torchrun
+from dpo_cli.run.events import Alert, EventWriter, Planned, Stopped
+from dpo_cli.run.store import RunDirectory, find_runs
+from dpo_cli.training import worker as worker_module
+from tests.run.test_placement import SLURM, TORCHRUN
+
+Cli = Callable[..., tuple[int, str, str]]
+TORCHRUN_0 = {**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0"}
+ONE_MACHINE = (
+    "--rdzv-backend c10d --rdzv-endpoint localhost:0 --rdzv-id dpo --local-addr 127.0.0.1"
+    " --max-restarts 0"
+)
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a profile whose inputs exist, on a machine without cards."""
+    monkeypatch.delenv("DPO_RUNS_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torchrun, "count_cards", lambda: 0)
+    (tmp_path / "tokenizer").mkdir()
+    for file in ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "pairs.jsonl"):
+        (tmp_path / file).write_text("{}")
+    (tmp_path / "full_sft_512.pth").write_text("weights")
+    (tmp_path / "mine.toml").write_text(
+        '[model]\ncheckpoint = "./full_sft_512.pth"\ntokenizer = "tokenizer"\n'
+        '[data]\ndata_path = "pairs.jsonl"\n'
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = app.main(list(arguments))
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+Supervised = list[tuple[RunDirectory, list[str], list[Alert]]]
+
+
+@pytest.fixture
+def supervised(monkeypatch: pytest.MonkeyPatch) -> Supervised:
+    """Nothing is started; the list collects what would have been."""
+    calls: Supervised = []
+
+    def supervise(
+        run: RunDirectory, _lock: int, argv: Sequence[str], _report: object, **options: object
+    ) -> ExitCode:
+        calls.append((run, list(argv), list(options["alerts"])))  # type: ignore[call-overload]
+        return ExitCode.INTERRUPTED
+
+    monkeypatch.setattr(launch, "supervise", supervise)
+    return calls
+
+
+@pytest.fixture
+def started_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], list[list[str]]]:
+    """Set the environment; the list collects what this process would have become."""
+
+    def start(environment: dict[str, str]) -> list[list[str]]:
+        became: list[list[str]] = []
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.setenv(name, environment.get(name, ""))  # put back after the test
+            if name not in environment:
+                monkeypatch.delenv(name)
+
+        def execv(_path: str, argv: list[str]) -> None:
+            became.append(argv)
+            raise SystemExit(0)
+
+        monkeypatch.setattr(os, "execv", execv)
+        monkeypatch.setattr(worker_module, "die_with_parent", lambda: None)
+        return became
+
+    return start
+
+
+# --- which process is started ------------------------------------------------------------------
+
+
+def test_one_process_is_a_worker(dpo: Cli, supervised: Supervised) -> None:
+    dpo("train", "mine.toml", "--nproc", "auto")
+    [(run, argv, alerts)] = supervised
+    assert argv == [sys.executable, "-m", "dpo_cli.training.worker", str(run.path)]
+    assert alerts == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--nproc", "2"], ["--set", "launch.nproc_per_node=2"], ["--", "--nproc-per-node", "2"]],
+)
+def test_several_are_the_agents(dpo: Cli, supervised: Supervised, options: list[str]) -> None:
+    dpo("train", "mine.toml", *options)
+    [(run, argv, _)] = supervised
+    own, torchruns = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    assert own == [sys.executable, "-m", "dpo_cli.training.agent", "--run", str(run.path)]
+    *arguments, option, module, path = torchruns
+    assert (option, module, path) == ("-m", "dpo_cli.training.worker", str(run.path))
+    last = len(arguments) - arguments[::-1].index("--nproc-per-node")
+    assert arguments[last] == "2"
+
+
+def test_auto_is_one_for_each_card(
+    dpo: Cli, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchrun, "count_cards", lambda: 8)
+    dpo("train", "mine.toml", "--nproc", "auto")
+    [(_, argv, alerts)] = supervised
+    assert argv[argv.index("--nproc-per-node") + 1] == "8"
+    assert alerts == []
+
+
+@pytest.mark.parametrize(
+    ("options", "is_said"),
+    [([], True), (["--nproc", "1"], False), (["--set", "train.device=cpu"], False)],
+)
+def test_idle_cards_are_said_and_never_taken(
+    dpo: Cli,
+    supervised: Supervised,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    is_said: bool,
+) -> None:
+    monkeypatch.setattr(torchrun, "count_cards", lambda: 8)
+    dpo("train", "mine.toml", *options)
+    [(_, argv, alerts)] = supervised
+    assert "dpo_cli.training.worker" in argv[2]
+    said = [(alert.message, alert.remedy) for alert in alerts]
+    assert said == [("1 of 8 GPUs used", "--nproc auto uses all of them")] * is_said
+
+
+def test_a_resume_may_take_another_number(dpo: Cli, supervised: Supervised) -> None:
+    dpo("train", "mine.toml")
+    stream = EventWriter(supervised[0][0].events_path)
+    stream.append(Planned(plan={}))
+    stream.append(Stopped(reason="interrupted", step=1, optimizer_step=1))
+    dpo("resume", "--nproc", "3", "--exact", "--", "--max-restarts", "1")
+    run, argv, _ = supervised[1]
+    assert argv[argv.index("--nproc-per-node") + 1] == "3"
+    assert argv[argv.index("-m", 3) :] == [
+        *("-m", "dpo_cli.training.worker", str(run.path), "--exact"),
+        *("--change", "launch.nproc_per_node: 1 -> 3"),
+    ]
+
+
+def test_the_word_that_separates_torchruns_is_needed(dpo: Cli, supervised: Supervised) -> None:
+    code, _, err = dpo("train", "mine.toml", "other.toml")
+    assert (code, supervised) == (ExitCode.USAGE, [])
+    assert "other.toml" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nproc", "0"], "launch.nproc_per_node = 0"),
+        (["--nproc", "many"], "a whole number, 1 or more"),
+        (["--nproc", "2", "--set", "train.device=cuda:1"], "is one card"),
+        (
+            ["--set", "launch.nnodes=2"],
+            "launch.nnodes = 2: several machines must know where to meet",
+        ),
+    ],
+)
+def test_contradictions_leave_nothing(
+    dpo: Cli, supervised: Supervised, options: list[str], message: str
+) -> None:
+    code, _, err = dpo("train", "mine.toml", *options)
+    assert (code, supervised, find_runs(Path("runs"))) == (ExitCode.USAGE, [], [])
+    assert message in err
+
+
+# --- by hand -----------------------------------------------------------------------------------
+
+
+def test_the_command_by_hand(dpo: Cli, supervised: Supervised) -> None:
+    options = ["--set", "train.epochs=1", "--nproc", "2", "--name", "a b", "--runs-dir", "r"]
+    code, out, _ = dpo("train", "mine.toml", *options, "--print-launch", "--", "--rdzv-id", "x")
+    assert (code, supervised, find_runs(Path("r"))) == (0, [], [])
+    assert out == (
+        f"torchrun --nnodes 1 --nproc-per-node 2 {ONE_MACHINE} --rdzv-id x -m dpo_cli train"
+        " mine.toml --name 'a b' --runs-dir r --set train.epochs=1\n"
+    )
+
+
+def test_a_resume_by_hand(dpo: Cli, supervised: Supervised) -> None:
+    dpo("train", "mine.toml")
+    run = supervised[0][0]
+    options = ["--set", "launch.timeout_seconds=5", "--allow-changes", "--print-launch"]
+    assert dpo("resume", *options)[1] == (
+        f"torchrun --nnodes 1 --nproc-per-node 1 {ONE_MACHINE} -m dpo_cli resume {run.name}"
+        " --allow-changes --set launch.timeout_seconds=5\n"
+    )
+
+
+# --- started by torchrun or Slurm --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["train", "nowhere.toml"], ["resume", "nothing"]])
+def test_a_rank_that_does_not_lead_becomes_a_worker(
+    dpo: Cli, started_by: Callable[[dict[str, str]], list[list[str]]], command: list[str]
+) -> None:
+    became = started_by(TORCHRUN)
+    assert dpo(*command)[0] == 0
+    assert became == [[sys.executable, "-m", "dpo_cli.training.worker", "--join"]]
+
+
+def test_slurms_words_become_torchs(
+    dpo: Cli, started_by: Callable[[dict[str, str]], list[list[str]]]
+) -> None:
+    became = started_by(SLURM)
+    dpo("train", "mine.toml")
+    assert len(became) == 1
+    told = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
+    assert told == {"RANK": "9", "WORLD_SIZE": "16", "MASTER_ADDR": "gpu07"}
+
+
+def test_rank_0_launches_and_its_next_attempt_goes_on(
+    dpo: Cli,
+    supervised: Supervised,
+    started_by: Callable[[dict[str, str]], list[list[str]]],
+) -> None:
+    assert started_by(TORCHRUN_0) == []
+    # Interrupted, but to torchrun that would be a crash.
+    assert dpo("train", "mine.toml")[0] == 0
+    assert dpo("train", "mine.toml")[0] == 0
+    (run, argv, alerts), (again, _, _) = supervised
+    assert argv == [sys.executable, "-m", "dpo_cli.training.worker", str(run.path)]
+    assert alerts == []
+    assert again == run
+    assert len(find_runs(Path("runs"))) == 1
+
+
+def test_under_slurm_the_exit_code_stays(
+    dpo: Cli,
+    supervised: Supervised,
+    started_by: Callable[[dict[str, str]], list[list[str]]],
+) -> None:
+    started_by({**SLURM, "SLURM_PROCID": "0"})
+    assert dpo("train", "mine.toml")[0] == ExitCode.INTERRUPTED
+
+
+def test_launch_is_ignored_and_that_is_said(
+    dpo: Cli,
+    supervised: Supervised,
+    started_by: Callable[[dict[str, str]], list[list[str]]],
+) -> None:
+    started_by(TORCHRUN_0)
+    dpo("train", "mine.toml", "--set", "launch.nproc_per_node=2")
+    [(_, argv, [alert])] = supervised
+    assert "dpo_cli.training.agent" not in argv
+    assert alert.message == (
+        "[launch] asks for 2 processes, but torchrun has started 4, and that counts"
+    )
+
+
+@pytest.mark.parametrize("option", [["--nproc", "2"], ["--detach"], ["--", "--role", "x"]])
+def test_what_only_a_starter_can_have_is_refused(
+    dpo: Cli,
+    started_by: Callable[[dict[str, str]], list[list[str]]],
+    option: list[str],
+) -> None:
+    assert started_by(TORCHRUN_0) == []
+    code, _, err = dpo("train", "mine.toml", *option)
+    assert code == ExitCode.USAGE
+    assert f"torchrun has started 4 processes: {option[0]} cannot be stated" in err
+
+
+def test_a_half_set_environment_is_refused(
+    dpo: Cli, started_by: Callable[[dict[str, str]], list[list[str]]]
+) -> None:
+    started_by({"WORLD_SIZE": "4", "RANK": "1"})
+    code, _, err = dpo("train", "mine.toml")
+    assert code == ExitCode.USAGE
+    assert "the environment has RANK and WORLD_SIZE, but not LOCAL_RANK" in err
+
+
+# --- several machines --------------------------------------------------------------------------
+
+SECOND = ("--set", "launch.nnodes=2", "--set", "launch.node_rank=1")
+MEETING = ("--set", "launch.rdzv_endpoint=nowhere.invalid:2222")
+
+
+def test_another_machine_joins_and_keeps_no_run(
+    dpo: Cli, monkeypatch: pytest.MonkeyPatch, directory: Path
+) -> None:
+    joined: list[list[str]] = []
+
+    def join(arguments: list[str], _observe: object) -> ExitCode:
+        joined.append(arguments)
+        return ExitCode.DONE
+
+    monkeypatch.setattr(launch, "join", join)
+    (directory / "pairs.jsonl").unlink()  # the first machine says what is missing
+    code, out, _ = dpo("train", "mine.toml", "--nproc", "4", *SECOND, *MEETING)
+    assert (code, find_runs(Path("runs"))) == (0, [])
+    assert out.startswith("machine 1 of 2 joins with 4 of the ranks")
+    [arguments] = joined
+    assert arguments[:4] == ["--nnodes", "2", "--nproc-per-node", "4"]
+
+
+def test_only_the_first_machine_resumes(dpo: Cli, supervised: Supervised) -> None:
+    dpo("train", "mine.toml")
+    code, _, err = dpo("resume", *SECOND, *MEETING)
+    assert (code, len(supervised)) == (ExitCode.USAGE, 1)
+    assert "only the first machine has the run" in err

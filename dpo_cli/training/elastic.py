@@ -46,6 +46,7 @@ from dpo_cli.run.events import (
 )
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.agent import Relay
+from dpo_cli.training.ranks import MEETING
 
 _GRACE_SECONDS = 5.0
 """For the other ranks to notice that one was lost, and to end by themselves."""
@@ -133,6 +134,15 @@ class _Agent(LocalElasticAgent):
         super().__init__(*arguments, **settings)
         self._relay = relay
         self._ledger = ledger
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        # Else torchrun keeps the ranks' first store, with all that was said in it, and those that
+        # start again take it for their own; or it lies on a machine that is gone.
+        handler: Any = worker_group.spec.rdzv_handler
+        if handler.get_backend() != "static":
+            handler._bootstrap_store_info = handler._shared_tcp_store_server = None
+            os.environ[MEETING] = handler.get_run_id()
+        super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._relay.expect_ranks()

@@ -39,6 +39,9 @@ _BEAT_SECONDS = 0.5
 _ENDED, _FAILED, _LEFT = "ended", "failed", "left"
 STOPS = frozenset({"interrupted", "terminated"})
 RESTED = "rested"
+MEETING = "DPO_MEETING"
+"""The variable in which our agent tells its ranks that their store is new. Of torchrun's own it
+keeps what ranks said in it that were lost; machines number their restarts each for itself."""
 _REQUESTS = (*sorted(STOPS), "save", "evaluate", RESTED)
 
 
@@ -96,6 +99,8 @@ class Ranks:
                 "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set by torchrun; `dpo check`"
                 " tries them",
             ) from error
+        meeting = os.environ.get(MEETING) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(meeting, store)
         ranks = cls(
             rank=rank,
             size=size,

@@ -320,7 +320,7 @@ class _Session:
             prepared, lambda: make_scorer(prepared, prepared.reference), self.run.path
         )
         checkpoint = prepared.checkpoint
-        if generation is not None:
+        if generation is not None and self.ranks.is_leader:
             checkpoint = replace(checkpoint, state=load_weights(generation.path))
         policy = make_scorer(prepared, checkpoint)
         optimizer = make_optimizer(policy.model.parameters())
@@ -337,7 +337,7 @@ class _Session:
                 model=policy.model,
                 optimizer=optimizer,
                 scaler=scaler,
-                rank=self.ranks.rank,
+                ranks=self.ranks,
             )
         return trainer
 

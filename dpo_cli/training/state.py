@@ -76,9 +76,12 @@ def restore_state(
     model: PreTrainedModel,
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
-    rank: int = 0,
+    ranks: Ranks = ALONE,
 ) -> int:
-    """Put optimizer, scaler and random numbers back; the weights are the model's already.
+    """Put optimizer, scaler and random numbers back; the weights are the leader's model's already.
+
+    Only the leader reads: the others, which may be on machines that do not see its files, get all
+    of it from there. Collective.
 
     Returns:
         The number of optimizer steps done.
@@ -86,24 +89,44 @@ def restore_state(
     Raises:
         DpoError: a file is not what its name says.
     """
-    state = _read_position(directory / _STATE)
-    if state["updates"]:
+
+    def read() -> dict[str, Any]:
+        nonlocal rng, moments
+        state = _read_position(directory / _STATE)
+        rng = _read(directory / _RNG)
+        if state["updates"]:
+            for moment in _MOMENTS:
+                path = directory / f"{moment}.safetensors"
+                moments[moment] = _in_memory_names(path, architecture)
+        return {**state, "rng_bytes": {name: len(tensor) for name, tensor in rng.items()}}
+
+    rng: Mapping[str, Tensor] = {}
+    moments: dict[str, Mapping[str, Tensor]] = {}
+    state = ranks.from_leader("state", read)
+    if not ranks.is_leader:
+        rng = {
+            name: torch.empty(size, dtype=torch.uint8) for name, size in state["rng_bytes"].items()
+        }
         moments = {
-            moment: _in_memory_names(directory / f"{moment}.safetensors", architecture)
+            moment: {name: torch.empty_like(its) for name, its in model.named_parameters()}
             for moment in _MOMENTS
         }
+    tensors = [parameter.detach() for parameter in model.parameters()]
+    if state["updates"]:
         restored = optimizer.state_dict()
         restored["state"] = {
             index: {
                 "step": torch.tensor(float(state["updates"])),
-                **{moment: tensors[name] for moment, tensors in moments.items()},
+                **{moment: by_name[name] for moment, by_name in moments.items()},
             }
             for index, (name, _) in enumerate(model.named_parameters())
         }
         optimizer.load_state_dict(restored)
+        tensors += [its[moment] for its in optimizer.state.values() for moment in _MOMENTS]
+    ranks.copy_from_leader([*tensors, *rng.values()])
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
-    _restore_rng(_read(directory / _RNG), model.device, rank)
+    _restore_rng(rng, model.device, ranks.rank)
     return int(state["optimizer_step"])
 
 

@@ -1,7 +1,7 @@
 """Our own generations: everything a run needs to go on bit for bit.
 
-Weights and both Adam moments are stored in float32 under the Hugging Face layout's names, which
-are stable where the names in memory are not; nothing is pickled.
+Weights and what the optimizer keeps of each are stored in float32 under the Hugging Face layout's
+names, which are stable where the names in memory are not; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import build_model, to_disk_names
+from dpo_cli.training.optim import COMPENSATION, CompensatedAdamW
 
 WEIGHTS = "weights.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,7 +41,7 @@ def save_state(
     save_file(on_disk(model, model.state_dict()), directory / WEIGHTS)
     names = {parameter: name for name, parameter in model.named_parameters()}
     moments = optimizer.state
-    for moment in _MOMENTS:
+    for moment in _kept_by(optimizer):
         by_name = {names[p]: moments[p][moment] for p in names if p in moments}
         save_file(on_disk(model, by_name), directory / f"{moment}.safetensors")
     updates = {int(state["step"]) for state in moments.values()}
@@ -74,6 +75,8 @@ def restore_state(
 ) -> int:
     """Put optimizer, scaler and random numbers back; the weights are the model's already.
 
+    Where the optimizer compensates and the one that was saved did not, nothing is lost yet.
+
     Returns:
         The number of optimizer steps done.
 
@@ -84,7 +87,8 @@ def restore_state(
     if state["updates"]:
         moments = {
             moment: _in_memory_names(directory / f"{moment}.safetensors", architecture)
-            for moment in _MOMENTS
+            for moment in _kept_by(optimizer)
+            if moment in _MOMENTS or (directory / f"{moment}.safetensors").exists()
         }
         restored = optimizer.state_dict()
         restored["state"] = {
@@ -99,6 +103,12 @@ def restore_state(
         scaler.load_state_dict(state["scaler"])
     _restore_rng(_read(directory / _RNG))
     return int(state["optimizer_step"])
+
+
+def _kept_by(optimizer: torch.optim.AdamW) -> tuple[str, ...]:
+    """What the optimizer keeps of each weight: in the generation, a file each."""
+    compensates = isinstance(optimizer, CompensatedAdamW)
+    return (*_MOMENTS, COMPENSATION) if compensates else _MOMENTS
 
 
 def _in_memory_names(path: Path, architecture: Architecture) -> Mapping[str, Tensor]:

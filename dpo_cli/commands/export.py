@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -118,7 +119,7 @@ def _compare_held_out(
     console: Console,
     run: RunDirectory,
     report: ExportReport,
-    settings: list[str],
+    settings: Sequence[str],
     is_wanted: bool | None,
 ) -> None:
     """Score the run's held-out pairs where that is wanted, or done soon; else say what it takes."""

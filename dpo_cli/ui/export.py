@@ -56,35 +56,44 @@ def _survival_lines(report: ExportReport) -> list[Text]:
         return [Text(f"not compared with the weights of the start: {report.not_compared}")]
     if survival is None:
         return [Text("no weight differs from the start's, in float32 either")]
-    line = Text(
-        f"of the weights {_percent(survival.changed)} are not the start's; of the update the file"
-        f" has {_percent(survival.kept)}, with a relative error of {survival.relative_error:.3g}"
+    error = f"relative error of {_times(survival.relative_error)}"
+    # Beside a large cost of the format itself, the part that is kept would be chance.
+    is_told = survival.start_error <= LOST_SHARE
+    kept = (
+        f"{_percent(survival.kept)} of the update are kept, with" if is_told else "the update has"
     )
-    return [line, *_cost_lines(report, survival)]
+    line = f"{_percent(survival.changed)} of the weights are not the start's; {kept} a {error}"
+    return [Text(line), *_cost_lines(report, survival)]
 
 
 def _cost_lines(report: ExportReport, survival: Survival) -> list[Text]:
-    """What the file's format costs, where it costs much, and what to do about it."""
+    """What format and rounding cost; a warning where it is much, with what to do about it."""
+    lines = []
     if survival.start_error:
         message = (
             f"the weights were born {survival.born}, which {report.dtype} does not hold: rounding"
-            f" them alone changes them {survival.start_error:.3g} times as much as the training did"
+            f" them alone changes them {_times(survival.start_error)} times as much as the training"
+            " did"
         )
         if survival.start_error > LOST_SHARE:
             remedy = f"--dtype {survival.born} holds them"
             return alert_lines(Alert(code="born-otherwise", message=message, remedy=remedy))
-        return [Text(message)]
+        lines.append(Text(message))
     if report.rounding == "nearest" and survival.relative_error > LOST_SHARE:
-        return alert_lines(
+        lines += alert_lines(
             Alert(
                 code="update-lost",
                 message=f"rounding to the nearest {report.dtype} is off by more than"
-                f" {LOST_SHARE:.0%} of the update",
+                f" {_percent(LOST_SHARE)} of the update",
                 remedy="--rounding stochastic keeps it in the mean, --dtype float32 as it is",
             )
         )
-    return []
+    return lines
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.3g}" if factor < 1000 else f"{factor:,.0f}"

@@ -78,7 +78,7 @@ class CloseLook:
                     check_reach(notes, prepared, world_size)
                 check_memory(notes, prepared)
                 facts["plan"] = prepared.plan()
-        check_disk(notes, self.runs_root, checkpoint)
+        check_disk(notes, self.profile, self.runs_root, checkpoint)
         return Diagnosis(tuple(notes.findings), shown, facts)
 
     def read_weights(self) -> tuple[Checkpoint | None, Checkpoint | None]:

@@ -72,7 +72,9 @@ def check_memory(notes: Notes, prepared: Prepared) -> None:
         )
 
 
-def check_disk(notes: Notes, runs_root: Path, checkpoint: Checkpoint | None) -> None:
+def check_disk(
+    notes: Notes, profile: Profile, runs_root: Path, checkpoint: Checkpoint | None
+) -> None:
     """Whether runs can be written, and, where the size of the model is known, whether they fit."""
     place = runs_root.absolute()
     while not place.exists():
@@ -92,10 +94,12 @@ def check_disk(notes: Notes, runs_root: Path, checkpoint: Checkpoint | None) -> 
         return
     free = shutil.disk_usage(place).free
     parameters = checkpoint.parameters
-    needed = KEPT_GENERATIONS * 12 * parameters + 2 * 4 * parameters
+    bytes_a_weight = 16 if profile.train.compensated else 12
+    state = bytes_a_weight * parameters
+    needed = KEPT_GENERATIONS * state + 2 * 4 * parameters
     message = (
-        f"a run takes up to {_size(needed)} ({KEPT_GENERATIONS} states of {_size(12 * parameters)}:"
-        f" 12 bytes a weight); {_size(free)} free"
+        f"a run takes up to {_size(needed)} ({KEPT_GENERATIONS} states of {_size(state)}:"
+        f" {bytes_a_weight} bytes a weight); {_size(free)} free"
     )
     if needed < free:
         notes.ok("disk", shown, message)
@@ -106,11 +110,13 @@ def check_disk(notes: Notes, runs_root: Path, checkpoint: Checkpoint | None) -> 
 def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     """Bytes of what stays and of what one forward adds, of the window with the longest pairs.
 
-    What stays: weights, gradients and two moments, four bytes each, and the weights of a reference,
-    in the packed layout for the first epoch. What a forward adds: the inputs that the backward pass
-    of each operation keeps, and about three copies of the logits.
+    What stays: weights, gradients and two moments, four bytes each, where updates are compensated
+    another two such, and the weights of a reference, in the packed layout for the first epoch. What
+    a forward adds: the inputs that the backward pass of each operation keeps, and about three
+    copies of the logits.
     """
-    state = 16 * prepared.checkpoint.parameters
+    bytes_a_weight = 24 if prepared.profile.train.compensated else 16
+    state = bytes_a_weight * prepared.checkpoint.parameters
     if prepared.profile.dpo.needs_reference:
         state += 4 * prepared.reference.parameters
     tokens, size = prepared.pairs.computed_tokens, prepared.order.batch_size

@@ -427,11 +427,13 @@ def test_more_pairs_in_a_batch_want_more_memory(bench: Path) -> None:
 
     state, activations = estimate()
     # Weights, gradients and two moments; and the reference's weights.
-    assert state == (16 + 4) * sum(
+    weights = sum(
         tensor.numel()
         for name, tensor in read_state_dict(bench / "full_sft_32.pth").items()
         if name != "lm_head.weight"
     )
+    assert state == (16 + 4) * weights
+    assert estimate("train.compensated=true") == (state + 8 * weights, activations)
     assert estimate("train.batch_size=1")[1] < activations / 3
     assert estimate("train.layout=reference")[1] > 2 * activations
 
@@ -440,6 +442,11 @@ def test_a_full_disk(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None
     usage = namedtuple("usage", ["total", "used", "free"])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 1000))
     assert of(examined(), "disk-full").level is ERROR
+
+
+def test_compensation_takes_its_place_on_the_disk(examined: Examine) -> None:
+    assert "12 bytes a weight" in of(examined(), "disk").message
+    assert "16 bytes a weight" in of(examined("train.compensated=true"), "disk").message
 
 
 def test_a_place_where_no_run_can_lie(examined: Examine, bench: Path) -> None:

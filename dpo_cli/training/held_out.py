@@ -13,11 +13,13 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.events import Evaluated, Event, history
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.building import configure_torch, make_scorer
 from dpo_cli.training.device import resolve, tune
+from dpo_cli.training.inputs import OnProgress
 from dpo_cli.training.optim import make_optimizer
-from dpo_cli.training.plan import OnProgress, Prepared, prepare, refuse_other_inputs
+from dpo_cli.training.plan import Prepared, prepare
+from dpo_cli.training.promises import refuse_other_inputs
 from dpo_cli.training.reference import Reference, open_references
-from dpo_cli.training.session import configure_torch, make_scorer
 from dpo_cli.training.trainer import Trainer
 
 

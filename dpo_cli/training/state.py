@@ -93,8 +93,11 @@ def restore_state(
         DpoError: a file is not what its name says.
     """
 
+    rng: Mapping[str, Tensor] = {}
+    moments: dict[str, Mapping[str, Tensor]] = {}
+
     def read() -> dict[str, Any]:
-        nonlocal rng, moments
+        nonlocal rng
         state = _read_position(directory / _STATE)
         rng = _read(directory / _RNG)
         for moment in _kept_by(optimizer) if state["updates"] else ():
@@ -104,8 +107,6 @@ def restore_state(
         rng_bytes = {name: len(tensor) for name, tensor in rng.items()}
         return {**state, "kept": list(moments), "rng_bytes": rng_bytes}
 
-    rng: Mapping[str, Tensor] = {}
-    moments: dict[str, Mapping[str, Tensor]] = {}
     state = ranks.from_leader("state", read)
     if not ranks.is_leader:
         rng = {

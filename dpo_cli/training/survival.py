@@ -14,7 +14,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.zoo import DTYPES, Checkpoint
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.plan import read_checkpoint
+from dpo_cli.training.inputs import read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def _survival_lines(report: ExportReport) -> list[Text]:
     # Beside a large cost of the format itself, the part that is kept would be chance.
     is_told = survival.start_error <= LOST_SHARE
     kept = (
-        f"{_percent(survival.kept)} of the update are kept, with" if is_told else "the update has"
+        f"{_percent(survival.kept)} of the update is kept, with" if is_told else "the update has"
     )
     line = f"{_percent(survival.changed)} of the weights are not the start's; {kept} a {error}"
     return [Text(line), *_cost_lines(report, survival)]

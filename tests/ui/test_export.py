@@ -42,7 +42,7 @@ def said(
 
 def test_much_of_it_is_kept() -> None:
     assert said(changed=0.0312) == [
-        "3.12 % of the weights are not the start's; 90 % of the update are kept, with a relative"
+        "3.12 % of the weights are not the start's; 90 % of the update is kept, with a relative"
         " error of 0.2"
     ]
 
@@ -50,7 +50,7 @@ def test_much_of_it_is_kept() -> None:
 def test_nearest_loses_most_of_it() -> None:
     lines = said(changed=2e-4, kept=0.0031, relative_error=0.9992)
     assert lines == [
-        "0.02 % of the weights are not the start's; 0.31 % of the update are kept, with a relative"
+        "0.02 % of the weights are not the start's; 0.31 % of the update is kept, with a relative"
         " error of 0.999",
         "warning: rounding to the nearest float16 is off by more than 50 % of the update",
         "   help: --rounding stochastic keeps it in the mean, --dtype float32 as it is",

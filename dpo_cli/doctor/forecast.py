@@ -11,7 +11,7 @@ from typing import Any
 
 from dpo_cli.data.order import Window
 from dpo_cli.data.tokens import TokenizedPairs
-from dpo_cli.doctor.memory import Peak, check_memory
+from dpo_cli.doctor.memory import Peak, measure_peak, try_longest
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.doctor.trial import Trial
 from dpo_cli.training.plan import OnProgress, Prepared
@@ -84,11 +84,11 @@ def check_forecast(
     """
     is_known = _reference_is_known(trial.prepared)
     on_progress("trying the longest batch", 0, 0, "")
-    peak = check_memory(notes, trial, reference_is_known=is_known)
-    if peak is None:
+    if not try_longest(notes, trial):
         notes.skip("time", "a run that fits into memory")
         return None
     samples = take_samples(trial, on_progress)
+    peak = measure_peak(notes, trial, reference_is_known=is_known)
     forecast = predict(trial, samples, startup_seconds, is_known, peak)
     parts = {
         "start": forecast.startup_seconds,

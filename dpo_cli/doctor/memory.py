@@ -26,43 +26,56 @@ class Peak:
     device_bytes: int
 
 
-def check_memory(notes: Notes, trial: Trial, *, reference_is_known: bool) -> Peak | None:
+def try_longest(notes: Notes, trial: Trial) -> bool:
     """Make one real update on the longest batch of the run, where that is safe.
 
     On a CPU what is estimated not to fit is not tried: the system would end some process.
 
     Args:
-        notes: gets the finding.
+        notes: gets a finding where it does not fit.
         trial: makes the update.
-        reference_is_known: the run will find its log-probs in the cache, and not load the model.
 
     Returns:
-        None where the run does not fit.
+        Whether it fits.
     """
     prepared, compute = trial.prepared, trial.prepared.compute
-    window = longest_window(prepared)
     free, estimated = free_memory(compute), sum(estimate_memory(prepared))
-    is_cpu = compute.device.type == "cpu"
     where = f"{size(free)} free on {compute.device}"
-    if is_cpu and estimated >= free:
+    if compute.device.type == "cpu" and estimated >= free:
         remedy = _remedy(prepared, lambda other: sum(estimate_memory(other)) < free)
         message = f"about {size(estimated)} for the longest batch, as far as can be estimated"
         notes.warn("memory-tight", "train.tokens_per_forward", f"{message}; {where}", remedy)
-        return None
-    if not _fits(trial, prepared, window):
-        remedy = _remedy(prepared, lambda other: _fits(trial, other, longest_window(other)))
-        message = "out of memory at the longest batch, in one real step"
-        notes.error("memory-out", "train.tokens_per_forward", f"{message}; {where}", remedy)
-        return None
+        return False
+    if _fits(trial, prepared):
+        return True
+    remedy = _remedy(prepared, lambda other: _fits(trial, other))
+    message = "out of memory at the longest batch, in one real step"
+    notes.error("memory-out", "train.tokens_per_forward", f"{message}; {where}", remedy)
+    return False
+
+
+def measure_peak(notes: Notes, trial: Trial, *, reference_is_known: bool) -> Peak:
+    """The most memory so far, after real updates on the longest batch and on others.
+
+    Args:
+        notes: gets the finding.
+        trial: made the updates.
+        reference_is_known: a run will find its log-probs in the cache, and not load the model.
+    """
+    prepared, compute = trial.prepared, trial.prepared.compute
+    is_cpu = compute.device.type == "cpu"
     model = 4 * prepared.reference.parameters if reference_is_known else 0
     process, device = peak_process_bytes(), compute.peak_bytes()
     peak = Peak(process - model if is_cpu else process, max(0, device - model))
-    tokens = sum(prepared.pairs.computed_tokens[list(window.micro_batches[0])].tolist())
+    [longest] = longest_window(prepared).micro_batches
+    tokens = sum(prepared.pairs.computed_tokens[list(longest)].tolist())
+    needed = peak.process_bytes if is_cpu else peak.device_bytes
     notes.ok(
         "memory",
         "",
-        f"{size(peak.process_bytes if is_cpu else peak.device_bytes)} at most, in one real step on"
-        f" the longest batch ({len(window.micro_batches[0])} pairs, {tokens:,} tokens); {where}",
+        f"{size(needed)} at most, in real steps, among them the longest batch ({len(longest)}"
+        f" pairs, {tokens:,} tokens); {size(free_memory(compute))} more are free on"
+        f" {compute.device}",
     )
     return peak
 
@@ -142,13 +155,13 @@ def _remedy(prepared: Prepared, fits: Callable[[Prepared], bool]) -> str:
     return "lower data.max_seq_len: not even the longest pair alone fits; or use a smaller model"
 
 
-def _fits(trial: Trial, prepared: Prepared, window: Window) -> bool:
-    """Whether a real update goes through."""
+def _fits(trial: Trial, prepared: Prepared) -> bool:
+    """Whether a real update on the longest batch goes through."""
     trainer = replace(trial.trainer, prepared=prepared)
     if prepared.profile.train.activation_checkpointing:
         checkpoint_activations(trainer.policy.model)
     try:
-        trainer.take_step(window)
+        trainer.take_step(longest_window(prepared))
     except Exception as error:
         if not is_out_of_memory(error):
             raise

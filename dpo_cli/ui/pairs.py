@@ -26,14 +26,15 @@ def lengths_table(histograms: Sequence[Histogram]) -> RenderableType:
     limit = histograms[0].limit_tokens
     pairs = sum(histograms[0].counts)
     table.add_column("tokens", no_wrap=True)
-    table.add_column(f"0 to {limit:,}", no_wrap=True)
+    is_cut = any(each.counts[-1] for each in histograms)
+    table.add_column(f"0 to {limit:,}{', then beyond' if is_cut else ''}", no_wrap=True)
     for heading in ("median", "90%", "longest"):
         table.add_column(heading, justify="right", no_wrap=True)
     for histogram in histograms:
         *within, beyond = histogram.counts
         most = max(histogram.counts)
         bars = Text("".join(_bar(number, most) for number in within), style="cyan")
-        if any(each.counts[-1] for each in histograms):
+        if is_cut:
             bars.append("│", "dim").append(_bar(beyond, most), "yellow")
         table.add_row(
             histogram.name,

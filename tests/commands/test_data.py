@@ -11,7 +11,6 @@ import pytest
 
 from dpo_cli import app
 from tests.cli import run_in
-from tests.terminal import Terminal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROFILE = f"""\
@@ -136,24 +135,3 @@ def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:
     done = run_in(folder, ["bash", "-c", words])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "1,200 of 1,800 rows are kept; 600 set aside\n"
-
-
-SCRIPT = "import sys; from dpo_cli.app import main; sys.exit(main(sys.argv[1:]))"
-
-
-def test_on_a_terminal_a_pager_has_it_in_colour(folder: Path) -> None:
-    (folder / "pager").write_text("#!/bin/sh\necho $LESS\ncat\necho the pager ends\n")
-    (folder / "pager").chmod(0o755)
-    with Terminal(
-        SCRIPT, "data", "my.toml", cwd=folder, PAGER=f"{folder}/pager", LESS=""
-    ) as terminal:
-        assert terminal.wait() == 0
-        assert "the pager ends" in terminal.lines[-1]
-        assert "\x1b[32mThis, and nothing else." in terminal.raw
-        assert "⟦" not in terminal.raw
-
-
-def test_without_a_pager_it_is_printed(folder: Path) -> None:
-    with Terminal(SCRIPT, "data", "my.toml", cwd=folder, PAGER="no-such-pager") as terminal:
-        assert terminal.wait() == 0
-        assert any(line.startswith("line 6") for line in terminal.lines)

@@ -64,7 +64,7 @@ def check_launch(
     return world_size
 
 
-def check_reach(notes: Notes, prepared: Prepared, world_size: int) -> None:
+def check_world_size(notes: Notes, prepared: Prepared, world_size: int) -> None:
     """What so many ranks make of the recipe: updates, and how far they can move the weights."""
     train, subject = prepared.profile.train, "train.global_batch_size"
     alone = prepared.order

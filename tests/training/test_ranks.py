@@ -3,9 +3,9 @@
 Real workers that sum through gloo. Where each rank computes one of the two forwards of a step, the
 sum has two terms and no order: the bits are the same. Otherwise gradients are added up in another
 order, and a pair may be computed among others: losses then agree within 1e-6, gradient norms within
-a few units of float32's last place. Weights agree to `OF_THE_UPDATE` of their travel, not to 1e-6 of
-it: AdamW divides each gradient by its own size, also those that are nought but rounding. That
-nothing else differs is shown in float64.
+a few units of float32's last place. Weights agree to `OF_THE_UPDATE` of their travel and no better:
+AdamW divides each gradient by its own size, also those that are nought but rounding. That nothing
+else differs is shown in float64.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,22 @@ def saved(step: int) -> Event:
             seconds=0.8,
         ),
     )
+
+
+def on_ranks(events: Iterable[Event], seconds: Sequence[float]) -> Iterator[Event]:
+    """The same run by several ranks, each of which takes so long for a step."""
+    for event in events:
+        match event:
+            case WorkerStarted():
+                yield dataclasses.replace(event, hosts=("here",) * len(seconds))
+            case StepDone():
+                yield dataclasses.replace(
+                    event,
+                    rank_seconds=tuple(seconds),
+                    rank_bytes=tuple(1_200_000_000 + 30_000_000 * n for n in range(len(seconds))),
+                )
+            case _:
+                yield event
 
 
 def whole() -> Iterator[Event]:

@@ -144,6 +144,12 @@ class ChatTokenizer:
         return tokens
 
     @property
+    def control_tokens(self) -> dict[str, int]:
+        """The special tokens, which a text is cut at wherever they stand in it, and their ids."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        return {token.content: number for number, token in added if token.special}
+
+    @property
     def tells_the_time(self) -> bool:
         """Whether the chat template can write a date: what it renders is another text tomorrow."""
         return "strftime_now" in json.dumps(self._tokenizer.chat_template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def examine(
     unusable = check_files(notes, loaded, wrong_keys)
 
     on_progress("loading PyTorch", 0, 0, "")
+    began = time.perf_counter()
     from dpo_cli.doctor.close_look import CloseLook  # imports torch: seconds
 
-    look = CloseLook(notes, loaded.profile, wrong_keys, unusable, runs_root, on_progress)
+    seconds = time.perf_counter() - began
+    look = CloseLook(notes, loaded.profile, wrong_keys, unusable, runs_root, on_progress, seconds)
     return look.examine(pair_line)

@@ -207,12 +207,17 @@ class WorkerEnded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Exported(Event):
-    """`dpo export` wrote the weights to `path`."""
+    """`dpo export` wrote the weights to `path`.
+
+    `rounding` is nearest or stochastic, the latter with `seed`.
+    """
 
     path: str
     sha256: str
     dtype: str
     optimizer_step: int
+    rounding: str = "nearest"
+    seed: int | None = None
 
 
 def to_json(event: Event) -> str:

@@ -95,11 +95,15 @@ class Prepared:
         )
 
     @property
-    def _tokens_per_forward(self) -> int | None:
-        """None where other portions would not mean the same."""
+    def may_regroup(self) -> bool:
+        """Whether other portions than the micro-batches would mean the same."""
         is_free = self.profile.train.layout == "packed" and not self.profile.model.dropout
         is_joint = self.checkpoint.architecture.use_moe or self.profile.dpo.needs_whole_batch
-        if not is_free or is_joint:
+        return is_free and not is_joint
+
+    @property
+    def _tokens_per_forward(self) -> int | None:
+        if not self.may_regroup:
             return None
         default = CPU_TOKENS_PER_FORWARD if self.compute.device.type == "cpu" else None
         return self.profile.train.tokens_per_forward or default

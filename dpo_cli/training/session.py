@@ -323,7 +323,9 @@ class _Session:
         if generation is not None and self.ranks.is_leader:
             checkpoint = replace(checkpoint, state=load_weights(generation.path))
         policy = make_scorer(prepared, checkpoint)
-        optimizer = make_optimizer(policy.model.parameters())
+        optimizer = make_optimizer(
+            policy.model.parameters(), compensated=prepared.profile.train.compensated
+        )
         scaler = torch.amp.GradScaler(
             prepared.compute.device.type, enabled=prepared.compute.dtype == torch.float16
         )

@@ -1,7 +1,7 @@
 """Our own generations: everything a run needs to go on bit for bit.
 
-Weights and both Adam moments are stored in float32 under the Hugging Face layout's names, which
-are stable where the names in memory are not; nothing is pickled.
+Weights and what the optimizer keeps of each are stored in float32 under the Hugging Face layout's
+names, which are stable where the names in memory are not; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import build_model, to_disk_names
+from dpo_cli.training.optim import COMPENSATION, CompensatedAdamW
 from dpo_cli.training.ranks import ALONE, Ranks
 
 WEIGHTS = "weights.safetensors"
@@ -45,7 +46,7 @@ def save_state(
     save_file(on_disk(model, model.state_dict()), directory / WEIGHTS)
     names = {parameter: name for name, parameter in model.named_parameters()}
     moments = optimizer.state
-    for moment in _MOMENTS:
+    for moment in _kept_by(optimizer):
         by_name = {names[p]: moments[p][moment] for p in names if p in moments}
         save_file(on_disk(model, by_name), directory / f"{moment}.safetensors")
     updates = {int(state["step"]) for state in moments.values()}
@@ -83,6 +84,8 @@ def restore_state(
     Only the leader reads: the others, which may be on machines that do not see its files, get all
     of it from there. Collective.
 
+    Where the optimizer compensates and the one that was saved did not, nothing is lost yet.
+
     Returns:
         The number of optimizer steps done.
 
@@ -90,18 +93,20 @@ def restore_state(
         DpoError: a file is not what its name says.
     """
 
-    def read() -> dict[str, Any]:
-        nonlocal rng, moments
-        state = _read_position(directory / _STATE)
-        rng = _read(directory / _RNG)
-        if state["updates"]:
-            for moment in _MOMENTS:
-                path = directory / f"{moment}.safetensors"
-                moments[moment] = _in_memory_names(path, architecture)
-        return {**state, "rng_bytes": {name: len(tensor) for name, tensor in rng.items()}}
-
     rng: Mapping[str, Tensor] = {}
     moments: dict[str, Mapping[str, Tensor]] = {}
+
+    def read() -> dict[str, Any]:
+        nonlocal rng
+        state = _read_position(directory / _STATE)
+        rng = _read(directory / _RNG)
+        for moment in _kept_by(optimizer) if state["updates"] else ():
+            path = directory / f"{moment}.safetensors"
+            if moment in _MOMENTS or path.exists():
+                moments[moment] = _in_memory_names(path, architecture)
+        rng_bytes = {name: len(tensor) for name, tensor in rng.items()}
+        return {**state, "kept": list(moments), "rng_bytes": rng_bytes}
+
     state = ranks.from_leader("state", read)
     if not ranks.is_leader:
         rng = {
@@ -109,7 +114,7 @@ def restore_state(
         }
         moments = {
             moment: {name: torch.empty_like(its) for name, its in model.named_parameters()}
-            for moment in _MOMENTS
+            for moment in state["kept"]
         }
     tensors = [parameter.detach() for parameter in model.parameters()]
     if state["updates"]:
@@ -122,12 +127,18 @@ def restore_state(
             for index, (name, _) in enumerate(model.named_parameters())
         }
         optimizer.load_state_dict(restored)
-        tensors += [its[moment] for its in optimizer.state.values() for moment in _MOMENTS]
+        tensors += [its[moment] for its in optimizer.state.values() for moment in state["kept"]]
     ranks.copy_from_leader([*tensors, *rng.values()])
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     _restore_rng(rng, model.device, ranks.rank)
     return int(state["optimizer_step"])
+
+
+def _kept_by(optimizer: torch.optim.AdamW) -> tuple[str, ...]:
+    """What the optimizer keeps of each weight: in the generation, a file each."""
+    compensates = isinstance(optimizer, CompensatedAdamW)
+    return (*_MOMENTS, COMPENSATION) if compensates else _MOMENTS
 
 
 def _in_memory_names(path: Path, architecture: Architecture) -> Mapping[str, Tensor]:

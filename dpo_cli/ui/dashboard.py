@@ -14,10 +14,12 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from dpo_cli.run.deaths import rank_ending
 from dpo_cli.run.events import Failed, WorkerEnded
 from dpo_cli.ui.layout import Block, bar, beside, ends, fit, framed, one_line, pile
 from dpo_cli.ui.numbers import LABEL_WIDTH, TITLE, figures, metrics_table
 from dpo_cli.ui.plots import charts
+from dpo_cli.ui.ranks import ranks_frame
 from dpo_cli.ui.report import duration, plan_lines
 from dpo_cli.ui.view import RunView, State
 
@@ -31,7 +33,7 @@ _STATE_STYLES = {
 }
 _NUMBERS_WIDTH, _WIDE_NUMBERS_WIDTH, _WIDE = 38, 50, 130
 _NUMBERS_HEIGHT = 19
-_LEAST_CHARTS_WIDTH = 32
+_LEAST_CHARTS_WIDTH, _LEAST_CHARTS_HEIGHT = 32, 8
 _USUAL_HEIGHT = 24
 _LEAST_ALERT, _LEAST_FAILURE = 2, 5
 """Lines on a terminal of the usual height."""
@@ -113,7 +115,9 @@ class Dashboard:
     def _title(self, width: int) -> Text:
         words = Text.assemble((one_line(self.directory.name), "bold"))
         if self.view.worker:
-            words.append(f"  {self.view.worker.device} {self.view.worker.dtype}")
+            ranks = len(self.view.worker.hosts)
+            several = f"{ranks} x " if ranks > 1 else ""
+            words.append(f"  {several}{self.view.worker.device} {self.view.worker.dtype}")
         if self.view.plan:
             words.append(f"  {one_line(self.view.plan['model']['description'])}")
         state = Text(f"  {self.state}", style=_STATE_STYLES.get(self.state, "bold cyan"))
@@ -157,7 +161,9 @@ class Dashboard:
         if charts_width < _LEAST_CHARTS_WIDTH:
             return self._numbers(width, height)
         if self.view.step:
-            left = charts(self.view, charts_width, height)
+            ranks = ranks_frame(self.view.recent, charts_width)
+            below = ranks if height - len(ranks) >= _LEAST_CHARTS_HEIGHT else []
+            left = charts(self.view, charts_width, height - len(below)) + below
         else:
             left = self._plan(console, charts_width, height)
         return beside(left, self._beside_charts(console, numbers_width, height))
@@ -206,6 +212,9 @@ class Dashboard:
             case Failed() as failed:
                 message = ": ".join([failed.message, *failed.details])
                 told.append(("error", "bold red", message, failed.remedy))
+            case WorkerEnded() if self.view.lost_ranks:
+                lost = "; ".join(map(rank_ending, self.view.lost_ranks))
+                told.append(("error", "bold red", lost, ""))
             case WorkerEnded() as end:
                 how = (
                     f"died of {signal.Signals(end.signal).name}"

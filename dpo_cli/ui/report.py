@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dpo_cli.run.events import (
     Stopped,
     WorkerStarted,
 )
+from dpo_cli.ui.ranks import straggler, straggler_message
 
 _FIRST_STEPS = (1, 2, 5, 10)
 _LONGEST_SILENCE_SECONDS = 30.0
@@ -78,6 +79,8 @@ class PlainReport:
         self._plan: dict[str, Any] | None = None
         self._phase = _Phase()
         self._recent: deque[StepDone] = deque(maxlen=_RECENT_STEPS)
+        self._hosts: tuple[str, ...] = ()
+        self._has_told_straggler = False
         self._last_step = 0
         self._shown_at_seconds = 0.0
 
@@ -92,6 +95,9 @@ class PlainReport:
             case WorkerStarted():  # with a clock of its own
                 self._recent.clear()
                 self._phase, self._shown_at_seconds = _Phase(), 0.0
+                self._hosts, self._has_told_straggler = event.hosts, False
+                if len(event.hosts) > 1:
+                    self._print([_ranks_line(event.hosts)])
             case StepDone():
                 self._step(event)
             case Evaluated():
@@ -117,6 +123,10 @@ class PlainReport:
         if is_shown:
             self._shown_at_seconds = event.elapsed_seconds
             self._print([step_line(event, self._recent, self._plan)])
+        slow = None if self._has_told_straggler else straggler(self._recent)
+        if slow is not None:
+            self._has_told_straggler = True
+            self._print([_warning(straggler_message(self._recent, slow, self._hosts))], always=True)
 
     def _is_worth_a_line(self, event: StepDone) -> bool:
         before, now = self._last_step, event.step
@@ -183,6 +193,13 @@ def plan_lines(plan: dict[str, Any], directory: Path) -> list[Text]:
         ),
         _fact("device", f"{plan['device']}, {plan['dtype']}, {profile['layout']} layout"),
     ]
+
+
+def _ranks_line(hosts: Sequence[str]) -> Text:
+    """How many processes train together, and where."""
+    machines = dict.fromkeys(hosts)
+    where = f"{len(machines)} machines: {', '.join(machines)}" if len(machines) > 1 else "here"
+    return _fact("ranks", f"{len(hosts)}, {where}")
 
 
 def progress_line(event: Progress) -> Text:

@@ -18,6 +18,7 @@ from dpo_cli.run.events import (
     Failed,
     Planned,
     Progress,
+    RankEnded,
     Resumed,
     Saved,
     StepDone,
@@ -70,6 +71,8 @@ class RunView:
     alerts: dict[str, Alert] = field(default_factory=dict)
     """The newest of each code, in order of their coming."""
     ending: Completed | Stopped | Failed | WorkerEnded | None = None
+    lost_ranks: list[RankEnded] = field(default_factory=list)
+    """Of this start, those that failed, the first one first."""
     is_under_way: bool = False
     """Whether this start has come to training, or to the evaluation before it."""
     is_stopping: bool = False
@@ -114,6 +117,8 @@ class RunView:
             case Alert():
                 self.alerts.pop(event.code, None)
                 self.alerts[event.code] = event
+            case RankEnded():
+                self.lost_ranks.append(event)
             case Completed() | Stopped() | Failed():
                 self.ending = event
             case WorkerEnded() if self.ending is None:  # it had no time to say how
@@ -125,6 +130,7 @@ class RunView:
         self._seconds_of_this_start = 0.0
         self.worker = self.phase = self.ending = None
         self.is_under_way = self.is_stopping = False
+        self.lost_ranks = []
         self._timed.clear()
 
     # --- what follows from it --------------------------------------------------------------------

@@ -29,9 +29,11 @@ tokenizer = "{TOKENIZER}"
 [data]
 data_path = "pairs.jsonl"
 max_seq_len = 128
+[dpo]
+beta = 25.0
 [train]
 device = "cpu"
-learning_rate = 1e-6
+learning_rate = 1e-4
 [eval]
 fraction = 0.25
 """

@@ -56,6 +56,7 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "learning_rate": 3.3e-8,
         "schedule": "minimind3",
         "warmup_iters": 5,
+        "compensated": True,
         "grad_clip": 0.5,
         "on_non_finite": "skip",
         "seed": 42,

@@ -16,6 +16,12 @@ def explain(error: Exception) -> DpoError | None:
             " experts or dropout, a lower train.batch_size (and more train.accumulation_steps, to"
             " keep the recipe); or lower data.max_seq_len",
         )
+    if isinstance(error, FileNotFoundError | PermissionError) and error.filename:
+        # The launcher has looked before, on its own machine.
+        return DpoError(
+            f"{error.filename}: {error.strerror}",
+            "put it there, or mount it, readable for this user on every machine that trains",
+        )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return DpoError(
             f"torch.compile failed: {_first_line(error)}",

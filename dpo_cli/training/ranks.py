@@ -39,7 +39,7 @@ _POLL_SECONDS = 0.02
 _BEAT_SECONDS = 0.5
 SILENT_SECONDS = 120.0
 """Without a beat, and a rank is taken for lost; also one that is only just starting."""
-_ENDED, _FAILED, _LEFT = "ended", "failed", "left"
+_ENDED, _FAILED, _LEFT, _LOST = "ended", "failed", "left", "lost"
 STOPS = frozenset({"interrupted", "terminated"})
 RESTED = "rested"
 MEETING = "DPO_MEETING"
@@ -226,6 +226,8 @@ class Ranks:
                 raise LeftError
             if self.is_told():
                 raise (self.is_leader and self.failure()) or PeerLostError("the run ended")
+            if self._store.check([_LOST]):
+                raise PeerLostError(self._store.get(_LOST).decode())
             if time.monotonic() >= look_at:
                 before, beats = beats, self._read("beats").get(rank, 0)
                 look_at = time.monotonic() + SILENT_SECONDS
@@ -368,8 +370,14 @@ class Ranks:
         return None
 
     def leave_word(self, message: str) -> ExitCode:
-        """Say why this rank ends to torchrun, which may start all of them again."""
+        """Say why this rank ends to torchrun, which may start all of them again.
+
+        Those who wait for it learn so, and end, too.
+        """
         print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(RuntimeError):
+            if self._store is not None and not self._store.check([_LOST]):
+                self._store.set(_LOST, f"{self._named(self.rank)} is gone: {message}")
         if (path := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
             word = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
             with contextlib.suppress(OSError):

@@ -110,7 +110,7 @@ def until(
     """Wait until the events of a run (all of them, also the void) fulfil a condition."""
     reader = EventReader(run.events_path)
     events: list[Event] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds
     while not condition(events):
         assert time.monotonic() < deadline, events[-3:]
         time.sleep(0.005)

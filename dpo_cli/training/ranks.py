@@ -75,7 +75,6 @@ class Ranks:
     leader: int = 0
     hosts: Sequence[str] = ()
     _store: Store | None = None
-    _timeout_seconds: float = 0.0
     _meetings: int = field(default=0, init=False)
 
     @property
@@ -142,7 +141,6 @@ class Ranks:
         """Make ready for sums of tensors on `device` and on the CPU."""
         if self._store is None:
             return
-        self._timeout_seconds = timeout_seconds
         if interface := interface_towards(os.environ["MASTER_ADDR"]):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         backend = "gloo"

@@ -1,4 +1,4 @@
-"""Faults of one rank among several: stopped, killed, hung, wrong, out of numbers, memory or disk."""
+"""Faults of one rank among several: stops, deaths, hangs, bugs; no memory, disk or input."""
 
 from __future__ import annotations
 

@@ -222,7 +222,8 @@ def evaluations_of(prepared: Prepared) -> int:
 def saving_seconds(prepared: Prepared, computing_seconds: float) -> float:
     """Of the state that is saved at the end, and of those before."""
     train, parameters = prepared.profile.train, prepared.checkpoint.parameters
-    once = 14 * parameters / _SAVED_BYTES_A_SECOND
+    bytes_a_weight = 18 if train.compensated else 14
+    once = bytes_a_weight * parameters / _SAVED_BYTES_A_SECOND
     steps = prepared.order.micro_batches
     least = train.save_min_seconds
     rest = max(least, once / _SAVING_SHARE) if least else 0.0

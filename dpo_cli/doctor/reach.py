@@ -112,7 +112,7 @@ def check_reach(notes: Notes, prepared: Prepared) -> Reach:
         f" {prepared.order.optimizer_steps:,} updates: at most {found.changed[dtype]:.0%} of the"
         f" weights change in a {dtype} file ({others})"
     )
-    if found.still >= 0.01:
+    if found.still >= 0.01 and not prepared.profile.train.compensated:
         message += (
             f"; {found.still:.0%} of the weights are so large that even in float32 no single update"
             " moves them"
@@ -121,22 +121,24 @@ def check_reach(notes: Notes, prepared: Prepared) -> Reach:
         notes.ok("reach", "train.learning_rate", message)
     else:
         remedy = proposal(prepared)
-        if braking_gap(prepared) > _BRAKING_GAP:
+        if (braking_gap(prepared) or 0.0) > _BRAKING_GAP:
             remedy = "see no-brake, below: the learning rate and beta together"
         notes.warn("reach-short", "train.learning_rate", message, remedy)
     _note_brake(notes, prepared, found)
     return found
 
 
-def braking_gap(prepared: Prepared) -> float:
+def braking_gap(prepared: Prepared) -> float | None:
     """How far apart chosen and rejected must be, in nats a token, for the loss to push half as
-    hard as it does at first.
+    hard as it does at first; None of another loss than DPO's own.
 
     The loss pushes with sigmoid(-u), u = beta * margin (see `objective/losses.py`); the margin is
     in nats a token where it is a mean, and as many times that as an answer has tokens where it is a
     sum.
     """
     dpo = prepared.profile.dpo
+    if list(dpo.losses) != ["sigmoid"]:
+        return None
     tokens = 1.0
     if dpo.reduction == "sum":
         tokens = prepared.pairs.response_tokens.double().mean().item()
@@ -182,7 +184,8 @@ def check_update(notes: Notes, trial: Trial) -> None:
         f" at most; {done.metrics['weights_moved']:.1%} in {prepared.profile.export.dtype}. Loss of"
         f" its pairs: {done.metrics['loss']:.4f} before, {pairs.losses.mean().item():.4f} after"
     )
-    if moved >= _LITTLE * total:
+    # What the weights cannot hold is not lost where updates are compensated.
+    if moved >= _LITTLE * total or prepared.profile.train.compensated:
         notes.ok("update", "", message)
         return
     notes.warn("update-lost", "", message, proposal(prepared))
@@ -190,6 +193,8 @@ def check_update(notes: Notes, trial: Trial) -> None:
 
 def _note_brake(notes: Notes, prepared: Prepared, found: Reach) -> None:
     dpo, gap = prepared.profile.dpo, braking_gap(prepared)
+    if gap is None:
+        return
     halved = (
         f"{dpo.reduction} x beta {dpo.beta:g}: the loss pushes half as hard where chosen and"
         f" rejected are {gap:.2g} nats a token apart"

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dpo_cli.doctor.reach import braking_gap, distance_to_change, last_steps, measure_reach
 from dpo_cli.findings import Diagnosis, Finding, Level
-from dpo_cli.objective.losses import dpo_losses
+from dpo_cli.objective.formulas import Pairs
+from dpo_cli.objective.losses import pair_losses
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import resolve
@@ -119,9 +120,22 @@ def test_what_float32_itself_cannot_hold(examined: Examine) -> None:
 def test_the_gap_is_where_the_loss_pushes_half_as_hard(bench: Path, settings: list[str]) -> None:
     prepared = prepared_with(bench, *settings)
     dpo, tokens = prepared.profile.dpo, prepared.pairs.response_tokens.double().mean()
-    per_answer = braking_gap(prepared) * (tokens if dpo.reduction == "sum" else 1)
+    gap = braking_gap(prepared)
+    assert gap is not None
+    per_answer = gap * (tokens if dpo.reduction == "sum" else 1)
     margins = torch.tensor([0.0, float(per_answer)], requires_grad=True)
-    dpo_losses(margins, *torch.zeros(3, 2), beta=dpo.beta).sum().backward()
+    nothing = torch.zeros(2)
+    scores = Pairs(
+        policy_chosen=margins,
+        policy_rejected=nothing,
+        reference_chosen=nothing,
+        reference_rejected=nothing,
+        scores_chosen=margins,
+        scores_rejected=nothing,
+        chosen_sums=margins,
+        chosen_tokens=nothing + 1,
+    )
+    pair_losses(scores, dpo).sum().backward()
     assert margins.grad is not None
     assert margins.grad[1] / margins.grad[0] == pytest.approx(0.5, rel=1e-5)
 

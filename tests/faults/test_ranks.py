@@ -1,4 +1,4 @@
-"""Faults of one rank among several: stops, deaths, hangs, bugs; no memory, disk or input."""
+"""Faults of one rank among several: stopped, killed, hung, wrong, out of memory or disk."""
 
 from __future__ import annotations
 

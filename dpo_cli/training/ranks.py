@@ -219,10 +219,14 @@ class Ranks:
         """
         assert self._store is not None
         beats, look_at = -1, time.monotonic()
-        while not self._store.check([key]):
+        while True:
+            # Asked for first: the leader ends the run right after its last word.
+            is_told = self.is_told()
+            if self._store.check([key]):
+                return json.loads(self._store.get(key))
             if self._store.check([_LEFT]):
                 raise LeftError
-            if self.is_told():
+            if is_told:
                 raise (self.is_leader and self.failure()) or PeerLostError("the run ended")
             if self._store.check([_LOST]):
                 raise PeerLostError(self._store.get(_LOST).decode())
@@ -232,7 +236,6 @@ class Ranks:
                 if rank != self.rank and beats == before:
                     raise PeerLostError(f"{self._named(rank)} is stopped, or gone")
             time.sleep(_POLL_SECONDS)
-        return json.loads(self._store.get(key))
 
     # --- sums ------------------------------------------------------------------------------------
 

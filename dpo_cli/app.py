@@ -20,6 +20,7 @@ from rich.text import Text
 
 from dpo_cli import __version__
 from dpo_cli.commands.check import check
+from dpo_cli.commands.compare import compare
 from dpo_cli.commands.config import config
 from dpo_cli.commands.export import export
 from dpo_cli.commands.init import init
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _command in (init, check, train, resume, stop, watch, runs, show, export, schema):
+for _command in (init, check, train, resume, stop, watch, runs, show, compare, export, schema):
     app.command(cls=CommandOverTorchrun if _command in (train, resume) else None)(_command)
 app.add_typer(config)
 

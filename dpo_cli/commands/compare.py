@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from dpo_cli.commands.contenders import find_contenders
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dpo_cli.run.store import RunDirectory
-    from dpo_cli.ui.comparison import Contender
-
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _WIDTH, _HEIGHT = 120, 40
 
 
@@ -61,29 +54,3 @@ def compare(
         emoji=False,
     )
     console.print(ComparedRuns(runs))
-
-
-def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[Contender]:
-    """The runs that a user names, each once, with a letter in the order of their naming.
-
-    Raises:
-        UsageError: one is not there, or there are too many.
-    """
-    from dpo_cli.run.store import find_run, runs_root
-
-    root = runs_root(runs_dir)
-    runs = {run.path.resolve(): run for run in (find_run(root, name) for name in names)}
-    if len(runs) > len(_LETTERS):
-        raise UsageError(f"{len(runs)} runs are too many", f"name up to {len(_LETTERS)}")
-    return [_look_at(run, letter) for run, letter in zip(runs.values(), _LETTERS, strict=False)]
-
-
-def _look_at(run: RunDirectory, letter: str) -> Contender:
-    from dpo_cli.run.events import history
-    from dpo_cli.run.summary import summarize
-    from dpo_cli.ui.comparison import Contender
-    from dpo_cli.ui.view import RunView
-
-    view = RunView.of(history(run.events_path))
-    settings = view.plan.get("settings") if view.plan else None
-    return Contender(letter, summarize(run), view, settings or {})

@@ -38,6 +38,9 @@ RunsArgument = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead, for programs.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")
+]
 RunsDirOption = Annotated[
     Path | None,
     typer.Option(

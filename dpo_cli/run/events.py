@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from dpo_cli.files import open_for_appending
 
@@ -142,9 +142,34 @@ class Evaluated(Event):
     groups: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
+class Sample(TypedDict):
+    """A held-out prompt (the pair's line in its file, the rendered text) and what both say to it.
+
+    The answers are greedy, and may be cut.
+    """
+
+    line: int
+    prompt: str
+    policy: str
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Event):
+    """What policy and reference answer after an evaluation, side by side."""
+
+    step: int
+    optimizer_step: int
+    samples: tuple[Sample, ...]
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A generation was committed; from here the run can be resumed."""
+    """A generation was committed; from here the run can be resumed.
+
+    `is_best`: none before has a lower held-out loss, and it is kept until one has.
+    """
 
     step: int
     optimizer_step: int
@@ -152,6 +177,7 @@ class Saved(Event):
     weights: str
     size_bytes: int
     seconds: float
+    is_best: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +200,12 @@ class Stopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Completed(Event):
-    """Every planned step is done and saved."""
+    """Every planned step is done and saved; or none that is left promised anything: `reason`."""
 
     step: int
     optimizer_step: int
     weights: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

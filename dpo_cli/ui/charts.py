@@ -119,7 +119,8 @@ def draw(
         level: is always in sight.
         least_span: never magnify more than to this range of y: noise is not to look like news.
     """
-    low, high = _range(curves, level, least_span)
+    values = [y for curve in curves for _, y in curve.points]
+    low, high = value_range(values if level is None else [*values, level.value], least_span)
     rows = max(1, height - 1)
     labels = _tick_labels(low, high, rows, level)
     gutter = max(map(cell_len, labels.values()), default=0) + 1
@@ -192,11 +193,8 @@ def tick_label(value: float, step: float) -> str:
     return f"{value:.{decimals}f}"
 
 
-def _range(curves: Sequence[Curve], level: Level | None, least_span: float) -> tuple[float, float]:
+def value_range(values: Sequence[float], least_span: float) -> tuple[float, float]:
     """From the smallest to the largest value, widened where that is too little to divide."""
-    values = [y for curve in curves for _, y in curve.points]
-    if level is not None:
-        values.append(level.value)
     low, high = min(values, default=0.0), max(values, default=1.0)
     missing = max(least_span, 1e-3 * max(abs(low), abs(high)), 1e-12) - (high - low)
     if missing > 0:

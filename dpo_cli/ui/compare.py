@@ -12,6 +12,7 @@ from rich.text import Text
 from dpo_cli.ui.charts import FEW_POINTS, Curve, Mark, draw, smooth
 from dpo_cli.ui.comparison import Contender, differences, notes
 from dpo_cli.ui.layout import Block, beside, framed, one_line
+from dpo_cli.ui.numbers import written
 from dpo_cli.ui.plots import SMALL, Plot, loss_plot
 from dpo_cli.ui.report import duration
 
@@ -122,7 +123,7 @@ class ComparedRuns:
             table.add_column(heading, justify="right", no_wrap=True)
         for run, style in zip(self._runs, self._styles, strict=True):
             held_out = run.view.held_out.metrics if run.view.held_out else {}
-            accuracy = "-"
+            accuracy = "–"
             if run.accuracy:
                 share, (low, high) = run.accuracy
                 accuracy = f"{share:.2f} ({low:.2f}-{high:.2f})"
@@ -139,8 +140,3 @@ class ComparedRuns:
             )
             table.add_row(Text(run.letter, f"bold {style}"), *cells)
         return table
-
-
-def written(value: float | None, form: str) -> str:
-    """A figure, or a dash where there is none."""
-    return "-" if value is None else format(value + 0.0, form)  # no minus before a zero

@@ -10,7 +10,7 @@ from typing import Any
 from dpo_cli.intervals import difference_interval, wilson_interval
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.events import Evaluated
-from dpo_cli.run.summary import RunSummary
+from dpo_cli.run.summary import RunState, RunSummary
 from dpo_cli.ui.report import count
 from dpo_cli.ui.view import RunView
 
@@ -145,14 +145,21 @@ def notes(runs: Sequence[Contender]) -> list[str]:
             "the runs have different objectives ([dpo]): their losses, rewards and margins are not "
             "of one kind; accuracy, gap and KL are"
         )
-    unfinished = [run.letter for run in runs if run.summary.step != run.summary.total_steps]
+    unfinished = [run.letter for run in runs if run.summary.state is not RunState.COMPLETED]
     if unfinished:
         are = "is" if len(unfinished) == 1 else "are"
-        told.append(f"{_listed(unfinished)} {are} not at the end of the plan")
+        told.append(f"{_listed(unfinished)} {are} not completed")
     without = [run.letter for run in runs if run.accuracy is None]
     if without and len(without) < len(runs):
         told.append(f"{_listed(without)} held no pairs out")
-    return told + _verdict([run for run in runs if run.accuracy is not None])
+    samples: dict[str, list[Contender]] = {}
+    for run in runs:
+        if run.accuracy is not None:
+            samples.setdefault(_held_out_pairs(run), []).append(run)
+    if len(samples) > 1:
+        who = "; ".join(_listed([run.letter for run in its]) for its in samples.values())
+        told.append(f"held-out figures are of one kind only among those with the same pairs: {who}")
+    return told + [_verdict(its) for its in samples.values() if len(its) > 1]
 
 
 def best(runs: Sequence[Contender]) -> Contender | None:
@@ -160,18 +167,18 @@ def best(runs: Sequence[Contender]) -> Contender | None:
 
     None where not all runs were evaluated on the same pairs.
     """
-    if len(runs) < 2 or any(run.accuracy is None for run in runs) or not _same_pairs(runs):
+    if len(runs) < 2 or any(run.accuracy is None for run in runs):
         return None
+    return _first(runs) if len({_held_out_pairs(run) for run in runs}) == 1 else None
+
+
+def _first(runs: Sequence[Contender]) -> Contender:
     return max(runs, key=lambda run: (_held_out(run, ACCURACY), -_held_out(run, "loss")))
 
 
-def _verdict(runs: Sequence[Contender]) -> list[str]:
-    """Which of the evaluated runs is the best, and whether that is more than chance."""
-    if len(runs) < 2:
-        return []
-    first = best(runs)
-    if first is None:
-        return ["the runs held out different pairs: their held-out figures are not of one kind"]
+def _verdict(runs: Sequence[Contender]) -> str:
+    """Which of several runs with the same held-out pairs is the best, and what that proves."""
+    first = _first(runs)
     told = (
         f"{first.letter} has the highest held-out accuracy: {_held_out(first, ACCURACY):.2f} over "
         f"{count(_pairs(first), 'pair')}"
@@ -179,21 +186,16 @@ def _verdict(runs: Sequence[Contender]) -> list[str]:
     leads = {run.letter: _lead(first, run) for run in runs if run is not first}
     close = {letter: (low, high) for letter, (low, high) in leads.items() if low <= 0}
     if not close:
-        return [f"{told}, more than chance explains (95 %)"]
+        return f"{told}, more than chance explains (95 %)"
     ends = ", ".join(f"{low:+.2f} to {high:+.2f}" for low, high in close.values())
-    return [
-        f"{told}; but so few pairs do not tell it from {_listed(close)} (95 %: ahead by {ends})"
-    ]
+    return f"{told}; but so few pairs do not tell it from {_listed(close)} (95 %: ahead by {ends})"
 
 
-def _same_pairs(runs: Sequence[Contender]) -> bool:
-    """Whether the held-out pairs are the same, as far as plans tell."""
-    facts = set()
-    for run in runs:
-        prints = run.plan.get("fingerprints", {})
-        source = prints.get("held_out") or (prints.get("data"), _setting(run, _SPLIT))
-        facts.add((_pairs(run), str(source), prints.get("tokenizer"), _setting(run, _CUT)))
-    return len(facts) == 1
+def _held_out_pairs(run: Contender) -> str:
+    """What decides which pairs are held out, as far as plans tell: one text for the same pairs."""
+    prints = run.plan.get("fingerprints", {})
+    source = prints.get("held_out") or (prints.get("data"), _setting(run, _SPLIT))
+    return str((_pairs(run), source, prints.get("tokenizer"), _setting(run, _CUT)))
 
 
 def _lead(run: Contender, other: Contender) -> tuple[float, float]:

@@ -55,6 +55,11 @@ def on_both(title: str, metric: str, level: Level | None = None, least_span: flo
     return Plot(title, traces, level, least_span)
 
 
+def once(title: str, metric: str, level: Level | None = None, *, is_noisy: bool = True) -> Plot:
+    """One metric over the training pairs."""
+    return Plot(title, (Trace(metric, "", TRAIN, is_noisy=is_noisy),), level)
+
+
 _ZERO = Level(0.0, "0")
 _LN_2 = math.log(2)
 SMALL = (
@@ -69,9 +74,9 @@ SMALL = (
         _ZERO,
         1e-3,
     ),
-    Plot("gradient norm", (Trace("grad_norm", "", TRAIN),)),
-    Plot("KL, nats per token", (Trace("kl", "", TRAIN),), _ZERO),
-    Plot("learning rate", (Trace("learning_rate", "", TRAIN, is_noisy=False),), _ZERO),
+    once("gradient norm", "grad_norm"),
+    once("KL, nats per token", "kl", _ZERO),
+    once("learning rate", "learning_rate", _ZERO, is_noisy=False),
 )
 """In order of importance: where there is room for some, it is the first ones."""
 

@@ -99,9 +99,11 @@ def test_a_small_sample_does_not_tell_runs_apart_and_a_large_one_does(dpo: Cli, 
     )
     [many] = notes(dpo, "c", "d")
     assert many.endswith("0.93 over 4,000 pairs, more than chance explains (95 %)")
-    assert notes(dpo, "a", "c") == [
-        "the runs held out different pairs: their held-out figures are not of one kind"
-    ]
+    different, few_again = notes(dpo, "a", "b", "c")
+    assert different == (
+        "held-out figures are of one kind only among those with the same pairs: A and B; C"
+    )
+    assert few_again == few
 
 
 def test_what_cannot_be_compared_is_said(dpo: Cli, root: Path) -> None:
@@ -111,11 +113,11 @@ def test_what_cannot_be_compared_is_said(dpo: Cli, root: Path) -> None:
     written(root, "none", *story.preparation())
     told = notes(dpo, "whole", "half", "none")
     assert told[0].startswith("the runs have different objectives")
-    assert told[1] == "B and C are not at the end of the plan"
+    assert told[1] == "B and C are not completed"
     assert told[2] == "C held no pairs out"
     other_split = {"eval": {"fraction": 0.06}}
     written(root, "other", *story.contender(other_split))
-    assert "held out different pairs" in notes(dpo, "whole", "other")[-1]
+    assert notes(dpo, "whole", "other")[-1].endswith("the same pairs: A; B")
 
 
 def test_runs_that_have_not_begun_are_shown_too(dpo: Cli, root: Path) -> None:

@@ -71,10 +71,13 @@ def clean(
 
     total = sum(cleaning.size_bytes for cleaning in freed)
     if json:
-        items = [item for cleaning in freed for item in _as_json(cleaning)]
-        told = {"dry_run": dry_run, "freed_bytes": total, "freed": items}
-        told["kept"] = [{"run": name, "reason": reason} for name, reason in kept]
-        told["failed"] = [str(path) for path in failed]
+        told = {
+            "dry_run": dry_run,
+            "freed_bytes": total,
+            "freed": [item for cleaning in freed for item in _as_json(cleaning)],
+            "kept": [{"run": name, "reason": reason} for name, reason in kept],
+            "failed": [str(path) for path in failed],
+        }
         typer.echo(dumps(told, indent=2, ensure_ascii=False))
         if failed:
             raise typer.Exit(ExitCode.FAILED)
@@ -83,8 +86,8 @@ def clean(
     for cleaning in freed:
         console.print(f"{cleaning.run.designation}: {size(cleaning.size_bytes)}")
         for item in cleaning.items:
-            name = item.path.relative_to(cleaning.run.path)
-            console.print(f"  {size(item.size_bytes):>9}  {name}: {item.reason}")
+            place = item.path.relative_to(cleaning.run.path)
+            console.print(f"  {size(item.size_bytes):>9}  {place}: {item.reason}")
     for name, reason in kept:
         console.print(f"kept: {name}: {reason}")
     console.print(f"{'this would free' if dry_run else 'freed'} {size(total)}")

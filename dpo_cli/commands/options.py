@@ -27,6 +27,20 @@ RunArgument = Annotated[
         autocompletion=complete_run,
     ),
 ]
+RunsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="Runs, each as its directory's name or a unique beginning of it, the name of its "
+        "profile (the newest run is meant), or a path.",
+        show_default=False,
+        autocompletion=complete_run,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead, for programs.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")
+]
 RunsDirOption = Annotated[
     Path | None,
     typer.Option(

@@ -95,9 +95,8 @@ def picture(run: RunDirectory, at: int | None = None) -> Dashboard:
     from dpo_cli.ui.live import look_at_disk
     from dpo_cli.ui.view import RunView
 
-    view, is_held = RunView(), run.holder() is not None
-    for event in _until(history(run.events_path), at):
-        view.take(event)
+    is_held = run.holder() is not None
+    view = RunView.of(_until(history(run.events_path), at))
     is_now = at is None and is_held
     return Dashboard(
         view,

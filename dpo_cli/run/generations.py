@@ -177,3 +177,9 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def discard(generation: Path) -> bool:
+    """Remove a generation, or what a dead writer left of one; whether it is gone."""
+    _discard(generation)
+    return not os.path.lexists(generation)

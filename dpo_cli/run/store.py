@@ -36,6 +36,9 @@ _PLAN_PARTS = {
     *("device", "dtype"),
 }
 
+NON_FINITE_DIRECTORY = "non_finite"
+"""Where a run keeps what a step began with whose loss or gradient was not finite."""
+
 REQUESTS = ("stop", "save", "evaluate")  # the most urgent first
 
 _DIRECTORY_NAME = re.compile(r"(?P<name>.+)-(?P<created>\d{8}-\d{6}-[0-9a-f]{4})")
@@ -132,6 +135,11 @@ class RunDirectory:
     def rejected_rows_path(self) -> Path:
         """The rows of the data that were set aside, with line and reason."""
         return self.path / "rejected_rows.jsonl"
+
+    @property
+    def evidence_path(self) -> Path:
+        """What is kept of steps whose loss or gradient was not finite."""
+        return self.path / NON_FINITE_DIRECTORY
 
     @property
     def completed_path(self) -> Path:

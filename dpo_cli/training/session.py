@@ -57,7 +57,6 @@ from dpo_cli.training.state import load_weights, restore_state, rng_states, save
 from dpo_cli.training.trainer import Trainer
 from dpo_cli.training.weights import write_weights
 
-NON_FINITE_DIRECTORY = "non_finite"
 _PROGRESS_SECONDS = 0.5
 
 
@@ -369,7 +368,7 @@ class _Session:
         lines = trainer.prepared.pairs.lines.tolist()
         named = ", ".join(str(lines[index]) for indices in micro_batches for index in indices)
         is_skipped = profile.train.on_non_finite == "skip"
-        kept = self.run.path / NON_FINITE_DIRECTORY
+        kept = self.run.evidence_path
         evidence = kept / f"step-{trainer.optimizer_step + 1:08d}"
         # Skipping may go on at each step, and evidence is as large as the model.
         if self.ranks.is_leader and not (is_skipped and has_evidence(kept)):

@@ -35,7 +35,7 @@ def metrics_table(view: RunView, width: int) -> Block:
         values = [view.recent_mean(metric), _of(held_out, metric)]
         if has_start:
             values.append(_of(start, metric))
-        lines.append(_row(label, [_written(value, form) for value in values], ["", "", "dim"]))
+        lines.append(_row(label, [written(value, form) for value in values], ["", "", "dim"]))
     return lines
 
 
@@ -92,7 +92,8 @@ def _of(evaluation: Evaluated | None, metric: str) -> float | None:
     return evaluation.metrics.get(metric) if evaluation is not None else None
 
 
-def _written(value: float | None, form: str) -> str:
+def written(value: float | None, form: str) -> str:
+    """A figure, or a dash where there is none."""
     return "–" if value is None else format(value + 0.0, form)  # no minus before a zero
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +163,13 @@ class _Phase:
         return True
 
 
-def plan_lines(plan: dict[str, Any], directory: Path) -> list[Text]:
+def plan_lines(plan: Mapping[str, Any], directory: Path) -> list[Text]:
     """What will happen, before it does."""
+    return [_fact(label, value) for label, value in plan_facts(plan, directory)]
+
+
+def plan_facts(plan: Mapping[str, Any], directory: Path) -> list[tuple[str, str]]:
+    """A plan in a few facts, each with its name."""
     model, pairs, steps, profile = plan["model"], plan["pairs"], plan["steps"], plan["profile"]
     kept = count(pairs["kept"], "pair")
     if pairs["held_out"]:
@@ -172,9 +177,9 @@ def plan_lines(plan: dict[str, Any], directory: Path) -> list[Text]:
     if pairs["set_aside"]:
         kept += f", {pairs['set_aside']:,} set aside: {directory / 'rejected_rows.jsonl'}"
     return [
-        _fact("model", f"{model['description']}, {count(model['parameters'], 'parameter')}"),
-        _fact("data", kept),
-        _fact(
+        ("model", f"{model['description']}, {count(model['parameters'], 'parameter')}"),
+        ("data", kept),
+        (
             "steps",
             f"{count(steps['epochs'], 'epoch')} x {steps['micro_batches_per_epoch']:,} "
             f"of {count(steps['batch_size'], 'pair')} = {steps['micro_batches']:,}, "
@@ -185,13 +190,13 @@ def plan_lines(plan: dict[str, Any], directory: Path) -> list[Text]:
                 else ""
             ),
         ),
-        _fact("rate", f"{profile['learning_rate']:g}, schedule {profile['schedule']}"),
-        _fact(
+        ("rate", f"{profile['learning_rate']:g}, schedule {profile['schedule']}"),
+        (
             "objective",
             f"{profile.get('loss', 'DPO')}, beta {profile['beta']:g}, {profile['reduction']} over"
             " tokens",
         ),
-        _fact("device", f"{plan['device']}, {plan['dtype']}, {profile['layout']} layout"),
+        ("device", f"{plan['device']}, {plan['dtype']}, {profile['layout']} layout"),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import isfinite, nan
@@ -80,7 +81,8 @@ class RunView:
     step: int = 0
     """Micro-batches done."""
     trained: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
-    """Curves over the training pairs, by metric; also "learning_rate" and "clipped" (0 or 1)."""
+    """Curves over the training pairs, by metric; also "learning_rate", "pairs_per_second" and
+    "clipped" (0 or 1)."""
     evaluated: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
     """Curves over the held-out pairs, by metric."""
     events: int = 0
@@ -91,6 +93,14 @@ class RunView:
     """The last steps of this start: the clock of another began anew."""
     _seconds_of_earlier_starts: float = 0.0
     _seconds_of_this_start: float = 0.0
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> RunView:
+        """What these events come to."""
+        view = cls()
+        for event in events:
+            view.take(event)
+        return view
 
     def take(self, event: Event) -> None:
         """Let the view include `event`."""
@@ -207,6 +217,8 @@ class RunView:
         for metric, value in event.metrics.items():
             self.trained[metric].add(event.step, value)
         self.trained["learning_rate"].add(event.step, event.learning_rate)
+        if event.seconds:
+            self.trained["pairs_per_second"].add(event.step, event.pairs / event.seconds)
         self.weights_moved = event.metrics.get("weights_moved", self.weights_moved)
         grad_clip = self.plan["profile"].get("grad_clip") if self.plan else None
         grad_norm = event.metrics.get("grad_norm")

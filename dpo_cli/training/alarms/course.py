@@ -13,9 +13,12 @@ from dpo_cli.run.events import Evaluated, StepDone
 WINDOW = 20
 """Steps whose mean is "now"; as many at the start are what it is compared with. Of 80 pairs, at
 four a step: fewer make a chance of an accuracy."""
-LONG_WINDOW = 50
-"""Steps that a share such as the accuracy is taken over: of 200 pairs it is sure to 0.035."""
-
+LONG_WINDOW = 200
+"""Steps that are remembered."""
+SURE_PAIRS = 200
+"""That an accuracy must be of: it is sure to 0.035 then."""
+_LOSSES = 50
+"""Micro-batches before a step whose losses are what is usual."""
 SURE = 3.0
 """Standard errors that a change must exceed: other steps have other pairs."""
 
@@ -55,7 +58,7 @@ class Course:
     first: list[StepDone] = field(default_factory=list)
     """The first `WINDOW` of them."""
     recent: deque[StepDone] = field(default_factory=lambda: deque(maxlen=LONG_WINDOW))
-    earlier_losses: deque[float] = field(default_factory=lambda: deque(maxlen=LONG_WINDOW))
+    earlier_losses: deque[float] = field(default_factory=lambda: deque(maxlen=_LOSSES))
     """Of the last micro-batches before the last step."""
     reach: float = 0.0
     """The sum of the learning rates."""
@@ -97,6 +100,14 @@ class Course:
         change = fmean(now) - fmean(before)
         error = math.sqrt((_variance(before) + _variance(now)) / WINDOW)
         return change if abs(change) > SURE * error else 0.0
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the recent pairs, if they are enough to tell."""
+        pairs = sum(step.pairs for step in self.recent)
+        if pairs < SURE_PAIRS:
+            return None
+        return sum(s.metrics["rewards/accuracies"] * s.pairs for s in self.recent) / pairs
 
     def weights_moved_by(self, share: float, facts: Facts) -> float | None:
         """The share of weights that have changed, where it has just been counted and at least this

@@ -61,7 +61,6 @@ def stuck(course: Course, facts: Facts) -> Alert | None:
         return None
     is_still = now <= first * (1 + STILL_SHARE)
     has_moved, has_brake = moved >= MOVED_SHARE, facts.braking_gap <= GENTLE_GAP
-    accuracy = _accuracy(course)
     after = f"after {course.last.optimizer_step} of {facts.optimizer_steps} updates"
     if is_still and has_moved and not has_brake:
         return Alert(
@@ -72,7 +71,7 @@ def stuck(course: Course, facts: Facts) -> Alert | None:
             " rejected), and the learning rate alone holds the model back",
             remedy=together(facts.learning_rate, facts.reach),
         )
-    if has_moved and accuracy <= 0.5:
+    if has_moved and (accuracy := course.accuracy) is not None and accuracy <= 0.5:
         return Alert(
             code="accuracy-stuck",
             message=f"{after} {accuracy:.2f} of the pairs are told apart, no more than by tossing a"
@@ -81,7 +80,7 @@ def stuck(course: Course, facts: Facts) -> Alert | None:
             remedy="look at the pairs: is chosen the better answer, do some contradict others? Or"
             " is the reach (the sum of the learning rates) so long that the model breaks?",
         )
-    if is_still and not (has_moved and course.change("loss") < 0):
+    if is_still and not has_moved:
         return Alert(
             code="reach-short",
             message=f"the loss still reads {now:.4f} {after}: a reach of {course.reach:.1e} so far,"
@@ -105,12 +104,4 @@ def resolution(course: Course, facts: Facts) -> Alert | None:
         f" {moved:.1%} of the weights have another value in a {dtype} file: what was learned is"
         " smaller than its rounding, and the file will hardly differ from the checkpoint",
         remedy=better + together(facts.learning_rate, facts.reach),
-    )
-
-
-def _accuracy(course: Course) -> float:
-    """Over the pairs of all recent steps."""
-    steps = course.recent
-    return sum(step.metrics["rewards/accuracies"] * step.pairs for step in steps) / sum(
-        step.pairs for step in steps
     )

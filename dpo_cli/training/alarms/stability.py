@@ -8,11 +8,13 @@ from statistics import fmean, median
 from dpo_cli.run.events import Alert
 from dpo_cli.training.alarms.course import WINDOW, Course, Facts
 
-EXPLODED = 30.0
-"""Times the first steps' gradient norm. Clipped, it is no larger step; but such a gradient comes
-from a few weights that the model has got wrong."""
+EXPLODED = 3.0
+"""Times the first steps' median gradient norm, as a median: in runs that learned well it rose by
+1.5 at most, in those that lost what they knew by 3 to 5."""
 VANISHED = 1e-3
-"""Of the first steps' gradient norm: nothing is left that the loss would push with."""
+"""Of the first steps' largest gradient norm: nothing is left that the loss would push with."""
+BY_HEART = 0.01
+"""Of the first loss: no pair is in doubt any more."""
 ADAM_EPSILON = 1e-8
 """torch's default: a gradient as small moves its weight by half a learning rate, smaller ones by
 ever less (Kingma and Ba 2015, algorithm 1)."""
@@ -32,28 +34,30 @@ def gradient(course: Course, facts: Facts) -> Alert | None:
     """Its norm is out of all proportion: `gradient-vanishing` or `gradient-exploding`."""
     if len(course.recent) < WINDOW:
         return None
-    first, now = median(course.at_first("grad_norm")), median(course.now("grad_norm"))
-    step = course.last.step
-    typical = now / math.sqrt(facts.parameters)
-    if typical < ADAM_EPSILON:
-        return Alert(
-            code="gradient-vanishing",
-            message=f"step {step}: the gradient's norm is {now:.1e}, {typical:.0e} a weight: below"
-            f" AdamW's epsilon of {ADAM_EPSILON:.0e}, so that weights move by less than the"
-            " learning rate",
-            remedy="raise dpo.beta: the gradient is proportional to it",
-        )
+    norms, now = course.at_first("grad_norm"), median(course.now("grad_norm"))
+    loss, first_loss = fmean(course.now("loss")), course.first[0].metrics["loss"]
+    step, a_weight = course.last.step, now / math.sqrt(facts.parameters)
+    if a_weight < ADAM_EPSILON or now < VANISHED * max(norms):
+        if loss < BY_HEART * first_loss:
+            return Alert(
+                code="gradient-vanishing",
+                message=f"step {step}: the gradient's norm fell from {norms[0]:.2g} to {now:.1e},"
+                f" and the loss reads {loss:.1e}: these pairs are known by heart, and what AdamW"
+                " still moves is noise",
+                remedy="stop here, or train again on more pairs, for fewer epochs, or with a"
+                " shorter reach",
+            )
+        if a_weight < ADAM_EPSILON:
+            return Alert(
+                code="gradient-vanishing",
+                message=f"step {step}: the gradient's norm is {now:.1e}, {a_weight:.0e} a weight:"
+                f" below AdamW's epsilon of {ADAM_EPSILON:.0e}, so that weights move by less than"
+                " the learning rate",
+                remedy="raise dpo.beta: the gradient is proportional to it",
+            )
     if not course.is_comparable:
         return None
-    if now < VANISHED * first:
-        return Alert(
-            code="gradient-vanishing",
-            message=f"step {step}: the gradient's norm fell from {first:.2g} to {now:.1e}, and the"
-            f" loss reads {fmean(course.now('loss')):.1e}: these pairs are known by heart, and"
-            " what AdamW still moves is noise",
-            remedy="stop here, or train again on more pairs, for fewer epochs, or with a shorter"
-            " reach",
-        )
+    first = median(norms)
     if now > EXPLODED * first:
         return Alert(
             code="gradient-exploding",

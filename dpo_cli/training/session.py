@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ from dpo_cli.run.events import (
     Progress,
     Resumed,
     Saved,
+    StepDone,
     Stopped,
     Unheard,
     WorkerStarted,
@@ -39,6 +41,8 @@ from dpo_cli.run.events import (
 )
 from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.alarms import Alarms
+from dpo_cli.training.alarms.facts import facts_of
 from dpo_cli.training.building import configure_torch, make_scorer, weights_file
 from dpo_cli.training.device import Compute, resolve, tune
 from dpo_cli.training.evidence import has_evidence, keep_evidence
@@ -143,6 +147,7 @@ class _Session:
         self.ranks = ranks
         self.events = EventWriter(run.events_path) if ranks.is_leader else Unheard()
         self.may_leave = True
+        self.alarms: Alarms | None = None
         self._phase = ""
         self._progress_at = 0.0
 
@@ -242,6 +247,8 @@ class _Session:
                     changes=tuple(changes),
                 )
             )
+        if ranks.is_leader:
+            self.alarms = Alarms(facts_of(prepared), history(self.run.events_path))
         return trainer
 
     def announce(self, prepared: Prepared, promised: dict[str, Any] | None, exact: bool) -> None:
@@ -345,9 +352,14 @@ class _Session:
     # --- what the trainer tells and asks ---------------------------------------------------------
 
     def emit(self, event: Event) -> None:
-        """Append to the stream."""
+        """Append to the stream, and what the alarms have to say of it."""
         self.may_leave = False
         self.events.append(event)
+        if self.alarms is not None:
+            is_step = isinstance(event, StepDone)
+            free_bytes = shutil.disk_usage(self.run.path).free if is_step else None
+            for alert in self.alarms.hear(event, free_bytes):
+                self.events.append(alert)
 
     def asked(self) -> set[str]:
         """Requests from the control file, and a stop where a signal asked for one."""

@@ -170,7 +170,8 @@ class Trainer:
         before = self.step
         self.optimizer_step += 1
         is_logged = _passed(self.prepared.profile.train.log_interval, before, self.step)
-        if self.ranks.is_leader and (before == 0 or is_logged):
+        is_last = self.optimizer_step == self.prepared.order.optimizer_steps
+        if self.ranks.is_leader and (before == 0 or is_logged or is_last):
             metrics["weights_moved"] = self.weights_moved()
         return StepDone(
             step=self.step,

@@ -1,0 +1,40 @@
+"""What the alarms have to know of a run beforehand."""
+
+from __future__ import annotations
+
+from dpo_cli.models.zoo import DTYPES
+from dpo_cli.profile.recipe import braking_gap
+from dpo_cli.training.alarms.course import Facts
+from dpo_cli.training.plan import Prepared
+
+_STATE_BYTES_A_WEIGHT = 12
+"""A float32 weight, and its two moments."""
+
+
+def facts_of(prepared: Prepared) -> Facts:
+    """Read off the inputs and the profile of a run."""
+    profile, order, pairs = prepared.profile, prepared.order, prepared.pairs
+    parameters = prepared.checkpoint.parameters
+    file_bytes = DTYPES[profile.export.dtype].itemsize
+
+    def lines_of(optimizer_step: int, micro_batch: int) -> list[int]:
+        window = next(order.windows(start=optimizer_step - 1))
+        lines: list[int] = pairs.lines[list(window.micro_batches[micro_batch])].tolist()
+        return lines
+
+    return Facts(
+        optimizer_steps=order.optimizer_steps,
+        parameters=parameters,
+        learning_rate=profile.train.learning_rate,
+        reach=sum(prepared.learning_rate.at(window.last_step) for window in order.windows()),
+        beta=profile.dpo.beta,
+        reduction=profile.dpo.reduction,
+        braking_gap=braking_gap(
+            profile.dpo.beta,
+            profile.dpo.reduction,
+            pairs.response_tokens.double().mean().item(),
+        ),
+        export_dtype=profile.export.dtype,
+        state_bytes=(_STATE_BYTES_A_WEIGHT + file_bytes) * parameters,
+        lines_of=lines_of,
+    )

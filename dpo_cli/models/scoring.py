@@ -17,9 +17,14 @@ from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import Batch, PackedBatch, PaddedBatch
 from dpo_cli.models import varlen
-from dpo_cli.models.unpacked import unpack, unpacked_logps
+from dpo_cli.models.unpacked import unpack, unpacked_logits
 from dpo_cli.objective.balance import BalanceKind, TokenGroups, balance_loss
-from dpo_cli.objective.logps import gather_logps, head_logps
+from dpo_cli.objective.logps import (
+    entropies,
+    gather_logps,
+    head_logps,
+    head_logps_and_entropies,
+)
 
 AuxTokens = Literal["real", "all"]
 
@@ -28,11 +33,16 @@ _ROUTERS = ("TopKRouter", "TopKGating")  # endings of the class names in transfo
 
 @dataclass(frozen=True)
 class Scores:
-    """token_logps: (S, time), nats; mask: (S, time) bool, the response; balance: scalar or None."""
+    """token_logps: (S, time), nats; mask: (S, time) bool, the response; balance: scalar or None.
+
+    entropies: (S, time), nats, of the distributions that the tokens are drawn from; None where
+    nobody asked for them.
+    """
 
     token_logps: Tensor
     mask: Tensor
     balance: Tensor | None
+    entropies: Tensor | None = None
 
 
 class ResponseScorer(nn.Module):
@@ -65,22 +75,27 @@ class ResponseScorer(nn.Module):
                     # Not a method: a model that knew its scorer would not be freed with it.
                     module.register_forward_hook(partial(_keep_logits, self._router_logits))
 
-    def forward(self, batch: Batch) -> Scores:
-        """Score a batch in its own layout; both mean the same."""
+    def forward(self, batch: Batch, with_entropies: bool = False) -> Scores:
+        """Score a batch in its own layout; both mean the same.
+
+        Entropies carry no gradient: they are for an evaluation.
+        """
         # Checkpointing runs the routers again on the way back: what they said then is not wanted.
         self._router_logits.clear()
         if not isinstance(batch, PackedBatch):
-            return self._padded(batch)
-        return self._packed(batch) if self.fallback is None else self._unpacked(batch)
+            return self._padded(batch, with_entropies)
+        score = self._packed if self.fallback is None else self._unpacked
+        return score(batch, with_entropies)
 
-    def _padded(self, batch: PaddedBatch) -> Scores:
+    def _padded(self, batch: PaddedBatch, with_entropies: bool) -> Scores:
         """The plain loop: every logit of every position, a full log-softmax, a gather."""
         output = self.model(input_ids=batch.input_ids, use_cache=False)
         token_logps = gather_logps(output.logits, batch.labels)
+        undecided = entropies(output.logits, batch.mask) if with_entropies else None
         groups = _row_groups(batch.input_ids, batch.lengths, self.aux_tokens)
-        return Scores(token_logps, batch.mask, self._balance(groups))
+        return Scores(token_logps, batch.mask, self._balance(groups), undecided)
 
-    def _packed(self, batch: PackedBatch) -> Scores:
+    def _packed(self, batch: PackedBatch, with_entropies: bool) -> Scores:
         """Each token once, logits at response positions only."""
         device = batch.input_ids.device
         kernel: dict[str, Any] = {}
@@ -94,18 +109,30 @@ class ResponseScorer(nn.Module):
             **kernel,
         )
         hidden = output.last_hidden_state[0, batch.target_positions]
-        logps = self._head_logps(hidden, batch.target_labels)
-        return Scores(logps[batch.targets], batch.mask, self._balance(_packed_groups(batch)))
+        logps, undecided = self._head_logps(hidden, batch.target_labels, with_entropies)
+        return Scores(
+            logps[batch.targets],
+            batch.mask,
+            self._balance(_packed_groups(batch)),
+            undecided[batch.targets] if undecided is not None else None,
+        )
 
-    def _unpacked(self, batch: PackedBatch) -> Scores:
+    def _unpacked(self, batch: PackedBatch, with_entropies: bool) -> Scores:
         """The same by the model's own forward; see `dpo_cli.models.unpacked`."""
         rows = unpack(batch)
-        logps = unpacked_logps(self.model, rows)
-        token_logps = logps.new_zeros(batch.mask.shape).masked_scatter(batch.mask, logps)
+        logits = unpacked_logits(self.model, rows)
+        logps, undecided = _logps(logits, rows.labels, with_entropies)
         groups = _row_groups(rows.input_ids, rows.lengths, self.aux_tokens)
-        return Scores(token_logps, batch.mask, self._balance(groups))
+        return Scores(
+            _at_responses(logps, batch.mask),
+            batch.mask,
+            self._balance(groups),
+            _at_responses(undecided, batch.mask) if undecided is not None else None,
+        )
 
-    def _head_logps(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def _head_logps(
+        self, hidden: Tensor, labels: Tensor, with_entropies: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """(N, H), (N,) -> (N,), with what a model does to its logits after the head."""
         head: nn.Module = self.model.get_output_embeddings()
         config = self.model.config.get_text_config()
@@ -116,15 +143,15 @@ class ResponseScorer(nn.Module):
             weight, device = head.get_parameter("weight"), hidden.device.type
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
-                with torch.autocast(device, enabled=False):
-                    return head_logps(
-                        hidden.to(dtype), weight.to(dtype), labels, logits_scaling=scaling
-                    )
-            return head_logps(hidden, weight, labels, logits_scaling=scaling)
+                hidden, weight = hidden.to(dtype), weight.to(dtype)
+            with torch.autocast(device, enabled=False):
+                if with_entropies:
+                    return head_logps_and_entropies(hidden, weight, labels, logits_scaling=scaling)
+                return head_logps(hidden, weight, labels, logits_scaling=scaling), None
         logits = head(hidden) / scaling
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
-        return gather_logps(logits, labels)
+        return _logps(logits, labels, with_entropies)
 
     def _balance(self, groups: TokenGroups) -> Tensor | None:
         if self.balance_kind is None:
@@ -133,6 +160,17 @@ class ResponseScorer(nn.Module):
         balance = balance_loss(self._router_logits, groups, top_k, self.balance_kind)
         self._router_logits.clear()
         return balance
+
+
+def _logps(logits: Tensor, labels: Tensor, with_entropies: bool) -> tuple[Tensor, Tensor | None]:
+    """(N, V), (N,) -> (N,), and as many entropies where they are asked for."""
+    everywhere = torch.ones_like(labels, dtype=torch.bool)
+    return gather_logps(logits, labels), entropies(logits, everywhere) if with_entropies else None
+
+
+def _at_responses(values: Tensor, mask: Tensor) -> Tensor:
+    """(R,) -> (S, time), in the order of the mask, 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def _keep_logits(kept: list[Tensor], router: nn.Module, arguments: Any, output: Any) -> None:

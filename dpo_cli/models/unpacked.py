@@ -4,7 +4,8 @@ Each sequence is a row of its own with its own copy of the prompt, padded on the
 longest of this batch, and the model's own forward runs from end to end. All it spares are the
 logits that nobody reads: the head is given the hidden states at response positions alone.
 
-Shape legend: S = 2P sequences (chosen first, then rejected), T time, R response tokens.
+Shape legend: S = 2P sequences (chosen first, then rejected), T time, R response tokens,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import PackedBatch
-from dpo_cli.objective.logps import gather_logps
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,8 @@ def unpack(batch: PackedBatch) -> UnpackedBatch:
     return UnpackedBatch(ids, lengths, rows, times, batch.target_labels[targets])
 
 
-def unpacked_logps(model: PreTrainedModel, batch: UnpackedBatch) -> Tensor:
-    """Log-probs of the responses as the whole model gives them, whatever it does to its logits.
-
-    Returns:
-        (R,), in nats.
-    """
+def unpacked_logits(model: PreTrainedModel, batch: UnpackedBatch) -> Tensor:
+    """(R, V): the logits of the responses as the whole model gives them."""
 
     def only_responses(head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Any, ...]:
         hidden, *others = arguments
@@ -85,4 +81,5 @@ def unpacked_logps(model: PreTrainedModel, batch: UnpackedBatch) -> Tensor:
         )
     finally:
         hook.remove()
-    return gather_logps(output.logits[0], batch.labels)
+    logits: Tensor = output.logits[0]
+    return logits

@@ -53,9 +53,9 @@ class PairScores:
         """(P,), 1.0 where the policy has moved towards chosen, else 0.0."""
         return (self.margins > 0).to(self.margins.dtype)
 
-    def sums(self) -> dict[str, Tensor]:
-        """Each of `FIGURES`, summed over the pairs."""
-        figures = (
+    def figures(self) -> tuple[Tensor, ...]:
+        """Each of `FIGURES`, (P,)."""
+        return (
             self.losses,
             self.rewards_chosen,
             self.rewards_rejected,
@@ -66,7 +66,11 @@ class PairScores:
             self.gaps,
             self.kls,
         )
-        return {name: figure.detach().sum() for name, figure in zip(FIGURES, figures, strict=True)}
+
+    def sums(self) -> dict[str, Tensor]:
+        """Each of `FIGURES`, summed over the pairs."""
+        named = zip(FIGURES, self.figures(), strict=True)
+        return {name: figure.detach().sum() for name, figure in named}
 
 
 def dpo_losses(

@@ -4,7 +4,8 @@ A run's `events.jsonl` holds one JSON object a line. The worker appends (rank 0 
 worker lives, the launcher appends how it ended. All else, the screen, trackers, comparisons, reads.
 
 A field is either *reproducible* (the same bits in a resumed run as in one never interrupted) or not
-(times, speeds, memory). `StepDone.metrics` and `Evaluated.metrics` hold the reproducible ones.
+(times, speeds, memory). `StepDone.metrics`, `Evaluated.metrics` and `Evaluated.groups` hold the
+reproducible ones.
 """
 
 from __future__ import annotations
@@ -124,13 +125,21 @@ class StepDone(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """The policy on the held-out pairs."""
+    """The policy on the held-out pairs.
+
+    Metrics, means over all pairs: those of `StepDone` that pairs have; logps/accuracies, the share
+    whose chosen answer the policy finds likelier than the rejected one, and ref_logps/accuracies,
+    the reference's; token_logps/chosen and entropy, nats per response token. `groups` holds, by
+    the name of a group ("all", "language/...", "length/..."), its "pairs", the same means of them,
+    and the ends of their 95 % intervals as NAME/low and NAME/high.
+    """
 
     step: int
     optimizer_step: int
     metrics: dict[str, float]
     pairs: int
     seconds: float
+    groups: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,11 @@ from dpo_cli.data.chat import TokenizedPair
 from dpo_cli.data.order import Window
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.models.zoo import DTYPES, to_disk_names
+from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import FIGURES, PairScores, score_pairs
 from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, StepDone
 from dpo_cli.training.device import process_bytes
+from dpo_cli.training.evaluation import score_held_out, summarize_groups
 from dpo_cli.training.optim import set_learning_rate
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.ranks import ALONE, RESTED, STOPS, Ranks
@@ -230,29 +232,35 @@ class Trainer:
             share_prompts=not profile.model.dropout,
         ).to(self.device)
 
-    @torch.no_grad()
     def evaluate(self) -> None:
         """Score the held-out pairs, if there are any, and report."""
         held_out = self.prepared.held_out
         if not held_out:
             return
         began = time.perf_counter()
-        self.policy.eval()
-        figures = _Figures()
-        for indices in self.prepared.held_out_rows[self.ranks.rank :: self.ranks.size]:
-            batch = self.batch(held_out, indices)
-            pairs, _ = self.score(batch, self.held_out_reference.token_logps(indices, batch))
-            figures.add(indices, pairs, None, batch)
-            done = min(figures.pairs * self.ranks.size, len(held_out))
+
+        def tell(pairs: int) -> None:
+            done = min(pairs * self.ranks.size, len(held_out))
             self.watch.progress(EVALUATION, done, len(held_out), "pairs")
-        metrics = figures.read(self.ranks)
+
+        table = score_held_out(
+            self.policy,
+            self.held_out_reference,
+            self.prepared.held_out_rows,
+            lambda indices: self.batch(held_out, indices),
+            dpo=self.prepared.profile.dpo,
+            compute=self.prepared.compute,
+            on_progress=tell,
+            ranks=self.ranks,
+        )
         self.held_out_reference.exchange(self.ranks)
         self.watch.emit(
             Evaluated(
                 step=self.step,
                 optimizer_step=self.optimizer_step,
-                metrics=metrics,
-                pairs=figures.pairs,
+                metrics=means(table),
+                groups=summarize_groups(table, self.prepared.held_out_groups),
+                pairs=len(table),
                 seconds=time.perf_counter() - began,
             )
         )
@@ -272,13 +280,13 @@ class Trainer:
 
 
 class _Figures:
-    """Adds up what pairs came to: on the device, and over all ranks when it is read.
+    """Adds up what a window's pairs came to: on the device, and over all ranks when it is read.
 
     Args:
-        micro_batches: those of a window, each of whose losses is asked for afterwards.
+        micro_batches: those of the window, each of whose losses is asked for afterwards.
     """
 
-    def __init__(self, micro_batches: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(self, micro_batches: Sequence[Sequence[int]]) -> None:
         self.pairs = 0
         self.tokens = 0
         self.padding_tokens = 0
@@ -305,14 +313,14 @@ class _Figures:
         for name, figure in pairs.sums().items():
             self._sums[name] = self._sums.get(name, 0.0) + figure
 
-    def read(self, ranks: Ranks, grad_norm: Tensor | None = None) -> dict[str, float]:
+    def read(self, ranks: Ranks, grad_norm: Tensor) -> dict[str, float]:
         """The mean over all pairs of every figure: the one moment that waits for the device."""
-        on_device = [*self._sums.values(), *([] if grad_norm is None else [grad_norm])]
+        on_device = [*self._sums.values(), grad_norm]
         own = [f.double()[None] for f in on_device] + self._losses
         own += [balance[None] for balance in self._balances]
-        its = iter(torch.cat(own).tolist() if own else [])
+        its = iter(torch.cat(own).tolist())
         sums = {name: next(its) for name in self._sums}
-        norm = {} if grad_norm is None else {"grad_norm": next(its)}
+        norm = {"grad_norm": next(its)}
         losses = dict(zip(self._indices, its, strict=False))
         balances = dict(zip(self._balanced, its, strict=True))
         counts = [self.pairs, self.tokens, self.padding_tokens, len(balances)]

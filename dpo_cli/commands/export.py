@@ -40,6 +40,10 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Write over a file that is not this run's.")
     ] = False,
+    best: Annotated[
+        bool,
+        typer.Option("--best", help="The state with the lowest held-out loss, not the newest."),
+    ] = False,
     settings: SetOption = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
@@ -59,7 +63,7 @@ def export(
     with console.status(f"exporting {run.designation}"):
         from dpo_cli.training.export import export_run  # imports torch: seconds
 
-        report = export_run(run, to, dtype, force, settings or ())
+        report = export_run(run, to, dtype, force, settings or (), best=best)
     console.print(
         f"wrote {report.path}: {size(report.size_bytes)}, {report.dtype}, "
         f"{count(report.tensors, 'tensor')}, after optimizer step {report.optimizer_step}"

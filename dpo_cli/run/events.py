@@ -144,7 +144,10 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A generation was committed; from here the run can be resumed."""
+    """A generation was committed; from here the run can be resumed.
+
+    `is_best`: none before has a lower held-out loss, and it is kept until one has.
+    """
 
     step: int
     optimizer_step: int
@@ -152,6 +155,7 @@ class Saved(Event):
     weights: str
     size_bytes: int
     seconds: float
+    is_best: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +178,12 @@ class Stopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Completed(Event):
-    """Every planned step is done and saved."""
+    """Every planned step is done and saved; or none that is left promised anything: `reason`."""
 
     step: int
     optimizer_step: int
     weights: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

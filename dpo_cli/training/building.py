@@ -1,4 +1,4 @@
-"""From a prepared run to what trains: settings of torch, models, the name of the result."""
+"""From a prepared run to what trains: settings of torch, and models."""
 
 from __future__ import annotations
 
@@ -42,8 +42,3 @@ def make_scorer(prepared: Prepared, checkpoint: Checkpoint) -> ResponseScorer:
         use_experts_for(model, float32=prepared.compute.dtype == torch.float32)
         balance_kind = architecture.balance_kind
     return ResponseScorer(model, balance_kind, profile.train.aux_tokens).to(prepared.compute.device)
-
-
-def weights_file(prepared: Prepared) -> str:
-    """The name of the half-precision weights in the run directory."""
-    return prepared.checkpoint.architecture.file_name(prepared.profile.export.prefix)

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +21,7 @@ from dpo_cli.models.zoo import DTYPES, to_disk_names
 from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import FIGURES, PairScores, score_pairs
 from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, StepDone
+from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.device import process_bytes
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
 from dpo_cli.training.optim import set_learning_rate
@@ -72,33 +73,49 @@ class Trainer:
     save: Callable[[Trainer], None]
     ranks: Ranks = ALONE
     optimizer_step: int = 0
+    best: BestSoFar = field(default_factory=BestSoFar)
 
     def train(self) -> str | None:
-        """Train to the end of the plan, or until asked to stop; saved either way.
+        """Train to the end of the plan or of all patience, or until asked to stop; saved always.
 
         Returns:
-            Why it was asked to stop ("interrupted", "terminated"); None if all steps are done.
+            Why it was asked to stop ("interrupted", "terminated"); None if the run is over.
         """
         profile, order = self.prepared.profile, self.prepared.order
         rests_until = time.monotonic() + profile.train.save_min_seconds
         if self.optimizer_step == 0:
             self.evaluate()
         for window in order.windows(start=self.optimizer_step):
+            if self.is_over:
+                break
             before = self.step
             self.watch.emit(self.take_step(window))
             asked = self.asked(rests_until)
             if self.step % order.micro_batches_per_epoch == 0:
                 self.reference.exchange(self.ranks)
-            last = self.optimizer_step == order.optimizer_steps
-            if last or "evaluate" in asked or _passed(profile.eval.interval, before, self.step):
-                self.evaluate()
+            is_best = False
+            is_due = _passed(profile.eval.interval, before, self.step)
+            if self.is_over or "evaluate" in asked or is_due:
+                is_best = self.evaluate(is_due=is_due)
                 asked |= self.asked(rests_until)
             due = RESTED in asked and _passed(profile.train.save_interval, before, self.step)
-            if last or due or asked & {"save", *STOPS}:
+            kept = is_best and profile.eval.keep_best
+            if self.is_over or due or kept or asked & {"save", *STOPS}:
                 rests_until = self.save_and_rest()
-            if not last and (stops := asked & STOPS):
+            if not self.is_over and (stops := asked & STOPS):
                 return max(stops)
         return None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every planned step is done, or no patience is left."""
+        return self.optimizer_step == self.prepared.order.optimizer_steps or self.is_out_of_patience
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether as many evaluations as `eval.patience` allows were no better than the best."""
+        patience = self.prepared.profile.eval.patience
+        return bool(patience) and self.best.evaluations_since >= patience
 
     def asked(self, rests_until: float) -> set[str]:
         """What any rank was asked for, and whether the leader has rested since its last save."""
@@ -232,11 +249,18 @@ class Trainer:
             share_prompts=not profile.model.dropout,
         ).to(self.device)
 
-    def evaluate(self) -> None:
-        """Score the held-out pairs, if there are any, and report."""
+    def evaluate(self, *, is_due: bool = True) -> bool:
+        """Score the held-out pairs, if there are any, and report.
+
+        Args:
+            is_due: whether the profile asks for it at this step.
+
+        Returns:
+            Whether the policy was never better.
+        """
         held_out = self.prepared.held_out
         if not held_out:
-            return
+            return False
         began = time.perf_counter()
 
         def tell(pairs: int) -> None:
@@ -254,16 +278,18 @@ class Trainer:
             ranks=self.ranks,
         )
         self.held_out_reference.exchange(self.ranks)
+        metrics = means(table)
         self.watch.emit(
             Evaluated(
                 step=self.step,
                 optimizer_step=self.optimizer_step,
-                metrics=means(table),
+                metrics=metrics,
                 groups=summarize_groups(table, self.prepared.held_out_groups),
                 pairs=len(table),
                 seconds=time.perf_counter() - began,
             )
         )
+        return self.best.take(metrics["loss"], self.optimizer_step, is_due=is_due)
 
     def explain_skip(self, window: Window, losses: Sequence[float]) -> None:
         """Tell why no update is made of this window's gradient.

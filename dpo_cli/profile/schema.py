@@ -318,6 +318,10 @@ class Eval(_Table):
     """Whether the state with the lowest held-out loss is kept beside the newest ones, and its
     weights in a file of their own, rlhf_best_512.pth. A new best is saved at once."""
 
+    samples: Annotated[int, Field(ge=0, examples=[3]), NONE] = 0
+    """Held-out prompts that policy and reference answer at each evaluation, to be read side by
+    side: greedily, up to 96 tokens each."""
+
     patience: Annotated[int, Field(ge=0, examples=[3]), NONE] = 0
     """Evaluations in a row without a lower held-out loss after which the run ends by itself; 0
     trains to the end. Needs eval.interval."""

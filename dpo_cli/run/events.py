@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from dpo_cli.files import open_for_appending
 
@@ -140,6 +140,28 @@ class Evaluated(Event):
     pairs: int
     seconds: float
     groups: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+class Sample(TypedDict):
+    """A held-out prompt (the pair's line in its file, the rendered text) and what both say to it.
+
+    The answers are greedy, and may be cut.
+    """
+
+    line: int
+    prompt: str
+    policy: str
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Event):
+    """What policy and reference answer after an evaluation, side by side."""
+
+    step: int
+    optimizer_step: int
+    samples: tuple[Sample, ...]
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.order import DataOrder, Window
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
+from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import from_tables, to_tables
@@ -54,6 +56,7 @@ from dpo_cli.training.promises import (
 from dpo_cli.training.ranks import LeftError, PeerLostError, Ranks
 from dpo_cli.training.reference import KeptReference, open_references
 from dpo_cli.training.results import renew_best, weights_file, write_results
+from dpo_cli.training.samples import Sampler
 from dpo_cli.training.state import (
     load_best,
     load_weights,
@@ -329,9 +332,11 @@ class _Session:
 
     def build(self, prepared: Prepared, generation: Generation | None) -> Trainer:
         """Policy, reference and optimizer, in the state of `generation`."""
-        references = open_references(
-            prepared, lambda: make_scorer(prepared, prepared.reference), self.run.path
-        )
+
+        def load_reference() -> ResponseScorer:
+            return make_scorer(prepared, prepared.reference)
+
+        references = open_references(prepared, load_reference, self.run.path)
         checkpoint = prepared.checkpoint
         if generation is not None:
             checkpoint = replace(checkpoint, state=load_weights(generation.path))
@@ -343,6 +348,9 @@ class _Session:
         trainer = Trainer(
             prepared, policy, *references, optimizer, scaler, self, self.save, self.ranks
         )
+        if prepared.profile.eval.samples and prepared.held_out:
+            tokenizer = ChatTokenizer(prepared.profile.model.tokenizer)
+            trainer.sampler = Sampler(prepared, tokenizer, load_reference)
         if generation is not None:
             trainer.optimizer_step = restore_state(
                 generation.path,

@@ -20,7 +20,7 @@ from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.models.zoo import DTYPES, to_disk_names
 from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import FIGURES, PairScores, score_pairs
-from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, StepDone
+from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, Sampled, StepDone
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.device import process_bytes
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
@@ -28,6 +28,7 @@ from dpo_cli.training.optim import set_learning_rate
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.ranks import ALONE, RESTED, STOPS, Ranks
 from dpo_cli.training.reference import Reference
+from dpo_cli.training.samples import Sampler
 
 _SAVING_SHARE = 0.006
 """Of the time: together with events and panel less than a hundredth."""
@@ -74,6 +75,7 @@ class Trainer:
     ranks: Ranks = ALONE
     optimizer_step: int = 0
     best: BestSoFar = field(default_factory=BestSoFar)
+    sampler: Sampler | None = None
 
     def train(self) -> str | None:
         """Train to the end of the plan or of all patience, or until asked to stop; saved always.
@@ -289,7 +291,32 @@ class Trainer:
                 seconds=time.perf_counter() - began,
             )
         )
+        self.sample()
         return self.best.take(metrics["loss"], self.optimizer_step, is_due=is_due)
+
+    def sample(self) -> None:
+        """Have policy and reference answer a few prompts, if that is asked for, and report.
+
+        The leader does, while the others wait as long as it takes.
+        """
+        sampler = self.sampler
+        if sampler is None:
+            return
+        began = time.perf_counter()
+
+        def tell(done: int, total: int) -> None:
+            self.watch.progress(EVALUATION, done, total, "answers")
+
+        stage = f"sampled-{self.optimizer_step}"
+        samples = self.ranks.from_leader(stage, lambda: sampler.sample(self.policy, tell))
+        self.watch.emit(
+            Sampled(
+                step=self.step,
+                optimizer_step=self.optimizer_step,
+                samples=tuple(samples),
+                seconds=time.perf_counter() - began,
+            )
+        )
 
     def explain_skip(self, window: Window, losses: Sequence[float]) -> None:
         """Tell why no update is made of this window's gradient.

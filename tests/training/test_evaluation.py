@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.batching import Layout
-from dpo_cli.data.chat import Tokenized
+from dpo_cli.data.chat import ChatTokenizer, Tokenized, TokenizedPair
 from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.models.zoo import build_model
 from dpo_cli.objective.held_out import HELD_OUT_FIGURES
-from dpo_cli.run.events import Evaluated
+from dpo_cli.profile.load import load_profile
+from dpo_cli.run.events import Evaluated, Sampled
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.training import samples
 from dpo_cli.training.evaluation import score_held_out
+from dpo_cli.training.samples import prompt_of
+from dpo_cli.training.state import load_weights
 from tests.cli import Run
 from tests.faults import workers
 from tests.small_runs import golden_run
@@ -36,6 +41,14 @@ SCORERS = {
     "unpacked": partial(family_scorer, "mistral-window"),
     "softcap": partial(family_scorer, "gemma2"),
 }
+
+
+FEW_TOKENS = 12
+
+
+def few_tokens() -> None:
+    """Short answers, for a test."""
+    samples.MOST_TOKENS = FEW_TOKENS
 
 
 def shaken(scorer: ResponseScorer) -> ResponseScorer:
@@ -134,3 +147,47 @@ def test_an_evaluation_tells_of_every_group(alone: RunDirectory) -> None:
     assert 0 < end.metrics["entropy"] < math.log(6400)
     assert end.metrics["entropy"] != start.metrics["entropy"]
     assert end.metrics["token_logps/chosen"] == pytest.approx(end.metrics["logps/chosen"])
+
+
+@pytest.mark.parametrize("generation", ["seed", "head"])
+@pytest.mark.parametrize("moe", [False, True])
+def test_samples_change_no_bit_and_are_what_greedy_decoding_gives(
+    shared: Path, tmp_path: Path, generation: str, moe: bool
+) -> None:
+    """The cache of keys and values under our attention gives what a whole forward gives."""
+    changes = {"model.dropout": 0.1, "train.epochs": 1, "eval.interval": 3}
+    runs = []
+    for count in (0, 2):
+        arguments = golden_run(shared, generation, moe, **changes, **{"eval.samples": count})
+        runs.append(workers.new_run(tmp_path / str(count), arguments))
+        assert workers.work(runs[-1], few_tokens) == 0
+    workers.assert_equal(runs[1], runs[0])
+    assert not [event for event in Run(runs[0]).events if isinstance(event, Sampled)]
+    sampled = [event for event in Run(runs[1]).events if isinstance(event, Sampled)]
+    assert [event.step for event in sampled] == [event.step for event in evaluations(runs[1])]
+    start, *_, end = sampled
+    assert len(start.samples) == 2
+    for before, after in zip(start.samples, end.samples, strict=True):
+        assert before["policy"] == before["reference"] == after["reference"]
+    last = runs[1].read_newest(load_weights)
+    assert last is not None
+    profile = load_profile(runs[1].profile_path).profile
+    tokenizer = ChatTokenizer(profile.model.tokenizer)
+    model = build_model(Run(runs[1]).architecture, last[1]).eval()
+    for sample in end.samples:
+        ids = torch.tensor([tokenizer._tokenizer.encode(sample["prompt"])])
+        prompt = ids.shape[1]
+        with torch.no_grad():
+            while ids.shape[1] < prompt + FEW_TOKENS:
+                following = model(input_ids=ids, use_cache=False).logits[0, -1].argmax()
+                if following == tokenizer.end_id:
+                    break
+                ids = torch.cat([ids, following.view(1, 1)], dim=1)
+        assert tokenizer.decode(ids[0, prompt:]) == sample["policy"]
+
+
+def test_the_prompt_ends_where_the_last_answer_begins() -> None:
+    ids = torch.arange(10)
+    response = torch.tensor([0, 0, 1, 1, 0, 0, 0, 1, 1, 1]).bool()
+    pair = TokenizedPair(1, Tokenized(ids, response), Tokenized(ids, response))
+    assert prompt_of(pair).tolist() == [0, 1, 2, 3, 4, 5, 6]

@@ -45,8 +45,10 @@ def measure(options: Any, ranks: int, rows: Path, cache: str) -> dict[str, float
         }
         words = [w for key, value in profile.items() for w in ("--set", f"{key}={value}")]
         subprocess.run(
-            [sys.executable, "-m", "dpo_cli", "train", "dense", "--plain", "--quiet"]
-            + ["--runs-dir", runs, "--nproc", str(ranks), *words],
+            [
+                *(sys.executable, "-m", "dpo_cli", "train", "dense", "--plain", "--quiet"),
+                *("--runs-dir", runs, "--nproc", str(ranks), *words),
+            ],
             check=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "DPO_CACHE_DIR": cache},
         )

@@ -85,6 +85,10 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Write over a file that is not this run's.")
     ] = False,
+    best: Annotated[
+        bool,
+        typer.Option("--best", help="The state with the lowest held-out loss, not the newest."),
+    ] = False,
     settings: SetOption = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
@@ -107,7 +111,7 @@ def export(
     with console.status(f"exporting {run.designation}"):
         from dpo_cli.training.export import export_run  # imports torch: seconds
 
-        report = export_run(run, to, dtype, force, settings or (), rounding.value, seed)
+        report = export_run(run, to, dtype, force, settings or (), rounding.value, seed, best=best)
     for line in export_lines(report):
         console.print(line)
     _compare_held_out(console, run, report, settings or (), evaluate)

@@ -131,6 +131,12 @@ class ChatTokenizer:
         """The id that fills up padded rows; any will do, since no response can see it."""
         return int(self._tokenizer.pad_token_id or 0)
 
+    @property
+    def end_id(self) -> int | None:
+        """The id that ends an answer; None where the tokenizer names none."""
+        end: int | None = self._tokenizer.eos_token_id
+        return end
+
     def fingerprint(self) -> str:
         """SHA-256 over what decides the ids: vocabulary, merges, special tokens and template."""
         digest = hashlib.sha256(self._backend.to_str().encode())

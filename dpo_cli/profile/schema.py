@@ -280,6 +280,27 @@ class Eval(Table):
     """Micro-batches between two evaluations; 0 evaluates once before training and once after it.
     Without held-out pairs there is none."""
 
+    keep_best: Annotated[bool, NONE] = False
+    """Whether the state with the lowest held-out loss is kept beside the newest ones, and its
+    weights in a file of their own, rlhf_best_512.pth. A new best is saved at once."""
+
+    samples: Annotated[int, Field(ge=0, examples=[3]), NONE] = 0
+    """Held-out prompts that policy and reference answer at each evaluation, to be read side by
+    side: greedily, up to 96 tokens each."""
+
+    patience: Annotated[int, Field(ge=0, examples=[3]), NONE] = 0
+    """Evaluations in a row without a lower held-out loss after which the run ends by itself; 0
+    trains to the end. Needs eval.interval."""
+
+    @field_validator("patience")
+    @classmethod
+    def _check_patience(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("interval") == 0:
+            raise contradiction(
+                "needs evaluations between the first step and the last; set eval.interval"
+            )
+        return value
+
     @field_validator("path")
     @classmethod
     def _check_path(cls, value: Path | None, info: ValidationInfo) -> Path | None:

@@ -186,6 +186,14 @@ class RunDirectory:
         """Whether every planned step is done and saved."""
         return self.completed_path.exists()
 
+    @property
+    def completed_steps(self) -> int | None:
+        """Optimizer steps of a run that is done: fewer than planned if it lost its patience."""
+        try:
+            return int(json.loads(self.completed_path.read_bytes())["optimizer_step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def mark_completed(self, *, optimizer_step: int, weights: str) -> None:
         """Say that the run is done: `optimizer_step` updates, the result in the file `weights`."""
         facts = {"optimizer_step": optimizer_step, "weights": weights}
@@ -223,10 +231,17 @@ class RunDirectory:
     # --- saved training states -------------------------------------------------------------------
 
     def commit_generation(
-        self, optimizer_step: int, write: Callable[[Path], None], *, keep: int = 2
+        self,
+        optimizer_step: int,
+        write: Callable[[Path], None],
+        *,
+        keep: int = 2,
+        best: int | None = None,
     ) -> Generation:
         """Save a training state; see `generations.commit`."""
-        return generations.commit(self.generations_path, optimizer_step, write, keep=keep)
+        return generations.commit(
+            self.generations_path, optimizer_step, write, keep=keep, best=best
+        )
 
     def newest_verified(self) -> tuple[Generation | None, list[str]]:
         """The state to go on from, and why newer ones were passed over."""
@@ -253,6 +268,17 @@ class RunDirectory:
             except FileNotFoundError:
                 if generation.path.exists():
                     raise
+
+    def read_verified(
+        self, optimizer_step: int, read: Callable[[Path], Content]
+    ) -> tuple[Generation, Content] | None:
+        """The generation after a step, and what `read` makes of it; None where it is not whole."""
+        for generation in generations.all_generations(self.generations_path):
+            if generation.optimizer_step == optimizer_step:
+                with contextlib.suppress(FileNotFoundError):  # a run that trains moved it aside
+                    if generations.find_damage(generation) is None:
+                        return generation, read(generation.path)
+        return None
 
     # --- who trains ------------------------------------------------------------------------------
 

@@ -31,9 +31,10 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import EventWriter, Exported, history
+from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.rounding import Rounding, round_weights
-from dpo_cli.training.state import load_weights
+from dpo_cli.training.state import load_best, load_weights
 from dpo_cli.training.survival import Survival, measure_survival, read_start
 from dpo_cli.training.weights import write_weights
 
@@ -83,6 +84,8 @@ def export_run(
     settings: Sequence[str] = (),
     rounding: Rounding = "nearest",
     seed: int | None = None,
+    *,
+    best: bool = False,
 ) -> ExportReport:
     """Write the newest verified generation of a run for MiniMind's own scripts.
 
@@ -97,10 +100,11 @@ def export_run(
         settings: keys of the profile that are others here, such as where the data lies now.
         rounding: how weights become numbers of a half-precision file.
         seed: of stochastic rounding; by default the profile's.
+        best: write the state with the lowest held-out loss instead of the newest.
 
     Raises:
-        DpoError: nothing is saved yet, the file is another's, a weight is beyond what the file can
-            hold, or it does not load back.
+        DpoError: nothing is saved yet, no best state is kept, the file is another's, a weight is
+            beyond what the file can hold, or it does not load back.
     """
     profile = load_profile(run.profile_path, settings).profile
     plan, newest = run.read_plan(), run.read_newest(load_weights)
@@ -109,7 +113,7 @@ def export_run(
             f"{run.name}: nothing is saved that could be exported",
             f"let it train up to its first save: dpo resume {run.name}",
         )
-    generation, state = newest
+    generation, state = _best(run) if best else newest
     architecture = Architecture(**plan["model"]["shape"])
     dtype = dtype or profile.export.dtype
     if rounding == "stochastic":
@@ -164,6 +168,23 @@ def export_run(
         state=state,
         exported=exported.state,
     )
+
+
+def _best(run: RunDirectory) -> tuple[Generation, StateDict]:
+    """The best state that the newest one knows of, and its weights."""
+    newest = run.read_newest(load_best)
+    step = newest[1].optimizer_step if newest else 0
+    if newest and newest[1].loss is None:
+        problem, remedy = "it has no held-out pairs", "export the newest state: without --best"
+    elif not step:
+        problem = "no evaluation was better than the one before the first step"
+        remedy = "the checkpoint it began with is the best; or export the newest: without --best"
+    elif (kept := run.read_verified(step, load_weights)) is not None:
+        return kept
+    else:
+        problem = f"the state after optimizer step {step} is not kept, or damaged"
+        remedy = "eval.keep_best = true keeps it; export the newest state: without --best"
+    raise DpoError(f"{run.name} has no best state: {problem}", remedy)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import build_model, to_disk_names
+from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.optim import COMPENSATION, CompensatedAdamW
 from dpo_cli.training.ranks import ALONE, Ranks
 
@@ -37,11 +38,13 @@ def save_state(
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
     optimizer_step: int,
+    best: BestSoFar | None = None,
     rng: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the state after `optimizer_step` optimizer steps into an empty directory.
 
-    `rng` are the random numbers of all ranks, from `rng_states`; None where there is but this one.
+    `best` is the held-out loss to beat, None where there is none. `rng` are the random numbers of
+    all ranks, from `rng_states`; None where there is but this one.
     """
     save_file(on_disk(model, model.state_dict()), directory / WEIGHTS)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -59,6 +62,7 @@ def save_state(
                 "optimizer_step": optimizer_step,
                 "updates": updates.pop() if updates else 0,
                 "scaler": scaler.state_dict(),
+                "best": (best or BestSoFar()).to_dict(),
             }
         ),
         encoding="utf-8",
@@ -68,6 +72,11 @@ def save_state(
 def load_weights(directory: Path) -> StateDict:
     """The float32 weights of a generation, in the Hugging Face layout."""
     return _read(directory / WEIGHTS)
+
+
+def load_best(directory: Path) -> BestSoFar:
+    """What the run that saved a generation knew to be its best on the held-out pairs."""
+    return BestSoFar.from_dict(_read_position(directory / _STATE).get("best", {}))
 
 
 def restore_state(

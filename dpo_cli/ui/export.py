@@ -59,9 +59,7 @@ def _survival_lines(report: ExportReport) -> list[Text]:
     error = f"relative error of {_times(survival.relative_error)}"
     # Beside a large cost of the format itself, the part that is kept would be chance.
     is_told = survival.start_error <= LOST_SHARE
-    kept = (
-        f"{_percent(survival.kept)} of the update is kept, with" if is_told else "the update has"
-    )
+    kept = f"{_percent(survival.kept)} of the update is kept, with" if is_told else "the update has"
     line = f"{_percent(survival.changed)} of the weights are not the start's; {kept} a {error}"
     return [Text(line), *_cost_lines(report, survival)]
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from dpo_cli.intervals import wilson_interval
 from dpo_cli.objective.held_out import (
     HELD_OUT_FIGURES,
     means,
     score_held_out_pairs,
     summarize,
-    wilson_interval,
 )
 from dpo_cli.objective.logps import Reduction
+from dpo_cli.profile.objective import Dpo
 
 PAIRS, TIME = 7, 9
 
@@ -74,7 +75,9 @@ def slowly(pair: int, beta: float, reduction: Reduction) -> dict[str, float]:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_each_pair_is_what_a_plain_computation_says(reduction: Reduction) -> None:
     policy, reference, entropies, mask = scores()
-    table = score_held_out_pairs(policy, reference, entropies, mask, beta=0.7, reduction=reduction)
+    table = score_held_out_pairs(
+        policy, reference, entropies, mask, Dpo(beta=0.7, reduction=reduction)
+    )
     assert table.shape == (PAIRS, len(HELD_OUT_FIGURES))
     for pair, row in enumerate(table.tolist()):
         expected = slowly(pair, 0.7, reduction)
@@ -83,7 +86,7 @@ def test_each_pair_is_what_a_plain_computation_says(reduction: Reduction) -> Non
 
 
 def test_groups_that_divide_the_pairs_add_up_to_them() -> None:
-    table = score_held_out_pairs(*scores(), beta=0.7, reduction="mean")
+    table = score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))
     parts = [summarize(table[:2]), summarize(table[2:3]), summarize(table[3:])]
     whole = summarize(table)
     assert sum(part["pairs"] for part in parts) == whole["pairs"] == PAIRS
@@ -94,7 +97,7 @@ def test_groups_that_divide_the_pairs_add_up_to_them() -> None:
 
 
 def test_the_interval_of_a_mean_is_the_normal_one() -> None:
-    table = score_held_out_pairs(*scores(), beta=0.7, reduction="mean")
+    table = score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))
     summary = summarize(table)
     gaps = table[:, HELD_OUT_FIGURES.index("gap")].tolist()
     reach = 1.96 * statistics.stdev(gaps) / math.sqrt(PAIRS)
@@ -103,7 +106,7 @@ def test_the_interval_of_a_mean_is_the_normal_one() -> None:
 
 
 def test_one_pair_has_no_interval_but_for_its_shares() -> None:
-    summary = summarize(score_held_out_pairs(*scores(), beta=0.7, reduction="mean")[:1])
+    summary = summarize(score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))[:1])
     intervals = {name.removesuffix("/low") for name in summary if name.endswith("/low")}
     assert intervals == {"rewards/accuracies", "logps/accuracies", "ref_logps/accuracies"}
 

@@ -140,7 +140,8 @@ class ResponseScorer(nn.Module):
         scaling /= getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
         softcap = getattr(config, "final_logit_softcapping", None)
         if getattr(head, "bias", None) is None and softcap is None:
-            weight, device = head.get_parameter("weight"), hidden.device.type
+            weight: Tensor = head.get_parameter("weight")
+            device = hidden.device.type
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
                 hidden, weight = hidden.to(dtype), weight.to(dtype)

@@ -217,7 +217,8 @@ def test_resume_of_a_complete_run_says_so(dpo: Cli, completed: RunDirectory) -> 
     code, out, _ = dpo("resume")
     assert code == 0
     assert out.splitlines() == [
-        f"{completed.name} is already complete",
+        f"{completed.name} is already complete; more epochs would go on:"
+        " --set train.epochs=3 --allow-changes",
         f"export: dpo export {completed.name}",
     ]
 
@@ -338,8 +339,8 @@ def test_export_shows_what_was_written(
 
     asked: list[tuple[object, ...]] = []
 
-    def export_run(*arguments: object) -> SimpleNamespace:
-        asked.append(arguments)
+    def export_run(*arguments: object, best: bool) -> SimpleNamespace:
+        asked.append((*arguments, best))
         return SimpleNamespace(
             path=Path("out/rlhf_512.pth"),
             dtype="float16",
@@ -355,10 +356,10 @@ def test_export_shows_what_was_written(
     module = ModuleType("dpo_cli.training.export")
     module.export_run = export_run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "dpo_cli.training.export", module)
-    code, out, _ = dpo("export", "--to", "x.pth", "--dtype", "bfloat16", "--force")
+    code, out, _ = dpo("export", "--to", "x.pth", "--dtype", "bfloat16", "--force", "--best")
     assert code == 0
     run = RunDirectory(Path("runs", stopped.name))
-    assert asked == [(run, Path("x.pth"), "bfloat16", True, ())]
+    assert asked == [(run, Path("x.pth"), "bfloat16", True, (), True)]
     assert out.splitlines() == [
         "wrote out/rlhf_512.pth: 51.7 MB, float16, 75 tensors, after optimizer step 3",
         "log-probs against the training state, over 4 pairs: 0.00045 nats per token apart in the"

@@ -149,8 +149,32 @@ def evaluated(step: int) -> Event:
         "rewards/accuracies": 0.48 + 0.35 * share,
         "gap": 0.014 * share,
         "kl": 0.0021 * share,
+        "logps/accuracies": 0.52 + 0.2 * share,
     }
-    done = Evaluated(step=step, optimizer_step=step // 2, metrics=metrics, pairs=40, seconds=2.0)
+    groups = {
+        name: {
+            "pairs": pairs,
+            **metrics,
+            "rewards/accuracies/low": metrics["rewards/accuracies"] - 1 / pairs**0.5,
+            "rewards/accuracies/high": min(1.0, metrics["rewards/accuracies"] + 1 / pairs**0.5),
+        }
+        for name, pairs in (
+            ("all", 40.0),
+            ("language/Chinese", 25.0),
+            ("language/Latin", 15.0),
+            ("length/chosen longer", 21.0),
+            ("length/like length", 12.0),
+            ("length/rejected longer", 7.0),
+        )
+    }
+    done = Evaluated(
+        step=step,
+        optimizer_step=step // 2,
+        metrics=metrics,
+        groups=groups,
+        pairs=40,
+        seconds=2.0,
+    )
     return at(5.1 + step * STEP_SECONDS, done)
 
 
@@ -165,6 +189,7 @@ def saved(step: int) -> Event:
             weights="rlhf_512.pth",
             size_bytes=361_700_000,
             seconds=0.8,
+            is_best=step == 200,
         ),
     )
 

@@ -53,7 +53,8 @@ def resume(
     """Go on with a run: from its newest whole state, bit for bit as if it had never stopped.
 
     Without RUN it is the newest that is unfinished. A finished run goes on when it gets more
-    epochs. It may go on with another number of processes; what stands behind a -- goes to torchrun.
+    epochs; one that lost its patience, when it gets more of that. It may go on with another number
+    of processes; what stands behind a -- goes to torchrun.
 
     Example: `dpo resume dense --set train.epochs=4 --allow-changes`
     """
@@ -96,7 +97,7 @@ def resume(
                     nothing_left,
                 )
             console = plain_console()
-            console.print(f"{run.designation} is already complete: {nothing_left}")
+            console.print(f"{run.designation} is already complete; {nothing_left}")
             console.print(f"export: dpo export {run.designation}")
             return
         check_inputs(new)

@@ -45,6 +45,10 @@ def show(
     height: Annotated[
         int | None, typer.Option(min=10, max=1000, metavar="LINES", show_default=False)
     ] = None,
+    samples: Annotated[
+        bool,
+        typer.Option("--samples", help="Print what policy and reference answered, not the panel."),
+    ] = False,
     runs_dir: RunsDirOption = None,
 ) -> None:
     """Show the panel of a run, as it is or as it was, and leave it at that.
@@ -62,6 +66,9 @@ def show(
 
     run = find_run(runs_root(runs_dir), run_name)
     dashboard = picture(run, at)
+    if samples:
+        _print_samples(run, dashboard)
+        return
     if svg is None:
         print_picture(dashboard, width, height)
         return
@@ -84,6 +91,24 @@ def show(
     except OSError as error:
         raise DpoError(f"cannot write {svg}: {error.strerror}") from error
     typer.echo(f"wrote {svg}")
+
+
+def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:
+    """What policy and reference answered last.
+
+    Raises:
+        DpoError: they were not asked.
+    """
+    from dpo_cli.commands.session import plain_console
+    from dpo_cli.ui.report import sample_lines
+
+    sampled = dashboard.view.sampled
+    if sampled is None:
+        raise DpoError(f"{run.name} has no samples", "eval.samples = 3 has three prompts answered")
+    console = plain_console()
+    console.print(f"after step {sampled.step}")
+    for line in sample_lines(sampled):
+        console.print(line)
 
 
 def picture(run: RunDirectory, at: int | None = None) -> Dashboard:

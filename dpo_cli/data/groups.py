@@ -40,7 +40,9 @@ def groups_of(pairs: TokenizedPairs, decode: Callable[[Tensor], str]) -> dict[st
         groups[f"language/{name}"] = torch.tensor([language == name for language in languages])
     chosen, rejected = pairs.response_tokens.double().unbind(dim=1)
     groups["length/chosen longer"] = chosen > LIKE_LENGTH * rejected
-    groups["length/like"] = (chosen <= LIKE_LENGTH * rejected) & (rejected <= LIKE_LENGTH * chosen)
+    groups["length/like length"] = (chosen <= LIKE_LENGTH * rejected) & (
+        rejected <= LIKE_LENGTH * chosen
+    )
     groups["length/rejected longer"] = rejected > LIKE_LENGTH * chosen
     return {name: members for name, members in groups.items() if members.any()}
 

@@ -119,8 +119,8 @@ def entropies(logits: Tensor, mask: Tensor) -> Tensor:
 def _entropies_in_place(logits: Tensor, normalizer: Tensor) -> Tensor:
     """(N,); the table (N, V) of logits is used up."""
     probabilities = logits.sub_(normalizer).exp_()
-    summands: Tensor = torch.special.entr(probabilities, out=probabilities)
-    return summands.sum(dim=-1)
+    torch.special.entr(probabilities, out=probabilities)
+    return probabilities.sum(dim=-1)
 
 
 def _chunks(

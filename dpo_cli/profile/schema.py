@@ -288,7 +288,7 @@ class Eval(Table):
     """Held-out prompts that policy and reference answer at each evaluation, to be read side by
     side: greedily, up to 96 tokens each."""
 
-    patience: Annotated[int, Field(ge=0, examples=[3]), NONE] = 0
+    patience: Annotated[int, Field(ge=0), NONE] = 0
     """Evaluations in a row without a lower held-out loss after which the run ends by itself; 0
     trains to the end. Needs eval.interval."""
 

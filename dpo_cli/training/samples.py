@@ -88,7 +88,8 @@ class Sampler:
             pad_token_id=self._tokenizer.pad_id,
             use_cache=True,
         )
-        with self._compute.autocast():
+        # A compiled block would be compiled anew for each length of what is cached.
+        with self._compute.autocast(), torch.compiler.set_stance("force_eager"):
             said = scorer.model.generate(
                 ids, attention_mask=torch.ones_like(ids), generation_config=config
             )

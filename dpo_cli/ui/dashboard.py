@@ -17,7 +17,14 @@ from rich.text import Text
 from dpo_cli.run.deaths import rank_ending
 from dpo_cli.run.events import Failed, WorkerEnded
 from dpo_cli.ui.layout import Block, bar, beside, ends, fit, framed, one_line, pile
-from dpo_cli.ui.numbers import LABEL_WIDTH, TITLE, figures, metrics_table
+from dpo_cli.ui.numbers import (
+    GROUPS_TITLE,
+    LABEL_WIDTH,
+    TITLE,
+    figures,
+    group_lines,
+    metrics_table,
+)
 from dpo_cli.ui.plots import charts
 from dpo_cli.ui.ranks import ranks_frame
 from dpo_cli.ui.report import duration, plan_lines
@@ -32,7 +39,6 @@ _STATE_STYLES = {
     State.KILLED: "bold red",
 }
 _NUMBERS_WIDTH, _WIDE_NUMBERS_WIDTH, _WIDE = 38, 50, 130
-_NUMBERS_HEIGHT = 19
 _LEAST_CHARTS_WIDTH, _LEAST_CHARTS_HEIGHT = 32, 8
 _USUAL_HEIGHT = 24
 _LEAST_ALERT, _LEAST_FAILURE = 2, 5
@@ -53,6 +59,7 @@ _WORDS = (
     ("margin", "reward of the chosen answer minus that of the rejected one"),
     ("gap", "how far the two answers moved apart, in nats per token, whatever beta is"),
     ("KL", "how far the policy moved from the reference, in nats per token"),
+    ("likelier", "share of held-out pairs with chosen the likelier answer"),
     ("clipped", "share of steps whose gradient was longer than grad_clip"),
     ("moved", "share of weights whose 16-bit value is no longer the checkpoint's"),
 )
@@ -170,16 +177,24 @@ class Dashboard:
 
     def _beside_charts(self, console: Console, width: int, height: int) -> Block:
         """The numbers, and below them the plan where there is room for it."""
-        rest = height - _NUMBERS_HEIGHT
+        whole = len(self._number_lines(width, gap=True)) + 2
+        groups = group_lines(self.view.held_out, width - 4)
+        rest = height - whole
         if not self.view.step or rest < len(self._plan_lines(console, width)) + 2:
             return self._numbers(width, height)
-        return self._numbers(width, _NUMBERS_HEIGHT) + self._plan(console, width, rest)
+        block = self._numbers(width, whole)
+        if groups and rest - len(groups) - 2 >= len(self._plan_lines(console, width)) + 2:
+            block += framed(GROUPS_TITLE, groups, width, len(groups) + 2)
+        return block + self._plan(console, width, height - len(block))
 
     def _numbers(self, width: int, height: int) -> Block:
+        gap = height >= len(self._number_lines(width, gap=True)) + 2
+        return framed(TITLE, self._number_lines(width, gap=gap), width, height)
+
+    def _number_lines(self, width: int, *, gap: bool) -> Block:
         table = metrics_table(self.view, width - 4)
-        gap = [Text()] if height >= _NUMBERS_HEIGHT else []
         disk = (self.disk.free_bytes, self.disk.generations) if self.disk else None
-        return framed(TITLE, [*table, *gap, *figures(self.view, self.now, disk)], width, height)
+        return [*table, *([Text()] if gap else []), *figures(self.view, self.now, disk)]
 
     def _plan(self, console: Console, width: int, height: int) -> Block:
         return framed("plan", self._plan_lines(console, width), width, height)

@@ -18,11 +18,13 @@ from dpo_cli.run.events import (
     Planned,
     Progress,
     Resumed,
+    Sampled,
     Saved,
     StepDone,
     Stopped,
     WorkerStarted,
 )
+from dpo_cli.ui.layout import one_line
 from dpo_cli.ui.ranks import straggler, straggler_message
 
 _FIRST_STEPS = (1, 2, 5, 10)
@@ -30,6 +32,7 @@ _LONGEST_SILENCE_SECONDS = 30.0
 _PROGRESS_SECONDS = 2.0
 _RECENT_STEPS = 20
 _LABEL_WIDTH = 10
+_SAMPLE_CHARACTERS = 120
 
 
 def duration(seconds: float) -> str:
@@ -102,6 +105,8 @@ class PlainReport:
                 self._step(event)
             case Evaluated():
                 self._print([evaluation_line(event)])
+            case Sampled():
+                self._print(sample_lines(event, _SAMPLE_CHARACTERS))
             case Saved():
                 self._print([saved_line(event)])
             case Resumed():
@@ -246,16 +251,42 @@ def evaluation_line(event: Evaluated) -> Text:
         ("held out", f"after step {event.step}"),
         ("loss", f"{metrics['loss']:.4f}"),
         ("margin", f"{metrics['rewards/margins']:+.3g}"),
-        ("acc", f"{metrics['rewards/accuracies']:.2f}"),
+        ("acc", f"{metrics['rewards/accuracies']:.2f}{_interval(event, 'rewards/accuracies')}"),
         ("", f"{count(event.pairs, 'pair')} in {duration(event.seconds)}"),
     )
+
+
+def _interval(event: Evaluated, metric: str) -> str:
+    """Where pairs drawn anew would most likely put a metric, if the event says it."""
+    of_all = event.groups.get("all", {})
+    if metric + "/low" not in of_all:
+        return ""
+    return f" ({of_all[metric + '/low']:.2f}-{of_all[metric + '/high']:.2f})"
+
+
+def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Text]:
+    """What policy and reference answer to the same prompts; each text cut to so many characters."""
+    lines = []
+    for sample in event.samples:
+        said = (
+            (f"line {sample['line']}", sample["prompt"]),
+            ("  reference", sample["reference"]),
+            ("  policy", sample["policy"]),
+        )
+        for label, text in said:
+            text = one_line(text)
+            if most_characters is not None and len(text) > most_characters:
+                text = f"{text[:most_characters]}..."
+            lines.append(Text.assemble((f"{label}: ", "dim"), text))
+    return lines
 
 
 def saved_line(event: Saved) -> Text:
     """A generation was committed."""
     return Text(
         f"saved after optimizer step {event.optimizer_step} "
-        f"({size(event.size_bytes)} in {event.seconds:.1f}s)",
+        f"({size(event.size_bytes)} in {event.seconds:.1f}s)"
+        + (": the best so far on the held-out pairs" if event.is_best else ""),
         style="dim",
     )
 
@@ -292,6 +323,7 @@ def completed_lines(event: Completed, designation: str, directory: Path) -> list
             f": {count(event.optimizer_step, 'optimizer step')}, "
             f"weights in {directory / event.weights}",
         ),
+        *([Text(f"      {event.reason}")] if event.reason else []),
         _command("export", f"dpo export {designation}"),
     ]
 

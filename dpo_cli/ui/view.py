@@ -21,6 +21,7 @@ from dpo_cli.run.events import (
     Progress,
     RankEnded,
     Resumed,
+    Sampled,
     Saved,
     StepDone,
     Stopped,
@@ -52,7 +53,8 @@ class State(StrEnum):
 class RunView:
     """What the events so far come to. `take` is the only thing that changes it.
 
-    Bounded in memory (but for skipped steps) and O(1) an event, however long the run.
+    Bounded in memory (but for skipped steps and best states) and O(1) an event, however long
+    the run.
     """
 
     plan: dict[str, Any] | None = None
@@ -69,6 +71,7 @@ class RunView:
     """The steps whose gradient was not finite, ascending: no update was made of them."""
     weights_moved: float | None = None
     saved: Saved | None = None
+    sampled: Sampled | None = None
     alerts: dict[str, Alert] = field(default_factory=dict)
     """The newest of each code, in order of their coming."""
     ending: Completed | Stopped | Failed | WorkerEnded | None = None
@@ -91,6 +94,7 @@ class RunView:
     """When the last one came."""
     _timed: deque[StepDone] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     """The last steps of this start: the clock of another began anew."""
+    _bests: list[Saved] = field(default_factory=list)
     _seconds_of_earlier_starts: float = 0.0
     _seconds_of_this_start: float = 0.0
 
@@ -122,8 +126,12 @@ class RunView:
                 self._take_step(event)
             case Evaluated():
                 self._take_evaluation(event)
+            case Sampled():
+                self.sampled, self.phase = event, None
             case Saved():
                 self.saved = event
+                if event.is_best:
+                    self._bests.append(event)
             case Alert():
                 self.alerts.pop(event.code, None)
                 self.alerts[event.code] = event
@@ -196,6 +204,11 @@ class RunView:
         return max(0.0, (self.total_steps - self.step) * self.seconds_per_step - since_last_event)
 
     @property
+    def best(self) -> Saved | None:
+        """The state with the lowest held-out loss, where such are kept."""
+        return self._bests[-1] if self._bests else None
+
+    @property
     def _is_evaluating(self) -> bool:
         return self.phase is not None and self.phase.phase == EVALUATION
 
@@ -243,3 +256,7 @@ class RunView:
         self.last_step = self.recent[-1] if self.recent else None
         if self.held_out is not None and self.held_out.step > event.step:
             self.held_out = None
+        if self.sampled is not None and self.sampled.step > event.step:
+            self.sampled = None
+        while self._bests and self._bests[-1].step > event.step:
+            self._bests.pop()

@@ -221,7 +221,8 @@ def test_resume_of_a_complete_run_says_so(dpo: Cli, completed: RunDirectory) -> 
     code, out, _ = dpo("resume")
     assert code == 0
     assert out.splitlines() == [
-        f"{completed.name} is already complete",
+        f"{completed.name} is already complete; more epochs would go on:"
+        " --set train.epochs=3 --allow-changes",
         f"export: dpo export {completed.name}",
     ]
 
@@ -342,8 +343,8 @@ class Bench:
     seconds: float | None = None
     failure: str = ""
 
-    def export_run(self, *arguments: object) -> SimpleNamespace:
-        self.asked.append(arguments)
+    def export_run(self, *arguments: object, best: bool) -> SimpleNamespace:
+        self.asked.append((*arguments, best))
         rounding, seed = arguments[5:]
         return SimpleNamespace(
             path=Path("out/rlhf_512.pth"),
@@ -395,10 +396,10 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def test_export_shows_what_was_written(dpo: Cli, stopped: RunDirectory, bench: Bench) -> None:
-    code, out, _ = dpo("export", "--to", "x.pth", "--dtype", "bfloat16", "--force")
+    code, out, _ = dpo("export", "--to", "x.pth", "--dtype", "bfloat16", "--force", "--best")
     assert code == 0
     run = RunDirectory(Path("runs", stopped.name))
-    assert bench.asked == [(run, Path("x.pth"), "bfloat16", True, (), "nearest", None)]
+    assert bench.asked == [(run, Path("x.pth"), "bfloat16", True, (), "nearest", None, True)]
     assert out.splitlines() == [
         "wrote out/rlhf_512.pth: 51.7 MB, float16 rounded to nearest, 75 tensors, after optimizer"
         " step 3",

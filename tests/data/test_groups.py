@@ -37,12 +37,12 @@ def test_languages_and_lengths_each_divide_the_pairs() -> None:
         "language/Latin": [True, False, False, False, True],
         "language/other": [False, False, True, True, False],
         "length/chosen longer": [False, False, False, True, True],
-        "length/like": [True, True, False, False, False],  # 12 is 1.2 times 10
+        "length/like length": [True, True, False, False, False],  # 12 is 1.2 times 10
         "length/rejected longer": [False, False, True, False, False],
     }
 
 
 def test_a_group_without_pairs_is_none() -> None:
     pairs = in_columns([pair(1, 1, 10, 10)])
-    assert list(groups_of(pairs, decode)) == ["all", "language/Latin", "length/like"]
+    assert list(groups_of(pairs, decode)) == ["all", "language/Latin", "length/like length"]
     assert groups_of(pairs[:0], decode) == {}

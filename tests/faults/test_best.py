@@ -15,7 +15,7 @@ from dpo_cli.run.events import Completed, Evaluated, Saved
 from dpo_cli.run.generations import all_generations
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.state import load_weights
-from tests.cli import Run
+from tests.cli import Run, dpo
 from tests.faults import arms, workers
 from tests.small_runs import golden_run
 
@@ -91,6 +91,36 @@ def test_killed_before_and_after_the_best(
     workers.assert_equal(run, whole)
     states = [{g.optimizer_step for g in all_generations(r.generations_path)} for r in (run, whole)]
     assert states[0] == states[1]
+
+
+def test_what_a_user_can_do_with_it(copied: RunDirectory) -> None:
+    best, cwd = best_step(copied), copied.path.parent.parent
+    out = cwd / "best.pth"
+
+    exported = dpo("export", copied.name, "--best", "--to", str(out), cwd=cwd)
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    assert f"after optimizer step {best}" in exported.stdout
+    written, kept = (
+        torch.load(path, weights_only=True) for path in (out, copied.path / "rlhf_best_64.pth")
+    )
+    assert all(torch.equal(written[name], tensor) for name, tensor in kept.items())
+
+    over = dpo("resume", copied.name, cwd=cwd)
+    assert over.returncode == 0
+    assert "already complete; more patience would go on: --set eval.patience=6" in over.stdout
+    epochs = dpo("resume", copied.name, "--set", "train.epochs=13", "--allow-changes", cwd=cwd)
+    assert epochs.returncode == 2
+    assert "--set eval.patience=6" in epochs.stderr
+    steps = len(Run(copied).steps)
+    more = dpo("resume", copied.name, "--set", "eval.patience=4", "--plain", cwd=cwd)
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert len(Run(copied).steps) > steps
+    assert "no lower held-out loss in" in more.stdout
+
+    shutil.rmtree(all_generations(copied.generations_path)[-1].path)
+    gone = dpo("export", copied.name, "--best", "--to", str(out), cwd=cwd)
+    assert gone.returncode == 1
+    assert "is not kept, or damaged" in gone.stderr
 
 
 def test_killed_between_the_last_save_and_the_mark(

@@ -74,7 +74,13 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "save_interval": 8,
         "save_min_seconds": 0.0,
     },
-    "eval": {"path": "/held.jsonl", "interval": 9},
+    "eval": {
+        "path": "/held.jsonl",
+        "interval": 9,
+        "keep_best": True,
+        "samples": 3,
+        "patience": 4,
+    },
     "export": {"prefix": "dpo", "dtype": "float32"},
     "launch": {
         "nproc_per_node": "auto",

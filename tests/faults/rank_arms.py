@@ -57,6 +57,21 @@ def raise_before(optimizer_step: int, error: Exception) -> None:
     before_step(optimizer_step, fail)
 
 
+def flip_a_bit_before(optimizer_step: int) -> None:
+    """In one weight of this rank: another machine might have computed it so."""
+    from dpo_cli.training.trainer import Trainer
+
+    take_step = Trainer.take_step
+
+    def watched(self: Trainer, window: Any) -> Any:
+        if self.optimizer_step + 1 == optimizer_step:
+            weight = next(self.policy.parameters()).detach().flatten()
+            weight[7:8].view(torch.int32).bitwise_xor_(1)
+        return take_step(self, window)
+
+    Trainer.take_step = watched  # type: ignore[method-assign]
+
+
 def out_of_memory_before(optimizer_step: int) -> None:
     """What torch raises on a card that is full."""
     raise_before(optimizer_step, torch.OutOfMemoryError("no more"))

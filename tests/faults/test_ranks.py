@@ -191,6 +191,19 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(
     assert (step, stop, weights) == (len(Run(run).steps), None, other[2])
 
 
+def test_weights_that_differ_are_noticed_before_they_are_saved(
+    pair: RunDirectory, whole_pair: RunDirectory
+) -> None:
+    """By one bit on one rank."""
+    states = sorted(path.name for path in pair.generations_path.iterdir())
+    assert ranks.work(pair, 2, on(1, rank_arms.flip_a_bit_before, 4)) == [0, 0]
+    failed = only(events(pair), Failed)
+    assert "the weights of these ranks are no longer the leader's" in failed.message
+    assert failed.details[0].startswith("rank 1 on ")
+    assert sorted(path.name for path in pair.generations_path.iterdir()) == states
+    assert_goes_on_and_ends_equal(pair, whole_pair)
+
+
 def test_a_rank_out_of_memory_says_so(pair: RunDirectory, whole_pair: RunDirectory) -> None:
     assert ranks.work(pair, 2, on(1, rank_arms.out_of_memory_before, 5)) == [0, 0]
     failed = only(events(pair), Failed)

@@ -160,13 +160,6 @@ def test_a_loss_that_stays_though_the_weights_move_has_no_brake() -> None:
     assert heard(steps(at_ln_2), brakes) == []
 
 
-def test_the_remedy_never_names_the_learning_rate_alone() -> None:
-    assert together(1e-8, 1e-6) == (
-        'together: dpo.reduction = "mean", dpo.beta = 5 and train.learning_rate = 1e-5, a reach of'
-        " 0.001 that brakes itself (as dpo init proposes); never the learning rate alone"
-    )
-
-
 def test_a_loss_that_fell_once_and_a_run_too_short_to_tell() -> None:
     falls = list(steps(lambda n: {"loss": math.log(2) - (0.02 if n > 20 else 0.0)}))
     assert heard(falls, BLIND) == []

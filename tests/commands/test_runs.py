@@ -415,7 +415,7 @@ def test_export_shows_what_was_written(dpo: Cli, stopped: RunDirectory, bench: B
 def test_export_rounds_as_it_is_told(dpo: Cli, stopped: RunDirectory, bench: Bench) -> None:
     code, out, _ = dpo("export", "--rounding", "stochastic", "--seed", "7")
     assert code == 0
-    assert bench.asked[0][5:] == ("stochastic", 7)
+    assert bench.asked[0][5:] == ("stochastic", 7, False)
     assert "float16 rounded stochastically with seed 7, 75 tensors" in out
     code, _, err = dpo("export", "--seed", "7")
     assert code == 2

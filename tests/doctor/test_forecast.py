@@ -78,8 +78,9 @@ def test_evaluations_are_counted_as_the_trainer_makes_them(bench: Path, interval
     made: list[int] = []
 
     class Counted(Trainer):
-        def evaluate(self) -> None:
+        def evaluate(self, *, is_due: bool = True) -> bool:
             made.append(self.step)
+            return False
 
     trainer = make_trial(prepared, lambda *_: None).trainer
     fields = {field.name: getattr(trainer, field.name) for field in dataclasses.fields(Trainer)}

@@ -5,9 +5,9 @@
 
 Every rank computes with one thread, or on one card. The pairs of an optimizer step are the same
 whatever the number of ranks, and so is what is computed. Efficiency is the speed of N ranks by N
-times that of one; the sum is what a step takes beside the rank that computes longest. The figures
-are those of the runs' own event streams, from the third optimizer step on, with the reference's
-log-probs known.
+times that of one. Beside the forwards and backwards of the rank that computes longest, a step sums
+the gradients, clips them and makes the update. The figures are those of the runs' own event
+streams, from the third optimizer step on, with the reference's log-probs known.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def measure(options: Any, ranks: int, rows: Path, cache: str) -> dict[str, float
         "ranks": ranks,
         "optimizer_steps": len(steps),
         "pairs_a_second": sum(step.pairs for step in steps) / sum(step.seconds for step in steps),
-        "seconds_of_the_sum": statistics.median(
+        "seconds_beside_forwards": statistics.median(
             step.seconds - longest for step, longest in zip(steps, computed, strict=True)
         ),
         "imbalance": statistics.median(
@@ -88,14 +88,14 @@ def main() -> None:
             cache = str(Path(folder) / f"cache-{ranks}")
             measure(options, ranks, rows, cache)  # fills the caches
             figures.append(measure(options, ranks, rows, cache))
-    print("| ranks | pairs/s | efficiency | seconds of the sum | longest rank / mean |")
+    print("| ranks | pairs/s | efficiency | seconds beside forwards | longest rank / mean |")
     print("|---|---|---|---|---|")
     for its in figures:
         speed = its["pairs_a_second"] / its["ranks"]
         its["efficiency"] = speed / (figures[0]["pairs_a_second"] / figures[0]["ranks"])
         print(
             f"| {its['ranks']} | {its['pairs_a_second']:.2f} | {its['efficiency']:.0%}"
-            f" | {its['seconds_of_the_sum']:.3f} | {its['imbalance']:.2f} |"
+            f" | {its['seconds_beside_forwards']:.3f} | {its['imbalance']:.2f} |"
         )
     if options.json:
         report = {

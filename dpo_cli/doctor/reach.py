@@ -18,18 +18,13 @@ from dpo_cli.data.order import DataOrder, Window
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.doctor.trial import Trial, modest_micro_batch
 from dpo_cli.models.zoo import to_disk_names
-from dpo_cli.profile.recipe import BETA, REACH
-from dpo_cli.profile.text import show_value
+from dpo_cli.profile.recipe import GENTLE_GAP, together
+from dpo_cli.training.alarms.facts import braking_gap_of
 from dpo_cli.training.plan import Prepared
 
 _DIGITS = {torch.float16: (11, -24), torch.bfloat16: (8, -133), torch.float32: (24, -149)}
 """Of each format: bits of the mantissa, and the exponent of its smallest number."""
 _AT_ONCE = 1 << 20
-_HALVED = math.log(3)
-"""Where sigmoid(-u), which the loss pushes with, is half of what it is at u = 0."""
-_BRAKING_GAP = 1.0
-"""Nats a token; answers that far apart are long gibberish. Runs that learned well held 0.1 to 0.3
-between chosen and rejected."""
 _LITTLE = 0.5
 """Of the weights: a file that cannot show more of what was learned is worth a word."""
 
@@ -121,39 +116,17 @@ def check_reach(notes: Notes, prepared: Prepared) -> Reach:
         notes.ok("reach", "train.learning_rate", message)
     else:
         remedy = proposal(prepared)
-        if (braking_gap(prepared) or 0.0) > _BRAKING_GAP:
+        if (braking_gap_of(prepared) or 0.0) > GENTLE_GAP:
             remedy = "see no-brake, below: the learning rate and beta together"
         notes.warn("reach-short", "train.learning_rate", message, remedy)
     _note_brake(notes, prepared, found)
     return found
 
 
-def braking_gap(prepared: Prepared) -> float | None:
-    """How far apart chosen and rejected must be, in nats a token, for the loss to push half as
-    hard as it does at first; None of another loss than DPO's own.
-
-    The loss pushes with sigmoid(-u), u = beta * margin (see `objective/losses.py`); the margin is
-    in nats a token where it is a mean, and as many times that as an answer has tokens where it is a
-    sum.
-    """
-    dpo = prepared.profile.dpo
-    if list(dpo.losses) != ["sigmoid"]:
-        return None
-    tokens = 1.0
-    if dpo.reduction == "sum":
-        tokens = prepared.pairs.response_tokens.double().mean().item()
-    return _HALVED / (dpo.beta * tokens)
-
-
 def proposal(prepared: Prepared) -> str:
     """A learning rate and a beta that belong together, for this many updates."""
-    rates = [prepared.learning_rate.at(step) for step in last_steps(prepared.order)]
-    rate = REACH / sum(rates) * prepared.learning_rate.peak
-    return (
-        f'together: dpo.reduction = "mean", dpo.beta = {BETA:g} and train.learning_rate ='
-        f" {show_value(float(f'{rate:.1e}'))}, a reach of {show_value(REACH)} that brakes itself"
-        " (as dpo init proposes); never the learning rate alone"
-    )
+    reach = sum(prepared.learning_rate.at(step) for step in last_steps(prepared.order))
+    return together(prepared.learning_rate.peak, reach)
 
 
 def check_update(notes: Notes, trial: Trial) -> None:
@@ -192,14 +165,14 @@ def check_update(notes: Notes, trial: Trial) -> None:
 
 
 def _note_brake(notes: Notes, prepared: Prepared, found: Reach) -> None:
-    dpo, gap = prepared.profile.dpo, braking_gap(prepared)
+    dpo, gap = prepared.profile.dpo, braking_gap_of(prepared)
     if gap is None:
         return
     halved = (
         f"{dpo.reduction} x beta {dpo.beta:g}: the loss pushes half as hard where chosen and"
         f" rejected are {gap:.2g} nats a token apart"
     )
-    if gap <= _BRAKING_GAP:
+    if gap <= GENTLE_GAP:
         notes.ok("brake", "dpo.beta", halved)
         return
     chance = math.log(prepared.checkpoint.architecture.vocab_size)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpo_cli.doctor.reach import braking_gap, distance_to_change, last_steps, measure_reach
+from dpo_cli.doctor.reach import distance_to_change, last_steps, measure_reach
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.objective.formulas import Pairs
 from dpo_cli.objective.losses import pair_losses
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.alarms.facts import braking_gap_of
 from dpo_cli.training.device import resolve
 from dpo_cli.training.plan import Prepared, prepare
 from tests.doctor.conftest import Examine
@@ -120,7 +121,7 @@ def test_what_float32_itself_cannot_hold(examined: Examine) -> None:
 def test_the_gap_is_where_the_loss_pushes_half_as_hard(bench: Path, settings: list[str]) -> None:
     prepared = prepared_with(bench, *settings)
     dpo, tokens = prepared.profile.dpo, prepared.pairs.response_tokens.double().mean()
-    gap = braking_gap(prepared)
+    gap = braking_gap_of(prepared)
     assert gap is not None
     per_answer = gap * (tokens if dpo.reduction == "sum" else 1)
     margins = torch.tensor([0.0, float(per_answer)], requires_grad=True)

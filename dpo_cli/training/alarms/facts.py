@@ -11,6 +11,15 @@ _STATE_BYTES_A_WEIGHT = 12
 """A float32 weight, and its two moments."""
 
 
+def braking_gap_of(prepared: Prepared) -> float | None:
+    """See `braking_gap`; None of another loss than DPO's own, which pushes otherwise."""
+    dpo = prepared.profile.dpo
+    if list(dpo.losses) != ["sigmoid"]:
+        return None
+    tokens = prepared.pairs.response_tokens.double().mean().item()
+    return braking_gap(dpo.beta, dpo.reduction, tokens)
+
+
 def facts_of(prepared: Prepared) -> Facts:
     """Read off the inputs and the profile of a run."""
     profile, order, pairs = prepared.profile, prepared.order, prepared.pairs
@@ -29,11 +38,7 @@ def facts_of(prepared: Prepared) -> Facts:
         reach=sum(prepared.learning_rate.at(window.last_step) for window in order.windows()),
         beta=profile.dpo.beta,
         reduction=profile.dpo.reduction,
-        braking_gap=braking_gap(
-            profile.dpo.beta,
-            profile.dpo.reduction,
-            pairs.response_tokens.double().mean().item(),
-        ),
+        braking_gap=braking_gap_of(prepared) or 0.0,
         export_dtype=profile.export.dtype,
         state_bytes=(_STATE_BYTES_A_WEIGHT + file_bytes) * parameters,
         lines_of=lines_of,

@@ -97,17 +97,20 @@ def with_error_file(folder: Path, number: int) -> None:
 
 def note(folder: Path, number: int) -> None:
     """Write down what this rank computes: `pairs_of` and `ends_of` read it."""
+    from dpo_cli.training.plan import Prepared
     from dpo_cli.training.trainer import Trainer
 
-    batch, train = Trainer.batch, Trainer.train
+    batch, train = Prepared.batch, Trainer.train
+    trainers: list[Trainer] = []
 
-    def noted_batch(self: Trainer, pairs: Any, indices: Any) -> Any:
-        if self.policy.training:
+    def noted_batch(self: Prepared, pairs: Any, indices: Any) -> Any:
+        if trainers and trainers[0].policy.training:
             with (folder / f"pairs-{number}").open("a") as file:
-                file.write(json.dumps([self.optimizer_step + 1, list(indices)]) + "\n")
+                file.write(json.dumps([trainers[0].optimizer_step + 1, list(indices)]) + "\n")
         return batch(self, pairs, indices)
 
     def noted_train(self: Trainer) -> Any:
+        trainers[:] = [self]
         stop = train(self)
         digest = hashlib.sha256()
         for parameter in self.policy.parameters():
@@ -116,7 +119,7 @@ def note(folder: Path, number: int) -> None:
         (folder / f"end-{number}").write_text(json.dumps(end))
         return stop
 
-    Trainer.batch = noted_batch  # type: ignore[method-assign]
+    Prepared.batch = noted_batch  # type: ignore[method-assign]
     Trainer.train = noted_train  # type: ignore[method-assign]
 
 

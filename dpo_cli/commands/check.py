@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dpo_cli.commands.options import ProfileArgument, RunsDirOption, SetOption
+from dpo_cli.commands.output import write_output
 from dpo_cli.errors import ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dpo_cli.findings import Diagnosis
 
 
 def check(
@@ -28,6 +35,15 @@ def check(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the findings as JSON, for programs.")
     ] = False,
+    svg: Annotated[
+        Path | None,
+        typer.Option(
+            "--svg",
+            metavar="FILE",
+            help="Write an SVG picture there, too; plain text, if the name ends in .txt.",
+            show_default=False,
+        ),
+    ] = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
     """Look at everything a run would stand on, before it starts.
@@ -43,8 +59,7 @@ def check(
     from dpo_cli.doctor.examination import examine
     from dpo_cli.profile.source import find_profile
     from dpo_cli.run.store import runs_root
-    from dpo_cli.ui.findings import findings_table, verdict
-    from dpo_cli.ui.pairs import lengths_table, pair_preview
+    from dpo_cli.ui.picture import picture_of, recording_console
     from dpo_cli.ui.progress import PhaseBar
 
     path = find_profile(profile, str(profile))
@@ -60,16 +75,28 @@ def check(
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         console = Console(highlight=False, markup=False, emoji=False)
-        if diagnosis.preview:
-            has_colour = console.color_system is not None and not console.no_color
-            console.print(pair_preview(diagnosis.preview, marks=not has_colour))
-            console.print()
-        if diagnosis.histograms:
-            console.print(lengths_table(diagnosis.histograms))
-            console.print()
-        console.print(findings_table(diagnosis.findings))
-        console.print()
-        for line in verdict(diagnosis, train, again):
-            console.print(line, soft_wrap=True)
+        _print_page(console, diagnosis, train, again)
+        if svg is not None:
+            drawn = recording_console(console.width, console.height)
+            _print_page(drawn, diagnosis, train, again)
+            write_output(svg, picture_of(drawn, svg.name, f"dpo check {profile}"))
     if not diagnosis.is_clean:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _print_page(console: Console, diagnosis: Diagnosis, train: str, again: str) -> None:
+    """The pair, the lengths, the findings, and the command that comes next."""
+    from dpo_cli.ui.findings import findings_table, verdict
+    from dpo_cli.ui.pairs import lengths_table, pair_preview
+
+    if diagnosis.preview:
+        has_colour = console.color_system is not None and not console.no_color
+        console.print(pair_preview(diagnosis.preview, marks=not has_colour))
+        console.print()
+    if diagnosis.histograms:
+        console.print(lengths_table(diagnosis.histograms))
+        console.print()
+    console.print(findings_table(diagnosis.findings))
+    console.print()
+    for line in verdict(diagnosis, train, again):
+        console.print(line, soft_wrap=True)

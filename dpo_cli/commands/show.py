@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpo_cli.commands.options import RunArgument, RunsDirOption
+from dpo_cli.commands.output import write_output
 from dpo_cli.errors import DpoError
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dpo_cli.ui.dashboard import Dashboard
 
 _WIDTH, _HEIGHT = 100, 30
-_FONT_FACES = re.compile(r"@font-face \{\{.*?\}\}", re.DOTALL)
-"""What has a picture fetch its font from the network: any monospaced one will do."""
 
 
 def show(
@@ -57,12 +55,8 @@ def show(
 
     Example: `dpo show dense --at 400 --svg panel.svg`
     """
-    import io
-
-    from rich._export_format import CONSOLE_SVG_FORMAT
-    from rich.console import Console
-
     from dpo_cli.run.store import find_run, runs_root
+    from dpo_cli.ui.picture import picture_of, recording_console
 
     run = find_run(runs_root(runs_dir), run_name)
     dashboard = picture(run, at)
@@ -72,24 +66,9 @@ def show(
     if svg is None:
         print_picture(dashboard, width, height)
         return
-    console = Console(
-        width=width or _WIDTH,
-        height=height or _HEIGHT,
-        file=io.StringIO(),
-        record=True,
-        force_terminal=True,
-        color_system="standard",
-        no_color=False,
-    )
+    console = recording_console(width or _WIDTH, height or _HEIGHT)
     console.print(dashboard, end="")
-    try:
-        if svg.suffix == ".txt":
-            console.save_text(str(svg))
-        else:
-            form = _FONT_FACES.sub("", CONSOLE_SVG_FORMAT)
-            console.save_svg(str(svg), title=f"dpo: {run.name}", code_format=form)
-    except OSError as error:
-        raise DpoError(f"cannot write {svg}: {error.strerror}") from error
+    write_output(svg, picture_of(console, svg.name, f"dpo: {run.name}"))
     typer.echo(f"wrote {svg}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -66,6 +67,26 @@ def test_not_ready_exits_1(dpo: Cli, found: Found) -> None:
         "not ready to train: 1 error",
         "when mended: dpo check my.toml",
     ]
+
+
+def test_a_picture_of_the_page(
+    dpo: Cli, found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    found(OK, BAD)
+    code, out, err = dpo("check", "my.toml", "--svg", "page.txt")
+    assert (code, err) == (1, "")
+    heading, *page = (tmp_path / "page.txt").read_text().splitlines()
+    # The loss mask is marked on a pipe, and coloured in a picture.
+    assert "tokens that carry loss are green" in heading
+    on_pipe = out.replace("⟦", "").replace("⟧", "").splitlines()[1:]
+    assert [line.rstrip() for line in page] == [line.rstrip() for line in on_pipe]
+    dpo("check", "my.toml", "--svg", "page.svg")
+    svg = ElementTree.parse(tmp_path / "page.svg")
+    assert "write some" in "".join(svg.getroot().itertext()).replace("\N{NO-BREAK SPACE}", " ")
+    code, _, err = dpo("check", "my.toml", "--svg", "no/page.svg")
+    assert code == 1
+    assert "cannot write no/page.svg: No such file or directory" in err
 
 
 @pytest.mark.parametrize(("findings", "is_ready"), [((OK,), True), ((OK, BAD), False)])

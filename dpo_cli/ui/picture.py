@@ -1,0 +1,42 @@
+"""What a terminal would show, as a file: SVG in colour, or plain text."""
+
+from __future__ import annotations
+
+import io
+import re
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+
+_FONT_FACES = re.compile(r"@font-face \{\{.*?\}\}", re.DOTALL)
+"""What has a picture fetch its font from the network: any monospaced one will do."""
+
+
+def recording_console(width: int, height: int) -> Console:
+    """A terminal of that size that nobody sees, for `picture_of`."""
+    return Console(
+        width=width,
+        height=height,
+        file=io.StringIO(),
+        record=True,
+        force_terminal=True,
+        color_system="standard",
+        no_color=False,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def picture_of(console: Console, name: str, title: str) -> bytes:
+    """What was printed to a `recording_console`, as the content of a file.
+
+    Args:
+        console: printed to.
+        name: of the file: plain text if it ends in .txt, else SVG.
+        title: above an SVG.
+    """
+    if name.endswith(".txt"):
+        return console.export_text().encode()
+    form = _FONT_FACES.sub("", CONSOLE_SVG_FORMAT)
+    return console.export_svg(title=title, code_format=form).encode()

@@ -70,6 +70,16 @@ def test_bash_offers_runs(folder: Path) -> None:
     assert complete(folder, "bash", "dpo export --runs-dir other ") == ["second"]
 
 
+def test_bash_offers_models(folder: Path) -> None:
+    for name in ("rlhf_512.pth", "out/full_sft_512.pth", "hf/config.json", ".venv/x.pth"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    run, *paths = "first-20260101-000000-aaaa", "rlhf_512.pth", "out/full_sft_512.pth", "hf"
+    assert complete(folder, "bash", "dpo eval ") == [run, *paths]
+    assert complete(folder, "bash", "dpo eval first --reference o") == ["out/full_sft_512.pth"]
+    assert complete(folder, "bash", "dpo merge first ./h") == ["./hf"]
+
+
 def test_zsh_and_fish(folder: Path) -> None:
     assert '"demo"' in " ".join(complete(folder, "zsh", "dpo check d"))
     assert complete(folder, "fish", "dpo check d") == ["demo", "dense"]

@@ -61,7 +61,7 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
     profile = loaded.profile
     checks: dict[Input, Callable[[], object]] = {
         "data": lambda: _check_file("data.data_path", profile.data.data_path),
-        "tokenizer": lambda: _check_tokenizer("model.tokenizer", profile.model.tokenizer),
+        "tokenizer": lambda: check_tokenizer("model.tokenizer", profile.model.tokenizer),
         "checkpoint": lambda: resolve_checkpoint(profile, "checkpoint"),
     }
     if profile.model.reference is not None:
@@ -158,7 +158,16 @@ def _agrees(path: Path, model: Model) -> bool:
     )
 
 
-def _check_tokenizer(key: str, folder: Path) -> None:
+def check_tokenizer(key: str, folder: Path) -> None:
+    """Check that a folder holds what a tokenizer is read from.
+
+    Args:
+        key: who names it, for the message.
+        folder: the tokenizer's.
+
+    Raises:
+        InputError: it does not.
+    """
     if os.path.isfile(folder):
         raise InputError(
             key, f"{show_path(folder)} is a file; name its folder, {show_path(folder.parent)}"

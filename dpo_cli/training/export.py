@@ -31,10 +31,9 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import EventWriter, Exported, history
-from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.opening import UNTOLD, read_trained
 from dpo_cli.training.rounding import Rounding, round_weights
-from dpo_cli.training.state import load_best, load_weights
 from dpo_cli.training.survival import Survival, measure_survival, read_start
 from dpo_cli.training.weights import write_weights
 
@@ -107,14 +106,8 @@ def export_run(
             beyond what the file can hold, or it does not load back.
     """
     profile = load_profile(run.profile_path, settings).profile
-    plan, newest = run.read_plan(), run.read_newest(load_weights)
-    if plan is None or newest is None:
-        raise DpoError(
-            f"{run.name}: nothing is saved that could be exported",
-            f"let it train up to its first save: dpo resume {run.name}",
-        )
-    generation, state = _best(run) if best else newest
-    architecture = Architecture(**plan["model"]["shape"])
+    trained = read_trained(run, best=best)
+    state, architecture = trained.weights, trained.architecture
     dtype = dtype or profile.export.dtype
     if rounding == "stochastic":
         seed = profile.train.seed if seed is None else seed
@@ -138,7 +131,7 @@ def export_run(
                 path=str(path),
                 sha256=exported.fingerprint,
                 dtype=dtype,
-                optimizer_step=generation.optimizer_step,
+                optimizer_step=trained.optimizer_step,
                 rounding=rounding,
                 seed=seed,
             )
@@ -146,7 +139,7 @@ def export_run(
         events.close()
     survival, not_compared = None, ""
     try:
-        start = read_start(run, profile, plan)
+        start = read_start(run, profile, trained.plan)
     except DpoError as error:
         not_compared = error.message
     else:
@@ -158,7 +151,7 @@ def export_run(
         seed=seed,
         size_bytes=path.stat().st_size,
         tensors=len(architecture.expected_shapes()),
-        optimizer_step=generation.optimizer_step,
+        optimizer_step=trained.optimizer_step,
         pairs_compared=len(pairs),
         mean_logp_difference=float(differences.mean()),
         max_logp_difference=float(differences.max()),
@@ -168,23 +161,6 @@ def export_run(
         state=state,
         exported=exported.state,
     )
-
-
-def _best(run: RunDirectory) -> tuple[Generation, StateDict]:
-    """The best state that the newest one knows of, and its weights."""
-    newest = run.read_newest(load_best)
-    step = newest[1].optimizer_step if newest else 0
-    if newest and newest[1].loss is None:
-        problem, remedy = "it has no held-out pairs", "export the newest state: without --best"
-    elif not step:
-        problem = "no evaluation was better than the one before the first step"
-        remedy = "the checkpoint it began with is the best; or export the newest: without --best"
-    elif (kept := run.read_verified(step, load_weights)) is not None:
-        return kept
-    else:
-        problem = f"the state after optimizer step {step} is not kept, or damaged"
-        remedy = "eval.keep_best = true keeps it; export the newest state: without --best"
-    raise DpoError(f"{run.name} has no best state: {problem}", remedy)
 
 
 @contextmanager
@@ -299,9 +275,8 @@ def _destination(
 
 def _stated(architecture: Architecture) -> dict[str, object]:
     """What the exported weights alone cannot tell, for loading them back."""
-    keys = ("num_attention_heads", "num_key_value_heads", "num_experts_per_tok", "norm_topk_prob")
     facts = architecture.to_dict()
-    return {key: facts[key] for key in (*keys, "rope_theta", "rms_norm_eps")}
+    return {key: facts[key] for key in UNTOLD}
 
 
 def _pairs_to_compare(profile: Profile) -> list[TokenizedPair]:

@@ -15,10 +15,11 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.models.zoo import load_checkpoint, read_state_dict
 from dpo_cli.run.events import Evaluated, Exported, history
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training import export
+from dpo_cli.training import export, opening
 from dpo_cli.training.export import export_run, try_command
 from dpo_cli.training.held_out import evaluation_seconds, score_held_out
 from dpo_cli.training.rounding import Rounding
+from dpo_cli.training.state import load_weights
 from tests.cli import Run, dpo
 from tests.faults import workers
 from tests.small_runs import golden_run
@@ -143,8 +144,8 @@ def test_weights_beyond_float16_are_no_infinities(
         state["model.norm.weight"][3] = 7e4
         return state
 
-    load_weights = export.load_weights
-    monkeypatch.setattr(export, "load_weights", load)
+    load_weights = opening.load_weights
+    monkeypatch.setattr(opening, "load_weights", load)
     with pytest.raises(DpoError, match=r"norm.weight holds a weight of magnitude 70000"):
         export_run(trained, tmp_path / "x.pth", None, False)
     assert not list(tmp_path.iterdir())
@@ -152,7 +153,7 @@ def test_weights_beyond_float16_are_no_infinities(
 
 
 def score_as_the_run_did(run: RunDirectory) -> None:
-    state = export.load_weights(Run(run).generation)
+    state = load_weights(Run(run).generation)
     half = {name: tensor.half() for name, tensor in state.items()}
     heard: list[tuple[object, ...]] = []
     of_half, of_state = score_held_out(run, (), [half, state], lambda *its: heard.append(its))

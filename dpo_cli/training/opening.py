@@ -1,0 +1,179 @@
+"""The weights of what a command line calls a model; `dpo_cli.run.models` tells what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dpo_cli.errors import DpoError
+from dpo_cli.models.convert import StateDict
+from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.zoo import Checkpoint, load_checkpoint
+from dpo_cli.profile.inputs import resolve_checkpoint
+from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.text import show_path
+from dpo_cli.run.generations import Generation
+from dpo_cli.run.models import CONFIG, NamedModel
+from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.inputs import RUN_PREFIX, read_checkpoint
+from dpo_cli.training.state import load_best, load_weights
+
+UNTOLD = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_experts_per_tok",
+    "norm_topk_prob",
+    "rope_theta",
+    "rms_norm_eps",
+)
+"""What decides the function and cannot be read off weights: keys of the profile's [model]."""
+
+_MODEL_TYPES = ("llama", "qwen3", "qwen3_moe")
+_FOLDER_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model whose weights were read.
+
+    Attributes:
+        title: what to call it on the screen.
+        checkpoint: the weights; of a run those of a float32 training state.
+        optimizer_step: after which a run's state is; None of a file or a folder.
+    """
+
+    title: str
+    checkpoint: Checkpoint
+    optimizer_step: int | None = None
+
+
+def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = False) -> OpenedModel:
+    """Read the weights of a run's newest state, of a file, or of a Hugging Face folder.
+
+    Args:
+        named: from `find_model`.
+        stated: a profile's [model] keys, for what a file cannot tell (see `recognise`); a run and
+            a folder know it themselves.
+        best: take a run's best state instead.
+
+    Raises:
+        DpoError: there are no such weights, or they are damaged or none of MiniMind's.
+    """
+    if named.run is not None:
+        trained = read_trained(named.run, best=best)
+        return OpenedModel(named.title, trained.checkpoint, trained.optimizer_step)
+    if best:
+        raise DpoError(f"{named.title}: only a run has a best state", "leave --best out")
+    if named.path.is_dir():
+        return OpenedModel(named.title, _load_folder(named.path))
+    return OpenedModel(named.title, load_checkpoint(named.path, stated))
+
+
+def open_reference(profile: Profile, runs_root: Path, run: RunDirectory | None) -> OpenedModel:
+    """Read the frozen weights that a profile compares the policy with.
+
+    Args:
+        profile: names them, or else those that it starts from.
+        runs_root: where `run:NAME` is looked for.
+        run: whose profile it is, if it is a run's; it keeps what `run:NAME` stood for.
+
+    Raises:
+        DpoError: they are missing, damaged, or contradict the profile.
+    """
+    which: Literal["checkpoint", "reference"] = "reference"
+    if profile.model.reference is None:
+        which = "checkpoint"
+    source = resolve_checkpoint(profile, which)
+    title = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
+    keep_in = run.path if run else None
+    return OpenedModel(title, read_checkpoint(profile, which, runs_root, keep_in))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A saved state of a run.
+
+    Attributes:
+        plan: of the run.
+        optimizer_step: after which the state is.
+        weights: in float32, in the Hugging Face layout.
+    """
+
+    plan: dict[str, Any]
+    optimizer_step: int
+    weights: StateDict
+
+    @property
+    def architecture(self) -> Architecture:
+        """Of the weights."""
+        return Architecture(**self.plan["model"]["shape"])
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The weights as a file of them would be read."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.weights.items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return Checkpoint(self.architecture, self.weights, torch.float32, digest.hexdigest())
+
+
+def read_trained(run: RunDirectory, *, best: bool) -> Trained:
+    """The newest verified state of a run, or its best one; it may still be training.
+
+    Raises:
+        DpoError: nothing is saved yet, or no best state is kept.
+    """
+    plan, newest = run.read_plan(), run.read_newest(load_weights)
+    if plan is None or newest is None:
+        raise DpoError(
+            f"{run.name} has saved nothing yet",
+            f"let it train up to its first save: dpo resume {run.name}",
+        )
+    generation, weights = _best(run) if best else newest
+    return Trained(plan, generation.optimizer_step, weights)
+
+
+def _best(run: RunDirectory) -> tuple[Generation, StateDict]:
+    """The best state that the newest one knows of, and its weights."""
+    newest = run.read_newest(load_best)
+    step = newest[1].optimizer_step if newest else 0
+    if newest and newest[1].loss is None:
+        problem, remedy = "it has no held-out pairs", "take the newest state: without --best"
+    elif not step:
+        problem = "no evaluation was better than the one before the first step"
+        remedy = "the checkpoint it began with is the best; or take the newest: without --best"
+    elif (kept := run.read_verified(step, load_weights)) is not None:
+        return kept
+    else:
+        problem = f"the state after optimizer step {step} is not kept, or damaged"
+        remedy = "eval.keep_best = true keeps it; take the newest state: without --best"
+    raise DpoError(f"{run.name} has no best state: {problem}", remedy)
+
+
+def _load_folder(folder: Path) -> Checkpoint:
+    """MiniMind's weights as transformers keeps them; what they cannot tell is in config.json."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+        kind = config["model_type"]
+        rope = config.get("rope_parameters") or config
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DpoError(
+            f"{path} is not a model's configuration", "write it by save_pretrained"
+        ) from error
+    if kind not in _MODEL_TYPES:
+        raise DpoError(
+            f"{folder}: model_type {kind!r} is none of MiniMind's: {', '.join(_MODEL_TYPES)}",
+            "name a folder that holds a MiniMind model",
+        )
+    if not (folder / _FOLDER_WEIGHTS).is_file():
+        raise DpoError(f"{folder}: holds no {_FOLDER_WEIGHTS}", "write it by save_pretrained")
+    stated = {key: config.get(key) for key in UNTOLD} | {"rope_theta": rope.get("rope_theta")}
+    return load_checkpoint(folder / _FOLDER_WEIGHTS, stated)

@@ -30,7 +30,7 @@ _STYLES = ("bold cyan", "bold magenta")
 
 
 class Reply(Protocol):
-    """An answer in pieces; see `dpo_cli.training.generation.Answer`."""
+    """An answer in pieces; see `dpo_cli.training.conversation.Answer`."""
 
     text: str
     tokens: int
@@ -55,7 +55,7 @@ def show_answers(
         is_stopped: asked after each piece; what is said by then stays.
     """
     each = [list(pair) for pair in zip(names, replies, strict=True)]
-    is_narrow = terminal_size().columns < NARROWEST_PAIR
+    is_narrow = terminal_size().width < NARROWEST_PAIR
     for number, group in enumerate([[one] for one in each] if is_narrow else [each]):
         if number:
             console.print()
@@ -138,7 +138,7 @@ class _Columns:
         """Lay out what has been said so far for the terminal as it is now."""
         self._size = self._console.size = terminal_size()
         columns = len(self._replies)
-        self._width = max(3, (self._size.columns - len(_BETWEEN) * (columns - 1)) // columns)
+        self._width = max(3, (self._size.width - len(_BETWEEN) * (columns - 1)) // columns)
         self._columns = [Wrapped(self._width - 1) for _ in self._replies]  # room for the cursor
         for column, reply in zip(self._columns, self._replies, strict=True):
             column.add(shown(reply.text))
@@ -181,6 +181,8 @@ class _Columns:
         row = Text(no_wrap=True, overflow="crop")
         for cell in before:
             row.append_text(fit(cell, self._width)).append(_BETWEEN, "dim")
+        last = last.copy()
+        last.truncate(self._width, overflow="ellipsis")
         return row.append_text(last)
 
 

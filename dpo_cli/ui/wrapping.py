@@ -10,6 +10,8 @@ _TAB = " " * 4
 _PICTURES = 0x2400  # where Unicode has a sign for each control character
 _INVISIBLE = ("Cf", "Zl", "Zp")
 _WIDE = 2
+_CLOSING = frozenset("，。、；：？！）》」』】〉…”’,.;:?!)]}%")
+_OPENING = frozenset("（《「『【〈“‘([{")
 
 
 def shown(text: str) -> str:
@@ -31,8 +33,8 @@ def _shown(character: str) -> str:
 class Wrapped:
     """Lines at most so many cells wide; none but the last can still change.
 
-    A line is broken after a space, or beside a wide character, such as a Chinese one; a word that
-    is longer than a line is broken anywhere.
+    A line is broken after a space, or beside a wide character, such as a Chinese one, but not
+    before a closing mark or after an opening one; what is longer than a line is broken anywhere.
 
     Args:
         width: of a line, in cells; at least 2.
@@ -58,14 +60,20 @@ class Wrapped:
 
     def _break_before(self, character: str) -> None:
         line = self.lines[-1]
-        at = len(line)
-        if cell_len(character) < _WIDE:
-            while at and line[at - 1] != " " and cell_len(line[at - 1]) < _WIDE:
-                at -= 1
+        text, at = line + character, len(line)
+        while at and not _may_be_divided(text[at - 1], text[at]):
+            at -= 1
         at = at or len(line)
         self.lines[-1] = line[:at].rstrip(" ")
-        self._new_line(line[at:] + character)
+        self._new_line(text[at:])
 
     def _new_line(self, text: str) -> None:
         self.lines.append(text)
         self._cells = cell_len(text)
+
+
+def _may_be_divided(before: str, after: str) -> bool:
+    if before == " ":
+        return True
+    is_word = cell_len(before) < _WIDE and cell_len(after) < _WIDE
+    return not is_word and before not in _OPENING and after not in _CLOSING

@@ -25,6 +25,22 @@ def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     return [run.name for run in runs if run.name.startswith(incomplete)]
 
 
+def complete_model(context: typer.Context, incomplete: str) -> list[str]:
+    """Runs, and the weights and folders of models here and one folder below."""
+    return [*complete_run(context, incomplete), *_models(incomplete)]
+
+
+def _models(incomplete: str) -> Iterator[str]:
+    typed = incomplete[: incomplete.rfind("/") + 1]
+    folder = Path(typed).expanduser()
+    for pattern in ("*.pth", "*.safetensors", "*/config.json"):
+        for path in sorted(folder.glob(pattern)):
+            own = path.parent if path.name == "config.json" else path
+            name = typed + own.relative_to(folder).as_posix()
+            if name.startswith(incomplete):
+                yield name
+
+
 def _toml_files(incomplete: str) -> Iterator[str]:
     """Paths begin as they were typed: ./x stays ./x."""
     typed = incomplete[: incomplete.rfind("/") + 1]

@@ -107,15 +107,7 @@ def read_profile(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedProfi
     statements: dict[str, _Statement] = {}
     for document in read_chain(path):
         statements |= _in_file(document)
-    problems = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if equals:
-            statements |= _in_override(key.strip(), text.strip())
-        else:
-            reason = "needs a value; for example --set train.epochs=1"
-            problems.append(Problem(override, "--set", override, reason))
-
+    problems = _override(statements, overrides)
     profile, reasons = _validate(statements)
     problems += [s.rejected(reasons[key]) for key, s in statements.items() if key in reasons]
     missing = [key for key in reasons if key not in statements]
@@ -125,6 +117,38 @@ def read_profile(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedProfi
         statements = _without(statements, reasons)
         profile, reasons = _validate(statements)
     return LoadedProfile(profile, origins, path, path.stem), problems
+
+
+def state_profile(stated: Mapping[str, object], overrides: Sequence[str]) -> Profile:
+    """A profile without a file, with `overrides` on top of what is stated.
+
+    Args:
+        stated: values by dotted key, among them all that a profile must have; paths absolute.
+        overrides: see `load_profile`.
+
+    Raises:
+        UsageError: anything is wrong; `details` has it all.
+    """
+    statements = {key: _Statement(key, its, "stated", Path.cwd()) for key, its in stated.items()}
+    problems = _override(statements, overrides)
+    profile, reasons = _validate(statements)
+    problems += [s.rejected(reasons[key]) for key, s in statements.items() if key in reasons]
+    if profile is None or problems:
+        raise UsageError("--set: this cannot be", details=list(map(str, problems)))
+    return profile
+
+
+def _override(statements: dict[str, _Statement], overrides: Sequence[str]) -> list[Problem]:
+    """Put `overrides` among the statements; what is wrong with those that are none."""
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if equals:
+            statements |= _in_override(key.strip(), text.strip())
+        else:
+            reason = "needs a value; for example --set train.epochs=1"
+            problems.append(Problem(override, "--set", override, reason))
+    return problems
 
 
 def _without(statements: Mapping[str, _Statement], keys: Collection[str]) -> dict[str, _Statement]:

@@ -54,7 +54,7 @@ def show_answers(
         replies: one each; which is to go on is decided here, so that their lines keep step.
         is_stopped: asked after each piece; what is said by then stays.
     """
-    each = [list(pair) for pair in zip(names, replies, strict=True)]
+    each = list(zip(names, replies, strict=True))
     is_narrow = terminal_size().width < NARROWEST_PAIR
     for number, group in enumerate([[one] for one in each] if is_narrow else [each]):
         if number:

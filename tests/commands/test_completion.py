@@ -70,6 +70,16 @@ def test_bash_offers_runs(folder: Path) -> None:
     assert complete(folder, "bash", "dpo export --runs-dir other ") == ["second"]
 
 
+def test_bash_offers_models(folder: Path) -> None:
+    for name in ("out/full_sft_512.pth", "other.pth", "hf/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    run = "first-20260101-000000-aaaa"
+    assert complete(folder, "bash", "dpo chat ") == [run, "other.pth", "hf"]
+    assert complete(folder, "bash", "dpo chat out/") == ["out/full_sft_512.pth"]
+    assert complete(folder, "bash", f"dpo chat {run} --reference o") == ["other.pth"]
+
+
 def test_zsh_and_fish(folder: Path) -> None:
     assert '"demo"' in " ".join(complete(folder, "zsh", "dpo check d"))
     assert complete(folder, "fish", "dpo check d") == ["demo", "dense"]

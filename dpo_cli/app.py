@@ -26,8 +26,10 @@ from dpo_cli.commands.clean import clean
 from dpo_cli.commands.compare import compare
 from dpo_cli.commands.config import config
 from dpo_cli.commands.data import data
+from dpo_cli.commands.evaluate import evaluate
 from dpo_cli.commands.export import export
 from dpo_cli.commands.init import init
+from dpo_cli.commands.merge import merge
 from dpo_cli.commands.plot import plot
 from dpo_cli.commands.ranks import CommandOverTorchrun
 from dpo_cli.commands.report import report
@@ -59,12 +61,15 @@ for _command in (
     compare,
     plot,
     report,
+    evaluate,
     chat,
+    merge,
     clean,
     export,
     schema,
 ):
-    app.command(cls=CommandOverTorchrun if _command in (train, resume) else None)(_command)
+    _name = "eval" if _command is evaluate else None
+    app.command(_name, cls=CommandOverTorchrun if _command in (train, resume) else None)(_command)
 app.add_typer(cache)
 app.add_typer(config)
 

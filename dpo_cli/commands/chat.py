@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from dpo_cli.commands.complete import complete_model
-from dpo_cli.commands.options import RunsDirOption, SetOption
+from dpo_cli.commands.options import MODEL_HELP, RunsDirOption, SetOption, TokenizerOption
 from dpo_cli.errors import DpoError, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -31,9 +31,8 @@ def chat(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN|FILE|HF-DIR",
-            help="Who is asked: a run (its newest state), a weights file, or a Hugging Face "
-            "folder. Without it, the newest run.",
+            metavar="MODEL",
+            help=f"{MODEL_HELP} Without one it is the newest run.",
             show_default=False,
             autocompletion=complete_model,
         ),
@@ -41,8 +40,8 @@ def chat(
     reference: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN|FILE|HF-DIR",
-            help="Who is asked beside it; else a run's own reference, and nobody beside a file.",
+            metavar="MODEL",
+            help="Who answers beside it; else a run's own reference, and nobody beside a file.",
             show_default=False,
             autocompletion=complete_model,
         ),
@@ -102,17 +101,12 @@ def chat(
         int | None,
         typer.Option(metavar="N", min=0, help="Of what is drawn; else 0.", show_default=False),
     ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="The tokenizer's folder, for a weights file; a run and most folders have one.",
-            show_default=False,
-        ),
-    ] = None,
+    tokenizer: TokenizerOption = None,
     best: Annotated[
         bool,
-        typer.Option("--best", help="A run's state with the lowest held-out loss, not the newest."),
+        typer.Option(
+            "--best", help="The run's state with the lowest held-out loss, not the newest."
+        ),
     ] = False,
     settings: SetOption = None,
     runs_dir: RunsDirOption = None,

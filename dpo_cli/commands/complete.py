@@ -12,7 +12,7 @@ def complete_profile(incomplete: str) -> list[str]:
     """Shipped profiles by name, and the TOML files here and one folder below."""
     from dpo_cli.profile.source import shipped_profiles
 
-    names = [*shipped_profiles(), *_toml_files(incomplete)]
+    names = [*shipped_profiles(), *_files(incomplete, "*.toml", "*/*.toml")]
     return [name for name in names if name.startswith(incomplete)]
 
 
@@ -26,26 +26,19 @@ def complete_run(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def complete_model(context: typer.Context, incomplete: str) -> list[str]:
-    """Runs, and the weights and folders of models here and one folder below."""
-    return [*complete_run(context, incomplete), *_models(incomplete)]
+    """Runs, and the weights files and Hugging Face folders here and one folder below."""
+    files = _files(incomplete, "*.pth", "*/*.pth")
+    folders = _files(incomplete, "*/config.json")
+    paths = [*files, *(path.removesuffix("/config.json") for path in folders)]
+    offered = [path for path in paths if path.startswith(incomplete)]
+    return [*complete_run(context, incomplete), *offered]
 
 
-def _models(incomplete: str) -> Iterator[str]:
-    typed = incomplete[: incomplete.rfind("/") + 1]
-    folder = Path(typed).expanduser()
-    for pattern in ("*.pth", "*.safetensors", "*/config.json"):
-        for path in sorted(folder.glob(pattern)):
-            own = path.parent if path.name == "config.json" else path
-            name = typed + own.relative_to(folder).as_posix()
-            if name.startswith(incomplete):
-                yield name
-
-
-def _toml_files(incomplete: str) -> Iterator[str]:
+def _files(incomplete: str, *patterns: str) -> Iterator[str]:
     """Paths begin as they were typed: ./x stays ./x."""
     typed = incomplete[: incomplete.rfind("/") + 1]
     folder = Path(typed).expanduser()
-    for pattern in ("*.toml", "*/*.toml"):
+    for pattern in patterns:
         for path in sorted(folder.glob(pattern)):
             if path.name != "pyproject.toml" and not path.parent.name.startswith("."):
                 yield typed + path.relative_to(folder).as_posix()

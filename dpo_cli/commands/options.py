@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.commands.complete import complete_profile, complete_run
+from dpo_cli.commands.complete import complete_model, complete_profile, complete_run
 
 ProfileArgument = Annotated[
     Path,
@@ -35,6 +35,51 @@ RunsArgument = Annotated[
         "profile (the newest run is meant), or a path.",
         show_default=False,
         autocompletion=complete_run,
+    ),
+]
+MODEL_HELP = (
+    "A run (its newest state), a weights file of MiniMind's, or a Hugging Face folder of one; what "
+    "lies here under that name goes before a run's."
+)
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Preference pairs to judge by; else the held-out pairs of the run or profile.",
+        show_default=False,
+    ),
+]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="MODEL",
+        help="What to compare with, a run, a file or a folder; else the reference of the run or "
+        "profile. Without any, a model is judged by its own log-probs.",
+        show_default=False,
+        autocompletion=complete_model,
+    ),
+]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="PROFILE",
+        help="For a file or a folder: the profile that states objective, lengths, tokenizer, "
+        "reference and held-out pairs, such as the profile.toml of a run.",
+        show_default=False,
+        autocompletion=complete_profile,
+    ),
+]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="DIR",
+        help="The tokenizer's folder; else the run's or profile's, or that in a Hugging Face "
+        "folder.",
+        show_default=False,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead, for programs.")]

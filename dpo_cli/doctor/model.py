@@ -36,7 +36,7 @@ def check_weights(
     subject = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
     with notes.errors_as(f"{which}-unusable", subject, source):
         checkpoint = read_checkpoint(profile, which, runs_root)
-        dtype = str(checkpoint.dtype).removeprefix("torch.")
+        dtype = checkpoint.dtype_name
         notes.ok(
             which,
             subject,

@@ -52,6 +52,11 @@ class Checkpoint:
         """Number of weights, tied ones once."""
         return sum(tensor.numel() for tensor in self.state.values())
 
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as profiles name it: "float16"."""
+        return str(self.dtype).removeprefix("torch.")
+
 
 def load_checkpoint(path: Path, stated: Mapping[str, Any]) -> Checkpoint:
     """Read MiniMind weights of either generation from `.pth` or `.safetensors`.

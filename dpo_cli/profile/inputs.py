@@ -60,14 +60,14 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
     """What is wrong with each file of the profile that cannot be used; nothing is read."""
     profile = loaded.profile
     checks: dict[Input, Callable[[], object]] = {
-        "data": lambda: _check_file("data.data_path", profile.data.data_path),
+        "data": lambda: check_file("data.data_path", profile.data.data_path),
         "tokenizer": lambda: check_tokenizer("model.tokenizer", profile.model.tokenizer),
         "checkpoint": lambda: resolve_checkpoint(profile, "checkpoint"),
     }
     if profile.model.reference is not None:
         checks["reference"] = lambda: resolve_checkpoint(profile, "reference")
     if (held_out := profile.eval.path) is not None:
-        checks["held_out"] = lambda: _check_file("eval.path", held_out)
+        checks["held_out"] = lambda: check_file("eval.path", held_out)
     problems: dict[Input, Problem] = {}
     for name, check in checks.items():
         try:
@@ -116,7 +116,7 @@ def _resolve(key: str, weights: str, out_dir: Path | None) -> str:
         if len(existing) > 1:
             raise InputError(key, f"{weights} may be {_names(existing)}; add the suffix")
         path = existing[0] if existing else path
-    _check_file(key, path, "Hugging Face folders are not supported yet, ")
+    check_file(key, path, "Hugging Face folders are not supported yet, ")
     return str(path)
 
 
@@ -144,7 +144,7 @@ def _find_sft(model: Model) -> Path:
             f"{show_path(folder)} holds {_names(found)}; choose one, "
             f"for example model.checkpoint = {show_value(found[0].name)}",
         )
-    _check_file("model.out_dir", fitting[0])
+    check_file("model.out_dir", fitting[0])
     return fitting[0]
 
 
@@ -182,7 +182,7 @@ def check_tokenizer(key: str, folder: Path) -> None:
             "name the folder with MiniMind's tokenizer",
         )
     for name in needed:
-        _check_file(key, folder / name)
+        check_file(key, folder / name)
 
 
 def _check_folder(key: str, path: Path) -> None:
@@ -190,7 +190,17 @@ def _check_folder(key: str, path: Path) -> None:
         raise InputError(key, f"{show_path(path)} is a file; name a folder")
 
 
-def _check_file(key: str, path: Path, why_no_folder: str = "") -> None:
+def check_file(key: str, path: Path, why_no_folder: str = "") -> None:
+    """Check that a file is there, is one, holds something and may be read.
+
+    Args:
+        key: who names it, for the message.
+        path: the file.
+        why_no_folder: what to say first of a folder in its place.
+
+    Raises:
+        InputError: it is not.
+    """
     status = _status(key, path)
     shown = show_path(path)
     if stat.S_ISDIR(status.st_mode):

@@ -87,6 +87,11 @@ class Model(Table):
     """Share of attention weights dropped while training. Above 0 a pair's two sides no longer
     share the computation of their prompt."""
 
+    @property
+    def compared_with(self) -> Literal["checkpoint", "reference"]:
+        """Which of the two keys names the frozen weights."""
+        return "checkpoint" if self.reference is None else "reference"
+
 
 class Data(Table):
     """The preference pairs, and how they become tokens."""

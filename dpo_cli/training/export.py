@@ -26,7 +26,7 @@ from dpo_cli.files import fsync_path, sha256_file
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.models.zoo import build_model, load_checkpoint
+from dpo_cli.models.zoo import Checkpoint, build_model, load_checkpoint
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.disk import explain_disk_errors
@@ -119,10 +119,7 @@ def export_run(
     path = _destination(run, profile, architecture, destination, force)
     pairs = _pairs_to_compare(profile)
     rounded = round_weights(state, dtype, rounding, seed or 0)
-    with explain_disk_errors(path.parent), _renamed_at_the_end(path) as temporary:
-        write_weights(temporary, rounded, architecture, dtype)
-        exported = load_checkpoint(temporary, _stated(architecture))
-        _require_same(path, exported.state, rounded)
+    with written_and_read_back(path, rounded, architecture, dtype) as exported:
         differences = _logp_differences(architecture, state, exported.state, pairs)
     with explain_disk_errors(run.path):
         events = EventWriter(run.events_path, mend=False)
@@ -161,6 +158,31 @@ def export_run(
         state=state,
         exported=exported.state,
     )
+
+
+@contextmanager
+def written_and_read_back(
+    path: Path, rounded: StateDict, architecture: Architecture, dtype: str
+) -> Iterator[Checkpoint]:
+    """Write weights for MiniMind's scripts; what the file holds, for a block of further proof.
+
+    Only then does the file get its name; until then there is none, or the one that was there.
+
+    Args:
+        path: of the file.
+        rounded: in the Hugging Face layout, from `round_weights` to `dtype`.
+        architecture: of the weights.
+        dtype: a key of `DTYPES`.
+
+    Raises:
+        NoSpaceError: the disk is full.
+        DpoError: it cannot be written, or does not hold what was written.
+    """
+    with explain_disk_errors(path.parent), _renamed_at_the_end(path) as temporary:
+        write_weights(temporary, rounded, architecture, dtype)
+        read_back = load_checkpoint(temporary, _stated(architecture))
+        _require_same(path, read_back.state, rounded)
+        yield read_back
 
 
 @contextmanager

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
 
+from dpo_cli.data.groups import ALL
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
-from dpo_cli.objective.held_out import summarize
-from dpo_cli.profile.load import load_profile
-from dpo_cli.run.events import EVALUATION, Evaluated, history
+from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.zoo import DTYPES, Checkpoint
+from dpo_cli.run.events import Evaluated, history
+from dpo_cli.run.models import NamedModel
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training import evaluation
-from dpo_cli.training.building import configure_torch, make_scorer
-from dpo_cli.training.device import resolve, tune
+from dpo_cli.run.yardstick import find_yardstick
 from dpo_cli.training.inputs import OnProgress
-from dpo_cli.training.plan import prepare
-from dpo_cli.training.promises import refuse_other_inputs
-from dpo_cli.training.reference import open_references
+from dpo_cli.training.judging import judge
+from dpo_cli.training.opening import OpenedModel
 
 
 def evaluation_seconds(run: RunDirectory) -> float | None:
@@ -32,7 +29,7 @@ def score_held_out(
     settings: Sequence[str],
     weights: Sequence[StateDict],
     on_progress: OnProgress,
-) -> list[dict[str, float]]:
+) -> list[Mapping[str, float]]:
     """What a run's evaluation says of weights, on its device and in its precision.
 
     Args:
@@ -47,29 +44,15 @@ def score_held_out(
     Raises:
         DpoError: an input is gone or has changed, or the run's device is not here.
     """
-    profile, promised = load_profile(run.profile_path, settings).profile, run.read_plan()
-    if promised is None:
-        raise DpoError(f"{run.name} has no plan")
-    configure_torch(profile)
-    compute = resolve(profile.train.device, profile.train.dtype)
-    tune(compute, promised["environment"].get("float32_matmul"), tf32=profile.train.tf32)
-    prepared = prepare(profile, compute, run, on_progress)
-    refuse_other_inputs(promised, prepared.plan())
-    reference = open_references(
-        prepared, lambda: make_scorer(prepared, prepared.reference), run.path
-    )[1]
-    rows, pairs = prepared.held_out_rows, prepared.held_out
-
-    def score(state: StateDict) -> dict[str, float]:
-        table = evaluation.score_held_out(
-            make_scorer(prepared, replace(prepared.checkpoint, state=state)),
-            reference,
-            rows,
-            partial(prepared.batch, pairs),
-            dpo=profile.dpo,
-            compute=compute,
-            on_progress=lambda done: on_progress(EVALUATION, done, len(pairs), "pairs"),
-        )
-        return summarize(table)
-
-    return [score(state) for state in weights]
+    plan = run.read_plan()
+    yardstick = find_yardstick(
+        [NamedModel(run.path, run)], runs_root=run.path.parent, settings=settings
+    )
+    if plan is None or yardstick is None:
+        raise DpoError(f"{run.name} has no held-out pairs")
+    architecture = Architecture(**plan["model"]["shape"])
+    models = [
+        OpenedModel(run.name, Checkpoint(architecture, state, DTYPES["float32"], fingerprint=""))
+        for state in weights
+    ]
+    return [judged.groups[ALL] for judged in judge(yardstick, models, on_progress).models]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -86,9 +86,7 @@ def open_reference(profile: Profile, runs_root: Path, run: RunDirectory | None) 
     Raises:
         DpoError: they are missing, damaged, or contradict the profile.
     """
-    which: Literal["checkpoint", "reference"] = "reference"
-    if profile.model.reference is None:
-        which = "checkpoint"
+    which = profile.model.compared_with
     source = resolve_checkpoint(profile, which)
     title = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
     keep_in = run.path if run else None

@@ -133,7 +133,7 @@ class Prepared:
                 "description": architecture.description,
                 "parameters": self.checkpoint.parameters,
                 "shape": architecture.to_dict(),
-                "weights_dtype": str(self.checkpoint.dtype).removeprefix("torch."),
+                "weights_dtype": self.checkpoint.dtype_name,
                 "weights_file": architecture.file_name(profile.export.prefix),
             },
             "pairs": {

@@ -92,7 +92,7 @@ def measure_survival(
         kept=kept / update_squared,
         relative_error=math.sqrt(error_squared / update_squared),
         start_error=math.sqrt(start_error_squared / update_squared),
-        born=str(start.dtype).removeprefix("torch."),
+        born=start.dtype_name,
     )
 
 

@@ -79,16 +79,20 @@ def write_answers(
         names, replies, is_stopped: see `show_answers`.
     """
     for number, (name, reply) in enumerate(zip(names, replies, strict=True)):
+        if is_stopped():
+            return
         if number:
             console.out()
         if len(replies) > 1:
             console.out(f"{name}:", highlight=False)
-        while not is_stopped() and (piece := next(reply, None)) is not None:
+        was_stopped = False
+        while not was_stopped and (piece := next(reply, None)) is not None:
             console.out(shown(piece), end="", highlight=False)
             console.file.flush()
+            was_stopped = is_stopped()
         console.out()
         console.file.flush()
-        notes.print(Text(f"{name}: {_pace(reply, is_stopped())}"))
+        notes.print(Text(f"{name}: {_pace(reply, was_stopped)}"))
 
 
 class _Columns:
@@ -127,11 +131,14 @@ class _Columns:
             else:
                 self._columns[turn].add(shown(piece))
             self._draw()
-        was_stopped = bool(self._alive)
+        stopped = set(self._alive)
         self._alive.clear()
         self._may_draw_at = 0.0
         self._draw()
-        paces = [Text(_pace(reply, was_stopped), "dim") for reply in self._replies]
+        paces = [
+            Text(_pace(reply, number in stopped), "dim")
+            for number, reply in enumerate(self._replies)
+        ]
         self._console.print(self._row(paces))
 
     def _begin(self) -> None:

@@ -75,9 +75,9 @@ def test_bash_offers_models(folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("")
     run = "first-20260101-000000-aaaa"
-    assert complete(folder, "bash", "dpo chat ") == [run, "other.pth", "hf"]
+    assert complete(folder, "bash", "dpo chat ") == [run, "other.pth", "out/full_sft_512.pth", "hf"]
     assert complete(folder, "bash", "dpo chat out/") == ["out/full_sft_512.pth"]
-    assert complete(folder, "bash", f"dpo chat {run} --reference o") == ["other.pth"]
+    assert complete(folder, "bash", f"dpo chat {run} --reference ot") == ["other.pth"]
 
 
 def test_zsh_and_fish(folder: Path) -> None:

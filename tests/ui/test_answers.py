@@ -135,6 +135,21 @@ def test_stopping_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "▌" not in text
 
 
+def test_who_had_ended_was_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Said(["one"]), Said(["two "] * 50)
+    text = Shown(monkeypatch, 80, 24).show(first, second, is_stopped=lambda: second.tokens >= 7)
+    assert (
+        text.splitlines()[-1] == f"{'1 token, 8.0 a second':<38} │ 7 tokens, 8.0 a second, stopped"
+    )
+    out, notes = Console(file=io.StringIO()), Console(file=io.StringIO())
+    first, second = Said(["one"]), Said(["two "] * 50)
+    write_answers(out, notes, NAMES, [first, second], lambda: second.tokens >= 7)
+    assert notes.file.getvalue().splitlines() == [
+        "policy: 1 token, 8.0 a second",
+        "reference: 7 tokens, 8.0 a second, stopped",
+    ]
+
+
 def test_the_same_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Shown(monkeypatch, 80, 24)
     assert "both answers are the same" in shown.show(Said(["yes"]), Said(["yes"]))

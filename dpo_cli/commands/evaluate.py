@@ -1,0 +1,88 @@
+"""`dpo eval`: any model on any preference pairs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dpo_cli.commands.complete import complete_model
+from dpo_cli.commands.judging import print_judgement
+from dpo_cli.commands.options import (
+    MODEL_HELP,
+    DataOption,
+    JsonOption,
+    ProfileOption,
+    ReferenceOption,
+    RunsDirOption,
+    SetOption,
+    TokenizerOption,
+)
+from dpo_cli.errors import UsageError
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=complete_model)
+    ],
+    data: DataOption = None,
+    reference: ReferenceOption = None,
+    profile: ProfileOption = None,
+    tokenizer: TokenizerOption = None,
+    best: Annotated[
+        bool,
+        typer.Option(
+            "--best", help="The run's state with the lowest held-out loss, not the newest."
+        ),
+    ] = False,
+    json: JsonOption = False,
+    settings: SetOption = None,
+    runs_dir: RunsDirOption = None,
+) -> None:
+    """Evaluate any model on any preference pairs, with 95 % intervals, by language and length.
+
+    accuracy: the share of pairs whose chosen answer has gained more on the reference than the
+    rejected one; likelier: the share whose chosen answer the model finds likelier. A run is judged
+    on its held-out pairs as it judged itself; a file by a --profile, or by --data and --tokenizer.
+
+    Example: `dpo eval dense --data test.jsonl`
+    """
+    from json import dumps
+
+    from rich.console import Console
+
+    from dpo_cli.run.models import find_model
+    from dpo_cli.run.store import runs_root
+    from dpo_cli.run.yardstick import find_yardstick
+    from dpo_cli.ui.evaluation import as_json
+    from dpo_cli.ui.progress import PhaseBar
+
+    root = runs_root(runs_dir)
+    named = find_model(model, root)
+    if best and named.run is None:
+        raise UsageError(f"--best: {named.title} is no run", "leave it out")
+    yardstick = find_yardstick(
+        [named],
+        runs_root=root,
+        data=data,
+        reference=find_model(reference, root) if reference else None,
+        profile_path=profile,
+        tokenizer=tokenizer,
+        settings=settings or (),
+    )
+    if yardstick is None:
+        holder = named.run.name if named.run else profile
+        raise UsageError(
+            f"{holder} holds no pairs out" if holder else f"{named.title} comes with no pairs",
+            "name a file of preference pairs: --data FILE",
+        )
+    with PhaseBar(Console(stderr=True)) as bar:
+        bar("loading", 0, 0, "")
+        from dpo_cli.training.judging import judge, stated_by  # imports torch: seconds
+        from dpo_cli.training.opening import open_model
+
+        judgement = judge(yardstick, [open_model(named, stated_by(yardstick), best=best)], bar)
+    if json:
+        typer.echo(dumps(as_json(judgement), indent=2, ensure_ascii=False))
+    else:
+        print_judgement(judgement)

@@ -1,0 +1,23 @@
+"""What models came to, printed: for `dpo eval` and `dpo merge`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dpo_cli.training.judging import Judgement
+
+_WIDTH = 120
+
+
+def print_judgement(judgement: Judgement) -> None:
+    """For people, as wide as the terminal."""
+    import sys
+
+    from rich.console import Console
+
+    from dpo_cli.ui.evaluation import JudgedModels
+    from dpo_cli.ui.live import terminal_size
+
+    width = terminal_size()[0] if sys.stdout.isatty() else _WIDTH
+    Console(width=width, highlight=False, markup=False, emoji=False).print(JudgedModels(judgement))

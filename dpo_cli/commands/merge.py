@@ -1,0 +1,155 @@
+"""`dpo merge`: a model between two others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpo_cli.commands.complete import complete_model
+from dpo_cli.commands.export import Dtype
+from dpo_cli.commands.judging import print_judgement
+from dpo_cli.commands.options import (
+    MODEL_HELP,
+    DataOption,
+    JsonOption,
+    ProfileOption,
+    ReferenceOption,
+    RunsDirOption,
+    SetOption,
+    TokenizerOption,
+)
+from dpo_cli.errors import UsageError
+
+
+def merge(
+    first: Annotated[
+        str, typer.Argument(metavar="A", help=MODEL_HELP, autocompletion=complete_model)
+    ],
+    second: Annotated[
+        str,
+        typer.Argument(
+            metavar="B",
+            help="Another of the same architecture, such as the weights that A was trained from.",
+            autocompletion=complete_model,
+        ),
+    ],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="Where to write.")],
+    weight: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="W", help="The share of B: (1 - W) A + W B."),
+    ] = 0.5,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            metavar="|".join(Dtype),
+            help="The file's precision; else what A's run exports, or that of A's file.",
+            show_default=False,
+        ),
+    ] = None,
+    data: DataOption = None,
+    reference: ReferenceOption = None,
+    profile: ProfileOption = None,
+    tokenizer: TokenizerOption = None,
+    best: Annotated[
+        bool,
+        typer.Option(
+            "--best", help="Of runs the state with the lowest held-out loss, not the newest."
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over a file that is there.")
+    ] = False,
+    json: JsonOption = False,
+    settings: SetOption = None,
+    runs_dir: RunsDirOption = None,
+) -> None:
+    """Merge two models of one descent, and say how A, B and what lies between them do.
+
+    Each weight of the file is (1 - W) times A's and W times B's, in float64. Merging a trained
+    model with the one it began as gives back some of what it forgot, for some of what it learned;
+    models that share no start give nonsense. Judged as by `dpo eval`, where there are pairs.
+
+    Example: `dpo merge dense out/full_sft_512.pth --weight 0.3 --to out/merged_512.pth`
+    """
+    from json import dumps
+
+    from rich.console import Console
+
+    from dpo_cli.commands.session import plain_console
+    from dpo_cli.profile.load import load_profile
+    from dpo_cli.run.models import find_model
+    from dpo_cli.run.store import runs_root
+    from dpo_cli.run.yardstick import find_yardstick
+    from dpo_cli.ui.evaluation import as_json
+    from dpo_cli.ui.progress import PhaseBar
+    from dpo_cli.ui.report import size
+
+    root = runs_root(runs_dir)
+    named = [find_model(name, root) for name in (first, second)]
+    path = _destination(to, force=force)
+    if best and not any(model.run for model in named):
+        raise UsageError("--best: neither of the two is a run", "leave it out")
+    yardstick = find_yardstick(
+        named,
+        runs_root=root,
+        data=data,
+        reference=find_model(reference, root) if reference else None,
+        profile_path=profile,
+        tokenizer=tokenizer,
+        settings=settings or (),
+    )
+    judgement = None
+    with PhaseBar(Console(stderr=True)) as bar:
+        bar("loading", 0, 0, "")
+        from dpo_cli.training.export import try_command  # imports torch: seconds
+        from dpo_cli.training.judging import judge, stated_by
+        from dpo_cli.training.merge import merge_models
+        from dpo_cli.training.opening import open_model
+
+        stated = stated_by(yardstick) if yardstick else {}
+        models = [open_model(its, stated, best=best and its.run is not None) for its in named]
+        if dtype is None and named[0].run is not None:
+            dtype = Dtype(load_profile(named[0].run.profile_path).profile.export.dtype)
+        merged = merge_models(models[0], models[1], weight, path, dtype)
+        if yardstick is not None:
+            judgement = judge(yardstick, [*models, merged], bar)
+    written = merged.checkpoint
+    if json:
+        facts = {
+            "path": str(path),
+            "sha256": written.fingerprint,
+            "dtype": written.dtype_name,
+            "weight": weight,
+            "evaluation": as_json(judgement) if judgement else None,
+        }
+        typer.echo(dumps(facts, indent=2, ensure_ascii=False))
+        return
+    console = plain_console()
+    console.print(
+        f"wrote {path}: {size(path.stat().st_size)}, {written.dtype_name}, {1 - weight:g} of "
+        f"{models[0].title} and {weight:g} of {models[1].title}"
+    )
+    if judgement is not None:
+        print_judgement(judgement)
+    else:
+        console.print("not evaluated: --data FILE names preference pairs to judge by")
+    if command := try_command(path, written.architecture):
+        console.print(f"try it: {command}")
+
+
+def _destination(path: Path, *, force: bool) -> Path:
+    """Where to write, as an absolute path.
+
+    Raises:
+        UsageError: that cannot be, or a file is there that is not to be replaced.
+    """
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        raise UsageError(f"--to: {path} is a directory", "name a file in it")
+    if not path.parent.is_dir():
+        raise UsageError(f"--to: {path.parent} does not exist", "create it first")
+    if path.exists() and not force:
+        raise UsageError(f"--to: {path} exists", "replace it with --force, or name another")
+    return path

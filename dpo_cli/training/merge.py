@@ -1,0 +1,62 @@
+"""`dpo merge`: weights between those of two models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpo_cli.errors import DpoError
+from dpo_cli.models.zoo import DTYPES
+from dpo_cli.profile.text import show_path
+from dpo_cli.training.export import written_and_read_back
+from dpo_cli.training.opening import OpenedModel
+from dpo_cli.training.rounding import round_weights
+
+
+def merge_models(
+    first: OpenedModel, second: OpenedModel, weight: float, path: Path, dtype: str | None
+) -> OpenedModel:
+    """Write (1 - weight) * first + weight * second for MiniMind's scripts, as `dpo export` does.
+
+    Where both stem from one start, the loss mostly stays low all along the line between them, and
+    on it is what gives back some of what training has made forget (WiSE-FT, Wortsman et al. 2022,
+    arXiv:2109.01903).
+
+    Args:
+        first, second: of one architecture.
+        weight: the share of the second, 0 to 1.
+        path: of the file; replaced, or left as it is.
+        dtype: a key of `DTYPES`; None for that of the first.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        DpoError: the architectures differ (naming in what), a weight is beyond what the format
+            holds, or the file cannot be written.
+    """
+    architecture, born = first.checkpoint.architecture, first.checkpoint.dtype_name
+    _require_same_architecture(first, second)
+    theirs = second.checkpoint.state
+    merged = {
+        name: (1 - weight) * tensor.double() + weight * theirs[name].double()
+        for name, tensor in first.checkpoint.state.items()
+    }
+    dtype = dtype or (born if born in DTYPES else "float32")
+    rounded = round_weights(merged, dtype, "nearest", seed=0)
+    with written_and_read_back(path, rounded, architecture, dtype) as written:
+        return OpenedModel(show_path(path), written)
+
+
+def _require_same_architecture(first: OpenedModel, second: OpenedModel) -> None:
+    its, other = (model.checkpoint.architecture.to_dict() for model in (first, second))
+    differences = [
+        f"{key}: {value} in {first.title}, {other[key]} in {second.title}"
+        for key, value in its.items()
+        if value != other[key]
+    ]
+    if differences:
+        raise DpoError(
+            "models of different architectures cannot be merged",
+            "merge a model with the one that it was trained from, or with one that was, too",
+            differences,
+        )

@@ -19,7 +19,7 @@ from dpo_cli.ui.live import terminal_size
 from dpo_cli.ui.report import count
 from dpo_cli.ui.wrapping import Wrapped, shown
 
-NARROWEST_PAIR = 60
+NARROWEST_PAIR = 72
 """Columns of a terminal below which two answers stand one below the other."""
 
 _BETWEEN = " │ "

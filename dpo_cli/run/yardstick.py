@@ -9,9 +9,13 @@ from pathlib import Path
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.inputs import check_file, check_tokenizer, resolve_checkpoint
 from dpo_cli.profile.load import load_profile, state_profile
+from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.models import NamedModel, tokenizer_of
 from dpo_cli.run.store import RunDirectory
+
+SPLIT = ("eval.fraction", "train.seed", "data.max_seq_len", "data.empty_think_ratio")
+"""The keys that decide which pairs of a file are held out of it."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ def find_yardstick(
         profile = _with(profile, "data", {"data_path": profile.eval.path})
     elif profile.eval.fraction:
         check_file("data.data_path", profile.data.data_path)
+        if owner is not None:
+            _refuse_other_split(owner, profile)
     else:
         return None
     if tokenizer is not None:
@@ -107,6 +113,27 @@ def find_yardstick(
         has_reference=_has_reference(profile, reference, is_stated=source is not None),
         runs_root=runs_root,
     )
+
+
+def split_of(settings: Mapping[str, Mapping[str, object]]) -> list[object]:
+    """What a profile, as nested tables, says of `SPLIT`."""
+    return [settings[table].get(field) for table, field in (key.split(".") for key in SPLIT)]
+
+
+def _refuse_other_split(run: RunDirectory, profile: Profile) -> None:
+    """Refuse to take other pairs for held out than a run did, since it was trained on some.
+
+    Raises:
+        UsageError: naming the keys.
+    """
+    own = load_profile(run.profile_path).profile
+    values = zip(SPLIT, split_of(to_tables(own)), split_of(to_tables(profile)), strict=True)
+    if others := [key for key, before, now in values if now != before]:
+        raise UsageError(
+            f"--set {others[0]}: among the held-out pairs would be some that {run.name} was"
+            " trained on",
+            "leave it out, or name pairs of another file: --data FILE",
+        )
 
 
 def _has_reference(profile: Profile, named: NamedModel | None, *, is_stated: bool) -> bool:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.models.zoo import Checkpoint
+from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.events import EVALUATION
-from dpo_cli.run.yardstick import Yardstick
+from dpo_cli.run.yardstick import Yardstick, split_of
 from dpo_cli.training.building import configure_torch, make_scorer
 from dpo_cli.training.device import Compute, resolve, tune
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
@@ -58,8 +59,8 @@ class Judgement:
         device, dtype: where, and in which precision.
         vocab_size: tokens that they know.
         set_aside: rows of the file that are no pairs.
-        was_trained_on: whether the yardstick's owner was trained on the file of the pairs, which
-            are not those that it held out.
+        trained_on: the titles of runs that were trained on the file that the pairs are from, and
+            did not hold these out of it.
     """
 
     yardstick: Yardstick
@@ -69,7 +70,7 @@ class Judgement:
     dtype: str
     vocab_size: int
     set_aside: int
-    was_trained_on: bool
+    trained_on: Sequence[str]
 
 
 def stated_by(yardstick: Yardstick) -> dict[str, Any]:
@@ -117,9 +118,11 @@ def judge(
         dtype=compute.dtype_name,
         vocab_size=models[0].checkpoint.architecture.vocab_size,
         set_aside=len(prepared.set_aside),
-        was_trained_on=promised is not None
-        and not yardstick.is_own
-        and promised["fingerprints"]["data"] == prepared.fingerprints["data"],
+        trained_on=[
+            model.title
+            for model in models
+            if model.plan is not None and _was_trained_on(model.plan, yardstick, prepared)
+        ],
     )
 
 
@@ -161,6 +164,14 @@ def _refuse_other_inputs(
         names.add("reference")
     now = {name: prepared.fingerprints[name] for name in names}
     refuse_other_inputs({"fingerprints": promised}, {"fingerprints": now})
+
+
+def _was_trained_on(plan: Mapping[str, Any], yardstick: Yardstick, prepared: Prepared) -> bool:
+    """Whether the run of a plan has learned from pairs that it is judged by."""
+    if plan["fingerprints"]["data"] != prepared.fingerprints["data"]:
+        return False
+    is_split = yardstick.is_own and yardstick.profile.eval.path is None
+    return not (is_split and split_of(plan["settings"]) == split_of(to_tables(yardstick.profile)))
 
 
 @contextmanager

@@ -46,11 +46,13 @@ class OpenedModel:
         title: what to call it on the screen.
         checkpoint: the weights; of a run those of a float32 training state.
         optimizer_step: after which a run's state is; None of a file or a folder.
+        plan: of that run.
     """
 
     title: str
     checkpoint: Checkpoint
     optimizer_step: int | None = None
+    plan: Mapping[str, Any] | None = None
 
 
 def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = False) -> OpenedModel:
@@ -67,7 +69,7 @@ def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = Fal
     """
     if named.run is not None:
         trained = read_trained(named.run, best=best)
-        return OpenedModel(named.title, trained.checkpoint, trained.optimizer_step)
+        return OpenedModel(named.title, trained.checkpoint, trained.optimizer_step, trained.plan)
     if best:
         raise DpoError(f"{named.title}: only a run has a best state", "leave --best out")
     if named.path.is_dir():

@@ -11,6 +11,7 @@ from dpo_cli.intervals import difference_interval, wilson_interval
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.events import Evaluated
 from dpo_cli.run.summary import RunState, RunSummary
+from dpo_cli.run.yardstick import SPLIT
 from dpo_cli.ui.report import count
 from dpo_cli.ui.view import RunView
 
@@ -21,8 +22,6 @@ ACCURACY = "rewards/accuracies"
 _OBJECTIVE = ("dpo",)
 """The tables of a profile that decide what the loss means."""
 _CUT = ("data.max_seq_len", "data.empty_think_ratio")
-_SPLIT = ("eval.fraction", "train.seed", *_CUT)
-"""The keys that decide, together with the content of files, what the held-out pairs are."""
 _DIGITS = 8
 
 
@@ -194,7 +193,7 @@ def _verdict(runs: Sequence[Contender]) -> str:
 def _held_out_pairs(run: Contender) -> str:
     """What decides which pairs are held out, as far as plans tell: one text for the same pairs."""
     prints = run.plan.get("fingerprints", {})
-    source = prints.get("held_out") or (prints.get("data"), _setting(run, _SPLIT))
+    source = prints.get("held_out") or (prints.get("data"), _setting(run, SPLIT))
     return str((_pairs(run), source, prints.get("tokenizer"), _setting(run, _CUT)))
 
 

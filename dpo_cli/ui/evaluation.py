@@ -124,8 +124,8 @@ def _by_letter(models: Sequence[Judged]) -> dict[str, Judged]:
 def notes(judgement: Judgement) -> list[str]:
     """What the figures do not say by themselves: what they prove, and what they do not."""
     told = []
-    if judgement.was_trained_on:
-        told.append("the run was trained on these pairs: what it scores on them is no measure")
+    for title in judgement.trained_on:
+        told.append(f"{title} was trained on pairs of this file: it may know these")
     models = _by_letter(judgement.models)
     chance = -math.log(judgement.vocab_size)
     worse = [

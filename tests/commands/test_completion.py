@@ -71,13 +71,14 @@ def test_bash_offers_runs(folder: Path) -> None:
 
 
 def test_bash_offers_models(folder: Path) -> None:
-    for name in ("out/full_sft_512.pth", "other.pth", "hf/config.json"):
+    for name in ("rlhf_512.pth", "out/full_sft_512.pth", "hf/config.json", ".venv/x.pth"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("")
-    run = "first-20260101-000000-aaaa"
-    assert complete(folder, "bash", "dpo chat ") == [run, "other.pth", "out/full_sft_512.pth", "hf"]
-    assert complete(folder, "bash", "dpo chat out/") == ["out/full_sft_512.pth"]
-    assert complete(folder, "bash", f"dpo chat {run} --reference ot") == ["other.pth"]
+    run, *paths = "first-20260101-000000-aaaa", "rlhf_512.pth", "out/full_sft_512.pth", "hf"
+    assert complete(folder, "bash", "dpo eval ") == [run, *paths]
+    assert complete(folder, "bash", "dpo eval first --reference o") == ["out/full_sft_512.pth"]
+    assert complete(folder, "bash", "dpo merge first ./h") == ["./hf"]
+    assert complete(folder, "bash", "dpo chat first --reference o") == ["out/full_sft_512.pth"]
 
 
 def test_zsh_and_fish(folder: Path) -> None:

@@ -144,7 +144,8 @@ def test_other_pairs_and_another_reference(dense: Trained, shared: Path) -> None
     assert groups["all"]["kl"] == groups["all"]["gap"] == 0
     assert groups["all"]["logps/accuracies"] == groups["all"]["ref_logps/accuracies"]
     assert not judged["held_out"]
-    assert judged["notes"][0].startswith("the run was trained on these pairs")
+    knows = f"{dense.run.name} was trained on pairs of this file: it may know these"
+    assert judged["notes"][0] == knows
 
     tokenizer = ("--tokenizer", shared / "tokenizer/minimind2", "--set", "data.max_seq_len=128")
     alone = dense.judged(dense.checkpoint, "--data", data, *tokenizer)
@@ -230,6 +231,20 @@ def test_the_ends_of_a_merge_are_its_models(dense: Trained, tmp_path: Path, weig
     whole = Run(dense.run).weights if weight else read_state_dict(dense.checkpoint)
     merged = read_state_dict(file)
     assert all(torch.equal(merged[name], tensor.float()) for name, tensor in whole.items())
+
+
+def test_a_run_that_learned_what_the_other_held_out(
+    dense: Trained, shared: Path, tmp_path: Path
+) -> None:
+    all_pairs = train(shared, tmp_path, "seed", False, **{"eval.fraction": 0})
+    to = ("--to", tmp_path / "m.pth", "--json")
+    said = dense.dpo("merge", dense.run.path, all_pairs.run.path, *to)[1]
+    notes = json.loads(said)["evaluation"]["notes"]
+    [knows] = [note for note in notes if "may know these" in note]
+    assert knows.startswith(all_pairs.run.name)
+    # One that held the same pairs out does not know them.
+    said = dense.dpo("merge", dense.run.path, dense.run.path, *to, "--force")[1]
+    assert "may know these" not in said
 
 
 def test_what_cannot_be_merged(dense: Trained, shared: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,7 @@ def judgement(
     *models: Mapping[str, Mapping[str, float]],
     is_own: bool = True,
     reference: str | None = "full_sft_512.pth",
-    was_trained_on: bool = False,
+    trained_on: Sequence[str] = (),
 ) -> Judgement:
     titles = ("dense-20260101-120000-ab12", "full_sft_512.pth", "merged.pth")
     return Judgement(
@@ -64,7 +64,7 @@ def judgement(
         dtype="float32",
         vocab_size=6400,
         set_aside=0 if is_own else 3,
-        was_trained_on=was_trained_on,
+        trained_on=trained_on,
     )
 
 
@@ -128,10 +128,10 @@ def test_a_wrong_tokenizer_and_pairs_of_the_training() -> None:
         judgement(
             {"all": figures(0.75, 400, **{"token_logps/chosen": -9.0})},
             is_own=False,
-            was_trained_on=True,
+            trained_on=["dense-1"],
         )
     )
-    assert told[0] == "the run was trained on these pairs: what it scores on them is no measure"
+    assert told[0] == "dense-1 was trained on pairs of this file: it may know these"
     assert told[1].startswith("guessing would make the chosen answers likelier")
     assert "-8.76 nats a token" in told[1]
 

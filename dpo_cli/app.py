@@ -20,6 +20,7 @@ from rich.text import Text
 
 from dpo_cli import __version__
 from dpo_cli.commands.cache import cache
+from dpo_cli.commands.chat import chat
 from dpo_cli.commands.check import check
 from dpo_cli.commands.clean import clean
 from dpo_cli.commands.compare import compare
@@ -61,6 +62,7 @@ for _command in (
     plot,
     report,
     evaluate,
+    chat,
     merge,
     clean,
     export,

@@ -160,10 +160,21 @@ class ChatTokenizer:
         """Whether the chat template can write a date: what it renders is another text tomorrow."""
         return "strftime_now" in json.dumps(self._tokenizer.chat_template)
 
-    def decode(self, ids: Tensor) -> str:
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of token ids (T,), special tokens included."""
-        text: str = self._backend.decode(ids.tolist(), skip_special_tokens=False)
+        numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        text: str = self._backend.decode(numbers, skip_special_tokens=False)
         return text
+
+    def prompt(self, messages: Sequence[Message]) -> Tensor:
+        """(T,), the ids of a conversation and of the header of an answer to it.
+
+        Raises:
+            ValueError: the template fails.
+        """
+        [text] = self._apply([list(messages)], add_generation_prompt=True)
+        [encoded] = self.encode([Rendered(text, ())])
+        return as_tensor(encoded.ids).to(torch.int64)
 
     def render(self, *conversations: Sequence[Message]) -> list[Rendered]:
         """Each conversation as the chat template writes it, with the span of every answer.
@@ -224,10 +235,10 @@ class ChatTokenizer:
             for ids, before in self._encoder.encode([text.text for text in texts], places)
         ]
 
-    def _apply(self, conversations: list[list[Message]]) -> list[str]:
+    def _apply(self, conversations: list[list[Message]], **options: bool) -> list[str]:
         try:
             # One call for all of them: each costs a look at everything that a tokenizer may have.
-            rendered = self._tokenizer.apply_chat_template(conversations, tokenize=False)
+            rendered = self._tokenizer.apply_chat_template(conversations, tokenize=False, **options)
         except Exception as error:  # Jinja runs the template's own code: it may raise anything
             raise ValueError(f"the chat template refuses it: {_first_line(error)}") from error
         assert isinstance(rendered, list)

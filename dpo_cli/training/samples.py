@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.run.events import Sample
+from dpo_cli.training.generation import generate, room_for_answer
 from dpo_cli.training.plan import Prepared
 
 MOST_TOKENS = 96
@@ -77,25 +76,17 @@ class Sampler:
             tell()
         return answers
 
-    @torch.no_grad()
     def _answer(self, scorer: ResponseScorer, prompt: Tensor) -> str:
-        ids = prompt.unsqueeze(0).to(self._compute.device)
-        room = scorer.model.config.get_text_config().max_position_embeddings - len(prompt)
-        config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max(1, min(MOST_TOKENS, room)),
-            eos_token_id=self._tokenizer.end_id,
-            pad_token_id=self._tokenizer.pad_id,
-            use_cache=True,
+        room = room_for_answer(scorer.model, prompt)
+        end_id = self._tokenizer.end_id
+        answer = generate(
+            scorer.model,
+            prompt,
+            compute=self._compute,
+            end_id=end_id,
+            most_tokens=MOST_TOKENS if room is None else max(1, min(MOST_TOKENS, room)),
         )
-        # A compiled block would be compiled anew for each length of what is cached.
-        with self._compute.autocast(), torch.compiler.set_stance("force_eager"):
-            said = scorer.model.generate(
-                ids, attention_mask=torch.ones_like(ids), generation_config=config
-            )
-        assert isinstance(said, Tensor)
-        answer = said[0, len(prompt) :]
-        return self._tokenizer.decode(answer[answer != self._tokenizer.end_id].cpu())
+        return self._tokenizer.decode([number for number in answer if number != end_id])
 
 
 def prompt_of(pair: TokenizedPair) -> Tensor:

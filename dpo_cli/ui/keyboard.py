@@ -1,13 +1,15 @@
-"""Single key presses from a terminal."""
+"""Single key presses from a terminal, Ctrl-C among them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import select
+import signal
 import sys
 import termios
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _LFLAG, _CC = 3, 6  # where local modes and control characters stand in termios' list
@@ -21,6 +23,27 @@ def is_in_foreground(descriptor: int) -> bool:
         return os.tcgetpgrp(descriptor) == os.getpgrp()
     except OSError:  # a terminal, but not the one that controls us: no job control
         return True
+
+
+@contextlib.contextmanager
+def remembering_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Have Ctrl-C remembered instead of raised; what it gives says whether it was pressed.
+
+    Pressed once more, it is raised as ever.
+    """
+    was_pressed = False
+
+    def press(number: int, frame: object) -> None:
+        nonlocal was_pressed
+        if was_pressed:
+            raise KeyboardInterrupt
+        was_pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: was_pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Keyboard:

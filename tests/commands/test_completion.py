@@ -78,6 +78,7 @@ def test_bash_offers_models(folder: Path) -> None:
     assert complete(folder, "bash", "dpo eval ") == [run, *paths]
     assert complete(folder, "bash", "dpo eval first --reference o") == ["out/full_sft_512.pth"]
     assert complete(folder, "bash", "dpo merge first ./h") == ["./hf"]
+    assert complete(folder, "bash", "dpo chat first --reference o") == ["out/full_sft_512.pth"]
 
 
 def test_zsh_and_fish(folder: Path) -> None:

@@ -1,0 +1,107 @@
+"""Prompts to be answered, from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.data.pairs import ROLES, Message, SetAside, parse_row
+from dpo_cli.errors import DpoError
+
+_ROWS_SUFFIX = ".jsonl"
+_MARK = b"\xef\xbb\xbf"  # of the byte order
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for an answer, and the line of the file that it came from."""
+
+    line: int
+    messages: Sequence[Message]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file, in order; blank lines are passed over.
+
+    In a file whose name ends in .jsonl each line is a row: `{"prompt": "text"}`, `{"prompt":
+    [messages]}`, or a preference pair, whose prompt is what precedes the last answer of its chosen
+    side. In any other file each line is a prompt.
+
+    Raises:
+        DpoError: the file is not to be read, holds no prompt, or lines that are none; all named.
+    """
+    try:
+        lines = path.read_bytes().removeprefix(_MARK).split(b"\n")
+    except OSError as error:
+        raise DpoError(
+            f"{path}: {error.strerror}", "give a file with a prompt on each line"
+        ) from error
+    parse = _of_row if path.suffix == _ROWS_SUFFIX else _of_text
+    prompts, problems = [], []
+    for number, raw in enumerate(lines, start=1):
+        if raw.strip():
+            try:
+                prompts.append(Prompt(number, parse(number, raw)))
+            except ValueError as error:
+                problems.append(f"line {number}: {error}")
+    if problems:
+        rest = len(problems) - _LISTED
+        raise DpoError(
+            f"{path}: {len(problems)} of {len(prompts) + len(problems)} lines hold no prompt",
+            'write {"prompt": "text"} on each line, or name the file .txt where each line is a'
+            " prompt",
+            problems[:_LISTED] + ([f"and {rest} more"] if rest > 0 else []),
+        )
+    if not prompts:
+        raise DpoError(f"{path}: the file holds no prompt", "write one on each line")
+    return prompts
+
+
+def _of_text(number: int, raw: bytes) -> list[Message]:
+    try:
+        return [{"role": "user", "content": raw.decode("utf-8").strip()}]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+
+
+def _of_row(number: int, raw: bytes) -> Sequence[Message]:
+    try:
+        row = json.loads(raw.decode("utf-8"))
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("half a surrogate pair (\\ud800 to \\udfff) is not text") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError("not JSON that can be read") from error
+    if not isinstance(row, dict):
+        raise ValueError("a JSON object was expected")
+    if isinstance(prompt := row.get("prompt"), str) and prompt.strip():
+        return [{"role": "user", "content": prompt}]
+    if prompt is not None:
+        return _conversation(prompt)
+    if "chosen" not in row:
+        raise ValueError(f"neither 'prompt' nor 'chosen' among {', '.join(row) or 'no columns'}")
+    pair = parse_row(number, raw)
+    if isinstance(pair, SetAside):
+        raise ValueError(pair.reason)
+    last = max(turn for turn, each in enumerate(pair.chosen) if each["role"] == "assistant")
+    return _conversation(list(pair.chosen[:last]))
+
+
+def _conversation(messages: Any) -> list[Message]:
+    """Messages that an answer may follow."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("'prompt' must be a text that is not empty, or a list of messages")
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise ValueError(f"message {number} has no 'content' that is a text")
+        if message.get("role") not in ROLES:
+            raise ValueError(f"message {number} has none of the roles {', '.join(ROLES)}")
+    if messages[-1]["role"] == "assistant":
+        raise ValueError("the last message is an answer")
+    return messages

@@ -170,7 +170,8 @@ def notes(runs: Sequence[Contender]) -> list[str]:
 
 
 def best(runs: Sequence[Contender]) -> Contender | None:
-    """The run with the highest held-out accuracy, of two the one with the lower held-out loss.
+    """The run with the highest held-out accuracy; of two the one with the lower held-out loss, or
+    with the larger gap where losses are not of one kind.
 
     None where not all runs were evaluated on the same pairs.
     """
@@ -180,7 +181,13 @@ def best(runs: Sequence[Contender]) -> Contender | None:
 
 
 def _first(runs: Sequence[Contender]) -> Contender:
-    return max(runs, key=lambda run: (_held_out(run, ACCURACY), -_held_out(run, "loss")))
+    is_one_kind = len({_setting(run, _OBJECTIVE) for run in runs}) == 1
+
+    def merit(run: Contender) -> tuple[float, float]:
+        second = -_held_out(run, "loss") if is_one_kind else _held_out(run, "gap")
+        return _held_out(run, ACCURACY), second
+
+    return max(runs, key=merit)
 
 
 def _verdict(runs: Sequence[Contender]) -> str:

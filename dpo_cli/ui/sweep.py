@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_cli.files import cache_directory
-from dpo_cli.profile.grid import Point, holds_out, references, short, splitting_keys
+from dpo_cli.profile.grid import ENCODING, Point, holds_out, references, short, splitting_keys
 from dpo_cli.profile.text import show_path, show_value
 from dpo_cli.run.events import EventReader
 from dpo_cli.run.store import RunDirectory
@@ -121,18 +121,17 @@ def _shared(points: Sequence[Point]) -> str:
     profiles = [point.profile for point in points]
     if cache_directory() is None:
         return "nothing: this user has no home for a cache; set DPO_CACHE_DIR"
+    its_own = [key for key in points[0].values if key in ENCODING]
+    pairs = f"encoded pairs by {listed(map(short, its_own))}" if its_own else "the encoded pairs"
     needed = references(profiles)
     if needed == 0:
         layouts = {profile.train.layout for profile in profiles}
         if "reference" in layouts:
-            return 'the encoded pairs; train.layout = "reference" runs the reference on every batch'
-        return "the encoded pairs; these losses need no reference"
+            return f'{pairs}; train.layout = "reference" runs the reference on every batch'
+        return f"{pairs}; these losses need no reference"
     if needed == 1:
-        return "the encoded pairs and the reference's log-probs: whoever is first computes them"
-    return (
-        f"the encoded pairs; the reference's log-probs are computed {needed} times, since not "
-        "all runs compute the same batches"
-    )
+        return f"{pairs} and the reference's log-probs: the first run computes them"
+    return f"{pairs}; the reference's log-probs are computed {needed} times, as batches differ"
 
 
 def _judged_by(points: Sequence[Point]) -> str:

@@ -127,10 +127,10 @@ def _lanes(points: Sequence[Point]) -> int:
     lanes = []
     for point in points:
         own = point.profile.launch
-        if own.nnodes > 1 or own.node_rank:
+        if own.nnodes > 1:
             raise UsageError(
                 f"launch.nnodes = {own.nnodes}: a sweep trains on one machine",
-                "leave [launch] nnodes and node_rank out",
+                "leave launch.nnodes out",
             )
         check_inputs(point.loaded)
         is_alone = processes_here(point.profile) == 1

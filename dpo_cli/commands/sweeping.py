@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dpo_cli.errors import DpoError, ExitCode, NoSpaceError, UsageError
+from dpo_cli.errors import DpoError, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +69,7 @@ class Sweeper:
             this process was asked to stop: what trained was saved.
 
         Raises:
-            NoSpaceError: the disk is full.
+            DpoError: the disk is full.
         """
         from dpo_cli.run.lanes import in_lanes, visible_cards
 
@@ -99,11 +99,11 @@ class Sweeper:
                     break
                 try:
                     code = self._train(points[letter], signals)
-                except NoSpaceError:
-                    raise
                 except DpoError as error:
                     if error.exit_code in _ASKED:
                         return error.exit_code
+                    if error.exit_code is ExitCode.NO_SPACE:
+                        raise
                     self._tell(f"run {letter}: {error.message}", error)
                 else:
                     if code in _ASKED:

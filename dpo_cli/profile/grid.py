@@ -38,7 +38,7 @@ _SEEN = (
     *("eval.fraction", "eval.path", "data.max_seq_len", "data.empty_think_ratio"),
     "model.tokenizer",
 )
-ENCODING = ("data.data_path", "data.empty_think_ratio", "model.tokenizer")
+ENCODING = ("data.data_path", "data.empty_think_ratio", "model.tokenizer", "train.seed")
 """What decides what rows become, uncut; see `data.token_cache`."""
 _SPLIT = ("data.data_path", "train.seed")
 """The keys that decide which held-out pairs a run sees, and how; those of a file, only `_SEEN`."""

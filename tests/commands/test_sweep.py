@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dpo_cli.commands import sweeping
-from dpo_cli.run import launch
+from dpo_cli.run import lanes, launch, torchrun
 from dpo_cli.run.events import EventReader, WorkerStarted
 from dpo_cli.run.store import RunDirectory, find_run, find_runs
 from dpo_cli.run.sweep import SweepDirectory
@@ -159,6 +159,22 @@ def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(dpo: Cli, workers: A
     workers(LEARNS_WELL)
     assert dpo(*again, "--plain")[0] == 0
     assert [starts(letter) for letter in "ABC"] == [1, 2, 1]
+
+
+def test_one_run_a_card(dpo: Cli, workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (torchrun, lanes):
+        monkeypatch.setattr(module, "count_cards", lambda: 2)
+    together = (
+        "import os\n"
+        "(run.path.parent / os.environ['CUDA_VISIBLE_DEVICES']).touch()\n"
+        "while not all((run.path.parent / card).exists() for card in '01'): time.sleep(0.05)\n"
+    )
+    workers(LEARNS + "plan()\n" + together + "evaluate(ACCURACY[letter]); complete()\n")
+    code, out, _ = dpo("sweep", "mine.toml", *BETA, "--plain")
+    assert code == 0
+    assert "sweep mine: 3 runs of mine.toml, 2 at once, one a card" in out
+    assert all(run.is_completed for run in find_runs(Path("runs")))
+    assert "best: C" in out
 
 
 # --- what it refuses ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from collections.abc import Sequence
@@ -89,8 +90,9 @@ def sweep(
     left = sum(not each.is_completed for each in its)
     lanes = max(1, min(lanes, left))
     if not json:
-        for part in plan_lines(directory.name, its, lanes):
-            plain_console().print(part)
+        with contextlib.suppress(OSError, SystemExit):  # a closed pipe does not concern the runs
+            for part in plan_lines(directory.name, its, lanes):
+                plain_console().print(part)
     elif dry_run:
         _print_json({"sweep": directory.name, "points": plan_as_json(its)})
     if dry_run:
@@ -179,9 +181,10 @@ def _run(
         raise typer.Exit
     if code is not ExitCode.DONE:
         done = sum(run.is_completed for run in directory.runs().values())
+        how = code.name.lower().replace("_", " ")
         console.print(
-            f"{directory.designation}: {code.name.lower()} with {done} of {len(points)} runs"
-            " completed; what trained is saved"
+            f"{directory.designation}: {how} with {done} of {len(points)} runs completed; what"
+            " trained is saved"
         )
         console.print(f"go on: {again}")
         raise typer.Exit(code)

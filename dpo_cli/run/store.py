@@ -39,9 +39,8 @@ NON_FINITE_DIRECTORY = "non_finite"
 REQUESTS = ("stop", "save", "evaluate")  # the most urgent first
 
 _DIRECTORY_NAME = re.compile(r"(?P<name>.+)-(?P<created>\d{8}-\d{6}-[0-9a-f]{4})")
-_NAME_CHARACTERS = (
-    64  # of up to 3 bytes in UTF-8: with the stamp below the 255 bytes of a file name
-)
+_NAME_CHARACTERS = 64
+"""Of up to 3 bytes in UTF-8: with the stamp below the 255 bytes of a file name."""
 
 
 def runs_root(option: Path | None) -> Path:
@@ -62,12 +61,7 @@ class RunDirectory(Workplace):
             DpoError: `root` cannot be written. Nothing is left behind in either case.
         """
         with explain_disk_errors(root):
-            try:
-                root.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise UsageError(
-                    f"{root} is to hold runs, but a file is in the way", "give another --runs-dir"
-                ) from error
+            make_root(root)
             run = cls(_new_directory(root, safe_name(name)))
             try:
                 run.generations_path.mkdir()
@@ -286,7 +280,7 @@ class RunDirectory(Workplace):
     @property
     def written_paths(self) -> Sequence[Path]:
         """See `Workplace`."""
-        return (self.path, self.generations_path)
+        return self.path, self.generations_path
 
     # --- requests to a running worker ------------------------------------------------------------
 
@@ -313,6 +307,16 @@ class RunDirectory(Workplace):
 
     def _request_path(self, word: str) -> Path:
         return self.path / f"control-{word}"
+
+
+def make_root(root: Path) -> None:
+    """Make the folder of runs, if it is not there; a UsageError if something else is."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{root} is to hold runs, but a file is in the way", "give another --runs-dir"
+        ) from error
 
 
 def find_runs(root: Path) -> list[RunDirectory]:

@@ -21,9 +21,11 @@ from dpo_cli.profile.resolved import differences, from_tables, to_tables, to_tom
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.disk import explain_disk_errors
-from dpo_cli.run.store import RunDirectory, find_runs, safe_name
+from dpo_cli.run.store import RunDirectory, find_runs, make_root, safe_name
 from dpo_cli.run.workplace import Workplace
 
+_NAME_CHARACTERS = 60
+"""Fewer than a run's name may have, which ends with a letter besides."""
 _ANOTHER = "state what it was begun with, or begin another sweep: --name NAME"
 
 
@@ -34,7 +36,7 @@ class SweepDirectory(Workplace):
     @classmethod
     def of(cls, root: Path, name: str) -> SweepDirectory:
         """The sweep called `name` under `root`."""
-        return cls(root / f"{safe_name(name)}.sweep")
+        return cls(root / f"{safe_name(name)[:_NAME_CHARACTERS]}.sweep")
 
     @property
     def name(self) -> str:
@@ -78,8 +80,9 @@ class SweepDirectory(Workplace):
 
     def make(self) -> None:
         """Make the directory, if it is not there."""
-        with explain_disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+        with explain_disk_errors(self.path.parent):
+            make_root(self.path.parent)
+            self.path.mkdir(exist_ok=True)
 
     def refuse_another(self, grid: Grid, first: Profile) -> None:
         """Hold a sweep that has begun to what it is of; see `begin`.

@@ -54,7 +54,8 @@ class Round:
             "train.epochs": options.epochs,
             "eval.fraction": 0.1,
         }
-        self._settings = [w for key, value in profile.items() for w in ("--set", f"{key}={value}")]
+        settings = [f"{key}={value}" for key, value in profile.items()] + options.settings
+        self._settings = [word for setting in settings for word in ("--set", setting)]
 
     def _dpo(self, runs: str, cache: str, *words: str) -> float:
         """Wall-clock seconds of a command."""
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--max-seq-len", type=int, default=512)
+    parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()

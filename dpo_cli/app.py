@@ -38,6 +38,7 @@ from dpo_cli.commands.runs import runs
 from dpo_cli.commands.schema import schema
 from dpo_cli.commands.show import show
 from dpo_cli.commands.stop import stop
+from dpo_cli.commands.sweep import sweep
 from dpo_cli.commands.train import train
 from dpo_cli.commands.watch import watch
 from dpo_cli.errors import DpoError, ExitCode
@@ -58,6 +59,7 @@ for _command in (
     watch,
     runs,
     show,
+    sweep,
     compare,
     plot,
     report,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dpo_cli.commands.contenders import find_contenders
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from dpo_cli.ui.comparison import Contender
 
 _WIDTH, _HEIGHT = 120, 40
 
@@ -30,14 +34,9 @@ def compare(
 
     Example: `dpo compare first second`
     """
-    import sys
     from json import dumps
 
-    from rich.console import Console
-
-    from dpo_cli.ui.compare import ComparedRuns
     from dpo_cli.ui.comparison import as_json
-    from dpo_cli.ui.live import terminal_size
 
     runs = find_contenders(run_names, runs_dir)
     if len(runs) < 2:
@@ -45,6 +44,20 @@ def compare(
     if json:
         typer.echo(dumps(as_json(runs), indent=2, ensure_ascii=False))
         return
+    print_comparison(runs, width, height)
+
+
+def print_comparison(
+    runs: Sequence[Contender], width: int | None = None, height: int | None = None
+) -> None:
+    """Print runs side by side, in the size of the terminal where none is given."""
+    import sys
+
+    from rich.console import Console
+
+    from dpo_cli.ui.compare import ComparedRuns
+    from dpo_cli.ui.live import terminal_size
+
     usual = terminal_size() if sys.stdout.isatty() else (_WIDTH, _HEIGHT)
     console = Console(
         width=width or usual[0],

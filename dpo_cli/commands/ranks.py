@@ -63,7 +63,7 @@ def take_place(refused: Sequence[str]) -> Place | None:
         UsageError: the environment is half set, or options contradict it.
     """
     from dpo_cli.run.placement import recognise
-    from dpo_cli.training.worker import die_with_parent
+    from dpo_cli.run.workers import die_with_parent
 
     place = recognise(os.environ)
     if place is None:

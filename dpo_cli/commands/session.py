@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from dpo_cli.run.events import Alert
     from dpo_cli.run.placement import Place
     from dpo_cli.run.store import RunDirectory
+    from dpo_cli.run.workplace import Workplace
+    from dpo_cli.ui.live import Panel
 
 
-def plain_console() -> Console:
-    """Standard output, for text that is shown as it is."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+def plain_console(*, stderr: bool = False) -> Console:
+    """Standard output, or error, for text that is shown as it is."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def run_worker(
@@ -76,8 +78,6 @@ def run_worker(
 
 def _show_panel(run: RunDirectory, lock: int, supervise: Callable[[], ExitCode]) -> ExitCode:
     """Train in the background with the panel in front, until the end or until the user leaves."""
-    from dpo_cli.files import open_for_appending
-    from dpo_cli.run.background import in_background
     from dpo_cli.run.events import EventReader
     from dpo_cli.ui.ending import ending_lines
     from dpo_cli.ui.live import Panel
@@ -86,25 +86,45 @@ def _show_panel(run: RunDirectory, lock: int, supervise: Callable[[], ExitCode])
     panel = Panel(run, console, EventReader(run.events_path).read_new)
     panel.catch_up()
     panel.view.expect_start()
-    with in_background(run, lock, supervise) as supervisor:
-        supervisor.on_interrupt = panel.tell_stopping
-        try:
-            is_over = panel.show(supervisor.has_ended)
-        except (Exception, SystemExit):  # the terminal may be gone; training depends on neither
-            is_over = True
-            path = run.launcher_log_path
-            with contextlib.suppress(OSError), open(open_for_appending(path), "a") as log:
-                log.write("The panel failed and was dropped; training goes on.\n")
-                traceback.print_exc(file=log)
-        if not is_over:
-            _tell_background(console, run, supervisor.pid)
-            return ExitCode.DONE
-        code = supervisor.result()
+    code, pid = behind_panel(panel, run, lock, supervise)
+    if code is None:
+        _tell_background(console, run, pid)
+        return ExitCode.DONE
     panel.catch_up()
     with contextlib.suppress(OSError):
         for line in ending_lines(panel.view, run.designation, run.path):
             console.print(line)
     return code
+
+
+def behind_panel(
+    panel: Panel, place: Workplace, lock: int, work: Callable[[], ExitCode]
+) -> tuple[ExitCode | None, int]:
+    """Work in the background with a panel in front, until the end or until the user leaves.
+
+    Args:
+        panel: of what is done there.
+        place: a run or a sweep, whose lock the caller holds.
+        lock: its descriptor.
+        work: what is done in the background.
+
+    Returns:
+        How that ended, or None if it goes on; and its process id.
+    """
+    from dpo_cli.files import open_for_appending
+    from dpo_cli.run.background import in_background
+
+    with in_background(place, lock, work) as supervisor:
+        supervisor.on_interrupt = panel.tell_stopping
+        try:
+            is_over = panel.show(supervisor.has_ended)
+        except (Exception, SystemExit):  # the terminal may be gone; training depends on neither
+            is_over = True
+            path = place.launcher_log_path
+            with contextlib.suppress(OSError), open(open_for_appending(path), "a") as log:
+                log.write("The panel failed and was dropped; training goes on.\n")
+                traceback.print_exc(file=log)
+        return (supervisor.result() if is_over else None), supervisor.pid
 
 
 def _tell_background(console: Console, run: RunDirectory, pid: int) -> None:

@@ -116,10 +116,10 @@ def _new_run(loaded: LoadedProfile, root: Path, name: str) -> RunDirectory:
     from dpo_cli.profile.resolved import to_toml
     from dpo_cli.run.store import RunDirectory
 
-    return RunDirectory.create(root, name, to_toml(_pin_weights(loaded.profile, root)))
+    return RunDirectory.create(root, name, to_toml(pin_weights(loaded.profile, root)))
 
 
-def _pin_weights(profile: Profile, root: Path) -> Profile:
+def pin_weights(profile: Profile, root: Path) -> Profile:
     """`profile` with weights named so that they mean the same tomorrow.
 
     The only checkpoint in out_dir may get company, and a profile's name after "run:" means its

@@ -16,7 +16,7 @@ from types import FrameType
 
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run import launch
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.workplace import Workplace
 
 _RELAYED = (signal.SIGINT, signal.SIGTERM)
 
@@ -24,11 +24,11 @@ _RELAYED = (signal.SIGINT, signal.SIGTERM)
 class Supervisor:
     """The process in the background; `launch.supervise` is what it does."""
 
-    def __init__(self, run: RunDirectory, pid: int, outcome: int) -> None:
+    def __init__(self, place: Workplace, pid: int, outcome: int) -> None:
         self.pid = pid
         self.on_interrupt: Callable[[], None] = lambda: None
         """Called when a Ctrl-C was passed on."""
-        self._run = run
+        self._place = place
         self._outcome = outcome
         self._status: int | None = None
 
@@ -50,8 +50,8 @@ class Supervisor:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         raise DpoError(
             f"the launcher in the background {how}",
-            f"go on with: dpo resume {self._run.designation}",
-            [f"what it printed is in {self._run.launcher_log_path}"],
+            self._place.how_to_go_on,
+            [f"what it printed is in {self._place.launcher_log_path}"],
         )
 
     def relay(self, number: int, _frame: FrameType | None = None) -> None:
@@ -70,7 +70,7 @@ class Supervisor:
 
 @contextmanager
 def in_background(
-    run: RunDirectory, lock: int, train: Callable[[], ExitCode]
+    place: Workplace, lock: int, train: Callable[[], ExitCode]
 ) -> Iterator[Supervisor]:
     """Split off a process that trains; while the block lasts, signals to this one go there.
 
@@ -80,11 +80,11 @@ def in_background(
     # No signal may hit the new process before it has a session of its own, or this one before it
     # can pass it on.
     signal.pthread_sigmask(signal.SIG_BLOCK, _RELAYED)
-    pid = launch.detach(run, lock)
+    pid = launch.detach(place, lock)
     if not pid:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
         raise SystemExit(_telling(outcome, train))
-    supervisor = Supervisor(run, pid, outcome)
+    supervisor = Supervisor(place, pid, outcome)
     before = {number: signal.signal(number, supervisor.relay) for number in _RELAYED}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
     try:

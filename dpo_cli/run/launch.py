@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,8 +16,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import open_for_appending
@@ -39,8 +36,11 @@ from dpo_cli.run.events import (
     WorkerStarted,
     drop_torn_tail,
 )
-from dpo_cli.run.store import RunDirectory, sign_lock
+from dpo_cli.run.relay import SignalRelay
+from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.torchrun import agent_argv
+from dpo_cli.run.workers import Starter, Worker, start_worker
+from dpo_cli.run.workplace import Workplace, sign_lock
 
 Observer = Callable[[Event], None]
 
@@ -77,6 +77,8 @@ def supervise(
     *,
     alerts: Sequence[Alert] = (),
     undo: Callable[[], None] = lambda: None,
+    start: Starter = start_worker,
+    signals: SignalRelay | None = None,
 ) -> ExitCode:
     """Start the worker, let `observe` see every event it appends, and wait for its end.
 
@@ -93,6 +95,8 @@ def supervise(
         observe: called with each new event, in order.
         alerts: what there is to know before it starts.
         undo: takes back what the caller changed on disk for this start.
+        start: makes a worker of its command line.
+        signals: the caller's, who has more to do than this run, and hears them before and after.
 
     Returns:
         DONE, INTERRUPTED or TERMINATED: the ends that leave a complete state.
@@ -107,16 +111,10 @@ def supervise(
         drop_torn_tail(run.events_path)
         descriptor = open_for_appending(run.worker_log_path)
         _append(run, *alerts)
-    with open(descriptor, "ab") as log, _SignalRelay() as signals:
+    relay = contextlib.nullcontext(signals) if signals else SignalRelay()
+    with open(descriptor, "ab") as log, relay as signals:
         log_start = log.tell()
-        worker = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
+        worker = start(argv, log.fileno(), lock)
         signals.attach(worker)
         told_stopping = False
         while not _has_ended(worker):
@@ -124,24 +122,25 @@ def supervise(
             if signals.interrupts and not told_stopping:
                 told_stopping = True
                 stream.show(_STOPPING)
-        _append_end(run, worker.returncode)
+        returncode = worker.returncode or 0
+        _append_end(run, returncode)
         stream.follow()
 
-    died_of_ours = signals.killed(worker.returncode)
-    code = died_of_ours or _SAVED.get(worker.returncode)
-    if stream.ending is not None and (worker.returncode == ExitCode.DONE or stream.lost):
+    died_of_ours = signals.killed(returncode)
+    code = died_of_ours or _SAVED.get(returncode)
+    if stream.ending is not None and (returncode == ExitCode.DONE or stream.lost):
         code = stream.ending
     is_stopped = code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
     if not stream.is_under_way and (stream.failure or is_stopped):
         undo()
     if stream.failure:
         raise _failure(stream.failure)
-    if worker.returncode == ExitCode.NO_SPACE:  # too full even to say so in the stream
+    if returncode == ExitCode.NO_SPACE:  # too full even to say so in the stream
         raise no_space(run.path)
     if code is None and stream.lost:
         raise _lost(run, stream.lost)
     if code is None:
-        raise _crash(run, worker.returncode, _last_line(run, log_start))
+        raise _crash(run, returncode, _last_line(run, log_start))
     if died_of_ours or (is_stopped and not stream.is_under_way):
         raise _stopped_without_saving(run, code, stream.is_under_way)
     return code
@@ -161,7 +160,7 @@ def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
         DpoError: ranks of this machine were lost, or the machines did not meet.
     """
     command = ["-m", "dpo_cli.training.worker", "--join"]
-    with tempfile.TemporaryDirectory(prefix="dpo-join-") as scratch, _SignalRelay() as signals:
+    with tempfile.TemporaryDirectory(prefix="dpo-join-") as scratch, SignalRelay() as signals:
         stream = _Stream(RunDirectory(Path(scratch)), observe)
         agent = subprocess.Popen(
             agent_argv(Path(scratch), arguments, command),
@@ -184,16 +183,16 @@ def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
     return code
 
 
-def detach(run: RunDirectory, lock: int) -> int:
-    """Split off a process that outlives the terminal, printing into the run's launcher.log.
+def detach(place: Workplace, lock: int) -> int:
+    """Split off a process that outlives the terminal, printing into the place's launcher.log.
 
     Like `os.fork`: returns the new process's id in the caller, whose descriptor `lock` then locks
     nothing, and 0 in the new process, which now holds the lock.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    with explain_disk_errors(run.path):
-        log = open_for_appending(run.launcher_log_path)
+    with explain_disk_errors(place.path):
+        log = open_for_appending(place.launcher_log_path)
     pid = os.fork()
     if pid:
         os.close(log)
@@ -257,75 +256,7 @@ class _Stream:
                 traceback.print_exc(file=log)
 
 
-class _SignalRelay:
-    """Passes the launcher's signals on to the worker while it lives.
-
-    SIGINT: once, the worker finishes its window and saves; twice, it is killed. SIGTERM: it saves.
-    SIGHUP is ignored, so that a closing terminal ends nothing. All is done inside the handlers: an
-    observer that blocks in a write must not keep a Ctrl-C from the worker.
-    """
-
-    def __init__(self) -> None:
-        self.interrupts = 0
-        self._terminated = False
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._waiting: list[signal.Signals] = []
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _SignalRelay:
-        self._previous = {
-            signal.SIGINT: signal.signal(signal.SIGINT, self._on_interrupt),
-            signal.SIGTERM: signal.signal(signal.SIGTERM, self._on_terminate),
-            signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    @property
-    def asked(self) -> ExitCode | None:
-        """The exit code of who was asked to stop; None if nobody asked."""
-        if self._terminated:
-            return ExitCode.TERMINATED
-        return ExitCode.INTERRUPTED if self.interrupts else None
-
-    def attach(self, worker: subprocess.Popen[bytes]) -> None:
-        """Start passing on, beginning with the signals that came while the worker was started."""
-        self._worker = worker
-        for number in self._waiting:
-            self._send(number)
-
-    def killed(self, returncode: int) -> ExitCode | None:
-        """The exit code if the worker died of a signal that was passed on, without saving."""
-        if self.interrupts > 1 and returncode == -signal.SIGKILL:
-            return ExitCode.INTERRUPTED
-        if self.interrupts and returncode == -signal.SIGINT:
-            return ExitCode.INTERRUPTED
-        if self._terminated and returncode == -signal.SIGTERM:
-            return ExitCode.TERMINATED
-        return None
-
-    def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        self.interrupts += 1
-        self._send(signal.SIGINT if self.interrupts == 1 else signal.SIGKILL)
-
-    def _on_terminate(self, _number: int, _frame: FrameType | None) -> None:
-        self._terminated = True
-        self._send(signal.SIGTERM)
-
-    def _send(self, number: signal.Signals) -> None:
-        if self._worker is None:
-            self._waiting.append(number)
-        elif number == signal.SIGKILL:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._worker.pid, number)  # the processes it started, too
-        else:
-            self._worker.send_signal(number)
-
-
-def _has_ended(worker: subprocess.Popen[bytes]) -> bool:
+def _has_ended(worker: Worker) -> bool:
     """Whether the worker has ended, waiting a moment for it.
 
     Not by `Popen.wait`, which looks twenty times a second.
@@ -397,7 +328,7 @@ def _how_to_resume(run: RunDirectory) -> tuple[str, list[str]]:
         if generation
         else "no state was saved yet: a resume begins at the first step"
     )
-    return f"go on with: dpo resume {run.designation}", [*passed_over, state]
+    return run.how_to_go_on, [*passed_over, state]
 
 
 def _last_line(run: RunDirectory, start: int) -> str:

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import json
 import os
 import re
 import shutil
-import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +24,7 @@ from dpo_cli.files import fsync_path, leftovers, write_text_atomically
 from dpo_cli.run import generations
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.generations import Generation
+from dpo_cli.run.workplace import Workplace
 
 Content = TypeVar("Content")
 
@@ -42,10 +39,8 @@ NON_FINITE_DIRECTORY = "non_finite"
 REQUESTS = ("stop", "save", "evaluate")  # the most urgent first
 
 _DIRECTORY_NAME = re.compile(r"(?P<name>.+)-(?P<created>\d{8}-\d{6}-[0-9a-f]{4})")
-_NAME_CHARACTERS = (
-    64  # of up to 3 bytes in UTF-8: with the stamp below the 255 bytes of a file name
-)
-_LOCK_TRIES, _LOCK_RETRY_SECONDS = 4, 0.02
+_NAME_CHARACTERS = 64
+"""Of up to 3 bytes in UTF-8: with the stamp below the 255 bytes of a file name."""
 
 
 def runs_root(option: Path | None) -> Path:
@@ -54,10 +49,8 @@ def runs_root(option: Path | None) -> Path:
 
 
 @dataclass(frozen=True)
-class RunDirectory:
+class RunDirectory(Workplace):
     """One run on disk. Every file is replaced atomically; the event stream is appended to."""
-
-    path: Path
 
     @classmethod
     def create(cls, root: Path, name: str, profile_toml: str) -> RunDirectory:
@@ -68,13 +61,8 @@ class RunDirectory:
             DpoError: `root` cannot be written. Nothing is left behind in either case.
         """
         with explain_disk_errors(root):
-            try:
-                root.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise UsageError(
-                    f"{root} is to hold runs, but a file is in the way", "give another --runs-dir"
-                ) from error
-            run = cls(_new_directory(root, _safe_name(name)))
+            make_root(root)
+            run = cls(_new_directory(root, safe_name(name)))
             try:
                 run.generations_path.mkdir()
                 run.write_profile(profile_toml)
@@ -120,11 +108,6 @@ class RunDirectory:
     def worker_log_path(self) -> Path:
         """What the workers printed."""
         return self.path / "worker.log"
-
-    @property
-    def launcher_log_path(self) -> Path:
-        """What a launcher printed that had no terminal, or lost it."""
-        return self.path / "launcher.log"
 
     @property
     def generations_path(self) -> Path:
@@ -282,63 +265,22 @@ class RunDirectory:
 
     # --- who trains ------------------------------------------------------------------------------
 
-    def lock(self) -> int:
-        """Take the run for this process and all that inherit the descriptor which is returned.
-
-        The kernel frees it when the last of them has closed it or died, so it is never stale.
-
-        Raises:
-            DpoError: somebody holds it (who is named), or the directory cannot be written.
-        """
-        with explain_disk_errors(self.path):
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            descriptor = os.open(self._lock_path, flags, 0o644)
-            try:
-                if not _try_lock(descriptor):
-                    raise DpoError(
-                        f"{self.designation} is being trained by {_holder(descriptor)}",
-                        f"end that first: dpo stop {self.designation}",
-                    )
-                sign_lock(descriptor)
-                self._try_writing()
-            except BaseException:
-                os.close(descriptor)
-                raise
-        os.set_inheritable(descriptor, True)
-        return descriptor
-
-    @contextmanager
-    def locked(self) -> Iterator[int]:
-        """`lock` for a block; processes that inherited the descriptor may hold it on."""
-        descriptor = self.lock()
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def holder(self) -> str | None:
-        """Who trains this run, in words; None if nobody does."""
-        try:
-            descriptor = os.open(self._lock_path, os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _holder(descriptor)
-        finally:
-            os.close(descriptor)
-        return None
-
-    def _try_writing(self) -> None:
-        """Refuse at once what would end at the first save: a lock file takes a lock anywhere."""
-        for directory in filter(Path.is_dir, (self.path, self.generations_path)):
-            with explain_disk_errors(directory), tempfile.TemporaryFile(dir=directory):
-                pass
+    def taken(self, holder: str) -> DpoError:
+        """See `Workplace`."""
+        return DpoError(
+            f"{self.designation} is being trained by {holder}",
+            f"end that first: dpo stop {self.designation}",
+        )
 
     @property
-    def _lock_path(self) -> Path:
-        return self.path / "lock"
+    def how_to_go_on(self) -> str:
+        """See `Workplace`."""
+        return f"go on with: dpo resume {self.designation}"
+
+    @property
+    def written_paths(self) -> Sequence[Path]:
+        """See `Workplace`."""
+        return self.path, self.generations_path
 
     # --- requests to a running worker ------------------------------------------------------------
 
@@ -367,11 +309,14 @@ class RunDirectory:
         return self.path / f"control-{word}"
 
 
-def sign_lock(descriptor: int) -> None:
-    """Write who holds the lock into its file: this process. Only the holder may call it."""
-    text = f"process {os.getpid()} on {socket.gethostname()}"
-    os.pwrite(descriptor, text.encode(), 0)
-    os.ftruncate(descriptor, len(text.encode()))
+def make_root(root: Path) -> None:
+    """Make the folder of runs, if it is not there; a UsageError if something else is."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{root} is to hold runs, but a file is in the way", "give another --runs-dir"
+        ) from error
 
 
 def find_runs(root: Path) -> list[RunDirectory]:
@@ -442,7 +387,7 @@ def _new_directory(root: Path, name: str) -> Path:
         return path
 
 
-def _safe_name(name: str) -> str:
+def safe_name(name: str) -> str:
     """`name` as one component of a path that cannot leave its directory."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:_NAME_CHARACTERS] or "run"
 
@@ -450,20 +395,3 @@ def _safe_name(name: str) -> str:
 def _creation(run: RunDirectory) -> tuple[str, str]:
     match = _DIRECTORY_NAME.fullmatch(run.name)
     return (match["created"] if match else "", run.name)
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Whether the lock was free; `RunDirectory.holder` may hold it an instant while it looks."""
-    for attempt in range(_LOCK_TRIES):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if attempt + 1 < _LOCK_TRIES:
-                time.sleep(_LOCK_RETRY_SECONDS)
-        else:
-            return True
-    return False
-
-
-def _holder(descriptor: int) -> str:
-    return os.pread(descriptor, 1024, 0).decode(errors="replace") or "another process"

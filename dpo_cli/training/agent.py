@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import FrameType
 
-from dpo_cli.training.worker import die_with_parent
+from dpo_cli.run.workers import die_with_parent
 
 
 class Relay:

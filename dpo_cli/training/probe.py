@@ -12,7 +12,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from dpo_cli.training.worker import die_with_parent
+from dpo_cli.run.workers import die_with_parent
 
 _TIMEOUT = timedelta(seconds=60)
 _NUMBERS = 1 << 20

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 # Only what is light: signals must be heard, and the launcher's death noticed, before torch loads.
 import argparse
-import ctypes
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-_PR_SET_PDEATHSIG = 1
+from dpo_cli.run.workers import die_with_parent
 
 
 class Signals:
@@ -32,14 +30,6 @@ class Signals:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.stop = "terminated" if number == signal.SIGTERM else "interrupted"
-
-
-def die_with_parent() -> None:
-    """Be killed when the launcher dies: nobody would watch over the run any more."""
-    launcher = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -91,16 +91,23 @@ def _file_name(value: Any) -> Any:
 def differences(runs: Sequence[Contender]) -> list[Difference]:
     """The keys of the profiles that differ, then the contents of files, devices and versions.
 
-    Where a file lies is left out if its content is the same for all.
+    Where a file lies is left out if its content is the same for all. A run that was never planned
+    knows nothing of contents and devices.
     """
     keys: dict[str, None] = {}
     all_facts = [dict(_facts(run)) for run in runs]
     for facts in all_facts:
         keys |= dict.fromkeys(facts)
     found = [Difference(key, tuple(facts.get(key) for facts in all_facts)) for key in keys]
-    found = [each for each in found if any(value != each.values[0] for value in each.values)]
+    found = [each for each in found if _is_told_apart(each, runs)]
     changed = {each.key for each in found}
     return [each for each in found if _content_of(each.key, runs) in (None, *changed)]
+
+
+def _is_told_apart(difference: Difference, runs: Sequence[Contender]) -> bool:
+    known = [run.settings if "." in difference.key else run.plan for run in runs]
+    values = [value for value, its in zip(difference.values, known, strict=True) if its]
+    return any(value != values[0] for value in values)
 
 
 def _facts(run: Contender) -> Iterator[tuple[str, Any]]:
@@ -147,22 +154,23 @@ def notes(runs: Sequence[Contender]) -> list[str]:
     unfinished = [run.letter for run in runs if run.summary.state is not RunState.COMPLETED]
     if unfinished:
         are = "is" if len(unfinished) == 1 else "are"
-        told.append(f"{_listed(unfinished)} {are} not completed")
+        told.append(f"{listed(unfinished)} {are} not completed")
     without = [run.letter for run in runs if run.accuracy is None]
     if without and len(without) < len(runs):
-        told.append(f"{_listed(without)} held no pairs out")
+        told.append(f"{listed(without)} held no pairs out")
     samples: dict[str, list[Contender]] = {}
     for run in runs:
         if run.accuracy is not None:
             samples.setdefault(_held_out_pairs(run), []).append(run)
     if len(samples) > 1:
-        who = "; ".join(_listed([run.letter for run in its]) for its in samples.values())
+        who = "; ".join(listed([run.letter for run in its]) for its in samples.values())
         told.append(f"held-out figures are of one kind only among those with the same pairs: {who}")
     return told + [_verdict(its) for its in samples.values() if len(its) > 1]
 
 
 def best(runs: Sequence[Contender]) -> Contender | None:
-    """The run with the highest held-out accuracy, of two the one with the lower held-out loss.
+    """The run with the highest held-out accuracy; of two the one with the lower held-out loss, or
+    with the larger gap where losses are not of one kind.
 
     None where not all runs were evaluated on the same pairs.
     """
@@ -172,7 +180,13 @@ def best(runs: Sequence[Contender]) -> Contender | None:
 
 
 def _first(runs: Sequence[Contender]) -> Contender:
-    return max(runs, key=lambda run: (_held_out(run, ACCURACY), -_held_out(run, "loss")))
+    is_one_kind = len({_setting(run, _OBJECTIVE) for run in runs}) == 1
+
+    def merit(run: Contender) -> tuple[float, float]:
+        second = -_held_out(run, "loss") if is_one_kind else _held_out(run, "gap")
+        return _held_out(run, ACCURACY), second
+
+    return max(runs, key=merit)
 
 
 def _verdict(runs: Sequence[Contender]) -> str:
@@ -182,12 +196,17 @@ def _verdict(runs: Sequence[Contender]) -> str:
         f"{first.letter} has the highest held-out accuracy: {_held_out(first, ACCURACY):.2f} over "
         f"{count(_pairs(first), 'pair')}"
     )
-    leads = {run.letter: _lead(first, run) for run in runs if run is not first}
-    close = {letter: (low, high) for letter, (low, high) in leads.items() if low <= 0}
+    close = rivals(first, runs)
     if not close:
         return f"{told}, more than chance explains (95 %)"
     ends = ", ".join(f"{low:+.2f} to {high:+.2f}" for low, high in close.values())
-    return f"{told}; but so few pairs do not tell it from {_listed(close)} (95 %: ahead by {ends})"
+    return f"{told}; but so few pairs do not tell it from {listed(close)} (95 %: ahead by {ends})"
+
+
+def rivals(first: Contender, runs: Sequence[Contender]) -> dict[str, tuple[float, float]]:
+    """The letters of those that the held-out pairs do not tell from the first: 95 % of its lead."""
+    leads = {run.letter: _lead(first, run) for run in runs if run is not first}
+    return {letter: (low, high) for letter, (low, high) in leads.items() if low <= 0}
 
 
 def _held_out_pairs(run: Contender) -> str:
@@ -221,7 +240,8 @@ def _setting(run: Contender, keys: Sequence[str]) -> str:
     return str(found)
 
 
-def _listed(letters: Iterable[str]) -> str:
+def listed(letters: Iterable[str]) -> str:
+    """A, B and C."""
     *most, last = letters
     return f"{', '.join(most)} and {last}" if most else last
 

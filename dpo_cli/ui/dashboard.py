@@ -6,7 +6,6 @@ dark and light themes alike; what colour tells is told by shape or word as well.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,7 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from dpo_cli.run.deaths import rank_ending
-from dpo_cli.run.events import Failed, WorkerEnded
+from dpo_cli.ui.ending import failure
 from dpo_cli.ui.layout import Block, bar, beside, ends, fit, framed, one_line, pile
 from dpo_cli.ui.numbers import (
     GROUPS_TITLE,
@@ -87,6 +85,7 @@ class Dashboard:
         notice: an answer to the user.
         keys: that can be pressed, and what each does.
         shows_help: whether to explain instead of drawing charts.
+        headline: of what the run is a part of.
     """
 
     view: RunView
@@ -98,6 +97,7 @@ class Dashboard:
     notice: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
     shows_help: bool = False
+    headline: tuple[Text, Text] | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Fill the given width and height."""
@@ -107,6 +107,8 @@ class Dashboard:
     def lines(self, console: Console, width: int, height: int) -> Block:
         """The picture: `height` lines of `width` cells."""
         top = [self._title(width), *self._progress(width)]
+        if self.headline is not None:
+            top = [ends(*self.headline, width), *top]
         messages = self._messages(console, width, height)
         body = self._body(console, width, height - len(top) - len(messages) - 1)
         return pile([*top, *body, *messages, self._footer(width)], width, height)
@@ -222,22 +224,7 @@ class Dashboard:
 
     def _told(self) -> list[tuple[str, str, str, str]]:
         """Kind, its style, message and remedy of what is to be read, the most important first."""
-        told = []
-        match self.view.ending:
-            case Failed() as failed:
-                message = ": ".join([failed.message, *failed.details])
-                told.append(("error", "bold red", message, failed.remedy))
-            case WorkerEnded() if self.view.lost_ranks:
-                lost = "; ".join(map(rank_ending, self.view.lost_ranks))
-                told.append(("error", "bold red", lost, ""))
-            case WorkerEnded() as end:
-                how = (
-                    f"died of {signal.Signals(end.signal).name}"
-                    if end.signal
-                    else (f"ended unexpectedly with exit code {end.exit_code}")
-                )
-                log = "what it printed is in worker.log"
-                told.append(("error", "bold red", f"the worker {how}; {log}", ""))
+        told = [("error", "bold red", *failed)] if (failed := failure(self.view)) else []
         told += [
             ("warning", "bold yellow", alert.message, alert.remedy)
             for alert in reversed(self.view.alerts.values())

@@ -1,12 +1,14 @@
-"""What stays on the terminal when the panel has closed."""
+"""How a run ended, in words: what stays on the terminal when the panel has closed."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from rich.text import Text
 
-from dpo_cli.run.events import Completed, Stopped
+from dpo_cli.run.deaths import rank_ending
+from dpo_cli.run.events import Completed, Failed, Stopped, WorkerEnded
 from dpo_cli.ui.report import alert_lines, completed_lines, duration, stopped_lines
 from dpo_cli.ui.view import RunView
 
@@ -29,3 +31,20 @@ def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]
         case Stopped() as stopped:
             lines += stopped_lines(stopped, designation)
     return lines
+
+
+def failure(view: RunView) -> tuple[str, str] | None:
+    """How the run failed, in a line, and what to do about it; None if it did not."""
+    match view.ending:
+        case Failed() as failed:
+            return ": ".join([failed.message, *failed.details]), failed.remedy
+        case WorkerEnded() if view.lost_ranks:
+            return "; ".join(map(rank_ending, view.lost_ranks)), ""
+        case WorkerEnded() as end:
+            how = (
+                f"died of {signal.Signals(end.signal).name}"
+                if end.signal
+                else f"ended unexpectedly with exit code {end.exit_code}"
+            )
+            return f"the worker {how}; what it printed is in worker.log", ""
+    return None

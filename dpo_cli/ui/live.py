@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from rich.console import Console, ConsoleDimensions
 from rich.control import Control
 from rich.screen import Screen
+from rich.text import Text
 
 from dpo_cli.errors import DpoError
 from dpo_cli.run import generations
@@ -200,6 +201,10 @@ class Panel:
         cost = time.process_time() - before
         self._may_draw_at = now + min(cost / _DRAWING_SHARE, _LONGEST_REST_SECONDS)
 
+    def _headline(self) -> tuple[Text, Text] | None:
+        """Of what the run is a part of: left and right."""
+        return None
+
     def _draw(self) -> None:
         picture = Dashboard(
             self.view,
@@ -210,6 +215,7 @@ class Panel:
             notice=self._notice,
             keys=self._keys,
             shows_help=self._shows_help,
+            headline=self._headline(),
         )
         with self._console:  # one write, so that nothing flickers
             self._console.control(Control.home())

@@ -53,7 +53,7 @@ def complete(folder: Path, shell: str, line: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("command", ["train", "check", "config show"])
+@pytest.mark.parametrize("command", ["train", "check", "sweep", "config show"])
 def test_bash_offers_profiles(folder: Path, command: str) -> None:
     files = ["my.toml", "profiles/first.toml", "profiles/second.toml"]
     assert complete(folder, "bash", f"dpo {command} ") == [*shipped_profiles(), *files]

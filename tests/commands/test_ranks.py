@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.errors import ExitCode
-from dpo_cli.run import launch, torchrun
+from dpo_cli.run import launch, torchrun, workers
 from dpo_cli.run.events import Alert, EventWriter, Planned, Stopped
 from dpo_cli.run.store import RunDirectory, find_runs
-from dpo_cli.training import worker as worker_module
 from tests.commands.conftest import Cli
 from tests.run.test_placement import SLURM, TORCHRUN
 
@@ -63,7 +62,7 @@ def started_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], li
             raise SystemExit(0)
 
         monkeypatch.setattr(os, "execv", execv)
-        monkeypatch.setattr(worker_module, "die_with_parent", lambda: None)
+        monkeypatch.setattr(workers, "die_with_parent", lambda: None)
         return became
 
     return start

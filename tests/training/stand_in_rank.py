@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from dpo_cli.run.events import Alert, Completed, Event, EventWriter, Planned, Stopped, WorkerStarted
-from dpo_cli.training.worker import Signals, die_with_parent
+from dpo_cli.run.workers import die_with_parent
+from dpo_cli.training.worker import Signals
 
 RANK, ATTEMPT = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 KEPT = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "OMP_NUM_THREADS", "TORCHELASTIC_ERROR_FILE")

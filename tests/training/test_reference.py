@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.models.scoring import ResponseScorer, Scores
+from dpo_cli.profile.grid import references
 from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.schema import Profile
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import Compute, resolve
 from dpo_cli.training.plan import prepare
@@ -189,7 +191,7 @@ def test_the_cache_tells_models_apart_that_have_the_same_file(
     """What weights do not tell, such as rope_theta, stands in no file; nor does how it is run."""
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
 
-    def places(**settings: object) -> set[Path]:
+    def place(**settings: object) -> tuple[Path, Profile]:
         _, profile, *options = golden_run(shared, "seed", False, **settings)
         stated = [option for option in options if option != "--set"]
         run = RunDirectory(tmp_path)
@@ -198,15 +200,28 @@ def test_the_cache_tells_models_apart_that_have_the_same_file(
         prepared = prepare(loaded, compute, run, lambda *_: None)
         reference, _ = open_references(prepared, lambda: cast(ResponseScorer, None), tmp_path)
         assert isinstance(reference, KeptReference)
-        return {place for place in reference._places if place.parent.name == "reference"}
+        return reference._places[-1], loaded
 
-    plain = places()
-    assert places(**{"dpo.beta": 3.0, "train.learning_rate": 1e-6}) == plain
+    plain, profile = place()
+    same = [
+        {"dpo.beta": 3.0, "train.learning_rate": 1e-6},
+        {"dpo.loss": "ipo", "train.schedule": "minimind3", "train.epochs": 2},
+        {"dpo.reduction": "sum", "dpo.label_smoothing": 0.1, "train.grad_clip": 0.5},
+        {"eval.interval": 7, "train.compensated": True, "train.activation_checkpointing": True},
+    ]
+    for each in same:
+        its, other = place(**each)
+        assert its == plain
+        assert references([profile, other]) == 1
     others = [
         {"model.rope_theta": 1e4},
         {"data.max_seq_len": 100},
         {"train.batch_size": 3},
         {"train.compile": True},
         {"train.deterministic": True},
+        {"dpo.use_weighting": True},
+        {"dpo.loss": "aot"},
     ]
-    assert len(plain.union(*(places(**other) for other in others))) == 6
+    found = [place(**each) for each in others]
+    assert len({plain, *(its for its, _ in found)}) == 8
+    assert references([profile, *(other for _, other in found)]) == 8

@@ -102,3 +102,24 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+PAIR_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".ndjson")
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+
+
+def pair_files(path: Path) -> list[Path]:
+    """The files of pairs that a path stands for: itself, or those right in a folder, by name.
+
+    Raises:
+        OSError: a folder that cannot be looked into.
+    """
+    if not path.is_dir():
+        return [path]
+    return sorted(
+        file
+        for file in path.iterdir()
+        if file.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(PAIR_SUFFIXES)
+        and not file.name.startswith(".")
+        and file.is_file()
+    )

@@ -12,6 +12,7 @@ import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import AnyStr
 
@@ -25,6 +26,11 @@ from dpo_cli.errors import DpoError
 EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
 REWRITES_TURNS = "the chat template rewrites earlier turns"
 _PROBES = ("a", "b")
+_MARK = "aXbYc"
+_FIRST_SYSTEM = "the system's turn"
+_LATER_SYSTEM = "turns of the system behind the first"
+_TOOL = "turns of the role tool"
+_TOOL_CALLS = "calls of tools"
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,43 @@ class ChatTokenizer:
         """The names that the chat template may write special tokens by."""
         tokens: dict[str, str] = self._tokenizer.special_tokens_map
         return tokens
+
+    @cached_property
+    def _left_out(self) -> frozenset[str]:
+        """What the chat template passes over in silence."""
+        ask, answer = ({"role": role, "content": "a"} for role in ("user", "assistant"))
+        later = {"role": "system", "content": _MARK}
+        called = {"name": _MARK, "arguments": {}}
+        tried = {
+            _FIRST_SYSTEM: [later, ask, answer],
+            _LATER_SYSTEM: [ask, answer, later, ask, answer],
+            _TOOL: [ask, answer, {"role": "tool", "content": _MARK}, answer],
+            _TOOL_CALLS: [ask, {"role": "assistant", "content": "", "tool_calls": [called]}],
+        }
+        return frozenset(what for what, turns in tried.items() if not self._writes_mark(turns))
+
+    def _writes_mark(self, turns: list[Message]) -> bool:
+        try:
+            return _MARK in self._apply([turns])[0]
+        except ValueError:  # the template refuses it aloud, and will again
+            return True
+
+    def refuse_left_out(self, messages: Sequence[Message]) -> None:
+        """Refuse a conversation with turns that the chat template passes over in silence.
+
+        Raises:
+            ValueError: naming the first of them.
+        """
+        for number, message in enumerate(messages):
+            what = ""
+            if message["role"] == "system":
+                what = _LATER_SYSTEM if number else _FIRST_SYSTEM
+            elif message["role"] == "tool":
+                what = _TOOL
+            elif message.get("tool_calls"):
+                what = _TOOL_CALLS
+            if what and what in self._left_out:
+                raise ValueError(f"the chat template leaves out {what} (message {number + 1})")
 
     @property
     def tells_the_time(self) -> bool:

@@ -55,7 +55,7 @@ def encode_rows(
         on_progress: called with the number of rows done so far.
 
     Yields:
-        The rows in blocks, in the order of the file.
+        The rows in blocks, in the order of the file; at least one block.
     """
     done = 0
     pending: Future[EncodedRows] | None = None
@@ -69,6 +69,8 @@ def encode_rows(
                 on_progress(done)
             if rendered:
                 pending = helper.submit(_encode, rendered, tokenizer)
+        if pending is None:
+            yield _encode([], tokenizer)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def _render(
     if isinstance(row, SetAside):
         return row
     try:
+        tokenizer.refuse_left_out(row.chosen)
+        tokenizer.refuse_left_out(row.rejected)
         chosen, rejected = tokenizer.render(row.chosen, row.rejected)
     except ValueError as error:
         return SetAside(row.line, "malformed", str(error))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.data.pairs import SetAside
+from dpo_cli.data.sources import NO_PLACES, Places
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class EncodedRows:
     answers: (A, 2) int32, [first, end) tokens of each answer within its side; see `Encoded`.
     answer_counts: (P, 2) int32, how many of them are each side's.
     set_aside: the rows that are no pairs at any length, by line.
-    content: SHA-256 of the file that they were read from, if it was a file.
+    content: SHA-256 of what they were read from, if that was a source.
+    places: what their numbers mean there.
     """
 
     ids: Tensor
@@ -43,6 +45,7 @@ class EncodedRows:
     answer_counts: Tensor
     set_aside: Sequence[SetAside]
     content: str = ""
+    places: Places = NO_PLACES
 
     @classmethod
     def joined(cls, blocks: Iterable[EncodedRows]) -> EncodedRows:
@@ -58,6 +61,7 @@ class EncodedRows:
             answers=torch.cat([part.answers for part in filled]),
             answer_counts=torch.cat([part.answer_counts for part in filled]),
             set_aside=tuple(row for part in parts for row in part.set_aside),
+            places=parts[0].places,
         )
 
     def __len__(self) -> int:
@@ -82,6 +86,7 @@ class EncodedRows:
             TokenizedPairs(self, max_seq_len, (~is_lost).nonzero().flatten()),
             sorted([*self.set_aside, *lost], key=lambda row: row.line),
             self.content,
+            self.places,
         )
 
     def pair(self, index: int, max_seq_len: int) -> TokenizedPair:
@@ -185,6 +190,11 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return self._rows.lines[self._indices]
 
     @property
+    def places(self) -> Places:
+        """What these numbers mean."""
+        return self._rows.places
+
+    @property
     def lengths(self) -> Tensor:
         """(K, 2) int32, tokens of chosen and rejected."""
         return self._rows.lengths[self._indices].clamp(max=self._max_seq_len)
@@ -226,12 +236,14 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 class Rows:
     """The pairs of a file at one `max_seq_len`, and the rows that are none, by line.
 
-    content: SHA-256 of the file, if it was a file.
+    content: SHA-256 of what they were read from, if that was a source.
+    places: what their numbers mean there.
     """
 
     kept: TokenizedPairs
     set_aside: Sequence[SetAside]
     content: str = ""
+    places: Places = NO_PLACES
 
     @property
     def total(self) -> int:

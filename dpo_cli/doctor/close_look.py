@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import Rows
 from dpo_cli.doctor.data import check_data, check_masks, preview
 from dpo_cli.doctor.first_step import check_first_step
@@ -22,7 +23,12 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.training.building import configure_torch
 from dpo_cli.training.device import Compute
 from dpo_cli.training.failures import explain
-from dpo_cli.training.inputs import OnProgress, require_same_vocabulary
+from dpo_cli.training.inputs import (
+    OnProgress,
+    held_out_pairs,
+    require_same_vocabulary,
+    training_pairs,
+)
 from dpo_cli.training.plan import Prepared, assemble
 
 
@@ -56,10 +62,10 @@ class CloseLook:
         world_size = check_launch(notes, profile, compute, self.on_progress)
         checkpoint, reference = self.read_weights()
         tokenizer = check_tokenizer(notes, profile) if self.has_file("tokenizer") else None
-        by_length = self.encode("data", profile.data.data_path, tokenizer)
+        by_length = self.encode("data", training_pairs(profile), tokenizer)
         held_out: dict[int, Rows] = {}
         if profile.eval.path is not None or "held_out" in self.unusable:
-            held_out = self.encode("held_out", profile.eval.path, tokenizer)
+            held_out = self.encode("held_out", held_out_pairs(profile), tokenizer)
         rows, shown = by_length.get(profile.data.max_seq_len), None
         if rows and tokenizer:
             check_masks(notes, rows)
@@ -93,15 +99,15 @@ class CloseLook:
         return checkpoint, reference
 
     def encode(
-        self, name: Input, path: Path | None, tokenizer: ChatTokenizer | None
+        self, name: Input, source: Source | None, tokenizer: ChatTokenizer | None
     ) -> dict[int, Rows]:
         """The pairs of a file, as several lengths would keep them; empty if there are none."""
-        if path is None or not self.has_file(name):
+        if source is None or not self.has_file(name):
             return {}
         if tokenizer is None:
             self.notes.skip(name.replace("_", "-"), "the tokenizer")
             return {}
-        return check_data(self.notes, self.profile, path, tokenizer, self.on_progress)
+        return check_data(self.notes, self.profile, source, tokenizer, self.on_progress)
 
     def compute(self, prepared: Prepared) -> None:
         """Let the model score pairs, and the loss flow back once."""

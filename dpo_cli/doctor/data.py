@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor
 
 from dpo_cli.data.batching import shared_inputs
 from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer, Tokenized
-from dpo_cli.data.pairs import SetAside, refuse_if_mostly_malformed
+from dpo_cli.data.formats import FORMATS
+from dpo_cli.data.pairs import refuse_if_mostly_malformed
+from dpo_cli.data.sources import Places, Source
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.errors import DpoError
@@ -22,33 +22,39 @@ from dpo_cli.training.inputs import OnProgress, encode
 
 OTHER_LENGTHS = (1536, 2048)
 _NAMED = 5
+_KINDS = {"jsonl": "JSONL", "json": "a JSON array", "csv": "CSV", "parquet": "Parquet"}
 
 
 def check_data(
-    notes: Notes, profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
+    notes: Notes,
+    profile: Profile,
+    source: Source,
+    tokenizer: ChatTokenizer,
+    on_progress: OnProgress,
 ) -> dict[int, Rows]:
-    """Encode a file of pairs and count what can be trained on.
+    """Encode a source of pairs and count what can be trained on.
 
     Args:
         notes: gets the findings.
         profile: says how to encode.
-        path: of the pairs to train on, or of those held out.
+        source: of the pairs to train on, or of those held out.
         tokenizer: encodes.
         on_progress: hears how far it is.
 
     Returns:
         The rows at the profile's `max_seq_len` and at longer ones; empty if no pair is left.
     """
-    limit = profile.data.max_seq_len
+    limit, subject = profile.data.max_seq_len, ", ".join(map(show_path, source.paths))
     whole = None
-    with notes.errors_as("data-unusable", show_path(path), path):
-        whole = encode(profile, path, tokenizer, on_progress)
+    with notes.errors_as("data-unusable", subject, source):
+        whole = encode(profile, source, tokenizer, on_progress)
     if whole is None:
         return {}
     lengths = [limit, *(length for length in OTHER_LENGTHS if length > limit)]
     by_length = {length: whole.cut(length) for length in lengths}
-    _note_malformed(notes, path, by_length[limit])
-    _note_kept(notes, path, whole, by_length)
+    notes.ok("format", subject, describe(whole.places))
+    _note_malformed(notes, subject, source, by_length[limit])
+    _note_kept(notes, subject, whole, by_length)
     return by_length if by_length[limit].kept else {}
 
 
@@ -60,7 +66,7 @@ def check_masks(notes: Notes, rows: Rows) -> None:
             "mask-template",
             "model.tokenizer",
             f"the chat template rewrites earlier turns in {len(rewritten)} rows, so that nobody can"
-            f" say where their answers lie ({_lines(rewritten)})",
+            f" say where their answers lie ({rows.places.names([row.line for row in rewritten])})",
             "use a template that renders a turn the same whatever follows, or single-turn pairs",
         )
     answers = rows.kept.response_tokens
@@ -101,30 +107,42 @@ def preview(
     )
 
 
-def _note_malformed(notes: Notes, path: Path, rows: Rows) -> None:
+def describe(places: Places) -> str:
+    """Which format was found in how many files, and what those are."""
+    counts = Counter(
+        (FORMATS[part.format].title, _KINDS[part.kind]) for part in places.parts if part.format
+    )
+    found = [
+        f"format {title}, {kind}" + (f" ({count} files)" if count > 1 else "")
+        for (title, kind), count in counts.items()
+    ]
+    return "; ".join(found)
+
+
+def _note_malformed(notes: Notes, subject: str, source: Source, rows: Rows) -> None:
     """Name rows that are no pairs."""
     malformed = [row for row in rows.set_aside if row.problem == "malformed"]
     if not malformed:
         return
     try:
-        refuse_if_mostly_malformed(path, rows.set_aside, rows.total)
+        refuse_if_mostly_malformed(source, rows.set_aside, rows.total, rows.places)
     except DpoError as error:
-        message = "\n".join([error.message.removeprefix(f"{path}: "), *error.details])
-        notes.error("data-malformed", show_path(path), message, error.remedy)
+        message = "\n".join([error.message.removeprefix(f"{source}: "), *error.details])
+        notes.error("data-malformed", subject, message, error.remedy)
     else:
-        named = [f"line {row.line}: {row.reason}" for row in malformed[:_NAMED]]
+        named = [f"{rows.places.name(row.line)}: {row.reason}" for row in malformed[:_NAMED]]
         notes.warn(
             "data-malformed",
-            show_path(path),
+            subject,
             "\n".join([f"{len(malformed)} of {rows.total:,} rows are malformed", *named]),
             "mend these rows, or train without them: they are set aside",
         )
 
 
-def _note_kept(notes: Notes, path: Path, whole: EncodedRows, by_length: dict[int, Rows]) -> None:
+def _note_kept(notes: Notes, subject: str, whole: EncodedRows, by_length: dict[int, Rows]) -> None:
     """Say how many rows are kept, why others are not, and what longer sequences would cost."""
     (limit, rows), *longer_ones = by_length.items()
-    subject, reasons = show_path(path), Counter(row.problem for row in whole.set_aside)
+    reasons = Counter(row.problem for row in whole.set_aside)
     # What ends alike only because it is cut counts as too long.
     too_long = len(whole) - len(rows.kept)
     message = f"{len(rows.kept):,} of {rows.total:,} rows kept at {limit:,} tokens"
@@ -155,11 +173,6 @@ def _position(rows: Rows, line: int) -> int | None:
     """Where among the pairs that are kept the one of a line is."""
     found = (rows.kept.lines == line).nonzero().flatten().tolist()
     return found[0] if found else None
-
-
-def _lines(rows: Sequence[SetAside]) -> str:
-    shown = ", ".join(str(row.line) for row in rows[:_NAMED])
-    return f"lines {shown}{', ...' if len(rows) > _NAMED else ''}"
 
 
 def _spans(tokenizer: ChatTokenizer, ids: Tensor, response: Tensor) -> list[Span]:

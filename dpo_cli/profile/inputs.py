@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpo_cli.errors import UsageError
+from dpo_cli.files import PAIR_SUFFIXES, pair_files
 from dpo_cli.profile.load import LoadedProfile, Problem
 from dpo_cli.profile.schema import Model, Profile
 from dpo_cli.profile.source import shipped_profiles
@@ -54,14 +55,14 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
     """What is wrong with each file of the profile that cannot be used; nothing is read."""
     profile = loaded.profile
     checks: dict[Input, Callable[[], object]] = {
-        "data": lambda: _check_file("data.data_path", profile.data.data_path),
+        "data": lambda: [_check_pairs("data.data_path", path) for path in profile.data.paths],
         "tokenizer": lambda: _check_tokenizer("model.tokenizer", profile.model.tokenizer),
         "checkpoint": lambda: resolve_checkpoint(profile, "checkpoint"),
     }
     if profile.model.reference is not None:
         checks["reference"] = lambda: resolve_checkpoint(profile, "reference")
     if (held_out := profile.eval.path) is not None:
-        checks["held_out"] = lambda: _check_file("eval.path", held_out)
+        checks["held_out"] = lambda: _check_pairs("eval.path", held_out)
     problems: dict[Input, Problem] = {}
     for name, check in checks.items():
         try:
@@ -168,6 +169,24 @@ def _check_tokenizer(key: str, folder: Path) -> None:
         )
     for name in needed:
         _check_file(key, folder / name)
+
+
+def _check_pairs(key: str, path: Path) -> None:
+    """A file of pairs, or a folder with such files."""
+    if stat.S_ISDIR(_status(key, path).st_mode):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise InputError(key, f"{show_path(path)} cannot be read: no permission")
+        files = pair_files(path)
+        if not files:
+            raise InputError(
+                key,
+                f"{show_path(path)} is a directory; name a file, or a directory that holds files of"
+                f" pairs ({', '.join(PAIR_SUFFIXES)})",
+            )
+        for file in files:
+            _check_file(key, file)
+    else:
+        _check_file(key, path)
 
 
 def _check_folder(key: str, path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.order import DataOrder, hold_out
+from dpo_cli.data.order import DataOrder, hold_out, repeat
 from dpo_cli.data.pairs import SetAside
 from dpo_cli.data.regroup import Forward, regroup
 from dpo_cli.data.tokens import Rows, TokenizedPairs
@@ -25,13 +25,16 @@ from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.objective.losses import loss_at_start
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.text import show_value
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import Compute
 from dpo_cli.training.inputs import (
     OnProgress,
+    held_out_pairs,
     read_checkpoint,
     require_positions,
     require_same_vocabulary,
+    training_pairs,
     usable_rows,
 )
 from dpo_cli.training.optim import LearningRate
@@ -197,10 +200,10 @@ def prepare(
     # The leader keeps what `run:NAME` stands for now; the others find that.
     checkpoint, reference = ranks.leader_first("weights", read_weights)
     require_same_vocabulary(tokenizer, checkpoint, reference)
-    rows = usable_rows(profile, profile.data.data_path, tokenizer, on_progress, ranks)
+    rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, ranks)
     held_out = None
-    if profile.eval.path is not None:
-        held_out = usable_rows(profile, profile.eval.path, tokenizer, on_progress, ranks)
+    if (source := held_out_pairs(profile)) is not None:
+        held_out = usable_rows(profile, source, tokenizer, on_progress, ranks)
     return assemble(
         profile,
         compute,
@@ -241,9 +244,9 @@ def assemble(
         DpoError: a sequence is longer than the model can tell positions apart, there are too few
             pairs to hold any out, or too few micro-batches for so many devices.
     """
-    require_positions(profile, checkpoint, profile.data.data_path, rows.kept)
-    if held_out:
-        require_positions(profile, checkpoint, profile.eval.path, held_out.kept)
+    require_positions(profile, checkpoint, training_pairs(profile), rows.kept)
+    if held_out and (source := held_out_pairs(profile)):
+        require_positions(profile, checkpoint, source, held_out.kept)
     fingerprints = {
         "weights": checkpoint.fingerprint,
         "reference": reference.fingerprint,
@@ -261,6 +264,13 @@ def assemble(
             )
         training, evaluation = hold_out(len(pairs), profile.eval.fraction, profile.train.seed)
         pairs, evaluated = pairs.select(training), pairs.select(evaluation)
+    if (weights := profile.data.path_weights) is not None:
+        pairs = pairs.select(repeat(_by_path(pairs, len(weights)), weights, profile.train.seed))
+        if not pairs:
+            raise DpoError(
+                f"data.path_weights = {show_value(weights)}: no pair is left to train on",
+                "state larger weights",
+            )
 
     order = DataOrder(
         pairs=len(pairs),
@@ -300,3 +310,12 @@ def assemble(
         fingerprints=fingerprints,
         devices=devices,
     )
+
+
+def _by_path(pairs: TokenizedPairs, paths: int) -> list[list[int]]:
+    """The pairs that come from each of the paths of `data.data_path`."""
+    groups: list[list[int]] = [[] for _ in range(paths)]
+    for index, line in enumerate(pairs.lines.tolist()):
+        part = pairs.places.part(line)
+        groups[part.source if part else 0].append(index)
+    return groups

@@ -34,6 +34,8 @@ def encode_plainly(
         draw = hashlib.sha256(f"{seed}:{row.line}".encode()).digest()
         keeps = int.from_bytes(draw[:8], "big") / 2**64 < empty_think_ratio
         try:
+            for messages in (row.chosen, row.rejected):
+                tokenizer.refuse_left_out(messages)
             sides = [render(tokenizer, messages) for messages in (row.chosen, row.rejected)]
         except ValueError as error:
             set_aside.append(SetAside(row.line, "malformed", str(error)))

@@ -1,0 +1,407 @@
+"""Files of rows as they lie on a disk: JSONL, a JSON array, CSV or Parquet, compressed or not.
+
+What a file is, its content says, but for CSV, which is known by its name. Rows come one after
+another in bounded memory, whatever the file was made to do to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, Literal
+
+from dpo_cli.errors import DpoError
+
+MAX_ROW_BYTES = 1 << 25
+"""A longer row is none: a file that decompresses to an endless one must not fill the memory."""
+_CHUNK_CHARACTERS = 1 << 18
+_CUT_CHARACTERS = 16  # \ud83d\ude00 and its like may be cut by the end of a chunk
+_PARQUET_ROWS = 64
+_HEAD_BYTES = 4096
+_BLANK = re.compile(r"[ \t\r\n]*")
+_BEGINS_AN_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*\{")
+_GZIP, _ZSTD, _PARQUET, _ARROW = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"ARROW1"
+_TOO_LONG = f"longer than {MAX_ROW_BYTES >> 20} MiB"
+
+Kind = Literal["jsonl", "json", "csv", "parquet"]
+Numbered = Iterator[tuple[int, "dict[str, Any] | MalformedError"]]
+
+
+class MalformedError(Exception):
+    """Why a row is malformed."""
+
+
+def kind_of(path: Path) -> Kind:
+    """What a file of rows is.
+
+    Raises:
+        DpoError: it cannot be read, or is known to be something else.
+    """
+    with _reading(path), path.open("rb") as file:
+        magic = file.read(6)
+    if magic.startswith(_PARQUET):
+        return "parquet"
+    if magic == _ARROW:
+        raise DpoError(
+            f"{path}: Arrow's own format is not read", "write it as Parquet, by Dataset.to_parquet"
+        )
+    if ".csv" in [suffix.lower() for suffix in path.suffixes[-2:]]:
+        return "csv"
+    with _opened(path) as file:
+        return "json" if _BEGINS_AN_ARRAY.match(file.read(_HEAD_BYTES)) else "jsonl"
+
+
+def count_numbers(path: Path, kind: Kind) -> int:
+    """The number of the last row: lines of JSONL, blank ones too; rows of anything else.
+
+    Raises:
+        DpoError: see `read_rows`.
+    """
+    if kind == "parquet":
+        with _reading(path), _parquet(path) as file:
+            count: int = file.metadata.num_rows
+            return count
+    with _opened(path) as file:
+        if kind == "jsonl":
+            return sum(1 for _ in _lines(file))
+        return sum(1 for _ in (_elements if kind == "json" else _records)(path, file))
+
+
+def read_rows(path: Path, kind: Kind, wanted: range | None = None) -> Numbered:
+    """The rows of a file with their numbers, from 1; blank lines have a number and no row.
+
+    Args:
+        path, kind: of the file.
+        wanted: the numbers of those to give; None for all.
+
+    Yields:
+        Numbers, and the columns of the row, or what keeps them from being read.
+
+    Raises:
+        DpoError: the file is damaged, where the rows behind the damage cannot be told apart; or a
+            package that it needs is not installed.
+    """
+    if kind == "parquet":
+        with _reading(path), _parquet(path) as file:
+            yield from _batches(file, wanted)
+        return
+    with _opened(path) as file:
+        if kind == "jsonl":
+            for line, raw in _lines(file):
+                if (wanted is None or line in wanted) and (row := _parse_or_why(raw)) is not None:
+                    yield line, row
+            return
+        for number, row in (_elements if kind == "json" else _records)(path, file):
+            if wanted is None or number in wanted:
+                yield number, row
+
+
+def parse_line(raw: bytes) -> dict[str, Any]:
+    """One line of JSONL.
+
+    Raises:
+        MalformedError: it is no JSON object.
+    """
+    try:
+        row = json.loads(raw.decode("utf-8"))
+        if b"\\u" in raw:
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise MalformedError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+    except UnicodeEncodeError as error:
+        raise MalformedError("half a surrogate pair (\\ud800 to \\udfff) is not text") from error
+    except json.JSONDecodeError as error:
+        raise MalformedError(f"not JSON: {error.msg} (column {error.colno})") from error
+    except RecursionError as error:
+        raise MalformedError("not JSON that can be read: nested too deeply") from error
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise MalformedError(f"not JSON that can be read: {error}") from error
+    if not isinstance(row, dict):
+        raise MalformedError(f"a JSON object was expected, not {kind_of_value(row)}")
+    return row
+
+
+def kind_of_value(value: Any) -> str:
+    """What a value of JSON is, in words."""
+    if value is None:
+        return "null"
+    if value == [] and isinstance(value, list):
+        return "an empty list"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return names.get(type(value), "an object")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file in words."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(path, str(error)) from error
+    except OSError as error:
+        raise DpoError(
+            f"{path}: {error.strerror or error}",
+            "set data.data_path to a file of preference pairs, or a folder of such files",
+        ) from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_reading(path))
+        file = stack.enter_context(path.open("rb"))
+        magic = file.peek(4)[:4]
+        if magic.startswith(_GZIP):
+            yield stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=file)))
+        elif magic == _ZSTD:
+            zstd = _import_zstd(path)
+            try:
+                # ZstdFile is a raw stream to BufferedReader in all but its declared type.
+                yield stack.enter_context(io.BufferedReader(zstd.ZstdFile(file)))
+            except zstd.ZstdError as error:
+                raise _damaged(path, str(error)) from error
+        else:
+            yield file
+
+
+def _import_zstd(path: Path) -> ModuleType:
+    try:
+        from compression import zstd  # Python 3.14's own
+    except ImportError:
+        try:
+            from backports import zstd
+        except ImportError as error:
+            raise _not_installed(path, "compressed by zstd", "zstd") from error
+    module: ModuleType = zstd
+    return module
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise _not_installed(path, "a Parquet file", "parquet") from error
+    try:
+        with ParquetFile(path) as file:
+            yield file
+    except pyarrow.ArrowException as error:
+        raise _damaged(path, str(error).splitlines()[0][:200]) from error
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
+    """Lines end at a newline and nowhere else: U+2028 is text. A byte order mark is no text."""
+    line = 0
+    while raw := file.readline(MAX_ROW_BYTES):
+        line += 1
+        if len(raw) == MAX_ROW_BYTES and not raw.endswith(b"\n"):
+            while (rest := file.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield line, MalformedError(_TOO_LONG)
+        else:
+            yield line, raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+
+
+def _parse_or_why(raw: bytes | MalformedError) -> dict[str, Any] | MalformedError | None:
+    """None for a blank line."""
+    if isinstance(raw, MalformedError):
+        return raw
+    if not raw.strip():
+        return None
+    try:
+        return parse_line(raw)
+    except MalformedError as error:
+        return error
+
+
+class _Scanner:
+    """Takes one value after another from JSON that is too long to be held."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        # What is not UTF-8 stays apart from what is, and spoils its own row alone.
+        self._text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+        self._buffer, self._at = "", 0
+        self._decode = json.JSONDecoder().raw_decode
+
+    def next_character(self) -> str:
+        """The next one that is not blank, which stays where it is; nothing at the end."""
+        while True:
+            blank = _BLANK.match(self._buffer, self._at)
+            self._at = blank.end() if blank else self._at
+            if self._at < len(self._buffer):
+                return self._buffer[self._at]
+            if not self._read_on():
+                return ""
+
+    def skip(self) -> None:
+        """Pass over the next character."""
+        self._at += 1
+
+    def value(self) -> tuple[Any, str]:
+        """The next value, and the text that it was.
+
+        Raises:
+            ValueError: there is none; nobody knows where the next one begins.
+            RecursionError: likewise.
+        """
+        while True:
+            try:
+                value, end = self._decode(self._buffer, self._at)
+            except json.JSONDecodeError as error:
+                is_cut = error.msg.startswith("Unterminated string") or (
+                    error.pos >= len(self._buffer) - _CUT_CHARACTERS
+                )
+                if not is_cut or not self._read_on():
+                    raise
+            else:
+                # A number at the end of the buffer may go on behind it.
+                if end < len(self._buffer) or not self._read_on():
+                    text, self._at = self._buffer[self._at : end], end
+                    return value, text
+            if len(self._buffer) - self._at > MAX_ROW_BYTES:
+                raise ValueError(_TOO_LONG)
+
+    def _read_on(self) -> bool:
+        rest = self._buffer[self._at :]
+        piece = self._text.read(max(_CHUNK_CHARACTERS, len(rest)))
+        self._buffer, self._at = rest + piece, 0
+        return bool(piece)
+
+
+def _elements(path: Path, file: BinaryIO) -> Numbered:
+    """The elements of one JSON array."""
+    scanner, number = _Scanner(file), 0
+    scanner.next_character()
+    scanner.skip()
+    while (character := scanner.next_character()) != "]":
+        if number and character == ",":
+            scanner.skip()
+            scanner.next_character()
+        elif number:
+            what = f"no comma and no ] behind row {number}" if character else "the array has no end"
+            raise _no_array(path, what)
+        number += 1
+        try:
+            row, text = scanner.value()
+        except (ValueError, RecursionError) as error:
+            told = getattr(error, "msg", None) or str(error)
+            raise _no_array(path, f"row {number}: {told}") from error
+        yield number, _checked(row, text)
+    scanner.skip()
+    if scanner.next_character():
+        raise _no_array(path, "something follows the array")
+
+
+def _checked(row: Any, text: str) -> dict[str, Any] | MalformedError:
+    try:
+        text.encode()
+        if "\\u" in text:
+            json.dumps(row, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return MalformedError("not UTF-8, or half a surrogate pair")
+    if not isinstance(row, dict):
+        return MalformedError(f"a JSON object was expected, not {kind_of_value(row)}")
+    return row
+
+
+def _records(path: Path, file: BinaryIO) -> Numbered:
+    """The records of a CSV file with a header; a list of messages stands in a cell as JSON."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+    records = csv.reader(iter(lambda: text.readline(MAX_ROW_BYTES), ""), strict=True)
+    header: list[str] | None = None
+    number = 0
+    try:
+        for cells in records:
+            if header is None:
+                header = cells or None
+            elif cells:
+                number += 1
+                yield number, _columns(header, cells)
+    except csv.Error as error:
+        raise DpoError(
+            f"{path}: not CSV behind row {number}: {error}",
+            'put texts with quotes, commas or newlines in quotes, and write a quote as ""',
+        ) from error
+
+
+def _columns(header: list[str], cells: list[str]) -> dict[str, Any] | MalformedError:
+    if len(cells) != len(header):
+        return MalformedError(f"{len(cells)} cells, where the header has {len(header)}")
+    try:
+        return {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
+    except UnicodeEncodeError:
+        return MalformedError("not UTF-8")
+    except MalformedError as error:
+        return error
+
+
+def _cell(cell: str) -> Any:
+    cell.encode()
+    begins = cell[:2]
+    if begins == "[{" or begins == '{"':
+        if cell.startswith("[{'"):
+            raise MalformedError("a list as Python writes it; write it by json.dumps")
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(cell)
+            json.dumps(value, ensure_ascii=False).encode()
+            if _holds_messages(value):
+                return value
+    return cell
+
+
+def _holds_messages(value: Any) -> bool:
+    messages = value if isinstance(value, list) else [value]
+    return all(isinstance(each, dict) and each.keys() & {"role", "from"} for each in messages)
+
+
+def _batches(file: Any, wanted: range | None) -> Numbered:
+    """The rows of a Parquet file; groups of rows that nobody wants are not read."""
+    first = 1
+    for group in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if wanted is None or (first < wanted.stop and wanted.start < first + rows):
+            number = first
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group]):
+                for row in batch.to_pylist():
+                    if wanted is None or number in wanted:
+                        yield number, {name: _without_nulls(each) for name, each in row.items()}
+                    number += 1
+        first += rows
+
+
+def _without_nulls(value: Any) -> Any:
+    """A column's type gives each message the keys of all others; what it does not have is null."""
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    return value
+
+
+def _damaged(path: Path, why: str) -> DpoError:
+    return DpoError(f"{path} is damaged: {why}", "copy or download it again")
+
+
+def _no_array(path: Path, why: str) -> DpoError:
+    return DpoError(
+        f"{path} is no JSON array of rows: {why}",
+        "mend it; or write one row on each line (JSONL), where a broken row spoils itself alone",
+    )
+
+
+def _not_installed(path: Path, what: str, extra: str) -> DpoError:
+    return DpoError(
+        f"{path} is {what}, and what reads that is not installed",
+        f"pip install 'dpo-cli[{extra}]', or '.[{extra}]' in a clone",
+    )

@@ -1,0 +1,218 @@
+"""Where pairs come from: files and folders, one after another, and the numbers of their rows.
+
+Rows are numbered through all files of a source, so that a number is enough to know a row by;
+`Places` says what that is to a reader: "line 7", or "row 7 of part-2.parquet".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from dpo_cli.data.containers import (
+    Kind,
+    MalformedError,
+    Numbered,
+    count_numbers,
+    kind_of,
+    read_rows,
+)
+from dpo_cli.data.formats import Row, detect, renamed, unknown_columns
+from dpo_cli.errors import DpoError
+from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
+
+FormatName = Literal["minimind", "conversational", "plain", "implicit", "ultrafeedback", "sharegpt"]
+_LOOKED_AT_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a source.
+
+    Attributes:
+        name: of the file, to a reader.
+        kind: what it is.
+        format: the name of what its rows are; "" if it has none.
+        source: which of the source's paths it came from.
+        first: number of its first row.
+        rows: how many numbers it takes up.
+    """
+
+    name: str
+    kind: Kind
+    format: str
+    source: int
+    first: int
+    rows: int
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return "line" if self.kind == "jsonl" else "row"
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the numbers of rows mean."""
+
+    parts: Sequence[Part] = ()
+
+    @property
+    def numbers(self) -> int:
+        """How many there are."""
+        return sum(part.rows for part in self.parts)
+
+    def named(self, names: Sequence[str]) -> Places:
+        """The same with other names for the files."""
+        parts = zip(self.parts, names, strict=True)
+        return Places(tuple(replace(part, name=name) for part, name in parts))
+
+    def name(self, number: int) -> str:
+        """ "line 7", or "line 7 of FILE" where there are several."""
+        part = self.part(number)
+        if part is None:
+            return f"line {number}"
+        of = f" of {part.name}" if len(self.parts) > 1 else ""
+        return f"{part.unit} {number - part.first + 1}{of}"
+
+    def names(self, numbers: Sequence[int], most: int = 5) -> str:
+        """The first of them: "lines 3, 7, ..."."""
+        more = ", ..." if len(numbers) > most else ""
+        if len(self.parts) > 1:
+            return ", ".join(map(self.name, numbers[:most])) + more
+        unit = self.parts[0].unit if self.parts else "line"
+        return f"{unit}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:most]))}{more}"
+
+    def part(self, number: int) -> Part | None:
+        """The file that a row is in."""
+        return next((part for part in reversed(self.parts) if part.first <= number), None)
+
+
+NO_PLACES = Places()
+"""Of rows that come from no source: a number is a line."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of pairs, and what their columns mean.
+
+    Attributes:
+        paths: files, or folders of files.
+        format: the name of one, or "auto" to look at the first rows of each file.
+        columns: of the formats' columns, those that have another name here, and which.
+    """
+
+    paths: tuple[Path, ...]
+    format: FormatName | Literal["auto"] = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.paths))
+
+    @cached_property
+    def files(self) -> list[tuple[int, Path]]:
+        """Every file, and which of the paths it belongs to.
+
+        Raises:
+            DpoError: a folder holds none.
+        """
+        files = []
+        for number, path in enumerate(self.paths):
+            try:
+                found = pair_files(path)
+            except OSError as error:
+                raise DpoError(
+                    f"{path}: {error.strerror}", "set data.data_path to a folder that can be read"
+                ) from error
+            if not found:
+                raise DpoError(
+                    f"{path}: the folder holds no file of pairs",
+                    f"put files that end in {', '.join(PAIR_SUFFIXES)} there",
+                )
+            files += [(number, file) for file in found]
+        return files
+
+    @property
+    def names(self) -> list[str]:
+        """What the files are called: their names, where those differ."""
+        names = [path.name for _, path in self.files]
+        return names if len({*names}) == len(names) else [str(path) for _, path in self.files]
+
+    def content(self) -> str:
+        """Hex SHA-256 of the file; of several, of theirs in a row."""
+        digests = []
+        for _, path in self.files:
+            try:
+                digests.append(sha256_file(path))
+            except OSError as error:
+                raise DpoError(
+                    f"{path}: {error.strerror}", "set data.data_path to a file of preference pairs"
+                ) from error
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def identity(self) -> list[object]:
+        """What decides the pairs beside the content of the files."""
+        kinds = [kind_of(path) for _, path in self.files]
+        paths = [number for number, _ in self.files]
+        return [self.format, sorted(self.columns.items()), kinds, paths]
+
+    def look(self) -> Places:
+        """Look at each file: what it is, which format it has, how many rows.
+
+        Raises:
+            DpoError: a file cannot be read, or has no known format; or there is no row at all.
+        """
+        parts: list[Part] = []
+        first = 1
+        for name, (source, path) in zip(self.names, self.files, strict=True):
+            kind = kind_of(path)
+            format = self._format_of(path, kind)
+            rows = count_numbers(path, kind)
+            parts.append(Part(name, kind, format, source, first, rows))
+            first += rows
+        if not any(part.format for part in parts):
+            raise DpoError(f"{self}: the file holds no rows", "write one preference pair a row")
+        return Places(tuple(parts))
+
+    def rows(self, places: Places, wanted: range | None = None) -> Iterator[tuple[Part, Numbered]]:
+        """The rows of each file, numbered from 1 in each.
+
+        Args:
+            places: from `look`.
+            wanted: the numbers, through all files, of those to give; None for all.
+        """
+        for part, (_, path) in zip(places.parts, self.files, strict=True):
+            if wanted is None:
+                yield part, read_rows(path, part.kind)
+                continue
+            own = range(wanted.start - part.first + 1, wanted.stop - part.first + 1)
+            if own.start <= part.rows and own.stop > 1 and own:
+                yield part, read_rows(path, part.kind, own)
+
+    def _format_of(self, path: Path, kind: Kind) -> str:
+        """The format's name; "" of a file without rows."""
+        begin = [row for _, row in itertools.islice(read_rows(path, kind), _LOOKED_AT_ROWS)]
+        if not begin:
+            return ""
+        if self.format != "auto":
+            return self.format
+        stated = [row for row in begin if not isinstance(row, MalformedError)]
+        fitting: list[Row] = []
+        for row in stated:
+            try:
+                fitting.append(renamed(row, self.columns))
+            except MalformedError:
+                continue
+        if found := detect(fitting):
+            return found.name
+        # Where no row tells, each is told what it lacks of MiniMind's.
+        if not stated or any(isinstance(row.get("chosen"), list) for row in fitting):
+            return "minimind"
+        raise unknown_columns(path, stated, self.columns)

@@ -151,7 +151,7 @@ class Data(Table):
     @classmethod
     def _check_data_path(cls, value: object) -> object:
         values = value if isinstance(value, list) else [value]
-        if not values or not all(isinstance(path, str | Path) and str(path) for path in values):
+        if not values or not all(isinstance(path, str | Path) for path in values):
             raise contradiction(
                 "must be a path in quotes, or several in brackets; for example "
                 'data.data_path = "../dataset/dpo.jsonl"'

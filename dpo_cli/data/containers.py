@@ -27,7 +27,7 @@ _CUT_CHARACTERS = 16  # \ud83d\ude00 and its like may be cut by the end of a chu
 _PARQUET_ROWS = 64
 _HEAD_BYTES = 4096
 _BLANK = re.compile(r"[ \t\r\n]*")
-_BEGINS_AN_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*\{")
+_BEGINS_AN_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*(\{|\]\s*\Z)")
 _GZIP, _ZSTD, _PARQUET, _ARROW = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"ARROW1"
 _TOO_LONG = f"longer than {MAX_ROW_BYTES >> 20} MiB"
 

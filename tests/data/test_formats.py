@@ -173,11 +173,11 @@ SIDES = ("chosen", "rejected")
     [
         ({"chosen": "The sky is blue.", "rejected": "The sky is black."}, "The sky is", "blue."),
         ({"chosen": "Why?\n\nYes", "rejected": "Why?\n\nYes, so"}, "Why?", "Yes"),
-        ({"chosen": "天空是什么颜色？蓝", "rejected": "天空是什么颜色？黑"}, "天空是什么颜色？", "蓝"),
+        ({"chosen": "天是什么颜色？蓝", "rejected": "天是什么颜色？黑"}, "天是什么颜色？", "蓝"),
         (
-            {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: No"},
+            {side: f"\n\nHuman: Hi\n\nAssistant: {side}" for side in ("chosen", "rejected")},
             "Hi",
-            "Yes",
+            "chosen",
         ),
     ],
 )  # fmt: skip

@@ -111,9 +111,9 @@ def test_a_parquet_file_cut_off(tmp_path: Path) -> None:
 
 
 def endless(begin: bytes) -> bytes:
-    """A gigabyte and more in a megabyte."""
+    """Hundreds of megabytes in a few."""
     filler = gzip.compress(b"a" * (1 << 26), 1)
-    return gzip.compress(begin) + filler * 16
+    return gzip.compress(begin) + filler * 6
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_what_decompresses_without_end_takes_little_memory(
         with pytest.raises(DpoError, match=r"longer than 32 MiB|field larger"):
             read(path)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    assert grown < 16 * MAX_ROW_BYTES
+    assert grown < 7 * MAX_ROW_BYTES
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ def test_csv_with_a_quote_that_does_not_end(tmp_path: Path) -> None:
 def test_csv_with_lists_as_python_writes_them(tmp_path: Path) -> None:
     sides = {side: [{"role": "user", "content": "a"}] for side in ("chosen", "rejected")}
     rows = [{side: str(messages) for side, messages in sides.items()}]
-    with pytest.raises(DpoError, match="no known format") as caught:
-        read(put(tmp_path / "pairs.csv", csv_file(rows)))
-    assert caught.value
+    (found,) = read(put(tmp_path / "pairs.csv", csv_file(rows)))
+    assert isinstance(found, SetAside)
+    assert found.reason == "a list as Python writes it; write it by json.dumps"
 
 
 @pytest.mark.parametrize("content", [b"[]", b"", b"\n \n"])

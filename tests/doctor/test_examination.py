@@ -468,3 +468,21 @@ def test_the_first_loss_of_other_losses(
     first = of(examined(*settings), "first-loss")
     assert first.level is OK
     assert message in first.message
+
+
+def test_the_format_is_named(examined: Examine, bench: Path) -> None:
+    assert of(examined(), "format").message == (
+        "format MiniMind (TRL's conversational, implicit prompt), JSONL"
+    )
+    folder = bench / "shards"
+    folder.mkdir()
+    rows = "".join(f"Tell me about {s}.,I like {s}.,No idea what {s} is.\n" for s in SUBJECTS)
+    for name in ("a.csv", "b.csv"):
+        (folder / name).write_text("question,chosen,rejected\n" + rows)
+    settings = ("data.data_path=shards", 'data.columns={ prompt = "question" }')
+    found = of(examined(*settings), "format")
+    assert (found.level, found.subject) == (OK, "shards")
+    assert found.message == "format plain (TRL's standard, explicit prompt), CSV (2 files)"
+    unusable = of(examined("data.data_path=shards"), "data-unusable")
+    assert "the columns are those of no known format: 'question', 'chosen'" in unusable.message
+    assert 'prompt = "question"' in unusable.remedy

@@ -123,3 +123,22 @@ def test_sequences_beyond_the_models_positions_are_refused(
             shared,
             **{"data.max_seq_len": 200, "data.data_path": shared / "golden/data/tok24.jsonl"},
         )
+
+
+def test_weights_of_several_sources(shared: Path) -> None:
+    """Copies are pairs of the order; what is held out is in none of them."""
+    paths = [shared / "golden/data/train27.jsonl", shared / "golden/data/tok24.jsonl"]
+    stated = f'["{paths[0]}", "{paths[1]}"]'
+    both = prepared(shared, **{"data.data_path": stated})
+    weighted = prepared(
+        shared,
+        **{"data.data_path": stated, "data.path_weights": "[2.0, 0.5]", "eval.fraction": 0.2},
+    )
+    held_out, trained = weighted.held_out.lines.tolist(), weighted.pairs.lines.tolist()
+    own = sorted(set(both.pairs.lines.tolist()) - set(held_out))
+    first, second = ([line for line in own if (line > 27) == is_second] for is_second in (0, 1))
+    assert trained[: 2 * len(first)] == first * 2
+    assert len(trained[2 * len(first) :]) == round(0.5 * len(second))
+    assert set(trained[2 * len(first) :]) < set(second)
+    assert weighted.order.pairs == len(trained)
+    assert both.pairs.places.name(28) == "line 1 of tok24.jsonl"

@@ -105,7 +105,6 @@ def _write_text(path: Path, text: str) -> None:
 
 
 PAIR_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".ndjson")
-COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 
 def pair_files(path: Path) -> list[Path]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.encoders import as_tensor, make_encoder, with_true_offsets
-from dpo_cli.data.pairs import Message
+from dpo_cli.data.formats import Message
 from dpo_cli.errors import DpoError
 
 EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
@@ -152,10 +152,11 @@ class ChatTokenizer:
     @cached_property
     def _left_out(self) -> frozenset[str]:
         """What the chat template passes over in silence."""
-        ask, answer = ({"role": role, "content": "a"} for role in ("user", "assistant"))
-        later = {"role": "system", "content": _MARK}
+        ask: Message = {"role": "user", "content": "a"}
+        answer: Message = {"role": "assistant", "content": "a"}
+        later: Message = {"role": "system", "content": _MARK}
         called = {"name": _MARK, "arguments": {}}
-        tried = {
+        tried: dict[str, list[Message]] = {
             _FIRST_SYSTEM: [later, ask, answer],
             _LATER_SYSTEM: [ask, answer, later, ask, answer],
             _TOOL: [ask, answer, {"role": "tool", "content": _MARK}, answer],

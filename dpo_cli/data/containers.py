@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO, Literal
 
+from dpo_cli.data.opening import opened, opened_parquet, reading
 from dpo_cli.errors import DpoError
 
 MAX_ROW_BYTES = 1 << 25
@@ -28,7 +26,7 @@ _PARQUET_ROWS = 64
 _HEAD_BYTES = 4096
 _BLANK = re.compile(r"[ \t\r\n]*")
 _BEGINS_AN_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*(\{|\]\s*\Z)")
-_GZIP, _ZSTD, _PARQUET, _ARROW = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"ARROW1"
+_PARQUET, _ARROW = b"PAR1", b"ARROW1"
 _TOO_LONG = f"longer than {MAX_ROW_BYTES >> 20} MiB"
 
 Kind = Literal["jsonl", "json", "csv", "parquet"]
@@ -45,7 +43,7 @@ def kind_of(path: Path) -> Kind:
     Raises:
         DpoError: it cannot be read, or is known to be something else.
     """
-    with _reading(path), path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         magic = file.read(6)
     if magic.startswith(_PARQUET):
         return "parquet"
@@ -55,7 +53,7 @@ def kind_of(path: Path) -> Kind:
         )
     if ".csv" in [suffix.lower() for suffix in path.suffixes[-2:]]:
         return "csv"
-    with _opened(path) as file:
+    with opened(path) as file:
         return "json" if _BEGINS_AN_ARRAY.match(file.read(_HEAD_BYTES)) else "jsonl"
 
 
@@ -66,10 +64,10 @@ def count_numbers(path: Path, kind: Kind) -> int:
         DpoError: see `read_rows`.
     """
     if kind == "parquet":
-        with _reading(path), _parquet(path) as file:
+        with reading(path), opened_parquet(path) as file:
             count: int = file.metadata.num_rows
             return count
-    with _opened(path) as file:
+    with opened(path) as file:
         if kind == "jsonl":
             return sum(1 for _ in _lines(file))
         return sum(1 for _ in (_elements if kind == "json" else _records)(path, file))
@@ -90,10 +88,10 @@ def read_rows(path: Path, kind: Kind, wanted: range | None = None) -> Numbered:
             package that it needs is not installed.
     """
     if kind == "parquet":
-        with _reading(path), _parquet(path) as file:
+        with reading(path), opened_parquet(path) as file:
             yield from _batches(file, wanted)
         return
-    with _opened(path) as file:
+    with opened(path) as file:
         if kind == "jsonl":
             for line, raw in _lines(file):
                 if (wanted is None or line in wanted) and (row := _parse_or_why(raw)) is not None:
@@ -137,66 +135,6 @@ def kind_of_value(value: Any) -> str:
         return "an empty list"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
     return names.get(type(value), "an object")
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with a file in words."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path, str(error)) from error
-    except OSError as error:
-        raise DpoError(
-            f"{path}: {error.strerror or error}",
-            "set data.data_path to a file of preference pairs, or a folder of such files",
-        ) from error
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_reading(path))
-        file = stack.enter_context(path.open("rb"))
-        magic = file.peek(4)[:4]
-        if magic.startswith(_GZIP):
-            yield stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=file)))
-        elif magic == _ZSTD:
-            zstd = _import_zstd(path)
-            try:
-                # ZstdFile is a raw stream to BufferedReader in all but its declared type.
-                yield stack.enter_context(io.BufferedReader(zstd.ZstdFile(file)))
-            except zstd.ZstdError as error:
-                raise _damaged(path, str(error)) from error
-        else:
-            yield file
-
-
-def _import_zstd(path: Path) -> ModuleType:
-    try:
-        from compression import zstd  # Python 3.14's own
-    except ImportError:
-        try:
-            from backports import zstd
-        except ImportError as error:
-            raise _not_installed(path, "compressed by zstd", "zstd") from error
-    module: ModuleType = zstd
-    return module
-
-
-@contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[Any]:
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise _not_installed(path, "a Parquet file", "parquet") from error
-    try:
-        with ParquetFile(path) as file:
-            yield file
-    except pyarrow.ArrowException as error:
-        raise _damaged(path, str(error).splitlines()[0][:200]) from error
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
@@ -389,19 +327,8 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _damaged(path: Path, why: str) -> DpoError:
-    return DpoError(f"{path} is damaged: {why}", "copy or download it again")
-
-
 def _no_array(path: Path, why: str) -> DpoError:
     return DpoError(
         f"{path} is no JSON array of rows: {why}",
         "mend it; or write one row on each line (JSONL), where a broken row spoils itself alone",
-    )
-
-
-def _not_installed(path: Path, what: str, extra: str) -> DpoError:
-    return DpoError(
-        f"{path} is {what}, and what reads that is not installed",
-        f"pip install 'dpo-cli[{extra}]', or '.[{extra}]' in a clone",
     )

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from dpo_cli.data.containers import (
     Kind,
@@ -26,7 +25,6 @@ from dpo_cli.data.formats import Row, detect, renamed, unknown_columns
 from dpo_cli.errors import DpoError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
 
-FormatName = Literal["minimind", "conversational", "plain", "implicit", "ultrafeedback", "sharegpt"]
 _LOOKED_AT_ROWS = 100
 
 
@@ -108,7 +106,7 @@ class Source:
     """
 
     paths: tuple[Path, ...]
-    format: FormatName | Literal["auto"] = "auto"
+    format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:

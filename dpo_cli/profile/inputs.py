@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -55,14 +55,14 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
     """What is wrong with each file of the profile that cannot be used; nothing is read."""
     profile = loaded.profile
     checks: dict[Input, Callable[[], object]] = {
-        "data": lambda: [_check_pairs("data.data_path", path) for path in profile.data.paths],
+        "data": lambda: _check_pairs("data.data_path", profile.data.paths),
         "tokenizer": lambda: _check_tokenizer("model.tokenizer", profile.model.tokenizer),
         "checkpoint": lambda: resolve_checkpoint(profile, "checkpoint"),
     }
     if profile.model.reference is not None:
         checks["reference"] = lambda: resolve_checkpoint(profile, "reference")
     if (held_out := profile.eval.path) is not None:
-        checks["held_out"] = lambda: _check_pairs("eval.path", held_out)
+        checks["held_out"] = lambda: _check_pairs("eval.path", (held_out,))
     problems: dict[Input, Problem] = {}
     for name, check in checks.items():
         try:
@@ -171,9 +171,12 @@ def _check_tokenizer(key: str, folder: Path) -> None:
         _check_file(key, folder / name)
 
 
-def _check_pairs(key: str, path: Path) -> None:
-    """A file of pairs, or a folder with such files."""
-    if stat.S_ISDIR(_status(key, path).st_mode):
+def _check_pairs(key: str, paths: Sequence[Path]) -> None:
+    """Files of pairs, or folders with such files."""
+    for path in paths:
+        if not stat.S_ISDIR(_status(key, path).st_mode):
+            _check_file(key, path)
+            continue
         if not os.access(path, os.R_OK | os.X_OK):
             raise InputError(key, f"{show_path(path)} cannot be read: no permission")
         files = pair_files(path)
@@ -185,8 +188,6 @@ def _check_pairs(key: str, path: Path) -> None:
             )
         for file in files:
             _check_file(key, file)
-    else:
-        _check_file(key, path)
 
 
 def _check_folder(key: str, path: Path) -> None:

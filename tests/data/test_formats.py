@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from dpo_cli.data import formats
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_rows
 from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
+from dpo_cli.profile.pairs import Data
 from tests.data.written import COMPRESSIONS, CONTAINERS, FORMATS, Row, jsonl
 
 NEEDS = {"pairs.parquet": "pyarrow", ".zst": "backports.zstd"}
@@ -61,6 +63,12 @@ def write(path: Path, rows: list[Row]) -> Path:
     return path
 
 
+def test_a_profile_can_state_every_format() -> None:
+    stated = get_args(Data.model_fields["format"].annotation)
+    assert stated == ("auto", *formats.FORMATS)
+    assert set(formats.FORMATS) == set(FORMATS)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_pair_has_the_same_tokens_in_every_format(
     rows: list[Row], tokenizer: ChatTokenizer, tmp_path: Path, name: str
@@ -70,7 +78,7 @@ def test_a_pair_has_the_same_tokens_in_every_format(
     path = write(tmp_path / "pairs", [FORMATS[name](row) for row in rows])
     assert Source((path,)).look().parts[0].format == name
     assert_equal(encoded(path, tokenizer), expected)
-    assert_equal(encoded(Source((path,), name), tokenizer), expected)  # type: ignore[arg-type]
+    assert_equal(encoded(Source((path,), name), tokenizer), expected)
 
 
 @pytest.mark.parametrize("compression", ["", *COMPRESSIONS])

@@ -20,7 +20,16 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import resolve
 from dpo_cli.training.plan import prepare
-from tests.doctor.conftest import ROWS, TOKENIZER, Examine, architecture, random_scorer, row, save
+from tests.doctor.conftest import (
+    ROWS,
+    SUBJECTS,
+    TOKENIZER,
+    Examine,
+    architecture,
+    random_scorer,
+    row,
+    save,
+)
 
 OK, WARN, ERROR, SKIP = Level.OK, Level.WARN, Level.ERROR, Level.SKIP
 
@@ -48,7 +57,7 @@ def test_all_is_well_and_nothing_is_written(examined: Examine, bench: Path) -> N
     assert [(finding.code, finding.level) for finding in diagnosis.findings] == [
         (code, OK)
         for code in (
-            *("profile", "files", "device", "checkpoint", "tokenizer", "data", "masks"),
+            *("profile", "files", "device", "checkpoint", "tokenizer", "format", "data", "masks"),
             *("tokenizer-fit", "first-loss", "gradients", "plan", "memory", "disk"),
         )
     ]
@@ -367,7 +376,7 @@ def test_a_template_that_rewrites_turns(examined: Examine, bench: Path) -> None:
     (bench / "pairs.jsonl").write_text("".join([*ROWS, several]))
     rewritten = of(examined("model.tokenizer=other"), "mask-template")
     assert "in 1 rows" in rewritten.message
-    assert "lines 9" in rewritten.message
+    assert "(line 9)" in rewritten.message
 
 
 def test_the_preview_shows_the_tokens_that_carry_loss(examined: Examine) -> None:

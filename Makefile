@@ -30,9 +30,11 @@ demo: $(READY)
 test: lint
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal
 
-# A hundred random SIGKILLs of one run; it must end as one left in peace. `make test` does 25.
+# A hundred random SIGKILLs of one run; it must end as one left in peace. `make test` does 25. Then
+# two ranks: 50 stops of one of them alone, 20 kills of the launcher.
 storm: $(READY)
 	$(BIN)/python -m tests.faults.storm --kills 100
+	$(BIN)/python -m tests.faults.rank_storm --stops 50 --kills 20
 
 # Against the plain loop and TRL: half an hour on a quiet machine, which it needs.
 bench: $(READY) $(BENCH)/ready

@@ -19,11 +19,17 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo_cli import __version__
+from dpo_cli.commands.cache import cache
 from dpo_cli.commands.check import check
+from dpo_cli.commands.clean import clean
+from dpo_cli.commands.compare import compare
 from dpo_cli.commands.config import config
+from dpo_cli.commands.data import data
 from dpo_cli.commands.export import export
 from dpo_cli.commands.init import init
+from dpo_cli.commands.plot import plot
 from dpo_cli.commands.ranks import CommandOverTorchrun
+from dpo_cli.commands.report import report
 from dpo_cli.commands.resume import resume
 from dpo_cli.commands.runs import runs
 from dpo_cli.commands.schema import schema
@@ -39,8 +45,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _command in (init, check, train, resume, stop, watch, runs, show, export, schema):
+for _command in (
+    init,
+    check,
+    data,
+    train,
+    resume,
+    stop,
+    watch,
+    runs,
+    show,
+    compare,
+    plot,
+    report,
+    clean,
+    export,
+    schema,
+):
     app.command(cls=CommandOverTorchrun if _command in (train, resume) else None)(_command)
+app.add_typer(cache)
 app.add_typer(config)
 
 

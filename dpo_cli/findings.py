@@ -39,6 +39,52 @@ class Finding:
     remedy: str = ""
 
 
+class Trait(StrEnum):
+    """What a pair may have about it that is worth a look; the values are words for users."""
+
+    TRUNCATED = "truncated"
+    """A side loses its end at `data.max_seq_len`."""
+    NEAR_IDENTICAL = "near-identical"
+    """The sides share nearly all of their words."""
+    CONTRADICTORY = "contradictory"
+    """Another pair prefers the rejected side to the chosen one."""
+    REPEATED = "repeated"
+    """The very same pair stands further up."""
+    OTHER_PROMPT = "other-prompt"
+    """The sides do not answer the same conversation."""
+    OTHER_LANGUAGE = "other-language"
+    """The sides answer in different languages."""
+    CONTROL_TOKENS = "control-tokens"
+    """A message contains a special token of the tokenizer."""
+    FOREIGN_TEMPLATE = "foreign-template"
+    """A message contains what another model's chat template writes."""
+    DOUBLED_TOKEN = "doubled-token"
+    """A special token follows itself, such as the beginning or the end of a text."""
+    ONE_SIDED_THINK = "one-sided-think"
+    """One side thinks (`<think>`), the other does not."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How long something is, over all pairs of a file, in tokens.
+
+    Attributes:
+        name: of what is measured.
+        counts: pairs in each of the equal bins from 0 to `limit_tokens`; one more for those beyond.
+        limit_tokens: where the bins end.
+        median_tokens: half of the pairs have no more.
+        ninth_decile_tokens: nine in ten have no more.
+        longest_tokens: none has more.
+    """
+
+    name: str
+    counts: tuple[int, ...]
+    limit_tokens: int
+    median_tokens: int
+    ninth_decile_tokens: int
+    longest_tokens: int
+
+
 @dataclass(frozen=True)
 class Span:
     """Consecutive tokens of one kind, as text."""
@@ -50,9 +96,12 @@ class Span:
 
 @dataclass(frozen=True)
 class PairPreview:
-    """One pair as training sees it: `shared` begins both sides, and is computed once."""
+    """One pair as training sees it: `shared` begins both sides, and is computed once.
 
-    line: int
+    `place` names its row: "line 7", or "row 7 of part-2.parquet".
+    """
+
+    place: str
     shared: tuple[Span, ...]
     chosen: tuple[Span, ...]
     rejected: tuple[Span, ...]
@@ -65,13 +114,16 @@ class Diagnosis:
     Attributes:
         findings: one or more for each check.
         preview: the pair that was asked for, if there is any.
-        facts: figures for programs: the plan as a run would write it, and what other lengths
-            would keep; empty as far as errors kept them from being known.
+        facts: figures for programs: the plan as a run would write it, what other lengths would
+            keep, which rows have which trait, how far weights can move, and the forecast of time
+            and memory; empty as far as errors kept them from being known.
+        histograms: how long the pairs are.
     """
 
     findings: tuple[Finding, ...]
     preview: PairPreview | None
     facts: Mapping[str, Any]
+    histograms: tuple[Histogram, ...] = ()
 
     def count(self, level: Level) -> int:
         """How many findings are of this level."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,19 @@ PLAN: dict[str, Any] = {
     },
     "device": "cpu",
     "dtype": "float32",
+}
+SETTINGS: dict[str, Any] = {
+    "model": {"checkpoint": "/models/full_sft_512.pth", "tokenizer": "/models/tokenizer"},
+    "data": {"data_path": "/data/pairs.jsonl", "max_seq_len": 1024},
+    "dpo": {"beta": 5.0, "reduction": "mean"},
+    "train": {"learning_rate": 1e-6, "epochs": 2, "seed": 1337},
+    "eval": {"fraction": 0.05},
+}
+FINGERPRINTS = {
+    "weights": "ddab5a38" * 8,
+    "reference": "ddab5a38" * 8,
+    "tokenizer": "398072ab" * 8,
+    "data": "fa386d5f" * 8,
 }
 SLOW = Alert(
     code="slow-learning",
@@ -136,8 +149,32 @@ def evaluated(step: int) -> Event:
         "rewards/accuracies": 0.48 + 0.35 * share,
         "gap": 0.014 * share,
         "kl": 0.0021 * share,
+        "logps/accuracies": 0.52 + 0.2 * share,
     }
-    done = Evaluated(step=step, optimizer_step=step // 2, metrics=metrics, pairs=40, seconds=2.0)
+    groups = {
+        name: {
+            "pairs": pairs,
+            **metrics,
+            "rewards/accuracies/low": metrics["rewards/accuracies"] - 1 / pairs**0.5,
+            "rewards/accuracies/high": min(1.0, metrics["rewards/accuracies"] + 1 / pairs**0.5),
+        }
+        for name, pairs in (
+            ("all", 40.0),
+            ("language/Chinese", 25.0),
+            ("language/Latin", 15.0),
+            ("length/chosen longer", 21.0),
+            ("length/like length", 12.0),
+            ("length/rejected longer", 7.0),
+        )
+    }
+    done = Evaluated(
+        step=step,
+        optimizer_step=step // 2,
+        metrics=metrics,
+        groups=groups,
+        pairs=40,
+        seconds=2.0,
+    )
     return at(5.1 + step * STEP_SECONDS, done)
 
 
@@ -152,8 +189,25 @@ def saved(step: int) -> Event:
             weights="rlhf_512.pth",
             size_bytes=361_700_000,
             seconds=0.8,
+            is_best=step == 200,
         ),
     )
+
+
+def on_ranks(events: Iterable[Event], seconds: Sequence[float]) -> Iterator[Event]:
+    """The same run by several ranks, each of which takes so long for a step."""
+    for event in events:
+        match event:
+            case WorkerStarted():
+                yield dataclasses.replace(event, hosts=("here",) * len(seconds))
+            case StepDone():
+                yield dataclasses.replace(
+                    event,
+                    rank_seconds=tuple(seconds),
+                    rank_bytes=tuple(1_200_000_000 + 30_000_000 * n for n in range(len(seconds))),
+                )
+            case _:
+                yield event
 
 
 def whole() -> Iterator[Event]:
@@ -163,6 +217,29 @@ def whole() -> Iterator[Event]:
     done = Completed(step=STEPS, optimizer_step=STEPS // 2, weights="rlhf_512.pth")
     yield at(606.0, done)
     yield dataclasses.replace(WorkerEnded(exit_code=0), time=STARTED + 606.5)
+
+
+def contender(settings: dict[str, Any], lead: float = 0.0, pairs: int = 40) -> Iterator[Event]:
+    """The whole run under another profile: more accurate, and of lower loss, by `lead` in the end.
+
+    Args:
+        settings: tables that replace those of the plan.
+        lead: of the held-out accuracy.
+        pairs: held out.
+    """
+    plan = {**PLAN, "settings": SETTINGS | settings, "fingerprints": FINGERPRINTS}
+    for event in whole():
+        match event:
+            case Planned():
+                yield dataclasses.replace(event, plan=plan)
+            case Evaluated():
+                share = event.step / STEPS
+                wins = round((event.metrics["rewards/accuracies"] + lead * share) * pairs)
+                metrics = {"loss": event.metrics["loss"] - lead * share}
+                metrics["rewards/accuracies"] = wins / pairs
+                yield dataclasses.replace(event, pairs=pairs, metrics=event.metrics | metrics)
+            case _:
+                yield event
 
 
 def write(root: Path, name: str, *events: Event) -> RunDirectory:

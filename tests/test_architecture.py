@@ -16,7 +16,7 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
-    {"errors", "files", "findings", "__init__"},
+    {"errors", "files", "findings", "intervals", "__init__"},
     {"data", "profile"},
     {"objective", "run"},
     {"models"},
@@ -26,7 +26,7 @@ FLOORS = [
     {"app"},
     {"__main__"},
 ]
-LIGHT = ("profile", "run", "ui", "commands", "app", "errors", "files", "findings")
+LIGHT = ("profile", "run", "ui", "commands", "app", "errors", "files", "findings", "intervals")
 
 
 def modules() -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.commands.options import ProfileArgument, RunsDirOption, SetOption
+from dpo_cli.commands.options import ProfileArgument, RunsDirOption, SetOption, check_row
 from dpo_cli.errors import ExitCode
 
 
@@ -17,11 +17,12 @@ def check(
     profile: ProfileArgument,
     settings: SetOption = None,
     pair: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             metavar="LINE",
-            min=1,
-            help="Show the pair of this line of the data file; else the first that is kept.",
+            callback=check_row,
+            help="Show the pair of this line of the data, FILE:LINE where there are several files;"
+            " else the first that is kept.",
             show_default=False,
         ),
     ] = None,
@@ -32,9 +33,9 @@ def check(
 ) -> None:
     """Look at everything a run would stand on, before it starts.
 
-    Profile, files, weights, tokenizer, pairs, masks, the first step, memory and disk: all that is
-    wrong is named at once, each with its remedy. Writes nothing. Exits 1 where training would
-    fail or be in vain, else 0.
+    Profile, files, weights, tokenizer, pairs, masks, the first steps, how far the weights can
+    move, time, memory and disk: all that is wrong is named at once, each with its remedy. Writes
+    nothing. Exits 1 where training would fail or be in vain, else 0.
 
     Example: `dpo check my.toml --set data.max_seq_len=1536 --pair 7`
     """
@@ -43,7 +44,8 @@ def check(
     from dpo_cli.doctor.examination import examine
     from dpo_cli.profile.source import find_profile
     from dpo_cli.run.store import runs_root
-    from dpo_cli.ui.findings import findings_table, pair_preview, verdict
+    from dpo_cli.ui.findings import findings_table, verdict
+    from dpo_cli.ui.pairs import lengths_table, pair_preview
     from dpo_cli.ui.progress import PhaseBar
 
     path = find_profile(profile, str(profile))
@@ -62,6 +64,9 @@ def check(
         if diagnosis.preview:
             has_colour = console.color_system is not None and not console.no_color
             console.print(pair_preview(diagnosis.preview, marks=not has_colour))
+            console.print()
+        if diagnosis.histograms:
+            console.print(lengths_table(diagnosis.histograms))
             console.print()
         console.print(findings_table(diagnosis.findings))
         console.print()

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dpo_cli.commands.options import RunArgument, RunsDirOption, SetOption
+from dpo_cli.errors import DpoError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dpo_cli.run.store import RunDirectory
+    from dpo_cli.training.export import ExportReport
+
+
+SOON_SECONDS = 60.0
+"""Scoring the held-out pairs is no question where it takes less."""
 
 
 class Dtype(StrEnum):
@@ -17,6 +29,13 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
+
+
+class RoundingMode(StrEnum):
+    """How a weight becomes a number of the file."""
+
+    NEAREST = "nearest"
+    STOCHASTIC = "stochastic"
 
 
 def export(
@@ -37,37 +56,96 @@ def export(
             show_default=False,
         ),
     ] = None,
+    rounding: Annotated[
+        RoundingMode,
+        typer.Option(
+            metavar="|".join(RoundingMode),
+            help="To the nearest number of a half-precision file; or to either neighbour, the "
+            "nearer the likelier, which keeps small updates in the mean.",
+        ),
+    ] = RoundingMode.NEAREST,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="For stochastic rounding; else the profile's train.seed.",
+            show_default=False,
+        ),
+    ] = None,
+    evaluate: Annotated[
+        bool | None,
+        typer.Option(
+            "--evaluate/--no-evaluate",
+            help="Score the held-out pairs with the file and with the training state; else done "
+            "where it takes less than a minute.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write over a file that is not this run's.")
+    ] = False,
+    best: Annotated[
+        bool,
+        typer.Option("--best", help="The state with the lowest held-out loss, not the newest."),
     ] = False,
     settings: SetOption = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
-    """Write a run's newest weights for MiniMind, and check them.
+    """Write a run's newest weights for MiniMind, and say what the file has of the training.
 
-    The file is loaded back, and its log-probs are compared with the training state's on real
-    pairs: what half precision costs is printed. Without RUN it is the newest.
+    The file is loaded back; its weights are compared with the start's and its log-probs with the
+    training state's on real pairs: what half precision costs is printed. Without RUN it is the
+    newest.
 
     Example: `dpo export dense --to rlhf_512.pth`
     """
     from dpo_cli.commands.session import plain_console
     from dpo_cli.run.store import find_run, runs_root
-    from dpo_cli.ui.report import count, size
+    from dpo_cli.ui.export import export_lines
 
+    if seed is not None and rounding is not RoundingMode.STOCHASTIC:
+        raise UsageError("--seed: only stochastic rounding draws", "add --rounding stochastic")
     console = plain_console()
     run = find_run(runs_root(runs_dir), run_name)
     with console.status(f"exporting {run.designation}"):
         from dpo_cli.training.export import export_run  # imports torch: seconds
 
-        report = export_run(run, to, dtype, force, settings or ())
-    console.print(
-        f"wrote {report.path}: {size(report.size_bytes)}, {report.dtype}, "
-        f"{count(report.tensors, 'tensor')}, after optimizer step {report.optimizer_step}"
-    )
-    console.print(
-        f"log-probs against the training state, over {count(report.pairs_compared, 'pair')}: "
-        f"{report.mean_logp_difference:.2g} nats per token apart in the mean, "
-        f"{report.max_logp_difference:.2g} at most"
-    )
+        report = export_run(run, to, dtype, force, settings or (), rounding.value, seed, best=best)
+    for line in export_lines(report):
+        console.print(line)
+    _compare_held_out(console, run, report, settings or (), evaluate)
     if report.try_command:
         console.print(f"try it: {report.try_command}")
+
+
+def _compare_held_out(
+    console: Console,
+    run: RunDirectory,
+    report: ExportReport,
+    settings: Sequence[str],
+    is_wanted: bool | None,
+) -> None:
+    """Score the run's held-out pairs where that is wanted, or done soon; else say what it takes."""
+    from rich.console import Console
+
+    from dpo_cli.training.held_out import evaluation_seconds, score_held_out
+    from dpo_cli.ui.export import held_out_line
+    from dpo_cli.ui.progress import PhaseBar
+    from dpo_cli.ui.report import duration
+
+    seconds = evaluation_seconds(run)
+    if seconds is None or is_wanted is False:
+        return
+    is_training = run.holder() is not None
+    if is_wanted is None and (is_training or 2 * seconds > SOON_SECONDS):
+        console.print(f"held-out pairs: not scored; --evaluate takes about {duration(2 * seconds)}")
+        return
+    try:
+        with PhaseBar(Console(stderr=True)) as bar:
+            weights = [report.exported, report.state]
+            in_file, in_state = score_held_out(run, settings, weights, bar)
+    except DpoError as error:  # the file is written and sound
+        console.print(f"held-out pairs: not scored: {error.message}")
+        return
+    console.print(held_out_line(in_file, in_state))

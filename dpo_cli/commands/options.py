@@ -27,6 +27,21 @@ RunArgument = Annotated[
         autocompletion=complete_run,
     ),
 ]
+RunsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="Runs, each as its directory's name or a unique beginning of it, the name of its "
+        "profile (the newest run is meant), or a path.",
+        show_default=False,
+        autocompletion=complete_run,
+    ),
+]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead, for programs.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")
+]
 RunsDirOption = Annotated[
     Path | None,
     typer.Option(
@@ -69,3 +84,16 @@ PrintLaunchOption = Annotated[
         "--print-launch", help="Print the torchrun command that starts the same; start nothing."
     ),
 ]
+
+
+def check_row(stated: str | None) -> str | None:
+    """Refuse what cannot name a row, before anything is read.
+
+    Raises:
+        UsageError: it is no number, alone or behind the name of a file.
+    """
+    if stated is not None:
+        from dpo_cli.data.sources import split_stated
+
+        split_stated(stated)
+    return stated

@@ -53,7 +53,8 @@ def resume(
     """Go on with a run: from its newest whole state, bit for bit as if it had never stopped.
 
     Without RUN it is the newest that is unfinished. A finished run goes on when it gets more
-    epochs. It may go on with another number of processes; what stands behind a -- goes to torchrun.
+    epochs; one that lost its patience, when it gets more of that. It may go on with another number
+    of processes; what stands behind a -- goes to torchrun.
 
     Example: `dpo resume dense --set train.epochs=4 --allow-changes`
     """
@@ -89,14 +90,14 @@ def resume(
         old = planned_profile(run) or load_profile(run.profile_path).profile
         changes = differences(old, new.profile)
         refuse_changes(run, changes, settings, allow_changes)
-        if run.is_completed and new.profile.train.epochs <= old.train.epochs:
+        if run.is_completed and (nothing_left := _what_would_go_on(run, old, new.profile)):
             if changes:
                 raise UsageError(
                     f"{run.designation} is complete: these changes leave nothing to train",
-                    f"more epochs would: --set train.epochs={old.train.epochs + 1} --allow-changes",
+                    nothing_left,
                 )
             console = plain_console()
-            console.print(f"{run.designation} is already complete")
+            console.print(f"{run.designation} is already complete; {nothing_left}")
             console.print(f"export: dpo export {run.designation}")
             return
         check_inputs(new)
@@ -170,6 +171,21 @@ def _refuse_to_join(profile: Profile) -> None:
             f"launch.node_rank = {profile.launch.node_rank}: only the first machine has the run",
             "resume there; here, join it with dpo train PROFILE and the same [launch]",
         )
+
+
+def _what_would_go_on(run: RunDirectory, old: Profile, new: Profile) -> str | None:
+    """What a completed run needs to go on, in words; None if `new` says it.
+
+    One that lost its patience has steps left.
+    """
+    plan, done = run.read_plan(), run.completed_steps
+    if plan is None or done is None or done >= plan["steps"]["optimizer_steps"]:
+        if new.train.epochs > old.train.epochs:
+            return None
+        return f"more epochs would go on: --set train.epochs={old.train.epochs + 1} --allow-changes"
+    if new.eval.patience == 0 or new.eval.patience > old.eval.patience:
+        return None
+    return f"more patience would go on: --set eval.patience={2 * old.eval.patience}"
 
 
 def _is_waiting(run: RunDirectory) -> bool:

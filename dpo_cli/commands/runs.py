@@ -53,7 +53,7 @@ def _table(summaries: list[RunSummary]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)
-    for heading in ("steps", "loss", "held-out acc", "time", "size"):
+    for heading in ("steps", "loss", "held-out acc", "best at", "time", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     for each in summaries:
         total = "?" if each.total_steps is None else f"{each.total_steps:,}"
@@ -63,6 +63,7 @@ def _table(summaries: list[RunSummary]) -> Table:
             f"{each.step:,}/{total}",
             "-" if each.loss is None else f"{each.loss:.4f}",
             "-" if each.held_out_accuracy is None else f"{each.held_out_accuracy:.2f}",
+            "-" if each.best_step is None else f"{each.best_step:,}",
             duration(each.seconds),
             size(each.size_bytes),
         )

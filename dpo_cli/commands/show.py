@@ -45,6 +45,10 @@ def show(
     height: Annotated[
         int | None, typer.Option(min=10, max=1000, metavar="LINES", show_default=False)
     ] = None,
+    samples: Annotated[
+        bool,
+        typer.Option("--samples", help="Print what policy and reference answered, not the panel."),
+    ] = False,
     runs_dir: RunsDirOption = None,
 ) -> None:
     """Show the panel of a run, as it is or as it was, and leave it at that.
@@ -62,6 +66,9 @@ def show(
 
     run = find_run(runs_root(runs_dir), run_name)
     dashboard = picture(run, at)
+    if samples:
+        _print_samples(run, dashboard)
+        return
     if svg is None:
         print_picture(dashboard, width, height)
         return
@@ -86,6 +93,24 @@ def show(
     typer.echo(f"wrote {svg}")
 
 
+def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:
+    """What policy and reference answered last.
+
+    Raises:
+        DpoError: they were not asked.
+    """
+    from dpo_cli.commands.session import plain_console
+    from dpo_cli.ui.report import sample_lines
+
+    sampled = dashboard.view.sampled
+    if sampled is None:
+        raise DpoError(f"{run.name} has no samples", "eval.samples = 3 has three prompts answered")
+    console = plain_console()
+    console.print(f"after step {sampled.step}")
+    for line in sample_lines(sampled):
+        console.print(line)
+
+
 def picture(run: RunDirectory, at: int | None = None) -> Dashboard:
     """The panel of `run` now, or as it stood after step `at`."""
     import time
@@ -95,9 +120,8 @@ def picture(run: RunDirectory, at: int | None = None) -> Dashboard:
     from dpo_cli.ui.live import look_at_disk
     from dpo_cli.ui.view import RunView
 
-    view, is_held = RunView(), run.holder() is not None
-    for event in _until(history(run.events_path), at):
-        view.take(event)
+    is_held = run.holder() is not None
+    view = RunView.of(_until(history(run.events_path), at))
     is_now = at is None and is_held
     return Dashboard(
         view,

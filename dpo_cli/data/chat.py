@@ -137,6 +137,12 @@ class ChatTokenizer:
         """The id that fills up padded rows; any will do, since no response can see it."""
         return int(self._tokenizer.pad_token_id or 0)
 
+    @property
+    def end_id(self) -> int | None:
+        """The id that ends an answer; None where the tokenizer names none."""
+        end: int | None = self._tokenizer.eos_token_id
+        return end
+
     def fingerprint(self) -> str:
         """SHA-256 over what decides the ids: vocabulary, merges, special tokens and template."""
         digest = hashlib.sha256(self._backend.to_str().encode())
@@ -151,11 +157,11 @@ class ChatTokenizer:
 
     @cached_property
     def _left_out(self) -> frozenset[str]:
-        """What the chat template passes over in silence."""
+        """What the chat template passes over in silence, by trial."""
         ask: Message = {"role": "user", "content": "a"}
         answer: Message = {"role": "assistant", "content": "a"}
         later: Message = {"role": "system", "content": _MARK}
-        called = {"name": _MARK, "arguments": {}}
+        called = {"type": "function", "function": {"name": _MARK, "arguments": {}}}
         tried: dict[str, list[Message]] = {
             _FIRST_SYSTEM: [later, ask, answer],
             _LATER_SYSTEM: [ask, answer, later, ask, answer],
@@ -170,11 +176,10 @@ class ChatTokenizer:
         except ValueError:  # the template refuses it aloud, and will again
             return True
 
-    def refuse_left_out(self, messages: Sequence[Message]) -> None:
-        """Refuse a conversation with turns that the chat template passes over in silence.
+    def passes_over(self, messages: Sequence[Message]) -> str:
+        """The first turn of a conversation that the chat template leaves out in silence, in words.
 
-        Raises:
-            ValueError: naming the first of them.
+        "" if it writes them all.
         """
         for number, message in enumerate(messages):
             what = ""
@@ -185,7 +190,14 @@ class ChatTokenizer:
             elif message.get("tool_calls"):
                 what = _TOOL_CALLS
             if what and what in self._left_out:
-                raise ValueError(f"the chat template leaves out {what} (message {number + 1})")
+                return f"the chat template leaves out {what} (message {number + 1})"
+        return ""
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """The special tokens, which a text is cut at wherever they stand in it, and their ids."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        return {token.content: number for number, token in added if token.special}
 
     @property
     def tells_the_time(self) -> bool:

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -23,9 +23,12 @@ MAX_ROW_BYTES = 1 << 25
 _CHUNK_CHARACTERS = 1 << 18
 _CUT_CHARACTERS = 16  # \ud83d\ude00 and its like may be cut by the end of a chunk
 _PARQUET_ROWS = 64
+_PROGRESS_ROWS = 5000
 _HEAD_BYTES = 4096
+_SHOWN_BYTES = 1000
 _BLANK = re.compile(r"[ \t\r\n]*")
 _BEGINS_AN_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*(\{|\]\s*\Z)")
+_BEGINS_AN_OBJECT = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*\n\s*"')
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
 _TOO_LONG = f"longer than {MAX_ROW_BYTES >> 20} MiB"
 
@@ -34,7 +37,11 @@ Numbered = Iterator[tuple[int, "dict[str, Any] | MalformedError"]]
 
 
 class MalformedError(Exception):
-    """Why a row is malformed."""
+    """Why a row is malformed, and what it says, as far as it can be read."""
+
+    def __init__(self, reason: str, text: str = "") -> None:
+        super().__init__(reason)
+        self.text = text
 
 
 def kind_of(path: Path) -> Kind:
@@ -51,14 +58,25 @@ def kind_of(path: Path) -> Kind:
         raise DpoError(
             f"{path}: Arrow's own format is not read", "write it as Parquet, by Dataset.to_parquet"
         )
-    if ".csv" in [suffix.lower() for suffix in path.suffixes[-2:]]:
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if ".csv" in suffixes:
         return "csv"
     with opened(path) as file:
-        return "json" if _BEGINS_AN_ARRAY.match(file.read(_HEAD_BYTES)) else "jsonl"
+        head = file.read(_HEAD_BYTES)
+    if ".json" in suffixes and _BEGINS_AN_OBJECT.match(head):
+        raise DpoError(
+            f"{path}: one JSON object, where a list of rows was expected",
+            "write the list alone: [{...}, {...}]; or one row on each line (JSONL)",
+        )
+    return "json" if _BEGINS_AN_ARRAY.match(head) else "jsonl"
 
 
-def count_numbers(path: Path, kind: Kind) -> int:
+def count_numbers(path: Path, kind: Kind, on_progress: Callable[[int], None]) -> int:
     """The number of the last row: lines of JSONL, blank ones too; rows of anything else.
+
+    Args:
+        path, kind: of the file.
+        on_progress: called with the number of rows counted so far.
 
     Raises:
         DpoError: see `read_rows`.
@@ -68,9 +86,11 @@ def count_numbers(path: Path, kind: Kind) -> int:
             count: int = file.metadata.num_rows
             return count
     with opened(path) as file:
-        if kind == "jsonl":
-            return sum(1 for _ in _lines(file))
-        return sum(1 for _ in (_elements if kind == "json" else _records)(path, file))
+        number = 0
+        for number, _ in _numbered(path, kind, file):
+            if number % _PROGRESS_ROWS == 0:
+                on_progress(number)
+        return number
 
 
 def read_rows(path: Path, kind: Kind, wanted: range | None = None) -> Numbered:
@@ -92,14 +112,23 @@ def read_rows(path: Path, kind: Kind, wanted: range | None = None) -> Numbered:
             yield from _batches(file, wanted)
         return
     with opened(path) as file:
-        if kind == "jsonl":
-            for line, raw in _lines(file):
-                if (wanted is None or line in wanted) and (row := _parse_or_why(raw)) is not None:
-                    yield line, row
-            return
-        for number, row in (_elements if kind == "json" else _records)(path, file):
-            if wanted is None or number in wanted:
-                yield number, row
+        for number, row in _numbered(path, kind, file):
+            if wanted is not None and number >= wanted.stop:
+                return
+            if wanted is not None and number not in wanted:
+                continue
+            parsed = _parse_or_why(row) if isinstance(row, bytes) else row
+            if parsed is not None:
+                yield number, parsed
+
+
+def _numbered(
+    path: Path, kind: Kind, file: BinaryIO
+) -> Iterator[tuple[int, bytes | dict[str, Any] | MalformedError]]:
+    """Rows of a file that is no Parquet, with their numbers; of JSONL the lines as they stand."""
+    if kind == "jsonl":
+        return _lines(file)
+    return (_elements if kind == "json" else _records)(path, file)
 
 
 def parse_line(raw: bytes) -> dict[str, Any]:
@@ -145,21 +174,23 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
         if len(raw) == MAX_ROW_BYTES and not raw.endswith(b"\n"):
             while (rest := file.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
                 pass
-            yield line, MalformedError(_TOO_LONG)
+            yield line, MalformedError(_TOO_LONG, _legible(raw[:_SHOWN_BYTES]))
         else:
             yield line, raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
 
 
-def _parse_or_why(raw: bytes | MalformedError) -> dict[str, Any] | MalformedError | None:
+def _parse_or_why(raw: bytes) -> dict[str, Any] | MalformedError | None:
     """None for a blank line."""
-    if isinstance(raw, MalformedError):
-        return raw
     if not raw.strip():
         return None
     try:
         return parse_line(raw)
     except MalformedError as error:
-        return error
+        return MalformedError(str(error), _legible(raw))
+
+
+def _legible(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="replace").strip()
 
 
 class _Scanner:
@@ -246,9 +277,9 @@ def _checked(row: Any, text: str) -> dict[str, Any] | MalformedError:
         if "\\u" in text:
             json.dumps(row, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
-        return MalformedError("not UTF-8, or half a surrogate pair")
+        return MalformedError("not UTF-8, or half a surrogate pair", text)
     if not isinstance(row, dict):
-        return MalformedError(f"a JSON object was expected, not {kind_of_value(row)}")
+        return MalformedError(f"a JSON object was expected, not {kind_of_value(row)}", text)
     return row
 
 
@@ -275,13 +306,14 @@ def _records(path: Path, file: BinaryIO) -> Numbered:
 
 def _columns(header: list[str], cells: list[str]) -> dict[str, Any] | MalformedError:
     if len(cells) != len(header):
-        return MalformedError(f"{len(cells)} cells, where the header has {len(header)}")
+        why = f"{len(cells)} cells, where the header has {len(header)}"
+        return MalformedError(why, ",".join(cells))
     try:
         return {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
     except UnicodeEncodeError:
-        return MalformedError("not UTF-8")
+        return MalformedError("not UTF-8", ",".join(cells))
     except MalformedError as error:
-        return error
+        return MalformedError(str(error), ",".join(cells))
 
 
 def _cell(cell: str) -> Any:
@@ -311,11 +343,22 @@ def _batches(file: Any, wanted: range | None) -> Numbered:
         if wanted is None or (first < wanted.stop and wanted.start < first + rows):
             number = first
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group]):
-                for row in batch.to_pylist():
+                for row in _objects(batch):
                     if wanted is None or number in wanted:
-                        yield number, {name: _without_nulls(each) for name, each in row.items()}
+                        yield number, row
                     number += 1
         first += rows
+
+
+def _objects(batch: Any) -> Iterator[dict[str, Any] | MalformedError]:
+    """The rows of a table; one by one where a single one could be too long."""
+    are_long = batch.nbytes > MAX_ROW_BYTES
+    for part in (batch.slice(at, 1) for at in range(len(batch))) if are_long else (batch,):
+        if are_long and part.nbytes > MAX_ROW_BYTES:
+            yield MalformedError(_TOO_LONG)
+            continue
+        for row in part.to_pylist():
+            yield {name: _without_nulls(each) for name, each in row.items()}
 
 
 def _without_nulls(value: Any) -> Any:

@@ -87,9 +87,9 @@ def _render(
 ) -> _RenderedPair | SetAside:
     if isinstance(row, SetAside):
         return row
+    if passed_over := tokenizer.passes_over(row.chosen) or tokenizer.passes_over(row.rejected):
+        return SetAside(row.line, "left-out", passed_over)
     try:
-        tokenizer.refuse_left_out(row.chosen)
-        tokenizer.refuse_left_out(row.rejected)
         chosen, rejected = tokenizer.render(row.chosen, row.rejected)
     except ValueError as error:
         return SetAside(row.line, "malformed", str(error))

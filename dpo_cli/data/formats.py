@@ -225,6 +225,8 @@ def _message(message: dict[str, Any], where: str) -> Message:
             # A short text, however long or deep the role is.
             f"{where}: role {reprlib.repr(message.get('role'))} is none of {', '.join(ROLES)}"
         )
+    if isinstance(calls := message.get("tool_calls"), str) and calls:
+        message = {**message, "tool_calls": _calls(calls, where)}
     if message.get("content") is None and message.get("tool_calls"):
         return {**message, "content": ""}
     if not isinstance(message.get("content"), str):
@@ -248,7 +250,7 @@ def _turn(message: dict[str, Any], where: str) -> Message:
 
 
 def _calls(value: str, where: str) -> list[dict[str, Any]]:
-    """What an assistant calls, as chat templates want it."""
+    """What an assistant calls, as transformers hands it to chat templates."""
     try:
         stated = json.loads(value)
     except (ValueError, RecursionError) as error:
@@ -256,7 +258,13 @@ def _calls(value: str, where: str) -> list[dict[str, Any]]:
     calls = stated if isinstance(stated, list) else [stated]
     if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         raise MalformedError(f"{where}: a function call must have a 'name'")
-    return [{"name": call["name"], "arguments": call.get("arguments", {})} for call in calls]
+    return [
+        {
+            "type": "function",
+            "function": {"name": call["name"], "arguments": call.get("arguments", {})},
+        }
+        for call in calls
+    ]
 
 
 def _is_text(value: Any) -> bool:

@@ -15,7 +15,7 @@ from dpo_cli.errors import DpoError
 
 MALFORMED_SHARE_LIMIT = 0.01
 
-Problem = Literal["malformed", "identical", "truncated"]
+Problem = Literal["malformed", "identical", "truncated", "left-out"]
 
 
 @dataclass(frozen=True)

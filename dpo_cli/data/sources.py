@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +26,12 @@ from dpo_cli.data.containers import (
     read_rows,
 )
 from dpo_cli.data.formats import Row, detect, renamed, unknown_columns
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
 
 _LOOKED_AT_ROWS = 100
+_NAMED = 5
+_STATED = re.compile(r"(?:(.+):)?([1-9][0-9]{0,8})", re.DOTALL)  # numbers are kept as int32
 
 
 @dataclass(frozen=True)
@@ -78,17 +84,73 @@ class Places:
         of = f" of {part.name}" if len(self.parts) > 1 else ""
         return f"{part.unit} {number - part.first + 1}{of}"
 
-    def names(self, numbers: Sequence[int], most: int = 5) -> str:
+    def names(self, numbers: Sequence[int], most: int = _NAMED) -> str:
         """The first of them: "lines 3, 7, ..."."""
         more = ", ..." if len(numbers) > most else ""
         if len(self.parts) > 1:
             return ", ".join(map(self.name, numbers[:most])) + more
-        unit = self.parts[0].unit if self.parts else "line"
-        return f"{unit}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:most]))}{more}"
+        return f"{self._unit}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:most]))}{more}"
+
+    def couples(self, couples: Sequence[tuple[int, int]]) -> str:
+        """The first of them: "lines 3 and 7, 4 and 9, ..."."""
+        more = ", ..." if len(couples) > _NAMED else ""
+        name = self.name if len(self.parts) > 1 else str
+        shown = ", ".join(f"{name(first)} and {name(second)}" for first, second in couples[:_NAMED])
+        return f"{shown}{more}" if len(self.parts) > 1 else f"{self._unit}s {shown}{more}"
+
+    def stated(self, number: int) -> str:
+        """What `find` finds a row by."""
+        part = self.part(number)
+        if part is None or len(self.parts) == 1:
+            return str(number)
+        return f"{part.name}:{number - part.first + 1}"
+
+    def find(self, stated: str) -> int:
+        """The number of a row that somebody names; see `split_stated`.
+
+        Without a file's name it counts through all of them.
+
+        Raises:
+            UsageError: there is no such file, or it has fewer rows.
+        """
+        file, number = split_stated(stated)
+        if not file:
+            return number
+        for part in self.parts:
+            if part.name == file and number <= part.rows:
+                return part.first + number - 1
+            if part.name == file:
+                raise UsageError(f"{stated}: no such row", f"{file} has {part.rows:,} {part.unit}s")
+        names = [part.name for part in self.parts[:_NAMED]]
+        more = ", ..." if len(self.parts) > _NAMED else ""
+        raise UsageError(f"{stated}: no file of this name", f"there are {', '.join(names)}{more}")
 
     def part(self, number: int) -> Part | None:
         """The file that a row is in."""
-        return next((part for part in reversed(self.parts) if part.first <= number), None)
+        index = bisect_right(self._firsts, number)
+        return self.parts[index - 1] if index else None
+
+    @property
+    def _unit(self) -> str:
+        return self.parts[0].unit if self.parts else "line"
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        return [part.first for part in self.parts]
+
+
+def split_stated(stated: str) -> tuple[str, int]:
+    """The file ("" for none) and number of a row that is stated as "7" or "FILE:7".
+
+    Raises:
+        UsageError: it is stated otherwise.
+    """
+    found = _STATED.fullmatch(stated)
+    if not found:
+        raise UsageError(
+            f"{stated!r} names no row", "give a line, as in 7; of several files, as in part-2.csv:7"
+        )
+    return found[1] or "", int(found[2])
 
 
 NO_PLACES = Places()
@@ -117,7 +179,7 @@ class Source:
         """Every file, and which of the paths it belongs to.
 
         Raises:
-            DpoError: a folder holds none.
+            DpoError: a folder holds none, or a file is named twice.
         """
         files = []
         for number, path in enumerate(self.paths):
@@ -133,6 +195,12 @@ class Source:
                     f"put files that end in {', '.join(PAIR_SUFFIXES)} there",
                 )
             files += [(number, file) for file in found]
+        counts = Counter(file.resolve() for _, file in files)
+        if twice := [file for _, file in files if counts[file.resolve()] > 1]:
+            raise DpoError(
+                f"{twice[0]} is named twice by data.data_path",
+                "name it once; data.path_weights says how often its pairs count",
+            )
         return files
 
     @property
@@ -161,8 +229,11 @@ class Source:
         paths = [number for number, _ in self.files]
         return [self.format, sorted(self.columns.items()), kinds, paths]
 
-    def look(self) -> Places:
+    def look(self, on_progress: Callable[[int], None] = lambda rows: None) -> Places:
         """Look at each file: what it is, which format it has, how many rows.
+
+        Args:
+            on_progress: called with the number of rows counted so far.
 
         Raises:
             DpoError: a file cannot be read, or has no known format; or there is no row at all.
@@ -172,7 +243,8 @@ class Source:
         for name, (source, path) in zip(self.names, self.files, strict=True):
             kind = kind_of(path)
             format = self._format_of(path, kind)
-            rows = count_numbers(path, kind)
+            before = first - 1
+            rows = count_numbers(path, kind, lambda rows, before=before: on_progress(before + rows))
             parts.append(Part(name, kind, format, source, first, rows))
             first += rows
         if not any(part.format for part in parts):
@@ -187,12 +259,21 @@ class Source:
             wanted: the numbers, through all files, of those to give; None for all.
         """
         for part, (_, path) in zip(places.parts, self.files, strict=True):
+            if not part.rows:
+                continue
             if wanted is None:
                 yield part, read_rows(path, part.kind)
                 continue
             own = range(wanted.start - part.first + 1, wanted.stop - part.first + 1)
             if own.start <= part.rows and own.stop > 1 and own:
                 yield part, read_rows(path, part.kind, own)
+
+    def texts(self, places: Places, numbers: Collection[int]) -> Iterator[tuple[int, str]]:
+        """Rows and what they say, for people to read, as far as that can be read."""
+        for part, rows in self.rows(places):
+            for number, row in rows:
+                if (number := part.first + number - 1) in numbers:
+                    yield number, _legible(row)
 
     def _format_of(self, path: Path, kind: Kind) -> str:
         """The format's name; "" of a file without rows."""
@@ -214,3 +295,16 @@ class Source:
         if not stated or any(isinstance(row.get("chosen"), list) for row in fitting):
             return "minimind"
         raise unknown_columns(path, stated, self.columns)
+
+
+def _legible(row: Row | MalformedError) -> str:
+    """A row as text that can be written."""
+    try:
+        text = row.text if isinstance(row, MalformedError) else _as_json(row)
+    except RecursionError:  # nested as deep as JSON may be read, and no deeper
+        text = "(nested too deeply to be shown)"
+    return text.encode(errors="replace").decode()
+
+
+def _as_json(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False, default=str)

@@ -68,7 +68,8 @@ def encode_source(
     Args:
         source: files, and what their columns mean.
         tokenizer, empty_think_ratio, seed: see `dpo_cli.data.encoding.encode_rows`.
-        on_progress: called with the number of rows done so far and of all.
+        on_progress: called with the number of rows done so far and of all (0 while they are
+            counted).
         crew: the processes on this machine that call this for the same source; each encodes its
             share.
 
@@ -78,7 +79,7 @@ def encode_source(
     content = source.content()
 
     def blocks(part: int = 0, parts: int = 1) -> Generator[EncodedRows, None, None]:
-        places = source.look()
+        places = source.look(lambda counted: on_progress(counted, 0))
         total = places.numbers
         lines = range(1 + total * part // parts, 1 + total * (part + 1) // parts)
         for block in encode_rows(

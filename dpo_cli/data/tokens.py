@@ -116,6 +116,26 @@ class EncodedRows:
         """(P, 2) int64: answers of each side of which a token is left."""
         return self._sums(self.answers[:, 0] < max_seq_len)
 
+    def doubled(self, token_ids: Sequence[int]) -> Tensor:
+        """(P,) bool, whether one of these tokens follows itself on a side."""
+        ids = self.ids[: int((self.lengths.sum(dim=1) - self.shared).sum())]
+        wanted = torch.tensor(token_ids, dtype=torch.int32).to(ids.dtype)
+        if ids.dtype == torch.uint16:  # which torch can store, and hardly compute with
+            ids, wanted = ids.view(torch.int16), wanted.view(torch.int16)
+        is_wanted = torch.isin(ids, wanted)
+        found = torch.zeros(len(self), dtype=torch.bool)
+        places = ((ids[1:] == ids[:-1]) & is_wanted[1:]).nonzero().flatten() + 1
+        pairs = torch.searchsorted(self._starts, places, right=True) - 1
+        # Not where one pair, or one side, ends and the next begins.
+        within = places - self._starts[pairs]
+        found[pairs[(within != 0) & (within != self.lengths[pairs, 0])]] = True
+        # What is rejected goes on where the shared beginning ends.
+        goes_on = ((self.lengths[:, 1] > self.shared) & (self.shared > 0)).nonzero().flatten()
+        first = (self._starts + self.lengths[:, 0])[goes_on]
+        last_shared = (self._starts + self.shared - 1)[goes_on]
+        found[goes_on] |= (ids[first] == ids[last_shared]) & is_wanted[first]
+        return found
+
     def _why_lost(self, index: int, unanswered: list[bool], max_seq_len: int) -> SetAside:
         line = int(self.lines[index])
         if not any(unanswered):

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import Rows
-from dpo_cli.doctor.data import check_data, check_masks, preview
+from dpo_cli.doctor.data import ExaminedData, check_data, check_masks
 from dpo_cli.doctor.first_step import check_first_step
-from dpo_cli.doctor.launch import check_launch, check_reach
+from dpo_cli.doctor.forecast import check_forecast
+from dpo_cli.doctor.launch import check_launch, check_world_size
 from dpo_cli.doctor.model import check_fit, check_tokenizer, check_weights
 from dpo_cli.doctor.notes import Notes
-from dpo_cli.doctor.resources import check_device, check_disk, check_memory, check_plan
+from dpo_cli.doctor.pairs import check_overlap, check_template
+from dpo_cli.doctor.preview import preview
+from dpo_cli.doctor.reach import check_reach, check_update
+from dpo_cli.doctor.resources import check_device, check_disk, check_plan
+from dpo_cli.doctor.trial import make_trial
 from dpo_cli.findings import Diagnosis
 from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.profile.inputs import Input
 from dpo_cli.profile.schema import Profile
 from dpo_cli.training.building import configure_torch
-from dpo_cli.training.device import Compute
+from dpo_cli.training.device import Compute, tune
 from dpo_cli.training.failures import explain
 from dpo_cli.training.inputs import (
     OnProgress,
@@ -30,6 +36,8 @@ from dpo_cli.training.inputs import (
     training_pairs,
 )
 from dpo_cli.training.plan import Prepared, assemble
+
+_OF_THE_RUN = ("reach", "brake", "memory", "time")
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class CloseLook:
         unusable: inputs whose file is not there, or not known.
         runs_root: where runs lie.
         on_progress: hears how far it is.
+        import_seconds: of loading PyTorch and the rest, which a run has to do, too.
     """
 
     notes: Notes
@@ -53,39 +62,43 @@ class CloseLook:
     unusable: Collection[Input]
     runs_root: Path
     on_progress: OnProgress
+    import_seconds: float
 
-    def examine(self, pair_line: int | None) -> Diagnosis:
+    def examine(self, pair: str | None) -> Diagnosis:
         """Everything from the device to the disk."""
         notes, profile = self.notes, self.profile
         configure_torch(profile)
         compute = check_device(notes, profile)
         world_size = check_launch(notes, profile, compute, self.on_progress)
+        tune(compute, tf32=profile.train.tf32)
+        began = time.perf_counter()
         checkpoint, reference = self.read_weights()
         tokenizer = check_tokenizer(notes, profile) if self.has_file("tokenizer") else None
-        by_length = self.encode("data", training_pairs(profile), tokenizer)
-        held_out: dict[int, Rows] = {}
+        startup_seconds = self.import_seconds + time.perf_counter() - began
+        data = self.encode("data", training_pairs(profile), tokenizer)
+        held_out = None
         if profile.eval.path is not None or "held_out" in self.unusable:
             held_out = self.encode("held_out", held_out_pairs(profile), tokenizer)
-        rows, shown = by_length.get(profile.data.max_seq_len), None
-        if rows and tokenizer:
-            check_masks(notes, rows)
-            shown = preview(notes, rows, tokenizer, pair_line)
+        rows = data.rows if data else None
+        shown = None
+        if data and tokenizer:
+            check_masks(notes, data.rows)
+            check_template(notes, tokenizer, data.rows, data.traits)
+            shown = preview(notes, data.rows, tokenizer, pair)
 
-        facts: dict[str, Any] = {"lengths": {n: r.facts() for n, r in by_length.items()}}
+        facts: dict[str, Any] = data.facts() if data else {}
         prepared = self.assemble(compute, checkpoint, reference, tokenizer, rows, held_out)
-        if prepared:
-            self.compute(prepared)
-            if self.wrong_keys:
-                notes.skip("plan", "a profile without errors")
-                notes.skip("memory", "a profile without errors")
-            else:
+        if prepared and data:
+            check_overlap(notes, prepared, data.traits, (held_out or data).traits)
+            if not self.wrong_keys:
                 check_plan(notes, prepared)
                 if world_size != 1 and world_size is not None:
-                    check_reach(notes, prepared, world_size)
-                check_memory(notes, prepared)
+                    check_world_size(notes, prepared, world_size)
                 facts["plan"] = prepared.plan()
-        check_disk(notes, self.runs_root, checkpoint)
-        return Diagnosis(tuple(notes.findings), shown, facts)
+            facts |= self.compute(prepared, startup_seconds)
+        facts["disk_bytes"] = check_disk(notes, self.profile, self.runs_root, checkpoint)
+        histograms = data.histograms if data else ()
+        return Diagnosis(tuple(notes.findings), shown, facts, histograms)
 
     def read_weights(self) -> tuple[Checkpoint | None, Checkpoint | None]:
         """The policy's and the reference's, which are one where the profile names no other."""
@@ -100,26 +113,37 @@ class CloseLook:
 
     def encode(
         self, name: Input, source: Source | None, tokenizer: ChatTokenizer | None
-    ) -> dict[int, Rows]:
-        """The pairs of a file, as several lengths would keep them; empty if there are none."""
+    ) -> ExaminedData | None:
+        """The pairs of a source; None if there are none."""
         if source is None or not self.has_file(name):
-            return {}
+            return None
         if tokenizer is None:
             self.notes.skip(name.replace("_", "-"), "the tokenizer")
-            return {}
+            return None
         return check_data(self.notes, self.profile, source, tokenizer, self.on_progress)
 
-    def compute(self, prepared: Prepared) -> None:
-        """Let the model score pairs, and the loss flow back once."""
+    def compute(self, prepared: Prepared, startup_seconds: float) -> dict[str, Any]:
+        """Let the model score pairs and make real updates; gives what they tell of the run."""
+        notes, on_progress = self.notes, self.on_progress
+        facts: dict[str, Any] = {}
         try:
-            check_fit(self.notes, prepared, self.on_progress)
-            check_first_step(self.notes, prepared, self.on_progress)
+            check_fit(notes, prepared, on_progress)
+            trial = make_trial(prepared, on_progress)
+            check_first_step(notes, trial)
+            if self.wrong_keys:
+                for code in ("plan", *_OF_THE_RUN):
+                    notes.skip(code, "a profile without errors")
+                return facts
+            facts["reach"] = asdict(check_reach(notes, prepared))
+            check_update(notes, trial)
+            facts["forecast"] = check_forecast(notes, trial, startup_seconds, on_progress)
         except Exception as error:
             explained = explain(error)
             if explained is None:
                 raise
             where = str(prepared.compute.device)
-            self.notes.error("first-step", where, explained.message, explained.remedy)
+            notes.error("first-step", where, explained.message, explained.remedy)
+        return facts
 
     def assemble(
         self,
@@ -128,18 +152,17 @@ class CloseLook:
         reference: Checkpoint | None,
         tokenizer: ChatTokenizer | None,
         rows: Rows | None,
-        held_out: Mapping[int, Rows],
+        held_out: ExaminedData | None,
     ) -> Prepared | None:
         """The inputs as a run would hold them, where they are all there and fit each other."""
         if not (checkpoint and reference and tokenizer and rows):
             found = {"weights": checkpoint and reference, "tokenizer": tokenizer, "data": rows}
             missing = " and ".join(name for name, value in found.items() if not value)
-            for code in ("tokenizer-fit", "first-loss", "gradients", "plan", "memory"):
+            for code in ("plan", "tokenizer-fit", "first-loss", "gradients", *_OF_THE_RUN):
                 self.notes.skip(code, missing)
             return None
         profile = self.profile
-        evaluated = held_out.get(profile.data.max_seq_len)
-        if evaluated is None:
+        if held_out is None:
             evaluation = profile.eval.model_copy(update={"path": None})
             profile = profile.model_copy(update={"eval": evaluation})
         with self.notes.errors_as("inputs-misfit", ""):
@@ -151,7 +174,7 @@ class CloseLook:
                 checkpoint,
                 reference,
                 rows,
-                evaluated,
+                held_out.rows if held_out else None,
             )
         return None
 

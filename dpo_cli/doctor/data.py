@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import Tensor
+import torch
 
-from dpo_cli.data.batching import shared_inputs
-from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer, Tokenized
+from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer
 from dpo_cli.data.formats import FORMATS
 from dpo_cli.data.pairs import refuse_if_mostly_malformed
 from dpo_cli.data.sources import Places, Source
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.doctor.notes import Notes
+from dpo_cli.doctor.pairs import check_lengths, check_texts, measure_lengths
+from dpo_cli.doctor.traits import Traits, find_traits
 from dpo_cli.errors import DpoError
-from dpo_cli.findings import PairPreview, Span
+from dpo_cli.findings import Histogram, Trait
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.inputs import OnProgress, encode
@@ -25,14 +28,39 @@ _NAMED = 5
 _KINDS = {"jsonl": "JSONL", "json": "a JSON array", "csv": "CSV", "parquet": "Parquet"}
 
 
+@dataclass(frozen=True)
+class ExaminedData:
+    """A source of pairs of which some can be trained on.
+
+    Attributes:
+        rows: at the profile's `max_seq_len`.
+        by_length: the same, and at longer ones.
+        histograms: how long the pairs are.
+        traits: what their texts have about them.
+    """
+
+    rows: Rows
+    by_length: Mapping[int, Rows]
+    histograms: tuple[Histogram, ...]
+    traits: Traits
+
+    def facts(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "lengths": {length: rows.facts() for length, rows in self.by_length.items()},
+            "traits": {str(trait): lines for trait, lines in self.traits.lines.items() if lines},
+            "languages": self.traits.languages,
+        }
+
+
 def check_data(
     notes: Notes,
     profile: Profile,
     source: Source,
     tokenizer: ChatTokenizer,
     on_progress: OnProgress,
-) -> dict[int, Rows]:
-    """Encode a source of pairs and count what can be trained on.
+) -> ExaminedData | None:
+    """Encode a source of pairs, count what can be trained on, and look at it.
 
     Args:
         notes: gets the findings.
@@ -42,20 +70,44 @@ def check_data(
         on_progress: hears how far it is.
 
     Returns:
-        The rows at the profile's `max_seq_len` and at longer ones; empty if no pair is left.
+        None if no pair is left.
     """
-    limit, subject = profile.data.max_seq_len, ", ".join(map(show_path, source.paths))
+    limit, subject = profile.data.max_seq_len, subject_of(source)
     whole = None
     with notes.errors_as("data-unusable", subject, source):
         whole = encode(profile, source, tokenizer, on_progress)
     if whole is None:
-        return {}
+        return None
     lengths = [limit, *(length for length in OTHER_LENGTHS if length > limit)]
     by_length = {length: whole.cut(length) for length in lengths}
+    rows = by_length[limit]
     notes.ok("format", subject, describe(whole.places))
-    _note_malformed(notes, subject, source, by_length[limit])
+    _note_malformed(notes, subject, source, rows)
     _note_kept(notes, subject, whole, by_length)
-    return by_length if by_length[limit].kept else {}
+    if not rows.kept:
+        return None
+    check_lengths(notes, profile, subject, rows)
+    traits = look_closely(source, whole, rows, tokenizer, on_progress)
+    check_texts(notes, subject, traits)
+    return ExaminedData(rows, by_length, measure_lengths(whole, limit), traits)
+
+
+def look_closely(
+    source: Source,
+    whole: EncodedRows,
+    rows: Rows,
+    tokenizer: ChatTokenizer,
+    on_progress: OnProgress,
+) -> Traits:
+    """What the pairs that are kept have about them, in their texts and in their tokens."""
+    kept = rows.kept.lines
+    traits = find_traits(source, whole.places, kept.tolist(), tokenizer.control_tokens, on_progress)
+    doubled = whole.lines[whole.doubled(list(tokenizer.control_tokens.values()))]
+    of_tokens = {
+        Trait.TRUNCATED: kept[rows.kept.shortened].tolist(),
+        Trait.DOUBLED_TOKEN: doubled[torch.isin(doubled, kept)].tolist(),
+    }
+    return replace(traits, lines={**traits.lines, **of_tokens})
 
 
 def check_masks(notes: Notes, rows: Rows) -> None:
@@ -83,28 +135,9 @@ def check_masks(notes: Notes, rows: Rows) -> None:
         notes.error("mask-empty", "", message, "this is a bug in dpo: report it with these pairs")
 
 
-def preview(
-    notes: Notes, rows: Rows, tokenizer: ChatTokenizer, line: int | None
-) -> PairPreview | None:
-    """The pair of a line of the file, or the first one that is kept."""
-    found = 0 if line is None else _position(rows, line)
-    if found is None:
-        reason = next((row.reason for row in rows.set_aside if row.line == line), "no such row")
-        first = rows.kept[0].line
-        notes.warn("pair", f"line {line}", reason, f"show another pair, such as --pair {first}")
-        return None
-    pair = rows.kept[found]
-    shared = shared_inputs(pair)
-
-    def spans(side: Tokenized, start: int, end: int | None = None) -> tuple[Span, ...]:
-        return tuple(_spans(tokenizer, side.ids[start:end], side.response[start:end]))
-
-    return PairPreview(
-        line=pair.line,
-        shared=spans(pair.chosen, 0, shared),
-        chosen=spans(pair.chosen, shared),
-        rejected=spans(pair.rejected, shared),
-    )
+def subject_of(source: Source) -> str:
+    """Its paths, as findings name them."""
+    return ", ".join(map(show_path, source.paths))
 
 
 def describe(places: Places) -> str:
@@ -146,12 +179,17 @@ def _note_kept(notes: Notes, subject: str, whole: EncodedRows, by_length: dict[i
     # What ends alike only because it is cut counts as too long.
     too_long = len(whole) - len(rows.kept)
     message = f"{len(rows.kept):,} of {rows.total:,} rows kept at {limit:,} tokens"
-    lost = {"too long": too_long, "malformed": reasons["malformed"], "alike": reasons["identical"]}
+    lost = {
+        "too long": too_long,
+        "malformed": reasons["malformed"],
+        "alike": reasons["identical"],
+        "with turns that the chat template leaves out": reasons["left-out"],
+    }
     if rows.set_aside:
         why = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
         message += f"; set aside: {why}"
     if cut := int(rows.kept.shortened.sum()):
-        message += f"; {cut:,} of the kept lose their end"
+        message += f"; {cut:,} of the kept ({cut / len(rows.kept):.0%}) lose their end"
     offers = [
         f"{length} keeps {len(other.kept):,}"
         + (f" for {other.tokens / rows.tokens:.2f} times the tokens" if rows.kept else "")
@@ -167,20 +205,3 @@ def _note_kept(notes: Notes, subject: str, whole: EncodedRows, by_length: dict[i
         notes.warn("data-identical", subject, message, "remove rows whose sides are alike")
     else:
         notes.ok("data", subject, message)
-
-
-def _position(rows: Rows, line: int) -> int | None:
-    """Where among the pairs that are kept the one of a line is."""
-    found = (rows.kept.lines == line).nonzero().flatten().tolist()
-    return found[0] if found else None
-
-
-def _spans(tokenizer: ChatTokenizer, ids: Tensor, response: Tensor) -> list[Span]:
-    """Runs of tokens that do, or do not, carry loss."""
-    spans, start = [], 0
-    for carries_loss, run in itertools.groupby(response.tolist()):
-        length = len(list(run))
-        text = tokenizer.decode(ids[start : start + length])
-        spans.append(Span(text, length, carries_loss))
-        start += length
-    return spans

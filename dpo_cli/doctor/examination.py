@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def examine(
     path: Path,
     overrides: Sequence[str],
     runs_root: Path,
-    pair_line: int | None,
+    pair: str | None,
     on_progress: OnProgress,
 ) -> Diagnosis:
     """Look at everything that a run of this profile would stand on. Nothing is written.
@@ -25,7 +26,8 @@ def examine(
         path: of the profile; it exists.
         overrides: of `--set`.
         runs_root: where runs are to lie, and where "run:NAME" is looked for.
-        pair_line: the line of the data whose pair is to be shown; None for the first that is kept.
+        pair: the row whose pair is to be shown, as `Places.find` takes it; None for the first that
+            is kept.
         on_progress: called with phase, done, total (0 if unknown) and unit.
     """
     notes = Notes()
@@ -36,7 +38,9 @@ def examine(
     unusable = check_files(notes, loaded, wrong_keys)
 
     on_progress("loading PyTorch", 0, 0, "")
+    began = time.perf_counter()
     from dpo_cli.doctor.close_look import CloseLook  # imports torch: seconds
 
-    look = CloseLook(notes, loaded.profile, wrong_keys, unusable, runs_root, on_progress)
-    return look.examine(pair_line)
+    seconds = time.perf_counter() - began
+    look = CloseLook(notes, loaded.profile, wrong_keys, unusable, runs_root, on_progress, seconds)
+    return look.examine(pair)

@@ -1,34 +1,25 @@
 """Step 0 on real pairs, before any weight has moved: what must hold for training to mean anything.
 
-The loop's own batch, forward, loss and backward run once; no optimizer step is taken.
+The loop's own batch, forward, loss and backward run once; no optimizer step is taken here.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from dpo_cli.data.order import Window
 from dpo_cli.doctor.notes import Notes
+from dpo_cli.doctor.trial import Trial, modest_micro_batch
 from dpo_cli.models.convert import to_minimind
 from dpo_cli.models.minimind import HEAD
 from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.objective.losses import PairScores, loss_at_start
-from dpo_cli.run.events import Event
-from dpo_cli.training.building import make_scorer
-from dpo_cli.training.inputs import OnProgress
-from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import Prepared
-from dpo_cli.training.reference import LiveReference, NoReference, Reference
-from dpo_cli.training.trainer import Trainer
 
-WANTED_TOKENS = 1024
-MOST_TOKENS = 4096
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """How far the first loss may be from the known one, of which it is a share above 1 nat: two
 forwards of the same weights."""
@@ -38,63 +29,15 @@ _EXPERT = re.compile(r"(.*\.experts\.\d+)\.")
 _ROUTER = ".mlp.gate.weight"
 
 
-class _Unwatched:
-    """Nobody looks on, and nobody asks."""
-
-    def emit(self, event: Event) -> None:
-        """Let it go."""
-
-    def asked(self) -> set[str]:
-        """Nothing."""
-        return set()
-
-    def progress(self, phase: str, done: int, total: int, unit: str) -> None:
-        """Let it go."""
-
-    def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
-        """Take it as it is: what is looked at here is the gradient itself."""
-
-
-def check_first_step(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None:
+def check_first_step(notes: Notes, trial: Trial) -> None:
     """Score one micro-batch by policy and reference, and let the loss flow back."""
-    on_progress("trying step 0", 0, 0, "")
-    _try_step(notes, prepared, modest_micro_batch(prepared))
-
-
-def modest_micro_batch(prepared: Prepared) -> tuple[int, ...]:
-    """The first epoch's micro-batch nearest to `WANTED_TOKENS`: enough to reach every weight, and
-    soon computed; of a large one the first pairs.
-    """
-    tokens = prepared.pairs.computed_tokens.tolist()
-    batch = min(
-        prepared.order.micro_batches_of(0),
-        key=lambda batch: abs(sum(tokens[index] for index in batch) - WANTED_TOKENS),
-    )
-    sums = itertools.accumulate(tokens[index] for index in batch)
-    return batch[: max(1, sum(total <= MOST_TOKENS for total in sums))]
-
-
-def _try_step(notes: Notes, prepared: Prepared, indices: tuple[int, ...]) -> None:
-    policy = make_scorer(prepared, prepared.checkpoint)
-    reference: Reference = NoReference()
-    if prepared.profile.dpo.needs_reference:
-        reference = LiveReference(make_scorer(prepared, prepared.reference), prepared.compute)
-    device, dtype = prepared.compute.device, prepared.compute.dtype
-    trainer = Trainer(
-        prepared,
-        policy,
-        reference,
-        reference,
-        make_optimizer(policy.parameters()),
-        torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        watch=_Unwatched(),
-        save=lambda trainer: None,
-    )
+    prepared, trainer = trial.prepared, trial.trainer
+    policy, indices = trainer.policy, modest_micro_batch(prepared)
     # Dropout would make policy and reference differ; what is asked here is whether nothing else
     # does.
     policy.train(not prepared.profile.model.dropout)
     batch = trainer.batch(prepared.pairs, indices)
-    pairs, balance = trainer.score(batch, reference.token_logps(indices, batch))
+    pairs, balance = trainer.score(batch, trainer.reference.token_logps(indices, batch))
     _check_start(notes, prepared, pairs)
     loss = pairs.losses.mean()
     if balance is not None:
@@ -107,6 +50,8 @@ def _try_step(notes: Notes, prepared: Prepared, indices: tuple[int, ...]) -> Non
     }
     on_disk = to_disk_names(policy.model, gradients)
     _check_gradients(notes, prepared, to_minimind(on_disk, prepared.checkpoint.architecture))
+    trainer.scaler.update()
+    trainer.optimizer.zero_grad(set_to_none=True)
 
 
 def _check_start(notes: Notes, prepared: Prepared, pairs: PairScores) -> None:

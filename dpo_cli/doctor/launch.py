@@ -14,14 +14,16 @@ from torch import distributed
 
 from dpo_cli.data.order import DataOrder
 from dpo_cli.doctor.notes import Notes
-from dpo_cli.profile.schema import Launch, Profile
+from dpo_cli.profile.launching import Launch
+from dpo_cli.profile.schema import Profile
 from dpo_cli.run.deaths import rank_ending
 from dpo_cli.run.events import EventReader, Failed, RankEnded
 from dpo_cli.run.placement import recognise
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.torchrun import agent_argv, processes_here, torchrun_arguments
 from dpo_cli.training.device import Compute
-from dpo_cli.training.plan import OnProgress, Prepared
+from dpo_cli.training.inputs import OnProgress
+from dpo_cli.training.plan import Prepared
 from dpo_cli.training.probe import backend_for
 
 _PROBE_SECONDS = 120.0
@@ -62,7 +64,7 @@ def check_launch(
     return world_size
 
 
-def check_reach(notes: Notes, prepared: Prepared, world_size: int) -> None:
+def check_world_size(notes: Notes, prepared: Prepared, world_size: int) -> None:
     """What so many ranks make of the recipe: updates, and how far they can move the weights."""
     train, subject = prepared.profile.train, "train.global_batch_size"
     alone = prepared.order

@@ -1,4 +1,4 @@
-"""What the run will take: steps, memory, disk; and the device that it is to have."""
+"""What the run is to have: a device, steps, memory as far as it can be estimated, disk."""
 
 from __future__ import annotations
 
@@ -49,31 +49,14 @@ def check_plan(notes: Notes, prepared: Prepared) -> None:
     )
 
 
-def check_memory(notes: Notes, prepared: Prepared) -> None:
-    """Whether state and activations of the longest micro-batch fit, as far as can be estimated."""
-    state, activations = estimate_memory(prepared)
-    free = free_memory(prepared.compute)
-    needed = state + activations
-    message = (
-        f"about {_size(needed)} for the longest micro-batch ({_size(state)} for weights, gradients"
-        f" and optimizer, {_size(activations)} for activations); {_size(free)} free on"
-        f" {prepared.compute.device}"
-    )
-    if needed < free:
-        notes.ok("memory", "", message)
-    else:
-        notes.warn(
-            "memory-tight",
-            "train.batch_size",
-            message,
-            "state train.activation_checkpointing = true or a lower train.tokens_per_forward; or"
-            " lower train.batch_size and raise train.accumulation_steps by the same factor; or"
-            " lower data.max_seq_len",
-        )
+def check_disk(
+    notes: Notes, profile: Profile, runs_root: Path, checkpoint: Checkpoint | None
+) -> int | None:
+    """Whether runs can be written, and, where the size of the model is known, whether they fit.
 
-
-def check_disk(notes: Notes, runs_root: Path, checkpoint: Checkpoint | None) -> None:
-    """Whether runs can be written, and, where the size of the model is known, whether they fit."""
+    Returns:
+        The most bytes that a run takes there; None where that is not known.
+    """
     place = runs_root.absolute()
     while not place.exists():
         place = place.parent
@@ -86,31 +69,36 @@ def check_disk(notes: Notes, runs_root: Path, checkpoint: Checkpoint | None) -> 
             f"runs are to lie here, but {show_path(place)} {problem}",
             "choose another place with --runs-dir or DPO_RUNS_DIR",
         )
-        return
+        return None
     if checkpoint is None:
         notes.skip("disk", "weights")
-        return
+        return None
     free = shutil.disk_usage(place).free
     parameters = checkpoint.parameters
-    needed = KEPT_GENERATIONS * 12 * parameters + 2 * 4 * parameters
+    bytes_a_weight = 16 if profile.train.compensated else 12
+    state = bytes_a_weight * parameters
+    needed = KEPT_GENERATIONS * state + 2 * 4 * parameters
     message = (
-        f"a run takes up to {_size(needed)} ({KEPT_GENERATIONS} states of {_size(12 * parameters)}:"
-        f" 12 bytes a weight); {_size(free)} free"
+        f"a run takes up to {size(needed)} ({KEPT_GENERATIONS} states of {size(state)}:"
+        f" {bytes_a_weight} bytes a weight); {size(free)} free"
     )
     if needed < free:
         notes.ok("disk", shown, message)
     else:
         notes.error("disk-full", shown, message, "free some space, or choose another --runs-dir")
+    return needed
 
 
 def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     """Bytes of what stays and of what one forward adds, of the window with the longest pairs.
 
-    What stays: weights, gradients and two moments, four bytes each, and the weights of a reference,
-    in the packed layout for the first epoch. What a forward adds: the inputs that the backward pass
-    of each operation keeps, and about three copies of the logits.
+    What stays: weights, gradients and two moments, four bytes each, where updates are compensated
+    another two such, and the weights of a reference, in the packed layout for the first epoch. What
+    a forward adds: the inputs that the backward pass of each operation keeps, and about three
+    copies of the logits.
     """
-    state = 16 * prepared.checkpoint.parameters
+    bytes_a_weight = 24 if prepared.profile.train.compensated else 16
+    state = bytes_a_weight * prepared.checkpoint.parameters
     if prepared.profile.dpo.needs_reference:
         state += 4 * prepared.reference.parameters
     tokens, size = prepared.pairs.computed_tokens, prepared.order.batch_size
@@ -151,6 +139,11 @@ def free_memory(compute: Compute) -> int:
     return int(facts["MemAvailable"].split()[0]) * 1024
 
 
+def size(size_bytes: int) -> str:
+    """A size in decimal units: 1.3 GB."""
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+
+
 def _kept_by_a_layer(architecture: Architecture) -> int:
     """Numbers that the backward pass keeps of one token in one layer."""
     hidden = architecture.hidden_size
@@ -168,18 +161,18 @@ def _note_device(notes: Notes, compute: Compute) -> None:
     free = free_memory(compute)
     subject = compute.device_name
     if compute.device.type == "cpu":
-        notes.ok("device", subject, f"{compute.dtype_name}; {_size(free)} of memory free")
+        notes.ok("device", subject, f"{compute.dtype_name}; {size(free)} of memory free")
         return
     total = torch.cuda.mem_get_info(compute.device)[1]
     others = total - free
-    message = f"{compute.dtype_name}; {_size(free)} of {_size(total)} free"
+    message = f"{compute.dtype_name}; {size(free)} of {size(total)} free"
     if others < BUSY_SHARE * total:
         notes.ok("device", subject, message)
     else:
         notes.warn(
             "device-busy",
             subject,
-            f"{message}: others hold {_size(others)} of the card",
+            f"{message}: others hold {size(others)} of the card",
             "see who with nvidia-smi; on a shared card a run is slower, and may run out of memory",
         )
 
@@ -187,10 +180,6 @@ def _note_device(notes: Notes, compute: Compute) -> None:
 def _rate(learning_rate: float) -> str:
     """Two digits: 1.1e-8."""
     return f"{learning_rate:.1e}".replace("e-0", "e-")
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
 def _count(number: int, noun: str) -> str:

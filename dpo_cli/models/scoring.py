@@ -19,7 +19,13 @@ from dpo_cli.data.batching import Batch, PackedBatch, PaddedBatch
 from dpo_cli.models import varlen
 from dpo_cli.models.unpacked import unpack, unpacked_logits
 from dpo_cli.objective.balance import BalanceKind, TokenGroups, balance_loss
-from dpo_cli.objective.logps import gather_logps, head_logps, log_sum_sq_probs
+from dpo_cli.objective.logps import (
+    entropies,
+    gather_logps,
+    head_logps,
+    head_logps_and_entropies,
+    log_sum_sq_probs,
+)
 
 AuxTokens = Literal["real", "all"]
 
@@ -31,12 +37,15 @@ class Scores:
     """token_logps: (S, time), nats; mask: (S, time) bool, the response; balance: scalar or None.
 
     log_sum_sq_probs: (S, time), see `dpo_cli.objective.logps`; None where it is not wanted.
+    entropies: (S, time), nats, of the distributions that the tokens are drawn from; None where
+        nobody asked for them.
     """
 
     token_logps: Tensor
     mask: Tensor
     balance: Tensor | None
     log_sum_sq_probs: Tensor | None = None
+    entropies: Tensor | None = None
 
 
 class ResponseScorer(nn.Module):
@@ -73,22 +82,27 @@ class ResponseScorer(nn.Module):
                     # Not a method: a model that knew its scorer would not be freed with it.
                     module.register_forward_hook(partial(_keep_logits, self._router_logits))
 
-    def forward(self, batch: Batch) -> Scores:
-        """Score a batch in its own layout; both mean the same."""
+    def forward(self, batch: Batch, with_entropies: bool = False) -> Scores:
+        """Score a batch in its own layout; both mean the same.
+
+        Entropies carry no gradient: they are for an evaluation.
+        """
         # Checkpointing runs the routers again on the way back: what they said then is not wanted.
         self._router_logits.clear()
         if not isinstance(batch, PackedBatch):
-            return self._padded(batch)
-        return self._packed(batch) if self.fallback is None else self._unpacked(batch)
+            return self._padded(batch, with_entropies)
+        score = self._packed if self.fallback is None else self._unpacked
+        return score(batch, with_entropies)
 
-    def _padded(self, batch: PaddedBatch) -> Scores:
+    def _padded(self, batch: PaddedBatch, with_entropies: bool) -> Scores:
         """The plain loop: every logit of every position, a full log-softmax, a gather."""
         output = self.model(input_ids=batch.input_ids, use_cache=False)
-        token_logps, sum_sq = self._read(output.logits, batch.labels)
+        read = self._read(output.logits, batch.labels, batch.mask if with_entropies else None)
         groups = _row_groups(batch.input_ids, batch.lengths, self.aux_tokens)
-        return Scores(token_logps, batch.mask, self._balance(groups), sum_sq)
+        logps, sum_sq, undecided = read
+        return Scores(logps, batch.mask, self._balance(groups), sum_sq, undecided)
 
-    def _packed(self, batch: PackedBatch) -> Scores:
+    def _packed(self, batch: PackedBatch, with_entropies: bool) -> Scores:
         """Each token once, logits at response positions only."""
         device = batch.input_ids.device
         kernel: dict[str, Any] = {}
@@ -102,28 +116,40 @@ class ResponseScorer(nn.Module):
             **kernel,
         )
         hidden = output.last_hidden_state[0, batch.target_positions]
-        logps, sum_sq = self._head_logps(hidden, batch.target_labels)
-        if sum_sq is not None:
-            sum_sq = sum_sq[batch.targets]
+        logps, sum_sq, undecided = (
+            its if its is None else its[batch.targets]
+            for its in self._head_logps(hidden, batch.target_labels, with_entropies)
+        )
+        assert logps is not None
         balance = self._balance(_packed_groups(batch))
-        return Scores(logps[batch.targets], batch.mask, balance, sum_sq)
+        return Scores(logps, batch.mask, balance, sum_sq, undecided)
 
-    def _unpacked(self, batch: PackedBatch) -> Scores:
+    def _unpacked(self, batch: PackedBatch, with_entropies: bool) -> Scores:
         """The same by the model's own forward; see `dpo_cli.models.unpacked`."""
         rows = unpack(batch)
-        logps, sum_sq = self._read(unpacked_logits(self.model, rows), rows.labels)
-        token_logps = _scatter(logps, batch.mask)
-        if sum_sq is not None:
-            sum_sq = _scatter(sum_sq, batch.mask)
+        logits = unpacked_logits(self.model, rows)
+        everywhere = torch.ones_like(rows.labels, dtype=torch.bool) if with_entropies else None
+        logps, sum_sq, undecided = (
+            its if its is None else _at_responses(its, batch.mask)
+            for its in self._read(logits, rows.labels, everywhere)
+        )
+        assert logps is not None
         groups = _row_groups(rows.input_ids, rows.lengths, self.aux_tokens)
-        return Scores(token_logps, batch.mask, self._balance(groups), sum_sq)
+        return Scores(logps, batch.mask, self._balance(groups), sum_sq, undecided)
 
-    def _read(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(..., V), (...) -> (...), the log-probs of the labels, and `log_sum_sq_probs`."""
+    def _read(
+        self, logits: Tensor, labels: Tensor, with_entropies: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(..., V), (...) -> (...) each: the log-probs of the labels, `log_sum_sq_probs`, and the
+        entropies where a mask asks for them.
+        """
         sum_sq = log_sum_sq_probs(logits) if self.wants_sum_sq_probs else None
-        return gather_logps(logits, labels), sum_sq
+        undecided = None if with_entropies is None else entropies(logits, with_entropies)
+        return gather_logps(logits, labels), sum_sq, undecided
 
-    def _head_logps(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _head_logps(
+        self, hidden: Tensor, labels: Tensor, with_entropies: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(N, H), (N,) -> (N,) each, with what a model does to its logits after the head."""
         head: nn.Module = self.model.get_output_embeddings()
         config = self.model.config.get_text_config()
@@ -132,20 +158,23 @@ class ResponseScorer(nn.Module):
         softcap = getattr(config, "final_logit_softcapping", None)
         is_plain = getattr(head, "bias", None) is None and softcap is None
         if is_plain and not self.wants_sum_sq_probs:
-            weight, device = head.get_parameter("weight"), hidden.device.type
+            weight: Tensor = head.get_parameter("weight")
+            device = hidden.device.type
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
-                with torch.autocast(device, enabled=False):
-                    logps = head_logps(
-                        hidden.to(dtype), weight.to(dtype), labels, logits_scaling=scaling
-                    )
-            else:
-                logps = head_logps(hidden, weight, labels, logits_scaling=scaling)
-            return logps, None
+                hidden, weight = hidden.to(dtype), weight.to(dtype)
+            with torch.autocast(device, enabled=False):
+                if not with_entropies:
+                    return head_logps(hidden, weight, labels, logits_scaling=scaling), None, None
+                logps, undecided = head_logps_and_entropies(
+                    hidden, weight, labels, logits_scaling=scaling
+                )
+                return logps, None, undecided
         logits = head(hidden) / scaling
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
-        return self._read(logits, labels)
+        everywhere = torch.ones_like(labels, dtype=torch.bool) if with_entropies else None
+        return self._read(logits, labels, everywhere)
 
     def _balance(self, groups: TokenGroups) -> Tensor | None:
         if self.balance_kind is None:
@@ -156,6 +185,11 @@ class ResponseScorer(nn.Module):
         return balance
 
 
+def _at_responses(values: Tensor, mask: Tensor) -> Tensor:
+    """(R,) -> (S, time), in the order of the mask, 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
 def _keep_logits(kept: list[Tensor], router: nn.Module, arguments: Any, output: Any) -> None:
     """A router's logits, from its input and its one weight.
 
@@ -164,11 +198,6 @@ def _keep_logits(kept: list[Tensor], router: nn.Module, arguments: Any, output: 
     """
     (weight,) = router.parameters()
     kept.append(F.linear(arguments[0].reshape(-1, weight.shape[1]), weight))
-
-
-def _scatter(values: Tensor, mask: Tensor) -> Tensor:
-    """(R,) -> (S, time): one after another to where the mask is true, 0 elsewhere."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def _row_groups(input_ids: Tensor, lengths: Tensor, aux_tokens: AuxTokens) -> TokenGroups:

@@ -68,11 +68,7 @@ def unpack(batch: PackedBatch) -> UnpackedBatch:
 
 
 def unpacked_logits(model: PreTrainedModel, batch: UnpackedBatch) -> Tensor:
-    """The logits where responses lie, as the whole model gives them, whatever it does to them.
-
-    Returns:
-        (R, V).
-    """
+    """(R, V): the logits of the responses as the whole model gives them."""
 
     def only_responses(head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Any, ...]:
         hidden, *others = arguments

@@ -6,6 +6,7 @@ Shape legend: S sequences (chosen first, then rejected), P pairs (S = 2P), T tim
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -71,6 +72,75 @@ def head_logps(
     return logps
 
 
+@torch.no_grad()
+def head_logps_and_entropies(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, logits_scaling: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`head_logps`, to the same bits, and how undecided the head is at each place.
+
+    Args:
+        hidden, weight, labels, logits_scaling: see `head_logps`.
+
+    Returns:
+        Twice (N,), in nats: the log-probs, and the entropies -sum_v p(v) log p(v).
+    """
+    logps: list[Tensor] = []
+    undecided: list[Tensor] = []
+    for logits, its_labels in _chunks(hidden, weight, labels, logits_scaling):
+        normalizer = logits.logsumexp(dim=-1, keepdim=True)
+        logps.append((logits.gather(-1, its_labels.unsqueeze(-1)) - normalizer).squeeze(-1))
+        undecided.append(_entropies_in_place(logits, normalizer))
+    return torch.cat(logps), torch.cat(undecided)
+
+
+@torch.no_grad()
+def entropies(logits: Tensor, mask: Tensor) -> Tensor:
+    """How undecided the distribution over V is, in nats, where that is asked for.
+
+    Args:
+        logits: (..., V), widened as in `gather_logps`, but in chunks.
+        mask: (...), true where it is asked for.
+
+    Returns:
+        (...), -sum_v p(v) log p(v); 0 elsewhere.
+    """
+    wanted, rows = mask.flatten().nonzero().squeeze(-1), logits.flatten(0, -2)
+    result = torch.zeros(
+        mask.numel(),
+        dtype=torch.promote_types(logits.dtype, torch.float32),
+        device=logits.device,
+    )
+    for some in torch.split(wanted, _rows_of_a_chunk(logits.shape[-1])):
+        wide = rows[some].to(result.dtype)
+        result[some] = _entropies_in_place(wide, wide.logsumexp(dim=-1, keepdim=True))
+    return result.view(mask.shape)
+
+
+def _entropies_in_place(logits: Tensor, normalizer: Tensor) -> Tensor:
+    """(N,); the table (N, V) of logits is used up."""
+    probabilities = logits.sub_(normalizer).exp_()
+    torch.special.entr(probabilities, out=probabilities)
+    return probabilities.sum(dim=-1)
+
+
+def _chunks(
+    hidden: Tensor, weight: Tensor, labels: Tensor, logits_scaling: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits of some rows after others, wide, with their labels."""
+    rows = _rows_of_a_chunk(len(weight))
+    for some, its_labels in zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True):
+        logits = F.linear(some, weight)
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        if logits_scaling != 1.0:
+            logits /= logits_scaling
+        yield logits, its_labels
+
+
+def _rows_of_a_chunk(vocabulary: int) -> int:
+    return max(1, _CHUNK_ELEMENTS // vocabulary)
+
+
 class _HeadLogps(torch.autograd.Function):
     """See `head_logps`."""
 
@@ -79,17 +149,9 @@ class _HeadLogps(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, logits_scaling: float
     ) -> Tensor:
         is_differentiated = any(ctx.needs_input_grad)
-        rows = max(1, _CHUNK_ELEMENTS // len(weight))
         logps: list[Tensor] = []
         probabilities: list[Tensor] = []
-        for some, its_labels in zip(
-            torch.split(hidden, rows), torch.split(labels, rows), strict=True
-        ):
-            logits = F.linear(some, weight)
-            if logits.dtype != torch.float64:
-                logits = logits.float()
-            if logits_scaling != 1.0:
-                logits /= logits_scaling
+        for logits, its_labels in _chunks(hidden, weight, labels, logits_scaling):
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
             logps.append((logits.gather(-1, its_labels.unsqueeze(-1)) - normalizer).squeeze(-1))
             if is_differentiated:

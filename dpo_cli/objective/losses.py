@@ -59,9 +59,9 @@ class PairScores:
         """(P,), 1.0 where the policy has moved towards chosen, else 0.0."""
         return (self.margins > 0).to(self.margins.dtype)
 
-    def sums(self) -> dict[str, Tensor]:
-        """Each of `FIGURES` that there is, summed over the pairs."""
-        figures = (
+    def figures(self) -> tuple[Tensor | None, ...]:
+        """Each of `FIGURES`, (P,); None of one that there is not."""
+        return (
             self.losses,
             self.rewards_chosen,
             self.rewards_rejected,
@@ -72,11 +72,11 @@ class PairScores:
             self.gaps,
             self.kls,
         )
-        return {
-            name: figure.detach().sum()
-            for name, figure in zip(FIGURES, figures, strict=True)
-            if figure is not None
-        }
+
+    def sums(self) -> dict[str, Tensor]:
+        """Each of `FIGURES` that there is, summed over the pairs."""
+        named = zip(FIGURES, self.figures(), strict=True)
+        return {name: figure.detach().sum() for name, figure in named if figure is not None}
 
 
 def score_pairs(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from dpo_cli.errors import UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files
@@ -25,6 +25,7 @@ _SFT_STEM = re.compile(r"full_sft_(\d+)(_moe)?")
 
 
 Input = Literal["data", "tokenizer", "checkpoint", "reference", "held_out"]
+INPUTS: tuple[Input, ...] = get_args(Input)
 
 
 class InputError(UsageError):
@@ -36,14 +37,19 @@ class InputError(UsageError):
         self.reason = reason
 
 
-def check_inputs(loaded: LoadedProfile) -> None:
-    """Check that all files of the profile are there and of the right kind, without reading them.
+def check_inputs(loaded: LoadedProfile, needed: Collection[Input] = INPUTS) -> None:
+    """Check that files of the profile are there and of the right kind, without reading them.
+
+    Args:
+        loaded: names them.
+        needed: which of them.
 
     Raises:
         UsageError: everything that is wrong, in `details`, each with its key and where that is set.
     """
     # Checkpoint and reference may fail for one reason.
-    details = list(dict.fromkeys(map(str, find_problems(loaded).values())))
+    problems = find_problems(loaded).items()
+    details = list(dict.fromkeys(str(problem) for name, problem in problems if name in needed))
     if details:
         count = "1 input" if len(details) == 1 else f"{len(details)} inputs"
         is_shipped = loaded.path in shipped_profiles().values()

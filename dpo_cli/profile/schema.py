@@ -118,6 +118,11 @@ class Train(Table):
     warmup_iters: Annotated[int, Field(ge=0), MATHEMATICS] = 0
     """Micro-batches over which the learning rate first rises in a line up to the schedule's."""
 
+    compensated: Annotated[bool, MATHEMATICS] = False
+    """Whether each weight keeps what float32 cannot hold of its updates, so that none is lost
+    however small: at a learning rate of 1e-8 hardly a weight above 0.25 moves otherwise. It takes
+    eight more bytes a weight in memory and four in each save, and may begin or end at a resume."""
+
     grad_clip: Annotated[float, Field(gt=0), MATHEMATICS] = 1.0
     """Largest norm of all gradients together; longer ones are scaled down to it."""
 
@@ -252,6 +257,27 @@ class Eval(Table):
     interval: Annotated[int, Field(ge=0), MATHEMATICS] = 0
     """Micro-batches between two evaluations; 0 evaluates once before training and once after it.
     Without held-out pairs there is none."""
+
+    keep_best: Annotated[bool, NONE] = False
+    """Whether the state with the lowest held-out loss is kept beside the newest ones, and its
+    weights in a file of their own, rlhf_best_512.pth. A new best is saved at once."""
+
+    samples: Annotated[int, Field(ge=0, examples=[3]), NONE] = 0
+    """Held-out prompts that policy and reference answer at each evaluation, to be read side by
+    side: greedily, up to 96 tokens each."""
+
+    patience: Annotated[int, Field(ge=0), NONE] = 0
+    """Evaluations in a row without a lower held-out loss after which the run ends by itself; 0
+    trains to the end. Needs eval.interval."""
+
+    @field_validator("patience")
+    @classmethod
+    def _check_patience(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("interval") == 0:
+            raise contradiction(
+                "needs evaluations between the first step and the last; set eval.interval"
+            )
+        return value
 
     @field_validator("path")
     @classmethod

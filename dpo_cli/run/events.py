@@ -4,7 +4,8 @@ A run's `events.jsonl` holds one JSON object a line. The worker appends (rank 0 
 worker lives, the launcher appends how it ended. All else, the screen, trackers, comparisons, reads.
 
 A field is either *reproducible* (the same bits in a resumed run as in one never interrupted) or not
-(times, speeds, memory). `StepDone.metrics` and `Evaluated.metrics` hold the reproducible ones.
+(times, speeds, memory). `StepDone.metrics`, `Evaluated.metrics` and `Evaluated.groups` hold the
+reproducible ones.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from dpo_cli.files import open_for_appending
 
@@ -101,8 +102,9 @@ class StepDone(Event):
     Metrics, means over the window's pairs: loss, rewards/chosen, rewards/rejected,
     rewards/margins, rewards/accuracies, logps/chosen, logps/rejected (reduced as the profile says),
     gap and kl (nats per response token; not with a loss that needs no reference); grad_norm before
-    clipping; balance, of mixtures of experts only; weights_moved at the first step and each
-    log_interval, the share of weights whose half-precision value is no longer the checkpoint's.
+    clipping; balance, of mixtures of experts only; weights_moved at the first step, each
+    log_interval and the last step, the share of weights whose half-precision value is no longer the
+    checkpoint's.
     """
 
     step: int
@@ -124,18 +126,51 @@ class StepDone(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """The policy on the held-out pairs."""
+    """The policy on the held-out pairs.
+
+    Metrics, means over all pairs: those of `StepDone` that pairs have; logps/accuracies, the share
+    whose chosen answer the policy finds likelier than the rejected one, and ref_logps/accuracies,
+    the reference's; token_logps/chosen and entropy, nats per response token. `groups` holds, by
+    the name of a group ("all", "language/...", "length/..."), its "pairs", the same means of them,
+    and the ends of their 95 % intervals as NAME/low and NAME/high.
+    """
 
     step: int
     optimizer_step: int
     metrics: dict[str, float]
     pairs: int
     seconds: float
+    groups: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+class Sample(TypedDict):
+    """A held-out prompt (the name of the pair's row, the rendered text) and what both say to it.
+
+    The answers are greedy, and may be cut.
+    """
+
+    place: str
+    prompt: str
+    policy: str
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Event):
+    """What policy and reference answer after an evaluation, side by side."""
+
+    step: int
+    optimizer_step: int
+    samples: tuple[Sample, ...]
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A generation was committed; from here the run can be resumed."""
+    """A generation was committed; from here the run can be resumed.
+
+    `is_best`: none before has a lower held-out loss, and it is kept until one has.
+    """
 
     step: int
     optimizer_step: int
@@ -143,6 +178,7 @@ class Saved(Event):
     weights: str
     size_bytes: int
     seconds: float
+    is_best: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +201,12 @@ class Stopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Completed(Event):
-    """Every planned step is done and saved."""
+    """Every planned step is done and saved; or none that is left promised anything: `reason`."""
 
     step: int
     optimizer_step: int
     weights: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,12 +244,17 @@ class WorkerEnded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Exported(Event):
-    """`dpo export` wrote the weights to `path`."""
+    """`dpo export` wrote the weights to `path`.
+
+    `rounding` is nearest or stochastic, the latter with `seed`.
+    """
 
     path: str
     sha256: str
     dtype: str
     optimizer_step: int
+    rounding: str = "nearest"
+    seed: int | None = None
 
 
 def to_json(event: Event) -> str:

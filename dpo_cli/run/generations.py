@@ -38,13 +38,19 @@ class Generation:
 
 
 def commit(
-    root: Path, optimizer_step: int, write: Callable[[Path], None], *, keep: int = 2
+    root: Path,
+    optimizer_step: int,
+    write: Callable[[Path], None],
+    *,
+    keep: int = 2,
+    best: int | None = None,
 ) -> Generation:
     """Save a generation under `root`, then remove all but the `keep` newest up to this one.
 
-    `write` gets an empty directory to put its files into. Later generations than this one are
-    removed too: a run that commits an earlier step went back past them because they were damaged.
-    The caller holds the run's lock; a temporary directory found here is a dead writer's.
+    The one after optimizer step `best` is kept beside them, if there is one. `write` gets an empty
+    directory to put its files into. Later generations than this one are removed too: a run that
+    commits an earlier step went back past them because they were damaged. The caller holds the
+    run's lock; a temporary directory found here is a dead writer's.
 
     Raises:
         NoSpaceError: the disk is full; nothing changed.
@@ -64,7 +70,7 @@ def commit(
             _remove(temporary)
             raise
         fsync_path(root)
-    _prune(root, optimizer_step, keep)
+    _prune(root, optimizer_step, keep, best)
     return Generation(final, optimizer_step)
 
 
@@ -148,12 +154,13 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     os.rename(temporary, final)
 
 
-def _prune(root: Path, optimizer_step: int, keep: int) -> None:
+def _prune(root: Path, optimizer_step: int, keep: int, best: int | None) -> None:
     """Remove generations that are replaced, later than `optimizer_step`, or too many."""
     kept: set[int] = set()
     for generation in all_generations(root):
         step = generation.optimizer_step
-        if step <= optimizer_step and step not in kept and len(kept) < keep:
+        is_wanted = len(kept) < keep or step == best
+        if step <= optimizer_step and step not in kept and is_wanted:
             kept.add(step)
         else:
             _discard(generation.path)
@@ -177,3 +184,9 @@ def _remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def discard(generation: Path) -> bool:
+    """Remove a generation, or what a dead writer left of one; whether it is gone."""
+    _discard(generation)
+    return not os.path.lexists(generation)

@@ -36,6 +36,9 @@ _PLAN_PARTS = {
     *("device", "dtype"),
 }
 
+NON_FINITE_DIRECTORY = "non_finite"
+"""Where a run keeps what a step began with whose loss or gradient was not finite."""
+
 REQUESTS = ("stop", "save", "evaluate")  # the most urgent first
 
 _DIRECTORY_NAME = re.compile(r"(?P<name>.+)-(?P<created>\d{8}-\d{6}-[0-9a-f]{4})")
@@ -134,6 +137,11 @@ class RunDirectory:
         return self.path / "rejected_rows.jsonl"
 
     @property
+    def evidence_path(self) -> Path:
+        """What is kept of steps whose loss or gradient was not finite."""
+        return self.path / NON_FINITE_DIRECTORY
+
+    @property
     def completed_path(self) -> Path:
         """Written last: every planned step is done and saved."""
         return self.path / "COMPLETED"
@@ -178,6 +186,14 @@ class RunDirectory:
         """Whether every planned step is done and saved."""
         return self.completed_path.exists()
 
+    @property
+    def completed_steps(self) -> int | None:
+        """Optimizer steps of a run that is done: fewer than planned if it lost its patience."""
+        try:
+            return int(json.loads(self.completed_path.read_bytes())["optimizer_step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def mark_completed(self, *, optimizer_step: int, weights: str) -> None:
         """Say that the run is done: `optimizer_step` updates, the result in the file `weights`."""
         facts = {"optimizer_step": optimizer_step, "weights": weights}
@@ -215,10 +231,17 @@ class RunDirectory:
     # --- saved training states -------------------------------------------------------------------
 
     def commit_generation(
-        self, optimizer_step: int, write: Callable[[Path], None], *, keep: int = 2
+        self,
+        optimizer_step: int,
+        write: Callable[[Path], None],
+        *,
+        keep: int = 2,
+        best: int | None = None,
     ) -> Generation:
         """Save a training state; see `generations.commit`."""
-        return generations.commit(self.generations_path, optimizer_step, write, keep=keep)
+        return generations.commit(
+            self.generations_path, optimizer_step, write, keep=keep, best=best
+        )
 
     def newest_verified(self) -> tuple[Generation | None, list[str]]:
         """The state to go on from, and why newer ones were passed over."""
@@ -245,6 +268,17 @@ class RunDirectory:
             except FileNotFoundError:
                 if generation.path.exists():
                     raise
+
+    def read_verified(
+        self, optimizer_step: int, read: Callable[[Path], Content]
+    ) -> tuple[Generation, Content] | None:
+        """The generation after a step, and what `read` makes of it; None where it is not whole."""
+        for generation in generations.all_generations(self.generations_path):
+            if generation.optimizer_step == optimizer_step:
+                with contextlib.suppress(FileNotFoundError):  # a run that trains moved it aside
+                    if generations.find_damage(generation) is None:
+                        return generation, read(generation.path)
+        return None
 
     # --- who trains ------------------------------------------------------------------------------
 

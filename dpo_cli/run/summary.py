@@ -14,6 +14,7 @@ from dpo_cli.run.events import (
     Failed,
     Planned,
     Resumed,
+    Saved,
     StepDone,
     Stopped,
     WorkerEnded,
@@ -51,6 +52,8 @@ class RunSummary:
     total_steps: int | None
     loss: float | None
     held_out_accuracy: float | None
+    best_step: int | None
+    """Of the best state on the held-out pairs, where that is kept."""
     seconds: float
     """Of all its starts together."""
     size_bytes: int
@@ -72,6 +75,7 @@ def summarize(run: RunDirectory) -> RunSummary:
         total_steps=tally.total_steps,
         loss=sum(losses) / len(losses) if losses else None,
         held_out_accuracy=evaluation.metrics.get("rewards/accuracies") if evaluation else None,
+        best_step=tally.bests[-1].step if tally.bests else None,
         seconds=tally.seconds,
         size_bytes=_size(run.path),
     )
@@ -86,6 +90,7 @@ class _Tally:
         self.steps: deque[StepDone] = deque(maxlen=_RECENT_STEPS)
         self.step = 0
         self.evaluation: Evaluated | None = None
+        self.bests: list[Saved] = []
         self.ending: Event | None = None
         self.seconds = 0.0
         self._seconds_before = 0.0
@@ -128,6 +133,8 @@ class _Tally:
                 self.step = event.step
             case Evaluated():
                 self.evaluation = event
+            case Saved(is_best=True):
+                self.bests.append(event)
             case Completed() | Stopped() | Failed():
                 self.ending = event
             case WorkerEnded() if self.ending is None:
@@ -141,6 +148,7 @@ class _Tally:
         self.step = resumed.step
         if self.evaluation and self.evaluation.optimizer_step > resumed.optimizer_step:
             self.evaluation = None
+        self.bests = [e for e in self.bests if e.optimizer_step <= resumed.optimizer_step]
 
 
 def _state(run: RunDirectory, holder: str | None, ending: Event | None) -> RunState:

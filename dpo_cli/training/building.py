@@ -1,4 +1,4 @@
-"""From a prepared run to what trains: settings of torch, models, the name of the result."""
+"""From a prepared run to what trains: settings of torch, and models."""
 
 from __future__ import annotations
 
@@ -49,8 +49,3 @@ def make_scorer(prepared: Prepared, checkpoint: Checkpoint) -> ResponseScorer:
         wants_sum_sq_probs=profile.dpo.use_weighting,
     )
     return scorer.to(prepared.compute.device)
-
-
-def weights_file(prepared: Prepared) -> str:
-    """The name of the half-precision weights in the run directory."""
-    return prepared.checkpoint.architecture.file_name(prepared.profile.export.prefix)

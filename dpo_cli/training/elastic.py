@@ -164,6 +164,10 @@ class _Agent(LocalElasticAgent):
             self._ledger.append(*lost, *self._restarting(lost))
         return result
 
+    def _shutdown(self, *arguments: Any, **settings: Any) -> None:
+        # Of torchrun's own half minute for what hangs in a sum with a machine that is gone.
+        super()._shutdown(*arguments, **{**settings, "timeout": int(_GRACE_SECONDS)})
+
     def _let_all_end(self) -> tuple[list[int], set[int]]:
         """If a rank has failed, wait until none runs.
 

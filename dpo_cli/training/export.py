@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import fsync_path, sha256_file
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import Architecture
@@ -31,9 +31,12 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import EventWriter, Exported, history
+from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.inputs import training_pairs
-from dpo_cli.training.state import load_weights
+from dpo_cli.training.rounding import Rounding, round_weights
+from dpo_cli.training.state import load_best, load_weights
+from dpo_cli.training.survival import Survival, measure_survival, read_start
 from dpo_cli.training.weights import write_weights
 
 _COMPARED_PAIRS = 4
@@ -48,17 +51,30 @@ class ExportReport:
     The differences are of response tokens' log-probs, in nats, between the float32 training state
     and the file as loaded back. Among experts a rounding may send a token to another one: then the
     largest difference is one token's, and the mean says more.
+
+    Attributes:
+        seed: of stochastic rounding; None for any other.
+        survival: of the run's update in the file. None where no weight has moved, or where
+            `not_compared` says why the weights of the start are not here to compare with.
+        state: the training state that the file was made from, in the Hugging Face layout.
+        exported: the file as loaded back, likewise.
     """
 
     path: Path
     dtype: str
+    rounding: Rounding
+    seed: int | None
     size_bytes: int
     tensors: int
     optimizer_step: int
     pairs_compared: int
     mean_logp_difference: float
     max_logp_difference: float
+    survival: Survival | None
+    not_compared: str
     try_command: str | None
+    state: StateDict = field(repr=False)
+    exported: StateDict = field(repr=False)
 
 
 def export_run(
@@ -67,10 +83,15 @@ def export_run(
     dtype: str | None,
     force: bool,
     settings: Sequence[str] = (),
+    rounding: Rounding = "nearest",
+    seed: int | None = None,
+    *,
+    best: bool = False,
 ) -> ExportReport:
     """Write the newest verified generation of a run for MiniMind's own scripts.
 
-    The file gets its name once it was loaded back and compared.
+    The file gets its name once it was loaded back: it holds exactly what the state was rounded to,
+    and its log-probs were compared with the state's.
 
     Args:
         run: may still be training.
@@ -78,9 +99,13 @@ def export_run(
         dtype: float16, bfloat16 or float32; by default the profile's.
         force: replace a file that this run did not write.
         settings: keys of the profile that are others here, such as where the data lies now.
+        rounding: how weights become numbers of a half-precision file.
+        seed: of stochastic rounding; by default the profile's.
+        best: write the state with the lowest held-out loss instead of the newest.
 
     Raises:
-        DpoError: nothing is saved yet, the file is another's, or it does not load back.
+        DpoError: nothing is saved yet, no best state is kept, the file is another's, a weight is
+            beyond what the file can hold, or it does not load back.
     """
     profile = load_profile(run.profile_path, settings).profile
     plan, newest = run.read_plan(), run.read_newest(load_weights)
@@ -89,14 +114,23 @@ def export_run(
             f"{run.name}: nothing is saved that could be exported",
             f"let it train up to its first save: dpo resume {run.name}",
         )
-    generation, state = newest
+    generation, state = _best(run) if best else newest
     architecture = Architecture(**plan["model"]["shape"])
     dtype = dtype or profile.export.dtype
+    if rounding == "stochastic":
+        seed = profile.train.seed if seed is None else seed
+        if dtype == "float32":
+            raise UsageError(
+                "--rounding stochastic: float32 holds every weight as it is, nothing is rounded",
+                "leave --rounding out, or state --dtype float16 or bfloat16",
+            )
     path = _destination(run, profile, architecture, destination, force)
     pairs = _pairs_to_compare(profile)
+    rounded = round_weights(state, dtype, rounding, seed or 0)
     with explain_disk_errors(path.parent), _renamed_at_the_end(path) as temporary:
-        write_weights(temporary, state, architecture, dtype)
+        write_weights(temporary, rounded, architecture, dtype)
         exported = load_checkpoint(temporary, _stated(architecture))
+        _require_same(path, exported.state, rounded)
         differences = _logp_differences(architecture, state, exported.state, pairs)
     with explain_disk_errors(run.path):
         events = EventWriter(run.events_path, mend=False)
@@ -106,20 +140,52 @@ def export_run(
                 sha256=exported.fingerprint,
                 dtype=dtype,
                 optimizer_step=generation.optimizer_step,
+                rounding=rounding,
+                seed=seed,
             )
         )
         events.close()
+    survival, not_compared = None, ""
+    try:
+        start = read_start(run, profile, plan)
+    except DpoError as error:
+        not_compared = error.message
+    else:
+        survival = measure_survival(start, state, exported.state, dtype)
     return ExportReport(
         path=path,
         dtype=dtype,
+        rounding=rounding,
+        seed=seed,
         size_bytes=path.stat().st_size,
         tensors=len(architecture.expected_shapes()),
         optimizer_step=generation.optimizer_step,
         pairs_compared=len(pairs),
         mean_logp_difference=float(differences.mean()),
         max_logp_difference=float(differences.max()),
+        survival=survival,
+        not_compared=not_compared,
         try_command=try_command(path, architecture),
+        state=state,
+        exported=exported.state,
     )
+
+
+def _best(run: RunDirectory) -> tuple[Generation, StateDict]:
+    """The best state that the newest one knows of, and its weights."""
+    newest = run.read_newest(load_best)
+    step = newest[1].optimizer_step if newest else 0
+    if newest and newest[1].loss is None:
+        problem, remedy = "it has no held-out pairs", "export the newest state: without --best"
+    elif not step:
+        problem = "no evaluation was better than the one before the first step"
+        remedy = "the checkpoint it began with is the best; or export the newest: without --best"
+    elif (kept := run.read_verified(step, load_weights)) is not None:
+        return kept
+    else:
+        problem = f"the state after optimizer step {step} is not kept, or damaged"
+        remedy = "eval.keep_best = true keeps it; export the newest state: without --best"
+    raise DpoError(f"{run.name} has no best state: {problem}", remedy)
 
 
 @contextmanager
@@ -259,6 +325,20 @@ def _pairs_to_compare(profile: Profile) -> list[TokenizedPair]:
             "the data has changed since the run: --set data.data_path=... says where it lies now",
         )
     return pairs[:_COMPARED_PAIRS]
+
+
+def _require_same(path: Path, read_back: StateDict, written: StateDict) -> None:
+    """Every weight of the file is bit for bit the one that was to be written.
+
+    Raises:
+        DpoError: naming the first that is not.
+    """
+    for name, tensor in written.items():
+        if not torch.equal(read_back[name], tensor):
+            raise DpoError(
+                f"{path}: {name} was read back otherwise than it was written",
+                "disk or memory fail here: export to another place with --to",
+            )
 
 
 @torch.no_grad()

@@ -152,7 +152,9 @@ def encode(
         tokenizer,
         empty_think_ratio=profile.data.empty_think_ratio,
         seed=profile.train.seed,
-        on_progress=lambda done, lines: on_progress("encoding", done, lines, "rows"),
+        on_progress=lambda done, total: on_progress(
+            "encoding" if total else "counting", done, total, "rows"
+        ),
         crew=ranks,
     )
 

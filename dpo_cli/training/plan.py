@@ -7,15 +7,17 @@ start where the content of an input is another one.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.groups import groups_of
 from dpo_cli.data.order import DataOrder, hold_out, repeat
 from dpo_cli.data.pairs import SetAside
 from dpo_cli.data.regroup import Forward, regroup
@@ -61,6 +63,8 @@ class Prepared:
     router_aux_loss_coef: float
     fingerprints: dict[str, str]
     held_out_set_aside: Sequence[SetAside] = ()
+    held_out_groups: Mapping[str, Tensor] = field(default_factory=dict)
+    """Which held-out pairs belong to which group; see `groups_of`."""
     devices: int = 1
     """Ranks that train together; the order of the pairs does not know them."""
 
@@ -98,11 +102,15 @@ class Prepared:
         )
 
     @property
-    def _tokens_per_forward(self) -> int | None:
-        """None where other portions would not mean the same."""
+    def may_regroup(self) -> bool:
+        """Whether other portions than the micro-batches would mean the same."""
         is_free = self.profile.train.layout == "packed" and not self.profile.model.dropout
         is_joint = self.checkpoint.architecture.use_moe or self.profile.dpo.needs_whole_batch
-        if not is_free or is_joint:
+        return is_free and not is_joint
+
+    @property
+    def _tokens_per_forward(self) -> int | None:
+        if not self.may_regroup:
             return None
         default = CPU_TOKENS_PER_FORWARD if self.compute.device.type == "cpu" else None
         return self.profile.train.tokens_per_forward or default
@@ -299,6 +307,7 @@ def assemble(
         held_out=evaluated,
         set_aside=rows.set_aside,
         held_out_set_aside=held_out.set_aside if held_out else (),
+        held_out_groups=groups_of(evaluated, tokenizer.decode),
         order=order,
         learning_rate=LearningRate(
             profile.train.schedule,

@@ -31,12 +31,15 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.training.network import interface_towards
 
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.02
 _BEAT_SECONDS = 0.5
-_ENDED, _FAILED, _LEFT = "ended", "failed", "left"
+SILENT_SECONDS = 120.0
+"""Without a beat, and a rank is taken for lost; also one that is only just starting."""
+_ENDED, _FAILED, _LEFT, _LOST = "ended", "failed", "left", "lost"
 STOPS = frozenset({"interrupted", "terminated"})
 RESTED = "rested"
 MEETING = "DPO_MEETING"
@@ -72,7 +75,6 @@ class Ranks:
     leader: int = 0
     hosts: Sequence[str] = ()
     _store: Store | None = None
-    _timeout_seconds: float = 0.0
     _meetings: int = field(default=0, init=False)
 
     @property
@@ -100,7 +102,7 @@ class Ranks:
                 " tries them",
             ) from error
         meeting = os.environ.get(MEETING) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(meeting, store)
+        store = PrefixStore(meeting, store)
         ranks = cls(
             rank=rank,
             size=size,
@@ -122,7 +124,8 @@ class Ranks:
         """
         if run is not None and self._store is None:
             return run
-        told = self.gather("introduction", [run, socket.gethostname()])
+        own = run and os.path.abspath(run)  # other ranks may stand in another directory
+        told = self.gather("introduction", [own, socket.gethostname()])
         self.hosts = tuple(host for _, host in told)
         runs = {run for run, _ in told if run is not None}
         if len(runs) != 1:
@@ -132,13 +135,14 @@ class Ranks:
                 sorted(runs),
             )
         self.leader = next(rank for rank, (run, _) in enumerate(told) if run is not None)
-        return cast(str, runs.pop())
+        return run or cast(str, runs.pop())
 
     def connect(self, device: torch.device, timeout_seconds: float) -> None:
         """Make ready for sums of tensors on `device` and on the CPU."""
         if self._store is None:
             return
-        self._timeout_seconds = timeout_seconds
+        if interface := interface_towards(os.environ["MASTER_ADDR"]):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         backend = "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -169,7 +173,7 @@ class Ranks:
             return [value]
         self._store.set(f"{stage}/{self.rank}", json.dumps(value))
         ranks = range(self.size) if among is None else among
-        return [self._wait_for(f"{stage}/{rank}") for rank in ranks]
+        return [self._wait_for(f"{stage}/{rank}", rank) for rank in ranks]
 
     def gather_here(self, stage: str, value: Any) -> list[Any]:
         """The same among the ranks on this machine; see `share_here`."""
@@ -191,7 +195,7 @@ class Ranks:
         if self._store is None:
             return work()
         if not self.is_leader:
-            self._wait_for(stage)
+            self._wait_for(stage, self.leader)
         result = work()
         if self.is_leader:
             self._store.set(stage, json.dumps(None))
@@ -203,24 +207,35 @@ class Ranks:
             return work()
         if self.is_leader:
             self._store.set(stage, json.dumps(work()))
-        return self._wait_for(stage)
+        return self._wait_for(stage, self.leader)
 
-    def _wait_for(self, key: str) -> Any:
-        """What is told under a key, however long that takes, unless a rank goes no further.
+    def _wait_for(self, key: str, rank: int) -> Any:
+        """What `rank` tells under a key, however long that takes, unless one goes no further.
 
         Raises:
             LeftError: it was asked to stop.
             DpoError: on the leader: why another rank failed.
-            PeerLostError: on the others: the leader tells why.
+            PeerLostError: on the others: the leader tells why; or that rank is gone without a word.
         """
         assert self._store is not None
-        while not self._store.check([key]):
+        beats, look_at = -1, time.monotonic()
+        while True:
+            # Asked for first: the leader ends the run right after its last word.
+            is_told = self.is_told()
+            if self._store.check([key]):
+                return json.loads(self._store.get(key))
             if self._store.check([_LEFT]):
                 raise LeftError
-            if self.is_told():
+            if is_told:
                 raise (self.is_leader and self.failure()) or PeerLostError("the run ended")
+            if self._store.check([_LOST]):
+                raise PeerLostError(self._store.get(_LOST).decode())
+            if time.monotonic() >= look_at:
+                before, beats = beats, self._read("beats").get(rank, 0)
+                look_at = time.monotonic() + SILENT_SECONDS
+                if rank != self.rank and beats == before:
+                    raise PeerLostError(f"{self._named(rank)} is stopped, or gone")
             time.sleep(_POLL_SECONDS)
-        return json.loads(self._store.get(key))
 
     # --- sums ------------------------------------------------------------------------------------
 
@@ -356,8 +371,14 @@ class Ranks:
         return None
 
     def leave_word(self, message: str) -> ExitCode:
-        """Say why this rank ends to torchrun, which may start all of them again."""
+        """Say why this rank ends to torchrun, which may start all of them again.
+
+        Those who wait for it learn so, and end, too.
+        """
         print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(RuntimeError):
+            if self._store is not None and not self._store.check([_LOST]):
+                self._store.set(_LOST, f"{self._named(self.rank)} is gone: {message}")
         if (path := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
             word = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
             with contextlib.suppress(OSError):

@@ -102,7 +102,9 @@ def open_references(
     ]
     train = prepared.profile.train
     model = prepared.fingerprints["reference"], prepared.reference.architecture.to_dict()
-    arithmetic = torch.get_float32_matmul_precision(), train.compile, FORMAT
+    # Weighting reads more off the logits, by other operations.
+    weighted = prepared.profile.dpo.use_weighting
+    arithmetic = torch.get_float32_matmul_precision(), train.compile, weighted, FORMAT
 
     def kept(name: str, pairs: TokenizedPairs, rows: list[tuple[int, ...]]) -> Reference:
         facts = (model, compute.device, compute.dtype, arithmetic, pairs.fingerprint(), rows)

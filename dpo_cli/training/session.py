@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.order import DataOrder, Window
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
+from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import from_tables, to_tables
@@ -32,6 +35,7 @@ from dpo_cli.run.events import (
     Progress,
     Resumed,
     Saved,
+    StepDone,
     Stopped,
     Unheard,
     WorkerStarted,
@@ -39,7 +43,10 @@ from dpo_cli.run.events import (
 )
 from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.building import configure_torch, make_scorer, weights_file
+from dpo_cli.training.alarms import Alarms
+from dpo_cli.training.alarms.facts import facts_of
+from dpo_cli.training.best import BestSoFar
+from dpo_cli.training.building import configure_torch, make_scorer
 from dpo_cli.training.device import Compute, resolve, tune
 from dpo_cli.training.evidence import has_evidence, keep_evidence
 from dpo_cli.training.failures import explain
@@ -54,11 +61,17 @@ from dpo_cli.training.promises import (
 )
 from dpo_cli.training.ranks import LeftError, PeerLostError, Ranks
 from dpo_cli.training.reference import KeptReference, open_references
-from dpo_cli.training.state import load_weights, restore_state, rng_states, save_state
+from dpo_cli.training.results import renew_best, weights_file, write_results
+from dpo_cli.training.samples import Sampler
+from dpo_cli.training.state import (
+    load_best,
+    load_weights,
+    restore_state,
+    rng_states,
+    save_state,
+)
 from dpo_cli.training.trainer import Trainer
-from dpo_cli.training.weights import write_weights
 
-NON_FINITE_DIRECTORY = "non_finite"
 _PROGRESS_SECONDS = 0.5
 
 
@@ -145,6 +158,7 @@ class _Session:
         self.ranks = ranks
         self.events = EventWriter(run.events_path) if ranks.is_leader else Unheard()
         self.may_leave = True
+        self.alarms: Alarms | None = None
         self._phase = ""
         self._progress_at = 0.0
 
@@ -189,7 +203,12 @@ class _Session:
         if ranks.is_leader:
             self.run.mark_completed(optimizer_step=trainer.optimizer_step, weights=weights)
         self.events.append(
-            Completed(step=trainer.step, optimizer_step=trainer.optimizer_step, weights=weights)
+            Completed(
+                step=trainer.step,
+                optimizer_step=trainer.optimizer_step,
+                weights=weights,
+                reason=trainer.best.why_over() if trainer.is_out_of_patience else "",
+            )
         )
         return ExitCode.DONE
 
@@ -234,6 +253,8 @@ class _Session:
         # An evaluation before the first step may be left, and is made again; a later one may not.
         # Nor may one rank leave the others.
         self.may_leave = trainer.optimizer_step == 0 and ranks.size == 1
+        if promised is not None and profile.eval.keep_best and ranks.is_leader:
+            renew_best(self.run, prepared, trainer.best)
         if promised is not None:
             self.events.append(
                 Resumed(
@@ -244,6 +265,8 @@ class _Session:
                     changes=tuple(changes),
                 )
             )
+        if ranks.is_leader:
+            self.alarms = Alarms(facts_of(prepared), history(self.run.events_path))
         return trainer
 
     def announce(self, prepared: Prepared, promised: dict[str, Any] | None, exact: bool) -> None:
@@ -318,20 +341,27 @@ class _Session:
 
     def build(self, prepared: Prepared, generation: Generation | None) -> Trainer:
         """Policy, reference and optimizer, in the state of `generation`."""
-        references = open_references(
-            prepared, lambda: make_scorer(prepared, prepared.reference), self.run.path
-        )
+
+        def load_reference() -> ResponseScorer:
+            return make_scorer(prepared, prepared.reference)
+
+        references = open_references(prepared, load_reference, self.run.path)
         checkpoint = prepared.checkpoint
-        if generation is not None:
+        if generation is not None and self.ranks.is_leader:
             checkpoint = replace(checkpoint, state=load_weights(generation.path))
         policy = make_scorer(prepared, checkpoint)
-        optimizer = make_optimizer(policy.model.parameters())
+        optimizer = make_optimizer(
+            policy.model.parameters(), compensated=prepared.profile.train.compensated
+        )
         scaler = torch.amp.GradScaler(
             prepared.compute.device.type, enabled=prepared.compute.dtype == torch.float16
         )
         trainer = Trainer(
             prepared, policy, *references, optimizer, scaler, self, self.save, self.ranks
         )
+        if prepared.profile.eval.samples and prepared.held_out:
+            tokenizer = ChatTokenizer(prepared.profile.model.tokenizer)
+            trainer.sampler = Sampler(prepared, tokenizer, load_reference)
         if generation is not None:
             trainer.optimizer_step = restore_state(
                 generation.path,
@@ -339,16 +369,23 @@ class _Session:
                 model=policy.model,
                 optimizer=optimizer,
                 scaler=scaler,
-                rank=self.ranks.rank,
+                ranks=self.ranks,
             )
+            best = self.ranks.from_leader("best", lambda: load_best(generation.path).to_dict())
+            trainer.best = BestSoFar.from_dict(best)
         return trainer
 
     # --- what the trainer tells and asks ---------------------------------------------------------
 
     def emit(self, event: Event) -> None:
-        """Append to the stream."""
+        """Append to the stream, and what the alarms have to say of it."""
         self.may_leave = False
         self.events.append(event)
+        if self.alarms is not None:
+            is_step = isinstance(event, StepDone)
+            free_bytes = shutil.disk_usage(self.run.path).free if is_step else None
+            for alert in self.alarms.hear(event, free_bytes):
+                self.events.append(alert)
 
     def asked(self) -> set[str]:
         """Requests from the control file, and a stop where a signal asked for one."""
@@ -370,7 +407,7 @@ class _Session:
         guilty_lines = [lines[index] for indices in micro_batches for index in indices]
         named = trainer.prepared.pairs.places.names(guilty_lines, most=len(guilty_lines))
         is_skipped = profile.train.on_non_finite == "skip"
-        kept = self.run.path / NON_FINITE_DIRECTORY
+        kept = self.run.evidence_path
         evidence = kept / f"step-{trainer.optimizer_step + 1:08d}"
         # Skipping may go on at each step, and evidence is as large as the model.
         if self.ranks.is_leader and not (is_skipped and has_evidence(kept)):
@@ -410,15 +447,11 @@ class _Session:
     def _save(self, trainer: Trainer, rng: Mapping[str, Tensor]) -> None:
         began = time.perf_counter()
         model, prepared = trainer.policy.model, trainer.prepared
-        is_last = trainer.optimizer_step == prepared.order.optimizer_steps
+        keeps_best, best = prepared.profile.eval.keep_best, trainer.best.optimizer_step
+        is_best = keeps_best and best == trainer.optimizer_step
         # First, so that a run whose last generation is there has its result, too.
-        weights = self.run.path / weights_file(prepared)
-        write_weights(
-            weights,
-            to_disk_names(model, model.state_dict()),
-            prepared.checkpoint.architecture,
-            prepared.profile.export.dtype,
-        )
+        state = to_disk_names(model, model.state_dict())
+        weights = write_results(self.run, prepared, state, is_best)
         for reference in (trainer.reference, trainer.held_out_reference):
             if isinstance(reference, KeptReference):
                 reference.keep()
@@ -432,9 +465,11 @@ class _Session:
                 optimizer=trainer.optimizer,
                 scaler=trainer.scaler,
                 optimizer_step=trainer.optimizer_step,
+                best=trainer.best,
                 rng=rng,
             ),
-            keep=1 if is_last else 2,
+            keep=1 if trainer.is_over else 2,
+            best=best if keeps_best else None,
         )
         files = [*generation.path.iterdir(), weights]
         self.events.append(
@@ -445,6 +480,7 @@ class _Session:
                 weights=weights.name,
                 size_bytes=sum(file.stat().st_size for file in files),
                 seconds=time.perf_counter() - began,
+                is_best=is_best,
             )
         )
 

@@ -1,7 +1,7 @@
 """Our own generations: everything a run needs to go on bit for bit.
 
-Weights and both Adam moments are stored in float32 under the Hugging Face layout's names, which
-are stable where the names in memory are not; nothing is pickled.
+Weights and what the optimizer keeps of each are stored in float32 under the Hugging Face layout's
+names, which are stable where the names in memory are not; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import build_model, to_disk_names
+from dpo_cli.training.best import BestSoFar
+from dpo_cli.training.optim import COMPENSATION, CompensatedAdamW
 from dpo_cli.training.ranks import ALONE, Ranks
 
 WEIGHTS = "weights.safetensors"
@@ -36,16 +38,18 @@ def save_state(
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
     optimizer_step: int,
+    best: BestSoFar | None = None,
     rng: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the state after `optimizer_step` optimizer steps into an empty directory.
 
-    `rng` are the random numbers of all ranks, from `rng_states`; None where there is but this one.
+    `best` is the held-out loss to beat, None where there is none. `rng` are the random numbers of
+    all ranks, from `rng_states`; None where there is but this one.
     """
     save_file(on_disk(model, model.state_dict()), directory / WEIGHTS)
     names = {parameter: name for name, parameter in model.named_parameters()}
     moments = optimizer.state
-    for moment in _MOMENTS:
+    for moment in _kept_by(optimizer):
         by_name = {names[p]: moments[p][moment] for p in names if p in moments}
         save_file(on_disk(model, by_name), directory / f"{moment}.safetensors")
     updates = {int(state["step"]) for state in moments.values()}
@@ -58,6 +62,7 @@ def save_state(
                 "optimizer_step": optimizer_step,
                 "updates": updates.pop() if updates else 0,
                 "scaler": scaler.state_dict(),
+                "best": (best or BestSoFar()).to_dict(),
             }
         ),
         encoding="utf-8",
@@ -69,6 +74,11 @@ def load_weights(directory: Path) -> StateDict:
     return _read(directory / WEIGHTS)
 
 
+def load_best(directory: Path) -> BestSoFar:
+    """What the run that saved a generation knew to be its best on the held-out pairs."""
+    return BestSoFar.from_dict(_read_position(directory / _STATE).get("best", {}))
+
+
 def restore_state(
     directory: Path,
     *,
@@ -76,9 +86,14 @@ def restore_state(
     model: PreTrainedModel,
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
-    rank: int = 0,
+    ranks: Ranks = ALONE,
 ) -> int:
-    """Put optimizer, scaler and random numbers back; the weights are the model's already.
+    """Put optimizer, scaler and random numbers back; the weights are the leader's model's already.
+
+    Only the leader reads: the others, which may be on machines that do not see its files, get all
+    of it from there. Collective.
+
+    Where the optimizer compensates and the one that was saved did not, nothing is lost yet.
 
     Returns:
         The number of optimizer steps done.
@@ -86,25 +101,53 @@ def restore_state(
     Raises:
         DpoError: a file is not what its name says.
     """
-    state = _read_position(directory / _STATE)
-    if state["updates"]:
-        moments = {
-            moment: _in_memory_names(directory / f"{moment}.safetensors", architecture)
-            for moment in _MOMENTS
+
+    rng: Mapping[str, Tensor] = {}
+    moments: dict[str, Mapping[str, Tensor]] = {}
+
+    def read() -> dict[str, Any]:
+        nonlocal rng
+        state = _read_position(directory / _STATE)
+        rng = _read(directory / _RNG)
+        for moment in _kept_by(optimizer) if state["updates"] else ():
+            path = directory / f"{moment}.safetensors"
+            if moment in _MOMENTS or path.exists():
+                moments[moment] = _in_memory_names(path, architecture)
+        rng_bytes = {name: len(tensor) for name, tensor in rng.items()}
+        return {**state, "kept": list(moments), "rng_bytes": rng_bytes}
+
+    state = ranks.from_leader("state", read)
+    if not ranks.is_leader:
+        rng = {
+            name: torch.empty(size, dtype=torch.uint8) for name, size in state["rng_bytes"].items()
         }
+        moments = {
+            moment: {name: torch.empty_like(its) for name, its in model.named_parameters()}
+            for moment in state["kept"]
+        }
+    tensors = [parameter.detach() for parameter in model.parameters()]
+    if state["updates"]:
         restored = optimizer.state_dict()
         restored["state"] = {
             index: {
                 "step": torch.tensor(float(state["updates"])),
-                **{moment: tensors[name] for moment, tensors in moments.items()},
+                **{moment: by_name[name] for moment, by_name in moments.items()},
             }
             for index, (name, _) in enumerate(model.named_parameters())
         }
         optimizer.load_state_dict(restored)
+        tensors += [its[moment] for its in optimizer.state.values() for moment in state["kept"]]
+    ranks.copy_from_leader([*tensors, *rng.values()])
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
-    _restore_rng(_read(directory / _RNG), model.device, rank)
+    _restore_rng(rng, model.device, ranks.rank)
     return int(state["optimizer_step"])
+
+
+def _kept_by(optimizer: torch.optim.AdamW) -> tuple[str, ...]:
+    """What the optimizer keeps of each weight: in the generation, a file each."""
+    compensates = isinstance(optimizer, CompensatedAdamW)
+    return (*_MOMENTS, COMPENSATION) if compensates else _MOMENTS
 
 
 def _in_memory_names(path: Path, architecture: Architecture) -> Mapping[str, Tensor]:

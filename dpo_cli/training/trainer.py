@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,13 +18,17 @@ from dpo_cli.data.chat import TokenizedPair
 from dpo_cli.data.order import Window
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.models.zoo import DTYPES, to_disk_names
+from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import FIGURES, PairScores, score_pairs
-from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, StepDone
+from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, Sampled, StepDone
+from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.device import process_bytes
+from dpo_cli.training.evaluation import score_held_out, summarize_groups
 from dpo_cli.training.optim import set_learning_rate
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.ranks import ALONE, RESTED, STOPS, Ranks
 from dpo_cli.training.reference import Reference
+from dpo_cli.training.samples import Sampler
 
 _SAVING_SHARE = 0.006
 """Of the time: together with events and panel less than a hundredth."""
@@ -70,33 +74,50 @@ class Trainer:
     save: Callable[[Trainer], None]
     ranks: Ranks = ALONE
     optimizer_step: int = 0
+    best: BestSoFar = field(default_factory=BestSoFar)
+    sampler: Sampler | None = None
 
     def train(self) -> str | None:
-        """Train to the end of the plan, or until asked to stop; saved either way.
+        """Train to the end of the plan or of all patience, or until asked to stop; saved always.
 
         Returns:
-            Why it was asked to stop ("interrupted", "terminated"); None if all steps are done.
+            Why it was asked to stop ("interrupted", "terminated"); None if the run is over.
         """
         profile, order = self.prepared.profile, self.prepared.order
         rests_until = time.monotonic() + profile.train.save_min_seconds
         if self.optimizer_step == 0:
             self.evaluate()
         for window in order.windows(start=self.optimizer_step):
+            if self.is_over:
+                break
             before = self.step
             self.watch.emit(self.take_step(window))
             asked = self.asked(rests_until)
             if self.step % order.micro_batches_per_epoch == 0:
                 self.reference.exchange(self.ranks)
-            last = self.optimizer_step == order.optimizer_steps
-            if last or "evaluate" in asked or _passed(profile.eval.interval, before, self.step):
-                self.evaluate()
+            is_best = False
+            is_due = _passed(profile.eval.interval, before, self.step)
+            if self.is_over or "evaluate" in asked or is_due:
+                is_best = self.evaluate(is_due=is_due)
                 asked |= self.asked(rests_until)
             due = RESTED in asked and _passed(profile.train.save_interval, before, self.step)
-            if last or due or asked & {"save", *STOPS}:
+            kept = is_best and profile.eval.keep_best
+            if self.is_over or due or kept or asked & {"save", *STOPS}:
                 rests_until = self.save_and_rest()
-            if not last and (stops := asked & STOPS):
+            if not self.is_over and (stops := asked & STOPS):
                 return max(stops)
         return None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every planned step is done, or no patience is left."""
+        return self.optimizer_step == self.prepared.order.optimizer_steps or self.is_out_of_patience
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether as many evaluations as `eval.patience` allows were no better than the best."""
+        patience = self.prepared.profile.eval.patience
+        return bool(patience) and self.best.evaluations_since >= patience
 
     def asked(self, rests_until: float) -> set[str]:
         """What any rank was asked for, and whether the leader has rested since its last save."""
@@ -170,7 +191,8 @@ class Trainer:
         before = self.step
         self.optimizer_step += 1
         is_logged = _passed(self.prepared.profile.train.log_interval, before, self.step)
-        if self.ranks.is_leader and (before == 0 or is_logged):
+        is_last = self.optimizer_step == self.prepared.order.optimizer_steps
+        if self.ranks.is_leader and (before == 0 or is_logged or is_last):
             metrics["weights_moved"] = self.weights_moved()
         return StepDone(
             step=self.step,
@@ -230,29 +252,69 @@ class Trainer:
             share_prompts=not profile.model.dropout,
         ).to(self.device)
 
-    @torch.no_grad()
-    def evaluate(self) -> None:
-        """Score the held-out pairs, if there are any, and report."""
+    def evaluate(self, *, is_due: bool = True) -> bool:
+        """Score the held-out pairs, if there are any, and report.
+
+        Args:
+            is_due: whether the profile asks for it at this step.
+
+        Returns:
+            Whether the policy was never better.
+        """
         held_out = self.prepared.held_out
         if not held_out:
-            return
+            return False
         began = time.perf_counter()
-        self.policy.eval()
-        figures = _Figures()
-        for indices in self.prepared.held_out_rows[self.ranks.rank :: self.ranks.size]:
-            batch = self.batch(held_out, indices)
-            pairs, _ = self.score(batch, self.held_out_reference.token_logps(indices, batch))
-            figures.add(indices, pairs, None, batch)
-            done = min(figures.pairs * self.ranks.size, len(held_out))
+
+        def tell(pairs: int) -> None:
+            done = min(pairs * self.ranks.size, len(held_out))
             self.watch.progress(EVALUATION, done, len(held_out), "pairs")
-        metrics = figures.read(self.ranks)
+
+        table = score_held_out(
+            self.policy,
+            self.held_out_reference,
+            self.prepared.held_out_rows,
+            lambda indices: self.batch(held_out, indices),
+            dpo=self.prepared.profile.dpo,
+            compute=self.prepared.compute,
+            on_progress=tell,
+            ranks=self.ranks,
+        )
         self.held_out_reference.exchange(self.ranks)
+        metrics = means(table)
         self.watch.emit(
             Evaluated(
                 step=self.step,
                 optimizer_step=self.optimizer_step,
                 metrics=metrics,
-                pairs=figures.pairs,
+                groups=summarize_groups(table, self.prepared.held_out_groups),
+                pairs=len(table),
+                seconds=time.perf_counter() - began,
+            )
+        )
+        self.sample()
+        return self.best.take(metrics["loss"], self.optimizer_step, is_due=is_due)
+
+    def sample(self) -> None:
+        """Have policy and reference answer a few prompts, if that is asked for, and report.
+
+        The leader does, while the others wait as long as it takes.
+        """
+        sampler = self.sampler
+        if sampler is None:
+            return
+        began = time.perf_counter()
+
+        def tell(done: int, total: int) -> None:
+            self.watch.progress(EVALUATION, done, total, "answers")
+
+        stage = f"sampled-{self.optimizer_step}"
+        samples = self.ranks.from_leader(stage, lambda: sampler.sample(self.policy, tell))
+        self.watch.emit(
+            Sampled(
+                step=self.step,
+                optimizer_step=self.optimizer_step,
+                samples=tuple(samples),
                 seconds=time.perf_counter() - began,
             )
         )
@@ -272,13 +334,13 @@ class Trainer:
 
 
 class _Figures:
-    """Adds up what pairs came to: on the device, and over all ranks when it is read.
+    """Adds up what a window's pairs came to: on the device, and over all ranks when it is read.
 
     Args:
-        micro_batches: those of a window, each of whose losses is asked for afterwards.
+        micro_batches: those of the window, each of whose losses is asked for afterwards.
     """
 
-    def __init__(self, micro_batches: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(self, micro_batches: Sequence[Sequence[int]]) -> None:
         self.pairs = 0
         self.tokens = 0
         self.padding_tokens = 0
@@ -305,14 +367,14 @@ class _Figures:
         for name, figure in pairs.sums().items():
             self._sums[name] = self._sums.get(name, 0.0) + figure
 
-    def read(self, ranks: Ranks, grad_norm: Tensor | None = None) -> dict[str, float]:
+    def read(self, ranks: Ranks, grad_norm: Tensor) -> dict[str, float]:
         """The mean over all pairs of every figure: the one moment that waits for the device."""
-        on_device = [*self._sums.values(), *([] if grad_norm is None else [grad_norm])]
+        on_device = [*self._sums.values(), grad_norm]
         own = [f.double()[None] for f in on_device] + self._losses
         own += [balance[None] for balance in self._balances]
-        its = iter(torch.cat(own).tolist() if own else [])
+        its = iter(torch.cat(own).tolist())
         sums = {name: next(its) for name in self._sums}
-        norm = {} if grad_norm is None else {"grad_norm": next(its)}
+        norm = {"grad_norm": next(its)}
         losses = dict(zip(self._indices, its, strict=False))
         balances = dict(zip(self._balanced, its, strict=True))
         counts = [self.pairs, self.tokens, self.padding_tokens, len(balances)]

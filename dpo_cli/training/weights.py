@@ -19,7 +19,7 @@ def write_weights(path: Path, state: StateDict, architecture: Architecture, dtyp
         path: replaced atomically.
         state: in the Hugging Face layout.
         architecture: of the weights.
-        dtype: a key of `DTYPES`; each value is rounded to the nearest.
+        dtype: a key of `DTYPES`; what is not of it yet is rounded to the nearest.
     """
     minimind = to_minimind(
         {name: tensor.detach().cpu().to(DTYPES[dtype]) for name, tensor in state.items()},

@@ -20,6 +20,8 @@ _ROWS_PER_TICK = 4
 _DASH, _DASH_PERIOD = 3, 6
 _SMOOTHING = 0.04
 """How far smoothing reaches, as a share of the curve."""
+FEW_POINTS = 24
+"""Of so few a curve needs no smoothing."""
 
 
 class Mark(Enum):
@@ -38,6 +40,8 @@ class Curve:
     points: Sequence[Point]
     style: str
     mark: Mark = Mark.LINE
+    letter: str = ""
+    """Stands at its end, and tells it from other curves where there is no colour."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Canvas:
         self.width, self.height = columns * 2, rows * 4
         self._cells = [[0] * columns for _ in range(rows)]
         self._styles = [[""] * columns for _ in range(rows)]
-        self._spots: set[tuple[int, int]] = set()
+        self._letters: dict[tuple[int, int], tuple[str, str]] = {}
 
     def dot(self, x: int, y: int, style: str) -> None:
         """Set the dot `x` from the left and `y` from the top, if it is on the canvas."""
@@ -81,11 +85,20 @@ class Canvas:
         self.dot(x, y, style)
         self._cells[min(y // 4, len(self._cells) - 1)][min(x // 2, len(self._cells[0]) - 1)] = 0xFF
 
+    def letter(self, x: int, y: int, letter: str, style: str) -> bool:
+        """Write a letter into the cell of a dot, over what is drawn; False if there is one."""
+        place = min(y // 4, len(self._cells) - 1), min(x // 2, len(self._cells[0]) - 1)
+        return self._letters.setdefault(place, (letter, style)) == (letter, style)
+
     def rows(self) -> list[Text]:
         """The drawing, one text a row, a blank where nothing was drawn."""
-        return [
+        rows = [
             _styled(cells, styles) for cells, styles in zip(self._cells, self._styles, strict=True)
         ]
+        for (row, column), (letter, style) in self._letters.items():
+            text = rows[row]
+            rows[row] = Text.assemble(text[:column], (letter, f"{style} bold"), text[column + 1 :])
+        return rows
 
 
 def draw(
@@ -106,7 +119,8 @@ def draw(
         level: is always in sight.
         least_span: never magnify more than to this range of y: noise is not to look like news.
     """
-    low, high = _range(curves, level, least_span)
+    values = [y for curve in curves for _, y in curve.points]
+    low, high = value_range(values if level is None else [*values, level.value], least_span)
     rows = max(1, height - 1)
     labels = _tick_labels(low, high, rows, level)
     gutter = max(map(cell_len, labels.values()), default=0) + 1
@@ -124,6 +138,8 @@ def draw(
                 canvas.dot(x, y, "dim")
     for curve in curves:
         _draw_curve(canvas, [place(point) for point in curve.points], curve)
+    for curve in curves:
+        _write_letter(canvas, [place(point) for point in curve.points], curve)
 
     lines = [
         Text.assemble((labels.get(row, "").rjust(gutter - 1) + " ", "dim"), text)
@@ -177,11 +193,8 @@ def tick_label(value: float, step: float) -> str:
     return f"{value:.{decimals}f}"
 
 
-def _range(curves: Sequence[Curve], level: Level | None, least_span: float) -> tuple[float, float]:
+def value_range(values: Sequence[float], least_span: float) -> tuple[float, float]:
     """From the smallest to the largest value, widened where that is too little to divide."""
-    values = [y for curve in curves for _, y in curve.points]
-    if level is not None:
-        values.append(level.value)
     low, high = min(values, default=0.0), max(values, default=1.0)
     missing = max(least_span, 1e-3 * max(abs(low), abs(high)), 1e-12) - (high - low)
     if missing > 0:
@@ -214,6 +227,15 @@ def _draw_curve(canvas: Canvas, dots: list[tuple[int, int]], curve: Curve) -> No
     if curve.mark is Mark.SPOTS and len(dots) <= canvas.width // 8:
         for x, y in dots:
             canvas.spot(x, y, curve.style)
+
+
+def _write_letter(canvas: Canvas, dots: list[tuple[int, int]], curve: Curve) -> None:
+    """At the curve's end, or to the left of the letters of curves that end there, too."""
+    if curve.letter and dots:
+        end, y = dots[-1]
+        for x in range(end, -1, -2):
+            if canvas.letter(x, y, curve.letter, curve.style):
+                return
 
 
 def _styled(cells: Sequence[int], styles: Sequence[str]) -> Text:

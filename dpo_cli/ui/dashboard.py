@@ -14,10 +14,19 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from dpo_cli.run.deaths import rank_ending
 from dpo_cli.run.events import Failed, WorkerEnded
 from dpo_cli.ui.layout import Block, bar, beside, ends, fit, framed, one_line, pile
-from dpo_cli.ui.numbers import LABEL_WIDTH, TITLE, figures, metrics_table
+from dpo_cli.ui.numbers import (
+    GROUPS_TITLE,
+    LABEL_WIDTH,
+    TITLE,
+    figures,
+    group_lines,
+    metrics_table,
+)
 from dpo_cli.ui.plots import charts
+from dpo_cli.ui.ranks import ranks_frame
 from dpo_cli.ui.report import duration, plan_lines
 from dpo_cli.ui.view import RunView, State
 
@@ -30,8 +39,7 @@ _STATE_STYLES = {
     State.KILLED: "bold red",
 }
 _NUMBERS_WIDTH, _WIDE_NUMBERS_WIDTH, _WIDE = 38, 50, 130
-_NUMBERS_HEIGHT = 19
-_LEAST_CHARTS_WIDTH = 32
+_LEAST_CHARTS_WIDTH, _LEAST_CHARTS_HEIGHT = 32, 8
 _USUAL_HEIGHT = 24
 _LEAST_ALERT, _LEAST_FAILURE = 2, 5
 """Lines on a terminal of the usual height."""
@@ -51,6 +59,7 @@ _WORDS = (
     ("margin", "reward of the chosen answer minus that of the rejected one"),
     ("gap", "how far the two answers moved apart, in nats per token, whatever beta is"),
     ("KL", "how far the policy moved from the reference, in nats per token"),
+    ("likelier", "share of held-out pairs with chosen the likelier answer"),
     ("clipped", "share of steps whose gradient was longer than grad_clip"),
     ("moved", "share of weights whose 16-bit value is no longer the checkpoint's"),
 )
@@ -113,7 +122,9 @@ class Dashboard:
     def _title(self, width: int) -> Text:
         words = Text.assemble((one_line(self.directory.name), "bold"))
         if self.view.worker:
-            words.append(f"  {self.view.worker.device} {self.view.worker.dtype}")
+            ranks = len(self.view.worker.hosts)
+            several = f"{ranks} x " if ranks > 1 else ""
+            words.append(f"  {several}{self.view.worker.device} {self.view.worker.dtype}")
         if self.view.plan:
             words.append(f"  {one_line(self.view.plan['model']['description'])}")
         state = Text(f"  {self.state}", style=_STATE_STYLES.get(self.state, "bold cyan"))
@@ -157,23 +168,33 @@ class Dashboard:
         if charts_width < _LEAST_CHARTS_WIDTH:
             return self._numbers(width, height)
         if self.view.step:
-            left = charts(self.view, charts_width, height)
+            ranks = ranks_frame(self.view.recent, charts_width)
+            below = ranks if height - len(ranks) >= _LEAST_CHARTS_HEIGHT else []
+            left = charts(self.view, charts_width, height - len(below)) + below
         else:
             left = self._plan(console, charts_width, height)
         return beside(left, self._beside_charts(console, numbers_width, height))
 
     def _beside_charts(self, console: Console, width: int, height: int) -> Block:
         """The numbers, and below them the plan where there is room for it."""
-        rest = height - _NUMBERS_HEIGHT
+        whole = len(self._number_lines(width, gap=True)) + 2
+        groups = group_lines(self.view.held_out, width - 4)
+        rest = height - whole
         if not self.view.step or rest < len(self._plan_lines(console, width)) + 2:
             return self._numbers(width, height)
-        return self._numbers(width, _NUMBERS_HEIGHT) + self._plan(console, width, rest)
+        block = self._numbers(width, whole)
+        if groups and rest - len(groups) - 2 >= len(self._plan_lines(console, width)) + 2:
+            block += framed(GROUPS_TITLE, groups, width, len(groups) + 2)
+        return block + self._plan(console, width, height - len(block))
 
     def _numbers(self, width: int, height: int) -> Block:
+        gap = height >= len(self._number_lines(width, gap=True)) + 2
+        return framed(TITLE, self._number_lines(width, gap=gap), width, height)
+
+    def _number_lines(self, width: int, *, gap: bool) -> Block:
         table = metrics_table(self.view, width - 4)
-        gap = [Text()] if height >= _NUMBERS_HEIGHT else []
         disk = (self.disk.free_bytes, self.disk.generations) if self.disk else None
-        return framed(TITLE, [*table, *gap, *figures(self.view, self.now, disk)], width, height)
+        return [*table, *([Text()] if gap else []), *figures(self.view, self.now, disk)]
 
     def _plan(self, console: Console, width: int, height: int) -> Block:
         return framed("plan", self._plan_lines(console, width), width, height)
@@ -206,6 +227,9 @@ class Dashboard:
             case Failed() as failed:
                 message = ": ".join([failed.message, *failed.details])
                 told.append(("error", "bold red", message, failed.remedy))
+            case WorkerEnded() if self.view.lost_ranks:
+                lost = "; ".join(map(rank_ending, self.view.lost_ranks))
+                told.append(("error", "bold red", lost, ""))
             case WorkerEnded() as end:
                 how = (
                     f"died of {signal.Signals(end.signal).name}"

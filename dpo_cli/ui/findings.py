@@ -1,16 +1,13 @@
-"""What `dpo check` shows: a table of findings, a pair with its loss in colour, and what is next."""
+"""What `dpo check` says: a table of findings, and what is next."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from dpo_cli.findings import Diagnosis, Finding, Level, PairPreview, Span
+from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.ui.report import count
 
 _LABELS = {
@@ -19,10 +16,6 @@ _LABELS = {
     Level.ERROR: Text("ERROR", style="bold red"),
     Level.SKIP: Text("skip", style="dim"),
 }
-_PROMPT_CHARACTERS = 240
-_ANSWER_CHARACTERS = 360
-_LEAST_CUT = 60
-_CONTROLS = {code: 0x2400 + code for code in range(32)} | {ord("\t"): "\t", ord("\n"): "↵\n"}
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
@@ -56,33 +49,6 @@ def verdict(diagnosis: Diagnosis, command: str, again: str) -> list[Text]:
     return [Text(words, style="bold green"), _command("next: ", command)]
 
 
-def pair_preview(pair: PairPreview, *, marks: bool) -> RenderableType:
-    """One pair as training sees it, the tokens that carry loss in green.
-
-    Args:
-        pair: the tokens as text.
-        marks: put those tokens in brackets as well, for where there is no colour.
-    """
-    carry = "in ⟦brackets⟧" if marks else "green"
-    parts: list[RenderableType] = [
-        Text.assemble(
-            (f"the pair of line {pair.line}", "bold"),
-            f": tokens that carry loss are {carry}, ↵ is a newline",
-        )
-    ]
-    for title, spans in (
-        ("both sides begin with", pair.shared),
-        ("chosen", pair.chosen),
-        ("rejected", pair.rejected),
-    ):
-        tokens = sum(span.tokens for span in spans)
-        loss = sum(span.tokens for span in spans if span.carries_loss)
-        heading = f"{title} · {count(tokens, 'token')}, {loss:,} with loss"
-        parts.append(Rule(heading, align="left", style="dim"))
-        parts.append(Padding(_spans(spans, marks), (0, 0, 0, 2)))
-    return Group(*parts)
-
-
 def _told(finding: Finding) -> Text:
     """Subject, message and remedy."""
     told = Text()
@@ -97,30 +63,3 @@ def _told(finding: Finding) -> Text:
 
 def _command(when: str, command: str) -> Text:
     return Text.assemble((when, "dim"), (command, "bold"))
-
-
-def _spans(spans: Sequence[Span], marks: bool) -> Text:
-    text = Text(overflow="fold")
-    for span in spans:
-        limit = _ANSWER_CHARACTERS if span.carries_loss else _PROMPT_CHARACTERS
-        style = "green" if span.carries_loss else "dim"
-        opening, closing = "⟦⟧" if marks and span.carries_loss else ("", "")
-        text.append(opening, style)
-        for piece, is_kept in _shortened(span.text, limit):
-            text.append(piece.translate(_CONTROLS), style if is_kept else "yellow")
-        ends_line = text.plain.endswith("\n")
-        text.rstrip()
-        text.append(closing + ("\n" if ends_line else ""), style)
-    text.rstrip()
-    return text
-
-
-def _shortened(text: str, limit: int) -> Iterator[tuple[str, bool]]:
-    """The text, or its two ends and how much was left out; and whether a piece is of the text."""
-    if len(text) <= limit + _LEAST_CUT:
-        yield text, True
-        return
-    half = limit // 2
-    yield text[:half], True
-    yield f" [... {len(text) - 2 * half:,} characters ...] ", False
-    yield text[-half:], True

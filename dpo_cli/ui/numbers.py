@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from dpo_cli.run.events import Evaluated
-from dpo_cli.ui.layout import Block
+from dpo_cli.ui.layout import Block, fit
 from dpo_cli.ui.report import duration, size
 from dpo_cli.ui.view import RECENT_STEPS, RunView
 
@@ -19,9 +19,12 @@ _METRICS = {
     "rejected": ("rewards/rejected", "+.3g"),
     "gap/token": ("gap", "+.3g"),
     "KL/token": ("kl", ".3g"),
+    "likelier": ("logps/accuracies", ".2f"),
 }
 """The name of a row, its metric, and how that is written; gap and KL are in nats."""
 
+GROUPS_TITLE = "held out, with 95 % intervals"
+_GROUP_WIDTHS = (6, 15, 10)
 TITLE = f"now (train: mean of {RECENT_STEPS} steps)"
 
 
@@ -35,7 +38,27 @@ def metrics_table(view: RunView, width: int) -> Block:
         values = [view.recent_mean(metric), _of(held_out, metric)]
         if has_start:
             values.append(_of(start, metric))
-        lines.append(_row(label, [_written(value, form) for value in values], ["", "", "dim"]))
+        lines.append(_row(label, [written(value, form) for value in values], ["", "", "dim"]))
+    return lines
+
+
+def group_lines(evaluation: Evaluated | None, width: int) -> Block:
+    """Held-out accuracy with its interval, and the gap, of each group of pairs; none if unknown."""
+    if evaluation is None or not evaluation.groups:
+        return []
+    name_width = width - sum(_GROUP_WIDTHS)
+    heads = zip(("pairs", "accuracy", "gap/token"), _GROUP_WIDTHS, strict=True)
+    lines = [Text.assemble(" " * name_width, ("".join(h.rjust(w) for h, w in heads), "magenta"))]
+    for name, its in evaluation.groups.items():
+        low, high = its["rewards/accuracies/low"], its["rewards/accuracies/high"]
+        values = (
+            f"{its['pairs']:,.0f}",
+            f"{its['rewards/accuracies']:.2f} {low:.2f}-{high:.2f}",
+            f"{its['gap'] + 0.0:+.3g}",
+        )
+        row = Text.assemble((fit(Text(name.partition("/")[2] or name), name_width).plain, "dim"))
+        row.append("".join(v.rjust(w) for v, w in zip(values, _GROUP_WIDTHS, strict=True)))
+        lines.append(row)
     return lines
 
 
@@ -79,6 +102,8 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
     if seconds and tokens:
         padding = sum(each.padding_tokens for each in recent) / tokens
         facts["tokens"] += [f"{tokens / seconds:,.0f}/s", f"{padding:.0%} padding"]
+    if view.best is not None:
+        facts["best"] = [f"step {view.best.step:,}, kept"]
     if view.saved is not None:
         ago = max(0.0, now - view.saved.time)
         facts["saved"] += [f"step {view.saved.step:,}", f"{duration(ago)} ago"]
@@ -92,7 +117,8 @@ def _of(evaluation: Evaluated | None, metric: str) -> float | None:
     return evaluation.metrics.get(metric) if evaluation is not None else None
 
 
-def _written(value: float | None, form: str) -> str:
+def written(value: float | None, form: str) -> str:
+    """A figure, or a dash where there is none."""
     return "–" if value is None else format(value + 0.0, form)  # no minus before a zero
 
 

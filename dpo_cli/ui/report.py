@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,21 @@ from dpo_cli.run.events import (
     Planned,
     Progress,
     Resumed,
+    Sampled,
     Saved,
     StepDone,
     Stopped,
     WorkerStarted,
 )
+from dpo_cli.ui.layout import one_line
+from dpo_cli.ui.ranks import straggler, straggler_message
 
 _FIRST_STEPS = (1, 2, 5, 10)
 _LONGEST_SILENCE_SECONDS = 30.0
 _PROGRESS_SECONDS = 2.0
 _RECENT_STEPS = 20
 _LABEL_WIDTH = 10
+_SAMPLE_CHARACTERS = 120
 
 
 def duration(seconds: float) -> str:
@@ -78,6 +82,8 @@ class PlainReport:
         self._plan: dict[str, Any] | None = None
         self._phase = _Phase()
         self._recent: deque[StepDone] = deque(maxlen=_RECENT_STEPS)
+        self._hosts: tuple[str, ...] = ()
+        self._has_told_straggler = False
         self._last_step = 0
         self._shown_at_seconds = 0.0
 
@@ -92,10 +98,15 @@ class PlainReport:
             case WorkerStarted():  # with a clock of its own
                 self._recent.clear()
                 self._phase, self._shown_at_seconds = _Phase(), 0.0
+                self._hosts, self._has_told_straggler = event.hosts, False
+                if len(event.hosts) > 1:
+                    self._print([_ranks_line(event.hosts)])
             case StepDone():
                 self._step(event)
             case Evaluated():
                 self._print([evaluation_line(event)])
+            case Sampled():
+                self._print(sample_lines(event, _SAMPLE_CHARACTERS))
             case Saved():
                 self._print([saved_line(event)])
             case Resumed():
@@ -117,6 +128,10 @@ class PlainReport:
         if is_shown:
             self._shown_at_seconds = event.elapsed_seconds
             self._print([step_line(event, self._recent, self._plan)])
+        slow = None if self._has_told_straggler else straggler(self._recent)
+        if slow is not None:
+            self._has_told_straggler = True
+            self._print([_warning(straggler_message(self._recent, slow, self._hosts))], always=True)
 
     def _is_worth_a_line(self, event: StepDone) -> bool:
         before, now = self._last_step, event.step
@@ -153,8 +168,13 @@ class _Phase:
         return True
 
 
-def plan_lines(plan: dict[str, Any], directory: Path) -> list[Text]:
+def plan_lines(plan: Mapping[str, Any], directory: Path) -> list[Text]:
     """What will happen, before it does."""
+    return [_fact(label, value) for label, value in plan_facts(plan, directory)]
+
+
+def plan_facts(plan: Mapping[str, Any], directory: Path) -> list[tuple[str, str]]:
+    """A plan in a few facts, each with its name."""
     model, pairs, steps, profile = plan["model"], plan["pairs"], plan["steps"], plan["profile"]
     kept = count(pairs["kept"], "pair")
     if pairs["held_out"]:
@@ -162,9 +182,9 @@ def plan_lines(plan: dict[str, Any], directory: Path) -> list[Text]:
     if pairs["set_aside"]:
         kept += f", {pairs['set_aside']:,} set aside: {directory / 'rejected_rows.jsonl'}"
     return [
-        _fact("model", f"{model['description']}, {count(model['parameters'], 'parameter')}"),
-        _fact("data", kept),
-        _fact(
+        ("model", f"{model['description']}, {count(model['parameters'], 'parameter')}"),
+        ("data", kept),
+        (
             "steps",
             f"{count(steps['epochs'], 'epoch')} x {steps['micro_batches_per_epoch']:,} "
             f"of {count(steps['batch_size'], 'pair')} = {steps['micro_batches']:,}, "
@@ -175,14 +195,21 @@ def plan_lines(plan: dict[str, Any], directory: Path) -> list[Text]:
                 else ""
             ),
         ),
-        _fact("rate", f"{profile['learning_rate']:g}, schedule {profile['schedule']}"),
-        _fact(
+        ("rate", f"{profile['learning_rate']:g}, schedule {profile['schedule']}"),
+        (
             "objective",
             f"{profile.get('loss', 'DPO')}, beta {profile['beta']:g}, {profile['reduction']} over"
             " tokens",
         ),
-        _fact("device", f"{plan['device']}, {plan['dtype']}, {profile['layout']} layout"),
+        ("device", f"{plan['device']}, {plan['dtype']}, {profile['layout']} layout"),
     ]
+
+
+def _ranks_line(hosts: Sequence[str]) -> Text:
+    """How many processes train together, and where."""
+    machines = dict.fromkeys(hosts)
+    where = f"{len(machines)} machines: {', '.join(machines)}" if len(machines) > 1 else "here"
+    return _fact("ranks", f"{len(hosts)}, {where}")
 
 
 def progress_line(event: Progress) -> Text:
@@ -224,16 +251,42 @@ def evaluation_line(event: Evaluated) -> Text:
         ("held out", f"after step {event.step}"),
         ("loss", f"{metrics['loss']:.4f}"),
         ("margin", f"{metrics['rewards/margins']:+.3g}"),
-        ("acc", f"{metrics['rewards/accuracies']:.2f}"),
+        ("acc", f"{metrics['rewards/accuracies']:.2f}{_interval(event, 'rewards/accuracies')}"),
         ("", f"{count(event.pairs, 'pair')} in {duration(event.seconds)}"),
     )
+
+
+def _interval(event: Evaluated, metric: str) -> str:
+    """Where pairs drawn anew would most likely put a metric, if the event says it."""
+    of_all = event.groups.get("all", {})
+    if metric + "/low" not in of_all:
+        return ""
+    return f" ({of_all[metric + '/low']:.2f}-{of_all[metric + '/high']:.2f})"
+
+
+def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Text]:
+    """What policy and reference answer to the same prompts; each text cut to so many characters."""
+    lines = []
+    for sample in event.samples:
+        said = (
+            (sample["place"], sample["prompt"]),
+            ("  reference", sample["reference"]),
+            ("  policy", sample["policy"]),
+        )
+        for label, text in said:
+            text = one_line(text)
+            if most_characters is not None and len(text) > most_characters:
+                text = f"{text[:most_characters]}..."
+            lines.append(Text.assemble((f"{label}: ", "dim"), text))
+    return lines
 
 
 def saved_line(event: Saved) -> Text:
     """A generation was committed."""
     return Text(
         f"saved after optimizer step {event.optimizer_step} "
-        f"({size(event.size_bytes)} in {event.seconds:.1f}s)",
+        f"({size(event.size_bytes)} in {event.seconds:.1f}s)"
+        + (": the best so far on the held-out pairs" if event.is_best else ""),
         style="dim",
     )
 
@@ -270,6 +323,7 @@ def completed_lines(event: Completed, designation: str, directory: Path) -> list
             f": {count(event.optimizer_step, 'optimizer step')}, "
             f"weights in {directory / event.weights}",
         ),
+        *([Text(f"      {event.reason}")] if event.reason else []),
         _command("export", f"dpo export {designation}"),
     ]
 

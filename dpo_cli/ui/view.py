@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import isfinite, nan
@@ -18,7 +19,9 @@ from dpo_cli.run.events import (
     Failed,
     Planned,
     Progress,
+    RankEnded,
     Resumed,
+    Sampled,
     Saved,
     StepDone,
     Stopped,
@@ -50,7 +53,8 @@ class State(StrEnum):
 class RunView:
     """What the events so far come to. `take` is the only thing that changes it.
 
-    Bounded in memory (but for skipped steps) and O(1) an event, however long the run.
+    Bounded in memory (but for skipped steps and best states) and O(1) an event, however long
+    the run.
     """
 
     plan: dict[str, Any] | None = None
@@ -67,9 +71,12 @@ class RunView:
     """The steps whose gradient was not finite, ascending: no update was made of them."""
     weights_moved: float | None = None
     saved: Saved | None = None
+    sampled: Sampled | None = None
     alerts: dict[str, Alert] = field(default_factory=dict)
     """The newest of each code, in order of their coming."""
     ending: Completed | Stopped | Failed | WorkerEnded | None = None
+    lost_ranks: list[RankEnded] = field(default_factory=list)
+    """Of this start, those that failed, the first one first."""
     is_under_way: bool = False
     """Whether this start has come to training, or to the evaluation before it."""
     is_stopping: bool = False
@@ -77,7 +84,8 @@ class RunView:
     step: int = 0
     """Micro-batches done."""
     trained: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
-    """Curves over the training pairs, by metric; also "learning_rate" and "clipped" (0 or 1)."""
+    """Curves over the training pairs, by metric; also "learning_rate", "pairs_per_second" and
+    "clipped" (0 or 1)."""
     evaluated: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
     """Curves over the held-out pairs, by metric."""
     events: int = 0
@@ -86,8 +94,17 @@ class RunView:
     """When the last one came."""
     _timed: deque[StepDone] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     """The last steps of this start: the clock of another began anew."""
+    _bests: list[Saved] = field(default_factory=list)
     _seconds_of_earlier_starts: float = 0.0
     _seconds_of_this_start: float = 0.0
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> RunView:
+        """What these events come to."""
+        view = cls()
+        for event in events:
+            view.take(event)
+        return view
 
     def take(self, event: Event) -> None:
         """Let the view include `event`."""
@@ -109,11 +126,17 @@ class RunView:
                 self._take_step(event)
             case Evaluated():
                 self._take_evaluation(event)
+            case Sampled():
+                self.sampled, self.phase = event, None
             case Saved():
                 self.saved = event
+                if event.is_best:
+                    self._bests.append(event)
             case Alert():
                 self.alerts.pop(event.code, None)
                 self.alerts[event.code] = event
+            case RankEnded():
+                self.lost_ranks.append(event)
             case Completed() | Stopped() | Failed():
                 self.ending = event
             case WorkerEnded() if self.ending is None:  # it had no time to say how
@@ -125,6 +148,7 @@ class RunView:
         self._seconds_of_this_start = 0.0
         self.worker = self.phase = self.ending = None
         self.is_under_way = self.is_stopping = False
+        self.lost_ranks = []
         self._timed.clear()
 
     # --- what follows from it --------------------------------------------------------------------
@@ -180,6 +204,11 @@ class RunView:
         return max(0.0, (self.total_steps - self.step) * self.seconds_per_step - since_last_event)
 
     @property
+    def best(self) -> Saved | None:
+        """The state with the lowest held-out loss, where such are kept."""
+        return self._bests[-1] if self._bests else None
+
+    @property
     def _is_evaluating(self) -> bool:
         return self.phase is not None and self.phase.phase == EVALUATION
 
@@ -201,6 +230,8 @@ class RunView:
         for metric, value in event.metrics.items():
             self.trained[metric].add(event.step, value)
         self.trained["learning_rate"].add(event.step, event.learning_rate)
+        if event.seconds:
+            self.trained["pairs_per_second"].add(event.step, event.pairs / event.seconds)
         self.weights_moved = event.metrics.get("weights_moved", self.weights_moved)
         grad_clip = self.plan["profile"].get("grad_clip") if self.plan else None
         grad_norm = event.metrics.get("grad_norm")
@@ -225,3 +256,7 @@ class RunView:
         self.last_step = self.recent[-1] if self.recent else None
         if self.held_out is not None and self.held_out.step > event.step:
             self.held_out = None
+        if self.sampled is not None and self.sampled.step > event.step:
+            self.sampled = None
+        while self._bests and self._bests[-1].step > event.step:
+            self._bests.pop()

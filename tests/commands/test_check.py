@@ -16,7 +16,9 @@ Cli = Callable[..., tuple[int, str, str]]
 
 OK = Finding("profile", Level.OK, "my.toml", "fine")
 BAD = Finding("data-none", Level.ERROR, "pairs.jsonl", "no pair", "write some")
-PAIR = PairPreview(3, (Span("How?\n", 3, False),), (Span("So.", 2, True),), (Span("No.", 2, True),))
+PAIR = PairPreview(
+    "line 3", (Span("How?\n", 3, False),), (Span("So.", 2, True),), (Span("No.", 2, True),)
+)
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_ready_to_train(dpo: Cli, found: Found) -> None:
         *("check", "my.toml", "--set", "a.b=x y", "--pair", "3", "--runs-dir", "elsewhere")
     )
     assert (code, err) == (0, "")
-    assert asked == [(Path("my.toml"), ["a.b=x y"], Path("elsewhere"), 3)]
+    assert asked == [(Path("my.toml"), ["a.b=x y"], Path("elsewhere"), "3")]
     lines = out.splitlines()
     assert lines[0].startswith("the pair of line 3")
     assert "ok  profile  my.toml  fine" in [line.rstrip() for line in lines]
@@ -123,7 +125,8 @@ def test_golden_weights_have_read_nothing_and_only_that_is_wrong(
     (tmp_path / "my.toml").write_text(
         f'[model]\ncheckpoint = "{shared}/golden/train/seed/full_sft_64.pth"\n'
         f'tokenizer = "{shared}/tokenizer/minimind2"\n'
-        f'[data]\ndata_path = "{shared}/golden/data/train27.jsonl"\n[train]\ndevice = "cpu"\n'
+        f'[data]\ndata_path = "{shared}/golden/data/train27.jsonl"\n'
+        '[dpo]\nbeta = 5.0\n[train]\ndevice = "cpu"\nlearning_rate = 1e-5\n'
     )
     code, out, _ = dpo("check", "my.toml", "--json")
     report = json.loads(out)

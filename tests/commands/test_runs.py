@@ -9,12 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from dpo_cli import app
+from dpo_cli.errors import DpoError
 from dpo_cli.run import launch
+from dpo_cli.run.events import Evaluated
 from dpo_cli.run.store import RunDirectory, find_run, find_runs
 
 WORKER = """
@@ -217,7 +221,8 @@ def test_resume_of_a_complete_run_says_so(dpo: Cli, completed: RunDirectory) -> 
     code, out, _ = dpo("resume")
     assert code == 0
     assert out.splitlines() == [
-        f"{completed.name} is already complete",
+        f"{completed.name} is already complete; more epochs would go on:"
+        " --set train.epochs=3 --allow-changes",
         f"export: dpo export {completed.name}",
     ]
 
@@ -330,40 +335,123 @@ def test_stop_of_a_run_that_dies_meanwhile(dpo: Cli, stopped: RunDirectory) -> N
 # --- export -----------------------------------------------------------------------------------
 
 
-def test_export_shows_what_was_written(
-    dpo: Cli, stopped: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The export itself imports torch and has tests of its own."""
-    from types import ModuleType, SimpleNamespace
+@dataclass
+class Bench:
+    """Stands for the modules that `dpo export` calls, which import torch and have own tests."""
 
-    asked: list[tuple[object, ...]] = []
+    asked: list[tuple[object, ...]] = field(default_factory=list)
+    seconds: float | None = None
+    failure: str = ""
 
-    def export_run(*arguments: object) -> SimpleNamespace:
-        asked.append(arguments)
+    def export_run(self, *arguments: object, best: bool) -> SimpleNamespace:
+        self.asked.append((*arguments, best))
+        rounding, seed = arguments[5:]
         return SimpleNamespace(
             path=Path("out/rlhf_512.pth"),
             dtype="float16",
+            rounding=rounding,
+            seed=seed,
             size_bytes=51_700_000,
             tensors=75,
             optimizer_step=3,
             pairs_compared=4,
             mean_logp_difference=0.00045,
             max_logp_difference=0.00123,
+            survival=None,
+            not_compared="full_sft_512.pth is gone",
             try_command="python eval_model.py",
+            exported={"file": 1},
+            state={"state": 1},
         )
 
-    module = ModuleType("dpo_cli.training.export")
-    module.export_run = export_run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "dpo_cli.training.export", module)
-    code, out, _ = dpo("export", "--to", "x.pth", "--dtype", "bfloat16", "--force")
+    def evaluation_seconds(self, run: RunDirectory) -> float | None:
+        return self.seconds
+
+    def score_held_out(self, *arguments: object) -> list[Evaluated]:
+        if self.failure:
+            raise DpoError(self.failure)
+        self.asked.append(arguments[:3])
+        metrics = [
+            {"rewards/accuracies": 0.75, "gap": 0.0123, "loss": 0.69},
+            {"rewards/accuracies": 0.7562, "gap": -0.02, "loss": 0.68912},
+        ]
+        return [
+            Evaluated(step=3, optimizer_step=3, metrics=each, pairs=1292, seconds=1.0)
+            for each in metrics
+        ]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    bench = Bench()
+    for name, functions in {
+        "export": ("export_run",),
+        "held_out": ("evaluation_seconds", "score_held_out"),
+    }.items():
+        module = ModuleType(f"dpo_cli.training.{name}")
+        for function in functions:
+            setattr(module, function, getattr(bench, function))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return bench
+
+
+def test_export_shows_what_was_written(dpo: Cli, stopped: RunDirectory, bench: Bench) -> None:
+    code, out, _ = dpo("export", "--to", "x.pth", "--dtype", "bfloat16", "--force", "--best")
     assert code == 0
     run = RunDirectory(Path("runs", stopped.name))
-    assert asked == [(run, Path("x.pth"), "bfloat16", True, ())]
+    assert bench.asked == [(run, Path("x.pth"), "bfloat16", True, (), "nearest", None, True)]
     assert out.splitlines() == [
-        "wrote out/rlhf_512.pth: 51.7 MB, float16, 75 tensors, after optimizer step 3",
+        "wrote out/rlhf_512.pth: 51.7 MB, float16 rounded to nearest, 75 tensors, after optimizer"
+        " step 3",
+        "not compared with the weights of the start: full_sft_512.pth is gone",
         "log-probs against the training state, over 4 pairs: 0.00045 nats per token apart in the"
         " mean, 0.0012 at most",
         "try it: python eval_model.py",
     ]
-    assert json.dumps(asked[0][2]) == '"bfloat16"'
+    assert json.dumps(bench.asked[0][2:6:3]) == '["bfloat16", "nearest"]'  # plain strings
     assert dpo("export", "--dtype", "int8")[0] == 2
+
+
+def test_export_rounds_as_it_is_told(dpo: Cli, stopped: RunDirectory, bench: Bench) -> None:
+    code, out, _ = dpo("export", "--rounding", "stochastic", "--seed", "7")
+    assert code == 0
+    assert bench.asked[0][5:] == ("stochastic", 7, False)
+    assert "float16 rounded stochastically with seed 7, 75 tensors" in out
+    code, _, err = dpo("export", "--seed", "7")
+    assert code == 2
+    assert "add --rounding stochastic" in err
+    assert dpo("export", "--rounding", "up")[0] == 2
+
+
+HELD_OUT = (
+    "held out, 1,292 pairs, the file and (the training state): accuracy 0.750 (0.756), gap +0.0123"
+    " (-0.02) nats per token, loss 0.6900 (0.6891)"
+)
+
+
+def test_export_scores_held_out_pairs_where_it_is_soon_done(
+    dpo: Cli, stopped: RunDirectory, bench: Bench
+) -> None:
+    bench.seconds = 29.0
+    assert dpo("export")[1].splitlines()[-2] == HELD_OUT
+    assert bench.asked[-1][2] == [{"file": 1}, {"state": 1}]
+    bench.seconds = 100.0
+    hint = "held-out pairs: not scored; --evaluate takes about 3m 20s"
+    assert dpo("export")[1].splitlines()[-2] == hint
+    assert dpo("export", "--evaluate")[1].splitlines()[-2] == HELD_OUT
+    assert "held" not in dpo("export", "--no-evaluate")[1]
+    bench.failure = "data.data_path: gone"
+    lines = dpo("export", "--evaluate")[1].splitlines()
+    assert lines[-2:] == [
+        "held-out pairs: not scored: data.data_path: gone",
+        "try it: python eval_model.py",
+    ]
+
+
+def test_export_leaves_a_run_alone_that_is_training(
+    dpo: Cli, stopped: RunDirectory, bench: Bench
+) -> None:
+    bench.seconds = 1.0
+    with stopped.locked():
+        assert "not scored; --evaluate takes about 2s" in dpo("export")[1]
+        assert HELD_OUT in dpo("export", "--evaluate")[1]

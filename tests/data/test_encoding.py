@@ -117,7 +117,9 @@ def test_nasty_rows(tokenizer: ChatTokenizer, ratio: float) -> None:
     encoded = assert_the_same(list(nasty_rows()), tokenizer, *range(1, 60, 7), 10_000, ratio=ratio)
     assert len(encoded) > 900
     problems = {row.problem for row in encoded.cut(30).set_aside}
-    assert problems == {"malformed", "identical", "truncated"}
+    # Generation 2's template has no word for a call of a tool.
+    left_out = {"left-out"} if tokenizer.folder.name == "minimind2" else set()
+    assert problems == {"malformed", "identical", "truncated"} | left_out
 
 
 def changed(tokenizer: ChatTokenizer, change: Callable[[dict[str, Any]], object]) -> Any:

@@ -141,7 +141,11 @@ def test_several_turns_and_tools(tmp_path: Path) -> None:
     assert pair.chosen == [
         {"role": "system", "content": "Be brief."},
         *turns("Hi", "Hello", "?"),
-        {"role": "assistant", "content": "", "tool_calls": [weather]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": weather}],
+        },
         {"role": "tool", "content": "sunny"},
         {"role": "assistant", "content": "Sunny."},
     ]
@@ -164,10 +168,10 @@ def test_what_one_template_writes_another_leaves_out(shared: Path, tmp_path: Pat
     )
     rows = encoded(path, ChatTokenizer(shared / "tokenizer/minimind2"))
     assert [(row.line, row.problem, row.reason) for row in rows.set_aside] == [
-        (1, "malformed", "the chat template leaves out turns of the system behind the first"
+        (1, "left-out", "the chat template leaves out turns of the system behind the first"
          " (message 3)"),
-        (2, "malformed", "the chat template leaves out turns of the role tool (message 3)"),
-        (3, "malformed", "the chat template leaves out calls of tools (message 2)"),
+        (2, "left-out", "the chat template leaves out turns of the role tool (message 3)"),
+        (3, "left-out", "the chat template leaves out calls of tools (message 2)"),
     ]  # fmt: skip
     assert rows.lines.tolist() == [4]
     assert len(encoded(path, ChatTokenizer(shared / "tokenizer/minimind3"))) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 import random
@@ -195,3 +196,15 @@ def test_the_fingerprint_knows_tokens_masks_and_the_choice_of_pairs() -> None:
         TokenizedPairs(rows, 3, torch.arange(2)),
     ]
     assert len({base, *(other.fingerprint() for other in others)}) == 6
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["uint16", "int32"])
+def test_doubled_tokens_are_those_of_a_side(wide: bool) -> None:
+    draw = random.Random(5)
+    pairs = random_pairs(draw, 300)
+    rows = columns(pairs)
+    ids = rows.ids.to(torch.int32 if wide else torch.uint16)
+    found = dataclasses.replace(rows, ids=ids).doubled([1])
+    plainly = [any((1, 1) in itertools.pairwise(side.ids) for side in pair) for pair in pairs]
+    assert found.tolist() == plainly
+    assert 0 < sum(plainly) < len(pairs)

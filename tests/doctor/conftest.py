@@ -29,9 +29,11 @@ tokenizer = "{TOKENIZER}"
 [data]
 data_path = "pairs.jsonl"
 max_seq_len = 128
+[dpo]
+beta = 25.0
 [train]
 device = "cpu"
-learning_rate = 1e-6
+learning_rate = 1e-4
 [eval]
 fraction = 0.25
 """
@@ -131,7 +133,7 @@ def bench(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def examined(bench: Path) -> Examine:
     """Examine `my.toml` with settings on top."""
 
-    def run(*settings: str, pair: int | None = None) -> Diagnosis:
+    def run(*settings: str, pair: str | None = None) -> Diagnosis:
         return examine(bench / "my.toml", settings, bench / "runs", pair, lambda *_: None)
 
     return run

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dpo_cli.doctor import resources
-from dpo_cli.doctor.first_step import WANTED_TOKENS, modest_micro_batch
+from dpo_cli.doctor.trial import WANTED_TOKENS, modest_micro_batch
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import read_state_dict
@@ -57,8 +57,10 @@ def test_all_is_well_and_nothing_is_written(examined: Examine, bench: Path) -> N
     assert [(finding.code, finding.level) for finding in diagnosis.findings] == [
         (code, OK)
         for code in (
-            *("profile", "files", "device", "checkpoint", "tokenizer", "format", "data", "masks"),
-            *("tokenizer-fit", "first-loss", "gradients", "plan", "memory", "disk"),
+            *("profile", "files", "device", "checkpoint", "tokenizer", "format", "data"),
+            *("lengths", "texts"),
+            *("masks", "plan", "tokenizer-fit", "first-loss", "gradients", "reach", "brake"),
+            *("update", "memory", "time", "disk"),
         )
     ]
     assert diagnosis.is_clean
@@ -75,8 +77,8 @@ def test_the_plan_is_the_one_that_training_would_make(examined: Examine, bench: 
     diagnosis = examined()
     assert diagnosis.facts["plan"] == prepared.plan()
     assert of(diagnosis, "plan").message == (
-        "2 epochs x 2 micro-batches of 4 = 4 steps, 4 updates; learning rate 1.1e-6 at first, "
-        "2.5e-7 at last; 2 pairs held out, scored before, and after"
+        "2 epochs x 2 micro-batches of 4 = 4 steps, 4 updates; learning rate 1.1e-4 at first, "
+        "2.5e-5 at last; 2 pairs held out, scored before, and after"
     )
 
 
@@ -274,7 +276,8 @@ def test_what_is_missing_in_the_profile_skips_what_needs_it(examined: Examine, b
     assert of(diagnosis, "checkpoint").level is OK
     assert of(diagnosis, "tokenizer").level is OK
     assert codes(diagnosis, SKIP) == [
-        *("data", "tokenizer-fit", "first-loss", "gradients", "plan", "memory")
+        *("data", "plan", "tokenizer-fit", "first-loss", "gradients"),
+        *("reach", "brake", "memory", "time"),
     ]
 
 
@@ -288,7 +291,7 @@ tokenizer = "{TOKENIZER}"
 def test_a_wrong_value_skips_the_plan_that_it_is_part_of(examined: Examine) -> None:
     diagnosis = examined("train.epochs=0")
     assert codes(diagnosis, ERROR) == ["profile-key"]
-    assert codes(diagnosis, SKIP) == ["plan", "memory"]
+    assert codes(diagnosis, SKIP) == ["plan", "reach", "brake", "memory", "time"]
     assert of(diagnosis, "gradients").level is OK
     assert "plan" not in diagnosis.facts
 
@@ -380,9 +383,9 @@ def test_a_template_that_rewrites_turns(examined: Examine, bench: Path) -> None:
 
 
 def test_the_preview_shows_the_tokens_that_carry_loss(examined: Examine) -> None:
-    preview = examined(pair=2).preview
+    preview = examined(pair="2").preview
     assert preview is not None
-    assert preview.line == 2
+    assert preview.place == "line 2"
     [shared] = preview.shared
     assert shared.text.endswith("Tell me about rain.<|im_end|>\n<|im_start|>assistant\n")
     assert not shared.carries_loss
@@ -394,13 +397,13 @@ def test_the_first_pair_that_is_kept_is_shown(examined: Examine, bench: Path) ->
     (bench / "pairs.jsonl").write_text("".join([row("Hm?", "Yes.", "Yes."), *ROWS]))
     preview = examined().preview
     assert preview is not None
-    assert preview.line == 2
-    diagnosis = examined(pair=1)
+    assert preview.place == "line 2"
+    diagnosis = examined(pair="1")
     assert diagnosis.preview is None
     assert of(diagnosis, "pair") == Finding(
         "pair", WARN, "line 1", "both sides are the same", "show another pair, such as --pair 2"
     )
-    assert of(examined(pair=99), "pair").message == "no such row"
+    assert of(examined(pair="99"), "pair").message == "no such row"
 
 
 # --- resources ---------------------------------------------------------------------------------
@@ -419,13 +422,6 @@ def test_the_step_is_tried_on_a_micro_batch_of_modest_size(bench: Path) -> None:
     assert abs(tokens - WANTED_TOKENS) < WANTED_TOKENS / 2
 
 
-def test_too_little_memory(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "free_memory", lambda compute: 10**5)
-    tight = of(examined(), "memory-tight")
-    assert tight.level is WARN
-    assert "train.accumulation_steps" in tight.remedy
-
-
 def test_more_pairs_in_a_batch_want_more_memory(bench: Path) -> None:
     def estimate(*settings: str) -> tuple[int, int]:
         profile = load_profile(bench / "my.toml", settings).profile
@@ -436,11 +432,13 @@ def test_more_pairs_in_a_batch_want_more_memory(bench: Path) -> None:
 
     state, activations = estimate()
     # Weights, gradients and two moments; and the reference's weights.
-    assert state == (16 + 4) * sum(
+    weights = sum(
         tensor.numel()
         for name, tensor in read_state_dict(bench / "full_sft_32.pth").items()
         if name != "lm_head.weight"
     )
+    assert state == (16 + 4) * weights
+    assert estimate("train.compensated=true") == (state + 8 * weights, activations)
     assert estimate("train.batch_size=1")[1] < activations / 3
     assert estimate("train.layout=reference")[1] > 2 * activations
 
@@ -449,6 +447,11 @@ def test_a_full_disk(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None
     usage = namedtuple("usage", ["total", "used", "free"])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 1000))
     assert of(examined(), "disk-full").level is ERROR
+
+
+def test_compensation_takes_its_place_on_the_disk(examined: Examine) -> None:
+    assert "12 bytes a weight" in of(examined(), "disk").message
+    assert "16 bytes a weight" in of(examined("train.compensated=true"), "disk").message
 
 
 def test_a_place_where_no_run_can_lie(examined: Examine, bench: Path) -> None:

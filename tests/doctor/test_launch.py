@@ -113,7 +113,7 @@ def test_a_real_sum_and_what_the_number_does_to_the_recipe(examined: Examine) ->
     reach = of(diagnosis, "launch-reach")
     assert reach.level is Level.WARN
     assert reach.message == (
-        "1 process: 4 updates of 4 pairs, learning rates add up to 2.9e-06; 2: 2 of 8, 1.2e-06"
+        "1 process: 4 updates of 4 pairs, learning rates add up to 0.00029; 2: 2 of 8, 0.00012"
     )
     assert reach.remedy.startswith("train.global_batch_size = 4 trains the same recipe")
 

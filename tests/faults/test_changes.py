@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dpo_cli.run.events import Alert, EventReader, Failed, Resumed
 from dpo_cli.run.store import RunDirectory
-from tests.cli import dpo, set_options
+from tests.cli import Run, dpo, set_options
 from tests.faults import workers
 from tests.faults.arms import stop_at
 from tests.faults.conftest import arguments
@@ -72,6 +73,28 @@ def test_an_edited_position_is_refused_always(
     assert f"  {says}" in refused.stderr.splitlines()
     assert "cannot go on with other pairs" in refused.stderr
     assert content(half.path, "lock") == before
+
+
+def test_compensation_begins_and_ends_at_a_resume(half: RunDirectory) -> None:
+    """What the plain steps lost is gone; from then on nothing is; at its end what it kept goes."""
+
+    def kept() -> bool:
+        return "compensation.safetensors" in Run(half).files()
+
+    refused = dpo("resume", half.path, "--set", "train.compensated=true", cwd=half.path)
+    assert refused.returncode == 2
+    assert "  train.compensated: false -> true" in refused.stderr.splitlines()
+    assert not kept()
+    half.write_profile(half.read_profile().replace("compensated = false", "compensated = true"))
+    change = "train.compensated: false -> true"
+    assert workers.work(half, partial(stop_at, 8), "--change", change) == 143
+    assert kept()
+    compensation = load_file(Run(half).generation / "compensation.safetensors")
+    assert any(tensor.any() for tensor in compensation.values())
+    half.write_profile(half.read_profile().replace("compensated = true", "compensated = false"))
+    assert workers.work(half) == 0
+    assert not kept()
+    assert half.is_completed
 
 
 def test_an_edit_that_makes_no_profile_is_refused(half: RunDirectory) -> None:

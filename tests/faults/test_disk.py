@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.run.events import EventReader, Failed, Resumed, Saved
+from dpo_cli.run.events import Alert, EventReader, Failed, Resumed, Saved
 from dpo_cli.run.store import RunDirectory, find_runs
 from tests.cli import DPO, run_in
 from tests.faults import workers
@@ -53,7 +53,10 @@ def test_a_full_disk_ends_with_75_and_the_run_goes_on_later(
     last, passed_over = then.newest_verified()
     assert last is not None
     assert passed_over == []
-    saved = [e for e in EventReader(then.events_path).read_new() if isinstance(e, Saved)]
+    events = list(EventReader(then.events_path).read_new())
+    saved = [e for e in events if isinstance(e, Saved)]
+    [alert] = [e for e in events if isinstance(e, Alert) and e.code == "disk-filling"]
+    assert events.index(alert) < events.index(saved[0])
     assert last.optimizer_step == saved[-1].optimizer_step > 0
     [resumed] = [e for e in EventReader(now.events_path).read_new() if isinstance(e, Resumed)]
     assert resumed.optimizer_step == last.optimizer_step

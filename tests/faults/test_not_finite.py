@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 from dpo_cli.data.sources import NO_PLACES
 from dpo_cli.run.events import Alert, Event, EventReader, Failed, StepDone, history
 from dpo_cli.run.generations import all_generations
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.store import NON_FINITE_DIRECTORY, RunDirectory
 from dpo_cli.training.evidence import has_evidence
-from dpo_cli.training.session import NON_FINITE_DIRECTORY
 from tests.cli import Run, dpo, set_options
 from tests.faults import arms, damage_arms, workers
 from tests.faults.conftest import STEPS, arguments

@@ -110,7 +110,7 @@ def until(
     """Wait until the events of a run (all of them, also the void) fulfil a condition."""
     reader = EventReader(run.events_path)
     events: list[Event] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds
     while not condition(events):
         assert time.monotonic() < deadline, events[-3:]
         time.sleep(0.005)
@@ -157,8 +157,9 @@ def assert_equal(resumed: RunDirectory, whole: RunDirectory) -> None:
     assert a.metric_rows == b.metric_rows
     assert a.evaluations == b.evaluations
     assert a.files() == b.files()
-    [file] = whole.path.glob("rlhf_*.pth")
-    assert (resumed.path / file.name).read_bytes() == file.read_bytes()
+    results = {path.name: path.read_bytes() for path in resumed.path.glob("rlhf_*.pth")}
+    assert results == {path.name: path.read_bytes() for path in whole.path.glob("rlhf_*.pth")}
+    assert results
 
 
 def assert_little_lost(run: RunDirectory, kills: int, steps: int, save_steps: int) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from dpo_cli.objective import logps
-from dpo_cli.objective.logps import gather_logps, head_logps
+from dpo_cli.objective.logps import (
+    entropies,
+    gather_logps,
+    head_logps,
+    head_logps_and_entropies,
+)
 
 
 def both(
@@ -66,3 +73,33 @@ def test_without_gradients_it_is_the_same_bits() -> None:
     hidden, weight, labels = torch.randn(30, 8), torch.randn(50, 8), torch.randint(50, (30,))
     with_gradients = head_logps(hidden.clone().requires_grad_(), weight, labels)
     assert torch.equal(with_gradients.detach(), head_logps(hidden, weight, labels))
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 200, 1 << 24])
+def test_entropies_are_those_of_the_softmax(
+    chunk_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logps, "_CHUNK_ELEMENTS", chunk_elements)
+    generator = torch.Generator().manual_seed(3)
+    hidden, weight = (
+        torch.randn(size, 8, generator=generator, dtype=torch.float64) for size in (30, 50)
+    )
+    labels = torch.randint(50, (30,), generator=generator)
+    logits = hidden @ weight.T / 2
+    logits_before = logits.clone()
+    p = logits.softmax(dim=-1)
+    expected = -(p * p.log()).sum(dim=-1)
+    fused, undecided = head_logps_and_entropies(hidden, weight, labels, logits_scaling=2.0)
+    assert torch.equal(fused, head_logps(hidden, weight, labels, logits_scaling=2.0))
+    assert torch.allclose(undecided, expected, rtol=0, atol=1e-12)
+    mask = (torch.arange(30) % 3 > 0).view(5, 6)
+    plain = entropies(logits.view(5, 6, 50), mask)
+    assert torch.allclose(plain, torch.where(mask, expected.view(5, 6), 0.0), rtol=0, atol=1e-12)
+    assert torch.equal(logits, logits_before)
+
+
+def test_entropies_of_what_is_sure_and_of_what_cannot_be() -> None:
+    sure = torch.tensor([[0.0, -torch.inf, -1e4], [3.0, 3.0, -torch.inf]], dtype=torch.bfloat16)
+    undecided = entropies(sure, torch.ones(2, dtype=torch.bool))
+    assert undecided.dtype == torch.float32
+    assert undecided.tolist() == pytest.approx([0.0, math.log(2)], abs=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from dpo_cli.profile.recipe import (
     BETA,
     REACH,
     Inputs,
+    braking_gap,
     copy_of,
     learning_recipe,
     path_value,
     reference_recipe,
+    together,
 )
 
 NOTHING = Inputs(None, None, None)
@@ -98,3 +101,17 @@ def test_paths_are_relative_to_the_profile(path: str, text: str) -> None:
 
 def test_far_paths_are_absolute() -> None:
     assert path_value(Path("/elsewhere/x"), Path("/a/b/c/p")) == "/elsewhere/x"
+
+
+def test_a_learning_rate_is_never_proposed_alone() -> None:
+    assert together(1e-8, 1e-6) == (
+        'together: dpo.reduction = "mean", dpo.beta = 5 and train.learning_rate = 1e-5, a reach of'
+        " 0.001 that brakes itself (as dpo init proposes); never the learning rate alone"
+    )
+
+
+def test_a_loss_pushes_half_as_hard_at_the_braking_gap() -> None:
+    """With sigmoid(-u), which is 1/2 at first; a sum counts each token."""
+    gap = braking_gap(5.0, "mean", 100.0)
+    assert 1 / (1 + math.exp(5.0 * gap)) == pytest.approx(1 / 4)
+    assert braking_gap(0.05, "sum", 100.0) == pytest.approx(gap)

@@ -59,6 +59,7 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "learning_rate": 3.3e-8,
         "schedule": "minimind3",
         "warmup_iters": 5,
+        "compensated": True,
         "grad_clip": 0.5,
         "on_non_finite": "skip",
         "seed": 42,
@@ -76,7 +77,13 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "save_interval": 8,
         "save_min_seconds": 0.0,
     },
-    "eval": {"path": "/held.jsonl", "interval": 9},
+    "eval": {
+        "path": "/held.jsonl",
+        "interval": 9,
+        "keep_best": True,
+        "samples": 3,
+        "patience": 4,
+    },
     "export": {"prefix": "dpo", "dtype": "float32"},
     "launch": {
         "nproc_per_node": "auto",

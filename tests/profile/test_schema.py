@@ -12,7 +12,7 @@ from dpo_cli.errors import UsageError
 from dpo_cli.profile.launching import Launch
 from dpo_cli.profile.losses import LOSSES
 from dpo_cli.profile.objective import Dpo
-from dpo_cli.profile.schema import KEYS, TABLES, Profile, Train, json_schema
+from dpo_cli.profile.schema import KEYS, TABLES, Eval, Profile, Train, json_schema
 from dpo_cli.profile.table import Effect, Kind
 
 SNAPSHOT = Path(__file__).parent / "schema.snapshot.json"
@@ -55,6 +55,7 @@ class TestKeys:
             "train.learning_rate": 1e-8,
             "train.schedule": "minimind2",
             "train.warmup_iters": 0,
+            "train.compensated": False,
             "train.grad_clip": 1.0,
             "train.on_non_finite": "stop",
             "train.seed": 1337,
@@ -71,6 +72,9 @@ class TestKeys:
             "train.save_min_seconds": 60.0,
             "eval.fraction": 0.0,
             "eval.interval": 0,
+            "eval.keep_best": False,
+            "eval.samples": 0,
+            "eval.patience": 0,
             "export.prefix": "rlhf",
             "export.dtype": "float16",
             "launch.nproc_per_node": 1,
@@ -125,6 +129,9 @@ class TestKeys:
             "launch.rdzv_backend",
             "launch.max_restarts",
             "launch.timeout_seconds",
+            "eval.keep_best",
+            "eval.samples",
+            "eval.patience",
         }
         assert by_effect[Effect.POSITION] == {
             "model.hidden_size",
@@ -155,6 +162,7 @@ class TestKeys:
             "train.learning_rate",
             "train.schedule",
             "train.warmup_iters",
+            "train.compensated",
             "train.grad_clip",
             "train.on_non_finite",
             "train.device",
@@ -298,6 +306,11 @@ class TestAgreement:
         with pytest.raises(ValidationError, match=re.escape('set train.layout = "reference"')):
             Train(aux_tokens="all")
         assert Train(aux_tokens="all", layout="reference").aux_tokens == "all"
+
+    def test_patience_needs_evaluations(self) -> None:
+        with pytest.raises(ValidationError, match=re.escape("set eval.interval")):
+            build("eval.patience", 3)
+        assert Eval(interval=5, patience=3).patience == 3
 
     def test_held_out_pairs_have_one_source(self) -> None:
         with pytest.raises(ValidationError, match=re.escape("leave out eval.path")):

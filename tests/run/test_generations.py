@@ -53,6 +53,27 @@ def test_the_two_newest_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000005"]
 
 
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2)):
+        commit(tmp_path, step, state(), best=best)
+    assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000005"]
+    commit(tmp_path, 6, state(), keep=1, best=2)
+    assert names(tmp_path) == ["step-00000002", "step-00000006"]
+    commit(tmp_path, 7, state(), keep=1, best=7)
+    assert names(tmp_path) == ["step-00000007"]
+    commit(tmp_path, 8, state(), keep=1, best=3)  # which is not there any more
+    assert names(tmp_path) == ["step-00000008"]
+
+
+def test_a_damaged_best_is_only_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        commit(tmp_path, step, state(), best=1)
+    (tmp_path / "step-00000001" / MANIFEST).unlink()
+    found, passed_over = newest_verified(tmp_path)
+    assert found == Generation(tmp_path / "step-00000004", 4)
+    assert passed_over == []
+
+
 def test_leftovers_of_dead_writers_go_at_the_next_commit(tmp_path: Path) -> None:
     (tmp_path / "tmp-dead").mkdir()
     (tmp_path / "tmp-dead" / "weights.safetensors").write_text("half")

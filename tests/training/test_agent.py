@@ -69,6 +69,12 @@ def rank_facts(run: RunDirectory, rank: int, attempt: int = 0) -> dict[str, Any]
     return facts
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+    return port
+
+
 def assert_gone(*pids: int, seconds: float = 2.0) -> None:
     deadline = time.monotonic() + seconds
     while any(_lives(pid) for pid in pids):
@@ -175,7 +181,30 @@ def test_without_the_launcher_neither_agent_nor_ranks_live_on(run: RunDirectory)
     launcher.kill()
     launcher.wait()
     assert_gone(*map(int, children), *(rank_facts(run, rank)["pid"] for rank in range(2)))
-    assert run.holder() is None
+    deadline = time.monotonic() + 10
+    while run.holder():  # the last of a process's threads lets go of the lock after it has ended
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+JOINER = """
+import sys
+from dpo_cli.run import launch
+from dpo_cli.run.torchrun import agent_argv
+launch.agent_argv = lambda run, arguments, command: agent_argv(run, arguments, sys.argv[2:])
+sys.exit(launch.join(sys.argv[1].split(), lambda event: None))
+"""
+
+
+def test_two_machines_train_one_run(run: RunDirectory) -> None:
+    keys: dict[str, Any] = {"nnodes": 2, "rdzv_endpoint": f"127.0.0.1:{free_port()}"}
+    second = " ".join(torchrun_arguments(Launch(**keys, node_rank=1), 1))
+    joiner = subprocess.Popen([sys.executable, "-c", JOINER, second, RANK, str(run.path), "wait"])
+    code = launch(run, "wait", 1, observe=when_ready(signal.SIGINT), **keys)
+    assert code is ExitCode.INTERRUPTED
+    assert joiner.wait(20) == ExitCode.DONE
+    assert {rank_facts(run, rank)["LOCAL_RANK"] for rank in (0, 1)} == {"0"}
+    assert {rank_facts(run, rank)["WORLD_SIZE"] for rank in (0, 1)} == {"2"}
 
 
 def test_arguments_that_torchrun_refuses_are_told_and_leave_no_run(run: RunDirectory) -> None:
@@ -186,8 +215,7 @@ def test_arguments_that_torchrun_refuses_are_told_and_leave_no_run(run: RunDirec
 
 
 def test_nobody_at_the_meeting_point_is_told(run: RunDirectory) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = taken.getsockname()[1]
+    free = free_port()
     keys = {"nnodes": 2, "node_rank": 1, "rdzv_endpoint": f"127.0.0.1:{free}"}
     with pytest.raises(DpoError, match=f"'127.0.0.1:{free}': no meeting there") as caught:
         launch(run, "wait", 1, "--rdzv-conf", "is_host=false,read_timeout=1", **keys)
@@ -195,8 +223,7 @@ def test_nobody_at_the_meeting_point_is_told(run: RunDirectory) -> None:
 
 
 def test_a_machine_that_does_not_come_is_told(run: RunDirectory) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = taken.getsockname()[1]
+    free = free_port()
     keys = {"nnodes": 2, "rdzv_endpoint": f"127.0.0.1:{free}"}
     with pytest.raises(DpoError, match="not all machines came") as caught:
         launch(run, "wait", 1, "--rdzv-conf", "is_host=true,join_timeout=2", **keys)

@@ -41,7 +41,9 @@ def commands(shared: Path, case: str) -> list[str]:
         "dense, dropout, accumulation": lambda: golden_run(
             shared, "seed", False, **{"model.dropout": 0.1, "train.accumulation_steps": 2}
         ),
-        "generation 3 experts, shuffled": lambda: golden_run(shared, "head", True),
+        "generation 3 experts, compensated": lambda: golden_run(
+            shared, "head", True, **{"train.compensated": True}
+        ),
         "real experts": lambda: real_run(shared),
     }[case]()
 
@@ -68,7 +70,7 @@ def interrupt_after(
 
 
 @pytest.mark.parametrize(
-    "case", ["dense, dropout, accumulation", "generation 3 experts, shuffled", "real experts"]
+    "case", ["dense, dropout, accumulation", "generation 3 experts, compensated", "real experts"]
 )
 def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -99,6 +101,7 @@ def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> N
     assert resumptions[1].optimizer_step >= 15
     assert resumed.metric_rows == uninterrupted.metric_rows
     assert resumed.files() == uninterrupted.files()
+    assert ("compensation.safetensors" in resumed.files()) == ("compensated" in case)
     evaluated = [
         [(e.step, e.metrics) for e in run.events if isinstance(e, Evaluated)]
         for run in (uninterrupted, resumed)

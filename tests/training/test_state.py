@@ -29,18 +29,21 @@ def take_steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: 
         optimizer.zero_grad(set_to_none=True)
 
 
-def test_a_restored_state_goes_on_as_the_saved_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compensated", [False, True])
+def test_a_restored_state_goes_on_as_the_saved_one(
+    checkpoint: Checkpoint, tmp_path: Path, compensated: bool
+) -> None:
     """Weights, both moments, step count and random numbers: the next steps are the same bits."""
     torch.manual_seed(3)
     model = build_model(checkpoint.architecture, checkpoint.state)
-    optimizer = make_optimizer(model.parameters())
+    optimizer = make_optimizer(model.parameters(), compensated=compensated)
     take_steps(model, optimizer, 3)
     save_state(tmp_path, model=model, optimizer=optimizer, scaler=no_scaler(), optimizer_step=3)
     take_steps(model, optimizer, 2)
 
     torch.manual_seed(99)
     other = build_model(checkpoint.architecture, load_weights(tmp_path))
-    other_optimizer = make_optimizer(other.parameters())
+    other_optimizer = make_optimizer(other.parameters(), compensated=compensated)
     done = restore_state(
         tmp_path,
         architecture=checkpoint.architecture,
@@ -51,18 +54,23 @@ def test_a_restored_state_goes_on_as_the_saved_one(checkpoint: Checkpoint, tmp_p
     assert done == 3
     take_steps(other, other_optimizer, 2)
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, other.get_parameter(name)), name
+        other_parameter = other.get_parameter(name)
+        assert torch.equal(parameter, other_parameter), name
+        kept, restored = optimizer.state[parameter], other_optimizer.state[other_parameter]
+        assert set(kept) == set(restored)
+        assert all(torch.equal(kept[key], restored[key]) for key in kept), name
 
 
 @pytest.mark.parametrize(
-    "file", ["exp_avg.safetensors", "exp_avg_sq.safetensors", "weights.safetensors"]
+    "file",
+    [f"{name}.safetensors" for name in ("exp_avg", "exp_avg_sq", "weights", "compensation")],
 )
 def test_every_part_of_the_state_matters(checkpoint: Checkpoint, tmp_path: Path, file: str) -> None:
     """Negative control: with one file of an earlier step, the next weights differ."""
     torch.manual_seed(3)
     early, late = tmp_path / "early", tmp_path / "late"
     model = build_model(checkpoint.architecture, checkpoint.state)
-    optimizer = make_optimizer(model.parameters())
+    optimizer = make_optimizer(model.parameters(), compensated=True)
     for directory in (early, late):
         directory.mkdir()
         take_steps(model, optimizer, 1)
@@ -74,7 +82,7 @@ def test_every_part_of_the_state_matters(checkpoint: Checkpoint, tmp_path: Path,
         if replaced:
             (late / file).write_bytes((early / file).read_bytes())
         other = build_model(checkpoint.architecture, load_weights(late))
-        other_optimizer = make_optimizer(other.parameters())
+        other_optimizer = make_optimizer(other.parameters(), compensated=True)
         restore_state(
             late,
             architecture=checkpoint.architecture,
@@ -90,12 +98,12 @@ def test_every_part_of_the_state_matters(checkpoint: Checkpoint, tmp_path: Path,
 def test_names_on_disk_are_the_hugging_face_layouts(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Stable where the names in memory are not: a later transformers finds its tensors."""
     model = build_model(checkpoint.architecture, checkpoint.state)
-    optimizer = make_optimizer(model.parameters())
+    optimizer = make_optimizer(model.parameters(), compensated=True)
     take_steps(model, optimizer, 1)
     save_state(tmp_path, model=model, optimizer=optimizer, scaler=no_scaler(), optimizer_step=1)
     from safetensors.torch import load_file
 
-    for name in ("weights", "exp_avg", "exp_avg_sq"):
+    for name in ("weights", "exp_avg", "exp_avg_sq", "compensation"):
         assert set(load_file(tmp_path / f"{name}.safetensors")) == set(checkpoint.state)
     kinds = {path.suffix for path in tmp_path.iterdir()}
     assert kinds == {".safetensors", ".json"}  # nothing pickled

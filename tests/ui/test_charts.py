@@ -144,3 +144,13 @@ def test_what_is_not_finite_is_left_out() -> None:
     series.add(3, math.inf)
     series.add(4, math.nan)
     assert len(series.points) == 2
+
+
+def test_letters_stand_at_the_ends_of_curves_and_never_on_each_other() -> None:
+    points = [(0.0, 0.0), (10.0, 1.0)]
+    curves = [Curve(points, "cyan", letter="A"), Curve(points, "red", letter="B")]
+    low = Curve([(0.0, 0.0), (10.0, 0.0)], "green", letter="C")
+    lines = [line.plain for line in draw([*curves, low], 40, 8, x_end=10)]
+    assert lines[0].endswith("BA")
+    assert lines[6].endswith("C")
+    assert sum(line.count(letter) for line in lines for letter in "ABC") == 3

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import re
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dpo_cli.run.events import (
     Event,
     Failed,
     Planned,
+    RankEnded,
     Resumed,
     Stopped,
     WorkerEnded,
@@ -51,6 +53,15 @@ SCENES: dict[str, list[Event]] = {
     ],
     "failed": [*story.preparation(), *story.training(0, 172), story.at(270, FAILED)],
     "finished": list(story.whole()),
+    "two-ranks": list(
+        story.on_ranks([*story.preparation(), *story.training(0, 170)], [2.41, 2.52])
+    ),
+    "ranks": list(
+        story.on_ranks(
+            [*story.preparation(), *story.training(0, 170)],
+            [1.21, 1.17, 1.24, 2.43, 1.19, 1.22, 1.2, 1.23],
+        )
+    ),
 }
 
 
@@ -232,6 +243,28 @@ def test_ends(ending: Event, state: str, what_next: str) -> None:
 def test_a_worker_that_died_is_an_error_with_its_signal() -> None:
     events = [*SCENES["middle"], WorkerEnded(exit_code=137, signal=9)]
     assert "error: the worker died of SIGKILL" in drawn(dashboard(events), 80, 24)
+
+
+def test_ranks_that_were_lost_are_the_error() -> None:
+    lost = [
+        RankEnded(rank=1, host=socket.gethostname(), pid=7, exit_code=137, signal=9),
+        RankEnded(rank=0, host="node1", pid=8, exit_code=1, message="rank 1 did not come"),
+    ]
+    events = [*SCENES["two-ranks"], *lost, WorkerEnded(exit_code=1)]
+    text = " ".join(drawn(dashboard(events), 130, 40).split())
+    assert "error: rank 1 died of SIGKILL (killed, often" in text
+    assert "rank 0 on node1 ended with exit code 1: rank 1 did not come" in text
+    again = WorkerStarted(pid=8, device="cpu", device_name="", dtype="float32", versions={})
+    assert "rank 1" not in drawn(dashboard([*events, again]), 130, 40)
+
+
+def test_of_very_many_ranks_the_slowest_are_shown() -> None:
+    seconds = [1.0 + 0.01 * rank for rank in range(16)]
+    events = story.on_ranks([*story.preparation(), *story.training(0, 40)], seconds)
+    text = drawn(dashboard(events), 80, 24)
+    assert "slowest of 16 ranks" in text
+    assert "15 ━" in text
+    assert " 7 ━" not in text
 
 
 def test_a_resumed_run_shows_its_past_while_it_prepares() -> None:

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
-from dpo_cli.findings import Diagnosis, Finding, Level, PairPreview, Span
-from dpo_cli.ui.findings import findings_table, pair_preview, verdict
+from dpo_cli.findings import Diagnosis, Finding, Level
+from dpo_cli.ui.findings import findings_table, verdict
 from dpo_cli.ui.progress import PhaseBar
 
 FINDINGS = (
@@ -68,58 +68,6 @@ def test_the_verdict_names_the_next_command(
 ) -> None:
     lines = verdict(Diagnosis(findings, None, {}), "train it", "check it")
     assert [line.plain for line in lines] == [words, command]
-
-
-# --- the preview -------------------------------------------------------------------------------
-
-PAIR = PairPreview(
-    line=7,
-    shared=(Span("<|user|>\nHow?\n", 5, False),),
-    chosen=(Span("So.\n", 2, True), Span("<|user|>\n", 2, False), Span("你好", 1, True)),
-    rejected=(Span("No.\n", 2, True),),
-)
-
-
-def test_without_colour_brackets_show_what_carries_loss() -> None:
-    lines = shown(pair_preview(PAIR, marks=True), 100).splitlines()
-    assert [line.rstrip("─ ") for line in lines] == [
-        "the pair of line 7: tokens that carry loss are in ⟦brackets⟧, ↵ is a newline",
-        "both sides begin with · 5 tokens, 0 with loss",
-        "  <|user|>↵",
-        "  How?↵",
-        "chosen · 5 tokens, 3 with loss",
-        "  ⟦So.↵⟧",
-        "  <|user|>↵",
-        "  ⟦你好⟧",
-        "rejected · 2 tokens, 2 with loss",
-        "  ⟦No.↵⟧",
-    ]
-
-
-def test_with_colour_it_is_green_and_nothing_else_is() -> None:
-    text = shown(pair_preview(PAIR, marks=False), colour=True)
-    assert "\x1b[32mSo.↵" in text
-    assert "\x1b[2m<|user|>↵" in text
-    assert "⟦" not in text
-
-
-def test_long_texts_lose_their_middle() -> None:
-    prompt = "".join(f"{number:04} " for number in range(200))
-    pair = PairPreview(1, (Span(prompt, 400, False),), (), ())
-    text = shown(pair_preview(pair, marks=False), 80).replace("\n  ", "")
-    assert "0000 0001" in text
-    assert "0199" in text
-    assert "[... 760 characters ...]" in text
-    assert "0100" not in text
-    barely = PairPreview(1, (Span("x" * 250, 400, False),), (), ())
-    assert "characters" not in shown(pair_preview(barely, marks=False))
-
-
-def test_control_characters_of_the_data_do_not_reach_the_terminal() -> None:
-    pair = PairPreview(1, (Span("a\x1b[31mb\x07\r\tc", 3, False),), (), ())
-    text = shown(pair_preview(pair, marks=False))
-    assert "\x1b" not in text
-    assert "a␛[31mb␇␍" in text
 
 
 # --- the bar -----------------------------------------------------------------------------------

@@ -242,6 +242,50 @@ def test_a_new_worker_has_a_clock_of_its_own() -> None:
     assert lines[-1].endswith("eta 1m 26s")  # 86 steps of a second
 
 
+def of_ranks(step: int, *seconds: float) -> StepDone:
+    return dataclasses.replace(
+        step_done(step), rank_seconds=seconds, rank_bytes=(1,) * len(seconds)
+    )
+
+
+def test_a_straggler_is_named_once_after_several_steps() -> None:
+    hosts = ("node0", "node0", "node1")
+    started = WorkerStarted(
+        pid=1, device="cpu", device_name="", dtype="float32", versions={}, hosts=hosts
+    )
+    steps = [of_ranks(step, 1.0, 1.1, 1.8) for step in range(1, 21)]
+    lines = shown(started, *steps, quiet=True)
+    assert lines == [
+        "warning: rank 2 on node1 is slow: 1.8 s a step, where 1.1 s is the median; all others "
+        "wait for it"
+    ]
+    assert shown(started, *steps[:4], quiet=True) == []
+    assert len(shown(started, *steps, started, *steps, quiet=True)) == 2
+    even = [of_ranks(step, 1.0, 1.1, 1.6) for step in range(1, 21)]
+    assert shown(started, *even, quiet=True) == []
+
+
+@pytest.mark.parametrize(("seconds", "is_slow"), [((1.0, 1.6), True), ((1.4, 1.0), False)])
+def test_one_of_two_ranks_can_be_the_slow_one(seconds: tuple[float, ...], is_slow: bool) -> None:
+    steps = [of_ranks(step, *seconds) for step in range(1, 9)]
+    assert len(shown(*steps, quiet=True)) == is_slow
+
+
+@pytest.mark.parametrize(
+    ("hosts", "line"),
+    [
+        (("a", "a"), "ranks     2, here"),
+        (("a", "a", "b"), "ranks     3, 2 machines: a, b"),
+    ],
+)
+def test_how_many_ranks_and_where(hosts: tuple[str, ...], line: str) -> None:
+    started = WorkerStarted(
+        pid=1, device="cpu", device_name="", dtype="float32", versions={}, hosts=hosts
+    )
+    assert shown(started) == [line]
+    assert shown(dataclasses.replace(started, hosts=("a",))) == []
+
+
 def test_quiet_shows_alerts_and_the_end_only() -> None:
     assert shown(
         Planned(plan=PLAN),

@@ -1,0 +1,52 @@
+"""The runs that `compare`, `plot` and `report` are asked about, read from their streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpo_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from dpo_cli.run.events import Event
+    from dpo_cli.run.store import RunDirectory
+    from dpo_cli.ui.comparison import Contender
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def named_runs(names: Sequence[str], runs_dir: Path | None) -> dict[str, RunDirectory]:
+    """The runs that a user names, each once, by letter in the order of their naming.
+
+    Raises:
+        UsageError: one is not there, or there are too many.
+    """
+    from dpo_cli.run.store import find_run, runs_root
+
+    root = runs_root(runs_dir)
+    runs = {run.path.resolve(): run for run in (find_run(root, name) for name in names)}
+    if len(runs) > len(_LETTERS):
+        raise UsageError(f"{len(runs)} runs are too many", f"name up to {len(_LETTERS)}")
+    return dict(zip(_LETTERS, runs.values(), strict=False))
+
+
+def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[Contender]:
+    """What the runs that a user names came to; see `named_runs`."""
+    from dpo_cli.run.events import history
+
+    return [
+        contender(letter, run, history(run.events_path))
+        for letter, run in named_runs(names, runs_dir).items()
+    ]
+
+
+def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> Contender:
+    """A run by the events of its stream."""
+    from dpo_cli.run.summary import summarize
+    from dpo_cli.ui.comparison import Contender
+    from dpo_cli.ui.view import RunView
+
+    view = RunView.of(events)
+    settings = view.plan.get("settings") if view.plan else None
+    return Contender(letter, summarize(run), view, settings or {})

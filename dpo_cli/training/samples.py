@@ -1,0 +1,107 @@
+"""What policy and reference answer to the prompts of a few held-out pairs: for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.run.events import Sample
+from dpo_cli.training.plan import Prepared
+
+MOST_TOKENS = 96
+"""Of an answer."""
+
+
+class Sampler:
+    """Asks policy and reference the same few prompts; what the reference says never changes.
+
+    Answers are greedy: no random number is drawn, and none of the run's is used up.
+
+    Args:
+        prepared: the run's inputs.
+        tokenizer: of the run.
+        load: gives the frozen reference, on the run's device; it is freed when it has answered.
+    """
+
+    def __init__(
+        self, prepared: Prepared, tokenizer: ChatTokenizer, load: Callable[[], ResponseScorer]
+    ) -> None:
+        self._compute, self._tokenizer, self._load = prepared.compute, tokenizer, load
+        pairs, count = prepared.held_out, min(prepared.profile.eval.samples, len(prepared.held_out))
+        # Spread evenly: files are often sorted.
+        self._places = pairs.places
+        self._pairs = [pairs[index * len(pairs) // count] for index in range(count)]
+        self._reference: list[str] = []
+
+    def sample(
+        self, policy: ResponseScorer, on_progress: Callable[[int, int], None]
+    ) -> list[Sample]:
+        """Every prompt with both answers, cut at `MOST_TOKENS`.
+
+        Args:
+            policy: left in evaluation mode.
+            on_progress: hears how many answers are there, and how many there will be.
+        """
+        total = len(self._pairs) * (1 if self._reference else 2)
+        told = 0
+
+        def tell() -> None:
+            nonlocal told
+            told += 1
+            on_progress(told, total)
+
+        if not self._reference:
+            self._reference = self._answers(self._load(), tell)
+        answers = self._answers(policy, tell)
+        return [
+            Sample(
+                place=self._places.name(pair.line),
+                prompt=self._tokenizer.decode(prompt_of(pair)),
+                policy=policy_says,
+                reference=reference_says,
+            )
+            for pair, policy_says, reference_says in zip(
+                self._pairs, answers, self._reference, strict=True
+            )
+        ]
+
+    def _answers(self, scorer: ResponseScorer, tell: Callable[[], None]) -> list[str]:
+        scorer.eval()
+        answers = []
+        for pair in self._pairs:
+            answers.append(self._answer(scorer, prompt_of(pair)))
+            tell()
+        return answers
+
+    @torch.no_grad()
+    def _answer(self, scorer: ResponseScorer, prompt: Tensor) -> str:
+        ids = prompt.unsqueeze(0).to(self._compute.device)
+        room = scorer.model.config.get_text_config().max_position_embeddings - len(prompt)
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max(1, min(MOST_TOKENS, room)),
+            eos_token_id=self._tokenizer.end_id,
+            pad_token_id=self._tokenizer.pad_id,
+            use_cache=True,
+        )
+        # A compiled block would be compiled anew for each length of what is cached.
+        with self._compute.autocast(), torch.compiler.set_stance("force_eager"):
+            said = scorer.model.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=config
+            )
+        assert isinstance(said, Tensor)
+        answer = said[0, len(prompt) :]
+        return self._tokenizer.decode(answer[answer != self._tokenizer.end_id].cpu())
+
+
+def prompt_of(pair: TokenizedPair) -> Tensor:
+    """(T,), the ids up to the last answer of the chosen side, its header included."""
+    ids, response = pair.chosen.ids, pair.chosen.response
+    first = response.clone()
+    first[1:] &= ~response[:-1]
+    return ids[: int(first.nonzero()[-1])]

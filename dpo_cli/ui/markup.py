@@ -1,0 +1,71 @@
+"""Pieces of HTML: whatever comes from outside is escaped here, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from typing import Any
+
+
+class Writer:
+    """Makes HTML out of texts.
+
+    Args:
+        hide: takes out of each text what the page is not to tell.
+    """
+
+    def __init__(self, hide: Callable[[str], str]) -> None:
+        self._hide = hide
+
+    def text(self, value: object) -> str:
+        """Any value as text: no character of it is markup."""
+        return escape(self._hide(str(value)))
+
+    def tag(self, name: str, value: object, css: str = "") -> str:
+        """An element with nothing but text in it."""
+        return f"<{name}{_class(css)}>{self.text(value)}</{name}>"
+
+    def table(
+        self, heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str, css: str = ""
+    ) -> str:
+        """A table that scrolls by itself where it is too wide; the first column names the row."""
+        head = "".join(f'<th scope="col">{self.text(each)}</th>' for each in heads)
+        body = "".join(self._row(row) for row in rows)
+        return (
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{self.text(caption)}">'
+            f"<table{_class(css)}><caption>{self.text(caption)}</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+    def facts(self, facts: Iterable[tuple[str, object]]) -> str:
+        """Names with their values."""
+        items = (f"<dt>{self.text(k)}</dt><dd>{self.text(v)}</dd>" for k, v in facts)
+        return f"<dl>{''.join(items)}</dl>"
+
+    def data(self, name: str, value: Any) -> str:
+        """Values for the page's script; numbers and short names, never markup."""
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        for mark in "<>&":
+            text = text.replace(mark, f"\\u{ord(mark):04x}")
+        return f'<script type="application/json" id="{name}">{text}</script>'
+
+    def _row(self, row: Sequence[object]) -> str:
+        first, *others = row
+        cells = "".join(f"<td>{self.text(each)}</td>" for each in others)
+        return f'<tr><th scope="row">{self.text(first)}</th>{cells}</tr>'
+
+
+def section(title: str, *parts: str, css: str = "") -> str:
+    """A part of the page with a heading; empty where nothing is in it."""
+    body = "".join(parts)
+    return f"<section{_class(css)}><h2>{escape(title)}</h2>{body}</section>" if body else ""
+
+
+def details(title: str, body: str) -> str:
+    """What is shown on demand, and on paper."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>" if body else ""
+
+
+def _class(css: str) -> str:
+    return f' class="{css}"' if css else ""

@@ -1,0 +1,138 @@
+"""`dpo compare` over runs written by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpo_cli import app
+from dpo_cli.run.events import Stopped
+from dpo_cli.run.store import RunDirectory
+from tests import story
+from tests.ui.test_dashboard import assert_snapshot
+
+Cli = Callable[..., tuple[int, str, str]]
+LOW_BETA = {"dpo": {"beta": 0.1, "reduction": "mean"}}
+FAST = {"train": {**story.SETTINGS["train"], "learning_rate": 1e-5}}
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("DPO_RUNS_DIR", "COLUMNS", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return Path("runs")
+
+
+@pytest.fixture
+def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = app.main(list(arguments))
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+def written(root: Path, name: str, *events: object) -> RunDirectory:
+    """A run with a name that is the same each time."""
+    run = story.write(root, name, *events)  # type: ignore[arg-type]
+    path = run.path.with_name(f"{name}-20260101-120000-ab12")
+    os.rename(run.path, path)
+    return RunDirectory(path)
+
+
+@pytest.fixture
+def three(root: Path) -> None:
+    written(root, "plain", *story.contender({}))
+    written(root, "faster", *story.contender(FAST, lead=0.05))
+    written(root, "失败的", *story.contender(FAST | LOW_BETA, lead=-0.4))
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 50)])
+def test_snapshots(dpo: Cli, three: None, width: int, height: int) -> None:
+    size = ("--width", str(width), "--height", str(height))
+    code, out, err = dpo("compare", "plain", "faster", "失败的", *size)
+    assert (code, err) == (0, "")
+    assert_snapshot(f"compare-{width}x{height}", out)
+
+
+def test_what_differs_and_who_has_which_value(dpo: Cli, three: None) -> None:
+    out = dpo("compare", "plain", "faster", "失败的", "--width", "120")[1]
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert "dpo.beta             A B 5.0  C 0.1" in lines
+    assert "train.learning_rate  A 1e-6  B C 1e-5" in lines
+    assert not any(line.startswith(("data.", "content of", "model.")) for line in lines)
+
+
+def test_as_json(dpo: Cli, three: None) -> None:
+    found = json.loads(dpo("compare", "plain", "faster", "--json")[1])
+    assert found["best"] == "faster-20260101-120000-ab12"
+    assert found["differences"] == {"train.learning_rate": [1e-6, 1e-5]}
+    first, second = found["runs"]
+    assert (first["letter"], first["state"], first["step"]) == ("A", "completed", 400)
+    assert first["held_out"]["pairs"] == 40
+    assert first["held_out"]["metrics"]["rewards/accuracies"] == pytest.approx(33 / 40)
+    low, high = first["held_out"]["accuracy_interval"]
+    assert 0.67 < low < 33 / 40 < high < 0.92
+    assert second["final"]["loss"] == pytest.approx(0.5026, abs=1e-4)
+    assert first["held_out"]["at_start"]["loss"] == pytest.approx(0.6931)
+
+
+def notes(dpo: Cli, *names: str) -> list[str]:
+    return list(json.loads(dpo("compare", *names, "--json")[1])["notes"])
+
+
+def test_a_small_sample_does_not_tell_runs_apart_and_a_large_one_does(dpo: Cli, root: Path) -> None:
+    written(root, "a", *story.contender({}))
+    written(root, "b", *story.contender(FAST, lead=0.1))
+    written(root, "c", *story.contender({}, pairs=4000))
+    written(root, "d", *story.contender(FAST, pairs=4000, lead=0.1))
+    [few] = notes(dpo, "a", "b")
+    assert few == (
+        "B has the highest held-out accuracy: 0.93 over 40 pairs; but so few pairs do not tell it "
+        "from A (95 %: ahead by -0.05 to +0.25)"
+    )
+    [many] = notes(dpo, "c", "d")
+    assert many.endswith("0.93 over 4,000 pairs, more than chance explains (95 %)")
+    different, few_again = notes(dpo, "a", "b", "c")
+    assert different == (
+        "held-out figures are of one kind only among those with the same pairs: A and B; C"
+    )
+    assert few_again == few
+
+
+def test_what_cannot_be_compared_is_said(dpo: Cli, root: Path) -> None:
+    written(root, "whole", *story.contender({}))
+    half = [event for event in story.contender(LOW_BETA) if event.time < story.STARTED + 300]
+    written(root, "half", *half, Stopped(reason="interrupted", step=196, optimizer_step=98))
+    written(root, "none", *story.preparation())
+    told = notes(dpo, "whole", "half", "none")
+    assert told[0].startswith("the runs have different objectives")
+    assert told[1] == "B and C are not completed"
+    assert told[2] == "C held no pairs out"
+    other_split = {"eval": {"fraction": 0.06}}
+    written(root, "other", *story.contender(other_split))
+    assert notes(dpo, "whole", "other")[-1].endswith("the same pairs: A; B")
+
+
+def test_runs_that_have_not_begun_are_shown_too(dpo: Cli, root: Path) -> None:
+    for name in "ab":
+        written(root, name)
+    code, out, err = dpo("compare", "a", "b")
+    assert (code, err) == (0, "")
+    assert "0/?" in out
+
+
+def test_one_run_and_a_missing_one_are_usage_errors(dpo: Cli, three: None) -> None:
+    assert dpo("compare", "plain") == (
+        2,
+        "",
+        "error: one run has nothing to be compared with\nhelp: name a second: dpo runs\n",
+    )
+    assert dpo("compare", "plain", "plain")[0] == 2
+    assert "there is no run 'fastr'" in dpo("compare", "plain", "fastr")[2]

@@ -1,0 +1,48 @@
+"""Groups of pairs: by the language of the chosen answer, and by which answer is longer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dpo_cli.data.chat import Tokenized, TokenizedPair
+from dpo_cli.data.groups import groups_of
+from tests.data.columns import in_columns
+
+TEXTS = {1: "A plain answer.", 2: "一个简单的回答。", 3: "просто", 4: "42 + 1"}
+
+
+def pair(line: int, text: int, chosen: int, rejected: int) -> TokenizedPair:
+    """Answers of so many tokens after a prompt of two; the chosen one is of tokens `text`."""
+
+    def side(token: int, count: int) -> Tokenized:
+        ids = torch.tensor([9, 9, *[token] * count])
+        return Tokenized(ids, torch.arange(len(ids)) >= 2)
+
+    return TokenizedPair(line, side(text, chosen), side(7, rejected))
+
+
+def decode(ids: Tensor) -> str:
+    assert 0 < len(ids) <= 500
+    return TEXTS[int(ids[0])]
+
+
+def test_languages_and_lengths_each_divide_the_pairs() -> None:
+    sizes = [(1, 10, 12), (2, 12, 10), (3, 10, 13), (4, 13, 10), (1, 600, 10)]
+    pairs = in_columns([pair(line, *its) for line, its in enumerate(sizes, start=1)])
+    groups = {name: members.tolist() for name, members in groups_of(pairs, decode).items()}
+    assert groups == {
+        "all": [True] * 5,
+        "language/Chinese": [False, True, False, False, False],
+        "language/Latin": [True, False, False, False, True],
+        "language/other": [False, False, True, True, False],
+        "length/chosen longer": [False, False, False, True, True],
+        "length/like length": [True, True, False, False, False],  # 12 is 1.2 times 10
+        "length/rejected longer": [False, False, True, False, False],
+    }
+
+
+def test_a_group_without_pairs_is_none() -> None:
+    pairs = in_columns([pair(1, 1, 10, 10)])
+    assert list(groups_of(pairs, decode)) == ["all", "language/Latin", "length/like length"]
+    assert groups_of(pairs[:0], decode) == {}

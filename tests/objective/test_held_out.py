@@ -1,0 +1,126 @@
+"""Figures of held-out pairs against a plain computation, and intervals against known ones."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpo_cli.intervals import wilson_interval
+from dpo_cli.objective.held_out import (
+    HELD_OUT_FIGURES,
+    means,
+    score_held_out_pairs,
+    summarize,
+)
+from dpo_cli.objective.logps import Reduction
+from dpo_cli.profile.objective import Dpo
+
+PAIRS, TIME = 7, 9
+
+
+def scores() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probs of policy and reference, entropies, and a mask with odd lengths."""
+    generator = torch.Generator().manual_seed(4)
+    policy, reference, entropies = (
+        torch.randn(2 * PAIRS, TIME, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
+    lengths = torch.randint(1, TIME + 1, (2 * PAIRS, 1), generator=generator)
+    return policy, reference, entropies.abs(), torch.arange(TIME) < lengths
+
+
+def slowly(pair: int, beta: float, reduction: Reduction) -> dict[str, float]:
+    """The same with lists and loops."""
+    policy, reference, entropies, mask = (its.tolist() for its in scores())
+
+    def tokens(table: list[list[float]], row: int) -> list[float]:
+        return [value for value, kept in zip(table[row], mask[row], strict=True) if kept]
+
+    def logp(table: list[list[float]], row: int) -> float:
+        return (sum if reduction == "sum" else statistics.mean)(tokens(table, row))  # type: ignore[operator]
+
+    sides = {"chosen": pair, "rejected": PAIRS + pair}
+    rewards = {
+        side: beta * (logp(policy, row) - logp(reference, row)) for side, row in sides.items()
+    }
+    margin = rewards["chosen"] - rewards["rejected"]
+    drift = {
+        side: [p - r for p, r in zip(tokens(policy, row), tokens(reference, row), strict=True)]
+        for side, row in sides.items()
+    }
+    squares = [statistics.mean(d * d / 2 for d in its) for its in drift.values()]
+    undecided = [statistics.mean(tokens(entropies, row)) for row in sides.values()]
+    return {
+        "loss": math.log1p(math.exp(-margin)),
+        "rewards/chosen": rewards["chosen"],
+        "rewards/rejected": rewards["rejected"],
+        "rewards/margins": margin,
+        "rewards/accuracies": float(margin > 0),
+        "logps/chosen": logp(policy, sides["chosen"]),
+        "logps/rejected": logp(policy, sides["rejected"]),
+        "gap": statistics.mean(drift["chosen"]) - statistics.mean(drift["rejected"]),
+        "kl": statistics.mean(squares),
+        "logps/accuracies": float(logp(policy, sides["chosen"]) > logp(policy, sides["rejected"])),
+        "ref_logps/accuracies": float(
+            logp(reference, sides["chosen"]) > logp(reference, sides["rejected"])
+        ),
+        "token_logps/chosen": statistics.mean(tokens(policy, sides["chosen"])),
+        "entropy": statistics.mean(undecided),
+    }
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_each_pair_is_what_a_plain_computation_says(reduction: Reduction) -> None:
+    policy, reference, entropies, mask = scores()
+    table = score_held_out_pairs(
+        policy, reference, entropies, mask, Dpo(beta=0.7, reduction=reduction)
+    )
+    assert table.shape == (PAIRS, len(HELD_OUT_FIGURES))
+    for pair, row in enumerate(table.tolist()):
+        expected = slowly(pair, 0.7, reduction)
+        assert list(expected) == list(HELD_OUT_FIGURES)
+        assert row == pytest.approx(list(expected.values()), abs=1e-12)
+
+
+def test_groups_that_divide_the_pairs_add_up_to_them() -> None:
+    table = score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))
+    parts = [summarize(table[:2]), summarize(table[2:3]), summarize(table[3:])]
+    whole = summarize(table)
+    assert sum(part["pairs"] for part in parts) == whole["pairs"] == PAIRS
+    for name, mean in means(table).items():
+        assert whole[name] == mean
+        total = sum(part["pairs"] * part[name] for part in parts)
+        assert total / PAIRS == pytest.approx(mean, abs=1e-12)
+
+
+def test_the_interval_of_a_mean_is_the_normal_one() -> None:
+    table = score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))
+    summary = summarize(table)
+    gaps = table[:, HELD_OUT_FIGURES.index("gap")].tolist()
+    reach = 1.96 * statistics.stdev(gaps) / math.sqrt(PAIRS)
+    assert summary["gap/low"] == pytest.approx(summary["gap"] - reach, rel=1e-3)
+    assert summary["gap/high"] == pytest.approx(summary["gap"] + reach, rel=1e-3)
+
+
+def test_one_pair_has_no_interval_but_for_its_shares() -> None:
+    summary = summarize(score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))[:1])
+    intervals = {name.removesuffix("/low") for name in summary if name.endswith("/low")}
+    assert intervals == {"rewards/accuracies", "logps/accuracies", "ref_logps/accuracies"}
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "expected"),
+    [
+        # Newcombe 1998, table I, method 3
+        (81 / 263, 263, (0.2553, 0.3662)),
+        (15 / 148, 148, (0.0624, 0.1605)),
+        (0.0, 20, (0.0, 0.1611)),
+        (1 / 29, 29, (0.0061, 0.1718)),
+        (1.0, 20, (0.8389, 1.0)),
+    ],
+)
+def test_wilsons_interval(share: float, count: int, expected: tuple[float, float]) -> None:
+    assert wilson_interval(share, count) == pytest.approx(expected, abs=5e-5)

@@ -1,0 +1,117 @@
+"""Pairs with their loss in colour, and how long they are, as text of a given width."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console, RenderableType
+
+from dpo_cli.findings import Histogram, PairPreview, Span
+from dpo_cli.ui.pairs import lengths_table, pair_page, pair_preview, row_page
+
+
+def shown(renderable: RenderableType, width: int = 60, *, colour: bool = False) -> str:
+    console = Console(
+        width=width,
+        file=io.StringIO(),
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    with console.capture() as capture:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+# --- one pair ----------------------------------------------------------------------------------
+
+PAIR = PairPreview(
+    place="line 7",
+    shared=(Span("<|user|>\nHow?\n", 5, False),),
+    chosen=(Span("So.\n", 2, True), Span("<|user|>\n", 2, False), Span("你好", 1, True)),
+    rejected=(Span("No.\n", 2, True),),
+)
+
+
+def test_without_colour_brackets_show_what_carries_loss() -> None:
+    lines = shown(pair_preview(PAIR, marks=True), 100).splitlines()
+    assert [line.rstrip("─ ") for line in lines] == [
+        "the pair of line 7: tokens that carry loss are in ⟦brackets⟧, ↵ is a newline",
+        "both sides begin with · 5 tokens, 0 with loss",
+        "  <|user|>↵",
+        "  How?↵",
+        "chosen · 5 tokens, 3 with loss",
+        "  ⟦So.↵⟧",
+        "  <|user|>↵",
+        "  ⟦你好⟧",
+        "rejected · 2 tokens, 2 with loss",
+        "  ⟦No.↵⟧",
+    ]
+
+
+def test_with_colour_it_is_green_and_nothing_else_is() -> None:
+    text = shown(pair_preview(PAIR, marks=False), colour=True)
+    assert "\x1b[32mSo.↵" in text
+    assert "\x1b[2m<|user|>↵" in text
+    assert "⟦" not in text
+
+
+def test_long_texts_lose_their_middle() -> None:
+    prompt = "".join(f"{number:04} " for number in range(200))
+    pair = PairPreview("line 1", (Span(prompt, 400, False),), (), ())
+    text = shown(pair_preview(pair, marks=False), 80).replace("\n  ", "")
+    assert "0000 0001" in text
+    assert "0199" in text
+    assert "[... 760 characters ...]" in text
+    assert "0100" not in text
+    barely = PairPreview("line 1", (Span("x" * 250, 400, False),), (), ())
+    assert "characters" not in shown(pair_preview(barely, marks=False))
+
+
+def test_control_characters_of_the_data_do_not_reach_the_terminal() -> None:
+    pair = PairPreview("line 1", (Span("a\x1b[31mb\x07\r\tc", 3, False),), (), ())
+    text = shown(pair_preview(pair, marks=False))
+    assert "\x1b" not in text
+    assert "a␛[31mb␇␍" in text
+
+
+def test_a_page_has_the_whole_pair_and_what_it_has_about_it() -> None:
+    pair = PairPreview("line 7", (Span("x" * 2000, 5, False),), (Span("So.", 2, True),), ())
+    lines = shown(pair_page(pair, ["truncated", "repeated (line 3)"], marks=True)).splitlines()
+    assert lines[0] == "line 7 · truncated, repeated (line 3)"
+    assert sum(line.count("x") for line in lines) == 2000
+    assert shown(pair_page(pair, [], marks=True)).splitlines()[0] == "line 7"
+
+
+def test_a_row_that_is_set_aside_without_what_moves_a_cursor() -> None:
+    text = shown(row_page("line 3", "malformed", "not JSON", '{"a":"\x1b[2J' + "y" * 900))
+    assert text.splitlines()[0] == "line 3 · malformed: not JSON"
+    assert '  {"a":"␛[2Jyy' in text
+    assert "characters ...]" in text
+    assert text.count("y") < 500
+
+
+# --- lengths -----------------------------------------------------------------------------------
+
+
+def histogram(name: str, *counts: int) -> Histogram:
+    return Histogram(name, counts, 1024, 40, 500, 3054)
+
+
+def test_bars_of_lengths() -> None:
+    counts = (64, 32, 8, 1, 0, 0, 0, 0)
+    table = lengths_table([histogram("prompt", *counts, 4), histogram("chosen", *counts, 0)])
+    assert [line.rstrip("─ ") for line in shown(table, 60).splitlines()] == [
+        "lengths of 109 pairs",
+        "  tokens  0 to 1,024, then beyond  median  90%  longest",
+        "  prompt  █▄▁▁    │▁                   40  500    3,054",
+        "  chosen  █▄▁▁    │                    40  500    3,054",
+    ]
+
+
+def test_without_any_beyond_the_limit_there_is_no_line_for_them() -> None:
+    table = lengths_table([histogram("prompt", 1, 2, 0)])
+    assert "│" not in shown(table)
+    assert "▄█" in shown(table)

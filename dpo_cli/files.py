@@ -115,10 +115,10 @@ def pair_files(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    return sorted(
-        file
-        for file in path.iterdir()
-        if file.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(PAIR_SUFFIXES)
-        and not file.name.startswith(".")
-        and file.is_file()
-    )
+    return sorted(file for file in path.iterdir() if is_pair_file(file))
+
+
+def is_pair_file(path: Path) -> bool:
+    """Whether a file of pairs has such a name."""
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    return name.endswith(PAIR_SUFFIXES) and not name.startswith(".") and path.is_file()

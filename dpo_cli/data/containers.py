@@ -71,12 +71,13 @@ def kind_of(path: Path) -> Kind:
     return "json" if _BEGINS_AN_ARRAY.match(head) else "jsonl"
 
 
-def count_numbers(path: Path, kind: Kind, on_progress: Callable[[int], None]) -> int:
+def count_numbers(path: Path, kind: Kind, before: int, on_progress: Callable[[int], None]) -> int:
     """The number of the last row: lines of JSONL, blank ones too; rows of anything else.
 
     Args:
         path, kind: of the file.
-        on_progress: called with the number of rows counted so far.
+        before: rows counted in other files.
+        on_progress: called with the number of rows counted so far, `before` included.
 
     Raises:
         DpoError: see `read_rows`.
@@ -89,7 +90,7 @@ def count_numbers(path: Path, kind: Kind, on_progress: Callable[[int], None]) ->
         number = 0
         for number, _ in _numbered(path, kind, file):
             if number % _PROGRESS_ROWS == 0:
-                on_progress(number)
+                on_progress(before + number)
         return number
 
 

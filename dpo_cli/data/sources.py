@@ -25,12 +25,13 @@ from dpo_cli.data.containers import (
     kind_of,
     read_rows,
 )
-from dpo_cli.data.formats import Row, detect, renamed, unknown_columns
+from dpo_cli.data.formats import FORMATS, Row, detect, renamed, unknown_columns
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
 
 _LOOKED_AT_ROWS = 100
 _NAMED = 5
+_KINDS = {"jsonl": "JSONL", "json": "a JSON array", "csv": "CSV", "parquet": "Parquet"}
 _STATED = re.compile(r"(?:(.+):)?([1-9][0-9]{0,8})", re.DOTALL)  # numbers are kept as int32
 
 
@@ -70,6 +71,17 @@ class Places:
     def numbers(self) -> int:
         """How many there are."""
         return sum(part.rows for part in self.parts)
+
+    @property
+    def description(self) -> str:
+        """Which format was found in how many files, and what those are."""
+        counts = Counter(
+            f"{FORMATS[part.format].title}, {_KINDS[part.kind]}"
+            for part in self.parts
+            if part.format
+        )
+        found = (what + f" ({n} files)" * (n > 1) for what, n in counts.items())
+        return "; ".join(found)
 
     def named(self, names: Sequence[str]) -> Places:
         """The same with other names for the files."""
@@ -243,8 +255,7 @@ class Source:
         for name, (source, path) in zip(self.names, self.files, strict=True):
             kind = kind_of(path)
             format = self._format_of(path, kind)
-            before = first - 1
-            rows = count_numbers(path, kind, lambda rows, before=before: on_progress(before + rows))
+            rows = count_numbers(path, kind, first - 1, on_progress)
             parts.append(Part(name, kind, format, source, first, rows))
             first += rows
         if not any(part.format for part in parts):

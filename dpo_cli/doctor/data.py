@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer
-from dpo_cli.data.formats import FORMATS
 from dpo_cli.data.pairs import refuse_if_mostly_malformed
-from dpo_cli.data.sources import Places, Source
+from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.doctor.pairs import check_lengths, check_texts, measure_lengths
@@ -25,7 +24,6 @@ from dpo_cli.training.inputs import OnProgress, encode
 
 OTHER_LENGTHS = (1536, 2048)
 _NAMED = 5
-_KINDS = {"jsonl": "JSONL", "json": "a JSON array", "csv": "CSV", "parquet": "Parquet"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def check_data(
     lengths = [limit, *(length for length in OTHER_LENGTHS if length > limit)]
     by_length = {length: whole.cut(length) for length in lengths}
     rows = by_length[limit]
-    notes.ok("format", subject, describe(whole.places))
+    notes.ok("format", subject, whole.places.description)
     _note_malformed(notes, subject, source, rows)
     _note_kept(notes, subject, whole, by_length)
     if not rows.kept:
@@ -138,18 +136,6 @@ def check_masks(notes: Notes, rows: Rows) -> None:
 def subject_of(source: Source) -> str:
     """Its paths, as findings name them."""
     return ", ".join(map(show_path, source.paths))
-
-
-def describe(places: Places) -> str:
-    """Which format was found in how many files, and what those are."""
-    counts = Counter(
-        (FORMATS[part.format].title, _KINDS[part.kind]) for part in places.parts if part.format
-    )
-    found = [
-        f"format {title}, {kind}" + (f" ({count} files)" if count > 1 else "")
-        for (title, kind), count in counts.items()
-    ]
-    return "; ".join(found)
 
 
 def _note_malformed(notes: Notes, subject: str, source: Source, rows: Rows) -> None:

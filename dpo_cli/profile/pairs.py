@@ -27,7 +27,7 @@ class Data(Table):
     not), a folder of such files, which are read by name, or several of these in brackets."""
 
     path_weights: Annotated[
-        list[Annotated[float, Field(ge=0)]] | None, Field(examples=[[1.0]]), POSITION
+        list[Annotated[float, Field(ge=0, le=100)]] | None, Field(examples=[[1.0]]), POSITION
     ] = None
     """How often the pairs of each of data_path count in an epoch. 2 takes every pair twice; 0.5
     takes half of them, drawn once by train.seed, the same ones in every epoch. What eval.fraction

@@ -6,6 +6,7 @@ start where the content of an input is another one.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -259,7 +260,7 @@ def assemble(
         "weights": checkpoint.fingerprint,
         "reference": reference.fingerprint,
         "tokenizer": tokenizer.fingerprint(),
-        "data": rows.content,
+        "data": _content(profile, rows),
     }
     pairs, evaluated = rows.kept, held_out.kept if held_out else rows.kept[:0]
     if held_out:
@@ -319,6 +320,14 @@ def assemble(
         fingerprints=fingerprints,
         devices=devices,
     )
+
+
+def _content(profile: Profile, rows: Rows) -> str:
+    """Hex SHA-256 of the data; with weights, also of which file has which."""
+    if profile.data.path_weights is None:
+        return rows.content
+    sources = [part.source for part in rows.places.parts]
+    return hashlib.sha256(f"{rows.content} {sources}".encode()).hexdigest()
 
 
 def _by_path(pairs: TokenizedPairs, paths: int) -> list[list[int]]:

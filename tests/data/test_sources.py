@@ -244,3 +244,56 @@ def test_an_extra_that_is_not_installed(
     with pytest.raises(DpoError) as caught:
         read(put(tmp_path / "pairs", content))
     assert caught.value.remedy == f"pip install 'dpo-cli[{extra}]', or '.[{extra}]' in a clone"
+
+
+def test_a_file_that_is_named_twice(tmp_path: Path) -> None:
+    """What is held out of one copy would be trained on in the other."""
+    path = put(tmp_path / "folder/pairs.jsonl", jsonl(ROWS))
+    (tmp_path / "link.jsonl").symlink_to(path)
+    for paths in ((path, path), (tmp_path / "folder", path), (tmp_path / "link.jsonl", path)):
+        with pytest.raises(DpoError, match="is named twice") as caught:
+            read_pairs(Source(paths)).__next__()
+        assert "data.path_weights" in caught.value.remedy
+
+
+def test_one_object_is_no_list_of_rows(tmp_path: Path) -> None:
+    path = put(tmp_path / "pairs.json", json.dumps({"data": ROWS}, indent=1).encode())
+    with pytest.raises(DpoError, match="one JSON object, where a list of rows was expected"):
+        read(path)
+    with pytest.raises(DpoError, match="no known format: 'data'"):
+        read(put(path, json.dumps({"data": ROWS}).encode()))
+
+
+def test_a_table_without_the_column_that_is_meant(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [{"question": "p", "best": "c"}]
+    columns = {"prompt": "question", "chosen": "best", "rejected": "worst"}
+    source = Source((put(tmp_path / "pairs.parquet", parquet(rows)),), columns=columns)
+    with pytest.raises(DpoError, match="no column 'worst', which"):
+        list(read_pairs(source))
+
+
+def test_a_row_of_a_table_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [*ROWS[:3], {**ROWS[3], "chosen": "x" * 5000}, *ROWS[4:]]
+    path = put(tmp_path / "pairs.parquet", parquet(rows))
+    monkeypatch.setattr(containers, "MAX_ROW_BYTES", 2000)
+    found = read(path)
+    assert [row.line for row in found if isinstance(row, SetAside)] == [4]
+    assert len(found) == 20
+
+
+def test_counting_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "_PROGRESS_ROWS", 8)
+    for name, content in (("a.jsonl", jsonl(ROWS)), ("b.csv", csv_file(ROWS))):
+        put(tmp_path / f"shards/{name}", content)
+    heard: list[int] = []
+    assert Source((tmp_path / "shards",)).look(heard.append).numbers == 40
+    assert heard == [8, 16, 28, 36]
+
+
+def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
+    content = jsonl(ROWS[:4]) + b"\xff" * 10
+    path = put(tmp_path / "pairs.jsonl", content)
+    found = containers.read_rows(path, "jsonl", range(2, 4))
+    assert [number for number, _ in found] == [2, 3]

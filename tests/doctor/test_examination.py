@@ -484,7 +484,7 @@ def test_the_first_loss_of_other_losses(
 
 def test_the_format_is_named(examined: Examine, bench: Path) -> None:
     assert of(examined(), "format").message == (
-        "format MiniMind (TRL's conversational, implicit prompt), JSONL"
+        "MiniMind (TRL's conversational, implicit prompt), JSONL"
     )
     folder = bench / "shards"
     folder.mkdir()
@@ -494,7 +494,7 @@ def test_the_format_is_named(examined: Examine, bench: Path) -> None:
     settings = ("data.data_path=shards", 'data.columns={ prompt = "question" }')
     found = of(examined(*settings), "format")
     assert (found.level, found.subject) == (OK, "shards")
-    assert found.message == "format plain (TRL's standard, explicit prompt), CSV (2 files)"
+    assert found.message == "plain (TRL's standard, explicit prompt), CSV (2 files)"
     unusable = of(examined("data.data_path=shards"), "data-unusable")
     assert "the columns are those of no known format: 'question', 'chosen'" in unusable.message
     assert 'prompt = "question"' in unusable.remedy

@@ -230,6 +230,7 @@ class TestStrictness:
             ("model.dropout", -0.1, 0.0),
             ("data.path_weights", [1.0, 1.0], [0.5]),
             ("data.path_weights", [-1.0], [0.0]),
+            ("data.path_weights", [100.5], [100.0]),
             ("data.format", "hh", "plain"),
             ("data.columns", {"question": "prompt"}, {"prompt": "question"}),
             ("data.max_seq_len", 1, 2),

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -23,7 +23,6 @@ MAX_ROW_BYTES = 1 << 25
 _CHUNK_CHARACTERS = 1 << 18
 _CUT_CHARACTERS = 16  # \ud83d\ude00 and its like may be cut by the end of a chunk
 _PARQUET_ROWS = 64
-_PROGRESS_ROWS = 5000
 _HEAD_BYTES = 4096
 _SHOWN_BYTES = 1000
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -63,6 +62,10 @@ def kind_of(path: Path) -> Kind:
         return "csv"
     with opened(path) as file:
         head = file.read(_HEAD_BYTES)
+    if head.startswith(_PARQUET):
+        raise DpoError(
+            f"{path}: a Parquet file in an archive", "decompress it: its columns are compressed"
+        )
     if ".json" in suffixes and _BEGINS_AN_OBJECT.match(head):
         raise DpoError(
             f"{path}: one JSON object, where a list of rows was expected",
@@ -71,27 +74,19 @@ def kind_of(path: Path) -> Kind:
     return "json" if _BEGINS_AN_ARRAY.match(head) else "jsonl"
 
 
-def count_numbers(path: Path, kind: Kind, before: int, on_progress: Callable[[int], None]) -> int:
-    """The number of the last row: lines of JSONL, blank ones too; rows of anything else.
-
-    Args:
-        path, kind: of the file.
-        before: rows counted in other files.
-        on_progress: called with the number of rows counted so far, `before` included.
+def count_numbers(path: Path, kind: Kind) -> Iterator[int]:
+    """Counts up to the number of the last row: lines of JSONL, blank ones too; rows of all else.
 
     Raises:
         DpoError: see `read_rows`.
     """
     if kind == "parquet":
         with reading(path), opened_parquet(path) as file:
-            count: int = file.metadata.num_rows
-            return count
+            yield file.metadata.num_rows
+        return
     with opened(path) as file:
-        number = 0
         for number, _ in _numbered(path, kind, file):
-            if number % _PROGRESS_ROWS == 0:
-                on_progress(before + number)
-        return number
+            yield number
 
 
 def read_rows(path: Path, kind: Kind, wanted: range | None = None) -> Numbered:
@@ -294,7 +289,7 @@ def _records(path: Path, file: BinaryIO) -> Numbered:
     try:
         for cells in records:
             if header is None:
-                header = cells or None
+                header = _header(path, cells) or None
             elif cells:
                 number += 1
                 yield number, _columns(header, cells)
@@ -303,6 +298,15 @@ def _records(path: Path, file: BinaryIO) -> Numbered:
             f"{path}: not CSV behind row {number}: {error}",
             'put texts with quotes, commas or newlines in quotes, and write a quote as ""',
         ) from error
+
+
+def _header(path: Path, cells: list[str]) -> list[str]:
+    """The names of the columns."""
+    if twice := [name for name in cells if name and cells.count(name) > 1]:
+        raise DpoError(
+            f"{path}: two columns are called {twice[0]!r}", "give each a name of its own"
+        )
+    return cells
 
 
 def _columns(header: list[str], cells: list[str]) -> dict[str, Any] | MalformedError:

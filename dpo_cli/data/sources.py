@@ -31,6 +31,7 @@ from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
 
 _LOOKED_AT_ROWS = 100
 _NAMED = 5
+_PROGRESS_ROWS = 5000
 _KINDS = {"jsonl": "JSONL", "json": "a JSON array", "csv": "CSV", "parquet": "Parquet"}
 _STATED = re.compile(r"(?:(.+):)?([1-9][0-9]{0,8})", re.DOTALL)  # numbers are kept as int32
 
@@ -255,7 +256,10 @@ class Source:
         for name, (source, path) in zip(self.names, self.files, strict=True):
             kind = kind_of(path)
             format = self._format_of(path, kind)
-            rows = count_numbers(path, kind, first - 1, on_progress)
+            rows = 0
+            for rows in count_numbers(path, kind):
+                if rows % _PROGRESS_ROWS == 0:
+                    on_progress(first - 1 + rows)
             parts.append(Part(name, kind, format, source, first, rows))
             first += rows
         if not any(part.format for part in parts):

@@ -179,9 +179,9 @@ def test_rows_of_other_files_that_are_set_aside(data: Cli, shards: Path) -> None
     assert "row 2 of a.csv · malformed: 2 cells, where the header has 3\n  only,two\n" in out
     assert "line 3 of b.jsonl.gz · malformed: not JSON: Expecting property name" in out
     assert "\n  {broken\n" in out
-    parquet = pytest.importorskip("pyarrow.parquet")
-    table = parquet.pa.table({"prompt": ["a", "b"], "chosen": ["c", None], "rejected": ["d", "e"]})
-    parquet.write_table(table, shards / "pairs.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"prompt": ["a", "b"], "chosen": ["c", None], "rejected": ["d", "e"]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, shards / "pairs.parquet")
     out = data("--set", "data.data_path=pairs.parquet", "--rejected")[1]
     assert "row 2 · malformed: 'chosen' must be a text, not null" in out
     assert '{"prompt": "b", "chosen": null, "rejected": "e"}' in out

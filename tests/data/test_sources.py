@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.data import containers
+from dpo_cli.data import containers, sources
 from dpo_cli.data.containers import MAX_ROW_BYTES
 from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
 from dpo_cli.data.sources import Source
@@ -284,7 +284,7 @@ def test_a_row_of_a_table_that_is_too_long(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_counting_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "_PROGRESS_ROWS", 8)
+    monkeypatch.setattr(sources, "_PROGRESS_ROWS", 8)
     for name, content in (("a.jsonl", jsonl(ROWS)), ("b.csv", csv_file(ROWS))):
         put(tmp_path / f"shards/{name}", content)
     heard: list[int] = []
@@ -297,3 +297,29 @@ def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
     path = put(tmp_path / "pairs.jsonl", content)
     found = containers.read_rows(path, "jsonl", range(2, 4))
     assert [number for number, _ in found] == [2, 3]
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    path = put(tmp_path / "pairs.csv", b"prompt,chosen,chosen,,\na,b,c,,\n")
+    with pytest.raises(DpoError, match="two columns are called 'chosen'"):
+        read(path)
+    put(path, b"prompt,chosen,rejected,,\na,b,c,,\n")
+    assert isinstance(read(path)[0], PreferencePair)
+
+
+def test_a_table_in_an_archive(tmp_path: Path) -> None:
+    with pytest.raises(DpoError, match="a Parquet file in an archive"):
+        read(put(tmp_path / "pairs.parquet.gz", gzip.compress(b"PAR1....PAR1")))
+
+
+def test_what_goes_wrong_while_progress_is_told_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_PROGRESS_ROWS", 8)
+    source = Source((put(tmp_path / "pairs.jsonl", jsonl(ROWS)),))
+
+    def tell(rows: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        source.look(tell)

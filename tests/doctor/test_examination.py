@@ -495,6 +495,35 @@ def test_the_format_is_named(examined: Examine, bench: Path) -> None:
     found = of(examined(*settings), "format")
     assert (found.level, found.subject) == (OK, "shards")
     assert found.message == "plain (TRL's standard, explicit prompt), CSV (2 files)"
+    repeated = of(examined(*settings), "pairs-repeated").message
+    first = ": row 1 of a.csv and row 1 of b.csv, row 2 of a.csv and row 2 of b.csv, "
+    assert first in repeated
+    assert repeated.endswith(", ...")
     unusable = of(examined("data.data_path=shards"), "data-unusable")
     assert "the columns are those of no known format: 'question', 'chosen'" in unusable.message
     assert 'prompt = "question"' in unusable.remedy
+
+
+def test_several_sources_and_held_out_pairs_in_other_formats(
+    examined: Examine, bench: Path
+) -> None:
+    rows = "".join(f"What is {s}?,{s} is fine.,No idea what {s} is.\n" for s in SUBJECTS)
+    (bench / "more.csv").write_text("prompt,chosen,rejected\n" + rows)
+    (bench / "held.json").write_text(f"[{','.join(ROWS[:2])}]")
+    diagnosis = examined(
+        'data.data_path=["pairs.jsonl", "more.csv"]',
+        "data.path_weights=[2, 0.5]",
+        "eval.fraction=0",
+        "eval.path=held.json",
+        pair="more.csv:2",
+    )
+    assert not codes(diagnosis, ERROR)
+    found = {f.subject: f.message for f in diagnosis.findings if f.code == "format"}
+    assert list(found) == ["pairs.jsonl, more.csv", "held.json"]
+    assert found["pairs.jsonl, more.csv"].count(";") == 1
+    assert found["held.json"] == "MiniMind (TRL's conversational, implicit prompt), a JSON array"
+    preview = diagnosis.preview
+    assert preview is not None
+    assert preview.place == "row 2 of more.csv"
+    assert diagnosis.facts["plan"]["pairs"]["kept"] == 2 * len(ROWS) + len(SUBJECTS) // 2
+    assert "2 of 2 held-out pairs (100%)" in of(diagnosis, "held-out-known").message

@@ -10,7 +10,17 @@ import pytest
 
 from tests.cli import Run, dpo
 from tests.data.written import conversational, csv_file, json_array, sharegpt
+from tests.faults import workers
 from tests.small_runs import small_run
+from tests.training import ranks
+
+
+@pytest.fixture(scope="module")
+def held_out(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("held-out") / "pairs.csv"
+    lines = (shared / "golden/data/tok24.jsonl").read_text().splitlines()
+    path.write_bytes(csv_file([json.loads(line) for line in lines]))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +35,22 @@ def shards(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_same_losses_bit_for_bit(shared: Path, shards: Path, tmp_path: Path) -> None:
-    losses = []
-    for name, path in (("own", shared / "golden/data/train27.jsonl"), ("other", shards)):
-        (tmp_path / name).mkdir()
-        result = dpo(*small_run(shared, **{"data.data_path": path}), cwd=tmp_path / name)
-        assert result.returncode == 0, result.stderr
-        losses.append(Run.only(tmp_path / name).losses)
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 7
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_same_losses_bit_for_bit(
+    shared: Path, shards: Path, held_out: Path, tmp_path: Path, size: int
+) -> None:
+    """Also where two ranks share out the reading."""
+    runs = []
+    own = shared / "golden/data/train27.jsonl", shared / "golden/data/tok24.jsonl"
+    for name, (path, other) in {"own": own, "other": (shards, held_out)}.items():
+        keys = {"data.data_path": path, "eval.path": other, "eval.interval": 4}
+        run = workers.new_run(tmp_path / name, small_run(shared, **keys))
+        assert ranks.work(run, size) == [0] * size
+        runs.append(Run(run))
+    assert runs[0].losses == runs[1].losses
+    assert runs[0].evaluations == runs[1].evaluations
+    assert len(runs[0].losses) == 7
+    assert runs[0].evaluations
 
 
 def test_columns_that_nobody_knows_are_named(shared: Path, tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.data.pairs import SetAside
 from dpo_cli.data.sources import NO_PLACES, Places
 
+_PIECE = 1 << 22
+"""Ids that are looked at together: a file may have a thousand times as many."""
+
 
 @dataclass(frozen=True)
 class EncodedRows:
@@ -122,9 +125,9 @@ class EncodedRows:
         wanted = torch.tensor(token_ids, dtype=torch.int32).to(ids.dtype)
         if ids.dtype == torch.uint16:  # which torch can store, and hardly compute with
             ids, wanted = ids.view(torch.int16), wanted.view(torch.int16)
-        is_wanted = torch.isin(ids, wanted)
         found = torch.zeros(len(self), dtype=torch.bool)
-        places = ((ids[1:] == ids[:-1]) & is_wanted[1:]).nonzero().flatten() + 1
+        pieces = range(0, max(1, len(ids)), _PIECE)
+        places = torch.cat([_doubled(ids, wanted, begin) for begin in pieces])
         pairs = torch.searchsorted(self._starts, places, right=True) - 1
         # Not where one pair, or one side, ends and the next begins.
         within = places - self._starts[pairs]
@@ -133,7 +136,7 @@ class EncodedRows:
         goes_on = ((self.lengths[:, 1] > self.shared) & (self.shared > 0)).nonzero().flatten()
         first = (self._starts + self.lengths[:, 0])[goes_on]
         last_shared = (self._starts + self.shared - 1)[goes_on]
-        found[goes_on] |= (ids[first] == ids[last_shared]) & is_wanted[first]
+        found[goes_on] |= (ids[first] == ids[last_shared]) & torch.isin(ids[first], wanted)
         return found
 
     def _why_lost(self, index: int, unanswered: list[bool], max_seq_len: int) -> SetAside:
@@ -278,6 +281,13 @@ class Rows:
     def facts(self) -> dict[str, int]:
         """For programs."""
         return {"kept": len(self.kept), "set_aside": len(self.set_aside), "tokens": self.tokens}
+
+
+def _doubled(ids: Tensor, wanted: Tensor, begin: int) -> Tensor:
+    """int64, where in a piece of (N,) ids one of `wanted` follows itself."""
+    piece = ids[begin : begin + _PIECE + 1]
+    is_one = (piece[1:] == piece[:-1]) & torch.isin(piece[1:], wanted)
+    return is_one.nonzero().flatten() + begin + 1
 
 
 def _exclusive_sums(counts: Tensor) -> Tensor:

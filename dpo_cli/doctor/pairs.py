@@ -71,7 +71,7 @@ def measure_lengths(whole: EncodedRows, max_seq_len: int) -> tuple[Histogram, ..
 
 def check_texts(notes: Notes, subject: str, traits: Traits) -> None:
     """What the texts of the pairs have about them."""
-    total = len(traits.prompts)
+    total = len(traits.digests)
     before = len(notes.findings)
     for trait, (told, remedy, is_always_bad) in _TOLD.items():
         lines = traits.lines.get(trait, ())
@@ -91,7 +91,7 @@ def check_texts(notes: Notes, subject: str, traits: Traits) -> None:
         for language in LANGUAGES
         if traits.languages.get(language)
     )
-    prompts = len(set(traits.prompts.values()))
+    prompts = traits.digests.prompts
     message = f"{prompts:,} prompts in {total:,} pairs; answers: {languages or 'no letters'}"
     if len(notes.findings) == before:
         few = [
@@ -143,9 +143,9 @@ def check_overlap(notes: Notes, prepared: Prepared, training: Traits, held_out: 
         prepared: says which pairs are held out.
         training, held_out: of the source that each kind of pairs comes from.
     """
-    seen = {training.prompts.get(line) for line in prepared.pairs.lines.tolist()}
-    lines = prepared.held_out.lines.tolist()
-    known = sum(held_out.prompts.get(line) in seen for line in lines)
+    lines = prepared.held_out.lines
+    seen = training.digests.prompts_of(prepared.pairs.lines)
+    known = int(torch.isin(held_out.digests.prompts_of(lines), seen).sum())
     if known > _KNOWN_SHARE * len(lines):
         notes.warn(
             "held-out-known",

@@ -128,7 +128,7 @@ def test_only_rows_that_are_kept_are_looked_at(tmp_path: Path) -> None:
     traits = find_traits(
         Source((path,)), Source((path,)).look(), [1, 3], ["<|im_end|>"], lambda *_: None
     )
-    assert list(traits.prompts) == [1, 3]
+    assert (len(traits.digests), traits.digests.prompts) == (2, 1)
     assert [pair.line for pair in traits.sample] == [1, 3]
     assert Trait.CONTROL_TOKENS not in traits.lines
     assert traits.of(3) == ["repeated (line 1)"]

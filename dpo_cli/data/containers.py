@@ -13,13 +13,18 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 from dpo_cli.data.opening import opened, opened_parquet, reading
+from dpo_cli.data.rows import (
+    MAX_ROW_BYTES,
+    TOO_LONG,
+    MalformedError,
+    kind_of_value,
+    parse_line,
+)
 from dpo_cli.errors import DpoError
 
-MAX_ROW_BYTES = 1 << 25
-"""A longer row is none: a file that decompresses to an endless one must not fill the memory."""
 _CHUNK_CHARACTERS = 1 << 18
 _CUT_CHARACTERS = 16  # \ud83d\ude00 and its like may be cut by the end of a chunk
 _PARQUET_ROWS = 64
@@ -29,18 +34,19 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 _BEGINS_AN_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*(\{|\]\s*\Z)")
 _BEGINS_AN_OBJECT = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*\n\s*"')
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
-_TOO_LONG = f"longer than {MAX_ROW_BYTES >> 20} MiB"
 
 Kind = Literal["jsonl", "json", "csv", "parquet"]
 Numbered = Iterator[tuple[int, "dict[str, Any] | MalformedError"]]
 
 
-class MalformedError(Exception):
-    """Why a row is malformed, and what it says, as far as it can be read."""
+class _Record(NamedTuple):
+    """A record of a CSV file, and the header of the file."""
 
-    def __init__(self, reason: str, text: str = "") -> None:
-        super().__init__(reason)
-        self.text = text
+    header: list[str]
+    cells: list[str]
+
+
+_Raw = bytes | _Record | dict[str, Any] | MalformedError
 
 
 def kind_of(path: Path) -> Kind:
@@ -113,53 +119,20 @@ def read_rows(path: Path, kind: Kind, wanted: range | None = None) -> Numbered:
                 return
             if wanted is not None and number not in wanted:
                 continue
-            parsed = _parse_or_why(row) if isinstance(row, bytes) else row
+            parsed = _parsed(row)
             if parsed is not None:
                 yield number, parsed
 
 
-def _numbered(
-    path: Path, kind: Kind, file: BinaryIO
-) -> Iterator[tuple[int, bytes | dict[str, Any] | MalformedError]]:
-    """Rows of a file that is no Parquet, with their numbers; of JSONL the lines as they stand."""
-    if kind == "jsonl":
-        return _lines(file)
-    return (_elements if kind == "json" else _records)(path, file)
-
-
-def parse_line(raw: bytes) -> dict[str, Any]:
-    """One line of JSONL.
-
-    Raises:
-        MalformedError: it is no JSON object.
-    """
-    try:
-        row = json.loads(raw.decode("utf-8"))
-        if b"\\u" in raw:
-            json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        raise MalformedError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
-    except UnicodeEncodeError as error:
-        raise MalformedError("half a surrogate pair (\\ud800 to \\udfff) is not text") from error
-    except json.JSONDecodeError as error:
-        raise MalformedError(f"not JSON: {error.msg} (column {error.colno})") from error
-    except RecursionError as error:
-        raise MalformedError("not JSON that can be read: nested too deeply") from error
-    except ValueError as error:  # an integer of more digits than Python converts
-        raise MalformedError(f"not JSON that can be read: {error}") from error
-    if not isinstance(row, dict):
-        raise MalformedError(f"a JSON object was expected, not {kind_of_value(row)}")
-    return row
-
-
-def kind_of_value(value: Any) -> str:
-    """What a value of JSON is, in words."""
-    if value is None:
-        return "null"
-    if value == [] and isinstance(value, list):
-        return "an empty list"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
-    return names.get(type(value), "an object")
+def _numbered(path: Path, kind: Kind, file: BinaryIO) -> Iterator[tuple[int, _Raw]]:
+    """Rows of a file that is no Parquet, with their numbers, and no more done than it takes."""
+    match kind:
+        case "jsonl":
+            return _lines(file)
+        case "csv":
+            return _records(path, file)
+        case _:
+            return _elements(path, file)
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
@@ -170,13 +143,17 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
         if len(raw) == MAX_ROW_BYTES and not raw.endswith(b"\n"):
             while (rest := file.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
                 pass
-            yield line, MalformedError(_TOO_LONG, _legible(raw[:_SHOWN_BYTES]))
+            yield line, MalformedError(TOO_LONG, _legible(raw[:_SHOWN_BYTES]))
         else:
             yield line, raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
 
 
-def _parse_or_why(raw: bytes) -> dict[str, Any] | MalformedError | None:
-    """None for a blank line."""
+def _parsed(raw: _Raw) -> dict[str, Any] | MalformedError | None:
+    """A row, or what keeps it from being one; None for a blank line."""
+    if isinstance(raw, _Record):
+        return _columns(raw)
+    if not isinstance(raw, bytes):
+        return raw
     if not raw.strip():
         return None
     try:
@@ -234,7 +211,7 @@ class _Scanner:
                     text, self._at = self._buffer[self._at : end], end
                     return value, text
             if len(self._buffer) - self._at > MAX_ROW_BYTES:
-                raise ValueError(_TOO_LONG)
+                raise ValueError(TOO_LONG)
 
     def _read_on(self) -> bool:
         rest = self._buffer[self._at :]
@@ -279,8 +256,8 @@ def _checked(row: Any, text: str) -> dict[str, Any] | MalformedError:
     return row
 
 
-def _records(path: Path, file: BinaryIO) -> Numbered:
-    """The records of a CSV file with a header; a list of messages stands in a cell as JSON."""
+def _records(path: Path, file: BinaryIO) -> Iterator[tuple[int, _Record]]:
+    """The records of a CSV file with a header."""
     csv.field_size_limit(MAX_ROW_BYTES)
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     records = csv.reader(iter(lambda: text.readline(MAX_ROW_BYTES), ""), strict=True)
@@ -292,7 +269,7 @@ def _records(path: Path, file: BinaryIO) -> Numbered:
                 header = _header(path, cells) or None
             elif cells:
                 number += 1
-                yield number, _columns(header, cells)
+                yield number, _Record(header, cells)
     except csv.Error as error:
         raise DpoError(
             f"{path}: not CSV behind row {number}: {error}",
@@ -309,7 +286,9 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     return cells
 
 
-def _columns(header: list[str], cells: list[str]) -> dict[str, Any] | MalformedError:
+def _columns(record: _Record) -> dict[str, Any] | MalformedError:
+    """A row of a record; a list of messages stands in a cell as JSON."""
+    header, cells = record
     if len(cells) != len(header):
         why = f"{len(cells)} cells, where the header has {len(header)}"
         return MalformedError(why, ",".join(cells))
@@ -360,7 +339,7 @@ def _objects(batch: Any) -> Iterator[dict[str, Any] | MalformedError]:
     are_long = batch.nbytes > MAX_ROW_BYTES
     for part in (batch.slice(at, 1) for at in range(len(batch))) if are_long else (batch,):
         if are_long and part.nbytes > MAX_ROW_BYTES:
-            yield MalformedError(_TOO_LONG)
+            yield MalformedError(TOO_LONG)
             continue
         for row in part.to_pylist():
             yield {name: _without_nulls(each) for name, each in row.items()}

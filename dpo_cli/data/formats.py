@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_cli.data.containers import MalformedError, kind_of_value
+from dpo_cli.data.rows import MalformedError, kind_of_value
 from dpo_cli.errors import DpoError
 
 SIDES = ("chosen", "rejected")

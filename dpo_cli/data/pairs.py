@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dpo_cli.data.containers import MalformedError, parse_line
 from dpo_cli.data.formats import FORMATS, Format, Message, Row, renamed
+from dpo_cli.data.rows import MalformedError, parse_line
 from dpo_cli.data.sources import NO_PLACES, Places, Source
 from dpo_cli.errors import DpoError
 

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from dpo_cli.data.containers import (
     Kind,
-    MalformedError,
     Numbered,
     count_numbers,
     kind_of,
     read_rows,
 )
 from dpo_cli.data.formats import FORMATS, Row, detect, renamed, unknown_columns
+from dpo_cli.data.rows import MalformedError
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
 

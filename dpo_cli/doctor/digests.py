@@ -51,7 +51,7 @@ class Digests:
     @property
     def prompts(self) -> int:
         """How many different ones are answered."""
-        return len(_tensor(self._prompts).unique())
+        return len(torch.unique(_tensor(self._prompts)))
 
     def prompts_of(self, lines: Tensor) -> Tensor:
         """Digests of what is answered by those of the rows `lines`, (N,) int32, that were noted."""

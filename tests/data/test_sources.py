@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from dpo_cli.data import containers, sources
-from dpo_cli.data.containers import MAX_ROW_BYTES
 from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
+from dpo_cli.data.rows import MAX_ROW_BYTES
 from dpo_cli.data.sources import Source
 from dpo_cli.errors import DpoError
 from tests.data.written import Row, csv_file, jsonl, parquet, zstd

@@ -335,14 +335,21 @@ def _batches(file: Any, wanted: range | None) -> Numbered:
 
 
 def _objects(batch: Any) -> Iterator[dict[str, Any] | MalformedError]:
-    """The rows of a table; one by one where a single one could be too long."""
-    are_long = batch.nbytes > MAX_ROW_BYTES
-    for part in (batch.slice(at, 1) for at in range(len(batch))) if are_long else (batch,):
-        if are_long and part.nbytes > MAX_ROW_BYTES:
-            yield MalformedError(TOO_LONG)
-            continue
-        for row in part.to_pylist():
+    """The rows of a table; one by one where a single one is too long, or not to be read."""
+    rows, why = None, TOO_LONG
+    if batch.nbytes <= MAX_ROW_BYTES:
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError) as error:  # not UTF-8, or a time that Python has not
+            why = f"cannot be read: {error}"[:200]
+    if rows is not None:
+        for row in rows:
             yield {name: _without_nulls(each) for name, each in row.items()}
+    elif len(batch) == 1:
+        yield MalformedError(why)
+    else:
+        for at in range(len(batch)):
+            yield from _objects(batch.slice(at, 1))
 
 
 def _without_nulls(value: Any) -> Any:

@@ -24,8 +24,10 @@ def reading(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, str(error)) from error
     except OSError as error:
+        if error.strerror is None:  # as pyarrow says that a page is damaged
+            raise _damaged(path, _first_line(error)) from error
         raise DpoError(
-            f"{path}: {error.strerror or error}",
+            f"{path}: {error.strerror}",
             "set data.data_path to a file of preference pairs, or a folder of such files",
         ) from error
 
@@ -75,14 +77,18 @@ def opened_parquet(path: Path) -> Iterator[Any]:
     except ImportError as error:
         raise _not_installed(path, "a Parquet file", "parquet") from error
     try:
-        with ParquetFile(path) as file:
+        with ParquetFile(path, pre_buffer=False) as file:
             yield file
     except pyarrow.ArrowException as error:
-        raise _damaged(path, str(error).splitlines()[0][:200]) from error
+        raise _damaged(path, _first_line(error)) from error
 
 
 def _damaged(path: Path, why: str) -> DpoError:
     return DpoError(f"{path} is damaged: {why}", "copy or download it again")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def _not_installed(path: Path, what: str, extra: str) -> DpoError:

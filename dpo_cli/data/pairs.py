@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpo_cli.data.formats import FORMATS, Format, Message, Row, renamed
-from dpo_cli.data.rows import MalformedError, parse_line
+from dpo_cli.data.rows import MalformedError
 from dpo_cli.data.sources import NO_PLACES, Places, Source
 from dpo_cli.errors import DpoError
 
@@ -69,24 +69,16 @@ def read_pairs(
     for part, rows in source.rows(places, lines):
         for number, row in rows:
             line = part.first + number - 1
-            if isinstance(row, MalformedError):
-                yield SetAside(line, "malformed", str(row))
-            else:
-                yield _to_pair(line, row, FORMATS[part.format], source.columns)
+            yield to_pair(line, row, FORMATS[part.format], source.columns)
 
 
-def parse_row(line: int, raw: bytes) -> PreferencePair | SetAside:
-    """One line of a JSONL in MiniMind's format as a pair, or the first thing wrong with it."""
-    try:
-        return _to_pair(line, parse_line(raw), FORMATS["minimind"], {})
-    except MalformedError as error:
-        return SetAside(line, "malformed", str(error))
-
-
-def _to_pair(
-    line: int, row: Row, format: Format, columns: Mapping[str, str]
+def to_pair(
+    line: int, row: Row | MalformedError, format: Format, columns: Mapping[str, str]
 ) -> PreferencePair | SetAside:
+    """A row as a pair, or the first thing wrong with it."""
     try:
+        if isinstance(row, MalformedError):
+            raise row
         return PreferencePair(line, *format.sides(renamed(row, columns)))
     except MalformedError as error:
         return SetAside(line, "malformed", str(error))

@@ -252,7 +252,8 @@ class Eval(Table):
     path: Annotated[
         Location | None, Field(examples=["../dataset/dpo_test.jsonl"]), Kind.PATH, MATHEMATICS
     ] = None
-    """Held-out pairs in a file of their own, instead of a fraction."""
+    """Held-out pairs in a file or folder of their own, instead of a fraction; in any format that
+    data.data_path may have."""
 
     interval: Annotated[int, Field(ge=0), MATHEMATICS] = 0
     """Micro-batches between two evaluations; 0 evaluates once before training and once after it.

@@ -9,12 +9,12 @@ import pytest
 from dpo_cli.data.pairs import (
     PreferencePair,
     SetAside,
-    parse_row,
     read_pairs,
     refuse_if_mostly_malformed,
 )
 from dpo_cli.data.sources import Places
 from dpo_cli.errors import DpoError
+from tests.data.written import parse_row
 
 QUESTION = {"role": "user", "content": "Why?"}
 

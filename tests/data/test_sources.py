@@ -323,3 +323,20 @@ def test_what_goes_wrong_while_progress_is_told_is_not_the_files_fault(
 
     with pytest.raises(OSError, match="No space left"):
         source.look(tell)
+
+
+def test_rows_of_a_table_that_cannot_be_read(tmp_path: Path) -> None:
+    """A text that is no UTF-8, and a damaged page: the first spoils its row alone."""
+    pyarrow = pytest.importorskip("pyarrow")
+    texts = pyarrow.array([b"a", b"\xff", b"c"]).cast(pyarrow.string(), safe=False)
+    columns = {"prompt": ["p"] * 3, "chosen": texts, "rejected": ["r"] * 3}
+    sink = pyarrow.BufferOutputStream()
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), sink)
+    content = sink.getvalue().to_pybytes()
+    found = read(put(tmp_path / "pairs.parquet", content))
+    assert [row.line for row in found if isinstance(row, SetAside)] == [2]
+    assert len(found) == 3
+    half = len(content) // 3
+    damaged = content[:20] + bytes(half) + content[20 + half :]
+    with pytest.raises(DpoError, match=r"is damaged|no known format"):
+        read(put(tmp_path / "pairs.parquet", damaged))

@@ -9,6 +9,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dpo_cli.data import formats
+from dpo_cli.data.pairs import PreferencePair, SetAside, to_pair
+from dpo_cli.data.rows import MalformedError, parse_line
+
 Row = dict[str, Any]
 
 _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
@@ -64,6 +68,15 @@ def sharegpt(row: Row) -> Row:
         "chosen": turn(row["chosen"][-1]),
         "rejected": turn(row["rejected"][-1]),
     }
+
+
+def parse_row(line: int, raw: bytes) -> PreferencePair | SetAside:
+    """One line of a JSONL in MiniMind's format."""
+    try:
+        row: dict[str, Any] | MalformedError = parse_line(raw)
+    except MalformedError as error:
+        row = error
+    return to_pair(line, row, formats.FORMATS["minimind"], {})
 
 
 FORMATS: dict[str, Callable[[Row], Row]] = {

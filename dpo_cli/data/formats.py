@@ -10,8 +10,7 @@ import json
 import os
 import re
 import reprlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +57,9 @@ class Format:
     sides: Callable[[Row], Sides]
 
 
-def detect(rows: Iterable[Row]) -> Format | None:
-    """The format that most of these rows look like; None if none of them looks like any."""
-    votes = Counter(
-        name for row in rows for name, format in FORMATS.items() if format.fits(row)
-    ).most_common(1)
-    return FORMATS[votes[0][0]] if votes else None
+def formats_of(row: Row) -> list[str]:
+    """The names of the formats that a row looks like: one, or none."""
+    return [name for name, format in FORMATS.items() if format.fits(row)]
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:
@@ -79,9 +75,8 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     return {**row, **{name: row[column] for name, column in columns.items()}}
 
 
-def unknown_columns(path: object, rows: Iterable[Row], columns: Mapping[str, str]) -> DpoError:
-    """The error for a file whose first rows look like no format: what there is, what to state."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+def unknown_columns(path: object, names: Sequence[str], columns: Mapping[str, str]) -> DpoError:
+    """The error for a file whose columns are those of no format: what there is, what to state."""
     shown = ", ".join(reprlib.repr(name) for name in names[:20]) or "none"
     wanted = {name: column for name, column in columns.items() if column not in names}
     if wanted:

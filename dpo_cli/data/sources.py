@@ -6,6 +6,7 @@ Rows are numbered through all files of a source, so that a number is enough to k
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -24,7 +25,7 @@ from dpo_cli.data.containers import (
     kind_of,
     read_rows,
 )
-from dpo_cli.data.formats import FORMATS, Row, detect, renamed, unknown_columns
+from dpo_cli.data.formats import FORMATS, Row, formats_of, renamed, unknown_columns
 from dpo_cli.data.rows import MalformedError
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
@@ -292,24 +293,26 @@ class Source:
 
     def _format_of(self, path: Path, kind: Kind) -> str:
         """The format's name; "" of a file without rows."""
-        begin = [row for _, row in itertools.islice(read_rows(path, kind), _LOOKED_AT_ROWS)]
-        if not begin:
-            return ""
-        if self.format != "auto":
-            return self.format
-        stated = [row for row in begin if not isinstance(row, MalformedError)]
-        fitting: list[Row] = []
-        for row in stated:
-            try:
-                fitting.append(renamed(row, self.columns))
-            except MalformedError:
+        is_empty, has_messages = True, False
+        names: dict[str, None] = {}
+        votes: Counter[str] = Counter()
+        for _, row in itertools.islice(read_rows(path, kind), _LOOKED_AT_ROWS):
+            is_empty = False
+            if isinstance(row, MalformedError):
                 continue
-        if found := detect(fitting):
-            return found.name
+            names.update(dict.fromkeys(row))
+            with contextlib.suppress(MalformedError):
+                mapped = renamed(row, self.columns)
+                has_messages |= isinstance(mapped.get("chosen"), list)
+                votes.update(formats_of(mapped))
+        if is_empty or self.format != "auto":
+            return "" if is_empty else self.format
+        if votes:
+            return votes.most_common(1)[0][0]
         # Where no row tells, each is told what it lacks of MiniMind's.
-        if not stated or any(isinstance(row.get("chosen"), list) for row in fitting):
+        if not names or has_messages:
             return "minimind"
-        raise unknown_columns(path, stated, self.columns)
+        raise unknown_columns(path, list(names), self.columns)
 
 
 def _legible(row: Row | MalformedError) -> str:

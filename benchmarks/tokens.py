@@ -96,7 +96,8 @@ def run_once(part: str, tokenizer_folder: Path, data: Path) -> dict[str, Any]:
     """One figure, in this process."""
     from dpo_cli.data.chat import ChatTokenizer
     from dpo_cli.data.pairs import PreferencePair, read_pairs
-    from dpo_cli.data.token_cache import encode_file
+    from dpo_cli.data.sources import Source
+    from dpo_cli.data.token_cache import encode_source
     from dpo_cli.files import sha256_file
     from dpo_cli.training.ranks import ALONE
 
@@ -122,8 +123,8 @@ def run_once(part: str, tokenizer_folder: Path, data: Path) -> dict[str, Any]:
         sha256_file(data)  # whoever has read it last, it is in memory
     with peak_memory(found):
         began = time.perf_counter()
-        rows = encode_file(
-            data,
+        rows = encode_source(
+            Source((data,)),
             tokenizer,
             empty_think_ratio=0.2,
             seed=42,

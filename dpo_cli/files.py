@@ -102,3 +102,23 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+PAIR_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".ndjson")
+
+
+def pair_files(path: Path) -> list[Path]:
+    """The files of pairs that a path stands for: itself, or those right in a folder, by name.
+
+    Raises:
+        OSError: a folder that cannot be looked into.
+    """
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if is_pair_file(file))
+
+
+def is_pair_file(path: Path) -> bool:
+    """Whether a file of pairs has such a name."""
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    return name.endswith(PAIR_SUFFIXES) and not name.startswith(".") and path.is_file()

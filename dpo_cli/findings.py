@@ -96,9 +96,12 @@ class Span:
 
 @dataclass(frozen=True)
 class PairPreview:
-    """One pair as training sees it: `shared` begins both sides, and is computed once."""
+    """One pair as training sees it: `shared` begins both sides, and is computed once.
 
-    line: int
+    `place` names its row: "line 7", or "row 7 of part-2.parquet".
+    """
+
+    place: str
     shared: tuple[Span, ...]
     chosen: tuple[Span, ...]
     rejected: tuple[Span, ...]
@@ -112,7 +115,7 @@ class Diagnosis:
         findings: one or more for each check.
         preview: the pair that was asked for, if there is any.
         facts: figures for programs: the plan as a run would write it, what other lengths would
-            keep, which lines have which trait, how far weights can move, and the forecast of time
+            keep, which rows have which trait, how far weights can move, and the forecast of time
             and memory; empty as far as errors kept them from being known.
         histograms: how long the pairs are.
     """

@@ -18,7 +18,7 @@ from dpo_cli.errors import DpoError, ExitCode, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpo_cli.data.pairs import Message
+    from dpo_cli.data.formats import Message
     from dpo_cli.data.prompts import Prompt
     from dpo_cli.training.conversation import Answer, Conversation, Speaker
     from dpo_cli.ui.chat import ChatScreen

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpo_cli.commands.options import ProfileArgument, RunsDirOption, SetOption
+from dpo_cli.commands.options import ProfileArgument, RunsDirOption, SetOption, check_row
 from dpo_cli.commands.output import write_output
 from dpo_cli.errors import ExitCode
 
@@ -24,11 +24,12 @@ def check(
     profile: ProfileArgument,
     settings: SetOption = None,
     pair: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             metavar="LINE",
-            min=1,
-            help="Show the pair of this line of the data file; else the first that is kept.",
+            callback=check_row,
+            help="Show the pair of this line of the data, FILE:LINE where there are several files;"
+            " else the first that is kept.",
             show_default=False,
         ),
     ] = None,

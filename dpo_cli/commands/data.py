@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.commands.options import ProfileArgument, SetOption
+from dpo_cli.commands.options import ProfileArgument, SetOption, check_row
 from dpo_cli.findings import Trait
 
 
@@ -14,9 +14,12 @@ def data(
     profile: ProfileArgument,
     settings: SetOption = None,
     line: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=1, metavar="LINE", help="Only the row of this line of the file.", show_default=False
+            metavar="LINE",
+            callback=check_row,
+            help="Only the row of this line; FILE:LINE where there are several files.",
+            show_default=False,
         ),
     ] = None,
     only: Annotated[
@@ -59,7 +62,7 @@ def data(
     rows = pages.rows
     title = f"{len(rows.kept):,} of {rows.total:,} rows are kept; {len(rows.set_aside):,} set aside"
     if rejected:
-        shown = (row_page(r.line, r.problem, r.reason, r.text) for r in pages.rejected(line))
+        shown = (row_page(r.place, r.problem, r.reason, r.text) for r in pages.rejected(line))
         page(console, title, shown)
     else:
         pairs = pages.pairs(line, only or ())

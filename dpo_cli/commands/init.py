@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -142,7 +143,24 @@ def _find_inputs(minimind: Path | None, template: Template | None, console: Cons
     )
     for line in _found_lines(found, inputs):
         console.print(line)
-    return inputs
+    return replace(inputs, rows=_count(inputs.pairs, console))
+
+
+def _count(pairs: Path | None, console: Console) -> int | None:
+    """Say what the pairs are read as; gives how many there are, as far as that can be known."""
+    from dpo_cli.data.sources import Source
+    from dpo_cli.errors import DpoError
+
+    if pairs is None:
+        return None
+    try:
+        places = Source((pairs,)).look()
+    except DpoError as error:
+        console.print(f"  they cannot be read as they are: {error.message}")
+        console.print(f"  {error.remedy}")
+        return None
+    console.print(f"  {places.numbers:,} rows, read as {places.description}")
+    return places.numbers
 
 
 def _ask(what: str, paths: Sequence[Path]) -> Path | None:

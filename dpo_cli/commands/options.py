@@ -128,3 +128,16 @@ PrintLaunchOption = Annotated[
         "--print-launch", help="Print the torchrun command that starts the same; start nothing."
     ),
 ]
+
+
+def check_row(stated: str | None) -> str | None:
+    """Refuse what cannot name a row, before anything is read.
+
+    Raises:
+        UsageError: it is no number, alone or behind the name of a file.
+    """
+    if stated is not None:
+        from dpo_cli.data.sources import split_stated
+
+        split_stated(stated)
+    return stated

@@ -12,6 +12,7 @@ import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import AnyStr
 
@@ -19,12 +20,17 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.encoders import as_tensor, make_encoder, with_true_offsets
-from dpo_cli.data.pairs import Message
+from dpo_cli.data.formats import Message
 from dpo_cli.errors import DpoError
 
 EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
 REWRITES_TURNS = "the chat template rewrites earlier turns"
 _PROBES = ("a", "b")
+_MARK = "aXbYc"
+_FIRST_SYSTEM = "the system's turn"
+_LATER_SYSTEM = "turns of the system behind the first"
+_TOOL = "turns of the role tool"
+_TOOL_CALLS = "calls of tools"
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,44 @@ class ChatTokenizer:
         """The names that the chat template may write special tokens by."""
         tokens: dict[str, str] = self._tokenizer.special_tokens_map
         return tokens
+
+    @cached_property
+    def _left_out(self) -> frozenset[str]:
+        """What the chat template passes over in silence, by trial."""
+        ask: Message = {"role": "user", "content": "a"}
+        answer: Message = {"role": "assistant", "content": "a"}
+        later: Message = {"role": "system", "content": _MARK}
+        called = {"type": "function", "function": {"name": _MARK, "arguments": {}}}
+        tried: dict[str, list[Message]] = {
+            _FIRST_SYSTEM: [later, ask, answer],
+            _LATER_SYSTEM: [ask, answer, later, ask, answer],
+            _TOOL: [ask, answer, {"role": "tool", "content": _MARK}, answer],
+            _TOOL_CALLS: [ask, {"role": "assistant", "content": "", "tool_calls": [called]}],
+        }
+        return frozenset(what for what, turns in tried.items() if not self._writes_mark(turns))
+
+    def _writes_mark(self, turns: list[Message]) -> bool:
+        try:
+            return _MARK in self._apply([turns])[0]
+        except ValueError:  # the template refuses it aloud, and will again
+            return True
+
+    def passes_over(self, messages: Sequence[Message]) -> str:
+        """The first turn of a conversation that the chat template leaves out in silence, in words.
+
+        "" if it writes them all.
+        """
+        for number, message in enumerate(messages):
+            what = ""
+            if message["role"] == "system":
+                what = _LATER_SYSTEM if number else _FIRST_SYSTEM
+            elif message["role"] == "tool":
+                what = _TOOL
+            elif message.get("tool_calls"):
+                what = _TOOL_CALLS
+            if what and what in self._left_out:
+                return f"the chat template leaves out {what} (message {number + 1})"
+        return ""
 
     @property
     def control_tokens(self) -> dict[str, int]:

@@ -55,7 +55,7 @@ def encode_rows(
         on_progress: called with the number of rows done so far.
 
     Yields:
-        The rows in blocks, in the order of the file.
+        The rows in blocks, in the order of the file; at least one block.
     """
     done = 0
     pending: Future[EncodedRows] | None = None
@@ -69,6 +69,8 @@ def encode_rows(
                 on_progress(done)
             if rendered:
                 pending = helper.submit(_encode, rendered, tokenizer)
+        if pending is None:
+            yield _encode([], tokenizer)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def _render(
 ) -> _RenderedPair | SetAside:
     if isinstance(row, SetAside):
         return row
+    if passed_over := tokenizer.passes_over(row.chosen) or tokenizer.passes_over(row.rejected):
+        return SetAside(row.line, "left-out", passed_over)
     try:
         chosen, rejected = tokenizer.render(row.chosen, row.rejected)
     except ValueError as error:

@@ -5,7 +5,7 @@ the number of optimizer steps done.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,3 +119,19 @@ def hold_out(pairs: int, fraction: float, seed: int) -> tuple[list[int], list[in
     generator = torch.Generator().manual_seed(seed)
     chosen = set(torch.randperm(pairs, generator=generator)[:count].tolist())
     return [i for i in range(pairs) if i not in chosen], sorted(chosen)
+
+
+def repeat(groups: Sequence[Sequence[int]], weights: Sequence[float], seed: int) -> list[int]:
+    """The pairs of an epoch, where those of each group count as often as its weight says.
+
+    A weight of 2.5 takes all pairs of the group, in order, then all once more, then half of them: a
+    fraction is a draw by `seed`, the same in every epoch, rounded to whole pairs, and in order too.
+    """
+    taken: list[int] = []
+    for number, (group, weight) in enumerate(zip(groups, weights, strict=True)):
+        times, share = divmod(weight, 1)
+        generator = torch.Generator().manual_seed(seed + number)
+        drawn = torch.randperm(len(group), generator=generator)[: round(share * len(group))]
+        taken += [*group] * int(times)
+        taken += [group[index] for index in sorted(drawn.tolist())]
+    return taken

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-import reprlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from dpo_cli.data.formats import FORMATS, Format, Message, Row, renamed
+from dpo_cli.data.rows import MalformedError
+from dpo_cli.data.sources import NO_PLACES, Places, Source
 from dpo_cli.errors import DpoError
 
-SIDES = ("chosen", "rejected")
-ROLES = ("system", "user", "assistant", "tool")
 MALFORMED_SHARE_LIMIT = 0.01
 
-Message = dict[str, Any]
-Problem = Literal["malformed", "identical", "truncated"]
+Problem = Literal["malformed", "identical", "truncated", "left-out"]
 
 
 @dataclass(frozen=True)
 class PreferencePair:
     """Two conversations, one preferred to the other; each holds an assistant's answer.
 
-    MiniMind's rows hold whole conversations on both sides: the prompt is what they share.
+    Both hold the whole conversation: the prompt is what they share. `line` is the row's number, see
+    `dpo_cli.data.sources`.
     """
 
     line: int
@@ -33,67 +33,64 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A row that is not used, and why; `line` counts from 1."""
+    """A row that is not used, and why; `line` is its number, see `dpo_cli.data.sources`."""
 
     line: int
     problem: Problem
     reason: str
 
-    def to_json(self) -> str:
-        """One line of `rejected_rows.jsonl`."""
-        return json.dumps(
-            {"line": self.line, "problem": self.problem, "reason": self.reason}, ensure_ascii=False
-        )
+    def to_json(self, places: Places) -> str:
+        """One line of `rejected_rows.jsonl`: `line` is that of the file, which is named if there
+        are several.
+        """
+        part = places.part(self.line) if len(places.parts) > 1 else None
+        where = {"file": part.name, "line": self.line - part.first + 1} if part else {}
+        told = {"line": self.line, **where, "problem": self.problem, "reason": self.reason}
+        return json.dumps(told, ensure_ascii=False)
 
 
 def read_pairs(
-    path: Path,
-    on_line: Callable[[bytes], object] = lambda line: None,
-    lines: range | None = None,
+    source: Source | Path, lines: range | None = None, places: Places | None = None
 ) -> Iterator[PreferencePair | SetAside]:
-    """The rows of a JSONL file in MiniMind's format, in order; blank lines are passed over.
-
-    One row is `{"chosen": [{"role": ..., "content": ...}, ...], "rejected": [...]}`. Lines end at
-    a newline and nowhere else: U+2028 is text. A byte order mark at the start is accepted.
+    """The rows of a source in order; blank lines of JSONL are passed over.
 
     Args:
-        path: the file.
-        on_line: gets every line as it stands in the file.
-        lines: the numbers (from 1) of those that are wanted; None for all.
+        source: where they come from; a path alone is a file or folder of any known format.
+        lines: the numbers (from 1, through all files) of those that are wanted; None for all.
+        places: what `source.look` found, if somebody has looked.
 
     Raises:
-        DpoError: the file is not to be read, or holds no row at all.
+        DpoError: a file is not to be read, or there is no row at all.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise DpoError(
-            f"{path}: {error.strerror}", "set data.data_path to a JSONL file of preference pairs"
-        ) from error
-    rows = 0
-    with file:
-        for line, raw in enumerate(file, start=1):
-            on_line(raw)
-            if line == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if raw.strip():
-                rows += 1
-                if lines is None or line in lines:
-                    yield parse_row(line, raw)
-    if not rows:
-        raise DpoError(f"{path}: the file holds no rows", "write one preference pair on each line")
+    if isinstance(source, Path):
+        source = Source((source,))
+    if places is None:
+        places = source.look()
+    for part, rows in source.rows(places, lines):
+        for number, row in rows:
+            line = part.first + number - 1
+            yield to_pair(line, row, FORMATS[part.format], source.columns)
 
 
-def parse_row(line: int, raw: bytes) -> PreferencePair | SetAside:
-    """One line of the file as a pair, or the first thing that is wrong with it."""
+def to_pair(
+    line: int, row: Row | MalformedError, format: Format, columns: Mapping[str, str]
+) -> PreferencePair | SetAside:
+    """A row as a pair, or the first thing wrong with it."""
     try:
-        return _parse(line, raw)
-    except _MalformedError as error:
+        if isinstance(row, MalformedError):
+            raise row
+        return PreferencePair(line, *format.sides(renamed(row, columns)))
+    except MalformedError as error:
         return SetAside(line, "malformed", str(error))
 
 
-def refuse_if_mostly_malformed(path: Path, set_aside: Sequence[SetAside], rows: int) -> None:
-    """Refuse a file of which more than 1 % is malformed: it is not what it is taken for.
+def refuse_if_mostly_malformed(
+    source: Source | Path,
+    set_aside: Sequence[SetAside],
+    rows: int,
+    places: Places = NO_PLACES,
+) -> None:
+    """Refuse a source of which more than 1 % is malformed: it is not what it is taken for.
 
     Raises:
         DpoError: naming the first bad rows.
@@ -101,68 +98,12 @@ def refuse_if_mostly_malformed(path: Path, set_aside: Sequence[SetAside], rows: 
     malformed = [row for row in set_aside if row.problem == "malformed"]
     if len(malformed) <= MALFORMED_SHARE_LIMIT * rows:
         return
-    details = [f"line {row.line}: {row.reason}" for row in malformed[:10]]
+    details = [f"{places.name(row.line)}: {row.reason}" for row in malformed[:10]]
     if len(malformed) > len(details):
         details.append(f"and {len(malformed) - len(details)} more")
     raise DpoError(
-        f"{path}: {len(malformed)} of {rows} rows are malformed"
+        f"{source}: {len(malformed)} of {rows} rows are malformed"
         f" (more than {MALFORMED_SHARE_LIMIT:.0%})",
-        'mend or remove these rows; each is {"chosen": [messages], "rejected": [messages]},'
-        ' a message {"role": "user", "content": "text"}',
+        "mend or remove these rows; or say what they are, by data.format and data.columns",
         details,
     )
-
-
-class _MalformedError(Exception):
-    """Why a row is malformed."""
-
-
-def _parse(line: int, raw: bytes) -> PreferencePair:
-    try:
-        row = json.loads(raw.decode("utf-8"))
-        if b"\\u" in raw:
-            json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        raise _MalformedError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
-    except UnicodeEncodeError as error:
-        raise _MalformedError("half a surrogate pair (\\ud800 to \\udfff) is not text") from error
-    except json.JSONDecodeError as error:
-        raise _MalformedError(f"not JSON: {error.msg} (column {error.colno})") from error
-    except RecursionError as error:
-        raise _MalformedError("not JSON that can be read: nested too deeply") from error
-    except ValueError as error:  # an integer of more digits than Python converts
-        raise _MalformedError(f"not JSON that can be read: {error}") from error
-    if not isinstance(row, dict):
-        raise _MalformedError(f"a JSON object was expected, not {_kind(row)}")
-    if missing := [side for side in SIDES if side not in row]:
-        raise _MalformedError(f"no {missing[0]!r}")
-    return PreferencePair(line, _messages(row, "chosen"), _messages(row, "rejected"))
-
-
-def _messages(row: dict[str, Any], side: str) -> list[Message]:
-    messages = row[side]
-    if not isinstance(messages, list) or not messages:
-        raise _MalformedError(f"{side!r} must be a list of messages, not {_kind(messages)}")
-    for number, message in enumerate(messages, start=1):
-        where = f"{side!r}, message {number}"
-        if not isinstance(message, dict):
-            raise _MalformedError(f"{where}: an object was expected, not {_kind(message)}")
-        if message.get("role") not in ROLES:
-            raise _MalformedError(
-                # A short text, however long or deep the role is.
-                f"{where}: role {reprlib.repr(message.get('role'))} is none of {', '.join(ROLES)}"
-            )
-        if not isinstance(message.get("content"), str):
-            raise _MalformedError(f"{where}: 'content' must be a text")
-    if all(message["role"] != "assistant" for message in messages):
-        raise _MalformedError(f"{side!r} holds no assistant's answer")
-    return messages
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if value == [] and isinstance(value, list):
-        return "an empty list"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
-    return names.get(type(value), "an object")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.data.pairs import ROLES, Message, SetAside, parse_row
+from dpo_cli.data.formats import FORMATS, ROLES, Message, Row, formats_of
+from dpo_cli.data.pairs import SetAside, to_pair
+from dpo_cli.data.rows import MalformedError, parse_line
 from dpo_cli.errors import DpoError
 
 _ROWS_SUFFIX = ".jsonl"
@@ -28,8 +29,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a file, in order; blank lines are passed over.
 
     In a file whose name ends in .jsonl each line is a row: `{"prompt": "text"}`, `{"prompt":
-    [messages]}`, or a preference pair, whose prompt is what precedes the last answer of its chosen
-    side. In any other file each line is a prompt.
+    [messages]}`, or a preference pair of any known format, whose prompt is what precedes the last
+    answer of its chosen side. In any other file each line is a prompt.
 
     Raises:
         DpoError: the file is not to be read, holds no prompt, or lines that are none; all named.
@@ -70,27 +71,26 @@ def _of_text(number: int, raw: bytes) -> list[Message]:
 
 def _of_row(number: int, raw: bytes) -> Sequence[Message]:
     try:
-        row = json.loads(raw.decode("utf-8"))
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
-    except UnicodeEncodeError as error:
-        raise ValueError("half a surrogate pair (\\ud800 to \\udfff) is not text") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError("not JSON that can be read") from error
-    if not isinstance(row, dict):
-        raise ValueError("a JSON object was expected")
-    if isinstance(prompt := row.get("prompt"), str) and prompt.strip():
-        return [{"role": "user", "content": prompt}]
-    if prompt is not None:
-        return _conversation(prompt)
-    if "chosen" not in row:
-        raise ValueError(f"neither 'prompt' nor 'chosen' among {', '.join(row) or 'no columns'}")
-    pair = parse_row(number, raw)
+        row = parse_line(raw)
+    except MalformedError as error:
+        raise ValueError(str(error)) from error
+    names = formats_of(row)
+    if not names:
+        return _prompt(row)
+    pair = to_pair(number, row, FORMATS[names[0]], {})
     if isinstance(pair, SetAside):
         raise ValueError(pair.reason)
     last = max(turn for turn, each in enumerate(pair.chosen) if each["role"] == "assistant")
     return _conversation(list(pair.chosen[:last]))
+
+
+def _prompt(row: Row) -> list[Message]:
+    """The prompt of a row that is no pair."""
+    if isinstance(prompt := row.get("prompt"), str) and prompt.strip():
+        return [{"role": "user", "content": prompt}]
+    if prompt is None:
+        raise ValueError(f"no 'prompt' among {', '.join(row) or 'no columns'}, and no pair")
+    return _conversation(prompt)
 
 
 def _conversation(messages: Any) -> list[Message]:

@@ -1,4 +1,4 @@
-"""The encoded rows of a file, kept between runs: the second run maps what the first one computed.
+"""The encoded rows of a source, kept between runs: the second run maps what the first one computed.
 
 An entry is a safetensors file named after everything that decides its content, and it holds a
 digest of itself. What does not verify is not believed, and whatever else fails about the cache
@@ -15,7 +15,7 @@ import os
 import struct
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +25,12 @@ from safetensors import SafetensorError, safe_open
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_rows
 from dpo_cli.data.pairs import SetAside, read_pairs
+from dpo_cli.data.sources import Part, Places, Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
-from dpo_cli.files import cache_directory, remove_unused, sha256_file, write_atomically
+from dpo_cli.files import cache_directory, remove_unused, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when the columns, or how rows are read, rendered or masked, change."""
 _PACKAGES = ("tokenizers", "transformers", "jinja2")
 _COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts")
@@ -53,8 +54,8 @@ class Crew(Protocol):
         ...
 
 
-def encode_file(
-    path: Path,
+def encode_source(
+    source: Source,
     tokenizer: ChatTokenizer,
     *,
     empty_think_ratio: float,
@@ -62,46 +63,47 @@ def encode_file(
     on_progress: Callable[[int, int], None],
     crew: Crew,
 ) -> EncodedRows:
-    """The encoded rows of a file of pairs, from the cache if they are there.
+    """The encoded rows of a source of pairs, from the cache if they are there.
 
     Args:
-        path: JSONL; see `dpo_cli.data.pairs.read_pairs`.
+        source: files, and what their columns mean.
         tokenizer, empty_think_ratio, seed: see `dpo_cli.data.encoding.encode_rows`.
-        on_progress: called with the number of rows done so far and of lines of the file.
-        crew: the processes on this machine that call this for the same file; each encodes its
+        on_progress: called with the number of rows done so far and of all (0 while they are
+            counted).
+        crew: the processes on this machine that call this for the same source; each encodes its
             share.
 
     Raises:
-        DpoError: the file holds no row, or is being written.
+        DpoError: it holds no row, is damaged, or is being written.
     """
-    content = sha256_file(path)
+    content = source.content()
 
     def blocks(part: int = 0, parts: int = 1) -> Generator[EncodedRows, None, None]:
-        with path.open("rb") as file:
-            total = sum(1 for _ in file)
-        digest = hashlib.sha256()
+        places = source.look(lambda counted: on_progress(counted, 0))
+        total = places.numbers
         lines = range(1 + total * part // parts, 1 + total * (part + 1) // parts)
-        yield from encode_rows(
-            read_pairs(path, digest.update, lines),
+        for block in encode_rows(
+            read_pairs(source, lines, places),
             tokenizer,
             empty_think_ratio=empty_think_ratio,
             seed=seed,
             on_progress=lambda done: on_progress(min(done * parts, total), total),
-        )
-        if digest.hexdigest() != content:
-            raise DpoError(f"{path} changed while it was read", "start when it is written")
+        ):
+            yield replace(block, places=places)
+        if source.content() != content:
+            raise DpoError(f"{source} changed while it was read", "start when it is written")
 
     rows: EncodedRows | None = None
     directory = cache_directory()
     if directory is not None and not tokenizer.tells_the_time:
-        key = _key(content, tokenizer, empty_think_ratio, seed)
+        key = _key(source, content, tokenizer, empty_think_ratio, seed)
         entry = directory / "tokens" / f"{key}.safetensors"
         rows = load(entry, key)
         if not all(crew.gather_here(f"tokens found/{key}", rows is not None)):
             rows = _encode_together(entry, key, blocks, crew)
     if rows is None:
         rows = EncodedRows.joined(blocks())
-    return replace(rows, content=content)
+    return replace(rows, content=content, places=rows.places.named(source.names))
 
 
 def load(entry: Path, key: str) -> EncodedRows | None:
@@ -114,7 +116,9 @@ def load(entry: Path, key: str) -> EncodedRows | None:
                 return None
         with safe_open(entry, framework="pt") as tensors:
             columns = {name: tensors.get_tensor(name) for name in ("ids", *_COLUMNS)}
-            set_aside = json.loads(bytes(tensors.get_tensor("set_aside").numpy()))
+            told = json.loads(bytes(tensors.get_tensor("told").numpy()))
+            set_aside = tuple(SetAside(*row) for row in told["set_aside"])
+            places = Places(tuple(Part(*part) for part in told["places"]))
         with contextlib.suppress(OSError):
             os.utime(entry)  # used, and therefore not to be removed
     # Whatever a damaged file can make of these: ValueError is JSON's and Unicode's, too.
@@ -128,7 +132,7 @@ def load(entry: Path, key: str) -> EncodedRows | None:
         RecursionError,
     ):
         return None
-    return EncodedRows(**columns, set_aside=tuple(SetAside(*row) for row in set_aside))
+    return EncodedRows(**columns, set_aside=set_aside, places=places)
 
 
 def _encode_together(
@@ -179,9 +183,14 @@ def _write(path: Path, key: str, blocks: Iterator[EncodedRows]) -> None:
             file.write(bytes(dtype.itemsize))
             written += 1
         rows = EncodedRows.joined(parts)
-        aside = json.dumps([(row.line, row.problem, row.reason) for row in rows.set_aside])
+        told = json.dumps(
+            {
+                "set_aside": [astuple(row) for row in rows.set_aside],
+                "places": [astuple(replace(part, name="")) for part in rows.places.parts],
+            }
+        )
         tensors = {name: getattr(rows, name) for name in _COLUMNS}
-        tensors["set_aside"] = torch.frombuffer(bytearray(aside.encode()), dtype=torch.uint8)
+        tensors["told"] = torch.frombuffer(bytearray(told.encode()), dtype=torch.uint8)
         for tensor in tensors.values():
             file.write(tensor.contiguous().numpy().tobytes())
         entries: dict[str, Any] = {}
@@ -223,11 +232,14 @@ def _digest(descriptor: int, header: bytes) -> str:
         return hashlib.sha256(head + b"".join(digests)).hexdigest()
 
 
-def _key(content: str, tokenizer: ChatTokenizer, empty_think_ratio: float, seed: int) -> str:
+def _key(
+    source: Source, content: str, tokenizer: ChatTokenizer, empty_think_ratio: float, seed: int
+) -> str:
     """Hex SHA-256 of everything that decides what an entry holds."""
     facts = {
         "format": FORMAT,
         "content": content,
+        "source": source.identity(),
         "tokenizer": tokenizer.fingerprint(),
         "special_tokens": tokenizer.special_tokens,
         "empty_think_ratio": empty_think_ratio,

@@ -18,6 +18,10 @@ from torch import Tensor
 
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.data.pairs import SetAside
+from dpo_cli.data.sources import NO_PLACES, Places
+
+_PIECE = 1 << 22
+"""Ids that are looked at together: a file may have a thousand times as many."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class EncodedRows:
     answers: (A, 2) int32, [first, end) tokens of each answer within its side; see `Encoded`.
     answer_counts: (P, 2) int32, how many of them are each side's.
     set_aside: the rows that are no pairs at any length, by line.
-    content: SHA-256 of the file that they were read from, if it was a file.
+    content: SHA-256 of what they were read from, if that was a source.
+    places: what their numbers mean there.
     """
 
     ids: Tensor
@@ -43,6 +48,7 @@ class EncodedRows:
     answer_counts: Tensor
     set_aside: Sequence[SetAside]
     content: str = ""
+    places: Places = NO_PLACES
 
     @classmethod
     def joined(cls, blocks: Iterable[EncodedRows]) -> EncodedRows:
@@ -58,6 +64,7 @@ class EncodedRows:
             answers=torch.cat([part.answers for part in filled]),
             answer_counts=torch.cat([part.answer_counts for part in filled]),
             set_aside=tuple(row for part in parts for row in part.set_aside),
+            places=parts[0].places,
         )
 
     def __len__(self) -> int:
@@ -82,6 +89,7 @@ class EncodedRows:
             TokenizedPairs(self, max_seq_len, (~is_lost).nonzero().flatten()),
             sorted([*self.set_aside, *lost], key=lambda row: row.line),
             self.content,
+            self.places,
         )
 
     def pair(self, index: int, max_seq_len: int) -> TokenizedPair:
@@ -117,9 +125,9 @@ class EncodedRows:
         wanted = torch.tensor(token_ids, dtype=torch.int32).to(ids.dtype)
         if ids.dtype == torch.uint16:  # which torch can store, and hardly compute with
             ids, wanted = ids.view(torch.int16), wanted.view(torch.int16)
-        is_wanted = torch.isin(ids, wanted)
         found = torch.zeros(len(self), dtype=torch.bool)
-        places = ((ids[1:] == ids[:-1]) & is_wanted[1:]).nonzero().flatten() + 1
+        pieces = range(0, max(1, len(ids)), _PIECE)
+        places = torch.cat([_doubled(ids, wanted, begin) for begin in pieces])
         pairs = torch.searchsorted(self._starts, places, right=True) - 1
         # Not where one pair, or one side, ends and the next begins.
         within = places - self._starts[pairs]
@@ -128,7 +136,7 @@ class EncodedRows:
         goes_on = ((self.lengths[:, 1] > self.shared) & (self.shared > 0)).nonzero().flatten()
         first = (self._starts + self.lengths[:, 0])[goes_on]
         last_shared = (self._starts + self.shared - 1)[goes_on]
-        found[goes_on] |= (ids[first] == ids[last_shared]) & is_wanted[first]
+        found[goes_on] |= (ids[first] == ids[last_shared]) & torch.isin(ids[first], wanted)
         return found
 
     def _why_lost(self, index: int, unanswered: list[bool], max_seq_len: int) -> SetAside:
@@ -205,6 +213,11 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return self._rows.lines[self._indices]
 
     @property
+    def places(self) -> Places:
+        """What these numbers mean."""
+        return self._rows.places
+
+    @property
     def lengths(self) -> Tensor:
         """(K, 2) int32, tokens of chosen and rejected."""
         return self._rows.lengths[self._indices].clamp(max=self._max_seq_len)
@@ -246,12 +259,14 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 class Rows:
     """The pairs of a file at one `max_seq_len`, and the rows that are none, by line.
 
-    content: SHA-256 of the file, if it was a file.
+    content: SHA-256 of what they were read from, if that was a source.
+    places: what their numbers mean there.
     """
 
     kept: TokenizedPairs
     set_aside: Sequence[SetAside]
     content: str = ""
+    places: Places = NO_PLACES
 
     @property
     def total(self) -> int:
@@ -266,6 +281,13 @@ class Rows:
     def facts(self) -> dict[str, int]:
         """For programs."""
         return {"kept": len(self.kept), "set_aside": len(self.set_aside), "tokens": self.tokens}
+
+
+def _doubled(ids: Tensor, wanted: Tensor, begin: int) -> Tensor:
+    """int64, where in a piece of (N,) ids one of `wanted` follows itself."""
+    piece = ids[begin : begin + _PIECE + 1]
+    is_one = (piece[1:] == piece[:-1]) & torch.isin(piece[1:], wanted)
+    return is_one.nonzero().flatten() + begin + 1
 
 
 def _exclusive_sums(counts: Tensor) -> Tensor:

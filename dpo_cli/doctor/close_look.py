@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import Rows
 from dpo_cli.doctor.data import ExaminedData, check_data, check_masks
 from dpo_cli.doctor.first_step import check_first_step
@@ -28,7 +29,12 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.training.building import configure_torch
 from dpo_cli.training.device import Compute, tune
 from dpo_cli.training.failures import explain
-from dpo_cli.training.inputs import OnProgress, require_same_vocabulary
+from dpo_cli.training.inputs import (
+    OnProgress,
+    held_out_pairs,
+    require_same_vocabulary,
+    training_pairs,
+)
 from dpo_cli.training.plan import Prepared, assemble
 
 _OF_THE_RUN = ("reach", "brake", "memory", "time")
@@ -58,7 +64,7 @@ class CloseLook:
     on_progress: OnProgress
     import_seconds: float
 
-    def examine(self, pair_line: int | None) -> Diagnosis:
+    def examine(self, pair: str | None) -> Diagnosis:
         """Everything from the device to the disk."""
         notes, profile = self.notes, self.profile
         configure_torch(profile)
@@ -69,16 +75,16 @@ class CloseLook:
         checkpoint, reference = self.read_weights()
         tokenizer = check_tokenizer(notes, profile) if self.has_file("tokenizer") else None
         startup_seconds = self.import_seconds + time.perf_counter() - began
-        data = self.encode("data", profile.data.data_path, tokenizer)
+        data = self.encode("data", training_pairs(profile), tokenizer)
         held_out = None
         if profile.eval.path is not None or "held_out" in self.unusable:
-            held_out = self.encode("held_out", profile.eval.path, tokenizer)
+            held_out = self.encode("held_out", held_out_pairs(profile), tokenizer)
         rows = data.rows if data else None
         shown = None
         if data and tokenizer:
             check_masks(notes, data.rows)
-            check_template(notes, tokenizer, data.traits)
-            shown = preview(notes, data.rows, tokenizer, pair_line)
+            check_template(notes, tokenizer, data.rows, data.traits)
+            shown = preview(notes, data.rows, tokenizer, pair)
 
         facts: dict[str, Any] = data.facts() if data else {}
         prepared = self.assemble(compute, checkpoint, reference, tokenizer, rows, held_out)
@@ -106,15 +112,15 @@ class CloseLook:
         return checkpoint, reference
 
     def encode(
-        self, name: Input, path: Path | None, tokenizer: ChatTokenizer | None
+        self, name: Input, source: Source | None, tokenizer: ChatTokenizer | None
     ) -> ExaminedData | None:
-        """The pairs of a file; None if there are none."""
-        if path is None or not self.has_file(name):
+        """The pairs of a source; None if there are none."""
+        if source is None or not self.has_file(name):
             return None
         if tokenizer is None:
             self.notes.skip(name.replace("_", "-"), "the tokenizer")
             return None
-        return check_data(self.notes, self.profile, path, tokenizer, self.on_progress)
+        return check_data(self.notes, self.profile, source, tokenizer, self.on_progress)
 
     def compute(self, prepared: Prepared, startup_seconds: float) -> dict[str, Any]:
         """Let the model score pairs and make real updates; gives what they tell of the run."""

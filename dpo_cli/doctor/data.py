@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer
-from dpo_cli.data.pairs import SetAside, refuse_if_mostly_malformed
+from dpo_cli.data.pairs import refuse_if_mostly_malformed
+from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.doctor.pairs import check_lengths, check_texts, measure_lengths
@@ -28,7 +28,7 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class ExaminedData:
-    """A file of pairs of which some can be trained on.
+    """A source of pairs of which some can be trained on.
 
     Attributes:
         rows: at the profile's `max_seq_len`.
@@ -52,41 +52,46 @@ class ExaminedData:
 
 
 def check_data(
-    notes: Notes, profile: Profile, path: Path, tokenizer: ChatTokenizer, on_progress: OnProgress
+    notes: Notes,
+    profile: Profile,
+    source: Source,
+    tokenizer: ChatTokenizer,
+    on_progress: OnProgress,
 ) -> ExaminedData | None:
-    """Encode a file of pairs, count what can be trained on, and look at it.
+    """Encode a source of pairs, count what can be trained on, and look at it.
 
     Args:
         notes: gets the findings.
         profile: says how to encode.
-        path: of the pairs to train on, or of those held out.
+        source: of the pairs to train on, or of those held out.
         tokenizer: encodes.
         on_progress: hears how far it is.
 
     Returns:
         None if no pair is left.
     """
-    limit, subject = profile.data.max_seq_len, show_path(path)
+    limit, subject = profile.data.max_seq_len, subject_of(source)
     whole = None
-    with notes.errors_as("data-unusable", subject, path):
-        whole = encode(profile, path, tokenizer, on_progress)
+    with notes.errors_as("data-unusable", subject, source):
+        whole = encode(profile, source, tokenizer, on_progress)
     if whole is None:
         return None
     lengths = [limit, *(length for length in OTHER_LENGTHS if length > limit)]
     by_length = {length: whole.cut(length) for length in lengths}
     rows = by_length[limit]
-    _note_malformed(notes, path, rows)
-    _note_kept(notes, path, whole, by_length)
+    notes.ok("format", subject, whole.places.description)
+    _note_malformed(notes, subject, source, rows)
+    _note_kept(notes, subject, whole, by_length)
     if not rows.kept:
         return None
     check_lengths(notes, profile, subject, rows)
-    traits = look_closely(path, whole, rows, tokenizer, on_progress)
+    traits = look_closely(source, whole, rows, tokenizer, on_progress)
     check_texts(notes, subject, traits)
     return ExaminedData(rows, by_length, measure_lengths(whole, limit), traits)
 
 
 def look_closely(
-    path: Path,
+    source: Source,
     whole: EncodedRows,
     rows: Rows,
     tokenizer: ChatTokenizer,
@@ -94,7 +99,7 @@ def look_closely(
 ) -> Traits:
     """What the pairs that are kept have about them, in their texts and in their tokens."""
     kept = rows.kept.lines
-    traits = find_traits(path, kept.tolist(), tokenizer.control_tokens, on_progress)
+    traits = find_traits(source, whole.places, kept.tolist(), tokenizer.control_tokens, on_progress)
     doubled = whole.lines[whole.doubled(list(tokenizer.control_tokens.values()))]
     of_tokens = {
         Trait.TRUNCATED: kept[rows.kept.shortened].tolist(),
@@ -111,7 +116,7 @@ def check_masks(notes: Notes, rows: Rows) -> None:
             "mask-template",
             "model.tokenizer",
             f"the chat template rewrites earlier turns in {len(rewritten)} rows, so that nobody can"
-            f" say where their answers lie ({_lines(rewritten)})",
+            f" say where their answers lie ({rows.places.names([row.line for row in rewritten])})",
             "use a template that renders a turn the same whatever follows, or single-turn pairs",
         )
     answers = rows.kept.response_tokens
@@ -128,34 +133,44 @@ def check_masks(notes: Notes, rows: Rows) -> None:
         notes.error("mask-empty", "", message, "this is a bug in dpo: report it with these pairs")
 
 
-def _note_malformed(notes: Notes, path: Path, rows: Rows) -> None:
+def subject_of(source: Source) -> str:
+    """Its paths, as findings name them."""
+    return ", ".join(map(show_path, source.paths))
+
+
+def _note_malformed(notes: Notes, subject: str, source: Source, rows: Rows) -> None:
     """Name rows that are no pairs."""
     malformed = [row for row in rows.set_aside if row.problem == "malformed"]
     if not malformed:
         return
     try:
-        refuse_if_mostly_malformed(path, rows.set_aside, rows.total)
+        refuse_if_mostly_malformed(source, rows.set_aside, rows.total, rows.places)
     except DpoError as error:
-        message = "\n".join([error.message.removeprefix(f"{path}: "), *error.details])
-        notes.error("data-malformed", show_path(path), message, error.remedy)
+        message = "\n".join([error.message.removeprefix(f"{source}: "), *error.details])
+        notes.error("data-malformed", subject, message, error.remedy)
     else:
-        named = [f"line {row.line}: {row.reason}" for row in malformed[:_NAMED]]
+        named = [f"{rows.places.name(row.line)}: {row.reason}" for row in malformed[:_NAMED]]
         notes.warn(
             "data-malformed",
-            show_path(path),
+            subject,
             "\n".join([f"{len(malformed)} of {rows.total:,} rows are malformed", *named]),
             "mend these rows, or train without them: they are set aside",
         )
 
 
-def _note_kept(notes: Notes, path: Path, whole: EncodedRows, by_length: dict[int, Rows]) -> None:
+def _note_kept(notes: Notes, subject: str, whole: EncodedRows, by_length: dict[int, Rows]) -> None:
     """Say how many rows are kept, why others are not, and what longer sequences would cost."""
     (limit, rows), *longer_ones = by_length.items()
-    subject, reasons = show_path(path), Counter(row.problem for row in whole.set_aside)
+    reasons = Counter(row.problem for row in whole.set_aside)
     # What ends alike only because it is cut counts as too long.
     too_long = len(whole) - len(rows.kept)
     message = f"{len(rows.kept):,} of {rows.total:,} rows kept at {limit:,} tokens"
-    lost = {"too long": too_long, "malformed": reasons["malformed"], "alike": reasons["identical"]}
+    lost = {
+        "too long": too_long,
+        "malformed": reasons["malformed"],
+        "alike": reasons["identical"],
+        "with turns that the chat template leaves out": reasons["left-out"],
+    }
     if rows.set_aside:
         why = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
         message += f"; set aside: {why}"
@@ -176,8 +191,3 @@ def _note_kept(notes: Notes, path: Path, whole: EncodedRows, by_length: dict[int
         notes.warn("data-identical", subject, message, "remove rows whose sides are alike")
     else:
         notes.ok("data", subject, message)
-
-
-def _lines(rows: Sequence[SetAside]) -> str:
-    shown = ", ".join(str(row.line) for row in rows[:_NAMED])
-    return f"lines {shown}{', ...' if len(rows) > _NAMED else ''}"

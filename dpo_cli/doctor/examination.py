@@ -17,7 +17,7 @@ def examine(
     path: Path,
     overrides: Sequence[str],
     runs_root: Path,
-    pair_line: int | None,
+    pair: str | None,
     on_progress: OnProgress,
 ) -> Diagnosis:
     """Look at everything that a run of this profile would stand on. Nothing is written.
@@ -26,7 +26,8 @@ def examine(
         path: of the profile; it exists.
         overrides: of `--set`.
         runs_root: where runs are to lie, and where "run:NAME" is looked for.
-        pair_line: the line of the data whose pair is to be shown; None for the first that is kept.
+        pair: the row whose pair is to be shown, as `Places.find` takes it; None for the first that
+            is kept.
         on_progress: called with phase, done, total (0 if unknown) and unit.
     """
     notes = Notes()
@@ -42,4 +43,4 @@ def examine(
 
     seconds = time.perf_counter() - began
     look = CloseLook(notes, loaded.profile, wrong_keys, unusable, runs_root, on_progress, seconds)
-    return look.examine(pair_line)
+    return look.examine(pair)

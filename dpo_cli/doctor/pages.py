@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.pairs import SetAside
+from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import Rows
-from dpo_cli.doctor.data import look_closely
+from dpo_cli.doctor.data import look_closely, subject_of
 from dpo_cli.doctor.preview import show_pair, why_not_kept
 from dpo_cli.doctor.traits import Traits
 from dpo_cli.errors import UsageError
 from dpo_cli.findings import PairPreview, Trait
 from dpo_cli.profile.schema import Profile
-from dpo_cli.profile.text import show_path
-from dpo_cli.training.inputs import OnProgress, encode
+from dpo_cli.training.inputs import OnProgress, encode, training_pairs
 
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that is set aside: why, and what it says."""
+    """A row that is set aside: where it is, why, and what it says."""
 
-    line: int
+    place: str
     problem: str
     reason: str
     text: str
@@ -31,9 +29,9 @@ class RejectedRow:
 
 @dataclass(frozen=True)
 class DataPages:
-    """A file of pairs, encoded as a run of the profile would."""
+    """A source of pairs, encoded as a run of the profile would."""
 
-    path: Path
+    source: Source
     rows: Rows
     traits: Traits
     tokenizer: ChatTokenizer
@@ -49,55 +47,65 @@ class DataPages:
         Raises:
             DpoError: tokenizer or data cannot be read.
         """
-        path, limit = profile.data.data_path, profile.data.max_seq_len
+        source, limit = training_pairs(profile), profile.data.max_seq_len
         tokenizer = ChatTokenizer(profile.model.tokenizer)
-        whole = encode(profile, path, tokenizer, on_progress)
+        whole = encode(profile, source, tokenizer, on_progress)
         rows = whole.cut(limit)
-        traits = look_closely(path, whole, rows, tokenizer, on_progress)
-        return cls(path, rows, traits, tokenizer)
+        traits = look_closely(source, whole, rows, tokenizer, on_progress)
+        return cls(source, rows, traits, tokenizer)
 
     def pairs(
-        self, line: int | None, only: Sequence[Trait]
+        self, stated: str | None, only: Sequence[Trait]
     ) -> Iterator[tuple[PairPreview, list[str]]]:
         """The pairs that are kept, each with what it has about it.
 
         Args:
-            line: of the one to show; None for all.
+            stated: the one to show, as `Places.find` takes it; None for all.
             only: show those that have one of these; all, if it is empty.
 
         Raises:
-            UsageError: the row of that line is not kept.
+            UsageError: there is no such row, or it is not kept.
         """
         lines = self.rows.kept.lines.tolist()
+        line = self._find(stated)
         if line is not None and line not in lines:
             raise UsageError(
-                f"{show_path(self.path)}, line {line}: {why_not_kept(self.rows, line)}",
+                f"{self._name(line)}: {why_not_kept(self.rows, line)}",
                 "dpo data --rejected shows the rows that are set aside",
             )
         wanted = {line for trait in only for line in self.traits.lines.get(trait, ())}
         return (
-            (show_pair(self.tokenizer, self.rows.kept[index]), self.traits.of(its_line))
+            (
+                show_pair(self.tokenizer, self.rows.kept[index], self.rows.places),
+                self.traits.of(its_line),
+            )
             for index, its_line in enumerate(lines)
             if line in (None, its_line) and (not only or its_line in wanted)
         )
 
-    def rejected(self, line: int | None) -> Iterator[RejectedRow]:
-        """The rows that are set aside, or the one of a line.
+    def rejected(self, stated: str | None) -> Iterator[RejectedRow]:
+        """The rows that are set aside, or one of them.
+
+        Args:
+            stated: the one to show, as `Places.find` takes it; None for all.
 
         Raises:
-            UsageError: the row of that line is not set aside.
+            UsageError: there is no such row, or it is not set aside.
         """
+        line = self._find(stated)
         aside = {row.line: row for row in self.rows.set_aside if line in (None, row.line)}
         if line is not None and not aside:
             raise UsageError(
-                f"{show_path(self.path)}, line {line}: this row is not set aside",
-                f"dpo data --line {line} shows it, if there is one",
+                f"{self._name(line)}: this row is not set aside",
+                f"dpo data --line {stated} shows it, if there is one",
             )
-        return self._read(aside)
+        return (
+            RejectedRow(self.rows.places.name(line), aside[line].problem, aside[line].reason, text)
+            for line, text in self.source.texts(self.rows.places, aside)
+        )
 
-    def _read(self, aside: Mapping[int, SetAside]) -> Iterator[RejectedRow]:
-        with self.path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if (row := aside.get(number)) is not None:
-                    text = raw.decode("utf-8", errors="replace").strip()
-                    yield RejectedRow(number, row.problem, row.reason, text)
+    def _find(self, stated: str | None) -> int | None:
+        return None if stated is None else self.rows.places.find(stated)
+
+    def _name(self, line: int) -> str:
+        return f"{subject_of(self.source)}, {self.rows.places.name(line)}"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -72,7 +71,7 @@ def measure_lengths(whole: EncodedRows, max_seq_len: int) -> tuple[Histogram, ..
 
 def check_texts(notes: Notes, subject: str, traits: Traits) -> None:
     """What the texts of the pairs have about them."""
-    total = len(traits.prompts)
+    total = len(traits.digests)
     before = len(notes.findings)
     for trait, (told, remedy, is_always_bad) in _TOLD.items():
         lines = traits.lines.get(trait, ())
@@ -84,7 +83,7 @@ def check_texts(notes: Notes, subject: str, traits: Traits) -> None:
             f"pairs-{trait}",
             subject,
             f"{len(lines):,} of {total:,} pairs ({len(lines) / total:.1%}) {told}:"
-            f" {_examples(lines, traits.partners.get(trait))}",
+            f" {_examples(traits, trait)}",
             remedy,
         )
     languages = ", ".join(
@@ -92,7 +91,7 @@ def check_texts(notes: Notes, subject: str, traits: Traits) -> None:
         for language in LANGUAGES
         if traits.languages.get(language)
     )
-    prompts = len(set(traits.prompts.values()))
+    prompts = traits.digests.prompts
     message = f"{prompts:,} prompts in {total:,} pairs; answers: {languages or 'no letters'}"
     if len(notes.findings) == before:
         few = [
@@ -104,21 +103,16 @@ def check_texts(notes: Notes, subject: str, traits: Traits) -> None:
     notes.ok("texts", subject, message)
 
 
-def check_template(notes: Notes, tokenizer: ChatTokenizer, traits: Traits) -> None:
+def check_template(notes: Notes, tokenizer: ChatTokenizer, rows: Rows, traits: Traits) -> None:
     """Whether the chat template and the tokenizer fit each other, and these conversations."""
     strange: set[str] = set()
-    left_out: dict[int, str] = {}
     for row in traits.sample:
         try:
             [rendered] = tokenizer.render(row.chosen)
         except ValueError:
             continue  # told as malformed
         contents = [message["content"] for message in row.chosen]
-        text = rendered.text
-        for message, content in zip(row.chosen, contents, strict=True):
-            if _without_thoughts(content) not in text:
-                left_out[row.line] = message["role"]
-        written = set(_MARK.findall(text))
+        written = set(_MARK.findall(rendered.text))
         strange |= {mark for mark in written if not any(mark in content for content in contents)}
     pieces = {mark: len(tokenizer.encode([Rendered(mark, ())])[0].ids) for mark in sorted(strange)}
     if several := {mark: count for mark, count in pieces.items() if count > 1}:
@@ -129,16 +123,15 @@ def check_template(notes: Notes, tokenizer: ChatTokenizer, traits: Traits) -> No
             f"the chat template writes marks that this tokenizer has no token for: {listed}",
             "use the template and the tokenizer that the checkpoint was fine-tuned with",
         )
-    if left_out:
-        roles = ", ".join(sorted(set(left_out.values())))
+    if left_out := [row for row in rows.set_aside if row.problem == "left-out"]:
         notes.warn(
             "template-leaves-out",
             "model.tokenizer",
-            f"the chat template leaves out messages of {len(left_out)} of the"
-            f" {len(traits.sample)} pairs that were tried (role {roles}):"
-            f" {_listed(list(left_out))}",
-            "the model never sees them: use a template that knows these roles, or put what they say"
-            " where it is written",
+            f"{len(left_out):,} of {rows.total:,} rows are set aside"
+            f" ({rows.places.names([row.line for row in left_out])}), the first since"
+            f" {left_out[0].reason}",
+            "the model would never see them: use a template that knows such turns, or put what they"
+            " say where it is written",
         )
 
 
@@ -148,11 +141,11 @@ def check_overlap(notes: Notes, prepared: Prepared, training: Traits, held_out: 
     Args:
         notes: gets the finding.
         prepared: says which pairs are held out.
-        training, held_out: of the file that each kind of pairs comes from.
+        training, held_out: of the source that each kind of pairs comes from.
     """
-    seen = {training.prompts.get(line) for line in prepared.pairs.lines.tolist()}
-    lines = prepared.held_out.lines.tolist()
-    known = sum(held_out.prompts.get(line) in seen for line in lines)
+    lines = prepared.held_out.lines
+    seen = training.digests.prompts_of(prepared.pairs.lines)
+    known = int(torch.isin(held_out.digests.prompts_of(lines), seen).sum())
     if known > _KNOWN_SHARE * len(lines):
         notes.warn(
             "held-out-known",
@@ -233,21 +226,10 @@ def _marks(traits: Traits, trait: Trait) -> str:
     return ", ".join(traits.marks.get(trait, ())[:_LISTED])
 
 
-def _examples(lines: Sequence[int], partners: Mapping[int, int] | None) -> str:
-    """Line numbers, with the others that they repeat or contradict."""
+def _examples(traits: Traits, trait: Trait) -> str:
+    """Names of rows, with the others that they repeat or contradict."""
+    lines, partners = traits.lines[trait], traits.partners.get(trait)
     if partners is None:
-        return _listed(lines)
-    couples = list(dict.fromkeys((min(n, partners[n]), max(n, partners[n])) for n in lines))
-    shown = ", ".join(f"{first} and {second}" for first, second in couples[:_LISTED])
-    return f"lines {shown}{', ...' if len(couples) > _LISTED else ''}"
-
-
-def _listed(lines: Sequence[int]) -> str:
-    shown = ", ".join(str(line) for line in lines[:_LISTED])
-    noun = "line" if len(lines) == 1 else "lines"
-    return f"{noun} {shown}{', ...' if len(lines) > _LISTED else ''}"
-
-
-def _without_thoughts(content: str) -> str:
-    """What a template must write of a message: some leave out what was thought."""
-    return content.rpartition("</think>")[2].strip()
+        return traits.places.names(lines)
+    couples = dict.fromkeys((min(n, partners[n]), max(n, partners[n])) for n in lines)
+    return traits.places.couples(list(couples))

@@ -8,30 +8,35 @@ from torch import Tensor
 
 from dpo_cli.data.batching import shared_inputs
 from dpo_cli.data.chat import ChatTokenizer, Tokenized, TokenizedPair
+from dpo_cli.data.sources import Places
 from dpo_cli.data.tokens import Rows
 from dpo_cli.doctor.notes import Notes
+from dpo_cli.errors import UsageError
 from dpo_cli.findings import PairPreview, Span
 
 
 def preview(
-    notes: Notes, rows: Rows, tokenizer: ChatTokenizer, line: int | None
+    notes: Notes, rows: Rows, tokenizer: ChatTokenizer, stated: str | None
 ) -> PairPreview | None:
-    """The pair of a line of the file, or the first one that is kept."""
-    found = 0 if line is None else _position(rows, line)
-    if found is None:
-        assert line is not None
+    """The pair of a row, as `Places.find` takes it, or the first one that is kept."""
+    found = 0
+    if stated is not None:
         first = rows.kept[0].line
-        notes.warn(
-            "pair",
-            f"line {line}",
-            why_not_kept(rows, line),
-            f"show another pair, such as --pair {first}",
-        )
-        return None
-    return show_pair(tokenizer, rows.kept[found])
+        remedy = f"show another pair, such as --pair {rows.places.stated(first)}"
+        try:
+            line = rows.places.find(stated)
+        except UsageError as error:
+            notes.warn("pair", f"--pair {stated}", error.message, error.remedy)
+            return None
+        position = _position(rows, line)
+        if position is None:
+            notes.warn("pair", rows.places.name(line), why_not_kept(rows, line), remedy)
+            return None
+        found = position
+    return show_pair(tokenizer, rows.kept[found], rows.places)
 
 
-def show_pair(tokenizer: ChatTokenizer, pair: TokenizedPair) -> PairPreview:
+def show_pair(tokenizer: ChatTokenizer, pair: TokenizedPair, places: Places) -> PairPreview:
     """One pair in runs of tokens that do, or do not, carry loss."""
     shared = shared_inputs(pair)
 
@@ -39,7 +44,7 @@ def show_pair(tokenizer: ChatTokenizer, pair: TokenizedPair) -> PairPreview:
         return tuple(_spans(tokenizer, side.ids[start:end], side.response[start:end]))
 
     return PairPreview(
-        line=pair.line,
+        place=places.name(pair.line),
         shared=spans(pair.chosen, 0, shared),
         chosen=spans(pair.chosen, shared),
         rejected=spans(pair.rejected, shared),

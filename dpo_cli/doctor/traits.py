@@ -1,18 +1,19 @@
-"""What the texts of a file of pairs have about them, row by row."""
+"""What the texts of a source of pairs have about them, row by row."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
+from dpo_cli.data.formats import Message
 from dpo_cli.data.languages import Language, language_of
-from dpo_cli.data.pairs import Message, PreferencePair, read_pairs
+from dpo_cli.data.pairs import PreferencePair, read_pairs
+from dpo_cli.data.sources import Places, Source
+from dpo_cli.doctor.digests import Digests
 from dpo_cli.findings import Trait
 
 NEAR_IDENTICAL_SHARE = 0.9
@@ -30,73 +31,86 @@ _FOREIGN = re.compile(
 """What ChatML, Llama 2 and 3, Gemma, Phi, Alpaca and their like write around a turn."""
 _LLAMA_END, _LLAMA_BEGIN = "</s>", "<s>"  # in HTML they come together: struck-out text
 
-_Digest = bytes
-
 
 @dataclass(frozen=True)
 class Traits:
-    """What was found in the rows that are kept, each by its line.
+    """What was found in the rows that are kept, each by its number.
 
     Attributes:
         lines: of each trait that a row has, ascending.
         partners: of contradictory and repeated rows the line of the other one.
         marks: which control tokens, and which of other templates, stand in messages; by frequency.
         languages: of the chosen answers.
-        prompts: a digest of the conversation that is answered.
-        sample: some rows from everywhere in the file.
+        digests: of what they answer and say.
+        sample: some rows from everywhere in the source.
+        places: what the numbers mean.
     """
 
     lines: Mapping[Trait, Sequence[int]]
     partners: Mapping[Trait, Mapping[int, int]]
     marks: Mapping[Trait, Sequence[str]]
     languages: Mapping[Language, int]
-    prompts: Mapping[int, bytes]
+    digests: Digests
     sample: Sequence[PreferencePair]
+    places: Places
 
     def of(self, line: int) -> list[str]:
-        """Those that the row of a line has, in words, with the line that it repeats."""
-        found = [trait for trait in Trait if line in self.lines.get(trait, ())]
+        """Those that a row has, in words, with the name of the row that it repeats."""
+        found = [trait for trait in Trait if line in self._members.get(trait, ())]
         others = {trait: self.partners.get(trait, {}).get(line) for trait in found}
-        return [f"{trait} (line {n})" if (n := others[trait]) else str(trait) for trait in found]
+        return [
+            f"{trait} ({self.places.name(other)})" if (other := others[trait]) else str(trait)
+            for trait in found
+        ]
+
+    @cached_property
+    def _members(self) -> Mapping[Trait, frozenset[int]]:
+        return {trait: frozenset(lines) for trait, lines in self.lines.items()}
 
 
 def find_traits(
-    path: Path,
+    source: Source,
+    places: Places,
     kept: Sequence[int],
     control_tokens: Collection[str],
     on_progress: Callable[[str, int, int, str], None],
 ) -> Traits:
-    """Read the texts of a file of pairs.
+    """Read the texts of a source of pairs.
 
     Args:
-        path: of the file.
-        kept: the lines of the rows to look at, ascending.
+        source, places: files, and what the numbers of their rows mean.
+        kept: the numbers of the rows to look at, ascending.
         control_tokens: of the tokenizer: what no message should contain.
         on_progress: called with phase, done, total and unit.
 
     Raises:
-        DpoError: the file cannot be read.
+        DpoError: a file cannot be read.
     """
     reader = _Reader(tuple(control_tokens))
-    sampled = set(kept[:: max(1, len(kept) // _SAMPLED_ROWS)][:_SAMPLED_ROWS])
-    wanted, sample = set(kept), []
-    for row in read_pairs(path):
-        if not isinstance(row, PreferencePair) or row.line not in wanted:
+    sampled, sample = set(kept[:: max(1, len(kept) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]), []
+    is_wanted = bytearray(max(kept, default=0) + 1)
+    for line in kept:
+        is_wanted[line] = True
+    for row in read_pairs(source, None, places):
+        if row.line >= len(is_wanted):
+            break
+        if not isinstance(row, PreferencePair) or not is_wanted[row.line]:
             continue
         with contextlib.suppress(RecursionError):  # nested as deep as JSON may be read
             reader.read(row)
         if row.line in sampled:
             sample.append(row)
-        if len(reader.prompts) % _PROGRESS_ROWS == 0:
-            on_progress("reading texts", len(reader.prompts), len(kept), "pairs")
+        if len(reader.digests) % _PROGRESS_ROWS == 0:
+            on_progress("reading texts", len(reader.digests), len(kept), "pairs")
     partners = reader.compare()
     return Traits(
         {trait: sorted(lines) for trait, lines in reader.lines.items()},
         partners,
         {trait: [mark for mark, _ in marks.most_common()] for trait, marks in reader.marks.items()},
         dict(reader.languages),
-        reader.prompts,
+        reader.digests,
         sample,
+        places,
     )
 
 
@@ -107,15 +121,13 @@ class _Reader:
         self.lines: dict[Trait, list[int]] = defaultdict(list)
         self.marks: dict[Trait, Counter[str]] = defaultdict(Counter)
         self.languages: Counter[Language] = Counter()
-        self.prompts: dict[int, _Digest] = {}
+        self.digests = Digests()
         self._control_tokens = control_tokens
-        self._pairs: dict[tuple[_Digest, _Digest], list[int]] = defaultdict(list)
 
     def read(self, row: PreferencePair) -> None:
         """Note what one row has about it."""
         shared = _shared_messages(row)
-        self.prompts[row.line] = _digest(row.chosen[:shared])
-        self._pairs[_digest(row.chosen), _digest(row.rejected)].append(row.line)
+        self.digests.add(row.line, row.chosen[:shared], row.chosen, row.rejected)
         found = self._marks_of(row)
         rests = row.chosen[shared:], row.rejected[shared:]
         if any(rest and rest[0]["role"] != "assistant" for rest in rests):
@@ -136,12 +148,8 @@ class _Reader:
 
     def compare(self) -> dict[Trait, dict[int, int]]:
         """Note rows that say what others say, or the opposite; gives the lines of the others."""
-        partners: dict[Trait, dict[int, int]] = {Trait.CONTRADICTORY: {}, Trait.REPEATED: {}}
-        for (chosen, rejected), lines in self._pairs.items():
-            first, *copies = lines
-            partners[Trait.REPEATED] |= dict.fromkeys(copies, first)
-            if others := self._pairs.get((rejected, chosen)):
-                partners[Trait.CONTRADICTORY] |= dict.fromkeys(lines, others[0])
+        repeated, contradictory = self.digests.compare()
+        partners = {Trait.CONTRADICTORY: contradictory, Trait.REPEATED: repeated}
         for trait, found in partners.items():
             if found:
                 self.lines[trait] += found
@@ -189,8 +197,3 @@ def _shared_messages(row: PreferencePair) -> int:
 
 def _thinks(messages: Sequence[Message]) -> bool:
     return any("<think>" in m["content"] or m.get("reasoning_content") for m in messages)
-
-
-def _digest(messages: Sequence[Message]) -> _Digest:
-    text = json.dumps(messages, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -11,9 +11,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpo_cli.files import is_pair_file
+
 _CHECKPOINTS = ("out/full_sft_*", "full_sft_*", "checkpoints/full_sft_*")
 _TOKENIZERS = ("model", "model/minimind_tokenizer", "tokenizer", "tokenizer/*", ".")
-_PAIRS = ("dataset/*dpo*.jsonl", "dataset/dpo/*.jsonl", "data/*dpo*.jsonl", "*dpo*.jsonl")
+_PAIRS = (
+    *("dataset/*dpo*.jsonl", "dataset/dpo/*.jsonl", "data/*dpo*.jsonl", "*dpo*.jsonl"),
+    *("dataset/*dpo*", "dataset/dpo/*", "data/*dpo*", "*dpo*.parquet"),
+)
 _SUFFIXES = (".pth", ".safetensors")
 
 
@@ -38,7 +43,7 @@ def look_in(*folders: Path) -> Found:
     return Found(
         checkpoints=_matches(folders, _CHECKPOINTS, _is_weights),
         tokenizers=_matches(folders, _TOKENIZERS, _is_tokenizer),
-        pairs=_matches(folders, _PAIRS, Path.is_file),
+        pairs=_matches(folders, _PAIRS, is_pair_file),
     )
 
 
@@ -54,12 +59,6 @@ def generation_of(tokenizer: Path) -> int:
 def is_mixture(checkpoint: Path) -> bool:
     """Whether MiniMind's name for the file says that it is a mixture of experts."""
     return checkpoint.stem.endswith("_moe")
-
-
-def count_rows(pairs: Path) -> int:
-    """Lines of a JSONL file that are not blank."""
-    with pairs.open("rb") as file:
-        return sum(1 for line in file if line.strip())
 
 
 def _matches(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from dpo_cli.errors import UsageError
+from dpo_cli.files import PAIR_SUFFIXES, pair_files
 from dpo_cli.profile.load import LoadedProfile, Problem
 from dpo_cli.profile.schema import Model, Profile
 from dpo_cli.profile.source import shipped_profiles
@@ -60,14 +61,14 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
     """What is wrong with each file of the profile that cannot be used; nothing is read."""
     profile = loaded.profile
     checks: dict[Input, Callable[[], object]] = {
-        "data": lambda: check_file("data.data_path", profile.data.data_path),
+        "data": lambda: check_pairs("data.data_path", profile.data.paths),
         "tokenizer": lambda: check_tokenizer("model.tokenizer", profile.model.tokenizer),
         "checkpoint": lambda: resolve_checkpoint(profile, "checkpoint"),
     }
     if profile.model.reference is not None:
         checks["reference"] = lambda: resolve_checkpoint(profile, "reference")
     if (held_out := profile.eval.path) is not None:
-        checks["held_out"] = lambda: check_file("eval.path", held_out)
+        checks["held_out"] = lambda: check_pairs("eval.path", (held_out,))
     problems: dict[Input, Problem] = {}
     for name, check in checks.items():
         try:
@@ -183,6 +184,25 @@ def check_tokenizer(key: str, folder: Path) -> None:
         )
     for name in needed:
         check_file(key, folder / name)
+
+
+def check_pairs(key: str, paths: Sequence[Path]) -> None:
+    """Files of pairs, or folders with such files."""
+    for path in paths:
+        if not stat.S_ISDIR(_status(key, path).st_mode):
+            check_file(key, path)
+            continue
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise InputError(key, f"{show_path(path)} cannot be read: no permission")
+        files = pair_files(path)
+        if not files:
+            raise InputError(
+                key,
+                f"{show_path(path)} is a directory; name a file, or a directory that holds files of"
+                f" pairs ({', '.join(PAIR_SUFFIXES)})",
+            )
+        for file in files:
+            check_file(key, file)
 
 
 def _check_folder(key: str, path: Path) -> None:

@@ -65,13 +65,18 @@ class _Statement:
         Raises:
             ValueError: the path cannot be resolved.
         """
+        if isinstance(self.value, list):
+            return [self._resolved(each) for each in self.value]
+        return self._resolved(self.value)
+
+    def _resolved(self, value: Any) -> Any:
         kind = KEYS[self.key].kind
-        if isinstance(self.value, str) and (
-            kind is Kind.PATH or (kind is Kind.WEIGHTS and _is_path(self.value))
+        if isinstance(value, str) and (
+            kind is Kind.PATH or (kind is Kind.WEIGHTS and _is_path(value))
         ):
-            path = expand_path(self.value, self.base)
+            path = expand_path(value, self.base)
             return path if kind is Kind.PATH else str(path)
-        return self.value
+        return value
 
     def rejected(self, reason: str) -> Problem:
         """What is wrong with this statement, for the user."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.profile.discover import count_rows
 from dpo_cli.profile.load import LoadedProfile
 from dpo_cli.profile.schema import KEYS
 from dpo_cli.profile.table import Kind
@@ -23,7 +22,7 @@ GENTLE_GAP = 1.0
 """Nats a token; answers that far apart are long gibberish. Runs that learned well held 0.1 to 0.3
 between chosen and rejected: a loss that brakes only beyond this never does."""
 USUAL_ROWS = 20_000
-"""About what MiniMind's own dpo.jsonl holds: for when there is no file to count."""
+"""About what MiniMind's own dpo.jsonl holds: for when there is nothing to count."""
 
 _MEAN_OF_SCHEDULE = {"minimind2": 0.6, "minimind3": 0.55}
 _SMALL_ROWS = 1000
@@ -33,11 +32,12 @@ _FAR_AWAY = os.path.join(*[os.pardir] * 4)
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files of a new profile; None where none was found."""
+    """The files of a new profile, and the number of pairs; None where nothing is known."""
 
     checkpoint: Path | None
     tokenizer: Path | None
     pairs: Path | None
+    rows: int | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -89,7 +89,7 @@ def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
     """Values under which the loss shows what is learned, and stops pushing when it is."""
     reference = reference_recipe(shipped, inputs, folder)
     train = shipped.profile.train
-    rows = count_rows(inputs.pairs) if inputs.pairs else USUAL_ROWS
+    rows = inputs.rows or USUAL_ROWS
     fraction = 0.1 if rows < _SMALL_ROWS else 0.05
     held_out = round(fraction * rows)
     updates = math.ceil((rows - held_out) / train.batch_size)
@@ -105,7 +105,8 @@ def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
         "eval.fraction": fraction,
         "eval.interval": max(1, updates // _EVALUATIONS),
     }
-    guessed = "" if inputs.pairs else " (about what MiniMind's own file has; none was found)"
+    why = "they could not be counted" if inputs.pairs else "none was found"
+    guessed = "" if inputs.rows else f" (about what MiniMind's own file has; {why})"
     notes = {
         "dpo.beta": (
             "The brake: with a mean and beta 0.1 the loss reads ln 2 = 0.693 while the weights",

@@ -43,7 +43,7 @@ def to_tables(profile: Profile) -> dict[str, dict[str, Any]]:
     for key, value in _values(profile):
         if value is not None:
             table, field = key.split(".")
-            tables[table][field] = str(value) if isinstance(value, Path) else value
+            tables[table][field] = _plain(value)
     return tables
 
 
@@ -76,8 +76,16 @@ def _values(profile: Profile) -> Iterator[tuple[str, Any]]:
         yield key, getattr(getattr(profile, table), field)
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def _literal(key: str, value: Any) -> Any:
     """`value` as a file states it: in a resolved path a $ is no variable but itself."""
+    if isinstance(value, list):
+        return [_literal(key, each) for each in value]
     if KEYS[key].kind is not Kind.PLAIN and str(value).startswith("/"):
         return str(value).replace("$", "$$")
     return value

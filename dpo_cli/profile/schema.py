@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.launching import Launch
 from dpo_cli.profile.objective import Dpo
+from dpo_cli.profile.pairs import Data
 from dpo_cli.profile.table import (
     MATHEMATICS,
     NONE,
@@ -91,29 +92,6 @@ class Model(Table):
     def compared_with(self) -> Literal["checkpoint", "reference"]:
         """Which of the two keys names the frozen weights."""
         return "checkpoint" if self.reference is None else "reference"
-
-
-class Data(Table):
-    """The preference pairs, and how they become tokens."""
-
-    data_path: Annotated[Location, Field(examples=["../dataset/dpo.jsonl"]), Kind.PATH, NONE]
-    """Preference pairs in MiniMind's format: one JSON object a line, with the conversations
-    "chosen" and "rejected"."""
-
-    max_seq_len: Annotated[int, Field(ge=2), POSITION] = 1024
-    """Tokens kept of each conversation; what follows is cut off. A pair with no response token
-    left on one side is set aside."""
-
-    shuffle: Annotated[bool, POSITION] = False
-    """Whether each epoch takes the pairs in a new random order, which depends on train.seed.
-    Otherwise they come in the order of the file."""
-
-    empty_think_ratio: Annotated[float, Field(ge=0, le=1), POSITION] = 0.2
-    """Share of pairs that keep the empty think block their chat template writes, the same on both
-    sides of a pair. Generation 2's template has no such block."""
-
-    num_workers: Annotated[int, Field(ge=0), NONE] = 0
-    """Threads that encode the pairs; 0 takes all cores."""
 
 
 class Train(Table):
@@ -279,7 +257,8 @@ class Eval(Table):
     path: Annotated[
         Location | None, Field(examples=["../dataset/dpo_test.jsonl"]), Kind.PATH, MATHEMATICS
     ] = None
-    """Held-out pairs in a file of their own, instead of a fraction."""
+    """Held-out pairs in a file or folder of their own, instead of a fraction; in any format that
+    data.data_path may have."""
 
     interval: Annotated[int, Field(ge=0), MATHEMATICS] = 0
     """Micro-batches between two evaluations; 0 evaluates once before training and once after it.

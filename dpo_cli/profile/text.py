@@ -23,6 +23,9 @@ def show_value(value: object) -> str:
             return json.dumps(str(value), ensure_ascii=False)
         case list():
             return f"[{', '.join(map(show_value, value))}]"
+        case dict():
+            pairs = [f"{key} = {show_value(each)}" for key, each in value.items()]
+            return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
         case _:
             return str(value)
 

@@ -144,12 +144,12 @@ class Evaluated(Event):
 
 
 class Sample(TypedDict):
-    """A held-out prompt (the pair's line in its file, the rendered text) and what both say to it.
+    """A held-out prompt (the name of the pair's row, the rendered text) and what both say to it.
 
     The answers are greedy, and may be cut.
     """
 
-    line: int
+    place: str
     prompt: str
     policy: str
     reference: str

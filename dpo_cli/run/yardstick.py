@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.inputs import check_file, check_tokenizer, resolve_checkpoint
+from dpo_cli.profile.inputs import check_pairs, check_tokenizer, resolve_checkpoint
 from dpo_cli.profile.load import load_profile, state_profile
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
@@ -59,7 +59,8 @@ def find_yardstick(
     Args:
         models: at least one.
         runs_root: where runs lie.
-        data: a file of pairs; by default what the profile holds out.
+        data: a file or folder of pairs, written as the profile's `data.format` and
+            `data.columns` say; by default what the profile holds out.
         reference: by default the profile's.
         profile_path: a profile for weights that come with none: a path or a shipped name.
         tokenizer: its folder; by default the profile's, or a model's own.
@@ -72,7 +73,7 @@ def find_yardstick(
         UsageError: what is named is missing, or contradicts the rest.
     """
     if data is not None:
-        check_file("--data", data)
+        check_pairs("--data", (data,))
     owner = next((model.run for model in models if model.run is not None), None)
     if owner is not None and profile_path is not None:
         raise UsageError(
@@ -92,13 +93,12 @@ def find_yardstick(
     else:
         return None
     if data is not None:
-        profile = _with(profile, "data", {"data_path": data.absolute()})
         profile = _with(profile, "eval", {"path": data.absolute(), "fraction": 0.0})
-    elif profile.eval.path is not None:
-        check_file("eval.path", profile.eval.path)
-        profile = _with(profile, "data", {"data_path": profile.eval.path})
+    if (path := profile.eval.path) is not None:
+        check_pairs("eval.path", (path,))
+        profile = _with(profile, "data", {"data_path": path, "path_weights": None})
     elif profile.eval.fraction:
-        check_file("data.data_path", profile.data.data_path)
+        check_pairs("data.data_path", profile.data.paths)
         if owner is not None:
             _refuse_other_split(owner, profile)
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.pairs import Message
+from dpo_cli.data.formats import Message
 from dpo_cli.data.text_stream import TextStream
 from dpo_cli.errors import DpoError
 from dpo_cli.models.zoo import build_model, use_experts_for

@@ -32,6 +32,7 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import EventWriter, Exported, history
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.inputs import training_pairs
 from dpo_cli.training.opening import UNTOLD, read_trained
 from dpo_cli.training.rounding import Rounding, round_weights
 from dpo_cli.training.survival import Survival, measure_survival, read_start
@@ -303,8 +304,8 @@ def _stated(architecture: Architecture) -> dict[str, object]:
 
 def _pairs_to_compare(profile: Profile) -> list[TokenizedPair]:
     """The first pairs of the training data: the run was planned with at least one."""
-    tokenizer = ChatTokenizer(profile.model.tokenizer)
-    rows = read_pairs(profile.data.data_path)
+    tokenizer, source = ChatTokenizer(profile.model.tokenizer), training_pairs(profile)
+    rows = read_pairs(source)
     pairs: list[TokenizedPair] = []
     while len(pairs) < _COMPARED_PAIRS and (some := list(itertools.islice(rows, _ROWS_AT_ONCE))):
         kept, _ = encode_pairs(
@@ -317,7 +318,7 @@ def _pairs_to_compare(profile: Profile) -> list[TokenizedPair]:
         pairs += kept
     if not pairs:
         raise DpoError(
-            f"{profile.data.data_path}: no pair is left to compare the file with",
+            f"{source}: no pair is left to compare the file with",
             "the data has changed since the run: --set data.data_path=... says where it lies now",
         )
     return pairs[:_COMPARED_PAIRS]

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.pairs import refuse_if_mostly_malformed
-from dpo_cli.data.token_cache import encode_file
+from dpo_cli.data.sources import Source
+from dpo_cli.data.token_cache import encode_source
 from dpo_cli.data.tokens import EncodedRows, Rows, TokenizedPairs
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file, write_atomically
@@ -98,9 +99,9 @@ def require_same_vocabulary(
 
 
 def require_positions(
-    profile: Profile, checkpoint: Checkpoint, path: Path | None, pairs: TokenizedPairs
+    profile: Profile, checkpoint: Checkpoint, source: Source, pairs: TokenizedPairs
 ) -> None:
-    """Refuse pairs of a file with more tokens than the model has positions for.
+    """Refuse pairs of a source with more tokens than the model has positions for.
 
     A `data.max_seq_len` beyond that is fine where no conversation is as long; not so in the
     reference layout, which pads each of them to it.
@@ -119,50 +120,63 @@ def require_positions(
     longest = pairs.lengths.amax(dim=1)
     beyond = pairs.lines[longest > limit].tolist()
     if beyond:
-        named = ", ".join(map(str, beyond[:5])) + (", ..." if len(beyond) > 5 else "")
         raise DpoError(
-            f"{path}: {len(beyond)} pairs have up to {longest.max()} tokens on a side, and"
-            f" the model has {limit} positions: lines {named}",
+            f"{source}: {len(beyond)} pairs have up to {longest.max()} tokens on a side, and"
+            f" the model has {limit} positions: {pairs.places.names(beyond)}",
             remedy,
         )
 
 
+def training_pairs(profile: Profile) -> Source:
+    """Where the pairs to train on come from."""
+    return Source(profile.data.paths, profile.data.format, profile.data.columns or {})
+
+
+def held_out_pairs(profile: Profile) -> Source | None:
+    """Where pairs come from that are held out, if they have a file of their own."""
+    if profile.eval.path is None:
+        return None
+    return Source((profile.eval.path,), profile.data.format, profile.data.columns or {})
+
+
 def encode(
     profile: Profile,
-    path: Path,
+    source: Source,
     tokenizer: ChatTokenizer,
     on_progress: OnProgress,
     ranks: Ranks = ALONE,
 ) -> EncodedRows:
-    """The rows of a file as the profile has them encoded; see `encode_file`."""
-    return encode_file(
-        path,
+    """The rows of a source as the profile has them encoded; see `encode_source`."""
+    return encode_source(
+        source,
         tokenizer,
         empty_think_ratio=profile.data.empty_think_ratio,
         seed=profile.train.seed,
-        on_progress=lambda done, lines: on_progress("encoding", done, lines, "rows"),
+        on_progress=lambda done, total: on_progress(
+            "encoding" if total else "counting", done, total, "rows"
+        ),
         crew=ranks,
     )
 
 
 def usable_rows(
     profile: Profile,
-    path: Path,
+    source: Source,
     tokenizer: ChatTokenizer,
     on_progress: OnProgress,
     ranks: Ranks,
 ) -> Rows:
-    """The rows of a file at the profile's `data.max_seq_len`.
+    """The rows of a source at the profile's `data.max_seq_len`.
 
     Raises:
         DpoError: there is none that can be trained on, or too many are malformed.
     """
-    rows = encode(profile, path, tokenizer, on_progress, ranks).cut(profile.data.max_seq_len)
-    refuse_if_mostly_malformed(path, rows.set_aside, rows.total)
+    rows = encode(profile, source, tokenizer, on_progress, ranks).cut(profile.data.max_seq_len)
+    refuse_if_mostly_malformed(source, rows.set_aside, rows.total, rows.places)
     if not rows.kept:
         raise DpoError(
-            f"{path}: no row can be trained on",
+            f"{source}: no row can be trained on",
             "is data.max_seq_len too small?",
-            [f"line {row.line}: {row.reason}" for row in rows.set_aside[:5]],
+            [f"{rows.places.name(row.line)}: {row.reason}" for row in rows.set_aside[:5]],
         )
     return rows

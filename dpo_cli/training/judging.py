@@ -21,7 +21,12 @@ from dpo_cli.run.yardstick import Yardstick, split_of
 from dpo_cli.training.building import configure_torch, make_scorer
 from dpo_cli.training.device import Compute, resolve, tune
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
-from dpo_cli.training.inputs import OnProgress, require_same_vocabulary, usable_rows
+from dpo_cli.training.inputs import (
+    OnProgress,
+    require_same_vocabulary,
+    training_pairs,
+    usable_rows,
+)
 from dpo_cli.training.opening import UNTOLD, OpenedModel, open_model, open_reference
 from dpo_cli.training.plan import Prepared, assemble
 from dpo_cli.training.promises import refuse_other_inputs
@@ -148,7 +153,7 @@ def _prepare(
     tokenizer = ChatTokenizer(profile.model.tokenizer)
     for model in models:
         require_same_vocabulary(tokenizer, model, reference)
-    rows = usable_rows(profile, profile.data.data_path, tokenizer, on_progress, ALONE)
+    rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, ALONE)
     held_out = None if profile.eval.path is None else rows
     return assemble(profile, compute, tokenizer, models[0], reference, rows, held_out)
 

@@ -6,6 +6,7 @@ start where the content of an input is another one.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch import Tensor
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.groups import groups_of
-from dpo_cli.data.order import DataOrder, hold_out
+from dpo_cli.data.order import DataOrder, hold_out, repeat
 from dpo_cli.data.pairs import SetAside
 from dpo_cli.data.regroup import Forward, regroup
 from dpo_cli.data.tokens import Rows, TokenizedPairs
@@ -28,13 +29,16 @@ from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.objective.losses import loss_at_start
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.text import show_value
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import Compute
 from dpo_cli.training.inputs import (
     OnProgress,
+    held_out_pairs,
     read_checkpoint,
     require_positions,
     require_same_vocabulary,
+    training_pairs,
     usable_rows,
 )
 from dpo_cli.training.optim import LearningRate
@@ -217,10 +221,10 @@ def prepare(
     # The leader keeps what `run:NAME` stands for now; the others find that.
     checkpoint, reference = ranks.leader_first("weights", read_weights)
     require_same_vocabulary(tokenizer, checkpoint, reference)
-    rows = usable_rows(profile, profile.data.data_path, tokenizer, on_progress, ranks)
+    rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, ranks)
     held_out = None
-    if profile.eval.path is not None:
-        held_out = usable_rows(profile, profile.eval.path, tokenizer, on_progress, ranks)
+    if (source := held_out_pairs(profile)) is not None:
+        held_out = usable_rows(profile, source, tokenizer, on_progress, ranks)
     return assemble(
         profile,
         compute,
@@ -261,14 +265,14 @@ def assemble(
         DpoError: a sequence is longer than the model can tell positions apart, there are too few
             pairs to hold any out, or too few micro-batches for so many devices.
     """
-    require_positions(profile, checkpoint, profile.data.data_path, rows.kept)
-    if held_out:
-        require_positions(profile, checkpoint, profile.eval.path, held_out.kept)
+    require_positions(profile, checkpoint, training_pairs(profile), rows.kept)
+    if held_out and (source := held_out_pairs(profile)):
+        require_positions(profile, checkpoint, source, held_out.kept)
     fingerprints = {
         "weights": checkpoint.fingerprint,
         "reference": reference.fingerprint,
         "tokenizer": tokenizer.fingerprint(),
-        "data": rows.content,
+        "data": _content(profile, rows),
     }
     pairs, evaluated = rows.kept, held_out.kept if held_out else rows.kept[:0]
     if held_out:
@@ -281,6 +285,13 @@ def assemble(
             )
         training, evaluation = hold_out(len(pairs), profile.eval.fraction, profile.train.seed)
         pairs, evaluated = pairs.select(training), pairs.select(evaluation)
+    if (weights := profile.data.path_weights) is not None:
+        pairs = pairs.select(repeat(_by_path(pairs, len(weights)), weights, profile.train.seed))
+        if not pairs:
+            raise DpoError(
+                f"data.path_weights = {show_value(weights)}: no pair is left to train on",
+                "state larger weights",
+            )
 
     order = DataOrder(
         pairs=len(pairs),
@@ -321,3 +332,20 @@ def assemble(
         fingerprints=fingerprints,
         devices=devices,
     )
+
+
+def _content(profile: Profile, rows: Rows) -> str:
+    """Hex SHA-256 of the data; with weights, also of which file has which."""
+    if profile.data.path_weights is None:
+        return rows.content
+    sources = [part.source for part in rows.places.parts]
+    return hashlib.sha256(f"{rows.content} {sources}".encode()).hexdigest()
+
+
+def _by_path(pairs: TokenizedPairs, paths: int) -> list[list[int]]:
+    """The pairs that come from each of the paths of `data.data_path`."""
+    groups: list[list[int]] = [[] for _ in range(paths)]
+    for index, line in enumerate(pairs.lines.tolist()):
+        part = pairs.places.part(line)
+        groups[part.source if part else 0].append(index)
+    return groups

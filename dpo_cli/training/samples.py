@@ -33,6 +33,7 @@ class Sampler:
         self._compute, self._tokenizer, self._load = prepared.compute, tokenizer, load
         pairs, count = prepared.held_out, min(prepared.profile.eval.samples, len(prepared.held_out))
         # Spread evenly: files are often sorted.
+        self._places = pairs.places
         self._pairs = [pairs[index * len(pairs) // count] for index in range(count)]
         self._reference: list[str] = []
 
@@ -58,7 +59,7 @@ class Sampler:
         answers = self._answers(policy, tell)
         return [
             Sample(
-                line=pair.line,
+                place=self._places.name(pair.line),
                 prompt=self._tokenizer.decode(prompt_of(pair)),
                 policy=policy_says,
                 reference=reference_says,

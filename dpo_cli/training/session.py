@@ -50,6 +50,7 @@ from dpo_cli.training.building import configure_torch, make_scorer
 from dpo_cli.training.device import Compute, resolve, tune
 from dpo_cli.training.evidence import has_evidence, keep_evidence
 from dpo_cli.training.failures import explain
+from dpo_cli.training.inputs import training_pairs
 from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import Prepared, environment, prepare
 from dpo_cli.training.promises import (
@@ -282,7 +283,8 @@ class _Session:
                 "go on where it began, or without --exact, to slightly other bits",
                 reasons,
             )
-        rows = "".join(row.to_json() + "\n" for row in prepared.set_aside)
+        places = prepared.pairs.places
+        rows = "".join(row.to_json(places) + "\n" for row in prepared.set_aside)
         write_text_atomically(self.run.rejected_rows_path, rows)
         self.run.write_plan(plan)
         self.events.append(Planned(plan=plan))
@@ -290,8 +292,8 @@ class _Session:
             self.events.append(
                 Alert(
                     code="held-out-rows-set-aside",
-                    message=f"{len(unused)} rows of eval.path are not used; the first is line"
-                    f" {unused[0].line}: {unused[0].reason}",
+                    message=f"{len(unused)} rows of eval.path are not used; the first is"
+                    f" {prepared.held_out.places.name(unused[0].line)}: {unused[0].reason}",
                 )
             )
         if other:
@@ -402,7 +404,8 @@ class _Session:
         guilty = [n for n, loss in enumerate(losses) if not math.isfinite(loss)]
         micro_batches = [window.micro_batches[n] for n in guilty] or window.micro_batches
         lines = trainer.prepared.pairs.lines.tolist()
-        named = ", ".join(str(lines[index]) for indices in micro_batches for index in indices)
+        guilty_lines = [lines[index] for indices in micro_batches for index in indices]
+        named = trainer.prepared.pairs.places.names(guilty_lines, most=len(guilty_lines))
         is_skipped = profile.train.on_non_finite == "skip"
         kept = self.run.evidence_path
         evidence = kept / f"step-{trainer.optimizer_step + 1:08d}"
@@ -412,7 +415,7 @@ class _Session:
                 keep_evidence(evidence, window, lines, losses, trainer.policy.model)
         subject = "loss" if guilty else "gradient"
         what = f"optimizer step {trainer.optimizer_step + 1}: the {subject} is not a finite number"
-        where = f"lines {named} of {profile.data.data_path}"
+        where = f"{named} of {training_pairs(profile)}"
         if is_skipped:
             self.emit(
                 Alert(

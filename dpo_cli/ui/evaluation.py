@@ -88,7 +88,7 @@ def _heading(judgement: Judgement) -> Iterator[str]:
     noun = "held-out pair" if judgement.yardstick.is_own else "pair"
     pairs = count(int(models[0].groups[ALL]["pairs"]), noun)
     aside = f", {count(judgement.set_aside, 'row')} set aside" if judgement.set_aside else ""
-    yield f"{pairs} of {show_path(profile.data.data_path)}{aside}"
+    yield f"{pairs} of {', '.join(map(show_path, profile.data.paths))}{aside}"
     against = f"against {judgement.reference}" if judgement.reference else "against no reference"
     dpo = profile.dpo
     rules = f"{dpo.title}, beta {dpo.beta:g}, " if "loss" in models[0].groups[ALL] else ""
@@ -209,7 +209,7 @@ def as_json(judgement: Judgement) -> dict[str, Any]:
     return {
         "models": [dataclasses.asdict(model) for model in judgement.models],
         "reference": judgement.reference,
-        "data": str(profile.data.data_path),
+        "data": [str(path) for path in profile.data.paths],
         "held_out": judgement.yardstick.is_own,
         "set_aside": judgement.set_aside,
         "max_seq_len": profile.data.max_seq_len,

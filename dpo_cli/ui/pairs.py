@@ -54,22 +54,22 @@ def pair_preview(pair: PairPreview, *, marks: bool) -> RenderableType:
         pair: the tokens as text.
         marks: put the tokens that carry loss in brackets as well, for where there is no colour.
     """
-    heading = Text.assemble((f"the pair of line {pair.line}", "bold"), f": {legend(marks)}")
+    heading = Text.assemble((f"the pair of {_shown(pair.place)}", "bold"), f": {legend(marks)}")
     return Group(heading, _sides(pair, marks, is_whole=False))
 
 
 def pair_page(pair: PairPreview, traits: Sequence[str], *, marks: bool) -> RenderableType:
     """One pair, whole, and what it has about it; see `pair_preview`."""
-    heading = Text(f"line {pair.line}", style="bold")
+    heading = Text(_shown(pair.place), style="bold")
     if traits:
         heading.append(f" · {', '.join(traits)}", "yellow")
     return Group(heading, _sides(pair, marks, is_whole=True), "")
 
 
-def row_page(line: int, problem: str, reason: str, text: str) -> RenderableType:
+def row_page(place: str, problem: str, reason: str, text: str) -> RenderableType:
     """A row that is set aside, and why."""
     heading = Text.assemble(
-        (f"line {line}", "bold"), " · ", (problem, "yellow"), f": {_shown(reason)}"
+        (_shown(place), "bold"), " · ", (problem, "yellow"), f": {_shown(reason)}"
     )
     body = Text(overflow="fold")
     for piece, is_kept in _shortened(text, _ANSWER_CHARACTERS):

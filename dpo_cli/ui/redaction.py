@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -11,6 +12,8 @@ _PATHS = re.compile(
     r"""(?<![\w.])(?:~|\.{1,2})?/[^\s"'<>,;:()\]]+"""  # /data/pairs.jsonl, ~/x, ./x
     r"""|\b[\w.-]+(?:/[\w.-]+)*/[\w-]+\.\w{1,11}\b"""  # data/pairs.jsonl
 )
+_IN_A_FILE = re.compile(r"((?:line|row) \d+ of )[^,;:()]+?(?= and (?:line|row) |[,;:()]|$)")
+"""As `Places.name` says where a row is."""
 _QUOTED = re.compile(r"""'[^']*'|"[^"]*"|“[^”]*”""")
 
 
@@ -28,13 +31,13 @@ class Redactor:
 
     def __call__(self, text: str) -> str:
         """The text without them."""
-        text = _PATHS.sub(REDACTED, text)
+        text = _IN_A_FILE.sub(rf"\1{REDACTED}", _PATHS.sub(REDACTED, text))
         return self._names.sub(REDACTED, text) if self._names else text
 
 
 def file_names(values: Iterable[object]) -> Iterable[str]:
     """What the files are called that some values are the absolute paths of."""
-    for value in values:
+    for value in itertools.chain.from_iterable(v if isinstance(v, list) else [v] for v in values):
         if isinstance(value, str) and value.startswith("/"):
             name = value.rpartition("/")[2]
             if "." in name:  # a folder may be called like a word that stands everywhere

@@ -269,7 +269,7 @@ def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Tex
     lines = []
     for sample in event.samples:
         said = (
-            (f"line {sample['line']}", sample["prompt"]),
+            (sample["place"], sample["prompt"]),
             ("  reference", sample["reference"]),
             ("  policy", sample["policy"]),
         )

@@ -130,7 +130,7 @@ class RunParts:
                     ("reference", sample["reference"]),
                 )
             )
-            prompt = details(f"prompt of line {sample['line']}", write.tag("pre", sample["prompt"]))
+            prompt = details(f"prompt of {sample['place']}", write.tag("pre", sample["prompt"]))
             parts.append(f'<div class="sample">{prompt}<div class="answers">{answers}</div></div>')
         return "<h3>Samples</h3>" + "".join(parts)
 
@@ -153,11 +153,11 @@ class RunParts:
         body = self._write.facts(facts)
         if self._dossier.set_aside and not self._redact:
             shown = self._dossier.set_aside[:_MOST_ROWS]
-            rows = [[row.get("line"), row.get("problem"), row.get("reason")] for row in shown]
+            rows = [[_place(row), row.get("problem"), row.get("reason")] for row in shown]
             caption = f"the first {len(shown)} of {len(self._dossier.set_aside):,}"
             body += details(
                 "Rows that were set aside",
-                self._write.table(["line", "problem", "reason"], rows, caption),
+                self._write.table(["row", "problem", "reason"], rows, caption),
             )
         return "<h3>Data</h3>" + body if pairs else ""
 
@@ -202,3 +202,8 @@ def _toml(settings: Mapping[str, Any]) -> str:
     import tomli_w
 
     return tomli_w.dumps(settings)
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    """Where a row that was set aside stands; the file is named where there are several."""
+    return " of ".join(str(row[name]) for name in ("line", "file") if name in row)

@@ -15,7 +15,9 @@ from tests.commands.conftest import Cli
 
 OK = Finding("profile", Level.OK, "my.toml", "fine")
 BAD = Finding("data-none", Level.ERROR, "pairs.jsonl", "no pair", "write some")
-PAIR = PairPreview(3, (Span("How?\n", 3, False),), (Span("So.", 2, True),), (Span("No.", 2, True),))
+PAIR = PairPreview(
+    "line 3", (Span("How?\n", 3, False),), (Span("So.", 2, True),), (Span("No.", 2, True),)
+)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +51,7 @@ def test_ready_to_train(dpo: Cli, found: Found) -> None:
         *("check", "my.toml", "--set", "a.b=x y", "--pair", "3", "--runs-dir", "elsewhere")
     )
     assert (code, err) == (0, "")
-    assert asked == [(Path("my.toml"), ["a.b=x y"], Path("elsewhere"), 3)]
+    assert asked == [(Path("my.toml"), ["a.b=x y"], Path("elsewhere"), "3")]
     lines = out.splitlines()
     assert lines[0].startswith("the pair of line 3")
     assert "ok  profile  my.toml  fine" in [line.rstrip() for line in lines]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from collections.abc import Callable
@@ -135,3 +136,70 @@ def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:
     done = run_in(folder, ["bash", "-c", words])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "1,200 of 1,800 rows are kept; 600 set aside\n"
+
+
+SHARDS = ("--set", "data.data_path=shards")
+
+
+@pytest.fixture
+def shards(folder: Path) -> Path:
+    """Two files of other formats: four pairs, a row of two cells, a line that is no JSON."""
+    (folder / "shards").mkdir()
+    csv = 'prompt,chosen,rejected\nHow?,"So,\nso.",No.\nonly,two\nWhy?,Because.,No.\n'
+    (folder / "shards/a.csv").write_text(csv)
+    plain = [
+        {"prompt": "Hm?", "chosen": "Yes.", "rejected": "Never."},
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
+    ]
+    content = f"\n{json.dumps(plain[0])}\n{{broken\n{json.dumps(plain[1])}\n".encode()
+    (folder / "shards/b.jsonl.gz").write_bytes(gzip.compress(content))
+    return folder
+
+
+def test_rows_of_several_files_are_named_as_one_finds_them(data: Cli, shards: Path) -> None:
+    code, out, err = data(*SHARDS)
+    assert (code, err) == (0, "")
+    assert out.startswith("4 of 6 rows are kept; 2 set aside\n")
+    assert [line for line in out.splitlines() if " of a.csv" in line or " of b.jsonl" in line] == [
+        "row 1 of a.csv",
+        "row 3 of a.csv",
+        "line 2 of b.jsonl.gz",
+        "line 4 of b.jsonl.gz · repeated (row 3 of a.csv)",
+    ]
+    code, out, err = data(*SHARDS, "--line", "b.jsonl.gz:2")
+    assert (code, err) == (0, "")
+    assert "line 2 of b.jsonl.gz\n" in out
+    assert "⟦Yes.<|im_end|>↵⟧" in out
+    assert data(*SHARDS, "--line", "5")[1] == out  # counted through all files
+
+
+def test_rows_of_other_files_that_are_set_aside(data: Cli, shards: Path) -> None:
+    code, out, err = data(*SHARDS, "--rejected")
+    assert (code, err) == (0, "")
+    assert "row 2 of a.csv · malformed: 2 cells, where the header has 3\n  only,two\n" in out
+    assert "line 3 of b.jsonl.gz · malformed: not JSON: Expecting property name" in out
+    assert "\n  {broken\n" in out
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"prompt": ["a", "b"], "chosen": ["c", None], "rejected": ["d", "e"]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, shards / "pairs.parquet")
+    out = data("--set", "data.data_path=pairs.parquet", "--rejected")[1]
+    assert "row 2 · malformed: 'chosen' must be a text, not null" in out
+    assert '{"prompt": "b", "chosen": null, "rejected": "e"}' in out
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ("c.csv:1", ("c.csv:1: no file of this name", "there are a.csv, b.jsonl.gz")),
+        ("a.csv:9", ("a.csv:9: no such row", "a.csv has 3 rows")),
+        ("a.csv:2", ("shards, row 2 of a.csv: 2 cells, where", "--rejected")),
+        ("a.csv", ("'a.csv' names no row", "part-2.csv:7")),
+        ("99999999999", ("names no row",)),
+        ("0", ("names no row",)),
+    ],
+)
+def test_a_row_that_is_none(data: Cli, shards: Path, stated: str, words: tuple[str, ...]) -> None:
+    code, out, err = data(*SHARDS, "--line", stated)
+    assert (code, out) == (2, "")
+    for each in words:
+        assert each in err

@@ -14,6 +14,8 @@ from dpo_cli.profile.schema import Profile
 from tests.cli import environment
 from tests.commands.conftest import Cli
 
+ROW = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}) + "\n"
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -31,7 +33,7 @@ def checkout(folder: Path, *weights: str, thinks: bool = False) -> None:
         (folder / "out" / name).write_text("weights")
     (folder / "model/tokenizer.json").write_text("{}")
     (folder / "model/tokenizer_config.json").write_text('"<think>"' if thinks else "{}")
-    (folder / "dataset/dpo.jsonl").write_text("{}\n" * 400)
+    (folder / "dataset/dpo.jsonl").write_text(ROW * 400)
 
 
 def written(name: str = "my") -> Profile:
@@ -49,6 +51,7 @@ def test_a_checkout_beside_is_filled_in(dpo: Cli, here: Path) -> None:
         "  -> ../minimind/model",
         "pairs: 1 found",
         "  -> ../minimind/dataset/dpo.jsonl",
+        "  400 rows, read as plain (TRL's standard, explicit prompt), JSONL",
         "wrote profiles/my.toml (dense, recipe learn)",
         "next: dpo check profiles/my.toml",
     ]
@@ -86,6 +89,17 @@ def test_the_template_chooses_among_the_files(dpo: Cli, here: Path) -> None:
     assert written().model.checkpoint == "full_sft_512_moe.pth"
     dpo("init", "other")
     assert written("other").model.checkpoint == "full_sft_512.pth"
+
+
+def test_pairs_that_nobody_can_read_are_no_hindrance(dpo: Cli, here: Path) -> None:
+    checkout(here, "full_sft_512.pth")
+    (here / "dataset/dpo.jsonl").write_text('{"a": 1}\n')
+    code, out, _ = dpo("init", "my")
+    assert code == 0
+    assert "they cannot be read as they are: " in out
+    assert "the columns are those of no known format: 'a'" in out
+    assert "data.columns = {" in out
+    assert "they could not be counted" in Path("profiles/my.toml").read_text()
 
 
 def test_a_checkout_may_be_named(dpo: Cli, here: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_runs_as_json(dpo: Cli, stopped: RunDirectory) -> None:
 
 
 def test_show_prints_samples_whole(dpo: Cli, root: Path, stopped: RunDirectory) -> None:
-    said = Sample(line=7, prompt="Why\nnot?", policy="Because. " * 40, reference="No.")
+    said = Sample(place="line 7", prompt="Why\nnot?", policy="Because. " * 40, reference="No.")
     events = [
         *story.preparation(),
         *story.training(0, 50),

@@ -58,7 +58,9 @@ def hostile(root: Path) -> RunDirectory:
                 changed.append(WorkerStarted(pid=7, **fields, versions=versions, hosts=hosts))  # type: ignore[arg-type]
             else:
                 changed.append(event)
-        sample = Sample(line=3, prompt=HOSTILE, policy="a private answer", reference=HOSTILE)
+        sample = Sample(
+            place="line 3", prompt=HOSTILE, policy="a private answer", reference=HOSTILE
+        )
         early = dict.fromkeys(sample, "an early answer")
         told = [
             Sampled(step=step, optimizer_step=step // 2, samples=(its,), seconds=0.1)

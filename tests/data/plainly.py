@@ -33,6 +33,9 @@ def encode_plainly(
             continue
         draw = hashlib.sha256(f"{seed}:{row.line}".encode()).digest()
         keeps = int.from_bytes(draw[:8], "big") / 2**64 < empty_think_ratio
+        if why := tokenizer.passes_over(row.chosen) or tokenizer.passes_over(row.rejected):
+            set_aside.append(SetAside(row.line, "left-out", why))
+            continue
         try:
             sides = [render(tokenizer, messages) for messages in (row.chosen, row.rejected)]
         except ValueError as error:

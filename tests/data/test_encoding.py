@@ -15,9 +15,10 @@ import torch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.encoders import OffsetEncoder, PieceEncoder, make_encoder
 from dpo_cli.data.encoding import encode_rows
-from dpo_cli.data.pairs import PreferencePair, SetAside, parse_row, read_pairs
+from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
 from dpo_cli.data.tokens import EncodedRows
 from tests.data.plainly import cut_plainly, encode_plainly
+from tests.data.written import parse_row
 
 THINK = "<think>\n\n</think>\n\n"
 NASTY = [
@@ -117,7 +118,9 @@ def test_nasty_rows(tokenizer: ChatTokenizer, ratio: float) -> None:
     encoded = assert_the_same(list(nasty_rows()), tokenizer, *range(1, 60, 7), 10_000, ratio=ratio)
     assert len(encoded) > 900
     problems = {row.problem for row in encoded.cut(30).set_aside}
-    assert problems == {"malformed", "identical", "truncated"}
+    # Generation 2's template has no word for a call of a tool.
+    left_out = {"left-out"} if tokenizer.folder.name == "minimind2" else set()
+    assert problems == {"malformed", "identical", "truncated"} | left_out
 
 
 def changed(tokenizer: ChatTokenizer, change: Callable[[dict[str, Any]], object]) -> Any:

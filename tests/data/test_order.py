@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.data.order import DataOrder, hold_out
+from dpo_cli.data.order import DataOrder, hold_out, repeat
 
 
 def order(**changes: object) -> DataOrder:
@@ -78,3 +78,17 @@ def test_held_out_pairs_are_none_of_the_training_pairs(
 
 def test_nothing_is_held_out_by_default() -> None:
     assert hold_out(4, 0.0, seed=1) == ([0, 1, 2, 3], [])
+
+
+def test_a_weight_says_how_often_pairs_count() -> None:
+    groups = [range(10), range(10, 20), range(20, 30), range(30, 40)]
+    taken = repeat(groups, [1.0, 2.0, 0.5, 0.0], seed=3)
+    assert taken[:30] == [*range(10), *range(10, 20), *range(10, 20)]
+    half = taken[30:]
+    assert len(set(half)) == 5
+    assert half == sorted(half)
+    assert set(half) < set(range(20, 30))
+    assert taken == repeat(groups, [1.0, 2.0, 0.5, 0.0], seed=3)
+    assert taken != repeat(groups, [1.0, 2.0, 0.5, 0.0], seed=4)
+    assert repeat([range(10)], [1.25], seed=0)[:10] == list(range(10))
+    assert len(repeat([range(10)], [1.25], seed=0)) == 12

@@ -9,11 +9,12 @@ import pytest
 from dpo_cli.data.pairs import (
     PreferencePair,
     SetAside,
-    parse_row,
     read_pairs,
     refuse_if_mostly_malformed,
 )
+from dpo_cli.data.sources import Places
 from dpo_cli.errors import DpoError
+from tests.data.written import parse_row
 
 QUESTION = {"role": "user", "content": "Why?"}
 
@@ -90,7 +91,7 @@ def test_what_is_not_utf8_is_malformed() -> None:
 
 def test_a_row_set_aside_reads_back() -> None:
     aside = SetAside(5, "truncated", "no response token of 'chosen' left")
-    assert json.loads(aside.to_json()) == {
+    assert json.loads(aside.to_json(Places())) == {
         "line": 5,
         "problem": "truncated",
         "reason": "no response token of 'chosen' left",
@@ -124,6 +125,6 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         list(read_pairs(tmp_path / "nowhere.jsonl"))
 
 
-def test_a_directory_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DpoError, match="Is a directory"):
+def test_an_empty_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DpoError, match="holds no file of pairs"):
         list(read_pairs(tmp_path))

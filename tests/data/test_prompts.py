@@ -51,8 +51,8 @@ def test_rows(tmp_path: Path) -> None:
     ("row", "said"),
     [
         ([], "a JSON object was expected"),
-        ({"text": "why?"}, "neither 'prompt' nor 'chosen' among text"),
-        ({}, "neither 'prompt' nor 'chosen' among no columns"),
+        ({"text": "why?"}, "no 'prompt' among text, and no pair"),
+        ({}, "no 'prompt' among no columns, and no pair"),
         ({"prompt": "  "}, "'prompt' must be a text that is not empty, or a list of messages"),
         ({"prompt": []}, "'prompt' must be a text that is not empty, or a list of messages"),
         ({"prompt": [USER, ANSWER]}, "the last message is an answer"),
@@ -72,7 +72,7 @@ def test_rows_that_are_none(tmp_path: Path, row: object, said: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (b'{"prompt": ', "not JSON that can be read"),
+        (b'{"prompt": ', "not JSON: Expecting value (column 12)"),
         (b"[" * 100_000, "not JSON that can be read"),
         (b'{"prompt": "\xff"}', "not UTF-8 (byte 13 of the line)"),
         (rb'{"prompt": "\ud800"}', "half a surrogate pair"),

@@ -23,7 +23,8 @@ from dpo_cli.data import token_cache
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_rows
 from dpo_cli.data.pairs import read_pairs
-from dpo_cli.data.token_cache import encode_file, load
+from dpo_cli.data.sources import Places, Source
+from dpo_cli.data.token_cache import encode_source, load
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
 from dpo_cli.files import cache_directory, sha256_file
@@ -63,7 +64,7 @@ def encode(path: Path, tokenizer: ChatTokenizer, **changes: Any) -> EncodedRows:
         "on_progress": lambda done, total: None,
         "crew": ALONE,
     }
-    return encode_file(path, tokenizer, **(options | changes))
+    return encode_source(Source((path,)), tokenizer, **(options | changes))
 
 
 def assert_right(rows: EncodedRows, path: Path, tokenizer: ChatTokenizer) -> None:
@@ -320,10 +321,10 @@ def test_a_file_without_a_pair_is_cached_too(
 def test_a_file_that_is_being_written_is_refused(
     cache: Path, data: Path, tokenizer: ChatTokenizer
 ) -> None:
-    def read_and_grow(path: Path, on_line: Callable[[bytes], object], lines: range) -> Any:
-        with path.open("ab") as file:
+    def read_and_grow(source: Source, lines: range, places: Places) -> Any:
+        with data.open("ab") as file:
             file.write(b"\n")
-        return read_pairs(path, on_line, lines)
+        return read_pairs(source, lines, places)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_cache, "read_pairs", read_and_grow)
@@ -423,11 +424,13 @@ def test_two_at_once(cache: Path, data: Path, shared: Path, tokenizer: ChatToken
     code = (
         "import sys; from pathlib import Path\n"
         "from dpo_cli.data.chat import ChatTokenizer\n"
-        "from dpo_cli.data.token_cache import encode_file\n"
+        "from dpo_cli.data.sources import Source\n"
+        "from dpo_cli.data.token_cache import encode_source\n"
         "from dpo_cli.training.ranks import ALONE\n"
         "tokenizer = ChatTokenizer(Path(sys.argv[2]))\n"
-        "rows = encode_file(Path(sys.argv[1]), tokenizer, empty_think_ratio=0.5, seed=1,\n"
-        "                   on_progress=lambda *_: None, crew=ALONE)\n"
+        "source = Source((Path(sys.argv[1]),))\n"
+        "rows = encode_source(source, tokenizer, empty_think_ratio=0.5, seed=1,\n"
+        "                     on_progress=lambda *_: None, crew=ALONE)\n"
         "print(len(rows), int(rows.cut(10_000).kept[59].chosen.ids.sum()))"
     )
     outputs: list[str] = []

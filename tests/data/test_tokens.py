@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpo_cli.data import tokens
 from dpo_cli.data.batching import make_batch, shared_inputs
 from dpo_cli.data.chat import ChatTokenizer, Encoded, Tokenized, TokenizedPair
 from dpo_cli.data.encoders import as_tensor
@@ -199,7 +200,11 @@ def test_the_fingerprint_knows_tokens_masks_and_the_choice_of_pairs() -> None:
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["uint16", "int32"])
-def test_doubled_tokens_are_those_of_a_side(wide: bool) -> None:
+@pytest.mark.parametrize("piece", [3, 1 << 22])
+def test_doubled_tokens_are_those_of_a_side(
+    wide: bool, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "_PIECE", piece)
     draw = random.Random(5)
     pairs = random_pairs(draw, 300)
     rows = columns(pairs)

@@ -133,7 +133,7 @@ def bench(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def examined(bench: Path) -> Examine:
     """Examine `my.toml` with settings on top."""
 
-    def run(*settings: str, pair: int | None = None) -> Diagnosis:
+    def run(*settings: str, pair: str | None = None) -> Diagnosis:
         return examine(bench / "my.toml", settings, bench / "runs", pair, lambda *_: None)
 
     return run

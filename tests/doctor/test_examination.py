@@ -20,7 +20,16 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import resolve
 from dpo_cli.training.plan import prepare
-from tests.doctor.conftest import ROWS, TOKENIZER, Examine, architecture, random_scorer, row, save
+from tests.doctor.conftest import (
+    ROWS,
+    SUBJECTS,
+    TOKENIZER,
+    Examine,
+    architecture,
+    random_scorer,
+    row,
+    save,
+)
 
 OK, WARN, ERROR, SKIP = Level.OK, Level.WARN, Level.ERROR, Level.SKIP
 
@@ -48,7 +57,8 @@ def test_all_is_well_and_nothing_is_written(examined: Examine, bench: Path) -> N
     assert [(finding.code, finding.level) for finding in diagnosis.findings] == [
         (code, OK)
         for code in (
-            *("profile", "files", "device", "checkpoint", "tokenizer", "data", "lengths", "texts"),
+            *("profile", "files", "device", "checkpoint", "tokenizer", "format", "data"),
+            *("lengths", "texts"),
             *("masks", "plan", "tokenizer-fit", "first-loss", "gradients", "reach", "brake"),
             *("update", "memory", "time", "disk"),
         )
@@ -369,13 +379,13 @@ def test_a_template_that_rewrites_turns(examined: Examine, bench: Path) -> None:
     (bench / "pairs.jsonl").write_text("".join([*ROWS, several]))
     rewritten = of(examined("model.tokenizer=other"), "mask-template")
     assert "in 1 rows" in rewritten.message
-    assert "lines 9" in rewritten.message
+    assert "(line 9)" in rewritten.message
 
 
 def test_the_preview_shows_the_tokens_that_carry_loss(examined: Examine) -> None:
-    preview = examined(pair=2).preview
+    preview = examined(pair="2").preview
     assert preview is not None
-    assert preview.line == 2
+    assert preview.place == "line 2"
     [shared] = preview.shared
     assert shared.text.endswith("Tell me about rain.<|im_end|>\n<|im_start|>assistant\n")
     assert not shared.carries_loss
@@ -387,13 +397,13 @@ def test_the_first_pair_that_is_kept_is_shown(examined: Examine, bench: Path) ->
     (bench / "pairs.jsonl").write_text("".join([row("Hm?", "Yes.", "Yes."), *ROWS]))
     preview = examined().preview
     assert preview is not None
-    assert preview.line == 2
-    diagnosis = examined(pair=1)
+    assert preview.place == "line 2"
+    diagnosis = examined(pair="1")
     assert diagnosis.preview is None
     assert of(diagnosis, "pair") == Finding(
         "pair", WARN, "line 1", "both sides are the same", "show another pair, such as --pair 2"
     )
-    assert of(examined(pair=99), "pair").message == "no such row"
+    assert of(examined(pair="99"), "pair").message == "no such row"
 
 
 # --- resources ---------------------------------------------------------------------------------
@@ -470,3 +480,50 @@ def test_the_first_loss_of_other_losses(
     first = of(examined(*settings), "first-loss")
     assert first.level is OK
     assert message in first.message
+
+
+def test_the_format_is_named(examined: Examine, bench: Path) -> None:
+    assert of(examined(), "format").message == (
+        "MiniMind (TRL's conversational, implicit prompt), JSONL"
+    )
+    folder = bench / "shards"
+    folder.mkdir()
+    rows = "".join(f"Tell me about {s}.,I like {s}.,No idea what {s} is.\n" for s in SUBJECTS)
+    for name in ("a.csv", "b.csv"):
+        (folder / name).write_text("question,chosen,rejected\n" + rows)
+    settings = ("data.data_path=shards", 'data.columns={ prompt = "question" }')
+    found = of(examined(*settings), "format")
+    assert (found.level, found.subject) == (OK, "shards")
+    assert found.message == "plain (TRL's standard, explicit prompt), CSV (2 files)"
+    repeated = of(examined(*settings), "pairs-repeated").message
+    first = ": row 1 of a.csv and row 1 of b.csv, row 2 of a.csv and row 2 of b.csv, "
+    assert first in repeated
+    assert repeated.endswith(", ...")
+    unusable = of(examined("data.data_path=shards"), "data-unusable")
+    assert "the columns are those of no known format: 'question', 'chosen'" in unusable.message
+    assert 'prompt = "question"' in unusable.remedy
+
+
+def test_several_sources_and_held_out_pairs_in_other_formats(
+    examined: Examine, bench: Path
+) -> None:
+    rows = "".join(f"What is {s}?,{s} is fine.,No idea what {s} is.\n" for s in SUBJECTS)
+    (bench / "more.csv").write_text("prompt,chosen,rejected\n" + rows)
+    (bench / "held.json").write_text(f"[{','.join(ROWS[:2])}]")
+    diagnosis = examined(
+        'data.data_path=["pairs.jsonl", "more.csv"]',
+        "data.path_weights=[2, 0.5]",
+        "eval.fraction=0",
+        "eval.path=held.json",
+        pair="more.csv:2",
+    )
+    assert not codes(diagnosis, ERROR)
+    found = {f.subject: f.message for f in diagnosis.findings if f.code == "format"}
+    assert list(found) == ["pairs.jsonl, more.csv", "held.json"]
+    assert found["pairs.jsonl, more.csv"].count(";") == 1
+    assert found["held.json"] == "MiniMind (TRL's conversational, implicit prompt), a JSON array"
+    preview = diagnosis.preview
+    assert preview is not None
+    assert preview.place == "row 2 of more.csv"
+    assert diagnosis.facts["plan"]["pairs"]["kept"] == 2 * len(ROWS) + len(SUBJECTS) // 2
+    assert "2 of 2 held-out pairs (100%)" in of(diagnosis, "held-out-known").message

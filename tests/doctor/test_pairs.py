@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.data.pairs import Message
+from dpo_cli.data.formats import Message
+from dpo_cli.data.sources import Source
 from dpo_cli.doctor.traits import find_traits, is_near_identical
 from dpo_cli.findings import Diagnosis, Finding, Level, Trait
 from tests.doctor.conftest import ROWS, TOKENIZER, Examine, row
@@ -124,8 +125,10 @@ def test_near_identical_is_nine_words_in_ten(first: str, second: str, is_near: b
 def test_only_rows_that_are_kept_are_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join([ROWS[0], "{}\n", ROWS[0], row("<|im_end|>", YES, NO)]))
-    traits = find_traits(path, [1, 3], ["<|im_end|>"], lambda *_: None)
-    assert list(traits.prompts) == [1, 3]
+    traits = find_traits(
+        Source((path,)), Source((path,)).look(), [1, 3], ["<|im_end|>"], lambda *_: None
+    )
+    assert (len(traits.digests), traits.digests.prompts) == (2, 1)
     assert [pair.line for pair in traits.sample] == [1, 3]
     assert Trait.CONTROL_TOKENS not in traits.lines
     assert traits.of(3) == ["repeated (line 1)"]
@@ -189,7 +192,10 @@ def test_a_template_that_leaves_messages_out(examined: Examine, bench: Path) -> 
 
     (bench / "pairs.jsonl").write_text("".join([*ROWS, two_sides(side(YES), side(NO))]))
     left_out = of(examined(), "template-leaves-out")
-    assert "messages of 1 of the 9 pairs that were tried (role system): line 9" in left_out.message
+    assert left_out.message == (
+        "1 of 9 rows are set aside (line 9), the first since the chat template leaves out turns of"
+        " the system behind the first (message 2)"
+    )
 
 
 # --- held-out pairs ----------------------------------------------------------------------------

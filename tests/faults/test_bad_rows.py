@@ -14,6 +14,7 @@ import pytest
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
+from dpo_cli.data.sources import Places
 from tests.cli import Run, dpo
 from tests.small_runs import small_run
 
@@ -197,7 +198,7 @@ def test_ten_thousand_rows(shared: Path, tmp_path: Path) -> None:
         malformed = kinds[row.line - 1] in ("broken", "wrong")
         assert (row.problem == "malformed") == malformed, row
         assert 0 < len(row.reason) < REASON_CHARACTERS, row
-        assert json.loads(row.to_json())["line"] == row.line
+        assert json.loads(row.to_json(Places()))["line"] == row.line
     assert seconds < 20
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dpo_cli.data.sources import NO_PLACES
 from dpo_cli.run.events import Alert, Event, EventReader, Failed, StepDone, history
 from dpo_cli.run.generations import all_generations
 from dpo_cli.run.store import NON_FINITE_DIRECTORY, RunDirectory
@@ -76,7 +77,7 @@ def test_it_stops_before_the_update(
     kept = run.path / NON_FINITE_DIRECTORY / "step-00000004"
     data = shared / "golden/data/train27.jsonl"
     assert failed.details == (
-        f"lines {', '.join(map(str, guilty))} of {data}",
+        f"{NO_PLACES.names(guilty, most=9)} of {data}",
         f"what the step began with is in {kept}",
     )
     assert "--set train.on_non_finite=skip --allow-changes" in failed.remedy
@@ -120,7 +121,7 @@ def test_skipping_goes_on_and_resumes_to_the_same_bits(
         lines = lines_of(run, step)
         guilty = [*chain(*lines)] if what == "gradient" else lines[1]
         assert alert.message.startswith(f"optimizer step {step}: the ")
-        assert f"skipped: lines {', '.join(map(str, guilty))} of " in alert.message
+        assert f"skipped: {NO_PLACES.names(guilty, most=9)} of " in alert.message
     [kept] = (run.path / NON_FINITE_DIRECTORY).iterdir()
     assert kept.name == "step-00000001"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.profile.discover import Found, count_rows, generation_of, is_mixture, look_around
+from dpo_cli.profile.discover import Found, generation_of, is_mixture, look_around
 
 
 @pytest.fixture
@@ -47,6 +47,13 @@ def test_the_old_layout(room: Path) -> None:
     assert found.pairs == (room / "dataset/dpo/train.jsonl",)
 
 
+def test_pairs_of_other_formats_where_pairs_lie(room: Path) -> None:
+    touch(room, "dataset/dpo.csv", "dataset/my_dpo.json.gz", "dpo.jsonl", "dataset/dpo/a.parquet")
+    touch(room, "profiles/dpo.schema.json", "dpo_results.csv", "dataset/dpo.md")
+    names = ("dpo.jsonl", "dataset/dpo.csv", "dataset/my_dpo.json.gz", "dataset/dpo/a.parquet")
+    assert look_around(room).pairs == tuple(room / name for name in names)
+
+
 def test_what_is_none(room: Path) -> None:
     touch(room, "out/full_sft_512.txt", "model/tokenizer.json", ".hidden/full_sft_1.pth")
     (room / "out/full_sft_8.pth").mkdir()
@@ -76,8 +83,3 @@ def test_real_tokenizers(shared: Path) -> None:
 def test_names_tell_mixtures() -> None:
     assert is_mixture(Path("full_sft_512_moe.pth"))
     assert not is_mixture(Path("full_sft_512.pth"))
-
-
-def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("{}\n\n  \n{}")
-    assert count_rows(tmp_path / "x") == 2

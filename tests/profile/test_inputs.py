@@ -86,6 +86,14 @@ class TestFiles:
         (detail,) = complain(f"{key}=./out")
         assert detail.startswith(f"--set  {key}: out is a directory; ")
 
+    def test_a_folder_of_pairs(self, complain: Complain, folder: Path) -> None:
+        put(folder / "shards/one.csv.gz")
+        put(folder / "shards/notes.txt", "")
+        assert complain("data.data_path=shards") == []
+        put(folder / "shards/two.parquet", "")
+        (detail,) = complain('data.data_path=["dpo.jsonl", "shards"]')
+        assert "shards/two.parquet is empty" in detail
+
     def test_a_file_without_permission(
         self, complain: Complain, monkeypatch: pytest.MonkeyPatch
     ) -> None:

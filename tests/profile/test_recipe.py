@@ -24,8 +24,7 @@ NOTHING = Inputs(None, None, None)
 
 
 def inputs(folder: Path, rows: int) -> Inputs:
-    (folder / "dpo.jsonl").write_text("{}\n\n" * rows)  # blank lines are no rows
-    return Inputs(folder / "out/full_sft_512.pth", folder / "model", folder / "dpo.jsonl")
+    return Inputs(folder / "out/full_sft_512.pth", folder / "model", folder / "dpo.jsonl", rows)
 
 
 @pytest.mark.parametrize("name", ["dense", "minimind3"])

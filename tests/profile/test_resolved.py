@@ -28,7 +28,10 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "dropout": 0.1,
     },
     "data": {
-        "data_path": '/数据/a "b".jsonl',
+        "data_path": ['/数据/a "b".jsonl', "/data/a $ sign"],
+        "path_weights": [1.0, 0.5],
+        "format": "plain",
+        "columns": {"prompt": "question", "chosen": "$best"},
         "max_seq_len": 512,
         "shuffle": True,
         "empty_think_ratio": 0.5,

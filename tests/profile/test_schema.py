@@ -36,6 +36,7 @@ class TestKeys:
     def test_defaults_are_the_reference_scripts(self) -> None:
         expected: dict[str, object] = {
             "model.dropout": 0.0,
+            "data.format": "auto",
             "data.max_seq_len": 1024,
             "data.shuffle": False,
             "data.empty_think_ratio": 0.2,
@@ -142,6 +143,9 @@ class TestKeys:
             "model.norm_topk_prob",
             "model.rope_theta",
             "model.rms_norm_eps",
+            "data.path_weights",
+            "data.format",
+            "data.columns",
             "data.max_seq_len",
             "data.shuffle",
             "data.empty_think_ratio",
@@ -202,6 +206,8 @@ class TestStrictness:
             ("train.learning_rate", float("nan")),
             ("train.grad_clip", float("inf")),
             ("data.data_path", 3),
+            ("data.data_path", []),
+            ("data.data_path", ["a", 3]),
             ("model.checkpoint", 512),
         ],
     )
@@ -222,6 +228,11 @@ class TestStrictness:
             ("model.rope_theta", 0.0, 1e4),
             ("model.dropout", 1.0, 0.99),
             ("model.dropout", -0.1, 0.0),
+            ("data.path_weights", [1.0, 1.0], [0.5]),
+            ("data.path_weights", [-1.0], [0.0]),
+            ("data.path_weights", [100.5], [100.0]),
+            ("data.format", "hh", "plain"),
+            ("data.columns", {"question": "prompt"}, {"prompt": "question"}),
             ("data.max_seq_len", 1, 2),
             ("data.empty_think_ratio", 1.01, 1.0),
             ("data.empty_think_ratio", -0.01, 0.0),
@@ -467,7 +478,7 @@ KEYWORDS: dict[str, Any] = {
     "items": dict,
     "properties": dict,
     "definitions": dict,
-    "additionalProperties": bool,
+    "additionalProperties": (bool, dict),
     "x-effect": str,
 }
 TYPES = {"object", "string", "integer", "number", "boolean", "array"}

@@ -28,7 +28,7 @@ FACTS = Facts(
     braking_gap=braking_gap(5.0, "mean", 100.0),
     export_dtype="float16",
     state_bytes=14_000_000,
-    lines_of=lambda optimizer_step, micro_batch: [10 * optimizer_step + micro_batch, 7],
+    rows_of=lambda optimizer_step, micro_batch: f"lines {10 * optimizer_step + micro_batch}, 7",
 )
 BLIND = replace(FACTS, beta=0.1, braking_gap=braking_gap(0.1, "mean", 100.0))
 MADE: dict[str, Any] = {
@@ -223,8 +223,7 @@ def test_a_spike_names_the_micro_batch_that_made_it() -> None:
     assert heard(spike) == [(50, "loss-spike")]
     message = text(spike, "loss-spike").message
     assert message == (
-        "step 50: a loss of 3.00, where those before were 0.55, of the pairs on lines 501, 7 of the"
-        " data"
+        "step 50: a loss of 3.00, where those before were 0.55, of these pairs: lines 501, 7"
     )
 
 

@@ -123,3 +123,57 @@ def test_sequences_beyond_the_models_positions_are_refused(
             shared,
             **{"data.max_seq_len": 200, "data.data_path": shared / "golden/data/tok24.jsonl"},
         )
+
+
+def test_weights_of_several_sources(shared: Path) -> None:
+    """Copies are pairs of the order; what is held out is in none of them."""
+    paths = [shared / "golden/data/train27.jsonl", shared / "golden/data/tok24.jsonl"]
+    stated = f'["{paths[0]}", "{paths[1]}"]'
+    both = prepared(shared, **{"data.data_path": stated})
+    weighted = prepared(
+        shared,
+        **{"data.data_path": stated, "data.path_weights": "[2.0, 0.5]", "eval.fraction": 0.2},
+    )
+    held_out, trained = weighted.held_out.lines.tolist(), weighted.pairs.lines.tolist()
+    own = sorted(set(both.pairs.lines.tolist()) - set(held_out))
+    first, second = ([line for line in own if (line > 27) == is_second] for is_second in (0, 1))
+    assert trained[: 2 * len(first)] == first * 2
+    assert len(trained[2 * len(first) :]) == round(0.5 * len(second))
+    assert set(trained[2 * len(first) :]) < set(second)
+    assert weighted.order.pairs == len(trained)
+    assert both.pairs.places.name(28) == "line 1 of tok24.jsonl"
+
+
+def test_a_folder_is_known_by_all_its_files(shared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    lines = (shared / "golden/data/train27.jsonl").read_text().splitlines(keepends=True)
+    (folder / "1.jsonl").write_text("".join(lines[:9]))
+    (folder / "2.jsonl").write_text("".join(lines[9:]))
+    promised = prepared(shared, **{"data.data_path": folder}).plan()
+    paths = f'["{folder}/1.jsonl", "{folder}/2.jsonl"]'
+    refuse_other_inputs(promised, prepared(shared, **{"data.data_path": paths}).plan())
+    (folder / "3.jsonl").write_text(lines[0])
+    with pytest.raises(DpoError, match="its inputs have changed"):
+        refuse_other_inputs(promised, prepared(shared, **{"data.data_path": folder}).plan())
+
+
+def test_weights_are_of_files_that_stay_where_they_are(shared: Path, tmp_path: Path) -> None:
+    """The same files in their order, but another one is taken twice."""
+    lines = (shared / "golden/data/train27.jsonl").read_text().splitlines(keepends=True)
+    plans = []
+    for name, firsts in (("a", 2), ("b", 1)):
+        folders = [tmp_path / name / part for part in "12"]
+        for number in range(3):
+            folder = folders[number >= firsts]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number}.jsonl").write_text("".join(lines[9 * number : 9 * number + 9]))
+        stated = {"data.data_path": f'["{folders[0]}", "{folders[1]}"]'}
+        plans.append(prepared(shared, **stated, **{"data.path_weights": "[2.0, 1.0]"}).plan())
+    with pytest.raises(DpoError, match="its inputs have changed"):
+        refuse_other_inputs(*plans)
+
+
+def test_weights_that_leave_nothing(shared: Path) -> None:
+    with pytest.raises(DpoError, match=r"path_weights = \[0.0\]: no pair is left to train on"):
+        prepared(shared, **{"data.path_weights": "[0.0]"})

@@ -66,7 +66,7 @@ FINDINGS = (
     ),
 )
 PAIR = PairPreview(
-    3,
+    "line 3",
     (Span("<|im_start|>user\n为什么天是蓝的？<|im_end|>\n<|im_start|>assistant\n", 21, False),),
     (Span("因为空气散射蓝光比红光多。" * 6 + "<|im_end|>\n", 70, True),),
     (Span("Because it is.<|im_end|>\n", 6, True),),

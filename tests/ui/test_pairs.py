@@ -28,7 +28,7 @@ def shown(renderable: RenderableType, width: int = 60, *, colour: bool = False) 
 # --- one pair ----------------------------------------------------------------------------------
 
 PAIR = PairPreview(
-    line=7,
+    place="line 7",
     shared=(Span("<|user|>\nHow?\n", 5, False),),
     chosen=(Span("So.\n", 2, True), Span("<|user|>\n", 2, False), Span("你好", 1, True)),
     rejected=(Span("No.\n", 2, True),),
@@ -60,25 +60,25 @@ def test_with_colour_it_is_green_and_nothing_else_is() -> None:
 
 def test_long_texts_lose_their_middle() -> None:
     prompt = "".join(f"{number:04} " for number in range(200))
-    pair = PairPreview(1, (Span(prompt, 400, False),), (), ())
+    pair = PairPreview("line 1", (Span(prompt, 400, False),), (), ())
     text = shown(pair_preview(pair, marks=False), 80).replace("\n  ", "")
     assert "0000 0001" in text
     assert "0199" in text
     assert "[... 760 characters ...]" in text
     assert "0100" not in text
-    barely = PairPreview(1, (Span("x" * 250, 400, False),), (), ())
+    barely = PairPreview("line 1", (Span("x" * 250, 400, False),), (), ())
     assert "characters" not in shown(pair_preview(barely, marks=False))
 
 
 def test_control_characters_of_the_data_do_not_reach_the_terminal() -> None:
-    pair = PairPreview(1, (Span("a\x1b[31mb\x07\r\tc", 3, False),), (), ())
+    pair = PairPreview("line 1", (Span("a\x1b[31mb\x07\r\tc", 3, False),), (), ())
     text = shown(pair_preview(pair, marks=False))
     assert "\x1b" not in text
     assert "a␛[31mb␇␍" in text
 
 
 def test_a_page_has_the_whole_pair_and_what_it_has_about_it() -> None:
-    pair = PairPreview(7, (Span("x" * 2000, 5, False),), (Span("So.", 2, True),), ())
+    pair = PairPreview("line 7", (Span("x" * 2000, 5, False),), (Span("So.", 2, True),), ())
     lines = shown(pair_page(pair, ["truncated", "repeated (line 3)"], marks=True)).splitlines()
     assert lines[0] == "line 7 · truncated, repeated (line 3)"
     assert sum(line.count("x") for line in lines) == 2000
@@ -86,7 +86,7 @@ def test_a_page_has_the_whole_pair_and_what_it_has_about_it() -> None:
 
 
 def test_a_row_that_is_set_aside_without_what_moves_a_cursor() -> None:
-    text = shown(row_page(3, "malformed", "not JSON", '{"a":"\x1b[2J' + "y" * 900))
+    text = shown(row_page("line 3", "malformed", "not JSON", '{"a":"\x1b[2J' + "y" * 900))
     assert text.splitlines()[0] == "line 3 · malformed: not JSON"
     assert '  {"a":"␛[2Jyy' in text
     assert "characters ...]" in text

@@ -36,7 +36,7 @@ class Facts:
         braking_gap: see `dpo_cli.profile.recipe.braking_gap`.
         export_dtype: of the half-precision file.
         state_bytes: what one save writes.
-        lines_of: the lines of the data behind a micro-batch (from 0) of an optimizer step (from 1).
+        rows_of: names the rows behind a micro-batch (from 0) of an optimizer step (from 1).
     """
 
     optimizer_steps: int
@@ -48,7 +48,7 @@ class Facts:
     braking_gap: float
     export_dtype: str
     state_bytes: int
-    lines_of: Callable[[int, int], Sequence[int]]
+    rows_of: Callable[[int, int], str]
 
 
 @dataclass

@@ -24,10 +24,10 @@ def facts_of(prepared: Prepared) -> Facts:
     parameters = prepared.checkpoint.parameters
     file_bytes = DTYPES[profile.export.dtype].itemsize
 
-    def lines_of(optimizer_step: int, micro_batch: int) -> list[int]:
+    def rows_of(optimizer_step: int, micro_batch: int) -> str:
         window = next(order.windows(start=optimizer_step - 1))
-        lines: list[int] = pairs.lines[list(window.micro_batches[micro_batch])].tolist()
-        return lines
+        lines = pairs.lines[list(window.micro_batches[micro_batch])].tolist()
+        return pairs.places.names(lines, most=len(lines))
 
     return Facts(
         optimizer_steps=order.optimizer_steps,
@@ -39,5 +39,5 @@ def facts_of(prepared: Prepared) -> Facts:
         braking_gap=braking_gap_of(prepared) or 0.0,
         export_dtype=profile.export.dtype,
         state_bytes=state_bytes(parameters, profile.train) + file_bytes * parameters,
-        lines_of=lines_of,
+        rows_of=rows_of,
     )

@@ -81,11 +81,10 @@ def spike(course: Course, facts: Facts) -> Alert | None:
     worst = max(range(len(event.losses)), key=event.losses.__getitem__)
     if event.losses[worst] <= bound:
         return None
-    lines = ", ".join(map(str, facts.lines_of(event.optimizer_step, worst)))
     return Alert(
         code="loss-spike",
         message=f"step {event.step}: a loss of {event.losses[worst]:.2f}, where those before were"
-        f" {usual:.2f}, of the pairs on lines {lines} of the data",
+        f" {usual:.2f}, of these pairs: {facts.rows_of(event.optimizer_step, worst)}",
         remedy="look at these rows: swapped sides, or damaged text? If they are sound, the learning"
         " rate is too high",
     )

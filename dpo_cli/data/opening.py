@@ -1,0 +1,98 @@
+"""Opening files: what compresses them, which extra reads them, what is said of damaged ones."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+from dpo_cli.errors import DpoError
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file as a `DpoError`."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(path, str(error)) from error
+    except OSError as error:
+        if error.strerror is None:  # as pyarrow says that a page is damaged
+            raise _damaged(path, _first_line(error)) from error
+        raise DpoError(
+            f"{path}: {error.strerror}",
+            "set data.data_path to a file of preference pairs, or a folder of such files",
+        ) from error
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed as they are read.
+
+    Raises:
+        DpoError: it is damaged, or what reads it is not installed; also while it is read.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(reading(path))
+        file = stack.enter_context(path.open("rb"))
+        magic = file.peek(4)[:4]
+        if magic.startswith(_GZIP):
+            yield stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=file)))
+        elif magic == _ZSTD:
+            zstd = _import_zstd(path)
+            try:
+                # ZstdFile is a raw stream to BufferedReader in all but its declared type.
+                yield stack.enter_context(io.BufferedReader(zstd.ZstdFile(file)))
+            except zstd.ZstdError as error:
+                raise _damaged(path, str(error)) from error
+        else:
+            yield file
+
+
+def _import_zstd(path: Path) -> ModuleType:
+    try:
+        from compression import zstd  # Python 3.14's own
+    except ImportError:
+        try:
+            from backports import zstd
+        except ImportError as error:
+            raise _not_installed(path, "compressed by zstd", "zstd") from error
+    module: ModuleType = zstd
+    return module
+
+
+@contextlib.contextmanager
+def opened_parquet(path: Path) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`; see `opened`."""
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise _not_installed(path, "a Parquet file", "parquet") from error
+    try:
+        with ParquetFile(path, pre_buffer=False) as file:
+            yield file
+    except pyarrow.ArrowException as error:
+        raise _damaged(path, _first_line(error)) from error
+
+
+def _damaged(path: Path, why: str) -> DpoError:
+    return DpoError(f"{path} is damaged: {why}", "copy or download it again")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def _not_installed(path: Path, what: str, extra: str) -> DpoError:
+    return DpoError(
+        f"{path} is {what}, and what reads that is not installed",
+        f"pip install 'dpo-cli[{extra}]', or '.[{extra}]' in a clone",
+    )

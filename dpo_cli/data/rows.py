@@ -1,0 +1,53 @@
+"""One row, as JSON has it, and what keeps it from being one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+MAX_ROW_BYTES = 1 << 25
+"""A longer row is none: a file that decompresses to an endless one must not fill the memory."""
+TOO_LONG = f"longer than {MAX_ROW_BYTES >> 20} MiB"
+
+
+class MalformedError(Exception):
+    """Why a row is malformed, and what it says, as far as it can be read."""
+
+    def __init__(self, reason: str, text: str = "") -> None:
+        super().__init__(reason)
+        self.text = text
+
+
+def parse_line(raw: bytes) -> dict[str, Any]:
+    """One line of JSONL.
+
+    Raises:
+        MalformedError: it is no JSON object.
+    """
+    try:
+        row = json.loads(raw.decode("utf-8"))
+        if b"\\u" in raw:
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise MalformedError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+    except UnicodeEncodeError as error:
+        raise MalformedError("half a surrogate pair (\\ud800 to \\udfff) is not text") from error
+    except json.JSONDecodeError as error:
+        raise MalformedError(f"not JSON: {error.msg} (column {error.colno})") from error
+    except RecursionError as error:
+        raise MalformedError("not JSON that can be read: nested too deeply") from error
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise MalformedError(f"not JSON that can be read: {error}") from error
+    if not isinstance(row, dict):
+        raise MalformedError(f"a JSON object was expected, not {kind_of_value(row)}")
+    return row
+
+
+def kind_of_value(value: Any) -> str:
+    """What a value of JSON is, in words."""
+    if value is None:
+        return "null"
+    if value == [] and isinstance(value, list):
+        return "an empty list"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return names.get(type(value), "an object")

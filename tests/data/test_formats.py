@@ -1,0 +1,276 @@
+"""Real pairs, written down in every format: found out, and the same tokens from all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from dpo_cli.data import formats
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.encoding import encode_rows
+from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
+from dpo_cli.data.sources import Source
+from dpo_cli.data.tokens import EncodedRows
+from dpo_cli.errors import DpoError
+from dpo_cli.profile.pairs import Data
+from tests.data.written import COMPRESSIONS, CONTAINERS, FORMATS, Row, jsonl
+
+NEEDS = {"pairs.parquet": "pyarrow", ".zst": "backports.zstd"}
+
+
+@pytest.fixture(scope="module")
+def rows(shared: Path) -> list[Row]:
+    """Real pairs that every format can say: one question, texts without space around them."""
+    lines = (shared / "data/dpo_en_zh_400.jsonl").read_text().splitlines()
+
+    def is_fit(row: Row) -> bool:
+        sides = row["chosen"], row["rejected"]
+        texts = [turn["content"] for side in sides for turn in side]
+        return (
+            [len(side) for side in sides] == [2, 2]
+            and all(text == text.strip() != "" for text in texts)
+            and not any("\n\nHuman:" in text or "\n\nAssistant:" in text for text in texts)
+        )
+
+    fit = [row for row in map(json.loads, lines) if is_fit(row)][:40]
+    assert len(fit) == 40
+    return fit
+
+
+@pytest.fixture(scope="module", params=["minimind2", "minimind3"])
+def tokenizer(shared: Path, request: pytest.FixtureRequest) -> ChatTokenizer:
+    return ChatTokenizer(shared / "tokenizer" / request.param)
+
+
+def encoded(source: Source | Path, tokenizer: ChatTokenizer) -> EncodedRows:
+    return EncodedRows.joined(
+        encode_rows(read_pairs(source), tokenizer, empty_think_ratio=0.5, seed=1)
+    )
+
+
+def assert_equal(first: EncodedRows, second: EncodedRows) -> None:
+    for name in ("ids", "lines", "lengths", "shared", "answers", "answer_counts"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+    assert first.set_aside == second.set_aside == ()
+
+
+def write(path: Path, rows: list[Row]) -> Path:
+    path.write_bytes(CONTAINERS[path.name](rows) if path.name in CONTAINERS else jsonl(rows))
+    return path
+
+
+def test_a_profile_can_state_every_format() -> None:
+    stated = get_args(Data.model_fields["format"].annotation)
+    assert stated == ("auto", *formats.FORMATS)
+    assert set(formats.FORMATS) == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_pair_has_the_same_tokens_in_every_format(
+    rows: list[Row], tokenizer: ChatTokenizer, tmp_path: Path, name: str
+) -> None:
+    expected = encoded(write(tmp_path / "expected", rows), tokenizer)
+    assert len(expected) == 40
+    path = write(tmp_path / "pairs", [FORMATS[name](row) for row in rows])
+    assert Source((path,)).look().parts[0].format == name
+    assert_equal(encoded(path, tokenizer), expected)
+    assert_equal(encoded(Source((path,), name), tokenizer), expected)
+
+
+@pytest.mark.parametrize("compression", ["", *COMPRESSIONS])
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_pair_is_the_same_in_every_file(
+    rows: list[Row], tmp_path: Path, name: str, container: str, compression: str
+) -> None:
+    for needed in (container, compression):
+        if needed in NEEDS:
+            pytest.importorskip(NEEDS[needed])
+    if compression and container == "pairs.parquet":
+        pytest.skip("Parquet compresses its own columns")
+    content = CONTAINERS[container]([FORMATS[name](row) for row in rows])
+    path = tmp_path / f"{container}{compression}"
+    path.write_bytes(COMPRESSIONS[compression](content) if compression else content)
+    places = Source((path,)).look()
+    (part,) = places.parts
+    assert (part.format, part.first, part.rows) == (name, 1, 40)
+    expected = list(read_pairs(write(tmp_path / "expected", rows)))
+    assert list(read_pairs(path)) == expected
+    assert list(read_pairs(path, range(9, 18), places)) == expected[8:17]
+    unit = "line" if "jsonl" in container else "row"
+    assert places.name(7) == f"{unit} 7"
+    assert places.names([7]) == f"{unit} 7"
+    assert places.names([7, 9]) == f"{unit}s 7, 9"
+
+
+def one(row: Row, tmp_path: Path, **options: Any) -> PreferencePair | SetAside:
+    path = tmp_path / "one.jsonl"
+    path.write_bytes(jsonl([row]))
+    (found,) = read_pairs(Source((path,), **options))
+    return found
+
+
+def turns(*texts: str) -> list[Row]:
+    """Of a user and an assistant by turns."""
+    roles = ("user", "assistant") * len(texts)
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+
+def of_sharegpt(*said: tuple[str, str]) -> list[Row]:
+    return [{"from": speaker, "value": value} for speaker, value in said]
+
+
+def test_several_turns_and_tools(tmp_path: Path) -> None:
+    call = '{"name": "weather", "arguments": {"city": "Rome"}}'
+    row = {
+        "conversations": of_sharegpt(
+            ("human", "Hi"), ("gpt", "Hello"), ("human", "?"), ("function_call", call),
+            ("observation", "sunny"),
+        ),
+        "chosen": {"from": "gpt", "value": "Sunny."},
+        "rejected": {"from": "gpt", "value": "Rain."},
+        "system": "Be brief.",
+    }  # fmt: skip
+    pair = one(row, tmp_path)
+    assert isinstance(pair, PreferencePair)
+    weather = {"name": "weather", "arguments": {"city": "Rome"}}
+    assert pair.chosen == [
+        {"role": "system", "content": "Be brief."},
+        *turns("Hi", "Hello", "?"),
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": weather}],
+        },
+        {"role": "tool", "content": "sunny"},
+        {"role": "assistant", "content": "Sunny."},
+    ]
+
+
+def test_what_one_template_writes_another_leaves_out(shared: Path, tmp_path: Path) -> None:
+    """Generation 2's template knows neither tools nor a late word of the system."""
+    late = [*turns("a", "b"), {"role": "system", "content": "s"}, *turns("c")]
+    tool = [*turns("a", "b"), {"role": "tool", "content": "t"}]
+    call = [*turns("a"), {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}]
+    first = [{"role": "system", "content": "s"}, *turns("a")]
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(
+        jsonl(
+            [
+                {side: [*begin, {"role": "assistant", "content": side}] for side in SIDES}
+                for begin in (late, tool, call, first)
+            ]
+        )
+    )
+    rows = encoded(path, ChatTokenizer(shared / "tokenizer/minimind2"))
+    assert [(row.line, row.problem, row.reason) for row in rows.set_aside] == [
+        (1, "left-out", "the chat template leaves out turns of the system behind the first"
+         " (message 3)"),
+        (2, "left-out", "the chat template leaves out turns of the role tool (message 3)"),
+        (3, "left-out", "the chat template leaves out calls of tools (message 2)"),
+    ]  # fmt: skip
+    assert rows.lines.tolist() == [4]
+    assert len(encoded(path, ChatTokenizer(shared / "tokenizer/minimind3"))) == 4
+
+
+SIDES = ("chosen", "rejected")
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "chosen"),
+    [
+        ({"chosen": "The sky is blue.", "rejected": "The sky is black."}, "The sky is", "blue."),
+        ({"chosen": "Why?\n\nYes", "rejected": "Why?\n\nYes, so"}, "Why?", "Yes"),
+        ({"chosen": "天是什么颜色？蓝", "rejected": "天是什么颜色？黑"}, "天是什么颜色？", "蓝"),
+        (
+            {side: f"\n\nHuman: Hi\n\nAssistant: {side}" for side in ("chosen", "rejected")},
+            "Hi",
+            "chosen",
+        ),
+    ],
+)  # fmt: skip
+def test_texts_that_begin_with_their_prompt(
+    row: Row, prompt: str, chosen: str, tmp_path: Path
+) -> None:
+    pair = one(row, tmp_path)
+    assert isinstance(pair, PreferencePair)
+    assert pair.chosen == turns(prompt, chosen)
+    assert pair.rejected[0] == pair.chosen[0]
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    row = {"question": "Why?", "best": "So.", "worst": "No.", "id": 3}
+    columns = {"prompt": "question", "chosen": "best", "rejected": "worst"}
+    pair = one(row, tmp_path, columns=columns)
+    assert pair == PreferencePair(1, turns("Why?", "So."), turns("Why?", "No."))
+    with pytest.raises(DpoError) as caught:
+        one(row, tmp_path)
+    assert "known format: 'question', 'best', 'worst', 'id'" in caught.value.message
+    assert 'data.columns = { prompt = "question"' in caught.value.remedy
+    with pytest.raises(DpoError) as caught:
+        one(row, tmp_path, columns={**columns, "chosen": "good"})
+    assert "no column 'good', which data.columns.chosen names" in caught.value.message
+    assert caught.value.remedy.endswith("'question', 'best', 'worst', 'id'")
+
+
+def test_two_texts_and_a_question_are_not_texts_that_begin_with_it(tmp_path: Path) -> None:
+    with pytest.raises(DpoError, match="no known format"):
+        one({"question": "Is it?", "chosen": "The end", "rejected": "The start"}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "format", "reason"),
+    [
+        ({"prompt": "p", "chosen": 3, "rejected": "r"}, "plain", "'chosen' must be a text, not a"),
+        ({"chosen": "c", "rejected": "r"}, "plain", "no 'prompt'"),
+        ({"chosen": "c", "rejected": "r"}, "implicit", "do not begin alike"),
+        ({"chosen": "a", "rejected": "a b"}, "implicit", "do not begin alike"),
+        ({"chosen": "c", "rejected": "r"}, "sharegpt", "no 'conversations'"),
+        ({"prompt": [], "chosen": [], "rejected": []}, "conversational", "not an empty list"),
+        (
+            {"prompt": turns("a"), "chosen": turns("a"), "rejected": turns("a", "b")},
+            "conversational",
+            "'chosen' holds no assistant's answer",
+        ),
+        (
+            {"conversations": of_sharegpt(("alien", "x")), "chosen": {}, "rejected": {}},
+            "sharegpt",
+            "'conversations', message 1: 'from' 'alien' is none of human, gpt",
+        ),
+        (
+            {"conversations": [{"from": "human"}], "chosen": {}, "rejected": {}},
+            "sharegpt",
+            "'value' must be a text",
+        ),
+        (
+            {"conversations": of_sharegpt(("function_call", "f()")), "chosen": 1, "rejected": 1},
+            "sharegpt",
+            "a function call must be JSON",
+        ),
+        (
+            {"prompt": "p", "chosen": "c", "rejected": "r", "tools": "[{}]"},
+            "plain",
+            "definitions of tools",
+        ),
+        ({"prompt": "p", "chosen": "c", "rejected": "r", "system": 3}, "plain", "'system' must be"),
+    ],
+)
+def test_what_is_malformed_is_said(row: Row, format: str, reason: str, tmp_path: Path) -> None:
+    found = one(row, tmp_path, format=format)
+    assert isinstance(found, SetAside)
+    assert found.problem == "malformed"
+    assert reason in found.reason
+
+
+def test_most_of_the_first_rows_decide(rows: list[Row], tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b"{\n" + jsonl([rows[0], *map(FORMATS["plain"], rows[1:5])]))
+    first, second, *others = read_pairs(path)
+    assert isinstance(first, SetAside)
+    assert isinstance(second, SetAside)
+    assert second.reason == "no 'prompt'"
+    assert len(others) == 4

@@ -91,9 +91,8 @@ def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None
             "model.tokenizer",
             f"{measured}: {key} cannot read what {folder} writes. The wrong tokenizer, or weights"
             " that are no language model",
-            "set model.tokenizer to the one these weights were trained with: MiniMind's two"
-            " generations have tokenizers of one size and other tokens, and the weights are of"
-            f" generation {checkpoint.architecture.generation}",
+            "set model.tokenizer to the one these weights were trained with:"
+            f" {checkpoint.architecture.tokenizer_hint}",
         )
 
 

@@ -16,12 +16,14 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file
 from dpo_cli.models import attention
-from dpo_cli.models.convert import StateDict, to_hf
-from dpo_cli.models.minimind import EMBEDDING, HEAD, Architecture, recognise
+from dpo_cli.models.architecture import Architecture
+from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict, to_hf
+from dpo_cli.models.minimind import recognise
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -114,11 +116,12 @@ def build_model(
     """The model in float32 with these weights, ready for `segment_attention`.
 
     Args:
-        architecture: from `recognise`.
+        architecture: of the weights.
         state: in the Hugging Face layout, of any float type.
         dropout: probability of dropping an attention weight in training.
     """
-    model_class, config = _hf_class_and_config(architecture, dropout)
+    config = architecture.config(dropout)
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     model, report = model_class.from_pretrained(
         None,
         config=config,
@@ -140,11 +143,13 @@ def to_disk_names(model: transformers.PreTrainedModel, tensors: StateDict) -> St
     """Tensors under a model's names in memory -> the Hugging Face layout on disk.
 
     Names and stacking in memory differ between versions of transformers; those on disk do not.
-    Works for anything shaped like the weights, such as the optimizer's moments. The tied head is
-    left out.
+    Works for anything shaped like the weights, such as the optimizer's moments. Of weights that are
+    tied one copy is left out.
     """
-    converted = revert_weight_conversion(model, tensors)
-    return {name: tensor for name, tensor in converted.items() if name != HEAD}
+    copies = model.all_tied_weights_keys
+    once = {name: tensor for name, tensor in tensors.items() if name not in copies}
+    converted: StateDict = revert_weight_conversion(model, once)
+    return converted
 
 
 def use_experts_for(model: transformers.PreTrainedModel, *, float32: bool) -> None:
@@ -175,57 +180,6 @@ def compile_blocks(model: transformers.PreTrainedModel) -> None:
     for module in model.modules():
         if type(module).__name__.endswith(_COMPILED):
             module.compile(dynamic=True)
-
-
-def _hf_class_and_config(
-    architecture: Architecture, dropout: float
-) -> tuple[type[transformers.PreTrainedModel], transformers.PreTrainedConfig]:
-    common: dict[str, Any] = {
-        "vocab_size": architecture.vocab_size,
-        "hidden_size": architecture.hidden_size,
-        "intermediate_size": architecture.intermediate_size,
-        "num_hidden_layers": architecture.num_hidden_layers,
-        "num_attention_heads": architecture.num_attention_heads,
-        "num_key_value_heads": architecture.num_key_value_heads,
-        "head_dim": architecture.head_dim,
-        "max_position_embeddings": architecture.max_positions,
-        "rms_norm_eps": architecture.rms_norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": architecture.rope_theta},
-        "attention_dropout": dropout,
-        "attention_bias": False,
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": None,  # a padding token would get no gradient: MiniMind knows none
-        "use_cache": False,
-    }
-    if not architecture.use_moe:
-        if architecture.generation == 2:
-            return transformers.LlamaForCausalLM, transformers.LlamaConfig(**common, mlp_bias=False)
-        return transformers.Qwen3ForCausalLM, transformers.Qwen3Config(
-            **common, use_sliding_window=False
-        )
-    common["num_experts_per_tok"] = architecture.num_experts_per_tok
-    if architecture.generation == 2:
-        return transformers.GraniteMoeSharedForCausalLM, transformers.GraniteMoeSharedConfig(
-            **common,
-            num_local_experts=architecture.num_experts,
-            shared_intermediate_size=architecture.intermediate_size,
-            embedding_multiplier=1.0,
-            residual_multiplier=1.0,
-            logits_scaling=1.0,
-            attention_multiplier=architecture.head_dim**-0.5,
-        )
-    return transformers.Qwen3MoeForCausalLM, transformers.Qwen3MoeConfig(
-        **common,
-        num_experts=architecture.num_experts,
-        moe_intermediate_size=architecture.intermediate_size,
-        norm_topk_prob=architecture.norm_topk_prob,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
-        use_sliding_window=False,
-    )
 
 
 def _only_tensors(content: Any, path: Path) -> StateDict:

@@ -24,7 +24,7 @@ from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import fsync_path, sha256_file
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.zoo import build_model, load_checkpoint
 from dpo_cli.profile.load import load_profile
@@ -114,7 +114,7 @@ def export_run(
             f"let it train up to its first save: dpo resume {run.name}",
         )
     generation, state = _best(run) if best else newest
-    architecture = Architecture(**plan["model"]["shape"])
+    architecture = MiniMind(**plan["model"]["shape"])
     dtype = dtype or profile.export.dtype
     if rounding == "stochastic":
         seed = profile.train.seed if seed is None else seed
@@ -238,7 +238,7 @@ def _locked(directory: Path, operation: int) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def try_command(path: Path, architecture: Architecture) -> str | None:
+def try_command(path: Path, architecture: MiniMind) -> str | None:
     """How MiniMind's own script talks with these weights, from the root of its checkout.
 
     None where it cannot: its tokenizers have as many entries as its models, and no others.
@@ -271,7 +271,7 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
 def _destination(
     run: RunDirectory,
     profile: Profile,
-    architecture: Architecture,
+    architecture: MiniMind,
     destination: Path | None,
     force: bool,
 ) -> Path:
@@ -297,7 +297,7 @@ def _destination(
     return destination
 
 
-def _stated(architecture: Architecture) -> dict[str, object]:
+def _stated(architecture: MiniMind) -> dict[str, object]:
     """What the exported weights alone cannot tell, for loading them back."""
     keys = ("num_attention_heads", "num_key_value_heads", "num_experts_per_tok", "norm_topk_prob")
     facts = architecture.to_dict()
@@ -342,7 +342,7 @@ def _require_same(path: Path, read_back: StateDict, written: StateDict) -> None:
 
 @torch.no_grad()
 def _logp_differences(
-    architecture: Architecture,
+    architecture: MiniMind,
     trained: StateDict,
     exported: StateDict,
     pairs: list[TokenizedPair],

@@ -117,7 +117,7 @@ class Prepared:
         profile, architecture = self.profile, self.checkpoint.architecture
         return {
             "model": {
-                "architecture": f"minimind{architecture.generation}",
+                "architecture": architecture.name,
                 "description": architecture.description,
                 "parameters": self.checkpoint.parameters,
                 "shape": architecture.to_dict(),

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from dpo_cli.files import write_atomically
-from dpo_cli.models.convert import StateDict, to_minimind
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.architecture import Architecture
+from dpo_cli.models.convert import StateDict
 from dpo_cli.models.zoo import DTYPES
 
 
@@ -21,9 +21,8 @@ def write_weights(path: Path, state: StateDict, architecture: Architecture, dtyp
         architecture: of the weights.
         dtype: a key of `DTYPES`; what is not of it yet is rounded to the nearest.
     """
-    minimind = to_minimind(
-        {name: tensor.detach().cpu().to(DTYPES[dtype]) for name, tensor in state.items()},
-        architecture,
+    minimind = architecture.own_names(
+        {name: tensor.detach().cpu().to(DTYPES[dtype]) for name, tensor in state.items()}
     )
     # Parts of stacked experts are views, and torch.save would write the whole stack for each. The
     # tied copies stay one tensor, under both names.

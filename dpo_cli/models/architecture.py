@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import transformers
 
 from dpo_cli.models.convert import StateDict
+from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.objective.balance import BalanceKind
 
@@ -131,4 +132,6 @@ class Architecture(Protocol):
 
 def architecture_of(shape: Mapping[str, Any]) -> Architecture:
     """The architecture that `to_dict` wrote down."""
+    if "config" in shape:
+        return HuggingFace(shape["config"], shape["generation_config"])
     return MiniMind(**shape)

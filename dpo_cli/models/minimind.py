@@ -7,7 +7,7 @@ mixture of experts. Names of weights here are MiniMind's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,11 @@ Shape = tuple[int, ...]
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"model\.layers\.0\.mlp\.experts\.(\d+)\.gate_proj\.weight")
 _LISTED = 12
+_UNTOLD = (
+    *("num_attention_heads", "num_key_value_heads", "num_experts_per_tok", "norm_topk_prob"),
+    *("rope_theta", "rms_norm_eps"),
+)
+"""What weights cannot tell, or not always."""
 
 
 @dataclass(frozen=True)
@@ -223,9 +228,63 @@ def recognise(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: st
             stated key that contradicts them; everything found is listed.
     """
     architecture = _read_off(shapes, stated, source)
-    _refuse_contradictions(architecture, stated, source)
+    refuse_contradictions(architecture, stated, source, _impossible(architecture))
     _refuse_misfits(architecture, shapes, source)
     return architecture
+
+
+def recognise_folder(
+    shapes: Mapping[str, Shape],
+    settings: Mapping[str, Any],
+    stated: Mapping[str, Any],
+    source: str,
+) -> MiniMind:
+    """The same of weights that MiniMind published beside a config.json.
+
+    Args:
+        settings: its content, which tells what weights cannot.
+        shapes, stated, source: see `recognise`.
+
+    Raises:
+        DpoError: also where the frequencies of positions are scaled.
+    """
+    if settings.get("inference_rope_scaling"):
+        raise DpoError(
+            f"{source}: config.json says inference_rope_scaling, which the weights were not trained"
+            " with",
+            "set it to false there: it is for long texts when the model is used",
+        )
+    told = {key: settings[key] for key in _UNTOLD if settings.get(key) is not None}
+    architecture = recognise(shapes, {**stated, **told}, source)
+    refuse_contradictions(architecture, stated, source)
+    return architecture
+
+
+def refuse_contradictions(
+    architecture: object, stated: Mapping[str, Any], source: str, impossible: Sequence[str] = ()
+) -> None:
+    """Refuse a profile that states another model than the one there is.
+
+    Args:
+        architecture: of the weights; what it does not know counts as agreeing.
+        stated: what the profile's [model] says, by key.
+        source: where the weights are, for messages.
+        impossible: what is wrong beside that.
+
+    Raises:
+        DpoError: listing everything.
+    """
+    found = []
+    for key, value in stated.items():
+        actual = getattr(architecture, key, None)
+        if value is not None and actual is not None and actual != value:
+            found.append(f"model.{key} = {value} in the profile, {actual} in the weights")
+    if found or impossible:
+        raise DpoError(
+            f"{source}: the profile contradicts the weights",
+            "remove the key: shapes are read from the weights; or choose another checkpoint",
+            [*found, *impossible],
+        )
 
 
 def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: str) -> MiniMind:
@@ -286,12 +345,8 @@ def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: st
     )
 
 
-def _refuse_contradictions(architecture: MiniMind, stated: Mapping[str, Any], source: str) -> None:
+def _impossible(architecture: MiniMind) -> list[str]:
     found = []
-    for key, value in stated.items():
-        actual = getattr(architecture, key, None)
-        if value is not None and actual is not None and actual != value:
-            found.append(f"model.{key} = {value} in the profile, {actual} in the weights")
     if architecture.use_moe:
         if architecture.num_experts_per_tok > architecture.num_experts:
             found.append(
@@ -303,12 +358,7 @@ def _refuse_contradictions(architecture: MiniMind, stated: Mapping[str, Any], so
                 "model.norm_topk_prob = false: generation 2's experts are weighted after"
                 " normalising, no other form is computed here"
             )
-    if found:
-        raise DpoError(
-            f"{source}: the profile contradicts the weights",
-            "remove the key: shapes are read from the weights; or choose another checkpoint",
-            found,
-        )
+    return found
 
 
 def _refuse_misfits(architecture: MiniMind, shapes: Mapping[str, Shape], source: str) -> None:
@@ -321,9 +371,9 @@ def _refuse_misfits(architecture: MiniMind, shapes: Mapping[str, Shape], source:
         if name in expected and tuple(shape) != expected[name]
     ]
     findings = [
-        *_listed("missing", missing),
-        *_listed("unexpected", unexpected),
-        *_listed("of another shape", wrong),
+        *listed("missing", missing),
+        *listed("unexpected", unexpected),
+        *listed("of another shape", wrong),
     ]
     if findings:
         raise DpoError(
@@ -334,7 +384,8 @@ def _refuse_misfits(architecture: MiniMind, shapes: Mapping[str, Shape], source:
         )
 
 
-def _listed(what: str, names: list[str]) -> list[str]:
+def listed(what: str, names: Sequence[str]) -> list[str]:
+    """A line for each of the first names, and how many more there are."""
     shown = [f"{what}: {name}" for name in names[:_LISTED]]
     rest = len(names) - len(shown)
     return [*shown, f"{what}: and {rest} more"] if rest else shown

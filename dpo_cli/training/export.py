@@ -27,6 +27,7 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.zoo import build_model, load_checkpoint
+from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.disk import explain_disk_errors
@@ -306,7 +307,7 @@ def _stated(architecture: MiniMind) -> dict[str, object]:
 
 def _pairs_to_compare(profile: Profile) -> list[TokenizedPair]:
     """The first pairs of the training data: the run was planned with at least one."""
-    tokenizer = ChatTokenizer(profile.model.tokenizer)
+    tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     rows = read_pairs(profile.data.data_path)
     pairs: list[TokenizedPair] = []
     while len(pairs) < _COMPARED_PAIRS and (some := list(itertools.islice(rows, _ROWS_AT_ONCE))):

@@ -25,6 +25,7 @@ from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.errors import DpoError
 from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.objective.losses import loss_at_start
+from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.store import RunDirectory
@@ -66,9 +67,24 @@ class Prepared:
     """Ranks that train together; the order of the pairs does not know them."""
 
     @property
+    def export_dtype(self) -> str:
+        """The precision of the weights that other tools are to load."""
+        stated, born = self.profile.export.dtype, str(self.checkpoint.dtype)
+        if stated != "auto":
+            return stated
+        return self.checkpoint.architecture.file_dtype(born.removeprefix("torch."))
+
+    @property
     def balance_weight(self) -> float:
         """Of a micro-batch's balance loss in the loss of its window."""
         return self.router_aux_loss_coef / self.order.accumulation_steps
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is computed, padding included."""
+        if self.profile.train.layout == "reference":
+            return self.profile.data.max_seq_len
+        return max(int(pairs.lengths.max()) for pairs in (self.pairs, self.held_out) if pairs)
 
     @cached_property
     def held_out_rows(self) -> list[tuple[int, ...]]:
@@ -194,7 +210,7 @@ def prepare(
     Raises:
         DpoError: an input is missing, damaged, or does not fit the others.
     """
-    tokenizer = ChatTokenizer(profile.model.tokenizer)
+    tokenizer = ChatTokenizer(resolve_tokenizer(profile))
 
     def read_weights() -> tuple[Checkpoint, Checkpoint]:
         checkpoint = read_checkpoint(profile, "checkpoint", run.path.parent, run.path)
@@ -284,9 +300,15 @@ def assemble(
             f" for {devices} devices: some would never have anything to do",
             f"go on with up to {order.accumulation_steps}: --nproc {order.accumulation_steps}",
         )
-    coefficient = profile.train.router_aux_loss_coef
+    architecture, coefficient = checkpoint.architecture, profile.train.router_aux_loss_coef
     if coefficient is None:
-        coefficient = checkpoint.architecture.default_router_aux_loss_coef
+        coefficient = architecture.default_router_aux_loss_coef
+    if coefficient and architecture.use_moe and architecture.balance_kind is None:
+        raise DpoError(
+            f"train.router_aux_loss_coef = {coefficient:g}: no balance loss is known for"
+            f" {architecture.name}",
+            "leave it out: the experts are trained without",
+        )
     return Prepared(
         profile=profile,
         compute=compute,

@@ -32,6 +32,7 @@ class Sampler:
         self, prepared: Prepared, tokenizer: ChatTokenizer, load: Callable[[], ResponseScorer]
     ) -> None:
         self._compute, self._tokenizer, self._load = prepared.compute, tokenizer, load
+        self._positions = prepared.checkpoint.architecture.max_positions
         pairs, count = prepared.held_out, min(prepared.profile.eval.samples, len(prepared.held_out))
         # Spread evenly: files are often sorted.
         self._pairs = [pairs[index * len(pairs) // count] for index in range(count)]
@@ -80,10 +81,12 @@ class Sampler:
     @torch.no_grad()
     def _answer(self, scorer: ResponseScorer, prompt: Tensor) -> str:
         ids = prompt.unsqueeze(0).to(self._compute.device)
-        room = scorer.model.config.get_text_config().max_position_embeddings - len(prompt)
+        room = MOST_TOKENS
+        if self._positions is not None:
+            room = max(1, min(MOST_TOKENS, self._positions - len(prompt)))
         config = GenerationConfig(
             do_sample=False,
-            max_new_tokens=max(1, min(MOST_TOKENS, room)),
+            max_new_tokens=room,
             eos_token_id=self._tokenizer.end_id,
             pad_token_id=self._tokenizer.pad_id,
             use_cache=True,

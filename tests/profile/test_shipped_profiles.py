@@ -30,7 +30,7 @@ SEED: Tables = {
         "log_interval": 100,
         "save_interval": 100,
     },
-    "export": {"prefix": "rlhf", "dtype": "float16"},
+    "export": {"prefix": "rlhf", "dtype": "auto"},  # float16
 }
 HEAD: Tables = {
     "data": {"max_seq_len": 1024, "shuffle": True, "empty_think_ratio": 0.2},

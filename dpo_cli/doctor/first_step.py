@@ -17,6 +17,7 @@ from dpo_cli.doctor.trial import Trial, modest_micro_batch
 from dpo_cli.models.convert import EMBEDDING, HEAD
 from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.objective.losses import PairScores, loss_at_start
+from dpo_cli.training.building import fallback_alert
 from dpo_cli.training.plan import Prepared
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -26,6 +27,13 @@ forwards of the same weights."""
 _LISTED = 6
 _EXPERT = re.compile(r"(.*\.experts\.\d+)\.")
 _ROUTER = ".mlp.gate.weight"
+
+
+def check_layout(notes: Notes, trial: Trial) -> None:
+    """Say where a model is computed the slower way."""
+    alert = fallback_alert(trial.trainer.policy)
+    if alert is not None:
+        notes.warn(alert.code, "model.checkpoint", alert.message, alert.remedy)
 
 
 def check_first_step(notes: Notes, trial: Trial) -> None:

@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"model\.layers\.0\.mlp\.experts\.(\d+)\.gate_proj\.weight")
 _LISTED = 12
-_UNTOLD = (
+UNTOLD = (
     *("num_attention_heads", "num_key_value_heads", "num_experts_per_tok", "norm_topk_prob"),
     *("rope_theta", "rms_norm_eps"),
 )
@@ -254,7 +254,7 @@ def recognise_folder(
             " with",
             "set it to false there: it is for long texts when the model is used",
         )
-    told = {key: settings[key] for key in _UNTOLD if settings.get(key) is not None}
+    told = {key: settings[key] for key in UNTOLD if settings.get(key) is not None}
     architecture = recognise(shapes, {**stated, **told}, source)
     refuse_contradictions(architecture, stated, source)
     return architecture

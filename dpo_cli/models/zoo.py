@@ -83,16 +83,25 @@ def load_checkpoint(path: Path, stated: Mapping[str, Any]) -> Checkpoint:
     )
 
 
+def content_of(path: Path) -> str:
+    """SHA-256 of a weights file, or of what decides the model in a directory.
+
+    Raises:
+        DpoError: the directory holds no weights.
+    """
+    if not path.is_dir():
+        return sha256_file(path)
+    files = [path / folder.CONFIG, *folder.weight_files(path)]
+    hashes = "".join(f"{file.name} {sha256_file(file)}\n" for file in files)
+    return hashlib.sha256(hashes.encode()).hexdigest()
+
+
 def _load_folder(path: Path, stated: Mapping[str, Any]) -> Checkpoint:
     settings = folder.read_json(path / folder.CONFIG)
-    files = folder.weight_files(path)
     state: StateDict = {}
-    for file in files:
+    for file in folder.weight_files(path):
         state |= read_state_dict(file)
-    hashes = "".join(
-        f"{file.name} {sha256_file(file)}\n" for file in (path / folder.CONFIG, *files)
-    )
-    fingerprint = hashlib.sha256(hashes.encode()).hexdigest()
+    fingerprint = content_of(path)
     if settings.get("model_type") == "minimind":
         minimind = recognise_folder(_shapes(state), settings, stated, str(path))
         _verify_values(state, path)

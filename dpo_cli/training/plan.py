@@ -23,6 +23,7 @@ from dpo_cli.data.pairs import SetAside
 from dpo_cli.data.regroup import Forward, regroup
 from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.errors import DpoError
+from dpo_cli.models.architecture import Architecture
 from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.objective.losses import loss_at_start
 from dpo_cli.profile.inputs import resolve_tokenizer
@@ -69,10 +70,8 @@ class Prepared:
     @property
     def export_dtype(self) -> str:
         """The precision of the weights that other tools are to load."""
-        stated, born = self.profile.export.dtype, str(self.checkpoint.dtype)
-        if stated != "auto":
-            return stated
-        return self.checkpoint.architecture.file_dtype(born.removeprefix("torch."))
+        born = str(self.checkpoint.dtype).removeprefix("torch.")
+        return export_dtype(self.profile, self.checkpoint.architecture, born)
 
     @property
     def balance_weight(self) -> float:
@@ -174,6 +173,12 @@ class Prepared:
             "fingerprints": self.fingerprints,
             "environment": {**environment(), "ranks": str(self.devices)},
         }
+
+
+def export_dtype(profile: Profile, architecture: Architecture, born: str) -> str:
+    """The precision of exported weights, of a checkpoint that was born in `born`."""
+    stated = profile.export.dtype
+    return architecture.file_dtype(born) if stated == "auto" else stated
 
 
 def environment() -> dict[str, str]:

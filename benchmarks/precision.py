@@ -166,7 +166,7 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
     for (dtype, rounding, seed, rounded), score in zip(weights, scores, strict=False):
         survival = measure_survival(start, state, rounded, dtype)
         assert survival is not None
-        figures = {name: score.metrics[metric] for name, metric in METRICS.items()}
+        figures = {name: score[metric] for name, metric in METRICS.items()}
         files.append(
             {"dtype": dtype, "rounding": rounding, "seed": seed} | vars(survival) | figures
         )
@@ -184,7 +184,7 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
             "plain, weights that never moved": still(state, begun),
             "compensated, weights that never moved": still(masters, begun),
         },
-        "compensated": {n: scores[-1].metrics[metric] for n, metric in METRICS.items()},
+        "compensated": {n: scores[-1][metric] for n, metric in METRICS.items()},
         "files": files,
         "seconds": round(time.monotonic() - began),
     }

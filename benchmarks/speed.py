@@ -240,7 +240,7 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
     is_warm = prepared.profile.train.layout == "packed" and not settings.get("cold")
     for window in prepared.order.windows() if is_warm else ():
         for forward in prepared.forwards(window.micro_batches):
-            batch = trainer.batch(prepared.pairs, forward.indices)
+            batch = prepared.batch(prepared.pairs, forward.indices)
             reference.token_logps(forward.indices, batch)
     if settings.get("compile"):  # which takes its time with the first step
         trainer.take_step(next(prepared.order.windows()))

@@ -64,6 +64,11 @@ class DataOrder:
         """Optimizer steps in the run."""
         return self.epochs * self.windows_per_epoch
 
+    @property
+    def last_steps(self) -> list[int]:
+        """Of each window the number of its last micro-batch, whose learning rate it uses."""
+        return [self.steps_done(step) - 1 for step in range(1, self.optimizer_steps + 1)]
+
     def epoch_order(self, epoch: int) -> list[int]:
         """The pairs in the order in which `epoch` (from 0) visits them.
 

@@ -43,7 +43,7 @@ def check_first_step(notes: Notes, trial: Trial) -> None:
     # Dropout would make policy and reference differ; what is asked here is whether nothing else
     # does.
     policy.train(not prepared.profile.model.dropout)
-    batch = trainer.batch(prepared.pairs, indices)
+    batch = prepared.batch(prepared.pairs, indices)
     pairs, balance = trainer.score(batch, trainer.reference.token_logps(indices, batch))
     _check_start(notes, prepared, pairs)
     loss = pairs.losses.mean()

@@ -14,9 +14,12 @@ from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.doctor.memory import Peak, measure_peak, try_longest
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.doctor.trial import Trial
+from dpo_cli.models.zoo import DTYPES
 from dpo_cli.training.inputs import OnProgress
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import KeptReference, open_references
+from dpo_cli.training.state import state_bytes
+from dpo_cli.training.trainer import rest_seconds
 
 SAMPLES = 6
 MOST_SECONDS = 20.0
@@ -26,8 +29,6 @@ _MOST_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 18}
 """Of one sample, by device: of a longer window the first micro-batches."""
 _SAVED_BYTES_A_SECOND = 350e6
 """What writing, hashing and flushing a state came to (benchmarks/RESULTS.md, "Saving")."""
-_SAVING_SHARE = 0.006
-"""See `dpo_cli.training.trainer`."""
 
 
 @dataclass(frozen=True)
@@ -222,12 +223,12 @@ def evaluations_of(prepared: Prepared) -> int:
 def saving_seconds(prepared: Prepared, computing_seconds: float) -> float:
     """Of the state that is saved at the end, and of those before."""
     train, parameters = prepared.profile.train, prepared.checkpoint.parameters
-    bytes_a_weight = 18 if train.compensated else 14
-    once = bytes_a_weight * parameters / _SAVED_BYTES_A_SECOND
+    file_bytes = DTYPES[prepared.export_dtype].itemsize * parameters
+    once = (state_bytes(parameters, train) + file_bytes) / _SAVED_BYTES_A_SECOND
     steps = prepared.order.micro_batches
-    least = train.save_min_seconds
-    rest = max(least, once / _SAVING_SHARE) if least else 0.0
-    between = max(rest, computing_seconds * min(1.0, train.save_interval / steps))
+    between = max(
+        rest_seconds(train, once), computing_seconds * min(1.0, train.save_interval / steps)
+    )
     return once * (1 + math.floor(computing_seconds / between if between else 0))
 
 

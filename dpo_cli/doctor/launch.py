@@ -219,5 +219,4 @@ def _pairs(order: DataOrder) -> int:
 
 def _reach(prepared: Prepared, order: DataOrder) -> float:
     """The sum of the learning rates of all updates, each that of its last micro-batch."""
-    last_steps = (order.steps_done(step) - 1 for step in range(1, order.optimizer_steps + 1))
-    return sum(map(prepared.learning_rate.at, last_steps))
+    return sum(map(prepared.learning_rate.at, order.last_steps))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpo_cli.data.order import DataOrder, Window
+from dpo_cli.data.order import Window
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.doctor.trial import Trial, modest_micro_batch
 from dpo_cli.models.zoo import to_disk_names
@@ -48,7 +48,7 @@ class Reach:
 
 def measure_reach(prepared: Prepared) -> Reach:
     """How far the weights of the checkpoint can move, and where that shows."""
-    rates = [prepared.learning_rate.at(step) for step in last_steps(prepared.order)]
+    rates = [prepared.learning_rate.at(step) for step in prepared.order.last_steps]
     reach, largest = sum(rates), max(rates)
     changed = {str(dtype).removeprefix("torch."): 0 for dtype in _DIGITS}
     still = total = 0
@@ -67,16 +67,6 @@ def measure_reach(prepared: Prepared) -> Reach:
         {name: number / total for name, number in changed.items()},
         still / total,
     )
-
-
-def last_steps(order: DataOrder) -> list[int]:
-    """The micro-batch of each update whose learning rate it uses: the last of its window."""
-    per_epoch, size = order.micro_batches_per_epoch, order.accumulation_steps
-    return [
-        epoch * per_epoch + min(first + size, per_epoch) - 1
-        for epoch in range(order.epochs)
-        for first in range(0, per_epoch, size)
-    ]
 
 
 def distance_to_change(weights: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,7 +115,7 @@ def check_reach(notes: Notes, prepared: Prepared) -> Reach:
 
 def proposal(prepared: Prepared) -> str:
     """A learning rate and a beta that belong together, for this many updates."""
-    reach = sum(prepared.learning_rate.at(step) for step in last_steps(prepared.order))
+    reach = sum(prepared.learning_rate.at(step) for step in prepared.order.last_steps)
     return together(prepared.learning_rate.peak, reach)
 
 
@@ -148,7 +138,7 @@ def check_update(notes: Notes, trial: Trial) -> None:
         total += change.numel()
         distance += change.sum(dtype=torch.float64).item()
         largest = max(largest, change.max().item())
-    batch = trainer.batch(prepared.pairs, indices)
+    batch = prepared.batch(prepared.pairs, indices)
     with torch.no_grad():
         pairs, _ = trainer.score(batch, trainer.reference.token_logps(indices, batch))
     message = (

@@ -16,6 +16,7 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.device import Compute, resolve
 from dpo_cli.training.plan import Prepared
+from dpo_cli.training.state import state_bytes
 
 KEPT_GENERATIONS = 3
 """Two that are verified, and the one being written."""
@@ -75,12 +76,12 @@ def check_disk(
         return None
     free = shutil.disk_usage(place).free
     parameters = checkpoint.parameters
-    bytes_a_weight = 16 if profile.train.compensated else 12
-    state = bytes_a_weight * parameters
-    needed = KEPT_GENERATIONS * state + 2 * 4 * parameters
+    state = state_bytes(parameters, profile.train)
+    states = KEPT_GENERATIONS + profile.eval.keep_best
+    needed = states * state + 2 * 4 * parameters
     message = (
-        f"a run takes up to {size(needed)} ({KEPT_GENERATIONS} states of {size(state)}:"
-        f" {bytes_a_weight} bytes a weight); {size(free)} free"
+        f"a run takes up to {size(needed)} ({states} states of {size(state)}:"
+        f" {state // parameters} bytes a weight); {size(free)} free"
     )
     if needed < free:
         notes.ok("disk", shown, message)

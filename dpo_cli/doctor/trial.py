@@ -36,10 +36,10 @@ class TimedReference:
 
     def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
         """See `dpo_cli.training.reference.Reference`."""
-        synchronize(self._compute)
+        self._compute.synchronize()
         began = time.perf_counter()
         logps = self._reference.token_logps(indices, batch)
-        synchronize(self._compute)
+        self._compute.synchronize()
         self.seconds += time.perf_counter() - began
         self.tokens += batch.computed_tokens
         return logps
@@ -63,10 +63,10 @@ class Trial:
     def step(self, window: Window) -> tuple[StepDone, float]:
         """One real optimizer step, and its seconds without the reference's."""
         before = self.reference.seconds
-        synchronize(self.prepared.compute)
+        self.prepared.compute.synchronize()
         began = time.perf_counter()
         done = self.trainer.take_step(window)
-        synchronize(self.prepared.compute)
+        self.prepared.compute.synchronize()
         seconds = time.perf_counter() - began
         return done, seconds - (self.reference.seconds - before)
 
@@ -104,12 +104,6 @@ def modest_micro_batch(prepared: Prepared) -> tuple[int, ...]:
     )
     sums = itertools.accumulate(tokens[index] for index in batch)
     return batch[: max(1, sum(total <= MOST_TOKENS for total in sums))]
-
-
-def synchronize(compute: Compute) -> None:
-    """Wait until the device has done what it was given."""
-    if compute.device.type == "cuda":
-        torch.cuda.synchronize(compute.device)
 
 
 class _Unwatched:

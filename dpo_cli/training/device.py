@@ -43,6 +43,11 @@ class Compute:
             return torch.cuda.max_memory_allocated(self.device)
         return 0
 
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context of every forward."""
         if self.dtype not in (torch.bfloat16, torch.float16):

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
-import torch
-
-from dpo_cli.data.order import Window
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
+from dpo_cli.objective.held_out import summarize
 from dpo_cli.profile.load import load_profile
-from dpo_cli.run.events import Evaluated, Event, history
+from dpo_cli.run.events import EVALUATION, Evaluated, history
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.training import evaluation
 from dpo_cli.training.building import configure_torch, make_scorer
 from dpo_cli.training.device import resolve, tune
 from dpo_cli.training.inputs import OnProgress
-from dpo_cli.training.optim import make_optimizer
-from dpo_cli.training.plan import Prepared, prepare
+from dpo_cli.training.plan import prepare
 from dpo_cli.training.promises import refuse_other_inputs
-from dpo_cli.training.reference import Reference, open_references
-from dpo_cli.training.trainer import Trainer
+from dpo_cli.training.reference import open_references
 
 
 def evaluation_seconds(run: RunDirectory) -> float | None:
@@ -34,7 +32,7 @@ def score_held_out(
     settings: Sequence[str],
     weights: Sequence[StateDict],
     on_progress: OnProgress,
-) -> list[Evaluated]:
+) -> list[dict[str, float]]:
     """What a run's evaluation says of weights, on its device and in its precision.
 
     Args:
@@ -44,7 +42,7 @@ def score_held_out(
         on_progress: hears how far it is.
 
     Returns:
-        Of each weights, the event that the run would have written.
+        Of each weights, `dpo_cli.objective.held_out.summarize`: the run's own figures, to the bit.
 
     Raises:
         DpoError: an input is gone or has changed, or the run's device is not here.
@@ -57,53 +55,21 @@ def score_held_out(
     tune(compute, promised["environment"].get("float32_matmul"), tf32=profile.train.tf32)
     prepared = prepare(profile, compute, run, on_progress)
     refuse_other_inputs(promised, prepared.plan())
-    references = open_references(
+    reference = open_references(
         prepared, lambda: make_scorer(prepared, prepared.reference), run.path
-    )
-    return [_evaluate(prepared, references, state, on_progress) for state in weights]
+    )[1]
+    rows, pairs = prepared.held_out_rows, prepared.held_out
 
+    def score(state: StateDict) -> dict[str, float]:
+        table = evaluation.score_held_out(
+            make_scorer(prepared, replace(prepared.checkpoint, state=state)),
+            reference,
+            rows,
+            partial(prepared.batch, pairs),
+            dpo=profile.dpo,
+            compute=compute,
+            on_progress=lambda done: on_progress(EVALUATION, done, len(pairs), "pairs"),
+        )
+        return summarize(table)
 
-def _evaluate(
-    prepared: Prepared,
-    references: tuple[Reference, Reference],
-    state: StateDict,
-    on_progress: OnProgress,
-) -> Evaluated:
-    policy = make_scorer(prepared, replace(prepared.checkpoint, state=state))
-    listener = _Listener(on_progress)
-    trainer = Trainer(
-        prepared,
-        policy,
-        *references,
-        make_optimizer(policy.model.parameters()),
-        torch.amp.GradScaler(prepared.compute.device.type, enabled=False),
-        watch=listener,
-        save=lambda trainer: None,
-    )
-    trainer.evaluate()
-    [evaluated] = listener.heard
-    return evaluated
-
-
-class _Listener:
-    """Hears what an evaluation comes to."""
-
-    def __init__(self, on_progress: OnProgress) -> None:
-        self.heard: list[Evaluated] = []
-        self._on_progress = on_progress
-
-    def emit(self, event: Event) -> None:
-        """Keep the evaluation."""
-        if isinstance(event, Evaluated):
-            self.heard.append(event)
-
-    def asked(self) -> set[str]:
-        """Nothing."""
-        return set()
-
-    def progress(self, phase: str, done: int, total: int, unit: str) -> None:
-        """Pass it on."""
-        self._on_progress(phase, done, total, unit)
-
-    def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
-        """Nothing is trained."""
+    return [score(state) for state in weights]

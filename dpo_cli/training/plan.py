@@ -16,6 +16,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.groups import groups_of
 from dpo_cli.data.order import DataOrder, hold_out
@@ -95,6 +96,17 @@ class Prepared:
             for chunk in chunks
             for forward in self._regroup([chunk], self.held_out, ranks=1)[0]
         ]
+
+    def batch(self, pairs: TokenizedPairs, indices: Sequence[int]) -> Batch:
+        """The tensors of these pairs, on the device."""
+        profile = self.profile
+        return make_batch(
+            [pairs[i] for i in indices],
+            profile.train.layout,
+            max_seq_len=profile.data.max_seq_len,
+            pad_id=self.pad_id,
+            share_prompts=not profile.model.dropout,
+        ).to(self.compute.device)
 
     def forwards(self, micro_batches: Sequence[Sequence[int]]) -> list[Forward]:
         """What is computed together of the micro-batches of one optimizer step, on all ranks."""

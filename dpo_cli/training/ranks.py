@@ -253,7 +253,6 @@ class Ranks:
         with self._meeting("their gradients"):
             if flat.is_cuda:
                 # NCCL waits on the card, where no limit of time could name who is missing.
-                torch.cuda.synchronize(flat.device)
                 dist.all_reduce(torch.zeros(1))
             dist.all_reduce(flat)
         pieces = torch.split(flat, [p.numel() for p in parameters])

@@ -21,6 +21,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.architecture import Architecture
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.zoo import build_model, to_disk_names
+from dpo_cli.profile.schema import Train
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.optim import COMPENSATION, CompensatedAdamW
 from dpo_cli.training.ranks import ALONE, Ranks
@@ -67,6 +68,12 @@ def save_state(
         ),
         encoding="utf-8",
     )
+
+
+def state_bytes(parameters: int, train: Train) -> int:
+    """What `save_state` writes, but for the little that is no weight's."""
+    tensors = 4 if train.compensated else 3
+    return 4 * tensors * parameters
 
 
 def load_weights(directory: Path) -> StateDict:

@@ -7,19 +7,20 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dpo_cli.data.batching import Batch, make_batch, to_device
-from dpo_cli.data.chat import TokenizedPair
+from dpo_cli.data.batching import Batch, to_device
 from dpo_cli.data.order import Window
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.models.zoo import DTYPES, to_disk_names
 from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import FIGURES, PairScores, score_pairs
+from dpo_cli.profile.schema import Train
 from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, Sampled, StepDone
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.device import process_bytes
@@ -127,16 +128,11 @@ class Trainer:
         return self.ranks.union(asked)
 
     def save_and_rest(self) -> float:
-        """Save, and say until when (in monotonic seconds) no interval need save again.
-
-        Large states rest longer than `save_min_seconds`: saving takes at most 0.6 % of the
-        time, however slow the disk. With 0 every interval saves.
-        """
+        """Save, and say until when (in monotonic seconds) no interval need save again."""
         began = time.monotonic()
         self.save(self)
         ended = time.monotonic()
-        least = self.prepared.profile.train.save_min_seconds
-        return ended + (max(least, (ended - began) / _SAVING_SHARE) if least else 0.0)
+        return ended + rest_seconds(self.prepared.profile.train, ended - began)
 
     @property
     def device(self) -> torch.device:
@@ -159,7 +155,7 @@ class Trainer:
         figures = _Figures(window.micro_batches)
         self.policy.train()
         for forward in self.prepared.shares(window.micro_batches)[self.ranks.rank]:
-            batch = self.batch(self.prepared.pairs, forward.indices)
+            batch = self.prepared.batch(self.prepared.pairs, forward.indices)
             weights = to_device(torch.tensor(forward.weights, dtype=torch.float64), self.device)
             reference = self.reference.token_logps(forward.indices, batch)
             pairs, balance = self.score(batch, reference)
@@ -169,6 +165,9 @@ class Trainer:
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             figures.add(forward.indices, pairs, balance, batch)
 
+        if self.ranks.size > 1:
+            # Else a card's work would count as waiting for the others, and hide who is slow.
+            self.prepared.compute.synchronize()
         busy_seconds = time.perf_counter() - began
         parameters = list(self.policy.parameters())
         self.ranks.sum_gradients(parameters)
@@ -241,17 +240,6 @@ class Trainer:
         )
         return moved / self.prepared.checkpoint.parameters
 
-    def batch(self, pairs: Sequence[TokenizedPair], indices: Sequence[int]) -> Batch:
-        """The tensors of these pairs, on the device."""
-        profile = self.prepared.profile
-        return make_batch(
-            [pairs[i] for i in indices],
-            profile.train.layout,
-            max_seq_len=profile.data.max_seq_len,
-            pad_id=self.prepared.pad_id,
-            share_prompts=not profile.model.dropout,
-        ).to(self.device)
-
     def evaluate(self, *, is_due: bool = True) -> bool:
         """Score the held-out pairs, if there are any, and report.
 
@@ -274,7 +262,7 @@ class Trainer:
             self.policy,
             self.held_out_reference,
             self.prepared.held_out_rows,
-            lambda indices: self.batch(held_out, indices),
+            partial(self.prepared.batch, held_out),
             dpo=self.prepared.profile.dpo,
             compute=self.prepared.compute,
             on_progress=tell,
@@ -331,6 +319,16 @@ class Trainer:
             self.watch.emit(_overflowed(window))
         else:
             self.watch.not_finite(self, window, losses)
+
+
+def rest_seconds(train: Train, saving_seconds: float) -> float:
+    """From a save that took so long until an interval saves again.
+
+    Large states rest longer than `save_min_seconds`: saving takes at most 0.6 % of the time,
+    however slow the disk. With 0 every interval saves.
+    """
+    least = train.save_min_seconds
+    return max(least, saving_seconds / _SAVING_SHARE) if least else 0.0
 
 
 class _Figures:

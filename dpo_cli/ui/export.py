@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from dpo_cli.run.events import Alert, Evaluated
+from dpo_cli.run.events import Alert
 from dpo_cli.ui.report import alert_lines, count, size
 
 if TYPE_CHECKING:
@@ -37,16 +38,16 @@ def export_lines(report: ExportReport) -> list[Text]:
     ]
 
 
-def held_out_line(in_file: Evaluated, in_state: Evaluated) -> Text:
-    """Both on the held-out pairs, the float32 state in brackets."""
+def held_out_line(in_file: Mapping[str, float], in_state: Mapping[str, float]) -> Text:
+    """Both on the held-out pairs (means, and "pairs"), the float32 state in brackets."""
 
     def both(metric: str, form: str) -> str:
-        return f"{in_file.metrics[metric]:{form}} ({in_state.metrics[metric]:{form}})"
+        return f"{in_file[metric]:{form}} ({in_state[metric]:{form}})"
 
     return Text(
-        f"held out, {count(in_file.pairs, 'pair')}, the file and (the training state): accuracy "
-        f"{both('rewards/accuracies', '.3f')}, gap {both('gap', '+.3g')} nats per token, loss "
-        f"{both('loss', '.4f')}"
+        f"held out, {count(int(in_file['pairs']), 'pair')}, the file and (the training state): "
+        f"accuracy {both('rewards/accuracies', '.3f')}, gap {both('gap', '+.3g')} nats per token, "
+        f"loss {both('loss', '.4f')}"
     )
 
 

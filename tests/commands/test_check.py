@@ -8,29 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli import app
 from dpo_cli.doctor import examination
 from dpo_cli.findings import Diagnosis, Finding, Level, PairPreview, Span
-
-Cli = Callable[..., tuple[int, str, str]]
+from tests.commands.conftest import Cli
 
 OK = Finding("profile", Level.OK, "my.toml", "fine")
 BAD = Finding("data-none", Level.ERROR, "pairs.jsonl", "no pair", "write some")
 PAIR = PairPreview(3, (Span("How?\n", 3, False),), (Span("So.", 2, True),), (Span("No.", 2, True),))
 
 
-@pytest.fixture
-def dpo(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Run `dpo` in this process, beside a profile: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def beside_a_profile(root: Path, tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_text("")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = app.main(list(arguments))
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 @pytest.fixture

@@ -5,36 +5,22 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dpo_cli import app
 from dpo_cli.run.events import Saved, Stopped
 from dpo_cli.run.store import RunDirectory
 from tests import story
+from tests.commands.conftest import Cli
 
-Cli = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.usefixtures("root")
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("DPO_RUNS_DIR", raising=False)
+def cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return Path("runs")
-
-
-@pytest.fixture
-def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = app.main(list(arguments))
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 def filled(run: RunDirectory) -> RunDirectory:

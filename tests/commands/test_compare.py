@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dpo_cli import app
 from dpo_cli.run.events import Stopped
 from dpo_cli.run.store import RunDirectory
 from tests import story
+from tests.commands.conftest import Cli
 from tests.ui.test_dashboard import assert_snapshot
 
-Cli = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.usefixtures("root")
+
 LOW_BETA = {"dpo": {"beta": 0.1, "reduction": "mean"}}
 FAST = {"train": {**story.SETTINGS["train"], "learning_rate": 1e-5}}
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("DPO_RUNS_DIR", "COLUMNS", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Path("runs")
-
-
-@pytest.fixture
-def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = app.main(list(arguments))
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 def written(root: Path, name: str, *events: object) -> RunDirectory:

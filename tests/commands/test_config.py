@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dpo_cli import app
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.profile.schema import json_schema
+from tests.commands.conftest import Cli
 
-Cli = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def dpo(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def beside_a_profile(root: Path, tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_text('extends = "dense"\n\n[train]\nepochs = 3\n')
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = app.main(list(arguments))
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 def test_the_resolved_profile_is_shown(dpo: Cli, tmp_path: Path) -> None:

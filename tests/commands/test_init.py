@@ -5,36 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dpo_cli import app
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from tests.cli import environment
+from tests.commands.conftest import Cli
 
-Cli = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory around which there is nothing."""
     folder = tmp_path / "far" / "away" / "here"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture
-def dpo(capsys: pytest.CaptureFixture[str], here: Path) -> Cli:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = app.main(list(arguments))
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 def checkout(folder: Path, *weights: str, thinks: bool = False) -> None:

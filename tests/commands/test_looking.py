@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dpo_cli import app
 from dpo_cli.run.events import Failed, Sample, Sampled, Stopped, WorkerEnded
 from dpo_cli.run.store import RunDirectory
 from tests import story
+from tests.commands.conftest import Cli
 from tests.terminal import Terminal
 
-Cli = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.usefixtures("root")
+
 MAIN = "import sys; from dpo_cli import app; sys.exit(app.main(sys.argv[1:]))"
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("DPO_RUNS_DIR", "COLUMNS", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Path("runs")
-
-
-@pytest.fixture
-def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = app.main(list(arguments))
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 @pytest.fixture

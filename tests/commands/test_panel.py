@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.store import RunDirectory, find_runs
-from tests.commands.test_runs import WORKER, directory  # noqa: F401 - a fixture
+from tests.commands.test_runs import WORKER
 from tests.terminal import Terminal
+
+pytestmark = pytest.mark.usefixtures("directory")
 
 DPO = """
 import sys

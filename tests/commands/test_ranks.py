@@ -9,50 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli import app
 from dpo_cli.errors import ExitCode
 from dpo_cli.run import launch, torchrun
 from dpo_cli.run.events import Alert, EventWriter, Planned, Stopped
 from dpo_cli.run.store import RunDirectory, find_runs
 from dpo_cli.training import worker as worker_module
+from tests.commands.conftest import Cli
 from tests.run.test_placement import SLURM, TORCHRUN
 
-Cli = Callable[..., tuple[int, str, str]]
 TORCHRUN_0 = {**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0"}
 ONE_MACHINE = (
     "--rdzv-backend c10d --rdzv-endpoint localhost:0 --rdzv-id dpo --local-addr 127.0.0.1"
     " --max-restarts 0"
 )
+Supervised = list[tuple[RunDirectory, list[str], list[Alert]]]
 
 
 @pytest.fixture(autouse=True)
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a profile whose inputs exist, on a machine without cards."""
-    monkeypatch.delenv("DPO_RUNS_DIR", raising=False)
-    monkeypatch.chdir(tmp_path)
+def without_cards(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchrun, "count_cards", lambda: 0)
-    (tmp_path / "tokenizer").mkdir()
-    for file in ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "pairs.jsonl"):
-        (tmp_path / file).write_text("{}")
-    (tmp_path / "full_sft_512.pth").write_text("weights")
-    (tmp_path / "mine.toml").write_text(
-        '[model]\ncheckpoint = "./full_sft_512.pth"\ntokenizer = "tokenizer"\n'
-        '[data]\ndata_path = "pairs.jsonl"\n'
-    )
-    return tmp_path
-
-
-@pytest.fixture
-def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = app.main(list(arguments))
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
-
-
-Supervised = list[tuple[RunDirectory, list[str], list[Alert]]]
 
 
 @pytest.fixture

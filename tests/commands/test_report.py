@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dpo_cli import app
 from dpo_cli.run.events import (
     Alert,
     Event,
@@ -27,27 +25,12 @@ from dpo_cli.run.events import (
 )
 from dpo_cli.run.store import RunDirectory
 from tests import story
+from tests.commands.conftest import Cli
 
-Cli = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.usefixtures("root")
+
 HOSTILE = "</script><img src=x onerror=alert(1)>&\"'"
 VOID = {"meta", "circle", "path", "line", "rect", "br", "img"}
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("DPO_RUNS_DIR", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Path("runs")
-
-
-@pytest.fixture
-def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = app.main(list(arguments))
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 @pytest.fixture

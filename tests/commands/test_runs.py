@@ -15,11 +15,12 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from dpo_cli import app
 from dpo_cli.errors import DpoError
 from dpo_cli.run import launch
-from dpo_cli.run.events import Evaluated
 from dpo_cli.run.store import RunDirectory, find_run, find_runs
+from tests.commands.conftest import Cli
+
+pytestmark = pytest.mark.usefixtures("directory")
 
 WORKER = """
 import sys, time
@@ -54,36 +55,6 @@ PLAN = {
     "device": "cpu", "dtype": "float32",
 }
 """
-
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a profile whose inputs exist, and runs in ./runs."""
-    monkeypatch.delenv("DPO_RUNS_DIR", raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tokenizer").mkdir()
-    for file in ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "pairs.jsonl"):
-        (tmp_path / file).write_text("{}")
-    (tmp_path / "full_sft_512.pth").write_text("weights")
-    (tmp_path / "mine.toml").write_text(
-        '[model]\ncheckpoint = "./full_sft_512.pth"\ntokenizer = "tokenizer"\n'
-        '[data]\ndata_path = "pairs.jsonl"\n'
-    )
-    return tmp_path
-
-
-@pytest.fixture
-def dpo(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run `dpo` in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = app.main(list(arguments))
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 @pytest.fixture
@@ -367,17 +338,13 @@ class Bench:
     def evaluation_seconds(self, run: RunDirectory) -> float | None:
         return self.seconds
 
-    def score_held_out(self, *arguments: object) -> list[Evaluated]:
+    def score_held_out(self, *arguments: object) -> list[dict[str, float]]:
         if self.failure:
             raise DpoError(self.failure)
         self.asked.append(arguments[:3])
-        metrics = [
-            {"rewards/accuracies": 0.75, "gap": 0.0123, "loss": 0.69},
-            {"rewards/accuracies": 0.7562, "gap": -0.02, "loss": 0.68912},
-        ]
         return [
-            Evaluated(step=3, optimizer_step=3, metrics=each, pairs=1292, seconds=1.0)
-            for each in metrics
+            {"rewards/accuracies": 0.75, "gap": 0.0123, "loss": 0.69, "pairs": 1292},
+            {"rewards/accuracies": 0.7562, "gap": -0.02, "loss": 0.68912, "pairs": 1292},
         ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpo_cli.doctor.reach import distance_to_change, last_steps, measure_reach
+from dpo_cli.doctor.reach import distance_to_change, measure_reach
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.objective.formulas import Pairs
 from dpo_cli.objective.losses import pair_losses
@@ -89,7 +89,7 @@ def test_at_1e_8_no_float32_weight_of_a_quarter_or_more_moves() -> None:
 def test_the_reach_is_the_sum_of_the_rates_that_are_used(bench: Path, settings: list[str]) -> None:
     prepared = prepared_with(bench, *settings)
     windows = list(prepared.order.windows())
-    assert last_steps(prepared.order) == [window.last_step for window in windows]
+    assert prepared.order.last_steps == [window.last_step for window in windows]
     found = measure_reach(prepared)
     rates = [prepared.learning_rate.at(window.last_step) for window in windows]
     assert found.reach == pytest.approx(sum(rates), rel=1e-12)

@@ -81,7 +81,7 @@ def test_layouts_agree_with_each_other_and_with_a_plain_forward(name: str) -> No
                 policy,
                 trainer.reference,
                 prepared.order.micro_batches_of(0),
-                lambda indices, trainer=trainer: trainer.batch(trainer.prepared.pairs, indices),  # type: ignore[misc]
+                partial(prepared.batch, prepared.pairs),
                 dpo=prepared.profile.dpo,
                 compute=prepared.compute,
                 on_progress=done.append,

@@ -157,9 +157,9 @@ def score_as_the_run_did(run: RunDirectory) -> None:
     heard: list[tuple[object, ...]] = []
     of_half, of_state = score_held_out(run, (), [half, state], lambda *its: heard.append(its))
     recorded = [event for event in Run(run).events if isinstance(event, Evaluated)][-1]
-    assert of_state.metrics == recorded.metrics
-    assert of_half.metrics["logps/chosen"] != recorded.metrics["logps/chosen"]
-    assert of_half.pairs == of_state.pairs == recorded.pairs
+    assert {name: of_state[name] for name in recorded.metrics} == recorded.metrics
+    assert of_half["logps/chosen"] != recorded.metrics["logps/chosen"]
+    assert of_half["pairs"] == of_state["pairs"] == recorded.pairs
     assert heard[-1] == ("evaluation", 5, 5, "pairs")
     assert evaluation_seconds(run) == recorded.seconds
 

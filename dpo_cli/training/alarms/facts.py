@@ -6,9 +6,7 @@ from dpo_cli.models.zoo import DTYPES
 from dpo_cli.profile.recipe import braking_gap
 from dpo_cli.training.alarms.course import Facts
 from dpo_cli.training.plan import Prepared
-
-_STATE_BYTES_A_WEIGHT = 12
-"""A float32 weight, and its two moments."""
+from dpo_cli.training.state import state_bytes
 
 
 def braking_gap_of(prepared: Prepared) -> float | None:
@@ -35,11 +33,11 @@ def facts_of(prepared: Prepared) -> Facts:
         optimizer_steps=order.optimizer_steps,
         parameters=parameters,
         learning_rate=profile.train.learning_rate,
-        reach=sum(prepared.learning_rate.at(window.last_step) for window in order.windows()),
+        reach=sum(map(prepared.learning_rate.at, order.last_steps)),
         beta=profile.dpo.beta,
         reduction=profile.dpo.reduction,
         braking_gap=braking_gap_of(prepared) or 0.0,
         export_dtype=prepared.export_dtype,
-        state_bytes=(_STATE_BYTES_A_WEIGHT + file_bytes) * parameters,
+        state_bytes=state_bytes(parameters, profile.train) + file_bytes * parameters,
         lines_of=lines_of,
     )

@@ -114,7 +114,9 @@ class ChatTokenizer:
         if not self._tokenizer.chat_template:
             raise DpoError(
                 f"{folder}: the tokenizer has no chat template",
-                "use the tokenizer that the checkpoint was fine-tuned with",
+                "use the tokenizer that the checkpoint was fine-tuned with. A base model knows no"
+                " turns: take its fine-tuned sister (often called -Instruct or -Chat), or put the"
+                " template that it is to learn into chat_template.jinja beside tokenizer.json",
             )
         self._backend = with_true_offsets(self._tokenizer.backend_tokenizer)
         self._encoder = make_encoder(self._backend)

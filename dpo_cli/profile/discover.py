@@ -1,7 +1,7 @@
-"""Looks for MiniMind's files around a folder: weights, tokenizers, preference pairs.
+"""Looks for files around a folder: MiniMind's weights and tokenizers, other models, pairs.
 
-Names and places alone are looked at, of the current layout (out/, model/, dataset/) and of older
-ones; what the files hold is for `dpo check` to say.
+Names and places alone are looked at, of MiniMind's current layout (out/, model/, dataset/) and of
+older ones; what the files hold is for `dpo check` to say.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpo_cli.profile.folder import TOKENIZER, has_weights, is_model
+
 _CHECKPOINTS = ("out/full_sft_*", "full_sft_*", "checkpoints/full_sft_*")
 _TOKENIZERS = ("model", "model/minimind_tokenizer", "tokenizer", "tokenizer/*", ".")
 _PAIRS = ("dataset/*dpo*.jsonl", "dataset/dpo/*.jsonl", "data/*dpo*.jsonl", "*dpo*.jsonl")
+_MODELS = (".", "out/*", "models/*")
 _SUFFIXES = (".pth", ".safetensors")
 
 
@@ -24,6 +27,8 @@ class Found:
     checkpoints: tuple[Path, ...]
     tokenizers: tuple[Path, ...]
     pairs: tuple[Path, ...]
+    models: tuple[Path, ...] = ()
+    """Hugging Face directories."""
 
 
 def look_around(start: Path) -> Found:
@@ -39,6 +44,7 @@ def look_in(*folders: Path) -> Found:
         checkpoints=_matches(folders, _CHECKPOINTS, _is_weights),
         tokenizers=_matches(folders, _TOKENIZERS, _is_tokenizer),
         pairs=_matches(folders, _PAIRS, Path.is_file),
+        models=_matches(folders, _MODELS, _is_model),
     )
 
 
@@ -89,4 +95,9 @@ def _is_weights(path: Path) -> bool:
 
 
 def _is_tokenizer(path: Path) -> bool:
-    return all((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    """That of a Hugging Face directory is for its own weights alone."""
+    return all((path / name).is_file() for name in TOKENIZER) and not _is_model(path)
+
+
+def _is_model(path: Path) -> bool:
+    return is_model(path) and has_weights(path)

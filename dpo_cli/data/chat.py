@@ -134,6 +134,13 @@ class ChatTokenizer:
         return int(self._tokenizer.pad_token_id or 0)
 
     @property
+    def special_ids(self) -> dict[str, int]:
+        """Of where a text begins, where it ends, and padding, as model configurations name them."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        found = {name: getattr(self._tokenizer, name) for name in names}
+        return {name: its for name, its in found.items() if its is not None}
+
+    @property
     def end_id(self) -> int | None:
         """The id that ends an answer; None where the tokenizer names none."""
         end: int | None = self._tokenizer.eos_token_id

@@ -6,6 +6,7 @@ transformers' own configuration (`huggingface`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -135,3 +136,18 @@ def architecture_of(shape: Mapping[str, Any]) -> Architecture:
     if "config" in shape:
         return HuggingFace(shape["config"], shape["generation_config"])
     return MiniMind(**shape)
+
+
+def as_directory(architecture: Architecture, special_ids: Mapping[str, int]) -> HuggingFace:
+    """The same function, as a Hugging Face directory states it.
+
+    Args:
+        architecture: of either kind.
+        special_ids: the tokenizer's, by the names that configurations have for them.
+    """
+    if isinstance(architecture, HuggingFace):
+        return architecture
+    settings = json.loads(architecture.config().to_json_string())
+    settings |= {name: its for name, its in special_ids.items() if name != "pad_token_id"}
+    settings.pop("use_cache", None)
+    return HuggingFace(settings, dict(special_ids))

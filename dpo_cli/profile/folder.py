@@ -21,7 +21,8 @@ TOKENIZER_TOO = (
     *("vocab.json", "merges.txt", "tokenizer.model"),
 )
 """What it may have beside that."""
-WRITTEN = frozenset((CONFIG, GENERATION_CONFIG, WEIGHTS, *TOKENIZER, *TOKENIZER_TOO))
+CARD = "README.md"
+WRITTEN = frozenset((CARD, CONFIG, GENERATION_CONFIG, WEIGHTS, *TOKENIZER, *TOKENIZER_TOO))
 """All that we write into one."""
 
 

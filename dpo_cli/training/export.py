@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 import transformers
@@ -18,8 +19,10 @@ from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.models.architecture import Architecture, architecture_of
+from dpo_cli.files import write_text_atomically
+from dpo_cli.models.architecture import Architecture, architecture_of, as_directory
 from dpo_cli.models.convert import StateDict
+from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.minimind import UNTOLD, MiniMind
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.support import scorer_for
@@ -32,6 +35,7 @@ from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import EventWriter, Exported, history
 from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.card import MARK, model_card
 from dpo_cli.training.plan import export_dtype
 from dpo_cli.training.rounding import Rounding, round_weights
 from dpo_cli.training.state import load_best, load_weights
@@ -42,6 +46,9 @@ from dpo_cli.training.weights import size_bytes, write_model
 _COMPARED_PAIRS = 4
 _MINIMIND_VOCABULARY = 6400
 _ROWS_AT_ONCE = 16
+
+Form = Literal["pth", "hf"]
+"""Of what is written: MiniMind's file, or a Hugging Face directory."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ def export_run(
     seed: int | None = None,
     *,
     best: bool = False,
+    form: Form | None = None,
 ) -> ExportReport:
     """Write the newest verified generation of a run: for MiniMind's own scripts, or as a directory.
 
@@ -103,6 +111,7 @@ def export_run(
         rounding: how weights become numbers of a half-precision file.
         seed: of stochastic rounding; by default the profile's.
         best: write the state with the lowest held-out loss instead of the newest.
+        form: "pth", MiniMind's file, or "hf", a directory; by default as the model came.
 
     Raises:
         DpoError: nothing is saved yet, no best state is kept, the file is another's, a weight is
@@ -117,6 +126,8 @@ def export_run(
         )
     generation, state = _best(run) if best else newest
     architecture = architecture_of(plan["model"]["shape"])
+    tokenizer = ChatTokenizer(resolve_tokenizer(profile))
+    written = _in_form(architecture, form, tokenizer)
     dtype = dtype or export_dtype(profile, architecture, plan["model"]["weights_dtype"])
     if rounding == "stochastic":
         seed = profile.train.seed if seed is None else seed
@@ -125,13 +136,20 @@ def export_run(
                 "--rounding stochastic: float32 holds every weight as it is, nothing is rounded",
                 "leave --rounding out, or state --dtype float16 or bfloat16",
             )
-    path = _destination(run, profile, architecture, destination, force)
-    tokenizer = resolve_tokenizer(profile)
-    pairs = _pairs_to_compare(profile, ChatTokenizer(tokenizer))
+    if destination is None:
+        name = architecture.file_name(profile.export.prefix)
+        place = profile.model.out_dir or run.path
+        destination = place / (name.removesuffix(".pth") if written is not architecture else name)
+    path = _destination(run, destination, written, force)
+    pairs = _pairs_to_compare(profile, tokenizer)
     rounded = round_weights(state, dtype, rounding, seed or 0)
     with explain_disk_errors(path.parent), renamed_at_the_end(path) as temporary:
-        write_model(temporary, rounded, architecture, dtype, tokenizer)
-        exported = load_checkpoint(temporary, _told(architecture))
+        write_model(temporary, rounded, written, dtype, tokenizer.folder)
+        if isinstance(written, HuggingFace):
+            step = generation.optimizer_step
+            card = model_card(plan, history(run.events_path), written, dtype, step)
+            write_text_atomically(temporary / folder.CARD, card)
+        exported = load_checkpoint(temporary, _told(written))
         _require_same(path, exported.state, rounded)
         differences = _logp_differences(architecture, state, exported.state, temporary, pairs)
     with explain_disk_errors(run.path):
@@ -160,14 +178,14 @@ def export_run(
         rounding=rounding,
         seed=seed,
         size_bytes=size_bytes(path),
-        tensors=len(architecture.own_names(exported.state)),
+        tensors=len(written.own_names(exported.state)),
         optimizer_step=generation.optimizer_step,
         pairs_compared=len(pairs),
         mean_logp_difference=float(differences.mean()),
         max_logp_difference=float(differences.max()),
         survival=survival,
         not_compared=not_compared,
-        try_command=try_command(path, architecture),
+        try_command=try_command(path, written),
         state=state,
         exported=exported.state,
     )
@@ -227,19 +245,24 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
     return " ".join([*command, *shape, *moe])
 
 
-def _destination(
-    run: RunDirectory,
-    profile: Profile,
-    architecture: Architecture,
-    destination: Path | None,
-    force: bool,
-) -> Path:
+def _in_form(
+    architecture: Architecture, form: Form | None, tokenizer: ChatTokenizer
+) -> Architecture:
+    """What is written, as the form has it."""
+    if form == "hf":
+        return as_directory(architecture, tokenizer.special_ids)
+    if form == "pth" and not isinstance(architecture, MiniMind):
+        raise UsageError(
+            f"--format pth: {architecture.name} is no model of MiniMind's",
+            "leave --format out: a Hugging Face directory is written",
+        )
+    return architecture
+
+
+def _destination(run: RunDirectory, destination: Path, written: Architecture, force: bool) -> Path:
     """Where to write; refuses to replace what this run did not write."""
-    if destination is None:
-        place = profile.model.out_dir or run.path
-        destination = place / architecture.file_name(profile.export.prefix)
     destination = destination.absolute()
-    is_file = isinstance(architecture, MiniMind)
+    is_file = isinstance(written, MiniMind)
     if is_file and destination.is_dir():
         raise DpoError(f"{destination}: a directory", "name the file with --to")
     if not is_file and destination.exists() and not destination.is_dir():
@@ -262,7 +285,7 @@ def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
         return True
     if destination.is_dir():
         names = {path.name for path in destination.iterdir()}
-        if not names <= folder.WRITTEN:
+        if not names <= folder.WRITTEN or not _is_our_card(destination / folder.CARD):
             return False
         if not names:
             return True
@@ -271,6 +294,10 @@ def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
         return content_of(destination) in written
     except DpoError:  # a directory with no weights in it
         return False
+
+
+def _is_our_card(path: Path) -> bool:
+    return not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _told(architecture: Architecture) -> dict[str, object]:

@@ -5,6 +5,7 @@ Each story runs in a process like a worker's, whose imports are done.
 
 from __future__ import annotations
 
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,16 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.doctor.examination import examine
+from dpo_cli.errors import DpoError
 from dpo_cli.findings import Level
 from dpo_cli.models.architecture import architecture_of
 from dpo_cli.models.zoo import build_model, load_checkpoint
-from dpo_cli.run.events import Alert, Completed, Resumed, Sampled, StepDone, history
+from dpo_cli.run.events import Alert, Completed, Failed, Resumed, Sampled, StepDone, history
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.export import export_run
 from dpo_cli.training.session import train_run
@@ -34,6 +37,8 @@ from tests.models.test_support import UNSUPPORTED
 TOKENIZER = REPOSITORY / "demo/tokenizer"
 VOCABULARY = 776
 """More rows than the tokenizer has entries, as with many published models."""
+SECONDS = 300.0
+"""More than a busy machine takes."""
 PROFILE = """\
 [model]
 checkpoint = "./model"
@@ -137,7 +142,10 @@ def story(family: str, folder: Path) -> None:
     assert report.survival is not None
     assert report.survival.kept == 1
     exported = contents(folder / "exported")
+    card = exported.pop("README.md").decode()
     assert exported == rolling
+    assert str(folder) not in card
+    assert "On 4 held-out pairs, before and after update 3:" in card
     state = load_weights(Run(stopped).generation)
     read = load_checkpoint(folder / "exported", {})
     assert read.state.keys() == state.keys()
@@ -159,4 +167,91 @@ def story(family: str, folder: Path) -> None:
 def test_a_model_is_checked_trained_resumed_exported_and_loaded(
     family: str, tmp_path: Path
 ) -> None:
-    assert workers.call(partial(story, family, tmp_path)) == 0
+    assert workers.call(partial(story, family, tmp_path), SECONDS) == 0
+
+
+def new_run(profile: Path, **settings: object) -> RunDirectory:
+    options = [word for pair in settings.items() for word in ("--set", "{}={}".format(*pair))]
+    return workers.new_run(profile.parent / "runs", ["train", str(profile), *options])
+
+
+def refused(*arguments: object) -> str:
+    with pytest.raises(DpoError) as caught:
+        export_run(*arguments)  # type: ignore[arg-type]
+    return caught.value.message
+
+
+def own_precision(folder: Path) -> None:
+    profile = make(folder, "llama", torch.bfloat16)
+    run = new_run(
+        profile,
+        **{"eval.keep_best": "true", "eval.interval": 1, "train.activation_checkpointing": "true"},
+    )
+    assert train(run) == 0
+    for name in ("rlhf", "rlhf_best"):
+        state = load_file(run.path / name / "model.safetensors")
+        assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+        assert '"dtype": "bfloat16"' in (run.path / name / "config.json").read_text()
+    torn = run.path / "rlhf" / f".model.safetensors.{'0' * 32}.tmp"
+    torn.write_text("half")
+    run.remove_leftovers()
+    assert not torn.exists()
+
+    place = folder / "exported"
+    report = export_run(run, place, None, False)
+    assert report.dtype == "bfloat16"
+    assert report.survival is not None
+    assert (report.survival.born, report.survival.start_error) == ("bfloat16", 0)
+    assert report.size_bytes == sum(path.stat().st_size for path in place.iterdir())
+    assert export_run(run, place, "float32", False).dtype == "float32"  # its own is replaced
+    (place / "README.md").write_text("somebody's")
+    assert "this run did not write it" in refused(run, place, None, False)
+    export_run(run, place, None, True)
+    assert not (place / "README.md").exists()
+    assert f"{profile}: a file" in refused(run, profile, None, True)
+    assert not list(folder.glob(".*unproved"))
+
+    settings = {"model.checkpoint": f"run:{run.name}", "model.tokenizer": TOKENIZER}
+    second = new_run(profile, **settings)
+    assert train(second) == 0
+    assert Run(second).losses[0] == pytest.approx(math.log(2))
+    plan = second.read_plan()
+    assert plan is not None
+    assert (plan["model"]["architecture"], plan["model"]["weights_dtype"]) == ("llama", "float32")
+
+
+def test_weights_come_out_in_the_models_own_precision(tmp_path: Path) -> None:
+    assert workers.call(partial(own_precision, tmp_path), SECONDS) == 0
+
+
+def both_layouts(family: str, folder: Path) -> None:
+    """The plain loop, which pads everything, is the oracle."""
+    profile = make(folder, family)
+    losses = []
+    for layout in ("packed", "reference"):
+        settings = {"train.layout": layout, "data.max_seq_len": 96, "train.epochs": 2}
+        run = new_run(profile, **settings, **{"train.learning_rate": 1e-3})
+        assert train(run) == 0
+        losses.append(torch.tensor(Run(run).losses))
+    assert (losses[0] - losses[1]).abs().max() < 1e-3 * (losses[1] - math.log(2)).abs().max()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral-window", "gemma2"])
+def test_the_layouts_train_alike(family: str, tmp_path: Path) -> None:
+    assert workers.call(partial(both_layouts, family, tmp_path), SECONDS) == 0
+
+
+def balanced(folder: Path) -> None:
+    (folder / "known").mkdir()
+    run = new_run(make(folder / "known", "qwen3-moe"), **{"train.router_aux_loss_coef": 0.01})
+    assert train(run) == 0
+    assert all(step.metrics["balance"] > 1 for step in Run(run).steps)
+    (folder / "unknown").mkdir()
+    run = new_run(make(folder / "unknown", "gpt-oss"), **{"train.router_aux_loss_coef": 0.01})
+    assert train(run) == 1
+    (failed,) = [event for event in Run(run).events if isinstance(event, Failed)]
+    assert "no balance loss is known for gpt_oss" in failed.message
+
+
+def test_experts_are_balanced_where_their_routers_are_known(tmp_path: Path) -> None:
+    assert workers.call(partial(balanced, tmp_path), SECONDS) == 0

@@ -26,6 +26,7 @@ from dpo_cli.commands.compare import compare
 from dpo_cli.commands.config import config
 from dpo_cli.commands.data import data
 from dpo_cli.commands.export import export
+from dpo_cli.commands.from_directory import from_directory
 from dpo_cli.commands.init import init
 from dpo_cli.commands.plot import plot
 from dpo_cli.commands.ranks import CommandOverTorchrun
@@ -63,6 +64,7 @@ for _command in (
     schema,
 ):
     app.command(cls=CommandOverTorchrun if _command in (train, resume) else None)(_command)
+app.command("import")(from_directory)
 app.add_typer(cache)
 app.add_typer(config)
 

@@ -8,14 +8,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import transformers
 
+from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.objective.balance import BalanceKind
+
+_GENERATIONS: Mapping[str, Literal[2, 3]] = {
+    "llama": 2,
+    "granitemoeshared": 2,
+    "qwen3": 3,
+    "qwen3_moe": 3,
+}
+"""What computes the function of which of MiniMind's generations."""
+_WITHOUT_EFFECT = (
+    *("architectures", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "dtype"),
+    *("transformers_version", "_name_or_path", "initializer_range", "max_position_embeddings"),
+    *("router_aux_loss_coef", "output_router_logits", "max_window_layers", "pretraining_tp"),
+)
+"""Settings that do not decide the function of a model's weights."""
 
 
 class Architecture(Protocol):
@@ -136,6 +151,55 @@ def architecture_of(shape: Mapping[str, Any]) -> Architecture:
     if "config" in shape:
         return HuggingFace(shape["config"], shape["generation_config"])
     return MiniMind(**shape)
+
+
+def as_minimind(architecture: Architecture, source: str) -> MiniMind:
+    """The model of MiniMind's that computes the same function.
+
+    Args:
+        architecture: of either kind.
+        source: where it is from, for messages.
+
+    Raises:
+        DpoError: there is none; what differs is listed.
+    """
+    if isinstance(architecture, MiniMind):
+        return architecture
+    generation = _GENERATIONS.get(architecture.name)
+    if generation is None:
+        raise DpoError(
+            f"{source}: MiniMind has no model that computes {architecture.name}",
+            f"it has those of {', '.join(_GENERATIONS)}",
+        )
+    assert isinstance(architecture, HuggingFace)
+    found = MiniMind(
+        generation=generation,
+        hidden_size=architecture.hidden_size,
+        num_hidden_layers=architecture.num_hidden_layers,
+        vocab_size=architecture.vocab_size,
+        intermediate_size=architecture.intermediate_size,
+        num_experts=architecture.num_experts,
+        num_attention_heads=architecture.num_attention_heads,
+        num_key_value_heads=architecture.num_key_value_heads,
+        head_dim=architecture.head_dim,
+        num_experts_per_tok=architecture.num_experts_per_tok or (2 if generation == 2 else 1),
+        norm_topk_prob=architecture.norm_topk_prob is not False,
+        rope_theta=float(architecture.rope_theta or 0),
+        rms_norm_eps=float(architecture.rms_norm_eps or 0),
+    )
+    theirs = architecture.config().to_dict()
+    different = [
+        f"{name} = {theirs.get(name)}, and {value} in MiniMind's"
+        for name, value in found.config().to_dict().items()
+        if name not in _WITHOUT_EFFECT and theirs.get(name) != value
+    ]
+    if different:
+        raise DpoError(
+            f"{source}: MiniMind's own models compute another function",
+            "train it as it is: a Hugging Face directory can be model.checkpoint",
+            different,
+        )
+    return found
 
 
 def as_directory(architecture: Architecture, special_ids: Mapping[str, int]) -> HuggingFace:

@@ -149,8 +149,8 @@ def export_run(
             step = generation.optimizer_step
             card = model_card(plan, history(run.events_path), written, dtype, step)
             write_text_atomically(temporary / folder.CARD, card)
-        exported = load_checkpoint(temporary, _told(written))
-        _require_same(path, exported.state, rounded)
+        exported = load_checkpoint(temporary, told(written))
+        require_same(path, exported.state, rounded)
         differences = _logp_differences(architecture, state, exported.state, temporary, pairs)
     with explain_disk_errors(run.path):
         events = EventWriter(run.events_path, mend=False)
@@ -300,7 +300,7 @@ def _is_our_card(path: Path) -> bool:
     return not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
-def _told(architecture: Architecture) -> dict[str, object]:
+def told(architecture: Architecture) -> dict[str, object]:
     """What the exported weights alone may not tell, for loading them back."""
     return {key: getattr(architecture, key, None) for key in UNTOLD}
 
@@ -326,7 +326,7 @@ def _pairs_to_compare(profile: Profile, tokenizer: ChatTokenizer) -> list[Tokeni
     return pairs[:_COMPARED_PAIRS]
 
 
-def _require_same(path: Path, read_back: StateDict, written: StateDict) -> None:
+def require_same(path: Path, read_back: StateDict, written: StateDict) -> None:
     """Every weight of the file is bit for bit the one that was to be written.
 
     Raises:

@@ -201,15 +201,17 @@ def _instantiate(
     config: transformers.PreTrainedConfig, state: StateDict, dtype: torch.dtype
 ) -> tuple[transformers.PreTrainedModel, dict[str, list[str]]]:
     """A model with these weights, and which of them do not fit, by what is wrong with them."""
-    model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None,
-        config=config,
-        state_dict=dict(state),
-        dtype=dtype,
-        attn_implementation=attention.NAME,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+    # Some models draw what they then are given; how often one is built must change no bit of a run.
+    with torch.random.fork_rng(devices=[]):
+        model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(state),
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     strangers = {
         "missing": sorted(report["missing_keys"]),
         "unexpected": sorted(report["unexpected_keys"]),

@@ -86,6 +86,9 @@ def test_every_family_is_read_as_transformers_reads_it(family: str, tmp_path: Pa
     assert architecture == checkpoint.architecture
     model = build_model(architecture, checkpoint.state)
     assert (logits(model) - logits(plain)).abs().max() == 0
+    before = torch.get_rng_state()
+    build_model(architecture, checkpoint.state)
+    assert torch.equal(torch.get_rng_state(), before)
     assert type(plain).__name__ in architecture.description
     assert architecture.vocab_size == VOCABULARY
     if family in ("mamba", "bloom-alibi"):

@@ -31,7 +31,7 @@ from torch.nn import Parameter
 
 from dpo_cli.errors import ExitCode
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.zoo import build_model, load_checkpoint, to_disk_names
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
@@ -141,7 +141,7 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
     generation, _ = run.newest_verified()
     state = load_weights(generation.path)
     plan = run.read_plan()
-    model = build_model(Architecture(**plan["model"]["shape"]), state)
+    model = build_model(MiniMind(**plan["model"]["shape"]), state)
     names = [name for name, _ in model.named_parameters()]
 
     def on_disk(tensors: list[Any]) -> StateDict:

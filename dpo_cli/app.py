@@ -28,6 +28,7 @@ from dpo_cli.commands.config import config
 from dpo_cli.commands.data import data
 from dpo_cli.commands.evaluate import evaluate
 from dpo_cli.commands.export import export
+from dpo_cli.commands.from_directory import from_directory
 from dpo_cli.commands.init import init
 from dpo_cli.commands.merge import merge
 from dpo_cli.commands.plot import plot
@@ -49,6 +50,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+_NAMES = {evaluate: "eval", from_directory: "import"}
+"""Commands with the names of a builtin and a keyword."""
+
 for _command in (
     init,
     check,
@@ -68,10 +72,12 @@ for _command in (
     merge,
     clean,
     export,
+    from_directory,
     schema,
 ):
-    _name = "eval" if _command is evaluate else None
-    app.command(_name, cls=CommandOverTorchrun if _command in (train, resume) else None)(_command)
+    app.command(
+        _NAMES.get(_command), cls=CommandOverTorchrun if _command in (train, resume) else None
+    )(_command)
 app.add_typer(cache)
 app.add_typer(config)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import re
@@ -83,6 +84,21 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def swap(first: Path, second: Path) -> None:
+    """Let two files or directories of one file system have each other's name, in one moment.
+
+    Where the file system cannot do that, `second` has none for an instant.
+    """
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, from linux/fs.h
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux alone has it
+    if rename and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0:
+        return
+    aside = first.with_name(f"{first.name}.{uuid.uuid4().hex}")
+    os.rename(second, aside)
+    os.rename(first, second)
+    os.rename(aside, first)
 
 
 def leftovers(directory: Path) -> Iterator[tuple[Path, str]]:

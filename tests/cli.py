@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.models.convert import StateDict, to_minimind
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.run.events import Evaluated, Event, StepDone, history
 from dpo_cli.run.store import RunDirectory, find_runs
 from dpo_cli.training.state import load_weights
@@ -110,10 +110,10 @@ class Run:
         return [(e.step, e.metrics) for e in self.events if isinstance(e, Evaluated)]
 
     @property
-    def architecture(self) -> Architecture:
+    def architecture(self) -> MiniMind:
         plan = self.directory.read_plan()
         assert plan is not None
-        return Architecture(**plan["model"]["shape"])
+        return MiniMind(**plan["model"]["shape"])
 
     @property
     def generation(self) -> Path:

@@ -71,13 +71,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(family: str) -> PreTrainedModel:
+def build(family: str, vocab_size: int = VOCABULARY) -> PreTrainedModel:
     """A model of a family in float32, whose weights are the same at every call, and large.
 
     What is small at the start of a training would hide what attention does wrong.
     """
     name, settings = FAMILIES[family]
-    config = getattr(transformers, name)(**settings)
+    config = getattr(transformers, name)(**{**settings, "vocab_size": vocab_size})
     model = transformers.AutoModelForCausalLM.from_config(
         config, attn_implementation=attention.NAME
     )

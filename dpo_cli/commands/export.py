@@ -1,4 +1,4 @@
-"""`dpo export`: the trained weights as the file that MiniMind's own scripts load."""
+"""`dpo export`: the trained weights as other tools load them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
 
 
+class Format(StrEnum):
+    """What is written: MiniMind's file, or a Hugging Face directory."""
+
+    PTH = "pth"
+    HF = "hf"
+
+
 class RoundingMode(StrEnum):
     """How a weight becomes a number of the file."""
 
@@ -43,8 +50,18 @@ def export(
     to: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
+            metavar="PATH",
             help="Where to write; else into the profile's model.out_dir, where MiniMind looks.",
+            show_default=False,
+        ),
+    ] = None,
+    form: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            metavar="|".join(Format),
+            help="MiniMind's file, or a Hugging Face directory that plain transformers loads; else "
+            "as the model came.",
             show_default=False,
         ),
     ] = None,
@@ -92,9 +109,10 @@ def export(
     settings: SetOption = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
-    """Write a run's newest weights for MiniMind, and say what the file has of the training.
+    """Write a run's newest weights for MiniMind or as a Hugging Face directory, and say what that
+    has of the training.
 
-    The file is loaded back; its weights are compared with the start's and its log-probs with the
+    It is loaded back; its weights are compared with the start's and its log-probs with the
     training state's on real pairs: what half precision costs is printed. Without RUN it is the
     newest.
 
@@ -111,7 +129,17 @@ def export(
     with console.status(f"exporting {run.designation}"):
         from dpo_cli.training.export import export_run  # imports torch: seconds
 
-        report = export_run(run, to, dtype, force, settings or (), rounding.value, seed, best=best)
+        report = export_run(
+            run,
+            to,
+            dtype,
+            force,
+            settings or (),
+            rounding.value,
+            seed,
+            best=best,
+            form=form.value if form else None,
+        )
     for line in export_lines(report):
         console.print(line)
     _compare_held_out(console, run, report, settings or (), evaluate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -27,6 +27,7 @@ class Template(StrEnum):
     MOE = "moe"
     MINIMIND3 = "minimind3"
     MINIMIND3_MOE = "minimind3-moe"
+    HF = "hf"
     DEMO = "demo"
 
 
@@ -62,8 +63,8 @@ def init(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="A MiniMind checkout, with out/, model/ and dataset/; else the folders around are "
-            "looked through.",
+            help="A MiniMind checkout, with out/, model/ and dataset/, or any other folder; else "
+            "the folders around are looked through.",
             show_default=False,
         ),
     ] = None,
@@ -77,31 +78,41 @@ def init(
     """
     from dpo_cli.commands.session import plain_console
     from dpo_cli.files import write_text_atomically
+    from dpo_cli.profile.discover import look_around, look_in
     from dpo_cli.profile.load import load_profile
-    from dpo_cli.profile.recipe import copy_of, learning_recipe, reference_recipe
+    from dpo_cli.profile.recipe import (
+        copy_of,
+        learning_recipe,
+        other_models_recipe,
+        reference_recipe,
+    )
     from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
     from dpo_cli.run.disk import explain_disk_errors
 
     path = _target(name, force)
     console = plain_console()
-    missing: list[str] = []
+    reference = load_profile(Path(Template.DENSE))
     if template is Template.DEMO:
-        reference = load_profile(Path(Template.DENSE))
         draft, origin = copy_of(load_profile(Path(template)), path.parent), "template demo"
     else:
-        inputs = _find_inputs(minimind, template, console)
-        kind, missing = template or _suggested(inputs), inputs.missing
-        reference = load_profile(Path(kind))
-        write_draft = learning_recipe if recipe is Recipe.LEARN else reference_recipe
-        draft, origin = write_draft(reference, inputs, path.parent), f"{kind}, recipe {recipe}"
+        found = look_in(minimind.absolute()) if minimind else look_around(Path.cwd())
+        inputs, kind = _choose(found, template, console)
+        shipped = load_profile(Path(kind))
+        if kind is Template.HF:
+            _refuse_reference(recipe)
+            draft, origin = other_models_recipe(shipped, inputs, path.parent), f"template {kind}"
+        else:
+            reference = shipped
+            write_draft = learning_recipe if recipe is Recipe.LEARN else reference_recipe
+            draft, origin = write_draft(shipped, inputs, path.parent), f"{kind}, recipe {recipe}"
     text = render(draft, f"{path.stem}: written by dpo init ({origin}).", reference.profile)
     with explain_disk_errors(path.parent):
         path.parent.mkdir(exist_ok=True)
         write_text_atomically(path.parent / SCHEMA_NAME, schema_text())
         write_text_atomically(path, text)
     console.print(f"wrote {path} ({origin})")
-    if missing:
-        console.print(f"fill in what was not found: {', '.join(missing)}")
+    if draft.missing:
+        console.print(f"fill in what was not found: {', '.join(draft.missing)}")
     console.print(f"next: dpo check {path}")
 
 
@@ -124,14 +135,30 @@ def _target(name: str, force: bool) -> Path:
     return path
 
 
-def _find_inputs(minimind: Path | None, template: Template | None, console: Console) -> Inputs:
-    """Look around and say what is there; of each kind take one that fits the template."""
-    from dpo_cli.profile.discover import generation_of, is_mixture, look_around, look_in
+def _refuse_reference(recipe: Recipe) -> None:
+    """MiniMind's script trains no other models.
+
+    Raises:
+        UsageError: its values are asked for all the same.
+    """
+    if recipe is Recipe.REFERENCE:
+        raise UsageError(
+            f"--recipe {recipe}: MiniMind's script trains MiniMind's models alone",
+            "leave --recipe out: the values that are usual for other models are written",
+        )
+
+
+def _choose(found: Found, template: Template | None, console: Console) -> tuple[Inputs, Template]:
+    """Say what is there; of each kind take one that fits the template, which it may suggest."""
+    from dpo_cli.profile.discover import generation_of, is_mixture
     from dpo_cli.profile.recipe import Inputs
 
-    found = look_in(minimind.absolute()) if minimind else look_around(Path.cwd())
     checkpoints = sorted(found.checkpoints, key=is_mixture)
     tokenizers: Sequence[Path] = found.tokenizers
+    if template is Template.HF or (template is None and found.models and not checkpoints):
+        inputs = Inputs(_ask("models", found.models), None, _ask("pairs", found.pairs))
+        _print_found(console, {"models": found.models, "pairs": found.pairs}, inputs)
+        return replace(inputs, rows=_count(inputs.pairs, console)), Template.HF
     if template is not None:
         generation = 3 if template.startswith("minimind3") else 2
         checkpoints = [c for c in checkpoints if is_mixture(c) == template.endswith("moe")]
@@ -141,9 +168,9 @@ def _find_inputs(minimind: Path | None, template: Template | None, console: Cons
         tokenizer=_ask("tokenizer", tokenizers),
         pairs=_ask("pairs", found.pairs),
     )
-    for line in _found_lines(found, inputs):
-        console.print(line)
-    return replace(inputs, rows=_count(inputs.pairs, console))
+    kinds = {"weights": found.checkpoints, "tokenizers": found.tokenizers, "pairs": found.pairs}
+    _print_found(console, kinds, inputs)
+    return replace(inputs, rows=_count(inputs.pairs, console)), template or _suggested(inputs)
 
 
 def _count(pairs: Path | None, console: Console) -> int | None:
@@ -188,15 +215,12 @@ def _suggested(inputs: Inputs) -> Template:
     return Template.MOE if is_moe else Template.DENSE
 
 
-def _found_lines(found: Found, inputs: Inputs) -> Iterator[str]:
+def _print_found(console: Console, kinds: Mapping[str, Sequence[Path]], inputs: Inputs) -> None:
     """What lies around, with an arrow at what is taken."""
     from dpo_cli.profile.text import show_path
 
-    for kind, paths, taken in (
-        ("weights", found.checkpoints, inputs.checkpoint),
-        ("tokenizers", found.tokenizers, inputs.tokenizer),
-        ("pairs", found.pairs, inputs.pairs),
-    ):
-        yield f"{kind}: {len(paths) or 'none'} found"
+    taken = {inputs.checkpoint, inputs.tokenizer, inputs.pairs}
+    for kind, paths in kinds.items():
+        console.print(f"{kind}: {len(paths) or 'none'} found")
         for path in paths:
-            yield f"  {'->' if path == taken else '  '} {show_path(path)}"
+            console.print(f"  {'->' if path in taken else '  '} {show_path(path)}")

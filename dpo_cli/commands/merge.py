@@ -35,7 +35,12 @@ def merge(
             autocompletion=complete_model,
         ),
     ],
-    to: Annotated[Path, typer.Option(metavar="FILE", help="Where to write.")],
+    to: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH", help="Where to write: a file, or of other models a directory."
+        ),
+    ],
     weight: Annotated[
         float,
         typer.Option(min=0, max=1, metavar="W", help="The share of B: (1 - W) A + W B."),
@@ -44,7 +49,7 @@ def merge(
         Dtype | None,
         typer.Option(
             metavar="|".join(Dtype),
-            help="The file's precision; else what A's run exports, or that of A's file.",
+            help="Precision of the weights; else what A's run exports, or that of A's file.",
             show_default=False,
         ),
     ] = None,
@@ -58,16 +63,14 @@ def merge(
             "--best", help="Of runs the state with the lowest held-out loss, not the newest."
         ),
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write over a file that is there.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
     json: JsonOption = False,
     settings: SetOption = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
     """Merge two models of one descent, and say how A, B and what lies between them do.
 
-    Each weight of the file is (1 - W) times A's and W times B's, in float64. Merging a trained
+    Each weight is (1 - W) times A's and W times B's, in float64. Merging a trained
     model with the one it began as gives back some of what it forgot, for some of what it learned;
     models that share no start give nonsense. Judged as by `dpo eval`, where there are pairs.
 
@@ -78,7 +81,6 @@ def merge(
     from rich.console import Console
 
     from dpo_cli.commands.session import plain_console
-    from dpo_cli.profile.load import load_profile
     from dpo_cli.run.models import find_model
     from dpo_cli.run.store import runs_root
     from dpo_cli.run.yardstick import find_yardstick
@@ -107,12 +109,13 @@ def merge(
         from dpo_cli.training.judging import judge, stated_by
         from dpo_cli.training.merge import merge_models
         from dpo_cli.training.opening import open_model
+        from dpo_cli.training.weights import size_bytes
 
         stated = stated_by(yardstick) if yardstick else {}
         models = [open_model(its, stated, best=best and its.run is not None) for its in named]
-        if dtype is None and named[0].run is not None:
-            dtype = Dtype(load_profile(named[0].run.profile_path).profile.export.dtype)
-        merged = merge_models(models[0], models[1], weight, path, dtype)
+        own = (its.tokenizer(settings or ()) for its in named)
+        place = tokenizer or next((folder for folder in own if folder), None)
+        merged = merge_models(models[0], models[1], weight, path, dtype, place)
         if yardstick is not None:
             judgement = judge(yardstick, [*models, merged], bar)
     written = merged.checkpoint
@@ -128,7 +131,7 @@ def merge(
         return
     console = plain_console()
     console.print(
-        f"wrote {path}: {size(path.stat().st_size)}, {written.dtype_name}, {1 - weight:g} of "
+        f"wrote {path}: {size(size_bytes(path))}, {written.dtype_name}, {1 - weight:g} of "
         f"{models[0].title} and {weight:g} of {models[1].title}"
     )
     if judgement is not None:
@@ -146,10 +149,6 @@ def _destination(path: Path, *, force: bool) -> Path:
         UsageError: that cannot be, or a file is there that is not to be replaced.
     """
     path = path.expanduser().absolute()
-    if path.is_dir():
-        raise UsageError(f"--to: {path} is a directory", "name a file in it")
-    if not path.parent.is_dir():
-        raise UsageError(f"--to: {path.parent} does not exist", "create it first")
     if path.exists() and not force:
-        raise UsageError(f"--to: {path} exists", "replace it with --force, or name another")
+        raise UsageError(f"{path} exists", "replace it with --force, or write elsewhere with --to")
     return path

@@ -122,12 +122,14 @@ def _new_run(loaded: LoadedProfile, root: Path, name: str) -> RunDirectory:
 def pin_weights(profile: Profile, root: Path) -> Profile:
     """`profile` with weights named so that they mean the same tomorrow.
 
-    The only checkpoint in out_dir may get company, and a profile's name after "run:" means its
-    newest run, which in a moment is the one that is being started.
+    The only checkpoint in out_dir may get company, a model on the Hub another commit, and a
+    profile's name after "run:" means its newest run, which in a moment is the one that is being
+    started.
 
     Raises:
         UsageError: there is no such run.
     """
+    from dpo_cli.profile.hub import at_commit, is_on_hub
     from dpo_cli.profile.inputs import resolve_checkpoint
     from dpo_cli.run.store import find_run
 
@@ -139,6 +141,8 @@ def pin_weights(profile: Profile, root: Path) -> Profile:
             run = find_run(root, weights.removeprefix("run:"))
             is_in_root = run.path.parent.resolve() == root.resolve()
             pinned[key] = f"run:{run.name if is_in_root else run.path.resolve()}"
+        elif is_on_hub(stated := getattr(profile.model, key) or ""):
+            pinned[key] = at_commit(stated, Path(weights))
     return profile.model_copy(update={"model": profile.model.model_copy(update=pinned)})
 
 

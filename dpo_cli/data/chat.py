@@ -120,7 +120,9 @@ class ChatTokenizer:
         if not self._tokenizer.chat_template:
             raise DpoError(
                 f"{folder}: the tokenizer has no chat template",
-                "use the tokenizer that the checkpoint was fine-tuned with",
+                "use the tokenizer that the checkpoint was fine-tuned with. A base model knows no"
+                " turns: take its fine-tuned sister (often called -Instruct or -Chat), or put the"
+                " template that it is to learn into chat_template.jinja beside tokenizer.json",
             )
         self._backend = with_true_offsets(self._tokenizer.backend_tokenizer)
         self._encoder = make_encoder(self._backend)
@@ -136,6 +138,13 @@ class ChatTokenizer:
     def pad_id(self) -> int:
         """The id that fills up padded rows; any will do, since no response can see it."""
         return int(self._tokenizer.pad_token_id or 0)
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Of where a text begins, where it ends, and padding, as model configurations name them."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        found = {name: getattr(self._tokenizer, name) for name in names}
+        return {name: its for name, its in found.items() if its is not None}
 
     @property
     def end_id(self) -> int | None:

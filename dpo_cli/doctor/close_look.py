@@ -12,7 +12,7 @@ from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import Rows
 from dpo_cli.doctor.data import ExaminedData, check_data, check_masks
-from dpo_cli.doctor.first_step import check_first_step
+from dpo_cli.doctor.first_step import check_first_step, check_layout
 from dpo_cli.doctor.forecast import check_forecast
 from dpo_cli.doctor.launch import check_launch, check_world_size
 from dpo_cli.doctor.model import check_fit, check_tokenizer, check_weights
@@ -129,6 +129,7 @@ class CloseLook:
         try:
             check_fit(notes, prepared, on_progress)
             trial = make_trial(prepared, on_progress)
+            check_layout(notes, trial)
             check_first_step(notes, trial)
             if self.wrong_keys:
                 for code in ("plan", *_OF_THE_RUN):

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.doctor.trial import Trial, modest_micro_batch
-from dpo_cli.models.convert import to_minimind
-from dpo_cli.models.minimind import HEAD
+from dpo_cli.models.convert import EMBEDDING, HEAD
 from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.objective.losses import PairScores, loss_at_start
+from dpo_cli.training.building import fallback_alert
 from dpo_cli.training.plan import Prepared
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -27,6 +27,13 @@ forwards of the same weights."""
 _LISTED = 6
 _EXPERT = re.compile(r"(.*\.experts\.\d+)\.")
 _ROUTER = ".mlp.gate.weight"
+
+
+def check_layout(notes: Notes, trial: Trial) -> None:
+    """Say where a model is computed the slower way."""
+    alert = fallback_alert(trial.trainer.policy)
+    if alert is not None:
+        notes.warn(alert.code, "model.checkpoint", alert.message, alert.remedy)
 
 
 def check_first_step(notes: Notes, trial: Trial) -> None:
@@ -49,7 +56,7 @@ def check_first_step(notes: Notes, trial: Trial) -> None:
         for name, weight in policy.model.named_parameters()
     }
     on_disk = to_disk_names(policy.model, gradients)
-    _check_gradients(notes, prepared, to_minimind(on_disk, prepared.checkpoint.architecture))
+    _check_gradients(notes, prepared, prepared.checkpoint.architecture.own_names(on_disk))
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
 
@@ -107,7 +114,8 @@ def _known(start: float) -> str:
 def _check_gradients(notes: Notes, prepared: Prepared, gradients: Mapping[str, Tensor]) -> None:
     """Every weight that can learn from these pairs is told how."""
     architecture = prepared.checkpoint.architecture
-    own = {name: gradient for name, gradient in gradients.items() if name != HEAD}  # tied
+    tied = gradients.get(EMBEDDING)
+    own = {name: its for name, its in gradients.items() if name != HEAD or its is not tied}
     norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in own.values()))
     # Under float16 the scaler skips steps whose scaled gradients overflow; that is its work.
     if not math.isfinite(norm) and prepared.compute.dtype != torch.float16:
@@ -118,11 +126,8 @@ def _check_gradients(notes: Notes, prepared: Prepared, gradients: Mapping[str, T
     experts = {name: match[1] for name in own if (match := _EXPERT.match(name))}
     idle = set(experts.values()) - {experts[name] for name in experts if name not in still}
     missing = [name for name in own if name in still and experts.get(name) not in idle]
-    # The weight of the one expert, scaled to 1, is 1 whatever the router says: a constant, whose
-    # gradient is nothing but rounding.
-    has_constant_weight = architecture.use_moe and architecture.norm_topk_prob
-    has_constant_weight &= architecture.num_experts_per_tok == 1
-    if routers_rest := has_constant_weight and not prepared.router_aux_loss_coef:
+    # Of a constant the gradient is nothing but rounding.
+    if routers_rest := architecture.has_constant_weights and not prepared.router_aux_loss_coef:
         missing = [name for name in missing if not name.endswith(_ROUTER)]
     message = f"a gradient in {len(own) - len(still)} of {len(own)} tensors, norm {norm:.3g}"
     if idle:

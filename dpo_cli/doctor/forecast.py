@@ -223,7 +223,7 @@ def evaluations_of(prepared: Prepared) -> int:
 def saving_seconds(prepared: Prepared, computing_seconds: float) -> float:
     """Of the state that is saved at the end, and of those before."""
     train, parameters = prepared.profile.train, prepared.checkpoint.parameters
-    file_bytes = DTYPES[prepared.profile.export.dtype].itemsize * parameters
+    file_bytes = DTYPES[prepared.export_dtype].itemsize * parameters
     once = (state_bytes(parameters, train) + file_bytes) / _SAVED_BYTES_A_SECOND
     steps = prepared.order.micro_batches
     between = max(

@@ -14,7 +14,7 @@ from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.doctor.notes import Notes
 from dpo_cli.models.zoo import Checkpoint
-from dpo_cli.profile.inputs import resolve_checkpoint
+from dpo_cli.profile.inputs import resolve_checkpoint, resolve_tokenizer
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.building import make_scorer
@@ -49,9 +49,10 @@ def check_weights(
 
 def check_tokenizer(notes: Notes, profile: Profile) -> ChatTokenizer | None:
     """Read the tokenizer."""
-    subject = show_path(profile.model.tokenizer)
-    with notes.errors_as("tokenizer-unusable", subject, profile.model.tokenizer):
-        tokenizer = ChatTokenizer(profile.model.tokenizer)
+    folder = resolve_tokenizer(profile)
+    subject = show_path(folder)
+    with notes.errors_as("tokenizer-unusable", subject, folder):
+        tokenizer = ChatTokenizer(folder)
         notes.ok("tokenizer", subject, f"{tokenizer.vocab_size:,} entries, with a chat template")
         return tokenizer
     return None
@@ -85,15 +86,14 @@ def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None
         if nats < CHANCE_SHARE * chance:
             notes.ok("tokenizer-fit", key, measured)
             continue
-        folder = show_path(prepared.profile.model.tokenizer)
+        folder = show_path(resolve_tokenizer(prepared.profile))
         notes.error(
             "tokenizer-mismatch",
             "model.tokenizer",
             f"{measured}: {key} cannot read what {folder} writes. The wrong tokenizer, or weights"
             " that are no language model",
-            "set model.tokenizer to the one these weights were trained with: MiniMind's two"
-            " generations have tokenizers of one size and other tokens, and the weights are of"
-            f" generation {checkpoint.architecture.generation}",
+            "set model.tokenizer to the one these weights were trained with:"
+            f" {checkpoint.architecture.tokenizer_hint}",
         )
 
 

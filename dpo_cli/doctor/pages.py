@@ -13,6 +13,7 @@ from dpo_cli.doctor.preview import show_pair, why_not_kept
 from dpo_cli.doctor.traits import Traits
 from dpo_cli.errors import UsageError
 from dpo_cli.findings import PairPreview, Trait
+from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.schema import Profile
 from dpo_cli.training.inputs import OnProgress, encode, training_pairs
 
@@ -48,7 +49,7 @@ class DataPages:
             DpoError: tokenizer or data cannot be read.
         """
         source, limit = training_pairs(profile), profile.data.max_seq_len
-        tokenizer = ChatTokenizer(profile.model.tokenizer)
+        tokenizer = ChatTokenizer(resolve_tokenizer(profile))
         whole = encode(profile, source, tokenizer, on_progress)
         rows = whole.cut(limit)
         traits = look_closely(source, whole, rows, tokenizer, on_progress)

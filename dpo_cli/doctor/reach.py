@@ -88,7 +88,7 @@ def distance_to_change(weights: Tensor, dtype: torch.dtype) -> Tensor:
 def check_reach(notes: Notes, prepared: Prepared) -> Reach:
     """How far weights can get, how much of it the exported file can show, and what slows it."""
     found = measure_reach(prepared)
-    dtype = prepared.profile.export.dtype
+    dtype = prepared.export_dtype
     others = ", ".join(
         f"{share:.0%} in {name}" for name, share in found.changed.items() if name != dtype
     )
@@ -144,7 +144,7 @@ def check_update(notes: Notes, trial: Trial) -> None:
     message = (
         f"one real update at {_short(rate)} moved {moved / total:.0%} of the float32 weights, by"
         f" {distance / total / rate:.2f} of the learning rate in the mean and {largest / rate:.1f}"
-        f" at most; {done.metrics['weights_moved']:.1%} in {prepared.profile.export.dtype}. Loss of"
+        f" at most; {done.metrics['weights_moved']:.1%} in {prepared.export_dtype}. Loss of"
         f" its pairs: {done.metrics['loss']:.4f} before, {pairs.losses.mean().item():.4f} after"
     )
     # What the weights cannot hold is not lost where updates are compensated.

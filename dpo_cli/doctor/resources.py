@@ -10,7 +10,7 @@ import torch
 
 from dpo_cli.data.batching import make_batch
 from dpo_cli.doctor.notes import Notes
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.architecture import Architecture
 from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
@@ -152,10 +152,8 @@ def _kept_by_a_layer(architecture: Architecture) -> int:
     keys = architecture.num_key_value_heads * architecture.head_dim
     norms = 2 * 2 * hidden  # each keeps its input, and the normed copy that follows
     attention = 2 * queries + 2 * keys + 3 * queries + queries  # rotary, repeated keys, result
-    blocks = 1
-    if architecture.use_moe:
-        blocks = architecture.num_experts_per_tok + (architecture.generation == 2)
-    return norms + attention + blocks * (4 * architecture.intermediate_size + hidden)
+    feed_forward = 4 * architecture.intermediate_size + hidden
+    return norms + attention + architecture.blocks_per_token * feed_forward
 
 
 def _note_device(notes: Notes, compute: Compute) -> None:

@@ -8,16 +8,21 @@ The Hugging Face layout holds the tied embedding once, MiniMind's twice.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dpo_cli.models.minimind import EMBEDDING, HEAD, Architecture
+if TYPE_CHECKING:
+    from dpo_cli.models.minimind import MiniMind
 
 StateDict = dict[str, Tensor]
 
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 
-def to_hf(state: Mapping[str, Tensor], architecture: Architecture) -> StateDict:
+
+def to_hf(state: Mapping[str, Tensor], architecture: MiniMind) -> StateDict:
     """MiniMind's names -> the Hugging Face layout."""
     if not _stacks_experts(architecture):
         return {name: tensor for name, tensor in state.items() if name != HEAD}
@@ -42,7 +47,7 @@ def to_hf(state: Mapping[str, Tensor], architecture: Architecture) -> StateDict:
     return converted
 
 
-def to_minimind(state: Mapping[str, Tensor], architecture: Architecture) -> StateDict:
+def to_minimind(state: Mapping[str, Tensor], architecture: MiniMind) -> StateDict:
     """The Hugging Face layout -> MiniMind's names, in MiniMind's order, both tied copies."""
     converted = dict(state)
     if _stacks_experts(architecture):
@@ -65,7 +70,7 @@ def to_minimind(state: Mapping[str, Tensor], architecture: Architecture) -> Stat
     return {name: converted[name] for name in architecture.expected_shapes()}
 
 
-def _stacks_experts(architecture: Architecture) -> bool:
+def _stacks_experts(architecture: MiniMind) -> bool:
     return architecture.generation == 2 and architecture.use_moe
 
 

@@ -7,28 +7,34 @@ mixture of experts. Names of weights here are MiniMind's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import transformers
+
 from dpo_cli.errors import DpoError
+from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict, to_minimind
 from dpo_cli.objective.balance import BalanceKind
 
 Shape = tuple[int, ...]
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"model\.layers\.0\.mlp\.experts\.(\d+)\.gate_proj\.weight")
 _LISTED = 12
+UNTOLD = (
+    *("num_attention_heads", "num_key_value_heads", "num_experts_per_tok", "norm_topk_prob"),
+    *("rope_theta", "rms_norm_eps"),
+)
+"""What weights cannot tell, or not always."""
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """Everything that decides the function a checkpoint computes.
+class MiniMind:
+    """Everything that decides the function a MiniMind checkpoint computes.
 
-    The first block is read off the weights; the second cannot be, and holds the generation's
-    defaults or what the profile states.
+    It is an `Architecture`. The first block is read off the weights; the second cannot be, and
+    holds the generation's defaults or what the profile states.
     """
 
     generation: Literal[2, 3]
@@ -47,6 +53,11 @@ class Architecture:
     rms_norm_eps: float
 
     @property
+    def name(self) -> str:
+        """What the plan calls it."""
+        return f"minimind{self.generation}"
+
+    @property
     def use_moe(self) -> bool:
         """Whether the layers are mixtures of experts."""
         return self.num_experts > 0
@@ -62,9 +73,34 @@ class Architecture:
         return 0.0 if self.generation == 2 else 5e-4
 
     @property
+    def is_known_to_pack(self) -> bool:
+        """All four compute packed rows, and tests hold them to it."""
+        return True
+
+    @property
+    def has_constant_weights(self) -> bool:
+        """Whether a token's one expert has the weight 1, whatever the router says."""
+        return self.use_moe and self.norm_topk_prob and self.num_experts_per_tok == 1
+
+    @property
+    def blocks_per_token(self) -> int:
+        """Feed-forward blocks that a token goes through in a layer."""
+        if not self.use_moe:
+            return 1
+        return self.num_experts_per_tok + (self.generation == 2)
+
+    @property
     def max_positions(self) -> int:
         """Tokens of a sequence there are positions for: both generations' table of rotations."""
         return 32768
+
+    @property
+    def tokenizer_hint(self) -> str:
+        """Where the tokenizer is that the weights were trained with."""
+        return (
+            "MiniMind's two generations have tokenizers of one size and other tokens, and the"
+            f" weights are of generation {self.generation}"
+        )
 
     @property
     def description(self) -> str:
@@ -82,9 +118,64 @@ class Architecture:
         """MiniMind's name for weights of this shape, such as rlhf_512.pth."""
         return f"{prefix}_{self.hidden_size}{'_moe' if self.use_moe else ''}.pth"
 
+    def file_dtype(self, born: str) -> str:
+        """MiniMind keeps its weights in half precision."""
+        return "float16"
+
+    def own_names(self, state: StateDict) -> StateDict:
+        """The Hugging Face layout -> MiniMind's names."""
+        return to_minimind(state, self)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the plan."""
         return asdict(self)
+
+    def config(self, dropout: float = 0.0) -> transformers.PreTrainedConfig:
+        """Of the model in transformers that computes this function; see `Architecture`."""
+        common: dict[str, Any] = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self.max_positions,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "attention_dropout": dropout,
+            "attention_bias": False,
+            "hidden_act": "silu",
+            "tie_word_embeddings": True,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": None,  # a padding token would get no gradient: MiniMind knows none
+            "use_cache": False,
+        }
+        if not self.use_moe:
+            if self.generation == 2:
+                return transformers.LlamaConfig(**common, mlp_bias=False)
+            return transformers.Qwen3Config(**common, use_sliding_window=False)
+        common["num_experts_per_tok"] = self.num_experts_per_tok
+        if self.generation == 2:
+            return transformers.GraniteMoeSharedConfig(
+                **common,
+                num_local_experts=self.num_experts,
+                shared_intermediate_size=self.intermediate_size,
+                embedding_multiplier=1.0,
+                residual_multiplier=1.0,
+                logits_scaling=1.0,
+                attention_multiplier=self.head_dim**-0.5,
+            )
+        return transformers.Qwen3MoeConfig(
+            **common,
+            num_experts=self.num_experts,
+            moe_intermediate_size=self.intermediate_size,
+            norm_topk_prob=self.norm_topk_prob,
+            decoder_sparse_step=1,
+            mlp_only_layers=[],
+            use_sliding_window=False,
+        )
 
     def expected_shapes(self) -> dict[str, Shape]:
         """Name and shape of every weight, in MiniMind's order, both tied copies included."""
@@ -123,7 +214,7 @@ class Architecture:
         yield HEAD, (self.vocab_size, hidden)
 
 
-def recognise(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: str) -> Architecture:
+def recognise(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: str) -> MiniMind:
     """The architecture of a state dict, from its names and shapes alone.
 
     Args:
@@ -137,12 +228,66 @@ def recognise(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: st
             stated key that contradicts them; everything found is listed.
     """
     architecture = _read_off(shapes, stated, source)
-    _refuse_contradictions(architecture, stated, source)
+    refuse_contradictions(architecture, stated, source, _impossible(architecture))
     _refuse_misfits(architecture, shapes, source)
     return architecture
 
 
-def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: str) -> Architecture:
+def recognise_folder(
+    shapes: Mapping[str, Shape],
+    settings: Mapping[str, Any],
+    stated: Mapping[str, Any],
+    source: str,
+) -> MiniMind:
+    """The same of weights that MiniMind published beside a config.json.
+
+    Args:
+        settings: its content, which tells what weights cannot.
+        shapes, stated, source: see `recognise`.
+
+    Raises:
+        DpoError: also where the frequencies of positions are scaled.
+    """
+    if settings.get("inference_rope_scaling"):
+        raise DpoError(
+            f"{source}: config.json says inference_rope_scaling, which the weights were not trained"
+            " with",
+            "set it to false there: it is for long texts when the model is used",
+        )
+    told = {key: settings[key] for key in UNTOLD if settings.get(key) is not None}
+    architecture = recognise(shapes, {**stated, **told}, source)
+    refuse_contradictions(architecture, stated, source)
+    return architecture
+
+
+def refuse_contradictions(
+    architecture: object, stated: Mapping[str, Any], source: str, impossible: Sequence[str] = ()
+) -> None:
+    """Refuse a profile that states another model than the one there is.
+
+    Args:
+        architecture: of the weights; what it does not know counts as agreeing.
+        stated: what the profile's [model] says, by key.
+        source: where the weights are, for messages.
+        impossible: what is wrong beside that.
+
+    Raises:
+        DpoError: listing everything.
+    """
+    found = []
+    for key, value in stated.items():
+        actual = getattr(architecture, key, None)
+        if value is not None and actual is not None and actual != value:
+            found.append(f"model.{key} = {value} in the profile, {actual} in the weights")
+    if found or impossible:
+        raise DpoError(
+            f"{source}: the profile contradicts the weights",
+            "remove the key: shapes are read from the weights; or choose another checkpoint",
+            [*found, *impossible],
+        )
+
+
+def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: str) -> MiniMind:
     layers = {int(match[1]) for name in shapes if (match := _LAYER.match(name))}
     query = shapes.get("model.layers.0.self_attn.q_proj.weight")
     key = shapes.get("model.layers.0.self_attn.k_proj.weight")
@@ -183,7 +328,7 @@ def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: st
                 "state model.num_attention_heads and model.num_key_value_heads: generation 2's"
                 " weights do not tell them",
             )
-    return Architecture(
+    return MiniMind(
         generation=generation,
         hidden_size=hidden_size,
         num_hidden_layers=max(layers) + 1,
@@ -200,14 +345,8 @@ def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: st
     )
 
 
-def _refuse_contradictions(
-    architecture: Architecture, stated: Mapping[str, Any], source: str
-) -> None:
+def _impossible(architecture: MiniMind) -> list[str]:
     found = []
-    for key, value in stated.items():
-        actual = getattr(architecture, key, None)
-        if value is not None and actual is not None and actual != value:
-            found.append(f"model.{key} = {value} in the profile, {actual} in the weights")
     if architecture.use_moe:
         if architecture.num_experts_per_tok > architecture.num_experts:
             found.append(
@@ -219,15 +358,10 @@ def _refuse_contradictions(
                 "model.norm_topk_prob = false: generation 2's experts are weighted after"
                 " normalising, no other form is computed here"
             )
-    if found:
-        raise DpoError(
-            f"{source}: the profile contradicts the weights",
-            "remove the key: shapes are read from the weights; or choose another checkpoint",
-            found,
-        )
+    return found
 
 
-def _refuse_misfits(architecture: Architecture, shapes: Mapping[str, Shape], source: str) -> None:
+def _refuse_misfits(architecture: MiniMind, shapes: Mapping[str, Shape], source: str) -> None:
     expected = architecture.expected_shapes()
     missing = [name for name in expected if name not in shapes and name != HEAD]
     unexpected = [name for name in shapes if name not in expected]
@@ -237,9 +371,9 @@ def _refuse_misfits(architecture: Architecture, shapes: Mapping[str, Shape], sou
         if name in expected and tuple(shape) != expected[name]
     ]
     findings = [
-        *_listed("missing", missing),
-        *_listed("unexpected", unexpected),
-        *_listed("of another shape", wrong),
+        *listed("missing", missing),
+        *listed("unexpected", unexpected),
+        *listed("of another shape", wrong),
     ]
     if findings:
         raise DpoError(
@@ -250,7 +384,8 @@ def _refuse_misfits(architecture: Architecture, shapes: Mapping[str, Shape], sou
         )
 
 
-def _listed(what: str, names: list[str]) -> list[str]:
+def listed(what: str, names: Sequence[str]) -> list[str]:
+    """A line for each of the first names, and how many more there are."""
     shown = [f"{what}: {name}" for name in names[:_LISTED]]
     rest = len(names) - len(shown)
     return [*shown, f"{what}: and {rest} more"] if rest else shown

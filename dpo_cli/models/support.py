@@ -66,6 +66,11 @@ def why_not_packed(model: PreTrainedModel, longest: int) -> str | None:
     return _what_is_wrong(model, attention.NAME, None, longest)
 
 
+def use_plain_attention(model: PreTrainedModel) -> None:
+    """Let a model attend as transformers' own code does, slowly and whatever its attention is."""
+    _set_attention(model, _PLAIN)
+
+
 def _own_attention(model: PreTrainedModel, longest: int) -> str:
     """transformers' fast attention where that is exact, else the plain one."""
     for name in _OWN:

@@ -1,7 +1,7 @@
-"""Looks for MiniMind's files around a folder: weights, tokenizers, preference pairs.
+"""Looks for files around a folder: MiniMind's weights and tokenizers, other models, pairs.
 
-Names and places alone are looked at, of the current layout (out/, model/, dataset/) and of older
-ones; what the files hold is for `dpo check` to say.
+Names and places alone are looked at, of MiniMind's current layout (out/, model/, dataset/) and of
+older ones; what the files hold is for `dpo check` to say.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.files import is_pair_file
+from dpo_cli.profile.folder import TOKENIZER, has_weights, is_model
 
 _CHECKPOINTS = ("out/full_sft_*", "full_sft_*", "checkpoints/full_sft_*")
 _TOKENIZERS = ("model", "model/minimind_tokenizer", "tokenizer", "tokenizer/*", ".")
@@ -19,6 +20,7 @@ _PAIRS = (
     *("dataset/*dpo*.jsonl", "dataset/dpo/*.jsonl", "data/*dpo*.jsonl", "*dpo*.jsonl"),
     *("dataset/*dpo*", "dataset/dpo/*", "data/*dpo*", "*dpo*.parquet"),
 )
+_MODELS = (".", "out/*", "models/*")
 _SUFFIXES = (".pth", ".safetensors")
 
 
@@ -29,6 +31,8 @@ class Found:
     checkpoints: tuple[Path, ...]
     tokenizers: tuple[Path, ...]
     pairs: tuple[Path, ...]
+    models: tuple[Path, ...] = ()
+    """Hugging Face directories."""
 
 
 def look_around(start: Path) -> Found:
@@ -44,6 +48,7 @@ def look_in(*folders: Path) -> Found:
         checkpoints=_matches(folders, _CHECKPOINTS, _is_weights),
         tokenizers=_matches(folders, _TOKENIZERS, _is_tokenizer),
         pairs=_matches(folders, _PAIRS, is_pair_file),
+        models=_matches(folders, _MODELS, _is_model),
     )
 
 
@@ -88,4 +93,9 @@ def _is_weights(path: Path) -> bool:
 
 
 def _is_tokenizer(path: Path) -> bool:
-    return all((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    """That of a Hugging Face directory is for its own weights alone."""
+    return all((path / name).is_file() for name in TOKENIZER) and not _is_model(path)
+
+
+def _is_model(path: Path) -> bool:
+    return is_model(path) and has_weights(path)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from dpo_cli.errors import UsageError
+from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files
+from dpo_cli.profile import folder, hub
 from dpo_cli.profile.load import LoadedProfile, Problem
 from dpo_cli.profile.schema import Model, Profile
 from dpo_cli.profile.source import shipped_profiles
@@ -62,7 +63,7 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
     profile = loaded.profile
     checks: dict[Input, Callable[[], object]] = {
         "data": lambda: check_pairs("data.data_path", profile.data.paths),
-        "tokenizer": lambda: check_tokenizer("model.tokenizer", profile.model.tokenizer),
+        "tokenizer": lambda: check_tokenizer("model.tokenizer", resolve_tokenizer(profile)),
         "checkpoint": lambda: resolve_checkpoint(profile, "checkpoint"),
     }
     if profile.model.reference is not None:
@@ -81,11 +82,12 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
 
 
 def resolve_checkpoint(profile: Profile, which: Literal["checkpoint", "reference"]) -> str:
-    """The weights file as an absolute path, or "run:NAME" as stated.
+    """The weights file or Hugging Face directory as an absolute path, or "run:NAME" as stated.
 
-    A name without suffix gets the one that exists. Without a reference it is the checkpoint;
-    without a checkpoint, that is the only full_sft_* in `out_dir`, or the only one whose name
-    agrees with the stated `hidden_size` and `use_moe`.
+    A model on the Hub is fetched, if it is not here yet. A name without suffix gets the one that
+    exists. Without a reference it is the checkpoint; without a checkpoint, that is the only
+    full_sft_* in `out_dir`, or the only one whose name agrees with the stated `hidden_size` and
+    `use_moe`.
 
     Raises:
         UsageError: there is no such file, more than one, or it cannot be weights.
@@ -98,9 +100,29 @@ def resolve_checkpoint(profile: Profile, which: Literal["checkpoint", "reference
     return str(_find_sft(model))
 
 
+def resolve_tokenizer(profile: Profile) -> Path:
+    """The tokenizer's folder: as stated, or the checkpoint's own, where it is a directory.
+
+    Raises:
+        UsageError: none is stated, and the checkpoint is no directory.
+    """
+    if profile.model.tokenizer is not None:
+        return profile.model.tokenizer
+    checkpoint = Path(resolve_checkpoint(profile, "checkpoint"))
+    if folder.is_model(checkpoint):
+        return checkpoint
+    raise InputError(
+        "model.tokenizer",
+        "missing, and only a Hugging Face directory has its own; name the folder with"
+        f" {' and '.join(folder.TOKENIZER)} that the weights were trained with",
+    )
+
+
 def _resolve(key: str, weights: str, out_dir: Path | None) -> str:
     if weights.startswith("run:"):
         return weights
+    if hub.is_on_hub(weights):
+        return str(_fetch(key, weights))
     path = Path(weights)
     if not path.is_absolute():
         if out_dir is None:
@@ -117,32 +139,62 @@ def _resolve(key: str, weights: str, out_dir: Path | None) -> str:
         if len(existing) > 1:
             raise InputError(key, f"{weights} may be {_names(existing)}; add the suffix")
         path = existing[0] if existing else path
-    check_file(key, path, "Hugging Face folders are not supported yet, ")
+    if os.path.isdir(path):
+        _check_model(key, path)
+    else:
+        check_file(key, path)
     return str(path)
+
+
+def _fetch(key: str, weights: str) -> Path:
+    try:
+        path = hub.fetch(weights)
+    except DpoError as error:
+        raise InputError(key, f"{error.message}; {error.remedy}") from None
+    _check_model(key, path)
+    return path
+
+
+def _check_model(key: str, path: Path) -> None:
+    """Look whether a directory holds a model."""
+    shown = show_path(path)
+    if not folder.is_model(path):
+        raise InputError(
+            key,
+            f"{shown} is a directory; name a weights file in it, or a Hugging Face directory, which"
+            f" has a {folder.CONFIG}",
+        )
+    check_file(key, path / folder.CONFIG)
+    if not folder.has_weights(path):
+        raise InputError(
+            key,
+            f"{shown} has a {folder.CONFIG}, but no {folder.WEIGHTS}; was its copy or download"
+            " interrupted?",
+        )
 
 
 def _find_sft(model: Model) -> Path:
     """The checkpoint that is meant when none is named."""
-    folder = model.out_dir
-    if folder is None:
+    place = model.out_dir
+    if place is None:
         raise InputError(
             "model.checkpoint",
             "nothing says which weights to train; set model.checkpoint to a path, "
             "or model.out_dir to the folder that holds full_sft_*.pth",
         )
-    _check_folder("model.out_dir", folder)
-    found = sorted(path for path in folder.glob("full_sft_*") if path.suffix in _SUFFIXES)
+    _check_folder("model.out_dir", place)
+    found = sorted(path for path in place.glob("full_sft_*") if path.suffix in _SUFFIXES)
     if not found:
         raise InputError(
             "model.out_dir",
-            f"{show_path(folder)} holds no full_sft_*.pth or full_sft_*.safetensors; "
+            f"{show_path(place)} holds no full_sft_*.pth or full_sft_*.safetensors; "
             "point it at the SFT weights, or set model.checkpoint",
         )
     fitting = [path for path in found if _agrees(path, model)] if len(found) > 1 else found
     if len(fitting) != 1:
         raise InputError(
             "model.out_dir",
-            f"{show_path(folder)} holds {_names(found)}; choose one, "
+            f"{show_path(place)} holds {_names(found)}; choose one, "
             f"for example model.checkpoint = {show_value(found[0].name)}",
         )
     check_file("model.out_dir", fitting[0])
@@ -159,35 +211,42 @@ def _agrees(path: Path, model: Model) -> bool:
     )
 
 
-def check_tokenizer(key: str, folder: Path) -> None:
+def check_tokenizer(key: str, path: Path) -> None:
     """Check that a folder holds what a tokenizer is read from.
 
     Args:
         key: who names it, for the message.
-        folder: the tokenizer's.
+        path: of the folder.
 
     Raises:
         InputError: it does not.
     """
-    if os.path.isfile(folder):
+    if os.path.isfile(path):
         raise InputError(
-            key, f"{show_path(folder)} is a file; name its folder, {show_path(folder.parent)}"
+            key, f"{show_path(path)} is a file; name its folder, {show_path(path.parent)}"
         )
-    _check_folder(key, folder)
-    needed = ("tokenizer.json", "tokenizer_config.json")
-    missing = [name for name in needed if not os.path.exists(folder / name)]
+    _check_folder(key, path)
+    missing = [name for name in folder.TOKENIZER if not os.path.exists(path / name)]
     if missing:
         raise InputError(
             key,
-            f"{show_path(folder)} holds no {' and no '.join(missing)}; "
-            "name the folder with MiniMind's tokenizer",
+            f"{show_path(path)} holds no {' and no '.join(missing)}; "
+            "name the folder with the tokenizer that the weights were trained with",
         )
-    for name in needed:
-        check_file(key, folder / name)
+    for name in folder.TOKENIZER:
+        check_file(key, path / name)
 
 
 def check_pairs(key: str, paths: Sequence[Path]) -> None:
-    """Files of pairs, or folders with such files."""
+    """Check that files of pairs, or folders with such files, are there and may be read.
+
+    Args:
+        key: who names them, for the message.
+        paths: of the files and folders.
+
+    Raises:
+        InputError: one of them is not, or is a folder with no such file in it.
+    """
     for path in paths:
         if not stat.S_ISDIR(_status(key, path).st_mode):
             check_file(key, path)
@@ -210,13 +269,12 @@ def _check_folder(key: str, path: Path) -> None:
         raise InputError(key, f"{show_path(path)} is a file; name a folder")
 
 
-def check_file(key: str, path: Path, why_no_folder: str = "") -> None:
+def check_file(key: str, path: Path) -> None:
     """Check that a file is there, is one, holds something and may be read.
 
     Args:
         key: who names it, for the message.
         path: the file.
-        why_no_folder: what to say first of a folder in its place.
 
     Raises:
         InputError: it is not.
@@ -224,7 +282,7 @@ def check_file(key: str, path: Path, why_no_folder: str = "") -> None:
     status = _status(key, path)
     shown = show_path(path)
     if stat.S_ISDIR(status.st_mode):
-        raise InputError(key, f"{shown} is a directory; {why_no_folder}name a file")
+        raise InputError(key, f"{shown} is a directory; name a file")
     if status.st_size == 0:
         raise InputError(key, f"{shown} is empty; was its copy or download interrupted?")
     if not os.access(path, os.R_OK):
@@ -242,10 +300,10 @@ def _status(key: str, path: Path) -> os.stat_result:
 
 def _near(path: Path) -> str:
     """What there is in the place of a file that is not there."""
-    folder = path.parent
-    if not os.path.isdir(folder):
-        return f", nor does its folder {show_path(folder)}"
-    names = os.listdir(folder) if os.access(folder, os.R_OK) else []
+    parent = path.parent
+    if not os.path.isdir(parent):
+        return f", nor does its folder {show_path(parent)}"
+    names = os.listdir(parent) if os.access(parent, os.R_OK) else []
     return did_you_mean(path.name, names)
 
 

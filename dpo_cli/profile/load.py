@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from dpo_cli.errors import UsageError
+from dpo_cli.profile.hub import PREFIX
 from dpo_cli.profile.schema import KEYS, TABLES, Key, Profile
 from dpo_cli.profile.source import Document, expand_path, find_profile, read_chain
 from dpo_cli.profile.table import Kind
@@ -278,5 +279,6 @@ def _explain(finding: ErrorDetails, key: Key) -> str:
 
 
 def _is_path(weights: str) -> bool:
-    """Whether a checkpoint or reference is a path, neither "run:NAME" nor a name in out_dir."""
-    return not weights.startswith("run:") and ("/" in weights or weights[:1] in ("~", "$"))
+    """Whether a checkpoint or reference is a path; no name of a run, on the Hub or in out_dir."""
+    is_name = weights.startswith(("run:", PREFIX))
+    return not is_name and ("/" in weights or weights[:1] in ("~", "$"))

@@ -58,7 +58,7 @@ class Data(Table):
 
     empty_think_ratio: Annotated[float, Field(ge=0, le=1), POSITION] = 0.2
     """Share of pairs that keep the empty think block their chat template writes, the same on both
-    sides of a pair. Generation 2's template has no such block."""
+    sides of a pair. Generation 2's template has no such block; Qwen3's has one."""
 
     num_workers: Annotated[int, Field(ge=0), NONE] = 0
     """Threads that encode the pairs; 0 takes all cores."""

@@ -27,6 +27,11 @@ USUAL_ROWS = 20_000
 _MEAN_OF_SCHEDULE = {"minimind2": 0.6, "minimind3": 0.55}
 _SMALL_ROWS = 1000
 _EVALUATIONS = 5
+_USUAL_TOKENS = 200
+_USUAL_PAIRS = "dataset/dpo.jsonl"
+_MODEL = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
+_FILL_IN = ("FILL IN: none was found.",)
+_WATCH = ("They tell learning from learning by heart: watch their loss and accuracy.",)
 _FAR_AWAY = os.path.join(*[os.pardir] * 4)
 
 
@@ -39,16 +44,6 @@ class Inputs:
     pairs: Path | None
     rows: int | None = None
 
-    @property
-    def missing(self) -> list[str]:
-        """The keys that the user has to fill in."""
-        paths = {
-            "model.out_dir": self.checkpoint,
-            "model.tokenizer": self.tokenizer,
-            "data.data_path": self.pairs,
-        }
-        return [key for key, path in paths.items() if path is None]
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -56,6 +51,11 @@ class Draft:
 
     values: Mapping[str, Any]
     notes: Mapping[str, Sequence[str]]
+
+    @property
+    def missing(self) -> list[str]:
+        """The keys that the user has to fill in."""
+        return [key for key, notes in self.notes.items() if notes == _FILL_IN]
 
 
 def copy_of(shipped: LoadedProfile, folder: Path) -> Draft:
@@ -81,8 +81,47 @@ def reference_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dr
     if inputs.checkpoint:
         values["model.checkpoint"] = inputs.checkpoint.name
     values["model.tokenizer"] = _place(inputs.tokenizer, folder, "model")
-    values["data.data_path"] = _place(inputs.pairs, folder, "dataset/dpo.jsonl")
-    return Draft(values, dict.fromkeys(inputs.missing, ("FILL IN: none was found.",)))
+    values["data.data_path"] = _place(inputs.pairs, folder, _USUAL_PAIRS)
+    paths = {
+        "model.out_dir": inputs.checkpoint,
+        "model.tokenizer": inputs.tokenizer,
+        "data.data_path": inputs.pairs,
+    }
+    return Draft(values, _to_fill_in(paths))
+
+
+def other_models_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
+    """The usual values for a model in a Hugging Face directory, which has its own tokenizer.
+
+    A model that was not found is one of the Hub's.
+    """
+    stated = [key for key, origin in shipped.origins.items() if origin != "default"]
+    held_out, updates = _held_out(inputs.rows or USUAL_ROWS, shipped.profile.train.batch_size)
+    learning_rate = shipped.profile.train.learning_rate
+    reach = updates * _MEAN_OF_SCHEDULE[shipped.profile.train.schedule] * learning_rate
+    values = {
+        **{key: _value(shipped, key) for key in stated if not key.startswith("model.")},
+        "model.checkpoint": path_value(inputs.checkpoint, folder) if inputs.checkpoint else _MODEL,
+        "data.data_path": _place(inputs.pairs, folder, _USUAL_PAIRS),
+        "eval.fraction": held_out,
+        "eval.interval": max(1, updates // _EVALUATIONS),
+    }
+    gap = braking_gap(shipped.profile.dpo.beta, "sum", _USUAL_TOKENS)
+    notes = {
+        "dpo.beta": (
+            f"With a sum, the loss pushes half as hard once chosen and rejected are {gap:.2f} nats",
+            f"a token apart, at {_USUAL_TOKENS} response tokens: a gentle brake.",
+        ),
+        "train.learning_rate": (
+            f"Usual for such models. Over {updates:,} updates it comes to a reach, the sum of the"
+            " learning",
+            f"rates, of {float(f'{reach:.1e}'):g}: AdamW moves no weight farther than about that.",
+            "Small models bear more. Should the model forget: less, or a larger beta.",
+        ),
+        "eval.fraction": _WATCH,
+    }
+    paths = {"model.checkpoint": inputs.checkpoint, "data.data_path": inputs.pairs}
+    return Draft(values, {**notes, **_to_fill_in(paths)})
 
 
 def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
@@ -90,9 +129,8 @@ def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
     reference = reference_recipe(shipped, inputs, folder)
     train = shipped.profile.train
     rows = inputs.rows or USUAL_ROWS
-    fraction = 0.1 if rows < _SMALL_ROWS else 0.05
+    fraction, updates = _held_out(rows, train.batch_size)
     held_out = round(fraction * rows)
-    updates = math.ceil((rows - held_out) / train.batch_size)
     mean = _MEAN_OF_SCHEDULE[train.schedule]
     learning_rate = float(f"{REACH / (updates * mean):.1e}")
     values = {
@@ -123,9 +161,7 @@ def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
             f"  {show_value(REACH)} / ({updates:,} x {mean}) = {show_value(learning_rate)}",
             "More rows or epochs want a smaller one. Should the model forget: a reach of 0.0002.",
         ),
-        "eval.fraction": (
-            "They tell learning from learning by heart: watch their loss and accuracy.",
-        ),
+        "eval.fraction": _WATCH,
     }
     return Draft({**reference.values, **values}, {**reference.notes, **notes})
 
@@ -158,6 +194,16 @@ def path_value(path: Path, folder: Path) -> str:
     relative = os.path.relpath(path, folder)
     text = str(path.absolute()) if relative.startswith(_FAR_AWAY) else relative
     return (f"./{text}" if text.startswith("~") else text).replace("$", "$$")
+
+
+def _held_out(rows: int, batch_size: int) -> tuple[float, int]:
+    """A share to hold out of so many rows, and the updates that the others make in one epoch."""
+    fraction = 0.1 if rows < _SMALL_ROWS else 0.05
+    return fraction, math.ceil((rows - round(fraction * rows)) / batch_size)
+
+
+def _to_fill_in(paths: Mapping[str, Path | None]) -> dict[str, Sequence[str]]:
+    return {key: _FILL_IN for key, path in paths.items() if path is None}
 
 
 def _place(path: Path | None, folder: Path, usual: str) -> str:

@@ -39,8 +39,9 @@ class Model(Table):
     checkpoint: Annotated[
         str | None, Field(min_length=1, examples=["full_sft_512.pth"]), Kind.WEIGHTS, NONE
     ] = None
-    """Weights to start from: a name in out_dir, a path, or "run:NAME" for the float32 state of an
-    earlier run. Default: the only full_sft_* in out_dir."""
+    """Weights to start from: a name in out_dir, the path of a file or of a Hugging Face directory,
+    "hf:ORG/NAME" or "hf:ORG/NAME@REVISION" for a model on the Hub, or "run:NAME" for the float32
+    state of an earlier run. Default: the only full_sft_* in out_dir."""
 
     reference: Annotated[
         str | None, Field(min_length=1, examples=["full_sft_512.pth"]), Kind.WEIGHTS, NONE
@@ -48,9 +49,10 @@ class Model(Table):
     """Frozen weights the policy is compared with, named like checkpoint. Default: the checkpoint;
     with any other the loss need not start at ln 2."""
 
-    tokenizer: Annotated[Location, Field(examples=["../model"]), Kind.PATH, NONE]
+    tokenizer: Annotated[Location | None, Field(examples=["../model"]), Kind.PATH, NONE] = None
     """Folder with tokenizer.json and tokenizer_config.json. The two MiniMind generations have
-    different vocabularies of the same size: take the one the weights were trained with."""
+    different vocabularies of the same size: take the one the weights were trained with. Default:
+    the checkpoint's own, where it is a Hugging Face directory."""
 
     hidden_size: Annotated[int | None, Field(ge=1, examples=[512]), POSITION] = None
     """Width of the model. Read from the weights; stated, it must agree with them."""
@@ -297,17 +299,20 @@ class Eval(Table):
 
 
 class Export(Table):
-    """The half-precision file that MiniMind's own scripts load."""
+    """What a run's weights become: the half-precision file that MiniMind's own scripts load, or of
+    any other model a Hugging Face directory."""
 
     # With all that is put around it while it is written, below the 255 bytes of a file name.
     prefix: Annotated[
         str, Field(pattern=r"^[^/\x00-\x1f]{1,48}$", examples=["rlhf", "dpo"]), NONE
     ] = "rlhf"
-    """Beginning of the file's name, which goes on with the hidden size and "_moe": rlhf_512.pth."""
+    """Beginning of the file's name, which goes on with the hidden size and "_moe": rlhf_512.pth. A
+    Hugging Face directory has it as its name."""
 
-    dtype: Annotated[Literal["float16", "bfloat16", "float32"], NONE] = "float16"
+    dtype: Annotated[Literal["auto", "float16", "bfloat16", "float32"], NONE] = "auto"
     """Precision of the file. Weights that were born float16 should not become bfloat16: its
-    rounding is larger than the update."""
+    rounding is larger than the update. "auto" is float16 for MiniMind, and in a Hugging Face
+    directory that of the checkpoint."""
 
 
 class Profile(Table):

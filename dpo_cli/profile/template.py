@@ -25,7 +25,7 @@ _SCRIPT_KEYS = frozenset(
             *("epochs", "batch_size", "accumulation_steps", "learning_rate", "schedule"),
             *("warmup_iters", "grad_clip", "seed", "device", "log_interval", "save_interval"),
         ),
-        "export": ("prefix", "dtype"),
+        "export": ("prefix",),
     }.items()
     for name in names
 )

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_cli.files import leftovers
 from dpo_cli.run import generations
 from dpo_cli.run.events import Saved, history
 from dpo_cli.run.store import RunDirectory
@@ -87,8 +86,7 @@ def _torn(run: RunDirectory) -> Iterator[Dispensable]:
     """What killed writers left; as in `RunDirectory.remove_leftovers`, no requests and exports."""
     for path in sorted(run.generations_path.glob("tmp-*")):
         yield _item(path, "a save that was cut short")
-    torn = [path for path, name in leftovers(run.path) if not name.startswith(("control-", "."))]
-    for path in sorted([*torn, *run.path.glob(".tmp??????")]):
+    for path in sorted(run.torn_files()):
         yield _item(path, "a file that was being written when its writer died")
 
 

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.inputs import check_tokenizer
+from dpo_cli.profile import folder
+from dpo_cli.profile.inputs import check_tokenizer, resolve_tokenizer
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.store import RunDirectory, find_run
 
-CONFIG = "config.json"
-"""A folder that holds it is a model as transformers keeps them."""
 _WEIGHTS = (".pth", ".safetensors")
-_TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,8 @@ class NamedModel:
             settings: keys of a run's profile that are others here, as `--set` has them.
         """
         if self.run is not None:
-            return load_profile(self.run.profile_path, settings).profile.model.tokenizer
-        return self.path if (self.path / _TOKENIZER).is_file() else None
+            return resolve_tokenizer(load_profile(self.run.profile_path, settings).profile)
+        return self.path if (self.path / folder.TOKENIZER[0]).is_file() else None
 
 
 def find_model(name: str, runs_root: Path) -> NamedModel:
@@ -62,7 +60,7 @@ def find_model(name: str, runs_root: Path) -> NamedModel:
     path = Path(name).expanduser()
     if (path / "profile.toml").is_file():
         return NamedModel(path, RunDirectory(path))
-    if path.is_file() or (path / CONFIG).is_file():
+    if path.is_file() or folder.is_model(path):
         return NamedModel(path)
     if path.suffix in _WEIGHTS:
         raise UsageError(f"{name}: no such file", _near(path))
@@ -70,7 +68,7 @@ def find_model(name: str, runs_root: Path) -> NamedModel:
         if not path.is_dir():
             raise UsageError(f"{name}: no such file or folder", _near(path))
         raise UsageError(
-            f"{name} is neither a run nor a model: it has no profile.toml and no {CONFIG}",
+            f"{name} is neither a run nor a model: it has no profile.toml and no {folder.CONFIG}",
             f"it holds {_listed(path)}: name one" if _listed(path) else "",
         )
     run = find_run(runs_root, name)
@@ -91,14 +89,14 @@ def tokenizer_of(
         UsageError: nobody names one, or what is named is none.
     """
     own = (model.tokenizer(settings) for model in models)
-    folder = stated or next((folder for folder in own if folder is not None), None)
-    if folder is None:
+    place = stated or next((its for its in own if its is not None), None)
+    if place is None:
         raise UsageError(
             f"{models[0].title}: nothing says which tokenizer these weights were trained with",
             "name its folder, MiniMind's model/ perhaps: --tokenizer DIR",
         )
-    check_tokenizer("--tokenizer" if stated else "model.tokenizer", folder)
-    return folder
+    check_tokenizer("--tokenizer" if stated else "model.tokenizer", place)
+    return place
 
 
 def _near(path: Path) -> str:
@@ -106,7 +104,7 @@ def _near(path: Path) -> str:
     return f"{show_path(path.parent)} holds {found}" if found else ""
 
 
-def _listed(folder: Path) -> str:
+def _listed(place: Path) -> str:
     """The weights in a folder, by name."""
-    names = sorted(each.name for suffix in _WEIGHTS for each in folder.glob(f"*{suffix}"))
+    names = sorted(each.name for suffix in _WEIGHTS for each in place.glob(f"*{suffix}"))
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -197,11 +197,19 @@ class RunDirectory(Workplace):
 
         Requests and exports are not a worker's: they may be being written.
         """
-        for path, name in leftovers(self.path):
-            if not name.startswith(("control-", ".")):
-                path.unlink(missing_ok=True)
-        for path in self.path.glob(".tmp??????"):  # what safetensors calls a file it writes
+        for path in self.torn_files():
             path.unlink(missing_ok=True)
+
+    def torn_files(self) -> Iterator[Path]:
+        """What killed workers left half-written, in the run and in the models that lie in it."""
+        for directory in (
+            self.path,
+            *(config.parent for config in self.path.glob("*/config.json")),
+        ):
+            for path, name in leftovers(directory):
+                if not name.startswith(("control-", ".")):
+                    yield path
+            yield from directory.glob(".tmp??????")  # what safetensors calls a file it writes
 
     def remove(self) -> None:
         """Remove the directory of a run that never began."""

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.inputs import check_pairs, check_tokenizer, resolve_checkpoint
+from dpo_cli.profile.inputs import (
+    check_pairs,
+    check_tokenizer,
+    resolve_checkpoint,
+    resolve_tokenizer,
+)
 from dpo_cli.profile.load import load_profile, state_profile
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
@@ -83,8 +88,8 @@ def find_yardstick(
     source = owner.profile_path if owner is not None else profile_path
     if source is not None:
         profile = load_profile(source, settings).profile
-        own = profile.model.tokenizer
-        check_tokenizer("--tokenizer" if tokenizer else "model.tokenizer", tokenizer or own)
+        key, own = ("--tokenizer", tokenizer) if tokenizer else ("model.tokenizer", None)
+        check_tokenizer(key, own or resolve_tokenizer(profile))
     elif data is not None:
         named = [*models, *([reference] if reference else [])]
         tokenizer = tokenizer_of(named, tokenizer, settings)

@@ -13,6 +13,7 @@ from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.formats import Message
 from dpo_cli.data.text_stream import TextStream
 from dpo_cli.errors import DpoError
+from dpo_cli.models.support import use_plain_attention
 from dpo_cli.models.zoo import build_model, use_experts_for
 from dpo_cli.profile.load import load_profile, state_profile
 from dpo_cli.run.models import NamedModel, tokenizer_of
@@ -73,9 +74,11 @@ class Speaker:
     ) -> None:
         checkpoint = opened.checkpoint
         model = build_model(checkpoint.architecture, checkpoint.state).eval()
+        if not checkpoint.architecture.is_known_to_pack:
+            use_plain_attention(model)
         if checkpoint.architecture.use_moe:
             use_experts_for(model, float32=compute.dtype == torch.float32)
-        self._model = model.to(compute.device)
+        self._model, self._architecture = model.to(compute.device), checkpoint.architecture
         self._tokenizer, self._compute, self._decoding = tokenizer, compute, decoding
         self.title = opened.title
         """What to call it on the screen."""
@@ -96,7 +99,7 @@ class Speaker:
             prompt = self._tokenizer.prompt(messages)
         except ValueError as error:
             raise DpoError(str(error)) from error
-        most_tokens, room = self._decoding.most_tokens, room_for_answer(self._model, prompt)
+        most_tokens, room = self._decoding.most_tokens, room_for_answer(self._architecture, prompt)
         if room is not None and room < 1:
             raise DpoError(
                 f"the conversation has {len(prompt):,} tokens, and the model"

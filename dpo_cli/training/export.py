@@ -1,20 +1,17 @@
-"""`dpo export`: the trained weights in MiniMind's form, proved by loading them back."""
+"""`dpo export`: the trained weights as other tools load them, proved by loading them back."""
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import itertools
 import os
 import shlex
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
+import transformers
 from torch import Tensor
 
 from dpo_cli.data.batching import make_batch
@@ -22,25 +19,36 @@ from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.files import fsync_path, sha256_file
+from dpo_cli.files import write_text_atomically
+from dpo_cli.models.architecture import Architecture, as_directory
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.huggingface import HuggingFace
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.models.zoo import Checkpoint, build_model, load_checkpoint
+from dpo_cli.models.support import scorer_for
+from dpo_cli.models.zoo import build_model, content_of
+from dpo_cli.profile import folder
+from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import EventWriter, Exported, history
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.card import MARK, model_card
 from dpo_cli.training.inputs import training_pairs
-from dpo_cli.training.opening import UNTOLD, read_trained
+from dpo_cli.training.opening import read_trained
+from dpo_cli.training.plan import export_dtype
 from dpo_cli.training.rounding import Rounding, round_weights
 from dpo_cli.training.survival import Survival, measure_survival, read_start
-from dpo_cli.training.weights import write_weights
+from dpo_cli.training.unproved import check_place, written_and_read_back
+from dpo_cli.training.weights import size_bytes
 
 _COMPARED_PAIRS = 4
 _MINIMIND_VOCABULARY = 6400
 _ROWS_AT_ONCE = 16
+
+Form = Literal["pth", "hf"]
+"""Of what is written: MiniMind's file, or a Hugging Face directory."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,9 @@ class ExportReport:
     """What was written, and how far it is from the training state.
 
     The differences are of response tokens' log-probs, in nats, between the float32 training state
-    and the file as loaded back. Among experts a rounding may send a token to another one: then the
-    largest difference is one token's, and the mean says more.
+    and the file as loaded back; a directory by plain transformers, which knows nothing of us. Among
+    experts a rounding may send a token to another one: then the largest difference is one token's,
+    and the mean says more.
 
     Attributes:
         seed: of stochastic rounding; None for any other.
@@ -86,21 +95,23 @@ def export_run(
     seed: int | None = None,
     *,
     best: bool = False,
+    form: Form | None = None,
 ) -> ExportReport:
-    """Write the newest verified generation of a run for MiniMind's own scripts.
+    """Write the newest verified generation of a run: for MiniMind's own scripts, or as a directory.
 
     The file gets its name once it was loaded back: it holds exactly what the state was rounded to,
     and its log-probs were compared with the state's.
 
     Args:
         run: may still be training.
-        destination: the file; by default the profile's name in its `model.out_dir`.
+        destination: the file or directory; by default the profile's name in its `model.out_dir`.
         dtype: float16, bfloat16 or float32; by default the profile's.
-        force: replace a file that this run did not write.
+        force: replace what this run did not write.
         settings: keys of the profile that are others here, such as where the data lies now.
         rounding: how weights become numbers of a half-precision file.
         seed: of stochastic rounding; by default the profile's.
         best: write the state with the lowest held-out loss instead of the newest.
+        form: "pth", MiniMind's file, or "hf", a directory; by default as the model came.
 
     Raises:
         DpoError: nothing is saved yet, no best state is kept, the file is another's, a weight is
@@ -108,8 +119,10 @@ def export_run(
     """
     profile = load_profile(run.profile_path, settings).profile
     trained = read_trained(run, best=best)
-    state, architecture = trained.weights, trained.architecture
-    dtype = dtype or profile.export.dtype
+    state, architecture, plan = trained.weights, trained.architecture, trained.plan
+    tokenizer = ChatTokenizer(resolve_tokenizer(profile))
+    written = _in_form(architecture, form, tokenizer)
+    dtype = dtype or export_dtype(profile, architecture, plan["model"]["weights_dtype"])
     if rounding == "stochastic":
         seed = profile.train.seed if seed is None else seed
         if dtype == "float32":
@@ -117,11 +130,19 @@ def export_run(
                 "--rounding stochastic: float32 holds every weight as it is, nothing is rounded",
                 "leave --rounding out, or state --dtype float16 or bfloat16",
             )
-    path = _destination(run, profile, architecture, destination, force)
-    pairs = _pairs_to_compare(profile)
+    if destination is None:
+        name = architecture.file_name(profile.export.prefix)
+        place = profile.model.out_dir or run.path
+        destination = place / (name.removesuffix(".pth") if written is not architecture else name)
+    path = _destination(run, destination, written, force)
+    pairs = _pairs_to_compare(profile, tokenizer)
     rounded = round_weights(state, dtype, rounding, seed or 0)
-    with written_and_read_back(path, rounded, architecture, dtype) as exported:
-        differences = _logp_differences(architecture, state, exported.state, pairs)
+    with written_and_read_back(path, rounded, written, dtype, tokenizer.folder) as (new, exported):
+        if isinstance(written, HuggingFace):
+            step = trained.optimizer_step
+            card = model_card(plan, history(run.events_path), written, dtype, step)
+            write_text_atomically(new / folder.CARD, card)
+        differences = _logp_differences(architecture, state, exported.state, new, pairs)
     with explain_disk_errors(run.path):
         events = EventWriter(run.events_path, mend=False)
         events.append(
@@ -147,104 +168,35 @@ def export_run(
         dtype=dtype,
         rounding=rounding,
         seed=seed,
-        size_bytes=path.stat().st_size,
-        tensors=len(architecture.expected_shapes()),
+        size_bytes=size_bytes(path),
+        tensors=len(written.own_names(exported.state)),
         optimizer_step=trained.optimizer_step,
         pairs_compared=len(pairs),
         mean_logp_difference=float(differences.mean()),
         max_logp_difference=float(differences.max()),
         survival=survival,
         not_compared=not_compared,
-        try_command=try_command(path, architecture),
+        try_command=try_command(path, written),
         state=state,
         exported=exported.state,
     )
 
 
-@contextmanager
-def written_and_read_back(
-    path: Path, rounded: StateDict, architecture: Architecture, dtype: str
-) -> Iterator[Checkpoint]:
-    """Write weights for MiniMind's scripts; what the file holds, for a block of further proof.
-
-    Only then does the file get its name; until then there is none, or the one that was there.
-
-    Args:
-        path: of the file.
-        rounded: in the Hugging Face layout, from `round_weights` to `dtype`.
-        architecture: of the weights.
-        dtype: a key of `DTYPES`.
-
-    Raises:
-        NoSpaceError: the disk is full.
-        DpoError: it cannot be written, or does not hold what was written.
-    """
-    with explain_disk_errors(path.parent), _renamed_at_the_end(path) as temporary:
-        write_weights(temporary, rounded, architecture, dtype)
-        read_back = load_checkpoint(temporary, _stated(architecture))
-        _require_same(path, read_back.state, rounded)
-        yield read_back
-
-
-@contextmanager
-def _renamed_at_the_end(path: Path) -> Iterator[Path]:
-    """A name for a file that becomes `path` if nothing goes wrong."""
-    with _own_directory(path) as directory:
-        yield directory / path.name
-        os.replace(directory / path.name, path)
-        fsync_path(path.parent)
-
-
-@contextmanager
-def _own_directory(path: Path) -> Iterator[Path]:
-    """A directory beside `path` for a block; those that killed exports to `path` left are removed.
-
-    It is locked, and the kernel frees the lock however the process ends.
-    """
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.unproved"):
-        with _locked(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_abandoned:
-            if is_abandoned:
-                shutil.rmtree(leftover, ignore_errors=True)
-    while True:
-        directory = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unproved")
-        directory.mkdir()
-        with _locked(directory, fcntl.LOCK_EX):
-            if not directory.exists():  # removed by another export before it was locked
-                continue
-            try:
-                yield directory
-            finally:
-                shutil.rmtree(directory, ignore_errors=True)
-            return
-
-
-@contextmanager
-def _locked(directory: Path, operation: int) -> Iterator[bool]:
-    """Lock a directory for a block, if it can be done; whether it was."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # gone meanwhile, or no directory
-        yield False
-        return
-    try:
-        is_locked = True
-        try:
-            fcntl.flock(descriptor, operation)
-        except OSError:  # another has it, or the file system locks no directories
-            is_locked = False
-        yield is_locked
-    finally:
-        os.close(descriptor)
-
-
 def try_command(path: Path, architecture: Architecture) -> str | None:
-    """How MiniMind's own script talks with these weights, from the root of its checkout.
+    """How to talk with these weights.
 
-    None where it cannot: its tokenizers have as many entries as its models, and no others.
+    A directory by a pipeline of transformers; MiniMind's by its own script, from the root of its
+    checkout. None where that cannot be: its tokenizers have as many entries as its models, and no
+    others.
 
     Generation 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative. Both
     scripts make up the file's name from its prefix and shape.
     """
+    if not isinstance(architecture, MiniMind):
+        pipe = f"pipeline('text-generation', {str(path)!r})"
+        said = "[{'role': 'user', 'content': 'Hello'}]"
+        code = f"from transformers import pipeline; print({pipe}({said})[0]['generated_text'])"
+        return f"python -c {shlex.quote(code)}"
     if architecture.vocab_size != _MINIMIND_VOCABULARY:
         return None
     folder, ending = os.path.relpath(path.parent), architecture.file_name("")
@@ -267,44 +219,56 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
     return " ".join([*command, *shape, *moe])
 
 
-def _destination(
-    run: RunDirectory,
-    profile: Profile,
-    architecture: Architecture,
-    destination: Path | None,
-    force: bool,
-) -> Path:
-    """Where to write; refuses to replace what this run did not write."""
-    if destination is None:
-        folder = profile.model.out_dir or run.path
-        destination = folder / architecture.file_name(profile.export.prefix)
-    destination = destination.absolute()
-    if destination.is_dir():
-        raise DpoError(f"{destination}: a directory", "name the file with --to")
-    if not destination.parent.is_dir():
-        raise DpoError(
-            f"{destination.parent}: no such directory", "create it, or name a file with --to"
+def _in_form(
+    architecture: Architecture, form: Form | None, tokenizer: ChatTokenizer
+) -> Architecture:
+    """What is written, as the form has it."""
+    if form == "hf":
+        return as_directory(architecture, tokenizer.special_ids)
+    if form == "pth" and not isinstance(architecture, MiniMind):
+        raise UsageError(
+            f"--format pth: {architecture.name} is no model of MiniMind's",
+            "leave --format out: a Hugging Face directory is written",
         )
-    if destination.exists() and not force:
-        written = {e.sha256 for e in history(run.events_path) if isinstance(e, Exported)}
-        inside = destination.parent.resolve() == run.path.resolve()
-        if not inside and sha256_file(destination) not in written:
-            raise DpoError(
-                f"{destination} exists, and this run did not write it",
-                "replace it with --force, or write elsewhere with --to FILE",
-            )
+    return architecture
+
+
+def _destination(run: RunDirectory, destination: Path, written: Architecture, force: bool) -> Path:
+    """Where to write; refuses to replace what this run did not write."""
+    destination = destination.absolute()
+    check_place(destination, written)
+    if not force and destination.exists() and not _is_replaceable(run, destination):
+        raise DpoError(
+            f"{destination} exists, and this run did not write it",
+            "replace it with --force, or write elsewhere with --to",
+        )
     return destination
 
 
-def _stated(architecture: Architecture) -> dict[str, object]:
-    """What the exported weights alone cannot tell, for loading them back."""
-    facts = architecture.to_dict()
-    return {key: facts[key] for key in UNTOLD}
+def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
+    """Whether nothing of anybody else's is in the place of an export."""
+    if destination.parent.resolve() == run.path.resolve():
+        return True
+    if destination.is_dir():
+        names = {path.name for path in destination.iterdir()}
+        if not names <= folder.WRITTEN or not _is_our_card(destination / folder.CARD):
+            return False
+        if not names:
+            return True
+    written = {event.sha256 for event in history(run.events_path) if isinstance(event, Exported)}
+    try:
+        return content_of(destination) in written
+    except DpoError:  # a directory with no weights in it
+        return False
 
 
-def _pairs_to_compare(profile: Profile) -> list[TokenizedPair]:
+def _is_our_card(path: Path) -> bool:
+    return not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _pairs_to_compare(profile: Profile, tokenizer: ChatTokenizer) -> list[TokenizedPair]:
     """The first pairs of the training data: the run was planned with at least one."""
-    tokenizer, source = ChatTokenizer(profile.model.tokenizer), training_pairs(profile)
+    source = training_pairs(profile)
     rows = read_pairs(source)
     pairs: list[TokenizedPair] = []
     while len(pairs) < _COMPARED_PAIRS and (some := list(itertools.islice(rows, _ROWS_AT_ONCE))):
@@ -324,32 +288,25 @@ def _pairs_to_compare(profile: Profile) -> list[TokenizedPair]:
     return pairs[:_COMPARED_PAIRS]
 
 
-def _require_same(path: Path, read_back: StateDict, written: StateDict) -> None:
-    """Every weight of the file is bit for bit the one that was to be written.
-
-    Raises:
-        DpoError: naming the first that is not.
-    """
-    for name, tensor in written.items():
-        if not torch.equal(read_back[name], tensor):
-            raise DpoError(
-                f"{path}: {name} was read back otherwise than it was written",
-                "disk or memory fail here: export to another place with --to",
-            )
-
-
 @torch.no_grad()
 def _logp_differences(
     architecture: Architecture,
     trained: StateDict,
     exported: StateDict,
+    path: Path,
     pairs: list[TokenizedPair],
 ) -> Tensor:
     """(N,), absolute, for every response token of the pairs."""
     batch = make_batch(pairs, "packed", max_seq_len=0)
-    first, second = (
-        ResponseScorer(build_model(architecture, state)).eval()(batch).token_logps[batch.mask]
-        for state in (trained, exported)
-    )
-    differences: Tensor = (first - second).abs()
+    longest = max(len(side.ids) for pair in pairs for side in (pair.chosen, pair.rejected))
+    first = scorer_for(build_model(architecture, trained), longest)
+    if path.is_dir():
+        plain = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
+        second = ResponseScorer(plain, fallback="as anybody would run it")
+    else:
+        second = scorer_for(build_model(architecture, exported), longest)
+    before, after = (scorer.eval()(batch).token_logps[batch.mask] for scorer in (first, second))
+    differences: Tensor = (before - after).abs()
     return differences

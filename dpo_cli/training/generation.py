@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopPLogitsWarper
 
+from dpo_cli.models.architecture import Architecture
 from dpo_cli.training.device import Compute
 
 _CACHES = ("past_key_values", "cache_params")
@@ -90,9 +91,9 @@ def generate(
         kept = {name: output[name] for name in _CACHES if name in output}
 
 
-def room_for_answer(model: PreTrainedModel, prompt: Tensor) -> int | None:
+def room_for_answer(architecture: Architecture, prompt: Tensor) -> int | None:
     """Tokens that a model has positions for after a prompt (T,); None where there is no limit."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = architecture.max_positions
     return None if positions is None else positions - len(prompt)
 
 

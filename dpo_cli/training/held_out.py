@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from dpo_cli.data.groups import ALL
 from dpo_cli.errors import DpoError
+from dpo_cli.models.architecture import architecture_of
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import DTYPES, Checkpoint
 from dpo_cli.run.events import Evaluated, history
 from dpo_cli.run.models import NamedModel
@@ -50,7 +50,7 @@ def score_held_out(
     )
     if plan is None or yardstick is None:
         raise DpoError(f"{run.name} has no held-out pairs")
-    architecture = Architecture(**plan["model"]["shape"])
+    architecture = architecture_of(plan["model"]["shape"])
     models = [
         OpenedModel(run.name, Checkpoint(architecture, state, DTYPES["float32"], fingerprint=""))
         for state in weights

@@ -18,7 +18,7 @@ from dpo_cli.data.token_cache import encode_source
 from dpo_cli.data.tokens import EncodedRows, Rows, TokenizedPairs
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file, write_atomically
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.architecture import architecture_of
 from dpo_cli.models.zoo import Checkpoint, load_checkpoint
 from dpo_cli.profile.inputs import resolve_checkpoint
 from dpo_cli.profile.schema import Profile
@@ -65,14 +65,14 @@ def _load_run(source: str, runs_root: Path, kept: Path | None) -> Checkpoint:
                 f"{source}: the run has saved nothing yet",
                 "let it train up to its first save, or choose another checkpoint",
             )
-        architecture, state = Architecture(**plan["model"]["shape"]), newest[1]
+        architecture, state = architecture_of(plan["model"]["shape"]), newest[1]
         if kept is None:
             return Checkpoint(architecture, state, torch.float32, fingerprint="")
         shape = {"shape": json.dumps(architecture.to_dict())}
         write_atomically(kept, lambda temporary: save_file(state, temporary, shape))
     with safe_open(kept, framework="pt") as file:
         shape = json.loads(file.metadata()["shape"])
-    return Checkpoint(Architecture(**shape), load_file(kept), torch.float32, sha256_file(kept))
+    return Checkpoint(architecture_of(shape), load_file(kept), torch.float32, sha256_file(kept))
 
 
 def require_same_vocabulary(
@@ -109,7 +109,8 @@ def require_positions(
     Raises:
         DpoError: naming the lines.
     """
-    limit = checkpoint.architecture.max_positions
+    if (limit := checkpoint.architecture.max_positions) is None:
+        return
     remedy = f"state data.max_seq_len = {limit}, or less"
     if profile.train.layout == "reference" and profile.data.max_seq_len > limit:
         raise DpoError(

@@ -13,7 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.models.minimind import UNTOLD
 from dpo_cli.models.zoo import Checkpoint
+from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.events import EVALUATION
@@ -27,7 +29,7 @@ from dpo_cli.training.inputs import (
     training_pairs,
     usable_rows,
 )
-from dpo_cli.training.opening import UNTOLD, OpenedModel, open_model, open_reference
+from dpo_cli.training.opening import OpenedModel, open_model, open_reference
 from dpo_cli.training.plan import Prepared, assemble
 from dpo_cli.training.promises import refuse_other_inputs
 from dpo_cli.training.ranks import ALONE
@@ -150,7 +152,7 @@ def _prepare(
 
     Where all of a file is judged by, it stands in for the pairs that a run would train on.
     """
-    tokenizer = ChatTokenizer(profile.model.tokenizer)
+    tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     for model in models:
         require_same_vocabulary(tokenizer, model, reference)
     rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, ALONE)

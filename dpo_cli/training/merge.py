@@ -5,17 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpo_cli.errors import DpoError
-from dpo_cli.models.zoo import DTYPES
+from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.profile.text import show_path
-from dpo_cli.training.export import written_and_read_back
 from dpo_cli.training.opening import OpenedModel
 from dpo_cli.training.rounding import round_weights
+from dpo_cli.training.unproved import check_place, written_and_read_back
 
 
 def merge_models(
-    first: OpenedModel, second: OpenedModel, weight: float, path: Path, dtype: str | None
+    first: OpenedModel,
+    second: OpenedModel,
+    weight: float,
+    path: Path,
+    dtype: str | None,
+    tokenizer: Path | None,
 ) -> OpenedModel:
-    """Write (1 - weight) * first + weight * second for MiniMind's scripts, as `dpo export` does.
+    """Write (1 - weight) * first + weight * second in their makers' form, as `dpo export` does.
 
     Where both stem from one start, the loss mostly stays low all along the line between them, and
     on it is what gives back some of what training has made forget (WiSE-FT, Wortsman et al. 2022,
@@ -24,8 +29,9 @@ def merge_models(
     Args:
         first, second: of one architecture.
         weight: the share of the second, 0 to 1.
-        path: of the file; replaced, or left as it is.
+        path: of the file or directory; replaced, or left as it is.
         dtype: a key of `DTYPES`; None for that of the first.
+        tokenizer: the folder that a directory gets its tokenizer from.
 
     Returns:
         What the file holds.
@@ -34,16 +40,22 @@ def merge_models(
         DpoError: the architectures differ (naming in what), a weight is beyond what the format
             holds, or the file cannot be written.
     """
-    architecture, born = first.checkpoint.architecture, first.checkpoint.dtype_name
+    architecture = first.checkpoint.architecture
     _require_same_architecture(first, second)
+    check_place(path, architecture)
+    if isinstance(architecture, HuggingFace) and tokenizer is None:
+        raise DpoError(
+            f"{first.title}: has no tokenizer, and a directory needs one",
+            "name its folder: --tokenizer DIR",
+        )
     theirs = second.checkpoint.state
     merged = {
         name: (1 - weight) * tensor.double() + weight * theirs[name].double()
         for name, tensor in first.checkpoint.state.items()
     }
-    dtype = dtype or (born if born in DTYPES else "float32")
+    dtype = dtype or first.export_dtype
     rounded = round_weights(merged, dtype, "nearest", seed=0)
-    with written_and_read_back(path, rounded, architecture, dtype) as written:
+    with written_and_read_back(path, rounded, architecture, dtype, tokenizer) as (_, written):
         return OpenedModel(show_path(path), written)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,30 +11,19 @@ from typing import Any
 import torch
 
 from dpo_cli.errors import DpoError
+from dpo_cli.models.architecture import Architecture, architecture_of
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.minimind import Architecture
-from dpo_cli.models.zoo import Checkpoint, load_checkpoint
+from dpo_cli.models.zoo import DTYPES, Checkpoint, load_checkpoint
 from dpo_cli.profile.inputs import resolve_checkpoint
+from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.generations import Generation
-from dpo_cli.run.models import CONFIG, NamedModel
+from dpo_cli.run.models import NamedModel
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.inputs import RUN_PREFIX, read_checkpoint
+from dpo_cli.training.plan import export_dtype
 from dpo_cli.training.state import load_best, load_weights
-
-UNTOLD = (
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_experts_per_tok",
-    "norm_topk_prob",
-    "rope_theta",
-    "rms_norm_eps",
-)
-"""What decides the function and cannot be read off weights: keys of the profile's [model]."""
-
-_MODEL_TYPES = ("llama", "qwen3", "qwen3_moe")
-_FOLDER_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,12 +35,14 @@ class OpenedModel:
         checkpoint: the weights; of a run those of a float32 training state.
         optimizer_step: after which a run's state is; None of a file or a folder.
         plan: of that run.
+        export_dtype: the precision that they are written in, if nobody states another.
     """
 
     title: str
     checkpoint: Checkpoint
     optimizer_step: int | None = None
     plan: Mapping[str, Any] | None = None
+    export_dtype: str = "float32"
 
 
 def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = False) -> OpenedModel:
@@ -65,16 +55,23 @@ def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = Fal
         best: take a run's best state instead.
 
     Raises:
-        DpoError: there are no such weights, or they are damaged or none of MiniMind's.
+        DpoError: there are no such weights, or they are damaged or not to be understood.
     """
     if named.run is not None:
         trained = read_trained(named.run, best=best)
-        return OpenedModel(named.title, trained.checkpoint, trained.optimizer_step, trained.plan)
+        profile = load_profile(named.run.profile_path).profile
+        born = trained.plan["model"]["weights_dtype"]
+        dtype = export_dtype(profile, trained.architecture, born)
+        return OpenedModel(
+            named.title, trained.checkpoint, trained.optimizer_step, trained.plan, dtype
+        )
     if best:
         raise DpoError(f"{named.title}: only a run has a best state", "leave --best out")
-    if named.path.is_dir():
-        return OpenedModel(named.title, _load_folder(named.path))
-    return OpenedModel(named.title, load_checkpoint(named.path, stated))
+    checkpoint = load_checkpoint(named.path, {} if named.path.is_dir() else stated)
+    dtype = checkpoint.dtype_name
+    return OpenedModel(
+        named.title, checkpoint, export_dtype=dtype if dtype in DTYPES else "float32"
+    )
 
 
 def open_reference(profile: Profile, runs_root: Path, run: RunDirectory | None) -> OpenedModel:
@@ -112,7 +109,7 @@ class Trained:
     @property
     def architecture(self) -> Architecture:
         """Of the weights."""
-        return Architecture(**self.plan["model"]["shape"])
+        return architecture_of(self.plan["model"]["shape"])
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -155,25 +152,3 @@ def _best(run: RunDirectory) -> tuple[Generation, StateDict]:
         problem = f"the state after optimizer step {step} is not kept, or damaged"
         remedy = "eval.keep_best = true keeps it; take the newest state: without --best"
     raise DpoError(f"{run.name} has no best state: {problem}", remedy)
-
-
-def _load_folder(folder: Path) -> Checkpoint:
-    """MiniMind's weights as transformers keeps them; what they cannot tell is in config.json."""
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_bytes())
-        kind = config["model_type"]
-        rope = config.get("rope_parameters") or config
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DpoError(
-            f"{path} is not a model's configuration", "write it by save_pretrained"
-        ) from error
-    if kind not in _MODEL_TYPES:
-        raise DpoError(
-            f"{folder}: model_type {kind!r} is none of MiniMind's: {', '.join(_MODEL_TYPES)}",
-            "name a folder that holds a MiniMind model",
-        )
-    if not (folder / _FOLDER_WEIGHTS).is_file():
-        raise DpoError(f"{folder}: holds no {_FOLDER_WEIGHTS}", "write it by save_pretrained")
-    stated = {key: config.get(key) for key in UNTOLD} | {"rope_theta": rope.get("rope_theta")}
-    return load_checkpoint(folder / _FOLDER_WEIGHTS, stated)

@@ -25,8 +25,10 @@ from dpo_cli.data.pairs import SetAside
 from dpo_cli.data.regroup import Forward, regroup
 from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.errors import DpoError
+from dpo_cli.models.architecture import Architecture
 from dpo_cli.models.zoo import Checkpoint
 from dpo_cli.objective.losses import loss_at_start
+from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
@@ -71,9 +73,22 @@ class Prepared:
     """Ranks that train together; the order of the pairs does not know them."""
 
     @property
+    def export_dtype(self) -> str:
+        """The precision of the weights that other tools are to load."""
+        born = str(self.checkpoint.dtype).removeprefix("torch.")
+        return export_dtype(self.profile, self.checkpoint.architecture, born)
+
+    @property
     def balance_weight(self) -> float:
         """Of a micro-batch's balance loss in the loss of its window."""
         return self.router_aux_loss_coef / self.order.accumulation_steps
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is computed, padding included."""
+        if self.profile.train.layout == "reference":
+            return self.profile.data.max_seq_len
+        return max(int(pairs.lengths.max()) for pairs in (self.pairs, self.held_out) if pairs)
 
     @cached_property
     def held_out_rows(self) -> list[tuple[int, ...]]:
@@ -133,7 +148,7 @@ class Prepared:
         profile, architecture = self.profile, self.checkpoint.architecture
         return {
             "model": {
-                "architecture": f"minimind{architecture.generation}",
+                "architecture": architecture.name,
                 "description": architecture.description,
                 "parameters": self.checkpoint.parameters,
                 "shape": architecture.to_dict(),
@@ -176,6 +191,12 @@ class Prepared:
         }
 
 
+def export_dtype(profile: Profile, architecture: Architecture, born: str) -> str:
+    """The precision of exported weights, of a checkpoint that was born in `born`."""
+    stated = profile.export.dtype
+    return architecture.file_dtype(born) if stated == "auto" else stated
+
+
 def environment() -> dict[str, str]:
     """What the bits of a run depend on beside its inputs."""
     return {
@@ -210,7 +231,7 @@ def prepare(
     Raises:
         DpoError: an input is missing, damaged, or does not fit the others.
     """
-    tokenizer = ChatTokenizer(profile.model.tokenizer)
+    tokenizer = ChatTokenizer(resolve_tokenizer(profile))
 
     def read_weights() -> tuple[Checkpoint, Checkpoint]:
         checkpoint = read_checkpoint(profile, "checkpoint", run.path.parent, run.path)
@@ -307,9 +328,15 @@ def assemble(
             f" for {devices} devices: some would never have anything to do",
             f"go on with up to {order.accumulation_steps}: --nproc {order.accumulation_steps}",
         )
-    coefficient = profile.train.router_aux_loss_coef
+    architecture, coefficient = checkpoint.architecture, profile.train.router_aux_loss_coef
     if coefficient is None:
-        coefficient = checkpoint.architecture.default_router_aux_loss_coef
+        coefficient = architecture.default_router_aux_loss_coef
+    if coefficient and architecture.use_moe and architecture.balance_kind is None:
+        raise DpoError(
+            f"train.router_aux_loss_coef = {coefficient:g}: no balance loss is known for"
+            f" {architecture.name}",
+            "leave it out: the experts are trained without",
+        )
     return Prepared(
         profile=profile,
         compute=compute,

@@ -101,7 +101,10 @@ def open_references(
         for forward in prepared.forwards(window.micro_batches)
     ]
     train = prepared.profile.train
-    model = prepared.fingerprints["reference"], prepared.reference.architecture.to_dict()
+    architecture = prepared.reference.architecture
+    # Whether other models are computed packed may depend on the longest sequence.
+    longest = None if architecture.is_known_to_pack else prepared.longest
+    model = prepared.fingerprints["reference"], architecture.to_dict(), longest
     # Weighting reads more off the logits, by other operations.
     weighted = prepared.profile.dpo.use_weighting
     arithmetic = torch.get_float32_matmul_precision(), train.compile, weighted, FORMAT

@@ -31,6 +31,7 @@ class Sampler:
         self, prepared: Prepared, tokenizer: ChatTokenizer, load: Callable[[], ResponseScorer]
     ) -> None:
         self._compute, self._tokenizer, self._load = prepared.compute, tokenizer, load
+        self._architecture = prepared.checkpoint.architecture
         pairs, count = prepared.held_out, min(prepared.profile.eval.samples, len(prepared.held_out))
         # Spread evenly: files are often sorted.
         self._places = pairs.places
@@ -78,7 +79,7 @@ class Sampler:
         return answers
 
     def _answer(self, scorer: ResponseScorer, prompt: Tensor) -> str:
-        room = room_for_answer(scorer.model, prompt)
+        room = room_for_answer(self._architecture, prompt)
         end_id = self._tokenizer.end_id
         answer = generate(
             scorer.model,

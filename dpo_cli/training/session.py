@@ -21,6 +21,7 @@ from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.zoo import to_disk_names
+from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import from_tables, to_tables
 from dpo_cli.profile.schema import Profile
@@ -46,7 +47,7 @@ from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.alarms import Alarms
 from dpo_cli.training.alarms.facts import facts_of
 from dpo_cli.training.best import BestSoFar
-from dpo_cli.training.building import configure_torch, make_scorer
+from dpo_cli.training.building import configure_torch, fallback_alert, make_scorer
 from dpo_cli.training.device import Compute, resolve, tune
 from dpo_cli.training.evidence import has_evidence, keep_evidence
 from dpo_cli.training.failures import explain
@@ -71,6 +72,7 @@ from dpo_cli.training.state import (
     save_state,
 )
 from dpo_cli.training.trainer import Trainer
+from dpo_cli.training.weights import size_bytes
 
 _PROGRESS_SECONDS = 0.5
 
@@ -350,6 +352,7 @@ class _Session:
         if generation is not None and self.ranks.is_leader:
             checkpoint = replace(checkpoint, state=load_weights(generation.path))
         policy = make_scorer(prepared, checkpoint)
+        self.tell_once(fallback_alert(policy))
         optimizer = make_optimizer(
             policy.model.parameters(), compensated=prepared.profile.train.compensated
         )
@@ -360,7 +363,7 @@ class _Session:
             prepared, policy, *references, optimizer, scaler, self, self.save, self.ranks
         )
         if prepared.profile.eval.samples and prepared.held_out:
-            tokenizer = ChatTokenizer(prepared.profile.model.tokenizer)
+            tokenizer = ChatTokenizer(resolve_tokenizer(prepared.profile))
             trainer.sampler = Sampler(prepared, tokenizer, load_reference)
         if generation is not None:
             trainer.optimizer_step = restore_state(
@@ -376,6 +379,14 @@ class _Session:
         return trainer
 
     # --- what the trainer tells and asks ---------------------------------------------------------
+
+    def tell_once(self, alert: Alert | None) -> None:
+        """Append an alert, unless an earlier life of the run did."""
+        if alert is None or not self.ranks.is_leader:
+            return
+        told = {event.code for event in history(self.run.events_path) if isinstance(event, Alert)}
+        if alert.code not in told:
+            self.events.append(alert)
 
     def emit(self, event: Event) -> None:
         """Append to the stream, and what the alarms have to say of it."""
@@ -471,14 +482,14 @@ class _Session:
             keep=1 if trainer.is_over else 2,
             best=best if keeps_best else None,
         )
-        files = [*generation.path.iterdir(), weights]
+        written = size_bytes(generation.path) + size_bytes(weights)
         self.events.append(
             Saved(
                 step=trainer.step,
                 optimizer_step=trainer.optimizer_step,
                 generation=generation.name,
                 weights=weights.name,
-                size_bytes=sum(file.stat().st_size for file in files),
+                size_bytes=written,
                 seconds=time.perf_counter() - began,
                 is_best=is_best,
             )

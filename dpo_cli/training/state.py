@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dpo_cli.errors import DpoError
+from dpo_cli.models.architecture import Architecture
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.minimind import Architecture
 from dpo_cli.models.zoo import build_model, to_disk_names
 from dpo_cli.profile.schema import Train
 from dpo_cli.training.best import BestSoFar

@@ -231,7 +231,7 @@ class Trainer:
 
     def weights_moved(self) -> float:
         """The share of weights whose half-precision value is no longer the checkpoint's."""
-        half = DTYPES[self.prepared.profile.export.dtype]
+        half = DTYPES[self.prepared.export_dtype]
         start = self.prepared.checkpoint.state
         now = to_disk_names(self.policy.model, self.policy.model.state_dict())
         moved = sum(

@@ -83,6 +83,56 @@ def test_the_files_suggest_the_template(
     assert (written().train, written().dpo) == (reference.train, reference.dpo)
 
 
+def model(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text("{}")
+
+
+def test_another_model_beside_is_filled_in(dpo: Cli, here: Path) -> None:
+    """Sum, 0.1, 1e-6; its tokenizer is its own, and nobody else's."""
+    model(here.parent / "SmolLM2")
+    model(here / "models/Qwen3")
+    (here / "dpo.jsonl").write_text("{}\n" * 400)
+    code, out, err = dpo("init", "my")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "models: 2 found",
+        "  -> models/Qwen3",
+        "     ../SmolLM2",
+        "pairs: 1 found",
+        "  -> dpo.jsonl",
+        "wrote profiles/my.toml (template hf)",
+        "next: dpo check profiles/my.toml",
+    ]
+    profile = written()
+    assert profile.model.checkpoint == str(here / "models/Qwen3")
+    assert (profile.model.tokenizer, profile.model.out_dir) == (None, None)
+    assert (profile.dpo.reduction, profile.dpo.beta) == ("sum", 0.1)
+    assert (profile.train.learning_rate, profile.eval.fraction) == (1e-6, 0.1)
+    assert profile.eval.interval == 18
+    text = Path("profiles/my.toml").read_text()
+    assert "half as hard once chosen and rejected are 0.05 nats" in text
+    assert (
+        "Over 90 updates it comes to a reach, the sum of the learning\n# rates, of 5e-05:" in text
+    )
+    # MiniMind's weights come first, and with them MiniMind's own tokenizer.
+    checkout(here, "full_sft_512.pth")
+    assert "(dense, recipe learn)" in dpo("init", "other")[1]
+    assert written("other").model.tokenizer == here / "model"
+    assert "(template hf)" in dpo("init", "third", "--template", "hf")[1]
+
+
+def test_a_model_of_the_hub_where_none_lies_around(dpo: Cli) -> None:
+    code, out, _ = dpo("init", "my", "--template", "hf")
+    assert code == 0
+    assert "fill in what was not found: model.checkpoint, data.data_path" in out
+    assert written().model.checkpoint == "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
+    code, _, err = dpo("init", "other", "--template", "hf", "--recipe", "reference")
+    assert code == 2
+    assert "MiniMind's script trains MiniMind's models alone" in err
+
+
 def test_the_template_chooses_among_the_files(dpo: Cli, here: Path) -> None:
     checkout(here, "full_sft_512.pth", "full_sft_512_moe.pth")
     dpo("init", "my", "--template", "moe")

@@ -314,8 +314,8 @@ class Bench:
     seconds: float | None = None
     failure: str = ""
 
-    def export_run(self, *arguments: object, best: bool) -> SimpleNamespace:
-        self.asked.append((*arguments, best))
+    def export_run(self, *arguments: object, best: bool, form: str | None) -> SimpleNamespace:
+        self.asked.append((*arguments, best, form))
         rounding, seed = arguments[5:]
         return SimpleNamespace(
             path=Path("out/rlhf_512.pth"),
@@ -363,10 +363,11 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def test_export_shows_what_was_written(dpo: Cli, stopped: RunDirectory, bench: Bench) -> None:
-    code, out, _ = dpo("export", "--to", "x.pth", "--dtype", "bfloat16", "--force", "--best")
+    told = ("--to", "x.pth", "--dtype", "bfloat16", "--force", "--best", "--format", "pth")
+    code, out, _ = dpo("export", *told)
     assert code == 0
     run = RunDirectory(Path("runs", stopped.name))
-    assert bench.asked == [(run, Path("x.pth"), "bfloat16", True, (), "nearest", None, True)]
+    assert bench.asked == [(run, Path("x.pth"), "bfloat16", True, (), "nearest", None, True, "pth")]
     assert out.splitlines() == [
         "wrote out/rlhf_512.pth: 51.7 MB, float16 rounded to nearest, 75 tensors, after optimizer"
         " step 3",
@@ -382,7 +383,7 @@ def test_export_shows_what_was_written(dpo: Cli, stopped: RunDirectory, bench: B
 def test_export_rounds_as_it_is_told(dpo: Cli, stopped: RunDirectory, bench: Bench) -> None:
     code, out, _ = dpo("export", "--rounding", "stochastic", "--seed", "7")
     assert code == 0
-    assert bench.asked[0][5:] == ("stochastic", 7, False)
+    assert bench.asked[0][5:] == ("stochastic", 7, False, None)
     assert "float16 rounded stochastically with seed 7, 75 tensors" in out
     code, _, err = dpo("export", "--seed", "7")
     assert code == 2

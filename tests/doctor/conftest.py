@@ -15,7 +15,7 @@ from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.doctor.examination import examine
 from dpo_cli.findings import Diagnosis
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.zoo import build_model, to_disk_names
 from dpo_cli.training.weights import write_weights
@@ -57,9 +57,9 @@ ROWS = [
 ]
 
 
-def architecture(generation: int, experts: int = 0) -> Architecture:
+def architecture(generation: int, experts: int = 0) -> MiniMind:
     """A tiny model of either generation."""
-    return Architecture(
+    return MiniMind(
         generation=2 if generation == 2 else 3,
         hidden_size=32,
         num_hidden_layers=2,
@@ -76,7 +76,7 @@ def architecture(generation: int, experts: int = 0) -> Architecture:
     )
 
 
-def random_scorer(shape: Architecture) -> ResponseScorer:
+def random_scorer(shape: MiniMind) -> ResponseScorer:
     """Weights that know nothing yet."""
     from dpo_cli.models.convert import to_hf
 
@@ -88,7 +88,7 @@ def random_scorer(shape: Architecture) -> ResponseScorer:
     return ResponseScorer(build_model(shape, to_hf(state, shape)))
 
 
-def save(path: Path, scorer: ResponseScorer, shape: Architecture) -> None:
+def save(path: Path, scorer: ResponseScorer, shape: MiniMind) -> None:
     """As MiniMind would have written it."""
     write_weights(path, to_disk_names(scorer.model, scorer.model.state_dict()), shape, "float16")
 

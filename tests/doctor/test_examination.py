@@ -14,7 +14,7 @@ import torch
 from dpo_cli.doctor import resources
 from dpo_cli.doctor.trial import WANTED_TOKENS, modest_micro_batch
 from dpo_cli.findings import Diagnosis, Finding, Level
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.zoo import read_state_dict
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.store import RunDirectory
@@ -143,7 +143,7 @@ def test_a_tokenizer_with_more_entries_than_the_weights_know(
 def test_sequences_beyond_the_models_positions(
     examined: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Architecture, "max_positions", 10)
+    monkeypatch.setattr(MiniMind, "max_positions", 10)
     diagnosis = examined()
     assert codes(diagnosis, ERROR) == ["inputs-misfit"]
     assert "the model has 10 positions: lines 1, 2" in of(diagnosis, "inputs-misfit").message

@@ -14,7 +14,8 @@ import torch
 
 from dpo_cli.run.events import Exported, history
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.export import _renamed_at_the_end, export_run
+from dpo_cli.training.export import export_run
+from dpo_cli.training.unproved import renamed_at_the_end
 from tests.cli import Run, run_in
 from tests.faults import damage_arms, workers
 from tests.faults.test_damage import content
@@ -94,15 +95,15 @@ app.main(["export", {str(half.path)!r}, "--to", {str(file)!r}, "--force"])
 def test_an_export_leaves_another_alone_that_is_under_way(tmp_path: Path) -> None:
     """Negative control of the clearing up: it is for those that are dead."""
     file = tmp_path / "rlhf_[64].pth"
-    with _renamed_at_the_end(file) as first:
+    with renamed_at_the_end(file) as first:
         first.write_text("first")
-        with _renamed_at_the_end(file) as second:
+        with renamed_at_the_end(file) as second:
             second.write_text("second")
             assert first.read_text() == "first"
         assert file.read_text() == "second"
     assert file.read_text() == "first"
     assert os.listdir(tmp_path) == [file.name]
-    with suppress(ValueError), _renamed_at_the_end(file) as third:
+    with suppress(ValueError), renamed_at_the_end(file) as third:
         third.write_text("half")
         raise ValueError("a bug")
     assert os.listdir(tmp_path) == [file.name]

@@ -63,11 +63,11 @@ def start(run: RunDirectory, arm: Arm | None = None, *options: str) -> BaseProce
     return process
 
 
-def call(function: Callable[[], object]) -> int:
+def call(function: Callable[[], object], seconds: float = 60.0) -> int:
     """Run any function in a process like a worker's; its exit code, negative for a signal."""
     process = forked(function)
     process.start()
-    return wait(process)
+    return wait(process, seconds)
 
 
 def wait(process: BaseProcess, seconds: float = 60.0) -> int:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.inputs import check_inputs, resolve_checkpoint
-from dpo_cli.profile.load import LoadedProfile
+from dpo_cli.profile.inputs import check_inputs, resolve_checkpoint, resolve_tokenizer
+from dpo_cli.profile.load import LoadedProfile, load_profile
 from dpo_cli.profile.schema import Profile
 
 Load = Callable[..., LoadedProfile]
+Write = Callable[..., Path]
 Complain = Callable[..., list[str]]
 
 
@@ -170,11 +171,43 @@ class TestCheckpoint:
             "full_sft_512.safetensors; add the suffix"
         ]
 
-    def test_a_hugging_face_folder(self, complain: Complain) -> None:
+    def test_a_hugging_face_directory(self, complain: Complain, load: Load, folder: Path) -> None:
         assert complain("model.checkpoint=./model") == [
-            "--set  model.checkpoint: model is a directory; "
-            "Hugging Face folders are not supported yet, name a file"
+            "--set  model.checkpoint: model is a directory; name a weights file in it, or a "
+            "Hugging Face directory, which has a config.json"
         ]
+        put(folder / "model/config.json")
+        assert complain("model.checkpoint=./model") == [
+            "--set  model.checkpoint: model has a config.json, but no model.safetensors; was its "
+            "copy or download interrupted?"
+        ]
+        for name in ("model.safetensors", "pytorch_model.bin.index.json"):
+            put(folder / "model" / name)
+            assert complain("model.checkpoint=./model") == []
+            (folder / "model" / name).unlink()
+        put(folder / "out/mine/config.json")
+        put(folder / "out/mine/model.safetensors")
+        profile = profile_with(load, "model.checkpoint=mine")
+        assert resolve_checkpoint(profile, "checkpoint") == str(folder / "out/mine")
+
+    def test_the_tokenizer_of_a_directory_is_its_own(self, write: Write, folder: Path) -> None:
+        path = write(required='model.checkpoint = "./model"\ndata.data_path = "dpo.jsonl"\n')
+        for name in ("config.json", "model.safetensors"):
+            put(folder / "model" / name)
+        loaded = load_profile(path)
+        check_inputs(loaded)
+        assert resolve_tokenizer(loaded.profile) == folder / "model"
+        (folder / "model/tokenizer.json").unlink()
+        with pytest.raises(UsageError) as caught:
+            check_inputs(loaded)
+        assert caught.value.details == (
+            "my.toml  model.tokenizer: model holds no tokenizer.json; name the folder with the"
+            " tokenizer that the weights were trained with",
+        )
+        with pytest.raises(UsageError) as caught:
+            check_inputs(load_profile(path, ["model.checkpoint=./out/full_sft_512.pth"]))
+        (detail,) = caught.value.details
+        assert "model.tokenizer: missing, and only a Hugging Face directory has its own" in detail
 
     def test_a_bare_name_without_out_dir(self, load: Load) -> None:
         profile = load("", "model.checkpoint=x.pth").profile

@@ -273,10 +273,9 @@ class TestErrors:
     def test_an_empty_file_lacks_what_is_required(self, write: Write) -> None:
         with pytest.raises(UsageError) as caught:
             load_profile(write(required=""))
-        tokenizer, data_path = caught.value.details
-        assert tokenizer.startswith("my.toml  model.tokenizer: missing. Folder with tokenizer.json")
-        assert tokenizer.endswith('; for example model.tokenizer = "../model"')
+        (data_path,) = caught.value.details
         assert data_path.startswith("my.toml  data.data_path: missing. Preference pairs")
+        assert data_path.endswith('; for example data.data_path = "../dataset/dpo.jsonl"')
 
     def test_a_value_that_is_wrong_is_not_also_missing(self, write: Write) -> None:
         path = write('model.tokenizer = "$NO_SUCH"\ndata.data_path = ""\n', required="")

@@ -76,7 +76,7 @@ class TestKeys:
             "eval.samples": 0,
             "eval.patience": 0,
             "export.prefix": "rlhf",
-            "export.dtype": "float16",
+            "export.dtype": "auto",
             "launch.nproc_per_node": 1,
             "launch.nnodes": 1,
             "launch.node_rank": 0,
@@ -85,9 +85,11 @@ class TestKeys:
             "launch.timeout_seconds": 600.0,
         }
         stated = {key: value_of(DEFAULTS, key) for key in KEYS}
-        required = {"model.tokenizer", "data.data_path"}
+        set_above = {"model.tokenizer", "data.data_path"}
         assert {
-            key: value for key, value in stated.items() if value is not None and key not in required
+            key: value
+            for key, value in stated.items()
+            if value is not None and key not in set_above
         } == expected
 
     @pytest.mark.parametrize("key", KEYS)
@@ -272,7 +274,7 @@ class TestStrictness:
             ("eval.interval", -1, 0),
             ("export.prefix", "a/b", "dpo"),
             ("export.prefix", "", "rlhf"),
-            ("export.dtype", "auto", "float32"),
+            ("export.dtype", "float8", "float32"),
             ("launch.nproc_per_node", 0, 1),
             ("launch.nproc_per_node", True, 2),
             ("launch.nproc_per_node", "all", "auto"),
@@ -430,11 +432,11 @@ class TestJsonSchema:
             for field, schema in definitions[table]["properties"].items()
         }
         assert published.keys() == KEYS.keys()
-        required = {"model.tokenizer", "data.data_path"}
+        set_above = {"model.tokenizer", "data.data_path"}
         for key, schema in published.items():
             assert schema["description"] == KEYS[key].description
             assert schema["x-effect"] == KEYS[key].effect
-            default = None if key in required else value_of(DEFAULTS, key)
+            default = None if key in set_above else value_of(DEFAULTS, key)
             assert schema.get("default") == default
 
     def test_limits_are_draft_4s(self) -> None:

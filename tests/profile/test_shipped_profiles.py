@@ -30,7 +30,7 @@ SEED: Tables = {
         "log_interval": 100,
         "save_interval": 100,
     },
-    "export": {"prefix": "rlhf", "dtype": "float16"},
+    "export": {"prefix": "rlhf", "dtype": "auto"},  # auto is float16
 }
 HEAD: Tables = {
     "data": {"max_seq_len": 1024, "shuffle": True, "empty_think_ratio": 0.2},
@@ -94,6 +94,14 @@ def test_paths_are_the_reference_scripts(name: str) -> None:
 
 def test_the_later_balance_loss_is_added() -> None:
     assert shipped("minimind3-moe").train.router_aux_loss_coef == 5e-4
+
+
+def test_other_models_get_the_usual_values() -> None:
+    profile = shipped("hf")
+    assert (profile.dpo.reduction, profile.dpo.beta) == ("sum", 0.1)
+    assert profile.train.learning_rate == 1e-6
+    assert profile.data.empty_think_ratio == 1.0
+    assert profile.model.tokenizer is None
 
 
 def test_every_shipped_profile_loads_by_its_name() -> None:

@@ -122,7 +122,7 @@ def test_a_file_that_holds_something_else_gets_no_name(
     trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finite, of the right shape, and off by one bit in one weight."""
-    write = export.write_weights
+    write = export.write_model
 
     def flipped(path: Path, state: StateDict, *rest: object) -> None:
         name = "model.layers.1.self_attn.k_proj.weight"
@@ -130,7 +130,7 @@ def test_a_file_that_holds_something_else_gets_no_name(
         bits[3, 4] ^= 1
         write(path, {**state, name: bits.view(torch.float16)}, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(export, "write_weights", flipped)
+    monkeypatch.setattr(export, "write_model", flipped)
     with pytest.raises(DpoError, match=r"k_proj.weight was read back otherwise"):
         export_run(trained, tmp_path / "x.pth", None, False)
     assert not list(tmp_path.iterdir())

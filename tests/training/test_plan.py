@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpo_cli.errors import DpoError
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.device import resolve
@@ -113,7 +113,7 @@ def test_sequences_beyond_the_models_positions_are_refused(
         prepared(shared, **huge, **{"train.layout": "reference"})
     assert caught.value.remedy == "state data.max_seq_len = 32768, or less"
 
-    monkeypatch.setattr(Architecture, "max_positions", 100)
+    monkeypatch.setattr(MiniMind, "max_positions", 100)
     assert prepared(shared, **{"data.max_seq_len": 100}).pairs
     with pytest.raises(DpoError, match="the model has 100 positions: lines ") as caught:
         prepared(shared, **huge)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.zoo import Checkpoint, load_checkpoint
 from dpo_cli.training.rounding import round_weights
 from dpo_cli.training.survival import measure_survival
@@ -24,7 +24,7 @@ def start(golden: Path) -> Checkpoint:
     return checkpoint(architecture, torch.tensor([0.25, 0.25]).half())
 
 
-def checkpoint(architecture: Architecture, weights: Tensor) -> Checkpoint:
+def checkpoint(architecture: MiniMind, weights: Tensor) -> Checkpoint:
     return Checkpoint(architecture, {"weight": weights}, weights.dtype, "")
 
 

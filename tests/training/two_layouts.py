@@ -13,7 +13,7 @@ from dpo_cli.data.batching import Layout
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.data.order import DataOrder
 from dpo_cli.models.convert import to_hf
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.support import scorer_for
 from dpo_cli.models.zoo import Checkpoint, build_model, to_disk_names, use_experts_for
@@ -53,8 +53,8 @@ class Float64(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def architecture(generation: int, experts: int) -> Architecture:
-    return Architecture(
+def architecture(generation: int, experts: int) -> MiniMind:
+    return MiniMind(
         generation=generation,  # type: ignore[arg-type]
         hidden_size=32,
         num_hidden_layers=2,
@@ -254,6 +254,6 @@ def make_trainer(
     )
 
 
-def empty_state(architecture: Architecture) -> dict[str, Tensor]:
+def empty_state(architecture: MiniMind) -> dict[str, Tensor]:
     zeros = {name: torch.zeros(shape) for name, shape in architecture.expected_shapes().items()}
     return to_hf(zeros, architecture)

@@ -22,7 +22,7 @@ def facts_of(prepared: Prepared) -> Facts:
     """Read off the inputs and the profile of a run."""
     profile, order, pairs = prepared.profile, prepared.order, prepared.pairs
     parameters = prepared.checkpoint.parameters
-    file_bytes = DTYPES[profile.export.dtype].itemsize
+    file_bytes = DTYPES[prepared.export_dtype].itemsize
 
     def rows_of(optimizer_step: int, micro_batch: int) -> str:
         window = next(order.windows(start=optimizer_step - 1))
@@ -37,7 +37,7 @@ def facts_of(prepared: Prepared) -> Facts:
         beta=profile.dpo.beta,
         reduction=profile.dpo.reduction,
         braking_gap=braking_gap_of(prepared) or 0.0,
-        export_dtype=profile.export.dtype,
+        export_dtype=prepared.export_dtype,
         state_bytes=state_bytes(parameters, profile.train) + file_bytes * parameters,
         rows_of=rows_of,
     )

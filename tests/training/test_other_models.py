@@ -1,0 +1,257 @@
+"""Models of other families than MiniMind's, from their directory to a directory that others load.
+
+Each story runs in a process like a worker's, whose imports are done.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.encoding import encode_pairs
+from dpo_cli.data.pairs import read_pairs
+from dpo_cli.doctor.examination import examine
+from dpo_cli.errors import DpoError
+from dpo_cli.findings import Level
+from dpo_cli.models.architecture import architecture_of
+from dpo_cli.models.zoo import build_model, load_checkpoint
+from dpo_cli.run.events import Alert, Completed, Failed, Resumed, Sampled, StepDone, history
+from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.export import export_run
+from dpo_cli.training.session import train_run
+from dpo_cli.training.state import load_weights
+from tests.cli import REPOSITORY, Run
+from tests.families import FAMILIES, build
+from tests.faults import workers
+from tests.models.test_support import UNSUPPORTED
+
+TOKENIZER = REPOSITORY / "demo/tokenizer"
+VOCABULARY = 776
+"""More rows than the tokenizer has entries, as with many published models."""
+SECONDS = 300.0
+"""More than a busy machine takes."""
+PROFILE = """\
+[model]
+checkpoint = "./model"
+[data]
+data_path = "pairs.jsonl"
+[dpo]
+reduction = "sum"
+[train]
+device = "cpu"
+epochs = 1
+learning_rate = 1e-4
+save_interval = 1
+save_min_seconds = 0
+[eval]
+fraction = 0.25
+samples = 1
+"""
+
+
+class Until:
+    """Wants a run to stop when it has made a number of optimizer steps."""
+
+    def __init__(self, run: RunDirectory, steps: int | None) -> None:
+        self._run, self._steps = run, steps
+
+    @property
+    def stop(self) -> str | None:
+        done = sum(isinstance(event, StepDone) for event in history(self._run.events_path))
+        return "interrupted" if self._steps is not None and done >= self._steps else None
+
+
+def make(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
+    """A profile, and beside it a model's directory in parts, with a tokenizer, and a few pairs."""
+    model = build(family, VOCABULARY).to(dtype)
+    model.save_pretrained(folder / "model", max_shard_size="80KB")
+    for path in TOKENIZER.iterdir():
+        shutil.copy(path, folder / "model")
+    rows = (REPOSITORY / "demo/pairs.jsonl").read_text().splitlines(keepends=True)
+    (folder / "pairs.jsonl").write_text("".join(rows[:16]))
+    (folder / "my.toml").write_text(PROFILE)
+    return folder / "my.toml"
+
+
+def train(run: RunDirectory, steps: int | None = None) -> int:
+    """One life of a worker, in this process."""
+    with run.locked():
+        return int(train_run(run.path, Until(run, steps)))
+
+
+def log_probs(model: transformers.PreTrainedModel, profile: Path) -> Tensor:
+    """Of whole conversations, by the attention that every model has."""
+    pairs, _ = encode_pairs(
+        list(read_pairs(profile.parent / "pairs.jsonl"))[:3],
+        ChatTokenizer(TOKENIZER),
+        max_seq_len=64,
+        empty_think_ratio=0.0,
+        seed=0,
+    )
+    model.eval().set_attn_implementation("eager")
+    model.config._attn_implementation = "eager"  # where the code has no other
+    found = []
+    for side in (side for pair in pairs for side in (pair.chosen, pair.rejected)):
+        with torch.no_grad():
+            logits = model(input_ids=side.ids.unsqueeze(0), use_cache=False).logits[0, :-1]
+        found.append(logits.log_softmax(-1).gather(-1, side.ids[1:].unsqueeze(-1)).flatten())
+    return torch.cat(found)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def story(family: str, folder: Path) -> None:
+    profile = make(folder, family)
+    diagnosis = examine(profile, [], folder / "runs", None, lambda *_: None)
+    problems = {finding.code for finding in diagnosis.findings if finding.level is Level.ERROR}
+    assert problems == {"tokenizer-mismatch"}  # these weights know nothing
+    told = {finding.code: finding for finding in diagnosis.findings}
+    assert told["gradients"].level is Level.OK
+    assert ("not-packed" in told) == (family in UNSUPPORTED)
+
+    whole, stopped = (workers.new_run(folder / "runs", ["train", str(profile)]) for _ in range(2))
+    assert train(whole) == 0
+    assert train(stopped, steps=1) == 130
+    assert train(stopped) == 0
+    events = list(history(stopped.events_path))
+    assert [event.optimizer_step for event in events if isinstance(event, Resumed)] == [1]
+    assert Run(stopped).losses == Run(whole).losses
+    assert Run(stopped).files() == Run(whole).files()
+    assert any(isinstance(event, Sampled) for event in events)
+    (completed,) = [event for event in events if isinstance(event, Completed)]
+    assert completed.weights == "rlhf"
+    rolling = contents(stopped.path / "rlhf")
+    assert rolling == contents(whole.path / "rlhf")
+    reasons = [e.message for e in events if isinstance(e, Alert) and e.code == "not-packed"]
+    assert len(reasons) == (family in UNSUPPORTED)
+    assert all(UNSUPPORTED[family].split(" of ")[0] in reason for reason in reasons)
+
+    report = export_run(stopped, folder / "exported", None, False)
+    assert report.dtype == "float32"
+    assert report.survival is not None
+    assert report.survival.kept == 1
+    exported = contents(folder / "exported")
+    card = exported.pop("README.md").decode()
+    assert exported == rolling
+    assert str(folder) not in card
+    assert "On 4 held-out pairs, before and after update 3:" in card
+    state = load_weights(Run(stopped).generation)
+    read = load_checkpoint(folder / "exported", {})
+    assert read.state.keys() == state.keys()
+    assert all(torch.equal(read.state[name], state[name]) for name in state)
+    plan = stopped.read_plan()
+    assert plan is not None
+    trained = build_model(architecture_of(plan["model"]["shape"]), state)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "exported")
+    before, after = log_probs(trained, profile), log_probs(plain, profile)
+    assert (before - after).abs().max() <= 1e-5
+    start = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+    assert (before - log_probs(start, profile)).abs().max() > 1e-4
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "exported")
+    said = [{"role": "user", "content": "Hello"}]
+    assert tokenizer.apply_chat_template(said, tokenize=False).startswith("<|im_start|>")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_checked_trained_resumed_exported_and_loaded(
+    family: str, tmp_path: Path
+) -> None:
+    assert workers.call(partial(story, family, tmp_path), SECONDS) == 0
+
+
+def new_run(profile: Path, **settings: object) -> RunDirectory:
+    options = [word for pair in settings.items() for word in ("--set", "{}={}".format(*pair))]
+    return workers.new_run(profile.parent / "runs", ["train", str(profile), *options])
+
+
+def refused(*arguments: object) -> str:
+    with pytest.raises(DpoError) as caught:
+        export_run(*arguments)  # type: ignore[arg-type]
+    return caught.value.message
+
+
+def own_precision(folder: Path) -> None:
+    profile = make(folder, "llama", torch.bfloat16)
+    run = new_run(
+        profile,
+        **{"eval.keep_best": "true", "eval.interval": 1, "train.activation_checkpointing": "true"},
+    )
+    assert train(run) == 0
+    for name in ("rlhf", "rlhf_best"):
+        state = load_file(run.path / name / "model.safetensors")
+        assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+        assert '"dtype": "bfloat16"' in (run.path / name / "config.json").read_text()
+    torn = run.path / "rlhf" / f".model.safetensors.{'0' * 32}.tmp"
+    torn.write_text("half")
+    run.remove_leftovers()
+    assert not torn.exists()
+
+    place = folder / "exported"
+    report = export_run(run, place, None, False)
+    assert report.dtype == "bfloat16"
+    assert report.survival is not None
+    assert (report.survival.born, report.survival.start_error) == ("bfloat16", 0)
+    assert report.size_bytes == sum(path.stat().st_size for path in place.iterdir())
+    assert export_run(run, place, "float32", False).dtype == "float32"  # its own is replaced
+    (place / "README.md").write_text("somebody's")
+    assert "this run did not write it" in refused(run, place, None, False)
+    export_run(run, place, None, True)
+    assert "somebody's" not in (place / "README.md").read_text()
+    assert f"{profile}: a file" in refused(run, profile, None, True)
+    assert not list(folder.glob(".*unproved"))
+
+    settings = {"model.checkpoint": f"run:{run.name}", "model.tokenizer": TOKENIZER}
+    second = new_run(profile, **settings)
+    assert train(second) == 0
+    assert Run(second).losses[0] == pytest.approx(math.log(2))
+    plan = second.read_plan()
+    assert plan is not None
+    assert (plan["model"]["architecture"], plan["model"]["weights_dtype"]) == ("llama", "float32")
+
+
+def test_weights_come_out_in_the_models_own_precision(tmp_path: Path) -> None:
+    assert workers.call(partial(own_precision, tmp_path), SECONDS) == 0
+
+
+def both_layouts(family: str, folder: Path) -> None:
+    """The plain loop, which pads everything, is the oracle."""
+    profile = make(folder, family)
+    losses = []
+    for layout in ("packed", "reference"):
+        settings = {"train.layout": layout, "data.max_seq_len": 96, "train.epochs": 2}
+        run = new_run(profile, **settings, **{"train.learning_rate": 1e-3})
+        assert train(run) == 0
+        losses.append(torch.tensor(Run(run).losses))
+    assert (losses[0] - losses[1]).abs().max() < 1e-3 * (losses[1] - math.log(2)).abs().max()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral-window", "gemma2"])
+def test_the_layouts_train_alike(family: str, tmp_path: Path) -> None:
+    assert workers.call(partial(both_layouts, family, tmp_path), SECONDS) == 0
+
+
+def balanced(folder: Path) -> None:
+    (folder / "known").mkdir()
+    run = new_run(make(folder / "known", "qwen3-moe"), **{"train.router_aux_loss_coef": 0.01})
+    assert train(run) == 0
+    assert all(step.metrics["balance"] > 1 for step in Run(run).steps)
+    (folder / "unknown").mkdir()
+    run = new_run(make(folder / "unknown", "gpt-oss"), **{"train.router_aux_loss_coef": 0.01})
+    assert train(run) == 1
+    (failed,) = [event for event in Run(run).events if isinstance(event, Failed)]
+    assert "no balance loss is known for gpt_oss" in failed.message
+
+
+def test_experts_are_balanced_where_their_routers_are_known(tmp_path: Path) -> None:
+    assert workers.call(partial(balanced, tmp_path), SECONDS) == 0

@@ -275,7 +275,7 @@ class TestErrors:
             load_profile(write(required=""))
         (data_path,) = caught.value.details
         assert data_path.startswith("my.toml  data.data_path: missing. Preference pairs")
-        assert data_path.endswith('; for example data.data_path = "../dataset/dpo.jsonl"')
+        assert '; for example data.data_path = "../dataset/dpo.jsonl"' in data_path
 
     def test_a_value_that_is_wrong_is_not_also_missing(self, write: Write) -> None:
         path = write('model.tokenizer = "$NO_SUCH"\ndata.data_path = ""\n', required="")

@@ -149,6 +149,8 @@ def _destination(path: Path, *, force: bool) -> Path:
         UsageError: that cannot be, or a file is there that is not to be replaced.
     """
     path = path.expanduser().absolute()
+    if not path.parent.is_dir():
+        raise UsageError(f"--to: {path.parent} does not exist", "create it first")
     if path.exists() and not force:
         raise UsageError(f"{path} exists", "replace it with --force, or write elsewhere with --to")
     return path

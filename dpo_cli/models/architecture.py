@@ -187,19 +187,26 @@ def as_minimind(architecture: Architecture, source: str) -> MiniMind:
         rope_theta=float(architecture.rope_theta or 0),
         rms_norm_eps=float(architecture.rms_norm_eps or 0),
     )
-    theirs = architecture.config().to_dict()
-    different = [
-        f"{name} = {theirs.get(name)}, and {value} in MiniMind's"
-        for name, value in found.config().to_dict().items()
-        if name not in _WITHOUT_EFFECT and theirs.get(name) != value
-    ]
-    if different:
+    if different := differences(architecture, found):
         raise DpoError(
             f"{source}: MiniMind's own models compute another function",
             "train it as it is: a Hugging Face directory can be model.checkpoint",
-            different,
+            [f"{name} = {its}, and {own} in MiniMind's" for name, (its, own) in different.items()],
         )
     return found
+
+
+def differences(first: Architecture, second: Architecture) -> dict[str, tuple[Any, Any]]:
+    """The settings that decide the function of the second, where the first has others."""
+    if isinstance(first, MiniMind) and isinstance(second, MiniMind):
+        own = second.to_dict()
+        return {name: (its, own[name]) for name, its in first.to_dict().items() if its != own[name]}
+    its, others = first.config().to_dict(), second.config().to_dict()
+    return {
+        name: (its.get(name), value)
+        for name, value in others.items()
+        if name not in _WITHOUT_EFFECT and its.get(name) != value
+    }
 
 
 def as_directory(architecture: Architecture, special_ids: Mapping[str, int]) -> HuggingFace:

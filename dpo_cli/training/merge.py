@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpo_cli.errors import DpoError
+from dpo_cli.models.architecture import Architecture, as_minimind, differences
 from dpo_cli.models.huggingface import HuggingFace
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.opening import OpenedModel
 from dpo_cli.training.rounding import round_weights
@@ -40,8 +42,7 @@ def merge_models(
         DpoError: the architectures differ (naming in what), a weight is beyond what the format
             holds, or the file cannot be written.
     """
-    architecture = first.checkpoint.architecture
-    _require_same_architecture(first, second)
+    architecture = _common_architecture(first, second)
     check_place(path, architecture)
     if isinstance(architecture, HuggingFace) and tokenizer is None:
         raise DpoError(
@@ -59,16 +60,20 @@ def merge_models(
         return OpenedModel(show_path(path), written)
 
 
-def _require_same_architecture(first: OpenedModel, second: OpenedModel) -> None:
-    its, other = (model.checkpoint.architecture.to_dict() for model in (first, second))
-    differences = [
-        f"{key}: {value} in {first.title}, {other[key]} in {second.title}"
-        for key, value in its.items()
-        if value != other[key]
-    ]
-    if differences:
+def _common_architecture(first: OpenedModel, second: OpenedModel) -> Architecture:
+    """The architecture of both: MiniMind's, if one of them is."""
+    found = [model.checkpoint.architecture for model in (first, second)]
+    if any(isinstance(its, MiniMind) for its in found):
+        found = [
+            as_minimind(its, model.title) for its, model in zip(found, (first, second), strict=True)
+        ]
+    if different := differences(*found):
         raise DpoError(
             "models of different architectures cannot be merged",
             "merge a model with the one that it was trained from, or with one that was, too",
-            differences,
+            [
+                f"{name}: {its} in {first.title}, {other} in {second.title}"
+                for name, (its, other) in different.items()
+            ],
         )
+    return found[0]

@@ -262,7 +262,7 @@ def test_what_cannot_be_merged(dense: Trained, shared: Path, tmp_path: Path) -> 
     assert load_checkpoint(file, {}).dtype == torch.float16
     code, said = dense.dpo("merge", dense.checkpoint, dense.checkpoint, "--to", file)
     assert code == 2
-    assert f"--to: {file} exists" in said
+    assert f"{file} exists" in said
 
 
 def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
             ("merge", "full_sft_512.pth", "full_sft_512.pth", "--to", "mine.toml"),
             "mine.toml exists",
         ),
-        (("merge", "full_sft_512.pth", "full_sft_512.pth", "--to", "."), "is a directory"),
+        (("merge", "full_sft_512.pth", "full_sft_512.pth", "--to", "."), "exists"),
         (("merge", "full_sft_512.pth", "x.pth", "--to", "m.pth"), "x.pth: no such file"),
         (
             ("merge", "full_sft_512.pth", "full_sft_512.pth", "--to", "no/m.pth"),

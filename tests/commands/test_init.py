@@ -102,6 +102,7 @@ def test_another_model_beside_is_filled_in(dpo: Cli, here: Path) -> None:
         "     ../SmolLM2",
         "pairs: 1 found",
         "  -> dpo.jsonl",
+        "  400 rows, read as MiniMind (TRL's conversational, implicit prompt), JSONL",
         "wrote profiles/my.toml (template hf)",
         "next: dpo check profiles/my.toml",
     ]

@@ -9,6 +9,7 @@ import torch
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.zoo import build_model, load_checkpoint
 from dpo_cli.run.models import NamedModel
 from dpo_cli.training.conversation import Conversation, Speaker, open_speakers
@@ -93,11 +94,11 @@ def test_an_answer_ends_where_the_model_has_no_more_positions(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speaker, prompt = model.speaker(), len(model.tokenizer.prompt(asked(QUESTION)))
-    monkeypatch.setattr(speaker._model.config, "max_position_embeddings", prompt + 5)
+    monkeypatch.setattr(MiniMind, "max_positions", prompt + 5)
     answer = speaker.answer(asked(QUESTION), 0)
     assert len(list(answer)) == 6
     assert (answer.tokens, answer.is_cut) == (5, True)
-    monkeypatch.setattr(speaker._model.config, "max_position_embeddings", prompt)
+    monkeypatch.setattr(MiniMind, "max_positions", prompt)
     with pytest.raises(DpoError, match=rf"{prompt} tokens, and the model {prompt} positions"):
         speaker.answer(asked(QUESTION), 0)
 

@@ -15,7 +15,7 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.models.zoo import load_checkpoint, read_state_dict
 from dpo_cli.run.events import Evaluated, Exported, history
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training import export, opening
+from dpo_cli.training import opening, unproved
 from dpo_cli.training.export import export_run, try_command
 from dpo_cli.training.held_out import evaluation_seconds, score_held_out
 from dpo_cli.training.rounding import Rounding
@@ -122,7 +122,7 @@ def test_a_file_that_holds_something_else_gets_no_name(
     trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finite, of the right shape, and off by one bit in one weight."""
-    write = export.write_model
+    write = unproved.write_model
 
     def flipped(path: Path, state: StateDict, *rest: object) -> None:
         name = "model.layers.1.self_attn.k_proj.weight"
@@ -130,7 +130,7 @@ def test_a_file_that_holds_something_else_gets_no_name(
         bits[3, 4] ^= 1
         write(path, {**state, name: bits.view(torch.float16)}, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(export, "write_model", flipped)
+    monkeypatch.setattr(unproved, "write_model", flipped)
     with pytest.raises(DpoError, match=r"k_proj.weight was read back otherwise"):
         export_run(trained, tmp_path / "x.pth", None, False)
     assert not list(tmp_path.iterdir())

@@ -66,7 +66,7 @@ def no_space_for(name: str) -> None:
 
 def kill_export(moment: str, file: Path) -> None:
     """SIGKILL at a moment of an export to `file`."""
-    from dpo_cli.training import export, weights
+    from dpo_cli.training import export, unproved, weights
 
     def die(*_: Any, **__: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -83,7 +83,7 @@ def kill_export(moment: str, file: Path) -> None:
 
         weights._save = half
     elif moment == "before it is read back":
-        export.load_checkpoint = die
+        unproved.load_checkpoint = die
     elif moment == "before it gets its name":
         replace = os.replace
         os.replace = lambda old, new: die() if Path(new) == file else replace(old, new)

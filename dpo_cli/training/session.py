@@ -7,20 +7,18 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.order import DataOrder, Window
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import from_tables, to_tables
@@ -61,18 +59,17 @@ from dpo_cli.training.promises import (
     refuse_other_inputs,
 )
 from dpo_cli.training.ranks import LeftError, PeerLostError, Ranks
-from dpo_cli.training.reference import KeptReference, open_references
-from dpo_cli.training.results import renew_best, weights_file, write_results
+from dpo_cli.training.reference import open_references
+from dpo_cli.training.results import renew_best, weights_file
 from dpo_cli.training.samples import Sampler
+from dpo_cli.training.saves import commit, newest_generation
 from dpo_cli.training.state import (
     load_best,
     load_weights,
     restore_state,
     rng_states,
-    save_state,
 )
 from dpo_cli.training.trainer import Trainer
-from dpo_cli.training.weights import size_bytes
 
 _PROGRESS_SECONDS = 0.5
 
@@ -315,31 +312,11 @@ class _Session:
                 `order`.
         """
         name, optimizer_step, passed_over = self.ranks.from_leader(
-            "generation", lambda: self._newest_generation(order)
+            "generation", lambda: newest_generation(self.run, order)
         )
         if name is None:
             return None, passed_over
         return Generation(self.run.generations_path / name, optimizer_step), passed_over
-
-    def _newest_generation(self, order: DataOrder) -> tuple[str | None, int, list[str]]:
-        generation, passed_over = self.run.newest_verified()
-        was_saved = any(isinstance(event, Saved) for event in history(self.run.events_path))
-        if generation is None and (passed_over or was_saved):
-            raise DpoError(
-                f"{self.run.name}: every saved state is damaged or gone, and a run never starts"
-                " over by itself",
-                "restore the directory from a backup, or start a new run",
-                passed_over,
-            )
-        if generation is not None and generation.optimizer_step > order.optimizer_steps:
-            raise DpoError(
-                f"{self.run.name} has done {generation.optimizer_step} optimizer steps, and"
-                f" train.epochs = {order.epochs} makes only {order.optimizer_steps}",
-                "state as many epochs as are begun, or more",
-            )
-        if generation is None:
-            return None, 0, passed_over
-        return generation.name, generation.optimizer_step, passed_over
 
     def build(self, prepared: Prepared, generation: Generation | None) -> Trainer:
         """Policy, reference and optimizer, in the state of `generation`."""
@@ -453,46 +430,8 @@ class _Session:
         self.ranks.require_same("the weights", trainer.policy.parameters())
         rng = rng_states(self.ranks, trainer.device)
         stage = f"saved-{trainer.optimizer_step}"
-        self.ranks.from_leader(stage, lambda: self._save(trainer, rng))
-
-    def _save(self, trainer: Trainer, rng: Mapping[str, Tensor]) -> None:
-        began = time.perf_counter()
-        model, prepared = trainer.policy.model, trainer.prepared
-        keeps_best, best = prepared.profile.eval.keep_best, trainer.best.optimizer_step
-        is_best = keeps_best and best == trainer.optimizer_step
-        # First, so that a run whose last generation is there has its result, too.
-        state = to_disk_names(model, model.state_dict())
-        weights = write_results(self.run, prepared, state, is_best)
-        for reference in (trainer.reference, trainer.held_out_reference):
-            if isinstance(reference, KeptReference):
-                reference.keep()
-        # A state must not outlive the rows of the steps that made it.
-        self.events.flush()
-        generation = self.run.commit_generation(
-            trainer.optimizer_step,
-            lambda directory: save_state(
-                directory,
-                model=model,
-                optimizer=trainer.optimizer,
-                scaler=trainer.scaler,
-                optimizer_step=trainer.optimizer_step,
-                best=trainer.best,
-                rng=rng,
-            ),
-            keep=1 if trainer.is_over else 2,
-            best=best if keeps_best else None,
-        )
-        written = size_bytes(generation.path) + size_bytes(weights)
-        self.events.append(
-            Saved(
-                step=trainer.step,
-                optimizer_step=trainer.optimizer_step,
-                generation=generation.name,
-                weights=weights.name,
-                size_bytes=written,
-                seconds=time.perf_counter() - began,
-                is_best=is_best,
-            )
+        self.ranks.from_leader(
+            stage, lambda: self.events.append(commit(self.run, trainer, rng, self.events.flush))
         )
 
     def progress(self, phase: str, done: int, total: int, unit: str) -> None:

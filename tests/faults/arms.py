@@ -65,16 +65,16 @@ def forget(what: str) -> None:
 
 def terminate_at_save(optimizer_step: int) -> None:
     """SIGTERM in the middle of writing a state."""
-    from dpo_cli.training import session
+    from dpo_cli.training import saves
 
-    save = session.save_state
+    save = saves.save_state
 
     def interrupted(directory: Any, **parts: Any) -> None:
         if parts["optimizer_step"] == optimizer_step:
             os.kill(os.getpid(), signal.SIGTERM)
         save(directory, **parts)
 
-    session.save_state = interrupted
+    saves.save_state = interrupted
 
 
 def own_cache(directory: Path) -> None:

@@ -1,0 +1,99 @@
+"""The saved states of a run: one is committed, and the newest is found again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from dpo_cli.data.order import DataOrder
+from dpo_cli.errors import DpoError
+from dpo_cli.models.zoo import to_disk_names
+from dpo_cli.run.events import Saved, history
+from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.reference import KeptReference
+from dpo_cli.training.results import write_results
+from dpo_cli.training.state import save_state
+from dpo_cli.training.trainer import Trainer
+from dpo_cli.training.weights import size_bytes
+
+
+def commit(
+    run: RunDirectory, trainer: Trainer, rng: Mapping[str, Tensor], flush: Callable[[], None]
+) -> Saved:
+    """Save where a run stands, and renew the weights beside it.
+
+    Args:
+        run: gets both.
+        trainer: stands between two optimizer steps.
+        rng: of all ranks, see `rng_states`.
+        flush: brings to disk what was told of the steps so far.
+
+    Returns:
+        What there is to tell.
+    """
+    began = time.perf_counter()
+    model, prepared = trainer.policy.model, trainer.prepared
+    keeps_best, best = prepared.profile.eval.keep_best, trainer.best.optimizer_step
+    is_best = keeps_best and best == trainer.optimizer_step
+    # First, so that a run whose last generation is there has its result, too.
+    state = to_disk_names(model, model.state_dict())
+    weights = write_results(run, prepared, state, is_best)
+    for reference in (trainer.reference, trainer.held_out_reference):
+        if isinstance(reference, KeptReference):
+            reference.keep()
+    # A state must not outlive the rows of the steps that made it.
+    flush()
+    generation = run.commit_generation(
+        trainer.optimizer_step,
+        lambda directory: save_state(
+            directory,
+            model=model,
+            optimizer=trainer.optimizer,
+            scaler=trainer.scaler,
+            optimizer_step=trainer.optimizer_step,
+            best=trainer.best,
+            rng=rng,
+        ),
+        keep=1 if trainer.is_over else 2,
+        best=best if keeps_best else None,
+    )
+    return Saved(
+        step=trainer.step,
+        optimizer_step=trainer.optimizer_step,
+        generation=generation.name,
+        weights=weights.name,
+        size_bytes=size_bytes(generation.path) + size_bytes(weights),
+        seconds=time.perf_counter() - began,
+        is_best=is_best,
+    )
+
+
+def newest_generation(run: RunDirectory, order: DataOrder) -> tuple[str | None, int, list[str]]:
+    """The name of the state to go on from, its optimizer step, and the states passed over.
+
+    None and 0 where nothing was ever saved.
+
+    Raises:
+        DpoError: what was saved is damaged or gone, all of it; or it lies beyond the end of
+            `order`.
+    """
+    generation, passed_over = run.newest_verified()
+    was_saved = any(isinstance(event, Saved) for event in history(run.events_path))
+    if generation is None and (passed_over or was_saved):
+        raise DpoError(
+            f"{run.name}: every saved state is damaged or gone, and a run never starts over by"
+            " itself",
+            "restore the directory from a backup, or start a new run",
+            passed_over,
+        )
+    if generation is not None and generation.optimizer_step > order.optimizer_steps:
+        raise DpoError(
+            f"{run.name} has done {generation.optimizer_step} optimizer steps, and train.epochs ="
+            f" {order.epochs} makes only {order.optimizer_steps}",
+            "state as many epochs as are begun, or more",
+        )
+    if generation is None:
+        return None, 0, passed_over
+    return generation.name, generation.optimizer_step, passed_over

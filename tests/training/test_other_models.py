@@ -24,9 +24,25 @@ from dpo_cli.errors import DpoError
 from dpo_cli.findings import Level
 from dpo_cli.models.architecture import architecture_of
 from dpo_cli.models.zoo import build_model, load_checkpoint
-from dpo_cli.run.events import Alert, Completed, Failed, Resumed, Sampled, StepDone, history
+from dpo_cli.run.events import (
+    Alert,
+    Completed,
+    Evaluated,
+    Failed,
+    Resumed,
+    Sampled,
+    StepDone,
+    history,
+)
+from dpo_cli.run.models import find_model
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.yardstick import find_yardstick
+from dpo_cli.training.conversation import open_speakers
 from dpo_cli.training.export import export_run
+from dpo_cli.training.generation import Decoding
+from dpo_cli.training.judging import judge
+from dpo_cli.training.merge import merge_models
+from dpo_cli.training.opening import open_model
 from dpo_cli.training.session import train_run
 from dpo_cli.training.state import load_weights
 from tests.cli import REPOSITORY, Run
@@ -255,3 +271,41 @@ def balanced(folder: Path) -> None:
 
 def test_experts_are_balanced_where_their_routers_are_known(tmp_path: Path) -> None:
     assert workers.call(partial(balanced, tmp_path), SECONDS) == 0
+
+
+def afterwards(family: str, folder: Path) -> None:
+    """What `dpo eval`, `dpo merge` and `dpo chat` do, beside plain transformers."""
+    run = new_run(make(folder, family))
+    assert train(run) == 0
+    export_run(run, folder / "exported", None, False)
+    trained, exported, start = (
+        find_model(str(path), run.path.parent)
+        for path in (run.path, folder / "exported", folder / "model")
+    )
+    *_, told = (event for event in Run(run).events if isinstance(event, Evaluated))
+    for named in (trained, exported):
+        profile = run.profile_path if named is exported else None
+        yardstick = find_yardstick([named], runs_root=run.path.parent, profile_path=profile)
+        assert yardstick is not None
+        [model] = judge(yardstick, [open_model(named, {})], lambda *_: None).models
+        assert model.groups["all"] == pytest.approx(told.groups["all"], abs=1e-5)
+
+    models = [open_model(named, {}) for named in (trained, start)]
+    merge_models(*models, 0.25, folder / "merged", None, start.tokenizer())
+    merged = load_file(folder / "merged/model.safetensors")
+    for name, tensor in models[0].checkpoint.state.items():
+        expected = 0.75 * tensor.double() + 0.25 * models[1].checkpoint.state[name].double()
+        assert torch.equal(merged[name], expected.float()), name
+
+    [speaker] = open_speakers(exported, None, Decoding(12), runs_root=run.path.parent)
+    answer = speaker.answer([{"role": "user", "content": "Hello"}], 0)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "exported")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "exported")
+    prompt = ChatTokenizer(TOKENIZER).prompt([{"role": "user", "content": "Hello"}]).unsqueeze(0)
+    said = plain.generate(prompt, max_new_tokens=12, do_sample=False)[0, prompt.shape[1] :]
+    assert "".join(answer) == tokenizer.decode(said, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen3-moe"])
+def test_what_came_out_is_judged_merged_and_talked_with(family: str, tmp_path: Path) -> None:
+    assert workers.call(partial(afterwards, family, tmp_path), SECONDS) == 0

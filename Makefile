@@ -47,7 +47,7 @@ bench-scaling: $(READY) $(BENCH)/ready
 
 $(BENCH)/ready: constraints.txt
 	$(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt torch transformers trl matplotlib
+	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt torch transformers trl matplotlib 'lm-eval[hf]'
 	touch $@
 
 lint: $(READY)

@@ -74,6 +74,7 @@ def resume(
     from dpo_cli.profile.resolved import differences, to_toml
     from dpo_cli.run.launch import worker_argv
     from dpo_cli.run.store import find_run, runs_root
+    from dpo_cli.run.tracking.kinds import asked_for, require_trackers
 
     torchrun = torchrun_words(context)
     place = take_place(refused_options(nproc, torchrun, detach))
@@ -101,6 +102,7 @@ def resume(
             console.print(f"export: dpo export {run.designation}")
             return
         check_inputs(new)
+        require_trackers(new.profile)
         ranks = torchrun_call(new.profile, place, torchrun)
         undo = _restart(run, to_toml(new.profile)) if changes else _nothing
         worker = worker_argv(run, list(map(str, changes)), exact=exact)
@@ -110,6 +112,7 @@ def resume(
             ranks_argv(run, ranks, worker),
             place=place,
             alerts=launch_alerts(new, place, torchrun),
+            trackers=asked_for(new.profile),
             undo=undo,
             plain=plain,
             quiet=quiet,

@@ -32,6 +32,7 @@ def run_worker(
     *,
     place: Place | None = None,
     alerts: Sequence[Alert] = (),
+    trackers: Sequence[str] = (),
     undo: Callable[[], None],
     plain: bool,
     quiet: bool,
@@ -47,6 +48,7 @@ def run_worker(
         argv: the command line to supervise.
         place: of rank 0, where somebody else has started several.
         alerts: what there is to know before it starts.
+        trackers: names of those that get the run's figures.
         undo: takes back what the caller changed on disk for this start.
         plain, quiet, detach: what to show, and where.
 
@@ -60,7 +62,9 @@ def run_worker(
 
     def supervise() -> ExitCode:
         report = PlainReport(plain_console(), run.designation, run.path, quiet=quiet)
-        return launch.supervise(run, lock, argv, report, alerts=alerts, undo=undo)
+        return launch.supervise(
+            run, lock, argv, report, alerts=alerts, undo=undo, trackers=trackers
+        )
 
     console = plain_console()
     if detach and (pid := launch.detach(run, lock)):

@@ -114,12 +114,13 @@ def _lanes(points: Sequence[Point]) -> int:
     """How many runs can train at once: one a card; all others one after another.
 
     Raises:
-        UsageError: somebody else has started several processes, files are missing, or a run is to
-            spread over several machines.
+        UsageError: somebody else has started several processes, files or trackers are missing, or
+            a run is to spread over several machines.
     """
     from dpo_cli.profile.inputs import check_inputs
     from dpo_cli.run.placement import recognise
     from dpo_cli.run.torchrun import processes_here, usable_cards
+    from dpo_cli.run.tracking.kinds import require_trackers
 
     if place := recognise(os.environ):
         raise UsageError(
@@ -135,6 +136,7 @@ def _lanes(points: Sequence[Point]) -> int:
                 "leave launch.nnodes out",
             )
         check_inputs(point.loaded)
+        require_trackers(point.profile)
         is_alone = processes_here(point.profile) == 1
         names_one = point.profile.train.device.startswith("cuda:")
         lanes.append(usable_cards(point.profile) if is_alone and not names_one else 1)

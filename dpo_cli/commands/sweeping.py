@@ -114,6 +114,7 @@ class Sweeper:
         """One point to its end, from the beginning or from where it stopped."""
         from dpo_cli.commands.ranks import ranks_argv, torchrun_call
         from dpo_cli.run.launch import supervise, worker_argv
+        from dpo_cli.run.tracking.kinds import asked_for
         from dpo_cli.run.workers import start_worker
         from dpo_cli.ui.report import PlainReport
 
@@ -128,7 +129,12 @@ class Sweeper:
         argv = ranks_argv(run, ranks, worker_argv(run))
         start = _fork if ranks is None else start_worker
         with run.locked() as lock:
-            return supervise(run, lock, argv, report, start=start, signals=signals)
+            return supervise(
+                *(run, lock, argv, report),
+                start=start,
+                signals=signals,
+                trackers=asked_for(point.profile),
+            )
 
     def _tell(self, message: str, error: DpoError) -> None:
         self._print(f"error: {message}")

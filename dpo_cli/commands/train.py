@@ -67,6 +67,7 @@ def train(
     from dpo_cli.run.launch import worker_argv
     from dpo_cli.run.placement import begun_run, mark_run
     from dpo_cli.run.store import runs_root
+    from dpo_cli.run.tracking.kinds import asked_for, require_trackers
 
     torchrun = torchrun_words(context)
     place = take_place(refused_options(nproc, torchrun, detach))
@@ -80,6 +81,7 @@ def train(
     if loaded.profile.launch.node_rank and not place:
         raise typer.Exit(join_run(loaded.profile, torchrun))
     check_inputs(loaded)
+    require_trackers(loaded.profile)
     ranks = torchrun_call(loaded.profile, place, torchrun)
     root = runs_root(runs_dir)
     run = begun_run(root, place) if place else None
@@ -103,6 +105,7 @@ def train(
             ranks_argv(run, ranks, worker_argv(run)),
             place=place,
             alerts=launch_alerts(loaded, place, torchrun),
+            trackers=asked_for(loaded.profile),
             undo=undo,
             plain=plain,
             quiet=quiet,

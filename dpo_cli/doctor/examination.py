@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dpo_cli.doctor.notes import Notes
-from dpo_cli.doctor.profile import check_files, check_profile
+from dpo_cli.doctor.profile import check_files, check_profile, check_trackers
 from dpo_cli.findings import Diagnosis
 
 OnProgress = Callable[[str, int, int, str], None]
@@ -36,6 +36,7 @@ def examine(
         return Diagnosis(tuple(notes.findings), None, {})
     loaded, wrong_keys = read
     unusable = check_files(notes, loaded, wrong_keys)
+    check_trackers(notes, loaded.profile)
 
     on_progress("loading PyTorch", 0, 0, "")
     began = time.perf_counter()

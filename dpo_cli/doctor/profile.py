@@ -9,7 +9,9 @@ from dpo_cli.doctor.notes import Notes
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.inputs import Input, find_problems
 from dpo_cli.profile.load import LoadedProfile, Problem, read_profile
+from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
+from dpo_cli.run.tracking.kinds import TITLES, asked_for, missing_trackers
 
 _KEYS: dict[Input, tuple[str, ...]] = {
     "data": ("data.data_path",),
@@ -59,6 +61,16 @@ def check_files(notes: Notes, loaded: LoadedProfile, wrong_keys: set[str]) -> se
     if not problems and not unknown:
         notes.ok("files", "", "weights, tokenizer and pairs are where the profile says")
     return unknown | problems.keys()
+
+
+def check_trackers(notes: Notes, profile: Profile) -> None:
+    """Look whether the trackers are installed that the profile asks for."""
+    missing = missing_trackers(profile)
+    for error in missing:
+        key, _, message = error.message.partition(": ")
+        notes.error("tracker-missing", key, message, error.remedy)
+    if (asked := asked_for(profile)) and not missing:
+        notes.ok("trackers", "", f"{', '.join(TITLES[name] for name in asked)}: installed")
 
 
 def _note(notes: Notes, code: str, problem: Problem, what: str) -> None:

@@ -23,7 +23,7 @@ Grid = Mapping[str, Sequence[Any]]
 
 _LETTERS = string.ascii_uppercase
 _EXAMPLE = "for example --grid 'dpo.beta=[0.1,2,5]'"
-_FREE_TABLES = ("dpo", "export", "launch")
+_FREE_TABLES = ("dpo", "export", "launch", "track")
 _FREE_KEYS = {
     "train": (
         *("epochs", "learning_rate", "schedule", "warmup_iters", "compensated", "grad_clip"),

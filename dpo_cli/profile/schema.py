@@ -27,6 +27,7 @@ from dpo_cli.profile.table import (
     Table,
     contradiction,
 )
+from dpo_cli.profile.tracking import Track
 
 
 class Model(Table):
@@ -325,6 +326,7 @@ class Profile(Table):
     eval: Eval = Eval()
     export: Export = Export()
     launch: Launch = Launch()
+    track: Track = Track()
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _SCRIPT_KEYS = frozenset(
             *("warmup_iters", "grad_clip", "seed", "device", "log_interval", "save_interval"),
         ),
         "export": ("prefix",),
+        "track": ("use_wandb", "wandb_project"),
     }.items()
     for name in names
 )

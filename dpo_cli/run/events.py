@@ -1,7 +1,9 @@
 """What can happen in a run: the only thing the outside learns of it.
 
 A run's `events.jsonl` holds one JSON object a line. The worker appends (rank 0 only); once no
-worker lives, the launcher appends how it ended. All else, the screen, trackers, comparisons, reads.
+worker lives, the launcher appends how it ended. Beside the worker only those append who have
+something to say of themselves: the agent, an export, the launcher of its trackers. All else, the
+screen, trackers, comparisons, reads.
 
 A field is either *reproducible* (the same bits in a resumed run as in one never interrupted) or not
 (times, speeds, memory). `StepDone.metrics`, `Evaluated.metrics` and `Evaluated.groups` hold the

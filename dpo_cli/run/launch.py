@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from dpo_cli.errors import DpoError, ExitCode
@@ -39,6 +39,7 @@ from dpo_cli.run.events import (
 from dpo_cli.run.relay import SignalRelay
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.torchrun import agent_argv
+from dpo_cli.run.tracking.side import Trackers
 from dpo_cli.run.workers import Starter, Worker, start_worker
 from dpo_cli.run.workplace import Workplace, sign_lock
 
@@ -79,6 +80,7 @@ def supervise(
     undo: Callable[[], None] = lambda: None,
     start: Starter = start_worker,
     signals: SignalRelay | None = None,
+    trackers: Sequence[str] = (),
 ) -> ExitCode:
     """Start the worker, let `observe` see every event it appends, and wait for its end.
 
@@ -97,6 +99,7 @@ def supervise(
         undo: takes back what the caller changed on disk for this start.
         start: makes a worker of its command line.
         signals: the caller's, who has more to do than this run, and hears them before and after.
+        trackers: names of those that get the run's figures, from a process of their own.
 
     Returns:
         DONE, INTERRUPTED or TERMINATED: the ends that leave a complete state.
@@ -107,6 +110,7 @@ def supervise(
     while run.take_request():  # what an earlier worker died without taking
         pass
     stream = _Stream(run, observe)
+    side = Trackers(run, trackers)
     with explain_disk_errors(run.path):
         drop_torn_tail(run.events_path)
         descriptor = open_for_appending(run.worker_log_path)
@@ -116,8 +120,10 @@ def supervise(
         log_start = log.tell()
         worker = start(argv, log.fileno(), lock)
         signals.attach(worker)
+        _append_beside(run, side.start())
         told_stopping = False
         while not _has_ended(worker):
+            _append_beside(run, side.look())
             stream.follow()
             if signals.interrupts and not told_stopping:
                 told_stopping = True
@@ -125,6 +131,10 @@ def supervise(
         returncode = worker.returncode or 0
         _append_end(run, returncode)
         stream.follow()
+        if stream.is_under_way:
+            _let_finish(run, side, stream, signals)
+        else:
+            side.drop()
 
     died_of_ours = signals.killed(returncode)
     code = died_of_ours or _SAVED.get(returncode)
@@ -280,6 +290,23 @@ def _append(run: RunDirectory, *events: Event) -> None:
         for event in events:
             writer.append(event)
         writer.close()
+
+
+def _append_beside(run: RunDirectory, alerts: Iterable[Alert]) -> None:
+    """Add to the stream while a worker may live; a full disk may not take it."""
+    for alert in alerts:
+        with contextlib.suppress(OSError):
+            writer = EventWriter(run.events_path, mend=False)
+            writer.append(alert)
+            writer.close()
+
+
+def _let_finish(run: RunDirectory, side: Trackers, stream: _Stream, signals: SignalRelay) -> None:
+    """Wait for the trackers, but not for long, and not for a user who asks to stop again."""
+    heard = signals.interrupts, signals.asked
+    for alert in side.finish(lambda: (signals.interrupts, signals.asked) == heard):
+        _append_beside(run, [alert])
+        stream.follow()
 
 
 def _failure(event: Failed) -> DpoError:

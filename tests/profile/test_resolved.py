@@ -94,6 +94,13 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "max_restarts": 2,
         "timeout_seconds": 60.0,
     },
+    "track": {
+        "use_wandb": True,
+        "wandb_project": "mine",
+        "use_swanlab": True,
+        "use_tensorboard": True,
+        "send_text": True,
+    },
 }
 
 

@@ -83,6 +83,11 @@ class TestKeys:
             "launch.rdzv_backend": "c10d",
             "launch.max_restarts": 0,
             "launch.timeout_seconds": 600.0,
+            "track.use_wandb": False,
+            "track.wandb_project": "MiniMind-DPO",
+            "track.use_swanlab": False,
+            "track.use_tensorboard": False,
+            "track.send_text": False,
         }
         stated = {key: value_of(DEFAULTS, key) for key in KEYS}
         set_above = {"model.tokenizer", "data.data_path"}
@@ -133,6 +138,7 @@ class TestKeys:
             "launch.timeout_seconds",
             "eval.keep_best",
             "eval.samples",
+            *(key for key in KEYS if key.startswith("track.")),
             "eval.patience",
         }
         assert by_effect[Effect.POSITION] == {
@@ -286,6 +292,9 @@ class TestStrictness:
             ("launch.rdzv_backend", "etcd", "etcd-v2"),
             ("launch.max_restarts", -1, 0),
             ("launch.timeout_seconds", 0.0, 1),
+            ("track.wandb_project", "a/b", "MiniMind-DPO"),
+            ("track.wandb_project", "", "我的项目"),
+            ("track.use_wandb", "true", True),
         ],
     )
     def test_limits(self, key: str, bad: object, good: object) -> None:

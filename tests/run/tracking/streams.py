@@ -1,0 +1,102 @@
+"""Event streams of runs that never were, and their profile."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.profile.resolved import to_toml
+from dpo_cli.profile.schema import Profile
+from dpo_cli.run.events import (
+    Evaluated,
+    Event,
+    EventWriter,
+    Planned,
+    Resumed,
+    Sampled,
+    Saved,
+    StepDone,
+)
+from dpo_cli.run.store import RunDirectory
+
+PLANNED = Planned(plan={"steps": {"micro_batches_per_epoch": 4}})
+SECRET = "a secret of the data"
+_SHORTEST = 4
+"""Characters of a name that does not stand in any few kilobytes by chance."""
+
+
+def profile(**track: Any) -> Profile:
+    tables = {
+        "model": {"tokenizer": "/secret/tokenizer", "checkpoint": "/secret/full_sft_512.pth"},
+        "data": {"data_path": "/secret/dpo.jsonl", "columns": {"prompt": "secret_column"}},
+        "eval": {"path": "/secret/held_out.jsonl"},
+        "launch": {"rdzv_endpoint": "secrethost:29400"},
+        "track": track,
+    }
+    return Profile.model_validate(tables)
+
+
+def private_words(*words: str | Path) -> list[bytes]:
+    """What must not leave this machine: some words, what is secret above, its name and its user."""
+    names = [name for name in (socket.gethostname(), getpass.getuser()) if len(name) >= _SHORTEST]
+    return [str(word).encode() for word in (*words, "secret", *names)]
+
+
+def new_run(root: Path, **track: Any) -> RunDirectory:
+    return RunDirectory.create(root / "runs", "dense", to_toml(profile(**track)))
+
+
+def tell(run: RunDirectory, *events: Event) -> None:
+    writer = EventWriter(run.events_path)
+    for event in events:
+        writer.append(event)
+    writer.close()
+
+
+def step(number: int, loss: float | None = None) -> StepDone:
+    return StepDone(
+        step=number,
+        optimizer_step=number,
+        epoch=1,
+        learning_rate=1e-6 * number,
+        losses=(0.5,),
+        metrics={"loss": 1 / number if loss is None else loss, "rewards/margins": 0.25 * number},
+        pairs=4,
+        tokens=100,
+        padding_tokens=0,
+        seconds=0.1,
+        process_bytes=1,
+        device_bytes=0,
+    )
+
+
+def steps(numbers: Iterable[int]) -> list[StepDone]:
+    return [step(number) for number in numbers]
+
+
+def evaluated(number: int) -> Evaluated:
+    metrics = {"loss": 0.6, "logps/chosen": -10.0 * number}
+    return Evaluated(step=number, optimizer_step=number, metrics=metrics, pairs=8, seconds=1.0)
+
+
+def sampled(number: int) -> Sampled:
+    its = {"place": "line 3", "prompt": SECRET, "policy": "yes " + SECRET, "reference": "no"}
+    return Sampled(step=number, optimizer_step=number, samples=(its,), seconds=1.0)  # type: ignore[arg-type]
+
+
+def saved(number: int) -> Saved:
+    return Saved(
+        step=number,
+        optimizer_step=number,
+        generation=f"step-{number:08d}",
+        weights="rlhf_512.pth",
+        size_bytes=1,
+        seconds=0.1,
+    )
+
+
+def resumed(number: int) -> Resumed:
+    return Resumed(step=number, optimizer_step=number, generation=f"step-{number:08d}")

@@ -1,0 +1,197 @@
+"""Trackers beside a run: whatever becomes of them, the run ends as it would without them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.run.events import Alert, Event, EventReader
+from dpo_cli.run.launch import supervise
+from dpo_cli.run.store import RunDirectory, find_runs
+from dpo_cli.run.tracking import side
+from tests.run.tracking.streams import new_run
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from dpo_cli.run.events import *
+stream = EventWriter(Path(sys.argv[1]) / "events.jsonl")
+stream.append(Planned(plan={"steps": {"micro_batches_per_epoch": 4}}))
+time.sleep(float(sys.argv[2]))
+stream.append(Completed(step=1, optimizer_step=1, weights="w"))
+"""
+REFUSES = """
+import sys
+from pathlib import Path
+from dpo_cli.run.events import *
+EventWriter(Path(sys.argv[1]) / "events.jsonl").append(Failed(message="row 3 is broken"))
+sys.exit(1)
+"""
+FOLLOWS = "import sys; sys.stdin.read(); print('it was told')"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return new_run(tmp_path, use_tensorboard=True)
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have this script in the place of the process that feeds the trackers."""
+
+    def put(script: str) -> None:
+        argv = [sys.executable, "-c", textwrap.dedent(script)]
+        monkeypatch.setattr(side, "process_argv", lambda run: [*argv, str(run.path)])
+
+    return put
+
+
+Beside = Callable[[str], None]
+
+
+def launch(
+    run: RunDirectory,
+    *,
+    worker: str = WORKER,
+    seconds: float = 0.0,
+    observe: Callable[[Event], None] = lambda event: None,
+) -> ExitCode:
+    argv = [sys.executable, "-c", worker, str(run.path), str(seconds)]
+    with run.locked() as lock:
+        return supervise(
+            run, lock, argv, observe, undo=run.remove, trackers=["tensorboard", "wandb"]
+        )
+
+
+def alerts(run: RunDirectory) -> dict[str, Alert]:
+    events = EventReader(run.events_path).read_new()
+    return {event.code: event for event in events if isinstance(event, Alert)}
+
+
+def test_it_is_told_of_the_end_and_waited_for(run: RunDirectory, beside: Beside) -> None:
+    beside(FOLLOWS)
+    assert launch(run) is ExitCode.DONE
+    assert (run.path / "track.log").read_text() == "it was told\n"
+    assert alerts(run) == {}
+    assert run.holder() is None
+
+
+def test_it_neither_hears_ctrl_c_nor_holds_the_lock(run: RunDirectory, beside: Beside) -> None:
+    beside("""
+        import os, sys
+        print(os.getsid(0) == os.getpid())
+        names = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        print(any(name.endswith("/lock") for name in names))
+        sys.stdin.read()
+    """)
+    launch(run)
+    assert (run.path / "track.log").read_text().split() == ["True", "False"]
+
+
+@pytest.mark.parametrize(
+    ("script", "how"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "died of SIGKILL"),
+        ("import sys; sys.exit(3)", "ended with exit code 3"),
+        ("raise RuntimeError('a bug of theirs')", "ended with exit code 1"),
+    ],
+)
+def test_one_that_dies_is_missed_once_while_training_goes_on(
+    run: RunDirectory, beside: Beside, script: str, how: str
+) -> None:
+    beside(script)
+    seen: list[Event] = []
+    assert launch(run, seconds=1.5, observe=seen.append) is ExitCode.DONE
+    said = [event for event in seen if isinstance(event, Alert)]
+    assert [alert.code for alert in said] == ["trackers-lost"]
+    assert f"TensorBoard and Weights & Biases {how}" in said[0].message
+    assert "training does not depend on it" in said[0].message
+    assert str(run.path / "track.log") in said[0].remedy
+    assert type(seen[1]).__name__ == "Alert"  # told while the worker lived
+    assert "a bug" not in said[0].message
+
+
+def test_one_that_hangs_is_left_after_a_while_and_goes_on_alone(
+    run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side, "_FINISHING_SECONDS", 1.0)
+    monkeypatch.setattr(side, "_SILENT_SECONDS", 0.2)
+    beside("import sys, time; sys.stdin.read(); time.sleep(4); print('late')")
+    started = time.monotonic()
+    assert launch(run) is ExitCode.DONE
+    assert time.monotonic() - started < 4
+    assert "may take up to 1 s" in alerts(run)["trackers-finishing"].message
+    assert "is left to itself" in alerts(run)["trackers-lost"].message
+    deadline = time.monotonic() + 10
+    while not (run.path / "track.log").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (run.path / "track.log").read_text() == "late\n"
+
+
+def test_a_ctrl_c_leaves_it_at_once(
+    run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side, "_SILENT_SECONDS", 0.2)
+    beside("import sys, time; sys.stdin.read(); time.sleep(4)")
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Alert) and event.code == "trackers-finishing":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    started = time.monotonic()
+    assert launch(run, observe=observe) is ExitCode.DONE
+    assert time.monotonic() - started < 4
+
+
+def test_what_failed_and_what_is_to_be_uploaded_is_told(run: RunDirectory, beside: Beside) -> None:
+    beside("""
+        import json, sys
+        from pathlib import Path
+        sys.stdin.read()
+        memory = {
+            "tensorboard": {"failed": "no space"},
+            "wandb": {"offline": "there is no login here", "upload": "wandb sync x"},
+            "swanlab": {"failed": "of an earlier start, where it was asked for"},
+        }
+        (Path(sys.argv[1]) / "track.json").write_text(json.dumps(memory))
+    """)
+    launch(run)
+    said = alerts(run)
+    assert said.keys() == {"tensorboard-failed", "wandb-offline"}
+    assert "TensorBoard failed: no space" in said["tensorboard-failed"].message
+    assert said["wandb-offline"].remedy == "wandb sync x"
+    assert "there is no login here" in said["wandb-offline"].message
+
+
+def test_a_run_that_is_refused_leaves_nothing(run: RunDirectory, beside: Beside) -> None:
+    beside("import time; time.sleep(60)")
+    started = time.monotonic()
+    with pytest.raises(DpoError, match="row 3 is broken"):
+        launch(run, worker=REFUSES)
+    assert time.monotonic() - started < 20
+    assert find_runs(run.path.parent) == []
+    assert list(run.path.parent.iterdir()) == []
+
+
+def test_where_it_cannot_be_started_the_run_goes_on(run: RunDirectory, beside: Beside) -> None:
+    (run.path / "track.log").symlink_to(run.path / "elsewhere")
+    assert launch(run) is ExitCode.DONE
+    assert "could not be started" in alerts(run)["trackers-lost"].message
+
+
+def test_it_ends_by_itself_when_the_launcher_dies(run: RunDirectory) -> None:
+    read, write = os.pipe()
+    process = subprocess.Popen(side.process_argv(run), stdin=read, stderr=subprocess.PIPE)
+    os.close(read)
+    os.close(write)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")

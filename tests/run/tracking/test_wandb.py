@@ -1,0 +1,229 @@
+"""An offline directory of W&B, read back record by record."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.tracking.memory import read_memory
+from dpo_cli.run.tracking.process import Feeder
+from dpo_cli.run.tracking.wandb import Wandb
+from tests.run.tracking.server import Server
+from tests.run.tracking.streams import (
+    PLANNED,
+    SECRET,
+    evaluated,
+    new_run,
+    private_words,
+    profile,
+    resumed,
+    sampled,
+    saved,
+    step,
+    steps,
+    tell,
+)
+
+wandb = pytest.importorskip("wandb", reason="needs the extra wandb")
+
+
+@pytest.fixture(autouse=True)
+def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    wandb.teardown()  # what it has heard of a server and a login
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return new_run(tmp_path)
+
+
+def feed(run: RunDirectory, **track: bool) -> None:
+    feeder = Feeder(run, profile(**track), {"wandb": Wandb})
+    feeder.feed(is_over=True)
+    feeder.finish()
+    assert "failed" not in read_memory(run)["wandb"]
+
+
+def records(run: RunDirectory) -> Iterator[Any]:
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = (run.path / "wandb").glob("offline-run-*/*.wandb")
+    for data in logged(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield record
+
+
+def logged(content: bytes) -> Iterator[bytes]:
+    """The records of a file of W&B: those of a LevelDB log behind seven bytes of its own."""
+    header_bytes, block_bytes, first, last = 7, 32768, (1, 2), (1, 4)
+    assert content.startswith(b":W&B")
+    position, record = header_bytes, b""
+    while position < len(content):
+        if block_bytes - position % block_bytes < header_bytes:
+            position += block_bytes - position % block_bytes
+        _, size, kind = struct.unpack_from("<IHB", content, position)
+        position += header_bytes
+        part = content[position : position + size]
+        record = part if kind in first else record + part
+        position += size
+        if kind in last:
+            yield record
+
+
+def history(run: RunDirectory) -> list[dict[str, Any]]:
+    rows = [r.history for r in records(run) if r.WhichOneof("record_type") == "history"]
+    named = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item}
+        for row in rows
+    ]
+    its_own = ("_runtime", "_timestamp")
+    return [{name: row[name] for name in row if name not in its_own} for row in named]
+
+
+def losses(run: RunDirectory) -> list[tuple[int, float]]:
+    return [(row["_step"], row["train/loss"]) for row in history(run)]
+
+
+def test_an_offline_directory_holds_the_figures(run: RunDirectory) -> None:
+    tell(run, PLANNED, evaluated(0), *steps([1, 2]), evaluated(2), saved(2))
+    feed(run)
+    first, _, last = history(run)
+    assert first["eval/loss"] == 0.6
+    assert last == {
+        "_step": 2,
+        "train/global_step": 2,
+        "train/epoch": 0.5,
+        "train/learning_rate": 2e-6,
+        "train/loss": 0.5,
+        "train/rewards/margins": 0.5,
+        "eval/loss": 0.6,
+        "eval/logps/chosen": -20.0,
+    }
+    (begun,) = [r.run for r in records(run) if r.WhichOneof("record_type") == "run"]
+    config = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    assert begun.project == "MiniMind-DPO"
+    assert begun.display_name == run.name
+    assert config["dpo"]["beta"] == 0.1
+
+
+def test_the_command_that_uploads_names_the_directory(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tell(run, PLANNED, *steps([1, 2]), saved(2))
+    feed(run)
+    its = read_memory(run)["wandb"]
+    assert its["offline"] == "there is no login here"
+    program, verb, folder = shlex.split(its["upload"])
+    assert (program, verb) == ("wandb", "sync")
+    assert (tmp_path / folder / f"run-{its['id']}.wandb").is_file()
+
+
+def test_a_resumed_run_is_one_directory_of_the_same_run(run: RunDirectory) -> None:
+    tell(run, PLANNED, *steps([1, 2, 3]))
+    feed(run)
+    before = read_memory(run)["wandb"]["id"]
+    tell(run, PLANNED, resumed(1), step(2, loss=9.0), *steps([3, 4]), saved(4))
+    feed(run)
+    assert losses(run) == [(1, 1.0), (2, 9.0), (3, 1 / 3), (4, 0.25)]
+    assert read_memory(run)["wandb"]["id"] == before
+    (begun,) = [r.run for r in records(run) if r.WhichOneof("record_type") == "run"]
+    assert begun.run_id == before
+
+
+def test_nothing_private_is_in_the_directory(run: RunDirectory) -> None:
+    tell(run, PLANNED, evaluated(0), sampled(0), *steps([1, 2]), saved(2))
+    feed(run)
+    (folder,) = (run.path / "wandb").glob("offline-run-*")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    for file in files:
+        content = file.read_bytes()
+        for private in private_words(run.path.parent):
+            assert private not in content, (file, private)
+
+
+def test_samples_are_a_table_where_the_profile_says_so(run: RunDirectory) -> None:
+    tell(run, PLANNED, evaluated(0), sampled(0), saved(0))
+    feed(run, send_text=True)
+    (table,) = (run.path / "wandb").glob("offline-run-*/files/media/table/eval/*.json")
+    assert SECRET in table.read_text()
+
+
+@pytest.mark.parametrize("how", ["WANDB_API_KEY", "netrc", "WANDB_MODE", "nothing"])
+def test_a_login_is_found_without_asking(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpo_cli.run.tracking.wandb import _why_offline
+
+    if how == "netrc":
+        netrc = tmp_path / "netrc"
+        netrc.write_text("machine api.wandb.ai login user password x\n")
+        netrc.chmod(0o600)
+    elif how != "nothing":
+        monkeypatch.setenv(how, "x")
+    expected = {"WANDB_MODE": "WANDB_MODE is not online", "nothing": "there is no login here"}
+    assert _why_offline() == expected.get(how, "")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """W&B's server, where we have a login."""
+    server = Server()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    yield server
+    wandb.teardown()
+    server.shutdown()
+    server.server_close()
+
+
+def test_online_a_resumed_run_goes_on_behind_what_the_server_has(
+    run: RunDirectory, server: Server
+) -> None:
+    tell(run, PLANNED, evaluated(0), sampled(0), *steps([1, 2, 3]))
+    feed(run)
+    tell(run, PLANNED, resumed(1), *steps([2, 3, 4]), saved(4))
+    (run.path / "track.json").write_text(json.dumps({"wandb": {"id": server.run, "sent": 0}}))
+    feed(run)
+    assert [row["_step"] for row in server.rows] == [0, 1, 2, 3, 4]
+    assert [row["train/loss"] for row in server.rows[1:]] == [1.0, 0.5, 1 / 3, 0.25]
+    assert read_memory(run)["wandb"]["upload"] == ""
+    for heard in server.heard:
+        for private in private_words(run.path.parent, "site-packages"):
+            assert private not in heard, heard
+
+
+def test_what_was_kept_offline_is_sent_once_there_is_a_login(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    tell(run, PLANNED, *steps([1, 2]), saved(2))
+    feed(run)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    tell(run, resumed(2), *steps([3]), saved(3))
+    feed(run)
+    assert [row["_step"] for row in server.rows] == [1, 2, 3]
+    assert not list((run.path / "wandb").glob("offline-run-*"))
+
+
+def test_where_the_server_cannot_be_used_the_figures_stay_here(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "too short to be one")
+    tell(run, PLANNED, *steps([1, 2]), saved(2))
+    feed(run)
+    assert losses(run) == [(1, 1.0), (2, 0.5)]
+    assert "it could not be reached" in read_memory(run)["wandb"]["offline"]

@@ -37,12 +37,13 @@ def test_each_is_given_once_and_each_lane_sees_its_card(tmp_path: Path) -> None:
     assert {rest.rpartition("-")[0] for _, rest in done} == {"2", "GPU-5"}
 
 
-def waits(letters: Iterator[str]) -> ExitCode:
-    """Until it is told to stop."""
+def waits(letters: Iterator[str], then: Callable[[], object] = lambda: None) -> ExitCode:
+    """Until it is told to stop; what comes then may be what tells it."""
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     signal.signal(signal.SIGINT, lambda number, _: told.append(number))
     next(letters)
+    then()
     until(lambda: told)
     return ExitCode.TERMINATED if told == [signal.SIGTERM] else ExitCode.INTERRUPTED
 
@@ -59,10 +60,12 @@ def test_where_one_cannot_go_on_the_others_stop(tmp_path: Path) -> None:
 
 def test_signals_reach_every_lane() -> None:
     def work(letters: Iterator[str]) -> ExitCode:
-        if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-            time.sleep(0.3)
-            os.kill(os.getppid(), signal.SIGINT)
-        return waits(letters)
+        def tell() -> None:
+            if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
+                time.sleep(0.3)
+                os.kill(os.getppid(), signal.SIGINT)
+
+        return waits(letters, tell)
 
     assert in_lanes(["0", "1"], "AB", work) is ExitCode.INTERRUPTED
 

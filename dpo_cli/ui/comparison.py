@@ -192,15 +192,20 @@ def _first(runs: Sequence[Contender]) -> Contender:
 def _verdict(runs: Sequence[Contender]) -> str:
     """Which of several runs with the same held-out pairs is the best, and what that proves."""
     first = _first(runs)
+    share = _held_out(first, ACCURACY)
+    equals = [run.letter for run in runs if _held_out(run, ACCURACY) == share]
+    have, them = ("have", "them") if len(equals) > 1 else ("has", "it")
     told = (
-        f"{first.letter} has the highest held-out accuracy: {_held_out(first, ACCURACY):.2f} over "
+        f"{listed(equals)} {have} the highest held-out accuracy: {share:.2f} over "
         f"{count(_pairs(first), 'pair')}"
     )
-    close = rivals(first, runs)
+    close = {its: lead for its, lead in rivals(first, runs).items() if its not in equals}
     if not close:
-        return f"{told}, more than chance explains (95 %)"
+        return told if len(equals) == len(runs) else f"{told}, more than chance explains (95 %)"
     ends = ", ".join(f"{low:+.2f} to {high:+.2f}" for low, high in close.values())
-    return f"{told}; but so few pairs do not tell it from {listed(close)} (95 %: ahead by {ends})"
+    return (
+        f"{told}; but so few pairs do not tell {them} from {listed(close)} (95 %: ahead by {ends})"
+    )
 
 
 def rivals(first: Contender, runs: Sequence[Contender]) -> dict[str, tuple[float, float]]:

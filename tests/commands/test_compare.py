@@ -81,6 +81,9 @@ def test_a_small_sample_does_not_tell_runs_apart_and_a_large_one_does(dpo: Cli, 
     )
     [many] = notes(dpo, "c", "d")
     assert many.endswith("0.93 over 4,000 pairs, more than chance explains (95 %)")
+    written(root, "e", *story.contender({}))
+    [equal] = notes(dpo, "a", "e")
+    assert equal == "A and B have the highest held-out accuracy: 0.82 over 40 pairs"
     different, few_again = notes(dpo, "a", "b", "c")
     assert different == (
         "held-out figures are of one kind only among those with the same pairs: A and B; C"

@@ -188,8 +188,10 @@ def tick_label(value: float, step: float) -> str:
     """A round number, with as many decimals as tell it from the next."""
     decimals = max(0, -math.floor(math.log10(step)))
     if decimals > 4 or abs(value) >= 1e5:
-        digits = math.floor(math.log10(abs(value) / step)) if abs(value) > step else 0
-        return "0" if abs(value) < step / 2 else f"{value:.{digits}e}".replace("e-0", "e-")
+        if abs(value) < step / 2:
+            return "0"
+        of_value, of_step = (math.floor(math.log10(x) + 1e-9) for x in (abs(value), step))
+        return f"{value:.{max(0, of_value - of_step)}e}".replace("e-0", "e-")
     return f"{value:.{decimals}f}"
 
 

@@ -5,6 +5,7 @@ Each story runs in a process like a worker's, whose imports are done.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from functools import partial
@@ -16,6 +17,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dpo_cli import app
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
@@ -56,12 +58,7 @@ VOCABULARY = 776
 SECONDS = 300.0
 """More than a busy machine takes."""
 PROFILE = """\
-[model]
-checkpoint = "./model"
-[data]
-data_path = "pairs.jsonl"
-[dpo]
-reduction = "sum"
+extends = "profiles/mine.toml"
 [train]
 device = "cpu"
 epochs = 1
@@ -70,6 +67,7 @@ save_interval = 1
 save_min_seconds = 0
 [eval]
 fraction = 0.25
+interval = 0
 samples = 1
 """
 
@@ -87,13 +85,15 @@ class Until:
 
 
 def make(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
-    """A profile, and beside it a model's directory in parts, with a tokenizer, and a few pairs."""
+    """A model's directory in parts, with a tokenizer, a few pairs, and what `dpo init` proposes."""
     model = build(family, VOCABULARY).to(dtype)
     model.save_pretrained(folder / "model", max_shard_size="80KB")
     for path in TOKENIZER.iterdir():
         shutil.copy(path, folder / "model")
     rows = (REPOSITORY / "demo/pairs.jsonl").read_text().splitlines(keepends=True)
-    (folder / "pairs.jsonl").write_text("".join(rows[:16]))
+    (folder / "dpo.jsonl").write_text("".join(rows[:16]))
+    with contextlib.chdir(folder):
+        assert app.main(["init", "mine"]) == 0
     (folder / "my.toml").write_text(PROFILE)
     return folder / "my.toml"
 
@@ -107,7 +107,7 @@ def train(run: RunDirectory, steps: int | None = None) -> int:
 def log_probs(model: transformers.PreTrainedModel, profile: Path) -> Tensor:
     """Of whole conversations, by the attention that every model has."""
     pairs, _ = encode_pairs(
-        list(read_pairs(profile.parent / "pairs.jsonl"))[:3],
+        list(read_pairs(profile.parent / "dpo.jsonl"))[:3],
         ChatTokenizer(TOKENIZER),
         max_seq_len=64,
         empty_think_ratio=0.0,

@@ -108,7 +108,7 @@ def test_a_resize_in_the_middle(terminal: Terminal) -> None:
     terminal.resize(40, 12)
     terminal.until(lambda: terminal.raw.count("policy") == 2)
     terminal.press("\x03")
-    until_asked(terminal, "policy", "policy", " a s…", " a s…")
+    until_asked(terminal, "policy", "policy", " tokens, ", " tokens, ")
     terminal.press("\x04")
     assert terminal.wait() == 0
 

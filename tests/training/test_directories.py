@@ -80,11 +80,11 @@ def test_what_minimind_cannot_compute_stays_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "gemma").mkdir()
     make(tmp_path / "gemma", "gemma")
     with pytest.raises(DpoError, match="MiniMind has no model that computes gemma"):
-        import_directory(tmp_path / "gemma/model", tmp_path / "x.pth", "float16", False)
+        import_directory(tmp_path / "gemma/models/model", tmp_path / "x.pth", "float16", False)
     (tmp_path / "llama").mkdir()
     make(tmp_path / "llama", "llama")
     with pytest.raises(DpoError, match="compute another function") as caught:
-        import_directory(tmp_path / "llama/model", tmp_path / "x.pth", "float16", False)
+        import_directory(tmp_path / "llama/models/model", tmp_path / "x.pth", "float16", False)
     assert caught.value.details == ("tie_word_embeddings = False, and True in MiniMind's",)
     assert not list(tmp_path.glob("x.pth*"))
 

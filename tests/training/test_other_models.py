@@ -52,6 +52,7 @@ from tests.families import FAMILIES, build
 from tests.faults import workers
 from tests.models.test_support import UNSUPPORTED
 
+MODEL = Path("models/model")
 TOKENIZER = REPOSITORY / "demo/tokenizer"
 VOCABULARY = 776
 """More rows than the tokenizer has entries, as with many published models."""
@@ -87,13 +88,13 @@ class Until:
 def make(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
     """A model's directory in parts, with a tokenizer, a few pairs, and what `dpo init` proposes."""
     model = build(family, VOCABULARY).to(dtype)
-    model.save_pretrained(folder / "model", max_shard_size="80KB")
+    model.save_pretrained(folder / MODEL, max_shard_size="80KB")
     for path in TOKENIZER.iterdir():
-        shutil.copy(path, folder / "model")
+        shutil.copy(path, folder / MODEL)
     rows = (REPOSITORY / "demo/pairs.jsonl").read_text().splitlines(keepends=True)
     (folder / "dpo.jsonl").write_text("".join(rows[:16]))
     with contextlib.chdir(folder):
-        assert app.main(["init", "mine"]) == 0
+        assert app.main(["init", "mine", "--minimind", "."]) == 0
     (folder / "my.toml").write_text(PROFILE)
     return folder / "my.toml"
 
@@ -172,7 +173,7 @@ def story(family: str, folder: Path) -> None:
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "exported")
     before, after = log_probs(trained, profile), log_probs(plain, profile)
     assert (before - after).abs().max() <= 1e-5
-    start = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
+    start = transformers.AutoModelForCausalLM.from_pretrained(folder / MODEL)
     assert (before - log_probs(start, profile)).abs().max() > 1e-4
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "exported")
     said = [{"role": "user", "content": "Hello"}]
@@ -280,7 +281,7 @@ def afterwards(family: str, folder: Path) -> None:
     export_run(run, folder / "exported", None, False)
     trained, exported, start = (
         find_model(str(path), run.path.parent)
-        for path in (run.path, folder / "exported", folder / "model")
+        for path in (run.path, folder / "exported", folder / MODEL)
     )
     *_, told = (event for event in Run(run).events if isinstance(event, Evaluated))
     for named in (trained, exported):

@@ -191,15 +191,18 @@ class _Agent(LocalElasticAgent):
         return order, killed
 
     def _ended(self) -> list[int]:
-        """The local ranks that have ended since the last look; torchrun waits for them later."""
-        ended = []
+        """The local ranks that have ended since the last look; torchrun waits for them later.
+
+        First those that a signal ended: one that misses another leaves by itself.
+        """
+        ended: list[tuple[bool, int]] = []
         for local_rank, pid in list(self._running.items()):
             state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if state is not None:
                 del self._running[local_rank]
-                ended.append(local_rank)
+                ended.append((state.si_code == os.CLD_EXITED, local_rank))
                 self._has_failed |= state.si_status != 0
-        return ended
+        return [local_rank for _, local_rank in sorted(ended)]
 
     def _restarting(self, lost: Sequence[RankEnded]) -> list[Event]:
         """What there is to know while all ranks are started again."""

@@ -30,8 +30,10 @@ def test_a_pager_has_it_in_colour_and_may_leave_early(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_the_pagers(tmp_path: Path) -> None:
-    pager = "import signal, sys; signal.signal(2, lambda *_: print('heard', flush=True));"
-    pager += "print('ready', flush=True); signal.pause(); print(sys.stdin.readline())"
+    # Blocked, so that it is not missed where it comes before somebody waits for it.
+    pager = "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [2]);"
+    pager += "print('ready', flush=True); signal.sigwait([2]); print('heard', flush=True);"
+    pager += "print(sys.stdin.readline())"
     (tmp_path / "pager.py").write_text(pager)
     with Terminal(SCRIPT, cwd=tmp_path, PAGER=f"python3 {tmp_path}/pager.py") as terminal:
         terminal.until(lambda: "ready" in terminal.raw)

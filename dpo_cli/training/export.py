@@ -36,10 +36,10 @@ from dpo_cli.run.events import EventWriter, Exported, history
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.card import MARK, model_card
 from dpo_cli.training.inputs import training_pairs
-from dpo_cli.training.opening import read_trained
 from dpo_cli.training.plan import export_dtype
 from dpo_cli.training.rounding import Rounding, round_weights
 from dpo_cli.training.survival import Survival, measure_survival, read_start
+from dpo_cli.training.trained import read_trained
 from dpo_cli.training.unproved import check_place, written_and_read_back
 from dpo_cli.training.weights import size_bytes
 
@@ -134,7 +134,8 @@ def export_run(
         name = architecture.file_name(profile.export.prefix)
         place = profile.model.out_dir or run.path
         destination = place / (name.removesuffix(".pth") if written is not architecture else name)
-    path = _destination(run, destination, written, force)
+    path = destination.absolute()
+    check_place(path, written, may_replace=force or _is_replaceable(run, path))
     pairs = _pairs_to_compare(profile, tokenizer)
     rounded = round_weights(state, dtype, rounding, seed or 0)
     with written_and_read_back(path, rounded, written, dtype, tokenizer.folder) as (new, exported):
@@ -158,7 +159,7 @@ def export_run(
         events.close()
     survival, not_compared = None, ""
     try:
-        start = read_start(run, profile, trained.plan)
+        start = read_start(run, profile, plan)
     except DpoError as error:
         not_compared = error.message
     else:
@@ -233,20 +234,10 @@ def _in_form(
     return architecture
 
 
-def _destination(run: RunDirectory, destination: Path, written: Architecture, force: bool) -> Path:
-    """Where to write; refuses to replace what this run did not write."""
-    destination = destination.absolute()
-    check_place(destination, written)
-    if not force and destination.exists() and not _is_replaceable(run, destination):
-        raise DpoError(
-            f"{destination} exists, and this run did not write it",
-            "replace it with --force, or write elsewhere with --to",
-        )
-    return destination
-
-
 def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
     """Whether nothing of anybody else's is in the place of an export."""
+    if not destination.exists():
+        return True
     if destination.parent.resolve() == run.path.resolve():
         return True
     if destination.is_dir():

@@ -24,7 +24,7 @@ from dpo_cli.profile.inputs import resolve_checkpoint
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.store import find_run
 from dpo_cli.training.ranks import ALONE, Ranks
-from dpo_cli.training.state import load_weights
+from dpo_cli.training.trained import read_trained
 
 RUN_PREFIX = "run:"
 
@@ -58,18 +58,11 @@ def read_checkpoint(
 def _load_run(source: str, runs_root: Path, kept: Path | None) -> Checkpoint:
     """The float32 weights of another run's newest generation, as they were when first read."""
     if kept is None or not kept.exists():
-        run = find_run(runs_root, source.removeprefix(RUN_PREFIX))
-        plan, newest = run.read_plan(), run.read_newest(load_weights)
-        if plan is None or newest is None:
-            raise DpoError(
-                f"{source}: the run has saved nothing yet",
-                "let it train up to its first save, or choose another checkpoint",
-            )
-        architecture, state = architecture_of(plan["model"]["shape"]), newest[1]
+        trained = read_trained(find_run(runs_root, source.removeprefix(RUN_PREFIX)))
         if kept is None:
-            return Checkpoint(architecture, state, torch.float32, fingerprint="")
-        shape = {"shape": json.dumps(architecture.to_dict())}
-        write_atomically(kept, lambda temporary: save_file(state, temporary, shape))
+            return trained.checkpoint
+        shape = {"shape": json.dumps(trained.architecture.to_dict())}
+        write_atomically(kept, lambda temporary: save_file(trained.weights, temporary, shape))
     with safe_open(kept, framework="pt") as file:
         shape = json.loads(file.metadata()["shape"])
     return Checkpoint(architecture_of(shape), load_file(kept), torch.float32, sha256_file(kept))

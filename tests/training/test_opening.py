@@ -57,6 +57,16 @@ def test_its_best_state_and_its_reference(run: RunDirectory, shared: Path) -> No
     assert reference.title.endswith("full_sft_64.pth")
 
 
+def test_a_run_as_the_reference_of_a_profile_that_is_no_runs(run: RunDirectory) -> None:
+    # Log-probs of a reference are kept by its fingerprint: each state needs one of its own.
+    newest = open_model(NamedModel(run.path, run), {}).checkpoint
+    profile = load_profile(run.profile_path, [f"model.reference=run:{run.name}"]).profile
+    reference = open_reference(profile, run.path.parent, None).checkpoint
+    assert reference.fingerprint == newest.fingerprint
+    kept = open_reference(profile, run.path.parent, run).checkpoint
+    assert all(torch.equal(kept.state[name], newest.state[name]) for name in newest.state)
+
+
 def test_a_run_that_has_saved_nothing(shared: Path, tmp_path: Path) -> None:
     new = workers.new_run(tmp_path, small_run(shared))
     with pytest.raises(DpoError, match=r"has saved nothing yet"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_Z = 1.959963984540054
+Z = 1.959963984540054
 """Standard deviations of a normal distribution around 95 % of it."""
 
 
@@ -13,7 +13,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
         share: that was seen, 0 to 1.
         count: of how many, at least 1.
     """
-    weight = _Z * _Z / count
+    weight = Z * Z / count
     middle = (share + weight / 2) / (1 + weight)
     reach = (weight * share * (1 - share) + weight * weight / 4) ** 0.5 / (1 + weight)
     return max(0.0, middle - reach), min(1.0, middle + reach)

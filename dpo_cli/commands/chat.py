@@ -119,8 +119,6 @@ def chat(
 
     Example: `dpo chat dense --prompt "Who are you?"`
     """
-    from rich.console import Console
-
     from dpo_cli.commands.session import plain_console
     from dpo_cli.data.prompts import read_prompts
     from dpo_cli.run.models import NamedModel, find_model
@@ -138,7 +136,7 @@ def chat(
     beside = None if reference is None else find_model(reference, root)
     rows = None if prompts is None else read_prompts(prompts)
 
-    notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    notes = plain_console(stderr=True)
     with notes.status("reading the weights"):
         from dpo_cli.training.conversation import Conversation, open_speakers  # torch: seconds
         from dpo_cli.training.generation import Decoding

@@ -38,15 +38,16 @@ RunsArgument = Annotated[
     ),
 ]
 MODEL_HELP = (
-    "A run (its newest state), a weights file of MiniMind's, or a Hugging Face folder of one; what "
-    "lies here under that name goes before a run's."
+    "A run (its newest state), a weights file of MiniMind's, or a Hugging Face folder; what lies "
+    "here under that name goes before a run's."
 )
 DataOption = Annotated[
     Path | None,
     typer.Option(
         "--data",
         metavar="FILE",
-        help="Preference pairs to judge by; else the held-out pairs of the run or profile.",
+        help="Preference pairs to judge by, a file or a folder; else the held-out pairs of the run "
+        "or profile.",
         show_default=False,
     ),
 ]

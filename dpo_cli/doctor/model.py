@@ -86,7 +86,7 @@ def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None
         if nats < CHANCE_SHARE * chance:
             notes.ok("tokenizer-fit", key, measured)
             continue
-        folder = show_path(resolve_tokenizer(prepared.profile))
+        folder = show_path(prepared.tokenizer)
         notes.error(
             "tokenizer-mismatch",
             "model.tokenizer",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpo_cli.intervals import wilson_interval
+from dpo_cli.intervals import Z, wilson_interval
 from dpo_cli.objective.logps import sequence_logps
 from dpo_cli.objective.losses import FIGURES, score_pairs
 from dpo_cli.profile.objective import Dpo
@@ -29,9 +29,6 @@ SHARES = frozenset({"rewards/accuracies", "logps/accuracies", "ref_logps/accurac
 
 LOW, HIGH = "/low", "/high"
 """Endings of the names of an interval's ends."""
-
-_Z = 1.959963984540054
-"""Standard deviations of a normal distribution around 95 % of it."""
 
 
 @torch.no_grad()
@@ -99,6 +96,6 @@ def summarize(table: Tensor) -> dict[str, float]:
         if name in SHARES:
             summary[name + LOW], summary[name + HIGH] = wilson_interval(mean, pairs)
         elif pairs > 1:
-            reach = _Z * float(column.std()) / pairs**0.5
+            reach = Z * float(column.std()) / pairs**0.5
             summary[name + LOW], summary[name + HIGH] = mean - reach, mean + reach
     return summary

@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from dpo_cli.profile.json_schema import json_schema
 from dpo_cli.profile.recipe import Draft
-from dpo_cli.profile.schema import KEYS, TABLES, Key, Profile, json_schema
+from dpo_cli.profile.schema import KEYS, TABLES, Key, Profile
 from dpo_cli.profile.table import Kind
 from dpo_cli.profile.text import show_value
 

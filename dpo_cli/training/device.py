@@ -35,7 +35,8 @@ class Compute:
         """The name of the hardware, for people."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"CPU, {threads} thread" + "s" * (threads > 1)
 
     def peak_bytes(self) -> int:
         """The most memory that tensors have taken on the device so far; 0 on the CPU."""

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ class Prepared:
     compute: Compute
     checkpoint: Checkpoint
     reference: Checkpoint
+    tokenizer: Path
+    """Its folder."""
     pad_id: int
     pairs: TokenizedPairs
     held_out: TokenizedPairs
@@ -75,8 +78,8 @@ class Prepared:
     @property
     def export_dtype(self) -> str:
         """The precision of the weights that other tools are to load."""
-        born = str(self.checkpoint.dtype).removeprefix("torch.")
-        return export_dtype(self.profile, self.checkpoint.architecture, born)
+        checkpoint = self.checkpoint
+        return export_dtype(self.profile, checkpoint.architecture, checkpoint.dtype_name)
 
     @property
     def balance_weight(self) -> float:
@@ -342,6 +345,7 @@ def assemble(
         compute=compute,
         checkpoint=checkpoint,
         reference=reference,
+        tokenizer=tokenizer.folder,
         pad_id=tokenizer.pad_id,
         pairs=pairs,
         held_out=evaluated,

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from dpo_cli.models.convert import StateDict
-from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.plan import Prepared
@@ -51,6 +50,5 @@ def renew_best(run: RunDirectory, prepared: Prepared, best: BestSoFar) -> None:
 
 
 def _write(path: Path, state: StateDict, prepared: Prepared) -> None:
-    tokenizer = resolve_tokenizer(prepared.profile)
     architecture = prepared.checkpoint.architecture
-    write_model(path, state, architecture, prepared.export_dtype, tokenizer)
+    write_model(path, state, architecture, prepared.export_dtype, prepared.tokenizer)

@@ -11,7 +11,9 @@ from dpo_cli.data.order import DataOrder
 from dpo_cli.errors import DpoError
 from dpo_cli.models.zoo import to_disk_names
 from dpo_cli.run.events import Saved, history
+from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.training.ranks import Ranks
 from dpo_cli.training.reference import KeptReference
 from dpo_cli.training.results import write_results
 from dpo_cli.training.state import save_state
@@ -70,15 +72,23 @@ def commit(
     )
 
 
-def newest_generation(run: RunDirectory, order: DataOrder) -> tuple[str | None, int, list[str]]:
-    """The name of the state to go on from, its optimizer step, and the states passed over.
-
-    None and 0 where nothing was ever saved.
+def find_generation(
+    run: RunDirectory, order: DataOrder, ranks: Ranks
+) -> tuple[Generation | None, list[str]]:
+    """The state to go on from, and those passed over; none if nothing was ever saved.
 
     Raises:
         DpoError: what was saved is damaged or gone, all of it; or it lies beyond the end of
             `order`.
     """
+    name, optimizer_step, passed_over = ranks.from_leader("generation", lambda: _newest(run, order))
+    if name is None:
+        return None, passed_over
+    return Generation(run.generations_path / name, optimizer_step), passed_over
+
+
+def _newest(run: RunDirectory, order: DataOrder) -> tuple[str | None, int, list[str]]:
+    """What `find_generation` returns, in words that can be sent: None and 0 for no state."""
     generation, passed_over = run.newest_verified()
     was_saved = any(isinstance(event, Saved) for event in history(run.events_path))
     if generation is None and (passed_over or was_saved):

@@ -8,18 +8,14 @@ import shutil
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.order import DataOrder, Window
+from dpo_cli.data.order import Window
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
-from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import from_tables, to_tables
 from dpo_cli.profile.schema import Profile
@@ -40,17 +36,14 @@ from dpo_cli.run.events import (
     WorkerStarted,
     history,
 )
-from dpo_cli.run.generations import Generation
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.alarms import Alarms
 from dpo_cli.training.alarms.facts import facts_of
-from dpo_cli.training.best import BestSoFar
-from dpo_cli.training.building import configure_torch, fallback_alert, make_scorer
+from dpo_cli.training.building import configure_torch, fallback_alert
 from dpo_cli.training.device import Compute, resolve, tune
 from dpo_cli.training.evidence import has_evidence, keep_evidence
 from dpo_cli.training.failures import explain
 from dpo_cli.training.inputs import training_pairs
-from dpo_cli.training.optim import make_optimizer
 from dpo_cli.training.plan import Prepared, environment, prepare
 from dpo_cli.training.promises import (
     inexact,
@@ -59,16 +52,10 @@ from dpo_cli.training.promises import (
     refuse_other_inputs,
 )
 from dpo_cli.training.ranks import LeftError, PeerLostError, Ranks
-from dpo_cli.training.reference import open_references
+from dpo_cli.training.restoring import build_trainer
 from dpo_cli.training.results import renew_best, weights_file
-from dpo_cli.training.samples import Sampler
-from dpo_cli.training.saves import commit, newest_generation
-from dpo_cli.training.state import (
-    load_best,
-    load_weights,
-    restore_state,
-    rng_states,
-)
+from dpo_cli.training.saves import commit, find_generation
+from dpo_cli.training.state import rng_states
 from dpo_cli.training.trainer import Trainer
 
 _PROGRESS_SECONDS = 0.5
@@ -242,10 +229,11 @@ class _Session:
         refuse_different_inputs(ranks.gather("inputs", prepared.fingerprints), ranks.leader)
         if promised is not None:
             refuse_other_inputs(promised, prepared.plan())
-        generation, passed_over = self.find_generation(prepared.order)
+        generation, passed_over = find_generation(self.run, prepared.order, ranks)
         self.announce(prepared, promised, exact)
         ranks.connect(compute.device, profile.launch.timeout_seconds)
-        trainer = self.build(prepared, generation)
+        trainer = build_trainer(prepared, generation, self.run.path, self, self.save, ranks)
+        self.tell_once(fallback_alert(trainer.policy))
         ranks.gather("built", None)
         for reference in (trainer.reference, trainer.held_out_reference):
             reference.exchange(ranks)
@@ -303,57 +291,6 @@ class _Session:
                     remedy="it goes on with the same batches, but no longer to the same bits",
                 )
             )
-
-    def find_generation(self, order: DataOrder) -> tuple[Generation | None, list[str]]:
-        """The state to go on from, and those passed over; none if nothing was ever saved.
-
-        Raises:
-            DpoError: what was saved is damaged or gone, all of it; or it lies beyond the end of
-                `order`.
-        """
-        name, optimizer_step, passed_over = self.ranks.from_leader(
-            "generation", lambda: newest_generation(self.run, order)
-        )
-        if name is None:
-            return None, passed_over
-        return Generation(self.run.generations_path / name, optimizer_step), passed_over
-
-    def build(self, prepared: Prepared, generation: Generation | None) -> Trainer:
-        """Policy, reference and optimizer, in the state of `generation`."""
-
-        def load_reference() -> ResponseScorer:
-            return make_scorer(prepared, prepared.reference)
-
-        references = open_references(prepared, load_reference, self.run.path)
-        checkpoint = prepared.checkpoint
-        if generation is not None and self.ranks.is_leader:
-            checkpoint = replace(checkpoint, state=load_weights(generation.path))
-        policy = make_scorer(prepared, checkpoint)
-        self.tell_once(fallback_alert(policy))
-        optimizer = make_optimizer(
-            policy.model.parameters(), compensated=prepared.profile.train.compensated
-        )
-        scaler = torch.amp.GradScaler(
-            prepared.compute.device.type, enabled=prepared.compute.dtype == torch.float16
-        )
-        trainer = Trainer(
-            prepared, policy, *references, optimizer, scaler, self, self.save, self.ranks
-        )
-        if prepared.profile.eval.samples and prepared.held_out:
-            tokenizer = ChatTokenizer(resolve_tokenizer(prepared.profile))
-            trainer.sampler = Sampler(prepared, tokenizer, load_reference)
-        if generation is not None:
-            trainer.optimizer_step = restore_state(
-                generation.path,
-                architecture=checkpoint.architecture,
-                model=policy.model,
-                optimizer=optimizer,
-                scaler=scaler,
-                ranks=self.ranks,
-            )
-            best = self.ranks.from_leader("best", lambda: load_best(generation.path).to_dict())
-            trainer.best = BestSoFar.from_dict(best)
-        return trainer
 
     # --- what the trainer tells and asks ---------------------------------------------------------
 

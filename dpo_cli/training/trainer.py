@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +18,13 @@ from dpo_cli.data.order import Window
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.models.zoo import DTYPES, to_disk_names
 from dpo_cli.objective.held_out import means
-from dpo_cli.objective.losses import FIGURES, PairScores, score_pairs
+from dpo_cli.objective.losses import PairScores, score_pairs
 from dpo_cli.profile.schema import Train
 from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, Sampled, StepDone
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.device import process_bytes
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
+from dpo_cli.training.figures import WindowFigures
 from dpo_cli.training.optim import set_learning_rate
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.ranks import ALONE, RESTED, STOPS, Ranks
@@ -152,7 +152,7 @@ class Trainer:
                 weights are as before the step.
         """
         began = time.perf_counter()
-        figures = _Figures(window.micro_batches)
+        figures = WindowFigures(window.micro_batches)
         self.policy.train()
         for forward in self.prepared.shares(window.micro_batches)[self.ranks.rank]:
             batch = self.prepared.batch(self.prepared.pairs, forward.indices)
@@ -329,85 +329,6 @@ def rest_seconds(train: Train, saving_seconds: float) -> float:
     """
     least = train.save_min_seconds
     return max(least, saving_seconds / _SAVING_SHARE) if least else 0.0
-
-
-class _Figures:
-    """Adds up what a window's pairs came to: on the device, and over all ranks when it is read.
-
-    Args:
-        micro_batches: those of the window, each of whose losses is asked for afterwards.
-    """
-
-    def __init__(self, micro_batches: Sequence[Sequence[int]]) -> None:
-        self.pairs = 0
-        self.tokens = 0
-        self.padding_tokens = 0
-        self._micro_batches = micro_batches
-        self._indices: list[int] = []
-        self._losses: list[Tensor] = []
-        self._balanced: list[int] = []
-        self._balances: list[Tensor] = []
-        self._sums: dict[str, Tensor] = {}
-        self._read: Sequence[float] = ()
-
-    def add(
-        self, indices: Sequence[int], pairs: PairScores, balance: Tensor | None, batch: Batch
-    ) -> None:
-        self.pairs += batch.pairs
-        self.tokens += batch.computed_tokens
-        self.padding_tokens += batch.padding_tokens
-        self._indices += indices
-        self._losses.append(pairs.losses.detach())
-        if balance is not None:
-            # Where experts are balanced, micro-batches are computed as they are.
-            self._balanced.append(indices[0])
-            self._balances.append(balance.detach().double())
-        for name, figure in pairs.sums().items():
-            self._sums[name] = self._sums.get(name, 0.0) + figure
-
-    def read(self, ranks: Ranks, grad_norm: Tensor) -> dict[str, float]:
-        """The mean over all pairs of every figure: the one moment that waits for the device."""
-        on_device = [*self._sums.values(), grad_norm]
-        own = [f.double()[None] for f in on_device] + self._losses
-        own += [balance[None] for balance in self._balances]
-        its = iter(torch.cat(own).tolist())
-        sums = {name: next(its) for name in self._sums}
-        norm = {"grad_norm": next(its)}
-        losses = dict(zip(self._indices, its, strict=False))
-        balances = dict(zip(self._balanced, its, strict=True))
-        counts = [self.pairs, self.tokens, self.padding_tokens, len(balances)]
-        figures = ranks.sum(
-            [
-                *counts,
-                *(float(name in sums) for name in FIGURES),
-                *(sums.get(name, 0.0) for name in FIGURES),
-                *(losses.get(index, 0.0) for its in self._micro_batches for index in its),
-                *(balances.get(its[0], 0.0) for its in self._micro_batches),
-            ]
-        )
-        self.pairs, self.tokens, self.padding_tokens, balanced = map(int, figures[: len(counts)])
-        its = iter(figures[len(counts) :])
-        is_there = [next(its) for _ in FIGURES]
-        means = {
-            name: total / self.pairs
-            for name, known, total in zip(FIGURES, is_there, its, strict=False)
-            if known
-        }
-        self._read = figures[len(counts) + 2 * len(FIGURES) :]
-        if balanced:
-            means["balance"] = sum(self._read[-balanced:]) / balanced
-        return means | norm
-
-    def losses(self, balance_coefficient: float) -> tuple[float, ...]:
-        """The loss of each micro-batch, as the gradient has it; after `read`."""
-        its = iter(self._read)
-        means = [
-            sum(itertools.islice(its, len(indices))) / len(indices)
-            for indices in self._micro_batches
-        ]
-        return tuple(
-            loss + balance_coefficient * balance for loss, balance in zip(means, its, strict=True)
-        )
 
 
 def _overflowed(window: Window) -> Alert:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def write_folder(
     names = (*folder.TOKENIZER, *folder.TOKENIZER_TOO)
     for source in (tokenizer / name for name in names):
         if source.is_file() and not _is_same(source, path / source.name):
-            _copy(source, path / source.name)
+            write_atomically(path / source.name, partial(_copy, source))
     settings = {name: its for name, its in architecture.settings.items() if name != "torch_dtype"}
     settings |= {"architectures": [architecture.class_name], "dtype": dtype}
     _write_json(path / folder.CONFIG, settings)
@@ -102,10 +103,6 @@ def _is_same(source: Path, target: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    write_atomically(target, lambda temporary: _copy_bytes(source, temporary))
-
-
-def _copy_bytes(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 

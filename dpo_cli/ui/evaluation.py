@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from dpo_cli.intervals import difference_interval
+from dpo_cli.intervals import Z, difference_interval
 from dpo_cli.profile.text import show_path
 from dpo_cli.ui.comparison import ACCURACY
 from dpo_cli.ui.layout import one_line
@@ -43,8 +43,6 @@ _FIGURES = (
 _NARROW = ("gap", "KL")
 _WIDE = 112
 _CHANCE = 0.5
-_Z = 1.96
-"""Standard deviations of a normal distribution around 95 % of it."""
 
 
 class JudgedModels:
@@ -169,7 +167,7 @@ def _verdict(figures: Figures) -> str:
         return f"{over}: below 0.5 by more than chance explains (95 %)"
     if abs(seen - _CHANCE) * pairs < 1:
         return f"{over}: as good as chance, as far as so many pairs can tell"
-    needed = math.ceil((_Z * _CHANCE / (seen - _CHANCE)) ** 2)
+    needed = math.ceil((Z * _CHANCE / (seen - _CHANCE)) ** 2)
     return f"{over} may be chance: to tell {seen:.2f} from 0.5 takes some {needed:,} pairs"
 
 

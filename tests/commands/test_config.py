@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.profile.json_schema import json_schema
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
-from dpo_cli.profile.schema import json_schema
 from tests.commands.conftest import Cli
 
 

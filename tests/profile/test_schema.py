@@ -9,10 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from dpo_cli.errors import UsageError
+from dpo_cli.profile.json_schema import json_schema
 from dpo_cli.profile.launching import Launch
 from dpo_cli.profile.losses import LOSSES
 from dpo_cli.profile.objective import Dpo
-from dpo_cli.profile.schema import KEYS, TABLES, Eval, Profile, Train, json_schema
+from dpo_cli.profile.schema import KEYS, TABLES, Eval, Profile, Train
 from dpo_cli.profile.table import Effect, Kind
 
 SNAPSHOT = Path(__file__).parent / "schema.snapshot.json"
@@ -423,7 +424,7 @@ class TestJsonSchema:
         # Compared as values: pydantic versions differ in writing a limit as 0 or 0.0.
         assert json.loads(SNAPSHOT.read_text(encoding="utf-8")) == json_schema(), (
             "the published schema changed; if that is meant, renew the snapshot: python -c "
-            "'import json; from dpo_cli.profile.schema import json_schema; "
+            "'import json; from dpo_cli.profile.json_schema import json_schema; "
             "print(json.dumps(json_schema(), indent=2, sort_keys=True, ensure_ascii=False))' "
             "> tests/profile/schema.snapshot.json"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -225,6 +226,7 @@ def make_trainer(
         compute=compute,
         checkpoint=checkpoint,
         reference=checkpoint,
+        tokenizer=Path(),
         pad_id=0,
         pairs=pairs,
         held_out=pairs[:0],

@@ -159,7 +159,11 @@ def predict(
         batch_tokens(prepared, prepared.held_out, indices) for indices in prepared.held_out_rows
     )
     evaluations = evaluations_of(prepared) if held_out else 0
-    evaluation = forward * held_out * (evaluations if packed else 2 * evaluations)
+    if not packed:
+        evaluations *= 2
+    elif prepared.begins_as_reference:
+        evaluations -= 1
+    evaluation = forward * held_out * evaluations
     if packed and reference_is_known:
         reference = 0.0
     elif packed:

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.batching import Batch
-from dpo_cli.models.scoring import ResponseScorer, Scores
+from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.held_out import HELD_OUT_FIGURES, score_held_out_pairs, summarize
 from dpo_cli.profile.objective import Dpo
 from dpo_cli.training.device import Compute
 from dpo_cli.training.ranks import ALONE, Ranks
-from dpo_cli.training.reference import Reference
+from dpo_cli.training.reference import KeptReference, Reference
 
 
 @torch.no_grad()
 def score_held_out(
-    policy: ResponseScorer,
+    policy: ResponseScorer | KeptReference,
     reference: Reference,
     rows: Sequence[Sequence[int]],
     make_batch: Callable[[Sequence[int]], Batch],
@@ -31,7 +31,7 @@ def score_held_out(
     """Score pairs that are not trained on; several ranks to the same table, each its share.
 
     Args:
-        policy: left in evaluation mode.
+        policy: left in evaluation mode; or the reference, while their weights are the same.
         reference: what it is compared with.
         rows: which pairs are scored together; every one of K stands in one row.
         make_batch: the pairs of a row, on the device.
@@ -43,13 +43,17 @@ def score_held_out(
     Returns:
         (K, F), float64 on the CPU: `HELD_OUT_FIGURES` by pair.
     """
-    policy.eval()
+    if isinstance(policy, ResponseScorer):
+        policy.eval()
     own: list[int] = []
     figures: list[Tensor] = []
     for indices in rows[ranks.rank :: ranks.size]:
         batch = make_batch(indices)
-        with compute.autocast():
-            scores: Scores = policy(batch, with_entropies=True)
+        if isinstance(policy, KeptReference):
+            scores = policy.scores(indices, batch)
+        else:
+            with compute.autocast():
+                scores = policy(batch, with_entropies=True)
         assert scores.entropies is not None
         figures.append(
             score_held_out_pairs(

@@ -19,9 +19,12 @@ from dpo_cli.training.opening import OpenedModel
 
 
 def evaluation_seconds(run: RunDirectory) -> float | None:
-    """How long the newest evaluation of a run took; None if it made none."""
+    """How long an evaluation of a run took at most: the first may need nothing but known figures.
+
+    None if it made none.
+    """
     evaluations = [event for event in history(run.events_path) if isinstance(event, Evaluated)]
-    return evaluations[-1].seconds if evaluations else None
+    return max((event.seconds for event in evaluations), default=None)
 
 
 def score_held_out(

@@ -82,6 +82,12 @@ class Prepared:
         return export_dtype(self.profile, checkpoint.architecture, checkpoint.dtype_name)
 
     @property
+    def begins_as_reference(self) -> bool:
+        """Whether all that an evaluation asks of the policy is the reference's at first."""
+        is_same = self.checkpoint.fingerprint == self.reference.fingerprint
+        return is_same and not self.profile.dpo.use_weighting
+
+    @property
     def balance_weight(self) -> float:
         """Of a micro-batch's balance loss in the loss of its window."""
         return self.router_aux_loss_coef / self.order.accumulation_steps

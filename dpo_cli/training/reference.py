@@ -1,7 +1,8 @@
 """The frozen reference: what each response token was worth before training.
 
 In the packed layout each of its log-probs is computed once, when it is first asked for, and kept:
-beside the run, for its resumes, and in the cache, for other runs; then the model is freed. In the
+beside the run, for its resumes, and in the cache, for other runs; then the model is freed. Of
+held-out pairs entropies are kept, too: before its first step the policy says the same. In the
 reference layout it is run again on every batch, as the reference script does. A loss that needs no
 reference costs none.
 """
@@ -12,7 +13,7 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,7 @@ HELD_OUT_REFERENCE_FILE = "held_out_reference_logps.safetensors"
 FORMAT = 1
 """Counts up when attention, the head or the packing of rows changes the bits of a log-prob."""
 UNKNOWN = float("nan")
+_LOGPS, _ENTROPIES = "token_logps", "entropies"
 
 
 class Reference(Protocol):
@@ -109,7 +111,9 @@ def open_references(
     weighted = prepared.profile.dpo.use_weighting
     arithmetic = torch.get_float32_matmul_precision(), train.compile, weighted, FORMAT
 
-    def kept(name: str, pairs: TokenizedPairs, rows: list[tuple[int, ...]]) -> Reference:
+    def kept(
+        name: str, pairs: TokenizedPairs, rows: list[tuple[int, ...]], *, with_entropies: bool
+    ) -> Reference:
         facts = (model, compute.device, compute.dtype, arithmetic, pairs.fingerprint(), rows)
         key = hashlib.sha256(str(facts).encode()).hexdigest()
         places = [directory / name]
@@ -118,11 +122,13 @@ def open_references(
             here = environment(), compute.device_name, processor(), train.deterministic
             elsewhere = hashlib.sha256(f"{key} {here}".encode()).hexdigest()
             places.append(cache / "reference" / f"{elsewhere}.safetensors")
-        return KeptReference(pairs, rows, compute, load, places, key)
+        return KeptReference(pairs, rows, compute, load, places, key, with_entropies=with_entropies)
 
     return (
-        kept(REFERENCE_FILE, prepared.pairs, first_epoch),
-        kept(HELD_OUT_REFERENCE_FILE, prepared.held_out, prepared.held_out_rows),
+        kept(REFERENCE_FILE, prepared.pairs, first_epoch, with_entropies=False),
+        kept(
+            HELD_OUT_REFERENCE_FILE, prepared.held_out, prepared.held_out_rows, with_entropies=True
+        ),
     )
 
 
@@ -141,6 +147,7 @@ class KeptReference:
         places: files where what is known is found and kept; the first, beside the run, also while
             some is unknown.
         key: everything the log-probs follow from; what is found under another is not believed.
+        with_entropies: keep those of the distributions as well, for `scores`.
     """
 
     def __init__(
@@ -151,20 +158,24 @@ class KeptReference:
         load: Callable[[], ResponseScorer],
         places: Sequence[Path] = (),
         key: str = "",
+        *,
+        with_entropies: bool = False,
     ) -> None:
         self._pairs, self._rows, self._compute, self._load = pairs, rows, compute, load
         self._row_of = {index: row for row, indices in enumerate(rows) for index in indices}
         lengths = pairs.response_tokens.flatten().tolist()
         self._ends = list(itertools.accumulate(lengths, initial=0))
         self._places, self._key = places, key
+        self._names = (_LOGPS, _ENTROPIES) if with_entropies else (_LOGPS,)
         self._has_news = bool(pairs)
         found = self._find()
-        dtype = torch.promote_types(compute.dtype, torch.float32)
-        unknown = torch.full((self._ends[-1],), UNKNOWN, dtype=dtype)
-        logps = unknown if found is None else found
+        if found is None:
+            dtype = torch.promote_types(compute.dtype, torch.float32)
+            unknown = torch.full((self._ends[-1],), UNKNOWN, dtype=dtype)
+            found = {name: unknown.clone() for name in self._names}
         # Of each row, so that no step asks the device what it knows.
-        self._is_known = [not logps[self._ends[2 * row[0]]].isnan() for row in rows]
-        self._logps = logps.to(compute.device)
+        self._is_known = [not found[_LOGPS][self._ends[2 * row[0]]].isnan() for row in rows]
+        self._values = {name: found[name].to(compute.device) for name in self._names}
         self._scorer: ResponseScorer | None = None
 
     @property
@@ -174,12 +185,12 @@ class KeptReference:
 
     def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
         """See `Reference`; for a packed batch, whose rows are response tokens and nothing else."""
-        for index in indices:
-            if not self._is_known[row := self._row_of[index]]:
-                self._compute_row(row)
-        sides = [self._side(2 * index) for index in indices]
-        sides += [self._side(2 * index + 1) for index in indices]
-        return pad_sequence(sides, batch_first=True)
+        return self._values_of(_LOGPS, indices)
+
+    def scores(self, indices: Sequence[int], batch: Batch) -> Scores:
+        """What a policy of the same weights says of pairs; where entropies are kept."""
+        logps, entropies = (self._values_of(name, indices) for name in (_LOGPS, _ENTROPIES))
+        return Scores(logps, batch.mask, balance=None, entropies=entropies)
 
     def exchange(self, ranks: Ranks) -> None:
         """See `Reference`. Collective: all ranks call it at the same moment."""
@@ -189,9 +200,9 @@ class KeptReference:
         known = ranks.largest(torch.tensor(self._is_known, dtype=torch.uint8))
         if min(ranks.collect(torch.tensor(rows_before))) == int(known.sum()):
             return
-        logps = self._logps.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-        logps = ranks.largest(logps)
-        self._logps = torch.where(logps.isneginf(), UNKNOWN, logps)
+        for name, own in self._values.items():
+            values = ranks.largest(own.nan_to_num(nan=-torch.inf, neginf=-torch.inf))
+            self._values[name] = torch.where(values.isneginf(), UNKNOWN, values)
         self._is_known = known.bool().tolist()
         self._has_news |= sum(self._is_known) > rows_before
         if self.is_complete:
@@ -202,25 +213,36 @@ class KeptReference:
         if not self._has_news or not self._places:
             return
         beside, *shared = self._places
-        logps = self._logps.cpu()
-        keep(beside, self._key, logps)
+        values = {name: its.cpu() for name, its in self._values.items()}
+        keep(beside, self._key, values)
         if self.is_complete:
             for place in shared:
                 with contextlib.suppress(OSError, SafetensorError):
                     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                     remove_unused(place.parent)
-                    keep(place, self._key, logps)
+                    keep(place, self._key, values)
         self._has_news = False
 
-    def _find(self) -> Tensor | None:
+    def _find(self) -> Mapping[str, Tensor] | None:
         for place in self._places:
-            logps = load_kept(place, self._key)
-            if logps is not None and len(logps) == self._ends[-1]:
+            values = load_kept(place, self._key)
+            if values is not None and self._fits(values):
                 self._has_news = place != self._places[0]
                 with contextlib.suppress(OSError):
                     os.utime(place)  # used, and therefore not to be removed
-                return logps
+                return values
         return None
+
+    def _fits(self, values: Mapping[str, Tensor]) -> bool:
+        return all(name in values and len(values[name]) == self._ends[-1] for name in self._names)
+
+    def _values_of(self, name: str, indices: Sequence[int]) -> Tensor:
+        """(2P, time), of the chosen sides of some pairs, then of the rejected."""
+        for index in indices:
+            if not self._is_known[row := self._row_of[index]]:
+                self._compute_row(row)
+        sides = [2 * index for index in indices] + [2 * index + 1 for index in indices]
+        return pad_sequence([self._side(name, side) for side in sides], batch_first=True)
 
     @torch.no_grad()
     def _compute_row(self, row: int) -> None:
@@ -229,38 +251,46 @@ class KeptReference:
         indices = self._rows[row]
         batch = make_batch([self._pairs[i] for i in indices], "packed", max_seq_len=0)
         with self._compute.autocast():
-            scores: Scores = self._scorer(batch.to(self._compute.device))
+            scores: Scores = self._scorer(
+                batch.to(self._compute.device), with_entropies=_ENTROPIES in self._names
+            )
         sides = [2 * index for index in indices] + [2 * index + 1 for index in indices]
-        for side, logps in zip(sides, scores.token_logps, strict=True):
-            kept = self._side(side)
-            kept.copy_(logps[: len(kept)])
+        for name in self._names:
+            for side, values in zip(sides, getattr(scores, name), strict=True):
+                kept = self._side(name, side)
+                kept.copy_(values[: len(kept)])
         self._is_known[row] = self._has_news = True
         if self.is_complete:
             self._scorer = None
 
-    def _side(self, side: int) -> Tensor:
-        return self._logps[self._ends[side] : self._ends[side + 1]]
+    def _side(self, name: str, side: int) -> Tensor:
+        return self._values[name][self._ends[side] : self._ends[side + 1]]
 
 
-def load_kept(path: Path, key: str) -> Tensor | None:
-    """The kept log-probs, if `path` holds them for `key` and unharmed; else None."""
+def load_kept(path: Path, key: str) -> dict[str, Tensor] | None:
+    """What is kept, by its name in `Scores`, if `path` holds it for `key` and unharmed."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            logps: Tensor = file.get_tensor("token_logps")
+            # Copies, since what is mapped would change with its file.
+            values = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
     except (OSError, SafetensorError):
         return None
-    if metadata.get("key") != key or logps.dtype != torch.float32 or logps.ndim != 1:
+    is_ours = all(its.dtype == torch.float32 and its.ndim == 1 for its in values.values())
+    if not is_ours or metadata.get("key") != key or metadata.get("digest") != _digest(values):
         return None
-    # A copy, since what is mapped would change with its file.
-    return logps.clone() if metadata.get("digest") == _digest(logps) else None
+    return values
 
 
-def keep(path: Path, key: str, logps: Tensor) -> None:
-    """Write log-probs where `load_kept` finds them."""
-    metadata = {"key": key, "digest": _digest(logps)}
-    write_atomically(path, lambda temporary: save_file({"token_logps": logps}, temporary, metadata))
+def keep(path: Path, key: str, values: Mapping[str, Tensor]) -> None:
+    """Write values of response tokens where `load_kept` finds them."""
+    metadata = {"key": key, "digest": _digest(values)}
+    write_atomically(path, lambda temporary: save_file(dict(values), temporary, metadata))
 
 
-def _digest(logps: Tensor) -> str:
-    return hashlib.sha256(logps.contiguous().numpy().data).hexdigest()
+def _digest(values: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, its in sorted(values.items()):
+        digest.update(name.encode())
+        digest.update(its.contiguous().numpy().data)
+    return digest.hexdigest()

@@ -28,7 +28,7 @@ from dpo_cli.training.figures import WindowFigures
 from dpo_cli.training.optim import set_learning_rate
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.ranks import ALONE, RESTED, STOPS, Ranks
-from dpo_cli.training.reference import Reference
+from dpo_cli.training.reference import KeptReference, Reference
 from dpo_cli.training.samples import Sampler
 
 _SAVING_SHARE = 0.006
@@ -240,6 +240,14 @@ class Trainer:
         )
         return moved / self.prepared.checkpoint.parameters
 
+    @property
+    def evaluated(self) -> ResponseScorer | KeptReference:
+        """What held-out pairs are scored with: not the policy while it is still the reference."""
+        reference = self.held_out_reference
+        if self.optimizer_step or not self.prepared.begins_as_reference:
+            return self.policy
+        return reference if isinstance(reference, KeptReference) else self.policy
+
     def evaluate(self, *, is_due: bool = True) -> bool:
         """Score the held-out pairs, if there are any, and report.
 
@@ -259,7 +267,7 @@ class Trainer:
             self.watch.progress(EVALUATION, done, len(held_out), "pairs")
 
         table = score_held_out(
-            self.policy,
+            self.evaluated,
             self.held_out_reference,
             self.prepared.held_out_rows,
             partial(self.prepared.batch, held_out),

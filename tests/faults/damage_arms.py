@@ -100,9 +100,9 @@ def note_reference_rows(cache: Path, file: Path) -> None:
     compute = KeptReference._compute_row
 
     def noted(self: KeptReference, row: int) -> None:
-        unknown = int(self._logps.isnan().sum())
+        unknown = int(self._values["token_logps"].isnan().sum())
         compute(self, row)
         with file.open("a") as lines:
-            lines.write(f"{unknown - int(self._logps.isnan().sum())}\n")
+            lines.write(f"{unknown - int(self._values['token_logps'].isnan().sum())}\n")
 
     KeptReference._compute_row = noted  # type: ignore[method-assign]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpo_cli.data.batching import Layout
+from dpo_cli.data.batching import Batch, Layout
 from dpo_cli.data.chat import ChatTokenizer, Tokenized, TokenizedPair
-from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.models.zoo import build_model
 from dpo_cli.objective.held_out import HELD_OUT_FIGURES
 from dpo_cli.profile.load import load_profile
@@ -20,10 +20,12 @@ from dpo_cli.run.events import Evaluated, Sampled
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training import samples
 from dpo_cli.training.evaluation import score_held_out
+from dpo_cli.training.plan import Prepared
 from dpo_cli.training.samples import prompt_of
 from dpo_cli.training.state import load_weights
 from tests.cli import Run
 from tests.faults import workers
+from tests.faults.arms import own_cache
 from tests.small_runs import golden_run
 from tests.training import ranks
 from tests.training.two_layouts import (
@@ -147,6 +149,49 @@ def test_an_evaluation_tells_of_every_group(alone: RunDirectory) -> None:
     assert 0 < end.metrics["entropy"] < math.log(6400)
     assert end.metrics["entropy"] != start.metrics["entropy"]
     assert end.metrics["token_logps/chosen"] == pytest.approx(end.metrics["logps/chosen"])
+
+
+def ask_the_policy(cache: Path) -> None:
+    """Even before the first step; nothing is known from other runs."""
+    own_cache(cache)
+    Prepared.begins_as_reference = False  # type: ignore[assignment]
+
+
+def note_modes(cache: Path, file: Path) -> None:
+    """Write down of every forward whether it is a training one."""
+    own_cache(cache)
+    forward = ResponseScorer.forward
+
+    def noted(self: ResponseScorer, batch: Batch, with_entropies: bool = False) -> Scores:
+        with file.open("a") as lines:
+            lines.write("training\n" if self.training else "evaluation\n")
+        return forward(self, batch, with_entropies)
+
+    ResponseScorer.forward = noted  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("generation", ["seed", "head"])
+@pytest.mark.parametrize("moe", [False, True])
+def test_before_the_first_step_the_reference_speaks_for_the_policy(
+    shared: Path, tmp_path: Path, generation: str, moe: bool
+) -> None:
+    """To the bit, and to the end of the run; where it is known, no forward is computed."""
+    runs, modes = [], []
+    for number, arm in enumerate((ask_the_policy, note_modes, note_modes)):
+        arguments = golden_run(shared, generation, moe, **{"train.epochs": 1})
+        runs.append(workers.new_run(tmp_path / str(number), arguments))
+        file = tmp_path / f"modes-{number}"
+        cache = tmp_path / f"cache-{min(number, 1)}"
+        assert workers.work(runs[-1], partial(arm, cache, *[file][: arm is note_modes])) == 0
+        modes.append(file.read_text().split() if file.exists() else [])
+        workers.assert_equal(runs[-1], runs[0])
+        assert [(e.metrics, e.groups) for e in evaluations(runs[-1])] == [
+            (e.metrics, e.groups) for e in evaluations(runs[0])
+        ]
+    steps, held_out = modes[2].count("training"), modes[2].count("evaluation")
+    assert modes[2] == ["training"] * steps + ["evaluation"] * held_out
+    # Of the reference every row of the one epoch, and each held-out row, once.
+    assert modes[1].count("evaluation") == steps + 2 * held_out
 
 
 @pytest.mark.parametrize("generation", ["seed", "head"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -33,24 +34,29 @@ def pair(chosen: int, rejected: int) -> TokenizedPair:
 
 PAIRS = in_columns([pair(2, 3), pair(1, 1), pair(4, 2)])
 ROWS = [(0, 2), (1,)]
-LOGPS = -torch.arange(13.0)
+LOGPS = {"token_logps": -torch.arange(13.0)}
 CPU = Compute(torch.device("cpu"), torch.float32)
 
 
 class Scorer(torch.nn.Module):
-    """Instead of a model: each response token is worth minus its id; remembers the rows."""
+    """Instead of a model: each response token is worth minus its id, its entropy half of that.
+
+    Remembers the rows.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[int] = []
 
-    def forward(self, batch: PackedBatch) -> Scores:
+    def forward(self, batch: PackedBatch, with_entropies: bool = False) -> Scores:
         self.rows.append(batch.pairs)
-        logps = -batch.target_labels.float()
-        return Scores(logps[batch.targets], batch.mask, None)
+        logps = -batch.target_labels.float()[batch.targets]
+        return Scores(logps, batch.mask, None, entropies=-logps / 2 if with_entropies else None)
 
 
-def reference(*places: Path, key: str = "key") -> tuple[KeptReference, list[Scorer]]:
+def reference(
+    *places: Path, key: str = "key", with_entropies: bool = False
+) -> tuple[KeptReference, list[Scorer]]:
     """A reference, and the models that it has had loaded so far."""
     loaded: list[Scorer] = []
 
@@ -58,7 +64,8 @@ def reference(*places: Path, key: str = "key") -> tuple[KeptReference, list[Scor
         loaded.append(Scorer())
         return cast(ResponseScorer, loaded[-1])
 
-    return KeptReference(PAIRS, ROWS, CPU, load, places, key), loaded
+    kept = KeptReference(PAIRS, ROWS, CPU, load, places, key, with_entropies=with_entropies)
+    return kept, loaded
 
 
 def ask(kept: KeptReference, *indices: int) -> list[list[float]]:
@@ -67,6 +74,13 @@ def ask(kept: KeptReference, *indices: int) -> list[list[float]]:
     rows = kept.token_logps(indices, batch)
     assert rows.shape == batch.mask.shape
     return [row[mask].tolist() for row, mask in zip(rows, batch.mask, strict=True)]
+
+
+def assert_equal(first: Mapping[str, torch.Tensor] | None, second: object) -> None:
+    assert isinstance(second, Mapping)
+    assert first is not None
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], its) for name, its in second.items())
 
 
 def test_log_probs_stand_where_the_policys_do() -> None:
@@ -116,7 +130,28 @@ def test_a_part_is_kept_beside_the_run_and_all_of_it_for_other_runs(tmp_path: Pa
     other.keep()
     again = load_kept(tmp_path / "other.safetensors", "key")
     assert again is not None
-    assert torch.equal(again, cast(torch.Tensor, load_kept(beside, "key")))
+    assert_equal(again, load_kept(beside, "key"))
+
+
+def test_entropies_are_kept_and_asked_for_with_the_log_probs(tmp_path: Path) -> None:
+    path = tmp_path / "held_out.safetensors"
+    ask(reference(path)[0], 0, 1, 2)
+    plain, _ = reference(path)
+    ask(plain, 0, 1, 2)
+    plain.keep()
+    both, loaded = reference(path, with_entropies=True)
+    batch = cast(PackedBatch, make_batch([PAIRS[0], PAIRS[1]], "packed", max_seq_len=0))
+    scores = both.scores((0, 1), batch)
+    assert len(loaded) == 1  # log-probs alone were not enough
+    assert scores.entropies is not None
+    assert scores.entropies.tolist() == [[5, 5.5, 0], [5, 0, 0], [25, 25.5, 26], [25, 0, 0]]
+    assert torch.equal(scores.entropies, -scores.token_logps / 2)
+    assert torch.equal(scores.mask, batch.mask)
+    both.scores((2,), cast(PackedBatch, make_batch([PAIRS[2]], "packed", max_seq_len=0)))
+    both.keep()
+    again, loaded = reference(path, with_entropies=True)
+    assert torch.equal(cast(torch.Tensor, again.scores((0, 1), batch).entropies), scores.entropies)
+    assert not loaded
 
 
 def test_a_cache_that_cannot_be_written_is_gone_without(tmp_path: Path) -> None:
@@ -139,7 +174,7 @@ def test_a_run_that_cannot_be_written_in_is_an_error(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_computed_again(tmp_path: Path, spoil: str) -> None:
     beside = tmp_path / "run.safetensors"
     if spoil == "other length":
-        keep(beside, "key", LOGPS[:5])
+        keep(beside, "key", {name: its[:5] for name, its in LOGPS.items()})
     else:
         keep(beside, "another" if spoil == "other key" else "key", LOGPS)
     if spoil == "cut off":
@@ -153,9 +188,7 @@ def test_what_was_kept_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     assert load_kept(path, "key") is None
     keep(path, "key", LOGPS)
-    kept = load_kept(path, "key")
-    assert kept is not None
-    assert torch.equal(kept, LOGPS)
+    assert_equal(load_kept(path, "key"), LOGPS)
 
 
 def test_what_belongs_to_something_else_is_not_believed(tmp_path: Path) -> None:
@@ -177,7 +210,7 @@ def test_no_flipped_bit_in_the_numbers_is_believed(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     keep(path, "key", LOGPS)
     data = path.read_bytes()
-    numbers = len(LOGPS) * 4
+    numbers = len(LOGPS["token_logps"]) * 4
     for position in range(len(data) - numbers, len(data)):
         spoilt = bytearray(data)
         spoilt[position] ^= 1 << (position % 8)

@@ -25,7 +25,7 @@ from typing import Any
 from inputs import make_parser
 
 from dpo_cli.run.events import StepDone, history
-from dpo_cli.run.store import find_runs
+from dpo_cli.run.lookup import find_runs
 
 WARM_UP_STEPS = 2
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from inputs import make_parser
 
 from dpo_cli.run.events import Saved, StepDone, Stopped, WorkerStarted, history
-from dpo_cli.run.store import find_runs
+from dpo_cli.run.lookup import find_runs
 
 DPO = [sys.executable, "-m", "dpo_cli"]
 

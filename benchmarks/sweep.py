@@ -34,7 +34,8 @@ from typing import Any
 from inputs import make_parser
 
 from dpo_cli.files import sha256_file
-from dpo_cli.run.store import RunDirectory, find_runs
+from dpo_cli.run.lookup import find_runs
+from dpo_cli.run.store import RunDirectory
 
 BETAS, RATES = (0.1, 2, 5), (1e-6, 1e-5)
 _STAMP = len("20261123-120000-ab12")

@@ -13,7 +13,8 @@ from typing import Any
 from dpo_cli.models.convert import StateDict, to_minimind
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.run.events import Evaluated, Event, StepDone, history
-from dpo_cli.run.store import RunDirectory, find_runs
+from dpo_cli.run.lookup import find_runs
+from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.state import load_weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -121,8 +121,9 @@ def chat(
     """
     from dpo_cli.commands.session import plain_console
     from dpo_cli.data.prompts import read_prompts
+    from dpo_cli.run.lookup import find_run
     from dpo_cli.run.models import NamedModel, find_model
-    from dpo_cli.run.store import find_run, runs_root
+    from dpo_cli.run.store import runs_root
     from dpo_cli.ui.chat import ChatScreen
 
     _refuse_contradictions(prompt, prompts, out, temperature, top_p, seed)

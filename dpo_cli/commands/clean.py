@@ -42,7 +42,8 @@ def clean(
 
     from dpo_cli.commands.session import plain_console
     from dpo_cli.run.cleaning import free, look_through
-    from dpo_cli.run.store import find_run, find_runs, runs_root
+    from dpo_cli.run.lookup import find_run, find_runs
+    from dpo_cli.run.store import runs_root
     from dpo_cli.run.summary import RunState, summarize
     from dpo_cli.ui.report import size
 

@@ -22,7 +22,8 @@ def named_runs(names: Sequence[str], runs_dir: Path | None) -> dict[str, RunDire
     Raises:
         UsageError: one is not there, or there are too many.
     """
-    from dpo_cli.run.store import find_run, runs_root
+    from dpo_cli.run.lookup import find_run
+    from dpo_cli.run.store import runs_root
 
     root = runs_root(runs_dir)
     runs = {run.path.resolve(): run for run in (find_run(root, name) for name in names)}

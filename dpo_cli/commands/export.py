@@ -119,7 +119,8 @@ def export(
     Example: `dpo export dense --to rlhf_512.pth`
     """
     from dpo_cli.commands.session import plain_console
-    from dpo_cli.run.store import find_run, runs_root
+    from dpo_cli.run.lookup import find_run
+    from dpo_cli.run.store import runs_root
     from dpo_cli.ui.export import export_lines
 
     if seed is not None and rounding is not RoundingMode.STOCHASTIC:

@@ -73,7 +73,8 @@ def resume(
     from dpo_cli.profile.load import load_profile
     from dpo_cli.profile.resolved import differences, to_toml
     from dpo_cli.run.launch import worker_argv
-    from dpo_cli.run.store import find_run, runs_root
+    from dpo_cli.run.lookup import find_run
+    from dpo_cli.run.store import runs_root
     from dpo_cli.run.tracking.kinds import asked_for, require_trackers
 
     torchrun = torchrun_words(context)

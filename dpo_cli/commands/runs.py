@@ -28,7 +28,8 @@ def runs(
     from rich.console import Console
 
     from dpo_cli.commands.session import plain_console
-    from dpo_cli.run.store import find_runs, runs_root
+    from dpo_cli.run.lookup import find_runs
+    from dpo_cli.run.store import runs_root
     from dpo_cli.run.summary import summarize
 
     root = runs_root(runs_dir)

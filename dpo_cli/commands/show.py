@@ -55,7 +55,8 @@ def show(
 
     Example: `dpo show dense --at 400 --svg panel.svg`
     """
-    from dpo_cli.run.store import find_run, runs_root
+    from dpo_cli.run.lookup import find_run
+    from dpo_cli.run.store import runs_root
     from dpo_cli.ui.picture import picture_of, recording_console
 
     run = find_run(runs_root(runs_dir), run_name)

@@ -21,7 +21,8 @@ def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
     """
     from dpo_cli.commands.session import plain_console
     from dpo_cli.run.events import Completed, EventReader, Failed, Stopped
-    from dpo_cli.run.store import find_run, runs_root
+    from dpo_cli.run.lookup import find_run
+    from dpo_cli.run.store import runs_root
     from dpo_cli.ui.report import completed_lines, stopped_lines
 
     console = plain_console()

@@ -134,7 +134,7 @@ def pin_weights(profile: Profile, root: Path) -> Profile:
     """
     from dpo_cli.profile.hub import at_commit, is_on_hub
     from dpo_cli.profile.inputs import resolve_checkpoint
-    from dpo_cli.run.store import find_run
+    from dpo_cli.run.lookup import find_run
 
     pinned = {"checkpoint": resolve_checkpoint(profile, "checkpoint")}
     if profile.model.reference is not None:

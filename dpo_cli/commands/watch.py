@@ -38,7 +38,8 @@ def watch(
     from dpo_cli.commands.session import plain_console
     from dpo_cli.commands.show import picture, print_picture
     from dpo_cli.run.events import EventReader, history
-    from dpo_cli.run.store import find_run, runs_root
+    from dpo_cli.run.lookup import find_run
+    from dpo_cli.run.store import runs_root
     from dpo_cli.ui.live import REPLAY_KEYS, Panel, has_terminal
     from dpo_cli.ui.replay import Replay
 

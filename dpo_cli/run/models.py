@@ -14,7 +14,8 @@ from dpo_cli.profile import folder
 from dpo_cli.profile.inputs import check_tokenizer, resolve_tokenizer
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.text import show_path
-from dpo_cli.run.store import RunDirectory, find_run
+from dpo_cli.run.lookup import find_run
+from dpo_cli.run.store import RunDirectory
 
 _WEIGHTS = (".pth", ".safetensors")
 

@@ -8,7 +8,6 @@ runs/<name>-<yyyymmdd-hhmmss>-<4 hex>/
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 import re
@@ -82,6 +81,12 @@ class RunDirectory(Workplace):
         """The name it was given, without the time of its creation."""
         match = _DIRECTORY_NAME.fullmatch(self.name)
         return match["name"] if match else self.name
+
+    @property
+    def created(self) -> str:
+        """When it was, as its name says; sorts by time. Nothing where somebody renamed it."""
+        match = _DIRECTORY_NAME.fullmatch(self.name)
+        return match["created"] if match else ""
 
     @property
     def designation(self) -> str:
@@ -327,61 +332,6 @@ def make_root(root: Path) -> None:
         ) from error
 
 
-def find_runs(root: Path) -> list[RunDirectory]:
-    """Every run under `root`, the newest first; a link to elsewhere is none of them."""
-    if not root.is_dir():
-        return []
-    runs = [
-        RunDirectory(path)
-        for path in root.iterdir()
-        if not path.is_symlink() and (path / "profile.toml").is_file()
-    ]
-    return sorted(runs, key=_creation, reverse=True)
-
-
-def find_run(
-    root: Path,
-    query: str | None,
-    *,
-    prefer: Callable[[RunDirectory], bool] = lambda run: True,
-) -> RunDirectory:
-    """The run a user means: by path, directory name, profile name (the newest) or unique prefix.
-
-    Without a `query` it is the newest run that `prefer` holds for, or else the newest of all.
-
-    Raises:
-        UsageError: there is none, with the nearest names; or several, with all of them.
-    """
-    if query is not None and os.sep in query:
-        run = RunDirectory(Path(query).expanduser())
-        if not run.profile_path.is_file():
-            raise UsageError(f"{query} is not a run: it has no profile.toml")
-        return run
-    runs = find_runs(root)
-    if not runs:
-        raise UsageError(f"there are no runs in {root}", "start one: dpo train PROFILE")
-    if query is None:
-        return next((run for run in runs if prefer(run)), runs[0])
-    for run in runs:
-        if run.name == query:
-            return run
-    for run in runs:
-        if run.profile_name == query:
-            return run
-    matches = [run.name for run in runs if run.name.startswith(query)]
-    if len(matches) == 1:
-        return RunDirectory(root / matches[0])
-    if matches:
-        raise UsageError(f"{query!r} could be several runs", "type more of the name", matches)
-    names = [run.name for run in runs] + [run.profile_name for run in runs]
-    near = difflib.get_close_matches(query, names, n=3, cutoff=0.4)
-    raise UsageError(
-        f"there is no run {query!r} in {root}",
-        f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "",
-        () if near else [run.name for run in runs[:5]],
-    )
-
-
 def _new_directory(root: Path, name: str) -> Path:
     """Make a directory whose name sorts by time: the hex digits are the fraction of the second."""
     while True:
@@ -398,8 +348,3 @@ def _new_directory(root: Path, name: str) -> Path:
 def safe_name(name: str) -> str:
     """`name` as one component of a path that cannot leave its directory."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:_NAME_CHARACTERS] or "run"
-
-
-def _creation(run: RunDirectory) -> tuple[str, str]:
-    match = _DIRECTORY_NAME.fullmatch(run.name)
-    return (match["created"] if match else "", run.name)

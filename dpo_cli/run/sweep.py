@@ -21,7 +21,8 @@ from dpo_cli.profile.resolved import differences, from_tables, to_tables, to_tom
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.disk import explain_disk_errors
-from dpo_cli.run.store import RunDirectory, find_runs, make_root, safe_name
+from dpo_cli.run.lookup import find_runs
+from dpo_cli.run.store import RunDirectory, make_root, safe_name
 from dpo_cli.run.workplace import Workplace
 
 _NAME_CHARACTERS = 60

@@ -22,7 +22,7 @@ from dpo_cli.models.architecture import architecture_of
 from dpo_cli.models.zoo import Checkpoint, load_checkpoint
 from dpo_cli.profile.inputs import resolve_checkpoint
 from dpo_cli.profile.schema import Profile
-from dpo_cli.run.store import find_run
+from dpo_cli.run.lookup import find_run
 from dpo_cli.training.ranks import ALONE, Ranks
 from dpo_cli.training.trained import read_trained
 

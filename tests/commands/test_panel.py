@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.run.store import RunDirectory, find_runs
+from dpo_cli.run.lookup import find_runs
+from dpo_cli.run.store import RunDirectory
 from tests.commands.test_runs import WORKER
 from tests.terminal import Terminal
 

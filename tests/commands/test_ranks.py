@@ -12,7 +12,8 @@ import pytest
 from dpo_cli.errors import ExitCode
 from dpo_cli.run import launch, torchrun, workers
 from dpo_cli.run.events import Alert, EventWriter, Planned, Stopped
-from dpo_cli.run.store import RunDirectory, find_runs
+from dpo_cli.run.lookup import find_runs
+from dpo_cli.run.store import RunDirectory
 from tests.commands.conftest import Cli
 from tests.run.test_placement import SLURM, TORCHRUN
 

@@ -17,7 +17,8 @@ import pytest
 
 from dpo_cli.errors import DpoError
 from dpo_cli.run import launch
-from dpo_cli.run.store import RunDirectory, find_run, find_runs
+from dpo_cli.run.lookup import find_run, find_runs
+from dpo_cli.run.store import RunDirectory
 from tests.commands.conftest import Cli
 
 pytestmark = pytest.mark.usefixtures("directory")

@@ -13,7 +13,8 @@ import pytest
 from dpo_cli.commands import sweeping
 from dpo_cli.run import lanes, launch, torchrun
 from dpo_cli.run.events import EventReader, WorkerStarted
-from dpo_cli.run.store import RunDirectory, find_run, find_runs
+from dpo_cli.run.lookup import find_run, find_runs
+from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.workers import start_worker
 from tests.commands.conftest import Cli

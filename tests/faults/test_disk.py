@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.events import Alert, EventReader, Failed, Resumed, Saved
-from dpo_cli.run.store import RunDirectory, find_runs
+from dpo_cli.run.lookup import find_runs
+from dpo_cli.run.store import RunDirectory
 from tests.cli import DPO, run_in
 from tests.faults import workers
 from tests.faults.conftest import arguments

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from dpo_cli.run.events import Alert, Event, EventReader, Failed, RankEnded, Resumed, Stopped
-from dpo_cli.run.store import RunDirectory, find_runs
+from dpo_cli.run.lookup import find_runs
+from dpo_cli.run.store import RunDirectory
 from tests.cli import DPO, Run, run_in, set_options
 from tests.faults import arms, damage_arms, rank_arms, rank_storm, workers
 from tests.faults.conftest import arguments

@@ -15,7 +15,8 @@ from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.run import launch
 from dpo_cli.run.events import EventWriter, Exported, Resumed, history
 from dpo_cli.run.generations import all_generations
-from dpo_cli.run.store import RunDirectory, find_run, find_runs
+from dpo_cli.run.lookup import find_run, find_runs
+from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.export import export_run
 from dpo_cli.training.reference import REFERENCE_FILE
 from tests.cli import Run, dpo, set_options

@@ -25,7 +25,8 @@ from dpo_cli.run.events import (
     WorkerEnded,
 )
 from dpo_cli.run.launch import supervise, worker_argv
-from dpo_cli.run.store import RunDirectory, find_runs
+from dpo_cli.run.lookup import find_runs
+from dpo_cli.run.store import RunDirectory
 
 PREAMBLE = """
 import os, signal, sys, time

@@ -15,7 +15,8 @@ import pytest
 from dpo_cli.errors import DpoError, ExitCode, NoSpaceError, UsageError
 from dpo_cli.run import store
 from dpo_cli.run.disk import explain_disk_errors, is_no_space
-from dpo_cli.run.store import RunDirectory, find_run, find_runs, runs_root
+from dpo_cli.run.lookup import find_run, find_runs
+from dpo_cli.run.store import RunDirectory, runs_root
 
 
 def make_run(root: Path, directory_name: str) -> RunDirectory:

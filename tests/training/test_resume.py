@@ -13,7 +13,7 @@ import torch
 
 from dpo_cli.models.zoo import load_checkpoint, read_state_dict
 from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
-from dpo_cli.run.store import find_run
+from dpo_cli.run.lookup import find_run
 from tests.cli import Run, dpo, set_options, start
 from tests.small_runs import MANY_SAVES, golden_run, small_run
 

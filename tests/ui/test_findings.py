@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 
 import pytest
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.ui.findings import findings_table, verdict
 from dpo_cli.ui.progress import PhaseBar
+from tests.ui.shown import shown
 
 FINDINGS = (
     Finding("profile", Level.OK, "my.toml", "5 keys stated"),
@@ -17,21 +18,6 @@ FINDINGS = (
     Finding("checkpoint-unusable", Level.ERROR, "", "cut off", "copy it again"),
     Finding("plan", Level.SKIP, "", "needs weights"),
 )
-
-
-def shown(renderable: RenderableType, width: int = 60, *, colour: bool = False) -> str:
-    console = Console(
-        width=width,
-        file=io.StringIO(),
-        force_terminal=colour,
-        color_system="standard" if colour else None,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-    with console.capture() as capture:
-        console.print(renderable)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def test_each_finding_with_its_remedy_below() -> None:

@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
-from rich.console import Console, RenderableType
-
 from dpo_cli.findings import Histogram, PairPreview, Span
 from dpo_cli.ui.pairs import lengths_table, pair_page, pair_preview, row_page
-
-
-def shown(renderable: RenderableType, width: int = 60, *, colour: bool = False) -> str:
-    console = Console(
-        width=width,
-        file=io.StringIO(),
-        force_terminal=colour,
-        color_system="standard" if colour else None,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-    with console.capture() as capture:
-        console.print(renderable)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
+from tests.ui.shown import shown
 
 # --- one pair ----------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from dpo_cli.run.events import (
     StepDone,
 )
 from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.tracking.process import Feeder
+from dpo_cli.run.tracking.tracker import Tracker
 
 PLANNED = Planned(plan={"steps": {"micro_batches_per_epoch": 4}})
 SECRET = "a secret of the data"
@@ -47,6 +49,13 @@ def private_words(*words: str | Path) -> list[bytes]:
 
 def new_run(root: Path, **track: Any) -> RunDirectory:
     return RunDirectory.create(root / "runs", "dense", to_toml(profile(**track)))
+
+
+def feed_to(name: str, tracker: type[Tracker], run: RunDirectory, **track: Any) -> None:
+    """Tell a tracker all that is in a run's stream, and that it is over."""
+    feeder = Feeder(run, profile(**track), {name: tracker})
+    feeder.feed(is_over=True)
+    feeder.finish()
 
 
 def tell(run: RunDirectory, *events: Event) -> None:

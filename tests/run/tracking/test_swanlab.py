@@ -11,15 +11,13 @@ import pytest
 
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.tracking.memory import read_memory
-from dpo_cli.run.tracking.process import Feeder
 from dpo_cli.run.tracking.swanlab import SwanLab
 from tests.run.tracking.streams import (
     PLANNED,
     SECRET,
     evaluated,
-    new_run,
+    feed_to,
     private_words,
-    profile,
     resumed,
     sampled,
     saved,
@@ -39,15 +37,8 @@ def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    return new_run(tmp_path)
-
-
 def feed(run: RunDirectory, **track: bool) -> dict[str, Any]:
-    feeder = Feeder(run, profile(**track), {"swanlab": SwanLab})
-    feeder.feed(is_over=True)
-    feeder.finish()
+    feed_to("swanlab", SwanLab, run, **track)
     its = read_memory(run)["swanlab"]
     assert "failed" not in its
     return its

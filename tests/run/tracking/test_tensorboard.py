@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.run.tracking.process import Feeder
 from dpo_cli.run.tracking.tensorboard import TensorBoard
 from tests.cli import environment
 from tests.run.tracking.streams import (
     PLANNED,
     SECRET,
     evaluated,
+    feed_to,
     new_run,
     private_words,
-    profile,
     resumed,
     sampled,
     saved,
@@ -31,15 +30,8 @@ from tests.run.tracking.streams import (
 pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    return new_run(tmp_path)
-
-
 def feed(run: RunDirectory, **track: bool) -> None:
-    feeder = Feeder(run, profile(**track), {"tensorboard": TensorBoard})
-    feeder.feed(is_over=True)
-    feeder.finish()
+    feed_to("tensorboard", TensorBoard, run, **track)
 
 
 def scalars(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:

@@ -13,16 +13,14 @@ import pytest
 
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.tracking.memory import read_memory
-from dpo_cli.run.tracking.process import Feeder
 from dpo_cli.run.tracking.wandb import Wandb
 from tests.run.tracking.server import Server
 from tests.run.tracking.streams import (
     PLANNED,
     SECRET,
     evaluated,
-    new_run,
+    feed_to,
     private_words,
-    profile,
     resumed,
     sampled,
     saved,
@@ -43,15 +41,8 @@ def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb.teardown()  # what it has heard of a server and a login
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDirectory:
-    return new_run(tmp_path)
-
-
 def feed(run: RunDirectory, **track: bool) -> None:
-    feeder = Feeder(run, profile(**track), {"wandb": Wandb})
-    feeder.feed(is_over=True)
-    feeder.finish()
+    feed_to("wandb", Wandb, run, **track)
     assert "failed" not in read_memory(run)["wandb"]
 
 

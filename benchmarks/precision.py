@@ -37,7 +37,7 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.run.events import StepDone, history
 from dpo_cli.run.store import RunDirectory
-from dpo_cli.training import session
+from dpo_cli.training import restoring, session
 from dpo_cli.training.held_out import score_held_out
 from dpo_cli.training.optim import COMPENSATION, make_optimizer, set_learning_rate
 from dpo_cli.training.rounding import Rounding, round_weights
@@ -127,7 +127,7 @@ def train(options: argparse.Namespace, folder: Path, learning_rate: float) -> tu
         return optimizer
 
     run = RunDirectory.create(folder, "precision", to_toml(load_profile(profile).profile))
-    session.make_optimizer = make_followed
+    restoring.make_optimizer = make_followed
     if session.train_run(run.path, NeverStopped()) is not ExitCode.DONE:
         raise SystemExit(f"the run failed: {run.path}")
     return run, followed[0]

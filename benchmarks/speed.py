@@ -172,7 +172,7 @@ def leave_out(settings: dict[str, Any]) -> None:
 
     from dpo_cli.models import attention, scoring
     from dpo_cli.objective.logps import gather_logps
-    from dpo_cli.training import reference, trainer
+    from dpo_cli.training import plan, reference
 
     if not settings.get("own_attention", True):
         attention._SegmentAttention.apply = lambda *arguments: attention._packed_flash_attention(
@@ -183,12 +183,12 @@ def leave_out(settings: dict[str, Any]) -> None:
             torch.nn.functional.linear(hidden, weight) / logits_scaling, labels
         )
     if not settings.get("share_prompts", True):
-        make_batch = trainer.make_batch
+        make_batch = plan.make_batch
 
         def apart(*arguments: Any, **options: Any) -> Any:
             return make_batch(*arguments, **{**options, "share_prompts": False})
 
-        trainer.make_batch = reference.make_batch = apart
+        plan.make_batch = reference.make_batch = apart
 
 
 def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:

@@ -37,18 +37,18 @@ def kill_at(optimizer_step: int) -> None:
 
 def forget(what: str) -> None:
     """A resume that leaves something out of the state."""
-    from dpo_cli.training import session, state
+    from dpo_cli.training import restoring, state
 
     if what == "random numbers":
         state._restore_rng = lambda *_: None  # type: ignore[assignment]
     elif what == "position":
-        restore = session.restore_state
+        restore = restoring.restore_state
 
         def at_the_start(directory: Any, **parts: Any) -> int:
             restore(directory, **parts)
             return 0
 
-        session.restore_state = at_the_start  # type: ignore[assignment]
+        restoring.restore_state = at_the_start  # type: ignore[assignment]
     elif what == "first moment":
         read = state._in_memory_names
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from dpo_cli.profile.json_schema import json_schema
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.recipe import Draft, Inputs, copy_of, learning_recipe, reference_recipe
 from dpo_cli.profile.resolved import to_toml
-from dpo_cli.profile.schema import KEYS, TABLES, json_schema
+from dpo_cli.profile.schema import KEYS, TABLES
 from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
 
 INPUTS = Inputs(Path("out/full_sft_512.pth"), Path("mo$del"), None)

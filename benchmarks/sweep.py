@@ -23,6 +23,7 @@ import datetime
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -84,15 +85,28 @@ class Round:
         words = [word for each in grid for word in ("--grid", each)]
         return self._dpo("sweep", "cache-sweep", "sweep", "dense", *words)
 
-    def states(self, runs: str) -> list[list[str]]:
-        """What each of six runs came to, in the order of the points: its weights, moments, all."""
-        its = sorted(find_runs(self.folder / runs), key=lambda run: run.name[-_STAMP:])
-        return [_state(run) for run in its]
+    def require_same_states(self) -> None:
+        """Refuse runs of a point that do not end in the same weights, moments and all, to the bit.
+
+        Raises:
+            SystemExit: naming them; they stay where they are.
+        """
+        ways = [self._runs(name) for name in ("separate", "cached", "sweep")]
+        for runs in zip(*ways, strict=True):
+            first = _state(runs[0])
+            others = [run for run in runs[1:] if _state(run) != first]
+            if others:
+                differing = "".join(f"\n  {run.path}" for run in [runs[0], *others])
+                raise SystemExit(f"these runs of a point do not end in the same state:{differing}")
+
+    def _runs(self, way: str) -> list[RunDirectory]:
+        """Those of six points, in their order."""
+        return sorted(find_runs(self.folder / way), key=lambda run: run.name[-_STAMP:])
 
 
-def _state(run: RunDirectory) -> list[str]:
+def _state(run: RunDirectory) -> dict[str, str]:
     files = sorted(run.generations_path.glob("step-*/*"))
-    return [sha256_file(file) for file in files if file.name != "manifest.json"]
+    return {file.name: sha256_file(file) for file in files if file.name != "manifest.json"}
 
 
 def measure(folder: Path, options: Any, rows: Path, *, sweep_first: bool) -> dict[str, float]:
@@ -106,9 +120,7 @@ def measure(folder: Path, options: Any, rows: Path, *, sweep_first: bool) -> dic
         seconds["cached"] += this.train("cached", "cache-shared", beta, rate)
     if not sweep_first:
         seconds["sweep"] = this.sweep()
-    separate, cached, swept = map(this.states, ("separate", "cached", "sweep"))
-    if not separate == cached == swept:
-        raise SystemExit("the three do not end in the same states")
+    this.require_same_states()
     return seconds
 
 
@@ -124,12 +136,12 @@ def main() -> None:
     options = parser.parse_args()
     rounds = []
     for number in range(options.rounds):
-        with tempfile.TemporaryDirectory(dir=".") as folder:
-            rows = Path(folder).resolve() / "rows.jsonl"
-            lines = options.data.read_text(encoding="utf-8").splitlines(keepends=True)
-            rows.write_text("".join(lines[: options.rows]), encoding="utf-8")
-            its = measure(Path(folder).resolve(), options, rows, sweep_first=number % 2 == 1)
-            rounds.append(its)
+        folder = Path(tempfile.mkdtemp(dir=".")).resolve()
+        rows = folder / "rows.jsonl"
+        lines = options.data.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows.write_text("".join(lines[: options.rows]), encoding="utf-8")
+        rounds.append(measure(folder, options, rows, sweep_first=number % 2 == 1))
+        shutil.rmtree(folder)
     print("| | seconds, median | of separate |")
     print("|---|---|---|")
     median = {name: statistics.median(its[name] for its in rounds) for name in rounds[0]}

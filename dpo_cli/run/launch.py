@@ -129,6 +129,8 @@ def supervise(
                 told_stopping = True
                 stream.show(_STOPPING)
         returncode = worker.returncode or 0
+        if not run.path.is_dir():
+            raise _gone(run)
         _append_end(run, returncode)
         stream.follow()
         if stream.is_under_way:
@@ -322,6 +324,13 @@ def _stopped_without_saving(run: RunDirectory, code: ExitCode, is_under_way: boo
         error = DpoError("stopped before the run was planned: nothing was trained")
     error.exit_code = code
     return error
+
+
+def _gone(run: RunDirectory) -> DpoError:
+    return DpoError(
+        f"{run.path} was removed, or moved, while it was trained in",
+        "put it back and resume it; what is lost begins again: dpo train",
+    )
 
 
 def _crash(run: RunDirectory, returncode: int, last_line: str) -> DpoError:

@@ -84,8 +84,10 @@ class Prepared:
     @property
     def begins_as_reference(self) -> bool:
         """Whether all that an evaluation asks of the policy is the reference's at first."""
-        is_same = self.checkpoint.fingerprint == self.reference.fingerprint
-        return is_same and not self.profile.dpo.use_weighting
+        start, reference = self.checkpoint, self.reference
+        is_same = start.fingerprint == reference.fingerprint
+        is_computed_alike = start.architecture == reference.architecture
+        return is_same and is_computed_alike and not self.profile.dpo.use_weighting
 
     @property
     def balance_weight(self) -> float:

@@ -110,6 +110,14 @@ def test_train_to_the_end(dpo: Cli, worker: Worker) -> None:
     assert run.holder() is None
 
 
+def test_a_run_that_is_removed_meanwhile(dpo: Cli, worker: Worker) -> None:
+    worker("plan(); import shutil; shutil.rmtree(run.path); sys.exit(1)")
+    code, _, err = dpo("train", "mine.toml")
+    assert code == 1
+    assert "was removed, or moved, while it was trained in" in err
+    assert list(Path("runs").iterdir()) == []
+
+
 def test_train_quietly(dpo: Cli, worker: Worker) -> None:
     worker("plan(); stop()")
     code, out, _ = dpo("train", "mine.toml", "--quiet")

@@ -130,6 +130,7 @@ def supervise(
                 stream.show(_STOPPING)
         returncode = worker.returncode or 0
         if not run.path.is_dir():
+            side.drop()
             raise _gone(run)
         _append_end(run, returncode)
         stream.follow()

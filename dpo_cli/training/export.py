@@ -134,8 +134,7 @@ def export_run(
         name = architecture.file_name(profile.export.prefix)
         place = profile.model.out_dir or run.path
         destination = place / (name.removesuffix(".pth") if written is not architecture else name)
-    path = destination.absolute()
-    check_place(path, written, may_replace=force or _is_replaceable(run, path))
+    path = _destination(run, destination, written, force)
     pairs = _pairs_to_compare(profile, tokenizer)
     rounded = round_weights(state, dtype, rounding, seed or 0)
     with written_and_read_back(path, rounded, written, dtype, tokenizer.folder) as (new, exported):
@@ -234,10 +233,20 @@ def _in_form(
     return architecture
 
 
+def _destination(run: RunDirectory, destination: Path, written: Architecture, force: bool) -> Path:
+    """Where to write; refuses to replace what this run did not write."""
+    destination = destination.absolute()
+    check_place(destination, written)
+    if not force and destination.exists() and not _is_replaceable(run, destination):
+        raise DpoError(
+            f"{destination} exists, and this run did not write it",
+            "replace it with --force, or write elsewhere with --to",
+        )
+    return destination
+
+
 def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
     """Whether nothing of anybody else's is in the place of an export."""
-    if not destination.exists():
-        return True
     if destination.parent.resolve() == run.path.resolve():
         return True
     if destination.is_dir():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpo_cli.errors import UsageError
+from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.models.architecture import as_minimind
 from dpo_cli.models.zoo import Checkpoint, load_checkpoint
 from dpo_cli.profile import folder
@@ -40,7 +40,9 @@ def import_directory(
     checkpoint = load_checkpoint(directory, {})
     minimind = as_minimind(checkpoint.architecture, str(directory))
     path = (destination or Path(minimind.file_name(_PREFIX))).absolute()
-    check_place(path, minimind, may_replace=force)
+    check_place(path, minimind)
+    if path.exists() and not force:
+        raise DpoError(f"{path} exists", "replace it with --force, or write elsewhere with --to")
     rounded = round_weights(checkpoint.state, dtype, "nearest", 0)
     with written_and_read_back(path, rounded, minimind, dtype) as (_, written):
         return path, written

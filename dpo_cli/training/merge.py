@@ -43,7 +43,7 @@ def merge_models(
             holds, or the file cannot be written.
     """
     architecture = _common_architecture(first, second)
-    check_place(path, architecture, may_replace=True)  # the command has looked
+    check_place(path, architecture)
     if isinstance(architecture, HuggingFace) and tokenizer is None:
         raise DpoError(
             f"{first.title}: has no tokenizer, and a directory needs one",

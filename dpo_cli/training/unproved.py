@@ -26,13 +26,12 @@ from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.training.weights import write_model
 
 
-def check_place(path: Path, architecture: Architecture, *, may_replace: bool) -> None:
-    """Refuse to write weights where they cannot be, or where something else would be lost.
+def check_place(path: Path, architecture: Architecture) -> None:
+    """Refuse to write weights where they cannot be, or where other things than weights would go.
 
     Args:
         path: of the file or directory.
         architecture: of the weights, which decides which of the two it is.
-        may_replace: other weights there.
 
     Raises:
         DpoError: saying what is there.
@@ -51,8 +50,6 @@ def check_place(path: Path, architecture: Architecture, *, may_replace: bool) ->
         raise DpoError(
             f"{path.parent}: no such directory", "create it, or write elsewhere with --to"
         )
-    if path.exists() and not may_replace:
-        raise DpoError(f"{path} exists", "replace it with --force, or write elsewhere with --to")
 
 
 @contextmanager

@@ -222,7 +222,7 @@ def own_precision(folder: Path) -> None:
     assert report.size_bytes == sum(path.stat().st_size for path in place.iterdir())
     assert export_run(run, place, "float32", False).dtype == "float32"  # its own is replaced
     (place / "README.md").write_text("somebody's")
-    assert "exists" in refused(run, place, None, False)
+    assert "this run did not write it" in refused(run, place, None, False)
     export_run(run, place, None, True)
     assert "somebody's" not in (place / "README.md").read_text()
     assert f"{profile}: a file" in refused(run, profile, None, True)

@@ -11,24 +11,27 @@ held out), by wall clock from the first command to the end of the last:
 - cached: six `dpo train` that share one cache, empty before the first;
 - sweep: `dpo sweep`, with a cache that is empty before it.
 
-They take turns point by point where they can: of each round the separate and the cached runs of a
-point follow each other, and the sweep comes first or last by turns, so that a machine that grows
-slower hits all. The reference is computed along the first epoch alone, so that the gain falls with
+They take turns point by point, each time another one first, so that a machine that grows slower
+hits all: while the others have theirs, the sweep is held where its next run begins (SIGSTOP), which
+does not count. The reference is computed along the first epoch alone, so that the gain falls with
 `--epochs`. All states must come out equal to the bit, which is checked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,8 @@ from dpo_cli.run.lookup import find_runs
 from dpo_cli.run.store import RunDirectory
 
 BETAS, RATES = (0.1, 2, 5), (1e-6, 1e-5)
+POINTS = tuple(itertools.product(BETAS, RATES))
+_POLL_SECONDS = 0.02
 _STAMP = len("20261123-120000-ab12")
 DPO = [sys.executable, "-m", "dpo_cli"]
 
@@ -59,31 +64,43 @@ class Round:
         settings = [f"{key}={value}" for key, value in profile.items()] + options.settings
         self._settings = [word for setting in settings for word in ("--set", setting)]
 
-    def _dpo(self, runs: str, cache: str, *words: str) -> float:
-        """Wall-clock seconds of a command."""
+    def _start(self, runs: str, cache: str, *words: str) -> subprocess.Popen[bytes]:
         # A fresh cache would try how to multiply, and a stopwatch errs: other bits, another speed.
         (self.folder / cache).mkdir(exist_ok=True)
         for found in [*self.folder.glob("cache-*/matmul-*")][:1]:
             (self.folder / cache / found.name).write_bytes(found.read_bytes())
-        began = time.perf_counter()
-        subprocess.run(
+        return subprocess.Popen(
             [*DPO, *words, *self._settings, "--quiet", "--runs-dir", str(self.folder / runs)],
-            check=True,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "DPO_CACHE_DIR": str(self.folder / cache)},
         )
+
+    def train(self, runs: str, cache: str, point: tuple[float, float]) -> float:
+        """One separate run; its wall-clock seconds."""
+        began = time.perf_counter()
+        settings = (f"dpo.beta={point[0]}", f"train.learning_rate={point[1]}")
+        words = [word for each in settings for word in ("--set", each)]
+        _wait_for(self._start(runs, cache, "train", "dense", *words))
         return time.perf_counter() - began
 
-    def train(self, runs: str, cache: str, beta: float, rate: float) -> float:
-        """One separate run; its seconds."""
-        point = ("--set", f"dpo.beta={beta}", "--set", f"train.learning_rate={rate}")
-        return self._dpo(runs, cache, "train", "dense", *point)
+    def sweep(self) -> Iterator[float]:
+        """The sweep, held from yield to yield; the wall-clock seconds that each point took.
 
-    def sweep(self) -> float:
-        """The sweep; its seconds."""
+        The first has the plan and the imports in it, the last the comparison.
+        """
+        began = time.perf_counter()
         grid = (f"dpo.beta={list(BETAS)}", f"train.learning_rate={list(RATES)}")
         words = [word for each in grid for word in ("--grid", each)]
-        return self._dpo("sweep", "cache-sweep", "sweep", "dense", *words)
+        process = self._start("sweep", "cache-sweep", "sweep", "dense", *words)
+        for begun in range(2, len(POINTS) + 1):
+            while process.poll() is None and len(find_runs(self.folder / "sweep")) < begun:
+                time.sleep(_POLL_SECONDS)
+            held = _hold(process.pid)
+            yield time.perf_counter() - began
+            began = time.perf_counter()
+            _signal(held, signal.SIGCONT)
+        _wait_for(process)
+        yield time.perf_counter() - began
 
     def require_same_states(self) -> None:
         """Refuse runs of a point that do not end in the same weights, moments and all, to the bit.
@@ -104,22 +121,55 @@ class Round:
         return sorted(find_runs(self.folder / way), key=lambda run: run.name[-_STAMP:])
 
 
+def _wait_for(process: subprocess.Popen[bytes]) -> None:
+    if process.wait():
+        raise SystemExit(f"exit code {process.returncode} of {process.args!r}")
+
+
+def _hold(pid: int) -> set[int]:
+    """Stop a process and all that it has started, which have sessions of their own; them."""
+    held: set[int] = set()
+    while new := _family(pid) - held:
+        _signal(new, signal.SIGSTOP)
+        held |= new
+        time.sleep(_POLL_SECONDS)  # one that was about to start another has done so then
+    return held
+
+
+def _family(pid: int) -> set[int]:
+    children: set[int] = set()
+    with contextlib.suppress(OSError):  # it has ended
+        for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+            children.update(map(int, listed.read_text(encoding="ascii").split()))
+    return {pid}.union(*map(_family, children))
+
+
+def _signal(processes: set[int], number: signal.Signals) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def _state(run: RunDirectory) -> dict[str, str]:
     files = sorted(run.generations_path.glob("step-*/*"))
     return {file.name: sha256_file(file) for file in files if file.name != "manifest.json"}
 
 
-def measure(folder: Path, options: Any, rows: Path, *, sweep_first: bool) -> dict[str, float]:
-    """Seconds of each of the three in one round."""
+def measure(folder: Path, options: Any, rows: Path, first: int) -> dict[str, list[float]]:
+    """Seconds of each of the three in one round, point by point."""
     this = Round(folder, options, rows)
-    seconds = {"separate": 0.0, "cached": 0.0}
-    if sweep_first:
-        seconds["sweep"] = this.sweep()
-    for number, (beta, rate) in enumerate(itertools.product(BETAS, RATES)):
-        seconds["separate"] += this.train("separate", f"cache-{number}", beta, rate)
-        seconds["cached"] += this.train("cached", "cache-shared", beta, rate)
-    if not sweep_first:
-        seconds["sweep"] = this.sweep()
+    sweep = this.sweep()
+    ways: dict[str, Callable[[int], float]] = {
+        "separate": lambda n: this.train("separate", f"cache-{n}", POINTS[n]),
+        "cached": lambda n: this.train("cached", "cache-shared", POINTS[n]),
+        "sweep": lambda n: next(sweep),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(len(POINTS)):
+        for turn in range(len(ways)):
+            way = [*ways][(first + number + turn) % len(ways)]
+            seconds[way].append(ways[way](number))
+        print(f"point {number + 1}:", *(f"{way} {its[-1]:.1f} s" for way, its in seconds.items()))
     this.require_same_states()
     return seconds
 
@@ -140,14 +190,14 @@ def main() -> None:
         rows = folder / "rows.jsonl"
         lines = options.data.read_text(encoding="utf-8").splitlines(keepends=True)
         rows.write_text("".join(lines[: options.rows]), encoding="utf-8")
-        rounds.append(measure(folder, options, rows, sweep_first=number % 2 == 1))
+        rounds.append(measure(folder, options, rows, first=number))
         shutil.rmtree(folder)
     print("| | seconds, median | of separate |")
     print("|---|---|---|")
-    median = {name: statistics.median(its[name] for its in rounds) for name in rounds[0]}
-    for name in ("separate", "cached", "sweep"):
-        share = statistics.median(its[name] / its["separate"] for its in rounds)
-        print(f"| {name} | {median[name]:.1f} | {share:.2f} |")
+    for way in rounds[0]:
+        seconds = statistics.median(sum(its[way]) for its in rounds)
+        share = statistics.median(sum(its[way]) / sum(its["separate"]) for its in rounds)
+        print(f"| {way} | {seconds:.1f} | {share:.2f} |")
     if options.json:
         report = {
             "date": datetime.date.today().isoformat(),

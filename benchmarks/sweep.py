@@ -92,14 +92,18 @@ class Round:
         grid = (f"dpo.beta={list(BETAS)}", f"train.learning_rate={list(RATES)}")
         words = [word for each in grid for word in ("--grid", each)]
         process = self._start("sweep", "cache-sweep", "sweep", "dense", *words)
-        for begun in range(2, len(POINTS) + 1):
-            while process.poll() is None and len(find_runs(self.folder / "sweep")) < begun:
-                time.sleep(_POLL_SECONDS)
-            held = _hold(process.pid)
-            yield time.perf_counter() - began
-            began = time.perf_counter()
-            _signal(held, signal.SIGCONT)
-        _wait_for(process)
+        try:
+            for begun in range(2, len(POINTS) + 1):
+                while process.poll() is None and len(find_runs(self.folder / "sweep")) < begun:
+                    time.sleep(_POLL_SECONDS)
+                held = _hold(process.pid)
+                yield time.perf_counter() - began
+                began = time.perf_counter()
+                _signal(held, signal.SIGCONT)
+            _wait_for(process)
+        finally:  # where another way failed, it stands still yet
+            if process.poll() is None:
+                _signal(_family(process.pid), signal.SIGKILL)
         yield time.perf_counter() - began
 
     def require_same_states(self) -> None:

@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Round:
     """One round of all three, in a folder of its own."""
 
     def __init__(self, folder: Path, options: Any, rows: Path) -> None:
-        self.folder, self._number = folder, 0
+        self.folder = folder
         profile = {
             "model.checkpoint": options.checkpoint.resolve(),
             "model.tokenizer": options.tokenizer.resolve(),
@@ -83,7 +83,7 @@ class Round:
         _wait_for(self._start(runs, cache, "train", "dense", *words))
         return time.perf_counter() - began
 
-    def sweep(self) -> Iterator[float]:
+    def sweep(self) -> Generator[float]:
         """The sweep, held from yield to yield; the wall-clock seconds that each point took.
 
         The first has the plan and the imports in it, the last the comparison.
@@ -94,7 +94,9 @@ class Round:
         process = self._start("sweep", "cache-sweep", "sweep", "dense", *words)
         try:
             for begun in range(2, len(POINTS) + 1):
-                while process.poll() is None and len(find_runs(self.folder / "sweep")) < begun:
+                while len(find_runs(self.folder / "sweep")) < begun:
+                    if process.poll() is not None:
+                        raise SystemExit(f"exit code {process.returncode} after {begun - 1} runs")
                     time.sleep(_POLL_SECONDS)
                 held = _hold(process.pid)
                 yield time.perf_counter() - began
@@ -162,18 +164,19 @@ def _state(run: RunDirectory) -> dict[str, str]:
 def measure(folder: Path, options: Any, rows: Path, first: int) -> dict[str, list[float]]:
     """Seconds of each of the three in one round, point by point."""
     this = Round(folder, options, rows)
-    sweep = this.sweep()
-    ways: dict[str, Callable[[int], float]] = {
-        "separate": lambda n: this.train("separate", f"cache-{n}", POINTS[n]),
-        "cached": lambda n: this.train("cached", "cache-shared", POINTS[n]),
-        "sweep": lambda n: next(sweep),
-    }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(len(POINTS)):
-        for turn in range(len(ways)):
-            way = [*ways][(first + number + turn) % len(ways)]
-            seconds[way].append(ways[way](number))
-        print(f"point {number + 1}:", *(f"{way} {its[-1]:.1f} s" for way, its in seconds.items()))
+    with contextlib.closing(this.sweep()) as sweep:
+        ways: dict[str, Callable[[int], float]] = {
+            "separate": lambda n: this.train("separate", f"cache-{n}", POINTS[n]),
+            "cached": lambda n: this.train("cached", "cache-shared", POINTS[n]),
+            "sweep": lambda n: next(sweep),
+        }
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for number in range(len(POINTS)):
+            for turn in range(len(ways)):
+                way = [*ways][(first + number + turn) % len(ways)]
+                seconds[way].append(ways[way](number))
+            its = (f"{way} {each[-1]:.1f} s" for way, each in seconds.items())
+            print(f"point {number + 1}:", *its)
     this.require_same_states()
     return seconds
 

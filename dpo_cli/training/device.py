@@ -99,7 +99,7 @@ def process_bytes() -> int:
 
 
 def tune(compute: Compute, float32_matmul: str | None = None, *, tf32: bool = False) -> None:
-    """Process-wide settings under which this device is fastest with the same numbers.
+    """Process-wide settings: the fastest with the same numbers, and with the same bits every time.
 
     Args:
         compute: where.
@@ -134,8 +134,8 @@ def settle_functions() -> None:
 
     Intel's library (before 2025.0) chooses the code for a function when that is first called; where
     many threads do so at once, one may compute its whole share by code of half the digits, once in
-    a process: an exp is 5e-5 off, a loss has other bits (torch's issue 188792). On one number
-    there is but one thread. Takes 0.04 s, most of it to load what would be loaded anyway.
+    a process: a loss has other bits (torch's issue 188792). For one number there is but one thread.
+    Takes 0.04 s, most of it to load what would be loaded anyway.
     """
     for dtype in (torch.float32, torch.float64):
         number = torch.full((1,), 0.5, dtype=dtype)

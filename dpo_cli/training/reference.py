@@ -34,8 +34,9 @@ from dpo_cli.training.ranks import Ranks
 
 REFERENCE_FILE = "reference_logps.safetensors"
 HELD_OUT_REFERENCE_FILE = "held_out_reference_logps.safetensors"
-FORMAT = 1
-"""Counts up when attention, the head or the packing of rows changes the bits of a log-prob."""
+FORMAT = 2
+"""Counts up when a log-prob's bits change: by attention, the head, the packing of rows, or how
+torch is set up (2: no first call of a function is one by many threads)."""
 UNKNOWN = float("nan")
 _LOGPS, _ENTROPIES = "token_logps", "entropies"
 

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from typing import NoReturn
 
 import torch
 
 from dpo_cli.training.device import Compute, tune
 
-_FUNCTIONS = (torch.exp, torch.log, torch.log2, torch.log10, torch.sqrt, torch.erf, torch.erfc)
-_FUNCTIONS += (torch.sin, torch.cos, torch.tan, torch.asin, torch.acos, torch.atan, torch.tanh)
+_FUNCTIONS = (
+    *(torch.exp, torch.log, torch.log2, torch.log10, torch.sqrt, torch.erf, torch.erfc),
+    *(torch.sin, torch.cos, torch.tan, torch.asin, torch.acos, torch.atan, torch.tanh),
+)
+_SAME, _OTHER, _FAILED = 0, 3, 1
 
 
 def _differs(is_tuned: bool) -> bool:
@@ -31,9 +36,22 @@ def main() -> None:
     for _ in range(processes):
         child = os.fork()  # nothing was computed here, so that each copy begins afresh
         if child == 0:
-            os._exit(_differs(is_tuned))
-        differing += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            _end(is_tuned)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code not in (_SAME, _OTHER):
+            sys.exit(f"a process ended with {code}")
+        differing += code == _OTHER
     print(differing, "of", processes)
+
+
+def _end(is_tuned: bool) -> NoReturn:
+    code = _FAILED
+    try:
+        code = _OTHER if _differs(is_tuned) else _SAME
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":

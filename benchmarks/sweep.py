@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # through every `finally`
     rounds = []
     for number in range(options.rounds):
         folder = Path(tempfile.mkdtemp(dir=".")).resolve()

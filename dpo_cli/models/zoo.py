@@ -27,6 +27,7 @@ from dpo_cli.files import sha256_file
 from dpo_cli.models import attention
 from dpo_cli.models.architecture import Architecture
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict, to_hf
+from dpo_cli.models.functions import settle_functions
 from dpo_cli.models.huggingface import read_settings
 from dpo_cli.models.minimind import listed, recognise, recognise_folder, refuse_contradictions
 from dpo_cli.profile import folder
@@ -188,11 +189,14 @@ def build_model(
 ) -> transformers.PreTrainedModel:
     """The model in float32 with these weights, ready for `segment_attention`.
 
+    Whatever computes a model has it from here.
+
     Args:
         architecture: of the weights.
         state: in the Hugging Face layout, of any float type.
         dropout: probability of dropping an attention weight in training.
     """
+    settle_functions()
     model, strangers = _instantiate(architecture.config(dropout), state, torch.float32)
     assert not strangers, f"{type(model).__name__} does not know {strangers}"
     # Tensors that were handed in may lie anywhere, on a mapped file even; own, aligned memory makes

@@ -17,7 +17,7 @@ from dpo_cli.models.support import use_plain_attention
 from dpo_cli.models.zoo import build_model, use_experts_for
 from dpo_cli.profile.load import load_profile, state_profile
 from dpo_cli.run.models import NamedModel, tokenizer_of
-from dpo_cli.training.device import Compute, resolve, settle_functions
+from dpo_cli.training.device import Compute, resolve
 from dpo_cli.training.generation import Decoding, generate, room_for_answer
 from dpo_cli.training.inputs import require_same_vocabulary
 from dpo_cli.training.opening import OpenedModel, open_model, open_reference
@@ -188,7 +188,6 @@ def open_speakers(
         stated = {"model.tokenizer": folder.absolute(), "data.data_path": Path(os.devnull)}
         profile = state_profile(stated, settings)
     compute = resolve(profile.train.device, profile.train.dtype)
-    settle_functions()
     untold = profile.model.model_dump()
     opened = [open_model(policy, untold, best=best)]
     if reference is not None:

@@ -17,12 +17,6 @@ from dpo_cli.training.matmul import choose_matmul
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
-_INTELS_FUNCTIONS = (
-    *("acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "log", "log10", "log2", "sin"),
-    *("sqrt", "tan", "tanh", "trunc"),
-)
-"""Those that torch has Intel's library compute on a CPU (`IMPLEMENT_VML_MKL` in its vml.h)."""
-
 
 @dataclass(frozen=True)
 class Compute:
@@ -99,7 +93,7 @@ def process_bytes() -> int:
 
 
 def tune(compute: Compute, float32_matmul: str | None = None, *, tf32: bool = False) -> None:
-    """Process-wide settings: the fastest with the same numbers, and with the same bits every time.
+    """Process-wide settings under which this device is fastest with the same numbers.
 
     Args:
         compute: where.
@@ -109,7 +103,6 @@ def tune(compute: Compute, float32_matmul: str | None = None, *, tf32: bool = Fa
     """
     if compute.device.type == "cpu":
         keep_memory()
-        settle_functions()
         choose_matmul(float32_matmul)
     else:
         # torch's word for TF32 on CUDA; `environment` of the plan says which it was.
@@ -127,20 +120,6 @@ def keep_memory() -> None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
         mallopt(_M_TOP_PAD, 64 << 20)
-
-
-def settle_functions() -> None:
-    """Call each elementary function once, by one thread, before many of them call it.
-
-    Intel's library (before 2025.0) chooses the code for a function when that is first called; where
-    many threads do so at once, one may compute its whole share by code of half the digits, once in
-    a process: a loss has other bits (torch's issue 188792). For one number there is but one thread.
-    Takes 0.04 s, most of it to load what would be loaded anyway.
-    """
-    for dtype in (torch.float32, torch.float64):
-        number = torch.full((1,), 0.5, dtype=dtype)
-        for name in _INTELS_FUNCTIONS:
-            getattr(torch, name)(number)
 
 
 def make_deterministic() -> None:

@@ -35,7 +35,6 @@ from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import EventWriter, Exported, history
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.card import MARK, model_card
-from dpo_cli.training.device import settle_functions
 from dpo_cli.training.inputs import training_pairs
 from dpo_cli.training.plan import export_dtype
 from dpo_cli.training.rounding import Rounding, round_weights
@@ -298,7 +297,6 @@ def _logp_differences(
     pairs: list[TokenizedPair],
 ) -> Tensor:
     """(N,), absolute, for every response token of the pairs."""
-    settle_functions()  # else they might differ between the first forward and the second
     batch = make_batch(pairs, "packed", max_seq_len=0)
     longest = max(len(side.ids) for pair in pairs for side in (pair.chosen, pair.rejected))
     first = scorer_for(build_model(architecture, trained), longest)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from dpo_cli.models.zoo import build_model, load_checkpoint
-from dpo_cli.training.optim import make_optimizer, set_learning_rate
+from dpo_cli.models.loading import build_model, load_checkpoint
+from dpo_cli.training.optimizer import make_optimizer, set_learning_rate
 
 
 def main() -> None:

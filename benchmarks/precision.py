@@ -30,19 +30,19 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dpo_cli.errors import ExitCode
+from dpo_cli.export.rounding import Rounding, round_weights
+from dpo_cli.export.update_retention import measure_survival
 from dpo_cli.models.convert import StateDict
+from dpo_cli.models.loading import build_model, load_checkpoint, to_disk_names
 from dpo_cli.models.minimind import MiniMind
-from dpo_cli.models.zoo import build_model, load_checkpoint, to_disk_names
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import StepDone, history
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.training import restoring, session
+from dpo_cli.training.checkpointing import load_weights
 from dpo_cli.training.held_out import score_held_out
-from dpo_cli.training.optim import COMPENSATION, make_optimizer, set_learning_rate
-from dpo_cli.training.rounding import Rounding, round_weights
-from dpo_cli.training.state import load_weights
-from dpo_cli.training.survival import measure_survival
+from dpo_cli.training.optimizer import COMPENSATION, make_optimizer, set_learning_rate
 
 LEARNING_RATES = (1e-8, 5e-7, 2e-5)
 SEEDS = (1, 2, 3)

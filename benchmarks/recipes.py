@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 from inputs import make_parser
 
 from dpo_cli.intervals import wilson_interval
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Sampled, StepDone, history
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.optim import LearningRate
+from dpo_cli.training.optimizer import LearningRate
 
 BRAKES = (
     *(("mean", beta) for beta in (0.1, 2.0, 5.0, 10.0)),

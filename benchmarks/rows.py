@@ -89,9 +89,9 @@ def write_parquet(path: Path, lines: Iterator[str]) -> None:
 
 def measure(path: Path, kind: str) -> dict[str, Any]:
     """One figure, in this process."""
+    from dpo_cli.checks.traits import find_traits
     from dpo_cli.data.pairs import PreferencePair, read_pairs
     from dpo_cli.data.sources import Source
-    from dpo_cli.doctor.traits import find_traits
 
     source = Source((path,))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -85,7 +85,7 @@ def plain_script(prepared: Any) -> list[float]:
     from torch.nn import functional as F
 
     from dpo_cli.data.batching import make_batch
-    from dpo_cli.models.zoo import build_model
+    from dpo_cli.models.loading import build_model
 
     def model_of(checkpoint: Any) -> Any:
         model = build_model(checkpoint.architecture, checkpoint.state)
@@ -129,9 +129,10 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
     """The inputs of a run over the first pairs of the data that can be trained on."""
     import dataclasses
 
+    from dpo_cli.compute import device
     from dpo_cli.profile.schema import Profile
-    from dpo_cli.run.store import RunDirectory
-    from dpo_cli.training import device, plan
+    from dpo_cli.run.directory import RunDirectory
+    from dpo_cli.training import plan
 
     compute = device.resolve("cpu" if options.cpu else "auto", settings.get("dtype", "auto"))
     if settings.get("tuned", True):
@@ -195,8 +196,8 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
     """One variant in this process: seconds of the steps and the most memory it held."""
     import torch
 
-    from dpo_cli.training import building
-    from dpo_cli.training.optim import make_optimizer
+    from dpo_cli.training import setup
+    from dpo_cli.training.optimizer import make_optimizer
     from dpo_cli.training.reference import open_references
     from dpo_cli.training.trainer import Trainer
 
@@ -218,7 +219,7 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
         return result(time.perf_counter(), plain_script(prepared))
 
     def scorer(checkpoint: Any) -> Any:
-        scorer = building.make_scorer(prepared, checkpoint)
+        scorer = setup.make_scorer(prepared, checkpoint)
         if not settings.get("packed", True):
             scorer.model.set_attn_implementation("sdpa")
             scorer.fallback = "left out"
@@ -295,7 +296,7 @@ def floor(options: argparse.Namespace) -> dict[str, Any]:
 
 def prepare_trl(options: argparse.Namespace, folder: Path) -> list[str]:
     """The same weights and pairs as TRL wants them: its command line but for the settings."""
-    from dpo_cli.models.zoo import build_model
+    from dpo_cli.models.loading import build_model
 
     os.environ["DPO_CACHE_DIR"] = str(folder)
     prepared = prepare(options, {"tuned": False}, folder)

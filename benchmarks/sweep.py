@@ -38,8 +38,8 @@ from typing import Any
 from inputs import make_parser
 
 from dpo_cli.files import sha256_file
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_runs
-from dpo_cli.run.store import RunDirectory
 
 BETAS, RATES = (0.1, 2, 5), (1e-6, 1e-5)
 POINTS = tuple(itertools.product(BETAS, RATES))

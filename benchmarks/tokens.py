@@ -98,8 +98,8 @@ def run_once(part: str, tokenizer_folder: Path, data: Path) -> dict[str, Any]:
     from dpo_cli.data.pairs import PreferencePair, read_pairs
     from dpo_cli.data.sources import Source
     from dpo_cli.data.token_cache import encode_source
+    from dpo_cli.distributed.ranks import ALONE
     from dpo_cli.files import sha256_file
-    from dpo_cli.training.ranks import ALONE
 
     tokenizer = ChatTokenizer(tokenizer_folder)
     found: dict[str, Any] = {"seconds": 0.0}

@@ -29,9 +29,9 @@ from transformers import PreTrainedModel
 from demo import measure, world
 from dpo_cli.data.chat import ChatTokenizer, Tokenized
 from dpo_cli.models.convert import to_hf
+from dpo_cli.models.loading import build_model, to_disk_names
 from dpo_cli.models.minimind import Architecture
-from dpo_cli.models.zoo import build_model, to_disk_names
-from dpo_cli.training.weights import write_weights
+from dpo_cli.models.saving import write_weights
 
 HERE = Path(__file__).resolve().parent
 

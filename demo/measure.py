@@ -25,8 +25,8 @@ from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import PreferencePair, read_pairs
+from dpo_cli.models.loading import build_model, load_checkpoint
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.models.zoo import build_model, load_checkpoint
 
 HERE = Path(__file__).resolve().parent
 TOKENIZER, PAIRS, HELD_OUT = "tokenizer", "pairs.jsonl", "held_out.jsonl"

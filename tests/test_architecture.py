@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import REPOSITORY, environment
+from tests.support.cli import REPOSITORY, environment
 
 PACKAGE = REPOSITORY / "dpo_cli"
 HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
@@ -118,11 +118,11 @@ def test_one_module_knows_foreign_weights() -> None:
     for path in modules():
         text = path.read_text(encoding="utf-8")
         if "torch.load(" in text:
-            assert name_of(path) == "dpo_cli.models.zoo"
+            assert name_of(path) == "dpo_cli.models.loading"
             assert "weights_only=True" in text
         assert "weights_only=False" not in text
         assert "trust_remote_code=True" not in text
-        assert "import pickle" not in text or name_of(path) == "dpo_cli.models.zoo"
+        assert "import pickle" not in text or name_of(path) == "dpo_cli.models.loading"
 
 
 def test_help_loads_neither_torch_nor_the_schema() -> None:

@@ -48,7 +48,7 @@ def size_of(json: JsonOption = False) -> None:
 
     from dpo_cli.commands.session import plain_console
     from dpo_cli.run.caches import KINDS, entries, the_cache
-    from dpo_cli.ui.report import count, duration, size
+    from dpo_cli.ui.terminal.plain import count, duration, size
 
     found = entries(the_cache())
     facts: dict[str, dict[str, Any]] = {}
@@ -84,7 +84,7 @@ def clean_up(dry_run: DryRunOption = False, json: JsonOption = False) -> None:
     from json import dumps
 
     from dpo_cli.run.caches import entries, remove, the_cache
-    from dpo_cli.ui.report import count, size
+    from dpo_cli.ui.terminal.plain import count, size
 
     found = entries(the_cache())
     gone = found if dry_run else remove(found)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from dpo_cli.data.formats import Message
     from dpo_cli.data.prompts import Prompt
-    from dpo_cli.training.conversation import Answer, Conversation, Speaker
-    from dpo_cli.ui.chat import ChatScreen
+    from dpo_cli.inference.chat import Answer, Conversation, Speaker
+    from dpo_cli.ui.terminal.chat import ChatScreen
 
 ROLES = ("policy", "reference")
 _COMMANDS = "/reset forgets what was said, /quit or Ctrl-D ends, Ctrl-C stops an answer"
@@ -121,10 +121,10 @@ def chat(
     """
     from dpo_cli.commands.session import plain_console
     from dpo_cli.data.prompts import read_prompts
+    from dpo_cli.run.directory import runs_root
     from dpo_cli.run.lookup import find_run
     from dpo_cli.run.models import NamedModel, find_model
-    from dpo_cli.run.store import runs_root
-    from dpo_cli.ui.chat import ChatScreen
+    from dpo_cli.ui.terminal.chat import ChatScreen
 
     _refuse_contradictions(prompt, prompts, out, temperature, top_p, seed)
     _require_text(prompt=prompt, system=system)
@@ -139,8 +139,8 @@ def chat(
 
     notes = plain_console(stderr=True)
     with notes.status("reading the weights"):
-        from dpo_cli.training.conversation import Conversation, open_speakers  # torch: seconds
-        from dpo_cli.training.generation import Decoding
+        from dpo_cli.inference.chat import Conversation, open_speakers  # torch: seconds
+        from dpo_cli.models.generation import Decoding
 
         decoding = Decoding(max_new_tokens, temperature, 1.0 if top_p is None else top_p, seed or 0)
         speakers = open_speakers(
@@ -257,9 +257,9 @@ def _answer_rows(
         DpoError: a prompt cannot be answered, before any is; or the file cannot be written.
         typer.Exit: interrupted.
     """
-    from dpo_cli.ui.keyboard import remembering_ctrl_c
-    from dpo_cli.ui.progress import PhaseBar
-    from dpo_cli.ui.report import count
+    from dpo_cli.ui.terminal.keyboard import remembering_ctrl_c
+    from dpo_cli.ui.terminal.plain import count
+    from dpo_cli.ui.terminal.progress import PhaseBar
 
     conversations = [_with_system(prompt.messages, system) for prompt in prompts]
     answers = []

@@ -57,11 +57,11 @@ def check(
     """
     from rich.console import Console
 
-    from dpo_cli.doctor.examination import examine
+    from dpo_cli.checks.examination import examine
     from dpo_cli.profile.source import find_profile
-    from dpo_cli.run.store import runs_root
-    from dpo_cli.ui.picture import picture_of, recording_console
-    from dpo_cli.ui.progress import PhaseBar
+    from dpo_cli.run.directory import runs_root
+    from dpo_cli.ui.terminal.picture import picture_of, recording_console
+    from dpo_cli.ui.terminal.progress import PhaseBar
 
     path = find_profile(profile, str(profile))
     bar = PhaseBar(Console(stderr=True, quiet=as_json))
@@ -87,8 +87,8 @@ def check(
 
 def _print_page(console: Console, diagnosis: Diagnosis, train: str, again: str) -> None:
     """The pair, the lengths, the findings, and the command that comes next."""
-    from dpo_cli.ui.findings import findings_table, verdict
-    from dpo_cli.ui.pairs import lengths_table, pair_preview
+    from dpo_cli.ui.terminal.findings import findings_table, verdict
+    from dpo_cli.ui.terminal.pairs import lengths_table, pair_preview
 
     if diagnosis.preview:
         has_colour = console.color_system is not None and not console.no_color

@@ -42,10 +42,10 @@ def clean(
 
     from dpo_cli.commands.session import plain_console
     from dpo_cli.run.cleaning import free, look_through
+    from dpo_cli.run.directory import runs_root
     from dpo_cli.run.lookup import find_run, find_runs
-    from dpo_cli.run.store import runs_root
     from dpo_cli.run.summary import RunState, summarize
-    from dpo_cli.ui.report import size
+    from dpo_cli.ui.terminal.plain import size
 
     root = runs_root(runs_dir)
     runs = [find_run(root, name) for name in run_names] if run_names else find_runs(root)

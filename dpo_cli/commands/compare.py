@@ -55,8 +55,8 @@ def print_comparison(
 
     from rich.console import Console
 
-    from dpo_cli.ui.compare import ComparedRuns
-    from dpo_cli.ui.live import terminal_size
+    from dpo_cli.ui.terminal.compare import ComparedRuns
+    from dpo_cli.ui.terminal.live import terminal_size
 
     usual = terminal_size() if sys.stdout.isatty() else (_WIDTH, _HEIGHT)
     console = Console(

@@ -18,8 +18,8 @@ def complete_profile(incomplete: str) -> list[str]:
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """Runs by the name of their directory, the newest first."""
+    from dpo_cli.run.directory import runs_root
     from dpo_cli.run.lookup import find_runs
-    from dpo_cli.run.store import runs_root
 
     option = context.params.get("runs_dir")
     runs = find_runs(runs_root(Path(option) if option else None))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from dpo_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from dpo_cli.run.directory import RunDirectory
     from dpo_cli.run.events import Event
-    from dpo_cli.run.store import RunDirectory
     from dpo_cli.ui.comparison import Contender
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -22,8 +22,8 @@ def named_runs(names: Sequence[str], runs_dir: Path | None) -> dict[str, RunDire
     Raises:
         UsageError: one is not there, or there are too many.
     """
+    from dpo_cli.run.directory import runs_root
     from dpo_cli.run.lookup import find_run
-    from dpo_cli.run.store import runs_root
 
     root = runs_root(runs_dir)
     runs = {run.path.resolve(): run for run in (find_run(root, name) for name in names)}
@@ -45,8 +45,8 @@ def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[Contend
 def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> Contender:
     """A run by the events of its stream."""
     from dpo_cli.run.summary import summarize
+    from dpo_cli.run.view import RunView
     from dpo_cli.ui.comparison import Contender
-    from dpo_cli.ui.view import RunView
 
     view = RunView.of(events)
     settings = view.plan.get("settings") if view.plan else None

@@ -42,14 +42,14 @@ def data(
     """
     from rich.console import Console
 
-    from dpo_cli.doctor.pages import DataPages
+    from dpo_cli.checks.pages import DataPages
     from dpo_cli.errors import UsageError
     from dpo_cli.profile.inputs import check_inputs
     from dpo_cli.profile.load import load_profile
     from dpo_cli.profile.source import find_profile
-    from dpo_cli.ui.pager import page
-    from dpo_cli.ui.pairs import legend, pair_page, row_page
-    from dpo_cli.ui.progress import PhaseBar
+    from dpo_cli.ui.terminal.pager import page
+    from dpo_cli.ui.terminal.pairs import legend, pair_page, row_page
+    from dpo_cli.ui.terminal.progress import PhaseBar
 
     if rejected and only:
         raise UsageError("--rejected shows rows that are set aside; --only chooses among pairs")

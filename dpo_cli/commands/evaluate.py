@@ -51,11 +51,11 @@ def evaluate(
 
     from rich.console import Console
 
+    from dpo_cli.run.directory import runs_root
+    from dpo_cli.run.eval_config import find_yardstick
     from dpo_cli.run.models import find_model
-    from dpo_cli.run.store import runs_root
-    from dpo_cli.run.yardstick import find_yardstick
-    from dpo_cli.ui.evaluation import as_json
-    from dpo_cli.ui.progress import PhaseBar
+    from dpo_cli.ui.terminal.evaluation import as_json
+    from dpo_cli.ui.terminal.progress import PhaseBar
 
     root = runs_root(runs_dir)
     named = find_model(model, root)
@@ -78,8 +78,8 @@ def evaluate(
         )
     with PhaseBar(Console(stderr=True)) as bar:
         bar("loading", 0, 0, "")
-        from dpo_cli.training.judging import judge, stated_by  # imports torch: seconds
-        from dpo_cli.training.opening import open_model
+        from dpo_cli.inference.evaluate import judge, stated_by  # imports torch: seconds
+        from dpo_cli.inference.open_model import open_model
 
         judgement = judge(yardstick, [open_model(named, stated_by(yardstick), best=best)], bar)
     if json:

@@ -15,8 +15,8 @@ from dpo_cli.errors import DpoError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpo_cli.run.store import RunDirectory
-    from dpo_cli.training.export import ExportReport
+    from dpo_cli.export.export import ExportReport
+    from dpo_cli.run.directory import RunDirectory
 
 
 SOON_SECONDS = 60.0
@@ -119,16 +119,16 @@ def export(
     Example: `dpo export dense --to rlhf_512.pth`
     """
     from dpo_cli.commands.session import plain_console
+    from dpo_cli.run.directory import runs_root
     from dpo_cli.run.lookup import find_run
-    from dpo_cli.run.store import runs_root
-    from dpo_cli.ui.export import export_lines
+    from dpo_cli.ui.terminal.export import export_lines
 
     if seed is not None and rounding is not RoundingMode.STOCHASTIC:
         raise UsageError("--seed: only stochastic rounding draws", "add --rounding stochastic")
     console = plain_console()
     run = find_run(runs_root(runs_dir), run_name)
     with console.status(f"exporting {run.designation}"):
-        from dpo_cli.training.export import export_run  # imports torch: seconds
+        from dpo_cli.export.export import export_run  # imports torch: seconds
 
         report = export_run(
             run,
@@ -159,9 +159,9 @@ def _compare_held_out(
     from rich.console import Console
 
     from dpo_cli.training.held_out import evaluation_seconds, score_held_out
-    from dpo_cli.ui.export import held_out_line
-    from dpo_cli.ui.progress import PhaseBar
-    from dpo_cli.ui.report import duration
+    from dpo_cli.ui.terminal.export import held_out_line
+    from dpo_cli.ui.terminal.plain import duration
+    from dpo_cli.ui.terminal.progress import PhaseBar
 
     seconds = evaluation_seconds(run)
     if seconds is None or is_wanted is False:

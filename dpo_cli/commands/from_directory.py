@@ -36,11 +36,11 @@ def from_directory(
     Example: `dpo import ./MiniMind2 --to out/full_sft_768.pth`
     """
     from dpo_cli.commands.session import plain_console
-    from dpo_cli.ui.report import count
+    from dpo_cli.ui.terminal.plain import count
 
     console = plain_console()
     with console.status(f"importing {directory}"):
-        from dpo_cli.training.importing import import_directory  # imports torch: seconds
+        from dpo_cli.export.import_hf import import_directory  # imports torch: seconds
 
         path, checkpoint = import_directory(directory, to, dtype.value, force)
     console.print(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dpo_cli.training.judging import Judgement
+    from dpo_cli.inference.evaluate import Judgement
 
 _WIDTH = 120
 
@@ -16,8 +16,8 @@ def print_judgement(judgement: Judgement) -> None:
 
     from rich.console import Console
 
-    from dpo_cli.ui.evaluation import JudgedModels
-    from dpo_cli.ui.live import terminal_size
+    from dpo_cli.ui.terminal.evaluation import JudgedModels
+    from dpo_cli.ui.terminal.live import terminal_size
 
     width = terminal_size()[0] if sys.stdout.isatty() else _WIDTH
     Console(width=width, highlight=False, markup=False, emoji=False).print(JudgedModels(judgement))

@@ -81,12 +81,12 @@ def merge(
     from rich.console import Console
 
     from dpo_cli.commands.session import plain_console
+    from dpo_cli.run.directory import runs_root
+    from dpo_cli.run.eval_config import find_yardstick
     from dpo_cli.run.models import find_model
-    from dpo_cli.run.store import runs_root
-    from dpo_cli.run.yardstick import find_yardstick
-    from dpo_cli.ui.evaluation import as_json
-    from dpo_cli.ui.progress import PhaseBar
-    from dpo_cli.ui.report import size
+    from dpo_cli.ui.terminal.evaluation import as_json
+    from dpo_cli.ui.terminal.plain import size
+    from dpo_cli.ui.terminal.progress import PhaseBar
 
     root = runs_root(runs_dir)
     named = [find_model(name, root) for name in (first, second)]
@@ -105,11 +105,11 @@ def merge(
     judgement = None
     with PhaseBar(Console(stderr=True)) as bar:
         bar("loading", 0, 0, "")
-        from dpo_cli.training.export import try_command  # imports torch: seconds
-        from dpo_cli.training.judging import judge, stated_by
-        from dpo_cli.training.merge import merge_models
-        from dpo_cli.training.opening import open_model
-        from dpo_cli.training.weights import size_bytes
+        from dpo_cli.export.export import try_command  # imports torch: seconds
+        from dpo_cli.export.merge import merge_models
+        from dpo_cli.inference.evaluate import judge, stated_by
+        from dpo_cli.inference.open_model import open_model
+        from dpo_cli.models.saving import size_bytes
 
         stated = stated_by(yardstick) if yardstick else {}
         models = [open_model(its, stated, best=best and its.run is not None) for its in named]

@@ -33,7 +33,7 @@ def plot(
     from json import dumps
 
     from dpo_cli.commands.output import write_output
-    from dpo_cli.ui.svg import sheet
+    from dpo_cli.ui.html.svg import sheet
 
     if out.suffix not in _FORMATS:
         raise UsageError(f"--out {out}: the name must end in {' or '.join(_FORMATS)}")

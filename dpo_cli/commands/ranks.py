@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from dpo_cli.profile.load import LoadedProfile
     from dpo_cli.profile.schema import Profile
+    from dpo_cli.run.directory import RunDirectory
     from dpo_cli.run.events import Alert
     from dpo_cli.run.placement import Place
-    from dpo_cli.run.store import RunDirectory
 
 _TORCHRUN = "torchrun"
 _OURS = "launch.timeout_seconds"
@@ -63,7 +63,7 @@ def take_place(refused: Sequence[str]) -> Place | None:
         UsageError: the environment is half set, or options contradict it.
     """
     from dpo_cli.run.placement import recognise
-    from dpo_cli.run.workers import die_with_parent
+    from dpo_cli.run.processes import die_with_parent
 
     place = recognise(os.environ)
     if place is None:
@@ -149,7 +149,7 @@ def join_run(profile: Profile, torchrun: Sequence[str]) -> ExitCode:
     from dpo_cli.commands.session import plain_console
     from dpo_cli.run import launch
     from dpo_cli.run.torchrun import processes_here, torchrun_arguments
-    from dpo_cli.ui.report import PlainReport
+    from dpo_cli.ui.terminal.plain import PlainReport
 
     processes, own = processes_here(profile), profile.launch
     console = plain_console()

@@ -14,8 +14,8 @@ from dpo_cli.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dpo_cli.run.store import RunDirectory
-    from dpo_cli.ui.run_parts import Dossier
+    from dpo_cli.run.directory import RunDirectory
+    from dpo_cli.ui.html.run_parts import Dossier
 
 
 def report(
@@ -56,7 +56,7 @@ def report(
 
     from dpo_cli.commands.contenders import named_runs
     from dpo_cli.commands.output import write_output
-    from dpo_cli.ui.page import page
+    from dpo_cli.ui.html.page import page
 
     found = _read_findings(findings) if findings else []
     runs = named_runs(run_names, runs_dir)
@@ -75,7 +75,7 @@ def report(
 def _dossier(letter: str, run: RunDirectory) -> Dossier:
     from dpo_cli.commands.contenders import contender
     from dpo_cli.run.events import history
-    from dpo_cli.ui.run_parts import Dossier
+    from dpo_cli.ui.html.run_parts import Dossier
 
     events = history(run.events_path)
     return Dossier(contender(letter, run, events), events, _set_aside(run.rejected_rows_path))

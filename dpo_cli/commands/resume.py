@@ -23,7 +23,7 @@ from dpo_cli.errors import DpoError, UsageError
 if TYPE_CHECKING:
     from dpo_cli.profile.resolved import Change
     from dpo_cli.profile.schema import Profile
-    from dpo_cli.run.store import RunDirectory
+    from dpo_cli.run.directory import RunDirectory
 
 
 def resume(
@@ -72,9 +72,9 @@ def resume(
     from dpo_cli.profile.inputs import check_inputs
     from dpo_cli.profile.load import load_profile
     from dpo_cli.profile.resolved import differences, to_toml
+    from dpo_cli.run.directory import runs_root
     from dpo_cli.run.launch import worker_argv
     from dpo_cli.run.lookup import find_run
-    from dpo_cli.run.store import runs_root
     from dpo_cli.run.tracking.kinds import asked_for, require_trackers
 
     torchrun = torchrun_words(context)

@@ -28,8 +28,8 @@ def runs(
     from rich.console import Console
 
     from dpo_cli.commands.session import plain_console
+    from dpo_cli.run.directory import runs_root
     from dpo_cli.run.lookup import find_runs
-    from dpo_cli.run.store import runs_root
     from dpo_cli.run.summary import summarize
 
     root = runs_root(runs_dir)
@@ -49,7 +49,7 @@ def runs(
 def _table(summaries: list[RunSummary]) -> Table:
     from rich.table import Table
 
-    from dpo_cli.ui.report import duration, size
+    from dpo_cli.ui.terminal.plain import duration, size
 
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")

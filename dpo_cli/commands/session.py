@@ -13,11 +13,11 @@ from rich.console import Console
 from dpo_cli.errors import ExitCode
 
 if TYPE_CHECKING:
+    from dpo_cli.run.directory import RunDirectory
     from dpo_cli.run.events import Alert
+    from dpo_cli.run.locked_directory import Workplace
     from dpo_cli.run.placement import Place
-    from dpo_cli.run.store import RunDirectory
-    from dpo_cli.run.workplace import Workplace
-    from dpo_cli.ui.live import Panel
+    from dpo_cli.ui.terminal.live import Panel
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -57,8 +57,8 @@ def run_worker(
         DpoError: the run failed.
     """
     from dpo_cli.run import launch
-    from dpo_cli.ui.live import has_terminal
-    from dpo_cli.ui.report import PlainReport
+    from dpo_cli.ui.terminal.live import has_terminal
+    from dpo_cli.ui.terminal.plain import PlainReport
 
     def supervise() -> ExitCode:
         report = PlainReport(plain_console(), run.designation, run.path, quiet=quiet)
@@ -83,8 +83,8 @@ def run_worker(
 def _show_panel(run: RunDirectory, lock: int, supervise: Callable[[], ExitCode]) -> ExitCode:
     """Train in the background with the panel in front, until the end or until the user leaves."""
     from dpo_cli.run.events import EventReader
-    from dpo_cli.ui.ending import ending_lines
-    from dpo_cli.ui.live import Panel
+    from dpo_cli.ui.terminal.ending import ending_lines
+    from dpo_cli.ui.terminal.live import Panel
 
     console = plain_console()
     panel = Panel(run, console, EventReader(run.events_path).read_new)

@@ -13,9 +13,9 @@ from dpo_cli.commands.output import write_output
 from dpo_cli.errors import DpoError
 
 if TYPE_CHECKING:
+    from dpo_cli.run.directory import RunDirectory
     from dpo_cli.run.events import Event
-    from dpo_cli.run.store import RunDirectory
-    from dpo_cli.ui.dashboard import Dashboard
+    from dpo_cli.ui.terminal.dashboard import Dashboard
 
 _WIDTH, _HEIGHT = 100, 30
 
@@ -55,9 +55,9 @@ def show(
 
     Example: `dpo show dense --at 400 --svg panel.svg`
     """
+    from dpo_cli.run.directory import runs_root
     from dpo_cli.run.lookup import find_run
-    from dpo_cli.run.store import runs_root
-    from dpo_cli.ui.picture import picture_of, recording_console
+    from dpo_cli.ui.terminal.picture import picture_of, recording_console
 
     run = find_run(runs_root(runs_dir), run_name)
     dashboard = picture(run, at)
@@ -80,7 +80,7 @@ def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:
         DpoError: they were not asked.
     """
     from dpo_cli.commands.session import plain_console
-    from dpo_cli.ui.report import sample_lines
+    from dpo_cli.ui.terminal.plain import sample_lines
 
     sampled = dashboard.view.sampled
     if sampled is None:
@@ -96,9 +96,9 @@ def picture(run: RunDirectory, at: int | None = None) -> Dashboard:
     import time
 
     from dpo_cli.run.events import history
-    from dpo_cli.ui.dashboard import Dashboard
-    from dpo_cli.ui.live import look_at_disk
-    from dpo_cli.ui.view import RunView
+    from dpo_cli.run.view import RunView
+    from dpo_cli.ui.terminal.dashboard import Dashboard
+    from dpo_cli.ui.terminal.live import look_at_disk
 
     is_held = run.holder() is not None
     view = RunView.of(_until(history(run.events_path), at))
@@ -121,7 +121,7 @@ def print_picture(
 
     from rich.console import Console
 
-    from dpo_cli.ui.live import terminal_size
+    from dpo_cli.ui.terminal.live import terminal_size
 
     usual_width, usual_height = _WIDTH, _HEIGHT
     if sys.stdout.isatty():

@@ -70,9 +70,9 @@ def sweep(
     from dpo_cli.commands.session import plain_console
     from dpo_cli.commands.sweeping import Sweeper, refuse_other_runs
     from dpo_cli.profile.grid import load_points, parse_grid
-    from dpo_cli.run.store import runs_root
+    from dpo_cli.run.directory import runs_root
     from dpo_cli.run.sweep import SweepDirectory
-    from dpo_cli.ui.sweep import plan_as_json, plan_lines, standings
+    from dpo_cli.ui.terminal.sweep import plan_as_json, plan_lines, standings
 
     if json and detach:
         raise UsageError(
@@ -162,8 +162,8 @@ def _run(
     """
     from dpo_cli.commands.session import behind_panel
     from dpo_cli.run.launch import detach
-    from dpo_cli.ui.live import has_terminal
-    from dpo_cli.ui.sweep import SweepPanel
+    from dpo_cli.ui.terminal.live import has_terminal
+    from dpo_cli.ui.terminal.sweep import SweepPanel
 
     directory, points = sweeper.sweep, sweeper.points
     console = sweeper.console()
@@ -204,7 +204,13 @@ def _conclude(directory: SweepDirectory, points: Sequence[Point], *, json: bool)
     from dpo_cli.profile.resolved import to_tables
     from dpo_cli.run.events import history
     from dpo_cli.ui.comparison import as_json, best
-    from dpo_cli.ui.sweep import best_lines, completed, failure_lines, plan_as_json, standings
+    from dpo_cli.ui.terminal.sweep import (
+        best_lines,
+        completed,
+        failure_lines,
+        plan_as_json,
+        standings,
+    )
 
     runs = directory.runs()
     its = standings(points, runs)

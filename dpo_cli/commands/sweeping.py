@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dpo_cli.profile.grid import Point
-    from dpo_cli.run.relay import SignalRelay
-    from dpo_cli.run.store import RunDirectory
+    from dpo_cli.run.directory import RunDirectory
+    from dpo_cli.run.processes import Worker
+    from dpo_cli.run.signals import SignalRelay
     from dpo_cli.run.sweep import SweepDirectory
-    from dpo_cli.run.workers import Worker
 
 _ASKED = (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
@@ -71,7 +71,7 @@ class Sweeper:
         Raises:
             DpoError: the disk is full.
         """
-        from dpo_cli.run.lanes import in_lanes, visible_cards
+        from dpo_cli.run.gpu_workers import in_lanes, visible_cards
 
         runs = self.sweep.runs()
         left = [
@@ -90,7 +90,7 @@ class Sweeper:
         return in_lanes(visible_cards()[:lanes], "".join(left), lane)
 
     def _train_all(self, letters: Iterable[str]) -> ExitCode:
-        from dpo_cli.run.relay import SignalRelay
+        from dpo_cli.run.signals import SignalRelay
 
         points = {point.letter: point for point in self.points}
         with SignalRelay() as signals:
@@ -114,9 +114,9 @@ class Sweeper:
         """One point to its end, from the beginning or from where it stopped."""
         from dpo_cli.commands.ranks import ranks_argv, torchrun_call
         from dpo_cli.run.launch import supervise, worker_argv
+        from dpo_cli.run.processes import start_worker
         from dpo_cli.run.tracking.kinds import asked_for
-        from dpo_cli.run.workers import start_worker
-        from dpo_cli.ui.report import PlainReport
+        from dpo_cli.ui.terminal.plain import PlainReport
 
         run = self.sweep.runs().get(point.letter)
         if run is None:
@@ -150,6 +150,6 @@ class Sweeper:
 
 def _fork(argv: Sequence[str], log: int, lock: int) -> Worker:
     """A worker that need not import anything, once the first has made this process do so."""
-    from dpo_cli.training.forked import fork_worker
+    from dpo_cli.training.fork import fork_worker
 
     return fork_worker(argv, log, lock)

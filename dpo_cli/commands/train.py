@@ -22,7 +22,7 @@ from dpo_cli.commands.options import (
 if TYPE_CHECKING:
     from dpo_cli.profile.load import LoadedProfile
     from dpo_cli.profile.schema import Profile
-    from dpo_cli.run.store import RunDirectory
+    from dpo_cli.run.directory import RunDirectory
 
 
 def train(
@@ -64,9 +64,9 @@ def train(
     from dpo_cli.commands.session import run_worker
     from dpo_cli.profile.inputs import check_inputs
     from dpo_cli.profile.load import load_profile
+    from dpo_cli.run.directory import runs_root
     from dpo_cli.run.launch import worker_argv
     from dpo_cli.run.placement import begun_run, mark_run
-    from dpo_cli.run.store import runs_root
     from dpo_cli.run.tracking.kinds import asked_for, require_trackers
 
     torchrun = torchrun_words(context)
@@ -117,7 +117,7 @@ def train(
 
 def _new_run(loaded: LoadedProfile, root: Path, name: str) -> RunDirectory:
     from dpo_cli.profile.resolved import to_toml
-    from dpo_cli.run.store import RunDirectory
+    from dpo_cli.run.directory import RunDirectory
 
     return RunDirectory.create(root, name, to_toml(pin_weights(loaded.profile, root)))
 

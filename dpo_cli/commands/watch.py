@@ -9,7 +9,7 @@ import typer
 from dpo_cli.commands.options import PlainOption, RunArgument, RunsDirOption
 
 if TYPE_CHECKING:
-    from dpo_cli.run.store import RunDirectory
+    from dpo_cli.run.directory import RunDirectory
 
 _POLL_SECONDS = 0.25
 
@@ -37,11 +37,11 @@ def watch(
     """
     from dpo_cli.commands.session import plain_console
     from dpo_cli.commands.show import picture, print_picture
+    from dpo_cli.run.directory import runs_root
     from dpo_cli.run.events import EventReader, history
     from dpo_cli.run.lookup import find_run
-    from dpo_cli.run.store import runs_root
-    from dpo_cli.ui.live import REPLAY_KEYS, Panel, has_terminal
-    from dpo_cli.ui.replay import Replay
+    from dpo_cli.ui.terminal.live import REPLAY_KEYS, Panel, has_terminal
+    from dpo_cli.ui.terminal.replay import Replay
 
     run = find_run(runs_root(runs_dir), run_name, prefer=lambda run: run.holder() is not None)
     console = plain_console()
@@ -71,7 +71,7 @@ def _print_lines(run: RunDirectory) -> None:
 
     from dpo_cli.commands.session import plain_console
     from dpo_cli.run.events import EventReader
-    from dpo_cli.ui.report import PlainReport
+    from dpo_cli.ui.terminal.plain import PlainReport
 
     report = PlainReport(plain_console(), run.designation, run.path)
     reader = EventReader(run.events_path)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from dpo_cli.data.containers import (
+from dpo_cli.data.file_readers import (
     Kind,
     Numbered,
     count_numbers,

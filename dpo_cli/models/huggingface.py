@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
-from dpo_cli.objective.balance import BalanceKind
+from dpo_cli.objective.aux_loss import BalanceKind
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop")

@@ -15,7 +15,7 @@ import transformers
 
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict, to_minimind
-from dpo_cli.objective.balance import BalanceKind
+from dpo_cli.objective.aux_loss import BalanceKind
 
 Shape = tuple[int, ...]
 

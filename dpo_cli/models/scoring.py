@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import Batch, PackedBatch, PaddedBatch
 from dpo_cli.models import varlen
-from dpo_cli.models.unpacked import unpack, unpacked_logits
-from dpo_cli.objective.balance import BalanceKind, TokenGroups, balance_loss
+from dpo_cli.models.per_sequence import unpack, unpacked_logits
+from dpo_cli.objective.aux_loss import BalanceKind, TokenGroups, balance_loss
 from dpo_cli.objective.logps import (
     entropies,
     gather_logps,
@@ -52,7 +52,7 @@ class ResponseScorer(nn.Module):
     """A causal language model that scores responses.
 
     Args:
-        model: from `dpo_cli.models.zoo`; any other by `dpo_cli.models.support`.
+        model: from `dpo_cli.models.loading`; any other by `dpo_cli.models.support`.
         balance_kind: how to measure the balance of its experts; None where it has none.
         aux_tokens: "real" tokens, or "all" with the padding, as the reference scripts do.
         fallback: why this model cannot compute packed rows, so that it unpacks them; None where
@@ -125,7 +125,7 @@ class ResponseScorer(nn.Module):
         return Scores(logps, batch.mask, balance, sum_sq, undecided)
 
     def _unpacked(self, batch: PackedBatch, with_entropies: bool) -> Scores:
-        """The same by the model's own forward; see `dpo_cli.models.unpacked`."""
+        """The same by the model's own forward; see `dpo_cli.models.per_sequence`."""
         rows = unpack(batch)
         logits = unpacked_logits(self.model, rows)
         everywhere = torch.ones_like(rows.labels, dtype=torch.bool) if with_entropies else None

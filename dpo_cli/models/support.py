@@ -17,8 +17,8 @@ from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.errors import DpoError
 from dpo_cli.models import attention
+from dpo_cli.models.per_sequence import unpack
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.models.unpacked import unpack
 from dpo_cli.objective.logps import gather_logps
 
 _PLAIN = "eager"

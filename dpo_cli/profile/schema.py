@@ -14,7 +14,7 @@ from typing import Annotated, Literal, cast
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.launching import Launch
+from dpo_cli.profile.launch import Launch
 from dpo_cli.profile.objective import Dpo
 from dpo_cli.profile.pairs import Data
 from dpo_cli.profile.table import (

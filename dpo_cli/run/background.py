@@ -16,7 +16,7 @@ from types import FrameType
 
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run import launch
-from dpo_cli.run.workplace import Workplace
+from dpo_cli.run.locked_directory import Workplace
 
 _RELAYED = (signal.SIGINT, signal.SIGTERM)
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_cli.run import generations
+from dpo_cli.run import checkpoints
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Saved, history
-from dpo_cli.run.store import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def look_through(run: RunDirectory) -> Cleaning:
     remarks += [f"{problem}; it stays" for problem in passed_over]
     if newest is not None:
         best = _best(run)
-        for generation in generations.all_generations(run.generations_path):
+        for generation in checkpoints.all_generations(run.generations_path):
             if generation.optimizer_step > newest.optimizer_step or generation == newest:
                 continue
             if generation.name == best:
@@ -107,7 +107,7 @@ def _item(path: Path, reason: str) -> Dispensable:
 
 def _remove(path: Path, run: RunDirectory) -> bool:
     if path.parent == run.generations_path:
-        return generations.discard(path)
+        return checkpoints.discard(path)
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

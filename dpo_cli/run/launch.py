@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import open_for_appending
-from dpo_cli.run.deaths import death, rank_ending
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors, no_space
 from dpo_cli.run.events import (
     Alert,
@@ -36,12 +36,12 @@ from dpo_cli.run.events import (
     WorkerStarted,
     drop_torn_tail,
 )
-from dpo_cli.run.relay import SignalRelay
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.exit_reason import death, rank_ending
+from dpo_cli.run.locked_directory import Workplace, sign_lock
+from dpo_cli.run.processes import Starter, Worker, start_worker
+from dpo_cli.run.signals import SignalRelay
 from dpo_cli.run.torchrun import agent_argv
 from dpo_cli.run.tracking.side import Trackers
-from dpo_cli.run.workers import Starter, Worker, start_worker
-from dpo_cli.run.workplace import Workplace, sign_lock
 
 Observer = Callable[[Event], None]
 
@@ -84,7 +84,7 @@ def supervise(
 ) -> ExitCode:
     """Start the worker, let `observe` see every event it appends, and wait for its end.
 
-    The worker may also be the agent over several ranks (`dpo_cli.training.agent`), which ends well
+    The worker may also be the agent over several ranks (`dpo_cli.distributed.agent`), which ends well
     however the run does; how it did is then in the stream.
 
     A failing observer is dropped; training does not depend on it. `undo` is called when the worker

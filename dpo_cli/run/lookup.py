@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpo_cli.errors import UsageError
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 
 
 def find_runs(root: Path) -> list[RunDirectory]:

@@ -1,6 +1,6 @@
 """What a command line calls a model: a run, a weights file, or a Hugging Face folder.
 
-Nothing of it is read here but its kind; `dpo_cli.training.opening` reads the weights.
+Nothing of it is read here but its kind; `dpo_cli.inference.open_model` reads the weights.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dpo_cli.profile import folder
 from dpo_cli.profile.inputs import check_tokenizer, resolve_tokenizer
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.text import show_path
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_run
-from dpo_cli.run.store import RunDirectory
 
 _WEIGHTS = (".pth", ".safetensors")
 

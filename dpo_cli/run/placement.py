@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dpo_cli.errors import UsageError
 from dpo_cli.files import write_text_atomically
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_runs
-from dpo_cli.run.store import RunDirectory
 
 _RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _MASTER = ("MASTER_ADDR", "MASTER_PORT")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (
     Completed,
     Evaluated,
@@ -21,7 +22,6 @@ from dpo_cli.run.events import (
     WorkerStarted,
     from_json,
 )
-from dpo_cli.run.store import RunDirectory
 
 _STEP = b'{"event": "StepDone"'
 _RECENT_STEPS = 20

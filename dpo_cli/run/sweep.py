@@ -20,10 +20,10 @@ from dpo_cli.profile.grid import Grid
 from dpo_cli.profile.resolved import differences, from_tables, to_tables, to_toml
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
+from dpo_cli.run.directory import RunDirectory, make_root, safe_name
 from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.locked_directory import Workplace
 from dpo_cli.run.lookup import find_runs
-from dpo_cli.run.store import RunDirectory, make_root, safe_name
-from dpo_cli.run.workplace import Workplace
 
 _NAME_CHARACTERS = 60
 """Fewer than a run's name may have, which ends with a letter besides."""

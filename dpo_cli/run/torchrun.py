@@ -1,4 +1,4 @@
-"""What a profile's [launch] is in torchrun's words, and who runs it: `dpo_cli.training.agent`."""
+"""What a profile's [launch] is in torchrun's words, and who runs it: `dpo_cli.distributed.agent`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpo_cli.errors import UsageError
-from dpo_cli.run.cards import count_cards
+from dpo_cli.run.gpus import count_cards
 
 if TYPE_CHECKING:
-    from dpo_cli.profile.launching import Launch
+    from dpo_cli.profile.launch import Launch
     from dpo_cli.profile.schema import Profile
 
 _RENDEZVOUS = "dpo"
@@ -73,7 +73,7 @@ def agent_argv(run: Path, arguments: Sequence[str], command: Sequence[str]) -> l
         arguments: of torchrun.
         command: what each rank is to run, as arguments of Python.
     """
-    agent = [sys.executable, "-m", "dpo_cli.training.agent", "--run", str(run)]
+    agent = [sys.executable, "-m", "dpo_cli.distributed.agent", "--run", str(run)]
     return [*agent, "--", *arguments, *command]
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dpo_cli.compute.device import Compute
 from dpo_cli.data.batching import Batch
+from dpo_cli.distributed.ranks import ALONE, Ranks
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.held_out import HELD_OUT_FIGURES, score_held_out_pairs, summarize
 from dpo_cli.profile.objective import Dpo
-from dpo_cli.training.device import Compute
-from dpo_cli.training.ranks import ALONE, Ranks
 from dpo_cli.training.reference import KeptReference, Reference
 
 

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from dpo_cli.data.groups import ALL
 from dpo_cli.errors import DpoError
-from dpo_cli.models.architecture import architecture_of
+from dpo_cli.inference.evaluate import judge
+from dpo_cli.inference.open_model import OpenedModel
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.zoo import DTYPES, Checkpoint
+from dpo_cli.models.loading import DTYPES, Checkpoint
+from dpo_cli.models.spec import architecture_of
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.eval_config import find_yardstick
 from dpo_cli.run.events import Evaluated, history
 from dpo_cli.run.models import NamedModel
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.run.yardstick import find_yardstick
 from dpo_cli.training.inputs import OnProgress
-from dpo_cli.training.judging import judge
-from dpo_cli.training.opening import OpenedModel
 
 
 def evaluation_seconds(run: RunDirectory) -> float | None:

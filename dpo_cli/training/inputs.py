@@ -16,15 +16,15 @@ from dpo_cli.data.pairs import refuse_if_mostly_malformed
 from dpo_cli.data.sources import Source
 from dpo_cli.data.token_cache import encode_source
 from dpo_cli.data.tokens import EncodedRows, Rows, TokenizedPairs
+from dpo_cli.distributed.ranks import ALONE, Ranks
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file, write_atomically
-from dpo_cli.models.architecture import architecture_of
-from dpo_cli.models.zoo import Checkpoint, load_checkpoint
+from dpo_cli.models.loading import Checkpoint, load_checkpoint
+from dpo_cli.models.spec import architecture_of
 from dpo_cli.profile.inputs import resolve_checkpoint
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.lookup import find_run
-from dpo_cli.training.ranks import ALONE, Ranks
-from dpo_cli.training.trained import read_trained
+from dpo_cli.training.run_weights import read_trained
 
 RUN_PREFIX = "run:"
 

@@ -18,23 +18,24 @@ import torch
 import transformers
 from torch import Tensor
 
+from dpo_cli.compute.device import Compute
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.groups import groups_of
-from dpo_cli.data.order import DataOrder, hold_out, repeat
+from dpo_cli.data.microbatching import Forward, regroup
 from dpo_cli.data.pairs import SetAside
-from dpo_cli.data.regroup import Forward, regroup
+from dpo_cli.data.sampler import DataOrder, hold_out, repeat
 from dpo_cli.data.tokens import Rows, TokenizedPairs
+from dpo_cli.distributed.ranks import ALONE, Ranks
 from dpo_cli.errors import DpoError
-from dpo_cli.models.architecture import Architecture
-from dpo_cli.models.zoo import Checkpoint
+from dpo_cli.models.loading import Checkpoint
+from dpo_cli.models.spec import Architecture
 from dpo_cli.objective.losses import loss_at_start
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.device import Compute
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.inputs import (
     OnProgress,
     held_out_pairs,
@@ -44,8 +45,7 @@ from dpo_cli.training.inputs import (
     training_pairs,
     usable_rows,
 )
-from dpo_cli.training.optim import LearningRate
-from dpo_cli.training.ranks import ALONE, Ranks
+from dpo_cli.training.optimizer import LearningRate
 
 CPU_TOKENS_PER_FORWARD = 2048
 """Positions of a forward on a CPU, where larger tables only fall out of its caches."""

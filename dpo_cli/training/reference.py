@@ -23,14 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from dpo_cli.compute.device import Compute
+from dpo_cli.compute.matmul import processor
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.tokens import TokenizedPairs
+from dpo_cli.distributed.ranks import Ranks
 from dpo_cli.files import cache_directory, remove_unused, write_atomically
 from dpo_cli.models.scoring import ResponseScorer, Scores
-from dpo_cli.training.device import Compute
-from dpo_cli.training.matmul import processor
 from dpo_cli.training.plan import Prepared, environment
-from dpo_cli.training.ranks import Ranks
 
 REFERENCE_FILE = "reference_logps.safetensors"
 HELD_OUT_REFERENCE_FILE = "held_out_reference_logps.safetensors"

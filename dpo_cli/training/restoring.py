@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.distributed.ranks import Ranks
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.run.generations import Generation
+from dpo_cli.run.checkpoints import Generation
 from dpo_cli.training.best import BestSoFar
-from dpo_cli.training.building import make_scorer
-from dpo_cli.training.optim import make_optimizer
+from dpo_cli.training.checkpointing import load_best, load_weights, restore_state
+from dpo_cli.training.optimizer import make_optimizer
 from dpo_cli.training.plan import Prepared
-from dpo_cli.training.ranks import Ranks
 from dpo_cli.training.reference import open_references
 from dpo_cli.training.samples import Sampler
-from dpo_cli.training.state import load_best, load_weights, restore_state
+from dpo_cli.training.setup import make_scorer
 from dpo_cli.training.trainer import Trainer, Watch
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.models.generation import generate, room_for_answer
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.run.events import Sample
-from dpo_cli.training.generation import generate, room_for_answer
 from dpo_cli.training.plan import Prepared
 
 MOST_TOKENS = 96

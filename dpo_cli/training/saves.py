@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from dpo_cli.data.order import DataOrder
+from dpo_cli.data.sampler import DataOrder
+from dpo_cli.distributed.ranks import Ranks
 from dpo_cli.errors import DpoError
-from dpo_cli.models.zoo import to_disk_names
+from dpo_cli.models.loading import to_disk_names
+from dpo_cli.models.saving import size_bytes
+from dpo_cli.run.checkpoints import Generation
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Saved, history
-from dpo_cli.run.generations import Generation
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.ranks import Ranks
+from dpo_cli.training.checkpointing import save_state
 from dpo_cli.training.reference import KeptReference
-from dpo_cli.training.results import write_results
-from dpo_cli.training.state import save_state
 from dpo_cli.training.trainer import Trainer
-from dpo_cli.training.weights import size_bytes
+from dpo_cli.training.weights_files import write_results
 
 
 def commit(

@@ -13,12 +13,17 @@ from typing import Any, Protocol
 
 import torch
 
-from dpo_cli.data.order import Window
+from dpo_cli.alerts import Alarms
+from dpo_cli.alerts.facts import facts_of
+from dpo_cli.compute.device import Compute, resolve, tune
+from dpo_cli.data.sampler import Window
+from dpo_cli.distributed.ranks import LeftError, PeerLostError, Ranks
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import from_tables, to_tables
 from dpo_cli.profile.schema import Profile
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import (
     Alert,
@@ -36,27 +41,22 @@ from dpo_cli.run.events import (
     WorkerStarted,
     history,
 )
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.alarms import Alarms
-from dpo_cli.training.alarms.facts import facts_of
-from dpo_cli.training.building import configure_torch, fallback_alert
-from dpo_cli.training.device import Compute, resolve, tune
-from dpo_cli.training.evidence import has_evidence, keep_evidence
+from dpo_cli.training.checkpointing import rng_states
 from dpo_cli.training.failures import explain
 from dpo_cli.training.inputs import training_pairs
+from dpo_cli.training.nan_dump import has_evidence, keep_evidence
 from dpo_cli.training.plan import Prepared, environment, prepare
-from dpo_cli.training.promises import (
+from dpo_cli.training.restoring import build_trainer
+from dpo_cli.training.resume_checks import (
     inexact,
     other_environment,
     refuse_different_inputs,
     refuse_other_inputs,
 )
-from dpo_cli.training.ranks import LeftError, PeerLostError, Ranks
-from dpo_cli.training.restoring import build_trainer
-from dpo_cli.training.results import renew_best, weights_file
 from dpo_cli.training.saves import commit, find_generation
-from dpo_cli.training.state import rng_states
+from dpo_cli.training.setup import configure_torch, fallback_alert
 from dpo_cli.training.trainer import Trainer
+from dpo_cli.training.weights_files import renew_best, weights_file
 
 _PROGRESS_SECONDS = 0.5
 

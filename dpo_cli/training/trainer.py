@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from dpo_cli.compute.device import process_bytes
 from dpo_cli.data.batching import Batch, to_device
-from dpo_cli.data.order import Window
+from dpo_cli.data.sampler import Window
+from dpo_cli.distributed.ranks import ALONE, RESTED, STOPS, Ranks
+from dpo_cli.models.loading import DTYPES, to_disk_names
 from dpo_cli.models.scoring import ResponseScorer, Scores
-from dpo_cli.models.zoo import DTYPES, to_disk_names
 from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import PairScores, score_pairs
 from dpo_cli.profile.schema import Train
 from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, Sampled, StepDone
 from dpo_cli.training.best import BestSoFar
-from dpo_cli.training.device import process_bytes
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
-from dpo_cli.training.figures import WindowFigures
-from dpo_cli.training.optim import set_learning_rate
+from dpo_cli.training.optimizer import set_learning_rate
 from dpo_cli.training.plan import Prepared
-from dpo_cli.training.ranks import ALONE, RESTED, STOPS, Ranks
 from dpo_cli.training.reference import KeptReference, Reference
 from dpo_cli.training.samples import Sampler
+from dpo_cli.training.step_metrics import WindowFigures
 
 _SAVING_SHARE = 0.006
 """Of the time: together with events and panel less than a hundredth."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from dpo_cli.run.workers import die_with_parent
+from dpo_cli.run.processes import die_with_parent
 
 
 class Signals:

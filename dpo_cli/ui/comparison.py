@@ -9,11 +9,11 @@ from typing import Any
 
 from dpo_cli.intervals import difference_interval, wilson_interval
 from dpo_cli.profile.text import show_value
+from dpo_cli.run.eval_config import SPLIT
 from dpo_cli.run.events import Evaluated
 from dpo_cli.run.summary import RunState, RunSummary
-from dpo_cli.run.yardstick import SPLIT
-from dpo_cli.ui.report import count
-from dpo_cli.ui.view import RunView
+from dpo_cli.run.view import RunView
+from dpo_cli.ui.terminal.plain import count
 
 METRICS = ("loss", "rewards/accuracies", "rewards/margins", "gap", "kl")
 """What is stated of each run, over its last steps and over the held-out pairs."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli import DPO, dpo, run_in, set_options
+from tests.support.cli import DPO, dpo, run_in, set_options
 
 Change = Callable[[Path, Path, dict[str, Any]], None]
 """Spoils one thing, given the working directory, ../shared and the settings."""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.ui.progress import PhaseBar
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.ui.terminal.progress import PhaseBar
 from tests.faults import workers
-from tests.small_runs import small_run
-from tests.terminal import Terminal
+from tests.support.small_runs import small_run
+from tests.support.terminal import Terminal
 
 Cli = Callable[..., tuple[int, str, str]]
 CHAT = "import sys; from dpo_cli import app; sys.exit(app.main(sys.argv[1:]))"

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dpo_cli.doctor import examination
+from dpo_cli.checks import examination
 from dpo_cli.findings import Diagnosis, Finding, Level, PairPreview, Span
 from tests.commands.conftest import Cli
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Saved, Stopped
-from dpo_cli.run.store import RunDirectory
-from tests import story
 from tests.commands.conftest import Cli
+from tests.support import story
 
 pytestmark = pytest.mark.usefixtures("root")
 

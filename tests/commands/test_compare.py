@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Stopped
-from dpo_cli.run.store import RunDirectory
-from tests import story
 from tests.commands.conftest import Cli
+from tests.support import story
 from tests.ui.test_dashboard import assert_snapshot
 
 pytestmark = pytest.mark.usefixtures("root")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.profile.source import shipped_profiles
-from tests.cli import environment
+from tests.support.cli import environment
 
 SCRIPT = """
 import sys

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpo_cli import app
-from tests.cli import run_in
+from tests.support.cli import run_in
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROFILE = f"""\

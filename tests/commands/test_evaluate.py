@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from dpo_cli.models.zoo import build_model, load_checkpoint, read_state_dict
+from dpo_cli.models.loading import build_model, load_checkpoint, read_state_dict
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated
-from dpo_cli.run.store import RunDirectory
-from tests.cli import Run
-from tests.cli import dpo as run_dpo
 from tests.commands.conftest import Cli
 from tests.faults import workers
-from tests.small_runs import golden_run
+from tests.support.cli import Run
+from tests.support.cli import dpo as run_dpo
+from tests.support.small_runs import golden_run
 
 CHANGES = {"train.epochs": 1, "eval.interval": 3, "dpo.beta": 5.0}
 

@@ -11,8 +11,8 @@ import pytest
 
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
-from tests.cli import environment
 from tests.commands.conftest import Cli
+from tests.support.cli import environment
 
 ROW = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}) + "\n"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Failed, Sample, Sampled, Stopped, WorkerEnded
-from dpo_cli.run.store import RunDirectory
-from tests import story
 from tests.commands.conftest import Cli
-from tests.terminal import Terminal
+from tests.support import story
+from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.usefixtures("root")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_runs
-from dpo_cli.run.store import RunDirectory
 from tests.commands.test_runs import WORKER
-from tests.terminal import Terminal
+from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.usefixtures("directory")
 

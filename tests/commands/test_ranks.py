@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.errors import ExitCode
-from dpo_cli.run import launch, torchrun, workers
+from dpo_cli.run import launch, processes, torchrun
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, EventWriter, Planned, Stopped
 from dpo_cli.run.lookup import find_runs
-from dpo_cli.run.store import RunDirectory
 from tests.commands.conftest import Cli
 from tests.run.test_placement import SLURM, TORCHRUN
 
@@ -63,7 +63,7 @@ def started_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], li
             raise SystemExit(0)
 
         monkeypatch.setattr(os, "execv", execv)
-        monkeypatch.setattr(workers, "die_with_parent", lambda: None)
+        monkeypatch.setattr(processes, "die_with_parent", lambda: None)
         return became
 
     return start
@@ -87,7 +87,7 @@ def test_several_are_the_agents(dpo: Cli, supervised: Supervised, options: list[
     dpo("train", "mine.toml", *options)
     [(run, argv, _)] = supervised
     own, torchruns = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
-    assert own == [sys.executable, "-m", "dpo_cli.training.agent", "--run", str(run.path)]
+    assert own == [sys.executable, "-m", "dpo_cli.distributed.agent", "--run", str(run.path)]
     *arguments, option, module, path = torchruns
     assert (option, module, path) == ("-m", "dpo_cli.training.worker", str(run.path))
     last = len(arguments) - arguments[::-1].index("--nproc-per-node")
@@ -241,7 +241,7 @@ def test_launch_is_ignored_and_that_is_said(
     started_by(TORCHRUN_0)
     dpo("train", "mine.toml", "--set", "launch.nproc_per_node=2")
     [(_, argv, [alert])] = supervised
-    assert "dpo_cli.training.agent" not in argv
+    assert "dpo_cli.distributed.agent" not in argv
     assert alert.message == (
         "[launch] asks for 2 processes, but torchrun has started 4, and that counts"
     )

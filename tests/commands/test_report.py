@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (
     Alert,
     Event,
@@ -23,9 +24,8 @@ from dpo_cli.run.events import (
     Sampled,
     WorkerStarted,
 )
-from dpo_cli.run.store import RunDirectory
-from tests import story
 from tests.commands.conftest import Cli
+from tests.support import story
 
 pytestmark = pytest.mark.usefixtures("root")
 

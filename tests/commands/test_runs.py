@@ -17,8 +17,8 @@ import pytest
 
 from dpo_cli.errors import DpoError
 from dpo_cli.run import launch
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_run, find_runs
-from dpo_cli.run.store import RunDirectory
 from tests.commands.conftest import Cli
 
 pytestmark = pytest.mark.usefixtures("directory")
@@ -27,7 +27,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from dpo_cli.run.events import *
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))
 stream = EventWriter(run.events_path)
 def stop():

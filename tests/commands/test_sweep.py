@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from dpo_cli.commands import sweeping
-from dpo_cli.run import lanes, launch, torchrun
+from dpo_cli.run import gpu_workers, launch, torchrun
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, WorkerStarted
 from dpo_cli.run.lookup import find_run, find_runs
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.processes import start_worker
 from dpo_cli.run.sweep import SweepDirectory
-from dpo_cli.run.workers import start_worker
 from tests.commands.conftest import Cli
 from tests.commands.test_runs import WORKER
 from tests.run.test_placement import TORCHRUN
-from tests.terminal import Terminal
+from tests.support.terminal import Terminal
 from tests.ui.test_dashboard import assert_snapshot
 
 BETA = ("--grid", "dpo.beta=[0.1,2,5]")
@@ -163,7 +163,7 @@ def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(dpo: Cli, workers: A
 
 
 def test_one_run_a_card(dpo: Cli, workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (torchrun, lanes):
+    for module in (torchrun, gpu_workers):
         monkeypatch.setattr(module, "count_cards", lambda: 2)
     together = (
         "import os\n"

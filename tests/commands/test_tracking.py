@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, Evaluated
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.tracking import kinds
-from tests import cli
-from tests.cli import Run, set_options
 from tests.commands.conftest import Cli
 from tests.run.tracking.streams import private_words
-from tests.small_runs import golden_run
+from tests.support import cli
+from tests.support.cli import Run, set_options
+from tests.support.small_runs import golden_run
 
 LINE = "track.use_wandb: Weights & Biases is not installed"
 REMEDY = "pip install 'dpo-cli[wandb]', or '.[wandb]' in a clone"

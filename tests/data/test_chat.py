@@ -186,7 +186,7 @@ class TestEncodePairs:
     def encode(
         self, shared: Path, *lines: str, max_seq_len: int = 64
     ) -> tuple[list[int], list[tuple[int, str, str]]]:
-        from tests.data.written import parse_row
+        from tests.support.written import parse_row
 
         kept, set_aside = encode_pairs(
             [parse_row(number, line.encode()) for number, line in enumerate(lines, start=1)],

@@ -17,8 +17,8 @@ from dpo_cli.data.encoders import OffsetEncoder, PieceEncoder, make_encoder
 from dpo_cli.data.encoding import encode_rows
 from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
 from dpo_cli.data.tokens import EncodedRows
-from tests.data.plainly import cut_plainly, encode_plainly
-from tests.data.written import parse_row
+from tests.support.plainly import cut_plainly, encode_plainly
+from tests.support.written import parse_row
 
 THINK = "<think>\n\n</think>\n\n"
 NASTY = [

@@ -17,7 +17,7 @@ from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
 from dpo_cli.profile.pairs import Data
-from tests.data.written import COMPRESSIONS, CONTAINERS, FORMATS, Row, jsonl
+from tests.support.written import COMPRESSIONS, CONTAINERS, FORMATS, Row, jsonl
 
 NEEDS = {"pairs.parquet": "pyarrow", ".zst": "backports.zstd"}
 

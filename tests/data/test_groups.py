@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.data.groups import groups_of
-from tests.data.columns import in_columns
+from tests.support.columns import in_columns
 
 TEXTS = {1: "A plain answer.", 2: "一个简单的回答。", 3: "просто", 4: "42 + 1"}
 

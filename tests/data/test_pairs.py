@@ -14,7 +14,7 @@ from dpo_cli.data.pairs import (
 )
 from dpo_cli.data.sources import Places
 from dpo_cli.errors import DpoError
-from tests.data.written import parse_row
+from tests.support.written import parse_row
 
 QUESTION = {"role": "user", "content": "Why?"}
 

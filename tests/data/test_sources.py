@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.data import containers, sources
+from dpo_cli.data import file_readers, sources
 from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
 from dpo_cli.data.rows import MAX_ROW_BYTES
 from dpo_cli.data.sources import Source
 from dpo_cli.errors import DpoError
-from tests.data.written import Row, csv_file, jsonl, parquet, zstd
+from tests.support.written import Row, csv_file, jsonl, parquet, zstd
 
 ROWS = [{"prompt": f"p{n}", "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(20)]
 
@@ -166,7 +166,7 @@ def test_an_array_is_read_in_pieces_of_any_length(
         path = put(tmp_path / "pairs.json", content.encode())
         whole = read(path)
         for length in (1, 2, 7, 30):
-            monkeypatch.setattr(containers, "_CHUNK_CHARACTERS", length)
+            monkeypatch.setattr(file_readers, "_CHUNK_CHARACTERS", length)
             assert read(path) == whole
         monkeypatch.undo()
         assert [pair.line for pair in whole] == list(range(1, 21))
@@ -277,7 +277,7 @@ def test_a_row_of_a_table_that_is_too_long(tmp_path: Path, monkeypatch: pytest.M
     pytest.importorskip("pyarrow")
     rows = [*ROWS[:3], {**ROWS[3], "chosen": "x" * 5000}, *ROWS[4:]]
     path = put(tmp_path / "pairs.parquet", parquet(rows))
-    monkeypatch.setattr(containers, "MAX_ROW_BYTES", 2000)
+    monkeypatch.setattr(file_readers, "MAX_ROW_BYTES", 2000)
     found = read(path)
     assert [row.line for row in found if isinstance(row, SetAside)] == [4]
     assert len(found) == 20
@@ -295,7 +295,7 @@ def test_counting_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
     content = jsonl(ROWS[:4]) + b"\xff" * 10
     path = put(tmp_path / "pairs.jsonl", content)
-    found = containers.read_rows(path, "jsonl", range(2, 4))
+    found = file_readers.read_rows(path, "jsonl", range(2, 4))
     assert [number for number, _ in found] == [2, 3]
 
 

@@ -26,10 +26,10 @@ from dpo_cli.data.pairs import read_pairs
 from dpo_cli.data.sources import Places, Source
 from dpo_cli.data.token_cache import encode_source, load
 from dpo_cli.data.tokens import EncodedRows
+from dpo_cli.distributed.ranks import ALONE
 from dpo_cli.errors import DpoError
 from dpo_cli.files import cache_directory, sha256_file
-from dpo_cli.training.ranks import ALONE
-from tests.cli import run_in
+from tests.support.cli import run_in
 
 COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts")
 
@@ -426,7 +426,7 @@ def test_two_at_once(cache: Path, data: Path, shared: Path, tokenizer: ChatToken
         "from dpo_cli.data.chat import ChatTokenizer\n"
         "from dpo_cli.data.sources import Source\n"
         "from dpo_cli.data.token_cache import encode_source\n"
-        "from dpo_cli.training.ranks import ALONE\n"
+        "from dpo_cli.distributed.ranks import ALONE\n"
         "tokenizer = ChatTokenizer(Path(sys.argv[2]))\n"
         "source = Source((Path(sys.argv[1]),))\n"
         "rows = encode_source(source, tokenizer, empty_think_ratio=0.5, seed=1,\n"

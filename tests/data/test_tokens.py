@@ -19,8 +19,8 @@ from dpo_cli.data.encoders import as_tensor
 from dpo_cli.data.encoding import encode_rows
 from dpo_cli.data.pairs import SetAside, read_pairs
 from dpo_cli.data.tokens import EncodedRows, TokenizedPairs
-from tests.data.columns import in_columns
-from tests.data.plainly import cut_plainly
+from tests.support.columns import in_columns
+from tests.support.plainly import cut_plainly
 
 
 def columns(pairs: list[tuple[Encoded, Encoded]], *set_aside: SetAside) -> EncodedRows:

@@ -17,8 +17,8 @@ from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import PreferencePair, read_pairs
+from dpo_cli.models.loading import Checkpoint, build_model, load_checkpoint, read_state_dict
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.models.zoo import Checkpoint, build_model, load_checkpoint, read_state_dict
 from dpo_cli.objective.logps import sequence_logps
 from dpo_cli.profile.inputs import check_inputs, resolve_checkpoint
 from dpo_cli.profile.load import load_profile

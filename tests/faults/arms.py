@@ -37,10 +37,10 @@ def kill_at(optimizer_step: int) -> None:
 
 def forget(what: str) -> None:
     """A resume that leaves something out of the state."""
-    from dpo_cli.training import restoring, state
+    from dpo_cli.training import checkpointing, restoring
 
     if what == "random numbers":
-        state._restore_rng = lambda *_: None  # type: ignore[assignment]
+        checkpointing._restore_rng = lambda *_: None  # type: ignore[assignment]
     elif what == "position":
         restore = restoring.restore_state
 
@@ -50,7 +50,7 @@ def forget(what: str) -> None:
 
         restoring.restore_state = at_the_start  # type: ignore[assignment]
     elif what == "first moment":
-        read = state._in_memory_names
+        read = checkpointing._in_memory_names
 
         def without_first(path: Any, architecture: Any) -> Any:
             tensors = read(path, architecture)
@@ -58,7 +58,7 @@ def forget(what: str) -> None:
                 return {name: tensor * 0 for name, tensor in tensors.items()}
             return tensors
 
-        state._in_memory_names = without_first
+        checkpointing._in_memory_names = without_first
     else:
         assert what == "nothing"
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 from tests.faults import workers
 from tests.faults.arms import own_cache, stop_at
 from tests.faults.damage_arms import both
-from tests.small_runs import golden_run
+from tests.support.small_runs import golden_run
 
 STEPS = 12
 """Optimizer steps of the whole run, six an epoch."""

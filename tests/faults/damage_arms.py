@@ -49,9 +49,9 @@ def not_finite(optimizer_steps: tuple[int, ...], what: str) -> None:
 
 def no_space_for(name: str) -> None:
     """A disk that is full for the evidence's file `name` alone, in the middle of it."""
-    from dpo_cli.training import evidence
+    from dpo_cli.training import nan_dump
 
-    write = evidence.write_atomically
+    write = nan_dump.write_atomically
 
     def full(path: Path, fill: Callable[[Path], None]) -> None:
         def half(temporary: Path) -> None:
@@ -61,29 +61,30 @@ def no_space_for(name: str) -> None:
 
         write(path, half if path.name == name else fill)
 
-    evidence.write_atomically = full
+    nan_dump.write_atomically = full
 
 
 def kill_export(moment: str, file: Path) -> None:
     """SIGKILL at a moment of an export to `file`."""
-    from dpo_cli.training import export, unproved, weights
+    from dpo_cli.export import export, verified_write
+    from dpo_cli.models import saving
 
     def die(*_: Any, **__: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if moment == "before a byte is written":
-        weights._save = die
+        saving._save = die
     elif moment == "in the middle of the file":
-        save = weights._save
+        save = saving._save
 
         def half(content: Any, path: Path) -> None:
             save(content, path)
             os.truncate(path, path.stat().st_size // 2)
             die()
 
-        weights._save = half
+        saving._save = half
     elif moment == "before it is read back":
-        unproved.load_checkpoint = die
+        verified_write.load_checkpoint = die
     elif moment == "before it gets its name":
         replace = os.replace
         os.replace = lambda old, new: die() if Path(new) == file else replace(old, new)

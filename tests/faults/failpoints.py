@@ -41,11 +41,11 @@ def record(path: Path, optimizer_step: int) -> None:
 
 def _watch(optimizer_step: int, act: Callable[[str], None]) -> None:
     """Call `act` with the name of each step, before it is done, while that state is saved."""
-    from dpo_cli.training import reference, session, state
+    from dpo_cli.training import checkpointing, reference, session
 
     is_saving = is_ours = False
     unlinked = 0
-    save_session, flush, write_tensors = session._Session.save, os.fsync, state.save_file
+    save_session, flush, write_tensors = session._Session.save, os.fsync, checkpointing.save_file
 
     def save(self: Any, trainer: Any) -> None:
         nonlocal is_saving
@@ -86,7 +86,7 @@ def _watch(optimizer_step: int, act: Callable[[str], None]) -> None:
 
     session._Session.save = save  # type: ignore[method-assign]
     os.fsync = fsync
-    state.save_file = reference.save_file = save_file
+    checkpointing.save_file = reference.save_file = save_file
     sys.addaudithook(hear)
 
 

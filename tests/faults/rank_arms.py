@@ -1,4 +1,4 @@
-"""Faults of one rank among several, and notes of what each of them did: see `tests.training.ranks`.
+"""Faults of one rank among several, and notes of what each of them did: see `tests.support.ranks`.
 
 An arm for ranks is told whose process it is in.
 """

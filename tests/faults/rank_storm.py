@@ -14,13 +14,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Stopped
-from dpo_cli.run.store import RunDirectory
-from tests.cli import set_options
 from tests.faults import rank_arms, workers
 from tests.faults.conftest import arguments
 from tests.faults.signal_arms import is_gone, started, starts
-from tests.training import ranks
+from tests.support import ranks
+from tests.support.cli import set_options
 
 _STEPS_AN_EPOCH = 6
 _MOST_STEPS_A_LIFE = 4

@@ -19,12 +19,12 @@ from typing import IO
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Event, EventReader, EventWriter, Resumed, StepDone, WorkerStarted
 from dpo_cli.run.lookup import find_runs
-from dpo_cli.run.store import RunDirectory
-from tests.cli import DPO, environment
 from tests.faults import workers
 from tests.faults.arms import at_step
+from tests.support.cli import DPO, environment
 
 DAY_SECONDS = 86400.0
 

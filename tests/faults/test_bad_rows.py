@@ -15,8 +15,8 @@ from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.data.sources import Places
-from tests.cli import Run, dpo
-from tests.small_runs import small_run
+from tests.support.cli import Run, dpo
+from tests.support.small_runs import small_run
 
 ROWS = 10_000
 MAX_SEQ_LEN = 64

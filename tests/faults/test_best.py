@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from dpo_cli.models.convert import to_minimind
+from dpo_cli.run.checkpoints import all_generations
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Completed, Evaluated, Saved
-from dpo_cli.run.generations import all_generations
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.state import load_weights
-from tests.cli import Run, dpo
+from dpo_cli.training.checkpointing import load_weights
 from tests.faults import arms, workers
-from tests.small_runs import golden_run
+from tests.support.cli import Run, dpo
+from tests.support.small_runs import golden_run
 
 
 def arguments(shared: Path) -> list[str]:

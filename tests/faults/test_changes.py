@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, EventReader, Failed, Resumed
-from dpo_cli.run.store import RunDirectory
-from tests.cli import Run, dpo, set_options
 from tests.faults import workers
 from tests.faults.arms import stop_at
 from tests.faults.conftest import arguments
 from tests.faults.test_damage import content, new_events, only
+from tests.support.cli import Run, dpo, set_options
 
 LOGS = ("events.jsonl", "worker.log", "lock")
 

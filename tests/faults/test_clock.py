@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, EventWriter, StepDone
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.summary import RunState, summarize
-from dpo_cli.ui.view import RunView
-from tests import story
+from dpo_cli.run.view import RunView
 from tests.faults import workers
 from tests.faults.conftest import STEPS, arguments
 from tests.faults.signal_arms import DAY_SECONDS, clock_jumps
-from tests.terminal import Terminal
+from tests.support import story
+from tests.support.terminal import Terminal
 from tests.ui.test_live import PANEL
 
 JUMPS = {4: DAY_SECONDS, 8: -DAY_SECONDS}

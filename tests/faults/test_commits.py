@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 from tests.faults import failpoints, workers
 from tests.faults.arms import own_cache
 from tests.faults.damage_arms import both

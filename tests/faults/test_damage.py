@@ -19,15 +19,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dpo_cli.files import sha256_file
+from dpo_cli.run.checkpoints import MANIFEST, Generation, all_generations, find_damage
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Failed, Resumed, Saved, StepDone
-from dpo_cli.run.generations import MANIFEST, Generation, all_generations, find_damage
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.reference import REFERENCE_FILE, load_kept
-from tests.cli import Run, dpo, set_options
 from tests.commands.test_bad_input import good_settings
 from tests.faults import damage_arms, workers
 from tests.faults.arms import stop_at
 from tests.faults.conftest import arguments
+from tests.support.cli import Run, dpo, set_options
 
 FILES = [
     "weights.safetensors",

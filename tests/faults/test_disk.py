@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, EventReader, Failed, Resumed, Saved
 from dpo_cli.run.lookup import find_runs
-from dpo_cli.run.store import RunDirectory
-from tests.cli import DPO, run_in
 from tests.faults import workers
 from tests.faults.conftest import arguments
 from tests.faults.signal_arms import (
@@ -23,6 +22,7 @@ from tests.faults.signal_arms import (
     limit_stream_at,
     mounting,
 )
+from tests.support.cli import DPO, run_in
 
 
 def test_a_full_disk_ends_with_75_and_the_run_goes_on_later(

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpo_cli.export.export import export_run
+from dpo_cli.export.verified_write import renamed_at_the_end
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Exported, history
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.export import export_run
-from dpo_cli.training.unproved import renamed_at_the_end
-from tests.cli import Run, run_in
 from tests.faults import damage_arms, workers
 from tests.faults.test_damage import content
+from tests.support.cli import Run, run_in
 
 MOMENTS = [
     "before a byte is written",
@@ -78,7 +78,7 @@ def test_a_killed_dpo_export(half: RunDirectory, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
 from tests.faults import damage_arms
-import dpo_cli.training.export
+import dpo_cli.export.export
 damage_arms.kill_export("before it gets its name", Path({str(file)!r}))
 from dpo_cli import app
 app.main(["export", {str(half.path)!r}, "--to", {str(file)!r}, "--force"])

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Resumed, StepDone, WorkerStarted
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.training.reference import REFERENCE_FILE
-from tests.cli import Run, dpo, start
 from tests.faults import arms, workers
 from tests.faults.conftest import SAVE_STEPS, STEPS, arguments
 from tests.faults.storm import storm
+from tests.support.cli import Run, dpo, start
 
 
 def test_a_storm_of_kills(shared: Path, tmp_path: Path) -> None:

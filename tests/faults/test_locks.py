@@ -6,8 +6,8 @@ import contextlib
 import time
 from pathlib import Path
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Resumed, WorkerStarted
-from dpo_cli.run.store import RunDirectory
 from tests.faults import workers
 from tests.faults.signal_arms import (
     assert_goes_on_and_ends_equal,

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.events import Alert, EventReader, RankEnded, Resumed
-from tests.cli import DPO, environment, set_options
 from tests.faults import workers
 from tests.faults.conftest import arguments
 from tests.faults.signal_arms import starts, steps, the_run
-from tests.training import ranks
+from tests.support import ranks
+from tests.support.cli import DPO, environment, set_options
 
 FIRST, SECOND = "10.77.0.1", "10.77.0.2"
 

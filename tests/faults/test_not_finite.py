@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from dpo_cli.data.sources import NO_PLACES
+from dpo_cli.run.checkpoints import all_generations
+from dpo_cli.run.directory import NON_FINITE_DIRECTORY, RunDirectory
 from dpo_cli.run.events import Alert, Event, EventReader, Failed, StepDone, history
-from dpo_cli.run.generations import all_generations
-from dpo_cli.run.store import NON_FINITE_DIRECTORY, RunDirectory
-from dpo_cli.training.evidence import has_evidence
-from tests.cli import Run, dpo, set_options
+from dpo_cli.training.nan_dump import has_evidence
 from tests.faults import arms, damage_arms, workers
 from tests.faults.conftest import STEPS, arguments
 from tests.faults.test_damage import content, only
+from tests.support.cli import Run, dpo, set_options
 
 WINDOW, WEIGHTS = "window.json", "weights.safetensors"
 EACH_STEP = {"train.save_interval": 1}
@@ -47,7 +47,7 @@ def lines_of(run: RunDirectory, optimizer_step: int) -> list[list[int]]:
 
     One pair a micro-batch, in the order of the file; held-out pairs are not among them.
     """
-    from dpo_cli.data.order import hold_out
+    from dpo_cli.data.sampler import hold_out
 
     plan = run.read_plan()
     assert plan is not None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 from tests.faults import arms, workers
 from tests.faults.conftest import arguments
 

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, Event, EventReader, Failed, RankEnded, Resumed, Stopped
 from dpo_cli.run.lookup import find_runs
-from dpo_cli.run.store import RunDirectory
-from tests.cli import DPO, Run, run_in, set_options
 from tests.faults import arms, damage_arms, rank_arms, rank_storm, workers
 from tests.faults.conftest import arguments
 from tests.faults.signal_arms import held, is_gone, limit_files, mounting, started, steps
 from tests.faults.test_damage import only
-from tests.small_runs import golden_run
-from tests.training import ranks
+from tests.support import ranks
+from tests.support.cli import DPO, Run, run_in, set_options
+from tests.support.small_runs import golden_run
 
 GONE_SECONDS = 10.0
 

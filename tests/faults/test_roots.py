@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.export.export import export_run
 from dpo_cli.run import launch
+from dpo_cli.run.checkpoints import all_generations
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventWriter, Exported, Resumed, history
-from dpo_cli.run.generations import all_generations
 from dpo_cli.run.lookup import find_run, find_runs
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.export import export_run
 from dpo_cli.training.reference import REFERENCE_FILE
-from tests.cli import Run, dpo, set_options
 from tests.commands.test_bad_input import good_settings
 from tests.faults import workers
 from tests.faults.test_damage import content, new_events, only
+from tests.support.cli import Run, dpo, set_options
 
 SECRET = b"somebody else's file, and no newline at its end"
 

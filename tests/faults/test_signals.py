@@ -13,9 +13,8 @@ import signal
 import time
 from pathlib import Path
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Saved, Stopped
-from dpo_cli.run.store import RunDirectory
-from tests.cli import Run
 from tests.faults import workers
 from tests.faults.conftest import STEPS, arguments
 from tests.faults.signal_arms import (
@@ -29,7 +28,8 @@ from tests.faults.signal_arms import (
     until,
     worker_of,
 )
-from tests.terminal import Terminal
+from tests.support.cli import Run
+from tests.support.terminal import Terminal
 
 ON_TERMINAL = "from dpo_cli.__main__ import main; main()"
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Resumed, StepDone, WorkerStarted
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.sweep import SweepDirectory
-from tests.cli import dpo, start
 from tests.faults import workers
-from tests.small_runs import golden_run
+from tests.support.cli import dpo, start
+from tests.support.small_runs import golden_run
 
 GRID = ("--grid", "dpo.beta=[0.1,2,5]", "--grid", "train.learning_rate=[1e-4,1e-3]")
 LETTERS = "ABCDEF"

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (
     Event,
     EventReader,
@@ -28,14 +29,13 @@ from dpo_cli.run.events import (
     StepDone,
     WorkerStarted,
 )
-from dpo_cli.run.store import RunDirectory
-from tests.cli import Run
+from tests.support.cli import Run
 
 Arm = Callable[[], object]
 
 _PRELOADED = [
     "dpo_cli.training.session",
-    "dpo_cli.training.export",
+    "dpo_cli.export.export",
     "transformers.models.llama.modeling_llama",
     "transformers.models.granitemoeshared.modeling_granitemoeshared",
     "transformers.models.qwen3_moe.modeling_qwen3_moe",

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpo_cli.errors import DpoError
-from dpo_cli.models.architecture import architecture_of
 from dpo_cli.models.huggingface import HuggingFace
-from dpo_cli.models.zoo import Checkpoint, build_model, load_checkpoint, read_state_dict
-from tests.cli import REPOSITORY
-from tests.families import FAMILIES, VOCABULARY, build
+from dpo_cli.models.loading import Checkpoint, build_model, load_checkpoint, read_state_dict
+from dpo_cli.models.spec import architecture_of
+from tests.support.cli import REPOSITORY
+from tests.support.families import FAMILIES, VOCABULARY, build
 
 DEMO = REPOSITORY / "demo/full_sft_128.pth"
 MINIMIND = {

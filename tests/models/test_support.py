@@ -13,7 +13,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models import attention
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.support import scorer_for, why_not_packed
-from tests.families import FAMILIES, VOCABULARY, build
+from tests.support.families import FAMILIES, VOCABULARY, build
 
 LONGEST = 40
 BOUND = 2e-4

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.profile import hub
-from tests.cli import run_in
+from tests.support.cli import run_in
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 FILES = {

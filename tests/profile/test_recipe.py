@@ -32,8 +32,8 @@ def inputs(folder: Path, rows: int) -> Inputs:
 def test_the_learning_rates_of_the_run_add_up_to_the_reach(
     folder: Path, name: str, rows: int
 ) -> None:
-    from dpo_cli.data.order import hold_out  # torch: the schedule itself is the judge
-    from dpo_cli.training.optim import LearningRate
+    from dpo_cli.data.sampler import hold_out  # torch: the schedule itself is the judge
+    from dpo_cli.training.optimizer import LearningRate
 
     draft = learning_recipe(load_profile(Path(name)), inputs(folder, rows), folder)
     pairs, _ = hold_out(rows, draft.values["eval.fraction"], 0)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.json_schema import json_schema
-from dpo_cli.profile.launching import Launch
+from dpo_cli.profile.launch import Launch
 from dpo_cli.profile.losses import LOSSES
 from dpo_cli.profile.objective import Dpo
 from dpo_cli.profile.schema import KEYS, TABLES, Eval, Profile, Train

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (
     Alert,
     Completed,
@@ -26,7 +27,6 @@ from dpo_cli.run.events import (
 )
 from dpo_cli.run.launch import supervise, worker_argv
 from dpo_cli.run.lookup import find_runs
-from dpo_cli.run.store import RunDirectory
 
 PREAMBLE = """
 import os, signal, sys, time
@@ -306,7 +306,7 @@ DETACHED = """
 import os, sys
 from pathlib import Path
 from dpo_cli.run.launch import detach, supervise
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))
 with run.locked() as lock:
     if pid := detach(run, lock):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.errors import UsageError
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.placement import Place, begun_run, first_host, mark_run, recognise
-from dpo_cli.run.store import RunDirectory
 
 TORCHRUN = {
     "RANK": "3",

@@ -9,7 +9,7 @@ import pytest
 
 from dpo_cli.run.events import Failed, Resumed, Stopped, WorkerEnded, WorkerStarted
 from dpo_cli.run.summary import RunState, summarize
-from tests import story
+from tests.support import story
 
 AGAIN = WorkerStarted(pid=8, device="cpu", device_name="", dtype="float32", versions={})
 TRAINED = [*story.preparation(), *story.training(0, 110)]

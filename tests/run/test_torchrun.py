@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.launching import Launch
+from dpo_cli.profile.launch import Launch
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run import torchrun
-from dpo_cli.run.cards import count_cards
+from dpo_cli.run.gpus import count_cards
 from dpo_cli.run.torchrun import processes_here, torchrun_arguments
 
 MACHINES = {"nnodes": 2, "rdzv_endpoint": "nowhere.invalid:29400"}

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.batching import Layout, make_batch
+from dpo_cli.models.loading import build_model, checkpoint_activations, use_experts_for
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.models.zoo import build_model, checkpoint_activations, use_experts_for
-from dpo_cli.training.state import load_weights
-from tests.training.test_precision import train
-from tests.training.two_layouts import (
+from dpo_cli.training.checkpointing import load_weights
+from tests.support.two_layouts import (
     ARCHITECTURES,
     MAX_SEQ_LEN,
     empty_state,
@@ -22,6 +21,7 @@ from tests.training.two_layouts import (
     odd_pairs,
     random_weights,
 )
+from tests.training.test_precision import train
 
 
 def make_scorer(name: str, layout: Layout, dropout: float) -> ResponseScorer:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.batching import make_batch
-from dpo_cli.models.zoo import compile_blocks
+from dpo_cli.models.loading import compile_blocks
 from dpo_cli.training.failures import explain
-from tests.training.two_layouts import minimind_scorer, odd_pairs
+from tests.support.two_layouts import minimind_scorer, odd_pairs
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("c++") is None, reason="needs a C++ compiler"

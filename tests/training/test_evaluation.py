@@ -12,23 +12,23 @@ from torch import Tensor
 
 from dpo_cli.data.batching import Batch, Layout
 from dpo_cli.data.chat import ChatTokenizer, Tokenized, TokenizedPair
+from dpo_cli.models.loading import build_model
 from dpo_cli.models.scoring import ResponseScorer, Scores
-from dpo_cli.models.zoo import build_model
 from dpo_cli.objective.held_out import HELD_OUT_FIGURES
 from dpo_cli.profile.load import load_profile
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Sampled
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.training import samples
+from dpo_cli.training.checkpointing import load_weights
 from dpo_cli.training.evaluation import score_held_out
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.samples import prompt_of
-from dpo_cli.training.state import load_weights
-from tests.cli import Run
 from tests.faults import workers
 from tests.faults.arms import own_cache
-from tests.small_runs import golden_run
-from tests.training import ranks
-from tests.training.two_layouts import (
+from tests.support import ranks
+from tests.support.cli import Run
+from tests.support.small_runs import golden_run
+from tests.support.two_layouts import (
     Float64,
     Recorder,
     family_scorer,

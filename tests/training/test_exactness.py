@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dpo_cli.data.batching import Batch, Layout, make_batch
 from dpo_cli.models.scoring import _ROUTERS, ResponseScorer, _keep_logits
-from tests.training.two_layouts import (
+from tests.support.two_layouts import (
     ARCHITECTURES,
     Float64,
     Recorder,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import Run, dpo
-from tests.data.written import conversational, csv_file, json_array, sharegpt
 from tests.faults import workers
-from tests.small_runs import small_run
-from tests.training import ranks
+from tests.support import ranks
+from tests.support.cli import Run, dpo
+from tests.support.small_runs import small_run
+from tests.support.written import conversational, csv_file, json_array, sharegpt
 
 
 @pytest.fixture(scope="module")

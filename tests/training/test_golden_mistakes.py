@@ -19,16 +19,16 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dpo_cli.data.chat import ChatTokenizer, Tokenized, TokenizedPair
 from dpo_cli.data.encoding import encode_pairs
-from dpo_cli.data.order import DataOrder
 from dpo_cli.data.pairs import PreferencePair, read_pairs
+from dpo_cli.data.sampler import DataOrder
 from dpo_cli.data.tokens import Rows
 from dpo_cli.errors import ExitCode
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.training import building, plan, session
-from tests.cli import Run
-from tests.data.columns import in_columns
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.training import plan, session, setup
+from tests.support.cli import Run
+from tests.support.columns import in_columns
 from tests.training.test_golden_runs import (
     DENSE_LOSS,
     MOE_LOSS,
@@ -89,7 +89,7 @@ def test_seed_moe_with_the_float16_rounding(
     hits gradients, which a shared prompt would add up before it and not after."""
     ALL_EXPERTS_FUNCTIONS.register("rounded_to_float16", experts_rounded_to_float16)
     monkeypatch.setattr(
-        building,
+        setup,
         "use_experts_for",
         lambda model, float32: model.set_experts_implementation("rounded_to_float16"),
     )

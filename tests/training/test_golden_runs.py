@@ -16,8 +16,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dpo_cli.models.zoo import read_state_dict
-from tests.cli import Run, dpo, set_options
+from dpo_cli.models.loading import read_state_dict
+from tests.support.cli import Run, dpo, set_options
 
 DENSE_LOSS, MOE_LOSS = 2e-5, 1e-4
 GRAD_NORM = 1e-4

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dpo_cli.training.reference import REFERENCE_FILE
-from tests.cli import Run, dpo
-from tests.small_runs import small_run
+from tests.support.cli import Run, dpo
+from tests.support.small_runs import small_run
 from tests.training.test_plan import prepared
 
 

@@ -18,14 +18,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dpo_cli import app
+from dpo_cli.checks.examination import examine
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
-from dpo_cli.doctor.examination import examine
 from dpo_cli.errors import DpoError
+from dpo_cli.export.export import export_run
+from dpo_cli.export.merge import merge_models
 from dpo_cli.findings import Level
-from dpo_cli.models.architecture import architecture_of
-from dpo_cli.models.zoo import build_model, load_checkpoint
+from dpo_cli.inference.chat import open_speakers
+from dpo_cli.inference.evaluate import judge
+from dpo_cli.inference.open_model import open_model
+from dpo_cli.models.generation import Decoding
+from dpo_cli.models.loading import build_model, load_checkpoint
+from dpo_cli.models.spec import architecture_of
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.eval_config import find_yardstick
 from dpo_cli.run.events import (
     Alert,
     Completed,
@@ -37,20 +45,12 @@ from dpo_cli.run.events import (
     history,
 )
 from dpo_cli.run.models import find_model
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.run.yardstick import find_yardstick
-from dpo_cli.training.conversation import open_speakers
-from dpo_cli.training.export import export_run
-from dpo_cli.training.generation import Decoding
-from dpo_cli.training.judging import judge
-from dpo_cli.training.merge import merge_models
-from dpo_cli.training.opening import open_model
+from dpo_cli.training.checkpointing import load_weights
 from dpo_cli.training.session import train_run
-from dpo_cli.training.state import load_weights
-from tests.cli import REPOSITORY, Run
-from tests.families import FAMILIES, build
 from tests.faults import workers
 from tests.models.test_support import UNSUPPORTED
+from tests.support.cli import REPOSITORY, Run
+from tests.support.families import FAMILIES, build
 
 MODEL = Path("models/model")
 TOKENIZER = REPOSITORY / "demo/tokenizer"

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from dpo_cli.compute.device import resolve
 from dpo_cli.errors import DpoError
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.profile.load import load_profile
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.device import resolve
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.plan import Prepared, prepare
-from dpo_cli.training.promises import refuse_other_inputs
+from dpo_cli.training.resume_checks import refuse_other_inputs
 
 
 def prepared(shared: Path, profile: str = "dense", **changes: Any) -> Prepared:
@@ -98,7 +98,7 @@ class TestDevice:
     def test_a_card_that_torch_cannot_use_is_an_error(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("dpo_cli.training.device._has_nvidia_card", lambda: True)
+        monkeypatch.setattr("dpo_cli.compute.device._has_nvidia_card", lambda: True)
         with pytest.raises(DpoError, match=r"train\.device 'cuda'"):
             resolve("auto", "auto")
 

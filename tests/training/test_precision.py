@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from dpo_cli.errors import ExitCode
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.training import session
-from tests.cli import Run
+from tests.support.cli import Run
 
 MODELS = {
     "dense": ("seed/full_sft_64.pth", "minimind2"),

@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from dpo_cli.compute.device import Compute, resolve
 from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.profile.grid import references
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.training.device import Compute, resolve
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.plan import prepare
 from dpo_cli.training.reference import KeptReference, keep, load_kept, open_references
-from tests.data.columns import in_columns
-from tests.small_runs import golden_run
+from tests.support.columns import in_columns
+from tests.support.small_runs import golden_run
 
 
 def pair(chosen: int, rejected: int) -> TokenizedPair:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_cli.models.zoo import load_checkpoint, read_state_dict
+from dpo_cli.models.loading import load_checkpoint, read_state_dict
 from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
 from dpo_cli.run.lookup import find_run
-from tests.cli import Run, dpo, set_options, start
-from tests.small_runs import MANY_SAVES, golden_run, small_run
+from tests.support.cli import Run, dpo, set_options, start
+from tests.support.small_runs import MANY_SAVES, golden_run, small_run
 
 SHORTER = {"train.epochs": 6}
 """Twice as many optimizer steps as it takes to be stopped twice."""

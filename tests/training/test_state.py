@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_cli.models.zoo import Checkpoint, build_model, load_checkpoint
-from dpo_cli.training.optim import make_optimizer, set_learning_rate
-from dpo_cli.training.state import load_weights, restore_state, save_state
+from dpo_cli.models.loading import Checkpoint, build_model, load_checkpoint
+from dpo_cli.training.checkpointing import load_weights, restore_state, save_state
+from dpo_cli.training.optimizer import make_optimizer, set_learning_rate
 
 
 @pytest.fixture(params=["seed/full_sft_64", "seed/full_sft_64_moe", "head/full_sft_64_moe"])

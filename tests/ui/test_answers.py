@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 import pytest
 from rich.console import Console, ConsoleDimensions
 
-from dpo_cli.ui import answers
-from dpo_cli.ui.answers import show_answers, write_answers
-from tests.screen import Screen
+from dpo_cli.ui.terminal import answers
+from dpo_cli.ui.terminal.answers import show_answers, write_answers
+from tests.support.screen import Screen
 from tests.ui.test_dashboard import assert_snapshot
 
 NAMES = ("policy", "reference")

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from dpo_cli.ui.charts import Canvas, Curve, Level, Mark, draw, smooth, tick_label, ticks
-from dpo_cli.ui.series import CAPACITY, Series
+from dpo_cli.run.series import CAPACITY, Series
+from dpo_cli.ui.terminal.charts import Canvas, Curve, Level, Mark, draw, smooth, tick_label, ticks
 
 
 def plain(canvas: Canvas) -> list[str]:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.terminal import Terminal
+from tests.support.terminal import Terminal
 
 CHAT = """
 import sys, time
 from dpo_cli.commands.chat import ROLES, _converse
 from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError
-from dpo_cli.ui.chat import ChatScreen
+from dpo_cli.ui.terminal.chat import ChatScreen
 
 class Said:
     text, tokens, seconds, is_cut = "", 0, 0.0, False

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpo_cli import app
-from dpo_cli.doctor import examination
+from dpo_cli.checks import examination
 from dpo_cli.findings import Diagnosis, Finding, Histogram, Level, PairPreview, Span
 from tests.ui.test_dashboard import assert_snapshot
 

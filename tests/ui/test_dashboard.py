@@ -26,10 +26,10 @@ from dpo_cli.run.events import (
     WorkerEnded,
     WorkerStarted,
 )
-from dpo_cli.ui.dashboard import Dashboard, Disk
-from dpo_cli.ui.live import KEYS
-from dpo_cli.ui.view import RunView
-from tests import story
+from dpo_cli.run.view import RunView
+from dpo_cli.ui.terminal.dashboard import Dashboard, Disk
+from dpo_cli.ui.terminal.live import KEYS
+from tests.support import story
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 NAME = "dense-20260101-120000-ab12"

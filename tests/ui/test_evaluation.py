@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dpo_cli.inference.evaluate import Judged, Judgement
 from dpo_cli.intervals import wilson_interval
 from dpo_cli.profile.load import state_profile
-from dpo_cli.run.yardstick import Yardstick
-from dpo_cli.training.judging import Judged, Judgement
-from dpo_cli.ui.evaluation import JudgedModels, notes
+from dpo_cli.run.eval_config import Yardstick
+from dpo_cli.ui.terminal.evaluation import JudgedModels, notes
 from tests.ui.test_dashboard import assert_snapshot
 
 PROFILE = {"model.tokenizer": Path("/t"), "data.data_path": Path("/test.jsonl")}

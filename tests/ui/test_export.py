@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.training.export import ExportReport
-from dpo_cli.training.survival import Survival
-from dpo_cli.ui.export import export_lines
+from dpo_cli.export.export import ExportReport
+from dpo_cli.export.update_retention import Survival
+from dpo_cli.ui.terminal.export import export_lines
 
 
 def said(

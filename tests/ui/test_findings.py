@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from dpo_cli.findings import Diagnosis, Finding, Level
-from dpo_cli.ui.findings import findings_table, verdict
-from dpo_cli.ui.progress import PhaseBar
-from tests.ui.shown import shown
+from dpo_cli.ui.terminal.findings import findings_table, verdict
+from dpo_cli.ui.terminal.progress import PhaseBar
+from tests.support.shown import shown
 
 FINDINGS = (
     Finding("profile", Level.OK, "my.toml", "5 keys stated"),

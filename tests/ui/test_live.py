@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventWriter
-from dpo_cli.run.store import RunDirectory
-from tests import story
-from tests.terminal import Terminal
+from tests.support import story
+from tests.support.terminal import Terminal
 
 PANEL = """
 import signal, sys
 from pathlib import Path
 from dpo_cli.commands.session import plain_console
 from dpo_cli.run.events import EventReader
-from dpo_cli.run.store import RunDirectory
-from dpo_cli.ui.live import Panel
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.ui.terminal.live import Panel
 run = RunDirectory(Path(sys.argv[1]))
 panel = Panel(run, plain_console(), EventReader(run.events_path).read_new)
 signal.signal(signal.SIGINT, lambda *_: panel.tell_stopping())

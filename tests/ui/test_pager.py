@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.padding import Padding
 
-from dpo_cli.ui.pager import page
-from tests.terminal import Terminal
+from dpo_cli.ui.terminal.pager import page
+from tests.support.terminal import Terminal
 
 SCRIPT = """
 from rich.console import Console
 from rich.text import Text
-from dpo_cli.ui.pager import page
+from dpo_cli.ui.terminal.pager import page
 page(Console(), "title", (Text(f"page {n}", style="green") for n in range(100_000)))
 print("the end")
 """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dpo_cli.findings import Histogram, PairPreview, Span
-from dpo_cli.ui.pairs import lengths_table, pair_page, pair_preview, row_page
-from tests.ui.shown import shown
+from dpo_cli.ui.terminal.pairs import lengths_table, pair_page, pair_preview, row_page
+from tests.support.shown import shown
 
 # --- one pair ----------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dpo_cli.ui.redaction import Redactor, file_names
+from dpo_cli.ui.html.redaction import Redactor, file_names
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from dpo_cli.run.events import Event, WorkerEnded
-from dpo_cli.ui.replay import Replay
-from tests import story
+from dpo_cli.ui.terminal.replay import Replay
+from tests.support import story
 
 
 class Clock:

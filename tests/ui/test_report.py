@@ -26,7 +26,7 @@ from dpo_cli.run.events import (
     WorkerEnded,
     WorkerStarted,
 )
-from dpo_cli.ui.report import PlainReport, count, duration, size
+from dpo_cli.ui.terminal.plain import PlainReport, count, duration, size
 
 NAME = "dense-20260101-120000-ab12"
 PLAN: dict[str, Any] = {

@@ -12,14 +12,14 @@ from rich.console import Console
 
 from dpo_cli.commands.contenders import contender
 from dpo_cli.profile.grid import Point, load_points
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import history
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.summary import RunState, RunSummary
+from dpo_cli.run.view import RunView
 from dpo_cli.ui.comparison import Contender
-from dpo_cli.ui.dashboard import Dashboard
-from dpo_cli.ui.sweep import Standing, best_lines, failure_lines, plan_lines, seconds_left
-from dpo_cli.ui.view import RunView
-from tests import story
+from dpo_cli.ui.terminal.dashboard import Dashboard
+from dpo_cli.ui.terminal.sweep import Standing, best_lines, failure_lines, plan_lines, seconds_left
+from tests.support import story
 
 GRID = {"dpo.beta": [0.1, 2, 5], "train.epochs": [1, 2]}
 

@@ -7,7 +7,7 @@ import random
 import pytest
 from rich.cells import cell_len
 
-from dpo_cli.ui.wrapping import Wrapped, shown
+from dpo_cli.ui.terminal.wrapping import Wrapped, shown
 
 
 def wrapped(text: str, width: int) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.files import write_text_atomically
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 
 Memory = dict[str, dict[str, Any]]
 """Of each tracker: `sent`, the last optimizer step it got; `resumes` of the run it has heard of;

@@ -19,8 +19,8 @@ from pathlib import Path
 from dpo_cli.files import open_for_appending
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.tracking.kinds import asked_for
 from dpo_cli.run.tracking.memory import log_path, read_memory, write_memory
 from dpo_cli.run.tracking.rows import Row, Rows

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dpo_cli.files import open_for_appending
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.tracking.kinds import TITLES
 from dpo_cli.run.tracking.memory import log_path, read_memory
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import KEYS, Profile
 from dpo_cli.profile.table import Kind
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.tracking.rows import Row
 
 _TABLES = ("model", "data", "dpo", "train", "eval")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 from tests.run.tracking.streams import new_run
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.profile.schema import Profile
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (
     Evaluated,
     Event,
@@ -20,7 +21,6 @@ from dpo_cli.run.events import (
     Saved,
     StepDone,
 )
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.tracking.process import Feeder
 from dpo_cli.run.tracking.tracker import Tracker
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.tracking.memory import read_memory
 from dpo_cli.run.tracking.process import Feeder
 from dpo_cli.run.tracking.rows import Row

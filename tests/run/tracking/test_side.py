@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, Event, EventReader
 from dpo_cli.run.launch import supervise
 from dpo_cli.run.lookup import find_runs
-from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.tracking import side
 from tests.run.tracking.streams import new_run
 

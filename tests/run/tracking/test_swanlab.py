@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.tracking.memory import read_memory
 from dpo_cli.run.tracking.swanlab import SwanLab
 from tests.run.tracking.streams import (

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.tracking.tensorboard import TensorBoard
-from tests.cli import environment
 from tests.run.tracking.streams import (
     PLANNED,
     SECRET,
@@ -26,6 +25,7 @@ from tests.run.tracking.streams import (
     steps,
     tell,
 )
+from tests.support.cli import environment
 
 pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
 

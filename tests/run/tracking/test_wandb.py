@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.run.store import RunDirectory
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.tracking.memory import read_memory
 from dpo_cli.run.tracking.wandb import Wandb
 from tests.run.tracking.server import Server

@@ -1,0 +1,175 @@
+"""Whether the run fits into memory, by its longest batch; and what would fit where it does not."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from dpo_cli.checks.notes import Notes
+from dpo_cli.checks.resources import estimate_memory, free_memory, size
+from dpo_cli.checks.trial import Trial
+from dpo_cli.data.sampler import Window
+from dpo_cli.models.loading import checkpoint_activations
+from dpo_cli.training.failures import is_out_of_memory
+from dpo_cli.training.plan import Prepared
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most memory that a run was seen to take: of its process, and of tensors on a card."""
+
+    process_bytes: int
+    device_bytes: int
+
+
+def try_longest(notes: Notes, trial: Trial) -> bool:
+    """Make one real update on the longest batch of the run, where that is safe.
+
+    On a CPU what is estimated not to fit is not tried: the system would end some process.
+
+    Args:
+        notes: gets a finding where it does not fit.
+        trial: makes the update.
+
+    Returns:
+        Whether it fits.
+    """
+    prepared, compute = trial.prepared, trial.prepared.compute
+    free, estimated = free_memory(compute), sum(estimate_memory(prepared))
+    where = f"{size(free)} free on {compute.device}"
+    if compute.device.type == "cpu" and estimated >= free:
+        remedy = _remedy(prepared, lambda other: sum(estimate_memory(other)) < free)
+        message = f"about {size(estimated)} for the longest batch, as far as can be estimated"
+        notes.warn("memory-tight", "train.tokens_per_forward", f"{message}; {where}", remedy)
+        return False
+    if _fits(trial, prepared):
+        return True
+    remedy = _remedy(prepared, lambda other: _fits(trial, other))
+    message = "out of memory at the longest batch, in one real step"
+    notes.error("memory-out", "train.tokens_per_forward", f"{message}; {where}", remedy)
+    return False
+
+
+def measure_peak(notes: Notes, trial: Trial, *, reference_is_known: bool) -> Peak:
+    """The most memory so far, after real updates on the longest batch and on others.
+
+    Args:
+        notes: gets the finding.
+        trial: made the updates.
+        reference_is_known: a run will find its log-probs in the cache, and not load the model.
+    """
+    prepared, compute = trial.prepared, trial.prepared.compute
+    is_cpu = compute.device.type == "cpu"
+    model = 4 * prepared.reference.parameters if reference_is_known else 0
+    process, device = peak_process_bytes(), compute.peak_bytes()
+    peak = Peak(process - model if is_cpu else process, max(0, device - model))
+    [longest] = longest_window(prepared).micro_batches
+    tokens = sum(prepared.pairs.computed_tokens[list(longest)].tolist())
+    needed = peak.process_bytes if is_cpu else peak.device_bytes
+    notes.ok(
+        "memory",
+        "",
+        f"{size(needed)} at most, in real steps, among them the longest batch ({len(longest)}"
+        f" pairs, {tokens:,} tokens); {size(free_memory(compute))} more are free on"
+        f" {compute.device}",
+    )
+    return peak
+
+
+def longest_window(prepared: Prepared) -> Window:
+    """The forward of the run with the most tokens, as a window of its own."""
+    tokens = prepared.pairs.computed_tokens
+    windows = prepared.order.windows()
+    if not prepared.order.shuffle:
+        windows = (w for w in windows if w.epoch == 0)
+    indices = max(
+        (
+            forward.indices
+            for window in windows
+            for forward in prepared.forwards(window.micro_batches)
+        ),
+        key=lambda indices: int(tokens[list(indices)].sum()),
+    )
+    return Window(0, 0, (indices,))
+
+
+def peak_process_bytes() -> int:
+    """The most memory that this process ever held."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+def smaller(prepared: Prepared) -> Iterator[tuple[Prepared, str]]:
+    """Runs of the same recipe that take less memory, and the keys to state, the best first."""
+    train = prepared.profile.train
+    yield from _portions(prepared)
+    if not train.activation_checkpointing:
+        key = "train.activation_checkpointing = true"
+        frugal = _with(prepared, activation_checkpointing=True)
+        yield frugal, key
+        yield from ((other, f"{key} and {keys}") for other, keys in _portions(frugal))
+
+
+def _portions(prepared: Prepared) -> Iterator[tuple[Prepared, str]]:
+    """The same updates in smaller forwards."""
+    tokens = prepared.pairs.computed_tokens
+    [longest] = longest_window(prepared).micro_batches
+    if prepared.may_regroup:
+        least = int(tokens.max())
+        limit = int(tokens[list(longest)].sum()) // 2
+        while limit > least:
+            yield _with(prepared, tokens_per_forward=limit), f"train.tokens_per_forward = {limit}"
+            limit //= 2
+        if len(longest) > 1:
+            yield _with(prepared, tokens_per_forward=least), f"train.tokens_per_forward = {least}"
+        return
+    train, order = prepared.profile.train, prepared.order
+    for batch_size in range(order.batch_size - 1, 0, -1):
+        if order.batch_size % batch_size:
+            continue
+        accumulation_steps = order.accumulation_steps * order.batch_size // batch_size
+        keys = f"train.batch_size = {batch_size}"
+        if train.global_batch_size is None:
+            keys += f" and train.accumulation_steps = {accumulation_steps}"
+        other = replace(order, batch_size=batch_size, accumulation_steps=accumulation_steps)
+        pairs = batch_size * accumulation_steps
+        yield replace(prepared, order=other), f"{keys} (still {pairs} pairs an update)"
+
+
+def _with(prepared: Prepared, **changes: object) -> Prepared:
+    profile = prepared.profile
+    train = profile.train.model_copy(update=changes)
+    return replace(prepared, profile=profile.model_copy(update={"train": train}))
+
+
+def _remedy(prepared: Prepared, fits: Callable[[Prepared], bool]) -> str:
+    """The first change under which the run fits."""
+    for other, keys in smaller(prepared):
+        if fits(other):
+            return f"{keys}: the largest that fits"
+    return "lower data.max_seq_len: not even the longest pair alone fits; or use a smaller model"
+
+
+def _fits(trial: Trial, prepared: Prepared) -> bool:
+    """Whether a real update on the longest batch goes through."""
+    trainer = replace(trial.trainer, prepared=prepared)
+    if prepared.profile.train.activation_checkpointing:
+        checkpoint_activations(trainer.policy.model)
+    try:
+        trainer.take_step(longest_window(prepared))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        return True
+    # Here the traceback, which holds what was computed, is gone.
+    trainer.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    if prepared.compute.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return False

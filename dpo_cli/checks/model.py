@@ -1,0 +1,107 @@
+"""The weights and the tokenizer: what they are, and whether they belong together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dpo_cli.checks.notes import Notes
+from dpo_cli.data.batching import make_batch
+from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.data.tokens import TokenizedPairs
+from dpo_cli.models.loading import Checkpoint
+from dpo_cli.profile.inputs import resolve_checkpoint, resolve_tokenizer
+from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.text import show_path
+from dpo_cli.training.inputs import RUN_PREFIX, OnProgress, read_checkpoint
+from dpo_cli.training.plan import Prepared
+from dpo_cli.training.reference import LiveReference
+from dpo_cli.training.setup import make_scorer
+
+SAMPLE_PAIRS = 16
+SAMPLE_TOKENS = 4096
+CHANCE_SHARE = 0.95
+"""Weights that save less than a twentieth of what blind guessing costs have not read this text."""
+
+
+def check_weights(
+    notes: Notes, profile: Profile, which: Literal["checkpoint", "reference"], runs_root: Path
+) -> Checkpoint | None:
+    """Read the weights and say what they are."""
+    source = resolve_checkpoint(profile, which)
+    subject = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
+    with notes.errors_as(f"{which}-unusable", subject, source):
+        checkpoint = read_checkpoint(profile, which, runs_root)
+        dtype = checkpoint.dtype_name
+        notes.ok(
+            which,
+            subject,
+            f"{checkpoint.architecture.description}; {checkpoint.parameters:,} parameters in"
+            f" {dtype}; plain tensors, all finite",
+        )
+        return checkpoint
+    return None
+
+
+def check_tokenizer(notes: Notes, profile: Profile) -> ChatTokenizer | None:
+    """Read the tokenizer."""
+    folder = resolve_tokenizer(profile)
+    subject = show_path(folder)
+    with notes.errors_as("tokenizer-unusable", subject, folder):
+        tokenizer = ChatTokenizer(folder)
+        notes.ok("tokenizer", subject, f"{tokenizer.vocab_size:,} entries, with a chat template")
+        return tokenizer
+    return None
+
+
+def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None:
+    """Measure whether the weights can read what the tokenizer writes.
+
+    Two vocabularies of one size look alike until the model is asked: under the wrong one it finds
+    the answers no more likely than blind guessing over V tokens would, at ln V nats a token.
+    """
+    checkpoints = {"model.checkpoint": prepared.checkpoint}
+    if prepared.reference is not prepared.checkpoint:
+        checkpoints["model.reference"] = prepared.reference
+    pairs = _sample(prepared.pairs)
+    for key, checkpoint in checkpoints.items():
+        model = LiveReference(make_scorer(prepared, checkpoint), prepared.compute)
+        found = []
+        for index, pair in enumerate(pairs):
+            batch = make_batch([pair], "packed", max_seq_len=0).to(prepared.compute.device)
+            found.append(model.token_logps((index,), batch)[batch.mask].double().cpu())
+            on_progress("reading answers", index + 1, len(pairs), "pairs")
+        logps = torch.cat(found)
+        nats = -logps.mean().item()
+        vocab_size = checkpoint.architecture.vocab_size
+        chance = math.log(vocab_size)
+        measured = (
+            f"{nats:.2f} nats a response token over {len(logps):,} tokens;"
+            f" blind guessing costs ln {vocab_size:,} = {chance:.2f}"
+        )
+        if nats < CHANCE_SHARE * chance:
+            notes.ok("tokenizer-fit", key, measured)
+            continue
+        folder = show_path(prepared.tokenizer)
+        notes.error(
+            "tokenizer-mismatch",
+            "model.tokenizer",
+            f"{measured}: {key} cannot read what {folder} writes. The wrong tokenizer, or weights"
+            " that are no language model",
+            "set model.tokenizer to the one these weights were trained with:"
+            f" {checkpoint.architecture.tokenizer_hint}",
+        )
+
+
+def _sample(pairs: TokenizedPairs) -> Sequence[TokenizedPair]:
+    """Some of the shorter half of the pairs, from everywhere in the file: soon computed."""
+    by_length = pairs.computed_tokens.argsort(stable=True)
+    short = by_length[: math.ceil(len(pairs) / 2)].sort().values
+    spread = short[:: math.ceil(len(short) / SAMPLE_PAIRS)]
+    while len(spread) > 1 and pairs.computed_tokens[spread].sum() > SAMPLE_TOKENS:
+        spread = spread[::2]
+    return list(pairs.select(spread.tolist()))

@@ -1,0 +1,185 @@
+"""What the run is to have: a device, steps, memory as far as it can be estimated, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from dpo_cli.checks.notes import Notes
+from dpo_cli.compute.device import Compute, resolve
+from dpo_cli.data.batching import make_batch
+from dpo_cli.models.loading import Checkpoint
+from dpo_cli.models.spec import Architecture
+from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.text import show_path
+from dpo_cli.training.checkpointing import state_bytes
+from dpo_cli.training.plan import Prepared
+
+KEPT_GENERATIONS = 3
+"""Two that are verified, and the one being written."""
+BUSY_SHARE = 0.1
+
+
+def check_device(notes: Notes, profile: Profile) -> Compute:
+    """The device of the profile; where that fails, the CPU, so that the rest can be looked at."""
+    with notes.errors_as("device-unusable", "train.device"):
+        compute = resolve(profile.train.device, profile.train.dtype)
+        _note_device(notes, compute)
+        return compute
+    return resolve("cpu", "float32")
+
+
+def check_plan(notes: Notes, prepared: Prepared) -> None:
+    """How many steps, and how fast."""
+    order, rate, profile = prepared.order, prepared.learning_rate, prepared.profile
+    held_out = ""
+    if prepared.held_out:
+        interval = profile.eval.interval
+        between = f"every {interval:,} steps, " if interval else ""
+        held_out = f"; {len(prepared.held_out):,} pairs held out, scored before, {between}and after"
+    notes.ok(
+        "plan",
+        "",
+        f"{_count(order.epochs, 'epoch')} x {order.micro_batches_per_epoch:,} micro-batches of"
+        f" {order.batch_size} = {_count(order.micro_batches, 'step')},"
+        f" {_count(order.optimizer_steps, 'update')}; learning rate {_rate(rate.at(0))} at first,"
+        f" {_rate(rate.at(order.micro_batches - 1))} at last{held_out}",
+    )
+
+
+def check_disk(
+    notes: Notes, profile: Profile, runs_root: Path, checkpoint: Checkpoint | None
+) -> int | None:
+    """Whether runs can be written, and, where the size of the model is known, whether they fit.
+
+    Returns:
+        The most bytes that a run takes there; None where that is not known.
+    """
+    place = runs_root.absolute()
+    while not place.exists():
+        place = place.parent
+    shown = show_path(runs_root)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problem = "may not be written in" if place.is_dir() else "is a file"
+        notes.error(
+            "runs-dir-unusable",
+            shown,
+            f"runs are to lie here, but {show_path(place)} {problem}",
+            "choose another place with --runs-dir or DPO_RUNS_DIR",
+        )
+        return None
+    if checkpoint is None:
+        notes.skip("disk", "weights")
+        return None
+    free = shutil.disk_usage(place).free
+    parameters = checkpoint.parameters
+    state = state_bytes(parameters, profile.train)
+    states = KEPT_GENERATIONS + profile.eval.keep_best
+    needed = states * state + 2 * 4 * parameters
+    message = (
+        f"a run takes up to {size(needed)} ({states} states of {size(state)}:"
+        f" {state // parameters} bytes a weight); {size(free)} free"
+    )
+    if needed < free:
+        notes.ok("disk", shown, message)
+    else:
+        notes.error("disk-full", shown, message, "free some space, or choose another --runs-dir")
+    return needed
+
+
+def estimate_memory(prepared: Prepared) -> tuple[int, int]:
+    """Bytes of what stays and of what one forward adds, of the window with the longest pairs.
+
+    What stays: weights, gradients and two moments, four bytes each, where updates are compensated
+    another two such, and the weights of a reference, in the packed layout for the first epoch. What
+    a forward adds: the inputs that the backward pass of each operation keeps, and about three
+    copies of the logits.
+    """
+    bytes_a_weight = 24 if prepared.profile.train.compensated else 16
+    state = bytes_a_weight * prepared.checkpoint.parameters
+    if prepared.profile.dpo.needs_reference:
+        state += 4 * prepared.reference.parameters
+    tokens, size = prepared.pairs.computed_tokens, prepared.order.batch_size
+    window = tokens.argsort(stable=True, descending=True).tolist()
+    window = window[: size * prepared.order.accumulation_steps]
+    forwards = prepared.forwards([window[n : n + size] for n in range(0, len(window), size)])
+    longest = prepared.pairs.select(
+        max((forward.indices for forward in forwards), key=lambda its: int(tokens[list(its)].sum()))
+    )
+    batch = make_batch(
+        longest,
+        prepared.profile.train.layout,
+        max_seq_len=prepared.profile.data.max_seq_len,
+        share_prompts=not prepared.profile.model.dropout,
+    )
+    architecture = prepared.checkpoint.architecture
+    logits = batch.computed_tokens
+    if prepared.profile.train.layout == "packed":
+        logits = int(longest.response_tokens.sum())
+    width = 4 if prepared.compute.dtype == torch.float32 else 2.5  # norms and logits stay float32
+    layers, kept = architecture.num_hidden_layers, _kept_by_a_layer(architecture)
+    if prepared.profile.train.activation_checkpointing:
+        numbers = layers * architecture.hidden_size + kept  # what goes into each, and one at work
+    else:
+        numbers = layers * kept
+    per_token = numbers * width
+    head = logits * architecture.vocab_size * 3 * 4
+    return state, round(batch.computed_tokens * per_token) + head
+
+
+def free_memory(compute: Compute) -> int:
+    """Bytes that nobody uses on the device."""
+    if compute.device.type == "cuda":
+        ours = torch.cuda.memory_reserved(compute.device)
+        return torch.cuda.mem_get_info(compute.device)[0] + ours
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    facts = dict(line.split(":", 1) for line in lines)
+    return int(facts["MemAvailable"].split()[0]) * 1024
+
+
+def size(size_bytes: int) -> str:
+    """A size in decimal units: 1.3 GB."""
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+
+
+def _kept_by_a_layer(architecture: Architecture) -> int:
+    """Numbers that the backward pass keeps of one token in one layer."""
+    hidden = architecture.hidden_size
+    queries = architecture.num_attention_heads * architecture.head_dim
+    keys = architecture.num_key_value_heads * architecture.head_dim
+    norms = 2 * 2 * hidden  # each keeps its input, and the normed copy that follows
+    attention = 2 * queries + 2 * keys + 3 * queries + queries  # rotary, repeated keys, result
+    feed_forward = 4 * architecture.intermediate_size + hidden
+    return norms + attention + architecture.blocks_per_token * feed_forward
+
+
+def _note_device(notes: Notes, compute: Compute) -> None:
+    free = free_memory(compute)
+    subject = compute.device_name
+    if compute.device.type == "cpu":
+        notes.ok("device", subject, f"{compute.dtype_name}; {size(free)} of memory free")
+        return
+    total = torch.cuda.mem_get_info(compute.device)[1]
+    others = total - free
+    message = f"{compute.dtype_name}; {size(free)} of {size(total)} free"
+    if others < BUSY_SHARE * total:
+        notes.ok("device", subject, message)
+    else:
+        notes.warn(
+            "device-busy",
+            subject,
+            f"{message}: others hold {size(others)} of the card",
+            "see who with nvidia-smi; on a shared card a run is slower, and may run out of memory",
+        )
+
+
+def _rate(learning_rate: float) -> str:
+    """Two digits: 1.1e-8."""
+    return f"{learning_rate:.1e}".replace("e-0", "e-")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,186 @@
+"""What is read and computed to see whether a profile will train: seconds, and torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.checks.data import ExaminedData, check_data, check_masks
+from dpo_cli.checks.first_step import check_first_step, check_layout
+from dpo_cli.checks.forecast import check_forecast
+from dpo_cli.checks.launch import check_launch, check_world_size
+from dpo_cli.checks.lr_sum import check_reach, check_update
+from dpo_cli.checks.model import check_fit, check_tokenizer, check_weights
+from dpo_cli.checks.notes import Notes
+from dpo_cli.checks.pairs import check_overlap, check_template
+from dpo_cli.checks.preview import preview
+from dpo_cli.checks.resources import check_device, check_disk, check_plan
+from dpo_cli.checks.trial import make_trial
+from dpo_cli.compute.device import Compute, tune
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.sources import Source
+from dpo_cli.data.tokens import Rows
+from dpo_cli.findings import Diagnosis
+from dpo_cli.models.loading import Checkpoint
+from dpo_cli.profile.inputs import Input
+from dpo_cli.profile.schema import Profile
+from dpo_cli.training.failures import explain
+from dpo_cli.training.inputs import (
+    OnProgress,
+    held_out_pairs,
+    require_same_vocabulary,
+    training_pairs,
+)
+from dpo_cli.training.plan import Prepared, assemble
+from dpo_cli.training.setup import configure_torch
+
+_OF_THE_RUN = ("reach", "brake", "memory", "time")
+
+
+@dataclass(frozen=True)
+class CloseLook:
+    """Takes up the inputs one after another, then what they make together.
+
+    What cannot be had is None from then on, and the checks that need it are noted as skipped.
+
+    Attributes:
+        notes: has the findings so far, and gets the others.
+        profile: with defaults in the place of wrong values.
+        wrong_keys: the keys of those.
+        unusable: inputs whose file is not there, or not known.
+        runs_root: where runs lie.
+        on_progress: hears how far it is.
+        import_seconds: of loading PyTorch and the rest, which a run has to do, too.
+    """
+
+    notes: Notes
+    profile: Profile
+    wrong_keys: Collection[str]
+    unusable: Collection[Input]
+    runs_root: Path
+    on_progress: OnProgress
+    import_seconds: float
+
+    def examine(self, pair: str | None) -> Diagnosis:
+        """Everything from the device to the disk."""
+        notes, profile = self.notes, self.profile
+        configure_torch(profile)
+        compute = check_device(notes, profile)
+        world_size = check_launch(notes, profile, compute, self.on_progress)
+        tune(compute, tf32=profile.train.tf32)
+        began = time.perf_counter()
+        checkpoint, reference = self.read_weights()
+        tokenizer = check_tokenizer(notes, profile) if self.has_file("tokenizer") else None
+        startup_seconds = self.import_seconds + time.perf_counter() - began
+        data = self.encode("data", training_pairs(profile), tokenizer)
+        held_out = None
+        if profile.eval.path is not None or "held_out" in self.unusable:
+            held_out = self.encode("held_out", held_out_pairs(profile), tokenizer)
+        rows = data.rows if data else None
+        shown = None
+        if data and tokenizer:
+            check_masks(notes, data.rows)
+            check_template(notes, tokenizer, data.rows, data.traits)
+            shown = preview(notes, data.rows, tokenizer, pair)
+
+        facts: dict[str, Any] = data.facts() if data else {}
+        prepared = self.assemble(compute, checkpoint, reference, tokenizer, rows, held_out)
+        if prepared and data:
+            check_overlap(notes, prepared, data.traits, (held_out or data).traits)
+            if not self.wrong_keys:
+                check_plan(notes, prepared)
+                if world_size != 1 and world_size is not None:
+                    check_world_size(notes, prepared, world_size)
+                facts["plan"] = prepared.plan()
+            facts |= self.compute(prepared, startup_seconds)
+        facts["disk_bytes"] = check_disk(notes, self.profile, self.runs_root, checkpoint)
+        histograms = data.histograms if data else ()
+        return Diagnosis(tuple(notes.findings), shown, facts, histograms)
+
+    def read_weights(self) -> tuple[Checkpoint | None, Checkpoint | None]:
+        """The policy's and the reference's, which are one where the profile names no other."""
+        checkpoint = reference = None
+        if self.has_file("checkpoint"):
+            checkpoint = check_weights(self.notes, self.profile, "checkpoint", self.runs_root)
+        if self.profile.model.reference is None and "reference" not in self.unusable:
+            return checkpoint, checkpoint
+        if self.has_file("reference"):
+            reference = check_weights(self.notes, self.profile, "reference", self.runs_root)
+        return checkpoint, reference
+
+    def encode(
+        self, name: Input, source: Source | None, tokenizer: ChatTokenizer | None
+    ) -> ExaminedData | None:
+        """The pairs of a source; None if there are none."""
+        if source is None or not self.has_file(name):
+            return None
+        if tokenizer is None:
+            self.notes.skip(name.replace("_", "-"), "the tokenizer")
+            return None
+        return check_data(self.notes, self.profile, source, tokenizer, self.on_progress)
+
+    def compute(self, prepared: Prepared, startup_seconds: float) -> dict[str, Any]:
+        """Let the model score pairs and make real updates; gives what they tell of the run."""
+        notes, on_progress = self.notes, self.on_progress
+        facts: dict[str, Any] = {}
+        try:
+            check_fit(notes, prepared, on_progress)
+            trial = make_trial(prepared, on_progress)
+            check_layout(notes, trial)
+            check_first_step(notes, trial)
+            if self.wrong_keys:
+                for code in ("plan", *_OF_THE_RUN):
+                    notes.skip(code, "a profile without errors")
+                return facts
+            facts["reach"] = asdict(check_reach(notes, prepared))
+            check_update(notes, trial)
+            facts["forecast"] = check_forecast(notes, trial, startup_seconds, on_progress)
+        except Exception as error:
+            explained = explain(error)
+            if explained is None:
+                raise
+            where = str(prepared.compute.device)
+            notes.error("first-step", where, explained.message, explained.remedy)
+        return facts
+
+    def assemble(
+        self,
+        compute: Compute,
+        checkpoint: Checkpoint | None,
+        reference: Checkpoint | None,
+        tokenizer: ChatTokenizer | None,
+        rows: Rows | None,
+        held_out: ExaminedData | None,
+    ) -> Prepared | None:
+        """The inputs as a run would hold them, where they are all there and fit each other."""
+        if not (checkpoint and reference and tokenizer and rows):
+            found = {"weights": checkpoint and reference, "tokenizer": tokenizer, "data": rows}
+            missing = " and ".join(name for name, value in found.items() if not value)
+            for code in ("plan", "tokenizer-fit", "first-loss", "gradients", *_OF_THE_RUN):
+                self.notes.skip(code, missing)
+            return None
+        profile = self.profile
+        if held_out is None:
+            evaluation = profile.eval.model_copy(update={"path": None})
+            profile = profile.model_copy(update={"eval": evaluation})
+        with self.notes.errors_as("inputs-misfit", ""):
+            require_same_vocabulary(tokenizer, checkpoint, reference)
+            return assemble(
+                profile,
+                compute,
+                tokenizer,
+                checkpoint,
+                reference,
+                rows,
+                held_out.rows if held_out else None,
+            )
+        return None
+
+    def has_file(self, name: Input) -> bool:
+        """Whether the file of an input is there; its check is skipped otherwise."""
+        if name in self.unusable:
+            self.notes.skip(name.replace("_", "-"), "its file")
+        return name not in self.unusable

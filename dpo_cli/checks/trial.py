@@ -1,0 +1,123 @@
+"""Real steps of a run of its own, of which nothing is kept: what they do, cost and take."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpo_cli.compute.device import Compute
+from dpo_cli.data.batching import Batch
+from dpo_cli.data.sampler import Window
+from dpo_cli.distributed.ranks import Ranks
+from dpo_cli.run.events import Event, StepDone
+from dpo_cli.training.inputs import OnProgress
+from dpo_cli.training.optimizer import make_optimizer
+from dpo_cli.training.plan import Prepared
+from dpo_cli.training.reference import LiveReference, NoReference, Reference
+from dpo_cli.training.setup import make_scorer
+from dpo_cli.training.trainer import Trainer
+
+WANTED_TOKENS = 1024
+MOST_TOKENS = 4096
+
+
+class TimedReference:
+    """The frozen model, and how long it took to answer so far."""
+
+    def __init__(self, reference: Reference, compute: Compute) -> None:
+        self._reference, self._compute = reference, compute
+        self.seconds = 0.0
+        self.tokens = 0
+
+    def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
+        """See `dpo_cli.training.reference.Reference`."""
+        self._compute.synchronize()
+        began = time.perf_counter()
+        logps = self._reference.token_logps(indices, batch)
+        self._compute.synchronize()
+        self.seconds += time.perf_counter() - began
+        self.tokens += batch.computed_tokens
+        return logps
+
+    def exchange(self, ranks: Ranks) -> None:
+        """See `dpo_cli.training.reference.Reference`: one process tries."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trainer that stands where a run would begin, and nobody looks at."""
+
+    trainer: Trainer
+    reference: TimedReference
+
+    @property
+    def prepared(self) -> Prepared:
+        """The inputs."""
+        return self.trainer.prepared
+
+    def step(self, window: Window) -> tuple[StepDone, float]:
+        """One real optimizer step, and its seconds without the reference's."""
+        before = self.reference.seconds
+        self.prepared.compute.synchronize()
+        began = time.perf_counter()
+        done = self.trainer.take_step(window)
+        self.prepared.compute.synchronize()
+        seconds = time.perf_counter() - began
+        return done, seconds - (self.reference.seconds - before)
+
+
+def make_trial(prepared: Prepared, on_progress: OnProgress) -> Trial:
+    """Policy, reference and optimizer as a fresh run has them."""
+    on_progress("trying step 0", 0, 0, "")
+    compute = prepared.compute
+    policy = make_scorer(prepared, prepared.checkpoint)
+    asked: Reference = NoReference()
+    if prepared.profile.dpo.needs_reference:
+        asked = LiveReference(make_scorer(prepared, prepared.reference), compute)
+    reference = TimedReference(asked, compute)
+    trainer = Trainer(
+        prepared,
+        policy,
+        reference,
+        reference,
+        make_optimizer(policy.parameters(), compensated=prepared.profile.train.compensated),
+        torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16),
+        watch=_Unwatched(),
+        save=lambda trainer: None,
+    )
+    return Trial(trainer, reference)
+
+
+def modest_micro_batch(prepared: Prepared) -> tuple[int, ...]:
+    """The first epoch's micro-batch nearest to `WANTED_TOKENS`: enough to reach every weight, and
+    soon computed; of a large one the first pairs.
+    """
+    tokens = prepared.pairs.computed_tokens.tolist()
+    batch = min(
+        prepared.order.micro_batches_of(0),
+        key=lambda batch: abs(sum(tokens[index] for index in batch) - WANTED_TOKENS),
+    )
+    sums = itertools.accumulate(tokens[index] for index in batch)
+    return batch[: max(1, sum(total <= MOST_TOKENS for total in sums))]
+
+
+class _Unwatched:
+    """Nobody looks on, and nobody asks."""
+
+    def emit(self, event: Event) -> None:
+        """Let it go."""
+
+    def asked(self) -> set[str]:
+        """Nothing."""
+        return set()
+
+    def progress(self, phase: str, done: int, total: int, unit: str) -> None:
+        """Let it go."""
+
+    def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
+        """Take it as it is: what is looked at here is the gradient itself."""

@@ -1,0 +1,225 @@
+"""Any weights on any preference pairs, exactly as a run's own evaluations do it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dpo_cli.compute.device import Compute, resolve, tune
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.distributed.ranks import ALONE
+from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference
+from dpo_cli.models.loading import Checkpoint
+from dpo_cli.models.minimind import UNTOLD
+from dpo_cli.profile.inputs import resolve_tokenizer
+from dpo_cli.profile.resolved import to_tables
+from dpo_cli.profile.schema import Profile
+from dpo_cli.run.eval_config import Yardstick, split_of
+from dpo_cli.run.events import EVALUATION
+from dpo_cli.training.evaluation import score_held_out, summarize_groups
+from dpo_cli.training.inputs import (
+    OnProgress,
+    require_same_vocabulary,
+    training_pairs,
+    usable_rows,
+)
+from dpo_cli.training.plan import Prepared, assemble
+from dpo_cli.training.reference import KeptReference, NoReference, Reference, open_references
+from dpo_cli.training.resume_checks import refuse_other_inputs
+from dpo_cli.training.setup import configure_torch, make_scorer
+
+Figures = Mapping[str, float]
+
+_OWN_FIGURES = ("pairs", "logps/", "token_logps/", "entropy")
+"""Beginnings of the names of figures that mean something without a reference."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one model came to.
+
+    Attributes:
+        title: what to call it.
+        optimizer_step: after which it was saved; None of what is no run's.
+        groups: `dpo_cli.objective.held_out.summarize` by group of pairs, as events have it.
+    """
+
+    title: str
+    optimizer_step: int | None
+    groups: Mapping[str, Figures]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What some models came to by one yardstick.
+
+    Attributes:
+        models: each of them.
+        reference: what they were compared with; None if nothing.
+        device, dtype: where, and in which precision.
+        vocab_size: tokens that they know.
+        set_aside: rows of the file that are no pairs.
+        trained_on: the titles of runs that were trained on the file that the pairs are from, and
+            did not hold these out of it.
+    """
+
+    yardstick: Yardstick
+    models: Sequence[Judged]
+    reference: str | None
+    device: str
+    dtype: str
+    vocab_size: int
+    set_aside: int
+    trained_on: Sequence[str]
+
+
+def stated_by(yardstick: Yardstick) -> dict[str, Any]:
+    """What its profile says of weights that these cannot tell themselves; for `open_model`."""
+    return yardstick.profile.model.model_dump(include=set(UNTOLD))
+
+
+def judge(
+    yardstick: Yardstick, models: Sequence[OpenedModel], on_progress: OnProgress
+) -> Judgement:
+    """Score a yardstick's pairs with some models, on its profile's device and in its precision.
+
+    Args:
+        yardstick: from `find_yardstick`.
+        models: of one vocabulary.
+        on_progress: hears how far it is.
+
+    Raises:
+        DpoError: an input is gone, damaged, not what the run began with, or does not fit the
+            others; or the device is not here.
+    """
+    profile, owner = yardstick.profile, yardstick.owner
+    promised = owner.read_plan() if owner is not None else None
+    configure_torch(profile)
+    compute = resolve(profile.train.device, profile.train.dtype)
+    matmul = promised["environment"].get("float32_matmul") if promised else None
+    tune(compute, matmul, tf32=profile.train.tf32)
+    reference = _open_reference(yardstick)
+    checkpoints = [model.checkpoint for model in models]
+    frozen = reference.checkpoint if reference else checkpoints[0]
+    prepared = _prepare(profile, compute, checkpoints, frozen, on_progress)
+    if promised is not None:
+        _refuse_other_inputs(yardstick, promised["fingerprints"], prepared)
+    judged = []
+    with _reference_of(yardstick, prepared) as scores:
+        for model in models:
+            table = _score(prepared, model.checkpoint, scores, on_progress)
+            figures = _figures(table, prepared, has_reference=yardstick.has_reference)
+            judged.append(Judged(model.title, model.optimizer_step, figures))
+    return Judgement(
+        yardstick=yardstick,
+        models=judged,
+        reference=reference.title if reference else None,
+        device=str(compute.device),
+        dtype=compute.dtype_name,
+        vocab_size=models[0].checkpoint.architecture.vocab_size,
+        set_aside=len(prepared.set_aside),
+        trained_on=[
+            model.title
+            for model in models
+            if model.plan is not None and _was_trained_on(model.plan, yardstick, prepared)
+        ],
+    )
+
+
+def _open_reference(yardstick: Yardstick) -> OpenedModel | None:
+    if not yardstick.has_reference:
+        return None
+    if yardstick.reference is not None:
+        return open_model(yardstick.reference, stated_by(yardstick))
+    return open_reference(yardstick.profile, yardstick.runs_root, yardstick.owner)
+
+
+def _prepare(
+    profile: Profile,
+    compute: Compute,
+    models: Sequence[Checkpoint],
+    reference: Checkpoint,
+    on_progress: OnProgress,
+) -> Prepared:
+    """The pairs as a run has its held-out ones, in the same rows; of a run's plan no more is used.
+
+    Where all of a file is judged by, it stands in for the pairs that a run would train on.
+    """
+    tokenizer = ChatTokenizer(resolve_tokenizer(profile))
+    for model in models:
+        require_same_vocabulary(tokenizer, model, reference)
+    rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, ALONE)
+    held_out = None if profile.eval.path is None else rows
+    return assemble(profile, compute, tokenizer, models[0], reference, rows, held_out)
+
+
+def _refuse_other_inputs(
+    yardstick: Yardstick, promised: Mapping[str, str], prepared: Prepared
+) -> None:
+    """A run's own held-out pairs, its tokenizer and its reference are what they were."""
+    names = {"tokenizer"}
+    if yardstick.is_own:
+        names.add("data" if yardstick.profile.eval.path is None else "held_out")
+    if yardstick.has_reference and yardstick.reference is None:
+        names.add("reference")
+    now = {name: prepared.fingerprints[name] for name in names}
+    refuse_other_inputs({"fingerprints": promised}, {"fingerprints": now})
+
+
+def _was_trained_on(plan: Mapping[str, Any], yardstick: Yardstick, prepared: Prepared) -> bool:
+    """Whether the run of a plan has learned from pairs that it is judged by."""
+    if plan["fingerprints"]["data"] != prepared.fingerprints["data"]:
+        return False
+    is_split = yardstick.is_own and yardstick.profile.eval.path is None
+    return not (is_split and split_of(plan["settings"]) == split_of(to_tables(yardstick.profile)))
+
+
+@contextmanager
+def _reference_of(yardstick: Yardstick, prepared: Prepared) -> Iterator[Reference]:
+    """The reference's log-probs of the held-out pairs, from the cache or for it.
+
+    What lies beside a run is the run's; nothing is written there.
+    """
+    if not yardstick.has_reference:
+        yield NoReference()
+        return
+    with tempfile.TemporaryDirectory() as nowhere:
+        reference = open_references(
+            prepared, lambda: make_scorer(prepared, prepared.reference), Path(nowhere)
+        )[1]
+        yield reference
+        if isinstance(reference, KeptReference):
+            reference.keep()
+
+
+def _score(
+    prepared: Prepared, model: Checkpoint, reference: Reference, on_progress: OnProgress
+) -> Tensor:
+    """(K, F), see `dpo_cli.training.evaluation.score_held_out`."""
+    pairs = prepared.held_out
+    return score_held_out(
+        make_scorer(prepared, model),
+        reference,
+        prepared.held_out_rows,
+        partial(prepared.batch, pairs),
+        dpo=prepared.profile.dpo,
+        compute=prepared.compute,
+        on_progress=lambda done: on_progress(EVALUATION, done, len(pairs), "pairs"),
+    )
+
+
+def _figures(table: Tensor, prepared: Prepared, *, has_reference: bool) -> Mapping[str, Figures]:
+    groups = summarize_groups(table, prepared.held_out_groups)
+    if has_reference or not prepared.profile.dpo.needs_reference:
+        return groups
+    return {
+        name: {key: value for key, value in figures.items() if key.startswith(_OWN_FIGURES)}
+        for name, figures in groups.items()
+    }

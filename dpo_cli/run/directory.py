@@ -1,0 +1,350 @@
+"""The run directory: where everything about a run lies, under which name, and who may write it.
+
+runs/<name>-<yyyymmdd-hhmmss>-<4 hex>/
+    profile.toml  plan.json  events.jsonl  worker.log  launcher.log  control-*  lock
+    generations/  rejected_rows.jsonl  COMPLETED
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.files import fsync_path, leftovers, write_text_atomically
+from dpo_cli.run import checkpoints
+from dpo_cli.run.checkpoints import Generation
+from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.locked_directory import Workplace
+
+Content = TypeVar("Content")
+
+_PLAN_PARTS = {
+    *("model", "pairs", "steps", "profile", "settings", "fingerprints", "environment"),
+    *("device", "dtype"),
+}
+
+NON_FINITE_DIRECTORY = "non_finite"
+"""Where a run keeps what a step began with whose loss or gradient was not finite."""
+
+REQUESTS = ("stop", "save", "evaluate")  # the most urgent first
+
+_DIRECTORY_NAME = re.compile(r"(?P<name>.+)-(?P<created>\d{8}-\d{6}-[0-9a-f]{4})")
+_NAME_CHARACTERS = 64
+"""Of up to 3 bytes in UTF-8: with the stamp below the 255 bytes of a file name."""
+
+
+def runs_root(option: Path | None) -> Path:
+    """Where runs lie: `--runs-dir`, else `DPO_RUNS_DIR`, else `./runs`."""
+    return option or Path(os.environ.get("DPO_RUNS_DIR") or "runs")
+
+
+@dataclass(frozen=True)
+class RunDirectory(Workplace):
+    """One run on disk. Every file is replaced atomically; the event stream is appended to."""
+
+    @classmethod
+    def create(cls, root: Path, name: str, profile_toml: str) -> RunDirectory:
+        """Make the directory of a new run called `name` under `root`, holding its profile.
+
+        Raises:
+            NoSpaceError: the disk is full.
+            DpoError: `root` cannot be written. Nothing is left behind in either case.
+        """
+        with explain_disk_errors(root):
+            make_root(root)
+            run = cls(_new_directory(root, safe_name(name)))
+            try:
+                run.generations_path.mkdir()
+                run.write_profile(profile_toml)
+                fsync_path(root)
+            except BaseException:
+                run.remove()
+                raise
+        return run
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def profile_name(self) -> str:
+        """The name it was given, without the time of its creation."""
+        match = _DIRECTORY_NAME.fullmatch(self.name)
+        return match["name"] if match else self.name
+
+    @property
+    def created(self) -> str:
+        """When it was, as its name says; sorts by time. Nothing where somebody renamed it."""
+        match = _DIRECTORY_NAME.fullmatch(self.name)
+        return match["created"] if match else ""
+
+    @property
+    def designation(self) -> str:
+        """What to type after `dpo resume` and the like, from here: its name, or else its path."""
+        is_in_default_root = self.path.parent.resolve() == runs_root(None).resolve()
+        return self.name if is_in_default_root else str(self.path)
+
+    @property
+    def profile_path(self) -> Path:
+        """The resolved profile; a directory that has it is a run."""
+        return self.path / "profile.toml"
+
+    @property
+    def plan_path(self) -> Path:
+        """The plan and its fingerprints."""
+        return self.path / "plan.json"
+
+    @property
+    def events_path(self) -> Path:
+        """The event stream."""
+        return self.path / "events.jsonl"
+
+    @property
+    def worker_log_path(self) -> Path:
+        """What the workers printed."""
+        return self.path / "worker.log"
+
+    @property
+    def generations_path(self) -> Path:
+        """The saved training states."""
+        return self.path / "generations"
+
+    @property
+    def rejected_rows_path(self) -> Path:
+        """The rows of the data that were set aside, with line and reason."""
+        return self.path / "rejected_rows.jsonl"
+
+    @property
+    def evidence_path(self) -> Path:
+        """What is kept of steps whose loss or gradient was not finite."""
+        return self.path / NON_FINITE_DIRECTORY
+
+    @property
+    def completed_path(self) -> Path:
+        """Written last: every planned step is done and saved."""
+        return self.path / "COMPLETED"
+
+    # --- what is written once, or replaced whole -------------------------------------------------
+
+    def write_profile(self, text: str) -> None:
+        """Replace the resolved profile."""
+        self._write(self.profile_path, text)
+
+    def read_profile(self) -> str:
+        """The resolved profile, as TOML."""
+        return self.profile_path.read_text(encoding="utf-8")
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """Replace the plan."""
+        self._write(self.plan_path, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
+
+    def read_plan(self) -> dict[str, Any] | None:
+        """The plan, or None if the run was never planned.
+
+        Raises:
+            DpoError: the file is damaged.
+        """
+        remedy = "restore it: the newest Planned line of events.jsonl has the same plan"
+        try:
+            plan: dict[str, Any] = json.loads(self.plan_path.read_bytes())
+            missing = sorted(_PLAN_PARTS - set(plan))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise DpoError(f"{self.plan_path} is damaged: {error}", remedy) from error
+        if missing:
+            raise DpoError(
+                f"{self.plan_path} is damaged, or of another version: it has no {missing[0]!r}",
+                remedy,
+            )
+        return plan
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether every planned step is done and saved."""
+        return self.completed_path.exists()
+
+    @property
+    def completed_steps(self) -> int | None:
+        """Optimizer steps of a run that is done: fewer than planned if it lost its patience."""
+        try:
+            return int(json.loads(self.completed_path.read_bytes())["optimizer_step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def mark_completed(self, *, optimizer_step: int, weights: str) -> None:
+        """Say that the run is done: `optimizer_step` updates, the result in the file `weights`."""
+        facts = {"optimizer_step": optimizer_step, "weights": weights}
+        self._write(self.completed_path, json.dumps(facts, indent=2) + "\n")
+
+    def clear_completed(self) -> Callable[[], None]:
+        """Let a completed run go on; what is returned takes that back."""
+        if not self.is_completed:
+            return lambda: None
+        facts = self.completed_path.read_text(encoding="utf-8")
+        with explain_disk_errors(self.path):
+            self.completed_path.unlink()
+            fsync_path(self.path)
+        return lambda: self._write(self.completed_path, facts)
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed workers left half-written; for the holder of the lock.
+
+        Requests and exports are not a worker's: they may be being written.
+        """
+        for path in self.torn_files():
+            path.unlink(missing_ok=True)
+
+    def torn_files(self) -> Iterator[Path]:
+        """What killed workers left half-written, in the run and in the models that lie in it."""
+        for directory in (
+            self.path,
+            *(config.parent for config in self.path.glob("*/config.json")),
+        ):
+            for path, name in leftovers(directory):
+                if not name.startswith(("control-", ".")):
+                    yield path
+            yield from directory.glob(".tmp??????")  # what safetensors calls a file it writes
+
+    def remove(self) -> None:
+        """Remove the directory of a run that never began."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _write(self, path: Path, text: str) -> None:
+        with explain_disk_errors(self.path):
+            write_text_atomically(path, text)
+
+    # --- saved training states -------------------------------------------------------------------
+
+    def commit_generation(
+        self,
+        optimizer_step: int,
+        write: Callable[[Path], None],
+        *,
+        keep: int = 2,
+        best: int | None = None,
+    ) -> Generation:
+        """Save a training state; see `checkpoints.commit`."""
+        return checkpoints.commit(
+            self.generations_path, optimizer_step, write, keep=keep, best=best
+        )
+
+    def newest_verified(self) -> tuple[Generation | None, list[str]]:
+        """The state to go on from, and why newer ones were passed over."""
+        return checkpoints.newest_verified(self.generations_path)
+
+    def read_newest(self, read: Callable[[Path], Content]) -> tuple[Generation, Content] | None:
+        """The newest verified generation, and what `read` makes of its directory; None if none.
+
+        A run that still trains may remove it between the verifying and the reading: then the next.
+
+        Raises:
+            DpoError: there are generations, and every one of them is damaged.
+        """
+        while True:
+            generation, passed_over = self.newest_verified()
+            if generation is None:
+                if passed_over:
+                    raise DpoError(
+                        f"{self.name}: every saved state is damaged", details=passed_over
+                    )
+                return None
+            try:
+                return generation, read(generation.path)
+            except FileNotFoundError:
+                if generation.path.exists():
+                    raise
+
+    def read_verified(
+        self, optimizer_step: int, read: Callable[[Path], Content]
+    ) -> tuple[Generation, Content] | None:
+        """The generation after a step, and what `read` makes of it; None where it is not whole."""
+        for generation in checkpoints.all_generations(self.generations_path):
+            if generation.optimizer_step == optimizer_step:
+                with contextlib.suppress(FileNotFoundError):  # a run that trains moved it aside
+                    if checkpoints.find_damage(generation) is None:
+                        return generation, read(generation.path)
+        return None
+
+    # --- who trains ------------------------------------------------------------------------------
+
+    def taken(self, holder: str) -> DpoError:
+        """See `Workplace`."""
+        return DpoError(
+            f"{self.designation} is being trained by {holder}",
+            f"end that first: dpo stop {self.designation}",
+        )
+
+    @property
+    def how_to_go_on(self) -> str:
+        """See `Workplace`."""
+        return f"go on with: dpo resume {self.designation}"
+
+    @property
+    def written_paths(self) -> Sequence[Path]:
+        """See `Workplace`."""
+        return self.path, self.generations_path
+
+    # --- requests to a running worker ------------------------------------------------------------
+
+    def put_request(self, word: str) -> None:
+        """Ask the worker for one of `REQUESTS`; it looks at each step."""
+        if word not in REQUESTS:
+            raise ValueError(f"not a request: {word}")
+        self._write(self._request_path(word), "")
+
+    def is_requested(self, word: str) -> bool:
+        """Whether a request waits."""
+        return self._request_path(word).exists()
+
+    def take_request(self) -> str | None:
+        """A request that waits, which then waits no more; None if there is none.
+
+        Each has a file of its own, so that none replaces another.
+        """
+        for word in REQUESTS:
+            with contextlib.suppress(FileNotFoundError):
+                self._request_path(word).unlink()
+                return word
+        return None
+
+    def _request_path(self, word: str) -> Path:
+        return self.path / f"control-{word}"
+
+
+def make_root(root: Path) -> None:
+    """Make the folder of runs, if it is not there; a UsageError if something else is."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{root} is to hold runs, but a file is in the way", "give another --runs-dir"
+        ) from error
+
+
+def _new_directory(root: Path, name: str) -> Path:
+    """Make a directory whose name sorts by time: the hex digits are the fraction of the second."""
+    while True:
+        now = time.time()
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+        path = root / f"{name}-{stamp}-{int(now % 1 * 0x10000):04x}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+
+
+def safe_name(name: str) -> str:
+    """`name` as one component of a path that cannot leave its directory."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:_NAME_CHARACTERS] or "run"

@@ -1,0 +1,114 @@
+"""The curves of one run or several as charts for paper and page; `dpo_cli.ui.html.svg` draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpo_cli.intervals import wilson_interval
+from dpo_cli.run.series import Point
+from dpo_cli.ui.comparison import ACCURACY, Contender
+from dpo_cli.ui.terminal.charts import FEW_POINTS, Level, smooth
+from dpo_cli.ui.terminal.plots import (
+    CHOSEN,
+    HELD_OUT,
+    REJECTED,
+    SMALL,
+    TRAIN,
+    Plot,
+    Trace,
+    loss_plot,
+    on_both,
+    once,
+)
+
+_COLOUR_OF = {TRAIN: 0, HELD_OUT: 1, CHOSEN: 2, REJECTED: 3}
+COLOURS = 8
+"""How many curves can be told apart by colour; see `dpo_cli.ui.html.svg.STYLE`."""
+
+_MORE = (
+    on_both("gap, nats per token", "gap"),
+    on_both("entropy, nats per token", "entropy"),
+    once("throughput, pairs per second", "pairs_per_second"),
+    once("balance of experts", "balance"),
+    once("weights changed in half precision", "weights_moved"),
+)
+"""Curves for which the panel has no room."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a chart.
+
+    Attributes:
+        name: what it is; may be empty.
+        letter: of its run, if there are several.
+        colour: 0 to `COLOURS` - 1.
+        points: in ascending order of x; smoothed where `raw` says what they are made of.
+        raw: the values behind, at the same x; empty where nothing was smoothed.
+        is_held_out: drawn with a mark at each point.
+        is_dashed: to be told from another of the same colour.
+        intervals: the ends of each point's 95 % interval, or empty.
+    """
+
+    name: str
+    letter: str
+    colour: int
+    points: Sequence[Point]
+    raw: Sequence[float] = ()
+    is_held_out: bool = False
+    is_dashed: bool = False
+    intervals: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves in one frame, over steps from 0 to `x_end`; see `dpo_cli.ui.terminal.charts.draw`."""
+
+    title: str
+    lines: Sequence[Line]
+    x_end: float
+    level: Level | None
+    least_span: float
+
+
+def charts_of(runs: Sequence[Contender]) -> list[Chart]:
+    """Everything there is to draw of some runs: the colours are the curves', or else the runs'."""
+    x_end = max(run.view.step for run in runs)
+    plots = (loss_plot(runs[0].view.plan), *SMALL, *_MORE)
+    drawn = [(plot, _lines(plot, runs)) for plot in plots]
+    return [
+        Chart(plot.title, lines, x_end, plot.level, plot.least_span)
+        for plot, lines in drawn
+        if any(len(line.points) > 1 for line in lines)
+    ]
+
+
+def _lines(plot: Plot, runs: Sequence[Contender]) -> list[Line]:
+    lines = []
+    for number, run in enumerate(runs):
+        for place, trace in enumerate(plot.traces):
+            line = _line(trace, run, place > 0, number if len(runs) > 1 else None)
+            if line.points:
+                lines.append(line)
+    return lines
+
+
+def _line(trace: Trace, run: Contender, is_dashed: bool, number: int | None) -> Line:
+    """The colour is that of the trace, or of the run where it is the one of this `number`."""
+    series = (run.view.evaluated if trace.held_out else run.view.trained).get(trace.metric)
+    points = series.points if series else []
+    is_smoothed = trace.is_noisy and len(points) > FEW_POINTS
+    intervals: list[tuple[float, float]] = []
+    if trace.held_out and trace.metric == ACCURACY and number is None and run.view.held_out:
+        intervals = [wilson_interval(share, run.view.held_out.pairs) for _, share in points]
+    return Line(
+        trace.name,
+        "" if number is None else run.letter,
+        (_COLOUR_OF[trace.style] if number is None else number) % COLOURS,
+        smooth(points) if is_smoothed else points,
+        [value for _, value in points] if is_smoothed and number is None else (),
+        trace.held_out,
+        is_dashed and number is not None,
+        intervals,
+    )

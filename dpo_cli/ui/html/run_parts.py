@@ -1,0 +1,209 @@
+"""What a page tells of one run: held-out pairs, messages, samples, data, plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.run.events import Event, Failed, RankEnded, Sampled, StepDone, WorkerStarted
+from dpo_cli.ui.comparison import ACCURACY, Contender
+from dpo_cli.ui.html.markup import Writer, details
+from dpo_cli.ui.html.redaction import without_quotations
+from dpo_cli.ui.terminal.metrics import written
+from dpo_cli.ui.terminal.plain import count, plan_facts
+
+FIGURES = (
+    ("loss", "loss", ".4f"),
+    ("margin", "rewards/margins", "+.3g"),
+    ("gap", "gap", "+.3g"),
+    ("KL", "kl", ".3g"),
+)
+"""Of held-out pairs beside the accuracy: name, metric, and how that is written."""
+UNITS = "gap and KL in nats per token"
+
+_MOST_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """What a page tells of one run.
+
+    Attributes:
+        run: its view, summary and settings.
+        events: its stream.
+        set_aside: the rows of its `rejected_rows.jsonl`.
+    """
+
+    run: Contender
+    events: Sequence[Event]
+    set_aside: Sequence[Mapping[str, Any]]
+
+    @property
+    def hosts(self) -> set[str]:
+        """The machines that its stream names."""
+        found = {event.host for event in self.events if isinstance(event, RankEnded)}
+        for event in self.events:
+            if isinstance(event, WorkerStarted):
+                found.update(event.hosts)
+        return found
+
+
+class RunParts:
+    """The parts of a page about one run.
+
+    Args:
+        dossier: of the run.
+        write: makes the HTML.
+        redact: leave out texts.
+    """
+
+    def __init__(self, dossier: Dossier, write: Writer, *, redact: bool) -> None:
+        self._dossier, self._run = dossier, dossier.run
+        self._write, self._redact = write, redact
+
+    def all(self) -> Iterator[str]:
+        """Each part, or an empty text where there is nothing to tell."""
+        yield self._groups()
+        yield self._told()
+        yield self._samples()
+        yield self._data()
+        yield self._plan()
+
+    def _groups(self) -> str:
+        groups = self._run.view.held_out.groups if self._run.view.held_out else {}
+        rows = []
+        for name, figures in groups.items():
+            rows.append(
+                [
+                    name,
+                    f"{figures['pairs']:,.0f}",
+                    _share(figures, ACCURACY),
+                    _share(figures, "logps/accuracies"),
+                    *(written(figures.get(key), form) for _, key, form in FIGURES),
+                ]
+            )
+        if not rows:
+            return ""
+        heads = ["group", "pairs", "accuracy (95 %)", "likelier (95 %)"]
+        heads += [name for name, _, _ in FIGURES]
+        return "<h3>Held-out pairs by group</h3>" + self._write.table(
+            heads,
+            rows,
+            f"likelier: the chosen answer is likelier than the rejected one; {UNITS}",
+            "figures",
+        )
+
+    def _told(self) -> str:
+        """Alerts, and how the run failed if it did."""
+        parts = []
+        for alert in self._run.view.alerts.values():
+            parts.append(self._message("alert", alert.message, alert.remedy))
+        if isinstance(self._run.view.ending, Failed):
+            failed = self._run.view.ending
+            rest = "" if self._redact else "\n".join(failed.details)
+            parts.append(self._message("alert failed", failed.message, failed.remedy, rest))
+        if self._run.view.skipped_steps:
+            skipped = count(len(self._run.view.skipped_steps), "update")
+            parts.append(self._message("alert", f"{skipped} skipped: not finite", ""))
+        return "<h3>What it told</h3>" + "".join(parts) if parts else ""
+
+    def _message(self, css: str, *texts: str) -> str:
+        quoted = [without_quotations(text) if self._redact else text for text in texts]
+        words = "".join(self._write.tag("p", text, "words") for text in quoted if text)
+        return f'<div class="{css}">{words}</div>'
+
+    def _samples(self) -> str:
+        """What policy and reference answered last."""
+        sampled = [event for event in self._dossier.events if isinstance(event, Sampled)]
+        if not sampled or self._redact:
+            return ""
+        write, last = self._write, sampled[-1]
+        parts = []
+        for sample in last.samples:
+            answers = "".join(
+                f"<div>{write.tag('b', name)}{write.tag('p', text, 'words')}</div>"
+                for name, text in (
+                    (f"policy, after step {last.step:,}", sample["policy"]),
+                    ("reference", sample["reference"]),
+                )
+            )
+            prompt = details(f"prompt of {sample['place']}", write.tag("pre", sample["prompt"]))
+            parts.append(f'<div class="sample">{prompt}<div class="answers">{answers}</div></div>')
+        return "<h3>Samples</h3>" + "".join(parts)
+
+    def _data(self) -> str:
+        pairs = self._run.plan.get("pairs", {})
+        steps = [event for event in self._dossier.events if isinstance(event, StepDone)]
+        facts: list[tuple[str, object]] = [
+            ("pairs kept", f"{pairs.get('kept', 0):,}"),
+            ("held out", f"{pairs.get('held_out', 0):,}"),
+            ("set aside", f"{pairs.get('set_aside', 0):,}"),
+            ("longest sequence", f"{pairs.get('max_seq_len', 0):,} tokens"),
+        ]
+        tokens, trained = sum(s.tokens for s in steps), sum(s.pairs for s in steps)
+        if tokens and trained:
+            padding = sum(step.padding_tokens for step in steps) / tokens
+            facts.append(("computed", f"{tokens:,} tokens over {count(trained, 'pair')}"))
+            facts.append(("a pair", f"{tokens / trained:,.0f} tokens, {padding:.1%} padding"))
+        problems = Counter(str(row.get("problem", "")) for row in self._dossier.set_aside)
+        facts += [(f"rows {problem}", f"{number:,}") for problem, number in problems.items()]
+        body = self._write.facts(facts)
+        if self._dossier.set_aside and not self._redact:
+            shown = self._dossier.set_aside[:_MOST_ROWS]
+            rows = [[_place(row), row.get("problem"), row.get("reason")] for row in shown]
+            caption = f"the first {len(shown)} of {len(self._dossier.set_aside):,}"
+            body += details(
+                "Rows that were set aside",
+                self._write.table(["row", "problem", "reason"], rows, caption),
+            )
+        return "<h3>Data</h3>" + body if pairs else ""
+
+    def _plan(self) -> str:
+        if not self._run.plan:
+            return ""
+        write, worker = self._write, self._run.view.worker
+        machine: list[tuple[str, object]] = [
+            (name.replace("_", " "), value)
+            for name, value in self._run.plan.get("environment", {}).items()
+        ]
+        if worker is not None:
+            machine.append(("device", f"{worker.device} {worker.device_name}"))
+            machine += list(worker.versions.items())
+            if worker.hosts and not self._redact:
+                machine.append(("hosts", ", ".join(dict.fromkeys(worker.hosts))))
+        prints = self._run.plan.get("fingerprints", {})
+        return "".join(
+            [
+                "<h3>Plan</h3>",
+                write.facts(plan_facts(self._run.plan, Path(self._run.name))),
+                details(
+                    "Profile",
+                    write.tag("pre", _toml(self._run.settings)) if self._run.settings else "",
+                ),
+                details("Environment", write.facts(dict(machine).items()) if machine else ""),
+                details(
+                    "Content of the inputs (SHA-256)", write.facts(prints.items()) if prints else ""
+                ),
+            ]
+        )
+
+
+def _share(figures: Mapping[str, float], name: str) -> str:
+    if name not in figures:
+        return "–"
+    low, high = figures.get(f"{name}/low"), figures.get(f"{name}/high")
+    return f"{figures[name]:.2f} ({written(low, '.2f')}–{written(high, '.2f')})"
+
+
+def _toml(settings: Mapping[str, Any]) -> str:
+    import tomli_w
+
+    return tomli_w.dumps(settings)
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    """Where a row that was set aside stands; the file is named where there are several."""
+    return " of ".join(str(row[name]) for name in ("line", "file") if name in row)

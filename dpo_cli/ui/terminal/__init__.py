@@ -1,0 +1,1 @@
+"""The panel, tables and plain lines on a terminal."""

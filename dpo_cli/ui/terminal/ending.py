@@ -1,0 +1,50 @@
+"""How a run ended, in words: what stays on the terminal when the panel has closed."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from rich.text import Text
+
+from dpo_cli.run.events import Completed, Failed, Stopped, WorkerEnded
+from dpo_cli.run.exit_reason import rank_ending
+from dpo_cli.run.view import RunView
+from dpo_cli.ui.terminal.plain import alert_lines, completed_lines, duration, stopped_lines
+
+
+def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]:
+    """What was learnt, what there is to know, and how it ended; a failure is told by its error."""
+    lines = [line for alert in view.alerts.values() for line in alert_lines(alert)]
+    if (start := view.held_out_start) and (now := view.held_out) and now.step > start.step:
+        before, after = start.metrics, now.metrics
+        lines.append(
+            Text(
+                f"held out: loss {before['loss']:.4f} -> {after['loss']:.4f}, accuracy "
+                f"{before['rewards/accuracies']:.2f} -> {after['rewards/accuracies']:.2f}, "
+                f"in {duration(view.elapsed_seconds(view.time))}"
+            )
+        )
+    match view.ending:
+        case Completed() as completed:
+            lines += completed_lines(completed, designation, directory)
+        case Stopped() as stopped:
+            lines += stopped_lines(stopped, designation)
+    return lines
+
+
+def failure(view: RunView) -> tuple[str, str] | None:
+    """How the run failed, in a line, and what to do about it; None if it did not."""
+    match view.ending:
+        case Failed() as failed:
+            return ": ".join([failed.message, *failed.details]), failed.remedy
+        case WorkerEnded() if view.lost_ranks:
+            return "; ".join(map(rank_ending, view.lost_ranks)), ""
+        case WorkerEnded() as end:
+            how = (
+                f"died of {signal.Signals(end.signal).name}"
+                if end.signal
+                else f"ended unexpectedly with exit code {end.exit_code}"
+            )
+            return f"the worker {how}; what it printed is in worker.log", ""
+    return None

@@ -1,0 +1,133 @@
+"""The panel's numbers: how the policy does, on training and held-out pairs, and what it costs."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from dpo_cli.run.events import Evaluated
+from dpo_cli.run.view import RECENT_STEPS, RunView
+from dpo_cli.ui.terminal.layout import Block, fit
+from dpo_cli.ui.terminal.plain import duration, size
+
+LABEL_WIDTH = 10
+_COLUMN_WIDTH = 12
+_METRICS = {
+    "loss": ("loss", ".4f"),
+    "accuracy": ("rewards/accuracies", ".2f"),
+    "margin": ("rewards/margins", "+.3g"),
+    "chosen": ("rewards/chosen", "+.3g"),
+    "rejected": ("rewards/rejected", "+.3g"),
+    "gap/token": ("gap", "+.3g"),
+    "KL/token": ("kl", ".3g"),
+    "likelier": ("logps/accuracies", ".2f"),
+}
+"""The name of a row, its metric, and how that is written; gap and KL are in nats."""
+
+GROUPS_TITLE = "held out, with 95 % intervals"
+_GROUP_WIDTHS = (6, 15, 10)
+TITLE = f"now (train: mean of {RECENT_STEPS} steps)"
+
+
+def metrics_table(view: RunView, width: int) -> Block:
+    """Training and held-out pairs in two columns; where it is wide, a third for the start."""
+    held_out, start = view.held_out, view.held_out_start
+    has_start = width >= LABEL_WIDTH + 3 * _COLUMN_WIDTH
+    heads = ["train", "held out", *(["at start"] if has_start else [])]
+    lines = [_row("", heads, ["cyan", "magenta", "dim"])]
+    for label, (metric, form) in _METRICS.items():
+        values = [view.recent_mean(metric), _of(held_out, metric)]
+        if has_start:
+            values.append(_of(start, metric))
+        lines.append(_row(label, [written(value, form) for value in values], ["", "", "dim"]))
+    return lines
+
+
+def group_lines(evaluation: Evaluated | None, width: int) -> Block:
+    """Held-out accuracy with its interval, and the gap, of each group of pairs; none if unknown."""
+    if evaluation is None or not evaluation.groups:
+        return []
+    name_width = width - sum(_GROUP_WIDTHS)
+    heads = zip(("pairs", "accuracy", "gap/token"), _GROUP_WIDTHS, strict=True)
+    lines = [Text.assemble(" " * name_width, ("".join(h.rjust(w) for h, w in heads), "magenta"))]
+    for name, its in evaluation.groups.items():
+        low, high = its["rewards/accuracies/low"], its["rewards/accuracies/high"]
+        values = (
+            f"{its['pairs']:,.0f}",
+            f"{its['rewards/accuracies']:.2f} {low:.2f}-{high:.2f}",
+            f"{its['gap'] + 0.0:+.3g}",
+        )
+        row = Text.assemble((fit(Text(name.partition("/")[2] or name), name_width).plain, "dim"))
+        row.append("".join(v.rjust(w) for v, w in zip(values, _GROUP_WIDTHS, strict=True)))
+        lines.append(row)
+    return lines
+
+
+def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
+    """Gradient, learning rate, speed, memory, saves: one line each.
+
+    Args:
+        view: of the run.
+        now: wall-clock seconds.
+        disk: bytes free and generations kept.
+    """
+    step, recent = view.last_step, view.recent
+    seconds = sum(each.seconds for each in recent)
+    tokens = sum(each.tokens for each in recent)
+    facts: dict[str, list[str]] = {
+        "gradient": [],
+        "rate": [],
+        "moved": [],
+        "speed": [],
+        "tokens": [],
+        "memory": [],
+        "saved": [],
+        "disk": [],
+    }
+    if (norm := view.recent_mean("grad_norm")) is not None:
+        facts["gradient"].append(f"{norm:.3g}")
+    if view.skipped_steps:  # first: a narrow panel cuts off what follows
+        facts["gradient"].append(f"{len(view.skipped_steps):,} skipped")
+    clipped = view.trained.get("clipped")
+    if clipped and (share := clipped.mean) is not None:
+        facts["gradient"].append(f"{share:.0%} clipped")
+    if step is not None:
+        facts["rate"].append(f"{step.learning_rate:.2e}")
+        facts["memory"].append(size(step.process_bytes))
+        if step.device_bytes:
+            facts["memory"].append(f"{size(step.device_bytes)} device")
+    if view.weights_moved is not None:
+        facts["moved"].append(f"{view.weights_moved:.1%} of weights")
+    if seconds:
+        facts["speed"].append(f"{sum(each.pairs for each in recent) / seconds:.1f} pairs/s")
+    if seconds and tokens:
+        padding = sum(each.padding_tokens for each in recent) / tokens
+        facts["tokens"] += [f"{tokens / seconds:,.0f}/s", f"{padding:.0%} padding"]
+    if view.best is not None:
+        facts["best"] = [f"step {view.best.step:,}, kept"]
+    if view.saved is not None:
+        ago = max(0.0, now - view.saved.time)
+        facts["saved"] += [f"step {view.saved.step:,}", f"{duration(ago)} ago"]
+    if disk is not None:
+        free_bytes, generations = disk
+        facts["disk"] += [f"{size(free_bytes)} free", f"{generations} kept"]
+    return [_fact(label, ", ".join(words)) for label, words in facts.items()]
+
+
+def _of(evaluation: Evaluated | None, metric: str) -> float | None:
+    return evaluation.metrics.get(metric) if evaluation is not None else None
+
+
+def written(value: float | None, form: str) -> str:
+    """A figure, or a dash where there is none."""
+    return "–" if value is None else format(value + 0.0, form)  # no minus before a zero
+
+
+def _row(label: str, values: list[str], styles: list[str]) -> Text:
+    row = Text.assemble((label.ljust(LABEL_WIDTH), "dim"))
+    for value, style in zip(values, styles, strict=False):
+        row.append(value.rjust(_COLUMN_WIDTH), style)
+    return row
+
+
+def _fact(label: str, value: str) -> Text:
+    return Text.assemble((label.ljust(LABEL_WIDTH), "dim"), value or "–")

@@ -1,0 +1,138 @@
+"""Pairs as training sees them, their loss in colour; and how long all of them are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from dpo_cli.findings import Histogram, PairPreview, Span
+from dpo_cli.ui.terminal.plain import count
+
+_PROMPT_CHARACTERS = 240
+_ANSWER_CHARACTERS = 360
+_LEAST_CUT = 60
+_CONTROLS = {code: 0x2400 + code for code in range(32)} | {ord("\t"): "\t", ord("\n"): "↵\n"}
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def lengths_table(histograms: Sequence[Histogram]) -> RenderableType:
+    """How long the pairs are: a bar for each bin, and behind a line those that are cut."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    limit = histograms[0].limit_tokens
+    pairs = sum(histograms[0].counts)
+    table.add_column("tokens", no_wrap=True)
+    is_cut = any(each.counts[-1] for each in histograms)
+    table.add_column(f"0 to {limit:,}{', then beyond' if is_cut else ''}", no_wrap=True)
+    for heading in ("median", "90%", "longest"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for histogram in histograms:
+        *within, beyond = histogram.counts
+        most = max(histogram.counts)
+        bars = Text("".join(_bar(number, most) for number in within), style="cyan")
+        if is_cut:
+            bars.append("│", "dim").append(_bar(beyond, most), "yellow")
+        table.add_row(
+            histogram.name,
+            bars,
+            f"{histogram.median_tokens:,}",
+            f"{histogram.ninth_decile_tokens:,}",
+            f"{histogram.longest_tokens:,}",
+        )
+    heading = f"lengths of {count(pairs, 'pair')}"
+    return Group(Rule(heading, align="left", style="dim"), Padding(table, (0, 0, 0, 2)))
+
+
+def pair_preview(pair: PairPreview, *, marks: bool) -> RenderableType:
+    """One pair, what is long in it shortened, below what the colours mean.
+
+    Args:
+        pair: the tokens as text.
+        marks: put the tokens that carry loss in brackets as well, for where there is no colour.
+    """
+    heading = Text.assemble((f"the pair of {_shown(pair.place)}", "bold"), f": {legend(marks)}")
+    return Group(heading, _sides(pair, marks, is_whole=False))
+
+
+def pair_page(pair: PairPreview, traits: Sequence[str], *, marks: bool) -> RenderableType:
+    """One pair, whole, and what it has about it; see `pair_preview`."""
+    heading = Text(_shown(pair.place), style="bold")
+    if traits:
+        heading.append(f" · {', '.join(traits)}", "yellow")
+    return Group(heading, _sides(pair, marks, is_whole=True), "")
+
+
+def row_page(place: str, problem: str, reason: str, text: str) -> RenderableType:
+    """A row that is set aside, and why."""
+    heading = Text.assemble(
+        (_shown(place), "bold"), " · ", (problem, "yellow"), f": {_shown(reason)}"
+    )
+    body = Text(overflow="fold")
+    for piece, is_kept in _shortened(text, _ANSWER_CHARACTERS):
+        body.append(_shown(piece), "dim" if is_kept else "yellow")
+    return Group(heading, Padding(body, (0, 0, 0, 2)), "")
+
+
+def legend(marks: bool) -> str:
+    """What colours, or marks, and signs mean."""
+    carry = "in ⟦brackets⟧" if marks else "green"
+    return f"tokens that carry loss are {carry}, ↵ is a newline"
+
+
+def _sides(pair: PairPreview, marks: bool, *, is_whole: bool) -> RenderableType:
+    """What both sides share, and each of them."""
+    parts: list[RenderableType] = []
+    for title, spans in (
+        ("both sides begin with", pair.shared),
+        ("chosen", pair.chosen),
+        ("rejected", pair.rejected),
+    ):
+        tokens = sum(span.tokens for span in spans)
+        loss = sum(span.tokens for span in spans if span.carries_loss)
+        heading = f"{title} · {count(tokens, 'token')}, {loss:,} with loss"
+        parts.append(Rule(heading, align="left", style="dim"))
+        parts.append(Padding(_spans(spans, marks, is_whole), (0, 0, 0, 2)))
+    return Group(*parts)
+
+
+def _bar(number: int, most: int) -> str:
+    """A bar for a number; where there is one at all, it is seen."""
+    eighths = len(_BARS) - 1
+    return _BARS[-(-number * eighths // most)] if most else _BARS[0]
+
+
+def _spans(spans: Sequence[Span], marks: bool, is_whole: bool) -> Text:
+    text = Text(overflow="fold")
+    for span in spans:
+        limit = _ANSWER_CHARACTERS if span.carries_loss else _PROMPT_CHARACTERS
+        style = "green" if span.carries_loss else "dim"
+        opening, closing = "⟦⟧" if marks and span.carries_loss else ("", "")
+        text.append(opening, style)
+        pieces = [(span.text, True)] if is_whole else _shortened(span.text, limit)
+        for piece, is_kept in pieces:
+            text.append(_shown(piece), style if is_kept else "yellow")
+        ends_line = text.plain.endswith("\n")
+        text.rstrip()
+        text.append(closing + ("\n" if ends_line else ""), style)
+    text.rstrip()
+    return text
+
+
+def _shortened(text: str, limit: int) -> Iterator[tuple[str, bool]]:
+    """The text, or its two ends and how much was left out; and whether a piece is of the text."""
+    if len(text) <= limit + _LEAST_CUT:
+        yield text, True
+        return
+    half = limit // 2
+    yield text[:half], True
+    yield f" [... {len(text) - 2 * half:,} characters ...] ", False
+    yield text[-half:], True
+
+
+def _shown(text: str) -> str:
+    """Without what would move a cursor or change a colour."""
+    return text.translate(_CONTROLS)

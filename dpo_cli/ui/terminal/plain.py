@@ -1,0 +1,367 @@
+"""A run as plain lines: for pipes, logs, and terminals that want no panel. From events alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from dpo_cli.run.events import (
+    Alert,
+    Completed,
+    Evaluated,
+    Event,
+    Planned,
+    Progress,
+    Resumed,
+    Sampled,
+    Saved,
+    StepDone,
+    Stopped,
+    WorkerStarted,
+)
+from dpo_cli.ui.terminal.layout import one_line
+from dpo_cli.ui.terminal.ranks import straggler, straggler_message
+
+_FIRST_STEPS = (1, 2, 5, 10)
+_LONGEST_SILENCE_SECONDS = 30.0
+_PROGRESS_SECONDS = 2.0
+_RECENT_STEPS = 20
+_LABEL_WIDTH = 10
+_SAMPLE_CHARACTERS = 120
+
+
+def duration(seconds: float) -> str:
+    """A duration in its two largest units: 42s, 4m 10s, 3h 05m, 2d 07h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
+
+
+def size(size_bytes: int) -> str:
+    """A size in decimal units: 51.7 MB."""
+    amount = float(size_bytes)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: 1 pair, 25,829,888 parameters."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+class PlainReport:
+    """Prints what happens in a run, each event as a line or not at all.
+
+    Args:
+        console: where to print.
+        designation: what the user types to name the run.
+        directory: the run's directory.
+        quiet: print warnings and the end only.
+    """
+
+    def __init__(
+        self, console: Console, designation: str, directory: Path, *, quiet: bool = False
+    ) -> None:
+        self._console = console
+        self._designation = designation
+        self._directory = directory
+        self._quiet = quiet
+        self._plan: dict[str, Any] | None = None
+        self._phase = _Phase()
+        self._recent: deque[StepDone] = deque(maxlen=_RECENT_STEPS)
+        self._hosts: tuple[str, ...] = ()
+        self._has_told_straggler = False
+        self._last_step = 0
+        self._shown_at_seconds = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Print what `event` is worth."""
+        match event:
+            case Planned():
+                self._plan = event.plan
+                self._print(plan_lines(event.plan, self._directory))
+            case Progress() if self._phase.is_worth_a_line(event):
+                self._print([progress_line(event)])
+            case WorkerStarted():  # with a clock of its own
+                self._recent.clear()
+                self._phase, self._shown_at_seconds = _Phase(), 0.0
+                self._hosts, self._has_told_straggler = event.hosts, False
+                if len(event.hosts) > 1:
+                    self._print([_ranks_line(event.hosts)])
+            case StepDone():
+                self._step(event)
+            case Evaluated():
+                self._print([evaluation_line(event)])
+            case Sampled():
+                self._print(sample_lines(event, _SAMPLE_CHARACTERS))
+            case Saved():
+                self._print([saved_line(event)])
+            case Resumed():
+                self._last_step = event.step
+                self._print(map(_warning, event.passed_over), always=True)
+                self._print(resumed_lines(event))
+            case Alert():
+                self._print(alert_lines(event), always=True)
+            case Stopped() if self._plan is not None:  # else nothing was kept: the launcher tells
+                self._print(stopped_lines(event, self._designation), always=True)
+            case Completed():
+                lines = completed_lines(event, self._designation, self._directory)
+                self._print(lines, always=True)
+
+    def _step(self, event: StepDone) -> None:
+        self._recent.append(event)
+        is_shown = self._is_worth_a_line(event)
+        self._last_step = event.step
+        if is_shown:
+            self._shown_at_seconds = event.elapsed_seconds
+            self._print([step_line(event, self._recent, self._plan)])
+        slow = None if self._has_told_straggler else straggler(self._recent)
+        if slow is not None:
+            self._has_told_straggler = True
+            self._print([_warning(straggler_message(self._recent, slow, self._hosts))], always=True)
+
+    def _is_worth_a_line(self, event: StepDone) -> bool:
+        before, now = self._last_step, event.step
+        is_first = len(self._recent) == 1  # of this start, that is: also after a resume
+        if is_first or any(before < step <= now for step in _FIRST_STEPS):
+            return True
+        if event.elapsed_seconds - self._shown_at_seconds >= _LONGEST_SILENCE_SECONDS:
+            return True
+        if self._plan is None:
+            return False
+        log_interval = self._plan["profile"]["log_interval"]
+        return before // log_interval < now // log_interval or now == _total_steps(self._plan)
+
+    def _print(self, lines: Iterable[Text], *, always: bool = False) -> None:
+        if always or not self._quiet:
+            for line in lines:
+                self._console.print(line, soft_wrap=True)
+
+
+class _Phase:
+    """Decides which events of a phase before training are worth a line: those of a long one."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._shown_at_seconds = 0.0
+
+    def is_worth_a_line(self, event: Progress) -> bool:
+        if event.phase != self._name:
+            self._name = event.phase
+            self._shown_at_seconds = event.elapsed_seconds
+        if event.elapsed_seconds - self._shown_at_seconds < _PROGRESS_SECONDS:
+            return False
+        self._shown_at_seconds = event.elapsed_seconds
+        return True
+
+
+def plan_lines(plan: Mapping[str, Any], directory: Path) -> list[Text]:
+    """What will happen, before it does."""
+    return [_fact(label, value) for label, value in plan_facts(plan, directory)]
+
+
+def plan_facts(plan: Mapping[str, Any], directory: Path) -> list[tuple[str, str]]:
+    """A plan in a few facts, each with its name."""
+    model, pairs, steps, profile = plan["model"], plan["pairs"], plan["steps"], plan["profile"]
+    kept = count(pairs["kept"], "pair")
+    if pairs["held_out"]:
+        kept += f", {pairs['held_out']:,} held out"
+    if pairs["set_aside"]:
+        kept += f", {pairs['set_aside']:,} set aside: {directory / 'rejected_rows.jsonl'}"
+    return [
+        ("model", f"{model['description']}, {count(model['parameters'], 'parameter')}"),
+        ("data", kept),
+        (
+            "steps",
+            f"{count(steps['epochs'], 'epoch')} x {steps['micro_batches_per_epoch']:,} "
+            f"of {count(steps['batch_size'], 'pair')} = {steps['micro_batches']:,}, "
+            f"{count(steps['optimizer_steps'], 'update')}"
+            + (
+                f" (one each {steps['accumulation_steps']} steps)"
+                if steps["accumulation_steps"] > 1
+                else ""
+            ),
+        ),
+        ("rate", f"{profile['learning_rate']:g}, schedule {profile['schedule']}"),
+        (
+            "objective",
+            f"{profile.get('loss', 'DPO')}, beta {profile['beta']:g}, {profile['reduction']} over"
+            " tokens",
+        ),
+        ("device", f"{plan['device']}, {plan['dtype']}, {profile['layout']} layout"),
+    ]
+
+
+def _ranks_line(hosts: Sequence[str]) -> Text:
+    """How many processes train together, and where."""
+    machines = dict.fromkeys(hosts)
+    where = f"{len(machines)} machines: {', '.join(machines)}" if len(machines) > 1 else "here"
+    return _fact("ranks", f"{len(hosts)}, {where}")
+
+
+def progress_line(event: Progress) -> Text:
+    """How far a phase before training is."""
+    done = f"({event.done:,} {event.unit})"
+    if event.total:
+        share = event.done / event.total
+        done = f"{share:.0%} ({event.done:,} of {event.total:,} {event.unit})"
+    return Text(f"{event.phase} {done}", style="dim")
+
+
+def step_line(event: StepDone, recent: Iterable[StepDone], plan: dict[str, Any] | None) -> Text:
+    """One optimizer step; `recent` ends with it and gives the speed, `plan` the totals."""
+    metrics, recent = event.metrics, list(recent)
+    total = epochs = eta = ""
+    if plan is not None:
+        total, epochs = f"/{_total_steps(plan)}", f"/{plan['steps']['epochs']}"
+        eta = duration((_total_steps(plan) - event.step) * _seconds_a_step(recent))
+    seconds = sum(step.seconds for step in recent)
+    pairs_a_second = sum(step.pairs for step in recent) / seconds if seconds else 0.0
+    return _fields(
+        ("step", f"{event.step}{total}"),
+        ("epoch", f"{event.epoch}{epochs}"),
+        ("loss", f"{metrics['loss']:.4f}"),
+        ("lr", f"{event.learning_rate:.1e}"),
+        ("margin", f"{metrics['rewards/margins']:+.3g}"),
+        ("acc", f"{metrics['rewards/accuracies']:.2f}"),
+        ("grad", f"{metrics['grad_norm']:.3g}"),
+        ("", f"{pairs_a_second:.1f} pairs/s"),
+        ("eta", eta),
+        ("", "skipped" if event.is_skipped else ""),
+    )
+
+
+def evaluation_line(event: Evaluated) -> Text:
+    """The policy on the held-out pairs."""
+    metrics = event.metrics
+    return _fields(
+        ("held out", f"after step {event.step}"),
+        ("loss", f"{metrics['loss']:.4f}"),
+        ("margin", f"{metrics['rewards/margins']:+.3g}"),
+        ("acc", f"{metrics['rewards/accuracies']:.2f}{_interval(event, 'rewards/accuracies')}"),
+        ("", f"{count(event.pairs, 'pair')} in {duration(event.seconds)}"),
+    )
+
+
+def _interval(event: Evaluated, metric: str) -> str:
+    """Where pairs drawn anew would most likely put a metric, if the event says it."""
+    of_all = event.groups.get("all", {})
+    if metric + "/low" not in of_all:
+        return ""
+    return f" ({of_all[metric + '/low']:.2f}-{of_all[metric + '/high']:.2f})"
+
+
+def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Text]:
+    """What policy and reference answer to the same prompts; each text cut to so many characters."""
+    lines = []
+    for sample in event.samples:
+        said = (
+            (sample["place"], sample["prompt"]),
+            ("  reference", sample["reference"]),
+            ("  policy", sample["policy"]),
+        )
+        for label, text in said:
+            text = one_line(text)
+            if most_characters is not None and len(text) > most_characters:
+                text = f"{text[:most_characters]}..."
+            lines.append(Text.assemble((f"{label}: ", "dim"), text))
+    return lines
+
+
+def saved_line(event: Saved) -> Text:
+    """A generation was committed."""
+    return Text(
+        f"saved after optimizer step {event.optimizer_step} "
+        f"({size(event.size_bytes)} in {event.seconds:.1f}s)"
+        + (": the best so far on the held-out pairs" if event.is_best else ""),
+        style="dim",
+    )
+
+
+def resumed_lines(event: Resumed) -> list[Text]:
+    """Where a run goes on, and what is changed."""
+    where = "from the first step: nothing had been saved"
+    if event.generation:
+        where = f"after optimizer step {event.optimizer_step} (step {event.step})"
+    return [Text(f"going on {where}"), *(Text(f"  changed {change}") for change in event.changes)]
+
+
+def alert_lines(event: Alert) -> list[Text]:
+    """A warning, and what to do about it."""
+    lines = [_warning(event.message)]
+    if event.remedy:
+        lines.append(Text.assemble(("   help: ", "bold cyan"), event.remedy))
+    return lines
+
+
+def stopped_lines(event: Stopped, designation: str) -> list[Text]:
+    """Where a run stopped, and how to go on."""
+    where = (
+        f"after step {event.step}; everything is saved" if event.step else "before the first step"
+    )
+    return [Text(f"{event.reason} {where}"), _command("resume", f"dpo resume {designation}")]
+
+
+def completed_lines(event: Completed, designation: str, directory: Path) -> list[Text]:
+    """That a run is done, and what to do with it."""
+    return [
+        Text.assemble(
+            ("done", "bold green"),
+            f": {count(event.optimizer_step, 'optimizer step')}, "
+            f"weights in {directory / event.weights}",
+        ),
+        *([Text(f"      {event.reason}")] if event.reason else []),
+        _command("export", f"dpo export {designation}"),
+    ]
+
+
+def _total_steps(plan: dict[str, Any]) -> int:
+    total: int = plan["steps"]["micro_batches"]
+    return total
+
+
+def _seconds_a_step(recent: list[StepDone]) -> float:
+    """Seconds for one micro-batch by the worker's monotonic clock, saves and evaluations included.
+
+    The first step has nothing to be compared with but its own time.
+    """
+    first, last = recent[0], recent[-1]
+    if first is last:
+        return last.seconds / len(last.losses)
+    return (last.elapsed_seconds - first.elapsed_seconds) / (last.step - first.step)
+
+
+def _fields(*fields: tuple[str, str]) -> Text:
+    """Labelled values in one line; empty ones are left out."""
+    line = Text()
+    for label, value in fields:
+        if value:
+            line.append("  " if line else "")
+            line.append(f"{label} " if label else "", style="dim")
+            line.append(value)
+    return line
+
+
+def _fact(label: str, value: str) -> Text:
+    return Text.assemble((label.ljust(_LABEL_WIDTH), "dim"), value)
+
+
+def _warning(message: str) -> Text:
+    return Text.assemble(("warning: ", "bold yellow"), message)
+
+
+def _command(purpose: str, command: str) -> Text:
+    return Text.assemble((f"{purpose}: ", "dim"), (command, "bold"))

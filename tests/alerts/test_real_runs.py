@@ -1,0 +1,188 @@
+"""Each alert provoked by a real run, and a run that gives no cause for any.
+
+tests/faults/test_disk.py has the one of a disk that fills.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import Alert, EventReader, Resumed
+from tests.faults import arms, workers
+from tests.support.cli import Run, dpo
+from tests.support.small_runs import golden_run
+
+ROWS = "golden/data/train27.jsonl"
+HEALTHY = {"dpo.beta": 5.0, "train.learning_rate": 1e-5}
+TINY = {"train.learning_rate": 1e-8}
+ONCE = {"train.epochs": 1, "eval.fraction": 0.0}
+
+
+def arguments(shared: Path, **changes: Any) -> list[str]:
+    """72 optimizer steps, nine an epoch; the weights are looked at each fifth."""
+    keys = {
+        "data.max_seq_len": 96,
+        "train.batch_size": 2,
+        "train.epochs": 8,
+        "train.log_interval": 5,
+        "train.save_interval": 10,
+    }
+    return golden_run(shared, "seed", False, **{**keys, **changes})
+
+
+def trained(
+    shared: Path, root: Path, arm: Callable[[], object] | None = None, **changes: Any
+) -> RunDirectory:
+    run = workers.new_run(root, arguments(shared, **changes))
+    assert workers.work(run, arm) == 0, run.worker_log_path.read_text()
+    return run
+
+
+def alerts(run: RunDirectory) -> list[Alert]:
+    return [event for event in EventReader(run.events_path).read_new() if isinstance(event, Alert)]
+
+
+def codes(run: RunDirectory) -> set[str]:
+    """What was said, each once."""
+    counted = Counter(alert.code for alert in alerts(run))
+    assert max(counted.values(), default=1) == 1, counted
+    return set(counted)
+
+
+def only(run: RunDirectory, code: str) -> Alert:
+    [alert] = [alert for alert in alerts(run) if alert.code == code]
+    return alert
+
+
+def swapped(row: str) -> str:
+    pair = json.loads(row)
+    return json.dumps({"chosen": pair["rejected"], "rejected": pair["chosen"]})
+
+
+def test_a_run_without_cause_is_left_in_peace(shared: Path, tmp_path: Path) -> None:
+    run = trained(shared, tmp_path, **HEALTHY)
+    assert alerts(run) == []
+    last = Run(run).steps[-1].metrics
+    assert last["loss"] < 0.6  # it did learn
+    assert last["weights_moved"] > 0.5
+
+
+def test_a_reach_too_short(shared: Path, tmp_path: Path) -> None:
+    """The scripts' own learning rate."""
+    run = trained(shared, tmp_path, **TINY)
+    assert codes(run) == {"reach-short", "below-resolution"}
+    assert "the loss still reads 0.6931" in only(run, "reach-short").message
+    assert "never the learning rate alone" in only(run, "reach-short").remedy
+    assert only(run, "below-resolution").remedy.startswith('export.dtype = "float32"')
+
+
+def test_no_brake(shared: Path, tmp_path: Path) -> None:
+    run = trained(shared, tmp_path, **{"train.learning_rate": 3e-6})
+    assert codes(run) == {"no-brake"}
+    assert "dpo.beta = 5 and train.learning_rate" in only(run, "no-brake").remedy
+
+
+def test_a_gradient_below_the_epsilon(shared: Path, tmp_path: Path) -> None:
+    run = trained(shared, tmp_path, **{"dpo.beta": 1e-6, "train.learning_rate": 3e-6})
+    assert "below AdamW's epsilon" in only(run, "gradient-vanishing").message
+    assert codes(run) <= {"gradient-vanishing", "reach-short", "no-brake", "below-resolution"}
+
+
+def test_a_wild_learning_rate(shared: Path, tmp_path: Path) -> None:
+    run = trained(shared, tmp_path, **{"dpo.beta": 5.0, "train.learning_rate": 1e-2})
+    assert codes(run) >= {"displacement", "drift", "gradient-vanishing"}
+    assert "by heart" in only(run, "gradient-vanishing").message
+    message = only(run, "displacement").message
+    assert re.search(r"\(chosen -[\d.]+, rejected -[\d.]+\)", message), message
+
+
+def test_pairs_that_turn_around(shared: Path, tmp_path: Path) -> None:
+    """Four times the same pairs, and then the same with their sides swapped: one is named."""
+    rows = (shared / ROWS).read_text(encoding="utf-8").splitlines()
+    data = tmp_path / "turned.jsonl"
+    data.write_text("\n".join([*rows * 4, *map(swapped, rows * 2)]), encoding="utf-8")
+    run = trained(
+        shared,
+        tmp_path,
+        **ONCE,
+        **{"data.data_path": data, "train.batch_size": 1},
+        **{"dpo.beta": 0.1, "train.learning_rate": 4e-3},
+    )
+    assert codes(run) >= {"loss-spike", "gradient-exploding"}
+    aside = {json.loads(row)["line"] for row in run.rejected_rows_path.read_text().splitlines()}
+    named = re.search(r"of these pairs: line (\d+)", only(run, "loss-spike").message)
+    assert named is not None
+    assert int(named[1]) in set(range(4 * len(rows) + 1, 6 * len(rows) + 1)) - aside
+
+
+def test_pairs_that_contradict_each_other(shared: Path, tmp_path: Path) -> None:
+    rows = (shared / ROWS).read_text(encoding="utf-8").splitlines() * 12
+    random.Random(1).shuffle(rows)
+    data = tmp_path / "tossed.jsonl"
+    data.write_text("\n".join(map(swapped, rows[::2])) + "\n" + "\n".join(rows[1::2]), "utf-8")
+    run = trained(
+        shared,
+        tmp_path,
+        **ONCE,
+        **{"data.data_path": data, "data.shuffle": True, "train.batch_size": 4},
+        **{"dpo.beta": 5.0, "train.learning_rate": 1e-4},
+    )
+    assert codes(run) == {"accuracy-stuck"}
+
+
+def slowed(optimizer_step: int) -> None:
+    """From this step on each takes a quarter of a second more, and a second of that is long."""
+    from dpo_cli.alerts import machine
+    from dpo_cli.training.trainer import Trainer
+
+    machine.SLOW_SECONDS = 1.0
+    score = Trainer.score
+
+    def waiting(self: Trainer, *arguments: Any) -> Any:
+        if self.optimizer_step >= optimizer_step and self.policy.training:
+            time.sleep(0.25)
+        return score(self, *arguments)
+
+    Trainer.score = waiting  # type: ignore[method-assign]
+
+
+def test_a_machine_that_slows_down(shared: Path, tmp_path: Path) -> None:
+    run = trained(shared, tmp_path, partial(slowed, 62), **{**HEALTHY, "train.epochs": 9})
+    assert codes(run) == {"slow"}
+    assert re.match(r"step 80: [\d,]+ tokens/s for \d+ s", only(run, "slow").message)
+
+
+@pytest.mark.parametrize("step", [37, 52])
+def test_a_run_that_was_killed_says_each_once(shared: Path, tmp_path: Path, step: int) -> None:
+    """Behind one alert, or behind both, the last of whose steps is lost with what was not saved."""
+    whole = trained(shared, tmp_path / "whole", **TINY)
+    run = workers.new_run(tmp_path, arguments(shared, **TINY))
+    assert workers.work(run, partial(arms.kill_at, step)) < 0
+    assert workers.work(run) == 0
+    [resumed] = [e for e in EventReader(run.events_path).read_new() if isinstance(e, Resumed)]
+    assert resumed.optimizer_step < step
+    said = [(alert.code, alert.message, alert.remedy) for alert in alerts(run)]
+    assert said == [(alert.code, alert.message, alert.remedy) for alert in alerts(whole)]
+    assert len(said) == 2
+
+
+def test_dpo_tells_what_it_means_and_what_to_do(shared: Path, tmp_path: Path) -> None:
+    """While it trains, and when it is asked later."""
+    result = dpo(*arguments(shared, **TINY), "--plain", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = Run.only(tmp_path).directory
+    alert = only(run, "reach-short")
+    output = " ".join((result.stdout + result.stderr).split())
+    assert f"warning: {alert.message} help: {alert.remedy}" in output
+    assert alert.message[:40] in dpo("show", run.path, cwd=tmp_path).stdout  # as far as it fits

@@ -1,0 +1,328 @@
+"""The alarms on events made for them: each at its moment, once, and never in a healthy run.
+
+tests/alerts/test_real_runs.py provokes each of them by a real run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dpo_cli.alerts import ALARMS, Alarms, Facts
+from dpo_cli.alerts.course import WINDOW
+from dpo_cli.profile.recipe import BETA, braking_gap, together
+from dpo_cli.run.events import Alert, Evaluated, Event, Progress, StepDone, WorkerStarted
+
+STEPS = 120
+FACTS = Facts(
+    optimizer_steps=STEPS,
+    parameters=1_000_000,
+    learning_rate=1e-5,
+    reach=6e-4,
+    beta=5.0,
+    reduction="mean",
+    braking_gap=braking_gap(5.0, "mean", 100.0),
+    export_dtype="float16",
+    state_bytes=14_000_000,
+    rows_of=lambda optimizer_step, micro_batch: f"lines {10 * optimizer_step + micro_batch}, 7",
+)
+BLIND = replace(FACTS, beta=0.1, braking_gap=braking_gap(0.1, "mean", 100.0))
+MADE: dict[str, Any] = {
+    "step": 0,
+    "epoch": 1,
+    "learning_rate": 1e-5,
+    "pairs": 4,
+    "padding_tokens": 0,
+    "process_bytes": 0,
+    "device_bytes": 0,
+}
+
+
+def step(number: int, **changes: Any) -> StepDone:
+    """Optimizer step `number` of a run that learns what it should; pairs differ from step to step.
+
+    Metrics may be given by name, with "_" for "/".
+    """
+    share = number / STEPS
+    noise = 0.03 * math.sin(2.3 * number)
+    margin = (number > 1) * (1.5 * share + noise)
+    metrics = {
+        "loss": math.log1p(math.exp(-margin)),
+        "rewards/chosen": 0.3 * margin,
+        "rewards/rejected": -0.7 * margin,
+        "rewards/margins": margin,
+        "rewards/accuracies": 0.5 + 0.25 * (number % 3 > 0) * (number > 1),
+        "gap": margin / BETA,
+        "kl": 0.02 * share,
+        "grad_norm": 8.0 + noise,
+    }
+    if number == 1 or number % 10 == 0:
+        metrics["weights_moved"] = min(0.9, 3 * share)
+    names = {name.replace("/", "_"): name for name in [*metrics, "weights_moved"]}
+    metrics |= {names[name]: changes.pop(name) for name in list(changes) if name in names}
+    fields = {**MADE, "tokens": 1000, "seconds": 0.1, "losses": (metrics["loss"],), **changes}
+    return StepDone(**{**fields, "step": number}, optimizer_step=number, metrics=metrics)
+
+
+def steps(
+    change: Callable[[int], dict[str, Any]] = lambda _: {}, last: int = STEPS
+) -> Iterator[StepDone]:
+    for number in range(1, last + 1):
+        yield step(number, **change(number))
+
+
+def heard(
+    events: Iterable[Event], facts: Facts = FACTS, history: Iterable[Event] = ()
+) -> list[tuple[int, str]]:
+    """What was said, after which step."""
+    alarms, said, number = Alarms(facts, history), [], 0
+    for event in events:
+        number = getattr(event, "optimizer_step", number)
+        said += [(number, alert.code) for alert in alarms.hear(event)]
+    return said
+
+
+def text(events: Iterable[Event], code: str, facts: Facts = FACTS) -> Alert:
+    alarms = Alarms(facts)
+    [alert] = [a for event in events for a in alarms.hear(event) if a.code == code]
+    return alert
+
+
+def test_a_healthy_run_is_left_in_peace() -> None:
+    events: list[Event] = list(steps())
+    held_out = {"kl": 0.03, "loss": 0.6}
+    events.insert(60, Evaluated(step=60, optimizer_step=60, metrics=held_out, pairs=9, seconds=1.0))
+    events.insert(0, Progress(phase="x", done=1, total=2, unit="pairs"))
+    assert heard(events) == []
+
+
+# --- learning ------------------------------------------------------------------------------------
+
+
+def both_fall(number: int) -> dict[str, Any]:
+    margin = 0.02 * number
+    return {"rewards_chosen": -0.5 * margin, "rewards_rejected": -1.5 * margin}
+
+
+def test_displacement() -> None:
+    """As soon as the last steps are others than the first."""
+    assert heard(steps(both_fall)) == [(2 * WINDOW, "displacement")]
+
+
+@pytest.mark.parametrize("chosen", [0.1, -0.1])
+def test_rejected_answers_that_lose_far_more_are_no_displacement(chosen: float) -> None:
+    changes = list(
+        steps(lambda n: {"rewards_chosen": chosen * n / 80, "rewards_rejected": -1.5 * n / 80})
+    )
+    assert heard(changes) == []
+
+
+def test_rewards_that_fall_by_chance_are_no_displacement() -> None:
+    """Noise ten times as large as the fall."""
+
+    def falls(number: int) -> dict[str, Any]:
+        noise = 2.0 * math.sin(1.7 * number)
+        return {
+            "rewards_chosen": noise - 0.001 * number,
+            "rewards_rejected": noise - 0.002 * number,
+        }
+
+    assert heard(steps(falls)) == []
+
+
+def at_ln_2(number: int) -> dict[str, Any]:
+    return {"loss": math.log(2) - 1e-5 * number}
+
+
+def test_a_loss_that_stays_since_the_weights_do_is_short_of_reach() -> None:
+    still = list(steps(lambda n: at_ln_2(n) | ({"weights_moved": 0.01} if n % 10 == 0 else {})))
+    said = heard(still, BLIND)
+    assert said == [(40, "reach-short"), (60, "below-resolution")]
+    alert = text(still, "reach-short", BLIND)
+    assert alert.message == (
+        "the loss still reads 0.6928 after 40 of 120 updates: a reach of 4.0e-04 so far, the sum"
+        " of the learning rates, hardly moves the weights (1.0% of them changed in a float16 file)"
+    )
+    assert alert.remedy == together(1e-5, 6e-4)
+
+
+def test_a_loss_that_stays_though_the_weights_move_has_no_brake() -> None:
+    assert heard(steps(at_ln_2), BLIND) == [(40, "no-brake")]
+    alert = text(steps(at_ln_2), "no-brake", BLIND)
+    assert "although 90% of the weights have changed: with mean and beta 0.1" in alert.message
+    assert "11 nats a token" in alert.message
+    # A sum over a hundred tokens brakes.
+    brakes = replace(BLIND, reduction="sum", braking_gap=braking_gap(0.1, "sum", 100.0))
+    assert heard(steps(at_ln_2), brakes) == []
+
+
+def test_a_loss_that_fell_once_and_a_run_too_short_to_tell() -> None:
+    falls = list(steps(lambda n: {"loss": math.log(2) - (0.02 if n > 20 else 0.0)}))
+    assert heard(falls, BLIND) == []
+    brief = replace(BLIND, optimizer_steps=WINDOW - 1)
+    assert heard(steps(at_ln_2, last=WINDOW - 1), brief) == []
+
+
+def test_an_accuracy_that_stays_at_a_half() -> None:
+    """Judged where there are enough pairs: 200, of 4 a step."""
+    tossed = list(
+        steps(
+            lambda n: {
+                "loss": 0.7 + 0.02 * math.sin(n - 1),
+                "rewards_accuracies": 0.25 + 0.5 * (n % 2),
+            }
+        )
+    )
+    assert heard(tossed) == [(50, "accuracy-stuck")]
+    better = [replace(e, metrics={**e.metrics, "rewards/accuracies": 0.55}) for e in tossed]
+    assert heard(better) == []
+
+
+def test_resolution_names_a_better_format_where_there_is_one() -> None:
+    still = list(steps(lambda n: {"weights_moved": 0.01} if n % 10 == 0 else {}))
+    assert heard(still) == [(60, "below-resolution")]
+    assert text(still, "below-resolution").remedy.startswith('export.dtype = "float32"')
+    whole = replace(FACTS, export_dtype="float32")
+    assert text(still, "below-resolution", whole).remedy == together(1e-5, 6e-4)
+
+
+# --- stability -----------------------------------------------------------------------------------
+
+
+def test_a_gradient_below_the_epsilon() -> None:
+    tiny = list(steps(lambda n: {"grad_norm": 5e-6}))
+    assert heard(tiny) == [(WINDOW, "gradient-vanishing")]
+    assert text(tiny, "gradient-vanishing").remedy.startswith("raise dpo.beta")
+
+
+def test_pairs_known_by_heart() -> None:
+    known = list(steps(lambda n: {"grad_norm": 1e-3, "loss": 1e-4} if n > 60 else {}))
+    [(number, code)] = heard(known)
+    assert code == "gradient-vanishing"
+    assert 70 <= number <= 80
+    assert "by heart" in text(known, "gradient-vanishing").message
+    small = list(steps(lambda n: {"grad_norm": 0.1, "loss": 1e-4} if n > 60 else {}))
+    assert heard(small) == []
+
+
+def test_an_exploding_gradient_is_one_that_stays() -> None:
+    explodes = list(steps(lambda n: {"grad_norm": 30.0} if n > 60 else {}))
+    [(number, code)] = heard(explodes)
+    assert code == "gradient-exploding"
+    assert 70 <= number <= 72
+    once = list(steps(lambda n: {"grad_norm": 3000.0} if n in (60, 70, 71) else {}))
+    assert heard(once) == []
+
+
+def test_a_spike_names_the_micro_batch_that_made_it() -> None:
+    spike = list(steps(lambda n: {"losses": (0.6, 3.0, 0.6)} if n in (50, 90) else {}))
+    assert heard(spike) == [(50, "loss-spike")]
+    message = text(spike, "loss-spike").message
+    assert message == (
+        "step 50: a loss of 3.00, where those before were 0.55, of these pairs: lines 501, 7"
+    )
+
+
+def test_a_hard_pair_late_in_a_run_is_no_spike() -> None:
+    hard = list(steps(lambda n: {"losses": ({1: 0.693, 90: 1.2}.get(n, 0.001),)}))
+    assert heard(hard) == []
+    # Nor is a large loss where losses are usually scattered.
+    scattered = list(steps(lambda n: {"losses": (0.7 + 0.6 * math.sin(n),) if n != 90 else (3.0,)}))
+    assert heard(scattered) == []
+
+
+def test_drift_of_training_and_of_held_out_pairs() -> None:
+    assert heard(steps(lambda n: {"kl": 0.01 * n})) == [(60, "drift")]
+    far = Evaluated(step=30, optimizer_step=30, metrics={"kl": 0.6}, pairs=9, seconds=1.0)
+    assert heard([*steps(last=30), far]) == [(30, "drift")]
+    assert "held-out" in text([*steps(last=30), far], "drift").message
+    without = [replace(each, metrics={**each.metrics}) for each in steps()]
+    for each in without:
+        del each.metrics["kl"]
+    assert heard(without) == []
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def slow_after(number: int, factor: float = 3.0) -> Callable[[int], dict[str, Any]]:
+    return lambda n: {"seconds": 1.0 * (factor if n > number else 1.0)}
+
+
+def test_a_speed_that_drops_and_stays_low() -> None:
+    assert heard(steps(slow_after(80))) == [(100, "slow")]
+    assert "333 tokens/s for 60 s, where this run usually does 1,000" in (
+        text(steps(slow_after(80)), "slow").message
+    )
+    assert heard(steps(slow_after(80, factor=1.8))) == []
+    assert heard(steps(lambda n: {"seconds": 300.0 if n % 20 == 0 else 1.0})) == []
+    brief = list(steps(lambda n: {"seconds": 0.03 if n > 60 else 0.01}))
+    assert heard(brief) == []
+
+
+def test_another_start_has_a_speed_of_its_own() -> None:
+    started = WorkerStarted(pid=1, device="cpu", device_name="", dtype="float32", versions={})
+    events: list[Event] = list(steps(slow_after(80)))
+    assert heard([*events[:80], started, *events[80:]]) == []
+
+
+def test_the_disk_is_watched_ahead() -> None:
+    alarms = Alarms(FACTS)
+    assert alarms.hear(step(1), 3 * FACTS.state_bytes) == []
+    [alert] = alarms.hear(step(2), 3 * FACTS.state_bytes - 1)
+    assert alert.code == "disk-filling"
+    assert alert.message == "0.04 GB are free where the run lies, and each save writes 0.01 GB"
+    assert alarms.hear(step(3), 0) == []
+
+
+# --- once, and the same after a resume -----------------------------------------------------------
+
+
+def bad(number: int) -> dict[str, Any]:
+    """Displacement at 40, a spike at 50, drift at 60, a gradient out of proportion later."""
+    return both_fall(number) | {
+        "losses": (5.0,) if number in (50, 70) else (0.6,),
+        "kl": 0.01 * number,
+        "grad_norm": 8.0 if number <= 70 else 40.0,
+    }
+
+
+@pytest.mark.parametrize("resumed_after", [1, 19, 39, 40, 45, 50, 59, 79, 100])
+def test_a_resumed_run_says_what_is_left_to_say(resumed_after: int) -> None:
+    whole = heard(steps(bad))
+    assert [code for _, code in whole] == [
+        "displacement",
+        "loss-spike",
+        "drift",
+        "gradient-exploding",
+    ]
+    events = list(steps(bad))
+    after = heard(events[resumed_after:], history=events[:resumed_after])
+    assert after == [(number, code) for number, code in whole if number > resumed_after]
+
+
+def test_what_was_said_of_lost_steps_is_not_said_again() -> None:
+    events = list(steps(bad))
+    said = [Alert(code="displacement", message=""), Alert(code="slow", message="")]
+    codes = [code for _, code in heard(events[30:], history=[*events[:30], *said])]
+    assert codes == ["loss-spike", "drift", "gradient-exploding"]
+
+
+def test_skipped_steps_are_not_heard() -> None:
+    """Their figures may be no numbers at all."""
+
+    def some_skipped(number: int) -> dict[str, Any]:
+        if number % 7:
+            return {}
+        return {"is_skipped": True, "loss": math.nan, "grad_norm": math.inf, "losses": (math.nan,)}
+
+    assert heard(steps(some_skipped)) == []
+
+
+def test_every_code_is_spoken_for_once() -> None:
+    codes = [code for codes in ALARMS.values() for code in codes]
+    assert len(codes) == len(set(codes))

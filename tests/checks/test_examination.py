@@ -1,0 +1,529 @@
+"""`dpo check` finds what is wrong, all of it at once, and leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpo_cli.checks import resources
+from dpo_cli.checks.trial import WANTED_TOKENS, modest_micro_batch
+from dpo_cli.compute.device import resolve
+from dpo_cli.findings import Diagnosis, Finding, Level
+from dpo_cli.models.loading import read_state_dict
+from dpo_cli.models.minimind import MiniMind
+from dpo_cli.profile.load import load_profile
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.training.plan import prepare
+from tests.checks.conftest import (
+    ROWS,
+    SUBJECTS,
+    TOKENIZER,
+    Examine,
+    architecture,
+    random_scorer,
+    row,
+    save,
+)
+
+OK, WARN, ERROR, SKIP = Level.OK, Level.WARN, Level.ERROR, Level.SKIP
+
+
+def of(diagnosis: Diagnosis, code: str) -> Finding:
+    """The only finding of a code."""
+    [finding] = [finding for finding in diagnosis.findings if finding.code == code]
+    return finding
+
+
+def codes(diagnosis: Diagnosis, level: Level) -> list[str]:
+    return [finding.code for finding in diagnosis.findings if finding.level is level]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- all is well -------------------------------------------------------------------------------
+
+
+def test_all_is_well_and_nothing_is_written(examined: Examine, bench: Path) -> None:
+    before = contents(bench)
+    diagnosis = examined()
+    assert [(finding.code, finding.level) for finding in diagnosis.findings] == [
+        (code, OK)
+        for code in (
+            *("profile", "files", "device", "checkpoint", "tokenizer", "format", "data"),
+            *("lengths", "texts"),
+            *("masks", "plan", "tokenizer-fit", "first-loss", "gradients", "reach", "brake"),
+            *("update", "memory", "time", "disk"),
+        )
+    ]
+    assert diagnosis.is_clean
+    assert not any(finding.remedy for finding in diagnosis.findings)
+    assert contents(bench) == before
+    assert not (bench / "runs").exists()
+
+
+def test_the_plan_is_the_one_that_training_would_make(examined: Examine, bench: Path) -> None:
+    profile = load_profile(bench / "my.toml").profile
+    prepared = prepare(
+        profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
+    )
+    diagnosis = examined()
+    assert diagnosis.facts["plan"] == prepared.plan()
+    assert of(diagnosis, "plan").message == (
+        "2 epochs x 2 micro-batches of 4 = 4 steps, 4 updates; learning rate 1.1e-4 at first, "
+        "2.5e-5 at last; 2 pairs held out, scored before, and after"
+    )
+
+
+def test_the_first_loss_is_ln_2(examined: Examine) -> None:
+    message = of(examined(), "first-loss").message
+    assert message == "the loss is 0.6931 = ln 2, as it must; policy and reference agree exactly"
+
+
+def test_with_another_reference_the_first_loss_is_what_it_is(
+    examined: Examine, bench: Path
+) -> None:
+    shape = architecture(2)
+    save(bench / "other.pth", random_scorer(shape), shape)
+    diagnosis = examined("model.reference=./other.pth", "dpo.beta=5")
+    assert of(diagnosis, "reference").level is OK
+    assert "not ln 2" in of(diagnosis, "first-loss").message
+    # A reference that knows nothing is an error of its own.
+    assert "model.reference" in of(diagnosis, "tokenizer-mismatch").message
+
+
+@pytest.mark.parametrize("settings", [["train.layout=reference"], ["model.dropout=0.5"]])
+def test_layouts_and_dropout_begin_at_ln_2(examined: Examine, settings: list[str]) -> None:
+    assert of(examined(*settings), "first-loss").level is OK
+
+
+# --- weights and tokenizer ---------------------------------------------------------------------
+
+
+def test_a_tokenizer_of_the_same_size_that_is_another_one_is_named(
+    examined: Examine, bench: Path
+) -> None:
+    other = bench / "other"
+    shutil.copytree(TOKENIZER, other)
+    specification = json.loads((other / "tokenizer.json").read_bytes())
+    vocabulary = specification["model"]["vocab"]
+    special = {token["content"] for token in specification["added_tokens"]}
+    ordinary = [token for token in vocabulary if token not in special]
+    ids = [vocabulary[token] for token in ordinary]
+    vocabulary.update(zip(ordinary, reversed(ids), strict=True))
+    (other / "tokenizer.json").write_text(json.dumps(specification))
+
+    diagnosis = examined("model.tokenizer=other")
+    assert codes(diagnosis, ERROR) == ["tokenizer-mismatch"]
+    mismatch = of(diagnosis, "tokenizer-mismatch")
+    assert "blind guessing" in mismatch.message
+    assert "generation 2" in mismatch.remedy
+    assert of(diagnosis, "first-loss").level is OK  # it does not hide the others
+
+
+def test_a_tokenizer_with_more_entries_than_the_weights_know(
+    examined: Examine, bench: Path
+) -> None:
+    state = read_state_dict(bench / "full_sft_32.pth")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = state[name][:100].clone()
+    torch.save(state, bench / "full_sft_32.pth")
+    diagnosis = examined()
+    assert codes(diagnosis, ERROR) == ["inputs-misfit"]
+    assert "100" in of(diagnosis, "inputs-misfit").message
+
+
+def test_sequences_beyond_the_models_positions(
+    examined: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MiniMind, "max_positions", 10)
+    diagnosis = examined()
+    assert codes(diagnosis, ERROR) == ["inputs-misfit"]
+    assert "the model has 10 positions: lines 1, 2" in of(diagnosis, "inputs-misfit").message
+    assert of(diagnosis, "inputs-misfit").remedy == "state data.max_seq_len = 10, or less"
+
+
+def test_checkpointing_takes_less_memory_for_activations(examined: Examine, bench: Path) -> None:
+    estimates = []
+    for choice in ("false", "true"):
+        loaded = load_profile(bench / "my.toml", [f"train.activation_checkpointing={choice}"])
+        run = RunDirectory(bench / "runs/none")
+        prepared = prepare(loaded.profile, resolve("cpu", "float32"), run, lambda *_: None)
+        estimates.append(resources.estimate_memory(prepared))
+    assert estimates[0][0] == estimates[1][0]
+    assert estimates[1][1] < estimates[0][1]
+
+
+def test_weights_that_cannot_learn(examined: Examine, bench: Path) -> None:
+    state = read_state_dict(bench / "full_sft_32.pth")
+    state["model.layers.1.mlp.down_proj.weight"].zero_()
+    torch.save(state, bench / "full_sft_32.pth")
+    missing = of(examined(), "gradient-missing")
+    assert missing.level is ERROR
+    assert "model.layers.1.mlp.gate_proj.weight, model.layers.1.mlp.up_proj" in missing.message
+
+
+def test_experts_without_tokens_are_excepted_and_said(examined: Examine, bench: Path) -> None:
+    shape = architecture(3, experts=4)
+    save(bench / "full_sft_32_moe.pth", random_scorer(shape), shape)
+    state = read_state_dict(bench / "full_sft_32_moe.pth")
+    for layer in range(2):  # equal scores: the first expert wins every token
+        state[f"model.layers.{layer}.mlp.gate.weight"].zero_()
+    torch.save(state, bench / "full_sft_32_moe.pth")
+    gradients = of(examined("model.checkpoint=./full_sft_32_moe.pth"), "gradients")
+    assert gradients.level is OK
+    assert "6 of 8 experts had no part in these pairs" in gradients.message
+
+
+def test_routers_that_nothing_teaches(examined: Examine, bench: Path) -> None:
+    shape = architecture(3, experts=2)
+    save(bench / "full_sft_32_moe.pth", random_scorer(shape), shape)
+    moe = "model.checkpoint=./full_sft_32_moe.pth"
+    assert of(examined(moe), "gradients").level is OK
+    still = of(examined(moe, "train.router_aux_loss_coef=0"), "router-still")
+    assert still.level is WARN
+    assert still.remedy == "train.router_aux_loss_coef = 0.0005"
+
+
+# --- bad input: each is found, and does not hide the others ------------------------------------
+
+
+def spoil(bench: Path) -> None:
+    """A second thing that is wrong, which no other may hide: rows 3 and 5."""
+    broken = ROWS[2][:-3] + "\n"
+    no_rejected = json.dumps({"chosen": json.loads(ROWS[4])["chosen"]}) + "\n"
+    rows = [*ROWS[:2], broken, ROWS[3], no_rejected, *ROWS[5:]]
+    (bench / "pairs.jsonl").write_text("".join(rows))
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def make_bad_files(bench: Path) -> None:
+    whole = (bench / "full_sft_32.pth").read_bytes()
+    (bench / "empty.pth").write_bytes(b"")
+    (bench / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    torch.save({"weight": _Evil()}, bench / "evil.pth")
+    (bench / "folder").mkdir()
+    (bench / "file").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "words"),
+    [
+        ("model.checkpoint=./missing.pth", "file-unusable", "missing.pth does not exist"),
+        ("model.checkpoint=./folder", "file-unusable", "is a directory"),
+        ("model.checkpoint=./empty.pth", "file-unusable", "is empty"),
+        ("model.checkpoint=./cut.pth", "checkpoint-unusable", "cut off"),
+        ("model.checkpoint=./evil.pth", "checkpoint-unusable", "asks to run code"),
+        ("model.checkpoint=run:none", "checkpoint-unusable", "no runs"),
+        ("model.hidden_size=64", "checkpoint-unusable", "model.hidden_size = 64 in the profile"),
+        ("model.reference=./cut.pth", "reference-unusable", "cut off"),
+        ("model.tokenizer=folder", "file-unusable", "holds no tokenizer.json"),
+        ("train.epoch=1", "profile-key", "unknown key"),
+        ("train.epochs=1.5", "profile-key", "must be a whole number"),
+        ("train.learning_rate=-1", "profile-key", "must be greater than 0"),
+        ("data.max_seq_len=1", "profile-key", "must be greater than or equal to 2"),
+        ("train.device=cuda:99", "device-unusable", "cuda:99"),
+        ("eval.path=missing.jsonl", "profile-key", "not both"),
+    ],
+)
+def test_bad_input_is_found_beside_others(
+    examined: Examine, bench: Path, setting: str, code: str, words: str
+) -> None:
+    spoil(bench)
+    make_bad_files(bench)
+    diagnosis = examined(setting)
+    finding = of(diagnosis, code)
+    assert finding.level is ERROR
+    assert words in finding.message
+    assert finding.remedy
+    assert not Path("executed").exists()
+    if setting.startswith("model.tokenizer"):
+        assert of(diagnosis, "data").level is SKIP
+        assert of(diagnosis, "checkpoint").level is OK
+        return
+    malformed = of(diagnosis, "data-malformed").message.splitlines()
+    assert malformed[0] == "2 of 8 rows are malformed (more than 1%)"
+    assert malformed[1].startswith("line 3: not JSON")
+    assert malformed[2] == "line 5: no 'rejected'"
+
+
+@pytest.mark.parametrize("text", ["[model\n", "extends = 'nothing.toml'\n"])
+def test_what_is_no_profile_is_all_that_can_be_said(
+    examined: Examine, bench: Path, text: str
+) -> None:
+    (bench / "my.toml").write_text(text)
+    diagnosis = examined()
+    assert codes(diagnosis, ERROR) == ["profile-unreadable"]
+    assert diagnosis.findings == (of(diagnosis, "profile-unreadable"),)
+
+
+def test_what_is_missing_in_the_profile_skips_what_needs_it(examined: Examine, bench: Path) -> None:
+    (bench / "my.toml").write_text(PROFILE_WITHOUT_DATA)
+    diagnosis = examined()
+    assert of(diagnosis, "profile-key").subject == "my.toml  data.data_path"
+    assert of(diagnosis, "data") == Finding("data", SKIP, "", "needs its file")
+    assert of(diagnosis, "checkpoint").level is OK
+    assert of(diagnosis, "tokenizer").level is OK
+    assert codes(diagnosis, SKIP) == [
+        *("data", "plan", "tokenizer-fit", "first-loss", "gradients"),
+        *("reach", "brake", "memory", "time"),
+    ]
+
+
+PROFILE_WITHOUT_DATA = f"""\
+[model]
+checkpoint = "./full_sft_32.pth"
+tokenizer = "{TOKENIZER}"
+"""
+
+
+def test_a_wrong_value_skips_the_plan_that_it_is_part_of(examined: Examine) -> None:
+    diagnosis = examined("train.epochs=0")
+    assert codes(diagnosis, ERROR) == ["profile-key"]
+    assert codes(diagnosis, SKIP) == ["plan", "reach", "brake", "memory", "time"]
+    assert of(diagnosis, "gradients").level is OK
+    assert "plan" not in diagnosis.facts
+
+
+def test_a_held_out_file_that_is_missing(examined: Examine, bench: Path) -> None:
+    settings = ("eval.fraction=0", "eval.path=missing.jsonl")
+    diagnosis = examined(*settings)
+    assert codes(diagnosis, ERROR) == ["file-unusable"]
+    assert codes(diagnosis, SKIP) == ["held-out"]
+    assert of(diagnosis, "gradients").level is OK
+
+
+def test_a_held_out_file_is_looked_at_too(examined: Examine, bench: Path) -> None:
+    (bench / "missing.jsonl").write_text("".join(ROWS[:3]))
+    diagnosis = examined("eval.fraction=0", "eval.path=missing.jsonl")
+    assert [f.message for f in diagnosis.findings if f.code == "data"] == [
+        "8 of 8 rows kept at 128 tokens",
+        "3 of 3 rows kept at 128 tokens",
+    ]
+    assert diagnosis.facts["plan"]["pairs"]["held_out"] == 3
+
+
+# --- data and preview --------------------------------------------------------------------------
+
+
+def test_what_a_longer_max_seq_len_would_keep(examined: Examine, bench: Path) -> None:
+    long = row("Tell me all. " * 40, "Yes.", "No.")
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, long, ROWS[0].replace("No idea", "None")]))
+    diagnosis = examined("data.max_seq_len=64")
+    kept = of(diagnosis, "data-truncated")
+    assert kept.level is WARN
+    assert kept.message.startswith("9 of 10 rows kept at 64 tokens; set aside: 1 too long")
+    assert kept.remedy.startswith("data.max_seq_len = 1536 keeps 10 for ")
+    lengths = diagnosis.facts["lengths"]
+    assert lengths[64]["kept"] == 9
+    assert lengths[1536] == lengths[2048]
+    assert lengths[1536]["tokens"] > lengths[64]["tokens"]
+
+
+def test_no_pair_left(examined: Examine) -> None:
+    diagnosis = examined("data.max_seq_len=4")
+    assert (
+        of(diagnosis, "data-none").message == "0 of 8 rows kept at 4 tokens; set aside: 8 too long"
+    )
+    assert of(diagnosis, "data-none").remedy == "data.max_seq_len = 1536 keeps 8, 2048 keeps 8"
+    assert of(diagnosis, "plan").message == "needs data"
+
+
+def test_rows_whose_sides_are_alike(examined: Examine, bench: Path) -> None:
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, row("Hm?", "Yes.", "Yes.")]))
+    alike = of(examined(), "data-identical")
+    assert alike.level is WARN
+    assert alike.message == "8 of 9 rows kept at 128 tokens; set aside: 1 alike"
+
+
+def test_one_malformed_row_among_many_warns(examined: Examine, bench: Path) -> None:
+    (bench / "pairs.jsonl").write_text("".join([*ROWS * 20, "{}\n"]))
+    malformed = of(examined(), "data-malformed")
+    assert malformed.level is WARN
+    assert malformed.message.splitlines()[1] == "line 161: no 'chosen'"
+
+
+def test_a_file_without_rows(examined: Examine, bench: Path) -> None:
+    (bench / "pairs.jsonl").write_text("\n\n")
+    assert of(examined(), "data-unusable").message == "the file holds no rows"
+
+
+def test_a_template_that_rewrites_turns(examined: Examine, bench: Path) -> None:
+    other = bench / "other"
+    shutil.copytree(TOKENIZER, other)
+    configuration = json.loads((other / "tokenizer_config.json").read_bytes())
+    configuration["chat_template"] = (
+        "{{ messages | length }}{% for m in messages %}{{ m['content'] }}|{% endfor %}"
+    )
+    (other / "tokenizer_config.json").write_text(json.dumps(configuration))
+    several = json.dumps(
+        {
+            side: [
+                *({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
+                *({"role": "user", "content": "c"}, {"role": "assistant", "content": side}),
+            ]
+            for side in ("chosen", "rejected")
+        }
+    )
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, several]))
+    rewritten = of(examined("model.tokenizer=other"), "mask-template")
+    assert "in 1 rows" in rewritten.message
+    assert "(line 9)" in rewritten.message
+
+
+def test_the_preview_shows_the_tokens_that_carry_loss(examined: Examine) -> None:
+    preview = examined(pair="2").preview
+    assert preview is not None
+    assert preview.place == "line 2"
+    [shared] = preview.shared
+    assert shared.text.endswith("Tell me about rain.<|im_end|>\n<|im_start|>assistant\n")
+    assert not shared.carries_loss
+    [chosen] = preview.chosen
+    assert (chosen.text, chosen.carries_loss) == ("I like rain very much.<|im_end|>\n", True)
+
+
+def test_the_first_pair_that_is_kept_is_shown(examined: Examine, bench: Path) -> None:
+    (bench / "pairs.jsonl").write_text("".join([row("Hm?", "Yes.", "Yes."), *ROWS]))
+    preview = examined().preview
+    assert preview is not None
+    assert preview.place == "line 2"
+    diagnosis = examined(pair="1")
+    assert diagnosis.preview is None
+    assert of(diagnosis, "pair") == Finding(
+        "pair", WARN, "line 1", "both sides are the same", "show another pair, such as --pair 2"
+    )
+    assert of(examined(pair="99"), "pair").message == "no such row"
+
+
+# --- resources ---------------------------------------------------------------------------------
+
+
+def test_the_step_is_tried_on_a_micro_batch_of_modest_size(bench: Path) -> None:
+    rows = [row("Tell me. " * number, "Yes.", "No.") for number in range(1, 60)]
+    (bench / "pairs.jsonl").write_text("".join(rows))
+    profile = load_profile(bench / "my.toml", ["data.max_seq_len=2048"]).profile
+    prepared = prepare(
+        profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
+    )
+    batch = modest_micro_batch(prepared)
+    assert batch in prepared.order.micro_batches_of(0)
+    tokens = sum(len(prepared.pairs[index].chosen.ids) for index in batch)
+    assert abs(tokens - WANTED_TOKENS) < WANTED_TOKENS / 2
+
+
+def test_more_pairs_in_a_batch_want_more_memory(bench: Path) -> None:
+    def estimate(*settings: str) -> tuple[int, int]:
+        profile = load_profile(bench / "my.toml", settings).profile
+        prepared = prepare(
+            profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
+        )
+        return resources.estimate_memory(prepared)
+
+    state, activations = estimate()
+    # Weights, gradients and two moments; and the reference's weights.
+    weights = sum(
+        tensor.numel()
+        for name, tensor in read_state_dict(bench / "full_sft_32.pth").items()
+        if name != "lm_head.weight"
+    )
+    assert state == (16 + 4) * weights
+    assert estimate("train.compensated=true") == (state + 8 * weights, activations)
+    assert estimate("train.batch_size=1")[1] < activations / 3
+    assert estimate("train.layout=reference")[1] > 2 * activations
+
+
+def test_a_full_disk(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", ["total", "used", "free"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 1000))
+    assert of(examined(), "disk-full").level is ERROR
+
+
+def test_compensation_takes_its_place_on_the_disk(examined: Examine) -> None:
+    assert "12 bytes a weight" in of(examined(), "disk").message
+    assert "16 bytes a weight" in of(examined("train.compensated=true"), "disk").message
+
+
+def test_a_place_where_no_run_can_lie(examined: Examine, bench: Path) -> None:
+    (bench / "runs").write_text("")
+    assert of(examined(), "runs-dir-unusable").message == "runs are to lie here, but runs is a file"
+    (bench / "runs").unlink()
+
+
+def test_a_read_only_place(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
+    assert "may not be written in" in of(examined(), "runs-dir-unusable").message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["dpo.loss=ipo", "dpo.beta=0.5"], "the loss is 1.0000, as it must; policy and reference"),
+        (["dpo.loss=simpo"], "it needs no reference"),
+        (['dpo.loss=["sigmoid", "sft"]'], "policy and reference agree exactly"),
+        (["dpo.use_weighting=true"], "policy and reference agree exactly"),
+    ],
+)
+def test_the_first_loss_of_other_losses(
+    examined: Examine, settings: list[str], message: str
+) -> None:
+    first = of(examined(*settings), "first-loss")
+    assert first.level is OK
+    assert message in first.message
+
+
+def test_the_format_is_named(examined: Examine, bench: Path) -> None:
+    assert of(examined(), "format").message == (
+        "MiniMind (TRL's conversational, implicit prompt), JSONL"
+    )
+    folder = bench / "shards"
+    folder.mkdir()
+    rows = "".join(f"Tell me about {s}.,I like {s}.,No idea what {s} is.\n" for s in SUBJECTS)
+    for name in ("a.csv", "b.csv"):
+        (folder / name).write_text("question,chosen,rejected\n" + rows)
+    settings = ("data.data_path=shards", 'data.columns={ prompt = "question" }')
+    found = of(examined(*settings), "format")
+    assert (found.level, found.subject) == (OK, "shards")
+    assert found.message == "plain (TRL's standard, explicit prompt), CSV (2 files)"
+    repeated = of(examined(*settings), "pairs-repeated").message
+    first = ": row 1 of a.csv and row 1 of b.csv, row 2 of a.csv and row 2 of b.csv, "
+    assert first in repeated
+    assert repeated.endswith(", ...")
+    unusable = of(examined("data.data_path=shards"), "data-unusable")
+    assert "the columns are those of no known format: 'question', 'chosen'" in unusable.message
+    assert 'prompt = "question"' in unusable.remedy
+
+
+def test_several_sources_and_held_out_pairs_in_other_formats(
+    examined: Examine, bench: Path
+) -> None:
+    rows = "".join(f"What is {s}?,{s} is fine.,No idea what {s} is.\n" for s in SUBJECTS)
+    (bench / "more.csv").write_text("prompt,chosen,rejected\n" + rows)
+    (bench / "held.json").write_text(f"[{','.join(ROWS[:2])}]")
+    diagnosis = examined(
+        'data.data_path=["pairs.jsonl", "more.csv"]',
+        "data.path_weights=[2, 0.5]",
+        "eval.fraction=0",
+        "eval.path=held.json",
+        pair="more.csv:2",
+    )
+    assert not codes(diagnosis, ERROR)
+    found = {f.subject: f.message for f in diagnosis.findings if f.code == "format"}
+    assert list(found) == ["pairs.jsonl, more.csv", "held.json"]
+    assert found["pairs.jsonl, more.csv"].count(";") == 1
+    assert found["held.json"] == "MiniMind (TRL's conversational, implicit prompt), a JSON array"
+    preview = diagnosis.preview
+    assert preview is not None
+    assert preview.place == "row 2 of more.csv"
+    assert diagnosis.facts["plan"]["pairs"]["kept"] == 2 * len(ROWS) + len(SUBJECTS) // 2
+    assert "2 of 2 held-out pairs (100%)" in of(diagnosis, "held-out-known").message

@@ -1,0 +1,235 @@
+"""Time and memory of a run, foretold from a few real steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpo_cli.checks import forecast, memory
+from dpo_cli.checks.forecast import Sample, evaluations_of, fit_line, window_tokens
+from dpo_cli.checks.memory import longest_window, smaller
+from dpo_cli.checks.resources import estimate_memory
+from dpo_cli.checks.trial import make_trial
+from dpo_cli.data.sampler import Window
+from dpo_cli.findings import Diagnosis, Finding, Level
+from dpo_cli.run.events import StepDone
+from dpo_cli.training.plan import Prepared
+from dpo_cli.training.trainer import Trainer
+from tests.checks.conftest import Examine, architecture, random_scorer, row, save
+from tests.checks.test_lr_sum import prepared_with
+from tests.support.cli import Run, dpo
+
+
+def of(diagnosis: Diagnosis, code: str) -> Finding:
+    """The only finding of a code."""
+    [finding] = [finding for finding in diagnosis.findings if finding.code == code]
+    return finding
+
+
+def global_pairs(prepared: Prepared) -> int:
+    return prepared.order.batch_size * prepared.order.accumulation_steps
+
+
+@pytest.fixture
+def uneven(bench: Path) -> Path:
+    """Twenty pairs of very different lengths."""
+    rows = [row("Tell me. " * number, "Yes. " * number, "No.") for number in range(1, 21)]
+    (bench / "pairs.jsonl").write_text("".join(rows))
+    return bench
+
+
+# --- time --------------------------------------------------------------------------------------
+
+
+def test_the_line_through_the_samples() -> None:
+    exact = [Sample(tokens, 0.5 + 0.001 * tokens) for tokens in (100, 900, 400)]
+    assert fit_line(exact) == pytest.approx((0.5, 0.001))
+    assert fit_line([Sample(100, 1.0), Sample(100, 3.0)]) == pytest.approx((0.0, 0.02))
+    # Neither part is below zero, and the mean stays what it was.
+    assert fit_line([Sample(100, 3.0), Sample(300, 1.0)]) == pytest.approx((2.0, 0.0))
+    assert fit_line([Sample(100, 1.0), Sample(300, 9.0)]) == pytest.approx((0.0, 0.025))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["train.layout=reference"],
+        ["model.dropout=0.1"],
+        ["data.shuffle=true", "train.accumulation_steps=3"],
+    ],
+)
+def test_tokens_are_counted_as_the_trainer_computes_them(uneven: Path, settings: list[str]) -> None:
+    prepared = prepared_with(uneven, "train.batch_size=2", *settings)
+    trial = make_trial(prepared, lambda *_: None)
+    for window in itertools.islice(prepared.order.windows(), 3):
+        done, _ = trial.step(window)
+        assert window_tokens(prepared, window) == done.tokens
+
+
+@pytest.mark.parametrize("interval", [0, 1, 2, 3, 5, 100])
+def test_evaluations_are_counted_as_the_trainer_makes_them(bench: Path, interval: int) -> None:
+    settings = (f"eval.interval={interval}", "train.batch_size=1", "train.accumulation_steps=2")
+    prepared = prepared_with(bench, *settings)
+    made: list[int] = []
+
+    class Counted(Trainer):
+        def evaluate(self, *, is_due: bool = True) -> bool:
+            made.append(self.step)
+            return False
+
+    trainer = make_trial(prepared, lambda *_: None).trainer
+    fields = {field.name: getattr(trainer, field.name) for field in dataclasses.fields(Trainer)}
+    Counted(**fields).train()
+    assert evaluations_of(prepared) == len(made)
+
+
+def test_the_forecast_counts_all_that_the_run_computes(bench: Path, examined: Examine) -> None:
+    """Nothing is said of seconds, which a busy machine makes as it likes."""
+    done = dpo("train", "my.toml", "--plain", cwd=bench)
+    assert done.returncode == 0, done.stderr
+    steps = Run.only(bench).steps
+    diagnosis = examined()
+    foretold = diagnosis.facts["forecast"]
+    assert foretold["tokens"] == sum(step.tokens for step in steps)
+    parts = ("startup", "training", "reference", "evaluation", "saving")
+    total = sum(foretold[f"{part}_seconds"] for part in parts)
+    assert foretold["seconds"] == pytest.approx(total)
+    assert foretold["process_bytes"] > estimate_memory(prepared_with(bench))[0]
+    assert of(diagnosis, "time").message.startswith("about ")
+
+
+def test_a_reference_that_is_in_the_cache_takes_no_time(
+    bench: Path, examined: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("DPO_CACHE_DIR", str(cache))
+    assert examined().facts["forecast"]["reference_seconds"] > 0
+    # The key has the thread count in it, as the bits do.
+    threads = str(torch.get_num_threads())
+    done = dpo("train", "my.toml", "--plain", cwd=bench, OMP_NUM_THREADS=threads)
+    assert done.returncode == 0, done.stderr
+    assert examined().facts["forecast"]["reference_seconds"] == 0
+
+
+def test_measuring_ends_when_it_takes_too_long(
+    uneven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial(prepared_with(uneven, "train.batch_size=1"), lambda *_: None)
+    assert len(forecast.take_samples(trial, lambda *_: None)) == forecast.SAMPLES
+    monkeypatch.setattr(forecast, "MOST_SECONDS", 0.0)
+    few = forecast.take_samples(trial, lambda *_: None)
+    assert len(few) == 3
+    assert few[0].tokens < few[2].tokens  # not all of one length
+
+
+def test_of_a_large_window_a_part_is_timed(uneven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(forecast._MOST_TOKENS, "cpu", 300)
+    settings = ("train.batch_size=1", "train.accumulation_steps=20", "train.epochs=1")
+    prepared = prepared_with(uneven, *settings)
+    [sample] = forecast.take_samples(make_trial(prepared, lambda *_: None), lambda *_: None)
+    assert 0 < sample.tokens <= 300 < window_tokens(prepared, next(prepared.order.windows()))
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+def test_the_longest_batch_of_the_run(uneven: Path) -> None:
+    prepared = prepared_with(uneven, "data.max_seq_len=2048", "train.tokens_per_forward=700")
+    [indices] = longest_window(prepared).micro_batches
+    tokens = prepared.pairs.computed_tokens
+    all_forwards = [
+        sum(tokens[list(forward.indices)].tolist())
+        for window in prepared.order.windows()
+        for forward in prepared.forwards(window.micro_batches)
+    ]
+    assert sum(tokens[list(indices)].tolist()) == max(all_forwards)
+
+
+@pytest.mark.parametrize("settings", [[], ["train.layout=reference"], ["model.dropout=0.1"]])
+def test_smaller_runs_take_less_and_keep_the_recipe(uneven: Path, settings: list[str]) -> None:
+    start = ("train.batch_size=6", "train.accumulation_steps=2", "data.max_seq_len=2048")
+    prepared = prepared_with(uneven, *start, *settings)
+    found = list(smaller(prepared))
+    taken = [sum(estimate_memory(other)) for other, _ in found]
+    frugal = next(n for n, (_, keys) in enumerate(found) if "checkpointing" in keys)
+    assert frugal > 1
+    for part in (taken[:frugal], taken[frugal:]):
+        assert part == sorted(part, reverse=True)
+    assert max(taken) < sum(estimate_memory(prepared))
+    for other, keys in found:
+        assert global_pairs(other) == 12
+        assert ("tokens_per_forward" in keys) is (not settings and keys != found[frugal][1])
+    if settings:
+        assert found[0][1] == (
+            "train.batch_size = 3 and train.accumulation_steps = 4 (still 12 pairs an update)"
+        )
+
+
+def test_the_global_batch_size_need_not_be_stated_anew(uneven: Path) -> None:
+    settings = ("train.batch_size=4", "train.global_batch_size=8", "train.layout=reference")
+    keys = [keys for _, keys in smaller(prepared_with(uneven, *settings))]
+    assert keys[:2] == [
+        "train.batch_size = 2 (still 8 pairs an update)",
+        "train.batch_size = 1 (still 8 pairs an update)",
+    ]
+
+
+def test_what_will_not_fit_is_not_tried_on_a_cpu(
+    examined: Examine, uneven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepared_with(uneven, "train.layout=reference")
+    [(other, keys), *_] = smaller(prepared)
+    free = sum(estimate_memory(other)) + 1
+    monkeypatch.setattr(memory, "free_memory", lambda compute: free)
+
+    def must_not(*_: object) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(memory, "_fits", must_not)
+    diagnosis = examined("train.layout=reference")
+    tight = of(diagnosis, "memory-tight")
+    assert tight.level is Level.WARN
+    assert tight.remedy == f"{keys}: the largest that fits"
+    assert of(diagnosis, "time").level is Level.SKIP
+    assert diagnosis.facts["forecast"] is None
+    monkeypatch.setattr(memory, "free_memory", lambda compute: 1000)
+    assert "data.max_seq_len" in of(examined(), "memory-tight").remedy
+
+
+def test_out_of_memory_in_a_real_step_finds_what_fits(
+    examined: Examine, uneven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card, which says so and lets us try again."""
+    settings = (
+        "train.batch_size=2",
+        "train.accumulation_steps=10",
+        "train.tokens_per_forward=9999",
+    )
+    prepared = prepared_with(uneven, *settings)
+    [longest] = longest_window(prepared).micro_batches
+    half = sum(prepared.pairs.computed_tokens[list(longest)].tolist()) // 2
+    take_step = Trainer.take_step
+
+    def limited(self: Trainer, window: Window) -> StepDone:
+        done = take_step(self, window)
+        if done.tokens > half:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return done
+
+    monkeypatch.setattr(Trainer, "take_step", limited)
+    out = of(examined(*settings), "memory-out")
+    assert out.level is Level.ERROR
+    assert out.remedy == f"train.tokens_per_forward = {half}: the largest that fits"
+
+
+def test_experts_are_measured_too(examined: Examine, bench: Path) -> None:
+    shape = architecture(3, experts=2)
+    save(bench / "full_sft_32_moe.pth", random_scorer(shape), shape)
+    diagnosis = examined("model.checkpoint=./full_sft_32_moe.pth")
+    assert of(diagnosis, "memory").level is Level.OK
+    assert diagnosis.facts["forecast"]["tokens"] > 0

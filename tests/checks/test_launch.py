@@ -1,0 +1,138 @@
+"""What `dpo check` says of several ranks: the environment, the devices, a real sum, the recipe."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+import torch
+
+from dpo_cli.checks import launch
+from dpo_cli.checks.launch import check_launch
+from dpo_cli.checks.notes import Notes
+from dpo_cli.compute.device import Compute
+from dpo_cli.findings import Finding, Level
+from dpo_cli.profile.schema import Profile
+from dpo_cli.run import torchrun
+from tests.checks.conftest import Examine
+from tests.checks.test_examination import of
+from tests.run.test_placement import TORCHRUN
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+CARD = Compute(torch.device("cuda", 0), torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def four_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with four cards, whose ranks are not really started."""
+    monkeypatch.setattr(torchrun, "count_cards", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def looked(compute: Compute = CPU, **keys: Any) -> tuple[int | None, dict[str, Finding]]:
+    """How many ranks there would be, and what was found, by its code."""
+    profile = Profile.model_validate(
+        {"model": {"tokenizer": "m"}, "data": {"data_path": "d"}, "launch": keys}
+    )
+    notes = Notes()
+    world_size = check_launch(notes, profile, compute, lambda *_: None)
+    return world_size, {finding.code: finding for finding in notes.findings}
+
+
+@pytest.fixture
+def no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_check_sum", lambda *_: None)
+
+
+def test_one_process_needs_nothing() -> None:
+    assert looked() == (1, {})
+
+
+def test_idle_cards_are_named() -> None:
+    _, found = looked(CARD)
+    assert found["idle-cards"].message == "1 of 4 GPUs used"
+    assert "--nproc auto" in found["idle-cards"].remedy
+
+
+@pytest.mark.usefixtures("no_sum")
+def test_each_process_needs_a_card_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    world_size, found = looked(CARD, nproc_per_node="auto")
+    assert (world_size, found["launch-devices"].level) == (4, Level.OK)
+    assert found["launch-devices"].message == "4 processes on 4 GPUs, over nccl"
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    _, found = looked(CARD, nproc_per_node=3)
+    assert found["launch-devices"].level is Level.ERROR
+    assert "shows 2 GPUs (CUDA_VISIBLE_DEVICES=0,1)" in found["launch-devices"].message
+    assert found["all-reduce"].level is Level.SKIP
+
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    assert "no NCCL" in looked(CARD, nproc_per_node=2)[1]["launch-devices"].message
+
+
+@pytest.mark.usefixtures("no_sum")
+def test_more_processes_than_cores_are_named() -> None:
+    found = looked(nproc_per_node=4096)[1]["launch-devices"]
+    assert (found.level, "4096 processes on" in found.message) == (Level.WARN, True)
+
+
+@pytest.mark.usefixtures("no_sum")
+def test_the_meeting_point() -> None:
+    keys = {"nproc_per_node": 2, "nnodes": 2}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
+        world_size, found = looked(**keys, rdzv_endpoint=endpoint)
+        assert (world_size, found["endpoint-taken"].level) == (4, Level.ERROR)
+        assert "choose a port that is free" in found["endpoint-taken"].remedy
+        _, found = looked(**keys, rdzv_endpoint=endpoint, node_rank=1)
+        assert found["endpoint"].level is Level.OK
+    assert looked(**keys, rdzv_endpoint=endpoint)[1]["endpoint"].level is Level.OK
+    found = looked(**keys, rdzv_endpoint="nowhere.invalid:2222")[1]
+    assert "nowhere.invalid cannot be resolved" in found["endpoint-unknown"].message
+
+
+def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    world_size, found = looked(nproc_per_node=2)
+    assert world_size == 4
+    assert found["launch-environment"].message == "rank 3 of 4; [launch] does not count"
+    monkeypatch.delenv("LOCAL_RANK")
+    world_size, found = looked(nproc_per_node=2)
+    assert (world_size, found["launch-environment"].level) == (None, Level.ERROR)
+    assert "not LOCAL_RANK" in found["launch-environment"].message
+
+
+def test_a_real_sum_and_what_the_number_does_to_the_recipe(examined: Examine) -> None:
+    diagnosis = examined("launch.nproc_per_node=2")
+    assert of(diagnosis, "all-reduce").level is Level.OK
+    reach = of(diagnosis, "launch-reach")
+    assert reach.level is Level.WARN
+    assert reach.message == (
+        "1 process: 4 updates of 4 pairs, learning rates add up to 0.00029; 2: 2 of 8, 0.00012"
+    )
+    assert reach.remedy.startswith("train.global_batch_size = 4 trains the same recipe")
+
+
+def test_the_same_recipe_on_two(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_check_sum", lambda *_: None)
+    keys = ("launch.nproc_per_node=2", "train.batch_size=2")
+    same = examined(*keys, "train.global_batch_size=4")
+    assert of(same, "launch-reach").level is Level.OK
+    assert of(same, "launch-reach").message.endswith("the same recipe")
+    unshared = examined("launch.nproc_per_node=2", "train.global_batch_size=4")
+    assert of(unshared, "launch-batches").level is Level.ERROR
+    assert "4 x 2 = 8" in of(unshared, "launch-batches").message
+
+
+def test_a_sum_that_fails_is_told_in_a_ranks_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-interface")
+    found = looked(nproc_per_node=2)[1]["all-reduce"]
+    assert found.level is Level.ERROR
+    assert found.message.startswith("rank ")
+    assert "no-such-interface" in found.message
+    assert "GLOO_SOCKET_IFNAME" in found.remedy

@@ -1,0 +1,178 @@
+"""How far the weights of a run can get, where that shows, and what slows it."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dpo_cli.alerts.facts import braking_gap_of
+from dpo_cli.checks.lr_sum import distance_to_change, measure_reach
+from dpo_cli.compute.device import resolve
+from dpo_cli.findings import Diagnosis, Finding, Level
+from dpo_cli.objective.formulas import Pairs
+from dpo_cli.objective.losses import pair_losses
+from dpo_cli.profile.load import load_profile
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.training.plan import Prepared, prepare
+from tests.checks.conftest import Examine
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def of(diagnosis: Diagnosis, code: str) -> Finding:
+    """The only finding of a code."""
+    [finding] = [finding for finding in diagnosis.findings if finding.code == code]
+    return finding
+
+
+def prepared_with(bench: Path, *settings: str) -> Prepared:
+    profile = load_profile(bench / "my.toml", settings).profile
+    run = RunDirectory(bench / "runs/none")
+    return prepare(profile, resolve("cpu", "float32"), run, lambda *_: None)
+
+
+# --- spacing -----------------------------------------------------------------------------------
+
+
+def weights() -> Tensor:
+    """Of all sizes, powers of two and zero among them; many are no half-precision numbers."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = torch.exp2(torch.randint(-30, 4, (400,), generator=generator).float())
+    drawn = torch.randn(400, generator=generator) * sizes
+    return torch.cat([drawn, drawn.half().float(), sizes[:50], -sizes[50:99], torch.zeros(1)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_less_than_the_distance_changes_nothing_and_more_does(dtype: torch.dtype) -> None:
+    start = weights().double()
+    distance = distance_to_change(start.float(), dtype)
+    assert (distance >= 0).all()
+    before = start.to(dtype)
+
+    def changes(factor: float) -> Tensor:
+        move = distance * factor
+        return ((start + move).to(dtype) != before) | ((start - move).to(dtype) != before)
+
+    # On their way from float64 to a half-precision format numbers are rounded to float32 first.
+    is_told = distance > (1e-5 if dtype != torch.float32 else 1e-12) * start.abs()
+    assert is_told.sum() > 400
+    assert not changes(0.99)[is_told].any()
+    assert changes(1.01)[is_told].all()
+
+
+def test_on_its_grid_it_is_half_the_spacing_or_a_quarter_at_a_power_of_two() -> None:
+    start = torch.tensor([1.5, 1.0, -0.75, 0.0])
+    spacing = 2.0**-10
+    assert distance_to_change(start, torch.float16).tolist() == [
+        spacing / 2,
+        spacing / 4,
+        spacing / 4,
+        2.0**-25,
+    ]
+
+
+def test_at_1e_8_no_float32_weight_of_a_quarter_or_more_moves() -> None:
+    """The largest update of generation 2's own recipe, as measured before."""
+    start = torch.tensor([0.2499, 0.2501, 0.9])
+    assert (distance_to_change(start, torch.float32) < 1.1e-8).tolist() == [True, False, False]
+
+
+# --- reach -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [[], ["train.batch_size=1", "train.accumulation_steps=4"]])
+def test_the_reach_is_the_sum_of_the_rates_that_are_used(bench: Path, settings: list[str]) -> None:
+    prepared = prepared_with(bench, *settings)
+    windows = list(prepared.order.windows())
+    assert prepared.order.last_steps == [window.last_step for window in windows]
+    found = measure_reach(prepared)
+    rates = [prepared.learning_rate.at(window.last_step) for window in windows]
+    assert found.reach == pytest.approx(sum(rates), rel=1e-12)
+    assert found.largest_rate == max(rates)
+
+
+def test_a_reach_too_short_for_the_file(examined: Examine) -> None:
+    diagnosis = examined("train.learning_rate=1e-8", "dpo.beta=0.1")
+    short = of(diagnosis, "reach-short")
+    assert short.level is Level.WARN
+    assert short.message.startswith("reach 2.9e-8, the sum of the learning rates of 4 updates: at")
+    assert "weights change in a float16 file" in short.message
+    facts = diagnosis.facts["reach"]
+    assert facts["changed"]["float16"] < 0.1
+    assert f"at most {facts['changed']['float16']:.0%} of the" in short.message
+    assert "together" in short.remedy
+
+
+def test_what_float32_itself_cannot_hold(examined: Examine) -> None:
+    diagnosis = examined("train.learning_rate=1e-10")
+    assert "even in float32 no single update moves them" in of(diagnosis, "reach-short").message
+    assert of(diagnosis, "update-lost").level is Level.WARN
+
+
+# --- brake -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [["dpo.beta=5"], ["dpo.beta=0.3", "dpo.reduction=sum"]])
+def test_the_gap_is_where_the_loss_pushes_half_as_hard(bench: Path, settings: list[str]) -> None:
+    prepared = prepared_with(bench, *settings)
+    dpo, tokens = prepared.profile.dpo, prepared.pairs.response_tokens.double().mean()
+    gap = braking_gap_of(prepared)
+    assert gap is not None
+    per_answer = gap * (tokens if dpo.reduction == "sum" else 1)
+    margins = torch.tensor([0.0, float(per_answer)], requires_grad=True)
+    nothing = torch.zeros(2)
+    scores = Pairs(
+        policy_chosen=margins,
+        policy_rejected=nothing,
+        reference_chosen=nothing,
+        reference_rejected=nothing,
+        scores_chosen=margins,
+        scores_rejected=nothing,
+        chosen_sums=margins,
+        chosen_tokens=nothing + 1,
+    )
+    pair_losses(scores, dpo).sum().backward()
+    assert margins.grad is not None
+    assert margins.grad[1] / margins.grad[0] == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.1, 5.0])
+def test_brake_and_reach_are_told_apart(examined: Examine, beta: float) -> None:
+    diagnosis = examined(f"dpo.beta={beta}")
+    assert of(diagnosis, "reach").level is Level.OK
+    if beta == 5.0:
+        assert "0.22 nats a token apart" in of(diagnosis, "brake").message
+        return
+    missing = of(diagnosis, "no-brake")
+    assert "the loss will read 0.693 even if weights move" in missing.message
+    # Four updates: 1.1, 0.95, 0.6 and 0.25 times the learning rate.
+    assert "dpo.beta = 5 and train.learning_rate = 0.00034" in missing.remedy
+
+
+@pytest.mark.parametrize("settings", [["train.learning_rate=1e-8"], ["dpo.beta=0.1"]])
+def test_no_remedy_names_a_learning_rate_without_a_beta(
+    examined: Examine, settings: list[str]
+) -> None:
+    for finding in examined(*settings).findings:
+        if "learning_rate =" in finding.remedy:
+            assert "dpo.beta =" in finding.remedy
+
+
+# --- one real update ---------------------------------------------------------------------------
+
+
+def test_a_real_update_moves_each_weight_by_about_the_learning_rate(examined: Examine) -> None:
+    message = of(examined(), "update").message
+    assert message.startswith("one real update at 1.1e-4 moved ")
+    before, after = map(float, re.findall(r"([\d.]+) (?:before|after)", message))
+    assert before == pytest.approx(math.log(2), abs=1e-4)
+    assert after < before
+
+
+def test_after_a_warm_up_it_is_the_full_rate(examined: Examine) -> None:
+    assert "at 6.4e-5 moved" in of(examined("train.warmup_iters=3"), "update").message

@@ -1,0 +1,214 @@
+"""What `dpo check` sees in the pairs themselves, each trait provoked by a real row."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpo_cli.checks.traits import find_traits, is_near_identical
+from dpo_cli.data.formats import Message
+from dpo_cli.data.sources import Source
+from dpo_cli.findings import Diagnosis, Finding, Level, Trait
+from tests.checks.conftest import ROWS, TOKENIZER, Examine, row
+
+QUESTION, YES, NO = "Is the moon made of cheese?", "Yes, of cheese it is.", "No, it is rock."
+
+
+def of(diagnosis: Diagnosis, code: str) -> Finding:
+    """The only finding of a code."""
+    [finding] = [finding for finding in diagnosis.findings if finding.code == code]
+    return finding
+
+
+def two_sides(chosen: list[Message], rejected: list[Message]) -> str:
+    return json.dumps({"chosen": chosen, "rejected": rejected}) + "\n"
+
+
+def turns(*contents: str) -> list[Message]:
+    roles = ("user", "assistant") * len(contents)
+    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
+
+
+def words(draw: random.Random, number: int) -> str:
+    return " ".join("".join(draw.choices("abcdefgh", k=5)) for _ in range(number))
+
+
+# --- texts -------------------------------------------------------------------------------------
+
+ODD = {
+    Trait.CONTRADICTORY: ([row(QUESTION, YES, NO), row(QUESTION, NO, YES)], [9, 10]),
+    Trait.OTHER_PROMPT: ([two_sides(turns("Hi?", YES), turns("Ho?", NO))], [9]),
+    Trait.ONE_SIDED_THINK: ([row(QUESTION, f"<think>\nHm.\n</think>\n{YES}", NO)], [9]),
+    Trait.CONTROL_TOKENS: ([row(QUESTION, YES + "<|im_start|> And so on.", NO)], [9]),
+    Trait.DOUBLED_TOKEN: ([row(QUESTION, YES, NO + "<|im_end|>")], [9]),
+    Trait.FOREIGN_TEMPLATE: ([row(QUESTION, YES + "\n### Human: More?", NO)], [9]),
+    Trait.NEAR_IDENTICAL: ([row(QUESTION, f"{n} is it.", f"{n} is it!") for n in "abc"], [9, 10]),
+    Trait.REPEATED: ([row(QUESTION, YES, NO)] * 4, [10, 11, 12]),
+    Trait.OTHER_LANGUAGE: (
+        [row(QUESTION, YES, "不是，月亮是由岩石构成的，这一点我们早就知道了。" + n) for n in "abc"],
+        [9, 10, 11],
+    ),
+}
+"""Rows behind `ROWS` that have a trait, and the first lines that have it."""
+
+
+@pytest.mark.parametrize("trait", ODD)
+def test_each_trait_is_found_and_told_with_its_lines(
+    examined: Examine, bench: Path, trait: Trait
+) -> None:
+    rows, lines = ODD[trait]
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, *rows]))
+    diagnosis = examined()
+    finding = of(diagnosis, f"pairs-{trait}")
+    assert finding.level is Level.WARN
+    assert finding.remedy
+    assert diagnosis.facts["traits"][trait][: len(lines)] == lines
+    number = len(diagnosis.facts["traits"][trait])
+    total = len(ROWS) + len(rows)
+    assert finding.message.startswith(f"{number} of {total} pairs ({number / total:.1%}) ")
+    assert str(lines[0]) in finding.message.rpartition(":")[2]
+
+
+def test_copies_and_contradictions_name_both_lines(examined: Examine, bench: Path) -> None:
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, *ODD[Trait.CONTRADICTORY][0]]))
+    assert of(examined(), "pairs-contradictory").message.endswith(": lines 9 and 10")
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, *ROWS[:3]]))
+    assert of(examined(), "pairs-repeated").message.endswith(": lines 1 and 9, 2 and 10, 3 and 11")
+
+
+def test_a_single_pair_that_may_be_meant_so_is_no_warning(examined: Examine, bench: Path) -> None:
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, ROWS[0]]))
+    texts = of(examined(), "texts")
+    assert texts.level is Level.OK
+    assert texts.message == (
+        "8 prompts in 9 pairs; answers: 9 in Latin script; nothing odd but 1 repeated"
+    )
+
+
+def test_what_stands_in_the_message_is_quoted(examined: Examine, bench: Path) -> None:
+    odd = row(QUESTION, "[INST] Yes? [/INST]", "No.</s>")
+    struck = row(QUESTION, "It is <s>cheese</s> rock.", "Cheese.")
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, odd, struck]))
+    foreign = of(examined(), "pairs-foreign-template")
+    assert foreign.message.startswith("1 of 10 pairs")
+    for mark in ("[INST]", "[/INST]", "</s>"):
+        assert mark in foreign.message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_near"),
+    [
+        ("It is a cat.", "It is a cat!", True),
+        ("one two three four five six seven eight nine ten", "one two three", False),
+        ("one two three four five six seven eight nine ten " * 2, "ten " * 20, False),
+        (
+            "one two three four five six seven eight nine ten",
+            "two one three four five six seven eight nine ELEVEN",
+            True,
+        ),
+        ("月亮是石头做的没错真的", "月亮是石头做的没错假的", True),
+        ("月亮是石头做的", "太阳由气体组成", False),
+        ("Yes.", "No.", False),
+        ("!", "?", False),
+        ("", "", False),
+    ],
+)
+def test_near_identical_is_nine_words_in_ten(first: str, second: str, is_near: bool) -> None:
+    assert is_near_identical(first, second) is is_near
+    assert is_near_identical(second, first) is is_near
+
+
+def test_only_rows_that_are_kept_are_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join([ROWS[0], "{}\n", ROWS[0], row("<|im_end|>", YES, NO)]))
+    traits = find_traits(
+        Source((path,)), Source((path,)).look(), [1, 3], ["<|im_end|>"], lambda *_: None
+    )
+    assert (len(traits.digests), traits.digests.prompts) == (2, 1)
+    assert [pair.line for pair in traits.sample] == [1, 3]
+    assert Trait.CONTROL_TOKENS not in traits.lines
+    assert traits.of(3) == ["repeated (line 1)"]
+
+
+# --- lengths -----------------------------------------------------------------------------------
+
+
+def test_chosen_answers_that_are_longer_are_told(examined: Examine, bench: Path) -> None:
+    draw = random.Random(1)
+    longer = [row(f"{n}?", words(draw, 12), words(draw, 4)) for n in range(30)]
+    shorter = [row(f"{n}!", words(draw, 4), words(draw, 12)) for n in range(30)]
+    (bench / "pairs.jsonl").write_text("".join([*longer, *shorter[:10]]))
+    bias = of(examined(), "length-bias")
+    assert bias.message.startswith("the chosen answer is the longer one in 75% of the pairs, ")
+    assert "dpo.reduction" not in bias.remedy
+    assert 'dpo.reduction = "mean"' in of(examined("dpo.reduction=sum"), "length-bias").remedy
+    (bench / "pairs.jsonl").write_text("".join([*longer, *shorter]))
+    assert of(examined(), "lengths").level is Level.OK
+
+
+def test_lengths_are_those_before_anything_is_cut(examined: Examine, bench: Path) -> None:
+    draw = random.Random(1)
+    long = row("Tell me all.", words(draw, 200), words(draw, 3))
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, long]))
+    histograms = {each.name: each for each in examined("data.max_seq_len=64").histograms}
+    assert list(histograms) == ["prompt", "chosen", "rejected", "longer side"]
+    for name, beyond in (("prompt", 0), ("chosen", 1), ("rejected", 0), ("longer side", 1)):
+        each = histograms[name]
+        assert sum(each.counts) == 9
+        assert each.counts[-1] == beyond
+        assert each.limit_tokens == 64
+        assert each.median_tokens <= each.ninth_decile_tokens <= each.longest_tokens
+    assert histograms["chosen"].longest_tokens > 200
+
+
+# --- template ----------------------------------------------------------------------------------
+
+
+def with_template(bench: Path, template: str) -> str:
+    """A tokenizer with another chat template."""
+    shutil.copytree(TOKENIZER, bench / "other")
+    configuration = json.loads((bench / "other/tokenizer_config.json").read_bytes())
+    configuration["chat_template"] = template
+    (bench / "other/tokenizer_config.json").write_text(json.dumps(configuration))
+    return "model.tokenizer=other"
+
+
+def test_a_template_of_another_tokenizer(examined: Examine, bench: Path) -> None:
+    template = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    mismatch = of(examined(with_template(bench, template)), "template-mismatch")
+    assert "<|assistant|> (" in mismatch.message
+    assert "<|user|> (" in mismatch.message
+    assert "<|im_end|>" not in mismatch.message  # of which the tokenizer knows
+
+
+def test_a_template_that_leaves_messages_out(examined: Examine, bench: Path) -> None:
+    def side(answer: str) -> list[Message]:
+        late = {"role": "system", "content": "Be brief."}
+        return [*turns(QUESTION), late, *turns(QUESTION, answer)]
+
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, two_sides(side(YES), side(NO))]))
+    left_out = of(examined(), "template-leaves-out")
+    assert left_out.message == (
+        "1 of 9 rows are set aside (line 9), the first since the chat template leaves out turns of"
+        " the system behind the first (message 2)"
+    )
+
+
+# --- held-out pairs ----------------------------------------------------------------------------
+
+
+def test_held_out_pairs_whose_prompt_is_trained_on(examined: Examine, bench: Path) -> None:
+    again = [each.replace("very much", "a lot") for each in ROWS]
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, *again]))
+    known = of(examined(), "held-out-known")
+    assert known.subject == "eval.fraction"
+    assert "of 4 held-out pairs" in known.message
+    (bench / "pairs.jsonl").write_text("".join(ROWS))
+    (bench / "held_out.jsonl").write_text("".join(again[:2]))
+    known = of(examined("eval.fraction=0", "eval.path=held_out.jsonl"), "held-out-known")
+    assert known.subject == "eval.path"
+    assert "2 of 2 held-out pairs (100%)" in known.message

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from dpo_cli.compute import device
+from dpo_cli.training.plan import environment
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("tf32", "expected"), [(False, "highest"), (True, "high")])
+def test_tf32_is_asked_for_on_cuda_alone_and_stands_in_the_plan(tf32: bool, expected: str) -> None:
+    """Which torch calls "high"; on CUDA it is TF32. Setting it needs no card."""
+    device.tune(device.Compute(torch.device("cuda"), torch.float32), None, tf32=tf32)
+    assert torch.get_float32_matmul_precision() == environment()["float32_matmul"] == expected
+    device.tune(device.Compute(torch.device("cpu"), torch.float32), "highest", tf32=tf32)
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -1,0 +1,187 @@
+"""Several ranks train as one process does on the same global batches.
+
+Real workers that sum through gloo. Where each rank computes one of the two forwards of a step, the
+sum has two terms and no order: the bits are the same. Otherwise gradients are added up in another
+order, and a pair may be computed among others: losses then agree within 1e-6, gradient norms within
+a few units of float32's last place. Weights agree to `OF_THE_UPDATE` of their travel and no better:
+AdamW divides each gradient by its own size, also those that are nought but rounding. That nothing
+else differs is shown in float64.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpo_cli.data.sampler import DataOrder
+from dpo_cli.distributed.ranks import Ranks
+from dpo_cli.models.loading import read_state_dict
+from tests.faults import rank_arms, workers
+from tests.support import ranks
+from tests.support.cli import Run, set_options
+from tests.support.small_runs import golden_run
+from tests.support.two_layouts import (
+    ARCHITECTURES,
+    Float64,
+    Recorder,
+    make_trainer,
+    minimind_scorer,
+)
+from tests.training.test_golden_runs import (
+    DENSE_LOSS,
+    FINAL_WEIGHTS,
+    PROFILES,
+    assert_grad_norms,
+    assert_steps,
+    settings,
+    update_error,
+)
+
+MODELS = [("seed", False), ("seed", True), ("head", False), ("head", True)]
+LOSS, GRAD_NORM = 1e-6, 5e-6
+OF_THE_UPDATE = 2e-4
+FLOAT64 = 1e-10
+
+TWO_FORWARDS = {
+    "train.epochs": 1,
+    "train.batch_size": 1,
+    "train.tokens_per_forward": 1,
+    "eval.interval": 12,
+}
+"""Each step is two forwards of a pair each."""
+UNEVEN = {
+    "train.epochs": 2,
+    "train.batch_size": 4,
+    "train.global_batch_size": 24,
+    "eval.fraction": 0.0,
+}
+"""27 pairs: a window of six micro-batches, and one of a single one with three pairs."""
+
+
+def train(root: Path, size: int, arguments: list[str]) -> Run:
+    """A finished run of `size` ranks, which noted what they did in its folder."""
+    run = workers.new_run(root / f"{size}", arguments)
+    assert ranks.work(run, size, partial(rank_arms.note, run.path)) == [0] * size
+    return Run(run)
+
+
+@pytest.mark.parametrize(("generation", "moe"), MODELS)
+def test_two_ranks_give_the_bits_of_one_process(
+    shared: Path, tmp_path: Path, generation: str, moe: bool
+) -> None:
+    def run(size: int) -> Run:
+        keys = {**TWO_FORWARDS, "train.accumulation_steps": 2 // size}
+        return train(tmp_path, size, golden_run(shared, generation, moe, **keys))
+
+    one, two = run(1), run(2)
+    assert len(one.steps) == 11
+    assert two.metric_rows == one.metric_rows
+    ours, theirs = two.files(), one.files()
+    for name in ("weights.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors"):
+        assert ours[name] == theirs[name]
+    [(_, _, weights)] = rank_arms.ends_of(one.directory.path)
+    assert [its for _, _, its in rank_arms.ends_of(two.directory.path)] == [weights] * 2
+    # Held-out pairs are added up in another order.
+    for (step, metrics), (same_step, same) in zip(two.evaluations, one.evaluations, strict=True):
+        assert step == same_step
+        assert metrics == pytest.approx(same, rel=1e-12, abs=1e-12)
+    # Who computed what is told of several only.
+    assert {len(step.rank_seconds) for step in two.steps} == {2}
+    assert {len(step.rank_seconds) for step in one.steps} == {0}
+
+
+@pytest.mark.parametrize(("generation", "moe"), [("seed", False), ("head", True)])
+def test_uneven_tails_are_computed_once_and_weighted_rightly(
+    shared: Path, tmp_path: Path, generation: str, moe: bool
+) -> None:
+    arguments = golden_run(shared, generation, moe, **UNEVEN)
+    one = train(tmp_path, 1, arguments)
+    start = read_state_dict(
+        shared / f"golden/train/{generation}/full_sft_64{'_moe' if moe else ''}.pth"
+    )
+    pairs = rank_arms.pairs_of(one.directory.path)
+    assert [len(pairs[step]) for step in (1, 2, 3, 4)] == [24, 3, 24, 3]
+    for epoch in ((1, 2), (3, 4)):
+        assert sorted(pairs[epoch[0]] + pairs[epoch[1]]) == list(range(27))
+    for size in (2, 3):
+        several = train(tmp_path, size, arguments)
+        assert rank_arms.pairs_of(several.directory.path) == pairs
+        assert [step.pairs for step in several.steps] == [24, 3, 24, 3]
+        assert [step.tokens for step in several.steps] == [step.tokens for step in one.steps]
+        assert several.losses == pytest.approx(one.losses, abs=LOSS, rel=0)
+        assert several.grad_norms == pytest.approx(one.grad_norms, rel=GRAD_NORM)
+        assert len({weights for *_, weights in rank_arms.ends_of(several.directory.path)}) == 1
+        ours, theirs = several.weights, one.weights
+        error = sum((ours[name] - its).double().square().sum() for name, its in theirs.items())
+        update = sum((its - start[name]).double().square().sum() for name, its in theirs.items())
+        assert (error / update) ** 0.5 < OF_THE_UPDATE
+
+
+def _train_in_float64(size: int, folder: Path, number: int) -> None:
+    """A rank's part: six steps of each architecture; its losses, and the sums of gradients."""
+    torch.set_default_dtype(torch.float64)
+    own = Ranks.join()
+    own.introduce(str(folder) if number == 0 else None)
+    own.connect(torch.device("cpu"), timeout_seconds=30)
+    for name in ARCHITECTURES:
+        watch = Recorder()
+        with Float64():
+            trainer = make_trainer(partial(minimind_scorer, name), "packed", watch)
+            trainer.ranks = own
+            # Ten pairs by one: windows of four, of which an epoch's last has two.
+            order = DataOrder(
+                pairs=10, batch_size=1, accumulation_steps=4, epochs=2, shuffle=True, seed=3
+            )
+            trainer.prepared = replace(trainer.prepared, order=order, devices=size)
+            assert trainer.train() is None
+        losses = torch.tensor([loss for step in watch.steps for loss in step.losses])
+        torch.save([losses, *watch.gradients], folder / f"{name}-{number}")
+    own.end()
+    own.close()
+
+
+def test_in_float64_nothing_but_the_order_of_sums_differs(tmp_path: Path) -> None:
+    for size in (1, 2, 3):
+        (folder := tmp_path / f"{size}").mkdir()
+        group = ranks.Group(size, partial(_train_in_float64, size, folder))
+        assert group.wait() == [0] * size
+    for name in ARCHITECTURES:
+        alone = torch.load(tmp_path / f"1/{name}-0")
+        assert len(alone) == 1 + 6
+        for size in (2, 3):
+            for number in range(size):
+                told = torch.load(tmp_path / f"{size}/{name}-{number}")
+                for ours, theirs in zip(told, alone, strict=True):
+                    assert (ours - theirs).abs().max() < FLOAT64, (name, size)
+
+
+@pytest.mark.parametrize(
+    ("generation", "layout"), [("head", "packed"), ("head", "reference"), ("seed", "packed")]
+)
+def test_golden_runs_at_two_ranks(
+    shared: Path, tmp_path: Path, generation: str, layout: str
+) -> None:
+    """Those recorded with windows of two; generation 2's up to its leak."""
+    name = "dense_lr1e-4_acc2"
+    recorded: dict[str, Any] = json.loads(
+        (shared / f"golden/train/{generation}/{name}.json").read_text()
+    )
+    keys = settings(shared, generation, recorded)
+    keys |= {"train.accumulation_steps": 1, "train.layout": layout}
+    run = train(tmp_path, 2, ["train", PROFILES[generation, False], *set_options(keys)])
+    if generation == "head":
+        assert_steps(run, recorded, loss=DENSE_LOSS, steps=len(recorded["steps"]))
+        assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
+        start = recorded["start_checkpoint"]
+        assert update_error(shared, generation, name, run, start) < FINAL_WEIGHTS
+    else:
+        per_epoch = recorded["steps_per_epoch"]
+        assert_steps(run, recorded, loss=DENSE_LOSS, steps=per_epoch)
+        assert_grad_norms(run, recorded, updates=per_epoch // 2)
+        assert [step.step for step in run.steps] == [2, 4, 6, 7, 9, 11, 13, 14]

@@ -1,0 +1,111 @@
+"""MiniMind's models as Hugging Face directories, and back."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from dpo_cli.errors import DpoError
+from dpo_cli.export.export import export_run
+from dpo_cli.export.import_hf import import_directory
+from dpo_cli.models.loading import read_state_dict
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import Exported, history
+from tests.faults import workers
+from tests.support.cli import REPOSITORY, dpo
+from tests.support.small_runs import golden_run
+from tests.training.test_other_models import SECONDS, make
+
+CASES = {"seed": ("llama", "granitemoeshared"), "head": ("qwen3", "qwen3_moe")}
+
+
+@pytest.fixture(scope="module", params=[(g, moe) for g in CASES for moe in (False, True)], ids=str)
+def trained(
+    request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> RunDirectory:
+    generation, moe = request.param
+    root = tmp_path_factory.mktemp("directories")
+    changes = {"train.epochs": 1, "eval.interval": 0}
+    run = workers.new_run(root / "runs", golden_run(shared, generation, moe, **changes))
+    assert workers.work(run, seconds=SECONDS) == 0
+    return run
+
+
+def there_and_back(run: RunDirectory, place: Path) -> None:
+    directory = place / "directory"
+    report = export_run(run, directory, None, False, form="hf")
+    assert report.dtype == "float16"
+    assert report.max_logp_difference < 0.05
+    exact = export_run(run, directory, "float32", False, form="hf")  # its own is replaced
+    # Plain transformers, from the directory, against our own forward of the training state.
+    assert exact.max_logp_difference < 1e-4
+    assert exact.mean_logp_difference < 1e-5
+    assert exact.tensors == len(report.state)
+    config = json.loads((directory / "config.json").read_text())
+    generation, moe = run.name.startswith(("minimind3",)), "moe" in run.name
+    assert config["model_type"] == CASES["head" if generation else "seed"][moe]
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
+    assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == 2
+    card = (directory / "README.md").read_text()
+    for secret in (str(run.path), str(place), run.name, "/tokenizer"):
+        assert secret not in card
+    assert "preference pairs, of at most 128 tokens a side" in card
+    assert "| share of pairs told apart |" in card
+    exports = [event for event in history(run.events_path) if isinstance(event, Exported)]
+    assert [event.path for event in exports] == [str(directory)] * 2
+
+    pipe = transformers.pipeline("text-generation", str(directory))
+    turn = [{"role": "user", "content": "你好"}]
+    said = pipe(turn, max_new_tokens=3, do_sample=False)
+    assert said[0]["generated_text"][-1]["role"] == "assistant"
+
+    file, back = import_directory(directory, place / "back.pth", "float32", False)
+    plan = run.read_plan()
+    assert plan is not None
+    assert back.architecture.to_dict() == plan["model"]["shape"]
+    assert all(torch.equal(back.state[name], exact.state[name]) for name in exact.state)
+    assert set(read_state_dict(file)) == set(back.architecture.own_names(back.state))
+
+
+def test_a_directory_that_plain_transformers_loads(trained: RunDirectory, tmp_path: Path) -> None:
+    assert workers.call(partial(there_and_back, trained, tmp_path), SECONDS) == 0
+
+
+def test_what_minimind_cannot_compute_stays_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "gemma").mkdir()
+    make(tmp_path / "gemma", "gemma")
+    with pytest.raises(DpoError, match="MiniMind has no model that computes gemma"):
+        import_directory(tmp_path / "gemma/models/model", tmp_path / "x.pth", "float16", False)
+    (tmp_path / "llama").mkdir()
+    make(tmp_path / "llama", "llama")
+    with pytest.raises(DpoError, match="compute another function") as caught:
+        import_directory(tmp_path / "llama/models/model", tmp_path / "x.pth", "float16", False)
+    assert caught.value.details == ("tie_word_embeddings = False, and True in MiniMind's",)
+    assert not list(tmp_path.glob("x.pth*"))
+
+
+def test_through_dpo_itself(tmp_path: Path) -> None:
+    """MiniMind's own published form, too."""
+    place = tmp_path / "published"
+    place.mkdir()
+    torch.save(torch.load(REPOSITORY / "demo/full_sft_128.pth"), place / "pytorch_model.bin")
+    settings = {"model_type": "minimind", "num_attention_heads": 8, "num_key_value_heads": 2}
+    (place / "config.json").write_text(json.dumps(settings))
+    done = dpo("import", "published", cwd=tmp_path, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    assert "full_sft_128.pth: MiniMind generation 2, 128 x 4" in " ".join(done.stdout.split())
+    ours, theirs = (
+        read_state_dict(folder / "full_sft_128.pth") for folder in (tmp_path, REPOSITORY / "demo")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    again = dpo("import", "published", cwd=tmp_path, timeout=SECONDS)
+    assert again.returncode == 1
+    assert "exists" in again.stderr
+    none = dpo("import", ".", cwd=tmp_path, timeout=SECONDS)
+    assert none.returncode == 2
+    assert "no Hugging Face directory" in none.stderr

@@ -1,0 +1,239 @@
+"""`dpo export` on a run that was really trained: what it writes, proves and says."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.export import verified_write
+from dpo_cli.export.export import export_run, try_command
+from dpo_cli.export.rounding import Rounding
+from dpo_cli.models.convert import StateDict
+from dpo_cli.models.loading import load_checkpoint, read_state_dict
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import Evaluated, Exported, history
+from dpo_cli.training import run_weights as trained_module
+from dpo_cli.training.checkpointing import load_weights
+from dpo_cli.training.held_out import evaluation_seconds, score_held_out
+from tests.faults import workers
+from tests.support.cli import Run, dpo
+from tests.support.small_runs import golden_run
+
+START = "golden/train/seed/full_sft_64_moe.pth"
+
+
+@pytest.fixture(scope="session")
+def trained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """Experts, held-out pairs, and an update that half precision mostly swallows."""
+    changes = {"train.epochs": 1, "train.learning_rate": 1e-6, "eval.interval": 0}
+    root = tmp_path_factory.mktemp("export")
+    run = workers.new_run(root / "runs", golden_run(shared, "seed", True, **changes))
+    assert workers.work(run) == 0
+    return run
+
+
+def exported_as(
+    run: RunDirectory, file: Path, rounding: Rounding, seed: int | None, dtype: str = "float16"
+) -> StateDict:
+    """The file's weights, read back as any user of MiniMind's would have them."""
+    report = export_run(run, file, dtype, True, (), rounding, seed)
+    assert report.path == file
+    architecture = load_checkpoint(file, {}).architecture
+    written = read_state_dict(file)
+    assert set(written) == set(architecture.expected_shapes())
+    return written
+
+
+def test_what_nearest_loses_stochastic_rounding_keeps(
+    trained: RunDirectory, shared: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "rlhf_64_moe.pth"
+    start, state = read_state_dict(shared / START), Run(trained).weights
+    nearest = exported_as(trained, file, "nearest", None)
+    assert all(torch.equal(nearest[name], tensor.half()) for name, tensor in state.items())
+    report = export_run(trained, file, None, True)
+    assert report.survival is not None
+    assert not report.not_compared
+    changed = sum(int((nearest[name] != start[name]).sum()) for name in start)
+    tied = int((nearest["lm_head.weight"] != start["lm_head.weight"]).sum())
+    parameters = sum(tensor.numel() for name, tensor in start.items() if name != "lm_head.weight")
+    assert report.survival.changed == (changed - tied) / parameters
+    assert 0 < report.survival.changed < 0.1
+    assert report.survival.kept < 0.5 < report.survival.relative_error
+
+    drawn = exported_as(trained, file, "stochastic", 5)
+    again = exported_as(trained, file, "stochastic", 5)
+    other = exported_as(trained, file, "stochastic", 6)
+    assert all(torch.equal(drawn[name], again[name]) for name in drawn)
+    assert any(not torch.equal(drawn[name], other[name]) for name in drawn)
+    assert drawn["lm_head.weight"].data_ptr() == drawn["model.embed_tokens.weight"].data_ptr()
+    for name, tensor in state.items():
+        other_side = torch.where(
+            nearest[name].float() < tensor, torch.tensor(torch.inf), torch.tensor(-torch.inf)
+        )
+        neighbour = torch.nextafter(nearest[name], other_side.half())
+        assert ((drawn[name] == nearest[name]) | (drawn[name] == neighbour)).all(), name
+    report = export_run(trained, file, None, True, (), "stochastic", 5)
+    assert report.survival is not None
+    assert report.survival.kept == pytest.approx(1.0, abs=0.1)
+    assert report.seed == 5
+    assert report.mean_logp_difference < 0.01
+
+    events = [e for e in history(trained.events_path) if isinstance(e, Exported)]
+    assert [(e.rounding, e.seed) for e in events[-6:]] == [
+        *[("nearest", None)] * 2,
+        *[("stochastic", seed) for seed in (5, 5, 6, 5)],
+    ]
+    assert events[-4].sha256 == events[-3].sha256 == events[-1].sha256 != events[-2].sha256
+
+
+def test_the_seed_is_the_runs_if_none_is_named(trained: RunDirectory, tmp_path: Path) -> None:
+    report = export_run(trained, tmp_path / "x.pth", "bfloat16", False, (), "stochastic")
+    assert report.seed == 1337
+    assert report.survival is not None
+    assert report.survival.born == "float16"
+    assert report.survival.start_error > 8  # the rounding swamps the update
+    with pytest.raises(UsageError, match="float32 holds every weight as it is"):
+        export_run(trained, tmp_path / "y.pth", "float32", False, (), "stochastic")
+    assert not (tmp_path / "y.pth").exists()
+
+
+def test_the_weights_of_the_start_are_gone_or_others(
+    trained: RunDirectory, shared: Path, tmp_path: Path
+) -> None:
+    """The file is written all the same, and it is said why nothing is compared."""
+    file = tmp_path / "x.pth"
+    gone = export_run(trained, file, None, True, [f"model.checkpoint={tmp_path}/gone.pth"])
+    assert "gone.pth does not exist" in gone.not_compared
+    assert gone.survival is None
+    state = torch.load(shared / START)
+    state["model.norm.weight"] *= 2
+    torch.save(state, tmp_path / "other.pth")
+    others = export_run(trained, file, None, True, [f"model.checkpoint={tmp_path}/other.pth"])
+    assert others.not_compared == "model.checkpoint: the content is not what the run began with"
+
+
+def test_a_file_that_holds_something_else_gets_no_name(
+    trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finite, of the right shape, and off by one bit in one weight."""
+    write = verified_write.write_model
+
+    def flipped(path: Path, state: StateDict, *rest: object) -> None:
+        name = "model.layers.1.self_attn.k_proj.weight"
+        bits = state[name].clone().view(torch.int16)
+        bits[3, 4] ^= 1
+        write(path, {**state, name: bits.view(torch.float16)}, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verified_write, "write_model", flipped)
+    with pytest.raises(DpoError, match=r"k_proj.weight was read back otherwise"):
+        export_run(trained, tmp_path / "x.pth", None, False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_beyond_float16_are_no_infinities(
+    trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path) -> StateDict:
+        state = load_weights(path)
+        state["model.norm.weight"][3] = 7e4
+        return state
+
+    monkeypatch.setattr(trained_module, "load_weights", load)
+    with pytest.raises(DpoError, match=r"norm.weight holds a weight of magnitude 70000"):
+        export_run(trained, tmp_path / "x.pth", None, False)
+    assert not list(tmp_path.iterdir())
+    assert export_run(trained, tmp_path / "x.pth", "float32", False).dtype == "float32"
+
+
+def score_as_the_run_did(run: RunDirectory) -> None:
+    state = load_weights(Run(run).generation)
+    half = {name: tensor.half() for name, tensor in state.items()}
+    heard: list[tuple[object, ...]] = []
+    of_half, of_state = score_held_out(run, (), [half, state], lambda *its: heard.append(its))
+    evaluations = [event for event in Run(run).events if isinstance(event, Evaluated)]
+    recorded = evaluations[-1]
+    assert {name: of_state[name] for name in recorded.metrics} == recorded.metrics
+    assert of_half["logps/chosen"] != recorded.metrics["logps/chosen"]
+    assert of_half["pairs"] == of_state["pairs"] == recorded.pairs
+    assert heard[-1] == ("evaluation", 5, 5, "pairs")
+    assert evaluation_seconds(run) == max(event.seconds for event in evaluations)
+
+
+def test_held_out_pairs_are_scored_as_the_run_did(trained: RunDirectory) -> None:
+    """To the bit; in a process of its own, since it takes a worker's settings of torch."""
+    events = trained.events_path.read_bytes()
+    assert workers.call(partial(score_as_the_run_did, trained)) == 0
+    assert trained.events_path.read_bytes() == events
+
+
+def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
+    out = dpo("export", trained.path, "--to", "x.pth", cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert "float16 rounded to nearest, 47 tensors, after optimizer step 6" in out.stdout
+    assert "warning: rounding to the nearest float16 is off by more than 50 %" in out.stdout
+    assert re.search(r"[\d.]+ % of the weights are not the start's; [\d.-]+ % of the", out.stdout)
+    assert re.search(
+        r"held out, 5 pairs, .* accuracy 0\.\d+ \(0\.\d+\), gap \S+ \(\S+\)", out.stdout
+    )
+    assert "try it: first rename" in out.stdout
+    drawn = dpo(
+        *("export", trained.path, "--to", "y.pth", "--rounding", "stochastic", "--seed", "7"),
+        *("--dtype", "bfloat16", "--no-evaluate"),
+        cwd=tmp_path,
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    assert "bfloat16 rounded stochastically with seed 7" in drawn.stdout
+    assert "born float16, which bfloat16 does not hold" in drawn.stdout
+    assert "held out" not in drawn.stdout
+    assert load_checkpoint(tmp_path / "y.pth", {}).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "file", "expected"),
+    [
+        (
+            "seed/full_sft_64",
+            "out/rlhf_64.pth",
+            "python eval_model.py --model_mode 2 --out_dir out"
+            " --hidden_size 64 --num_hidden_layers 2",
+        ),
+        (
+            "seed/full_sft_64_moe",
+            "out/rlhf_64_moe.pth",
+            "python eval_model.py --model_mode 2 --out_dir out"
+            " --hidden_size 64 --num_hidden_layers 2 --use_moe True",
+        ),
+        (
+            "seed/full_sft_64",
+            "out/dpo_64.pth",
+            "python eval_llm.py --weight dpo --save_dir out --hidden_size 64 --num_hidden_layers 2",
+        ),
+        (
+            "head/full_sft_64_moe",
+            "my out/rlhf_64_moe.pth",
+            "python eval_llm.py --weight rlhf --save_dir 'my out'"
+            " --hidden_size 64 --num_hidden_layers 2 --use_moe 1",
+        ),
+        (
+            "head/full_sft_64",
+            "mine.pth",
+            "first rename it to rlhf_64.pth: MiniMind's scripts know no other names",
+        ),
+    ],
+)
+def test_the_command_of_that_generation(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    checkpoint: str, file: str, expected: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    tiny = load_checkpoint(golden / f"arch/{checkpoint}.pth", {}).architecture
+    assert try_command(tmp_path / file, tiny) is None  # MiniMind has no tokenizer for it
+    architecture = dataclasses.replace(tiny, vocab_size=6400)
+    assert try_command(tmp_path / file, architecture) == expected

@@ -1,0 +1,181 @@
+"""Who answers: the text, where it ends, and what a conversation keeps of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.inference.chat import Conversation, Speaker, open_speakers
+from dpo_cli.inference.open_model import OpenedModel
+from dpo_cli.models.generation import Decoding
+from dpo_cli.models.loading import build_model, load_checkpoint
+from dpo_cli.models.minimind import MiniMind
+from dpo_cli.run.models import NamedModel
+from tests.models.test_generation import CPU, TOKENS, theirs
+
+QUESTION = "你好，请问什么是重力？"
+HOT = {"temperature": 1.0, "seed": 4}
+
+
+class Model:
+    """A small MiniMind of a kind, and its tokenizer."""
+
+    def __init__(self, shared: Path, generation: str, kind: str) -> None:
+        name = f"full_sft_64{'_moe' if kind == 'moe' else ''}.pth"
+        self.path = shared / "golden/train" / generation / name
+        self.checkpoint = load_checkpoint(self.path, {})
+        tokenizer = "minimind2" if generation == "seed" else "minimind3"
+        self.tokenizer = ChatTokenizer(shared / "tokenizer" / tokenizer)
+
+    def speaker(self, **settings: float) -> Speaker:
+        decoding = Decoding(**{"most_tokens": TOKENS, **settings})  # type: ignore[arg-type]
+        return Speaker(OpenedModel("it", self.checkpoint), self.tokenizer, CPU, decoding)
+
+    def says(self, question: int = 0, **settings: float) -> str:
+        return "".join(self.speaker(**settings).answer(asked(QUESTION), question))
+
+
+@pytest.fixture(scope="module", params=["seed-dense", "seed-moe", "head-dense", "head-moe"])
+def model(request: pytest.FixtureRequest, shared: Path) -> Model:
+    return Model(shared, *request.param.split("-"))
+
+
+def asked(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_an_answer_is_what_transformers_has_the_model_say(model: Model) -> None:
+    prompt = model.tokenizer.prompt(asked(QUESTION))
+    itself = build_model(model.checkpoint.architecture, model.checkpoint.state).eval()
+    end = model.tokenizer.end_id
+    expected = theirs(itself, prompt, end)
+    answer = model.speaker().answer(asked(QUESTION), 0)
+    pieces = list(answer)
+    kept = [number for number in expected if number != end]
+    assert "".join(pieces) == answer.text == model.tokenizer.decode(kept)
+    assert (answer.tokens, answer.is_cut) == (len(expected), expected[-1] != end)
+    assert answer.seconds > 0
+
+
+def test_the_token_that_ends_an_answer_is_no_part_of_it(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    itself = build_model(model.checkpoint.architecture, model.checkpoint.state).eval()
+    said = theirs(itself, model.tokenizer.prompt(asked(QUESTION)), None)
+    until = said[: said.index(said[5])]
+    monkeypatch.setattr(ChatTokenizer, "end_id", said[5])
+    answer = model.speaker().answer(asked(QUESTION), 0)
+    assert "".join(answer) == model.tokenizer.decode(until)
+    assert (answer.tokens, answer.is_cut) == (len(until) + 1, False)
+
+
+def test_the_prompt_is_what_the_template_writes_before_an_answer(shared: Path) -> None:
+    messages = [*asked("a"), {"role": "assistant", "content": "b"}, *asked("<|im_end|>")]
+    for name, think in (("minimind2", ""), ("minimind3", "<think>\n\n</think>\n\n")):
+        tokenizer = ChatTokenizer(shared / "tokenizer" / name)
+        [whole] = tokenizer.render([*messages, {"role": "assistant", "content": "c"}])
+        text = whole.text[: whole.answers[-1][0]] + think
+        assert tokenizer.decode(tokenizer.prompt(messages)) == text
+        assert tokenizer.prompt(messages).tolist() == tokenizer._tokenizer.encode(text)
+
+
+def test_what_is_drawn_follows_from_seed_and_question(model: Model) -> None:
+    assert model.says(**HOT) == model.says(**HOT)
+    said = {model.says(**HOT), model.says(**HOT | {"seed": 9}), model.says(1, **HOT), model.says()}
+    assert len(said) == 4
+    assert model.says(**HOT, top_p=1e-6) == model.says()
+
+
+def test_an_answer_ends_where_the_model_has_no_more_positions(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaker, prompt = model.speaker(), len(model.tokenizer.prompt(asked(QUESTION)))
+    monkeypatch.setattr(MiniMind, "max_positions", prompt + 5)
+    answer = speaker.answer(asked(QUESTION), 0)
+    assert len(list(answer)) == 6
+    assert (answer.tokens, answer.is_cut) == (5, True)
+    monkeypatch.setattr(MiniMind, "max_positions", prompt)
+    with pytest.raises(DpoError, match=rf"{prompt} tokens, and the model {prompt} positions"):
+        speaker.answer(asked(QUESTION), 0)
+
+
+def test_a_conversation_keeps_what_was_said(model: Model) -> None:
+    conversation = Conversation(model.speaker(), "be brief")
+    first = conversation.ask("hello")
+    said = next(first) + next(first) + next(first)  # it was stopped here
+    assert conversation.messages == [
+        {"role": "system", "content": "be brief"},
+        *asked("hello"),
+        {"role": "assistant", "content": said},
+    ]
+    history = [*conversation.messages, *asked("and?")]
+    assert "".join(conversation.ask("and?")) == "".join(model.speaker().answer(history, 1))
+    conversation.take_back()
+    assert conversation.messages == history[:-1]
+    conversation.forget()
+    assert "".join(conversation.ask("hello")).startswith(said)
+
+
+def test_a_template_that_refuses(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{{ raise_exception('no system turns') }}"
+    monkeypatch.setattr(model.tokenizer._tokenizer, "chat_template", template)
+    with pytest.raises(DpoError, match="the chat template refuses it: no system turns"):
+        model.speaker().answer(asked(QUESTION), 0)
+
+
+# --- opening -------------------------------------------------------------------------------------
+
+
+def test_files_need_a_tokenizer_and_say_the_same(model: Model, tmp_path: Path) -> None:
+    decoding, named = Decoding(TOKENS), NamedModel(model.path)
+    with pytest.raises(UsageError, match="nothing says which tokenizer"):
+        open_speakers(named, None, decoding, runs_root=tmp_path)
+    folder = model.tokenizer.folder
+    [alone] = open_speakers(named, None, decoding, runs_root=tmp_path, tokenizer=folder)
+    both = open_speakers(named, named, decoding, runs_root=tmp_path, tokenizer=folder)
+    for speaker in (alone, *both):
+        assert "".join(speaker.answer(asked(QUESTION), 0)) == model.says()
+    assert alone.title.endswith(model.path.name)
+
+
+def test_settings_say_what_a_file_cannot(shared: Path, tmp_path: Path) -> None:
+    model = Model(shared, "seed", "dense")
+
+    def says(*settings: str) -> str:
+        [speaker] = open_speakers(
+            NamedModel(model.path),
+            None,
+            Decoding(TOKENS),
+            runs_root=tmp_path,
+            tokenizer=model.tokenizer.folder,
+            settings=("train.device=cpu", *settings),
+        )
+        return "".join(speaker.answer(asked(QUESTION), 0))
+
+    assert says() == model.says() != says("model.rope_theta=10")
+    with pytest.raises(DpoError, match="do not fit projections"):
+        says("model.num_attention_heads=7")
+    with pytest.raises(UsageError, match="--set"):
+        says("model.rope=10")
+
+
+def test_policy_and_reference_of_different_vocabularies(shared: Path, tmp_path: Path) -> None:
+    model = Model(shared, "seed", "dense")
+    state = torch.load(model.path, weights_only=True)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = state[name][:6000].clone()
+    torch.save(state, tmp_path / "small.pth")
+    named = NamedModel(model.path), NamedModel(tmp_path / "small.pth")
+    for policy, reference in (named, named[::-1]):
+        with pytest.raises(DpoError, match="6000"):
+            open_speakers(
+                policy,
+                reference,
+                Decoding(TOKENS),
+                runs_root=tmp_path,
+                tokenizer=model.tokenizer.folder,
+            )

@@ -1,0 +1,251 @@
+"""Generations: the order of the commit, damage that is found, and what is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpo_cli.errors import NoSpaceError
+from dpo_cli.run import checkpoints
+from dpo_cli.run.checkpoints import (
+    MANIFEST,
+    Generation,
+    all_generations,
+    commit,
+    find_damage,
+    newest_verified,
+)
+
+
+def state(content: str = "weights") -> Callable[[Path], None]:
+    def write(directory: Path) -> None:
+        (directory / "weights.safetensors").write_text(content * 100)
+        (directory / "ranks").mkdir()
+        (directory / "ranks" / "rng-0.pt").write_bytes(b"\x01\x02")
+
+    return write
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_a_committed_generation_verifies_and_lists_every_file(tmp_path: Path) -> None:
+    generation = commit(tmp_path, 400, state())
+    assert generation == Generation(tmp_path / "step-00000400", 400)
+    manifest = json.loads((generation.path / MANIFEST).read_text())
+    assert set(manifest["files"]) == {"weights.safetensors", "ranks/rng-0.pt"}
+    assert newest_verified(tmp_path) == (generation, [])
+
+
+def test_the_two_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        commit(tmp_path, step, state())
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+    commit(tmp_path, 5, state(), keep=1)
+    assert names(tmp_path) == ["step-00000005"]
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2)):
+        commit(tmp_path, step, state(), best=best)
+    assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000005"]
+    commit(tmp_path, 6, state(), keep=1, best=2)
+    assert names(tmp_path) == ["step-00000002", "step-00000006"]
+    commit(tmp_path, 7, state(), keep=1, best=7)
+    assert names(tmp_path) == ["step-00000007"]
+    commit(tmp_path, 8, state(), keep=1, best=3)  # which is not there any more
+    assert names(tmp_path) == ["step-00000008"]
+
+
+def test_a_damaged_best_is_only_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        commit(tmp_path, step, state(), best=1)
+    (tmp_path / "step-00000001" / MANIFEST).unlink()
+    found, passed_over = newest_verified(tmp_path)
+    assert found == Generation(tmp_path / "step-00000004", 4)
+    assert passed_over == []
+
+
+def test_leftovers_of_dead_writers_go_at_the_next_commit(tmp_path: Path) -> None:
+    (tmp_path / "tmp-dead").mkdir()
+    (tmp_path / "tmp-dead" / "weights.safetensors").write_text("half")
+    assert newest_verified(tmp_path) == (None, [])
+    commit(tmp_path, 1, state())
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_a_run_that_went_back_does_not_keep_the_damaged_future(tmp_path: Path) -> None:
+    for step in (100, 200):
+        commit(tmp_path, step, state())
+    (tmp_path / "step-00000200" / MANIFEST).unlink()
+    commit(tmp_path, 150, state())
+    assert names(tmp_path) == ["step-00000100", "step-00000150"]
+
+
+def test_committing_a_step_again_replaces_it(tmp_path: Path) -> None:
+    commit(tmp_path, 1, state("old"))
+    generation = commit(tmp_path, 1, state("new"))
+    assert (generation.path / "weights.safetensors").read_text().startswith("new")
+    assert names(tmp_path) == ["step-00000001"]
+    assert newest_verified(tmp_path) == (generation, [])
+
+
+@pytest.mark.parametrize("crash_at", range(4))
+def test_a_crash_at_any_rename_leaves_a_whole_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
+) -> None:
+    """Also when the only step is committed again, and the crash comes again."""
+
+    class Crash(BaseException):
+        pass
+
+    rename = os.rename
+    renames = 0
+
+    def crash(source: Path, target: Path) -> None:
+        nonlocal renames
+        renames += 1
+        if renames == crash_at + 1:
+            raise Crash
+        rename(source, target)
+
+    commit(tmp_path, 1, state("old"))
+    for _ in range(2):
+        renames = 0
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoints.os, "rename", crash)
+            with contextlib.suppress(Crash):
+                commit(tmp_path, 1, state("new"))
+        assert renames >= min(crash_at + 1, 2)
+        generation, passed_over = newest_verified(tmp_path)
+        assert generation is not None
+        assert passed_over == []
+    commit(tmp_path, 1, state("new"))
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_everything_is_flushed_before_the_rename_and_the_parent_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync, rename = checkpoints.fsync_path, os.rename
+
+    def record_fsync(path: Path) -> None:
+        calls.append("fsync " + ("temporary" if path.name.startswith("tmp-") else path.name))
+        fsync(path)
+
+    def record_rename(source: Path, target: Path) -> None:
+        calls.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(checkpoints, "fsync_path", record_fsync)
+    monkeypatch.setattr(checkpoints.os, "rename", record_rename)
+    commit(tmp_path, 1, state())
+    flushed = calls[: calls.index("rename")]
+    assert set(flushed[:-2]) == {"fsync ranks", "fsync rng-0.pt", "fsync weights.safetensors"}
+    assert flushed[-2:] == [f"fsync {MANIFEST}", "fsync temporary"]
+    assert calls[calls.index("rename") + 1 :] == [f"fsync {tmp_path.name}"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda g: (g / MANIFEST).unlink(), "manifest.json is missing"),
+        (lambda g: (g / MANIFEST).write_bytes(bytes(4096)), "its manifest cannot be read"),
+        (lambda g: (g / MANIFEST).write_text("[]"), "its manifest cannot be read"),
+        (lambda g: (g / "weights.safetensors").unlink(), "weights.safetensors is missing"),
+        (lambda g: os.truncate(g / "weights.safetensors", 5), "has 5 bytes of 700"),
+        (lambda g: (g / "ranks" / "rng-0.pt").write_bytes(b"\x01\x03"), "rng-0.pt has changed"),
+    ],
+)
+def test_damage_is_named_and_the_one_before_is_used(
+    tmp_path: Path, damage: Callable[[Path], object], sentence: str
+) -> None:
+    before = commit(tmp_path, 1, state())
+    damage(commit(tmp_path, 2, state()).path)
+    found, [passed_over] = newest_verified(tmp_path)
+    assert found == before
+    assert passed_over.startswith("step-00000002 is damaged: ")
+    assert sentence in passed_over
+
+
+def test_a_generation_under_another_steps_name_is_not_believed(tmp_path: Path) -> None:
+    generation = commit(tmp_path, 1, state())
+    generation.path.rename(tmp_path / "step-00000009")
+    assert newest_verified(tmp_path)[0] is None
+
+
+def test_all_bad_is_none_with_every_reason(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (commit(tmp_path, step, state()).path / "weights.safetensors").write_text("x")
+    found, passed_over = newest_verified(tmp_path)
+    assert found is None
+    assert [sentence.split()[0] for sentence in passed_over] == ["step-00000002", "step-00000001"]
+
+
+def test_no_flipped_bit_anywhere_loads_other_content(tmp_path: Path) -> None:
+    generation = commit(tmp_path, 1, state())
+    files = [path for path in sorted(generation.path.rglob("*")) if path.is_file()]
+    whole = {path: path.read_bytes() for path in files}
+    rng = random.Random(0)
+    for path in files:
+        for _ in range(60):
+            damaged = bytearray(whole[path])
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+            path.write_bytes(damaged)
+            believed = find_damage(generation) is None
+            # A flip in the manifest's white space changes nothing that it says.
+            assert not believed or (
+                path.name == MANIFEST and json.loads(damaged) == json.loads(whole[path])
+            )
+        path.write_bytes(whole[path])
+    assert find_damage(generation) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_leaves_the_last_generation_and_nothing_else(
+    tmp_path: Path, error: Exception
+) -> None:
+    before = commit(tmp_path, 1, state())
+
+    def write(directory: Path) -> None:
+        (directory / "weights.safetensors").write_text("half")
+        raise error
+
+    with pytest.raises(NoSpaceError) as caught:
+        commit(tmp_path, 2, write)
+    assert caught.value.remedy
+    assert names(tmp_path) == ["step-00000001"]
+    assert newest_verified(tmp_path) == (before, [])
+
+
+def test_other_errors_of_the_writer_pass_and_leave_nothing(tmp_path: Path) -> None:
+    def write(directory: Path) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        commit(tmp_path, 1, write)
+    assert names(tmp_path) == []
+
+
+def test_other_files_are_no_generations(tmp_path: Path) -> None:
+    (tmp_path / "step-1").mkdir()
+    (tmp_path / "step-00000001.bak").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    assert all_generations(tmp_path) == []
+    assert all_generations(tmp_path / "missing") == []

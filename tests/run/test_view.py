@@ -1,0 +1,186 @@
+"""What events come to: states, times, means, and what a resume takes back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from dpo_cli.run.events import (
+    EVALUATION,
+    Completed,
+    Event,
+    Failed,
+    Progress,
+    Resumed,
+    Saved,
+    Stopped,
+    WorkerEnded,
+    WorkerStarted,
+)
+from dpo_cli.run.view import RECENT_STEPS, RunView, State
+from tests.support import story
+
+STARTED = WorkerStarted(pid=8, device="cpu", device_name="", dtype="float32", versions={})
+
+
+def seen(*events: Event) -> RunView:
+    view = RunView()
+    for event in events:
+        view.take(event)
+    return view
+
+
+def test_the_states_of_a_whole_run() -> None:
+    view = RunView()
+    states = [view.state]
+    for event in story.whole():
+        view.take(event)
+        if view.state is not states[-1]:
+            states.append(view.state)
+    assert states == [
+        State.STARTING,
+        State.PREPARING,
+        State.EVALUATING,
+        State.TRAINING,
+        State.EVALUATING,
+        State.SAVING,
+        State.COMPLETED,
+    ]
+
+
+def test_an_evaluation_is_seen_before_training_and_within_it() -> None:
+    started, encoding, *planned = story.preparation()
+    assert seen(started, encoding).state is State.PREPARING
+    assert seen(started, encoding, *planned).state is State.EVALUATING
+
+    half = Progress(phase=EVALUATION, done=42, total=84, unit="pairs")
+    view = seen(*story.preparation(), *story.training(0, 10), story.at(40, half))
+    assert view.state is State.EVALUATING
+    for event in story.training(10, 12):
+        view.take(event)
+    assert view.state is State.TRAINING
+
+
+@pytest.mark.parametrize(
+    ("event", "state"),
+    [
+        (Stopped(reason="interrupted", step=10, optimizer_step=5), State.STOPPED),
+        (Failed(message="m"), State.FAILED),
+        (WorkerEnded(exit_code=1), State.FAILED),
+        (WorkerEnded(exit_code=137, signal=9), State.KILLED),
+        (Completed(step=10, optimizer_step=5, weights="w"), State.COMPLETED),
+    ],
+)
+def test_ends_and_new_starts(event: Event, state: State) -> None:
+    view = seen(*story.preparation(), *story.training(0, 10), story.at(40, event))
+    assert view.state is state
+    view.take(WorkerEnded(exit_code=1))
+    assert view.state is state
+    view.take(STARTED)
+    assert view.state is State.PREPARING
+
+
+def test_a_stop_that_was_asked_for_shows_until_it_is_done() -> None:
+    view = seen(*story.preparation(), *story.training(0, 10))
+    view.is_stopping = True
+    assert view.state is State.STOPPING
+    view.take(Stopped(reason="interrupted", step=10, optimizer_step=5))
+    assert view.state is State.STOPPED
+
+
+def test_elapsed_counts_all_starts_and_no_pauses() -> None:
+    view = seen(*story.preparation(), *story.training(0, 10))
+    assert view.elapsed_seconds(view.time) == pytest.approx(20.0)
+    assert view.elapsed_seconds(view.time + 3) == pytest.approx(23.0)
+    view.take(story.at(21, Stopped(reason="interrupted", step=10, optimizer_step=5)))
+    # The launcher's clock began when it wrote its one event.
+    view.take(dataclasses.replace(WorkerEnded(exit_code=130), time=view.time + 1))
+    assert view.elapsed_seconds(view.time + 1e6) == pytest.approx(21.0)
+    tomorrow = view.time + 86_400
+    view.take(dataclasses.replace(STARTED, time=tomorrow))
+    assert view.elapsed_seconds(tomorrow + 4) == pytest.approx(25.0)
+
+
+def test_time_left_falls_between_events() -> None:
+    view = seen(*story.preparation(), *story.training(0, 100))
+    left = view.seconds_left(view.time)
+    assert left == pytest.approx(300 * story.STEP_SECONDS)
+    assert view.seconds_left(view.time + 5) == pytest.approx(left - 5)
+    assert view.seconds_left(view.time + 1e9) == 0
+    assert seen(*story.preparation()).seconds_left(0) is None
+
+
+def test_the_mean_is_over_the_last_steps_and_those_that_tell() -> None:
+    view = seen(*story.preparation(), *story.training(0, 100))
+    assert len(view.recent) == RECENT_STEPS
+    gaps = [0.018 * step / story.STEPS for step in range(62, 101, 2)]
+    assert view.recent_mean("gap") == pytest.approx(sum(gaps) / len(gaps))
+    assert view.recent_mean("weights_moved") == pytest.approx(0.05 * 90 / 400)
+    assert view.recent_mean("balance") is None
+    assert view.weights_moved == pytest.approx(0.05 * 100 / 400)
+
+
+def test_the_share_of_clipped_steps() -> None:
+    view = seen(*story.preparation(), *story.training(0, 100))
+    norms = [step.metrics["grad_norm"] for step in map(story.step_done, range(2, 101, 2))]
+    expected = sum(norm > 1.0 for norm in norms) / len(norms)
+    assert view.trained["clipped"].mean == pytest.approx(expected)
+
+
+def test_skipped_steps_count_once() -> None:
+    def skipped(step: int) -> Event:
+        return dataclasses.replace(story.step_done(step), is_skipped=True)  # type: ignore[call-arg]
+
+    view = seen(*story.preparation(), *story.training(0, 10))
+    assert view.skipped_steps == []
+    for step in (12, 14, 18):
+        view.take(skipped(step))
+    view.take(story.step_done(20))
+    assert view.skipped_steps == [12, 14, 18]
+    # Rows after the state that training goes on from are void, and come again.
+    view.take(STARTED)
+    view.take(Resumed(step=14, optimizer_step=7, generation="step-00000007"))
+    assert view.skipped_steps == [12, 14]
+    for step in (16, 18):
+        view.take(skipped(step))
+    assert view.skipped_steps == [12, 14, 16, 18]
+    view.take(Resumed(step=0, optimizer_step=0, generation=""))
+    assert view.skipped_steps == []
+
+
+def test_a_resume_takes_back_what_was_lost() -> None:
+    view = seen(*story.preparation(), *story.training(0, 130), STARTED)
+    view.take(Resumed(step=100, optimizer_step=50, generation="step-00000050"))
+    assert view.step == 100
+    assert view.last_step is not None
+    assert view.last_step.step == 100
+    assert view.seconds_left(view.time) is None  # the new worker's clock has told nothing yet
+    assert view.trained["loss"].points[-1][0] == 100
+    assert view.held_out is not None
+    assert view.held_out.step == 100
+    view.take(story.step_done(102))
+    # The mean is over the last steps that count, whoever did them.
+    assert [step.step for step in view.recent] == [92, 94, 96, 98, 100, 102][-len(view.recent) :]
+    assert len(view.recent) == RECENT_STEPS - 15 + 1
+    assert view.seconds_left(view.time) == pytest.approx(298 * 1.4)
+
+
+def test_memory_is_bounded() -> None:
+    view = RunView()
+    for step in range(2, 20_000, 2):
+        view.take(story.step_done(step))
+    assert max(len(series.points) for series in view.trained.values()) <= 256
+
+
+def test_the_newest_alert_of_a_code_counts() -> None:
+    newer = dataclasses.replace(story.SLOW, message="still")
+    view = seen(story.SLOW, story.CHINESE, newer)
+    assert [alert.message for alert in view.alerts.values()][-1] == "still"
+    assert len(view.alerts) == 2
+
+
+def test_the_last_save() -> None:
+    view = seen(*story.preparation(), *story.training(0, 130))
+    assert isinstance(view.saved, Saved)
+    assert view.saved.step == 100

@@ -1,0 +1,1 @@
+"""Helpers of the tests: runs, terminals, models and data to test with."""

@@ -1,0 +1,134 @@
+"""Running the real `dpo` in a process of its own, and reading what it left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.models.convert import StateDict, to_minimind
+from dpo_cli.models.minimind import MiniMind
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import Evaluated, Event, StepDone, history
+from dpo_cli.run.lookup import find_runs
+from dpo_cli.training.checkpointing import load_weights
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DPO = [sys.executable, "-m", "dpo_cli"]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment, one computing thread, no terminal's width or colours."""
+    own = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
+    return {**own, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **changes}
+
+
+def dpo(
+    *arguments: str | Path, cwd: Path, timeout: float = 120, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `dpo` to its end: its exit code, stdout and stderr."""
+    return run_in(cwd, [*DPO, *map(str, arguments)], timeout, **changes)
+
+
+def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    """Start `dpo`; stdout and stderr come together."""
+    return subprocess.Popen(
+        [*DPO, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_in(
+    cwd: Path, command: Sequence[str], timeout: float = 120, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run any command in the environment of the tests, and keep what it says."""
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def set_options(settings: Mapping[str, Any]) -> list[str]:
+    """`--set` options for profile keys."""
+    words = []
+    for key, value in settings.items():
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        words += ["--set", f"{key}={text}"]
+    return words
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished `dpo train` left in its run directory."""
+
+    directory: RunDirectory
+
+    @classmethod
+    def only(cls, cwd: Path) -> Run:
+        """The one run under `cwd`."""
+        (directory,) = find_runs(cwd / "runs")
+        return cls(directory)
+
+    @property
+    def events(self) -> list[Event]:
+        return history(self.directory.events_path)
+
+    @property
+    def steps(self) -> list[StepDone]:
+        return [event for event in self.events if isinstance(event, StepDone)]
+
+    @property
+    def losses(self) -> list[float]:
+        """Of every micro-batch."""
+        return [loss for step in self.steps for loss in step.losses]
+
+    @property
+    def grad_norms(self) -> list[float]:
+        return [step.metrics["grad_norm"] for step in self.steps]
+
+    @property
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """What must be bit-equal in a resumed run."""
+        kept = ("step", "optimizer_step", "epoch", "learning_rate", "losses", "metrics", "tokens")
+        return [{key: getattr(step, key) for key in kept} for step in self.steps]
+
+    @property
+    def evaluations(self) -> list[tuple[int, dict[str, float]]]:
+        """Likewise."""
+        return [(e.step, e.metrics) for e in self.events if isinstance(e, Evaluated)]
+
+    @property
+    def architecture(self) -> MiniMind:
+        plan = self.directory.read_plan()
+        assert plan is not None
+        return MiniMind(**plan["model"]["shape"])
+
+    @property
+    def generation(self) -> Path:
+        generation, passed_over = self.directory.newest_verified()
+        assert generation is not None
+        assert not passed_over
+        return generation.path
+
+    @property
+    def weights(self) -> StateDict:
+        """The final float32 weights under MiniMind's names."""
+        return to_minimind(load_weights(self.generation), self.architecture)
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of the newest generation but its manifest, which names random things."""
+        paths = sorted(self.generation.iterdir())
+        return {path.name: path.read_bytes() for path in paths if path.name != "manifest.json"}

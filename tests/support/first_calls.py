@@ -1,0 +1,49 @@
+"""Prints in how many of so many fresh processes a function's first call has other bits.
+
+OMP_NUM_THREADS=2 python -m tests.support.first_calls PROCESSES built|raw
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+from dpo_cli.models.loading import build_model
+from dpo_cli.run.processes import fork
+from tests.support.two_layouts import ARCHITECTURES, empty_state
+
+_FUNCTIONS = (
+    *(torch.exp, torch.log, torch.log2, torch.log10, torch.sqrt, torch.erf, torch.erfc),
+    *(torch.sin, torch.cos, torch.tan, torch.asin, torch.acos, torch.atan, torch.tanh),
+)
+_SAME, _OTHER = 0, 3  # an error is a 1
+
+
+def _compare(is_built: bool) -> int:
+    """The first call of each with the second, in a process that has a model, or has none."""
+    if is_built:
+        architecture = ARCHITECTURES["minimind2"]
+        build_model(architecture, empty_state(architecture))
+    numbers = torch.linspace(0.1, 0.9, 700 * 512).view(700, 512)
+    table = numbers @ torch.full((512, 2048), 1 / 512)  # wakes the other threads
+    same = all(torch.equal(function(table), function(table)) for function in _FUNCTIONS)
+    return _SAME if same else _OTHER
+
+
+def main() -> None:
+    """See above."""
+    processes, is_built = int(sys.argv[1]), sys.argv[2] == "built"
+    differing = 0
+    for _ in range(processes):
+        child = fork(lambda: _compare(is_built))  # of one that has computed nothing
+        code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+        if code not in (_SAME, _OTHER):
+            sys.exit(f"a process ended with {code}")
+        differing += code == _OTHER
+    print(differing, "of", processes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Runs on the small golden checkpoints: some hundred optimizer steps in a few seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.support.cli import set_options
+
+MANY_SAVES = {"train.save_interval": 3, "train.save_min_seconds": 0, "train.device": "cpu"}
+
+
+def golden_run(shared: Path, generation: str, moe: bool, **changes: Any) -> list[str]:
+    """`dpo train` on a golden checkpoint, `generation` "seed" or "head"; 27 pairs, 12 epochs."""
+    tokenizer = "minimind2" if generation == "seed" else "minimind3"
+    profile = ("dense", "moe") if generation == "seed" else ("minimind3", "minimind3-moe")
+    checkpoint = shared / f"golden/train/{generation}/full_sft_64{'_moe' if moe else ''}.pth"
+    keys = {
+        "model.checkpoint": checkpoint,
+        "model.hidden_size": 64,
+        "model.num_hidden_layers": 2,
+        "model.tokenizer": shared / "tokenizer" / tokenizer,
+        "data.data_path": shared / "golden/data/train27.jsonl",
+        "data.max_seq_len": 128,
+        "eval.fraction": 0.2,
+        "eval.interval": 25,
+        "train.epochs": 12,
+        "train.learning_rate": 1e-4,
+        **MANY_SAVES,
+        **changes,
+    }
+    return ["train", profile[moe], *set_options(keys)]
+
+
+def small_run(shared: Path, **changes: Any) -> list[str]:
+    """Seven steps in a second, behind five of imports."""
+    return golden_run(shared, "seed", False, **{"train.epochs": 1, "eval.fraction": 0.0, **changes})

@@ -1,0 +1,253 @@
+"""A run that never was, as its events: what panel, summary and commands are tested with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import (
+    EVALUATION,
+    Alert,
+    Completed,
+    Evaluated,
+    Event,
+    EventWriter,
+    Planned,
+    Progress,
+    Saved,
+    StepDone,
+    WorkerEnded,
+    WorkerStarted,
+    to_json,
+)
+
+STARTED = 1_767_268_800.0  # 2026-01-01 12:00 UTC
+STEPS, STEP_SECONDS = 400, 1.5
+PLAN: dict[str, Any] = {
+    "model": {"description": "MiniMind generation 2, 512 x 8, dense", "parameters": 25_829_888},
+    "pairs": {"kept": 800, "set_aside": 51, "held_out": 40, "max_seq_len": 1024},
+    "steps": {
+        "epochs": 2,
+        "micro_batches": STEPS,
+        "optimizer_steps": STEPS // 2,
+        "micro_batches_per_epoch": STEPS // 2,
+        "batch_size": 4,
+        "accumulation_steps": 2,
+    },
+    "profile": {
+        "learning_rate": 1e-6,
+        "beta": 5.0,
+        "reduction": "mean",
+        "schedule": "minimind2",
+        "layout": "packed",
+        "grad_clip": 1.0,
+        "log_interval": 20,
+        "save_interval": 100,
+    },
+    "device": "cpu",
+    "dtype": "float32",
+}
+SETTINGS: dict[str, Any] = {
+    "model": {"checkpoint": "/models/full_sft_512.pth", "tokenizer": "/models/tokenizer"},
+    "data": {"data_path": "/data/pairs.jsonl", "max_seq_len": 1024},
+    "dpo": {"beta": 5.0, "reduction": "mean"},
+    "train": {"learning_rate": 1e-6, "epochs": 2, "seed": 1337},
+    "eval": {"fraction": 0.05},
+}
+FINGERPRINTS = {
+    "weights": "ddab5a38" * 8,
+    "reference": "ddab5a38" * 8,
+    "tokenizer": "398072ab" * 8,
+    "data": "fa386d5f" * 8,
+}
+SLOW = Alert(
+    code="slow-learning",
+    message="after 100 steps the loss still reads ln 2: at this learning rate nothing can move",
+    remedy="take the recipe that `dpo init` proposes",
+)
+CHINESE = Alert(
+    code="drift",
+    message="模型偏离参考模型太远，回答可能变得重复或没有意义，请检查保留集",
+    remedy="降低学习率",
+)
+
+
+def at(seconds: float, event: Event) -> Event:
+    """The event as it is stamped so long after the start."""
+    return dataclasses.replace(event, time=STARTED + seconds, elapsed_seconds=seconds)
+
+
+def preparation() -> Iterator[Event]:
+    """Until everything is resolved: three seconds."""
+    yield at(
+        0.0,
+        WorkerStarted(pid=7, device="cpu", device_name="a processor", dtype="float32", versions={}),
+    )
+    yield at(1.0, Progress(phase="encoding", done=400, total=891, unit="rows"))
+    yield at(2.0, Planned(plan=PLAN))
+    yield at(3.0, Progress(phase=EVALUATION, done=210, total=840, unit="pairs"))
+
+
+def training(first: int, last: int) -> Iterator[Event]:
+    """Steps with what belongs to them: an evaluation each 50, a save each 100."""
+    if first == 0:
+        yield evaluated(0)
+    for step in range(first + 2, last + 1, 2):
+        yield step_done(step)
+        if step % 50 == 0 or step == STEPS:
+            yield evaluated(step)
+        if step % 100 == 0 or step == STEPS:
+            yield saved(step)
+
+
+def step_done(step: int) -> Event:
+    """Learning that is noisy but the same each time."""
+    share, noise = step / STEPS, math.sin(step * 1.7) * math.cos(step * 0.31)
+    metrics = {
+        "loss": 0.6931 - 0.2 * share + 0.03 * noise,
+        "rewards/chosen": 0.3 * share,
+        "rewards/rejected": -0.6 * share - 0.05 * noise,
+        "rewards/margins": 0.9 * share + 0.05 * noise,
+        "rewards/accuracies": min(1.0, 0.5 + 0.4 * share + 0.2 * noise),
+        "logps/chosen": -2.0 + 0.06 * share,
+        "logps/rejected": -2.1 - 0.12 * share,
+        "gap": 0.018 * share,
+        "kl": 0.002 * share,
+        "grad_norm": 0.8 + 0.4 * noise,
+    }
+    if step == 2 or step % 20 == 0:
+        metrics["weights_moved"] = 0.05 * share
+    done = StepDone(
+        step=step,
+        optimizer_step=step // 2,
+        epoch=1 + (step > STEPS // 2),
+        learning_rate=1e-6 * (0.1 + 0.5 * (1 + math.cos(math.pi * share))),
+        losses=(metrics["loss"],) * 2,
+        metrics=metrics,
+        pairs=8,
+        tokens=6_000,
+        padding_tokens=180,
+        seconds=2 * STEP_SECONDS - 0.2,
+        process_bytes=1_234_000_000,
+        device_bytes=0,
+    )
+    return at(5.0 + step * STEP_SECONDS, done)
+
+
+def evaluated(step: int) -> Event:
+    """The held-out pairs, which follow the training pairs from a distance."""
+    share = step / STEPS
+    metrics = {
+        "loss": 0.6931 - 0.17 * share,
+        "rewards/chosen": 0.2 * share,
+        "rewards/rejected": -0.5 * share,
+        "rewards/margins": 0.7 * share,
+        "rewards/accuracies": 0.48 + 0.35 * share,
+        "gap": 0.014 * share,
+        "kl": 0.0021 * share,
+        "logps/accuracies": 0.52 + 0.2 * share,
+    }
+    groups = {
+        name: {
+            "pairs": pairs,
+            **metrics,
+            "rewards/accuracies/low": metrics["rewards/accuracies"] - 1 / pairs**0.5,
+            "rewards/accuracies/high": min(1.0, metrics["rewards/accuracies"] + 1 / pairs**0.5),
+        }
+        for name, pairs in (
+            ("all", 40.0),
+            ("language/Chinese", 25.0),
+            ("language/Latin", 15.0),
+            ("length/chosen longer", 21.0),
+            ("length/like length", 12.0),
+            ("length/rejected longer", 7.0),
+        )
+    }
+    done = Evaluated(
+        step=step,
+        optimizer_step=step // 2,
+        metrics=metrics,
+        groups=groups,
+        pairs=40,
+        seconds=2.0,
+    )
+    return at(5.1 + step * STEP_SECONDS, done)
+
+
+def saved(step: int) -> Event:
+    """A generation of a model of 26 million parameters."""
+    return at(
+        5.2 + step * STEP_SECONDS,
+        Saved(
+            step=step,
+            optimizer_step=step // 2,
+            generation=f"step-{step // 2:08d}",
+            weights="rlhf_512.pth",
+            size_bytes=361_700_000,
+            seconds=0.8,
+            is_best=step == 200,
+        ),
+    )
+
+
+def on_ranks(events: Iterable[Event], seconds: Sequence[float]) -> Iterator[Event]:
+    """The same run by several ranks, each of which takes so long for a step."""
+    for event in events:
+        match event:
+            case WorkerStarted():
+                yield dataclasses.replace(event, hosts=("here",) * len(seconds))
+            case StepDone():
+                yield dataclasses.replace(
+                    event,
+                    rank_seconds=tuple(seconds),
+                    rank_bytes=tuple(1_200_000_000 + 30_000_000 * n for n in range(len(seconds))),
+                )
+            case _:
+                yield event
+
+
+def whole() -> Iterator[Event]:
+    """From the first event to the last."""
+    yield from preparation()
+    yield from training(0, STEPS)
+    done = Completed(step=STEPS, optimizer_step=STEPS // 2, weights="rlhf_512.pth")
+    yield at(606.0, done)
+    yield dataclasses.replace(WorkerEnded(exit_code=0), time=STARTED + 606.5)
+
+
+def contender(settings: dict[str, Any], lead: float = 0.0, pairs: int = 40) -> Iterator[Event]:
+    """The whole run under another profile: more accurate, and of lower loss, by `lead` in the end.
+
+    Args:
+        settings: tables that replace those of the plan.
+        lead: of the held-out accuracy.
+        pairs: held out.
+    """
+    plan = {**PLAN, "settings": SETTINGS | settings, "fingerprints": FINGERPRINTS}
+    for event in whole():
+        match event:
+            case Planned():
+                yield dataclasses.replace(event, plan=plan)
+            case Evaluated():
+                share = event.step / STEPS
+                wins = round((event.metrics["rewards/accuracies"] + lead * share) * pairs)
+                metrics = {"loss": event.metrics["loss"] - lead * share}
+                metrics["rewards/accuracies"] = wins / pairs
+                yield dataclasses.replace(event, pairs=pairs, metrics=event.metrics | metrics)
+            case _:
+                yield event
+
+
+def write(root: Path, name: str, *events: Event) -> RunDirectory:
+    """A run on disk with these events in its stream, as they are stamped."""
+    run = RunDirectory.create(root, name, "")
+    EventWriter(run.events_path).close()
+    lines = [to_json(event) + "\n" for event in events]
+    run.events_path.write_text("".join(lines), encoding="utf-8")
+    if any(isinstance(event, Completed) for event in events):
+        run.mark_completed(optimizer_step=STEPS // 2, weights="rlhf_512.pth")
+    return run

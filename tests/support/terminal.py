@@ -1,0 +1,139 @@
+"""A pseudo-terminal with a process in it: its keys, its size, and what it shows."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support.cli import environment
+
+_CONTROL = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|[()][A-Z0-9])|\r")
+# The process makes the terminal its own, so that Ctrl-C reaches it as a signal.
+_OWN = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+
+
+class Terminal:
+    """Runs a Python `script` on a terminal of the given size; use it as a context manager."""
+
+    def __init__(
+        self,
+        script: str,
+        *arguments: object,
+        cwd: Path,
+        columns: int = 80,
+        rows: int = 24,
+        **changes: str,
+    ) -> None:
+        self._master, self._slave = pty.openpty()
+        self.resize(columns, rows)
+        self.modes = termios.tcgetattr(self._slave)
+        self._output = b""
+        env: Mapping[str, str] = environment(**{"TERM": "xterm-256color", **changes})
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _OWN + script, *map(str, arguments)],
+            stdin=self._slave,
+            stdout=self._slave,
+            stderr=self._slave,
+            start_new_session=True,
+            cwd=cwd,
+            env=env,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._slave)
+        self.hang_up()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._master, 65536)
+            except OSError:
+                return
+            if not data:
+                return
+            self._output += data
+
+    @property
+    def raw(self) -> str:
+        """Everything it ever wrote."""
+        return self._output.decode(errors="replace")
+
+    @property
+    def picture(self) -> list[str]:
+        """The lines of the newest whole picture; [] if there is none."""
+        # One begins at the top left, and is whole when the next begins.
+        pictures = self.raw.split("\x1b[H")[1:]
+        return _plain(pictures[-1]).split("\n") if pictures else []
+
+    @property
+    def lines(self) -> list[str]:
+        """What stands on the first screen: what was written before and after the panel."""
+        return [
+            line.rstrip()
+            for part in re.split(r"\x1b\[\?1049h.*?\x1b\[\?1049l", self.raw, flags=re.DOTALL)
+            for line in _plain(part).split("\n")
+            if line.strip()
+        ]
+
+    def modes_now(self) -> list[Any]:
+        """The terminal's modes."""
+        return termios.tcgetattr(self._slave)
+
+    def press(self, keys: str) -> None:
+        """Type."""
+        os.write(self._master, keys.encode())
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Change its size, which the processes in it are told by SIGWINCH."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def hang_up(self) -> None:
+        """Close it, as a window that is closed or a connection that is lost."""
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
+
+    def send(self, number: signal.Signals) -> None:
+        """Send the process a signal."""
+        self.process.send_signal(number)
+
+    def until(self, condition: Callable[[], object], seconds: float = 30.0) -> None:
+        """Wait until it holds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            shown = "\n".join(self.picture) or self.raw
+            assert time.monotonic() < deadline, f"it never came; the terminal shows\n{shown}"
+            time.sleep(0.05)
+
+    def until_shown(self, text: str) -> None:
+        """Wait until the newest picture has the text."""
+        self.until(lambda: any(text in line for line in self.picture))
+
+    def wait(self) -> int:
+        """Wait for the end of the process and of its output: the exit code."""
+        code = self.process.wait(30)
+        time.sleep(0.1)
+        return code
+
+
+def _plain(text: str) -> str:
+    return _CONTROL.sub("", text)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from dpo_cli.training.optimizer import (
+    COMPENSATION,
+    LearningRate,
+    make_optimizer,
+    set_learning_rate,
+)
+
+
+@pytest.mark.parametrize(("generation", "schedule"), [("seed", "minimind2"), ("head", "minimind3")])
+@pytest.mark.parametrize("name", ["dense_lr1e-4_acc1", "dense_lr1e-4_acc2", "dense_lr1e-8_acc1"])
+def test_the_golden_rates(golden: Path, generation: str, schedule: str, name: str) -> None:
+    recorded = json.loads((golden / f"train/{generation}/{name}.json").read_text())
+    steps = recorded["steps"]
+    rate = LearningRate(schedule, recorded["args"]["learning_rate"], len(steps), 0)  # type: ignore[arg-type]
+    ours = [rate.at(step) for step in range(len(steps))]
+    assert ours == pytest.approx([step["lr"] for step in steps], rel=1e-12)
+
+
+def test_the_ends_of_both_schedules() -> None:
+    assert LearningRate("minimind2", 1.0, 100, 0).at(0) == pytest.approx(1.1)
+    assert LearningRate("minimind3", 1.0, 100, 0).at(99) == pytest.approx(0.1)
+
+
+def test_warmup_rises_in_a_line_and_then_leaves_the_schedule_alone() -> None:
+    warm, cold = (LearningRate("minimind2", 1.0, 1000, iters) for iters in (4, 0))
+    shares = [warm.at(step) / cold.at(step) for step in range(6)]
+    assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+
+
+def born_float16(kind: str, count: int) -> Tensor:
+    """Weights as large as a model's: of a normal or a uniform start (512 wide), or of a norm."""
+    generator = torch.Generator().manual_seed(1)
+    weights = {
+        "normal": 0.02 * torch.randn(count, generator=generator),
+        "uniform": (2 * torch.rand(count, generator=generator) - 1) / 512**0.5,
+        "norm": torch.ones(count),
+    }
+    return weights[kind].half().float()
+
+
+def follow(start: Tensor, steps: int, schedule: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Plain, compensated and float64 weights, and the compensation, after the same gradients.
+
+    The gradients are noise, and the peak of the learning rate is 1e-8.
+    """
+    generator = torch.Generator().manual_seed(2)
+    plain, compensated = Parameter(start.clone()), Parameter(start.clone())
+    exact = Parameter(start.double())
+    optimizers = {
+        plain: make_optimizer([plain]),
+        compensated: make_optimizer([compensated], compensated=True),
+        exact: make_optimizer([exact]),
+    }
+    cosine = LearningRate("minimind2", 1e-8, steps, 0)
+    for step in range(steps):
+        gradient = torch.randn(start.shape, generator=generator)
+        for weight, optimizer in optimizers.items():
+            weight.grad = gradient.to(weight.dtype)
+            set_learning_rate(optimizer, cosine.at(step) if schedule == "cosine" else 1e-8)
+            optimizer.step()
+    kept = optimizers[compensated].state[compensated]
+    for moment in ("step", "exp_avg", "exp_avg_sq"):
+        assert torch.equal(kept[moment], optimizers[plain].state[plain][moment])
+    return plain.detach(), compensated.detach(), exact.detach(), kept[COMPENSATION]
+
+
+@pytest.mark.parametrize(
+    ("kind", "schedule", "plain_error"),
+    [
+        ("uniform", "constant", 0.08),
+        ("normal", "cosine", 0.11),
+        ("norm", "constant", 1.0),  # no weight of 1 moves at all
+    ],
+)
+def test_compensated_masters_follow_float64(kind: str, schedule: str, plain_error: float) -> None:
+    """At 1e-8 plain float32 is off by a tenth of the update, or by all of it."""
+    start = born_float16(kind, 2048)
+    plain, compensated, exact, compensation = follow(start, 1000, schedule)
+    update = (exact - start.double()).norm()
+
+    def error(weights: Tensor) -> float:
+        return ((weights.double() - exact).norm() / update).item()
+
+    assert error(plain) == pytest.approx(plain_error, rel=0.1)
+    assert error(compensated.double() + compensation.double()) < 1e-5
+    # The weight that the model computes with is the float32 number nearest to its master: half a
+    # spacing off at most, once, however many steps there were.
+    assert error(compensated) < error(plain) / 8
+    assert torch.equal((compensated.double() + compensation.double()).float(), compensated)
+
+
+def test_no_bit_is_lost_whichever_is_larger() -> None:
+    """Weight and compensation are together exactly what was there, and the update."""
+    generator = torch.Generator().manual_seed(4)
+    magnitudes = 10.0 ** torch.arange(-13.0, 0.0)  # the update is 1e-8
+    weights = torch.cat([torch.zeros(1), torch.randn(13, generator=generator) * magnitudes])
+    moving = Parameter(weights.clone())
+    optimizer = make_optimizer([moving], compensated=True)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    moving.grad = torch.full_like(moving, 0.3)
+    set_learning_rate(optimizer, 1e-8)
+    optimizer.step()
+    masters = moving.detach().double() + optimizer.state[moving][COMPENSATION].double()
+    update = masters[0]
+    assert update.item() == pytest.approx(-1e-8)
+    assert torch.equal(masters, weights.double() + update)
+
+
+def test_weights_without_a_gradient_stay() -> None:
+    moving, resting = Parameter(torch.ones(3)), Parameter(torch.ones(3))
+    optimizer = make_optimizer([moving, resting], compensated=True)
+    moving.grad = torch.ones(3)
+    set_learning_rate(optimizer, 1e-3)
+    optimizer.step()
+    assert moving.tolist() == pytest.approx([1 - 1e-3 - 1e-5] * 3)
+    assert resting.tolist() == [1.0] * 3
+    assert resting not in optimizer.state

@@ -1,4 +1,4 @@
-"""What `train.compensated` costs in time: AdamW's step with it and without, side by side.
+"""What `train.kahan_summation` costs in time: AdamW's step with it and without, side by side.
 
     python benchmarks/compensation.py ../shared/checkpoints/full_sft_512.pth --threads 2
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from dpo_cli.models.loading import build_model, load_checkpoint
+from dpo_cli.models.loading import build_model, load_model_weights
 from dpo_cli.training.optimizer import make_optimizer, set_learning_rate
 
 
@@ -24,16 +24,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("weights", type=Path)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    checkpoint = load_checkpoint(options.checkpoint, {})
-    models = [build_model(checkpoint.architecture, checkpoint.state) for _ in range(2)]
+    model_weights = load_model_weights(options.model_weights, {})
+    models = [build_model(model_weights.architecture, model_weights.state) for _ in range(2)]
     optimizers = [
-        make_optimizer(model.parameters(), compensated=compensated)
-        for model, compensated in zip(models, (False, True), strict=True)
+        make_optimizer(model.parameters(), kahan_summation=kahan_summation)
+        for model, kahan_summation in zip(models, (False, True), strict=True)
     ]
     seconds: list[list[float]] = []
     for _ in range(options.steps + 1):
@@ -45,11 +45,11 @@ def main() -> None:
             before = time.perf_counter()
             optimizer.step()
             seconds[-1].append(time.perf_counter() - before)
-    plain, compensated = zip(*seconds[1:], strict=True)  # the first makes the moments
-    ratios = [after / before for before, after in zip(plain, compensated, strict=True)]
-    print(f"{checkpoint.parameters / 1e6:.1f} M weights, {options.threads} threads")
+    plain, kahan_summation = zip(*seconds[1:], strict=True)  # the first makes the moments
+    ratios = [after / before for before, after in zip(plain, kahan_summation, strict=True)]
+    print(f"{model_weights.parameters / 1e6:.1f} M weights, {options.threads} threads")
     print(f"AdamW        {1000 * statistics.median(plain):.1f} ms a step")
-    print(f"compensated  {1000 * statistics.median(compensated):.1f} ms a step")
+    print(f"kahan_summation  {1000 * statistics.median(kahan_summation):.1f} ms a step")
     print(
         f"ratio        {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f},"
         f" {options.steps} steps)"

@@ -35,22 +35,22 @@ MOST_OFF = {"seconds": 0.20, "bytes": 0.15}
 
 def profiles(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The settings of each, beside those that all share."""
-    dense, moe = options.checkpoint, options.moe
-    pairs, judged = options.data, options.judged
+    dense, moe = options.model_weights, options.moe
+    pairs, evaluated_models = options.data, options.evaluated_models
     return {
-        "dense, pairs": {"model.checkpoint": dense, "data.data_path": pairs},
+        "dense, pairs": {"model.weights": dense, "data.data_path": pairs},
         "dense, judged, activations made twice": {
-            "model.checkpoint": dense,
-            "data.data_path": judged,
+            "model.weights": dense,
+            "data.data_path": evaluated_models,
             "train.activation_checkpointing": True,
             "train.accumulation_steps": 2,
         },
-        "experts, judged": {"model.checkpoint": moe, "data.data_path": judged},
+        "experts, judged": {"model.weights": moe, "data.data_path": evaluated_models},
         "experts, pairs, padded": {
-            "model.checkpoint": moe,
+            "model.weights": moe,
             "data.data_path": pairs,
             "data.max_seq_len": 512,
-            "train.layout": "reference",
+            "train.layout": "padded",
         },
     }
 
@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
     keys = {
         "model.tokenizer": options.tokenizer.resolve(),
         **settings,
-        "model.checkpoint": Path(settings["model.checkpoint"]).resolve(),
+        "model.weights": Path(settings["model.weights"]).resolve(),
         "data.data_path": rows,
         "dpo.beta": 5.0,
         "train.learning_rate": 1e-6,

@@ -5,7 +5,7 @@
         ../shared/data/dpo_judged_test.jsonl --json benchmarks/precision.json
 
 One run for each learning rate, by the worker's own code. Beside it the same gradients go to two
-shadows: AdamW with `train.compensated`, and AdamW in float64. Then the run's float32 state is
+shadows: AdamW with `train.kahan_summation`, and AdamW in float64. Then the run's float32 state is
 rounded in every way that `dpo export` knows, and each result scores the held-out pairs.
 """
 
@@ -31,9 +31,9 @@ from torch.nn import Parameter
 
 from dpo_cli.errors import ExitCode
 from dpo_cli.export.rounding import Rounding, round_weights
-from dpo_cli.export.update_retention import measure_survival
+from dpo_cli.export.update_retention import measure_update_retention
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.loading import build_model, load_checkpoint, to_disk_names
+from dpo_cli.models.loading import build_model, load_model_weights, to_disk_names
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
@@ -54,7 +54,7 @@ FILES: tuple[tuple[str, Rounding, tuple[int, ...]], ...] = (
     ("bfloat16", "stochastic", SEEDS),
 )
 MAGNITUDES = (0.001, 0.02, 0.25, 1.0)
-METRICS = {"accuracy": "rewards/accuracies", "gap": "gap", "loss": "loss"}
+METRICS = {"accuracy": "rewards/accuracies", "margin_per_token": "margin_per_token", "loss": "loss"}
 
 
 class NeverStopped:
@@ -67,11 +67,11 @@ class Shadows:
     """Other masters of the same weights, which take every step of the run's own optimizer."""
 
     def __init__(self, weights: list[Parameter]) -> None:
-        self.compensated = [Parameter(weight.detach().clone()) for weight in weights]
+        self.kahan_summation = [Parameter(weight.detach().clone()) for weight in weights]
         self.exact = [Parameter(weight.detach().double()) for weight in weights]
-        self.compensating = make_optimizer(self.compensated, compensated=True)
+        self.compensating = make_optimizer(self.kahan_summation, kahan_summation=True)
         self._optimizers = [
-            (self.compensating, self.compensated),
+            (self.compensating, self.kahan_summation),
             (make_optimizer(self.exact), self.exact),
         ]
 
@@ -85,8 +85,8 @@ class Shadows:
             shadow.step()
 
     def compensation(self) -> list[Tensor]:
-        """What the compensated weights could not hold."""
-        return [self.compensating.state[weight][COMPENSATION] for weight in self.compensated]
+        """What the kahan_summation weights could not hold."""
+        return [self.compensating.state[weight][COMPENSATION] for weight in self.kahan_summation]
 
 
 def thin(source: Path, target: Path, rows: int) -> Path:
@@ -102,7 +102,7 @@ def train(options: argparse.Namespace, folder: Path, learning_rate: float) -> tu
     profile.write_text(
         f"""
         [model]
-        checkpoint = "{options.checkpoint.resolve()}"
+        checkpoint = "{options.model_weights.resolve()}"
         tokenizer = "{options.tokenizer.resolve()}"
         [data]
         data_path = "{thin(options.data, folder / "pairs.jsonl", options.pairs)}"
@@ -137,9 +137,9 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
     """One run: how far its masters are from float64, and what files have of its update."""
     began = time.monotonic()
     run, shadows = train(options, folder, learning_rate)
-    start = load_checkpoint(options.checkpoint, {})
-    generation, _ = run.newest_verified()
-    state = load_weights(generation.path)
+    start = load_model_weights(options.model_weights, {})
+    checkpoint, _ = run.newest_verified()
+    state = load_weights(version.path)
     plan = run.read_plan()
     model = build_model(MiniMind(**plan["model"]["shape"]), state)
     names = [name for name, _ in model.named_parameters()]
@@ -149,9 +149,9 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
             model, {name: tensor.detach() for name, tensor in zip(names, tensors, strict=True)}
         )
 
-    exact, compensated = on_disk(shadows.exact), on_disk(shadows.compensated)
+    exact, kahan_summation = on_disk(shadows.exact), on_disk(shadows.kahan_summation)
     kept = on_disk(shadows.compensation())
-    masters = {name: compensated[name].double() + kept[name].double() for name in kept}
+    masters = {name: kahan_summation[name].double() + kept[name].double() for name in kept}
     begun = {name: tensor.double() for name, tensor in start.state.items()}
     large = [name for name, tensor in begun.items() if tensor.dim() == 1]  # norms, all near 1
     weights = [
@@ -160,15 +160,15 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
         for seed in seeds
     ]
     scores = score_held_out(
-        run, (), [*(each for *_, each in weights), compensated], lambda *_: None
+        run, (), [*(each for *_, each in weights), kahan_summation], lambda *_: None
     )
     files: list[dict[str, Any]] = []
     for (dtype, rounding, seed, rounded), score in zip(weights, scores, strict=False):
-        survival = measure_survival(start, state, rounded, dtype)
-        assert survival is not None
+        retention = measure_update_retention(start, state, rounded, dtype)
+        assert retention is not None
         figures = {name: score[metric] for name, metric in METRICS.items()}
         files.append(
-            {"dtype": dtype, "rounding": rounding, "seed": seed} | vars(survival) | figures
+            {"dtype": dtype, "rounding": rounding, "seed": seed} | vars(retention) | figures
         )
     steps = plan["steps"]["optimizer_steps"]
     return {
@@ -179,12 +179,12 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
         "masters": {
             "plain": error(state, exact, begun),
             "plain, norms alone": error(state, exact, begun, large),
-            "compensated weight": error(compensated, exact, begun),
-            "compensated weight and compensation": error(masters, exact, begun),
+            "kahan_summation weight": error(kahan_summation, exact, begun),
+            "kahan_summation weight and compensation": error(masters, exact, begun),
             "plain, weights that never moved": still(state, begun),
-            "compensated, weights that never moved": still(masters, begun),
+            "kahan_summation, weights that never moved": still(masters, begun),
         },
-        "compensated": {n: scores[-1][metric] for n, metric in METRICS.items()},
+        "kahan_summation": {n: scores[-1][metric] for n, metric in METRICS.items()},
         "files": files,
         "seconds": round(time.monotonic() - began),
     }
@@ -250,11 +250,11 @@ def show(report: dict[str, Any]) -> None:
         by_kind: dict[str, list[dict[str, Any]]] = {}
         for file in run["files"]:
             by_kind.setdefault(f"{file['dtype']}, {file['rounding']}", []).append(file)
-        by_kind["float32, compensated"] = [run["compensated"]]
+        by_kind["float32, kahan_summation"] = [run["kahan_summation"]]
         for kind, files in by_kind.items():
             columns = (
                 *(("changed", ".3%"), ("kept", ".3g"), ("relative_error", ".3g")),
-                *(("accuracy", ".3f"), ("gap", "+.3g"), ("loss", ".5f")),
+                *(("accuracy", ".3f"), ("margin_per_token", "+.3g"), ("loss", ".5f")),
             )
             cells = [cell([f[name] for f in files if name in f], form) for name, form in columns]
             print(f"| {kind} | {' | '.join(cells)} |")

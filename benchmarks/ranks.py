@@ -34,7 +34,7 @@ def measure(options: Any, ranks: int, rows: Path, cache: str) -> dict[str, float
     """One run's figures."""
     with tempfile.TemporaryDirectory() as runs:
         profile = {
-            "model.checkpoint": options.checkpoint.resolve(),
+            "model.weights": options.model_weights.resolve(),
             "model.tokenizer": options.tokenizer.resolve(),
             "data.data_path": rows,
             "data.max_seq_len": options.max_seq_len,

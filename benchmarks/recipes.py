@@ -43,7 +43,7 @@ BATCH_SIZE = 4
 LAST_LOSSES = 0.2
 """The share of the micro-batches, at the end of the epoch, whose mean loss is told."""
 SHARES = ("rewards/accuracies", "logps/accuracies", "ref_logps/accuracies")
-FIGURES = (*SHARES, "loss", "gap", "kl", "token_logps/chosen", "entropy")
+FIGURES = (*SHARES, "loss", "margin_per_token", "kl", "token_logps/chosen", "entropy")
 LENGTHS = ("length/like length", "length/chosen longer", "length/rejected longer")
 
 
@@ -103,7 +103,7 @@ def train(options: argparse.Namespace, point: Point, split: Split) -> RunDirecto
     steps = math.ceil(split.rows / BATCH_SIZE)
     schedule = LearningRate("minimind2", 1.0, steps, 0)
     keys = {
-        "model.checkpoint": options.checkpoint.resolve(),
+        "model.weights": options.model_weights.resolve(),
         "model.tokenizer": options.tokenizer.resolve(),
         "data.data_path": split.training.resolve(),
         "data.max_seq_len": options.max_seq_len,
@@ -114,7 +114,7 @@ def train(options: argparse.Namespace, point: Point, split: Split) -> RunDirecto
         "train.batch_size": BATCH_SIZE,
         "train.learning_rate": point.reach / sum(map(schedule.at, range(steps))),
         "eval.path": split.held_out,
-        "eval.samples": options.samples,
+        "eval.num_samples": options.samples,
     }
     profile = options.runs_dir / "recipe.toml"
     profile.write_text("", encoding="utf-8")
@@ -182,7 +182,7 @@ def measure(options: argparse.Namespace, point: Point) -> dict[str, Any]:
         after = runs[-1]["after"]["all"]
         print(
             f"{point}{split.name}: accuracy {after['rewards/accuracies']:.3f}, gap"
-            f" {after['gap']:+.3f}, loss {after['loss']:.4f}",
+            f" {after['margin_per_token']:+.3f}, loss {after['loss']:.4f}",
             file=sys.stderr,
         )
     return {
@@ -216,7 +216,7 @@ def show(points: Sequence[Mapping[str, Any]]) -> None:
         found = point["after"]["all"]
         print(
             f"| {_recipe(point)} | {found['loss']:.4f} | {point['last_loss']:.4f}"
-            f" | {found['gap']:+.3f} | {found['kl']:+.3f} | {found['token_logps/chosen']:.3f}"
+            f" | {found['margin_per_token']:+.3f} | {found['kl']:+.3f} | {found['token_logps/chosen']:.3f}"
             f" | {found['entropy']:.3f} | {share(found, SHARES[1])} |"
         )
     before = points[0]["before"]

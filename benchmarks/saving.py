@@ -26,12 +26,12 @@ DPO = [sys.executable, "-m", "dpo_cli"]
 
 
 def measure(
-    checkpoint: Path, tokenizer: Path, data: Path, minutes: float, settings: list[str]
+    model_weights: Path, tokenizer: Path, data: Path, minutes: float, settings: list[str]
 ) -> dict[str, object]:
     """Train for so long, stop, and read the stream."""
     with tempfile.TemporaryDirectory(dir=".") as runs:
         profile = {
-            "model.checkpoint": checkpoint.resolve(),
+            "model.weights": model_weights.resolve(),
             "model.tokenizer": tokenizer.resolve(),
             "data.data_path": data.resolve(),
             "data.max_seq_len": 512,
@@ -60,7 +60,7 @@ def measure(
     seconds = stopped.elapsed_seconds - (steps[0].elapsed_seconds - steps[0].seconds)
     saving = sum(save.seconds for save in saves)
     return {
-        "checkpoint": checkpoint.name,
+        "weights": model_weights.name,
         "device": started.device_name or started.device,
         "seconds_trained": round(seconds, 1),
         "optimizer_steps": len(steps),
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="settings")
     options = parser.parse_args()
     result = measure(
-        options.checkpoint, options.tokenizer, options.data, options.minutes, options.settings
+        options.model_weights, options.tokenizer, options.data, options.minutes, options.settings
     )
     print(json.dumps(result, indent=2))
 

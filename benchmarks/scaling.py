@@ -51,7 +51,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, **settings: int) -> dict[str, Any]:
     """Each variant by turns, at one point."""
     command = [sys.executable, str(Path(__file__).with_name("speed.py"))]
-    command += [str(options.checkpoint), str(options.tokenizer), str(options.data)]
+    command += [str(options.model_weights), str(options.tokenizer), str(options.data)]
     command += ["--pairs", str(options.pairs)]
     for name, value in settings.items():
         command += [f"--{name.replace('_', '-')}", str(value)]

@@ -35,7 +35,7 @@ from inputs import make_parser
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain script": {"script": True, "tuned": False},
     "plain script, same settings": {"script": True},
-    "dpo, reference layout": {"layout": "reference", "tuned": False},
+    "dpo, padded layout": {"layout": "padded", "tuned": False},
     "dpo, cold": {"cold": True},
     "dpo, warm": {},
     "dpo, warm, bfloat16": {"dtype": "bfloat16"},
@@ -46,7 +46,7 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
     "warm, torch's attention": {"own_attention": False},
     "warm, torch's head": {"fused_head": False},
     "warm, torch's settings": {"tuned": False},
-    "warm, micro-batches whole": {"tokens_per_forward": 1 << 30},
+    "warm, micro-batches whole": {"max_tokens_per_forward": 1 << 30},
     "warm, activations made twice": {"activation_checkpointing": True},
     "warm, compiled": {"compile": True},
 }
@@ -61,7 +61,7 @@ TRL: dict[str, dict[str, Any]] = {
 }
 
 
-class Watch:
+class TrainerHooks:
     """Nobody looks on, and nobody asks."""
 
     def emit(self, event: Any) -> None:
@@ -87,13 +87,13 @@ def plain_script(prepared: Any) -> list[float]:
     from dpo_cli.data.batching import make_batch
     from dpo_cli.models.loading import build_model
 
-    def model_of(checkpoint: Any) -> Any:
-        model = build_model(checkpoint.architecture, checkpoint.state)
+    def model_of(model_weights: Any) -> Any:
+        model = build_model(model_weights.architecture, model_weights.state)
         model.set_attn_implementation("sdpa")
         return model.to(prepared.compute.device)
 
     profile, autocast = prepared.profile, prepared.compute.autocast
-    policy, reference = model_of(prepared.checkpoint), model_of(prepared.reference)
+    policy, reference = model_of(prepared.model_weights), model_of(prepared.reference)
     reference.eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=profile.train.learning_rate)
 
@@ -102,7 +102,7 @@ def plain_script(prepared: Any) -> list[float]:
         return (logps * mask).sum(1) / mask.sum(1)
 
     losses = []
-    for window in prepared.order.windows(start=0):
+    for window in prepared.order.global_batches(start=0):
         [indices] = window.micro_batches
         batch = make_batch(
             [prepared.pairs[i] for i in indices],
@@ -145,14 +145,14 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
         "learning_rate": 1e-7,
         "epochs": 1,
         "batch_size": options.batch_size,
-        "tokens_per_forward": settings.get("tokens_per_forward"),
+        "max_tokens_per_forward": settings.get("max_tokens_per_forward"),
         "activation_checkpointing": settings.get("activation_checkpointing", False),
         "compile": settings.get("compile", False),
     }
     profile = Profile.model_validate(
         {
             "model": {
-                "checkpoint": str(options.checkpoint.resolve()),
+                "weights": str(options.model_weights.resolve()),
                 "tokenizer": str(options.tokenizer.resolve()),
             },
             "data": {"data_path": str(data), "max_seq_len": options.max_seq_len},
@@ -218,14 +218,14 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
     if settings.get("script"):
         return result(time.perf_counter(), plain_script(prepared))
 
-    def scorer(checkpoint: Any) -> Any:
-        scorer = setup.make_scorer(prepared, checkpoint)
+    def scorer(model_weights: Any) -> Any:
+        scorer = setup.make_scorer(prepared, model_weights)
         if not settings.get("packed", True):
             scorer.model.set_attn_implementation("sdpa")
             scorer.fallback = "left out"
         return scorer
 
-    policy = scorer(prepared.checkpoint)
+    policy = scorer(prepared.model_weights)
     os.environ["DPO_CACHE_DIR"] = os.devnull
     reference, _ = open_references(prepared, lambda: scorer(prepared.reference), Path(os.devnull))
     trainer = Trainer(
@@ -235,19 +235,19 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
         reference,
         make_optimizer(policy.parameters()),
         torch.amp.GradScaler(prepared.compute.device.type, enabled=False),
-        watch=Watch(),
+        hooks=TrainerHooks(),
         save=lambda trainer: None,
     )
     is_warm = prepared.profile.train.layout == "packed" and not settings.get("cold")
-    for window in prepared.order.windows() if is_warm else ():
-        for forward in prepared.forwards(window.micro_batches):
+    for window in prepared.order.global_batches() if is_warm else ():
+        for forward in prepared.micro_batches_here(window.micro_batches):
             batch = prepared.batch(prepared.pairs, forward.indices)
             reference.token_logps(forward.indices, batch)
     if settings.get("compile"):  # which takes its time with the first step
-        trainer.take_step(next(prepared.order.windows()))
+        trainer.take_step(next(prepared.order.global_batches()))
     began = time.perf_counter()
     losses: list[float] = []
-    for window in prepared.order.windows():
+    for window in prepared.order.global_batches():
         losses += trainer.take_step(window).losses
     return result(began, losses)
 
@@ -259,12 +259,12 @@ def floor(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DPO_CACHE_DIR"] = folder
         prepared = prepare(options, {"tuned": False}, Path(folder))
-    shape = prepared.checkpoint.architecture
+    shape = prepared.model_weights.architecture
     heads = shape.num_attention_heads * shape.head_dim
     groups = shape.num_key_value_heads * shape.head_dim
     width, blocks = shape.hidden_size, 1
-    if shape.use_moe:  # generation 2 has one expert beside those that are chosen
-        blocks = shape.num_experts_per_tok + (shape.generation == 2)
+    if shape.use_moe:  # MiniMind version 2 has one expert beside those that are chosen
+        blocks = shape.num_experts_per_tok + (shape.version == 2)
     weights = 2 * width * (heads + groups) + 3 * blocks * width * shape.intermediate_size
     forward = 0
     for pair, tokens in zip(prepared.pairs, prepared.pairs.computed_tokens.tolist(), strict=True):
@@ -300,7 +300,7 @@ def prepare_trl(options: argparse.Namespace, folder: Path) -> list[str]:
 
     os.environ["DPO_CACHE_DIR"] = str(folder)
     prepared = prepare(options, {"tuned": False}, folder)
-    model = build_model(prepared.checkpoint.architecture, prepared.checkpoint.state)
+    model = build_model(prepared.model_weights.architecture, prepared.model_weights.state)
     model.save_pretrained(folder / "model")
     for file in options.tokenizer.iterdir():
         shutil.copyfile(file, folder / "model" / file.name)

@@ -54,7 +54,7 @@ class Round:
     def __init__(self, folder: Path, options: Any, rows: Path) -> None:
         self.folder = folder
         profile = {
-            "model.checkpoint": options.checkpoint.resolve(),
+            "model.weights": options.model_weights.resolve(),
             "model.tokenizer": options.tokenizer.resolve(),
             "data.data_path": rows,
             "data.max_seq_len": options.max_seq_len,
@@ -157,7 +157,7 @@ def _signal(processes: set[int], number: signal.Signals) -> None:
 
 
 def _state(run: RunDirectory) -> dict[str, str]:
-    files = sorted(run.generations_path.glob("step-*/*"))
+    files = sorted(run.checkpoints_path.glob("step-*/*"))
     return {file.name: sha256_file(file) for file in files if file.name != "manifest.json"}
 
 

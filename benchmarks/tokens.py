@@ -76,12 +76,12 @@ def peak_memory(found: dict[str, Any]) -> Iterator[None]:
     before, done = held(), threading.Event()
     most = dict(before)
 
-    def watch() -> None:
+    def hooks() -> None:
         while not done.wait(0.02):
             for name, size in held().items():
                 most[name] = max(most[name], size)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=hooks)
     watcher.start()
     try:
         yield

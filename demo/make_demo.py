@@ -53,7 +53,7 @@ PADDING, TURN, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_en
 VOCABULARY = 768
 
 ARCHITECTURE = Architecture(
-    generation=2,
+    version=2,
     hidden_size=128,
     num_hidden_layers=4,
     vocab_size=VOCABULARY,
@@ -82,7 +82,7 @@ CHAT_TEMPLATE = (
     "{% endif %}"
     "{% endfor %}"
 )
-"""As generation 2 of MiniMind renders: the assistant's header follows every user's turn."""
+"""As MiniMind version 2 of MiniMind renders: the assistant's header follows every user's turn."""
 
 
 def main() -> None:

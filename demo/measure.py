@@ -25,7 +25,7 @@ from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import PreferencePair, read_pairs
-from dpo_cli.models.loading import build_model, load_checkpoint
+from dpo_cli.models.loading import build_model, load_model_weights
 from dpo_cli.models.scoring import ResponseScorer
 
 HERE = Path(__file__).resolve().parent
@@ -60,15 +60,17 @@ def main() -> None:
 
 def report(weights: Path, folder: Path) -> None:
     """Print everything there is to say about a weights file, with the assets in `folder`."""
-    checkpoint = load_checkpoint(weights, {})
-    model = build_model(checkpoint.architecture, checkpoint.state).eval()
+    model_weights = load_model_weights(weights, {})
+    model = build_model(model_weights.architecture, model_weights.state).eval()
     tokenizer = ChatTokenizer(folder / TOKENIZER)
     pairs = [row for row in read_pairs(folder / HELD_OUT) if isinstance(row, PreferencePair)]
 
     preference = measure_preference(model, tokenizer, folder / HELD_OUT)
     questions = [str(pair.chosen[0]["content"]) for pair in pairs]
-    chance = math.log(checkpoint.architecture.vocab_size)
-    print(f"{weights}: {checkpoint.architecture.description}, {checkpoint.parameters} weights")
+    chance = math.log(model_weights.architecture.vocab_size)
+    print(
+        f"{weights}: {model_weights.architecture.description}, {model_weights.parameters} weights"
+    )
     print(f"on the {len(pairs)} held-out pairs:")
     print(
         f"  nats per response token   {preference.nats_chosen:.3f} chosen,"

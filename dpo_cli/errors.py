@@ -46,6 +46,6 @@ class UsageError(DpoError):
 
 
 class NoSpaceError(DpoError):
-    """The disk is full; the last saved generation is intact."""
+    """The disk is full; the last saved checkpoint is intact."""
 
     exit_code = ExitCode.NO_SPACE

@@ -14,9 +14,9 @@ from dpo_cli.alerts.machine import Speed, disk
 from dpo_cli.alerts.stability import drift, gradient, spike
 from dpo_cli.run.events import Alert, Evaluated, Event, StepDone, WorkerStarted
 
-Alarm = Callable[[Course, Facts], Alert | None]
+AlertRule = Callable[[Course, Facts], Alert | None]
 
-ALARMS: dict[Alarm, tuple[str, ...]] = {
+ALARMS: dict[AlertRule, tuple[str, ...]] = {
     displacement: ("displacement",),
     stuck: ("reach-short", "no-brake", "accuracy-stuck"),
     gradient: ("gradient-vanishing", "gradient-exploding"),
@@ -27,7 +27,7 @@ ALARMS: dict[Alarm, tuple[str, ...]] = {
 """Each with the codes of what it may say."""
 
 
-class Alarms:
+class AlertRules:
     """Hears the events of one run, and says what they mean.
 
     Args:

@@ -33,7 +33,7 @@ class Facts:
         learning_rate: as the profile states it.
         reach: the sum of the learning rates of all planned steps.
         beta, reduction: of the profile.
-        braking_gap: see `dpo_cli.profile.recipe.braking_gap`.
+        saturation_margin: see `dpo_cli.profile.recipe.saturation_margin`.
         export_dtype: of the half-precision file.
         state_bytes: what one save writes.
         rows_of: names the rows behind a micro-batch (from 0) of an optimizer step (from 1).
@@ -45,7 +45,7 @@ class Facts:
     reach: float
     beta: float
     reduction: str
-    braking_gap: float
+    saturation_margin: float
     export_dtype: str
     state_bytes: int
     rows_of: Callable[[int, int], str]

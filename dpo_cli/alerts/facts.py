@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from dpo_cli.alerts.course import Facts
 from dpo_cli.models.loading import DTYPES
-from dpo_cli.profile.recipe import braking_gap
+from dpo_cli.profile.recipe import saturation_margin
 from dpo_cli.training.checkpointing import state_bytes
 from dpo_cli.training.plan import Prepared
 
 
-def braking_gap_of(prepared: Prepared) -> float | None:
-    """See `braking_gap`; None of another loss than DPO's own, which pushes otherwise."""
+def saturation_margin_of(prepared: Prepared) -> float | None:
+    """See `saturation_margin`; None of another loss than DPO's own, which pushes otherwise."""
     dpo = prepared.profile.dpo
     if list(dpo.losses) != ["sigmoid"]:
         return None
     tokens = prepared.pairs.response_tokens.double().mean().item()
-    return braking_gap(dpo.beta, dpo.reduction, tokens)
+    return saturation_margin(dpo.beta, dpo.reduction, tokens)
 
 
 def facts_of(prepared: Prepared) -> Facts:
     """Read off the inputs and the profile of a run."""
     profile, order, pairs = prepared.profile, prepared.order, prepared.pairs
-    parameters = prepared.checkpoint.parameters
+    parameters = prepared.model_weights.parameters
     file_bytes = DTYPES[prepared.export_dtype].itemsize
 
     def rows_of(optimizer_step: int, micro_batch: int) -> str:
-        window = next(order.windows(start=optimizer_step - 1))
+        window = next(order.global_batches(start=optimizer_step - 1))
         lines = pairs.lines[list(window.micro_batches[micro_batch])].tolist()
         return pairs.places.names(lines, most=len(lines))
 
@@ -36,7 +36,7 @@ def facts_of(prepared: Prepared) -> Facts:
         reach=sum(map(prepared.learning_rate.at, order.last_steps)),
         beta=profile.dpo.beta,
         reduction=profile.dpo.reduction,
-        braking_gap=braking_gap_of(prepared) or 0.0,
+        saturation_margin=saturation_margin_of(prepared) or 0.0,
         export_dtype=prepared.export_dtype,
         state_bytes=state_bytes(parameters, profile.train) + file_bytes * parameters,
         rows_of=rows_of,

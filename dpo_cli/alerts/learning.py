@@ -1,4 +1,4 @@
-"""Alarms about what is learned: does the loss tell, do the weights move, and which way."""
+"""AlertRules about what is learned: does the loss tell, do the weights move, and which way."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def stuck(course: Course, facts: Facts) -> Alert | None:
     if now < first * (1 - STILL_SHARE):
         return None
     is_still = now <= first * (1 + STILL_SHARE)
-    has_moved, has_brake = moved >= MOVED_SHARE, facts.braking_gap <= GENTLE_GAP
+    has_moved, has_brake = moved >= MOVED_SHARE, facts.saturation_margin <= GENTLE_GAP
     after = f"after {course.last.optimizer_step} of {facts.optimizer_steps} updates"
     if is_still and has_moved and not has_brake:
         return Alert(
             code="no-brake",
             message=f"the loss reads {now:.4f} {after} although {moved:.0%} of the weights have"
             f" changed: with {facts.reduction} and beta {facts.beta:g} it cannot tell (it would"
-            f" push half as hard at {facts.braking_gap:.2g} nats a token between chosen and"
+            f" push half as hard at {facts.saturation_margin:.2g} nats a token between chosen and"
             " rejected), and the learning rate alone holds the model back",
             remedy=together(facts.learning_rate, facts.reach),
         )

@@ -1,4 +1,4 @@
-"""Alarms about the machine: speed and disk. What they say differs from one start to the next."""
+"""AlertRules about the machine: speed and disk. What they say differs from one start to the next."""
 
 from __future__ import annotations
 

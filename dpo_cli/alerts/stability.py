@@ -1,4 +1,4 @@
-"""Alarms about how it moves: gradients, spikes of the loss, drift from the reference."""
+"""AlertRules about how it moves: gradients, spikes of the loss, drift from the reference."""
 
 from __future__ import annotations
 

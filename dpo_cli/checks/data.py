@@ -110,7 +110,7 @@ def look_closely(
 
 def check_masks(notes: Notes, rows: Rows) -> None:
     """Which tokens carry loss: an answer of every pair on both sides, and a share of them all."""
-    rewritten = [row for row in rows.set_aside if row.reason == REWRITES_TURNS]
+    rewritten = [row for row in rows.skipped_rows if row.reason == REWRITES_TURNS]
     if rewritten:
         notes.warn(
             "mask-template",
@@ -140,11 +140,11 @@ def subject_of(source: Source) -> str:
 
 def _note_malformed(notes: Notes, subject: str, source: Source, rows: Rows) -> None:
     """Name rows that are no pairs."""
-    malformed = [row for row in rows.set_aside if row.problem == "malformed"]
+    malformed = [row for row in rows.skipped_rows if row.problem == "malformed"]
     if not malformed:
         return
     try:
-        refuse_if_mostly_malformed(source, rows.set_aside, rows.total, rows.places)
+        refuse_if_mostly_malformed(source, rows.skipped_rows, rows.total, rows.places)
     except DpoError as error:
         message = "\n".join([error.message.removeprefix(f"{source}: "), *error.details])
         notes.error("data-malformed", subject, message, error.remedy)
@@ -161,7 +161,7 @@ def _note_malformed(notes: Notes, subject: str, source: Source, rows: Rows) -> N
 def _note_kept(notes: Notes, subject: str, whole: EncodedRows, by_length: dict[int, Rows]) -> None:
     """Say how many rows are kept, why others are not, and what longer sequences would cost."""
     (limit, rows), *longer_ones = by_length.items()
-    reasons = Counter(row.problem for row in whole.set_aside)
+    reasons = Counter(row.problem for row in whole.skipped_rows)
     # What ends alike only because it is cut counts as too long.
     too_long = len(whole) - len(rows.kept)
     message = f"{len(rows.kept):,} of {rows.total:,} rows kept at {limit:,} tokens"
@@ -171,7 +171,7 @@ def _note_kept(notes: Notes, subject: str, whole: EncodedRows, by_length: dict[i
         "alike": reasons["identical"],
         "with turns that the chat template leaves out": reasons["left-out"],
     }
-    if rows.set_aside:
+    if rows.skipped_rows:
         why = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
         message += f"; set aside: {why}"
     if cut := int(rows.kept.shortened.sum()):

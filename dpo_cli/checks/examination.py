@@ -40,8 +40,8 @@ def examine(
 
     on_progress("loading PyTorch", 0, 0, "")
     began = time.perf_counter()
-    from dpo_cli.checks.run_checks import CloseLook  # imports torch: seconds
+    from dpo_cli.checks.run_checks import RunChecks  # imports torch: seconds
 
     seconds = time.perf_counter() - began
-    look = CloseLook(notes, loaded.profile, wrong_keys, unusable, runs_root, on_progress, seconds)
+    look = RunChecks(notes, loaded.profile, wrong_keys, unusable, runs_root, on_progress, seconds)
     return look.examine(pair)

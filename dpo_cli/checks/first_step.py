@@ -33,7 +33,7 @@ def check_layout(notes: Notes, trial: Trial) -> None:
     """Say where a model is computed the slower way."""
     alert = fallback_alert(trial.trainer.policy)
     if alert is not None:
-        notes.warn(alert.code, "model.checkpoint", alert.message, alert.remedy)
+        notes.warn(alert.code, "model.weights", alert.message, alert.remedy)
 
 
 def check_first_step(notes: Notes, trial: Trial) -> None:
@@ -56,7 +56,7 @@ def check_first_step(notes: Notes, trial: Trial) -> None:
         for name, weight in policy.model.named_parameters()
     }
     on_disk = to_disk_names(policy.model, gradients)
-    _check_gradients(notes, prepared, prepared.checkpoint.architecture.own_names(on_disk))
+    _check_gradients(notes, prepared, prepared.model_weights.architecture.own_names(on_disk))
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
 
@@ -83,7 +83,7 @@ def _check_start(notes: Notes, prepared: Prepared, pairs: PairScores) -> None:
         notes.ok("first-loss", where, f"the loss is {loss:.4f}; it needs no reference")
     elif start is None:
         notes.ok("first-loss", where, f"the loss is {loss:.4f}; {apart}")
-    elif prepared.reference is not prepared.checkpoint:
+    elif prepared.reference is not prepared.model_weights:
         notes.ok(
             "first-loss",
             where,
@@ -113,7 +113,7 @@ def _known(start: float) -> str:
 
 def _check_gradients(notes: Notes, prepared: Prepared, gradients: Mapping[str, Tensor]) -> None:
     """Every weight that can learn from these pairs is told how."""
-    architecture = prepared.checkpoint.architecture
+    architecture = prepared.model_weights.architecture
     tied = gradients.get(EMBEDDING)
     own = {name: its for name, its in gradients.items() if name != HEAD or its is not tied}
     norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in own.values()))

@@ -12,13 +12,13 @@ from typing import Any
 from dpo_cli.checks.memory import Peak, measure_peak, try_longest
 from dpo_cli.checks.notes import Notes
 from dpo_cli.checks.trial import Trial
-from dpo_cli.data.sampler import Window
+from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.models.loading import DTYPES
 from dpo_cli.training.checkpointing import state_bytes
 from dpo_cli.training.inputs import OnProgress
 from dpo_cli.training.plan import Prepared
-from dpo_cli.training.reference import KeptReference, open_references
+from dpo_cli.training.reference import CachedReference, open_references
 from dpo_cli.training.trainer import rest_seconds
 
 SAMPLES = 6
@@ -113,21 +113,21 @@ def take_samples(trial: Trial, on_progress: OnProgress) -> list[Sample]:
     """Real updates on windows of the first epoch, from short to long ones."""
     prepared = trial.prepared
     limit = _MOST_TOKENS[prepared.compute.device.type]
-    windows = [window for window in prepared.order.windows() if window.epoch == 0]
-    tokens = [window_tokens(prepared, window) for window in windows]
-    by_tokens = sorted(range(len(windows)), key=lambda n: tokens[n])
-    count = min(SAMPLES, len(windows))
+    global_batches = [window for window in prepared.order.global_batches() if window.epoch == 0]
+    tokens = [global_batch_tokens(prepared, window) for window in global_batches]
+    by_tokens = sorted(range(len(global_batches)), key=lambda n: tokens[n])
+    count = min(SAMPLES, len(global_batches))
     # The middle of each sixth; every other one first, so that a few are of all lengths, too.
-    places = [int((n + 0.5) / count * len(windows)) for n in range(count)]
+    places = [int((n + 0.5) / count * len(global_batches)) for n in range(count)]
     samples: list[Sample] = []
     began = time.perf_counter()
     for number, place in enumerate([*places[1::2], *places[::2]]):
         on_progress("timing updates", number, count, "updates")
         if number >= _LEAST_SAMPLES and time.perf_counter() - began > MOST_SECONDS:
             break
-        window = _shortened(prepared, windows[by_tokens[place]], limit)
+        window = _shortened(prepared, global_batches[by_tokens[place]], limit)
         _, seconds = trial.step(window)
-        samples.append(Sample(window_tokens(prepared, window), seconds))
+        samples.append(Sample(global_batch_tokens(prepared, window), seconds))
     return samples
 
 
@@ -150,7 +150,9 @@ def predict(
     prepared = trial.prepared
     order, packed = prepared.order, prepared.profile.train.layout == "packed"
     each, token = fit_line(samples)
-    epoch = [window_tokens(prepared, w) for w in prepared.order.windows() if w.epoch == 0]
+    epoch = [
+        global_batch_tokens(prepared, w) for w in prepared.order.global_batches() if w.epoch == 0
+    ]
     tokens = order.epochs * sum(epoch)
     training = each * order.optimizer_steps + token * tokens
     forward = trial.reference.seconds / max(1, trial.reference.tokens)
@@ -198,7 +200,7 @@ def fit_line(samples: Sequence[Sample]) -> tuple[float, float]:
     return seconds - slope * tokens, slope
 
 
-def window_tokens(prepared: Prepared, window: Window) -> int:
+def global_batch_tokens(prepared: Prepared, window: GlobalBatch) -> int:
     """Positions that the policy computes of a window."""
     return sum(batch_tokens(prepared, prepared.pairs, indices) for indices in window.micro_batches)
 
@@ -206,7 +208,7 @@ def window_tokens(prepared: Prepared, window: Window) -> int:
 def batch_tokens(prepared: Prepared, pairs: TokenizedPairs, indices: Sequence[int]) -> int:
     """`computed_tokens` of the batch of these pairs, without making it."""
     profile = prepared.profile
-    if profile.train.layout == "reference":
+    if profile.train.layout == "padded":
         return 2 * len(indices) * (profile.data.max_seq_len - 1)
     some = pairs.select(indices)
     if profile.model.dropout:
@@ -226,7 +228,7 @@ def evaluations_of(prepared: Prepared) -> int:
 
 def saving_seconds(prepared: Prepared, computing_seconds: float) -> float:
     """Of the state that is saved at the end, and of those before."""
-    train, parameters = prepared.profile.train, prepared.checkpoint.parameters
+    train, parameters = prepared.profile.train, prepared.model_weights.parameters
     file_bytes = DTYPES[prepared.export_dtype].itemsize * parameters
     once = (state_bytes(parameters, train) + file_bytes) / _SAVED_BYTES_A_SECOND
     steps = prepared.order.micro_batches
@@ -236,7 +238,7 @@ def saving_seconds(prepared: Prepared, computing_seconds: float) -> float:
     return once * (1 + math.floor(computing_seconds / between if between else 0))
 
 
-def _shortened(prepared: Prepared, window: Window, limit: int) -> Window:
+def _shortened(prepared: Prepared, window: GlobalBatch, limit: int) -> GlobalBatch:
     """The first micro-batches of a window, up to so many tokens; one of them at least."""
     total = 0
     for number, indices in enumerate(window.micro_batches):
@@ -248,7 +250,7 @@ def _shortened(prepared: Prepared, window: Window, limit: int) -> Window:
 
 def _reference_is_known(prepared: Prepared) -> bool:
     """Whether another run has left its log-probs of these very batches in the cache."""
-    if prepared.profile.train.layout == "reference":
+    if prepared.profile.train.layout == "padded":
         return False
 
     def load() -> Any:
@@ -256,7 +258,7 @@ def _reference_is_known(prepared: Prepared) -> bool:
 
     nowhere = Path("/dev/null/none")
     references = open_references(prepared, load, nowhere)
-    return all(isinstance(one, KeptReference) and one.is_complete for one in references)
+    return all(isinstance(one, CachedReference) and one.is_complete for one in references)
 
 
 def _duration(seconds: float) -> str:

@@ -13,8 +13,8 @@ import torch
 from torch import distributed
 
 from dpo_cli.checks.notes import Notes
-from dpo_cli.compute.device import Compute
-from dpo_cli.data.sampler import DataOrder
+from dpo_cli.compute.device import Device
+from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.distributed.probe import backend_for
 from dpo_cli.profile.launch import Launch
 from dpo_cli.profile.schema import Profile
@@ -30,7 +30,7 @@ _PROBE_SECONDS = 120.0
 
 
 def check_launch(
-    notes: Notes, profile: Profile, compute: Compute, on_progress: OnProgress
+    notes: Notes, profile: Profile, compute: Device, on_progress: OnProgress
 ) -> int | None:
     """Look at all that several ranks need; one alone needs nothing.
 
@@ -88,7 +88,7 @@ def check_world_size(notes: Notes, prepared: Prepared, world_size: int) -> None:
     notes.warn("launch-reach", subject, message, remedy)
 
 
-def _note_idle_cards(notes: Notes, compute: Compute) -> None:
+def _note_idle_cards(notes: Notes, compute: Device) -> None:
     cards = torch.cuda.device_count() if compute.device.type == "cuda" else 0
     if cards > 1:
         notes.warn(
@@ -135,7 +135,7 @@ def _check_endpoint(notes: Notes, launch: Launch) -> None:
         notes.ok("endpoint", subject, f"{host} is {address[0]}, and port {port} is free")
 
 
-def _check_devices(notes: Notes, processes: int, compute: Compute) -> bool:
+def _check_devices(notes: Notes, processes: int, compute: Device) -> bool:
     """Whether each process of this machine has a device."""
     subject, backend = f"launch.nproc_per_node = {processes}", backend_for(compute.device.type)
     if compute.device.type == "cpu":
@@ -165,7 +165,7 @@ def _check_devices(notes: Notes, processes: int, compute: Compute) -> bool:
     return True
 
 
-def _check_sum(notes: Notes, processes: int, compute: Compute) -> None:
+def _check_sum(notes: Notes, processes: int, compute: Device) -> None:
     """Let the ranks of this machine add something up, started as those of a run would be."""
     device = compute.device.type
     arguments = torchrun_arguments(Launch(), processes)
@@ -213,10 +213,10 @@ def _network_remedy(device: str) -> str:
     return f"state {prefix}_SOCKET_IFNAME, the network interface to use, such as lo or eth0"
 
 
-def _pairs(order: DataOrder) -> int:
+def _pairs(order: BatchSampler) -> int:
     return order.batch_size * order.accumulation_steps
 
 
-def _reach(prepared: Prepared, order: DataOrder) -> float:
+def _reach(prepared: Prepared, order: BatchSampler) -> float:
     """The sum of the learning rates of all updates, each that of its last micro-batch."""
     return sum(map(prepared.learning_rate.at, order.last_steps))

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpo_cli.alerts.facts import braking_gap_of
+from dpo_cli.alerts.facts import saturation_margin_of
 from dpo_cli.checks.notes import Notes
 from dpo_cli.checks.trial import Trial, modest_micro_batch
-from dpo_cli.data.sampler import Window
+from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.profile.recipe import GENTLE_GAP, together
 from dpo_cli.training.plan import Prepared
@@ -30,7 +30,7 @@ _LITTLE = 0.5
 
 
 @dataclass(frozen=True)
-class Reach:
+class LrSum:
     """How far a run can move weights.
 
     Attributes:
@@ -46,13 +46,13 @@ class Reach:
     still: float
 
 
-def measure_reach(prepared: Prepared) -> Reach:
+def measure_lr_sum(prepared: Prepared) -> LrSum:
     """How far the weights of the checkpoint can move, and where that shows."""
     rates = [prepared.learning_rate.at(step) for step in prepared.order.last_steps]
     reach, largest = sum(rates), max(rates)
     changed = {str(dtype).removeprefix("torch."): 0 for dtype in _DIGITS}
     still = total = 0
-    for weights in prepared.checkpoint.state.values():
+    for weights in prepared.model_weights.state.values():
         total += weights.numel()
         for begin in range(0, weights.numel(), _AT_ONCE):
             some = weights.flatten()[begin : begin + _AT_ONCE]
@@ -61,7 +61,7 @@ def measure_reach(prepared: Prepared) -> Reach:
                 changed[str(dtype).removeprefix("torch.")] += int((distance < reach).sum())
                 if dtype == torch.float32:
                     still += int((distance >= largest).sum())
-    return Reach(
+    return LrSum(
         reach,
         largest,
         {name: number / total for name, number in changed.items()},
@@ -85,9 +85,9 @@ def distance_to_change(weights: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.minimum(rounded + above / 2 - sizes, sizes - (rounded - below / 2))
 
 
-def check_reach(notes: Notes, prepared: Prepared) -> Reach:
+def check_lr_sum(notes: Notes, prepared: Prepared) -> LrSum:
     """How far weights can get, how much of it the exported file can show, and what slows it."""
-    found = measure_reach(prepared)
+    found = measure_lr_sum(prepared)
     dtype = prepared.export_dtype
     others = ", ".join(
         f"{share:.0%} in {name}" for name, share in found.changed.items() if name != dtype
@@ -97,7 +97,7 @@ def check_reach(notes: Notes, prepared: Prepared) -> Reach:
         f" {prepared.order.optimizer_steps:,} updates: at most {found.changed[dtype]:.0%} of the"
         f" weights change in a {dtype} file ({others})"
     )
-    if found.still >= 0.01 and not prepared.profile.train.compensated:
+    if found.still >= 0.01 and not prepared.profile.train.kahan_summation:
         message += (
             f"; {found.still:.0%} of the weights are so large that even in float32 no single update"
             " moves them"
@@ -106,7 +106,7 @@ def check_reach(notes: Notes, prepared: Prepared) -> Reach:
         notes.ok("reach", "train.learning_rate", message)
     else:
         remedy = proposal(prepared)
-        if (braking_gap_of(prepared) or 0.0) > GENTLE_GAP:
+        if (saturation_margin_of(prepared) or 0.0) > GENTLE_GAP:
             remedy = "see no-brake, below: the learning rate and beta together"
         notes.warn("reach-short", "train.learning_rate", message, remedy)
     _note_brake(notes, prepared, found)
@@ -125,14 +125,14 @@ def check_update(notes: Notes, trial: Trial) -> None:
     indices = modest_micro_batch(prepared)
     # After a warm-up, if there is one.
     step = max(range(prepared.order.micro_batches), key=prepared.learning_rate.at)
-    done, _ = trial.step(Window(0, step, (indices,)))
+    done, _ = trial.step(GlobalBatch(0, step, (indices,)))
     if done.is_skipped:
         return  # told by its gradient
     rate = done.learning_rate
     now = to_disk_names(trainer.policy.model, trainer.policy.model.state_dict())
     moved = total = 0
     distance = largest = 0.0
-    for name, start in prepared.checkpoint.state.items():
+    for name, start in prepared.model_weights.state.items():
         change = (now[name].cpu().float() - start.float()).abs()
         moved += int((change > 0).sum())
         total += change.numel()
@@ -147,15 +147,15 @@ def check_update(notes: Notes, trial: Trial) -> None:
         f" at most; {done.metrics['weights_moved']:.1%} in {prepared.export_dtype}. Loss of"
         f" its pairs: {done.metrics['loss']:.4f} before, {pairs.losses.mean().item():.4f} after"
     )
-    # What the weights cannot hold is not lost where updates are compensated.
-    if moved >= _LITTLE * total or prepared.profile.train.compensated:
+    # What the weights cannot hold is not lost where updates are kahan_summation.
+    if moved >= _LITTLE * total or prepared.profile.train.kahan_summation:
         notes.ok("update", "", message)
         return
     notes.warn("update-lost", "", message, proposal(prepared))
 
 
-def _note_brake(notes: Notes, prepared: Prepared, found: Reach) -> None:
-    dpo, gap = prepared.profile.dpo, braking_gap_of(prepared)
+def _note_brake(notes: Notes, prepared: Prepared, found: LrSum) -> None:
+    dpo, gap = prepared.profile.dpo, saturation_margin_of(prepared)
     if gap is None:
         return
     halved = (
@@ -165,7 +165,7 @@ def _note_brake(notes: Notes, prepared: Prepared, found: Reach) -> None:
     if gap <= GENTLE_GAP:
         notes.ok("brake", "dpo.beta", halved)
         return
-    chance = math.log(prepared.checkpoint.architecture.vocab_size)
+    chance = math.log(prepared.model_weights.architecture.vocab_size)
     notes.warn(
         "no-brake",
         "dpo.beta",

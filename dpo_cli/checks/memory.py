@@ -12,7 +12,7 @@ import torch
 from dpo_cli.checks.notes import Notes
 from dpo_cli.checks.resources import estimate_memory, free_memory, size
 from dpo_cli.checks.trial import Trial
-from dpo_cli.data.sampler import Window
+from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.models.loading import checkpoint_activations
 from dpo_cli.training.failures import is_out_of_memory
 from dpo_cli.training.plan import Prepared
@@ -44,13 +44,13 @@ def try_longest(notes: Notes, trial: Trial) -> bool:
     if compute.device.type == "cpu" and estimated >= free:
         remedy = _remedy(prepared, lambda other: sum(estimate_memory(other)) < free)
         message = f"about {size(estimated)} for the longest batch, as far as can be estimated"
-        notes.warn("memory-tight", "train.tokens_per_forward", f"{message}; {where}", remedy)
+        notes.warn("memory-tight", "train.max_tokens_per_forward", f"{message}; {where}", remedy)
         return False
     if _fits(trial, prepared):
         return True
     remedy = _remedy(prepared, lambda other: _fits(trial, other))
     message = "out of memory at the longest batch, in one real step"
-    notes.error("memory-out", "train.tokens_per_forward", f"{message}; {where}", remedy)
+    notes.error("memory-out", "train.max_tokens_per_forward", f"{message}; {where}", remedy)
     return False
 
 
@@ -67,7 +67,7 @@ def measure_peak(notes: Notes, trial: Trial, *, reference_is_known: bool) -> Pea
     model = 4 * prepared.reference.parameters if reference_is_known else 0
     process, device = peak_process_bytes(), compute.peak_bytes()
     peak = Peak(process - model if is_cpu else process, max(0, device - model))
-    [longest] = longest_window(prepared).micro_batches
+    [longest] = longest_global_batch(prepared).micro_batches
     tokens = sum(prepared.pairs.computed_tokens[list(longest)].tolist())
     needed = peak.process_bytes if is_cpu else peak.device_bytes
     notes.ok(
@@ -80,21 +80,21 @@ def measure_peak(notes: Notes, trial: Trial, *, reference_is_known: bool) -> Pea
     return peak
 
 
-def longest_window(prepared: Prepared) -> Window:
+def longest_global_batch(prepared: Prepared) -> GlobalBatch:
     """The forward of the run with the most tokens, as a window of its own."""
     tokens = prepared.pairs.computed_tokens
-    windows = prepared.order.windows()
+    global_batches = prepared.order.global_batches()
     if not prepared.order.shuffle:
-        windows = (w for w in windows if w.epoch == 0)
+        global_batches = (w for w in global_batches if w.epoch == 0)
     indices = max(
         (
             forward.indices
-            for window in windows
-            for forward in prepared.forwards(window.micro_batches)
+            for window in global_batches
+            for forward in prepared.micro_batches_here(window.micro_batches)
         ),
         key=lambda indices: int(tokens[list(indices)].sum()),
     )
-    return Window(0, 0, (indices,))
+    return GlobalBatch(0, 0, (indices,))
 
 
 def peak_process_bytes() -> int:
@@ -118,15 +118,21 @@ def smaller(prepared: Prepared) -> Iterator[tuple[Prepared, str]]:
 def _portions(prepared: Prepared) -> Iterator[tuple[Prepared, str]]:
     """The same updates in smaller forwards."""
     tokens = prepared.pairs.computed_tokens
-    [longest] = longest_window(prepared).micro_batches
-    if prepared.may_regroup:
+    [longest] = longest_global_batch(prepared).micro_batches
+    if prepared.can_regroup:
         least = int(tokens.max())
         limit = int(tokens[list(longest)].sum()) // 2
         while limit > least:
-            yield _with(prepared, tokens_per_forward=limit), f"train.tokens_per_forward = {limit}"
+            yield (
+                _with(prepared, max_tokens_per_forward=limit),
+                f"train.max_tokens_per_forward = {limit}",
+            )
             limit //= 2
         if len(longest) > 1:
-            yield _with(prepared, tokens_per_forward=least), f"train.tokens_per_forward = {least}"
+            yield (
+                _with(prepared, max_tokens_per_forward=least),
+                f"train.max_tokens_per_forward = {least}",
+            )
         return
     train, order = prepared.profile.train, prepared.order
     for batch_size in range(order.batch_size - 1, 0, -1):
@@ -161,7 +167,7 @@ def _fits(trial: Trial, prepared: Prepared) -> bool:
     if prepared.profile.train.activation_checkpointing:
         checkpoint_activations(trainer.policy.model)
     try:
-        trainer.take_step(longest_window(prepared))
+        trainer.take_step(longest_global_batch(prepared))
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -13,11 +13,11 @@ from dpo_cli.checks.notes import Notes
 from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.tokens import TokenizedPairs
-from dpo_cli.models.loading import Checkpoint
-from dpo_cli.profile.inputs import resolve_checkpoint, resolve_tokenizer
+from dpo_cli.models.loading import ModelWeights
+from dpo_cli.profile.inputs import resolve_tokenizer, resolve_weights
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
-from dpo_cli.training.inputs import RUN_PREFIX, OnProgress, read_checkpoint
+from dpo_cli.training.inputs import RUN_PREFIX, OnProgress, read_model_weights
 from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import LiveReference
 from dpo_cli.training.setup import make_scorer
@@ -29,21 +29,21 @@ CHANCE_SHARE = 0.95
 
 
 def check_weights(
-    notes: Notes, profile: Profile, which: Literal["checkpoint", "reference"], runs_root: Path
-) -> Checkpoint | None:
+    notes: Notes, profile: Profile, which: Literal["weights", "reference"], runs_root: Path
+) -> ModelWeights | None:
     """Read the weights and say what they are."""
-    source = resolve_checkpoint(profile, which)
+    source = resolve_weights(profile, which)
     subject = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
     with notes.errors_as(f"{which}-unusable", subject, source):
-        checkpoint = read_checkpoint(profile, which, runs_root)
-        dtype = checkpoint.dtype_name
+        model_weights = read_model_weights(profile, which, runs_root)
+        dtype = model_weights.dtype_name
         notes.ok(
             which,
             subject,
-            f"{checkpoint.architecture.description}; {checkpoint.parameters:,} parameters in"
+            f"{model_weights.architecture.description}; {model_weights.parameters:,} parameters in"
             f" {dtype}; plain tensors, all finite",
         )
-        return checkpoint
+        return model_weights
     return None
 
 
@@ -64,12 +64,12 @@ def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None
     Two vocabularies of one size look alike until the model is asked: under the wrong one it finds
     the answers no more likely than blind guessing over V tokens would, at ln V nats a token.
     """
-    checkpoints = {"model.checkpoint": prepared.checkpoint}
-    if prepared.reference is not prepared.checkpoint:
+    checkpoints = {"model.weights": prepared.model_weights}
+    if prepared.reference is not prepared.model_weights:
         checkpoints["model.reference"] = prepared.reference
     pairs = _sample(prepared.pairs)
-    for key, checkpoint in checkpoints.items():
-        model = LiveReference(make_scorer(prepared, checkpoint), prepared.compute)
+    for key, model_weights in checkpoints.items():
+        model = LiveReference(make_scorer(prepared, model_weights), prepared.compute)
         found = []
         for index, pair in enumerate(pairs):
             batch = make_batch([pair], "packed", max_seq_len=0).to(prepared.compute.device)
@@ -77,7 +77,7 @@ def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None
             on_progress("reading answers", index + 1, len(pairs), "pairs")
         logps = torch.cat(found)
         nats = -logps.mean().item()
-        vocab_size = checkpoint.architecture.vocab_size
+        vocab_size = model_weights.architecture.vocab_size
         chance = math.log(vocab_size)
         measured = (
             f"{nats:.2f} nats a response token over {len(logps):,} tokens;"
@@ -93,7 +93,7 @@ def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None
             f"{measured}: {key} cannot read what {folder} writes. The wrong tokenizer, or weights"
             " that are no language model",
             "set model.tokenizer to the one these weights were trained with:"
-            f" {checkpoint.architecture.tokenizer_hint}",
+            f" {model_weights.architecture.tokenizer_hint}",
         )
 
 

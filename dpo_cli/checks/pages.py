@@ -19,7 +19,7 @@ from dpo_cli.training.inputs import OnProgress, encode, training_pairs
 
 
 @dataclass(frozen=True)
-class RejectedRow:
+class SkippedRowText:
     """A row that is set aside: where it is, why, and what it says."""
 
     place: str
@@ -84,7 +84,7 @@ class DataPages:
             if line in (None, its_line) and (not only or its_line in wanted)
         )
 
-    def rejected(self, stated: str | None) -> Iterator[RejectedRow]:
+    def rejected(self, stated: str | None) -> Iterator[SkippedRowText]:
         """The rows that are set aside, or one of them.
 
         Args:
@@ -94,14 +94,16 @@ class DataPages:
             UsageError: there is no such row, or it is not set aside.
         """
         line = self._find(stated)
-        aside = {row.line: row for row in self.rows.set_aside if line in (None, row.line)}
+        aside = {row.line: row for row in self.rows.skipped_rows if line in (None, row.line)}
         if line is not None and not aside:
             raise UsageError(
                 f"{self._name(line)}: this row is not set aside",
                 f"dpo data --line {stated} shows it, if there is one",
             )
         return (
-            RejectedRow(self.rows.places.name(line), aside[line].problem, aside[line].reason, text)
+            SkippedRowText(
+                self.rows.places.name(line), aside[line].problem, aside[line].reason, text
+            )
             for line, text in self.source.texts(self.rows.places, aside)
         )
 

@@ -123,7 +123,7 @@ def check_template(notes: Notes, tokenizer: ChatTokenizer, rows: Rows, traits: T
             f"the chat template writes marks that this tokenizer has no token for: {listed}",
             "use the template and the tokenizer that the checkpoint was fine-tuned with",
         )
-    if left_out := [row for row in rows.set_aside if row.problem == "left-out"]:
+    if left_out := [row for row in rows.skipped_rows if row.problem == "left-out"]:
         notes.warn(
             "template-leaves-out",
             "model.tokenizer",

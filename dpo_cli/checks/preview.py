@@ -53,7 +53,7 @@ def show_pair(tokenizer: ChatTokenizer, pair: TokenizedPair, places: Places) -> 
 
 def why_not_kept(rows: Rows, line: int) -> str:
     """What is wrong with the row of a line that is not kept."""
-    return next((row.reason for row in rows.set_aside if row.line == line), "no such row")
+    return next((row.reason for row in rows.skipped_rows if row.line == line), "no such row")
 
 
 def _position(rows: Rows, line: int) -> int | None:

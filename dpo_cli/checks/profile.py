@@ -16,7 +16,7 @@ from dpo_cli.run.tracking.kinds import TITLES, asked_for, missing_trackers
 _KEYS: dict[Input, tuple[str, ...]] = {
     "data": ("data.data_path",),
     "tokenizer": ("model.tokenizer",),
-    "checkpoint": ("model.out_dir", "model.checkpoint"),
+    "weights": ("model.out_dir", "model.weights"),
     "reference": ("model.out_dir", "model.reference"),
     "held_out": ("eval.path",),
 }

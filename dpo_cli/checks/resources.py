@@ -9,21 +9,21 @@ from pathlib import Path
 import torch
 
 from dpo_cli.checks.notes import Notes
-from dpo_cli.compute.device import Compute, resolve
+from dpo_cli.compute.device import Device, resolve
 from dpo_cli.data.batching import make_batch
-from dpo_cli.models.loading import Checkpoint
+from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.checkpointing import state_bytes
 from dpo_cli.training.plan import Prepared
 
-KEPT_GENERATIONS = 3
+KEPT_CHECKPOINTS = 3
 """Two that are verified, and the one being written."""
 BUSY_SHARE = 0.1
 
 
-def check_device(notes: Notes, profile: Profile) -> Compute:
+def check_device(notes: Notes, profile: Profile) -> Device:
     """The device of the profile; where that fails, the CPU, so that the rest can be looked at."""
     with notes.errors_as("device-unusable", "train.device"):
         compute = resolve(profile.train.device, profile.train.dtype)
@@ -51,7 +51,7 @@ def check_plan(notes: Notes, prepared: Prepared) -> None:
 
 
 def check_disk(
-    notes: Notes, profile: Profile, runs_root: Path, checkpoint: Checkpoint | None
+    notes: Notes, profile: Profile, runs_root: Path, model_weights: ModelWeights | None
 ) -> int | None:
     """Whether runs can be written, and, where the size of the model is known, whether they fit.
 
@@ -71,13 +71,13 @@ def check_disk(
             "choose another place with --runs-dir or DPO_RUNS_DIR",
         )
         return None
-    if checkpoint is None:
+    if model_weights is None:
         notes.skip("disk", "weights")
         return None
     free = shutil.disk_usage(place).free
-    parameters = checkpoint.parameters
+    parameters = model_weights.parameters
     state = state_bytes(parameters, profile.train)
-    states = KEPT_GENERATIONS + profile.eval.keep_best
+    states = KEPT_CHECKPOINTS + profile.eval.keep_best
     needed = states * state + 2 * 4 * parameters
     message = (
         f"a run takes up to {size(needed)} ({states} states of {size(state)}:"
@@ -93,21 +93,26 @@ def check_disk(
 def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     """Bytes of what stays and of what one forward adds, of the window with the longest pairs.
 
-    What stays: weights, gradients and two moments, four bytes each, where updates are compensated
+    What stays: weights, gradients and two moments, four bytes each, where updates are kahan_summation
     another two such, and the weights of a reference, in the packed layout for the first epoch. What
     a forward adds: the inputs that the backward pass of each operation keeps, and about three
     copies of the logits.
     """
-    bytes_a_weight = 24 if prepared.profile.train.compensated else 16
-    state = bytes_a_weight * prepared.checkpoint.parameters
+    bytes_a_weight = 24 if prepared.profile.train.kahan_summation else 16
+    state = bytes_a_weight * prepared.model_weights.parameters
     if prepared.profile.dpo.needs_reference:
         state += 4 * prepared.reference.parameters
     tokens, size = prepared.pairs.computed_tokens, prepared.order.batch_size
     window = tokens.argsort(stable=True, descending=True).tolist()
     window = window[: size * prepared.order.accumulation_steps]
-    forwards = prepared.forwards([window[n : n + size] for n in range(0, len(window), size)])
+    micro_batches_here = prepared.micro_batches_here(
+        [window[n : n + size] for n in range(0, len(window), size)]
+    )
     longest = prepared.pairs.select(
-        max((forward.indices for forward in forwards), key=lambda its: int(tokens[list(its)].sum()))
+        max(
+            (forward.indices for forward in micro_batches_here),
+            key=lambda its: int(tokens[list(its)].sum()),
+        )
     )
     batch = make_batch(
         longest,
@@ -115,7 +120,7 @@ def estimate_memory(prepared: Prepared) -> tuple[int, int]:
         max_seq_len=prepared.profile.data.max_seq_len,
         share_prompts=not prepared.profile.model.dropout,
     )
-    architecture = prepared.checkpoint.architecture
+    architecture = prepared.model_weights.architecture
     logits = batch.computed_tokens
     if prepared.profile.train.layout == "packed":
         logits = int(longest.response_tokens.sum())
@@ -130,7 +135,7 @@ def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     return state, round(batch.computed_tokens * per_token) + head
 
 
-def free_memory(compute: Compute) -> int:
+def free_memory(compute: Device) -> int:
     """Bytes that nobody uses on the device."""
     if compute.device.type == "cuda":
         ours = torch.cuda.memory_reserved(compute.device)
@@ -156,7 +161,7 @@ def _kept_by_a_layer(architecture: Architecture) -> int:
     return norms + attention + architecture.blocks_per_token * feed_forward
 
 
-def _note_device(notes: Notes, compute: Compute) -> None:
+def _note_device(notes: Notes, compute: Device) -> None:
     free = free_memory(compute)
     subject = compute.device_name
     if compute.device.type == "cpu":

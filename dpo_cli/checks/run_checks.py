@@ -12,19 +12,19 @@ from dpo_cli.checks.data import ExaminedData, check_data, check_masks
 from dpo_cli.checks.first_step import check_first_step, check_layout
 from dpo_cli.checks.forecast import check_forecast
 from dpo_cli.checks.launch import check_launch, check_world_size
-from dpo_cli.checks.lr_sum import check_reach, check_update
+from dpo_cli.checks.lr_sum import check_lr_sum, check_update
 from dpo_cli.checks.model import check_fit, check_tokenizer, check_weights
 from dpo_cli.checks.notes import Notes
 from dpo_cli.checks.pairs import check_overlap, check_template
 from dpo_cli.checks.preview import preview
 from dpo_cli.checks.resources import check_device, check_disk, check_plan
 from dpo_cli.checks.trial import make_trial
-from dpo_cli.compute.device import Compute, tune
+from dpo_cli.compute.device import Device, tune
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import Rows
 from dpo_cli.findings import Diagnosis
-from dpo_cli.models.loading import Checkpoint
+from dpo_cli.models.loading import ModelWeights
 from dpo_cli.profile.inputs import Input
 from dpo_cli.profile.schema import Profile
 from dpo_cli.training.failures import explain
@@ -41,7 +41,7 @@ _OF_THE_RUN = ("reach", "brake", "memory", "time")
 
 
 @dataclass(frozen=True)
-class CloseLook:
+class RunChecks:
     """Takes up the inputs one after another, then what they make together.
 
     What cannot be had is None from then on, and the checks that need it are noted as skipped.
@@ -72,7 +72,7 @@ class CloseLook:
         world_size = check_launch(notes, profile, compute, self.on_progress)
         tune(compute, tf32=profile.train.tf32)
         began = time.perf_counter()
-        checkpoint, reference = self.read_weights()
+        model_weights, reference = self.read_weights()
         tokenizer = check_tokenizer(notes, profile) if self.has_file("tokenizer") else None
         startup_seconds = self.import_seconds + time.perf_counter() - began
         data = self.encode("data", training_pairs(profile), tokenizer)
@@ -87,7 +87,7 @@ class CloseLook:
             shown = preview(notes, data.rows, tokenizer, pair)
 
         facts: dict[str, Any] = data.facts() if data else {}
-        prepared = self.assemble(compute, checkpoint, reference, tokenizer, rows, held_out)
+        prepared = self.assemble(compute, model_weights, reference, tokenizer, rows, held_out)
         if prepared and data:
             check_overlap(notes, prepared, data.traits, (held_out or data).traits)
             if not self.wrong_keys:
@@ -96,20 +96,20 @@ class CloseLook:
                     check_world_size(notes, prepared, world_size)
                 facts["plan"] = prepared.plan()
             facts |= self.compute(prepared, startup_seconds)
-        facts["disk_bytes"] = check_disk(notes, self.profile, self.runs_root, checkpoint)
+        facts["disk_bytes"] = check_disk(notes, self.profile, self.runs_root, model_weights)
         histograms = data.histograms if data else ()
         return Diagnosis(tuple(notes.findings), shown, facts, histograms)
 
-    def read_weights(self) -> tuple[Checkpoint | None, Checkpoint | None]:
+    def read_weights(self) -> tuple[ModelWeights | None, ModelWeights | None]:
         """The policy's and the reference's, which are one where the profile names no other."""
-        checkpoint = reference = None
-        if self.has_file("checkpoint"):
-            checkpoint = check_weights(self.notes, self.profile, "checkpoint", self.runs_root)
+        model_weights = reference = None
+        if self.has_file("weights"):
+            model_weights = check_weights(self.notes, self.profile, "weights", self.runs_root)
         if self.profile.model.reference is None and "reference" not in self.unusable:
-            return checkpoint, checkpoint
+            return model_weights, model_weights
         if self.has_file("reference"):
             reference = check_weights(self.notes, self.profile, "reference", self.runs_root)
-        return checkpoint, reference
+        return model_weights, reference
 
     def encode(
         self, name: Input, source: Source | None, tokenizer: ChatTokenizer | None
@@ -135,7 +135,7 @@ class CloseLook:
                 for code in ("plan", *_OF_THE_RUN):
                     notes.skip(code, "a profile without errors")
                 return facts
-            facts["reach"] = asdict(check_reach(notes, prepared))
+            facts["reach"] = asdict(check_lr_sum(notes, prepared))
             check_update(notes, trial)
             facts["forecast"] = check_forecast(notes, trial, startup_seconds, on_progress)
         except Exception as error:
@@ -148,16 +148,16 @@ class CloseLook:
 
     def assemble(
         self,
-        compute: Compute,
-        checkpoint: Checkpoint | None,
-        reference: Checkpoint | None,
+        compute: Device,
+        model_weights: ModelWeights | None,
+        reference: ModelWeights | None,
         tokenizer: ChatTokenizer | None,
         rows: Rows | None,
         held_out: ExaminedData | None,
     ) -> Prepared | None:
         """The inputs as a run would hold them, where they are all there and fit each other."""
-        if not (checkpoint and reference and tokenizer and rows):
-            found = {"weights": checkpoint and reference, "tokenizer": tokenizer, "data": rows}
+        if not (model_weights and reference and tokenizer and rows):
+            found = {"weights": model_weights and reference, "tokenizer": tokenizer, "data": rows}
             missing = " and ".join(name for name, value in found.items() if not value)
             for code in ("plan", "tokenizer-fit", "first-loss", "gradients", *_OF_THE_RUN):
                 self.notes.skip(code, missing)
@@ -167,12 +167,12 @@ class CloseLook:
             evaluation = profile.eval.model_copy(update={"path": None})
             profile = profile.model_copy(update={"eval": evaluation})
         with self.notes.errors_as("inputs-misfit", ""):
-            require_same_vocabulary(tokenizer, checkpoint, reference)
+            require_same_vocabulary(tokenizer, model_weights, reference)
             return assemble(
                 profile,
                 compute,
                 tokenizer,
-                checkpoint,
+                model_weights,
                 reference,
                 rows,
                 held_out.rows if held_out else None,

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpo_cli.compute.device import Compute
+from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch
-from dpo_cli.data.sampler import Window
+from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.ranks import Ranks
 from dpo_cli.run.events import Event, StepDone
 from dpo_cli.training.inputs import OnProgress
@@ -29,7 +29,7 @@ MOST_TOKENS = 4096
 class TimedReference:
     """The frozen model, and how long it took to answer so far."""
 
-    def __init__(self, reference: Reference, compute: Compute) -> None:
+    def __init__(self, reference: Reference, compute: Device) -> None:
         self._reference, self._compute = reference, compute
         self.seconds = 0.0
         self.tokens = 0
@@ -60,7 +60,7 @@ class Trial:
         """The inputs."""
         return self.trainer.prepared
 
-    def step(self, window: Window) -> tuple[StepDone, float]:
+    def step(self, window: GlobalBatch) -> tuple[StepDone, float]:
         """One real optimizer step, and its seconds without the reference's."""
         before = self.reference.seconds
         self.prepared.compute.synchronize()
@@ -75,7 +75,7 @@ def make_trial(prepared: Prepared, on_progress: OnProgress) -> Trial:
     """Policy, reference and optimizer as a fresh run has them."""
     on_progress("trying step 0", 0, 0, "")
     compute = prepared.compute
-    policy = make_scorer(prepared, prepared.checkpoint)
+    policy = make_scorer(prepared, prepared.model_weights)
     asked: Reference = NoReference()
     if prepared.profile.dpo.needs_reference:
         asked = LiveReference(make_scorer(prepared, prepared.reference), compute)
@@ -85,9 +85,9 @@ def make_trial(prepared: Prepared, on_progress: OnProgress) -> Trial:
         policy,
         reference,
         reference,
-        make_optimizer(policy.parameters(), compensated=prepared.profile.train.compensated),
+        make_optimizer(policy.parameters(), kahan_summation=prepared.profile.train.kahan_summation),
         torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16),
-        watch=_Unwatched(),
+        hooks=_Unwatched(),
         save=lambda trainer: None,
     )
     return Trial(trainer, reference)
@@ -119,5 +119,5 @@ class _Unwatched:
     def progress(self, phase: str, done: int, total: int, unit: str) -> None:
         """Let it go."""
 
-    def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
+    def not_finite(self, trainer: Trainer, window: GlobalBatch, losses: Sequence[float]) -> None:
         """Take it as it is: what is looked at here is the gradient itself."""

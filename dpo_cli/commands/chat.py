@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dpo_cli.data.formats import Message
     from dpo_cli.data.prompts import Prompt
-    from dpo_cli.inference.chat import Answer, Conversation, Speaker
+    from dpo_cli.inference.chat import Answer, Conversation, Responder
     from dpo_cli.ui.terminal.chat import ChatScreen
 
 ROLES = ("policy", "reference")
@@ -139,11 +139,11 @@ def chat(
 
     notes = plain_console(stderr=True)
     with notes.status("reading the weights"):
-        from dpo_cli.inference.chat import Conversation, open_speakers  # torch: seconds
+        from dpo_cli.inference.chat import Conversation, open_responders  # torch: seconds
         from dpo_cli.models.generation import Decoding
 
         decoding = Decoding(max_new_tokens, temperature, 1.0 if top_p is None else top_p, seed or 0)
-        speakers = open_speakers(
+        speakers = open_responders(
             asked,
             beside,
             decoding,
@@ -246,7 +246,7 @@ def _ask(conversations: Sequence[Conversation], text: str) -> list[Answer]:
 
 def _answer_rows(
     notes: Console,
-    speakers: Sequence[Speaker],
+    speakers: Sequence[Responder],
     prompts: Sequence[Prompt],
     system: str | None,
     out: Path | None,

@@ -60,7 +60,9 @@ def data(
     console = Console(highlight=False, markup=False, emoji=False)
     marks = console.color_system is None or console.no_color
     rows = pages.rows
-    title = f"{len(rows.kept):,} of {rows.total:,} rows are kept; {len(rows.set_aside):,} set aside"
+    title = (
+        f"{len(rows.kept):,} of {rows.total:,} rows are kept; {len(rows.skipped_rows):,} set aside"
+    )
     if rejected:
         shown = (row_page(r.place, r.problem, r.reason, r.text) for r in pages.rejected(line))
         page(console, title, shown)

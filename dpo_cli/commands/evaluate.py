@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.complete import complete_model
-from dpo_cli.commands.judging import print_judgement
+from dpo_cli.commands.judging import print_evaluation
 from dpo_cli.commands.options import (
     MODEL_HELP,
     DataOption,
@@ -52,7 +52,7 @@ def evaluate(
     from rich.console import Console
 
     from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.eval_config import find_yardstick
+    from dpo_cli.run.eval_config import find_eval_config
     from dpo_cli.run.models import find_model
     from dpo_cli.ui.terminal.evaluation import as_json
     from dpo_cli.ui.terminal.progress import PhaseBar
@@ -61,7 +61,7 @@ def evaluate(
     named = find_model(model, root)
     if best and named.run is None:
         raise UsageError(f"--best: {named.title} is no run", "leave it out")
-    yardstick = find_yardstick(
+    eval_config = find_eval_config(
         [named],
         runs_root=root,
         data=data,
@@ -70,7 +70,7 @@ def evaluate(
         tokenizer=tokenizer,
         settings=settings or (),
     )
-    if yardstick is None:
+    if eval_config is None:
         holder = named.run.name if named.run else profile
         raise UsageError(
             f"{holder} holds no pairs out" if holder else f"{named.title} comes with no pairs",
@@ -78,11 +78,13 @@ def evaluate(
         )
     with PhaseBar(Console(stderr=True)) as bar:
         bar("loading", 0, 0, "")
-        from dpo_cli.inference.evaluate import judge, stated_by  # imports torch: seconds
+        from dpo_cli.inference.evaluate import evaluate_models, stated_by  # imports torch: seconds
         from dpo_cli.inference.open_model import open_model
 
-        judgement = judge(yardstick, [open_model(named, stated_by(yardstick), best=best)], bar)
+        evaluation_result = evaluate_models(
+            eval_config, [open_model(named, stated_by(eval_config), best=best)], bar
+        )
     if json:
-        typer.echo(dumps(as_json(judgement), indent=2, ensure_ascii=False))
+        typer.echo(dumps(as_json(evaluation_result), indent=2, ensure_ascii=False))
     else:
-        print_judgement(judgement)
+        print_evaluation(evaluation_result)

@@ -31,7 +31,7 @@ def from_directory(
     """Write a model that MiniMind can compute as MiniMind's own file.
 
     The file is loaded back and compared, bit for bit. Other models need no such thing: any Hugging
-    Face directory can be a profile's model.checkpoint.
+    Face directory can be a profile's model.weights.
 
     Example: `dpo import ./MiniMind2 --to out/full_sft_768.pth`
     """
@@ -42,8 +42,8 @@ def from_directory(
     with console.status(f"importing {directory}"):
         from dpo_cli.export.import_hf import import_directory  # imports torch: seconds
 
-        path, checkpoint = import_directory(directory, to, dtype.value, force)
+        path, model_weights = import_directory(directory, to, dtype.value, force)
     console.print(
-        f"wrote {path}: {checkpoint.architecture.description},"
-        f" {count(checkpoint.parameters, 'parameter')} in {dtype.value}"
+        f"wrote {path}: {model_weights.architecture.description},"
+        f" {count(model_weights.parameters, 'parameter')} in {dtype.value}"
     )

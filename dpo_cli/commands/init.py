@@ -35,7 +35,7 @@ class Recipe(StrEnum):
     """What to do with the model."""
 
     LEARN = "learn"
-    REFERENCE = "reference"
+    MINIMIND = "minimind"
 
 
 def init(
@@ -83,8 +83,8 @@ def init(
     from dpo_cli.profile.recipe import (
         copy_of,
         learning_recipe,
+        minimind_recipe,
         other_models_recipe,
-        reference_recipe,
     )
     from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
     from dpo_cli.run.disk import explain_disk_errors
@@ -103,7 +103,7 @@ def init(
             draft, origin = other_models_recipe(shipped, inputs, path.parent), f"template {kind}"
         else:
             reference = shipped
-            write_draft = learning_recipe if recipe is Recipe.LEARN else reference_recipe
+            write_draft = learning_recipe if recipe is Recipe.LEARN else minimind_recipe
             draft, origin = write_draft(shipped, inputs, path.parent), f"{kind}, recipe {recipe}"
     text = render(draft, f"{path.stem}: written by dpo init ({origin}).", reference.profile)
     with explain_disk_errors(path.parent):
@@ -141,7 +141,7 @@ def _refuse_reference(recipe: Recipe) -> None:
     Raises:
         UsageError: its values are asked for all the same.
     """
-    if recipe is Recipe.REFERENCE:
+    if recipe is Recipe.MINIMIND:
         raise UsageError(
             f"--recipe {recipe}: MiniMind's script trains MiniMind's models alone",
             "leave --recipe out: the values that are usual for other models are written",
@@ -150,7 +150,7 @@ def _refuse_reference(recipe: Recipe) -> None:
 
 def _choose(found: Found, template: Template | None, console: Console) -> tuple[Inputs, Template]:
     """Say what is there; of each kind take one that fits the template, which it may suggest."""
-    from dpo_cli.profile.discover import generation_of, is_mixture
+    from dpo_cli.profile.discover import is_mixture, minimind_version_of
     from dpo_cli.profile.recipe import Inputs
 
     checkpoints = sorted(found.checkpoints, key=is_mixture)
@@ -160,11 +160,11 @@ def _choose(found: Found, template: Template | None, console: Console) -> tuple[
         _print_found(console, {"models": found.models, "pairs": found.pairs}, inputs)
         return replace(inputs, rows=_count(inputs.pairs, console)), Template.HF
     if template is not None:
-        generation = 3 if template.startswith("minimind3") else 2
+        version = 3 if template.startswith("minimind3") else 2
         checkpoints = [c for c in checkpoints if is_mixture(c) == template.endswith("moe")]
-        tokenizers = [t for t in tokenizers if generation_of(t) == generation] or tokenizers
+        tokenizers = [t for t in tokenizers if minimind_version_of(t) == version] or tokenizers
     inputs = Inputs(
-        checkpoint=_ask("weights", checkpoints),
+        model_weights=_ask("weights", checkpoints),
         tokenizer=_ask("tokenizer", tokenizers),
         pairs=_ask("pairs", found.pairs),
     )
@@ -207,10 +207,10 @@ def _ask(what: str, paths: Sequence[Path]) -> Path | None:
 
 def _suggested(inputs: Inputs) -> Template:
     """The template that the files suggest by their names, and the tokenizer by its template."""
-    from dpo_cli.profile.discover import generation_of, is_mixture
+    from dpo_cli.profile.discover import is_mixture, minimind_version_of
 
-    is_moe = inputs.checkpoint is not None and is_mixture(inputs.checkpoint)
-    if inputs.tokenizer is not None and generation_of(inputs.tokenizer) == 3:
+    is_moe = inputs.model_weights is not None and is_mixture(inputs.model_weights)
+    if inputs.tokenizer is not None and minimind_version_of(inputs.tokenizer) == 3:
         return Template.MINIMIND3_MOE if is_moe else Template.MINIMIND3
     return Template.MOE if is_moe else Template.DENSE
 
@@ -219,7 +219,7 @@ def _print_found(console: Console, kinds: Mapping[str, Sequence[Path]], inputs: 
     """What lies around, with an arrow at what is taken."""
     from dpo_cli.profile.text import show_path
 
-    taken = {inputs.checkpoint, inputs.tokenizer, inputs.pairs}
+    taken = {inputs.model_weights, inputs.tokenizer, inputs.pairs}
     for kind, paths in kinds.items():
         console.print(f"{kind}: {len(paths) or 'none'} found")
         for path in paths:

@@ -9,7 +9,7 @@ import typer
 
 from dpo_cli.commands.complete import complete_model
 from dpo_cli.commands.export import Dtype
-from dpo_cli.commands.judging import print_judgement
+from dpo_cli.commands.judging import print_evaluation
 from dpo_cli.commands.options import (
     MODEL_HELP,
     DataOption,
@@ -72,7 +72,7 @@ def merge(
 
     Each weight is (1 - W) times A's and W times B's, in float64. Merging a trained
     model with the one it began as gives back some of what it forgot, for some of what it learned;
-    models that share no start give nonsense. Judged as by `dpo eval`, where there are pairs.
+    models that share no start give nonsense. EvaluatedModel as by `dpo eval`, where there are pairs.
 
     Example: `dpo merge dense out/full_sft_512.pth --weight 0.3 --to out/merged_512.pth`
     """
@@ -82,7 +82,7 @@ def merge(
 
     from dpo_cli.commands.session import plain_console
     from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.eval_config import find_yardstick
+    from dpo_cli.run.eval_config import find_eval_config
     from dpo_cli.run.models import find_model
     from dpo_cli.ui.terminal.evaluation import as_json
     from dpo_cli.ui.terminal.plain import size
@@ -93,7 +93,7 @@ def merge(
     path = _destination(to, force=force)
     if best and not any(model.run for model in named):
         raise UsageError("--best: neither of the two is a run", "leave it out")
-    yardstick = find_yardstick(
+    eval_config = find_eval_config(
         named,
         runs_root=root,
         data=data,
@@ -102,30 +102,30 @@ def merge(
         tokenizer=tokenizer,
         settings=settings or (),
     )
-    judgement = None
+    evaluation_result = None
     with PhaseBar(Console(stderr=True)) as bar:
         bar("loading", 0, 0, "")
         from dpo_cli.export.export import try_command  # imports torch: seconds
         from dpo_cli.export.merge import merge_models
-        from dpo_cli.inference.evaluate import judge, stated_by
+        from dpo_cli.inference.evaluate import evaluate_models, stated_by
         from dpo_cli.inference.open_model import open_model
         from dpo_cli.models.saving import size_bytes
 
-        stated = stated_by(yardstick) if yardstick else {}
+        stated = stated_by(eval_config) if eval_config else {}
         models = [open_model(its, stated, best=best and its.run is not None) for its in named]
         own = (its.tokenizer(settings or ()) for its in named)
         place = tokenizer or next((folder for folder in own if folder), None)
         merged = merge_models(models[0], models[1], weight, path, dtype, place)
-        if yardstick is not None:
-            judgement = judge(yardstick, [*models, merged], bar)
-    written = merged.checkpoint
+        if eval_config is not None:
+            evaluation_result = evaluate_models(eval_config, [*models, merged], bar)
+    written = merged.model_weights
     if json:
         facts = {
             "path": str(path),
             "sha256": written.fingerprint,
             "dtype": written.dtype_name,
             "weight": weight,
-            "evaluation": as_json(judgement) if judgement else None,
+            "evaluation": as_json(evaluation_result) if evaluation_result else None,
         }
         typer.echo(dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -134,8 +134,8 @@ def merge(
         f"wrote {path}: {size(size_bytes(path))}, {written.dtype_name}, {1 - weight:g} of "
         f"{models[0].title} and {weight:g} of {models[1].title}"
     )
-    if judgement is not None:
-        print_judgement(judgement)
+    if evaluation_result is not None:
+        print_evaluation(evaluation_result)
     else:
         console.print("not evaluated: --data FILE names preference pairs to judge by")
     if command := try_command(path, written.architecture):

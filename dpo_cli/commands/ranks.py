@@ -166,7 +166,7 @@ def launch_alerts(
 ) -> list[Alert]:
     """What there is to know about the number of ranks before they start."""
     from dpo_cli.run.events import Alert
-    from dpo_cli.run.torchrun import processes_here, usable_cards
+    from dpo_cli.run.torchrun import processes_here, usable_gpus
 
     own = loaded.profile.launch
     if place:
@@ -180,7 +180,7 @@ def launch_alerts(
                 f" {place.world_size}, and that counts",
             )
         ]
-    cards = usable_cards(loaded.profile)
+    cards = usable_gpus(loaded.profile)
     is_silent = loaded.origins["launch.nproc_per_node"] == "default" and not torchrun
     if cards < 2 or not is_silent:
         return []

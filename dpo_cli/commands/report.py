@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dpo_cli.run.directory import RunDirectory
-    from dpo_cli.ui.html.run_parts import Dossier
+    from dpo_cli.ui.html.run_parts import ReportRun
 
 
 def report(
@@ -60,7 +60,7 @@ def report(
 
     found = _read_findings(findings) if findings else []
     runs = named_runs(run_names, runs_dir)
-    dossiers = [_dossier(letter, run) for letter, run in runs.items()]
+    dossiers = [_report_run(letter, run) for letter, run in runs.items()]
     path = out or Path(f"{dossiers[0].run.name}.html")
     text = page(dossiers, found, redact=redact, hosts=[socket.gethostname()])
     write_output(path, text.encode())
@@ -72,17 +72,17 @@ def report(
         typer.echo(f"wrote {path}")
 
 
-def _dossier(letter: str, run: RunDirectory) -> Dossier:
+def _report_run(letter: str, run: RunDirectory) -> ReportRun:
     from dpo_cli.commands.contenders import contender
     from dpo_cli.run.events import history
-    from dpo_cli.ui.html.run_parts import Dossier
+    from dpo_cli.ui.html.run_parts import ReportRun
 
     events = history(run.events_path)
-    return Dossier(contender(letter, run, events), events, _set_aside(run.rejected_rows_path))
+    return ReportRun(contender(letter, run, events), events, _skipped_rows(run.skipped_rows_path))
 
 
-def _set_aside(path: Path) -> list[Mapping[str, Any]]:
-    """The rows of a run's `rejected_rows.jsonl`, as far as they can be read."""
+def _skipped_rows(path: Path) -> list[Mapping[str, Any]]:
+    """The rows of a run's `skipped_rows.jsonl`, as far as they can be read."""
     import json
 
     rows = []

@@ -152,7 +152,7 @@ def refuse_changes(
     if moved := [str(change) for change in changes if change.effect is Effect.POSITION]:
         raise UsageError(
             f"{run.designation} cannot go on with other pairs, or pairs in another order",
-            f'start a new run from it: dpo train PROFILE --set model.checkpoint="run:{run.name}"',
+            f'start a new run from it: dpo train PROFILE --set model.weights="run:{run.name}"',
             moved,
         )
     altered = [str(change) for change in changes if change.effect is Effect.MATHEMATICS]

@@ -15,7 +15,7 @@ from dpo_cli.errors import ExitCode
 if TYPE_CHECKING:
     from dpo_cli.run.directory import RunDirectory
     from dpo_cli.run.events import Alert
-    from dpo_cli.run.locked_directory import Workplace
+    from dpo_cli.run.locked_directory import LockedDirectory
     from dpo_cli.run.placement import Place
     from dpo_cli.ui.terminal.live import Panel
 
@@ -102,7 +102,7 @@ def _show_panel(run: RunDirectory, lock: int, supervise: Callable[[], ExitCode])
 
 
 def behind_panel(
-    panel: Panel, place: Workplace, lock: int, work: Callable[[], ExitCode]
+    panel: Panel, place: LockedDirectory, lock: int, work: Callable[[], ExitCode]
 ) -> tuple[ExitCode | None, int]:
     """Work in the background with a panel in front, until the end or until the user leaves.
 

@@ -84,7 +84,9 @@ def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:
 
     sampled = dashboard.view.sampled
     if sampled is None:
-        raise DpoError(f"{run.name} has no samples", "eval.samples = 3 has three prompts answered")
+        raise DpoError(
+            f"{run.name} has no samples", "eval.num_samples = 3 has three prompts answered"
+        )
     console = plain_console()
     console.print(f"after step {sampled.step}")
     for line in sample_lines(sampled):

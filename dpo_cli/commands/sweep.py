@@ -81,7 +81,7 @@ def sweep(
         )
     values, root = parse_grid(grid), runs_root(runs_dir)
     points = load_points(profile, settings or (), values)
-    lanes = _lanes(points)
+    lanes = _gpu_workers(points)
     points = [_pinned(point, root) for point in points]
     directory = SweepDirectory.of(root, name or points[0].loaded.name)
     directory.refuse_another(values, points[0].profile)
@@ -110,7 +110,7 @@ def sweep(
     _conclude(directory, points, json=json)
 
 
-def _lanes(points: Sequence[Point]) -> int:
+def _gpu_workers(points: Sequence[Point]) -> int:
     """How many runs can train at once: one a card; all others one after another.
 
     Raises:
@@ -119,7 +119,7 @@ def _lanes(points: Sequence[Point]) -> int:
     """
     from dpo_cli.profile.inputs import check_inputs
     from dpo_cli.run.placement import recognise
-    from dpo_cli.run.torchrun import processes_here, usable_cards
+    from dpo_cli.run.torchrun import processes_here, usable_gpus
     from dpo_cli.run.tracking.kinds import require_trackers
 
     if place := recognise(os.environ):
@@ -139,7 +139,7 @@ def _lanes(points: Sequence[Point]) -> int:
         require_trackers(point.profile)
         is_alone = processes_here(point.profile) == 1
         names_one = point.profile.train.device.startswith("cuda:")
-        lanes.append(usable_cards(point.profile) if is_alone and not names_one else 1)
+        lanes.append(usable_gpus(point.profile) if is_alone and not names_one else 1)
     return min(lanes)
 
 

@@ -71,7 +71,7 @@ class Sweeper:
         Raises:
             DpoError: the disk is full.
         """
-        from dpo_cli.run.gpu_workers import in_lanes, visible_cards
+        from dpo_cli.run.gpu_workers import on_gpus, visible_gpus
 
         runs = self.sweep.runs()
         left = [
@@ -87,7 +87,7 @@ class Sweeper:
                 self._tell(error.message, error)
                 return error.exit_code
 
-        return in_lanes(visible_cards()[:lanes], "".join(left), lane)
+        return on_gpus(visible_gpus()[:lanes], "".join(left), lane)
 
     def _train_all(self, letters: Iterable[str]) -> ExitCode:
         from dpo_cli.run.signals import SignalRelay

@@ -133,12 +133,12 @@ def pin_weights(profile: Profile, root: Path) -> Profile:
         UsageError: there is no such run.
     """
     from dpo_cli.profile.hub import at_commit, is_on_hub
-    from dpo_cli.profile.inputs import resolve_checkpoint
+    from dpo_cli.profile.inputs import resolve_weights
     from dpo_cli.run.lookup import find_run
 
-    pinned = {"checkpoint": resolve_checkpoint(profile, "checkpoint")}
+    pinned = {"weights": resolve_weights(profile, "weights")}
     if profile.model.reference is not None:
-        pinned["reference"] = resolve_checkpoint(profile, "reference")
+        pinned["reference"] = resolve_weights(profile, "reference")
     for key, weights in pinned.items():
         if weights.startswith("run:"):
             run = find_run(root, weights.removeprefix("run:"))

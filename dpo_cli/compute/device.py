@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 @dataclass(frozen=True)
-class Compute:
+class Device:
     """A device, and the type that autocast computes in; weights are float32 in any case."""
 
     device: torch.device
@@ -56,7 +56,7 @@ class Compute:
         return torch.autocast(self.device.type, self.dtype)
 
 
-def resolve(device: str, dtype: str, local_rank: int | None = None) -> Compute:
+def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
     """Decide device and dtype from the profile's [train] keys.
 
     "auto" is CUDA where torch can use it, else the CPU; and bfloat16 on CUDA, float32 on the CPU.
@@ -83,7 +83,7 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Compute:
         _require_cuda(device)
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    return Compute(torch.device(device), DTYPES[dtype])
+    return Device(torch.device(device), DTYPES[dtype])
 
 
 def process_bytes() -> int:
@@ -92,7 +92,7 @@ def process_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def tune(compute: Compute, float32_matmul: str | None = None, *, tf32: bool = False) -> None:
+def tune(compute: Device, float32_matmul: str | None = None, *, tf32: bool = False) -> None:
     """Process-wide settings under which this device is fastest with the same numbers.
 
     Args:

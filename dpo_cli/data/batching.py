@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 
-Layout = Literal["packed", "reference"]
+Layout = Literal["packed", "padded"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def make_batch(
         share_prompts: `packed` computes a common prompt once. Not with dropout, under which the
             two sides must draw for themselves.
     """
-    if layout == "reference":
+    if layout == "padded":
         return _padded(pairs, max_seq_len, pad_id)
     return _packed(pairs, share_prompts)
 

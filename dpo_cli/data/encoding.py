@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 from dpo_cli.data.chat import ChatTokenizer, Encoded, Rendered, common_length
 from dpo_cli.data.encoders import as_tensor
-from dpo_cli.data.pairs import PreferencePair, SetAside
+from dpo_cli.data.pairs import PreferencePair, SkippedRow
 from dpo_cli.data.tokens import EncodedRows, TokenizedPairs
 
 _ROWS_PER_BLOCK = 256
 
 
 def encode_pairs(
-    rows: Iterable[PreferencePair | SetAside],
+    rows: Iterable[PreferencePair | SkippedRow],
     tokenizer: ChatTokenizer,
     *,
     max_seq_len: int,
     empty_think_ratio: float,
     seed: int,
-) -> tuple[TokenizedPairs, Sequence[SetAside]]:
+) -> tuple[TokenizedPairs, Sequence[SkippedRow]]:
     """Encode and verify every row, and keep it all in memory; see `encode_rows`.
 
     Returns:
@@ -32,11 +32,11 @@ def encode_pairs(
     """
     blocks = encode_rows(rows, tokenizer, empty_think_ratio=empty_think_ratio, seed=seed)
     cut = EncodedRows.joined(blocks).cut(max_seq_len)
-    return cut.kept, cut.set_aside
+    return cut.kept, cut.skipped_rows
 
 
 def encode_rows(
-    rows: Iterable[PreferencePair | SetAside],
+    rows: Iterable[PreferencePair | SkippedRow],
     tokenizer: ChatTokenizer,
     *,
     empty_think_ratio: float,
@@ -64,7 +64,7 @@ def encode_rows(
             rendered = [_render(row, tokenizer, empty_think_ratio, seed) for row in chunk]
             if pending is not None:
                 block = pending.result()
-                done += len(block) + len(block.set_aside)
+                done += len(block) + len(block.skipped_rows)
                 yield block
                 on_progress(done)
             if rendered:
@@ -83,30 +83,30 @@ class _RenderedPair:
 
 
 def _render(
-    row: PreferencePair | SetAside, tokenizer: ChatTokenizer, empty_think_ratio: float, seed: int
-) -> _RenderedPair | SetAside:
-    if isinstance(row, SetAside):
+    row: PreferencePair | SkippedRow, tokenizer: ChatTokenizer, empty_think_ratio: float, seed: int
+) -> _RenderedPair | SkippedRow:
+    if isinstance(row, SkippedRow):
         return row
     if passed_over := tokenizer.passes_over(row.chosen) or tokenizer.passes_over(row.rejected):
-        return SetAside(row.line, "left-out", passed_over)
+        return SkippedRow(row.line, "left-out", passed_over)
     try:
         chosen, rejected = tokenizer.render(row.chosen, row.rejected)
     except ValueError as error:
-        return SetAside(row.line, "malformed", str(error))
+        return SkippedRow(row.line, "malformed", str(error))
     if not _keeps_empty_think(seed, row.line, empty_think_ratio):
         chosen, rejected = chosen.without_empty_think(), rejected.without_empty_think()
     return _RenderedPair(row.line, chosen, rejected)
 
 
-def _encode(rows: Sequence[_RenderedPair | SetAside], tokenizer: ChatTokenizer) -> EncodedRows:
+def _encode(rows: Sequence[_RenderedPair | SkippedRow], tokenizer: ChatTokenizer) -> EncodedRows:
     pairs = [row for row in rows if isinstance(row, _RenderedPair)]
-    set_aside = [row for row in rows if isinstance(row, SetAside)]
+    skipped_rows = [row for row in rows if isinstance(row, SkippedRow)]
     sides = tokenizer.encode([side for pair in pairs for side in (pair.chosen, pair.rejected)])
     ids = array(sides[0].ids.typecode if sides else "H")
     lines, lengths, shared, answers, answer_counts = (array("i") for _ in range(5))
     for pair, chosen, rejected in zip(pairs, sides[::2], sides[1::2], strict=True):
         if chosen.ids == rejected.ids:
-            set_aside.append(SetAside(pair.line, "identical", "both sides are the same"))
+            skipped_rows.append(SkippedRow(pair.line, "identical", "both sides are the same"))
             continue
         common = _common_tokens(chosen, rejected)
         ids += chosen.ids
@@ -124,7 +124,7 @@ def _encode(rows: Sequence[_RenderedPair | SetAside], tokenizer: ChatTokenizer) 
         shared=as_tensor(shared),
         answers=as_tensor(answers).view(-1, 2),
         answer_counts=as_tensor(answer_counts).view(-1, 2),
-        set_aside=tuple(sorted(set_aside, key=lambda row: row.line)),
+        skipped_rows=tuple(sorted(skipped_rows, key=lambda row: row.line)),
     )
 
 
@@ -138,8 +138,8 @@ def _keeps_empty_think(seed: int, line: int, ratio: float) -> bool:
 
 
 def _chunks(
-    rows: Iterable[PreferencePair | SetAside],
-) -> Iterator[list[PreferencePair | SetAside]]:
+    rows: Iterable[PreferencePair | SkippedRow],
+) -> Iterator[list[PreferencePair | SkippedRow]]:
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, _ROWS_PER_BLOCK)):
         yield chunk

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Forward:
+class MicroBatch:
     """Pairs that are computed together.
 
     `weights` are those of their losses in the loss of the window, which is the sum over its
@@ -20,13 +20,13 @@ class Forward:
     weights: tuple[float, ...]
 
 
-def regroup(
+def make_micro_batches(
     micro_batches: Sequence[Sequence[int]],
     accumulation_steps: int,
     tokens: Mapping[int, int],
     limit: int | None = None,
     ranks: int = 1,
-) -> list[list[Forward]]:
+) -> list[list[MicroBatch]]:
     """The forwards of a window, by rank: its micro-batches as they are, or its pairs filled up to a
     limit.
 
@@ -50,7 +50,7 @@ def regroup(
     if limit is not None:
         shares = [_fill(share, tokens, limit) for share in shares]
     return [
-        [Forward(group, tuple(weights[i] for i in group)) for group in share] for share in shares
+        [MicroBatch(group, tuple(weights[i] for i in group)) for group in share] for share in shares
     ]
 
 

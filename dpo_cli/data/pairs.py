@@ -32,7 +32,7 @@ class PreferencePair:
 
 
 @dataclass(frozen=True)
-class SetAside:
+class SkippedRow:
     """A row that is not used, and why; `line` is its number, see `dpo_cli.data.sources`."""
 
     line: int
@@ -40,7 +40,7 @@ class SetAside:
     reason: str
 
     def to_json(self, places: Places) -> str:
-        """One line of `rejected_rows.jsonl`: `line` is that of the file, which is named if there
+        """One line of `skipped_rows.jsonl`: `line` is that of the file, which is named if there
         are several.
         """
         part = places.part(self.line) if len(places.parts) > 1 else None
@@ -51,7 +51,7 @@ class SetAside:
 
 def read_pairs(
     source: Source | Path, lines: range | None = None, places: Places | None = None
-) -> Iterator[PreferencePair | SetAside]:
+) -> Iterator[PreferencePair | SkippedRow]:
     """The rows of a source in order; blank lines of JSONL are passed over.
 
     Args:
@@ -74,19 +74,19 @@ def read_pairs(
 
 def to_pair(
     line: int, row: Row | MalformedError, format: Format, columns: Mapping[str, str]
-) -> PreferencePair | SetAside:
+) -> PreferencePair | SkippedRow:
     """A row as a pair, or the first thing wrong with it."""
     try:
         if isinstance(row, MalformedError):
             raise row
         return PreferencePair(line, *format.sides(renamed(row, columns)))
     except MalformedError as error:
-        return SetAside(line, "malformed", str(error))
+        return SkippedRow(line, "malformed", str(error))
 
 
 def refuse_if_mostly_malformed(
     source: Source | Path,
-    set_aside: Sequence[SetAside],
+    skipped_rows: Sequence[SkippedRow],
     rows: int,
     places: Places = NO_PLACES,
 ) -> None:
@@ -95,7 +95,7 @@ def refuse_if_mostly_malformed(
     Raises:
         DpoError: naming the first bad rows.
     """
-    malformed = [row for row in set_aside if row.problem == "malformed"]
+    malformed = [row for row in skipped_rows if row.problem == "malformed"]
     if len(malformed) <= MALFORMED_SHARE_LIMIT * rows:
         return
     details = [f"{places.name(row.line)}: {row.reason}" for row in malformed[:10]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.data.formats import FORMATS, ROLES, Message, Row, formats_of
-from dpo_cli.data.pairs import SetAside, to_pair
+from dpo_cli.data.pairs import SkippedRow, to_pair
 from dpo_cli.data.rows import MalformedError, parse_line
 from dpo_cli.errors import DpoError
 
@@ -78,7 +78,7 @@ def _of_row(number: int, raw: bytes) -> Sequence[Message]:
     if not names:
         return _prompt(row)
     pair = to_pair(number, row, FORMATS[names[0]], {})
-    if isinstance(pair, SetAside):
+    if isinstance(pair, SkippedRow):
         raise ValueError(pair.reason)
     last = max(turn for turn, each in enumerate(pair.chosen) if each["role"] == "assistant")
     return _conversation(list(pair.chosen[:last]))

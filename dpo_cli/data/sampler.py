@@ -12,7 +12,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Window:
+class GlobalBatch:
     """The micro-batches of one optimizer step, for all ranks together.
 
     `first_step` is the number (from 0, over the whole run) of its first micro-batch.
@@ -29,7 +29,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class DataOrder:
+class BatchSampler:
     """How `pairs` are dealt out over epochs, windows and micro-batches.
 
     `accumulation_steps` are the micro-batches of a window on all ranks together: who computes which
@@ -50,7 +50,7 @@ class DataOrder:
         return math.ceil(self.pairs / self.batch_size)
 
     @property
-    def windows_per_epoch(self) -> int:
+    def optimizer_steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch."""
         return math.ceil(self.micro_batches_per_epoch / self.accumulation_steps)
 
@@ -62,7 +62,7 @@ class DataOrder:
     @property
     def optimizer_steps(self) -> int:
         """Optimizer steps in the run."""
-        return self.epochs * self.windows_per_epoch
+        return self.epochs * self.optimizer_steps_per_epoch
 
     @property
     def last_steps(self) -> list[int]:
@@ -72,7 +72,7 @@ class DataOrder:
     def epoch_order(self, epoch: int) -> list[int]:
         """The pairs in the order in which `epoch` (from 0) visits them.
 
-        Shuffled, it is `torch.randperm` seeded with seed + epoch, as generation 3 draws it.
+        Shuffled, it is `torch.randperm` seeded with seed + epoch, as MiniMind version 3 draws it.
         """
         if not self.shuffle:
             return list(range(self.pairs))
@@ -87,14 +87,14 @@ class DataOrder:
             for start in range(0, self.pairs, self.batch_size)
         ]
 
-    def windows(self, start: int = 0) -> Iterator[Window]:
+    def global_batches(self, start: int = 0) -> Iterator[GlobalBatch]:
         """The windows of optimizer steps `start`, `start + 1`, ... to the end of the run."""
-        first_epoch, skip = divmod(start, self.windows_per_epoch)
+        first_epoch, skip = divmod(start, self.optimizer_steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
             micro_batches = self.micro_batches_of(epoch)
-            for number in range(skip, self.windows_per_epoch):
+            for number in range(skip, self.optimizer_steps_per_epoch):
                 first = number * self.accumulation_steps
-                yield Window(
+                yield GlobalBatch(
                     epoch,
                     epoch * self.micro_batches_per_epoch + first,
                     tuple(micro_batches[first : first + self.accumulation_steps]),
@@ -103,8 +103,8 @@ class DataOrder:
 
     def steps_done(self, optimizer_steps: int) -> int:
         """Micro-batches behind a run that has done so many optimizer steps."""
-        epochs, windows = divmod(optimizer_steps, self.windows_per_epoch)
-        in_epoch = min(windows * self.accumulation_steps, self.micro_batches_per_epoch)
+        epochs, global_batches = divmod(optimizer_steps, self.optimizer_steps_per_epoch)
+        in_epoch = min(global_batches * self.accumulation_steps, self.micro_batches_per_epoch)
         return epochs * self.micro_batches_per_epoch + in_epoch
 
 

@@ -213,7 +213,7 @@ class Source:
         if twice := [file for _, file in files if counts[file.resolve()] > 1]:
             raise DpoError(
                 f"{twice[0]} is named twice by data.data_path",
-                "name it once; data.path_weights says how often its pairs count",
+                "name it once; data.mixture_weights says how often its pairs count",
             )
         return files
 

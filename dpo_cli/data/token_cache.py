@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_rows
-from dpo_cli.data.pairs import SetAside, read_pairs
+from dpo_cli.data.pairs import SkippedRow, read_pairs
 from dpo_cli.data.sources import Part, Places, Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
@@ -41,7 +41,7 @@ Blocks = Generator[EncodedRows, None, None]
 _DTYPES = {torch.uint16: "U16", torch.int32: "I32", torch.uint8: "U8"}
 
 
-class Crew(Protocol):
+class LocalRanks(Protocol):
     """Processes on one machine that need the same rows at the same time."""
 
     @property
@@ -61,7 +61,7 @@ def encode_source(
     empty_think_ratio: float,
     seed: int,
     on_progress: Callable[[int, int], None],
-    crew: Crew,
+    crew: LocalRanks,
 ) -> EncodedRows:
     """The encoded rows of a source of pairs, from the cache if they are there.
 
@@ -117,7 +117,7 @@ def load(entry: Path, key: str) -> EncodedRows | None:
         with safe_open(entry, framework="pt") as tensors:
             columns = {name: tensors.get_tensor(name) for name in ("ids", *_COLUMNS)}
             told = json.loads(bytes(tensors.get_tensor("told").numpy()))
-            set_aside = tuple(SetAside(*row) for row in told["set_aside"])
+            skipped_rows = tuple(SkippedRow(*row) for row in told["skipped_rows"])
             places = Places(tuple(Part(*part) for part in told["places"]))
         with contextlib.suppress(OSError):
             os.utime(entry)  # used, and therefore not to be removed
@@ -132,11 +132,11 @@ def load(entry: Path, key: str) -> EncodedRows | None:
         RecursionError,
     ):
         return None
-    return EncodedRows(**columns, set_aside=set_aside, places=places)
+    return EncodedRows(**columns, skipped_rows=skipped_rows, places=places)
 
 
 def _encode_together(
-    entry: Path, key: str, blocks: Callable[[int, int], Blocks], crew: Crew
+    entry: Path, key: str, blocks: Callable[[int, int], Blocks], crew: LocalRanks
 ) -> EncodedRows | None:
     """Write an entry that each process makes a part of, and map it; None if that fails for any."""
     part, parts = crew.share_here
@@ -185,7 +185,7 @@ def _write(path: Path, key: str, blocks: Iterator[EncodedRows]) -> None:
         rows = EncodedRows.joined(parts)
         told = json.dumps(
             {
-                "set_aside": [astuple(row) for row in rows.set_aside],
+                "skipped_rows": [astuple(row) for row in rows.skipped_rows],
                 "places": [astuple(replace(part, name="")) for part in rows.places.parts],
             }
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.chat import Tokenized, TokenizedPair
-from dpo_cli.data.pairs import SetAside
+from dpo_cli.data.pairs import SkippedRow
 from dpo_cli.data.sources import NO_PLACES, Places
 
 _PIECE = 1 << 22
@@ -35,7 +35,7 @@ class EncodedRows:
     shared: (P,) int32, ids that both sides begin with.
     answers: (A, 2) int32, [first, end) tokens of each answer within its side; see `Encoded`.
     answer_counts: (P, 2) int32, how many of them are each side's.
-    set_aside: the rows that are no pairs at any length, by line.
+    skipped_rows: the rows that are no pairs at any length, by line.
     content: SHA-256 of what they were read from, if that was a source.
     places: what their numbers mean there.
     """
@@ -46,7 +46,7 @@ class EncodedRows:
     shared: Tensor
     answers: Tensor
     answer_counts: Tensor
-    set_aside: Sequence[SetAside]
+    skipped_rows: Sequence[SkippedRow]
     content: str = ""
     places: Places = NO_PLACES
 
@@ -63,7 +63,7 @@ class EncodedRows:
             shared=torch.cat([part.shared for part in filled]),
             answers=torch.cat([part.answers for part in filled]),
             answer_counts=torch.cat([part.answer_counts for part in filled]),
-            set_aside=tuple(row for part in parts for row in part.set_aside),
+            skipped_rows=tuple(row for part in parts for row in part.skipped_rows),
             places=parts[0].places,
         )
 
@@ -87,7 +87,7 @@ class EncodedRows:
         ]
         return Rows(
             TokenizedPairs(self, max_seq_len, (~is_lost).nonzero().flatten()),
-            sorted([*self.set_aside, *lost], key=lambda row: row.line),
+            sorted([*self.skipped_rows, *lost], key=lambda row: row.line),
             self.content,
             self.places,
         )
@@ -139,13 +139,13 @@ class EncodedRows:
         found[goes_on] |= (ids[first] == ids[last_shared]) & torch.isin(ids[first], wanted)
         return found
 
-    def _why_lost(self, index: int, unanswered: list[bool], max_seq_len: int) -> SetAside:
+    def _why_lost(self, index: int, unanswered: list[bool], max_seq_len: int) -> SkippedRow:
         line = int(self.lines[index])
         if not any(unanswered):
             why = f"both sides are the same up to max_seq_len {max_seq_len}"
-            return SetAside(line, "identical", why)
+            return SkippedRow(line, "identical", why)
         side = unanswered.index(True)
-        return SetAside(
+        return SkippedRow(
             line,
             "truncated",
             f"no response token of {('chosen', 'rejected')[side]!r} left at max_seq_len"
@@ -264,14 +264,14 @@ class Rows:
     """
 
     kept: TokenizedPairs
-    set_aside: Sequence[SetAside]
+    skipped_rows: Sequence[SkippedRow]
     content: str = ""
     places: Places = NO_PLACES
 
     @property
     def total(self) -> int:
         """Rows of the file."""
-        return len(self.kept) + len(self.set_aside)
+        return len(self.kept) + len(self.skipped_rows)
 
     @property
     def tokens(self) -> int:
@@ -280,7 +280,11 @@ class Rows:
 
     def facts(self) -> dict[str, int]:
         """For programs."""
-        return {"kept": len(self.kept), "set_aside": len(self.set_aside), "tokens": self.tokens}
+        return {
+            "kept": len(self.kept),
+            "skipped_rows": len(self.skipped_rows),
+            "tokens": self.tokens,
+        }
 
 
 def _doubled(ids: Tensor, wanted: Tensor, begin: int) -> Tensor:

@@ -32,7 +32,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from dpo_cli.distributed.agent import Relay
-from dpo_cli.distributed.ranks import MEETING
+from dpo_cli.distributed.ranks import RENDEZVOUS_ID
 from dpo_cli.errors import DpoError, ExitCode, UsageError
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (
@@ -141,7 +141,7 @@ class _Agent(LocalElasticAgent):
         handler: Any = worker_group.spec.rdzv_handler
         if handler.get_backend() != "static":
             handler._bootstrap_store_info = handler._shared_tcp_store_server = None
-            os.environ[MEETING] = handler.get_run_id()
+            os.environ[RENDEZVOUS_ID] = handler.get_run_id()
         super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:

@@ -42,7 +42,7 @@ SILENT_SECONDS = 120.0
 _ENDED, _FAILED, _LEFT, _LOST = "ended", "failed", "left", "lost"
 STOPS = frozenset({"interrupted", "terminated"})
 RESTED = "rested"
-MEETING = "DPO_MEETING"
+RENDEZVOUS_ID = "DPO_MEETING"
 """The variable in which our agent tells its ranks that their store is new. Of torchrun's own it
 keeps what ranks said in it that were lost; machines number their restarts each for itself."""
 _REQUESTS = (*sorted(STOPS), "save", "evaluate", RESTED)
@@ -72,15 +72,15 @@ class Ranks:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    leader: int = 0
+    main_rank: int = 0
     hosts: Sequence[str] = ()
     _store: Store | None = None
     _meetings: int = field(default=0, init=False)
 
     @property
-    def is_leader(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank writes the run directory."""
-        return self.rank == self.leader
+        return self.rank == self.main_rank
 
     # --- coming together -------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ class Ranks:
                 "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set by torchrun; `dpo check`"
                 " tries them",
             ) from error
-        meeting = os.environ.get(MEETING) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        meeting = os.environ.get(RENDEZVOUS_ID) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = PrefixStore(meeting, store)
         ranks = cls(
             rank=rank,
@@ -134,7 +134,7 @@ class Ranks:
                 "start them all by one `dpo train`, or each by the same torchrun",
                 sorted(runs),
             )
-        self.leader = next(rank for rank, (run, _) in enumerate(told) if run is not None)
+        self.main_rank = next(rank for rank, (run, _) in enumerate(told) if run is not None)
         return run or cast(str, runs.pop())
 
     def connect(self, device: torch.device, timeout_seconds: float) -> None:
@@ -190,24 +190,24 @@ class Ranks:
             return [0]
         return [rank for rank, host in enumerate(self.hosts) if host == self.hosts[self.rank]]
 
-    def leader_first(self, stage: str, work: Callable[[], T]) -> T:
+    def main_process_first(self, stage: str, work: Callable[[], T]) -> T:
         """Do something on the leader, and once that is done on the others."""
         if self._store is None:
             return work()
-        if not self.is_leader:
-            self._wait_for(stage, self.leader)
+        if not self.is_main:
+            self._wait_for(stage, self.main_rank)
         result = work()
-        if self.is_leader:
+        if self.is_main:
             self._store.set(stage, json.dumps(None))
         return result
 
-    def from_leader(self, stage: str, work: Callable[[], Any]) -> Any:
+    def broadcast_from_main(self, stage: str, work: Callable[[], Any]) -> Any:
         """What the leader alone finds out or does, as plain values, told to all."""
         if self._store is None:
             return work()
-        if self.is_leader:
+        if self.is_main:
             self._store.set(stage, json.dumps(work()))
-        return self._wait_for(stage, self.leader)
+        return self._wait_for(stage, self.main_rank)
 
     def _wait_for(self, key: str, rank: int) -> Any:
         """What `rank` tells under a key, however long that takes, unless one goes no further.
@@ -227,7 +227,7 @@ class Ranks:
             if self._store.check([_LEFT]):
                 raise LeftError
             if is_told:
-                raise (self.is_leader and self.failure()) or PeerLostError("the run ended")
+                raise (self.is_main and self.failure()) or PeerLostError("the run ended")
             if self._store.check([_LOST]):
                 raise PeerLostError(self._store.get(_LOST).decode())
             if time.monotonic() >= look_at:
@@ -239,7 +239,7 @@ class Ranks:
 
     # --- sums ------------------------------------------------------------------------------------
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Add up the gradients of all ranks; one that has none of a parameter adds nothing.
 
         In place, as one flat tensor: any order of smaller ones would have to be the same in each
@@ -282,15 +282,15 @@ class Ranks:
         flags = self.sum([float(request in asked) for request in _REQUESTS])
         return {request for request, flag in zip(_REQUESTS, flags, strict=True) if flag}
 
-    def copy_from_leader(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_tensors_from_main(self, tensors: Iterable[Tensor]) -> None:
         """Make tensors, of the same shapes on all ranks, the leader's; in place."""
         if self._store is None:
             return
         with self._meeting("the state"):
             for tensor in tensors:
-                dist.broadcast(tensor, self.leader)
+                dist.broadcast(tensor, self.main_rank)
 
-    def collect(self, tensor: Tensor) -> list[Tensor]:
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """A small tensor of each rank, of the same shape, by rank."""
         if self._store is None:
             return [tensor]
@@ -311,11 +311,11 @@ class Ranks:
             return
         # As integers, of which any flipped bit alters the sum, in whatever order it is made.
         sums = torch.stack([tensor.view(torch.int32).sum(dtype=torch.int64) for tensor in tensors])
-        every = self.collect(sums.cpu())
+        every = self.all_gather(sums.cpu())
         other = [
             f"rank {rank} on {self.hosts[rank]}"
             for rank, its in enumerate(every)
-            if not its.equal(every[self.leader])
+            if not its.equal(every[self.main_rank])
         ]
         if other:
             raise DpoError(
@@ -369,7 +369,7 @@ class Ranks:
                 return error
         return None
 
-    def leave_word(self, message: str) -> ExitCode:
+    def record_exit(self, message: str) -> ExitCode:
         """Say why this rank ends to torchrun, which may start all of them again.
 
         Those who wait for it learn so, and end, too.

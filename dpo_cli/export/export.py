@@ -21,8 +21,8 @@ from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.model_card import MARK, model_card
 from dpo_cli.export.rounding import Rounding, round_weights
-from dpo_cli.export.update_retention import Survival, measure_survival, read_start
-from dpo_cli.export.verified_write import check_place, written_and_read_back
+from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention, read_start
+from dpo_cli.export.verified_write import check_place, verified_write
 from dpo_cli.files import write_text_atomically
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.huggingface import HuggingFace
@@ -62,7 +62,7 @@ class ExportReport:
 
     Attributes:
         seed: of stochastic rounding; None for any other.
-        survival: of the run's update in the file. None where no weight has moved, or where
+        retention: of the run's update in the file. None where no weight has moved, or where
             `not_compared` says why the weights of the start are not here to compare with.
         state: the training state that the file was made from, in the Hugging Face layout.
         exported: the file as loaded back, likewise.
@@ -78,7 +78,7 @@ class ExportReport:
     pairs_compared: int
     mean_logp_difference: float
     max_logp_difference: float
-    survival: Survival | None
+    retention: UpdateRetention | None
     not_compared: str
     try_command: str | None
     state: StateDict = field(repr=False)
@@ -97,7 +97,7 @@ def export_run(
     best: bool = False,
     form: Form | None = None,
 ) -> ExportReport:
-    """Write the newest verified generation of a run: for MiniMind's own scripts, or as a directory.
+    """Write the newest verified version of a run: for MiniMind's own scripts, or as a directory.
 
     The file gets its name once it was loaded back: it holds exactly what the state was rounded to,
     and its log-probs were compared with the state's.
@@ -137,7 +137,7 @@ def export_run(
     path = _destination(run, destination, written, force)
     pairs = _pairs_to_compare(profile, tokenizer)
     rounded = round_weights(state, dtype, rounding, seed or 0)
-    with written_and_read_back(path, rounded, written, dtype, tokenizer.folder) as (new, exported):
+    with verified_write(path, rounded, written, dtype, tokenizer.folder) as (new, exported):
         if isinstance(written, HuggingFace):
             step = trained.optimizer_step
             card = model_card(plan, history(run.events_path), written, dtype, step)
@@ -156,13 +156,13 @@ def export_run(
             )
         )
         events.close()
-    survival, not_compared = None, ""
+    retention, not_compared = None, ""
     try:
         start = read_start(run, profile, plan)
     except DpoError as error:
         not_compared = error.message
     else:
-        survival = measure_survival(start, state, exported.state, dtype)
+        retention = measure_update_retention(start, state, exported.state, dtype)
     return ExportReport(
         path=path,
         dtype=dtype,
@@ -174,7 +174,7 @@ def export_run(
         pairs_compared=len(pairs),
         mean_logp_difference=float(differences.mean()),
         max_logp_difference=float(differences.max()),
-        survival=survival,
+        retention=retention,
         not_compared=not_compared,
         try_command=try_command(path, written),
         state=state,
@@ -189,7 +189,7 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
     checkout. None where that cannot be: its tokenizers have as many entries as its models, and no
     others.
 
-    Generation 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative. Both
+    MiniMind version 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative. Both
     scripts make up the file's name from its prefix and shape.
     """
     if not isinstance(architecture, MiniMind):
@@ -207,7 +207,7 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
         f"--hidden_size {architecture.hidden_size}",
         f"--num_hidden_layers {architecture.num_hidden_layers}",
     ]
-    if architecture.generation == 2 and prefix == "rlhf":
+    if architecture.version == 2 and prefix == "rlhf":
         moe = ["--use_moe True"] if architecture.use_moe else []
         command = ["python eval_model.py --model_mode 2", f"--out_dir {shlex.quote(folder)}"]
     else:

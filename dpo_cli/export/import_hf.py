@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.rounding import round_weights
-from dpo_cli.export.verified_write import check_place, written_and_read_back
-from dpo_cli.models.loading import Checkpoint, load_checkpoint
+from dpo_cli.export.verified_write import check_place, verified_write
+from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.models.spec import as_minimind
 from dpo_cli.profile import folder
 
@@ -17,7 +17,7 @@ _PREFIX = "full_sft"
 
 def import_directory(
     directory: Path, destination: Path | None, dtype: str, force: bool
-) -> tuple[Path, Checkpoint]:
+) -> tuple[Path, ModelWeights]:
     """Write the weights of a Hugging Face directory for MiniMind's own scripts.
 
     Args:
@@ -37,12 +37,12 @@ def import_directory(
         raise UsageError(
             f"{directory}: no Hugging Face directory", f"name one that has a {folder.CONFIG}"
         )
-    checkpoint = load_checkpoint(directory, {})
-    minimind = as_minimind(checkpoint.architecture, str(directory))
+    model_weights = load_model_weights(directory, {})
+    minimind = as_minimind(model_weights.architecture, str(directory))
     path = (destination or Path(minimind.file_name(_PREFIX))).absolute()
     check_place(path, minimind)
     if path.exists() and not force:
         raise DpoError(f"{path} exists", "replace it with --force, or write elsewhere with --to")
-    rounded = round_weights(checkpoint.state, dtype, "nearest", 0)
-    with written_and_read_back(path, rounded, minimind, dtype) as (_, written):
+    rounded = round_weights(model_weights.state, dtype, "nearest", 0)
+    with verified_write(path, rounded, minimind, dtype) as (_, written):
         return path, written

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpo_cli.errors import DpoError
 from dpo_cli.export.rounding import round_weights
-from dpo_cli.export.verified_write import check_place, written_and_read_back
+from dpo_cli.export.verified_write import check_place, verified_write
 from dpo_cli.inference.open_model import OpenedModel
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.minimind import MiniMind
@@ -49,20 +49,20 @@ def merge_models(
             f"{first.title}: has no tokenizer, and a directory needs one",
             "name its folder: --tokenizer DIR",
         )
-    theirs = second.checkpoint.state
+    theirs = second.model_weights.state
     merged = {
         name: (1 - weight) * tensor.double() + weight * theirs[name].double()
-        for name, tensor in first.checkpoint.state.items()
+        for name, tensor in first.model_weights.state.items()
     }
     dtype = dtype or first.export_dtype
     rounded = round_weights(merged, dtype, "nearest", seed=0)
-    with written_and_read_back(path, rounded, architecture, dtype, tokenizer) as (_, written):
+    with verified_write(path, rounded, architecture, dtype, tokenizer) as (_, written):
         return OpenedModel(show_path(path), written)
 
 
 def _common_architecture(first: OpenedModel, second: OpenedModel) -> Architecture:
     """The architecture of both: MiniMind's, if one of them is."""
-    found = [model.checkpoint.architecture for model in (first, second)]
+    found = [model.model_weights.architecture for model in (first, second)]
     if any(isinstance(its, MiniMind) for its in found):
         found = [
             as_minimind(its, model.title) for its, model in zip(found, (first, second), strict=True)

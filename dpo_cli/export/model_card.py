@@ -21,10 +21,10 @@ _FIGURES = {
     "loss": "loss",
     "rewards/accuracies": "share of pairs told apart",
     "rewards/margins": "reward margin",
-    "gap": "gap between chosen and rejected, nats a token",
+    "margin_per_token": "gap between chosen and rejected, nats a token",
     "kl": "KL from the reference, nats a token",
 }
-_UNSAID = ("launch.", "export.", "eval.samples")
+_UNSAID = ("launch.", "export.", "eval.num_samples")
 """What says nothing of the model."""
 
 
@@ -66,7 +66,7 @@ def _lines(
     yield from ("", "## Data", "")
     yield (
         f"{pairs['kept']:,} preference pairs, of at most {pairs['max_seq_len']:,} tokens a side;"
-        f" {pairs['set_aside']:,} rows set aside, {pairs['held_out']:,} pairs held out of training."
+        f" {pairs['skipped_rows']:,} rows set aside, {pairs['held_out']:,} pairs held out of training."
     )
     yield from ("", "SHA-256 of what went in:", "")
     for name, digest in plan["fingerprints"].items():

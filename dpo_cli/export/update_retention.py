@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from dpo_cli.errors import DpoError
-from dpo_cli.models.loading import DTYPES, Checkpoint
+from dpo_cli.models.loading import DTYPES, ModelWeights
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.training.inputs import read_checkpoint
+from dpo_cli.training.inputs import read_model_weights
 
 
 @dataclass(frozen=True)
-class Survival:
+class UpdateRetention:
     """The file against the float32 state, by the update: the state less the weights of the start.
 
     Attributes:
@@ -38,29 +38,29 @@ class Survival:
     kept: float
     relative_error: float
     start_error: float
-    born: str
+    source_dtype: str
 
 
-def read_start(run: RunDirectory, profile: Profile, promised: Mapping[str, Any]) -> Checkpoint:
+def read_start(run: RunDirectory, profile: Profile, saved_plan: Mapping[str, Any]) -> ModelWeights:
     """The weights that a run began with.
 
     Args:
         run: whose they are.
         profile: says where they lie.
-        promised: the run's plan.
+        saved_plan: the run's plan.
 
     Raises:
         DpoError: they are gone, or others lie in their place.
     """
-    start = read_checkpoint(profile, "checkpoint", run.path.parent, run.path)
-    if start.fingerprint != promised["fingerprints"]["weights"]:
-        raise DpoError("model.checkpoint: the content is not what the run began with")
+    start = read_model_weights(profile, "weights", run.path.parent, run.path)
+    if start.fingerprint != saved_plan["fingerprints"]["weights"]:
+        raise DpoError("model.weights: the content is not what the run began with")
     return start
 
 
-def measure_survival(
-    start: Checkpoint, state: Mapping[str, Tensor], exported: Mapping[str, Tensor], dtype: str
-) -> Survival | None:
+def measure_update_retention(
+    start: ModelWeights, state: Mapping[str, Tensor], exported: Mapping[str, Tensor], dtype: str
+) -> UpdateRetention | None:
     """Compare the weights of a file with those of the state it was made from.
 
     Args:
@@ -87,12 +87,12 @@ def measure_survival(
         start_error_squared += _squared(rounded_before.double() - begun)
     if not update_squared:
         return None
-    return Survival(
+    return UpdateRetention(
         changed=changed / start.parameters,
         kept=kept / update_squared,
         relative_error=math.sqrt(error_squared / update_squared),
         start_error=math.sqrt(start_error_squared / update_squared),
-        born=start.dtype_name,
+        source_dtype=start.dtype_name,
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from dpo_cli.errors import DpoError
 from dpo_cli.files import fsync_path, swap
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.loading import Checkpoint, load_checkpoint
+from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.models.minimind import UNTOLD, MiniMind
 from dpo_cli.models.saving import write_model
 from dpo_cli.models.spec import Architecture
@@ -53,13 +53,13 @@ def check_place(path: Path, architecture: Architecture) -> None:
 
 
 @contextmanager
-def written_and_read_back(
+def verified_write(
     path: Path,
     rounded: StateDict,
     architecture: Architecture,
     dtype: str,
     tokenizer: Path | None = None,
-) -> Iterator[tuple[Path, Checkpoint]]:
+) -> Iterator[tuple[Path, ModelWeights]]:
     """Write weights in their makers' form; for a block of further proof.
 
     Only then does the file or directory get its name; until then there is none, or the one that was
@@ -79,11 +79,11 @@ def written_and_read_back(
         NoSpaceError: the disk is full.
         DpoError: it cannot be written, or does not hold what was written.
     """
-    with explain_disk_errors(path.parent), renamed_at_the_end(path) as temporary:
+    with explain_disk_errors(path.parent), rename_on_success(path) as temporary:
         write_model(temporary, rounded, architecture, dtype, tokenizer)
         # What the weights alone may not tell.
         stated = {key: getattr(architecture, key, None) for key in UNTOLD}
-        read_back = load_checkpoint(temporary, stated)
+        read_back = load_model_weights(temporary, stated)
         _require_same(path, read_back.state, rounded)
         yield temporary, read_back
 
@@ -103,7 +103,7 @@ def _require_same(path: Path, read_back: StateDict, written: StateDict) -> None:
 
 
 @contextmanager
-def renamed_at_the_end(path: Path) -> Iterator[Path]:
+def rename_on_success(path: Path) -> Iterator[Path]:
     """A name for a file or a directory that becomes `path` if nothing goes wrong.
 
     What had that name is replaced in one moment.
@@ -124,12 +124,12 @@ def _own_directory(path: Path) -> Iterator[Path]:
 
     It is locked, and the kernel frees the lock however the process ends.
     """
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.unproved"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         with _locked(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_abandoned:
             if is_abandoned:
                 shutil.rmtree(leftover, ignore_errors=True)
     while True:
-        directory = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unproved")
+        directory = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         directory.mkdir()
         with _locked(directory, fcntl.LOCK_EX):
             if not directory.exists():  # removed by another export before it was locked

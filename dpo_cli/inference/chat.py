@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dpo_cli.compute.device import Compute, resolve
+from dpo_cli.compute.device import Device, resolve
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.formats import Message
 from dpo_cli.data.text_stream import TextStream
@@ -55,7 +55,7 @@ class Answer(Iterator[str]):
         return piece
 
 
-class Speaker:
+class Responder:
     """A model that answers.
 
     Args:
@@ -69,16 +69,16 @@ class Speaker:
         self,
         opened: OpenedModel,
         tokenizer: ChatTokenizer,
-        compute: Compute,
+        compute: Device,
         decoding: Decoding,
     ) -> None:
-        checkpoint = opened.checkpoint
-        model = build_model(checkpoint.architecture, checkpoint.state).eval()
-        if not checkpoint.architecture.is_known_to_pack:
+        model_weights = opened.model_weights
+        model = build_model(model_weights.architecture, model_weights.state).eval()
+        if not model_weights.architecture.is_known_to_pack:
             use_plain_attention(model)
-        if checkpoint.architecture.use_moe:
+        if model_weights.architecture.use_moe:
             use_experts_for(model, float32=compute.dtype == torch.float32)
-        self._model, self._architecture = model.to(compute.device), checkpoint.architecture
+        self._model, self._architecture = model.to(compute.device), model_weights.architecture
         self._tokenizer, self._compute, self._decoding = tokenizer, compute, decoding
         self.title = opened.title
         """What to call it on the screen."""
@@ -124,7 +124,7 @@ class Conversation:
         system: what it is told before anything else, if anything.
     """
 
-    def __init__(self, speaker: Speaker, system: str | None = None) -> None:
+    def __init__(self, speaker: Responder, system: str | None = None) -> None:
         self._speaker, self._system = speaker, system
         self._turns: list[tuple[str, Answer]] = []
 
@@ -140,7 +140,7 @@ class Conversation:
         """The answer to a question, which is kept as far as it will have come.
 
         Raises:
-            DpoError: see `Speaker.answer`; nothing is kept.
+            DpoError: see `Responder.answer`; nothing is kept.
         """
         turns = [*self.messages, _message("user", question)]
         answer = self._speaker.answer(turns, len(self._turns))
@@ -156,7 +156,7 @@ class Conversation:
         self._turns.clear()
 
 
-def open_speakers(
+def open_responders(
     policy: NamedModel,
     reference: NamedModel | None,
     decoding: Decoding,
@@ -165,7 +165,7 @@ def open_speakers(
     tokenizer: Path | None = None,
     settings: Sequence[str] = (),
     best: bool = False,
-) -> list[Speaker]:
+) -> list[Responder]:
     """The policy, and beside it the reference, if there is one; on one device.
 
     Args:
@@ -195,8 +195,8 @@ def open_speakers(
     elif policy.run is not None:
         opened.append(open_reference(profile, runs_root, policy.run))
     its_tokenizer = ChatTokenizer(folder)
-    require_same_vocabulary(its_tokenizer, opened[0].checkpoint, opened[-1].checkpoint)
-    return [Speaker(each, its_tokenizer, compute, decoding) for each in opened]
+    require_same_vocabulary(its_tokenizer, opened[0].model_weights, opened[-1].model_weights)
+    return [Responder(each, its_tokenizer, compute, decoding) for each in opened]
 
 
 def _message(role: str, content: str) -> Message:

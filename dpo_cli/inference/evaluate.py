@@ -12,16 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from dpo_cli.compute.device import Compute, resolve, tune
+from dpo_cli.compute.device import Device, resolve, tune
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.distributed.ranks import ALONE
 from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference
-from dpo_cli.models.loading import Checkpoint
+from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.minimind import UNTOLD
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
-from dpo_cli.run.eval_config import Yardstick, split_of
+from dpo_cli.run.eval_config import EvalConfig, split_of
 from dpo_cli.run.events import EVALUATION
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
 from dpo_cli.training.inputs import (
@@ -31,8 +31,8 @@ from dpo_cli.training.inputs import (
     usable_rows,
 )
 from dpo_cli.training.plan import Prepared, assemble
-from dpo_cli.training.reference import KeptReference, NoReference, Reference, open_references
-from dpo_cli.training.resume_checks import refuse_other_inputs
+from dpo_cli.training.reference import CachedReference, NoReference, Reference, open_references
+from dpo_cli.training.resume_checks import require_same_inputs
 from dpo_cli.training.setup import configure_torch, make_scorer
 
 Figures = Mapping[str, float]
@@ -42,7 +42,7 @@ _OWN_FIGURES = ("pairs", "logps/", "token_logps/", "entropy")
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedModel:
     """What one model came to.
 
     Attributes:
@@ -57,41 +57,41 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What some models came to by one yardstick.
+class Evaluation:
+    """What some models came to by one eval_config.
 
     Attributes:
         models: each of them.
         reference: what they were compared with; None if nothing.
         device, dtype: where, and in which precision.
         vocab_size: tokens that they know.
-        set_aside: rows of the file that are no pairs.
+        skipped_rows: rows of the file that are no pairs.
         trained_on: the titles of runs that were trained on the file that the pairs are from, and
             did not hold these out of it.
     """
 
-    yardstick: Yardstick
-    models: Sequence[Judged]
+    eval_config: EvalConfig
+    models: Sequence[EvaluatedModel]
     reference: str | None
     device: str
     dtype: str
     vocab_size: int
-    set_aside: int
+    skipped_rows: int
     trained_on: Sequence[str]
 
 
-def stated_by(yardstick: Yardstick) -> dict[str, Any]:
+def stated_by(eval_config: EvalConfig) -> dict[str, Any]:
     """What its profile says of weights that these cannot tell themselves; for `open_model`."""
-    return yardstick.profile.model.model_dump(include=set(UNTOLD))
+    return eval_config.profile.model.model_dump(include=set(UNTOLD))
 
 
-def judge(
-    yardstick: Yardstick, models: Sequence[OpenedModel], on_progress: OnProgress
-) -> Judgement:
-    """Score a yardstick's pairs with some models, on its profile's device and in its precision.
+def evaluate_models(
+    eval_config: EvalConfig, models: Sequence[OpenedModel], on_progress: OnProgress
+) -> Evaluation:
+    """Score a eval_config's pairs with some models, on its profile's device and in its precision.
 
     Args:
-        yardstick: from `find_yardstick`.
+        eval_config: from `find_eval_config`.
         models: of one vocabulary.
         on_progress: hears how far it is.
 
@@ -99,53 +99,53 @@ def judge(
         DpoError: an input is gone, damaged, not what the run began with, or does not fit the
             others; or the device is not here.
     """
-    profile, owner = yardstick.profile, yardstick.owner
-    promised = owner.read_plan() if owner is not None else None
+    profile, owner = eval_config.profile, eval_config.owner
+    saved_plan = owner.read_plan() if owner is not None else None
     configure_torch(profile)
     compute = resolve(profile.train.device, profile.train.dtype)
-    matmul = promised["environment"].get("float32_matmul") if promised else None
+    matmul = saved_plan["environment"].get("float32_matmul") if saved_plan else None
     tune(compute, matmul, tf32=profile.train.tf32)
-    reference = _open_reference(yardstick)
-    checkpoints = [model.checkpoint for model in models]
-    frozen = reference.checkpoint if reference else checkpoints[0]
+    reference = _open_reference(eval_config)
+    checkpoints = [model.model_weights for model in models]
+    frozen = reference.model_weights if reference else checkpoints[0]
     prepared = _prepare(profile, compute, checkpoints, frozen, on_progress)
-    if promised is not None:
-        _refuse_other_inputs(yardstick, promised["fingerprints"], prepared)
-    judged = []
-    with _reference_of(yardstick, prepared) as scores:
+    if saved_plan is not None:
+        _refuse_other_inputs(eval_config, saved_plan["fingerprints"], prepared)
+    evaluated_models = []
+    with _reference_of(eval_config, prepared) as scores:
         for model in models:
-            table = _score(prepared, model.checkpoint, scores, on_progress)
-            figures = _figures(table, prepared, has_reference=yardstick.has_reference)
-            judged.append(Judged(model.title, model.optimizer_step, figures))
-    return Judgement(
-        yardstick=yardstick,
-        models=judged,
+            table = _score(prepared, model.model_weights, scores, on_progress)
+            figures = _figures(table, prepared, has_reference=eval_config.has_reference)
+            evaluated_models.append(EvaluatedModel(model.title, model.optimizer_step, figures))
+    return Evaluation(
+        eval_config=eval_config,
+        models=evaluated_models,
         reference=reference.title if reference else None,
         device=str(compute.device),
         dtype=compute.dtype_name,
-        vocab_size=models[0].checkpoint.architecture.vocab_size,
-        set_aside=len(prepared.set_aside),
+        vocab_size=models[0].model_weights.architecture.vocab_size,
+        skipped_rows=len(prepared.skipped_rows),
         trained_on=[
             model.title
             for model in models
-            if model.plan is not None and _was_trained_on(model.plan, yardstick, prepared)
+            if model.plan is not None and _was_trained_on(model.plan, eval_config, prepared)
         ],
     )
 
 
-def _open_reference(yardstick: Yardstick) -> OpenedModel | None:
-    if not yardstick.has_reference:
+def _open_reference(eval_config: EvalConfig) -> OpenedModel | None:
+    if not eval_config.has_reference:
         return None
-    if yardstick.reference is not None:
-        return open_model(yardstick.reference, stated_by(yardstick))
-    return open_reference(yardstick.profile, yardstick.runs_root, yardstick.owner)
+    if eval_config.reference is not None:
+        return open_model(eval_config.reference, stated_by(eval_config))
+    return open_reference(eval_config.profile, eval_config.runs_root, eval_config.owner)
 
 
 def _prepare(
     profile: Profile,
-    compute: Compute,
-    models: Sequence[Checkpoint],
-    reference: Checkpoint,
+    compute: Device,
+    models: Sequence[ModelWeights],
+    reference: ModelWeights,
     on_progress: OnProgress,
 ) -> Prepared:
     """The pairs as a run has its held-out ones, in the same rows; of a run's plan no more is used.
@@ -161,33 +161,33 @@ def _prepare(
 
 
 def _refuse_other_inputs(
-    yardstick: Yardstick, promised: Mapping[str, str], prepared: Prepared
+    eval_config: EvalConfig, saved_plan: Mapping[str, str], prepared: Prepared
 ) -> None:
     """A run's own held-out pairs, its tokenizer and its reference are what they were."""
     names = {"tokenizer"}
-    if yardstick.is_own:
-        names.add("data" if yardstick.profile.eval.path is None else "held_out")
-    if yardstick.has_reference and yardstick.reference is None:
+    if eval_config.is_own:
+        names.add("data" if eval_config.profile.eval.path is None else "held_out")
+    if eval_config.has_reference and eval_config.reference is None:
         names.add("reference")
     now = {name: prepared.fingerprints[name] for name in names}
-    refuse_other_inputs({"fingerprints": promised}, {"fingerprints": now})
+    require_same_inputs({"fingerprints": saved_plan}, {"fingerprints": now})
 
 
-def _was_trained_on(plan: Mapping[str, Any], yardstick: Yardstick, prepared: Prepared) -> bool:
+def _was_trained_on(plan: Mapping[str, Any], eval_config: EvalConfig, prepared: Prepared) -> bool:
     """Whether the run of a plan has learned from pairs that it is judged by."""
     if plan["fingerprints"]["data"] != prepared.fingerprints["data"]:
         return False
-    is_split = yardstick.is_own and yardstick.profile.eval.path is None
-    return not (is_split and split_of(plan["settings"]) == split_of(to_tables(yardstick.profile)))
+    is_split = eval_config.is_own and eval_config.profile.eval.path is None
+    return not (is_split and split_of(plan["settings"]) == split_of(to_tables(eval_config.profile)))
 
 
 @contextmanager
-def _reference_of(yardstick: Yardstick, prepared: Prepared) -> Iterator[Reference]:
+def _reference_of(eval_config: EvalConfig, prepared: Prepared) -> Iterator[Reference]:
     """The reference's log-probs of the held-out pairs, from the cache or for it.
 
     What lies beside a run is the run's; nothing is written there.
     """
-    if not yardstick.has_reference:
+    if not eval_config.has_reference:
         yield NoReference()
         return
     with tempfile.TemporaryDirectory() as nowhere:
@@ -195,12 +195,12 @@ def _reference_of(yardstick: Yardstick, prepared: Prepared) -> Iterator[Referenc
             prepared, lambda: make_scorer(prepared, prepared.reference), Path(nowhere)
         )[1]
         yield reference
-        if isinstance(reference, KeptReference):
+        if isinstance(reference, CachedReference):
             reference.keep()
 
 
 def _score(
-    prepared: Prepared, model: Checkpoint, reference: Reference, on_progress: OnProgress
+    prepared: Prepared, model: ModelWeights, reference: Reference, on_progress: OnProgress
 ) -> Tensor:
     """(K, F), see `dpo_cli.training.evaluation.score_held_out`."""
     pairs = prepared.held_out

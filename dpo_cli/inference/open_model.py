@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import DpoError
-from dpo_cli.models.loading import DTYPES, Checkpoint, load_checkpoint
-from dpo_cli.profile.inputs import resolve_checkpoint
+from dpo_cli.models.loading import DTYPES, ModelWeights, load_model_weights
+from dpo_cli.profile.inputs import resolve_weights
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.models import NamedModel
-from dpo_cli.training.inputs import RUN_PREFIX, read_checkpoint
+from dpo_cli.training.inputs import RUN_PREFIX, read_model_weights
 from dpo_cli.training.plan import export_dtype
 from dpo_cli.training.run_weights import read_trained
 
@@ -33,7 +33,7 @@ class OpenedModel:
     """
 
     title: str
-    checkpoint: Checkpoint
+    model_weights: ModelWeights
     optimizer_step: int | None = None
     plan: Mapping[str, Any] | None = None
     export_dtype: str = "float32"
@@ -54,17 +54,17 @@ def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = Fal
     if named.run is not None:
         trained = read_trained(named.run, best=best)
         profile = load_profile(named.run.profile_path).profile
-        born = trained.plan["model"]["weights_dtype"]
-        dtype = export_dtype(profile, trained.architecture, born)
+        source_dtype = trained.plan["model"]["weights_dtype"]
+        dtype = export_dtype(profile, trained.architecture, source_dtype)
         return OpenedModel(
-            named.title, trained.checkpoint, trained.optimizer_step, trained.plan, dtype
+            named.title, trained.model_weights, trained.optimizer_step, trained.plan, dtype
         )
     if best:
         raise DpoError(f"{named.title}: only a run has a best state", "leave --best out")
-    checkpoint = load_checkpoint(named.path, {} if named.path.is_dir() else stated)
-    dtype = checkpoint.dtype_name
+    model_weights = load_model_weights(named.path, {} if named.path.is_dir() else stated)
+    dtype = model_weights.dtype_name
     return OpenedModel(
-        named.title, checkpoint, export_dtype=dtype if dtype in DTYPES else "float32"
+        named.title, model_weights, export_dtype=dtype if dtype in DTYPES else "float32"
     )
 
 
@@ -80,7 +80,7 @@ def open_reference(profile: Profile, runs_root: Path, run: RunDirectory | None) 
         DpoError: they are missing, damaged, or contradict the profile.
     """
     which = profile.model.compared_with
-    source = resolve_checkpoint(profile, which)
+    source = resolve_weights(profile, which)
     title = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
     keep_in = run.path if run else None
-    return OpenedModel(title, read_checkpoint(profile, which, runs_root, keep_in))
+    return OpenedModel(title, read_model_weights(profile, which, runs_root, keep_in))

@@ -1,6 +1,6 @@
 """State dicts between MiniMind's names and those of the Hugging Face layout on disk.
 
-Dense models and generation 3's experts have the same names in both. Generation 2's experts are
+Dense models and MiniMind version 3's experts have the same names in both. MiniMind version 2's experts are
 stored apart in MiniMind and stacked in GraniteMoeShared, with each gate above its up projection.
 The Hugging Face layout holds the tied embedding once, MiniMind's twice.
 """
@@ -71,7 +71,7 @@ def to_minimind(state: Mapping[str, Tensor], architecture: MiniMind) -> StateDic
 
 
 def _stacks_experts(architecture: MiniMind) -> bool:
-    return architecture.generation == 2 and architecture.use_moe
+    return architecture.version == 2 and architecture.use_moe
 
 
 def _gate_and_up(state: Mapping[str, Tensor], prefix: str) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopPLogitsWarper
 
-from dpo_cli.compute.device import Compute
+from dpo_cli.compute.device import Device
 from dpo_cli.models.spec import Architecture
 
 _CACHES = ("past_key_values", "cache_params")
@@ -61,7 +61,7 @@ def generate(
     model: PreTrainedModel,
     prompt: Tensor,
     *,
-    compute: Compute,
+    compute: Device,
     end_id: int | None,
     most_tokens: int,
     choose: Choose | None = None,

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
-from dpo_cli.objective.aux_loss import BalanceKind
+from dpo_cli.objective.aux_loss import AuxLossKind
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop")
@@ -136,7 +136,7 @@ class HuggingFace:
         return self._number("max_position_embeddings")
 
     @property
-    def balance_kind(self) -> BalanceKind | None:
+    def aux_loss_kind(self) -> AuxLossKind | None:
         """Switch Transformer's, where the routers are of the usual kind."""
         return "batch" if self.name in _BALANCED else None
 
@@ -164,9 +164,9 @@ class HuggingFace:
         """The name of a directory."""
         return prefix
 
-    def file_dtype(self, born: str) -> str:
+    def file_dtype(self, source_dtype: str) -> str:
         """The model's own."""
-        return born
+        return source_dtype
 
     def own_names(self, state: StateDict) -> StateDict:
         """The layout on disk is the makers' own."""

@@ -42,7 +42,7 @@ _QUANTISED = "quantised weights cannot be trained: use float32, float16 or bfloa
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ModelWeights:
     """Weights that were read and understood.
 
     Attributes:
@@ -68,7 +68,7 @@ class Checkpoint:
         return str(self.dtype).removeprefix("torch.")
 
 
-def load_checkpoint(path: Path, stated: Mapping[str, Any]) -> Checkpoint:
+def load_model_weights(path: Path, stated: Mapping[str, Any]) -> ModelWeights:
     """Read MiniMind weights from `.pth` or `.safetensors`, or any model from its directory.
 
     Args:
@@ -84,7 +84,7 @@ def load_checkpoint(path: Path, stated: Mapping[str, Any]) -> Checkpoint:
     architecture = recognise(_shapes(state), stated, str(path))
     _verify_values(state, path)
     _verify_tied(state, path)
-    return Checkpoint(
+    return ModelWeights(
         architecture, to_hf(state, architecture), state[EMBEDDING].dtype, sha256_file(path)
     )
 
@@ -102,7 +102,7 @@ def content_of(path: Path) -> str:
     return hashlib.sha256(hashes.encode()).hexdigest()
 
 
-def _load_folder(path: Path, stated: Mapping[str, Any]) -> Checkpoint:
+def _load_folder(path: Path, stated: Mapping[str, Any]) -> ModelWeights:
     settings = folder.read_json(path / folder.CONFIG)
     state: StateDict = {}
     for file in folder.weight_files(path):
@@ -113,7 +113,7 @@ def _load_folder(path: Path, stated: Mapping[str, Any]) -> Checkpoint:
         _verify_values(state, path)
         _verify_tied(state, path)
         own = to_hf(state, minimind)
-        return Checkpoint(minimind, own, state[EMBEDDING].dtype, fingerprint)
+        return ModelWeights(minimind, own, state[EMBEDDING].dtype, fingerprint)
     generation_path = path / folder.GENERATION_CONFIG
     generation = folder.read_json(generation_path) if generation_path.exists() else {}
     architecture = read_settings(settings, generation, str(path))
@@ -146,7 +146,7 @@ def _load_folder(path: Path, stated: Mapping[str, Any]) -> Checkpoint:
     # The names that transformers writes: older files have others, and some lack a prefix.
     own = to_disk_names(model, model.state_dict())
     _verify_values(own, path)
-    return Checkpoint(architecture, own, dtype, fingerprint)
+    return ModelWeights(architecture, own, dtype, fingerprint)
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -157,7 +157,7 @@ def read_state_dict(path: Path) -> StateDict:
     """
     if not path.is_file():
         what = "a directory" if path.is_dir() else "no such file"
-        raise DpoError(f"{path}: {what}", "set model.checkpoint to a weights file")
+        raise DpoError(f"{path}: {what}", "set model.weights to a weights file")
     if path.stat().st_size == 0:
         raise DpoError(f"{path}: the file is empty", "copy or write the checkpoint again")
     try:
@@ -268,7 +268,7 @@ def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise DpoError(
             f"train.activation_checkpointing: {type(model).__name__} cannot do it",
-            "leave it out; a lower train.tokens_per_forward or data.max_seq_len needs less memory",
+            "leave it out; a lower train.max_tokens_per_forward or data.max_seq_len needs less memory",
         )
     # The name in newer versions of transformers, and the one in older.
     enable = getattr(model, "activation_checkpointing_enable", None)

@@ -1,6 +1,6 @@
 """MiniMind's architectures, read off the names and shapes of their weights.
 
-Generation 2 (2025) computes Llama's function, generation 3 (2026) Qwen3's; each is dense or a
+MiniMind version 2 (2025) computes Llama's function, MiniMind version 3 (2026) Qwen3's; each is dense or a
 mixture of experts. Names of weights here are MiniMind's own.
 """
 
@@ -15,7 +15,7 @@ import transformers
 
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict, to_minimind
-from dpo_cli.objective.aux_loss import BalanceKind
+from dpo_cli.objective.aux_loss import AuxLossKind
 
 Shape = tuple[int, ...]
 
@@ -34,10 +34,10 @@ class MiniMind:
     """Everything that decides the function a MiniMind checkpoint computes.
 
     It is an `Architecture`. The first block is read off the weights; the second cannot be, and
-    holds the generation's defaults or what the profile states.
+    holds the version's defaults or what the profile states.
     """
 
-    generation: Literal[2, 3]
+    version: Literal[2, 3]
     hidden_size: int
     num_hidden_layers: int
     vocab_size: int
@@ -55,7 +55,7 @@ class MiniMind:
     @property
     def name(self) -> str:
         """What the plan calls it."""
-        return f"minimind{self.generation}"
+        return f"minimind{self.version}"
 
     @property
     def use_moe(self) -> bool:
@@ -63,14 +63,14 @@ class MiniMind:
         return self.num_experts > 0
 
     @property
-    def balance_kind(self) -> BalanceKind:
-        """Which definition of the balance loss the generation trains its router with."""
-        return "sequence" if self.generation == 2 else "batch"
+    def aux_loss_kind(self) -> AuxLossKind:
+        """Which definition of the balance loss the version trains its router with."""
+        return "sequence" if self.version == 2 else "batch"
 
     @property
     def default_router_aux_loss_coef(self) -> float:
-        """Generation 2's script computes the balance loss and does not add it."""
-        return 0.0 if self.generation == 2 else 5e-4
+        """MiniMind version 2's script computes the balance loss and does not add it."""
+        return 0.0 if self.version == 2 else 5e-4
 
     @property
     def is_known_to_pack(self) -> bool:
@@ -87,19 +87,19 @@ class MiniMind:
         """Feed-forward blocks that a token goes through in a layer."""
         if not self.use_moe:
             return 1
-        return self.num_experts_per_tok + (self.generation == 2)
+        return self.num_experts_per_tok + (self.version == 2)
 
     @property
     def max_positions(self) -> int:
-        """Tokens of a sequence there are positions for: both generations' table of rotations."""
+        """Tokens of a sequence there are positions for: both versions' table of rotations."""
         return 32768
 
     @property
     def tokenizer_hint(self) -> str:
         """Where the tokenizer is that the weights were trained with."""
         return (
-            "MiniMind's two generations have tokenizers of one size and other tokens, and the"
-            f" weights are of generation {self.generation}"
+            "MiniMind's two versions have tokenizers of one size and other tokens, and the"
+            f" weights are of version {self.version}"
         )
 
     @property
@@ -107,10 +107,10 @@ class MiniMind:
         """One line for people."""
         kind = "dense"
         if self.use_moe:
-            shared = " + 1 shared" if self.generation == 2 else ""
+            shared = " + 1 shared" if self.version == 2 else ""
             kind = f"{self.num_experts} experts, top {self.num_experts_per_tok}{shared}"
         return (
-            f"MiniMind generation {self.generation}, {self.hidden_size} x {self.num_hidden_layers},"
+            f"MiniMind version {self.version}, {self.hidden_size} x {self.num_hidden_layers},"
             f" {self.num_attention_heads} heads / {self.num_key_value_heads} KV heads, {kind}"
         )
 
@@ -118,7 +118,7 @@ class MiniMind:
         """MiniMind's name for weights of this shape, such as rlhf_512.pth."""
         return f"{prefix}_{self.hidden_size}{'_moe' if self.use_moe else ''}.pth"
 
-    def file_dtype(self, born: str) -> str:
+    def file_dtype(self, source_dtype: str) -> str:
         """MiniMind keeps its weights in half precision."""
         return "float16"
 
@@ -153,11 +153,11 @@ class MiniMind:
             "use_cache": False,
         }
         if not self.use_moe:
-            if self.generation == 2:
+            if self.version == 2:
                 return transformers.LlamaConfig(**common, mlp_bias=False)
             return transformers.Qwen3Config(**common, use_sliding_window=False)
         common["num_experts_per_tok"] = self.num_experts_per_tok
-        if self.generation == 2:
+        if self.version == 2:
             return transformers.GraniteMoeSharedConfig(
                 **common,
                 num_local_experts=self.num_experts,
@@ -194,19 +194,19 @@ class MiniMind:
             yield prefix + "self_attn.k_proj.weight", (keys, hidden)
             yield prefix + "self_attn.v_proj.weight", (keys, hidden)
             yield prefix + "self_attn.o_proj.weight", (hidden, queries)
-            if self.generation == 3:
+            if self.version == 3:
                 yield prefix + "self_attn.q_norm.weight", (self.head_dim,)
                 yield prefix + "self_attn.k_norm.weight", (self.head_dim,)
             yield prefix + "input_layernorm.weight", (hidden,)
             yield prefix + "post_attention_layernorm.weight", (hidden,)
             experts = [f"mlp.experts.{expert}." for expert in range(self.num_experts)]
             router = ("mlp.gate.weight", (self.num_experts, hidden))
-            if self.use_moe and self.generation == 3:
+            if self.use_moe and self.version == 3:
                 yield prefix + router[0], router[1]
             for block in experts or ["mlp."]:
                 for name, shape in feed_forward.items():
                     yield f"{prefix}{block}{name}.weight", shape
-            if self.use_moe and self.generation == 2:
+            if self.use_moe and self.version == 2:
                 yield prefix + router[0], router[1]
                 for name, shape in feed_forward.items():
                     yield f"{prefix}mlp.shared_experts.0.{name}.weight", shape
@@ -297,7 +297,7 @@ def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: st
         found = ", ".join(list(shapes)[:3]) or "nothing"
         raise DpoError(
             f"{source}: these are not the weights of a MiniMind model (found {found} ...)",
-            "set model.checkpoint to a state dict such as full_sft_512.pth",
+            "set model.weights to a state dict such as full_sft_512.pth",
         )
     assert query is not None
     assert key is not None
@@ -313,11 +313,11 @@ def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: st
 
     head_norm = shapes.get("model.layers.0.self_attn.q_norm.weight")
     if head_norm is not None:
-        generation: Literal[2, 3] = 3
+        version: Literal[2, 3] = 3
         head_dim = head_norm[0]
         heads, key_value_heads = query[0] // head_dim, key[0] // head_dim
     else:
-        generation = 2
+        version = 2
         heads = or_default("num_attention_heads", 8)
         key_value_heads = or_default("num_key_value_heads", 2)
         head_dim = query[0] // heads
@@ -325,11 +325,11 @@ def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: st
             raise DpoError(
                 f"{source}: {heads} attention heads and {key_value_heads} key-value heads do not"
                 f" fit projections of {query[0]} and {key[0]} rows",
-                "state model.num_attention_heads and model.num_key_value_heads: generation 2's"
+                "state model.num_attention_heads and model.num_key_value_heads: MiniMind version 2's"
                 " weights do not tell them",
             )
     return MiniMind(
-        generation=generation,
+        version=version,
         hidden_size=hidden_size,
         num_hidden_layers=max(layers) + 1,
         vocab_size=vocab_size,
@@ -338,10 +338,10 @@ def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: st
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         head_dim=head_dim,
-        num_experts_per_tok=or_default("num_experts_per_tok", 2 if generation == 2 else 1),
+        num_experts_per_tok=or_default("num_experts_per_tok", 2 if version == 2 else 1),
         norm_topk_prob=or_default("norm_topk_prob", True),
         rope_theta=float(or_default("rope_theta", 1e6)),
-        rms_norm_eps=float(or_default("rms_norm_eps", 1e-5 if generation == 2 else 1e-6)),
+        rms_norm_eps=float(or_default("rms_norm_eps", 1e-5 if version == 2 else 1e-6)),
     )
 
 
@@ -353,9 +353,9 @@ def _impossible(architecture: MiniMind) -> list[str]:
                 f"model.num_experts_per_tok = {architecture.num_experts_per_tok},"
                 f" {architecture.num_experts} experts in the weights"
             )
-        if architecture.generation == 2 and not architecture.norm_topk_prob:
+        if architecture.version == 2 and not architecture.norm_topk_prob:
             found.append(
-                "model.norm_topk_prob = false: generation 2's experts are weighted after"
+                "model.norm_topk_prob = false: MiniMind version 2's experts are weighted after"
                 " normalising, no other form is computed here"
             )
     return found

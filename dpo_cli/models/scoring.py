@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from dpo_cli.data.batching import Batch, PackedBatch, PaddedBatch
 from dpo_cli.models import varlen
 from dpo_cli.models.per_sequence import unpack, unpacked_logits
-from dpo_cli.objective.aux_loss import BalanceKind, TokenGroups, balance_loss
+from dpo_cli.objective.aux_loss import AuxLossKind, TokenGroups, aux_loss
 from dpo_cli.objective.logps import (
     entropies,
     gather_logps,
@@ -53,8 +53,8 @@ class ResponseScorer(nn.Module):
 
     Args:
         model: from `dpo_cli.models.loading`; any other by `dpo_cli.models.support`.
-        balance_kind: how to measure the balance of its experts; None where it has none.
-        aux_tokens: "real" tokens, or "all" with the padding, as the reference scripts do.
+        aux_loss_kind: how to measure the balance of its experts; None where it has none.
+        aux_loss_tokens: "real" tokens, or "all" with the padding, as the reference scripts do.
         fallback: why this model cannot compute packed rows, so that it unpacks them; None where
             it can.
         wants_sum_sq_probs: whether the scores are to have `log_sum_sq_probs`.
@@ -63,20 +63,20 @@ class ResponseScorer(nn.Module):
     def __init__(
         self,
         model: PreTrainedModel,
-        balance_kind: BalanceKind | None = None,
-        aux_tokens: AuxTokens = "real",
+        aux_loss_kind: AuxLossKind | None = None,
+        aux_loss_tokens: AuxTokens = "real",
         fallback: str | None = None,
         *,
         wants_sum_sq_probs: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
-        self.balance_kind = balance_kind
-        self.aux_tokens = aux_tokens
+        self.aux_loss_kind = aux_loss_kind
+        self.aux_loss_tokens = aux_loss_tokens
         self.fallback = fallback
         self.wants_sum_sq_probs = wants_sum_sq_probs
         self._router_logits: list[Tensor] = []
-        if balance_kind is not None:
+        if aux_loss_kind is not None:
             for module in model.modules():
                 if type(module).__name__.endswith(_ROUTERS):
                     # Not a method: a model that knew its scorer would not be freed with it.
@@ -98,7 +98,7 @@ class ResponseScorer(nn.Module):
         """The plain loop: every logit of every position, a full log-softmax, a gather."""
         output = self.model(input_ids=batch.input_ids, use_cache=False)
         read = self._read(output.logits, batch.labels, batch.mask if with_entropies else None)
-        groups = _row_groups(batch.input_ids, batch.lengths, self.aux_tokens)
+        groups = _row_groups(batch.input_ids, batch.lengths, self.aux_loss_tokens)
         logps, sum_sq, undecided = read
         return Scores(logps, batch.mask, self._balance(groups), sum_sq, undecided)
 
@@ -134,7 +134,7 @@ class ResponseScorer(nn.Module):
             for its in self._read(logits, rows.labels, everywhere)
         )
         assert logps is not None
-        groups = _row_groups(rows.input_ids, rows.lengths, self.aux_tokens)
+        groups = _row_groups(rows.input_ids, rows.lengths, self.aux_loss_tokens)
         return Scores(logps, batch.mask, self._balance(groups), sum_sq, undecided)
 
     def _read(
@@ -177,10 +177,10 @@ class ResponseScorer(nn.Module):
         return self._read(logits, labels, everywhere)
 
     def _balance(self, groups: TokenGroups) -> Tensor | None:
-        if self.balance_kind is None:
+        if self.aux_loss_kind is None:
             return None
         top_k = self.model.config.num_experts_per_tok
-        balance = balance_loss(self._router_logits, groups, top_k, self.balance_kind)
+        balance = aux_loss(self._router_logits, groups, top_k, self.aux_loss_kind)
         self._router_logits.clear()
         return balance
 
@@ -200,12 +200,12 @@ def _keep_logits(kept: list[Tensor], router: nn.Module, arguments: Any, output: 
     kept.append(F.linear(arguments[0].reshape(-1, weight.shape[1]), weight))
 
 
-def _row_groups(input_ids: Tensor, lengths: Tensor, aux_tokens: AuxTokens) -> TokenGroups:
+def _row_groups(input_ids: Tensor, lengths: Tensor, aux_loss_tokens: AuxTokens) -> TokenGroups:
     """A segment for each sequence, and one more, in no sequence, for the padding."""
     sequences, time = input_ids.shape
     device = input_ids.device
     segment_ids = torch.arange(sequences, device=device).unsqueeze(1).repeat(1, time)
-    if aux_tokens == "real":
+    if aux_loss_tokens == "real":
         padding = torch.arange(time, device=device) >= lengths.unsqueeze(1)
         segment_ids = segment_ids.masked_fill(padding, sequences)
     members = torch.eye(sequences, sequences + 1, device=device)

@@ -16,15 +16,15 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.minimind import MiniMind
-from dpo_cli.objective.aux_loss import BalanceKind
+from dpo_cli.objective.aux_loss import AuxLossKind
 
-_GENERATIONS: Mapping[str, Literal[2, 3]] = {
+_VERSIONS: Mapping[str, Literal[2, 3]] = {
     "llama": 2,
     "granitemoeshared": 2,
     "qwen3": 3,
     "qwen3_moe": 3,
 }
-"""What computes the function of which of MiniMind's generations."""
+"""What computes the function of which of MiniMind's versions."""
 _WITHOUT_EFFECT = (
     *("architectures", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "dtype"),
     *("transformers_version", "_name_or_path", "initializer_range", "max_position_embeddings"),
@@ -97,7 +97,7 @@ class Architecture(Protocol):
         ...
 
     @property
-    def balance_kind(self) -> BalanceKind | None:
+    def aux_loss_kind(self) -> AuxLossKind | None:
         """The balance loss its router is trained with; None where none is known."""
         ...
 
@@ -125,7 +125,7 @@ class Architecture(Protocol):
         """Of the weights: a file, or a directory."""
         ...
 
-    def file_dtype(self, born: str) -> str:
+    def file_dtype(self, source_dtype: str) -> str:
         """The precision that weights of this kind are kept in; `born` is the checkpoint's."""
         ...
 
@@ -165,15 +165,15 @@ def as_minimind(architecture: Architecture, source: str) -> MiniMind:
     """
     if isinstance(architecture, MiniMind):
         return architecture
-    generation = _GENERATIONS.get(architecture.name)
-    if generation is None:
+    version = _VERSIONS.get(architecture.name)
+    if version is None:
         raise DpoError(
             f"{source}: MiniMind has no model that computes {architecture.name}",
-            f"it has those of {', '.join(_GENERATIONS)}",
+            f"it has those of {', '.join(_VERSIONS)}",
         )
     assert isinstance(architecture, HuggingFace)
     found = MiniMind(
-        generation=generation,
+        version=version,
         hidden_size=architecture.hidden_size,
         num_hidden_layers=architecture.num_hidden_layers,
         vocab_size=architecture.vocab_size,
@@ -182,7 +182,7 @@ def as_minimind(architecture: Architecture, source: str) -> MiniMind:
         num_attention_heads=architecture.num_attention_heads,
         num_key_value_heads=architecture.num_key_value_heads,
         head_dim=architecture.head_dim,
-        num_experts_per_tok=architecture.num_experts_per_tok or (2 if generation == 2 else 1),
+        num_experts_per_tok=architecture.num_experts_per_tok or (2 if version == 2 else 1),
         norm_topk_prob=architecture.norm_topk_prob is not False,
         rope_theta=float(architecture.rope_theta or 0),
         rms_norm_eps=float(architecture.rms_norm_eps or 0),
@@ -190,7 +190,7 @@ def as_minimind(architecture: Architecture, source: str) -> MiniMind:
     if different := differences(architecture, found):
         raise DpoError(
             f"{source}: MiniMind's own models compute another function",
-            "train it as it is: a Hugging Face directory can be model.checkpoint",
+            "train it as it is: a Hugging Face directory can be model.weights",
             [f"{name} = {its}, and {own} in MiniMind's" for name, (its, own) in different.items()],
         )
     return found

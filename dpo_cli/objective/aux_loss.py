@@ -1,4 +1,4 @@
-"""The load-balancing loss of mixture-of-experts layers, as both MiniMind generations define it.
+"""The load-balancing loss of mixture-of-experts layers, as both MiniMind versions define it.
 
 Computed from the router's logits: transformers has one of its own, and it is another function.
 
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-BalanceKind = Literal["sequence", "batch"]
+AuxLossKind = Literal["sequence", "batch"]
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class TokenGroups:
         return self.members.to(values.dtype) @ segments
 
 
-def balance_loss(
-    router_logits: Sequence[Tensor], groups: TokenGroups, top_k: int, kind: BalanceKind
+def aux_loss(
+    router_logits: Sequence[Tensor], groups: TokenGroups, top_k: int, kind: AuxLossKind
 ) -> Tensor:
     """How unevenly the experts are used, summed over layers; 1 a layer when used evenly.
 
-    "sequence" (generation 2, `seq_aux`; DeepSeek-MoE, arXiv:2401.06066, eq. 12 to 14): per
+    "sequence" (MiniMind version 2, `seq_aux`; DeepSeek-MoE, arXiv:2401.06066, eq. 12 to 14): per
     sequence, E / (k * tokens) * sum over experts of (times chosen * mean router probability), then
-    the mean over sequences. "batch" (generation 3; Switch Transformer, arXiv:2101.03961, eq. 4 to
+    the mean over sequences. "batch" (MiniMind version 3; Switch Transformer, arXiv:2101.03961, eq. 4 to
     6): the same product over all tokens at once, without the division by k.
 
     Args:

@@ -70,7 +70,7 @@ def means(table: Tensor) -> dict[str, float]:
     """The mean over K pairs of each of `HELD_OUT_FIGURES` that there is, from (K, F)."""
     means = dict(zip(HELD_OUT_FIGURES, table.mean(dim=0).tolist(), strict=True))
     is_missing = dict(zip(HELD_OUT_FIGURES, table.isnan().all(dim=0).tolist(), strict=True))
-    needs_reference = ("gap", "kl", "ref_logps/accuracies")
+    needs_reference = ("margin_per_token", "kl", "ref_logps/accuracies")
     for name in needs_reference:
         if is_missing[name] and not is_missing["loss"]:
             del means[name]

@@ -23,7 +23,7 @@ FIGURES = (
     "rewards/accuracies",
     "logps/chosen",
     "logps/rejected",
-    "gap",
+    "margin_per_token",
     "kl",
 )
 """What a pair comes to, under the names that the events use."""

@@ -52,8 +52,8 @@ def look_in(*folders: Path) -> Found:
     )
 
 
-def generation_of(tokenizer: Path) -> int:
-    """The MiniMind generation whose tokenizer a folder seems to hold: only the third one thinks."""
+def minimind_version_of(tokenizer: Path) -> int:
+    """The MiniMind version whose tokenizer a folder seems to hold: only the third one thinks."""
     for name in ("chat_template.jinja", "tokenizer_config.json"):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             if "<think>" in (tokenizer / name).read_text(encoding="utf-8"):
@@ -61,9 +61,9 @@ def generation_of(tokenizer: Path) -> int:
     return 2
 
 
-def is_mixture(checkpoint: Path) -> bool:
+def is_mixture(model_weights: Path) -> bool:
     """Whether MiniMind's name for the file says that it is a mixture of experts."""
-    return checkpoint.stem.endswith("_moe")
+    return model_weights.stem.endswith("_moe")
 
 
 def _matches(

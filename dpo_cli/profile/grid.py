@@ -26,8 +26,8 @@ _EXAMPLE = "for example --grid 'dpo.beta=[0.1,2,5]'"
 _FREE_TABLES = ("dpo", "export", "launch", "track")
 _FREE_KEYS = {
     "train": (
-        *("epochs", "learning_rate", "schedule", "warmup_iters", "compensated", "grad_clip"),
-        *("on_non_finite", "activation_checkpointing", "router_aux_loss_coef"),
+        *("epochs", "learning_rate", "schedule", "warmup_iters", "kahan_summation", "grad_clip"),
+        *("nan_policy", "activation_checkpointing", "router_aux_loss_coef"),
         *("log_interval", "save_interval", "save_min_seconds"),
     ),
     "eval": ("interval", "keep_best", "samples", "patience"),

@@ -25,7 +25,7 @@ _WHERE_FILES_ARE = (
 _SFT_STEM = re.compile(r"full_sft_(\d+)(_moe)?")
 
 
-Input = Literal["data", "tokenizer", "checkpoint", "reference", "held_out"]
+Input = Literal["data", "tokenizer", "weights", "reference", "held_out"]
 INPUTS: tuple[Input, ...] = get_args(Input)
 
 
@@ -64,10 +64,10 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
     checks: dict[Input, Callable[[], object]] = {
         "data": lambda: check_pairs("data.data_path", profile.data.paths),
         "tokenizer": lambda: check_tokenizer("model.tokenizer", resolve_tokenizer(profile)),
-        "checkpoint": lambda: resolve_checkpoint(profile, "checkpoint"),
+        "weights": lambda: resolve_weights(profile, "weights"),
     }
     if profile.model.reference is not None:
-        checks["reference"] = lambda: resolve_checkpoint(profile, "reference")
+        checks["reference"] = lambda: resolve_weights(profile, "reference")
     if (held_out := profile.eval.path) is not None:
         checks["held_out"] = lambda: check_pairs("eval.path", (held_out,))
     problems: dict[Input, Problem] = {}
@@ -81,7 +81,7 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
     return problems
 
 
-def resolve_checkpoint(profile: Profile, which: Literal["checkpoint", "reference"]) -> str:
+def resolve_weights(profile: Profile, which: Literal["weights", "reference"]) -> str:
     """The weights file or Hugging Face directory as an absolute path, or "run:NAME" as stated.
 
     A model on the Hub is fetched, if it is not here yet. A name without suffix gets the one that
@@ -95,8 +95,8 @@ def resolve_checkpoint(profile: Profile, which: Literal["checkpoint", "reference
     model = profile.model
     if which == "reference" and model.reference is not None:
         return _resolve("model.reference", model.reference, model.out_dir)
-    if model.checkpoint is not None:
-        return _resolve("model.checkpoint", model.checkpoint, model.out_dir)
+    if model.weights is not None:
+        return _resolve("model.weights", model.weights, model.out_dir)
     return str(_find_sft(model))
 
 
@@ -108,9 +108,9 @@ def resolve_tokenizer(profile: Profile) -> Path:
     """
     if profile.model.tokenizer is not None:
         return profile.model.tokenizer
-    checkpoint = Path(resolve_checkpoint(profile, "checkpoint"))
-    if folder.is_model(checkpoint):
-        return checkpoint
+    model_weights = Path(resolve_weights(profile, "weights"))
+    if folder.is_model(model_weights):
+        return model_weights
     raise InputError(
         "model.tokenizer",
         "missing, and only a Hugging Face directory has its own; name the folder with"
@@ -178,8 +178,8 @@ def _find_sft(model: Model) -> Path:
     place = model.out_dir
     if place is None:
         raise InputError(
-            "model.checkpoint",
-            "nothing says which weights to train; set model.checkpoint to a path, "
+            "model.weights",
+            "nothing says which weights to train; set model.weights to a path, "
             "or model.out_dir to the folder that holds full_sft_*.pth",
         )
     _check_folder("model.out_dir", place)
@@ -188,14 +188,14 @@ def _find_sft(model: Model) -> Path:
         raise InputError(
             "model.out_dir",
             f"{show_path(place)} holds no full_sft_*.pth or full_sft_*.safetensors; "
-            "point it at the SFT weights, or set model.checkpoint",
+            "point it at the SFT weights, or set model.weights",
         )
     fitting = [path for path in found if _agrees(path, model)] if len(found) > 1 else found
     if len(fitting) != 1:
         raise InputError(
             "model.out_dir",
             f"{show_path(place)} holds {_names(found)}; choose one, "
-            f"for example model.checkpoint = {show_value(found[0].name)}",
+            f"for example model.weights = {show_value(found[0].name)}",
         )
     check_file("model.out_dir", fitting[0])
     return fitting[0]

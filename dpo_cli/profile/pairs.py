@@ -26,7 +26,7 @@ class Data(Table):
     """Preference pairs: a file (JSONL, a JSON array, CSV or Parquet, compressed by gzip or zstd or
     not), a folder of such files, which are read by name, or several of these in brackets."""
 
-    path_weights: Annotated[
+    mixture_weights: Annotated[
         list[Annotated[float, Field(ge=0, le=100)]] | None, Field(examples=[[1.0]]), POSITION
     ] = None
     """How often the pairs of each of data_path count in an epoch. 2 takes every pair twice; 0.5
@@ -58,7 +58,7 @@ class Data(Table):
 
     empty_think_ratio: Annotated[float, Field(ge=0, le=1), POSITION] = 0.2
     """Share of pairs that keep the empty think block their chat template writes, the same on both
-    sides of a pair. Generation 2's template has no such block; Qwen3's has one."""
+    sides of a pair. MiniMind version 2's template has no such block; Qwen3's has one."""
 
     num_workers: Annotated[int, Field(ge=0), NONE] = 0
     """Threads that encode the pairs; 0 takes all cores."""
@@ -79,7 +79,7 @@ class Data(Table):
             )
         return value
 
-    @field_validator("path_weights")
+    @field_validator("mixture_weights")
     @classmethod
     def _check_path_weights(
         cls, value: list[float] | None, info: ValidationInfo

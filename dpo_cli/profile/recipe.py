@@ -40,7 +40,7 @@ _FAR_AWAY = os.path.join(*[os.pardir] * 4)
 class Inputs:
     """The files of a new profile, and the number of pairs; None where nothing is known."""
 
-    checkpoint: Path | None
+    model_weights: Path | None
     tokenizer: Path | None
     pairs: Path | None
     rows: int | None = None
@@ -71,20 +71,22 @@ def copy_of(shipped: LoadedProfile, folder: Path) -> Draft:
     return Draft(values, {})
 
 
-def reference_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
+def minimind_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
     """The script's own values, which the shipped profile states, and the user's files.
 
     Shapes are left to the weights; a file that was not found is where MiniMind has it.
     """
     stated = [key for key, origin in shipped.origins.items() if origin != "default"]
     values = {key: _value(shipped, key) for key in stated if not key.startswith("model.")}
-    values["model.out_dir"] = _place(inputs.checkpoint and inputs.checkpoint.parent, folder, "out")
-    if inputs.checkpoint:
-        values["model.checkpoint"] = inputs.checkpoint.name
+    values["model.out_dir"] = _place(
+        inputs.model_weights and inputs.model_weights.parent, folder, "out"
+    )
+    if inputs.model_weights:
+        values["model.weights"] = inputs.model_weights.name
     values["model.tokenizer"] = _place(inputs.tokenizer, folder, "model")
     values["data.data_path"] = _place(inputs.pairs, folder, _USUAL_PAIRS)
     paths = {
-        "model.out_dir": inputs.checkpoint,
+        "model.out_dir": inputs.model_weights,
         "model.tokenizer": inputs.tokenizer,
         "data.data_path": inputs.pairs,
     }
@@ -102,12 +104,14 @@ def other_models_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) ->
     reach = updates * _MEAN_OF_SCHEDULE[shipped.profile.train.schedule] * learning_rate
     values = {
         **{key: _value(shipped, key) for key in stated if not key.startswith("model.")},
-        "model.checkpoint": path_value(inputs.checkpoint, folder) if inputs.checkpoint else _MODEL,
+        "model.weights": path_value(inputs.model_weights, folder)
+        if inputs.model_weights
+        else _MODEL,
         "data.data_path": _place(inputs.pairs, folder, _USUAL_PAIRS),
         "eval.fraction": held_out,
         "eval.interval": max(1, updates // _EVALUATIONS),
     }
-    gap = braking_gap(shipped.profile.dpo.beta, "sum", _USUAL_TOKENS)
+    gap = saturation_margin(shipped.profile.dpo.beta, "sum", _USUAL_TOKENS)
     notes = {
         "dpo.beta": (
             f"With a sum, the loss pushes half as hard once chosen and rejected are {gap:.2f} nats",
@@ -121,13 +125,13 @@ def other_models_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) ->
         ),
         "eval.fraction": _WATCH,
     }
-    paths = {"model.checkpoint": inputs.checkpoint, "data.data_path": inputs.pairs}
+    paths = {"model.weights": inputs.model_weights, "data.data_path": inputs.pairs}
     return Draft(values, {**notes, **_to_fill_in(paths)})
 
 
 def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
     """Values under which the loss shows what is learned, and stops pushing when it is."""
-    reference = reference_recipe(shipped, inputs, folder)
+    reference = minimind_recipe(shipped, inputs, folder)
     train = shipped.profile.train
     rows = inputs.rows or USUAL_ROWS
     fraction, updates = _held_out(rows, train.batch_size)
@@ -167,7 +171,7 @@ def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
     return Draft({**reference.values, **values}, {**reference.notes, **notes})
 
 
-def braking_gap(beta: float, reduction: str, response_tokens: float) -> float:
+def saturation_margin(beta: float, reduction: str, response_tokens: float) -> float:
     """How far apart chosen and rejected must be, in nats a token, for the loss to push half as
     hard as it does at first.
 

@@ -37,7 +37,7 @@ class Model(Table):
     """Folder where MiniMind keeps its weights: the SFT checkpoint is looked for here, and the
     result is exported to it."""
 
-    checkpoint: Annotated[
+    weights: Annotated[
         str | None, Field(min_length=1, examples=["full_sft_512.pth"]), Kind.WEIGHTS, NONE
     ] = None
     """Weights to start from: a name in out_dir, the path of a file or of a Hugging Face directory,
@@ -51,7 +51,7 @@ class Model(Table):
     with any other the loss need not start at ln 2."""
 
     tokenizer: Annotated[Location | None, Field(examples=["../model"]), Kind.PATH, NONE] = None
-    """Folder with tokenizer.json and tokenizer_config.json. The two MiniMind generations have
+    """Folder with tokenizer.json and tokenizer_config.json. The two MiniMind versions have
     different vocabularies of the same size: take the one the weights were trained with. Default:
     the checkpoint's own, where it is a Hugging Face directory."""
 
@@ -66,35 +66,35 @@ class Model(Table):
     must agree with them."""
 
     num_attention_heads: Annotated[int | None, Field(ge=1, examples=[8]), POSITION] = None
-    """Number of query heads, which weights cannot always tell. Default: the generation's."""
+    """Number of query heads, which weights cannot always tell. Default: the version's."""
 
     num_key_value_heads: Annotated[int | None, Field(ge=1, examples=[2]), POSITION] = None
     """Number of key and value heads, each shared by a group of query heads. Default: the
-    generation's."""
+    version's."""
 
     num_experts_per_tok: Annotated[int | None, Field(ge=1, examples=[2]), POSITION] = None
     """Experts that each token is routed to (mixtures of experts only). Default: the
-    generation's."""
+    version's."""
 
     norm_topk_prob: Annotated[bool | None, Field(examples=[True]), POSITION] = None
     """Whether the weights of a token's chosen experts are scaled to sum to one (mixtures of
-    experts only). Default: the generation's."""
+    experts only). Default: the version's."""
 
     rope_theta: Annotated[float | None, Field(gt=0, examples=[1e6]), POSITION] = None
     """Base of the rotary position frequencies; a wrong one ruins the model silently. Default: the
-    generation's."""
+    version's."""
 
     rms_norm_eps: Annotated[float | None, Field(gt=0, examples=[1e-5]), POSITION] = None
-    """Small number that keeps the norms from dividing by zero. Default: the generation's."""
+    """Small number that keeps the norms from dividing by zero. Default: the version's."""
 
     dropout: Annotated[float, Field(ge=0, lt=1), MATHEMATICS] = 0.0
     """Share of attention weights dropped while training. Above 0 a pair's two sides no longer
     share the computation of their prompt."""
 
     @property
-    def compared_with(self) -> Literal["checkpoint", "reference"]:
+    def compared_with(self) -> Literal["weights", "reference"]:
         """Which of the two keys names the frozen weights."""
-        return "checkpoint" if self.reference is None else "reference"
+        return "weights" if self.reference is None else "reference"
 
 
 class Train(Table):
@@ -105,7 +105,7 @@ class Train(Table):
 
     batch_size: Annotated[int, Field(ge=1), POSITION] = 4
     """Pairs in a micro-batch, per device: the unit of steps, intervals and the schedule. How many
-    are computed at once is another matter: see tokens_per_forward."""
+    are computed at once is another matter: see max_tokens_per_forward."""
 
     accumulation_steps: Annotated[int | None, Field(ge=1, examples=[1]), POSITION] = None
     """Micro-batches whose gradients are added up for one optimizer step. Default: 1, or what
@@ -126,7 +126,7 @@ class Train(Table):
     warmup_iters: Annotated[int, Field(ge=0), MATHEMATICS] = 0
     """Micro-batches over which the learning rate first rises in a line up to the schedule's."""
 
-    compensated: Annotated[bool, MATHEMATICS] = False
+    kahan_summation: Annotated[bool, MATHEMATICS] = False
     """Whether each weight keeps what float32 cannot hold of its updates, so that none is lost
     however small: at a learning rate of 1e-8 hardly a weight above 0.25 moves otherwise. It takes
     eight more bytes a weight in memory and four in each save, and may begin or end at a resume."""
@@ -134,7 +134,7 @@ class Train(Table):
     grad_clip: Annotated[float, Field(gt=0), MATHEMATICS] = 1.0
     """Largest norm of all gradients together; longer ones are scaled down to it."""
 
-    on_non_finite: Annotated[Literal["stop", "skip"], MATHEMATICS] = "stop"
+    nan_policy: Annotated[Literal["stop", "skip"], MATHEMATICS] = "stop"
     """What to do when a loss or gradient is not a finite number: "stop" before the weights are
     touched, or "skip" this update and go on. Either way the pairs are named, and what the first
     such step began with is kept in the run's folder non_finite/."""
@@ -165,21 +165,21 @@ class Train(Table):
 
     router_aux_loss_coef: Annotated[float | None, Field(ge=0, examples=[5e-4]), MATHEMATICS] = None
     """Weight of the balance loss that keeps all experts in use (mixtures of experts only).
-    Default: the generation's, 0 in generation 2 (computed, not added) and 5e-4 in generation 3."""
+    Default: the version's, 0 in MiniMind version 2 (computed, not added) and 5e-4 in MiniMind version 3."""
 
-    layout: Annotated[Literal["packed", "reference"], MATHEMATICS] = "packed"
-    """How a batch is computed: "packed" without padding and with each prompt once, or "reference",
+    layout: Annotated[Literal["packed", "padded"], MATHEMATICS] = "packed"
+    """How a batch is computed: "packed" without padding and with each prompt once, or "padded",
     the plain padded loop: slower, with the same result."""
 
-    tokens_per_forward: Annotated[int | None, Field(ge=1, examples=[2048]), MATHEMATICS] = None
+    max_tokens_per_forward: Annotated[int | None, Field(ge=1, examples=[2048]), MATHEMATICS] = None
     """Tokens that are computed together at most: the pairs of an optimizer step are dealt out
     anew, with the same gradient, and a longer pair stands alone. The lower, the less memory.
     Default: 2048 on a CPU; on CUDA micro-batches stay as they are, as they do everywhere with
-    experts, with dropout, with a loss of whole batches, and in the reference layout."""
+    experts, with dropout, with a loss of whole batches, and in the padded layout."""
 
-    aux_tokens: Annotated[Literal["real", "all"], MATHEMATICS] = "real"
-    """Tokens the balance loss counts: the real ones, or all, padding included, as generation 3's
-    own script does (only with layout = "reference")."""
+    aux_loss_tokens: Annotated[Literal["real", "all"], MATHEMATICS] = "real"
+    """Tokens the balance loss counts: the real ones, or all, padding included, as MiniMind version 3's
+    own script does (only with layout = "padded")."""
 
     deterministic: Annotated[bool, MATHEMATICS] = False
     """Whether CUDA must repeat itself bit for bit, which is slower. The CPU always does."""
@@ -220,13 +220,13 @@ class Train(Table):
             )
         return value
 
-    @field_validator("aux_tokens")
+    @field_validator("aux_loss_tokens")
     @classmethod
     def _check_aux_tokens(cls, value: str, info: ValidationInfo) -> str:
         if value == "all" and info.data.get("layout") == "packed":
             raise contradiction(
-                'the packed layout has no padding to count; set train.layout = "reference", '
-                'or leave train.aux_tokens = "real"'
+                'the packed layout has no padding to count; set train.layout = "padded", '
+                'or leave train.aux_loss_tokens = "real"'
             )
         return value
 
@@ -271,7 +271,7 @@ class Eval(Table):
     """Whether the state with the lowest held-out loss is kept beside the newest ones, and its
     weights in a file of their own, rlhf_best_512.pth. A new best is saved at once."""
 
-    samples: Annotated[int, Field(ge=0, examples=[3]), NONE] = 0
+    num_samples: Annotated[int, Field(ge=0, examples=[3]), NONE] = 0
     """Held-out prompts that policy and reference answer at each evaluation, to be read side by
     side: greedily, up to 96 tokens each."""
 

@@ -32,5 +32,5 @@ class Track(Table):
     tensorboard."""
 
     send_text: Annotated[bool, NONE] = False
-    """Whether trackers get texts, too: the prompts of eval.samples and both answers. They leave
+    """Whether trackers get texts, too: the prompts of eval.num_samples and both answers. They leave
     this machine then, where a tracker uploads what it gets."""

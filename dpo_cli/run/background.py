@@ -16,7 +16,7 @@ from types import FrameType
 
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run import launch
-from dpo_cli.run.locked_directory import Workplace
+from dpo_cli.run.locked_directory import LockedDirectory
 
 _RELAYED = (signal.SIGINT, signal.SIGTERM)
 
@@ -24,7 +24,7 @@ _RELAYED = (signal.SIGINT, signal.SIGTERM)
 class Supervisor:
     """The process in the background; `launch.supervise` is what it does."""
 
-    def __init__(self, place: Workplace, pid: int, outcome: int) -> None:
+    def __init__(self, place: LockedDirectory, pid: int, outcome: int) -> None:
         self.pid = pid
         self.on_interrupt: Callable[[], None] = lambda: None
         """Called when a Ctrl-C was passed on."""
@@ -50,7 +50,7 @@ class Supervisor:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         raise DpoError(
             f"the launcher in the background {how}",
-            self._place.how_to_go_on,
+            self._place.resume_hint,
             [f"what it printed is in {self._place.launcher_log_path}"],
         )
 
@@ -70,7 +70,7 @@ class Supervisor:
 
 @contextmanager
 def in_background(
-    place: Workplace, lock: int, train: Callable[[], ExitCode]
+    place: LockedDirectory, lock: int, train: Callable[[], ExitCode]
 ) -> Iterator[Supervisor]:
     """Split off a process that trains; while the block lasts, signals to this one go there.
 

@@ -1,6 +1,6 @@
 """Saved training states: committed so that a crash at any moment leaves the old one or the new one.
 
-A generation is a directory `step-<optimizer step>` with a manifest of the size and SHA-256 of every
+A checkpoint is a directory `step-<optimizer step>` with a manifest of the size and SHA-256 of every
 file. It is complete before it gets that name, so whatever bears the name was whole once; the
 manifest finds what happened to it since. There is no pointer to the latest that could be wrong.
 """
@@ -25,7 +25,7 @@ _NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
 
 
 @dataclass(frozen=True)
-class Generation:
+class Checkpoint:
     """One saved training state: a directory of files, complete after `optimizer_step`."""
 
     path: Path
@@ -44,11 +44,11 @@ def commit(
     *,
     keep: int = 2,
     best: int | None = None,
-) -> Generation:
-    """Save a generation under `root`, then remove all but the `keep` newest up to this one.
+) -> Checkpoint:
+    """Save a checkpoint under `root`, then remove all but the `keep` newest up to this one.
 
     The one after optimizer step `best` is kept beside them, if there is one. `write` gets an empty
-    directory to put its files into. Later generations than this one are removed too: a run that
+    directory to put its files into. Later checkpoints than this one are removed too: a run that
     commits an earlier step went back past them because they were damaged. The caller holds the
     run's lock; a temporary directory found here is a dead writer's.
 
@@ -71,22 +71,22 @@ def commit(
             raise
         fsync_path(root)
     _prune(root, optimizer_step, keep, best)
-    return Generation(final, optimizer_step)
+    return Checkpoint(final, optimizer_step)
 
 
-def newest_verified(root: Path) -> tuple[Generation | None, list[str]]:
-    """The newest generation whose every file is as it was saved, and why newer ones are not it."""
+def newest_verified(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose every file is as it was saved, and why newer ones are not it."""
     passed_over: list[str] = []
-    for generation in all_generations(root):
-        damage = find_damage(generation)
+    for checkpoint in list_checkpoints(root):
+        damage = find_damage(checkpoint)
         if damage is None:
-            return generation, passed_over
-        passed_over.append(f"{generation.name} is damaged: {damage}")
+            return checkpoint, passed_over
+        passed_over.append(f"{checkpoint.name} is damaged: {damage}")
     return None, passed_over
 
 
-def all_generations(root: Path) -> list[Generation]:
-    """Everything that bears a generation's name, newest first, unverified."""
+def list_checkpoints(root: Path) -> list[Checkpoint]:
+    """Everything that bears a checkpoint's name, newest first, unverified."""
     if not root.is_dir():
         return []
     found = [
@@ -94,17 +94,17 @@ def all_generations(root: Path) -> list[Generation]:
     ]
     # Of two with one step, the one without a suffix is the newer.
     found.sort(key=lambda item: (int(item[0][1]), item[0][2] is None), reverse=True)
-    return [Generation(path, int(match[1])) for match, path in found]
+    return [Checkpoint(path, int(match[1])) for match, path in found]
 
 
-def find_damage(generation: Generation) -> str | None:
-    """What is wrong with a generation's files, in words; None if they are as they were saved."""
+def find_damage(checkpoint: Checkpoint) -> str | None:
+    """What is wrong with a checkpoint's files, in words; None if they are as they were saved."""
     try:
-        manifest = json.loads((generation.path / MANIFEST).read_bytes())
-        if manifest["optimizer_step"] != generation.optimizer_step:
+        manifest = json.loads((checkpoint.path / MANIFEST).read_bytes())
+        if manifest["optimizer_step"] != checkpoint.optimizer_step:
             return f"its manifest is of optimizer step {manifest['optimizer_step']}"
         for name, saved in manifest["files"].items():
-            file = generation.path / name
+            file = checkpoint.path / name
             size_bytes = file.stat().st_size
             if size_bytes != saved["size_bytes"]:
                 return f"{name} has {size_bytes} bytes of {saved['size_bytes']}"
@@ -144,8 +144,8 @@ def _seal(directory: Path, optimizer_step: int) -> None:
 def _put_in_place(temporary: Path, final: Path) -> None:
     """Rename `temporary` to `final`, over which a directory cannot be renamed in one call.
 
-    A generation that is already there (a run that went back and came here again) steps aside under
-    a name that still counts as a generation, so that no moment is without one.
+    A checkpoint that is already there (a run that went back and came here again) steps aside under
+    a name that still counts as a checkpoint, so that no moment is without one.
     """
     if os.path.lexists(final):
         aside = final.with_name(final.name + ".replaced")
@@ -155,25 +155,25 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 def _prune(root: Path, optimizer_step: int, keep: int, best: int | None) -> None:
-    """Remove generations that are replaced, later than `optimizer_step`, or too many."""
+    """Remove checkpoints that are replaced, later than `optimizer_step`, or too many."""
     kept: set[int] = set()
-    for generation in all_generations(root):
-        step = generation.optimizer_step
+    for checkpoint in list_checkpoints(root):
+        step = checkpoint.optimizer_step
         is_wanted = len(kept) < keep or step == best
         if step <= optimizer_step and step not in kept and is_wanted:
             kept.add(step)
         else:
-            _discard(generation.path)
+            _discard(checkpoint.path)
 
 
-def _discard(generation: Path) -> None:
-    """Remove a generation, nameless first: a crash in between must not leave a damaged one.
+def _discard(checkpoint: Path) -> None:
+    """Remove a checkpoint, nameless first: a crash in between must not leave a damaged one.
 
     What cannot be removed stays: the state that was just saved matters more than the space.
     """
     with suppress(OSError):
-        doomed = generation.with_name(f"tmp-{uuid.uuid4().hex}")
-        os.rename(generation, doomed)
+        doomed = checkpoint.with_name(f"tmp-{uuid.uuid4().hex}")
+        os.rename(checkpoint, doomed)
         _remove(doomed)
 
 
@@ -186,7 +186,7 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def discard(generation: Path) -> bool:
-    """Remove a generation, or what a dead writer left of one; whether it is gone."""
-    _discard(generation)
-    return not os.path.lexists(generation)
+def discard(checkpoint: Path) -> bool:
+    """Remove a checkpoint, or what a dead writer left of one; whether it is gone."""
+    _discard(checkpoint)
+    return not os.path.lexists(checkpoint)

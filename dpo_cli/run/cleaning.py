@@ -52,17 +52,17 @@ def look_through(run: RunDirectory) -> Cleaning:
     remarks += [f"{problem}; it stays" for problem in passed_over]
     if newest is not None:
         best = _best(run)
-        for generation in checkpoints.all_generations(run.generations_path):
-            if generation.optimizer_step > newest.optimizer_step or generation == newest:
+        for checkpoint in checkpoints.list_checkpoints(run.checkpoints_path):
+            if checkpoint.optimizer_step > newest.optimizer_step or checkpoint == newest:
                 continue
-            if generation.name == best:
+            if checkpoint.name == best:
                 remarks.append(f"{best} is the best on the held-out pairs; it stays")
                 continue
             reason = f"an older state; {newest.name} is whole and stays"
-            items.append(_item(generation.path, reason))
-    if run.evidence_path.is_dir() and not run.evidence_path.is_symlink():
+            items.append(_item(checkpoint.path, reason))
+    if run.nan_dump_path.is_dir() and not run.nan_dump_path.is_symlink():
         reason = "what steps began with whose loss or gradient was not finite"
-        items.append(_item(run.evidence_path, reason))
+        items.append(_item(run.nan_dump_path, reason))
     return Cleaning(run, tuple(items), tuple(remarks))
 
 
@@ -84,7 +84,7 @@ def free(cleaning: Cleaning) -> tuple[Cleaning, list[Path]]:
 
 def _torn(run: RunDirectory) -> Iterator[Dispensable]:
     """What killed writers left; as in `RunDirectory.remove_leftovers`, no requests and exports."""
-    for path in sorted(run.generations_path.glob("tmp-*")):
+    for path in sorted(run.checkpoints_path.glob("tmp-*")):
         yield _item(path, "a save that was cut short")
     for path in sorted(run.torn_files()):
         yield _item(path, "a file that was being written when its writer died")
@@ -93,7 +93,7 @@ def _torn(run: RunDirectory) -> Iterator[Dispensable]:
 def _best(run: RunDirectory) -> str | None:
     """The state that the run keeps because it was the best on the held-out pairs."""
     saves = [event for event in history(run.events_path) if isinstance(event, Saved)]
-    return next((s.generation for s in reversed(saves) if s.is_best), None)
+    return next((s.checkpoint for s in reversed(saves) if s.is_best), None)
 
 
 def _item(path: Path, reason: str) -> Dispensable:
@@ -106,7 +106,7 @@ def _item(path: Path, reason: str) -> Dispensable:
 
 
 def _remove(path: Path, run: RunDirectory) -> bool:
-    if path.parent == run.generations_path:
+    if path.parent == run.checkpoints_path:
         return checkpoints.discard(path)
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():

@@ -2,7 +2,7 @@
 
 runs/<name>-<yyyymmdd-hhmmss>-<4 hex>/
     profile.toml  plan.json  events.jsonl  worker.log  launcher.log  control-*  lock
-    generations/  rejected_rows.jsonl  COMPLETED
+    checkpoints/  skipped_rows.jsonl  COMPLETED
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import fsync_path, leftovers, write_text_atomically
 from dpo_cli.run import checkpoints
-from dpo_cli.run.checkpoints import Generation
+from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.disk import explain_disk_errors
-from dpo_cli.run.locked_directory import Workplace
+from dpo_cli.run.locked_directory import LockedDirectory
 
 Content = TypeVar("Content")
 
@@ -48,7 +48,7 @@ def runs_root(option: Path | None) -> Path:
 
 
 @dataclass(frozen=True)
-class RunDirectory(Workplace):
+class RunDirectory(LockedDirectory):
     """One run on disk. Every file is replaced atomically; the event stream is appended to."""
 
     @classmethod
@@ -63,7 +63,7 @@ class RunDirectory(Workplace):
             make_root(root)
             run = cls(_new_directory(root, safe_name(name)))
             try:
-                run.generations_path.mkdir()
+                run.checkpoints_path.mkdir()
                 run.write_profile(profile_toml)
                 fsync_path(root)
             except BaseException:
@@ -115,17 +115,17 @@ class RunDirectory(Workplace):
         return self.path / "worker.log"
 
     @property
-    def generations_path(self) -> Path:
+    def checkpoints_path(self) -> Path:
         """The saved training states."""
-        return self.path / "generations"
+        return self.path / "checkpoints"
 
     @property
-    def rejected_rows_path(self) -> Path:
+    def skipped_rows_path(self) -> Path:
         """The rows of the data that were set aside, with line and reason."""
-        return self.path / "rejected_rows.jsonl"
+        return self.path / "skipped_rows.jsonl"
 
     @property
-    def evidence_path(self) -> Path:
+    def nan_dump_path(self) -> Path:
         """What is kept of steps whose loss or gradient was not finite."""
         return self.path / NON_FINITE_DIRECTORY
 
@@ -226,74 +226,74 @@ class RunDirectory(Workplace):
 
     # --- saved training states -------------------------------------------------------------------
 
-    def commit_generation(
+    def commit_checkpoint(
         self,
         optimizer_step: int,
         write: Callable[[Path], None],
         *,
         keep: int = 2,
         best: int | None = None,
-    ) -> Generation:
+    ) -> Checkpoint:
         """Save a training state; see `checkpoints.commit`."""
         return checkpoints.commit(
-            self.generations_path, optimizer_step, write, keep=keep, best=best
+            self.checkpoints_path, optimizer_step, write, keep=keep, best=best
         )
 
-    def newest_verified(self) -> tuple[Generation | None, list[str]]:
+    def newest_verified(self) -> tuple[Checkpoint | None, list[str]]:
         """The state to go on from, and why newer ones were passed over."""
-        return checkpoints.newest_verified(self.generations_path)
+        return checkpoints.newest_verified(self.checkpoints_path)
 
-    def read_newest(self, read: Callable[[Path], Content]) -> tuple[Generation, Content] | None:
-        """The newest verified generation, and what `read` makes of its directory; None if none.
+    def read_newest(self, read: Callable[[Path], Content]) -> tuple[Checkpoint, Content] | None:
+        """The newest verified checkpoint, and what `read` makes of its directory; None if none.
 
         A run that still trains may remove it between the verifying and the reading: then the next.
 
         Raises:
-            DpoError: there are generations, and every one of them is damaged.
+            DpoError: there are checkpoints, and every one of them is damaged.
         """
         while True:
-            generation, passed_over = self.newest_verified()
-            if generation is None:
+            checkpoint, passed_over = self.newest_verified()
+            if checkpoint is None:
                 if passed_over:
                     raise DpoError(
                         f"{self.name}: every saved state is damaged", details=passed_over
                     )
                 return None
             try:
-                return generation, read(generation.path)
+                return checkpoint, read(checkpoint.path)
             except FileNotFoundError:
-                if generation.path.exists():
+                if checkpoint.path.exists():
                     raise
 
     def read_verified(
         self, optimizer_step: int, read: Callable[[Path], Content]
-    ) -> tuple[Generation, Content] | None:
-        """The generation after a step, and what `read` makes of it; None where it is not whole."""
-        for generation in checkpoints.all_generations(self.generations_path):
-            if generation.optimizer_step == optimizer_step:
+    ) -> tuple[Checkpoint, Content] | None:
+        """The checkpoint after a step, and what `read` makes of it; None where it is not whole."""
+        for checkpoint in checkpoints.list_checkpoints(self.checkpoints_path):
+            if checkpoint.optimizer_step == optimizer_step:
                 with contextlib.suppress(FileNotFoundError):  # a run that trains moved it aside
-                    if checkpoints.find_damage(generation) is None:
-                        return generation, read(generation.path)
+                    if checkpoints.find_damage(checkpoint) is None:
+                        return checkpoint, read(checkpoint.path)
         return None
 
     # --- who trains ------------------------------------------------------------------------------
 
     def taken(self, holder: str) -> DpoError:
-        """See `Workplace`."""
+        """See `LockedDirectory`."""
         return DpoError(
             f"{self.designation} is being trained by {holder}",
             f"end that first: dpo stop {self.designation}",
         )
 
     @property
-    def how_to_go_on(self) -> str:
-        """See `Workplace`."""
+    def resume_hint(self) -> str:
+        """See `LockedDirectory`."""
         return f"go on with: dpo resume {self.designation}"
 
     @property
     def written_paths(self) -> Sequence[Path]:
-        """See `Workplace`."""
-        return self.path, self.generations_path
+        """See `LockedDirectory`."""
+        return self.path, self.checkpoints_path
 
     # --- requests to a running worker ------------------------------------------------------------
 

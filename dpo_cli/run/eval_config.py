@@ -10,8 +10,8 @@ from dpo_cli.errors import UsageError
 from dpo_cli.profile.inputs import (
     check_pairs,
     check_tokenizer,
-    resolve_checkpoint,
     resolve_tokenizer,
+    resolve_weights,
 )
 from dpo_cli.profile.load import load_profile, state_profile
 from dpo_cli.profile.resolved import to_tables
@@ -24,7 +24,7 @@ SPLIT = ("eval.fraction", "train.seed", "data.max_seq_len", "data.empty_think_ra
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class EvalConfig:
     """What decides every figure of a model but its weights.
 
     Attributes:
@@ -46,7 +46,7 @@ class Yardstick:
     runs_root: Path
 
 
-def find_yardstick(
+def find_eval_config(
     models: Sequence[NamedModel],
     *,
     runs_root: Path,
@@ -55,7 +55,7 @@ def find_yardstick(
     profile_path: Path | None = None,
     tokenizer: Path | None = None,
     settings: Sequence[str] = (),
-) -> Yardstick | None:
+) -> EvalConfig | None:
     """By what to judge some models: the profile of the first run among them, or the stated one.
 
     Weights alone, without a profile, are judged by its defaults, and against a named reference
@@ -101,7 +101,7 @@ def find_yardstick(
         profile = _with(profile, "eval", {"path": data.absolute(), "fraction": 0.0})
     if (path := profile.eval.path) is not None:
         check_pairs("eval.path", (path,))
-        profile = _with(profile, "data", {"data_path": path, "path_weights": None})
+        profile = _with(profile, "data", {"data_path": path, "mixture_weights": None})
     elif profile.eval.fraction:
         check_pairs("data.data_path", profile.data.paths)
         if owner is not None:
@@ -110,7 +110,7 @@ def find_yardstick(
         return None
     if tokenizer is not None:
         profile = _with(profile, "model", {"tokenizer": tokenizer.absolute()})
-    return Yardstick(
+    return EvalConfig(
         profile=profile,
         owner=owner,
         is_own=data is None,
@@ -155,7 +155,7 @@ def _has_reference(profile: Profile, named: NamedModel | None, *, is_stated: boo
     if not profile.dpo.needs_reference:
         return False
     if named is None and is_stated:
-        resolve_checkpoint(profile, profile.model.compared_with)
+        resolve_weights(profile, profile.model.compared_with)
     return named is not None or is_stated
 
 

@@ -85,7 +85,7 @@ class Resumed(Event):
 
     optimizer_step: int
     step: int
-    generation: str
+    checkpoint: str
     passed_over: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
 
@@ -169,14 +169,14 @@ class Sampled(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A generation was committed; from here the run can be resumed.
+    """A checkpoint was committed; from here the run can be resumed.
 
     `is_best`: none before has a lower held-out loss, and it is kept until one has.
     """
 
     step: int
     optimizer_step: int
-    generation: str
+    checkpoint: str
     weights: str
     size_bytes: int
     seconds: float
@@ -203,7 +203,7 @@ class Stopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Completed(Event):
-    """Every planned step is done and saved; or none that is left promised anything: `reason`."""
+    """Every planned step is done and saved; or none that is left saved_plan anything: `reason`."""
 
     step: int
     optimizer_step: int
@@ -315,7 +315,7 @@ class EventWriter:
         os.close(self._descriptor)
 
 
-class Unheard:
+class NullEventWriter:
     """What ranks that do not hold the run append to: only one tells."""
 
     def append(self, event: Event) -> None:
@@ -351,13 +351,13 @@ def history(path: Path) -> list[Event]:
     """The run as it counts: steps and evaluations that a resume did again appear once.
 
     A `Resumed` event makes the earlier rows after its step void: they were lost with the state and
-    stand again, from the generation that the run went on from, behind it.
+    stand again, from the checkpoint that the run went on from, behind it.
     """
     events: list[Event] = []
     for event in EventReader(path).read_new():
         if isinstance(event, Resumed):
-            # Without a generation everything is done again, the evaluation before step 1 too.
-            kept = event.optimizer_step if event.generation else -1
+            # Without a checkpoint everything is done again, the evaluation before step 1 too.
+            kept = event.optimizer_step if event.checkpoint else -1
             events = [e for e in events if getattr(e, "optimizer_step", -1) <= kept]
         events.append(event)
     return events

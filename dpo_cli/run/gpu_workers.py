@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from dpo_cli.errors import ExitCode
-from dpo_cli.run.gpus import count_cards
+from dpo_cli.run.gpus import count_gpus
 from dpo_cli.run.processes import Forked, fork
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -17,15 +17,15 @@ _RELAYED = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.2
 
 
-def visible_cards() -> list[str]:
+def visible_gpus() -> list[str]:
     """The cards that CUDA would let this process use, each as `CUDA_VISIBLE_DEVICES` names it."""
-    count = count_cards()
+    count = count_gpus()
     stated = os.environ.get(_VISIBLE)
     names = stated.split(",") if stated is not None else list(map(str, range(count)))
     return [name.strip() for name in names[:count]]
 
 
-def in_lanes(
+def on_gpus(
     cards: Sequence[str], letters: str, work: Callable[[Iterator[str]], ExitCode]
 ) -> ExitCode:
     """Let as many processes as there are cards share out what is to be done.

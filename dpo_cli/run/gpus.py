@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def count_cards(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:
+def count_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:
     """The CUDA cards of this machine that `CUDA_VISIBLE_DEVICES` leaves, if it is set.
 
     Args:

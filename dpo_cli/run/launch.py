@@ -37,7 +37,7 @@ from dpo_cli.run.events import (
     drop_torn_tail,
 )
 from dpo_cli.run.exit_reason import death, rank_ending
-from dpo_cli.run.locked_directory import Workplace, sign_lock
+from dpo_cli.run.locked_directory import LockedDirectory, sign_lock
 from dpo_cli.run.processes import Starter, Worker, start_worker
 from dpo_cli.run.signals import SignalRelay
 from dpo_cli.run.torchrun import agent_argv
@@ -196,7 +196,7 @@ def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
     return code
 
 
-def detach(place: Workplace, lock: int) -> int:
+def detach(place: LockedDirectory, lock: int) -> int:
     """Split off a process that outlives the terminal, printing into the place's launcher.log.
 
     Like `os.fork`: returns the new process's id in the caller, whose descriptor `lock` then locks
@@ -358,14 +358,14 @@ def _lost(run: RunDirectory, lost: Sequence[RankEnded]) -> DpoError:
 
 def _how_to_resume(run: RunDirectory) -> tuple[str, list[str]]:
     """The remedy after an end without saving, and what it goes back to."""
-    generation, passed_over = run.newest_verified()
+    checkpoint, passed_over = run.newest_verified()
     state = (
-        f"the last good state is {generation.name}, after optimizer step "
-        f"{generation.optimizer_step}"
-        if generation
+        f"the last good state is {checkpoint.name}, after optimizer step "
+        f"{checkpoint.optimizer_step}"
+        if checkpoint
         else "no state was saved yet: a resume begins at the first step"
     )
-    return run.how_to_go_on, [*passed_over, state]
+    return run.resume_hint, [*passed_over, state]
 
 
 def _last_line(run: RunDirectory, start: int) -> str:

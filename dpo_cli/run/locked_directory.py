@@ -20,7 +20,7 @@ _LOCK_TRIES, _LOCK_RETRY_SECONDS = 4, 0.02
 
 
 @dataclass(frozen=True)
-class Workplace(ABC):
+class LockedDirectory(ABC):
     """A run, or a sweep of several, as those see it who want to work there."""
 
     path: Path
@@ -32,7 +32,7 @@ class Workplace(ABC):
 
     @property
     @abstractmethod
-    def how_to_go_on(self) -> str:
+    def resume_hint(self) -> str:
         """The remedy after an end without saving."""
 
     @property
@@ -113,7 +113,7 @@ def sign_lock(descriptor: int) -> None:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Whether the lock was free; `Workplace.holder` may hold it an instant while it looks."""
+    """Whether the lock was free; `LockedDirectory.holder` may hold it an instant while it looks."""
     for attempt in range(_LOCK_TRIES):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,7 +22,7 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.directory import RunDirectory, make_root, safe_name
 from dpo_cli.run.disk import explain_disk_errors
-from dpo_cli.run.locked_directory import Workplace
+from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.lookup import find_runs
 
 _NAME_CHARACTERS = 60
@@ -31,7 +31,7 @@ _ANOTHER = "state what it was begun with, or begin another sweep: --name NAME"
 
 
 @dataclass(frozen=True)
-class SweepDirectory(Workplace):
+class SweepDirectory(LockedDirectory):
     """One sweep on disk; it need not exist yet."""
 
     @classmethod
@@ -46,21 +46,21 @@ class SweepDirectory(Workplace):
 
     @property
     def designation(self) -> str:
-        """See `Workplace`."""
+        """See `LockedDirectory`."""
         return f"sweep {self.name}"
 
     @property
-    def how_to_go_on(self) -> str:
-        """See `Workplace`."""
+    def resume_hint(self) -> str:
+        """See `LockedDirectory`."""
         return "the same command goes on"
 
     @property
     def written_paths(self) -> Sequence[Path]:
-        """See `Workplace`."""
+        """See `LockedDirectory`."""
         return (self.path,)
 
     def taken(self, holder: str) -> DpoError:
-        """See `Workplace`."""
+        """See `LockedDirectory`."""
         return DpoError(
             f"{self.designation} is being run by {holder}", "watch it: dpo watch; end it: dpo stop"
         )

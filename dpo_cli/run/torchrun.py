@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpo_cli.errors import UsageError
-from dpo_cli.run.gpus import count_cards
+from dpo_cli.run.gpus import count_gpus
 
 if TYPE_CHECKING:
     from dpo_cli.profile.launch import Launch
@@ -21,10 +21,10 @@ _ONE_MACHINE = "localhost:0"
 _LOOPBACK = ("localhost", "127.", "[::1]")
 
 
-def usable_cards(profile: Profile) -> int:
+def usable_gpus(profile: Profile) -> int:
     """CUDA cards that ranks of this profile could spread over."""
     device = profile.train.device
-    return count_cards() if device in ("auto", "cuda") else int(device.startswith("cuda"))
+    return count_gpus() if device in ("auto", "cuda") else int(device.startswith("cuda"))
 
 
 def processes_here(profile: Profile) -> int:
@@ -34,7 +34,7 @@ def processes_here(profile: Profile) -> int:
         UsageError: there are to be several, and train.device names one card.
     """
     asked = profile.launch.nproc_per_node
-    processes = max(1, usable_cards(profile)) if asked == "auto" else asked
+    processes = max(1, usable_gpus(profile)) if asked == "auto" else asked
     if processes > 1 and profile.train.device.startswith("cuda:"):
         raise UsageError(
             f"launch.nproc_per_node = {asked}: train.device = {profile.train.device!r} is one card",

@@ -1,4 +1,4 @@
-"""Our own generations: everything a run needs to go on bit for bit.
+"""Our own checkpoints: everything a run needs to go on bit for bit.
 
 Weights and what the optimizer keeps of each are stored in float32 under the Hugging Face layout's
 names, which are stable where the names in memory are not; nothing is pickled.
@@ -24,7 +24,7 @@ from dpo_cli.models.loading import build_model, to_disk_names
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile.schema import Train
 from dpo_cli.training.best import BestSoFar
-from dpo_cli.training.optimizer import COMPENSATION, CompensatedAdamW
+from dpo_cli.training.optimizer import COMPENSATION, KahanAdamW
 
 WEIGHTS = "weights.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -72,17 +72,17 @@ def save_state(
 
 def state_bytes(parameters: int, train: Train) -> int:
     """What `save_state` writes, but for the little that is no weight's."""
-    tensors = 4 if train.compensated else 3
+    tensors = 4 if train.kahan_summation else 3
     return 4 * tensors * parameters
 
 
 def load_weights(directory: Path) -> StateDict:
-    """The float32 weights of a generation, in the Hugging Face layout."""
+    """The float32 weights of a checkpoint, in the Hugging Face layout."""
     return _read(directory / WEIGHTS)
 
 
 def load_best(directory: Path) -> BestSoFar:
-    """What the run that saved a generation knew to be its best on the held-out pairs."""
+    """What the run that saved a checkpoint knew to be its best on the held-out pairs."""
     return BestSoFar.from_dict(_read_position(directory / _STATE).get("best", {}))
 
 
@@ -123,8 +123,8 @@ def restore_state(
         rng_bytes = {name: len(tensor) for name, tensor in rng.items()}
         return {**state, "kept": list(moments), "rng_bytes": rng_bytes}
 
-    state = ranks.from_leader("state", read)
-    if not ranks.is_leader:
+    state = ranks.broadcast_from_main("state", read)
+    if not ranks.is_main:
         rng = {
             name: torch.empty(size, dtype=torch.uint8) for name, size in state["rng_bytes"].items()
         }
@@ -144,7 +144,7 @@ def restore_state(
         }
         optimizer.load_state_dict(restored)
         tensors += [its[moment] for its in optimizer.state.values() for moment in state["kept"]]
-    ranks.copy_from_leader([*tensors, *rng.values()])
+    ranks.broadcast_tensors_from_main([*tensors, *rng.values()])
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     _restore_rng(rng, model.device, ranks.rank)
@@ -152,8 +152,8 @@ def restore_state(
 
 
 def _kept_by(optimizer: torch.optim.AdamW) -> tuple[str, ...]:
-    """What the optimizer keeps of each weight: in the generation, a file each."""
-    compensates = isinstance(optimizer, CompensatedAdamW)
+    """What the optimizer keeps of each weight: in the checkpoint, a file each."""
+    compensates = isinstance(optimizer, KahanAdamW)
     return (*_MOMENTS, COMPENSATION) if compensates else _MOMENTS
 
 
@@ -204,7 +204,7 @@ def rng_states(ranks: Ranks, device: torch.device) -> dict[str, Tensor]:
     return {
         _of_rank(name, rank): state
         for name, own in states.items()
-        for rank, state in enumerate(ranks.collect(own))
+        for rank, state in enumerate(ranks.all_gather(own))
     }
 
 

@@ -7,24 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dpo_cli.compute.device import Compute
+from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch
 from dpo_cli.distributed.ranks import ALONE, Ranks
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.held_out import HELD_OUT_FIGURES, score_held_out_pairs, summarize
 from dpo_cli.profile.objective import Dpo
-from dpo_cli.training.reference import KeptReference, Reference
+from dpo_cli.training.reference import CachedReference, Reference
 
 
 @torch.no_grad()
 def score_held_out(
-    policy: ResponseScorer | KeptReference,
+    policy: ResponseScorer | CachedReference,
     reference: Reference,
     rows: Sequence[Sequence[int]],
     make_batch: Callable[[Sequence[int]], Batch],
     *,
     dpo: Dpo,
-    compute: Compute,
+    compute: Device,
     on_progress: Callable[[int], None],
     ranks: Ranks = ALONE,
 ) -> Tensor:
@@ -49,7 +49,7 @@ def score_held_out(
     figures: list[Tensor] = []
     for indices in rows[ranks.rank :: ranks.size]:
         batch = make_batch(indices)
-        if isinstance(policy, KeptReference):
+        if isinstance(policy, CachedReference):
             scores = policy.scores(indices, batch)
         else:
             with compute.autocast():

@@ -12,7 +12,7 @@ def explain(error: Exception) -> DpoError | None:
     if is_out_of_memory(error):
         return DpoError(
             f"out of memory: {_first_line(error) or 'the system gave no more'}",
-            "state train.activation_checkpointing = true, or a lower train.tokens_per_forward; with"
+            "state train.activation_checkpointing = true, or a lower train.max_tokens_per_forward; with"
             " experts or dropout, a lower train.batch_size (and more train.accumulation_steps, to"
             " keep the recipe); or lower data.max_seq_len",
         )

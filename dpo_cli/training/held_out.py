@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from dpo_cli.data.groups import ALL
 from dpo_cli.errors import DpoError
-from dpo_cli.inference.evaluate import judge
+from dpo_cli.inference.evaluate import evaluate_models
 from dpo_cli.inference.open_model import OpenedModel
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.loading import DTYPES, Checkpoint
+from dpo_cli.models.loading import DTYPES, ModelWeights
 from dpo_cli.models.spec import architecture_of
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.eval_config import find_yardstick
+from dpo_cli.run.eval_config import find_eval_config
 from dpo_cli.run.events import Evaluated, history
 from dpo_cli.run.models import NamedModel
 from dpo_cli.training.inputs import OnProgress
@@ -48,14 +48,17 @@ def score_held_out(
         DpoError: an input is gone or has changed, or the run's device is not here.
     """
     plan = run.read_plan()
-    yardstick = find_yardstick(
+    eval_config = find_eval_config(
         [NamedModel(run.path, run)], runs_root=run.path.parent, settings=settings
     )
-    if plan is None or yardstick is None:
+    if plan is None or eval_config is None:
         raise DpoError(f"{run.name} has no held-out pairs")
     architecture = architecture_of(plan["model"]["shape"])
     models = [
-        OpenedModel(run.name, Checkpoint(architecture, state, DTYPES["float32"], fingerprint=""))
+        OpenedModel(run.name, ModelWeights(architecture, state, DTYPES["float32"], fingerprint=""))
         for state in weights
     ]
-    return [judged.groups[ALL] for judged in judge(yardstick, models, on_progress).models]
+    return [
+        evaluated_models.groups[ALL]
+        for evaluated_models in evaluate_models(eval_config, models, on_progress).models
+    ]

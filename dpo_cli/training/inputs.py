@@ -19,9 +19,9 @@ from dpo_cli.data.tokens import EncodedRows, Rows, TokenizedPairs
 from dpo_cli.distributed.ranks import ALONE, Ranks
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file, write_atomically
-from dpo_cli.models.loading import Checkpoint, load_checkpoint
+from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.models.spec import architecture_of
-from dpo_cli.profile.inputs import resolve_checkpoint
+from dpo_cli.profile.inputs import resolve_weights
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.lookup import find_run
 from dpo_cli.training.run_weights import read_trained
@@ -32,12 +32,12 @@ OnProgress = Callable[[str, int, int, str], None]
 """Called with phase, done, total and unit."""
 
 
-def read_checkpoint(
+def read_model_weights(
     profile: Profile,
-    which: Literal["checkpoint", "reference"],
+    which: Literal["weights", "reference"],
     runs_root: Path,
     keep_in: Path | None = None,
-) -> Checkpoint:
+) -> ModelWeights:
     """The weights that the profile starts from, or compares with.
 
     Args:
@@ -49,34 +49,34 @@ def read_checkpoint(
     Raises:
         DpoError: they are missing, damaged, or contradict the profile.
     """
-    source = resolve_checkpoint(profile, which)
+    source = resolve_weights(profile, which)
     if source.startswith(RUN_PREFIX):
         return _load_run(source, runs_root, keep_in and keep_in / f"{which}.safetensors")
-    return load_checkpoint(Path(source), profile.model.model_dump())
+    return load_model_weights(Path(source), profile.model.model_dump())
 
 
-def _load_run(source: str, runs_root: Path, kept: Path | None) -> Checkpoint:
-    """The float32 weights of another run's newest generation, as they were when first read."""
+def _load_run(source: str, runs_root: Path, kept: Path | None) -> ModelWeights:
+    """The float32 weights of another run's newest checkpoint, as they were when first read."""
     if kept is None or not kept.exists():
         trained = read_trained(find_run(runs_root, source.removeprefix(RUN_PREFIX)))
         if kept is None:
-            return trained.checkpoint
+            return trained.model_weights
         shape = {"shape": json.dumps(trained.architecture.to_dict())}
         write_atomically(kept, lambda temporary: save_file(trained.weights, temporary, shape))
     with safe_open(kept, framework="pt") as file:
         shape = json.loads(file.metadata()["shape"])
-    return Checkpoint(architecture_of(shape), load_file(kept), torch.float32, sha256_file(kept))
+    return ModelWeights(architecture_of(shape), load_file(kept), torch.float32, sha256_file(kept))
 
 
 def require_same_vocabulary(
-    tokenizer: ChatTokenizer, checkpoint: Checkpoint, reference: Checkpoint
+    tokenizer: ChatTokenizer, model_weights: ModelWeights, reference: ModelWeights
 ) -> None:
     """Refuse a tokenizer or a reference of another vocabulary than the checkpoint's.
 
     Raises:
         DpoError: naming the sizes.
     """
-    vocab_size = checkpoint.architecture.vocab_size
+    vocab_size = model_weights.architecture.vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise DpoError(
             f"{tokenizer.folder}: the tokenizer has {tokenizer.vocab_size} entries, the checkpoint"
@@ -85,30 +85,30 @@ def require_same_vocabulary(
         )
     if reference.architecture.vocab_size != vocab_size:
         raise DpoError(
-            f"model.reference knows {reference.architecture.vocab_size} tokens, model.checkpoint"
+            f"model.reference knows {reference.architecture.vocab_size} tokens, model.weights"
             f" {vocab_size}",
             "policy and reference must share a tokenizer",
         )
 
 
 def require_positions(
-    profile: Profile, checkpoint: Checkpoint, source: Source, pairs: TokenizedPairs
+    profile: Profile, model_weights: ModelWeights, source: Source, pairs: TokenizedPairs
 ) -> None:
     """Refuse pairs of a source with more tokens than the model has positions for.
 
     A `data.max_seq_len` beyond that is fine where no conversation is as long; not so in the
-    reference layout, which pads each of them to it.
+    padded layout, which pads each of them to it.
 
     Raises:
         DpoError: naming the lines.
     """
-    if (limit := checkpoint.architecture.max_positions) is None:
+    if (limit := model_weights.architecture.max_positions) is None:
         return
     remedy = f"state data.max_seq_len = {limit}, or less"
-    if profile.train.layout == "reference" and profile.data.max_seq_len > limit:
+    if profile.train.layout == "padded" and profile.data.max_seq_len > limit:
         raise DpoError(
             f"data.max_seq_len = {profile.data.max_seq_len}: the model has {limit} positions, and"
-            ' train.layout = "reference" pads every sequence to that length',
+            ' train.layout = "padded" pads every sequence to that length',
             remedy,
         )
     longest = pairs.lengths.amax(dim=1)
@@ -166,11 +166,11 @@ def usable_rows(
         DpoError: there is none that can be trained on, or too many are malformed.
     """
     rows = encode(profile, source, tokenizer, on_progress, ranks).cut(profile.data.max_seq_len)
-    refuse_if_mostly_malformed(source, rows.set_aside, rows.total, rows.places)
+    refuse_if_mostly_malformed(source, rows.skipped_rows, rows.total, rows.places)
     if not rows.kept:
         raise DpoError(
             f"{source}: no row can be trained on",
             "is data.max_seq_len too small?",
-            [f"{rows.places.name(row.line)}: {row.reason}" for row in rows.set_aside[:5]],
+            [f"{rows.places.name(row.line)}: {row.reason}" for row in rows.skipped_rows[:5]],
         )
     return rows

@@ -10,16 +10,16 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from dpo_cli.data.sampler import Window
+from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.files import write_atomically, write_text_atomically
 from dpo_cli.training.checkpointing import on_disk
 
 _WEIGHTS = "weights.safetensors"
 
 
-def keep_evidence(
+def write_nan_dump(
     directory: Path,
-    window: Window,
+    window: GlobalBatch,
     lines: Sequence[int],
     losses: Sequence[float],
     model: PreTrainedModel,
@@ -53,7 +53,7 @@ def keep_evidence(
     write_atomically(directory / _WEIGHTS, lambda temporary: save_file(weights, temporary))
 
 
-def has_evidence(root: Path) -> bool:
+def has_nan_dump(root: Path) -> bool:
     """Whether some step's evidence lies under `root`, whole: its weights are written last."""
     return any(root.glob(f"*/{_WEIGHTS}"))
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules of both MiniMind generations, and the optimizer they drive."""
+"""Learning-rate schedules of both MiniMind versions, and the optimizer they drive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 ScheduleName = Literal["minimind2", "minimind3"]
 COMPENSATION = "compensation"
-"""Under which name `CompensatedAdamW` keeps it, beside the moments."""
+"""Under which name `KahanAdamW` keeps it, beside the moments."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LearningRate:
         return self.peak * (0.1 + cosine) * warmth
 
 
-class CompensatedAdamW(torch.optim.AdamW):
+class KahanAdamW(torch.optim.AdamW):
     """AdamW whose weights lose nothing of their updates.
 
     A master weight is the sum of two float32 numbers: the weight, which the model computes with,
@@ -74,7 +74,7 @@ class CompensatedAdamW(torch.optim.AdamW):
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], *, compensated: bool = False
+    parameters: Iterable[nn.Parameter], *, kahan_summation: bool = False
 ) -> torch.optim.AdamW:
     """AdamW with torch's defaults (weight decay 0.01 on everything), as both scripts use it.
 
@@ -82,10 +82,10 @@ def make_optimizer(
 
     Args:
         parameters: the weights, in float32.
-        compensated: keep what they cannot hold of an update.
+        kahan_summation: keep what they cannot hold of an update.
     """
     weights = list(parameters)
-    kind = CompensatedAdamW if compensated else torch.optim.AdamW
+    kind = KahanAdamW if kahan_summation else torch.optim.AdamW
     return kind(weights, lr=0.0, fused=True if weights[0].is_cuda else None)
 
 

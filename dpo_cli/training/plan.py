@@ -18,17 +18,17 @@ import torch
 import transformers
 from torch import Tensor
 
-from dpo_cli.compute.device import Compute
+from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.groups import groups_of
-from dpo_cli.data.microbatching import Forward, regroup
-from dpo_cli.data.pairs import SetAside
-from dpo_cli.data.sampler import DataOrder, hold_out, repeat
+from dpo_cli.data.microbatching import MicroBatch, make_micro_batches
+from dpo_cli.data.pairs import SkippedRow
+from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
 from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.distributed.ranks import ALONE, Ranks
 from dpo_cli.errors import DpoError
-from dpo_cli.models.loading import Checkpoint
+from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture
 from dpo_cli.objective.losses import loss_at_start
 from dpo_cli.profile.inputs import resolve_tokenizer
@@ -39,7 +39,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.inputs import (
     OnProgress,
     held_out_pairs,
-    read_checkpoint,
+    read_model_weights,
     require_positions,
     require_same_vocabulary,
     training_pairs,
@@ -56,20 +56,20 @@ class Prepared:
     """The inputs of a run, and what was decided from them."""
 
     profile: Profile
-    compute: Compute
-    checkpoint: Checkpoint
-    reference: Checkpoint
+    compute: Device
+    model_weights: ModelWeights
+    reference: ModelWeights
     tokenizer: Path
     """Its folder."""
     pad_id: int
     pairs: TokenizedPairs
     held_out: TokenizedPairs
-    set_aside: Sequence[SetAside]
-    order: DataOrder
+    skipped_rows: Sequence[SkippedRow]
+    order: BatchSampler
     learning_rate: LearningRate
     router_aux_loss_coef: float
     fingerprints: dict[str, str]
-    held_out_set_aside: Sequence[SetAside] = ()
+    held_out_skipped_rows: Sequence[SkippedRow] = ()
     held_out_groups: Mapping[str, Tensor] = field(default_factory=dict)
     """Which held-out pairs belong to which group; see `groups_of`."""
     devices: int = 1
@@ -78,26 +78,26 @@ class Prepared:
     @property
     def export_dtype(self) -> str:
         """The precision of the weights that other tools are to load."""
-        checkpoint = self.checkpoint
-        return export_dtype(self.profile, checkpoint.architecture, checkpoint.dtype_name)
+        model_weights = self.model_weights
+        return export_dtype(self.profile, model_weights.architecture, model_weights.dtype_name)
 
     @property
     def begins_as_reference(self) -> bool:
         """Whether all that an evaluation asks of the policy is the reference's at first."""
-        start, reference = self.checkpoint, self.reference
+        start, reference = self.model_weights, self.reference
         is_same = start.fingerprint == reference.fingerprint
         is_computed_alike = start.architecture == reference.architecture
         return is_same and is_computed_alike and not self.profile.dpo.use_weighting
 
     @property
-    def balance_weight(self) -> float:
+    def aux_loss_weight(self) -> float:
         """Of a micro-batch's balance loss in the loss of its window."""
         return self.router_aux_loss_coef / self.order.accumulation_steps
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence that is computed, padding included."""
-        if self.profile.train.layout == "reference":
+        if self.profile.train.layout == "padded":
             return self.profile.data.max_seq_len
         return max(int(pairs.lengths.max()) for pairs in (self.pairs, self.held_out) if pairs)
 
@@ -109,7 +109,7 @@ class Prepared:
         return [
             forward.indices
             for chunk in chunks
-            for forward in self._regroup([chunk], self.held_out, ranks=1)[0]
+            for forward in self._micro_batches([chunk], self.held_out, ranks=1)[0]
         ]
 
     def batch(self, pairs: TokenizedPairs, indices: Sequence[int]) -> Batch:
@@ -123,54 +123,58 @@ class Prepared:
             share_prompts=not profile.model.dropout,
         ).to(self.compute.device)
 
-    def forwards(self, micro_batches: Sequence[Sequence[int]]) -> list[Forward]:
+    def micro_batches_here(self, micro_batches: Sequence[Sequence[int]]) -> list[MicroBatch]:
         """What is computed together of the micro-batches of one optimizer step, on all ranks."""
         return [forward for share in self.shares(micro_batches) for forward in share]
 
-    def shares(self, micro_batches: Sequence[Sequence[int]]) -> list[list[Forward]]:
+    def shares(self, micro_batches: Sequence[Sequence[int]]) -> list[list[MicroBatch]]:
         """The same by rank."""
-        return self._regroup(micro_batches, self.pairs, self.devices)
+        return self._micro_batches(micro_batches, self.pairs, self.devices)
 
-    def _regroup(
+    def _micro_batches(
         self, micro_batches: Sequence[Sequence[int]], pairs: TokenizedPairs, ranks: int
-    ) -> list[list[Forward]]:
+    ) -> list[list[MicroBatch]]:
         indices = [index for indices in micro_batches for index in indices]
         tokens = dict(zip(indices, pairs.computed_tokens[indices].tolist(), strict=True))
-        return regroup(
-            micro_batches, self.order.accumulation_steps, tokens, self._tokens_per_forward, ranks
+        return make_micro_batches(
+            micro_batches,
+            self.order.accumulation_steps,
+            tokens,
+            self._max_tokens_per_forward,
+            ranks,
         )
 
     @property
-    def may_regroup(self) -> bool:
+    def can_regroup(self) -> bool:
         """Whether other portions than the micro-batches would mean the same."""
         is_free = self.profile.train.layout == "packed" and not self.profile.model.dropout
-        is_joint = self.checkpoint.architecture.use_moe or self.profile.dpo.needs_whole_batch
+        is_joint = self.model_weights.architecture.use_moe or self.profile.dpo.needs_whole_batch
         return is_free and not is_joint
 
     @property
-    def _tokens_per_forward(self) -> int | None:
-        if not self.may_regroup:
+    def _max_tokens_per_forward(self) -> int | None:
+        if not self.can_regroup:
             return None
         default = CPU_TOKENS_PER_FORWARD if self.compute.device.type == "cpu" else None
-        return self.profile.train.tokens_per_forward or default
+        return self.profile.train.max_tokens_per_forward or default
 
     def plan(self) -> dict[str, Any]:
         """What goes into `plan.json` and to the screen: plain values."""
-        profile, architecture = self.profile, self.checkpoint.architecture
+        profile, architecture = self.profile, self.model_weights.architecture
         return {
             "model": {
                 "architecture": architecture.name,
                 "description": architecture.description,
-                "parameters": self.checkpoint.parameters,
+                "parameters": self.model_weights.parameters,
                 "shape": architecture.to_dict(),
-                "weights_dtype": self.checkpoint.dtype_name,
+                "weights_dtype": self.model_weights.dtype_name,
                 "weights_file": architecture.file_name(profile.export.prefix),
             },
             "pairs": {
                 "kept": len(self.pairs),
-                "set_aside": len(self.set_aside),
+                "skipped_rows": len(self.skipped_rows),
                 "held_out": len(self.held_out),
-                "held_out_set_aside": len(self.held_out_set_aside),
+                "held_out_skipped_rows": len(self.held_out_skipped_rows),
                 "max_seq_len": profile.data.max_seq_len,
             },
             "steps": {
@@ -202,10 +206,10 @@ class Prepared:
         }
 
 
-def export_dtype(profile: Profile, architecture: Architecture, born: str) -> str:
+def export_dtype(profile: Profile, architecture: Architecture, source_dtype: str) -> str:
     """The precision of exported weights, of a checkpoint that was born in `born`."""
     stated = profile.export.dtype
-    return architecture.file_dtype(born) if stated == "auto" else stated
+    return architecture.file_dtype(source_dtype) if stated == "auto" else stated
 
 
 def environment() -> dict[str, str]:
@@ -222,7 +226,7 @@ def environment() -> dict[str, str]:
 
 def prepare(
     profile: Profile,
-    compute: Compute,
+    compute: Device,
     run: RunDirectory,
     on_progress: OnProgress,
     ranks: Ranks = ALONE,
@@ -244,15 +248,15 @@ def prepare(
     """
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
 
-    def read_weights() -> tuple[Checkpoint, Checkpoint]:
-        checkpoint = read_checkpoint(profile, "checkpoint", run.path.parent, run.path)
+    def read_weights() -> tuple[ModelWeights, ModelWeights]:
+        model_weights = read_model_weights(profile, "weights", run.path.parent, run.path)
         if profile.model.reference is None:
-            return checkpoint, checkpoint
-        return checkpoint, read_checkpoint(profile, "reference", run.path.parent, run.path)
+            return model_weights, model_weights
+        return model_weights, read_model_weights(profile, "reference", run.path.parent, run.path)
 
     # The leader keeps what `run:NAME` stands for now; the others find that.
-    checkpoint, reference = ranks.leader_first("weights", read_weights)
-    require_same_vocabulary(tokenizer, checkpoint, reference)
+    model_weights, reference = ranks.main_process_first("weights", read_weights)
+    require_same_vocabulary(tokenizer, model_weights, reference)
     rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, ranks)
     held_out = None
     if (source := held_out_pairs(profile)) is not None:
@@ -261,7 +265,7 @@ def prepare(
         profile,
         compute,
         tokenizer,
-        checkpoint,
+        model_weights,
         reference,
         rows,
         held_out,
@@ -272,10 +276,10 @@ def prepare(
 
 def assemble(
     profile: Profile,
-    compute: Compute,
+    compute: Device,
     tokenizer: ChatTokenizer,
-    checkpoint: Checkpoint,
-    reference: Checkpoint,
+    model_weights: ModelWeights,
+    reference: ModelWeights,
     rows: Rows,
     held_out: Rows | None,
     *,
@@ -297,11 +301,11 @@ def assemble(
         DpoError: a sequence is longer than the model can tell positions apart, there are too few
             pairs to hold any out, or too few micro-batches for so many devices.
     """
-    require_positions(profile, checkpoint, training_pairs(profile), rows.kept)
+    require_positions(profile, model_weights, training_pairs(profile), rows.kept)
     if held_out and (source := held_out_pairs(profile)):
-        require_positions(profile, checkpoint, source, held_out.kept)
+        require_positions(profile, model_weights, source, held_out.kept)
     fingerprints = {
-        "weights": checkpoint.fingerprint,
+        "weights": model_weights.fingerprint,
         "reference": reference.fingerprint,
         "tokenizer": tokenizer.fingerprint(),
         "data": _content(profile, rows),
@@ -317,15 +321,15 @@ def assemble(
             )
         training, evaluation = hold_out(len(pairs), profile.eval.fraction, profile.train.seed)
         pairs, evaluated = pairs.select(training), pairs.select(evaluation)
-    if (weights := profile.data.path_weights) is not None:
+    if (weights := profile.data.mixture_weights) is not None:
         pairs = pairs.select(repeat(_by_path(pairs, len(weights)), weights, profile.train.seed))
         if not pairs:
             raise DpoError(
-                f"data.path_weights = {show_value(weights)}: no pair is left to train on",
+                f"data.mixture_weights = {show_value(weights)}: no pair is left to train on",
                 "state larger weights",
             )
 
-    order = DataOrder(
+    order = BatchSampler(
         pairs=len(pairs),
         batch_size=profile.train.batch_size,
         accumulation_steps=window or devices * profile.train.accumulation_on(devices),
@@ -339,10 +343,10 @@ def assemble(
             f" for {devices} devices: some would never have anything to do",
             f"go on with up to {order.accumulation_steps}: --nproc {order.accumulation_steps}",
         )
-    architecture, coefficient = checkpoint.architecture, profile.train.router_aux_loss_coef
+    architecture, coefficient = model_weights.architecture, profile.train.router_aux_loss_coef
     if coefficient is None:
         coefficient = architecture.default_router_aux_loss_coef
-    if coefficient and architecture.use_moe and architecture.balance_kind is None:
+    if coefficient and architecture.use_moe and architecture.aux_loss_kind is None:
         raise DpoError(
             f"train.router_aux_loss_coef = {coefficient:g}: no balance loss is known for"
             f" {architecture.name}",
@@ -351,14 +355,14 @@ def assemble(
     return Prepared(
         profile=profile,
         compute=compute,
-        checkpoint=checkpoint,
+        model_weights=model_weights,
         reference=reference,
         tokenizer=tokenizer.folder,
         pad_id=tokenizer.pad_id,
         pairs=pairs,
         held_out=evaluated,
-        set_aside=rows.set_aside,
-        held_out_set_aside=held_out.set_aside if held_out else (),
+        skipped_rows=rows.skipped_rows,
+        held_out_skipped_rows=held_out.skipped_rows if held_out else (),
         held_out_groups=groups_of(evaluated, tokenizer.decode),
         order=order,
         learning_rate=LearningRate(
@@ -375,7 +379,7 @@ def assemble(
 
 def _content(profile: Profile, rows: Rows) -> str:
     """Hex SHA-256 of the data; with weights, also of which file has which."""
-    if profile.data.path_weights is None:
+    if profile.data.mixture_weights is None:
         return rows.content
     sources = [part.source for part in rows.places.parts]
     return hashlib.sha256(f"{rows.content} {sources}".encode()).hexdigest()

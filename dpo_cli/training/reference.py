@@ -3,7 +3,7 @@
 In the packed layout each of its log-probs is computed once, when it is first asked for, and kept:
 beside the run, for its resumes, and in the cache, for other runs; then the model is freed. Of
 held-out pairs entropies are kept, too: before its first step the policy says the same. In the
-reference layout it is run again on every batch, as the reference script does. A loss that needs no
+padded layout it is run again on every batch, as the reference script does. A loss that needs no
 reference costs none.
 """
 
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dpo_cli.compute.device import Compute
+from dpo_cli.compute.device import Device
 from dpo_cli.compute.matmul import processor
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.tokens import TokenizedPairs
@@ -56,7 +56,7 @@ class Reference(Protocol):
 class LiveReference:
     """Runs the frozen model on every batch."""
 
-    def __init__(self, scorer: ResponseScorer, compute: Compute) -> None:
+    def __init__(self, scorer: ResponseScorer, compute: Device) -> None:
         self._scorer = scorer.eval().requires_grad_(False)
         self._compute = compute
 
@@ -95,13 +95,13 @@ def open_references(
     compute, order = prepared.compute, prepared.order
     if not prepared.profile.dpo.needs_reference:
         return NoReference(), NoReference()
-    if prepared.profile.train.layout == "reference":
+    if prepared.profile.train.layout == "padded":
         live = LiveReference(load(), compute)
         return live, live
     first_epoch = [
         forward.indices
-        for window in itertools.takewhile(lambda window: not window.epoch, order.windows())
-        for forward in prepared.forwards(window.micro_batches)
+        for window in itertools.takewhile(lambda window: not window.epoch, order.global_batches())
+        for forward in prepared.micro_batches_here(window.micro_batches)
     ]
     train = prepared.profile.train
     architecture = prepared.reference.architecture
@@ -123,7 +123,9 @@ def open_references(
             here = environment(), compute.device_name, processor(), train.deterministic
             elsewhere = hashlib.sha256(f"{key} {here}".encode()).hexdigest()
             places.append(cache / "reference" / f"{elsewhere}.safetensors")
-        return KeptReference(pairs, rows, compute, load, places, key, with_entropies=with_entropies)
+        return CachedReference(
+            pairs, rows, compute, load, places, key, with_entropies=with_entropies
+        )
 
     return (
         kept(REFERENCE_FILE, prepared.pairs, first_epoch, with_entropies=False),
@@ -133,7 +135,7 @@ def open_references(
     )
 
 
-class KeptReference:
+class CachedReference:
     """Computes each log-prob once, and keeps it.
 
     A pair is always computed together with the same others, whatever asks for it first: the same
@@ -155,7 +157,7 @@ class KeptReference:
         self,
         pairs: TokenizedPairs,
         rows: Sequence[Sequence[int]],
-        compute: Compute,
+        compute: Device,
         load: Callable[[], ResponseScorer],
         places: Sequence[Path] = (),
         key: str = "",
@@ -199,7 +201,7 @@ class KeptReference:
             return
         rows_before = sum(self._is_known)
         known = ranks.largest(torch.tensor(self._is_known, dtype=torch.uint8))
-        if min(ranks.collect(torch.tensor(rows_before))) == int(known.sum()):
+        if min(ranks.all_gather(torch.tensor(rows_before))) == int(known.sum()):
             return
         for name, own in self._values.items():
             values = ranks.largest(own.nan_to_num(nan=-torch.inf, neginf=-torch.inf))
@@ -226,7 +228,7 @@ class KeptReference:
 
     def _find(self) -> Mapping[str, Tensor] | None:
         for place in self._places:
-            values = load_kept(place, self._key)
+            values = load_cached(place, self._key)
             if values is not None and self._fits(values):
                 self._has_news = place != self._places[0]
                 with contextlib.suppress(OSError):
@@ -268,7 +270,7 @@ class KeptReference:
         return self._values[name][self._ends[side] : self._ends[side + 1]]
 
 
-def load_kept(path: Path, key: str) -> dict[str, Tensor] | None:
+def load_cached(path: Path, key: str) -> dict[str, Tensor] | None:
     """What is kept, by its name in `Scores`, if `path` holds it for `key` and unharmed."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -284,7 +286,7 @@ def load_kept(path: Path, key: str) -> dict[str, Tensor] | None:
 
 
 def keep(path: Path, key: str, values: Mapping[str, Tensor]) -> None:
-    """Write values of response tokens where `load_kept` finds them."""
+    """Write values of response tokens where `load_cached` finds them."""
     metadata = {"key": key, "digest": _digest(values)}
     write_atomically(path, lambda temporary: save_file(dict(values), temporary, metadata))
 

@@ -11,7 +11,7 @@ import torch
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.distributed.ranks import Ranks
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.run.checkpoints import Generation
+from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.checkpointing import load_best, load_weights, restore_state
 from dpo_cli.training.optimizer import make_optimizer
@@ -19,22 +19,22 @@ from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import open_references
 from dpo_cli.training.samples import Sampler
 from dpo_cli.training.setup import make_scorer
-from dpo_cli.training.trainer import Trainer, Watch
+from dpo_cli.training.trainer import Trainer, TrainerHooks
 
 
 def build_trainer(
     prepared: Prepared,
-    generation: Generation | None,
+    checkpoint: Checkpoint | None,
     directory: Path,
-    watch: Watch,
+    hooks: TrainerHooks,
     save: Callable[[Trainer], None],
     ranks: Ranks,
 ) -> Trainer:
-    """Policy, reference and optimizer, in the state of `generation`.
+    """Policy, reference and optimizer, in the state of `checkpoint`.
 
     Args:
         prepared: the run's inputs.
-        generation: None to begin with the checkpoint's weights.
+        checkpoint: None to begin with the checkpoint's weights.
         directory: the run's, where the reference's log-probs are kept.
         watch, save, ranks: see `Trainer`.
 
@@ -46,28 +46,28 @@ def build_trainer(
         return make_scorer(prepared, prepared.reference)
 
     references = open_references(prepared, load_reference, directory)
-    checkpoint = prepared.checkpoint
-    if generation is not None and ranks.is_leader:
-        checkpoint = replace(checkpoint, state=load_weights(generation.path))
-    policy = make_scorer(prepared, checkpoint)
+    model_weights = prepared.model_weights
+    if checkpoint is not None and ranks.is_main:
+        model_weights = replace(model_weights, state=load_weights(checkpoint.path))
+    policy = make_scorer(prepared, model_weights)
     optimizer = make_optimizer(
-        policy.model.parameters(), compensated=prepared.profile.train.compensated
+        policy.model.parameters(), kahan_summation=prepared.profile.train.kahan_summation
     )
     scaler = torch.amp.GradScaler(
         prepared.compute.device.type, enabled=prepared.compute.dtype == torch.float16
     )
-    trainer = Trainer(prepared, policy, *references, optimizer, scaler, watch, save, ranks)
-    if prepared.profile.eval.samples and prepared.held_out:
+    trainer = Trainer(prepared, policy, *references, optimizer, scaler, hooks, save, ranks)
+    if prepared.profile.eval.num_samples and prepared.held_out:
         trainer.sampler = Sampler(prepared, ChatTokenizer(prepared.tokenizer), load_reference)
-    if generation is not None:
+    if checkpoint is not None:
         trainer.optimizer_step = restore_state(
-            generation.path,
-            architecture=checkpoint.architecture,
+            checkpoint.path,
+            architecture=model_weights.architecture,
             model=policy.model,
             optimizer=optimizer,
             scaler=scaler,
             ranks=ranks,
         )
-        best = ranks.from_leader("best", lambda: load_best(generation.path).to_dict())
+        best = ranks.broadcast_from_main("best", lambda: load_best(checkpoint.path).to_dict())
         trainer.best = BestSoFar.from_dict(best)
     return trainer

@@ -8,7 +8,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.training.plan import Prepared
 
 _KEYS = {
-    "weights": "model.checkpoint",
+    "weights": "model.weights",
     "reference": "model.reference",
     "tokenizer": "model.tokenizer",
     "data": "data.data_path",
@@ -17,7 +17,7 @@ _KEYS = {
 """The profile's name of each input that a fingerprint is of."""
 
 
-def refuse_other_inputs(promised: dict[str, Any], now: dict[str, Any]) -> None:
+def require_same_inputs(saved_plan: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to go on with inputs whose content is not what the run began with.
 
     Raises:
@@ -25,7 +25,7 @@ def refuse_other_inputs(promised: dict[str, Any], now: dict[str, Any]) -> None:
     """
     changed = [
         f"{_KEYS[name]}: the content is not what the run began with"
-        for name, fingerprint in promised["fingerprints"].items()
+        for name, fingerprint in saved_plan["fingerprints"].items()
         if now["fingerprints"].get(name, fingerprint) != fingerprint
     ]
     if changed:
@@ -37,7 +37,7 @@ def refuse_other_inputs(promised: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def refuse_different_inputs(by_rank: list[dict[str, str]], leader: int) -> None:
+def require_same_inputs_on_ranks(by_rank: list[dict[str, str]], main_rank: int) -> None:
     """Refuse ranks that read something else than the leader did.
 
     Args:
@@ -48,9 +48,9 @@ def refuse_different_inputs(by_rank: list[dict[str, str]], leader: int) -> None:
         DpoError: naming each rank and input.
     """
     different = [
-        f"rank {rank}: {_KEYS[name]} has another content than on rank {leader}"
+        f"rank {rank}: {_KEYS[name]} has another content than on rank {main_rank}"
         for rank, fingerprints in enumerate(by_rank)
-        for name, fingerprint in by_rank[leader].items()
+        for name, fingerprint in by_rank[main_rank].items()
         if fingerprints.get(name) != fingerprint
     ]
     if different:
@@ -61,16 +61,20 @@ def refuse_different_inputs(by_rank: list[dict[str, str]], leader: int) -> None:
         )
 
 
-def inexact(prepared: Prepared) -> list[str]:
+def inexact_reasons(prepared: Prepared) -> list[str]:
     """Why the bits may differ even where the run began."""
     if prepared.compute.device.type == "cuda" and not prepared.profile.train.deterministic:
         return ["train.deterministic = false: CUDA does not repeat itself bit for bit"]
     return []
 
 
-def other_environment(promised: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def environment_changes(saved_plan: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What the bits depend on and is not as it was."""
-    before = {**promised["environment"], "device": promised["device"], "dtype": promised["dtype"]}
+    before = {
+        **saved_plan["environment"],
+        "device": saved_plan["device"],
+        "dtype": saved_plan["dtype"],
+    }
     after = {**now["environment"], "device": now["device"], "dtype": now["dtype"]}
     return [
         f"{name} {value} -> {after.get(name)}"

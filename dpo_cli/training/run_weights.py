@@ -10,9 +10,9 @@ import torch
 
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.loading import Checkpoint
+from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture, architecture_of
-from dpo_cli.run.checkpoints import Generation
+from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.checkpointing import load_best, load_weights
 
@@ -37,13 +37,13 @@ class Trained:
         return architecture_of(self.plan["model"]["shape"])
 
     @property
-    def checkpoint(self) -> Checkpoint:
+    def model_weights(self) -> ModelWeights:
         """The weights as a file of them would be read."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.weights.items()):
             digest.update(name.encode())
             digest.update(tensor.contiguous().numpy().data)
-        return Checkpoint(self.architecture, self.weights, torch.float32, digest.hexdigest())
+        return ModelWeights(self.architecture, self.weights, torch.float32, digest.hexdigest())
 
 
 def read_trained(run: RunDirectory, *, best: bool = False) -> Trained:
@@ -58,11 +58,11 @@ def read_trained(run: RunDirectory, *, best: bool = False) -> Trained:
             f"{run.name} has saved nothing yet",
             f"let it train up to its first save: dpo resume {run.name}",
         )
-    generation, weights = _best(run) if best else newest
-    return Trained(plan, generation.optimizer_step, weights)
+    checkpoint, weights = _best(run) if best else newest
+    return Trained(plan, checkpoint.optimizer_step, weights)
 
 
-def _best(run: RunDirectory) -> tuple[Generation, StateDict]:
+def _best(run: RunDirectory) -> tuple[Checkpoint, StateDict]:
     """The best state that the newest one knows of, and its weights."""
     newest = run.read_newest(load_best)
     step = newest[1].optimizer_step if newest else 0

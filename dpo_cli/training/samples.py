@@ -31,8 +31,11 @@ class Sampler:
         self, prepared: Prepared, tokenizer: ChatTokenizer, load: Callable[[], ResponseScorer]
     ) -> None:
         self._compute, self._tokenizer, self._load = prepared.compute, tokenizer, load
-        self._architecture = prepared.checkpoint.architecture
-        pairs, count = prepared.held_out, min(prepared.profile.eval.samples, len(prepared.held_out))
+        self._architecture = prepared.model_weights.architecture
+        pairs, count = (
+            prepared.held_out,
+            min(prepared.profile.eval.num_samples, len(prepared.held_out)),
+        )
         # Spread evenly: files are often sorted.
         self._places = pairs.places
         self._pairs = [pairs[index * len(pairs) // count] for index in range(count)]

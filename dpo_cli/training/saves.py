@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from dpo_cli.data.sampler import DataOrder
+from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.distributed.ranks import Ranks
 from dpo_cli.errors import DpoError
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.saving import size_bytes
-from dpo_cli.run.checkpoints import Generation
+from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Saved, history
 from dpo_cli.training.checkpointing import save_state
-from dpo_cli.training.reference import KeptReference
+from dpo_cli.training.reference import CachedReference
 from dpo_cli.training.trainer import Trainer
 from dpo_cli.training.weights_files import write_results
 
@@ -39,15 +39,15 @@ def commit(
     model, prepared = trainer.policy.model, trainer.prepared
     keeps_best, best = prepared.profile.eval.keep_best, trainer.best.optimizer_step
     is_best = keeps_best and best == trainer.optimizer_step
-    # First, so that a run whose last generation is there has its result, too.
+    # First, so that a run whose last checkpoint is there has its result, too.
     state = to_disk_names(model, model.state_dict())
     weights = write_results(run, prepared, state, is_best)
     for reference in (trainer.reference, trainer.held_out_reference):
-        if isinstance(reference, KeptReference):
+        if isinstance(reference, CachedReference):
             reference.keep()
     # A state must not outlive the rows of the steps that made it.
     flush()
-    generation = run.commit_generation(
+    checkpoint = run.commit_checkpoint(
         trainer.optimizer_step,
         lambda directory: save_state(
             directory,
@@ -64,46 +64,48 @@ def commit(
     return Saved(
         step=trainer.step,
         optimizer_step=trainer.optimizer_step,
-        generation=generation.name,
+        checkpoint=checkpoint.name,
         weights=weights.name,
-        size_bytes=size_bytes(generation.path) + size_bytes(weights),
+        size_bytes=size_bytes(checkpoint.path) + size_bytes(weights),
         seconds=time.perf_counter() - began,
         is_best=is_best,
     )
 
 
-def find_generation(
-    run: RunDirectory, order: DataOrder, ranks: Ranks
-) -> tuple[Generation | None, list[str]]:
+def find_checkpoint(
+    run: RunDirectory, order: BatchSampler, ranks: Ranks
+) -> tuple[Checkpoint | None, list[str]]:
     """The state to go on from, and those passed over; none if nothing was ever saved.
 
     Raises:
         DpoError: what was saved is damaged or gone, all of it; or it lies beyond the end of
             `order`.
     """
-    name, optimizer_step, passed_over = ranks.from_leader("generation", lambda: _newest(run, order))
+    name, optimizer_step, passed_over = ranks.broadcast_from_main(
+        "checkpoint", lambda: _newest(run, order)
+    )
     if name is None:
         return None, passed_over
-    return Generation(run.generations_path / name, optimizer_step), passed_over
+    return Checkpoint(run.checkpoints_path / name, optimizer_step), passed_over
 
 
-def _newest(run: RunDirectory, order: DataOrder) -> tuple[str | None, int, list[str]]:
-    """What `find_generation` returns, in words that can be sent: None and 0 for no state."""
-    generation, passed_over = run.newest_verified()
+def _newest(run: RunDirectory, order: BatchSampler) -> tuple[str | None, int, list[str]]:
+    """What `find_checkpoint` returns, in words that can be sent: None and 0 for no state."""
+    checkpoint, passed_over = run.newest_verified()
     was_saved = any(isinstance(event, Saved) for event in history(run.events_path))
-    if generation is None and (passed_over or was_saved):
+    if checkpoint is None and (passed_over or was_saved):
         raise DpoError(
             f"{run.name}: every saved state is damaged or gone, and a run never starts over by"
             " itself",
             "restore the directory from a backup, or start a new run",
             passed_over,
         )
-    if generation is not None and generation.optimizer_step > order.optimizer_steps:
+    if checkpoint is not None and checkpoint.optimizer_step > order.optimizer_steps:
         raise DpoError(
-            f"{run.name} has done {generation.optimizer_step} optimizer steps, and train.epochs ="
+            f"{run.name} has done {checkpoint.optimizer_step} optimizer steps, and train.epochs ="
             f" {order.epochs} makes only {order.optimizer_steps}",
             "state as many epochs as are begun, or more",
         )
-    if generation is None:
+    if checkpoint is None:
         return None, 0, passed_over
-    return generation.name, generation.optimizer_step, passed_over
+    return checkpoint.name, checkpoint.optimizer_step, passed_over

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import torch
 
-from dpo_cli.alerts import Alarms
+from dpo_cli.alerts import AlertRules
 from dpo_cli.alerts.facts import facts_of
-from dpo_cli.compute.device import Compute, resolve, tune
-from dpo_cli.data.sampler import Window
+from dpo_cli.compute.device import Device, resolve, tune
+from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.ranks import LeftError, PeerLostError, Ranks
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
@@ -31,29 +31,29 @@ from dpo_cli.run.events import (
     Event,
     EventWriter,
     Failed,
+    NullEventWriter,
     Planned,
     Progress,
     Resumed,
     Saved,
     StepDone,
     Stopped,
-    Unheard,
     WorkerStarted,
     history,
 )
 from dpo_cli.training.checkpointing import rng_states
 from dpo_cli.training.failures import explain
 from dpo_cli.training.inputs import training_pairs
-from dpo_cli.training.nan_dump import has_evidence, keep_evidence
+from dpo_cli.training.nan_dump import has_nan_dump, write_nan_dump
 from dpo_cli.training.plan import Prepared, environment, prepare
 from dpo_cli.training.restoring import build_trainer
 from dpo_cli.training.resume_checks import (
-    inexact,
-    other_environment,
-    refuse_different_inputs,
-    refuse_other_inputs,
+    environment_changes,
+    inexact_reasons,
+    require_same_inputs,
+    require_same_inputs_on_ranks,
 )
-from dpo_cli.training.saves import commit, find_generation
+from dpo_cli.training.saves import commit, find_checkpoint
 from dpo_cli.training.setup import configure_torch, fallback_alert
 from dpo_cli.training.trainer import Trainer
 from dpo_cli.training.weights_files import renew_best, weights_file
@@ -70,7 +70,7 @@ class StopSource(Protocol):
 def train_run(
     path: Path | None, signals: StopSource, changes: Sequence[str] = (), *, exact: bool = False
 ) -> ExitCode:
-    """Train the run at `path` from its newest generation, or from the start.
+    """Train the run at `path` from its newest checkpoint, or from the start.
 
     Every failure that the user can act on becomes a `Failed` event; anything else a traceback.
 
@@ -100,15 +100,15 @@ def train_run(
         failure = error
     except PeerLostError as error:
         if not ranks.is_told():
-            return ranks.leave_word(str(error))
-        if not ranks.is_leader:
+            return ranks.record_exit(str(error))
+        if not ranks.is_main:
             return ExitCode.DONE
         failure = ranks.failure() or DpoError(str(error))
     except Exception as error:
         traceback.print_exc()
         explained = explain(error)
         if explained is None:
-            return ranks.leave_word(f"{type(error).__name__}: {error}")
+            return ranks.record_exit(f"{type(error).__name__}: {error}")
         failure = explained
     return _fail(session, ranks, failure)
 
@@ -116,8 +116,8 @@ def train_run(
 def _fail(session: _Session | None, ranks: Ranks, failure: DpoError) -> ExitCode:
     """Tell why the run ends here."""
     if session is None:
-        return ranks.leave_word(str(failure))
-    if not ranks.is_leader:
+        return ranks.record_exit(str(failure))
+    if not ranks.is_main:
         ranks.fail(failure)
         return ExitCode.DONE
     try:
@@ -142,9 +142,9 @@ class _Session:
         self.run = run
         self.signals = signals
         self.ranks = ranks
-        self.events = EventWriter(run.events_path) if ranks.is_leader else Unheard()
+        self.events = EventWriter(run.events_path) if ranks.is_main else NullEventWriter()
         self.may_leave = True
-        self.alarms: Alarms | None = None
+        self.alarms: AlertRules | None = None
         self._phase = ""
         self._progress_at = 0.0
 
@@ -153,18 +153,18 @@ class _Session:
     def run_to_end(self, changes: Sequence[str], exact: bool) -> ExitCode:
         """Prepare, start or resume, train, and say how it ended."""
         ranks = self.ranks
-        if ranks.is_leader:
+        if ranks.is_main:
             self.run.remove_leftovers()
         profile = from_tables(
-            ranks.from_leader(
+            ranks.broadcast_from_main(
                 "profile", lambda: to_tables(load_profile(self.run.profile_path).profile)
             )
         )
         configure_torch(profile, ranks.rank)
         local_rank = ranks.local_rank if ranks.size > 1 else None
         compute = resolve(profile.train.device, profile.train.dtype, local_rank)
-        promised = ranks.from_leader("plan", self.run.read_plan)
-        self.tune(profile, compute, promised)
+        saved_plan = ranks.broadcast_from_main("plan", self.run.read_plan)
+        self.tune(profile, compute, saved_plan)
         self.events.append(
             WorkerStarted(
                 pid=os.getpid(),
@@ -176,7 +176,7 @@ class _Session:
             )
         )
         try:
-            trainer = self.start(profile, compute, promised, changes, exact)
+            trainer = self.start(profile, compute, saved_plan, changes, exact)
             stop = trainer.train()
         except LeftError:
             ranks.leave()
@@ -186,7 +186,7 @@ class _Session:
         if stop is not None:
             return self.stopped(trainer.step, trainer.optimizer_step, stop)
         weights = weights_file(trainer.prepared)
-        if ranks.is_leader:
+        if ranks.is_main:
             self.run.mark_completed(optimizer_step=trainer.optimizer_step, weights=weights)
         self.events.append(
             Completed(
@@ -198,23 +198,23 @@ class _Session:
         )
         return ExitCode.DONE
 
-    def tune(self, profile: Profile, compute: Compute, promised: dict[str, Any] | None) -> None:
+    def tune(self, profile: Profile, compute: Device, saved_plan: dict[str, Any] | None) -> None:
         """Multiply as the run began to, and as the leader does: stopwatches err."""
-        chosen = promised["environment"].get("float32_matmul") if promised else None
+        chosen = saved_plan["environment"].get("float32_matmul") if saved_plan else None
 
         def choose(chosen: str | None) -> str:
             tune(compute, chosen, tf32=profile.train.tf32)
             return torch.get_float32_matmul_precision()
 
-        found = self.ranks.from_leader("matmul", lambda: choose(chosen))
-        if not self.ranks.is_leader:
+        found = self.ranks.broadcast_from_main("matmul", lambda: choose(chosen))
+        if not self.ranks.is_main:
             choose(found)
 
     def start(
         self,
         profile: Profile,
-        compute: Compute,
-        promised: dict[str, Any] | None,
+        compute: Device,
+        saved_plan: dict[str, Any] | None,
         changes: Sequence[str],
         exact: bool,
     ) -> Trainer:
@@ -224,15 +224,15 @@ class _Session:
             LeftError: asked to stop meanwhile.
         """
         ranks = self.ranks
-        window = promised["steps"]["accumulation_steps"] if promised else None
+        window = saved_plan["steps"]["accumulation_steps"] if saved_plan else None
         prepared = prepare(profile, compute, self.run, self.progress, ranks, window)
-        refuse_different_inputs(ranks.gather("inputs", prepared.fingerprints), ranks.leader)
-        if promised is not None:
-            refuse_other_inputs(promised, prepared.plan())
-        generation, passed_over = find_generation(self.run, prepared.order, ranks)
-        self.announce(prepared, promised, exact)
+        require_same_inputs_on_ranks(ranks.gather("inputs", prepared.fingerprints), ranks.main_rank)
+        if saved_plan is not None:
+            require_same_inputs(saved_plan, prepared.plan())
+        checkpoint, passed_over = find_checkpoint(self.run, prepared.order, ranks)
+        self.announce(prepared, saved_plan, exact)
         ranks.connect(compute.device, profile.launch.timeout_seconds)
-        trainer = build_trainer(prepared, generation, self.run.path, self, self.save, ranks)
+        trainer = build_trainer(prepared, checkpoint, self.run.path, self, self.save, ranks)
         self.tell_once(fallback_alert(trainer.policy))
         ranks.gather("built", None)
         for reference in (trainer.reference, trainer.held_out_reference):
@@ -240,42 +240,42 @@ class _Session:
         # An evaluation before the first step may be left, and is made again; a later one may not.
         # Nor may one rank leave the others.
         self.may_leave = trainer.optimizer_step == 0 and ranks.size == 1
-        if promised is not None and profile.eval.keep_best and ranks.is_leader:
+        if saved_plan is not None and profile.eval.keep_best and ranks.is_main:
             renew_best(self.run, prepared, trainer.best)
-        if promised is not None:
+        if saved_plan is not None:
             self.events.append(
                 Resumed(
                     step=trainer.step,
                     optimizer_step=trainer.optimizer_step,
-                    generation=generation.name if generation else "",
+                    checkpoint=checkpoint.name if checkpoint else "",
                     passed_over=tuple(passed_over),
                     changes=tuple(changes),
                 )
             )
-        if ranks.is_leader:
-            self.alarms = Alarms(facts_of(prepared), history(self.run.events_path))
+        if ranks.is_main:
+            self.alarms = AlertRules(facts_of(prepared), history(self.run.events_path))
         return trainer
 
-    def announce(self, prepared: Prepared, promised: dict[str, Any] | None, exact: bool) -> None:
+    def announce(self, prepared: Prepared, saved_plan: dict[str, Any] | None, exact: bool) -> None:
         """Hold a resumed run to its environment, write the plan and the rows set aside, tell."""
-        if not self.ranks.is_leader:
+        if not self.ranks.is_main:
             return
         plan = prepared.plan()
-        other = other_environment(promised, plan) if promised else []
+        other = environment_changes(saved_plan, plan) if saved_plan else []
         # What was once computed elsewhere stays so, also when the run comes home.
-        plan["other_environments"] = [*(promised or {}).get("other_environments", []), *other]
-        if exact and (reasons := [*plan["other_environments"], *inexact(prepared)]):
+        plan["other_environments"] = [*(saved_plan or {}).get("other_environments", []), *other]
+        if exact and (reasons := [*plan["other_environments"], *inexact_reasons(prepared)]):
             raise DpoError(
                 f"{self.run.name} cannot go on to the same bits here",
                 "go on where it began, or without --exact, to slightly other bits",
                 reasons,
             )
         places = prepared.pairs.places
-        rows = "".join(row.to_json(places) + "\n" for row in prepared.set_aside)
-        write_text_atomically(self.run.rejected_rows_path, rows)
+        rows = "".join(row.to_json(places) + "\n" for row in prepared.skipped_rows)
+        write_text_atomically(self.run.skipped_rows_path, rows)
         self.run.write_plan(plan)
         self.events.append(Planned(plan=plan))
-        if unused := prepared.held_out_set_aside:
+        if unused := prepared.held_out_skipped_rows:
             self.events.append(
                 Alert(
                     code="held-out-rows-set-aside",
@@ -296,7 +296,7 @@ class _Session:
 
     def tell_once(self, alert: Alert | None) -> None:
         """Append an alert, unless an earlier life of the run did."""
-        if alert is None or not self.ranks.is_leader:
+        if alert is None or not self.ranks.is_main:
             return
         told = {event.code for event in history(self.run.events_path) if isinstance(event, Alert)}
         if alert.code not in told:
@@ -314,16 +314,16 @@ class _Session:
 
     def asked(self) -> set[str]:
         """Requests from the control file, and a stop where a signal asked for one."""
-        request = self.run.take_request() if self.ranks.is_leader else None
+        request = self.run.take_request() if self.ranks.is_main else None
         if request == "stop":
             request = "interrupted"
         return {word for word in (request, self.signals.stop) if word}
 
-    def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
+    def not_finite(self, trainer: Trainer, window: GlobalBatch, losses: Sequence[float]) -> None:
         """Name the pairs of a window whose update must not be made, and keep what shows why.
 
         Raises:
-            DpoError: `train.on_non_finite` is "stop".
+            DpoError: `train.nan_policy` is "stop".
         """
         profile = trainer.prepared.profile
         guilty = [n for n, loss in enumerate(losses) if not math.isfinite(loss)]
@@ -331,13 +331,13 @@ class _Session:
         lines = trainer.prepared.pairs.lines.tolist()
         guilty_lines = [lines[index] for indices in micro_batches for index in indices]
         named = trainer.prepared.pairs.places.names(guilty_lines, most=len(guilty_lines))
-        is_skipped = profile.train.on_non_finite == "skip"
-        kept = self.run.evidence_path
+        is_skipped = profile.train.nan_policy == "skip"
+        kept = self.run.nan_dump_path
         evidence = kept / f"step-{trainer.optimizer_step + 1:08d}"
         # Skipping may go on at each step, and evidence is as large as the model.
-        if self.ranks.is_leader and not (is_skipped and has_evidence(kept)):
+        if self.ranks.is_main and not (is_skipped and has_nan_dump(kept)):
             with explain_disk_errors(kept):
-                keep_evidence(evidence, window, lines, losses, trainer.policy.model)
+                write_nan_dump(evidence, window, lines, losses, trainer.policy.model)
         subject = "loss" if guilty else "gradient"
         what = f"optimizer step {trainer.optimizer_step + 1}: the {subject} is not a finite number"
         where = f"{named} of {training_pairs(profile)}"
@@ -353,12 +353,12 @@ class _Session:
         raise DpoError(
             f"{what}; the weights were not touched",
             "look at these rows, or lower train.learning_rate; or resume with"
-            " --set train.on_non_finite=skip --allow-changes. What was saved before is intact",
+            " --set train.nan_policy=skip --allow-changes. What was saved before is intact",
             [where, f"what the step began with is in {evidence}"],
         )
 
     def save(self, trainer: Trainer) -> None:
-        """Commit a generation, and renew the half-precision weights beside it.
+        """Commit a checkpoint, and renew the half-precision weights beside it.
 
         The leader does, while the others wait as long as it takes.
         """
@@ -367,7 +367,7 @@ class _Session:
         self.ranks.require_same("the weights", trainer.policy.parameters())
         rng = rng_states(self.ranks, trainer.device)
         stage = f"saved-{trainer.optimizer_step}"
-        self.ranks.from_leader(
+        self.ranks.broadcast_from_main(
             stage, lambda: self.events.append(commit(self.run, trainer, rng, self.events.flush))
         )
 

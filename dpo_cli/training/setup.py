@@ -9,7 +9,7 @@ import torch
 
 from dpo_cli.compute.device import make_deterministic
 from dpo_cli.models.loading import (
-    Checkpoint,
+    ModelWeights,
     build_model,
     checkpoint_activations,
     compile_blocks,
@@ -32,15 +32,15 @@ def configure_torch(profile: Profile, rank: int = 0) -> None:
         make_deterministic()
 
 
-def make_scorer(prepared: Prepared, checkpoint: Checkpoint) -> ResponseScorer:
+def make_scorer(prepared: Prepared, model_weights: ModelWeights) -> ResponseScorer:
     """The model of a checkpoint on the run's device, as the module that scores responses."""
-    profile, architecture = prepared.profile, checkpoint.architecture
-    model = build_model(architecture, checkpoint.state, dropout=profile.model.dropout)
+    profile, architecture = prepared.profile, model_weights.architecture
+    model = build_model(architecture, model_weights.state, dropout=profile.model.dropout)
     if architecture.use_moe:
         use_experts_for(model, float32=prepared.compute.dtype == torch.float32)
     options: dict[str, Any] = {
-        "balance_kind": architecture.balance_kind if architecture.use_moe else None,
-        "aux_tokens": profile.train.aux_tokens,
+        "aux_loss_kind": architecture.aux_loss_kind if architecture.use_moe else None,
+        "aux_loss_tokens": profile.train.aux_loss_tokens,
         # Of the reference too, though nobody reads it: for the same bits as the policy's.
         "wants_sum_sq_probs": profile.dpo.use_weighting,
     }

@@ -13,7 +13,7 @@ from dpo_cli.distributed.ranks import Ranks
 from dpo_cli.objective.losses import FIGURES, PairScores
 
 
-class WindowFigures:
+class StepMetrics:
     """Adds up what a window's pairs came to: on the device, and over all ranks when it is read.
 
     Args:
@@ -85,7 +85,7 @@ class WindowFigures:
         }
         self._read = figures[len(counts) + 2 * len(FIGURES) :]
         if balanced:
-            means["balance"] = sum(self._read[-balanced:]) / balanced
+            means["aux_loss"] = sum(self._read[-balanced:]) / balanced
         return means | norm
 
     def losses(self, balance_coefficient: float) -> tuple[float, ...]:

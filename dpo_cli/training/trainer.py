@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dpo_cli.compute.device import process_bytes
 from dpo_cli.data.batching import Batch, to_device
-from dpo_cli.data.sampler import Window
+from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.ranks import ALONE, RESTED, STOPS, Ranks
 from dpo_cli.models.loading import DTYPES, to_disk_names
 from dpo_cli.models.scoring import ResponseScorer, Scores
@@ -27,9 +27,9 @@ from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
 from dpo_cli.training.optimizer import set_learning_rate
 from dpo_cli.training.plan import Prepared
-from dpo_cli.training.reference import KeptReference, Reference
+from dpo_cli.training.reference import CachedReference, Reference
 from dpo_cli.training.samples import Sampler
-from dpo_cli.training.step_metrics import WindowFigures
+from dpo_cli.training.step_metrics import StepMetrics
 
 _SAVING_SHARE = 0.006
 """Of the time: together with events and panel less than a hundredth."""
@@ -37,7 +37,7 @@ _CLIP_MARGIN = 1e-5
 """Below the limit by more than this torch would multiply every gradient by one."""
 
 
-class Watch(Protocol):
+class TrainerHooks(Protocol):
     """What the loop asks at each step boundary, and tells."""
 
     def emit(self, event: Event) -> None:
@@ -52,7 +52,7 @@ class Watch(Protocol):
         """Tell how far an evaluation is."""
         ...
 
-    def not_finite(self, trainer: Trainer, window: Window, losses: Sequence[float]) -> None:
+    def not_finite(self, trainer: Trainer, window: GlobalBatch, losses: Sequence[float]) -> None:
         """Name the pairs of a window whose update must not be made, and keep what shows why.
 
         Raises:
@@ -71,7 +71,7 @@ class Trainer:
     held_out_reference: Reference
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
-    watch: Watch
+    hooks: TrainerHooks
     save: Callable[[Trainer], None]
     ranks: Ranks = ALONE
     optimizer_step: int = 0
@@ -85,26 +85,26 @@ class Trainer:
             Why it was asked to stop ("interrupted", "terminated"); None if the run is over.
         """
         profile, order = self.prepared.profile, self.prepared.order
-        rests_until = time.monotonic() + profile.train.save_min_seconds
+        save_not_before = time.monotonic() + profile.train.save_min_seconds
         if self.optimizer_step == 0:
             self.evaluate()
-        for window in order.windows(start=self.optimizer_step):
+        for window in order.global_batches(start=self.optimizer_step):
             if self.is_over:
                 break
             before = self.step
-            self.watch.emit(self.take_step(window))
-            asked = self.asked(rests_until)
+            self.hooks.emit(self.take_step(window))
+            asked = self.asked(save_not_before)
             if self.step % order.micro_batches_per_epoch == 0:
                 self.reference.exchange(self.ranks)
             is_best = False
             is_due = _passed(profile.eval.interval, before, self.step)
             if self.is_over or "evaluate" in asked or is_due:
                 is_best = self.evaluate(is_due=is_due)
-                asked |= self.asked(rests_until)
+                asked |= self.asked(save_not_before)
             due = RESTED in asked and _passed(profile.train.save_interval, before, self.step)
             kept = is_best and profile.eval.keep_best
             if self.is_over or due or kept or asked & {"save", *STOPS}:
-                rests_until = self.save_and_rest()
+                save_not_before = self.save_and_rest()
             if not self.is_over and (stops := asked & STOPS):
                 return max(stops)
         return None
@@ -120,10 +120,10 @@ class Trainer:
         patience = self.prepared.profile.eval.patience
         return bool(patience) and self.best.evaluations_since >= patience
 
-    def asked(self, rests_until: float) -> set[str]:
+    def asked(self, save_not_before: float) -> set[str]:
         """What any rank was asked for, and whether the leader has rested since its last save."""
-        asked = self.watch.asked()
-        if self.ranks.is_leader and time.monotonic() >= rests_until:
+        asked = self.hooks.asked()
+        if self.ranks.is_main and time.monotonic() >= save_not_before:
             asked.add(RESTED)
         return self.ranks.union(asked)
 
@@ -144,7 +144,7 @@ class Trainer:
         """Micro-batches done, as the reference script counts."""
         return self.prepared.order.steps_done(self.optimizer_step)
 
-    def take_step(self, window: Window) -> StepDone:
+    def take_step(self, window: GlobalBatch) -> StepDone:
         """One optimizer step: the gradient of a window's micro-batches, clipped, applied.
 
         Raises:
@@ -152,7 +152,7 @@ class Trainer:
                 weights are as before the step.
         """
         began = time.perf_counter()
-        figures = WindowFigures(window.micro_batches)
+        figures = StepMetrics(window.micro_batches)
         self.policy.train()
         for forward in self.prepared.shares(window.micro_batches)[self.ranks.rank]:
             batch = self.prepared.batch(self.prepared.pairs, forward.indices)
@@ -161,7 +161,7 @@ class Trainer:
             pairs, balance = self.score(batch, reference)
             loss = (pairs.losses * weights).sum()
             if balance is not None:
-                loss = loss + self.prepared.balance_weight * balance
+                loss = loss + self.prepared.aux_loss_weight * balance
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             figures.add(forward.indices, pairs, balance, batch)
 
@@ -170,7 +170,7 @@ class Trainer:
             self.prepared.compute.synchronize()
         busy_seconds = time.perf_counter() - began
         parameters = list(self.policy.parameters())
-        self.ranks.sum_gradients(parameters)
+        self.ranks.all_reduce_gradients(parameters)
         self.scaler.unscale_(self.optimizer)
         grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         metrics = figures.read(self.ranks, grad_norm)
@@ -191,7 +191,7 @@ class Trainer:
         self.optimizer_step += 1
         is_logged = _passed(self.prepared.profile.train.log_interval, before, self.step)
         is_last = self.optimizer_step == self.prepared.order.optimizer_steps
-        if self.ranks.is_leader and (before == 0 or is_logged or is_last):
+        if self.ranks.is_main and (before == 0 or is_logged or is_last):
             metrics["weights_moved"] = self.weights_moved()
         return StepDone(
             step=self.step,
@@ -216,7 +216,7 @@ class Trainer:
             return {}
         held = self.prepared.compute.peak_bytes() or process_bytes()
         own = torch.tensor([busy_seconds, held], dtype=torch.float64)
-        seconds, memory = zip(*(its.tolist() for its in self.ranks.collect(own)), strict=True)
+        seconds, memory = zip(*(its.tolist() for its in self.ranks.all_gather(own)), strict=True)
         return {"rank_seconds": seconds, "rank_bytes": tuple(map(int, memory))}
 
     def score(self, batch: Batch, reference: Tensor) -> tuple[PairScores, Tensor | None]:
@@ -232,21 +232,21 @@ class Trainer:
     def weights_moved(self) -> float:
         """The share of weights whose half-precision value is no longer the checkpoint's."""
         half = DTYPES[self.prepared.export_dtype]
-        start = self.prepared.checkpoint.state
+        start = self.prepared.model_weights.state
         now = to_disk_names(self.policy.model, self.policy.model.state_dict())
         moved = sum(
             int((tensor.to(half) != start[name].to(tensor.device, half)).sum())
             for name, tensor in now.items()
         )
-        return moved / self.prepared.checkpoint.parameters
+        return moved / self.prepared.model_weights.parameters
 
     @property
-    def evaluated(self) -> ResponseScorer | KeptReference:
+    def evaluated(self) -> ResponseScorer | CachedReference:
         """What held-out pairs are scored with: not the policy while it is still the reference."""
         reference = self.held_out_reference
         if self.optimizer_step or not self.prepared.begins_as_reference:
             return self.policy
-        return reference if isinstance(reference, KeptReference) else self.policy
+        return reference if isinstance(reference, CachedReference) else self.policy
 
     def evaluate(self, *, is_due: bool = True) -> bool:
         """Score the held-out pairs, if there are any, and report.
@@ -264,7 +264,7 @@ class Trainer:
 
         def tell(pairs: int) -> None:
             done = min(pairs * self.ranks.size, len(held_out))
-            self.watch.progress(EVALUATION, done, len(held_out), "pairs")
+            self.hooks.progress(EVALUATION, done, len(held_out), "pairs")
 
         table = score_held_out(
             self.evaluated,
@@ -278,7 +278,7 @@ class Trainer:
         )
         self.held_out_reference.exchange(self.ranks)
         metrics = means(table)
-        self.watch.emit(
+        self.hooks.emit(
             Evaluated(
                 step=self.step,
                 optimizer_step=self.optimizer_step,
@@ -302,11 +302,11 @@ class Trainer:
         began = time.perf_counter()
 
         def tell(done: int, total: int) -> None:
-            self.watch.progress(EVALUATION, done, total, "answers")
+            self.hooks.progress(EVALUATION, done, total, "answers")
 
         stage = f"sampled-{self.optimizer_step}"
-        samples = self.ranks.from_leader(stage, lambda: sampler.sample(self.policy, tell))
-        self.watch.emit(
+        samples = self.ranks.broadcast_from_main(stage, lambda: sampler.sample(self.policy, tell))
+        self.hooks.emit(
             Sampled(
                 step=self.step,
                 optimizer_step=self.optimizer_step,
@@ -315,7 +315,7 @@ class Trainer:
             )
         )
 
-    def explain_skip(self, window: Window, losses: Sequence[float]) -> None:
+    def explain_skip(self, window: GlobalBatch, losses: Sequence[float]) -> None:
         """Tell why no update is made of this window's gradient.
 
         Under float16 the scaler has a step skipped whose scaled gradients overflow: its work.
@@ -324,9 +324,9 @@ class Trainer:
             DpoError: the profile has the run stop at what is not a finite number.
         """
         if self.scaler.is_enabled() and all(map(math.isfinite, losses)):
-            self.watch.emit(_overflowed(window))
+            self.hooks.emit(_overflowed(window))
         else:
-            self.watch.not_finite(self, window, losses)
+            self.hooks.not_finite(self, window, losses)
 
 
 def rest_seconds(train: Train, saving_seconds: float) -> float:
@@ -339,7 +339,7 @@ def rest_seconds(train: Train, saving_seconds: float) -> float:
     return max(least, saving_seconds / _SAVING_SHARE) if least else 0.0
 
 
-def _overflowed(window: Window) -> Alert:
+def _overflowed(window: GlobalBatch) -> Alert:
     return Alert(
         code="float16-overflow",
         message=f"step {window.last_step + 1}: scaled gradients overflowed float16; this update is"

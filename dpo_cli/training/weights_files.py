@@ -15,12 +15,12 @@ from dpo_cli.training.plan import Prepared
 
 def weights_file(prepared: Prepared) -> str:
     """The name of the weights in the run directory: of a file, or of a directory."""
-    return prepared.checkpoint.architecture.file_name(prepared.profile.export.prefix)
+    return prepared.model_weights.architecture.file_name(prepared.profile.export.prefix)
 
 
 def best_weights_file(prepared: Prepared) -> str:
     """The same of the best state, by another prefix, which MiniMind's scripts can be told."""
-    return prepared.checkpoint.architecture.file_name(f"{prepared.profile.export.prefix}_best")
+    return prepared.model_weights.architecture.file_name(f"{prepared.profile.export.prefix}_best")
 
 
 def write_results(run: RunDirectory, prepared: Prepared, state: StateDict, is_best: bool) -> Path:
@@ -50,5 +50,5 @@ def renew_best(run: RunDirectory, prepared: Prepared, best: BestSoFar) -> None:
 
 
 def _write(path: Path, state: StateDict, prepared: Prepared) -> None:
-    architecture = prepared.checkpoint.architecture
+    architecture = prepared.model_weights.architecture
     write_model(path, state, architecture, prepared.export_dtype, prepared.tokenizer)

@@ -15,7 +15,7 @@ from dpo_cli.run.summary import RunState, RunSummary
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.plain import count
 
-METRICS = ("loss", "rewards/accuracies", "rewards/margins", "gap", "kl")
+METRICS = ("loss", "rewards/accuracies", "rewards/margins", "margin_per_token", "kl")
 """What is stated of each run, over its last steps and over the held-out pairs."""
 ACCURACY = "rewards/accuracies"
 
@@ -125,7 +125,7 @@ def _facts(run: Contender) -> Iterator[tuple[str, Any]]:
 
 
 _CONTENTS = {
-    "model.checkpoint": "content of weights",
+    "model.weights": "content of weights",
     "model.reference": "content of reference",
     "model.out_dir": "content of weights",
     "model.tokenizer": "content of tokenizer",
@@ -183,7 +183,7 @@ def _first(runs: Sequence[Contender]) -> Contender:
     is_one_kind = len({_setting(run, _OBJECTIVE) for run in runs}) == 1
 
     def merit(run: Contender) -> tuple[float, float]:
-        second = -_held_out(run, "loss") if is_one_kind else _held_out(run, "gap")
+        second = -_held_out(run, "loss") if is_one_kind else _held_out(run, "margin_per_token")
         return _held_out(run, ACCURACY), second
 
     return max(runs, key=merit)

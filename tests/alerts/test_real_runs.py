@@ -120,7 +120,7 @@ def test_pairs_that_turn_around(shared: Path, tmp_path: Path) -> None:
         **{"dpo.beta": 0.1, "train.learning_rate": 4e-3},
     )
     assert codes(run) >= {"loss-spike", "gradient-exploding"}
-    aside = {json.loads(row)["line"] for row in run.rejected_rows_path.read_text().splitlines()}
+    aside = {json.loads(row)["line"] for row in run.skipped_rows_path.read_text().splitlines()}
     named = re.search(r"of these pairs: line (\d+)", only(run, "loss-spike").message)
     assert named is not None
     assert int(named[1]) in set(range(4 * len(rows) + 1, 6 * len(rows) + 1)) - aside

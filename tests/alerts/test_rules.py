@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.alerts import ALARMS, Alarms, Facts
+from dpo_cli.alerts import ALARMS, AlertRules, Facts
 from dpo_cli.alerts.course import WINDOW
-from dpo_cli.profile.recipe import BETA, braking_gap, together
+from dpo_cli.profile.recipe import BETA, saturation_margin, together
 from dpo_cli.run.events import Alert, Evaluated, Event, Progress, StepDone, WorkerStarted
 
 STEPS = 120
@@ -25,12 +25,12 @@ FACTS = Facts(
     reach=6e-4,
     beta=5.0,
     reduction="mean",
-    braking_gap=braking_gap(5.0, "mean", 100.0),
+    saturation_margin=saturation_margin(5.0, "mean", 100.0),
     export_dtype="float16",
     state_bytes=14_000_000,
     rows_of=lambda optimizer_step, micro_batch: f"lines {10 * optimizer_step + micro_batch}, 7",
 )
-BLIND = replace(FACTS, beta=0.1, braking_gap=braking_gap(0.1, "mean", 100.0))
+BLIND = replace(FACTS, beta=0.1, saturation_margin=saturation_margin(0.1, "mean", 100.0))
 MADE: dict[str, Any] = {
     "step": 0,
     "epoch": 1,
@@ -56,7 +56,7 @@ def step(number: int, **changes: Any) -> StepDone:
         "rewards/rejected": -0.7 * margin,
         "rewards/margins": margin,
         "rewards/accuracies": 0.5 + 0.25 * (number % 3 > 0) * (number > 1),
-        "gap": margin / BETA,
+        "margin_per_token": margin / BETA,
         "kl": 0.02 * share,
         "grad_norm": 8.0 + noise,
     }
@@ -79,7 +79,7 @@ def heard(
     events: Iterable[Event], facts: Facts = FACTS, history: Iterable[Event] = ()
 ) -> list[tuple[int, str]]:
     """What was said, after which step."""
-    alarms, said, number = Alarms(facts, history), [], 0
+    alarms, said, number = AlertRules(facts, history), [], 0
     for event in events:
         number = getattr(event, "optimizer_step", number)
         said += [(number, alert.code) for alert in alarms.hear(event)]
@@ -87,7 +87,7 @@ def heard(
 
 
 def text(events: Iterable[Event], code: str, facts: Facts = FACTS) -> Alert:
-    alarms = Alarms(facts)
+    alarms = AlertRules(facts)
     [alert] = [a for event in events for a in alarms.hear(event) if a.code == code]
     return alert
 
@@ -156,7 +156,7 @@ def test_a_loss_that_stays_though_the_weights_move_has_no_brake() -> None:
     assert "although 90% of the weights have changed: with mean and beta 0.1" in alert.message
     assert "11 nats a token" in alert.message
     # A sum over a hundred tokens brakes.
-    brakes = replace(BLIND, reduction="sum", braking_gap=braking_gap(0.1, "sum", 100.0))
+    brakes = replace(BLIND, reduction="sum", saturation_margin=saturation_margin(0.1, "sum", 100.0))
     assert heard(steps(at_ln_2), brakes) == []
 
 
@@ -168,7 +168,7 @@ def test_a_loss_that_fell_once_and_a_run_too_short_to_tell() -> None:
 
 
 def test_an_accuracy_that_stays_at_a_half() -> None:
-    """Judged where there are enough pairs: 200, of 4 a step."""
+    """EvaluatedModel where there are enough pairs: 200, of 4 a step."""
     tossed = list(
         steps(
             lambda n: {
@@ -271,7 +271,7 @@ def test_another_start_has_a_speed_of_its_own() -> None:
 
 
 def test_the_disk_is_watched_ahead() -> None:
-    alarms = Alarms(FACTS)
+    alarms = AlertRules(FACTS)
     assert alarms.hear(step(1), 3 * FACTS.state_bytes) == []
     [alert] = alarms.hear(step(2), 3 * FACTS.state_bytes - 1)
     assert alert.code == "disk-filling"

@@ -24,7 +24,7 @@ TOKENIZER = Path(__file__).resolve().parents[2] / "demo/tokenizer"
 SUBJECTS = ("tea", "rain", "a lamp", "the sea", "bread", "a train", "wool", "the moon")
 PROFILE = f"""\
 [model]
-checkpoint = "./full_sft_32.pth"
+weights = "./full_sft_32.pth"
 tokenizer = "{TOKENIZER}"
 [data]
 data_path = "pairs.jsonl"
@@ -57,10 +57,10 @@ ROWS = [
 ]
 
 
-def architecture(generation: int, experts: int = 0) -> MiniMind:
-    """A tiny model of either generation."""
+def architecture(version: int, experts: int = 0) -> MiniMind:
+    """A tiny model of either version."""
     return MiniMind(
-        generation=2 if generation == 2 else 3,
+        version=2 if version == 2 else 3,
         hidden_size=32,
         num_hidden_layers=2,
         vocab_size=ChatTokenizer(TOKENIZER).vocab_size,
@@ -69,7 +69,7 @@ def architecture(generation: int, experts: int = 0) -> MiniMind:
         num_attention_heads=8,
         num_key_value_heads=2,
         head_dim=4,
-        num_experts_per_tok=2 if generation == 2 else 1,
+        num_experts_per_tok=2 if version == 2 else 1,
         norm_topk_prob=True,
         rope_theta=1e6,
         rms_norm_eps=1e-5,

@@ -57,7 +57,7 @@ def test_all_is_well_and_nothing_is_written(examined: Examine, bench: Path) -> N
     assert [(finding.code, finding.level) for finding in diagnosis.findings] == [
         (code, OK)
         for code in (
-            *("profile", "files", "device", "checkpoint", "tokenizer", "format", "data"),
+            *("profile", "files", "device", "weights", "tokenizer", "format", "data"),
             *("lengths", "texts"),
             *("masks", "plan", "tokenizer-fit", "first-loss", "gradients", "reach", "brake"),
             *("update", "memory", "time", "disk"),
@@ -124,7 +124,7 @@ def test_a_tokenizer_of_the_same_size_that_is_another_one_is_named(
     assert codes(diagnosis, ERROR) == ["tokenizer-mismatch"]
     mismatch = of(diagnosis, "tokenizer-mismatch")
     assert "blind guessing" in mismatch.message
-    assert "generation 2" in mismatch.remedy
+    assert "MiniMind version 2" in mismatch.remedy
     assert of(diagnosis, "first-loss").level is OK  # it does not hide the others
 
 
@@ -177,7 +177,7 @@ def test_experts_without_tokens_are_excepted_and_said(examined: Examine, bench: 
     for layer in range(2):  # equal scores: the first expert wins every token
         state[f"model.layers.{layer}.mlp.gate.weight"].zero_()
     torch.save(state, bench / "full_sft_32_moe.pth")
-    gradients = of(examined("model.checkpoint=./full_sft_32_moe.pth"), "gradients")
+    gradients = of(examined("model.weights=./full_sft_32_moe.pth"), "gradients")
     assert gradients.level is OK
     assert "6 of 8 experts had no part in these pairs" in gradients.message
 
@@ -185,7 +185,7 @@ def test_experts_without_tokens_are_excepted_and_said(examined: Examine, bench: 
 def test_routers_that_nothing_teaches(examined: Examine, bench: Path) -> None:
     shape = architecture(3, experts=2)
     save(bench / "full_sft_32_moe.pth", random_scorer(shape), shape)
-    moe = "model.checkpoint=./full_sft_32_moe.pth"
+    moe = "model.weights=./full_sft_32_moe.pth"
     assert of(examined(moe), "gradients").level is OK
     still = of(examined(moe, "train.router_aux_loss_coef=0"), "router-still")
     assert still.level is WARN
@@ -220,12 +220,12 @@ def make_bad_files(bench: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "code", "words"),
     [
-        ("model.checkpoint=./missing.pth", "file-unusable", "missing.pth does not exist"),
-        ("model.checkpoint=./folder", "file-unusable", "is a directory"),
-        ("model.checkpoint=./empty.pth", "file-unusable", "is empty"),
-        ("model.checkpoint=./cut.pth", "checkpoint-unusable", "cut off"),
-        ("model.checkpoint=./evil.pth", "checkpoint-unusable", "asks to run code"),
-        ("model.checkpoint=run:none", "checkpoint-unusable", "no runs"),
+        ("model.weights=./missing.pth", "file-unusable", "missing.pth does not exist"),
+        ("model.weights=./folder", "file-unusable", "is a directory"),
+        ("model.weights=./empty.pth", "file-unusable", "is empty"),
+        ("model.weights=./cut.pth", "checkpoint-unusable", "cut off"),
+        ("model.weights=./evil.pth", "checkpoint-unusable", "asks to run code"),
+        ("model.weights=run:none", "checkpoint-unusable", "no runs"),
         ("model.hidden_size=64", "checkpoint-unusable", "model.hidden_size = 64 in the profile"),
         ("model.reference=./cut.pth", "reference-unusable", "cut off"),
         ("model.tokenizer=folder", "file-unusable", "holds no tokenizer.json"),
@@ -250,7 +250,7 @@ def test_bad_input_is_found_beside_others(
     assert not Path("executed").exists()
     if setting.startswith("model.tokenizer"):
         assert of(diagnosis, "data").level is SKIP
-        assert of(diagnosis, "checkpoint").level is OK
+        assert of(diagnosis, "weights").level is OK
         return
     malformed = of(diagnosis, "data-malformed").message.splitlines()
     assert malformed[0] == "2 of 8 rows are malformed (more than 1%)"
@@ -273,7 +273,7 @@ def test_what_is_missing_in_the_profile_skips_what_needs_it(examined: Examine, b
     diagnosis = examined()
     assert of(diagnosis, "profile-key").subject == "my.toml  data.data_path"
     assert of(diagnosis, "data") == Finding("data", SKIP, "", "needs its file")
-    assert of(diagnosis, "checkpoint").level is OK
+    assert of(diagnosis, "weights").level is OK
     assert of(diagnosis, "tokenizer").level is OK
     assert codes(diagnosis, SKIP) == [
         *("data", "plan", "tokenizer-fit", "first-loss", "gradients"),
@@ -283,7 +283,7 @@ def test_what_is_missing_in_the_profile_skips_what_needs_it(examined: Examine, b
 
 PROFILE_WITHOUT_DATA = f"""\
 [model]
-checkpoint = "./full_sft_32.pth"
+weights = "./full_sft_32.pth"
 tokenizer = "{TOKENIZER}"
 """
 
@@ -438,7 +438,7 @@ def test_more_pairs_in_a_batch_want_more_memory(bench: Path) -> None:
         if name != "lm_head.weight"
     )
     assert state == (16 + 4) * weights
-    assert estimate("train.compensated=true") == (state + 8 * weights, activations)
+    assert estimate("train.kahan_summation=true") == (state + 8 * weights, activations)
     assert estimate("train.batch_size=1")[1] < activations / 3
     assert estimate("train.layout=reference")[1] > 2 * activations
 
@@ -451,7 +451,7 @@ def test_a_full_disk(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_compensation_takes_its_place_on_the_disk(examined: Examine) -> None:
     assert "12 bytes a weight" in of(examined(), "disk").message
-    assert "16 bytes a weight" in of(examined("train.compensated=true"), "disk").message
+    assert "16 bytes a weight" in of(examined("train.kahan_summation=true"), "disk").message
 
 
 def test_a_place_where_no_run_can_lie(examined: Examine, bench: Path) -> None:
@@ -512,7 +512,7 @@ def test_several_sources_and_held_out_pairs_in_other_formats(
     (bench / "held.json").write_text(f"[{','.join(ROWS[:2])}]")
     diagnosis = examined(
         'data.data_path=["pairs.jsonl", "more.csv"]',
-        "data.path_weights=[2, 0.5]",
+        "data.mixture_weights=[2, 0.5]",
         "eval.fraction=0",
         "eval.path=held.json",
         pair="more.csv:2",

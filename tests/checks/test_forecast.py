@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from dpo_cli.checks import forecast, memory
-from dpo_cli.checks.forecast import Sample, evaluations_of, fit_line, window_tokens
-from dpo_cli.checks.memory import longest_window, smaller
+from dpo_cli.checks.forecast import Sample, evaluations_of, fit_line, global_batch_tokens
+from dpo_cli.checks.memory import longest_global_batch, smaller
 from dpo_cli.checks.resources import estimate_memory
 from dpo_cli.checks.trial import make_trial
-from dpo_cli.data.sampler import Window
+from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.run.events import StepDone
 from dpo_cli.training.plan import Prepared
@@ -66,9 +66,9 @@ def test_the_line_through_the_samples() -> None:
 def test_tokens_are_counted_as_the_trainer_computes_them(uneven: Path, settings: list[str]) -> None:
     prepared = prepared_with(uneven, "train.batch_size=2", *settings)
     trial = make_trial(prepared, lambda *_: None)
-    for window in itertools.islice(prepared.order.windows(), 3):
+    for window in itertools.islice(prepared.order.global_batches(), 3):
         done, _ = trial.step(window)
-        assert window_tokens(prepared, window) == done.tokens
+        assert global_batch_tokens(prepared, window) == done.tokens
 
 
 @pytest.mark.parametrize("interval", [0, 1, 2, 3, 5, 100])
@@ -132,20 +132,25 @@ def test_of_a_large_window_a_part_is_timed(uneven: Path, monkeypatch: pytest.Mon
     settings = ("train.batch_size=1", "train.accumulation_steps=20", "train.epochs=1")
     prepared = prepared_with(uneven, *settings)
     [sample] = forecast.take_samples(make_trial(prepared, lambda *_: None), lambda *_: None)
-    assert 0 < sample.tokens <= 300 < window_tokens(prepared, next(prepared.order.windows()))
+    assert (
+        0
+        < sample.tokens
+        <= 300
+        < global_batch_tokens(prepared, next(prepared.order.global_batches()))
+    )
 
 
 # --- memory ------------------------------------------------------------------------------------
 
 
 def test_the_longest_batch_of_the_run(uneven: Path) -> None:
-    prepared = prepared_with(uneven, "data.max_seq_len=2048", "train.tokens_per_forward=700")
-    [indices] = longest_window(prepared).micro_batches
+    prepared = prepared_with(uneven, "data.max_seq_len=2048", "train.max_tokens_per_forward=700")
+    [indices] = longest_global_batch(prepared).micro_batches
     tokens = prepared.pairs.computed_tokens
     all_forwards = [
         sum(tokens[list(forward.indices)].tolist())
-        for window in prepared.order.windows()
-        for forward in prepared.forwards(window.micro_batches)
+        for window in prepared.order.global_batches()
+        for forward in prepared.micro_batches_here(window.micro_batches)
     ]
     assert sum(tokens[list(indices)].tolist()) == max(all_forwards)
 
@@ -163,7 +168,7 @@ def test_smaller_runs_take_less_and_keep_the_recipe(uneven: Path, settings: list
     assert max(taken) < sum(estimate_memory(prepared))
     for other, keys in found:
         assert global_pairs(other) == 12
-        assert ("tokens_per_forward" in keys) is (not settings and keys != found[frugal][1])
+        assert ("max_tokens_per_forward" in keys) is (not settings and keys != found[frugal][1])
     if settings:
         assert found[0][1] == (
             "train.batch_size = 3 and train.accumulation_steps = 4 (still 12 pairs an update)"
@@ -208,14 +213,14 @@ def test_out_of_memory_in_a_real_step_finds_what_fits(
     settings = (
         "train.batch_size=2",
         "train.accumulation_steps=10",
-        "train.tokens_per_forward=9999",
+        "train.max_tokens_per_forward=9999",
     )
     prepared = prepared_with(uneven, *settings)
-    [longest] = longest_window(prepared).micro_batches
+    [longest] = longest_global_batch(prepared).micro_batches
     half = sum(prepared.pairs.computed_tokens[list(longest)].tolist()) // 2
     take_step = Trainer.take_step
 
-    def limited(self: Trainer, window: Window) -> StepDone:
+    def limited(self: Trainer, window: GlobalBatch) -> StepDone:
         done = take_step(self, window)
         if done.tokens > half:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -224,12 +229,12 @@ def test_out_of_memory_in_a_real_step_finds_what_fits(
     monkeypatch.setattr(Trainer, "take_step", limited)
     out = of(examined(*settings), "memory-out")
     assert out.level is Level.ERROR
-    assert out.remedy == f"train.tokens_per_forward = {half}: the largest that fits"
+    assert out.remedy == f"train.max_tokens_per_forward = {half}: the largest that fits"
 
 
 def test_experts_are_measured_too(examined: Examine, bench: Path) -> None:
     shape = architecture(3, experts=2)
     save(bench / "full_sft_32_moe.pth", random_scorer(shape), shape)
-    diagnosis = examined("model.checkpoint=./full_sft_32_moe.pth")
+    diagnosis = examined("model.weights=./full_sft_32_moe.pth")
     assert of(diagnosis, "memory").level is Level.OK
     assert diagnosis.facts["forecast"]["tokens"] > 0

@@ -11,7 +11,7 @@ import torch
 from dpo_cli.checks import launch
 from dpo_cli.checks.launch import check_launch
 from dpo_cli.checks.notes import Notes
-from dpo_cli.compute.device import Compute
+from dpo_cli.compute.device import Device
 from dpo_cli.findings import Finding, Level
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run import torchrun
@@ -19,20 +19,20 @@ from tests.checks.conftest import Examine
 from tests.checks.test_examination import of
 from tests.run.test_placement import TORCHRUN
 
-CPU = Compute(torch.device("cpu"), torch.float32)
-CARD = Compute(torch.device("cuda", 0), torch.bfloat16)
+CPU = Device(torch.device("cpu"), torch.float32)
+CARD = Device(torch.device("cuda", 0), torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
 def four_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with four cards, whose ranks are not really started."""
-    monkeypatch.setattr(torchrun, "count_cards", lambda: 4)
+    monkeypatch.setattr(torchrun, "count_gpus", lambda: 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def looked(compute: Compute = CPU, **keys: Any) -> tuple[int | None, dict[str, Finding]]:
+def looked(compute: Device = CPU, **keys: Any) -> tuple[int | None, dict[str, Finding]]:
     """How many ranks there would be, and what was found, by its code."""
     profile = Profile.model_validate(
         {"model": {"tokenizer": "m"}, "data": {"data_path": "d"}, "launch": keys}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpo_cli.alerts.facts import braking_gap_of
-from dpo_cli.checks.lr_sum import distance_to_change, measure_reach
+from dpo_cli.alerts.facts import saturation_margin_of
+from dpo_cli.checks.lr_sum import distance_to_change, measure_lr_sum
 from dpo_cli.compute.device import resolve
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.objective.formulas import Pairs
@@ -77,7 +77,7 @@ def test_on_its_grid_it_is_half_the_spacing_or_a_quarter_at_a_power_of_two() -> 
 
 
 def test_at_1e_8_no_float32_weight_of_a_quarter_or_more_moves() -> None:
-    """The largest update of generation 2's own recipe, as measured before."""
+    """The largest update of MiniMind version 2's own recipe, as measured before."""
     start = torch.tensor([0.2499, 0.2501, 0.9])
     assert (distance_to_change(start, torch.float32) < 1.1e-8).tolist() == [True, False, False]
 
@@ -88,10 +88,10 @@ def test_at_1e_8_no_float32_weight_of_a_quarter_or_more_moves() -> None:
 @pytest.mark.parametrize("settings", [[], ["train.batch_size=1", "train.accumulation_steps=4"]])
 def test_the_reach_is_the_sum_of_the_rates_that_are_used(bench: Path, settings: list[str]) -> None:
     prepared = prepared_with(bench, *settings)
-    windows = list(prepared.order.windows())
-    assert prepared.order.last_steps == [window.last_step for window in windows]
-    found = measure_reach(prepared)
-    rates = [prepared.learning_rate.at(window.last_step) for window in windows]
+    global_batches = list(prepared.order.global_batches())
+    assert prepared.order.last_steps == [window.last_step for window in global_batches]
+    found = measure_lr_sum(prepared)
+    rates = [prepared.learning_rate.at(window.last_step) for window in global_batches]
     assert found.reach == pytest.approx(sum(rates), rel=1e-12)
     assert found.largest_rate == max(rates)
 
@@ -121,7 +121,7 @@ def test_what_float32_itself_cannot_hold(examined: Examine) -> None:
 def test_the_gap_is_where_the_loss_pushes_half_as_hard(bench: Path, settings: list[str]) -> None:
     prepared = prepared_with(bench, *settings)
     dpo, tokens = prepared.profile.dpo, prepared.pairs.response_tokens.double().mean()
-    gap = braking_gap_of(prepared)
+    gap = saturation_margin_of(prepared)
     assert gap is not None
     per_answer = gap * (tokens if dpo.reduction == "sum" else 1)
     margins = torch.tensor([0.0, float(per_answer)], requires_grad=True)

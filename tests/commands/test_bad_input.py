@@ -25,7 +25,7 @@ Change = Callable[[Path, Path, dict[str, Any]], None]
 
 def good_settings(shared: Path) -> dict[str, Any]:
     return {
-        "model.checkpoint": shared / "golden/train/seed/full_sft_64.pth",
+        "model.weights": shared / "golden/train/seed/full_sft_64.pth",
         "model.hidden_size": 64,
         "model.num_hidden_layers": 2,
         "model.tokenizer": shared / "tokenizer/minimind2",
@@ -89,7 +89,7 @@ def code_in_a_pickle(path: Path, shared: Path) -> None:
 
 
 def another_vocabulary(cwd: Path, shared: Path, settings: dict[str, Any]) -> None:
-    settings["model.checkpoint"] = shared / "golden/arch/seed/full_sft_64.pth"
+    settings["model.weights"] = shared / "golden/arch/seed/full_sft_64.pth"
 
 
 # Found by the launcher, before torch is loaded: under a second each.
@@ -106,19 +106,19 @@ EARLY: dict[str, tuple[Change, int, tuple[str, ...]]] = {
         ("data.data_path", "empty"),
     ),
     "missing checkpoint": (
-        key("model.checkpoint", "./full_sft_51.pth"),
+        key("model.weights", "./full_sft_51.pth"),
         2,
-        ("model.checkpoint", "full_sft_51.pth"),
+        ("model.weights", "full_sft_51.pth"),
     ),
     "a directory for the checkpoint": (
-        key("model.checkpoint", "./"),
+        key("model.weights", "./"),
         2,
-        ("model.checkpoint", "director"),
+        ("model.weights", "director"),
     ),
     "empty checkpoint": (
-        file_for("model.checkpoint", lambda path, _: path.touch(), "full_sft_64.pth"),
+        file_for("model.weights", lambda path, _: path.touch(), "full_sft_64.pth"),
         2,
-        ("model.checkpoint", "empty"),
+        ("model.weights", "empty"),
     ),
     "no tokenizer": (key("model.tokenizer", "."), 2, ("model.tokenizer", "tokenizer.json")),
     "unknown key": (key("train.learning_rat", 1e-5), 2, ("did you mean train.learning_rate",)),
@@ -131,12 +131,12 @@ EARLY: dict[str, tuple[Change, int, tuple[str, ...]]] = {
 # Found by the worker, which reads the files.
 LATE: dict[str, tuple[Change, int, tuple[str, ...]]] = {
     "cut-off checkpoint": (
-        file_for("model.checkpoint", cut_off, "full_sft_64.pth"),
+        file_for("model.weights", cut_off, "full_sft_64.pth"),
         1,
         ("full_sft_64.pth", "cut off"),
     ),
     "a pickle that would run code": (
-        file_for("model.checkpoint", code_in_a_pickle, "full_sft_64.pth"),
+        file_for("model.weights", code_in_a_pickle, "full_sft_64.pth"),
         1,
         ("full_sft_64.pth", "not plain weights"),
     ),

@@ -26,9 +26,9 @@ def cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def filled(run: RunDirectory) -> RunDirectory:
     """With three saved states, evidence, and what killed writers left."""
     for step in (100, 150, 200):
-        run.commit_generation(step, lambda path: write(path / "w.safetensors", 1000), keep=3)
+        run.commit_checkpoint(step, lambda path: write(path / "w.safetensors", 1000), keep=3)
     write(run.path / "non_finite/step-00000004/weights.safetensors", 500)
-    write(run.generations_path / "tmp-0123/w.safetensors", 300)
+    write(run.checkpoints_path / "tmp-0123/w.safetensors", 300)
     write(run.path / f".rlhf_512.pth.{'0' * 32}.tmp", 40)
     write(run.path / f".control-stop.{'0' * 32}.tmp", 1)
     write(run.path / ".tmpAb12Cd", 2)
@@ -66,14 +66,14 @@ def test_a_dry_run_names_each_thing_and_why_and_removes_nothing(
     assert lines[0].startswith(f"{finished.name}: ")
     why = {line.split()[2].rstrip(":"): line.partition(": ")[2] for line in lines[1:-1]}
     assert list(why) == [
-        "generations/tmp-0123",
+        "checkpoints/tmp-0123",
         f".rlhf_512.pth.{'0' * 32}.tmp",
         ".tmpAb12Cd",
-        "generations/step-00000150",
-        "generations/step-00000100",
+        "checkpoints/step-00000150",
+        "checkpoints/step-00000100",
         "non_finite",
     ]
-    assert why["generations/step-00000150"] == "an older state; step-00000200 is whole and stays"
+    assert why["checkpoints/step-00000150"] == "an older state; step-00000200 is whole and stays"
     assert lines[-1].startswith("this would free 3.")
     assert content(finished) == before
 
@@ -84,8 +84,8 @@ def test_a_completed_run_keeps_its_newest_state_and_all_that_tells_of_it(
     told = json.loads(dpo("clean", "--json")[1])
     assert told["failed"] == told["kept"] == []
     assert told["freed_bytes"] == sum(item["size_bytes"] for item in told["freed"]) > 2800
-    assert [path.name for path in finished.generations_path.iterdir()] == ["step-00000200"]
-    assert not finished.evidence_path.exists()
+    assert [path.name for path in finished.checkpoints_path.iterdir()] == ["step-00000200"]
+    assert not finished.nan_dump_path.exists()
     assert {"events.jsonl", "profile.toml", "COMPLETED"} <= content(finished)
     assert f".control-stop.{'0' * 32}.tmp" in content(finished)
     assert finished.newest_verified()[0] is not None
@@ -101,7 +101,7 @@ def test_a_run_that_is_not_completed_is_left_alone_until_it_is_named(
     assert f"would go with: dpo clean {stopped.name}" in out
     assert content(stopped) == before
     assert dpo("clean", "stopped")[0] == 0
-    assert [path.name for path in stopped.generations_path.iterdir()] == ["step-00000200"]
+    assert [path.name for path in stopped.checkpoints_path.iterdir()] == ["step-00000200"]
 
 
 def test_a_run_that_trains_is_never_touched(dpo: Cli, finished: RunDirectory) -> None:
@@ -113,14 +113,14 @@ def test_a_run_that_trains_is_never_touched(dpo: Cli, finished: RunDirectory) ->
 
 
 def test_older_states_stay_where_the_newest_is_damaged(dpo: Cli, finished: RunDirectory) -> None:
-    (finished.generations_path / "step-00000200/w.safetensors").write_bytes(b"torn")
+    (finished.checkpoints_path / "step-00000200/w.safetensors").write_bytes(b"torn")
     out = dpo("clean")[1]
     assert "step-00000200 is damaged: w.safetensors has 4 bytes of 1000; it stays" in out
-    left = {path.name for path in finished.generations_path.iterdir()}
+    left = {path.name for path in finished.checkpoints_path.iterdir()}
     assert left == {"step-00000200", "step-00000150"}
-    (finished.generations_path / "step-00000150/w.safetensors").write_bytes(b"torn")
+    (finished.checkpoints_path / "step-00000150/w.safetensors").write_bytes(b"torn")
     dpo("clean")
-    assert {path.name for path in finished.generations_path.iterdir()} == left
+    assert {path.name for path in finished.checkpoints_path.iterdir()} == left
 
 
 def test_the_best_state_stays(dpo: Cli, root: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_best_state_stays(dpo: Cli, root: Path) -> None:
         Saved(
             step=2 * step,
             optimizer_step=step,
-            generation=f"step-{step:08d}",
+            checkpoint=f"step-{step:08d}",
             weights="rlhf_512.pth",
             size_bytes=1000,
             seconds=0.1,
@@ -138,7 +138,7 @@ def test_the_best_state_stays(dpo: Cli, root: Path) -> None:
     ]
     run = filled(story.write(root, "best", *saves, *story.whole()))
     assert "step-00000100 is the best on the held-out pairs; it stays" in dpo("clean")[1]
-    left = {path.name for path in run.generations_path.iterdir()}
+    left = {path.name for path in run.checkpoints_path.iterdir()}
     assert left == {"step-00000200", "step-00000100"}
 
 
@@ -146,7 +146,7 @@ def test_a_link_is_removed_and_what_it_leads_to_is_not(
     dpo: Cli, finished: RunDirectory, tmp_path: Path
 ) -> None:
     write(tmp_path / "mine/precious", 10)
-    (finished.generations_path / "tmp-link").symlink_to(tmp_path / "mine")
+    (finished.checkpoints_path / "tmp-link").symlink_to(tmp_path / "mine")
     assert dpo("clean")[0] == 0
     assert (tmp_path / "mine/precious").exists()
 

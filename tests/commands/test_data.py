@@ -16,7 +16,7 @@ from tests.support.cli import run_in
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROFILE = f"""\
 [model]
-checkpoint = "./nothing.pth"
+weights = "./nothing.pth"
 tokenizer = "{REPOSITORY}/demo/tokenizer"
 [data]
 data_path = "pairs.jsonl"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpo_cli.models.loading import build_model, load_checkpoint, read_state_dict
+from dpo_cli.models.loading import build_model, load_model_weights, read_state_dict
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated
 from tests.commands.conftest import Cli
@@ -30,7 +30,7 @@ class Trained:
     """A run, and what `dpo` says of it, called in a process like a worker's."""
 
     run: RunDirectory
-    checkpoint: Path
+    model_weights: Path
 
     @property
     def folder(self) -> Path:
@@ -43,12 +43,12 @@ class Trained:
         code = workers.call(partial(_call, [*words, "--runs-dir", str(self.folder)], said))
         return code, said.read_text(encoding="utf-8")
 
-    def judged(self, *arguments: str | Path) -> dict[str, Any]:
+    def evaluated_models(self, *arguments: str | Path) -> dict[str, Any]:
         """What `dpo eval --json` says."""
         code, said = self.dpo("eval", *arguments, "--json")
         assert code == 0, said
-        judged: dict[str, Any] = json.loads(said)
-        return judged
+        evaluated_models: dict[str, Any] = json.loads(said)
+        return evaluated_models
 
     @property
     def evaluations(self) -> list[Evaluated]:
@@ -64,10 +64,10 @@ def _call(arguments: list[str], said: Path) -> None:
     sys.exit(app.main(arguments))
 
 
-def train(shared: Path, root: Path, generation: str, moe: bool, **changes: Any) -> Trained:
-    run = workers.new_run(root, golden_run(shared, generation, moe, **CHANGES, **changes))
+def train(shared: Path, root: Path, version: str, moe: bool, **changes: Any) -> Trained:
+    run = workers.new_run(root, golden_run(shared, version, moe, **CHANGES, **changes))
     assert workers.work(run) == 0
-    name = f"golden/train/{generation}/full_sft_64{'_moe' if moe else ''}.pth"
+    name = f"golden/train/{version}/full_sft_64{'_moe' if moe else ''}.pth"
     return Trained(run, shared / name)
 
 
@@ -75,7 +75,7 @@ def train(shared: Path, root: Path, generation: str, moe: bool, **changes: Any) 
 def trained(
     request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:
-    """Generation 2 dense, or generation 3 with experts."""
+    """MiniMind version 2 dense, or MiniMind version 3 with experts."""
     root = tmp_path_factory.mktemp(request.param)
     if request.param == "dense":
         return train(shared, root, "seed", False, **{"eval.keep_best": True})
@@ -87,8 +87,8 @@ def dense(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train(shared, tmp_path_factory.mktemp("one"), "seed", False)
 
 
-def assert_as_recorded(judged: dict[str, Any], event: Evaluated, within: float) -> None:
-    [model] = judged["models"]
+def assert_as_recorded(evaluated_models: dict[str, Any], event: Evaluated, within: float) -> None:
+    [model] = evaluated_models["models"]
     assert model["groups"].keys() == event.groups.keys()
     for name, figures in event.groups.items():
         assert model["groups"][name] == pytest.approx(figures, abs=within, rel=0), name
@@ -98,11 +98,11 @@ def assert_as_recorded(judged: dict[str, Any], event: Evaluated, within: float) 
 
 
 def test_a_run_as_it_evaluated_itself(trained: Trained) -> None:
-    judged = trained.judged(trained.run.name)
-    assert_as_recorded(judged, trained.evaluations[-1], within=0.0)
-    assert judged["models"][0]["optimizer_step"] == 6
-    assert judged["held_out"]
-    assert judged["beta"] == 5.0
+    evaluated_models = trained.evaluated_models(trained.run.name)
+    assert_as_recorded(evaluated_models, trained.evaluations[-1], within=0.0)
+    assert evaluated_models["models"][0]["optimizer_step"] == 6
+    assert evaluated_models["held_out"]
+    assert evaluated_models["beta"] == 5.0
 
 
 def test_an_exported_file_the_start_and_a_hugging_face_folder(
@@ -110,18 +110,22 @@ def test_an_exported_file_the_start_and_a_hugging_face_folder(
 ) -> None:
     """All to 1e-5 of what the run's own evaluations say."""
     by_profile = ("--profile", trained.run.profile_path)
-    start = trained.judged(trained.checkpoint, *by_profile)
+    start = trained.evaluated_models(trained.model_weights, *by_profile)
     assert_as_recorded(start, trained.evaluations[0], within=1e-5)
 
     file = tmp_path / "x.pth"
     exporting = ("export", trained.run.path, "--to", file, "--dtype", "float32", "--no-evaluate")
     assert trained.dpo(*exporting)[0] == 0
-    assert_as_recorded(trained.judged(file, *by_profile), trained.evaluations[-1], within=1e-5)
+    assert_as_recorded(
+        trained.evaluated_models(file, *by_profile), trained.evaluations[-1], within=1e-5
+    )
 
-    checkpoint = load_checkpoint(file, {})
+    model_weights = load_model_weights(file, {})
     folder = tmp_path / "hf"
-    build_model(checkpoint.architecture, checkpoint.state).save_pretrained(folder)  # type: ignore[no-untyped-call]
-    assert_as_recorded(trained.judged(folder, *by_profile), trained.evaluations[-1], within=1e-5)
+    build_model(model_weights.architecture, model_weights.state).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    assert_as_recorded(
+        trained.evaluated_models(folder, *by_profile), trained.evaluations[-1], within=1e-5
+    )
 
 
 def test_the_best_state(trained: Trained) -> None:
@@ -138,32 +142,34 @@ def test_the_best_state(trained: Trained) -> None:
 def test_other_pairs_and_another_reference(dense: Trained, shared: Path) -> None:
     """A run against itself moves nothing; without a reference there is no accuracy."""
     data = shared / "golden/data/train27.jsonl"
-    judged = dense.judged(dense.run.name, "--data", data, "--reference", dense.run.name)
-    groups = judged["models"][0]["groups"]
+    evaluated_models = dense.evaluated_models(
+        dense.run.name, "--data", data, "--reference", dense.run.name
+    )
+    groups = evaluated_models["models"][0]["groups"]
     assert groups["all"]["pairs"] == 27
-    assert groups["all"]["kl"] == groups["all"]["gap"] == 0
+    assert groups["all"]["kl"] == groups["all"]["margin_per_token"] == 0
     assert groups["all"]["logps/accuracies"] == groups["all"]["ref_logps/accuracies"]
-    assert not judged["held_out"]
+    assert not evaluated_models["held_out"]
     knows = f"{dense.run.name} was trained on pairs of this file: it may know these"
-    assert judged["notes"][0] == knows
+    assert evaluated_models["notes"][0] == knows
 
     tokenizer = ("--tokenizer", shared / "tokenizer/minimind2", "--set", "data.max_seq_len=128")
-    alone = dense.judged(dense.checkpoint, "--data", data, *tokenizer)
+    alone = dense.evaluated_models(dense.model_weights, "--data", data, *tokenizer)
     own = alone["models"][0]["groups"]["all"]
     assert alone["reference"] is None
     assert "loss" not in own
     assert "rewards/accuracies" not in own
-    compared = dense.judged(
-        dense.checkpoint, "--data", data, *tokenizer, "--reference", dense.run.path
+    compared = dense.evaluated_models(
+        dense.model_weights, "--data", data, *tokenizer, "--reference", dense.run.path
     )
     of_both = compared["models"][0]["groups"]["all"]
     assert {name: of_both[name] for name in own} == pytest.approx(own, abs=1e-6)
-    assert of_both["gap"] == pytest.approx(-gap_of_the_run(dense, data), abs=1e-6)
+    assert of_both["margin_per_token"] == pytest.approx(-gap_of_the_run(dense, data), abs=1e-6)
 
 
 def gap_of_the_run(dense: Trained, data: Path) -> float:
-    judged = dense.judged(dense.run.name, "--data", data)
-    gap: float = judged["models"][0]["groups"]["all"]["gap"]
+    evaluated_models = dense.evaluated_models(dense.run.name, "--data", data)
+    gap: float = evaluated_models["models"][0]["groups"]["all"]["margin_per_token"]
     assert gap != 0
     return gap
 
@@ -192,7 +198,7 @@ def test_data_that_has_changed_is_not_what_was_held_out(
 def test_a_merge_lies_between_and_is_judged_beside_both(trained: Trained, tmp_path: Path) -> None:
     file = tmp_path / "rlhf_64.pth"
     code, said = trained.dpo(
-        *("merge", trained.run.name, trained.checkpoint, "--weight", "0.25", "--to", file),
+        *("merge", trained.run.name, trained.model_weights, "--weight", "0.25", "--to", file),
         *("--dtype", "float32"),
     )
     assert code == 0, said
@@ -204,14 +210,14 @@ def test_a_merge_lies_between_and_is_judged_beside_both(trained: Trained, tmp_pa
         "note: B: to this model the pairs are",
     ):
         assert any(its.startswith(line) for its in said.splitlines()), line
-    start, state = read_state_dict(trained.checkpoint), Run(trained.run).weights
+    start, state = read_state_dict(trained.model_weights), Run(trained.run).weights
     merged = read_state_dict(file)
     assert list(merged) == list(start)
     for name, tensor in state.items():
         exact = 0.75 * tensor.double() + 0.25 * start[name].double()
         assert torch.equal(merged[name], exact.float()), name
-    judged = trained.judged(file, "--profile", trained.run.profile_path)
-    kl = judged["models"][0]["groups"]["all"]["kl"]
+    evaluated_models = trained.evaluated_models(file, "--profile", trained.run.profile_path)
+    kl = evaluated_models["models"][0]["groups"]["all"]["kl"]
     assert 0 < kl < trained.evaluations[-1].metrics["kl"]
 
 
@@ -219,7 +225,7 @@ def test_a_merge_lies_between_and_is_judged_beside_both(trained: Trained, tmp_pa
 def test_the_ends_of_a_merge_are_its_models(dense: Trained, tmp_path: Path, weight: int) -> None:
     file = tmp_path / "m.pth"
     code, said = dense.dpo(
-        *("merge", dense.checkpoint, dense.run.path, "--weight", str(weight), "--to", file),
+        *("merge", dense.model_weights, dense.run.path, "--weight", str(weight), "--to", file),
         *("--json", "--dtype", "float32"),
     )
     assert code == 0, said
@@ -228,7 +234,7 @@ def test_the_ends_of_a_merge_are_its_models(dense: Trained, tmp_path: Path, weig
     models = facts["evaluation"]["models"]
     assert [model["optimizer_step"] for model in models] == [None, 6, None]
     assert models[2]["groups"] == models[weight]["groups"]
-    whole = Run(dense.run).weights if weight else read_state_dict(dense.checkpoint)
+    whole = Run(dense.run).weights if weight else read_state_dict(dense.model_weights)
     merged = read_state_dict(file)
     assert all(torch.equal(merged[name], tensor.float()) for name, tensor in whole.items())
 
@@ -250,17 +256,17 @@ def test_a_run_that_learned_what_the_other_held_out(
 def test_what_cannot_be_merged(dense: Trained, shared: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.pth"
     others = shared / "golden/train/seed/full_sft_64_moe.pth"
-    code, said = dense.dpo("merge", dense.checkpoint, others, "--to", file)
+    code, said = dense.dpo("merge", dense.model_weights, others, "--to", file)
     assert code == 1
     assert "models of different architectures cannot be merged" in said
     assert "num_experts: 0 in " in said
     assert not file.exists()
     # Two files, and no pairs to judge by.
-    code, said = dense.dpo("merge", dense.checkpoint, dense.checkpoint, "--to", file)
+    code, said = dense.dpo("merge", dense.model_weights, dense.model_weights, "--to", file)
     assert code == 0
     assert "not evaluated: --data FILE names preference pairs to judge by" in said
-    assert load_checkpoint(file, {}).dtype == torch.float16
-    code, said = dense.dpo("merge", dense.checkpoint, dense.checkpoint, "--to", file)
+    assert load_model_weights(file, {}).dtype == torch.float16
+    code, said = dense.dpo("merge", dense.model_weights, dense.model_weights, "--to", file)
     assert code == 2
     assert f"{file} exists" in said
 

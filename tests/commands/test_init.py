@@ -57,7 +57,7 @@ def test_a_checkout_beside_is_filled_in(dpo: Cli, here: Path) -> None:
     ]
     profile = written()
     assert profile.model.out_dir == here.parent / "minimind/out"
-    assert profile.model.checkpoint == "full_sft_512.pth"
+    assert profile.model.weights == "full_sft_512.pth"
     assert profile.data.data_path == here.parent / "minimind/dataset/dpo.jsonl"
     assert (profile.dpo.beta, profile.eval.fraction) == (5.0, 0.1)
     assert profile.train.learning_rate == 1.9e-5
@@ -78,7 +78,7 @@ def test_the_files_suggest_the_template(
     dpo: Cli, here: Path, weights: str, thinks: bool, template: str
 ) -> None:
     checkout(here, weights, thinks=thinks)
-    assert f"({template}, recipe reference)" in dpo("init", "my", "--recipe", "reference")[1]
+    assert f"({template}, recipe minimind)" in dpo("init", "my", "--recipe", "minimind")[1]
     reference = load_profile(Path(template)).profile
     assert (written().train, written().dpo) == (reference.train, reference.dpo)
 
@@ -107,7 +107,7 @@ def test_another_model_beside_is_filled_in(dpo: Cli, here: Path) -> None:
         "next: dpo check profiles/my.toml",
     ]
     profile = written()
-    assert profile.model.checkpoint == str(here / "models/Qwen3")
+    assert profile.model.weights == str(here / "models/Qwen3")
     assert (profile.model.tokenizer, profile.model.out_dir) == (None, None)
     assert (profile.dpo.reduction, profile.dpo.beta) == ("sum", 0.1)
     assert (profile.train.learning_rate, profile.eval.fraction) == (1e-6, 0.1)
@@ -127,9 +127,9 @@ def test_another_model_beside_is_filled_in(dpo: Cli, here: Path) -> None:
 def test_a_model_of_the_hub_where_none_lies_around(dpo: Cli) -> None:
     code, out, _ = dpo("init", "my", "--template", "hf")
     assert code == 0
-    assert "fill in what was not found: model.checkpoint, data.data_path" in out
-    assert written().model.checkpoint == "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
-    code, _, err = dpo("init", "other", "--template", "hf", "--recipe", "reference")
+    assert "fill in what was not found: model.weights, data.data_path" in out
+    assert written().model.weights == "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
+    code, _, err = dpo("init", "other", "--template", "hf", "--recipe", "minimind")
     assert code == 2
     assert "MiniMind's script trains MiniMind's models alone" in err
 
@@ -137,9 +137,9 @@ def test_a_model_of_the_hub_where_none_lies_around(dpo: Cli) -> None:
 def test_the_template_chooses_among_the_files(dpo: Cli, here: Path) -> None:
     checkout(here, "full_sft_512.pth", "full_sft_512_moe.pth")
     dpo("init", "my", "--template", "moe")
-    assert written().model.checkpoint == "full_sft_512_moe.pth"
+    assert written().model.weights == "full_sft_512_moe.pth"
     dpo("init", "other")
-    assert written("other").model.checkpoint == "full_sft_512.pth"
+    assert written("other").model.weights == "full_sft_512.pth"
 
 
 def test_pairs_that_nobody_can_read_are_no_hindrance(dpo: Cli, here: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_checkout_may_be_named(dpo: Cli, here: Path, tmp_path: Path) -> None:
     checkout(here, "full_sft_512.pth")
     checkout(tmp_path / "minimind", "full_sft_768.pth")
     assert dpo("init", "my", "--minimind", str(tmp_path / "minimind"))[0] == 0
-    assert written().model.checkpoint == "full_sft_768.pth"
+    assert written().model.weights == "full_sft_768.pth"
     assert dpo("init", "other", "--minimind", "nowhere")[0] == 2
 
 
@@ -216,7 +216,7 @@ def test_on_a_terminal_the_user_chooses(
         "  1  out/full_sft_512.pth",
         "  2  out/full_sft_768.pth",
     ]
-    assert written().model.checkpoint == "full_sft_768.pth"
+    assert written().model.weights == "full_sft_768.pth"
 
 
 def test_the_demo_is_copied(dpo: Cli) -> None:

@@ -91,7 +91,7 @@ def test_show_prints_samples_whole(dpo: Cli, root: Path, stopped: RunDirectory) 
     ]
     code, _, err = dpo("show", stopped.name, "--samples")
     assert code == 1
-    assert "eval.samples" in err
+    assert "eval.num_samples" in err
 
 
 # --- show -------------------------------------------------------------------------------------

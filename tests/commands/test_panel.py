@@ -135,7 +135,7 @@ def test_a_worker_that_dies_is_told_and_resumes_under_the_panel() -> None:
         assert any("the worker died of SIGKILL" in line for line in terminal.lines)
     run = the_run()
     assert run.holder() is None
-    resumed = STARTS + "stream.append(Resumed(optimizer_step=0, step=0, generation=''))\n"
+    resumed = STARTS + "stream.append(Resumed(optimizer_step=0, step=0, checkpoint=''))\n"
     with dpo(resumed + COMPLETES_WHEN_ASKED, "resume") as terminal:
         terminal.until_shown("training")
         run.put_request("save")

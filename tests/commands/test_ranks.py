@@ -27,7 +27,7 @@ Supervised = list[tuple[RunDirectory, list[str], list[Alert]]]
 
 @pytest.fixture(autouse=True)
 def without_cards(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchrun, "count_cards", lambda: 0)
+    monkeypatch.setattr(torchrun, "count_gpus", lambda: 0)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_several_are_the_agents(dpo: Cli, supervised: Supervised, options: list[
 def test_auto_is_one_for_each_card(
     dpo: Cli, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torchrun, "count_cards", lambda: 8)
+    monkeypatch.setattr(torchrun, "count_gpus", lambda: 8)
     dpo("train", "mine.toml", "--nproc", "auto")
     [(_, argv, alerts)] = supervised
     assert argv[argv.index("--nproc-per-node") + 1] == "8"
@@ -115,7 +115,7 @@ def test_idle_cards_are_said_and_never_taken(
     options: list[str],
     is_said: bool,
 ) -> None:
-    monkeypatch.setattr(torchrun, "count_cards", lambda: 8)
+    monkeypatch.setattr(torchrun, "count_gpus", lambda: 8)
     dpo("train", "mine.toml", *options)
     [(_, argv, alerts)] = supervised
     assert "dpo_cli.training.worker" in argv[2]
@@ -271,7 +271,7 @@ def test_a_half_set_environment_is_refused(
 # --- several machines --------------------------------------------------------------------------
 
 SECOND = ("--set", "launch.nnodes=2", "--set", "launch.node_rank=1")
-MEETING = ("--set", "launch.rdzv_endpoint=nowhere.invalid:2222")
+RENDEZVOUS_ID = ("--set", "launch.rdzv_endpoint=nowhere.invalid:2222")
 
 
 def test_another_machine_joins_and_keeps_no_run(
@@ -285,7 +285,7 @@ def test_another_machine_joins_and_keeps_no_run(
 
     monkeypatch.setattr(launch, "join", join)
     (directory / "pairs.jsonl").unlink()  # the first machine says what is missing
-    code, out, _ = dpo("train", "mine.toml", "--nproc", "4", *SECOND, *MEETING)
+    code, out, _ = dpo("train", "mine.toml", "--nproc", "4", *SECOND, *RENDEZVOUS_ID)
     assert (code, find_runs(Path("runs"))) == (0, [])
     assert out.startswith("machine 1 of 2 joins with 4 of the ranks")
     [arguments] = joined
@@ -294,6 +294,6 @@ def test_another_machine_joins_and_keeps_no_run(
 
 def test_only_the_first_machine_resumes(dpo: Cli, supervised: Supervised) -> None:
     dpo("train", "mine.toml")
-    code, _, err = dpo("resume", *SECOND, *MEETING)
+    code, _, err = dpo("resume", *SECOND, *RENDEZVOUS_ID)
     assert (code, len(supervised)) == (ExitCode.USAGE, 1)
     assert "only the first machine has the run" in err

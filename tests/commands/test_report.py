@@ -40,7 +40,7 @@ def plain(root: Path) -> RunDirectory:
 
 def hostile(root: Path) -> RunDirectory:
     """A run in which everything that others can choose is an attack on the page."""
-    settings = {"model": {"checkpoint": f"/home/alice/{HOSTILE}.pth"}}
+    settings = {"model": {"weights": f"/home/alice/{HOSTILE}.pth"}}
     alert = Alert(code="x", message=f"see /srv/x: 'my secret row' {HOSTILE}", remedy="on host-7")
     rows = [{"line": 3, "problem": "malformed", "reason": f"'a private text' {HOSTILE}"}]
 
@@ -71,7 +71,7 @@ def hostile(root: Path) -> RunDirectory:
 
     run = story.write(root, "hostile", *events())
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    run.rejected_rows_path.write_text(lines + "torn", encoding="utf-8")
+    run.skipped_rows_path.write_text(lines + "torn", encoding="utf-8")
     return run
 
 
@@ -123,7 +123,7 @@ def test_a_plot_is_an_svg_with_every_curve(dpo: Cli, plain: RunDirectory) -> Non
     titles = ("loss", "accuracy", "margin", "rewards", "gradient norm", "KL, nats per token")
     assert {*titles, "learning rate", "gap, nats per token", "ln 2"} <= set(texts)
     assert "throughput, pairs per second" in texts
-    assert f"{plain.name} · MiniMind generation 2, 512 x 8, dense" in texts
+    assert f"{plain.name} · MiniMind version 2, 512 x 8, dense" in texts
 
 
 def test_plots_as_json_over_several_runs(dpo: Cli, root: Path, plain: RunDirectory) -> None:
@@ -163,7 +163,7 @@ def test_a_report_has_it_all_in_one_file(dpo: Cli, plain: RunDirectory) -> None:
     assert not [value for name, value in page.attributes if name in ("src", "href")]
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
     shown = " ".join(page.texts)
-    for words in ("Curves", "Data", "Plan", "Profile", "Environment", 'checkpoint = "/models'):
+    for words in ("Curves", "Data", "Plan", "Profile", "Environment", 'weights = "/models'):
         assert words in shown
     assert "Only 40 held-out pairs: an accuracy of 0.82 over so few" in shown
     assert "between 0.68 and 0.91" in shown

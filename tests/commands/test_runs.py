@@ -48,7 +48,7 @@ def wait_for_stop():
         time.sleep(0.05)
 PLAN = {
     "model": {"description": "MiniMind2 512x8", "parameters": 1},
-    "pairs": {"kept": 8, "set_aside": 0, "held_out": 0},
+    "pairs": {"kept": 8, "skipped_rows": 0, "held_out": 0},
     "steps": {"epochs": 1, "micro_batches": 8, "optimizer_steps": 8, "micro_batches_per_epoch": 8,
               "batch_size": 1, "accumulation_steps": 1},
     "profile": {"learning_rate": 1e-8, "beta": 0.1, "reduction": "mean", "schedule": "minimind2",
@@ -135,7 +135,7 @@ def test_train_quietly(dpo: Cli, worker: Worker) -> None:
         ["nothing.toml"],
         ["mine.toml", "--set", "train.learning_rate=-1"],
         ["mine.toml", "--set", "data.data_path=missing.jsonl"],
-        ["mine.toml", "--set", "model.checkpoint=run:missing"],
+        ["mine.toml", "--set", "model.weights=run:missing"],
     ],
 )
 def test_what_is_refused_makes_no_run(dpo: Cli, worker: Worker, arguments: list[str]) -> None:
@@ -159,8 +159,8 @@ def test_a_run_as_checkpoint_is_named_for_good(
     dpo: Cli, worker: Worker, stopped: RunDirectory
 ) -> None:
     worker("plan(); complete()")
-    assert dpo("train", "mine.toml", "--set", "model.checkpoint=run:mine")[0] == 0
-    assert f'checkpoint = "run:{stopped.name}"' in find_run(Path("runs"), None).read_profile()
+    assert dpo("train", "mine.toml", "--set", "model.weights=run:mine")[0] == 0
+    assert f'weights = "run:{stopped.name}"' in find_run(Path("runs"), None).read_profile()
 
 
 def test_train_detached(directory: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_changed_position_is_refused_always(dpo: Cli, stopped: RunDirectory) -
     code, _, err = dpo("resume", "--set", "train.batch_size=8", "--allow-changes")
     assert code == 2
     assert "train.batch_size: 4 -> 8" in err
-    assert f'model.checkpoint="run:{stopped.name}"' in err
+    assert f'model.weights="run:{stopped.name}"' in err
 
 
 def test_where_files_lie_may_change_freely(
@@ -337,7 +337,7 @@ class Bench:
             pairs_compared=4,
             mean_logp_difference=0.00045,
             max_logp_difference=0.00123,
-            survival=None,
+            retention=None,
             not_compared="full_sft_512.pth is gone",
             try_command="python eval_model.py",
             exported={"file": 1},
@@ -352,8 +352,13 @@ class Bench:
             raise DpoError(self.failure)
         self.asked.append(arguments[:3])
         return [
-            {"rewards/accuracies": 0.75, "gap": 0.0123, "loss": 0.69, "pairs": 1292},
-            {"rewards/accuracies": 0.7562, "gap": -0.02, "loss": 0.68912, "pairs": 1292},
+            {"rewards/accuracies": 0.75, "margin_per_token": 0.0123, "loss": 0.69, "pairs": 1292},
+            {
+                "rewards/accuracies": 0.7562,
+                "margin_per_token": -0.02,
+                "loss": 0.68912,
+                "pairs": 1292,
+            },
         ]
 
 

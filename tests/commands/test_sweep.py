@@ -32,7 +32,7 @@ if not (run.path / "plan.json").exists():
     stream.append(WorkerStarted(pid=1, device="cpu", device_name="", dtype="float32", versions={}))
 def evaluate(accuracy):
     metrics = {"loss": 1 - accuracy, "rewards/accuracies": accuracy, "rewards/margins": 0.1,
-               "gap": 0.1, "kl": 0.0}
+               "margin_per_token": 0.1, "kl": 0.0}
     stream.append(Evaluated(step=8, optimizer_step=8, metrics=metrics, pairs=40, seconds=0.1))
 ACCURACY = dict(A=0.5, B=0.55, C=0.9, D=0.85, E=0.5, F=0.1)
 """
@@ -164,7 +164,7 @@ def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(dpo: Cli, workers: A
 
 def test_one_run_a_card(dpo: Cli, workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (torchrun, gpu_workers):
-        monkeypatch.setattr(module, "count_cards", lambda: 2)
+        monkeypatch.setattr(module, "count_gpus", lambda: 2)
     together = (
         "import os\n"
         "(run.path.parent / os.environ['CUDA_VISIBLE_DEVICES']).touch()\n"

@@ -63,7 +63,7 @@ class TestNotInstalled:
 def test_a_stopped_and_resumed_run_is_tracked_as_one(shared: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     pytest.importorskip("wandb", reason="needs the extra wandb")
-    changes = {"train.epochs": 2, "eval.interval": 3, "eval.samples": 1, **TRACKED}
+    changes = {"train.epochs": 2, "eval.interval": 3, "eval.num_samples": 1, **TRACKED}
     home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
     first = cli.dpo(*golden_run(shared, "seed", False, **changes), cwd=tmp_path, **home)
     assert first.returncode == 0, first.stderr

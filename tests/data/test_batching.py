@@ -30,7 +30,7 @@ def targets(batch: PackedBatch) -> list[list[tuple[int, int]]]:
 
 
 def test_padded_labels_are_the_inputs_shifted_by_one() -> None:
-    batch = make_batch([pair([5, 6, 7], [5, 8], 1)], "reference", max_seq_len=6, pad_id=9)
+    batch = make_batch([pair([5, 6, 7], [5, 8], 1)], "padded", max_seq_len=6, pad_id=9)
     assert isinstance(batch, PaddedBatch)
     assert batch.input_ids.tolist() == [[5, 6, 7, 9, 9], [5, 8, 9, 9, 9]]
     assert batch.labels.tolist() == [[6, 7, 9, 9, 9], [8, 9, 9, 9, 9]]

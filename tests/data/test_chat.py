@@ -17,7 +17,7 @@ from dpo_cli.errors import DpoError
 TOKENIZERS = {"seed": "minimind2", "head": "minimind3"}
 SIDES = ("chosen", "rejected")
 
-# golden/tok/<generation>.edge, by the names of golden/data/edge.names.json: response tokens that a
+# golden/tok/<version>.edge, by the names of golden/data/edge.names.json: response tokens that a
 # scan of the ids finds, and those there are.
 SCAN_MISTAKES = {
     # A user quotes the header, and the scan takes what follows for an answer.
@@ -27,7 +27,7 @@ SCAN_MISTAKES = {
     ("head", "keep", "header_text_inside_user", "rejected"): (16, 11),
     ("head", "strip", "header_text_inside_user", "chosen"): (11, 6),
     ("head", "strip", "header_text_inside_user", "rejected"): (10, 5),
-    # Generation 2's template writes an answer's header behind the user's turn; an answer that
+    # MiniMind version 2's template writes an answer's header behind the user's turn; an answer that
     # follows another answer, or comes first, has none, and the scan misses it.
     ("seed", "", "two_answers_in_a_row", "chosen"): (3, 8),
     ("seed", "", "two_answers_in_a_row", "rejected"): (3, 7),
@@ -37,13 +37,13 @@ SCAN_MISTAKES = {
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
-def generation(request: pytest.FixtureRequest) -> str:
+def version(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shared: Path, generation: str) -> ChatTokenizer:
-    return ChatTokenizer(shared / "tokenizer" / TOKENIZERS[generation])
+def tokenizer(shared: Path, version: str) -> ChatTokenizer:
+    return ChatTokenizer(shared / "tokenizer" / TOKENIZERS[version])
 
 
 def encode_side(tokenizer: ChatTokenizer, pair: PreferencePair, side: str, mode: str) -> Tokenized:
@@ -62,9 +62,9 @@ def padded(tokenized: Tokenized, length: int) -> tuple[torch.Tensor, torch.Tenso
 
 @pytest.mark.parametrize("name", ["train27", "tok24", "edge"])
 def test_ids_and_masks_are_the_golden_ones(
-    golden: Path, tokenizer: ChatTokenizer, generation: str, name: str
+    golden: Path, tokenizer: ChatTokenizer, version: str, name: str
 ) -> None:
-    expected = load_file(golden / f"tok/{generation}.{name}.safetensors")
+    expected = load_file(golden / f"tok/{version}.{name}.safetensors")
     pairs = [p for p in read_pairs(golden / f"data/{name}.jsonl") if isinstance(p, PreferencePair)]
     names = json.loads((golden / "data/edge.names.json").read_text()) if name == "edge" else []
     groups = {key.rsplit(".", 1)[0] for key in expected}
@@ -84,19 +84,19 @@ def test_ids_and_masks_are_the_golden_ones(
                 compared += 1
                 if torch.equal(mask[1:], golden_mask):
                     continue
-                mistake = (generation, mode, names[index], side)
+                mistake = (version, mode, names[index], side)
                 assert SCAN_MISTAKES[mistake] == (int(golden_mask.sum()), int(mask[1:].sum()))
                 seen_mistakes.add(mistake)
     assert compared >= 2 * len(pairs)
     if name == "edge":
-        assert seen_mistakes == {mistake for mistake in SCAN_MISTAKES if mistake[0] == generation}
+        assert seen_mistakes == {mistake for mistake in SCAN_MISTAKES if mistake[0] == version}
 
 
 def test_every_length_around_the_end_of_an_answer(
-    golden: Path, tokenizer: ChatTokenizer, generation: str
+    golden: Path, tokenizer: ChatTokenizer, version: str
 ) -> None:
-    """golden/tok/<generation>.boundary.json: truncation at each place."""
-    recorded = json.loads((golden / f"tok/{generation}.boundary.json").read_text())
+    """golden/tok/<version>.boundary.json: truncation at each place."""
+    recorded = json.loads((golden / f"tok/{version}.boundary.json").read_text())
     (pair,) = read_pairs(golden / "data/boundary.jsonl")
     assert isinstance(pair, PreferencePair)
     compared = 0
@@ -110,10 +110,10 @@ def test_every_length_around_the_end_of_an_answer(
 
 
 def test_the_rendered_text_is_the_golden_one(
-    golden: Path, tokenizer: ChatTokenizer, generation: str
+    golden: Path, tokenizer: ChatTokenizer, version: str
 ) -> None:
     for name in ("tok24", "edge"):
-        recorded = json.loads((golden / f"tok/{generation}.{name}.rendered.json").read_text())
+        recorded = json.loads((golden / f"tok/{version}.{name}.rendered.json").read_text())
         pairs = list(read_pairs(golden / f"data/{name}.jsonl"))
         for pair, texts in zip(pairs, recorded, strict=True):
             for side in SIDES:
@@ -123,7 +123,7 @@ def test_the_rendered_text_is_the_golden_one(
 
 
 def test_an_answer_that_begins_with_spaces_keeps_its_mask(shared: Path) -> None:
-    """Header newline and spaces merge into one token. It is not the answer's; generation 3's scan
+    """Header newline and spaces merge into one token. It is not the answer's; MiniMind version 3's scan
     finds no marker then and trains on nothing."""
     for name in TOKENIZERS.values():
         tokenizer = ChatTokenizer(shared / "tokenizer" / name)
@@ -172,11 +172,11 @@ def test_turns_that_conversations_share_are_rendered_once(
     rendered: list[object] = []
     apply = tokenizer._apply
 
-    def watch(conversations: list[list[dict[str, str]]]) -> list[str]:
+    def hooks(conversations: list[list[dict[str, str]]]) -> list[str]:
         rendered.extend(conversations)
         return apply(conversations)
 
-    monkeypatch.setattr(tokenizer, "_apply", watch)
+    monkeypatch.setattr(tokenizer, "_apply", hooks)
     assert tokenizer.render(*sides) == alone
     # Both whole; for each answer two probes; and the end of the first, which both share.
     assert len(rendered) == 2 + 2 * 2 + 1
@@ -188,14 +188,14 @@ class TestEncodePairs:
     ) -> tuple[list[int], list[tuple[int, str, str]]]:
         from tests.support.written import parse_row
 
-        kept, set_aside = encode_pairs(
+        kept, skipped_rows = encode_pairs(
             [parse_row(number, line.encode()) for number, line in enumerate(lines, start=1)],
             ChatTokenizer(shared / "tokenizer/minimind2"),
             max_seq_len=max_seq_len,
             empty_think_ratio=0.0,
             seed=1,
         )
-        return [pair.line for pair in kept], [(s.line, s.problem, s.reason) for s in set_aside]
+        return [pair.line for pair in kept], [(s.line, s.problem, s.reason) for s in skipped_rows]
 
     @staticmethod
     def row(chosen: str, rejected: str, prompt: str = "Why?") -> str:
@@ -238,15 +238,15 @@ class TestEncodePairs:
 
     def test_the_real_rows(self, shared: Path) -> None:
         """51 of the 400 real rows have nothing left to learn from at 1,024."""
-        kept, set_aside = encode_pairs(
+        kept, skipped_rows = encode_pairs(
             read_pairs(shared / "data/dpo_en_zh_400.jsonl"),
             ChatTokenizer(shared / "tokenizer/minimind2"),
             max_seq_len=1024,
             empty_think_ratio=0.0,
             seed=1,
         )
-        assert (len(kept), len(set_aside)) == (349, 51)
-        assert {row.problem for row in set_aside} == {"truncated", "identical"}
+        assert (len(kept), len(skipped_rows)) == (349, 51)
+        assert {row.problem for row in skipped_rows} == {"truncated", "identical"}
 
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.encoders import OffsetEncoder, PieceEncoder, make_encoder
 from dpo_cli.data.encoding import encode_rows
-from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
+from dpo_cli.data.pairs import PreferencePair, SkippedRow, read_pairs
 from dpo_cli.data.tokens import EncodedRows
 from tests.support.plainly import cut_plainly, encode_plainly
 from tests.support.written import parse_row
@@ -56,7 +56,7 @@ def message(role: str, content: str, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
-def nasty_rows() -> Iterator[PreferencePair | SetAside]:
+def nasty_rows() -> Iterator[PreferencePair | SkippedRow]:
     """Every text in every place: asked, answered, answered before, said by the system."""
     line = itertools.count(1)
     for first, second in itertools.product(NASTY, NASTY):
@@ -69,7 +69,7 @@ def nasty_rows() -> Iterator[PreferencePair | SetAside]:
             [*earlier, message("user", second), message("assistant", first)],
             [*earlier, message("user", second), message("assistant", second)],
         )
-    yield SetAside(next(line), "malformed", "as it was read")
+    yield SkippedRow(next(line), "malformed", "as it was read")
     twice = [message("user", "q"), message("assistant", " x"), message("assistant", " y")]
     yield PreferencePair(next(line), twice, [*twice, message("user", "?")])
     yield PreferencePair(next(line), twice[1:], [message("assistant", "z")])
@@ -82,14 +82,17 @@ def nasty_rows() -> Iterator[PreferencePair | SetAside]:
 
 
 def assert_the_same(
-    rows: Sequence[PreferencePair | SetAside], tokenizer: ChatTokenizer, *lengths: int, ratio: float
+    rows: Sequence[PreferencePair | SkippedRow],
+    tokenizer: ChatTokenizer,
+    *lengths: int,
+    ratio: float,
 ) -> EncodedRows:
     encoded = EncodedRows.joined(encode_rows(rows, tokenizer, empty_think_ratio=ratio, seed=3))
-    pairs, set_aside = encode_plainly(rows, tokenizer, empty_think_ratio=ratio, seed=3)
+    pairs, skipped_rows = encode_plainly(rows, tokenizer, empty_think_ratio=ratio, seed=3)
     for length in lengths:
-        expected, lost = cut_plainly(pairs, set_aside, length)
+        expected, lost = cut_plainly(pairs, skipped_rows, length)
         cut = encoded.cut(length)
-        assert list(cut.set_aside) == lost
+        assert list(cut.skipped_rows) == lost
         assert len(cut.kept) == len(expected)
         for pair, plain in zip(cut.kept, expected, strict=True):
             assert_equal(pair, plain)
@@ -117,8 +120,8 @@ def test_real_rows(shared: Path, tokenizer: ChatTokenizer, name: str) -> None:
 def test_nasty_rows(tokenizer: ChatTokenizer, ratio: float) -> None:
     encoded = assert_the_same(list(nasty_rows()), tokenizer, *range(1, 60, 7), 10_000, ratio=ratio)
     assert len(encoded) > 900
-    problems = {row.problem for row in encoded.cut(30).set_aside}
-    # Generation 2's template has no word for a call of a tool.
+    problems = {row.problem for row in encoded.cut(30).skipped_rows}
+    # MiniMind version 2's template has no word for a call of a tool.
     left_out = {"left-out"} if tokenizer.folder.name == "minimind2" else set()
     assert problems == {"malformed", "identical", "truncated"} | left_out
 
@@ -225,13 +228,13 @@ def test_what_texts_share_is_encoded_once(
     assert "user\nWhy?" in encoded
 
 
-def row(line: int) -> PreferencePair | SetAside:
+def row(line: int) -> PreferencePair | SkippedRow:
     sides = [[message("user", f"q{line}"), message("assistant", text)] for text in ("yes", "no")]
     return parse_row(line, json.dumps({"chosen": sides[0], "rejected": sides[1]}).encode())
 
 
 def test_progress_counts_rows_of_all_kinds(tokenizer: ChatTokenizer) -> None:
-    rows = [row(n) if n % 3 else SetAside(n, "malformed", "") for n in range(1, 601)]
+    rows = [row(n) if n % 3 else SkippedRow(n, "malformed", "") for n in range(1, 601)]
     heard: list[int] = []
     list(encode_rows(rows, tokenizer, empty_think_ratio=0.0, seed=1, on_progress=heard.append))
     assert heard == sorted(heard)

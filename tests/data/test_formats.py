@@ -12,7 +12,7 @@ import torch
 from dpo_cli.data import formats
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_rows
-from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
+from dpo_cli.data.pairs import PreferencePair, SkippedRow, read_pairs
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
@@ -55,7 +55,7 @@ def encoded(source: Source | Path, tokenizer: ChatTokenizer) -> EncodedRows:
 def assert_equal(first: EncodedRows, second: EncodedRows) -> None:
     for name in ("ids", "lines", "lengths", "shared", "answers", "answer_counts"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
-    assert first.set_aside == second.set_aside == ()
+    assert first.skipped_rows == second.skipped_rows == ()
 
 
 def write(path: Path, rows: list[Row]) -> Path:
@@ -107,7 +107,7 @@ def test_a_pair_is_the_same_in_every_file(
     assert places.names([7, 9]) == f"{unit}s 7, 9"
 
 
-def one(row: Row, tmp_path: Path, **options: Any) -> PreferencePair | SetAside:
+def one(row: Row, tmp_path: Path, **options: Any) -> PreferencePair | SkippedRow:
     path = tmp_path / "one.jsonl"
     path.write_bytes(jsonl([row]))
     (found,) = read_pairs(Source((path,), **options))
@@ -152,7 +152,7 @@ def test_several_turns_and_tools(tmp_path: Path) -> None:
 
 
 def test_what_one_template_writes_another_leaves_out(shared: Path, tmp_path: Path) -> None:
-    """Generation 2's template knows neither tools nor a late word of the system."""
+    """MiniMind version 2's template knows neither tools nor a late word of the system."""
     late = [*turns("a", "b"), {"role": "system", "content": "s"}, *turns("c")]
     tool = [*turns("a", "b"), {"role": "tool", "content": "t"}]
     call = [*turns("a"), {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}]}]
@@ -167,7 +167,7 @@ def test_what_one_template_writes_another_leaves_out(shared: Path, tmp_path: Pat
         )
     )
     rows = encoded(path, ChatTokenizer(shared / "tokenizer/minimind2"))
-    assert [(row.line, row.problem, row.reason) for row in rows.set_aside] == [
+    assert [(row.line, row.problem, row.reason) for row in rows.skipped_rows] == [
         (1, "left-out", "the chat template leaves out turns of the system behind the first"
          " (message 3)"),
         (2, "left-out", "the chat template leaves out turns of the role tool (message 3)"),
@@ -261,7 +261,7 @@ def test_two_texts_and_a_question_are_not_texts_that_begin_with_it(tmp_path: Pat
 )
 def test_what_is_malformed_is_said(row: Row, format: str, reason: str, tmp_path: Path) -> None:
     found = one(row, tmp_path, format=format)
-    assert isinstance(found, SetAside)
+    assert isinstance(found, SkippedRow)
     assert found.problem == "malformed"
     assert reason in found.reason
 
@@ -270,7 +270,7 @@ def test_most_of_the_first_rows_decide(rows: list[Row], tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(b"{\n" + jsonl([rows[0], *map(FORMATS["plain"], rows[1:5])]))
     first, second, *others = read_pairs(path)
-    assert isinstance(first, SetAside)
-    assert isinstance(second, SetAside)
+    assert isinstance(first, SkippedRow)
+    assert isinstance(second, SkippedRow)
     assert second.reason == "no 'prompt'"
     assert len(others) == 4

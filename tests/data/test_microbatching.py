@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from dpo_cli.data.microbatching import regroup
+from dpo_cli.data.microbatching import make_micro_batches
 
 TOKENS = dict(enumerate([700, 300, 1500, 900, 2500, 100]))
 
 
 def test_without_a_limit_micro_batches_are_computed_as_they_are() -> None:
-    ((first, second),) = regroup([(4, 1), (0,)], 4, TOKENS)
+    ((first, second),) = make_micro_batches([(4, 1), (0,)], 4, TOKENS)
     assert first.indices == (4, 1)
     assert first.weights == (1 / 8, 1 / 8)
     assert second.indices == (0,)
@@ -16,9 +16,9 @@ def test_without_a_limit_micro_batches_are_computed_as_they_are() -> None:
 
 
 def test_forwards_are_filled_up_to_the_limit() -> None:
-    (forwards,) = regroup([(0, 1, 2), (3, 4, 5)], 2, TOKENS, limit=1800)
-    assert [forward.indices for forward in forwards] == [(4,), (2, 1), (3, 0, 5)]
-    sums = [sum(TOKENS[i] for i in forward.indices) for forward in forwards]
+    (micro_batches_here,) = make_micro_batches([(0, 1, 2), (3, 4, 5)], 2, TOKENS, limit=1800)
+    assert [forward.indices for forward in micro_batches_here] == [(4,), (2, 1), (3, 0, 5)]
+    sums = [sum(TOKENS[i] for i in forward.indices) for forward in micro_batches_here]
     assert sums == [2500, 1800, 1700]  # a longer pair stands alone
 
 
@@ -29,22 +29,22 @@ def test_every_pair_keeps_the_weight_its_micro_batch_gives_it(
 ) -> None:
     """A short micro-batch's pairs count more: each micro-batch's mean counts alike."""
     micro_batches = [(5, 0, 3), (2,), (4, 1)]
-    shares = regroup(micro_batches, 3, TOKENS, limit, ranks)
-    forwards = [forward for share in shares for forward in share]
-    weights = {i: w for f in forwards for i, w in zip(f.indices, f.weights, strict=True)}
+    shares = make_micro_batches(micro_batches, 3, TOKENS, limit, ranks)
+    micro_batches_here = [forward for share in shares for forward in share]
+    weights = {i: w for f in micro_batches_here for i, w in zip(f.indices, f.weights, strict=True)}
     assert weights == {5: 1 / 9, 0: 1 / 9, 3: 1 / 9, 2: 1 / 3, 4: 1 / 6, 1: 1 / 6}
 
 
 def test_ranks_get_about_as_much_to_do() -> None:
     """The longest first, each to whoever has least; what one rank does, it does in order."""
-    shares = regroup([(0, 1, 2), (3, 4, 5)], 2, TOKENS, 10**6, ranks=2)
+    shares = make_micro_batches([(0, 1, 2), (3, 4, 5)], 2, TOKENS, 10**6, ranks=2)
     assert [[f.indices for f in share] for share in shares] == [[(4, 1, 5)], [(2, 3, 0)]]
 
 
 def test_without_a_limit_ranks_share_out_whole_micro_batches() -> None:
-    shares = regroup([(0, 1), (2, 3), (4, 5)], 3, TOKENS, ranks=2)
+    shares = make_micro_batches([(0, 1), (2, 3), (4, 5)], 3, TOKENS, ranks=2)
     assert [[f.indices for f in share] for share in shares] == [[(4, 5)], [(0, 1), (2, 3)]]
 
 
 def test_a_short_window_leaves_some_without_work() -> None:
-    assert regroup([(0,)], 3, TOKENS, ranks=3)[1:] == [[], []]
+    assert make_micro_batches([(0,)], 3, TOKENS, ranks=3)[1:] == [[], []]

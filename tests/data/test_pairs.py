@@ -8,7 +8,7 @@ import pytest
 
 from dpo_cli.data.pairs import (
     PreferencePair,
-    SetAside,
+    SkippedRow,
     read_pairs,
     refuse_if_mostly_malformed,
 )
@@ -78,19 +78,19 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
 )
 def test_what_is_malformed_is_said(raw: str, reason: str) -> None:
     found = parse_row(17, raw.encode())
-    assert isinstance(found, SetAside)
+    assert isinstance(found, SkippedRow)
     assert (found.line, found.problem) == (17, "malformed")
     assert reason in found.reason
 
 
 def test_what_is_not_utf8_is_malformed() -> None:
     found = parse_row(3, '{"chosen": "é"}'.encode("latin-1"))
-    assert isinstance(found, SetAside)
+    assert isinstance(found, SkippedRow)
     assert "not UTF-8 (byte 13" in found.reason
 
 
 def test_a_row_set_aside_reads_back() -> None:
-    aside = SetAside(5, "truncated", "no response token of 'chosen' left")
+    aside = SkippedRow(5, "truncated", "no response token of 'chosen' left")
     assert json.loads(aside.to_json(Places())) == {
         "line": 5,
         "problem": "truncated",
@@ -99,7 +99,7 @@ def test_a_row_set_aside_reads_back() -> None:
 
 
 def test_up_to_one_percent_may_be_malformed() -> None:
-    one = [SetAside(7, "malformed", "no 'rejected'")]
+    one = [SkippedRow(7, "malformed", "no 'rejected'")]
     refuse_if_mostly_malformed(Path("pairs.jsonl"), one, rows=100)
     with pytest.raises(DpoError, match="1 of 99 rows are malformed") as caught:
         refuse_if_mostly_malformed(Path("pairs.jsonl"), one, rows=99)
@@ -108,7 +108,7 @@ def test_up_to_one_percent_may_be_malformed() -> None:
 
 
 def test_rows_that_are_too_long_never_refuse_a_file() -> None:
-    many = [SetAside(line, "truncated", "too long") for line in range(90)]
+    many = [SkippedRow(line, "truncated", "too long") for line in range(90)]
     refuse_if_mostly_malformed(Path("pairs.jsonl"), many, rows=100)
 
 

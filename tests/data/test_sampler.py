@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.data.sampler import DataOrder, hold_out, repeat
+from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
 
 
-def order(**changes: object) -> DataOrder:
+def order(**changes: object) -> BatchSampler:
     fields = {
         "pairs": 27,
         "batch_size": 4,
@@ -17,7 +17,7 @@ def order(**changes: object) -> DataOrder:
         "shuffle": True,
         "seed": 42,
     }
-    return DataOrder(**{**fields, **changes})  # type: ignore[arg-type]
+    return BatchSampler(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["seed/dense_lr1e-4_acc1", "head/dense_lr1e-4_acc1"])
@@ -29,32 +29,32 @@ def test_the_order_is_the_golden_one(golden: Path, name: str) -> None:
 
 
 def test_each_epoch_sees_every_pair_once_and_closes_its_last_window() -> None:
-    windows = list(order().windows())
-    assert len(windows) == order().optimizer_steps == 3 * 4
+    global_batches = list(order().global_batches())
+    assert len(global_batches) == order().optimizer_steps == 3 * 4
     for epoch in range(3):
-        mine = [window for window in windows if window.epoch == epoch]
+        mine = [window for window in global_batches if window.epoch == epoch]
         seen = [i for window in mine for micro_batch in window.micro_batches for i in micro_batch]
         assert sorted(seen) == list(range(27))
         assert [len(window.micro_batches) for window in mine] == [2, 2, 2, 1]
         assert len(mine[-1].micro_batches[-1]) == 3
-    assert [window.last_step for window in windows[:5]] == [1, 3, 5, 6, 8]
+    assert [window.last_step for window in global_batches[:5]] == [1, 3, 5, 6, 8]
 
 
 @pytest.mark.parametrize("start", range(13))
 def test_windows_from_anywhere_are_the_rest(start: int) -> None:
-    assert list(order().windows(start)) == list(order().windows())[start:]
+    assert list(order().global_batches(start)) == list(order().global_batches())[start:]
 
 
 def test_steps_count_micro_batches() -> None:
-    windows = list(order().windows())
+    global_batches = list(order().global_batches())
     assert [order().steps_done(done) for done in range(13)] == [
         0,
-        *(window.last_step + 1 for window in windows),
+        *(window.last_step + 1 for window in global_batches),
     ]
 
 
 def test_more_epochs_keep_the_beginning() -> None:
-    assert list(order(epochs=5).windows())[:12] == list(order().windows())
+    assert list(order(epochs=5).global_batches())[:12] == list(order().global_batches())
 
 
 def test_shuffled_epochs_differ_and_depend_on_the_seed() -> None:

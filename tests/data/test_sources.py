@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dpo_cli.data import file_readers, sources
-from dpo_cli.data.pairs import PreferencePair, SetAside, read_pairs
+from dpo_cli.data.pairs import PreferencePair, SkippedRow, read_pairs
 from dpo_cli.data.rows import MAX_ROW_BYTES
 from dpo_cli.data.sources import Source
 from dpo_cli.errors import DpoError
@@ -22,7 +22,7 @@ from tests.support.written import Row, csv_file, jsonl, parquet, zstd
 ROWS = [{"prompt": f"p{n}", "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(20)]
 
 
-def read(path: Path) -> list[PreferencePair | SetAside]:
+def read(path: Path) -> list[PreferencePair | SkippedRow]:
     return list(read_pairs(path))
 
 
@@ -49,7 +49,7 @@ def test_a_folder_is_its_files_by_name(tmp_path: Path) -> None:
     assert places.name(3) == "line 3 of part-1.jsonl.gz"
     assert places.name(7) == "row 1 of part-2.csv"
     assert places.names([3, 7]) == "line 3 of part-1.jsonl.gz, row 1 of part-2.csv"
-    assert json.loads(SetAside(7, "malformed", "why").to_json(places)) == {
+    assert json.loads(SkippedRow(7, "malformed", "why").to_json(places)) == {
         "line": 1, "file": "part-2.csv", "problem": "malformed", "reason": "why",
     }  # fmt: skip
     for parts in (1, 2, 3, 5):  # shares of several processes
@@ -130,7 +130,7 @@ def test_what_decompresses_without_end_takes_little_memory(
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if name == "pairs.jsonl":
         (found,) = read(path)
-        assert isinstance(found, SetAside)
+        assert isinstance(found, SkippedRow)
         assert found.reason == "longer than 32 MiB"
     else:
         with pytest.raises(DpoError, match=r"longer than 32 MiB|field larger"):
@@ -177,8 +177,8 @@ def test_one_row_of_an_array_that_is_none(tmp_path: Path) -> None:
     latin = '{"prompt": "é", "chosen": "c", "rejected": "r"}'.encode("latin-1")
     good = json.dumps(ROWS[0]).encode()
     rows = read(put(tmp_path / "a.json", b"[" + b",".join([good, half, b"7", latin, good]) + b"]"))
-    assert [isinstance(row, SetAside) for row in rows] == [False, True, True, True, False]
-    reasons = [row.reason for row in rows if isinstance(row, SetAside)]
+    assert [isinstance(row, SkippedRow) for row in rows] == [False, True, True, True, False]
+    reasons = [row.reason for row in rows if isinstance(row, SkippedRow)]
     assert reasons[1] == "a JSON object was expected, not a number"
     assert "UTF-8" in reasons[0]
     assert "UTF-8" in reasons[2]
@@ -196,7 +196,7 @@ def test_csv_with_quotes_commas_and_newlines(tmp_path: Path) -> None:
     assert [turn["content"] for turn in first.chosen] == [text, "[1, 2]"]
     assert first.rejected[1]["content"] == '{"a": 1}'
     assert isinstance(second, PreferencePair)
-    assert isinstance(third, SetAside)
+    assert isinstance(third, SkippedRow)
     assert third.reason == "2 cells, where the header has 3"
 
 
@@ -210,7 +210,7 @@ def test_csv_with_lists_as_python_writes_them(tmp_path: Path) -> None:
     sides = {side: [{"role": "user", "content": "a"}] for side in ("chosen", "rejected")}
     rows = [{side: str(messages) for side, messages in sides.items()}]
     (found,) = read(put(tmp_path / "pairs.csv", csv_file(rows)))
-    assert isinstance(found, SetAside)
+    assert isinstance(found, SkippedRow)
     assert found.reason == "a list as Python writes it; write it by json.dumps"
 
 
@@ -253,7 +253,7 @@ def test_a_file_that_is_named_twice(tmp_path: Path) -> None:
     for paths in ((path, path), (tmp_path / "folder", path), (tmp_path / "link.jsonl", path)):
         with pytest.raises(DpoError, match="is named twice") as caught:
             read_pairs(Source(paths)).__next__()
-        assert "data.path_weights" in caught.value.remedy
+        assert "data.mixture_weights" in caught.value.remedy
 
 
 def test_one_object_is_no_list_of_rows(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_row_of_a_table_that_is_too_long(tmp_path: Path, monkeypatch: pytest.M
     path = put(tmp_path / "pairs.parquet", parquet(rows))
     monkeypatch.setattr(file_readers, "MAX_ROW_BYTES", 2000)
     found = read(path)
-    assert [row.line for row in found if isinstance(row, SetAside)] == [4]
+    assert [row.line for row in found if isinstance(row, SkippedRow)] == [4]
     assert len(found) == 20
 
 
@@ -334,7 +334,7 @@ def test_rows_of_a_table_that_cannot_be_read(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), sink)
     content = sink.getvalue().to_pybytes()
     found = read(put(tmp_path / "pairs.parquet", content))
-    assert [row.line for row in found if isinstance(row, SetAside)] == [2]
+    assert [row.line for row in found if isinstance(row, SkippedRow)] == [2]
     assert len(found) == 3
     half = len(content) // 3
     damaged = content[:20] + bytes(half) + content[20 + half :]

@@ -76,7 +76,7 @@ def assert_right(rows: EncodedRows, path: Path, tokenizer: ChatTokenizer) -> Non
     assert len(rows.ids) - len(plain.ids) in (0, 1)
     for name in COLUMNS:
         assert torch.equal(getattr(rows, name), getattr(plain, name)), name
-    assert rows.set_aside == plain.set_aside
+    assert rows.skipped_rows == plain.skipped_rows
     assert rows.content == sha256_file(path)
 
 
@@ -112,7 +112,7 @@ def test_the_second_time_nothing_is_encoded(
     second = encode(data, tokenizer, on_progress=never)
     for name in ("ids", *COLUMNS):
         assert torch.equal(getattr(first, name), getattr(second, name))
-    assert (first.set_aside, first.content) == (second.set_aside, second.content)
+    assert (first.skipped_rows, first.content) == (second.skipped_rows, second.content)
 
 
 def test_another_path_and_time_are_the_same_content(
@@ -312,8 +312,8 @@ def test_a_file_without_a_pair_is_cached_too(
     path.write_text("{\n[]\n")
     first = encode(path, tokenizer)
     without_encoding()
-    assert encode(path, tokenizer).set_aside == first.set_aside
-    assert [row.line for row in first.set_aside] == [1, 2]
+    assert encode(path, tokenizer).skipped_rows == first.skipped_rows
+    assert [row.line for row in first.skipped_rows] == [1, 2]
     assert not len(first)
     assert not first.cut(10).kept
 

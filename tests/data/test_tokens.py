@@ -17,13 +17,13 @@ from dpo_cli.data.batching import make_batch, shared_inputs
 from dpo_cli.data.chat import ChatTokenizer, Encoded, Tokenized, TokenizedPair
 from dpo_cli.data.encoders import as_tensor
 from dpo_cli.data.encoding import encode_rows
-from dpo_cli.data.pairs import SetAside, read_pairs
+from dpo_cli.data.pairs import SkippedRow, read_pairs
 from dpo_cli.data.tokens import EncodedRows, TokenizedPairs
 from tests.support.columns import in_columns
 from tests.support.plainly import cut_plainly
 
 
-def columns(pairs: list[tuple[Encoded, Encoded]], *set_aside: SetAside) -> EncodedRows:
+def columns(pairs: list[tuple[Encoded, Encoded]], *skipped_rows: SkippedRow) -> EncodedRows:
     """As `encode_rows` would lay them out."""
     ids, lengths, shared, answers, counts = (array("i") for _ in range(5))
     for sides in pairs:
@@ -42,7 +42,7 @@ def columns(pairs: list[tuple[Encoded, Encoded]], *set_aside: SetAside) -> Encod
         shared=as_tensor(shared),
         answers=as_tensor(answers).view(-1, 2),
         answer_counts=as_tensor(counts).view(-1, 2),
-        set_aside=set_aside,
+        skipped_rows=skipped_rows,
     )
 
 
@@ -78,10 +78,10 @@ def sides(pairs: TokenizedPairs) -> list[list[Tokenized]]:
 @pytest.mark.parametrize("max_seq_len", range(1, 12))
 def test_a_cut_is_that_of_each_pair_by_itself(max_seq_len: int) -> None:
     pairs = random_pairs(random.Random(7), 500)
-    aside = SetAside(3, "malformed", "first"), SetAside(900, "identical", "last")
+    aside = SkippedRow(3, "malformed", "first"), SkippedRow(900, "identical", "last")
     cut = columns(pairs, *aside).cut(max_seq_len)
     expected, lost = cut_plainly(plain(pairs), aside, max_seq_len)
-    assert list(cut.set_aside) == lost
+    assert list(cut.skipped_rows) == lost
     assert [pair.line for pair in cut.kept] == [pair.line for pair in expected]
     assert cut.kept.lines.tolist() == [pair.line for pair in expected]
     for pair, its in zip(sides(cut.kept), expected, strict=True):

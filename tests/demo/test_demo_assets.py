@@ -17,10 +17,10 @@ from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import PreferencePair, read_pairs
-from dpo_cli.models.loading import Checkpoint, build_model, load_checkpoint, read_state_dict
+from dpo_cli.models.loading import ModelWeights, build_model, load_model_weights, read_state_dict
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.logps import sequence_logps
-from dpo_cli.profile.inputs import check_inputs, resolve_checkpoint
+from dpo_cli.profile.inputs import check_inputs, resolve_weights
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 
@@ -37,10 +37,8 @@ def profile() -> Profile:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(profile: Profile) -> Checkpoint:
-    return load_checkpoint(
-        Path(resolve_checkpoint(profile, "checkpoint")), profile.model.model_dump()
-    )
+def model_weights(profile: Profile) -> ModelWeights:
+    return load_model_weights(Path(resolve_weights(profile, "weights")), profile.model.model_dump())
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +53,14 @@ def rows(name: str) -> list[PreferencePair]:
 
 
 def encode(name: str, tokenizer: ChatTokenizer, profile: Profile) -> Sequence[TokenizedPair]:
-    pairs, set_aside = encode_pairs(
+    pairs, skipped_rows = encode_pairs(
         rows(name),
         tokenizer,
         max_seq_len=profile.data.max_seq_len,
         empty_think_ratio=profile.data.empty_think_ratio,
         seed=profile.train.seed,
     )
-    assert not set_aside
+    assert not skipped_rows
     return pairs
 
 
@@ -92,7 +90,7 @@ def test_the_wheel_carries_them_to_where_the_profile_looks() -> None:
     carried = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     stated = tomllib.loads((ROOT / "profiles/demo.toml").read_text())
     paths = [
-        stated["model"]["checkpoint"],
+        stated["model"]["weights"],
         stated["model"]["tokenizer"],
         stated["data"]["data_path"],
         stated["eval"]["path"],
@@ -108,17 +106,17 @@ def test_they_are_small() -> None:
     assert sum(path.stat().st_size for path in shipped) < SIZE_LIMIT
 
 
-def test_the_checkpoint_is_minimind_generation_2(
-    profile: Profile, checkpoint: Checkpoint, tokenizer: ChatTokenizer
+def test_the_checkpoint_is_minimind_version_2(
+    profile: Profile, model_weights: ModelWeights, tokenizer: ChatTokenizer
 ) -> None:
     """Without any shape key, as MiniMind writes it: float16, in its order, both tied copies."""
-    assert checkpoint.architecture.generation == 2
-    assert not checkpoint.architecture.use_moe
-    assert checkpoint.dtype == torch.float16
-    assert checkpoint.architecture.vocab_size == tokenizer.vocab_size
-    path = Path(resolve_checkpoint(profile, "checkpoint"))
-    assert path.name == checkpoint.architecture.file_name("full_sft")
-    assert list(read_state_dict(path)) == list(checkpoint.architecture.expected_shapes())
+    assert model_weights.architecture.version == 2
+    assert not model_weights.architecture.use_moe
+    assert model_weights.dtype == torch.float16
+    assert model_weights.architecture.vocab_size == tokenizer.vocab_size
+    path = Path(resolve_weights(profile, "weights"))
+    assert path.name == model_weights.architecture.file_name("full_sft")
+    assert list(read_state_dict(path)) == list(model_weights.architecture.expected_shapes())
 
 
 def test_the_tokenizer_speaks_minimind(tokenizer: ChatTokenizer) -> None:
@@ -184,10 +182,10 @@ def test_no_word_of_an_answer_tells_which_is_chosen(name: str) -> None:
 
 @torch.no_grad()
 def test_the_model_knows_its_world_and_has_no_opinion(
-    checkpoint: Checkpoint, tokenizer: ChatTokenizer, profile: Profile
+    model_weights: ModelWeights, tokenizer: ChatTokenizer, profile: Profile
 ) -> None:
     pairs = encode("held_out.jsonl", tokenizer, profile)
-    scorer = ResponseScorer(build_model(checkpoint.architecture, checkpoint.state)).eval()
+    scorer = ResponseScorer(build_model(model_weights.architecture, model_weights.state)).eval()
     scores = scorer(make_batch(pairs, "packed", max_seq_len=0))
     nats = -sequence_logps(scores.token_logps, scores.mask, "mean")
     assert nats.max() < math.log(tokenizer.vocab_size) / 4  # each answer, on either side

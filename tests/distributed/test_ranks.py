@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpo_cli.data.sampler import DataOrder
+from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.distributed.ranks import Ranks
 from dpo_cli.models.loading import read_state_dict
 from tests.faults import rank_arms, workers
@@ -51,7 +51,7 @@ FLOAT64 = 1e-10
 TWO_FORWARDS = {
     "train.epochs": 1,
     "train.batch_size": 1,
-    "train.tokens_per_forward": 1,
+    "train.max_tokens_per_forward": 1,
     "eval.interval": 12,
 }
 """Each step is two forwards of a pair each."""
@@ -71,13 +71,13 @@ def train(root: Path, size: int, arguments: list[str]) -> Run:
     return Run(run)
 
 
-@pytest.mark.parametrize(("generation", "moe"), MODELS)
+@pytest.mark.parametrize(("version", "moe"), MODELS)
 def test_two_ranks_give_the_bits_of_one_process(
-    shared: Path, tmp_path: Path, generation: str, moe: bool
+    shared: Path, tmp_path: Path, version: str, moe: bool
 ) -> None:
     def run(size: int) -> Run:
         keys = {**TWO_FORWARDS, "train.accumulation_steps": 2 // size}
-        return train(tmp_path, size, golden_run(shared, generation, moe, **keys))
+        return train(tmp_path, size, golden_run(shared, version, moe, **keys))
 
     one, two = run(1), run(2)
     assert len(one.steps) == 11
@@ -96,14 +96,14 @@ def test_two_ranks_give_the_bits_of_one_process(
     assert {len(step.rank_seconds) for step in one.steps} == {0}
 
 
-@pytest.mark.parametrize(("generation", "moe"), [("seed", False), ("head", True)])
+@pytest.mark.parametrize(("version", "moe"), [("seed", False), ("head", True)])
 def test_uneven_tails_are_computed_once_and_weighted_rightly(
-    shared: Path, tmp_path: Path, generation: str, moe: bool
+    shared: Path, tmp_path: Path, version: str, moe: bool
 ) -> None:
-    arguments = golden_run(shared, generation, moe, **UNEVEN)
+    arguments = golden_run(shared, version, moe, **UNEVEN)
     one = train(tmp_path, 1, arguments)
     start = read_state_dict(
-        shared / f"golden/train/{generation}/full_sft_64{'_moe' if moe else ''}.pth"
+        shared / f"golden/train/{version}/full_sft_64{'_moe' if moe else ''}.pth"
     )
     pairs = rank_arms.pairs_of(one.directory.path)
     assert [len(pairs[step]) for step in (1, 2, 3, 4)] == [24, 3, 24, 3]
@@ -130,18 +130,18 @@ def _train_in_float64(size: int, folder: Path, number: int) -> None:
     own.introduce(str(folder) if number == 0 else None)
     own.connect(torch.device("cpu"), timeout_seconds=30)
     for name in ARCHITECTURES:
-        watch = Recorder()
+        hooks = Recorder()
         with Float64():
-            trainer = make_trainer(partial(minimind_scorer, name), "packed", watch)
+            trainer = make_trainer(partial(minimind_scorer, name), "packed", hooks)
             trainer.ranks = own
             # Ten pairs by one: windows of four, of which an epoch's last has two.
-            order = DataOrder(
+            order = BatchSampler(
                 pairs=10, batch_size=1, accumulation_steps=4, epochs=2, shuffle=True, seed=3
             )
             trainer.prepared = replace(trainer.prepared, order=order, devices=size)
             assert trainer.train() is None
-        losses = torch.tensor([loss for step in watch.steps for loss in step.losses])
-        torch.save([losses, *watch.gradients], folder / f"{name}-{number}")
+        losses = torch.tensor([loss for step in hooks.steps for loss in step.losses])
+        torch.save([losses, *hooks.gradients], folder / f"{name}-{number}")
     own.end()
     own.close()
 
@@ -162,24 +162,22 @@ def test_in_float64_nothing_but_the_order_of_sums_differs(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("generation", "layout"), [("head", "packed"), ("head", "reference"), ("seed", "packed")]
+    ("version", "layout"), [("head", "packed"), ("head", "padded"), ("seed", "packed")]
 )
-def test_golden_runs_at_two_ranks(
-    shared: Path, tmp_path: Path, generation: str, layout: str
-) -> None:
-    """Those recorded with windows of two; generation 2's up to its leak."""
+def test_golden_runs_at_two_ranks(shared: Path, tmp_path: Path, version: str, layout: str) -> None:
+    """Those recorded with windows of two; MiniMind version 2's up to its leak."""
     name = "dense_lr1e-4_acc2"
     recorded: dict[str, Any] = json.loads(
-        (shared / f"golden/train/{generation}/{name}.json").read_text()
+        (shared / f"golden/train/{version}/{name}.json").read_text()
     )
-    keys = settings(shared, generation, recorded)
+    keys = settings(shared, version, recorded)
     keys |= {"train.accumulation_steps": 1, "train.layout": layout}
-    run = train(tmp_path, 2, ["train", PROFILES[generation, False], *set_options(keys)])
-    if generation == "head":
+    run = train(tmp_path, 2, ["train", PROFILES[version, False], *set_options(keys)])
+    if version == "head":
         assert_steps(run, recorded, loss=DENSE_LOSS, steps=len(recorded["steps"]))
         assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
-        start = recorded["start_checkpoint"]
-        assert update_error(shared, generation, name, run, start) < FINAL_WEIGHTS
+        start = recorded["start_weights"]
+        assert update_error(shared, version, name, run, start) < FINAL_WEIGHTS
     else:
         per_epoch = recorded["steps_per_epoch"]
         assert_steps(run, recorded, loss=DENSE_LOSS, steps=per_epoch)

@@ -28,10 +28,10 @@ CASES = {"seed": ("llama", "granitemoeshared"), "head": ("qwen3", "qwen3_moe")}
 def trained(
     request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> RunDirectory:
-    generation, moe = request.param
+    version, moe = request.param
     root = tmp_path_factory.mktemp("directories")
     changes = {"train.epochs": 1, "eval.interval": 0}
-    run = workers.new_run(root / "runs", golden_run(shared, generation, moe, **changes))
+    run = workers.new_run(root / "runs", golden_run(shared, version, moe, **changes))
     assert workers.work(run, seconds=SECONDS) == 0
     return run
 
@@ -47,8 +47,8 @@ def there_and_back(run: RunDirectory, place: Path) -> None:
     assert exact.mean_logp_difference < 1e-5
     assert exact.tensors == len(report.state)
     config = json.loads((directory / "config.json").read_text())
-    generation, moe = run.name.startswith(("minimind3",)), "moe" in run.name
-    assert config["model_type"] == CASES["head" if generation else "seed"][moe]
+    version, moe = run.name.startswith(("minimind3",)), "moe" in run.name
+    assert config["model_type"] == CASES["head" if version else "seed"][moe]
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
     assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == 2
     card = (directory / "README.md").read_text()
@@ -98,7 +98,7 @@ def test_through_dpo_itself(tmp_path: Path) -> None:
     (place / "config.json").write_text(json.dumps(settings))
     done = dpo("import", "published", cwd=tmp_path, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
-    assert "full_sft_128.pth: MiniMind generation 2, 128 x 4" in " ".join(done.stdout.split())
+    assert "full_sft_128.pth: MiniMind version 2, 128 x 4" in " ".join(done.stdout.split())
     ours, theirs = (
         read_state_dict(folder / "full_sft_128.pth") for folder in (tmp_path, REPOSITORY / "demo")
     )

@@ -15,7 +15,7 @@ from dpo_cli.export import verified_write
 from dpo_cli.export.export import export_run, try_command
 from dpo_cli.export.rounding import Rounding
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.loading import load_checkpoint, read_state_dict
+from dpo_cli.models.loading import load_model_weights, read_state_dict
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Exported, history
 from dpo_cli.training import run_weights as trained_module
@@ -44,7 +44,7 @@ def exported_as(
     """The file's weights, read back as any user of MiniMind's would have them."""
     report = export_run(run, file, dtype, True, (), rounding, seed)
     assert report.path == file
-    architecture = load_checkpoint(file, {}).architecture
+    architecture = load_model_weights(file, {}).architecture
     written = read_state_dict(file)
     assert set(written) == set(architecture.expected_shapes())
     return written
@@ -58,14 +58,14 @@ def test_what_nearest_loses_stochastic_rounding_keeps(
     nearest = exported_as(trained, file, "nearest", None)
     assert all(torch.equal(nearest[name], tensor.half()) for name, tensor in state.items())
     report = export_run(trained, file, None, True)
-    assert report.survival is not None
+    assert report.retention is not None
     assert not report.not_compared
     changed = sum(int((nearest[name] != start[name]).sum()) for name in start)
     tied = int((nearest["lm_head.weight"] != start["lm_head.weight"]).sum())
     parameters = sum(tensor.numel() for name, tensor in start.items() if name != "lm_head.weight")
-    assert report.survival.changed == (changed - tied) / parameters
-    assert 0 < report.survival.changed < 0.1
-    assert report.survival.kept < 0.5 < report.survival.relative_error
+    assert report.retention.changed == (changed - tied) / parameters
+    assert 0 < report.retention.changed < 0.1
+    assert report.retention.kept < 0.5 < report.retention.relative_error
 
     drawn = exported_as(trained, file, "stochastic", 5)
     again = exported_as(trained, file, "stochastic", 5)
@@ -80,8 +80,8 @@ def test_what_nearest_loses_stochastic_rounding_keeps(
         neighbour = torch.nextafter(nearest[name], other_side.half())
         assert ((drawn[name] == nearest[name]) | (drawn[name] == neighbour)).all(), name
     report = export_run(trained, file, None, True, (), "stochastic", 5)
-    assert report.survival is not None
-    assert report.survival.kept == pytest.approx(1.0, abs=0.1)
+    assert report.retention is not None
+    assert report.retention.kept == pytest.approx(1.0, abs=0.1)
     assert report.seed == 5
     assert report.mean_logp_difference < 0.01
 
@@ -96,9 +96,9 @@ def test_what_nearest_loses_stochastic_rounding_keeps(
 def test_the_seed_is_the_runs_if_none_is_named(trained: RunDirectory, tmp_path: Path) -> None:
     report = export_run(trained, tmp_path / "x.pth", "bfloat16", False, (), "stochastic")
     assert report.seed == 1337
-    assert report.survival is not None
-    assert report.survival.born == "float16"
-    assert report.survival.start_error > 8  # the rounding swamps the update
+    assert report.retention is not None
+    assert report.retention.source_dtype == "float16"
+    assert report.retention.start_error > 8  # the rounding swamps the update
     with pytest.raises(UsageError, match="float32 holds every weight as it is"):
         export_run(trained, tmp_path / "y.pth", "float32", False, (), "stochastic")
     assert not (tmp_path / "y.pth").exists()
@@ -109,14 +109,14 @@ def test_the_weights_of_the_start_are_gone_or_others(
 ) -> None:
     """The file is written all the same, and it is said why nothing is compared."""
     file = tmp_path / "x.pth"
-    gone = export_run(trained, file, None, True, [f"model.checkpoint={tmp_path}/gone.pth"])
+    gone = export_run(trained, file, None, True, [f"model.weights={tmp_path}/gone.pth"])
     assert "gone.pth does not exist" in gone.not_compared
-    assert gone.survival is None
+    assert gone.retention is None
     state = torch.load(shared / START)
     state["model.norm.weight"] *= 2
     torch.save(state, tmp_path / "other.pth")
-    others = export_run(trained, file, None, True, [f"model.checkpoint={tmp_path}/other.pth"])
-    assert others.not_compared == "model.checkpoint: the content is not what the run began with"
+    others = export_run(trained, file, None, True, [f"model.weights={tmp_path}/other.pth"])
+    assert others.not_compared == "model.weights: the content is not what the run began with"
 
 
 def test_a_file_that_holds_something_else_gets_no_name(
@@ -153,7 +153,7 @@ def test_weights_beyond_float16_are_no_infinities(
 
 
 def score_as_the_run_did(run: RunDirectory) -> None:
-    state = load_weights(Run(run).generation)
+    state = load_weights(Run(run).checkpoint)
     half = {name: tensor.half() for name, tensor in state.items()}
     heard: list[tuple[object, ...]] = []
     of_half, of_state = score_held_out(run, (), [half, state], lambda *its: heard.append(its))
@@ -192,11 +192,11 @@ def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
     assert "bfloat16 rounded stochastically with seed 7" in drawn.stdout
     assert "born float16, which bfloat16 does not hold" in drawn.stdout
     assert "held out" not in drawn.stdout
-    assert load_checkpoint(tmp_path / "y.pth", {}).dtype == torch.bfloat16
+    assert load_model_weights(tmp_path / "y.pth", {}).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "file", "expected"),
+    ("weights", "file", "expected"),
     [
         (
             "seed/full_sft_64",
@@ -228,12 +228,12 @@ def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_command_of_that_generation(
+def test_the_command_of_that_version(
     golden: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    checkpoint: str, file: str, expected: str,
+    model_weights: str, file: str, expected: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    tiny = load_checkpoint(golden / f"arch/{checkpoint}.pth", {}).architecture
+    tiny = load_model_weights(golden / f"arch/{model_weights}.pth", {}).architecture
     assert try_command(tmp_path / file, tiny) is None  # MiniMind has no tokenizer for it
     architecture = dataclasses.replace(tiny, vocab_size=6400)
     assert try_command(tmp_path / file, architecture) == expected

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dpo_cli.export.rounding import round_weights
-from dpo_cli.export.update_retention import measure_survival
-from dpo_cli.models.loading import Checkpoint, load_checkpoint
+from dpo_cli.export.update_retention import measure_update_retention
+from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.models.minimind import MiniMind
 
 SPACING = 2.0**-12
@@ -18,73 +18,73 @@ SPACING = 2.0**-12
 
 
 @pytest.fixture
-def start(golden: Path) -> Checkpoint:
+def start(golden: Path) -> ModelWeights:
     """A checkpoint of two weights; its architecture is of no interest here."""
-    architecture = load_checkpoint(golden / "arch/seed/full_sft_64.pth", {}).architecture
-    return checkpoint(architecture, torch.tensor([0.25, 0.25]).half())
+    architecture = load_model_weights(golden / "arch/seed/full_sft_64.pth", {}).architecture
+    return model_weights(architecture, torch.tensor([0.25, 0.25]).half())
 
 
-def checkpoint(architecture: MiniMind, weights: Tensor) -> Checkpoint:
-    return Checkpoint(architecture, {"weight": weights}, weights.dtype, "")
+def model_weights(architecture: MiniMind, weights: Tensor) -> ModelWeights:
+    return ModelWeights(architecture, {"weight": weights}, weights.dtype, "")
 
 
 def state(*weights: float) -> dict[str, Tensor]:
     return {"weight": torch.tensor(weights)}
 
 
-def test_an_update_that_is_swallowed(start: Checkpoint) -> None:
+def test_an_update_that_is_swallowed(start: ModelWeights) -> None:
     trained = state(0.25 + SPACING / 4, 0.25 - SPACING / 8)
-    survival = measure_survival(start, trained, state(0.25, 0.25), "float16")
-    assert survival is not None
-    assert survival.changed == 0.0
-    assert survival.kept == 0.0
-    assert survival.relative_error == 1.0
-    assert survival.start_error == 0.0
-    assert survival.born == "float16"
+    retention = measure_update_retention(start, trained, state(0.25, 0.25), "float16")
+    assert retention is not None
+    assert retention.changed == 0.0
+    assert retention.kept == 0.0
+    assert retention.relative_error == 1.0
+    assert retention.start_error == 0.0
+    assert retention.source_dtype == "float16"
 
 
-def test_one_of_two_arrives_and_is_too_large(start: Checkpoint) -> None:
+def test_one_of_two_arrives_and_is_too_large(start: ModelWeights) -> None:
     """Updates of 3 and 1 quarters of a spacing: the one rounds up to a whole, the other is lost."""
     trained = state(0.25 + 3 * SPACING / 4, 0.25 + SPACING / 4)
-    survival = measure_survival(start, trained, state(0.25 + SPACING, 0.25), "float16")
-    assert survival is not None
-    assert survival.changed == 0.5
-    assert survival.kept == pytest.approx((4 * 3 + 0) / (9 + 1))
-    assert survival.relative_error == pytest.approx(((1 + 1) / (9 + 1)) ** 0.5)
+    retention = measure_update_retention(start, trained, state(0.25 + SPACING, 0.25), "float16")
+    assert retention is not None
+    assert retention.changed == 0.5
+    assert retention.kept == pytest.approx((4 * 3 + 0) / (9 + 1))
+    assert retention.relative_error == pytest.approx(((1 + 1) / (9 + 1)) ** 0.5)
 
 
-def test_float32_has_all_of_it(start: Checkpoint) -> None:
+def test_float32_has_all_of_it(start: ModelWeights) -> None:
     trained = state(0.25 + 1e-6, 0.25)
-    survival = measure_survival(start, trained, trained, "float32")
-    assert survival is not None
-    assert (survival.changed, survival.kept, survival.relative_error) == (0.5, 1.0, 0.0)
+    retention = measure_update_retention(start, trained, trained, "float32")
+    assert retention is not None
+    assert (retention.changed, retention.kept, retention.relative_error) == (0.5, 1.0, 0.0)
 
 
-def test_nothing_has_moved(start: Checkpoint) -> None:
-    assert measure_survival(start, state(0.25, 0.25), state(0.25, 0.25), "float16") is None
+def test_nothing_has_moved(start: ModelWeights) -> None:
+    assert measure_update_retention(start, state(0.25, 0.25), state(0.25, 0.25), "float16") is None
 
 
-def test_a_format_that_weights_were_not_born_in(start: Checkpoint) -> None:
+def test_a_format_that_weights_were_not_born_in(start: ModelWeights) -> None:
     """0.25 and a spacing of float16 more is no number of bfloat16, whose spacing is 8 of these."""
-    born = checkpoint(start.architecture, torch.tensor([0.25 + SPACING, 0.25]).half())
+    source_dtype = model_weights(start.architecture, torch.tensor([0.25 + SPACING, 0.25]).half())
     trained = state(0.25 + 2 * SPACING, 0.25)
-    survival = measure_survival(born, trained, state(0.25, 0.25), "bfloat16")
-    assert survival is not None
-    assert survival.changed == 0.0  # of what a file of the start would hold
-    assert survival.start_error == 1.0
-    assert survival.relative_error == 2.0
-    assert survival.kept == -1.0
+    retention = measure_update_retention(source_dtype, trained, state(0.25, 0.25), "bfloat16")
+    assert retention is not None
+    assert retention.changed == 0.0  # of what a file of the start would hold
+    assert retention.start_error == 1.0
+    assert retention.relative_error == 2.0
+    assert retention.kept == -1.0
 
 
-def test_stochastic_rounding_keeps_the_mean_and_adds_noise(start: Checkpoint) -> None:
+def test_stochastic_rounding_keeps_the_mean_and_adds_noise(start: ModelWeights) -> None:
     """A float16 step in each hundredth weight, instead of a hundredth of it in each."""
     weights = torch.full((200_000,), 0.25)
-    born = checkpoint(start.architecture, weights.half())
+    source_dtype = model_weights(start.architecture, weights.half())
     trained = {"weight": weights + SPACING / 100}
     rounded = round_weights(trained, "float16", "stochastic", 3)
-    survival = measure_survival(born, trained, rounded, "float16")
-    assert survival is not None
-    assert survival.changed == pytest.approx(0.01, rel=0.1)
-    assert survival.kept == pytest.approx(1.0, rel=0.1)
+    retention = measure_update_retention(source_dtype, trained, rounded, "float16")
+    assert retention is not None
+    assert retention.changed == pytest.approx(0.01, rel=0.1)
+    assert retention.kept == pytest.approx(1.0, rel=0.1)
     # Of a weight that is up with probability p: sqrt(p (1 - p)) of a spacing, for an update of p.
-    assert survival.relative_error == pytest.approx((0.99 / 0.01) ** 0.5, rel=0.05)
+    assert retention.relative_error == pytest.approx((0.99 / 0.01) ** 0.5, rel=0.05)

@@ -48,7 +48,7 @@ def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirector
 def stopped(
     shared: Path, whole: RunDirectory, tmp_path_factory: pytest.TempPathFactory
 ) -> RunDirectory:
-    """The same run, stopped after 5 optimizer steps, with two generations. Only to be copied."""
+    """The same run, stopped after 5 optimizer steps, with two checkpoints. Only to be copied."""
     # Its reference is half known, whatever the cache of other tests holds.
     arm = partial(both, partial(own_cache, tmp_path_factory.mktemp("cache")), partial(stop_at, 5))
     run = workers.new_run(tmp_path_factory.mktemp("stopped"), arguments(shared))

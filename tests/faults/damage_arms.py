@@ -84,7 +84,7 @@ def kill_export(moment: str, file: Path) -> None:
 
         saving._save = half
     elif moment == "before it is read back":
-        verified_write.load_checkpoint = die
+        verified_write.load_model_weights = die
     elif moment == "before it gets its name":
         replace = os.replace
         os.replace = lambda old, new: die() if Path(new) == file else replace(old, new)
@@ -95,15 +95,15 @@ def kill_export(moment: str, file: Path) -> None:
 
 def note_reference_rows(cache: Path, file: Path) -> None:
     """With a cache of its own, write down how many log-probs of the reference are computed."""
-    from dpo_cli.training.reference import KeptReference
+    from dpo_cli.training.reference import CachedReference
 
     own_cache(cache)
-    compute = KeptReference._compute_row
+    compute = CachedReference._compute_row
 
-    def noted(self: KeptReference, row: int) -> None:
+    def noted(self: CachedReference, row: int) -> None:
         unknown = int(self._values["token_logps"].isnan().sum())
         compute(self, row)
         with file.open("a") as lines:
             lines.write(f"{unknown - int(self._values['token_logps'].isnan().sum())}\n")
 
-    KeptReference._compute_row = noted  # type: ignore[method-assign]
+    CachedReference._compute_row = noted  # type: ignore[method-assign]

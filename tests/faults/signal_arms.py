@@ -152,12 +152,12 @@ def _status(pid: int, field: str) -> str:
 def assert_goes_on_and_ends_equal(run: RunDirectory, whole: RunDirectory) -> None:
     """A resume begins at the last committed step, and ends as a run that nothing happened to."""
     assert not run.is_completed
-    generation, passed_over = run.newest_verified()
-    assert generation is not None
+    checkpoint, passed_over = run.newest_verified()
+    assert checkpoint is not None
     assert passed_over == []
     assert workers.work(run) == 0
     *_, resumed = (e for e in EventReader(run.events_path).read_new() if isinstance(e, Resumed))
-    assert resumed.optimizer_step == generation.optimizer_step
+    assert resumed.optimizer_step == checkpoint.optimizer_step
     workers.assert_equal(run, whole)
 
 

@@ -187,14 +187,14 @@ def test_ten_thousand_rows(shared: Path, tmp_path: Path) -> None:
 
     tokenizer = ChatTokenizer(shared / "tokenizer/minimind2")
     began = time.monotonic()
-    kept, set_aside = encode_pairs(
+    kept, skipped_rows = encode_pairs(
         read_pairs(path), tokenizer, max_seq_len=MAX_SEQ_LEN, empty_think_ratio=0.2, seed=1
     )
     seconds = time.monotonic() - began
 
     assert [pair.line for pair in kept] == lines_of(kinds, "good")
-    assert [row.line for row in set_aside] == lines_of(kinds, "broken", "wrong", "useless")
-    for row in set_aside:
+    assert [row.line for row in skipped_rows] == lines_of(kinds, "broken", "wrong", "useless")
+    for row in skipped_rows:
         malformed = kinds[row.line - 1] in ("broken", "wrong")
         assert (row.problem == "malformed") == malformed, row
         assert 0 < len(row.reason) < REASON_CHARACTERS, row
@@ -236,7 +236,7 @@ def test_dpo_train_names_what_it_set_aside(shared: Path, tmp_path: Path) -> None
     result = dpo(*small_run(shared, **changes), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = Run.only(tmp_path)
-    rejected = [json.loads(row) for row in run.directory.rejected_rows_path.open()]
+    rejected = [json.loads(row) for row in run.directory.skipped_rows_path.open()]
     assert [row["line"] for row in rejected] == lines_of(kinds, "broken", "wrong", "useless")
     assert [row["line"] for row in rejected if row["problem"] == "malformed"] == malformed
     assert all(row["reason"] for row in rejected)

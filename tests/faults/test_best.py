@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dpo_cli.models.convert import to_minimind
-from dpo_cli.run.checkpoints import all_generations
+from dpo_cli.run.checkpoints import list_checkpoints
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Completed, Evaluated, Saved
 from dpo_cli.training.checkpointing import load_weights
@@ -57,9 +57,9 @@ def best_step(run: RunDirectory) -> int:
 def test_the_best_state_and_its_weights_outlive_the_run(whole: RunDirectory) -> None:
     best, end = best_step(whole), Run(whole).steps[-1].optimizer_step
     assert 0 < best < end
-    generations = all_generations(whole.generations_path)
-    assert [generation.optimizer_step for generation in generations] == [end, best]
-    state = to_minimind(load_weights(generations[1].path), Run(whole).architecture)
+    checkpoints = list_checkpoints(whole.checkpoints_path)
+    assert [checkpoint.optimizer_step for checkpoint in checkpoints] == [end, best]
+    state = to_minimind(load_weights(checkpoints[1].path), Run(whole).architecture)
     written = torch.load(whole.path / "rlhf_best_64.pth", weights_only=True)
     assert all(torch.equal(written[name], tensor.half()) for name, tensor in state.items())
     saved = [event for event in Run(whole).events if isinstance(event, Saved)]
@@ -89,7 +89,9 @@ def test_killed_before_and_after_the_best(
     assert workers.work(run, arm) == -signal.SIGKILL
     assert workers.work(run) == 0
     workers.assert_equal(run, whole)
-    states = [{g.optimizer_step for g in all_generations(r.generations_path)} for r in (run, whole)]
+    states = [
+        {g.optimizer_step for g in list_checkpoints(r.checkpoints_path)} for r in (run, whole)
+    ]
     assert states[0] == states[1]
 
 
@@ -117,7 +119,7 @@ def test_what_a_user_can_do_with_it(copied: RunDirectory) -> None:
     assert len(Run(copied).steps) > steps
     assert "no lower held-out loss in" in more.stdout
 
-    shutil.rmtree(all_generations(copied.generations_path)[-1].path)
+    shutil.rmtree(list_checkpoints(copied.checkpoints_path)[-1].path)
     gone = dpo("export", copied.name, "--best", "--to", str(out), cwd=cwd)
     assert gone.returncode == 1
     assert "is not kept, or damaged" in gone.stderr
@@ -135,7 +137,7 @@ def test_killed_between_the_last_save_and_the_mark(
 
 def test_a_damaged_best_state_endangers_nothing(copied: RunDirectory, whole: RunDirectory) -> None:
     copied.completed_path.unlink()
-    _, best = all_generations(copied.generations_path)
+    _, best = list_checkpoints(copied.checkpoints_path)
     (best.path / "weights.safetensors").write_bytes(b"")
     assert workers.work(copied) == 0
     workers.assert_equal(copied, whole)

@@ -81,17 +81,21 @@ def test_compensation_begins_and_ends_at_a_resume(half: RunDirectory) -> None:
     def kept() -> bool:
         return "compensation.safetensors" in Run(half).files()
 
-    refused = dpo("resume", half.path, "--set", "train.compensated=true", cwd=half.path)
+    refused = dpo("resume", half.path, "--set", "train.kahan_summation=true", cwd=half.path)
     assert refused.returncode == 2
-    assert "  train.compensated: false -> true" in refused.stderr.splitlines()
+    assert "  train.kahan_summation: false -> true" in refused.stderr.splitlines()
     assert not kept()
-    half.write_profile(half.read_profile().replace("compensated = false", "compensated = true"))
-    change = "train.compensated: false -> true"
+    half.write_profile(
+        half.read_profile().replace("kahan_summation = false", "kahan_summation = true")
+    )
+    change = "train.kahan_summation: false -> true"
     assert workers.work(half, partial(stop_at, 8), "--change", change) == 143
     assert kept()
-    compensation = load_file(Run(half).generation / "compensation.safetensors")
+    compensation = load_file(Run(half).checkpoint / "compensation.safetensors")
     assert any(tensor.any() for tensor in compensation.values())
-    half.write_profile(half.read_profile().replace("compensated = true", "compensated = false"))
+    half.write_profile(
+        half.read_profile().replace("kahan_summation = true", "kahan_summation = false")
+    )
     assert workers.work(half) == 0
     assert not kept()
     assert half.is_completed
@@ -128,7 +132,7 @@ def copied(shared: Path, tmp_path: Path) -> tuple[RunDirectory, Path]:
 def moved_to(folder: Path) -> list[str]:
     return set_options(
         {
-            "model.checkpoint": folder / "full_sft_64.pth",
+            "model.weights": folder / "full_sft_64.pth",
             "model.reference": folder / "reference.pth",
             "model.tokenizer": folder / "tokenizer",
             "data.data_path": folder / "pairs.jsonl",
@@ -165,7 +169,7 @@ def other_template(folder: Path) -> None:
 
 
 INPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "full_sft_64.pth": (other_weights, "model.checkpoint"),
+    "full_sft_64.pth": (other_weights, "model.weights"),
     "reference.pth": (other_weights, "model.reference"),
     "tokenizer": (other_template, "model.tokenizer"),
     "pairs.jsonl": (other_rows, "data.data_path"),

@@ -39,7 +39,7 @@ BEFORE_THE_RENAME = [
     "rename tmp-*",
 ]
 AFTER_THE_RENAME = [
-    "fsync generations",
+    "fsync checkpoints",
     "rename step-00000003",
     *(f"unlink {number}" for number in range(1, 7)),
     "rmdir tmp-*",
@@ -62,12 +62,12 @@ def test_killed_right_before(
     fault = partial(failpoints.kill_before, step, SAVED)
     code = workers.work(half, partial(both, partial(own_cache, tmp_path / "cache"), fault))
     assert code == -signal.SIGKILL
-    generation, passed_over = half.newest_verified()
-    assert generation is not None
-    assert generation.optimizer_step == (5 if step in BEFORE_THE_RENAME else SAVED)
+    checkpoint, passed_over = half.newest_verified()
+    assert checkpoint is not None
+    assert checkpoint.optimizer_step == (5 if step in BEFORE_THE_RENAME else SAVED)
     assert passed_over == []
     assert workers.work(half) == 0
     workers.assert_equal(half, whole)
-    [kept] = half.generations_path.iterdir()  # and nothing is left lying about
+    [kept] = half.checkpoints_path.iterdir()  # and nothing is left lying about
     assert kept.name == "step-00000012"
     assert not list(half.path.glob(".*.tmp"))

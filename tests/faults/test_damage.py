@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dpo_cli.files import sha256_file
-from dpo_cli.run.checkpoints import MANIFEST, Generation, all_generations, find_damage
+from dpo_cli.run.checkpoints import MANIFEST, Checkpoint, find_damage, list_checkpoints
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Failed, Resumed, Saved, StepDone
-from dpo_cli.training.reference import REFERENCE_FILE, load_kept
+from dpo_cli.training.reference import REFERENCE_FILE, load_cached
 from tests.commands.test_bad_input import good_settings
 from tests.faults import damage_arms, workers
 from tests.faults.arms import stop_at
@@ -89,14 +89,14 @@ def zero(path: Path, moments: random.Random) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("harm", [truncate, flip, zero])
-def test_a_damaged_generation_is_named_and_the_one_before_goes_on(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
     half: RunDirectory, whole: RunDirectory, harm: Harm, file: str
 ) -> None:
-    newest, previous = all_generations(half.generations_path)
+    newest, previous = list_checkpoints(half.checkpoints_path)
     harm(newest.path / file, random.Random(file))
     events = new_events(half, lambda: workers.work(half))
     resumed = only(events, Resumed)
-    assert resumed.generation == previous.name
+    assert resumed.checkpoint == previous.name
     assert resumed.optimizer_step == previous.optimizer_step == 3
     [reason] = resumed.passed_over
     assert reason.startswith(f"{newest.name} is damaged: ")
@@ -105,7 +105,7 @@ def test_a_damaged_generation_is_named_and_the_one_before_goes_on(
 
 
 def test_dpo_resume_names_the_damage_and_goes_on(half: RunDirectory, whole: RunDirectory) -> None:
-    newest, _ = all_generations(half.generations_path)
+    newest, _ = list_checkpoints(half.checkpoints_path)
     flip(newest.path / "exp_avg_sq.safetensors", random.Random(1))
     result = dpo("resume", half.path, cwd=half.path)
     assert result.returncode == 0, result.stderr
@@ -118,11 +118,11 @@ def test_dpo_resume_names_the_damage_and_goes_on(half: RunDirectory, whole: RunD
     workers.assert_equal(half, whole)
 
 
-# --- all generations --------------------------------------------------------------------------
+# --- all checkpoints --------------------------------------------------------------------------
 
 
 def test_where_all_are_damaged_nothing_is_started_over(half: RunDirectory) -> None:
-    newest, previous = all_generations(half.generations_path)
+    newest, previous = list_checkpoints(half.checkpoints_path)
     flip(newest.path / "weights.safetensors", random.Random(1))
     truncate(previous.path / MANIFEST, random.Random(2))
     log = ("events.jsonl", "worker.log", "lock")
@@ -141,55 +141,55 @@ def test_where_all_are_damaged_nothing_is_started_over(half: RunDirectory) -> No
 
 
 def corruptions(
-    generation: Path, other: Path, moments: random.Random
+    checkpoint: Path, other: Path, moments: random.Random
 ) -> Iterator[Callable[[], str]]:
-    """Ways to harm a generation, at random; each tells what it did."""
-    names = [name for name in FILES if (generation / name).stat().st_size]
+    """Ways to harm a checkpoint, at random; each tells what it did."""
+    names = [name for name in FILES if (checkpoint / name).stat().st_size]
 
     def flips() -> str:
         name, count = moments.choice(names), moments.choice([1, 1, 2, 64])
-        data = bytearray((generation / name).read_bytes())
+        data = bytearray((checkpoint / name).read_bytes())
         for _ in range(count):
             data[moments.randrange(len(data))] ^= 1 << moments.randrange(8)
-        (generation / name).write_bytes(data)
+        (checkpoint / name).write_bytes(data)
         return f"{count} bits of {name}"
 
     def zeros() -> str:
         name = moments.choice(names)
-        zero(generation / name, moments)
+        zero(checkpoint / name, moments)
         return f"a page of {name}"
 
     def shorter() -> str:
         name = moments.choice(names)
-        truncate(generation / name, moments)
+        truncate(checkpoint / name, moments)
         return f"the end of {name}"
 
     def longer() -> str:
         name = moments.choice(names)
-        with (generation / name).open("ab") as file:
+        with (checkpoint / name).open("ab") as file:
             file.write(moments.randbytes(moments.choice([1, 7, PAGE])))
         return f"more after {name}"
 
     def gone() -> str:
         name = moments.choice(names)
-        (generation / name).unlink()
+        (checkpoint / name).unlink()
         return f"no {name}"
 
     def swapped() -> str:
         first, second = moments.sample(names, 2)
-        os.rename(generation / first, generation / "aside")
-        os.rename(generation / second, generation / first)
-        os.rename(generation / "aside", generation / second)
+        os.rename(checkpoint / first, checkpoint / "aside")
+        os.rename(checkpoint / second, checkpoint / first)
+        os.rename(checkpoint / "aside", checkpoint / second)
         return f"{first} for {second}"
 
     def of_another() -> str:
         # The state has a size of its own: equal content of both steps is no damage.
         name = moments.choice([n for n in names if (other / n).read_bytes() != whole(n)])
-        shutil.copyfile(other / name, generation / name)
+        shutil.copyfile(other / name, checkpoint / name)
         return f"{name} of {other.name}"
 
     def whole(name: str) -> bytes:
-        return (generation / name).read_bytes()
+        return (checkpoint / name).read_bytes()
 
     ways = [flips, flips, zeros, shorter, longer, gone, swapped, of_another]
     while True:
@@ -198,7 +198,7 @@ def corruptions(
 
 def test_a_thousand_random_damages_are_never_believed(half: RunDirectory, tmp_path: Path) -> None:
     """A flip in the manifest's white space leaves all that it says, and may pass."""
-    newest, previous = all_generations(half.generations_path)
+    newest, previous = list_checkpoints(half.checkpoints_path)
     other = previous.path.rename(tmp_path / previous.name)
     before = content(newest.path)
     manifest = json.loads(before[MANIFEST])
@@ -244,7 +244,7 @@ def of_other_weights(path: Path, shared: Path, tmp_path: Path) -> None:
     state = torch.load(shared / "golden/train/seed/full_sft_64.pth")
     other = tmp_path / "full_sft_64.pth"
     torch.save({name: tensor * 1.01 for name, tensor in state.items()}, other)
-    changed = arguments(shared) + set_options({"model.checkpoint": other})
+    changed = arguments(shared) + set_options({"model.weights": other})
     run = workers.new_run(tmp_path / "other", changed)
     assert workers.work(run, partial(stop_at, 1)) == 143
     shutil.copyfile(run.path / REFERENCE_FILE, path)
@@ -296,7 +296,7 @@ def test_no_damage_to_the_log_probs_is_believed(half: RunDirectory) -> None:
     whole = path.read_bytes()
     with safe_open(path, framework="pt") as file:
         key = file.metadata()["key"]
-    right = load_kept(path, key)
+    right = load_cached(path, key)
     assert right is not None
     header = int.from_bytes(whole[:8], "little") + 8
     moments = random.Random(29)
@@ -310,7 +310,7 @@ def test_no_damage_to_the_log_probs_is_believed(half: RunDirectory) -> None:
             for _ in range(number % 3 + 1):
                 data[moments.randrange(end)] ^= 1 << moments.randrange(8)
         path.write_bytes(data)
-        found = load_kept(path, key)
+        found = load_cached(path, key)
         assert found is None or found.keys() == right.keys(), number
         assert found is None or torch.equal(found["token_logps"], right["token_logps"]), number
         believed += found is not None
@@ -330,17 +330,17 @@ class Bomb:
         return os.mkdir, (str(self.marker),)
 
 
-def plant(generation: Generation, file: str, marker: Path, zipped: bool) -> None:
+def plant(checkpoint: Checkpoint, file: str, marker: Path, zipped: bool) -> None:
     """A pickle in place of a file, and a manifest that vouches for it."""
-    path = generation.path / file
+    path = checkpoint.path / file
     if zipped:
         torch.save({"model.norm.weight": Bomb(marker)}, path)
     else:
         path.write_bytes(pickle.dumps({"model.norm.weight": Bomb(marker)}))
-    manifest = json.loads((generation.path / MANIFEST).read_text())
+    manifest = json.loads((checkpoint.path / MANIFEST).read_text())
     manifest["files"][file] = {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    (generation.path / MANIFEST).write_text(json.dumps(manifest))
-    assert find_damage(generation) is None
+    (checkpoint.path / MANIFEST).write_text(json.dumps(manifest))
+    assert find_damage(checkpoint) is None
 
 
 @pytest.mark.parametrize(
@@ -353,26 +353,26 @@ def plant(generation: Generation, file: str, marker: Path, zipped: bool) -> None
         ("state.json", True),
     ],
 )
-def test_a_pickle_in_a_generation_is_not_run(
+def test_a_pickle_in_a_checkpoint_is_not_run(
     half: RunDirectory, tmp_path: Path, file: str, zipped: bool
 ) -> None:
-    newest, _ = all_generations(half.generations_path)
+    newest, _ = list_checkpoints(half.checkpoints_path)
     marker = tmp_path / "it-ran"
     plant(newest, file, marker, zipped)
-    before = content(half.generations_path)
+    before = content(half.checkpoints_path)
     events = new_events(half, lambda: workers.work(half))
     failed = only(events, Failed)
     assert failed.exit_code == 1
     assert str(newest.path / file) in failed.message
     assert "it was not written by dpo" in failed.remedy
     assert not [event for event in events if isinstance(event, StepDone | Saved)]
-    assert content(half.generations_path) == before
+    assert content(half.checkpoints_path) == before
     assert not marker.exists()
     assert "Traceback" not in half.worker_log_path.read_text()
 
 
 def test_dpo_resume_runs_no_pickle(half: RunDirectory, tmp_path: Path) -> None:
-    newest, _ = all_generations(half.generations_path)
+    newest, _ = list_checkpoints(half.checkpoints_path)
     marker = tmp_path / "it-ran"
     plant(newest, "exp_avg.safetensors", marker, zipped=False)
     result = dpo("resume", half.path, cwd=half.path)

@@ -29,9 +29,9 @@ def test_a_full_disk_ends_with_75_and_the_run_goes_on_later(
     shared: Path, tmp_path: Path, stopped: RunDirectory, whole: RunDirectory
 ) -> None:
     """On a file system, mounted for it alone, with room for two and a half states."""
-    generation, _ = stopped.newest_verified()
-    assert generation is not None
-    state_bytes = sum(file.stat().st_size for file in generation.path.iterdir())
+    checkpoint, _ = stopped.newest_verified()
+    assert checkpoint is not None
+    state_bytes = sum(file.stat().st_size for file in checkpoint.path.iterdir())
     [weights] = stopped.path.glob("rlhf_*.pth")
     small = state_bytes * 5 // 2 + weights.stat().st_size
     script = """
@@ -81,8 +81,8 @@ def test_a_file_size_limit(half: RunDirectory, whole: RunDirectory, what: str) -
     """SIGXFSZ kills no worker; which file it is that meets the limit first makes no difference."""
     before, _ = half.newest_verified()
     assert workers.work(half, LIMITS[what](half)) == 75
-    generation, passed_over = half.newest_verified()
-    assert (generation, passed_over) == (before, []) or what == "the stream"
+    checkpoint, passed_over = half.newest_verified()
+    assert (checkpoint, passed_over) == (before, []) or what == "the stream"
     assert "Traceback" not in half.worker_log_path.read_text()
     *_, last = EventReader(half.events_path).read_new()
     if what != "the stream":  # which could not take it
@@ -114,7 +114,7 @@ READ_ONLY = {
     "the file system": "mount --bind runs runs && mount -o remount,ro,bind runs || exit 99",
     # In which the lock's file can still be written, and locked.
     "the directory": "chmod 555 runs/*",
-    "the directory of the states": "chmod 555 runs/*/generations",
+    "the directory of the states": "chmod 555 runs/*/checkpoints",
 }
 
 
@@ -131,6 +131,6 @@ def test_a_read_only_run_is_refused_before_anything_is_loaded(
     assert f"error: cannot write in runs/{half.name}" in result.stderr
     assert "help: make it writable" in result.stderr
     assert half.events_path.read_bytes() == stream
-    for directory in (half.path, half.generations_path):
+    for directory in (half.path, half.checkpoints_path):
         directory.chmod(0o755)
     assert_goes_on_and_ends_equal(half, whole)

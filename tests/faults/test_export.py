@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dpo_cli.export.export import export_run
-from dpo_cli.export.verified_write import renamed_at_the_end
+from dpo_cli.export.verified_write import rename_on_success
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Exported, history
 from tests.faults import damage_arms, workers
@@ -59,10 +59,10 @@ def test_a_killed_export(
         assert len(list(folder.iterdir())) == (before is not None) + 1  # what is left over
 
     # The next export clears up, and ends as if nothing had been.
-    (folder / ".other.pth.0123.unproved").mkdir()
-    (folder / ".other.pth.0123.unproved" / "other.pth").write_bytes(b"of another file")
+    (folder / ".other.pth.0123.partial").mkdir()
+    (folder / ".other.pth.0123.partial" / "other.pth").write_bytes(b"of another file")
     assert workers.call(partial(export, half, file)) == 0
-    assert sorted(os.listdir(folder)) == [".other.pth.0123.unproved", "rlhf_64.pth"]
+    assert sorted(os.listdir(folder)) == [".other.pth.0123.partial", "rlhf_64.pth"]
     assert not whole or file.read_bytes() == whole
     state = torch.load(file)
     assert set(state) == set(Run(half).weights)
@@ -86,7 +86,7 @@ app.main(["export", {str(half.path)!r}, "--to", {str(file)!r}, "--force"])
     result = run_in(tmp_path, [sys.executable, "-c", script])
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert file.read_bytes() == b"what was there before"
-    assert len(list(tmp_path.glob(".rlhf_64.pth.*.unproved/rlhf_64.pth"))) == 1
+    assert len(list(tmp_path.glob(".rlhf_64.pth.*.partial/rlhf_64.pth"))) == 1
     assert workers.call(partial(export, half, file)) == 0
     assert not list(tmp_path.glob(".*"))
     assert set(torch.load(file)) == set(Run(half).weights)
@@ -95,15 +95,15 @@ app.main(["export", {str(half.path)!r}, "--to", {str(file)!r}, "--force"])
 def test_an_export_leaves_another_alone_that_is_under_way(tmp_path: Path) -> None:
     """Negative control of the clearing up: it is for those that are dead."""
     file = tmp_path / "rlhf_[64].pth"
-    with renamed_at_the_end(file) as first:
+    with rename_on_success(file) as first:
         first.write_text("first")
-        with renamed_at_the_end(file) as second:
+        with rename_on_success(file) as second:
             second.write_text("second")
             assert first.read_text() == "first"
         assert file.read_text() == "second"
     assert file.read_text() == "first"
     assert os.listdir(tmp_path) == [file.name]
-    with suppress(ValueError), renamed_at_the_end(file) as third:
+    with suppress(ValueError), rename_on_success(file) as third:
         third.write_text("half")
         raise ValueError("a bug")
     assert os.listdir(tmp_path) == [file.name]

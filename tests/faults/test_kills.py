@@ -57,10 +57,10 @@ def test_a_stream_torn_in_mid_line(half: RunDirectory, whole: RunDirectory, torn
 def test_sigterm_while_it_saves(half: RunDirectory, whole: RunDirectory) -> None:
     """The commit finishes, and so does the run's promise."""
     assert workers.work(half, partial(arms.terminate_at_save, 6)) == 143
-    generation, passed_over = half.newest_verified()
-    assert generation is not None
+    checkpoint, passed_over = half.newest_verified()
+    assert checkpoint is not None
     assert passed_over == []
-    assert generation.optimizer_step >= 6
+    assert checkpoint.optimizer_step >= 6
     assert workers.work(half) == 0
     workers.assert_equal(half, whole)
 
@@ -95,11 +95,11 @@ def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDir
 
 def _during_a_save(cwd: Path, process: subprocess.Popen[str]) -> RunDirectory:
     """Wait until a state is being written that is not the first one of its run."""
-    dead = set(cwd.glob("runs/*/generations/tmp-*"))  # what a killed worker left
+    dead = set(cwd.glob("runs/*/checkpoints/tmp-*"))  # what a killed worker left
     while process.poll() is None:
-        for generations in cwd.glob("runs/*/generations"):
-            is_first = not any(generations.glob("step-*"))
-            if not is_first and set(generations.glob("tmp-*")) - dead:
-                return RunDirectory(generations.parent)
+        for checkpoints in cwd.glob("runs/*/checkpoints"):
+            is_first = not any(checkpoints.glob("step-*"))
+            if not is_first and set(checkpoints.glob("tmp-*")) - dead:
+                return RunDirectory(checkpoints.parent)
         time.sleep(0.001)
     raise AssertionError(process.communicate()[0])

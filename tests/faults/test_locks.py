@@ -24,8 +24,8 @@ WRITERS = 20
 def test_of_twenty_that_resume_at_once_one_trains(
     half: RunDirectory, whole: RunDirectory, tmp_path: Path
 ) -> None:
-    generation, _ = half.newest_verified()
-    assert generation is not None
+    checkpoint, _ = half.newest_verified()
+    assert checkpoint is not None
     with contextlib.ExitStack() as processes:
         writers = [
             processes.enter_context(started("resume", half.name, "--plain", cwd=tmp_path))
@@ -43,7 +43,7 @@ def test_of_twenty_that_resume_at_once_one_trains(
     events = list(EventReader(half.events_path).read_new())
     assert sum(isinstance(event, WorkerStarted) for event in events) == 2
     [resumed] = [event for event in events if isinstance(event, Resumed)]
-    assert resumed.optimizer_step == generation.optimizer_step
+    assert resumed.optimizer_step == checkpoint.optimizer_step
     workers.assert_equal(half, whole)
 
 

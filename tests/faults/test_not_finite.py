@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from dpo_cli.data.sources import NO_PLACES
-from dpo_cli.run.checkpoints import all_generations
+from dpo_cli.run.checkpoints import list_checkpoints
 from dpo_cli.run.directory import NON_FINITE_DIRECTORY, RunDirectory
 from dpo_cli.run.events import Alert, Event, EventReader, Failed, StepDone, history
-from dpo_cli.training.nan_dump import has_evidence
+from dpo_cli.training.nan_dump import has_nan_dump
 from tests.faults import arms, damage_arms, workers
 from tests.faults.conftest import STEPS, arguments
 from tests.faults.test_damage import content, only
@@ -26,7 +26,7 @@ from tests.support.cli import Run, dpo, set_options
 
 WINDOW, WEIGHTS = "window.json", "weights.safetensors"
 EACH_STEP = {"train.save_interval": 1}
-SKIP = {"train.on_non_finite": "skip"}
+SKIP = {"train.nan_policy": "skip"}
 
 
 def new_run(shared: Path, root: Path, **changes: Any) -> RunDirectory:
@@ -51,7 +51,7 @@ def lines_of(run: RunDirectory, optimizer_step: int) -> list[list[int]]:
 
     plan = run.read_plan()
     assert plan is not None
-    aside = {json.loads(row)["line"] for row in run.rejected_rows_path.read_text().splitlines()}
+    aside = {json.loads(row)["line"] for row in run.skipped_rows_path.read_text().splitlines()}
     usable = [line for line in range(1, 28) if line not in aside]
     training, _ = hold_out(len(usable), 0.2, 1337)
     per_epoch = plan["steps"]["micro_batches_per_epoch"]
@@ -80,11 +80,11 @@ def test_it_stops_before_the_update(
         f"{NO_PLACES.names(guilty, most=9)} of {data}",
         f"what the step began with is in {kept}",
     )
-    assert "--set train.on_non_finite=skip --allow-changes" in failed.remedy
+    assert "--set train.nan_policy=skip --allow-changes" in failed.remedy
     assert Run(run).steps[-1].optimizer_step == 3
 
     # What was saved after step 3 is what step 4 began with.
-    newest, _ = all_generations(run.generations_path)
+    newest, _ = list_checkpoints(run.checkpoints_path)
     assert newest.optimizer_step == 3
     assert (kept / WEIGHTS).read_bytes() == (newest.path / WEIGHTS).read_bytes()
     facts = json.loads((kept / WINDOW).read_text())
@@ -144,7 +144,7 @@ def test_a_skipped_update_leaves_the_whole_state_but_the_random_numbers(
     fault = partial(damage_arms.not_finite, (4,), "gradient")
     assert workers.work(run, partial(damage_arms.both, fault, partial(arms.stop_at, 4))) == 143
     after, before = (
-        content(generation.path) for generation in all_generations(run.generations_path)
+        content(checkpoint.path) for checkpoint in list_checkpoints(run.checkpoints_path)
     )
     for name in (WEIGHTS, "exp_avg.safetensors", "exp_avg_sq.safetensors"):
         assert after[name] == before[name]
@@ -175,8 +175,8 @@ def test_evidence_that_finds_no_space_is_written_later(shared: Path, tmp_path: P
     kept = run.path / NON_FINITE_DIRECTORY
     assert workers.work(run, full) == 75
     assert "no space left to write in" in only(events(run), Failed).message
-    assert not has_evidence(kept)
-    newest, _ = all_generations(run.generations_path)
+    assert not has_nan_dump(kept)
+    newest, _ = list_checkpoints(run.checkpoints_path)
     assert newest.optimizer_step == 3
     assert workers.work(run, fault) == 1
     assert (kept / "step-00000004" / WEIGHTS).read_bytes() == (newest.path / WEIGHTS).read_bytes()
@@ -191,7 +191,7 @@ def test_evidence_is_of_the_step_that_it_is_named_by(shared: Path, tmp_path: Pat
     failed = [event for event in events(run) if isinstance(event, Failed)][-1]
     kept = run.path / NON_FINITE_DIRECTORY / "step-00000007"
     assert failed.details[1] == f"what the step began with is in {kept}"
-    newest, _ = all_generations(run.generations_path)
+    newest, _ = list_checkpoints(run.checkpoints_path)
     assert newest.optimizer_step == 6
     assert (kept / WEIGHTS).read_bytes() == (newest.path / WEIGHTS).read_bytes()
 
@@ -210,16 +210,16 @@ def test_dpo_stops_and_can_be_told_to_skip(shared: Path, tmp_path: Path) -> None
     data = shared / "golden/data/train27.jsonl"
     assert f"  lines {', '.join(map(str, lines))} of {data}" in details
     assert "Traceback" not in result.stdout + result.stderr
-    [generation] = all_generations(run.generations_path)
-    saved = content(generation.path)
+    [checkpoint] = list_checkpoints(run.checkpoints_path)
+    saved = content(checkpoint.path)
     kept = load_file(run.path / NON_FINITE_DIRECTORY / "step-00000002" / WEIGHTS)
-    assert all(torch.equal(kept[n], t) for n, t in load_file(generation.path / WEIGHTS).items())
+    assert all(torch.equal(kept[n], t) for n, t in load_file(checkpoint.path / WEIGHTS).items())
 
     options = set_options(SKIP)
     refused = dpo("resume", run.path, *options, cwd=tmp_path)
     assert refused.returncode == 2
-    assert 'train.on_non_finite: "stop" -> "skip"' in refused.stderr
-    assert content(generation.path) == saved
+    assert 'train.nan_policy: "stop" -> "skip"' in refused.stderr
+    assert content(checkpoint.path) == saved
     resumed = dpo("resume", run.path, *options, "--allow-changes", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "warning: optimizer step 2: the gradient is not a finite number; this update" in (

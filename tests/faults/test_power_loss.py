@@ -94,7 +94,7 @@ class Disk:
         self.entries |= {str(source.parent), str(target.parent)}
 
     def _told(self) -> None:
-        names = {str(self.run.path), str(self.run.generations_path)}
+        names = {str(self.run.path), str(self.run.checkpoints_path)}
         assert not names & self.entries, "Saved is told before the names are flushed"
         self.told += 1
 

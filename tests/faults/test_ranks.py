@@ -87,9 +87,9 @@ def test_a_sigterm_to_one_rank_stops_all_at_the_same_step(
     assert len({weights for *_, weights in ends}) == 1
     stopped = only(events(stopped_pair), Stopped)
     assert (stopped.optimizer_step, stopped.reason) == (3, "terminated")
-    generation, _ = stopped_pair.newest_verified()
-    assert generation is not None
-    assert generation.optimizer_step == 3
+    checkpoint, _ = stopped_pair.newest_verified()
+    assert checkpoint is not None
+    assert checkpoint.optimizer_step == 3
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared: Path, tmp_path:
 def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(
     shared: Path, tmp_path: Path
 ) -> None:
-    run = new_run(shared, tmp_path, **{"train.on_non_finite": "skip"})
+    run = new_run(shared, tmp_path, **{"train.nan_policy": "skip"})
     fault = on(1, damage_arms.not_finite, (2, 4), "gradient")
     note = partial(rank_arms.note, run.path)
     assert ranks.work(run, 2, partial(rank_arms.each, (fault, note))) == [0, 0]
@@ -196,12 +196,12 @@ def test_weights_that_differ_are_noticed_before_they_are_saved(
     pair: RunDirectory, whole_pair: RunDirectory
 ) -> None:
     """By one bit on one rank."""
-    states = sorted(path.name for path in pair.generations_path.iterdir())
+    states = sorted(path.name for path in pair.checkpoints_path.iterdir())
     assert ranks.work(pair, 2, on(1, rank_arms.flip_a_bit_before, 4)) == [0, 0]
     failed = only(events(pair), Failed)
     assert "the weights of these ranks are no longer the leader's" in failed.message
     assert failed.details[0].startswith("rank 1 on ")
-    assert sorted(path.name for path in pair.generations_path.iterdir()) == states
+    assert sorted(path.name for path in pair.checkpoints_path.iterdir()) == states
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 

@@ -14,7 +14,7 @@ import torch
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.export import export_run
 from dpo_cli.run import launch
-from dpo_cli.run.checkpoints import all_generations
+from dpo_cli.run.checkpoints import list_checkpoints
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventWriter, Exported, Resumed, history
 from dpo_cli.run.lookup import find_run, find_runs
@@ -124,7 +124,7 @@ def link(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
-REPLACED = ["rejected_rows.jsonl", "plan.json", "profile.toml", "rlhf_64.pth", REFERENCE_FILE]
+REPLACED = ["skipped_rows.jsonl", "plan.json", "profile.toml", "rlhf_64.pth", REFERENCE_FILE]
 
 
 @pytest.mark.parametrize("name", REPLACED)
@@ -197,28 +197,28 @@ def test_no_log_of_a_launcher_in_the_background_through_a_link(
     assert_untouched(outside)
 
 
-def to_a_file(generation: Path, outside: Path) -> None:
-    generation.rename(outside.parents[1] / "aside")
-    generation.symlink_to(outside)
+def to_a_file(checkpoint: Path, outside: Path) -> None:
+    checkpoint.rename(outside.parents[1] / "aside")
+    checkpoint.symlink_to(outside)
 
 
-def to_nothing(generation: Path, outside: Path) -> None:
-    generation.rename(outside.parents[1] / "aside")
-    generation.symlink_to(outside.with_name("nothing"))
+def to_nothing(checkpoint: Path, outside: Path) -> None:
+    checkpoint.rename(outside.parents[1] / "aside")
+    checkpoint.symlink_to(outside.with_name("nothing"))
 
 
-def to_a_folder(generation: Path, outside: Path) -> None:
-    generation.rename(outside.parents[1] / "aside")
-    generation.symlink_to(outside.parent)
+def to_a_folder(checkpoint: Path, outside: Path) -> None:
+    checkpoint.rename(outside.parents[1] / "aside")
+    checkpoint.symlink_to(outside.parent)
 
 
-def its_weights(generation: Path, outside: Path) -> None:
-    link(generation / "weights.safetensors", outside)
+def its_weights(checkpoint: Path, outside: Path) -> None:
+    link(checkpoint / "weights.safetensors", outside)
 
 
-def a_plain_file(generation: Path, outside: Path) -> None:
-    generation.rename(outside.parents[1] / "aside")
-    generation.write_bytes(b"")
+def a_plain_file(checkpoint: Path, outside: Path) -> None:
+    checkpoint.rename(outside.parents[1] / "aside")
+    checkpoint.write_bytes(b"")
 
 
 LINKS: list[Callable[[Path, Path], None]] = [
@@ -227,20 +227,20 @@ LINKS: list[Callable[[Path, Path], None]] = [
 
 
 @pytest.mark.parametrize("replace", LINKS)
-def test_a_generation_that_leads_elsewhere(
+def test_a_checkpoint_that_leads_elsewhere(
     half: RunDirectory, whole: RunDirectory, outside: Path, replace: Any
 ) -> None:
     """Passed over, saved anew in its place, and cleared away without touching what it led to."""
-    newest, previous = all_generations(half.generations_path)
+    newest, previous = list_checkpoints(half.checkpoints_path)
     replace(newest.path, outside)
-    (half.generations_path / "tmp-of-a-dead-worker").symlink_to(outside.parent)
+    (half.checkpoints_path / "tmp-of-a-dead-worker").symlink_to(outside.parent)
     events = new_events(half, lambda: workers.work(half))
     resumed = only(events, Resumed)
-    assert resumed.generation == previous.name
+    assert resumed.checkpoint == previous.name
     assert newest.name in resumed.passed_over[0]
     workers.assert_equal(half, whole)
     assert_untouched(outside)
-    assert os.listdir(half.generations_path) == ["step-00000012"]
+    assert os.listdir(half.checkpoints_path) == ["step-00000012"]
 
 
 # --- links at an export's place ---------------------------------------------------------------

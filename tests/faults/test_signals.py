@@ -107,11 +107,11 @@ def test_the_terminal_dies_and_another_looks_on(
                 terminal.hang_up()
                 terminal.process.wait(30)
                 assert run.holder() is not None
-                watch = elsewhere.enter_context(started("watch", "--plain", run.name, cwd=tmp_path))
-                assert watch.stdout is not None
-                until_line(watch.stdout.fileno(), b"step 2")
-            output, _ = watch.communicate(timeout=60)
-        assert watch.returncode == 0
+                hooks = elsewhere.enter_context(started("watch", "--plain", run.name, cwd=tmp_path))
+                assert hooks.stdout is not None
+                until_line(hooks.stdout.fileno(), b"step 2")
+            output, _ = hooks.communicate(timeout=60)
+        assert hooks.returncode == 0
         assert b"done: 12 optimizer steps" in output
     log = run.launcher_log_path.read_text()
     assert "done: 12 optimizer steps" in log

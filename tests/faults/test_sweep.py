@@ -91,7 +91,7 @@ def test_killed_in_the_third_run_it_ends_with_the_same_table(
     resumed, peaceful = runs(tmp_path), runs(whole[0])
     assert [starts(resumed[letter]) for letter in LETTERS] == [1, 1, 2, 1, 1, 1]
     [event] = [e for e in EventReader(third.events_path).read_new() if isinstance(e, Resumed)]
-    assert event.generation
+    assert event.checkpoint
     for letter in LETTERS:
         workers.assert_equal(resumed[letter], peaceful[letter])
 
@@ -121,8 +121,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(shared: Path, tmp_path: Path) -> Non
     assert "sweep dense: interrupted with 1 of 6 runs completed; what trained is saved" in output
     assert output.splitlines()[-1].startswith("go on: dpo sweep dense --grid 'dpo.beta=[0.1,2,5]'")
     assert "everything is saved" in output
-    generation, _ = second.newest_verified()
-    assert generation is not None
+    checkpoint, _ = second.newest_verified()
+    assert checkpoint is not None
     assert sorted(runs(tmp_path)) == ["A", "B"]
 
 

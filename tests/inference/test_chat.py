@@ -9,10 +9,10 @@ import torch
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.inference.chat import Conversation, Speaker, open_speakers
+from dpo_cli.inference.chat import Conversation, Responder, open_responders
 from dpo_cli.inference.open_model import OpenedModel
 from dpo_cli.models.generation import Decoding
-from dpo_cli.models.loading import build_model, load_checkpoint
+from dpo_cli.models.loading import build_model, load_model_weights
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.run.models import NamedModel
 from tests.models.test_generation import CPU, TOKENS, theirs
@@ -24,16 +24,16 @@ HOT = {"temperature": 1.0, "seed": 4}
 class Model:
     """A small MiniMind of a kind, and its tokenizer."""
 
-    def __init__(self, shared: Path, generation: str, kind: str) -> None:
+    def __init__(self, shared: Path, version: str, kind: str) -> None:
         name = f"full_sft_64{'_moe' if kind == 'moe' else ''}.pth"
-        self.path = shared / "golden/train" / generation / name
-        self.checkpoint = load_checkpoint(self.path, {})
-        tokenizer = "minimind2" if generation == "seed" else "minimind3"
+        self.path = shared / "golden/train" / version / name
+        self.model_weights = load_model_weights(self.path, {})
+        tokenizer = "minimind2" if version == "seed" else "minimind3"
         self.tokenizer = ChatTokenizer(shared / "tokenizer" / tokenizer)
 
-    def speaker(self, **settings: float) -> Speaker:
+    def speaker(self, **settings: float) -> Responder:
         decoding = Decoding(**{"most_tokens": TOKENS, **settings})  # type: ignore[arg-type]
-        return Speaker(OpenedModel("it", self.checkpoint), self.tokenizer, CPU, decoding)
+        return Responder(OpenedModel("it", self.model_weights), self.tokenizer, CPU, decoding)
 
     def says(self, question: int = 0, **settings: float) -> str:
         return "".join(self.speaker(**settings).answer(asked(QUESTION), question))
@@ -50,7 +50,7 @@ def asked(text: str) -> list[dict[str, str]]:
 
 def test_an_answer_is_what_transformers_has_the_model_say(model: Model) -> None:
     prompt = model.tokenizer.prompt(asked(QUESTION))
-    itself = build_model(model.checkpoint.architecture, model.checkpoint.state).eval()
+    itself = build_model(model.weights.architecture, model.weights.state).eval()
     end = model.tokenizer.end_id
     expected = theirs(itself, prompt, end)
     answer = model.speaker().answer(asked(QUESTION), 0)
@@ -64,7 +64,7 @@ def test_an_answer_is_what_transformers_has_the_model_say(model: Model) -> None:
 def test_the_token_that_ends_an_answer_is_no_part_of_it(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    itself = build_model(model.checkpoint.architecture, model.checkpoint.state).eval()
+    itself = build_model(model.weights.architecture, model.weights.state).eval()
     said = theirs(itself, model.tokenizer.prompt(asked(QUESTION)), None)
     until = said[: said.index(said[5])]
     monkeypatch.setattr(ChatTokenizer, "end_id", said[5])
@@ -133,10 +133,10 @@ def test_a_template_that_refuses(model: Model, monkeypatch: pytest.MonkeyPatch) 
 def test_files_need_a_tokenizer_and_say_the_same(model: Model, tmp_path: Path) -> None:
     decoding, named = Decoding(TOKENS), NamedModel(model.path)
     with pytest.raises(UsageError, match="nothing says which tokenizer"):
-        open_speakers(named, None, decoding, runs_root=tmp_path)
+        open_responders(named, None, decoding, runs_root=tmp_path)
     folder = model.tokenizer.folder
-    [alone] = open_speakers(named, None, decoding, runs_root=tmp_path, tokenizer=folder)
-    both = open_speakers(named, named, decoding, runs_root=tmp_path, tokenizer=folder)
+    [alone] = open_responders(named, None, decoding, runs_root=tmp_path, tokenizer=folder)
+    both = open_responders(named, named, decoding, runs_root=tmp_path, tokenizer=folder)
     for speaker in (alone, *both):
         assert "".join(speaker.answer(asked(QUESTION), 0)) == model.says()
     assert alone.title.endswith(model.path.name)
@@ -146,7 +146,7 @@ def test_settings_say_what_a_file_cannot(shared: Path, tmp_path: Path) -> None:
     model = Model(shared, "seed", "dense")
 
     def says(*settings: str) -> str:
-        [speaker] = open_speakers(
+        [speaker] = open_responders(
             NamedModel(model.path),
             None,
             Decoding(TOKENS),
@@ -172,7 +172,7 @@ def test_policy_and_reference_of_different_vocabularies(shared: Path, tmp_path: 
     named = NamedModel(model.path), NamedModel(tmp_path / "small.pth")
     for policy, reference in (named, named[::-1]):
         with pytest.raises(DpoError, match="6000"):
-            open_speakers(
+            open_responders(
                 policy,
                 reference,
                 Decoding(TOKENS),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from dpo_cli.errors import DpoError
 from dpo_cli.inference.open_model import open_model, open_reference
-from dpo_cli.models.loading import build_model, load_checkpoint
+from dpo_cli.models.loading import build_model, load_model_weights
 from dpo_cli.models.spec import as_minimind
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.directory import RunDirectory
@@ -38,12 +38,12 @@ def test_the_newest_state_of_a_run(run: RunDirectory) -> None:
     opened = open_model(find_model(run.name, run.path.parent), {})
     assert opened.optimizer_step == 6
     assert opened.title == run.name
-    assert opened.checkpoint.architecture == Run(run).architecture
-    weights = load_weights(Run(run).generation)
-    assert opened.checkpoint.state.keys() == weights.keys()
-    assert all(torch.equal(opened.checkpoint.state[name], weights[name]) for name in weights)
+    assert opened.model_weights.architecture == Run(run).architecture
+    weights = load_weights(Run(run).checkpoint)
+    assert opened.model_weights.state.keys() == weights.keys()
+    assert all(torch.equal(opened.model_weights.state[name], weights[name]) for name in weights)
     again = open_model(NamedModel(run.path, run), {})
-    assert again.checkpoint.fingerprint == opened.checkpoint.fingerprint
+    assert again.model_weights.fingerprint == opened.model_weights.fingerprint
 
 
 def test_its_best_state_and_its_reference(run: RunDirectory, shared: Path) -> None:
@@ -52,18 +52,20 @@ def test_its_best_state_and_its_reference(run: RunDirectory, shared: Path) -> No
     lowest = min(evaluations, key=lambda event: event.metrics["loss"])
     assert best.optimizer_step == lowest.step == 3
     reference = open_reference(load_profile(run.profile_path).profile, run.path.parent, run)
-    start = load_checkpoint(shared / "golden/train/seed/full_sft_64.pth", {})
-    assert reference.checkpoint.fingerprint == start.fingerprint != best.checkpoint.fingerprint
+    start = load_model_weights(shared / "golden/train/seed/full_sft_64.pth", {})
+    assert (
+        reference.model_weights.fingerprint == start.fingerprint != best.model_weights.fingerprint
+    )
     assert reference.title.endswith("full_sft_64.pth")
 
 
 def test_a_run_as_the_reference_of_a_profile_that_is_no_runs(run: RunDirectory) -> None:
     # Log-probs of a reference are kept by its fingerprint: each state needs one of its own.
-    newest = open_model(NamedModel(run.path, run), {}).checkpoint
+    newest = open_model(NamedModel(run.path, run), {}).model_weights
     profile = load_profile(run.profile_path, [f"model.reference=run:{run.name}"]).profile
-    reference = open_reference(profile, run.path.parent, None).checkpoint
+    reference = open_reference(profile, run.path.parent, None).model_weights
     assert reference.fingerprint == newest.fingerprint
-    kept = open_reference(profile, run.path.parent, run).checkpoint
+    kept = open_reference(profile, run.path.parent, run).model_weights
     assert all(torch.equal(kept.state[name], newest.state[name]) for name in newest.state)
 
 
@@ -78,15 +80,15 @@ def test_a_hugging_face_folder_is_the_model_it_was_made_from(
     golden: Path, tmp_path: Path, case: str
 ) -> None:
     file = golden / f"arch/{case}.pth"
-    checkpoint = open_model(find_model(str(file), tmp_path), OTHER).checkpoint
-    model: PreTrainedModel = build_model(checkpoint.architecture, checkpoint.state)
+    model_weights = open_model(find_model(str(file), tmp_path), OTHER).model_weights
+    model: PreTrainedModel = build_model(model_weights.architecture, model_weights.state)
     model.save_pretrained(tmp_path)
     opened = open_model(find_model(str(tmp_path), tmp_path), {})
-    assert as_minimind(opened.checkpoint.architecture, "") == checkpoint.architecture
-    assert as_minimind(opened.checkpoint.architecture, "").rope_theta == 1e4
-    assert opened.checkpoint.state.keys() == checkpoint.state.keys()
-    for name, tensor in checkpoint.state.items():
-        assert torch.equal(opened.checkpoint.state[name], tensor.float()), name
+    assert as_minimind(opened.model_weights.architecture, "") == model_weights.architecture
+    assert as_minimind(opened.model_weights.architecture, "").rope_theta == 1e4
+    assert opened.model_weights.state.keys() == model_weights.state.keys()
+    for name, tensor in model_weights.state.items():
+        assert torch.equal(opened.model_weights.state[name], tensor.float()), name
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dpo_cli.errors import DpoError
 from dpo_cli.models.huggingface import HuggingFace
-from dpo_cli.models.loading import Checkpoint, build_model, load_checkpoint, read_state_dict
+from dpo_cli.models.loading import ModelWeights, build_model, load_model_weights, read_state_dict
 from dpo_cli.models.spec import architecture_of
 from tests.support.cli import REPOSITORY
 from tests.support.families import FAMILIES, VOCABULARY, build
@@ -67,7 +67,7 @@ def change(llama: Path) -> Change:
 
 def refuse(path: Path, **stated: Any) -> DpoError:
     with pytest.raises(DpoError) as caught:
-        load_checkpoint(path, stated)
+        load_model_weights(path, stated)
     assert caught.value.message.startswith(str(path))
     assert caught.value.remedy
     return caught.value
@@ -78,16 +78,16 @@ def test_every_family_is_read_as_transformers_reads_it(family: str, tmp_path: Pa
     """In parts, too; and the plan's plain values are enough to build it again."""
     build(family).save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    checkpoint = load_checkpoint(tmp_path, {})
+    model_weights = load_model_weights(tmp_path, {})
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    assert checkpoint.dtype == torch.float32
-    assert checkpoint.parameters == plain.num_parameters()
-    architecture = architecture_of(json.loads(json.dumps(checkpoint.architecture.to_dict())))
-    assert architecture == checkpoint.architecture
-    model = build_model(architecture, checkpoint.state)
+    assert model_weights.dtype == torch.float32
+    assert model_weights.parameters == plain.num_parameters()
+    architecture = architecture_of(json.loads(json.dumps(model_weights.architecture.to_dict())))
+    assert architecture == model_weights.architecture
+    model = build_model(architecture, model_weights.state)
     assert (logits(model) - logits(plain)).abs().max() == 0
     before = torch.get_rng_state()
-    build_model(architecture, checkpoint.state)
+    build_model(architecture, model_weights.state)
     assert torch.equal(torch.get_rng_state(), before)
     assert type(plain).__name__ in architecture.description
     assert architecture.vocab_size == VOCABULARY
@@ -98,7 +98,7 @@ def test_every_family_is_read_as_transformers_reads_it(family: str, tmp_path: Pa
         assert architecture.num_attention_heads == 4
     has_experts = family in ("qwen3-moe", "gpt-oss", "llama4-chunks")
     assert architecture.use_moe == has_experts
-    assert (architecture.balance_kind is not None) == (family == "qwen3-moe")
+    assert (architecture.aux_loss_kind is not None) == (family == "qwen3-moe")
 
 
 def test_nothing_is_dropped_that_the_profile_does_not_want_dropped(tmp_path: Path) -> None:
@@ -106,43 +106,47 @@ def test_nothing_is_dropped_that_the_profile_does_not_want_dropped(tmp_path: Pat
     config = transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4)
     assert config.resid_pdrop == config.attn_pdrop == config.embd_pdrop == 0.1
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    architecture = load_checkpoint(tmp_path, {}).architecture
+    architecture = load_model_weights(tmp_path, {}).architecture
     silent, dropping = architecture.config(), architecture.config(0.3)
     assert silent.attn_pdrop == silent.resid_pdrop == silent.embd_pdrop == 0.0
     assert (dropping.attn_pdrop, dropping.resid_pdrop) == (0.3, 0.0)
     assert isinstance(architecture, HuggingFace)
     assert architecture.settings["attn_pdrop"] == 0.1  # as it is saved again
     build("mamba").save_pretrained(tmp_path / "mamba")
-    mamba = load_checkpoint(tmp_path / "mamba", {}).architecture
+    mamba = load_model_weights(tmp_path / "mamba", {}).architecture
     with pytest.raises(DpoError, match="cannot drop attention weights"):
         mamba.config(0.1)
 
 
 def test_the_padding_token_learns_like_any_other(llama: Path, change: Change) -> None:
     change(pad_token_id=5)
-    checkpoint = load_checkpoint(llama, {})
-    model = build_model(checkpoint.architecture, checkpoint.state)
+    model_weights = load_model_weights(llama, {})
+    model = build_model(model_weights.architecture, model_weights.state)
     model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().backward()
     assert model.get_input_embeddings().weight.grad[5].abs().sum() > 0
-    assert isinstance(checkpoint.architecture, HuggingFace)
-    assert checkpoint.architecture.settings["pad_token_id"] == 5
+    assert isinstance(model_weights.architecture, HuggingFace)
+    assert model_weights.architecture.settings["pad_token_id"] == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_keep_the_precision_they_were_saved_in(llama: Path, dtype: torch.dtype) -> None:
     build("llama").to(dtype).save_pretrained(llama)
-    checkpoint = load_checkpoint(llama, {})
-    assert {tensor.dtype for tensor in checkpoint.state.values()} == {checkpoint.dtype} == {dtype}
-    assert build_model(checkpoint.architecture, checkpoint.state).dtype == torch.float32
+    model_weights = load_model_weights(llama, {})
+    assert (
+        {tensor.dtype for tensor in model_weights.state.values()}
+        == {model_weights.dtype}
+        == {dtype}
+    )
+    assert build_model(model_weights.architecture, model_weights.state).dtype == torch.float32
 
 
 def test_of_several_precisions_none_is_lost(llama: Path, change: Change) -> None:
     state = load_file(llama / "model.safetensors")
     norm = "model.norm.weight"
     change({name: tensor.bfloat16() for name, tensor in state.items() if name != norm})
-    checkpoint = load_checkpoint(llama, {})
-    assert checkpoint.dtype == torch.bfloat16
-    assert torch.equal(checkpoint.state[norm], state[norm])
+    model_weights = load_model_weights(llama, {})
+    assert model_weights.dtype == torch.bfloat16
+    assert torch.equal(model_weights.state[norm], state[norm])
 
 
 def test_files_of_older_versions(tmp_path: Path) -> None:
@@ -154,19 +158,19 @@ def test_files_of_older_versions(tmp_path: Path) -> None:
     old |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 128, 128) for layer in range(2)}
     old["h.0.attn.masked_bias"] = torch.zeros(3, dtype=torch.uint8)
     save_file(old, tmp_path / "model.safetensors")
-    checkpoint = load_checkpoint(tmp_path, {})
-    assert sorted(checkpoint.state) == sorted(state)
-    assert all(torch.equal(checkpoint.state[name], state[name]) for name in state)
+    model_weights = load_model_weights(tmp_path, {})
+    assert sorted(model_weights.state) == sorted(state)
+    assert all(torch.equal(model_weights.state[name], state[name]) for name in state)
 
 
 def test_a_head_that_is_said_to_be_tied_and_is_not(llama: Path, change: Change) -> None:
     """transformers then keeps both, and so do we."""
     change(tie_word_embeddings=True)
-    checkpoint = load_checkpoint(llama, {})
-    assert "lm_head.weight" in checkpoint.state
+    model_weights = load_model_weights(llama, {})
+    assert "lm_head.weight" in model_weights.state
     change({"lm_head.weight": None})
-    tied = load_checkpoint(llama, {})
-    assert sorted({*checkpoint.state} - {*tied.state}) == ["lm_head.weight"]
+    tied = load_model_weights(llama, {})
+    assert sorted({*model_weights.state} - {*tied.state}) == ["lm_head.weight"]
 
 
 class TestMiniMindsOwnDirectories:
@@ -180,7 +184,7 @@ class TestMiniMindsOwnDirectories:
         return tmp_path
 
     def test_it_is_the_same_as_the_file(self, published: Path) -> None:
-        ours, theirs = load_checkpoint(DEMO, {}), load_checkpoint(published, {})
+        ours, theirs = load_model_weights(DEMO, {}), load_model_weights(published, {})
         assert theirs.architecture == ours.architecture
         assert all(torch.equal(theirs.state[name], ours.state[name]) for name in ours.state)
 
@@ -192,7 +196,7 @@ class TestMiniMindsOwnDirectories:
             "rope_theta": 1e4,
         }
         (published / "config.json").write_text(json.dumps(changed))
-        architecture = load_checkpoint(published, {}).architecture
+        architecture = load_model_weights(published, {}).architecture
         assert (architecture.num_attention_heads, architecture.head_dim) == (16, 8)
         assert architecture.to_dict()["rope_theta"] == 1e4
         error = refuse(published, rope_theta=1e6)
@@ -213,7 +217,7 @@ class TestMiniMindsOwnDirectories:
         with (published / "pytorch_model.bin").open("wb") as file:
             pickle.dump(Evil(), file)
         with pytest.raises(DpoError, match="not plain weights"):
-            load_checkpoint(published, {})
+            load_model_weights(published, {})
         assert not (published / "was-run").exists()
 
 
@@ -237,7 +241,7 @@ class TestBadDirectories:
         part = sorted(llama.glob("model-*.safetensors"))[1]
         part.unlink()
         with pytest.raises(DpoError, match=f"{part.name}: no such file"):
-            load_checkpoint(llama, {})
+            load_model_weights(llama, {})
 
     def test_an_index_that_leads_out_of_the_directory(self, llama: Path) -> None:
         (llama / "model.safetensors").rename(llama.parent / "outside.safetensors")
@@ -286,8 +290,8 @@ class TestBadDirectories:
 
 def test_the_content_is_known_by_its_hashes(llama: Path, tmp_path: Path) -> None:
     def fingerprint(path: Path = llama) -> str:
-        checkpoint: Checkpoint = load_checkpoint(path, {})
-        return checkpoint.fingerprint
+        model_weights: ModelWeights = load_model_weights(path, {})
+        return model_weights.fingerprint
 
     before = fingerprint()
     moved = llama.rename(tmp_path / "moved")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from dpo_cli.compute.device import Compute
+from dpo_cli.compute.device import Device
 from dpo_cli.models.generation import Decoding, generate
 from dpo_cli.models.support import scorer_for
 from tests.support import families
 
-CPU = Compute(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 TOKENS = 24
 
 

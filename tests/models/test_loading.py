@@ -18,9 +18,9 @@ from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import to_minimind
 from dpo_cli.models.loading import (
-    Checkpoint,
+    ModelWeights,
     build_model,
-    load_checkpoint,
+    load_model_weights,
     read_state_dict,
     to_disk_names,
 )
@@ -28,9 +28,7 @@ from dpo_cli.models.scoring import ResponseScorer
 
 BOUND = 5e-5
 CASES = [
-    f"{generation}/full_sft_{name}"
-    for generation in ("seed", "head")
-    for name in ("64", "64_moe", "80")
+    f"{version}/full_sft_{name}" for version in ("seed", "head") for name in ("64", "64_moe", "80")
 ]
 # What weights cannot tell: see golden/README.md.
 STATED: dict[str, dict[str, Any]] = {
@@ -54,13 +52,13 @@ def recorded(path: Path) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(path: Path, case: str) -> Checkpoint:
-    return load_checkpoint(path, STATED.get(case, {}))
+def model_weights(path: Path, case: str) -> ModelWeights:
+    return load_model_weights(path, STATED.get(case, {}))
 
 
-def test_what_was_recognised_is_what_was_recorded(checkpoint: Checkpoint, path: Path) -> None:
+def test_what_was_recognised_is_what_was_recorded(model_weights: ModelWeights, path: Path) -> None:
     facts = json.loads(path.with_suffix(".json").read_text())
-    config, architecture = facts["config"], checkpoint.architecture
+    config, architecture = facts["config"], model_weights.architecture
     for key in ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"):
         assert getattr(architecture, key) == config[key]
     for key in ("num_key_value_heads", "head_dim", "rope_theta", "rms_norm_eps", "use_moe"):
@@ -68,24 +66,24 @@ def test_what_was_recognised_is_what_was_recorded(checkpoint: Checkpoint, path: 
     if architecture.use_moe:
         assert architecture.num_experts_per_tok == config["num_experts_per_tok"]
         assert architecture.norm_topk_prob == config["norm_topk_prob"]
-    assert checkpoint.parameters == facts["param_count_tied_once"]
+    assert model_weights.parameters == facts["param_count_tied_once"]
     assert list(architecture.expected_shapes()) == facts["state_dict_keys"]
 
 
 def test_padded_logits_are_the_golden_ones(
-    checkpoint: Checkpoint, recorded: dict[str, Tensor]
+    model_weights: ModelWeights, recorded: dict[str, Tensor]
 ) -> None:
-    model = build_model(checkpoint.architecture, checkpoint.state).eval()
+    model = build_model(model_weights.architecture, model_weights.state).eval()
     with torch.no_grad():
         logits = model(recorded["input_ids"].long()).logits
     assert (logits - recorded["logits_eval"]).abs().max() < BOUND
 
 
 def test_packed_log_probs_are_the_golden_ones(
-    checkpoint: Checkpoint, recorded: dict[str, Tensor]
+    model_weights: ModelWeights, recorded: dict[str, Tensor]
 ) -> None:
     """Every position of two rows is a target of the packed row, and no prompt is shared..."""
-    model = ResponseScorer(build_model(checkpoint.architecture, checkpoint.state)).eval()
+    model = ResponseScorer(build_model(model_weights.architecture, model_weights.state)).eval()
     rows = [
         Tokenized(ids[:length].long(), torch.ones(int(length), dtype=torch.bool))
         for ids, length in zip(recorded["input_ids"], recorded["lengths"], strict=True)
@@ -111,18 +109,18 @@ def test_packed_log_probs_are_the_golden_ones(
 # and head/full_sft_64_moe padded only: recorded with the padding in the balance loss.
 @pytest.mark.parametrize(
     ("gradient_case", "layout"),
-    [(case, layout) for case in CASES if "moe" not in case for layout in ("packed", "reference")]
-    + [("head/full_sft_64_moe", "reference")],
+    [(case, layout) for case in CASES if "moe" not in case for layout in ("packed", "padded")]
+    + [("head/full_sft_64_moe", "padded")],
 )
 def test_gradients_are_the_golden_ones(golden: Path, gradient_case: str, layout: str) -> None:
-    """The mean negative log-likelihood of all real tokens, plus generation 3's balance loss."""
+    """The mean negative log-likelihood of all real tokens, plus MiniMind version 3's balance loss."""
     path = golden / "arch" / f"{gradient_case}.pth"
     recorded = load_file(path.with_name(f"{path.stem}.io.safetensors"))
-    checkpoint = load_checkpoint(path, STATED.get(gradient_case, {}))
-    architecture = checkpoint.architecture
-    model = build_model(architecture, checkpoint.state)
+    model_weights = load_model_weights(path, STATED.get(gradient_case, {}))
+    architecture = model_weights.architecture
+    model = build_model(architecture, model_weights.state)
     scorer = ResponseScorer(
-        model, architecture.balance_kind if architecture.use_moe else None, aux_tokens="all"
+        model, architecture.aux_loss_kind if architecture.use_moe else None, aux_loss_tokens="all"
     ).train()
     rows = [
         Tokenized(ids[:length].long(), torch.ones(int(length), dtype=torch.bool))
@@ -131,7 +129,7 @@ def test_gradients_are_the_golden_ones(golden: Path, gradient_case: str, layout:
     pairs = [TokenizedPair(1, rows[0], rows[1]), TokenizedPair(2, rows[2], rows[3])]
     # The recorded rows are padded to 48 tokens and all 48 are inputs, the last without a label.
     batch = make_batch(pairs, layout, max_seq_len=49)  # type: ignore[arg-type]
-    if layout == "reference":
+    if layout == "padded":
         last = torch.tensor([row.ids[-1] for row in (rows[0], rows[2], rows[1], rows[3])])
         batch.input_ids[torch.arange(4), batch.lengths] = last  # type: ignore[union-attr]
     scores = scorer(batch)
@@ -155,10 +153,10 @@ def test_gradients_are_the_golden_ones(golden: Path, gradient_case: str, layout:
 
 
 def test_a_model_gives_back_exactly_the_weights_it_was_built_from(
-    checkpoint: Checkpoint, path: Path
+    model_weights: ModelWeights, path: Path
 ) -> None:
-    model = build_model(checkpoint.architecture, checkpoint.state)
-    back = to_minimind(to_disk_names(model, dict(model.state_dict())), checkpoint.architecture)
+    model = build_model(model_weights.architecture, model_weights.state)
+    back = to_minimind(to_disk_names(model, dict(model.state_dict())), model_weights.architecture)
     original = read_state_dict(path)
     assert set(back) == set(original)
     assert all(torch.equal(back[name], tensor) for name, tensor in original.items())
@@ -169,7 +167,7 @@ def test_safetensors_need_no_tied_head(path: Path, case: str, tmp_path: Path) ->
     del state["lm_head.weight"]
     copy = tmp_path / "full_sft.safetensors"
     save_file(state, copy)
-    loaded = load_checkpoint(copy, STATED.get(case, {}))
+    loaded = load_model_weights(copy, STATED.get(case, {}))
     assert torch.equal(
         loaded.state["model.embed_tokens.weight"], state["model.embed_tokens.weight"]
     )
@@ -182,7 +180,7 @@ class TestBadFiles:
 
     def refuse(self, path: Path, **stated: Any) -> DpoError:
         with pytest.raises(DpoError) as caught:
-            load_checkpoint(path, stated)
+            load_model_weights(path, stated)
         assert str(path) in caught.value.message
         assert caught.value.remedy
         return caught.value
@@ -270,7 +268,7 @@ class TestBadFiles:
         error = self.refuse(golden / "arch/seed/full_sft_80.pth")
         assert "8 attention heads and 2 key-value heads do not fit" in error.message
 
-    def test_stated_heads_that_contradict_generation_3(self, golden: Path) -> None:
+    def test_stated_heads_that_contradict_version_3(self, golden: Path) -> None:
         error = self.refuse(golden / "arch/head/full_sft_80.pth", num_attention_heads=5)
         assert error.details == ("model.num_attention_heads = 5 in the profile, 4 in the weights",)
 

@@ -66,7 +66,7 @@ def test_every_model_is_scored_as_it_scores_itself(family: str) -> None:
     assert (scorer.fallback is None) == (family in PACKED)
     with torch.no_grad():
         expected = as_the_model_says(family, some_pairs())
-        for layout in ("packed", "reference"):
+        for layout in ("packed", "padded"):
             scores = scorer(make_batch(some_pairs(), layout, max_seq_len=LONGEST))  # type: ignore[arg-type]
             assert (scores.token_logps[scores.mask] - expected).abs().max() < BOUND, layout
 

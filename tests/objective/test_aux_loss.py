@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpo_cli.objective.aux_loss import TokenGroups, balance_loss
+from dpo_cli.objective.aux_loss import TokenGroups, aux_loss
 
 
 def one_group(tokens: int) -> TokenGroups:
@@ -18,15 +18,15 @@ def even_logits(tokens: int, experts: int) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["sequence", "batch"])
 def test_even_use_is_one_a_layer_and_concentration_costs(kind: str) -> None:
-    even = balance_loss([even_logits(16, 4)] * 3, one_group(16), 1, kind)  # type: ignore[arg-type]
+    even = aux_loss([even_logits(16, 4)] * 3, one_group(16), 1, kind)  # type: ignore[arg-type]
     assert even.item() == pytest.approx(3.0, abs=1e-5)
     crowded = torch.tensor([[9.0, 0.0, 0.0, 0.0]]).repeat(16, 1)
-    one = balance_loss([crowded], one_group(16), 1, kind)  # type: ignore[arg-type]
+    one = aux_loss([crowded], one_group(16), 1, kind)  # type: ignore[arg-type]
     assert 3.9 < one.item() < 4.0
 
 
 def plain_sequence_loss(logits: Tensor, top_k: int) -> Tensor:
-    """Generation 2's formula for one sequence of (tokens, experts)."""
+    """MiniMind version 2's formula for one sequence of (tokens, experts)."""
     tokens, experts = logits.shape
     scores = logits.softmax(-1)
     counts = torch.zeros(experts)
@@ -36,7 +36,7 @@ def plain_sequence_loss(logits: Tensor, top_k: int) -> Tensor:
 
 
 def plain_batch_loss(logits: Tensor, top_k: int) -> Tensor:
-    """Generation 3's: E * sum over experts of (share of tokens * mean probability)."""
+    """MiniMind version 3's: E * sum over experts of (share of tokens * mean probability)."""
     scores = logits.softmax(-1)
     load = torch.nn.functional.one_hot(scores.topk(top_k, -1).indices, logits.shape[1]).float()
     return (load.mean(0) * scores.mean(0)).sum() * logits.shape[1]
@@ -53,15 +53,15 @@ def test_a_shared_prompt_counts_once_for_each_side() -> None:
         torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]]),
     )
     sides = [torch.cat([prompt, chosen]), torch.cat([prompt, rejected])]
-    by_sequence = balance_loss([logits], groups, 2, "sequence")
+    by_sequence = aux_loss([logits], groups, 2, "sequence")
     expected = sum(plain_sequence_loss(side, 2) for side in sides) / 2
     assert by_sequence.item() == pytest.approx(float(expected), rel=1e-5)
-    by_batch = balance_loss([logits], groups, 2, "batch")
+    by_batch = aux_loss([logits], groups, 2, "batch")
     assert by_batch.item() == pytest.approx(plain_batch_loss(torch.cat(sides), 2).item(), rel=1e-5)
 
 
 def test_gradients_reach_the_router() -> None:
     logits = torch.randn(12, 4, generator=torch.Generator().manual_seed(4)).requires_grad_()
-    balance_loss([logits], one_group(12), 2, "sequence").backward()  # type: ignore[no-untyped-call]
+    aux_loss([logits], one_group(12), 2, "sequence").backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert logits.grad.abs().max() > 1e-4

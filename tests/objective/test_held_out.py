@@ -61,7 +61,7 @@ def slowly(pair: int, beta: float, reduction: Reduction) -> dict[str, float]:
         "rewards/accuracies": float(margin > 0),
         "logps/chosen": logp(policy, sides["chosen"]),
         "logps/rejected": logp(policy, sides["rejected"]),
-        "gap": statistics.mean(drift["chosen"]) - statistics.mean(drift["rejected"]),
+        "margin_per_token": statistics.mean(drift["chosen"]) - statistics.mean(drift["rejected"]),
         "kl": statistics.mean(squares),
         "logps/accuracies": float(logp(policy, sides["chosen"]) > logp(policy, sides["rejected"])),
         "ref_logps/accuracies": float(
@@ -99,10 +99,14 @@ def test_groups_that_divide_the_pairs_add_up_to_them() -> None:
 def test_the_interval_of_a_mean_is_the_normal_one() -> None:
     table = score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))
     summary = summarize(table)
-    gaps = table[:, HELD_OUT_FIGURES.index("gap")].tolist()
+    gaps = table[:, HELD_OUT_FIGURES.index("margin_per_token")].tolist()
     reach = 1.96 * statistics.stdev(gaps) / math.sqrt(PAIRS)
-    assert summary["gap/low"] == pytest.approx(summary["gap"] - reach, rel=1e-3)
-    assert summary["gap/high"] == pytest.approx(summary["gap"] + reach, rel=1e-3)
+    assert summary["margin_per_token/low"] == pytest.approx(
+        summary["margin_per_token"] - reach, rel=1e-3
+    )
+    assert summary["margin_per_token/high"] == pytest.approx(
+        summary["margin_per_token"] + reach, rel=1e-3
+    )
 
 
 def test_one_pair_has_no_interval_but_for_its_shares() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.profile.discover import Found, generation_of, is_mixture, look_around
+from dpo_cli.profile.discover import Found, is_mixture, look_around, minimind_version_of
 
 
 @pytest.fixture
@@ -68,16 +68,16 @@ def test_nearer_ones_come_first(room: Path) -> None:
     assert len(look_around(here).checkpoints) == 2
 
 
-def test_only_the_third_generation_thinks(room: Path) -> None:
+def test_only_the_third_version_thinks(room: Path) -> None:
     checkout(room)
-    assert generation_of(room / "model") == 2
+    assert minimind_version_of(room / "model") == 2
     (room / "model/chat_template.jinja").write_text("... <think>\n\n</think> ...")
-    assert generation_of(room / "model") == 3
+    assert minimind_version_of(room / "model") == 3
 
 
 def test_real_tokenizers(shared: Path) -> None:
-    assert generation_of(shared / "tokenizer/minimind2") == 2
-    assert generation_of(shared / "tokenizer/minimind3") == 3
+    assert minimind_version_of(shared / "tokenizer/minimind2") == 2
+    assert minimind_version_of(shared / "tokenizer/minimind3") == 3
 
 
 def test_names_tell_mixtures() -> None:

@@ -79,16 +79,16 @@ def our_hub() -> Iterator[ThreadingHTTPServer]:
 
 
 def fetch(folder: Path, port: int, *names: str) -> list[str]:
-    """What `resolve_checkpoint` comes to for each name, in a process that knows our Hub alone."""
+    """What `resolve_weights` comes to for each name, in a process that knows our Hub alone."""
     code = (
         "import sys; from pathlib import Path; from dpo_cli.errors import UsageError\n"
-        "from dpo_cli.profile.inputs import check_inputs, resolve_checkpoint\n"
+        "from dpo_cli.profile.inputs import check_inputs, resolve_weights\n"
         "from dpo_cli.profile.load import load_profile\n"
         "for name in sys.argv[1:]:\n"
-        "    loaded = load_profile(Path('my.toml'), [f'model.checkpoint={name}'])\n"
+        "    loaded = load_profile(Path('my.toml'), [f'model.weights={name}'])\n"
         "    try: check_inputs(loaded)\n"
         "    except UsageError as error: print(*error.details)\n"
-        "    else: print(resolve_checkpoint(loaded.profile, 'checkpoint'))\n"
+        "    else: print(resolve_weights(loaded.profile, 'checkpoint'))\n"
     )
     (folder / "dpo.jsonl").write_text("x")
     (folder / "my.toml").write_text('data.data_path = "dpo.jsonl"\n')
@@ -127,7 +127,7 @@ def test_what_the_hub_does_not_have(our_hub: ThreadingHTTPServer, folder: Path) 
         "'them//tiny' is no name of a model on the Hub",
     ]
     for line, reason in zip(found, expected, strict=True):
-        assert line.startswith(f"--set  model.checkpoint: {reason}; ")
+        assert line.startswith(f"--set  model.weights: {reason}; ")
 
 
 def test_without_a_network(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.inputs import check_inputs, resolve_checkpoint, resolve_tokenizer
+from dpo_cli.profile.inputs import check_inputs, resolve_tokenizer, resolve_weights
 from dpo_cli.profile.load import LoadedProfile, load_profile
 from dpo_cli.profile.schema import Profile
 
@@ -78,7 +78,7 @@ class TestFiles:
             "--set  data.data_path: dpo.json does not exist; did you mean dpo.jsonl?"
         ]
 
-    @pytest.mark.parametrize("key", ["data.data_path", "eval.path", "model.checkpoint"])
+    @pytest.mark.parametrize("key", ["data.data_path", "eval.path", "model.weights"])
     def test_a_directory_or_an_empty_file(self, complain: Complain, folder: Path, key: str) -> None:
         put(folder / "empty", "")
         assert complain(f"{key}=./empty") == [
@@ -135,63 +135,62 @@ class TestCheckpoint:
         put(folder / "out/mine.safetensors")
         expected = str(folder / "out/mine.safetensors")
         for name in ("mine.safetensors", "mine"):
-            profile = profile_with(load, f"model.checkpoint={name}")
-            assert resolve_checkpoint(profile, "checkpoint") == expected
+            profile = profile_with(load, f"model.weights={name}")
+            assert resolve_weights(profile, "weights") == expected
 
     def test_a_path_is_itself(self, load: Load, folder: Path) -> None:
         put(folder / "mine.pth")
         for stated in ("./mine.pth", "./mine", str(folder / "mine.pth")):
-            profile = profile_with(load, f"model.checkpoint={stated}")
-            assert resolve_checkpoint(profile, "checkpoint") == str(folder / "mine.pth")
+            profile = profile_with(load, f"model.weights={stated}")
+            assert resolve_weights(profile, "weights") == str(folder / "mine.pth")
 
     def test_a_run_is_left_to_those_who_know_runs(self, load: Load) -> None:
-        profile = profile_with(load, "model.checkpoint=run:first")
-        assert resolve_checkpoint(profile, "checkpoint") == "run:first"
-        assert resolve_checkpoint(profile, "reference") == "run:first"
+        profile = profile_with(load, "model.weights=run:first")
+        assert resolve_weights(profile, "weights") == "run:first"
+        assert resolve_weights(profile, "reference") == "run:first"
 
     def test_the_reference_is_the_checkpoint_unless_stated(self, load: Load, folder: Path) -> None:
         put(folder / "out/other.pth")
-        checkpoint = str(folder / "out/full_sft_512.pth")
-        assert resolve_checkpoint(profile_with(load), "reference") == checkpoint
+        model_weights = str(folder / "out/full_sft_512.pth")
+        assert resolve_weights(profile_with(load), "reference") == model_weights
         profile = profile_with(load, "model.reference=other.pth")
-        assert resolve_checkpoint(profile, "checkpoint") == checkpoint
-        assert resolve_checkpoint(profile, "reference") == str(folder / "out/other.pth")
+        assert resolve_weights(profile, "weights") == model_weights
+        assert resolve_weights(profile, "reference") == str(folder / "out/other.pth")
 
     def test_a_missing_one_gets_a_suggestion(self, complain: Complain) -> None:
         for name in ("full_sft_521.pth", "full_sft_521"):
-            assert complain(f"model.checkpoint={name}") == [
-                f"--set  model.checkpoint: out/{name} does not exist; "
-                "did you mean full_sft_512.pth?"
+            assert complain(f"model.weights={name}") == [
+                f"--set  model.weights: out/{name} does not exist; did you mean full_sft_512.pth?"
             ]
 
     def test_a_name_for_two_files(self, complain: Complain, folder: Path) -> None:
         put(folder / "out/full_sft_512.safetensors")
-        assert complain("model.checkpoint=full_sft_512") == [
-            "--set  model.checkpoint: full_sft_512 may be full_sft_512.pth, "
+        assert complain("model.weights=full_sft_512") == [
+            "--set  model.weights: full_sft_512 may be full_sft_512.pth, "
             "full_sft_512.safetensors; add the suffix"
         ]
 
     def test_a_hugging_face_directory(self, complain: Complain, load: Load, folder: Path) -> None:
-        assert complain("model.checkpoint=./model") == [
-            "--set  model.checkpoint: model is a directory; name a weights file in it, or a "
+        assert complain("model.weights=./model") == [
+            "--set  model.weights: model is a directory; name a weights file in it, or a "
             "Hugging Face directory, which has a config.json"
         ]
         put(folder / "model/config.json")
-        assert complain("model.checkpoint=./model") == [
-            "--set  model.checkpoint: model has a config.json, but no model.safetensors; was its "
+        assert complain("model.weights=./model") == [
+            "--set  model.weights: model has a config.json, but no model.safetensors; was its "
             "copy or download interrupted?"
         ]
         for name in ("model.safetensors", "pytorch_model.bin.index.json"):
             put(folder / "model" / name)
-            assert complain("model.checkpoint=./model") == []
+            assert complain("model.weights=./model") == []
             (folder / "model" / name).unlink()
         put(folder / "out/mine/config.json")
         put(folder / "out/mine/model.safetensors")
-        profile = profile_with(load, "model.checkpoint=mine")
-        assert resolve_checkpoint(profile, "checkpoint") == str(folder / "out/mine")
+        profile = profile_with(load, "model.weights=mine")
+        assert resolve_weights(profile, "weights") == str(folder / "out/mine")
 
     def test_the_tokenizer_of_a_directory_is_its_own(self, write: Write, folder: Path) -> None:
-        path = write(required='model.checkpoint = "./model"\ndata.data_path = "dpo.jsonl"\n')
+        path = write(required='model.weights = "./model"\ndata.data_path = "dpo.jsonl"\n')
         for name in ("config.json", "model.safetensors"):
             put(folder / "model" / name)
         loaded = load_profile(path)
@@ -205,32 +204,32 @@ class TestCheckpoint:
             " tokenizer that the weights were trained with",
         )
         with pytest.raises(UsageError) as caught:
-            check_inputs(load_profile(path, ["model.checkpoint=./out/full_sft_512.pth"]))
+            check_inputs(load_profile(path, ["model.weights=./out/full_sft_512.pth"]))
         (detail,) = caught.value.details
         assert "model.tokenizer: missing, and only a Hugging Face directory has its own" in detail
 
     def test_a_bare_name_without_out_dir(self, load: Load) -> None:
-        profile = load("", "model.checkpoint=x.pth").profile
+        profile = load("", "model.weights=x.pth").profile
         with pytest.raises(UsageError, match=r"x.pth is a name in model.out_dir, which is not set"):
-            resolve_checkpoint(profile, "checkpoint")
+            resolve_weights(profile, "weights")
 
     def test_no_word_of_any_weights(self, load: Load) -> None:
         with pytest.raises(UsageError) as caught:
             check_inputs(load())
         (detail,) = caught.value.details
-        assert detail.startswith("my.toml  model.checkpoint: nothing says which weights to train")
+        assert detail.startswith("my.toml  model.weights: nothing says which weights to train")
 
 
 class TestTheOnlySft:
     def test_it_is_found(self, load: Load, folder: Path) -> None:
         put(folder / "out/full_sft_512.txt")
         put(folder / "out/rlhf_512.pth")
-        path = resolve_checkpoint(profile_with(load), "checkpoint")
+        path = resolve_weights(profile_with(load), "weights")
         assert path == str(folder / "out/full_sft_512.pth")
 
     def test_alone_it_is_taken_whatever_its_name_says(self, load: Load, folder: Path) -> None:
         """The weights themselves will contradict the stated width, naming both."""
-        path = resolve_checkpoint(profile_with(load, "model.hidden_size=768"), "checkpoint")
+        path = resolve_weights(profile_with(load, "model.hidden_size=768"), "weights")
         assert path == str(folder / "out/full_sft_512.pth")
 
     def test_there_is_none(self, complain: Complain, folder: Path) -> None:
@@ -265,7 +264,7 @@ class TestTheOnlySft:
     def test_the_stated_shape_chooses_by_name(
         self, load: Load, folder: Path, overrides: list[str], name: str
     ) -> None:
-        path = resolve_checkpoint(profile_with(load, *overrides), "checkpoint")
+        path = resolve_weights(profile_with(load, *overrides), "weights")
         assert path == str(folder / "out" / name)
 
     @pytest.mark.parametrize(
@@ -276,5 +275,5 @@ class TestTheOnlySft:
         assert complain(*overrides) == [
             "--set  model.out_dir: out holds full_sft_512.pth, full_sft_512_moe.pth, "
             "full_sft_768.safetensors, full_sft_best.pth; choose one, "
-            'for example model.checkpoint = "full_sft_512.pth"'
+            'for example model.weights = "full_sft_512.pth"'
         ]

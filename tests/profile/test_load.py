@@ -55,11 +55,11 @@ class TestPaths:
     def test_variables_and_home(self, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WEIGHTS", "/weights")
         monkeypatch.setenv("HOME", "/home/ann")
-        profile = load("[eval]\npath='~/e.jsonl'\n", "model.checkpoint=$WEIGHTS/x.pth").profile
+        profile = load("[eval]\npath='~/e.jsonl'\n", "model.weights=$WEIGHTS/x.pth").profile
         assert profile.eval.path == Path("/home/ann/e.jsonl")
-        assert profile.model.checkpoint == "/weights/x.pth"
+        assert profile.model.weights == "/weights/x.pth"
 
-    @pytest.mark.parametrize("which", ["checkpoint", "reference"])
+    @pytest.mark.parametrize("which", ["weights", "reference"])
     @pytest.mark.parametrize(
         ("stated", "resolved"),
         [
@@ -83,9 +83,9 @@ class TestPaths:
         assert getattr(profile.model, which) == resolved
 
     def test_relative_weights_are_relative_to_the_file(self, write: Write, folder: Path) -> None:
-        path = write('model.checkpoint = "./x.pth"\n', name="sub/my.toml", required="")
+        path = write('model.weights = "./x.pth"\n', name="sub/my.toml", required="")
         path.write_text(path.read_text() + 'model.tokenizer = "m"\ndata.data_path = "d"\n')
-        assert load_profile(path).profile.model.checkpoint == str(folder / "sub/x.pth")
+        assert load_profile(path).profile.model.weights == str(folder / "sub/x.pth")
 
     def test_an_undefined_variable_is_named(self, fail: Fail) -> None:
         (detail,) = fail("[eval]\npath = '$NO_SUCH/e'\n").details
@@ -192,7 +192,10 @@ class TestErrors:
                 "device = 'gpu'",
                 'has the wrong form; for example {key} = "auto" or "cpu" or "cuda" or "cuda:0"',
             ),
-            ("aux_tokens = 'all'", "the packed layout has no padding to count; set train.layout"),
+            (
+                "aux_loss_tokens = 'all'",
+                "the packed layout has no padding to count; set train.layout",
+            ),
             (
                 "global_batch_size = 6",
                 "must be a multiple of train.batch_size, which is 4; for example 4",

@@ -12,11 +12,11 @@ from dpo_cli.profile.recipe import (
     BETA,
     REACH,
     Inputs,
-    braking_gap,
     copy_of,
     learning_recipe,
+    minimind_recipe,
     path_value,
-    reference_recipe,
+    saturation_margin,
     together,
 )
 
@@ -67,8 +67,8 @@ def test_without_pairs_the_usual_number_is_assumed_and_said() -> None:
     assert draft.values["train.learning_rate"] < 1e-6
 
 
-def test_the_reference_recipe_states_the_scripts_values(folder: Path) -> None:
-    draft = reference_recipe(load_profile(Path("minimind3")), NOTHING, folder)
+def test_the_minimind_recipe_states_the_scripts_values(folder: Path) -> None:
+    draft = minimind_recipe(load_profile(Path("minimind3")), NOTHING, folder)
     assert draft.values["train.learning_rate"] == 4e-8
     assert draft.values["dpo.reduction"] == "sum"
     assert "model.hidden_size" not in draft.values  # the weights tell
@@ -111,6 +111,6 @@ def test_a_learning_rate_is_never_proposed_alone() -> None:
 
 def test_a_loss_pushes_half_as_hard_at_the_braking_gap() -> None:
     """With sigmoid(-u), which is 1/2 at first; a sum counts each token."""
-    gap = braking_gap(5.0, "mean", 100.0)
+    gap = saturation_margin(5.0, "mean", 100.0)
     assert 1 / (1 + math.exp(5.0 * gap)) == pytest.approx(1 / 4)
-    assert braking_gap(0.05, "sum", 100.0) == pytest.approx(gap)
+    assert saturation_margin(0.05, "sum", 100.0) == pytest.approx(gap)

@@ -13,7 +13,7 @@ Load = Callable[..., LoadedProfile]
 EVERYTHING: dict[str, dict[str, object]] = {
     "model": {
         "out_dir": "/out",
-        "checkpoint": "/weights/a $ sign/full_sft_512.pth",
+        "weights": "/weights/a $ sign/full_sft_512.pth",
         "reference": "run:first",
         "tokenizer": "/model/$HOME",
         "hidden_size": 512,
@@ -29,7 +29,7 @@ EVERYTHING: dict[str, dict[str, object]] = {
     },
     "data": {
         "data_path": ['/数据/a "b".jsonl', "/data/a $ sign"],
-        "path_weights": [1.0, 0.5],
+        "mixture_weights": [1.0, 0.5],
         "format": "plain",
         "columns": {"prompt": "question", "chosen": "$best"},
         "max_seq_len": 512,
@@ -59,9 +59,9 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "learning_rate": 3.3e-8,
         "schedule": "minimind3",
         "warmup_iters": 5,
-        "compensated": True,
+        "kahan_summation": True,
         "grad_clip": 0.5,
-        "on_non_finite": "skip",
+        "nan_policy": "skip",
         "seed": 42,
         "device": "cuda:1",
         "dtype": "float16",
@@ -69,9 +69,9 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "activation_checkpointing": True,
         "compile": True,
         "router_aux_loss_coef": 0.1,
-        "layout": "reference",
-        "tokens_per_forward": 2048,
-        "aux_tokens": "all",
+        "layout": "padded",
+        "max_tokens_per_forward": 2048,
+        "aux_loss_tokens": "all",
         "deterministic": True,
         "log_interval": 7,
         "save_interval": 8,
@@ -122,8 +122,8 @@ def test_everything_covers_every_key() -> None:
 
 
 def test_a_bare_checkpoint_stays_a_name(load: Load, folder: Path) -> None:
-    profile = load("", "model.checkpoint=a$b.pth").profile
-    assert reload(profile, folder).model.checkpoint == "a$b.pth"
+    profile = load("", "model.weights=a$b.pth").profile
+    assert reload(profile, folder).model.weights == "a$b.pth"
 
 
 def test_only_keys_with_a_value_are_written(load: Load) -> None:
@@ -138,11 +138,11 @@ def test_differences_have_their_effects(load: Load) -> None:
         "[dpo]\nbeta = 0.2\n",
         "train.learning_rate=4e-8",
         "train.batch_size=8",
-        "model.checkpoint=x.pth",
+        "model.weights=x.pth",
         "train.schedule=minimind3",
     ).profile
     assert differences(old, new) == [
-        Change("model.checkpoint", None, "x.pth", Effect.NONE),
+        Change("model.weights", None, "x.pth", Effect.NONE),
         Change("dpo.beta", 0.1, 0.2, Effect.MATHEMATICS),
         Change("train.batch_size", 4, 8, Effect.POSITION),
         Change("train.learning_rate", 1e-8, 4e-8, Effect.MATHEMATICS),

@@ -56,9 +56,9 @@ class TestKeys:
             "train.learning_rate": 1e-8,
             "train.schedule": "minimind2",
             "train.warmup_iters": 0,
-            "train.compensated": False,
+            "train.kahan_summation": False,
             "train.grad_clip": 1.0,
-            "train.on_non_finite": "stop",
+            "train.nan_policy": "stop",
             "train.seed": 1337,
             "train.device": "auto",
             "train.dtype": "auto",
@@ -66,7 +66,7 @@ class TestKeys:
             "train.activation_checkpointing": False,
             "train.compile": False,
             "train.layout": "packed",
-            "train.aux_tokens": "real",
+            "train.aux_loss_tokens": "real",
             "train.deterministic": False,
             "train.log_interval": 100,
             "train.save_interval": 100,
@@ -74,7 +74,7 @@ class TestKeys:
             "eval.fraction": 0.0,
             "eval.interval": 0,
             "eval.keep_best": False,
-            "eval.samples": 0,
+            "eval.num_samples": 0,
             "eval.patience": 0,
             "export.prefix": "rlhf",
             "export.dtype": "auto",
@@ -119,7 +119,7 @@ class TestKeys:
         }
         assert by_effect[Effect.NONE] == {
             "model.out_dir",
-            "model.checkpoint",
+            "model.weights",
             "model.reference",
             "model.tokenizer",
             "data.data_path",
@@ -138,7 +138,7 @@ class TestKeys:
             "launch.max_restarts",
             "launch.timeout_seconds",
             "eval.keep_best",
-            "eval.samples",
+            "eval.num_samples",
             *(key for key in KEYS if key.startswith("track.")),
             "eval.patience",
         }
@@ -152,7 +152,7 @@ class TestKeys:
             "model.norm_topk_prob",
             "model.rope_theta",
             "model.rms_norm_eps",
-            "data.path_weights",
+            "data.mixture_weights",
             "data.format",
             "data.columns",
             "data.max_seq_len",
@@ -171,17 +171,17 @@ class TestKeys:
             "train.learning_rate",
             "train.schedule",
             "train.warmup_iters",
-            "train.compensated",
+            "train.kahan_summation",
             "train.grad_clip",
-            "train.on_non_finite",
+            "train.nan_policy",
             "train.device",
             "train.dtype",
             "train.tf32",
             "train.compile",
             "train.router_aux_loss_coef",
             "train.layout",
-            "train.tokens_per_forward",
-            "train.aux_tokens",
+            "train.max_tokens_per_forward",
+            "train.aux_loss_tokens",
             "train.deterministic",
             "eval.path",
             "eval.interval",
@@ -195,7 +195,7 @@ class TestKeys:
             "eval.path",
         }
         assert {key for key in KEYS if KEYS[key].kind is Kind.WEIGHTS} == {
-            "model.checkpoint",
+            "model.weights",
             "model.reference",
         }
 
@@ -217,7 +217,7 @@ class TestStrictness:
             ("data.data_path", 3),
             ("data.data_path", []),
             ("data.data_path", ["a", 3]),
-            ("model.checkpoint", 512),
+            ("model.weights", 512),
         ],
     )
     def test_wrong_types_are_rejected(self, key: str, value: object) -> None:
@@ -232,14 +232,14 @@ class TestStrictness:
     @pytest.mark.parametrize(
         ("key", "bad", "good"),
         [
-            ("model.checkpoint", "", "run:first"),
+            ("model.weights", "", "run:first"),
             ("model.hidden_size", 0, 1),
             ("model.rope_theta", 0.0, 1e4),
             ("model.dropout", 1.0, 0.99),
             ("model.dropout", -0.1, 0.0),
-            ("data.path_weights", [1.0, 1.0], [0.5]),
-            ("data.path_weights", [-1.0], [0.0]),
-            ("data.path_weights", [100.5], [100.0]),
+            ("data.mixture_weights", [1.0, 1.0], [0.5]),
+            ("data.mixture_weights", [-1.0], [0.0]),
+            ("data.mixture_weights", [100.5], [100.0]),
             ("data.format", "hh", "plain"),
             ("data.columns", {"question": "prompt"}, {"prompt": "question"}),
             ("data.max_seq_len", 1, 2),
@@ -316,9 +316,9 @@ class TestAgreement:
     """Keys that are valid alone and not together."""
 
     def test_padding_is_counted_only_where_there_is_padding(self) -> None:
-        with pytest.raises(ValidationError, match=re.escape('set train.layout = "reference"')):
-            Train(aux_tokens="all")
-        assert Train(aux_tokens="all", layout="reference").aux_tokens == "all"
+        with pytest.raises(ValidationError, match=re.escape('set train.layout = "padded"')):
+            Train(aux_loss_tokens="all")
+        assert Train(aux_loss_tokens="all", layout="padded").aux_loss_tokens == "all"
 
     def test_patience_needs_evaluations(self) -> None:
         with pytest.raises(ValidationError, match=re.escape("set eval.interval")):

@@ -79,7 +79,7 @@ def test_values(name: str) -> None:
         stated = getattr(profile, table).model_dump()
         assert {field: stated[field] for field in expected} == expected
     assert profile.model.num_hidden_layers == 8
-    assert profile.model.checkpoint is None
+    assert profile.model.weights is None
     assert profile.train.accumulation_on(devices=1) == 1
 
 

@@ -1,4 +1,4 @@
-"""Generations: the order of the commit, damage that is found, and what is kept."""
+"""Checkpoints: the order of the commit, damage that is found, and what is kept."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dpo_cli.errors import NoSpaceError
 from dpo_cli.run import checkpoints
 from dpo_cli.run.checkpoints import (
     MANIFEST,
-    Generation,
-    all_generations,
+    Checkpoint,
     commit,
     find_damage,
+    list_checkpoints,
     newest_verified,
 )
 
@@ -37,12 +37,12 @@ def names(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir())
 
 
-def test_a_committed_generation_verifies_and_lists_every_file(tmp_path: Path) -> None:
-    generation = commit(tmp_path, 400, state())
-    assert generation == Generation(tmp_path / "step-00000400", 400)
-    manifest = json.loads((generation.path / MANIFEST).read_text())
+def test_a_committed_checkpoint_verifies_and_lists_every_file(tmp_path: Path) -> None:
+    checkpoint = commit(tmp_path, 400, state())
+    assert checkpoint == Checkpoint(tmp_path / "step-00000400", 400)
+    manifest = json.loads((checkpoint.path / MANIFEST).read_text())
     assert set(manifest["files"]) == {"weights.safetensors", "ranks/rng-0.pt"}
-    assert newest_verified(tmp_path) == (generation, [])
+    assert newest_verified(tmp_path) == (checkpoint, [])
 
 
 def test_the_two_newest_are_kept(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_damaged_best_is_only_passed_over(tmp_path: Path) -> None:
         commit(tmp_path, step, state(), best=1)
     (tmp_path / "step-00000001" / MANIFEST).unlink()
     found, passed_over = newest_verified(tmp_path)
-    assert found == Generation(tmp_path / "step-00000004", 4)
+    assert found == Checkpoint(tmp_path / "step-00000004", 4)
     assert passed_over == []
 
 
@@ -92,14 +92,14 @@ def test_a_run_that_went_back_does_not_keep_the_damaged_future(tmp_path: Path) -
 
 def test_committing_a_step_again_replaces_it(tmp_path: Path) -> None:
     commit(tmp_path, 1, state("old"))
-    generation = commit(tmp_path, 1, state("new"))
-    assert (generation.path / "weights.safetensors").read_text().startswith("new")
+    checkpoint = commit(tmp_path, 1, state("new"))
+    assert (checkpoint.path / "weights.safetensors").read_text().startswith("new")
     assert names(tmp_path) == ["step-00000001"]
-    assert newest_verified(tmp_path) == (generation, [])
+    assert newest_verified(tmp_path) == (checkpoint, [])
 
 
 @pytest.mark.parametrize("crash_at", range(4))
-def test_a_crash_at_any_rename_leaves_a_whole_generation(
+def test_a_crash_at_any_rename_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
 ) -> None:
     """Also when the only step is committed again, and the crash comes again."""
@@ -125,8 +125,8 @@ def test_a_crash_at_any_rename_leaves_a_whole_generation(
             with contextlib.suppress(Crash):
                 commit(tmp_path, 1, state("new"))
         assert renames >= min(crash_at + 1, 2)
-        generation, passed_over = newest_verified(tmp_path)
-        assert generation is not None
+        checkpoint, passed_over = newest_verified(tmp_path)
+        assert checkpoint is not None
         assert passed_over == []
     commit(tmp_path, 1, state("new"))
     assert names(tmp_path) == ["step-00000001"]
@@ -177,9 +177,9 @@ def test_damage_is_named_and_the_one_before_is_used(
     assert sentence in passed_over
 
 
-def test_a_generation_under_another_steps_name_is_not_believed(tmp_path: Path) -> None:
-    generation = commit(tmp_path, 1, state())
-    generation.path.rename(tmp_path / "step-00000009")
+def test_a_checkpoint_under_another_steps_name_is_not_believed(tmp_path: Path) -> None:
+    checkpoint = commit(tmp_path, 1, state())
+    checkpoint.path.rename(tmp_path / "step-00000009")
     assert newest_verified(tmp_path)[0] is None
 
 
@@ -192,8 +192,8 @@ def test_all_bad_is_none_with_every_reason(tmp_path: Path) -> None:
 
 
 def test_no_flipped_bit_anywhere_loads_other_content(tmp_path: Path) -> None:
-    generation = commit(tmp_path, 1, state())
-    files = [path for path in sorted(generation.path.rglob("*")) if path.is_file()]
+    checkpoint = commit(tmp_path, 1, state())
+    files = [path for path in sorted(checkpoint.path.rglob("*")) if path.is_file()]
     whole = {path: path.read_bytes() for path in files}
     rng = random.Random(0)
     for path in files:
@@ -201,13 +201,13 @@ def test_no_flipped_bit_anywhere_loads_other_content(tmp_path: Path) -> None:
             damaged = bytearray(whole[path])
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
             path.write_bytes(damaged)
-            believed = find_damage(generation) is None
+            believed = find_damage(checkpoint) is None
             # A flip in the manifest's white space changes nothing that it says.
             assert not believed or (
                 path.name == MANIFEST and json.loads(damaged) == json.loads(whole[path])
             )
         path.write_bytes(whole[path])
-    assert find_damage(generation) is None
+    assert find_damage(checkpoint) is None
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_no_flipped_bit_anywhere_loads_other_content(tmp_path: Path) -> None:
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_leaves_the_last_generation_and_nothing_else(
+def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(
     tmp_path: Path, error: Exception
 ) -> None:
     before = commit(tmp_path, 1, state())
@@ -243,9 +243,9 @@ def test_other_errors_of_the_writer_pass_and_leave_nothing(tmp_path: Path) -> No
     assert names(tmp_path) == []
 
 
-def test_other_files_are_no_generations(tmp_path: Path) -> None:
+def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "step-1").mkdir()
     (tmp_path / "step-00000001.bak").mkdir()
     (tmp_path / "notes.txt").write_text("")
-    assert all_generations(tmp_path) == []
-    assert all_generations(tmp_path / "missing") == []
+    assert list_checkpoints(tmp_path) == []
+    assert list_checkpoints(tmp_path / "missing") == []

@@ -39,7 +39,7 @@ def test_created_run_has_its_profile_and_a_name_with_the_time(tmp_path: Path) ->
     assert re.fullmatch(r"dense-\d{8}-\d{6}-[0-9a-f]{4}", run.name)
     assert run.profile_name == "dense"
     assert run.read_profile() == "x = 1\n"
-    assert run.generations_path.is_dir()
+    assert run.checkpoints_path.is_dir()
     assert [r.path for r in find_runs(tmp_path / "a" / "runs")] == [run.path]
 
 

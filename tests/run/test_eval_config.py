@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.errors import UsageError
-from dpo_cli.run.eval_config import Yardstick, find_yardstick
+from dpo_cli.run.eval_config import EvalConfig, find_eval_config
 from dpo_cli.run.models import NamedModel, find_model
 from tests.run.test_models import RUN
 
 RUNS = Path("runs")
 PROFILE = """
 [model]
-checkpoint = "{here}/full_sft_512.pth"
+weights = "{here}/full_sft_512.pth"
 tokenizer = "{here}/t"
 [data]
 data_path = "{here}/train.jsonl"
@@ -48,42 +48,42 @@ def model(name: str) -> NamedModel:
     return find_model(name, RUNS)
 
 
-def found(yardstick: Yardstick | None) -> Yardstick:
-    assert yardstick is not None
-    return yardstick
+def found(eval_config: EvalConfig | None) -> EvalConfig:
+    assert eval_config is not None
+    return eval_config
 
 
 def test_a_run_is_judged_by_its_own(here: Path) -> None:
-    run = found(find_yardstick([model("dense")], runs_root=RUNS))
+    run = found(find_eval_config([model("dense")], runs_root=RUNS))
     assert run.owner is not None
     assert run.is_own
     assert run.has_reference
     assert run.profile.eval.fraction == 0.1
     assert run.profile.dpo.beta == 5.0
     state(here, f'path = "{here}/test.jsonl"')
-    run = found(find_yardstick([model("dense")], runs_root=RUNS))
+    run = found(find_eval_config([model("dense")], runs_root=RUNS))
     assert run.is_own
     assert run.profile.eval.path == run.profile.data.data_path == here / "test.jsonl"
     state(here, "")
-    assert find_yardstick([model("dense")], runs_root=RUNS) is None
+    assert find_eval_config([model("dense")], runs_root=RUNS) is None
 
 
 @pytest.mark.parametrize("setting", ["data.max_seq_len=200", "train.seed=1", "eval.fraction=0.2"])
 def test_other_pairs_are_not_called_held_out(here: Path, setting: str) -> None:
     run = [model("dense")]
     with pytest.raises(UsageError, match=rf"--set {setting.split('=')[0]}: among the held-out"):
-        find_yardstick(run, runs_root=RUNS, settings=[setting])
-    assert find_yardstick(run, runs_root=RUNS, settings=[setting], data=Path("test.jsonl"))
-    assert find_yardstick(run, runs_root=RUNS, settings=["train.batch_size=2"])
+        find_eval_config(run, runs_root=RUNS, settings=[setting])
+    assert find_eval_config(run, runs_root=RUNS, settings=[setting], data=Path("test.jsonl"))
+    assert find_eval_config(run, runs_root=RUNS, settings=["train.batch_size=2"])
     state(here, f'path = "{here}/test.jsonl"')
     if "fraction" not in setting:
-        assert find_yardstick(run, runs_root=RUNS, settings=[setting])
+        assert find_eval_config(run, runs_root=RUNS, settings=[setting])
 
 
 def test_other_pairs_another_tokenizer_other_keys(here: Path) -> None:
     Path("t").rename("u")
     run = found(
-        find_yardstick(
+        find_eval_config(
             [model("dense")],
             runs_root=RUNS,
             data=Path("test.jsonl"),
@@ -100,19 +100,19 @@ def test_other_pairs_another_tokenizer_other_keys(here: Path) -> None:
 
 def test_a_file_by_a_profile(here: Path) -> None:
     path = Path("runs", RUN, "profile.toml")
-    file = found(find_yardstick([model("rlhf_512.pth")], runs_root=RUNS, profile_path=path))
+    file = found(find_eval_config([model("rlhf_512.pth")], runs_root=RUNS, profile_path=path))
     assert file.owner is None
     assert file.is_own
     assert file.has_reference
     with pytest.raises(UsageError, match=r"--profile: dense-.* is judged by its own profile"):
-        find_yardstick([model("dense")], runs_root=RUNS, profile_path=path)
+        find_eval_config([model("dense")], runs_root=RUNS, profile_path=path)
 
 
 def by_itself(
     *settings: str, tokenizer: Path | None = None, reference: NamedModel | None = None
-) -> Yardstick:
+) -> EvalConfig:
     return found(
-        find_yardstick(
+        find_eval_config(
             [model("rlhf_512.pth")],
             runs_root=RUNS,
             data=Path("test.jsonl"),
@@ -124,7 +124,7 @@ def by_itself(
 
 
 def test_a_file_by_itself(here: Path) -> None:
-    assert find_yardstick([model("rlhf_512.pth")], runs_root=RUNS) is None
+    assert find_eval_config([model("rlhf_512.pth")], runs_root=RUNS) is None
     with pytest.raises(UsageError, match=r"rlhf_512.pth: nothing says which tokenizer"):
         by_itself()
     alone = by_itself("data.max_seq_len=99", tokenizer=Path("t"))
@@ -144,15 +144,15 @@ def test_a_file_by_itself(here: Path) -> None:
 
 def test_the_first_run_owns_the_yardstick() -> None:
     both = [model("rlhf_512.pth"), model("dense")]
-    assert found(find_yardstick(both, runs_root=RUNS)).owner == both[1].run
+    assert found(find_eval_config(both, runs_root=RUNS)).owner == both[1].run
 
 
 def test_a_loss_without_a_reference() -> None:
     settings = ["dpo.loss=simpo"]
-    run = found(find_yardstick([model("dense")], runs_root=RUNS, settings=settings))
+    run = found(find_eval_config([model("dense")], runs_root=RUNS, settings=settings))
     assert not run.has_reference
     with pytest.raises(UsageError, match=r"--reference: dpo.loss = simpo compares with none"):
-        find_yardstick(
+        find_eval_config(
             [model("dense")],
             runs_root=RUNS,
             settings=settings,
@@ -164,19 +164,19 @@ def test_a_loss_without_a_reference() -> None:
     ("gone", "said"),
     [
         ("train.jsonl", r"data.data_path: train.jsonl does not exist"),
-        ("full_sft_512.pth", r"model.checkpoint: full_sft_512.pth does not exist"),
+        ("full_sft_512.pth", r"model.weights: full_sft_512.pth does not exist"),
         ("t/tokenizer.json", r"model.tokenizer: t holds no tokenizer.json"),
     ],
 )
 def test_what_is_gone_is_told_before_anything_is_read(gone: str, said: str) -> None:
     Path(gone).unlink()
     with pytest.raises(UsageError, match=said):
-        find_yardstick([model("dense")], runs_root=RUNS)
+        find_eval_config([model("dense")], runs_root=RUNS)
 
 
 def test_a_named_reference_stands_in_for_one_that_is_gone() -> None:
     Path("full_sft_512.pth").unlink()
     reference = model("rlhf_512.pth")
-    assert found(find_yardstick([model("dense")], runs_root=RUNS, reference=reference)).reference
+    assert found(find_eval_config([model("dense")], runs_root=RUNS, reference=reference)).reference
     with pytest.raises(UsageError, match=r"--data: gone.jsonl does not exist"):
-        find_yardstick([model("dense")], runs_root=RUNS, data=Path("gone.jsonl"))
+        find_eval_config([model("dense")], runs_root=RUNS, data=Path("gone.jsonl"))

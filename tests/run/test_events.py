@@ -58,7 +58,7 @@ EVENTS = [
     WorkerStarted(pid=1, device="cpu", device_name="x", dtype="float32", versions={"torch": "2"}),
     Progress(phase="encoding", done=1, total=2, unit="pairs"),
     Planned(plan={"model": {"parameters": 5}, "list": [1, 2]}),
-    Resumed(optimizer_step=1, step=2, generation="step-00000001", passed_over=("a", "b")),
+    Resumed(optimizer_step=1, step=2, checkpoint="step-00000001", passed_over=("a", "b")),
     step_done(1),
     Evaluated(
         step=1,
@@ -74,7 +74,7 @@ EVENTS = [
         samples=({"line": 1, "prompt": "a", "policy": "b", "reference": "c"},),
         seconds=0.1,
     ),
-    Saved(step=1, optimizer_step=1, generation="g", weights="w", size_bytes=3, seconds=0.1),
+    Saved(step=1, optimizer_step=1, checkpoint="g", weights="w", size_bytes=3, seconds=0.1),
     Alert(code="slow", message="偏好", remedy="r"),
     Stopped(reason="interrupted", step=1, optimizer_step=1),
     Completed(step=1, optimizer_step=1, weights="rlhf_512.pth"),
@@ -167,7 +167,7 @@ def test_history_has_rows_that_a_resume_did_again_once(tmp_path: Path) -> None:
     for event in (
         *(step_done(k, tokens=1) for k in (1, 2, 3, 4)),
         evaluated,
-        Resumed(optimizer_step=2, step=2, generation="step-00000002"),
+        Resumed(optimizer_step=2, step=2, checkpoint="step-00000002"),
         *(step_done(k, tokens=2) for k in (3, 4)),
         evaluated,
     ):

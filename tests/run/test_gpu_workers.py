@@ -12,7 +12,7 @@ import pytest
 
 from dpo_cli.errors import ExitCode
 from dpo_cli.run import gpu_workers, gpus
-from dpo_cli.run.gpu_workers import in_lanes, visible_cards
+from dpo_cli.run.gpu_workers import on_gpus, visible_gpus
 from dpo_cli.run.processes import Forked, fork
 
 
@@ -31,7 +31,7 @@ def test_each_is_given_once_and_each_lane_sees_its_card(tmp_path: Path) -> None:
             until(lambda: len({p.name.rpartition("-")[2] for p in tmp_path.iterdir()}) == 2)
         return ExitCode.DONE
 
-    assert in_lanes(["2", "GPU-5"], "ABCDE", work) is ExitCode.DONE
+    assert on_gpus(["2", "GPU-5"], "ABCDE", work) is ExitCode.DONE
     done = [path.name.split("-", 1) for path in tmp_path.iterdir()]
     assert sorted(letter for letter, _ in done) == list("ABCDE")
     assert {rest.rpartition("-")[0] for _, rest in done} == {"2", "GPU-5"}
@@ -55,7 +55,7 @@ def test_where_one_cannot_go_on_the_others_stop(tmp_path: Path) -> None:
             return ExitCode.NO_SPACE
         return waits(letters)
 
-    assert in_lanes(["0", "1"], "AB", work) is ExitCode.NO_SPACE
+    assert on_gpus(["0", "1"], "AB", work) is ExitCode.NO_SPACE
 
 
 def test_signals_reach_every_lane() -> None:
@@ -67,7 +67,7 @@ def test_signals_reach_every_lane() -> None:
 
         return waits(letters, tell)
 
-    assert in_lanes(["0", "1"], "AB", work) is ExitCode.INTERRUPTED
+    assert on_gpus(["0", "1"], "AB", work) is ExitCode.INTERRUPTED
 
 
 def test_a_lane_dies_with_who_started_it(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_lane_dies_with_who_started_it(tmp_path: Path) -> None:
             time.sleep(60)
             return ExitCode.DONE
 
-        return int(in_lanes(["0", "1"], "AB", work))
+        return int(on_gpus(["0", "1"], "AB", work))
 
     parent = fork(stay)
     until(lambda: len(list(tmp_path.iterdir())) == 2)
@@ -119,8 +119,8 @@ def test_the_cards_there_are(
     for number in range(present):
         (tmp_path / f"nvidia{number}").touch()
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    monkeypatch.setattr(gpu_workers, "count_cards", lambda: gpus.count_cards(environment, tmp_path))
+    monkeypatch.setattr(gpu_workers, "count_gpus", lambda: gpus.count_gpus(environment, tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert visible_cards() == names
+    assert visible_gpus() == names

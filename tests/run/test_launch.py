@@ -252,7 +252,7 @@ def test_a_failure_after_the_plan_keeps_the_run(run: RunDirectory) -> None:
 
 
 def test_a_failure_after_a_resume_keeps_what_was_changed(run: RunDirectory) -> None:
-    resumed = "stream.append(Resumed(optimizer_step=1, step=1, generation='g'))\n"
+    resumed = "stream.append(Resumed(optimizer_step=1, step=1, checkpoint='g'))\n"
     with pytest.raises(DpoError, match="row 3 is broken"):
         launch(run, resumed + FAILED)
     assert run.profile_path.exists()
@@ -271,8 +271,8 @@ def test_an_unexpected_end_quotes_the_log_of_this_worker_and_keeps_the_run(
 
 
 def test_death_by_a_signal_names_it_the_last_good_state_and_the_way_on(run: RunDirectory) -> None:
-    run.commit_generation(4, lambda directory: None)
-    (run.commit_generation(8, lambda directory: None).path / "manifest.json").unlink()
+    run.commit_checkpoint(4, lambda directory: None)
+    (run.commit_checkpoint(8, lambda directory: None).path / "manifest.json").unlink()
     with pytest.raises(DpoError, match=r"SIGKILL \(killed, often by the kernel") as caught:
         launch(run, PLANNED + "os.kill(os.getpid(), signal.SIGKILL)")
     assert caught.value.exit_code is ExitCode.FAILED

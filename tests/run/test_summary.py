@@ -56,7 +56,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
 
 
 def test_a_resume_takes_back_what_was_lost_and_adds_up_the_time(tmp_path: Path) -> None:
-    resumed = Resumed(step=100, optimizer_step=50, generation="step-00000050", elapsed_seconds=3.0)
+    resumed = Resumed(step=100, optimizer_step=50, checkpoint="step-00000050", elapsed_seconds=3.0)
     lost = [story.evaluated(110)]
     run = story.write(tmp_path, "dense", *TRAINED, *lost, AGAIN, resumed)
     summary = summarize(run)

@@ -10,7 +10,7 @@ from dpo_cli.errors import UsageError
 from dpo_cli.profile.launch import Launch
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run import torchrun
-from dpo_cli.run.gpus import count_cards
+from dpo_cli.run.gpus import count_gpus
 from dpo_cli.run.torchrun import processes_here, torchrun_arguments
 
 MACHINES = {"nnodes": 2, "rdzv_endpoint": "nowhere.invalid:29400"}
@@ -44,7 +44,7 @@ def test_cards(tmp_path: Path, present: int, visible: str | None, count: int) ->
     for name in ["nvidiactl", "nvidia-uvm", *(f"nvidia{number}" for number in range(present))]:
         (tmp_path / name).touch()
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert count_cards(environment, tmp_path) == count
+    assert count_gpus(environment, tmp_path) == count
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_cards(tmp_path: Path, present: int, visible: str | None, count: int) ->
 def test_processes_on_a_machine_of_four_cards(
     monkeypatch: pytest.MonkeyPatch, device: str, nproc: int | str, processes: int
 ) -> None:
-    monkeypatch.setattr(torchrun, "count_cards", lambda: 4)
+    monkeypatch.setattr(torchrun, "count_gpus", lambda: 4)
     assert processes_here(profile(device, nproc)) == processes
 
 
 def test_auto_is_one_process_where_there_is_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchrun, "count_cards", lambda: 0)
+    monkeypatch.setattr(torchrun, "count_gpus", lambda: 0)
     assert processes_here(profile("auto", "auto")) == 1
 
 

@@ -115,9 +115,9 @@ def test_the_mean_is_over_the_last_steps_and_those_that_tell() -> None:
     view = seen(*story.preparation(), *story.training(0, 100))
     assert len(view.recent) == RECENT_STEPS
     gaps = [0.018 * step / story.STEPS for step in range(62, 101, 2)]
-    assert view.recent_mean("gap") == pytest.approx(sum(gaps) / len(gaps))
+    assert view.recent_mean("margin_per_token") == pytest.approx(sum(gaps) / len(gaps))
     assert view.recent_mean("weights_moved") == pytest.approx(0.05 * 90 / 400)
-    assert view.recent_mean("balance") is None
+    assert view.recent_mean("aux_loss") is None
     assert view.weights_moved == pytest.approx(0.05 * 100 / 400)
 
 
@@ -140,18 +140,18 @@ def test_skipped_steps_count_once() -> None:
     assert view.skipped_steps == [12, 14, 18]
     # Rows after the state that training goes on from are void, and come again.
     view.take(STARTED)
-    view.take(Resumed(step=14, optimizer_step=7, generation="step-00000007"))
+    view.take(Resumed(step=14, optimizer_step=7, checkpoint="step-00000007"))
     assert view.skipped_steps == [12, 14]
     for step in (16, 18):
         view.take(skipped(step))
     assert view.skipped_steps == [12, 14, 16, 18]
-    view.take(Resumed(step=0, optimizer_step=0, generation=""))
+    view.take(Resumed(step=0, optimizer_step=0, checkpoint=""))
     assert view.skipped_steps == []
 
 
 def test_a_resume_takes_back_what_was_lost() -> None:
     view = seen(*story.preparation(), *story.training(0, 130), STARTED)
-    view.take(Resumed(step=100, optimizer_step=50, generation="step-00000050"))
+    view.take(Resumed(step=100, optimizer_step=50, checkpoint="step-00000050"))
     assert view.step == 100
     assert view.last_step is not None
     assert view.last_step.step == 100

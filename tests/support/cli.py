@@ -117,18 +117,18 @@ class Run:
         return MiniMind(**plan["model"]["shape"])
 
     @property
-    def generation(self) -> Path:
-        generation, passed_over = self.directory.newest_verified()
-        assert generation is not None
+    def checkpoint(self) -> Path:
+        checkpoint, passed_over = self.directory.newest_verified()
+        assert checkpoint is not None
         assert not passed_over
-        return generation.path
+        return checkpoint.path
 
     @property
     def weights(self) -> StateDict:
         """The final float32 weights under MiniMind's names."""
-        return to_minimind(load_weights(self.generation), self.architecture)
+        return to_minimind(load_weights(self.checkpoint), self.architecture)
 
     def files(self) -> dict[str, bytes]:
-        """Every file of the newest generation but its manifest, which names random things."""
-        paths = sorted(self.generation.iterdir())
+        """Every file of the newest checkpoint but its manifest, which names random things."""
+        paths = sorted(self.checkpoint.iterdir())
         return {path.name: path.read_bytes() for path in paths if path.name != "manifest.json"}

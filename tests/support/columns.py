@@ -29,7 +29,7 @@ def in_columns(pairs: Sequence[TokenizedPair]) -> TokenizedPairs:
         shared=torch.tensor(shared, dtype=torch.int32),
         answers=torch.tensor([*itertools.chain(*answers)], dtype=torch.int32).view(-1, 2),
         answer_counts=torch.tensor([*map(len, answers)], dtype=torch.int32).view(-1, 2),
-        set_aside=(),
+        skipped_rows=(),
     )
     return TokenizedPairs(rows, 2**30, torch.arange(len(pairs)))
 

@@ -15,47 +15,47 @@ from dpo_cli.data.chat import (
     Tokenized,
     TokenizedPair,
 )
-from dpo_cli.data.pairs import Message, PreferencePair, SetAside
+from dpo_cli.data.pairs import Message, PreferencePair, SkippedRow
 
 
 def encode_plainly(
-    rows: Iterable[PreferencePair | SetAside],
+    rows: Iterable[PreferencePair | SkippedRow],
     tokenizer: ChatTokenizer,
     *,
     empty_think_ratio: float,
     seed: int,
-) -> tuple[list[TokenizedPair], list[SetAside]]:
+) -> tuple[list[TokenizedPair], list[SkippedRow]]:
     """Every pair at its full length, and the rows that are none."""
-    pairs, set_aside = [], []
+    pairs, skipped_rows = [], []
     for row in rows:
-        if isinstance(row, SetAside):
-            set_aside.append(row)
+        if isinstance(row, SkippedRow):
+            skipped_rows.append(row)
             continue
         draw = hashlib.sha256(f"{seed}:{row.line}".encode()).digest()
         keeps = int.from_bytes(draw[:8], "big") / 2**64 < empty_think_ratio
         if why := tokenizer.passes_over(row.chosen) or tokenizer.passes_over(row.rejected):
-            set_aside.append(SetAside(row.line, "left-out", why))
+            skipped_rows.append(SkippedRow(row.line, "left-out", why))
             continue
         try:
             sides = [render(tokenizer, messages) for messages in (row.chosen, row.rejected)]
         except ValueError as error:
-            set_aside.append(SetAside(row.line, "malformed", str(error)))
+            skipped_rows.append(SkippedRow(row.line, "malformed", str(error)))
             continue
         if not keeps:
             sides = [side.without_empty_think() for side in sides]
         pairs.append(TokenizedPair(row.line, *(encode(tokenizer, side) for side in sides)))
-    return pairs, set_aside
+    return pairs, skipped_rows
 
 
 def cut_plainly(
-    pairs: Iterable[TokenizedPair], set_aside: Iterable[SetAside], max_seq_len: int
-) -> tuple[list[TokenizedPair], list[SetAside]]:
+    pairs: Iterable[TokenizedPair], skipped_rows: Iterable[SkippedRow], max_seq_len: int
+) -> tuple[list[TokenizedPair], list[SkippedRow]]:
     """What a `max_seq_len` leaves of them, and all that is set aside."""
     cut = [truncate(pair, max_seq_len) for pair in pairs]
-    lost = [row for row in cut if isinstance(row, SetAside)]
+    lost = [row for row in cut if isinstance(row, SkippedRow)]
     return (
         [pair for pair in cut if isinstance(pair, TokenizedPair)],
-        sorted([*set_aside, *lost], key=lambda row: row.line),
+        sorted([*skipped_rows, *lost], key=lambda row: row.line),
     )
 
 
@@ -101,10 +101,10 @@ def encode(tokenizer: ChatTokenizer, rendered: Rendered) -> Tokenized:
     )
 
 
-def truncate(pair: TokenizedPair, max_seq_len: int) -> TokenizedPair | SetAside:
+def truncate(pair: TokenizedPair, max_seq_len: int) -> TokenizedPair | SkippedRow:
     """The pair with `max_seq_len` tokens of each side, or why that would teach nothing."""
     if torch.equal(pair.chosen.ids, pair.rejected.ids):
-        return SetAside(pair.line, "identical", "both sides are the same")
+        return SkippedRow(pair.line, "identical", "both sides are the same")
     chosen, rejected = (
         Tokenized(side.ids[:max_seq_len], side.response[:max_seq_len])
         for side in (pair.chosen, pair.rejected)
@@ -113,14 +113,14 @@ def truncate(pair: TokenizedPair, max_seq_len: int) -> TokenizedPair | SetAside:
         ("chosen", "rejected"), (pair.chosen, pair.rejected), (chosen, rejected), strict=True
     ):
         if not side.response_tokens:
-            return SetAside(
+            return SkippedRow(
                 pair.line,
                 "truncated",
                 f"no response token of {name!r} left at max_seq_len {max_seq_len}"
                 f" ({len(full.ids)} tokens)",
             )
     if torch.equal(chosen.ids, rejected.ids):
-        return SetAside(
+        return SkippedRow(
             pair.line, "identical", f"both sides are the same up to max_seq_len {max_seq_len}"
         )
     return TokenizedPair(pair.line, chosen, rejected)

@@ -10,13 +10,13 @@ from tests.support.cli import set_options
 MANY_SAVES = {"train.save_interval": 3, "train.save_min_seconds": 0, "train.device": "cpu"}
 
 
-def golden_run(shared: Path, generation: str, moe: bool, **changes: Any) -> list[str]:
-    """`dpo train` on a golden checkpoint, `generation` "seed" or "head"; 27 pairs, 12 epochs."""
-    tokenizer = "minimind2" if generation == "seed" else "minimind3"
-    profile = ("dense", "moe") if generation == "seed" else ("minimind3", "minimind3-moe")
-    checkpoint = shared / f"golden/train/{generation}/full_sft_64{'_moe' if moe else ''}.pth"
+def golden_run(shared: Path, checkpoint: str, moe: bool, **changes: Any) -> list[str]:
+    """`dpo train` on a golden checkpoint, `checkpoint` "seed" or "head"; 27 pairs, 12 epochs."""
+    tokenizer = "minimind2" if checkpoint == "seed" else "minimind3"
+    profile = ("dense", "moe") if checkpoint == "seed" else ("minimind3", "minimind3-moe")
+    model_weights = shared / f"golden/train/{checkpoint}/full_sft_64{'_moe' if moe else ''}.pth"
     keys = {
-        "model.checkpoint": checkpoint,
+        "model.weights": model_weights,
         "model.hidden_size": 64,
         "model.num_hidden_layers": 2,
         "model.tokenizer": shared / "tokenizer" / tokenizer,

@@ -28,8 +28,8 @@ from dpo_cli.run.events import (
 STARTED = 1_767_268_800.0  # 2026-01-01 12:00 UTC
 STEPS, STEP_SECONDS = 400, 1.5
 PLAN: dict[str, Any] = {
-    "model": {"description": "MiniMind generation 2, 512 x 8, dense", "parameters": 25_829_888},
-    "pairs": {"kept": 800, "set_aside": 51, "held_out": 40, "max_seq_len": 1024},
+    "model": {"description": "MiniMind version 2, 512 x 8, dense", "parameters": 25_829_888},
+    "pairs": {"kept": 800, "skipped_rows": 51, "held_out": 40, "max_seq_len": 1024},
     "steps": {
         "epochs": 2,
         "micro_batches": STEPS,
@@ -52,7 +52,7 @@ PLAN: dict[str, Any] = {
     "dtype": "float32",
 }
 SETTINGS: dict[str, Any] = {
-    "model": {"checkpoint": "/models/full_sft_512.pth", "tokenizer": "/models/tokenizer"},
+    "model": {"weights": "/models/full_sft_512.pth", "tokenizer": "/models/tokenizer"},
     "data": {"data_path": "/data/pairs.jsonl", "max_seq_len": 1024},
     "dpo": {"beta": 5.0, "reduction": "mean"},
     "train": {"learning_rate": 1e-6, "epochs": 2, "seed": 1337},
@@ -115,7 +115,7 @@ def step_done(step: int) -> Event:
         "rewards/accuracies": min(1.0, 0.5 + 0.4 * share + 0.2 * noise),
         "logps/chosen": -2.0 + 0.06 * share,
         "logps/rejected": -2.1 - 0.12 * share,
-        "gap": 0.018 * share,
+        "margin_per_token": 0.018 * share,
         "kl": 0.002 * share,
         "grad_norm": 0.8 + 0.4 * noise,
     }
@@ -147,7 +147,7 @@ def evaluated(step: int) -> Event:
         "rewards/rejected": -0.5 * share,
         "rewards/margins": 0.7 * share,
         "rewards/accuracies": 0.48 + 0.35 * share,
-        "gap": 0.014 * share,
+        "margin_per_token": 0.014 * share,
         "kl": 0.0021 * share,
         "logps/accuracies": 0.52 + 0.2 * share,
     }
@@ -179,13 +179,13 @@ def evaluated(step: int) -> Event:
 
 
 def saved(step: int) -> Event:
-    """A generation of a model of 26 million parameters."""
+    """A checkpoint of a model of 26 million parameters."""
     return at(
         5.2 + step * STEP_SECONDS,
         Saved(
             step=step,
             optimizer_step=step // 2,
-            generation=f"step-{step // 2:08d}",
+            checkpoint=f"step-{step // 2:08d}",
             weights="rlhf_512.pth",
             size_bytes=361_700_000,
             seconds=0.8,

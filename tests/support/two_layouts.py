@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dpo_cli.compute.device import Compute
+from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Layout
 from dpo_cli.data.chat import Tokenized, TokenizedPair
-from dpo_cli.data.sampler import DataOrder
+from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.models.convert import to_hf
-from dpo_cli.models.loading import Checkpoint, build_model, to_disk_names, use_experts_for
+from dpo_cli.models.loading import ModelWeights, build_model, to_disk_names, use_experts_for
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.support import scorer_for
-from dpo_cli.objective.aux_loss import BalanceKind
+from dpo_cli.objective.aux_loss import AuxLossKind
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.events import Event, StepDone
 from dpo_cli.training import reference as kept
@@ -54,9 +54,9 @@ class Float64(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def architecture(generation: int, experts: int) -> MiniMind:
+def architecture(checkpoint: int, experts: int) -> MiniMind:
     return MiniMind(
-        generation=generation,  # type: ignore[arg-type]
+        checkpoint=checkpoint,  # type: ignore[arg-type]
         hidden_size=32,
         num_hidden_layers=2,
         vocab_size=VOCABULARY,
@@ -64,11 +64,11 @@ def architecture(generation: int, experts: int) -> MiniMind:
         num_experts=experts,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8 if generation == 2 else 12,
-        num_experts_per_tok=2 if generation == 2 else 1,
+        head_dim=8 if checkpoint == 2 else 12,
+        num_experts_per_tok=2 if checkpoint == 2 else 1,
         norm_topk_prob=True,
         rope_theta=1e6,
-        rms_norm_eps=1e-5 if generation == 2 else 1e-6,
+        rms_norm_eps=1e-5 if checkpoint == 2 else 1e-6,
     )
 
 
@@ -157,26 +157,26 @@ def minimind_scorer(name: str, layout: Layout) -> ResponseScorer:
     random_weights(model)
     if architecture.use_moe:
         use_experts_for(model, float32=False)
-    return ResponseScorer(model, architecture.balance_kind if architecture.use_moe else None)
+    return ResponseScorer(model, architecture.aux_loss_kind if architecture.use_moe else None)
 
 
 def family_scorer(name: str, layout: Layout) -> ResponseScorer:
-    """A model of another family; in the reference layout under an attention that is not ours."""
+    """A model of another family; in the padded layout under an attention that is not ours."""
     model = families.build(name)
     has_experts = "Experts" in " ".join(type(module).__name__ for module in model.modules())
     if has_experts:
         use_experts_for(model, float32=False)
-    balance_kind: BalanceKind | None = "batch" if name == "qwen3-moe" else None
+    aux_loss_kind: AuxLossKind | None = "batch" if name == "qwen3-moe" else None
     if layout == "packed":
-        return scorer_for(model, MAX_SEQ_LEN, balance_kind=balance_kind)
+        return scorer_for(model, MAX_SEQ_LEN, aux_loss_kind=aux_loss_kind)
     model.set_attn_implementation("eager")
-    return ResponseScorer(model, balance_kind)
+    return ResponseScorer(model, aux_loss_kind)
 
 
 def make_trainer(
     make_scorer: Callable[[Layout], ResponseScorer],
     layout: Layout,
-    watch: Recorder,
+    hooks: Recorder,
     *,
     dtype: torch.dtype = torch.float64,
     **dpo: Any,
@@ -196,11 +196,11 @@ def make_trainer(
             "model": {"tokenizer": "unused"},
             "data": {"data_path": "unused", "max_seq_len": MAX_SEQ_LEN},
             "dpo": {"reduction": "sum", "beta": 0.3, **dpo},
-            "train": {"layout": layout, "tokens_per_forward": 90, "save_min_seconds": 1e9},
+            "train": {"layout": layout, "max_tokens_per_forward": 90, "save_min_seconds": 1e9},
         }
     )
-    compute = Compute(torch.device("cpu"), dtype)
-    order = DataOrder(
+    compute = Device(torch.device("cpu"), dtype)
+    order = BatchSampler(
         pairs=len(pairs), batch_size=3, accumulation_steps=1, epochs=5, shuffle=True, seed=3
     )
 
@@ -212,25 +212,25 @@ def make_trainer(
     policy = scorer()
     if not profile.dpo.needs_reference:
         reference: Any = kept.NoReference()
-    elif layout == "reference":
+    elif layout == "padded":
         reference = kept.LiveReference(scorer(), compute)
     else:
-        reference = kept.KeptReference(pairs, order.micro_batches_of(0), compute, scorer)
+        reference = kept.CachedReference(pairs, order.micro_batches_of(0), compute, scorer)
     # What the weights are called on disk; of another family's shape all that counts is whether it
     # has experts, with which micro-batches stay as they are.
     start = to_disk_names(policy.model, policy.model.state_dict())
-    shape = ARCHITECTURES["minimind3" if policy.balance_kind is None else "minimind3-moe"]
-    checkpoint = Checkpoint(shape, dict(start), dtype, "")
+    shape = ARCHITECTURES["minimind3" if policy.aux_loss_kind is None else "minimind3-moe"]
+    model_weights = ModelWeights(shape, dict(start), dtype, "")
     prepared = Prepared(
         profile=profile,
         compute=compute,
-        checkpoint=checkpoint,
-        reference=checkpoint,
+        model_weights=model_weights,
+        reference=model_weights,
         tokenizer=Path(),
         pad_id=0,
         pairs=pairs,
         held_out=pairs[:0],
-        set_aside=[],
+        skipped_rows=[],
         order=order,
         learning_rate=LearningRate("minimind2", 1e-2, order.micro_batches, 0),
         router_aux_loss_coef=0.1,
@@ -240,7 +240,7 @@ def make_trainer(
     # step by step; Adam would divide by gradients that are nought but rounding.
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     optimizer.register_step_pre_hook(
-        lambda *_: watch.gradients.append(
+        lambda *_: hooks.gradients.append(
             torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
         )
     )
@@ -251,7 +251,7 @@ def make_trainer(
         reference,
         optimizer,  # type: ignore[arg-type]
         torch.amp.GradScaler("cpu", enabled=False),
-        watch=watch,
+        hooks=hooks,
         save=lambda trainer: None,
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dpo_cli.data import formats
-from dpo_cli.data.pairs import PreferencePair, SetAside, to_pair
+from dpo_cli.data.pairs import PreferencePair, SkippedRow, to_pair
 from dpo_cli.data.rows import MalformedError, parse_line
 
 Row = dict[str, Any]
@@ -70,7 +70,7 @@ def sharegpt(row: Row) -> Row:
     }
 
 
-def parse_row(line: int, raw: bytes) -> PreferencePair | SetAside:
+def parse_row(line: int, raw: bytes) -> PreferencePair | SkippedRow:
     """One line of a JSONL in MiniMind's format."""
     try:
         row: dict[str, Any] | MalformedError = parse_line(raw)

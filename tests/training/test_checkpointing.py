@@ -32,7 +32,7 @@ def make_scorer(name: str, layout: Layout, dropout: float) -> ResponseScorer:
     random_weights(model)
     if architecture.use_moe:
         use_experts_for(model, float32=True)
-    return ResponseScorer(model, architecture.balance_kind if architecture.use_moe else None)
+    return ResponseScorer(model, architecture.aux_loss_kind if architecture.use_moe else None)
 
 
 def gradients(
@@ -62,7 +62,7 @@ def gradients(
     return [p.grad for p in scorer.parameters() if p.grad is not None], kept
 
 
-@pytest.mark.parametrize("layout", ["packed", "reference"])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "gpt2", "gemma2"])
 def test_the_same_bits_with_less_kept(name: str, layout: Layout) -> None:
     plain, much = gradients(name, layout, is_checkpointed=False)
@@ -92,7 +92,7 @@ def test_a_run_ends_in_the_same_bits(shared: Path, tmp_path: Path, profile: str)
     assert all(math.isfinite(loss) for losses in plain for loss in losses)
     weights = []
     for run in runs:
-        generation, _ = run.directory.newest_verified()
-        assert generation is not None
-        weights.append(load_weights(generation.path))
+        checkpoint, _ = run.directory.newest_verified()
+        assert checkpoint is not None
+        weights.append(load_weights(checkpoint.path))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -74,7 +74,7 @@ def plain_entropy(scorer: ResponseScorer, side: Tokenized) -> float:
 def test_layouts_agree_with_each_other_and_with_a_plain_forward(name: str) -> None:
     tables: dict[Layout, Tensor] = {}
     done: list[int] = []
-    layouts: tuple[Layout, ...] = ("packed", "reference")
+    layouts: tuple[Layout, ...] = ("packed", "padded")
     with Float64():
         for layout in layouts:
             trainer = make_trainer(SCORERS[name], layout, Recorder())
@@ -92,7 +92,7 @@ def test_layouts_agree_with_each_other_and_with_a_plain_forward(name: str) -> No
             (plain_entropy(policy, pair.chosen) + plain_entropy(policy, pair.rejected)) / 2
             for pair in odd_pairs()
         ]
-    assert (tables["packed"] - tables["reference"]).abs().max() < 1e-8
+    assert (tables["packed"] - tables["padded"]).abs().max() < 1e-8
     entropies = tables["packed"][:, HELD_OUT_FIGURES.index("entropy")]
     assert entropies.tolist() == pytest.approx(expected, abs=1e-10)
     assert done == [3, 6, 9, 10] * 2
@@ -170,15 +170,15 @@ def note_modes(cache: Path, file: Path) -> None:
     ResponseScorer.forward = noted  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("generation", ["seed", "head"])
+@pytest.mark.parametrize("version", ["seed", "head"])
 @pytest.mark.parametrize("moe", [False, True])
 def test_before_the_first_step_the_reference_speaks_for_the_policy(
-    shared: Path, tmp_path: Path, generation: str, moe: bool
+    shared: Path, tmp_path: Path, version: str, moe: bool
 ) -> None:
     """To the bit, and to the end of the run; where it is known, no forward is computed."""
     runs, modes = [], []
     for number, arm in enumerate((ask_the_policy, note_modes, note_modes)):
-        arguments = golden_run(shared, generation, moe, **{"train.epochs": 1})
+        arguments = golden_run(shared, version, moe, **{"train.epochs": 1})
         runs.append(workers.new_run(tmp_path / str(number), arguments))
         file = tmp_path / f"modes-{number}"
         cache = tmp_path / f"cache-{min(number, 1)}"
@@ -194,16 +194,16 @@ def test_before_the_first_step_the_reference_speaks_for_the_policy(
     assert modes[1].count("evaluation") == steps + 2 * held_out
 
 
-@pytest.mark.parametrize("generation", ["seed", "head"])
+@pytest.mark.parametrize("version", ["seed", "head"])
 @pytest.mark.parametrize("moe", [False, True])
 def test_samples_change_no_bit_and_are_what_greedy_decoding_gives(
-    shared: Path, tmp_path: Path, generation: str, moe: bool
+    shared: Path, tmp_path: Path, version: str, moe: bool
 ) -> None:
     """The cache of keys and values under our attention gives what a whole forward gives."""
     changes = {"model.dropout": 0.1, "train.epochs": 1, "eval.interval": 3}
     runs = []
     for count in (0, 2):
-        arguments = golden_run(shared, generation, moe, **changes, **{"eval.samples": count})
+        arguments = golden_run(shared, version, moe, **changes, **{"eval.num_samples": count})
         runs.append(workers.new_run(tmp_path / str(count), arguments))
         assert workers.work(runs[-1], few_tokens) == 0
     workers.assert_equal(runs[1], runs[0])

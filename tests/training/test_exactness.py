@@ -1,7 +1,7 @@
-"""The packed layout with kept reference log-probs is the reference layout.
+"""The packed layout with kept reference log-probs is the padded layout.
 
 In float64 to 1e-10 over 20 steps; in float32 to 1e-5 in a step's gradients, and over 20 steps to
-what the reference layout itself makes of the last bit of its weights.
+what the padded layout itself makes of the last bit of its weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.two_layouts import (
 )
 
 BOUND = 1e-10
-LAYOUTS: tuple[Layout, ...] = ("packed", "reference")
+LAYOUTS: tuple[Layout, ...] = ("packed", "padded")
 FALLBACKS = ("mistral-window", "gemma2", "gpt-oss")
 FAMILIES = ("llama", "qwen3", "qwen3-moe", "gpt2", "mistral", *FALLBACKS)
 
@@ -35,16 +35,16 @@ FAMILIES = ("llama", "qwen3", "qwen3-moe", "gpt2", "mistral", *FALLBACKS)
 def compare_over_20_steps(make_scorer: Callable[[Layout], ResponseScorer], **dpo: Any) -> None:
     recorders = {}
     for layout in LAYOUTS:
-        recorders[layout] = watch = Recorder()
+        recorders[layout] = hooks = Recorder()
         with Float64():
-            assert make_trainer(make_scorer, layout, watch, **dpo).train() is None
-    packed, reference = recorders["packed"], recorders["reference"]
-    assert len(packed.steps) == len(reference.steps) == 20
-    for ours, theirs in zip(packed.steps, reference.steps, strict=True):
+            assert make_trainer(make_scorer, layout, hooks, **dpo).train() is None
+    packed, padded = recorders["packed"], recorders["padded"]
+    assert len(packed.steps) == len(padded.steps) == 20
+    for ours, theirs in zip(packed.steps, padded.steps, strict=True):
         assert ours.losses == pytest.approx(theirs.losses, abs=BOUND, rel=0)
         for figure, value in theirs.metrics.items():
             assert ours.metrics[figure] == pytest.approx(value, abs=1e-8, rel=BOUND), figure
-    for ours, theirs in zip(packed.gradients, reference.gradients, strict=True):
+    for ours, theirs in zip(packed.gradients, padded.gradients, strict=True):
         assert (ours - theirs).abs().max() < BOUND
     # The comparison means something: the weights moved, and every step saw new losses.
     assert len({step.losses for step in packed.steps}) == 20
@@ -118,7 +118,7 @@ def test_a_steps_gradients_in_float32(name: str) -> None:
             for weight, parameter in trainer.policy.named_parameters()
             if parameter.grad is not None
         }
-    for weight, expected in gradients["reference"].items():
+    for weight, expected in gradients["padded"].items():
         error = (gradients["packed"][weight] - expected).norm() / expected.norm()
         assert error < 1e-5, weight
 
@@ -129,7 +129,7 @@ def all_weights(scorer: ResponseScorer) -> Tensor:
 
 @pytest.mark.parametrize("name", FLOAT32)
 def test_20_steps_in_float32_drift_no_further_than_a_last_bit_does(name: str) -> None:
-    """The reference layout is run twice, once from weights that are a 1e-7th off."""
+    """The padded layout is run twice, once from weights that are a 1e-7th off."""
 
     def shaken(layout: Layout) -> ResponseScorer:
         scorer = FLOAT32[name](layout)
@@ -142,14 +142,14 @@ def test_20_steps_in_float32_drift_no_further_than_a_last_bit_does(name: str) ->
     runs = {}
     for run, make_scorer, layout in (
         ("packed", FLOAT32[name], "packed"),
-        ("reference", FLOAT32[name], "reference"),
-        ("shaken", shaken, "reference"),
+        ("reference", FLOAT32[name], "padded"),
+        ("shaken", shaken, "padded"),
     ):
-        watch = Recorder()
-        trainer = make_trainer(make_scorer, layout, watch, dtype=torch.float32)  # type: ignore[arg-type]
+        hooks = Recorder()
+        trainer = make_trainer(make_scorer, layout, hooks, dtype=torch.float32)  # type: ignore[arg-type]
         start = all_weights(trainer.policy)
         assert trainer.train() is None
-        losses = torch.tensor([step.losses for step in watch.steps])
+        losses = torch.tensor([step.losses for step in hooks.steps])
         runs[run] = (all_weights(trainer.policy) - start, losses)
     for ours, theirs, shaken_ones in zip(*runs.values(), strict=True):
         drift = (shaken_ones - theirs).norm()

@@ -20,7 +20,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from dpo_cli.data.chat import ChatTokenizer, Tokenized, TokenizedPair
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import PreferencePair, read_pairs
-from dpo_cli.data.sampler import DataOrder
+from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.data.tokens import Rows
 from dpo_cli.errors import ExitCode
 from dpo_cli.profile.load import load_profile
@@ -55,12 +55,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def train_here(
-    shared: Path, root: Path, generation: str, name: str, **changes: Any
+    shared: Path, root: Path, version: str, name: str, **changes: Any
 ) -> tuple[Run, dict[str, Any]]:
-    recorded = json.loads((shared / "golden/train" / generation / f"{name}.json").read_text())
-    keys = settings(shared, generation, recorded) | changes
+    recorded = json.loads((shared / "golden/train" / version / f"{name}.json").read_text())
+    keys = settings(shared, version, recorded) | changes
     profile = load_profile(
-        Path(PROFILES[generation, recorded["args"]["use_moe"]]),
+        Path(PROFILES[version, recorded["args"]["use_moe"]]),
         [f"{key}={value}" for key, value in keys.items()],
     ).profile
     directory = RunDirectory.create(root, "golden", to_toml(profile))
@@ -71,7 +71,7 @@ def train_here(
 def experts_rounded_to_float16(
     self: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """Generation 2's training forward: each routed expert's output passes through float16."""
+    """MiniMind version 2's training forward: each routed expert's output passes through float16."""
     output = torch.zeros_like(hidden)
     for expert in range(self.num_experts):
         token, slot = torch.where(top_k_index == expert)
@@ -94,10 +94,10 @@ def test_seed_moe_with_the_float16_rounding(
         lambda model, float32: model.set_experts_implementation("rounded_to_float16"),
     )
     name = "moe_lr1e-4_acc1"
-    run, recorded = train_here(shared, tmp_path, "seed", name, **{"train.layout": "reference"})
+    run, recorded = train_here(shared, tmp_path, "seed", name, **{"train.layout": "padded"})
     assert_steps(run, recorded, loss=MOE_LOSS, steps=len(recorded["steps"]))
     assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
-    error = update_error(shared, "seed", name, run, recorded["start_checkpoint"])
+    error = update_error(shared, "seed", name, run, recorded["start_weights"])
     assert error < FINAL_WEIGHTS_ROUNDED
 
 
@@ -131,7 +131,7 @@ def test_head_dense_with_a_coin_for_each_side(
             tossed += [epoch[index] for index in range(len(pairs))]
         return Rows(in_columns(tossed), [])
 
-    class TossedOrder(DataOrder):
+    class TossedOrder(BatchSampler):
         """27 pairs an epoch; the second epoch's lie behind the first's."""
 
         def __init__(self, pairs: int, **fields: Any) -> None:
@@ -141,13 +141,13 @@ def test_head_dense_with_a_coin_for_each_side(
             return [index + epoch * self.pairs for index in super().epoch_order(epoch)]
 
     monkeypatch.setattr(plan, "usable_rows", encode_as_tossed)
-    monkeypatch.setattr(plan, "DataOrder", TossedOrder)
-    run, _ = train_here(shared, tmp_path, "head", name, **{"train.layout": "reference"})
+    monkeypatch.setattr(plan, "BatchSampler", TossedOrder)
+    run, _ = train_here(shared, tmp_path, "head", name, **{"train.layout": "padded"})
     assert next(coins, None) is None
     assert unequal == 20
     assert_steps(run, recorded, loss=DENSE_LOSS, steps=len(recorded["steps"]))
     assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
-    error = update_error(shared, "head", name, run, recorded["start_checkpoint"])
+    error = update_error(shared, "head", name, run, recorded["start_weights"])
     assert error < 1e-3
 
 

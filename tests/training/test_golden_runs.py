@@ -1,6 +1,6 @@
 """Every training run in golden/train, step by step, through `dpo train` itself.
 
-The exceptions are those the numbers were recorded with: generation 2's mixture of experts rounds
+The exceptions are those the numbers were recorded with: MiniMind version 2's mixture of experts rounds
 expert outputs to float16 in training, and its accumulation leaks an epoch's last window into the
 next epoch; both are mistakes that `dpo` does not repeat (see docs/architecture.md).
 """
@@ -34,15 +34,15 @@ TOKENIZERS = {"seed": "minimind2", "head": "minimind3"}
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def settings(shared: Path, generation: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+def settings(shared: Path, version: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The profile keys under which a run was recorded."""
     arguments = recorded["args"]
-    train = shared / "golden" / "train" / generation
+    train = shared / "golden" / "train" / version
     return {
-        "model.checkpoint": train / recorded["start_checkpoint"],
+        "model.weights": train / recorded["start_weights"],
         "model.hidden_size": 64,
         "model.num_hidden_layers": 2,
-        "model.tokenizer": shared / "tokenizer" / TOKENIZERS[generation],
+        "model.tokenizer": shared / "tokenizer" / TOKENIZERS[version],
         "data.data_path": shared / "golden" / recorded["data"],
         "data.max_seq_len": arguments["max_seq_len"],
         "data.empty_think_ratio": 0.0,
@@ -57,20 +57,20 @@ def settings(shared: Path, generation: str, recorded: Mapping[str, Any]) -> dict
 
 
 def train(
-    shared: Path, cwd: Path, generation: str, name: str, **changes: Any
+    shared: Path, cwd: Path, version: str, name: str, **changes: Any
 ) -> tuple[Run, dict[str, Any]]:
-    """Repeat the run golden/train/<generation>/<name>.json; returns ours and the recorded one."""
-    recorded = json.loads((shared / "golden/train" / generation / f"{name}.json").read_text())
-    keys = settings(shared, generation, recorded) | changes
-    profile = PROFILES[generation, recorded["args"]["use_moe"]]
+    """Repeat the run golden/train/<version>/<name>.json; returns ours and the recorded one."""
+    recorded = json.loads((shared / "golden/train" / version / f"{name}.json").read_text())
+    keys = settings(shared, version, recorded) | changes
+    profile = PROFILES[version, recorded["args"]["use_moe"]]
     result = dpo("train", profile, *set_options(keys), cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
     return Run.only(cwd), recorded
 
 
-def update_error(shared: Path, generation: str, name: str, run: Run, start: str) -> float:
+def update_error(shared: Path, version: str, name: str, run: Run, start: str) -> float:
     """Distance of our final weights from the recorded ones, as a share of the recorded update."""
-    train = shared / "golden/train" / generation
+    train = shared / "golden/train" / version
     final = load_file(train / f"{name}.final_fp32_subset.safetensors")
     before, ours = read_state_dict(train / start), run.weights
 
@@ -96,9 +96,9 @@ def assert_grad_norms(run: Run, recorded: Mapping[str, Any], *, updates: int) ->
     assert run.grad_norms[:updates] == pytest.approx(expected, rel=GRAD_NORM)
 
 
-@pytest.mark.parametrize("layout", ["packed", "reference"])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize(
-    ("generation", "name"),
+    ("version", "name"),
     [
         ("seed", "dense_lr1e-4_acc1"),
         ("seed", "dense_lr1e-8_acc1"),
@@ -107,8 +107,8 @@ def assert_grad_norms(run: Run, recorded: Mapping[str, Any], *, updates: int) ->
         ("head", "dense_lr1e-8_acc1"),
     ],
 )
-def test_dense(shared: Path, tmp_path: Path, generation: str, name: str, layout: str) -> None:
-    run, recorded = train(shared, tmp_path, generation, name, **{"train.layout": layout})
+def test_dense(shared: Path, tmp_path: Path, version: str, name: str, layout: str) -> None:
+    run, recorded = train(shared, tmp_path, version, name, **{"train.layout": layout})
     assert_steps(run, recorded, loss=DENSE_LOSS, steps=len(recorded["steps"]))
     assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
     assert len(run.losses) == len(recorded["steps"])
@@ -117,11 +117,11 @@ def test_dense(shared: Path, tmp_path: Path, generation: str, name: str, layout:
     rates = [step["lr"] for step in recorded["steps"]]
     assert used == pytest.approx({step: rates[step - 1] for step in used}, rel=1e-12)
     if recorded["args"]["learning_rate"] > 1e-8:
-        start = recorded["start_checkpoint"]
-        assert update_error(shared, generation, name, run, start) < FINAL_WEIGHTS
+        start = recorded["start_weights"]
+        assert update_error(shared, version, name, run, start) < FINAL_WEIGHTS
 
 
-@pytest.mark.parametrize("layout", ["packed", "reference"])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_seed_accumulation_up_to_its_leak(shared: Path, tmp_path: Path, layout: str) -> None:
     """Seven micro-batches in windows of two: the reference leaves the seventh's gradient to the
     next epoch, we flush it at the epoch's end, divided by 2 as ever."""
@@ -138,26 +138,26 @@ def test_seed_accumulation_up_to_its_leak(shared: Path, tmp_path: Path, layout: 
     assert DENSE_LOSS < max(differences) < 5e-3
 
 
-@pytest.mark.parametrize("layout", ["packed", "reference"])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_seed_moe(shared: Path, tmp_path: Path, layout: str) -> None:
     name = "moe_lr1e-4_acc1"
     run, recorded = train(shared, tmp_path, "seed", name, **{"train.layout": layout})
     assert_steps(run, recorded, loss=MOE_LOSS, steps=len(recorded["steps"]))
     assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
-    error = update_error(shared, "seed", name, run, recorded["start_checkpoint"])
+    error = update_error(shared, "seed", name, run, recorded["start_weights"])
     assert error < FINAL_WEIGHTS_SEED_MOE
 
 
 def test_head_moe_with_padding_in_the_balance_loss(shared: Path, tmp_path: Path) -> None:
     name = "moe_lr1e-4_acc1"
-    changes = {"train.layout": "reference", "train.aux_tokens": "all"}
+    changes = {"train.layout": "padded", "train.aux_loss_tokens": "all"}
     run, recorded = train(shared, tmp_path, "head", name, **changes)
     assert_steps(run, recorded, loss=MOE_LOSS, steps=len(recorded["steps"]))
     assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
-    error = update_error(shared, "head", name, run, recorded["start_checkpoint"])
+    error = update_error(shared, "head", name, run, recorded["start_weights"])
     assert error < FINAL_WEIGHTS
     coefficient = 5e-4
-    aux = [coefficient * step.metrics["balance"] for step in run.steps]
+    aux = [coefficient * step.metrics["aux_loss"] for step in run.steps]
     assert aux == pytest.approx([step["aux_loss"] for step in recorded["steps"]], rel=1e-4)
 
 

@@ -41,7 +41,7 @@ def test_a_loss_without_a_reference_costs_none(shared: Path, tmp_path: Path) -> 
     assert not list(run.directory.path.glob("*reference*"))
     metrics = [step.metrics for step in run.steps] + [each for _, each in run.evaluations]
     for each in metrics:
-        assert not {"gap", "kl"} & each.keys()
+        assert not {"margin_per_token", "kl"} & each.keys()
         assert each["rewards/chosen"] == pytest.approx(2 * each["logps/chosen"])
     (_, before), *_, (_, after) = run.evaluations
     assert after["loss"] < before["loss"]
@@ -59,7 +59,7 @@ def test_only_losses_of_single_pairs_are_dealt_out_anew(shared: Path) -> None:
 
     def together(loss: str | list[str]) -> list[tuple[int, ...]]:
         run = prepared(shared, **{"dpo.loss": loss})
-        return [forward.indices for forward in run.forwards(micro_batches)]
+        return [forward.indices for forward in run.micro_batches_here(micro_batches)]
 
     for loss in ("sigmoid", "ipo", "bco_pair"):
         assert together(loss) != micro_batches

@@ -16,10 +16,10 @@ from dpo_cli.training.optimizer import (
 )
 
 
-@pytest.mark.parametrize(("generation", "schedule"), [("seed", "minimind2"), ("head", "minimind3")])
+@pytest.mark.parametrize(("version", "schedule"), [("seed", "minimind2"), ("head", "minimind3")])
 @pytest.mark.parametrize("name", ["dense_lr1e-4_acc1", "dense_lr1e-4_acc2", "dense_lr1e-8_acc1"])
-def test_the_golden_rates(golden: Path, generation: str, schedule: str, name: str) -> None:
-    recorded = json.loads((golden / f"train/{generation}/{name}.json").read_text())
+def test_the_golden_rates(golden: Path, version: str, schedule: str, name: str) -> None:
+    recorded = json.loads((golden / f"train/{version}/{name}.json").read_text())
     steps = recorded["steps"]
     rate = LearningRate(schedule, recorded["args"]["learning_rate"], len(steps), 0)  # type: ignore[arg-type]
     ours = [rate.at(step) for step in range(len(steps))]
@@ -49,16 +49,16 @@ def born_float16(kind: str, count: int) -> Tensor:
 
 
 def follow(start: Tensor, steps: int, schedule: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Plain, compensated and float64 weights, and the compensation, after the same gradients.
+    """Plain, kahan_summation and float64 weights, and the compensation, after the same gradients.
 
     The gradients are noise, and the peak of the learning rate is 1e-8.
     """
     generator = torch.Generator().manual_seed(2)
-    plain, compensated = Parameter(start.clone()), Parameter(start.clone())
+    plain, kahan_summation = Parameter(start.clone()), Parameter(start.clone())
     exact = Parameter(start.double())
     optimizers = {
         plain: make_optimizer([plain]),
-        compensated: make_optimizer([compensated], compensated=True),
+        kahan_summation: make_optimizer([kahan_summation], kahan_summation=True),
         exact: make_optimizer([exact]),
     }
     cosine = LearningRate("minimind2", 1e-8, steps, 0)
@@ -68,10 +68,10 @@ def follow(start: Tensor, steps: int, schedule: str) -> tuple[Tensor, Tensor, Te
             weight.grad = gradient.to(weight.dtype)
             set_learning_rate(optimizer, cosine.at(step) if schedule == "cosine" else 1e-8)
             optimizer.step()
-    kept = optimizers[compensated].state[compensated]
+    kept = optimizers[kahan_summation].state[kahan_summation]
     for moment in ("step", "exp_avg", "exp_avg_sq"):
         assert torch.equal(kept[moment], optimizers[plain].state[plain][moment])
-    return plain.detach(), compensated.detach(), exact.detach(), kept[COMPENSATION]
+    return plain.detach(), kahan_summation.detach(), exact.detach(), kept[COMPENSATION]
 
 
 @pytest.mark.parametrize(
@@ -85,18 +85,18 @@ def follow(start: Tensor, steps: int, schedule: str) -> tuple[Tensor, Tensor, Te
 def test_compensated_masters_follow_float64(kind: str, schedule: str, plain_error: float) -> None:
     """At 1e-8 plain float32 is off by a tenth of the update, or by all of it."""
     start = born_float16(kind, 2048)
-    plain, compensated, exact, compensation = follow(start, 1000, schedule)
+    plain, kahan_summation, exact, compensation = follow(start, 1000, schedule)
     update = (exact - start.double()).norm()
 
     def error(weights: Tensor) -> float:
         return ((weights.double() - exact).norm() / update).item()
 
     assert error(plain) == pytest.approx(plain_error, rel=0.1)
-    assert error(compensated.double() + compensation.double()) < 1e-5
+    assert error(kahan_summation.double() + compensation.double()) < 1e-5
     # The weight that the model computes with is the float32 number nearest to its master: half a
     # spacing off at most, once, however many steps there were.
-    assert error(compensated) < error(plain) / 8
-    assert torch.equal((compensated.double() + compensation.double()).float(), compensated)
+    assert error(kahan_summation) < error(plain) / 8
+    assert torch.equal((kahan_summation.double() + compensation.double()).float(), kahan_summation)
 
 
 def test_no_bit_is_lost_whichever_is_larger() -> None:
@@ -105,7 +105,7 @@ def test_no_bit_is_lost_whichever_is_larger() -> None:
     magnitudes = 10.0 ** torch.arange(-13.0, 0.0)  # the update is 1e-8
     weights = torch.cat([torch.zeros(1), torch.randn(13, generator=generator) * magnitudes])
     moving = Parameter(weights.clone())
-    optimizer = make_optimizer([moving], compensated=True)
+    optimizer = make_optimizer([moving], kahan_summation=True)
     optimizer.param_groups[0]["weight_decay"] = 0.0
     moving.grad = torch.full_like(moving, 0.3)
     set_learning_rate(optimizer, 1e-8)
@@ -118,7 +118,7 @@ def test_no_bit_is_lost_whichever_is_larger() -> None:
 
 def test_weights_without_a_gradient_stay() -> None:
     moving, resting = Parameter(torch.ones(3)), Parameter(torch.ones(3))
-    optimizer = make_optimizer([moving, resting], compensated=True)
+    optimizer = make_optimizer([moving, resting], kahan_summation=True)
     moving.grad = torch.ones(3)
     set_learning_rate(optimizer, 1e-3)
     optimizer.step()

@@ -26,14 +26,14 @@ from dpo_cli.errors import DpoError
 from dpo_cli.export.export import export_run
 from dpo_cli.export.merge import merge_models
 from dpo_cli.findings import Level
-from dpo_cli.inference.chat import open_speakers
-from dpo_cli.inference.evaluate import judge
+from dpo_cli.inference.chat import open_responders
+from dpo_cli.inference.evaluate import evaluate_models
 from dpo_cli.inference.open_model import open_model
 from dpo_cli.models.generation import Decoding
-from dpo_cli.models.loading import build_model, load_checkpoint
+from dpo_cli.models.loading import build_model, load_model_weights
 from dpo_cli.models.spec import architecture_of
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.eval_config import find_yardstick
+from dpo_cli.run.eval_config import find_eval_config
 from dpo_cli.run.events import (
     Alert,
     Completed,
@@ -156,15 +156,15 @@ def story(family: str, folder: Path) -> None:
 
     report = export_run(stopped, folder / "exported", None, False)
     assert report.dtype == "float32"
-    assert report.survival is not None
-    assert report.survival.kept == 1
+    assert report.retention is not None
+    assert report.retention.kept == 1
     exported = contents(folder / "exported")
     card = exported.pop("README.md").decode()
     assert exported == rolling
     assert str(folder) not in card
     assert "On 4 held-out pairs, before and after update 3:" in card
-    state = load_weights(Run(stopped).generation)
-    read = load_checkpoint(folder / "exported", {})
+    state = load_weights(Run(stopped).checkpoint)
+    read = load_model_weights(folder / "exported", {})
     assert read.state.keys() == state.keys()
     assert all(torch.equal(read.state[name], state[name]) for name in state)
     plan = stopped.read_plan()
@@ -217,8 +217,8 @@ def own_precision(folder: Path) -> None:
     place = folder / "exported"
     report = export_run(run, place, None, False)
     assert report.dtype == "bfloat16"
-    assert report.survival is not None
-    assert (report.survival.born, report.survival.start_error) == ("bfloat16", 0)
+    assert report.retention is not None
+    assert (report.retention.source_dtype, report.retention.start_error) == ("bfloat16", 0)
     assert report.size_bytes == sum(path.stat().st_size for path in place.iterdir())
     assert export_run(run, place, "float32", False).dtype == "float32"  # its own is replaced
     (place / "README.md").write_text("somebody's")
@@ -226,9 +226,9 @@ def own_precision(folder: Path) -> None:
     export_run(run, place, None, True)
     assert "somebody's" not in (place / "README.md").read_text()
     assert f"{profile}: a file" in refused(run, profile, None, True)
-    assert not list(folder.glob(".*unproved"))
+    assert not list(folder.glob(".*partial"))
 
-    settings = {"model.checkpoint": f"run:{run.name}", "model.tokenizer": TOKENIZER}
+    settings = {"model.weights": f"run:{run.name}", "model.tokenizer": TOKENIZER}
     second = new_run(profile, **settings)
     assert train(second) == 0
     assert Run(second).losses[0] == pytest.approx(math.log(2))
@@ -245,7 +245,7 @@ def both_layouts(family: str, folder: Path) -> None:
     """The plain loop, which pads everything, is the oracle."""
     profile = make(folder, family)
     losses = []
-    for layout in ("packed", "reference"):
+    for layout in ("packed", "padded"):
         settings = {"train.layout": layout, "data.max_seq_len": 96, "train.epochs": 2}
         run = new_run(profile, **settings, **{"train.learning_rate": 1e-3})
         assert train(run) == 0
@@ -262,7 +262,7 @@ def balanced(folder: Path) -> None:
     (folder / "known").mkdir()
     run = new_run(make(folder / "known", "qwen3-moe"), **{"train.router_aux_loss_coef": 0.01})
     assert train(run) == 0
-    assert all(step.metrics["balance"] > 1 for step in Run(run).steps)
+    assert all(step.metrics["aux_loss"] > 1 for step in Run(run).steps)
     (folder / "unknown").mkdir()
     run = new_run(make(folder / "unknown", "gpt-oss"), **{"train.router_aux_loss_coef": 0.01})
     assert train(run) == 1
@@ -286,19 +286,19 @@ def afterwards(family: str, folder: Path) -> None:
     *_, told = (event for event in Run(run).events if isinstance(event, Evaluated))
     for named in (trained, exported):
         profile = run.profile_path if named is exported else None
-        yardstick = find_yardstick([named], runs_root=run.path.parent, profile_path=profile)
-        assert yardstick is not None
-        [model] = judge(yardstick, [open_model(named, {})], lambda *_: None).models
+        eval_config = find_eval_config([named], runs_root=run.path.parent, profile_path=profile)
+        assert eval_config is not None
+        [model] = evaluate_models(eval_config, [open_model(named, {})], lambda *_: None).models
         assert model.groups["all"] == pytest.approx(told.groups["all"], abs=1e-5)
 
     models = [open_model(named, {}) for named in (trained, start)]
     merge_models(*models, 0.25, folder / "merged", None, start.tokenizer())
     merged = load_file(folder / "merged/model.safetensors")
-    for name, tensor in models[0].checkpoint.state.items():
-        expected = 0.75 * tensor.double() + 0.25 * models[1].checkpoint.state[name].double()
+    for name, tensor in models[0].model_weights.state.items():
+        expected = 0.75 * tensor.double() + 0.25 * models[1].model_weights.state[name].double()
         assert torch.equal(merged[name], expected.float()), name
 
-    [speaker] = open_speakers(exported, None, Decoding(12), runs_root=run.path.parent)
+    [speaker] = open_responders(exported, None, Decoding(12), runs_root=run.path.parent)
     answer = speaker.answer([{"role": "user", "content": "Hello"}], 0)
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "exported")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "exported")

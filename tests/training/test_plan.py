@@ -12,12 +12,12 @@ from dpo_cli.models.minimind import MiniMind
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.plan import Prepared, prepare
-from dpo_cli.training.resume_checks import refuse_other_inputs
+from dpo_cli.training.resume_checks import require_same_inputs
 
 
 def prepared(shared: Path, profile: str = "dense", **changes: Any) -> Prepared:
     keys = {
-        "model.checkpoint": shared / "golden/train/seed/full_sft_64.pth",
+        "model.weights": shared / "golden/train/seed/full_sft_64.pth",
         "model.hidden_size": 64,
         "model.num_hidden_layers": 2,
         "model.tokenizer": shared / "tokenizer/minimind2",
@@ -54,7 +54,7 @@ def test_pairs_are_held_out_of_training(shared: Path) -> None:
 def test_a_file_of_held_out_pairs(shared: Path) -> None:
     both = prepared(shared, **{"eval.path": shared / "golden/data/tok24.jsonl"})
     assert len(both.pairs) == 27
-    assert len(both.held_out) + len(both.held_out_set_aside) == 24
+    assert len(both.held_out) + len(both.held_out_skipped_rows) == 24
     assert len(both.held_out) == 22  # two answers lie beyond max_seq_len
     assert "held_out" in both.fingerprints
 
@@ -69,11 +69,11 @@ def test_inputs_are_known_by_their_content(shared: Path, tmp_path: Path) -> None
     data = (shared / "golden/data/train27.jsonl").read_bytes()
     copy = tmp_path / "moved.jsonl"
     copy.write_bytes(data)
-    promised = prepared(shared).plan()
-    refuse_other_inputs(promised, prepared(shared, **{"data.data_path": copy}).plan())
+    saved_plan = prepared(shared).plan()
+    require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": copy}).plan())
     copy.write_bytes(data.replace(b"the", b"teh", 1))
     with pytest.raises(DpoError) as caught:
-        refuse_other_inputs(promised, prepared(shared, **{"data.data_path": copy}).plan())
+        require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": copy}).plan())
     assert caught.value.details == ("data.data_path: the content is not what the run began with",)
 
 
@@ -110,7 +110,7 @@ def test_sequences_beyond_the_models_positions_are_refused(
     huge = {"data.max_seq_len": 100_000}
     assert prepared(shared, **huge).pairs
     with pytest.raises(DpoError, match="pads every sequence to that length") as caught:
-        prepared(shared, **huge, **{"train.layout": "reference"})
+        prepared(shared, **huge, **{"train.layout": "padded"})
     assert caught.value.remedy == "state data.max_seq_len = 32768, or less"
 
     monkeypatch.setattr(MiniMind, "max_positions", 100)
@@ -132,7 +132,7 @@ def test_weights_of_several_sources(shared: Path) -> None:
     both = prepared(shared, **{"data.data_path": stated})
     weighted = prepared(
         shared,
-        **{"data.data_path": stated, "data.path_weights": "[2.0, 0.5]", "eval.fraction": 0.2},
+        **{"data.data_path": stated, "data.mixture_weights": "[2.0, 0.5]", "eval.fraction": 0.2},
     )
     held_out, trained = weighted.held_out.lines.tolist(), weighted.pairs.lines.tolist()
     own = sorted(set(both.pairs.lines.tolist()) - set(held_out))
@@ -150,12 +150,12 @@ def test_a_folder_is_known_by_all_its_files(shared: Path, tmp_path: Path) -> Non
     lines = (shared / "golden/data/train27.jsonl").read_text().splitlines(keepends=True)
     (folder / "1.jsonl").write_text("".join(lines[:9]))
     (folder / "2.jsonl").write_text("".join(lines[9:]))
-    promised = prepared(shared, **{"data.data_path": folder}).plan()
+    saved_plan = prepared(shared, **{"data.data_path": folder}).plan()
     paths = f'["{folder}/1.jsonl", "{folder}/2.jsonl"]'
-    refuse_other_inputs(promised, prepared(shared, **{"data.data_path": paths}).plan())
+    require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": paths}).plan())
     (folder / "3.jsonl").write_text(lines[0])
     with pytest.raises(DpoError, match="its inputs have changed"):
-        refuse_other_inputs(promised, prepared(shared, **{"data.data_path": folder}).plan())
+        require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": folder}).plan())
 
 
 def test_weights_are_of_files_that_stay_where_they_are(shared: Path, tmp_path: Path) -> None:
@@ -169,11 +169,11 @@ def test_weights_are_of_files_that_stay_where_they_are(shared: Path, tmp_path: P
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{number}.jsonl").write_text("".join(lines[9 * number : 9 * number + 9]))
         stated = {"data.data_path": f'["{folders[0]}", "{folders[1]}"]'}
-        plans.append(prepared(shared, **stated, **{"data.path_weights": "[2.0, 1.0]"}).plan())
+        plans.append(prepared(shared, **stated, **{"data.mixture_weights": "[2.0, 1.0]"}).plan())
     with pytest.raises(DpoError, match="its inputs have changed"):
-        refuse_other_inputs(*plans)
+        require_same_inputs(*plans)
 
 
 def test_weights_that_leave_nothing(shared: Path) -> None:
-    with pytest.raises(DpoError, match=r"path_weights = \[0.0\]: no pair is left to train on"):
-        prepared(shared, **{"data.path_weights": "[0.0]"})
+    with pytest.raises(DpoError, match=r"mixture_weights = \[0.0\]: no pair is left to train on"):
+        prepared(shared, **{"data.mixture_weights": "[0.0]"})

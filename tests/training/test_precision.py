@@ -31,9 +31,9 @@ class NeverStopped:
 
 
 def train(shared: Path, root: Path, profile: str, dtype: str, **changes: str) -> Run:
-    checkpoint, tokenizer = MODELS[profile]
+    model_weights, tokenizer = MODELS[profile]
     keys = {
-        "model.checkpoint": shared / "golden/train" / checkpoint,
+        "model.weights": shared / "golden/train" / model_weights,
         "model.hidden_size": 64,
         "model.num_hidden_layers": 2,
         "model.tokenizer": shared / "tokenizer" / tokenizer,
@@ -69,7 +69,7 @@ def test_half_precision_follows_float32(
     assert len(skipped) == first
     if profile == "dense":
         assert half.losses == pytest.approx(full.losses, abs=1e-3)
-    weights = load_file(half.generation / "weights.safetensors")
+    weights = load_file(half.checkpoint / "weights.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert any(not torch.equal(t, t.to(getattr(torch, dtype)).float()) for t in weights.values())
 
@@ -77,7 +77,7 @@ def test_half_precision_follows_float32(
 def test_only_float16_scales_its_loss(shared: Path, tmp_path: Path) -> None:
     scalers = {
         dtype: json.loads(
-            (train(shared, tmp_path, "dense", dtype).generation / "state.json").read_text()
+            (train(shared, tmp_path, "dense", dtype).checkpoint / "state.json").read_text()
         )
         for dtype in ("float32", "bfloat16", "float16")
     }

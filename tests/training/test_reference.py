@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from dpo_cli.compute.device import Compute, resolve
+from dpo_cli.compute.device import Device, resolve
 from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.models.scoring import ResponseScorer, Scores
@@ -17,7 +17,7 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.plan import prepare
-from dpo_cli.training.reference import KeptReference, keep, load_kept, open_references
+from dpo_cli.training.reference import CachedReference, keep, load_cached, open_references
 from tests.support.columns import in_columns
 from tests.support.small_runs import golden_run
 
@@ -35,7 +35,7 @@ def pair(chosen: int, rejected: int) -> TokenizedPair:
 PAIRS = in_columns([pair(2, 3), pair(1, 1), pair(4, 2)])
 ROWS = [(0, 2), (1,)]
 LOGPS = {"token_logps": -torch.arange(13.0)}
-CPU = Compute(torch.device("cpu"), torch.float32)
+CPU = Device(torch.device("cpu"), torch.float32)
 
 
 class Scorer(torch.nn.Module):
@@ -56,7 +56,7 @@ class Scorer(torch.nn.Module):
 
 def reference(
     *places: Path, key: str = "key", with_entropies: bool = False
-) -> tuple[KeptReference, list[Scorer]]:
+) -> tuple[CachedReference, list[Scorer]]:
     """A reference, and the models that it has had loaded so far."""
     loaded: list[Scorer] = []
 
@@ -64,11 +64,11 @@ def reference(
         loaded.append(Scorer())
         return cast(ResponseScorer, loaded[-1])
 
-    kept = KeptReference(PAIRS, ROWS, CPU, load, places, key, with_entropies=with_entropies)
+    kept = CachedReference(PAIRS, ROWS, CPU, load, places, key, with_entropies=with_entropies)
     return kept, loaded
 
 
-def ask(kept: KeptReference, *indices: int) -> list[list[float]]:
+def ask(kept: CachedReference, *indices: int) -> list[list[float]]:
     """The log-probs of each side of these pairs, without their padding."""
     batch = cast(PackedBatch, make_batch([PAIRS[i] for i in indices], "packed", max_seq_len=0))
     rows = kept.token_logps(indices, batch)
@@ -128,9 +128,9 @@ def test_a_part_is_kept_beside_the_run_and_all_of_it_for_other_runs(tmp_path: Pa
     assert other.is_complete
     assert not loaded
     other.keep()
-    again = load_kept(tmp_path / "other.safetensors", "key")
+    again = load_cached(tmp_path / "other.safetensors", "key")
     assert again is not None
-    assert_equal(again, load_kept(beside, "key"))
+    assert_equal(again, load_cached(beside, "key"))
 
 
 def test_entropies_are_kept_and_asked_for_with_the_log_probs(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_cache_that_cannot_be_written_is_gone_without(tmp_path: Path) -> None:
     kept, _ = reference(beside, tmp_path / "cache" / "reference" / "key.safetensors")
     ask(kept, 0, 1, 2)
     kept.keep()
-    assert load_kept(beside, "key") is not None
+    assert load_cached(beside, "key") is not None
 
 
 def test_a_run_that_cannot_be_written_in_is_an_error(tmp_path: Path) -> None:
@@ -186,15 +186,15 @@ def test_what_does_not_fit_is_computed_again(tmp_path: Path, spoil: str) -> None
 
 def test_what_was_kept_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
-    assert load_kept(path, "key") is None
+    assert load_cached(path, "key") is None
     keep(path, "key", LOGPS)
-    assert_equal(load_kept(path, "key"), LOGPS)
+    assert_equal(load_cached(path, "key"), LOGPS)
 
 
 def test_what_belongs_to_something_else_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     keep(path, "key", LOGPS)
-    assert load_kept(path, "another key") is None
+    assert load_cached(path, "another key") is None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
@@ -203,7 +203,7 @@ def test_a_cut_off_file_is_not_believed(tmp_path: Path, share: float) -> None:
     keep(path, "key", LOGPS)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    assert load_kept(path, "key") is None
+    assert load_cached(path, "key") is None
 
 
 def test_no_flipped_bit_in_the_numbers_is_believed(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_no_flipped_bit_in_the_numbers_is_believed(tmp_path: Path) -> None:
         spoilt = bytearray(data)
         spoilt[position] ^= 1 << (position % 8)
         path.write_bytes(spoilt)
-        assert load_kept(path, "key") is None
+        assert load_cached(path, "key") is None
 
 
 def test_the_cache_tells_models_apart_that_have_the_same_file(
@@ -232,7 +232,7 @@ def test_the_cache_tells_models_apart_that_have_the_same_file(
         compute = resolve("cpu", "float32")
         prepared = prepare(loaded, compute, run, lambda *_: None)
         reference, _ = open_references(prepared, lambda: cast(ResponseScorer, None), tmp_path)
-        assert isinstance(reference, KeptReference)
+        assert isinstance(reference, CachedReference)
         return reference._places[-1], loaded
 
     plain, profile = place()
@@ -240,7 +240,7 @@ def test_the_cache_tells_models_apart_that_have_the_same_file(
         {"dpo.beta": 3.0, "train.learning_rate": 1e-6},
         {"dpo.loss": "ipo", "train.schedule": "minimind3", "train.epochs": 2},
         {"dpo.reduction": "sum", "dpo.label_smoothing": 0.1, "train.grad_clip": 0.5},
-        {"eval.interval": 7, "train.compensated": True, "train.activation_checkpointing": True},
+        {"eval.interval": 7, "train.kahan_summation": True, "train.activation_checkpointing": True},
     ]
     for each in same:
         its, other = place(**each)

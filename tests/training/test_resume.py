@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_cli.models.loading import load_checkpoint, read_state_dict
+from dpo_cli.models.loading import load_model_weights, read_state_dict
 from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
 from dpo_cli.run.lookup import find_run
 from tests.support.cli import Run, dpo, set_options, start
@@ -27,7 +27,7 @@ def real_run(shared: Path, folder: Path) -> list[str]:
     (folder / "dpo.jsonl").write_text("".join(rows[:240]), "utf-8")
     keys = {
         "model.out_dir": shared / "checkpoints",
-        "model.checkpoint": "full_sft_256_moe.pth",
+        "model.weights": "full_sft_256_moe.pth",
         "model.hidden_size": 256,
         "model.num_hidden_layers": 4,
         "model.tokenizer": shared / "tokenizer/minimind2",
@@ -47,8 +47,8 @@ def commands(shared: Path, folder: Path, case: str) -> list[str]:
             *(shared, "seed", False),
             **{"model.dropout": 0.1, "train.accumulation_steps": 2, **SHORTER},
         ),
-        "generation 3 experts, compensated": lambda: golden_run(
-            shared, "head", True, **{"train.compensated": True, **SHORTER}
+        "MiniMind version 3 experts, kahan_summation": lambda: golden_run(
+            shared, "head", True, **{"train.kahan_summation": True, **SHORTER}
         ),
         "real experts": lambda: real_run(shared, folder),
     }[case]()
@@ -76,7 +76,8 @@ def interrupt_after(
 
 
 @pytest.mark.parametrize(
-    "case", ["dense, dropout, accumulation", "generation 3 experts, compensated", "real experts"]
+    "case",
+    ["dense, dropout, accumulation", "MiniMind version 3 experts, kahan_summation", "real experts"],
 )
 def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -107,7 +108,7 @@ def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> N
     assert resumptions[1].optimizer_step >= 15
     assert resumed.metric_rows == uninterrupted.metric_rows
     assert resumed.files() == uninterrupted.files()
-    assert ("compensation.safetensors" in resumed.files()) == ("compensated" in case)
+    assert ("compensation.safetensors" in resumed.files()) == ("kahan_summation" in case)
     evaluated = [
         [(e.step, e.metrics) for e in run.events if isinstance(e, Evaluated)]
         for run in (uninterrupted, resumed)
@@ -122,7 +123,7 @@ def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
     out_dir = tmp_path / "out"
     out_dir.mkdir()
     keys = {
-        "model.checkpoint": shared / "checkpoints/full_sft_512.pth",
+        "model.weights": shared / "checkpoints/full_sft_512.pth",
         "model.out_dir": out_dir,
         "model.tokenizer": shared / "tokenizer/minimind2",
         "data.data_path": shared / "golden/data/train27.jsonl",
@@ -175,7 +176,7 @@ def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
     assert "this run did not write it" in other.stderr
     precise = dpo("export", "mine", "--force", "--dtype", "float32", cwd=tmp_path)
     assert precise.returncode == 0
-    assert load_checkpoint(path, {}).dtype == torch.float32
+    assert load_model_weights(path, {}).dtype == torch.float32
     assert len([e for e in run.events if isinstance(e, Exported)]) == 3
 
 
@@ -187,7 +188,7 @@ def test_a_run_can_start_from_another_and_outlive_its_states(shared: Path, tmp_p
         assert result.returncode == 0, result.stdout + result.stderr
 
     succeed(*small_run(shared), "--name", "first")
-    from_first = {"model.checkpoint": '"run:first"'}
+    from_first = {"model.weights": '"run:first"'}
     succeed(*small_run(shared, **from_first), "--name", "second")
     succeed("resume", "first", "--set", "train.epochs=2", "--allow-changes")
     succeed("resume", "second", "--set", "train.epochs=2", "--allow-changes")
@@ -198,7 +199,7 @@ def test_a_run_can_start_from_another_and_outlive_its_states(shared: Path, tmp_p
 def test_states_that_are_gone_are_no_reason_to_start_over(shared: Path, tmp_path: Path) -> None:
     assert dpo(*small_run(shared), cwd=tmp_path).returncode == 0
     run = Run.only(tmp_path)
-    shutil.rmtree(run.generation)
+    shutil.rmtree(run.checkpoint)
     result = dpo(
         "resume", run.directory.name, "--set", "train.epochs=2", "--allow-changes", cwd=tmp_path
     )
@@ -254,4 +255,4 @@ def test_in_the_background_and_stopped_from_elsewhere(shared: Path, tmp_path: Pa
     assert run.directory.holder() is None
     assert isinstance(run.events[-2], Stopped)
     last = run.steps[-1].optimizer_step
-    assert run.generation.name == f"step-{last:08d}"
+    assert run.checkpoint.name == f"step-{last:08d}"

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_cli.models.loading import Checkpoint, build_model, load_checkpoint
+from dpo_cli.models.loading import ModelWeights, build_model, load_model_weights
 from dpo_cli.training.checkpointing import load_weights, restore_state, save_state
 from dpo_cli.training.optimizer import make_optimizer, set_learning_rate
 
 
 @pytest.fixture(params=["seed/full_sft_64", "seed/full_sft_64_moe", "head/full_sft_64_moe"])
-def checkpoint(golden: Path, request: pytest.FixtureRequest) -> Checkpoint:
-    return load_checkpoint(golden / "arch" / f"{request.param}.pth", {})
+def model_weights(golden: Path, request: pytest.FixtureRequest) -> ModelWeights:
+    return load_model_weights(golden / "arch" / f"{request.param}.pth", {})
 
 
 def no_scaler() -> torch.amp.GradScaler:
@@ -29,24 +29,24 @@ def take_steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: 
         optimizer.zero_grad(set_to_none=True)
 
 
-@pytest.mark.parametrize("compensated", [False, True])
+@pytest.mark.parametrize("kahan_summation", [False, True])
 def test_a_restored_state_goes_on_as_the_saved_one(
-    checkpoint: Checkpoint, tmp_path: Path, compensated: bool
+    model_weights: ModelWeights, tmp_path: Path, kahan_summation: bool
 ) -> None:
     """Weights, both moments, step count and random numbers: the next steps are the same bits."""
     torch.manual_seed(3)
-    model = build_model(checkpoint.architecture, checkpoint.state)
-    optimizer = make_optimizer(model.parameters(), compensated=compensated)
+    model = build_model(model_weights.architecture, model_weights.state)
+    optimizer = make_optimizer(model.parameters(), kahan_summation=kahan_summation)
     take_steps(model, optimizer, 3)
     save_state(tmp_path, model=model, optimizer=optimizer, scaler=no_scaler(), optimizer_step=3)
     take_steps(model, optimizer, 2)
 
     torch.manual_seed(99)
-    other = build_model(checkpoint.architecture, load_weights(tmp_path))
-    other_optimizer = make_optimizer(other.parameters(), compensated=compensated)
+    other = build_model(model_weights.architecture, load_weights(tmp_path))
+    other_optimizer = make_optimizer(other.parameters(), kahan_summation=kahan_summation)
     done = restore_state(
         tmp_path,
-        architecture=checkpoint.architecture,
+        architecture=model_weights.architecture,
         model=other,
         optimizer=other_optimizer,
         scaler=no_scaler(),
@@ -65,12 +65,14 @@ def test_a_restored_state_goes_on_as_the_saved_one(
     "file",
     [f"{name}.safetensors" for name in ("exp_avg", "exp_avg_sq", "weights", "compensation")],
 )
-def test_every_part_of_the_state_matters(checkpoint: Checkpoint, tmp_path: Path, file: str) -> None:
+def test_every_part_of_the_state_matters(
+    model_weights: ModelWeights, tmp_path: Path, file: str
+) -> None:
     """Negative control: with one file of an earlier step, the next weights differ."""
     torch.manual_seed(3)
     early, late = tmp_path / "early", tmp_path / "late"
-    model = build_model(checkpoint.architecture, checkpoint.state)
-    optimizer = make_optimizer(model.parameters(), compensated=True)
+    model = build_model(model_weights.architecture, model_weights.state)
+    optimizer = make_optimizer(model.parameters(), kahan_summation=True)
     for directory in (early, late):
         directory.mkdir()
         take_steps(model, optimizer, 1)
@@ -81,11 +83,11 @@ def test_every_part_of_the_state_matters(checkpoint: Checkpoint, tmp_path: Path,
     for replaced in (False, True):
         if replaced:
             (late / file).write_bytes((early / file).read_bytes())
-        other = build_model(checkpoint.architecture, load_weights(late))
-        other_optimizer = make_optimizer(other.parameters(), compensated=True)
+        other = build_model(model_weights.architecture, load_weights(late))
+        other_optimizer = make_optimizer(other.parameters(), kahan_summation=True)
         restore_state(
             late,
-            architecture=checkpoint.architecture,
+            architecture=model_weights.architecture,
             model=other,
             optimizer=other_optimizer,
             scaler=no_scaler(),
@@ -95,15 +97,17 @@ def test_every_part_of_the_state_matters(checkpoint: Checkpoint, tmp_path: Path,
     assert not torch.equal(*results)
 
 
-def test_names_on_disk_are_the_hugging_face_layouts(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_names_on_disk_are_the_hugging_face_layouts(
+    model_weights: ModelWeights, tmp_path: Path
+) -> None:
     """Stable where the names in memory are not: a later transformers finds its tensors."""
-    model = build_model(checkpoint.architecture, checkpoint.state)
-    optimizer = make_optimizer(model.parameters(), compensated=True)
+    model = build_model(model_weights.architecture, model_weights.state)
+    optimizer = make_optimizer(model.parameters(), kahan_summation=True)
     take_steps(model, optimizer, 1)
     save_state(tmp_path, model=model, optimizer=optimizer, scaler=no_scaler(), optimizer_step=1)
     from safetensors.torch import load_file
 
     for name in ("weights", "exp_avg", "exp_avg_sq", "compensation"):
-        assert set(load_file(tmp_path / f"{name}.safetensors")) == set(checkpoint.state)
+        assert set(load_file(tmp_path / f"{name}.safetensors")) == set(model_weights.state)
     kinds = {path.suffix for path in tmp_path.iterdir()}
     assert kinds == {".safetensors", ".json"}  # nothing pickled

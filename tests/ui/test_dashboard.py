@@ -34,7 +34,7 @@ from tests.support import story
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 NAME = "dense-20260101-120000-ab12"
 SIZES = [(80, 24), (100, 30), (160, 50)]
-DISK = Disk(free_bytes=50_100_000_000, generations=2)
+DISK = Disk(free_bytes=50_100_000_000, checkpoints=2)
 FAILED = Failed(
     message="optimizer step 87: the loss is not a finite number; the weights were not touched",
     remedy="look at these rows, or lower train.learning_rate; what was saved before is intact",
@@ -123,7 +123,7 @@ def test_skipped_updates_show_in_the_line_of_the_gradient(width: int, height: in
     skipped = dataclasses.replace(story.step_done(172), is_skipped=True)  # type: ignore[call-arg]
     assert "skipped" not in gradient()
     assert ", 1 skipped" in gradient(skipped)
-    resumed = Resumed(step=100, optimizer_step=50, generation="step-00000050")
+    resumed = Resumed(step=100, optimizer_step=50, checkpoint="step-00000050")
     again = dataclasses.replace(story.step_done(102), is_skipped=True)  # type: ignore[call-arg]
     assert ", 1 skipped" in gradient(skipped, resumed, again)
 
@@ -272,7 +272,7 @@ def test_a_resumed_run_shows_its_past_while_it_prepares() -> None:
     text = drawn(dashboard([*SCENES["failed"], story.at(0, again)]), 80, 24)
     assert text.splitlines()[0].endswith("preparing")
     assert "ln 2 ⣿" in text
-    resumed = Resumed(step=100, optimizer_step=50, generation="step-00000050")
+    resumed = Resumed(step=100, optimizer_step=50, checkpoint="step-00000050")
     text = drawn(dashboard([*SCENES["failed"], story.at(0, again), story.at(1, resumed)]), 80, 24)
     assert "step 100/400" in text
     assert text.splitlines()[0].endswith("training")

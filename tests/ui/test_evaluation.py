@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dpo_cli.inference.evaluate import Judged, Judgement
+from dpo_cli.inference.evaluate import EvaluatedModel, Evaluation
 from dpo_cli.intervals import wilson_interval
 from dpo_cli.profile.load import state_profile
-from dpo_cli.run.eval_config import Yardstick
-from dpo_cli.ui.terminal.evaluation import JudgedModels, notes
+from dpo_cli.run.eval_config import EvalConfig
+from dpo_cli.ui.terminal.evaluation import EvaluatedModels, notes
 from tests.ui.test_dashboard import assert_snapshot
 
 PROFILE = {"model.tokenizer": Path("/t"), "data.data_path": Path("/test.jsonl")}
@@ -26,7 +26,7 @@ def figures(accuracy: float, pairs: int, **others: float) -> dict[str, float]:
         "loss": 0.65,
         "rewards/accuracies": accuracy,
         "rewards/margins": 0.1,
-        "gap": 0.02,
+        "margin_per_token": 0.02,
         "kl": 0.001,
         "logps/accuracies": 0.5,
         "ref_logps/accuracies": 0.5,
@@ -39,15 +39,15 @@ def figures(accuracy: float, pairs: int, **others: float) -> dict[str, float]:
     return {"pairs": float(pairs), **means}
 
 
-def judgement(
+def evaluation_result(
     *models: Mapping[str, Mapping[str, float]],
     is_own: bool = True,
     reference: str | None = "full_sft_512.pth",
     trained_on: Sequence[str] = (),
-) -> Judgement:
+) -> Evaluation:
     titles = ("dense-20260101-120000-ab12", "full_sft_512.pth", "merged.pth")
-    return Judgement(
-        yardstick=Yardstick(
+    return Evaluation(
+        eval_config=EvalConfig(
             profile=state_profile(PROFILE, ["dpo.beta=5.0"]),
             owner=None,
             is_own=is_own,
@@ -56,22 +56,22 @@ def judgement(
             runs_root=Path("runs"),
         ),
         models=[
-            Judged(title, 120 if not index else None, groups)
+            EvaluatedModel(title, 120 if not index else None, groups)
             for index, (title, groups) in enumerate(zip(titles, models, strict=False))
         ],
         reference=reference,
         device="cpu",
         dtype="float32",
         vocab_size=6400,
-        set_aside=0 if is_own else 3,
+        skipped_rows=0 if is_own else 3,
         trained_on=trained_on,
     )
 
 
-def shown(its: Judgement, width: int) -> str:
+def shown(its: Evaluation, width: int) -> str:
     console = Console(width=width, highlight=False, file=io.StringIO())
     with console.capture() as captured:
-        console.print(JudgedModels(its))
+        console.print(EvaluatedModels(its))
     return captured.get()
 
 
@@ -81,22 +81,22 @@ GROUPS = {
     "length/like length": figures(0.6, 30),
     "length/rejected longer": figures(0.4, 5),
 }
-SAME = figures(0.0, 400, kl=0.0, gap=0.0, **{"rewards/margins": 0.0})
+SAME = figures(0.0, 400, kl=0.0, margin_per_token=0.0, **{"rewards/margins": 0.0})
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_one_model_by_groups(width: int) -> None:
-    assert_snapshot(f"evaluation-{width}", shown(judgement(GROUPS), width))
+    assert_snapshot(f"evaluation-{width}", shown(evaluation_result(GROUPS), width))
 
 
 def test_models_side_by_side() -> None:
     others = {"all": SAME}, {"all": figures(0.72, 400)}
-    assert_snapshot("evaluation-merged", shown(judgement(GROUPS, *others), 120))
+    assert_snapshot("evaluation-merged", shown(evaluation_result(GROUPS, *others), 120))
 
 
 def test_a_model_by_itself() -> None:
     own = {name: value for name, value in GROUPS["all"].items() if name.startswith(BY_ITSELF)}
-    alone = judgement({"all": own}, reference=None, is_own=False)
+    alone = evaluation_result({"all": own}, reference=None, is_own=False)
     text = shown(alone, 120)
     assert "400 pairs of /test.jsonl, 3 rows set aside" in text
     assert "against no reference; reduction mean, max_seq_len 1024" in text
@@ -109,7 +109,7 @@ def test_a_model_by_itself() -> None:
 
 def test_what_few_pairs_tell() -> None:
     def said(accuracy: float, pairs: int, **others: float) -> str:
-        return notes(judgement({"all": figures(accuracy, pairs, **others)}))[-1]
+        return notes(evaluation_result({"all": figures(accuracy, pairs, **others)}))[-1]
 
     assert said(0.75, 400) == (
         "accuracy 0.75 over 400 pairs: above 0.5 by more than chance explains (95 %)"
@@ -125,7 +125,7 @@ def test_what_few_pairs_tell() -> None:
 
 def test_a_wrong_tokenizer_and_pairs_of_the_training() -> None:
     told = notes(
-        judgement(
+        evaluation_result(
             {"all": figures(0.75, 400, **{"token_logps/chosen": -9.0})},
             is_own=False,
             trained_on=["dense-1"],
@@ -137,7 +137,9 @@ def test_a_wrong_tokenizer_and_pairs_of_the_training() -> None:
 
 
 def test_who_is_not_told_from_whom() -> None:
-    told = notes(judgement({"all": figures(0.6, 40)}, {"all": SAME}, {"all": figures(0.7, 40)}))
+    told = notes(
+        evaluation_result({"all": figures(0.6, 40)}, {"all": SAME}, {"all": figures(0.7, 40)})
+    )
     assert told[-1] == "40 pairs do not tell C from A by their accuracy (95 %: -0.11 to +0.29)"
-    told = notes(judgement({"all": figures(0.6, 4000)}, {"all": figures(0.7, 4000)}))
+    told = notes(evaluation_result({"all": figures(0.6, 4000)}, {"all": figures(0.7, 4000)}))
     assert [note.split(" over ")[0] for note in told] == ["A: accuracy 0.60", "B: accuracy 0.70"]

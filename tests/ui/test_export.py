@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from dpo_cli.export.export import ExportReport
-from dpo_cli.export.update_retention import Survival
+from dpo_cli.export.update_retention import UpdateRetention
 from dpo_cli.ui.terminal.export import export_lines
 
 
 def said(
-    *, dtype: str = "float16", seed: int | None = None, not_compared: str = "", **survival: Any
+    *, dtype: str = "float16", seed: int | None = None, not_compared: str = "", **retention: Any
 ) -> list[str]:
     """The lines between what was written and the log-probs."""
     measured = {"changed": 0.0312, "kept": 0.9, "relative_error": 0.2, "start_error": 0.0}
@@ -28,7 +28,9 @@ def said(
         pairs_compared=4,
         mean_logp_difference=0.0,
         max_logp_difference=0.0,
-        survival=Survival(**(measured | {"born": "float16"} | survival)) if survival else None,
+        retention=UpdateRetention(**(measured | {"born": "float16"} | retention))
+        if retention
+        else None,
         not_compared=not_compared,
         try_command=None,
         state={},
@@ -71,12 +73,12 @@ def test_never_silently_a_format_that_the_weights_were_not_born_in(seed: int | N
 
 
 def test_a_format_that_costs_little_is_told_and_not_warned_of() -> None:
-    lines = said(born="float32", start_error=0.01)
+    lines = said(source_dtype="float32", start_error=0.01)
     assert lines[1:] == [
         "the weights were born float32, which float16 does not hold: rounding them alone changes"
         " them 0.01 times as much as the training did"
     ]
-    lost = said(born="float32", start_error=0.4, relative_error=0.6)
+    lost = said(source_dtype="float32", start_error=0.4, relative_error=0.6)
     assert lost[2].startswith("warning: rounding to the nearest float16")
 
 

@@ -35,7 +35,7 @@ PLAN: dict[str, Any] = {
         "description": "MiniMind2 512x8, full_sft_512.pth",
         "parameters": 25829888,
     },
-    "pairs": {"kept": 329, "set_aside": 51, "held_out": 20, "max_seq_len": 1024},
+    "pairs": {"kept": 329, "skipped_rows": 51, "held_out": 20, "max_seq_len": 1024},
     "steps": {
         "epochs": 2,
         "micro_batches": 166,
@@ -94,7 +94,7 @@ def step_done(step: int, *, elapsed_seconds: float | None = None, window: int = 
 def test_the_plan() -> None:
     assert shown(Planned(plan=PLAN), width=40) == [
         "model     MiniMind2 512x8, full_sft_512.pth, 25,829,888 parameters",
-        f"data      329 pairs, 20 held out, 51 set aside: runs/{NAME}/rejected_rows.jsonl",
+        f"data      329 pairs, 20 held out, 51 set aside: runs/{NAME}/skipped_rows.jsonl",
         "steps     2 epochs x 83 of 4 pairs = 166, 84 updates (one each 2 steps)",
         "rate      1e-08, schedule minimind2",
         "objective DPO, beta 0.1, mean over tokens",
@@ -183,7 +183,7 @@ def test_evaluations_saves_and_ends() -> None:
         Saved(
             step=40,
             optimizer_step=20,
-            generation="step-00000020",
+            checkpoint="step-00000020",
             weights="rlhf_512.pth",
             size_bytes=310_000_000,
             seconds=0.71,
@@ -210,7 +210,7 @@ def test_a_run_that_was_never_planned_is_not_offered_for_resuming() -> None:
 
 
 def test_a_resume_of_a_run_that_saved_nothing() -> None:
-    resumed = Resumed(optimizer_step=0, step=0, generation="")
+    resumed = Resumed(optimizer_step=0, step=0, checkpoint="")
     assert shown(resumed) == ["going on from the first step: nothing had been saved"]
 
 
@@ -218,7 +218,7 @@ def test_a_resume_names_what_it_passed_over_and_shows_its_first_step() -> None:
     resumed = Resumed(
         optimizer_step=21,
         step=42,
-        generation="step-00000021",
+        checkpoint="step-00000021",
         passed_over=("step-00000030 is damaged: the content of weights.safetensors has changed",),
         changes=("train.epochs: 2 -> 4",),
     )
@@ -234,7 +234,7 @@ def test_a_resume_names_what_it_passed_over_and_shows_its_first_step() -> None:
 def test_a_new_worker_has_a_clock_of_its_own() -> None:
     """Time left after a resume, whose seconds begin anew."""
     started = WorkerStarted(pid=1, device="cpu", device_name="", dtype="float32", versions={})
-    resumed = Resumed(optimizer_step=36, step=72, generation="step-00000036")
+    resumed = Resumed(optimizer_step=36, step=72, checkpoint="step-00000036")
     before = [step_done(step, elapsed_seconds=1000.0 + step) for step in (71, 72)]
     after = [step_done(step, elapsed_seconds=5.0 + step) for step in range(73, 81)]
     lines = shown(Planned(plan=PLAN), *before, started, resumed, *after)

@@ -55,7 +55,7 @@ class Rows:
                 self._micro_batches_per_epoch = event.plan["steps"]["micro_batches_per_epoch"]
             case Resumed():
                 # As `events.history` has it.
-                step = event.optimizer_step if event.generation else -1
+                step = event.optimizer_step if event.checkpoint else -1
                 self.resumed_behind.append(step)
                 self._rows = {key: row for key, row in self._rows.items() if key <= step}
             case StepDone():

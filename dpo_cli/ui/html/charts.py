@@ -27,10 +27,10 @@ COLOURS = 8
 """How many curves can be told apart by colour; see `dpo_cli.ui.html.svg.STYLE`."""
 
 _MORE = (
-    on_both("gap, nats per token", "gap"),
+    on_both("gap, nats per token", "margin_per_token"),
     on_both("entropy, nats per token", "entropy"),
     once("throughput, pairs per second", "pairs_per_second"),
-    once("balance of experts", "balance"),
+    once("aux loss of experts", "aux_loss"),
     once("weights changed in half precision", "weights_moved"),
 )
 """Curves for which the panel has no room."""

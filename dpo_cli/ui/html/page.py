@@ -14,7 +14,7 @@ from dpo_cli.ui.comparison import Contender, differences, notes
 from dpo_cli.ui.html.charts import COLOURS, Chart, charts_of
 from dpo_cli.ui.html.markup import Writer, section
 from dpo_cli.ui.html.redaction import Redactor, file_names, without_quotations
-from dpo_cli.ui.html.run_parts import FIGURES, UNITS, Dossier, RunParts
+from dpo_cli.ui.html.run_parts import FIGURES, UNITS, ReportRun, RunParts
 from dpo_cli.ui.html.svg import HEIGHT, STYLE, WIDTH, Frame, chart_markup, summary
 from dpo_cli.ui.terminal.metrics import written
 from dpo_cli.ui.terminal.plain import count, duration
@@ -24,7 +24,7 @@ _FEW_PAIRS = 200
 
 
 def page(
-    dossiers: Sequence[Dossier],
+    dossiers: Sequence[ReportRun],
     findings: Sequence[Mapping[str, Any]] = (),
     *,
     redact: bool = False,
@@ -44,7 +44,7 @@ def page(
 class _Page:
     def __init__(
         self,
-        dossiers: Sequence[Dossier],
+        dossiers: Sequence[ReportRun],
         findings: Sequence[Mapping[str, Any]],
         redact: bool,
         hosts: Sequence[str],
@@ -113,7 +113,7 @@ class _Page:
             )
         return f'<h1>{len(self._runs)} runs</h1><ul class="legend">{"".join(items)}</ul>'
 
-    def _cards(self, dossier: Dossier) -> str:
+    def _cards(self, dossier: ReportRun) -> str:
         run, write = dossier.run, self._write
         total = run.summary.total_steps
         cards = [

@@ -18,7 +18,7 @@ from dpo_cli.ui.terminal.plain import count, plan_facts
 FIGURES = (
     ("loss", "loss", ".4f"),
     ("margin", "rewards/margins", "+.3g"),
-    ("gap", "gap", "+.3g"),
+    ("margin_per_token", "gap", "+.3g"),
     ("KL", "kl", ".3g"),
 )
 """Of held-out pairs beside the accuracy: name, metric, and how that is written."""
@@ -28,18 +28,18 @@ _MOST_ROWS = 20
 
 
 @dataclass(frozen=True)
-class Dossier:
+class ReportRun:
     """What a page tells of one run.
 
     Attributes:
         run: its view, summary and settings.
         events: its stream.
-        set_aside: the rows of its `rejected_rows.jsonl`.
+        skipped_rows: the rows of its `skipped_rows.jsonl`.
     """
 
     run: Contender
     events: Sequence[Event]
-    set_aside: Sequence[Mapping[str, Any]]
+    skipped_rows: Sequence[Mapping[str, Any]]
 
     @property
     def hosts(self) -> set[str]:
@@ -60,8 +60,8 @@ class RunParts:
         redact: leave out texts.
     """
 
-    def __init__(self, dossier: Dossier, write: Writer, *, redact: bool) -> None:
-        self._dossier, self._run = dossier, dossier.run
+    def __init__(self, dossier: ReportRun, write: Writer, *, redact: bool) -> None:
+        self._report_run, self._run = dossier, dossier.run
         self._write, self._redact = write, redact
 
     def all(self) -> Iterator[str]:
@@ -117,7 +117,7 @@ class RunParts:
 
     def _samples(self) -> str:
         """What policy and reference answered last."""
-        sampled = [event for event in self._dossier.events if isinstance(event, Sampled)]
+        sampled = [event for event in self._report_run.events if isinstance(event, Sampled)]
         if not sampled or self._redact:
             return ""
         write, last = self._write, sampled[-1]
@@ -136,11 +136,11 @@ class RunParts:
 
     def _data(self) -> str:
         pairs = self._run.plan.get("pairs", {})
-        steps = [event for event in self._dossier.events if isinstance(event, StepDone)]
+        steps = [event for event in self._report_run.events if isinstance(event, StepDone)]
         facts: list[tuple[str, object]] = [
             ("pairs kept", f"{pairs.get('kept', 0):,}"),
             ("held out", f"{pairs.get('held_out', 0):,}"),
-            ("set aside", f"{pairs.get('set_aside', 0):,}"),
+            ("set aside", f"{pairs.get('skipped_rows', 0):,}"),
             ("longest sequence", f"{pairs.get('max_seq_len', 0):,} tokens"),
         ]
         tokens, trained = sum(s.tokens for s in steps), sum(s.pairs for s in steps)
@@ -148,13 +148,13 @@ class RunParts:
             padding = sum(step.padding_tokens for step in steps) / tokens
             facts.append(("computed", f"{tokens:,} tokens over {count(trained, 'pair')}"))
             facts.append(("a pair", f"{tokens / trained:,.0f} tokens, {padding:.1%} padding"))
-        problems = Counter(str(row.get("problem", "")) for row in self._dossier.set_aside)
+        problems = Counter(str(row.get("problem", "")) for row in self._report_run.skipped_rows)
         facts += [(f"rows {problem}", f"{number:,}") for problem, number in problems.items()]
         body = self._write.facts(facts)
-        if self._dossier.set_aside and not self._redact:
-            shown = self._dossier.set_aside[:_MOST_ROWS]
+        if self._report_run.skipped_rows and not self._redact:
+            shown = self._report_run.skipped_rows[:_MOST_ROWS]
             rows = [[_place(row), row.get("problem"), row.get("reason")] for row in shown]
-            caption = f"the first {len(shown)} of {len(self._dossier.set_aside):,}"
+            caption = f"the first {len(shown)} of {len(self._report_run.skipped_rows):,}"
             body += details(
                 "Rows that were set aside",
                 self._write.table(["row", "problem", "reason"], rows, caption),

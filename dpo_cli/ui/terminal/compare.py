@@ -20,7 +20,7 @@ STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _LEAST_CHART_WIDTH, _MOST_BESIDE = 40, 3
 _LEAST_CHART_HEIGHT, _TWO_ROWS_HEIGHT = 9, 36
 _WIDE = 100
-_HEADINGS = ("steps", "loss", "held out", "accuracy (95 %)", "margin", "gap", "KL", "time")
+_HEADINGS = ("steps", "loss", "held out", "accuracy (95 %)", "margin", "margin/token", "KL", "time")
 _NARROW_HEADINGS = tuple(heading for heading in _HEADINGS if heading != "margin")
 
 
@@ -134,7 +134,7 @@ class ComparedRuns:
                 written(held_out.get("loss"), ".4f"),
                 accuracy,
                 *([written(held_out.get("rewards/margins"), "+.3g")] if is_wide else []),
-                written(held_out.get("gap"), "+.3g"),
+                written(held_out.get("margin_per_token"), "+.3g"),
                 written(held_out.get("kl"), ".3g"),
                 duration(run.summary.seconds),
             )

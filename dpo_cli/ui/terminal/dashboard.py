@@ -55,7 +55,7 @@ _WORDS = (
     ("accuracy", "share of pairs whose chosen answer has the higher reward; a tie is none"),
     ("reward", "beta times how much likelier the policy finds an answer than the reference does"),
     ("margin", "reward of the chosen answer minus that of the rejected one"),
-    ("gap", "how far the two answers moved apart, in nats per token, whatever beta is"),
+    ("margin/token", "how far the two answers moved apart, in nats per token, whatever beta is"),
     ("KL", "how far the policy moved from the reference, in nats per token"),
     ("likelier", "share of held-out pairs with chosen the likelier answer"),
     ("clipped", "share of steps whose gradient was longer than grad_clip"),
@@ -68,7 +68,7 @@ class Disk:
     """What the run's directory tells beside its events."""
 
     free_bytes: int
-    generations: int
+    checkpoints: int
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Dashboard:
 
     def _number_lines(self, width: int, *, gap: bool) -> Block:
         table = metrics_table(self.view, width - 4)
-        disk = (self.disk.free_bytes, self.disk.generations) if self.disk else None
+        disk = (self.disk.free_bytes, self.disk.checkpoints) if self.disk else None
         return [*table, *([Text()] if gap else []), *figures(self.view, self.now, disk)]
 
     def _plan(self, console: Console, width: int, height: int) -> Block:

@@ -20,7 +20,7 @@ from dpo_cli.ui.terminal.metrics import written
 from dpo_cli.ui.terminal.plain import count
 
 if TYPE_CHECKING:
-    from dpo_cli.inference.evaluate import Judged, Judgement
+    from dpo_cli.inference.evaluate import EvaluatedModel, Evaluation
 
 
 Figures = Mapping[str, float]
@@ -34,22 +34,22 @@ _FIGURES = (
     ("reference", "ref_logps/accuracies", ".2f"),
     ("loss", "loss", ".4f"),
     ("margin", "rewards/margins", "+.3g"),
-    ("gap", "gap", "+.3g"),
+    ("margin_per_token", "gap", "+.3g"),
     ("KL", "kl", ".3g"),
     ("chosen", "token_logps/chosen", ".3f"),
     ("entropy", "entropy", ".3f"),
 )
 """Name, figure, and how that is written."""
-_NARROW = ("gap", "KL")
+_NARROW = ("margin/token", "KL")
 _WIDE = 112
 _CHANCE = 0.5
 
 
-class JudgedModels:
-    """A judgement as rich prints it: one model by groups of pairs, or several side by side."""
+class EvaluatedModels:
+    """A evaluation_result as rich prints it: one model by groups of pairs, or several side by side."""
 
-    def __init__(self, judgement: Judgement) -> None:
-        self._judgement = judgement
+    def __init__(self, evaluation_result: Evaluation) -> None:
+        self._judgement = evaluation_result
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Who is judged and by what, the figures, and what they do not prove."""
@@ -76,18 +76,26 @@ class JudgedModels:
         return table
 
 
-def _heading(judgement: Judgement) -> Iterator[str]:
+def _heading(evaluation_result: Evaluation) -> Iterator[str]:
     """Who is judged, on which pairs, compared with what, and by which rules."""
-    models = judgement.models
+    models = evaluation_result.models
     for letter, model in _by_letter(models).items():
         after = "" if model.optimizer_step is None else f" after step {model.optimizer_step:,}"
         yield f"{letter}  {model.title}{after}" if len(models) > 1 else f"{model.title}{after}"
-    profile = judgement.yardstick.profile
-    noun = "held-out pair" if judgement.yardstick.is_own else "pair"
+    profile = evaluation_result.eval_config.profile
+    noun = "held-out pair" if evaluation_result.eval_config.is_own else "pair"
     pairs = count(int(models[0].groups[ALL]["pairs"]), noun)
-    aside = f", {count(judgement.set_aside, 'row')} set aside" if judgement.set_aside else ""
+    aside = (
+        f", {count(evaluation_result.skipped_rows, 'row')} set aside"
+        if evaluation_result.skipped_rows
+        else ""
+    )
     yield f"{pairs} of {', '.join(map(show_path, profile.data.paths))}{aside}"
-    against = f"against {judgement.reference}" if judgement.reference else "against no reference"
+    against = (
+        f"against {evaluation_result.reference}"
+        if evaluation_result.reference
+        else "against no reference"
+    )
     dpo = profile.dpo
     rules = f"{dpo.title}, beta {dpo.beta:g}, " if "loss" in models[0].groups[ALL] else ""
     yield f"{against}; {rules}reduction {dpo.reduction}, max_seq_len {profile.data.max_seq_len}"
@@ -115,17 +123,17 @@ def _share(name: str, figures: Figures) -> str:
     return f"{figures[name]:.2f} ({low:.2f}-{high:.2f})"
 
 
-def _by_letter(models: Sequence[Judged]) -> dict[str, Judged]:
+def _by_letter(models: Sequence[EvaluatedModel]) -> dict[str, EvaluatedModel]:
     return {chr(ord("A") + index): model for index, model in enumerate(models)}
 
 
-def notes(judgement: Judgement) -> list[str]:
+def notes(evaluation_result: Evaluation) -> list[str]:
     """What the figures do not say by themselves: what they prove, and what they do not."""
     told = []
-    for title in judgement.trained_on:
+    for title in evaluation_result.trained_on:
         told.append(f"{title} was trained on pairs of this file: it may know these")
-    models = _by_letter(judgement.models)
-    chance = -math.log(judgement.vocab_size)
+    models = _by_letter(evaluation_result.models)
+    chance = -math.log(evaluation_result.vocab_size)
     worse = [
         letter
         for letter, model in models.items()
@@ -140,10 +148,10 @@ def notes(judgement: Judgement) -> list[str]:
         told.append(_subject([letter], models) + _verdict(model.groups[ALL]))
     if len(models) > 1:
         return told + list(_close_calls(models))
-    return told + list(_small_groups(judgement.models[0].groups))
+    return told + list(_small_groups(evaluation_result.models[0].groups))
 
 
-def _subject(letters: Sequence[str], models: Mapping[str, Judged]) -> str:
+def _subject(letters: Sequence[str], models: Mapping[str, EvaluatedModel]) -> str:
     """Whom a note is about, where there are several."""
     return f"{', '.join(letters)}: " if len(models) > 1 else ""
 
@@ -182,7 +190,7 @@ def _small_groups(groups: Mapping[str, Figures]) -> Iterator[str]:
         yield f"too few pairs to tell their {_NAMES[name]} from 0.5: {', '.join(unclear)}"
 
 
-def _close_calls(models: Mapping[str, Judged]) -> Iterator[str]:
+def _close_calls(models: Mapping[str, EvaluatedModel]) -> Iterator[str]:
     """Whether the last of several models is told from each of the others."""
     *others, (last, its) = ((letter, model.groups[ALL]) for letter, model in models.items())
     name, pairs = _decisive(its), int(its["pairs"])
@@ -201,20 +209,20 @@ def _decisive(figures: Figures) -> str:
     return ACCURACY if ACCURACY in figures else LIKELIER
 
 
-def as_json(judgement: Judgement) -> dict[str, Any]:
+def as_json(evaluation_result: Evaluation) -> dict[str, Any]:
     """Everything, in plain values; figures under the names of the event stream."""
-    profile = judgement.yardstick.profile
+    profile = evaluation_result.eval_config.profile
     return {
-        "models": [dataclasses.asdict(model) for model in judgement.models],
-        "reference": judgement.reference,
+        "models": [dataclasses.asdict(model) for model in evaluation_result.models],
+        "reference": evaluation_result.reference,
         "data": [str(path) for path in profile.data.paths],
-        "held_out": judgement.yardstick.is_own,
-        "set_aside": judgement.set_aside,
+        "held_out": evaluation_result.eval_config.is_own,
+        "skipped_rows": evaluation_result.skipped_rows,
         "max_seq_len": profile.data.max_seq_len,
         "loss": profile.dpo.title,
         "beta": profile.dpo.beta,
         "reduction": profile.dpo.reduction,
-        "device": judgement.device,
-        "dtype": judgement.dtype,
-        "notes": notes(judgement),
+        "device": evaluation_result.device,
+        "dtype": evaluation_result.dtype,
+        "notes": notes(evaluation_result),
     }

@@ -12,7 +12,7 @@ from dpo_cli.ui.terminal.plain import alert_lines, count, size
 
 if TYPE_CHECKING:
     from dpo_cli.export.export import ExportReport
-    from dpo_cli.export.update_retention import Survival
+    from dpo_cli.export.update_retention import UpdateRetention
 
 LOST_SHARE = 0.5
 """An error of more than this, by the size of the update, is warned of."""
@@ -29,7 +29,7 @@ def export_lines(report: ExportReport) -> list[Text]:
             f"wrote {report.path}: {size(report.size_bytes)}, {report.dtype}{rounded}, "
             f"{count(report.tensors, 'tensor')}, after optimizer step {report.optimizer_step}"
         ),
-        *_survival_lines(report),
+        *_retention_lines(report),
         Text(
             f"log-probs against the training state, over {count(report.pairs_compared, 'pair')}: "
             f"{report.mean_logp_difference:.2g} nats per token apart in the mean, "
@@ -46,39 +46,41 @@ def held_out_line(in_file: Mapping[str, float], in_state: Mapping[str, float]) -
 
     return Text(
         f"held out, {count(int(in_file['pairs']), 'pair')}, the file and (the training state): "
-        f"accuracy {both('rewards/accuracies', '.3f')}, gap {both('gap', '+.3g')} nats per token, "
+        f"accuracy {both('rewards/accuracies', '.3f')}, gap {both('margin_per_token', '+.3g')} nats per token, "
         f"loss {both('loss', '.4f')}"
     )
 
 
-def _survival_lines(report: ExportReport) -> list[Text]:
-    survival = report.survival
+def _retention_lines(report: ExportReport) -> list[Text]:
+    retention = report.retention
     if report.not_compared:
         return [Text(f"not compared with the weights of the start: {report.not_compared}")]
-    if survival is None:
+    if retention is None:
         return [Text("no weight differs from the start's, in float32 either")]
-    error = f"relative error of {_times(survival.relative_error)}"
+    error = f"relative error of {_times(retention.relative_error)}"
     # Beside a large cost of the format itself, the part that is kept would be chance.
-    is_told = survival.start_error <= LOST_SHARE
-    kept = f"{_percent(survival.kept)} of the update is kept, with" if is_told else "the update has"
-    line = f"{_percent(survival.changed)} of the weights are not the start's; {kept} a {error}"
-    return [Text(line), *_cost_lines(report, survival)]
+    is_told = retention.start_error <= LOST_SHARE
+    kept = (
+        f"{_percent(retention.kept)} of the update is kept, with" if is_told else "the update has"
+    )
+    line = f"{_percent(retention.changed)} of the weights are not the start's; {kept} a {error}"
+    return [Text(line), *_cost_lines(report, retention)]
 
 
-def _cost_lines(report: ExportReport, survival: Survival) -> list[Text]:
+def _cost_lines(report: ExportReport, retention: UpdateRetention) -> list[Text]:
     """What format and rounding cost; a warning where it is much, with what to do about it."""
     lines = []
-    if survival.start_error:
+    if retention.start_error:
         message = (
-            f"the weights were born {survival.born}, which {report.dtype} does not hold: rounding"
-            f" them alone changes them {_times(survival.start_error)} times as much as the training"
+            f"the weights were born {retention.source_dtype}, which {report.dtype} does not hold: rounding"
+            f" them alone changes them {_times(retention.start_error)} times as much as the training"
             " did"
         )
-        if survival.start_error > LOST_SHARE:
-            remedy = f"--dtype {survival.born} holds them"
+        if retention.start_error > LOST_SHARE:
+            remedy = f"--dtype {retention.source_dtype} holds them"
             return alert_lines(Alert(code="born-otherwise", message=message, remedy=remedy))
         lines.append(Text(message))
-    if report.rounding == "nearest" and survival.relative_error > LOST_SHARE:
+    if report.rounding == "nearest" and retention.relative_error > LOST_SHARE:
         lines += alert_lines(
             Alert(
                 code="update-lost",

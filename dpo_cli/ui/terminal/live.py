@@ -59,7 +59,7 @@ def look_at_disk(run: RunDirectory) -> Disk | None:
         free_bytes = shutil.disk_usage(run.path).free
     except OSError:
         return None
-    return Disk(free_bytes, len(checkpoints.all_generations(run.generations_path)))
+    return Disk(free_bytes, len(checkpoints.list_checkpoints(run.checkpoints_path)))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ _METRICS = {
     "margin": ("rewards/margins", "+.3g"),
     "chosen": ("rewards/chosen", "+.3g"),
     "rejected": ("rewards/rejected", "+.3g"),
-    "gap/token": ("gap", "+.3g"),
+    "margin/token": ("margin_per_token", "+.3g"),
     "KL/token": ("kl", ".3g"),
     "likelier": ("logps/accuracies", ".2f"),
 }
@@ -47,14 +47,14 @@ def group_lines(evaluation: Evaluated | None, width: int) -> Block:
     if evaluation is None or not evaluation.groups:
         return []
     name_width = width - sum(_GROUP_WIDTHS)
-    heads = zip(("pairs", "accuracy", "gap/token"), _GROUP_WIDTHS, strict=True)
+    heads = zip(("pairs", "accuracy", "margin/token"), _GROUP_WIDTHS, strict=True)
     lines = [Text.assemble(" " * name_width, ("".join(h.rjust(w) for h, w in heads), "magenta"))]
     for name, its in evaluation.groups.items():
         low, high = its["rewards/accuracies/low"], its["rewards/accuracies/high"]
         values = (
             f"{its['pairs']:,.0f}",
             f"{its['rewards/accuracies']:.2f} {low:.2f}-{high:.2f}",
-            f"{its['gap'] + 0.0:+.3g}",
+            f"{its['margin_per_token'] + 0.0:+.3g}",
         )
         row = Text.assemble((fit(Text(name.partition("/")[2] or name), name_width).plain, "dim"))
         row.append("".join(v.rjust(w) for v, w in zip(values, _GROUP_WIDTHS, strict=True)))
@@ -68,7 +68,7 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
     Args:
         view: of the run.
         now: wall-clock seconds.
-        disk: bytes free and generations kept.
+        disk: bytes free and checkpoints kept.
     """
     step, recent = view.last_step, view.recent
     seconds = sum(each.seconds for each in recent)
@@ -108,8 +108,8 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
         ago = max(0.0, now - view.saved.time)
         facts["saved"] += [f"step {view.saved.step:,}", f"{duration(ago)} ago"]
     if disk is not None:
-        free_bytes, generations = disk
-        facts["disk"] += [f"{size(free_bytes)} free", f"{generations} kept"]
+        free_bytes, checkpoints = disk
+        facts["disk"] += [f"{size(free_bytes)} free", f"{checkpoints} kept"]
     return [_fact(label, ", ".join(words)) for label, words in facts.items()]
 
 

@@ -179,8 +179,8 @@ def plan_facts(plan: Mapping[str, Any], directory: Path) -> list[tuple[str, str]
     kept = count(pairs["kept"], "pair")
     if pairs["held_out"]:
         kept += f", {pairs['held_out']:,} held out"
-    if pairs["set_aside"]:
-        kept += f", {pairs['set_aside']:,} set aside: {directory / 'rejected_rows.jsonl'}"
+    if pairs["skipped_rows"]:
+        kept += f", {pairs['skipped_rows']:,} set aside: {directory / 'skipped_rows.jsonl'}"
     return [
         ("model", f"{model['description']}, {count(model['parameters'], 'parameter')}"),
         ("data", kept),
@@ -282,7 +282,7 @@ def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Tex
 
 
 def saved_line(event: Saved) -> Text:
-    """A generation was committed."""
+    """A checkpoint was committed."""
     return Text(
         f"saved after optimizer step {event.optimizer_step} "
         f"({size(event.size_bytes)} in {event.seconds:.1f}s)"
@@ -294,7 +294,7 @@ def saved_line(event: Saved) -> Text:
 def resumed_lines(event: Resumed) -> list[Text]:
     """Where a run goes on, and what is changed."""
     where = "from the first step: nothing had been saved"
-    if event.generation:
+    if event.checkpoint:
         where = f"after optimizer step {event.optimizer_step} (step {event.step})"
     return [Text(f"going on {where}"), *(Text(f"  changed {change}") for change in event.changes)]
 

@@ -126,8 +126,8 @@ def _shared(points: Sequence[Point]) -> str:
     needed = references(profiles)
     if needed == 0:
         layouts = {profile.train.layout for profile in profiles}
-        if "reference" in layouts:
-            return f'{pairs}; train.layout = "reference" runs the reference on every batch'
+        if "padded" in layouts:
+            return f'{pairs}; train.layout = "padded" runs the reference on every batch'
         return f"{pairs}; these losses need no reference"
     if needed == 1:
         return f"{pairs} and the reference's log-probs: the first run computes them"

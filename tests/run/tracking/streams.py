@@ -32,7 +32,7 @@ _SHORTEST = 4
 
 def profile(**track: Any) -> Profile:
     tables = {
-        "model": {"tokenizer": "/secret/tokenizer", "checkpoint": "/secret/full_sft_512.pth"},
+        "model": {"tokenizer": "/secret/tokenizer", "weights": "/secret/full_sft_512.pth"},
         "data": {"data_path": "/secret/dpo.jsonl", "columns": {"prompt": "secret_column"}},
         "eval": {"path": "/secret/held_out.jsonl"},
         "launch": {"rdzv_endpoint": "secrethost:29400"},
@@ -100,7 +100,7 @@ def saved(number: int) -> Saved:
     return Saved(
         step=number,
         optimizer_step=number,
-        generation=f"step-{number:08d}",
+        checkpoint=f"step-{number:08d}",
         weights="rlhf_512.pth",
         size_bytes=1,
         seconds=0.1,
@@ -108,4 +108,4 @@ def saved(number: int) -> Saved:
 
 
 def resumed(number: int) -> Resumed:
-    return Resumed(step=number, optimizer_step=number, generation=f"step-{number:08d}")
+    return Resumed(step=number, optimizer_step=number, checkpoint=f"step-{number:08d}")

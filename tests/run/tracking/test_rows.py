@@ -61,6 +61,6 @@ def test_a_resume_without_a_state_takes_back_everything() -> None:
     rows = Rows()
     for event in (evaluated(0), *steps([1, 2])):
         rows.take(event)
-    rows.take(Resumed(step=0, optimizer_step=0, generation=""))
+    rows.take(Resumed(step=0, optimizer_step=0, checkpoint=""))
     assert rows.resumed_behind == [-1]
     assert rows.take_closed(is_over=True) == []

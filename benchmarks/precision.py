@@ -32,6 +32,7 @@ from torch.nn import Parameter
 from dpo_cli.errors import ExitCode
 from dpo_cli.export.rounding import Rounding, round_weights
 from dpo_cli.export.update_retention import measure_update_retention
+from dpo_cli.inference.held_out import score_held_out
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import build_model, load_model_weights, to_disk_names
 from dpo_cli.models.minimind import MiniMind
@@ -41,7 +42,6 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import StepDone, history
 from dpo_cli.training import restoring, session
 from dpo_cli.training.checkpointing import load_weights
-from dpo_cli.training.held_out import score_held_out
 from dpo_cli.training.optimizer import COMPENSATION, make_optimizer, set_learning_rate
 
 LEARNING_RATES = (1e-8, 5e-7, 2e-5)
@@ -139,7 +139,7 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
     run, shadows = train(options, folder, learning_rate)
     start = load_model_weights(options.model_weights, {})
     checkpoint, _ = run.newest_verified()
-    state = load_weights(version.path)
+    state = load_weights(checkpoint.path)
     plan = run.read_plan()
     model = build_model(MiniMind(**plan["model"]["shape"]), state)
     names = [name for name, _ in model.named_parameters()]

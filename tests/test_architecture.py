@@ -18,15 +18,21 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 FLOORS = [
     {"errors", "files", "findings", "intervals", "__init__"},
     {"data", "profile"},
-    {"objective", "run"},
-    {"models"},
+    {"compute", "objective", "run"},
+    {"models", "distributed", "alerts"},
     {"training"},
-    {"ui", "doctor"},
+    {"inference"},
+    {"export"},
+    {"ui", "checks"},
+    {"api"},
     {"commands"},
     {"app"},
     {"__main__"},
 ]
-LIGHT = ("profile", "run", "ui", "commands", "app", "errors", "files", "findings", "intervals")
+LIGHT = (
+    *("profile", "run", "ui", "alerts", "api", "commands", "app"),
+    *("errors", "files", "findings", "intervals"),
+)
 
 
 def modules() -> list[Path]:

@@ -12,9 +12,9 @@ from typing import Any
 from dpo_cli.checks.memory import Peak, measure_peak, try_longest
 from dpo_cli.checks.notes import Notes
 from dpo_cli.checks.trial import Trial
+from dpo_cli.compute.device import DTYPES
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.data.tokens import TokenizedPairs
-from dpo_cli.models.loading import DTYPES
 from dpo_cli.training.checkpointing import state_bytes
 from dpo_cli.training.inputs import OnProgress
 from dpo_cli.training.plan import Prepared

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpo_cli.alerts.facts import saturation_margin_of
 from dpo_cli.checks.notes import Notes
 from dpo_cli.checks.trial import Trial, modest_micro_batch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.profile.recipe import GENTLE_GAP, together
+from dpo_cli.training.alert_facts import saturation_margin_of
 from dpo_cli.training.plan import Prepared
 
 _DIGITS = {torch.float16: (11, -24), torch.bfloat16: (8, -133), torch.float32: (24, -149)}

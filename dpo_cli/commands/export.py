@@ -158,7 +158,7 @@ def _compare_held_out(
     """Score the run's held-out pairs where that is wanted, or done soon; else say what it takes."""
     from rich.console import Console
 
-    from dpo_cli.training.held_out import evaluation_seconds, score_held_out
+    from dpo_cli.inference.held_out import evaluation_seconds, score_held_out
     from dpo_cli.ui.terminal.export import held_out_line
     from dpo_cli.ui.terminal.plain import duration
     from dpo_cli.ui.terminal.progress import PhaseBar

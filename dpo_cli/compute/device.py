@@ -12,7 +12,9 @@ import torch
 
 from dpo_cli.compute.matmul import choose_matmul
 from dpo_cli.errors import DpoError
-from dpo_cli.models.loading import DTYPES
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+"""Number formats by the names that profiles use."""
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4

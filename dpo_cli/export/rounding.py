@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dpo_cli.compute.device import DTYPES
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.loading import DTYPES
 
 Rounding = Literal["nearest", "stochastic"]
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpo_cli.compute.device import DTYPES
 from dpo_cli.errors import DpoError
-from dpo_cli.models.loading import DTYPES, ModelWeights
+from dpo_cli.models.loading import ModelWeights
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.inputs import read_model_weights

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.compute.device import DTYPES
 from dpo_cli.errors import DpoError
-from dpo_cli.models.loading import DTYPES, ModelWeights, load_model_weights
+from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.profile.inputs import resolve_weights
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile

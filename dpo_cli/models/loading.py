@@ -23,6 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dpo_cli.compute.cpu_math import settle_functions
+from dpo_cli.compute.device import DTYPES
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file
 from dpo_cli.models import attention
@@ -36,8 +37,6 @@ transformers.utils.logging.disable_progress_bar()
 
 _COMPILED = ("RMSNorm", "MLP")  # endings of the class names in transformers
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-"""Number formats by the names that profiles use."""
 _QUANTISED = "quantised weights cannot be trained: use float32, float16 or bfloat16"
 
 

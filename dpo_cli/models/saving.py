@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from dpo_cli.compute.device import DTYPES
 from dpo_cli.files import write_atomically, write_text_atomically
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.huggingface import HuggingFace
-from dpo_cli.models.loading import DTYPES
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile import folder
 

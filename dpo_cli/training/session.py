@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 
 from dpo_cli.alerts import AlertRules
-from dpo_cli.alerts.facts import facts_of
 from dpo_cli.compute.device import Device, resolve, tune
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.ranks import LeftError, PeerLostError, Ranks
@@ -41,6 +40,7 @@ from dpo_cli.run.events import (
     WorkerStarted,
     history,
 )
+from dpo_cli.training.alert_facts import facts_of
 from dpo_cli.training.checkpointing import rng_states
 from dpo_cli.training.failures import explain
 from dpo_cli.training.inputs import training_pairs

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dpo_cli.compute.device import process_bytes
+from dpo_cli.compute.device import DTYPES, process_bytes
 from dpo_cli.data.batching import Batch, to_device
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.ranks import ALONE, RESTED, STOPS, Ranks
-from dpo_cli.models.loading import DTYPES, to_disk_names
+from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import PairScores, score_pairs

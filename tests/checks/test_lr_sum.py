@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpo_cli.alerts.facts import saturation_margin_of
 from dpo_cli.checks.lr_sum import distance_to_change, measure_lr_sum
 from dpo_cli.compute.device import resolve
 from dpo_cli.findings import Diagnosis, Finding, Level
@@ -18,6 +17,7 @@ from dpo_cli.objective.formulas import Pairs
 from dpo_cli.objective.losses import pair_losses
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.training.alert_facts import saturation_margin_of
 from dpo_cli.training.plan import Prepared, prepare
 from tests.checks.conftest import Examine
 

@@ -14,13 +14,13 @@ from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export import verified_write
 from dpo_cli.export.export import export_run, try_command
 from dpo_cli.export.rounding import Rounding
+from dpo_cli.inference.held_out import evaluation_seconds, score_held_out
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import load_model_weights, read_state_dict
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Exported, history
 from dpo_cli.training import run_weights as trained_module
 from dpo_cli.training.checkpointing import load_weights
-from dpo_cli.training.held_out import evaluation_seconds, score_held_out
 from tests.faults import workers
 from tests.support.cli import Run, dpo
 from tests.support.small_runs import golden_run

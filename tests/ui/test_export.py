@@ -28,7 +28,7 @@ def said(
         pairs_compared=4,
         mean_logp_difference=0.0,
         max_logp_difference=0.0,
-        retention=UpdateRetention(**(measured | {"born": "float16"} | retention))
+        retention=UpdateRetention(**(measured | {"source_dtype": "float16"} | retention))
         if retention
         else None,
         not_compared=not_compared,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpo_cli.alerts.course import Facts
-from dpo_cli.models.loading import DTYPES
+from dpo_cli.compute.device import DTYPES
 from dpo_cli.profile.recipe import saturation_margin
 from dpo_cli.training.checkpointing import state_bytes
 from dpo_cli.training.plan import Prepared

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dpo_cli.compute.device import DTYPES
 from dpo_cli.data.groups import ALL
 from dpo_cli.errors import DpoError
 from dpo_cli.inference.evaluate import evaluate_models
 from dpo_cli.inference.open_model import OpenedModel
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.loading import DTYPES, ModelWeights
+from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import architecture_of
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.eval_config import find_eval_config

@@ -1,4 +1,4 @@
-"""What a profile's [launch] is in torchrun's words, and who runs it: `dpo_cli.distributed.agent`."""
+"""Translation of a profile's [launch] table into arguments of `dpo_cli.distributed.agent`."""
 
 from __future__ import annotations
 

@@ -84,8 +84,8 @@ def supervise(
 ) -> ExitCode:
     """Start the worker, let `observe` see every event it appends, and wait for its end.
 
-    The worker may also be the agent over several ranks (`dpo_cli.distributed.agent`), which ends well
-    however the run does; how it did is then in the stream.
+    The worker may also be the agent over several ranks (`dpo_cli.distributed.agent`), which ends
+    well however the run does; how it did is then in the stream.
 
     A failing observer is dropped; training does not depend on it. `undo` is called when the worker
     refused the run, or was stopped, before it had planned it: nothing half-made is to stay.

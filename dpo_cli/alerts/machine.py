@@ -1,4 +1,4 @@
-"""Alert rules about the machine: speed and disk. Their texts differ from one start to the next."""
+"""Alert rules about the machine: speed and free disk space."""
 
 from __future__ import annotations
 

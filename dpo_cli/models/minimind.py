@@ -1,7 +1,7 @@
 """MiniMind's architectures, read off the names and shapes of their weights.
 
-MiniMind version 2 (2025) computes Llama's function, MiniMind version 3 (2026) Qwen3's; each is
-dense or a mixture of experts. Names of weights here are MiniMind's own.
+MiniMind 2 (2025) computes Llama's function, MiniMind 3 (2026) Qwen3's; each is dense or a
+mixture of experts. Names of weights here are MiniMind's own.
 """
 
 from __future__ import annotations

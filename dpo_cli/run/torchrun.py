@@ -1,4 +1,4 @@
-"""Translation of a profile's [launch] table into arguments of `dpo_cli.distributed.agent`."""
+"""Command line of the agent, torchrun's with the profile's [launch] as options."""
 
 from __future__ import annotations
 

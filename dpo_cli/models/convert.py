@@ -1,6 +1,6 @@
 """State dicts between MiniMind's names and those of the Hugging Face layout on disk.
 
-Dense models and MiniMind version 3's experts have the same names in both. MiniMind version 2's experts are
+Dense models and MiniMind 3's experts have the same names in both. MiniMind 2's experts are
 stored apart in MiniMind and stacked in GraniteMoeShared, with each gate above its up projection.
 The Hugging Face layout holds the tied embedding once, MiniMind's twice.
 """

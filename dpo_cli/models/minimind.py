@@ -1,6 +1,6 @@
 """MiniMind's architectures, read off the names and shapes of their weights.
 
-MiniMind version 2 (2025) computes Llama's function, MiniMind version 3 (2026) Qwen3's; each is dense or a
+MiniMind 2 (2025) computes Llama's function, MiniMind 3 (2026) Qwen3's; each is dense or a
 mixture of experts. Names of weights here are MiniMind's own.
 """
 
@@ -325,8 +325,8 @@ def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: st
             raise DpoError(
                 f"{source}: {heads} attention heads and {key_value_heads} key-value heads do not"
                 f" fit projections of {query[0]} and {key[0]} rows",
-                "state model.num_attention_heads and model.num_key_value_heads: MiniMind version 2's"
-                " weights do not tell them",
+                "state model.num_attention_heads and model.num_key_value_heads: MiniMind version"
+                " 2's weights do not tell them",
             )
     return MiniMind(
         version=version,

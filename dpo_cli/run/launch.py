@@ -36,7 +36,6 @@ from dpo_cli.run.outcome import (
     End,
     LastEvents,
     error_of,
-    failure_error,
     outcome_of,
 )
 from dpo_cli.run.processes import Starter, Worker, start_worker
@@ -201,7 +200,7 @@ def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
         stream.follow()
     remedy = "see what the first machine says; it goes on with dpo resume there, and with this here"
     if stream.last.failure:
-        raise failure_error(stream.last.failure)
+        raise stream.last.failure.to_error()
     if stream.last.lost:
         first, *others = map(rank_ending, stream.last.lost)
         raise DpoError(first, remedy, others)

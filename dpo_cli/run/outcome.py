@@ -175,7 +175,7 @@ def error_of(
     match outcome.end:
         case End.FAILED:
             assert last.failure is not None
-            error = failure_error(last.failure)
+            error = last.failure.to_error()
         case End.NO_SPACE:
             error = no_space(run.path)
         case End.NOT_STARTED:
@@ -194,13 +194,6 @@ def error_of(
             remedy, state = _how_to_resume(run)
             error = DpoError(message, remedy, [*state, printed])
     error.exit_code = outcome.code
-    return error
-
-
-def failure_error(event: Failed) -> DpoError:
-    """Build the error that a `Failed` event reports."""
-    error = DpoError(event.message, event.remedy, event.details)
-    error.exit_code = ExitCode(event.exit_code)
     return error
 
 

@@ -150,9 +150,11 @@ def test_ranks_that_do_not_listen_yet_die_and_nothing_was_trained(run: RunDirect
 def test_a_signal_before_there_are_ranks_ends_it(run: RunDirectory) -> None:
     # The agent still imports torch when it comes.
     alert = Alert(code="ready", message="")
-    with run.locked() as lock, pytest.raises(DpoError, match="before the run was planned"):
-        observe = when_ready(signal.SIGTERM)
-        Launcher(run, lock, argv(run, "wait"), observe=observe, alerts=[alert]).run()
+    observe = when_ready(signal.SIGTERM)
+    with run.locked() as lock:
+        launcher = Launcher(run, lock, argv(run, "wait"), observe=observe, alerts=[alert])
+        with pytest.raises(DpoError, match="before the run was planned"):
+            launcher.run()
 
 
 def test_the_second_ctrl_c_kills_every_rank(run: RunDirectory) -> None:

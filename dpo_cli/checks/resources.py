@@ -93,10 +93,10 @@ def check_disk(
 def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     """Bytes of what stays and of what one forward adds, of the window with the longest pairs.
 
-    What stays: weights, gradients and two moments, four bytes each, where updates are kahan_summation
-    another two such, and the weights of a reference, in the packed layout for the first epoch. What
-    a forward adds: the inputs that the backward pass of each operation keeps, and about three
-    copies of the logits.
+    What stays: weights, gradients and two moments, four bytes each, where updates use Kahan
+    summation another two such, and the weights of a reference, in the packed layout for the first
+    epoch. What a forward adds: the inputs that the backward pass of each operation keeps, and about
+    three copies of the logits.
     """
     bytes_a_weight = 24 if prepared.profile.train.kahan_summation else 16
     state = bytes_a_weight * prepared.model_weights.parameters

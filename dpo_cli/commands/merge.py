@@ -72,7 +72,7 @@ def merge(
 
     Each weight is (1 - W) times A's and W times B's, in float64. Merging a trained
     model with the one it began as gives back some of what it forgot, for some of what it learned;
-    models that share no start give nonsense. EvaluatedModel as by `dpo eval`, where there are pairs.
+    models that share no start give nonsense. Evaluated as by `dpo eval`, where there are pairs.
 
     Example: `dpo merge dense out/full_sft_512.pth --weight 0.3 --to out/merged_512.pth`
     """

@@ -189,7 +189,7 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
     checkout. None where that cannot be: its tokenizers have as many entries as its models, and no
     others.
 
-    MiniMind version 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative. Both
+    MiniMind 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative. Both
     scripts make up the file's name from its prefix and shape.
     """
     if not isinstance(architecture, MiniMind):

@@ -45,7 +45,7 @@ def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = Fal
 
     Args:
         named: from `find_model`.
-        stated: a profile's [model] keys, for what a file cannot tell (see `infer_minimind`); a run and
+        stated: a profile's [model] keys, for settings that a file lacks (see `infer_minimind`); a run and
             a folder know it themselves.
         best: take a run's best state instead.
 

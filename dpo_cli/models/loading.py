@@ -272,7 +272,7 @@ def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise DpoError(
             f"train.activation_checkpointing: {type(model).__name__} cannot do it",
-            "leave it out; a lower train.max_tokens_per_forward or data.max_seq_len needs less memory",
+            "leave it out; a lower train.max_tokens_per_forward or data.max_seq_len saves memory",
         )
     # The name in newer versions of transformers, and the one in older.
     enable = getattr(model, "activation_checkpointing_enable", None)

@@ -55,8 +55,8 @@ class ResponseScorer(nn.Module):
         model: from `dpo_cli.models.loading`; any other by `dpo_cli.models.support`.
         aux_loss_kind: how to measure the balance of its experts; None where it has none.
         aux_loss_tokens: "real" tokens, or "all" with the padding, as the reference scripts do.
-        fallback_reason: why this model cannot compute packed rows, so that it unpacks them; None where
-            it can.
+        fallback_reason: why this model cannot compute packed rows, so that each sequence becomes a
+            row of its own; None if it can.
         computes_sum_sq_probs: whether the scores are to have `log_sum_sq_probs`.
     """
 

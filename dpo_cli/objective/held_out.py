@@ -20,7 +20,7 @@ HELD_OUT_METRICS = (
     "token_logps/chosen",
     "entropy",
 )
-"""`PAIR_METRICS`, and beside them: whether the policy finds chosen likelier than rejected, and whether
+"""`PAIR_METRICS`, and: whether the policy finds chosen likelier than rejected, and whether
 the reference does (the log-probs of a response reduced as in the loss; a tie is no); the log-prob
 of chosen, and the entropy of the policy's distribution, in nats per response token."""
 

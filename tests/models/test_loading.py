@@ -112,7 +112,7 @@ def test_packed_log_probs_are_the_golden_ones(
     + [("head/full_sft_64_moe", "padded")],
 )
 def test_gradients_are_the_golden_ones(golden: Path, gradient_case: str, layout: str) -> None:
-    """The mean negative log-likelihood of all real tokens, plus MiniMind version 3's balance loss."""
+    """The mean negative log-likelihood of all real tokens, plus version 3's balance loss."""
     path = golden / "arch" / f"{gradient_case}.pth"
     recorded = load_file(path.with_name(f"{path.stem}.io.safetensors"))
     model_weights = load_model_weights(path, STATED.get(gradient_case, {}))

@@ -36,8 +36,8 @@ def test_losses_and_gradients_are_the_golden_ones(golden: Path, version: str) ->
         loss.backward()  # type: ignore[no-untyped-call]
         assert policy.grad is not None
         if case["loss_f32"] == "nan":
-            # MiniMind version 2 divides by zero response tokens; such rows never get here (they are set
-            # aside), and the formula stays finite all the same.
+            # MiniMind version 2 divides by zero response tokens; such rows never get here (they are
+            # skipped), and the formula stays finite all the same.
             assert not mask.any(dim=1).all()
             assert math.isfinite(loss.item())
             continue

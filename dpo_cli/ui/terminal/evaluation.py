@@ -46,7 +46,7 @@ _CHANCE = 0.5
 
 
 class EvaluatedModels:
-    """A evaluation_result as rich prints it: one model by groups of pairs, or several side by side."""
+    """Evaluation results for rich: one model by groups of pairs, or several side by side."""
 
     def __init__(self, evaluation_result: Evaluation) -> None:
         self._judgement = evaluation_result

@@ -46,8 +46,8 @@ def held_out_line(in_file: Mapping[str, float], in_state: Mapping[str, float]) -
 
     return Text(
         f"held out, {count(int(in_file['pairs']), 'pair')}, the file and (the training state): "
-        f"accuracy {both('rewards/accuracies', '.3f')}, gap {both('margin_per_token', '+.3g')} nats per token, "
-        f"loss {both('loss', '.4f')}"
+        f"accuracy {both('rewards/accuracies', '.3f')}, gap {both('margin_per_token', '+.3g')} nats"
+        f" per token, loss {both('loss', '.4f')}"
     )
 
 
@@ -72,9 +72,9 @@ def _cost_lines(report: ExportReport, retention: UpdateRetention) -> list[Text]:
     lines = []
     if retention.start_error:
         message = (
-            f"the weights were born {retention.source_dtype}, which {report.dtype} does not hold: rounding"
-            f" them alone changes them {_times(retention.start_error)} times as much as the training"
-            " did"
+            f"the weights were born {retention.source_dtype}, which {report.dtype} does not hold:"
+            f" rounding them alone changes them {_times(retention.start_error)} times as much as"
+            " the training did"
         )
         if retention.start_error > LOST_SHARE:
             remedy = f"--dtype {retention.source_dtype} holds them"

@@ -1,4 +1,4 @@
-"""Charts of the curves of one or several runs; `dpo_cli.ui.html.svg` draws them."""
+"""Charts of one or several runs, as data; `dpo_cli.ui.html.svg` draws them."""
 
 from __future__ import annotations
 

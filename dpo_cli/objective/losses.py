@@ -36,7 +36,7 @@ class PairScores:
     `rewards_*` is beta * (policy logps - reference logps), the implicit reward of eq. 5, whatever
     the loss; its margin is chosen minus rejected, and a pair counts as accurate where that is
     positive. `margins_per_token` is how much further apart the policy holds the two responses
-    than the reference does, and `kl` how far it has drifted from it on both; these are in nats per response
+    than the reference does, and `kl` how far it has drifted from it on both; in nats per response
     token, whatever beta and the reduction are, so that runs can be compared by them. With a loss
     that needs no reference there are neither, and a reward is beta * policy logps (SimPO, eq. 4).
     """

@@ -155,7 +155,7 @@ def _kept_by_a_layer(architecture: Architecture) -> int:
     norms = 2 * 2 * hidden  # each keeps its input, and the normed copy that follows
     attention = 2 * queries + 2 * keys + 3 * queries + queries  # rotary, repeated keys, result
     feed_forward = 4 * architecture.intermediate_size + hidden
-    return norms + attention + architecture.blocks_per_token * feed_forward
+    return norms + attention + architecture.ffn_blocks_per_token * feed_forward
 
 
 def _note_device(notes: Notes, compute: Device) -> None:

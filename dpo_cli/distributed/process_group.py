@@ -5,9 +5,9 @@ gradients are summed as one flat tensor, in an order that depends on the number 
 Ranks therefore hold the same weights bit for bit, and a resumed run repeats them.
 
 Phases without a known duration (reading and encoding data, a save to a slow disk) wait through the
-key-value store, without a time limit: a rank that dies is noticed by its heartbeat or by the process
-that started it. Only collectives have a limit, because a rank that hangs there would block all
-others without a message.
+key-value store, without a time limit: a rank that dies is noticed by its heartbeat or by the
+process that started it. Only collectives have a limit, because a rank that hangs there would block
+all others without a message.
 """
 
 from __future__ import annotations

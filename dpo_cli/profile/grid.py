@@ -14,8 +14,9 @@ from typing import Any
 
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.load import LoadedProfile, Problem, read_profile
-from dpo_cli.profile.resolved import to_tables
-from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.resolved import to_tables, values_affecting
+from dpo_cli.profile.schema import Profile, keys_affecting
+from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_path, show_value
 
 Grid = Mapping[str, Sequence[Any]]
@@ -146,8 +147,7 @@ def references(profiles: Sequence[Profile]) -> int:
 
 
 def _reference_settings(profile: Profile) -> str:
-    values = to_values(profile)
-    relevant = [values.get(key) for key in keys_affecting(Affects.REFERENCE)]
+    relevant = values_affecting(Affects.REFERENCE, to_tables(profile))
     # These two decide how pairs are grouped into forwards, which changes the last bits.
     return json.dumps([relevant, profile.dpo.use_weighting, profile.dpo.needs_whole_batch])
 
@@ -160,5 +160,7 @@ def holds_out(profile: Profile) -> bool:
 def splitting_keys(points: Sequence[Point]) -> list[str]:
     """Return the keys of the grid that change the held-out pairs from run to run."""
     has_own_file = points[0].profile.eval.path is not None
-    deciding = keys_affecting(Affects.HELD_OUT if has_own_file else Affects.HELD_OUT | Affects.SPLIT)
+    deciding = keys_affecting(
+        Affects.HELD_OUT if has_own_file else Affects.HELD_OUT | Affects.SPLIT
+    )
     return [key for key in points[0].values if key in deciding]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from dpo_cli.profile.losses import LOSSES, LossName
-from dpo_cli.profile.table import (LOSS, MATHEMATICS, Table, contradiction)
+from dpo_cli.profile.table import LOSS, MATHEMATICS, Table, contradiction
 from dpo_cli.profile.text import show_value
 
 PositiveFloat = Annotated[float, Field(gt=0)]

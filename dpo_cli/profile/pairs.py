@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from dpo_cli.profile.table import (HELD_OUT, Kind, Location, NONE, POSITION, REFERENCE, SPLIT, TOKENS, Table, contradiction)
+from dpo_cli.profile.table import (
+    HELD_OUT,
+    NONE,
+    POSITION,
+    REFERENCE,
+    SPLIT,
+    TOKENS,
+    Kind,
+    Location,
+    Table,
+    contradiction,
+)
 from dpo_cli.profile.text import show_value
 
 COLUMNS = ("prompt", "chosen", "rejected", "conversations", "system")
@@ -48,7 +59,10 @@ class Data(Table):
     each file; docs/data.md has an example of each format."""
 
     columns: Annotated[
-        dict[str, str] | None, Field(examples=[{"prompt": "question"}]), POSITION, TOKENS | REFERENCE
+        dict[str, str] | None,
+        Field(examples=[{"prompt": "question"}]),
+        POSITION,
+        TOKENS | REFERENCE,
     ] = None
     """Names of columns that are called otherwise than in the format, here and in eval.path: which
     column is "prompt", "chosen", "rejected", "conversations" or "system". Default: none."""

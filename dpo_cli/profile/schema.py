@@ -17,7 +17,21 @@ from dpo_cli.errors import UsageError
 from dpo_cli.profile.launch import Launch
 from dpo_cli.profile.objective import Dpo
 from dpo_cli.profile.pairs import Data
-from dpo_cli.profile.table import (Affects, Effect, HELD_OUT, Kind, Location, MATHEMATICS, NONE, POSITION, REFERENCE, SPLIT, TOKENS, Table, contradiction)
+from dpo_cli.profile.table import (
+    HELD_OUT,
+    MATHEMATICS,
+    NONE,
+    POSITION,
+    REFERENCE,
+    SPLIT,
+    TOKENS,
+    Affects,
+    Effect,
+    Kind,
+    Location,
+    Table,
+    contradiction,
+)
 from dpo_cli.profile.tracking import Track
 
 
@@ -383,7 +397,9 @@ def _describe_keys() -> dict[str, Key]:
                 name=f"{table}.{field}",
                 description=" ".join((info.description or "").split()),
                 effect=next(item for item in info.metadata if isinstance(item, Effect)),
-                affects=next((item for item in info.metadata if isinstance(item, Affects)), Affects(0)),
+                affects=next(
+                    (item for item in info.metadata if isinstance(item, Affects)), Affects(0)
+                ),
                 kind=next((item for item in info.metadata if isinstance(item, Kind)), Kind.PLAIN),
                 examples=tuple(info.examples or [info.default]),
                 default=None if info.is_required() else info.default,

@@ -21,6 +21,7 @@ from dpo_cli.commands.options import (
     TokenizerOption,
 )
 from dpo_cli.errors import UsageError
+from dpo_cli.formatting import format_size
 
 
 def merge(
@@ -85,7 +86,6 @@ def merge(
     from dpo_cli.run.eval_config import find_eval_config
     from dpo_cli.run.models import find_model
     from dpo_cli.ui.terminal.evaluation import as_json
-    from dpo_cli.ui.terminal.plain import size
     from dpo_cli.ui.terminal.progress import PhaseBar
 
     root = runs_root(runs_dir)
@@ -131,7 +131,7 @@ def merge(
         return
     console = plain_console()
     console.print(
-        f"wrote {path}: {size(size_bytes(path))}, {written.dtype_name}, {1 - weight:g} of "
+        f"wrote {path}: {format_size(size_bytes(path))}, {written.dtype_name}, {1 - weight:g} of "
         f"{models[0].title} and {weight:g} of {models[1].title}"
     )
     if evaluation_result is not None:

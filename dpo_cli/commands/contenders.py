@@ -49,5 +49,4 @@ def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> Conten
     from dpo_cli.ui.comparison import Contender
 
     view = RunView.of(events)
-    settings = view.plan.get("settings") if view.plan else None
-    return Contender(letter, summarize(run), view, settings or {})
+    return Contender(letter, summarize(run), view, view.plan.settings if view.plan else {})

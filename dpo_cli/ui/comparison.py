@@ -11,6 +11,7 @@ from dpo_cli.intervals import difference_interval, wilson_interval
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.eval_config import SPLIT
 from dpo_cli.run.events import Evaluated
+from dpo_cli.run.plan import Plan
 from dpo_cli.run.summary import RunState, RunSummary
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.plain import count
@@ -47,9 +48,19 @@ class Contender:
         return self.summary.name
 
     @property
-    def plan(self) -> Mapping[str, Any]:
-        """Empty where it was never planned."""
-        return self.view.plan or {}
+    def plan(self) -> Plan | None:
+        """Plan of the run; None if it was never planned."""
+        return self.view.plan
+
+    @property
+    def model(self) -> str:
+        """One-line description of the model; empty if the run was never planned."""
+        return self.plan.model.description if self.plan else ""
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """SHA-256 of the inputs; empty if the run was never planned."""
+        return self.plan.fingerprints if self.plan else {}
 
     @property
     def accuracy(self) -> tuple[float, tuple[float, float]] | None:
@@ -114,14 +125,14 @@ def _facts(run: Contender) -> Iterator[tuple[str, Any]]:
     for table, fields in run.settings.items():
         for field, value in fields.items():
             yield f"{table}.{field}", value
-    fingerprints = run.plan.get("fingerprints", {})
-    for name, digest in fingerprints.items():
-        if name != "reference" or digest != fingerprints.get("weights"):
-            yield f"content of {name}", str(digest)[:_DIGITS]
-    yield "device", run.plan.get("device")
-    yield "dtype", run.plan.get("dtype")
-    for name, version in run.plan.get("environment", {}).items():
-        yield name, version
+    if run.plan is None:
+        return
+    for name, digest in run.fingerprints.items():
+        if name != "reference" or digest != run.fingerprints.get("weights"):
+            yield f"content of {name}", digest[:_DIGITS]
+    yield "device", run.plan.device
+    yield "dtype", run.plan.dtype
+    yield from run.plan.environment.items()
 
 
 _CONTENTS = {
@@ -139,7 +150,7 @@ def _content_of(key: str, runs: Sequence[Contender]) -> str | None:
     """The fact that says more than the path `key`; None if it is no path, or nothing else says."""
     name = _CONTENTS.get(key)
     fingerprint = name.removeprefix("content of ") if name else ""
-    is_known = all(fingerprint in run.plan.get("fingerprints", {}) for run in runs)
+    is_known = all(fingerprint in run.fingerprints for run in runs)
     return name if is_known else None
 
 
@@ -216,7 +227,7 @@ def rivals(first: Contender, runs: Sequence[Contender]) -> dict[str, tuple[float
 
 def _held_out_pairs(run: Contender) -> str:
     """What decides which pairs are held out, as far as plans tell: one text for the same pairs."""
-    prints = run.plan.get("fingerprints", {})
+    prints = run.fingerprints
     source = prints.get("held_out") or (prints.get("data"), _setting(run, SPLIT))
     return str((_pairs(run), source, prints.get("tokenizer"), _setting(run, _CUT)))
 

@@ -14,6 +14,7 @@ import typer
 from dpo_cli.commands.complete import complete_model
 from dpo_cli.commands.options import MODEL_HELP, RunsDirOption, SetOption, TokenizerOption
 from dpo_cli.errors import DpoError, ExitCode, UsageError
+from dpo_cli.formatting import format_count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -258,7 +259,6 @@ def _answer_rows(
         typer.Exit: interrupted.
     """
     from dpo_cli.ui.terminal.keyboard import remembering_ctrl_c
-    from dpo_cli.ui.terminal.plain import count
     from dpo_cli.ui.terminal.progress import PhaseBar
 
     conversations = [_with_system(prompt.messages, system) for prompt in prompts]
@@ -289,7 +289,10 @@ def _answer_rows(
             answered += 1
     tokens = sum(reply.tokens for replies in answers for reply in replies)
     seconds = sum(reply.seconds for replies in answers for reply in replies)
-    words = f"{answered:,} of {count(len(prompts), 'prompt')} answered, {count(tokens, 'token')}"
+    words = (
+        f"{answered:,} of {format_count(len(prompts), 'prompt')} answered,"
+        f" {format_count(tokens, 'token')}"
+    )
     if seconds:
         words += f", {tokens / seconds:.1f} a second"
     notes.print(words + (f", in {out}" if out else ""))

@@ -11,6 +11,7 @@ import typer
 
 from dpo_cli.commands.options import RunArgument, RunsDirOption, SetOption
 from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.formatting import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -160,7 +161,6 @@ def _compare_held_out(
 
     from dpo_cli.inference.held_out import evaluation_seconds, score_held_out
     from dpo_cli.ui.terminal.export import held_out_line
-    from dpo_cli.ui.terminal.plain import duration
     from dpo_cli.ui.terminal.progress import PhaseBar
 
     seconds = evaluation_seconds(run)
@@ -168,7 +168,9 @@ def _compare_held_out(
         return
     is_training = run.holder() is not None
     if is_wanted is None and (is_training or 2 * seconds > SOON_SECONDS):
-        console.print(f"held-out pairs: not scored; --evaluate takes about {duration(2 * seconds)}")
+        console.print(
+            f"held-out pairs: not scored; --evaluate takes about {format_duration(2 * seconds)}"
+        )
         return
     try:
         with PhaseBar(Console(stderr=True)) as bar:

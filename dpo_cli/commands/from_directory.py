@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.export import Dtype
+from dpo_cli.formatting import format_count
 
 
 def from_directory(
@@ -36,7 +37,6 @@ def from_directory(
     Example: `dpo import ./MiniMind2 --to out/full_sft_768.pth`
     """
     from dpo_cli.commands.session import plain_console
-    from dpo_cli.ui.terminal.plain import count
 
     console = plain_console()
     with console.status(f"importing {directory}"):
@@ -45,5 +45,5 @@ def from_directory(
         path, model_weights = import_directory(directory, to, dtype.value, force)
     console.print(
         f"wrote {path}: {model_weights.architecture.description},"
-        f" {count(model_weights.parameters, 'parameter')} in {dtype.value}"
+        f" {format_count(model_weights.parameters, 'parameter')} in {dtype.value}"
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpo_cli.commands.options import RunsDirOption
+from dpo_cli.formatting import format_duration, format_progress, format_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,23 +50,20 @@ def runs(
 def _table(summaries: list[RunSummary]) -> Table:
     from rich.table import Table
 
-    from dpo_cli.ui.terminal.plain import duration, size
-
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)
     for heading in ("steps", "loss", "held-out acc", "best at", "time", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     for each in summaries:
-        total = "?" if each.total_steps is None else f"{each.total_steps:,}"
         table.add_row(
             each.name,
             f"{each.state} ({each.holder})" if each.holder else each.state,
-            f"{each.step:,}/{total}",
+            format_progress(each.step, each.total_steps),
             "-" if each.loss is None else f"{each.loss:.4f}",
             "-" if each.held_out_accuracy is None else f"{each.held_out_accuracy:.2f}",
             "-" if each.best_step is None else f"{each.best_step:,}",
-            duration(each.seconds),
-            size(each.size_bytes),
+            format_duration(each.seconds),
+            format_size(each.size_bytes),
         )
     return table

@@ -222,6 +222,15 @@ class Failed(Event):
     details: tuple[str, ...] = ()
     exit_code: int = 1
 
+    @classmethod
+    def from_error(cls, error: DpoError) -> Failed:
+        """Make the event that records `error`."""
+        return cls(**error.to_dict())
+
+    def to_error(self) -> DpoError:
+        """Return the recorded error, to raise it in another process."""
+        return DpoError.from_dict(dataclasses.asdict(self))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankEnded(Event):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_cli.formatting import format_count
 from dpo_cli.intervals import difference_interval, wilson_interval
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.eval_config import SPLIT
@@ -14,7 +15,6 @@ from dpo_cli.run.events import Evaluated
 from dpo_cli.run.plan import Plan
 from dpo_cli.run.summary import RunState, RunSummary
 from dpo_cli.run.view import RunView
-from dpo_cli.ui.terminal.plain import count
 
 METRICS = ("loss", "rewards/accuracies", "rewards/margins", "margin_per_token", "kl")
 """What is stated of each run, over its last steps and over the held-out pairs."""
@@ -208,7 +208,7 @@ def _verdict(runs: Sequence[Contender]) -> str:
     have, them = ("have", "them") if len(equals) > 1 else ("has", "it")
     told = (
         f"{listed(equals)} {have} the highest held-out accuracy: {share:.2f} over "
-        f"{count(_pairs(first), 'pair')}"
+        f"{format_count(_pairs(first), 'pair')}"
     )
     close = {its: lead for its, lead in rivals(first, runs).items() if its not in equals}
     if not close:

@@ -1,4 +1,4 @@
-"""The curves of one run or several as charts for paper and page; `dpo_cli.ui.html.svg` draws them."""
+"""Charts of one or several runs, as data; `dpo_cli.ui.html.svg` draws them."""
 
 from __future__ import annotations
 

@@ -10,14 +10,19 @@ from importlib.resources import files
 from typing import Any
 
 from dpo_cli import __version__
+from dpo_cli.formatting import (
+    format_count,
+    format_duration,
+    format_number,
+    format_progress,
+    format_with_interval,
+)
 from dpo_cli.ui.comparison import Contender, differences, notes
 from dpo_cli.ui.html.charts import COLOURS, Chart, charts_of
 from dpo_cli.ui.html.markup import Writer, section
 from dpo_cli.ui.html.redaction import Redactor, file_names, without_quotations
 from dpo_cli.ui.html.run_parts import FIGURES, UNITS, ReportRun, RunParts
 from dpo_cli.ui.html.svg import HEIGHT, STYLE, WIDTH, Frame, chart_markup, summary
-from dpo_cli.ui.terminal.metrics import written
-from dpo_cli.ui.terminal.plain import count, duration
 
 _FEW_PAIRS = 200
 """Of fewer held-out pairs the interval is worth a sentence."""
@@ -118,20 +123,21 @@ class _Page:
         total = run.summary.total_steps
         cards = [
             (f"{run.summary.step:,} / {'?' if total is None else f'{total:,}'}", "steps"),
-            (written(run.view.recent_mean("loss"), ".4f"), "training loss, last steps"),
+            (format_number(run.view.recent_mean("loss"), ".4f"), "training loss, last steps"),
         ]
         if run.view.held_out is not None:
             metrics, pairs = run.view.held_out.metrics, run.view.held_out.pairs
             if run.accuracy is not None:
                 share, (low, high) = run.accuracy
-                over = f"{low:.2f} to {high:.2f} at 95 %, {count(pairs, 'pair')}"
+                over = f"{low:.2f} to {high:.2f} at 95 %, {format_count(pairs, 'pair')}"
                 cards.append((f"{share:.2f}", f"held-out accuracy: {over}"))
             cards += [
-                (written(metrics.get(key), form), f"held-out {name}") for name, key, form in FIGURES
+                (format_number(metrics.get(key), form), f"held-out {name}")
+                for name, key, form in FIGURES
             ]
         if run.view.weights_moved is not None:
             cards.append((f"{run.view.weights_moved:.1%}", "of weights changed in half precision"))
-        cards.append((duration(run.summary.seconds), "of training"))
+        cards.append((format_duration(run.summary.seconds), "of training"))
         body = "".join(
             f"<div>{write.tag('b', value)}{write.tag('span', name)}</div>" for value, name in cards
         )
@@ -146,8 +152,8 @@ class _Page:
         share, (low, high) = run.accuracy
         return self._write.tag(
             "p",
-            f"Only {count(pairs, 'held-out pair')}: an accuracy of {share:.2f} over so few means"
-            f" something between {low:.2f} and {high:.2f} (95 %, Wilson).",
+            f"Only {format_count(pairs, 'held-out pair')}: an accuracy of {share:.2f} over so few"
+            f" means something between {low:.2f} and {high:.2f} (95 %, Wilson).",
             "note",
         )
 
@@ -162,12 +168,12 @@ class _Page:
             rows.append(
                 [
                     run.letter,
-                    f"{run.summary.step:,}/{'?' if total is None else f'{total:,}'}",
-                    written(run.view.recent_mean("loss"), ".4f"),
+                    format_progress(run.summary.step, total),
+                    format_number(run.view.recent_mean("loss"), ".4f"),
                     _accuracy(run),
                     f"{held_out.pairs:,}" if held_out else "–",
-                    *(written(metrics.get(key), form) for _, key, form in FIGURES),
-                    duration(run.summary.seconds),
+                    *(format_number(metrics.get(key), form) for _, key, form in FIGURES),
+                    format_duration(run.summary.seconds),
                 ]
             )
         return self._write.table(
@@ -263,7 +269,7 @@ def _accuracy(run: Contender) -> str:
     if run.accuracy is None:
         return "–"
     share, (low, high) = run.accuracy
-    return f"{share:.2f} ({low:.2f}–{high:.2f})"
+    return format_with_interval(share, low, high)
 
 
 def _when(run: Contender) -> str:

@@ -14,9 +14,9 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
+from dpo_cli.formatting import format_count
 from dpo_cli.ui.terminal.layout import fit
 from dpo_cli.ui.terminal.live import terminal_size
-from dpo_cli.ui.terminal.plain import count
 from dpo_cli.ui.terminal.wrapping import Wrapped, shown
 
 NARROWEST_PAIR = 72
@@ -201,7 +201,7 @@ def _rise(lines: int) -> Control:
 
 def _pace(reply: Reply, was_stopped: bool) -> str:
     """How long an answer is, how fast it came, and how it ended if not by itself."""
-    words = count(reply.tokens, "token")
+    words = format_count(reply.tokens, "token")
     if reply.seconds:
         words += f", {reply.tokens / reply.seconds:.1f} a second"
     if reply.is_cut:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_cli.findings import Histogram, PairPreview, Span
-from dpo_cli.ui.terminal.plain import count
+from dpo_cli.formatting import format_count
 
 _PROMPT_CHARACTERS = 240
 _ANSWER_CHARACTERS = 360
@@ -43,7 +43,7 @@ def lengths_table(histograms: Sequence[Histogram]) -> RenderableType:
             f"{histogram.ninth_decile_tokens:,}",
             f"{histogram.longest_tokens:,}",
         )
-    heading = f"lengths of {count(pairs, 'pair')}"
+    heading = f"lengths of {format_count(pairs, 'pair')}"
     return Group(Rule(heading, align="left", style="dim"), Padding(table, (0, 0, 0, 2)))
 
 
@@ -93,7 +93,7 @@ def _sides(pair: PairPreview, marks: bool, *, is_whole: bool) -> RenderableType:
     ):
         tokens = sum(span.tokens for span in spans)
         loss = sum(span.tokens for span in spans if span.carries_loss)
-        heading = f"{title} · {count(tokens, 'token')}, {loss:,} with loss"
+        heading = f"{title} · {format_count(tokens, 'token')}, {loss:,} with loss"
         parts.append(Rule(heading, align="left", style="dim"))
         parts.append(Padding(_spans(spans, marks, is_whole), (0, 0, 0, 2)))
     return Group(*parts)

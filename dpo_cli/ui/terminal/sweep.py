@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_cli.files import cache_directory
+from dpo_cli.formatting import format_count, format_duration, format_progress
 from dpo_cli.profile.grid import ENCODING, Point, holds_out, references, short, splitting_keys
 from dpo_cli.profile.text import show_path, show_value
 from dpo_cli.run.directory import RunDirectory
@@ -21,7 +22,6 @@ from dpo_cli.run.view import RunView
 from dpo_cli.ui.comparison import Contender, best, listed, rivals
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.live import Panel
-from dpo_cli.ui.terminal.plain import count, duration
 
 _NO_PAIRS = "no pairs are held out, so no best can be named; eval.fraction = 0.1 holds out a tenth"
 
@@ -51,8 +51,8 @@ class Standing:
         if its is None:
             return "new"
         if its.state is RunState.COMPLETED:
-            return f"completed in {duration(its.seconds)}"
-        where = f"step {its.step:,}/{'?' if its.total_steps is None else f'{its.total_steps:,}'}"
+            return f"completed in {format_duration(its.seconds)}"
+        where = f"step {format_progress(its.step, its.total_steps)}"
         return f"{its.state} at {where}" + (f" by {its.holder}" if its.holder else ", goes on")
 
 
@@ -148,7 +148,7 @@ def _time(its: Sequence[Standing], lanes: int) -> str:
     left = seconds_left(its)
     if left is None:
         return "told once the first run trains; `dpo check` measures it before"
-    return f"about {duration(left / lanes)}, as the runs so far"
+    return f"about {format_duration(left / lanes)}, as the runs so far"
 
 
 def plan_as_json(its: Sequence[Standing]) -> list[dict[str, Any]]:
@@ -220,7 +220,7 @@ class SweepPanel(Panel):
         )
         told = [f"{done} of {len(self._points)} done", *([f"{failed} failed"] if failed else [])]
         if (seconds := self._seconds_left()) is not None:
-            told.append(f"~{duration(seconds)} left")
+            told.append(f"~{format_duration(seconds)} left")
         return left, Text(f"  {', '.join(told)}")
 
     def _seconds_left(self) -> float | None:
@@ -249,7 +249,7 @@ def best_lines(
     first = best(runs)
     if first is None or first.accuracy is None:
         if len(runs) < 2:
-            why = f"{count(len(runs), 'completed run')}: there is nothing to choose from"
+            why = f"{format_count(len(runs), 'completed run')}: there is nothing to choose from"
         elif any(run.accuracy is None for run in runs):
             why = _NO_PAIRS
         else:

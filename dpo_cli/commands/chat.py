@@ -258,7 +258,7 @@ def _answer_rows(
         DpoError: a prompt cannot be answered, before any is; or the file cannot be written.
         typer.Exit: interrupted.
     """
-    from dpo_cli.ui.terminal.keyboard import remembering_ctrl_c
+    from dpo_cli.ui.terminal.keyboard import deferred_ctrl_c
     from dpo_cli.ui.terminal.progress import PhaseBar
 
     conversations = [_with_system(prompt.messages, system) for prompt in prompts]
@@ -271,7 +271,7 @@ def _answer_rows(
     answered = 0
     with (
         PhaseBar(notes) as bar,
-        remembering_ctrl_c() as is_stopped,
+        deferred_ctrl_c() as is_stopped,
         _written(out) as file,
     ):
         for prompt, messages, replies in zip(prompts, conversations, answers, strict=True):

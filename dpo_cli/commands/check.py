@@ -60,7 +60,7 @@ def check(
     from dpo_cli.checks.examination import examine
     from dpo_cli.profile.source import find_profile
     from dpo_cli.run.directory import runs_root
-    from dpo_cli.ui.terminal.picture import picture_of, recording_console
+    from dpo_cli.ui.terminal.capture import captured_file, recording_console
     from dpo_cli.ui.terminal.progress import PhaseBar
 
     path = find_profile(profile, str(profile))
@@ -80,7 +80,7 @@ def check(
         if svg is not None:
             drawn = recording_console(console.width, console.height)
             _print_page(drawn, diagnosis, train, again)
-            write_output(svg, picture_of(drawn, svg.name, f"dpo check {profile}"))
+            write_output(svg, captured_file(drawn, svg.name, f"dpo check {profile}"))
     if not diagnosis.is_clean:
         raise typer.Exit(ExitCode.FAILED)
 

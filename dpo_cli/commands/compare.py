@@ -12,7 +12,7 @@ from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from dpo_cli.ui.comparison import Contender
+    from dpo_cli.ui.comparison import ComparedRun
 
 _WIDTH, _HEIGHT = 120, 40
 
@@ -48,15 +48,15 @@ def compare(
 
 
 def print_comparison(
-    runs: Sequence[Contender], width: int | None = None, height: int | None = None
+    runs: Sequence[ComparedRun], width: int | None = None, height: int | None = None
 ) -> None:
     """Print runs side by side, in the size of the terminal where none is given."""
     import sys
 
     from rich.console import Console
 
-    from dpo_cli.ui.terminal.compare import ComparedRuns
-    from dpo_cli.ui.terminal.live import terminal_size
+    from dpo_cli.ui.terminal.compare import ComparisonView
+    from dpo_cli.ui.terminal.panel import terminal_size
 
     usual = terminal_size() if sys.stdout.isatty() else (_WIDTH, _HEIGHT)
     console = Console(
@@ -66,4 +66,4 @@ def print_comparison(
         markup=False,
         emoji=False,
     )
-    console.print(ComparedRuns(runs))
+    console.print(ComparisonView(runs))

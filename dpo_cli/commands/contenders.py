@@ -11,7 +11,7 @@ from dpo_cli.errors import UsageError
 if TYPE_CHECKING:
     from dpo_cli.run.directory import RunDirectory
     from dpo_cli.run.events import Event
-    from dpo_cli.ui.comparison import Contender
+    from dpo_cli.ui.comparison import ComparedRun
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -32,7 +32,7 @@ def named_runs(names: Sequence[str], runs_dir: Path | None) -> dict[str, RunDire
     return dict(zip(_LETTERS, runs.values(), strict=False))
 
 
-def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[Contender]:
+def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[ComparedRun]:
     """What the runs that a user names came to; see `named_runs`."""
     from dpo_cli.run.events import history
 
@@ -42,11 +42,11 @@ def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[Contend
     ]
 
 
-def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> Contender:
+def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> ComparedRun:
     """A run by the events of its stream."""
     from dpo_cli.run.summary import summarize
     from dpo_cli.run.view import RunView
-    from dpo_cli.ui.comparison import Contender
+    from dpo_cli.ui.comparison import ComparedRun
 
     view = RunView.of(events)
-    return Contender(letter, summarize(run), view, view.plan.settings if view.plan else {})
+    return ComparedRun(letter, summarize(run), view, view.plan.settings if view.plan else {})

@@ -16,10 +16,10 @@ def print_evaluation(evaluation_result: Evaluation) -> None:
 
     from rich.console import Console
 
-    from dpo_cli.ui.terminal.evaluation import EvaluatedModels
-    from dpo_cli.ui.terminal.live import terminal_size
+    from dpo_cli.ui.terminal.evaluation import EvaluationView
+    from dpo_cli.ui.terminal.panel import terminal_size
 
     width = terminal_size()[0] if sys.stdout.isatty() else _WIDTH
     Console(width=width, highlight=False, markup=False, emoji=False).print(
-        EvaluatedModels(evaluation_result)
+        EvaluationView(evaluation_result)
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dpo_cli.run.directory import RunDirectory
-    from dpo_cli.ui.html.run_parts import ReportRun
+    from dpo_cli.ui.html.run_section import ReportRun
 
 
 def report(
@@ -75,7 +75,7 @@ def report(
 def _report_run(letter: str, run: RunDirectory) -> ReportRun:
     from dpo_cli.commands.contenders import contender
     from dpo_cli.run.events import history
-    from dpo_cli.ui.html.run_parts import ReportRun
+    from dpo_cli.ui.html.run_section import ReportRun
 
     events = history(run.events_path)
     return ReportRun(contender(letter, run, events), events, _skipped_rows(run.skipped_rows_path))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dpo_cli.run.events import Alert
     from dpo_cli.run.locked_directory import LockedDirectory
     from dpo_cli.run.placement import Place
-    from dpo_cli.ui.terminal.live import Panel
+    from dpo_cli.ui.terminal.panel import Panel
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -57,14 +57,15 @@ def run_worker(
         DpoError: the run failed.
     """
     from dpo_cli.run import launch
-    from dpo_cli.ui.terminal.live import has_terminal
+    from dpo_cli.ui.terminal.panel import has_terminal
     from dpo_cli.ui.terminal.plain import PlainReport
 
     def supervise() -> ExitCode:
         report = PlainReport(plain_console(), run.designation, run.path, quiet=quiet)
-        return launch.supervise(
-            run, lock, argv, report, alerts=alerts, undo=undo, trackers=trackers
+        launcher = launch.Launcher(
+            run, lock, argv, observe=report, alerts=alerts, trackers=trackers, undo=undo
         )
+        return launcher.run()
 
     console = plain_console()
     if detach and (pid := launch.detach(run, lock)):
@@ -84,7 +85,7 @@ def _show_panel(run: RunDirectory, lock: int, supervise: Callable[[], ExitCode])
     """Train in the background with the panel in front, until the end or until the user leaves."""
     from dpo_cli.run.events import EventReader
     from dpo_cli.ui.terminal.ending import ending_lines
-    from dpo_cli.ui.terminal.live import Panel
+    from dpo_cli.ui.terminal.panel import Panel
 
     console = plain_console()
     panel = Panel(run, console, EventReader(run.events_path).read_new)
@@ -119,7 +120,7 @@ def behind_panel(
     from dpo_cli.run.background import in_background
 
     with in_background(place, lock, work) as supervisor:
-        supervisor.on_interrupt = panel.tell_stopping
+        supervisor.on_interrupt = panel.show_stopping
         try:
             is_over = panel.show(supervisor.has_ended)
         except (Exception, SystemExit):  # the terminal may be gone; training depends on neither

@@ -57,7 +57,7 @@ def show(
     """
     from dpo_cli.run.directory import runs_root
     from dpo_cli.run.lookup import find_run
-    from dpo_cli.ui.terminal.picture import picture_of, recording_console
+    from dpo_cli.ui.terminal.capture import captured_file, recording_console
 
     run = find_run(runs_root(runs_dir), run_name)
     dashboard = picture(run, at)
@@ -69,7 +69,7 @@ def show(
         return
     console = recording_console(width or _WIDTH, height or _HEIGHT)
     console.print(dashboard, end="")
-    write_output(svg, picture_of(console, svg.name, f"dpo: {run.name}"))
+    write_output(svg, captured_file(console, svg.name, f"dpo: {run.name}"))
     typer.echo(f"wrote {svg}")
 
 
@@ -100,7 +100,7 @@ def picture(run: RunDirectory, at: int | None = None) -> Dashboard:
     from dpo_cli.run.events import history
     from dpo_cli.run.view import RunView
     from dpo_cli.ui.terminal.dashboard import Dashboard
-    from dpo_cli.ui.terminal.live import look_at_disk
+    from dpo_cli.ui.terminal.panel import disk_usage
 
     is_held = run.holder() is not None
     view = RunView.of(_until(history(run.events_path), at))
@@ -111,7 +111,7 @@ def picture(run: RunDirectory, at: int | None = None) -> Dashboard:
         run.path,
         now=time.time() if is_now else view.time,
         is_alive=at is not None or is_held,
-        disk=look_at_disk(run) if at is None else None,
+        disk=disk_usage(run) if at is None else None,
     )
 
 
@@ -123,7 +123,7 @@ def print_picture(
 
     from rich.console import Console
 
-    from dpo_cli.ui.terminal.live import terminal_size
+    from dpo_cli.ui.terminal.panel import terminal_size
 
     usual_width, usual_height = _WIDTH, _HEIGHT
     if sys.stdout.isatty():

@@ -72,7 +72,7 @@ def sweep(
     from dpo_cli.profile.grid import load_points, parse_grid
     from dpo_cli.run.directory import runs_root
     from dpo_cli.run.sweep import SweepDirectory
-    from dpo_cli.ui.terminal.sweep import plan_as_json, plan_lines, standings
+    from dpo_cli.ui.terminal.sweep import plan_as_json, plan_lines, point_statuses
 
     if json and detach:
         raise UsageError(
@@ -86,7 +86,7 @@ def sweep(
     directory = SweepDirectory.of(root, name or points[0].loaded.name)
     directory.refuse_another(values, points[0].profile)
     refuse_other_runs(points, directory.runs())
-    its = standings(points, directory.runs())
+    its = point_statuses(points, directory.runs())
     left = sum(not each.is_completed for each in its)
     lanes = max(1, min(lanes, left))
     if not json:
@@ -162,7 +162,7 @@ def _run(
     """
     from dpo_cli.commands.session import behind_panel
     from dpo_cli.run.launch import detach
-    from dpo_cli.ui.terminal.live import has_terminal
+    from dpo_cli.ui.terminal.panel import has_terminal
     from dpo_cli.ui.terminal.sweep import SweepPanel
 
     directory, points = sweeper.sweep, sweeper.points
@@ -209,11 +209,11 @@ def _conclude(directory: SweepDirectory, points: Sequence[Point], *, json: bool)
         completed,
         failure_lines,
         plan_as_json,
-        standings,
+        point_statuses,
     )
 
     runs = directory.runs()
-    its = standings(points, runs)
+    its = point_statuses(points, runs)
     contenders = [
         # One that was never planned does not say itself what it was to be.
         replace(

@@ -40,7 +40,7 @@ def watch(
     from dpo_cli.run.directory import runs_root
     from dpo_cli.run.events import EventReader, history
     from dpo_cli.run.lookup import find_run
-    from dpo_cli.ui.terminal.live import REPLAY_KEYS, Panel, has_terminal
+    from dpo_cli.ui.terminal.panel import REPLAY_KEYS, Panel, has_terminal
     from dpo_cli.ui.terminal.replay import Replay
 
     run = find_run(runs_root(runs_dir), run_name, prefer=lambda run: run.holder() is not None)

@@ -299,7 +299,7 @@ def test_what_the_command_itself_tells_is_not_told_twice() -> None:
     assert shown(Failed(message="m"), WorkerEnded(exit_code=1)) == []
 
 
-def test_no_colour_on_a_pipe_and_none_where_it_is_not_wanted() -> None:
+def test_no_color_on_a_pipe_and_none_where_it_is_not_wanted() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=80)
     PlainReport(console, NAME, Path("runs"))(Alert(code="c", message="m"))
     assert isinstance(console.file, io.StringIO)

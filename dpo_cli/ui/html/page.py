@@ -17,11 +17,11 @@ from dpo_cli.formatting import (
     format_progress,
     format_with_interval,
 )
-from dpo_cli.ui.comparison import Contender, differences, notes
-from dpo_cli.ui.html.charts import COLOURS, Chart, charts_of
+from dpo_cli.ui.comparison import ComparedRun, differences, notes
+from dpo_cli.ui.html.charts import COLORS, Chart, charts_of
 from dpo_cli.ui.html.markup import Writer, section
 from dpo_cli.ui.html.redaction import Redactor, file_names, without_quotations
-from dpo_cli.ui.html.run_parts import FIGURES, UNITS, ReportRun, RunParts
+from dpo_cli.ui.html.run_section import FIGURES, UNITS, ReportRun, RunSection
 from dpo_cli.ui.html.svg import HEIGHT, STYLE, WIDTH, Frame, chart_markup, summary
 
 _FEW_PAIRS = 200
@@ -60,8 +60,8 @@ class _Page:
 
     def whole(self) -> str:
         write = self._write
-        script = files("dpo_cli.ui").joinpath("page.js").read_text(encoding="utf-8")
-        style = files("dpo_cli.ui").joinpath("page.css").read_text(encoding="utf-8")
+        script = files("dpo_cli.ui.html").joinpath("page.js").read_text(encoding="utf-8")
+        style = files("dpo_cli.ui.html").joinpath("page.css").read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
         title = f"dpo: {', '.join(run.name for run in self._runs)}"
@@ -94,7 +94,7 @@ class _Page:
             name = f"Run {run.letter}: {self._hidden(run.name)}" if several else "The run"
             yield section(
                 name,
-                *RunParts(dossier, self._write, redact=self._redact).all(),
+                *RunSection(dossier, self._write, redact=self._redact).all(),
             )
 
     # --- parts -----------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class _Page:
         items = []
         for number, run in enumerate(self._runs):
             model = run.model or "never planned"
-            mark = f'<circle class="d{number % COLOURS}" cx="6" cy="6" r="6"/>'
+            mark = f'<circle class="d{number % COLORS}" cx="6" cy="6" r="6"/>'
             words = f" · {model} · {run.summary.state}{_when(run)}"
             items.append(
                 f'<li><svg class="chart" viewBox="0 0 12 12" aria-hidden="true">{mark}</svg>'
@@ -143,7 +143,7 @@ class _Page:
         )
         return f'<div class="cards">{body}</div>'
 
-    def _caution(self, run: Contender) -> str:
+    def _caution(self, run: ComparedRun) -> str:
         if run.accuracy is None or run.view.held_out is None:
             return ""
         pairs = run.view.held_out.pairs
@@ -209,7 +209,7 @@ class _Page:
         if not drawn:
             return write.tag("p", "too few steps are done for a curve", "lead")
         if len(self._runs) > 1:
-            words = "One colour a run; lines over training pairs are smoothed."
+            words = "One color a run; lines over training pairs are smoothed."
         else:
             words = "Thick lines are smoothed, thin ones are what was measured."
         if any(line.intervals for chart in charts for line in chart.lines):
@@ -250,7 +250,7 @@ def _chart_data(chart: Chart) -> dict[str, Any]:
     for line in chart.lines:
         data: dict[str, Any] = {
             "name": f"{line.letter} {line.name}".strip(),
-            "colour": line.colour,
+            "color": line.color,
             "points": [[_short(step), _short(value)] for step, value in line.points],
         }
         if line.raw:
@@ -265,14 +265,14 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _accuracy(run: Contender) -> str:
+def _accuracy(run: ComparedRun) -> str:
     if run.accuracy is None:
         return "–"
     share, (low, high) = run.accuracy
     return format_with_interval(share, low, high)
 
 
-def _when(run: Contender) -> str:
+def _when(run: ComparedRun) -> str:
     if run.summary.started is None:
         return ""
     return time.strftime(", started %Y-%m-%d %H:%M UTC", time.gmtime(run.summary.started))

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_cli.formatting import format_duration, format_number, format_progress, format_with_interval
-from dpo_cli.ui.comparison import Contender, differences, notes
+from dpo_cli.ui.comparison import ComparedRun, differences, notes
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Curve, Mark, draw, smooth
 from dpo_cli.ui.terminal.layout import Block, beside, framed, one_line
 from dpo_cli.ui.terminal.plots import SMALL, Plot, loss_plot
@@ -23,10 +23,10 @@ _HEADINGS = ("steps", "loss", "held out", "accuracy (95 %)", "margin", "margin/t
 _NARROW_HEADINGS = tuple(heading for heading in _HEADINGS if heading != "margin")
 
 
-class ComparedRuns:
+class ComparisonView:
     """A comparison as rich prints it: as wide as the console, charts as high as it allows."""
 
-    def __init__(self, runs: Sequence[Contender]) -> None:
+    def __init__(self, runs: Sequence[ComparedRun]) -> None:
         self._runs = runs
         self._styles = [STYLES[i % len(STYLES)] for i in range(len(runs))]
 

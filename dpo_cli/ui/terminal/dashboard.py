@@ -1,7 +1,7 @@
 """The panel: a picture of a run at one moment, as a value that rich can print at any size.
 
-Only the terminal's own sixteen colours and its own background are used, so that it looks right on
-dark and light themes alike; what colour tells is told by shape or word as well.
+Only the terminal's own sixteen colors and its own background are used, so that it looks right on
+dark and light themes alike; what color tells is told by shape or word as well.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ _WIDE = 112
 _CHANCE = 0.5
 
 
-class EvaluatedModels:
+class EvaluationView:
     """Rich renderable of an evaluation: one model by groups of pairs, or several side by side."""
 
     def __init__(self, evaluation_result: Evaluation) -> None:

@@ -12,22 +12,24 @@ from rich.text import Text
 
 from dpo_cli.files import cache_directory
 from dpo_cli.formatting import format_count, format_duration, format_progress
-from dpo_cli.profile.grid import ENCODING, Point, holds_out, references, short, splitting_keys
+from dpo_cli.profile.grid import Point, holds_out, references, short, splitting_keys
+from dpo_cli.profile.schema import keys_affecting
+from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_path, show_value
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader
 from dpo_cli.run.summary import RunState, RunSummary, summarize
 from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.view import RunView
-from dpo_cli.ui.comparison import Contender, best, listed, rivals
+from dpo_cli.ui.comparison import ComparedRun, best, listed, rivals
 from dpo_cli.ui.terminal.ending import failure
-from dpo_cli.ui.terminal.live import Panel
+from dpo_cli.ui.terminal.panel import Panel
 
 _NO_PAIRS = "no pairs are held out, so no best can be named; eval.fraction = 0.1 holds out a tenth"
 
 
 @dataclass(frozen=True)
-class Standing:
+class PointStatus:
     """A point, and what has become of its run; None where it was not started yet."""
 
     point: Point
@@ -56,15 +58,15 @@ class Standing:
         return f"{its.state} at {where}" + (f" by {its.holder}" if its.holder else ", goes on")
 
 
-def standings(points: Sequence[Point], runs: Mapping[str, RunDirectory]) -> list[Standing]:
+def point_statuses(points: Sequence[Point], runs: Mapping[str, RunDirectory]) -> list[PointStatus]:
     """What has become of each point, by its run's own account."""
     return [
-        Standing(point, summarize(runs[point.letter]) if point.letter in runs else None)
+        PointStatus(point, summarize(runs[point.letter]) if point.letter in runs else None)
         for point in points
     ]
 
 
-def seconds_left(its: Sequence[Standing], pace: float | None = None) -> float | None:
+def seconds_left(its: Sequence[PointStatus], pace: float | None = None) -> float | None:
     """Of all steps that are not done; None while nothing tells.
 
     Args:
@@ -91,7 +93,7 @@ def seconds_left(its: Sequence[Standing], pace: float | None = None) -> float | 
 # --- the plan ------------------------------------------------------------------------------------
 
 
-def plan_table(its: Sequence[Standing]) -> Table:
+def plan_table(its: Sequence[PointStatus]) -> Table:
     """The points, one a row: their values, and what has become of them."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("", style="bold")
@@ -104,7 +106,7 @@ def plan_table(its: Sequence[Standing]) -> Table:
     return table
 
 
-def plan_lines(name: str, its: Sequence[Standing], lanes: int) -> list[Text | Table]:
+def plan_lines(name: str, its: Sequence[PointStatus], lanes: int) -> list[Text | Table]:
     """What there is to know before anything runs."""
     points = [each.point for each in its]
     at_once = f"{lanes} at once, one a card" if lanes > 1 else "one after another"
@@ -121,7 +123,7 @@ def _shared(points: Sequence[Point]) -> str:
     profiles = [point.profile for point in points]
     if cache_directory() is None:
         return "nothing: this user has no home for a cache; set DPO_CACHE_DIR"
-    its_own = [key for key in points[0].values if key in ENCODING]
+    its_own = [key for key in points[0].values if key in keys_affecting(Affects.TOKENS)]
     pairs = f"encoded pairs by {listed(map(short, its_own))}" if its_own else "the encoded pairs"
     needed = references(profiles)
     if needed == 0:
@@ -142,7 +144,7 @@ def _judged_by(points: Sequence[Point]) -> str:
     return "the accuracy on the held-out pairs, which are the same for all"
 
 
-def _time(its: Sequence[Standing], lanes: int) -> str:
+def _time(its: Sequence[PointStatus], lanes: int) -> str:
     if all(each.is_completed for each in its):
         return "nothing is left to do"
     left = seconds_left(its)
@@ -151,7 +153,7 @@ def _time(its: Sequence[Standing], lanes: int) -> str:
     return f"about {format_duration(left / lanes)}, as the runs so far"
 
 
-def plan_as_json(its: Sequence[Standing]) -> list[dict[str, Any]]:
+def plan_as_json(its: Sequence[PointStatus]) -> list[dict[str, Any]]:
     """The points in plain values."""
     return [
         {
@@ -181,7 +183,7 @@ class SweepPanel(Panel):
         super().__init__(RunDirectory(sweep.path), console, lambda: ())
         self._sweep, self._points = sweep, points
         self._point: Point | None = None
-        self._standings: list[Standing] = []
+        self._statuses: list[PointStatus] = []
 
     @property
     def run(self) -> RunDirectory:
@@ -197,7 +199,7 @@ class SweepPanel(Panel):
             self._point = training[-1]
             self._run = runs[self._point.letter]
             self._read_new = EventReader(self._run.events_path).read_new
-            self._standings = standings(self._points, runs)
+            self._statuses = point_statuses(self._points, runs)
             self.view = RunView()
             super().catch_up()
             if self.view.ending is not None:
@@ -212,10 +214,10 @@ class SweepPanel(Panel):
             f"  {self._point.letter} of {self._points[0].letter}-{self._points[-1].letter}  ",
             (self._point.text, "cyan"),
         )
-        done = sum(each.is_completed for each in self._standings)
+        done = sum(each.is_completed for each in self._statuses)
         failed = sum(
             each.summary is not None and each.summary.state in (RunState.FAILED, RunState.KILLED)
-            for each in self._standings
+            for each in self._statuses
             if each.point is not self._point
         )
         told = [f"{done} of {len(self._points)} done", *([f"{failed} failed"] if failed else [])]
@@ -227,22 +229,22 @@ class SweepPanel(Panel):
         """Of the run that trains by its own steps; of those after it by the runs before it."""
         now = self.view.seconds_left(self._clock())
         if now is None or self._point is None:
-            return seconds_left(self._standings)
+            return seconds_left(self._statuses)
         pace = self.view.seconds_per_step * self.view.total_steps / self._point.profile.train.epochs
-        others = [each for each in self._standings if each.point is not self._point]
+        others = [each for each in self._statuses if each.point is not self._point]
         return now + (seconds_left(others, pace) or 0.0)
 
 
 # --- its end -------------------------------------------------------------------------------------
 
 
-def completed(runs: Sequence[Contender]) -> list[Contender]:
+def completed(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     """Those among which there is a best."""
     return [run for run in runs if run.summary.state is RunState.COMPLETED]
 
 
 def best_lines(
-    runs: Sequence[Contender], its: Sequence[Standing], directories: Mapping[str, RunDirectory]
+    runs: Sequence[ComparedRun], its: Sequence[PointStatus], directories: Mapping[str, RunDirectory]
 ) -> list[Text]:
     """The best of a sweep, and whether that can be told; or why none is named."""
     runs = completed(runs)
@@ -267,7 +269,7 @@ def best_lines(
     return lines
 
 
-def failure_lines(runs: Sequence[Contender]) -> list[Text]:
+def failure_lines(runs: Sequence[ComparedRun]) -> list[Text]:
     """Why runs failed, and what to do about it."""
     lines = []
     for run in runs:

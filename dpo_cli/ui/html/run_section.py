@@ -10,7 +10,7 @@ from typing import Any
 
 from dpo_cli.formatting import format_count, format_number
 from dpo_cli.run.events import Event, Failed, RankEnded, Sampled, StepDone, WorkerStarted
-from dpo_cli.ui.comparison import ACCURACY, Contender
+from dpo_cli.ui.comparison import ACCURACY, ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
 from dpo_cli.ui.html.redaction import without_quotations
 from dpo_cli.ui.terminal.plain import plan_facts
@@ -37,7 +37,7 @@ class ReportRun:
         skipped_rows: the rows of its `skipped_rows.jsonl`.
     """
 
-    run: Contender
+    run: ComparedRun
     events: Sequence[Event]
     skipped_rows: Sequence[Mapping[str, Any]]
 
@@ -51,7 +51,7 @@ class ReportRun:
         return found
 
 
-class RunParts:
+class RunSection:
     """The parts of a page about one run.
 
     Args:

@@ -120,7 +120,7 @@ def _gpu_workers(points: Sequence[Point]) -> int:
     from dpo_cli.profile.inputs import check_inputs
     from dpo_cli.run.placement import recognise
     from dpo_cli.run.torchrun import processes_here, usable_gpus
-    from dpo_cli.run.tracking.kinds import require_trackers
+    from dpo_cli.run.tracking.registry import require_trackers
 
     if place := recognise(os.environ):
         raise UsageError(

@@ -115,7 +115,7 @@ class Sweeper:
         from dpo_cli.commands.ranks import ranks_argv, torchrun_call
         from dpo_cli.run.launch import Launcher, worker_argv
         from dpo_cli.run.processes import start_worker
-        from dpo_cli.run.tracking.kinds import asked_for
+        from dpo_cli.run.tracking.registry import requested_trackers
         from dpo_cli.ui.terminal.plain import PlainReport
 
         run = self.sweep.runs().get(point.letter)
@@ -132,7 +132,7 @@ class Sweeper:
             launcher = Launcher(
                 *(run, lock, argv),
                 observe=report,
-                trackers=asked_for(point.profile),
+                trackers=requested_trackers(point.profile),
                 start=start,
                 signals=signals,
             )

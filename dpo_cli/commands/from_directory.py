@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.export import Dtype
+from dpo_cli.commands.session import plain_console
+from dpo_cli.ui.terminal.plain import count
 
 
 def from_directory(
@@ -35,9 +37,6 @@ def from_directory(
 
     Example: `dpo import ./MiniMind2 --to out/full_sft_768.pth`
     """
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.ui.terminal.plain import count
-
     console = plain_console()
     with console.status(f"importing {directory}"):
         from dpo_cli.export.import_hf import import_directory  # imports torch: seconds

@@ -216,7 +216,8 @@ def show(points: Sequence[Mapping[str, Any]]) -> None:
         found = point["after"]["all"]
         print(
             f"| {_recipe(point)} | {found['loss']:.4f} | {point['last_loss']:.4f}"
-            f" | {found['margin_per_token']:+.3f} | {found['kl']:+.3f} | {found['token_logps/chosen']:.3f}"
+            f" | {found['margin_per_token']:+.3f} | {found['kl']:+.3f}"
+            f" | {found['token_logps/chosen']:.3f}"
             f" | {found['entropy']:.3f} | {share(found, SHARES[1])} |"
         )
     before = points[0]["before"]

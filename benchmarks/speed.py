@@ -222,7 +222,7 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
         scorer = setup.make_scorer(prepared, model_weights)
         if not settings.get("packed", True):
             scorer.model.set_attn_implementation("sdpa")
-            scorer.fallback = "left out"
+            scorer.fallback_reason = "left out"
         return scorer
 
     policy = scorer(prepared.model_weights)

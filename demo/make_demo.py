@@ -28,9 +28,8 @@ from transformers import PreTrainedModel
 
 from demo import measure, world
 from dpo_cli.data.chat import ChatTokenizer, Tokenized
-from dpo_cli.models.convert import to_hf
 from dpo_cli.models.loading import build_model, to_disk_names
-from dpo_cli.models.minimind import Architecture
+from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.saving import write_weights
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +51,7 @@ _IGNORED = -100
 PADDING, TURN, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY = 768
 
-ARCHITECTURE = Architecture(
+ARCHITECTURE = MiniMind(
     version=2,
     hidden_size=128,
     num_hidden_layers=4,
@@ -165,7 +164,7 @@ def new_model() -> PreTrainedModel:
         name: torch.randn(shape) * 0.02 if len(shape) > 1 else torch.ones(shape)
         for name, shape in ARCHITECTURE.expected_shapes().items()
     }
-    return build_model(ARCHITECTURE, to_hf(state, ARCHITECTURE))
+    return build_model(ARCHITECTURE, ARCHITECTURE.to_hf_names(state))
 
 
 def fine_tune(model: PreTrainedModel, dialogues: Sequence[Tokenized]) -> PreTrainedModel:

@@ -6,8 +6,9 @@ are rendered once, by `dpo_cli.app`, and never as a traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -37,6 +38,25 @@ class DpoError(Exception):
         self.message = message
         self.remedy = remedy
         self.details = tuple(details)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as plain values, for JSON; `from_dict` is the inverse."""
+        return {
+            "message": self.message,
+            "remedy": self.remedy,
+            "details": self.details,
+            "exit_code": int(self.exit_code),
+        }
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> DpoError:
+        """Make the error that `to_dict` described; other keys are ignored.
+
+        The subclass is not restored, but its exit code is.
+        """
+        error = DpoError(fields["message"], fields["remedy"], fields["details"])
+        error.exit_code = ExitCode(fields["exit_code"])
+        return error
 
 
 class UsageError(DpoError):

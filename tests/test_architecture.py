@@ -16,7 +16,7 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
-    {"errors", "files", "findings", "intervals", "__init__"},
+    {"errors", "files", "findings", "formatting", "intervals", "__init__"},
     {"data", "profile"},
     {"compute", "objective", "run"},
     {"models", "distributed", "alerts"},
@@ -31,7 +31,7 @@ FLOORS = [
 ]
 LIGHT = (
     *("profile", "run", "ui", "alerts", "api", "commands", "app"),
-    *("errors", "files", "findings", "intervals"),
+    *("errors", "files", "findings", "formatting", "intervals"),
 )
 
 

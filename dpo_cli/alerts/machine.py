@@ -1,4 +1,4 @@
-"""AlertRules about the machine: speed and disk. What they say differs from one start to the next."""
+"""Alert rules about the machine: speed and free disk space."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def check_first_step(notes: Notes, trial: Trial) -> None:
         for name, weight in policy.model.named_parameters()
     }
     on_disk = to_disk_names(policy.model, gradients)
-    _check_gradients(notes, prepared, prepared.model_weights.architecture.own_names(on_disk))
+    _check_gradients(notes, prepared, prepared.model_weights.architecture.to_native_names(on_disk))
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
 
@@ -127,7 +127,10 @@ def _check_gradients(notes: Notes, prepared: Prepared, gradients: Mapping[str, T
     idle = set(experts.values()) - {experts[name] for name in experts if name not in still}
     missing = [name for name in own if name in still and experts.get(name) not in idle]
     # Of a constant the gradient is nothing but rounding.
-    if routers_rest := architecture.has_constant_weights and not prepared.router_aux_loss_coef:
+    if (
+        routers_rest := architecture.has_constant_expert_weights
+        and not prepared.router_aux_loss_coef
+    ):
         missing = [name for name in missing if not name.endswith(_ROUTER)]
     message = f"a gradient in {len(own) - len(still)} of {len(own)} tensors, norm {norm:.3g}"
     if idle:

@@ -15,6 +15,7 @@ from dpo_cli.checks.trial import Trial
 from dpo_cli.compute.device import DTYPES
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.data.tokens import TokenizedPairs
+from dpo_cli.formatting import format_duration
 from dpo_cli.training.checkpointing import state_bytes
 from dpo_cli.training.inputs import OnProgress
 from dpo_cli.training.plan import Prepared
@@ -98,12 +99,14 @@ def check_forecast(
         "evaluation": forecast.evaluation_seconds,
         "saving": forecast.saving_seconds,
     }
-    listed = ", ".join(f"{name} {_duration(part)}" for name, part in parts.items() if part >= 1)
+    listed = ", ".join(
+        f"{name} {format_duration(part)}" for name, part in parts.items() if part >= 1
+    )
     notes.ok(
         "time",
         "",
-        f"about {_duration(forecast.seconds)} on this device: {forecast.step_seconds:.2g} s an"
-        f" update in the mean, {forecast.longest_step_seconds:.2g} s the longest"
+        f"about {format_duration(forecast.seconds)} on this device: {forecast.step_seconds:.2g} s"
+        f" an update in the mean, {forecast.longest_step_seconds:.2g} s the longest"
         + (f"; of it {listed}" if listed else ""),
     )
     return asdict(forecast)
@@ -259,11 +262,3 @@ def _reference_is_known(prepared: Prepared) -> bool:
     nowhere = Path("/dev/null/none")
     references = open_references(prepared, load, nowhere)
     return all(isinstance(one, CachedReference) and one.is_complete for one in references)
-
-
-def _duration(seconds: float) -> str:
-    """42 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

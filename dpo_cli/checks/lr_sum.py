@@ -17,6 +17,7 @@ from torch import Tensor
 from dpo_cli.checks.notes import Notes
 from dpo_cli.checks.trial import Trial, modest_micro_batch
 from dpo_cli.data.sampler import GlobalBatch
+from dpo_cli.formatting import format_rate
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.profile.recipe import GENTLE_GAP, together
 from dpo_cli.training.alert_facts import saturation_margin_of
@@ -93,7 +94,7 @@ def check_lr_sum(notes: Notes, prepared: Prepared) -> LrSum:
         f"{share:.0%} in {name}" for name, share in found.changed.items() if name != dtype
     )
     message = (
-        f"reach {_short(found.reach)}, the sum of the learning rates of"
+        f"reach {format_rate(found.reach)}, the sum of the learning rates of"
         f" {prepared.order.optimizer_steps:,} updates: at most {found.changed[dtype]:.0%} of the"
         f" weights change in a {dtype} file ({others})"
     )
@@ -142,10 +143,11 @@ def check_update(notes: Notes, trial: Trial) -> None:
     with torch.no_grad():
         pairs, _ = trainer.score(batch, trainer.reference.token_logps(indices, batch))
     message = (
-        f"one real update at {_short(rate)} moved {moved / total:.0%} of the float32 weights, by"
-        f" {distance / total / rate:.2f} of the learning rate in the mean and {largest / rate:.1f}"
-        f" at most; {done.metrics['weights_moved']:.1%} in {prepared.export_dtype}. Loss of"
-        f" its pairs: {done.metrics['loss']:.4f} before, {pairs.losses.mean().item():.4f} after"
+        f"one real update at {format_rate(rate)} moved {moved / total:.0%} of the float32 weights,"
+        f" by {distance / total / rate:.2f} of the learning rate in the mean and"
+        f" {largest / rate:.1f} at most; {done.metrics['weights_moved']:.1%} in"
+        f" {prepared.export_dtype}. Loss of its"
+        f" pairs: {done.metrics['loss']:.4f} before, {pairs.losses.mean().item():.4f} after"
     )
     # What the weights cannot hold is not lost where updates are kahan_summation.
     if moved >= _LITTLE * total or prepared.profile.train.kahan_summation:
@@ -170,11 +172,6 @@ def _note_brake(notes: Notes, prepared: Prepared, found: LrSum) -> None:
         "no-brake",
         "dpo.beta",
         f"{halved} (blind guessing costs {chance:.1f}): no brake but the reach of"
-        f" {_short(found.reach)}; the loss will read {math.log(2):.3f} even if weights move",
+        f" {format_rate(found.reach)}; the loss will read {math.log(2):.3f} even if weights move",
         proposal(prepared),
     )
-
-
-def _short(number: float) -> str:
-    """Two digits: 2.6e-5."""
-    return f"{number:.1e}".replace("e-0", "e-")

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from dpo_cli.checks.notes import Notes
-from dpo_cli.checks.resources import estimate_memory, free_memory, size
+from dpo_cli.checks.resources import estimate_memory, free_memory
 from dpo_cli.checks.trial import Trial
 from dpo_cli.data.sampler import GlobalBatch
+from dpo_cli.formatting import format_size
 from dpo_cli.models.loading import checkpoint_activations
 from dpo_cli.training.failures import is_out_of_memory
 from dpo_cli.training.plan import Prepared
@@ -40,10 +41,12 @@ def try_longest(notes: Notes, trial: Trial) -> bool:
     """
     prepared, compute = trial.prepared, trial.prepared.compute
     free, estimated = free_memory(compute), sum(estimate_memory(prepared))
-    where = f"{size(free)} free on {compute.device}"
+    where = f"{format_size(free)} free on {compute.device}"
     if compute.device.type == "cpu" and estimated >= free:
         remedy = _remedy(prepared, lambda other: sum(estimate_memory(other)) < free)
-        message = f"about {size(estimated)} for the longest batch, as far as can be estimated"
+        message = (
+            f"about {format_size(estimated)} for the longest batch, as far as can be estimated"
+        )
         notes.warn("memory-tight", "train.max_tokens_per_forward", f"{message}; {where}", remedy)
         return False
     if _fits(trial, prepared):
@@ -73,9 +76,9 @@ def measure_peak(notes: Notes, trial: Trial, *, reference_is_known: bool) -> Pea
     notes.ok(
         "memory",
         "",
-        f"{size(needed)} at most, in real steps, among them the longest batch ({len(longest)}"
-        f" pairs, {tokens:,} tokens); {size(free_memory(compute))} more are free on"
-        f" {compute.device}",
+        f"{format_size(needed)} at most, in real steps, among them the longest batch"
+        f" ({len(longest)} pairs, {tokens:,} tokens); {format_size(free_memory(compute))} more are"
+        f" free on {compute.device}",
     )
     return peak
 

@@ -11,6 +11,7 @@ import torch
 from dpo_cli.checks.notes import Notes
 from dpo_cli.compute.device import Device, resolve
 from dpo_cli.data.batching import make_batch
+from dpo_cli.formatting import format_count, format_rate, format_size
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile.schema import Profile
@@ -43,10 +44,11 @@ def check_plan(notes: Notes, prepared: Prepared) -> None:
     notes.ok(
         "plan",
         "",
-        f"{_count(order.epochs, 'epoch')} x {order.micro_batches_per_epoch:,} micro-batches of"
-        f" {order.batch_size} = {_count(order.micro_batches, 'step')},"
-        f" {_count(order.optimizer_steps, 'update')}; learning rate {_rate(rate.at(0))} at first,"
-        f" {_rate(rate.at(order.micro_batches - 1))} at last{held_out}",
+        f"{format_count(order.epochs, 'epoch')} x {order.micro_batches_per_epoch:,} micro-batches"
+        f" of {order.batch_size} = {format_count(order.micro_batches, 'step')},"
+        f" {format_count(order.optimizer_steps, 'update')};"
+        f" learning rate {format_rate(rate.at(0))} at first,"
+        f" {format_rate(rate.at(order.micro_batches - 1))} at last{held_out}",
     )
 
 
@@ -80,8 +82,8 @@ def check_disk(
     states = KEPT_CHECKPOINTS + profile.eval.keep_best
     needed = states * state + 2 * 4 * parameters
     message = (
-        f"a run takes up to {size(needed)} ({states} states of {size(state)}:"
-        f" {state // parameters} bytes a weight); {size(free)} free"
+        f"a run takes up to {format_size(needed)} ({states} states of {format_size(state)}:"
+        f" {state // parameters} bytes a weight); {format_size(free)} free"
     )
     if needed < free:
         notes.ok("disk", shown, message)
@@ -93,10 +95,10 @@ def check_disk(
 def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     """Bytes of what stays and of what one forward adds, of the window with the longest pairs.
 
-    What stays: weights, gradients and two moments, four bytes each, where updates are kahan_summation
-    another two such, and the weights of a reference, in the packed layout for the first epoch. What
-    a forward adds: the inputs that the backward pass of each operation keeps, and about three
-    copies of the logits.
+    What stays: weights, gradients and two moments, four bytes each, where updates use Kahan
+    summation another two such, and the weights of a reference, in the packed layout for the first
+    epoch. What a forward adds: the inputs that the backward pass of each operation keeps, and about
+    three copies of the logits.
     """
     bytes_a_weight = 24 if prepared.profile.train.kahan_summation else 16
     state = bytes_a_weight * prepared.model_weights.parameters
@@ -145,11 +147,6 @@ def free_memory(compute: Device) -> int:
     return int(facts["MemAvailable"].split()[0]) * 1024
 
 
-def size(size_bytes: int) -> str:
-    """A size in decimal units: 1.3 GB."""
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
-
-
 def _kept_by_a_layer(architecture: Architecture) -> int:
     """Numbers that the backward pass keeps of one token in one layer."""
     hidden = architecture.hidden_size
@@ -158,33 +155,24 @@ def _kept_by_a_layer(architecture: Architecture) -> int:
     norms = 2 * 2 * hidden  # each keeps its input, and the normed copy that follows
     attention = 2 * queries + 2 * keys + 3 * queries + queries  # rotary, repeated keys, result
     feed_forward = 4 * architecture.intermediate_size + hidden
-    return norms + attention + architecture.blocks_per_token * feed_forward
+    return norms + attention + architecture.ffn_blocks_per_token * feed_forward
 
 
 def _note_device(notes: Notes, compute: Device) -> None:
     free = free_memory(compute)
     subject = compute.device_name
     if compute.device.type == "cpu":
-        notes.ok("device", subject, f"{compute.dtype_name}; {size(free)} of memory free")
+        notes.ok("device", subject, f"{compute.dtype_name}; {format_size(free)} of memory free")
         return
     total = torch.cuda.mem_get_info(compute.device)[1]
     others = total - free
-    message = f"{compute.dtype_name}; {size(free)} of {size(total)} free"
+    message = f"{compute.dtype_name}; {format_size(free)} of {format_size(total)} free"
     if others < BUSY_SHARE * total:
         notes.ok("device", subject, message)
     else:
         notes.warn(
             "device-busy",
             subject,
-            f"{message}: others hold {size(others)} of the card",
+            f"{message}: others hold {format_size(others)} of the card",
             "see who with nvidia-smi; on a shared card a run is slower, and may run out of memory",
         )
-
-
-def _rate(learning_rate: float) -> str:
-    """Two digits: 1.1e-8."""
-    return f"{learning_rate:.1e}".replace("e-0", "e-")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

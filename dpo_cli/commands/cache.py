@@ -11,8 +11,8 @@ import typer
 from dpo_cli.commands.options import DryRunOption, JsonOption
 from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError
+from dpo_cli.formatting import format_count, format_duration, format_size
 from dpo_cli.run.caches import KINDS, entries, remove, the_cache
-from dpo_cli.ui.terminal.plain import count, duration, size
 
 cache = typer.Typer(name="cache", no_args_is_help=True)
 
@@ -61,10 +61,10 @@ def size_of(json: JsonOption = False) -> None:
     console = plain_console()
     for kind, fact in facts.items():
         if fact["files"]:
-            ago = duration(max(0.0, time.time() - fact["last_used"]))
-            held = f"{count(fact['files'], 'file')}, last used {ago} ago"
-            console.print(f"{kind:<10}{size(fact['size_bytes']):>9}  {KINDS[kind]}: {held}")
-    console.print(f"{'together':<10}{size(total):>9}  {the_cache()}")
+            ago = format_duration(max(0.0, time.time() - fact["last_used"]))
+            held = f"{format_count(fact['files'], 'file')}, last used {ago} ago"
+            console.print(f"{kind:<10}{format_size(fact['size_bytes']):>9}  {KINDS[kind]}: {held}")
+    console.print(f"{'together':<10}{format_size(total):>9}  {the_cache()}")
 
 
 @cache.command(name="clean")
@@ -83,6 +83,6 @@ def clean_up(dry_run: DryRunOption = False, json: JsonOption = False) -> None:
         typer.echo(dumps(told, indent=2))
     else:
         verb = "this would free" if dry_run else "freed"
-        typer.echo(f"{verb} {size(total)} in {count(len(gone), 'file')}")
+        typer.echo(f"{verb} {format_size(total)} in {format_count(len(gone), 'file')}")
     if stuck := [str(entry.path) for entry in found if entry not in gone]:
         raise DpoError("not everything could be removed", details=stuck)

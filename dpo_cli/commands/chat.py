@@ -18,13 +18,13 @@ from dpo_cli.commands.session import plain_console
 from dpo_cli.data.formats import Message
 from dpo_cli.data.prompts import Prompt, read_prompts
 from dpo_cli.errors import DpoError, ExitCode, UsageError
+from dpo_cli.formatting import format_count
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.models import NamedModel, find_model
 from dpo_cli.ui.terminal.chat import ChatScreen
-from dpo_cli.ui.terminal.keyboard import remembering_ctrl_c
-from dpo_cli.ui.terminal.plain import count
+from dpo_cli.ui.terminal.keyboard import deferred_ctrl_c
 from dpo_cli.ui.terminal.progress import PhaseBar
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _answer_rows(
     answered = 0
     with (
         PhaseBar(notes) as bar,
-        remembering_ctrl_c() as is_stopped,
+        deferred_ctrl_c() as is_stopped,
         _written(out) as file,
     ):
         for prompt, messages, replies in zip(prompts, conversations, answers, strict=True):
@@ -285,7 +285,10 @@ def _answer_rows(
             answered += 1
     tokens = sum(reply.tokens for replies in answers for reply in replies)
     seconds = sum(reply.seconds for replies in answers for reply in replies)
-    words = f"{answered:,} of {count(len(prompts), 'prompt')} answered, {count(tokens, 'token')}"
+    words = (
+        f"{answered:,} of {format_count(len(prompts), 'prompt')} answered,"
+        f" {format_count(tokens, 'token')}"
+    )
     if seconds:
         words += f", {tokens / seconds:.1f} a second"
     notes.print(words + (f", in {out}" if out else ""))

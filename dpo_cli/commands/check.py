@@ -18,9 +18,9 @@ from dpo_cli.errors import ExitCode
 from dpo_cli.findings import Diagnosis
 from dpo_cli.profile.source import find_profile
 from dpo_cli.run.directory import runs_root
+from dpo_cli.ui.terminal.capture import captured_file, recording_console
 from dpo_cli.ui.terminal.findings import findings_table, verdict
 from dpo_cli.ui.terminal.pairs import lengths_table, pair_preview
-from dpo_cli.ui.terminal.picture import picture_of, recording_console
 from dpo_cli.ui.terminal.progress import PhaseBar
 
 
@@ -76,7 +76,7 @@ def check(
         if svg is not None:
             drawn = recording_console(console.width, console.height)
             _print_page(drawn, diagnosis, train, again)
-            write_output(svg, picture_of(drawn, svg.name, f"dpo check {profile}"))
+            write_output(svg, captured_file(drawn, svg.name, f"dpo check {profile}"))
     if not diagnosis.is_clean:
         raise typer.Exit(ExitCode.FAILED)
 

@@ -12,11 +12,11 @@ from dpo_cli.commands.complete import complete_run
 from dpo_cli.commands.options import DryRunOption, JsonOption, RunsDirOption
 from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.formatting import format_size
 from dpo_cli.run.cleaning import Cleaning, free, look_through
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.lookup import find_run, find_runs
 from dpo_cli.run.summary import RunState, summarize
-from dpo_cli.ui.terminal.plain import size
 
 
 def clean(
@@ -54,7 +54,9 @@ def clean(
         if not run_names and not run.is_completed:
             state = summarize(run).state
             if cleaning.items and state is not RunState.COMPLETED:
-                would = f"{size(cleaning.size_bytes)} would go with: dpo clean {run.designation}"
+                would = (
+                    f"{format_size(cleaning.size_bytes)} would go with: dpo clean {run.designation}"
+                )
                 kept.append((run.name, f"is not completed ({state}); {would}"))
             continue
         kept += [(run.name, remark) for remark in cleaning.remarks]
@@ -79,13 +81,13 @@ def clean(
         return
     console = plain_console()
     for cleaning in freed:
-        console.print(f"{cleaning.run.designation}: {size(cleaning.size_bytes)}")
+        console.print(f"{cleaning.run.designation}: {format_size(cleaning.size_bytes)}")
         for item in cleaning.items:
             place = item.path.relative_to(cleaning.run.path)
-            console.print(f"  {size(item.size_bytes):>9}  {place}: {item.reason}")
+            console.print(f"  {format_size(item.size_bytes):>9}  {place}: {item.reason}")
     for name, reason in kept:
         console.print(f"kept: {name}: {reason}")
-    console.print(f"{'this would free' if dry_run else 'freed'} {size(total)}")
+    console.print(f"{'this would free' if dry_run else 'freed'} {format_size(total)}")
     if failed:
         raise DpoError("not everything could be removed", details=list(map(str, failed)))
 

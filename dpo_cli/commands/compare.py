@@ -13,9 +13,9 @@ from rich.console import Console
 from dpo_cli.commands.contenders import find_contenders
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
-from dpo_cli.ui.comparison import Contender, as_json
-from dpo_cli.ui.terminal.compare import ComparedRuns
-from dpo_cli.ui.terminal.live import terminal_size
+from dpo_cli.ui.comparison import ComparedRun, as_json
+from dpo_cli.ui.terminal.compare import ComparisonView
+from dpo_cli.ui.terminal.panel import terminal_size
 
 _WIDTH, _HEIGHT = 120, 40
 
@@ -47,7 +47,7 @@ def compare(
 
 
 def print_comparison(
-    runs: Sequence[Contender], width: int | None = None, height: int | None = None
+    runs: Sequence[ComparedRun], width: int | None = None, height: int | None = None
 ) -> None:
     """Print runs side by side, in the size of the terminal where none is given."""
     usual = terminal_size() if sys.stdout.isatty() else (_WIDTH, _HEIGHT)
@@ -58,4 +58,4 @@ def print_comparison(
         markup=False,
         emoji=False,
     )
-    console.print(ComparedRuns(runs))
+    console.print(ComparisonView(runs))

@@ -11,7 +11,7 @@ from dpo_cli.run.events import Event, history
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.summary import summarize
 from dpo_cli.run.view import RunView
-from dpo_cli.ui.comparison import Contender
+from dpo_cli.ui.comparison import ComparedRun
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -29,7 +29,7 @@ def named_runs(names: Sequence[str], runs_dir: Path | None) -> dict[str, RunDire
     return dict(zip(_LETTERS, runs.values(), strict=False))
 
 
-def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[Contender]:
+def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[ComparedRun]:
     """What the runs that a user names came to; see `named_runs`."""
     return [
         contender(letter, run, history(run.events_path))
@@ -37,8 +37,8 @@ def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[Contend
     ]
 
 
-def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> Contender:
+def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> ComparedRun:
     """A run by the events of its stream."""
     view = RunView.of(events)
     settings = view.plan.get("settings") if view.plan else None
-    return Contender(letter, summarize(run), view, settings or {})
+    return ComparedRun(letter, summarize(run), view, settings or {})

@@ -13,10 +13,10 @@ from rich.console import Console
 from dpo_cli.commands.options import RunArgument, RunsDirOption, SetOption
 from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.formatting import format_duration
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run
 from dpo_cli.ui.terminal.export import export_lines, held_out_line
-from dpo_cli.ui.terminal.plain import duration
 from dpo_cli.ui.terminal.progress import PhaseBar
 
 if TYPE_CHECKING:
@@ -162,7 +162,9 @@ def _compare_held_out(
         return
     is_training = run.holder() is not None
     if is_wanted is None and (is_training or 2 * seconds > SOON_SECONDS):
-        console.print(f"held-out pairs: not scored; --evaluate takes about {duration(2 * seconds)}")
+        console.print(
+            f"held-out pairs: not scored; --evaluate takes about {format_duration(2 * seconds)}"
+        )
         return
     try:
         with PhaseBar(Console(stderr=True)) as bar:

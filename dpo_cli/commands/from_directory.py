@@ -9,7 +9,7 @@ import typer
 
 from dpo_cli.commands.export import Dtype
 from dpo_cli.commands.session import plain_console
-from dpo_cli.ui.terminal.plain import count
+from dpo_cli.formatting import format_count
 
 
 def from_directory(
@@ -44,5 +44,5 @@ def from_directory(
         path, model_weights = import_directory(directory, to, dtype.value, force)
     console.print(
         f"wrote {path}: {model_weights.architecture.description},"
-        f" {count(model_weights.parameters, 'parameter')} in {dtype.value}"
+        f" {format_count(model_weights.parameters, 'parameter')} in {dtype.value}"
     )

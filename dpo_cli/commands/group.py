@@ -6,12 +6,12 @@ import ast
 import importlib
 import importlib.util
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
-MARKUP_MODE = "markdown"
+MARKUP_MODE: Literal["markdown"] = "markdown"
 
 
 class LazyGroup(TyperGroup):

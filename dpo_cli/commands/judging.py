@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dpo_cli.ui.terminal.evaluation import EvaluatedModels
-from dpo_cli.ui.terminal.live import terminal_size
+from dpo_cli.ui.terminal.evaluation import EvaluationView
+from dpo_cli.ui.terminal.panel import terminal_size
 
 if TYPE_CHECKING:
     from dpo_cli.inference.evaluate import Evaluation
@@ -20,5 +20,5 @@ def print_evaluation(evaluation_result: Evaluation) -> None:
     """For people, as wide as the terminal."""
     width = terminal_size()[0] if sys.stdout.isatty() else _WIDTH
     Console(width=width, highlight=False, markup=False, emoji=False).print(
-        EvaluatedModels(evaluation_result)
+        EvaluationView(evaluation_result)
     )

@@ -24,11 +24,11 @@ from dpo_cli.commands.options import (
 )
 from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import UsageError
+from dpo_cli.formatting import format_size
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.eval_config import find_eval_config
 from dpo_cli.run.models import find_model
 from dpo_cli.ui.terminal.evaluation import as_json
-from dpo_cli.ui.terminal.plain import size
 from dpo_cli.ui.terminal.progress import PhaseBar
 
 
@@ -81,7 +81,7 @@ def merge(
 
     Each weight is (1 - W) times A's and W times B's, in float64. Merging a trained
     model with the one it began as gives back some of what it forgot, for some of what it learned;
-    models that share no start give nonsense. EvaluatedModel as by `dpo eval`, where there are pairs.
+    models that share no start give nonsense. Evaluated as by `dpo eval`, where there are pairs.
 
     Example: `dpo merge dense out/full_sft_512.pth --weight 0.3 --to out/merged_512.pth`
     """
@@ -128,7 +128,7 @@ def merge(
         return
     console = plain_console()
     console.print(
-        f"wrote {path}: {size(size_bytes(path))}, {written.dtype_name}, {1 - weight:g} of "
+        f"wrote {path}: {format_size(size_bytes(path))}, {written.dtype_name}, {1 - weight:g} of "
         f"{models[0].title} and {weight:g} of {models[1].title}"
     )
     if evaluation_result is not None:

@@ -19,7 +19,7 @@ from dpo_cli.errors import UsageError
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import history
 from dpo_cli.ui.html.page import page
-from dpo_cli.ui.html.run_parts import ReportRun
+from dpo_cli.ui.html.run_section import ReportRun
 
 
 def report(

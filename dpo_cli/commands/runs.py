@@ -12,10 +12,10 @@ from rich.table import Table
 
 from dpo_cli.commands.options import RunsDirOption
 from dpo_cli.commands.session import plain_console
+from dpo_cli.formatting import format_duration, format_progress, format_size
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.lookup import find_runs
 from dpo_cli.run.summary import RunSummary, summarize
-from dpo_cli.ui.terminal.plain import duration, size
 
 
 def runs(
@@ -47,15 +47,14 @@ def _table(summaries: list[RunSummary]) -> Table:
     for heading in ("steps", "loss", "held-out acc", "best at", "time", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     for each in summaries:
-        total = "?" if each.total_steps is None else f"{each.total_steps:,}"
         table.add_row(
             each.name,
             f"{each.state} ({each.holder})" if each.holder else each.state,
-            f"{each.step:,}/{total}",
+            format_progress(each.step, each.total_steps),
             "-" if each.loss is None else f"{each.loss:.4f}",
             "-" if each.held_out_accuracy is None else f"{each.held_out_accuracy:.2f}",
             "-" if each.best_step is None else f"{each.best_step:,}",
-            duration(each.seconds),
-            size(each.size_bytes),
+            format_duration(each.seconds),
+            format_size(each.size_bytes),
         )
     return table

@@ -18,7 +18,7 @@ from dpo_cli.run.events import Alert, EventReader
 from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.placement import Place
 from dpo_cli.ui.terminal.ending import ending_lines
-from dpo_cli.ui.terminal.live import Panel, has_terminal
+from dpo_cli.ui.terminal.panel import Panel, has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport
 
 
@@ -111,7 +111,7 @@ def behind_panel(
         How that ended, or None if it goes on; and its process id.
     """
     with in_background(place, lock, work) as supervisor:
-        supervisor.on_interrupt = panel.tell_stopping
+        supervisor.on_interrupt = panel.show_stopping
         try:
             is_over = panel.show(supervisor.has_ended)
         except (Exception, SystemExit):  # the terminal may be gone; training depends on neither

@@ -19,9 +19,9 @@ from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.events import Event, history
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.view import RunView
+from dpo_cli.ui.terminal.capture import captured_file, recording_console
 from dpo_cli.ui.terminal.dashboard import Dashboard
-from dpo_cli.ui.terminal.live import look_at_disk, terminal_size
-from dpo_cli.ui.terminal.picture import picture_of, recording_console
+from dpo_cli.ui.terminal.panel import disk_usage, terminal_size
 from dpo_cli.ui.terminal.plain import sample_lines
 
 _WIDTH, _HEIGHT = 100, 30
@@ -72,7 +72,7 @@ def show(
         return
     console = recording_console(width or _WIDTH, height or _HEIGHT)
     console.print(dashboard, end="")
-    write_output(svg, picture_of(console, svg.name, f"dpo: {run.name}"))
+    write_output(svg, captured_file(console, svg.name, f"dpo: {run.name}"))
     typer.echo(f"wrote {svg}")
 
 
@@ -104,7 +104,7 @@ def picture(run: RunDirectory, at: int | None = None) -> Dashboard:
         run.path,
         now=time.time() if is_now else view.time,
         is_alive=at is not None or is_held,
-        disk=look_at_disk(run) if at is None else None,
+        disk=disk_usage(run) if at is None else None,
     )
 
 

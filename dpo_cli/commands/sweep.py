@@ -39,7 +39,7 @@ from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.torchrun import processes_here, usable_gpus
 from dpo_cli.run.tracking.kinds import require_trackers
 from dpo_cli.ui.comparison import as_json, best
-from dpo_cli.ui.terminal.live import has_terminal
+from dpo_cli.ui.terminal.panel import has_terminal
 from dpo_cli.ui.terminal.sweep import (
     SweepPanel,
     best_lines,
@@ -47,7 +47,7 @@ from dpo_cli.ui.terminal.sweep import (
     failure_lines,
     plan_as_json,
     plan_lines,
-    standings,
+    point_statuses,
 )
 
 
@@ -101,7 +101,7 @@ def sweep(
     directory = SweepDirectory.of(root, name or points[0].loaded.name)
     directory.refuse_another(values, points[0].profile)
     refuse_other_runs(points, directory.runs())
-    its = standings(points, directory.runs())
+    its = point_statuses(points, directory.runs())
     left = sum(not each.is_completed for each in its)
     lanes = max(1, min(lanes, left))
     if not json:
@@ -202,7 +202,7 @@ def _conclude(directory: SweepDirectory, points: Sequence[Point], *, json: bool)
         typer.Exit: with 1, if any is not.
     """
     runs = directory.runs()
-    its = standings(points, runs)
+    its = point_statuses(points, runs)
     contenders = [
         # One that was never planned does not say itself what it was to be.
         replace(

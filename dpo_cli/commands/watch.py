@@ -13,7 +13,7 @@ from dpo_cli.commands.show import picture, print_picture
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.events import EventReader, history
 from dpo_cli.run.lookup import find_run
-from dpo_cli.ui.terminal.live import REPLAY_KEYS, Panel, has_terminal
+from dpo_cli.ui.terminal.panel import REPLAY_KEYS, Panel, has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport
 from dpo_cli.ui.terminal.replay import Replay
 

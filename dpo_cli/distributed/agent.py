@@ -1,4 +1,4 @@
-"""The process between launcher and ranks: `python -m dpo_cli.distributed.agent --run RUN -- TORCHRUN`.
+"""Process between launcher and ranks: `python -m dpo_cli.distributed.agent --run RUN -- TORCHRUN`.
 
 It is torchrun with three differences: it dies with the launcher, it passes SIGINT and SIGTERM on
 and lets the ranks end by themselves, and it tells the run's event stream of each rank that failed.

@@ -118,14 +118,7 @@ class _Ledger:
 
     def tell_failure(self, error: DpoError) -> int:
         """Say why there was no training; the exit code."""
-        self.append(
-            Failed(
-                message=error.message,
-                remedy=error.remedy,
-                details=error.details,
-                exit_code=error.exit_code,
-            )
-        )
+        self.append(Failed.from_error(error))
         return error.exit_code
 
 

@@ -334,13 +334,7 @@ class Ranks:
 
     def fail(self, error: DpoError) -> None:
         """Tell the leader why this rank ends; it tells the world."""
-        failure = {
-            "rank": self.rank,
-            "message": error.message,
-            "remedy": error.remedy,
-            "details": list(error.details),
-            "exit_code": int(error.exit_code),
-        }
+        failure = {"rank": self.rank, **error.to_dict()}
         with contextlib.suppress(RuntimeError):
             if self._store is not None:
                 self._store.set(_FAILED, json.dumps(failure))
@@ -364,9 +358,7 @@ class Ranks:
             if self._store is not None and self._store.check([_FAILED]):
                 told = json.loads(self._store.get(_FAILED))
                 message = f"{self._named(told['rank'])}: {told['message']}"
-                error = DpoError(message, told["remedy"], told["details"])
-                error.exit_code = ExitCode(told["exit_code"])
-                return error
+                return DpoError.from_dict({**told, "message": message})
         return None
 
     def record_exit(self, message: str) -> ExitCode:

@@ -26,11 +26,11 @@ from dpo_cli.export.verified_write import check_place, verified_write
 from dpo_cli.files import write_text_atomically
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.huggingface import HuggingFace
-from dpo_cli.models.loading import build_model, content_of
+from dpo_cli.models.loading import build_model, hash_weights
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.saving import size_bytes
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.models.spec import Architecture, as_directory
+from dpo_cli.models.spec import Architecture, as_huggingface
 from dpo_cli.models.support import scorer_for
 from dpo_cli.profile import folder
 from dpo_cli.profile.inputs import resolve_tokenizer
@@ -169,7 +169,7 @@ def export_run(
         rounding=rounding,
         seed=seed,
         size_bytes=size_bytes(path),
-        tensors=len(written.own_names(exported.state)),
+        tensors=len(written.to_native_names(exported.state)),
         optimizer_step=trained.optimizer_step,
         pairs_compared=len(pairs),
         mean_logp_difference=float(differences.mean()),
@@ -189,7 +189,7 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
     checkout. None where that cannot be: its tokenizers have as many entries as its models, and no
     others.
 
-    MiniMind version 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative. Both
+    MiniMind 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative. Both
     scripts make up the file's name from its prefix and shape.
     """
     if not isinstance(architecture, MiniMind):
@@ -224,7 +224,7 @@ def _in_form(
 ) -> Architecture:
     """What is written, as the form has it."""
     if form == "hf":
-        return as_directory(architecture, tokenizer.special_ids)
+        return as_huggingface(architecture, tokenizer.special_ids)
     if form == "pth" and not isinstance(architecture, MiniMind):
         raise UsageError(
             f"--format pth: {architecture.name} is no model of MiniMind's",
@@ -257,7 +257,7 @@ def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
             return True
     written = {event.sha256 for event in history(run.events_path) if isinstance(event, Exported)}
     try:
-        return content_of(destination) in written
+        return hash_weights(destination) in written
     except DpoError:  # a directory with no weights in it
         return False
 
@@ -304,7 +304,7 @@ def _logp_differences(
         plain = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
         )
-        second = ResponseScorer(plain, fallback="as anybody would run it")
+        second = ResponseScorer(plain, fallback_reason="as anybody would run it")
     else:
         second = scorer_for(build_model(architecture, exported), longest)
     before, after = (scorer.eval()(batch).token_logps[batch.mask] for scorer in (first, second))

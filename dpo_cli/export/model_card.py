@@ -66,7 +66,7 @@ def _lines(
     yield from ("", "## Data", "")
     yield (
         f"{pairs['kept']:,} preference pairs, of at most {pairs['max_seq_len']:,} tokens a side;"
-        f" {pairs['skipped_rows']:,} rows set aside, {pairs['held_out']:,} pairs held out of training."
+        f" {pairs['skipped_rows']:,} rows set aside, {pairs['held_out']:,} pairs held out."
     )
     yield from ("", "SHA-256 of what went in:", "")
     for name, digest in plan["fingerprints"].items():

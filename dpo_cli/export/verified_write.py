@@ -19,7 +19,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.files import fsync_path, swap
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import ModelWeights, load_model_weights
-from dpo_cli.models.minimind import UNTOLD, MiniMind
+from dpo_cli.models.minimind import NOT_IN_WEIGHTS, MiniMind
 from dpo_cli.models.saving import write_model
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile import folder
@@ -82,7 +82,7 @@ def verified_write(
     with explain_disk_errors(path.parent), rename_on_success(path) as temporary:
         write_model(temporary, rounded, architecture, dtype, tokenizer)
         # What the weights alone may not tell.
-        stated = {key: getattr(architecture, key, None) for key in UNTOLD}
+        stated = {key: getattr(architecture, key, None) for key in NOT_IN_WEIGHTS}
         read_back = load_model_weights(temporary, stated)
         _require_same(path, read_back.state, rounded)
         yield temporary, read_back

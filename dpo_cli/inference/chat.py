@@ -15,9 +15,9 @@ from dpo_cli.data.formats import Message
 from dpo_cli.data.text_stream import TextStream
 from dpo_cli.errors import DpoError
 from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference
-from dpo_cli.models.generation import Decoding, generate, room_for_answer
+from dpo_cli.models.generation import Decoding, free_positions, generate
 from dpo_cli.models.loading import build_model, use_experts_for
-from dpo_cli.models.support import use_plain_attention
+from dpo_cli.models.support import use_eager_attention
 from dpo_cli.profile.load import load_profile, state_profile
 from dpo_cli.run.models import NamedModel, tokenizer_of
 from dpo_cli.training.inputs import require_same_vocabulary
@@ -74,8 +74,8 @@ class Responder:
     ) -> None:
         model_weights = opened.model_weights
         model = build_model(model_weights.architecture, model_weights.state).eval()
-        if not model_weights.architecture.is_known_to_pack:
-            use_plain_attention(model)
+        if not model_weights.architecture.supports_packing:
+            use_eager_attention(model)
         if model_weights.architecture.use_moe:
             use_experts_for(model, float32=compute.dtype == torch.float32)
         self._model, self._architecture = model.to(compute.device), model_weights.architecture
@@ -90,7 +90,7 @@ class Responder:
 
         Args:
             messages: its turns; the last is not the model's.
-            question: see `Decoding.chooser`.
+            question: see `Decoding.token_sampler`.
 
         Raises:
             DpoError: the chat template refuses the conversation, or it is too long.
@@ -99,7 +99,10 @@ class Responder:
             prompt = self._tokenizer.prompt(messages)
         except ValueError as error:
             raise DpoError(str(error)) from error
-        most_tokens, room = self._decoding.most_tokens, room_for_answer(self._architecture, prompt)
+        max_new_tokens, room = (
+            self._decoding.max_new_tokens,
+            free_positions(self._architecture, prompt),
+        )
         if room is not None and room < 1:
             raise DpoError(
                 f"the conversation has {len(prompt):,} tokens, and the model"
@@ -110,8 +113,8 @@ class Responder:
             prompt,
             compute=self._compute,
             end_id=self._tokenizer.end_id,
-            most_tokens=min(most_tokens, room or most_tokens),
-            choose=self._decoding.chooser(question),
+            max_new_tokens=min(max_new_tokens, room or max_new_tokens),
+            sample=self._decoding.token_sampler(question),
         )
         return Answer(ids, self._tokenizer)
 

@@ -17,7 +17,7 @@ from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.distributed.ranks import ALONE
 from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference
 from dpo_cli.models.loading import ModelWeights
-from dpo_cli.models.minimind import UNTOLD
+from dpo_cli.models.minimind import NOT_IN_WEIGHTS
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
@@ -82,7 +82,7 @@ class Evaluation:
 
 def stated_by(eval_config: EvalConfig) -> dict[str, Any]:
     """What its profile says of weights that these cannot tell themselves; for `open_model`."""
-    return eval_config.profile.model.model_dump(include=set(UNTOLD))
+    return eval_config.profile.model.model_dump(include=set(NOT_IN_WEIGHTS))
 
 
 def evaluate_models(

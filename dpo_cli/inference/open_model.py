@@ -45,8 +45,8 @@ def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = Fal
 
     Args:
         named: from `find_model`.
-        stated: a profile's [model] keys, for what a file cannot tell (see `recognise`); a run and
-            a folder know it themselves.
+        stated: a profile's [model] keys, for settings that a file lacks (see `infer_minimind`); not
+            used for a run or a folder, which contain them.
         best: take a run's best state instead.
 
     Raises:

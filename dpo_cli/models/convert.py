@@ -1,20 +1,23 @@
-"""State dicts between MiniMind's names and those of the Hugging Face layout on disk.
+"""Weight names: MiniMind's own, and those of the Hugging Face layout on disk.
 
-Dense models and MiniMind version 3's experts have the same names in both. MiniMind version 2's experts are
+<<<<<<< HEAD
+Dense models and the experts of MiniMind version 3 have the same names in both. The experts of
+MiniMind version 2 are separate matrices in MiniMind and stacked ones in GraniteMoeShared, where
+each gate projection lies above its up projection. The Hugging Face layout holds the tied embedding
+once, MiniMind's holds it twice.
+=======
+Dense models and MiniMind 3's experts have the same names in both. MiniMind 2's experts are
 stored apart in MiniMind and stacked in GraniteMoeShared, with each gate above its up projection.
 The Hugging Face layout holds the tied embedding once, MiniMind's twice.
+>>>>>>> main
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from dpo_cli.models.minimind import MiniMind
 
 StateDict = dict[str, Tensor]
 
@@ -22,16 +25,22 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
 
-def to_hf(state: Mapping[str, Tensor], architecture: MiniMind) -> StateDict:
-    """MiniMind's names -> the Hugging Face layout."""
-    if not _stacks_experts(architecture):
+def to_hf(state: Mapping[str, Tensor], *, layers: int, stacked_experts: int) -> StateDict:
+    """Rename weights from MiniMind's names to the Hugging Face layout.
+
+    Args:
+        state: under MiniMind's names; the tied head may be missing.
+        layers: number of decoder blocks.
+        stacked_experts: routed experts per layer to stack; 0 if the names need no change.
+    """
+    if not stacked_experts:
         return {name: tensor for name, tensor in state.items() if name != HEAD}
     converted = {
         name: tensor for name, tensor in state.items() if name != HEAD and ".mlp." not in name
     }
-    for layer in range(architecture.num_hidden_layers):
+    for layer in range(layers):
         source, target = f"model.layers.{layer}.mlp.", f"model.layers.{layer}."
-        experts = [f"{source}experts.{expert}." for expert in range(architecture.num_experts)]
+        experts = [f"{source}experts.{expert}." for expert in range(stacked_experts)]
         shared = f"{source}shared_experts.0."
         converted |= {
             f"{target}block_sparse_moe.router.layer.weight": state[f"{source}gate.weight"],
@@ -47,17 +56,25 @@ def to_hf(state: Mapping[str, Tensor], architecture: MiniMind) -> StateDict:
     return converted
 
 
-def to_minimind(state: Mapping[str, Tensor], architecture: MiniMind) -> StateDict:
-    """The Hugging Face layout -> MiniMind's names, in MiniMind's order, both tied copies."""
+def to_minimind(
+    state: Mapping[str, Tensor], names: Iterable[str], *, layers: int, stacked_experts: int
+) -> StateDict:
+    """Rename weights from the Hugging Face layout to MiniMind's names, both tied copies included.
+
+    Args:
+        state: in the Hugging Face layout.
+        names: every weight of the result, in MiniMind's order.
+        layers, stacked_experts: see `to_hf`.
+    """
     converted = dict(state)
-    if _stacks_experts(architecture):
-        for layer in range(architecture.num_hidden_layers):
+    if stacked_experts:
+        for layer in range(layers):
             source, target = f"model.layers.{layer}.", f"model.layers.{layer}.mlp."
             router = converted.pop(f"{source}block_sparse_moe.router.layer.weight")
             inputs = converted.pop(f"{source}block_sparse_moe.input_linear.weight")
             outputs = converted.pop(f"{source}block_sparse_moe.output_linear.weight")
             converted[f"{target}gate.weight"] = router
-            for expert in range(architecture.num_experts):
+            for expert in range(stacked_experts):
                 converted |= _feed_forward(
                     f"{target}experts.{expert}.", inputs[expert], outputs[expert]
                 )
@@ -67,11 +84,7 @@ def to_minimind(state: Mapping[str, Tensor], architecture: MiniMind) -> StateDic
                 converted.pop(f"{source}shared_mlp.output_linear.weight"),
             )
     converted[HEAD] = converted[EMBEDDING]
-    return {name: converted[name] for name in architecture.expected_shapes()}
-
-
-def _stacks_experts(architecture: MiniMind) -> bool:
-    return architecture.version == 2 and architecture.use_moe
+    return {name: converted[name] for name in names}
 
 
 def _gate_and_up(state: Mapping[str, Tensor], prefix: str) -> Tensor:

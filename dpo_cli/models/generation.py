@@ -16,7 +16,7 @@ from dpo_cli.models.spec import Architecture
 _CACHES = ("past_key_values", "cache_params")
 """What models call what they keep of the tokens before."""
 
-Choose = Callable[[Tensor], int]
+Sample = Callable[[Tensor], int]
 """From logits (V,) to the id of the next token."""
 
 
@@ -25,18 +25,18 @@ class Decoding:
     """How tokens are chosen.
 
     Attributes:
-        most_tokens: of an answer.
+        max_new_tokens: of an answer.
         temperature: divides the logits; 0 takes the likeliest token and draws no random number.
         top_p: draws among the likeliest tokens that have at least this probability together.
         seed: of what is drawn.
     """
 
-    most_tokens: int
+    max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
 
-    def chooser(self, question: int) -> Choose:
+    def token_sampler(self, question: int) -> Sample:
         """For the answers to one question: two models that agree draw the same tokens.
 
         Args:
@@ -63,8 +63,8 @@ def generate(
     *,
     compute: Device,
     end_id: int | None,
-    most_tokens: int,
-    choose: Choose | None = None,
+    max_new_tokens: int,
+    sample: Sample | None = None,
 ) -> Iterator[int]:
     """The ids of an answer, each as soon as it is chosen; the one that ends it is the last.
 
@@ -73,17 +73,17 @@ def generate(
         prompt: (T,), the answer's header included.
         compute: where the model is.
         end_id: ends an answer; None where nothing does.
-        most_tokens: after so many the answer is cut.
-        choose: else the likeliest.
+        max_new_tokens: after so many the answer is cut.
+        sample: else the likeliest.
     """
-    choose = choose or _likeliest
+    sample = sample or _likeliest
     fed = prompt.to(compute.device).unsqueeze(0)
     kept: dict[str, Any] = {}
-    for _ in range(most_tokens):
+    for _ in range(max_new_tokens):
         # A compiled block would be compiled anew for each length of what is cached.
         with torch.no_grad(), compute.autocast(), torch.compiler.set_stance("force_eager"):
             output = model(input_ids=fed, use_cache=True, logits_to_keep=1, **kept)
-            number = choose(output.logits[0, -1])
+            number = sample(output.logits[0, -1])
         yield number
         if number == end_id:
             return
@@ -91,7 +91,7 @@ def generate(
         kept = {name: output[name] for name in _CACHES if name in output}
 
 
-def room_for_answer(architecture: Architecture, prompt: Tensor) -> int | None:
+def free_positions(architecture: Architecture, prompt: Tensor) -> int | None:
     """Tokens that a model has positions for after a prompt (T,); None where there is no limit."""
     positions = architecture.max_positions
     return None if positions is None else positions - len(prompt)

@@ -126,7 +126,7 @@ class HuggingFace:
         return self.num_experts > 1
 
     @property
-    def blocks_per_token(self) -> int:
+    def ffn_blocks_per_token(self) -> int:
         """Feed-forward blocks that a token goes through in a layer."""
         return self.num_experts_per_tok or 1
 
@@ -146,12 +146,12 @@ class HuggingFace:
         return 0.0
 
     @property
-    def has_constant_weights(self) -> bool:
+    def has_constant_expert_weights(self) -> bool:
         """Whether a token's one expert has the weight 1, whatever the router says."""
         return bool(self.norm_topk_prob) and self.num_experts_per_tok == 1
 
     @property
-    def is_known_to_pack(self) -> bool:
+    def supports_packing(self) -> bool:
         """Nobody can read it off a name: it is tried."""
         return False
 
@@ -168,7 +168,7 @@ class HuggingFace:
         """The model's own."""
         return source_dtype
 
-    def own_names(self, state: StateDict) -> StateDict:
+    def to_native_names(self, state: StateDict) -> StateDict:
         """The layout on disk is the makers' own."""
         return state
 

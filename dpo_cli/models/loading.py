@@ -27,9 +27,14 @@ from dpo_cli.compute.device import DTYPES
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file
 from dpo_cli.models import attention
-from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict, to_hf
+from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict
 from dpo_cli.models.huggingface import read_settings
-from dpo_cli.models.minimind import listed, recognise, recognise_folder, refuse_contradictions
+from dpo_cli.models.infer import (
+    check_overrides,
+    infer_minimind,
+    infer_minimind_directory,
+    list_names,
+)
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile import folder
 
@@ -72,7 +77,7 @@ def load_model_weights(path: Path, stated: Mapping[str, Any]) -> ModelWeights:
 
     Args:
         path: the file, or a Hugging Face directory.
-        stated: the profile's [model] keys (see `recognise`).
+        stated: the profile's [model] keys (see `infer_minimind`).
 
     Raises:
         DpoError: it cannot be read safely, or is not exactly one model's weights.
@@ -80,15 +85,15 @@ def load_model_weights(path: Path, stated: Mapping[str, Any]) -> ModelWeights:
     if folder.is_model(path):
         return _load_folder(path, stated)
     state = read_state_dict(path)
-    architecture = recognise(_shapes(state), stated, str(path))
+    architecture = infer_minimind(_shapes(state), stated, str(path))
     _verify_values(state, path)
     _verify_tied(state, path)
     return ModelWeights(
-        architecture, to_hf(state, architecture), state[EMBEDDING].dtype, sha256_file(path)
+        architecture, architecture.to_hf_names(state), state[EMBEDDING].dtype, sha256_file(path)
     )
 
 
-def content_of(path: Path) -> str:
+def hash_weights(path: Path) -> str:
     """SHA-256 of a weights file, or of what decides the model in a directory.
 
     Raises:
@@ -106,17 +111,17 @@ def _load_folder(path: Path, stated: Mapping[str, Any]) -> ModelWeights:
     state: StateDict = {}
     for file in folder.weight_files(path):
         state |= read_state_dict(file)
-    fingerprint = content_of(path)
+    fingerprint = hash_weights(path)
     if settings.get("model_type") == "minimind":
-        minimind = recognise_folder(_shapes(state), settings, stated, str(path))
+        minimind = infer_minimind_directory(_shapes(state), settings, stated, str(path))
         _verify_values(state, path)
         _verify_tied(state, path)
-        own = to_hf(state, minimind)
+        own = minimind.to_hf_names(state)
         return ModelWeights(minimind, own, state[EMBEDDING].dtype, fingerprint)
     generation_path = path / folder.GENERATION_CONFIG
     generation = folder.read_json(generation_path) if generation_path.exists() else {}
     architecture = read_settings(settings, generation, str(path))
-    refuse_contradictions(architecture, stated, str(path))
+    check_overrides(architecture, stated, str(path))
     # Masks that old versions wrote beside the weights; what else is no number, will be missed.
     state = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
     sizes = Counter[torch.dtype]()
@@ -140,7 +145,7 @@ def _load_folder(path: Path, stated: Mapping[str, Any]) -> ModelWeights:
             f"{path}: not a complete {architecture.description}",
             "a directory must hold exactly the weights that its config.json describes; was it"
             " copied whole, and is it a whole model, no adapter?",
-            [line for what, names in strangers.items() for line in listed(what, names)],
+            [line for what, names in strangers.items() for line in list_names(what, names)],
         )
     # The names that transformers writes: older files have others, and some lack a prefix.
     own = to_disk_names(model, model.state_dict())
@@ -223,7 +228,7 @@ def _instantiate(
     strangers = {
         "missing": sorted(report["missing_keys"]),
         "unexpected": sorted(report["unexpected_keys"]),
-        "of another shape": [
+        "wrong shape": [
             f"{name}: {tuple(found)}, {tuple(expected)} expected"
             for name, found, expected in sorted(report["mismatched_keys"])
         ],
@@ -267,7 +272,7 @@ def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise DpoError(
             f"train.activation_checkpointing: {type(model).__name__} cannot do it",
-            "leave it out; a lower train.max_tokens_per_forward or data.max_seq_len needs less memory",
+            "leave it out; a lower train.max_tokens_per_forward or data.max_seq_len saves memory",
         )
     # The name in newer versions of transformers, and the one in older.
     enable = getattr(model, "activation_checkpointing_enable", None)

@@ -1,40 +1,39 @@
-"""MiniMind's architectures, read off the names and shapes of their weights.
+"""MiniMind's architectures: version 2 and version 3, each dense or a mixture of experts.
 
-MiniMind version 2 (2025) computes Llama's function, MiniMind version 3 (2026) Qwen3's; each is dense or a
-mixture of experts. Names of weights here are MiniMind's own.
+MiniMind version 2 (2025) computes the function of Llama (with experts: GraniteMoeShared), MiniMind
+version 3 (2026) that of Qwen3 (Qwen3Moe). So no model code is needed here, only the mapping to a
+transformers configuration and the names and shapes of the weights, which are MiniMind's own.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import transformers
+from torch import Tensor
 
-from dpo_cli.errors import DpoError
-from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict, to_minimind
+from dpo_cli.models import convert
+from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict
 from dpo_cli.objective.aux_loss import AuxLossKind
 
 Shape = tuple[int, ...]
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_EXPERT = re.compile(r"model\.layers\.0\.mlp\.experts\.(\d+)\.gate_proj\.weight")
-_LISTED = 12
-UNTOLD = (
+NOT_IN_WEIGHTS = (
     *("num_attention_heads", "num_key_value_heads", "num_experts_per_tok", "norm_topk_prob"),
     *("rope_theta", "rms_norm_eps"),
 )
-"""What weights cannot tell, or not always."""
+"""Settings that cannot be inferred from the shapes of all weights."""
 
 
 @dataclass(frozen=True)
 class MiniMind:
-    """Everything that decides the function a MiniMind checkpoint computes.
+    """Settings that fully determine the function of a MiniMind model; an `Architecture`.
 
-    It is an `Architecture`. The first block is read off the weights; the second cannot be, and
-    holds the version's defaults or what the profile states.
+    The fields of the first block are inferred from the shapes of the weights. Those of the second
+    block are not in every weights file; they are the version's defaults unless the profile
+    overrides them.
     """
 
     version: Literal[2, 3]
@@ -42,7 +41,7 @@ class MiniMind:
     num_hidden_layers: int
     vocab_size: int
     intermediate_size: int
-    num_experts: int  # 0 where dense
+    num_experts: int  # routed experts per layer; 0 if dense
 
     num_attention_heads: int
     num_key_value_heads: int
@@ -54,49 +53,53 @@ class MiniMind:
 
     @property
     def name(self) -> str:
-        """What the plan calls it."""
+        """Name of the architecture in the plan."""
         return f"minimind{self.version}"
 
     @property
     def use_moe(self) -> bool:
-        """Whether the layers are mixtures of experts."""
+        """True if the feed-forward blocks are mixtures of experts."""
         return self.num_experts > 0
 
     @property
     def aux_loss_kind(self) -> AuxLossKind:
-        """Which definition of the balance loss the version trains its router with."""
+        """Definition of the aux_loss with which this version trains its router."""
         return "sequence" if self.version == 2 else "batch"
 
     @property
     def default_router_aux_loss_coef(self) -> float:
-        """MiniMind version 2's script computes the balance loss and does not add it."""
+        """Coefficient of the aux_loss; 0 for version 2, whose script computes it but drops it."""
         return 0.0 if self.version == 2 else 5e-4
 
     @property
-    def is_known_to_pack(self) -> bool:
-        """All four compute packed rows, and tests hold them to it."""
+    def supports_packing(self) -> bool:
+        """True: tests prove that all four variants compute packed rows correctly."""
         return True
 
     @property
-    def has_constant_weights(self) -> bool:
-        """Whether a token's one expert has the weight 1, whatever the router says."""
+    def has_constant_expert_weights(self) -> bool:
+        """True if a token's only expert always has weight 1.
+
+        Normalizing over one expert gives 1 whatever the router's logit is, so the preference loss
+        sends the router no gradient.
+        """
         return self.use_moe and self.norm_topk_prob and self.num_experts_per_tok == 1
 
     @property
-    def blocks_per_token(self) -> int:
-        """Feed-forward blocks that a token goes through in a layer."""
+    def ffn_blocks_per_token(self) -> int:
+        """Feed-forward blocks per token and layer, the shared expert of version 2 included."""
         if not self.use_moe:
             return 1
         return self.num_experts_per_tok + (self.version == 2)
 
     @property
     def max_positions(self) -> int:
-        """Tokens of a sequence there are positions for: both versions' table of rotations."""
+        """Longest sequence in tokens: the length of both versions' rotary table."""
         return 32768
 
     @property
     def tokenizer_hint(self) -> str:
-        """Where the tokenizer is that the weights were trained with."""
+        """Sentence that helps the user to find the tokenizer of these weights."""
         return (
             "MiniMind's two versions have tokenizers of one size and other tokens, and the"
             f" weights are of version {self.version}"
@@ -104,7 +107,7 @@ class MiniMind:
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One-line summary for the user."""
         kind = "dense"
         if self.use_moe:
             shared = " + 1 shared" if self.version == 2 else ""
@@ -115,23 +118,34 @@ class MiniMind:
         )
 
     def file_name(self, prefix: str) -> str:
-        """MiniMind's name for weights of this shape, such as rlhf_512.pth."""
+        """Return MiniMind's file name for weights of this shape, for example rlhf_512.pth."""
         return f"{prefix}_{self.hidden_size}{'_moe' if self.use_moe else ''}.pth"
 
     def file_dtype(self, source_dtype: str) -> str:
-        """MiniMind keeps its weights in half precision."""
+        """Return "float16", the dtype of MiniMind's own files."""
         return "float16"
 
-    def own_names(self, state: StateDict) -> StateDict:
-        """The Hugging Face layout -> MiniMind's names."""
-        return to_minimind(state, self)
+    def to_hf_names(self, state: Mapping[str, Tensor]) -> StateDict:
+        """Rename weights from MiniMind's names to the Hugging Face layout."""
+        return convert.to_hf(
+            state, layers=self.num_hidden_layers, stacked_experts=self._stacked_experts
+        )
+
+    def to_native_names(self, state: Mapping[str, Tensor]) -> StateDict:
+        """Rename weights from the Hugging Face layout to MiniMind's names, tied copies included."""
+        return convert.to_minimind(
+            state,
+            self.expected_shapes(),
+            layers=self.num_hidden_layers,
+            stacked_experts=self._stacked_experts,
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the plan."""
+        """Return plain values for the plan; `architecture_of` reads them back."""
         return asdict(self)
 
     def config(self, dropout: float = 0.0) -> transformers.PreTrainedConfig:
-        """Of the model in transformers that computes this function; see `Architecture`."""
+        """Return the configuration of the equivalent transformers model; see `Architecture`."""
         common: dict[str, Any] = {
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
@@ -149,7 +163,9 @@ class MiniMind:
             "tie_word_embeddings": True,
             "bos_token_id": 1,
             "eos_token_id": 2,
-            "pad_token_id": None,  # a padding token would get no gradient: MiniMind knows none
+            # With a padding token set, its row of the embedding would get no gradient. MiniMind
+            # has no padding token.
+            "pad_token_id": None,
             "use_cache": False,
         }
         if not self.use_moe:
@@ -178,8 +194,12 @@ class MiniMind:
         )
 
     def expected_shapes(self) -> dict[str, Shape]:
-        """Name and shape of every weight, in MiniMind's order, both tied copies included."""
+        """Return the shape of every weight by name, in MiniMind's order, tied copies included."""
         return dict(self._expected())
+
+    @property
+    def _stacked_experts(self) -> int:
+        return self.num_experts if self.version == 2 else 0
 
     def _expected(self) -> Iterator[tuple[str, Shape]]:
         hidden, inner = self.hidden_size, self.intermediate_size
@@ -201,6 +221,8 @@ class MiniMind:
             yield prefix + "post_attention_layernorm.weight", (hidden,)
             experts = [f"mlp.experts.{expert}." for expert in range(self.num_experts)]
             router = ("mlp.gate.weight", (self.num_experts, hidden))
+            # The order is that of MiniMind's state dicts: version 3 defines the router before its
+            # experts, version 2 after them.
             if self.use_moe and self.version == 3:
                 yield prefix + router[0], router[1]
             for block in experts or ["mlp."]:
@@ -212,180 +234,3 @@ class MiniMind:
                     yield f"{prefix}mlp.shared_experts.0.{name}.weight", shape
         yield "model.norm.weight", (hidden,)
         yield HEAD, (self.vocab_size, hidden)
-
-
-def recognise(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: str) -> MiniMind:
-    """The architecture of a state dict, from its names and shapes alone.
-
-    Args:
-        shapes: name -> shape, MiniMind's names; the tied head may be missing.
-        stated: what the profile's [model] says, by key; None where it says nothing. It decides
-            what weights cannot tell and may not contradict what they do.
-        source: the file, for messages.
-
-    Raises:
-        DpoError: not MiniMind's weights, weights missing, unexpected or of another shape, or a
-            stated key that contradicts them; everything found is listed.
-    """
-    architecture = _read_off(shapes, stated, source)
-    refuse_contradictions(architecture, stated, source, _impossible(architecture))
-    _refuse_misfits(architecture, shapes, source)
-    return architecture
-
-
-def recognise_folder(
-    shapes: Mapping[str, Shape],
-    settings: Mapping[str, Any],
-    stated: Mapping[str, Any],
-    source: str,
-) -> MiniMind:
-    """The same of weights that MiniMind published beside a config.json.
-
-    Args:
-        settings: its content, which tells what weights cannot.
-        shapes, stated, source: see `recognise`.
-
-    Raises:
-        DpoError: also where the frequencies of positions are scaled.
-    """
-    if settings.get("inference_rope_scaling"):
-        raise DpoError(
-            f"{source}: config.json says inference_rope_scaling, which the weights were not trained"
-            " with",
-            "set it to false there: it is for long texts when the model is used",
-        )
-    told = {key: settings[key] for key in UNTOLD if settings.get(key) is not None}
-    architecture = recognise(shapes, {**stated, **told}, source)
-    refuse_contradictions(architecture, stated, source)
-    return architecture
-
-
-def refuse_contradictions(
-    architecture: object, stated: Mapping[str, Any], source: str, impossible: Sequence[str] = ()
-) -> None:
-    """Refuse a profile that states another model than the one there is.
-
-    Args:
-        architecture: of the weights; what it does not know counts as agreeing.
-        stated: what the profile's [model] says, by key.
-        source: where the weights are, for messages.
-        impossible: what is wrong beside that.
-
-    Raises:
-        DpoError: listing everything.
-    """
-    found = []
-    for key, value in stated.items():
-        actual = getattr(architecture, key, None)
-        if value is not None and actual is not None and actual != value:
-            found.append(f"model.{key} = {value} in the profile, {actual} in the weights")
-    if found or impossible:
-        raise DpoError(
-            f"{source}: the profile contradicts the weights",
-            "remove the key: shapes are read from the weights; or choose another checkpoint",
-            [*found, *impossible],
-        )
-
-
-def _read_off(shapes: Mapping[str, Shape], stated: Mapping[str, Any], source: str) -> MiniMind:
-    layers = {int(match[1]) for name in shapes if (match := _LAYER.match(name))}
-    query = shapes.get("model.layers.0.self_attn.q_proj.weight")
-    key = shapes.get("model.layers.0.self_attn.k_proj.weight")
-    embedding = shapes.get(EMBEDDING)
-    matrices = (query, key, embedding)
-    if not layers or any(shape is None or len(shape) != 2 for shape in matrices):
-        found = ", ".join(list(shapes)[:3]) or "nothing"
-        raise DpoError(
-            f"{source}: these are not the weights of a MiniMind model (found {found} ...)",
-            "set model.weights to a state dict such as full_sft_512.pth",
-        )
-    assert query is not None
-    assert key is not None
-    assert embedding is not None
-    vocab_size, hidden_size = embedding
-    num_experts = sum(1 for name in shapes if _EXPERT.fullmatch(name))
-    gate = "mlp.experts.0.gate_proj.weight" if num_experts else "mlp.gate_proj.weight"
-    gate_shape = shapes.get(f"model.layers.0.{gate}", (0,))
-
-    def or_default(key: str, default: Any) -> Any:
-        value = stated.get(key)
-        return default if value is None else value
-
-    head_norm = shapes.get("model.layers.0.self_attn.q_norm.weight")
-    if head_norm is not None:
-        version: Literal[2, 3] = 3
-        head_dim = head_norm[0]
-        heads, key_value_heads = query[0] // head_dim, key[0] // head_dim
-    else:
-        version = 2
-        heads = or_default("num_attention_heads", 8)
-        key_value_heads = or_default("num_key_value_heads", 2)
-        head_dim = query[0] // heads
-        if query[0] != heads * head_dim or key[0] != key_value_heads * head_dim:
-            raise DpoError(
-                f"{source}: {heads} attention heads and {key_value_heads} key-value heads do not"
-                f" fit projections of {query[0]} and {key[0]} rows",
-                "state model.num_attention_heads and model.num_key_value_heads: MiniMind version 2's"
-                " weights do not tell them",
-            )
-    return MiniMind(
-        version=version,
-        hidden_size=hidden_size,
-        num_hidden_layers=max(layers) + 1,
-        vocab_size=vocab_size,
-        intermediate_size=gate_shape[0],
-        num_experts=num_experts,
-        num_attention_heads=heads,
-        num_key_value_heads=key_value_heads,
-        head_dim=head_dim,
-        num_experts_per_tok=or_default("num_experts_per_tok", 2 if version == 2 else 1),
-        norm_topk_prob=or_default("norm_topk_prob", True),
-        rope_theta=float(or_default("rope_theta", 1e6)),
-        rms_norm_eps=float(or_default("rms_norm_eps", 1e-5 if version == 2 else 1e-6)),
-    )
-
-
-def _impossible(architecture: MiniMind) -> list[str]:
-    found = []
-    if architecture.use_moe:
-        if architecture.num_experts_per_tok > architecture.num_experts:
-            found.append(
-                f"model.num_experts_per_tok = {architecture.num_experts_per_tok},"
-                f" {architecture.num_experts} experts in the weights"
-            )
-        if architecture.version == 2 and not architecture.norm_topk_prob:
-            found.append(
-                "model.norm_topk_prob = false: MiniMind version 2's experts are weighted after"
-                " normalising, no other form is computed here"
-            )
-    return found
-
-
-def _refuse_misfits(architecture: MiniMind, shapes: Mapping[str, Shape], source: str) -> None:
-    expected = architecture.expected_shapes()
-    missing = [name for name in expected if name not in shapes and name != HEAD]
-    unexpected = [name for name in shapes if name not in expected]
-    wrong = [
-        f"{name}: {tuple(shape)}, {expected[name]} expected"
-        for name, shape in shapes.items()
-        if name in expected and tuple(shape) != expected[name]
-    ]
-    findings = [
-        *listed("missing", missing),
-        *listed("unexpected", unexpected),
-        *listed("of another shape", wrong),
-    ]
-    if findings:
-        raise DpoError(
-            f"{source}: not a complete {architecture.description}",
-            "a checkpoint must hold exactly MiniMind's weights; was it cut off, or written by"
-            " another version of the model?",
-            findings,
-        )
-
-
-def listed(what: str, names: Sequence[str]) -> list[str]:
-    """A line for each of the first names, and how many more there are."""
-    shown = [f"{what}: {name}" for name in names[:_LISTED]]
-    rest = len(names) - len(shown)
-    return [*shown, f"{what}: and {rest} more"] if rest else shown

@@ -22,7 +22,7 @@ from dpo_cli.data.batching import PackedBatch
 
 
 @dataclass(frozen=True)
-class UnpackedBatch:
+class SequenceBatch:
     """input_ids: (S, T) int64; lengths: (S,), what is not padding of them.
 
     rows, times, labels: (R,), where the responses lie, in the order of the batch's mask, and the
@@ -42,7 +42,7 @@ class UnpackedBatch:
         return time < self.lengths.unsqueeze(1)
 
 
-def unpack(batch: PackedBatch) -> UnpackedBatch:
+def split_sequences(batch: PackedBatch) -> SequenceBatch:
     """The same sequences, each in a row of its own."""
     chosen, rejected, shift = [], [], []
     start = 0
@@ -64,10 +64,10 @@ def unpack(batch: PackedBatch) -> UnpackedBatch:
     times = batch.target_positions[targets] - starts[rows]
     times = times - torch.where(times >= prompts[rows], skipped[rows], 0)
     lengths = torch.tensor([len(place) for place in places], device=device)
-    return UnpackedBatch(ids, lengths, rows, times, batch.target_labels[targets])
+    return SequenceBatch(ids, lengths, rows, times, batch.target_labels[targets])
 
 
-def unpacked_logits(model: PreTrainedModel, batch: UnpackedBatch) -> Tensor:
+def sequence_logits(model: PreTrainedModel, batch: SequenceBatch) -> Tensor:
     """(R, V): the logits of the responses as the whole model gives them."""
 
     def only_responses(head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Any, ...]:

@@ -88,7 +88,7 @@ def write_weights(path: Path, state: StateDict, architecture: Architecture, dtyp
         architecture: of the weights.
         dtype: a key of `DTYPES`; what is not of it yet is rounded to the nearest.
     """
-    minimind = architecture.own_names(
+    minimind = architecture.to_native_names(
         {name: tensor.detach().cpu().to(DTYPES[dtype]) for name, tensor in state.items()}
     )
     # Parts of stacked experts are views, and torch.save would write the whole stack for each. The

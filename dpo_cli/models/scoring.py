@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import Batch, PackedBatch, PaddedBatch
 from dpo_cli.models import varlen
-from dpo_cli.models.per_sequence import unpack, unpacked_logits
+from dpo_cli.models.per_sequence import sequence_logits, split_sequences
 from dpo_cli.objective.aux_loss import AuxLossKind, TokenGroups, aux_loss
 from dpo_cli.objective.logps import (
     entropies,
@@ -34,7 +34,7 @@ _ROUTERS = ("TopKRouter", "TopKGating")  # endings of the class names in transfo
 
 @dataclass(frozen=True)
 class Scores:
-    """token_logps: (S, time), nats; mask: (S, time) bool, the response; balance: scalar or None.
+    """token_logps: (S, time), nats; mask: (S, time) bool, the response; aux_loss: scalar or None.
 
     log_sum_sq_probs: (S, time), see `dpo_cli.objective.logps`; None where it is not wanted.
     entropies: (S, time), nats, of the distributions that the tokens are drawn from; None where
@@ -43,7 +43,7 @@ class Scores:
 
     token_logps: Tensor
     mask: Tensor
-    balance: Tensor | None
+    aux_loss: Tensor | None
     log_sum_sq_probs: Tensor | None = None
     entropies: Tensor | None = None
 
@@ -55,9 +55,9 @@ class ResponseScorer(nn.Module):
         model: from `dpo_cli.models.loading`; any other by `dpo_cli.models.support`.
         aux_loss_kind: how to measure the balance of its experts; None where it has none.
         aux_loss_tokens: "real" tokens, or "all" with the padding, as the reference scripts do.
-        fallback: why this model cannot compute packed rows, so that it unpacks them; None where
-            it can.
-        wants_sum_sq_probs: whether the scores are to have `log_sum_sq_probs`.
+        fallback_reason: why this model cannot compute packed rows, so that each sequence becomes a
+            row of its own; None if it can.
+        computes_sum_sq_probs: whether the scores are to have `log_sum_sq_probs`.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class ResponseScorer(nn.Module):
         model: PreTrainedModel,
         aux_loss_kind: AuxLossKind | None = None,
         aux_loss_tokens: AuxTokens = "real",
-        fallback: str | None = None,
+        fallback_reason: str | None = None,
         *,
-        wants_sum_sq_probs: bool = False,
+        computes_sum_sq_probs: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.aux_loss_kind = aux_loss_kind
         self.aux_loss_tokens = aux_loss_tokens
-        self.fallback = fallback
-        self.wants_sum_sq_probs = wants_sum_sq_probs
+        self.fallback_reason = fallback_reason
+        self.computes_sum_sq_probs = computes_sum_sq_probs
         self._router_logits: list[Tensor] = []
         if aux_loss_kind is not None:
             for module in model.modules():
@@ -91,7 +91,7 @@ class ResponseScorer(nn.Module):
         self._router_logits.clear()
         if not isinstance(batch, PackedBatch):
             return self._padded(batch, with_entropies)
-        score = self._packed if self.fallback is None else self._unpacked
+        score = self._packed if self.fallback_reason is None else self._unpacked
         return score(batch, with_entropies)
 
     def _padded(self, batch: PaddedBatch, with_entropies: bool) -> Scores:
@@ -126,8 +126,8 @@ class ResponseScorer(nn.Module):
 
     def _unpacked(self, batch: PackedBatch, with_entropies: bool) -> Scores:
         """The same by the model's own forward; see `dpo_cli.models.per_sequence`."""
-        rows = unpack(batch)
-        logits = unpacked_logits(self.model, rows)
+        rows = split_sequences(batch)
+        logits = sequence_logits(self.model, rows)
         everywhere = torch.ones_like(rows.labels, dtype=torch.bool) if with_entropies else None
         logps, sum_sq, undecided = (
             its if its is None else _at_responses(its, batch.mask)
@@ -143,7 +143,7 @@ class ResponseScorer(nn.Module):
         """(..., V), (...) -> (...) each: the log-probs of the labels, `log_sum_sq_probs`, and the
         entropies where a mask asks for them.
         """
-        sum_sq = log_sum_sq_probs(logits) if self.wants_sum_sq_probs else None
+        sum_sq = log_sum_sq_probs(logits) if self.computes_sum_sq_probs else None
         undecided = None if with_entropies is None else entropies(logits, with_entropies)
         return gather_logps(logits, labels), sum_sq, undecided
 
@@ -157,7 +157,7 @@ class ResponseScorer(nn.Module):
         scaling /= getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
         softcap = getattr(config, "final_logit_softcapping", None)
         is_plain = getattr(head, "bias", None) is None and softcap is None
-        if is_plain and not self.wants_sum_sq_probs:
+        if is_plain and not self.computes_sum_sq_probs:
             weight: Tensor = head.get_parameter("weight")
             device = hidden.device.type
             if torch.is_autocast_enabled(device):

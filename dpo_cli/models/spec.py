@@ -82,7 +82,7 @@ class Architecture(Protocol):
         ...
 
     @property
-    def blocks_per_token(self) -> int:
+    def ffn_blocks_per_token(self) -> int:
         """Feed-forward blocks that a token goes through in a layer."""
         ...
 
@@ -107,12 +107,12 @@ class Architecture(Protocol):
         ...
 
     @property
-    def has_constant_weights(self) -> bool:
+    def has_constant_expert_weights(self) -> bool:
         """Whether nothing but the balance loss can teach a router."""
         ...
 
     @property
-    def is_known_to_pack(self) -> bool:
+    def supports_packing(self) -> bool:
         """Whether packed rows need no trial; see `dpo_cli.models.support`."""
         ...
 
@@ -129,7 +129,7 @@ class Architecture(Protocol):
         """The precision that weights of this kind are kept in; `born` is the checkpoint's."""
         ...
 
-    def own_names(self, state: StateDict) -> StateDict:
+    def to_native_names(self, state: StateDict) -> StateDict:
         """The Hugging Face layout -> the names that the makers of the model know."""
         ...
 
@@ -209,7 +209,7 @@ def differences(first: Architecture, second: Architecture) -> dict[str, tuple[An
     }
 
 
-def as_directory(architecture: Architecture, special_ids: Mapping[str, int]) -> HuggingFace:
+def as_huggingface(architecture: Architecture, special_ids: Mapping[str, int]) -> HuggingFace:
     """The same function, as a Hugging Face directory states it.
 
     Args:

@@ -17,7 +17,7 @@ from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.errors import DpoError
 from dpo_cli.models import attention
-from dpo_cli.models.per_sequence import unpack
+from dpo_cli.models.per_sequence import split_sequences
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.logps import gather_logps
 
@@ -42,7 +42,7 @@ def scorer_for(model: PreTrainedModel, longest: int, **options: Any) -> Response
         options: of `ResponseScorer`.
 
     Returns:
-        One that computes packed rows; or one that unpacks them, whose `fallback` says why.
+        One that computes packed rows; or one that unpacks them, whose `fallback_reason` says why.
 
     Raises:
         DpoError: no way gives what the model itself says.
@@ -50,7 +50,7 @@ def scorer_for(model: PreTrainedModel, longest: int, **options: Any) -> Response
     reason = why_not_packed(model, longest)
     if reason is not None:
         _set_attention(model, _own_attention(model, longest))
-    return ResponseScorer(model, fallback=reason, **options)
+    return ResponseScorer(model, fallback_reason=reason, **options)
 
 
 def why_not_packed(model: PreTrainedModel, longest: int) -> str | None:
@@ -66,7 +66,7 @@ def why_not_packed(model: PreTrainedModel, longest: int) -> str | None:
     return _what_is_wrong(model, attention.NAME, None, longest)
 
 
-def use_plain_attention(model: PreTrainedModel) -> None:
+def use_eager_attention(model: PreTrainedModel) -> None:
     """Let a model attend as transformers' own code does, slowly and whatever its attention is."""
     _set_attention(model, _PLAIN)
 
@@ -104,7 +104,7 @@ def _positions(config: PreTrainedConfig) -> int | None:
 
 
 def _what_is_wrong(
-    model: PreTrainedModel, name: str, fallback: str | None, longest: int
+    model: PreTrainedModel, name: str, fallback_reason: str | None, longest: int
 ) -> str | None:
     """What a trial of one way came to, in words; None where it gives what the model says itself."""
     was, was_training = model.config._attn_implementation, model.training
@@ -116,7 +116,7 @@ def _what_is_wrong(
         expected = _plain_logps(model, batch)
         _set_attention(model, name)
         with torch.no_grad():
-            scores = ResponseScorer(model, fallback=fallback)(batch)
+            scores = ResponseScorer(model, fallback_reason=fallback_reason)(batch)
     except Exception as failure:  # whatever a model's code meets on a way it was not written for
         return (str(failure) or type(failure).__name__).splitlines()[0]
     finally:
@@ -141,7 +141,7 @@ def _set_attention(model: PreTrainedModel, name: str) -> None:
 @torch.no_grad()
 def _plain_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """(R,): the model as it is, one sequence at a time, without padding."""
-    rows = unpack(batch)
+    rows = split_sequences(batch)
     logps = torch.zeros_like(rows.input_ids, dtype=torch.float64)
     labels = torch.zeros_like(rows.input_ids)
     labels[rows.rows, rows.times] = rows.labels

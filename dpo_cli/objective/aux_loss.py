@@ -44,8 +44,8 @@ def aux_loss(
 
     "sequence" (MiniMind version 2, `seq_aux`; DeepSeek-MoE, arXiv:2401.06066, eq. 12 to 14): per
     sequence, E / (k * tokens) * sum over experts of (times chosen * mean router probability), then
-    the mean over sequences. "batch" (MiniMind version 3; Switch Transformer, arXiv:2101.03961, eq. 4 to
-    6): the same product over all tokens at once, without the division by k.
+    the mean over sequences. "batch" (MiniMind version 3; Switch Transformer, arXiv:2101.03961, eq.
+    4-6): the same product over all tokens at once, without the division by k.
 
     Args:
         router_logits: one (N, E) tensor a layer, before the softmax.

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from dpo_cli.intervals import Z, wilson_interval
 from dpo_cli.objective.logps import sequence_logps
-from dpo_cli.objective.losses import FIGURES, score_pairs
+from dpo_cli.objective.losses import PAIR_METRICS, score_pairs
 from dpo_cli.profile.objective import Dpo
 
-HELD_OUT_FIGURES = (
-    *FIGURES,
+HELD_OUT_METRICS = (
+    *PAIR_METRICS,
     "logps/accuracies",
     "ref_logps/accuracies",
     "token_logps/chosen",
     "entropy",
 )
-"""`FIGURES`, and beside them: whether the policy finds chosen likelier than rejected, and whether
+"""`PAIR_METRICS`, and: whether the policy finds chosen likelier than rejected, and whether
 the reference does (the log-probs of a response reduced as in the loss; a tie is no); the log-prob
 of chosen, and the entropy of the policy's distribution, in nats per response token."""
 
@@ -40,7 +40,7 @@ def score_held_out_pairs(
     dpo: Dpo,
     log_sum_sq_probs: Tensor | None = None,
 ) -> Tensor:
-    """`HELD_OUT_FIGURES` of each pair.
+    """`HELD_OUT_METRICS` of each pair.
 
     Args:
         policy, reference: (S, time), log-probs of tokens.
@@ -67,9 +67,9 @@ def score_held_out_pairs(
 
 
 def means(table: Tensor) -> dict[str, float]:
-    """The mean over K pairs of each of `HELD_OUT_FIGURES` that there is, from (K, F)."""
-    means = dict(zip(HELD_OUT_FIGURES, table.mean(dim=0).tolist(), strict=True))
-    is_missing = dict(zip(HELD_OUT_FIGURES, table.isnan().all(dim=0).tolist(), strict=True))
+    """The mean over K pairs of each of `HELD_OUT_METRICS` that there is, from (K, F)."""
+    means = dict(zip(HELD_OUT_METRICS, table.mean(dim=0).tolist(), strict=True))
+    is_missing = dict(zip(HELD_OUT_METRICS, table.isnan().all(dim=0).tolist(), strict=True))
     needs_reference = ("margin_per_token", "kl", "ref_logps/accuracies")
     for name in needs_reference:
         if is_missing[name] and not is_missing["loss"]:
@@ -89,7 +89,7 @@ def summarize(table: Tensor) -> dict[str, float]:
     """
     pairs = len(table)
     summary = {"pairs": float(pairs)}
-    columns = dict(zip(HELD_OUT_FIGURES, table.T, strict=True))
+    columns = dict(zip(HELD_OUT_METRICS, table.T, strict=True))
     for name, mean in means(table).items():
         column = columns[name]
         summary[name] = mean

@@ -15,7 +15,7 @@ from dpo_cli.objective.formulas import FORMULAS, Pairs, divergence_scores
 from dpo_cli.objective.logps import sequence_logps
 from dpo_cli.profile.objective import Dpo
 
-FIGURES = (
+PAIR_METRICS = (
     "loss",
     "rewards/chosen",
     "rewards/rejected",
@@ -35,8 +35,8 @@ class PairScores:
 
     `rewards_*` is beta * (policy logps - reference logps), the implicit reward of eq. 5, whatever
     the loss; its margin is chosen minus rejected, and a pair counts as accurate where that is
-    positive. `gaps` is how much further apart the policy holds the two responses than the reference
-    does, and `kls` how far it has drifted from it on both; these two are in nats per response
+    positive. `margins_per_token` is how much further apart the policy holds the two responses
+    than the reference does, and `kl` how far it has drifted from it on both; in nats per response
     token, whatever beta and the reduction are, so that runs can be compared by them. With a loss
     that needs no reference there are neither, and a reward is beta * policy logps (SimPO, eq. 4).
     """
@@ -46,8 +46,8 @@ class PairScores:
     rewards_rejected: Tensor
     logps_chosen: Tensor
     logps_rejected: Tensor
-    gaps: Tensor | None
-    kls: Tensor | None
+    margins_per_token: Tensor | None
+    kl: Tensor | None
 
     @property
     def margins(self) -> Tensor:
@@ -60,7 +60,7 @@ class PairScores:
         return (self.margins > 0).to(self.margins.dtype)
 
     def figures(self) -> tuple[Tensor | None, ...]:
-        """Each of `FIGURES`, (P,); None of one that there is not."""
+        """Each of `PAIR_METRICS`, (P,); None of one that there is not."""
         return (
             self.losses,
             self.rewards_chosen,
@@ -69,13 +69,13 @@ class PairScores:
             self.accuracies,
             self.logps_chosen,
             self.logps_rejected,
-            self.gaps,
-            self.kls,
+            self.margins_per_token,
+            self.kl,
         )
 
-    def sums(self) -> dict[str, Tensor]:
-        """Each of `FIGURES` that there is, summed over the pairs."""
-        named = zip(FIGURES, self.figures(), strict=True)
+    def metric_sums(self) -> dict[str, Tensor]:
+        """Each of `PAIR_METRICS` that there is, summed over the pairs."""
+        named = zip(PAIR_METRICS, self.figures(), strict=True)
         return {name: figure.detach().sum() for name, figure in named if figure is not None}
 
 
@@ -112,7 +112,9 @@ def score_pairs(
         logps_chosen, logps_rejected = (policy_sums / divisor).chunk(2)
         ratios = (policy_sums - reference_sums) / divisor
         rewards_chosen, rewards_rejected = (dpo.beta * ratios).chunk(2)
-        gaps, kls = _drift(policy, reference, mask) if dpo.needs_reference else (None, None)
+        margins_per_token, kl = (
+            _drift(policy, reference, mask) if dpo.needs_reference else (None, None)
+        )
     if dpo.ld_alpha is not None:
         token_weights = length_weights(mask, dpo.ld_alpha)
         policy_sums = sequence_logps(policy * token_weights, mask, "sum")
@@ -142,8 +144,8 @@ def score_pairs(
         rewards_rejected=rewards_rejected,
         logps_chosen=logps_chosen,
         logps_rejected=logps_rejected,
-        gaps=gaps,
-        kls=kls,
+        margins_per_token=margins_per_token,
+        kl=kl,
     )
 
 

@@ -30,7 +30,7 @@ _FREE_KEYS = {
         *("nan_policy", "activation_checkpointing", "router_aux_loss_coef"),
         *("log_interval", "save_interval", "save_min_seconds"),
     ),
-    "eval": ("interval", "keep_best", "samples", "patience"),
+    "eval": ("interval", "keep_best", "num_samples", "patience"),
     "data": ("num_workers",),
 }
 """What changes no bit of a reference log-prob; see `training.reference.open_references`."""

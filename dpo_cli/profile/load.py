@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.hub import PREFIX
+from dpo_cli.profile.renames import RENAMED_KEYS, RENAMED_VALUES
 from dpo_cli.profile.schema import KEYS, TABLES, Key, Profile
 from dpo_cli.profile.source import Document, expand_path, find_profile, read_chain
 from dpo_cli.profile.table import Kind
@@ -226,6 +227,8 @@ def _unknown(key: str) -> str:
         return f"is a table, with keys of its own; write [{key}] above them"
     if key == "extends":
         return "only a file can extend another profile"
+    if key in RENAMED_KEYS:
+        return f"{key} is now {RENAMED_KEYS[key]}; rename it"
     table, _, field = key.rpartition(".")
 
     def full_name(near: str) -> str:
@@ -265,6 +268,9 @@ def _explain(finding: ErrorDetails, key: Key) -> str:
     match finding["type"]:
         case "contradiction":
             return finding["msg"]
+        case "literal_error" if new := RENAMED_VALUES.get((key.name, str(finding["input"]))):
+            old, new = show_value(finding["input"]), show_value(new)
+            return f"{old} is now {new}; set {key.name} = {new}"
         case "missing":
             problem = f"missing. {key.description}"
         case "string_pattern_mismatch":

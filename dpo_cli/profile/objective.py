@@ -31,8 +31,8 @@ class Dpo(Table):
     it is, the sooner the loss is content, and the closer the policy stays to the reference."""
 
     reduction: Annotated[Literal["mean", "sum"], MATHEMATICS] = "mean"
-    """How the log-probs of a response's tokens become one number: their mean, as in MiniMind version 2,
-    or their sum, as in MiniMind version 3 and the DPO paper. A mean wants a far larger beta."""
+    """Reduction of a response's token log-probs to one number: "mean" as in MiniMind version 2, or
+    "sum" as in MiniMind version 3 and the DPO paper. "mean" needs a far larger beta."""
 
     label_smoothing: Annotated[float | None, Field(ge=0, lt=0.5, examples=[0.1]), MATHEMATICS] = (
         None

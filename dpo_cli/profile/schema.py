@@ -164,8 +164,8 @@ class Train(Table):
     its gradient needs: less memory for one more forward, and the same bits."""
 
     router_aux_loss_coef: Annotated[float | None, Field(ge=0, examples=[5e-4]), MATHEMATICS] = None
-    """Weight of the balance loss that keeps all experts in use (mixtures of experts only).
-    Default: the version's, 0 in MiniMind version 2 (computed, not added) and 5e-4 in MiniMind version 3."""
+    """Weight of the auxiliary loss that keeps all experts in use (mixtures of experts only).
+    Default: 0 for MiniMind version 2 (computed, not added), 5e-4 for MiniMind version 3."""
 
     layout: Annotated[Literal["packed", "padded"], MATHEMATICS] = "packed"
     """How a batch is computed: "packed" without padding and with each prompt once, or "padded",
@@ -178,8 +178,8 @@ class Train(Table):
     experts, with dropout, with a loss of whole batches, and in the padded layout."""
 
     aux_loss_tokens: Annotated[Literal["real", "all"], MATHEMATICS] = "real"
-    """Tokens the balance loss counts: the real ones, or all, padding included, as MiniMind version 3's
-    own script does (only with layout = "padded")."""
+    """Tokens that the auxiliary loss counts: "real" tokens only, or "all" with padding, as in
+    MiniMind version 3's own script (only with layout = "padded")."""
 
     deterministic: Annotated[bool, MATHEMATICS] = False
     """Whether CUDA must repeat itself bit for bit, which is slower. The CPU always does."""

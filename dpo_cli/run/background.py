@@ -41,10 +41,7 @@ class Supervisor:
         self._wait(0)
         code = os.waitstatus_to_exitcode(self._status or 0)
         if text := os.pread(self._outcome, os.fstat(self._outcome).st_size, 0):
-            told = json.loads(text)
-            error = DpoError(told["message"], told["remedy"], told["details"])
-            error.exit_code = ExitCode(told["exit_code"])
-            raise error
+            raise DpoError.from_dict(json.loads(text))
         if code in (ExitCode.DONE, ExitCode.INTERRUPTED, ExitCode.TERMINATED):
             return ExitCode(code)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
@@ -100,11 +97,5 @@ def _telling(outcome: int, train: Callable[[], ExitCode]) -> ExitCode:
     try:
         return train()
     except DpoError as error:
-        told = {
-            "message": error.message,
-            "remedy": error.remedy,
-            "details": error.details,
-            "exit_code": error.exit_code,
-        }
-        os.write(outcome, json.dumps(told).encode())
+        os.write(outcome, json.dumps(error.to_dict()).encode())
         raise

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
+from dpo_cli.errors import DpoError
 from dpo_cli.files import open_for_appending
 
 
@@ -219,6 +220,15 @@ class Failed(Event):
     remedy: str = ""
     details: tuple[str, ...] = ()
     exit_code: int = 1
+
+    @classmethod
+    def from_error(cls, error: DpoError) -> Failed:
+        """Make the event that records `error`."""
+        return cls(**error.to_dict())
+
+    def to_error(self) -> DpoError:
+        """Return the recorded error, to raise it in another process."""
+        return DpoError.from_dict(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,8 +84,8 @@ def supervise(
 ) -> ExitCode:
     """Start the worker, let `observe` see every event it appends, and wait for its end.
 
-    The worker may also be the agent over several ranks (`dpo_cli.distributed.agent`), which ends well
-    however the run does; how it did is then in the stream.
+    The worker may also be the agent over several ranks (`dpo_cli.distributed.agent`), which ends
+    well however the run does; how it did is then in the stream.
 
     A failing observer is dropped; training does not depend on it. `undo` is called when the worker
     refused the run, or was stopped, before it had planned it: nothing half-made is to stay.
@@ -147,7 +147,7 @@ def supervise(
     if not stream.is_under_way and (stream.failure or is_stopped):
         undo()
     if stream.failure:
-        raise _failure(stream.failure)
+        raise stream.failure.to_error()
     if returncode == ExitCode.NO_SPACE:  # too full even to say so in the stream
         raise no_space(run.path)
     if code is None and stream.lost:
@@ -186,7 +186,7 @@ def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
         stream.follow()
     remedy = "see what the first machine says; it goes on with dpo resume there, and with this here"
     if stream.failure:
-        raise _failure(stream.failure)
+        raise stream.failure.to_error()
     if stream.lost:
         first, *others = map(rank_ending, stream.lost)
         raise DpoError(first, remedy, others)
@@ -310,12 +310,6 @@ def _let_finish(run: RunDirectory, side: Trackers, stream: _Stream, signals: Sig
     for alert in side.finish(lambda: (signals.interrupts, signals.asked) == heard):
         _append_beside(run, [alert])
         stream.follow()
-
-
-def _failure(event: Failed) -> DpoError:
-    error = DpoError(event.message, event.remedy, event.details)
-    error.exit_code = ExitCode(event.exit_code)
-    return error
 
 
 def _stopped_without_saving(run: RunDirectory, code: ExitCode, is_under_way: bool) -> DpoError:

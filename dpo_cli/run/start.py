@@ -32,7 +32,7 @@ from dpo_cli.run.signals import SignalRelay
 from dpo_cli.run.tracking.kinds import asked_for, require_trackers
 
 
-class AlreadyComplete(DpoError):
+class AlreadyCompleteError(DpoError):
     """The run has trained all its steps and the settings add none."""
 
     exit_code = ExitCode.DONE
@@ -198,7 +198,7 @@ def resumed_run(
         place: place of rank 0 if torchrun or Slurm started this process.
 
     Raises:
-        AlreadyComplete: no step is left and no setting changed.
+        AlreadyCompleteError: no step is left and no setting changed.
         UsageError: the changes are not allowed, or an input is missing.
         DpoError: another process trains the run.
     """
@@ -218,7 +218,7 @@ def resumed_run(
                 raise UsageError(
                     f"{run.designation} is complete and these changes add no step to train", hint
                 )
-            raise AlreadyComplete(f"{run.designation} is already complete", hint)
+            raise AlreadyCompleteError(f"{run.designation} is already complete", hint)
         check_inputs(new)
         require_trackers(new.profile)
         ranks = torchrun_call(new.profile, place, torchrun)

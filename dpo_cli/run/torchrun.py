@@ -1,4 +1,4 @@
-"""What a profile's [launch] is in torchrun's words, and who runs it: `dpo_cli.distributed.agent`."""
+"""Command line of the agent, torchrun's with the profile's [launch] as options."""
 
 from __future__ import annotations
 

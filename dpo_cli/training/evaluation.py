@@ -11,7 +11,7 @@ from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch
 from dpo_cli.distributed.ranks import ALONE, Ranks
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.objective.held_out import HELD_OUT_FIGURES, score_held_out_pairs, summarize
+from dpo_cli.objective.held_out import HELD_OUT_METRICS, score_held_out_pairs, summarize
 from dpo_cli.profile.objective import Dpo
 from dpo_cli.training.reference import CachedReference, Reference
 
@@ -41,7 +41,7 @@ def score_held_out(
         ranks: who scores together. Collective: all of them call it at the same moment.
 
     Returns:
-        (K, F), float64 on the CPU: `HELD_OUT_FIGURES` by pair.
+        (K, F), float64 on the CPU: `HELD_OUT_METRICS` by pair.
     """
     if isinstance(policy, ResponseScorer):
         policy.eval()
@@ -67,7 +67,7 @@ def score_held_out(
         )
         own += indices
         on_progress(len(own))
-    table = torch.zeros(sum(map(len, rows)), len(HELD_OUT_FIGURES), dtype=torch.float64)
+    table = torch.zeros(sum(map(len, rows)), len(HELD_OUT_METRICS), dtype=torch.float64)
     if own:
         table[own] = torch.cat(figures).cpu()
     # Each pair is one rank's, and nought is added to it: the same bits, however many ranks.

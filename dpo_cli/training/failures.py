@@ -12,9 +12,9 @@ def explain(error: Exception) -> DpoError | None:
     if is_out_of_memory(error):
         return DpoError(
             f"out of memory: {_first_line(error) or 'the system gave no more'}",
-            "state train.activation_checkpointing = true, or a lower train.max_tokens_per_forward; with"
-            " experts or dropout, a lower train.batch_size (and more train.accumulation_steps, to"
-            " keep the recipe); or lower data.max_seq_len",
+            "state train.activation_checkpointing = true, or a lower train.max_tokens_per_forward;"
+            " with experts or dropout, a lower train.batch_size (and more train.accumulation_steps,"
+            " to keep the recipe); or lower data.max_seq_len",
         )
     if isinstance(error, FileNotFoundError | PermissionError) and error.filename:
         # The launcher has looked before, on its own machine.

@@ -106,7 +106,7 @@ def open_references(
     train = prepared.profile.train
     architecture = prepared.reference.architecture
     # Whether other models are computed packed may depend on the longest sequence.
-    longest = None if architecture.is_known_to_pack else prepared.longest
+    longest = None if architecture.supports_packing else prepared.longest
     model = prepared.fingerprints["reference"], architecture.to_dict(), longest
     # Weighting reads more off the logits, by other operations.
     weighted = prepared.profile.dpo.use_weighting
@@ -193,7 +193,7 @@ class CachedReference:
     def scores(self, indices: Sequence[int], batch: Batch) -> Scores:
         """What a policy of the same weights says of pairs; where entropies are kept."""
         logps, entropies = (self._values_of(name, indices) for name in (_LOGPS, _ENTROPIES))
-        return Scores(logps, batch.mask, balance=None, entropies=entropies)
+        return Scores(logps, batch.mask, aux_loss=None, entropies=entropies)
 
     def exchange(self, ranks: Ranks) -> None:
         """See `Reference`. Collective: all ranks call it at the same moment."""

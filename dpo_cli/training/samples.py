@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
-from dpo_cli.models.generation import generate, room_for_answer
+from dpo_cli.models.generation import free_positions, generate
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.run.events import Sample
 from dpo_cli.training.plan import Prepared
@@ -82,14 +82,14 @@ class Sampler:
         return answers
 
     def _answer(self, scorer: ResponseScorer, prompt: Tensor) -> str:
-        room = room_for_answer(self._architecture, prompt)
+        room = free_positions(self._architecture, prompt)
         end_id = self._tokenizer.end_id
         answer = generate(
             scorer.model,
             prompt,
             compute=self._compute,
             end_id=end_id,
-            most_tokens=MOST_TOKENS if room is None else max(1, min(MOST_TOKENS, room)),
+            max_new_tokens=MOST_TOKENS if room is None else max(1, min(MOST_TOKENS, room)),
         )
         return self._tokenizer.decode([number for number in answer if number != end_id])
 

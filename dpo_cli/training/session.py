@@ -121,14 +121,7 @@ def _fail(session: _Session | None, ranks: Ranks, failure: DpoError) -> ExitCode
         ranks.fail(failure)
         return ExitCode.DONE
     try:
-        session.events.append(
-            Failed(
-                message=failure.message,
-                remedy=failure.remedy,
-                details=failure.details,
-                exit_code=failure.exit_code,
-            )
-        )
+        session.events.append(Failed.from_error(failure))
     except OSError:  # a full disk may not take this either; the exit code tells
         return failure.exit_code
     ranks.end()

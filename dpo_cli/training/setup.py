@@ -42,9 +42,9 @@ def make_scorer(prepared: Prepared, model_weights: ModelWeights) -> ResponseScor
         "aux_loss_kind": architecture.aux_loss_kind if architecture.use_moe else None,
         "aux_loss_tokens": profile.train.aux_loss_tokens,
         # Of the reference too, though nobody reads it: for the same bits as the policy's.
-        "wants_sum_sq_probs": profile.dpo.use_weighting,
+        "computes_sum_sq_probs": profile.dpo.use_weighting,
     }
-    if architecture.is_known_to_pack:
+    if architecture.supports_packing:
         scorer = ResponseScorer(model, **options)
     else:
         scorer = scorer_for(model, prepared.longest, **options)
@@ -57,11 +57,11 @@ def make_scorer(prepared: Prepared, model_weights: ModelWeights) -> ResponseScor
 
 def fallback_alert(scorer: ResponseScorer) -> Alert | None:
     """Why a model is computed the slower way, if it is."""
-    if scorer.fallback is None:
+    if scorer.fallback_reason is None:
         return None
     return Alert(
         code="not-packed",
         message=f"{type(scorer.model).__name__} is computed sequence by sequence, with padding and"
-        f" each prompt twice: {scorer.fallback}",
+        f" each prompt twice: {scorer.fallback_reason}",
         remedy="nothing: the results are exact, and take longer",
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpo_cli.data.batching import Batch
 from dpo_cli.distributed.ranks import Ranks
-from dpo_cli.objective.losses import FIGURES, PairScores
+from dpo_cli.objective.losses import PAIR_METRICS, PairScores
 
 
 class StepMetrics:
@@ -52,7 +52,7 @@ class StepMetrics:
             # Where experts are balanced, micro-batches are computed as they are.
             self._balanced.append(indices[0])
             self._balances.append(balance.detach().double())
-        for name, figure in pairs.sums().items():
+        for name, figure in pairs.metric_sums().items():
             self._sums[name] = self._sums.get(name, 0.0) + figure
 
     def read(self, ranks: Ranks, grad_norm: Tensor) -> dict[str, float]:
@@ -69,21 +69,21 @@ class StepMetrics:
         figures = ranks.sum(
             [
                 *counts,
-                *(float(name in sums) for name in FIGURES),
-                *(sums.get(name, 0.0) for name in FIGURES),
+                *(float(name in sums) for name in PAIR_METRICS),
+                *(sums.get(name, 0.0) for name in PAIR_METRICS),
                 *(losses.get(index, 0.0) for its in self._micro_batches for index in its),
                 *(balances.get(its[0], 0.0) for its in self._micro_batches),
             ]
         )
         self.pairs, self.tokens, self.padding_tokens, balanced = map(int, figures[: len(counts)])
         its = iter(figures[len(counts) :])
-        is_there = [next(its) for _ in FIGURES]
+        is_there = [next(its) for _ in PAIR_METRICS]
         means = {
             name: total / self.pairs
-            for name, known, total in zip(FIGURES, is_there, its, strict=False)
+            for name, known, total in zip(PAIR_METRICS, is_there, its, strict=False)
             if known
         }
-        self._read = figures[len(counts) + 2 * len(FIGURES) :]
+        self._read = figures[len(counts) + 2 * len(PAIR_METRICS) :]
         if balanced:
             means["aux_loss"] = sum(self._read[-balanced:]) / balanced
         return means | norm

@@ -227,7 +227,7 @@ class Trainer:
         pairs = score_pairs(
             scores.token_logps, reference, scores.mask, dpo, scores.log_sum_sq_probs
         )
-        return pairs, scores.balance
+        return pairs, scores.aux_loss
 
     def weights_moved(self) -> float:
         """The share of weights whose half-precision value is no longer the checkpoint's."""

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_cli.formatting import format_count
 from dpo_cli.intervals import difference_interval, wilson_interval
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.eval_config import SPLIT
 from dpo_cli.run.events import Evaluated
 from dpo_cli.run.summary import RunState, RunSummary
 from dpo_cli.run.view import RunView
-from dpo_cli.ui.terminal.plain import count
 
 METRICS = ("loss", "rewards/accuracies", "rewards/margins", "margin_per_token", "kl")
 """What is stated of each run, over its last steps and over the held-out pairs."""
@@ -26,7 +26,7 @@ _DIGITS = 8
 
 
 @dataclass(frozen=True)
-class Contender:
+class ComparedRun:
     """A run among others.
 
     Attributes:
@@ -88,7 +88,7 @@ def _file_name(value: Any) -> Any:
     return value.rpartition("/")[2] if isinstance(value, str) and value[:1] == "/" else value
 
 
-def differences(runs: Sequence[Contender]) -> list[Difference]:
+def differences(runs: Sequence[ComparedRun]) -> list[Difference]:
     """The keys of the profiles that differ, then the contents of files, devices and versions.
 
     Where a file lies is left out if its content is the same for all. A run that was never planned
@@ -104,13 +104,13 @@ def differences(runs: Sequence[Contender]) -> list[Difference]:
     return [each for each in found if _content_of(each.key, runs) in (None, *changed)]
 
 
-def _is_told_apart(difference: Difference, runs: Sequence[Contender]) -> bool:
+def _is_told_apart(difference: Difference, runs: Sequence[ComparedRun]) -> bool:
     known = [run.settings if "." in difference.key else run.plan for run in runs]
     values = [value for value, its in zip(difference.values, known, strict=True) if its]
     return any(value != values[0] for value in values)
 
 
-def _facts(run: Contender) -> Iterator[tuple[str, Any]]:
+def _facts(run: ComparedRun) -> Iterator[tuple[str, Any]]:
     for table, fields in run.settings.items():
         for field, value in fields.items():
             yield f"{table}.{field}", value
@@ -135,7 +135,7 @@ _CONTENTS = {
 """What a path stands for."""
 
 
-def _content_of(key: str, runs: Sequence[Contender]) -> str | None:
+def _content_of(key: str, runs: Sequence[ComparedRun]) -> str | None:
     """The fact that says more than the path `key`; None if it is no path, or nothing else says."""
     name = _CONTENTS.get(key)
     fingerprint = name.removeprefix("content of ") if name else ""
@@ -143,7 +143,7 @@ def _content_of(key: str, runs: Sequence[Contender]) -> str | None:
     return name if is_known else None
 
 
-def notes(runs: Sequence[Contender]) -> list[str]:
+def notes(runs: Sequence[ComparedRun]) -> list[str]:
     """What the figures do not say by themselves: which may be compared, and what they prove."""
     told = []
     if len({_setting(run, _OBJECTIVE) for run in runs}) > 1:
@@ -158,7 +158,7 @@ def notes(runs: Sequence[Contender]) -> list[str]:
     without = [run.letter for run in runs if run.accuracy is None]
     if without and len(without) < len(runs):
         told.append(f"{listed(without)} held no pairs out")
-    samples: dict[str, list[Contender]] = {}
+    samples: dict[str, list[ComparedRun]] = {}
     for run in runs:
         if run.accuracy is not None:
             samples.setdefault(_held_out_pairs(run), []).append(run)
@@ -168,7 +168,7 @@ def notes(runs: Sequence[Contender]) -> list[str]:
     return told + [_verdict(its) for its in samples.values() if len(its) > 1]
 
 
-def best(runs: Sequence[Contender]) -> Contender | None:
+def best(runs: Sequence[ComparedRun]) -> ComparedRun | None:
     """The run with the highest held-out accuracy; of two the one with the lower held-out loss, or
     with the larger gap where losses are not of one kind.
 
@@ -179,17 +179,17 @@ def best(runs: Sequence[Contender]) -> Contender | None:
     return _first(runs) if len({_held_out_pairs(run) for run in runs}) == 1 else None
 
 
-def _first(runs: Sequence[Contender]) -> Contender:
+def _first(runs: Sequence[ComparedRun]) -> ComparedRun:
     is_one_kind = len({_setting(run, _OBJECTIVE) for run in runs}) == 1
 
-    def merit(run: Contender) -> tuple[float, float]:
+    def merit(run: ComparedRun) -> tuple[float, float]:
         second = -_held_out(run, "loss") if is_one_kind else _held_out(run, "margin_per_token")
         return _held_out(run, ACCURACY), second
 
     return max(runs, key=merit)
 
 
-def _verdict(runs: Sequence[Contender]) -> str:
+def _verdict(runs: Sequence[ComparedRun]) -> str:
     """Which of several runs with the same held-out pairs is the best, and what that proves."""
     first = _first(runs)
     share = _held_out(first, ACCURACY)
@@ -197,7 +197,7 @@ def _verdict(runs: Sequence[Contender]) -> str:
     have, them = ("have", "them") if len(equals) > 1 else ("has", "it")
     told = (
         f"{listed(equals)} {have} the highest held-out accuracy: {share:.2f} over "
-        f"{count(_pairs(first), 'pair')}"
+        f"{format_count(_pairs(first), 'pair')}"
     )
     close = {its: lead for its, lead in rivals(first, runs).items() if its not in equals}
     if not close:
@@ -208,34 +208,34 @@ def _verdict(runs: Sequence[Contender]) -> str:
     )
 
 
-def rivals(first: Contender, runs: Sequence[Contender]) -> dict[str, tuple[float, float]]:
+def rivals(first: ComparedRun, runs: Sequence[ComparedRun]) -> dict[str, tuple[float, float]]:
     """The letters of those that the held-out pairs do not tell from the first: 95 % of its lead."""
     leads = {run.letter: _lead(first, run) for run in runs if run is not first}
     return {letter: (low, high) for letter, (low, high) in leads.items() if low <= 0}
 
 
-def _held_out_pairs(run: Contender) -> str:
+def _held_out_pairs(run: ComparedRun) -> str:
     """What decides which pairs are held out, as far as plans tell: one text for the same pairs."""
     prints = run.plan.get("fingerprints", {})
     source = prints.get("held_out") or (prints.get("data"), _setting(run, SPLIT))
     return str((_pairs(run), source, prints.get("tokenizer"), _setting(run, _CUT)))
 
 
-def _lead(run: Contender, other: Contender) -> tuple[float, float]:
+def _lead(run: ComparedRun, other: ComparedRun) -> tuple[float, float]:
     return difference_interval(
         _held_out(run, ACCURACY), _pairs(run), _held_out(other, ACCURACY), _pairs(other)
     )
 
 
-def _held_out(run: Contender, metric: str) -> float:
+def _held_out(run: ComparedRun, metric: str) -> float:
     return run.view.held_out.metrics.get(metric, 0.0) if run.view.held_out else 0.0
 
 
-def _pairs(run: Contender) -> int:
+def _pairs(run: ComparedRun) -> int:
     return run.view.held_out.pairs if run.view.held_out else 0
 
 
-def _setting(run: Contender, keys: Sequence[str]) -> str:
+def _setting(run: ComparedRun, keys: Sequence[str]) -> str:
     """The values of some keys, or of whole tables, to be compared with another run's."""
     found = []
     for key in keys:
@@ -251,7 +251,7 @@ def listed(letters: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def as_json(runs: Sequence[Contender]) -> dict[str, Any]:
+def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
     """Everything of a comparison, in plain values."""
     first = best(runs)
     return {
@@ -262,7 +262,7 @@ def as_json(runs: Sequence[Contender]) -> dict[str, Any]:
     }
 
 
-def _run_as_json(run: Contender) -> dict[str, Any]:
+def _run_as_json(run: ComparedRun) -> dict[str, Any]:
     view, evaluation = run.view, run.view.held_out
     held_out: dict[str, Any] | None = None
     if evaluation is not None:

@@ -78,14 +78,13 @@ def architecture(version: int, experts: int = 0) -> MiniMind:
 
 def random_scorer(shape: MiniMind) -> ResponseScorer:
     """Weights that know nothing yet."""
-    from dpo_cli.models.convert import to_hf
 
     generator = torch.Generator().manual_seed(1)
     state = {
         name: torch.ones(size) if len(size) == 1 else 0.1 * torch.randn(size, generator=generator)
         for name, size in shape.expected_shapes().items()
     }
-    return ResponseScorer(build_model(shape, to_hf(state, shape)))
+    return ResponseScorer(build_model(shape, shape.to_hf_names(state)))
 
 
 def save(path: Path, scorer: ResponseScorer, shape: MiniMind) -> None:

@@ -123,8 +123,8 @@ def test_the_rendered_text_is_the_golden_one(
 
 
 def test_an_answer_that_begins_with_spaces_keeps_its_mask(shared: Path) -> None:
-    """Header newline and spaces merge into one token. It is not the answer's; MiniMind version 3's scan
-    finds no marker then and trains on nothing."""
+    """Header newline and spaces merge into one token. It is not the answer's; MiniMind version 3's
+    scan finds no marker then and trains on nothing."""
     for name in TOKENIZERS.values():
         tokenizer = ChatTokenizer(shared / "tokenizer" / name)
         turns = [

@@ -69,7 +69,7 @@ def there_and_back(run: RunDirectory, place: Path) -> None:
     assert plan is not None
     assert back.architecture.to_dict() == plan["model"]["shape"]
     assert all(torch.equal(back.state[name], exact.state[name]) for name in exact.state)
-    assert set(read_state_dict(file)) == set(back.architecture.own_names(back.state))
+    assert set(read_state_dict(file)) == set(back.architecture.to_native_names(back.state))
 
 
 def test_a_directory_that_plain_transformers_loads(trained: RunDirectory, tmp_path: Path) -> None:

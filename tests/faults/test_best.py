@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_cli.models.convert import to_minimind
 from dpo_cli.run.checkpoints import list_checkpoints
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Completed, Evaluated, Saved
@@ -59,7 +58,7 @@ def test_the_best_state_and_its_weights_outlive_the_run(whole: RunDirectory) -> 
     assert 0 < best < end
     checkpoints = list_checkpoints(whole.checkpoints_path)
     assert [checkpoint.optimizer_step for checkpoint in checkpoints] == [end, best]
-    state = to_minimind(load_weights(checkpoints[1].path), Run(whole).architecture)
+    state = Run(whole).architecture.to_native_names(load_weights(checkpoints[1].path))
     written = torch.load(whole.path / "rlhf_best_64.pth", weights_only=True)
     assert all(torch.equal(written[name], tensor.half()) for name, tensor in state.items())
     saved = [event for event in Run(whole).events if isinstance(event, Saved)]

@@ -32,7 +32,7 @@ class Model:
         self.tokenizer = ChatTokenizer(shared / "tokenizer" / tokenizer)
 
     def speaker(self, **settings: float) -> Responder:
-        decoding = Decoding(**{"most_tokens": TOKENS, **settings})  # type: ignore[arg-type]
+        decoding = Decoding(**{"max_new_tokens": TOKENS, **settings})  # type: ignore[arg-type]
         return Responder(OpenedModel("it", self.model_weights), self.tokenizer, CPU, decoding)
 
     def says(self, question: int = 0, **settings: float) -> str:

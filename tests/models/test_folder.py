@@ -232,7 +232,7 @@ class TestBadDirectories:
         assert "not a complete LlamaForCausalLM, 32 x 2" in error.message
         assert error.details == (
             "unexpected: score.weight",
-            "of another shape: model.norm.weight: (3,), (32,) expected",
+            "wrong shape: model.norm.weight: (3,), (32,) expected",
         )
 
     def test_a_part_is_missing(self, llama: Path) -> None:

@@ -27,7 +27,7 @@ def theirs(model: PreTrainedModel, prompt: torch.Tensor, end_id: int | None) -> 
 
 
 def ours(model: PreTrainedModel, prompt: torch.Tensor, end_id: int | None) -> list[int]:
-    return list(generate(model, prompt, compute=CPU, end_id=end_id, most_tokens=TOKENS))
+    return list(generate(model, prompt, compute=CPU, end_id=end_id, max_new_tokens=TOKENS))
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -46,7 +46,7 @@ LOGITS = torch.tensor([2.0, 1.0, 0.0, -9.0])
 
 
 def drawn(question: int = 0, **settings: float) -> list[int]:
-    choose = Decoding(most_tokens=1, **settings).chooser(question)  # type: ignore[arg-type]
+    choose = Decoding(max_new_tokens=1, **settings).token_sampler(question)  # type: ignore[arg-type]
     return [choose(LOGITS) for _ in range(2000)]
 
 

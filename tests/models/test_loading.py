@@ -16,7 +16,6 @@ from torch import Tensor
 from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.errors import DpoError
-from dpo_cli.models.convert import to_minimind
 from dpo_cli.models.loading import (
     ModelWeights,
     build_model,
@@ -113,7 +112,7 @@ def test_packed_log_probs_are_the_golden_ones(
     + [("head/full_sft_64_moe", "padded")],
 )
 def test_gradients_are_the_golden_ones(golden: Path, gradient_case: str, layout: str) -> None:
-    """The mean negative log-likelihood of all real tokens, plus MiniMind version 3's balance loss."""
+    """The mean negative log-likelihood of all real tokens, plus version 3's balance loss."""
     path = golden / "arch" / f"{gradient_case}.pth"
     recorded = load_file(path.with_name(f"{path.stem}.io.safetensors"))
     model_weights = load_model_weights(path, STATED.get(gradient_case, {}))
@@ -136,8 +135,8 @@ def test_gradients_are_the_golden_ones(golden: Path, gradient_case: str, layout:
     loss = -scores.token_logps[scores.mask].mean()
     facts = json.loads(path.with_suffix(".json").read_text())
     assert loss.item() == pytest.approx(facts["grad_loss"]["nll"], abs=1e-5)
-    if scores.balance is not None:
-        loss = loss + architecture.default_router_aux_loss_coef * scores.balance
+    if scores.aux_loss is not None:
+        loss = loss + architecture.default_router_aux_loss_coef * scores.aux_loss
     loss.backward()
     gradients = to_disk_names(model, {n: p.grad for n, p in model.named_parameters()})
     compared = 0
@@ -156,7 +155,9 @@ def test_a_model_gives_back_exactly_the_weights_it_was_built_from(
     model_weights: ModelWeights, path: Path
 ) -> None:
     model = build_model(model_weights.architecture, model_weights.state)
-    back = to_minimind(to_disk_names(model, dict(model.state_dict())), model_weights.architecture)
+    back = model_weights.architecture.to_native_names(
+        to_disk_names(model, dict(model.state_dict()))
+    )
     original = read_state_dict(path)
     assert set(back) == set(original)
     assert all(torch.equal(back[name], tensor) for name, tensor in original.items())
@@ -254,7 +255,7 @@ class TestBadFiles:
         assert self.refuse(self.save(tmp_path, state)).details == (
             "missing: model.layers.1.mlp.up_proj.weight",
             "unexpected: model.layers.1.mlp.side_proj.weight",
-            "of another shape: model.norm.weight: (65,), (64,) expected",
+            "wrong shape: model.norm.weight: (65,), (64,) expected",
         )
 
     def test_a_stated_key_that_contradicts(self, state: dict[str, Tensor], tmp_path: Path) -> None:

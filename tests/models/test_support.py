@@ -62,8 +62,8 @@ def as_the_model_says(family: str, pairs: list[TokenizedPair]) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_model_is_scored_as_it_scores_itself(family: str) -> None:
     scorer = scorer_for(build(family), LONGEST).eval()
-    assert UNSUPPORTED.get(family, "") in (scorer.fallback or "")
-    assert (scorer.fallback is None) == (family in PACKED)
+    assert UNSUPPORTED.get(family, "") in (scorer.fallback_reason or "")
+    assert (scorer.fallback_reason is None) == (family in PACKED)
     with torch.no_grad():
         expected = as_the_model_says(family, some_pairs())
         for layout in ("packed", "padded"):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpo_cli.intervals import wilson_interval
 from dpo_cli.objective.held_out import (
-    HELD_OUT_FIGURES,
+    HELD_OUT_METRICS,
     means,
     score_held_out_pairs,
     summarize,
@@ -78,10 +78,10 @@ def test_each_pair_is_what_a_plain_computation_says(reduction: Reduction) -> Non
     table = score_held_out_pairs(
         policy, reference, entropies, mask, Dpo(beta=0.7, reduction=reduction)
     )
-    assert table.shape == (PAIRS, len(HELD_OUT_FIGURES))
+    assert table.shape == (PAIRS, len(HELD_OUT_METRICS))
     for pair, row in enumerate(table.tolist()):
         expected = slowly(pair, 0.7, reduction)
-        assert list(expected) == list(HELD_OUT_FIGURES)
+        assert list(expected) == list(HELD_OUT_METRICS)
         assert row == pytest.approx(list(expected.values()), abs=1e-12)
 
 
@@ -99,8 +99,8 @@ def test_groups_that_divide_the_pairs_add_up_to_them() -> None:
 def test_the_interval_of_a_mean_is_the_normal_one() -> None:
     table = score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))
     summary = summarize(table)
-    gaps = table[:, HELD_OUT_FIGURES.index("margin_per_token")].tolist()
-    reach = 1.96 * statistics.stdev(gaps) / math.sqrt(PAIRS)
+    margins_per_token = table[:, HELD_OUT_METRICS.index("margin_per_token")].tolist()
+    reach = 1.96 * statistics.stdev(margins_per_token) / math.sqrt(PAIRS)
     assert summary["margin_per_token/low"] == pytest.approx(
         summary["margin_per_token"] - reach, rel=1e-3
     )

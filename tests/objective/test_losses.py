@@ -36,8 +36,8 @@ def test_losses_and_gradients_are_the_golden_ones(golden: Path, version: str) ->
         loss.backward()  # type: ignore[no-untyped-call]
         assert policy.grad is not None
         if case["loss_f32"] == "nan":
-            # MiniMind version 2 divides by zero response tokens; such rows never get here (they are set
-            # aside), and the formula stays finite all the same.
+            # MiniMind version 2 divides by zero response tokens; such rows never get here (they are
+            # skipped), and the formula stays finite all the same.
             assert not mask.any(dim=1).all()
             assert math.isfinite(loss.item())
             continue
@@ -79,32 +79,32 @@ class TestScores:
         assert scores.margins.tolist() == [1.0, 0.0]
         assert scores.accuracies.tolist() == [1.0, 0.0]  # an equal pair is not accurate
         assert scores.logps_chosen.tolist() == [-3.0, -3.0]
-        assert scores.sums()["rewards/margins"].item() == 1.0
+        assert scores.metric_sums()["rewards/margins"].item() == 1.0
 
     def test_gap_and_drift_are_per_token_whatever_the_reduction(self) -> None:
         by_sum, by_mean = (
             score_pairs(self.policy, self.reference, self.mask, dpo)
             for dpo in (SUM, Dpo(beta=7.0, reduction="mean"))
         )
-        assert by_sum.gaps.tolist() == by_mean.gaps.tolist() == [1.0, 0.0]
-        assert by_sum.kls.tolist() == [0.25, 0.0]  # one token in two has moved by a nat
+        assert by_sum.margins_per_token.tolist() == by_mean.margins_per_token.tolist() == [1.0, 0.0]
+        assert by_sum.kl.tolist() == [0.25, 0.0]  # one token in two has moved by a nat
 
     def test_what_is_masked_has_no_say(self) -> None:
         spoilt = torch.where(self.mask, self.policy, torch.full_like(self.policy, float("inf")))
         clean, other = (
-            score_pairs(policy, self.reference, self.mask, Dpo(beta=0.5)).sums()
+            score_pairs(policy, self.reference, self.mask, Dpo(beta=0.5)).metric_sums()
             for policy in (self.policy, spoilt)
         )
         assert {k: v.item() for k, v in clean.items()} == {k: v.item() for k, v in other.items()}
 
     @pytest.mark.parametrize("loss", ["hinge", "ipo", "aot", "bco_pair", "sft", "dpop"])
     def test_the_figures_mean_the_same_whatever_the_loss(self, loss: LossName) -> None:
-        plain = score_pairs(self.policy, self.reference, self.mask, Dpo(beta=0.5)).sums()
+        plain = score_pairs(self.policy, self.reference, self.mask, Dpo(beta=0.5)).metric_sums()
         other = [Dpo(beta=0.5, loss=["sigmoid", loss])]
         if loss in ("hinge", "ipo"):
             other.append(Dpo(beta=0.5, loss=loss, f_divergence_type="js_divergence", ld_alpha=0.1))
         for dpo in other:
-            figures = score_pairs(self.policy, self.reference, self.mask, dpo).sums()
+            figures = score_pairs(self.policy, self.reference, self.mask, dpo).metric_sums()
             assert figures.pop("loss") != plain["loss"]
             assert all(plain[name] == value for name, value in figures.items())
             assert len(figures) == len(plain) - 1
@@ -115,9 +115,9 @@ class TestScores:
         scores = score_pairs(self.policy, nothing, self.mask, Dpo(loss="simpo", beta=2.0))
         assert scores.rewards_chosen.tolist() == [-3.0, -2.0]
         assert scores.accuracies.tolist() == [1.0, 1.0]
-        assert scores.gaps is None
-        assert scores.kls is None
-        assert not {"margin_per_token", "kl"} & scores.sums().keys()
+        assert scores.margins_per_token is None
+        assert scores.kl is None
+        assert not {"margin_per_token", "kl"} & scores.metric_sums().keys()
 
 
 class TestLengths:

@@ -104,7 +104,7 @@ def test_how_often_the_reference_is_computed(profile: Path) -> None:
 
     assert count({"dpo.beta": [0.1, 2], "train.learning_rate": [1e-6, 1e-5]}) == 1
     assert count({"dpo.beta": [0.1, 2], "train.batch_size": [2, 4]}) == 2
-    assert count({"dpo.beta": [0.1, 2]}, "train.layout=reference") == 0
+    assert count({"dpo.beta": [0.1, 2]}, "train.layout=padded") == 0
     assert count({"dpo.loss": ["orpo", "sigmoid"]}) == 1
     assert count({"dpo.beta": [0.1, 2]}, "dpo.loss=orpo") == 0
 

@@ -88,7 +88,7 @@ def fetch(folder: Path, port: int, *names: str) -> list[str]:
         "    loaded = load_profile(Path('my.toml'), [f'model.weights={name}'])\n"
         "    try: check_inputs(loaded)\n"
         "    except UsageError as error: print(*error.details)\n"
-        "    else: print(resolve_weights(loaded.profile, 'checkpoint'))\n"
+        "    else: print(resolve_weights(loaded.profile, 'weights'))\n"
     )
     (folder / "dpo.jsonl").write_text("x")
     (folder / "my.toml").write_text('data.data_path = "dpo.jsonl"\n')

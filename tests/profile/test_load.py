@@ -7,6 +7,7 @@ import pytest
 
 from dpo_cli.errors import ExitCode, UsageError
 from dpo_cli.profile.load import LoadedProfile, load_profile
+from dpo_cli.profile.renames import RENAMED_KEYS, RENAMED_VALUES
 from dpo_cli.profile.schema import KEYS
 
 Fail = Callable[..., UsageError]
@@ -263,6 +264,28 @@ class TestErrors:
             load_profile(path)
         assert caught.value.details == (
             "my.toml:1  learning_rate = 1e-8: unknown key; did you mean train.learning_rate?",
+        )
+
+    @pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+    def test_a_renamed_key_names_the_new_one(
+        self, write: Write, fail: Fail, old: str, new: str
+    ) -> None:
+        assert new in KEYS
+        assert old not in KEYS
+        reason = f"{old} = 1: {old} is now {new}; rename it"
+        assert fail("", f"{old}=1").details == (f"--set  {reason}",)
+        path = write(f'model.tokenizer = "m"\ndata.data_path = "d"\n{old} = 1\n', required="")
+        with pytest.raises(UsageError) as caught:
+            load_profile(path)
+        assert caught.value.details == (f"my.toml:3  {reason}",)
+
+    @pytest.mark.parametrize(("old", "new"), RENAMED_VALUES.items())
+    def test_a_renamed_value_names_the_new_one(
+        self, fail: Fail, old: tuple[str, str], new: str
+    ) -> None:
+        key, value = old
+        assert fail("", f"{key}={value}").details == (
+            f'--set  {key} = "{value}": "{value}" is now "{new}"; set {key} = "{new}"',
         )
 
     def test_a_value_for_a_table(self, write: Write) -> None:

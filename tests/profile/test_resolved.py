@@ -81,7 +81,7 @@ EVERYTHING: dict[str, dict[str, object]] = {
         "path": "/held.jsonl",
         "interval": 9,
         "keep_best": True,
-        "samples": 3,
+        "num_samples": 3,
         "patience": 4,
     },
     "export": {"prefix": "dpo", "dtype": "float32"},

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.models.convert import StateDict, to_minimind
+from dpo_cli.models.convert import StateDict
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Event, StepDone, history
@@ -126,7 +126,7 @@ class Run:
     @property
     def weights(self) -> StateDict:
         """The final float32 weights under MiniMind's names."""
-        return to_minimind(load_weights(self.checkpoint), self.architecture)
+        return self.architecture.to_native_names(load_weights(self.checkpoint))
 
     def files(self) -> dict[str, bytes]:
         """Every file of the newest checkpoint but its manifest, which names random things."""

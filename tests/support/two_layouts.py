@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Layout
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.data.sampler import BatchSampler
-from dpo_cli.models.convert import to_hf
 from dpo_cli.models.loading import ModelWeights, build_model, to_disk_names, use_experts_for
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.scoring import ResponseScorer
@@ -54,9 +53,9 @@ class Float64(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def architecture(checkpoint: int, experts: int) -> MiniMind:
+def architecture(version: Literal[2, 3], experts: int) -> MiniMind:
     return MiniMind(
-        checkpoint=checkpoint,  # type: ignore[arg-type]
+        version=version,
         hidden_size=32,
         num_hidden_layers=2,
         vocab_size=VOCABULARY,
@@ -64,11 +63,11 @@ def architecture(checkpoint: int, experts: int) -> MiniMind:
         num_experts=experts,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8 if checkpoint == 2 else 12,
-        num_experts_per_tok=2 if checkpoint == 2 else 1,
+        head_dim=8 if version == 2 else 12,
+        num_experts_per_tok=2 if version == 2 else 1,
         norm_topk_prob=True,
         rope_theta=1e6,
-        rms_norm_eps=1e-5 if checkpoint == 2 else 1e-6,
+        rms_norm_eps=1e-5 if version == 2 else 1e-6,
     )
 
 
@@ -206,7 +205,7 @@ def make_trainer(
 
     def scorer() -> ResponseScorer:
         made = make_scorer(layout).to(dtype)
-        made.wants_sum_sq_probs = profile.dpo.use_weighting
+        made.computes_sum_sq_probs = profile.dpo.use_weighting
         return made
 
     policy = scorer()
@@ -258,4 +257,4 @@ def make_trainer(
 
 def empty_state(architecture: MiniMind) -> dict[str, Tensor]:
     zeros = {name: torch.zeros(shape) for name, shape in architecture.expected_shapes().items()}
-    return to_hf(zeros, architecture)
+    return architecture.to_hf_names(zeros)

@@ -56,8 +56,8 @@ def gradients(
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             scores = scorer(batch)
         loss = scores.token_logps[scores.mask].mean()
-        if scores.balance is not None:
-            loss = loss + 0.1 * scores.balance
+        if scores.aux_loss is not None:
+            loss = loss + 0.1 * scores.aux_loss
         loss.backward()
     return [p.grad for p in scorer.parameters() if p.grad is not None], kept
 

@@ -14,7 +14,7 @@ from dpo_cli.data.batching import Batch, Layout
 from dpo_cli.data.chat import ChatTokenizer, Tokenized, TokenizedPair
 from dpo_cli.models.loading import build_model
 from dpo_cli.models.scoring import ResponseScorer, Scores
-from dpo_cli.objective.held_out import HELD_OUT_FIGURES
+from dpo_cli.objective.held_out import HELD_OUT_METRICS
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Sampled
@@ -93,7 +93,7 @@ def test_layouts_agree_with_each_other_and_with_a_plain_forward(name: str) -> No
             for pair in odd_pairs()
         ]
     assert (tables["packed"] - tables["padded"]).abs().max() < 1e-8
-    entropies = tables["packed"][:, HELD_OUT_FIGURES.index("entropy")]
+    entropies = tables["packed"][:, HELD_OUT_METRICS.index("entropy")]
     assert entropies.tolist() == pytest.approx(expected, abs=1e-10)
     assert done == [3, 6, 9, 10] * 2
     assert min(expected) > 0.1
@@ -135,7 +135,7 @@ def test_three_ranks_evaluate_as_one(shared: Path, tmp_path: Path, alone: RunDir
 def test_an_evaluation_tells_of_every_group(alone: RunDirectory) -> None:
     start, *_, end = evaluations(alone)
     for event in (start, end):
-        assert set(event.metrics) == set(HELD_OUT_FIGURES)
+        assert set(event.metrics) == set(HELD_OUT_METRICS)
         assert event.groups["all"]["pairs"] == event.pairs
         assert {name: event.groups["all"][name] for name in event.metrics} == event.metrics
         for kind in ("language/", "length/"):

@@ -78,7 +78,7 @@ def test_weights_from_the_logits_of_a_model_that_fell_back() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_families_packed_or_fallen_back(family: str) -> None:
     """Against transformers' own plain attention, which has windows, softcaps and sinks."""
-    assert (family_scorer(family, "packed").fallback is not None) == (family in FALLBACKS)
+    assert (family_scorer(family, "packed").fallback_reason is not None) == (family in FALLBACKS)
     compare_over_20_steps(partial(family_scorer, family))
 
 

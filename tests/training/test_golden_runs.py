@@ -1,6 +1,6 @@
 """Every training run in golden/train, step by step, through `dpo train` itself.
 
-The exceptions are those the numbers were recorded with: MiniMind version 2's mixture of experts rounds
+The exceptions are those the numbers were recorded with: MiniMind 2's mixture of experts rounds
 expert outputs to float16 in training, and its accumulation leaks an epoch's last window into the
 next epoch; both are mistakes that `dpo` does not repeat (see docs/architecture.md).
 """

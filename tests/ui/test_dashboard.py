@@ -28,7 +28,7 @@ from dpo_cli.run.events import (
 )
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.dashboard import Dashboard, Disk
-from dpo_cli.ui.terminal.live import KEYS
+from dpo_cli.ui.terminal.panel import KEYS
 from tests.support import story
 
 SNAPSHOTS = Path(__file__).with_name("snapshots")
@@ -151,11 +151,11 @@ def test_every_size_is_filled_and_never_exceeded(scene: str, width: int, height:
     assert {cell_len(line) for line in lines} == {width}
 
 
-# --- colours ----------------------------------------------------------------------------------
+# --- colors ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_only_the_terminals_sixteen_colours_and_no_background(scene: str) -> None:
+def test_only_the_terminals_sixteen_colors_and_no_background(scene: str) -> None:
     console = Console(file=io.StringIO(), width=160, height=50, force_terminal=True)
     for line in dashboard(SCENES[scene]).lines(console, 160, 50):
         for segment in line.render(console):
@@ -181,7 +181,7 @@ def luminance(red: int, green: int, blue: int) -> float:
 def test_everything_stands_out_on_dark_and_light(
     theme: str, scene: str, width: int, height: int
 ) -> None:
-    """The contrast of every colour that is shown, dimmed ones too, with the theme's background."""
+    """The contrast of every color that is shown, dimmed ones too, with the theme's background."""
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True)
     background = luminance(*THEMES[theme].background_color)
     for line in dashboard(SCENES[scene]).lines(console, width, height):
@@ -195,7 +195,7 @@ def test_everything_stands_out_on_dark_and_light(
                 assert (brighter + 0.05) / (darker + 0.05) > 2.0, (segment.text, css)
 
 
-def test_colours_change_no_character() -> None:
+def test_colors_change_no_character() -> None:
     picture = dashboard(SCENES["middle"])
     plain = drawn(picture, 80, 24)
     for settings in (

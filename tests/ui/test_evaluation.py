@@ -13,7 +13,7 @@ from dpo_cli.inference.evaluate import EvaluatedModel, Evaluation
 from dpo_cli.intervals import wilson_interval
 from dpo_cli.profile.load import state_profile
 from dpo_cli.run.eval_config import EvalConfig
-from dpo_cli.ui.terminal.evaluation import EvaluatedModels, notes
+from dpo_cli.ui.terminal.evaluation import EvaluationView, notes
 from tests.ui.test_dashboard import assert_snapshot
 
 PROFILE = {"model.tokenizer": Path("/t"), "data.data_path": Path("/test.jsonl")}
@@ -71,7 +71,7 @@ def evaluation_result(
 def shown(its: Evaluation, width: int) -> str:
     console = Console(width=width, highlight=False, file=io.StringIO())
     with console.capture() as captured:
-        console.print(EvaluatedModels(its))
+        console.print(EvaluationView(its))
     return captured.get()
 
 

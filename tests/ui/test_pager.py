@@ -20,7 +20,7 @@ print("the end")
 """
 
 
-def test_a_pager_has_it_in_colour_and_may_leave_early(tmp_path: Path) -> None:
+def test_a_pager_has_it_in_color_and_may_leave_early(tmp_path: Path) -> None:
     (tmp_path / "pager").write_text("#!/bin/sh\necho options $LESS\nhead -3\n")
     (tmp_path / "pager").chmod(0o755)
     with Terminal(SCRIPT, cwd=tmp_path, PAGER=f"{tmp_path}/pager") as terminal:

@@ -1,4 +1,4 @@
-"""Pairs with their loss in colour, and how long they are, as text of a given width."""
+"""Pairs with their loss in color, and how long they are, as text of a given width."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAIR = PairPreview(
 )
 
 
-def test_without_colour_brackets_show_what_carries_loss() -> None:
+def test_without_color_brackets_show_what_carries_loss() -> None:
     lines = shown(pair_preview(PAIR, marks=True), 100).splitlines()
     assert [line.rstrip("─ ") for line in lines] == [
         "the pair of line 7: tokens that carry loss are in ⟦brackets⟧, ↵ is a newline",
@@ -32,8 +32,8 @@ def test_without_colour_brackets_show_what_carries_loss() -> None:
     ]
 
 
-def test_with_colour_it_is_green_and_nothing_else_is() -> None:
-    text = shown(pair_preview(PAIR, marks=False), colour=True)
+def test_with_color_it_is_green_and_nothing_else_is() -> None:
+    text = shown(pair_preview(PAIR, marks=False), color=True)
     assert "\x1b[32mSo.↵" in text
     assert "\x1b[2m<|user|>↵" in text
     assert "⟦" not in text

@@ -26,7 +26,7 @@ from dpo_cli.run.events import (
     WorkerEnded,
     WorkerStarted,
 )
-from dpo_cli.ui.terminal.plain import PlainReport, count, duration, size
+from dpo_cli.ui.terminal.plain import PlainReport
 
 NAME = "dense-20260101-120000-ab12"
 PLAN: dict[str, Any] = {
@@ -306,35 +306,8 @@ def test_what_the_command_itself_tells_is_not_told_twice() -> None:
     assert shown(Failed(message="m"), WorkerEnded(exit_code=1)) == []
 
 
-def test_no_colour_on_a_pipe_and_none_where_it_is_not_wanted() -> None:
+def test_no_color_on_a_pipe_and_none_where_it_is_not_wanted() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=80)
     PlainReport(console, NAME, Path("runs"))(Alert(code="c", message="m"))
     assert isinstance(console.file, io.StringIO)
     assert "\x1b[3" not in console.file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2, "0s"),
-        (59.6, "1m 00s"),
-        (250, "4m 10s"),
-        (3600, "1h 00m"),
-        (86399.9, "1d 00h"),
-        (200000, "2d 07h"),
-    ],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [(0, "0 B"), (999, "999 B"), (51_700_000, "51.7 MB"), (3_100_000_000, "3.1 GB")],
-)
-def test_sizes(size_bytes: int, text: str) -> None:
-    assert size(size_bytes) == text
-
-
-def test_counts() -> None:
-    assert (count(1, "pair"), count(1000, "pair")) == ("1 pair", "1,000 pairs")

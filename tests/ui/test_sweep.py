@@ -16,9 +16,15 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import history
 from dpo_cli.run.summary import RunState, RunSummary
 from dpo_cli.run.view import RunView
-from dpo_cli.ui.comparison import Contender
+from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.terminal.dashboard import Dashboard
-from dpo_cli.ui.terminal.sweep import Standing, best_lines, failure_lines, plan_lines, seconds_left
+from dpo_cli.ui.terminal.sweep import (
+    PointStatus,
+    best_lines,
+    failure_lines,
+    plan_lines,
+    seconds_left,
+)
 from tests.support import story
 
 GRID = {"dpo.beta": [0.1, 2, 5], "train.epochs": [1, 2]}
@@ -38,8 +44,8 @@ def summary(state: RunState, step: int = 100, seconds: float = 60.0) -> RunSumma
     return RunSummary("mine", state, None, 0.0, step, 100, 0.6, 0.7, None, seconds, 1)
 
 
-def standing(point: Point, state: RunState | None = None, **its: float) -> Standing:
-    return Standing(point, None if state is None else summary(state, **its))  # type: ignore[arg-type]
+def standing(point: Point, state: RunState | None = None, **its: float) -> PointStatus:
+    return PointStatus(point, None if state is None else summary(state, **its))  # type: ignore[arg-type]
 
 
 def test_what_is_left_goes_by_the_runs_that_computed_nothing_for_others(
@@ -99,7 +105,7 @@ def contenders(root: Path, leads: Mapping[str, float], pairs: int) -> dict[str, 
     }
 
 
-def of(runs: Mapping[str, RunDirectory]) -> list[Contender]:
+def of(runs: Mapping[str, RunDirectory]) -> list[ComparedRun]:
     return [contender(letter, run, history(run.events_path)) for letter, run in runs.items()]
 
 
@@ -135,7 +141,7 @@ def test_why_runs_failed(tmp_path: Path) -> None:
     from tests.ui.test_dashboard import FAILED
 
     view = RunView.of([*story.preparation(), FAILED])
-    run = Contender("B", summary(RunState.FAILED), view, {})
+    run = ComparedRun("B", summary(RunState.FAILED), view, {})
     assert text([*failure_lines([run])]).startswith(
         "B failed: optimizer step 87: the loss is not a finite number"
     )

@@ -7,7 +7,7 @@ import random
 import pytest
 from rich.cells import cell_len
 
-from dpo_cli.ui.terminal.wrapping import Wrapped, shown
+from dpo_cli.ui.terminal.wrapping import Wrapped, printable
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -53,4 +53,4 @@ def test_only_the_last_line_changes_and_pieces_do_not_matter() -> None:
 
 
 def test_what_would_move_a_cursor_is_shown_by_a_sign() -> None:
-    assert shown("a\x1b[2J\r\nb\tc\x7f\x9b\u202e\u200b\u3000你🍜") == "a␛[2J␍\nb    c\u3000你🍜"
+    assert printable("a\x1b[2J\r\nb\tc\x7f\x9b\u202e\u200b\u3000你🍜") == "a␛[2J␍\nb    c\u3000你🍜"

@@ -1,4 +1,4 @@
-"""The curves of one run or several as charts for paper and page; `dpo_cli.ui.html.svg` draws them."""
+"""Charts of one or several runs, as data; `dpo_cli.ui.html.svg` draws them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dpo_cli.intervals import wilson_interval
 from dpo_cli.run.series import Point
-from dpo_cli.ui.comparison import ACCURACY, Contender
+from dpo_cli.ui.comparison import ACCURACY, ComparedRun
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Level, smooth
 from dpo_cli.ui.terminal.plots import (
     CHOSEN,
@@ -22,9 +22,9 @@ from dpo_cli.ui.terminal.plots import (
     once,
 )
 
-_COLOUR_OF = {TRAIN: 0, HELD_OUT: 1, CHOSEN: 2, REJECTED: 3}
-COLOURS = 8
-"""How many curves can be told apart by colour; see `dpo_cli.ui.html.svg.STYLE`."""
+_COLOR_OF = {TRAIN: 0, HELD_OUT: 1, CHOSEN: 2, REJECTED: 3}
+COLORS = 8
+"""How many curves can be told apart by color; see `dpo_cli.ui.html.svg.STYLE`."""
 
 _MORE = (
     on_both("gap, nats per token", "margin_per_token"),
@@ -43,17 +43,17 @@ class Line:
     Attributes:
         name: what it is; may be empty.
         letter: of its run, if there are several.
-        colour: 0 to `COLOURS` - 1.
+        color: 0 to `COLORS` - 1.
         points: in ascending order of x; smoothed where `raw` says what they are made of.
         raw: the values behind, at the same x; empty where nothing was smoothed.
         is_held_out: drawn with a mark at each point.
-        is_dashed: to be told from another of the same colour.
+        is_dashed: to be told from another of the same color.
         intervals: the ends of each point's 95 % interval, or empty.
     """
 
     name: str
     letter: str
-    colour: int
+    color: int
     points: Sequence[Point]
     raw: Sequence[float] = ()
     is_held_out: bool = False
@@ -72,8 +72,8 @@ class Chart:
     least_span: float
 
 
-def charts_of(runs: Sequence[Contender]) -> list[Chart]:
-    """Everything there is to draw of some runs: the colours are the curves', or else the runs'."""
+def charts_of(runs: Sequence[ComparedRun]) -> list[Chart]:
+    """Everything there is to draw of some runs: the colors are the curves', or else the runs'."""
     x_end = max(run.view.step for run in runs)
     plots = (loss_plot(runs[0].view.plan), *SMALL, *_MORE)
     drawn = [(plot, _lines(plot, runs)) for plot in plots]
@@ -84,7 +84,7 @@ def charts_of(runs: Sequence[Contender]) -> list[Chart]:
     ]
 
 
-def _lines(plot: Plot, runs: Sequence[Contender]) -> list[Line]:
+def _lines(plot: Plot, runs: Sequence[ComparedRun]) -> list[Line]:
     lines = []
     for number, run in enumerate(runs):
         for place, trace in enumerate(plot.traces):
@@ -94,8 +94,8 @@ def _lines(plot: Plot, runs: Sequence[Contender]) -> list[Line]:
     return lines
 
 
-def _line(trace: Trace, run: Contender, is_dashed: bool, number: int | None) -> Line:
-    """The colour is that of the trace, or of the run where it is the one of this `number`."""
+def _line(trace: Trace, run: ComparedRun, is_dashed: bool, number: int | None) -> Line:
+    """The color is that of the trace, or of the run where it is the one of this `number`."""
     series = (run.view.evaluated if trace.held_out else run.view.trained).get(trace.metric)
     points = series.points if series else []
     is_smoothed = trace.is_noisy and len(points) > FEW_POINTS
@@ -105,7 +105,7 @@ def _line(trace: Trace, run: Contender, is_dashed: bool, number: int | None) -> 
     return Line(
         trace.name,
         "" if number is None else run.letter,
-        (_COLOUR_OF[trace.style] if number is None else number) % COLOURS,
+        (_COLOR_OF[trace.style] if number is None else number) % COLORS,
         smooth(points) if is_smoothed else points,
         [value for _, value in points] if is_smoothed and number is None else (),
         trace.held_out,

@@ -10,14 +10,19 @@ from importlib.resources import files
 from typing import Any
 
 from dpo_cli import __version__
-from dpo_cli.ui.comparison import Contender, differences, notes
-from dpo_cli.ui.html.charts import COLOURS, Chart, charts_of
+from dpo_cli.formatting import (
+    format_count,
+    format_duration,
+    format_number,
+    format_progress,
+    format_with_interval,
+)
+from dpo_cli.ui.comparison import ComparedRun, differences, notes
+from dpo_cli.ui.html.charts import COLORS, Chart, charts_of
 from dpo_cli.ui.html.markup import Writer, section
 from dpo_cli.ui.html.redaction import Redactor, file_names, without_quotations
-from dpo_cli.ui.html.run_parts import FIGURES, UNITS, ReportRun, RunParts
+from dpo_cli.ui.html.run_section import FIGURES, UNITS, ReportRun, RunSection
 from dpo_cli.ui.html.svg import HEIGHT, STYLE, WIDTH, Frame, chart_markup, summary
-from dpo_cli.ui.terminal.metrics import written
-from dpo_cli.ui.terminal.plain import count, duration
 
 _FEW_PAIRS = 200
 """Of fewer held-out pairs the interval is worth a sentence."""
@@ -55,8 +60,8 @@ class _Page:
 
     def whole(self) -> str:
         write = self._write
-        script = files("dpo_cli.ui").joinpath("page.js").read_text(encoding="utf-8")
-        style = files("dpo_cli.ui").joinpath("page.css").read_text(encoding="utf-8")
+        script = files("dpo_cli.ui.html").joinpath("page.js").read_text(encoding="utf-8")
+        style = files("dpo_cli.ui.html").joinpath("page.css").read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
         title = f"dpo: {', '.join(run.name for run in self._runs)}"
@@ -89,7 +94,7 @@ class _Page:
             name = f"Run {run.letter}: {self._hidden(run.name)}" if several else "The run"
             yield section(
                 name,
-                *RunParts(dossier, self._write, redact=self._redact).all(),
+                *RunSection(dossier, self._write, redact=self._redact).all(),
             )
 
     # --- parts -----------------------------------------------------------------------------------
@@ -105,7 +110,7 @@ class _Page:
         items = []
         for number, run in enumerate(self._runs):
             model = run.plan.get("model", {}).get("description", "never planned")
-            mark = f'<circle class="d{number % COLOURS}" cx="6" cy="6" r="6"/>'
+            mark = f'<circle class="d{number % COLORS}" cx="6" cy="6" r="6"/>'
             words = f" · {model} · {run.summary.state}{_when(run)}"
             items.append(
                 f'<li><svg class="chart" viewBox="0 0 12 12" aria-hidden="true">{mark}</svg>'
@@ -118,26 +123,27 @@ class _Page:
         total = run.summary.total_steps
         cards = [
             (f"{run.summary.step:,} / {'?' if total is None else f'{total:,}'}", "steps"),
-            (written(run.view.recent_mean("loss"), ".4f"), "training loss, last steps"),
+            (format_number(run.view.recent_mean("loss"), ".4f"), "training loss, last steps"),
         ]
         if run.view.held_out is not None:
             metrics, pairs = run.view.held_out.metrics, run.view.held_out.pairs
             if run.accuracy is not None:
                 share, (low, high) = run.accuracy
-                over = f"{low:.2f} to {high:.2f} at 95 %, {count(pairs, 'pair')}"
+                over = f"{low:.2f} to {high:.2f} at 95 %, {format_count(pairs, 'pair')}"
                 cards.append((f"{share:.2f}", f"held-out accuracy: {over}"))
             cards += [
-                (written(metrics.get(key), form), f"held-out {name}") for name, key, form in FIGURES
+                (format_number(metrics.get(key), form), f"held-out {name}")
+                for name, key, form in FIGURES
             ]
         if run.view.weights_moved is not None:
             cards.append((f"{run.view.weights_moved:.1%}", "of weights changed in half precision"))
-        cards.append((duration(run.summary.seconds), "of training"))
+        cards.append((format_duration(run.summary.seconds), "of training"))
         body = "".join(
             f"<div>{write.tag('b', value)}{write.tag('span', name)}</div>" for value, name in cards
         )
         return f'<div class="cards">{body}</div>'
 
-    def _caution(self, run: Contender) -> str:
+    def _caution(self, run: ComparedRun) -> str:
         if run.accuracy is None or run.view.held_out is None:
             return ""
         pairs = run.view.held_out.pairs
@@ -146,8 +152,8 @@ class _Page:
         share, (low, high) = run.accuracy
         return self._write.tag(
             "p",
-            f"Only {count(pairs, 'held-out pair')}: an accuracy of {share:.2f} over so few means"
-            f" something between {low:.2f} and {high:.2f} (95 %, Wilson).",
+            f"Only {format_count(pairs, 'held-out pair')}: an accuracy of {share:.2f} over so few"
+            f" means something between {low:.2f} and {high:.2f} (95 %, Wilson).",
             "note",
         )
 
@@ -162,12 +168,12 @@ class _Page:
             rows.append(
                 [
                     run.letter,
-                    f"{run.summary.step:,}/{'?' if total is None else f'{total:,}'}",
-                    written(run.view.recent_mean("loss"), ".4f"),
+                    format_progress(run.summary.step, total),
+                    format_number(run.view.recent_mean("loss"), ".4f"),
                     _accuracy(run),
                     f"{held_out.pairs:,}" if held_out else "–",
-                    *(written(metrics.get(key), form) for _, key, form in FIGURES),
-                    duration(run.summary.seconds),
+                    *(format_number(metrics.get(key), form) for _, key, form in FIGURES),
+                    format_duration(run.summary.seconds),
                 ]
             )
         return self._write.table(
@@ -203,7 +209,7 @@ class _Page:
         if not drawn:
             return write.tag("p", "too few steps are done for a curve", "lead")
         if len(self._runs) > 1:
-            words = "One colour a run; lines over training pairs are smoothed."
+            words = "One color a run; lines over training pairs are smoothed."
         else:
             words = "Thick lines are smoothed, thin ones are what was measured."
         if any(line.intervals for chart in charts for line in chart.lines):
@@ -243,7 +249,7 @@ def _chart_data(chart: Chart) -> dict[str, Any]:
     for line in chart.lines:
         data: dict[str, Any] = {
             "name": f"{line.letter} {line.name}".strip(),
-            "colour": line.colour,
+            "color": line.color,
             "points": [[_short(step), _short(value)] for step, value in line.points],
         }
         if line.raw:
@@ -258,14 +264,14 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _accuracy(run: Contender) -> str:
+def _accuracy(run: ComparedRun) -> str:
     if run.accuracy is None:
         return "–"
     share, (low, high) = run.accuracy
-    return f"{share:.2f} ({low:.2f}–{high:.2f})"
+    return format_with_interval(share, low, high)
 
 
-def _when(run: Contender) -> str:
+def _when(run: ComparedRun) -> str:
     if run.summary.started is None:
         return ""
     return time.strftime(", started %Y-%m-%d %H:%M UTC", time.gmtime(run.summary.started))

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dpo_cli.ui.comparison import Contender
-from dpo_cli.ui.html.charts import COLOURS, Chart, Line, charts_of
+from dpo_cli.ui.comparison import ComparedRun
+from dpo_cli.ui.html.charts import COLORS, Chart, Line, charts_of
 from dpo_cli.ui.terminal.charts import tick_label, ticks, value_range
 
 WIDTH, HEIGHT = 380, 236
@@ -25,9 +25,9 @@ _LIGHT = ["#0f6cbd", "#c2185b", "#1b7f4b", "#d1431f", "#7a4fcf", "#8a6d00", "#00
 _DARK = ["#5cb3ff", "#ff7eb6", "#5fd38d", "#ff8a65", "#b79cff", "#e0c14f", "#4dd0e1", "#d7a98c"]
 
 
-def _colours(palette: Sequence[str], ink: str, faint: str, ground: str) -> str:
+def _colors(palette: Sequence[str], ink: str, faint: str, ground: str) -> str:
     lines = "".join(
-        f".l{i}{{stroke:{colour}}}.chart .d{i}{{fill:{colour}}}" for i, colour in enumerate(palette)
+        f".l{i}{{stroke:{color}}}.chart .d{i}{{fill:{color}}}" for i, color in enumerate(palette)
     )
     return (
         f".chart text{{fill:{ink}}}.chart .faint{{fill:{faint}}}"
@@ -42,13 +42,13 @@ STYLE = (
     ".line{fill:none;stroke-width:1.8;stroke-linejoin:round}"
     ".raw{fill:none;stroke-width:.8;stroke-opacity:.35}"
     ".whisker{stroke-width:1;stroke-opacity:.5}"
-    + _colours(_LIGHT, "#1b1f24", "#5c6670", "#ffffff")
+    + _colors(_LIGHT, "#1b1f24", "#5c6670", "#ffffff")
     + "@media screen and (prefers-color-scheme:dark){"
-    + _colours(_DARK, "#e6e9ec", "#9aa4af", "#14171a")
+    + _colors(_DARK, "#e6e9ec", "#9aa4af", "#14171a")
     + "}"
 )
 """Of all charts: dark where the reader's screen is, and always light on paper."""
-assert len(_LIGHT) == len(_DARK) == COLOURS
+assert len(_LIGHT) == len(_DARK) == COLORS
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def summary(chart: Chart) -> str:
     return f"{chart.title}: {'; '.join(told)}"
 
 
-def sheet(runs: Sequence[Contender]) -> str:
+def sheet(runs: Sequence[ComparedRun]) -> str:
     """All charts of some runs as one SVG file."""
     charts = charts_of(runs)
     columns = min(_COLUMNS, max(1, len(charts)))
@@ -127,7 +127,7 @@ def sheet(runs: Sequence[Contender]) -> str:
     ]
     for i, run in enumerate(runs):
         y = _MARGIN + i * _LINE_HEIGHT + 4
-        mark = f'<circle class="d{i % COLOURS}" cx="{_MARGIN + 5}" cy="{y - 4}" r="5"/>'
+        mark = f'<circle class="d{i % COLORS}" cx="{_MARGIN + 5}" cy="{y - 4}" r="5"/>'
         letter = f"{run.letter}  " if len(runs) > 1 else ""
         model = run.plan.get("model", {}).get("description", "")
         words = f"{letter}{run.name}{f' · {model}' if model else ''}"
@@ -179,10 +179,10 @@ def _legend(lines: Sequence[Line]) -> Iterator[str]:
         return
     for name, line in named.items():
         dash = f" {_DASH}" if line.is_dashed else ""
-        ink = "level" if line.letter else f"l{line.colour}"
+        ink = "level" if line.letter else f"l{line.color}"
         yield f'<path class="line {ink}"{dash} d="M{x} 30h18"/>'
         if line.is_held_out:
-            dot = "faint" if line.letter else f"d{line.colour}"
+            dot = "faint" if line.letter else f"d{line.color}"
             yield f'<circle class="{dot}" cx="{x + 9}" cy="30" r="3"/>'
         yield _label(name, x + 23, 34, "start")
         x += 34 + 6.2 * len(name)
@@ -191,17 +191,17 @@ def _legend(lines: Sequence[Line]) -> Iterator[str]:
 def _curve(line: Line, frame: Frame) -> Iterator[str]:
     if line.raw:
         raw = [(step, value) for (step, _), value in zip(line.points, line.raw, strict=True)]
-        yield f'<path class="raw l{line.colour}" d="{_path(raw, frame)}"/>'
+        yield f'<path class="raw l{line.color}" d="{_path(raw, frame)}"/>'
     for (step, _), (low, high) in zip(line.points, line.intervals, strict=False):
         x = frame.x(step)
         span = f"M{x:.1f} {frame.y(low):.1f}V{frame.y(high):.1f}"
-        yield f'<path class="whisker l{line.colour}" d="{span}"/>'
+        yield f'<path class="whisker l{line.color}" d="{span}"/>'
     dash = f" {_DASH}" if line.is_dashed else ""
-    yield f'<path class="line l{line.colour}"{dash} d="{_path(line.points, frame)}"/>'
+    yield f'<path class="line l{line.color}"{dash} d="{_path(line.points, frame)}"/>'
     if (line.is_held_out and len(line.points) <= _MOST_MARKS) or len(line.points) == 1:
         for step, value in line.points:
             x, y = frame.x(step), frame.y(value)
-            yield f'<circle class="d{line.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+            yield f'<circle class="d{line.color}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
 
 
 def _letters(lines: Sequence[Line], frame: Frame) -> Iterator[str]:
@@ -209,12 +209,12 @@ def _letters(lines: Sequence[Line], frame: Frame) -> Iterator[str]:
     ends = {}
     for line in lines:
         if line.letter:
-            ends[line.letter] = (frame.y(line.points[-1][1]), line.colour)
+            ends[line.letter] = (frame.y(line.points[-1][1]), line.color)
     above = -math.inf
-    for i, (letter, (y, colour)) in enumerate(sorted(ends.items(), key=lambda end: end[1])):
+    for i, (letter, (y, color)) in enumerate(sorted(ends.items(), key=lambda end: end[1])):
         lowest = HEIGHT - _BOTTOM + 4 - _LETTER_HEIGHT * (len(ends) - 1 - i)
         above = max(min(y + 4, lowest), above + _LETTER_HEIGHT)
-        yield f'<text class="d{colour}" x="{WIDTH - 13}" y="{above:.1f}">{letter}</text>'
+        yield f'<text class="d{color}" x="{WIDTH - 13}" y="{above:.1f}">{letter}</text>'
 
 
 def _path(points: Sequence[tuple[float, float]], frame: Frame) -> str:

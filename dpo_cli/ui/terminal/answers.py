@@ -14,10 +14,10 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
+from dpo_cli.formatting import format_count
 from dpo_cli.ui.terminal.layout import fit
-from dpo_cli.ui.terminal.live import terminal_size
-from dpo_cli.ui.terminal.plain import count
-from dpo_cli.ui.terminal.wrapping import Wrapped, shown
+from dpo_cli.ui.terminal.panel import terminal_size
+from dpo_cli.ui.terminal.wrapping import Wrapped, printable
 
 NARROWEST_PAIR = 72
 """Columns of a terminal below which two answers stand one below the other."""
@@ -87,7 +87,7 @@ def write_answers(
             console.out(f"{name}:", highlight=False)
         was_stopped = False
         while not was_stopped and (piece := next(reply, None)) is not None:
-            console.out(shown(piece), end="", highlight=False)
+            console.out(printable(piece), end="", highlight=False)
             console.file.flush()
             was_stopped = is_stopped()
         console.out()
@@ -129,7 +129,7 @@ class _Columns:
             if piece is None:
                 self._alive.discard(turn)
             else:
-                self._columns[turn].add(shown(piece))
+                self._columns[turn].add(printable(piece))
             self._draw()
         stopped = set(self._alive)
         self._alive.clear()
@@ -148,7 +148,7 @@ class _Columns:
         self._width = max(3, (self._size.width - len(_BETWEEN) * (columns - 1)) // columns)
         self._columns = [Wrapped(self._width - 1) for _ in self._replies]  # room for the cursor
         for column, reply in zip(self._columns, self._replies, strict=True):
-            column.add(shown(reply.text))
+            column.add(printable(reply.text))
         self._done = 0  # lines of the answers that are ordinary output
         self._pending = 0  # lines below them that will be drawn again
         if self._has_heads:
@@ -201,7 +201,7 @@ def _rise(lines: int) -> Control:
 
 def _pace(reply: Reply, was_stopped: bool) -> str:
     """How long an answer is, how fast it came, and how it ended if not by itself."""
-    words = count(reply.tokens, "token")
+    words = format_count(reply.tokens, "token")
     if reply.seconds:
         words += f", {reply.tokens / reply.seconds:.1f} a second"
     if reply.is_cut:

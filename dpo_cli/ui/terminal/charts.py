@@ -30,7 +30,7 @@ class Mark(Enum):
     LINE = auto()
     DOTS = auto()
     SPOTS = auto()
-    """A line with a spot at each point; to be told from a line without colour."""
+    """A line with a spot at each point; to be told from a line without color."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Curve:
     style: str
     mark: Mark = Mark.LINE
     letter: str = ""
-    """Stands at its end, and tells it from other curves where there is no colour."""
+    """Stands at its end, and tells it from other curves where there is no color."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Level:
 class Canvas:
     """A grid of cells that curves are drawn on, the later ones over the earlier ones.
 
-    A cell has one colour, so one curve: what is drawn over it hides the dots of another style.
+    A cell has one color, so one curve: what is drawn over it hides the dots of another style.
     """
 
     def __init__(self, columns: int, rows: int) -> None:

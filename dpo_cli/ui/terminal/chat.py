@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo_cli.ui.terminal.answers import Reply, show_answers, write_answers
-from dpo_cli.ui.terminal.keyboard import Keyboard, remembering_ctrl_c
-from dpo_cli.ui.terminal.live import has_terminal
-from dpo_cli.ui.terminal.wrapping import shown
+from dpo_cli.ui.terminal.keyboard import Keyboard, deferred_ctrl_c
+from dpo_cli.ui.terminal.panel import has_terminal
+from dpo_cli.ui.terminal.wrapping import printable
 
 _ASK = "> "
 
@@ -63,7 +63,7 @@ class ChatScreen:
 
     def show(self, replies: Sequence[Reply]) -> bool:
         """Show answers as they come; whether Ctrl-C stopped them."""
-        with remembering_ctrl_c() as is_stopped:
+        with deferred_ctrl_c() as is_stopped:
             if not self._has_terminal:
                 write_answers(self._console, self._notes, self._names, replies, is_stopped)
             else:
@@ -74,4 +74,4 @@ class ChatScreen:
 
     def tell(self, text: str) -> None:
         """Say something that is no answer."""
-        self._notes.print(Text(shown(text), style="dim"))
+        self._notes.print(Text(printable(text), style="dim"))

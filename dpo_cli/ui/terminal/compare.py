@@ -9,11 +9,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from dpo_cli.ui.comparison import Contender, differences, notes
+from dpo_cli.formatting import format_duration, format_number, format_progress, format_with_interval
+from dpo_cli.ui.comparison import ComparedRun, differences, notes
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Curve, Mark, draw, smooth
 from dpo_cli.ui.terminal.layout import Block, beside, framed, one_line
-from dpo_cli.ui.terminal.metrics import written
-from dpo_cli.ui.terminal.plain import duration
 from dpo_cli.ui.terminal.plots import SMALL, Plot, loss_plot
 
 STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
@@ -24,10 +23,10 @@ _HEADINGS = ("steps", "loss", "held out", "accuracy (95 %)", "margin", "margin/t
 _NARROW_HEADINGS = tuple(heading for heading in _HEADINGS if heading != "margin")
 
 
-class ComparedRuns:
+class ComparisonView:
     """A comparison as rich prints it: as wide as the console, charts as high as it allows."""
 
-    def __init__(self, runs: Sequence[Contender]) -> None:
+    def __init__(self, runs: Sequence[ComparedRun]) -> None:
         self._runs = runs
         self._styles = [STYLES[i % len(STYLES)] for i in range(len(runs))]
 
@@ -126,17 +125,17 @@ class ComparedRuns:
             accuracy = "–"
             if run.accuracy:
                 share, (low, high) = run.accuracy
-                accuracy = f"{share:.2f} ({low:.2f}-{high:.2f})"
+                accuracy = format_with_interval(share, low, high)
             total = run.summary.total_steps
             cells = (
-                f"{run.summary.step:,}/{'?' if total is None else f'{total:,}'}",
-                written(run.view.recent_mean("loss"), ".4f"),
-                written(held_out.get("loss"), ".4f"),
+                format_progress(run.summary.step, total),
+                format_number(run.view.recent_mean("loss"), ".4f"),
+                format_number(held_out.get("loss"), ".4f"),
                 accuracy,
-                *([written(held_out.get("rewards/margins"), "+.3g")] if is_wide else []),
-                written(held_out.get("margin_per_token"), "+.3g"),
-                written(held_out.get("kl"), ".3g"),
-                duration(run.summary.seconds),
+                *([format_number(held_out.get("rewards/margins"), "+.3g")] if is_wide else []),
+                format_number(held_out.get("margin_per_token"), "+.3g"),
+                format_number(held_out.get("kl"), ".3g"),
+                format_duration(run.summary.seconds),
             )
             table.add_row(Text(run.letter, f"bold {style}"), *cells)
         return table

@@ -1,7 +1,7 @@
 """The panel: a picture of a run at one moment, as a value that rich can print at any size.
 
-Only the terminal's own sixteen colours and its own background are used, so that it looks right on
-dark and light themes alike; what colour tells is told by shape or word as well.
+Only the terminal's own sixteen colors and its own background are used, so that it looks right on
+dark and light themes alike; what color tells is told by shape or word as well.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from dpo_cli.formatting import format_duration
 from dpo_cli.run.view import RunView, State
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.layout import Block, bar, beside, ends, fit, framed, one_line, pile
@@ -24,7 +25,7 @@ from dpo_cli.ui.terminal.metrics import (
     group_lines,
     metrics_table,
 )
-from dpo_cli.ui.terminal.plain import duration, plan_lines
+from dpo_cli.ui.terminal.plain import plan_lines
 from dpo_cli.ui.terminal.plots import charts
 from dpo_cli.ui.terminal.ranks import ranks_frame
 
@@ -135,7 +136,7 @@ class Dashboard:
     def _progress(self, width: int) -> Block:
         """Two bars: of the run and the epoch, or before training of a phase."""
         view, now = self.view, self.now if self.is_alive else self.view.time
-        elapsed = f"{duration(view.elapsed_seconds(now))} elapsed"
+        elapsed = f"{format_duration(view.elapsed_seconds(now))} elapsed"
         if view.plan is None or not view.is_under_way:
             phase = view.phase
             if phase is None:
@@ -150,7 +151,7 @@ class Dashboard:
             _progress_line(
                 f"step {view.step:,}/{view.total_steps:,}",
                 view.step / view.total_steps,
-                f"{duration(left)} left" if left is not None else "",
+                f"{format_duration(left)} left" if left is not None else "",
                 width,
             ),
             _progress_line(

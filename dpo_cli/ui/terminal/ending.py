@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rich.text import Text
 
+from dpo_cli.formatting import format_duration
 from dpo_cli.run.events import Completed, Failed, Stopped, WorkerEnded
 from dpo_cli.run.exit_reason import rank_ending
 from dpo_cli.run.view import RunView
-from dpo_cli.ui.terminal.plain import alert_lines, completed_lines, duration, stopped_lines
+from dpo_cli.ui.terminal.plain import alert_lines, completed_lines, stopped_lines
 
 
 def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]:
@@ -22,7 +23,7 @@ def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]
             Text(
                 f"held out: loss {before['loss']:.4f} -> {after['loss']:.4f}, accuracy "
                 f"{before['rewards/accuracies']:.2f} -> {after['rewards/accuracies']:.2f}, "
-                f"in {duration(view.elapsed_seconds(view.time))}"
+                f"in {format_duration(view.elapsed_seconds(view.time))}"
             )
         )
     match view.ending:

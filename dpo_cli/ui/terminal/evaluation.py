@@ -12,12 +12,11 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from dpo_cli.formatting import format_count, format_number, format_with_interval
 from dpo_cli.intervals import Z, difference_interval
 from dpo_cli.profile.text import show_path
 from dpo_cli.ui.comparison import ACCURACY
 from dpo_cli.ui.terminal.layout import one_line
-from dpo_cli.ui.terminal.metrics import written
-from dpo_cli.ui.terminal.plain import count
 
 if TYPE_CHECKING:
     from dpo_cli.inference.evaluate import EvaluatedModel, Evaluation
@@ -45,8 +44,8 @@ _WIDE = 112
 _CHANCE = 0.5
 
 
-class EvaluatedModels:
-    """A evaluation_result as rich prints it: one model by groups of pairs, or several side by side."""
+class EvaluationView:
+    """Rich renderable of an evaluation: one model by groups of pairs, or several side by side."""
 
     def __init__(self, evaluation_result: Evaluation) -> None:
         self._judgement = evaluation_result
@@ -84,9 +83,9 @@ def _heading(evaluation_result: Evaluation) -> Iterator[str]:
         yield f"{letter}  {model.title}{after}" if len(models) > 1 else f"{model.title}{after}"
     profile = evaluation_result.eval_config.profile
     noun = "held-out pair" if evaluation_result.eval_config.is_own else "pair"
-    pairs = count(int(models[0].groups[ALL]["pairs"]), noun)
+    pairs = format_count(int(models[0].groups[ALL]["pairs"]), noun)
     aside = (
-        f", {count(evaluation_result.skipped_rows, 'row')} set aside"
+        f", {format_count(evaluation_result.skipped_rows, 'row')} set aside"
         if evaluation_result.skipped_rows
         else ""
     )
@@ -113,14 +112,14 @@ def _columns(told: Figures, *, is_wide: bool) -> Iterator[tuple[str, Cell]]:
 
 
 def _mean(name: str, form: str, figures: Figures) -> str:
-    return written(figures[name], form)
+    return format_number(figures[name], form)
 
 
 def _share(name: str, figures: Figures) -> str:
     if name == ACCURACY and _is_reference(figures):
         return "–"
     low, high = figures[f"{name}/low"], figures[f"{name}/high"]
-    return f"{figures[name]:.2f} ({low:.2f}-{high:.2f})"
+    return format_with_interval(figures[name], low, high)
 
 
 def _by_letter(models: Sequence[EvaluatedModel]) -> dict[str, EvaluatedModel]:
@@ -168,7 +167,7 @@ def _verdict(figures: Figures) -> str:
     name = _decisive(figures)
     seen, low, high = (figures[name + end] for end in ("", "/low", "/high"))
     pairs = int(figures["pairs"])
-    over = f"{_NAMES[name]} {seen:.2f} over {count(pairs, 'pair')}"
+    over = f"{_NAMES[name]} {seen:.2f} over {format_count(pairs, 'pair')}"
     if low > _CHANCE:
         return f"{over}: above 0.5 by more than chance explains (95 %)"
     if high < _CHANCE:
@@ -200,8 +199,8 @@ def _close_calls(models: Mapping[str, EvaluatedModel]) -> Iterator[str]:
         low, high = difference_interval(its[name], pairs, figures[name], pairs)
         if low <= 0 <= high:
             yield (
-                f"{count(pairs, 'pair')} do not tell {last} from {letter} by their {_NAMES[name]}"
-                f" (95 %: {low:+.2f} to {high:+.2f})"
+                f"{format_count(pairs, 'pair')} do not tell {last} from {letter} by their"
+                f" {_NAMES[name]} (95 %: {low:+.2f} to {high:+.2f})"
             )
 
 

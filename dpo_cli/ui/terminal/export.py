@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from dpo_cli.formatting import format_count, format_percent, format_size
 from dpo_cli.run.events import Alert
-from dpo_cli.ui.terminal.plain import alert_lines, count, size
+from dpo_cli.ui.terminal.plain import alert_lines
 
 if TYPE_CHECKING:
     from dpo_cli.export.export import ExportReport
@@ -26,12 +27,14 @@ def export_lines(report: ExportReport) -> list[Text]:
         rounded = rounded or f" rounded stochastically with seed {report.seed}"
     return [
         Text(
-            f"wrote {report.path}: {size(report.size_bytes)}, {report.dtype}{rounded}, "
-            f"{count(report.tensors, 'tensor')}, after optimizer step {report.optimizer_step}"
+            f"wrote {report.path}: {format_size(report.size_bytes)}, {report.dtype}{rounded}, "
+            f"{format_count(report.tensors, 'tensor')}, "
+            f"after optimizer step {report.optimizer_step}"
         ),
         *_retention_lines(report),
         Text(
-            f"log-probs against the training state, over {count(report.pairs_compared, 'pair')}: "
+            f"log-probs against the training state, over "
+            f"{format_count(report.pairs_compared, 'pair')}: "
             f"{report.mean_logp_difference:.2g} nats per token apart in the mean, "
             f"{report.max_logp_difference:.2g} at most"
         ),
@@ -45,8 +48,9 @@ def held_out_line(in_file: Mapping[str, float], in_state: Mapping[str, float]) -
         return f"{in_file[metric]:{form}} ({in_state[metric]:{form}})"
 
     return Text(
-        f"held out, {count(int(in_file['pairs']), 'pair')}, the file and (the training state): "
-        f"accuracy {both('rewards/accuracies', '.3f')}, gap {both('margin_per_token', '+.3g')} nats per token, "
+        f"held out, {format_count(int(in_file['pairs']), 'pair')}, the file and "
+        f"(the training state): accuracy {both('rewards/accuracies', '.3f')}, "
+        f"gap {both('margin_per_token', '+.3g')} nats per token, "
         f"loss {both('loss', '.4f')}"
     )
 
@@ -61,9 +65,13 @@ def _retention_lines(report: ExportReport) -> list[Text]:
     # Beside a large cost of the format itself, the part that is kept would be chance.
     is_told = retention.start_error <= LOST_SHARE
     kept = (
-        f"{_percent(retention.kept)} of the update is kept, with" if is_told else "the update has"
+        f"{format_percent(retention.kept)} of the update is kept, with"
+        if is_told
+        else "the update has"
     )
-    line = f"{_percent(retention.changed)} of the weights are not the start's; {kept} a {error}"
+    line = (
+        f"{format_percent(retention.changed)} of the weights are not the start's; {kept} a {error}"
+    )
     return [Text(line), *_cost_lines(report, retention)]
 
 
@@ -72,9 +80,9 @@ def _cost_lines(report: ExportReport, retention: UpdateRetention) -> list[Text]:
     lines = []
     if retention.start_error:
         message = (
-            f"the weights were born {retention.source_dtype}, which {report.dtype} does not hold: rounding"
-            f" them alone changes them {_times(retention.start_error)} times as much as the training"
-            " did"
+            f"the weights were born {retention.source_dtype}, which {report.dtype} does not hold:"
+            f" rounding them alone changes them {_times(retention.start_error)} times as much as"
+            " the training did"
         )
         if retention.start_error > LOST_SHARE:
             remedy = f"--dtype {retention.source_dtype} holds them"
@@ -85,15 +93,11 @@ def _cost_lines(report: ExportReport, retention: UpdateRetention) -> list[Text]:
             Alert(
                 code="update-lost",
                 message=f"rounding to the nearest {report.dtype} is off by more than"
-                f" {_percent(LOST_SHARE)} of the update",
+                f" {format_percent(LOST_SHARE)} of the update",
                 remedy="--rounding stochastic keeps it in the mean, --dtype float32 as it is",
             )
         )
     return lines
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def _times(factor: float) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_cli.findings import Diagnosis, Finding, Level
-from dpo_cli.ui.terminal.plain import count
+from dpo_cli.formatting import format_count
 
 _LABELS = {
     Level.OK: Text("ok", style="green"),
@@ -40,7 +40,9 @@ def verdict(diagnosis: Diagnosis, command: str, again: str) -> list[Text]:
     """
     errors, warnings = diagnosis.count(Level.ERROR), diagnosis.count(Level.WARN)
     found = " and ".join(
-        count(number, noun) for number, noun in ((errors, "error"), (warnings, "warning")) if number
+        format_count(number, noun)
+        for number, noun in ((errors, "error"), (warnings, "warning"))
+        if number
     )
     if errors:
         words = f"not ready to train: {found}"

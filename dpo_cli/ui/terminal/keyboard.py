@@ -26,7 +26,7 @@ def is_in_foreground(descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def remembering_ctrl_c() -> Iterator[Callable[[], bool]]:
+def deferred_ctrl_c() -> Iterator[Callable[[], bool]]:
     """Have Ctrl-C remembered instead of raised; what it gives says whether it was pressed.
 
     Pressed once more, it is raised as ever.
@@ -75,7 +75,7 @@ class Keyboard:
                 termios.tcsetattr(self._descriptor, termios.TCSANOW, self._before)
 
     @property
-    def is_there(self) -> bool:
+    def is_available(self) -> bool:
         """Whether keys can be heard."""
         return self._descriptor is not None
 

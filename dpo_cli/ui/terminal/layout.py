@@ -54,7 +54,7 @@ def framed(
 
 
 def bar(share: float, width: int, style: str) -> Text:
-    """How much of a whole is done: thick for that, thin for the rest, to be told without colour."""
+    """How much of a whole is done: thick for that, thin for the rest, to be told without color."""
     full = round(min(max(share, 0.0), 1.0) * width)
     return Text.assemble(("━" * full, style), ("─" * (width - full), "dim"))
 

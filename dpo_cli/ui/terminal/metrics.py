@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from dpo_cli.formatting import format_duration, format_number, format_size
 from dpo_cli.run.events import Evaluated
 from dpo_cli.run.view import RECENT_STEPS, RunView
 from dpo_cli.ui.terminal.layout import Block, fit
-from dpo_cli.ui.terminal.plain import duration, size
 
 LABEL_WIDTH = 10
 _COLUMN_WIDTH = 12
@@ -38,7 +38,7 @@ def metrics_table(view: RunView, width: int) -> Block:
         values = [view.recent_mean(metric), _of(held_out, metric)]
         if has_start:
             values.append(_of(start, metric))
-        lines.append(_row(label, [written(value, form) for value in values], ["", "", "dim"]))
+        lines.append(_row(label, [format_number(value, form) for value in values], ["", "", "dim"]))
     return lines
 
 
@@ -92,9 +92,9 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
         facts["gradient"].append(f"{share:.0%} clipped")
     if step is not None:
         facts["rate"].append(f"{step.learning_rate:.2e}")
-        facts["memory"].append(size(step.process_bytes))
+        facts["memory"].append(format_size(step.process_bytes))
         if step.device_bytes:
-            facts["memory"].append(f"{size(step.device_bytes)} device")
+            facts["memory"].append(f"{format_size(step.device_bytes)} device")
     if view.weights_moved is not None:
         facts["moved"].append(f"{view.weights_moved:.1%} of weights")
     if seconds:
@@ -106,20 +106,15 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
         facts["best"] = [f"step {view.best.step:,}, kept"]
     if view.saved is not None:
         ago = max(0.0, now - view.saved.time)
-        facts["saved"] += [f"step {view.saved.step:,}", f"{duration(ago)} ago"]
+        facts["saved"] += [f"step {view.saved.step:,}", f"{format_duration(ago)} ago"]
     if disk is not None:
         free_bytes, checkpoints = disk
-        facts["disk"] += [f"{size(free_bytes)} free", f"{checkpoints} kept"]
+        facts["disk"] += [f"{format_size(free_bytes)} free", f"{checkpoints} kept"]
     return [_fact(label, ", ".join(words)) for label, words in facts.items()]
 
 
 def _of(evaluation: Evaluated | None, metric: str) -> float | None:
     return evaluation.metrics.get(metric) if evaluation is not None else None
-
-
-def written(value: float | None, form: str) -> str:
-    """A figure, or a dash where there is none."""
-    return "–" if value is None else format(value + 0.0, form)  # no minus before a zero
 
 
 def _row(label: str, values: list[str], styles: list[str]) -> Text:

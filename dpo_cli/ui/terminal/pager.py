@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 
 _PAGER = "less"
 _LESS = "FRX"
-"""Quit if it all fits on a screen, show colours, and leave what was shown there; as git does."""
+"""Quit if it all fits on a screen, show colors, and leave what was shown there; as git does."""
 
 
 def page(console: Console, title: str, pages: Iterable[RenderableType]) -> None:

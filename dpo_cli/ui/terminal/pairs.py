@@ -1,4 +1,4 @@
-"""Pairs as training sees them, their loss in colour; and how long all of them are."""
+"""Pairs as training sees them, their loss in color; and how long all of them are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_cli.findings import Histogram, PairPreview, Span
-from dpo_cli.ui.terminal.plain import count
+from dpo_cli.formatting import format_count
 
 _PROMPT_CHARACTERS = 240
 _ANSWER_CHARACTERS = 360
@@ -43,16 +43,16 @@ def lengths_table(histograms: Sequence[Histogram]) -> RenderableType:
             f"{histogram.ninth_decile_tokens:,}",
             f"{histogram.longest_tokens:,}",
         )
-    heading = f"lengths of {count(pairs, 'pair')}"
+    heading = f"lengths of {format_count(pairs, 'pair')}"
     return Group(Rule(heading, align="left", style="dim"), Padding(table, (0, 0, 0, 2)))
 
 
 def pair_preview(pair: PairPreview, *, marks: bool) -> RenderableType:
-    """One pair, what is long in it shortened, below what the colours mean.
+    """One pair, what is long in it shortened, below what the colors mean.
 
     Args:
         pair: the tokens as text.
-        marks: put the tokens that carry loss in brackets as well, for where there is no colour.
+        marks: put the tokens that carry loss in brackets as well, for where there is no color.
     """
     heading = Text.assemble((f"the pair of {_shown(pair.place)}", "bold"), f": {legend(marks)}")
     return Group(heading, _sides(pair, marks, is_whole=False))
@@ -78,7 +78,7 @@ def row_page(place: str, problem: str, reason: str, text: str) -> RenderableType
 
 
 def legend(marks: bool) -> str:
-    """What colours, or marks, and signs mean."""
+    """What colors, or marks, and signs mean."""
     carry = "in ⟦brackets⟧" if marks else "green"
     return f"tokens that carry loss are {carry}, ↵ is a newline"
 
@@ -93,7 +93,7 @@ def _sides(pair: PairPreview, marks: bool, *, is_whole: bool) -> RenderableType:
     ):
         tokens = sum(span.tokens for span in spans)
         loss = sum(span.tokens for span in spans if span.carries_loss)
-        heading = f"{title} · {count(tokens, 'token')}, {loss:,} with loss"
+        heading = f"{title} · {format_count(tokens, 'token')}, {loss:,} with loss"
         parts.append(Rule(heading, align="left", style="dim"))
         parts.append(Padding(_spans(spans, marks, is_whole), (0, 0, 0, 2)))
     return Group(*parts)
@@ -134,5 +134,5 @@ def _shortened(text: str, limit: int) -> Iterator[tuple[str, bool]]:
 
 
 def _shown(text: str) -> str:
-    """Without what would move a cursor or change a colour."""
+    """Without what would move a cursor or change a color."""
     return text.translate(_CONTROLS)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from dpo_cli.formatting import format_count, format_duration, format_size
 from dpo_cli.run.events import (
     Alert,
     Completed,
@@ -33,33 +34,6 @@ _PROGRESS_SECONDS = 2.0
 _RECENT_STEPS = 20
 _LABEL_WIDTH = 10
 _SAMPLE_CHARACTERS = 120
-
-
-def duration(seconds: float) -> str:
-    """A duration in its two largest units: 42s, 4m 10s, 3h 05m, 2d 07h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
-
-
-def size(size_bytes: int) -> str:
-    """A size in decimal units: 51.7 MB."""
-    amount = float(size_bytes)
-    for unit in ("B", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} GB"
-
-
-def count(number: int, noun: str) -> str:
-    """A number of things: 1 pair, 25,829,888 parameters."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 class PlainReport:
@@ -176,19 +150,19 @@ def plan_lines(plan: Mapping[str, Any], directory: Path) -> list[Text]:
 def plan_facts(plan: Mapping[str, Any], directory: Path) -> list[tuple[str, str]]:
     """A plan in a few facts, each with its name."""
     model, pairs, steps, profile = plan["model"], plan["pairs"], plan["steps"], plan["profile"]
-    kept = count(pairs["kept"], "pair")
+    kept = format_count(pairs["kept"], "pair")
     if pairs["held_out"]:
         kept += f", {pairs['held_out']:,} held out"
     if pairs["skipped_rows"]:
         kept += f", {pairs['skipped_rows']:,} set aside: {directory / 'skipped_rows.jsonl'}"
     return [
-        ("model", f"{model['description']}, {count(model['parameters'], 'parameter')}"),
+        ("model", f"{model['description']}, {format_count(model['parameters'], 'parameter')}"),
         ("data", kept),
         (
             "steps",
-            f"{count(steps['epochs'], 'epoch')} x {steps['micro_batches_per_epoch']:,} "
-            f"of {count(steps['batch_size'], 'pair')} = {steps['micro_batches']:,}, "
-            f"{count(steps['optimizer_steps'], 'update')}"
+            f"{format_count(steps['epochs'], 'epoch')} x {steps['micro_batches_per_epoch']:,} "
+            f"of {format_count(steps['batch_size'], 'pair')} = {steps['micro_batches']:,}, "
+            f"{format_count(steps['optimizer_steps'], 'update')}"
             + (
                 f" (one each {steps['accumulation_steps']} steps)"
                 if steps["accumulation_steps"] > 1
@@ -227,7 +201,7 @@ def step_line(event: StepDone, recent: Iterable[StepDone], plan: dict[str, Any] 
     total = epochs = eta = ""
     if plan is not None:
         total, epochs = f"/{_total_steps(plan)}", f"/{plan['steps']['epochs']}"
-        eta = duration((_total_steps(plan) - event.step) * _seconds_a_step(recent))
+        eta = format_duration((_total_steps(plan) - event.step) * _seconds_a_step(recent))
     seconds = sum(step.seconds for step in recent)
     pairs_a_second = sum(step.pairs for step in recent) / seconds if seconds else 0.0
     return _fields(
@@ -252,7 +226,7 @@ def evaluation_line(event: Evaluated) -> Text:
         ("loss", f"{metrics['loss']:.4f}"),
         ("margin", f"{metrics['rewards/margins']:+.3g}"),
         ("acc", f"{metrics['rewards/accuracies']:.2f}{_interval(event, 'rewards/accuracies')}"),
-        ("", f"{count(event.pairs, 'pair')} in {duration(event.seconds)}"),
+        ("", f"{format_count(event.pairs, 'pair')} in {format_duration(event.seconds)}"),
     )
 
 
@@ -285,7 +259,7 @@ def saved_line(event: Saved) -> Text:
     """A checkpoint was committed."""
     return Text(
         f"saved after optimizer step {event.optimizer_step} "
-        f"({size(event.size_bytes)} in {event.seconds:.1f}s)"
+        f"({format_size(event.size_bytes)} in {event.seconds:.1f}s)"
         + (": the best so far on the held-out pairs" if event.is_best else ""),
         style="dim",
     )
@@ -320,7 +294,7 @@ def completed_lines(event: Completed, designation: str, directory: Path) -> list
     return [
         Text.assemble(
             ("done", "bold green"),
-            f": {count(event.optimizer_step, 'optimizer step')}, "
+            f": {format_count(event.optimizer_step, 'optimizer step')}, "
             f"weights in {directory / event.weights}",
         ),
         *([Text(f"      {event.reason}")] if event.reason else []),

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_cli.files import cache_directory
+from dpo_cli.formatting import format_count, format_duration, format_progress
 from dpo_cli.profile.grid import ENCODING, Point, holds_out, references, short, splitting_keys
 from dpo_cli.profile.text import show_path, show_value
 from dpo_cli.run.directory import RunDirectory
@@ -18,16 +19,15 @@ from dpo_cli.run.events import EventReader
 from dpo_cli.run.summary import RunState, RunSummary, summarize
 from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.view import RunView
-from dpo_cli.ui.comparison import Contender, best, listed, rivals
+from dpo_cli.ui.comparison import ComparedRun, best, listed, rivals
 from dpo_cli.ui.terminal.ending import failure
-from dpo_cli.ui.terminal.live import Panel
-from dpo_cli.ui.terminal.plain import count, duration
+from dpo_cli.ui.terminal.panel import Panel
 
 _NO_PAIRS = "no pairs are held out, so no best can be named; eval.fraction = 0.1 holds out a tenth"
 
 
 @dataclass(frozen=True)
-class Standing:
+class PointStatus:
     """A point, and what has become of its run; None where it was not started yet."""
 
     point: Point
@@ -51,20 +51,20 @@ class Standing:
         if its is None:
             return "new"
         if its.state is RunState.COMPLETED:
-            return f"completed in {duration(its.seconds)}"
-        where = f"step {its.step:,}/{'?' if its.total_steps is None else f'{its.total_steps:,}'}"
+            return f"completed in {format_duration(its.seconds)}"
+        where = f"step {format_progress(its.step, its.total_steps)}"
         return f"{its.state} at {where}" + (f" by {its.holder}" if its.holder else ", goes on")
 
 
-def standings(points: Sequence[Point], runs: Mapping[str, RunDirectory]) -> list[Standing]:
+def point_statuses(points: Sequence[Point], runs: Mapping[str, RunDirectory]) -> list[PointStatus]:
     """What has become of each point, by its run's own account."""
     return [
-        Standing(point, summarize(runs[point.letter]) if point.letter in runs else None)
+        PointStatus(point, summarize(runs[point.letter]) if point.letter in runs else None)
         for point in points
     ]
 
 
-def seconds_left(its: Sequence[Standing], pace: float | None = None) -> float | None:
+def seconds_left(its: Sequence[PointStatus], pace: float | None = None) -> float | None:
     """Of all steps that are not done; None while nothing tells.
 
     Args:
@@ -91,7 +91,7 @@ def seconds_left(its: Sequence[Standing], pace: float | None = None) -> float | 
 # --- the plan ------------------------------------------------------------------------------------
 
 
-def plan_table(its: Sequence[Standing]) -> Table:
+def plan_table(its: Sequence[PointStatus]) -> Table:
     """The points, one a row: their values, and what has become of them."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("", style="bold")
@@ -104,7 +104,7 @@ def plan_table(its: Sequence[Standing]) -> Table:
     return table
 
 
-def plan_lines(name: str, its: Sequence[Standing], lanes: int) -> list[Text | Table]:
+def plan_lines(name: str, its: Sequence[PointStatus], lanes: int) -> list[Text | Table]:
     """What there is to know before anything runs."""
     points = [each.point for each in its]
     at_once = f"{lanes} at once, one a card" if lanes > 1 else "one after another"
@@ -142,16 +142,16 @@ def _judged_by(points: Sequence[Point]) -> str:
     return "the accuracy on the held-out pairs, which are the same for all"
 
 
-def _time(its: Sequence[Standing], lanes: int) -> str:
+def _time(its: Sequence[PointStatus], lanes: int) -> str:
     if all(each.is_completed for each in its):
         return "nothing is left to do"
     left = seconds_left(its)
     if left is None:
         return "told once the first run trains; `dpo check` measures it before"
-    return f"about {duration(left / lanes)}, as the runs so far"
+    return f"about {format_duration(left / lanes)}, as the runs so far"
 
 
-def plan_as_json(its: Sequence[Standing]) -> list[dict[str, Any]]:
+def plan_as_json(its: Sequence[PointStatus]) -> list[dict[str, Any]]:
     """The points in plain values."""
     return [
         {
@@ -181,7 +181,7 @@ class SweepPanel(Panel):
         super().__init__(RunDirectory(sweep.path), console, lambda: ())
         self._sweep, self._points = sweep, points
         self._point: Point | None = None
-        self._standings: list[Standing] = []
+        self._statuses: list[PointStatus] = []
 
     @property
     def run(self) -> RunDirectory:
@@ -197,7 +197,7 @@ class SweepPanel(Panel):
             self._point = training[-1]
             self._run = runs[self._point.letter]
             self._read_new = EventReader(self._run.events_path).read_new
-            self._standings = standings(self._points, runs)
+            self._statuses = point_statuses(self._points, runs)
             self.view = RunView()
             super().catch_up()
             if self.view.ending is not None:
@@ -212,44 +212,44 @@ class SweepPanel(Panel):
             f"  {self._point.letter} of {self._points[0].letter}-{self._points[-1].letter}  ",
             (self._point.text, "cyan"),
         )
-        done = sum(each.is_completed for each in self._standings)
+        done = sum(each.is_completed for each in self._statuses)
         failed = sum(
             each.summary is not None and each.summary.state in (RunState.FAILED, RunState.KILLED)
-            for each in self._standings
+            for each in self._statuses
             if each.point is not self._point
         )
         told = [f"{done} of {len(self._points)} done", *([f"{failed} failed"] if failed else [])]
         if (seconds := self._seconds_left()) is not None:
-            told.append(f"~{duration(seconds)} left")
+            told.append(f"~{format_duration(seconds)} left")
         return left, Text(f"  {', '.join(told)}")
 
     def _seconds_left(self) -> float | None:
         """Of the run that trains by its own steps; of those after it by the runs before it."""
         now = self.view.seconds_left(self._clock())
         if now is None or self._point is None:
-            return seconds_left(self._standings)
+            return seconds_left(self._statuses)
         pace = self.view.seconds_per_step * self.view.total_steps / self._point.profile.train.epochs
-        others = [each for each in self._standings if each.point is not self._point]
+        others = [each for each in self._statuses if each.point is not self._point]
         return now + (seconds_left(others, pace) or 0.0)
 
 
 # --- its end -------------------------------------------------------------------------------------
 
 
-def completed(runs: Sequence[Contender]) -> list[Contender]:
+def completed(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     """Those among which there is a best."""
     return [run for run in runs if run.summary.state is RunState.COMPLETED]
 
 
 def best_lines(
-    runs: Sequence[Contender], its: Sequence[Standing], directories: Mapping[str, RunDirectory]
+    runs: Sequence[ComparedRun], its: Sequence[PointStatus], directories: Mapping[str, RunDirectory]
 ) -> list[Text]:
     """The best of a sweep, and whether that can be told; or why none is named."""
     runs = completed(runs)
     first = best(runs)
     if first is None or first.accuracy is None:
         if len(runs) < 2:
-            why = f"{count(len(runs), 'completed run')}: there is nothing to choose from"
+            why = f"{format_count(len(runs), 'completed run')}: there is nothing to choose from"
         elif any(run.accuracy is None for run in runs):
             why = _NO_PAIRS
         else:
@@ -267,7 +267,7 @@ def best_lines(
     return lines
 
 
-def failure_lines(runs: Sequence[Contender]) -> list[Text]:
+def failure_lines(runs: Sequence[ComparedRun]) -> list[Text]:
     """Why runs failed, and what to do about it."""
     lines = []
     for run in runs:

@@ -14,8 +14,8 @@ _CLOSING = frozenset("，。、；：？！）》」』】〉…”’,.;:?!)]}%
 _OPENING = frozenset("（《「『【〈“‘([{")
 
 
-def shown(text: str) -> str:
-    """A model's text without what would move a cursor or change a colour; newlines stay.
+def printable(text: str) -> str:
+    """A model's text without what would move a cursor or change a color; newlines stay.
 
     Control characters become the signs for them, and what cannot be seen goes.
     """
@@ -46,7 +46,7 @@ class Wrapped:
         self._cells = 0  # of the last line
 
     def add(self, text: str) -> None:
-        """Go on with `text`, which holds nothing that `shown` takes out."""
+        """Go on with `text`, which holds nothing that `printable` takes out."""
         for character in text:
             if character == "\n":
                 self._new_line("")

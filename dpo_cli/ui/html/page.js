@@ -56,7 +56,7 @@
         if (line.intervals) text += ` (95 %: ${line.intervals[i].map((end) => String(Number(end.toPrecision(3)))).join(" to ")})`;
         if (Math.round(own) !== Math.round(step)) text += `, step ${Math.round(own)}`;
         lines.push(text);
-        add("circle", { class: `d${line.colour}`, cx: x(own), cy: y(value), r: 4 });
+        add("circle", { class: `d${line.color}`, cx: x(own), cy: y(value), r: 4 });
       }
       tip.textContent = lines.join("\n");
       tip.hidden = false;

@@ -53,7 +53,7 @@ def terminal_size() -> ConsoleDimensions:
     return ConsoleDimensions(*os.get_terminal_size(sys.stdout.fileno()))
 
 
-def look_at_disk(run: RunDirectory) -> Disk | None:
+def disk_usage(run: RunDirectory) -> Disk | None:
     """What the panel shows of the run's disk; None if the run is gone."""
     try:
         free_bytes = shutil.disk_usage(run.path).free
@@ -132,7 +132,7 @@ class Panel:
     def show(self, has_ended: Callable[[], bool]) -> bool:
         """Draw until the run has ended (True), or the user leaves (False)."""
         with _whole_screen(self._console), Keyboard() as keyboard:
-            self._keys = self._keys if keyboard.is_there else {}
+            self._keys = self._keys if keyboard.is_available else {}
             while True:
                 is_over = has_ended()  # asked first, so that what was written before is taken in
                 self.catch_up()
@@ -144,7 +144,7 @@ class Panel:
                         return False
                     self._press(key)
 
-    def tell_stopping(self) -> None:
+    def show_stopping(self) -> None:
         """Show that the run was asked to stop, by Ctrl-C or a key."""
         self.view.is_stopping = True
         self._tell("stopping after this step; Ctrl-C again to stop now")
@@ -161,7 +161,7 @@ class Panel:
             self._tell("q again: save and stop the run")
         elif key == "q":
             if self._request("stop"):
-                self.tell_stopping()
+                self.show_stopping()
         elif not self.view.is_under_way:
             self._tell("it does not train yet")
         elif key == "e" and self.view.held_out is None:
@@ -193,7 +193,7 @@ class Panel:
         if sight == self._drawn or (urgent == self._drawn[0] and now < self._may_draw_at):
             return
         if now - self._disk_at >= _DISK_SECONDS:
-            self._disk, self._disk_at = look_at_disk(self._run), now
+            self._disk, self._disk_at = disk_usage(self._run), now
         self._console.size = size
         before = time.process_time()
         self._draw()

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.formatting import format_count, format_number
 from dpo_cli.run.events import Event, Failed, RankEnded, Sampled, StepDone, WorkerStarted
-from dpo_cli.ui.comparison import ACCURACY, Contender
+from dpo_cli.ui.comparison import ACCURACY, ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
 from dpo_cli.ui.html.redaction import without_quotations
-from dpo_cli.ui.terminal.metrics import written
-from dpo_cli.ui.terminal.plain import count, plan_facts
+from dpo_cli.ui.terminal.plain import plan_facts
 
 FIGURES = (
     ("loss", "loss", ".4f"),
@@ -37,7 +37,7 @@ class ReportRun:
         skipped_rows: the rows of its `skipped_rows.jsonl`.
     """
 
-    run: Contender
+    run: ComparedRun
     events: Sequence[Event]
     skipped_rows: Sequence[Mapping[str, Any]]
 
@@ -51,7 +51,7 @@ class ReportRun:
         return found
 
 
-class RunParts:
+class RunSection:
     """The parts of a page about one run.
 
     Args:
@@ -82,7 +82,7 @@ class RunParts:
                     f"{figures['pairs']:,.0f}",
                     _share(figures, ACCURACY),
                     _share(figures, "logps/accuracies"),
-                    *(written(figures.get(key), form) for _, key, form in FIGURES),
+                    *(format_number(figures.get(key), form) for _, key, form in FIGURES),
                 ]
             )
         if not rows:
@@ -106,7 +106,7 @@ class RunParts:
             rest = "" if self._redact else "\n".join(failed.details)
             parts.append(self._message("alert failed", failed.message, failed.remedy, rest))
         if self._run.view.skipped_steps:
-            skipped = count(len(self._run.view.skipped_steps), "update")
+            skipped = format_count(len(self._run.view.skipped_steps), "update")
             parts.append(self._message("alert", f"{skipped} skipped: not finite", ""))
         return "<h3>What it told</h3>" + "".join(parts) if parts else ""
 
@@ -146,7 +146,7 @@ class RunParts:
         tokens, trained = sum(s.tokens for s in steps), sum(s.pairs for s in steps)
         if tokens and trained:
             padding = sum(step.padding_tokens for step in steps) / tokens
-            facts.append(("computed", f"{tokens:,} tokens over {count(trained, 'pair')}"))
+            facts.append(("computed", f"{tokens:,} tokens over {format_count(trained, 'pair')}"))
             facts.append(("a pair", f"{tokens / trained:,.0f} tokens, {padding:.1%} padding"))
         problems = Counter(str(row.get("problem", "")) for row in self._report_run.skipped_rows)
         facts += [(f"rows {problem}", f"{number:,}") for problem, number in problems.items()]
@@ -195,7 +195,7 @@ def _share(figures: Mapping[str, float], name: str) -> str:
     if name not in figures:
         return "–"
     low, high = figures.get(f"{name}/low"), figures.get(f"{name}/high")
-    return f"{figures[name]:.2f} ({written(low, '.2f')}–{written(high, '.2f')})"
+    return f"{figures[name]:.2f} ({format_number(low, '.2f')}–{format_number(high, '.2f')})"
 
 
 def _toml(settings: Mapping[str, Any]) -> str:

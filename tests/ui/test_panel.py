@@ -20,10 +20,10 @@ from pathlib import Path
 from dpo_cli.commands.session import plain_console
 from dpo_cli.run.events import EventReader
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.ui.terminal.live import Panel
+from dpo_cli.ui.terminal.panel import Panel
 run = RunDirectory(Path(sys.argv[1]))
 panel = Panel(run, plain_console(), EventReader(run.events_path).read_new)
-signal.signal(signal.SIGINT, lambda *_: panel.tell_stopping())
+signal.signal(signal.SIGINT, lambda *_: panel.show_stopping())
 is_over = panel.show(lambda: run.is_completed)
 print("the run is over" if is_over else "the user left")
 """
@@ -115,7 +115,7 @@ def test_what_is_no_single_key_is_dropped(terminal: Terminal, run: RunDirectory)
     assert run.take_request() is None
 
 
-def test_no_colour_where_none_is_wanted(run: RunDirectory, tmp_path: Path) -> None:
+def test_no_color_where_none_is_wanted(run: RunDirectory, tmp_path: Path) -> None:
     with Terminal(PANEL, run.path, cwd=tmp_path, NO_COLOR="1") as terminal:
         terminal.until_shown("step 110/400")
         assert "\x1b[3" not in terminal.raw

@@ -1,4 +1,4 @@
-"""What a terminal would show, as a file: SVG in colour, or plain text."""
+"""What a terminal would show, as a file: SVG in color, or plain text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FONT_FACES = re.compile(r"@font-face \{\{.*?\}\}", re.DOTALL)
 
 
 def recording_console(width: int, height: int) -> Console:
-    """A terminal of that size that nobody sees, for `picture_of`."""
+    """A terminal of that size that nobody sees, for `captured_file`."""
     return Console(
         width=width,
         height=height,
@@ -28,7 +28,7 @@ def recording_console(width: int, height: int) -> Console:
     )
 
 
-def picture_of(console: Console, name: str, title: str) -> bytes:
+def captured_file(console: Console, name: str, title: str) -> bytes:
     """What was printed to a `recording_console`, as the content of a file.
 
     Args:

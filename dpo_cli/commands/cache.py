@@ -14,7 +14,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.formatting import format_count, format_duration, format_size
 from dpo_cli.run.caches import KINDS, entries, remove, the_cache
 
-cache = typer.Typer(name="cache", no_args_is_help=True)
+cache = typer.Typer(name="cache", no_args_is_help=True, add_completion=False)
 
 
 @cache.callback()

@@ -11,7 +11,7 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.profile.source import scan_lines
 
-config = typer.Typer(name="config", no_args_is_help=True)
+config = typer.Typer(name="config", no_args_is_help=True, add_completion=False)
 
 
 @config.callback()

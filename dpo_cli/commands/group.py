@@ -6,7 +6,7 @@ import ast
 import importlib
 import importlib.util
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import typer.main
 from typer.core import TyperCommand, TyperGroup
@@ -22,10 +22,11 @@ class LazyGroup(TyperGroup):
 
     Attributes:
         modules: module path of each command, in the order of the help page. The module defines a
-            function of its own last name, or a `typer.Typer` with that name for a subgroup.
+            function of its own last name, or a `typer.Typer` with that name for a subgroup. It may
+            define COMMAND_CLASS, a subclass of `TyperCommand`.
     """
 
-    modules: Mapping[str, str] = {}
+    modules: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -47,10 +48,11 @@ class LazyGroup(TyperGroup):
 
 def load_command(name: str, module: str) -> Any:
     """Import the module of a command and build the command from its function's signature."""
-    target = getattr(importlib.import_module(module), module.rpartition(".")[2])
+    imported = importlib.import_module(module)
+    target = getattr(imported, module.rpartition(".")[2])
     if not isinstance(target, typer.Typer):
         function, target = target, typer.Typer(add_completion=False)
-        target.command(name, cls=getattr(function, "command_class", None))(function)
+        target.command(name, cls=getattr(imported, "COMMAND_CLASS", None))(function)
     target.pretty_exceptions_enable = False
     target.rich_markup_mode = MARKUP_MODE
     command = typer.main.get_command(target)

@@ -29,7 +29,7 @@ _OURS = "launch.timeout_seconds"
 """The key of [launch] that torchrun knows nothing of."""
 
 
-class CommandOverTorchrun(TyperCommand):
+class TorchrunCommand(TyperCommand):
     """A command whose words behind a -- are torchrun's."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -19,6 +19,7 @@ from dpo_cli.commands.options import (
     SetOption,
 )
 from dpo_cli.commands.ranks import (
+    TorchrunCommand,
     launch_alerts,
     nproc_setting,
     print_torchrun,
@@ -39,6 +40,8 @@ from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.launch import worker_argv
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.tracking.kinds import asked_for, require_trackers
+
+COMMAND_CLASS = TorchrunCommand
 
 
 def resume(

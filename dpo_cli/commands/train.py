@@ -19,6 +19,7 @@ from dpo_cli.commands.options import (
     SetOption,
 )
 from dpo_cli.commands.ranks import (
+    TorchrunCommand,
     join_run,
     launch_alerts,
     nproc_setting,
@@ -40,6 +41,8 @@ from dpo_cli.run.launch import worker_argv
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.placement import begun_run, mark_run
 from dpo_cli.run.tracking.kinds import asked_for, require_trackers
+
+COMMAND_CLASS = TorchrunCommand
 
 
 def train(

@@ -12,7 +12,7 @@ from dpo_cli.commands.session import plain_console
 from dpo_cli.formatting import format_count
 
 
-def from_directory(
+def import_model(
     directory: Annotated[
         Path,
         typer.Argument(metavar="DIR", help="With config.json, such as `dpo export` writes."),

@@ -109,17 +109,18 @@ class Start:
         Raises:
             DpoError: the run failed.
         """
-        return launch.supervise(
+        launcher = launch.Launcher(
             self.run,
             self.lock,
             self.argv,
-            observe,
+            observe=observe,
             alerts=self.alerts,
+            trackers=self.trackers,
             undo=self.undo,
             start=starter,
             signals=signals,
-            trackers=self.trackers,
         )
+        return launcher.run()
 
 
 @contextmanager

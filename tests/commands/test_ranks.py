@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,13 +36,16 @@ def supervised(monkeypatch: pytest.MonkeyPatch) -> Supervised:
     """Nothing is started; the list collects what would have been."""
     calls: Supervised = []
 
-    def supervise(
-        run: RunDirectory, _lock: int, argv: Sequence[str], _report: object, **options: object
-    ) -> ExitCode:
-        calls.append((run, list(argv), list(options["alerts"])))  # type: ignore[call-overload]
-        return ExitCode.INTERRUPTED
+    class FakeLauncher:
+        def __init__(
+            self, run: RunDirectory, _lock: int, argv: Sequence[str], **options: Any
+        ) -> None:
+            calls.append((run, list(argv), list(options["alerts"])))
 
-    monkeypatch.setattr(launch, "supervise", supervise)
+        def run(self) -> ExitCode:
+            return ExitCode.INTERRUPTED
+
+    monkeypatch.setattr(launch, "Launcher", FakeLauncher)
     return calls
 
 

@@ -25,7 +25,7 @@ from dpo_cli.run.events import (
     Stopped,
     WorkerEnded,
 )
-from dpo_cli.run.launch import supervise, worker_argv
+from dpo_cli.run.launch import Launcher, worker_argv
 from dpo_cli.run.lookup import find_runs
 
 PREAMBLE = """
@@ -59,7 +59,8 @@ def launch(
 ) -> ExitCode:
     """Run the worker as `dpo train` would: refused before it is planned, the run is removed."""
     with run.locked() as lock:
-        return supervise(run, lock, argv(run, script), observe, undo=run.remove)
+        command = argv(run, script)
+        return Launcher(run, lock, command, observe=observe, undo=run.remove).run()
 
 
 def when_ready(*signals: signal.Signals) -> Callable[[Event], None]:
@@ -305,7 +306,7 @@ def test_a_torn_tail_is_cut_before_the_end_is_appended(run: RunDirectory) -> Non
 DETACHED = """
 import os, sys
 from pathlib import Path
-from dpo_cli.run.launch import detach, supervise
+from dpo_cli.run.launch import Launcher, detach
 from dpo_cli.run.directory import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))
 with run.locked() as lock:
@@ -313,7 +314,8 @@ with run.locked() as lock:
         print(pid)
         sys.exit()
     print("on its own", flush=True)
-    supervise(run, lock, sys.argv[2:], lambda event: print(type(event).__name__, flush=True))
+    show = lambda event: print(type(event).__name__, flush=True)
+    Launcher(run, lock, sys.argv[2:], observe=show).run()
 """
 
 

@@ -12,7 +12,9 @@ from rich.text import Text
 
 from dpo_cli.files import cache_directory
 from dpo_cli.formatting import format_count, format_duration, format_progress
-from dpo_cli.profile.grid import ENCODING, Point, holds_out, references, short, splitting_keys
+from dpo_cli.profile.grid import Point, holds_out, references, short, splitting_keys
+from dpo_cli.profile.schema import keys_affecting
+from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_path, show_value
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader
@@ -121,7 +123,7 @@ def _shared(points: Sequence[Point]) -> str:
     profiles = [point.profile for point in points]
     if cache_directory() is None:
         return "nothing: this user has no home for a cache; set DPO_CACHE_DIR"
-    its_own = [key for key in points[0].values if key in ENCODING]
+    its_own = [key for key in points[0].values if key in keys_affecting(Affects.TOKENS)]
     pairs = f"encoded pairs by {listed(map(short, its_own))}" if its_own else "the encoded pairs"
     needed = references(profiles)
     if needed == 0:

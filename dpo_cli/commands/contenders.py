@@ -40,5 +40,4 @@ def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[Compare
 def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> ComparedRun:
     """A run by the events of its stream."""
     view = RunView.of(events)
-    settings = view.plan.get("settings") if view.plan else None
-    return ComparedRun(letter, summarize(run), view, settings or {})
+    return ComparedRun(letter, summarize(run), view, view.plan.settings if view.plan else {})

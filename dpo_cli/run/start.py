@@ -284,7 +284,7 @@ def planned_profile(run: RunDirectory) -> Profile | None:
     if plan is None:
         return None
     try:
-        return from_tables(plan["settings"])
+        return from_tables(plan.settings)
     except ValueError as error:
         raise DpoError(f"{run.plan_path} is damaged: its settings are no valid profile") from error
 
@@ -326,7 +326,7 @@ def _how_to_continue(run: RunDirectory, old: Profile, new: Profile) -> str | Non
     A run that stopped early (eval.patience) has steps left.
     """
     plan, done = run.read_plan(), run.completed_steps
-    if plan is None or done is None or done >= plan["steps"]["optimizer_steps"]:
+    if plan is None or done is None or done >= plan.steps.optimizer_steps:
         if new.train.epochs > old.train.epochs:
             return None
         return f"Train more epochs with: --set train.epochs={old.train.epochs + 1} --allow-changes"

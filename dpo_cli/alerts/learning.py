@@ -86,8 +86,8 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
         return Alert(
             code="reach-short",
             message=f"the loss still reads {now:.4f} {after}: a reach of {history.reach:.1e} so"
-            f" far, the sum of the learning rates, hardly moves the weights ({moved:.1%} of them changed"
-            f" in a {facts.export_dtype} file)",
+            f" far, the sum of the learning rates, hardly moves the weights ({moved:.1%} of them"
+            f" changed in a {facts.export_dtype} file)",
             remedy=suggest_lr_and_beta(facts.learning_rate, facts.reach),
         )
     return None

@@ -40,7 +40,7 @@ class Launch(Table):
     """Number of this machine: 0 writes the run directory, the others join."""
 
     max_restarts: Annotated[int, Field(ge=0), NONE] = 0
-    """How often all processes restart from the newest complete checkpoint after one was lost."""
+    """Restarts of all processes, from the newest complete checkpoint, after one was lost."""
 
     timeout_seconds: Annotated[float, Field(gt=0), NONE] = 600.0
     """Seconds that a process waits for the others before it stops and names the missing ones."""

@@ -120,7 +120,7 @@ class Dpo(Table):
             )
         if value == 0 and "exo_pair" in names:
             raise contradiction(
-                'dpo.loss = "exo_pair" needs a value above 0 (it takes the logarithm); for example 1e-3'
+                'dpo.loss = "exo_pair" takes its logarithm, so it must be above 0; for example 1e-3'
             )
         return value
 

@@ -45,9 +45,9 @@ class Data(Table):
         POSITION,
         REFERENCE,
     ] = None
-    """How often the pairs of each entry of data_path count in an epoch. 2 uses every pair twice;
-    0.5 uses half of them, drawn once with train.seed, the same half in every epoch. eval.fraction
-    is held out before. Default: 1 for each."""
+    """Weight of each entry of data_path in an epoch: 2 uses every pair twice; 0.5 uses half of the
+    pairs, drawn once with train.seed, the same half in every epoch. eval.fraction is held out
+    before. Default: 1 for each."""
 
     format: Annotated[
         Literal[

@@ -166,9 +166,9 @@ class Train(Table):
     """Gradient-norm clipping threshold."""
 
     nan_policy: Annotated[Literal["stop", "skip"], MATHEMATICS] = "stop"
-    """What to do when a loss or gradient is NaN or infinite: "stop" before the weights change, or
-    "skip" this update and continue. Both name the pairs, and keep the inputs of the first such step
-    in the run's folder non_finite/."""
+    """Action on a NaN or infinite loss or gradient: "stop" before the weights change, or "skip"
+    this update and continue. Both name the pairs, and keep the inputs of the first such step in the
+    run's folder non_finite/."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32), POSITION, TOKENS | SPLIT | REFERENCE] = 1337
     """Seed of all random choices: order, dropout, think blocks, held-out pairs."""
@@ -179,7 +179,7 @@ class Train(Table):
         MATHEMATICS,
         REFERENCE,
     ] = "auto"
-    """Where to compute: "cpu", "cuda", or "cuda:N" for GPU N. "auto" is CUDA if there is a GPU,
+    """Device to compute on: "cpu", "cuda", or "cuda:N" for GPU N. "auto" is CUDA if there is a GPU,
     else the CPU."""
 
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MATHEMATICS, REFERENCE] = (
@@ -338,8 +338,7 @@ class Eval(Table):
 
 
 class Export(Table):
-    """Exported weights: a half-precision file for MiniMind's own scripts, or a Hugging Face
-    directory for any other model."""
+    """Exported weights: a file for MiniMind's own scripts, or a Hugging Face directory."""
 
     # At most 48 characters of 4 bytes each, so that the temporary file names that are made from
     # the prefix stay below 255 bytes.

@@ -10,8 +10,7 @@ from dpo_cli.profile.table import NONE, Table
 
 
 class Track(Table):
-    """Trackers that receive the metrics of a run, from a process of their own. No texts, paths or
-    host names are sent."""
+    """Trackers that receive a run's metrics. Paths and host names are never sent."""
 
     use_wandb: Annotated[bool, NONE] = False
     """Send metrics to Weights & Biases. Without a login they are kept in the run's folder wandb,

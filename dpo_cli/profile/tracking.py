@@ -10,7 +10,7 @@ from dpo_cli.profile.table import NONE, Table
 
 
 class Track(Table):
-    """Trackers that receive a run's metrics. Paths and host names are never sent."""
+    """Trackers that receive a run's metrics, but no texts (see send_text), paths or host names."""
 
     use_wandb: Annotated[bool, NONE] = False
     """Send metrics to Weights & Biases. Without a login they are kept in the run's folder wandb,

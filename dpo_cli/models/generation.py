@@ -61,7 +61,7 @@ def generate(
     model: PreTrainedModel,
     prompt: Tensor,
     *,
-    compute: Device,
+    device: Device,
     end_id: int | None,
     max_new_tokens: int,
     sample: Sample | None = None,
@@ -71,23 +71,23 @@ def generate(
     Args:
         model: in evaluation mode; whatever transformers computes with a cache.
         prompt: (T,), the answer's header included.
-        compute: where the model is.
+        device: where the model is.
         end_id: ends an answer; None where nothing does.
         max_new_tokens: after so many the answer is cut.
         sample: else the likeliest.
     """
     sample = sample or _likeliest
-    fed = prompt.to(compute.device).unsqueeze(0)
+    fed = prompt.to(device.torch_device).unsqueeze(0)
     kept: dict[str, Any] = {}
     for _ in range(max_new_tokens):
         # A compiled block would be compiled anew for each length of what is cached.
-        with torch.no_grad(), compute.autocast(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), device.autocast(), torch.compiler.set_stance("force_eager"):
             output = model(input_ids=fed, use_cache=True, logits_to_keep=1, **kept)
             number = sample(output.logits[0, -1])
         yield number
         if number == end_id:
             return
-        fed = torch.tensor([[number]], device=compute.device)
+        fed = torch.tensor([[number]], device=device.torch_device)
         kept = {name: output[name] for name in _CACHES if name in output}
 
 

@@ -16,7 +16,7 @@ from dpo_cli.data.groups import groups_of
 from dpo_cli.data.pairs import SkippedRow
 from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
 from dpo_cli.data.tokens import Rows, TokenizedPairs
-from dpo_cli.distributed.ranks import ALONE, Ranks
+from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture
@@ -51,8 +51,8 @@ class RunInputs:
         skipped_rows, held_out_skipped_rows: rows left out, with line and reason.
         fingerprints: hex SHA-256 of each input, see `dpo_cli.run.plan.Plan`.
         held_out_groups: (K,) bool by group name: the held-out pairs of each group.
-        accumulation_steps: micro-batches of one optimizer step, over all ranks. A resumed run keeps
-            the number it began with, also on another number of ranks.
+        accumulation_steps: micro-batches of one optimizer step, over all group. A resumed run keeps
+            the number it began with, also on another number of group.
         world_size: number of ranks that train together.
     """
 
@@ -144,7 +144,7 @@ def read_inputs(
     device: Device,
     run: RunDirectory,
     on_progress: OnProgress,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     accumulation_steps: int | None = None,
 ) -> RunInputs:
     """Read and check all inputs; writes nothing but a copy of the weights that `run:NAME` names.
@@ -155,7 +155,7 @@ def read_inputs(
         run: `run:NAME` is looked up beside it. A copy of those weights is kept in it, because the
             other run may train on and remove the checkpoint.
         on_progress: see `OnProgress`.
-        ranks: the ranks that train together; collective.
+        group: the ranks that train together; collective.
         accumulation_steps: see `assemble_inputs`.
 
     Raises:
@@ -171,12 +171,12 @@ def read_inputs(
 
     # The main rank goes first and keeps its copy of `run:NAME`; the others read that copy. Else
     # each rank could see another checkpoint of a run that is still training.
-    weights, reference_weights = ranks.main_process_first("weights", read_weights)
+    weights, reference_weights = group.main_process_first("weights", read_weights)
     require_same_vocabulary(tokenizer, weights, reference_weights)
-    rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, ranks)
+    rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, group)
     held_out = None
     if (source := held_out_pairs(profile)) is not None:
-        held_out = usable_rows(profile, source, tokenizer, on_progress, ranks)
+        held_out = usable_rows(profile, source, tokenizer, on_progress, group)
     return assemble_inputs(
         profile,
         device,
@@ -185,7 +185,7 @@ def read_inputs(
         reference_weights,
         rows,
         held_out,
-        world_size=ranks.size,
+        world_size=group.world_size,
         accumulation_steps=accumulation_steps,
     )
 
@@ -210,12 +210,12 @@ def assemble_inputs(
         rows: encoded rows of `data.data_path`; `eval.fraction` of them is held out.
         held_out: encoded rows of `eval.path`, if it is set.
         world_size: number of ranks that train together.
-        accumulation_steps: micro-batches of one optimizer step over all ranks, which a resumed run
+        accumulation_steps: micro-batches of one optimizer step over all group, which a resumed run
             keeps; None to compute it from the profile.
 
     Raises:
         DpoError: a sequence is longer than the model has positions for, there are too few pairs to
-            hold any out, fewer micro-batches than ranks, or no aux_loss for these experts.
+            hold any out, fewer micro-batches than group, or no aux_loss for these experts.
     """
     require_positions(profile, weights, training_pairs(profile), rows.kept)
     if held_out and (source := held_out_pairs(profile)):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.distributed.ranks import Ranks
+from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.training.best import BestSoFar
@@ -28,7 +28,7 @@ def build_trainer(
     directory: Path,
     hooks: TrainerHooks,
     save: Callable[[Trainer], None],
-    ranks: Ranks,
+    group: ProcessGroup,
 ) -> Trainer:
     """Policy, reference and optimizer, in the state of `checkpoint`.
 
@@ -36,7 +36,7 @@ def build_trainer(
         inputs: the run's inputs.
         checkpoint: None to begin with the checkpoint's weights.
         directory: the run's, where the reference's log-probs are kept.
-        watch, save, ranks: see `Trainer`.
+        watch, save, group: see `Trainer`.
 
     Raises:
         DpoError: the state is damaged, or not of this model.
@@ -47,14 +47,14 @@ def build_trainer(
 
     references = open_references(inputs, load_reference, directory)
     model_weights = inputs.weights
-    if checkpoint is not None and ranks.is_main:
+    if checkpoint is not None and group.is_main:
         model_weights = replace(model_weights, state=load_weights(checkpoint.path))
     policy = make_scorer(inputs, model_weights)
     optimizer = make_optimizer(
         policy.model.parameters(), kahan_summation=inputs.profile.train.kahan_summation
     )
     scaler = torch.amp.GradScaler(inputs.device.type, enabled=inputs.device.dtype == torch.float16)
-    trainer = Trainer(inputs, policy, *references, optimizer, scaler, hooks, save, ranks)
+    trainer = Trainer(inputs, policy, *references, optimizer, scaler, hooks, save, group)
     if inputs.profile.eval.num_samples and inputs.held_out:
         trainer.sampler = Sampler(inputs, ChatTokenizer(inputs.tokenizer), load_reference)
     if checkpoint is not None:
@@ -64,8 +64,8 @@ def build_trainer(
             model=policy.model,
             optimizer=optimizer,
             scaler=scaler,
-            ranks=ranks,
+            group=group,
         )
-        best = ranks.broadcast_from_main("best", lambda: load_best(checkpoint.path).to_dict())
+        best = group.broadcast_from_main("best", lambda: load_best(checkpoint.path).to_dict())
         trainer.best = BestSoFar.from_dict(best)
     return trainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from dpo_cli.alerts.course import Course, Facts
-from dpo_cli.profile.recipe import GENTLE_GAP, together
+from dpo_cli.profile.recipe import MAX_SATURATION_MARGIN, suggest_lr_and_beta
 from dpo_cli.run.events import Alert
 
 DISPLACED_SHARE = 0.25
@@ -60,7 +60,7 @@ def stuck(course: Course, facts: Facts) -> Alert | None:
     if now < first * (1 - STILL_SHARE):
         return None
     is_still = now <= first * (1 + STILL_SHARE)
-    has_moved, has_brake = moved >= MOVED_SHARE, facts.saturation_margin <= GENTLE_GAP
+    has_moved, has_brake = moved >= MOVED_SHARE, facts.saturation_margin <= MAX_SATURATION_MARGIN
     after = f"after {course.last.optimizer_step} of {facts.optimizer_steps} updates"
     if is_still and has_moved and not has_brake:
         return Alert(
@@ -69,7 +69,7 @@ def stuck(course: Course, facts: Facts) -> Alert | None:
             f" changed: with {facts.reduction} and beta {facts.beta:g} it cannot tell (it would"
             f" push half as hard at {facts.saturation_margin:.2g} nats a token between chosen and"
             " rejected), and the learning rate alone holds the model back",
-            remedy=together(facts.learning_rate, facts.reach),
+            remedy=suggest_lr_and_beta(facts.learning_rate, facts.reach),
         )
     if has_moved and (accuracy := course.accuracy) is not None and accuracy <= 0.5:
         return Alert(
@@ -86,7 +86,7 @@ def stuck(course: Course, facts: Facts) -> Alert | None:
             message=f"the loss still reads {now:.4f} {after}: a reach of {course.reach:.1e} so far,"
             f" the sum of the learning rates, hardly moves the weights ({moved:.1%} of them changed"
             f" in a {facts.export_dtype} file)",
-            remedy=together(facts.learning_rate, facts.reach),
+            remedy=suggest_lr_and_beta(facts.learning_rate, facts.reach),
         )
     return None
 
@@ -103,5 +103,5 @@ def resolution(course: Course, facts: Facts) -> Alert | None:
         message=f"after {course.last.optimizer_step} of {facts.optimizer_steps} updates"
         f" {moved:.1%} of the weights have another value in a {dtype} file: what was learned is"
         " smaller than its rounding, and the file will hardly differ from the checkpoint",
-        remedy=better + together(facts.learning_rate, facts.reach),
+        remedy=better + suggest_lr_and_beta(facts.learning_rate, facts.reach),
     )

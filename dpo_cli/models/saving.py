@@ -55,7 +55,7 @@ def write_folder(
         path, state, architecture, dtype, tokenizer: see `write_model`.
     """
     path.mkdir(exist_ok=True)
-    names = (*folder.TOKENIZER, *folder.TOKENIZER_TOO)
+    names = (*folder.TOKENIZER, *folder.TOKENIZER_OPTIONAL)
     for source in (tokenizer / name for name in names):
         if source.is_file() and not _is_same(source, path / source.name):
             write_atomically(path / source.name, partial(_copy, source))

@@ -14,6 +14,7 @@ from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.eval_config import split_of
 from dpo_cli.run.events import Evaluated
+from dpo_cli.run.plan import Plan
 from dpo_cli.run.summary import RunState, RunSummary
 from dpo_cli.run.view import RunView
 
@@ -46,9 +47,19 @@ class ComparedRun:
         return self.summary.name
 
     @property
-    def plan(self) -> Mapping[str, Any]:
-        """Empty where it was never planned."""
-        return self.view.plan or {}
+    def plan(self) -> Plan | None:
+        """Plan of the run; None if it was never planned."""
+        return self.view.plan
+
+    @property
+    def model(self) -> str:
+        """One-line description of the model; empty if the run was never planned."""
+        return self.plan.model.description if self.plan else ""
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """SHA-256 of the inputs; empty if the run was never planned."""
+        return self.plan.fingerprints if self.plan else {}
 
     @property
     def accuracy(self) -> tuple[float, tuple[float, float]] | None:
@@ -113,14 +124,14 @@ def _facts(run: ComparedRun) -> Iterator[tuple[str, Any]]:
     for table, fields in run.settings.items():
         for field, value in fields.items():
             yield f"{table}.{field}", value
-    fingerprints = run.plan.get("fingerprints", {})
-    for name, digest in fingerprints.items():
-        if name != "reference" or digest != fingerprints.get("weights"):
-            yield f"content of {name}", str(digest)[:_DIGITS]
-    yield "device", run.plan.get("device")
-    yield "dtype", run.plan.get("dtype")
-    for name, version in run.plan.get("environment", {}).items():
-        yield name, version
+    if run.plan is None:
+        return
+    for name, digest in run.fingerprints.items():
+        if name != "reference" or digest != run.fingerprints.get("weights"):
+            yield f"content of {name}", digest[:_DIGITS]
+    yield "device", run.plan.device
+    yield "dtype", run.plan.dtype
+    yield from run.plan.environment.items()
 
 
 _CONTENTS = {
@@ -138,7 +149,7 @@ def _content_of(key: str, runs: Sequence[ComparedRun]) -> str | None:
     """The fact that says more than the path `key`; None if it is no path, or nothing else says."""
     name = _CONTENTS.get(key)
     fingerprint = name.removeprefix("content of ") if name else ""
-    is_known = all(fingerprint in run.plan.get("fingerprints", {}) for run in runs)
+    is_known = all(fingerprint in run.fingerprints for run in runs)
     return name if is_known else None
 
 
@@ -215,7 +226,7 @@ def rivals(first: ComparedRun, runs: Sequence[ComparedRun]) -> dict[str, tuple[f
 
 def _held_out_pairs(run: ComparedRun) -> str:
     """What decides which pairs are held out, as far as plans tell: one text for the same pairs."""
-    prints = run.plan.get("fingerprints", {})
+    prints = run.fingerprints
     source = prints.get("held_out") or (prints.get("data"), split_of(run.settings))
     cut = values_affecting(Affects.HELD_OUT, run.settings, plain=True)
     return str((_pairs(run), source, prints.get("tokenizer"), cut))

@@ -83,7 +83,7 @@ def test_a_reach_too_short(shared: Path, tmp_path: Path) -> None:
     run = trained(shared, tmp_path, **TINY)
     assert codes(run) == {"reach-short", "below-resolution"}
     assert "the loss still reads 0.6931" in only(run, "reach-short").message
-    assert "never the learning rate alone" in only(run, "reach-short").remedy
+    assert "Do not raise the learning rate alone" in only(run, "reach-short").remedy
     assert only(run, "below-resolution").remedy.startswith('export.dtype = "float32"')
 
 

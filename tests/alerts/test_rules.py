@@ -14,7 +14,7 @@ import pytest
 
 from dpo_cli.alerts import ALARMS, AlertRules, Facts
 from dpo_cli.alerts.course import WINDOW
-from dpo_cli.profile.recipe import BETA, saturation_margin, together
+from dpo_cli.profile.recipe import BETA, saturation_margin, suggest_lr_and_beta
 from dpo_cli.run.events import Alert, Evaluated, Event, Progress, StepDone, WorkerStarted
 
 STEPS = 120
@@ -147,7 +147,7 @@ def test_a_loss_that_stays_since_the_weights_do_is_short_of_reach() -> None:
         "the loss still reads 0.6928 after 40 of 120 updates: a reach of 4.0e-04 so far, the sum"
         " of the learning rates, hardly moves the weights (1.0% of them changed in a float16 file)"
     )
-    assert alert.remedy == together(1e-5, 6e-4)
+    assert alert.remedy == suggest_lr_and_beta(1e-5, 6e-4)
 
 
 def test_a_loss_that_stays_though_the_weights_move_has_no_brake() -> None:
@@ -187,7 +187,7 @@ def test_resolution_names_a_better_format_where_there_is_one() -> None:
     assert heard(still) == [(60, "below-resolution")]
     assert text(still, "below-resolution").remedy.startswith('export.dtype = "float32"')
     whole = replace(FACTS, export_dtype="float32")
-    assert text(still, "below-resolution", whole).remedy == together(1e-5, 6e-4)
+    assert text(still, "below-resolution", whole).remedy == suggest_lr_and_beta(1e-5, 6e-4)
 
 
 # --- stability -----------------------------------------------------------------------------------

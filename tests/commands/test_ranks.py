@@ -17,6 +17,7 @@ from dpo_cli.run.events import Alert, EventWriter, Planned, Stopped
 from dpo_cli.run.lookup import find_runs
 from tests.commands.conftest import Cli
 from tests.run.test_placement import SLURM, TORCHRUN
+from tests.support import story
 
 TORCHRUN_0 = {**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0"}
 ONE_MACHINE = (
@@ -130,7 +131,7 @@ def test_idle_cards_are_said_and_never_taken(
 def test_a_resume_may_take_another_number(dpo: Cli, supervised: Supervised) -> None:
     dpo("train", "mine.toml")
     stream = EventWriter(supervised[0][0].events_path)
-    stream.append(Planned(plan={}))
+    stream.append(Planned(plan=story.PLAN))
     stream.append(Stopped(reason="interrupted", step=1, optimizer_step=1))
     dpo("resume", "--nproc", "3", "--exact", "--", "--max-restarts", "1")
     run, argv, _ = supervised[1]

@@ -27,6 +27,7 @@ from dpo_cli.run.events import (
 )
 from dpo_cli.run.launch import Launcher, worker_argv
 from dpo_cli.run.lookup import find_runs
+from tests.support.story import PLAN, plan_source
 
 PREAMBLE = """
 import os, signal, sys, time
@@ -35,7 +36,7 @@ from dpo_cli.run.events import *
 run = Path(sys.argv[1])
 stream = EventWriter(run / "events.jsonl")
 """
-PLANNED = "stream.append(Planned(plan={}))\n"
+PLANNED = plan_source() + "stream.append(Planned(plan=PLAN))\n"
 COMPLETED = "stream.append(Completed(step=1, optimizer_step=1, weights='w'))\n"
 # Says when it is ready, then waits for the signal; without one it ends in time to fail a test.
 WAIT = """
@@ -95,7 +96,7 @@ def test_a_run_to_its_end(run: RunDirectory) -> None:
 
 def test_only_events_after_the_start_are_shown(run: RunDirectory) -> None:
     writer = EventWriter(run.events_path)
-    writer.append(Planned(plan={}))
+    writer.append(Planned(plan=PLAN))
     writer.append(Stopped(reason="interrupted", step=1, optimizer_step=1))
     writer.close()
     seen: list[Event] = []

@@ -46,7 +46,7 @@ class ComparisonView:
 
     def _legend(self) -> Iterator[Text]:
         for run, style in zip(self._runs, self._styles, strict=True):
-            model = run.plan.get("model", {}).get("description", "never planned")
+            model = run.model or "never planned"
             yield Text.assemble(
                 (run.letter, f"bold {style}"),
                 f" {one_line(run.name)}",

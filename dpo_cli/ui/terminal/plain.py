@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -25,6 +24,7 @@ from dpo_cli.run.events import (
     Stopped,
     WorkerStarted,
 )
+from dpo_cli.run.plan import Plan
 from dpo_cli.ui.terminal.layout import one_line
 from dpo_cli.ui.terminal.ranks import straggler, straggler_message
 
@@ -53,7 +53,7 @@ class PlainReport:
         self._designation = designation
         self._directory = directory
         self._quiet = quiet
-        self._plan: dict[str, Any] | None = None
+        self._plan: Plan | None = None
         self._phase = _Phase()
         self._recent: deque[StepDone] = deque(maxlen=_RECENT_STEPS)
         self._hosts: tuple[str, ...] = ()
@@ -116,8 +116,8 @@ class PlainReport:
             return True
         if self._plan is None:
             return False
-        log_interval = self._plan["profile"]["log_interval"]
-        return before // log_interval < now // log_interval or now == _total_steps(self._plan)
+        log_interval = self._plan.setting("train.log_interval")
+        return before // log_interval < now // log_interval or now == self._plan.steps.micro_batches
 
     def _print(self, lines: Iterable[Text], *, always: bool = False) -> None:
         if always or not self._quiet:
@@ -142,40 +142,39 @@ class _Phase:
         return True
 
 
-def plan_lines(plan: Mapping[str, Any], directory: Path) -> list[Text]:
+def plan_lines(plan: Plan, directory: Path) -> list[Text]:
     """What will happen, before it does."""
     return [_fact(label, value) for label, value in plan_facts(plan, directory)]
 
 
-def plan_facts(plan: Mapping[str, Any], directory: Path) -> list[tuple[str, str]]:
+def plan_facts(plan: Plan, directory: Path) -> list[tuple[str, str]]:
     """A plan in a few facts, each with its name."""
-    model, pairs, steps, profile = plan["model"], plan["pairs"], plan["steps"], plan["profile"]
-    kept = format_count(pairs["kept"], "pair")
-    if pairs["held_out"]:
-        kept += f", {pairs['held_out']:,} held out"
-    if pairs["skipped_rows"]:
-        kept += f", {pairs['skipped_rows']:,} set aside: {directory / 'skipped_rows.jsonl'}"
+    pairs, steps, setting = plan.pairs, plan.steps, plan.setting
+    kept = format_count(pairs.kept, "pair")
+    if pairs.held_out:
+        kept += f", {pairs.held_out:,} held out"
+    if pairs.skipped_rows:
+        kept += f", {pairs.skipped_rows:,} set aside: {directory / 'skipped_rows.jsonl'}"
     return [
-        ("model", f"{model['description']}, {format_count(model['parameters'], 'parameter')}"),
+        ("model", f"{plan.model.description}, {format_count(plan.model.parameters, 'parameter')}"),
         ("data", kept),
         (
             "steps",
-            f"{format_count(steps['epochs'], 'epoch')} x {steps['micro_batches_per_epoch']:,} "
-            f"of {format_count(steps['batch_size'], 'pair')} = {steps['micro_batches']:,}, "
-            f"{format_count(steps['optimizer_steps'], 'update')}"
+            f"{format_count(setting('train.epochs'), 'epoch')} x {steps.micro_batches_per_epoch:,} "
+            f"of {format_count(setting('train.batch_size'), 'pair')} = {steps.micro_batches:,}, "
+            f"{format_count(steps.optimizer_steps, 'update')}"
             + (
-                f" (one each {steps['accumulation_steps']} steps)"
-                if steps["accumulation_steps"] > 1
+                f" (one each {steps.accumulation_steps} steps)"
+                if steps.accumulation_steps > 1
                 else ""
             ),
         ),
-        ("rate", f"{profile['learning_rate']:g}, schedule {profile['schedule']}"),
+        ("rate", f"{setting('train.learning_rate'):g}, schedule {setting('train.schedule')}"),
         (
             "objective",
-            f"{profile.get('loss', 'DPO')}, beta {profile['beta']:g}, {profile['reduction']} over"
-            " tokens",
+            f"{plan.loss}, beta {setting('dpo.beta'):g}, {setting('dpo.reduction')} over tokens",
         ),
-        ("device", f"{plan['device']}, {plan['dtype']}, {profile['layout']} layout"),
+        ("device", f"{plan.device}, {plan.dtype}, {setting('train.layout')} layout"),
     ]
 
 
@@ -195,13 +194,13 @@ def progress_line(event: Progress) -> Text:
     return Text(f"{event.phase} {done}", style="dim")
 
 
-def step_line(event: StepDone, recent: Iterable[StepDone], plan: dict[str, Any] | None) -> Text:
+def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) -> Text:
     """One optimizer step; `recent` ends with it and gives the speed, `plan` the totals."""
     metrics, recent = event.metrics, list(recent)
     total = epochs = eta = ""
     if plan is not None:
-        total, epochs = f"/{_total_steps(plan)}", f"/{plan['steps']['epochs']}"
-        eta = format_duration((_total_steps(plan) - event.step) * _seconds_a_step(recent))
+        total, epochs = f"/{plan.steps.micro_batches}", f"/{plan.setting('train.epochs')}"
+        eta = format_duration((plan.steps.micro_batches - event.step) * _seconds_a_step(recent))
     seconds = sum(step.seconds for step in recent)
     pairs_a_second = sum(step.pairs for step in recent) / seconds if seconds else 0.0
     return _fields(
@@ -300,11 +299,6 @@ def completed_lines(event: Completed, designation: str, directory: Path) -> list
         *([Text(f"      {event.reason}")] if event.reason else []),
         _command("export", f"dpo export {designation}"),
     ]
-
-
-def _total_steps(plan: dict[str, Any]) -> int:
-    total: int = plan["steps"]["micro_batches"]
-    return total
 
 
 def _seconds_a_step(recent: list[StepDone]) -> float:

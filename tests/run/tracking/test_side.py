@@ -19,14 +19,15 @@ from dpo_cli.run.events import Alert, Event, EventReader
 from dpo_cli.run.launch import Launcher
 from dpo_cli.run.lookup import find_runs
 from dpo_cli.run.tracking import side
-from tests.run.tracking.streams import new_run
+from tests.run.tracking.streams import PLANNED, new_run
 
-WORKER = """
+WORKER = f"""
+from dpo_cli.run.plan import *
 import sys, time
 from pathlib import Path
 from dpo_cli.run.events import *
 stream = EventWriter(Path(sys.argv[1]) / "events.jsonl")
-stream.append(Planned(plan={"steps": {"micro_batches_per_epoch": 4}}))
+stream.append({PLANNED!r})
 time.sleep(float(sys.argv[2]))
 stream.append(Completed(step=1, optimizer_step=1, weights="w"))
 """

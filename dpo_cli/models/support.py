@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.models import attention
 from dpo_cli.models.per_sequence import split_sequences
 from dpo_cli.models.scoring import ResponseScorer
@@ -121,7 +121,7 @@ def _try_attention(
         with torch.no_grad():
             scores = ResponseScorer(model, fallback_reason=fallback_reason)(batch)
     except Exception as failure:  # model code raises anything when it meets unexpected arguments
-        return (str(failure) or type(failure).__name__).splitlines()[0]
+        return first_line(failure)
     finally:
         _set_attention(model, was)
         model.train(was_training)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dpo_cli.alerts import AlertRules
+from dpo_cli.alerts.rules import AlertRules
 from dpo_cli.compute.device import Device, resolve, tune
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.ranks import LeftError, PeerLostError, Ranks
@@ -311,7 +311,7 @@ class _Session:
         if self.alarms is not None:
             is_step = isinstance(event, StepDone)
             free_bytes = shutil.disk_usage(self.run.path).free if is_step else None
-            for alert in self.alarms.hear(event, free_bytes):
+            for alert in self.alarms.take(event, free_bytes):
                 self.events.append(alert)
 
     def asked(self) -> set[str]:

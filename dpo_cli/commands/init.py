@@ -7,17 +7,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from dpo_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from dpo_cli.profile.discover import FoundFiles
-    from dpo_cli.profile.recipe import Inputs
+from dpo_cli.commands.session import plain_console
+from dpo_cli.data.sources import Source
+from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.files import write_text_atomically
+from dpo_cli.profile.discover import (
+    FoundFiles,
+    discover_around,
+    discover_in,
+    is_moe_file,
+    minimind_version_of,
+)
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.recipe import (
+    Inputs,
+    copy_profile,
+    huggingface_recipe,
+    learning_recipe,
+    minimind_recipe,
+)
+from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
+from dpo_cli.profile.text import show_path
+from dpo_cli.run.disk import explain_disk_errors
 
 
 class Template(StrEnum):
@@ -76,19 +92,6 @@ def init(
 
     Example: `dpo init first --minimind ../minimind`
     """
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.files import write_text_atomically
-    from dpo_cli.profile.discover import discover_around, discover_in
-    from dpo_cli.profile.load import load_profile
-    from dpo_cli.profile.recipe import (
-        copy_profile,
-        huggingface_recipe,
-        learning_recipe,
-        minimind_recipe,
-    )
-    from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
-    from dpo_cli.run.disk import explain_disk_errors
-
     path = _target(name, force)
     console = plain_console()
     reference = load_profile(Path(Template.DENSE))
@@ -152,9 +155,6 @@ def _choose(
     found: FoundFiles, template: Template | None, console: Console
 ) -> tuple[Inputs, Template]:
     """Say what is there; of each kind take one that fits the template, which it may suggest."""
-    from dpo_cli.profile.discover import is_moe_file, minimind_version_of
-    from dpo_cli.profile.recipe import Inputs
-
     checkpoints = sorted(found.weights, key=is_moe_file)
     tokenizers: Sequence[Path] = found.tokenizers
     if template is Template.HF or (template is None and found.models and not checkpoints):
@@ -177,9 +177,6 @@ def _choose(
 
 def _count(pairs: Path | None, console: Console) -> int | None:
     """Say what the pairs are read as; gives how many there are, as far as that can be known."""
-    from dpo_cli.data.sources import Source
-    from dpo_cli.errors import DpoError
-
     if pairs is None:
         return None
     try:
@@ -194,8 +191,6 @@ def _count(pairs: Path | None, console: Console) -> int | None:
 
 def _ask(what: str, paths: Sequence[Path]) -> Path | None:
     """The first, or on a terminal the one that the user chooses, where there is a choice."""
-    from dpo_cli.profile.text import show_path
-
     if len(paths) < 2 or not sys.stdin.isatty():
         return paths[0] if paths else None
     typer.echo(f"{what}:")
@@ -209,8 +204,6 @@ def _ask(what: str, paths: Sequence[Path]) -> Path | None:
 
 def _suggested(inputs: Inputs) -> Template:
     """The template that the files suggest by their names, and the tokenizer by its template."""
-    from dpo_cli.profile.discover import is_moe_file, minimind_version_of
-
     is_moe = inputs.model_weights is not None and is_moe_file(inputs.model_weights)
     if inputs.tokenizer is not None and minimind_version_of(inputs.tokenizer) == 3:
         return Template.MINIMIND3_MOE if is_moe else Template.MINIMIND3
@@ -219,8 +212,6 @@ def _suggested(inputs: Inputs) -> Template:
 
 def _print_found(console: Console, kinds: Mapping[str, Sequence[Path]], inputs: Inputs) -> None:
     """What lies around, with an arrow at what is taken."""
-    from dpo_cli.profile.text import show_path
-
     taken = {inputs.model_weights, inputs.tokenizer, inputs.pairs}
     for kind, paths in kinds.items():
         console.print(f"{kind}: {len(paths) or 'none'} found")

@@ -283,7 +283,7 @@ class _Session:
         if unused := inputs.held_out_skipped_rows:
             self.events.append(
                 Alert(
-                    code="held-out-rows-set-aside",
+                    code="held-out-rows-skipped",
                     message=f"{len(unused)} rows of eval.path are not used; the first is"
                     f" {inputs.held_out.places.name(unused[0].line)}: {unused[0].reason}",
                 )

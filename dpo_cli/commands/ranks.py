@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from dpo_cli.run import launch
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert
 from dpo_cli.run.placement import Place, recognise
-from dpo_cli.run.processes import die_with_parent
+from dpo_cli.run.processes import die_with_parent, module_argv
 from dpo_cli.run.torchrun import agent_argv, processes_here, torchrun_arguments, usable_gpus
 from dpo_cli.ui.terminal.plain import PlainReport
 
@@ -74,10 +73,10 @@ def take_place(refused: Sequence[str]) -> Place | None:
             f"give it to {place.starter}, or start one process by hand",
         )
     os.environ.update(place.environment)
+    die_with_parent()  # holds across execv, too
     if place.rank:
-        worker = [sys.executable, "-m", "dpo_cli.training.worker", "--join"]
-        os.execv(sys.executable, worker)
-    die_with_parent()
+        worker = module_argv("dpo_cli.training.worker", "--join")
+        os.execv(worker[0], worker)
     return place
 
 
@@ -112,7 +111,7 @@ def ranks_argv(
     run: RunDirectory, torchrun: Sequence[str] | None, worker: Sequence[str]
 ) -> Sequence[str]:
     """The command line to supervise: the worker's, or the agent's over several of them."""
-    return worker if torchrun is None else agent_argv(run.path, torchrun, worker[1:])
+    return worker if torchrun is None else agent_argv(run.path, torchrun, worker)
 
 
 def print_torchrun(

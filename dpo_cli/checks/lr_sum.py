@@ -108,8 +108,8 @@ def check_lr_sum(notes: Notes, prepared: Prepared) -> LrSum:
     else:
         remedy = proposal(prepared)
         if (saturation_margin_of(prepared) or 0.0) > MAX_SATURATION_MARGIN:
-            remedy = "see no-brake, below: the learning rate and beta together"
-        notes.warn("reach-short", "train.learning_rate", message, remedy)
+            remedy = "see no-saturation, below: the learning rate and beta together"
+        notes.warn("lr-sum-small", "train.learning_rate", message, remedy)
     _note_brake(notes, prepared, found)
     return found
 
@@ -169,7 +169,7 @@ def _note_brake(notes: Notes, prepared: Prepared, found: LrSum) -> None:
         return
     chance = math.log(prepared.model_weights.architecture.vocab_size)
     notes.warn(
-        "no-brake",
+        "no-saturation",
         "dpo.beta",
         f"{halved} (blind guessing costs {chance:.1f}): no brake but the reach of"
         f" {format_rate(found.reach)}; the loss will read {math.log(2):.3f} even if weights move",

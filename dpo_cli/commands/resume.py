@@ -39,7 +39,7 @@ from dpo_cli.profile.table import Effect
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.launch import worker_argv
 from dpo_cli.run.lookup import find_run
-from dpo_cli.run.tracking.kinds import asked_for, require_trackers
+from dpo_cli.run.tracking.registry import requested_trackers, require_trackers
 
 COMMAND_CLASS = TorchrunCommand
 
@@ -112,7 +112,7 @@ def resume(
             ranks_argv(run, ranks, worker),
             place=place,
             alerts=launch_alerts(new, place, torchrun),
-            trackers=asked_for(new.profile),
+            trackers=requested_trackers(new.profile),
             undo=undo,
             plain=plain,
             quiet=quiet,

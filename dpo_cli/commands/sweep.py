@@ -37,7 +37,7 @@ from dpo_cli.run.launch import detach
 from dpo_cli.run.placement import recognise
 from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.torchrun import processes_here, usable_gpus
-from dpo_cli.run.tracking.kinds import require_trackers
+from dpo_cli.run.tracking.registry import require_trackers
 from dpo_cli.ui.comparison import as_json, best
 from dpo_cli.ui.terminal.panel import has_terminal
 from dpo_cli.ui.terminal.sweep import (

@@ -20,7 +20,7 @@ from dpo_cli.run.launch import Launcher, worker_argv
 from dpo_cli.run.processes import Worker, start_worker
 from dpo_cli.run.signals import SignalRelay
 from dpo_cli.run.sweep import SweepDirectory
-from dpo_cli.run.tracking.kinds import asked_for
+from dpo_cli.run.tracking.registry import requested_trackers
 from dpo_cli.ui.terminal.plain import PlainReport
 
 _ASKED = (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
@@ -123,7 +123,7 @@ class Sweeper:
             launcher = Launcher(
                 *(run, lock, argv),
                 observe=report,
-                trackers=asked_for(point.profile),
+                trackers=requested_trackers(point.profile),
                 start=start,
                 signals=signals,
             )

@@ -40,7 +40,7 @@ from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.launch import worker_argv
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.placement import begun_run, mark_run
-from dpo_cli.run.tracking.kinds import asked_for, require_trackers
+from dpo_cli.run.tracking.registry import requested_trackers, require_trackers
 
 COMMAND_CLASS = TorchrunCommand
 
@@ -106,7 +106,7 @@ def train(
             ranks_argv(run, ranks, worker_argv(run)),
             place=place,
             alerts=launch_alerts(loaded, place, torchrun),
-            trackers=asked_for(loaded.profile),
+            trackers=requested_trackers(loaded.profile),
             undo=undo,
             plain=plain,
             quiet=quiet,

@@ -157,8 +157,8 @@ def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
             "falls visibly as the pairs are learned, and pushes less the better they are.",
         ),
         "train.learning_rate": (
-            f"Chosen for an lr_sum of {show_value(TARGET_LR_SUM)}, the sum of the learning rates over all"
-            " steps:",
+            f"Chosen for an lr_sum of {show_value(TARGET_LR_SUM)}, the sum of the learning rates over"
+            " all steps:",
             "AdamW moves a weight by about the learning rate in an update, so none gets farther.",
             f"  {rows:,} rows{guessed}",
             f"  less {held_out:,} held out, {train.batch_size} a batch: up to {updates:,} updates",

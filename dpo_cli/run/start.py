@@ -29,7 +29,7 @@ from dpo_cli.run.placement import Place, begun_run, mark_run
 from dpo_cli.run.processes import Starter, start_worker
 from dpo_cli.run.rank_start import launch_alerts, ranks_argv, torchrun_call
 from dpo_cli.run.signals import SignalRelay
-from dpo_cli.run.tracking.kinds import asked_for, require_trackers
+from dpo_cli.run.tracking.registry import requested_trackers, require_trackers
 
 
 class AlreadyCompleteError(DpoError):
@@ -171,7 +171,7 @@ def new_run(
             ranks_argv(run, ranks, launch.worker_argv(run)),
             undo=Undo(run.path, remove=is_new and not keep_refused),
             alerts=launch_alerts(loaded, place, torchrun),
-            trackers=asked_for(loaded.profile),
+            trackers=requested_trackers(loaded.profile),
             place=place,
         )
     finally:
@@ -231,7 +231,7 @@ def resumed_run(
             ranks_argv(run, ranks, worker),
             undo=undo,
             alerts=launch_alerts(new, place, torchrun),
-            trackers=asked_for(new.profile),
+            trackers=requested_trackers(new.profile),
             place=place,
         )
 
@@ -246,7 +246,7 @@ def sweep_run(run: RunDirectory, profile: Profile) -> Iterator[tuple[Start, bool
     ranks = torchrun_call(profile, None, ())
     argv = ranks_argv(run, ranks, launch.worker_argv(run))
     with run.locked() as lock:
-        start = Start(run, lock, argv, undo=Undo(run.path), trackers=asked_for(profile))
+        start = Start(run, lock, argv, undo=Undo(run.path), trackers=requested_trackers(profile))
         yield start, ranks is None
 
 

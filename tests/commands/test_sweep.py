@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.commands import sweeping
+from dpo_cli.commands import sweep
 from dpo_cli.run import gpu_workers, launch, torchrun
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, WorkerStarted
@@ -51,7 +51,7 @@ def workers(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             return [sys.executable, "-c", WORKER + script, str(run.path)]
 
         monkeypatch.setattr(launch, "worker_argv", argv)
-        monkeypatch.setattr(sweeping, "_fork", start_worker)
+        monkeypatch.setattr(sweep, "_fork", start_worker)
 
     (directory / "mine.toml").write_text(
         (directory / "mine.toml").read_text() + "[eval]\nfraction = 0.1\n"
@@ -267,11 +267,11 @@ def test_without_a_figure_to_name_a_best_by(dpo: Cli, workers: Any) -> None:
 DPO = """
 import sys
 from dpo_cli import app
-from dpo_cli.commands import sweeping
+from dpo_cli.commands import sweep
 from dpo_cli.run import launch, workers
 worker = sys.argv.pop(1)
 launch.worker_argv = lambda run, *_, **__: [sys.executable, "-c", worker, str(run.path)]
-sweeping._fork = workers.start_worker
+sweep._fork = workers.start_worker
 sys.exit(app.main(sys.argv[1:]))
 """
 WAITS = LEARNS + "plan()\nwhile run.take_request() != 'save': time.sleep(0.05)\n"

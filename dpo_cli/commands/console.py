@@ -13,7 +13,7 @@ from rich.console import Console
 from dpo_cli.errors import DpoError
 from dpo_cli.files import write_atomically
 from dpo_cli.run.disk import is_no_space, no_space
-from dpo_cli.ui.terminal.evaluation import EvaluatedModels
+from dpo_cli.ui.terminal.evaluation import EvaluationView
 from dpo_cli.ui.terminal.panel import terminal_size
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     """Print the tables of an evaluation, as wide as the terminal."""
     width = terminal_size()[0] if sys.stdout.isatty() else _EVALUATION_WIDTH
     console = Console(width=width, highlight=False, markup=False, emoji=False)
-    console.print(EvaluatedModels(evaluation))
+    console.print(EvaluationView(evaluation))
 
 
 def write_output(path: Path, content: bytes) -> None:

@@ -268,10 +268,10 @@ DPO = """
 import sys
 from dpo_cli import app
 from dpo_cli.commands import sweep
-from dpo_cli.run import launch, workers
+from dpo_cli.run import launch, processes
 worker = sys.argv.pop(1)
 launch.worker_argv = lambda run, *_, **__: [sys.executable, "-c", worker, str(run.path)]
-sweep._fork = workers.start_worker
+sweep._fork = processes.start_worker
 sys.exit(app.main(sys.argv[1:]))
 """
 WAITS = LEARNS + "plan()\nwhile run.take_request() != 'save': time.sleep(0.05)\n"

@@ -152,8 +152,8 @@ def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(dpo: Cli, workers: A
     code, out, err = dpo("sweep", "mine.toml", *BETA, "--set", "train.epochs=1", "--plain")
     assert (code, err) == (130, "")
     assert out.splitlines()[-2:] == [
-        "sweep mine: interrupted with 1 of 3 runs completed; what trained is saved",
-        "go on: dpo sweep mine.toml --grid 'dpo.beta=[0.1,2,5]' --set train.epochs=1",
+        "sweep mine: interrupted with 1 of 3 runs completed; everything is saved",
+        "continue: dpo sweep mine.toml --grid 'dpo.beta=[0.1,2,5]' --set train.epochs=1",
     ]
     again = ("sweep", "mine.toml", *BETA, "--set", "train.epochs=1")
     assert "stopped at step 0/8, goes on" in dpo(*again, "--dry-run")[1]
@@ -206,7 +206,7 @@ def test_a_run_that_is_no_longer_what_the_grid_says(dpo: Cli, workers: Any) -> N
     run.write_profile(run.read_profile().replace("beta = 0.1", "beta = 0.4"))
     code, _, err = dpo("sweep", "mine.toml", *BETA, "--plain")
     assert code == 2
-    assert f"error: {run.name} is not what point A of this sweep is to be" in err
+    assert f"error: {run.name} does not match point A of this sweep" in err
     assert "dpo.beta: 0.1 -> 0.4" in err
 
 
@@ -298,7 +298,7 @@ def test_leaving_the_panel_leaves_the_sweep(workers: Any) -> None:
         terminal.until_shown("mine  A of A-C")
         terminal.press("d")
         assert terminal.wait() == 0
-        assert any("goes on in the background" in line for line in terminal.lines)
+        assert any("continues in the background" in line for line in terminal.lines)
         sweep = SweepDirectory.of(Path("runs"), "mine")
         for letter in "ABC":
             # A launcher forgets what was asked for before its worker starts.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dpo_cli.errors import UsageError
@@ -37,7 +37,7 @@ def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[Compare
     ]
 
 
-def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> ComparedRun:
+def contender(letter: str, run: RunDirectory, events: Iterable[Event]) -> ComparedRun:
     """A run by the events of its stream."""
     view = RunView.of(events)
     return ComparedRun(letter, summarize(run), view, view.plan.settings if view.plan else {})

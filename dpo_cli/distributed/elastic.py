@@ -35,12 +35,12 @@ from dpo_cli.distributed.agent import Relay
 from dpo_cli.distributed.ranks import RENDEZVOUS_ID
 from dpo_cli.errors import DpoError, ExitCode, UsageError
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import (
     Alert,
     Completed,
     Event,
     EventReader,
-    EventWriter,
     Failed,
     RankEnded,
     Stopped,

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from dpo_cli.run.event_writer import EventWriter, drop_torn_tail
 from dpo_cli.run.events import (
     Alert,
     Completed,
     Evaluated,
     Event,
     EventReader,
-    EventWriter,
     Exported,
     Failed,
     Planned,
@@ -29,7 +29,6 @@ from dpo_cli.run.events import (
     Stopped,
     WorkerEnded,
     WorkerStarted,
-    drop_torn_tail,
     from_json,
     history,
     to_json,
@@ -72,7 +71,7 @@ EVENTS = [
     Sampled(
         step=1,
         optimizer_step=1,
-        samples=({"line": 1, "prompt": "a", "policy": "b", "reference": "c"},),
+        samples=({"place": "line 1", "prompt": "a", "policy": "b", "reference": "c"},),
         seconds=0.1,
     ),
     Saved(step=1, optimizer_step=1, checkpoint="g", weights="w", size_bytes=3, seconds=0.1),
@@ -174,7 +173,7 @@ def test_history_has_rows_that_a_resume_did_again_once(tmp_path: Path) -> None:
     ):
         writer.append(event)
     writer.close()
-    events = history(path)
+    events = list(history(path))
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [(event.optimizer_step, event.tokens) for event in steps] == [
         (1, 1),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.events import Failed, Resumed, Stopped, WorkerEnded, WorkerStarted
-from dpo_cli.run.summary import RunState, summarize
+from dpo_cli.run.summary import summarize
+from dpo_cli.run.view import RunState
 from tests.support import story
 
 AGAIN = WorkerStarted(pid=8, device="cpu", device_name="", dtype="float32", versions={})

@@ -52,7 +52,7 @@ def displacement(history: RunHistory, facts: RunFacts) -> Alert | None:
 
 
 def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
-    """The loss reads what it read at first, and why: `reach-short`, `no-brake`, or pairs that teach
+    """The loss reads what it read at first, and why: `lr-sum-small`, `no-saturation`, or pairs that teach
     nothing, `accuracy-stuck`.
     """
     moved = history.weights_moved_by(JUDGED_AFTER, facts)
@@ -66,7 +66,7 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
     after = f"after {history.last.optimizer_step} of {facts.optimizer_steps} updates"
     if is_still and has_moved and not has_brake:
         return Alert(
-            code="no-brake",
+            code="no-saturation",
             message=f"the loss reads {now:.4f} {after} although {moved:.0%} of the weights have"
             f" changed: with {facts.reduction} and beta {facts.beta:g} it cannot tell (it would"
             f" push half as hard at {facts.saturation_margin:.2g} nats a token between chosen and"
@@ -84,7 +84,7 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
         )
     if is_still and not has_moved:
         return Alert(
-            code="reach-short",
+            code="lr-sum-small",
             message=f"the loss still reads {now:.4f} {after}: a reach of {history.reach:.1e} so"
             f" far, the sum of the learning rates, hardly moves the weights ({moved:.1%} of them"
             f" changed in a {facts.export_dtype} file)",

@@ -18,7 +18,7 @@ AlertRule = Callable[[RunHistory, RunFacts], Alert | None]
 
 RULES: dict[AlertRule, tuple[str, ...]] = {
     displacement: ("displacement",),
-    stuck: ("reach-short", "no-brake", "accuracy-stuck"),
+    stuck: ("lr-sum-small", "no-saturation", "accuracy-stuck"),
     gradient: ("gradient-vanishing", "gradient-exploding"),
     resolution: ("below-resolution",),
     spike: ("loss-spike",),

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 
 from dpo_cli.alerts.rules import AlertRules
-from dpo_cli.compute.device import Device, resolve, tune
+from dpo_cli.compute.device import Device, configure_device, resolve
 from dpo_cli.data.sampler import GlobalBatch
-from dpo_cli.distributed.ranks import LeftError, PeerLostError, Ranks
+from dpo_cli.distributed.process_group import ProcessGroup, RankLostError, StartCancelledError
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
 from dpo_cli.profile.load import load_profile
@@ -44,9 +44,9 @@ from dpo_cli.run.plan import Plan
 from dpo_cli.training.alert_facts import facts_of
 from dpo_cli.training.checkpointing import rng_states
 from dpo_cli.training.failures import explain
-from dpo_cli.training.inputs import training_pairs
+from dpo_cli.training.inputs import RunInputs, read_inputs
 from dpo_cli.training.nan_dump import has_nan_dump, write_nan_dump
-from dpo_cli.training.plan import Prepared, environment, prepare
+from dpo_cli.training.plan import environment, make_plan
 from dpo_cli.training.restoring import build_trainer
 from dpo_cli.training.resume_checks import (
     environment_changes,
@@ -56,6 +56,7 @@ from dpo_cli.training.resume_checks import (
 )
 from dpo_cli.training.saves import commit, find_checkpoint
 from dpo_cli.training.setup import configure_torch, fallback_alert
+from dpo_cli.training.sources import training_pairs
 from dpo_cli.training.trainer import Trainer
 from dpo_cli.training.weights_files import renew_best, weights_file
 
@@ -83,60 +84,60 @@ def train_run(
         exact: refuse to go on where it would no longer be to the same bits.
 
     Returns:
-        How it ended; of several ranks, DONE also where the leader has told another end in the
+        How it ended; of several group, DONE also where the leader has told another end in the
         stream, so that whoever started them does not take it for a crash.
     """
-    ranks = Ranks.join()
+    group = ProcessGroup.from_env()
     session = None
     try:
         session = _Session(
-            RunDirectory(Path(ranks.introduce(str(path) if path else None))), signals, ranks
+            RunDirectory(Path(group.agree_on_run(str(path) if path else None))), signals, group
         )
         with explain_disk_errors(session.run.path):
             code = session.run_to_end(changes, exact)
-        ranks.end()
-        ranks.close()
-        return code if ranks.size == 1 else ExitCode.DONE
+        group.report_end()
+        group.destroy()
+        return code if group.world_size == 1 else ExitCode.DONE
     except DpoError as error:
         failure = error
-    except PeerLostError as error:
-        if not ranks.is_told():
-            return ranks.record_exit(str(error))
-        if not ranks.is_main:
+    except RankLostError as error:
+        if not group.is_end_known():
+            return group.record_exit(str(error))
+        if not group.is_main:
             return ExitCode.DONE
-        failure = ranks.failure() or DpoError(str(error))
+        failure = group.reported_failure() or DpoError(str(error))
     except Exception as error:
         traceback.print_exc()
         explained = explain(error)
         if explained is None:
-            return ranks.record_exit(f"{type(error).__name__}: {error}")
+            return group.record_exit(f"{type(error).__name__}: {error}")
         failure = explained
-    return _fail(session, ranks, failure)
+    return _fail(session, group, failure)
 
 
-def _fail(session: _Session | None, ranks: Ranks, failure: DpoError) -> ExitCode:
+def _fail(session: _Session | None, group: ProcessGroup, failure: DpoError) -> ExitCode:
     """Tell why the run ends here."""
     if session is None:
-        return ranks.record_exit(str(failure))
-    if not ranks.is_main:
-        ranks.fail(failure)
+        return group.record_exit(str(failure))
+    if not group.is_main:
+        group.report_failure(failure)
         return ExitCode.DONE
     try:
         session.events.append(Failed.from_error(failure))
     except OSError:  # a full disk may not take this either; the exit code tells
         return failure.exit_code
-    ranks.end()
-    return failure.exit_code if ranks.size == 1 else ExitCode.DONE
+    group.report_end()
+    return failure.exit_code if group.world_size == 1 else ExitCode.DONE
 
 
 class _Session:
     """Joins the run directory, the event stream and the trainer."""
 
-    def __init__(self, run: RunDirectory, signals: StopSource, ranks: Ranks) -> None:
+    def __init__(self, run: RunDirectory, signals: StopSource, group: ProcessGroup) -> None:
         self.run = run
         self.signals = signals
-        self.ranks = ranks
-        self.events = EventWriter(run.events_path) if ranks.is_main else NullEventWriter()
+        self.group = group
+        self.events = EventWriter(run.events_path) if group.is_main else NullEventWriter()
         self.may_leave = True
         self.alarms: AlertRules | None = None
         self._phase = ""
@@ -146,42 +147,42 @@ class _Session:
 
     def run_to_end(self, changes: Sequence[str], exact: bool) -> ExitCode:
         """Prepare, start or resume, train, and say how it ended."""
-        ranks = self.ranks
-        if ranks.is_main:
+        group = self.group
+        if group.is_main:
             self.run.remove_leftovers()
         profile = from_tables(
-            ranks.broadcast_from_main(
+            group.broadcast_from_main(
                 "profile", lambda: to_tables(load_profile(self.run.profile_path).profile)
             )
         )
-        configure_torch(profile, ranks.rank)
-        local_rank = ranks.local_rank if ranks.size > 1 else None
-        compute = resolve(profile.train.device, profile.train.dtype, local_rank)
-        plan_values = ranks.broadcast_from_main("plan", self.saved_plan_values)
+        configure_torch(profile, group.rank)
+        local_rank = group.local_rank if group.world_size > 1 else None
+        device = resolve(profile.train.device, profile.train.dtype, local_rank)
+        plan_values = group.broadcast_from_main("plan", self.saved_plan_values)
         saved_plan = Plan.from_dict(plan_values) if plan_values else None
-        self.tune(profile, compute, saved_plan)
+        self.tune(profile, device, saved_plan)
         self.events.append(
             WorkerStarted(
                 pid=os.getpid(),
-                device=str(compute.device),
-                device_name=compute.device_name,
-                dtype=compute.dtype_name,
+                device=str(device.torch_device),
+                device_name=device.name,
+                dtype=device.dtype_name,
                 versions=environment(),
-                hosts=tuple(ranks.hosts),
+                hosts=tuple(group.hosts),
             )
         )
         try:
-            trainer = self.start(profile, compute, saved_plan, changes, exact)
+            trainer = self.start(profile, device, saved_plan, changes, exact)
             stop = trainer.train()
-        except LeftError:
-            ranks.leave()
+        except StartCancelledError:
+            group.cancel_start()
             saved = [e for e in history(self.run.events_path) if isinstance(e, Saved)]
             done = (saved[-1].step, saved[-1].optimizer_step) if saved else (0, 0)
             return self.stopped(*done, self.signals.stop or "interrupted")
         if stop is not None:
             return self.stopped(trainer.step, trainer.optimizer_step, stop)
-        weights = weights_file(trainer.prepared)
-        if ranks.is_main:
+        weights = weights_file(trainer.inputs)
+        if group.is_main:
             self.run.mark_completed(optimizer_step=trainer.optimizer_step, weights=weights)
         self.events.append(
             Completed(
@@ -198,22 +199,22 @@ class _Session:
         plan = self.run.read_plan()
         return plan.to_dict() if plan else None
 
-    def tune(self, profile: Profile, compute: Device, saved_plan: Plan | None) -> None:
+    def tune(self, profile: Profile, device: Device, saved_plan: Plan | None) -> None:
         """Multiply as the run began to, and as the leader does: stopwatches err."""
         chosen = saved_plan.environment.get("float32_matmul") if saved_plan else None
 
         def choose(chosen: str | None) -> str:
-            tune(compute, chosen, tf32=profile.train.tf32)
+            configure_device(device, chosen, tf32=profile.train.tf32)
             return torch.get_float32_matmul_precision()
 
-        found = self.ranks.broadcast_from_main("matmul", lambda: choose(chosen))
-        if not self.ranks.is_main:
+        found = self.group.broadcast_from_main("matmul", lambda: choose(chosen))
+        if not self.group.is_main:
             choose(found)
 
     def start(
         self,
         profile: Profile,
-        compute: Device,
+        device: Device,
         saved_plan: Plan | None,
         changes: Sequence[str],
         exact: bool,
@@ -221,27 +222,29 @@ class _Session:
         """Read the inputs, hold a resumed run to its plan, and stand where training goes on.
 
         Raises:
-            LeftError: asked to stop meanwhile.
+            StartCancelledError: asked to stop meanwhile.
         """
-        ranks = self.ranks
+        group = self.group
         window = saved_plan.steps.accumulation_steps if saved_plan else None
-        prepared = prepare(profile, compute, self.run, self.progress, ranks, window)
-        require_same_inputs_on_ranks(ranks.gather("inputs", prepared.fingerprints), ranks.main_rank)
+        inputs = read_inputs(profile, device, self.run, self.progress, group, window)
+        require_same_inputs_on_ranks(
+            group.all_gather_object("inputs", inputs.fingerprints), group.main_rank
+        )
         if saved_plan is not None:
-            require_same_inputs(saved_plan.fingerprints, prepared.fingerprints)
-        checkpoint, passed_over = find_checkpoint(self.run, prepared.order, ranks)
-        self.announce(prepared, saved_plan, exact)
-        ranks.connect(compute.device, profile.launch.timeout_seconds)
-        trainer = build_trainer(prepared, checkpoint, self.run.path, self, self.save, ranks)
+            require_same_inputs(saved_plan.fingerprints, inputs.fingerprints)
+        checkpoint, passed_over = find_checkpoint(self.run, inputs.order, group)
+        self.announce(inputs, saved_plan, exact)
+        group.init_collectives(device.torch_device, profile.launch.timeout_seconds)
+        trainer = build_trainer(inputs, checkpoint, self.run.path, self, self.save, group)
         self.tell_once(fallback_alert(trainer.policy))
-        ranks.gather("built", None)
+        group.all_gather_object("built", None)
         for reference in (trainer.reference, trainer.held_out_reference):
-            reference.exchange(ranks)
+            reference.exchange(group)
         # An evaluation before the first step may be left, and is made again; a later one may not.
         # Nor may one rank leave the others.
-        self.may_leave = trainer.optimizer_step == 0 and ranks.size == 1
-        if saved_plan is not None and profile.eval.keep_best and ranks.is_main:
-            renew_best(self.run, prepared, trainer.best)
+        self.may_leave = trainer.optimizer_step == 0 and group.world_size == 1
+        if saved_plan is not None and profile.eval.keep_best and group.is_main:
+            renew_best(self.run, inputs, trainer.best)
         if saved_plan is not None:
             self.events.append(
                 Resumed(
@@ -252,36 +255,36 @@ class _Session:
                     changes=tuple(changes),
                 )
             )
-        if ranks.is_main:
-            self.alarms = AlertRules(facts_of(prepared), history(self.run.events_path))
+        if group.is_main:
+            self.alarms = AlertRules(facts_of(inputs), history(self.run.events_path))
         return trainer
 
-    def announce(self, prepared: Prepared, saved_plan: Plan | None, exact: bool) -> None:
+    def announce(self, inputs: RunInputs, saved_plan: Plan | None, exact: bool) -> None:
         """Hold a resumed run to its environment, write the plan and the rows set aside, tell."""
-        if not self.ranks.is_main:
+        if not self.group.is_main:
             return
-        plan = prepared.plan()
+        plan = make_plan(inputs)
         other = environment_changes(saved_plan, plan) if saved_plan else []
         earlier = saved_plan.other_environments if saved_plan else ()
         # What was once computed elsewhere stays so, also when the run comes home.
         plan = replace(plan, other_environments=(*earlier, *other))
-        if exact and (reasons := [*plan.other_environments, *inexact_reasons(prepared)]):
+        if exact and (reasons := [*plan.other_environments, *inexact_reasons(inputs)]):
             raise DpoError(
                 f"{self.run.name} cannot go on to the same bits here",
                 "go on where it began, or without --exact, to slightly other bits",
                 reasons,
             )
-        places = prepared.pairs.places
-        rows = "".join(row.to_json(places) + "\n" for row in prepared.skipped_rows)
+        places = inputs.pairs.places
+        rows = "".join(row.to_json(places) + "\n" for row in inputs.skipped_rows)
         write_text_atomically(self.run.skipped_rows_path, rows)
         self.run.write_plan(plan)
         self.events.append(Planned(plan=plan))
-        if unused := prepared.held_out_skipped_rows:
+        if unused := inputs.held_out_skipped_rows:
             self.events.append(
                 Alert(
-                    code="held-out-rows-set-aside",
+                    code="held-out-rows-skipped",
                     message=f"{len(unused)} rows of eval.path are not used; the first is"
-                    f" {prepared.held_out.places.name(unused[0].line)}: {unused[0].reason}",
+                    f" {inputs.held_out.places.name(unused[0].line)}: {unused[0].reason}",
                 )
             )
         if other:
@@ -297,7 +300,7 @@ class _Session:
 
     def tell_once(self, alert: Alert | None) -> None:
         """Append an alert, unless an earlier life of the run did."""
-        if alert is None or not self.ranks.is_main:
+        if alert is None or not self.group.is_main:
             return
         told = {event.code for event in history(self.run.events_path) if isinstance(event, Alert)}
         if alert.code not in told:
@@ -315,7 +318,7 @@ class _Session:
 
     def asked(self) -> set[str]:
         """Requests from the control file, and a stop where a signal asked for one."""
-        request = self.run.take_request() if self.ranks.is_main else None
+        request = self.run.take_request() if self.group.is_main else None
         if request == "stop":
             request = "interrupted"
         return {word for word in (request, self.signals.stop) if word}
@@ -326,17 +329,17 @@ class _Session:
         Raises:
             DpoError: `train.nan_policy` is "stop".
         """
-        profile = trainer.prepared.profile
+        profile = trainer.inputs.profile
         guilty = [n for n, loss in enumerate(losses) if not math.isfinite(loss)]
         micro_batches = [window.micro_batches[n] for n in guilty] or window.micro_batches
-        lines = trainer.prepared.pairs.lines.tolist()
+        lines = trainer.inputs.pairs.lines.tolist()
         guilty_lines = [lines[index] for indices in micro_batches for index in indices]
-        named = trainer.prepared.pairs.places.names(guilty_lines, most=len(guilty_lines))
+        named = trainer.inputs.pairs.places.names(guilty_lines, most=len(guilty_lines))
         is_skipped = profile.train.nan_policy == "skip"
         kept = self.run.nan_dump_path
         evidence = kept / f"step-{trainer.optimizer_step + 1:08d}"
         # Skipping may go on at each step, and evidence is as large as the model.
-        if self.ranks.is_main and not (is_skipped and has_nan_dump(kept)):
+        if self.group.is_main and not (is_skipped and has_nan_dump(kept)):
             with explain_disk_errors(kept):
                 write_nan_dump(evidence, window, lines, losses, trainer.policy.model)
         subject = "loss" if guilty else "gradient"
@@ -364,11 +367,11 @@ class _Session:
         The leader does, while the others wait as long as it takes.
         """
         for reference in (trainer.reference, trainer.held_out_reference):
-            reference.exchange(self.ranks)
-        self.ranks.require_same("the weights", trainer.policy.parameters())
-        rng = rng_states(self.ranks, trainer.device)
+            reference.exchange(self.group)
+        self.group.require_same("the weights", trainer.policy.parameters())
+        rng = rng_states(self.group, trainer.device)
         stage = f"saved-{trainer.optimizer_step}"
-        self.ranks.broadcast_from_main(
+        self.group.broadcast_from_main(
             stage, lambda: self.events.append(commit(self.run, trainer, rng, self.events.flush))
         )
 
@@ -378,7 +381,7 @@ class _Session:
         Before the first step that is a moment to stop at; later, what was done is saved first.
         """
         if self.may_leave and (self.signals.stop or self.run.is_requested("stop")):
-            raise LeftError
+            raise StartCancelledError
         now = time.monotonic()
         if phase != self._phase or done == total or now - self._progress_at >= _PROGRESS_SECONDS:
             self._phase, self._progress_at = phase, now

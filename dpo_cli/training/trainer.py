@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from dpo_cli.compute.device import DTYPES, process_bytes
 from dpo_cli.data.batching import Batch, to_device
 from dpo_cli.data.sampler import GlobalBatch
-from dpo_cli.distributed.ranks import ALONE, RESTED, STOPS, Ranks
+from dpo_cli.distributed.process_group import MAY_SAVE, SINGLE_PROCESS, STOPS, ProcessGroup
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.objective.held_out import means
@@ -25,8 +25,8 @@ from dpo_cli.profile.schema import Train
 from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, Sampled, StepDone
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.optimizer import set_learning_rate
-from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import CachedReference, Reference
 from dpo_cli.training.samples import Sampler
 from dpo_cli.training.step_metrics import StepMetrics
@@ -65,7 +65,7 @@ class TrainerHooks(Protocol):
 class Trainer:
     """A run in progress, on this rank; `optimizer_step` counts the steps done."""
 
-    prepared: Prepared
+    inputs: RunInputs
     policy: ResponseScorer
     reference: Reference
     held_out_reference: Reference
@@ -73,7 +73,7 @@ class Trainer:
     scaler: torch.amp.GradScaler
     hooks: TrainerHooks
     save: Callable[[Trainer], None]
-    ranks: Ranks = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
     optimizer_step: int = 0
     best: BestSoFar = field(default_factory=BestSoFar)
     sampler: Sampler | None = None
@@ -84,7 +84,7 @@ class Trainer:
         Returns:
             Why it was asked to stop ("interrupted", "terminated"); None if the run is over.
         """
-        profile, order = self.prepared.profile, self.prepared.order
+        profile, order = self.inputs.profile, self.inputs.order
         save_not_before = time.monotonic() + profile.train.save_min_seconds
         if self.optimizer_step == 0:
             self.evaluate()
@@ -95,13 +95,13 @@ class Trainer:
             self.hooks.emit(self.take_step(window))
             asked = self.asked(save_not_before)
             if self.step % order.micro_batches_per_epoch == 0:
-                self.reference.exchange(self.ranks)
+                self.reference.exchange(self.group)
             is_best = False
             is_due = _passed(profile.eval.interval, before, self.step)
             if self.is_over or "evaluate" in asked or is_due:
                 is_best = self.evaluate(is_due=is_due)
                 asked |= self.asked(save_not_before)
-            due = RESTED in asked and _passed(profile.train.save_interval, before, self.step)
+            due = MAY_SAVE in asked and _passed(profile.train.save_interval, before, self.step)
             kept = is_best and profile.eval.keep_best
             if self.is_over or due or kept or asked & {"save", *STOPS}:
                 save_not_before = self.save_and_rest()
@@ -112,37 +112,37 @@ class Trainer:
     @property
     def is_over(self) -> bool:
         """Whether every planned step is done, or no patience is left."""
-        return self.optimizer_step == self.prepared.order.optimizer_steps or self.is_out_of_patience
+        return self.optimizer_step == self.inputs.order.optimizer_steps or self.is_out_of_patience
 
     @property
     def is_out_of_patience(self) -> bool:
         """Whether as many evaluations as `eval.patience` allows were no better than the best."""
-        patience = self.prepared.profile.eval.patience
+        patience = self.inputs.profile.eval.patience
         return bool(patience) and self.best.evaluations_since >= patience
 
     def asked(self, save_not_before: float) -> set[str]:
         """What any rank was asked for, and whether the leader has rested since its last save."""
         asked = self.hooks.asked()
-        if self.ranks.is_main and time.monotonic() >= save_not_before:
-            asked.add(RESTED)
-        return self.ranks.union(asked)
+        if self.group.is_main and time.monotonic() >= save_not_before:
+            asked.add(MAY_SAVE)
+        return self.group.all_reduce_requests(asked)
 
     def save_and_rest(self) -> float:
         """Save, and say until when (in monotonic seconds) no interval need save again."""
         began = time.monotonic()
         self.save(self)
         ended = time.monotonic()
-        return ended + rest_seconds(self.prepared.profile.train, ended - began)
+        return ended + rest_seconds(self.inputs.profile.train, ended - began)
 
     @property
     def device(self) -> torch.device:
         """Where all is computed."""
-        return self.prepared.compute.device
+        return self.inputs.device.torch_device
 
     @property
     def step(self) -> int:
         """Micro-batches done, as the reference script counts."""
-        return self.prepared.order.steps_done(self.optimizer_step)
+        return self.inputs.order.steps_done(self.optimizer_step)
 
     def take_step(self, window: GlobalBatch) -> StepDone:
         """One optimizer step: the gradient of a window's micro-batches, clipped, applied.
@@ -154,34 +154,36 @@ class Trainer:
         began = time.perf_counter()
         figures = StepMetrics(window.micro_batches)
         self.policy.train()
-        for forward in self.prepared.shares(window.micro_batches)[self.ranks.rank]:
-            batch = self.prepared.batch(self.prepared.pairs, forward.indices)
+        for forward in self.inputs.batches.micro_batches_by_rank(window.micro_batches)[
+            self.group.rank
+        ]:
+            batch = self.inputs.batches.make_batch(self.inputs.pairs, forward.indices)
             weights = to_device(torch.tensor(forward.weights, dtype=torch.float64), self.device)
             reference = self.reference.token_logps(forward.indices, batch)
             pairs, balance = self.score(batch, reference)
             loss = (pairs.losses * weights).sum()
             if balance is not None:
-                loss = loss + self.prepared.aux_loss_weight * balance
+                loss = loss + self.inputs.aux_loss_weight * balance
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             figures.add(forward.indices, pairs, balance, batch)
 
-        if self.ranks.size > 1:
+        if self.group.world_size > 1:
             # Else a card's work would count as waiting for the others, and hide who is slow.
-            self.prepared.compute.synchronize()
+            self.inputs.device.synchronize()
         busy_seconds = time.perf_counter() - began
         parameters = list(self.policy.parameters())
-        self.ranks.all_reduce_gradients(parameters)
+        self.group.all_reduce_gradients(parameters)
         self.scaler.unscale_(self.optimizer)
         grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        metrics = figures.read(self.ranks, grad_norm)
-        losses = figures.losses(self.prepared.router_aux_loss_coef)
+        metrics = figures.read(self.group, grad_norm)
+        losses = figures.losses(self.inputs.router_aux_loss_coef)
         is_skipped = not math.isfinite(metrics["grad_norm"]) or not all(map(math.isfinite, losses))
         if is_skipped:
             self.explain_skip(window, losses)
-        grad_clip = self.prepared.profile.train.grad_clip
+        grad_clip = self.inputs.profile.train.grad_clip
         if metrics["grad_norm"] > grad_clip - _CLIP_MARGIN:
             clip_grads_with_norm_(parameters, grad_clip, grad_norm)
-        learning_rate = self.prepared.learning_rate.at(window.last_step)
+        learning_rate = self.inputs.learning_rate.at(window.last_step)
         set_learning_rate(self.optimizer, learning_rate)
         if not is_skipped:
             self.scaler.step(self.optimizer)
@@ -189,9 +191,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         before = self.step
         self.optimizer_step += 1
-        is_logged = _passed(self.prepared.profile.train.log_interval, before, self.step)
-        is_last = self.optimizer_step == self.prepared.order.optimizer_steps
-        if self.ranks.is_main and (before == 0 or is_logged or is_last):
+        is_logged = _passed(self.inputs.profile.train.log_interval, before, self.step)
+        is_last = self.optimizer_step == self.inputs.order.optimizer_steps
+        if self.group.is_main and (before == 0 or is_logged or is_last):
             metrics["weights_moved"] = self.weights_moved()
         return StepDone(
             step=self.step,
@@ -205,24 +207,24 @@ class Trainer:
             padding_tokens=figures.padding_tokens,
             seconds=time.perf_counter() - began,
             process_bytes=process_bytes(),
-            device_bytes=self.prepared.compute.peak_bytes(),
+            device_bytes=self.inputs.device.peak_bytes(),
             is_skipped=is_skipped,
             **self.of_each_rank(busy_seconds),
         )
 
     def of_each_rank(self, busy_seconds: float) -> dict[str, Any]:
         """How long each rank computed, and the memory it holds; nothing of one that is alone."""
-        if self.ranks.size == 1:
+        if self.group.world_size == 1:
             return {}
-        held = self.prepared.compute.peak_bytes() or process_bytes()
+        held = self.inputs.device.peak_bytes() or process_bytes()
         own = torch.tensor([busy_seconds, held], dtype=torch.float64)
-        seconds, memory = zip(*(its.tolist() for its in self.ranks.all_gather(own)), strict=True)
+        seconds, memory = zip(*(its.tolist() for its in self.group.all_gather(own)), strict=True)
         return {"rank_seconds": seconds, "rank_bytes": tuple(map(int, memory))}
 
     def score(self, batch: Batch, reference: Tensor) -> tuple[PairScores, Tensor | None]:
         """Losses and rewards of a batch, and the balance of the experts where there are any."""
-        dpo = self.prepared.profile.dpo
-        with self.prepared.compute.autocast():
+        dpo = self.inputs.profile.dpo
+        with self.inputs.device.autocast():
             scores: Scores = self.policy(batch)
         pairs = score_pairs(
             scores.token_logps, reference, scores.mask, dpo, scores.log_sum_sq_probs
@@ -231,20 +233,20 @@ class Trainer:
 
     def weights_moved(self) -> float:
         """The share of weights whose half-precision value is no longer the checkpoint's."""
-        half = DTYPES[self.prepared.export_dtype]
-        start = self.prepared.model_weights.state
+        half = DTYPES[self.inputs.export_dtype]
+        start = self.inputs.weights.state
         now = to_disk_names(self.policy.model, self.policy.model.state_dict())
         moved = sum(
             int((tensor.to(half) != start[name].to(tensor.device, half)).sum())
             for name, tensor in now.items()
         )
-        return moved / self.prepared.model_weights.parameters
+        return moved / self.inputs.weights.parameters
 
     @property
     def evaluated(self) -> ResponseScorer | CachedReference:
         """What held-out pairs are scored with: not the policy while it is still the reference."""
         reference = self.held_out_reference
-        if self.optimizer_step or not self.prepared.begins_as_reference:
+        if self.optimizer_step or not self.inputs.policy_starts_as_reference:
             return self.policy
         return reference if isinstance(reference, CachedReference) else self.policy
 
@@ -257,33 +259,33 @@ class Trainer:
         Returns:
             Whether the policy was never better.
         """
-        held_out = self.prepared.held_out
+        held_out = self.inputs.held_out
         if not held_out:
             return False
         began = time.perf_counter()
 
         def tell(pairs: int) -> None:
-            done = min(pairs * self.ranks.size, len(held_out))
+            done = min(pairs * self.group.world_size, len(held_out))
             self.hooks.progress(EVALUATION, done, len(held_out), "pairs")
 
         table = score_held_out(
             self.evaluated,
             self.held_out_reference,
-            self.prepared.held_out_rows,
-            partial(self.prepared.batch, held_out),
-            dpo=self.prepared.profile.dpo,
-            compute=self.prepared.compute,
+            self.inputs.batches.held_out_batches,
+            partial(self.inputs.batches.make_batch, held_out),
+            dpo=self.inputs.profile.dpo,
+            device=self.inputs.device,
             on_progress=tell,
-            ranks=self.ranks,
+            group=self.group,
         )
-        self.held_out_reference.exchange(self.ranks)
+        self.held_out_reference.exchange(self.group)
         metrics = means(table)
         self.hooks.emit(
             Evaluated(
                 step=self.step,
                 optimizer_step=self.optimizer_step,
                 metrics=metrics,
-                groups=summarize_groups(table, self.prepared.held_out_groups),
+                groups=summarize_groups(table, self.inputs.held_out_groups),
                 pairs=len(table),
                 seconds=time.perf_counter() - began,
             )
@@ -305,7 +307,7 @@ class Trainer:
             self.hooks.progress(EVALUATION, done, total, "answers")
 
         stage = f"sampled-{self.optimizer_step}"
-        samples = self.ranks.broadcast_from_main(stage, lambda: sampler.sample(self.policy, tell))
+        samples = self.group.broadcast_from_main(stage, lambda: sampler.sample(self.policy, tell))
         self.hooks.emit(
             Sampled(
                 step=self.step,

@@ -141,8 +141,8 @@ def at_ln_2(number: int) -> dict[str, Any]:
 def test_a_loss_that_stays_since_the_weights_do_is_short_of_reach() -> None:
     still = list(steps(lambda n: at_ln_2(n) | ({"weights_moved": 0.01} if n % 10 == 0 else {})))
     said = heard(still, BLIND)
-    assert said == [(40, "reach-short"), (60, "below-resolution")]
-    alert = text(still, "reach-short", BLIND)
+    assert said == [(40, "lr-sum-small"), (60, "below-resolution")]
+    alert = text(still, "lr-sum-small", BLIND)
     assert alert.message == (
         "the loss still reads 0.6928 after 40 of 120 updates: a reach of 4.0e-04 so far, the sum"
         " of the learning rates, hardly moves the weights (1.0% of them changed in a float16 file)"
@@ -151,8 +151,8 @@ def test_a_loss_that_stays_since_the_weights_do_is_short_of_reach() -> None:
 
 
 def test_a_loss_that_stays_though_the_weights_move_has_no_brake() -> None:
-    assert heard(steps(at_ln_2), BLIND) == [(40, "no-brake")]
-    alert = text(steps(at_ln_2), "no-brake", BLIND)
+    assert heard(steps(at_ln_2), BLIND) == [(40, "no-saturation")]
+    alert = text(steps(at_ln_2), "no-saturation", BLIND)
     assert "although 90% of the weights have changed: with mean and beta 0.1" in alert.message
     assert "11 nats a token" in alert.message
     # A sum over a hundred tokens brakes.

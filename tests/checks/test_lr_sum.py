@@ -18,7 +18,7 @@ from dpo_cli.objective.losses import pair_losses
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.alert_facts import saturation_margin_of
-from dpo_cli.training.plan import Prepared, prepare
+from dpo_cli.training.inputs import RunInputs, read_inputs
 from tests.checks.conftest import Examine
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -30,10 +30,10 @@ def of(diagnosis: Diagnosis, code: str) -> Finding:
     return finding
 
 
-def prepared_with(bench: Path, *settings: str) -> Prepared:
+def prepared_with(bench: Path, *settings: str) -> RunInputs:
     profile = load_profile(bench / "my.toml", settings).profile
     run = RunDirectory(bench / "runs/none")
-    return prepare(profile, resolve("cpu", "float32"), run, lambda *_: None)
+    return read_inputs(profile, resolve("cpu", "float32"), run, lambda *_: None)
 
 
 # --- spacing -----------------------------------------------------------------------------------
@@ -87,18 +87,18 @@ def test_at_1e_8_no_float32_weight_of_a_quarter_or_more_moves() -> None:
 
 @pytest.mark.parametrize("settings", [[], ["train.batch_size=1", "train.accumulation_steps=4"]])
 def test_the_reach_is_the_sum_of_the_rates_that_are_used(bench: Path, settings: list[str]) -> None:
-    prepared = prepared_with(bench, *settings)
-    global_batches = list(prepared.order.global_batches())
-    assert prepared.order.last_steps == [window.last_step for window in global_batches]
-    found = measure_lr_sum(prepared)
-    rates = [prepared.learning_rate.at(window.last_step) for window in global_batches]
+    inputs = prepared_with(bench, *settings)
+    global_batches = list(inputs.order.global_batches())
+    assert inputs.order.last_steps == [window.last_step for window in global_batches]
+    found = measure_lr_sum(inputs)
+    rates = [inputs.learning_rate.at(window.last_step) for window in global_batches]
     assert found.reach == pytest.approx(sum(rates), rel=1e-12)
     assert found.largest_rate == max(rates)
 
 
 def test_a_reach_too_short_for_the_file(examined: Examine) -> None:
     diagnosis = examined("train.learning_rate=1e-8", "dpo.beta=0.1")
-    short = of(diagnosis, "reach-short")
+    short = of(diagnosis, "lr-sum-small")
     assert short.level is Level.WARN
     assert short.message.startswith("reach 2.9e-8, the sum of the learning rates of 4 updates: at")
     assert "weights change in a float16 file" in short.message
@@ -110,7 +110,7 @@ def test_a_reach_too_short_for_the_file(examined: Examine) -> None:
 
 def test_what_float32_itself_cannot_hold(examined: Examine) -> None:
     diagnosis = examined("train.learning_rate=1e-10")
-    assert "even in float32 no single update moves them" in of(diagnosis, "reach-short").message
+    assert "even in float32 no single update moves them" in of(diagnosis, "lr-sum-small").message
     assert of(diagnosis, "update-lost").level is Level.WARN
 
 
@@ -119,9 +119,9 @@ def test_what_float32_itself_cannot_hold(examined: Examine) -> None:
 
 @pytest.mark.parametrize("settings", [["dpo.beta=5"], ["dpo.beta=0.3", "dpo.reduction=sum"]])
 def test_the_gap_is_where_the_loss_pushes_half_as_hard(bench: Path, settings: list[str]) -> None:
-    prepared = prepared_with(bench, *settings)
-    dpo, tokens = prepared.profile.dpo, prepared.pairs.response_tokens.double().mean()
-    gap = saturation_margin_of(prepared)
+    inputs = prepared_with(bench, *settings)
+    dpo, tokens = inputs.profile.dpo, inputs.pairs.response_tokens.double().mean()
+    gap = saturation_margin_of(inputs)
     assert gap is not None
     per_answer = gap * (tokens if dpo.reduction == "sum" else 1)
     margins = torch.tensor([0.0, float(per_answer)], requires_grad=True)
@@ -148,7 +148,7 @@ def test_brake_and_reach_are_told_apart(examined: Examine, beta: float) -> None:
     if beta == 5.0:
         assert "0.22 nats a token apart" in of(diagnosis, "brake").message
         return
-    missing = of(diagnosis, "no-brake")
+    missing = of(diagnosis, "no-saturation")
     assert "the loss will read 0.693 even if weights move" in missing.message
     # Four updates: 1.1, 0.95, 0.6 and 0.25 times the learning rate.
     assert "dpo.beta = 5 and train.learning_rate = 0.00034" in missing.remedy

@@ -86,7 +86,7 @@ def _cost_lines(report: ExportReport, retention: UpdateRetention) -> list[Text]:
         )
         if retention.start_error > LOST_SHARE:
             remedy = f"--dtype {retention.source_dtype} holds them"
-            return alert_lines(Alert(code="born-otherwise", message=message, remedy=remedy))
+            return alert_lines(Alert(code="source-dtype", message=message, remedy=remedy))
         lines.append(Text(message))
     if report.rounding == "nearest" and retention.relative_error > LOST_SHARE:
         lines += alert_lines(

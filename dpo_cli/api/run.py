@@ -21,7 +21,7 @@ from dpo_cli.run.events import Event, EventReader, history
 from dpo_cli.run.models import NamedModel
 from dpo_cli.run.spawn import SpawnedLauncher
 from dpo_cli.run.start import AlreadyCompleteError, Start, resumed_run
-from dpo_cli.run.view import RunView, State
+from dpo_cli.run.view import RunState, RunView
 from dpo_cli.ui.snapshot import notebook_display, panel_html, panel_text, read_panel
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.plain import PlainReport
@@ -99,7 +99,7 @@ class Run:
                 return
             time.sleep(_POLL_SECONDS)
 
-    def wait(self, *, show: bool = False) -> State:
+    def wait(self, *, show: bool = False) -> RunState:
         """Wait until no process trains the run.
 
         In the main thread, Ctrl-C and SIGTERM save and stop a run that this process started, and
@@ -109,7 +109,7 @@ class Run:
             show: print progress, or draw the live panel in a notebook.
 
         Returns:
-            State.COMPLETED or State.STOPPED.
+            RunState.COMPLETED or RunState.STOPPED.
 
         Raises:
             DpoError: the run failed or was killed.
@@ -142,14 +142,14 @@ class Run:
             raise DpoError(*reason)
         return self.view.state
 
-    def stop(self, *, wait: bool = True) -> State:
+    def stop(self, *, wait: bool = True) -> RunState:
         """Stop the run after its current step, with everything saved.
 
         Args:
             wait: wait for the end; without it the request is only placed.
 
         Returns:
-            State of the run; unchanged if no process trains it.
+            RunState of the run; unchanged if no process trains it.
 
         Raises:
             DpoError: the run failed before it could save.
@@ -166,7 +166,7 @@ class Run:
         except DpoError as error:
             if error.exit_code is not ExitCode.INTERRUPTED:
                 raise
-            return State.STOPPED  # before the first step: there was nothing to save
+            return RunState.STOPPED  # before the first step: there was nothing to save
 
     def resume(
         self,

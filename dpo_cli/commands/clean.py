@@ -16,7 +16,8 @@ from dpo_cli.formatting import format_size
 from dpo_cli.run.cleaning import Cleaning, free, look_through
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.lookup import find_run, find_runs
-from dpo_cli.run.summary import RunState, summarize
+from dpo_cli.run.summary import summarize
+from dpo_cli.run.view import RunState
 
 
 def clean(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dpo_cli.errors import UsageError
@@ -38,7 +38,7 @@ def read_runs(names: Sequence[str], runs_dir: Path | None) -> list[ComparedRun]:
     ]
 
 
-def compared_run(letter: str, run: RunDirectory, events: Sequence[Event]) -> ComparedRun:
+def compared_run(letter: str, run: RunDirectory, events: Iterable[Event]) -> ComparedRun:
     """Summarize a run and its events for a comparison."""
     view = RunView.of(events)
     return ComparedRun(letter, summarize(run), view, view.plan.settings if view.plan else {})

@@ -70,7 +70,7 @@ def report(
 
 
 def _report_run(letter: str, run: RunDirectory) -> ReportRun:
-    events = history(run.events_path)
+    events = list(history(run.events_path))
     return ReportRun(
         compared_run(letter, run, events), events, _skipped_rows(run.skipped_rows_path)
     )

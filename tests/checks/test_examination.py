@@ -229,7 +229,7 @@ def make_bad_files(bench: Path) -> None:
         ("model.weights=run:none", "checkpoint-unusable", "no runs"),
         ("model.hidden_size=64", "checkpoint-unusable", "model.hidden_size = 64 in the profile"),
         ("model.reference=./cut.pth", "reference-unusable", "cut off"),
-        ("model.tokenizer=folder", "file-unusable", "holds no tokenizer.json"),
+        ("model.tokenizer=folder", "file-unusable", "has no tokenizer.json"),
         ("train.epoch=1", "profile-key", "unknown key"),
         ("train.epochs=1.5", "profile-key", "must be a whole number"),
         ("train.learning_rate=-1", "profile-key", "must be greater than 0"),

@@ -13,7 +13,8 @@ import pytest
 from dpo_cli.errors import ExitCode
 from dpo_cli.run import launch, processes, torchrun
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import Alert, EventWriter, Planned, Stopped
+from dpo_cli.run.event_writer import EventWriter
+from dpo_cli.run.events import Alert, Planned, Stopped
 from dpo_cli.run.lookup import find_runs
 from tests.commands.conftest import Cli
 from tests.run.test_placement import SLURM, TORCHRUN
@@ -156,7 +157,7 @@ def test_the_word_that_separates_torchruns_is_needed(dpo: Cli, supervised: Super
         (["--nproc", "2", "--set", "train.device=cuda:1"], "is one card"),
         (
             ["--set", "launch.nnodes=2"],
-            "launch.nnodes = 2: several machines must know where to meet",
+            "launch.nnodes = 2: several machines need a rendezvous address",
         ),
     ],
 )

@@ -50,6 +50,7 @@ WORKER = (
     + """
 import sys, time
 from pathlib import Path
+from dpo_cli.run.event_writer import *
 from dpo_cli.run.events import *
 from dpo_cli.run.directory import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))

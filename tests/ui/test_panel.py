@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import EventWriter
+from dpo_cli.run.event_writer import EventWriter
 from tests.support import story
 from tests.support.terminal import Terminal
 

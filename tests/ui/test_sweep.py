@@ -14,8 +14,8 @@ from dpo_cli.commands.compared_runs import compared_run
 from dpo_cli.profile.grid import Point, load_points
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import history
-from dpo_cli.run.summary import RunState, RunSummary
-from dpo_cli.run.view import RunView
+from dpo_cli.run.summary import RunSummary
+from dpo_cli.run.view import RunState, RunView
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.terminal.dashboard import Dashboard
 from dpo_cli.ui.terminal.sweep import (

@@ -247,7 +247,7 @@ class TestBadDirectories:
         (llama / "model.safetensors").rename(llama.parent / "outside.safetensors")
         index = {"weight_map": {"x": "../outside.safetensors"}}
         (llama / "model.safetensors.index.json").write_text(json.dumps(index))
-        assert "names no files" in loading_error(llama).message
+        assert "has no valid weight_map" in loading_error(llama).message
 
     def test_weights_with_nan(self, llama: Path, change: Change) -> None:
         change({"model.norm.weight": torch.full((32,), torch.nan)})

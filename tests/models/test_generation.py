@@ -29,7 +29,7 @@ def transformers_tokens(
 
 
 def generated_tokens(model: PreTrainedModel, prompt: torch.Tensor, end_id: int | None) -> list[int]:
-    return list(generate(model, prompt, compute=CPU, end_id=end_id, max_new_tokens=TOKENS))
+    return list(generate(model, prompt, device=CPU, end_id=end_id, max_new_tokens=TOKENS))
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

@@ -21,7 +21,7 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Failed, RankEnded
 from dpo_cli.run.exit_reason import rank_ending
-from dpo_cli.run.placement import recognise
+from dpo_cli.run.placement import recognize
 from dpo_cli.run.processes import child_environment, module_argv
 from dpo_cli.run.torchrun import agent_argv, processes_here, torchrun_arguments
 from dpo_cli.training.inputs import RunInputs
@@ -41,7 +41,7 @@ def check_launch(
     place = None
     before = len(notes.findings)
     with notes.errors_as("launch-environment", "environment"):
-        place = recognise(os.environ)
+        place = recognize(os.environ)
     if place:
         message = f"rank {place.rank} of {place.world_size}; [launch] does not count"
         notes.ok("launch-environment", place.starter, message)

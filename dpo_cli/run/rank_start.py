@@ -11,7 +11,7 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.run import processes
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert
-from dpo_cli.run.placement import Place, recognise
+from dpo_cli.run.placement import Place, recognize
 from dpo_cli.run.torchrun import agent_argv, processes_here, torchrun_arguments, usable_gpus
 
 
@@ -29,7 +29,7 @@ def take_place(refused: Sequence[str]) -> Place | None:
     Raises:
         UsageError: the environment is incomplete, or contradicts an option.
     """
-    place = recognise(os.environ)
+    place = recognize(os.environ)
     if place is None:
         return None
     if refused:

@@ -18,8 +18,8 @@ from dpo_cli.ui.terminal.plots import (
     Plot,
     Trace,
     loss_plot,
-    on_both,
-    once,
+    train_and_held_out,
+    train_only,
 )
 
 _COLOR_OF = {TRAIN: 0, HELD_OUT: 1, CHOSEN: 2, REJECTED: 3}
@@ -27,11 +27,11 @@ COLORS = 8
 """How many curves can be told apart by color; see `dpo_cli.ui.html.svg.STYLE`."""
 
 _MORE = (
-    on_both("gap, nats per token", "margin_per_token"),
-    on_both("entropy, nats per token", "entropy"),
-    once("throughput, pairs per second", "pairs_per_second"),
-    once("aux loss of experts", "aux_loss"),
-    once("weights changed in half precision", "weights_moved"),
+    train_and_held_out("gap, nats per token", "margin_per_token"),
+    train_and_held_out("entropy, nats per token", "entropy"),
+    train_only("throughput, pairs per second", "pairs_per_second"),
+    train_only("aux loss of experts", "aux_loss"),
+    train_only("weights changed in half precision", "weights_moved"),
 )
 """Curves for which the panel has no room."""
 

@@ -141,7 +141,7 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
     checkpoint, _ = run.newest_verified()
     state = load_weights(checkpoint.path)
     plan = run.read_plan()
-    model = build_model(MiniMind(**plan["model"]["shape"]), state)
+    model = build_model(MiniMind(**plan.model.shape), state)
     names = [name for name, _ in model.named_parameters()]
 
     def on_disk(tensors: list[Any]) -> StateDict:
@@ -170,7 +170,7 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
         files.append(
             {"dtype": dtype, "rounding": rounding, "seed": seed} | vars(retention) | figures
         )
-    steps = plan["steps"]["optimizer_steps"]
+    steps = plan.steps.optimizer_steps
     return {
         "learning_rate": learning_rate,
         "steps": steps,

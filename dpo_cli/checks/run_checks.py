@@ -94,7 +94,7 @@ class RunChecks:
                 check_plan(notes, prepared)
                 if world_size != 1 and world_size is not None:
                     check_world_size(notes, prepared, world_size)
-                facts["plan"] = prepared.plan()
+                facts["plan"] = prepared.plan().to_dict()
             facts |= self.compute(prepared, startup_seconds)
         facts["disk_bytes"] = check_disk(notes, self.profile, self.runs_root, model_weights)
         histograms = data.histograms if data else ()

@@ -49,5 +49,4 @@ def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> Compar
     from dpo_cli.ui.comparison import ComparedRun
 
     view = RunView.of(events)
-    settings = view.plan.get("settings") if view.plan else None
-    return ComparedRun(letter, summarize(run), view, settings or {})
+    return ComparedRun(letter, summarize(run), view, view.plan.settings if view.plan else {})

@@ -133,7 +133,7 @@ def planned_profile(run: RunDirectory) -> Profile | None:
     if plan is None:
         return None
     try:
-        return from_tables(plan["settings"])
+        return from_tables(plan.settings)
     except ValueError as error:
         raise DpoError(f"{run.plan_path} is damaged: its settings make no profile") from error
 
@@ -183,7 +183,7 @@ def _what_would_go_on(run: RunDirectory, old: Profile, new: Profile) -> str | No
     One that lost its patience has steps left.
     """
     plan, done = run.read_plan(), run.completed_steps
-    if plan is None or done is None or done >= plan["steps"]["optimizer_steps"]:
+    if plan is None or done is None or done >= plan.steps.optimizer_steps:
         if new.train.epochs > old.train.epochs:
             return None
         return f"more epochs would go on: --set train.epochs={old.train.epochs + 1} --allow-changes"

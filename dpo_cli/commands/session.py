@@ -62,9 +62,10 @@ def run_worker(
 
     def supervise() -> ExitCode:
         report = PlainReport(plain_console(), run.designation, run.path, quiet=quiet)
-        return launch.supervise(
-            run, lock, argv, report, alerts=alerts, undo=undo, trackers=trackers
+        launcher = launch.Launcher(
+            run, lock, argv, observe=report, alerts=alerts, trackers=trackers, undo=undo
         )
+        return launcher.run()
 
     console = plain_console()
     if detach and (pid := launch.detach(run, lock)):

@@ -95,7 +95,7 @@ class Sweeper:
         points = {point.letter: point for point in self.points}
         with SignalRelay() as signals:
             for letter in letters:
-                if signals.asked:
+                if signals.sent.stop_code:
                     break
                 try:
                     code = self._train(points[letter], signals)
@@ -108,12 +108,12 @@ class Sweeper:
                 else:
                     if code in _ASKED:
                         return code
-        return signals.asked or ExitCode.DONE
+        return signals.sent.stop_code or ExitCode.DONE
 
     def _train(self, point: Point, signals: SignalRelay) -> ExitCode:
         """One point to its end, from the beginning or from where it stopped."""
         from dpo_cli.commands.ranks import ranks_argv, torchrun_call
-        from dpo_cli.run.launch import supervise, worker_argv
+        from dpo_cli.run.launch import Launcher, worker_argv
         from dpo_cli.run.processes import start_worker
         from dpo_cli.run.tracking.kinds import asked_for
         from dpo_cli.ui.terminal.plain import PlainReport
@@ -129,12 +129,14 @@ class Sweeper:
         argv = ranks_argv(run, ranks, worker_argv(run))
         start = _fork if ranks is None else start_worker
         with run.locked() as lock:
-            return supervise(
-                *(run, lock, argv, report),
+            launcher = Launcher(
+                *(run, lock, argv),
+                observe=report,
+                trackers=asked_for(point.profile),
                 start=start,
                 signals=signals,
-                trackers=asked_for(point.profile),
             )
+            return launcher.run()
 
     def _tell(self, message: str, error: DpoError) -> None:
         self._print(f"error: {message}")

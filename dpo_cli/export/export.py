@@ -122,7 +122,7 @@ def export_run(
     state, architecture, plan = trained.weights, trained.architecture, trained.plan
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     written = _in_form(architecture, form, tokenizer)
-    dtype = dtype or export_dtype(profile, architecture, plan["model"]["weights_dtype"])
+    dtype = dtype or export_dtype(profile, architecture, plan.model.weights_dtype)
     if rounding == "stochastic":
         seed = profile.train.seed if seed is None else seed
         if dtype == "float32":

@@ -5,8 +5,7 @@ Everything in it is a figure or a setting; no path, host name or text of anybody
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from dpo_cli import __version__
 from dpo_cli.models.huggingface import HuggingFace
@@ -14,6 +13,7 @@ from dpo_cli.profile.schema import KEYS
 from dpo_cli.profile.table import Kind
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.events import Evaluated, Event
+from dpo_cli.run.plan import Plan
 
 MARK = "<!-- written by dpo export -->"
 """By which a card of ours is known."""
@@ -29,7 +29,7 @@ _UNSAID = ("launch.", "export.", "eval.num_samples")
 
 
 def model_card(
-    plan: Mapping[str, Any],
+    plan: Plan,
     events: Sequence[Event],
     architecture: HuggingFace,
     dtype: str,
@@ -48,39 +48,39 @@ def model_card(
 
 
 def _lines(
-    plan: Mapping[str, Any],
+    plan: Plan,
     events: Sequence[Event],
     architecture: HuggingFace,
     dtype: str,
     optimizer_step: int,
 ) -> Iterator[str]:
-    model, pairs, steps = plan["model"], plan["pairs"], plan["steps"]
+    pairs = plan.pairs
     yield from ("---", "library_name: transformers", "pipeline_tag: text-generation")
     yield from ("tags:", "- dpo", "---", "", MARK, "")
     yield f"# {architecture.class_name}, trained on preferences"
     yield ""
     yield (
-        f"{model['description']}: {model['parameters']:,} parameters in {dtype}, after"
-        f" {optimizer_step:,} of {steps['optimizer_steps']:,} updates by `dpo` {__version__}."
+        f"{plan.model.description}: {plan.model.parameters:,} parameters in {dtype}, after"
+        f" {optimizer_step:,} of {plan.steps.optimizer_steps:,} updates by `dpo` {__version__}."
     )
     yield from ("", "## Data", "")
     yield (
-        f"{pairs['kept']:,} preference pairs, of at most {pairs['max_seq_len']:,} tokens a side;"
-        f" {pairs['skipped_rows']:,} rows set aside, {pairs['held_out']:,} pairs held out."
+        f"{pairs.kept:,} preference pairs, of at most {plan.setting('data.max_seq_len'):,} tokens a"
+        f" side; {pairs.skipped_rows:,} rows set aside, {pairs.held_out:,} pairs held out."
     )
     yield from ("", "SHA-256 of what went in:", "")
-    for name, digest in plan["fingerprints"].items():
+    for name, digest in plan.fingerprints.items():
         yield f"- {name.replace('_', ' ')}: `{digest}`"
     yield from ("", "## Results", "")
     yield from _results(events, optimizer_step)
     yield from ("", "## Profile", "", "```toml")
-    for table, settings in plan["settings"].items():
+    for table, settings in plan.settings.items():
         told = {key: its for key, its in settings.items() if _is_told(f"{table}.{key}")}
         if told:
             yield f"[{table}]"
             yield from (f"{key} = {show_value(its)}" for key, its in told.items())
     yield "```"
-    versions = plan["environment"]
+    versions = plan.environment
     yield from ("", f"torch {versions['torch']}, transformers {versions['transformers']}.")
 
 

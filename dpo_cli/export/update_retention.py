@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.plan import Plan
 from dpo_cli.training.inputs import read_model_weights
 
 
@@ -42,7 +42,7 @@ class UpdateRetention:
     source_dtype: str
 
 
-def read_start(run: RunDirectory, profile: Profile, saved_plan: Mapping[str, Any]) -> ModelWeights:
+def read_start(run: RunDirectory, profile: Profile, saved_plan: Plan) -> ModelWeights:
     """The weights that a run began with.
 
     Args:
@@ -54,7 +54,7 @@ def read_start(run: RunDirectory, profile: Profile, saved_plan: Mapping[str, Any
         DpoError: they are gone, or others lie in their place.
     """
     start = read_model_weights(profile, "weights", run.path.parent, run.path)
-    if start.fingerprint != saved_plan["fingerprints"]["weights"]:
+    if start.fingerprint != saved_plan.fingerprints["weights"]:
         raise DpoError("model.weights: the content is not what the run began with")
     return start
 

@@ -23,6 +23,7 @@ from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.eval_config import EvalConfig, split_of
 from dpo_cli.run.events import EVALUATION
+from dpo_cli.run.plan import Plan
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
 from dpo_cli.training.inputs import (
     OnProgress,
@@ -103,14 +104,14 @@ def evaluate_models(
     saved_plan = owner.read_plan() if owner is not None else None
     configure_torch(profile)
     compute = resolve(profile.train.device, profile.train.dtype)
-    matmul = saved_plan["environment"].get("float32_matmul") if saved_plan else None
+    matmul = saved_plan.environment.get("float32_matmul") if saved_plan else None
     tune(compute, matmul, tf32=profile.train.tf32)
     reference = _open_reference(eval_config)
     checkpoints = [model.model_weights for model in models]
     frozen = reference.model_weights if reference else checkpoints[0]
     prepared = _prepare(profile, compute, checkpoints, frozen, on_progress)
     if saved_plan is not None:
-        _refuse_other_inputs(eval_config, saved_plan["fingerprints"], prepared)
+        _refuse_other_inputs(eval_config, saved_plan.fingerprints, prepared)
     evaluated_models = []
     with _reference_of(eval_config, prepared) as scores:
         for model in models:
@@ -170,15 +171,15 @@ def _refuse_other_inputs(
     if eval_config.has_reference and eval_config.reference is None:
         names.add("reference")
     now = {name: prepared.fingerprints[name] for name in names}
-    require_same_inputs({"fingerprints": saved_plan}, {"fingerprints": now})
+    require_same_inputs(saved_plan, now)
 
 
-def _was_trained_on(plan: Mapping[str, Any], eval_config: EvalConfig, prepared: Prepared) -> bool:
+def _was_trained_on(plan: Plan, eval_config: EvalConfig, prepared: Prepared) -> bool:
     """Whether the run of a plan has learned from pairs that it is judged by."""
-    if plan["fingerprints"]["data"] != prepared.fingerprints["data"]:
+    if plan.fingerprints["data"] != prepared.fingerprints["data"]:
         return False
     is_split = eval_config.is_own and eval_config.profile.eval.path is None
-    return not (is_split and split_of(plan["settings"]) == split_of(to_tables(eval_config.profile)))
+    return not (is_split and split_of(plan.settings) == split_of(to_tables(eval_config.profile)))
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def score_held_out(
     )
     if plan is None or eval_config is None:
         raise DpoError(f"{run.name} has no held-out pairs")
-    architecture = architecture_of(plan["model"]["shape"])
+    architecture = architecture_of(plan.model.shape)
     models = [
         OpenedModel(run.name, ModelWeights(architecture, state, DTYPES["float32"], fingerprint=""))
         for state in weights

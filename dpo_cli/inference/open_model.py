@@ -16,6 +16,7 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.models import NamedModel
+from dpo_cli.run.plan import Plan
 from dpo_cli.training.inputs import RUN_PREFIX, read_model_weights
 from dpo_cli.training.plan import export_dtype
 from dpo_cli.training.run_weights import read_trained
@@ -36,7 +37,7 @@ class OpenedModel:
     title: str
     model_weights: ModelWeights
     optimizer_step: int | None = None
-    plan: Mapping[str, Any] | None = None
+    plan: Plan | None = None
     export_dtype: str = "float32"
 
 
@@ -55,7 +56,7 @@ def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = Fal
     if named.run is not None:
         trained = read_trained(named.run, best=best)
         profile = load_profile(named.run.profile_path).profile
-        source_dtype = trained.plan["model"]["weights_dtype"]
+        source_dtype = trained.plan.model.weights_dtype
         dtype = export_dtype(profile, trained.architecture, source_dtype)
         return OpenedModel(
             named.title, trained.model_weights, trained.optimizer_step, trained.plan, dtype

@@ -1,1 +1,1 @@
-"""Recognising, loading and running models; no model code of our own where transformers has it."""
+"""Recognizing, loading and running models; transformers computes every one of them."""

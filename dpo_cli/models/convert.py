@@ -1,15 +1,9 @@
 """Weight names: MiniMind's own, and those of the Hugging Face layout on disk.
 
-<<<<<<< HEAD
 Dense models and the experts of MiniMind version 3 have the same names in both. The experts of
 MiniMind version 2 are separate matrices in MiniMind and stacked ones in GraniteMoeShared, where
 each gate projection lies above its up projection. The Hugging Face layout holds the tied embedding
 once, MiniMind's holds it twice.
-=======
-Dense models and MiniMind 3's experts have the same names in both. MiniMind 2's experts are
-stored apart in MiniMind and stacked in GraniteMoeShared, with each gate above its up projection.
-The Hugging Face layout holds the tied embedding once, MiniMind's twice.
->>>>>>> main
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class ResponseScorer(nn.Module):
         device = batch.input_ids.device
         kernel: dict[str, Any] = {}
         if device.type == "cuda":
-            kernel["sequences"] = varlen.locate(batch.segments, device)
+            kernel["sequences"] = varlen.locate_sequences(batch.segments, device)
         output = self.model.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

@@ -1,9 +1,9 @@
-"""A packed row's attention in one kernel a layer: variable-length flash attention, on CUDA.
+"""Variable-length flash attention on CUDA: a packed row in one kernel call per layer.
 
-The queries of the row lie as they are: prompt and chosen part of a pair, then its rejected part.
-The keys are gathered once more, so that each of these sequences finds its own behind one another:
-prompt and chosen, then prompt and rejected. What the kernel is told of them depends on the batch
-alone, and is made once for all layers, in one copy to the device and without waiting for it.
+The queries stay where they are in the row: shared prompt and chosen part of a pair, then its
+rejected part. The kernel expects the keys of each sequence to be contiguous, so keys and values are
+gathered into a second row: prompt, chosen, prompt, rejected. Its arguments (cu_seqlens and the
+gather index) depend on the batch only; they are computed once for all layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from dpo_cli.data.batching import PairSegments
 
 KERNEL: Callable[..., Any] | None = None
-"""torch's; None where this torch has none, or its first one, which has no grouped key heads."""
+"""torch's `varlen_attn`; None if this torch has none, or one without grouped-query attention."""
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
@@ -30,29 +30,42 @@ else:
         KERNEL = varlen_attn
 
 _CAUSAL = (-1, 0)
-"""The window in which a query sees all keys before it; from the bottom right, as flash counts."""
-_WIDEST_HEAD, _HEAD_MULTIPLE = 256, 8
-_OLDEST_CARD = (8, 0)
+"""Window (left, right) of a causal mask: unlimited keys to the left, none to the right.
+
+Flash attention aligns it to the bottom right, so the last query sees all keys even if there are
+fewer queries than keys, as in a rejected part behind a shared prompt.
+"""
+# Limits of flash attention 2.
+_MAX_HEAD_DIM, _HEAD_DIM_MULTIPLE = 256, 8
+_MIN_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Where a packed row's causal sequences lie, as the kernel wants to know.
+    """Position of the C causal sequences of a packed row, as arguments of the kernel.
 
-    keys: (K,) int32, the place in the row of each gathered key. query_ends, key_ends: (C + 1,)
-    int32, 0 and then where each of the C sequences ends. longest_query, longest_key: tokens.
+    Attributes:
+        key_index: (K,) int32, for each gathered key its position in the row.
+        cu_seqlens_q, cu_seqlens_k: (C + 1,) int32, cumulative lengths of the sequences in queries
+            and in gathered keys; the first element is 0.
+        max_seqlen_q, max_seqlen_k: longest sequence in queries and in keys.
     """
 
-    keys: Tensor
-    query_ends: Tensor
-    key_ends: Tensor
-    longest_query: int
-    longest_key: int
+    key_index: Tensor
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
 
 
-def locate(segments: Sequence[PairSegments], device: torch.device) -> Sequences:
-    """The sequences of a row that is made of these pairs; those without a query left out."""
-    keys: list[int] = []
+def locate_sequences(segments: Sequence[PairSegments], device: torch.device) -> Sequences:
+    """Return the sequences of a packed row; those without a query are left out.
+
+    Args:
+        segments: the pairs of the row, in order.
+        device: where the kernel runs.
+    """
+    key_index: list[int] = []
     query_lengths, key_lengths = [], []
     start = 0
     for pair in segments:
@@ -63,63 +76,72 @@ def locate(segments: Sequence[PairSegments], device: torch.device) -> Sequences:
             (pair.rejected, range(chosen_end, end)),
         ):
             if queries:
-                keys += range(start, prompt_end)
-                keys += own
+                key_index += range(start, prompt_end)
+                key_index += own
                 query_lengths.append(queries)
                 key_lengths.append(pair.prompt + len(own))
         start = end
     ends = len(query_lengths) + 1
-    whole = torch.tensor(
-        [0, *accumulate(query_lengths), 0, *accumulate(key_lengths), *keys], dtype=torch.int32
+    # Everything in one tensor, so that one asynchronous copy suffices; a blocking copy would make
+    # the CPU wait for the GPU at every micro-batch.
+    packed = torch.tensor(
+        [0, *accumulate(query_lengths), 0, *accumulate(key_lengths), *key_index],
+        dtype=torch.int32,
     ).to(device, non_blocking=True)
     return Sequences(
-        keys=whole[2 * ends :],
-        query_ends=whole[:ends],
-        key_ends=whole[ends : 2 * ends],
-        longest_query=max(query_lengths),
-        longest_key=max(key_lengths),
+        key_index=packed[2 * ends :],
+        cu_seqlens_q=packed[:ends],
+        cu_seqlens_k=packed[ends : 2 * ends],
+        max_seqlen_q=max(query_lengths),
+        max_seqlen_k=max(key_lengths),
     )
 
 
-def is_computed_by_kernel(key: Tensor, value: Tensor, dropout: float) -> bool:
-    """Whether the kernel takes states like these, (1, heads, time, head_dim), on their device."""
+def supports_kernel(key: Tensor, value: Tensor, dropout: float) -> bool:
+    """Return True if the kernel can compute these tensors on their device.
+
+    Args:
+        key, value: (1, heads, time, head_dim).
+        dropout: probability of dropping an attention weight; the kernel has none.
+    """
     head_dim = value.shape[-1]
     return (
         KERNEL is not None
         and value.device.type == "cuda"
         and value.dtype in (torch.float16, torch.bfloat16)
         and not dropout
-        and key.shape[-1] == head_dim <= _WIDEST_HEAD
-        and head_dim % _HEAD_MULTIPLE == 0
-        and torch.cuda.get_device_capability(value.device) >= _OLDEST_CARD
+        and key.shape[-1] == head_dim <= _MAX_HEAD_DIM
+        and head_dim % _HEAD_DIM_MULTIPLE == 0
+        and torch.cuda.get_device_capability(value.device) >= _MIN_CAPABILITY
     )
 
 
 def varlen_attention(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float
 ) -> Tensor:
-    """Causal attention within each sequence of the one row there is.
+    """Compute causal attention within each sequence of a packed row.
 
     Args:
         query: (1, heads, time, head_dim).
         key, value: (1, key_value_heads, time, head_dim).
-        sequences: from `locate`.
+        sequences: from `locate_sequences`.
         scaling: factor of the scores.
 
     Returns:
         (1, time, heads, head_dim).
     """
     assert KERNEL is not None
-    # Norms of queries and keys may have widened them; the kernel knows nothing of autocast.
+    # The norms of queries and keys compute in float32. Autocast casts their outputs for torch's own
+    # attention, but it does not cover this kernel.
     rows = [state[0].transpose(0, 1).to(value.dtype) for state in (query, key, value)]
     output: Tensor = KERNEL(
         rows[0],
-        rows[1].index_select(0, sequences.keys),
-        rows[2].index_select(0, sequences.keys),
-        sequences.query_ends,
-        sequences.key_ends,
-        sequences.longest_query,
-        sequences.longest_key,
+        rows[1].index_select(0, sequences.key_index),
+        rows[2].index_select(0, sequences.key_index),
+        sequences.cu_seqlens_q,
+        sequences.cu_seqlens_k,
+        sequences.max_seqlen_q,
+        sequences.max_seqlen_k,
         scale=scaling,
         window_size=_CAUSAL,
         enable_gqa=query.shape[1] != key.shape[1],

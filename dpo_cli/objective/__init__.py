@@ -1,1 +1,1 @@
-"""The mathematics of preference optimization: tensors in, tensors out."""
+"""The mathematics of preference optimization: functions from tensors to tensors."""

@@ -1,8 +1,16 @@
-"""The losses of preference pairs, a formula each: log-probs of responses in, (P,) losses out.
+"""Losses of preference pairs, one function per formula: `Pairs` in, losses of shape (P,) out.
 
-In the formulas c and r are the scores of the chosen and the rejected response (the log-ratio of
-policy and reference, unless another f-divergence is asked for), u = beta * (c - r), s is the
-sigmoid. Names, signs and constants are TRL's (release 1.16) where it has the loss.
+Notation of the docstrings:
+
+- c, r: scores of the chosen and the rejected response, the log-ratios of policy and reference
+  unless another f-divergence is set
+- u = beta * (c - r), the reward margin of DPO
+- s(x): the sigmoid
+- e: `label_smoothing`, the assumed share of wrong labels
+- p_c, p_r: the policy's log-probs, without a reference
+
+Names, signs and constants are those of TRL 1.16 for every loss that TRL has. All log-probs are
+float64, so no formula loses the small differences between large sums.
 """
 
 from __future__ import annotations
@@ -19,22 +27,29 @@ from dpo_cli.profile.losses import LossName
 from dpo_cli.profile.objective import Dpo
 
 EXO_SMOOTHING = 1e-3
-"""What the EXO paper recommends; 0 has no logarithm."""
+"""Label smoothing that the EXO paper recommends; not 0, because the loss contains its logarithm."""
 
-_LARGEST_EXPONENT = 80.0
-"""exp of it, times any sensible beta, is a float32, as gradients of token log-probs are."""
-_CERTAIN = -1e-6
-"""Log-prob from which on a response has the odds of this one: those of 0 are infinite."""
+_MAX_EXPONENT = 80.0
+"""Cap of an exponent: gradients of token log-probs are float32, whose largest number is e^88.7.
+
+The remaining 8 nats are room for beta and other factors.
+"""
+_MAX_LOGP = -1e-6
+"""Cap of a log-prob before its odds are computed: a log-prob of 0 has infinite odds."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs as a loss sees them; every field is (P,) float64, the policy's with gradients.
+    """Inputs of a loss for P pairs; every field is (P,) float64, the policy's with gradients.
 
-    policy_*, reference_*: the log-prob of each response, summed or averaged over its tokens as
-        `dpo.reduction` says; without a reference the latter are 0.
-    scores_*: what `divergence_scores` makes of their difference, likewise summed or averaged.
-    chosen_sums, chosen_tokens: the policy's plain sum over the chosen response, and its length.
+    Attributes:
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected: log-prob of each
+            response in nats, summed or averaged over its tokens by `dpo.reduction`; 0 for the
+            reference if the loss uses none.
+        scores_chosen, scores_rejected: c and r, `divergence_scores` of the log-ratios, summed or
+            averaged likewise.
+        chosen_sums: the policy's plain sum over the tokens of the chosen response.
+        chosen_tokens: number of these tokens.
     """
 
     policy_chosen: Tensor
@@ -48,54 +63,58 @@ class Pairs:
 
     @property
     def score_margins(self) -> Tensor:
-        """c - r."""
+        """Difference c - r, (P,)."""
         return self.scores_chosen - self.scores_rejected
 
 
 def sigmoid(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """DPO, Rafailov et al. 2023, arXiv:2305.18290, eq. 7: -log s(u).
+    """Compute DPO: -log s(u) (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
 
-    Its derivative by c is -beta * s(-u), and by r the opposite; at the start the policy is the
-    reference, u = 0, and the loss is ln 2 = 0.693 with a slope of beta / 2.
+    The derivative with respect to c is -beta * s(-u), and with respect to r the opposite. At the
+    start the policy equals the reference, so u = 0, the loss is ln 2 = 0.693, and the slope is
+    beta / 2.
 
-    With label smoothing e it is cDPO (Mitchell 2023, "A note on DPO with noisy preferences"), where
-    a share e of the labels is taken to be wrong: -(1 - e) log s(u) - e log s(-u).
+    With label smoothing this is cDPO (Mitchell 2023, "A note on DPO with noisy preferences"):
+    -(1 - e) log s(u) - e log s(-u).
     """
     return _smoothed(dpo.beta * pairs.score_margins, dpo.label_smoothing)
 
 
 def hinge(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """The hinge of SLiC-HF, Zhao et al. 2023, arXiv:2305.10425, sec. 2, on DPO's margin (RSO, Liu
-    et al. 2023, arXiv:2309.06657): max(0, 1 - u).
+    """Compute the hinge loss max(0, 1 - u).
+
+    The hinge of SLiC-HF (Zhao et al. 2023, arXiv:2305.10425, sec. 2) on the margin of DPO, as in
+    RSO (Liu et al. 2023, arXiv:2309.06657).
     """
     return torch.relu(1 - dpo.beta * pairs.score_margins)
 
 
 def ipo(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """IPO, Azar et al. 2023, arXiv:2310.12036, eq. 17, with tau = beta: (c - r - 1 / (2 beta))^2.
+    """Compute IPO: (c - r - 1 / (2 beta))^2.
 
-    c and r are means over tokens: the paper does not say so, but its authors told TRL that its
-    results were computed that way.
+    Azar et al. 2023, arXiv:2310.12036, eq. 17, with tau = beta. c and r are means over tokens; the
+    paper does not say so, but its authors confirmed to TRL that they computed their results this
+    way.
     """
     return (pairs.score_margins - 1 / (2 * dpo.beta)).square()
 
 
 def robust(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """rDPO, Chowdhury et al. 2024, arXiv:2403.00409, sec. 3.1, for a share e of flipped labels:
-    (-(1 - e) log s(u) + e log s(-u)) / (1 - 2 e).
+    """Compute robust DPO: (-(1 - e) log s(u) + e log s(-u)) / (1 - 2 e).
 
-    Unbiased: over flips with probability e its mean is the loss of the true labels. It may be
-    negative.
+    Chowdhury et al. 2024, arXiv:2403.00409, sec. 3.1. Unbiased: if each label is flipped with
+    probability e, the expected loss is that of the true labels. It may be negative.
     """
-    flipped = dpo.label_smoothing or 0.0
+    flip_rate = dpo.label_smoothing or 0.0
     logits = dpo.beta * pairs.score_margins
-    clean = -(1 - flipped) * F.logsigmoid(logits)
-    return (clean + flipped * F.logsigmoid(-logits)) / (1 - 2 * flipped)
+    clean = -(1 - flip_rate) * F.logsigmoid(logits)
+    return (clean + flip_rate * F.logsigmoid(-logits)) / (1 - 2 * flip_rate)
 
 
 def exo_pair(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """EXO, Ji et al. 2024, arXiv:2402.00856, eq. 16, for two responses: KL(q || p) of
-    q = (s(u), s(-u)) and p = (1 - e, e).
+    """Compute EXO for two responses: KL(q || p) with q = (s(u), s(-u)) and p = (1 - e, e).
+
+    Ji et al. 2024, arXiv:2402.00856, eq. 16.
     """
     smoothing = EXO_SMOOTHING if dpo.label_smoothing is None else dpo.label_smoothing
     logits = dpo.beta * pairs.score_margins
@@ -105,37 +124,40 @@ def exo_pair(pairs: Pairs, dpo: Dpo) -> Tensor:
 
 
 def nca_pair(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """NCA, Chen et al. 2024, arXiv:2402.05369, sec. 4.1, for two responses:
-    -log s(beta c) - (log s(-beta c) + log s(-beta r)) / 2.
+    """Compute NCA for two responses: -log s(beta c) - (log s(-beta c) + log s(-beta r)) / 2.
+
+    Chen et al. 2024, arXiv:2402.05369, sec. 4.1.
     """
     chosen, rejected = dpo.beta * pairs.scores_chosen, dpo.beta * pairs.scores_rejected
     return -F.logsigmoid(chosen) - 0.5 * (F.logsigmoid(-chosen) + F.logsigmoid(-rejected))
 
 
 def bco_pair(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """BCO, Jung et al. 2024, arXiv:2404.04656, sec. 4, on pairs: -log s(beta c) - log s(-beta r).
+    """Compute BCO on pairs: -log s(beta c) - log s(-beta r).
 
-    Without the paper's reward shift, a running mean of the rewards that is taken off both: TRL
-    dropped it, too. It would be one more state for a resume to bring back.
+    Jung et al. 2024, arXiv:2404.04656, sec. 4. Without the paper's reward shift, a running mean of
+    the rewards that is subtracted from both: TRL omits it as well, and a resumed run would have to
+    restore it.
     """
     chosen, rejected = dpo.beta * pairs.scores_chosen, dpo.beta * pairs.scores_rejected
     return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
 
 
 def sppo_hard(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """SPPO, Wu et al. 2024, arXiv:2405.00675, eq. 4.7, with eta = 1 / beta and win probabilities 1
-    and 0: (c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2.
+    """Compute SPPO: (c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2.
+
+    Wu et al. 2024, arXiv:2405.00675, eq. 4.7, with eta = 1 / beta and win probabilities 1 and 0.
     """
     target = 0.5 / dpo.beta
     return (pairs.scores_chosen - target).square() + (pairs.scores_rejected + target).square()
 
 
 def aot(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """AOT, Melnyk et al. 2024, arXiv:2406.05882, sec. 3, paired: the policy's margins between
-    chosen and rejected, sorted over the batch, against the reference's, sorted for themselves, by
-    the smoothed logistic loss of `sigmoid`.
+    """Compute paired AOT (Melnyk et al. 2024, arXiv:2406.05882, sec. 3).
 
-    What comes out is in that order, so that none belongs to a pair; their mean is the loss.
+    The margins p_c - p_r of the policy and those of the reference are each sorted over the batch,
+    and the sorted values are compared by the smoothed logistic loss of `sigmoid`. So the losses
+    returned are in sorted order and none belongs to a pair; only their mean is meaningful.
     """
     policy = torch.sort(pairs.policy_chosen - pairs.policy_rejected).values
     reference = torch.sort(pairs.reference_chosen - pairs.reference_rejected).values
@@ -143,8 +165,9 @@ def aot(pairs: Pairs, dpo: Dpo) -> Tensor:
 
 
 def aot_unpaired(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """AOT, as above, unpaired: the scores c, sorted over the batch, against the r, sorted for
-    themselves.
+    """Compute unpaired AOT: the scores c and the scores r, each sorted over the batch.
+
+    Paper as above.
     """
     chosen = torch.sort(pairs.scores_chosen).values
     rejected = torch.sort(pairs.scores_rejected).values
@@ -152,9 +175,10 @@ def aot_unpaired(pairs: Pairs, dpo: Dpo) -> Tensor:
 
 
 def apo_zero(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """APO-zero, D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7: s(-beta c) + s(beta r).
+    """Compute APO-zero: s(-beta c) + s(beta r).
 
-    For chosen responses better than the model's own: they become likelier, rejected ones less so.
+    D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7. For chosen responses better than the
+    model's own: makes chosen responses more likely and rejected ones less likely.
     """
     return torch.sigmoid(-dpo.beta * pairs.scores_chosen) + torch.sigmoid(
         dpo.beta * pairs.scores_rejected
@@ -162,9 +186,9 @@ def apo_zero(pairs: Pairs, dpo: Dpo) -> Tensor:
 
 
 def apo_down(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """APO-down, as above, eq. 8: s(beta c) + s(-u).
+    """Compute APO-down: s(beta c) + s(-u); paper as above, eq. 8.
 
-    For a model better than both responses: both become less likely, rejected ones more so.
+    For a model that is better than both responses: makes both less likely, rejected ones more so.
     """
     return torch.sigmoid(dpo.beta * pairs.scores_chosen) + torch.sigmoid(
         -dpo.beta * pairs.score_margins
@@ -172,55 +196,59 @@ def apo_down(pairs: Pairs, dpo: Dpo) -> Tensor:
 
 
 def discopop(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """DiscoPOP, Lu et al. 2024, arXiv:2406.08414, eq. 5: -(1 - m) log s(u) + m exp(-u), with
-    m = s(u / tau).
+    """Compute DiscoPOP: -(1 - m) log s(u) + m exp(-u), with m = s(u / tau).
+
+    Lu et al. 2024, arXiv:2406.08414, eq. 5.
     """
     logits = dpo.beta * pairs.score_margins
     logistic = -torch.sigmoid(-logits / dpo.discopop_tau) * F.logsigmoid(logits)
-    # In one exponent: of a hopeless pair m is 0 and exp(-u) infinite.
+    # m * exp(-u) as one exponential: for very negative u the factors are 0 and infinity.
     return logistic + torch.exp(F.logsigmoid(logits / dpo.discopop_tau) - logits)
 
 
 def sigmoid_norm(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """Length-normalized DPO, Lambert et al. 2024 (Tulu 3), arXiv:2411.15124: -log s(u), where c and
-    r are means over tokens.
+    """Compute length-normalized DPO: -log s(u), where c and r are means over tokens.
+
+    Lambert et al. 2024 (Tulu 3), arXiv:2411.15124.
     """
     return -F.logsigmoid(dpo.beta * pairs.score_margins)
 
 
 def dpop(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """DPO-Positive, Pal et al. 2024 (Smaug), arXiv:2402.13228:
-    -log s(beta (c - r - lambda max(0, -c))).
+    """Compute DPO-Positive: -log s(beta (c - r - lambda max(0, -c))).
 
-    The last term holds the chosen response at least as likely as under the reference.
+    Pal et al. 2024 (Smaug), arXiv:2402.13228. The last term penalizes a chosen response that is
+    less likely than under the reference.
     """
-    fallen = torch.relu(-pairs.scores_chosen)
-    return -F.logsigmoid(dpo.beta * (pairs.score_margins - dpo.dpop_lambda * fallen))
+    penalty = torch.relu(-pairs.scores_chosen)
+    return -F.logsigmoid(dpo.beta * (pairs.score_margins - dpo.dpop_lambda * penalty))
 
 
 def sft(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """The negative log-likelihood of the chosen responses, a mean over all their tokens in the
-    batch, the same for each pair: the term that RPO (Pang et al. 2024, arXiv:2404.19733) and MPO
-    (Wang et al. 2024, arXiv:2411.10442) add to a preference loss.
+    """Compute the mean negative log-likelihood per token of all chosen responses of the batch.
+
+    Equal for every pair. RPO (Pang et al. 2024, arXiv:2404.19733) and MPO (Wang et al. 2024,
+    arXiv:2411.10442) add this term to a preference loss.
     """
     mean = -pairs.chosen_sums.sum() / pairs.chosen_tokens.sum().clamp(min=1)
     return mean.expand_as(pairs.chosen_sums)
 
 
 def simpo(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """SimPO, Meng et al. 2024, arXiv:2405.14734, eq. 6: -log s(beta (p_c - p_r) - gamma), with the
-    policy's mean log-probs p and no reference.
+    """Compute SimPO: -log s(beta (p_c - p_r) - gamma), where p_c and p_r are means over tokens.
+
+    Meng et al. 2024, arXiv:2405.14734, eq. 6. Uses no reference.
     """
     margins = dpo.beta * (pairs.policy_chosen - pairs.policy_rejected)
     return -F.logsigmoid(margins - dpo.simpo_gamma)
 
 
 def orpo(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """ORPO, Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7, with lambda = beta:
-    -p_c - beta log s(log odds_c - log odds_r), odds = exp(p) / (1 - exp(p)), with the policy's mean
-    log-probs p and no reference.
+    """Compute ORPO: -p_c - beta log s(log odds_c - log odds_r), odds = exp(p) / (1 - exp(p)).
 
-    The likelihood is that of the response, averaged pair by pair; TRL's counts the prompt too.
+    Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7, with lambda = beta. p_c and p_r are means over
+    tokens; uses no reference. The likelihood term covers the response only and is averaged over
+    pairs; TRL's includes the prompt.
     """
     log_odds = _log_odds(pairs.policy_chosen) - _log_odds(pairs.policy_rejected)
     return -pairs.policy_chosen - dpo.beta * F.logsigmoid(log_odds)
@@ -248,21 +276,28 @@ FORMULAS: Mapping[LossName, Formula] = {
     "simpo": simpo,
     "orpo": orpo,
 }
-"""What each needs is in `dpo_cli.profile.losses.LOSSES`."""
+"""Functions by name in `dpo.loss`; `dpo_cli.profile.losses.LOSSES` lists their requirements."""
 
 
 def divergence_scores(log_ratios: Tensor, dpo: Dpo) -> Tensor:
-    """f'(t) of the likelihood ratio t of policy and reference: the score of a response where the
-    policy is held to the reference by the f-divergence `dpo.f_divergence_type` (f-DPO, Wang et al.
-    2023, arXiv:2309.16240, table 1; constants left out where two scores are subtracted).
+    """Return the score f'(t) of each response, where t is the likelihood ratio policy / reference.
 
-    Reverse KL: log t. Forward KL: 1 - 1/t. Jensen-Shannon: log(2t / (1 + t)). Alpha:
-    (t^(a-1) - 1) / (a - 1), which is log t at a = 1 and the forward KL divergence at a = 0. What
-    is raised to a power is capped: beyond, a response has no gradient.
+    f-DPO (Wang et al. 2023, arXiv:2309.16240, table 1) regularizes the policy by the f-divergence
+    `dpo.f_divergence_type`. Constants are omitted, because they cancel between two scores:
+
+    - reverse KL: log t
+    - forward KL: 1 - 1/t
+    - Jensen-Shannon: log(2t / (1 + t))
+    - alpha: (t^(a-1) - 1) / (a - 1), which is log t at a = 1 and the forward KL at a = 0
+
+    Powers of t are capped at e^80; a response beyond the cap gets no gradient.
 
     Args:
-        log_ratios: log t, of whole responses.
-        dpo: names the divergence.
+        log_ratios: log t, summed over whole responses, in nats.
+        dpo: the profile's [dpo] table.
+
+    Returns:
+        Scores of the same shape and dtype.
     """
     match dpo.f_divergence_type:
         case "forward_kl":
@@ -273,16 +308,18 @@ def divergence_scores(log_ratios: Tensor, dpo: Dpo) -> Tensor:
             power = dpo.f_alpha_divergence_coef - 1
         case _:
             return log_ratios
-    return torch.expm1((power * log_ratios).clamp(max=_LARGEST_EXPONENT)) / power
+    # expm1 keeps the digits of a ratio close to 1, where t^power - 1 would cancel.
+    return torch.expm1((power * log_ratios).clamp(max=_MAX_EXPONENT)) / power
 
 
 def _smoothed(logits: Tensor, smoothing: float | None) -> Tensor:
-    """The logistic loss where a share of the labels is wrong."""
+    """Logistic loss, with label smoothing if set."""
     if not smoothing:
         return -F.logsigmoid(logits)
     return -(1 - smoothing) * F.logsigmoid(logits) - smoothing * F.logsigmoid(-logits)
 
 
 def _log_odds(logps: Tensor) -> Tensor:
-    logps = logps.clamp(max=_CERTAIN)
+    logps = logps.clamp(max=_MAX_LOGP)
+    # log p - log(1 - p); expm1 keeps the digits of 1 - p for p close to 1.
     return logps - torch.log(-torch.expm1(logps))

@@ -1,6 +1,6 @@
-"""What held-out pairs say of a policy: figures of each pair, and what they come to together.
+"""Metrics of held-out pairs: one row per pair, and their means with confidence intervals.
 
-Shape legend: P or K pairs, S = 2P sequences (chosen first, then rejected), F figures.
+Shape legend: P or K pairs, S = 2P sequences (chosen first, then rejected), T time, M metrics.
 """
 
 from __future__ import annotations
@@ -20,15 +20,21 @@ HELD_OUT_METRICS = (
     "token_logps/chosen",
     "entropy",
 )
-"""`PAIR_METRICS`, and: whether the policy finds chosen likelier than rejected, and whether
-the reference does (the log-probs of a response reduced as in the loss; a tie is no); the log-prob
-of chosen, and the entropy of the policy's distribution, in nats per response token."""
+"""`PAIR_METRICS`, and four that only an evaluation computes.
+
+- logps/accuracies, ref_logps/accuracies: 1 if the policy, or the reference, gives chosen a higher
+  log-prob than rejected (reduced by `dpo.reduction`; a tie counts 0).
+- token_logps/chosen: mean log-prob of the tokens of chosen under the policy, in nats.
+- entropy: mean entropy of the policy's distributions over both responses, in nats per token.
+"""
 
 SHARES = frozenset({"rewards/accuracies", "logps/accuracies", "ref_logps/accuracies"})
-"""Figures that are 0 or 1 for a pair."""
+"""Metrics that are 0 or 1 for each pair."""
 
 LOW, HIGH = "/low", "/high"
-"""Endings of the names of an interval's ends."""
+"""Suffixes of a metric's name for the two ends of its confidence interval."""
+
+_NEED_REFERENCE = ("margin_per_token", "kl", "ref_logps/accuracies")
 
 
 @torch.no_grad()
@@ -40,24 +46,24 @@ def score_held_out_pairs(
     dpo: Dpo,
     log_sum_sq_probs: Tensor | None = None,
 ) -> Tensor:
-    """`HELD_OUT_METRICS` of each pair.
+    """Return `HELD_OUT_METRICS` of each pair.
 
     Args:
-        policy, reference: (S, time), log-probs of tokens.
-        entropies: (S, time), the policy's.
-        mask: (S, time), true where a token belongs to the response.
+        policy, reference: (S, T), log-probs of tokens in nats.
+        entropies: (S, T), of the policy's distributions, in nats.
+        mask: (S, T) bool, the response mask.
         dpo, log_sum_sq_probs: see `score_pairs`.
 
     Returns:
-        (P, F), float64; NaN for what there is not without a reference.
+        (P, M) float64; NaN for metrics that need a reference if the loss uses none.
     """
     scores = score_pairs(policy, reference, mask, dpo, log_sum_sq_probs)
     ref_chosen, ref_rejected = sequence_logps(reference, mask, dpo.reduction).chunk(2)
-    unknown = torch.full_like(scores.losses, torch.nan)
-    ref_accuracies = (ref_chosen > ref_rejected) if dpo.needs_reference else unknown
+    undefined = torch.full_like(scores.losses, torch.nan)
+    ref_accuracies = (ref_chosen > ref_rejected) if dpo.needs_reference else undefined
     chosen_entropies, rejected_entropies = sequence_logps(entropies, mask, "mean").chunk(2)
     columns = (
-        *(unknown if figure is None else figure for figure in scores.figures()),
+        *(undefined if metric is None else metric for metric in scores.metrics()),
         scores.logps_chosen > scores.logps_rejected,
         ref_accuracies,
         sequence_logps(policy, mask, "mean").chunk(2)[0],
@@ -67,35 +73,41 @@ def score_held_out_pairs(
 
 
 def means(table: Tensor) -> dict[str, float]:
-    """The mean over K pairs of each of `HELD_OUT_METRICS` that there is, from (K, F)."""
+    """Return the mean over pairs of each defined metric.
+
+    A metric that needs a reference is left out if it is NaN for every pair. If the loss is NaN too,
+    the policy itself has failed, and the metric stays, so that the failure is visible.
+
+    Args:
+        table: (K, M), from `score_held_out_pairs`.
+    """
     means = dict(zip(HELD_OUT_METRICS, table.mean(dim=0).tolist(), strict=True))
-    is_missing = dict(zip(HELD_OUT_METRICS, table.isnan().all(dim=0).tolist(), strict=True))
-    needs_reference = ("margin_per_token", "kl", "ref_logps/accuracies")
-    for name in needs_reference:
-        if is_missing[name] and not is_missing["loss"]:
+    is_nan = dict(zip(HELD_OUT_METRICS, table.isnan().all(dim=0).tolist(), strict=True))
+    for name in _NEED_REFERENCE:
+        if is_nan[name] and not is_nan["loss"]:
             del means[name]
     return means
 
 
 def summarize(table: Tensor) -> dict[str, float]:
-    """Means over K pairs, the ends of their 95 % intervals as NAME/low and NAME/high, and "pairs".
+    """Return means over K pairs, their 95 % intervals as NAME/low and NAME/high, and "pairs".
 
-    The intervals say how far pairs drawn anew from the same source would move the mean. A share has
-    Wilson's, which holds for few pairs and near 0 and 1 too; any other figure the normal one, which
-    is a little narrow below some 30 pairs, and which a single pair does not have.
+    An interval is the uncertainty of the mean over other pairs from the same source. A share has a
+    Wilson interval, which is valid for few pairs and near 0 and 1. Other metrics have a normal
+    interval, mean +- 1.96 standard errors, which is slightly too narrow below about 30 pairs and is
+    not defined for a single pair.
 
     Args:
-        table: (K, F), from `score_held_out_pairs`.
+        table: (K, M), from `score_held_out_pairs`.
     """
     pairs = len(table)
     summary = {"pairs": float(pairs)}
     columns = dict(zip(HELD_OUT_METRICS, table.T, strict=True))
     for name, mean in means(table).items():
-        column = columns[name]
         summary[name] = mean
         if name in SHARES:
             summary[name + LOW], summary[name + HIGH] = wilson_interval(mean, pairs)
         elif pairs > 1:
-            reach = Z * float(column.std()) / pairs**0.5
-            summary[name + LOW], summary[name + HIGH] = mean - reach, mean + reach
+            half_width = Z * float(columns[name].std()) / pairs**0.5
+            summary[name + LOW], summary[name + HIGH] = mean - half_width, mean + half_width
     return summary

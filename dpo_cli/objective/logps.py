@@ -16,55 +16,62 @@ from torch.nn import functional as F
 Reduction = Literal["mean", "sum"]
 
 _CHUNK_ELEMENTS = 1 << 24
-"""Of a table of logits: 64 MB in float32."""
+"""Elements of one chunk of logits, (rows, V): 64 MB in float32.
+
+With 150,000 tokens in the vocabulary, the logits of a whole micro-batch would need gigabytes. A
+chunk this large still keeps the matrix products efficient.
+"""
 
 
 def gather_logps(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-softmax over V, gathered at the labels.
+    """Return log_softmax(logits) at the labels.
 
     Args:
-        logits: (..., V), in any float type; half precision is widened to float32 first.
-        labels: (...), token ids; label t is the token that follows input t.
+        logits: (..., V), any float dtype. Half precision is widened to float32 first: bfloat16
+            represents a log-prob of -5 only to 0.03.
+        labels: (...) int64; label t is the token that follows input t.
 
     Returns:
-        (...), log p(label | everything before it), in nats; float32, or float64 for such logits.
+        (...), log p(label | all tokens before it) in nats; float32, or float64 for float64 logits.
     """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    logps = torch.log_softmax(wide, dim=-1)
+    logps = torch.log_softmax(_widen(logits), dim=-1)
     return logps.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 @torch.no_grad()
 def log_sum_sq_probs(logits: Tensor) -> Tensor:
-    """log sum_v p(v)^2: the expected probability of a token that is drawn from these logits.
+    """Return log sum_v p(v)^2, the log of the expected probability of a sampled token.
 
     Args:
-        logits: (..., V), in any float type; half precision is widened to float32 first.
+        logits: (..., V), any float dtype; half precision is widened to float32 first.
 
     Returns:
-        (...), float32, or float64 for such logits; without gradients.
+        (...), float32, or float64 for float64 logits; without gradients.
     """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = _widen(logits)
     return (2 * wide).logsumexp(dim=-1) - 2 * wide.logsumexp(dim=-1)
 
 
 def head_logps(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, logits_scaling: float = 1.0
 ) -> Tensor:
-    """`gather_logps` of a linear head's logits, whose gradient needs no second table of (N, V).
+    """Return `gather_logps` of a linear head's logits, with a fused and chunked backward pass.
 
-    With p = softmax(logits), the gradient of log p(label) by the logits is onehot(label) - p. So p
-    is all that is kept, in the place of the logits and in chunks of rows; autograd would keep the
-    log-probs, and make two more tables on the way back.
+    Autograd over `gather_logps` would keep the log-probs, (N, V), and allocate two more tables of
+    that size in the backward pass. With p = softmax(logits), however, the gradient is simple:
+
+        d log p(label) / d logits = onehot(label) - p
+
+    So only p is kept; it overwrites the logits, chunk by chunk, and becomes the gradient in place.
 
     Args:
-        hidden: (N, H), in the type to multiply in.
-        weight: (V, H), the head's, in the same type.
-        labels: (N,), token ids.
-        logits_scaling: what the logits are divided by.
+        hidden: (N, H), in the dtype of the matrix product.
+        weight: (V, H), of the head, in the same dtype.
+        labels: (N,) int64, token ids.
+        logits_scaling: divisor of the logits.
 
     Returns:
-        (N,), in nats; float32, or float64 for such input.
+        (N,), in nats; float32, or float64 for float64 input.
     """
     logps: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
         hidden, weight, labels, logits_scaling
@@ -76,88 +83,116 @@ def head_logps(
 def head_logps_and_entropies(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, logits_scaling: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """`head_logps`, to the same bits, and how undecided the head is at each place.
+    """Return `head_logps`, equal to the last bit, and the entropies of the same distributions.
 
     Args:
         hidden, weight, labels, logits_scaling: see `head_logps`.
 
     Returns:
-        Twice (N,), in nats: the log-probs, and the entropies -sum_v p(v) log p(v).
+        Two tensors of shape (N,), in nats: the log-probs, and -sum_v p(v) log p(v).
     """
     logps: list[Tensor] = []
-    undecided: list[Tensor] = []
-    for logits, its_labels in _chunks(hidden, weight, labels, logits_scaling):
+    entropy: list[Tensor] = []
+    for logits, chunk_labels in _logit_chunks(hidden, weight, labels, logits_scaling):
         normalizer = logits.logsumexp(dim=-1, keepdim=True)
-        logps.append((logits.gather(-1, its_labels.unsqueeze(-1)) - normalizer).squeeze(-1))
-        undecided.append(_entropies_in_place(logits, normalizer))
-    return torch.cat(logps), torch.cat(undecided)
+        logps.append((logits.gather(-1, chunk_labels.unsqueeze(-1)) - normalizer).squeeze(-1))
+        entropy.append(_entropies_in_place(logits, normalizer))
+    return torch.cat(logps), torch.cat(entropy)
 
 
 @torch.no_grad()
 def entropies(logits: Tensor, mask: Tensor) -> Tensor:
-    """How undecided the distribution over V is, in nats, where that is asked for.
+    """Return the entropies -sum_v p(v) log p(v) of the distributions at masked positions.
 
     Args:
-        logits: (..., V), widened as in `gather_logps`, but in chunks.
-        mask: (...), true where it is asked for.
+        logits: (..., V), any float dtype; widened to float32 like in `gather_logps`, but in chunks.
+        mask: (...) bool, true at the positions to compute.
 
     Returns:
-        (...), -sum_v p(v) log p(v); 0 elsewhere.
+        (...), in nats; 0 where the mask is false.
     """
-    wanted, rows = mask.flatten().nonzero().squeeze(-1), logits.flatten(0, -2)
+    positions, rows = mask.flatten().nonzero().squeeze(-1), logits.flatten(0, -2)
     result = torch.zeros(
         mask.numel(),
         dtype=torch.promote_types(logits.dtype, torch.float32),
         device=logits.device,
     )
-    for some in torch.split(wanted, _rows_of_a_chunk(logits.shape[-1])):
-        wide = rows[some].to(result.dtype)
-        result[some] = _entropies_in_place(wide, wide.logsumexp(dim=-1, keepdim=True))
+    for chunk in torch.split(positions, _chunk_rows(logits.shape[-1])):
+        # Indexing copies, so the in-place computation leaves the caller's logits unchanged.
+        wide = rows[chunk].to(result.dtype)
+        result[chunk] = _entropies_in_place(wide, wide.logsumexp(dim=-1, keepdim=True))
     return result.view(mask.shape)
 
 
+def sequence_logps(token_logps: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
+    """Return the log-probability of each response.
+
+    The sum runs in float64. A response of 1,000 tokens sums to about -5,000 nats, where neighboring
+    float32 numbers are 4.9e-4 apart; one optimizer step may change the margin by no more than that.
+
+    Args:
+        token_logps: (S, T), in nats.
+        mask: (S, T) bool, the response mask.
+        reduction: "sum" (Rafailov et al. 2023, eq. 7) or "mean" per response token.
+
+    Returns:
+        (S,) float64; 0 for a sequence without response tokens, whatever the reduction.
+    """
+    sums = torch.where(mask, token_logps.double(), 0.0).sum(dim=-1)
+    return sums if reduction == "sum" else sums / mask.sum(dim=-1).clamp(min=1)
+
+
+def _widen(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def _entropies_in_place(logits: Tensor, normalizer: Tensor) -> Tensor:
-    """(N,); the table (N, V) of logits is used up."""
+    """Return entropies, (N,); overwrites the logits, (N, V)."""
     probabilities = logits.sub_(normalizer).exp_()
+    # entr(p) is -p log p and 0 at p = 0, where a product of logits and probabilities gives NaN for
+    # logits of minus infinity.
     torch.special.entr(probabilities, out=probabilities)
     return probabilities.sum(dim=-1)
 
 
-def _chunks(
+def _logit_chunks(
     hidden: Tensor, weight: Tensor, labels: Tensor, logits_scaling: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The logits of some rows after others, wide, with their labels."""
-    rows = _rows_of_a_chunk(len(weight))
-    for some, its_labels in zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True):
-        logits = F.linear(some, weight)
-        if logits.dtype != torch.float64:
-            logits = logits.float()
+    """Yield the logits of successive rows, (rows, V), wide, and the labels of these rows."""
+    rows = _chunk_rows(len(weight))
+    chunks = zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
+    for chunk_hidden, chunk_labels in chunks:
+        logits = _widen(F.linear(chunk_hidden, weight))
         if logits_scaling != 1.0:
             logits /= logits_scaling
-        yield logits, its_labels
+        yield logits, chunk_labels
 
 
-def _rows_of_a_chunk(vocabulary: int) -> int:
+def _chunk_rows(vocabulary: int) -> int:
     return max(1, _CHUNK_ELEMENTS // vocabulary)
 
 
 class _HeadLogps(torch.autograd.Function):
-    """See `head_logps`."""
+    """Autograd function behind `head_logps`."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, logits_scaling: float
     ) -> Tensor:
-        is_differentiated = any(ctx.needs_input_grad)
+        needs_backward = any(ctx.needs_input_grad)
         logps: list[Tensor] = []
         probabilities: list[Tensor] = []
-        for logits, its_labels in _chunks(hidden, weight, labels, logits_scaling):
+        for logits, chunk_labels in _logit_chunks(hidden, weight, labels, logits_scaling):
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
-            logps.append((logits.gather(-1, its_labels.unsqueeze(-1)) - normalizer).squeeze(-1))
-            if is_differentiated:
-                # Wide: rounded to half precision, 1 - p would be nought for every sure token.
+            # Gathered before the subtraction, so that the table of log-probs is never formed.
+            logps.append((logits.gather(-1, chunk_labels.unsqueeze(-1)) - normalizer).squeeze(-1))
+            if needs_backward:
+                # Kept in float32: in half precision, p rounds to 1 for every confident token, and
+                # its gradient 1 - p would be 0.
                 probabilities.append(logits.sub_(normalizer).exp_())
         ctx.save_for_backward(hidden, weight, labels)
+        # Not through save_for_backward: its tensors may not be changed in place, and all of them
+        # live until the end of the backward pass. From a list, each chunk is freed after its use.
         ctx.probabilities, ctx.logits_scaling = probabilities, logits_scaling
         return torch.cat(logps)
 
@@ -165,34 +200,18 @@ class _HeadLogps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden, weight, labels = ctx.saved_tensors
         gradient = gradients[0] / ctx.logits_scaling
-        by_hidden: list[Tensor] = []
-        by_weight = torch.zeros_like(weight)
+        grad_hidden: list[Tensor] = []
+        grad_weight = torch.zeros_like(weight)
         start = 0
-        while ctx.probabilities:  # each is freed as soon as it was used
+        while ctx.probabilities:
             wide = ctx.probabilities.pop(0)
             end = start + len(wide)
-            its = gradient[start:end].unsqueeze(-1)
-            wide.mul_(-its).scatter_add_(-1, labels[start:end].unsqueeze(-1), its)
-            by_logits = wide.to(hidden.dtype)
-            by_hidden.append(by_logits @ weight)
-            by_weight.addmm_(by_logits.T, hidden[start:end])
+            row_gradient = gradient[start:end].unsqueeze(-1)
+            # g (onehot - p), in place of p.
+            wide.mul_(-row_gradient)
+            wide.scatter_add_(-1, labels[start:end].unsqueeze(-1), row_gradient)
+            grad_logits = wide.to(hidden.dtype)
+            grad_hidden.append(grad_logits @ weight)
+            grad_weight.addmm_(grad_logits.T, hidden[start:end])
             start = end
-        return torch.cat(by_hidden), by_weight, None, None
-
-
-def sequence_logps(token_logps: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
-    """The log-probability of each response.
-
-    The sum runs in float64: a response of 1,000 tokens sums to about -5,000 nats, where float32 is
-    4.9e-4 wide, as much as a whole step's change of the margin.
-
-    Args:
-        token_logps: (S, T), in nats.
-        mask: (S, T), true where a token belongs to the response.
-        reduction: "sum" (Rafailov et al. 2023, eq. 7) or "mean" per response token.
-
-    Returns:
-        (S,), float64. A sequence without a response token has 0 under both.
-    """
-    sums = torch.where(mask, token_logps.double(), 0.0).sum(dim=-1)
-    return sums if reduction == "sum" else sums / mask.sum(dim=-1).clamp(min=1)
+        return torch.cat(grad_hidden), grad_weight, None, None

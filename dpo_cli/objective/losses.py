@@ -1,7 +1,9 @@
-"""The loss of a batch of pairs and the figures that go with it.
+"""Loss of a batch of pairs, and the metrics of each pair.
 
-Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290) is the default; the formulas
-are in `dpo_cli.objective.formulas`.
+Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290) is the default; see
+`dpo_cli.objective.formulas` for all losses.
+
+Shape legend: P pairs, 2P sequences (the P chosen first, then the P rejected), T time.
 """
 
 from __future__ import annotations
@@ -26,19 +28,26 @@ PAIR_METRICS = (
     "margin_per_token",
     "kl",
 )
-"""What a pair comes to, under the names that the events use."""
+"""Names of a pair's metrics in events, in the order of `PairScores.metrics`."""
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """What a batch of P pairs came to; every field is (P,), and only `losses` carries gradients.
+    """Losses and metrics of P pairs; every field is (P,), and only `losses` carries gradients.
 
-    `rewards_*` is beta * (policy logps - reference logps), the implicit reward of eq. 5, whatever
-    the loss; its margin is chosen minus rejected, and a pair counts as accurate where that is
-    positive. `margins_per_token` is how much further apart the policy holds the two responses
-    than the reference does, and `kl` how far it has drifted from it on both; in nats per response
-    token, whatever beta and the reduction are, so that runs can be compared by them. With a loss
-    that needs no reference there are neither, and a reward is beta * policy logps (SimPO, eq. 4).
+    Attributes:
+        losses: one per pair; their mean is the loss of the batch.
+        rewards_chosen, rewards_rejected: the implicit reward of DPO, eq. 5, whatever the loss:
+            beta * (policy log-prob - reference log-prob). With a loss that uses no reference, beta
+            * policy log-prob (SimPO, eq. 4).
+        logps_chosen, logps_rejected: the policy's log-prob, summed or averaged by `dpo.reduction`.
+        margins_per_token: mean log-ratio of policy and reference per token of chosen, minus that of
+            rejected, in nats. None with a loss that uses no reference.
+        kl: estimated KL divergence of the policy from the reference, in nats per response token;
+            mean of both responses. None with a loss that uses no reference.
+
+    `margins_per_token` and `kl` depend neither on beta nor on the reduction, so they are comparable
+    between runs.
     """
 
     losses: Tensor
@@ -51,16 +60,16 @@ class PairScores:
 
     @property
     def margins(self) -> Tensor:
-        """(P,), the reward of chosen minus that of rejected."""
+        """Reward of chosen minus reward of rejected, (P,)."""
         return self.rewards_chosen - self.rewards_rejected
 
     @property
     def accuracies(self) -> Tensor:
-        """(P,), 1.0 where the policy has moved towards chosen, else 0.0."""
+        """1.0 where the margin is positive, else 0.0, (P,); a margin of 0 is not accurate."""
         return (self.margins > 0).to(self.margins.dtype)
 
-    def figures(self) -> tuple[Tensor | None, ...]:
-        """Each of `PAIR_METRICS`, (P,); None of one that there is not."""
+    def metrics(self) -> tuple[Tensor | None, ...]:
+        """Return each of `PAIR_METRICS`, (P,); None for a metric that needs a reference."""
         return (
             self.losses,
             self.rewards_chosen,
@@ -74,9 +83,9 @@ class PairScores:
         )
 
     def metric_sums(self) -> dict[str, Tensor]:
-        """Each of `PAIR_METRICS` that there is, summed over the pairs."""
-        named = zip(PAIR_METRICS, self.figures(), strict=True)
-        return {name: figure.detach().sum() for name, figure in named if figure is not None}
+        """Return the sum over the pairs of each of `PAIR_METRICS` that is defined."""
+        named = zip(PAIR_METRICS, self.metrics(), strict=True)
+        return {name: metric.detach().sum() for name, metric in named if metric is not None}
 
 
 def score_pairs(
@@ -86,41 +95,45 @@ def score_pairs(
     dpo: Dpo,
     log_sum_sq_probs: Tensor | None = None,
 ) -> PairScores:
-    """Losses and rewards of a batch.
+    """Return the losses and metrics of a batch.
 
-    The drift is estimated token by token as half the squared log-ratio (Schulman 2020,
-    "Approximating KL divergence", k2), which approaches the KL divergence as the two models do. The
-    unbiased estimator of that note is for samples of the policy itself; on the data's responses,
-    which DPO makes unlikely, a single token would send it to thousands of nats.
+    The KL divergence is estimated per token as half the squared log-ratio (Schulman 2020,
+    "Approximating KL divergence", estimator k2), which approaches the KL divergence as the two
+    models approach each other. The unbiased estimator k3 of that note assumes samples of the
+    policy. Here the responses come from the data, and DPO makes the rejected ones unlikely: a
+    single token would raise k3 to thousands of nats.
 
     Args:
-        policy, reference: (2P, time), log-probs of tokens, the P chosen sequences first; zeros
-            where the loss needs no reference.
-        mask: (2P, time), true where a token belongs to the response.
-        dpo: the profile's table.
-        log_sum_sq_probs: (2P, time), the policy's; with `dpo.use_weighting` only, see
+        policy, reference: (2P, T), log-probs of tokens in nats; zeros for the reference if the loss
+            uses none.
+        mask: (2P, T) bool, the response mask.
+        dpo: the profile's [dpo] table.
+        log_sum_sq_probs: (2P, T), of the policy; required by `dpo.use_weighting`, see
             `pair_weights`.
 
     Raises:
-        ValueError: they are missing.
+        ValueError: `dpo.use_weighting` is set, but `log_sum_sq_probs` is missing.
     """
     tokens = mask.sum(dim=-1).clamp(min=1)
     divisor = tokens if dpo.reduction == "mean" else torch.ones_like(tokens)
     plain_sums = policy_sums = sequence_logps(policy, mask, "sum")
     reference_sums = sequence_logps(reference, mask, "sum")
+    # Metrics always come from the plain sums, so that they mean the same under every loss.
     with torch.no_grad():
         logps_chosen, logps_rejected = (policy_sums / divisor).chunk(2)
         ratios = (policy_sums - reference_sums) / divisor
         rewards_chosen, rewards_rejected = (dpo.beta * ratios).chunk(2)
-        margins_per_token, kl = (
-            _drift(policy, reference, mask) if dpo.needs_reference else (None, None)
-        )
+        margins_per_token, kl = None, None
+        if dpo.needs_reference:
+            margins_per_token, kl = _margin_per_token_and_kl(policy, reference, mask)
     if dpo.ld_alpha is not None:
         token_weights = length_weights(mask, dpo.ld_alpha)
         policy_sums = sequence_logps(policy * token_weights, mask, "sum")
         reference_sums = sequence_logps(reference * token_weights, mask, "sum")
     policy_chosen, policy_rejected = (policy_sums / divisor).chunk(2)
     reference_chosen, reference_rejected = (reference_sums / divisor).chunk(2)
+    # An f-divergence is a function of whole sequences' likelihood ratio, so it comes before the
+    # division by the length.
     scores = divergence_scores(policy_sums - reference_sums, dpo) / divisor
     scores_chosen, scores_rejected = scores.chunk(2)
     pairs = Pairs(
@@ -150,57 +163,65 @@ def score_pairs(
 
 
 def pair_losses(pairs: Pairs, dpo: Dpo) -> Tensor:
-    """(P,), the weighted sum of the profile's losses."""
+    """Return the weighted sum of the profile's losses, (P,)."""
     terms = [weight * FORMULAS[name](pairs, dpo) for name, weight in dpo.losses.items()]
     return torch.stack(terms).sum(dim=0)
 
 
 def loss_at_start(dpo: Dpo) -> float | None:
-    """The loss where policy and reference agree, ln 2 for DPO; None where that is not known
-    beforehand: it depends on the policy's own log-probs.
+    """Return the loss at equal policy and reference: ln 2 for DPO.
+
+    None if that value depends on the policy's own log-probs.
     """
     if not dpo.has_known_start:
         return None
-    nothing = torch.zeros(1, dtype=torch.float64)
-    return pair_losses(Pairs(*[nothing] * 8), dpo).item()
+    zero = torch.zeros(1, dtype=torch.float64)
+    return pair_losses(Pairs(*[zero] * 8), dpo).item()
 
 
 def length_weights(mask: Tensor, alpha: float) -> Tensor:
-    """LD-DPO, Liu et al. 2024, arXiv:2409.06411: what a longer response has more than the other one
-    of its pair counts `alpha` times only.
+    """Return the token weights of LD-DPO (Liu et al. 2024, arXiv:2409.06411).
+
+    The tokens of the longer response that lie beyond the length of the shorter one have the weight
+    `alpha`, all others 1.
 
     Args:
-        mask: (2P, time), true where a token belongs to the response.
+        mask: (2P, T) bool, the response mask.
         alpha: 1 is plain DPO, 0 cuts both responses to the same length.
 
     Returns:
-        (2P, time) float64, 1 or `alpha`.
+        (2P, T) float64.
     """
-    shared = mask.sum(dim=-1).view(2, -1).amin(dim=0).repeat(2)
-    is_beyond = mask.cumsum(dim=-1) > shared.unsqueeze(-1)
+    shorter = mask.sum(dim=-1).view(2, -1).amin(dim=0).repeat(2)
+    is_beyond = mask.cumsum(dim=-1) > shorter.unsqueeze(-1)
     return torch.ones_like(mask, dtype=torch.float64).masked_fill(is_beyond, alpha)
 
 
 @torch.no_grad()
 def pair_weights(policy: Tensor, log_sum_sq_probs: Tensor, mask: Tensor) -> Tensor:
-    """WPO, Zhou et al. 2024, arXiv:2406.11827, eq. 2, with the weights aligned by what a sample of
-    the policy would have: pairs that the policy itself might have written count more.
+    """Return the pair weights of WPO (Zhou et al. 2024, arXiv:2406.11827, eq. 2).
+
+    Pairs that the policy itself is likely to generate have larger weights. The weight is the
+    product over both responses of exp(mean over tokens of [log p(token) - log sum_v p(v)^2]), the
+    paper's sampled alignment: the log-prob of each token, relative to that of a token sampled from
+    the policy. No gradient flows through a weight.
 
     Args:
-        policy: (2P, time), log-probs of tokens.
-        log_sum_sq_probs: (2P, time), the logarithm of the sum of all squared probabilities where
-            each token is predicted: its expected probability, were it sampled.
-        mask: (2P, time), true where a token belongs to the response.
+        policy: (2P, T), log-probs of tokens in nats.
+        log_sum_sq_probs: (2P, T), see `dpo_cli.objective.logps.log_sum_sq_probs`.
+        mask: (2P, T) bool, the response mask.
 
     Returns:
-        (P,), the product over both responses of exp(mean over tokens of the difference of the two).
+        (P,) float64.
     """
     aligned = sequence_logps(policy - log_sum_sq_probs, mask, "mean")
     return aligned.view(2, -1).sum(dim=0).exp()
 
 
-def _drift(policy: Tensor, reference: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    drift = (policy - reference).double()
-    chosen_drift, rejected_drift = sequence_logps(drift, mask, "mean").chunk(2)
-    chosen_kl, rejected_kl = sequence_logps(drift.square() / 2, mask, "mean").chunk(2)
-    return chosen_drift - rejected_drift, (chosen_kl + rejected_kl) / 2
+def _margin_per_token_and_kl(
+    policy: Tensor, reference: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    log_ratios = (policy - reference).double()
+    chosen_ratio, rejected_ratio = sequence_logps(log_ratios, mask, "mean").chunk(2)
+    chosen_kl, rejected_kl = sequence_logps(log_ratios.square() / 2, mask, "mean").chunk(2)
+    return chosen_ratio - rejected_ratio, (chosen_kl + rejected_kl) / 2

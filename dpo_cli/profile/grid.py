@@ -14,8 +14,9 @@ from typing import Any
 
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.load import LoadedProfile, Problem, read_profile
-from dpo_cli.profile.resolved import to_tables
-from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.resolved import to_tables, values_affecting
+from dpo_cli.profile.schema import Profile, keys_affecting
+from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_path, show_value
 
 Grid = Mapping[str, Sequence[Any]]
@@ -23,25 +24,6 @@ Grid = Mapping[str, Sequence[Any]]
 
 _LETTERS = string.ascii_uppercase
 _EXAMPLE = "for example --grid 'dpo.beta=[0.1,2,5]'"
-_FREE_TABLES = ("dpo", "export", "launch", "track")
-_FREE_KEYS = {
-    "train": (
-        *("epochs", "learning_rate", "schedule", "warmup_iters", "kahan_summation", "grad_clip"),
-        *("nan_policy", "activation_checkpointing", "router_aux_loss_coef"),
-        *("log_interval", "save_interval", "save_min_seconds"),
-    ),
-    "eval": ("interval", "keep_best", "num_samples", "patience"),
-    "data": ("num_workers",),
-}
-"""What changes no bit of a reference log-prob; see `training.reference.open_references`."""
-_SEEN = (
-    *("eval.fraction", "eval.path", "data.max_seq_len", "data.empty_think_ratio"),
-    "model.tokenizer",
-)
-ENCODING = ("data.data_path", "data.empty_think_ratio", "model.tokenizer", "train.seed")
-"""What decides what rows become, uncut; see `data.token_cache`."""
-_SPLIT = ("data.data_path", "train.seed")
-"""The keys that decide which held-out pairs a run sees, and how; those of a file, only `_SEEN`."""
 
 
 @dataclass(frozen=True)
@@ -161,21 +143,13 @@ def _told_once(problems: Sequence[Problem], grid: Grid) -> list[str]:
 def references(profiles: Sequence[Profile]) -> int:
     """How many different sets of reference log-probs these profiles need; 0 if they keep none."""
     keeping = [p for p in profiles if p.dpo.needs_reference and p.train.layout == "packed"]
-    return len({_without_free(profile) for profile in keeping})
+    return len({_reference_settings(profile) for profile in keeping})
 
 
-def _without_free(profile: Profile) -> str:
-    """All of a profile that reference log-probs depend on."""
-    tables: dict[str, Any] = {
-        table: {field: value for field, value in fields.items() if not _is_free(table, field)}
-        for table, fields in to_tables(profile).items()
-    }
-    dpo = profile.dpo
-    return json.dumps([tables, dpo.use_weighting, dpo.needs_whole_batch], sort_keys=True)
-
-
-def _is_free(table: str, field: str) -> bool:
-    return table in _FREE_TABLES or field in _FREE_KEYS.get(table, ())
+def _reference_settings(profile: Profile) -> str:
+    relevant = values_affecting(Affects.REFERENCE, to_tables(profile))
+    # These two decide how pairs are grouped into forwards, which changes the last bits.
+    return json.dumps([relevant, profile.dpo.use_weighting, profile.dpo.needs_whole_batch])
 
 
 def holds_out(profile: Profile) -> bool:
@@ -184,6 +158,9 @@ def holds_out(profile: Profile) -> bool:
 
 
 def splitting_keys(points: Sequence[Point]) -> list[str]:
-    """The keys of the grid under which the held-out pairs are not the same for all."""
-    deciding = _SEEN if points[0].profile.eval.path else _SEEN + _SPLIT
+    """Return the keys of the grid that change the held-out pairs from run to run."""
+    has_own_file = points[0].profile.eval.path is not None
+    deciding = keys_affecting(
+        Affects.HELD_OUT if has_own_file else Affects.HELD_OUT | Affects.SPLIT
+    )
     return [key for key in points[0].values if key in deciding]

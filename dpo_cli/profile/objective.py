@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from dpo_cli.profile.losses import LOSSES, LossName
-from dpo_cli.profile.table import MATHEMATICS, Table, contradiction
+from dpo_cli.profile.table import LOSS, MATHEMATICS, Table, contradiction
 from dpo_cli.profile.text import show_value
 
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -18,53 +18,58 @@ class Dpo(Table):
     """The objective: Direct Preference Optimization, or another preference loss."""
 
     loss: Annotated[
-        LossName | list[LossName], Field(examples=["sigmoid", ["sigmoid", "sft"]]), MATHEMATICS
+        LossName | list[LossName],
+        Field(examples=["sigmoid", ["sigmoid", "sft"]]),
+        MATHEMATICS,
+        LOSS,
     ] = "sigmoid"
     """What is minimized: "sigmoid" is DPO. An array of losses is their sum, weighted by
     loss_weights. docs/losses.md has them all: formula, needs, recommended settings."""
 
-    loss_weights: Annotated[list[PositiveFloat] | None, Field(examples=[[1.0]]), MATHEMATICS] = None
+    loss_weights: Annotated[
+        list[PositiveFloat] | None, Field(examples=[[1.0]]), MATHEMATICS, LOSS
+    ] = None
     """Weights of the losses in an array, one for each. Default: 1 for each."""
 
-    beta: Annotated[float, Field(gt=0), MATHEMATICS] = 0.1
+    beta: Annotated[float, Field(gt=0), MATHEMATICS, LOSS] = 0.1
     """Scale of the implicit reward, beta times the log-ratio of policy and reference. The larger
     it is, the sooner the loss is content, and the closer the policy stays to the reference."""
 
-    reduction: Annotated[Literal["mean", "sum"], MATHEMATICS] = "mean"
+    reduction: Annotated[Literal["mean", "sum"], MATHEMATICS, LOSS] = "mean"
     """Reduction of a response's token log-probs to one number: "mean" as in MiniMind version 2, or
     "sum" as in MiniMind version 3 and the DPO paper. "mean" needs a far larger beta."""
 
-    label_smoothing: Annotated[float | None, Field(ge=0, lt=0.5, examples=[0.1]), MATHEMATICS] = (
-        None
-    )
+    label_smoothing: Annotated[
+        float | None, Field(ge=0, lt=0.5, examples=[0.1]), MATHEMATICS, LOSS
+    ] = None
     """Share of the pairs whose label is taken to be wrong ("sigmoid", which is cDPO with it,
     "robust", "exo_pair", "aot" and "aot_unpaired" only). Default: 0, or 1e-3 in "exo_pair"."""
 
     f_divergence_type: Annotated[
-        Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"], MATHEMATICS
+        Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"], MATHEMATICS, LOSS
     ] = "reverse_kl"
     """The divergence that holds the policy to the reference; another one than the reverse KL
     divergence only for losses of the difference between two scores."""
 
-    f_alpha_divergence_coef: Annotated[float, MATHEMATICS] = 0.5
+    f_alpha_divergence_coef: Annotated[float, MATHEMATICS, LOSS] = 0.5
     """Alpha of f_divergence_type = "alpha_divergence": 0 is the forward, 1 the reverse KL
     divergence."""
 
-    ld_alpha: Annotated[float | None, Field(ge=0, le=1, examples=[0.5]), MATHEMATICS] = None
+    ld_alpha: Annotated[float | None, Field(ge=0, le=1, examples=[0.5]), MATHEMATICS, LOSS] = None
     """Weight of the tokens by which one response of a pair is longer than the other (LD-DPO): the
     lower, the less length counts. Default: all tokens count alike."""
 
-    use_weighting: Annotated[bool, MATHEMATICS] = False
+    use_weighting: Annotated[bool, MATHEMATICS, LOSS] = False
     """Whether a pair counts the more, the more likely the policy itself finds both responses
     (WPO). It computes all logits twice more."""
 
-    discopop_tau: Annotated[float, Field(gt=0, le=1), MATHEMATICS] = 0.05
+    discopop_tau: Annotated[float, Field(gt=0, le=1), MATHEMATICS, LOSS] = 0.05
     """Temperature at which "discopop" passes from one of its two losses to the other."""
 
-    simpo_gamma: Annotated[float, Field(ge=0), MATHEMATICS] = 0.5
+    simpo_gamma: Annotated[float, Field(ge=0), MATHEMATICS, LOSS] = 0.5
     """Margin between the rewards of both responses that "simpo" asks for."""
 
-    dpop_lambda: Annotated[float, Field(ge=0), MATHEMATICS] = 50.0
+    dpop_lambda: Annotated[float, Field(ge=0), MATHEMATICS, LOSS] = 50.0
     """How strongly "dpop" holds the chosen response at least as likely as under the reference."""
 
     @field_validator("loss", mode="before")

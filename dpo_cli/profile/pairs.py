@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from dpo_cli.profile.table import NONE, POSITION, Kind, Location, Table, contradiction
+from dpo_cli.profile.table import (
+    HELD_OUT,
+    NONE,
+    POSITION,
+    REFERENCE,
+    SPLIT,
+    TOKENS,
+    Kind,
+    Location,
+    Table,
+    contradiction,
+)
 from dpo_cli.profile.text import show_value
 
 COLUMNS = ("prompt", "chosen", "rejected", "conversations", "system")
@@ -22,12 +33,16 @@ class Data(Table):
         Field(examples=["../dataset/dpo.jsonl", ["../dataset/dpo.jsonl", "../more"]]),
         Kind.PATH,
         NONE,
+        TOKENS | SPLIT | REFERENCE,
     ]
     """Preference pairs: a file (JSONL, a JSON array, CSV or Parquet, compressed by gzip or zstd or
     not), a folder of such files, which are read by name, or several of these in brackets."""
 
     mixture_weights: Annotated[
-        list[Annotated[float, Field(ge=0, le=100)]] | None, Field(examples=[[1.0]]), POSITION
+        list[Annotated[float, Field(ge=0, le=100)]] | None,
+        Field(examples=[[1.0]]),
+        POSITION,
+        REFERENCE,
     ] = None
     """How often the pairs of each of data_path count in an epoch. 2 takes every pair twice; 0.5
     takes half of them, drawn once by train.seed, the same ones in every epoch. What eval.fraction
@@ -38,25 +53,31 @@ class Data(Table):
             "auto", "minimind", "conversational", "plain", "implicit", "ultrafeedback", "sharegpt"
         ],
         POSITION,
+        TOKENS | REFERENCE,
     ] = "auto"
     """What the columns of a row are, here and in eval.path. "auto" finds out by the first rows of
     each file; docs/data.md has an example of each format."""
 
     columns: Annotated[
-        dict[str, str] | None, Field(examples=[{"prompt": "question"}]), POSITION
+        dict[str, str] | None,
+        Field(examples=[{"prompt": "question"}]),
+        POSITION,
+        TOKENS | REFERENCE,
     ] = None
     """Names of columns that are called otherwise than in the format, here and in eval.path: which
     column is "prompt", "chosen", "rejected", "conversations" or "system". Default: none."""
 
-    max_seq_len: Annotated[int, Field(ge=2), POSITION] = 1024
+    max_seq_len: Annotated[int, Field(ge=2), POSITION, HELD_OUT | REFERENCE] = 1024
     """Tokens kept of each conversation; what follows is cut off. A pair with no response token
     left on one side is set aside."""
 
-    shuffle: Annotated[bool, POSITION] = False
+    shuffle: Annotated[bool, POSITION, REFERENCE] = False
     """Whether each epoch takes the pairs in a new random order, which depends on train.seed.
     Otherwise they come in the order of the file."""
 
-    empty_think_ratio: Annotated[float, Field(ge=0, le=1), POSITION] = 0.2
+    empty_think_ratio: Annotated[
+        float, Field(ge=0, le=1), POSITION, TOKENS | HELD_OUT | REFERENCE
+    ] = 0.2
     """Share of pairs that keep the empty think block their chat template writes, the same on both
     sides of a pair. MiniMind version 2's template has no such block; Qwen3's has one."""
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import tomli_w
 
-from dpo_cli.profile.schema import KEYS, TABLES, Profile
-from dpo_cli.profile.table import Effect, Kind
+from dpo_cli.profile.schema import KEYS, TABLES, Profile, keys_affecting
+from dpo_cli.profile.table import Affects, Effect, Kind
 from dpo_cli.profile.text import show_value
 
 
@@ -45,6 +45,17 @@ def to_tables(profile: Profile) -> dict[str, dict[str, Any]]:
             table, field = key.split(".")
             tables[table][field] = _plain(value)
     return tables
+
+
+def values_affecting(
+    affects: Affects, tables: Mapping[str, Mapping[str, Any]], *, plain: bool = False
+) -> dict[str, Any]:
+    """Return the values of `keys_affecting(affects, plain=plain)` in nested tables.
+
+    A key without a value has None.
+    """
+    split = (key.split(".") for key in keys_affecting(affects, plain=plain))
+    return {f"{table}.{field}": tables.get(table, {}).get(field) for table, field in split}
 
 
 def from_tables(tables: Mapping[str, Any]) -> Profile:

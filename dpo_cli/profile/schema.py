@@ -18,9 +18,14 @@ from dpo_cli.profile.launch import Launch
 from dpo_cli.profile.objective import Dpo
 from dpo_cli.profile.pairs import Data
 from dpo_cli.profile.table import (
+    HELD_OUT,
     MATHEMATICS,
     NONE,
     POSITION,
+    REFERENCE,
+    SPLIT,
+    TOKENS,
+    Affects,
     Effect,
     Kind,
     Location,
@@ -33,61 +38,83 @@ from dpo_cli.profile.tracking import Track
 class Model(Table):
     """Which weights to train, and what the weights themselves cannot tell."""
 
-    out_dir: Annotated[Location | None, Field(examples=["../out"]), Kind.PATH, NONE] = None
+    out_dir: Annotated[Location | None, Field(examples=["../out"]), Kind.PATH, NONE, REFERENCE] = (
+        None
+    )
     """Folder where MiniMind keeps its weights: the SFT checkpoint is looked for here, and the
     result is exported to it."""
 
     weights: Annotated[
-        str | None, Field(min_length=1, examples=["full_sft_512.pth"]), Kind.WEIGHTS, NONE
+        str | None,
+        Field(min_length=1, examples=["full_sft_512.pth"]),
+        Kind.WEIGHTS,
+        NONE,
+        REFERENCE,
     ] = None
     """Weights to start from: a name in out_dir, the path of a file or of a Hugging Face directory,
     "hf:ORG/NAME" or "hf:ORG/NAME@REVISION" for a model on the Hub, or "run:NAME" for the float32
     state of an earlier run. Default: the only full_sft_* in out_dir."""
 
     reference: Annotated[
-        str | None, Field(min_length=1, examples=["full_sft_512.pth"]), Kind.WEIGHTS, NONE
+        str | None,
+        Field(min_length=1, examples=["full_sft_512.pth"]),
+        Kind.WEIGHTS,
+        NONE,
+        REFERENCE,
     ] = None
     """Frozen weights the policy is compared with, named like checkpoint. Default: the checkpoint;
     with any other the loss need not start at ln 2."""
 
-    tokenizer: Annotated[Location | None, Field(examples=["../model"]), Kind.PATH, NONE] = None
+    tokenizer: Annotated[
+        Location | None,
+        Field(examples=["../model"]),
+        Kind.PATH,
+        NONE,
+        TOKENS | HELD_OUT | REFERENCE,
+    ] = None
     """Folder with tokenizer.json and tokenizer_config.json. The two MiniMind versions have
     different vocabularies of the same size: take the one the weights were trained with. Default:
     the checkpoint's own, where it is a Hugging Face directory."""
 
-    hidden_size: Annotated[int | None, Field(ge=1, examples=[512]), POSITION] = None
+    hidden_size: Annotated[int | None, Field(ge=1, examples=[512]), POSITION, REFERENCE] = None
     """Width of the model. Read from the weights; stated, it must agree with them."""
 
-    num_hidden_layers: Annotated[int | None, Field(ge=1, examples=[8]), POSITION] = None
+    num_hidden_layers: Annotated[int | None, Field(ge=1, examples=[8]), POSITION, REFERENCE] = None
     """Number of transformer blocks. Read from the weights; stated, it must agree with them."""
 
-    use_moe: Annotated[bool | None, Field(examples=[False]), POSITION] = None
+    use_moe: Annotated[bool | None, Field(examples=[False]), POSITION, REFERENCE] = None
     """Whether the feed-forward blocks are mixtures of experts. Read from the weights; stated, it
     must agree with them."""
 
-    num_attention_heads: Annotated[int | None, Field(ge=1, examples=[8]), POSITION] = None
+    num_attention_heads: Annotated[int | None, Field(ge=1, examples=[8]), POSITION, REFERENCE] = (
+        None
+    )
     """Number of query heads, which weights cannot always tell. Default: the version's."""
 
-    num_key_value_heads: Annotated[int | None, Field(ge=1, examples=[2]), POSITION] = None
+    num_key_value_heads: Annotated[int | None, Field(ge=1, examples=[2]), POSITION, REFERENCE] = (
+        None
+    )
     """Number of key and value heads, each shared by a group of query heads. Default: the
     version's."""
 
-    num_experts_per_tok: Annotated[int | None, Field(ge=1, examples=[2]), POSITION] = None
+    num_experts_per_tok: Annotated[int | None, Field(ge=1, examples=[2]), POSITION, REFERENCE] = (
+        None
+    )
     """Experts that each token is routed to (mixtures of experts only). Default: the
     version's."""
 
-    norm_topk_prob: Annotated[bool | None, Field(examples=[True]), POSITION] = None
+    norm_topk_prob: Annotated[bool | None, Field(examples=[True]), POSITION, REFERENCE] = None
     """Whether the weights of a token's chosen experts are scaled to sum to one (mixtures of
     experts only). Default: the version's."""
 
-    rope_theta: Annotated[float | None, Field(gt=0, examples=[1e6]), POSITION] = None
+    rope_theta: Annotated[float | None, Field(gt=0, examples=[1e6]), POSITION, REFERENCE] = None
     """Base of the rotary position frequencies; a wrong one ruins the model silently. Default: the
     version's."""
 
-    rms_norm_eps: Annotated[float | None, Field(gt=0, examples=[1e-5]), POSITION] = None
+    rms_norm_eps: Annotated[float | None, Field(gt=0, examples=[1e-5]), POSITION, REFERENCE] = None
     """Small number that keeps the norms from dividing by zero. Default: the version's."""
 
-    dropout: Annotated[float, Field(ge=0, lt=1), MATHEMATICS] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1), MATHEMATICS, REFERENCE] = 0.0
     """Share of attention weights dropped while training. Above 0 a pair's two sides no longer
     share the computation of their prompt."""
 
@@ -103,15 +130,15 @@ class Train(Table):
     epochs: Annotated[int, Field(ge=1), MATHEMATICS] = 2
     """Passes over the pairs. The learning rate falls over all of them together."""
 
-    batch_size: Annotated[int, Field(ge=1), POSITION] = 4
+    batch_size: Annotated[int, Field(ge=1), POSITION, REFERENCE] = 4
     """Pairs in a micro-batch, per device: the unit of steps, intervals and the schedule. How many
     are computed at once is another matter: see max_tokens_per_forward."""
 
-    accumulation_steps: Annotated[int | None, Field(ge=1, examples=[1]), POSITION] = None
+    accumulation_steps: Annotated[int | None, Field(ge=1, examples=[1]), POSITION, REFERENCE] = None
     """Micro-batches whose gradients are added up for one optimizer step. Default: 1, or what
     global_batch_size asks for."""
 
-    global_batch_size: Annotated[int | None, Field(ge=1, examples=[32]), POSITION] = None
+    global_batch_size: Annotated[int | None, Field(ge=1, examples=[32]), POSITION, REFERENCE] = None
     """Pairs in one optimizer step over all devices, a multiple of batch_size: it derives the
     accumulation, so that one and eight devices train the same recipe."""
 
@@ -139,22 +166,25 @@ class Train(Table):
     touched, or "skip" this update and go on. Either way the pairs are named, and what the first
     such step began with is kept in the run's folder non_finite/."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32), POSITION] = 1337
+    seed: Annotated[int, Field(ge=0, lt=2**32), POSITION, TOKENS | SPLIT | REFERENCE] = 1337
     """Start of every random choice: order, dropout, think blocks, held-out pairs."""
 
     device: Annotated[
         str,
         Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", examples=["auto", "cpu", "cuda", "cuda:0"]),
         MATHEMATICS,
+        REFERENCE,
     ] = "auto"
     """Where to compute: "cpu", "cuda", or "cuda:N" for the card N. "auto" is CUDA where there is
     a card, else the CPU."""
 
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MATHEMATICS] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MATHEMATICS, REFERENCE] = (
+        "auto"
+    )
     """Precision of the forward and backward pass; weights and optimizer stay in float32. "auto" is
     bfloat16 on CUDA and float32 on the CPU."""
 
-    tf32: Annotated[bool, MATHEMATICS] = False
+    tf32: Annotated[bool, MATHEMATICS, REFERENCE] = False
     """Whether CUDA may multiply float32 matrices as TF32: faster, but each factor is rounded to 10
     bits of mantissa, where float32 has 23 and bfloat16 7; products are off by 5e-4 of their largest
     element instead of 1e-6. Products in half precision and those of the CPU stay as they are."""
@@ -167,24 +197,26 @@ class Train(Table):
     """Weight of the auxiliary loss that keeps all experts in use (mixtures of experts only).
     Default: 0 for MiniMind version 2 (computed, not added), 5e-4 for MiniMind version 3."""
 
-    layout: Annotated[Literal["packed", "padded"], MATHEMATICS] = "packed"
+    layout: Annotated[Literal["packed", "padded"], MATHEMATICS, REFERENCE] = "packed"
     """How a batch is computed: "packed" without padding and with each prompt once, or "padded",
     the plain padded loop: slower, with the same result."""
 
-    max_tokens_per_forward: Annotated[int | None, Field(ge=1, examples=[2048]), MATHEMATICS] = None
+    max_tokens_per_forward: Annotated[
+        int | None, Field(ge=1, examples=[2048]), MATHEMATICS, REFERENCE
+    ] = None
     """Tokens that are computed together at most: the pairs of an optimizer step are dealt out
     anew, with the same gradient, and a longer pair stands alone. The lower, the less memory.
     Default: 2048 on a CPU; on CUDA micro-batches stay as they are, as they do everywhere with
     experts, with dropout, with a loss of whole batches, and in the padded layout."""
 
-    aux_loss_tokens: Annotated[Literal["real", "all"], MATHEMATICS] = "real"
+    aux_loss_tokens: Annotated[Literal["real", "all"], MATHEMATICS, REFERENCE] = "real"
     """Tokens that the auxiliary loss counts: "real" tokens only, or "all" with padding, as in
     MiniMind version 3's own script (only with layout = "padded")."""
 
-    deterministic: Annotated[bool, MATHEMATICS] = False
+    deterministic: Annotated[bool, MATHEMATICS, REFERENCE] = False
     """Whether CUDA must repeat itself bit for bit, which is slower. The CPU always does."""
 
-    compile: Annotated[bool, MATHEMATICS] = False
+    compile: Annotated[bool, MATHEMATICS, REFERENCE] = False
     """Whether torch.compile fuses what lies around the matrix products of a block, so that CUDA has
     less to launch; it costs up to a minute at the start. On a CPU it needs a C++ compiler, and has
     not been seen to gain anything."""
@@ -254,11 +286,15 @@ class Train(Table):
 class Eval(Table):
     """Held-out pairs: the only honest measure of what was learned."""
 
-    fraction: Annotated[float, Field(ge=0, lt=1), POSITION] = 0.0
+    fraction: Annotated[float, Field(ge=0, lt=1), POSITION, SPLIT | REFERENCE] = 0.0
     """Share of the pairs that is held out of training and evaluated."""
 
     path: Annotated[
-        Location | None, Field(examples=["../dataset/dpo_test.jsonl"]), Kind.PATH, MATHEMATICS
+        Location | None,
+        Field(examples=["../dataset/dpo_test.jsonl"]),
+        Kind.PATH,
+        MATHEMATICS,
+        HELD_OUT | REFERENCE,
     ] = None
     """Held-out pairs in a file or folder of their own, instead of a fraction; in any format that
     data.data_path may have."""
@@ -337,6 +373,7 @@ class Key:
     """Dotted: "train.learning_rate"."""
     description: str
     effect: Effect
+    affects: Affects
     kind: Kind
     examples: tuple[object, ...]
     """Values that would do; the default, if nothing else is of interest."""
@@ -360,6 +397,9 @@ def _describe_keys() -> dict[str, Key]:
                 name=f"{table}.{field}",
                 description=" ".join((info.description or "").split()),
                 effect=next(item for item in info.metadata if isinstance(item, Effect)),
+                affects=next(
+                    (item for item in info.metadata if isinstance(item, Affects)), Affects(0)
+                ),
                 kind=next((item for item in info.metadata if isinstance(item, Kind)), Kind.PLAIN),
                 examples=tuple(info.examples or [info.default]),
                 default=None if info.is_required() else info.default,
@@ -369,4 +409,16 @@ def _describe_keys() -> dict[str, Key]:
 
 
 KEYS: Mapping[str, Key] = _describe_keys()
-"""Every key by its dotted name, in the order of the schema."""
+"""All keys by dotted name, in the order of the schema."""
+
+
+def keys_affecting(affects: Affects, *, plain: bool = False) -> tuple[str, ...]:
+    """Return the keys that any of `affects` depends on, in the order of the schema.
+
+    With `plain` only keys whose value is no path: files are compared by content elsewhere.
+    """
+    return tuple(
+        key.name
+        for key in KEYS.values()
+        if key.affects & affects and not (plain and key.kind is not Kind.PLAIN)
+    )

@@ -1,8 +1,8 @@
-"""What the tables of a profile are made of."""
+"""Building blocks of the profile's tables: base class and annotations of keys."""
 
 from __future__ import annotations
 
-from enum import Enum, StrEnum, auto
+from enum import Enum, Flag, StrEnum, auto
 from pathlib import Path
 from typing import Annotated
 
@@ -11,34 +11,51 @@ from pydantic_core import PydanticCustomError
 
 
 class Effect(StrEnum):
-    """What changing a key does to a run that is resumed."""
+    """Effect of a changed key on a run that is resumed."""
 
     NONE = "none"
-    """Nothing that counts: where files lie (their content is fingerprinted), when to report."""
+    """No effect on the result: locations of files (compared by content) and reports."""
     MATHEMATICS = "mathematics"
-    """The run goes on, but computes something else: only with --allow-changes."""
+    """The resumed run computes something else; needs --allow-changes."""
     POSITION = "position"
-    """The saved position would mean other pairs or other weights: never."""
+    """The saved position would mean other pairs or other weights; always refused."""
+
+
+class Affects(Flag):
+    """Intermediate results that depend on a key; runs with equal values can share them."""
+
+    TOKENS = auto()
+    """Token ids of a row, before data.max_seq_len cuts them."""
+    SPLIT = auto()
+    """Rows of the training data that are held out."""
+    HELD_OUT = auto()
+    """Tokens of the held-out pairs as they are evaluated, or the file they come from."""
+    REFERENCE = auto()
+    """Log-probs of the frozen reference on the training and held-out pairs."""
+    LOSS = auto()
+    """Meaning of the loss, so that values of two runs can be compared."""
 
 
 class Kind(Enum):
-    """Which string values of a key are paths, and so follow the path rules."""
+    """Kind of a key's string values: plain text or paths."""
 
     PLAIN = auto()
-    """None."""
+    """Plain text."""
     PATH = auto()
-    """All of them."""
+    """A path: ~ and $VAR are expanded, and it is relative to the profile."""
     WEIGHTS = auto()
-    """Those with a slash, or a leading ~ or $; others are "run:NAME" or a name in out_dir."""
+    """A path if it has a slash or begins with ~ or $; else "run:NAME", "hf:..." or a name in
+    out_dir."""
 
 
-Location = Annotated[Path, Field(strict=False)]  # strict=False: a string will do
+Location = Annotated[Path, Field(strict=False)]  # strict=False accepts a string, too
 
-NONE, MATHEMATICS, POSITION = Effect.NONE, Effect.MATHEMATICS, Effect.POSITION
+NONE, MATHEMATICS, POSITION = Effect
+TOKENS, SPLIT, HELD_OUT, REFERENCE, LOSS = Affects
 
 
 class Table(BaseModel):
-    """One table: strict about types and names, and never changed."""
+    """Base class of all tables: strict about types and names, immutable."""
 
     model_config = ConfigDict(
         strict=True,
@@ -50,5 +67,6 @@ class Table(BaseModel):
 
 
 def contradiction(message: str) -> PydanticCustomError:
-    """An error whose message already says what to do. Braces are formatting to pydantic."""
+    """Return a validation error whose message already says what to do."""
+    # The message goes in as an argument because pydantic would format braces in a template.
     return PydanticCustomError("contradiction", "{message}", {"message": message})

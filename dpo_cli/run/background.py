@@ -22,7 +22,7 @@ _RELAYED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Supervisor:
-    """The process in the background; `launch.supervise` is what it does."""
+    """The process in the background; `Launcher.run` is what it does."""
 
     def __init__(self, place: LockedDirectory, pid: int, outcome: int) -> None:
         self.pid = pid
@@ -37,7 +37,7 @@ class Supervisor:
         return self._wait(os.WNOHANG)
 
     def result(self) -> ExitCode:
-        """Wait for the end, and return or raise what `launch.supervise` did over there."""
+        """Wait for the end, and return or raise what `Launcher.run` did over there."""
         self._wait(0)
         code = os.waitstatus_to_exitcode(self._status or 0)
         if text := os.pread(self._outcome, os.fstat(self._outcome).st_size, 0):

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import fsync_path, leftovers, write_text_atomically
@@ -24,13 +24,9 @@ from dpo_cli.run import checkpoints
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.locked_directory import LockedDirectory
+from dpo_cli.run.plan import Plan
 
 Content = TypeVar("Content")
-
-_PLAN_PARTS = {
-    *("model", "pairs", "steps", "profile", "settings", "fingerprints", "environment"),
-    *("device", "dtype"),
-}
 
 NON_FINITE_DIRECTORY = "non_finite"
 """Where a run keeps what a step began with whose loss or gradient was not finite."""
@@ -144,30 +140,21 @@ class RunDirectory(LockedDirectory):
         """The resolved profile, as TOML."""
         return self.profile_path.read_text(encoding="utf-8")
 
-    def write_plan(self, plan: dict[str, Any]) -> None:
+    def write_plan(self, plan: Plan) -> None:
         """Replace the plan."""
-        self._write(self.plan_path, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(plan.to_dict(), indent=2, ensure_ascii=False)
+        self._write(self.plan_path, text + "\n")
 
-    def read_plan(self) -> dict[str, Any] | None:
-        """The plan, or None if the run was never planned.
+    def read_plan(self) -> Plan | None:
+        """Read the plan; None if the run was never planned.
 
         Raises:
-            DpoError: the file is damaged.
+            DpoError: the file is damaged, or another version of dpo wrote it.
         """
-        remedy = "restore it: the newest Planned line of events.jsonl has the same plan"
         try:
-            plan: dict[str, Any] = json.loads(self.plan_path.read_bytes())
-            missing = sorted(_PLAN_PARTS - set(plan))
+            return Plan.from_json(self.plan_path.read_bytes(), str(self.plan_path))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
-            raise DpoError(f"{self.plan_path} is damaged: {error}", remedy) from error
-        if missing:
-            raise DpoError(
-                f"{self.plan_path} is damaged, or of another version: it has no {missing[0]!r}",
-                remedy,
-            )
-        return plan
 
     @property
     def is_completed(self) -> bool:

@@ -14,13 +14,11 @@ from dpo_cli.profile.inputs import (
     resolve_weights,
 )
 from dpo_cli.profile.load import load_profile, state_profile
-from dpo_cli.profile.resolved import to_tables
+from dpo_cli.profile.resolved import to_tables, values_affecting
 from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.table import Affects
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.models import NamedModel, tokenizer_of
-
-SPLIT = ("eval.fraction", "train.seed", "data.max_seq_len", "data.empty_think_ratio")
-"""The keys that decide which pairs of a file are held out of it."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +118,13 @@ def find_eval_config(
     )
 
 
-def split_of(settings: Mapping[str, Mapping[str, object]]) -> list[object]:
-    """What a profile, as nested tables, says of `SPLIT`."""
-    return [settings[table].get(field) for table, field in (key.split(".") for key in SPLIT)]
+def split_of(settings: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """Return the values, by key, that decide which pairs of a file are held out, and how they are
+    cut.
+
+    Paths are left out: the contents of files are compared by fingerprint.
+    """
+    return values_affecting(Affects.SPLIT | Affects.HELD_OUT, settings, plain=True)
 
 
 def _refuse_other_split(run: RunDirectory, profile: Profile) -> None:
@@ -131,9 +133,9 @@ def _refuse_other_split(run: RunDirectory, profile: Profile) -> None:
     Raises:
         UsageError: naming the keys.
     """
-    own = load_profile(run.profile_path).profile
-    values = zip(SPLIT, split_of(to_tables(own)), split_of(to_tables(profile)), strict=True)
-    if others := [key for key, before, now in values if now != before]:
+    own = split_of(to_tables(load_profile(run.profile_path).profile))
+    changed = split_of(to_tables(profile))
+    if others := [key for key in own if changed[key] != own[key]]:
         raise UsageError(
             f"--set {others[0]}: among the held-out pairs would be some that {run.name} was"
             " trained on",

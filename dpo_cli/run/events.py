@@ -24,6 +24,7 @@ from typing import Any, ClassVar, TypedDict
 
 from dpo_cli.errors import DpoError
 from dpo_cli.files import open_for_appending
+from dpo_cli.run.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,9 @@ class Progress(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Planned(Event):
-    """Everything is resolved; the same object as the run's `plan.json`."""
+    """All inputs are read and the run is planned; `plan` is also the content of `plan.json`."""
 
-    plan: dict[str, Any]
+    plan: Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,8 +286,10 @@ def from_json(line: str) -> Event | None:
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k in known
         }
+        if kind is Planned:
+            values["plan"] = Plan.from_dict(values["plan"])
         return kind(**values)
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (DpoError, ValueError, AttributeError, KeyError, TypeError):
         return None
 
 

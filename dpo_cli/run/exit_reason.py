@@ -22,6 +22,13 @@ def death(number: int) -> str:
     return f"{name.name} ({_DEATHS.get(name) or signal.strsignal(name)})"
 
 
+def exit_text(returncode: int) -> str:
+    """Describe a return code, negative for a signal, as a predicate."""
+    if returncode < 0:
+        return f"died of {death(-returncode)}"
+    return f"ended unexpectedly with exit code {returncode}"
+
+
 def rank_ending(event: RankEnded) -> str:
     """Which rank was lost, where if not here, and how."""
     who = f"rank {event.rank}"

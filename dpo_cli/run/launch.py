@@ -20,24 +20,24 @@ from pathlib import Path
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import open_for_appending
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.disk import explain_disk_errors, no_space
+from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import (
     Alert,
-    Completed,
     Event,
     EventReader,
     EventWriter,
-    Failed,
-    Planned,
-    RankEnded,
-    Resumed,
-    Stopped,
     WorkerEnded,
-    WorkerStarted,
     drop_torn_tail,
 )
-from dpo_cli.run.exit_reason import death, rank_ending
+from dpo_cli.run.exit_reason import exit_text, rank_ending
 from dpo_cli.run.locked_directory import LockedDirectory, sign_lock
+from dpo_cli.run.outcome import (
+    SAVED_CODES,
+    End,
+    LastEvents,
+    error_of,
+    outcome_of,
+)
 from dpo_cli.run.processes import Starter, Worker, start_worker
 from dpo_cli.run.signals import SignalRelay
 from dpo_cli.run.torchrun import agent_argv
@@ -47,8 +47,6 @@ Observer = Callable[[Event], None]
 
 _POLL_SECONDS = 0.2
 _LOG_TAIL_BYTES = 8192
-_SAVED = {int(c): c for c in (ExitCode.DONE, ExitCode.INTERRUPTED, ExitCode.TERMINATED)}
-_ASKED = {"interrupted": ExitCode.INTERRUPTED, "terminated": ExitCode.TERMINATED}
 _STOPPING = Alert(code="stopping", message="stopping after this step; Ctrl-C again to stop now")
 
 
@@ -70,62 +68,96 @@ def worker_argv(
     return argv
 
 
-def supervise(
-    run: RunDirectory,
-    lock: int,
-    argv: Sequence[str],
-    observe: Observer,
-    *,
-    alerts: Sequence[Alert] = (),
-    undo: Callable[[], None] = lambda: None,
-    start: Starter = start_worker,
-    signals: SignalRelay | None = None,
-    trackers: Sequence[str] = (),
-) -> ExitCode:
-    """Start the worker, let `observe` see every event it appends, and wait for its end.
+class Launcher:
+    """One launch of a run: starts the worker, follows its event stream, waits for its end.
 
-    The worker may also be the agent over several ranks (`dpo_cli.distributed.agent`), which ends
-    well however the run does; how it did is then in the stream.
-
-    A failing observer is dropped; training does not depend on it. `undo` is called when the worker
-    refused the run, or was stopped, before it had planned it: nothing half-made is to stay.
+    The worker may also be the agent over several ranks (`dpo_cli.distributed.agent`).
 
     Args:
-        run: whose lock the caller holds.
-        lock: the lock's descriptor, inherited by the worker.
-        argv: the worker's command line.
-        observe: called with each new event, in order.
-        alerts: what there is to know before it starts.
-        undo: takes back what the caller changed on disk for this start.
-        start: makes a worker of its command line.
-        signals: the caller's, who has more to do than this run, and hears them before and after.
-        trackers: names of those that get the run's figures, from a process of their own.
-
-    Returns:
-        DONE, INTERRUPTED or TERMINATED: the ends that leave a complete state.
-
-    Raises:
-        DpoError: every other end, with what to do about it.
+        run: the run directory; the caller holds its lock.
+        lock: descriptor of that lock. The worker inherits it, so that the run stays locked while
+            any process trains.
+        argv: command line of the worker.
+        observe: called with each new event, in order. An observer that raises is dropped: training
+            must not depend on a screen.
+        alerts: appended to the event stream before the worker starts.
+        trackers: names of the trackers, which run in a process of their own.
+        undo: takes back the changes on disk that the caller made for this launch. It is called if
+            the run was refused or stopped before it was planned, and never afterwards.
+        start: starts the worker.
+        signals: relay of a caller that trains several runs and handles signals between them, too.
+            By default signals are relayed while `run` runs.
     """
-    while run.take_request():  # what an earlier worker died without taking
-        pass
-    stream = _Stream(run, observe)
-    side = Trackers(run, trackers)
-    with explain_disk_errors(run.path):
-        drop_torn_tail(run.events_path)
-        descriptor = open_for_appending(run.worker_log_path)
-        _append(run, *alerts)
-    relay = contextlib.nullcontext(signals) if signals else SignalRelay()
-    with open(descriptor, "ab") as log, relay as signals:
-        log_start = log.tell()
-        worker = start(argv, log.fileno(), lock)
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        lock: int,
+        argv: Sequence[str],
+        *,
+        observe: Observer,
+        alerts: Sequence[Alert] = (),
+        trackers: Sequence[str] = (),
+        undo: Callable[[], None] = lambda: None,
+        start: Starter = start_worker,
+        signals: SignalRelay | None = None,
+    ) -> None:
+        self._run = run
+        self._lock = lock
+        self._argv = argv
+        self._observe = observe
+        self._alerts = alerts
+        self._trackers = trackers
+        self._undo = undo
+        self._start = start
+        self._signals = signals
+
+    def run(self) -> ExitCode:
+        """Train until the worker ends.
+
+        Returns:
+            DONE, INTERRUPTED or TERMINATED: the ends that leave a complete checkpoint.
+
+        Raises:
+            DpoError: for every other end.
+        """
+        run = self._run
+        while run.take_request():  # left over from a worker that died before it could take it
+            pass
+        # The stream is opened before anything is appended, so that the observer sees all events of
+        # this launch and none of an earlier one.
+        stream = _Stream(run, self._observe)
+        with explain_disk_errors(run.path):
+            drop_torn_tail(run.events_path)
+            descriptor = open_for_appending(run.worker_log_path)
+            _append(run, *self._alerts)
+        relay = contextlib.nullcontext(self._signals) if self._signals else SignalRelay()
+        with open(descriptor, "ab") as log, relay as signals:
+            log_start = log.tell()
+            returncode = self._supervise(log.fileno(), stream, signals)
+        last = stream.last
+        outcome = outcome_of(returncode, signals.sent, last)
+        if outcome.undo:
+            self._undo()
+        if outcome.end is End.SAVED:
+            return outcome.code
+        # Only a crash needs the log, and the other ends may have removed it with the run.
+        last_line = _last_line(run, log_start) if outcome.end is End.CRASHED else ""
+        raise error_of(outcome, last, run, returncode, last_line)
+
+    def _supervise(self, log: int, stream: _Stream, signals: SignalRelay) -> int:
+        """Start the worker and its trackers, wait for both, and return the worker's code."""
+        run = self._run
+        side = Trackers(run, self._trackers)
+        worker = self._start(self._argv, log, self._lock)
+        # Signals that came while the worker was started are sent now.
         signals.attach(worker)
         _append_beside(run, side.start())
         told_stopping = False
         while not _has_ended(worker):
             _append_beside(run, side.look())
             stream.follow()
-            if signals.interrupts and not told_stopping:
+            if signals.sent.interrupts and not told_stopping:
                 told_stopping = True
                 stream.show(_STOPPING)
         returncode = worker.returncode or 0
@@ -134,29 +166,11 @@ def supervise(
             raise _gone(run)
         _append_end(run, returncode)
         stream.follow()
-        if stream.is_under_way:
+        if stream.last.under_way:
             _let_finish(run, side, stream, signals)
         else:
-            side.drop()
-
-    died_of_ours = signals.killed(returncode)
-    code = died_of_ours or _SAVED.get(returncode)
-    if stream.ending is not None and (returncode == ExitCode.DONE or stream.lost):
-        code = stream.ending
-    is_stopped = code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
-    if not stream.is_under_way and (stream.failure or is_stopped):
-        undo()
-    if stream.failure:
-        raise stream.failure.to_error()
-    if returncode == ExitCode.NO_SPACE:  # too full even to say so in the stream
-        raise no_space(run.path)
-    if code is None and stream.lost:
-        raise _lost(run, stream.lost)
-    if code is None:
-        raise _crash(run, returncode, _last_line(run, log_start))
-    if died_of_ours or (is_stopped and not stream.is_under_way):
-        raise _stopped_without_saving(run, code, stream.is_under_way)
-    return code
+            side.drop()  # `undo` may remove the run: nothing of it must be sent
+        return returncode
 
 
 def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
@@ -185,14 +199,14 @@ def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
             stream.follow()
         stream.follow()
     remedy = "see what the first machine says; it goes on with dpo resume there, and with this here"
-    if stream.failure:
-        raise stream.failure.to_error()
-    if stream.lost:
-        first, *others = map(rank_ending, stream.lost)
+    if stream.last.failure:
+        raise stream.last.failure.to_error()
+    if stream.last.lost:
+        first, *others = map(rank_ending, stream.last.lost)
         raise DpoError(first, remedy, others)
-    code = signals.asked or _SAVED.get(agent.returncode)
+    code = signals.sent.stop_code or SAVED_CODES.get(agent.returncode)
     if code is None:
-        raise DpoError(f"what runs the ranks of this machine {_exit(agent.returncode)}", remedy)
+        raise DpoError(f"what runs the ranks of this machine {exit_text(agent.returncode)}", remedy)
     return code
 
 
@@ -232,27 +246,12 @@ class _Stream:
         self._observe: Observer | None = observe
         self._reader = EventReader(run.events_path)
         deque(self._reader.read_new(), maxlen=0)  # those of earlier starts
-        self.is_under_way = False
-        self.failure: Failed | None = None
-        self.ending: ExitCode | None = None
-        self.lost: list[RankEnded] = []
+        self.last = LastEvents()
 
     def follow(self) -> None:
         """Take in what was appended since the last call."""
         for event in self._reader.read_new():
-            match event:
-                case WorkerStarted():  # the ranks were started again
-                    self.ending, self.lost = None, []
-                case Planned() | Resumed():
-                    self.is_under_way = True
-                case Failed():
-                    self.failure = event
-                case Completed():
-                    self.ending = ExitCode.DONE
-                case Stopped():
-                    self.ending = _ASKED[event.reason]
-                case RankEnded():
-                    self.lost.append(event)
+            self.last = self.last.after(event)
             self.show(event)
 
     def show(self, event: Event) -> None:
@@ -306,19 +305,10 @@ def _append_beside(run: RunDirectory, alerts: Iterable[Alert]) -> None:
 
 def _let_finish(run: RunDirectory, side: Trackers, stream: _Stream, signals: SignalRelay) -> None:
     """Wait for the trackers, but not for long, and not for a user who asks to stop again."""
-    heard = signals.interrupts, signals.asked
-    for alert in side.finish(lambda: (signals.interrupts, signals.asked) == heard):
+    heard = signals.sent
+    for alert in side.finish(lambda: signals.sent == heard):
         _append_beside(run, [alert])
         stream.follow()
-
-
-def _stopped_without_saving(run: RunDirectory, code: ExitCode, is_under_way: bool) -> DpoError:
-    if is_under_way:
-        error = DpoError("stopped at once, without saving", *_how_to_resume(run))
-    else:
-        error = DpoError("stopped before the run was planned: nothing was trained")
-    error.exit_code = code
-    return error
 
 
 def _gone(run: RunDirectory) -> DpoError:
@@ -326,40 +316,6 @@ def _gone(run: RunDirectory) -> DpoError:
         f"{run.path} was removed, or moved, while it was trained in",
         "put it back and resume it; what is lost begins again: dpo train",
     )
-
-
-def _crash(run: RunDirectory, returncode: int, last_line: str) -> DpoError:
-    message = f"the worker {_exit(returncode)}"
-    if returncode > 0 and last_line:
-        message += f": {last_line}"
-    remedy, state = _how_to_resume(run)
-    return DpoError(message, remedy, [*state, f"what it printed is in {run.worker_log_path}"])
-
-
-def _exit(returncode: int) -> str:
-    if returncode < 0:
-        return f"died of {death(-returncode)}"
-    return f"ended unexpectedly with exit code {returncode}"
-
-
-def _lost(run: RunDirectory, lost: Sequence[RankEnded]) -> DpoError:
-    """Ranks were lost for good: the first one, and what became of the others."""
-    first, *others = map(rank_ending, lost)
-    remedy, state = _how_to_resume(run)
-    log = f"what they printed is in {run.worker_log_path}"
-    return DpoError(first, remedy, [*others, *state, log])
-
-
-def _how_to_resume(run: RunDirectory) -> tuple[str, list[str]]:
-    """The remedy after an end without saving, and what it goes back to."""
-    checkpoint, passed_over = run.newest_verified()
-    state = (
-        f"the last good state is {checkpoint.name}, after optimizer step "
-        f"{checkpoint.optimizer_step}"
-        if checkpoint
-        else "no state was saved yet: a resume begins at the first step"
-    )
-    return run.resume_hint, [*passed_over, state]
 
 
 def _last_line(run: RunDirectory, start: int) -> str:

@@ -8,7 +8,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-from dpo_cli.errors import ExitCode
+from dpo_cli.run.outcome import SentSignals
 from dpo_cli.run.processes import Worker
 
 
@@ -21,7 +21,9 @@ class SignalRelay:
     """
 
     def __init__(self) -> None:
-        self.interrupts = 0
+        # Two plain attributes, not one `SentSignals`: a signal may arrive inside the other signal's
+        # handler, and replacing a common object there would lose one of the two.
+        self._interrupts = 0
         self._terminated = False
         self._worker: Worker | None = None
         self._waiting: list[signal.Signals] = []
@@ -40,11 +42,9 @@ class SignalRelay:
             signal.signal(number, handler)
 
     @property
-    def asked(self) -> ExitCode | None:
-        """The exit code of who was asked to stop; None if nobody asked."""
-        if self._terminated:
-            return ExitCode.TERMINATED
-        return ExitCode.INTERRUPTED if self.interrupts else None
+    def sent(self) -> SentSignals:
+        """Signals that were relayed so far."""
+        return SentSignals(self._interrupts, self._terminated)
 
     def attach(self, worker: Worker) -> None:
         """Start passing on, beginning with the signals that came while the worker was started."""
@@ -52,19 +52,9 @@ class SignalRelay:
         for number in self._waiting:
             self._send(number)
 
-    def killed(self, returncode: int) -> ExitCode | None:
-        """The exit code if the worker died of a signal that was passed on, without saving."""
-        if self.interrupts > 1 and returncode == -signal.SIGKILL:
-            return ExitCode.INTERRUPTED
-        if self.interrupts and returncode == -signal.SIGINT:
-            return ExitCode.INTERRUPTED
-        if self._terminated and returncode == -signal.SIGTERM:
-            return ExitCode.TERMINATED
-        return None
-
     def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        self.interrupts += 1
-        self._send(signal.SIGINT if self.interrupts == 1 else signal.SIGKILL)
+        self._interrupts += 1
+        self._send(signal.SIGINT if self._interrupts == 1 else signal.SIGKILL)
 
     def _on_terminate(self, _number: int, _frame: FrameType | None) -> None:
         self._terminated = True

@@ -125,7 +125,7 @@ class _Tally:
             case WorkerStarted():
                 self._seconds_before, self.ending = self.seconds, None
             case Planned():
-                self.total_steps = event.plan["steps"]["micro_batches"]
+                self.total_steps = event.plan.steps.micro_batches
             case Resumed():
                 self._go_back(event)
             case StepDone():

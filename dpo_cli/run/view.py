@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import isfinite, nan
-from typing import Any
 
 from dpo_cli.run.events import (
     EVALUATION,
@@ -28,6 +27,7 @@ from dpo_cli.run.events import (
     WorkerEnded,
     WorkerStarted,
 )
+from dpo_cli.run.plan import Plan
 from dpo_cli.run.series import Series
 
 RECENT_STEPS = 20
@@ -57,7 +57,7 @@ class RunView:
     the run.
     """
 
-    plan: dict[str, Any] | None = None
+    plan: Plan | None = None
     worker: WorkerStarted | None = None
     phase: Progress | None = None
     """What it is busy with before training."""
@@ -181,7 +181,7 @@ class RunView:
     @property
     def total_steps(self) -> int:
         """Micro-batches planned; 0 while that is unknown."""
-        return self.plan["steps"]["micro_batches"] if self.plan else 0
+        return self.plan.steps.micro_batches if self.plan else 0
 
     @property
     def seconds_per_step(self) -> float:
@@ -233,7 +233,7 @@ class RunView:
         if event.seconds:
             self.trained["pairs_per_second"].add(event.step, event.pairs / event.seconds)
         self.weights_moved = event.metrics.get("weights_moved", self.weights_moved)
-        grad_clip = self.plan["profile"].get("grad_clip") if self.plan else None
+        grad_clip = self.plan.setting("train.grad_clip") if self.plan else None
         grad_norm = event.metrics.get("grad_norm")
         if grad_clip is not None and grad_norm is not None:
             self.trained["clipped"].add(event.step, grad_norm > grad_clip)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -36,6 +35,7 @@ from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.plan import Plan, PlannedModel, PlannedPairs, PlannedSteps
 from dpo_cli.training.inputs import (
     OnProgress,
     held_out_pairs,
@@ -158,52 +158,39 @@ class Prepared:
         default = CPU_TOKENS_PER_FORWARD if self.compute.device.type == "cpu" else None
         return self.profile.train.max_tokens_per_forward or default
 
-    def plan(self) -> dict[str, Any]:
-        """What goes into `plan.json` and to the screen: plain values."""
-        profile, architecture = self.profile, self.model_weights.architecture
-        return {
-            "model": {
-                "architecture": architecture.name,
-                "description": architecture.description,
-                "parameters": self.model_weights.parameters,
-                "shape": architecture.to_dict(),
-                "weights_dtype": self.model_weights.dtype_name,
-                "weights_file": architecture.file_name(profile.export.prefix),
-            },
-            "pairs": {
-                "kept": len(self.pairs),
-                "skipped_rows": len(self.skipped_rows),
-                "held_out": len(self.held_out),
-                "held_out_skipped_rows": len(self.held_out_skipped_rows),
-                "max_seq_len": profile.data.max_seq_len,
-            },
-            "steps": {
-                "epochs": self.order.epochs,
-                "micro_batches": self.order.micro_batches,
-                "micro_batches_per_epoch": self.order.micro_batches_per_epoch,
-                "optimizer_steps": self.order.optimizer_steps,
-                "batch_size": self.order.batch_size,
-                "accumulation_steps": self.order.accumulation_steps,
-            },
-            "profile": {
-                "learning_rate": profile.train.learning_rate,
-                "schedule": profile.train.schedule,
-                "loss": profile.dpo.title,
-                "loss_at_start": loss_at_start(profile.dpo),
-                "beta": profile.dpo.beta,
-                "reduction": profile.dpo.reduction,
-                "layout": profile.train.layout,
-                "router_aux_loss_coef": self.router_aux_loss_coef,
-                "grad_clip": profile.train.grad_clip,
-                "log_interval": profile.train.log_interval,
-                "save_interval": profile.train.save_interval,
-            },
-            "settings": to_tables(profile),
-            "device": str(self.compute.device),
-            "dtype": self.compute.dtype_name,
-            "fingerprints": self.fingerprints,
-            "environment": {**environment(), "ranks": str(self.devices)},
-        }
+    def plan(self) -> Plan:
+        """Return the plan of the run, in plain values."""
+        profile, model = self.profile, self.model_weights
+        return Plan(
+            model=PlannedModel(
+                architecture=model.architecture.name,
+                description=model.architecture.description,
+                parameters=model.parameters,
+                shape=model.architecture.to_dict(),
+                weights_dtype=model.dtype_name,
+                weights_file=model.architecture.file_name(profile.export.prefix),
+            ),
+            pairs=PlannedPairs(
+                kept=len(self.pairs),
+                skipped_rows=len(self.skipped_rows),
+                held_out=len(self.held_out),
+                held_out_skipped_rows=len(self.held_out_skipped_rows),
+            ),
+            steps=PlannedSteps(
+                micro_batches=self.order.micro_batches,
+                micro_batches_per_epoch=self.order.micro_batches_per_epoch,
+                optimizer_steps=self.order.optimizer_steps,
+                accumulation_steps=self.order.accumulation_steps,
+            ),
+            loss=profile.dpo.title,
+            loss_at_start=loss_at_start(profile.dpo),
+            router_aux_loss_coef=self.router_aux_loss_coef,
+            settings=to_tables(profile),
+            device=str(self.compute.device),
+            dtype=self.compute.dtype_name,
+            fingerprints=self.fingerprints,
+            environment={**environment(), "ranks": str(self.devices)},
+        )
 
 
 def export_dtype(profile: Profile, architecture: Architecture, source_dtype: str) -> str:

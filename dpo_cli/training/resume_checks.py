@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from dpo_cli.errors import DpoError
+from dpo_cli.run.plan import Plan
 from dpo_cli.training.plan import Prepared
 
 _KEYS = {
@@ -17,7 +18,7 @@ _KEYS = {
 """The profile's name of each input that a fingerprint is of."""
 
 
-def require_same_inputs(saved_plan: dict[str, Any], now: dict[str, Any]) -> None:
+def require_same_inputs(saved: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Refuse to go on with inputs whose content is not what the run began with.
 
     Raises:
@@ -25,8 +26,8 @@ def require_same_inputs(saved_plan: dict[str, Any], now: dict[str, Any]) -> None
     """
     changed = [
         f"{_KEYS[name]}: the content is not what the run began with"
-        for name, fingerprint in saved_plan["fingerprints"].items()
-        if now["fingerprints"].get(name, fingerprint) != fingerprint
+        for name, fingerprint in saved.items()
+        if now.get(name, fingerprint) != fingerprint
     ]
     if changed:
         raise DpoError(
@@ -68,14 +69,12 @@ def inexact_reasons(prepared: Prepared) -> list[str]:
     return []
 
 
-def environment_changes(saved_plan: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def environment_changes(saved_plan: Plan, now: Plan) -> list[str]:
     """What the bits depend on and is not as it was."""
-    before = {
-        **saved_plan["environment"],
-        "device": saved_plan["device"],
-        "dtype": saved_plan["dtype"],
-    }
-    after = {**now["environment"], "device": now["device"], "dtype": now["dtype"]}
+    before, after = (
+        {**plan.environment, "device": plan.device, "dtype": plan.dtype}
+        for plan in (saved_plan, now)
+    )
     return [
         f"{name} {value} -> {after.get(name)}"
         for name, value in before.items()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture, architecture_of
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.plan import Plan
 from dpo_cli.training.checkpointing import load_best, load_weights
 
 
@@ -27,14 +27,14 @@ class Trained:
         weights: in float32, in the Hugging Face layout.
     """
 
-    plan: dict[str, Any]
+    plan: Plan
     optimizer_step: int
     weights: StateDict
 
     @property
     def architecture(self) -> Architecture:
         """Of the weights."""
-        return architecture_of(self.plan["model"]["shape"])
+        return architecture_of(self.plan.model.shape)
 
     @property
     def model_weights(self) -> ModelWeights:

@@ -8,6 +8,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +41,7 @@ from dpo_cli.run.events import (
     WorkerStarted,
     history,
 )
+from dpo_cli.run.plan import Plan
 from dpo_cli.training.alert_facts import facts_of
 from dpo_cli.training.checkpointing import rng_states
 from dpo_cli.training.failures import explain
@@ -156,7 +158,8 @@ class _Session:
         configure_torch(profile, ranks.rank)
         local_rank = ranks.local_rank if ranks.size > 1 else None
         compute = resolve(profile.train.device, profile.train.dtype, local_rank)
-        saved_plan = ranks.broadcast_from_main("plan", self.run.read_plan)
+        plan_values = ranks.broadcast_from_main("plan", self.saved_plan_values)
+        saved_plan = Plan.from_dict(plan_values) if plan_values else None
         self.tune(profile, compute, saved_plan)
         self.events.append(
             WorkerStarted(
@@ -191,9 +194,14 @@ class _Session:
         )
         return ExitCode.DONE
 
-    def tune(self, profile: Profile, compute: Device, saved_plan: dict[str, Any] | None) -> None:
+    def saved_plan_values(self) -> dict[str, Any] | None:
+        """Return the plan of an earlier start as values that can be sent to the other ranks."""
+        plan = self.run.read_plan()
+        return plan.to_dict() if plan else None
+
+    def tune(self, profile: Profile, compute: Device, saved_plan: Plan | None) -> None:
         """Multiply as the run began to, and as the leader does: stopwatches err."""
-        chosen = saved_plan["environment"].get("float32_matmul") if saved_plan else None
+        chosen = saved_plan.environment.get("float32_matmul") if saved_plan else None
 
         def choose(chosen: str | None) -> str:
             tune(compute, chosen, tf32=profile.train.tf32)
@@ -207,7 +215,7 @@ class _Session:
         self,
         profile: Profile,
         compute: Device,
-        saved_plan: dict[str, Any] | None,
+        saved_plan: Plan | None,
         changes: Sequence[str],
         exact: bool,
     ) -> Trainer:
@@ -217,11 +225,11 @@ class _Session:
             LeftError: asked to stop meanwhile.
         """
         ranks = self.ranks
-        window = saved_plan["steps"]["accumulation_steps"] if saved_plan else None
+        window = saved_plan.steps.accumulation_steps if saved_plan else None
         prepared = prepare(profile, compute, self.run, self.progress, ranks, window)
         require_same_inputs_on_ranks(ranks.gather("inputs", prepared.fingerprints), ranks.main_rank)
         if saved_plan is not None:
-            require_same_inputs(saved_plan, prepared.plan())
+            require_same_inputs(saved_plan.fingerprints, prepared.fingerprints)
         checkpoint, passed_over = find_checkpoint(self.run, prepared.order, ranks)
         self.announce(prepared, saved_plan, exact)
         ranks.connect(compute.device, profile.launch.timeout_seconds)
@@ -249,15 +257,16 @@ class _Session:
             self.alarms = AlertRules(facts_of(prepared), history(self.run.events_path))
         return trainer
 
-    def announce(self, prepared: Prepared, saved_plan: dict[str, Any] | None, exact: bool) -> None:
+    def announce(self, prepared: Prepared, saved_plan: Plan | None, exact: bool) -> None:
         """Hold a resumed run to its environment, write the plan and the rows set aside, tell."""
         if not self.ranks.is_main:
             return
         plan = prepared.plan()
         other = environment_changes(saved_plan, plan) if saved_plan else []
+        earlier = saved_plan.other_environments if saved_plan else ()
         # What was once computed elsewhere stays so, also when the run comes home.
-        plan["other_environments"] = [*(saved_plan or {}).get("other_environments", []), *other]
-        if exact and (reasons := [*plan["other_environments"], *inexact_reasons(prepared)]):
+        plan = replace(plan, other_environments=(*earlier, *other))
+        if exact and (reasons := [*plan.other_environments, *inexact_reasons(prepared)]):
             raise DpoError(
                 f"{self.run.name} cannot go on to the same bits here",
                 "go on where it began, or without --exact, to slightly other bits",

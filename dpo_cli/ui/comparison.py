@@ -9,9 +9,12 @@ from typing import Any
 
 from dpo_cli.formatting import format_count
 from dpo_cli.intervals import difference_interval, wilson_interval
+from dpo_cli.profile.resolved import values_affecting
+from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_value
-from dpo_cli.run.eval_config import SPLIT
+from dpo_cli.run.eval_config import split_of
 from dpo_cli.run.events import Evaluated
+from dpo_cli.run.plan import Plan
 from dpo_cli.run.summary import RunState, RunSummary
 from dpo_cli.run.view import RunView
 
@@ -19,9 +22,6 @@ METRICS = ("loss", "rewards/accuracies", "rewards/margins", "margin_per_token", 
 """Metrics of each run, over its last steps and over the held-out pairs."""
 ACCURACY = "rewards/accuracies"
 
-_OBJECTIVE = ("dpo",)
-"""Tables of a profile that define the loss; losses compare only if these are equal."""
-_ENCODING_KEYS = ("data.max_seq_len", "data.empty_think_ratio")
 _DIGEST_DIGITS = 8
 
 
@@ -47,9 +47,19 @@ class ComparedRun:
         return self.summary.name
 
     @property
-    def plan(self) -> Mapping[str, Any]:
-        """Plan of the run; empty if there is none."""
-        return self.view.plan or {}
+    def plan(self) -> Plan | None:
+        """Plan of the run; None if there is none."""
+        return self.view.plan
+
+    @property
+    def model(self) -> str:
+        """One-line description of the model; empty without a plan."""
+        return self.plan.model.description if self.plan else ""
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """SHA-256 of the inputs; empty without a plan."""
+        return self.plan.fingerprints if self.plan else {}
 
     @property
     def accuracy(self) -> tuple[float, tuple[float, float]] | None:
@@ -113,14 +123,14 @@ def _facts(run: ComparedRun) -> Iterator[tuple[str, Any]]:
     for table, fields in run.settings.items():
         for field, value in fields.items():
             yield f"{table}.{field}", value
-    fingerprints = run.plan.get("fingerprints", {})
-    for name, digest in fingerprints.items():
-        if name != "reference" or digest != fingerprints.get("weights"):
-            yield f"content of {name}", str(digest)[:_DIGEST_DIGITS]
-    yield "device", run.plan.get("device")
-    yield "dtype", run.plan.get("dtype")
-    for name, version in run.plan.get("environment", {}).items():
-        yield name, version
+    if run.plan is None:
+        return
+    for name, digest in run.fingerprints.items():
+        if name != "reference" or digest != run.fingerprints.get("weights"):
+            yield f"content of {name}", digest[:_DIGEST_DIGITS]
+    yield "device", run.plan.device
+    yield "dtype", run.plan.dtype
+    yield from run.plan.environment.items()
 
 
 _CONTENTS = {
@@ -138,14 +148,14 @@ def _content_of(key: str, runs: Sequence[ComparedRun]) -> str | None:
     """Return the fingerprint to compare instead of the path `key`; None if there is none."""
     name = _CONTENTS.get(key)
     fingerprint = name.removeprefix("content of ") if name else ""
-    is_known = all(fingerprint in run.plan.get("fingerprints", {}) for run in runs)
+    is_known = all(fingerprint in run.fingerprints for run in runs)
     return name if is_known else None
 
 
 def notes(runs: Sequence[ComparedRun]) -> list[str]:
     """Return notes on which metrics are comparable and what they prove."""
     lines = []
-    if len({_setting(run, _OBJECTIVE) for run in runs}) > 1:
+    if len({_objective(run) for run in runs}) > 1:
         lines.append(
             "the runs have different objectives ([dpo]): losses, rewards and margins are not "
             "comparable; accuracy, margin per token and KL are"
@@ -180,7 +190,7 @@ def best(runs: Sequence[ComparedRun]) -> ComparedRun | None:
 
 
 def _first(runs: Sequence[ComparedRun]) -> ComparedRun:
-    has_one_objective = len({_setting(run, _OBJECTIVE) for run in runs}) == 1
+    has_one_objective = len({_objective(run) for run in runs}) == 1
 
     def merit(run: ComparedRun) -> tuple[float, float]:
         if has_one_objective:
@@ -224,9 +234,10 @@ def indistinguishable(
 
 def _held_out_pairs(run: ComparedRun) -> str:
     """Return a key of the held-out pairs; equal for runs with the same pairs."""
-    prints = run.plan.get("fingerprints", {})
-    source = prints.get("held_out") or (prints.get("data"), _setting(run, SPLIT))
-    return str((_pairs(run), source, prints.get("tokenizer"), _setting(run, _ENCODING_KEYS)))
+    prints = run.fingerprints
+    source = prints.get("held_out") or (prints.get("data"), split_of(run.settings))
+    cut = values_affecting(Affects.HELD_OUT, run.settings, plain=True)
+    return str((_pairs(run), source, prints.get("tokenizer"), cut))
 
 
 def _lead(run: ComparedRun, other: ComparedRun) -> tuple[float, float]:
@@ -243,14 +254,9 @@ def _pairs(run: ComparedRun) -> int:
     return run.view.held_out.pairs if run.view.held_out else 0
 
 
-def _setting(run: ComparedRun, keys: Sequence[str]) -> str:
-    """Return the values of keys or whole tables, as a text to compare."""
-    collected = []
-    for key in keys:
-        table, _, field = key.partition(".")
-        values = run.settings.get(table, {})
-        collected.append(values.get(field) if field else sorted(values.items(), key=str))
-    return str(collected)
+def _objective(run: ComparedRun) -> str:
+    """Settings that decide what the loss means: losses of equal ones can be compared."""
+    return str(values_affecting(Affects.LOSS, run.settings))
 
 
 def listed(letters: Iterable[str]) -> str:

@@ -75,7 +75,7 @@ def test_the_plan_is_the_one_that_training_would_make(examined: Examine, bench: 
         profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
     )
     diagnosis = examined()
-    assert diagnosis.facts["plan"] == prepared.plan()
+    assert diagnosis.facts["plan"] == prepared.plan().to_dict()
     assert of(diagnosis, "plan").message == (
         "2 epochs x 2 micro-batches of 4 = 4 steps, 4 updates; learning rate 1.1e-4 at first, "
         "2.5e-5 at last; 2 pairs held out, scored before, and after"

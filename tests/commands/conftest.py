@@ -41,7 +41,7 @@ def directory(root: Path, tmp_path: Path) -> Path:
         (tmp_path / file).write_text("{}")
     (tmp_path / "full_sft_512.pth").write_text("weights")
     (tmp_path / "mine.toml").write_text(
-        '[model]\ncheckpoint = "./full_sft_512.pth"\ntokenizer = "tokenizer"\n'
+        '[model]\nweights = "./full_sft_512.pth"\ntokenizer = "tokenizer"\n'
         '[data]\ndata_path = "pairs.jsonl"\n'
     )
     return tmp_path

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from dpo_cli.run.events import Alert, EventWriter, Planned, Stopped
 from dpo_cli.run.lookup import find_runs
 from tests.commands.conftest import Cli
 from tests.run.test_placement import SLURM, TORCHRUN
+from tests.support import story
 
 TORCHRUN_0 = {**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0"}
 ONE_MACHINE = (
@@ -35,13 +37,16 @@ def supervised(monkeypatch: pytest.MonkeyPatch) -> Supervised:
     """Nothing is started; the list collects what would have been."""
     calls: Supervised = []
 
-    def supervise(
-        run: RunDirectory, _lock: int, argv: Sequence[str], _report: object, **options: object
-    ) -> ExitCode:
-        calls.append((run, list(argv), list(options["alerts"])))  # type: ignore[call-overload]
-        return ExitCode.INTERRUPTED
+    class FakeLauncher:
+        def __init__(
+            self, run: RunDirectory, _lock: int, argv: Sequence[str], **options: Any
+        ) -> None:
+            calls.append((run, list(argv), list(options["alerts"])))
 
-    monkeypatch.setattr(launch, "supervise", supervise)
+        def run(self) -> ExitCode:
+            return ExitCode.INTERRUPTED
+
+    monkeypatch.setattr(launch, "Launcher", FakeLauncher)
     return calls
 
 
@@ -126,7 +131,7 @@ def test_idle_cards_are_said_and_never_taken(
 def test_a_resume_may_take_another_number(dpo: Cli, supervised: Supervised) -> None:
     dpo("train", "mine.toml")
     stream = EventWriter(supervised[0][0].events_path)
-    stream.append(Planned(plan={}))
+    stream.append(Planned(plan=story.PLAN))
     stream.append(Stopped(reason="interrupted", step=1, optimizer_step=1))
     dpo("resume", "--nproc", "3", "--exact", "--", "--max-restarts", "1")
     run, argv, _ = supervised[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -48,9 +49,8 @@ def hostile(root: Path) -> RunDirectory:
         changed: list[Event] = []
         for event in story.contender(settings):
             if isinstance(event, Planned):
-                plan = json.loads(json.dumps(event.plan))
-                plan["model"]["description"] = HOSTILE
-                changed.append(Planned(plan=plan))
+                model = dataclasses.replace(event.plan.model, description=HOSTILE)
+                changed.append(Planned(plan=dataclasses.replace(event.plan, model=model)))
             elif isinstance(event, WorkerStarted):
                 fields = {"device": "cpu", "device_name": HOSTILE, "dtype": HOSTILE}
                 hosts = ("host-7", "host-7")

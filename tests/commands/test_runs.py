@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -19,11 +19,35 @@ from dpo_cli.errors import DpoError
 from dpo_cli.run import launch
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_run, find_runs
+from dpo_cli.run.plan import PlannedPairs, PlannedSteps
 from tests.commands.conftest import Cli
+from tests.support.story import PLAN as STORY_PLAN
+from tests.support.story import plan_source
 
 pytestmark = pytest.mark.usefixtures("directory")
 
-WORKER = """
+PLAN = replace(
+    STORY_PLAN,
+    model=replace(STORY_PLAN.model, description="MiniMind2 512x8", parameters=1),
+    pairs=PlannedPairs(kept=8, skipped_rows=0, held_out=0, held_out_skipped_rows=0),
+    steps=PlannedSteps(
+        micro_batches=8, micro_batches_per_epoch=8, optimizer_steps=8, accumulation_steps=1
+    ),
+    settings={
+        "dpo": {"beta": 0.1, "reduction": "mean"},
+        "train": {
+            "learning_rate": 1e-8,
+            "schedule": "minimind2",
+            "layout": "packed",
+            "log_interval": 1,
+            "epochs": 1,
+            "batch_size": 1,
+        },
+    },
+)
+WORKER = (
+    plan_source(PLAN)
+    + """
 import sys, time
 from pathlib import Path
 from dpo_cli.run.events import *
@@ -46,16 +70,8 @@ def wait_for_stop():
         if run.take_request() == "stop":
             stop()
         time.sleep(0.05)
-PLAN = {
-    "model": {"description": "MiniMind2 512x8", "parameters": 1},
-    "pairs": {"kept": 8, "skipped_rows": 0, "held_out": 0},
-    "steps": {"epochs": 1, "micro_batches": 8, "optimizer_steps": 8, "micro_batches_per_epoch": 8,
-              "batch_size": 1, "accumulation_steps": 1},
-    "profile": {"learning_rate": 1e-8, "beta": 0.1, "reduction": "mean", "schedule": "minimind2",
-                "layout": "packed", "log_interval": 1},
-    "device": "cpu", "dtype": "float32",
-}
 """
+)
 
 
 @pytest.fixture

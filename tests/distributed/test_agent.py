@@ -19,10 +19,11 @@ from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.profile.launch import Launch
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, Event, EventReader, RankEnded, WorkerEnded, WorkerStarted
-from dpo_cli.run.launch import supervise
+from dpo_cli.run.launch import Launcher
 from dpo_cli.run.torchrun import agent_argv, torchrun_arguments
+from tests.support.cli import REPOSITORY
 
-RANK = str(Path(__file__).with_name("stand_in_rank.py"))
+RANK = str(REPOSITORY / "tests" / "support" / "stand_in_rank.py")
 
 Observer = Callable[[Event], None]
 
@@ -48,7 +49,7 @@ def launch(
 ) -> ExitCode:
     with run.locked() as lock:
         command = argv(run, mode, ranks, *more, **keys)
-        return supervise(run, lock, command, observe, undo=run.remove)
+        return Launcher(run, lock, command, observe=observe, undo=run.remove).run()
 
 
 def when_ready(*numbers: signal.Signals) -> Observer:
@@ -149,8 +150,11 @@ def test_ranks_that_do_not_listen_yet_die_and_nothing_was_trained(run: RunDirect
 def test_a_signal_before_there_are_ranks_ends_it(run: RunDirectory) -> None:
     # The agent still imports torch when it comes.
     alert = Alert(code="ready", message="")
-    with run.locked() as lock, pytest.raises(DpoError, match="before the run was planned"):
-        supervise(run, lock, argv(run, "wait"), when_ready(signal.SIGTERM), alerts=[alert])
+    observe = when_ready(signal.SIGTERM)
+    with run.locked() as lock:
+        launcher = Launcher(run, lock, argv(run, "wait"), observe=observe, alerts=[alert])
+        with pytest.raises(DpoError, match="before the run was planned"):
+            launcher.run()
 
 
 def test_the_second_ctrl_c_kills_every_rank(run: RunDirectory) -> None:
@@ -163,11 +167,12 @@ def test_the_second_ctrl_c_kills_every_rank(run: RunDirectory) -> None:
 LAUNCHER = """
 import sys
 from pathlib import Path
-from dpo_cli.run.launch import supervise
+from dpo_cli.run.launch import Launcher
 from dpo_cli.run.directory import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))
 with run.locked() as lock:
-    supervise(run, lock, sys.argv[2:], lambda event: print(type(event).__name__, flush=True))
+    show = lambda event: print(type(event).__name__, flush=True)
+    Launcher(run, lock, sys.argv[2:], observe=show).run()
 """
 
 

@@ -67,7 +67,7 @@ def there_and_back(run: RunDirectory, place: Path) -> None:
     file, back = import_directory(directory, place / "back.pth", "float32", False)
     plan = run.read_plan()
     assert plan is not None
-    assert back.architecture.to_dict() == plan["model"]["shape"]
+    assert back.architecture.to_dict() == plan.model.shape
     assert all(torch.equal(back.state[name], exact.state[name]) for name in exact.state)
     assert set(read_state_dict(file)) == set(back.architecture.to_native_names(back.state))
 

@@ -242,6 +242,6 @@ def test_dpo_train_names_what_it_set_aside(shared: Path, tmp_path: Path) -> None
     assert all(row["reason"] for row in rejected)
     plan = run.directory.read_plan()
     assert plan is not None
-    assert plan["pairs"]["kept"] == len(lines_of(kinds, "good"))
+    assert plan.pairs.kept == len(lines_of(kinds, "good"))
     assert sum(step.pairs for step in run.steps) == len(lines_of(kinds, "good"))
     assert f"{len(rejected)} set aside: {run.directory.path.relative_to(tmp_path)}" in result.stdout

@@ -74,7 +74,7 @@ def test_it_ended_as_soon_as_three_evaluations_were_no_better(whole: RunDirector
     assert completed.optimizer_step == evaluated[-1] == Run(whole).steps[-1].optimizer_step
     plan = whole.read_plan()
     assert plan is not None
-    assert completed.optimizer_step < plan["steps"]["optimizer_steps"]
+    assert completed.optimizer_step < plan.steps.optimizer_steps
     assert "in 3 evaluations" in completed.reason
     assert f"optimizer step {best_step(whole)}" in completed.reason
 

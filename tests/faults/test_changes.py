@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_an_edited_learning_rate_needs_the_users_word(half: RunDirectory) -> Non
     assert only(events, Resumed).optimizer_step == 5
     plan = half.read_plan()
     assert plan is not None
-    assert plan["settings"]["train"]["learning_rate"] == 2e-4
+    assert plan.setting("train.learning_rate") == 2e-4
 
 
 @pytest.mark.parametrize(
@@ -238,24 +238,29 @@ def test_neutral_edits_and_moved_inputs_end_equal(
 
 # --- 22: threads, versions, device ------------------------------------------------------------
 
-ENVIRONMENTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "threads": (lambda plan: plan["environment"].update(threads="16"), "threads 16 -> 1"),
-    "torch": (lambda plan: plan["environment"].update(torch="2.6.0"), "torch 2.6.0 -> "),
-    "transformers": (
-        lambda plan: plan["environment"].update(transformers="5.0.0"),
-        "transformers 5.0.0 -> ",
-    ),
-    "device": (lambda plan: plan.update(device="cuda:0"), "device cuda:0 -> cpu"),
+ENVIRONMENTS = {
+    "threads": ("16", "threads 16 -> 1"),
+    "torch": ("2.6.0", "torch 2.6.0 -> "),
+    "transformers": ("5.0.0", "transformers 5.0.0 -> "),
+    "device": ("cuda:0", "device cuda:0 -> cpu"),
 }
+
+
+def pretend_environment(run: RunDirectory, name: str, value: str) -> None:
+    """Write into the plan of `run` that it began with another value of `name`."""
+    plan = run.read_plan()
+    assert plan is not None
+    if name == "device":
+        plan = replace(plan, device=value)
+    else:
+        plan = replace(plan, environment={**plan.environment, name: value})
+    run.write_plan(plan)
 
 
 @pytest.mark.parametrize("what", ENVIRONMENTS)
 def test_another_environment_is_told_or_refused(half: RunDirectory, what: str) -> None:
-    plan = half.read_plan()
-    assert plan is not None
-    change, says = ENVIRONMENTS[what]
-    change(plan)
-    half.write_plan(plan)
+    value, says = ENVIRONMENTS[what]
+    pretend_environment(half, what, value)
     before = content(half.path, *LOGS)
     failed = only(new_events(half, lambda: workers.work(half, None, "--exact")), Failed)
     assert failed.exit_code == 1
@@ -273,10 +278,7 @@ def test_another_environment_is_told_or_refused(half: RunDirectory, what: str) -
 
 
 def test_what_went_on_elsewhere_is_never_exact_again(half: RunDirectory) -> None:
-    plan = half.read_plan()
-    assert plan is not None
-    plan["environment"]["threads"] = "16"
-    half.write_plan(plan)
+    pretend_environment(half, "threads", "16")
     assert workers.work(half, partial(stop_at, 7)) == 143
     failed = only(new_events(half, lambda: workers.work(half, None, "--exact")), Failed)
     assert failed.details == ("threads 16 -> 1",)

@@ -54,7 +54,7 @@ def lines_of(run: RunDirectory, optimizer_step: int) -> list[list[int]]:
     aside = {json.loads(row)["line"] for row in run.skipped_rows_path.read_text().splitlines()}
     usable = [line for line in range(1, 28) if line not in aside]
     training, _ = hold_out(len(usable), 0.2, 1337)
-    per_epoch = plan["steps"]["micro_batches_per_epoch"]
+    per_epoch = plan.steps.micro_batches_per_epoch
     per_step = -(-per_epoch // 2)
     first = (optimizer_step - 1) % per_step * 2
     return [[usable[training[n]]] for n in range(first, min(first + 2, per_epoch))]

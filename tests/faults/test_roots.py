@@ -162,7 +162,7 @@ def test_what_is_appended_to_must_be_no_link(
     argv = ["touch", str(outside.with_name("ran"))]
     refusal = pytest.raises(DpoError, match=f"{name} is a link, and dpo writes through none")
     with refusal as caught, half.locked() as lock:
-        launch.supervise(half, lock, argv, lambda event: None)
+        launch.Launcher(half, lock, argv, observe=lambda event: None).run()
     assert caught.value.remedy
     assert content(half.path, *APPENDED) == {
         name: data for name, data in before.items() if name not in APPENDED

@@ -57,8 +57,8 @@ def test_packed_rows_see_what_they_may(
     segments: list[PairSegments], kept: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Output and gradients, in blocks of any size, with weights that are kept or computed again."""
-    monkeypatch.setattr(attention, "_KEPT", kept)
-    monkeypatch.setattr(attention, "_BLOCK", block)
+    monkeypatch.setattr(attention, "_MAX_SAVED_WEIGHTS", kept)
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", block)
     total = sum(pair.total for pair in segments)
     inputs = draw(1, 4, total, 8), draw(1, 2, total, 8), draw(1, 2, total, 9)[..., :6]
     inputs = tuple(tensor.requires_grad_() for tensor in inputs)
@@ -81,7 +81,7 @@ def test_packed_rows_see_what_they_may(
     # The way of dropout, and of other devices without the kernel; and the way of the kernel.
     check(attention._packed_flash_attention(*inputs, segments, 0.3, 0.0).transpose(1, 2))
     monkeypatch.setattr(varlen, "KERNEL", plain_kernel)
-    sequences = varlen.locate(segments, torch.device("cpu"))
+    sequences = varlen.locate_sequences(segments, torch.device("cpu"))
     check(varlen.varlen_attention(*inputs, sequences, 0.3))
 
 
@@ -129,9 +129,9 @@ def test_the_kernel_computes_the_same_on_cuda_and_waits_for_nothing(dtype: torch
     inputs = [tensor.to(dtype).requires_grad_() for tensor in inputs]
     upstream = draw(1, total, 8, 64).to("cuda", dtype)
     device = torch.device("cuda")
-    assert varlen.is_computed_by_kernel(inputs[1], inputs[2], dropout=0.0)
-    assert not varlen.is_computed_by_kernel(inputs[1].float(), inputs[2].float(), dropout=0.0)
-    sequences = varlen.locate(segments, device)
+    assert varlen.supports_kernel(inputs[1], inputs[2], dropout=0.0)
+    assert not varlen.supports_kernel(inputs[1].float(), inputs[2].float(), dropout=0.0)
+    sequences = varlen.locate_sequences(segments, device)
     torch.cuda.set_sync_debug_mode("error")
     try:
         query, key, value = inputs
@@ -168,7 +168,7 @@ def test_the_stand_in_is_called_as_the_kernel_is() -> None:
 
 def test_the_kernel_is_not_for_the_cpu_nor_for_dropout() -> None:
     state = draw(1, 2, 3, 64).bfloat16()
-    assert not varlen.is_computed_by_kernel(state, state, dropout=0.0)
+    assert not varlen.supports_kernel(state, state, dropout=0.0)
 
 
 def test_padded_rows_are_causal() -> None:
@@ -205,10 +205,10 @@ def test_a_sliding_window_is_refused_where_it_would_hide_something() -> None:
 
 def test_attention_to_what_follows_is_refused() -> None:
     state, module = draw(1, 2, 3, 4), nn.Identity()
-    with pytest.raises(NotImplementedError, match="to see what follows"):
+    with pytest.raises(NotImplementedError, match="attention to later tokens"):
         segment_attention(module, state, state, state, None, scaling=1.0, is_causal=False)
     module.is_causal = False  # type: ignore[assignment]
-    with pytest.raises(NotImplementedError, match="to see what follows"):
+    with pytest.raises(NotImplementedError, match="attention to later tokens"):
         segment_attention(module, state, state, state, None, scaling=1.0)
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.errors import DpoError, ExitCode, NoSpaceError, UsageError
-from dpo_cli.run import directory
+from dpo_cli.run import directory, plan
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.disk import explain_disk_errors, is_no_space
 from dpo_cli.run.lookup import find_run, find_runs
+from tests.support.story import PLAN
 
 
 def make_run(root: Path, directory_name: str) -> RunDirectory:
@@ -272,12 +273,15 @@ def test_looking_at_the_lock_neither_takes_nor_makes_it(tmp_path: Path) -> None:
 def test_plan_and_completion(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "dense", "")
     assert run.read_plan() is None
-    plan = dict.fromkeys(directory._PLAN_PARTS, "名")
-    run.write_plan(plan)
-    assert run.read_plan() == plan
-    for damaged in ("{", "[]", json.dumps({"device": "cpu"})):
+    run.write_plan(PLAN)
+    assert run.read_plan() == PLAN
+    for damaged in ("{", "[]", json.dumps({"device": "cpu", "version": plan.VERSION})):
         run.plan_path.write_text(damaged)
         with pytest.raises(DpoError, match="is damaged"):
+            run.read_plan()
+    for version, which in ((0, "an earlier"), (plan.VERSION + 1, "a later")):
+        run.plan_path.write_text(json.dumps({**PLAN.to_dict(), "version": version}))
+        with pytest.raises(DpoError, match=f"written by {which} version of dpo"):
             run.read_plan()
 
     assert not run.is_completed

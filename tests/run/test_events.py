@@ -34,6 +34,7 @@ from dpo_cli.run.events import (
     history,
     to_json,
 )
+from tests.support.story import PLAN
 
 
 def step_done(optimizer_step: int, **fields: Any) -> StepDone:
@@ -57,7 +58,7 @@ def step_done(optimizer_step: int, **fields: Any) -> StepDone:
 EVENTS = [
     WorkerStarted(pid=1, device="cpu", device_name="x", dtype="float32", versions={"torch": "2"}),
     Progress(phase="encoding", done=1, total=2, unit="pairs"),
-    Planned(plan={"model": {"parameters": 5}, "list": [1, 2]}),
+    Planned(plan=PLAN),
     Resumed(optimizer_step=1, step=2, checkpoint="step-00000001", passed_over=("a", "b")),
     step_done(1),
     Evaluated(

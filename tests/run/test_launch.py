@@ -25,8 +25,9 @@ from dpo_cli.run.events import (
     Stopped,
     WorkerEnded,
 )
-from dpo_cli.run.launch import supervise, worker_argv
+from dpo_cli.run.launch import Launcher, worker_argv
 from dpo_cli.run.lookup import find_runs
+from tests.support.story import PLAN, plan_source
 
 PREAMBLE = """
 import os, signal, sys, time
@@ -35,7 +36,7 @@ from dpo_cli.run.events import *
 run = Path(sys.argv[1])
 stream = EventWriter(run / "events.jsonl")
 """
-PLANNED = "stream.append(Planned(plan={}))\n"
+PLANNED = plan_source() + "stream.append(Planned(plan=PLAN))\n"
 COMPLETED = "stream.append(Completed(step=1, optimizer_step=1, weights='w'))\n"
 # Says when it is ready, then waits for the signal; without one it ends in time to fail a test.
 WAIT = """
@@ -59,7 +60,8 @@ def launch(
 ) -> ExitCode:
     """Run the worker as `dpo train` would: refused before it is planned, the run is removed."""
     with run.locked() as lock:
-        return supervise(run, lock, argv(run, script), observe, undo=run.remove)
+        command = argv(run, script)
+        return Launcher(run, lock, command, observe=observe, undo=run.remove).run()
 
 
 def when_ready(*signals: signal.Signals) -> Callable[[Event], None]:
@@ -94,7 +96,7 @@ def test_a_run_to_its_end(run: RunDirectory) -> None:
 
 def test_only_events_after_the_start_are_shown(run: RunDirectory) -> None:
     writer = EventWriter(run.events_path)
-    writer.append(Planned(plan={}))
+    writer.append(Planned(plan=PLAN))
     writer.append(Stopped(reason="interrupted", step=1, optimizer_step=1))
     writer.close()
     seen: list[Event] = []
@@ -305,7 +307,7 @@ def test_a_torn_tail_is_cut_before_the_end_is_appended(run: RunDirectory) -> Non
 DETACHED = """
 import os, sys
 from pathlib import Path
-from dpo_cli.run.launch import detach, supervise
+from dpo_cli.run.launch import Launcher, detach
 from dpo_cli.run.directory import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))
 with run.locked() as lock:
@@ -313,7 +315,8 @@ with run.locked() as lock:
         print(pid)
         sys.exit()
     print("on its own", flush=True)
-    supervise(run, lock, sys.argv[2:], lambda event: print(type(event).__name__, flush=True))
+    show = lambda event: print(type(event).__name__, flush=True)
+    Launcher(run, lock, sys.argv[2:], observe=show).run()
 """
 
 

@@ -114,7 +114,7 @@ class Run:
     def architecture(self) -> MiniMind:
         plan = self.directory.read_plan()
         assert plan is not None
-        return MiniMind(**plan["model"]["shape"])
+        return MiniMind(**plan.model.shape)
 
     @property
     def checkpoint(self) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from dpo_cli.run.events import Alert, Completed, Event, EventWriter, Planned, Stopped, WorkerStarted
 from dpo_cli.run.processes import die_with_parent
 from dpo_cli.training.worker import Signals
+from tests.support.story import PLAN
 
 RANK, ATTEMPT = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 KEPT = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "OMP_NUM_THREADS", "TORCHELASTIC_ERROR_FILE")
@@ -47,7 +48,7 @@ def main() -> int:
     while len(list(run.glob(f"rank-*-{ATTEMPT}"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.02)
     if mode != "early":
-        tell(run, Planned(plan={}))
+        tell(run, Planned(plan=PLAN))
     tell(run, Alert(code="ready", message=""))
     completed = Completed(step=1, optimizer_step=1, weights="w")
     if mode in ("lost", "restart") and ATTEMPT == 0:

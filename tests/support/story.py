@@ -24,46 +24,56 @@ from dpo_cli.run.events import (
     WorkerStarted,
     to_json,
 )
+from dpo_cli.run.plan import Plan, PlannedModel, PlannedPairs, PlannedSteps
 
 STARTED = 1_767_268_800.0  # 2026-01-01 12:00 UTC
 STEPS, STEP_SECONDS = 400, 1.5
-PLAN: dict[str, Any] = {
-    "model": {"description": "MiniMind version 2, 512 x 8, dense", "parameters": 25_829_888},
-    "pairs": {"kept": 800, "skipped_rows": 51, "held_out": 40, "max_seq_len": 1024},
-    "steps": {
-        "epochs": 2,
-        "micro_batches": STEPS,
-        "optimizer_steps": STEPS // 2,
-        "micro_batches_per_epoch": STEPS // 2,
-        "batch_size": 4,
-        "accumulation_steps": 2,
+PLAN = Plan(
+    model=PlannedModel(
+        architecture="minimind2",
+        description="MiniMind version 2, 512 x 8, dense",
+        parameters=25_829_888,
+        shape={},
+        weights_dtype="float16",
+        weights_file="rlhf_512.pth",
+    ),
+    pairs=PlannedPairs(kept=800, skipped_rows=51, held_out=40, held_out_skipped_rows=0),
+    steps=PlannedSteps(
+        micro_batches=STEPS,
+        micro_batches_per_epoch=STEPS // 2,
+        optimizer_steps=STEPS // 2,
+        accumulation_steps=2,
+    ),
+    loss="DPO",
+    loss_at_start=math.log(2),
+    router_aux_loss_coef=0.0,
+    settings={
+        "model": {"weights": "/models/full_sft_512.pth", "tokenizer": "/models/tokenizer"},
+        "data": {"data_path": "/data/pairs.jsonl", "max_seq_len": 1024},
+        "dpo": {"beta": 5.0, "reduction": "mean"},
+        "train": {
+            "learning_rate": 1e-6,
+            "epochs": 2,
+            "seed": 1337,
+            "batch_size": 4,
+            "schedule": "minimind2",
+            "layout": "packed",
+            "grad_clip": 1.0,
+            "log_interval": 20,
+        },
+        "eval": {"fraction": 0.05},
     },
-    "profile": {
-        "learning_rate": 1e-6,
-        "beta": 5.0,
-        "reduction": "mean",
-        "schedule": "minimind2",
-        "layout": "packed",
-        "grad_clip": 1.0,
-        "log_interval": 20,
-        "save_interval": 100,
+    device="cpu",
+    dtype="float32",
+    fingerprints={
+        "weights": "ddab5a38" * 8,
+        "reference": "ddab5a38" * 8,
+        "tokenizer": "398072ab" * 8,
+        "data": "fa386d5f" * 8,
     },
-    "device": "cpu",
-    "dtype": "float32",
-}
-SETTINGS: dict[str, Any] = {
-    "model": {"weights": "/models/full_sft_512.pth", "tokenizer": "/models/tokenizer"},
-    "data": {"data_path": "/data/pairs.jsonl", "max_seq_len": 1024},
-    "dpo": {"beta": 5.0, "reduction": "mean"},
-    "train": {"learning_rate": 1e-6, "epochs": 2, "seed": 1337},
-    "eval": {"fraction": 0.05},
-}
-FINGERPRINTS = {
-    "weights": "ddab5a38" * 8,
-    "reference": "ddab5a38" * 8,
-    "tokenizer": "398072ab" * 8,
-    "data": "fa386d5f" * 8,
-}
+    environment={},
+)
+SETTINGS, FINGERPRINTS = PLAN.settings, PLAN.fingerprints
 SLOW = Alert(
     code="slow-learning",
     message="after 100 steps the loss still reads ln 2: at this learning rate nothing can move",
@@ -74,6 +84,11 @@ CHINESE = Alert(
     message="模型偏离参考模型太远，回答可能变得重复或没有意义，请检查保留集",
     remedy="降低学习率",
 )
+
+
+def plan_source(plan: Plan = PLAN) -> str:
+    """Python that defines `PLAN` in a script which stands in for a worker."""
+    return f"from dpo_cli.run.plan import *\nPLAN = {plan!r}\n"
 
 
 def at(seconds: float, event: Event) -> Event:
@@ -227,7 +242,7 @@ def contender(settings: dict[str, Any], lead: float = 0.0, pairs: int = 40) -> I
         lead: of the held-out accuracy.
         pairs: held out.
     """
-    plan = {**PLAN, "settings": SETTINGS | settings, "fingerprints": FINGERPRINTS}
+    plan = dataclasses.replace(PLAN, settings=SETTINGS | settings)
     for event in whole():
         match event:
             case Planned():

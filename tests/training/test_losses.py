@@ -30,7 +30,7 @@ def test_a_mixture_with_a_loss_of_whole_batches(shared: Path, tmp_path: Path) ->
     assert run.steps[-1].metrics["kl"] > 0
     plan = run.directory.read_plan()
     assert plan is not None
-    assert plan["profile"]["loss_at_start"] == pytest.approx(run.losses[0], abs=1e-6)
+    assert plan.loss_at_start == pytest.approx(run.losses[0], abs=1e-6)
 
 
 def test_a_loss_without_a_reference_costs_none(shared: Path, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def story(family: str, folder: Path) -> None:
     assert all(torch.equal(read.state[name], state[name]) for name in state)
     plan = stopped.read_plan()
     assert plan is not None
-    trained = build_model(architecture_of(plan["model"]["shape"]), state)
+    trained = build_model(architecture_of(plan.model.shape), state)
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "exported")
     before, after = log_probs(trained, profile), log_probs(plain, profile)
     assert (before - after).abs().max() <= 1e-5
@@ -234,7 +234,7 @@ def own_precision(folder: Path) -> None:
     assert Run(second).losses[0] == pytest.approx(math.log(2))
     plan = second.read_plan()
     assert plan is not None
-    assert (plan["model"]["architecture"], plan["model"]["weights_dtype"]) == ("llama", "float32")
+    assert (plan.model.architecture, plan.model.weights_dtype) == ("llama", "float32")
 
 
 def test_weights_come_out_in_the_models_own_precision(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.plan import Plan, PlannedSteps
 from dpo_cli.training.plan import Prepared, prepare
 from dpo_cli.training.resume_checks import require_same_inputs
 
@@ -32,16 +34,13 @@ def prepared(shared: Path, profile: str = "dense", **changes: Any) -> Prepared:
 
 def test_a_plan_counts_its_steps(shared: Path) -> None:
     plan = prepared(shared, **{"train.global_batch_size": 8}).plan()
-    assert plan["steps"] == {
-        "epochs": 2,
-        "micro_batches": 14,
-        "micro_batches_per_epoch": 7,
-        "optimizer_steps": 8,
-        "batch_size": 4,
-        "accumulation_steps": 2,
-    }
-    assert plan["pairs"]["kept"] == 27
-    assert plan["model"]["weights_file"] == "rlhf_64.pth"
+    assert plan.steps == PlannedSteps(
+        micro_batches=14, micro_batches_per_epoch=7, optimizer_steps=8, accumulation_steps=2
+    )
+    assert plan.setting("train.epochs") == 2
+    assert plan.pairs.kept == 27
+    assert plan.model.weights_file == "rlhf_64.pth"
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
 def test_pairs_are_held_out_of_training(shared: Path) -> None:
@@ -69,11 +68,11 @@ def test_inputs_are_known_by_their_content(shared: Path, tmp_path: Path) -> None
     data = (shared / "golden/data/train27.jsonl").read_bytes()
     copy = tmp_path / "moved.jsonl"
     copy.write_bytes(data)
-    saved_plan = prepared(shared).plan()
-    require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": copy}).plan())
+    saved_plan = prepared(shared).fingerprints
+    require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": copy}).fingerprints)
     copy.write_bytes(data.replace(b"the", b"teh", 1))
     with pytest.raises(DpoError) as caught:
-        require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": copy}).plan())
+        require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": copy}).fingerprints)
     assert caught.value.details == ("data.data_path: the content is not what the run began with",)
 
 
@@ -150,12 +149,12 @@ def test_a_folder_is_known_by_all_its_files(shared: Path, tmp_path: Path) -> Non
     lines = (shared / "golden/data/train27.jsonl").read_text().splitlines(keepends=True)
     (folder / "1.jsonl").write_text("".join(lines[:9]))
     (folder / "2.jsonl").write_text("".join(lines[9:]))
-    saved_plan = prepared(shared, **{"data.data_path": folder}).plan()
+    saved_plan = prepared(shared, **{"data.data_path": folder}).fingerprints
     paths = f'["{folder}/1.jsonl", "{folder}/2.jsonl"]'
-    require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": paths}).plan())
+    require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": paths}).fingerprints)
     (folder / "3.jsonl").write_text(lines[0])
     with pytest.raises(DpoError, match="its inputs have changed"):
-        require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": folder}).plan())
+        require_same_inputs(saved_plan, prepared(shared, **{"data.data_path": folder}).fingerprints)
 
 
 def test_weights_are_of_files_that_stay_where_they_are(shared: Path, tmp_path: Path) -> None:
@@ -169,7 +168,9 @@ def test_weights_are_of_files_that_stay_where_they_are(shared: Path, tmp_path: P
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{number}.jsonl").write_text("".join(lines[9 * number : 9 * number + 9]))
         stated = {"data.data_path": f'["{folders[0]}", "{folders[1]}"]'}
-        plans.append(prepared(shared, **stated, **{"data.mixture_weights": "[2.0, 1.0]"}).plan())
+        plans.append(
+            prepared(shared, **stated, **{"data.mixture_weights": "[2.0, 1.0]"}).fingerprints
+        )
     with pytest.raises(DpoError, match="its inputs have changed"):
         require_same_inputs(*plans)
 

@@ -281,7 +281,7 @@ def test_a_resumed_run_shows_its_past_while_it_prepares() -> None:
 @pytest.mark.parametrize(("start", "label"), [(1.0, "1"), (2.5, "2.5"), (None, None)])
 def test_the_level_of_the_loss_is_where_it_starts(start: float | None, label: str | None) -> None:
     """Where that is not known there is none, and nothing squeezes the curve."""
-    plan = {**story.PLAN, "profile": {**story.PLAN["profile"], "loss_at_start": start}}
+    plan = dataclasses.replace(story.PLAN, loss_at_start=start)
     events = [
         dataclasses.replace(event, plan=plan) if isinstance(event, Planned) else event
         for event in SCENES["middle"]

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -26,36 +25,30 @@ from dpo_cli.run.events import (
     WorkerEnded,
     WorkerStarted,
 )
+from dpo_cli.run.plan import PlannedPairs, PlannedSteps
 from dpo_cli.ui.terminal.plain import PlainReport
+from tests.support import story
 
 NAME = "dense-20260101-120000-ab12"
-PLAN: dict[str, Any] = {
-    "model": {
-        "architecture": "minimind2",
-        "description": "MiniMind2 512x8, full_sft_512.pth",
-        "parameters": 25829888,
+PLAN = dataclasses.replace(
+    story.PLAN,
+    model=dataclasses.replace(story.PLAN.model, description="MiniMind2 512x8, full_sft_512.pth"),
+    pairs=PlannedPairs(kept=329, skipped_rows=51, held_out=20, held_out_skipped_rows=0),
+    steps=PlannedSteps(
+        micro_batches=166, micro_batches_per_epoch=83, optimizer_steps=84, accumulation_steps=2
+    ),
+    settings={
+        "dpo": {"beta": 0.1, "reduction": "mean"},
+        "train": {
+            "learning_rate": 1e-8,
+            "schedule": "minimind2",
+            "layout": "packed",
+            "log_interval": 40,
+            "epochs": 2,
+            "batch_size": 4,
+        },
     },
-    "pairs": {"kept": 329, "skipped_rows": 51, "held_out": 20, "max_seq_len": 1024},
-    "steps": {
-        "epochs": 2,
-        "micro_batches": 166,
-        "optimizer_steps": 84,
-        "micro_batches_per_epoch": 83,
-        "batch_size": 4,
-        "accumulation_steps": 2,
-    },
-    "profile": {
-        "learning_rate": 1e-8,
-        "beta": 0.1,
-        "reduction": "mean",
-        "schedule": "minimind2",
-        "layout": "packed",
-        "log_interval": 40,
-        "save_interval": 100,
-    },
-    "device": "cpu",
-    "dtype": "float32",
-}
+)
 
 
 def shown(*events: Event, quiet: bool = False, width: int = 80) -> list[str]:

@@ -52,7 +52,7 @@ class Rows:
         """Take in the next event."""
         match event:
             case Planned():
-                self._micro_batches_per_epoch = event.plan["steps"]["micro_batches_per_epoch"]
+                self._micro_batches_per_epoch = event.plan.steps.micro_batches_per_epoch
             case Resumed():
                 # As `events.history` has it.
                 step = event.optimizer_step if event.checkpoint else -1

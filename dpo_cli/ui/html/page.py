@@ -103,13 +103,13 @@ class _Page:
         write, [first, *others] = self._write, self._dossiers
         if not others:
             run = first.run
-            model = run.plan.get("model", {}).get("description", "never planned")
+            model = run.model or "never planned"
             lead = f"{model} · {run.summary.state}{_when(run)}"
             parts = [write.tag("h1", run.name), write.tag("p", lead, "lead"), self._cards(first)]
             return "".join([*parts, self._caution(run)])
         items = []
         for number, run in enumerate(self._runs):
-            model = run.plan.get("model", {}).get("description", "never planned")
+            model = run.model or "never planned"
             mark = f'<circle class="d{number % COLORS}" cx="6" cy="6" r="6"/>'
             words = f" · {model} · {run.summary.state}{_when(run)}"
             items.append(
@@ -240,7 +240,8 @@ class _Page:
             yield from dossier.hosts
             for table in dossier.run.settings.values():
                 yield from file_names(table.values())
-            yield from file_names([dossier.run.plan.get("model", {}).get("weights_file")])
+            if (plan := dossier.run.plan) is not None:
+                yield from file_names([plan.model.weights_file])
 
 
 def _chart_data(chart: Chart) -> dict[str, Any]:

@@ -135,13 +135,15 @@ class RunSection:
         return "<h3>Samples</h3>" + "".join(parts)
 
     def _data(self) -> str:
-        pairs = self._run.plan.get("pairs", {})
+        plan = self._run.plan
+        if plan is None:
+            return ""
         steps = [event for event in self._report_run.events if isinstance(event, StepDone)]
         facts: list[tuple[str, object]] = [
-            ("pairs kept", f"{pairs.get('kept', 0):,}"),
-            ("held out", f"{pairs.get('held_out', 0):,}"),
-            ("set aside", f"{pairs.get('skipped_rows', 0):,}"),
-            ("longest sequence", f"{pairs.get('max_seq_len', 0):,} tokens"),
+            ("pairs kept", f"{plan.pairs.kept:,}"),
+            ("held out", f"{plan.pairs.held_out:,}"),
+            ("set aside", f"{plan.pairs.skipped_rows:,}"),
+            ("longest sequence", f"{plan.setting('data.max_seq_len'):,} tokens"),
         ]
         tokens, trained = sum(s.tokens for s in steps), sum(s.pairs for s in steps)
         if tokens and trained:
@@ -159,26 +161,26 @@ class RunSection:
                 "Rows that were set aside",
                 self._write.table(["row", "problem", "reason"], rows, caption),
             )
-        return "<h3>Data</h3>" + body if pairs else ""
+        return "<h3>Data</h3>" + body
 
     def _plan(self) -> str:
-        if not self._run.plan:
+        plan = self._run.plan
+        if plan is None:
             return ""
         write, worker = self._write, self._run.view.worker
         machine: list[tuple[str, object]] = [
-            (name.replace("_", " "), value)
-            for name, value in self._run.plan.get("environment", {}).items()
+            (name.replace("_", " "), value) for name, value in plan.environment.items()
         ]
         if worker is not None:
             machine.append(("device", f"{worker.device} {worker.device_name}"))
             machine += list(worker.versions.items())
             if worker.hosts and not self._redact:
                 machine.append(("hosts", ", ".join(dict.fromkeys(worker.hosts))))
-        prints = self._run.plan.get("fingerprints", {})
+        prints = plan.fingerprints
         return "".join(
             [
                 "<h3>Plan</h3>",
-                write.facts(plan_facts(self._run.plan, Path(self._run.name))),
+                write.facts(plan_facts(plan, Path(self._run.name))),
                 details(
                     "Profile",
                     write.tag("pre", _toml(self._run.settings)) if self._run.settings else "",

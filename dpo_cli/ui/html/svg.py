@@ -129,8 +129,7 @@ def sheet(runs: Sequence[ComparedRun]) -> str:
         y = _MARGIN + i * _LINE_HEIGHT + 4
         mark = f'<circle class="d{i % COLORS}" cx="{_MARGIN + 5}" cy="{y - 4}" r="5"/>'
         letter = f"{run.letter}  " if len(runs) > 1 else ""
-        model = run.plan.get("model", {}).get("description", "")
-        words = f"{letter}{run.name}{f' · {model}' if model else ''}"
+        words = f"{letter}{run.name}{f' · {run.model}' if run.model else ''}"
         parts.append(
             f'{mark if len(runs) > 1 else ""}<text class="title" x="{_MARGIN + 16}" y="{y}">'
             f"{escape(words)}</text>"

@@ -52,7 +52,7 @@ class ComparisonView:
 
     def _legend(self) -> Iterator[Text]:
         for run, style in zip(self._runs, self._styles, strict=True):
-            model = run.plan.get("model", {}).get("description", "no plan")
+            model = run.model or "no plan"
             yield Text.assemble(
                 (run.letter, f"bold {style}"),
                 f" {one_line(run.name)}",

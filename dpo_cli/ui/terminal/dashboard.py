@@ -129,7 +129,7 @@ class Dashboard:
             number = f"{ranks} x " if ranks > 1 else ""
             words.append(f"  {number}{self.view.worker.device} {self.view.worker.dtype}")
         if self.view.plan:
-            words.append(f"  {one_line(self.view.plan['model']['description'])}")
+            words.append(f"  {one_line(self.view.plan.model.description)}")
         state = Text(f"  {self.state}", style=_STATE_STYLES.get(self.state, "bold cyan"))
         return justified(words, state, width)
 
@@ -144,8 +144,8 @@ class Dashboard:
             share = phase.done / phase.total if phase.total else 0.0
             done = f"{phase.done:,} of {phase.total:,} {phase.unit}"
             return [_progress_line(phase.phase, share, elapsed, width), Text(done, style="dim")]
-        steps, left = view.plan["steps"], view.seconds_left(now)
-        per_epoch = steps["micro_batches_per_epoch"]
+        left = view.seconds_left(now)
+        per_epoch = view.plan.steps.micro_batches_per_epoch
         epoch = max(1, -(-view.step // per_epoch))
         return [
             _progress_line(
@@ -155,7 +155,7 @@ class Dashboard:
                 width,
             ),
             _progress_line(
-                f"epoch {epoch}/{steps['epochs']}",
+                f"epoch {epoch}/{view.plan.setting('train.epochs')}",
                 (view.step - (epoch - 1) * per_epoch) / per_epoch,
                 elapsed,
                 width,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -25,6 +24,7 @@ from dpo_cli.run.events import (
     Stopped,
     WorkerStarted,
 )
+from dpo_cli.run.plan import Plan
 from dpo_cli.ui.terminal.layout import one_line
 from dpo_cli.ui.terminal.ranks import straggler, straggler_message
 
@@ -53,7 +53,7 @@ class PlainReport:
         self._designation = designation
         self._directory = directory
         self._quiet = quiet
-        self._plan: dict[str, Any] | None = None
+        self._plan: Plan | None = None
         self._phase = _Phase()
         self._recent: deque[StepDone] = deque(maxlen=_RECENT_STEPS)
         self._hosts: tuple[str, ...] = ()
@@ -117,8 +117,8 @@ class PlainReport:
         if self._plan is None:
             return False
         # An optimizer step covers several micro-batches and can jump over a multiple.
-        log_interval = self._plan["profile"]["log_interval"]
-        return before // log_interval < now // log_interval or now == _total_steps(self._plan)
+        log_interval = self._plan.setting("train.log_interval")
+        return before // log_interval < now // log_interval or now == self._plan.steps.micro_batches
 
     def _print(self, lines: Iterable[Text], *, always: bool = False) -> None:
         if always or not self._quiet:
@@ -143,45 +143,44 @@ class _Phase:
         return True
 
 
-def plan_lines(plan: Mapping[str, Any], directory: Path) -> list[Text]:
+def plan_lines(plan: Plan, directory: Path) -> list[Text]:
     """Return the plan of a run, one fact per line."""
     return [_fact(label, value) for label, value in plan_facts(plan, directory)]
 
 
-def plan_facts(plan: Mapping[str, Any], directory: Path) -> list[tuple[str, str]]:
+def plan_facts(plan: Plan, directory: Path) -> list[tuple[str, str]]:
     """Return the plan of a run as (name, fact) pairs."""
-    model, pairs, steps, profile = plan["model"], plan["pairs"], plan["steps"], plan["profile"]
-    kept = format_count(pairs["kept"], "pair")
-    if pairs["held_out"]:
-        kept += f", {pairs['held_out']:,} held out"
-    if pairs["skipped_rows"]:
-        kept += f", {pairs['skipped_rows']:,} skipped rows: {directory / 'skipped_rows.jsonl'}"
+    pairs, steps, setting = plan.pairs, plan.steps, plan.setting
+    kept = format_count(pairs.kept, "pair")
+    if pairs.held_out:
+        kept += f", {pairs.held_out:,} held out"
+    if pairs.skipped_rows:
+        kept += f", {pairs.skipped_rows:,} skipped rows: {directory / 'skipped_rows.jsonl'}"
     return [
-        ("model", f"{model['description']}, {format_count(model['parameters'], 'parameter')}"),
+        ("model", f"{plan.model.description}, {format_count(plan.model.parameters, 'parameter')}"),
         ("data", kept),
         (
             "steps",
-            f"{format_count(steps['epochs'], 'epoch')} x {steps['micro_batches_per_epoch']:,} "
-            f"micro-batches of {format_count(steps['batch_size'], 'pair')}"
-            + (f", {steps['accumulation_steps']} per step" if has_micro_steps(plan) else "")
-            + f" = {format_count(steps['optimizer_steps'], 'step')}",
+            f"{format_count(setting('train.epochs'), 'epoch')} x {steps.micro_batches_per_epoch:,} "
+            f"micro-batches of {format_count(setting('train.batch_size'), 'pair')}"
+            + (f", {steps.accumulation_steps} per step" if has_micro_steps(plan) else "")
+            + f" = {format_count(steps.optimizer_steps, 'step')}",
         ),
-        ("lr", f"{profile['learning_rate']:g}, schedule {profile['schedule']}"),
+        ("lr", f"{setting('train.learning_rate'):g}, schedule {setting('train.schedule')}"),
         (
             "objective",
-            f"{profile.get('loss', 'DPO')}, beta {profile['beta']:g}, {profile['reduction']} over"
-            " tokens",
+            f"{plan.loss}, beta {setting('dpo.beta'):g}, {setting('dpo.reduction')} over tokens",
         ),
-        ("device", f"{plan['device']}, {plan['dtype']}, {profile['layout']} layout"),
+        ("device", f"{plan.device}, {plan.dtype}, {setting('train.layout')} layout"),
     ]
 
 
-def has_micro_steps(plan: Mapping[str, Any] | None) -> bool:
+def has_micro_steps(plan: Plan | None) -> bool:
     """Return True if an optimizer step accumulates the gradients of several micro-batches."""
-    return plan is not None and plan["steps"]["accumulation_steps"] > 1
+    return plan is not None and plan.steps.accumulation_steps > 1
 
 
-def step_name(plan: Mapping[str, Any] | None) -> str:
+def step_name(plan: Plan | None) -> str:
     """Return the name of what `StepDone.step` counts; with accumulation it is not a step."""
     return "micro-step" if has_micro_steps(plan) else "step"
 
@@ -201,13 +200,15 @@ def progress_line(event: Progress) -> Text:
     return Text(f"{event.phase} {done}", style="dim")
 
 
-def step_line(event: StepDone, recent: Iterable[StepDone], plan: dict[str, Any] | None) -> Text:
+def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) -> Text:
     """Return one optimizer step; `recent` ends with it and gives the speed, `plan` the totals."""
     metrics, recent = event.metrics, list(recent)
     total = epochs = eta = ""
     if plan is not None:
-        total, epochs = f"/{_total_steps(plan)}", f"/{plan['steps']['epochs']}"
-        eta = format_duration((_total_steps(plan) - event.step) * _micro_batch_seconds(recent))
+        total, epochs = f"/{plan.steps.micro_batches}", f"/{plan.setting('train.epochs')}"
+        eta = format_duration(
+            (plan.steps.micro_batches - event.step) * _micro_batch_seconds(recent)
+        )
     seconds = sum(step.seconds for step in recent)
     pairs_a_second = sum(step.pairs for step in recent) / seconds if seconds else 0.0
     return _fields(
@@ -308,11 +309,6 @@ def completed_lines(event: Completed, designation: str, directory: Path) -> list
         *([Text(f"      {event.reason}")] if event.reason else []),
         _command("export", f"dpo export {designation}"),
     ]
-
-
-def _total_steps(plan: dict[str, Any]) -> int:
-    total: int = plan["steps"]["micro_batches"]
-    return total
 
 
 def _micro_batch_seconds(recent: list[StepDone]) -> float:

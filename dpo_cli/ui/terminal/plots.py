@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rich.text import Text
 
+from dpo_cli.run.plan import Plan
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Curve, Level, Mark, draw, smooth
 from dpo_cli.ui.terminal.layout import Block, beside, framed
@@ -101,9 +100,9 @@ def charts(view: RunView, width: int, height: int) -> Block:
     return block
 
 
-def loss_plot(plan: Mapping[str, Any] | None) -> Plot:
+def loss_plot(plan: Plan | None) -> Plot:
     """Return the plot of the loss; its level is the loss while policy and reference are equal."""
-    start = plan["profile"].get("loss_at_start", _LN_2) if plan else _LN_2
+    start = plan.loss_at_start if plan else _LN_2
     level = None
     if start is not None:
         level = Level(start, "ln 2" if math.isclose(start, _LN_2) else f"{start:.4g}")

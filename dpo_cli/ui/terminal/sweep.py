@@ -12,7 +12,9 @@ from rich.text import Text
 
 from dpo_cli.files import cache_directory
 from dpo_cli.formatting import format_count, format_duration, format_progress
-from dpo_cli.profile.grid import ENCODING, Point, holds_out, references, short, splitting_keys
+from dpo_cli.profile.grid import Point, holds_out, references, short, splitting_keys
+from dpo_cli.profile.schema import keys_affecting
+from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_path, show_value
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader
@@ -134,7 +136,7 @@ def _shared(points: Sequence[Point]) -> str:
     profiles = [point.profile for point in points]
     if cache_directory() is None:
         return "nothing: there is no cache directory; set DPO_CACHE_DIR"
-    keys = [key for key in points[0].values if key in ENCODING]
+    keys = [key for key in points[0].values if key in keys_affecting(Affects.TOKENS)]
     pairs = f"encoded pairs per value of {listed(map(short, keys))}" if keys else "encoded pairs"
     needed = references(profiles)
     if needed == 0:

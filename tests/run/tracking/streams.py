@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import socket
 from collections.abc import Iterable
@@ -23,8 +24,10 @@ from dpo_cli.run.events import (
 )
 from dpo_cli.run.tracking.process import Feeder
 from dpo_cli.run.tracking.tracker import Tracker
+from tests.support.story import PLAN
 
-PLANNED = Planned(plan={"steps": {"micro_batches_per_epoch": 4}})
+STEPS = dataclasses.replace(PLAN.steps, micro_batches_per_epoch=4)
+PLANNED = Planned(plan=dataclasses.replace(PLAN, steps=STEPS))
 SECRET = "a secret of the data"
 _SHORTEST = 4
 """Characters of a name that does not stand in any few kilobytes by chance."""

@@ -16,17 +16,18 @@ import pytest
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, Event, EventReader
-from dpo_cli.run.launch import supervise
+from dpo_cli.run.launch import Launcher
 from dpo_cli.run.lookup import find_runs
 from dpo_cli.run.tracking import side
-from tests.run.tracking.streams import new_run
+from tests.run.tracking.streams import PLANNED, new_run
 
-WORKER = """
+WORKER = f"""
+from dpo_cli.run.plan import *
 import sys, time
 from pathlib import Path
 from dpo_cli.run.events import *
 stream = EventWriter(Path(sys.argv[1]) / "events.jsonl")
-stream.append(Planned(plan={"steps": {"micro_batches_per_epoch": 4}}))
+stream.append({PLANNED!r})
 time.sleep(float(sys.argv[2]))
 stream.append(Completed(step=1, optimizer_step=1, weights="w"))
 """
@@ -68,9 +69,9 @@ def launch(
 ) -> ExitCode:
     argv = [sys.executable, "-c", worker, str(run.path), str(seconds)]
     with run.locked() as lock:
-        return supervise(
-            run, lock, argv, observe, undo=run.remove, trackers=["tensorboard", "wandb"]
-        )
+        trackers = ["tensorboard", "wandb"]
+        launcher = Launcher(run, lock, argv, observe=observe, trackers=trackers, undo=run.remove)
+        return launcher.run()
 
 
 def alerts(run: RunDirectory) -> dict[str, Alert]:

@@ -1,0 +1,142 @@
+"""Plan of a run: plain values that describe what is trained, written once as `plan.json`.
+
+The main rank writes the plan before the first step. A resume computes the plan again and compares
+the fingerprints of the inputs. The terminal, reports, exports and alerts read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_cli.errors import DpoError
+
+VERSION = 1
+"""Increased when a field is added, removed or changes its meaning; other versions do not load."""
+
+_REMEDY = "Restore it: the newest Planned line of events.jsonl contains the same plan."
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """Model of a run.
+
+    Attributes:
+        architecture: name of the architecture, for example "minimind2" or "llama".
+        description: one line for people.
+        parameters: number of parameters, tied weights counted once.
+        shape: the architecture as plain values, see `dpo_cli.models.spec.architecture_of`.
+        weights_dtype: dtype of the starting weights in their file, for example "float16".
+        weights_file: name of the trained weights in the run directory (a file or a directory).
+    """
+
+    architecture: str
+    description: str
+    parameters: int
+    shape: dict[str, Any]
+    weights_dtype: str
+    weights_file: str
+
+
+@dataclass(frozen=True)
+class PlannedPairs:
+    """Number of pairs, and of rows that are left out."""
+
+    kept: int
+    skipped_rows: int
+    held_out: int
+    held_out_skipped_rows: int
+
+
+@dataclass(frozen=True)
+class PlannedSteps:
+    """Length of a run. `accumulation_steps` counts the micro-batches of all ranks together."""
+
+    micro_batches: int
+    micro_batches_per_epoch: int
+    optimizer_steps: int
+    accumulation_steps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Content of `plan.json`.
+
+    Attributes:
+        loss: the objective in words, for example "DPO".
+        loss_at_start: value of the loss while the policy equals the reference; None where it
+            depends on the policy's own log-probs.
+        router_aux_loss_coef: weight of the experts' aux_loss; resolved, where the profile may leave
+            it to the architecture.
+        settings: the profile, by table and key; keys without a value are left out.
+        device: for example "cpu" or "cuda:0".
+        dtype: computation dtype, for example "float32".
+        fingerprints: hex SHA-256 of each input: weights, reference, tokenizer, data, and held_out
+            if held-out pairs have a file of their own.
+        environment: versions, threads and processor, on which the last bits of a run depend.
+        other_environments: earlier environments, if a run was resumed elsewhere.
+    """
+
+    model: PlannedModel
+    pairs: PlannedPairs
+    steps: PlannedSteps
+    loss: str
+    loss_at_start: float | None
+    router_aux_loss_coef: float
+    settings: dict[str, dict[str, Any]]
+    device: str
+    dtype: str
+    fingerprints: dict[str, str]
+    environment: dict[str, str]
+    other_environments: tuple[str, ...] = ()
+    version: int = VERSION
+
+    def setting(self, key: str) -> Any:
+        """Return the value of a profile key such as "dpo.beta"; None if it has none."""
+        table, _, name = key.partition(".")
+        return self.settings.get(table, {}).get(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, text: bytes, source: str) -> Plan:
+        """Parse the JSON of a plan; see `from_dict`."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise DpoError(f"{source} is damaged: {error}", _REMEDY) from error
+        return cls.from_dict(values, source)
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str = "the plan") -> Plan:
+        """Build the plan that `to_dict` returned.
+
+        Args:
+            values: as read from JSON.
+            source: the file, for error messages.
+
+        Raises:
+            DpoError: another version of dpo wrote the values, or they are damaged.
+        """
+        if not isinstance(values, Mapping):
+            raise DpoError(f"{source} is damaged: it is not a JSON object", _REMEDY)
+        version = values.get("version")
+        if version != VERSION:
+            is_later = isinstance(version, int) and version > VERSION
+            raise DpoError(
+                f"{source}: written by {'a later' if is_later else 'an earlier'} version of dpo; it"
+                " does not load",
+                "Start a new run, or use the version of dpo that wrote it.",
+            )
+        parts = {"model": PlannedModel, "pairs": PlannedPairs, "steps": PlannedSteps}
+        try:
+            fields = {name: part(**values[name]) for name, part in parts.items()}
+            others = tuple(values["other_environments"])
+            return cls(**{**values, **fields, "other_environments": others})
+        except (KeyError, TypeError) as error:
+            raise DpoError(f"{source} is damaged: {error}", _REMEDY) from error

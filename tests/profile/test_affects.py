@@ -1,0 +1,46 @@
+"""The keys that each intermediate result depends on."""
+
+from __future__ import annotations
+
+from dpo_cli.profile.schema import KEYS, keys_affecting
+from dpo_cli.profile.table import Affects
+
+DATA = {"data.data_path", "data.format", "data.columns"}
+
+
+def test_tokens() -> None:
+    expected = DATA | {"data.empty_think_ratio", "model.tokenizer", "train.seed"}
+    assert set(keys_affecting(Affects.TOKENS)) == expected
+
+
+def test_split_and_held_out_pairs() -> None:
+    split = {"data.data_path", "train.seed", "eval.fraction"}
+    held_out = {"eval.path", "data.max_seq_len", "data.empty_think_ratio", "model.tokenizer"}
+    assert set(keys_affecting(Affects.SPLIT)) == split
+    assert set(keys_affecting(Affects.HELD_OUT)) == held_out
+    paths = {"data.data_path", "model.tokenizer", "eval.path"}
+    both = keys_affecting(Affects.SPLIT | Affects.HELD_OUT, plain=True)
+    assert set(both) == (split | held_out) - paths
+
+
+def test_loss() -> None:
+    assert set(keys_affecting(Affects.LOSS)) == {key for key in KEYS if key.startswith("dpo.")}
+
+
+def test_reference() -> None:
+    """All keys but these change bits of a reference log-prob, or decide which pairs have one."""
+    independent = {
+        *(key for key in KEYS if key.startswith(("dpo.", "export.", "launch.", "track."))),
+        *("train.epochs", "train.learning_rate", "train.schedule", "train.warmup_iters"),
+        *("train.kahan_summation", "train.grad_clip", "train.nan_policy"),
+        *("train.activation_checkpointing", "train.router_aux_loss_coef"),
+        *("train.log_interval", "train.save_interval", "train.save_min_seconds"),
+        *("eval.interval", "eval.keep_best", "eval.num_samples", "eval.patience"),
+        "data.num_workers",
+    }
+    assert KEYS.keys() - set(keys_affecting(Affects.REFERENCE)) == independent
+
+
+def test_order_is_that_of_the_schema() -> None:
+    keys = keys_affecting(Affects.REFERENCE | Affects.LOSS)
+    assert list(keys) == [key for key in KEYS if key in keys]

@@ -1,0 +1,153 @@
+"""The project's rules of language, as far as a program can check them.
+
+`STYLE` rules in words: a docstring's first line says in one plain sentence what a thing is or does;
+one term has one meaning; text that a user reads contains no word of the list below.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import REPOSITORY
+
+PACKAGE = REPOSITORY / "dpo_cli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+PAGES = sorted(
+    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "demo/README.md"]
+)
+PROFILES = sorted((REPOSITORY / "profiles").glob("*.toml"))
+
+BANNED_OPENERS = (
+    *("What", "Whether", "How", "Which", "Who", "Where", "Of", "The same", "As", "Such as"),
+    *("Everything", "Nobody", "Those", "That", "Its"),
+)
+
+RIDDLE = re.compile(rf"({'|'.join(BANNED_OPENERS)})\b")
+
+# A term that is replaced, and the one to write.
+BANNED_TERMS = {
+    r"set aside": "skipped",
+    r"told apart": "accuracy; distinguishable",
+    r"\blikelier\b": "more likely",
+    r"\bthe leader\b": "the main rank",
+    r"\bnobody'?s?\b": "an active sentence",
+    r"\byardsticks?\b": "evaluation settings",
+    r"\bdossiers?\b": "report",
+    r"\bby heart\b": "memorized",
+    r"reference layout": "padded layout",
+    r"reference recipe": "minimind recipe",
+    r"MiniMind generations?\b": "MiniMind version",
+    r"\bgeneration [23]\b": "MiniMind version",
+    r"balance loss": "auxiliary loss",
+    r"\bbrakes?\b|\bbraking\b": "saturation",
+    r"\bunproved\b": "not verified",
+    r"\bin the mean\b": "on average",
+    r"model\.checkpoint\b": "model.weights",
+    r"rejected_rows": "skipped_rows",
+    r"\bon_non_finite\b": "nan_policy",
+    r"\btokens_per_forward\b(?<!max_tokens_per_forward)": "max_tokens_per_forward",
+    r"\baux_tokens\b": "aux_loss_tokens",
+    r"\bpath_weights\b": "mixture_weights",
+    r"eval\.samples\b": "eval.num_samples",
+}
+BRITISH = {
+    r"\b(re)?colours?(ed)?\b": "color",
+    r"\bbehaviours?\b": "behavior",
+    r"\bneighbours?\b": "neighbor",
+    r"\bcentre[sd]?\b": "center",
+    r"\bfavours?\b": "favor",
+    r"\b(memor|recogn|general|normal|quant|initial|serial|summar|random|token|optim|minim|penal)"
+    r"is(e|es|ed|ing|ation)\b": "-ize",
+}
+# The table of renamed keys names the old ones, to tell users about the new ones.
+OLD_KEYS_ALLOWED = {PACKAGE / "profile/renames.py"}
+
+
+def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Docstrings of modules, classes and functions, with their line numbers."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+            yield node.body[0].lineno, text
+
+
+def field_docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Strings below a field or a constant, which describe it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef):
+            for before, statement in itertools.pairwise(node.body):
+                match statement:
+                    case ast.Expr(value=ast.Constant(value=str(text))) if isinstance(
+                        before, ast.Assign | ast.AnnAssign
+                    ):
+                        yield statement.lineno, text
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_docstrings(path: Path) -> None:
+    """No riddle as an opener; the first line is one sentence on one line."""
+    problems = []
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for line, text in docstrings(tree):
+        first, _, rest = text.partition("\n")
+        place = f"{path.relative_to(REPOSITORY)}:{line}: {first}"
+        if RIDDLE.match(first):
+            problems.append(f"{place}  <- opens with a riddle")
+        if not first.endswith("."):
+            problems.append(f"{place}  <- is no whole sentence that ends with a period")
+        if rest and rest.split("\n", 1)[0].strip():
+            problems.append(f"{place}  <- needs a blank line after it")
+    for line, text in field_docstrings(tree):
+        if RIDDLE.match(text):
+            first = text.partition("\n")[0]
+            problems.append(
+                f"{path.relative_to(REPOSITORY)}:{line}: {first}  <- opens with a riddle"
+            )
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_variable_is_named_its(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        name = node.id if isinstance(node, ast.Name) else getattr(node, "arg", None)
+        place = f"{path.relative_to(REPOSITORY)}:{getattr(node, 'lineno', '')}"
+        assert name not in {"its", "their", "theirs"}, f"{place}: name the variable by its meaning"
+
+
+def violations(text: str, terms: dict[str, str]) -> Iterator[str]:
+    for pattern, better in terms.items():
+        if found := re.search(pattern, text, re.IGNORECASE):
+            yield f"{found.group(0)!r}: write {better!r}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_terms_in_code(path: Path) -> None:
+    """Strings, docstrings and comments use each term with one meaning, in American spelling."""
+    if path in OLD_KEYS_ALLOWED:
+        return
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    problems = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {problem}"
+        for number, line in lines
+        for problem in violations(line, BANNED_TERMS | BRITISH)
+    ]
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *PROFILES], ids=lambda path: path.name)
+def test_terms_in_pages(path: Path) -> None:
+    if path.name == "CHANGELOG.md":  # lists the old names beside the new ones
+        return
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    problems = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {problem}"
+        for number, line in lines
+        for problem in violations(line, BANNED_TERMS | BRITISH)
+    ]
+    assert not problems, "\n".join(problems)

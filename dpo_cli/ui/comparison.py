@@ -67,6 +67,12 @@ class ComparedRun:
         return accuracy_of(self.view.held_out)
 
 
+def steps_name(runs: Sequence[ComparedRun]) -> str:
+    """Return the name of what the steps of a run count; with accumulation, micro-steps."""
+    plans = [run.plan for run in runs if run.plan]
+    return "micro-step" if any(plan.steps.accumulation_steps > 1 for plan in plans) else "step"
+
+
 def accuracy_of(evaluation: Evaluated | None) -> tuple[float, tuple[float, float]] | None:
     """Return the accuracy of an evaluation and its 95 % interval; None if unknown."""
     if evaluation is None or not evaluation.pairs or ACCURACY not in evaluation.metrics:
@@ -255,7 +261,7 @@ def _pairs(run: ComparedRun) -> int:
 
 
 def _objective(run: ComparedRun) -> str:
-    """Settings that decide what the loss means: losses of equal ones can be compared."""
+    """Return the settings that define the loss; losses compare only if these are equal."""
     return str(values_affecting(Affects.LOSS, run.settings))
 
 

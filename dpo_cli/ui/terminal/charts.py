@@ -108,6 +108,7 @@ def draw(
     height: int,
     *,
     x_end: float,
+    x_name: str = "step",
     level: Level | None = None,
     least_span: float = 0.0,
 ) -> list[Text]:
@@ -117,6 +118,7 @@ def draw(
         curves: drawn in this order, so that later ones cover earlier ones.
         width, height: size in cells.
         x_end: end of the x axis, which starts at 0.
+        x_name: unit of the x axis.
         level: always inside the range of y.
         least_span: minimum range of y, so that noise around a constant does not fill the chart.
     """
@@ -146,7 +148,7 @@ def draw(
         Text.assemble((labels.get(row, "").rjust(gutter - 1) + " ", "dim"), text)
         for row, text in enumerate(canvas.rows())
     ]
-    end = f"step {x_end:,.0f}"
+    end = f"{x_name} {x_end:,.0f}"
     axis = " " * gutter + "0" + end.rjust(width - gutter - 1)
     return [*lines, Text(axis, style="dim")][:height]
 

@@ -16,7 +16,7 @@ from dpo_cli.formatting import (
     format_progress,
     format_with_interval,
 )
-from dpo_cli.ui.comparison import ComparedRun, differences, notes
+from dpo_cli.ui.comparison import ComparedRun, differences, notes, steps_name
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Curve, Mark, draw, smooth
 from dpo_cli.ui.terminal.layout import Block, beside, framed, one_line
 from dpo_cli.ui.terminal.plots import SMALL, Plot, loss_plot
@@ -25,7 +25,7 @@ STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _LEAST_CHART_WIDTH, _MOST_BESIDE = 40, 3
 _LEAST_CHART_HEIGHT, _TWO_ROWS_HEIGHT = 9, 36
 _WIDE = 100
-_HEADINGS = ("steps", "loss", "held-out", "accuracy (95 %)", "margin", "margin/token", "KL", "time")
+_HEADINGS = ("loss", "held-out", "accuracy (95 %)", "margin", "margin/token", "KL", "time")
 _NARROW_HEADINGS = tuple(heading for heading in _HEADINGS if heading != "margin")
 
 
@@ -100,6 +100,7 @@ class ComparisonView:
             width - 4,
             height - 2,
             x_end=max(run.view.step for run in self._runs),
+            x_name=steps_name(self._runs),
             level=plot.level,
             least_span=plot.least_span,
         )
@@ -125,6 +126,7 @@ class ComparisonView:
         padding = (0, 2 if is_wide else 1, 0, 0)
         table = Table(box=None, pad_edge=False, header_style="dim", padding=padding)
         table.add_column("", no_wrap=True)
+        table.add_column(f"{steps_name(self._runs)}s", justify="right", no_wrap=True)
         for heading in _HEADINGS if is_wide else _NARROW_HEADINGS:
             table.add_column(heading, justify="right", no_wrap=True)
         for run, style in zip(self._runs, self._styles, strict=True):

@@ -11,6 +11,7 @@ from dpo_cli.run.plan import Plan
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Curve, Level, Mark, draw, smooth
 from dpo_cli.ui.terminal.layout import Block, beside, framed
+from dpo_cli.ui.terminal.plain import step_name
 
 TRAIN, HELD_OUT, CHOSEN, REJECTED = "cyan", "magenta", "green", "red"
 _SMALL_WIDTH, _MOST_BESIDE = 30, 3
@@ -51,7 +52,7 @@ def train_and_held_out(
     """Return a plot of one metric over training and held-out pairs."""
     traces = (
         Trace(metric, "train", TRAIN),
-        Trace(metric, "held out", HELD_OUT, held_out=True, is_noisy=False),
+        Trace(metric, "held-out", HELD_OUT, held_out=True, is_noisy=False),
     )
     return Plot(title, traces, level, least_span)
 
@@ -127,6 +128,7 @@ def _chart(view: RunView, plot: Plot, width: int, height: int) -> Block:
         width - 4,
         height - 2,
         x_end=view.step,
+        x_name=step_name(view.plan),
         level=plot.level,
         least_span=plot.least_span,
     )

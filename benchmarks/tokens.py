@@ -98,7 +98,7 @@ def run_once(part: str, tokenizer_folder: Path, data: Path) -> dict[str, Any]:
     from dpo_cli.data.pairs import PreferencePair, read_pairs
     from dpo_cli.data.sources import Source
     from dpo_cli.data.token_cache import encode_source
-    from dpo_cli.distributed.ranks import ALONE
+    from dpo_cli.distributed.process_group import SINGLE_PROCESS
     from dpo_cli.files import sha256_file
 
     tokenizer = ChatTokenizer(tokenizer_folder)
@@ -129,7 +129,7 @@ def run_once(part: str, tokenizer_folder: Path, data: Path) -> dict[str, Any]:
             empty_think_ratio=0.2,
             seed=42,
             on_progress=lambda done, lines: None,
-            crew=ALONE,
+            crew=SINGLE_PROCESS,
         )
         kept = rows.cut(MAX_SEQ_LEN).kept
         found["seconds"] = time.perf_counter() - began

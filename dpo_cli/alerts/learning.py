@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from dpo_cli.alerts.course import Course, Facts
-from dpo_cli.profile.recipe import GENTLE_GAP, together
+from dpo_cli.alerts.history import RunFacts, RunHistory
+from dpo_cli.profile.recipe import MAX_SATURATION_MARGIN, suggest_lr_and_beta
 from dpo_cli.run.events import Alert
 
 DISPLACED_SHARE = 0.25
@@ -27,21 +27,23 @@ UNRESOLVED_SHARE = 0.05
 of 1e-8, where 0.9 of the update is lost in it, 3 to 8 % change in thousands of steps."""
 
 
-def displacement(course: Course, facts: Facts) -> Alert | None:
+def displacement(history: RunHistory, facts: RunFacts) -> Alert | None:
     """The margin grows, but by making both answers less likely (Razin et al. 2024,
     arXiv:2410.08847): what the rejected ones lose need not go to the chosen ones.
     """
-    if not course.is_comparable:
+    if not history.is_comparable:
         return None
     chosen, rejected, margin = (
-        course.change(f"rewards/{name}") for name in ("chosen", "rejected", "margins")
+        history.change(f"rewards/{name}") for name in ("chosen", "rejected", "margins")
     )
     if max(chosen, rejected) >= 0 or margin <= 0 or -chosen < DISPLACED_SHARE * margin:
         return None
-    now = {name: fmean(course.now(f"rewards/{name}")) for name in ("chosen", "rejected", "margins")}
+    now = {
+        name: fmean(history.now(f"rewards/{name}")) for name in ("chosen", "rejected", "margins")
+    }
     return Alert(
         code="displacement",
-        message=f"step {course.last.step}: the margin grows ({now['margins']:+.2g}) while both"
+        message=f"step {history.last.step}: the margin grows ({now['margins']:+.2g}) while both"
         f" rewards fall (chosen {now['chosen']:+.2g}, rejected {now['rejected']:+.2g}): the good"
         " answers become less likely too, and the probability goes to answers nobody has seen",
         remedy="watch the held-out figures and samples, and stop where they turn; else a shorter"
@@ -49,29 +51,29 @@ def displacement(course: Course, facts: Facts) -> Alert | None:
     )
 
 
-def stuck(course: Course, facts: Facts) -> Alert | None:
-    """The loss reads what it read at first, and why: `reach-short`, `no-brake`, or pairs that teach
+def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
+    """The loss reads what it read at first, and why: `lr-sum-small`, `no-saturation`, or pairs that teach
     nothing, `accuracy-stuck`.
     """
-    moved = course.weights_moved_by(JUDGED_AFTER, facts)
+    moved = history.weights_moved_by(JUDGED_AFTER, facts)
     if moved is None:
         return None
-    first, now = course.first[0].metrics["loss"], fmean(course.now("loss"))
+    first, now = history.first[0].metrics["loss"], fmean(history.now("loss"))
     if now < first * (1 - STILL_SHARE):
         return None
     is_still = now <= first * (1 + STILL_SHARE)
-    has_moved, has_brake = moved >= MOVED_SHARE, facts.saturation_margin <= GENTLE_GAP
-    after = f"after {course.last.optimizer_step} of {facts.optimizer_steps} updates"
+    has_moved, has_brake = moved >= MOVED_SHARE, facts.saturation_margin <= MAX_SATURATION_MARGIN
+    after = f"after {history.last.optimizer_step} of {facts.optimizer_steps} updates"
     if is_still and has_moved and not has_brake:
         return Alert(
-            code="no-brake",
+            code="no-saturation",
             message=f"the loss reads {now:.4f} {after} although {moved:.0%} of the weights have"
             f" changed: with {facts.reduction} and beta {facts.beta:g} it cannot tell (it would"
             f" push half as hard at {facts.saturation_margin:.2g} nats a token between chosen and"
             " rejected), and the learning rate alone holds the model back",
-            remedy=together(facts.learning_rate, facts.reach),
+            remedy=suggest_lr_and_beta(facts.learning_rate, facts.reach),
         )
-    if has_moved and (accuracy := course.accuracy) is not None and accuracy <= 0.5:
+    if has_moved and (accuracy := history.accuracy) is not None and accuracy <= 0.5:
         return Alert(
             code="accuracy-stuck",
             message=f"{after} {accuracy:.2f} of the pairs are told apart, no more than by tossing a"
@@ -82,26 +84,26 @@ def stuck(course: Course, facts: Facts) -> Alert | None:
         )
     if is_still and not has_moved:
         return Alert(
-            code="reach-short",
-            message=f"the loss still reads {now:.4f} {after}: a reach of {course.reach:.1e} so far,"
-            f" the sum of the learning rates, hardly moves the weights ({moved:.1%} of them changed"
-            f" in a {facts.export_dtype} file)",
-            remedy=together(facts.learning_rate, facts.reach),
+            code="lr-sum-small",
+            message=f"the loss still reads {now:.4f} {after}: a reach of {history.reach:.1e} so"
+            f" far, the sum of the learning rates, hardly moves the weights ({moved:.1%} of them"
+            f" changed in a {facts.export_dtype} file)",
+            remedy=suggest_lr_and_beta(facts.learning_rate, facts.reach),
         )
     return None
 
 
-def resolution(course: Course, facts: Facts) -> Alert | None:
+def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:
     """What was learned is lost in the rounding of the exported file."""
-    moved = course.weights_moved_by(UNRESOLVED_AFTER, facts)
+    moved = history.weights_moved_by(UNRESOLVED_AFTER, facts)
     if moved is None or moved >= UNRESOLVED_SHARE:
         return None
     dtype = facts.export_dtype
     better = "" if dtype == "float32" else 'export.dtype = "float32" keeps it; or '
     return Alert(
         code="below-resolution",
-        message=f"after {course.last.optimizer_step} of {facts.optimizer_steps} updates"
+        message=f"after {history.last.optimizer_step} of {facts.optimizer_steps} updates"
         f" {moved:.1%} of the weights have another value in a {dtype} file: what was learned is"
         " smaller than its rounding, and the file will hardly differ from the checkpoint",
-        remedy=better + together(facts.learning_rate, facts.reach),
+        remedy=better + suggest_lr_and_beta(facts.learning_rate, facts.reach),
     )

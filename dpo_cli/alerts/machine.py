@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from dpo_cli.alerts.course import WINDOW
+from dpo_cli.alerts.history import WINDOW
 from dpo_cli.run.events import Alert, StepDone
 
 SLOW_SHARE = 0.5

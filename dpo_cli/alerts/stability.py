@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import fmean, median
 
-from dpo_cli.alerts.course import WINDOW, Course, Facts
+from dpo_cli.alerts.history import WINDOW, RunFacts, RunHistory
 from dpo_cli.run.events import Alert
 
 EXPLODED = 3.0
@@ -30,13 +30,13 @@ DRIFT_BOUND = 0.5
 changed by a factor of e. Runs that learned well stayed below 0.1."""
 
 
-def gradient(course: Course, facts: Facts) -> Alert | None:
+def gradient(history: RunHistory, facts: RunFacts) -> Alert | None:
     """Its norm is out of all proportion: `gradient-vanishing` or `gradient-exploding`."""
-    if len(course.recent) < WINDOW:
+    if len(history.recent) < WINDOW:
         return None
-    norms, now = course.at_first("grad_norm"), median(course.now("grad_norm"))
-    loss, first_loss = fmean(course.now("loss")), course.first[0].metrics["loss"]
-    step, a_weight = course.last.step, now / math.sqrt(facts.parameters)
+    norms, now = history.at_first("grad_norm"), median(history.now("grad_norm"))
+    loss, first_loss = fmean(history.now("loss")), history.first[0].metrics["loss"]
+    step, a_weight = history.last.step, now / math.sqrt(facts.parameters)
     if a_weight < ADAM_EPSILON or now < VANISHED * max(norms):
         if loss < BY_HEART * first_loss:
             return Alert(
@@ -55,7 +55,7 @@ def gradient(course: Course, facts: Facts) -> Alert | None:
                 " the learning rate",
                 remedy="raise dpo.beta: the gradient is proportional to it",
             )
-    if not course.is_comparable:
+    if not history.is_comparable:
         return None
     first = median(norms)
     if now > EXPLODED * first:
@@ -69,15 +69,15 @@ def gradient(course: Course, facts: Facts) -> Alert | None:
     return None
 
 
-def spike(course: Course, facts: Facts) -> Alert | None:
+def spike(history: RunHistory, facts: RunFacts) -> Alert | None:
     """A micro-batch's loss stands far out of those before; its pairs are named."""
-    before = course.earlier_losses
+    before = history.earlier_losses
     if len(before) < WINDOW:
         return None
     usual = median(before)
     sigma = 1.4826 * median(abs(loss - usual) for loss in before)  # of a normal distribution
-    bound = max(usual + SPIKE_SIGMA * sigma, SPIKE_TIMES * course.first[0].losses[0])
-    event = course.last
+    bound = max(usual + SPIKE_SIGMA * sigma, SPIKE_TIMES * history.first[0].losses[0])
+    event = history.last
     worst = max(range(len(event.losses)), key=event.losses.__getitem__)
     if event.losses[worst] <= bound:
         return None
@@ -90,15 +90,15 @@ def spike(course: Course, facts: Facts) -> Alert | None:
     )
 
 
-def drift(course: Course, facts: Facts) -> Alert | None:
+def drift(history: RunHistory, facts: RunFacts) -> Alert | None:
     """The policy is far from the reference, on the held-out pairs or on those it trains on."""
-    if course.held_out is not None and course.held_out.metrics.get("kl", 0.0) > DRIFT_BOUND:
-        where, kl = "the held-out pairs", course.held_out.metrics["kl"]
-    elif len(figures := course.now("kl")) == WINDOW and fmean(figures) > DRIFT_BOUND:
+    if history.held_out is not None and history.held_out.metrics.get("kl", 0.0) > DRIFT_BOUND:
+        where, kl = "the held-out pairs", history.held_out.metrics["kl"]
+    elif len(figures := history.now("kl")) == WINDOW and fmean(figures) > DRIFT_BOUND:
         where, kl = "these pairs", fmean(figures)
     else:
         return None
-    step = course.recent[-1].step if course.recent else 0
+    step = history.recent[-1].step if history.recent else 0
     return Alert(
         code="drift",
         message=f"step {step}: on {where} the policy is {kl:.2g} nats a token from the reference"

@@ -19,7 +19,7 @@ from dpo_cli.checks.trial import Trial, modest_micro_batch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_rate
 from dpo_cli.models.loading import to_disk_names
-from dpo_cli.profile.recipe import GENTLE_GAP, together
+from dpo_cli.profile.recipe import MAX_SATURATION_MARGIN, suggest_lr_and_beta
 from dpo_cli.training.alert_facts import saturation_margin_of
 from dpo_cli.training.plan import Prepared
 
@@ -107,9 +107,9 @@ def check_lr_sum(notes: Notes, prepared: Prepared) -> LrSum:
         notes.ok("reach", "train.learning_rate", message)
     else:
         remedy = proposal(prepared)
-        if (saturation_margin_of(prepared) or 0.0) > GENTLE_GAP:
-            remedy = "see no-brake, below: the learning rate and beta together"
-        notes.warn("reach-short", "train.learning_rate", message, remedy)
+        if (saturation_margin_of(prepared) or 0.0) > MAX_SATURATION_MARGIN:
+            remedy = "see no-saturation, below: the learning rate and beta together"
+        notes.warn("lr-sum-small", "train.learning_rate", message, remedy)
     _note_brake(notes, prepared, found)
     return found
 
@@ -117,7 +117,7 @@ def check_lr_sum(notes: Notes, prepared: Prepared) -> LrSum:
 def proposal(prepared: Prepared) -> str:
     """A learning rate and a beta that belong together, for this many updates."""
     reach = sum(prepared.learning_rate.at(step) for step in prepared.order.last_steps)
-    return together(prepared.learning_rate.peak, reach)
+    return suggest_lr_and_beta(prepared.learning_rate.peak, reach)
 
 
 def check_update(notes: Notes, trial: Trial) -> None:
@@ -164,12 +164,12 @@ def _note_brake(notes: Notes, prepared: Prepared, found: LrSum) -> None:
         f"{dpo.reduction} x beta {dpo.beta:g}: the loss pushes half as hard where chosen and"
         f" rejected are {gap:.2g} nats a token apart"
     )
-    if gap <= GENTLE_GAP:
+    if gap <= MAX_SATURATION_MARGIN:
         notes.ok("brake", "dpo.beta", halved)
         return
     chance = math.log(prepared.model_weights.architecture.vocab_size)
     notes.warn(
-        "no-brake",
+        "no-saturation",
         "dpo.beta",
         f"{halved} (blind guessing costs {chance:.1f}): no brake but the reach of"
         f" {format_rate(found.reach)}; the loss will read {math.log(2):.3f} even if weights move",

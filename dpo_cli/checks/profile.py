@@ -11,7 +11,7 @@ from dpo_cli.profile.inputs import Input, find_problems
 from dpo_cli.profile.load import LoadedProfile, Problem, read_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
-from dpo_cli.run.tracking.kinds import TITLES, asked_for, missing_trackers
+from dpo_cli.run.tracking.registry import TITLES, missing_trackers, requested_trackers
 
 _KEYS: dict[Input, tuple[str, ...]] = {
     "data": ("data.data_path",),
@@ -69,7 +69,7 @@ def check_trackers(notes: Notes, profile: Profile) -> None:
     for error in missing:
         key, _, message = error.message.partition(": ")
         notes.error("tracker-missing", key, message, error.remedy)
-    if (asked := asked_for(profile)) and not missing:
+    if (asked := requested_trackers(profile)) and not missing:
         notes.ok("trackers", "", f"{', '.join(TITLES[name] for name in asked)}: installed")
 
 

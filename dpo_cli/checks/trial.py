@@ -13,7 +13,7 @@ from torch import Tensor
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import GlobalBatch
-from dpo_cli.distributed.ranks import Ranks
+from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.run.events import Event, StepDone
 from dpo_cli.training.inputs import OnProgress
 from dpo_cli.training.optimizer import make_optimizer
@@ -44,7 +44,7 @@ class TimedReference:
         self.tokens += batch.computed_tokens
         return logps
 
-    def exchange(self, ranks: Ranks) -> None:
+    def exchange(self, group: ProcessGroup) -> None:
         """See `dpo_cli.training.reference.Reference`: one process tries."""
 
 

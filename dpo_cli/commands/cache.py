@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from json import dumps
 from typing import Any
 
 import typer
 
 from dpo_cli.commands.options import DryRunOption, JsonOption
+from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError
 from dpo_cli.formatting import format_count, format_duration, format_size
+from dpo_cli.run.caches import KINDS, entries, remove, the_cache
 
-cache = typer.Typer(name="cache", no_args_is_help=True)
+cache = typer.Typer(name="cache", no_args_is_help=True, add_completion=False)
 
 
 @cache.callback()
@@ -30,10 +34,6 @@ def directory(json: JsonOption = False) -> None:
 
     Example: `du -sh $(dpo cache dir)`
     """
-    from json import dumps
-
-    from dpo_cli.run.caches import the_cache
-
     path = str(the_cache())
     typer.echo(dumps({"path": path}) if json else path)
 
@@ -44,12 +44,6 @@ def size_of(json: JsonOption = False) -> None:
 
     Example: `dpo cache size --json`
     """
-    import time
-    from json import dumps
-
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.run.caches import KINDS, entries, the_cache
-
     found = entries(the_cache())
     facts: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
@@ -81,10 +75,6 @@ def clean_up(dry_run: DryRunOption = False, json: JsonOption = False) -> None:
 
     Example: `dpo cache clean --dry-run`
     """
-    from json import dumps
-
-    from dpo_cli.run.caches import entries, remove, the_cache
-
     found = entries(the_cache())
     gone = found if dry_run else remove(found)
     total = sum(entry.size_bytes for entry in gone)

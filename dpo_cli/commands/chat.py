@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
 from dpo_cli.commands.options import MODEL_HELP, RunsDirOption, SetOption, TokenizerOption
+from dpo_cli.commands.session import plain_console
+from dpo_cli.data.formats import Message
+from dpo_cli.data.prompts import Prompt, read_prompts
 from dpo_cli.errors import DpoError, ExitCode, UsageError
 from dpo_cli.formatting import format_count
+from dpo_cli.run.directory import runs_root
+from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.lookup import find_run
+from dpo_cli.run.models import NamedModel, find_model
+from dpo_cli.ui.terminal.chat import ChatScreen
+from dpo_cli.ui.terminal.keyboard import deferred_ctrl_c
+from dpo_cli.ui.terminal.progress import PhaseBar
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from dpo_cli.data.formats import Message
-    from dpo_cli.data.prompts import Prompt
     from dpo_cli.inference.chat import Answer, Conversation, Responder
-    from dpo_cli.ui.terminal.chat import ChatScreen
 
 ROLES = ("policy", "reference")
 _COMMANDS = "/reset forgets what was said, /quit or Ctrl-D ends, Ctrl-C stops an answer"
@@ -120,13 +126,6 @@ def chat(
 
     Example: `dpo chat dense --prompt "Who are you?"`
     """
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.data.prompts import read_prompts
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.lookup import find_run
-    from dpo_cli.run.models import NamedModel, find_model
-    from dpo_cli.ui.terminal.chat import ChatScreen
-
     _refuse_contradictions(prompt, prompts, out, temperature, top_p, seed)
     _require_text(prompt=prompt, system=system)
     root = runs_root(runs_dir)
@@ -258,9 +257,6 @@ def _answer_rows(
         DpoError: a prompt cannot be answered, before any is; or the file cannot be written.
         typer.Exit: interrupted.
     """
-    from dpo_cli.ui.terminal.keyboard import deferred_ctrl_c
-    from dpo_cli.ui.terminal.progress import PhaseBar
-
     conversations = [_with_system(prompt.messages, system) for prompt in prompts]
     answers = []
     for number, (prompt, messages) in enumerate(zip(prompts, conversations, strict=True)):
@@ -315,8 +311,6 @@ def _written(out: Path | None) -> Iterator[IO[str]]:
         NoSpaceError: the disk is full.
         DpoError: it cannot be written.
     """
-    from dpo_cli.run.disk import explain_disk_errors
-
     if out is None:
         yield sys.stdout
         return

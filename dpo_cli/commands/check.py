@@ -6,18 +6,22 @@ import dataclasses
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from dpo_cli.checks.examination import examine
 from dpo_cli.commands.options import ProfileArgument, RunsDirOption, SetOption, check_row
 from dpo_cli.commands.output import write_output
 from dpo_cli.errors import ExitCode
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from dpo_cli.findings import Diagnosis
+from dpo_cli.findings import Diagnosis
+from dpo_cli.profile.source import find_profile
+from dpo_cli.run.directory import runs_root
+from dpo_cli.ui.terminal.capture import captured_file, recording_console
+from dpo_cli.ui.terminal.findings import findings_table, verdict
+from dpo_cli.ui.terminal.pairs import lengths_table, pair_preview
+from dpo_cli.ui.terminal.progress import PhaseBar
 
 
 def check(
@@ -55,14 +59,6 @@ def check(
 
     Example: `dpo check my.toml --set data.max_seq_len=1536 --pair 7`
     """
-    from rich.console import Console
-
-    from dpo_cli.checks.examination import examine
-    from dpo_cli.profile.source import find_profile
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.ui.terminal.capture import captured_file, recording_console
-    from dpo_cli.ui.terminal.progress import PhaseBar
-
     path = find_profile(profile, str(profile))
     bar = PhaseBar(Console(stderr=True, quiet=as_json))
     with bar:
@@ -87,9 +83,6 @@ def check(
 
 def _print_page(console: Console, diagnosis: Diagnosis, train: str, again: str) -> None:
     """The pair, the lengths, the findings, and the command that comes next."""
-    from dpo_cli.ui.terminal.findings import findings_table, verdict
-    from dpo_cli.ui.terminal.pairs import lengths_table, pair_preview
-
     if diagnosis.preview:
         has_colour = console.color_system is not None and not console.no_color
         console.print(pair_preview(diagnosis.preview, marks=not has_colour))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from dpo_cli.commands.complete import complete_run
 from dpo_cli.commands.options import DryRunOption, JsonOption, RunsDirOption
+from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.formatting import format_size
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dpo_cli.run.cleaning import Cleaning
+from dpo_cli.run.cleaning import Cleaning, free, look_through
+from dpo_cli.run.directory import runs_root
+from dpo_cli.run.lookup import find_run, find_runs
+from dpo_cli.run.summary import RunState, summarize
 
 
 def clean(
@@ -39,14 +41,6 @@ def clean(
 
     Example: `dpo clean --dry-run`
     """
-    from json import dumps
-
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.run.cleaning import free, look_through
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.lookup import find_run, find_runs
-    from dpo_cli.run.summary import RunState, summarize
-
     root = runs_root(runs_dir)
     runs = [find_run(root, name) for name in run_names] if run_names else find_runs(root)
     freed: list[Cleaning] = []

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from json import dumps
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from dpo_cli.commands.contenders import find_contenders
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from dpo_cli.ui.comparison import ComparedRun
+from dpo_cli.ui.comparison import ComparedRun, as_json
+from dpo_cli.ui.terminal.compare import ComparisonView
+from dpo_cli.ui.terminal.panel import terminal_size
 
 _WIDTH, _HEIGHT = 120, 40
 
@@ -34,10 +37,6 @@ def compare(
 
     Example: `dpo compare first second`
     """
-    from json import dumps
-
-    from dpo_cli.ui.comparison import as_json
-
     runs = find_contenders(run_names, runs_dir)
     if len(runs) < 2:
         raise UsageError("one run has nothing to be compared with", "name a second: dpo runs")
@@ -51,13 +50,6 @@ def print_comparison(
     runs: Sequence[ComparedRun], width: int | None = None, height: int | None = None
 ) -> None:
     """Print runs side by side, in the size of the terminal where none is given."""
-    import sys
-
-    from rich.console import Console
-
-    from dpo_cli.ui.terminal.compare import ComparisonView
-    from dpo_cli.ui.terminal.panel import terminal_size
-
     usual = terminal_size() if sys.stdout.isatty() else (_WIDTH, _HEIGHT)
     console = Console(
         width=width or usual[0],

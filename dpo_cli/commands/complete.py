@@ -7,20 +7,19 @@ from pathlib import Path
 
 import typer
 
+from dpo_cli.profile.source import shipped_profiles
+from dpo_cli.run.directory import runs_root
+from dpo_cli.run.lookup import find_runs
+
 
 def complete_profile(incomplete: str) -> list[str]:
     """Shipped profiles by name, and the TOML files here and one folder below."""
-    from dpo_cli.profile.source import shipped_profiles
-
     names = [*shipped_profiles(), *_files(incomplete, "*.toml", "*/*.toml")]
     return [name for name in names if name.startswith(incomplete)]
 
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """Runs by the name of their directory, the newest first."""
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.lookup import find_runs
-
     option = context.params.get("runs_dir")
     runs = find_runs(runs_root(Path(option) if option else None))
     return [run.name for run in runs if run.name.startswith(incomplete)]

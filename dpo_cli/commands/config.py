@@ -7,8 +7,11 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.options import ProfileArgument, SetOption
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.resolved import to_toml
+from dpo_cli.profile.source import scan_lines
 
-config = typer.Typer(name="config", no_args_is_help=True)
+config = typer.Typer(name="config", no_args_is_help=True, add_completion=False)
 
 
 @config.callback()
@@ -31,10 +34,6 @@ def show(
 
     Example: `dpo config show dense --set train.epochs=1 --origins`
     """
-    from dpo_cli.profile.load import load_profile
-    from dpo_cli.profile.resolved import to_toml
-    from dpo_cli.profile.source import scan_lines
-
     loaded = load_profile(profile, settings or ())
     text = to_toml(loaded.profile)
     if origins:

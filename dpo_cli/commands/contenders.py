@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dpo_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from dpo_cli.run.directory import RunDirectory
-    from dpo_cli.run.events import Event
-    from dpo_cli.ui.comparison import ComparedRun
+from dpo_cli.run.directory import RunDirectory, runs_root
+from dpo_cli.run.events import Event, history
+from dpo_cli.run.lookup import find_run
+from dpo_cli.run.summary import summarize
+from dpo_cli.run.view import RunView
+from dpo_cli.ui.comparison import ComparedRun
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -22,9 +22,6 @@ def named_runs(names: Sequence[str], runs_dir: Path | None) -> dict[str, RunDire
     Raises:
         UsageError: one is not there, or there are too many.
     """
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.lookup import find_run
-
     root = runs_root(runs_dir)
     runs = {run.path.resolve(): run for run in (find_run(root, name) for name in names)}
     if len(runs) > len(_LETTERS):
@@ -34,8 +31,6 @@ def named_runs(names: Sequence[str], runs_dir: Path | None) -> dict[str, RunDire
 
 def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[ComparedRun]:
     """What the runs that a user names came to; see `named_runs`."""
-    from dpo_cli.run.events import history
-
     return [
         contender(letter, run, history(run.events_path))
         for letter, run in named_runs(names, runs_dir).items()
@@ -44,9 +39,5 @@ def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[Compare
 
 def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> ComparedRun:
     """A run by the events of its stream."""
-    from dpo_cli.run.summary import summarize
-    from dpo_cli.run.view import RunView
-    from dpo_cli.ui.comparison import ComparedRun
-
     view = RunView.of(events)
     return ComparedRun(letter, summarize(run), view, view.plan.settings if view.plan else {})

@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from dpo_cli.commands.options import ProfileArgument, SetOption, check_row
+from dpo_cli.errors import UsageError
 from dpo_cli.findings import Trait
+from dpo_cli.profile.inputs import check_inputs
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.source import find_profile
+from dpo_cli.ui.terminal.pager import page
+from dpo_cli.ui.terminal.pairs import legend, pair_page, row_page
+from dpo_cli.ui.terminal.progress import PhaseBar
 
 
 def data(
@@ -40,16 +48,7 @@ def data(
 
     Example: `dpo data my.toml --only truncated --only near-identical`
     """
-    from rich.console import Console
-
     from dpo_cli.checks.pages import DataPages
-    from dpo_cli.errors import UsageError
-    from dpo_cli.profile.inputs import check_inputs
-    from dpo_cli.profile.load import load_profile
-    from dpo_cli.profile.source import find_profile
-    from dpo_cli.ui.terminal.pager import page
-    from dpo_cli.ui.terminal.pairs import legend, pair_page, row_page
-    from dpo_cli.ui.terminal.progress import PhaseBar
 
     if rejected and only:
         raise UsageError("--rejected shows rows that are set aside; --only chooses among pairs")

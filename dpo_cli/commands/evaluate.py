@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from json import dumps
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
 from dpo_cli.commands.judging import print_evaluation
@@ -19,6 +21,11 @@ from dpo_cli.commands.options import (
     TokenizerOption,
 )
 from dpo_cli.errors import UsageError
+from dpo_cli.run.directory import runs_root
+from dpo_cli.run.eval_config import find_eval_config
+from dpo_cli.run.models import find_model
+from dpo_cli.ui.terminal.evaluation import as_json
+from dpo_cli.ui.terminal.progress import PhaseBar
 
 
 def evaluate(
@@ -47,16 +54,6 @@ def evaluate(
 
     Example: `dpo eval dense --data test.jsonl`
     """
-    from json import dumps
-
-    from rich.console import Console
-
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.eval_config import find_eval_config
-    from dpo_cli.run.models import find_model
-    from dpo_cli.ui.terminal.evaluation import as_json
-    from dpo_cli.ui.terminal.progress import PhaseBar
-
     root = runs_root(runs_dir)
     named = find_model(model, root)
     if best and named.run is None:

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from dpo_cli.commands.options import RunArgument, RunsDirOption, SetOption
+from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.formatting import format_duration
+from dpo_cli.run.directory import RunDirectory, runs_root
+from dpo_cli.run.lookup import find_run
+from dpo_cli.ui.terminal.export import export_lines, held_out_line
+from dpo_cli.ui.terminal.progress import PhaseBar
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dpo_cli.export.export import ExportReport
-    from dpo_cli.run.directory import RunDirectory
 
 
 SOON_SECONDS = 60.0
@@ -119,11 +122,6 @@ def export(
 
     Example: `dpo export dense --to rlhf_512.pth`
     """
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.lookup import find_run
-    from dpo_cli.ui.terminal.export import export_lines
-
     if seed is not None and rounding is not RoundingMode.STOCHASTIC:
         raise UsageError("--seed: only stochastic rounding draws", "add --rounding stochastic")
     console = plain_console()
@@ -157,11 +155,7 @@ def _compare_held_out(
     is_wanted: bool | None,
 ) -> None:
     """Score the run's held-out pairs where that is wanted, or done soon; else say what it takes."""
-    from rich.console import Console
-
     from dpo_cli.inference.held_out import evaluation_seconds, score_held_out
-    from dpo_cli.ui.terminal.export import held_out_line
-    from dpo_cli.ui.terminal.progress import PhaseBar
 
     seconds = evaluation_seconds(run)
     if seconds is None or is_wanted is False:

@@ -7,17 +7,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from dpo_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from dpo_cli.profile.discover import Found
-    from dpo_cli.profile.recipe import Inputs
+from dpo_cli.commands.session import plain_console
+from dpo_cli.data.sources import Source
+from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.files import write_text_atomically
+from dpo_cli.profile.discover import (
+    FoundFiles,
+    discover_around,
+    discover_in,
+    is_moe_file,
+    minimind_version_of,
+)
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.recipe import (
+    Inputs,
+    copy_profile,
+    huggingface_recipe,
+    learning_recipe,
+    minimind_recipe,
+)
+from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
+from dpo_cli.profile.text import show_path
+from dpo_cli.run.disk import explain_disk_errors
 
 
 class Template(StrEnum):
@@ -76,31 +92,18 @@ def init(
 
     Example: `dpo init first --minimind ../minimind`
     """
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.files import write_text_atomically
-    from dpo_cli.profile.discover import look_around, look_in
-    from dpo_cli.profile.load import load_profile
-    from dpo_cli.profile.recipe import (
-        copy_of,
-        learning_recipe,
-        minimind_recipe,
-        other_models_recipe,
-    )
-    from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
-    from dpo_cli.run.disk import explain_disk_errors
-
     path = _target(name, force)
     console = plain_console()
     reference = load_profile(Path(Template.DENSE))
     if template is Template.DEMO:
-        draft, origin = copy_of(load_profile(Path(template)), path.parent), "template demo"
+        draft, origin = copy_profile(load_profile(Path(template)), path.parent), "template demo"
     else:
-        found = look_in(minimind.absolute()) if minimind else look_around(Path.cwd())
+        found = discover_in(minimind.absolute()) if minimind else discover_around(Path.cwd())
         inputs, kind = _choose(found, template, console)
         shipped = load_profile(Path(kind))
         if kind is Template.HF:
             _refuse_reference(recipe)
-            draft, origin = other_models_recipe(shipped, inputs, path.parent), f"template {kind}"
+            draft, origin = huggingface_recipe(shipped, inputs, path.parent), f"template {kind}"
         else:
             reference = shipped
             write_draft = learning_recipe if recipe is Recipe.LEARN else minimind_recipe
@@ -148,12 +151,11 @@ def _refuse_reference(recipe: Recipe) -> None:
         )
 
 
-def _choose(found: Found, template: Template | None, console: Console) -> tuple[Inputs, Template]:
+def _choose(
+    found: FoundFiles, template: Template | None, console: Console
+) -> tuple[Inputs, Template]:
     """Say what is there; of each kind take one that fits the template, which it may suggest."""
-    from dpo_cli.profile.discover import is_mixture, minimind_version_of
-    from dpo_cli.profile.recipe import Inputs
-
-    checkpoints = sorted(found.checkpoints, key=is_mixture)
+    checkpoints = sorted(found.weights, key=is_moe_file)
     tokenizers: Sequence[Path] = found.tokenizers
     if template is Template.HF or (template is None and found.models and not checkpoints):
         inputs = Inputs(_ask("models", found.models), None, _ask("pairs", found.pairs))
@@ -161,23 +163,20 @@ def _choose(found: Found, template: Template | None, console: Console) -> tuple[
         return replace(inputs, rows=_count(inputs.pairs, console)), Template.HF
     if template is not None:
         version = 3 if template.startswith("minimind3") else 2
-        checkpoints = [c for c in checkpoints if is_mixture(c) == template.endswith("moe")]
+        checkpoints = [c for c in checkpoints if is_moe_file(c) == template.endswith("moe")]
         tokenizers = [t for t in tokenizers if minimind_version_of(t) == version] or tokenizers
     inputs = Inputs(
         model_weights=_ask("weights", checkpoints),
         tokenizer=_ask("tokenizer", tokenizers),
         pairs=_ask("pairs", found.pairs),
     )
-    kinds = {"weights": found.checkpoints, "tokenizers": found.tokenizers, "pairs": found.pairs}
+    kinds = {"weights": found.weights, "tokenizers": found.tokenizers, "pairs": found.pairs}
     _print_found(console, kinds, inputs)
     return replace(inputs, rows=_count(inputs.pairs, console)), template or _suggested(inputs)
 
 
 def _count(pairs: Path | None, console: Console) -> int | None:
     """Say what the pairs are read as; gives how many there are, as far as that can be known."""
-    from dpo_cli.data.sources import Source
-    from dpo_cli.errors import DpoError
-
     if pairs is None:
         return None
     try:
@@ -192,8 +191,6 @@ def _count(pairs: Path | None, console: Console) -> int | None:
 
 def _ask(what: str, paths: Sequence[Path]) -> Path | None:
     """The first, or on a terminal the one that the user chooses, where there is a choice."""
-    from dpo_cli.profile.text import show_path
-
     if len(paths) < 2 or not sys.stdin.isatty():
         return paths[0] if paths else None
     typer.echo(f"{what}:")
@@ -207,9 +204,7 @@ def _ask(what: str, paths: Sequence[Path]) -> Path | None:
 
 def _suggested(inputs: Inputs) -> Template:
     """The template that the files suggest by their names, and the tokenizer by its template."""
-    from dpo_cli.profile.discover import is_mixture, minimind_version_of
-
-    is_moe = inputs.model_weights is not None and is_mixture(inputs.model_weights)
+    is_moe = inputs.model_weights is not None and is_moe_file(inputs.model_weights)
     if inputs.tokenizer is not None and minimind_version_of(inputs.tokenizer) == 3:
         return Template.MINIMIND3_MOE if is_moe else Template.MINIMIND3
     return Template.MOE if is_moe else Template.DENSE
@@ -217,8 +212,6 @@ def _suggested(inputs: Inputs) -> Template:
 
 def _print_found(console: Console, kinds: Mapping[str, Sequence[Path]], inputs: Inputs) -> None:
     """What lies around, with an arrow at what is taken."""
-    from dpo_cli.profile.text import show_path
-
     taken = {inputs.model_weights, inputs.tokenizer, inputs.pairs}
     for kind, paths in kinds.items():
         console.print(f"{kind}: {len(paths) or 'none'} found")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
 from dpo_cli.commands.export import Dtype
@@ -20,8 +22,14 @@ from dpo_cli.commands.options import (
     SetOption,
     TokenizerOption,
 )
+from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import UsageError
 from dpo_cli.formatting import format_size
+from dpo_cli.run.directory import runs_root
+from dpo_cli.run.eval_config import find_eval_config
+from dpo_cli.run.models import find_model
+from dpo_cli.ui.terminal.evaluation import as_json
+from dpo_cli.ui.terminal.progress import PhaseBar
 
 
 def merge(
@@ -77,17 +85,6 @@ def merge(
 
     Example: `dpo merge dense out/full_sft_512.pth --weight 0.3 --to out/merged_512.pth`
     """
-    from json import dumps
-
-    from rich.console import Console
-
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.eval_config import find_eval_config
-    from dpo_cli.run.models import find_model
-    from dpo_cli.ui.terminal.evaluation import as_json
-    from dpo_cli.ui.terminal.progress import PhaseBar
-
     root = runs_root(runs_dir)
     named = [find_model(name, root) for name in (first, second)]
     path = _destination(to, force=force)

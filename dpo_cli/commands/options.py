@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.complete import complete_model, complete_profile, complete_run
+from dpo_cli.data.sources import split_stated
 
 ProfileArgument = Annotated[
     Path,
@@ -138,7 +139,5 @@ def check_row(stated: str | None) -> str | None:
         UsageError: it is no number, alone or behind the name of a file.
     """
     if stated is not None:
-        from dpo_cli.data.sources import split_stated
-
         split_stated(stated)
     return stated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,9 @@ import typer
 
 from dpo_cli.commands.contenders import find_contenders
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
+from dpo_cli.commands.output import write_output
 from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.ui.html.svg import sheet
 
 _FORMATS = (".svg", ".png")
 _PNG_SCALE = 2
@@ -30,11 +33,6 @@ def plot(
 
     Example: `dpo plot dense --out dense.svg`
     """
-    from json import dumps
-
-    from dpo_cli.commands.output import write_output
-    from dpo_cli.ui.html.svg import sheet
-
     if out.suffix not in _FORMATS:
         raise UsageError(f"--out {out}: the name must end in {' or '.join(_FORMATS)}")
     runs = find_contenders(run_names, runs_dir)

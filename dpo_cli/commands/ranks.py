@@ -7,27 +7,29 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
+from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import ExitCode, UsageError
-
-if TYPE_CHECKING:
-    import typer
-
-    from dpo_cli.profile.load import LoadedProfile
-    from dpo_cli.profile.schema import Profile
-    from dpo_cli.run.directory import RunDirectory
-    from dpo_cli.run.events import Alert
-    from dpo_cli.run.placement import Place
+from dpo_cli.profile.load import LoadedProfile
+from dpo_cli.profile.schema import Profile
+from dpo_cli.run import launch
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import Alert
+from dpo_cli.run.placement import Place, recognise
+from dpo_cli.run.processes import die_with_parent
+from dpo_cli.run.torchrun import agent_argv, processes_here, torchrun_arguments, usable_gpus
+from dpo_cli.ui.terminal.plain import PlainReport
 
 _TORCHRUN = "torchrun"
 _OURS = "launch.timeout_seconds"
 """The key of [launch] that torchrun knows nothing of."""
 
 
-class CommandOverTorchrun(TyperCommand):
+class TorchrunCommand(TyperCommand):
     """A command whose words behind a -- are torchrun's."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -62,9 +64,6 @@ def take_place(refused: Sequence[str]) -> Place | None:
     Raises:
         UsageError: the environment is half set, or options contradict it.
     """
-    from dpo_cli.run.placement import recognise
-    from dpo_cli.run.processes import die_with_parent
-
     place = recognise(os.environ)
     if place is None:
         return None
@@ -101,8 +100,6 @@ def torchrun_call(
     Raises:
         UsageError: [launch] and train.device contradict each other.
     """
-    from dpo_cli.run.torchrun import processes_here, torchrun_arguments
-
     if place:
         return None
     processes = processes_here(profile)
@@ -115,8 +112,6 @@ def ranks_argv(
     run: RunDirectory, torchrun: Sequence[str] | None, worker: Sequence[str]
 ) -> Sequence[str]:
     """The command line to supervise: the worker's, or the agent's over several of them."""
-    from dpo_cli.run.torchrun import agent_argv
-
     return worker if torchrun is None else agent_argv(run.path, torchrun, worker[1:])
 
 
@@ -131,9 +126,6 @@ def print_torchrun(
         words: the command line behind `dpo`, without settings.
         settings: of --set; what torchrun is told of [launch] is left out.
     """
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.run.torchrun import processes_here, torchrun_arguments
-
     arguments = torchrun_arguments(profile.launch, processes_here(profile), torchrun)
     kept = [s for s in settings if not s.startswith("launch.") or s.startswith(_OURS)]
     words = [*words, *(word for setting in kept for word in ("--set", setting))]
@@ -146,11 +138,6 @@ def join_run(profile: Profile, torchrun: Sequence[str]) -> ExitCode:
     Raises:
         DpoError: ranks of this machine were lost, or there was nobody to join.
     """
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.run import launch
-    from dpo_cli.run.torchrun import processes_here, torchrun_arguments
-    from dpo_cli.ui.terminal.plain import PlainReport
-
     processes, own = processes_here(profile), profile.launch
     console = plain_console()
     console.print(
@@ -165,9 +152,6 @@ def launch_alerts(
     loaded: LoadedProfile, place: Place | None, torchrun: Sequence[str]
 ) -> list[Alert]:
     """What there is to know about the number of ranks before they start."""
-    from dpo_cli.run.events import Alert
-    from dpo_cli.run.torchrun import processes_here, usable_gpus
-
     own = loaded.profile.launch
     if place:
         asked = own.nnodes * processes_here(loaded.profile)

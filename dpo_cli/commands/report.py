@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import socket
+from collections.abc import Mapping
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from dpo_cli.commands.contenders import contender, named_runs
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
+from dpo_cli.commands.output import write_output
 from dpo_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from dpo_cli.run.directory import RunDirectory
-    from dpo_cli.ui.html.run_section import ReportRun
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import history
+from dpo_cli.ui.html.page import page
+from dpo_cli.ui.html.run_section import ReportRun
 
 
 def report(
@@ -51,13 +55,6 @@ def report(
 
     Example: `dpo report dense --out dense.html`
     """
-    import socket
-    from json import dumps
-
-    from dpo_cli.commands.contenders import named_runs
-    from dpo_cli.commands.output import write_output
-    from dpo_cli.ui.html.page import page
-
     found = _read_findings(findings) if findings else []
     runs = named_runs(run_names, runs_dir)
     dossiers = [_report_run(letter, run) for letter, run in runs.items()]
@@ -73,18 +70,12 @@ def report(
 
 
 def _report_run(letter: str, run: RunDirectory) -> ReportRun:
-    from dpo_cli.commands.contenders import contender
-    from dpo_cli.run.events import history
-    from dpo_cli.ui.html.run_section import ReportRun
-
     events = history(run.events_path)
     return ReportRun(contender(letter, run, events), events, _skipped_rows(run.skipped_rows_path))
 
 
 def _skipped_rows(path: Path) -> list[Mapping[str, Any]]:
     """The rows of a run's `skipped_rows.jsonl`, as far as they can be read."""
-    import json
-
     rows = []
     with contextlib.suppress(OSError, ValueError), path.open("rb") as lines:
         for line in lines:
@@ -98,8 +89,6 @@ def _read_findings(path: Path) -> list[Mapping[str, Any]]:
     Raises:
         UsageError: it did not print this.
     """
-    import json
-
     try:
         found = json.loads(path.read_bytes())["findings"]
         if all(isinstance(finding, dict) for finding in found):

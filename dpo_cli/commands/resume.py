@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,12 +18,30 @@ from dpo_cli.commands.options import (
     RunsDirOption,
     SetOption,
 )
+from dpo_cli.commands.ranks import (
+    TorchrunCommand,
+    launch_alerts,
+    nproc_setting,
+    print_torchrun,
+    ranks_argv,
+    refused_options,
+    take_place,
+    torchrun_call,
+    torchrun_words,
+)
+from dpo_cli.commands.session import plain_console, run_worker
 from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.profile.inputs import check_inputs
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.resolved import Change, differences, from_tables, to_toml
+from dpo_cli.profile.schema import Profile
+from dpo_cli.profile.table import Effect
+from dpo_cli.run.directory import RunDirectory, runs_root
+from dpo_cli.run.launch import worker_argv
+from dpo_cli.run.lookup import find_run
+from dpo_cli.run.tracking.registry import requested_trackers, require_trackers
 
-if TYPE_CHECKING:
-    from dpo_cli.profile.resolved import Change
-    from dpo_cli.profile.schema import Profile
-    from dpo_cli.run.directory import RunDirectory
+COMMAND_CLASS = TorchrunCommand
 
 
 def resume(
@@ -58,25 +76,6 @@ def resume(
 
     Example: `dpo resume dense --set train.epochs=4 --allow-changes`
     """
-    from dpo_cli.commands.ranks import (
-        launch_alerts,
-        nproc_setting,
-        print_torchrun,
-        ranks_argv,
-        refused_options,
-        take_place,
-        torchrun_call,
-        torchrun_words,
-    )
-    from dpo_cli.commands.session import plain_console, run_worker
-    from dpo_cli.profile.inputs import check_inputs
-    from dpo_cli.profile.load import load_profile
-    from dpo_cli.profile.resolved import differences, to_toml
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.launch import worker_argv
-    from dpo_cli.run.lookup import find_run
-    from dpo_cli.run.tracking.kinds import asked_for, require_trackers
-
     torchrun = torchrun_words(context)
     place = take_place(refused_options(nproc, torchrun, detach))
     settings = [*(settings or ()), *nproc_setting(nproc)]
@@ -113,7 +112,7 @@ def resume(
             ranks_argv(run, ranks, worker),
             place=place,
             alerts=launch_alerts(new, place, torchrun),
-            trackers=asked_for(new.profile),
+            trackers=requested_trackers(new.profile),
             undo=undo,
             plain=plain,
             quiet=quiet,
@@ -127,8 +126,6 @@ def planned_profile(run: RunDirectory) -> Profile | None:
     Raises:
         DpoError: the plan is damaged.
     """
-    from dpo_cli.profile.resolved import from_tables
-
     plan = run.read_plan()
     if plan is None:
         return None
@@ -147,8 +144,6 @@ def refuse_changes(
         UsageError: a change of what a position means, or one of the mathematics that is not
             allowed by the user.
     """
-    from dpo_cli.profile.table import Effect
-
     if moved := [str(change) for change in changes if change.effect is Effect.POSITION]:
         raise UsageError(
             f"{run.designation} cannot go on with other pairs, or pairs in another order",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import dataclasses
+from json import dumps
+from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from dpo_cli.commands.options import RunsDirOption
+from dpo_cli.commands.session import plain_console
 from dpo_cli.formatting import format_duration, format_progress, format_size
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from dpo_cli.run.summary import RunSummary
+from dpo_cli.run.directory import runs_root
+from dpo_cli.run.lookup import find_runs
+from dpo_cli.run.summary import RunSummary, summarize
 
 
 def runs(
@@ -23,16 +26,6 @@ def runs(
 
     Example: `dpo runs --json`
     """
-    import dataclasses
-    from json import dumps
-
-    from rich.console import Console
-
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.lookup import find_runs
-    from dpo_cli.run.summary import summarize
-
     root = runs_root(runs_dir)
     summaries = [summarize(run) for run in find_runs(root)]
     if json:
@@ -48,8 +41,6 @@ def runs(
 
 
 def _table(summaries: list[RunSummary]) -> Table:
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)

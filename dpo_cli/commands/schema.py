@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from dpo_cli.files import write_text_atomically
+from dpo_cli.profile.template import schema_text
+from dpo_cli.run.disk import explain_disk_errors
+
 
 def schema(
     out: Annotated[
@@ -23,14 +27,9 @@ def schema(
 
     Example: `dpo schema --out profiles/dpo.schema.json`
     """
-    from dpo_cli.profile.template import schema_text
-
     if out is None:
         typer.echo(schema_text(), nl=False)
         return
-    from dpo_cli.files import write_text_atomically
-    from dpo_cli.run.disk import explain_disk_errors
-
     with explain_disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(out, schema_text())

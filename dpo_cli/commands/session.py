@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 from dpo_cli.errors import ExitCode
-
-if TYPE_CHECKING:
-    from dpo_cli.run.directory import RunDirectory
-    from dpo_cli.run.events import Alert
-    from dpo_cli.run.locked_directory import LockedDirectory
-    from dpo_cli.run.placement import Place
-    from dpo_cli.ui.terminal.panel import Panel
+from dpo_cli.files import open_for_appending
+from dpo_cli.run import launch
+from dpo_cli.run.background import in_background
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import Alert, EventReader
+from dpo_cli.run.locked_directory import LockedDirectory
+from dpo_cli.run.placement import Place
+from dpo_cli.ui.terminal.ending import ending_lines
+from dpo_cli.ui.terminal.panel import Panel, has_terminal
+from dpo_cli.ui.terminal.plain import PlainReport
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -56,9 +58,6 @@ def run_worker(
         typer.Exit: with the worker's exit code.
         DpoError: the run failed.
     """
-    from dpo_cli.run import launch
-    from dpo_cli.ui.terminal.panel import has_terminal
-    from dpo_cli.ui.terminal.plain import PlainReport
 
     def supervise() -> ExitCode:
         report = PlainReport(plain_console(), run.designation, run.path, quiet=quiet)
@@ -83,10 +82,6 @@ def run_worker(
 
 def _show_panel(run: RunDirectory, lock: int, supervise: Callable[[], ExitCode]) -> ExitCode:
     """Train in the background with the panel in front, until the end or until the user leaves."""
-    from dpo_cli.run.events import EventReader
-    from dpo_cli.ui.terminal.ending import ending_lines
-    from dpo_cli.ui.terminal.panel import Panel
-
     console = plain_console()
     panel = Panel(run, console, EventReader(run.events_path).read_new)
     panel.catch_up()
@@ -116,9 +111,6 @@ def behind_panel(
     Returns:
         How that ended, or None if it goes on; and its process id.
     """
-    from dpo_cli.files import open_for_appending
-    from dpo_cli.run.background import in_background
-
     with in_background(place, lock, work) as supervisor:
         supervisor.on_interrupt = panel.show_stopping
         try:

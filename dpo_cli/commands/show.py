@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from dpo_cli.commands.options import RunArgument, RunsDirOption
 from dpo_cli.commands.output import write_output
+from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError
-
-if TYPE_CHECKING:
-    from dpo_cli.run.directory import RunDirectory
-    from dpo_cli.run.events import Event
-    from dpo_cli.ui.terminal.dashboard import Dashboard
+from dpo_cli.run.directory import RunDirectory, runs_root
+from dpo_cli.run.events import Event, history
+from dpo_cli.run.lookup import find_run
+from dpo_cli.run.view import RunView
+from dpo_cli.ui.terminal.capture import captured_file, recording_console
+from dpo_cli.ui.terminal.dashboard import Dashboard
+from dpo_cli.ui.terminal.panel import disk_usage, terminal_size
+from dpo_cli.ui.terminal.plain import sample_lines
 
 _WIDTH, _HEIGHT = 100, 30
 
@@ -55,10 +62,6 @@ def show(
 
     Example: `dpo show dense --at 400 --svg panel.svg`
     """
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.lookup import find_run
-    from dpo_cli.ui.terminal.capture import captured_file, recording_console
-
     run = find_run(runs_root(runs_dir), run_name)
     dashboard = picture(run, at)
     if samples:
@@ -79,9 +82,6 @@ def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:
     Raises:
         DpoError: they were not asked.
     """
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.ui.terminal.plain import sample_lines
-
     sampled = dashboard.view.sampled
     if sampled is None:
         raise DpoError(
@@ -95,13 +95,6 @@ def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:
 
 def picture(run: RunDirectory, at: int | None = None) -> Dashboard:
     """The panel of `run` now, or as it stood after step `at`."""
-    import time
-
-    from dpo_cli.run.events import history
-    from dpo_cli.run.view import RunView
-    from dpo_cli.ui.terminal.dashboard import Dashboard
-    from dpo_cli.ui.terminal.panel import disk_usage
-
     is_held = run.holder() is not None
     view = RunView.of(_until(history(run.events_path), at))
     is_now = at is None and is_held
@@ -119,12 +112,6 @@ def print_picture(
     dashboard: Dashboard, width: int | None = None, height: int | None = None
 ) -> None:
     """Print the panel as ordinary lines, so large that the terminal's prompt fits below it."""
-    import sys
-
-    from rich.console import Console
-
-    from dpo_cli.ui.terminal.panel import terminal_size
-
     usual_width, usual_height = _WIDTH, _HEIGHT
     if sys.stdout.isatty():
         usual_width, usual_height = terminal_size()

@@ -7,7 +7,12 @@ import time
 import typer
 
 from dpo_cli.commands.options import RunArgument, RunsDirOption
+from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.run.directory import runs_root
+from dpo_cli.run.events import Completed, EventReader, Failed, Stopped
+from dpo_cli.run.lookup import find_run
+from dpo_cli.ui.terminal.plain import completed_lines, stopped_lines
 
 _POLL_SECONDS = 0.2
 
@@ -19,12 +24,6 @@ def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
 
     Example: `dpo stop dense`
     """
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.events import Completed, EventReader, Failed, Stopped
-    from dpo_cli.run.lookup import find_run
-    from dpo_cli.ui.terminal.plain import completed_lines, stopped_lines
-
     console = plain_console()
     run = find_run(runs_root(runs_dir), run_name, prefer=lambda run: run.holder() is not None)
     name, holder = run.designation, run.holder()

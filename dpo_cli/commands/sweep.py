@@ -8,11 +8,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from dpo_cli.commands.compare import print_comparison
+from dpo_cli.commands.contenders import contender
 from dpo_cli.commands.options import (
     DetachOption,
     PlainOption,
@@ -21,12 +24,31 @@ from dpo_cli.commands.options import (
     RunsDirOption,
     SetOption,
 )
+from dpo_cli.commands.session import behind_panel, plain_console
+from dpo_cli.commands.sweeping import Sweeper, refuse_other_runs
+from dpo_cli.commands.train import pin_weights
 from dpo_cli.errors import ExitCode, UsageError
-
-if TYPE_CHECKING:
-    from dpo_cli.commands.sweeping import Sweeper
-    from dpo_cli.profile.grid import Point
-    from dpo_cli.run.sweep import SweepDirectory
+from dpo_cli.profile.grid import Point, load_points, parse_grid
+from dpo_cli.profile.inputs import check_inputs
+from dpo_cli.profile.resolved import to_tables
+from dpo_cli.run.directory import runs_root
+from dpo_cli.run.events import history
+from dpo_cli.run.launch import detach
+from dpo_cli.run.placement import recognise
+from dpo_cli.run.sweep import SweepDirectory
+from dpo_cli.run.torchrun import processes_here, usable_gpus
+from dpo_cli.run.tracking.registry import require_trackers
+from dpo_cli.ui.comparison import as_json, best
+from dpo_cli.ui.terminal.panel import has_terminal
+from dpo_cli.ui.terminal.sweep import (
+    SweepPanel,
+    best_lines,
+    completed,
+    failure_lines,
+    plan_as_json,
+    plan_lines,
+    point_statuses,
+)
 
 
 def sweep(
@@ -67,13 +89,6 @@ def sweep(
 
     Example: `dpo sweep my.toml --grid 'dpo.beta=[0.1,2]' --grid 'train.learning_rate=[1e-6,1e-5]'`
     """
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.commands.sweeping import Sweeper, refuse_other_runs
-    from dpo_cli.profile.grid import load_points, parse_grid
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.sweep import SweepDirectory
-    from dpo_cli.ui.terminal.sweep import plan_as_json, plan_lines, point_statuses
-
     if json and detach:
         raise UsageError(
             "--detach returns before there is anything to print",
@@ -117,11 +132,6 @@ def _gpu_workers(points: Sequence[Point]) -> int:
         UsageError: somebody else has started several processes, files or trackers are missing, or
             a run is to spread over several machines.
     """
-    from dpo_cli.profile.inputs import check_inputs
-    from dpo_cli.run.placement import recognise
-    from dpo_cli.run.torchrun import processes_here, usable_gpus
-    from dpo_cli.run.tracking.kinds import require_trackers
-
     if place := recognise(os.environ):
         raise UsageError(
             f"{place.starter} has started {place.world_size} processes, and each would sweep",
@@ -145,8 +155,6 @@ def _gpu_workers(points: Sequence[Point]) -> int:
 
 def _pinned(point: Point, root: Path) -> Point:
     """The point with its weights named so that they mean the same tomorrow."""
-    from dpo_cli.commands.train import pin_weights
-
     profile = pin_weights(point.profile, root)
     return replace(point, loaded=replace(point.loaded, profile=profile))
 
@@ -160,11 +168,6 @@ def _run(
         typer.Exit: it goes on in the background, or was stopped.
         DpoError: it cannot go on.
     """
-    from dpo_cli.commands.session import behind_panel
-    from dpo_cli.run.launch import detach
-    from dpo_cli.ui.terminal.panel import has_terminal
-    from dpo_cli.ui.terminal.sweep import SweepPanel
-
     directory, points = sweeper.sweep, sweeper.points
     console = sweeper.console()
     code: ExitCode | None = None
@@ -198,20 +201,6 @@ def _conclude(directory: SweepDirectory, points: Sequence[Point], *, json: bool)
     Raises:
         typer.Exit: with 1, if any is not.
     """
-    from dpo_cli.commands.compare import print_comparison
-    from dpo_cli.commands.contenders import contender
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.profile.resolved import to_tables
-    from dpo_cli.run.events import history
-    from dpo_cli.ui.comparison import as_json, best
-    from dpo_cli.ui.terminal.sweep import (
-        best_lines,
-        completed,
-        failure_lines,
-        plan_as_json,
-        point_statuses,
-    )
-
     runs = directory.runs()
     its = point_statuses(points, runs)
     contenders = [
@@ -248,6 +237,4 @@ def _words(
 
 
 def _print_json(told: dict[str, Any]) -> None:
-    from json import dumps
-
     typer.echo(dumps(told, indent=2, ensure_ascii=False, default=str))

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from dpo_cli.commands.ranks import ranks_argv, torchrun_call
+from dpo_cli.commands.resume import planned_profile
 from dpo_cli.errors import DpoError, ExitCode, UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from dpo_cli.profile.grid import Point
-    from dpo_cli.run.directory import RunDirectory
-    from dpo_cli.run.processes import Worker
-    from dpo_cli.run.signals import SignalRelay
-    from dpo_cli.run.sweep import SweepDirectory
+from dpo_cli.profile.grid import Point
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.resolved import differences
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.gpu_workers import on_gpus, visible_gpus
+from dpo_cli.run.launch import Launcher, worker_argv
+from dpo_cli.run.processes import Worker, start_worker
+from dpo_cli.run.signals import SignalRelay
+from dpo_cli.run.sweep import SweepDirectory
+from dpo_cli.run.tracking.registry import requested_trackers
+from dpo_cli.ui.terminal.plain import PlainReport
 
 _ASKED = (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
@@ -27,10 +32,6 @@ def refuse_other_runs(points: Sequence[Point], runs: Mapping[str, RunDirectory])
     Raises:
         UsageError: one has another profile.
     """
-    from dpo_cli.commands.resume import planned_profile
-    from dpo_cli.profile.load import load_profile
-    from dpo_cli.profile.resolved import differences
-
     for point in points:
         if (run := runs.get(point.letter)) is None:
             continue
@@ -71,8 +72,6 @@ class Sweeper:
         Raises:
             DpoError: the disk is full.
         """
-        from dpo_cli.run.gpu_workers import on_gpus, visible_gpus
-
         runs = self.sweep.runs()
         left = [
             p.letter for p in self.points if p.letter not in runs or not runs[p.letter].is_completed
@@ -90,8 +89,6 @@ class Sweeper:
         return on_gpus(visible_gpus()[:lanes], "".join(left), lane)
 
     def _train_all(self, letters: Iterable[str]) -> ExitCode:
-        from dpo_cli.run.signals import SignalRelay
-
         points = {point.letter: point for point in self.points}
         with SignalRelay() as signals:
             for letter in letters:
@@ -112,12 +109,6 @@ class Sweeper:
 
     def _train(self, point: Point, signals: SignalRelay) -> ExitCode:
         """One point to its end, from the beginning or from where it stopped."""
-        from dpo_cli.commands.ranks import ranks_argv, torchrun_call
-        from dpo_cli.run.launch import Launcher, worker_argv
-        from dpo_cli.run.processes import start_worker
-        from dpo_cli.run.tracking.kinds import asked_for
-        from dpo_cli.ui.terminal.plain import PlainReport
-
         run = self.sweep.runs().get(point.letter)
         if run is None:
             run = self.sweep.create_run(point.letter, point.profile)
@@ -132,7 +123,7 @@ class Sweeper:
             launcher = Launcher(
                 *(run, lock, argv),
                 observe=report,
-                trackers=asked_for(point.profile),
+                trackers=requested_trackers(point.profile),
                 start=start,
                 signals=signals,
             )

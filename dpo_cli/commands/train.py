@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,11 +18,31 @@ from dpo_cli.commands.options import (
     RunsDirOption,
     SetOption,
 )
+from dpo_cli.commands.ranks import (
+    TorchrunCommand,
+    join_run,
+    launch_alerts,
+    nproc_setting,
+    print_torchrun,
+    ranks_argv,
+    refused_options,
+    take_place,
+    torchrun_call,
+    torchrun_words,
+)
+from dpo_cli.commands.session import run_worker
+from dpo_cli.profile.hub import at_commit, is_on_hub
+from dpo_cli.profile.inputs import check_inputs, resolve_weights
+from dpo_cli.profile.load import LoadedProfile, load_profile
+from dpo_cli.profile.resolved import to_toml
+from dpo_cli.profile.schema import Profile
+from dpo_cli.run.directory import RunDirectory, runs_root
+from dpo_cli.run.launch import worker_argv
+from dpo_cli.run.lookup import find_run
+from dpo_cli.run.placement import begun_run, mark_run
+from dpo_cli.run.tracking.registry import requested_trackers, require_trackers
 
-if TYPE_CHECKING:
-    from dpo_cli.profile.load import LoadedProfile
-    from dpo_cli.profile.schema import Profile
-    from dpo_cli.run.directory import RunDirectory
+COMMAND_CLASS = TorchrunCommand
 
 
 def train(
@@ -50,25 +70,6 @@ def train(
 
     Example: `dpo train my.toml --set train.epochs=1 --name first`
     """
-    from dpo_cli.commands.ranks import (
-        join_run,
-        launch_alerts,
-        nproc_setting,
-        print_torchrun,
-        ranks_argv,
-        refused_options,
-        take_place,
-        torchrun_call,
-        torchrun_words,
-    )
-    from dpo_cli.commands.session import run_worker
-    from dpo_cli.profile.inputs import check_inputs
-    from dpo_cli.profile.load import load_profile
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.launch import worker_argv
-    from dpo_cli.run.placement import begun_run, mark_run
-    from dpo_cli.run.tracking.kinds import asked_for, require_trackers
-
     torchrun = torchrun_words(context)
     place = take_place(refused_options(nproc, torchrun, detach))
     settings = [*(settings or ()), *nproc_setting(nproc)]
@@ -105,7 +106,7 @@ def train(
             ranks_argv(run, ranks, worker_argv(run)),
             place=place,
             alerts=launch_alerts(loaded, place, torchrun),
-            trackers=asked_for(loaded.profile),
+            trackers=requested_trackers(loaded.profile),
             undo=undo,
             plain=plain,
             quiet=quiet,
@@ -116,9 +117,6 @@ def train(
 
 
 def _new_run(loaded: LoadedProfile, root: Path, name: str) -> RunDirectory:
-    from dpo_cli.profile.resolved import to_toml
-    from dpo_cli.run.directory import RunDirectory
-
     return RunDirectory.create(root, name, to_toml(pin_weights(loaded.profile, root)))
 
 
@@ -132,10 +130,6 @@ def pin_weights(profile: Profile, root: Path) -> Profile:
     Raises:
         UsageError: there is no such run.
     """
-    from dpo_cli.profile.hub import at_commit, is_on_hub
-    from dpo_cli.profile.inputs import resolve_weights
-    from dpo_cli.run.lookup import find_run
-
     pinned = {"weights": resolve_weights(profile, "weights")}
     if profile.model.reference is not None:
         pinned["reference"] = resolve_weights(profile, "reference")

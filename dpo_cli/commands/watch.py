@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import time
+from typing import Annotated
 
 import typer
 
 from dpo_cli.commands.options import PlainOption, RunArgument, RunsDirOption
-
-if TYPE_CHECKING:
-    from dpo_cli.run.directory import RunDirectory
+from dpo_cli.commands.session import plain_console
+from dpo_cli.commands.show import picture, print_picture
+from dpo_cli.run.directory import RunDirectory, runs_root
+from dpo_cli.run.events import EventReader, history
+from dpo_cli.run.lookup import find_run
+from dpo_cli.ui.terminal.panel import REPLAY_KEYS, Panel, has_terminal
+from dpo_cli.ui.terminal.plain import PlainReport
+from dpo_cli.ui.terminal.replay import Replay
 
 _POLL_SECONDS = 0.25
 
@@ -35,14 +41,6 @@ def watch(
 
     Example: `dpo watch dense --speed 20`
     """
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.commands.show import picture, print_picture
-    from dpo_cli.run.directory import runs_root
-    from dpo_cli.run.events import EventReader, history
-    from dpo_cli.run.lookup import find_run
-    from dpo_cli.ui.terminal.panel import REPLAY_KEYS, Panel, has_terminal
-    from dpo_cli.ui.terminal.replay import Replay
-
     run = find_run(runs_root(runs_dir), run_name, prefer=lambda run: run.holder() is not None)
     console = plain_console()
     if plain or not has_terminal(console):
@@ -67,12 +65,6 @@ def watch(
 
 def _print_lines(run: RunDirectory) -> None:
     """What `dpo train --plain` prints, from the first event until nobody trains the run."""
-    import time
-
-    from dpo_cli.commands.session import plain_console
-    from dpo_cli.run.events import EventReader
-    from dpo_cli.ui.terminal.plain import PlainReport
-
     report = PlainReport(plain_console(), run.designation, run.path)
     reader = EventReader(run.events_path)
     while True:

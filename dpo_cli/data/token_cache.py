@@ -45,11 +45,11 @@ class LocalRanks(Protocol):
     """Processes on one machine that need the same rows at the same time."""
 
     @property
-    def share_here(self) -> tuple[int, int]:
+    def host_rank_and_size(self) -> tuple[int, int]:
         """This one's number, and how many they are."""
         ...
 
-    def gather_here(self, stage: str, value: Any) -> list[Any]:
+    def all_gather_object_on_host(self, stage: str, value: Any) -> list[Any]:
         """What each has to say at a stage whose name is used once; waits for all."""
         ...
 
@@ -99,7 +99,7 @@ def encode_source(
         key = _key(source, content, tokenizer, empty_think_ratio, seed)
         entry = directory / "tokens" / f"{key}.safetensors"
         rows = load(entry, key)
-        if not all(crew.gather_here(f"tokens found/{key}", rows is not None)):
+        if not all(crew.all_gather_object_on_host(f"tokens found/{key}", rows is not None)):
             rows = _encode_together(entry, key, blocks, crew)
     if rows is None:
         rows = EncodedRows.joined(blocks())
@@ -139,17 +139,17 @@ def _encode_together(
     entry: Path, key: str, blocks: Callable[[int, int], Blocks], crew: LocalRanks
 ) -> EncodedRows | None:
     """Write an entry that each process makes a part of, and map it; None if that fails for any."""
-    part, parts = crew.share_here
+    part, parts = crew.host_rank_and_size
     if parts == 1:
         return _encode_into(entry, key, blocks(0, 1))
     names = [f"{key}-{number}-of-{parts}" for number in range(parts)]
     paths = [entry.with_name(f"{name}.safetensors") for name in names]
     done = _encode_into(paths[part], names[part], blocks(part, parts))
-    are_whole = all(crew.gather_here(f"tokens encoded/{key}", done is not None))
+    are_whole = all(crew.all_gather_object_on_host(f"tokens encoded/{key}", done is not None))
     if part == 0 and are_whole:
         loaded = [load(path, name) for path, name in zip(paths, names, strict=True)]
         _encode_into(entry, key, (its.without_rest() for its in loaded if its is not None))
-    crew.gather_here(f"tokens joined/{key}", None)
+    crew.all_gather_object_on_host(f"tokens joined/{key}", None)
     with contextlib.suppress(OSError):
         paths[part].unlink()
     return load(entry, key) if are_whole else None

@@ -32,7 +32,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from dpo_cli.distributed.agent import Relay
-from dpo_cli.distributed.ranks import RENDEZVOUS_ID
+from dpo_cli.distributed.process_group import RENDEZVOUS_ID
 from dpo_cli.errors import DpoError, ExitCode, UsageError
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (

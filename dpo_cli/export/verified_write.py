@@ -41,7 +41,7 @@ def check_place(path: Path, architecture: Architecture) -> None:
         raise DpoError(f"{path}: a directory", "name the file with --to")
     if not is_file and path.exists() and not path.is_dir():
         raise DpoError(f"{path}: a file", "name a directory with --to")
-    if others := sorted(folder.others(path)):
+    if others := sorted(folder.other_files(path)):
         raise DpoError(
             f"{path} would be replaced whole, and holds {', '.join(others[:5])}",
             "name a new directory with --to",

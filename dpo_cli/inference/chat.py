@@ -18,7 +18,7 @@ from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference
 from dpo_cli.models.generation import Decoding, free_positions, generate
 from dpo_cli.models.loading import build_model, use_experts_for
 from dpo_cli.models.support import use_eager_attention
-from dpo_cli.profile.load import load_profile, state_profile
+from dpo_cli.profile.load import load_profile, profile_from_values
 from dpo_cli.run.models import NamedModel, tokenizer_of
 from dpo_cli.training.inputs import require_same_vocabulary
 
@@ -189,7 +189,7 @@ def open_responders(
         profile = load_profile(policy.run.profile_path, settings).profile
     else:
         stated = {"model.tokenizer": folder.absolute(), "data.data_path": Path(os.devnull)}
-        profile = state_profile(stated, settings)
+        profile = profile_from_values(stated, settings)
     compute = resolve(profile.train.device, profile.train.dtype)
     untold = profile.model.model_dump()
     opened = [open_model(policy, untold, best=best)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dpo_cli.compute.device import Device, resolve, tune
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.distributed.ranks import ALONE
+from dpo_cli.distributed.process_group import SINGLE_PROCESS
 from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.minimind import NOT_IN_WEIGHTS
@@ -156,7 +156,7 @@ def _prepare(
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     for model in models:
         require_same_vocabulary(tokenizer, model, reference)
-    rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, ALONE)
+    rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, SINGLE_PROCESS)
     held_out = None if profile.eval.path is None else rows
     return assemble(profile, compute, tokenizer, models[0], reference, rows, held_out)
 

@@ -81,7 +81,7 @@ def open_reference(profile: Profile, runs_root: Path, run: RunDirectory | None) 
     Raises:
         DpoError: they are missing, damaged, or contradict the profile.
     """
-    which = profile.model.compared_with
+    which = profile.model.reference_key
     source = resolve_weights(profile, which)
     title = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
     keep_in = run.path if run else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from dpo_cli.files import is_pair_file
 from dpo_cli.profile.folder import TOKENIZER, has_weights, is_model
 
-_CHECKPOINTS = ("out/full_sft_*", "full_sft_*", "checkpoints/full_sft_*")
+_WEIGHTS = ("out/full_sft_*", "full_sft_*", "checkpoints/full_sft_*")
 _TOKENIZERS = ("model", "model/minimind_tokenizer", "tokenizer", "tokenizer/*", ".")
 _PAIRS = (
     *("dataset/*dpo*.jsonl", "dataset/dpo/*.jsonl", "data/*dpo*.jsonl", "*dpo*.jsonl"),
@@ -25,27 +25,27 @@ _SUFFIXES = (".pth", ".safetensors")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFiles:
     """What lies around, the nearest first; absolute paths."""
 
-    checkpoints: tuple[Path, ...]
+    weights: tuple[Path, ...]
     tokenizers: tuple[Path, ...]
     pairs: tuple[Path, ...]
     models: tuple[Path, ...] = ()
     """Hugging Face directories."""
 
 
-def look_around(start: Path) -> Found:
+def discover_around(start: Path) -> FoundFiles:
     """Look in `start`, the folders in it, the two above it, and the folders beside it."""
     start = start.absolute()
     parents = list(start.parents[:2])
-    return look_in(start, *_folders(start), *parents, *_folders(start.parent))
+    return discover_in(start, *_folders(start), *parents, *_folders(start.parent))
 
 
-def look_in(*folders: Path) -> Found:
+def discover_in(*folders: Path) -> FoundFiles:
     """Look in these folders only."""
-    return Found(
-        checkpoints=_matches(folders, _CHECKPOINTS, _is_weights),
+    return FoundFiles(
+        weights=_matches(folders, _WEIGHTS, _is_weights),
         tokenizers=_matches(folders, _TOKENIZERS, _is_tokenizer),
         pairs=_matches(folders, _PAIRS, is_pair_file),
         models=_matches(folders, _MODELS, _is_model),
@@ -61,7 +61,7 @@ def minimind_version_of(tokenizer: Path) -> int:
     return 2
 
 
-def is_mixture(model_weights: Path) -> bool:
+def is_moe_file(model_weights: Path) -> bool:
     """Whether MiniMind's name for the file says that it is a mixture of experts."""
     return model_weights.stem.endswith("_moe")
 

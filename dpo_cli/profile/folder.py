@@ -16,13 +16,13 @@ _INDEX = ".index.json"
 _WEIGHTS = (WEIGHTS, "pytorch_model.bin")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 """What a tokenizer cannot be without."""
-TOKENIZER_TOO = (
+TOKENIZER_OPTIONAL = (
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
     *("vocab.json", "merges.txt", "tokenizer.model"),
 )
 """What it may have beside that."""
 CARD = "README.md"
-WRITTEN = frozenset((CARD, CONFIG, GENERATION_CONFIG, WEIGHTS, *TOKENIZER, *TOKENIZER_TOO))
+WRITTEN = frozenset((CARD, CONFIG, GENERATION_CONFIG, WEIGHTS, *TOKENIZER, *TOKENIZER_OPTIONAL))
 """All that we write into one."""
 
 
@@ -36,7 +36,7 @@ def has_weights(folder: Path) -> bool:
     return any((folder / f"{name}{end}").is_file() for name in _WEIGHTS for end in ("", _INDEX))
 
 
-def others(folder: Path) -> set[str]:
+def other_files(folder: Path) -> set[str]:
     """What lies in a directory beside a model: nothing, where there is no directory yet."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not is_model(folder):

@@ -42,10 +42,12 @@ class Point:
     @property
     def text(self) -> str:
         """The values in a line, by the last part of their keys."""
-        return "  ".join(f"{short(key)} {show_value(value)}" for key, value in self.values.items())
+        return "  ".join(
+            f"{short_key(key)} {show_value(value)}" for key, value in self.values.items()
+        )
 
 
-def short(key: str) -> str:
+def short_key(key: str) -> str:
     """The last part of a key."""
     return key.rpartition(".")[2]
 
@@ -140,7 +142,7 @@ def _told_once(problems: Sequence[Problem], grid: Grid) -> list[str]:
     return told
 
 
-def references(profiles: Sequence[Profile]) -> int:
+def count_references(profiles: Sequence[Profile]) -> int:
     """How many different sets of reference log-probs these profiles need; 0 if they keep none."""
     keeping = [p for p in profiles if p.dpo.needs_reference and p.train.layout == "packed"]
     return len({_reference_settings(profile) for profile in keeping})
@@ -152,12 +154,12 @@ def _reference_settings(profile: Profile) -> str:
     return json.dumps([relevant, profile.dpo.use_weighting, profile.dpo.needs_whole_batch])
 
 
-def holds_out(profile: Profile) -> bool:
+def has_held_out_pairs(profile: Profile) -> bool:
     """Whether pairs are held out at all."""
     return bool(profile.eval.fraction or profile.eval.path)
 
 
-def splitting_keys(points: Sequence[Point]) -> list[str]:
+def keys_changing_held_out(points: Sequence[Point]) -> list[str]:
     """Return the keys of the grid that change the held-out pairs from run to run."""
     has_own_file = points[0].profile.eval.path is not None
     deciding = keys_affecting(

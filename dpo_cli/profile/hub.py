@@ -21,7 +21,7 @@ _FILES = [
         "model*.safetensors",
         "model.safetensors.index.json",
     ),
-    *(*folder.TOKENIZER, *folder.TOKENIZER_TOO),
+    *(*folder.TOKENIZER, *folder.TOKENIZER_OPTIONAL),
 ]
 _OTHER_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 """Weights of those that have no others."""

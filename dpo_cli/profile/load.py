@@ -126,7 +126,7 @@ def read_profile(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedProfi
     return LoadedProfile(profile, origins, path, path.stem), problems
 
 
-def state_profile(stated: Mapping[str, object], overrides: Sequence[str]) -> Profile:
+def profile_from_values(stated: Mapping[str, object], overrides: Sequence[str]) -> Profile:
     """A profile without a file, with `overrides` on top of what is stated.
 
     Args:

@@ -15,14 +15,14 @@ from dpo_cli.profile.table import Kind
 from dpo_cli.profile.text import show_value
 
 BETA = 5.0
-REACH = 1e-3
+TARGET_LR_SUM = 1e-3
 """Sum of the learning rates over a run. On 492 judged pairs a mean with beta 5 came to a held-out
 loss of 0.482 and an accuracy of 0.825 with it; with a thirtieth a run hardly leaves ln 2. All that
 was tried is in docs/recipes.md."""
-GENTLE_GAP = 1.0
+MAX_SATURATION_MARGIN = 1.0
 """Nats a token; answers that far apart are long gibberish. Runs that learned well held 0.1 to 0.3
 between chosen and rejected: a loss that brakes only beyond this never does."""
-USUAL_ROWS = 20_000
+ASSUMED_ROWS = 20_000
 """About what MiniMind's own dpo.jsonl holds: for when there is nothing to count."""
 
 _MEAN_OF_SCHEDULE = {"minimind2": 0.6, "minimind3": 0.55}
@@ -59,7 +59,7 @@ class Draft:
         return [key for key, notes in self.notes.items() if notes == _FILL_IN]
 
 
-def copy_of(shipped: LoadedProfile, folder: Path) -> Draft:
+def copy_profile(shipped: LoadedProfile, folder: Path) -> Draft:
     """All that a shipped profile states, for a file in `folder`."""
     stated = {key: _value(shipped, key) for key in KEYS if shipped.origins[key] != "default"}
     values = {
@@ -93,13 +93,13 @@ def minimind_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
     return Draft(values, _to_fill_in(paths))
 
 
-def other_models_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
+def huggingface_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
     """The usual values for a model in a Hugging Face directory, which has its own tokenizer.
 
     A model that was not found is one of the Hub's.
     """
     stated = [key for key, origin in shipped.origins.items() if origin != "default"]
-    held_out, updates = _held_out(inputs.rows or USUAL_ROWS, shipped.profile.train.batch_size)
+    held_out, updates = _held_out(inputs.rows or ASSUMED_ROWS, shipped.profile.train.batch_size)
     learning_rate = shipped.profile.train.learning_rate
     reach = updates * _MEAN_OF_SCHEDULE[shipped.profile.train.schedule] * learning_rate
     values = {
@@ -133,11 +133,11 @@ def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
     """Values under which the loss shows what is learned, and stops pushing when it is."""
     reference = minimind_recipe(shipped, inputs, folder)
     train = shipped.profile.train
-    rows = inputs.rows or USUAL_ROWS
+    rows = inputs.rows or ASSUMED_ROWS
     fraction, updates = _held_out(rows, train.batch_size)
     held_out = round(fraction * rows)
     mean = _MEAN_OF_SCHEDULE[train.schedule]
-    learning_rate = float(f"{REACH / (updates * mean):.1e}")
+    learning_rate = float(f"{TARGET_LR_SUM / (updates * mean):.1e}")
     values = {
         "data.shuffle": True,
         "dpo.beta": BETA,
@@ -157,13 +157,13 @@ def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
             "falls visibly as the pairs are learned, and pushes less the better they are.",
         ),
         "train.learning_rate": (
-            f"Chosen for a reach of {show_value(REACH)}, the sum of the learning rates over all"
-            " updates:",
+            f"Chosen for an lr_sum of {show_value(TARGET_LR_SUM)}, the sum of the learning rates over"
+            " all steps:",
             "AdamW moves a weight by about the learning rate in an update, so none gets farther.",
             f"  {rows:,} rows{guessed}",
             f"  less {held_out:,} held out, {train.batch_size} a batch: up to {updates:,} updates",
             f"  the schedule's mean is {mean} times the learning rate",
-            f"  {show_value(REACH)} / ({updates:,} x {mean}) = {show_value(learning_rate)}",
+            f"  {show_value(TARGET_LR_SUM)} / ({updates:,} x {mean}) = {show_value(learning_rate)}",
             "More rows or epochs want a smaller one. Should the model forget: a reach of 0.0002.",
         ),
         "eval.fraction": _WATCH,
@@ -182,15 +182,18 @@ def saturation_margin(beta: float, reduction: str, response_tokens: float) -> fl
     return math.log(3) / (beta * (response_tokens if reduction == "sum" else 1.0))
 
 
-def together(learning_rate: float, reach: float) -> str:
-    """A learning rate and a beta that belong together, in place of a learning rate whose updates
-    came to `reach`.
+def suggest_lr_and_beta(learning_rate: float, lr_sum: float) -> str:
+    """Return a remedy that sets learning rate and beta together.
+
+    Args:
+        learning_rate: the run's own.
+        lr_sum: sum of the run's learning rates; the suggestion scales it to `TARGET_LR_SUM`.
     """
-    proposed = float(f"{REACH / reach * learning_rate:.1e}")
+    suggested = float(f"{TARGET_LR_SUM / lr_sum * learning_rate:.1e}")
     return (
-        f'together: dpo.reduction = "mean", dpo.beta = {BETA:g} and train.learning_rate ='
-        f" {show_value(proposed)}, a reach of {show_value(REACH)} that brakes itself (as dpo init"
-        " proposes); never the learning rate alone"
+        f'Set dpo.reduction = "mean", dpo.beta = {BETA:g} and train.learning_rate ='
+        f" {show_value(suggested)} together (lr_sum {show_value(TARGET_LR_SUM)}, as dpo init"
+        " proposes). Do not raise the learning rate alone."
     )
 
 

@@ -119,7 +119,7 @@ class Model(Table):
     share the computation of their prompt."""
 
     @property
-    def compared_with(self) -> Literal["weights", "reference"]:
+    def reference_key(self) -> Literal["weights", "reference"]:
         """Which of the two keys names the frozen weights."""
         return "weights" if self.reference is None else "reference"
 

@@ -259,7 +259,7 @@ class RunDirectory(LockedDirectory):
         for checkpoint in checkpoints.list_checkpoints(self.checkpoints_path):
             if checkpoint.optimizer_step == optimizer_step:
                 with contextlib.suppress(FileNotFoundError):  # a run that trains moved it aside
-                    if checkpoints.find_damage(checkpoint) is None:
+                    if checkpoints.find_problem(checkpoint) is None:
                         return checkpoint, read(checkpoint.path)
         return None
 

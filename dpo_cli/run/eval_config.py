@@ -13,7 +13,7 @@ from dpo_cli.profile.inputs import (
     resolve_tokenizer,
     resolve_weights,
 )
-from dpo_cli.profile.load import load_profile, state_profile
+from dpo_cli.profile.load import load_profile, profile_from_values
 from dpo_cli.profile.resolved import to_tables, values_affecting
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.table import Affects
@@ -92,7 +92,7 @@ def find_eval_config(
         named = [*models, *([reference] if reference else [])]
         tokenizer = tokenizer_of(named, tokenizer, settings)
         stated = {"model.tokenizer": tokenizer.absolute(), "data.data_path": data.absolute()}
-        profile = state_profile(stated, settings)
+        profile = profile_from_values(stated, settings)
     else:
         return None
     if data is not None:
@@ -157,7 +157,7 @@ def _has_reference(profile: Profile, named: NamedModel | None, *, is_stated: boo
     if not profile.dpo.needs_reference:
         return False
     if named is None and is_stated:
-        resolve_weights(profile, profile.model.compared_with)
+        resolve_weights(profile, profile.model.reference_key)
     return named is not None or is_stated
 
 

@@ -41,7 +41,7 @@ from dpo_cli.run.outcome import (
 from dpo_cli.run.processes import Starter, Worker, start_worker
 from dpo_cli.run.signals import SignalRelay
 from dpo_cli.run.torchrun import agent_argv
-from dpo_cli.run.tracking.side import Trackers
+from dpo_cli.run.tracking.supervisor import TrackerSupervisor
 
 Observer = Callable[[Event], None]
 
@@ -148,28 +148,28 @@ class Launcher:
     def _supervise(self, log: int, stream: _Stream, signals: SignalRelay) -> int:
         """Start the worker and its trackers, wait for both, and return the worker's code."""
         run = self._run
-        side = Trackers(run, self._trackers)
+        trackers = TrackerSupervisor(run, self._trackers)
         worker = self._start(self._argv, log, self._lock)
         # Signals that came while the worker was started are sent now.
         signals.attach(worker)
-        _append_beside(run, side.start())
+        _append_beside(run, trackers.start())
         told_stopping = False
         while not _has_ended(worker):
-            _append_beside(run, side.look())
+            _append_beside(run, trackers.look())
             stream.follow()
             if signals.sent.interrupts and not told_stopping:
                 told_stopping = True
                 stream.show(_STOPPING)
         returncode = worker.returncode or 0
         if not run.path.is_dir():
-            side.drop()
+            trackers.drop()
             raise _gone(run)
         _append_end(run, returncode)
         stream.follow()
         if stream.last.under_way:
-            _let_finish(run, side, stream, signals)
+            _let_finish(run, trackers, stream, signals)
         else:
-            side.drop()  # `undo` may remove the run: nothing of it must be sent
+            trackers.drop()  # `undo` may remove the run: nothing of it must be sent
         return returncode
 
 
@@ -303,10 +303,12 @@ def _append_beside(run: RunDirectory, alerts: Iterable[Alert]) -> None:
             writer.close()
 
 
-def _let_finish(run: RunDirectory, side: Trackers, stream: _Stream, signals: SignalRelay) -> None:
+def _let_finish(
+    run: RunDirectory, trackers: TrackerSupervisor, stream: _Stream, signals: SignalRelay
+) -> None:
     """Wait for the trackers, but not for long, and not for a user who asks to stop again."""
     heard = signals.sent
-    for alert in side.finish(lambda: signals.sent == heard):
+    for alert in trackers.finish(lambda: signals.sent == heard):
         _append_beside(run, [alert])
         stream.follow()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpo_cli.alerts.course import Facts
+from dpo_cli.alerts.history import RunFacts
 from dpo_cli.compute.device import DTYPES
 from dpo_cli.profile.recipe import saturation_margin
 from dpo_cli.training.checkpointing import state_bytes
@@ -18,7 +18,7 @@ def saturation_margin_of(prepared: Prepared) -> float | None:
     return saturation_margin(dpo.beta, dpo.reduction, tokens)
 
 
-def facts_of(prepared: Prepared) -> Facts:
+def facts_of(prepared: Prepared) -> RunFacts:
     """Read off the inputs and the profile of a run."""
     profile, order, pairs = prepared.profile, prepared.order, prepared.pairs
     parameters = prepared.model_weights.parameters
@@ -29,7 +29,7 @@ def facts_of(prepared: Prepared) -> Facts:
         lines = pairs.lines[list(window.micro_batches[micro_batch])].tolist()
         return pairs.places.names(lines, most=len(lines))
 
-    return Facts(
+    return RunFacts(
         optimizer_steps=order.optimizer_steps,
         parameters=parameters,
         learning_rate=profile.train.learning_rate,

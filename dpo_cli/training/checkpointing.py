@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dpo_cli.distributed.ranks import ALONE, Ranks
+from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import build_model, to_disk_names
@@ -56,7 +56,7 @@ def save_state(
     updates = {int(state["step"]) for state in moments.values()}
     # Every weight gets a gradient in every window, experts without tokens a zero one.
     assert len(updates) <= 1, f"weights updated unequally often: {updates}"
-    save_file(dict(rng or rng_states(ALONE, model.device)), directory / _RNG)
+    save_file(dict(rng or rng_states(SINGLE_PROCESS, model.device)), directory / _RNG)
     (directory / _STATE).write_text(
         json.dumps(
             {
@@ -93,7 +93,7 @@ def restore_state(
     model: PreTrainedModel,
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> int:
     """Put optimizer, scaler and random numbers back; the weights are the leader's model's already.
 
@@ -123,8 +123,8 @@ def restore_state(
         rng_bytes = {name: len(tensor) for name, tensor in rng.items()}
         return {**state, "kept": list(moments), "rng_bytes": rng_bytes}
 
-    state = ranks.broadcast_from_main("state", read)
-    if not ranks.is_main:
+    state = group.broadcast_from_main("state", read)
+    if not group.is_main:
         rng = {
             name: torch.empty(size, dtype=torch.uint8) for name, size in state["rng_bytes"].items()
         }
@@ -144,10 +144,10 @@ def restore_state(
         }
         optimizer.load_state_dict(restored)
         tensors += [its[moment] for its in optimizer.state.values() for moment in state["kept"]]
-    ranks.broadcast_tensors_from_main([*tensors, *rng.values()])
+    group.broadcast_tensors([*tensors, *rng.values()])
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
-    _restore_rng(rng, model.device, ranks.rank)
+    _restore_rng(rng, model.device, group.rank)
     return int(state["optimizer_step"])
 
 
@@ -193,7 +193,7 @@ def on_disk(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> StateDict:
     return {name: tensor.clone().contiguous() for name, tensor in renamed.items()}
 
 
-def rng_states(ranks: Ranks, device: torch.device) -> dict[str, Tensor]:
+def rng_states(group: ProcessGroup, device: torch.device) -> dict[str, Tensor]:
     """The random number generators of all ranks, of the CPU and of the card they compute on.
 
     Collective: all ranks call it at the same moment.
@@ -204,7 +204,7 @@ def rng_states(ranks: Ranks, device: torch.device) -> dict[str, Tensor]:
     return {
         _of_rank(name, rank): state
         for name, own in states.items()
-        for rank, state in enumerate(ranks.all_gather(own))
+        for rank, state in enumerate(group.all_gather(own))
     }
 
 

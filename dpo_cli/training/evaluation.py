@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch
-from dpo_cli.distributed.ranks import ALONE, Ranks
+from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.held_out import HELD_OUT_METRICS, score_held_out_pairs, summarize
 from dpo_cli.profile.objective import Dpo
@@ -26,7 +26,7 @@ def score_held_out(
     dpo: Dpo,
     compute: Device,
     on_progress: Callable[[int], None],
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Tensor:
     """Score pairs that are not trained on; several ranks to the same table, each its share.
 
@@ -38,7 +38,7 @@ def score_held_out(
         dpo: the objective.
         compute: device and autocast.
         on_progress: hears how many pairs this rank has done.
-        ranks: who scores together. Collective: all of them call it at the same moment.
+        group: who scores together. Collective: all of them call it at the same moment.
 
     Returns:
         (K, F), float64 on the CPU: `HELD_OUT_METRICS` by pair.
@@ -47,7 +47,7 @@ def score_held_out(
         policy.eval()
     own: list[int] = []
     figures: list[Tensor] = []
-    for indices in rows[ranks.rank :: ranks.size]:
+    for indices in rows[group.rank :: group.world_size]:
         batch = make_batch(indices)
         if isinstance(policy, CachedReference):
             scores = policy.scores(indices, batch)
@@ -71,7 +71,9 @@ def score_held_out(
     if own:
         table[own] = torch.cat(figures).cpu()
     # Each pair is one rank's, and nought is added to it: the same bits, however many ranks.
-    return torch.tensor(ranks.sum(table.flatten().tolist()), dtype=torch.float64).view_as(table)
+    return torch.tensor(
+        group.all_reduce_sum(table.flatten().tolist()), dtype=torch.float64
+    ).view_as(table)
 
 
 def summarize_groups(table: Tensor, groups: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ from dpo_cli.data.pairs import refuse_if_mostly_malformed
 from dpo_cli.data.sources import Source
 from dpo_cli.data.token_cache import encode_source
 from dpo_cli.data.tokens import EncodedRows, Rows, TokenizedPairs
-from dpo_cli.distributed.ranks import ALONE, Ranks
+from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file, write_atomically
 from dpo_cli.models.loading import ModelWeights, load_model_weights
@@ -138,7 +138,7 @@ def encode(
     source: Source,
     tokenizer: ChatTokenizer,
     on_progress: OnProgress,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> EncodedRows:
     """The rows of a source as the profile has them encoded; see `encode_source`."""
     return encode_source(
@@ -149,7 +149,7 @@ def encode(
         on_progress=lambda done, total: on_progress(
             "encoding" if total else "counting", done, total, "rows"
         ),
-        crew=ranks,
+        crew=group,
     )
 
 
@@ -158,14 +158,14 @@ def usable_rows(
     source: Source,
     tokenizer: ChatTokenizer,
     on_progress: OnProgress,
-    ranks: Ranks,
+    group: ProcessGroup,
 ) -> Rows:
     """The rows of a source at the profile's `data.max_seq_len`.
 
     Raises:
         DpoError: there is none that can be trained on, or too many are malformed.
     """
-    rows = encode(profile, source, tokenizer, on_progress, ranks).cut(profile.data.max_seq_len)
+    rows = encode(profile, source, tokenizer, on_progress, group).cut(profile.data.max_seq_len)
     refuse_if_mostly_malformed(source, rows.skipped_rows, rows.total, rows.places)
     if not rows.kept:
         raise DpoError(

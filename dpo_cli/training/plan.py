@@ -25,7 +25,7 @@ from dpo_cli.data.microbatching import MicroBatch, make_micro_batches
 from dpo_cli.data.pairs import SkippedRow
 from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
 from dpo_cli.data.tokens import Rows, TokenizedPairs
-from dpo_cli.distributed.ranks import ALONE, Ranks
+from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture
@@ -216,7 +216,7 @@ def prepare(
     compute: Device,
     run: RunDirectory,
     on_progress: OnProgress,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     window: int | None = None,
 ) -> Prepared:
     """Read, encode and resolve everything; writes nothing but what `run:NAME` stood for.
@@ -227,7 +227,7 @@ def prepare(
         run: beside it `run:NAME` is looked for, and in it that run's weights are kept: it may train
             on, and its states of today are gone then.
         on_progress: hears how far it is.
-        ranks: who trains together.
+        group: who trains together.
         window: see `assemble`.
 
     Raises:
@@ -242,12 +242,12 @@ def prepare(
         return model_weights, read_model_weights(profile, "reference", run.path.parent, run.path)
 
     # The leader keeps what `run:NAME` stands for now; the others find that.
-    model_weights, reference = ranks.main_process_first("weights", read_weights)
+    model_weights, reference = group.main_process_first("weights", read_weights)
     require_same_vocabulary(tokenizer, model_weights, reference)
-    rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, ranks)
+    rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, group)
     held_out = None
     if (source := held_out_pairs(profile)) is not None:
-        held_out = usable_rows(profile, source, tokenizer, on_progress, ranks)
+        held_out = usable_rows(profile, source, tokenizer, on_progress, group)
     return assemble(
         profile,
         compute,
@@ -256,7 +256,7 @@ def prepare(
         reference,
         rows,
         held_out,
-        devices=ranks.size,
+        devices=group.world_size,
         window=window,
     )
 

@@ -27,7 +27,7 @@ from dpo_cli.compute.device import Device
 from dpo_cli.compute.matmul import processor
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.tokens import TokenizedPairs
-from dpo_cli.distributed.ranks import Ranks
+from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.files import cache_directory, remove_unused, write_atomically
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.training.plan import Prepared, environment
@@ -48,7 +48,7 @@ class Reference(Protocol):
         """(2P, time), like the policy's, of the pairs `indices`, which `batch` holds."""
         ...
 
-    def exchange(self, ranks: Ranks) -> None:
+    def exchange(self, group: ProcessGroup) -> None:
         """Learn what other ranks have computed."""
         ...
 
@@ -67,7 +67,7 @@ class LiveReference:
             scores: Scores = self._scorer(batch)
         return scores.token_logps
 
-    def exchange(self, ranks: Ranks) -> None:
+    def exchange(self, group: ProcessGroup) -> None:
         """See `Reference`: nothing is kept."""
 
 
@@ -78,7 +78,7 @@ class NoReference:
         """See `Reference`."""
         return torch.zeros(batch.mask.shape, device=batch.mask.device)
 
-    def exchange(self, ranks: Ranks) -> None:
+    def exchange(self, group: ProcessGroup) -> None:
         """See `Reference`: there is nothing to know."""
 
 
@@ -195,16 +195,16 @@ class CachedReference:
         logps, entropies = (self._values_of(name, indices) for name in (_LOGPS, _ENTROPIES))
         return Scores(logps, batch.mask, aux_loss=None, entropies=entropies)
 
-    def exchange(self, ranks: Ranks) -> None:
+    def exchange(self, group: ProcessGroup) -> None:
         """See `Reference`. Collective: all ranks call it at the same moment."""
-        if ranks.size == 1 or not self._pairs:
+        if group.world_size == 1 or not self._pairs:
             return
         rows_before = sum(self._is_known)
-        known = ranks.largest(torch.tensor(self._is_known, dtype=torch.uint8))
-        if min(ranks.all_gather(torch.tensor(rows_before))) == int(known.sum()):
+        known = group.all_reduce_max(torch.tensor(self._is_known, dtype=torch.uint8))
+        if min(group.all_gather(torch.tensor(rows_before))) == int(known.sum()):
             return
         for name, own in self._values.items():
-            values = ranks.largest(own.nan_to_num(nan=-torch.inf, neginf=-torch.inf))
+            values = group.all_reduce_max(own.nan_to_num(nan=-torch.inf, neginf=-torch.inf))
             self._values[name] = torch.where(values.isneginf(), UNKNOWN, values)
         self._is_known = known.bool().tolist()
         self._has_news |= sum(self._is_known) > rows_before

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.distributed.ranks import Ranks
+from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.training.best import BestSoFar
@@ -28,7 +28,7 @@ def build_trainer(
     directory: Path,
     hooks: TrainerHooks,
     save: Callable[[Trainer], None],
-    ranks: Ranks,
+    group: ProcessGroup,
 ) -> Trainer:
     """Policy, reference and optimizer, in the state of `checkpoint`.
 
@@ -36,7 +36,7 @@ def build_trainer(
         prepared: the run's inputs.
         checkpoint: None to begin with the checkpoint's weights.
         directory: the run's, where the reference's log-probs are kept.
-        watch, save, ranks: see `Trainer`.
+        watch, save, group: see `Trainer`.
 
     Raises:
         DpoError: the state is damaged, or not of this model.
@@ -47,7 +47,7 @@ def build_trainer(
 
     references = open_references(prepared, load_reference, directory)
     model_weights = prepared.model_weights
-    if checkpoint is not None and ranks.is_main:
+    if checkpoint is not None and group.is_main:
         model_weights = replace(model_weights, state=load_weights(checkpoint.path))
     policy = make_scorer(prepared, model_weights)
     optimizer = make_optimizer(
@@ -56,7 +56,7 @@ def build_trainer(
     scaler = torch.amp.GradScaler(
         prepared.compute.device.type, enabled=prepared.compute.dtype == torch.float16
     )
-    trainer = Trainer(prepared, policy, *references, optimizer, scaler, hooks, save, ranks)
+    trainer = Trainer(prepared, policy, *references, optimizer, scaler, hooks, save, group)
     if prepared.profile.eval.num_samples and prepared.held_out:
         trainer.sampler = Sampler(prepared, ChatTokenizer(prepared.tokenizer), load_reference)
     if checkpoint is not None:
@@ -66,8 +66,8 @@ def build_trainer(
             model=policy.model,
             optimizer=optimizer,
             scaler=scaler,
-            ranks=ranks,
+            group=group,
         )
-        best = ranks.broadcast_from_main("best", lambda: load_best(checkpoint.path).to_dict())
+        best = group.broadcast_from_main("best", lambda: load_best(checkpoint.path).to_dict())
         trainer.best = BestSoFar.from_dict(best)
     return trainer

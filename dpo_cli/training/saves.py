@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from dpo_cli.data.sampler import BatchSampler
-from dpo_cli.distributed.ranks import Ranks
+from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.saving import size_bytes
@@ -73,7 +73,7 @@ def commit(
 
 
 def find_checkpoint(
-    run: RunDirectory, order: BatchSampler, ranks: Ranks
+    run: RunDirectory, order: BatchSampler, group: ProcessGroup
 ) -> tuple[Checkpoint | None, list[str]]:
     """The state to go on from, and those passed over; none if nothing was ever saved.
 
@@ -81,7 +81,7 @@ def find_checkpoint(
         DpoError: what was saved is damaged or gone, all of it; or it lies beyond the end of
             `order`.
     """
-    name, optimizer_step, passed_over = ranks.broadcast_from_main(
+    name, optimizer_step, passed_over = group.broadcast_from_main(
         "checkpoint", lambda: _newest(run, order)
     )
     if name is None:

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import torch
 
-from dpo_cli.alerts import AlertRules
+from dpo_cli.alerts.rules import AlertRules
 from dpo_cli.compute.device import Device, resolve, tune
 from dpo_cli.data.sampler import GlobalBatch
-from dpo_cli.distributed.ranks import LeftError, PeerLostError, Ranks
+from dpo_cli.distributed.process_group import ProcessGroup, RankLostError, StartCancelledError
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
 from dpo_cli.profile.load import load_profile
@@ -87,57 +87,57 @@ def train_run(
         How it ended; of several ranks, DONE also where the leader has told another end in the
         stream, so that whoever started them does not take it for a crash.
     """
-    ranks = Ranks.join()
+    group = ProcessGroup.from_env()
     session = None
     try:
         session = _Session(
-            RunDirectory(Path(ranks.introduce(str(path) if path else None))), signals, ranks
+            RunDirectory(Path(group.agree_on_run(str(path) if path else None))), signals, group
         )
         with explain_disk_errors(session.run.path):
             code = session.run_to_end(changes, exact)
-        ranks.end()
-        ranks.close()
-        return code if ranks.size == 1 else ExitCode.DONE
+        group.report_end()
+        group.destroy()
+        return code if group.world_size == 1 else ExitCode.DONE
     except DpoError as error:
         failure = error
-    except PeerLostError as error:
-        if not ranks.is_told():
-            return ranks.record_exit(str(error))
-        if not ranks.is_main:
+    except RankLostError as error:
+        if not group.is_end_known():
+            return group.record_exit(str(error))
+        if not group.is_main:
             return ExitCode.DONE
-        failure = ranks.failure() or DpoError(str(error))
+        failure = group.reported_failure() or DpoError(str(error))
     except Exception as error:
         traceback.print_exc()
         explained = explain(error)
         if explained is None:
-            return ranks.record_exit(f"{type(error).__name__}: {error}")
+            return group.record_exit(f"{type(error).__name__}: {error}")
         failure = explained
-    return _fail(session, ranks, failure)
+    return _fail(session, group, failure)
 
 
-def _fail(session: _Session | None, ranks: Ranks, failure: DpoError) -> ExitCode:
+def _fail(session: _Session | None, group: ProcessGroup, failure: DpoError) -> ExitCode:
     """Tell why the run ends here."""
     if session is None:
-        return ranks.record_exit(str(failure))
-    if not ranks.is_main:
-        ranks.fail(failure)
+        return group.record_exit(str(failure))
+    if not group.is_main:
+        group.report_failure(failure)
         return ExitCode.DONE
     try:
         session.events.append(Failed.from_error(failure))
     except OSError:  # a full disk may not take this either; the exit code tells
         return failure.exit_code
-    ranks.end()
-    return failure.exit_code if ranks.size == 1 else ExitCode.DONE
+    group.report_end()
+    return failure.exit_code if group.world_size == 1 else ExitCode.DONE
 
 
 class _Session:
     """Joins the run directory, the event stream and the trainer."""
 
-    def __init__(self, run: RunDirectory, signals: StopSource, ranks: Ranks) -> None:
+    def __init__(self, run: RunDirectory, signals: StopSource, group: ProcessGroup) -> None:
         self.run = run
         self.signals = signals
-        self.ranks = ranks
-        self.events = EventWriter(run.events_path) if ranks.is_main else NullEventWriter()
+        self.group = group
+        self.events = EventWriter(run.events_path) if group.is_main else NullEventWriter()
         self.may_leave = True
         self.alarms: AlertRules | None = None
         self._phase = ""
@@ -147,18 +147,18 @@ class _Session:
 
     def run_to_end(self, changes: Sequence[str], exact: bool) -> ExitCode:
         """Prepare, start or resume, train, and say how it ended."""
-        ranks = self.ranks
-        if ranks.is_main:
+        group = self.group
+        if group.is_main:
             self.run.remove_leftovers()
         profile = from_tables(
-            ranks.broadcast_from_main(
+            group.broadcast_from_main(
                 "profile", lambda: to_tables(load_profile(self.run.profile_path).profile)
             )
         )
-        configure_torch(profile, ranks.rank)
-        local_rank = ranks.local_rank if ranks.size > 1 else None
+        configure_torch(profile, group.rank)
+        local_rank = group.local_rank if group.world_size > 1 else None
         compute = resolve(profile.train.device, profile.train.dtype, local_rank)
-        plan_values = ranks.broadcast_from_main("plan", self.saved_plan_values)
+        plan_values = group.broadcast_from_main("plan", self.saved_plan_values)
         saved_plan = Plan.from_dict(plan_values) if plan_values else None
         self.tune(profile, compute, saved_plan)
         self.events.append(
@@ -168,21 +168,21 @@ class _Session:
                 device_name=compute.device_name,
                 dtype=compute.dtype_name,
                 versions=environment(),
-                hosts=tuple(ranks.hosts),
+                hosts=tuple(group.hosts),
             )
         )
         try:
             trainer = self.start(profile, compute, saved_plan, changes, exact)
             stop = trainer.train()
-        except LeftError:
-            ranks.leave()
+        except StartCancelledError:
+            group.cancel_start()
             saved = [e for e in history(self.run.events_path) if isinstance(e, Saved)]
             done = (saved[-1].step, saved[-1].optimizer_step) if saved else (0, 0)
             return self.stopped(*done, self.signals.stop or "interrupted")
         if stop is not None:
             return self.stopped(trainer.step, trainer.optimizer_step, stop)
         weights = weights_file(trainer.prepared)
-        if ranks.is_main:
+        if group.is_main:
             self.run.mark_completed(optimizer_step=trainer.optimizer_step, weights=weights)
         self.events.append(
             Completed(
@@ -207,8 +207,8 @@ class _Session:
             tune(compute, chosen, tf32=profile.train.tf32)
             return torch.get_float32_matmul_precision()
 
-        found = self.ranks.broadcast_from_main("matmul", lambda: choose(chosen))
-        if not self.ranks.is_main:
+        found = self.group.broadcast_from_main("matmul", lambda: choose(chosen))
+        if not self.group.is_main:
             choose(found)
 
     def start(
@@ -222,26 +222,28 @@ class _Session:
         """Read the inputs, hold a resumed run to its plan, and stand where training goes on.
 
         Raises:
-            LeftError: asked to stop meanwhile.
+            StartCancelledError: asked to stop meanwhile.
         """
-        ranks = self.ranks
+        group = self.group
         window = saved_plan.steps.accumulation_steps if saved_plan else None
-        prepared = prepare(profile, compute, self.run, self.progress, ranks, window)
-        require_same_inputs_on_ranks(ranks.gather("inputs", prepared.fingerprints), ranks.main_rank)
+        prepared = prepare(profile, compute, self.run, self.progress, group, window)
+        require_same_inputs_on_ranks(
+            group.all_gather_object("inputs", prepared.fingerprints), group.main_rank
+        )
         if saved_plan is not None:
             require_same_inputs(saved_plan.fingerprints, prepared.fingerprints)
-        checkpoint, passed_over = find_checkpoint(self.run, prepared.order, ranks)
+        checkpoint, passed_over = find_checkpoint(self.run, prepared.order, group)
         self.announce(prepared, saved_plan, exact)
-        ranks.connect(compute.device, profile.launch.timeout_seconds)
-        trainer = build_trainer(prepared, checkpoint, self.run.path, self, self.save, ranks)
+        group.init_collectives(compute.device, profile.launch.timeout_seconds)
+        trainer = build_trainer(prepared, checkpoint, self.run.path, self, self.save, group)
         self.tell_once(fallback_alert(trainer.policy))
-        ranks.gather("built", None)
+        group.all_gather_object("built", None)
         for reference in (trainer.reference, trainer.held_out_reference):
-            reference.exchange(ranks)
+            reference.exchange(group)
         # An evaluation before the first step may be left, and is made again; a later one may not.
         # Nor may one rank leave the others.
-        self.may_leave = trainer.optimizer_step == 0 and ranks.size == 1
-        if saved_plan is not None and profile.eval.keep_best and ranks.is_main:
+        self.may_leave = trainer.optimizer_step == 0 and group.world_size == 1
+        if saved_plan is not None and profile.eval.keep_best and group.is_main:
             renew_best(self.run, prepared, trainer.best)
         if saved_plan is not None:
             self.events.append(
@@ -253,13 +255,13 @@ class _Session:
                     changes=tuple(changes),
                 )
             )
-        if ranks.is_main:
+        if group.is_main:
             self.alarms = AlertRules(facts_of(prepared), history(self.run.events_path))
         return trainer
 
     def announce(self, prepared: Prepared, saved_plan: Plan | None, exact: bool) -> None:
         """Hold a resumed run to its environment, write the plan and the rows set aside, tell."""
-        if not self.ranks.is_main:
+        if not self.group.is_main:
             return
         plan = prepared.plan()
         other = environment_changes(saved_plan, plan) if saved_plan else []
@@ -280,7 +282,7 @@ class _Session:
         if unused := prepared.held_out_skipped_rows:
             self.events.append(
                 Alert(
-                    code="held-out-rows-set-aside",
+                    code="held-out-rows-skipped",
                     message=f"{len(unused)} rows of eval.path are not used; the first is"
                     f" {prepared.held_out.places.name(unused[0].line)}: {unused[0].reason}",
                 )
@@ -298,7 +300,7 @@ class _Session:
 
     def tell_once(self, alert: Alert | None) -> None:
         """Append an alert, unless an earlier life of the run did."""
-        if alert is None or not self.ranks.is_main:
+        if alert is None or not self.group.is_main:
             return
         told = {event.code for event in history(self.run.events_path) if isinstance(event, Alert)}
         if alert.code not in told:
@@ -311,12 +313,12 @@ class _Session:
         if self.alarms is not None:
             is_step = isinstance(event, StepDone)
             free_bytes = shutil.disk_usage(self.run.path).free if is_step else None
-            for alert in self.alarms.hear(event, free_bytes):
+            for alert in self.alarms.take(event, free_bytes):
                 self.events.append(alert)
 
     def asked(self) -> set[str]:
         """Requests from the control file, and a stop where a signal asked for one."""
-        request = self.run.take_request() if self.ranks.is_main else None
+        request = self.run.take_request() if self.group.is_main else None
         if request == "stop":
             request = "interrupted"
         return {word for word in (request, self.signals.stop) if word}
@@ -337,7 +339,7 @@ class _Session:
         kept = self.run.nan_dump_path
         evidence = kept / f"step-{trainer.optimizer_step + 1:08d}"
         # Skipping may go on at each step, and evidence is as large as the model.
-        if self.ranks.is_main and not (is_skipped and has_nan_dump(kept)):
+        if self.group.is_main and not (is_skipped and has_nan_dump(kept)):
             with explain_disk_errors(kept):
                 write_nan_dump(evidence, window, lines, losses, trainer.policy.model)
         subject = "loss" if guilty else "gradient"
@@ -365,11 +367,11 @@ class _Session:
         The leader does, while the others wait as long as it takes.
         """
         for reference in (trainer.reference, trainer.held_out_reference):
-            reference.exchange(self.ranks)
-        self.ranks.require_same("the weights", trainer.policy.parameters())
-        rng = rng_states(self.ranks, trainer.device)
+            reference.exchange(self.group)
+        self.group.require_same("the weights", trainer.policy.parameters())
+        rng = rng_states(self.group, trainer.device)
         stage = f"saved-{trainer.optimizer_step}"
-        self.ranks.broadcast_from_main(
+        self.group.broadcast_from_main(
             stage, lambda: self.events.append(commit(self.run, trainer, rng, self.events.flush))
         )
 
@@ -379,7 +381,7 @@ class _Session:
         Before the first step that is a moment to stop at; later, what was done is saved first.
         """
         if self.may_leave and (self.signals.stop or self.run.is_requested("stop")):
-            raise LeftError
+            raise StartCancelledError
         now = time.monotonic()
         if phase != self._phase or done == total or now - self._progress_at >= _PROGRESS_SECONDS:
             self._phase, self._progress_at = phase, now

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.batching import Batch
-from dpo_cli.distributed.ranks import Ranks
+from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.objective.losses import PAIR_METRICS, PairScores
 
 
@@ -55,7 +55,7 @@ class StepMetrics:
         for name, figure in pairs.metric_sums().items():
             self._sums[name] = self._sums.get(name, 0.0) + figure
 
-    def read(self, ranks: Ranks, grad_norm: Tensor) -> dict[str, float]:
+    def read(self, group: ProcessGroup, grad_norm: Tensor) -> dict[str, float]:
         """The mean over all pairs of every figure: the one moment that waits for the device."""
         on_device = [*self._sums.values(), grad_norm]
         own = [f.double()[None] for f in on_device] + self._losses
@@ -66,7 +66,7 @@ class StepMetrics:
         losses = dict(zip(self._indices, its, strict=False))
         balances = dict(zip(self._balanced, its, strict=True))
         counts = [self.pairs, self.tokens, self.padding_tokens, len(balances)]
-        figures = ranks.sum(
+        figures = group.all_reduce_sum(
             [
                 *counts,
                 *(float(name in sums) for name in PAIR_METRICS),

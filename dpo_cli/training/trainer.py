@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from dpo_cli.compute.device import DTYPES, process_bytes
 from dpo_cli.data.batching import Batch, to_device
 from dpo_cli.data.sampler import GlobalBatch
-from dpo_cli.distributed.ranks import ALONE, RESTED, STOPS, Ranks
+from dpo_cli.distributed.process_group import MAY_SAVE, SINGLE_PROCESS, STOPS, ProcessGroup
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.objective.held_out import means
@@ -73,7 +73,7 @@ class Trainer:
     scaler: torch.amp.GradScaler
     hooks: TrainerHooks
     save: Callable[[Trainer], None]
-    ranks: Ranks = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
     optimizer_step: int = 0
     best: BestSoFar = field(default_factory=BestSoFar)
     sampler: Sampler | None = None
@@ -95,13 +95,13 @@ class Trainer:
             self.hooks.emit(self.take_step(window))
             asked = self.asked(save_not_before)
             if self.step % order.micro_batches_per_epoch == 0:
-                self.reference.exchange(self.ranks)
+                self.reference.exchange(self.group)
             is_best = False
             is_due = _passed(profile.eval.interval, before, self.step)
             if self.is_over or "evaluate" in asked or is_due:
                 is_best = self.evaluate(is_due=is_due)
                 asked |= self.asked(save_not_before)
-            due = RESTED in asked and _passed(profile.train.save_interval, before, self.step)
+            due = MAY_SAVE in asked and _passed(profile.train.save_interval, before, self.step)
             kept = is_best and profile.eval.keep_best
             if self.is_over or due or kept or asked & {"save", *STOPS}:
                 save_not_before = self.save_and_rest()
@@ -123,9 +123,9 @@ class Trainer:
     def asked(self, save_not_before: float) -> set[str]:
         """What any rank was asked for, and whether the leader has rested since its last save."""
         asked = self.hooks.asked()
-        if self.ranks.is_main and time.monotonic() >= save_not_before:
-            asked.add(RESTED)
-        return self.ranks.union(asked)
+        if self.group.is_main and time.monotonic() >= save_not_before:
+            asked.add(MAY_SAVE)
+        return self.group.all_reduce_requests(asked)
 
     def save_and_rest(self) -> float:
         """Save, and say until when (in monotonic seconds) no interval need save again."""
@@ -154,7 +154,7 @@ class Trainer:
         began = time.perf_counter()
         figures = StepMetrics(window.micro_batches)
         self.policy.train()
-        for forward in self.prepared.shares(window.micro_batches)[self.ranks.rank]:
+        for forward in self.prepared.shares(window.micro_batches)[self.group.rank]:
             batch = self.prepared.batch(self.prepared.pairs, forward.indices)
             weights = to_device(torch.tensor(forward.weights, dtype=torch.float64), self.device)
             reference = self.reference.token_logps(forward.indices, batch)
@@ -165,15 +165,15 @@ class Trainer:
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             figures.add(forward.indices, pairs, balance, batch)
 
-        if self.ranks.size > 1:
+        if self.group.world_size > 1:
             # Else a card's work would count as waiting for the others, and hide who is slow.
             self.prepared.compute.synchronize()
         busy_seconds = time.perf_counter() - began
         parameters = list(self.policy.parameters())
-        self.ranks.all_reduce_gradients(parameters)
+        self.group.all_reduce_gradients(parameters)
         self.scaler.unscale_(self.optimizer)
         grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        metrics = figures.read(self.ranks, grad_norm)
+        metrics = figures.read(self.group, grad_norm)
         losses = figures.losses(self.prepared.router_aux_loss_coef)
         is_skipped = not math.isfinite(metrics["grad_norm"]) or not all(map(math.isfinite, losses))
         if is_skipped:
@@ -191,7 +191,7 @@ class Trainer:
         self.optimizer_step += 1
         is_logged = _passed(self.prepared.profile.train.log_interval, before, self.step)
         is_last = self.optimizer_step == self.prepared.order.optimizer_steps
-        if self.ranks.is_main and (before == 0 or is_logged or is_last):
+        if self.group.is_main and (before == 0 or is_logged or is_last):
             metrics["weights_moved"] = self.weights_moved()
         return StepDone(
             step=self.step,
@@ -212,11 +212,11 @@ class Trainer:
 
     def of_each_rank(self, busy_seconds: float) -> dict[str, Any]:
         """How long each rank computed, and the memory it holds; nothing of one that is alone."""
-        if self.ranks.size == 1:
+        if self.group.world_size == 1:
             return {}
         held = self.prepared.compute.peak_bytes() or process_bytes()
         own = torch.tensor([busy_seconds, held], dtype=torch.float64)
-        seconds, memory = zip(*(its.tolist() for its in self.ranks.all_gather(own)), strict=True)
+        seconds, memory = zip(*(its.tolist() for its in self.group.all_gather(own)), strict=True)
         return {"rank_seconds": seconds, "rank_bytes": tuple(map(int, memory))}
 
     def score(self, batch: Batch, reference: Tensor) -> tuple[PairScores, Tensor | None]:
@@ -263,7 +263,7 @@ class Trainer:
         began = time.perf_counter()
 
         def tell(pairs: int) -> None:
-            done = min(pairs * self.ranks.size, len(held_out))
+            done = min(pairs * self.group.world_size, len(held_out))
             self.hooks.progress(EVALUATION, done, len(held_out), "pairs")
 
         table = score_held_out(
@@ -274,9 +274,9 @@ class Trainer:
             dpo=self.prepared.profile.dpo,
             compute=self.prepared.compute,
             on_progress=tell,
-            ranks=self.ranks,
+            group=self.group,
         )
-        self.held_out_reference.exchange(self.ranks)
+        self.held_out_reference.exchange(self.group)
         metrics = means(table)
         self.hooks.emit(
             Evaluated(
@@ -305,7 +305,7 @@ class Trainer:
             self.hooks.progress(EVALUATION, done, total, "answers")
 
         stage = f"sampled-{self.optimizer_step}"
-        samples = self.ranks.broadcast_from_main(stage, lambda: sampler.sample(self.policy, tell))
+        samples = self.group.broadcast_from_main(stage, lambda: sampler.sample(self.policy, tell))
         self.hooks.emit(
             Sampled(
                 step=self.step,

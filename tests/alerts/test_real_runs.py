@@ -81,22 +81,22 @@ def test_a_run_without_cause_is_left_in_peace(shared: Path, tmp_path: Path) -> N
 def test_a_reach_too_short(shared: Path, tmp_path: Path) -> None:
     """The scripts' own learning rate."""
     run = trained(shared, tmp_path, **TINY)
-    assert codes(run) == {"reach-short", "below-resolution"}
-    assert "the loss still reads 0.6931" in only(run, "reach-short").message
-    assert "never the learning rate alone" in only(run, "reach-short").remedy
+    assert codes(run) == {"lr-sum-small", "below-resolution"}
+    assert "the loss still reads 0.6931" in only(run, "lr-sum-small").message
+    assert "Do not raise the learning rate alone" in only(run, "lr-sum-small").remedy
     assert only(run, "below-resolution").remedy.startswith('export.dtype = "float32"')
 
 
 def test_no_brake(shared: Path, tmp_path: Path) -> None:
     run = trained(shared, tmp_path, **{"train.learning_rate": 3e-6})
-    assert codes(run) == {"no-brake"}
-    assert "dpo.beta = 5 and train.learning_rate" in only(run, "no-brake").remedy
+    assert codes(run) == {"no-saturation"}
+    assert "dpo.beta = 5 and train.learning_rate" in only(run, "no-saturation").remedy
 
 
 def test_a_gradient_below_the_epsilon(shared: Path, tmp_path: Path) -> None:
     run = trained(shared, tmp_path, **{"dpo.beta": 1e-6, "train.learning_rate": 3e-6})
     assert "below AdamW's epsilon" in only(run, "gradient-vanishing").message
-    assert codes(run) <= {"gradient-vanishing", "reach-short", "no-brake", "below-resolution"}
+    assert codes(run) <= {"gradient-vanishing", "lr-sum-small", "no-saturation", "below-resolution"}
 
 
 def test_a_wild_learning_rate(shared: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_dpo_tells_what_it_means_and_what_to_do(shared: Path, tmp_path: Path) ->
     result = dpo(*arguments(shared, **TINY), "--plain", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = Run.only(tmp_path).directory
-    alert = only(run, "reach-short")
+    alert = only(run, "lr-sum-small")
     output = " ".join((result.stdout + result.stderr).split())
     assert f"warning: {alert.message} help: {alert.remedy}" in output
     assert alert.message[:40] in dpo("show", run.path, cwd=tmp_path).stdout  # as far as it fits

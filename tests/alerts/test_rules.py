@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.alerts import ALARMS, AlertRules, Facts
-from dpo_cli.alerts.course import WINDOW
-from dpo_cli.profile.recipe import BETA, saturation_margin, together
+from dpo_cli.alerts.history import WINDOW, RunFacts
+from dpo_cli.alerts.rules import RULES, AlertRules
+from dpo_cli.profile.recipe import BETA, saturation_margin, suggest_lr_and_beta
 from dpo_cli.run.events import Alert, Evaluated, Event, Progress, StepDone, WorkerStarted
 
 STEPS = 120
-FACTS = Facts(
+FACTS = RunFacts(
     optimizer_steps=STEPS,
     parameters=1_000_000,
     learning_rate=1e-5,
@@ -76,19 +76,19 @@ def steps(
 
 
 def heard(
-    events: Iterable[Event], facts: Facts = FACTS, history: Iterable[Event] = ()
+    events: Iterable[Event], facts: RunFacts = FACTS, history: Iterable[Event] = ()
 ) -> list[tuple[int, str]]:
     """What was said, after which step."""
-    alarms, said, number = AlertRules(facts, history), [], 0
+    rules, said, number = AlertRules(facts, history), [], 0
     for event in events:
         number = getattr(event, "optimizer_step", number)
-        said += [(number, alert.code) for alert in alarms.hear(event)]
+        said += [(number, alert.code) for alert in rules.take(event)]
     return said
 
 
-def text(events: Iterable[Event], code: str, facts: Facts = FACTS) -> Alert:
-    alarms = AlertRules(facts)
-    [alert] = [a for event in events for a in alarms.hear(event) if a.code == code]
+def text(events: Iterable[Event], code: str, facts: RunFacts = FACTS) -> Alert:
+    rules = AlertRules(facts)
+    [alert] = [a for event in events for a in rules.take(event) if a.code == code]
     return alert
 
 
@@ -141,18 +141,18 @@ def at_ln_2(number: int) -> dict[str, Any]:
 def test_a_loss_that_stays_since_the_weights_do_is_short_of_reach() -> None:
     still = list(steps(lambda n: at_ln_2(n) | ({"weights_moved": 0.01} if n % 10 == 0 else {})))
     said = heard(still, BLIND)
-    assert said == [(40, "reach-short"), (60, "below-resolution")]
-    alert = text(still, "reach-short", BLIND)
+    assert said == [(40, "lr-sum-small"), (60, "below-resolution")]
+    alert = text(still, "lr-sum-small", BLIND)
     assert alert.message == (
         "the loss still reads 0.6928 after 40 of 120 updates: a reach of 4.0e-04 so far, the sum"
         " of the learning rates, hardly moves the weights (1.0% of them changed in a float16 file)"
     )
-    assert alert.remedy == together(1e-5, 6e-4)
+    assert alert.remedy == suggest_lr_and_beta(1e-5, 6e-4)
 
 
 def test_a_loss_that_stays_though_the_weights_move_has_no_brake() -> None:
-    assert heard(steps(at_ln_2), BLIND) == [(40, "no-brake")]
-    alert = text(steps(at_ln_2), "no-brake", BLIND)
+    assert heard(steps(at_ln_2), BLIND) == [(40, "no-saturation")]
+    alert = text(steps(at_ln_2), "no-saturation", BLIND)
     assert "although 90% of the weights have changed: with mean and beta 0.1" in alert.message
     assert "11 nats a token" in alert.message
     # A sum over a hundred tokens brakes.
@@ -187,7 +187,7 @@ def test_resolution_names_a_better_format_where_there_is_one() -> None:
     assert heard(still) == [(60, "below-resolution")]
     assert text(still, "below-resolution").remedy.startswith('export.dtype = "float32"')
     whole = replace(FACTS, export_dtype="float32")
-    assert text(still, "below-resolution", whole).remedy == together(1e-5, 6e-4)
+    assert text(still, "below-resolution", whole).remedy == suggest_lr_and_beta(1e-5, 6e-4)
 
 
 # --- stability -----------------------------------------------------------------------------------
@@ -271,12 +271,12 @@ def test_another_start_has_a_speed_of_its_own() -> None:
 
 
 def test_the_disk_is_watched_ahead() -> None:
-    alarms = AlertRules(FACTS)
-    assert alarms.hear(step(1), 3 * FACTS.state_bytes) == []
-    [alert] = alarms.hear(step(2), 3 * FACTS.state_bytes - 1)
+    rules = AlertRules(FACTS)
+    assert rules.take(step(1), 3 * FACTS.state_bytes) == []
+    [alert] = rules.take(step(2), 3 * FACTS.state_bytes - 1)
     assert alert.code == "disk-filling"
     assert alert.message == "0.04 GB are free where the run lies, and each save writes 0.01 GB"
-    assert alarms.hear(step(3), 0) == []
+    assert rules.take(step(3), 0) == []
 
 
 # --- once, and the same after a resume -----------------------------------------------------------
@@ -324,5 +324,5 @@ def test_skipped_steps_are_not_heard() -> None:
 
 
 def test_every_code_is_spoken_for_once() -> None:
-    codes = [code for codes in ALARMS.values() for code in codes]
+    codes = [code for codes in RULES.values() for code in codes]
     assert len(codes) == len(set(codes))

@@ -98,7 +98,7 @@ def test_the_reach_is_the_sum_of_the_rates_that_are_used(bench: Path, settings: 
 
 def test_a_reach_too_short_for_the_file(examined: Examine) -> None:
     diagnosis = examined("train.learning_rate=1e-8", "dpo.beta=0.1")
-    short = of(diagnosis, "reach-short")
+    short = of(diagnosis, "lr-sum-small")
     assert short.level is Level.WARN
     assert short.message.startswith("reach 2.9e-8, the sum of the learning rates of 4 updates: at")
     assert "weights change in a float16 file" in short.message
@@ -110,7 +110,7 @@ def test_a_reach_too_short_for_the_file(examined: Examine) -> None:
 
 def test_what_float32_itself_cannot_hold(examined: Examine) -> None:
     diagnosis = examined("train.learning_rate=1e-10")
-    assert "even in float32 no single update moves them" in of(diagnosis, "reach-short").message
+    assert "even in float32 no single update moves them" in of(diagnosis, "lr-sum-small").message
     assert of(diagnosis, "update-lost").level is Level.WARN
 
 
@@ -148,7 +148,7 @@ def test_brake_and_reach_are_told_apart(examined: Examine, beta: float) -> None:
     if beta == 5.0:
         assert "0.22 nats a token apart" in of(diagnosis, "brake").message
         return
-    missing = of(diagnosis, "no-brake")
+    missing = of(diagnosis, "no-saturation")
     assert "the loss will read 0.693 even if weights move" in missing.message
     # Four updates: 1.1, 0.95, 0.6 and 0.25 times the learning rate.
     assert "dpo.beta = 5 and train.learning_rate = 0.00034" in missing.remedy

@@ -115,7 +115,7 @@ def test_a_run_that_trains_is_never_touched(dpo: Cli, finished: RunDirectory) ->
 def test_older_states_stay_where_the_newest_is_damaged(dpo: Cli, finished: RunDirectory) -> None:
     (finished.checkpoints_path / "step-00000200/w.safetensors").write_bytes(b"torn")
     out = dpo("clean")[1]
-    assert "step-00000200 is damaged: w.safetensors has 4 bytes of 1000; it stays" in out
+    assert "step-00000200 is damaged: w.safetensors has 4 bytes instead of 1000; it stays" in out
     left = {path.name for path in finished.checkpoints_path.iterdir()}
     assert left == {"step-00000200", "step-00000150"}
     (finished.checkpoints_path / "step-00000150/w.safetensors").write_bytes(b"torn")

@@ -18,7 +18,7 @@ sys.argv = ["dpo"]
 try:
     __main__.main()
 finally:
-    heavy = {"torch", "transformers", "dpo_cli.profile.schema"} & set(sys.modules)
+    heavy = {"torch", "transformers", "numpy"} & set(sys.modules)
     assert not heavy, heavy
 """
 

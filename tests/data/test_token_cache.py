@@ -26,7 +26,7 @@ from dpo_cli.data.pairs import read_pairs
 from dpo_cli.data.sources import Places, Source
 from dpo_cli.data.token_cache import encode_source, load
 from dpo_cli.data.tokens import EncodedRows
-from dpo_cli.distributed.ranks import ALONE
+from dpo_cli.distributed.process_group import SINGLE_PROCESS
 from dpo_cli.errors import DpoError
 from dpo_cli.files import cache_directory, sha256_file
 from tests.support.cli import run_in
@@ -62,7 +62,7 @@ def encode(path: Path, tokenizer: ChatTokenizer, **changes: Any) -> EncodedRows:
         "empty_think_ratio": 0.5,
         "seed": 1,
         "on_progress": lambda done, total: None,
-        "crew": ALONE,
+        "crew": SINGLE_PROCESS,
     }
     return encode_source(Source((path,)), tokenizer, **(options | changes))
 
@@ -367,11 +367,11 @@ class Threads:
     """A crew of threads, each of which holds one of these; `fails` cannot write its part."""
 
     def __init__(self, number: int, told: list[dict[str, Any]], meeting: threading.Barrier) -> None:
-        self.share_here = number, len(told)
+        self.host_rank_and_size = number, len(told)
         self._told, self._meeting = told, meeting
 
-    def gather_here(self, stage: str, value: Any) -> list[Any]:
-        self._told[self.share_here[0]][stage] = value
+    def all_gather_object_on_host(self, stage: str, value: Any) -> list[Any]:
+        self._told[self.host_rank_and_size[0]][stage] = value
         self._meeting.wait(30)
         return [told[stage] for told in self._told]
 
@@ -426,11 +426,11 @@ def test_two_at_once(cache: Path, data: Path, shared: Path, tokenizer: ChatToken
         "from dpo_cli.data.chat import ChatTokenizer\n"
         "from dpo_cli.data.sources import Source\n"
         "from dpo_cli.data.token_cache import encode_source\n"
-        "from dpo_cli.distributed.ranks import ALONE\n"
+        "from dpo_cli.distributed.process_group import SINGLE_PROCESS\n"
         "tokenizer = ChatTokenizer(Path(sys.argv[2]))\n"
         "source = Source((Path(sys.argv[1]),))\n"
         "rows = encode_source(source, tokenizer, empty_think_ratio=0.5, seed=1,\n"
-        "                     on_progress=lambda *_: None, crew=ALONE)\n"
+        "                     on_progress=lambda *_: None, crew=SINGLE_PROCESS)\n"
         "print(len(rows), int(rows.cut(10_000).kept[59].chosen.ids.sum()))"
     )
     outputs: list[str] = []

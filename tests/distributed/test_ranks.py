@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from dpo_cli.data.sampler import BatchSampler
-from dpo_cli.distributed.ranks import Ranks
+from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import read_state_dict
 from tests.faults import rank_arms, workers
 from tests.support import ranks
@@ -126,14 +126,14 @@ def test_uneven_tails_are_computed_once_and_weighted_rightly(
 def _train_in_float64(size: int, folder: Path, number: int) -> None:
     """A rank's part: six steps of each architecture; its losses, and the sums of gradients."""
     torch.set_default_dtype(torch.float64)
-    own = Ranks.join()
-    own.introduce(str(folder) if number == 0 else None)
-    own.connect(torch.device("cpu"), timeout_seconds=30)
+    own = ProcessGroup.from_env()
+    own.agree_on_run(str(folder) if number == 0 else None)
+    own.init_collectives(torch.device("cpu"), timeout_seconds=30)
     for name in ARCHITECTURES:
         hooks = Recorder()
         with Float64():
             trainer = make_trainer(partial(minimind_scorer, name), "packed", hooks)
-            trainer.ranks = own
+            trainer.group = own
             # Ten pairs by one: windows of four, of which an epoch's last has two.
             order = BatchSampler(
                 pairs=10, batch_size=1, accumulation_steps=4, epochs=2, shuffle=True, seed=3
@@ -142,8 +142,8 @@ def _train_in_float64(size: int, folder: Path, number: int) -> None:
             assert trainer.train() is None
         losses = torch.tensor([loss for step in hooks.steps for loss in step.losses])
         torch.save([losses, *hooks.gradients], folder / f"{name}-{number}")
-    own.end()
-    own.close()
+    own.report_end()
+    own.destroy()
 
 
 def test_in_float64_nothing_but_the_order_of_sums_differs(tmp_path: Path) -> None:

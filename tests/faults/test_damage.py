@@ -19,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dpo_cli.files import sha256_file
-from dpo_cli.run.checkpoints import MANIFEST, Checkpoint, find_damage, list_checkpoints
+from dpo_cli.integrity import MANIFEST
+from dpo_cli.run.checkpoints import Checkpoint, find_problem, list_checkpoints
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Failed, Resumed, Saved, StepDone
 from dpo_cli.training.reference import REFERENCE_FILE, load_cached
@@ -131,7 +132,7 @@ def test_where_all_are_damaged_nothing_is_started_over(half: RunDirectory) -> No
     assert result.returncode == 1
     assert "every saved state is damaged or gone, and a run never starts over" in result.stderr
     assert f"{newest.name} is damaged: the content of weights.safetensors" in result.stderr
-    assert f"{previous.name} is damaged: its manifest cannot be read" in result.stderr
+    assert f"{previous.name} is damaged: manifest.json cannot be parsed" in result.stderr
     assert "help: restore the directory from a backup" in result.stderr
     assert content(half.path, *log) == before
     assert Run(half).steps[-1].optimizer_step == 5
@@ -224,7 +225,7 @@ def test_a_thousand_random_damages_are_never_believed(half: RunDirectory, tmp_pa
         for name, data in before.items():
             if now.get(name) != data:
                 (newest.path / name).write_bytes(data)
-    assert find_damage(newest) is None
+    assert find_problem(newest) is None
     assert passed < 20
 
 
@@ -340,7 +341,7 @@ def plant(checkpoint: Checkpoint, file: str, marker: Path, zipped: bool) -> None
     manifest = json.loads((checkpoint.path / MANIFEST).read_text())
     manifest["files"][file] = {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
     (checkpoint.path / MANIFEST).write_text(json.dumps(manifest))
-    assert find_damage(checkpoint) is None
+    assert find_problem(checkpoint) is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.profile.discover import Found, is_mixture, look_around, minimind_version_of
+from dpo_cli.profile.discover import FoundFiles, discover_around, is_moe_file, minimind_version_of
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_checkout_here_or_near(room: Path, place: str) -> None:
     here.mkdir(parents=True)
     folder = (here / place).resolve()
     checkout(folder)
-    assert look_around(here) == Found(
+    assert discover_around(here) == FoundFiles(
         (folder / "out/full_sft_512.pth",), (folder / "model",), (folder / "dataset/dpo.jsonl",)
     )
 
@@ -42,7 +42,7 @@ def test_the_old_layout(room: Path) -> None:
     tokenizer = "model/minimind_tokenizer"
     touch(room, f"{tokenizer}/tokenizer.json", f"{tokenizer}/tokenizer_config.json")
     touch(room, "dataset/dpo/train.jsonl")
-    found = look_around(room)
+    found = discover_around(room)
     assert found.tokenizers == (room / tokenizer,)
     assert found.pairs == (room / "dataset/dpo/train.jsonl",)
 
@@ -51,21 +51,21 @@ def test_pairs_of_other_formats_where_pairs_lie(room: Path) -> None:
     touch(room, "dataset/dpo.csv", "dataset/my_dpo.json.gz", "dpo.jsonl", "dataset/dpo/a.parquet")
     touch(room, "profiles/dpo.schema.json", "dpo_results.csv", "dataset/dpo.md")
     names = ("dpo.jsonl", "dataset/dpo.csv", "dataset/my_dpo.json.gz", "dataset/dpo/a.parquet")
-    assert look_around(room).pairs == tuple(room / name for name in names)
+    assert discover_around(room).pairs == tuple(room / name for name in names)
 
 
 def test_what_is_none(room: Path) -> None:
     touch(room, "out/full_sft_512.txt", "model/tokenizer.json", ".hidden/full_sft_1.pth")
     (room / "out/full_sft_8.pth").mkdir()
-    assert look_around(room) == Found((), (), ())
+    assert discover_around(room) == FoundFiles((), (), ())
 
 
 def test_nearer_ones_come_first(room: Path) -> None:
     here = room / "here"
     checkout(room / "there")
     checkout(here)
-    assert look_around(here).checkpoints[0] == here / "out/full_sft_512.pth"
-    assert len(look_around(here).checkpoints) == 2
+    assert discover_around(here).weights[0] == here / "out/full_sft_512.pth"
+    assert len(discover_around(here).weights) == 2
 
 
 def test_only_the_third_version_thinks(room: Path) -> None:
@@ -81,5 +81,5 @@ def test_real_tokenizers(shared: Path) -> None:
 
 
 def test_names_tell_mixtures() -> None:
-    assert is_mixture(Path("full_sft_512_moe.pth"))
-    assert not is_mixture(Path("full_sft_512.pth"))
+    assert is_moe_file(Path("full_sft_512_moe.pth"))
+    assert not is_moe_file(Path("full_sft_512.pth"))

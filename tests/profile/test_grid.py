@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.grid import load_points, parse_grid, references, splitting_keys
+from dpo_cli.profile.grid import count_references, keys_changing_held_out, load_points, parse_grid
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_too_few_too_many_twice(profile: Path, grid: dict[str, list[Any]], messa
 
 def test_how_often_the_reference_is_computed(profile: Path) -> None:
     def count(grid: dict[str, list[Any]], *settings: str) -> int:
-        return references([point.profile for point in load_points(profile, settings, grid)])
+        return count_references([point.profile for point in load_points(profile, settings, grid)])
 
     assert count({"dpo.beta": [0.1, 2], "train.learning_rate": [1e-6, 1e-5]}) == 1
     assert count({"dpo.beta": [0.1, 2], "train.batch_size": [2, 4]}) == 2
@@ -112,7 +112,7 @@ def test_how_often_the_reference_is_computed(profile: Path) -> None:
 def test_which_keys_change_what_is_held_out(profile: Path) -> None:
     def keys(key: str, *settings: str) -> list[str]:
         grid = {"dpo.beta": [0.1, 2], key: [5, 6]}
-        return splitting_keys(load_points(profile, settings, grid))
+        return keys_changing_held_out(load_points(profile, settings, grid))
 
     own_file = ("eval.path=held_out.jsonl", "eval.fraction=0")
     assert keys("train.seed") == ["train.seed"]

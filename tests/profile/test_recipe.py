@@ -10,14 +10,14 @@ import pytest
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.recipe import (
     BETA,
-    REACH,
+    TARGET_LR_SUM,
     Inputs,
-    copy_of,
+    copy_profile,
     learning_recipe,
     minimind_recipe,
     path_value,
     saturation_margin,
-    together,
+    suggest_lr_and_beta,
 )
 
 NOTHING = Inputs(None, None, None)
@@ -41,7 +41,7 @@ def test_the_learning_rates_of_the_run_add_up_to_the_reach(
     rate = LearningRate(
         draft.values["train.schedule"], draft.values["train.learning_rate"], steps, 0
     )
-    assert sum(map(rate.at, range(steps))) == pytest.approx(REACH, rel=0.15)
+    assert sum(map(rate.at, range(steps))) == pytest.approx(TARGET_LR_SUM, rel=0.15)
     assert steps // draft.values["eval.interval"] >= 5
 
 
@@ -79,7 +79,7 @@ def test_the_minimind_recipe_states_the_scripts_values(folder: Path) -> None:
 
 def test_a_copy_states_what_the_shipped_profile_states(folder: Path) -> None:
     shipped = load_profile(Path("minimind3-moe"))
-    draft = copy_of(shipped, folder)
+    draft = copy_profile(shipped, folder)
     stated = {key for key, origin in shipped.origins.items() if origin != "default"}
     assert draft.values.keys() == stated
     assert (folder / draft.values["model.tokenizer"]).resolve() == shipped.profile.model.tokenizer
@@ -103,9 +103,9 @@ def test_far_paths_are_absolute() -> None:
 
 
 def test_a_learning_rate_is_never_proposed_alone() -> None:
-    assert together(1e-8, 1e-6) == (
-        'together: dpo.reduction = "mean", dpo.beta = 5 and train.learning_rate = 1e-5, a reach of'
-        " 0.001 that brakes itself (as dpo init proposes); never the learning rate alone"
+    assert suggest_lr_and_beta(1e-8, 1e-6) == (
+        'Set dpo.reduction = "mean", dpo.beta = 5 and train.learning_rate = 1e-5 together (lr_sum'
+        " 0.001, as dpo init proposes). Do not raise the learning rate alone."
     )
 
 

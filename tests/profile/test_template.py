@@ -12,7 +12,7 @@ import tomli_w
 
 from dpo_cli.profile.json_schema import json_schema
 from dpo_cli.profile.load import load_profile
-from dpo_cli.profile.recipe import Draft, Inputs, copy_of, learning_recipe, minimind_recipe
+from dpo_cli.profile.recipe import Draft, Inputs, copy_profile, learning_recipe, minimind_recipe
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.profile.schema import KEYS, TABLES
 from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
@@ -25,7 +25,7 @@ def drafts() -> dict[str, Draft]:
     return {
         "learn": learning_recipe(dense, INPUTS, Path("profiles")),
         "reference": minimind_recipe(moe, INPUTS, Path("profiles")),
-        "copy": copy_of(load_profile(Path("demo")), Path("profiles")),
+        "copy": copy_profile(load_profile(Path("demo")), Path("profiles")),
     }
 
 

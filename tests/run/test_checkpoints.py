@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli import integrity
 from dpo_cli.errors import NoSpaceError
+from dpo_cli.files import fsync_path
+from dpo_cli.integrity import MANIFEST
 from dpo_cli.run import checkpoints
 from dpo_cli.run.checkpoints import (
-    MANIFEST,
     Checkpoint,
     commit,
-    find_damage,
+    find_problem,
     list_checkpoints,
     newest_verified,
 )
@@ -136,7 +138,7 @@ def test_everything_is_flushed_before_the_rename_and_the_parent_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    fsync, rename = checkpoints.fsync_path, os.rename
+    fsync, rename = fsync_path, os.rename
 
     def record_fsync(path: Path) -> None:
         calls.append("fsync " + ("temporary" if path.name.startswith("tmp-") else path.name))
@@ -147,6 +149,7 @@ def test_everything_is_flushed_before_the_rename_and_the_parent_after(
         rename(source, target)
 
     monkeypatch.setattr(checkpoints, "fsync_path", record_fsync)
+    monkeypatch.setattr(integrity, "fsync_path", record_fsync)
     monkeypatch.setattr(checkpoints.os, "rename", record_rename)
     commit(tmp_path, 1, state())
     flushed = calls[: calls.index("rename")]
@@ -159,10 +162,10 @@ def test_everything_is_flushed_before_the_rename_and_the_parent_after(
     ("damage", "sentence"),
     [
         (lambda g: (g / MANIFEST).unlink(), "manifest.json is missing"),
-        (lambda g: (g / MANIFEST).write_bytes(bytes(4096)), "its manifest cannot be read"),
-        (lambda g: (g / MANIFEST).write_text("[]"), "its manifest cannot be read"),
+        (lambda g: (g / MANIFEST).write_bytes(bytes(4096)), "manifest.json cannot be parsed"),
+        (lambda g: (g / MANIFEST).write_text("[]"), "manifest.json cannot be parsed"),
         (lambda g: (g / "weights.safetensors").unlink(), "weights.safetensors is missing"),
-        (lambda g: os.truncate(g / "weights.safetensors", 5), "has 5 bytes of 700"),
+        (lambda g: os.truncate(g / "weights.safetensors", 5), "has 5 bytes instead of 700"),
         (lambda g: (g / "ranks" / "rng-0.pt").write_bytes(b"\x01\x03"), "rng-0.pt has changed"),
     ],
 )
@@ -175,6 +178,29 @@ def test_damage_is_named_and_the_one_before_is_used(
     assert found == before
     assert passed_over.startswith("step-00000002 is damaged: ")
     assert sentence in passed_over
+
+
+def test_an_unreadable_checkpoint_is_passed_over_but_never_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read error says nothing about the content."""
+    before = commit(tmp_path, 1, state())
+    unreadable = commit(tmp_path, 2, state())
+    sha256_file = integrity.sha256_file
+
+    def fail(path: Path) -> str:
+        if path.is_relative_to(unreadable.path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return sha256_file(path)
+
+    monkeypatch.setattr(integrity, "sha256_file", fail)
+    reason = "step-00000002 cannot be read: Input/output error"
+    assert newest_verified(tmp_path) == (before, [reason])
+    after = commit(tmp_path, 1, state("again"))
+    assert newest_verified(tmp_path) == (after, [])
+    [kept] = set(names(tmp_path)) - {after.name}
+    assert kept.startswith("step-00000002.unreadable-")
+    assert (tmp_path / kept / MANIFEST).exists()
 
 
 def test_a_checkpoint_under_another_steps_name_is_not_believed(tmp_path: Path) -> None:
@@ -201,13 +227,13 @@ def test_no_flipped_bit_anywhere_loads_other_content(tmp_path: Path) -> None:
             damaged = bytearray(whole[path])
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
             path.write_bytes(damaged)
-            believed = find_damage(checkpoint) is None
+            believed = find_problem(checkpoint) is None
             # A flip in the manifest's white space changes nothing that it says.
             assert not believed or (
                 path.name == MANIFEST and json.loads(damaged) == json.loads(whole[path])
             )
         path.write_bytes(whole[path])
-    assert find_damage(checkpoint) is None
+    assert find_problem(checkpoint) is None
 
 
 @pytest.mark.parametrize(

@@ -33,15 +33,15 @@ FINDINGS = (
         "keep one of each two: together they teach nothing",
     ),
     Finding(
-        "reach-short",
+        "lr-sum-small",
         Level.WARN,
         "train.learning_rate",
         "reach 9.5e-7, the sum of the learning rates of 158 updates: at most 6% of the weights"
         " change in a float16 file (14% in bfloat16, 100% in float32)",
-        "see no-brake, below: the learning rate and beta together",
+        "see no-saturation, below: the learning rate and beta together",
     ),
     Finding(
-        "no-brake",
+        "no-saturation",
         Level.WARN,
         "dpo.beta",
         "mean x beta 0.1: the loss pushes half as hard where chosen and rejected are 11 nats a"

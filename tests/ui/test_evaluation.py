@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dpo_cli.inference.evaluate import EvaluatedModel, Evaluation
 from dpo_cli.intervals import wilson_interval
-from dpo_cli.profile.load import state_profile
+from dpo_cli.profile.load import profile_from_values
 from dpo_cli.run.eval_config import EvalConfig
 from dpo_cli.ui.terminal.evaluation import EvaluationView, notes
 from tests.support.snapshots import assert_snapshot
@@ -48,7 +48,7 @@ def evaluation(
     titles = ("dense-20260101-120000-ab12", "full_sft_512.pth", "merged.pth")
     return Evaluation(
         eval_config=EvalConfig(
-            profile=state_profile(PROFILE, ["dpo.beta=5.0"]),
+            profile=profile_from_values(PROFILE, ["dpo.beta=5.0"]),
             owner=None,
             is_own=is_own,
             reference=None,

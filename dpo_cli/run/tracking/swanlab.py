@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.tracking.rows import Row
-from dpo_cli.run.tracking.tracker import Subject
+from dpo_cli.run.tracking.tracker import TrackedRun
 
 _COLLECTS_NOTHING: dict[str, Any] = {
     "probe": {
@@ -36,29 +36,29 @@ class SwanLab:
 
     can_go_back: ClassVar[bool] = False
 
-    def __init__(self, subject: Subject, memory: dict[str, Any]) -> None:
+    def __init__(self, subject: TrackedRun, state: dict[str, Any]) -> None:
         import swanlab
 
         self._swanlab = swanlab
         self._folder = subject.directory / "swanlab"
         self._folder.mkdir(exist_ok=True)
         self._before = set(self._folder.glob("run-*"))
-        memory.setdefault("id", secrets.token_hex(8))
+        state.setdefault("id", secrets.token_hex(8))
         reason = self._why_offline()
         if not reason:
             try:
-                self._begin(subject, memory["id"], "online")
+                self._begin(subject, state["id"], "online")
             except Exception as error:  # it has no class of its own for these
                 reason = f"it could not be reached ({str(error).partition(chr(10))[0]})"
         if reason:
             self._before = set(self._folder.glob("run-*"))
-            self._begin(subject, memory["id"], "offline")
-        if reason or memory.get("offline"):
-            memory["sent"] = -1
-        memory["offline"], memory["upload"] = reason, ""
+            self._begin(subject, state["id"], "offline")
+        if reason or state.get("offline"):
+            state["sent"] = -1
+        state["offline"], state["upload"] = reason, ""
         if reason:
             (own,) = set(self._folder.glob("run-*")) - self._before
-            memory["upload"] = shlex.join(["swanlab", "sync", show_path(own)])
+            state["upload"] = shlex.join(["swanlab", "sync", show_path(own)])
 
     def go_back(self, optimizer_step: int) -> None:
         """Never called: SwanLab overwrites no step."""
@@ -81,7 +81,7 @@ class SwanLab:
         for folder in [*self._before, *self._folder.glob("run-*/debug")]:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _begin(self, subject: Subject, run_id: str, mode: str) -> None:
+    def _begin(self, subject: TrackedRun, run_id: str, mode: str) -> None:
         self._swanlab.init(
             log_dir=str(self._folder),
             project=subject.project,

@@ -9,7 +9,7 @@ import time
 from typing import Any, ClassVar
 
 from dpo_cli.run.tracking.rows import Row
-from dpo_cli.run.tracking.tracker import Subject
+from dpo_cli.run.tracking.tracker import TrackedRun
 
 _FORMAT = "brain.Event:2"
 
@@ -19,7 +19,7 @@ class TensorBoard:
 
     can_go_back: ClassVar[bool] = True
 
-    def __init__(self, subject: Subject, memory: dict[str, Any]) -> None:
+    def __init__(self, subject: TrackedRun, state: dict[str, Any]) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -31,7 +31,7 @@ class TensorBoard:
         file = (folder / f"events.out.tfevents.{number:06d}").open("xb")
         self._records = RecordWriter(file)
         self._write(event_pb2.Event(wall_time=time.time(), file_version=_FORMAT))
-        self.go_back(memory.get("sent", -1))
+        self.go_back(state.get("sent", -1))
 
     def go_back(self, optimizer_step: int) -> None:
         """Have readers forget what stands behind a step."""

@@ -18,7 +18,7 @@ _TEXTS = ("data.columns",)
 
 
 @dataclass(frozen=True)
-class Subject:
+class TrackedRun:
     """A run as its trackers see it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Subject:
     directory: Path
 
     @classmethod
-    def of(cls, run: RunDirectory, profile: Profile) -> Subject:
+    def of(cls, run: RunDirectory, profile: Profile) -> TrackedRun:
         """A run with this profile."""
         directory = run.path.absolute()  # W&B's processes work elsewhere
         return cls(run.name, profile.track.wandb_project, config_of(profile), directory)
@@ -43,7 +43,7 @@ class Subject:
 class Tracker(Protocol):
     """Something that gets the rows of a run.
 
-    Made of the run and of its own memory, a dictionary that outlives the process; what it puts
+    Made of the run and of its own state, a dictionary that outlives the process; what it puts
     there must be plain values. `sent`, the last optimizer step that it got, is kept by its feeder;
     one that is to go on behind another step states that when it is made, -1 for the beginning.
     Whatever it raises ends it, and nothing else.
@@ -52,7 +52,7 @@ class Tracker(Protocol):
     can_go_back: ClassVar[bool]
     """Whether it forgets, when told so, what a resume did again. Others get no step twice."""
 
-    def __init__(self, subject: Subject, memory: dict[str, Any]) -> None: ...
+    def __init__(self, subject: TrackedRun, state: dict[str, Any]) -> None: ...
 
     def go_back(self, optimizer_step: int) -> None:
         """Forget what came behind a step."""

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.tracking.rows import Row
-from dpo_cli.run.tracking.tracker import Subject
+from dpo_cli.run.tracking.tracker import TrackedRun
 
 _SERVER = "https://api.wandb.ai"
 _INIT_SECONDS = 30.0
@@ -45,7 +45,7 @@ class Wandb:
 
     can_go_back: ClassVar[bool] = False
 
-    def __init__(self, subject: Subject, memory: dict[str, Any]) -> None:
+    def __init__(self, subject: TrackedRun, state: dict[str, Any]) -> None:
         # What it would report of itself has tracebacks, and these name paths.
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         import wandb
@@ -53,22 +53,22 @@ class Wandb:
         self._wandb = wandb
         self._folder = subject.directory / "wandb"
         self._before = set(self._folder.glob("offline-run-*"))
-        memory.setdefault("id", secrets.token_hex(4))
+        state.setdefault("id", secrets.token_hex(4))
         reason = _why_offline()
         if not reason:
             try:
-                self._run = self._begin(subject, memory["id"], "online")
+                self._run = self._begin(subject, state["id"], "online")
             except wandb.errors.Error as error:
                 reason = f"it could not be reached ({str(error).partition(chr(10))[0]})"
                 wandb.teardown()  # it holds the id
         if reason:
-            self._run = self._begin(subject, memory["id"], "offline")
-        memory["sent"] = self._run.starting_step - 1 if not reason and self._run.resumed else -1
-        memory["offline"] = reason
-        memory["upload"] = ""
+            self._run = self._begin(subject, state["id"], "offline")
+        state["sent"] = self._run.starting_step - 1 if not reason and self._run.resumed else -1
+        state["offline"] = reason
+        state["upload"] = ""
         if reason:
             (folder,) = set(self._folder.glob("offline-run-*")) - self._before
-            memory["upload"] = shlex.join(["wandb", "sync", show_path(folder)])
+            state["upload"] = shlex.join(["wandb", "sync", show_path(folder)])
 
     def go_back(self, optimizer_step: int) -> None:
         """Never called: W&B overwrites no step."""
@@ -92,7 +92,7 @@ class Wandb:
         for folder in [*self._before, *self._folder.glob("*run-*/logs")]:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _begin(self, subject: Subject, run_id: str, mode: Literal["online", "offline"]) -> Any:
+    def _begin(self, subject: TrackedRun, run_id: str, mode: Literal["online", "offline"]) -> Any:
         settings = self._wandb.Settings(
             **_COLLECTS_NOTHING, init_timeout=_INIT_SECONDS, symlink=False
         )

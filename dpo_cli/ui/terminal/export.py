@@ -85,7 +85,7 @@ def _rounding_lines(report: ExportReport, retention: UpdateRetention) -> list[Te
         )
         if retention.start_error > LOST_SHARE:
             remedy = f"Use --dtype {retention.source_dtype} to keep them exactly."
-            return alert_lines(Alert(code="dtype-mismatch", message=message, remedy=remedy))
+            return alert_lines(Alert(code="source-dtype", message=message, remedy=remedy))
         lines.append(Text(message))
     if report.rounding == "nearest" and retention.relative_error > LOST_SHARE:
         lines += alert_lines(

@@ -12,7 +12,13 @@ from rich.text import Text
 
 from dpo_cli.files import cache_directory
 from dpo_cli.formatting import format_count, format_duration, format_progress
-from dpo_cli.profile.grid import Point, holds_out, references, short, splitting_keys
+from dpo_cli.profile.grid import (
+    Point,
+    count_references,
+    has_held_out_pairs,
+    keys_changing_held_out,
+    short_key,
+)
 from dpo_cli.profile.schema import keys_affecting
 from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_path, show_value
@@ -103,7 +109,7 @@ def plan_table(statuses: Sequence[PointStatus]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("", style="bold")
     for key in statuses[0].point.values:
-        table.add_column(short(key), justify="right", overflow="fold")
+        table.add_column(short_key(key), justify="right", overflow="fold")
     table.add_column("run", overflow="fold")
     for each in statuses:
         values = map(show_value, each.point.values.values())
@@ -137,8 +143,10 @@ def _shared(points: Sequence[Point]) -> str:
     if cache_directory() is None:
         return "nothing: there is no cache directory; set DPO_CACHE_DIR"
     keys = [key for key in points[0].values if key in keys_affecting(Affects.TOKENS)]
-    pairs = f"encoded pairs per value of {listed(map(short, keys))}" if keys else "encoded pairs"
-    needed = references(profiles)
+    pairs = (
+        f"encoded pairs per value of {listed(map(short_key, keys))}" if keys else "encoded pairs"
+    )
+    needed = count_references(profiles)
     if needed == 0:
         layouts = {profile.train.layout for profile in profiles}
         if "padded" in layouts:
@@ -150,9 +158,9 @@ def _shared(points: Sequence[Point]) -> str:
 
 
 def _best_by(points: Sequence[Point]) -> str:
-    if not all(holds_out(point.profile) for point in points):
+    if not all(has_held_out_pairs(point.profile) for point in points):
         return _NO_PAIRS
-    if keys := splitting_keys(points):
+    if keys := keys_changing_held_out(points):
         return f"nothing: with {listed(keys)} the held-out pairs differ between the runs"
     return "accuracy on the held-out pairs, which are the same for all runs"
 

@@ -22,7 +22,7 @@ from dpo_cli.run.events import (
     Saved,
     StepDone,
 )
-from dpo_cli.run.tracking.process import Feeder
+from dpo_cli.run.tracking.feeder import Feeder
 from dpo_cli.run.tracking.tracker import Tracker
 from tests.support.story import PLAN
 

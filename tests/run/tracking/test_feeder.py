@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import pytest
 
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.tracking.memory import read_memory
-from dpo_cli.run.tracking.process import Feeder
+from dpo_cli.run.tracking.feeder import Feeder
 from dpo_cli.run.tracking.rows import Row
-from dpo_cli.run.tracking.tracker import Subject, config_of
+from dpo_cli.run.tracking.state import read_state
+from dpo_cli.run.tracking.tracker import TrackedRun, config_of
 from tests.run.tracking.streams import (
     PLANNED,
     SECRET,
@@ -33,7 +33,7 @@ class Listener:
     can_go_back: ClassVar[bool] = False
     told: ClassVar[list[Any]]
 
-    def __init__(self, subject: Subject, memory: dict[str, Any]) -> None:
+    def __init__(self, subject: TrackedRun, memory: dict[str, Any]) -> None:
         self.subject = subject
         memory.setdefault("id", "first")
 
@@ -97,7 +97,7 @@ def test_a_resumed_run_sends_nothing_twice(run: RunDirectory, listener: type[Lis
     tell(run, resumed(2), *steps(range(3, 8)), saved(7))
     feed(run, {"a": listener})
     assert logged(listener) == [1, 2, 3, 4, 5, 6, 7]
-    assert read_memory(run)["a"] == {"sent": 7, "resumes": 1, "id": "first"}
+    assert read_state(run)["a"] == {"sent": 7, "resumes": 1, "id": "first"}
 
 
 def test_who_can_go_back_gets_what_counts(run: RunDirectory, listener: type[Listener]) -> None:
@@ -142,8 +142,8 @@ def test_one_that_fails_leaves_the_others_alone(
     assert logged(listener) == [1, 2]
     assert listener.told[-1] == "finish"
     assert not feeder.is_alone
-    assert read_memory(run)["bad"]["failed"] == "no"
-    assert "failed" not in read_memory(run)["good"]
+    assert read_state(run)["bad"]["failed"] == "no"
+    assert "failed" not in read_state(run)["good"]
 
 
 def test_texts_come_only_where_the_profile_says_so(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.tracking.memory import read_memory
+from dpo_cli.run.tracking.state import read_state
 from dpo_cli.run.tracking.swanlab import SwanLab
 from tests.run.tracking.streams import (
     PLANNED,
@@ -39,7 +39,7 @@ def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def feed(run: RunDirectory, **track: bool) -> dict[str, Any]:
     feed_to("swanlab", SwanLab, run, **track)
-    its = read_memory(run)["swanlab"]
+    its = read_state(run)["swanlab"]
     assert "failed" not in its
     return its
 

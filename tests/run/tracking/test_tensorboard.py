@@ -106,7 +106,7 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
     run = new_run(tmp_path, use_tensorboard=True)
     tell(run, PLANNED, *steps([1, 2]), saved(2))
     code = (
-        "import sys; from dpo_cli.run.tracking.process import main; main(sys.argv[1:])\n"
+        "import sys; from dpo_cli.run.tracking.feeder import main; main(sys.argv[1:])\n"
         "sys.exit(', '.join({'torch', 'tensorflow'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.tracking.memory import read_memory
+from dpo_cli.run.tracking.state import read_state
 from dpo_cli.run.tracking.wandb import Wandb
 from tests.run.tracking.server import Server
 from tests.run.tracking.streams import (
@@ -43,7 +43,7 @@ def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def feed(run: RunDirectory, **track: bool) -> None:
     feed_to("wandb", Wandb, run, **track)
-    assert "failed" not in read_memory(run)["wandb"]
+    assert "failed" not in read_state(run)["wandb"]
 
 
 def records(run: RunDirectory) -> Iterator[Any]:
@@ -115,7 +115,7 @@ def test_the_command_that_uploads_names_the_directory(
     monkeypatch.chdir(tmp_path)
     tell(run, PLANNED, *steps([1, 2]), saved(2))
     feed(run)
-    its = read_memory(run)["wandb"]
+    its = read_state(run)["wandb"]
     assert its["offline"] == "there is no login here"
     program, verb, folder = shlex.split(its["upload"])
     assert (program, verb) == ("wandb", "sync")
@@ -125,11 +125,11 @@ def test_the_command_that_uploads_names_the_directory(
 def test_a_resumed_run_is_one_directory_of_the_same_run(run: RunDirectory) -> None:
     tell(run, PLANNED, *steps([1, 2, 3]))
     feed(run)
-    before = read_memory(run)["wandb"]["id"]
+    before = read_state(run)["wandb"]["id"]
     tell(run, PLANNED, resumed(1), step(2, loss=9.0), *steps([3, 4]), saved(4))
     feed(run)
     assert losses(run) == [(1, 1.0), (2, 9.0), (3, 1 / 3), (4, 0.25)]
-    assert read_memory(run)["wandb"]["id"] == before
+    assert read_state(run)["wandb"]["id"] == before
     (begun,) = [r.run for r in records(run) if r.WhichOneof("record_type") == "run"]
     assert begun.run_id == before
 
@@ -191,7 +191,7 @@ def test_online_a_resumed_run_goes_on_behind_what_the_server_has(
     feed(run)
     assert [row["_step"] for row in server.rows] == [0, 1, 2, 3, 4]
     assert [row["train/loss"] for row in server.rows[1:]] == [1.0, 0.5, 1 / 3, 0.25]
-    assert read_memory(run)["wandb"]["upload"] == ""
+    assert read_state(run)["wandb"]["upload"] == ""
     for heard in server.heard:
         for private in private_words(run.path.parent, "site-packages"):
             assert private not in heard, heard
@@ -217,4 +217,4 @@ def test_where_the_server_cannot_be_used_the_figures_stay_here(
     tell(run, PLANNED, *steps([1, 2]), saved(2))
     feed(run)
     assert losses(run) == [(1, 1.0), (2, 0.5)]
-    assert "it could not be reached" in read_memory(run)["wandb"]["offline"]
+    assert "it could not be reached" in read_state(run)["wandb"]["offline"]

@@ -18,7 +18,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, Event, EventReader
 from dpo_cli.run.launch import Launcher
 from dpo_cli.run.lookup import find_runs
-from dpo_cli.run.tracking import side
+from dpo_cli.run.tracking import supervisor
 from tests.run.tracking.streams import PLANNED, new_run
 
 WORKER = f"""
@@ -52,7 +52,7 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     def put(script: str) -> None:
         argv = [sys.executable, "-c", textwrap.dedent(script)]
-        monkeypatch.setattr(side, "process_argv", lambda run: [*argv, str(run.path)])
+        monkeypatch.setattr(supervisor, "feeder_argv", lambda run: [*argv, str(run.path)])
 
     return put
 
@@ -125,8 +125,8 @@ def test_one_that_dies_is_missed_once_while_training_goes_on(
 def test_one_that_hangs_is_left_after_a_while_and_goes_on_alone(
     run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(side, "_FINISHING_SECONDS", 1.0)
-    monkeypatch.setattr(side, "_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(supervisor, "_FINISHING_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor, "_SILENT_SECONDS", 0.2)
     beside("import sys, time; sys.stdin.read(); time.sleep(4); print('late')")
     started = time.monotonic()
     assert launch(run) is ExitCode.DONE
@@ -142,7 +142,7 @@ def test_one_that_hangs_is_left_after_a_while_and_goes_on_alone(
 def test_a_ctrl_c_leaves_it_at_once(
     run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(side, "_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(supervisor, "_SILENT_SECONDS", 0.2)
     beside("import sys, time; sys.stdin.read(); time.sleep(4)")
 
     def observe(event: Event) -> None:
@@ -192,7 +192,7 @@ def test_where_it_cannot_be_started_the_run_goes_on(run: RunDirectory, beside: B
 
 def test_it_ends_by_itself_when_the_launcher_dies(run: RunDirectory) -> None:
     read, write = os.pipe()
-    process = subprocess.Popen(side.process_argv(run), stdin=read, stderr=subprocess.PIPE)
+    process = subprocess.Popen(supervisor.feeder_argv(run), stdin=read, stderr=subprocess.PIPE)
     os.close(read)
     os.close(write)
     _, errors = process.communicate(timeout=60)

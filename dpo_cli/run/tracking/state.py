@@ -9,7 +9,7 @@ from typing import Any
 from dpo_cli.files import write_text_atomically
 from dpo_cli.run.directory import RunDirectory
 
-Memory = dict[str, dict[str, Any]]
+TrackerState = dict[str, dict[str, Any]]
 """Of each tracker: `sent`, the last optimizer step it got; `resumes` of the run it has heard of;
 `failed`, why it ended early, if it did; `upload`, the command for what was kept offline, if it was;
 and its own."""
@@ -20,18 +20,18 @@ def log_path(run: RunDirectory) -> Path:
     return run.path / "track.log"
 
 
-def read_memory(run: RunDirectory) -> Memory:
+def read_state(run: RunDirectory) -> TrackerState:
     """What is known of each tracker that a run ever had; nothing of a damaged file."""
     try:
-        memory = json.loads(_path(run).read_bytes())
-        return {str(name): dict(its) for name, its in memory.items()}
+        state = json.loads(_path(run).read_bytes())
+        return {str(name): dict(its) for name, its in state.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 
-def write_memory(run: RunDirectory, memory: Memory) -> None:
+def write_state(run: RunDirectory, state: TrackerState) -> None:
     """Replace it."""
-    write_text_atomically(_path(run), json.dumps(memory, indent=2) + "\n")
+    write_text_atomically(_path(run), json.dumps(state, indent=2) + "\n")
 
 
 def _path(run: RunDirectory) -> Path:

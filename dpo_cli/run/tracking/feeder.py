@@ -1,4 +1,4 @@
-"""The process beside a run that feeds its trackers: `python -m dpo_cli.run.tracking.process RUN`.
+"""The process beside a run that feeds its trackers: `python -m dpo_cli.run.tracking.feeder RUN`.
 
 It follows the event stream until its standard input ends, which it does when the launcher has
 nothing more to tell, or is dead; then it sends what is left, and ends. It imports no torch. What it
@@ -21,12 +21,12 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader
-from dpo_cli.run.tracking.kinds import asked_for
-from dpo_cli.run.tracking.memory import log_path, read_memory, write_memory
+from dpo_cli.run.tracking.registry import requested_trackers
 from dpo_cli.run.tracking.rows import Row, Rows
+from dpo_cli.run.tracking.state import log_path, read_state, write_state
 from dpo_cli.run.tracking.swanlab import SwanLab
 from dpo_cli.run.tracking.tensorboard import TensorBoard
-from dpo_cli.run.tracking.tracker import Subject, Tracker
+from dpo_cli.run.tracking.tracker import TrackedRun, Tracker
 from dpo_cli.run.tracking.wandb import Wandb
 
 _POLL_SECONDS = 2.0
@@ -54,15 +54,15 @@ class Feeder:
         self, run: RunDirectory, profile: Profile, kinds: Mapping[str, type[Tracker]]
     ) -> None:
         self._run = run
-        self._subject = Subject.of(run, profile)
+        self._subject = TrackedRun.of(run, profile)
         self._sends_text = profile.track.send_text
         self._reader = EventReader(run.events_path)
         self._rows = Rows()
         self._kinds = dict(kinds)
         self._open: dict[str, Tracker] = {}
-        self._memory = read_memory(run)
+        self._states = read_state(run)
         for name in kinds:
-            its = self._memory[name] = {"sent": -1, "resumes": 0, **self._memory.get(name, {})}
+            its = self._states[name] = {"sent": -1, "resumes": 0, **self._states.get(name, {})}
             its.pop("failed", None)
 
     @property
@@ -82,16 +82,16 @@ class Feeder:
         for name in list(self._kinds):
             self._try(name, partial(self._send, name, rows))
         if rows:
-            write_memory(self._run, self._memory)
+            write_state(self._run, self._states)
 
     def finish(self) -> None:
         """Let every tracker send what is left."""
         for name, tracker in list(self._open.items()):
             self._try(name, tracker.finish)
-        write_memory(self._run, self._memory)
+        write_state(self._run, self._states)
 
     def _send(self, name: str, rows: Sequence[Row]) -> None:
-        its, tracker = self._memory[name], self._open.get(name)
+        its, tracker = self._states[name], self._open.get(name)
         resumed_behind = self._rows.resumed_behind[its["resumes"] :]
         its["resumes"] = len(self._rows.resumed_behind)
         if resumed_behind and self._kinds[name].can_go_back:
@@ -131,7 +131,7 @@ class Feeder:
         except (Exception, SystemExit) as error:  # some libraries leave by SystemExit
             traceback.print_exc()
             reason = str(error).strip().partition("\n")[0]
-            self._memory[name]["failed"] = reason or type(error).__name__
+            self._states[name]["failed"] = reason or type(error).__name__
             del self._kinds[name]
             self._open.pop(name, None)
 
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("what fed the trackers of the run's last start still runs", file=sys.stderr)
         return 1
     profile = load_profile(run.profile_path).profile
-    feeder = Feeder(run, profile, {name: _KINDS[name] for name in asked_for(profile)})
+    feeder = Feeder(run, profile, {name: _KINDS[name] for name in requested_trackers(profile)})
     is_over = False
     while not (is_over or feeder.is_alone):
         is_over = bool(select.select([sys.stdin], [], [], _POLL_SECONDS)[0])

@@ -1,12 +1,13 @@
-"""Several processes that train one run together: the one place that knows of them.
+"""Group of processes that train one run together.
 
-Each rank computes its share of an optimizer step; gradients are added up once, when the step's last
-forward is done, in one flat sum whose order depends on nothing but the number of ranks. Ranks
-therefore hold the same weights bit for bit, and a resume repeats them.
+Each rank computes its share of an optimizer step. When the last forward of the step is done, all
+gradients are summed as one flat tensor, in an order that depends on the number of ranks alone.
+Ranks therefore hold the same weights bit for bit, and a resumed run repeats them.
 
-What takes as long as it takes (reading and encoding, a save on a slow disk) is waited for through
-the store, without a limit: a rank that dies is noticed by what started it. Only sums have one,
-since there a rank that hangs would stop all others without a word.
+Phases without a known duration (reading and encoding data, a save to a slow disk) wait through the
+key-value store, without a time limit: a rank that dies is noticed by its heartbeat or by the
+process that started it. Only collectives have a limit, because a rank that hangs there would block
+all others without a message.
 """
 
 from __future__ import annotations
@@ -41,37 +42,37 @@ SILENT_SECONDS = 120.0
 """Without a beat, and a rank is taken for lost; also one that is only just starting."""
 _ENDED, _FAILED, _LEFT, _LOST = "ended", "failed", "left", "lost"
 STOPS = frozenset({"interrupted", "terminated"})
-RESTED = "rested"
+MAY_SAVE = "may_save"
 RENDEZVOUS_ID = "DPO_MEETING"
 """The variable in which our agent tells its ranks that their store is new. Of torchrun's own it
 keeps what ranks said in it that were lost; machines number their restarts each for itself."""
-_REQUESTS = (*sorted(STOPS), "save", "evaluate", RESTED)
+_REQUESTS = (*sorted(STOPS), "save", "evaluate", MAY_SAVE)
 
 
-class LeftError(Exception):
+class StartCancelledError(Exception):
     """A rank was asked to stop before the first step, and all leave with it."""
 
 
-class PeerLostError(Exception):
+class RankLostError(Exception):
     """Another rank is gone or hangs, and said no reason: all end, and may be started again."""
 
 
 @dataclass(eq=False)
-class Ranks:
+class ProcessGroup:
     """This process among those that train together; made by `alone` or `join`.
 
     Attributes:
         rank: this process's number.
-        size: how many there are.
-        local_rank, local_size: the same on this machine alone.
+        world_size: how many there are.
+        local_rank, local_world_size: the same on this machine alone.
         leader: the rank that holds the run directory, and is the only one to write there.
         hosts: the machine of each rank.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_size: int = 1
+    local_world_size: int = 1
     main_rank: int = 0
     hosts: Sequence[str] = ()
     _store: Store | None = None
@@ -85,7 +86,7 @@ class Ranks:
     # --- coming together -------------------------------------------------------------------------
 
     @classmethod
-    def join(cls) -> Ranks:
+    def from_env(cls) -> ProcessGroup:
         """The ranks that the environment speaks of, as torchrun sets it; alone without it.
 
         Raises:
@@ -103,17 +104,17 @@ class Ranks:
             ) from error
         meeting = os.environ.get(RENDEZVOUS_ID) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = PrefixStore(meeting, store)
-        ranks = cls(
+        group = cls(
             rank=rank,
-            size=size,
+            world_size=size,
             local_rank=int(os.environ.get("LOCAL_RANK", rank)),
-            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
             _store=store,
         )
-        threading.Thread(target=ranks._beat, args=(store,), daemon=True).start()
-        return ranks
+        threading.Thread(target=group._beat, args=(store,), daemon=True).start()
+        return group
 
-    def introduce(self, run: str | None) -> str:
+    def agree_on_run(self, run: str | None) -> str:
         """Learn who the others are, and which run is trained: the one that one of them was given.
 
         Returns:
@@ -125,19 +126,19 @@ class Ranks:
         if run is not None and self._store is None:
             return run
         own = run and os.path.abspath(run)  # other ranks may stand in another directory
-        told = self.gather("introduction", [own, socket.gethostname()])
+        told = self.all_gather_object("introduction", [own, socket.gethostname()])
         self.hosts = tuple(host for _, host in told)
         runs = {run for run, _ in told if run is not None}
         if len(runs) != 1:
             raise DpoError(
-                f"these {self.size} ranks were given {len(runs)} runs",
+                f"these {self.world_size} ranks were given {len(runs)} runs",
                 "start them all by one `dpo train`, or each by the same torchrun",
                 sorted(runs),
             )
         self.main_rank = next(rank for rank, (run, _) in enumerate(told) if run is not None)
         return run or cast(str, runs.pop())
 
-    def connect(self, device: torch.device, timeout_seconds: float) -> None:
+    def init_collectives(self, device: torch.device, timeout_seconds: float) -> None:
         """Make ready for sums of tensors on `device` and on the CPU."""
         if self._store is None:
             return
@@ -152,13 +153,15 @@ class Ranks:
                 backend,
                 store=PrefixStore("sums", self._store),
                 rank=self.rank,
-                world_size=self.size,
+                world_size=self.world_size,
                 timeout=timedelta(seconds=timeout_seconds),
             )
 
     # --- waiting without a limit -----------------------------------------------------------------
 
-    def gather(self, stage: str, value: Any, among: Sequence[int] | None = None) -> list[Any]:
+    def all_gather_object(
+        self, stage: str, value: Any, among: Sequence[int] | None = None
+    ) -> list[Any]:
         """What ranks have to say at a stage of the run, in their order; plain values.
 
         Args:
@@ -167,20 +170,20 @@ class Ranks:
             among: the ranks that come to this stage, this one too; None for all.
 
         Raises:
-            DpoError, LeftError, PeerLostError: one of them goes no further.
+            DpoError, StartCancelledError, RankLostError: one of them goes no further.
         """
         if self._store is None:
             return [value]
         self._store.set(f"{stage}/{self.rank}", json.dumps(value))
-        ranks = range(self.size) if among is None else among
+        ranks = range(self.world_size) if among is None else among
         return [self._wait_for(f"{stage}/{rank}", rank) for rank in ranks]
 
-    def gather_here(self, stage: str, value: Any) -> list[Any]:
+    def all_gather_object_on_host(self, stage: str, value: Any) -> list[Any]:
         """The same among the ranks on this machine; see `share_here`."""
-        return self.gather(stage, value, self._ranks_here)
+        return self.all_gather_object(stage, value, self._ranks_here)
 
     @property
-    def share_here(self) -> tuple[int, int]:
+    def host_rank_and_size(self) -> tuple[int, int]:
         """This rank's number among those on this machine, and how many they are."""
         return self._ranks_here.index(self.rank), len(self._ranks_here)
 
@@ -213,28 +216,28 @@ class Ranks:
         """What `rank` tells under a key, however long that takes, unless one goes no further.
 
         Raises:
-            LeftError: it was asked to stop.
+            StartCancelledError: it was asked to stop.
             DpoError: on the leader: why another rank failed.
-            PeerLostError: on the others: the leader tells why; or that rank is gone without a word.
+            RankLostError: on the others: the leader tells why; or that rank is gone without a word.
         """
         assert self._store is not None
         beats, look_at = -1, time.monotonic()
         while True:
             # Asked for first: the leader ends the run right after its last word.
-            is_told = self.is_told()
+            is_told = self.is_end_known()
             if self._store.check([key]):
                 return json.loads(self._store.get(key))
             if self._store.check([_LEFT]):
-                raise LeftError
+                raise StartCancelledError
             if is_told:
-                raise (self.is_main and self.failure()) or PeerLostError("the run ended")
+                raise (self.is_main and self.reported_failure()) or RankLostError("the run ended")
             if self._store.check([_LOST]):
-                raise PeerLostError(self._store.get(_LOST).decode())
+                raise RankLostError(self._store.get(_LOST).decode())
             if time.monotonic() >= look_at:
                 before, beats = beats, self._read("beats").get(rank, 0)
                 look_at = time.monotonic() + SILENT_SECONDS
                 if rank != self.rank and beats == before:
-                    raise PeerLostError(f"{self._named(rank)} is stopped, or gone")
+                    raise RankLostError(f"{self._named(rank)} is stopped, or gone")
             time.sleep(_POLL_SECONDS)
 
     # --- sums ------------------------------------------------------------------------------------
@@ -259,7 +262,7 @@ class Ranks:
         for parameter, gradient in zip(parameters, pieces, strict=True):
             parameter.grad = gradient.view_as(parameter)
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """The sums over all ranks, in float64, of numbers that each rank has as many of."""
         if self._store is None:
             return list(values)
@@ -268,21 +271,21 @@ class Ranks:
             dist.all_reduce(total)
         return cast(list[float], total.tolist())
 
-    def largest(self, tensor: Tensor) -> Tensor:
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
         """(...), the largest of all ranks' values at each place; in place."""
         if self._store is not None:
             with self._meeting("what they know"):
                 dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
-    def union(self, asked: set[str]) -> set[str]:
-        """What any rank says of: `STOPS`, "save", "evaluate", `RESTED`."""
+    def all_reduce_requests(self, asked: set[str]) -> set[str]:
+        """What any rank says of: `STOPS`, "save", "evaluate", `MAY_SAVE`."""
         if self._store is None:
             return asked
-        flags = self.sum([float(request in asked) for request in _REQUESTS])
+        flags = self.all_reduce_sum([float(request in asked) for request in _REQUESTS])
         return {request for request, flag in zip(_REQUESTS, flags, strict=True) if flag}
 
-    def broadcast_tensors_from_main(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Make tensors, of the same shapes on all ranks, the leader's; in place."""
         if self._store is None:
             return
@@ -294,7 +297,7 @@ class Ranks:
         """A small tensor of each rank, of the same shape, by rank."""
         if self._store is None:
             return [tensor]
-        tensors = [torch.empty_like(tensor) for _ in range(self.size)]
+        tensors = [torch.empty_like(tensor) for _ in range(self.world_size)]
         with self._meeting("their tensors"):
             dist.all_gather(tensors, tensor)
         return tensors
@@ -327,32 +330,32 @@ class Ranks:
 
     # --- the end ---------------------------------------------------------------------------------
 
-    def leave(self) -> None:
+    def cancel_start(self) -> None:
         """Take all others along, before the first step."""
         if self._store is not None:
             self._store.set(_LEFT, "1")
 
-    def fail(self, error: DpoError) -> None:
+    def report_failure(self, error: DpoError) -> None:
         """Tell the leader why this rank ends; it tells the world."""
         failure = {"rank": self.rank, **error.to_dict()}
         with contextlib.suppress(RuntimeError):
             if self._store is not None:
                 self._store.set(_FAILED, json.dumps(failure))
 
-    def end(self) -> None:
+    def report_end(self) -> None:
         """The leader has told how the run ended; the others need not."""
         if self._store is not None:
             with contextlib.suppress(RuntimeError):
                 self._store.set(_ENDED, "1")
 
-    def is_told(self) -> bool:
+    def is_end_known(self) -> bool:
         """Whether it is known why the others are gone: what they said, they said before."""
         with contextlib.suppress(RuntimeError):  # the store is gone, and with it what was told
             if self._store is not None:
                 return any(self._store.check([word]) for word in (_ENDED, _FAILED))
         return False
 
-    def failure(self) -> DpoError | None:
+    def reported_failure(self) -> DpoError | None:
         """Why another rank has ended, if it has said so."""
         with contextlib.suppress(RuntimeError):
             if self._store is not None and self._store.check([_FAILED]):
@@ -376,7 +379,7 @@ class Ranks:
                 Path(path).write_text(json.dumps({"message": word}), encoding="utf-8")
         return ExitCode.FAILED
 
-    def close(self) -> None:
+    def destroy(self) -> None:
         """Part; all ranks are done."""
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -388,7 +391,7 @@ class Ranks:
         """Around what all ranks do together: an error of torch's becomes one that names the rank.
 
         Raises:
-            PeerLostError: another rank is gone, or did not come in time.
+            RankLostError: another rank is gone, or did not come in time.
         """
         assert self._store is not None
         self._meetings += 1
@@ -398,7 +401,7 @@ class Ranks:
             yield
         except RuntimeError as error:
             waited = time.monotonic() - began
-            raise PeerLostError(
+            raise RankLostError(
                 f"rank {self.rank} waited {waited:.0f} s for {what}: {self._who_is_missing()}"
                 f" ({str(error).splitlines()[0]})"
             ) from error
@@ -421,7 +424,7 @@ class Ranks:
         """A counter of each other rank that has one."""
         counts = {}
         with contextlib.suppress(RuntimeError):
-            for rank in range(self.size):
+            for rank in range(self.world_size):
                 key = f"{counter}/{rank}"
                 if rank != self.rank and self._store is not None and self._store.check([key]):
                     counts[rank] = int(self._store.get(key))
@@ -435,5 +438,5 @@ class Ranks:
                 time.sleep(_BEAT_SECONDS)
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 """One process that trains by itself."""

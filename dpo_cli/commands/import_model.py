@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.export import Dtype
+from dpo_cli.commands.session import plain_console
 from dpo_cli.formatting import format_count
 
 
-def from_directory(
+def import_model(
     directory: Annotated[
         Path,
         typer.Argument(metavar="DIR", help="With config.json, such as `dpo export` writes."),
@@ -36,8 +37,6 @@ def from_directory(
 
     Example: `dpo import ./MiniMind2 --to out/full_sft_768.pth`
     """
-    from dpo_cli.commands.session import plain_console
-
     console = plain_console()
     with console.status(f"importing {directory}"):
         from dpo_cli.export.import_hf import import_directory  # imports torch: seconds

@@ -16,7 +16,7 @@ TITLES: Mapping[str, str] = {
 """The trackers; each is called so as a package, as an extra and in its key of [track]."""
 
 
-def asked_for(profile: Profile) -> list[str]:
+def requested_trackers(profile: Profile) -> list[str]:
     """The trackers that a profile asks for."""
     return [name for name in TITLES if getattr(profile.track, f"use_{name}")]
 
@@ -28,7 +28,7 @@ def missing_trackers(profile: Profile) -> list[UsageError]:
             f"track.use_{name}: {TITLES[name]} is not installed",
             f"pip install 'dpo-cli[{name}]', or '.[{name}]' in a clone",
         )
-        for name in asked_for(profile)
+        for name in requested_trackers(profile)
         if not _is_installed(name)
     ]
 

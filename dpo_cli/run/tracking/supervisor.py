@@ -16,8 +16,8 @@ from typing import Any
 from dpo_cli.files import open_for_appending
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert
-from dpo_cli.run.tracking.kinds import TITLES
-from dpo_cli.run.tracking.memory import log_path, read_memory
+from dpo_cli.run.tracking.registry import TITLES
+from dpo_cli.run.tracking.state import log_path, read_state
 
 _FINISHING_SECONDS = 30.0
 _SILENT_SECONDS = 1.0
@@ -26,12 +26,12 @@ _POLL_SECONDS = 0.05
 _GO_ON = "training does not depend on it"
 
 
-def process_argv(run: RunDirectory) -> list[str]:
+def feeder_argv(run: RunDirectory) -> list[str]:
     """The command line of the trackers' process."""
-    return [sys.executable, "-m", "dpo_cli.run.tracking.process", str(run.path)]
+    return [sys.executable, "-m", "dpo_cli.run.tracking.feeder", str(run.path)]
 
 
-class Trackers:
+class TrackerSupervisor:
     """The process that feeds some trackers of a run, for one start of the run.
 
     Each method gives what there is to say.
@@ -53,7 +53,7 @@ class Trackers:
         try:
             with open(open_for_appending(log_path(self._run)), "ab") as log:
                 self._process = subprocess.Popen(
-                    process_argv(self._run),
+                    feeder_argv(self._run),
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -81,7 +81,7 @@ class Trackers:
                 yield self._lost("has not finished, and is left to itself")
             else:
                 yield from self._end(process)
-        for name, its in self._memories():
+        for name, its in self._states():
             if its.get("upload"):
                 message = f"{TITLES[name]}: {its['offline']}, so its figures were kept in the run"
                 yield Alert(code=f"{name}-offline", message=message, remedy=its["upload"])
@@ -121,7 +121,7 @@ class Trackers:
                 message=f"{TITLES[name]} failed: {its['failed']}; {_GO_ON}",
                 remedy=self._remedy,
             )
-            for name, its in self._memories()
+            for name, its in self._states()
             if its.get("failed")
         ]
         yield from failures
@@ -130,9 +130,9 @@ class Trackers:
         elif process.returncode and not failures:
             yield self._lost(f"ended with exit code {process.returncode}")
 
-    def _memories(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        memory = read_memory(self._run)
-        return ((name, memory[name]) for name in self._names if name in memory)
+    def _states(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        states = read_state(self._run)
+        return ((name, states[name]) for name in self._names if name in states)
 
     def _lost(self, how: str) -> Alert:
         message = f"what feeds {self._titles} {how}; {_GO_ON}"

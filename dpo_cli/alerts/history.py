@@ -24,7 +24,7 @@ SURE = 3.0
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """What is known of a run before its first step.
 
     Attributes:
@@ -52,7 +52,7 @@ class Facts:
 
 
 @dataclass
-class Course:
+class RunHistory:
     """The steps so far, in bounded memory; those without an update are left out."""
 
     first: list[StepDone] = field(default_factory=list)
@@ -109,7 +109,7 @@ class Course:
             return None
         return sum(s.metrics["rewards/accuracies"] * s.pairs for s in self.recent) / pairs
 
-    def weights_moved_by(self, share: float, facts: Facts) -> float | None:
+    def weights_moved_by(self, share: float, facts: RunFacts) -> float | None:
         """The share of weights that have changed, where it has just been counted and at least this
         share of the planned steps, and a window of them, is done; else None.
         """

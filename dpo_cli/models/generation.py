@@ -65,7 +65,7 @@ def generate(
     model: PreTrainedModel,
     prompt: Tensor,
     *,
-    compute: Device,
+    device: Device,
     end_id: int | None,
     max_new_tokens: int,
     sample: Sampler | None = None,
@@ -75,23 +75,23 @@ def generate(
     Args:
         model: in evaluation mode.
         prompt: (T,) int64, up to and including the header of the answer.
-        compute: device of the model.
+        device: device of the model.
         end_id: token that ends an answer; None if there is none.
         max_new_tokens: length at which the answer is truncated.
         sample: selects the next token; by default the most likely one.
     """
     sample = sample or _most_likely
-    input_ids = prompt.to(compute.device).unsqueeze(0)
+    input_ids = prompt.to(device.torch_device).unsqueeze(0)
     cache: dict[str, Any] = {}
     for _ in range(max_new_tokens):
         # Eager, because torch.compile would compile anew for each length of the cache.
-        with torch.no_grad(), compute.autocast(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), device.autocast(), torch.compiler.set_stance("force_eager"):
             output = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **cache)
             token_id = sample(output.logits[0, -1])
         yield token_id
         if token_id == end_id:
             return
-        input_ids = torch.tensor([[token_id]], device=compute.device)
+        input_ids = torch.tensor([[token_id]], device=device.torch_device)
         cache = {name: output[name] for name in _CACHE_ARGUMENTS if name in output}
 
 

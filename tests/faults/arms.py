@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.run.events import Event, EventWriter, StepDone
+from dpo_cli.run.event_writer import EventWriter
+from dpo_cli.run.events import Event, StepDone
 
 
 def at_step(optimizer_step: int, act: Any) -> None:
@@ -78,10 +78,8 @@ def terminate_at_save(optimizer_step: int) -> None:
 
 
 def own_cache(directory: Path) -> None:
-    """No fault, and nothing known from other runs but how to multiply: stopwatches err."""
+    """No fault, but an empty cache: nothing is reused from other runs."""
     directory.mkdir(exist_ok=True)
-    for found in Path(os.environ["DPO_CACHE_DIR"]).glob("matmul-*"):
-        shutil.copy(found, directory)
     os.environ["DPO_CACHE_DIR"] = str(directory)
 
 

@@ -1,4 +1,4 @@
-"""A bench for two layouts of one batch: models, pairs that are hard to pack, and a trainer."""
+"""Models, hard-to-pack pairs and a trainer, for comparing the packed and the padded layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Layout
 from dpo_cli.data.chat import Tokenized, TokenizedPair
-from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.models.loading import ModelWeights, build_model, to_disk_names, use_experts_for
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.scoring import ResponseScorer
@@ -22,8 +21,7 @@ from dpo_cli.objective.aux_loss import AuxLossKind
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.events import Event, StepDone
 from dpo_cli.training import reference as kept
-from dpo_cli.training.optimizer import LearningRate
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.trainer import Trainer
 from tests.support import families
 from tests.support.columns import in_columns
@@ -33,10 +31,10 @@ MAX_SEQ_LEN = 80
 
 
 class Float64(TorchFunctionMode):
-    """Turns every widening to float32 in the models' code into one to float64.
+    """Turn every cast to float32 in the models' code into a cast to float64.
 
-    RMS norms and routers compute in float32 whatever the weights are; a value near a rounding edge
-    would then differ by 6e-8 between layouts, and hide what this test looks for.
+    RMS norms and routers compute in float32 whatever the dtype of the weights. Values close to a
+    rounding boundary would then differ by 6e-8 between the layouts and hide errors of that size.
     """
 
     def __torch_function__(
@@ -87,7 +85,7 @@ def side(ids: Sequence[int], *spans: tuple[int, int]) -> Tokenized:
 
 
 def odd_pairs() -> list[TokenizedPair]:
-    """Everything that could go wrong when two sides share a prompt."""
+    """Return pairs with every special case of prompt sharing."""
     generator = torch.Generator().manual_seed(5)
 
     def words(count: int) -> list[int]:
@@ -124,7 +122,7 @@ def odd_pairs() -> list[TokenizedPair]:
 
 
 class Recorder:
-    """Keeps the events and the gradients of a run; never asks for anything."""
+    """Trainer hooks that record the steps and gradients of a run and request nothing."""
 
     def __init__(self) -> None:
         self.steps: list[StepDone] = []
@@ -150,7 +148,7 @@ def random_weights(model: torch.nn.Module) -> None:
 
 
 def minimind_scorer(name: str, layout: Layout) -> ResponseScorer:
-    """One of MiniMind's four, with random weights."""
+    """Build one of MiniMind's four variants with random weights."""
     architecture = ARCHITECTURES[name]
     model = build_model(architecture, empty_state(architecture))
     random_weights(model)
@@ -160,7 +158,7 @@ def minimind_scorer(name: str, layout: Layout) -> ResponseScorer:
 
 
 def family_scorer(name: str, layout: Layout) -> ResponseScorer:
-    """A model of another family; in the padded layout under an attention that is not ours."""
+    """Build a model of another family; for the padded layout with the attention of transformers."""
     model = families.build(name)
     has_experts = "Experts" in " ".join(type(module).__name__ for module in model.modules())
     if has_experts:
@@ -180,63 +178,69 @@ def make_trainer(
     dtype: torch.dtype = torch.float64,
     **dpo: Any,
 ) -> Trainer:
-    """A run of 20 steps over `odd_pairs`.
+    """Build a trainer for 20 steps over `odd_pairs`.
 
     Args:
-        make_scorer: the policy, and the reference, of a layout.
-        layout: the reference is kept in the packed one, and runs beside the policy in the other.
-        watch: gets the steps and the gradients.
+        make_scorer: builds the policy and the reference for a layout.
+        layout: "packed" caches the log-probs of the reference, "padded" runs it beside the policy.
+        hooks: records the steps and the gradients.
         dtype: of the weights.
-        dpo: keys of the profile's table.
+        dpo: keys of the profile's [dpo] table.
     """
     pairs = in_columns(odd_pairs())
     profile = Profile.model_validate(
         {
             "model": {"tokenizer": "unused"},
-            "data": {"data_path": "unused", "max_seq_len": MAX_SEQ_LEN},
+            "data": {"data_path": "unused", "max_seq_len": MAX_SEQ_LEN, "shuffle": True},
             "dpo": {"reduction": "sum", "beta": 0.3, **dpo},
-            "train": {"layout": layout, "max_tokens_per_forward": 90, "save_min_seconds": 1e9},
+            "train": {
+                "layout": layout,
+                "max_tokens_per_forward": 90,
+                "save_min_seconds": 1e9,
+                "batch_size": 3,
+                "epochs": 5,
+                "seed": 3,
+                "schedule": "minimind2",
+                "learning_rate": 1e-2,
+                "router_aux_loss_coef": 0.1,
+            },
         }
     )
-    compute = Device(torch.device("cpu"), dtype)
-    order = BatchSampler(
-        pairs=len(pairs), batch_size=3, accumulation_steps=1, epochs=5, shuffle=True, seed=3
-    )
+    device = Device(torch.device("cpu"), dtype)
 
-    def scorer() -> ResponseScorer:
-        made = make_scorer(layout).to(dtype)
-        made.computes_sum_sq_probs = profile.dpo.use_weighting
-        return made
+    def build_scorer() -> ResponseScorer:
+        scorer = make_scorer(layout).to(dtype)
+        scorer.computes_sum_sq_probs = profile.dpo.use_weighting
+        return scorer
 
-    policy = scorer()
-    if not profile.dpo.needs_reference:
-        reference: Any = kept.NoReference()
-    elif layout == "padded":
-        reference = kept.LiveReference(scorer(), compute)
-    else:
-        reference = kept.CachedReference(pairs, order.micro_batches_of(0), compute, scorer)
-    # What the weights are called on disk; of another family's shape all that counts is whether it
-    # has experts, with which micro-batches stay as they are.
+    policy = build_scorer()
+    # For other families a MiniMind architecture stands in: the trainer only needs to know if there
+    # are experts, whose micro-batches must not be regrouped.
     start = to_disk_names(policy.model, policy.model.state_dict())
     shape = ARCHITECTURES["minimind3" if policy.aux_loss_kind is None else "minimind3-moe"]
-    model_weights = ModelWeights(shape, dict(start), dtype, "")
-    prepared = Prepared(
+    weights = ModelWeights(shape, dict(start), dtype, "")
+    inputs = RunInputs(
         profile=profile,
-        compute=compute,
-        model_weights=model_weights,
-        reference=model_weights,
+        device=device,
+        weights=weights,
+        reference_weights=weights,
         tokenizer=Path(),
         pad_id=0,
         pairs=pairs,
         held_out=pairs[:0],
         skipped_rows=[],
-        order=order,
-        learning_rate=LearningRate("minimind2", 1e-2, order.micro_batches, 0),
-        router_aux_loss_coef=0.1,
         fingerprints={},
     )
-    # Momentum-free SGD keeps the trajectory a smooth function of the gradients, which it follows
-    # step by step; Adam would divide by gradients that are nought but rounding.
+    if not profile.dpo.needs_reference:
+        reference: Any = kept.NoReference()
+    elif layout == "padded":
+        reference = kept.LiveReference(build_scorer(), device)
+    else:
+        reference = kept.CachedReference(
+            pairs, inputs.order.micro_batches_of(0), device, build_scorer
+        )
+    # With SGD the trajectory is a smooth function of the gradients. Adam would divide by gradients
+    # that are rounding errors only, and amplify them.
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     optimizer.register_step_pre_hook(
         lambda *_: hooks.gradients.append(
@@ -244,7 +248,7 @@ def make_trainer(
         )
     )
     return Trainer(
-        prepared,
+        inputs,
         policy,
         reference,
         reference,

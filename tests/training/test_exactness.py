@@ -107,8 +107,8 @@ def test_a_steps_gradients_in_float32(name: str) -> None:
     gradients: dict[Layout, dict[str, Tensor]] = {}
     for layout in LAYOUTS:
         trainer = make_trainer(FLOAT32[name], layout, Recorder(), dtype=torch.float32)
-        indices = trainer.prepared.order.micro_batches_of(0)[0]
-        batch = trainer.prepared.batch(trainer.prepared.pairs, indices)
+        indices = trainer.inputs.order.micro_batches_of(0)[0]
+        batch = trainer.inputs.batches.make_batch(trainer.inputs.pairs, indices)
         if "moe" in name:  # a tie would be broken by rounding, and the gradients be others
             assert smallest_routing_margin(trainer.policy, batch) > 1e-5
         pairs, balance = trainer.score(batch, trainer.reference.token_logps(indices, batch))

@@ -99,7 +99,7 @@ def sweep(
     lanes = _gpu_workers(points)
     points = [_pinned(point, root) for point in points]
     directory = SweepDirectory.of(root, name or points[0].loaded.name)
-    directory.refuse_another(values, points[0].profile)
+    directory.require_same(values, points[0].profile)
     refuse_other_runs(points, directory.runs())
     its = point_statuses(points, directory.runs())
     left = sum(not each.is_completed for each in its)
@@ -116,7 +116,7 @@ def sweep(
         again = _words(profile, grid, settings or (), name, runs_dir)
         directory.make()
         with directory.locked() as lock:
-            directory.refuse_another(values, points[0].profile)
+            directory.require_same(values, points[0].profile)
             directory.begin(values, points[0].profile)
             told = partial(plain_console, stderr=json)
             sweeper = Sweeper(directory, points, told, quiet=quiet or json)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from dpo_cli.commands.complete import complete_run
+from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import DryRunOption, JsonOption, RunsDirOption
-from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.formatting import format_size
 from dpo_cli.run.cleaning import Cleaning, free, look_through

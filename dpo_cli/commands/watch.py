@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import PlainOption, RunArgument, RunsDirOption
-from dpo_cli.commands.session import plain_console
 from dpo_cli.commands.show import picture, print_picture
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.events import EventReader, history

@@ -17,7 +17,7 @@ from tests.support.terminal import Terminal
 PANEL = """
 import signal, sys
 from pathlib import Path
-from dpo_cli.commands.session import plain_console
+from dpo_cli.commands.console import plain_console
 from dpo_cli.run.events import EventReader
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.ui.terminal.panel import Panel

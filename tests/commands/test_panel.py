@@ -112,7 +112,7 @@ def test_ctrl_c_twice_stops_at_once() -> None:
         terminal.press("\x03")
         assert terminal.wait() == 130
         assert "error: stopped at once, without saving" in terminal.lines
-        assert f"help: go on with: dpo resume {the_run().name}" in terminal.lines
+        assert f"help: Continue with: dpo resume {the_run().name}" in terminal.lines
 
 
 def test_termination_saves() -> None:

@@ -284,7 +284,7 @@ def test_resume_of_a_run_that_is_being_trained(dpo: Cli, stopped: RunDirectory) 
         code, _, err = dpo("resume", stopped.name)
     assert code == 1
     assert f"being trained by process {os.getpid()} on" in err
-    assert f"help: end that first: dpo stop {stopped.name}" in err
+    assert f"help: Stop it first: dpo stop {stopped.name}" in err
 
 
 # --- stop -------------------------------------------------------------------------------------

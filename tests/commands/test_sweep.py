@@ -187,10 +187,10 @@ def test_another_grid_or_profile_under_the_same_name(dpo: Cli, workers: Any) -> 
     code, out, err = dpo("sweep", "mine.toml", "--grid", "dpo.beta=[0.1,2]")
     assert (code, out) == (2, "")
     assert err.splitlines() == [
-        "error: sweep mine was begun with another grid",
+        "error: sweep mine was started with another grid",
         "  then: --grid 'dpo.beta=[0.1, 2, 5]'",
         "  now: --grid 'dpo.beta=[0.1, 2]'",
-        "help: state what it was begun with, or begin another sweep: --name NAME",
+        "help: Use the same values as before, or start another sweep with --name NAME.",
     ]
     err = dpo("sweep", "mine.toml", *BETA, "--set", "train.epochs=3")[2]
     assert "  train.epochs: 2 -> 3\n" in err

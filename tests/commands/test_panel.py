@@ -83,13 +83,13 @@ def test_to_the_end() -> None:
         assert terminal.wait() == 0
         assert terminal.lines == [
             f"run {run.name}: Ctrl-C saves and stops",
-            f"done: 8 optimizer steps, weights in runs/{run.name}/rlhf_512.pth",
+            f"done: 8 steps, weights in runs/{run.name}/rlhf_512.pth",
             f"export: dpo export {run.name}",
         ]
         assert terminal.modes_now() == terminal.modes
     assert run.is_completed
     assert run.holder() is None
-    assert "done: 8 optimizer steps" in run.launcher_log_path.read_text()
+    assert "done: 8 steps" in run.launcher_log_path.read_text()
 
 
 def test_ctrl_c_saves_and_stops() -> None:
@@ -132,7 +132,7 @@ def test_a_refusal_is_told_and_leaves_no_run() -> None:
 def test_a_worker_that_dies_is_told_and_resumes_under_the_panel() -> None:
     with train(TRAINS + "import os; time.sleep(0.5); os.kill(os.getpid(), 9)") as terminal:
         assert terminal.wait() == 1
-        assert any("the worker died of SIGKILL" in line for line in terminal.lines)
+        assert any("the worker was killed by SIGKILL" in line for line in terminal.lines)
     run = the_run()
     assert run.holder() is None
     resumed = STARTS + "stream.append(Resumed(optimizer_step=0, step=0, checkpoint=''))\n"

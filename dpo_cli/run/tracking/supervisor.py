@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from dpo_cli.files import open_for_appending
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert
+from dpo_cli.run.processes import module_argv, start_child
 from dpo_cli.run.tracking.registry import TITLES
 from dpo_cli.run.tracking.state import log_path, read_state
 
@@ -28,7 +28,7 @@ _UNAFFECTED = "training does not depend on it"
 
 def feeder_argv(run: RunDirectory) -> list[str]:
     """Return the command line of the feeder."""
-    return [sys.executable, "-m", "dpo_cli.run.tracking.feeder", str(run.path)]
+    return module_argv("dpo_cli.run.tracking.feeder", str(run.path))
 
 
 class TrackerSupervisor:
@@ -52,12 +52,8 @@ class TrackerSupervisor:
             return
         try:
             with open(open_for_appending(log_path(self._run)), "ab") as log:
-                self._process = subprocess.Popen(
-                    feeder_argv(self._run),
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
+                self._process = start_child(
+                    feeder_argv(self._run), stdin=subprocess.PIPE, output=log.fileno()
                 )
         except OSError as error:
             yield self._lost(f"could not be started: {error.strerror}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ from dpo_cli.run.outcome import (
     error_of,
     outcome_of,
 )
-from dpo_cli.run.processes import Starter, Worker, start_worker
+from dpo_cli.run.processes import Starter, Worker, module_argv, start_child, start_worker
 from dpo_cli.run.signals import SignalRelay
 from dpo_cli.run.torchrun import agent_argv
 from dpo_cli.run.tracking.supervisor import TrackerSupervisor
@@ -54,7 +53,7 @@ def worker_argv(
         changes: the profile's differences, for the stream.
         exact: the worker is to refuse where it cannot go on to the same bits.
     """
-    argv = [sys.executable, "-m", "dpo_cli.training.worker", str(run.path)]
+    argv = module_argv("dpo_cli.training.worker", str(run.path))
     if exact:
         argv.append("--exact")
     for change in changes:
@@ -180,14 +179,10 @@ def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
     Raises:
         DpoError: ranks of this machine were lost, or the machines did not meet.
     """
-    command = ["-m", "dpo_cli.training.worker", "--join"]
+    command = module_argv("dpo_cli.training.worker", "--join")
     with tempfile.TemporaryDirectory(prefix="dpo-join-") as scratch, SignalRelay() as signals:
         stream = _Stream(RunDirectory(Path(scratch)), observe)
-        agent = subprocess.Popen(
-            agent_argv(Path(scratch), arguments, command),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        agent = start_child(agent_argv(Path(scratch), arguments, command))
         signals.attach(agent)
         while not _has_ended(agent):
             stream.follow()

@@ -36,7 +36,7 @@ class Place:
     group: str = ""
 
 
-def recognise(environment: Mapping[str, str]) -> Place | None:
+def recognize(environment: Mapping[str, str]) -> Place | None:
     """The place that the environment gives this process; None where it stands alone.
 
     Raises:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpo_cli.errors import UsageError
 from dpo_cli.run.gpus import count_gpus
+from dpo_cli.run.processes import module_argv
 
 if TYPE_CHECKING:
     from dpo_cli.profile.launch import Launch
@@ -66,15 +66,18 @@ def torchrun_arguments(launch: Launch, processes: int, more: Sequence[str] = ())
 
 
 def agent_argv(run: Path, arguments: Sequence[str], command: Sequence[str]) -> list[str]:
-    """The command line of the process that starts and watches the ranks.
+    """Return the command line of the process that starts and watches the ranks.
 
     Args:
-        run: the directory whose event stream learns which rank was lost.
+        run: run directory, to whose event stream the agent appends lost ranks.
         arguments: of torchrun.
-        command: what each rank is to run, as arguments of Python.
+        command: command line of each rank, which begins with a Python interpreter.
     """
-    agent = [sys.executable, "-m", "dpo_cli.distributed.agent", "--run", str(run)]
-    return [*agent, "--", *arguments, *command]
+    # With --no-python torchrun runs the command as it is; its own `python -m` would lack `-P`.
+    # `-u` is what torchrun adds itself: a rank's last lines must not be lost in a buffer.
+    agent = module_argv("dpo_cli.distributed.agent", "--run", str(run))
+    python, *rest = command
+    return [*agent, "--", *arguments, "--no-python", python, "-u", *rest]
 
 
 def _own_address(endpoint: str) -> str | None:

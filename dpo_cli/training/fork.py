@@ -32,6 +32,6 @@ def fork_worker(argv: Sequence[str], log: int, lock: int) -> Forked:
             if descriptor > 2 and descriptor != lock:
                 with contextlib.suppress(OSError):  # the listing's own
                     os.close(descriptor)
-        return worker.main(argv[3:])
+        return worker.main(argv[argv.index("-m") + 2 :])
 
     return fork(work)

@@ -351,6 +351,6 @@ def test_detached_it_outlives_the_caller_and_holds_the_lock(run: RunDirectory) -
 
 def test_the_workers_command_line(run: RunDirectory) -> None:
     assert worker_argv(run, ["train.epochs: 2 -> 4", "x"]) == [
-        *(sys.executable, "-m", "dpo_cli.training.worker", str(run.path)),
+        *(sys.executable, "-P", "-m", "dpo_cli.training.worker", str(run.path)),
         *("--change", "train.epochs: 2 -> 4", "--change", "x"),
     ]

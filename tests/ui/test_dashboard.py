@@ -221,7 +221,7 @@ def test_endings(ending: Event, state: str, command: str) -> None:
 
 def test_a_killed_worker_is_an_error_with_the_signal() -> None:
     events = [*SCENES["middle"], WorkerEnded(exit_code=137, signal=9)]
-    assert "error: the worker was killed by SIGKILL" in drawn(dashboard(events), 80, 24)
+    assert "error: the worker died of SIGKILL" in drawn(dashboard(events), 80, 24)
 
 
 def test_ranks_that_were_lost_are_the_error() -> None:

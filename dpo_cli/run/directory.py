@@ -243,7 +243,7 @@ class RunDirectory(LockedDirectory):
             if checkpoint is None:
                 if passed_over:
                     raise DpoError(
-                        f"{self.name}: every saved state is damaged", details=passed_over
+                        f"{self.name}: all checkpoints are damaged", details=passed_over
                     )
                 return None
             try:

@@ -8,8 +8,8 @@ from typing import Any
 
 import typer
 
+from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import DryRunOption, JsonOption
-from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError
 from dpo_cli.formatting import format_count, format_duration, format_size
 from dpo_cli.run.caches import KINDS, entries, remove, the_cache

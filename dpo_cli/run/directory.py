@@ -24,9 +24,12 @@ from dpo_cli.run import checkpoints
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.locked_directory import LockedDirectory
-from dpo_cli.run.plan import Plan
+from dpo_cli.run.plan import OtherVersionError, Plan
 
 Content = TypeVar("Content")
+
+_EARLIER_CHECKPOINTS = "generations"
+"""Directory of the checkpoints before plans had a version."""
 
 NON_FINITE_DIRECTORY = "non_finite"
 """Where a run keeps what a step began with whose loss or gradient was not finite."""
@@ -156,6 +159,30 @@ class RunDirectory(LockedDirectory):
         except FileNotFoundError:
             return None
 
+    def require_this_version(self) -> None:
+        """Check that this version of dpo can read the run.
+
+        Raises:
+            OtherVersionError: another version wrote it.
+        """
+        if (self.path / _EARLIER_CHECKPOINTS).is_dir():
+            raise OtherVersionError(self.designation)
+        try:
+            self.read_plan()
+        except OtherVersionError:
+            raise
+        except (DpoError, OSError):  # damage is an error only where the plan is needed
+            pass
+
+    @property
+    def is_of_other_version(self) -> bool:
+        """Return True if another version of dpo wrote the run."""
+        try:
+            self.require_this_version()
+        except OtherVersionError:
+            return True
+        return False
+
     @property
     def is_completed(self) -> bool:
         """Whether every planned step is done and saved."""
@@ -242,9 +269,7 @@ class RunDirectory(LockedDirectory):
             checkpoint, passed_over = self.newest_verified()
             if checkpoint is None:
                 if passed_over:
-                    raise DpoError(
-                        f"{self.name}: all checkpoints are damaged", details=passed_over
-                    )
+                    raise DpoError(f"{self.name}: all checkpoints are damaged", details=passed_over)
                 return None
             try:
                 return checkpoint, read(checkpoint.path)

@@ -60,7 +60,9 @@ def find_model(name: str, runs_root: Path) -> NamedModel:
     """
     path = Path(name).expanduser()
     if (path / "profile.toml").is_file():
-        return NamedModel(path, RunDirectory(path))
+        run = RunDirectory(path)
+        run.require_this_version()
+        return NamedModel(path, run)
     if path.is_file() or folder.is_model(path):
         return NamedModel(path)
     if path.suffix in _WEIGHTS:

@@ -16,11 +16,10 @@ from dpo_cli.distributed.process_group import ProcessGroup, StartCancelledError
 from dpo_cli.errors import DpoError
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.event_writer import EventWriter, NullEventWriter
 from dpo_cli.run.events import (
     Alert,
     Event,
-    EventWriter,
-    NullEventWriter,
     Progress,
     StepDone,
     history,
@@ -176,7 +175,7 @@ def run_facts(inputs: RunInputs) -> RunFacts:
         optimizer_steps=order.optimizer_steps,
         parameters=parameters,
         learning_rate=profile.train.learning_rate,
-        reach=sum(map(inputs.learning_rate.at, order.last_steps)),
+        lr_sum=sum(map(inputs.learning_rate.at, order.last_steps)),
         beta=profile.dpo.beta,
         reduction=profile.dpo.reduction,
         saturation_margin=inputs.saturation_margin or 0.0,

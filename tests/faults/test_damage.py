@@ -378,7 +378,9 @@ def test_dpo_resume_runs_no_pickle(half: RunDirectory, tmp_path: Path) -> None:
     plant(newest, "exp_avg.safetensors", marker, zipped=False)
     result = dpo("resume", half.path, cwd=half.path)
     assert result.returncode == 1
-    assert result.stderr.startswith(f"error: {newest.path}/exp_avg.safetensors is not a safetensors file")
+    assert result.stderr.startswith(
+        f"error: {newest.path}/exp_avg.safetensors is not a safetensors file"
+    )
     assert "Traceback" not in result.stdout + result.stderr
     assert not marker.exists()
 

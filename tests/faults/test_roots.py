@@ -16,7 +16,8 @@ from dpo_cli.export.export import export_run
 from dpo_cli.run import launch
 from dpo_cli.run.checkpoints import list_checkpoints
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import EventWriter, Exported, Resumed, history
+from dpo_cli.run.event_writer import EventWriter
+from dpo_cli.run.events import Exported, Resumed, history
 from dpo_cli.run.lookup import find_run, find_runs
 from dpo_cli.training.reference import REFERENCE_FILE
 from tests.commands.test_bad_input import good_settings

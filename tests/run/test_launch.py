@@ -15,12 +15,12 @@ import pytest
 
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import (
     Alert,
     Completed,
     Event,
     EventReader,
-    EventWriter,
     Planned,
     Stopped,
     WorkerEnded,
@@ -32,6 +32,7 @@ from tests.support.story import PLAN, plan_source
 PREAMBLE = """
 import os, signal, sys, time
 from pathlib import Path
+from dpo_cli.run.event_writer import *
 from dpo_cli.run.events import *
 run = Path(sys.argv[1])
 stream = EventWriter(run / "events.jsonl")

@@ -102,7 +102,7 @@ def sweep(
     parallel = count_parallel_runs(points)
     points = [pin_point(point, root) for point in points]
     directory = SweepDirectory.of(root, name or points[0].loaded.name)
-    directory.refuse_another(values, points[0].profile)
+    directory.require_same(values, points[0].profile)
     refuse_other_runs(points, directory.runs())
     statuses = point_statuses(points, directory.runs())
     left = sum(not status.is_completed for status in statuses)
@@ -119,7 +119,7 @@ def sweep(
         command = _command(profile, grid, settings or (), name, runs_dir)
         directory.make()
         with directory.locked() as lock:
-            directory.refuse_another(values, points[0].profile)
+            directory.require_same(values, points[0].profile)
             directory.begin(values, points[0].profile)
             view = _SweepView(directory, points, plain=plain, quiet=quiet, json=json)
             view.run(lock, parallel, command, is_detached=detach)

@@ -41,8 +41,8 @@ class Model(Table):
     out_dir: Annotated[Location | None, Field(examples=["../out"]), Kind.PATH, NONE, REFERENCE] = (
         None
     )
-    """MiniMind's folder of weights. The SFT weights are searched here, and the result is exported
-    to it."""
+    """MiniMind's folder of weights. SFT weights are looked up here, and the result is exported to
+    it."""
 
     weights: Annotated[
         str | None,
@@ -145,7 +145,7 @@ class Train(Table):
     accumulation_steps x devices."""
 
     learning_rate: Annotated[float, Field(gt=0), MATHEMATICS] = 1e-8
-    """Peak learning rate of AdamW, before the schedule. The sum of the learning rates over all
+    """Base learning rate of AdamW, before the schedule. The sum of the learning rates over all
     optimizer steps (lr_sum) bounds how far a weight moves; too large a value makes the model
     forget."""
 
@@ -198,7 +198,7 @@ class Train(Table):
     less memory for one more forward, with bitwise the same result."""
 
     router_aux_loss_coef: Annotated[float | None, Field(ge=0, examples=[5e-4]), MATHEMATICS] = None
-    """Weight of the auxiliary loss that keeps all experts in use (mixtures of experts only).
+    """Weight of the auxiliary loss that keeps all experts in use (mixture of experts only).
     Default: 0 for MiniMind version 2 (computed, not added), 5e-4 for MiniMind version 3."""
 
     layout: Annotated[Literal["packed", "padded"], MATHEMATICS, REFERENCE] = "packed"
@@ -210,8 +210,8 @@ class Train(Table):
     ] = None
     """Most tokens computed in one forward. The pairs of an optimizer step are regrouped to fit,
     with the same gradient; a longer pair is computed alone. Lower values need less memory. Default:
-    2048 on a CPU; unlimited on CUDA. Micro-batches are never regrouped with experts, with dropout,
-    with a loss over whole batches, or in the padded layout."""
+    2048 on a CPU; on CUDA one micro-batch per forward. It is always one micro-batch with experts,
+    with dropout, with a loss over whole batches, and in the padded layout."""
 
     aux_loss_tokens: Annotated[Literal["real", "all"], MATHEMATICS, REFERENCE] = "real"
     """Tokens that the auxiliary loss counts: "real" tokens only, or "all" with padding, as in
@@ -239,6 +239,7 @@ class Train(Table):
     @field_validator("global_batch_size")
     @classmethod
     def _check_global_batch_size(cls, value: int | None, info: ValidationInfo) -> int | None:
+        # `info.data` holds the valid keys above this one, so the order of keys in a table matters.
         batch_size = info.data.get("batch_size")
         accumulation_steps = info.data.get("accumulation_steps")
         if value is None or batch_size is None:

@@ -12,7 +12,7 @@ def typed(value: Any, hint: Any) -> Any:
     """Return a parsed JSON value as the annotated type: lists as tuples, objects as dataclasses.
 
     Args:
-        value: result of `json.loads`.
+        value: result of `json.loads`, or of `dataclasses.asdict`, which keeps tuples.
         hint: a plain type, tuple[X, ...], dict[str, X], a union, a TypedDict, a dataclass, or Any.
 
     Raises:
@@ -25,7 +25,7 @@ def typed(value: Any, hint: Any) -> Any:
     if origin in (Union, UnionType):
         return _first_fit(value, arguments)
     if origin is tuple:
-        return tuple(typed(each, arguments[0]) for each in _require(value, list))
+        return tuple(typed(each, arguments[0]) for each in _require(value, (list, tuple)))
     if origin is dict:
         return {key: typed(each, arguments[1]) for key, each in _require(value, dict).items()}
     if is_typeddict(hint):

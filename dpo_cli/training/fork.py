@@ -31,6 +31,6 @@ def fork_worker(argv: Sequence[str], log: int, lock: int) -> Forked:
             if descriptor > 2 and descriptor != lock:
                 with contextlib.suppress(OSError):  # the descriptor of the listing itself
                     os.close(descriptor)
-        return worker.main(argv[3:])
+        return worker.main(argv[argv.index("-m") + 2 :])
 
     return fork(work)

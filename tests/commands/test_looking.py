@@ -84,7 +84,7 @@ def test_show_prints_samples_whole(dpo: Cli, root: Path, stopped: RunDirectory) 
     code, out, _ = dpo("show", run.name, "--samples")
     assert code == 0
     assert out.splitlines() == [
-        "after step 50",
+        "after step 25",
         "line 7: Why not?",
         "  reference: No.",
         f"  policy: {('Because. ' * 40).strip()}",

@@ -81,7 +81,7 @@ def started_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], li
 def test_one_process_is_a_worker(dpo: Cli, supervised: Supervised) -> None:
     dpo("train", "mine.toml", "--nproc", "auto")
     [(run, argv, alerts)] = supervised
-    assert argv == [sys.executable, "-m", "dpo_cli.training.worker", str(run.path)]
+    assert argv == [sys.executable, "-P", "-m", "dpo_cli.training.worker", str(run.path)]
     assert alerts == []
 
 
@@ -93,9 +93,10 @@ def test_several_are_the_agents(dpo: Cli, supervised: Supervised, options: list[
     dpo("train", "mine.toml", *options)
     [(run, argv, _)] = supervised
     own, torchruns = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
-    assert own == [sys.executable, "-m", "dpo_cli.distributed.agent", "--run", str(run.path)]
-    *arguments, option, module, path = torchruns
-    assert (option, module, path) == ("-m", "dpo_cli.training.worker", str(run.path))
+    assert own == [sys.executable, "-P", "-m", "dpo_cli.distributed.agent", "--run", str(run.path)]
+    arguments, command = torchruns[:-7], torchruns[-7:]
+    assert command[:2] == ["--no-python", sys.executable]
+    assert command[2:] == ["-u", "-P", "-m", "dpo_cli.training.worker", str(run.path)]
     last = len(arguments) - arguments[::-1].index("--nproc-per-node")
     assert arguments[last] == "2"
 
@@ -124,7 +125,7 @@ def test_idle_cards_are_said_and_never_taken(
     monkeypatch.setattr(torchrun, "count_gpus", lambda: 8)
     dpo("train", "mine.toml", *options)
     [(_, argv, alerts)] = supervised
-    assert "dpo_cli.training.worker" in argv[2]
+    assert "dpo_cli.training.worker" in argv
     said = [(alert.message, alert.remedy) for alert in alerts]
     assert said == [("1 of 8 GPUs used", "Use all of them with --nproc auto.")] * is_said
 
@@ -137,7 +138,7 @@ def test_a_resume_may_take_another_number(dpo: Cli, supervised: Supervised) -> N
     dpo("resume", "--nproc", "3", "--exact", "--", "--max-restarts", "1")
     run, argv, _ = supervised[1]
     assert argv[argv.index("--nproc-per-node") + 1] == "3"
-    assert argv[argv.index("-m", 3) :] == [
+    assert argv[argv.index("-m", 4) :] == [
         *("-m", "dpo_cli.training.worker", str(run.path), "--exact"),
         *("--change", "launch.nproc_per_node: 1 -> 3"),
     ]
@@ -154,7 +155,7 @@ def test_the_word_that_separates_torchruns_is_needed(dpo: Cli, supervised: Super
     [
         (["--nproc", "0"], "launch.nproc_per_node = 0"),
         (["--nproc", "many"], "a whole number, 1 or more"),
-        (["--nproc", "2", "--set", "train.device=cuda:1"], "is one card"),
+        (["--nproc", "2", "--set", "train.device=cuda:1"], "is one GPU"),
         (
             ["--set", "launch.nnodes=2"],
             "launch.nnodes = 2: several machines need a rendezvous address",
@@ -201,7 +202,7 @@ def test_a_rank_that_does_not_lead_becomes_a_worker(
 ) -> None:
     became = started_by(TORCHRUN)
     assert dpo(*command)[0] == 0
-    assert became == [[sys.executable, "-m", "dpo_cli.training.worker", "--join"]]
+    assert became == [[sys.executable, "-P", "-m", "dpo_cli.training.worker", "--join"]]
 
 
 def test_slurms_words_become_torchs(
@@ -224,7 +225,7 @@ def test_rank_0_launches_and_its_next_attempt_goes_on(
     assert dpo("train", "mine.toml")[0] == 0
     assert dpo("train", "mine.toml")[0] == 0
     (run, argv, alerts), (again, _, _) = supervised
-    assert argv == [sys.executable, "-m", "dpo_cli.training.worker", str(run.path)]
+    assert argv == [sys.executable, "-P", "-m", "dpo_cli.training.worker", str(run.path)]
     assert alerts == []
     assert again == run
     assert len(find_runs(Path("runs"))) == 1
@@ -271,7 +272,7 @@ def test_a_half_set_environment_is_refused(
     started_by({"WORLD_SIZE": "4", "RANK": "1"})
     code, _, err = dpo("train", "mine.toml")
     assert code == ExitCode.USAGE
-    assert "the environment has RANK and WORLD_SIZE, but not LOCAL_RANK" in err
+    assert "the environment sets RANK and WORLD_SIZE, but not LOCAL_RANK" in err
 
 
 # --- several machines --------------------------------------------------------------------------

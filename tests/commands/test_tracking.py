@@ -11,7 +11,7 @@ import pytest
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, Evaluated
-from dpo_cli.run.tracking import kinds
+from dpo_cli.run.tracking import registry
 from tests.commands.conftest import Cli
 from tests.run.tracking.streams import private_words
 from tests.support import cli
@@ -19,14 +19,14 @@ from tests.support.cli import Run, set_options
 from tests.support.small_runs import golden_run
 
 LINE = "track.use_wandb: Weights & Biases is not installed"
-REMEDY = "pip install 'dpo-cli[wandb]', or '.[wandb]' in a clone"
+REMEDY = "Install it: pip install 'dpo-cli[wandb]', or '.[wandb]' in a clone."
 TRACKED = {"track.use_tensorboard": True, "track.use_wandb": True}
 
 
 @pytest.fixture
 def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but a folder that W&B has left here."""
-    monkeypatch.setattr(kinds, "find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr(registry, "find_spec", lambda name: ModuleSpec(name, None))
 
 
 @pytest.mark.usefixtures("not_installed")

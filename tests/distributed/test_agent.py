@@ -36,7 +36,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
 
 def argv(run: RunDirectory, mode: str, ranks: int = 2, *more: str, **keys: Any) -> list[str]:
     arguments = torchrun_arguments(Launch(**keys), ranks, more)
-    return agent_argv(run.path, arguments, [RANK, str(run.path), mode])
+    return agent_argv(run.path, arguments, [sys.executable, RANK, str(run.path), mode])
 
 
 def launch(
@@ -112,7 +112,7 @@ def test_a_signal_reaches_every_rank_and_the_run_ends_as_it_says(
 def test_a_lost_rank_is_named_and_no_other_lives_on(run: RunDirectory) -> None:
     with pytest.raises(DpoError, match=r"^rank 1 died of SIGKILL \(killed, often") as caught:
         launch(run, "lost", 3)
-    assert caught.value.remedy == f"go on with: dpo resume {run.designation}"
+    assert caught.value.remedy == f"Continue with: dpo resume {run.designation}"
     assert caught.value.details[0] == "rank 0 ended with exit code 1: rank 1 did not come"
     lost = events(run, RankEnded)
     # Rank 2 hung and was ended with the others: it did not fail.
@@ -204,7 +204,9 @@ sys.exit(launch.join(sys.argv[1].split(), lambda event: None))
 def test_two_machines_train_one_run(run: RunDirectory) -> None:
     keys: dict[str, Any] = {"nnodes": 2, "rdzv_endpoint": f"127.0.0.1:{free_port()}"}
     second = " ".join(torchrun_arguments(Launch(**keys, node_rank=1), 1))
-    joiner = subprocess.Popen([sys.executable, "-c", JOINER, second, RANK, str(run.path), "wait"])
+    joiner = subprocess.Popen(
+        [sys.executable, "-c", JOINER, second, sys.executable, RANK, str(run.path), "wait"]
+    )
     code = launch(run, "wait", 1, observe=when_ready(signal.SIGINT), **keys)
     assert code is ExitCode.INTERRUPTED
     assert joiner.wait(20) == ExitCode.DONE

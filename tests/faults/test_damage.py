@@ -115,7 +115,7 @@ def test_dpo_resume_names_the_damage_and_goes_on(half: RunDirectory, whole: RunD
         f"warning: {newest.name} is damaged: the content of exp_avg_sq.safetensors has changed"
         in lines
     )
-    assert "going on after optimizer step 3 (step 6)" in lines
+    assert "resuming after step 3 (micro-step 6)" in lines
     workers.assert_equal(half, whole)
 
 

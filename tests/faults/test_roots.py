@@ -161,7 +161,9 @@ def test_what_is_appended_to_must_be_no_link(
     link(half.path / name, target)
     before = content(half.path)
     argv = ["touch", str(outside.with_name("ran"))]
-    refusal = pytest.raises(DpoError, match=f"{name} is a link, and dpo writes through none")
+    refusal = pytest.raises(
+        DpoError, match=f"{name} is a link, and dpo does not write through links"
+    )
     with refusal as caught, half.locked() as lock:
         launch.Launcher(half, lock, argv, observe=lambda event: None).run()
     assert caught.value.remedy
@@ -176,7 +178,7 @@ def test_dpo_resume_refuses_a_linked_stream(half: RunDirectory, outside: Path) -
     result = dpo("resume", half.path, cwd=half.path)
     assert result.returncode == 1
     assert result.stderr.startswith(
-        f"error: {half.events_path} is a link, and dpo writes through none\n"
+        f"error: {half.events_path} is a link, and dpo does not write through links\n"
     )
     assert_untouched(outside)
 

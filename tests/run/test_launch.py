@@ -269,7 +269,7 @@ def test_an_unexpected_end_quotes_the_log_of_this_worker_and_keeps_the_run(
         launch(run, "raise RuntimeError('boom')")
     assert any(str(run.worker_log_path) in detail for detail in caught.value.details)
     assert run.profile_path.exists()
-    with pytest.raises(DpoError, match=r"exit code 7$"):
+    with pytest.raises(DpoError, match=r"(?m)exit code 7$"):
         launch(run, "os._exit(7)")
 
 
@@ -280,7 +280,7 @@ def test_death_by_a_signal_names_it_the_last_good_state_and_the_way_on(run: RunD
         launch(run, PLANNED + "os.kill(os.getpid(), signal.SIGKILL)")
     assert caught.value.exit_code is ExitCode.FAILED
     assert "train.batch_size" in caught.value.message
-    assert caught.value.remedy == f"go on with: dpo resume {run.designation}"
+    assert caught.value.remedy == f"Continue with: dpo resume {run.designation}"
     assert any("step-00000008 is damaged" in detail for detail in caught.value.details)
     assert any("step-00000004, after optimizer step 4" in d for d in caught.value.details)
     assert (ending(run).exit_code, ending(run).signal) == (137, signal.SIGKILL)
@@ -351,6 +351,6 @@ def test_detached_it_outlives_the_caller_and_holds_the_lock(run: RunDirectory) -
 
 def test_the_workers_command_line(run: RunDirectory) -> None:
     assert worker_argv(run, ["train.epochs: 2 -> 4", "x"]) == [
-        *(sys.executable, "-m", "dpo_cli.training.worker", str(run.path)),
+        *(sys.executable, "-P", "-m", "dpo_cli.training.worker", str(run.path)),
         *("--change", "train.epochs: 2 -> 4", "--change", "x"),
     ]

@@ -48,9 +48,8 @@ from dpo_cli.run.models import find_model
 from dpo_cli.training.checkpointing import load_weights
 from dpo_cli.training.session import train_run
 from tests.faults import workers
-from tests.models.test_support import UNSUPPORTED
 from tests.support.cli import REPOSITORY, Run
-from tests.support.families import FAMILIES, build
+from tests.support.families import FAMILIES, UNSUPPORTED, build
 
 MODEL = Path("models/model")
 TOKENIZER = REPOSITORY / "demo/tokenizer"

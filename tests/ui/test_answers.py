@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleDimensions
 from dpo_cli.ui.terminal import answers
 from dpo_cli.ui.terminal.answers import show_answers, write_answers
 from tests.support.screen import Screen
-from tests.ui.test_dashboard import assert_snapshot
+from tests.support.snapshots import assert_snapshot
 
 NAMES = ("policy", "reference")
 ENGLISH = (
@@ -78,7 +78,7 @@ class Shown:
 @pytest.fixture(params=[0.0, 1e9], ids=["each-piece", "rarely"])
 def rest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often it is drawn, the same stands there in the end."""
-    monkeypatch.setattr(answers, "_REST_SECONDS", request.param)
+    monkeypatch.setattr(answers, "_FRAME_SECONDS", request.param)
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (160, 50), (50, 20)])
@@ -121,7 +121,7 @@ def test_a_burst_of_lines_larger_than_the_screen(
     text = Shown(monkeypatch, 80, 10).show(Said(["start\n", burst, "\nend"]), Said(["a "] * 30))
     words = text.split()
     assert [word for word in words if word[0] == "b" and word[1:].isdigit()] == burst.split()
-    assert words.count("a") == 30 + 2  # of "30 tokens, 8.0 a second", twice
+    assert words.count("a") == 30
 
 
 def test_stopping_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_stopping_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert text.count("one") == 4
     assert text.count("two") == 3
-    assert "4 tokens, 8.0 a second, stopped" in text
+    assert "4 tokens, 8.0 tokens/s, stopped" in text
     assert "▌" not in text
 
 
@@ -139,20 +139,20 @@ def test_who_had_ended_was_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Said(["one"]), Said(["two "] * 50)
     text = Shown(monkeypatch, 80, 24).show(first, second, is_stopped=lambda: second.tokens >= 7)
     assert (
-        text.splitlines()[-1] == f"{'1 token, 8.0 a second':<38} │ 7 tokens, 8.0 a second, stopped"
+        text.splitlines()[-1] == f"{'1 token, 8.0 tokens/s':<38} │ 7 tokens, 8.0 tokens/s, stopped"
     )
     out, notes = Console(file=io.StringIO()), Console(file=io.StringIO())
     first, second = Said(["one"]), Said(["two "] * 50)
     write_answers(out, notes, NAMES, [first, second], lambda: second.tokens >= 7)
     assert notes.file.getvalue().splitlines() == [
-        "policy: 1 token, 8.0 a second",
-        "reference: 7 tokens, 8.0 a second, stopped",
+        "policy: 1 token, 8.0 tokens/s",
+        "reference: 7 tokens, 8.0 tokens/s, stopped",
     ]
 
 
 def test_the_same_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Shown(monkeypatch, 80, 24)
-    assert "both answers are the same" in shown.show(Said(["yes"]), Said(["yes"]))
+    assert "Both answers are identical." in shown.show(Said(["yes"]), Said(["yes"]))
     shown = Shown(monkeypatch, 80, 24)
     assert "the same" not in shown.show(Said(["yes"]), Said(["no"]))
 
@@ -162,12 +162,12 @@ def test_one_model_has_the_whole_width_and_no_heading(monkeypatch: pytest.Monkey
     assert text.splitlines() == [
         " ".join(["word"] * 8),
         " ".join(["word"] * 6),
-        "14 tokens, 8.0 a second",
+        "14 tokens, 8.0 tokens/s",
     ]
 
 
 def test_a_resize_lays_out_anew_below(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "_REST_SECONDS", 0.0)
+    monkeypatch.setattr(answers, "_FRAME_SECONDS", 0.0)
     shown = Shown(monkeypatch, 160, 50)
     first, second = Said([f"w{n} " for n in range(40)]), Said([f"z{n} " for n in range(40)])
 
@@ -191,8 +191,8 @@ def test_plain_text_has_the_answers_alone() -> None:
     write_answers(*consoles, NAMES, replies, never)
     assert out.getvalue() == "policy:\none␛[2J [b]:smile:\n\nreference:\n二\n"
     assert notes.getvalue().splitlines() == [
-        "policy: 3 tokens, 8.0 a second",
-        "reference: 1 token, 8.0 a second, cut",
+        "policy: 3 tokens, 8.0 tokens/s",
+        "reference: 1 token, 8.0 tokens/s, truncated",
     ]
     out.truncate(0)
     write_answers(Console(file=out), consoles[1], NAMES[:1], [Said(["yes"])], never)

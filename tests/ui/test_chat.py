@@ -70,17 +70,17 @@ def until_asked(terminal: Terminal, *after: str) -> None:
 
 def test_turns_commands_and_the_end(terminal: Terminal) -> None:
     terminal.press("为什么？\n")
-    until_asked(terminal, "强1 强1 强1", "3 tokens, 3.0 a second")
+    until_asked(terminal, "强1 强1 强1", "3 tokens, 3.0 tokens/s")
     terminal.press("too long\n")
     until_asked(terminal, "error: the conversation is too long; /reset begins anew")
     terminal.press("\n/hlep\n")
     until_asked(terminal, "/hlep is no command: /reset forgets what was said")
     terminal.press("again\n")
-    until_asked(terminal, "/hlep is", "good2 good2 good2", "3 tokens, 3.0 a second")
+    until_asked(terminal, "/hlep is", "good2 good2 good2", "3 tokens, 3.0 tokens/s")
     terminal.press("/reset\n")
     until_asked(terminal, "forgotten")
     terminal.press("again\n")
-    until_asked(terminal, "forgotten", "good1 good1 good1", "3 tokens, 3.0 a second")
+    until_asked(terminal, "forgotten", "good1 good1 good1", "3 tokens, 3.0 tokens/s")
     terminal.press("/quit\n")
     assert terminal.wait() == 0
     assert terminal.lines[-1] == "the end"
@@ -93,9 +93,9 @@ def test_ctrl_c_stops_answers_and_nothing_else(terminal: Terminal) -> None:
     terminal.press("typed meanwhile\x03")
     until_asked(terminal, ", stopped", ", stopped")
     terminal.press("\x03")
-    until_asked(terminal, "there is no answer to stop; Ctrl-D ends")
+    until_asked(terminal, "No answer to stop. Ctrl-D ends")
     terminal.press("next\n")
-    until_asked(terminal, "Ctrl-D ends", "good2 good2 good2", "3 tokens, 3.0 a second")
+    until_asked(terminal, "Ctrl-D ends", "good2 good2 good2", "3 tokens, 3.0 tokens/s")
     assert "typed meanwhile" not in terminal.raw
     terminal.press("\x04")
     assert terminal.wait() == 0
@@ -116,7 +116,7 @@ def test_a_resize_in_the_middle(terminal: Terminal) -> None:
 def test_a_dumb_terminal_gets_plain_text(tmp_path: Path) -> None:
     with Terminal(CHAT, cwd=tmp_path, TERM="dumb") as terminal:
         terminal.press("why?\n")
-        terminal.until(lambda: "reference: 3 tokens, 3.0 a second" in terminal.raw, 60)
+        terminal.until(lambda: "reference: 3 tokens, 3.0 tokens/s" in terminal.raw, 60)
         terminal.press("\x04")
         assert terminal.wait() == 0
         assert "policy:\r\n强1 强1 强1 \r\n" in terminal.raw

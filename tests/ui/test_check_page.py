@@ -9,7 +9,7 @@ import pytest
 from dpo_cli import app
 from dpo_cli.checks import examination
 from dpo_cli.findings import Diagnosis, Finding, Histogram, Level, PairPreview, Span
-from tests.ui.test_dashboard import assert_snapshot
+from tests.support.snapshots import assert_snapshot
 
 PAIRS = "data/pairs.jsonl"
 BINS = (0, 9, 120, 80, 41, 22, 9, 14, 3, 1, 1, 4, 0, 0, 2, 1, 3, 0, 0, 0, 1, 2, 0, 1)

@@ -19,8 +19,8 @@ PAIR = PairPreview(
 def test_without_color_brackets_show_what_carries_loss() -> None:
     lines = shown(pair_preview(PAIR, marks=True), 100).splitlines()
     assert [line.rstrip("─ ") for line in lines] == [
-        "the pair of line 7: tokens that carry loss are in ⟦brackets⟧, ↵ is a newline",
-        "both sides begin with · 5 tokens, 0 with loss",
+        "pair at line 7: tokens with loss are in ⟦brackets⟧, ↵ is a newline",
+        "shared prompt · 5 tokens, 0 with loss",
         "  <|user|>↵",
         "  How?↵",
         "chosen · 5 tokens, 3 with loss",

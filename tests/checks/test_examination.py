@@ -148,7 +148,7 @@ def test_sequences_beyond_the_models_positions(
     diagnosis = examined()
     assert codes(diagnosis, ERROR) == ["inputs-misfit"]
     assert "the model has 10 positions: lines 1, 2" in of(diagnosis, "inputs-misfit").message
-    assert of(diagnosis, "inputs-misfit").remedy == "state data.max_seq_len = 10, or less"
+    assert of(diagnosis, "inputs-misfit").remedy == "Set data.max_seq_len to 10 or less."
 
 
 def test_checkpointing_takes_less_memory_for_activations(examined: Examine, bench: Path) -> None:

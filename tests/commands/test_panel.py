@@ -132,7 +132,7 @@ def test_a_refusal_is_told_and_leaves_no_run() -> None:
 def test_a_worker_that_dies_is_told_and_resumes_under_the_panel() -> None:
     with train(TRAINS + "import os; time.sleep(0.5); os.kill(os.getpid(), 9)") as terminal:
         assert terminal.wait() == 1
-        assert any("the worker was killed by SIGKILL" in line for line in terminal.lines)
+        assert any("the worker died of SIGKILL" in line for line in terminal.lines)
     run = the_run()
     assert run.holder() is None
     resumed = STARTS + "stream.append(Resumed(optimizer_step=0, step=0, checkpoint=''))\n"

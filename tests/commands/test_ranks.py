@@ -155,7 +155,7 @@ def test_the_word_that_separates_torchruns_is_needed(dpo: Cli, supervised: Super
     [
         (["--nproc", "0"], "launch.nproc_per_node = 0"),
         (["--nproc", "many"], "a whole number, 1 or more"),
-        (["--nproc", "2", "--set", "train.device=cuda:1"], "is one card"),
+        (["--nproc", "2", "--set", "train.device=cuda:1"], "is one GPU"),
         (
             ["--set", "launch.nnodes=2"],
             "launch.nnodes = 2: several machines need a rendezvous address",
@@ -272,7 +272,7 @@ def test_a_half_set_environment_is_refused(
     started_by({"WORLD_SIZE": "4", "RANK": "1"})
     code, _, err = dpo("train", "mine.toml")
     assert code == ExitCode.USAGE
-    assert "the environment has RANK and WORLD_SIZE, but not LOCAL_RANK" in err
+    assert "the environment sets RANK and WORLD_SIZE, but not LOCAL_RANK" in err
 
 
 # --- several machines --------------------------------------------------------------------------

@@ -269,7 +269,7 @@ def test_an_unexpected_end_quotes_the_log_of_this_worker_and_keeps_the_run(
         launch(run, "raise RuntimeError('boom')")
     assert any(str(run.worker_log_path) in detail for detail in caught.value.details)
     assert run.profile_path.exists()
-    with pytest.raises(DpoError, match=r"exit code 7$"):
+    with pytest.raises(DpoError, match=r"(?m)exit code 7$"):
         launch(run, "os._exit(7)")
 
 

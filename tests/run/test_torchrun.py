@@ -67,7 +67,7 @@ def test_auto_is_one_process_where_there_is_no_card(monkeypatch: pytest.MonkeyPa
 
 
 def test_several_processes_cannot_share_a_card_that_is_named() -> None:
-    with pytest.raises(UsageError, match="'cuda:1' is one card"):
+    with pytest.raises(UsageError, match="'cuda:1' is one GPU"):
         processes_here(profile("cuda:1", 2))
 
 

@@ -47,18 +47,18 @@ _PLAN_LABEL_WIDTH, _HELP_LABEL_WIDTH = 10, 14
 _KEYS_HELP = (
     ("s", "save a checkpoint after this step"),
     ("e", "evaluate on the held-out pairs after this step"),
-    ("q", "press twice to save and stop, like Ctrl-C; continue with `dpo resume`"),
+    ("q", "press twice to save and stop, like Ctrl-C; then `dpo resume`"),
     ("d", "detach; training continues, `dpo watch` reopens the panel"),
     ("?", "show or hide this page"),
 )
 _METRICS_HELP = (
     ("loss", "for DPO ln 2 = 0.693 while policy and reference are equal"),
-    ("accuracy", "share of pairs with a higher reward for chosen; ties do not count"),
+    ("accuracy", "share with a higher reward for chosen; ties do not count"),
     ("reward", "beta x (policy log-prob - reference log-prob)"),
     ("margin", "reward of the chosen minus reward of the rejected answer"),
     ("margin/token", "(chosen - rejected log-ratio) in nats per token, without beta"),
     ("KL", "distance of policy from reference, in nats per token"),
-    ("ranking", "share of pairs with a higher policy log-prob for chosen"),
+    ("ranking", "share with a higher policy log-prob for chosen"),
     ("clipped", "share of steps with a gradient norm above train.grad_clip"),
     ("weights", "share of weights whose 16-bit value differs from the start"),
 )

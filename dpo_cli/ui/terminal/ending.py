@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 from rich.text import Text
 
 from dpo_cli.formatting import format_duration
 from dpo_cli.run.events import Completed, Failed, Stopped, WorkerEnded
-from dpo_cli.run.exit_reason import rank_ending
+from dpo_cli.run.exit_reason import exit_text, rank_ending
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.plain import alert_lines, completed_lines, stopped_lines
 
@@ -42,10 +41,6 @@ def failure(view: RunView) -> tuple[str, str] | None:
         case WorkerEnded() if view.lost_ranks:
             return "; ".join(map(rank_ending, view.lost_ranks)), ""
         case WorkerEnded() as end:
-            how = (
-                f"was killed by {signal.Signals(end.signal).name}"
-                if end.signal
-                else f"exited unexpectedly with code {end.exit_code}"
-            )
+            how = exit_text(-end.signal if end.signal else end.exit_code)
             return f"the worker {how}; its output is in worker.log", ""
     return None

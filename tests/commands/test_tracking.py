@@ -71,7 +71,7 @@ def test_a_stopped_and_resumed_run_is_tracked_as_one(shared: Path, tmp_path: Pat
     second = cli.dpo("resume", *longer, "--allow-changes", cwd=tmp_path, **home)
     assert second.returncode == 0, second.stderr
     run = Run.only(tmp_path)
-    upload = re.findall(r"help: (wandb sync \S+)", second.stdout)
+    upload = re.findall(r"help: Upload them: (wandb sync \S+)", second.stdout)
     assert len(upload) == 1
     assert (tmp_path / upload[0].split()[2]).is_dir()
     assert {e.code for e in run.events if isinstance(e, Alert)} >= {"wandb-offline"}

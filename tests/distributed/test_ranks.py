@@ -180,7 +180,7 @@ def test_golden_runs_at_two_ranks(shared: Path, tmp_path: Path, version: str, la
     if version == "head":
         assert_steps(run, recorded, loss=DENSE_LOSS, steps=len(recorded["steps"]))
         assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
-        start = recorded["start_weights"]
+        start = recorded["start_checkpoint"]
         assert update_error(shared, version, name, run, start) < FINAL_WEIGHTS
     else:
         per_epoch = recorded["steps_per_epoch"]

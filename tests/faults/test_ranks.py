@@ -148,7 +148,7 @@ def test_one_two_three_and_one_rank_see_the_same_batches(shared: Path, tmp_path:
         "ranks 3 -> 1",
     ]
     assert {alert.remedy for alert in told} == {
-        "it goes on with the same batches, but no longer to the same bits"
+        "Training continues with the same batches; results may differ in the last bits."
     }
 
 
@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared: Path, tmp_path:
     assert ranks.work(run, 2, on(1, damage_arms.not_finite, (2,), "nan")) == [0, 0]
     failed = only(events(run), Failed)
     assert failed.message.startswith("optimizer step 2: the loss is not a finite number")
-    facts = json.loads((run.path / "non_finite/step-00000002/window.json").read_text())
+    facts = json.loads((run.path / "non_finite/step-00000002/global_batch.json").read_text())
     guilty = [its["lines"] for its in facts["micro_batches"] if str(its["loss"]) == "nan"]
     assert len(guilty) == 1
     assert re.match(rf"lines? {guilty[0][0]}\b.* of ", failed.details[0])
@@ -251,8 +251,8 @@ def test_an_input_that_one_machine_does_not_have(
         assert failed.message.startswith("rank 1 on elsewhere: ")
         assert str(data) in failed.message
     else:
-        assert failed.message == "the machines do not hold the same inputs"
-        assert failed.details == ("rank 1: data.data_path has another content than on rank 0",)
+        assert failed.message == "the machines have different inputs"
+        assert failed.details == ("rank 1: data.data_path differs from that of rank 0",)
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 

@@ -266,7 +266,7 @@ def balanced(folder: Path) -> None:
     run = new_run(make(folder / "unknown", "gpt-oss"), **{"train.router_aux_loss_coef": 0.01})
     assert train(run) == 1
     (failed,) = [event for event in Run(run).events if isinstance(event, Failed)]
-    assert "no balance loss is known for gpt_oss" in failed.message
+    assert "no aux_loss is defined for gpt_oss" in failed.message
 
 
 def test_experts_are_balanced_where_their_routers_are_known(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def remove(cached: Sequence[Cached]) -> list[Cached]:
 def _files(directory: Path) -> Iterator[tuple[str, Path]]:
     for kind in ("tokens", "reference"):
         folder = directory / kind
-        for pattern in ("*.safetensors", ".*.safetensors.*.tmp"):
+        for pattern in ("*.safetensors", "*.safetensors.json", ".*.safetensors.*.tmp"):
             for path in sorted(folder.glob(pattern)):
                 if path.name.startswith(".") == pattern.startswith("."):
                     yield kind, path

@@ -29,6 +29,7 @@ from tests.faults import damage_arms, workers
 from tests.faults.arms import stop_at
 from tests.faults.conftest import arguments
 from tests.support.cli import Run, dpo, set_options
+from tests.support.run_content import content, new_events, only
 
 FILES = [
     "weights.safetensors",
@@ -39,30 +40,7 @@ FILES = [
     MANIFEST,
 ]
 PAGE = 4096
-Content = dict[str, bytes]
 Harm = Callable[[Path, random.Random], None]
-
-
-def content(directory: Path, *but: str) -> Content:
-    """Every file under a directory, by its path; what links lead to is not looked at."""
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and not path.is_symlink() and path.name not in but
-    }
-
-
-def new_events(run: RunDirectory, act: Callable[[], object]) -> list[Any]:
-    """What `act` adds to the stream."""
-    reader = EventReader(run.events_path)
-    list(reader.read_new())
-    act()
-    return list(reader.read_new())
-
-
-def only(events: list[Any], kind: type) -> Any:
-    [event] = [event for event in events if isinstance(event, kind)]
-    return event
 
 
 # --- one kind of damage to one file -----------------------------------------------------------

@@ -79,7 +79,7 @@ class TrainerHooks:
         raise SystemExit("the loss is not finite")
 
 
-def plain_script(prepared: Any) -> list[float]:
+def plain_script(inputs: Any) -> list[float]:
     """What the scripts do, and no more: pad to the maximum, two models, every logit."""
     import torch
     from torch.nn import functional as F
@@ -90,10 +90,10 @@ def plain_script(prepared: Any) -> list[float]:
     def model_of(model_weights: Any) -> Any:
         model = build_model(model_weights.architecture, model_weights.state)
         model.set_attn_implementation("sdpa")
-        return model.to(prepared.compute.device)
+        return model.to(inputs.device.torch_device)
 
-    profile, autocast = prepared.profile, prepared.compute.autocast
-    policy, reference = model_of(prepared.model_weights), model_of(prepared.reference)
+    profile, autocast = inputs.profile, inputs.device.autocast
+    policy, reference = model_of(inputs.weights), model_of(inputs.reference_weights)
     reference.eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=profile.train.learning_rate)
 
@@ -102,14 +102,14 @@ def plain_script(prepared: Any) -> list[float]:
         return (logps * mask).sum(1) / mask.sum(1)
 
     losses = []
-    for window in prepared.order.global_batches(start=0):
+    for window in inputs.order.global_batches(start=0):
         [indices] = window.micro_batches
         batch = make_batch(
-            [prepared.pairs[i] for i in indices],
-            "reference",
+            [inputs.pairs[i] for i in indices],
+            "padded",
             max_seq_len=profile.data.max_seq_len,
-            pad_id=prepared.pad_id,
-        ).to(prepared.compute.device)
+            pad_id=inputs.pad_id,
+        ).to(inputs.device.torch_device)
         with autocast():
             with torch.no_grad():
                 its_logits = reference(batch.input_ids).logits
@@ -129,14 +129,14 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
     """The inputs of a run over the first pairs of the data that can be trained on."""
     import dataclasses
 
-    from dpo_cli.compute import device
+    from dpo_cli.compute.device import configure_device, resolve
     from dpo_cli.profile.schema import Profile
     from dpo_cli.run.directory import RunDirectory
-    from dpo_cli.training import plan
+    from dpo_cli.training.inputs import read_inputs
 
-    compute = device.resolve("cpu" if options.cpu else "auto", settings.get("dtype", "auto"))
+    device = resolve("cpu" if options.cpu else "auto", settings.get("dtype", "auto"))
     if settings.get("tuned", True):
-        device.tune(compute)
+        configure_device(device)
     data = folder / "pairs.jsonl"
     with options.data.open(encoding="utf-8") as lines:
         data.write_text("".join(itertools.islice(lines, 4 * options.pairs)), encoding="utf-8")
@@ -152,7 +152,7 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
     profile = Profile.model_validate(
         {
             "model": {
-                "weights": str(options.model_weights.resolve()),
+                "weights": str(options.weights.resolve()),
                 "tokenizer": str(options.tokenizer.resolve()),
             },
             "data": {"data_path": str(data), "max_seq_len": options.max_seq_len},
@@ -160,11 +160,10 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
             "train": train,
         }
     )
-    prepared = plan.prepare(profile, compute, RunDirectory(folder), lambda *_: None)
-    pairs = prepared.pairs[: options.pairs]
+    inputs = read_inputs(profile, device, RunDirectory(folder), lambda *_: None)
+    pairs = inputs.pairs[: options.pairs]
     assert len(pairs) == options.pairs, f"only {len(pairs)} pairs can be trained on"
-    order = dataclasses.replace(prepared.order, pairs=len(pairs))
-    return dataclasses.replace(prepared, pairs=pairs, order=order)
+    return dataclasses.replace(inputs, pairs=pairs)
 
 
 def leave_out(settings: dict[str, Any]) -> None:
@@ -173,7 +172,7 @@ def leave_out(settings: dict[str, Any]) -> None:
 
     from dpo_cli.models import attention, scoring
     from dpo_cli.objective.logps import gather_logps
-    from dpo_cli.training import plan, reference
+    from dpo_cli.training import batches, reference
 
     if not settings.get("own_attention", True):
         attention._SegmentAttention.apply = lambda *arguments: attention._packed_flash_attention(
@@ -184,12 +183,12 @@ def leave_out(settings: dict[str, Any]) -> None:
             torch.nn.functional.linear(hidden, weight) / logits_scaling, labels
         )
     if not settings.get("share_prompts", True):
-        make_batch = plan.make_batch
+        make_batch = batches.make_batch
 
         def apart(*arguments: Any, **options: Any) -> Any:
             return make_batch(*arguments, **{**options, "share_prompts": False})
 
-        plan.make_batch = reference.make_batch = apart
+        batches.make_batch = reference.make_batch = apart
 
 
 def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
@@ -204,50 +203,52 @@ def run_once(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
     leave_out(settings)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DPO_CACHE_DIR"] = folder
-        prepared = prepare(options, settings, Path(folder))
+        inputs = prepare(options, settings, Path(folder))
 
     def result(began: float, losses: list[float]) -> dict[str, Any]:
         return {
             "seconds": time.perf_counter() - began,
-            "pairs": len(prepared.pairs),
-            "peak_bytes": prepared.compute.peak_bytes()
+            "pairs": len(inputs.pairs),
+            "peak_bytes": inputs.device.peak_bytes()
             or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "losses": losses,
         }
 
     if settings.get("script"):
-        return result(time.perf_counter(), plain_script(prepared))
+        return result(time.perf_counter(), plain_script(inputs))
 
     def scorer(model_weights: Any) -> Any:
-        scorer = setup.make_scorer(prepared, model_weights)
+        scorer = setup.make_scorer(inputs, model_weights)
         if not settings.get("packed", True):
             scorer.model.set_attn_implementation("sdpa")
             scorer.fallback_reason = "left out"
         return scorer
 
-    policy = scorer(prepared.model_weights)
+    policy = scorer(inputs.weights)
     os.environ["DPO_CACHE_DIR"] = os.devnull
-    reference, _ = open_references(prepared, lambda: scorer(prepared.reference), Path(os.devnull))
+    reference, _ = open_references(
+        inputs, lambda: scorer(inputs.reference_weights), Path(os.devnull)
+    )
     trainer = Trainer(
-        prepared,
+        inputs,
         policy,
         reference,
         reference,
         make_optimizer(policy.parameters()),
-        torch.amp.GradScaler(prepared.compute.device.type, enabled=False),
+        torch.amp.GradScaler(inputs.device.type, enabled=False),
         hooks=TrainerHooks(),
         save=lambda trainer: None,
     )
-    is_warm = prepared.profile.train.layout == "packed" and not settings.get("cold")
-    for window in prepared.order.global_batches() if is_warm else ():
-        for forward in prepared.micro_batches_here(window.micro_batches):
-            batch = prepared.batch(prepared.pairs, forward.indices)
+    is_warm = inputs.profile.train.layout == "packed" and not settings.get("cold")
+    for window in inputs.order.global_batches() if is_warm else ():
+        for forward in inputs.batches.micro_batches(window.micro_batches):
+            batch = inputs.batches.make_batch(inputs.pairs, forward.indices)
             reference.token_logps(forward.indices, batch)
     if settings.get("compile"):  # which takes its time with the first step
-        trainer.take_step(next(prepared.order.global_batches()))
+        trainer.take_step(next(inputs.order.global_batches()))
     began = time.perf_counter()
     losses: list[float] = []
-    for window in prepared.order.global_batches():
+    for window in inputs.order.global_batches():
         losses += trainer.take_step(window).losses
     return result(began, losses)
 
@@ -258,8 +259,8 @@ def floor(options: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DPO_CACHE_DIR"] = folder
-        prepared = prepare(options, {"tuned": False}, Path(folder))
-    shape = prepared.model_weights.architecture
+        inputs = prepare(options, {"tuned": False}, Path(folder))
+    shape = inputs.weights.architecture
     heads = shape.num_attention_heads * shape.head_dim
     groups = shape.num_key_value_heads * shape.head_dim
     width, blocks = shape.hidden_size, 1
@@ -267,7 +268,7 @@ def floor(options: argparse.Namespace) -> dict[str, Any]:
         blocks = shape.num_experts_per_tok + (shape.version == 2)
     weights = 2 * width * (heads + groups) + 3 * blocks * width * shape.intermediate_size
     forward = 0
-    for pair, tokens in zip(prepared.pairs, prepared.pairs.computed_tokens.tolist(), strict=True):
+    for pair, tokens in zip(inputs.pairs, inputs.pairs.computed_tokens.tolist(), strict=True):
         chosen, rejected = len(pair.chosen.ids) - 1, len(pair.rejected.ids) - 1
         prompt = chosen + rejected - tokens
         # A query and each key that it may see: one product for the score, one for the answer.
@@ -275,9 +276,9 @@ def floor(options: argparse.Namespace) -> dict[str, Any]:
         targets = pair.chosen.response_tokens + pair.rejected.response_tokens
         forward += shape.num_hidden_layers * (2 * weights * tokens + 4 * heads * seen)
         forward += 2 * width * shape.vocab_size * targets
-    gflop = forward / 1e9 / len(prepared.pairs)
-    rows = 4096 if prepared.compute.device.type == "cpu" else 1 << 17
-    place = {"device": prepared.compute.device, "dtype": prepared.compute.dtype}
+    gflop = forward / 1e9 / len(inputs.pairs)
+    rows = 4096 if inputs.device.type == "cpu" else 1 << 17
+    place = {"device": inputs.device.torch_device, "dtype": inputs.device.dtype}
     left, right = torch.randn(rows, 512, **place), torch.randn(512, 1408, **place)
     seconds = []
     for _ in range(40):
@@ -299,13 +300,13 @@ def prepare_trl(options: argparse.Namespace, folder: Path) -> list[str]:
     from dpo_cli.models.loading import build_model
 
     os.environ["DPO_CACHE_DIR"] = str(folder)
-    prepared = prepare(options, {"tuned": False}, folder)
-    model = build_model(prepared.model_weights.architecture, prepared.model_weights.state)
+    inputs = prepare(options, {"tuned": False}, folder)
+    model = build_model(inputs.weights.architecture, inputs.weights.state)
     model.save_pretrained(folder / "model")
     for file in options.tokenizer.iterdir():
         shutil.copyfile(file, folder / "model" / file.name)
     lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").split("\n")
-    kept = [lines[line - 1] + "\n" for line in prepared.pairs.lines.tolist()]
+    kept = [lines[line - 1] + "\n" for line in inputs.pairs.lines.tolist()]
     (folder / "kept.jsonl").write_text("".join(kept), encoding="utf-8")
     script = Path(__file__).with_name("trl_dpo.py")
     return [str(options.trl), str(script), str(folder / "model"), str(folder / "kept.jsonl")]

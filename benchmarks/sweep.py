@@ -54,7 +54,7 @@ class Round:
     def __init__(self, folder: Path, options: Any, rows: Path) -> None:
         self.folder = folder
         profile = {
-            "model.weights": options.model_weights.resolve(),
+            "model.weights": options.weights.resolve(),
             "model.tokenizer": options.tokenizer.resolve(),
             "data.data_path": rows,
             "data.max_seq_len": options.max_seq_len,
@@ -65,10 +65,7 @@ class Round:
         self._settings = [word for setting in settings for word in ("--set", setting)]
 
     def _start(self, runs: str, cache: str, *words: str) -> subprocess.Popen[bytes]:
-        # A fresh cache would try how to multiply, and a stopwatch errs: other bits, another speed.
         (self.folder / cache).mkdir(exist_ok=True)
-        for found in [*self.folder.glob("cache-*/matmul-*")][:1]:
-            (self.folder / cache / found.name).write_bytes(found.read_bytes())
         return subprocess.Popen(
             [*DPO, *words, *self._settings, "--quiet", "--runs-dir", str(self.folder / runs)],
             stdout=subprocess.DEVNULL,

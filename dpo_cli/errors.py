@@ -69,3 +69,8 @@ class NoSpaceError(DpoError):
     """The disk is full; the last saved checkpoint is intact."""
 
     exit_code = ExitCode.NO_SPACE
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Return the first line of an error's text, or the name of its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]

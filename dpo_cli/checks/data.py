@@ -20,7 +20,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.findings import Histogram, Trait
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
-from dpo_cli.training.inputs import OnProgress, encode
+from dpo_cli.training.sources import OnProgress, encode
 
 OTHER_LENGTHS = (1536, 2048)
 _NAMED = 5

@@ -17,7 +17,7 @@ from dpo_cli.checks.trial import Trial, modest_micro_batch
 from dpo_cli.models.convert import EMBEDDING, HEAD
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.objective.losses import PairScores, loss_at_start
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.setup import fallback_alert
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -38,17 +38,17 @@ def check_layout(notes: Notes, trial: Trial) -> None:
 
 def check_first_step(notes: Notes, trial: Trial) -> None:
     """Score one micro-batch by policy and reference, and let the loss flow back."""
-    prepared, trainer = trial.prepared, trial.trainer
-    policy, indices = trainer.policy, modest_micro_batch(prepared)
+    inputs, trainer = trial.inputs, trial.trainer
+    policy, indices = trainer.policy, modest_micro_batch(inputs)
     # Dropout would make policy and reference differ; what is asked here is whether nothing else
     # does.
-    policy.train(not prepared.profile.model.dropout)
-    batch = prepared.batch(prepared.pairs, indices)
+    policy.train(not inputs.profile.model.dropout)
+    batch = inputs.batches.make_batch(inputs.pairs, indices)
     pairs, balance = trainer.score(batch, trainer.reference.token_logps(indices, batch))
-    _check_start(notes, prepared, pairs)
+    _check_start(notes, inputs, pairs)
     loss = pairs.losses.mean()
     if balance is not None:
-        loss = loss + prepared.router_aux_loss_coef * balance
+        loss = loss + inputs.router_aux_loss_coef * balance
     trainer.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     trainer.scaler.unscale_(trainer.optimizer)
     gradients = {
@@ -56,19 +56,19 @@ def check_first_step(notes: Notes, trial: Trial) -> None:
         for name, weight in policy.model.named_parameters()
     }
     on_disk = to_disk_names(policy.model, gradients)
-    _check_gradients(notes, prepared, prepared.model_weights.architecture.to_native_names(on_disk))
+    _check_gradients(notes, inputs, inputs.weights.architecture.to_native_names(on_disk))
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
 
 
-def _check_start(notes: Notes, prepared: Prepared, pairs: PairScores) -> None:
+def _check_start(notes: Notes, inputs: RunInputs, pairs: PairScores) -> None:
     """The first loss: exactly what the policy has as its own reference, ln 2 with DPO."""
     loss = pairs.losses.mean().item()
-    beta, start = prepared.profile.dpo.beta, loss_at_start(prepared.profile.dpo)
+    beta, start = inputs.profile.dpo.beta, loss_at_start(inputs.profile.dpo)
     rewards = torch.cat([pairs.rewards_chosen, pairs.rewards_rejected])
     difference = rewards.abs().max().item() / beta
-    where = f"{len(pairs.losses)} pairs, {prepared.compute.device} {prepared.compute.dtype_name}"
-    unit = "nats a token" if prepared.profile.dpo.reduction == "mean" else "nats a response"
+    where = f"{len(pairs.losses)} pairs, {inputs.device.torch_device} {inputs.device.dtype_name}"
+    unit = "nats a token" if inputs.profile.dpo.reduction == "mean" else "nats a response"
     apart = "policy and reference agree exactly"
     if difference:
         apart = f"policy and reference are at most {difference:.2g} {unit} apart"
@@ -79,18 +79,18 @@ def _check_start(notes: Notes, prepared: Prepared, pairs: PairScores) -> None:
             f"the loss is {loss} before any weight has moved",
             "compute in another train.dtype, or look at these weights: are they sound?",
         )
-    elif not prepared.profile.dpo.needs_reference:
+    elif not inputs.profile.dpo.needs_reference:
         notes.ok("first-loss", where, f"the loss is {loss:.4f}; it needs no reference")
     elif start is None:
         notes.ok("first-loss", where, f"the loss is {loss:.4f}; {apart}")
-    elif prepared.reference is not prepared.model_weights:
+    elif inputs.reference_weights is not inputs.weights:
         notes.ok(
             "first-loss",
             where,
             f"the loss is {loss:.4f}: not {_known(start)}, since model.reference is not the"
             f" checkpoint; {apart}",
         )
-    elif abs(loss - start) > TOLERANCE[prepared.compute.dtype] * max(1, abs(start)):
+    elif abs(loss - start) > TOLERANCE[inputs.device.dtype] * max(1, abs(start)):
         notes.error(
             "first-loss",
             where,
@@ -111,14 +111,14 @@ def _known(start: float) -> str:
     return f"ln 2 = {start:.4f}" if _is_ln_2(start) else f"{start:.4f}"
 
 
-def _check_gradients(notes: Notes, prepared: Prepared, gradients: Mapping[str, Tensor]) -> None:
+def _check_gradients(notes: Notes, inputs: RunInputs, gradients: Mapping[str, Tensor]) -> None:
     """Every weight that can learn from these pairs is told how."""
-    architecture = prepared.model_weights.architecture
+    architecture = inputs.weights.architecture
     tied = gradients.get(EMBEDDING)
     own = {name: its for name, its in gradients.items() if name != HEAD or its is not tied}
     norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in own.values()))
     # Under float16 the scaler skips steps whose scaled gradients overflow; that is its work.
-    if not math.isfinite(norm) and prepared.compute.dtype != torch.float16:
+    if not math.isfinite(norm) and inputs.device.dtype != torch.float16:
         remedy = "compute in another train.dtype, or look at these weights: are they sound?"
         notes.error("gradient-overflow", "", f"the gradient's norm is {norm}", remedy)
         return
@@ -127,10 +127,7 @@ def _check_gradients(notes: Notes, prepared: Prepared, gradients: Mapping[str, T
     idle = set(experts.values()) - {experts[name] for name in experts if name not in still}
     missing = [name for name in own if name in still and experts.get(name) not in idle]
     # Of a constant the gradient is nothing but rounding.
-    if (
-        routers_rest := architecture.has_constant_expert_weights
-        and not prepared.router_aux_loss_coef
-    ):
+    if routers_rest := architecture.has_constant_expert_weights and not inputs.router_aux_loss_coef:
         missing = [name for name in missing if not name.endswith(_ROUTER)]
     message = f"a gradient in {len(own) - len(still)} of {len(own)} tensors, norm {norm:.3g}"
     if idle:

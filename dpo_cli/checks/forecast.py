@@ -17,9 +17,9 @@ from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.formatting import format_duration
 from dpo_cli.training.checkpointing import state_bytes
-from dpo_cli.training.inputs import OnProgress
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.reference import CachedReference, open_references
+from dpo_cli.training.sources import OnProgress
 from dpo_cli.training.trainer import rest_seconds
 
 SAMPLES = 6
@@ -85,7 +85,7 @@ def check_forecast(
     Returns:
         The forecast as plain values; None where the run does not fit into memory.
     """
-    is_known = _reference_is_known(trial.prepared)
+    is_known = _reference_is_known(trial.inputs)
     on_progress("trying the longest batch", 0, 0, "")
     if not try_longest(notes, trial):
         notes.skip("time", "a run that fits into memory")
@@ -114,10 +114,10 @@ def check_forecast(
 
 def take_samples(trial: Trial, on_progress: OnProgress) -> list[Sample]:
     """Real updates on windows of the first epoch, from short to long ones."""
-    prepared = trial.prepared
-    limit = _MOST_TOKENS[prepared.compute.device.type]
-    global_batches = [window for window in prepared.order.global_batches() if window.epoch == 0]
-    tokens = [global_batch_tokens(prepared, window) for window in global_batches]
+    inputs = trial.inputs
+    limit = _MOST_TOKENS[inputs.device.type]
+    global_batches = [window for window in inputs.order.global_batches() if window.epoch == 0]
+    tokens = [global_batch_tokens(inputs, window) for window in global_batches]
     by_tokens = sorted(range(len(global_batches)), key=lambda n: tokens[n])
     count = min(SAMPLES, len(global_batches))
     # The middle of each sixth; every other one first, so that a few are of all lengths, too.
@@ -128,9 +128,9 @@ def take_samples(trial: Trial, on_progress: OnProgress) -> list[Sample]:
         on_progress("timing updates", number, count, "updates")
         if number >= _LEAST_SAMPLES and time.perf_counter() - began > MOST_SECONDS:
             break
-        window = _shortened(prepared, global_batches[by_tokens[place]], limit)
+        window = _shortened(inputs, global_batches[by_tokens[place]], limit)
         _, seconds = trial.step(window)
-        samples.append(Sample(global_batch_tokens(prepared, window), seconds))
+        samples.append(Sample(global_batch_tokens(inputs, window), seconds))
     return samples
 
 
@@ -150,23 +150,22 @@ def predict(
         reference_is_known: its log-probs lie in the cache.
         peak: memory.
     """
-    prepared = trial.prepared
-    order, packed = prepared.order, prepared.profile.train.layout == "packed"
+    inputs = trial.inputs
+    order, packed = inputs.order, inputs.profile.train.layout == "packed"
     each, token = fit_line(samples)
-    epoch = [
-        global_batch_tokens(prepared, w) for w in prepared.order.global_batches() if w.epoch == 0
-    ]
+    epoch = [global_batch_tokens(inputs, w) for w in inputs.order.global_batches() if w.epoch == 0]
     tokens = order.epochs * sum(epoch)
     training = each * order.optimizer_steps + token * tokens
     forward = trial.reference.seconds / max(1, trial.reference.tokens)
     reference = forward * (sum(epoch) if packed else tokens)
     held_out = sum(
-        batch_tokens(prepared, prepared.held_out, indices) for indices in prepared.held_out_rows
+        batch_tokens(inputs, inputs.held_out, indices)
+        for indices in inputs.batches.held_out_batches
     )
-    evaluations = evaluations_of(prepared) if held_out else 0
+    evaluations = evaluations_of(inputs) if held_out else 0
     if not packed:
         evaluations *= 2
-    elif prepared.begins_as_reference:
+    elif inputs.policy_starts_as_reference:
         evaluations -= 1
     evaluation = forward * held_out * evaluations
     if packed and reference_is_known:
@@ -174,7 +173,7 @@ def predict(
     elif packed:
         evaluation += forward * held_out
     computing = training + reference + evaluation
-    saving = saving_seconds(prepared, computing)
+    saving = saving_seconds(inputs, computing)
     return Forecast(
         seconds=startup_seconds + computing + saving,
         startup_seconds=startup_seconds,
@@ -203,14 +202,14 @@ def fit_line(samples: Sequence[Sample]) -> tuple[float, float]:
     return seconds - slope * tokens, slope
 
 
-def global_batch_tokens(prepared: Prepared, window: GlobalBatch) -> int:
+def global_batch_tokens(inputs: RunInputs, window: GlobalBatch) -> int:
     """Positions that the policy computes of a window."""
-    return sum(batch_tokens(prepared, prepared.pairs, indices) for indices in window.micro_batches)
+    return sum(batch_tokens(inputs, inputs.pairs, indices) for indices in window.micro_batches)
 
 
-def batch_tokens(prepared: Prepared, pairs: TokenizedPairs, indices: Sequence[int]) -> int:
+def batch_tokens(inputs: RunInputs, pairs: TokenizedPairs, indices: Sequence[int]) -> int:
     """`computed_tokens` of the batch of these pairs, without making it."""
-    profile = prepared.profile
+    profile = inputs.profile
     if profile.train.layout == "padded":
         return 2 * len(indices) * (profile.data.max_seq_len - 1)
     some = pairs.select(indices)
@@ -219,9 +218,9 @@ def batch_tokens(prepared: Prepared, pairs: TokenizedPairs, indices: Sequence[in
     return int(some.computed_tokens.sum())
 
 
-def evaluations_of(prepared: Prepared) -> int:
+def evaluations_of(inputs: RunInputs) -> int:
     """How often held-out pairs are scored: before, at each interval, and at the end."""
-    order, interval = prepared.order, prepared.profile.eval.interval
+    order, interval = inputs.order, inputs.profile.eval.interval
     passed = 0
     for step in range(1, order.optimizer_steps):
         before, after = order.steps_done(step - 1), order.steps_done(step)
@@ -229,36 +228,36 @@ def evaluations_of(prepared: Prepared) -> int:
     return 2 + passed
 
 
-def saving_seconds(prepared: Prepared, computing_seconds: float) -> float:
+def saving_seconds(inputs: RunInputs, computing_seconds: float) -> float:
     """Of the state that is saved at the end, and of those before."""
-    train, parameters = prepared.profile.train, prepared.model_weights.parameters
-    file_bytes = DTYPES[prepared.export_dtype].itemsize * parameters
+    train, parameters = inputs.profile.train, inputs.weights.parameters
+    file_bytes = DTYPES[inputs.export_dtype].itemsize * parameters
     once = (state_bytes(parameters, train) + file_bytes) / _SAVED_BYTES_A_SECOND
-    steps = prepared.order.micro_batches
+    steps = inputs.order.micro_batches
     between = max(
         rest_seconds(train, once), computing_seconds * min(1.0, train.save_interval / steps)
     )
     return once * (1 + math.floor(computing_seconds / between if between else 0))
 
 
-def _shortened(prepared: Prepared, window: GlobalBatch, limit: int) -> GlobalBatch:
+def _shortened(inputs: RunInputs, window: GlobalBatch, limit: int) -> GlobalBatch:
     """The first micro-batches of a window, up to so many tokens; one of them at least."""
     total = 0
     for number, indices in enumerate(window.micro_batches):
-        total += batch_tokens(prepared, prepared.pairs, indices)
+        total += batch_tokens(inputs, inputs.pairs, indices)
         if total > limit and number:
             return replace(window, micro_batches=window.micro_batches[:number])
     return window
 
 
-def _reference_is_known(prepared: Prepared) -> bool:
+def _reference_is_known(inputs: RunInputs) -> bool:
     """Whether another run has left its log-probs of these very batches in the cache."""
-    if prepared.profile.train.layout == "padded":
+    if inputs.profile.train.layout == "padded":
         return False
 
     def load() -> Any:
         raise AssertionError("nothing is computed here")
 
     nowhere = Path("/dev/null/none")
-    references = open_references(prepared, load, nowhere)
+    references = open_references(inputs, load, nowhere)
     return all(isinstance(one, CachedReference) and one.is_complete for one in references)

@@ -23,14 +23,14 @@ from dpo_cli.run.events import EventReader, Failed, RankEnded
 from dpo_cli.run.exit_reason import rank_ending
 from dpo_cli.run.placement import recognise
 from dpo_cli.run.torchrun import agent_argv, processes_here, torchrun_arguments
-from dpo_cli.training.inputs import OnProgress
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
+from dpo_cli.training.sources import OnProgress
 
 _PROBE_SECONDS = 120.0
 
 
 def check_launch(
-    notes: Notes, profile: Profile, compute: Device, on_progress: OnProgress
+    notes: Notes, profile: Profile, device: Device, on_progress: OnProgress
 ) -> int | None:
     """Look at all that several ranks need; one alone needs nothing.
 
@@ -52,22 +52,22 @@ def check_launch(
         return None
     world_size = processes * profile.launch.nnodes
     if world_size == 1:
-        _note_idle_cards(notes, compute)
+        _note_idle_cards(notes, device)
         return 1
     if profile.launch.nnodes > 1:
         _check_endpoint(notes, profile.launch)
-    if _check_devices(notes, processes, compute):
+    if _check_devices(notes, processes, device):
         on_progress(f"starting {processes} ranks", 0, 0, "")
-        _check_sum(notes, processes, compute)
+        _check_sum(notes, processes, device)
     else:
         notes.skip("all-reduce", "a device for each process")
     return world_size
 
 
-def check_world_size(notes: Notes, prepared: Prepared, world_size: int) -> None:
+def check_world_size(notes: Notes, inputs: RunInputs, world_size: int) -> None:
     """What so many ranks make of the recipe: updates, and how far they can move the weights."""
-    train, subject = prepared.profile.train, "train.global_batch_size"
-    alone = prepared.order
+    train, subject = inputs.profile.train, "train.global_batch_size"
+    alone = inputs.order
     together = None
     with notes.errors_as("launch-batches", subject):
         window = train.accumulation_on(world_size) * world_size
@@ -76,8 +76,8 @@ def check_world_size(notes: Notes, prepared: Prepared, world_size: int) -> None:
         return
     message = (
         f"1 process: {alone.optimizer_steps:,} updates of {_pairs(alone)} pairs, learning rates add"
-        f" up to {_reach(prepared, alone):.2g}; {world_size}: {together.optimizer_steps:,} of"
-        f" {_pairs(together)}, {_reach(prepared, together):.2g}"
+        f" up to {_reach(inputs, alone):.2g}; {world_size}: {together.optimizer_steps:,} of"
+        f" {_pairs(together)}, {_reach(inputs, together):.2g}"
     )
     if together.accumulation_steps == alone.accumulation_steps:
         notes.ok("launch-reach", subject, f"{message}: the same recipe")
@@ -88,8 +88,8 @@ def check_world_size(notes: Notes, prepared: Prepared, world_size: int) -> None:
     notes.warn("launch-reach", subject, message, remedy)
 
 
-def _note_idle_cards(notes: Notes, compute: Device) -> None:
-    cards = torch.cuda.device_count() if compute.device.type == "cuda" else 0
+def _note_idle_cards(notes: Notes, device: Device) -> None:
+    cards = torch.cuda.device_count() if device.type == "cuda" else 0
     if cards > 1:
         notes.warn(
             "idle-cards",
@@ -135,10 +135,10 @@ def _check_endpoint(notes: Notes, launch: Launch) -> None:
         notes.ok("endpoint", subject, f"{host} is {address[0]}, and port {port} is free")
 
 
-def _check_devices(notes: Notes, processes: int, compute: Device) -> bool:
+def _check_devices(notes: Notes, processes: int, device: Device) -> bool:
     """Whether each process of this machine has a device."""
-    subject, backend = f"launch.nproc_per_node = {processes}", backend_for(compute.device.type)
-    if compute.device.type == "cpu":
+    subject, backend = f"launch.nproc_per_node = {processes}", backend_for(device.type)
+    if device.type == "cpu":
         cores = len(os.sched_getaffinity(0))
         message = f"{processes} processes on {cores} cores, over {backend}"
         if processes > cores:
@@ -165,13 +165,13 @@ def _check_devices(notes: Notes, processes: int, compute: Device) -> bool:
     return True
 
 
-def _check_sum(notes: Notes, processes: int, compute: Device) -> None:
+def _check_sum(notes: Notes, processes: int, device: Device) -> None:
     """Let the ranks of this machine add something up, started as those of a run would be."""
-    device = compute.device.type
+    kind = device.type
     arguments = torchrun_arguments(Launch(), processes)
-    subject = f"{processes} ranks, {backend_for(device)}"
+    subject = f"{processes} ranks, {backend_for(kind)}"
     with tempfile.TemporaryDirectory(prefix="dpo-check-") as scratch:
-        command = agent_argv(Path(scratch), arguments, ["-m", "dpo_cli.distributed.probe", device])
+        command = agent_argv(Path(scratch), arguments, ["-m", "dpo_cli.distributed.probe", kind])
         try:
             done = subprocess.run(
                 command,
@@ -186,7 +186,7 @@ def _check_sum(notes: Notes, processes: int, compute: Device) -> None:
                 "all-reduce",
                 subject,
                 f"no sum over all ranks of this machine after {_PROBE_SECONDS:.0f} s",
-                _network_remedy(device),
+                _network_remedy(kind),
             )
             return
         if done.returncode == 0:
@@ -194,7 +194,7 @@ def _check_sum(notes: Notes, processes: int, compute: Device) -> None:
             return
         told = _told(RunDirectory(Path(scratch)))
     said = told or [next(reversed(done.stderr.split("\n")[-2:-1]), "nothing was said")]
-    notes.error("all-reduce", subject, "\n".join(said), _network_remedy(device))
+    notes.error("all-reduce", subject, "\n".join(said), _network_remedy(kind))
 
 
 def _told(scratch: RunDirectory) -> list[str]:
@@ -217,6 +217,6 @@ def _pairs(order: BatchSampler) -> int:
     return order.batch_size * order.accumulation_steps
 
 
-def _reach(prepared: Prepared, order: BatchSampler) -> float:
+def _reach(inputs: RunInputs, order: BatchSampler) -> float:
     """The sum of the learning rates of all updates, each that of its last micro-batch."""
-    return sum(map(prepared.learning_rate.at, order.last_steps))
+    return sum(map(inputs.learning_rate.at, order.last_steps))

@@ -21,7 +21,7 @@ from dpo_cli.formatting import format_rate
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.profile.recipe import MAX_SATURATION_MARGIN, suggest_lr_and_beta
 from dpo_cli.training.alert_facts import saturation_margin_of
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 
 _DIGITS = {torch.float16: (11, -24), torch.bfloat16: (8, -133), torch.float32: (24, -149)}
 """Of each format: bits of the mantissa, and the exponent of its smallest number."""
@@ -47,13 +47,13 @@ class LrSum:
     still: float
 
 
-def measure_lr_sum(prepared: Prepared) -> LrSum:
+def measure_lr_sum(inputs: RunInputs) -> LrSum:
     """How far the weights of the checkpoint can move, and where that shows."""
-    rates = [prepared.learning_rate.at(step) for step in prepared.order.last_steps]
+    rates = [inputs.learning_rate.at(step) for step in inputs.order.last_steps]
     reach, largest = sum(rates), max(rates)
     changed = {str(dtype).removeprefix("torch."): 0 for dtype in _DIGITS}
     still = total = 0
-    for weights in prepared.model_weights.state.values():
+    for weights in inputs.weights.state.values():
         total += weights.numel()
         for begin in range(0, weights.numel(), _AT_ONCE):
             some = weights.flatten()[begin : begin + _AT_ONCE]
@@ -86,19 +86,19 @@ def distance_to_change(weights: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.minimum(rounded + above / 2 - sizes, sizes - (rounded - below / 2))
 
 
-def check_lr_sum(notes: Notes, prepared: Prepared) -> LrSum:
+def check_lr_sum(notes: Notes, inputs: RunInputs) -> LrSum:
     """How far weights can get, how much of it the exported file can show, and what slows it."""
-    found = measure_lr_sum(prepared)
-    dtype = prepared.export_dtype
+    found = measure_lr_sum(inputs)
+    dtype = inputs.export_dtype
     others = ", ".join(
         f"{share:.0%} in {name}" for name, share in found.changed.items() if name != dtype
     )
     message = (
         f"reach {format_rate(found.reach)}, the sum of the learning rates of"
-        f" {prepared.order.optimizer_steps:,} updates: at most {found.changed[dtype]:.0%} of the"
+        f" {inputs.order.optimizer_steps:,} updates: at most {found.changed[dtype]:.0%} of the"
         f" weights change in a {dtype} file ({others})"
     )
-    if found.still >= 0.01 and not prepared.profile.train.kahan_summation:
+    if found.still >= 0.01 and not inputs.profile.train.kahan_summation:
         message += (
             f"; {found.still:.0%} of the weights are so large that even in float32 no single update"
             " moves them"
@@ -106,26 +106,26 @@ def check_lr_sum(notes: Notes, prepared: Prepared) -> LrSum:
     if found.changed[dtype] >= _LITTLE:
         notes.ok("reach", "train.learning_rate", message)
     else:
-        remedy = proposal(prepared)
-        if (saturation_margin_of(prepared) or 0.0) > MAX_SATURATION_MARGIN:
+        remedy = proposal(inputs)
+        if (saturation_margin_of(inputs) or 0.0) > MAX_SATURATION_MARGIN:
             remedy = "see no-saturation, below: the learning rate and beta together"
         notes.warn("lr-sum-small", "train.learning_rate", message, remedy)
-    _note_brake(notes, prepared, found)
+    _note_brake(notes, inputs, found)
     return found
 
 
-def proposal(prepared: Prepared) -> str:
+def proposal(inputs: RunInputs) -> str:
     """A learning rate and a beta that belong together, for this many updates."""
-    reach = sum(prepared.learning_rate.at(step) for step in prepared.order.last_steps)
-    return suggest_lr_and_beta(prepared.learning_rate.peak, reach)
+    reach = sum(inputs.learning_rate.at(step) for step in inputs.order.last_steps)
+    return suggest_lr_and_beta(inputs.learning_rate.peak, reach)
 
 
 def check_update(notes: Notes, trial: Trial) -> None:
     """Make one real update, and see whether it does what reach and brake say."""
-    prepared, trainer = trial.prepared, trial.trainer
-    indices = modest_micro_batch(prepared)
+    inputs, trainer = trial.inputs, trial.trainer
+    indices = modest_micro_batch(inputs)
     # After a warm-up, if there is one.
-    step = max(range(prepared.order.micro_batches), key=prepared.learning_rate.at)
+    step = max(range(inputs.order.micro_batches), key=inputs.learning_rate.at)
     done, _ = trial.step(GlobalBatch(0, step, (indices,)))
     if done.is_skipped:
         return  # told by its gradient
@@ -133,31 +133,31 @@ def check_update(notes: Notes, trial: Trial) -> None:
     now = to_disk_names(trainer.policy.model, trainer.policy.model.state_dict())
     moved = total = 0
     distance = largest = 0.0
-    for name, start in prepared.model_weights.state.items():
+    for name, start in inputs.weights.state.items():
         change = (now[name].cpu().float() - start.float()).abs()
         moved += int((change > 0).sum())
         total += change.numel()
         distance += change.sum(dtype=torch.float64).item()
         largest = max(largest, change.max().item())
-    batch = prepared.batch(prepared.pairs, indices)
+    batch = inputs.batches.make_batch(inputs.pairs, indices)
     with torch.no_grad():
         pairs, _ = trainer.score(batch, trainer.reference.token_logps(indices, batch))
     message = (
         f"one real update at {format_rate(rate)} moved {moved / total:.0%} of the float32 weights,"
         f" by {distance / total / rate:.2f} of the learning rate in the mean and"
         f" {largest / rate:.1f} at most; {done.metrics['weights_moved']:.1%} in"
-        f" {prepared.export_dtype}. Loss of its"
+        f" {inputs.export_dtype}. Loss of its"
         f" pairs: {done.metrics['loss']:.4f} before, {pairs.losses.mean().item():.4f} after"
     )
     # What the weights cannot hold is not lost where updates are kahan_summation.
-    if moved >= _LITTLE * total or prepared.profile.train.kahan_summation:
+    if moved >= _LITTLE * total or inputs.profile.train.kahan_summation:
         notes.ok("update", "", message)
         return
-    notes.warn("update-lost", "", message, proposal(prepared))
+    notes.warn("update-lost", "", message, proposal(inputs))
 
 
-def _note_brake(notes: Notes, prepared: Prepared, found: LrSum) -> None:
-    dpo, gap = prepared.profile.dpo, saturation_margin_of(prepared)
+def _note_brake(notes: Notes, inputs: RunInputs, found: LrSum) -> None:
+    dpo, gap = inputs.profile.dpo, saturation_margin_of(inputs)
     if gap is None:
         return
     halved = (
@@ -167,11 +167,11 @@ def _note_brake(notes: Notes, prepared: Prepared, found: LrSum) -> None:
     if gap <= MAX_SATURATION_MARGIN:
         notes.ok("brake", "dpo.beta", halved)
         return
-    chance = math.log(prepared.model_weights.architecture.vocab_size)
+    chance = math.log(inputs.weights.architecture.vocab_size)
     notes.warn(
         "no-saturation",
         "dpo.beta",
         f"{halved} (blind guessing costs {chance:.1f}): no brake but the reach of"
         f" {format_rate(found.reach)}; the loss will read {math.log(2):.3f} even if weights move",
-        proposal(prepared),
+        proposal(inputs),
     )

@@ -16,7 +16,7 @@ from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_size
 from dpo_cli.models.loading import checkpoint_activations
 from dpo_cli.training.failures import is_out_of_memory
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ def try_longest(notes: Notes, trial: Trial) -> bool:
     Returns:
         Whether it fits.
     """
-    prepared, compute = trial.prepared, trial.prepared.compute
-    free, estimated = free_memory(compute), sum(estimate_memory(prepared))
-    where = f"{format_size(free)} free on {compute.device}"
-    if compute.device.type == "cpu" and estimated >= free:
-        remedy = _remedy(prepared, lambda other: sum(estimate_memory(other)) < free)
+    inputs, device = trial.inputs, trial.inputs.device
+    free, estimated = free_memory(device), sum(estimate_memory(inputs))
+    where = f"{format_size(free)} free on {device.torch_device}"
+    if device.type == "cpu" and estimated >= free:
+        remedy = _remedy(inputs, lambda other: sum(estimate_memory(other)) < free)
         message = (
             f"about {format_size(estimated)} for the longest batch, as far as can be estimated"
         )
         notes.warn("memory-tight", "train.max_tokens_per_forward", f"{message}; {where}", remedy)
         return False
-    if _fits(trial, prepared):
+    if _fits(trial, inputs):
         return True
-    remedy = _remedy(prepared, lambda other: _fits(trial, other))
+    remedy = _remedy(inputs, lambda other: _fits(trial, other))
     message = "out of memory at the longest batch, in one real step"
     notes.error("memory-out", "train.max_tokens_per_forward", f"{message}; {where}", remedy)
     return False
@@ -65,35 +65,35 @@ def measure_peak(notes: Notes, trial: Trial, *, reference_is_known: bool) -> Pea
         trial: made the updates.
         reference_is_known: a run will find its log-probs in the cache, and not load the model.
     """
-    prepared, compute = trial.prepared, trial.prepared.compute
-    is_cpu = compute.device.type == "cpu"
-    model = 4 * prepared.reference.parameters if reference_is_known else 0
-    process, device = peak_process_bytes(), compute.peak_bytes()
-    peak = Peak(process - model if is_cpu else process, max(0, device - model))
-    [longest] = longest_global_batch(prepared).micro_batches
-    tokens = sum(prepared.pairs.computed_tokens[list(longest)].tolist())
+    inputs, device = trial.inputs, trial.inputs.device
+    is_cpu = device.type == "cpu"
+    model = 4 * inputs.reference_weights.parameters if reference_is_known else 0
+    process, on_device = peak_process_bytes(), device.peak_bytes()
+    peak = Peak(process - model if is_cpu else process, max(0, on_device - model))
+    [longest] = longest_global_batch(inputs).micro_batches
+    tokens = sum(inputs.pairs.computed_tokens[list(longest)].tolist())
     needed = peak.process_bytes if is_cpu else peak.device_bytes
     notes.ok(
         "memory",
         "",
         f"{format_size(needed)} at most, in real steps, among them the longest batch"
-        f" ({len(longest)} pairs, {tokens:,} tokens); {format_size(free_memory(compute))} more are"
-        f" free on {compute.device}",
+        f" ({len(longest)} pairs, {tokens:,} tokens); {format_size(free_memory(device))} more are"
+        f" free on {device.torch_device}",
     )
     return peak
 
 
-def longest_global_batch(prepared: Prepared) -> GlobalBatch:
+def longest_global_batch(inputs: RunInputs) -> GlobalBatch:
     """The forward of the run with the most tokens, as a window of its own."""
-    tokens = prepared.pairs.computed_tokens
-    global_batches = prepared.order.global_batches()
-    if not prepared.order.shuffle:
+    tokens = inputs.pairs.computed_tokens
+    global_batches = inputs.order.global_batches()
+    if not inputs.order.shuffle:
         global_batches = (w for w in global_batches if w.epoch == 0)
     indices = max(
         (
             forward.indices
             for window in global_batches
-            for forward in prepared.micro_batches_here(window.micro_batches)
+            for forward in inputs.batches.micro_batches(window.micro_batches)
         ),
         key=lambda indices: int(tokens[list(indices)].sum()),
     )
@@ -107,37 +107,37 @@ def peak_process_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def smaller(prepared: Prepared) -> Iterator[tuple[Prepared, str]]:
+def smaller(inputs: RunInputs) -> Iterator[tuple[RunInputs, str]]:
     """Runs of the same recipe that take less memory, and the keys to state, the best first."""
-    train = prepared.profile.train
-    yield from _portions(prepared)
+    train = inputs.profile.train
+    yield from _portions(inputs)
     if not train.activation_checkpointing:
         key = "train.activation_checkpointing = true"
-        frugal = _with(prepared, activation_checkpointing=True)
+        frugal = _with(inputs, activation_checkpointing=True)
         yield frugal, key
         yield from ((other, f"{key} and {keys}") for other, keys in _portions(frugal))
 
 
-def _portions(prepared: Prepared) -> Iterator[tuple[Prepared, str]]:
+def _portions(inputs: RunInputs) -> Iterator[tuple[RunInputs, str]]:
     """The same updates in smaller forwards."""
-    tokens = prepared.pairs.computed_tokens
-    [longest] = longest_global_batch(prepared).micro_batches
-    if prepared.can_regroup:
+    tokens = inputs.pairs.computed_tokens
+    [longest] = longest_global_batch(inputs).micro_batches
+    if inputs.batches.can_regroup:
         least = int(tokens.max())
         limit = int(tokens[list(longest)].sum()) // 2
         while limit > least:
             yield (
-                _with(prepared, max_tokens_per_forward=limit),
+                _with(inputs, max_tokens_per_forward=limit),
                 f"train.max_tokens_per_forward = {limit}",
             )
             limit //= 2
         if len(longest) > 1:
             yield (
-                _with(prepared, max_tokens_per_forward=least),
+                _with(inputs, max_tokens_per_forward=least),
                 f"train.max_tokens_per_forward = {least}",
             )
         return
-    train, order = prepared.profile.train, prepared.order
+    train, order = inputs.profile.train, inputs.order
     for batch_size in range(order.batch_size - 1, 0, -1):
         if order.batch_size % batch_size:
             continue
@@ -145,32 +145,33 @@ def _portions(prepared: Prepared) -> Iterator[tuple[Prepared, str]]:
         keys = f"train.batch_size = {batch_size}"
         if train.global_batch_size is None:
             keys += f" and train.accumulation_steps = {accumulation_steps}"
-        other = replace(order, batch_size=batch_size, accumulation_steps=accumulation_steps)
         pairs = batch_size * accumulation_steps
-        yield replace(prepared, order=other), f"{keys} (still {pairs} pairs an update)"
+        other = _with(inputs, batch_size=batch_size)
+        other = replace(other, accumulation_steps=accumulation_steps)
+        yield other, f"{keys} (still {pairs} pairs an update)"
 
 
-def _with(prepared: Prepared, **changes: object) -> Prepared:
-    profile = prepared.profile
+def _with(inputs: RunInputs, **changes: object) -> RunInputs:
+    profile = inputs.profile
     train = profile.train.model_copy(update=changes)
-    return replace(prepared, profile=profile.model_copy(update={"train": train}))
+    return replace(inputs, profile=profile.model_copy(update={"train": train}))
 
 
-def _remedy(prepared: Prepared, fits: Callable[[Prepared], bool]) -> str:
+def _remedy(inputs: RunInputs, fits: Callable[[RunInputs], bool]) -> str:
     """The first change under which the run fits."""
-    for other, keys in smaller(prepared):
+    for other, keys in smaller(inputs):
         if fits(other):
             return f"{keys}: the largest that fits"
     return "lower data.max_seq_len: not even the longest pair alone fits; or use a smaller model"
 
 
-def _fits(trial: Trial, prepared: Prepared) -> bool:
+def _fits(trial: Trial, inputs: RunInputs) -> bool:
     """Whether a real update on the longest batch goes through."""
-    trainer = replace(trial.trainer, prepared=prepared)
-    if prepared.profile.train.activation_checkpointing:
+    trainer = replace(trial.trainer, inputs=inputs)
+    if inputs.profile.train.activation_checkpointing:
         checkpoint_activations(trainer.policy.model)
     try:
-        trainer.take_step(longest_global_batch(prepared))
+        trainer.take_step(longest_global_batch(inputs))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -179,6 +180,6 @@ def _fits(trial: Trial, prepared: Prepared) -> bool:
     # Here the traceback, which holds what was computed, is gone.
     trainer.optimizer.zero_grad(set_to_none=True)
     gc.collect()
-    if prepared.compute.device.type == "cuda":
+    if inputs.device.type == "cuda":
         torch.cuda.empty_cache()
     return False

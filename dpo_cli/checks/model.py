@@ -17,10 +17,11 @@ from dpo_cli.models.loading import ModelWeights
 from dpo_cli.profile.inputs import resolve_tokenizer, resolve_weights
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
-from dpo_cli.training.inputs import RUN_PREFIX, OnProgress, read_model_weights
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.reference import LiveReference
 from dpo_cli.training.setup import make_scorer
+from dpo_cli.training.sources import OnProgress
+from dpo_cli.training.weights import RUN_PREFIX, read_model_weights
 
 SAMPLE_PAIRS = 16
 SAMPLE_TOKENS = 4096
@@ -58,21 +59,21 @@ def check_tokenizer(notes: Notes, profile: Profile) -> ChatTokenizer | None:
     return None
 
 
-def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None:
+def check_fit(notes: Notes, inputs: RunInputs, on_progress: OnProgress) -> None:
     """Measure whether the weights can read what the tokenizer writes.
 
     Two vocabularies of one size look alike until the model is asked: under the wrong one it finds
     the answers no more likely than blind guessing over V tokens would, at ln V nats a token.
     """
-    checkpoints = {"model.weights": prepared.model_weights}
-    if prepared.reference is not prepared.model_weights:
-        checkpoints["model.reference"] = prepared.reference
-    pairs = _sample(prepared.pairs)
+    checkpoints = {"model.weights": inputs.weights}
+    if inputs.reference_weights is not inputs.weights:
+        checkpoints["model.reference"] = inputs.reference_weights
+    pairs = _sample(inputs.pairs)
     for key, model_weights in checkpoints.items():
-        model = LiveReference(make_scorer(prepared, model_weights), prepared.compute)
+        model = LiveReference(make_scorer(inputs, model_weights), inputs.device)
         found = []
         for index, pair in enumerate(pairs):
-            batch = make_batch([pair], "packed", max_seq_len=0).to(prepared.compute.device)
+            batch = make_batch([pair], "packed", max_seq_len=0).to(inputs.device.torch_device)
             found.append(model.token_logps((index,), batch)[batch.mask].double().cpu())
             on_progress("reading answers", index + 1, len(pairs), "pairs")
         logps = torch.cat(found)
@@ -86,7 +87,7 @@ def check_fit(notes: Notes, prepared: Prepared, on_progress: OnProgress) -> None
         if nats < CHANCE_SHARE * chance:
             notes.ok("tokenizer-fit", key, measured)
             continue
-        folder = show_path(prepared.tokenizer)
+        folder = show_path(inputs.tokenizer)
         notes.error(
             "tokenizer-mismatch",
             "model.tokenizer",

@@ -15,7 +15,7 @@ from dpo_cli.errors import UsageError
 from dpo_cli.findings import PairPreview, Trait
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.schema import Profile
-from dpo_cli.training.inputs import OnProgress, encode, training_pairs
+from dpo_cli.training.sources import OnProgress, encode, training_pairs
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dpo_cli.data.languages import LANGUAGES
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.findings import Histogram, Trait
 from dpo_cli.profile.schema import Profile
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 
 _BINS = 32
 _WHOLE = 1 << 30
@@ -135,21 +135,21 @@ def check_template(notes: Notes, tokenizer: ChatTokenizer, rows: Rows, traits: T
         )
 
 
-def check_overlap(notes: Notes, prepared: Prepared, training: Traits, held_out: Traits) -> None:
+def check_overlap(notes: Notes, inputs: RunInputs, training: Traits, held_out: Traits) -> None:
     """Whether held-out pairs answer prompts that are trained on.
 
     Args:
         notes: gets the finding.
-        prepared: says which pairs are held out.
+        inputs: says which pairs are held out.
         training, held_out: of the source that each kind of pairs comes from.
     """
-    lines = prepared.held_out.lines
-    seen = training.digests.prompts_of(prepared.pairs.lines)
+    lines = inputs.held_out.lines
+    seen = training.digests.prompts_of(inputs.pairs.lines)
     known = int(torch.isin(held_out.digests.prompts_of(lines), seen).sum())
     if known > _KNOWN_SHARE * len(lines):
         notes.warn(
             "held-out-known",
-            "eval.path" if prepared.profile.eval.path else "eval.fraction",
+            "eval.path" if inputs.profile.eval.path else "eval.fraction",
             f"{known:,} of {len(lines):,} held-out pairs ({known / len(lines):.0%}) answer a"
             " prompt that is trained on, too: they flatter what was learned",
             "hold out pairs with other prompts, in a file of their own (eval.path)",

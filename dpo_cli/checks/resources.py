@@ -17,7 +17,7 @@ from dpo_cli.models.spec import Architecture
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.checkpointing import state_bytes
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 
 KEPT_CHECKPOINTS = 3
 """Two that are verified, and the one being written."""
@@ -27,20 +27,20 @@ BUSY_SHARE = 0.1
 def check_device(notes: Notes, profile: Profile) -> Device:
     """The device of the profile; where that fails, the CPU, so that the rest can be looked at."""
     with notes.errors_as("device-unusable", "train.device"):
-        compute = resolve(profile.train.device, profile.train.dtype)
-        _note_device(notes, compute)
-        return compute
+        device = resolve(profile.train.device, profile.train.dtype)
+        _note_device(notes, device)
+        return device
     return resolve("cpu", "float32")
 
 
-def check_plan(notes: Notes, prepared: Prepared) -> None:
+def check_plan(notes: Notes, inputs: RunInputs) -> None:
     """How many steps, and how fast."""
-    order, rate, profile = prepared.order, prepared.learning_rate, prepared.profile
+    order, rate, profile = inputs.order, inputs.learning_rate, inputs.profile
     held_out = ""
-    if prepared.held_out:
+    if inputs.held_out:
         interval = profile.eval.interval
         between = f"every {interval:,} steps, " if interval else ""
-        held_out = f"; {len(prepared.held_out):,} pairs held out, scored before, {between}and after"
+        held_out = f"; {len(inputs.held_out):,} pairs held out, scored before, {between}and after"
     notes.ok(
         "plan",
         "",
@@ -92,7 +92,7 @@ def check_disk(
     return needed
 
 
-def estimate_memory(prepared: Prepared) -> tuple[int, int]:
+def estimate_memory(inputs: RunInputs) -> tuple[int, int]:
     """Bytes of what stays and of what one forward adds, of the window with the longest pairs.
 
     What stays: weights, gradients and two moments, four bytes each, where updates use Kahan
@@ -100,17 +100,17 @@ def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     epoch. What a forward adds: the inputs that the backward pass of each operation keeps, and about
     three copies of the logits.
     """
-    bytes_a_weight = 24 if prepared.profile.train.kahan_summation else 16
-    state = bytes_a_weight * prepared.model_weights.parameters
-    if prepared.profile.dpo.needs_reference:
-        state += 4 * prepared.reference.parameters
-    tokens, size = prepared.pairs.computed_tokens, prepared.order.batch_size
+    bytes_a_weight = 24 if inputs.profile.train.kahan_summation else 16
+    state = bytes_a_weight * inputs.weights.parameters
+    if inputs.profile.dpo.needs_reference:
+        state += 4 * inputs.reference_weights.parameters
+    tokens, size = inputs.pairs.computed_tokens, inputs.order.batch_size
     window = tokens.argsort(stable=True, descending=True).tolist()
-    window = window[: size * prepared.order.accumulation_steps]
-    micro_batches_here = prepared.micro_batches_here(
+    window = window[: size * inputs.order.accumulation_steps]
+    micro_batches_here = inputs.batches.micro_batches(
         [window[n : n + size] for n in range(0, len(window), size)]
     )
-    longest = prepared.pairs.select(
+    longest = inputs.pairs.select(
         max(
             (forward.indices for forward in micro_batches_here),
             key=lambda its: int(tokens[list(its)].sum()),
@@ -118,17 +118,17 @@ def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     )
     batch = make_batch(
         longest,
-        prepared.profile.train.layout,
-        max_seq_len=prepared.profile.data.max_seq_len,
-        share_prompts=not prepared.profile.model.dropout,
+        inputs.profile.train.layout,
+        max_seq_len=inputs.profile.data.max_seq_len,
+        share_prompts=not inputs.profile.model.dropout,
     )
-    architecture = prepared.model_weights.architecture
+    architecture = inputs.weights.architecture
     logits = batch.computed_tokens
-    if prepared.profile.train.layout == "packed":
+    if inputs.profile.train.layout == "packed":
         logits = int(longest.response_tokens.sum())
-    width = 4 if prepared.compute.dtype == torch.float32 else 2.5  # norms and logits stay float32
+    width = 4 if inputs.device.dtype == torch.float32 else 2.5  # norms and logits stay float32
     layers, kept = architecture.num_hidden_layers, _kept_by_a_layer(architecture)
-    if prepared.profile.train.activation_checkpointing:
+    if inputs.profile.train.activation_checkpointing:
         numbers = layers * architecture.hidden_size + kept  # what goes into each, and one at work
     else:
         numbers = layers * kept
@@ -137,11 +137,11 @@ def estimate_memory(prepared: Prepared) -> tuple[int, int]:
     return state, round(batch.computed_tokens * per_token) + head
 
 
-def free_memory(compute: Device) -> int:
+def free_memory(device: Device) -> int:
     """Bytes that nobody uses on the device."""
-    if compute.device.type == "cuda":
-        ours = torch.cuda.memory_reserved(compute.device)
-        return torch.cuda.mem_get_info(compute.device)[0] + ours
+    if device.type == "cuda":
+        ours = torch.cuda.memory_reserved(device.torch_device)
+        return torch.cuda.mem_get_info(device.torch_device)[0] + ours
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     facts = dict(line.split(":", 1) for line in lines)
     return int(facts["MemAvailable"].split()[0]) * 1024
@@ -158,15 +158,15 @@ def _kept_by_a_layer(architecture: Architecture) -> int:
     return norms + attention + architecture.ffn_blocks_per_token * feed_forward
 
 
-def _note_device(notes: Notes, compute: Device) -> None:
-    free = free_memory(compute)
-    subject = compute.device_name
-    if compute.device.type == "cpu":
-        notes.ok("device", subject, f"{compute.dtype_name}; {format_size(free)} of memory free")
+def _note_device(notes: Notes, device: Device) -> None:
+    free = free_memory(device)
+    subject = device.name
+    if device.type == "cpu":
+        notes.ok("device", subject, f"{device.dtype_name}; {format_size(free)} of memory free")
         return
-    total = torch.cuda.mem_get_info(compute.device)[1]
+    total = torch.cuda.mem_get_info(device.torch_device)[1]
     others = total - free
-    message = f"{compute.dtype_name}; {format_size(free)} of {format_size(total)} free"
+    message = f"{device.dtype_name}; {format_size(free)} of {format_size(total)} free"
     if others < BUSY_SHARE * total:
         notes.ok("device", subject, message)
     else:

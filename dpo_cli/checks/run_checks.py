@@ -19,7 +19,7 @@ from dpo_cli.checks.pairs import check_overlap, check_template
 from dpo_cli.checks.preview import preview
 from dpo_cli.checks.resources import check_device, check_disk, check_plan
 from dpo_cli.checks.trial import make_trial
-from dpo_cli.compute.device import Device, tune
+from dpo_cli.compute.device import Device, configure_device
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import Rows
@@ -28,14 +28,15 @@ from dpo_cli.models.loading import ModelWeights
 from dpo_cli.profile.inputs import Input
 from dpo_cli.profile.schema import Profile
 from dpo_cli.training.failures import explain
-from dpo_cli.training.inputs import (
+from dpo_cli.training.inputs import RunInputs, assemble_inputs
+from dpo_cli.training.plan import make_plan
+from dpo_cli.training.setup import configure_torch
+from dpo_cli.training.sources import (
     OnProgress,
     held_out_pairs,
     require_same_vocabulary,
     training_pairs,
 )
-from dpo_cli.training.plan import Prepared, assemble
-from dpo_cli.training.setup import configure_torch
 
 _OF_THE_RUN = ("reach", "brake", "memory", "time")
 
@@ -68,9 +69,9 @@ class RunChecks:
         """Everything from the device to the disk."""
         notes, profile = self.notes, self.profile
         configure_torch(profile)
-        compute = check_device(notes, profile)
-        world_size = check_launch(notes, profile, compute, self.on_progress)
-        tune(compute, tf32=profile.train.tf32)
+        device = check_device(notes, profile)
+        world_size = check_launch(notes, profile, device, self.on_progress)
+        configure_device(device, tf32=profile.train.tf32)
         began = time.perf_counter()
         model_weights, reference = self.read_weights()
         tokenizer = check_tokenizer(notes, profile) if self.has_file("tokenizer") else None
@@ -87,15 +88,15 @@ class RunChecks:
             shown = preview(notes, data.rows, tokenizer, pair)
 
         facts: dict[str, Any] = data.facts() if data else {}
-        prepared = self.assemble(compute, model_weights, reference, tokenizer, rows, held_out)
-        if prepared and data:
-            check_overlap(notes, prepared, data.traits, (held_out or data).traits)
+        inputs = self.assemble(device, model_weights, reference, tokenizer, rows, held_out)
+        if inputs and data:
+            check_overlap(notes, inputs, data.traits, (held_out or data).traits)
             if not self.wrong_keys:
-                check_plan(notes, prepared)
+                check_plan(notes, inputs)
                 if world_size != 1 and world_size is not None:
-                    check_world_size(notes, prepared, world_size)
-                facts["plan"] = prepared.plan().to_dict()
-            facts |= self.compute(prepared, startup_seconds)
+                    check_world_size(notes, inputs, world_size)
+                facts["plan"] = make_plan(inputs).to_dict()
+            facts |= self.compute(inputs, startup_seconds)
         facts["disk_bytes"] = check_disk(notes, self.profile, self.runs_root, model_weights)
         histograms = data.histograms if data else ()
         return Diagnosis(tuple(notes.findings), shown, facts, histograms)
@@ -122,39 +123,39 @@ class RunChecks:
             return None
         return check_data(self.notes, self.profile, source, tokenizer, self.on_progress)
 
-    def compute(self, prepared: Prepared, startup_seconds: float) -> dict[str, Any]:
+    def compute(self, inputs: RunInputs, startup_seconds: float) -> dict[str, Any]:
         """Let the model score pairs and make real updates; gives what they tell of the run."""
         notes, on_progress = self.notes, self.on_progress
         facts: dict[str, Any] = {}
         try:
-            check_fit(notes, prepared, on_progress)
-            trial = make_trial(prepared, on_progress)
+            check_fit(notes, inputs, on_progress)
+            trial = make_trial(inputs, on_progress)
             check_layout(notes, trial)
             check_first_step(notes, trial)
             if self.wrong_keys:
                 for code in ("plan", *_OF_THE_RUN):
                     notes.skip(code, "a profile without errors")
                 return facts
-            facts["reach"] = asdict(check_lr_sum(notes, prepared))
+            facts["reach"] = asdict(check_lr_sum(notes, inputs))
             check_update(notes, trial)
             facts["forecast"] = check_forecast(notes, trial, startup_seconds, on_progress)
         except Exception as error:
             explained = explain(error)
             if explained is None:
                 raise
-            where = str(prepared.compute.device)
+            where = str(inputs.device.torch_device)
             notes.error("first-step", where, explained.message, explained.remedy)
         return facts
 
     def assemble(
         self,
-        compute: Device,
+        device: Device,
         model_weights: ModelWeights | None,
         reference: ModelWeights | None,
         tokenizer: ChatTokenizer | None,
         rows: Rows | None,
         held_out: ExaminedData | None,
-    ) -> Prepared | None:
+    ) -> RunInputs | None:
         """The inputs as a run would hold them, where they are all there and fit each other."""
         if not (model_weights and reference and tokenizer and rows):
             found = {"weights": model_weights and reference, "tokenizer": tokenizer, "data": rows}
@@ -168,9 +169,9 @@ class RunChecks:
             profile = profile.model_copy(update={"eval": evaluation})
         with self.notes.errors_as("inputs-misfit", ""):
             require_same_vocabulary(tokenizer, model_weights, reference)
-            return assemble(
+            return assemble_inputs(
                 profile,
-                compute,
+                device,
                 tokenizer,
                 model_weights,
                 reference,

@@ -15,11 +15,11 @@ from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.run.events import Event, StepDone
-from dpo_cli.training.inputs import OnProgress
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.optimizer import make_optimizer
-from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import LiveReference, NoReference, Reference
 from dpo_cli.training.setup import make_scorer
+from dpo_cli.training.sources import OnProgress
 from dpo_cli.training.trainer import Trainer
 
 WANTED_TOKENS = 1024
@@ -29,17 +29,17 @@ MOST_TOKENS = 4096
 class TimedReference:
     """The frozen model, and how long it took to answer so far."""
 
-    def __init__(self, reference: Reference, compute: Device) -> None:
-        self._reference, self._compute = reference, compute
+    def __init__(self, reference: Reference, device: Device) -> None:
+        self._reference, self._device = reference, device
         self.seconds = 0.0
         self.tokens = 0
 
     def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
         """See `dpo_cli.training.reference.Reference`."""
-        self._compute.synchronize()
+        self._device.synchronize()
         began = time.perf_counter()
         logps = self._reference.token_logps(indices, batch)
-        self._compute.synchronize()
+        self._device.synchronize()
         self.seconds += time.perf_counter() - began
         self.tokens += batch.computed_tokens
         return logps
@@ -56,50 +56,50 @@ class Trial:
     reference: TimedReference
 
     @property
-    def prepared(self) -> Prepared:
+    def inputs(self) -> RunInputs:
         """The inputs."""
-        return self.trainer.prepared
+        return self.trainer.inputs
 
     def step(self, window: GlobalBatch) -> tuple[StepDone, float]:
         """One real optimizer step, and its seconds without the reference's."""
         before = self.reference.seconds
-        self.prepared.compute.synchronize()
+        self.inputs.device.synchronize()
         began = time.perf_counter()
         done = self.trainer.take_step(window)
-        self.prepared.compute.synchronize()
+        self.inputs.device.synchronize()
         seconds = time.perf_counter() - began
         return done, seconds - (self.reference.seconds - before)
 
 
-def make_trial(prepared: Prepared, on_progress: OnProgress) -> Trial:
+def make_trial(inputs: RunInputs, on_progress: OnProgress) -> Trial:
     """Policy, reference and optimizer as a fresh run has them."""
     on_progress("trying step 0", 0, 0, "")
-    compute = prepared.compute
-    policy = make_scorer(prepared, prepared.model_weights)
+    device = inputs.device
+    policy = make_scorer(inputs, inputs.weights)
     asked: Reference = NoReference()
-    if prepared.profile.dpo.needs_reference:
-        asked = LiveReference(make_scorer(prepared, prepared.reference), compute)
-    reference = TimedReference(asked, compute)
+    if inputs.profile.dpo.needs_reference:
+        asked = LiveReference(make_scorer(inputs, inputs.reference_weights), device)
+    reference = TimedReference(asked, device)
     trainer = Trainer(
-        prepared,
+        inputs,
         policy,
         reference,
         reference,
-        make_optimizer(policy.parameters(), kahan_summation=prepared.profile.train.kahan_summation),
-        torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16),
+        make_optimizer(policy.parameters(), kahan_summation=inputs.profile.train.kahan_summation),
+        torch.amp.GradScaler(device.type, enabled=device.dtype == torch.float16),
         hooks=_Unwatched(),
         save=lambda trainer: None,
     )
     return Trial(trainer, reference)
 
 
-def modest_micro_batch(prepared: Prepared) -> tuple[int, ...]:
+def modest_micro_batch(inputs: RunInputs) -> tuple[int, ...]:
     """The first epoch's micro-batch nearest to `WANTED_TOKENS`: enough to reach every weight, and
     soon computed; of a large one the first pairs.
     """
-    tokens = prepared.pairs.computed_tokens.tolist()
+    tokens = inputs.pairs.computed_tokens.tolist()
     batch = min(
-        prepared.order.micro_batches_of(0),
+        inputs.order.micro_batches_of(0),
         key=lambda batch: abs(sum(tokens[index] for index in batch) - WANTED_TOKENS),
     )
     sums = itertools.accumulate(tokens[index] for index in batch)

@@ -1,4 +1,4 @@
-"""Which device and number format a run uses, decided once and never silently otherwise."""
+"""Device and dtype of a run, resolved once from the profile; never replaced silently."""
 
 from __future__ import annotations
 
@@ -10,74 +10,85 @@ from pathlib import Path
 
 import torch
 
-from dpo_cli.compute.matmul import choose_matmul
+from dpo_cli.compute.matmul import set_cpu_matmul
 from dpo_cli.errors import DpoError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-"""Number formats by the names that profiles use."""
+"""Dtypes by their names in profiles."""
 
-# Of malloc.h.
+# Parameters of mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device, and the type that autocast computes in; weights are float32 in any case."""
+    """Device and computation dtype of a run. Weights are float32 in any case.
 
-    device: torch.device
+    Attributes:
+        torch_device: the device of tensors.
+        dtype: dtype in which autocast computes.
+    """
+
+    torch_device: torch.device
     dtype: torch.dtype
 
     @property
+    def type(self) -> str:
+        """Kind of the device: "cpu" or "cuda"."""
+        return self.torch_device.type
+
+    @property
     def dtype_name(self) -> str:
-        """Such as float32."""
+        """Name of the dtype, for example "float32"."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
-    def device_name(self) -> str:
-        """The name of the hardware, for people."""
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
+    def name(self) -> str:
+        """Name of the hardware, for people."""
+        if self.type == "cuda":
+            return torch.cuda.get_device_name(self.torch_device)
         threads = torch.get_num_threads()
         return f"CPU, {threads} thread" + "s" * (threads > 1)
 
     def peak_bytes(self) -> int:
-        """The most memory that tensors have taken on the device so far; 0 on the CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+        """Return the peak memory of tensors on the device so far; 0 on a CPU."""
+        if self.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.torch_device)
         return 0
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        """Wait until the device has finished its queued work."""
+        if self.type == "cuda":
+            torch.cuda.synchronize(self.torch_device)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """The context of every forward."""
+        """Return the context in which forwards run."""
         if self.dtype not in (torch.bfloat16, torch.float16):
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast(self.type, self.dtype)
 
 
 def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
-    """Decide device and dtype from the profile's [train] keys.
+    """Resolve `train.device` and `train.dtype`.
 
-    "auto" is CUDA where torch can use it, else the CPU; and bfloat16 on CUDA, float32 on the CPU.
+    "auto" selects CUDA if there is a card, else the CPU; and bfloat16 on CUDA, float32 on a CPU.
 
     Args:
-        device, dtype: as the profile has them.
-        local_rank: this process's number among those that train together on this machine, and
-            that of its card; None where it trains alone.
+        device, dtype: the keys of the profile.
+        local_rank: rank on this machine, which is also the index of its card; None for a process
+            that trains alone.
 
     Raises:
-        DpoError: CUDA was asked for, or a card is there, and torch cannot use it.
+        DpoError: CUDA is required, or a card is present, and torch cannot use it.
     """
+    # A card that torch cannot use is an error: training on the CPU instead would go unnoticed.
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() or _has_nvidia_card() else "cpu"
     if local_rank is not None and device.startswith("cuda:"):
         raise DpoError(
             f"train.device {device!r} names one card, and several ranks train",
-            'state "cuda" or "auto": each rank takes the card of its number; which cards there'
-            " are to take is said by CUDA_VISIBLE_DEVICES",
+            'Set train.device to "cuda" or "auto": each rank uses the card of its local rank.'
+            " CUDA_VISIBLE_DEVICES selects the cards.",
         )
     if local_rank is not None and device == "cuda":
         device = f"cuda:{local_rank}"
@@ -89,43 +100,44 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
 
 
 def process_bytes() -> int:
-    """Memory this process holds right now."""
+    """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def tune(compute: Device, float32_matmul: str | None = None, *, tf32: bool = False) -> None:
-    """Process-wide settings under which this device is fastest with the same numbers.
+def configure_device(
+    device: Device, float32_matmul: str | None = None, *, tf32: bool = False
+) -> None:
+    """Set the process-wide options of torch for this device.
 
     Args:
-        compute: where.
-        float32_matmul: what `choose_matmul` chose when the run began, so that a resume multiplies
-            in the same way; None to choose now.
-        tf32: that CUDA may round the factors of float32 products, as the profile says.
+        device: where to compute.
+        float32_matmul: precision in the plan of a resumed run; None at the start of one.
+        tf32: let CUDA round the factors of float32 products to TF32, as `train.tf32` allows.
     """
-    if compute.device.type == "cpu":
+    if device.type == "cpu":
         keep_memory()
-        choose_matmul(float32_matmul)
+        set_cpu_matmul(float32_matmul)
     else:
-        # torch's word for TF32 on CUDA; `environment` of the plan says which it was.
+        # "high" is torch's name of TF32 on CUDA.
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
 def keep_memory() -> None:
-    """Let the C library keep what it was given back instead of returning it to the kernel.
+    """Let the C library keep freed memory instead of returning it to the kernel.
 
-    A step asks for the same large tables as the one before; mapped anew each time, every page of
-    them would be cleared by the kernel first. Elsewhere than under glibc nothing happens.
+    Each step allocates the same large tensors again; the kernel would clear every page of a new
+    mapping. Does nothing with another C library than glibc.
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
-        mallopt(_M_TOP_PAD, 64 << 20)
+        mallopt(_M_MMAP_MAX, 0)  # no separate mappings, which are returned when freed
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never shrink the heap
+        mallopt(_M_TOP_PAD, 64 << 20)  # grow it in steps of 64 MiB
 
 
 def make_deterministic() -> None:
-    """Only algorithms that give the same bits every time; on CUDA they cost speed."""
+    """Use only algorithms that give the same bits every time; slower on CUDA."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
 
@@ -135,24 +147,23 @@ def _has_nvidia_card() -> bool:
 
 
 def _require_cuda(device: str) -> None:
-    remedy = 'state train.device = "cpu" to train on the processor'
+    remedy = 'set train.device = "cpu" to train on the processor'
     if torch.version.cuda is None:
         raise DpoError(
             f"train.device {device!r}: this torch ({torch.__version__}) was built without CUDA",
-            f"install a CUDA build of torch, or {remedy}",
+            f"Install a CUDA build of torch, or {remedy}.",
         )
     if not torch.cuda.is_available():
         raise DpoError(
             f"train.device {device!r}: torch {torch.__version__} (CUDA {torch.version.cuda}) finds"
             f" no card it can use (driver: {_driver()})",
-            f"is the driver recent enough for CUDA {torch.version.cuda}? Or {remedy}",
+            f"Install a driver for CUDA {torch.version.cuda} or later, or {remedy}.",
         )
     index = torch.device(device).index or 0
     if index >= torch.cuda.device_count():
         raise DpoError(
-            f"train.device {device!r}: there are {torch.cuda.device_count()} CUDA devices,"
-            " counted from 0",
-            "state one that exists",
+            f"train.device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices",
+            f"Choose a device from 0 to {torch.cuda.device_count() - 1}.",
         )
     try:
         torch.ones(1, device=device).add_(1).item()
@@ -162,7 +173,7 @@ def _require_cuda(device: str) -> None:
             f"train.device {device!r}: {torch.cuda.get_device_name(index)} (sm_{major}{minor})"
             f" cannot run this torch ({torch.__version__}, built for"
             f" {' '.join(torch.cuda.get_arch_list())}): {str(error).splitlines()[0]}",
-            f"install a build of torch for this card, or {remedy}",
+            f"Install a build of torch for this card, or {remedy}.",
         ) from error
 
 

@@ -1,101 +1,60 @@
-"""How the CPU multiplies float32 matrices: by torch's default library, or by oneDNN."""
+"""Library that multiplies float32 matrices on a CPU: MKL, or oneDNN where that is faster."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-import time
-import uuid
 from pathlib import Path
 
 import torch
 
-from dpo_cli.files import cache_directory
-
-_FLOAT32_ERROR = 1e-5
-"""Of a product, by its largest element: float32 stays below a tenth of it, TF32 makes 5e-4."""
-_SETTINGS = ("highest", "medium")
-_TRIALS, _WORTHWHILE = 8, 1.2
-_TRIED_SHAPES = ((1, 512, 512), (96, 64, 96), (700, 512, 1408), (512, 700, 640))
+_MAX_FLOAT32_ERROR = 1e-5
+"""Largest error of a product, relative to its largest element. Products in float32 stay below a
+tenth of it; TF32 reaches 5e-4, bfloat16 more."""
+_PROBED_SHAPES = ((1, 512, 512), (96, 64, 96), (700, 512, 1408), (512, 700, 640))
+"""Rows, inner size and columns of typical products of a small model."""
 
 
-def choose_matmul(chosen: str | None = None) -> None:
-    """Let the CPU multiply float32 matrices by oneDNN where that is much faster, and is float32.
+def set_cpu_matmul(saved: str | None = None) -> None:
+    """Choose the library of float32 products, by the processor alone.
 
-    On some processors it is (the default library is Intel's own), and torch reaches it by a setting
-    that permits bfloat16, too. So both are tried, on the shapes of a small model: where a product
-    really is rounded, or the gain is small enough to come from chance, all stays as it was. What
-    was found is remembered: stopwatches err, and equal runs must multiply alike.
+    torch calls MKL under the precision "highest" and oneDNN under "medium". MKL takes slower code
+    on processors that are not Intel's. "medium" also permits bfloat16, so it is taken only where
+    products are proven to stay float32. No clock decides: equal runs must multiply alike.
 
     Args:
-        chosen: what a run began with; None to choose now.
+        saved: the precision in the plan of a resumed run, which is kept; None at the start of one.
     """
-    torch.set_float32_matmul_precision("medium")
-    is_exact = all(_matmul_error(*shape) < _FLOAT32_ERROR for shape in _TRIED_SHAPES)
-    if not is_exact or (chosen or _remembered() or _remember(_faster_matmul())) == "highest":
+    precision = saved or ("medium" if _mkl_is_slow() else "highest")
+    torch.set_float32_matmul_precision(precision)
+    if precision == "medium" and not _products_stay_float32():
         torch.set_float32_matmul_precision("highest")
 
 
 def processor() -> list[str]:
-    """What the system says of the CPU's kind and abilities: bits of a product depend on them."""
+    """Return model name and flags of the CPU; the bits of a product depend on them."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return sorted({line for line in lines if line.startswith(("model name", "flags"))})
     return []
 
 
-def _remembered() -> str | None:
-    """What was found on this machine, with this torch."""
-    if (memory := _memory()) is not None:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            setting = memory.read_text(encoding="ascii")
-            return setting if setting in _SETTINGS else None
-    return None
-
-
-def _remember(setting: str) -> str:
-    """Of two processes that try at once, the second one takes what the first has found."""
-    if (memory := _memory()) is None:
-        return setting
-    temporary = memory.with_name(f"{memory.name}.{uuid.uuid4().hex}")
+def _mkl_is_slow() -> bool:
+    """Return True for an x86 processor of another vendor than Intel, and a torch with MKL."""
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        return False
     with contextlib.suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(setting, encoding="ascii")
-        try:
-            os.link(temporary, memory)
-        except OSError:  # the other was faster; or this file system has no links
-            if not _remembered():
-                os.replace(temporary, memory)
-        temporary.unlink(missing_ok=True)
-    return _remembered() or setting
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        vendor = next((line for line in lines if line.startswith("vendor_id")), "")
+        return bool(vendor) and "GenuineIntel" not in vendor
+    return False
 
 
-def _memory() -> Path | None:
-    """Where that is: another file for each processor, torch and number of threads."""
-    directory = cache_directory()
-    if directory is None:
-        return None
-    facts = f"{processor()} {torch.__version__} {torch.get_num_threads()}"
-    return directory / f"matmul-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+def _products_stay_float32() -> bool:
+    return all(_product_error(*shape) < _MAX_FLOAT32_ERROR for shape in _PROBED_SHAPES)
 
 
-def _faster_matmul() -> str:
-    """The setting under which one large product takes less time by far."""
-    left, right = torch.ones(1024, 512), torch.ones(512, 1408)
-    seconds = dict.fromkeys(_SETTINGS, float("inf"))
-    for _ in range(_TRIALS):  # by turns, so that whatever else the machine does hits both
-        for setting in seconds:
-            torch.set_float32_matmul_precision(setting)
-            began = time.perf_counter()
-            left @ right
-            seconds[setting] = min(seconds[setting], time.perf_counter() - began)
-    torch.set_float32_matmul_precision("medium")
-    return "medium" if seconds["highest"] > _WORTHWHILE * seconds["medium"] else "highest"
-
-
-def _matmul_error(rows: int, inner: int, columns: int) -> float:
-    """The largest error of one product, and of the transposed one, by the largest element."""
+def _product_error(rows: int, inner: int, columns: int) -> float:
+    """Return the largest error of a product and of its transposed, by the largest element."""
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(rows, inner, generator=generator)
     right = torch.randn(inner, columns, generator=generator)

@@ -1,6 +1,6 @@
-"""One rank of the sum that `dpo check` tries: `python -m dpo_cli.distributed.probe cpu|cuda`.
+"""One rank of the all-reduce of `dpo check`: `python -m dpo_cli.distributed.probe cpu|cuda`.
 
-It is started as the ranks of a run are, and says in its last words why it failed.
+The agent starts it as it starts the ranks of a run. A failure goes to torchrun's error file.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from dpo_cli.run.processes import die_with_parent
 
 _TIMEOUT = timedelta(seconds=60)
-_NUMBERS = 1 << 20
+_NUMEL = 1 << 20
 
 
 def main(device_type: str) -> int:
-    """Add up one tensor over all ranks; 0 if the sum is right on this one."""
+    """Sum a tensor over all ranks; return 0 if the sum is correct on this rank, else 1."""
     import torch
     from torch import distributed
 
@@ -30,28 +30,25 @@ def main(device_type: str) -> int:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         distributed.init_process_group(backend_for(device_type), timeout=_TIMEOUT)
-        numbers = torch.full((_NUMBERS,), rank + 1.0, device=device)
-        distributed.all_reduce(numbers)
+        tensor = torch.full((_NUMEL,), rank + 1.0, device=device)
+        distributed.all_reduce(tensor)
         expected = world_size * (world_size + 1) / 2
-        if not bool((numbers == expected).all()):
-            wrong = numbers[numbers != expected][0].item()
-            raise RuntimeError(
-                f"the sum over {world_size} ranks is {wrong}, and must be {expected}"
-            )
+        if not bool((tensor == expected).all()):
+            wrong = tensor[tensor != expected][0].item()
+            raise RuntimeError(f"the sum over {world_size} ranks is {wrong} instead of {expected}")
         distributed.destroy_process_group()
     except (RuntimeError, ValueError) as error:
-        _last_words(str(error).splitlines()[0])
+        _write_error(str(error).splitlines()[0])
         return 1
     return 0
 
 
 def backend_for(device_type: str) -> str:
-    """What carries sums between ranks."""
+    """Return the backend of torch.distributed for a device type."""
     return "nccl" if device_type == "cuda" else "gloo"
 
 
-def _last_words(text: str) -> None:
-    """Where the agent reads them."""
+def _write_error(text: str) -> None:
     message = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(
         json.dumps({"message": message}), encoding="utf-8"

@@ -39,9 +39,9 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import EventWriter, Exported, history
-from dpo_cli.training.inputs import training_pairs
-from dpo_cli.training.plan import export_dtype
-from dpo_cli.training.run_weights import read_trained
+from dpo_cli.training.inputs import export_dtype
+from dpo_cli.training.sources import training_pairs
+from dpo_cli.training.weights import read_trained
 
 _COMPARED_PAIRS = 4
 _MINIMIND_VOCABULARY = 6400

@@ -15,7 +15,7 @@ from dpo_cli.models.loading import ModelWeights
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.plan import Plan
-from dpo_cli.training.inputs import read_model_weights
+from dpo_cli.training.weights import read_model_weights
 
 
 @dataclass(frozen=True)

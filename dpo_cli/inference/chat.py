@@ -20,7 +20,7 @@ from dpo_cli.models.loading import build_model, use_experts_for
 from dpo_cli.models.support import use_eager_attention
 from dpo_cli.profile.load import load_profile, profile_from_values
 from dpo_cli.run.models import NamedModel, tokenizer_of
-from dpo_cli.training.inputs import require_same_vocabulary
+from dpo_cli.training.sources import require_same_vocabulary
 
 
 class Answer(Iterator[str]):
@@ -61,7 +61,7 @@ class Responder:
     Args:
         opened: its weights.
         tokenizer: of the model.
-        compute: where it is to be.
+        device: where it is to be.
         decoding: how it answers.
     """
 
@@ -69,7 +69,7 @@ class Responder:
         self,
         opened: OpenedModel,
         tokenizer: ChatTokenizer,
-        compute: Device,
+        device: Device,
         decoding: Decoding,
     ) -> None:
         model_weights = opened.model_weights
@@ -77,9 +77,9 @@ class Responder:
         if not model_weights.architecture.supports_packing:
             use_eager_attention(model)
         if model_weights.architecture.use_moe:
-            use_experts_for(model, float32=compute.dtype == torch.float32)
-        self._model, self._architecture = model.to(compute.device), model_weights.architecture
-        self._tokenizer, self._compute, self._decoding = tokenizer, compute, decoding
+            use_experts_for(model, float32=device.dtype == torch.float32)
+        self._model, self._architecture = model.to(device.torch_device), model_weights.architecture
+        self._tokenizer, self._device, self._decoding = tokenizer, device, decoding
         self.title = opened.title
         """What to call it on the screen."""
         if opened.optimizer_step is not None:
@@ -111,7 +111,7 @@ class Responder:
         ids = generate(
             self._model,
             prompt,
-            compute=self._compute,
+            device=self._device,
             end_id=self._tokenizer.end_id,
             max_new_tokens=min(max_new_tokens, room or max_new_tokens),
             sample=self._decoding.token_sampler(question),
@@ -190,7 +190,7 @@ def open_responders(
     else:
         stated = {"model.tokenizer": folder.absolute(), "data.data_path": Path(os.devnull)}
         profile = profile_from_values(stated, settings)
-    compute = resolve(profile.train.device, profile.train.dtype)
+    device = resolve(profile.train.device, profile.train.dtype)
     untold = profile.model.model_dump()
     opened = [open_model(policy, untold, best=best)]
     if reference is not None:
@@ -199,7 +199,7 @@ def open_responders(
         opened.append(open_reference(profile, runs_root, policy.run))
     its_tokenizer = ChatTokenizer(folder)
     require_same_vocabulary(its_tokenizer, opened[0].model_weights, opened[-1].model_weights)
-    return [Responder(each, its_tokenizer, compute, decoding) for each in opened]
+    return [Responder(each, its_tokenizer, device, decoding) for each in opened]
 
 
 def _message(role: str, content: str) -> Message:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dpo_cli.compute.device import Device, resolve, tune
+from dpo_cli.compute.device import Device, configure_device, resolve
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.distributed.process_group import SINGLE_PROCESS
 from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference
@@ -25,16 +25,16 @@ from dpo_cli.run.eval_config import EvalConfig, split_of
 from dpo_cli.run.events import EVALUATION
 from dpo_cli.run.plan import Plan
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
-from dpo_cli.training.inputs import (
+from dpo_cli.training.inputs import RunInputs, assemble_inputs
+from dpo_cli.training.reference import CachedReference, NoReference, Reference, open_references
+from dpo_cli.training.resume_checks import require_same_inputs
+from dpo_cli.training.setup import configure_torch, make_scorer
+from dpo_cli.training.sources import (
     OnProgress,
     require_same_vocabulary,
     training_pairs,
     usable_rows,
 )
-from dpo_cli.training.plan import Prepared, assemble
-from dpo_cli.training.reference import CachedReference, NoReference, Reference, open_references
-from dpo_cli.training.resume_checks import require_same_inputs
-from dpo_cli.training.setup import configure_torch, make_scorer
 
 Figures = Mapping[str, float]
 
@@ -103,33 +103,33 @@ def evaluate_models(
     profile, owner = eval_config.profile, eval_config.owner
     saved_plan = owner.read_plan() if owner is not None else None
     configure_torch(profile)
-    compute = resolve(profile.train.device, profile.train.dtype)
+    device = resolve(profile.train.device, profile.train.dtype)
     matmul = saved_plan.environment.get("float32_matmul") if saved_plan else None
-    tune(compute, matmul, tf32=profile.train.tf32)
+    configure_device(device, matmul, tf32=profile.train.tf32)
     reference = _open_reference(eval_config)
     checkpoints = [model.model_weights for model in models]
     frozen = reference.model_weights if reference else checkpoints[0]
-    prepared = _prepare(profile, compute, checkpoints, frozen, on_progress)
+    inputs = _prepare(profile, device, checkpoints, frozen, on_progress)
     if saved_plan is not None:
-        _refuse_other_inputs(eval_config, saved_plan.fingerprints, prepared)
+        _refuse_other_inputs(eval_config, saved_plan.fingerprints, inputs)
     evaluated_models = []
-    with _reference_of(eval_config, prepared) as scores:
+    with _reference_of(eval_config, inputs) as scores:
         for model in models:
-            table = _score(prepared, model.model_weights, scores, on_progress)
-            figures = _figures(table, prepared, has_reference=eval_config.has_reference)
+            table = _score(inputs, model.model_weights, scores, on_progress)
+            figures = _figures(table, inputs, has_reference=eval_config.has_reference)
             evaluated_models.append(EvaluatedModel(model.title, model.optimizer_step, figures))
     return Evaluation(
         eval_config=eval_config,
         models=evaluated_models,
         reference=reference.title if reference else None,
-        device=str(compute.device),
-        dtype=compute.dtype_name,
+        device=str(device.torch_device),
+        dtype=device.dtype_name,
         vocab_size=models[0].model_weights.architecture.vocab_size,
-        skipped_rows=len(prepared.skipped_rows),
+        skipped_rows=len(inputs.skipped_rows),
         trained_on=[
             model.title
             for model in models
-            if model.plan is not None and _was_trained_on(model.plan, eval_config, prepared)
+            if model.plan is not None and _was_trained_on(model.plan, eval_config, inputs)
         ],
     )
 
@@ -144,11 +144,11 @@ def _open_reference(eval_config: EvalConfig) -> OpenedModel | None:
 
 def _prepare(
     profile: Profile,
-    compute: Device,
+    device: Device,
     models: Sequence[ModelWeights],
     reference: ModelWeights,
     on_progress: OnProgress,
-) -> Prepared:
+) -> RunInputs:
     """The pairs as a run has its held-out ones, in the same rows; of a run's plan no more is used.
 
     Where all of a file is judged by, it stands in for the pairs that a run would train on.
@@ -158,11 +158,11 @@ def _prepare(
         require_same_vocabulary(tokenizer, model, reference)
     rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, SINGLE_PROCESS)
     held_out = None if profile.eval.path is None else rows
-    return assemble(profile, compute, tokenizer, models[0], reference, rows, held_out)
+    return assemble_inputs(profile, device, tokenizer, models[0], reference, rows, held_out)
 
 
 def _refuse_other_inputs(
-    eval_config: EvalConfig, saved_plan: Mapping[str, str], prepared: Prepared
+    eval_config: EvalConfig, saved_plan: Mapping[str, str], inputs: RunInputs
 ) -> None:
     """A run's own held-out pairs, its tokenizer and its reference are what they were."""
     names = {"tokenizer"}
@@ -170,20 +170,20 @@ def _refuse_other_inputs(
         names.add("data" if eval_config.profile.eval.path is None else "held_out")
     if eval_config.has_reference and eval_config.reference is None:
         names.add("reference")
-    now = {name: prepared.fingerprints[name] for name in names}
+    now = {name: inputs.fingerprints[name] for name in names}
     require_same_inputs(saved_plan, now)
 
 
-def _was_trained_on(plan: Plan, eval_config: EvalConfig, prepared: Prepared) -> bool:
+def _was_trained_on(plan: Plan, eval_config: EvalConfig, inputs: RunInputs) -> bool:
     """Whether the run of a plan has learned from pairs that it is judged by."""
-    if plan.fingerprints["data"] != prepared.fingerprints["data"]:
+    if plan.fingerprints["data"] != inputs.fingerprints["data"]:
         return False
     is_split = eval_config.is_own and eval_config.profile.eval.path is None
     return not (is_split and split_of(plan.settings) == split_of(to_tables(eval_config.profile)))
 
 
 @contextmanager
-def _reference_of(eval_config: EvalConfig, prepared: Prepared) -> Iterator[Reference]:
+def _reference_of(eval_config: EvalConfig, inputs: RunInputs) -> Iterator[Reference]:
     """The reference's log-probs of the held-out pairs, from the cache or for it.
 
     What lies beside a run is the run's; nothing is written there.
@@ -193,7 +193,7 @@ def _reference_of(eval_config: EvalConfig, prepared: Prepared) -> Iterator[Refer
         return
     with tempfile.TemporaryDirectory() as nowhere:
         reference = open_references(
-            prepared, lambda: make_scorer(prepared, prepared.reference), Path(nowhere)
+            inputs, lambda: make_scorer(inputs, inputs.reference_weights), Path(nowhere)
         )[1]
         yield reference
         if isinstance(reference, CachedReference):
@@ -201,24 +201,24 @@ def _reference_of(eval_config: EvalConfig, prepared: Prepared) -> Iterator[Refer
 
 
 def _score(
-    prepared: Prepared, model: ModelWeights, reference: Reference, on_progress: OnProgress
+    inputs: RunInputs, model: ModelWeights, reference: Reference, on_progress: OnProgress
 ) -> Tensor:
     """(K, F), see `dpo_cli.training.evaluation.score_held_out`."""
-    pairs = prepared.held_out
+    pairs = inputs.held_out
     return score_held_out(
-        make_scorer(prepared, model),
+        make_scorer(inputs, model),
         reference,
-        prepared.held_out_rows,
-        partial(prepared.batch, pairs),
-        dpo=prepared.profile.dpo,
-        compute=prepared.compute,
+        inputs.batches.held_out_batches,
+        partial(inputs.batches.make_batch, pairs),
+        dpo=inputs.profile.dpo,
+        device=inputs.device,
         on_progress=lambda done: on_progress(EVALUATION, done, len(pairs), "pairs"),
     )
 
 
-def _figures(table: Tensor, prepared: Prepared, *, has_reference: bool) -> Mapping[str, Figures]:
-    groups = summarize_groups(table, prepared.held_out_groups)
-    if has_reference or not prepared.profile.dpo.needs_reference:
+def _figures(table: Tensor, inputs: RunInputs, *, has_reference: bool) -> Mapping[str, Figures]:
+    groups = summarize_groups(table, inputs.held_out_groups)
+    if has_reference or not inputs.profile.dpo.needs_reference:
         return groups
     return {
         name: {key: value for key, value in figures.items() if key.startswith(_OWN_FIGURES)}

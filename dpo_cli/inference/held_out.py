@@ -16,7 +16,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.eval_config import find_eval_config
 from dpo_cli.run.events import Evaluated, history
 from dpo_cli.run.models import NamedModel
-from dpo_cli.training.inputs import OnProgress
+from dpo_cli.training.sources import OnProgress
 
 
 def evaluation_seconds(run: RunDirectory) -> float | None:

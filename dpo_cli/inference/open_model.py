@@ -17,9 +17,8 @@ from dpo_cli.profile.text import show_path
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.models import NamedModel
 from dpo_cli.run.plan import Plan
-from dpo_cli.training.inputs import RUN_PREFIX, read_model_weights
-from dpo_cli.training.plan import export_dtype
-from dpo_cli.training.run_weights import read_trained
+from dpo_cli.training.inputs import export_dtype
+from dpo_cli.training.weights import RUN_PREFIX, read_model_weights, read_trained
 
 
 @dataclass(frozen=True)

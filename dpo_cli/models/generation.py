@@ -1,4 +1,4 @@
-"""The tokens of an answer, one by one, with a model's cache of keys and values."""
+"""Generate text token by token, with the model's cache of keys and values."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from transformers import PreTrainedModel, TemperatureLogitsWarper, TopPLogitsWar
 from dpo_cli.compute.device import Device
 from dpo_cli.models.spec import Architecture
 
-_CACHES = ("past_key_values", "cache_params")
-"""What models call what they keep of the tokens before."""
+_CACHE_ARGUMENTS = ("past_key_values", "cache_params")
+"""Names under which models return their cache and accept it again; the second one is Mamba's."""
 
-Sample = Callable[[Tensor], int]
-"""From logits (V,) to the id of the next token."""
+Sampler = Callable[[Tensor], int]
+"""Function from logits, (V,), to the id of the next token."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen.
+    """Settings of sampling.
 
     Attributes:
-        max_new_tokens: of an answer.
-        temperature: divides the logits; 0 takes the likeliest token and draws no random number.
-        top_p: draws among the likeliest tokens that have at least this probability together.
-        seed: of what is drawn.
+        max_new_tokens: maximum length of an answer.
+        temperature: divisor of the logits; 0 selects the most likely token and draws no random
+            number.
+        top_p: samples from the smallest set of most likely tokens with at least this probability.
+        seed: of the random numbers.
     """
 
     max_new_tokens: int
@@ -36,66 +37,69 @@ class Decoding:
     top_p: float = 1.0
     seed: int = 0
 
-    def token_sampler(self, question: int) -> Sample:
-        """For the answers to one question: two models that agree draw the same tokens.
+    def token_sampler(self, question: int) -> Sampler:
+        """Return a new sampler for the answers to one question.
+
+        Each model that answers the question gets a new sampler with the same random numbers, so two
+        models with equal logits give equal answers.
 
         Args:
-            question: its number, so that each has random numbers of its own.
+            question: index of the question; added to the seed.
         """
         if not self.temperature:
-            return _likeliest
-        # On the CPU, for the same random numbers on every device.
+            return _most_likely
+        # On the CPU, so that every device uses the same random numbers.
         generator = torch.Generator().manual_seed(self.seed + question)
         warpers = [TemperatureLogitsWarper(self.temperature), TopPLogitsWarper(self.top_p)]
 
-        def draw(logits: Tensor) -> int:
+        def sample(logits: Tensor) -> int:
             scores = logits.float().cpu().unsqueeze(0)
             for warper in warpers:
                 scores = warper(None, scores)
             return int(torch.multinomial(scores.softmax(dim=-1), 1, generator=generator))
 
-        return draw
+        return sample
 
 
 def generate(
     model: PreTrainedModel,
     prompt: Tensor,
     *,
-    compute: Device,
+    device: Device,
     end_id: int | None,
     max_new_tokens: int,
-    sample: Sample | None = None,
+    sample: Sampler | None = None,
 ) -> Iterator[int]:
-    """The ids of an answer, each as soon as it is chosen; the one that ends it is the last.
+    """Yield the token ids of an answer one by one, the end token included.
 
     Args:
-        model: in evaluation mode; whatever transformers computes with a cache.
-        prompt: (T,), the answer's header included.
-        compute: where the model is.
-        end_id: ends an answer; None where nothing does.
-        max_new_tokens: after so many the answer is cut.
-        sample: else the likeliest.
+        model: in evaluation mode.
+        prompt: (T,) int64, up to and including the header of the answer.
+        device: device of the model.
+        end_id: token that ends an answer; None if there is none.
+        max_new_tokens: length at which the answer is truncated.
+        sample: selects the next token; by default the most likely one.
     """
-    sample = sample or _likeliest
-    fed = prompt.to(compute.device).unsqueeze(0)
-    kept: dict[str, Any] = {}
+    sample = sample or _most_likely
+    input_ids = prompt.to(device.torch_device).unsqueeze(0)
+    cache: dict[str, Any] = {}
     for _ in range(max_new_tokens):
-        # A compiled block would be compiled anew for each length of what is cached.
-        with torch.no_grad(), compute.autocast(), torch.compiler.set_stance("force_eager"):
-            output = model(input_ids=fed, use_cache=True, logits_to_keep=1, **kept)
-            number = sample(output.logits[0, -1])
-        yield number
-        if number == end_id:
+        # Eager, because torch.compile would compile anew for each length of the cache.
+        with torch.no_grad(), device.autocast(), torch.compiler.set_stance("force_eager"):
+            output = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **cache)
+            token_id = sample(output.logits[0, -1])
+        yield token_id
+        if token_id == end_id:
             return
-        fed = torch.tensor([[number]], device=compute.device)
-        kept = {name: output[name] for name in _CACHES if name in output}
+        input_ids = torch.tensor([[token_id]], device=device.torch_device)
+        cache = {name: output[name] for name in _CACHE_ARGUMENTS if name in output}
 
 
 def free_positions(architecture: Architecture, prompt: Tensor) -> int | None:
-    """Tokens that a model has positions for after a prompt (T,); None where there is no limit."""
+    """Return the number of positions left after a prompt, (T,); None without a limit."""
     positions = architecture.max_positions
     return None if positions is None else positions - len(prompt)
 
 
-def _likeliest(logits: Tensor) -> int:
+def _most_likely(logits: Tensor) -> int:
     return int(logits.argmax())

@@ -1,4 +1,4 @@
-"""Any causal language model that transformers computes, as its own configuration describes it."""
+"""Any causal language model that transformers computes, described by its own configuration."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from functools import cached_property
 from typing import Any
 
 import transformers
+from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.models.convert import StateDict
 from dpo_cli.objective.aux_loss import AuxLossKind
 
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop")
-_BALANCED = ("granitemoe", "granitemoeshared", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
-"""Kinds of models whose routers are one matrix, of which `ResponseScorer` reads the logits."""
+_ROUTER_IS_LINEAR = (
+    *("granitemoe", "granitemoeshared", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"),
+)
+"""Model types whose routers are one matrix, so that `ResponseScorer` can compute their logits."""
 
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """A model of transformers; it is an `Architecture`.
+    """Settings of a transformers model; an `Architecture`.
 
     Attributes:
-        settings: the content of config.json.
-        generation: that of generation_config.json; empty where there is none.
+        settings: content of config.json.
+        generation: content of generation_config.json; empty if there is none.
     """
 
     settings: Mapping[str, Any]
@@ -36,19 +39,19 @@ class HuggingFace:
 
     @property
     def name(self) -> str:
-        """What transformers calls this kind of model, such as llama."""
+        """Model type in transformers, for example "llama"."""
         return str(self.settings["model_type"])
 
     @property
     def class_name(self) -> str:
-        """The class in transformers that computes it."""
+        """Name of the model's class in transformers, for example "LlamaForCausalLM"."""
         return str(MODEL_FOR_CAUSAL_LM_MAPPING[type(self._config)].__name__)
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One-line summary for the user."""
         heads = ""
-        if self._number("num_attention_heads"):
+        if self._integer("num_attention_heads"):
             heads = f" {self.num_attention_heads} heads / {self.num_key_value_heads} KV heads,"
         kind = "dense"
         if self.use_moe:
@@ -59,142 +62,145 @@ class HuggingFace:
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding; a tokenizer may have fewer entries."""
-        return self._number("vocab_size") or 0
+        return self._integer("vocab_size") or 0
 
     @property
     def hidden_size(self) -> int:
-        """Width of the model."""
-        return self._number("hidden_size") or 0
+        """Width of the hidden states."""
+        return self._integer("hidden_size") or 0
 
     @property
     def num_hidden_layers(self) -> int:
-        """Blocks."""
-        return self._number("num_hidden_layers") or 0
+        """Number of decoder blocks."""
+        return self._integer("num_hidden_layers") or 0
 
     @property
     def num_attention_heads(self) -> int:
-        """Query heads of a layer; 1 where there is no attention."""
-        return self._number("num_attention_heads") or 1
+        """Query heads per layer; 1 if the model has no attention."""
+        return self._integer("num_attention_heads") or 1
 
     @property
     def num_key_value_heads(self) -> int:
-        """Key and value heads of a layer."""
-        return self._number("num_key_value_heads") or self.num_attention_heads
+        """Key and value heads per layer."""
+        return self._integer("num_key_value_heads") or self.num_attention_heads
 
     @property
     def head_dim(self) -> int:
-        """Width of a head."""
-        return self._number("head_dim") or self.hidden_size // self.num_attention_heads
+        """Width of an attention head."""
+        return self._integer("head_dim") or self.hidden_size // self.num_attention_heads
 
     @property
     def intermediate_size(self) -> int:
-        """Width of a feed-forward block; four times the model's where it is not stated."""
-        own = self._number("moe_intermediate_size") if self.use_moe else None
-        return own or self._number("intermediate_size") or 4 * self.hidden_size
+        """Width of a feed-forward block, or of one expert; by default 4 * hidden_size."""
+        expert_size = self._integer("moe_intermediate_size") if self.use_moe else None
+        return expert_size or self._integer("intermediate_size") or 4 * self.hidden_size
 
     @property
     def num_experts(self) -> int:
-        """Experts of a layer; 0 where it is dense."""
-        return next(filter(None, map(self._number, _EXPERTS)), 0)
+        """Experts per layer; 0 if dense."""
+        return next(filter(None, map(self._integer, _EXPERT_COUNTS)), 0)
 
     @property
     def num_experts_per_tok(self) -> int | None:
-        """Experts that a token is routed to; None where it is dense."""
-        return self._number("num_experts_per_tok") if self.use_moe else None
+        """Experts per token; None if dense."""
+        return self._integer("num_experts_per_tok") if self.use_moe else None
 
     @property
     def norm_topk_prob(self) -> bool | None:
-        """Whether a token's experts have weights that sum to one; None where nothing says so."""
+        """True if the weights of a token's experts sum to 1; None without such a setting."""
         value = getattr(self._config, "norm_topk_prob", None)
         return value if isinstance(value, bool) else None
 
     @property
     def rope_theta(self) -> float | None:
-        """Base of the rotary frequencies, where there is one."""
+        """Base of the rotary frequencies; None without rotary embeddings."""
         parameters = getattr(self._config, "rope_parameters", None)
         return parameters.get("rope_theta") if isinstance(parameters, dict) else None
 
     @property
     def rms_norm_eps(self) -> float | None:
-        """What keeps the norms from dividing by zero, where they are of that kind."""
+        """Epsilon of the RMS norms; None for models with other norms."""
         value: float | None = getattr(self._config, "rms_norm_eps", None)
         return value
 
     @property
     def use_moe(self) -> bool:
-        """Whether layers are mixtures of experts."""
+        """True if the feed-forward blocks are mixtures of experts."""
         return self.num_experts > 1
 
     @property
     def ffn_blocks_per_token(self) -> int:
-        """Feed-forward blocks that a token goes through in a layer."""
+        """Feed-forward blocks per token and layer."""
         return self.num_experts_per_tok or 1
 
     @property
     def max_positions(self) -> int | None:
-        """Tokens of a sequence there are positions for; None without a limit."""
-        return self._number("max_position_embeddings")
+        """Longest sequence in tokens; None without a limit."""
+        return self._integer("max_position_embeddings")
 
     @property
     def aux_loss_kind(self) -> AuxLossKind | None:
-        """Switch Transformer's, where the routers are of the usual kind."""
-        return "batch" if self.name in _BALANCED else None
+        """Definition of the aux_loss: Switch Transformer's; None for unknown kinds of routers."""
+        return "batch" if self.name in _ROUTER_IS_LINEAR else None
 
     @property
     def default_router_aux_loss_coef(self) -> float:
-        """Computed, and not added, as elsewhere when such models are trained on preferences."""
+        """Coefficient of the aux_loss: 0, so it is reported but not trained on by default."""
         return 0.0
 
     @property
     def has_constant_expert_weights(self) -> bool:
-        """Whether a token's one expert has the weight 1, whatever the router says."""
+        """True if a token's only expert always has weight 1; see `MiniMind`."""
         return bool(self.norm_topk_prob) and self.num_experts_per_tok == 1
 
     @property
     def supports_packing(self) -> bool:
-        """Nobody can read it off a name: it is tried."""
+        """False: packing depends on the model's code, so it is tried."""
         return False
 
     @property
     def tokenizer_hint(self) -> str:
-        """Where the tokenizer is that the weights were trained with."""
-        return "it is in the model's own directory, and taken from there if nothing else is stated"
+        """Sentence that helps the user to find the tokenizer of these weights."""
+        return (
+            "the tokenizer in the model's own directory is used unless the profile sets another one"
+        )
 
     def file_name(self, prefix: str) -> str:
-        """The name of a directory."""
+        """Return the name of the directory."""
         return prefix
 
     def file_dtype(self, source_dtype: str) -> str:
-        """The model's own."""
+        """Return the dtype of the starting weights."""
         return source_dtype
 
-    def to_native_names(self, state: StateDict) -> StateDict:
-        """The layout on disk is the makers' own."""
-        return state
+    def to_native_names(self, state: Mapping[str, Tensor]) -> StateDict:
+        """Return the weights unchanged: the Hugging Face layout is the native one."""
+        return dict(state)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the plan."""
+        """Return plain values for the plan; `architecture_of` reads them back."""
         return {"config": dict(self.settings), "generation_config": dict(self.generation)}
 
     def config(self, dropout: float = 0.0) -> transformers.PreTrainedConfig:
-        """As stated, with the dropout that the profile wants, and no other.
+        """Return the configuration with the profile's attention dropout and no other dropout.
 
         Raises:
-            DpoError: the model cannot drop attention weights.
+            DpoError: the model has no attention dropout.
         """
         config = copy.deepcopy(self._config)
         for name, value in vars(config).items():
             if "drop" in name and isinstance(value, float | int):
                 setattr(config, name, 0.0)
         if dropout:
-            places = [name for name in _ATTENTION_DROPOUTS if hasattr(config, name)]
-            if not places:
+            names = [name for name in _ATTENTION_DROPOUTS if hasattr(config, name)]
+            if not names:
                 raise DpoError(
                     f"model.dropout = {dropout}: {self.class_name} cannot drop attention weights",
-                    "leave model.dropout out",
+                    "remove model.dropout",
                 )
-            setattr(config, places[0], dropout)
-        # Its row of the embedding would get no gradient, and often it is a token that means much.
+            setattr(config, names[0], dropout)
+        # The padding token's row of the embedding gets no gradient, and many models use an ordinary
+        # token, for example the end of a turn, as padding.
         config.pad_token_id = None
         config.use_cache = False
         return config
@@ -203,8 +209,8 @@ class HuggingFace:
     def _config(self) -> transformers.PreTrainedConfig:
         return CONFIG_MAPPING[self.name].from_dict(copy.deepcopy(dict(self.settings)))
 
-    def _number(self, name: str) -> int | None:
-        """A setting that is a whole number; None where there is none, or one a layer."""
+    def _integer(self, name: str) -> int | None:
+        """Return an integer setting, or None if it is missing or a list with a value per layer."""
         value = getattr(self._config, name, None)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -212,45 +218,47 @@ class HuggingFace:
 def read_settings(
     settings: Mapping[str, Any], generation: Mapping[str, Any], source: str
 ) -> HuggingFace:
-    """The model that the content of a config.json describes; no code that it names is ever run.
+    """Check the content of a config.json and return the model it describes.
+
+    Code that the configuration refers to (`auto_map`) is never run.
 
     Args:
-        settings: of config.json.
-        generation: of generation_config.json.
-        source: the directory, for messages.
+        settings: content of config.json.
+        generation: content of generation_config.json.
+        source: the directory, for error messages.
 
     Raises:
-        DpoError: it is quantised, of a kind that transformers does not know, or no language model
-            and nothing else.
+        DpoError: the model is quantized, unknown to transformers, or not a text-only causal
+            language model; or the settings are invalid.
     """
-    kind = settings.get("model_type")
+    model_type = settings.get("model_type")
     if "quantization_config" in settings:
         raise DpoError(
-            f"{source}: quantised weights cannot be trained",
+            f"{source}: quantized weights cannot be trained",
             "use the model's weights in float32, float16 or bfloat16",
         )
-    if kind not in CONFIG_MAPPING:
-        own = "; it has code of its own, which is never run" if "auto_map" in settings else ""
+    if model_type not in CONFIG_MAPPING:
+        remote = "; code in the directory is never run" if "auto_map" in settings else ""
         raise DpoError(
-            f"{source}: transformers {transformers.__version__} knows no model_type {kind!r}{own}",
-            "use a model that transformers itself can compute, or a newer transformers",
+            f"{source}: transformers {transformers.__version__} does not support model_type"
+            f" {model_type!r}{remote}",
+            "use a model that transformers supports, or a newer version of transformers",
         )
-    # What is saved later has none of the code that it names.
+    # Exports do not contain the code that `auto_map` refers to.
     own_settings = {name: value for name, value in settings.items() if name != "auto_map"}
     architecture = HuggingFace(own_settings, dict(generation))
     try:
         config = architecture.config()
         is_text = config.get_text_config() is config
         is_model = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    except Exception as error:  # whatever a wrong setting makes the library raise
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+    except Exception as error:  # invalid settings raise almost any exception
         raise DpoError(
-            f"{source}: config.json is not one that transformers can use ({reason})",
+            f"{source}: transformers cannot use this config.json ({first_line(error)})",
             "copy or download the directory again",
         ) from error
     if not is_model or not is_text:
         raise DpoError(
-            f"{source}: {kind} is no causal language model of text alone",
-            "use a model whose config.json names a ...ForCausalLM without other parts",
+            f"{source}: {model_type} is not a text-only causal language model",
+            "use a model whose config.json names a ...ForCausalLM class",
         )
     return architecture

@@ -1,7 +1,7 @@
-"""From weights to a model: the only reader of weights that others wrote.
+"""Load weights and build models; the only module that reads files from other tools.
 
-Files are read, never executed: `.pth` and `.bin` through `weights_only=True`, `.safetensors` by its
-library; of a Hugging Face directory the code that it may hold is left alone.
+Files are read and never executed: `.pth` and `.bin` through `torch.load(weights_only=True)`,
+`.safetensors` through its library. Code inside a Hugging Face directory is ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from dpo_cli.compute.cpu_math import settle_functions
 from dpo_cli.compute.device import DTYPES
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.files import sha256_file
 from dpo_cli.models import attention
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict
@@ -40,20 +40,24 @@ from dpo_cli.profile import folder
 
 transformers.utils.logging.disable_progress_bar()
 
-_COMPILED = ("RMSNorm", "MLP")  # endings of the class names in transformers
+_COMPILED_CLASSES = ("RMSNorm", "MLP")
+"""Suffixes of the classes in transformers that `compile_blocks` compiles."""
 
-_QUANTISED = "quantised weights cannot be trained: use float32, float16 or bfloat16"
+_NOT_FLOAT = (
+    "use the model's weights in float32, float16 or bfloat16; quantized ones are not trained"
+)
 
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """Weights that were read and understood.
+    """Weights of a recognized model.
 
     Attributes:
-        architecture: what they are the weights of.
-        state: in the Hugging Face layout, in the dtype of the file; in float32 if it has several.
-        dtype: that of the file, or of most of its weights.
-        fingerprint: SHA-256 of the file, or of those of a directory.
+        architecture: of the weights.
+        state: in the Hugging Face layout, in the dtype of the file; in float32 if the file has
+            several dtypes.
+        dtype: dtype of the file, or of most of its weights.
+        fingerprint: SHA-256 of the file, or over the files of a directory.
     """
 
     architecture: Architecture
@@ -63,38 +67,38 @@ class ModelWeights:
 
     @property
     def parameters(self) -> int:
-        """Number of weights, tied ones once."""
+        """Number of weights, tied ones counted once."""
         return sum(tensor.numel() for tensor in self.state.values())
 
     @property
     def dtype_name(self) -> str:
-        """The dtype as profiles name it: "float16"."""
+        """Name of the dtype in profiles, for example "float16"."""
         return str(self.dtype).removeprefix("torch.")
 
 
-def load_model_weights(path: Path, stated: Mapping[str, Any]) -> ModelWeights:
-    """Read MiniMind weights from `.pth` or `.safetensors`, or any model from its directory.
+def load_model_weights(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
+    """Load MiniMind weights from `.pth` or `.safetensors`, or any model from its directory.
 
     Args:
         path: the file, or a Hugging Face directory.
-        stated: the profile's [model] keys (see `infer_minimind`).
+        overrides: the profile's [model] keys (see `infer_minimind`).
 
     Raises:
-        DpoError: it cannot be read safely, or is not exactly one model's weights.
+        DpoError: the file cannot be read safely, or does not hold exactly one model's weights.
     """
     if folder.is_model(path):
-        return _load_folder(path, stated)
+        return _load_directory(path, overrides)
     state = read_state_dict(path)
-    architecture = infer_minimind(_shapes(state), stated, str(path))
-    _verify_values(state, path)
-    _verify_tied(state, path)
+    architecture = infer_minimind(_shapes(state), overrides, str(path))
+    _require_finite_floats(state, path)
+    _require_tied_head(state, path)
     return ModelWeights(
         architecture, architecture.to_hf_names(state), state[EMBEDDING].dtype, sha256_file(path)
     )
 
 
 def hash_weights(path: Path) -> str:
-    """SHA-256 of a weights file, or of what decides the model in a directory.
+    """Return the SHA-256 of a weights file, or over config.json and the weights of a directory.
 
     Raises:
         DpoError: the directory holds no weights.
@@ -106,64 +110,67 @@ def hash_weights(path: Path) -> str:
     return hashlib.sha256(hashes.encode()).hexdigest()
 
 
-def _load_folder(path: Path, stated: Mapping[str, Any]) -> ModelWeights:
+def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     settings = folder.read_json(path / folder.CONFIG)
     state: StateDict = {}
     for file in folder.weight_files(path):
         state |= read_state_dict(file)
     fingerprint = hash_weights(path)
     if settings.get("model_type") == "minimind":
-        minimind = infer_minimind_directory(_shapes(state), settings, stated, str(path))
-        _verify_values(state, path)
-        _verify_tied(state, path)
-        own = minimind.to_hf_names(state)
-        return ModelWeights(minimind, own, state[EMBEDDING].dtype, fingerprint)
+        minimind = infer_minimind_directory(_shapes(state), settings, overrides, str(path))
+        _require_finite_floats(state, path)
+        _require_tied_head(state, path)
+        return ModelWeights(
+            minimind, minimind.to_hf_names(state), state[EMBEDDING].dtype, fingerprint
+        )
     generation_path = path / folder.GENERATION_CONFIG
     generation = folder.read_json(generation_path) if generation_path.exists() else {}
     architecture = read_settings(settings, generation, str(path))
-    check_overrides(architecture, stated, str(path))
-    # Masks that old versions wrote beside the weights; what else is no number, will be missed.
+    check_overrides(architecture, overrides, str(path))
+    # Old versions of transformers saved boolean masks beside the weights. A real weight that is
+    # dropped here, for example a quantized one, is reported as missing below.
     state = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
     sizes = Counter[torch.dtype]()
     for tensor in state.values():
         sizes[tensor.dtype] += tensor.numel()
     dtype = max(sizes, key=sizes.__getitem__, default=torch.float32)
-    if unknown := sizes.keys() - DTYPES.values():
-        raise DpoError(f"{path}: holds weights of type {unknown.pop()}", _QUANTISED)
+    if unsupported := sizes.keys() - DTYPES.values():
+        raise DpoError(f"{path}: holds weights of type {unsupported.pop()}", _NOT_FLOAT)
+    # With several dtypes all become float32, so that none is rounded: norms are often float32 in a
+    # bfloat16 model.
+    dtype_in_memory = dtype if len(sizes) == 1 else torch.float32
     try:
-        model, strangers = _instantiate(
-            architecture.config(), state, dtype if len(sizes) == 1 else torch.float32
-        )
-    except Exception as error:  # whatever a model's code makes of settings that contradict
+        model, problems = _instantiate(architecture.config(), state, dtype_in_memory)
+    except Exception as error:  # model code raises anything for inconsistent settings
         raise DpoError(
-            f"{path}: transformers cannot build this model"
-            f" ({(str(error) or type(error).__name__).strip().splitlines()[0][:200]})",
+            f"{path}: transformers cannot build this model ({first_line(error)})",
             "copy or download the directory again",
         ) from error
-    if strangers:
+    if problems:
         raise DpoError(
             f"{path}: not a complete {architecture.description}",
-            "a directory must hold exactly the weights that its config.json describes; was it"
-            " copied whole, and is it a whole model, no adapter?",
-            [line for what, names in strangers.items() for line in list_names(what, names)],
+            "a directory must hold exactly the weights that its config.json describes; check that"
+            " it is complete, and a whole model rather than an adapter",
+            [line for problem, names in problems.items() for line in list_names(problem, names)],
         )
-    # The names that transformers writes: older files have others, and some lack a prefix.
-    own = to_disk_names(model, model.state_dict())
-    _verify_values(own, path)
-    return ModelWeights(architecture, own, dtype, fingerprint)
+    # Under the names that transformers writes: older files have other names, or lack a prefix.
+    on_disk = to_disk_names(model, model.state_dict())
+    _require_finite_floats(on_disk, path)
+    return ModelWeights(architecture, on_disk, dtype, fingerprint)
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """The tensors of a `.pth` or `.safetensors` file by name; nothing in it is executed.
+    """Read the tensors of a `.pth` or `.safetensors` file by name, without executing anything.
 
     Raises:
-        DpoError: missing, empty, cut off, of another kind, or holding anything but tensors.
+        DpoError: the file is missing, empty, truncated, of another format, or holds anything but
+            tensors.
     """
     if not path.is_file():
-        what = "a directory" if path.is_dir() else "no such file"
-        raise DpoError(f"{path}: {what}", "set model.weights to a weights file")
+        problem = "a directory" if path.is_dir() else "no such file"
+        raise DpoError(f"{path}: {problem}", "set model.weights to a weights file")
     if path.stat().st_size == 0:
-        raise DpoError(f"{path}: the file is empty", "copy or write the checkpoint again")
+        raise DpoError(f"{path}: the file is empty", "copy or write the weights again")
     try:
         path.open("rb").close()
     except OSError as error:
@@ -179,32 +186,32 @@ def read_state_dict(path: Path) -> StateDict:
             " (nothing in it was run)",
             "save the weights alone: torch.save(model.state_dict(), path)",
         ) from error
-    except Exception as error:  # on damaged bytes the readers raise whatever they stumble over
+    except Exception as error:  # on damaged bytes the readers raise almost any exception
         raise DpoError(
-            f"{path}: cut off, corrupted, or no weights file"
-            f" ({(str(error) or type(error).__name__).splitlines()[0][:160]})",
-            "copy or write the checkpoint again",
+            f"{path}: cut off, corrupted, or no weights file ({first_line(error)})",
+            "copy or write the weights again",
         ) from error
-    return _only_tensors(content, path)
+    return _require_tensors(content, path)
 
 
 def build_model(
     architecture: Architecture, state: StateDict, *, dropout: float = 0.0
 ) -> transformers.PreTrainedModel:
-    """The model in float32 with these weights, ready for `segment_attention`.
+    """Build a model in float32 with these weights, ready for `segment_attention`.
 
-    Whatever computes a model has it from here.
+    Every model of this program is built here.
 
     Args:
         architecture: of the weights.
-        state: in the Hugging Face layout, of any float type.
+        state: in the Hugging Face layout, of any float dtype.
         dropout: probability of dropping an attention weight in training.
     """
     settle_functions()
-    model, strangers = _instantiate(architecture.config(dropout), state, torch.float32)
-    assert not strangers, f"{type(model).__name__} does not know {strangers}"
-    # Tensors that were handed in may lie anywhere, on a mapped file even; own, aligned memory makes
-    # a resumed run compute on the same terms as a fresh one.
+    model, problems = _instantiate(architecture.config(dropout), state, torch.float32)
+    assert not problems, f"{type(model).__name__}: {problems}"
+    # Without the copy a parameter may share memory with `state`, at any alignment or even in a
+    # mapped file. Alignment can change the last bits of a matrix product, and a resumed run must
+    # compute the same bits as an uninterrupted one.
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
@@ -213,8 +220,9 @@ def build_model(
 def _instantiate(
     config: transformers.PreTrainedConfig, state: StateDict, dtype: torch.dtype
 ) -> tuple[transformers.PreTrainedModel, dict[str, list[str]]]:
-    """A model with these weights, and which of them do not fit, by what is wrong with them."""
-    # Some models draw what they then are given; how often one is built must change no bit of a run.
+    """Build a model and return it with the names of weights that do not fit, by kind of problem."""
+    # Some models draw random weights before they load the given ones. The number of models built
+    # must not change the random numbers of a run.
     with torch.random.fork_rng(devices=[]):
         model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
             None,
@@ -225,68 +233,70 @@ def _instantiate(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    strangers = {
+    problems = {
         "missing": sorted(report["missing_keys"]),
         "unexpected": sorted(report["unexpected_keys"]),
         "wrong shape": [
-            f"{name}: {tuple(found)}, {tuple(expected)} expected"
-            for name, found, expected in sorted(report["mismatched_keys"])
+            f"{name}: {tuple(actual)}, {tuple(expected)} expected"
+            for name, actual, expected in sorted(report["mismatched_keys"])
         ],
-        "not understood": sorted(report["error_msgs"]),
+        "not converted": sorted(report["error_msgs"]),
     }
-    return model, {what: names for what, names in strangers.items() if names}
+    return model, {problem: names for problem, names in problems.items() if names}
 
 
 def to_disk_names(model: transformers.PreTrainedModel, tensors: StateDict) -> StateDict:
-    """Tensors under a model's names in memory -> the Hugging Face layout on disk.
+    """Rename tensors from a model's names in memory to the Hugging Face layout on disk.
 
-    Names and stacking in memory differ between versions of transformers; those on disk do not.
-    Works for anything shaped like the weights, such as the optimizer's moments. Of weights that are
-    tied one copy is left out.
+    Names and stacking in memory differ between versions of transformers, those on disk do not.
+    Works for any tensors of the shapes of the weights, for example the optimizer's moments. Tied
+    weights appear once.
     """
-    copies = model.all_tied_weights_keys
-    once = {name: tensor for name, tensor in tensors.items() if name not in copies}
+    tied_copies = model.all_tied_weights_keys
+    once = {name: tensor for name, tensor in tensors.items() if name not in tied_copies}
     converted: StateDict = revert_weight_conversion(model, once)
     return converted
 
 
 def use_experts_for(model: transformers.PreTrainedModel, *, float32: bool) -> None:
-    """Choose how experts are computed.
+    """Choose the implementation of the experts.
 
-    The grouped kernel is the fast one in float32, knows no float64, and under autocast would
-    compute in float32; the loop over experts follows whatever autocast says. A few models have but
-    one way, their own.
+    The grouped matrix product is the fastest in float32. It does not support float64, and under
+    autocast it would compute in float32; the loop over experts follows autocast.
     """
+    # A few models have a single implementation and raise ValueError.
     with contextlib.suppress(ValueError):
         model.set_experts_implementation("grouped_mm" if float32 else "eager")
 
 
 def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
-    """In training, keep only what goes into each block, and compute the rest again on the way back.
+    """Enable activation checkpointing: keep only each block's input and recompute the rest.
 
-    Random numbers are drawn the same again, and no bit of a gradient is another.
+    Random numbers of the forward pass are restored for the recomputation, so no bit of a gradient
+    changes.
 
     Raises:
-        DpoError: the model's code has no such way.
+        DpoError: the model's code does not support it.
     """
     if not model.supports_gradient_checkpointing:
         raise DpoError(
-            f"train.activation_checkpointing: {type(model).__name__} cannot do it",
-            "leave it out; a lower train.max_tokens_per_forward or data.max_seq_len saves memory",
+            f"train.activation_checkpointing: {type(model).__name__} does not support it",
+            "remove the key; a lower train.max_tokens_per_forward or data.max_seq_len saves memory,"
+            " too",
         )
-    # The name in newer versions of transformers, and the one in older.
+    # The first name is that of newer versions of transformers.
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def compile_blocks(model: transformers.PreTrainedModel) -> None:
-    """Let torch.compile fuse what a block does around its products: the norms, the feed-forward.
+    """Compile the norms and the feed-forward parts of all blocks with torch.compile.
 
-    Attention stays as it is, and so do experts: what they do depends on the batch. One compilation
-    serves all blocks and all lengths.
+    Attention and experts are left out, because their control flow depends on the batch. With
+    `dynamic=True` one compilation serves all blocks and all lengths.
     """
     for module in model.modules():
-        if type(module).__name__.endswith(_COMPILED):
+        if type(module).__name__.endswith(_COMPILED_CLASSES):
             module.compile(dynamic=True)
 
 
@@ -294,39 +304,39 @@ def _shapes(state: StateDict) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _only_tensors(content: Any, path: Path) -> StateDict:
+def _require_tensors(content: Any, path: Path) -> StateDict:
     if not isinstance(content, Mapping) or not content:
         raise DpoError(
             f"{path}: holds {type(content).__name__}, not a state dict",
             "save the weights alone: torch.save(model.state_dict(), path)",
         )
-    strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if strangers:
+    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
         raise DpoError(
-            f"{path}: not plain weights: {', '.join(strangers[:5])} are no tensors",
-            "a resume or training file? give the weights that were saved beside it",
+            f"{path}: not plain weights: {', '.join(others[:5])} are no tensors",
+            "if this is a resume or training file, choose the weights that were saved beside it",
         )
     return dict(content)
 
 
-def _verify_values(state: Mapping[str, Tensor], path: Path) -> None:
+def _require_finite_floats(state: Mapping[str, Tensor], path: Path) -> None:
     integers = [name for name, tensor in state.items() if not tensor.is_floating_point()]
     if integers:
         raise DpoError(
             f"{path}: {integers[0]} is of type {state[integers[0]].dtype}",
-            _QUANTISED,
+            _NOT_FLOAT,
         )
-    spoilt = [name for name, tensor in state.items() if not tensor.isfinite().all()]
-    if spoilt:
+    not_finite = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if not_finite:
         raise DpoError(
-            f"{path}: {len(spoilt)} weights hold NaN or infinity, the first {spoilt[0]}",
-            "the training that wrote it failed: use an earlier checkpoint",
+            f"{path}: {len(not_finite)} weights hold NaN or infinity, the first is {not_finite[0]}",
+            "use an earlier checkpoint; the training that wrote this file failed",
         )
 
 
-def _verify_tied(state: Mapping[str, Tensor], path: Path) -> None:
+def _require_tied_head(state: Mapping[str, Tensor], path: Path) -> None:
     if HEAD in state and not torch.equal(state[HEAD], state[EMBEDDING]):
         raise DpoError(
-            f"{path}: {EMBEDDING} and {HEAD} differ, and MiniMind's are tied",
-            "was the file written by a model without tied embeddings?",
+            f"{path}: {EMBEDDING} and {HEAD} differ, but MiniMind ties them",
+            "check that the file was written by a model with tied embeddings",
         )

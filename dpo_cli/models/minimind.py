@@ -101,7 +101,7 @@ class MiniMind:
     def tokenizer_hint(self) -> str:
         """Sentence that helps the user to find the tokenizer of these weights."""
         return (
-            "MiniMind's two versions have tokenizers of one size and other tokens, and the"
+            "the tokenizers of MiniMind's two versions have the same size but different tokens; the"
             f" weights are of version {self.version}"
         )
 

@@ -1,8 +1,8 @@
-"""A packed batch computed the plain way, for models whose attention packed rows cannot have.
+"""Packed batches for models that cannot compute packed rows: one padded row per sequence.
 
-Each sequence is a row of its own with its own copy of the prompt, padded on the right to the
-longest of this batch, and the model's own forward runs from end to end. All it spares are the
-logits that nobody reads: the head is given the hidden states at response positions alone.
+Each sequence gets its own copy of the prompt and is padded on the right to the longest sequence of
+the batch; the model's own forward runs unchanged. Only unused logits are saved: the head receives
+the hidden states at response positions only.
 
 Shape legend: S = 2P sequences (chosen first, then rejected), T time, R response tokens,
 V vocabulary.
@@ -23,10 +23,14 @@ from dpo_cli.data.batching import PackedBatch
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """input_ids: (S, T) int64; lengths: (S,), what is not padding of them.
+    """Sequences of a packed batch as rows.
 
-    rows, times, labels: (R,), where the responses lie, in the order of the batch's mask, and the
-    token to predict there.
+    Attributes:
+        input_ids: (S, T) int64, padded on the right.
+        lengths: (S,) int64, tokens of each row that are not padding.
+        rows, times: (R,) int64, position of each response token's input, in the order of the packed
+            batch's mask.
+        labels: (R,) int64, the response tokens.
     """
 
     input_ids: Tensor
@@ -37,44 +41,50 @@ class SequenceBatch:
 
     @property
     def is_real(self) -> Tensor:
-        """(S, T) bool: not padding."""
+        """Attention mask: (S, T) bool, false for padding."""
         time = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
         return time < self.lengths.unsqueeze(1)
 
 
 def split_sequences(batch: PackedBatch) -> SequenceBatch:
-    """The same sequences, each in a row of its own."""
-    chosen, rejected, shift = [], [], []
+    """Split a packed row into one padded row per sequence."""
+    chosen, rejected, offsets = [], [], []
     start = 0
     for pair in batch.segments:
         row = torch.arange(start, start + pair.total)
         chosen.append(row[: pair.prompt + pair.chosen])
         rejected.append(torch.cat([row[: pair.prompt], row[pair.prompt + pair.chosen :]]))
-        shift.append((start, pair.prompt, pair.chosen))
+        offsets.append((start, pair.prompt, pair.chosen))
         start += pair.total
-    places = chosen + rejected
+    positions = chosen + rejected
     device = batch.input_ids.device
-    ids = batch.input_ids[0, pad_sequence(places, batch_first=True).to(device)]
-    starts, prompts, skipped = torch.tensor(shift, device=device).repeat(2, 1).T
-    skipped = skipped.clone()
-    skipped[: batch.pairs] = 0  # behind a chosen part nothing is left out
+    ids = batch.input_ids[0, pad_sequence(positions, batch_first=True).to(device)]
 
+    # From the position of a target in the packed row to its time in its own row: subtract the start
+    # of the pair, and for tokens of a rejected part the chosen part that lies before it.
+    starts, prompts, chosen_lengths = torch.tensor(offsets, device=device).repeat(2, 1).T
+    skipped = chosen_lengths.clone()
+    skipped[: batch.pairs] = 0
     rows = batch.mask.nonzero()[:, 0]
     targets = batch.targets[batch.mask]
     times = batch.target_positions[targets] - starts[rows]
     times = times - torch.where(times >= prompts[rows], skipped[rows], 0)
-    lengths = torch.tensor([len(place) for place in places], device=device)
+    lengths = torch.tensor([len(row_positions) for row_positions in positions], device=device)
     return SequenceBatch(ids, lengths, rows, times, batch.target_labels[targets])
 
 
 def sequence_logits(model: PreTrainedModel, batch: SequenceBatch) -> Tensor:
-    """(R, V): the logits of the responses as the whole model gives them."""
+    """Return the logits that predict the response tokens, (R, V), from the model's own forward.
 
-    def only_responses(head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    A hook before the head selects the response positions, so whatever the model does to its logits
+    afterwards (scaling, softcap) applies without being repeated here.
+    """
+
+    def select_responses(head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Any, ...]:
         hidden, *others = arguments
         return hidden[batch.rows, batch.times].unsqueeze(0), *others
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(only_responses)
+    hook = model.get_output_embeddings().register_forward_pre_hook(select_responses)
     try:
         output = model(
             input_ids=batch.input_ids, attention_mask=batch.is_real.long(), use_cache=False

@@ -1,7 +1,7 @@
-"""What a run's weights become on disk, written whole or not at all.
+"""Write weights in the format of their makers' tools, atomically.
 
-MiniMind's are one file, a state dict with exactly its keys; any other model is a Hugging Face
-directory, with its configuration and tokenizer.
+MiniMind's weights are one file, a state dict with exactly MiniMind's keys. Those of any other model
+are a Hugging Face directory with configuration and tokenizer.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from dpo_cli.profile import folder
 def write_model(
     path: Path, state: StateDict, architecture: Architecture, dtype: str, tokenizer: Path | None
 ) -> None:
-    """Write weights in the form that their makers' tools load.
+    """Write a MiniMind file or a Hugging Face directory, by the architecture.
 
     Args:
-        path: a file, or a directory, which may be there already.
+        path: the file or directory; may exist already.
         state: in the Hugging Face layout.
         architecture: of the weights.
-        dtype: a key of `DTYPES`; what is not of it yet is rounded to the nearest.
-        tokenizer: the folder that a directory gets its tokenizer from; a file has none.
+        dtype: a key of `DTYPES`; weights of another dtype are rounded to the nearest value.
+        tokenizer: folder whose tokenizer files are copied into a directory; not used for a file.
     """
     if isinstance(architecture, HuggingFace):
         assert tokenizer is not None
@@ -46,10 +46,10 @@ def write_model(
 def write_folder(
     path: Path, state: StateDict, architecture: HuggingFace, dtype: str, tokenizer: Path
 ) -> None:
-    """Write a Hugging Face directory, or renew the weights in one.
+    """Write a Hugging Face directory, or replace the weights in one.
 
-    Whenever somebody looks, all weights are of one state: they are one file, replaced atomically,
-    and what lies beside it is the same in every state of a run.
+    At every moment all weights in the directory are of one step: they are a single file that is
+    replaced atomically, and the files beside it are the same for every step of a run.
 
     Args:
         path, state, architecture, dtype, tokenizer: see `write_model`.
@@ -57,48 +57,51 @@ def write_folder(
     path.mkdir(exist_ok=True)
     names = (*folder.TOKENIZER, *folder.TOKENIZER_OPTIONAL)
     for source in (tokenizer / name for name in names):
-        if source.is_file() and not _is_same(source, path / source.name):
+        if source.is_file() and not _has_same_content(source, path / source.name):
             write_atomically(path / source.name, partial(_copy, source))
-    settings = {name: its for name, its in architecture.settings.items() if name != "torch_dtype"}
+    # "torch_dtype" is the older name of "dtype".
+    settings = {
+        name: value for name, value in architecture.settings.items() if name != "torch_dtype"
+    }
     settings |= {"architectures": [architecture.class_name], "dtype": dtype}
     _write_json(path / folder.CONFIG, settings)
     if architecture.generation:
         _write_json(path / folder.GENERATION_CONFIG, architecture.generation)
-    own = {
+    rounded = {
         name: tensor.detach().cpu().to(DTYPES[dtype], copy=True).contiguous()
         for name, tensor in state.items()
     }
     write_atomically(
-        path / folder.WEIGHTS, lambda temporary: save_file(own, temporary, {"format": "pt"})
+        path / folder.WEIGHTS, lambda temporary: save_file(rounded, temporary, {"format": "pt"})
     )
 
 
 def size_bytes(path: Path) -> int:
-    """Of a file, or of all files in a directory."""
+    """Return the size of a file, or of all files directly in a directory."""
     files = path.iterdir() if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
 
 
 def write_weights(path: Path, state: StateDict, architecture: Architecture, dtype: str) -> None:
-    """Write weights for MiniMind's own scripts, whose loaders are strict.
+    """Write a state dict for MiniMind's own scripts, whose loaders are strict.
 
     Args:
         path: replaced atomically.
         state: in the Hugging Face layout.
         architecture: of the weights.
-        dtype: a key of `DTYPES`; what is not of it yet is rounded to the nearest.
+        dtype: a key of `DTYPES`; weights of another dtype are rounded to the nearest value.
     """
-    minimind = architecture.to_native_names(
+    native = architecture.to_native_names(
         {name: tensor.detach().cpu().to(DTYPES[dtype]) for name, tensor in state.items()}
     )
-    # Parts of stacked experts are views, and torch.save would write the whole stack for each. The
-    # tied copies stay one tensor, under both names.
-    owned = {id(tensor): tensor.clone() for tensor in minimind.values()}
-    content = {name: owned[id(tensor)] for name, tensor in minimind.items()}
+    # torch.save writes the whole storage of a view: each slice of stacked experts would write the
+    # whole stack, hence the copies. Tied weights stay one tensor under two names, written once.
+    owned = {id(tensor): tensor.clone() for tensor in native.values()}
+    content = {name: owned[id(tensor)] for name, tensor in native.items()}
     write_atomically(path, lambda temporary: _save(content, temporary))
 
 
-def _is_same(source: Path, target: Path) -> bool:
+def _has_same_content(source: Path, target: Path) -> bool:
     return target.is_file() and target.read_bytes() == source.read_bytes()
 
 
@@ -113,6 +116,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _save(content: StateDict, path: Path) -> None:
-    # Through an open file: given a path, torch writes that path's name into the archive.
+    # Through an open file: given a path, torch writes the path's name into the archive, and equal
+    # weights would have different hashes.
     with path.open("wb") as file:
         torch.save(content, file)

@@ -1,14 +1,19 @@
-"""The one module from a batch to the log-probs of its responses: what DDP or FSDP wraps.
+"""The module that maps a batch to token log-probs of its responses.
+
+`ResponseScorer` is the one `nn.Module` that DDP or FSDP wraps and that training, evaluation and
+export share. It hides the batch layout: padded, packed, and packed for a model that cannot compute
+packed rows give the same scores.
 
 Shape legend: S = 2P sequences (chosen first, then rejected), T time, N targets or tokens,
-H hidden, V vocabulary, E experts.
+R response tokens, H hidden, V vocabulary, E experts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +34,21 @@ from dpo_cli.objective.logps import (
 
 AuxTokens = Literal["real", "all"]
 
-_ROUTERS = ("TopKRouter", "TopKGating")  # endings of the class names in transformers
+_ROUTER_CLASSES = ("TopKRouter", "TopKGating")
+"""Suffixes of the router classes in transformers."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """token_logps: (S, time), nats; mask: (S, time) bool, the response; aux_loss: scalar or None.
+    """Token log-probs of a batch.
 
-    log_sum_sq_probs: (S, time), see `dpo_cli.objective.logps`; None where it is not wanted.
-    entropies: (S, time), nats, of the distributions that the tokens are drawn from; None where
-        nobody asked for them.
+    Attributes:
+        token_logps: (S, T), in nats; undefined where the mask is false.
+        mask: (S, T) bool, the response mask.
+        aux_loss: scalar, without its coefficient; None for dense models.
+        log_sum_sq_probs: (S, T), see `dpo_cli.objective.logps`; None unless the scorer computes it.
+        entropies: (S, T), in nats, of the distribution that predicts each token; None unless
+            requested.
     """
 
     token_logps: Tensor
@@ -48,16 +58,33 @@ class Scores:
     entropies: Tensor | None = None
 
 
+class _TokenScores(NamedTuple):
+    """Scores of tokens before they are arranged as (S, T); all of one shape."""
+
+    logps: Tensor
+    log_sum_sq_probs: Tensor | None
+    entropies: Tensor | None
+
+    def map(self, arrange: Callable[[Tensor], Tensor]) -> _TokenScores:
+        return _TokenScores(
+            arrange(self.logps),
+            None if self.log_sum_sq_probs is None else arrange(self.log_sum_sq_probs),
+            None if self.entropies is None else arrange(self.entropies),
+        )
+
+
 class ResponseScorer(nn.Module):
-    """A causal language model that scores responses.
+    """Causal language model that returns log-probs of responses instead of logits.
 
     Args:
-        model: from `dpo_cli.models.loading`; any other by `dpo_cli.models.support`.
-        aux_loss_kind: how to measure the balance of its experts; None where it has none.
-        aux_loss_tokens: "real" tokens, or "all" with the padding, as the reference scripts do.
+        model: from `dpo_cli.models.loading`; models other than MiniMind through
+            `dpo_cli.models.support`.
+        aux_loss_kind: definition of the experts' aux_loss; None if the model has no experts.
+        aux_loss_tokens: tokens that the aux_loss counts: "real" ones, or "all" including padding,
+            as the reference scripts do.
         fallback_reason: why this model cannot compute packed rows, so that each sequence becomes a
             row of its own; None if it can.
-        computes_sum_sq_probs: whether the scores are to have `log_sum_sq_probs`.
+        computes_sum_sq_probs: return `log_sum_sq_probs` with every batch.
     """
 
     def __init__(
@@ -78,130 +105,142 @@ class ResponseScorer(nn.Module):
         self._router_logits: list[Tensor] = []
         if aux_loss_kind is not None:
             for module in model.modules():
-                if type(module).__name__.endswith(_ROUTERS):
-                    # Not a method: a model that knew its scorer would not be freed with it.
-                    module.register_forward_hook(partial(_keep_logits, self._router_logits))
+                if type(module).__name__.endswith(_ROUTER_CLASSES):
+                    # A function over the list, not a bound method: the model would hold a reference
+                    # to its scorer, and the cycle would delay the release of both.
+                    module.register_forward_hook(
+                        partial(_record_router_logits, self._router_logits)
+                    )
 
     def forward(self, batch: Batch, with_entropies: bool = False) -> Scores:
-        """Score a batch in its own layout; both mean the same.
+        """Score a batch in its own layout.
 
-        Entropies carry no gradient: they are for an evaluation.
+        Args:
+            batch: padded or packed.
+            with_entropies: return entropies, too; they carry no gradient and are for evaluation.
         """
-        # Checkpointing runs the routers again on the way back: what they said then is not wanted.
+        # With activation checkpointing the backward pass runs the routers again, and the hooks
+        # append logits that do not belong to the next batch.
         self._router_logits.clear()
         if not isinstance(batch, PackedBatch):
             return self._padded(batch, with_entropies)
-        score = self._packed if self.fallback_reason is None else self._unpacked
+        score = self._packed if self.fallback_reason is None else self._per_sequence
         return score(batch, with_entropies)
 
     def _padded(self, batch: PaddedBatch, with_entropies: bool) -> Scores:
-        """The plain loop: every logit of every position, a full log-softmax, a gather."""
+        """Score the padded layout as the reference scripts do: all logits, log-softmax, gather."""
         output = self.model(input_ids=batch.input_ids, use_cache=False)
-        read = self._read(output.logits, batch.labels, batch.mask if with_entropies else None)
+        entropy_mask = batch.mask if with_entropies else None
+        tokens = self._score_logits(output.logits, batch.labels, entropy_mask)
         groups = _row_groups(batch.input_ids, batch.lengths, self.aux_loss_tokens)
-        logps, sum_sq, undecided = read
-        return Scores(logps, batch.mask, self._balance(groups), sum_sq, undecided)
+        return self._scores(tokens, batch.mask, groups)
 
     def _packed(self, batch: PackedBatch, with_entropies: bool) -> Scores:
-        """Each token once, logits at response positions only."""
+        """Score a packed row: each token computed once, logits at response positions only."""
         device = batch.input_ids.device
-        kernel: dict[str, Any] = {}
+        kernel_arguments: dict[str, Any] = {}
         if device.type == "cuda":
-            kernel["sequences"] = varlen.locate_sequences(batch.segments, device)
+            kernel_arguments["sequences"] = varlen.locate_sequences(batch.segments, device)
+        # `base_model` is the model without its head.
         output = self.model.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             segments=batch.segments,
             use_cache=False,
-            **kernel,
+            **kernel_arguments,
         )
         hidden = output.last_hidden_state[0, batch.target_positions]
-        logps, sum_sq, undecided = (
-            its if its is None else its[batch.targets]
-            for its in self._head_logps(hidden, batch.target_labels, with_entropies)
-        )
-        assert logps is not None
-        balance = self._balance(_packed_groups(batch))
-        return Scores(logps, batch.mask, balance, sum_sq, undecided)
+        tokens = self._score_hidden(hidden, batch.target_labels, with_entropies)
+        # (N,) -> (S, T). A target in both responses of a pair is computed once and appears twice.
+        tokens = tokens.map(lambda values: values[batch.targets])
+        return self._scores(tokens, batch.mask, _packed_groups(batch))
 
-    def _unpacked(self, batch: PackedBatch, with_entropies: bool) -> Scores:
-        """The same by the model's own forward; see `dpo_cli.models.per_sequence`."""
+    def _per_sequence(self, batch: PackedBatch, with_entropies: bool) -> Scores:
+        """Score a packed batch by the model's own forward; see `dpo_cli.models.per_sequence`."""
         rows = split_sequences(batch)
         logits = sequence_logits(self.model, rows)
         everywhere = torch.ones_like(rows.labels, dtype=torch.bool) if with_entropies else None
-        logps, sum_sq, undecided = (
-            its if its is None else _at_responses(its, batch.mask)
-            for its in self._read(logits, rows.labels, everywhere)
+        tokens = self._score_logits(logits, rows.labels, everywhere)
+        # (R,) -> (S, T), in the order of the mask, 0 elsewhere.
+        tokens = tokens.map(
+            lambda values: values.new_zeros(batch.mask.shape).masked_scatter(batch.mask, values)
         )
-        assert logps is not None
         groups = _row_groups(rows.input_ids, rows.lengths, self.aux_loss_tokens)
-        return Scores(logps, batch.mask, self._balance(groups), sum_sq, undecided)
+        return self._scores(tokens, batch.mask, groups)
 
-    def _read(
-        self, logits: Tensor, labels: Tensor, with_entropies: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(..., V), (...) -> (...) each: the log-probs of the labels, `log_sum_sq_probs`, and the
-        entropies where a mask asks for them.
+    def _scores(self, tokens: _TokenScores, mask: Tensor, groups: TokenGroups) -> Scores:
+        return Scores(
+            tokens.logps, mask, self._aux_loss(groups), tokens.log_sum_sq_probs, tokens.entropies
+        )
+
+    def _score_logits(
+        self, logits: Tensor, labels: Tensor, entropy_mask: Tensor | None
+    ) -> _TokenScores:
+        """Score labels, (...), by logits, (..., V); entropies where the mask is true."""
+        return _TokenScores(
+            gather_logps(logits, labels),
+            log_sum_sq_probs(logits) if self.computes_sum_sq_probs else None,
+            None if entropy_mask is None else entropies(logits, entropy_mask),
+        )
+
+    def _score_hidden(self, hidden: Tensor, labels: Tensor, with_entropies: bool) -> _TokenScores:
+        """Score labels, (N,), by hidden states, (N, H), through the head.
+
+        The head is not called as a module where `head_logps` can replace it: with a large
+        vocabulary, logits and log-probs are the largest tensors of a step. What a model does to its
+        logits after the head is repeated here.
         """
-        sum_sq = log_sum_sq_probs(logits) if self.computes_sum_sq_probs else None
-        undecided = None if with_entropies is None else entropies(logits, with_entropies)
-        return gather_logps(logits, labels), sum_sq, undecided
-
-    def _head_logps(
-        self, hidden: Tensor, labels: Tensor, with_entropies: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(N, H), (N,) -> (N,) each, with what a model does to its logits after the head."""
         head: nn.Module = self.model.get_output_embeddings()
         config = self.model.config.get_text_config()
-        scaling = getattr(config, "logits_scaling", None) or 1.0  # Granite divides,
-        scaling /= getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
+        scaling = getattr(config, "logits_scaling", None) or 1.0  # Granite divides the logits,
+        scaling /= getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies them.
         softcap = getattr(config, "final_logit_softcapping", None)
-        is_plain = getattr(head, "bias", None) is None and softcap is None
-        if is_plain and not self.computes_sum_sq_probs:
+        is_linear = getattr(head, "bias", None) is None and softcap is None
+        if is_linear and not self.computes_sum_sq_probs:
             weight: Tensor = head.get_parameter("weight")
             device = hidden.device.type
+            # Autocast does not reach into a custom autograd function, so its casts are made here,
+            # and it is off inside, where the log-softmax must stay in float32.
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
                 hidden, weight = hidden.to(dtype), weight.to(dtype)
             with torch.autocast(device, enabled=False):
                 if not with_entropies:
-                    return head_logps(hidden, weight, labels, logits_scaling=scaling), None, None
-                logps, undecided = head_logps_and_entropies(
+                    logps = head_logps(hidden, weight, labels, logits_scaling=scaling)
+                    return _TokenScores(logps, None, None)
+                logps, entropy = head_logps_and_entropies(
                     hidden, weight, labels, logits_scaling=scaling
                 )
-                return logps, None, undecided
+                return _TokenScores(logps, None, entropy)
         logits = head(hidden) / scaling
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         everywhere = torch.ones_like(labels, dtype=torch.bool) if with_entropies else None
-        return self._read(logits, labels, everywhere)
+        return self._score_logits(logits, labels, everywhere)
 
-    def _balance(self, groups: TokenGroups) -> Tensor | None:
+    def _aux_loss(self, groups: TokenGroups) -> Tensor | None:
         if self.aux_loss_kind is None:
             return None
         top_k = self.model.config.num_experts_per_tok
-        balance = aux_loss(self._router_logits, groups, top_k, self.aux_loss_kind)
+        loss = aux_loss(self._router_logits, groups, top_k, self.aux_loss_kind)
         self._router_logits.clear()
-        return balance
+        return loss
 
 
-def _at_responses(values: Tensor, mask: Tensor) -> Tensor:
-    """(R,) -> (S, time), in the order of the mask, 0 elsewhere."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+def _record_router_logits(
+    recorded: list[Tensor], router: nn.Module, arguments: Any, output: Any
+) -> None:
+    """Forward hook that computes a router's logits, (N, E), from its input and its one weight.
 
-
-def _keep_logits(kept: list[Tensor], router: nn.Module, arguments: Any, output: Any) -> None:
-    """A router's logits, from its input and its one weight.
-
-    What routers answer with is no help: a tuple whose order, and whether it holds logits or
-    probabilities, differs between versions of transformers.
+    The router's own output is of no use: it is a tuple whose order, and whose content (logits or
+    probabilities), differ between versions of transformers.
     """
     (weight,) = router.parameters()
-    kept.append(F.linear(arguments[0].reshape(-1, weight.shape[1]), weight))
+    recorded.append(F.linear(arguments[0].reshape(-1, weight.shape[1]), weight))
 
 
 def _row_groups(input_ids: Tensor, lengths: Tensor, aux_loss_tokens: AuxTokens) -> TokenGroups:
-    """A segment for each sequence, and one more, in no sequence, for the padding."""
+    """Return one segment per row; padding, unless it counts, is one more segment in no sequence."""
     sequences, time = input_ids.shape
     device = input_ids.device
     segment_ids = torch.arange(sequences, device=device).unsqueeze(1).repeat(1, time)
@@ -213,7 +252,7 @@ def _row_groups(input_ids: Tensor, lengths: Tensor, aux_loss_tokens: AuxTokens) 
 
 
 def _packed_groups(batch: PackedBatch) -> TokenGroups:
-    """Three segments a pair; its prompt counts for both of its sequences."""
+    """Return three segments per pair; the shared prompt is a member of both sequences."""
     lengths = [n for pair in batch.segments for n in (pair.prompt, pair.chosen, pair.rejected)]
     segment_ids = torch.repeat_interleave(torch.tensor(lengths))
     pairs = batch.pairs

@@ -1,7 +1,7 @@
-"""What the rest of the house has to know of a model: all that the two kinds have in common.
+"""`Architecture`: the interface of both kinds of models, and conversions between the kinds.
 
-MiniMind's architectures are read off the names and shapes of weights (`minimind`), any other off
-transformers' own configuration (`huggingface`).
+MiniMind's architectures are inferred from the names and shapes of weights (`minimind`, `infer`),
+all others are read from a transformers configuration (`huggingface`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import transformers
+from torch import Tensor
 
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
@@ -18,32 +19,32 @@ from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.objective.aux_loss import AuxLossKind
 
-_VERSIONS: Mapping[str, Literal[2, 3]] = {
+_MINIMIND_VERSIONS: Mapping[str, Literal[2, 3]] = {
     "llama": 2,
     "granitemoeshared": 2,
     "qwen3": 3,
     "qwen3_moe": 3,
 }
-"""What computes the function of which of MiniMind's versions."""
-_WITHOUT_EFFECT = (
+"""Model types in transformers that compute the function of a MiniMind version."""
+_IRRELEVANT_SETTINGS = (
     *("architectures", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "dtype"),
     *("transformers_version", "_name_or_path", "initializer_range", "max_position_embeddings"),
     *("router_aux_loss_coef", "output_router_logits", "max_window_layers", "pretraining_tp"),
 )
-"""Settings that do not decide the function of a model's weights."""
+"""Settings that do not change the function of given weights."""
 
 
 class Architecture(Protocol):
-    """Everything that decides the function a checkpoint computes, and how its weights are kept."""
+    """Settings that determine a model's function, and the format of its weights."""
 
     @property
     def name(self) -> str:
-        """What the plan calls it: minimind2, llama."""
+        """Name in the plan, for example "minimind2" or "llama"."""
         ...
 
     @property
     def description(self) -> str:
-        """One line for people."""
+        """One-line summary for the user."""
         ...
 
     @property
@@ -53,92 +54,92 @@ class Architecture(Protocol):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the model."""
+        """Width of the hidden states."""
         ...
 
     @property
     def num_hidden_layers(self) -> int:
-        """Blocks."""
+        """Number of decoder blocks."""
         ...
 
     @property
     def num_attention_heads(self) -> int:
-        """Query heads of a layer."""
+        """Query heads per layer."""
         ...
 
     @property
     def num_key_value_heads(self) -> int:
-        """Key and value heads of a layer."""
+        """Key and value heads per layer."""
         ...
 
     @property
     def head_dim(self) -> int:
-        """Width of a head."""
+        """Width of an attention head."""
         ...
 
     @property
     def intermediate_size(self) -> int:
-        """Width of a feed-forward block: of one expert, where there are any."""
+        """Width of a feed-forward block, or of one expert."""
         ...
 
     @property
     def ffn_blocks_per_token(self) -> int:
-        """Feed-forward blocks that a token goes through in a layer."""
+        """Feed-forward blocks per token and layer."""
         ...
 
     @property
     def max_positions(self) -> int | None:
-        """Tokens of a sequence there are positions for; None without a limit."""
+        """Longest sequence in tokens; None without a limit."""
         ...
 
     @property
     def use_moe(self) -> bool:
-        """Whether layers are mixtures of experts."""
+        """True if the feed-forward blocks are mixtures of experts."""
         ...
 
     @property
     def aux_loss_kind(self) -> AuxLossKind | None:
-        """The balance loss its router is trained with; None where none is known."""
+        """Definition of the aux_loss that trains the router; None if none is known."""
         ...
 
     @property
     def default_router_aux_loss_coef(self) -> float:
-        """What of it is added to the loss, if the profile does not say."""
+        """Coefficient of the aux_loss if the profile sets none."""
         ...
 
     @property
     def has_constant_expert_weights(self) -> bool:
-        """Whether nothing but the balance loss can teach a router."""
+        """True if only the aux_loss sends a gradient to the router."""
         ...
 
     @property
     def supports_packing(self) -> bool:
-        """Whether packed rows need no trial; see `dpo_cli.models.support`."""
+        """True if packed rows need no trial; see `dpo_cli.models.support`."""
         ...
 
     @property
     def tokenizer_hint(self) -> str:
-        """Where the tokenizer is that the weights were trained with."""
+        """Sentence that helps the user to find the tokenizer of these weights."""
         ...
 
     def file_name(self, prefix: str) -> str:
-        """Of the weights: a file, or a directory."""
+        """Return the name of the weights file or directory."""
         ...
 
     def file_dtype(self, source_dtype: str) -> str:
-        """The precision that weights of this kind are kept in; `born` is the checkpoint's."""
+        """Return the dtype to save in, given the dtype of the starting weights."""
         ...
 
-    def to_native_names(self, state: StateDict) -> StateDict:
-        """The Hugging Face layout -> the names that the makers of the model know."""
+    def to_native_names(self, state: Mapping[str, Tensor]) -> StateDict:
+        """Rename weights from the Hugging Face layout to the names that the model's makers use."""
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the plan; `architecture_of` takes them back."""
+        """Return plain values for the plan; `architecture_of` reads them back."""
         ...
 
     def config(self, dropout: float = 0.0) -> transformers.PreTrainedConfig:
-        """Of the model in transformers that computes this function.
+        """Return the configuration of the transformers model that computes this function.
 
         Args:
             dropout: probability of dropping an attention weight in training.
@@ -147,32 +148,32 @@ class Architecture(Protocol):
 
 
 def architecture_of(shape: Mapping[str, Any]) -> Architecture:
-    """The architecture that `to_dict` wrote down."""
+    """Return the architecture that `Architecture.to_dict` described."""
     if "config" in shape:
         return HuggingFace(shape["config"], shape["generation_config"])
     return MiniMind(**shape)
 
 
 def as_minimind(architecture: Architecture, source: str) -> MiniMind:
-    """The model of MiniMind's that computes the same function.
+    """Return the MiniMind model that computes the same function.
 
     Args:
         architecture: of either kind.
-        source: where it is from, for messages.
+        source: where the model comes from, for error messages.
 
     Raises:
-        DpoError: there is none; what differs is listed.
+        DpoError: there is no such MiniMind model; the settings that differ are listed.
     """
     if isinstance(architecture, MiniMind):
         return architecture
-    version = _VERSIONS.get(architecture.name)
+    version = _MINIMIND_VERSIONS.get(architecture.name)
     if version is None:
         raise DpoError(
             f"{source}: MiniMind has no model that computes {architecture.name}",
-            f"it has those of {', '.join(_VERSIONS)}",
+            f"use a model of one of the types {', '.join(_MINIMIND_VERSIONS)}",
         )
     assert isinstance(architecture, HuggingFace)
-    found = MiniMind(
+    minimind = MiniMind(
         version=version,
         hidden_size=architecture.hidden_size,
         num_hidden_layers=architecture.num_hidden_layers,
@@ -187,38 +188,52 @@ def as_minimind(architecture: Architecture, source: str) -> MiniMind:
         rope_theta=float(architecture.rope_theta or 0),
         rms_norm_eps=float(architecture.rms_norm_eps or 0),
     )
-    if different := differences(architecture, found):
+    # MiniMind fixes settings that a configuration may change (activation, biases, scalings, untied
+    # heads), so the two configurations are compared as a whole.
+    if different := differences(architecture, minimind):
         raise DpoError(
-            f"{source}: MiniMind's own models compute another function",
-            "train it as it is: a Hugging Face directory can be model.weights",
-            [f"{name} = {its}, and {own} in MiniMind's" for name, (its, own) in different.items()],
+            f"{source}: no MiniMind model computes the same function",
+            "train the model as it is: set model.weights to the Hugging Face directory",
+            [
+                f"{name} = {value}, but {required} in MiniMind"
+                for name, (value, required) in different.items()
+            ],
         )
-    return found
+    return minimind
 
 
 def differences(first: Architecture, second: Architecture) -> dict[str, tuple[Any, Any]]:
-    """The settings that decide the function of the second, where the first has others."""
+    """Return the settings in which two architectures compute different functions.
+
+    For models other than MiniMind only settings of the second are compared.
+
+    Returns:
+        Pairs of values, (first, second), by the name of the setting.
+    """
     if isinstance(first, MiniMind) and isinstance(second, MiniMind):
-        own = second.to_dict()
-        return {name: (its, own[name]) for name, its in first.to_dict().items() if its != own[name]}
-    its, others = first.config().to_dict(), second.config().to_dict()
+        first_settings, second_settings = first.to_dict(), second.to_dict()
+        ignored: tuple[str, ...] = ()
+    else:
+        first_settings, second_settings = first.config().to_dict(), second.config().to_dict()
+        ignored = _IRRELEVANT_SETTINGS
     return {
-        name: (its.get(name), value)
-        for name, value in others.items()
-        if name not in _WITHOUT_EFFECT and its.get(name) != value
+        name: (first_settings.get(name), value)
+        for name, value in second_settings.items()
+        if name not in ignored and first_settings.get(name) != value
     }
 
 
 def as_huggingface(architecture: Architecture, special_ids: Mapping[str, int]) -> HuggingFace:
-    """The same function, as a Hugging Face directory states it.
+    """Return the settings of a Hugging Face directory that computes the same function.
 
     Args:
         architecture: of either kind.
-        special_ids: the tokenizer's, by the names that configurations have for them.
+        special_ids: the tokenizer's special tokens, by their names in configurations.
     """
     if isinstance(architecture, HuggingFace):
         return architecture
     settings = json.loads(architecture.config().to_json_string())
-    settings |= {name: its for name, its in special_ids.items() if name != "pad_token_id"}
+    # Without a padding token: its row of the embedding would get no gradient in later training.
+    settings |= {name: value for name, value in special_ids.items() if name != "pad_token_id"}
     settings.pop("use_cache", None)
     return HuggingFace(settings, dict(special_ids))

@@ -1,8 +1,10 @@
-"""Which models compute packed rows, and the nearest exact way for those that do not.
+"""Decide whether a model can compute packed rows, and choose the fastest exact way to score it.
 
-What a model's code does with `segments` nobody can read off its name. So what is known to go wrong
-is asked of its configuration, and the rest is tried: two random pairs, scored in each way, against
-the model's own plain forward of each sequence alone.
+`segment_attention` gives packed rows to any model that passes its keyword arguments through to
+attention and has nothing else that mixes tokens (convolutions, recurrent states, position biases
+inside the model's own code). Neither can be read from a model's name or class. So configurations
+that are known to fail are rejected first, and every other model is tried: it scores two random
+pairs, and the log-probs are compared with those of its own plain forward, one sequence at a time.
 """
 
 from __future__ import annotations
@@ -15,123 +17,126 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.models import attention
 from dpo_cli.models.per_sequence import split_sequences
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.logps import gather_logps
 
-_PLAIN = "eager"
-"""transformers' attention that every model has, and that leaves nothing out."""
-_OWN = ("sdpa", _PLAIN)
+_EAGER = "eager"
+"""Attention of transformers that every model has and that implements all of its features."""
+_OWN_ATTENTIONS = ("sdpa", _EAGER)
+"""Attentions of transformers to try for models that cannot compute packed rows, fastest first."""
 _TOLERANCE = 1e-3
-"""Of log-probs, by how much they differ among themselves: rounding in float32 stays far below."""
+"""Largest error of a log-prob, relative to the standard deviation of the log-probs.
+
+Rounding in float32 stays far below. A wrong mask is far above: it causes errors of the order of 1.
+"""
 
 _FULL = "full_attention"
-_ATTENDING = (_FULL, "sliding_attention", "chunked_attention")
-_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
+_ATTENTION_LAYERS = (_FULL, "sliding_attention", "chunked_attention")
+_WINDOW_SETTINGS = ("sliding_window", "attention_chunk_size", "window_size")
 
 
 def scorer_for(model: PreTrainedModel, longest: int, **options: Any) -> ResponseScorer:
-    """The fastest exact scorer of any causal language model.
+    """Return the fastest exact scorer of a causal language model.
 
     Args:
-        model: on the CPU, in float32 or float64; built with `attention.NAME`, or with "eager" if
-            its class refuses that.
-        longest: tokens of the longest sequence it will be given.
+        model: on the CPU in float32 or float64; built with `attention.NAME`, or with "eager" if its
+            class does not accept that.
+        longest: length in tokens of the longest sequence that it will score.
         options: of `ResponseScorer`.
 
     Returns:
-        One that computes packed rows; or one that unpacks them, whose `fallback_reason` says why.
+        A scorer that computes packed rows, or one whose `fallback_reason` says why it cannot.
 
     Raises:
-        DpoError: no way gives what the model itself says.
+        DpoError: no way of scoring agrees with the model's own plain forward.
     """
     reason = why_not_packed(model, longest)
     if reason is not None:
-        _set_attention(model, _own_attention(model, longest))
+        _set_attention(model, _exact_own_attention(model, longest))
     return ResponseScorer(model, fallback_reason=reason, **options)
 
 
 def why_not_packed(model: PreTrainedModel, longest: int) -> str | None:
-    """Why a model's packed rows would not be its sequences; None where they are.
+    """Return why a model cannot compute packed rows, or None if it can.
 
-    Its attention is left as it was found.
+    The model's attention, training mode and gradients are left unchanged.
 
     Args:
         model, longest: see `scorer_for`.
     """
-    if (known := _known_reason(model.config.get_text_config(), longest)) is not None:
-        return known
-    return _what_is_wrong(model, attention.NAME, None, longest)
+    if (reason := _reason_in_config(model.config.get_text_config(), longest)) is not None:
+        return reason
+    return _try_attention(model, attention.NAME, None, longest)
 
 
 def use_eager_attention(model: PreTrainedModel) -> None:
-    """Let a model attend as transformers' own code does, slowly and whatever its attention is."""
-    _set_attention(model, _PLAIN)
+    """Switch a model to the attention of transformers that is slow but implements every feature."""
+    _set_attention(model, _EAGER)
 
 
-def _own_attention(model: PreTrainedModel, longest: int) -> str:
-    """transformers' fast attention where that is exact, else the plain one."""
-    for name in _OWN:
-        wrong = _what_is_wrong(model, name, "", longest)
-        if wrong is None:
+def _exact_own_attention(model: PreTrainedModel, longest: int) -> str:
+    for name in _OWN_ATTENTIONS:
+        problem = _try_attention(model, name, "", longest)
+        if problem is None:
             return name
     raise DpoError(
-        f"{type(model).__name__} cannot be trained: its responses cannot be scored ({wrong})",
+        f"{type(model).__name__} cannot be trained: its responses cannot be scored ({problem})",
         "choose another model",
     )
 
 
-def _known_reason(config: PreTrainedConfig, longest: int) -> str | None:
-    """What a configuration says that no trial need find out."""
+def _reason_in_config(config: PreTrainedConfig, longest: int) -> str | None:
+    """Return the reason that a configuration gives against packed rows, if there is one."""
     kinds = getattr(config, "layer_types", None) or []
-    if others := sorted({*kinds} - {*_ATTENDING}):
+    if others := sorted({*kinds} - {*_ATTENTION_LAYERS}):
         return f"it has layers of the type {', '.join(others)}"
+    # Some configurations name a window although all of their layers use full attention.
     if kinds and {*kinds} == {_FULL}:
         return None
-    for name in _WINDOWS:
+    for name in _WINDOW_SETTINGS:
         window = getattr(config, name, None)
         is_used = getattr(config, f"use_{name}", True)
+        # A window that every sequence fits into hides nothing.
         if isinstance(window, int) and is_used and window < longest:
             return f"{name} = {window} is shorter than sequences of {longest} tokens"
     return None
 
 
-def _positions(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model has positions for, where there is such a limit."""
-    return getattr(config, "max_position_embeddings", None)
-
-
-def _what_is_wrong(
+def _try_attention(
     model: PreTrainedModel, name: str, fallback_reason: str | None, longest: int
 ) -> str | None:
-    """What a trial of one way came to, in words; None where it gives what the model says itself."""
+    """Score a trial batch and return what is wrong with the result, or None if it is exact."""
     was, was_training = model.config._attn_implementation, model.training
     config = model.config.get_text_config()
-    batch = _trial(min(longest, _positions(config) or longest), config.vocab_size)
+    positions = getattr(config, "max_position_embeddings", None) or longest
+    batch = _trial_batch(min(longest, positions), config.vocab_size)
     model.eval()
     try:
-        _set_attention(model, _PLAIN)
+        _set_attention(model, _EAGER)
         expected = _plain_logps(model, batch)
         _set_attention(model, name)
         with torch.no_grad():
             scores = ResponseScorer(model, fallback_reason=fallback_reason)(batch)
-    except Exception as failure:  # whatever a model's code meets on a way it was not written for
-        return (str(failure) or type(failure).__name__).splitlines()[0]
+    except Exception as failure:  # model code raises anything when it meets unexpected arguments
+        return first_line(failure)
     finally:
         _set_attention(model, was)
         model.train(was_training)
     error = (scores.token_logps[scores.mask] - expected).abs().max() / expected.std()
+    # Not `error >= _TOLERANCE`, which is false for NaN.
     if not error < _TOLERANCE:
-        return f"a trial gives other log-probs: {error:.1e} of their spread"
+        return f"a trial gives other log-probs, with an error of {error:.1e} standard deviations"
     return None
 
 
 def _set_attention(model: PreTrainedModel, name: str) -> None:
-    """Choose a model's attention, also where its code is older than the choice and has only one.
+    """Set a model's attention by name.
 
-    Such code takes its mask by the name in the configuration all the same.
+    Older model code has only one attention and ignores the setting, but builds its mask by the name
+    in the configuration. So the name is set there in any case.
     """
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
@@ -140,19 +145,25 @@ def _set_attention(model: PreTrainedModel, name: str) -> None:
 
 @torch.no_grad()
 def _plain_logps(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """(R,): the model as it is, one sequence at a time, without padding."""
-    rows = split_sequences(batch)
-    logps = torch.zeros_like(rows.input_ids, dtype=torch.float64)
-    labels = torch.zeros_like(rows.input_ids)
-    labels[rows.rows, rows.times] = rows.labels
-    for row, length in enumerate(rows.lengths.tolist()):
-        logits = model(input_ids=rows.input_ids[row : row + 1, :length], use_cache=False).logits
+    """Return the model's own log-probs of the responses, (R,), one unpadded sequence at a time."""
+    sequences = split_sequences(batch)
+    logps = torch.zeros_like(sequences.input_ids, dtype=torch.float64)
+    labels = torch.zeros_like(sequences.input_ids)
+    labels[sequences.rows, sequences.times] = sequences.labels
+    for row, length in enumerate(sequences.lengths.tolist()):
+        input_ids = sequences.input_ids[row : row + 1, :length]
+        logits = model(input_ids=input_ids, use_cache=False).logits
         logps[row, :length] = gather_logps(logits[0], labels[row, :length]).double()
-    return logps[rows.rows, rows.times]
+    return logps[sequences.rows, sequences.times]
 
 
-def _trial(longest: int, vocab_size: int) -> PackedBatch:
-    """Two pairs with a prompt in common, one side as long as it gets."""
+def _trial_batch(longest: int, vocab_size: int) -> PackedBatch:
+    """Return two random pairs with shared prompts, one response as long as possible.
+
+    Two pairs, because a model that ignores `segments` may still score the first sequence correctly;
+    full length, because windows and position limits show only there.
+    """
+    # A generator of its own: a trial must not change the random numbers of a run.
     generator = torch.Generator().manual_seed(1)
 
     def draw(tokens: int) -> Tensor:
@@ -162,11 +173,14 @@ def _trial(longest: int, vocab_size: int) -> PackedBatch:
         ids = torch.cat([prompt, draw(tokens)])
         return Tokenized(ids, torch.arange(len(ids)) >= len(prompt))
 
-    prompt, answer = max(1, longest // 3), max(2, longest - longest // 3)
+    prompt_length, response_length = max(1, longest // 3), max(2, longest - longest // 3)
     pairs = []
-    for line, sizes in enumerate(((answer, max(2, answer // 2)), (2, 3)), start=1):
-        start = draw(prompt)
-        pairs.append(TokenizedPair(line, side(start, sizes[0]), side(start, sizes[1])))
+    sizes = ((response_length, max(2, response_length // 2)), (2, 3))
+    for line, (chosen_length, rejected_length) in enumerate(sizes, start=1):
+        prompt = draw(prompt_length)
+        pairs.append(
+            TokenizedPair(line, side(prompt, chosen_length), side(prompt, rejected_length))
+        )
     batch = make_batch(pairs, "packed", max_seq_len=0)
     assert isinstance(batch, PackedBatch)
     return batch

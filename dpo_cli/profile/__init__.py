@@ -1,1 +1,1 @@
-"""The profile: everything a run is told, read from TOML, checked, and written down again."""
+"""Profiles: the settings of a run, read from TOML, validated, and written back."""

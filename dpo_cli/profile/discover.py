@@ -1,7 +1,7 @@
-"""Looks for files around a folder: MiniMind's weights and tokenizers, other models, pairs.
+"""Search of a folder and its neighbors for weights, tokenizers, models and preference pairs.
 
-Names and places alone are looked at, of MiniMind's current layout (out/, model/, dataset/) and of
-older ones; what the files hold is for `dpo check` to say.
+Matches names and places only, in MiniMind's current layout (out/, model/, dataset/) and older ones.
+`dpo check` reads the contents.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SUFFIXES = (".pth", ".safetensors")
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """What lies around, the nearest first; absolute paths."""
+    """Files found, nearest first, as absolute paths."""
 
     weights: tuple[Path, ...]
     tokenizers: tuple[Path, ...]
@@ -36,14 +36,14 @@ class FoundFiles:
 
 
 def discover_around(start: Path) -> FoundFiles:
-    """Look in `start`, the folders in it, the two above it, and the folders beside it."""
+    """Search `start`, its subfolders, the two folders above it, and its sibling folders."""
     start = start.absolute()
     parents = list(start.parents[:2])
     return discover_in(start, *_folders(start), *parents, *_folders(start.parent))
 
 
 def discover_in(*folders: Path) -> FoundFiles:
-    """Look in these folders only."""
+    """Search these folders only, without their subfolders."""
     return FoundFiles(
         weights=_matches(folders, _WEIGHTS, _is_weights),
         tokenizers=_matches(folders, _TOKENIZERS, _is_tokenizer),
@@ -53,7 +53,7 @@ def discover_in(*folders: Path) -> FoundFiles:
 
 
 def minimind_version_of(tokenizer: Path) -> int:
-    """The MiniMind version whose tokenizer a folder seems to hold: only the third one thinks."""
+    """Guess the MiniMind version of a tokenizer: only version 3 has think blocks."""
     for name in ("chat_template.jinja", "tokenizer_config.json"):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             if "<think>" in (tokenizer / name).read_text(encoding="utf-8"):
@@ -62,15 +62,15 @@ def minimind_version_of(tokenizer: Path) -> int:
 
 
 def is_moe_file(model_weights: Path) -> bool:
-    """Whether MiniMind's name for the file says that it is a mixture of experts."""
+    """Return True if the file name marks a mixture of experts."""
     return model_weights.stem.endswith("_moe")
 
 
 def _matches(
     folders: Iterable[Path], patterns: Iterable[str], is_one: Callable[[Path], bool]
 ) -> tuple[Path, ...]:
-    """What fits a pattern in one of the folders; once, however many ways lead there."""
     patterns = tuple(patterns)
+    # A dict keeps the order and drops files that several patterns match.
     return tuple(
         dict.fromkeys(
             path
@@ -93,7 +93,7 @@ def _is_weights(path: Path) -> bool:
 
 
 def _is_tokenizer(path: Path) -> bool:
-    """That of a Hugging Face directory is for its own weights alone."""
+    # The tokenizer in a Hugging Face directory belongs to the weights there.
     return all((path / name).is_file() for name in TOKENIZER) and not _is_model(path)
 
 

@@ -1,4 +1,4 @@
-"""A grid of settings over a profile: the points of a sweep, each a profile of its own."""
+"""Grids: the points of a sweep, each a profile with its own values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_path, show_value
 
 Grid = Mapping[str, Sequence[Any]]
-"""The values that each key is to take."""
+"""Values by dotted key."""
 
 _LETTERS = string.ascii_uppercase
 _EXAMPLE = "for example --grid 'dpo.beta=[0.1,2,5]'"
@@ -28,7 +28,7 @@ _EXAMPLE = "for example --grid 'dpo.beta=[0.1,2,5]'"
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of the values of a grid; `letter` stands for it everywhere."""
+    """One combination of the values of a grid, labeled by `letter`."""
 
     letter: str
     values: Mapping[str, Any]
@@ -36,29 +36,29 @@ class Point:
 
     @property
     def profile(self) -> Profile:
-        """The profile with these values."""
+        """Profile with these values."""
         return self.loaded.profile
 
     @property
     def text(self) -> str:
-        """The values in a line, by the last part of their keys."""
+        """Keys without their tables, and values, in one line."""
         return "  ".join(
             f"{short_key(key)} {show_value(value)}" for key, value in self.values.items()
         )
 
 
 def short_key(key: str) -> str:
-    """The last part of a key."""
+    """Return the key without its table."""
     return key.rpartition(".")[2]
 
 
 def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
-    """The values by key of `--grid` options such as "dpo.beta=[0.1,2,5]".
+    """Parse `--grid` options, for example "dpo.beta=[0.1,2,5]", into values by key.
 
-    A shell may have taken the quotes off strings; they are understood without.
+    Strings are accepted without quotes, because a shell removes them.
 
     Raises:
-        UsageError: one names no key or no values, or a key comes twice.
+        UsageError: an option has no key or no values, or a key occurs twice.
     """
     grid: dict[str, list[Any]] = {}
     for word in words:
@@ -66,7 +66,7 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
         if not (key and equals and text.startswith("[") and text.endswith("]")):
             raise UsageError(f"--grid {word}: needs a key and values in brackets", _EXAMPLE)
         if key in grid:
-            raise UsageError(f"--grid {key} is stated twice", "put all its values in one list")
+            raise UsageError(f"--grid {key} is given twice", "Put all its values in one list.")
         grid[key] = _values(text)
         if not grid[key]:
             raise UsageError(f"--grid {key} has no values", _EXAMPLE)
@@ -90,62 +90,65 @@ def _value(word: str) -> Any:
 
 
 def load_points(path: Path, settings: Sequence[str], grid: Grid) -> list[Point]:
-    """Every combination of the values, the last key's going round fastest.
+    """Load one profile per combination of the values; the last key varies fastest.
 
     Args:
-        path, settings: see `load_profile`.
-        grid: on top of them.
+        path: see `load_profile`.
+        settings: overrides, see `load_profile`.
+        grid: values that are set on top of the overrides.
 
     Raises:
-        UsageError: a key is stated by `settings`, too; there are too few points or too many; two
-            are one; or anything in the profile, or in a value, is wrong.
+        UsageError: a key is in `settings` and in `grid`, there are too few or too many points, two
+            points are equal, or the profile has errors.
     """
-    stated = {setting.partition("=")[0].strip() for setting in settings}
-    if twice := [key for key in grid if key in stated]:
-        raise UsageError(f"{twice[0]} is stated by --set and by --grid", "leave one of them out")
+    overridden = {setting.partition("=")[0].strip() for setting in settings}
+    if twice := [key for key in grid if key in overridden]:
+        raise UsageError(f"{twice[0]} is in --set and in --grid", "Remove one of them.")
     combinations = list(itertools.islice(itertools.product(*grid.values()), len(_LETTERS) + 1))
     if len(combinations) == 1:
-        raise UsageError("this grid is one run", "give a key several values, or: dpo train PROFILE")
+        raise UsageError(
+            "the grid has one run only", "Give a key several values, or use: dpo train PROFILE"
+        )
     if len(combinations) > len(_LETTERS):
-        raise UsageError(f"a sweep has up to {len(_LETTERS)} runs", "state fewer values")
+        raise UsageError(f"a sweep has at most {len(_LETTERS)} runs", "Use fewer values.")
     points, problems = [], []
     for letter, combination in zip(_LETTERS, combinations, strict=False):
         values = dict(zip(grid, combination, strict=True))
         overrides = [f"{key}={show_value(value)}" for key, value in values.items()]
-        loaded, found = read_profile(path, [*settings, *overrides])
+        loaded, point_problems = read_profile(path, [*settings, *overrides])
         origins = {**loaded.origins, **dict.fromkeys(grid, "--grid")}
         points.append(Point(letter, values, dataclasses.replace(loaded, origins=origins)))
-        problems += found
-    if details := _told_once(problems, grid):
+        problems += point_problems
+    if details := _merge_problems(problems, grid):
         count = "1 error" if len(details) == 1 else f"{len(details)} errors"
         raise UsageError(f"{show_path(points[0].loaded.path)}: {count}", details=details)
     for one, other in itertools.combinations(points, 2):
         if one.profile == other.profile:
-            raise UsageError(f"{one.text} and {other.text} are the same run", "state it once")
+            raise UsageError(f"{one.text} and {other.text} are the same run", "Remove one of them.")
     return points
 
 
-def _told_once(problems: Sequence[Problem], grid: Grid) -> list[str]:
-    """Problems of all points, those of one key for one reason together."""
-    found: dict[tuple[str, str], list[Problem]] = {}
+def _merge_problems(problems: Sequence[Problem], grid: Grid) -> list[str]:
+    """Merge the problems of all points with the same key and reason into one line each."""
+    groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
-        alike = found.setdefault((problem.key, problem.reason), [])
+        alike = groups.setdefault((problem.key, problem.reason), [])
         if problem not in alike:
             alike.append(problem)
-    told = []
-    for (key, _), alike in found.items():
+    lines = []
+    for (key, _), alike in groups.items():
         first = alike[0]
         if key in grid and first.origin == "--set":
             values = ", ".join(each.statement.partition(" = ")[2] for each in alike)
             first = dataclasses.replace(first, origin="--grid", statement=f"{key} = {values}")
-        told.append(str(first))
-    return told
+        lines.append(str(first))
+    return lines
 
 
 def count_references(profiles: Sequence[Profile]) -> int:
-    """How many different sets of reference log-probs these profiles need; 0 if they keep none."""
-    keeping = [p for p in profiles if p.dpo.needs_reference and p.train.layout == "packed"]
-    return len({_reference_settings(profile) for profile in keeping})
+    """Count the sets of reference log-probs to compute; 0 if the profiles cache none."""
+    caching = [p for p in profiles if p.dpo.needs_reference and p.train.layout == "packed"]
+    return len({_reference_settings(profile) for profile in caching})
 
 
 def _reference_settings(profile: Profile) -> str:
@@ -155,7 +158,7 @@ def _reference_settings(profile: Profile) -> str:
 
 
 def has_held_out_pairs(profile: Profile) -> bool:
-    """Whether pairs are held out at all."""
+    """Return True if the profile has held-out pairs."""
     return bool(profile.eval.fraction or profile.eval.path)
 
 

@@ -1,6 +1,6 @@
-"""Models by their names on the Hugging Face Hub: "hf:ORG/NAME" or "hf:ORG/NAME@REVISION".
+"""Models on the Hugging Face Hub: "hf:ORG/NAME" or "hf:ORG/NAME@REVISION".
 
-huggingface_hub fetches them once, into its own cache, from where `HF_ENDPOINT` says.
+huggingface_hub downloads them once, into its own cache. `HF_ENDPOINT` selects another Hub.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _FILES = [
     *(*folder.TOKENIZER, *folder.TOKENIZER_OPTIONAL),
 ]
 _OTHER_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
-"""Weights of those that have no others."""
+"""Pickled weights, downloaded only for models without safetensors."""
 
 
 def is_on_hub(weights: str) -> bool:
-    """Whether weights are named as they are on the Hub."""
+    """Return True if the weights are a model on the Hub."""
     return weights.startswith(PREFIX)
 
 
 @cache
 def fetch(weights: str) -> Path:
-    """The directory of a model, fetched if it is not here yet.
+    """Return the local directory of a model; download it if it is not in the cache.
 
-    What is stated with its commit needs no network once it is here; a branch, or none, is asked for
-    anew where there is a network.
+    A revision that is a commit needs no network once it is cached. A branch, or no revision, is
+    looked up again where there is a network.
 
     Raises:
-        DpoError: there is no such model or revision, one may not read it, or it is not here and
-            cannot be fetched.
+        DpoError: the model or revision does not exist, is not readable for this user, or is
+            neither cached nor downloadable.
     """
     name, _, revision = weights.removeprefix(PREFIX).partition("@")
     if _COMMIT.fullmatch(revision):
@@ -59,7 +59,7 @@ def fetch(weights: str) -> Path:
 
 
 def at_commit(weights: str, path: Path) -> str:
-    """The name with the commit that was fetched to `path`, so that it means the same tomorrow."""
+    """Return the name pinned to the commit in `path`, so that a resume uses the same weights."""
     return f"{weights.partition('@')[0]}@{path.name}"
 
 
@@ -83,7 +83,7 @@ def _download(
     )
 
     try:
-        found = snapshot_download(
+        path = snapshot_download(
             name,
             revision=revision or None,
             allow_patterns=patterns or None,
@@ -91,33 +91,33 @@ def _download(
         )
     except HFValidationError as error:
         raise DpoError(
-            f"{name!r} is no name of a model on the Hub",
-            "write hf:ORG/NAME, or hf:ORG/NAME@REVISION",
+            f"{name!r} is not a model name on the Hub",
+            "Write hf:ORG/NAME or hf:ORG/NAME@REVISION.",
         ) from error
     except GatedRepoError as error:
         raise DpoError(
-            f"{name}: its owners let only those read it whom they know",
-            "ask them on its page, then log in: hf auth login",
+            f"{name} is a gated model",
+            "Request access on its page, then log in: hf auth login",
         ) from error
     except RevisionNotFoundError as error:
         raise DpoError(
-            f"{name} has no revision {revision}", "name a branch, tag or commit"
+            f"{name} has no revision {revision}", "Use a branch, tag or commit of this model."
         ) from error
     except RepositoryNotFoundError as error:
         raise DpoError(
-            f"{name}: there is no such model on the Hub, or it is private",
-            "look at the name; for a private one log in: hf auth login",
+            f"{name} does not exist on the Hub, or is private",
+            "Check the name. For a private model, log in: hf auth login",
         ) from error
     except LocalEntryNotFoundError as error:
         raise DpoError(
             f"{name} is not in this machine's cache, and the Hub cannot be reached",
-            "fetch it where there is a network (hf download), copy the directory here, and name"
-            " that; HF_ENDPOINT names another Hub",
+            "Download it on a machine with a network (hf download), copy the directory here, and"
+            " set model.weights to it. HF_ENDPOINT selects another Hub.",
         ) from error
-    except Exception as error:  # a connection may break in more ways than the library names
+    except Exception as error:  # connections fail with errors that the library does not document
         reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
         raise DpoError(
-            f"{name} cannot be fetched from the Hub ({reason})",
-            "try again, or fetch it elsewhere (hf download) and name the directory",
+            f"{name} cannot be downloaded from the Hub ({reason})",
+            "Try again, or download it elsewhere (hf download) and set model.weights to the copy.",
         ) from error
-    return Path(found)
+    return Path(path)

@@ -1,4 +1,4 @@
-"""The files a profile names: found, and checked before anything heavy starts."""
+"""Resolution and quick checks of the files that a profile names."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dpo_cli.profile.source import shipped_profiles
 from dpo_cli.profile.text import did_you_mean, show_path, show_value
 
 _SUFFIXES = (".pth", ".safetensors")
-_WHERE_FILES_ARE = (
-    "a shipped profile cannot know where your files are: say so by --set model.out_dir=out --set"
-    " model.tokenizer=model --set data.data_path=dataset/dpo.jsonl, or write one: dpo init NAME"
+_SET_PATHS = (
+    "Set the paths of your files: --set model.out_dir=out --set model.tokenizer=model --set"
+    " data.data_path=dataset/dpo.jsonl. Or write a profile of your own: dpo init NAME"
 )
 _SFT_STEM = re.compile(r"full_sft_(\d+)(_moe)?")
 
@@ -30,7 +30,7 @@ INPUTS: tuple[Input, ...] = get_args(Input)
 
 
 class InputError(UsageError):
-    """A file named by the profile's `key` is not there, or is of the wrong kind."""
+    """The file that `key` names is missing or of the wrong kind."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"{key}: {reason}")
@@ -39,27 +39,27 @@ class InputError(UsageError):
 
 
 def check_inputs(loaded: LoadedProfile, needed: Collection[Input] = INPUTS) -> None:
-    """Check that files of the profile are there and of the right kind, without reading them.
+    """Check that the profile's files exist and are of the right kind, without reading them.
 
     Args:
-        loaded: names them.
-        needed: which of them.
+        loaded: profile that names the files.
+        needed: inputs to check.
 
     Raises:
-        UsageError: everything that is wrong, in `details`, each with its key and where that is set.
+        UsageError: `details` lists all problems, with key and place of the setting.
     """
-    # Checkpoint and reference may fail for one reason.
+    # Weights and reference may have the same problem.
     problems = find_problems(loaded).items()
     details = list(dict.fromkeys(str(problem) for name, problem in problems if name in needed))
     if details:
         count = "1 input" if len(details) == 1 else f"{len(details)} inputs"
         is_shipped = loaded.path in shipped_profiles().values()
-        remedy = _WHERE_FILES_ARE if is_shipped else ""
+        remedy = _SET_PATHS if is_shipped else ""
         raise UsageError(f"{show_path(loaded.path)}: {count} cannot be used", remedy, details)
 
 
 def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
-    """What is wrong with each file of the profile that cannot be used; nothing is read."""
+    """Return a problem for each input that cannot be used, without reading files."""
     profile = loaded.profile
     checks: dict[Input, Callable[[], object]] = {
         "data": lambda: check_pairs("data.data_path", profile.data.paths),
@@ -82,15 +82,15 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
 
 
 def resolve_weights(profile: Profile, which: Literal["weights", "reference"]) -> str:
-    """The weights file or Hugging Face directory as an absolute path, or "run:NAME" as stated.
+    """Resolve the weights to an absolute path, or to "run:NAME" as given.
 
-    A model on the Hub is fetched, if it is not here yet. A name without suffix gets the one that
-    exists. Without a reference it is the checkpoint; without a checkpoint, that is the only
-    full_sft_* in `out_dir`, or the only one whose name agrees with the stated `hidden_size` and
-    `use_moe`.
+    The path is a weights file or a Hugging Face directory. A model on the Hub is downloaded if it
+    is not cached. A name without suffix gets the suffix that exists. The reference defaults to
+    `model.weights`; that defaults to the only full_sft_* in `out_dir`, or the only one whose name
+    matches `hidden_size` and `use_moe`.
 
     Raises:
-        UsageError: there is no such file, more than one, or it cannot be weights.
+        UsageError: no file matches, several do, or the match cannot be weights.
     """
     model = profile.model
     if which == "reference" and model.reference is not None:
@@ -101,10 +101,10 @@ def resolve_weights(profile: Profile, which: Literal["weights", "reference"]) ->
 
 
 def resolve_tokenizer(profile: Profile) -> Path:
-    """The tokenizer's folder: as stated, or the checkpoint's own, where it is a directory.
+    """Return the tokenizer's folder: `model.tokenizer`, or the Hugging Face directory of weights.
 
     Raises:
-        UsageError: none is stated, and the checkpoint is no directory.
+        UsageError: `model.tokenizer` is not set, and the weights are not a directory.
     """
     if profile.model.tokenizer is not None:
         return profile.model.tokenizer
@@ -113,8 +113,8 @@ def resolve_tokenizer(profile: Profile) -> Path:
         return model_weights
     raise InputError(
         "model.tokenizer",
-        "missing, and only a Hugging Face directory has its own; name the folder with"
-        f" {' and '.join(folder.TOKENIZER)} that the weights were trained with",
+        "missing, and the weights are not a Hugging Face directory with a tokenizer; set it to the"
+        f" folder with {' and '.join(folder.TOKENIZER)} that the weights were trained with",
     )
 
 
@@ -129,7 +129,7 @@ def _resolve(key: str, weights: str, out_dir: Path | None) -> str:
             raise InputError(
                 key,
                 f"{weights} is a name in model.out_dir, which is not set; "
-                f"set it, or write a path (./{weights})",
+                f"set model.out_dir, or write a path (./{weights})",
             )
         _check_folder("model.out_dir", out_dir)
         path = out_dir / weights
@@ -156,53 +156,53 @@ def _fetch(key: str, weights: str) -> Path:
 
 
 def _check_model(key: str, path: Path) -> None:
-    """Look whether a directory holds a model."""
     shown = show_path(path)
     if not folder.is_model(path):
         raise InputError(
             key,
-            f"{shown} is a directory; name a weights file in it, or a Hugging Face directory, which"
-            f" has a {folder.CONFIG}",
+            f"{shown} is a directory without a {folder.CONFIG}; name a weights file in it, or a"
+            " Hugging Face directory",
         )
     check_file(key, path / folder.CONFIG)
     if not folder.has_weights(path):
         raise InputError(
             key,
-            f"{shown} has a {folder.CONFIG}, but no {folder.WEIGHTS}; was its copy or download"
-            " interrupted?",
+            f"{shown} has a {folder.CONFIG}, but no {folder.WEIGHTS}; copy or download it again",
         )
 
 
 def _find_sft(model: Model) -> Path:
-    """The checkpoint that is meant when none is named."""
-    place = model.out_dir
-    if place is None:
+    """Return the only full_sft_* in `out_dir` that matches the model's settings."""
+    out_dir = model.out_dir
+    if out_dir is None:
         raise InputError(
             "model.weights",
-            "nothing says which weights to train; set model.weights to a path, "
-            "or model.out_dir to the folder that holds full_sft_*.pth",
+            "not set; set model.weights to the path of the weights to train, "
+            "or model.out_dir to the folder with full_sft_*.pth",
         )
-    _check_folder("model.out_dir", place)
-    found = sorted(path for path in place.glob("full_sft_*") if path.suffix in _SUFFIXES)
-    if not found:
+    _check_folder("model.out_dir", out_dir)
+    candidates = sorted(path for path in out_dir.glob("full_sft_*") if path.suffix in _SUFFIXES)
+    if not candidates:
         raise InputError(
             "model.out_dir",
-            f"{show_path(place)} holds no full_sft_*.pth or full_sft_*.safetensors; "
-            "point it at the SFT weights, or set model.weights",
+            f"{show_path(out_dir)} has no full_sft_*.pth or full_sft_*.safetensors; "
+            "set it to the folder of the SFT weights, or set model.weights",
         )
-    fitting = [path for path in found if _agrees(path, model)] if len(found) > 1 else found
-    if len(fitting) != 1:
+    matching = candidates
+    if len(candidates) > 1:
+        matching = [path for path in candidates if _matches_name(path, model)]
+    if len(matching) != 1:
         raise InputError(
             "model.out_dir",
-            f"{show_path(place)} holds {_names(found)}; choose one, "
-            f"for example model.weights = {show_value(found[0].name)}",
+            f"{show_path(out_dir)} has {_names(candidates)}; choose one, "
+            f"for example model.weights = {show_value(candidates[0].name)}",
         )
-    check_file("model.out_dir", fitting[0])
-    return fitting[0]
+    check_file("model.out_dir", matching[0])
+    return matching[0]
 
 
-def _agrees(path: Path, model: Model) -> bool:
-    """Whether the file's name says the stated width and mixture of experts."""
+def _matches_name(path: Path, model: Model) -> bool:
+    """Return True if width and experts in the file name match the model's settings."""
     name = _SFT_STEM.fullmatch(path.stem)
     return (
         name is not None
@@ -212,40 +212,40 @@ def _agrees(path: Path, model: Model) -> bool:
 
 
 def check_tokenizer(key: str, path: Path) -> None:
-    """Check that a folder holds what a tokenizer is read from.
+    """Check that a folder has the files of a tokenizer.
 
     Args:
-        key: who names it, for the message.
+        key: setting that names the folder, for the message.
         path: of the folder.
 
     Raises:
-        InputError: it does not.
+        InputError: a file is missing or unreadable.
     """
     if os.path.isfile(path):
         raise InputError(
-            key, f"{show_path(path)} is a file; name its folder, {show_path(path.parent)}"
+            key, f"{show_path(path)} is a file; set it to its folder, {show_path(path.parent)}"
         )
     _check_folder(key, path)
     missing = [name for name in folder.TOKENIZER if not os.path.exists(path / name)]
     if missing:
         raise InputError(
             key,
-            f"{show_path(path)} holds no {' and no '.join(missing)}; "
-            "name the folder with the tokenizer that the weights were trained with",
+            f"{show_path(path)} has no {' and no '.join(missing)}; "
+            "set it to the folder with the tokenizer that the weights were trained with",
         )
     for name in folder.TOKENIZER:
         check_file(key, path / name)
 
 
 def check_pairs(key: str, paths: Sequence[Path]) -> None:
-    """Check that files of pairs, or folders with such files, are there and may be read.
+    """Check that files of pairs, or folders of such files, exist and are readable.
 
     Args:
-        key: who names them, for the message.
-        paths: of the files and folders.
+        key: setting that names the paths, for the message.
+        paths: of files and folders.
 
     Raises:
-        InputError: one of them is not, or is a folder with no such file in it.
+        InputError: a file is missing or unreadable, or a folder has no file of pairs.
     """
     for path in paths:
         if not stat.S_ISDIR(_status(key, path).st_mode):
@@ -257,8 +257,8 @@ def check_pairs(key: str, paths: Sequence[Path]) -> None:
         if not files:
             raise InputError(
                 key,
-                f"{show_path(path)} is a directory; name a file, or a directory that holds files of"
-                f" pairs ({', '.join(PAIR_SUFFIXES)})",
+                f"{show_path(path)} is a directory without files of pairs; set it to a file, or to"
+                f" a directory with such files ({', '.join(PAIR_SUFFIXES)})",
             )
         for file in files:
             check_file(key, file)
@@ -266,25 +266,25 @@ def check_pairs(key: str, paths: Sequence[Path]) -> None:
 
 def _check_folder(key: str, path: Path) -> None:
     if not stat.S_ISDIR(_status(key, path).st_mode):
-        raise InputError(key, f"{show_path(path)} is a file; name a folder")
+        raise InputError(key, f"{show_path(path)} is a file; set it to a folder")
 
 
 def check_file(key: str, path: Path) -> None:
-    """Check that a file is there, is one, holds something and may be read.
+    """Check that a file exists, is a regular file, is not empty and is readable.
 
     Args:
-        key: who names it, for the message.
-        path: the file.
+        key: setting that names the file, for the message.
+        path: of the file.
 
     Raises:
-        InputError: it is not.
+        InputError: a check fails.
     """
     status = _status(key, path)
     shown = show_path(path)
     if stat.S_ISDIR(status.st_mode):
-        raise InputError(key, f"{shown} is a directory; name a file")
+        raise InputError(key, f"{shown} is a directory; set it to a file")
     if status.st_size == 0:
-        raise InputError(key, f"{shown} is empty; was its copy or download interrupted?")
+        raise InputError(key, f"{shown} is empty; copy or download it again")
     if not os.access(path, os.R_OK):
         raise InputError(key, f"{shown} cannot be read: no permission")
 
@@ -299,7 +299,7 @@ def _status(key: str, path: Path) -> os.stat_result:
 
 
 def _near(path: Path) -> str:
-    """What there is in the place of a file that is not there."""
+    """Describe the surroundings of a missing file, for its error."""
     parent = path.parent
     if not os.path.isdir(parent):
         return f", nor does its folder {show_path(parent)}"

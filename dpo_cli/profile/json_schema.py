@@ -1,4 +1,4 @@
-"""The schema of a profile, as editors read it."""
+"""JSON Schema of a profile, for editors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dpo_cli.profile.schema import KEYS, TABLES, Key
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema (Draft 4) that editors complete and check a profile with.
+    """Build the JSON Schema (Draft 4) for completion and validation in editors.
 
-    No key is required in it, since a profile may inherit any by `extends`. The effect of a change
-    on a resume is in `x-effect`.
+    No key is required, because a profile may inherit any key by `extends`. `x-effect` is the effect
+    of a changed key on a resume.
     """
     definitions = {
         table: {
@@ -28,8 +28,8 @@ def json_schema() -> dict[str, Any]:
     }
     extends = {
         "type": "string",
-        "description": "Another profile whose values hold wherever this one is silent: a path, "
-        "relative to this file, or the name of a shipped profile.",
+        "description": "Profile to inherit from: a path relative to this file, or the name of a "
+        "shipped profile. Keys set here take precedence.",
     }
     return {
         "$schema": "http://json-schema.org/draft-04/schema#",
@@ -45,7 +45,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _to_draft4(schema: Mapping[str, Any], key: Key) -> dict[str, Any]:
-    """One key's schema in Draft 4, where pydantic writes 2020-12; without null: TOML has none."""
+    """Convert one key from pydantic's draft 2020-12 to Draft 4, without null, which TOML lacks."""
     draft4 = {**schema, "description": key.description, "x-effect": key.effect.value}
     branches = [branch for branch in draft4.pop("anyOf", []) if branch != {"type": "null"}]
     for branch in branches:
@@ -57,6 +57,7 @@ def _to_draft4(schema: Mapping[str, Any], key: Key) -> dict[str, Any]:
         draft4 |= branches[0] if branches else {}
     for unknown in ("title", "examples"):
         draft4.pop(unknown, None)
+    # Draft 4 has a boolean beside the limit, 2020-12 has the exclusive limit itself.
     for part in (draft4, draft4.get("items", {})):
         for limit in ("Minimum", "Maximum"):
             if (bound := part.pop(f"exclusive{limit}", None)) is not None:

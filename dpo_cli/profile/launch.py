@@ -1,4 +1,4 @@
-"""The table `launch` of a profile: how many processes train together, and where they meet."""
+"""The table `[launch]`: number of processes and machines, and their rendezvous."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dpo_cli.profile.table import NONE, Table, contradiction
 
 
 class Launch(Table):
-    """How many processes train together; a run that torchrun or Slurm starts has that from them."""
+    """Processes that train together. Not used in a run that torchrun or Slurm starts."""
 
     nproc_per_node: Annotated[
         Annotated[int, Field(ge=1)] | Literal["auto"], Field(examples=[2, "auto"]), NONE
     ] = 1
-    """Processes on this machine, each with a device of its own; "auto" is one for each CUDA card,
-    and one where there is none. Several take train.global_batch_size to train the same recipe."""
+    """Processes on this machine, each with a device of its own. "auto" is one per CUDA GPU, or one
+    without a GPU. To train the same recipe with several, set train.global_batch_size."""
 
     rdzv_endpoint: Annotated[
         str | None,
@@ -26,25 +26,24 @@ class Launch(Table):
         ),
         NONE,
     ] = None
-    """Where several machines meet: the name or address of the first, whose node_rank is 0, and a
-    port that is free there."""
+    """Rendezvous of several machines, HOST:PORT: the name or address of the first machine
+    (node_rank 0), and a free port there. Default: none."""
 
     rdzv_backend: Annotated[Literal["c10d", "static", "etcd-v2"], NONE] = "c10d"
-    """How they meet, in torchrun's words: "c10d" needs nothing but the endpoint, "static"
-    numbers the ranks by node_rank, "etcd-v2" asks a server at the endpoint."""
+    """Rendezvous backend of torchrun: "c10d" needs only the endpoint, "static" numbers the ranks by
+    node_rank, "etcd-v2" uses a server at the endpoint."""
 
     nnodes: Annotated[int, Field(ge=1), NONE] = 1
-    """Machines that train together, each with its own `dpo train`."""
+    """Number of machines that train together, each with its own `dpo train`."""
 
     node_rank: Annotated[int, Field(ge=0), NONE] = 0
-    """Which of them this is: 0 keeps the run's folder, the others join it."""
+    """Number of this machine: 0 writes the run directory, the others join."""
 
     max_restarts: Annotated[int, Field(ge=0), NONE] = 0
-    """How often all processes are started again, from the newest whole state, after one was
-    lost."""
+    """Restarts of all processes, from the newest complete checkpoint, after one was lost."""
 
     timeout_seconds: Annotated[float, Field(gt=0), NONE] = 600.0
-    """How long a process waits for the others before it says which of them did not come."""
+    """Seconds that a process waits for the others before it stops and names the missing ones."""
 
     @field_validator("nproc_per_node", mode="before")
     @classmethod
@@ -61,7 +60,7 @@ class Launch(Table):
         nnodes = info.data.get("nnodes")
         if nnodes is not None and value >= nnodes:
             raise contradiction(
-                f"must be below launch.nnodes, which is {nnodes}: machines are counted from 0"
+                f"must be below launch.nnodes, which is {nnodes}: machines are numbered from 0"
             )
         return value
 
@@ -70,7 +69,7 @@ class Launch(Table):
     def _check_nnodes(cls, value: int, info: ValidationInfo) -> int:
         if value > 1 and info.data.get("rdzv_endpoint", ...) is None:
             raise contradiction(
-                "several machines must know where to meet; for example "
-                'launch.rdzv_endpoint = "node0:29400", with the name of the first'
+                "several machines need a rendezvous address; for example "
+                'launch.rdzv_endpoint = "node0:29400", with the name of the first machine'
             )
         return value

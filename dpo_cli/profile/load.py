@@ -1,4 +1,4 @@
-"""From TOML files and `--set` to a `Profile`: every value's origin known, all errors at once."""
+"""Loading of profiles from TOML files and `--set`, with the origin of each value and all errors."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from dpo_cli.profile.text import did_you_mean, show_path, show_value
 
 @dataclass(frozen=True)
 class LoadedProfile:
-    """A valid profile and where it comes from."""
+    """Valid profile with the origins of its values."""
 
     profile: Profile
     origins: Mapping[str, str]
-    """Where each key has its value from: "profiles/dense.toml:12", "--set" or "default"."""
+    """Origin of each key's value: "profiles/dense.toml:12", "--set" or "default"."""
     path: Path
-    """The file that was asked for, absolute; its parents by `extends` are in `origins`."""
+    """Absolute path of the file that was loaded, without those that it extends."""
     name: str
-    """The file's name without its suffix: runs are called after it."""
+    """File name without suffix; runs are named after it."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a profile, or with a file that it names."""
+    """One error in a profile, or in a file that it names."""
 
     key: str
-    """The dotted key; one that does not exist, perhaps."""
+    """Dotted key, which may be unknown."""
     origin: str
-    """Where it is stated: "profiles/my.toml:12" or "--set"."""
+    """Place of the statement: "profiles/my.toml:12" or "--set"."""
     statement: str
-    """As it stands there: "train.beta = -1"; the key alone where that is missing."""
+    """Text of the statement, "train.beta = -1", or the key if it is missing."""
     reason: str
-    """What is wrong with it; after the first "; ", what to do about it."""
+    """Error and, after the first "; ", the remedy."""
 
     def __str__(self) -> str:
         return f"{self.origin}  {self.statement}: {self.reason}"
@@ -54,7 +54,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class _Statement:
-    """One `key = value` of a file or of `--set`."""
+    """One `key = value` in a file or in `--set`."""
 
     key: str
     value: Any
@@ -62,16 +62,16 @@ class _Statement:
     base: Path  # what a relative path is relative to
 
     def resolved(self) -> Any:
-        """The value; if it is a path, as an absolute one.
+        """Return the value, with paths made absolute.
 
         Raises:
-            ValueError: the path cannot be resolved.
+            ValueError: a path cannot be expanded.
         """
         if isinstance(self.value, list):
-            return [self._resolved(each) for each in self.value]
-        return self._resolved(self.value)
+            return [self._resolve(each) for each in self.value]
+        return self._resolve(self.value)
 
-    def _resolved(self, value: Any) -> Any:
+    def _resolve(self, value: Any) -> Any:
         kind = KEYS[self.key].kind
         if isinstance(value, str) and (
             kind is Kind.PATH or (kind is Kind.WEIGHTS and _is_path(value))
@@ -80,19 +80,22 @@ class _Statement:
             return path if kind is Kind.PATH else str(path)
         return value
 
-    def rejected(self, reason: str) -> Problem:
-        """What is wrong with this statement, for the user."""
+    def problem(self, reason: str) -> Problem:
         return Problem(self.key, self.origin, f"{self.key} = {show_value(self.value)}", reason)
 
 
 def load_profile(path: Path, overrides: Sequence[str] = ()) -> LoadedProfile:
-    """Read, merge and validate the profile at `path`, with `overrides` ("table.key=value") on top.
+    """Read, merge and validate the profile at `path`.
 
-    Paths become absolute: those of a file relative to it, those of an override relative to the
-    working directory. A `path` that does not exist may be a shipped profile's name.
+    Paths become absolute: those in a file are relative to the file, those in an override to the
+    working directory.
+
+    Args:
+        path: a file, or the name of a shipped profile.
+        overrides: "table.key=value", applied on top of the file.
 
     Raises:
-        UsageError: the profile cannot be read, or anything in it is wrong; `details` has it all.
+        UsageError: the profile cannot be read, or has errors; `details` lists all of them.
     """
     loaded, problems = read_profile(path, overrides)
     if problems:
@@ -102,13 +105,13 @@ def load_profile(path: Path, overrides: Sequence[str] = ()) -> LoadedProfile:
 
 
 def read_profile(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedProfile, list[Problem]]:
-    """`load_profile` for who wants to go on in spite of errors: the profile, and all of those.
+    """Read a profile like `load_profile`, but return its errors instead of raising.
 
-    A key with a problem has its default instead, or a path that leads nowhere where it has none:
-    only what does not depend on it can be believed.
+    An invalid key gets its default, or an empty path if it is required. Do not use values that
+    depend on a key with an error.
 
     Raises:
-        UsageError: the profile, or one that it extends, is missing or no TOML.
+        UsageError: the profile, or one that it extends, is missing or not valid TOML.
     """
     path = find_profile(path, str(path)).absolute()
     statements: dict[str, _Statement] = {}
@@ -116,37 +119,37 @@ def read_profile(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedProfi
         statements |= _in_file(document)
     problems = _override(statements, overrides)
     profile, reasons = _validate(statements)
-    problems += [s.rejected(reasons[key]) for key, s in statements.items() if key in reasons]
+    problems += [s.problem(reasons[key]) for key, s in statements.items() if key in reasons]
     missing = [key for key in reasons if key not in statements]
     problems += [Problem(key, show_path(path), key, reasons[key]) for key in missing]
     origins = {key: statements[key].origin if key in statements else "default" for key in KEYS}
-    while profile is None:  # a default may contradict what was measured by the wrong value
+    while profile is None:  # without the wrong value, a default may contradict another key
         statements = _without(statements, reasons)
         profile, reasons = _validate(statements)
     return LoadedProfile(profile, origins, path, path.stem), problems
 
 
-def profile_from_values(stated: Mapping[str, object], overrides: Sequence[str]) -> Profile:
-    """A profile without a file, with `overrides` on top of what is stated.
+def profile_from_values(values: Mapping[str, object], overrides: Sequence[str]) -> Profile:
+    """Build a profile without a file.
 
     Args:
-        stated: values by dotted key, among them all that a profile must have; paths absolute.
+        values: by dotted key, including all required keys; paths absolute.
         overrides: see `load_profile`.
 
     Raises:
-        UsageError: anything is wrong; `details` has it all.
+        UsageError: the profile has errors; `details` lists all of them.
     """
-    statements = {key: _Statement(key, its, "stated", Path.cwd()) for key, its in stated.items()}
+    statements = {key: _Statement(key, value, "code", Path.cwd()) for key, value in values.items()}
     problems = _override(statements, overrides)
     profile, reasons = _validate(statements)
-    problems += [s.rejected(reasons[key]) for key, s in statements.items() if key in reasons]
+    problems += [s.problem(reasons[key]) for key, s in statements.items() if key in reasons]
     if profile is None or problems:
-        raise UsageError("--set: this cannot be", details=list(map(str, problems)))
+        raise UsageError("--set: invalid values", details=list(map(str, problems)))
     return profile
 
 
 def _override(statements: dict[str, _Statement], overrides: Sequence[str]) -> list[Problem]:
-    """Put `overrides` among the statements; what is wrong with those that are none."""
+    """Add `overrides` to `statements`; return the problems of malformed ones."""
     problems = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -159,13 +162,13 @@ def _override(statements: dict[str, _Statement], overrides: Sequence[str]) -> li
 
 
 def _without(statements: Mapping[str, _Statement], keys: Collection[str]) -> dict[str, _Statement]:
-    """What is left without `keys`; those that a profile must have lead nowhere."""
-    nowhere = {
-        key: _Statement(key, os.devnull, "nowhere", Path.cwd())
+    """Drop `keys`; required ones get an empty file in their place."""
+    placeholders = {
+        key: _Statement(key, os.devnull, "placeholder", Path.cwd())
         for key in keys
         if key in KEYS and KEYS[key].is_required
     }
-    return {key: s for key, s in statements.items() if key not in keys} | nowhere
+    return {key: s for key, s in statements.items() if key not in keys} | placeholders
 
 
 def _in_file(document: Document) -> dict[str, _Statement]:
@@ -181,7 +184,7 @@ def _in_override(key: str, text: str) -> dict[str, _Statement]:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text  # a bare string, so that paths need no quotes within the shell's quotes
+        value = text  # a bare string, so that a path needs no quotes inside the shell's quotes
     return {
         leaf: _Statement(leaf, leaf_value, "--set", Path.cwd())
         for leaf, leaf_value in _leaves({key: value})
@@ -189,7 +192,7 @@ def _in_override(key: str, text: str) -> dict[str, _Statement]:
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted keys of nested tables, down to the profile's keys or to what is no table."""
+    """Yield dotted keys and values of nested tables, down to the profile's keys."""
     for name, value in values.items():
         key = prefix + name
         if isinstance(value, dict) and key not in KEYS and (value or key in TABLES):
@@ -199,7 +202,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _validate(statements: Mapping[str, _Statement]) -> tuple[Profile | None, dict[str, str]]:
-    """The profile, unless a value is wrong, and what is wrong with each key."""
+    """Return the profile, or None if a value is invalid, and the errors by key."""
     problems = {}
     tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
     for key, statement in statements.items():
@@ -211,22 +214,22 @@ def _validate(statements: Mapping[str, _Statement]) -> tuple[Profile | None, dic
             tables[table][field] = statement.resolved()
         except ValueError as error:
             problems[key] = str(error)
-            tables[table][field] = statement.value  # stated, if badly: not missing
+            tables[table][field] = statement.value  # so that it is not reported as missing, too
     try:
         return Profile.model_validate(tables), problems
     except ValidationError as error:
-        for finding in error.errors(include_url=False):
-            key = ".".join(map(str, finding["loc"][:2]))  # what follows is a place in an array
-            problems[key] = _explain(finding, KEYS[key])
+        for details in error.errors(include_url=False):
+            key = ".".join(map(str, details["loc"][:2]))  # the rest is an index into a list
+            problems[key] = _explain(details, KEYS[key])
     return None, problems
 
 
 def _unknown(key: str) -> str:
-    """What to do about a key that does not exist; its namesake in another table, for example."""
+    """Explain an unknown key, and suggest a similar one in any table."""
     if key in TABLES:
-        return f"is a table, with keys of its own; write [{key}] above them"
+        return f"is a table; write its keys below a line [{key}]"
     if key == "extends":
-        return "only a file can extend another profile"
+        return "only a file can extend another profile; set extends in the file"
     if key in RENAMED_KEYS:
         return f"{key} is now {RENAMED_KEYS[key]}; rename it"
     table, _, field = key.rpartition(".")
@@ -254,7 +257,7 @@ _EXPECTED = {
 }
 
 _GOT = {
-    bool: "a truth value",
+    bool: "a boolean",
     int: "a whole number",
     float: "a fractional number",
     str: "a string",
@@ -263,28 +266,28 @@ _GOT = {
 }
 
 
-def _explain(finding: ErrorDetails, key: Key) -> str:
-    """What pydantic found, in the words of a profile, and a value that would do."""
-    match finding["type"]:
+def _explain(details: ErrorDetails, key: Key) -> str:
+    """Explain an error of pydantic in terms of the profile, with a valid example."""
+    match details["type"]:
         case "contradiction":
-            return finding["msg"]
-        case "literal_error" if new := RENAMED_VALUES.get((key.name, str(finding["input"]))):
-            old, new = show_value(finding["input"]), show_value(new)
+            return details["msg"]
+        case "literal_error" if new := RENAMED_VALUES.get((key.name, str(details["input"]))):
+            old, new = show_value(details["input"]), show_value(new)
             return f"{old} is now {new}; set {key.name} = {new}"
         case "missing":
             problem = f"missing. {key.description}"
         case "string_pattern_mismatch":
             problem = "has the wrong form"
         case mistyped if mistyped in _EXPECTED:
-            got = _GOT.get(type(finding["input"]), "a date or time")
+            got = _GOT.get(type(details["input"]), "a date or time")
             problem = f"must be {_EXPECTED[mistyped]}, not {got}"
         case _:
-            problem = re.sub(r"^(Input|String) should", "must", finding["msg"])
+            problem = re.sub(r"^(Input|String) should", "must", details["msg"])
     examples = " or ".join(map(show_value, key.examples))
     return f"{problem.rstrip('.')}; for example {key.name} = {examples}"
 
 
 def _is_path(weights: str) -> bool:
-    """Whether a checkpoint or reference is a path; no name of a run, on the Hub or in out_dir."""
+    """Return False for a run, a model on the Hub, or a name in out_dir."""
     is_name = weights.startswith(("run:", PREFIX))
     return not is_name and ("/" in weights or weights[:1] in ("~", "$"))

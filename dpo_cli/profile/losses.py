@@ -1,5 +1,6 @@
-"""The losses that `dpo.loss` may name, and what each of them needs; the formulas themselves are in
-`dpo_cli.objective.formulas`.
+"""Names of the losses, and the inputs that each needs.
+
+The formulas are in `dpo_cli.objective.formulas`.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ LossName = Literal[
 
 @dataclass(frozen=True)
 class Needs:
-    """What a loss asks for beside the policy's log-probs of the responses.
+    """Requirements of a loss beside the policy's log-probs of the responses.
 
     Attributes:
-        reference: the frozen reference's log-probs.
-        mean: a response's log-prob as the mean over its tokens; others take the sum as well.
-        whole_batch: the pairs of a micro-batch together: its loss is no mean over pairs that know
-            nothing of each other, and they must not be dealt out anew.
-        smoothing: it reads `dpo.label_smoothing`.
-        divergence: it is a function of the difference of two scores, and so has a meaning under
-            another f-divergence than the reverse KL divergence.
+        reference: needs the log-probs of the frozen reference.
+        mean: needs the mean of a response's token log-probs; other losses also accept the sum.
+        whole_batch: needs all pairs of a micro-batch at once. Its loss is not a mean over
+            independent pairs, so they must not be regrouped into other forwards.
+        smoothing: uses `dpo.label_smoothing`.
+        divergence: is a function of the difference of two scores, and therefore also defined for
+            other f-divergences than the reverse KL.
     """
 
     reference: bool = True
@@ -71,4 +72,4 @@ LOSSES: Mapping[LossName, Needs] = {
     "simpo": Needs(reference=False, mean=True),
     "orpo": Needs(reference=False, mean=True),
 }
-"""`sft` knows no divergence, and therefore goes with any."""
+"""`sft` uses no divergence, so any is allowed with it."""

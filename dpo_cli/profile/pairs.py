@@ -1,4 +1,4 @@
-"""The table `[data]`: where the preference pairs come from, and how they become tokens."""
+"""The table `[data]`: preference pairs and their tokenization."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dpo_cli.profile.table import (
 from dpo_cli.profile.text import show_value
 
 COLUMNS = ("prompt", "chosen", "rejected", "conversations", "system")
-"""What formats of preference pairs call their columns."""
+"""Column names that the formats use."""
 
 
 class Data(Table):
-    """The preference pairs, and how they become tokens."""
+    """Preference pairs and their tokenization."""
 
     data_path: Annotated[
         Location | list[Location],
@@ -35,8 +35,9 @@ class Data(Table):
         NONE,
         TOKENS | SPLIT | REFERENCE,
     ]
-    """Preference pairs: a file (JSONL, a JSON array, CSV or Parquet, compressed by gzip or zstd or
-    not), a folder of such files, which are read by name, or several of these in brackets."""
+    """Preference pairs: a file (JSONL, a JSON array, CSV or Parquet, plain or compressed with gzip
+    or zstd), a folder of such files, read in the order of their names, or a list of files and
+    folders."""
 
     mixture_weights: Annotated[
         list[Annotated[float, Field(ge=0, le=100)]] | None,
@@ -44,9 +45,9 @@ class Data(Table):
         POSITION,
         REFERENCE,
     ] = None
-    """How often the pairs of each of data_path count in an epoch. 2 takes every pair twice; 0.5
-    takes half of them, drawn once by train.seed, the same ones in every epoch. What eval.fraction
-    holds out is taken away before. Default: all pairs once."""
+    """Weight of each entry of data_path in an epoch: 2 uses every pair twice; 0.5 uses half of the
+    pairs, drawn once with train.seed, the same half in every epoch. eval.fraction is held out
+    before. Default: 1 for each."""
 
     format: Annotated[
         Literal[
@@ -55,8 +56,8 @@ class Data(Table):
         POSITION,
         TOKENS | REFERENCE,
     ] = "auto"
-    """What the columns of a row are, here and in eval.path. "auto" finds out by the first rows of
-    each file; docs/data.md has an example of each format."""
+    """Format of a row, also in eval.path. "auto" detects it from the first rows of each file.
+    docs/data.md shows an example of each format."""
 
     columns: Annotated[
         dict[str, str] | None,
@@ -64,29 +65,29 @@ class Data(Table):
         POSITION,
         TOKENS | REFERENCE,
     ] = None
-    """Names of columns that are called otherwise than in the format, here and in eval.path: which
-    column is "prompt", "chosen", "rejected", "conversations" or "system". Default: none."""
+    """Your names of the columns "prompt", "chosen", "rejected", "conversations" or "system", where
+    they differ from the format's, also in eval.path. Default: none."""
 
     max_seq_len: Annotated[int, Field(ge=2), POSITION, HELD_OUT | REFERENCE] = 1024
-    """Tokens kept of each conversation; what follows is cut off. A pair with no response token
-    left on one side is set aside."""
+    """Maximum length of a conversation in tokens; the rest is cut off. Pairs without a response
+    token left on either side are skipped."""
 
     shuffle: Annotated[bool, POSITION, REFERENCE] = False
-    """Whether each epoch takes the pairs in a new random order, which depends on train.seed.
-    Otherwise they come in the order of the file."""
+    """Shuffle the pairs anew in each epoch, seeded by train.seed. Otherwise they are in file
+    order."""
 
     empty_think_ratio: Annotated[
         float, Field(ge=0, le=1), POSITION, TOKENS | HELD_OUT | REFERENCE
     ] = 0.2
-    """Share of pairs that keep the empty think block their chat template writes, the same on both
-    sides of a pair. MiniMind version 2's template has no such block; Qwen3's has one."""
+    """Share of pairs that keep the empty think block of their chat template, the same on both sides
+    of a pair. MiniMind version 2's template has no such block; Qwen3's has one."""
 
     num_workers: Annotated[int, Field(ge=0), NONE] = 0
-    """Threads that encode the pairs; 0 takes all cores."""
+    """Threads that tokenize the pairs; 0 uses all cores."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All of `data_path`."""
+        """Paths in `data_path`."""
         return tuple(self.data_path) if isinstance(self.data_path, list) else (self.data_path,)
 
     @field_validator("data_path", mode="before")
@@ -102,7 +103,7 @@ class Data(Table):
 
     @field_validator("mixture_weights")
     @classmethod
-    def _check_path_weights(
+    def _check_mixture_weights(
         cls, value: list[float] | None, info: ValidationInfo
     ) -> list[float] | None:
         paths = info.data.get("data_path", [])
@@ -119,6 +120,6 @@ class Data(Table):
     def _check_columns(cls, value: dict[str, str] | None) -> dict[str, str] | None:
         if unknown := [name for name in value or () if name not in COLUMNS]:
             raise contradiction(
-                f"{show_value(unknown[0])} is no column of a format; there are {', '.join(COLUMNS)}"
+                f"{show_value(unknown[0])} is not a column; choose from {', '.join(COLUMNS)}"
             )
         return value

@@ -1,4 +1,4 @@
-"""A resolved profile written down, and compared with another."""
+"""Resolved profiles in plain values and as TOML, and their differences."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from dpo_cli.profile.text import show_value
 
 @dataclass(frozen=True)
 class Change:
-    """One key that two profiles state differently."""
+    """One key whose value differs between two profiles."""
 
     key: str
     old: object
     new: object
     effect: Effect
-    """What the change does to a run that is resumed."""
+    """Effect of the change on a resumed run."""
 
     def __str__(self) -> str:
         return f"{self.key}: {show_value(self.old)} -> {show_value(self.new)}"
 
 
 def differences(old: Profile, new: Profile) -> list[Change]:
-    """The keys whose values differ, in the order of the schema."""
+    """Return the keys whose values differ, in the order of the schema."""
     return [
         Change(key, old_value, new_value, _effect(key, old_value, new_value))
         for (key, old_value), (_, new_value) in zip(_values(old), _values(new), strict=True)
@@ -38,7 +38,7 @@ def differences(old: Profile, new: Profile) -> list[Change]:
 
 
 def to_tables(profile: Profile) -> dict[str, dict[str, Any]]:
-    """`profile` in plain values, without the keys that have none; `from_tables` takes it back."""
+    """Convert to plain values, without unset keys; the inverse of `from_tables`."""
     tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
     for key, value in _values(profile):
         if value is not None:
@@ -59,16 +59,16 @@ def values_affecting(
 
 
 def from_tables(tables: Mapping[str, Any]) -> Profile:
-    """The profile that `to_tables` wrote down.
+    """Restore the profile from the output of `to_tables`.
 
     Raises:
-        ValueError: it did not write this.
+        ValueError: the tables are not a valid profile.
     """
     return Profile.model_validate(tables)
 
 
 def to_toml(profile: Profile) -> str:
-    """`profile` as TOML, without the keys that have no value; loading it gives an equal one."""
+    """Convert to TOML without unset keys; loading the text gives an equal profile."""
     tables = to_tables(profile)
     for table, fields in tables.items():
         tables[table] = {f: _literal(f"{table}.{f}", value) for f, value in fields.items()}
@@ -76,9 +76,9 @@ def to_toml(profile: Profile) -> str:
 
 
 def _effect(key: str, old: object, new: object) -> Effect:
-    """What the change does to a resume; a file that lies elsewhere is known by its content."""
-    is_moved = KEYS[key].kind is not Kind.PLAIN and old is not None and new is not None
-    return Effect.NONE if is_moved else KEYS[key].effect
+    # A resume compares files by content, so another path is no change.
+    has_moved = KEYS[key].kind is not Kind.PLAIN and old is not None and new is not None
+    return Effect.NONE if has_moved else KEYS[key].effect
 
 
 def _values(profile: Profile) -> Iterator[tuple[str, Any]]:
@@ -94,7 +94,7 @@ def _plain(value: Any) -> Any:
 
 
 def _literal(key: str, value: Any) -> Any:
-    """`value` as a file states it: in a resolved path a $ is no variable but itself."""
+    # A resolved path has no variables left, so that each $ is literal and must be escaped.
     if isinstance(value, list):
         return [_literal(key, each) for each in value]
     if KEYS[key].kind is not Kind.PLAIN and str(value).startswith("/"):

@@ -1,7 +1,7 @@
-"""What a profile may say: every key with its type, limits, default, meaning and effect on a resume.
+"""Schema of a profile: every key with type, limits, default, description and effect on a resume.
 
 The docstring under a field is its description in the JSON Schema and in commented profiles. The
-models check values only; where values come from, and what paths mean, is `dpo_cli.profile.load`.
+pydantic models check values only; `dpo_cli.profile.load` reads the files and resolves paths.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from dpo_cli.profile.tracking import Track
 
 
 class Model(Table):
-    """Which weights to train, and what the weights themselves cannot tell."""
+    """Weights to train, and model settings that cannot be inferred from them."""
 
     out_dir: Annotated[Location | None, Field(examples=["../out"]), Kind.PATH, NONE, REFERENCE] = (
         None
     )
-    """Folder where MiniMind keeps its weights: the SFT checkpoint is looked for here, and the
-    result is exported to it."""
+    """MiniMind's folder of weights. The SFT weights are searched here, and the result is exported
+    to it."""
 
     weights: Annotated[
         str | None,
@@ -53,7 +53,7 @@ class Model(Table):
     ] = None
     """Weights to start from: a name in out_dir, the path of a file or of a Hugging Face directory,
     "hf:ORG/NAME" or "hf:ORG/NAME@REVISION" for a model on the Hub, or "run:NAME" for the float32
-    state of an earlier run. Default: the only full_sft_* in out_dir."""
+    weights of an earlier run. Default: the only full_sft_* in out_dir."""
 
     reference: Annotated[
         str | None,
@@ -62,8 +62,8 @@ class Model(Table):
         NONE,
         REFERENCE,
     ] = None
-    """Frozen weights the policy is compared with, named like checkpoint. Default: the checkpoint;
-    with any other the loss need not start at ln 2."""
+    """Weights of the frozen reference, named like model.weights. Default: model.weights. With other
+    weights the loss does not have to start at ln 2."""
 
     tokenizer: Annotated[
         Location | None,
@@ -72,102 +72,106 @@ class Model(Table):
         NONE,
         TOKENS | HELD_OUT | REFERENCE,
     ] = None
-    """Folder with tokenizer.json and tokenizer_config.json. The two MiniMind versions have
-    different vocabularies of the same size: take the one the weights were trained with. Default:
-    the checkpoint's own, where it is a Hugging Face directory."""
+    """Folder with tokenizer.json and tokenizer_config.json. Use the tokenizer that the weights were
+    trained with: those of MiniMind versions 2 and 3 have the same size, but different vocabularies.
+    Default: the tokenizer in the Hugging Face directory of the weights."""
 
     hidden_size: Annotated[int | None, Field(ge=1, examples=[512]), POSITION, REFERENCE] = None
-    """Width of the model. Read from the weights; stated, it must agree with them."""
+    """Width of the model. Inferred from the weights; if given, it must match."""
 
     num_hidden_layers: Annotated[int | None, Field(ge=1, examples=[8]), POSITION, REFERENCE] = None
-    """Number of transformer blocks. Read from the weights; stated, it must agree with them."""
+    """Number of transformer blocks. Inferred from the weights; if given, it must match."""
 
     use_moe: Annotated[bool | None, Field(examples=[False]), POSITION, REFERENCE] = None
-    """Whether the feed-forward blocks are mixtures of experts. Read from the weights; stated, it
-    must agree with them."""
+    """Mixture of experts in the feed-forward blocks. Inferred from the weights; if given, it must
+    match."""
 
     num_attention_heads: Annotated[int | None, Field(ge=1, examples=[8]), POSITION, REFERENCE] = (
         None
     )
-    """Number of query heads, which weights cannot always tell. Default: the version's."""
+    """Number of query heads. It cannot always be inferred from the weights. Default: that of the
+    MiniMind version."""
 
     num_key_value_heads: Annotated[int | None, Field(ge=1, examples=[2]), POSITION, REFERENCE] = (
         None
     )
-    """Number of key and value heads, each shared by a group of query heads. Default: the
-    version's."""
+    """Number of key and value heads; a group of query heads shares each. Default: that of the
+    MiniMind version."""
 
     num_experts_per_tok: Annotated[int | None, Field(ge=1, examples=[2]), POSITION, REFERENCE] = (
         None
     )
-    """Experts that each token is routed to (mixtures of experts only). Default: the
-    version's."""
+    """Number of experts per token (mixture of experts only). Default: that of the MiniMind
+    version."""
 
     norm_topk_prob: Annotated[bool | None, Field(examples=[True]), POSITION, REFERENCE] = None
-    """Whether the weights of a token's chosen experts are scaled to sum to one (mixtures of
-    experts only). Default: the version's."""
+    """Scale the weights of a token's selected experts to a sum of 1 (mixture of experts only).
+    Default: that of the MiniMind version."""
 
     rope_theta: Annotated[float | None, Field(gt=0, examples=[1e6]), POSITION, REFERENCE] = None
-    """Base of the rotary position frequencies; a wrong one ruins the model silently. Default: the
-    version's."""
+    """Base of the rotary position frequencies. A wrong value ruins the model without an error.
+    Default: that of the MiniMind version."""
 
     rms_norm_eps: Annotated[float | None, Field(gt=0, examples=[1e-5]), POSITION, REFERENCE] = None
-    """Small number that keeps the norms from dividing by zero. Default: the version's."""
+    """Epsilon of the RMS norms. Default: that of the MiniMind version."""
 
     dropout: Annotated[float, Field(ge=0, lt=1), MATHEMATICS, REFERENCE] = 0.0
-    """Share of attention weights dropped while training. Above 0 a pair's two sides no longer
-    share the computation of their prompt."""
+    """Share of attention weights dropped in training. Above 0, the two sides of a pair no longer
+    share the computation of their prompt, which is slower."""
 
     @property
     def reference_key(self) -> Literal["weights", "reference"]:
-        """Which of the two keys names the frozen weights."""
+        """Key of this table that names the frozen weights."""
         return "weights" if self.reference is None else "reference"
 
 
 class Train(Table):
-    """The optimization: how long, how fast, on what."""
+    """Optimization: duration, learning rate, precision, device and saves."""
 
     epochs: Annotated[int, Field(ge=1), MATHEMATICS] = 2
-    """Passes over the pairs. The learning rate falls over all of them together."""
+    """Passes over the training pairs. The learning rate decays once over all of them."""
 
     batch_size: Annotated[int, Field(ge=1), POSITION, REFERENCE] = 4
-    """Pairs in a micro-batch, per device: the unit of steps, intervals and the schedule. How many
-    are computed at once is another matter: see max_tokens_per_forward."""
+    """Pairs in a micro-batch, per device. Log, save and evaluation intervals and the schedule count
+    micro-batches. max_tokens_per_forward limits how many pairs are computed at once."""
 
     accumulation_steps: Annotated[int | None, Field(ge=1, examples=[1]), POSITION, REFERENCE] = None
-    """Micro-batches whose gradients are added up for one optimizer step. Default: 1, or what
-    global_batch_size asks for."""
+    """Micro-batches per optimizer step, whose gradients are accumulated. Default: 1, or derived
+    from global_batch_size."""
 
     global_batch_size: Annotated[int | None, Field(ge=1, examples=[32]), POSITION, REFERENCE] = None
-    """Pairs in one optimizer step over all devices, a multiple of batch_size: it derives the
-    accumulation, so that one and eight devices train the same recipe."""
+    """Pairs in one optimizer step over all devices; a multiple of batch_size. accumulation_steps is
+    derived from it, so that one and eight devices train the same recipe. Default: batch_size x
+    accumulation_steps x devices."""
 
     learning_rate: Annotated[float, Field(gt=0), MATHEMATICS] = 1e-8
-    """Step size of AdamW, before the schedule. How far the weights can move is the sum of the
-    learning rates over all steps; a large one makes the model forget what it has learned."""
+    """Peak learning rate of AdamW, before the schedule. The sum of the learning rates over all
+    optimizer steps (lr_sum) bounds how far a weight moves; too large a value makes the model
+    forget."""
 
     schedule: Annotated[Literal["minimind2", "minimind3"], MATHEMATICS] = "minimind2"
-    """Cosine over the T micro-batches of the run: "minimind2" is lr*(0.1+0.5*(1+cos(pi*t/T))) with
-    t from 0; "minimind3" is lr*(0.1+0.45*(1+cos(pi*t/T))) with t from 1."""
+    """Cosine decay over the T micro-batches of the run: "minimind2" is lr*(0.1+0.5*(1+cos(pi*t/T)))
+    with t from 0; "minimind3" is lr*(0.1+0.45*(1+cos(pi*t/T))) with t from 1."""
 
     warmup_iters: Annotated[int, Field(ge=0), MATHEMATICS] = 0
-    """Micro-batches over which the learning rate first rises in a line up to the schedule's."""
+    """Linear warm-up, in micro-batches."""
 
     kahan_summation: Annotated[bool, MATHEMATICS] = False
-    """Whether each weight keeps what float32 cannot hold of its updates, so that none is lost
-    however small: at a learning rate of 1e-8 hardly a weight above 0.25 moves otherwise. It takes
-    eight more bytes a weight in memory and four in each save, and may begin or end at a resume."""
+    """Keep the rounding error of each weight's float32 updates and add it to the next one, so that
+    small updates are not lost: at a learning rate of 1e-8 hardly a weight above 0.25 moves
+    otherwise. Takes eight more bytes per weight in memory and four in each checkpoint. You can
+    switch it on or off at a resume."""
 
     grad_clip: Annotated[float, Field(gt=0), MATHEMATICS] = 1.0
-    """Largest norm of all gradients together; longer ones are scaled down to it."""
+    """Gradient-norm clipping threshold."""
 
     nan_policy: Annotated[Literal["stop", "skip"], MATHEMATICS] = "stop"
-    """What to do when a loss or gradient is not a finite number: "stop" before the weights are
-    touched, or "skip" this update and go on. Either way the pairs are named, and what the first
-    such step began with is kept in the run's folder non_finite/."""
+    """Action on a NaN or infinite loss or gradient: "stop" before the weights change, or "skip"
+    this update and continue. Both name the pairs, and keep the inputs of the first such step in the
+    run's folder non_finite/."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32), POSITION, TOKENS | SPLIT | REFERENCE] = 1337
-    """Start of every random choice: order, dropout, think blocks, held-out pairs."""
+    """Seed of all random choices: order, dropout, think blocks, held-out pairs."""
 
     device: Annotated[
         str,
@@ -175,62 +179,62 @@ class Train(Table):
         MATHEMATICS,
         REFERENCE,
     ] = "auto"
-    """Where to compute: "cpu", "cuda", or "cuda:N" for the card N. "auto" is CUDA where there is
-    a card, else the CPU."""
+    """Device to compute on: "cpu", "cuda", or "cuda:N" for GPU N. "auto" is CUDA if there is a GPU,
+    else the CPU."""
 
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MATHEMATICS, REFERENCE] = (
         "auto"
     )
-    """Precision of the forward and backward pass; weights and optimizer stay in float32. "auto" is
-    bfloat16 on CUDA and float32 on the CPU."""
+    """Precision of the forward and backward pass; weights and optimizer state stay in float32.
+    "auto" is bfloat16 on CUDA and float32 on the CPU."""
 
     tf32: Annotated[bool, MATHEMATICS, REFERENCE] = False
-    """Whether CUDA may multiply float32 matrices as TF32: faster, but each factor is rounded to 10
-    bits of mantissa, where float32 has 23 and bfloat16 7; products are off by 5e-4 of their largest
-    element instead of 1e-6. Products in half precision and those of the CPU stay as they are."""
+    """Allow TF32 for float32 matrix products on CUDA: faster, but less accurate (10 mantissa bits
+    instead of 23; errors of 5e-4 of the largest element instead of 1e-6). No effect on half
+    precision and on the CPU."""
 
     activation_checkpointing: Annotated[bool, NONE] = False
-    """Whether each transformer block is computed again on the way back, instead of keeping what
-    its gradient needs: less memory for one more forward, and the same bits."""
+    """Recompute each transformer block in the backward pass instead of keeping its activations:
+    less memory for one more forward, with bitwise the same result."""
 
     router_aux_loss_coef: Annotated[float | None, Field(ge=0, examples=[5e-4]), MATHEMATICS] = None
     """Weight of the auxiliary loss that keeps all experts in use (mixtures of experts only).
     Default: 0 for MiniMind version 2 (computed, not added), 5e-4 for MiniMind version 3."""
 
     layout: Annotated[Literal["packed", "padded"], MATHEMATICS, REFERENCE] = "packed"
-    """How a batch is computed: "packed" without padding and with each prompt once, or "padded",
-    the plain padded loop: slower, with the same result."""
+    """Layout of a batch: "packed" has no padding and computes each prompt once; "padded" is the
+    plain loop over padded rows: slower, with the same result."""
 
     max_tokens_per_forward: Annotated[
         int | None, Field(ge=1, examples=[2048]), MATHEMATICS, REFERENCE
     ] = None
-    """Tokens that are computed together at most: the pairs of an optimizer step are dealt out
-    anew, with the same gradient, and a longer pair stands alone. The lower, the less memory.
-    Default: 2048 on a CPU; on CUDA micro-batches stay as they are, as they do everywhere with
-    experts, with dropout, with a loss of whole batches, and in the padded layout."""
+    """Most tokens computed in one forward. The pairs of an optimizer step are regrouped to fit,
+    with the same gradient; a longer pair is computed alone. Lower values need less memory. Default:
+    2048 on a CPU; unlimited on CUDA. Micro-batches are never regrouped with experts, with dropout,
+    with a loss over whole batches, or in the padded layout."""
 
     aux_loss_tokens: Annotated[Literal["real", "all"], MATHEMATICS, REFERENCE] = "real"
     """Tokens that the auxiliary loss counts: "real" tokens only, or "all" with padding, as in
     MiniMind version 3's own script (only with layout = "padded")."""
 
     deterministic: Annotated[bool, MATHEMATICS, REFERENCE] = False
-    """Whether CUDA must repeat itself bit for bit, which is slower. The CPU always does."""
+    """Require bitwise repeatable results on CUDA, which is slower. The CPU always repeats them."""
 
     compile: Annotated[bool, MATHEMATICS, REFERENCE] = False
-    """Whether torch.compile fuses what lies around the matrix products of a block, so that CUDA has
-    less to launch; it costs up to a minute at the start. On a CPU it needs a C++ compiler, and has
-    not been seen to gain anything."""
+    """Fuse the operations between the matrix products of a block with torch.compile: fewer kernel
+    launches on CUDA, up to a minute longer at the start. On a CPU it needs a C++ compiler, and no
+    gain has been measured."""
 
     log_interval: Annotated[int, Field(ge=1), NONE] = 100
     """Micro-batches between two lines of the plain log."""
 
     save_interval: Annotated[int, Field(ge=1), NONE] = 100
-    """Micro-batches between two saves of the training state; the save falls on the next optimizer
-    step."""
+    """Micro-batches between two checkpoints; each is saved at the next optimizer step."""
 
     save_min_seconds: Annotated[float, Field(ge=0), NONE] = 60.0
-    """Seconds at least between two saves, since one writes twelve bytes a parameter; more where a
-    save would take over 0.6 % of the time. 0 saves at each save_interval."""
+    """Minimum seconds between two checkpoints, which take twelve bytes per parameter each. The
+    interval grows where saving would take over 0.6 % of the time. 0 saves at every
+    save_interval."""
 
     @field_validator("global_batch_size")
     @classmethod
@@ -248,13 +252,13 @@ class Train(Table):
             raise contradiction(
                 f"contradicts train.batch_size x train.accumulation_steps = "
                 f"{batch_size} x {accumulation_steps} = {batch_size * accumulation_steps}; "
-                "state only one of train.global_batch_size and train.accumulation_steps"
+                "set only one of train.global_batch_size and train.accumulation_steps"
             )
         return value
 
     @field_validator("aux_loss_tokens")
     @classmethod
-    def _check_aux_tokens(cls, value: str, info: ValidationInfo) -> str:
+    def _check_aux_loss_tokens(cls, value: str, info: ValidationInfo) -> str:
         if value == "all" and info.data.get("layout") == "packed":
             raise contradiction(
                 'the packed layout has no padding to count; set train.layout = "padded", '
@@ -263,12 +267,12 @@ class Train(Table):
         return value
 
     def accumulation_on(self, devices: int) -> int:
-        """Micro-batches in one optimizer step when `devices` devices train together.
+        """Return the micro-batches per optimizer step and device, on `devices` devices.
 
-        Where both are stated, `global_batch_size` governs.
+        `global_batch_size` takes precedence over `accumulation_steps`.
 
         Raises:
-            UsageError: `global_batch_size` cannot be shared evenly among so many devices.
+            UsageError: `global_batch_size` does not divide evenly among the devices.
         """
         if self.global_batch_size is None:
             return self.accumulation_steps or 1
@@ -284,7 +288,7 @@ class Train(Table):
 
 
 class Eval(Table):
-    """Held-out pairs: the only honest measure of what was learned."""
+    """Held-out pairs, which are evaluated but not trained on."""
 
     fraction: Annotated[float, Field(ge=0, lt=1), POSITION, SPLIT | REFERENCE] = 0.0
     """Share of the pairs that is held out of training and evaluated."""
@@ -296,32 +300,30 @@ class Eval(Table):
         MATHEMATICS,
         HELD_OUT | REFERENCE,
     ] = None
-    """Held-out pairs in a file or folder of their own, instead of a fraction; in any format that
-    data.data_path may have."""
+    """File or folder with held-out pairs, instead of a fraction of the training pairs, in any
+    format that data.data_path accepts."""
 
     interval: Annotated[int, Field(ge=0), MATHEMATICS] = 0
-    """Micro-batches between two evaluations; 0 evaluates once before training and once after it.
-    Without held-out pairs there is none."""
+    """Micro-batches between two evaluations; 0 evaluates once before and once after training. No
+    effect without held-out pairs."""
 
     keep_best: Annotated[bool, NONE] = False
-    """Whether the state with the lowest held-out loss is kept beside the newest ones, and its
-    weights in a file of their own, rlhf_best_512.pth. A new best is saved at once."""
+    """Keep the checkpoint with the lowest held-out loss besides the newest ones, and write its
+    weights to a file of their own, rlhf_best_512.pth. A new best is saved at once."""
 
     num_samples: Annotated[int, Field(ge=0, examples=[3]), NONE] = 0
-    """Held-out prompts that policy and reference answer at each evaluation, to be read side by
-    side: greedily, up to 96 tokens each."""
+    """Held-out prompts that policy and reference answer at each evaluation, for side-by-side
+    reading: greedy decoding, up to 96 tokens each."""
 
     patience: Annotated[int, Field(ge=0), NONE] = 0
-    """Evaluations in a row without a lower held-out loss after which the run ends by itself; 0
-    trains to the end. Needs eval.interval."""
+    """Stop after this many evaluations in a row without a lower held-out loss; 0 trains to the end.
+    Needs eval.interval."""
 
     @field_validator("patience")
     @classmethod
     def _check_patience(cls, value: int, info: ValidationInfo) -> int:
         if value and info.data.get("interval") == 0:
-            raise contradiction(
-                "needs evaluations between the first step and the last; set eval.interval"
-            )
+            raise contradiction("needs evaluations during training; set eval.interval")
         return value
 
     @field_validator("path")
@@ -329,31 +331,31 @@ class Eval(Table):
     def _check_path(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("fraction"):
             raise contradiction(
-                "held-out pairs come from a file or from a fraction of the training pairs, not "
+                "held-out pairs come from a file or are a fraction of the training pairs, not "
                 "both; leave out eval.path or eval.fraction"
             )
         return value
 
 
 class Export(Table):
-    """What a run's weights become: the half-precision file that MiniMind's own scripts load, or of
-    any other model a Hugging Face directory."""
+    """Exported weights: a file for MiniMind's own scripts, or a Hugging Face directory."""
 
-    # With all that is put around it while it is written, below the 255 bytes of a file name.
+    # At most 48 characters of 4 bytes each, so that the temporary file names that are made from
+    # the prefix stay below 255 bytes.
     prefix: Annotated[
         str, Field(pattern=r"^[^/\x00-\x1f]{1,48}$", examples=["rlhf", "dpo"]), NONE
     ] = "rlhf"
-    """Beginning of the file's name, which goes on with the hidden size and "_moe": rlhf_512.pth. A
-    Hugging Face directory has it as its name."""
+    """Prefix of the file name; hidden size and "_moe" follow, as in rlhf_512.pth. It is the name of
+    an exported Hugging Face directory."""
 
     dtype: Annotated[Literal["auto", "float16", "bfloat16", "float32"], NONE] = "auto"
-    """Precision of the file. Weights that were born float16 should not become bfloat16: its
-    rounding is larger than the update. "auto" is float16 for MiniMind, and in a Hugging Face
-    directory that of the checkpoint."""
+    """Precision of the file. Do not export weights that started as float16 in bfloat16: its
+    rounding is larger than the update. "auto" is float16 for MiniMind, and the precision of the
+    starting weights for a Hugging Face directory."""
 
 
 class Profile(Table):
-    """Everything a run is told. Paths are absolute once `load_profile` has read it."""
+    """All settings of a run. Paths are absolute once `load_profile` has read them."""
 
     model: Model
     data: Data
@@ -367,26 +369,26 @@ class Profile(Table):
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the profile, as its readers need it."""
+    """One key of the profile."""
 
     name: str
-    """Dotted: "train.learning_rate"."""
+    """Dotted name, for example "train.learning_rate"."""
     description: str
     effect: Effect
     affects: Affects
     kind: Kind
     examples: tuple[object, ...]
-    """Values that would do; the default, if nothing else is of interest."""
+    """Valid values; the default if the schema gives no others."""
     default: object
-    """The value of a profile that is silent; None where there is none, or it is read elsewhere."""
+    """Value if the profile does not set the key; None if there is none, or it is inferred."""
     is_required: bool
-    """Whether a profile must state it."""
+    """True if every profile must set the key."""
 
 
 TABLES: Mapping[str, type[BaseModel]] = {
     name: cast(type[BaseModel], info.annotation) for name, info in Profile.model_fields.items()
 }
-"""The tables of a profile, in order."""
+"""Tables of a profile by name, in order."""
 
 
 def _describe_keys() -> dict[str, Key]:

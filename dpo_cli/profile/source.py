@@ -1,4 +1,4 @@
-"""Profiles as files: where they lie, what they state and in which line, and whom they extend."""
+"""Profile files: shipped profiles, inheritance by `extends`, and the line of each key."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Document:
-    """One profile file, as written."""
+    """One parsed profile file."""
 
     path: Path
     values: Mapping[str, Any]
     lines: Mapping[str, int]
-    """Line of each dotted key, counted from 1; keys in unusual places may be missing."""
+    """Line of each dotted key, from 1; keys in unusual TOML constructs may be missing."""
 
     def origin(self, key: str) -> str:
-        """Where `key` is stated: "profiles/my.toml:12"."""
+        """Return the place of `key`, for example "profiles/my.toml:12"."""
         line = self.lines.get(key)
         return show_path(self.path) + (f":{line}" if line else "")
 
 
 def shipped_profiles() -> dict[str, Path]:
-    """The profiles that come with the package, by name: from the wheel, or from the repository."""
+    """Return the profiles of the package by name, from the wheel or the repository."""
     in_wheel = _PACKAGE / "profiles"
     folder = in_wheel if in_wheel.is_dir() else _PACKAGE.parent / "profiles"
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def find_profile(path: Path, name: str) -> Path:
-    """The file at `path`, or else the shipped profile called `name`.
+    """Return the file at `path`, or the shipped profile called `name`.
 
     Raises:
-        UsageError: there is neither; names what is near.
+        UsageError: neither exists; the message suggests a similar name.
     """
     if os.path.isfile(path):
         return path
     shipped = shipped_profiles()
     if name in shipped:
         return shipped[name]
-    remedy = f"Name a .toml file or a shipped profile: {', '.join(shipped)}."
+    remedy = f"Use a .toml file or a shipped profile: {', '.join(shipped)}."
     if os.path.isdir(path):
         raise UsageError(f"{show_path(path)} is a directory, not a profile", remedy)
     near = {stem: stem for stem in shipped}
@@ -60,10 +60,10 @@ def find_profile(path: Path, name: str) -> Path:
 
 
 def read_chain(path: Path) -> list[Document]:
-    """The profile at `path` and all it extends, the farthest ancestor first.
+    """Read the profile at `path` and all that it extends, the farthest ancestor first.
 
     Raises:
-        UsageError: a file cannot be read or parsed, a parent is missing, or one extends itself.
+        UsageError: a file cannot be read or parsed, a parent is missing, or `extends` is circular.
     """
     chain = [_read(path)]
     while (parent := chain[-1].values.get("extends")) is not None:
@@ -72,36 +72,37 @@ def read_chain(path: Path) -> list[Document]:
         if any(paths[-1].samefile(earlier) for earlier in paths[:-1]):
             raise UsageError(
                 f"profiles extend each other: {' -> '.join(map(show_path, paths))}",
-                "Take one `extends` out.",
+                "Remove one `extends`.",
             )
     return chain[::-1]
 
 
 def expand_path(text: str, base: Path) -> Path:
-    """`text` as an absolute path: ~ and $VAR expanded, then relative to `base`.
+    """Expand ~ and $VAR in `text` and make it absolute, relative to `base`.
 
-    A dollar sign itself is written $$. Links are kept: a link may have the name that counts.
+    $$ is a literal dollar sign. Symbolic links are not resolved, because the name of the link may
+    matter, as in full_sft_512.pth.
 
     Raises:
-        ValueError: it is empty, or names a variable or a home that does not exist.
+        ValueError: `text` is empty, or uses an undefined variable or home directory.
     """
     if not text:
         raise ValueError("must not be empty")
     try:
         expanded = Template(os.path.expanduser(text)).substitute(os.environ)
     except KeyError as error:
-        raise ValueError(f"the variable {error.args[0]} is not set; export it") from None
+        raise ValueError(f"variable {error.args[0]} is not set; export it") from None
     except ValueError:
-        raise ValueError("a $ without a variable's name; write $$ for the sign itself") from None
+        raise ValueError("$ without a variable name; write $$ for a literal $") from None
     if expanded.startswith("~"):
-        raise ValueError(f"there is no home directory {expanded.split('/')[0]}")
+        raise ValueError(f"no home directory {expanded.split('/')[0]}; write the full path")
     return Path(os.path.abspath(base / expanded))
 
 
 def _find_parent(child: Document, parent: object) -> Path:
     where = f"{child.origin('extends')}  extends = {show_value(parent)}"
     if not isinstance(parent, str):
-        raise UsageError(f"{where}: must be a path or a shipped profile's name, in quotes")
+        raise UsageError(f"{where}: must be a path or the name of a shipped profile, in quotes")
     try:
         return find_profile(expand_path(parent, child.path.parent), parent)
     except ValueError as error:
@@ -113,7 +114,7 @@ def _find_parent(child: Document, parent: object) -> Path:
 def _read(path: Path) -> Document:
     shown = show_path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # -sig: a byte order mark is no error
+        text = path.read_bytes().decode("utf-8-sig")  # -sig accepts a byte order mark
         return Document(path, tomllib.loads(text), scan_lines(text))
     except OSError as error:
         raise UsageError(f"{shown} cannot be read: {error.strerror}") from None
@@ -121,17 +122,17 @@ def _read(path: Path) -> Document:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{shown}:{line} is not UTF-8", "Save the file as UTF-8.") from None
     except tomllib.TOMLDecodeError as error:
-        raise _broken_toml(shown, text, str(error)) from None
+        raise _invalid_toml(shown, text, str(error)) from None
 
 
-def _broken_toml(shown: str, text: str, message: str) -> UsageError:
-    remedy = 'Strings and paths need quotes ("..."); truth values are true and false.'
+def _invalid_toml(shown: str, text: str, message: str) -> UsageError:
+    remedy = 'Quote strings and paths ("..."); write booleans as true and false.'
     place = re.search(r" \(at line (\d+), column (\d+)\)$", message)
     if place is None:  # "(at end of document)"
-        return UsageError(f"{shown}: broken TOML: {message}", remedy)
+        return UsageError(f"{shown}: invalid TOML: {message}", remedy)
     line, column = map(int, place.groups())
     return UsageError(
-        f"{shown}:{line}:{column}: broken TOML: {message[: place.start()]}",
+        f"{shown}:{line}:{column}: invalid TOML: {message[: place.start()]}",
         remedy,
         [text.split("\n")[line - 1].strip()],
     )
@@ -145,13 +146,14 @@ _INLINE = re.compile(rf"[{{,]\s*({_DOTTED})\s*=")
 
 
 def scan_lines(text: str) -> dict[str, int]:
-    """The line of each key of a valid TOML text, found without parsing it: tomllib keeps none.
+    """Return the line of each key in a valid TOML text, by regular expressions.
 
-    Good enough to point at a line: headers, dotted and quoted keys, inline tables of one level.
+    tomllib reports no lines. Covers headers, dotted and quoted keys, and inline tables of one
+    level, which is enough for error messages.
     """
     lines: dict[str, int] = {}
     table = ""
-    quote = ""  # the quotes of the multi-line string we are in
+    quote = ""  # delimiter of the multi-line string that is open, if any
     for number, line in enumerate(text.split("\n"), start=1):
         was_quoted = bool(quote)
         for mark in re.findall(r'"""|\'\'\'', line):
@@ -171,5 +173,5 @@ def scan_lines(text: str) -> dict[str, int]:
 
 
 def _plain(dotted: str) -> str:
-    """`train . "beta"` as `train.beta`."""
-    return re.sub(r"""\s*\.\s*|["']""", lambda found: "." if "." in found[0] else "", dotted)
+    """Normalize `train . "beta"` to `train.beta`."""
+    return re.sub(r"""\s*\.\s*|["']""", lambda match: "." if "." in match[0] else "", dotted)

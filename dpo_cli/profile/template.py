@@ -1,4 +1,4 @@
-"""A new profile as text: every key with its meaning, and the reference's value beside it."""
+"""Text of a new profile: every key with its description and the value of MiniMind's script."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ _SCRIPT_KEYS = frozenset(
     }.items()
     for name in names
 )
-"""What the reference script has too, as an argument or written into it."""
+"""Keys that MiniMind's script train_dpo.py has, too, as arguments or as constants."""
 
 
 def schema_text() -> str:
-    """The JSON Schema as the text of a file."""
+    """Format the JSON Schema as the text of a file."""
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-def render(draft: Draft, title: str, reference: Profile) -> str:
-    """The text of a profile, with the schema's file beside it.
+def render(draft: Draft, title: str, minimind: Profile) -> str:
+    """Format a draft as a profile that uses the schema file beside it.
 
     Args:
-        draft: what it states; every other key stands there behind a #.
-        title: what it is, in a line.
-        reference: the script's values for this kind of model.
+        draft: values to set; all other keys are commented out.
+        title: first line of the profile.
+        minimind: values of MiniMind's script for this kind of model.
     """
     lines = [
         f"#:schema {SCHEMA_NAME}",
         "",
         f"# {title}",
         "#",
-        "# Every key is here. One behind a # is not stated: the value is its default, or an",
-        '# example where "unset" follows. "reference" is the value of the script train_dpo.py.',
+        '# Commented-out keys keep their default; "unset" marks keys without one, with an example.',
+        '# "minimind" is the value of MiniMind\'s script train_dpo.py.',
         "# Paths are relative to this file.",
     ]
     for table, model in TABLES.items():
         lines += ["", "", *_comment(model.__doc__ or ""), f"[{table}]"]
         for key in KEYS.values():
             if key.name.startswith(f"{table}."):
-                lines += ["", *_key_lines(key, draft, reference)]
+                lines += ["", *_key_lines(key, draft, minimind)]
     return "\n".join(lines) + "\n"
 
 
-def _key_lines(key: Key, draft: Draft, reference: Profile) -> Iterator[str]:
+def _key_lines(key: Key, draft: Draft, minimind: Profile) -> Iterator[str]:
     yield from _comment(key.description)
     if notes := draft.notes.get(key.name):
         yield from ("#", *(f"# {note}" for note in notes))
@@ -76,14 +76,14 @@ def _key_lines(key: Key, draft: Draft, reference: Profile) -> Iterator[str]:
         statement = f"#{name} = {show_value(value)}"
         beside += ["unset"] if key.default is None else []
     if key.name in _SCRIPT_KEYS:
-        beside.append(f"reference: {show_value(_reference_value(key, reference))}")
+        beside.append(f"minimind: {show_value(_minimind_value(key, minimind))}")
     yield f"{statement}  # {', '.join(beside)}" if beside else statement
 
 
-def _reference_value(key: Key, reference: Profile) -> Any:
-    """The script's value; of a path its own, relative to its own place."""
+def _minimind_value(key: Key, minimind: Profile) -> Any:
     table, name = key.name.split(".")
-    value = getattr(getattr(reference, table), name)
+    value = getattr(getattr(minimind, table), name)
+    # The example of a path is the script's own, relative to the script.
     return key.examples[0] if value is None or key.kind is Kind.PATH else value
 
 

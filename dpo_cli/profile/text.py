@@ -1,4 +1,4 @@
-"""How messages show values, paths and suggestions."""
+"""Values, paths and suggestions as texts for messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def show_value(value: object) -> str:
-    """`value` as a profile would state it; "unset" for None."""
+    """Format `value` as TOML; "unset" for None."""
     match value:
         case None:
             return "unset"
@@ -31,11 +31,11 @@ def show_value(value: object) -> str:
 
 
 def show_path(path: Path) -> str:
-    """`path` relative to the working directory, or absolute where that is shorter."""
+    """Format `path` relative to the working directory, or absolute if that is shorter."""
     return min(os.path.relpath(path), os.path.abspath(path), key=len)
 
 
 def did_you_mean(name: str, candidates: Iterable[str], show: Callable[[str], str] = str) -> str:
-    """ "; did you mean X?" with the candidate most like `name`, or nothing if none is."""
+    """Return "; did you mean X?" with the closest candidate, or "" if none is close."""
     near = difflib.get_close_matches(name, list(candidates), n=1)
     return f"; did you mean {show(near[0])}?" if near else ""

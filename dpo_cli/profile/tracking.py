@@ -1,4 +1,4 @@
-"""The table `[track]`: which trackers get the figures of a run."""
+"""The table `[track]`: experiment trackers that receive the metrics of a run."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from dpo_cli.profile.table import NONE, Table
 
 
 class Track(Table):
-    """Which trackers get the figures of a run, read off its event stream by a process beside it.
-    Neither texts nor paths nor host names go there."""
+    """Trackers that receive a run's metrics, but no texts (see send_text), paths or host names."""
 
     use_wandb: Annotated[bool, NONE] = False
-    """Whether Weights & Biases gets them; without a login they are kept in the run's folder wandb,
-    and the command that uploads them is printed. Needs the extra wandb."""
+    """Send metrics to Weights & Biases. Without a login they are kept in the run's folder wandb,
+    and the upload command is printed. Needs the extra wandb."""
 
-    # What Weights & Biases takes.
+    # The characters that Weights & Biases accepts.
     wandb_project: Annotated[
         str, Field(pattern=r"^[^/\\#?%:\x00-\x1f]{1,128}$", examples=["MiniMind-DPO"]), NONE
     ] = "MiniMind-DPO"
-    """Project there, and at SwanLab."""
+    """Project name at Weights & Biases and SwanLab."""
 
     use_swanlab: Annotated[bool, NONE] = False
-    """Whether SwanLab gets them; without a login they are kept in the run's folder swanlab, and the
-    command that uploads them is printed. Needs the extra swanlab."""
+    """Send metrics to SwanLab. Without a login they are kept in the run's folder swanlab, and the
+    upload command is printed. Needs the extra swanlab."""
 
     use_tensorboard: Annotated[bool, NONE] = False
-    """Whether they are written for TensorBoard, into the run's folder tensorboard. Needs the extra
+    """Write metrics for TensorBoard to the run's folder tensorboard. Needs the extra
     tensorboard."""
 
     send_text: Annotated[bool, NONE] = False
-    """Whether trackers get texts, too: the prompts of eval.num_samples and both answers. They leave
-    this machine then, where a tracker uploads what it gets."""
+    """Send texts, too: the prompts of eval.num_samples and both answers. A tracker that uploads
+    sends them off this machine."""

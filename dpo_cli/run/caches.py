@@ -15,7 +15,6 @@ from dpo_cli.files import cache_directory
 KINDS = {
     "tokens": "encoded rows",
     "reference": "log-probs of references",
-    "matmul": "how this machine multiplies fastest",
 }
 """What is kept, in words."""
 _WRITING_SECONDS = 3600
@@ -65,7 +64,7 @@ def remove(cached: Sequence[Cached]) -> list[Cached]:
         with suppress(OSError):
             entry.path.unlink(missing_ok=True)
             gone.append(entry)
-    for folder in {entry.path.parent for entry in cached if entry.kind != "matmul"}:
+    for folder in {entry.path.parent for entry in cached}:
         with suppress(OSError):  # not empty
             os.rmdir(folder)
     return gone
@@ -78,6 +77,3 @@ def _files(directory: Path) -> Iterator[tuple[str, Path]]:
             for path in sorted(folder.glob(pattern)):
                 if path.name.startswith(".") == pattern.startswith("."):
                     yield kind, path
-    for path in sorted(directory.glob("matmul-*")):
-        if path.is_file() and not path.is_symlink():
-            yield "matmul", path

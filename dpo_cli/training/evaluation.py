@@ -24,7 +24,7 @@ def score_held_out(
     make_batch: Callable[[Sequence[int]], Batch],
     *,
     dpo: Dpo,
-    compute: Device,
+    device: Device,
     on_progress: Callable[[int], None],
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Tensor:
@@ -36,7 +36,7 @@ def score_held_out(
         rows: which pairs are scored together; every one of K stands in one row.
         make_batch: the pairs of a row, on the device.
         dpo: the objective.
-        compute: device and autocast.
+        device: device and autocast.
         on_progress: hears how many pairs this rank has done.
         group: who scores together. Collective: all of them call it at the same moment.
 
@@ -52,7 +52,7 @@ def score_held_out(
         if isinstance(policy, CachedReference):
             scores = policy.scores(indices, batch)
         else:
-            with compute.autocast():
+            with device.autocast():
                 scores = policy(batch, with_entropies=True)
         assert scores.entropies is not None
         figures.append(

@@ -1,176 +1,310 @@
-"""The inputs of a run as they are read: weights, rows, and whether they fit each other."""
+"""Inputs of a run: weights and pairs, read and checked against each other."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from dpo_cli.compute.device import Device
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.pairs import refuse_if_mostly_malformed
-from dpo_cli.data.sources import Source
-from dpo_cli.data.token_cache import encode_source
-from dpo_cli.data.tokens import EncodedRows, Rows, TokenizedPairs
+from dpo_cli.data.groups import groups_of
+from dpo_cli.data.pairs import SkippedRow
+from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
+from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
-from dpo_cli.files import sha256_file, write_atomically
-from dpo_cli.models.loading import ModelWeights, load_model_weights
-from dpo_cli.models.spec import architecture_of
-from dpo_cli.profile.inputs import resolve_weights
+from dpo_cli.models.loading import ModelWeights
+from dpo_cli.models.spec import Architecture
+from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.schema import Profile
-from dpo_cli.run.lookup import find_run
-from dpo_cli.training.run_weights import read_trained
+from dpo_cli.profile.text import show_value
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.training.batches import BatchPlanner
+from dpo_cli.training.optimizer import LearningRate
+from dpo_cli.training.sources import (
+    OnProgress,
+    held_out_pairs,
+    require_positions,
+    require_same_vocabulary,
+    training_pairs,
+    usable_rows,
+)
+from dpo_cli.training.weights import read_model_weights
 
-RUN_PREFIX = "run:"
 
-OnProgress = Callable[[str, int, int, str], None]
-"""Called with phase, done, total and unit."""
+@dataclass(frozen=True)
+class RunInputs:
+    """Everything that a run reads before its first step.
+
+    Attributes:
+        profile: the validated profile.
+        device: device and dtype.
+        weights, reference_weights: starting weights of policy and reference.
+        tokenizer: directory of the tokenizer.
+        pad_id: token id of padding.
+        pairs, held_out: pairs to train on, and pairs that are only evaluated.
+        skipped_rows, held_out_skipped_rows: rows left out, with line and reason.
+        fingerprints: hex SHA-256 of each input, see `dpo_cli.run.plan.Plan`.
+        held_out_groups: (K,) bool by group name: the held-out pairs of each group.
+        accumulation_steps: micro-batches of one optimizer step, over all group. A resumed run keeps
+            the number it began with, also on another number of group.
+        world_size: number of ranks that train together.
+    """
+
+    profile: Profile
+    device: Device
+    weights: ModelWeights
+    reference_weights: ModelWeights
+    tokenizer: Path
+    pad_id: int
+    pairs: TokenizedPairs
+    held_out: TokenizedPairs
+    skipped_rows: Sequence[SkippedRow]
+    fingerprints: dict[str, str]
+    held_out_skipped_rows: Sequence[SkippedRow] = ()
+    held_out_groups: Mapping[str, Tensor] = field(default_factory=dict)
+    accumulation_steps: int = 1
+    world_size: int = 1
+
+    @cached_property
+    def order(self) -> BatchSampler:
+        """Order of the pairs: which ones form each optimizer step."""
+        return BatchSampler(
+            pairs=len(self.pairs),
+            batch_size=self.profile.train.batch_size,
+            accumulation_steps=self.accumulation_steps,
+            epochs=self.profile.train.epochs,
+            shuffle=self.profile.data.shuffle,
+            seed=self.profile.train.seed,
+        )
+
+    @cached_property
+    def batches(self) -> BatchPlanner:
+        """Batch planner of this run."""
+        return BatchPlanner(
+            profile=self.profile,
+            device=self.device,
+            pad_id=self.pad_id,
+            pairs=self.pairs,
+            held_out=self.held_out,
+            order=self.order,
+            use_moe=self.weights.architecture.use_moe,
+            world_size=self.world_size,
+        )
+
+    @cached_property
+    def learning_rate(self) -> LearningRate:
+        """Schedule of the learning rate."""
+        train = self.profile.train
+        return LearningRate(
+            train.schedule, train.learning_rate, self.order.micro_batches, train.warmup_iters
+        )
+
+    @property
+    def export_dtype(self) -> str:
+        """Name of the dtype in which the run writes its weights for other tools."""
+        return export_dtype(self.profile, self.weights.architecture, self.weights.dtype_name)
+
+    @property
+    def router_aux_loss_coef(self) -> float:
+        """Weight of the aux_loss in the loss of a micro-batch; 0 leaves it out."""
+        coefficient = self.profile.train.router_aux_loss_coef
+        if coefficient is None:
+            return self.weights.architecture.default_router_aux_loss_coef
+        return coefficient
+
+    @property
+    def aux_loss_weight(self) -> float:
+        """Weight of a micro-batch's aux_loss in the loss of one optimizer step."""
+        return self.router_aux_loss_coef / self.order.accumulation_steps
+
+    @property
+    def policy_starts_as_reference(self) -> bool:
+        """Return True if policy and reference score held-out pairs identically at step 0."""
+        policy, reference = self.weights, self.reference_weights
+        has_same_weights = policy.fingerprint == reference.fingerprint
+        has_same_shape = policy.architecture == reference.architecture
+        return has_same_weights and has_same_shape and not self.profile.dpo.use_weighting
+
+    @property
+    def longest_sequence(self) -> int:
+        """Length in tokens of the longest sequence that is computed, padding included."""
+        if self.profile.train.layout == "padded":
+            return self.profile.data.max_seq_len
+        return max(int(pairs.lengths.max()) for pairs in (self.pairs, self.held_out) if pairs)
 
 
-def read_model_weights(
+def read_inputs(
     profile: Profile,
-    which: Literal["weights", "reference"],
-    runs_root: Path,
-    keep_in: Path | None = None,
-) -> ModelWeights:
-    """The weights that the profile starts from, or compares with.
-
-    Args:
-        profile: states them.
-        which: of the two.
-        runs_root: where `run:NAME` is looked for.
-        keep_in: a folder where the weights of `run:NAME` are kept, and found again.
-
-    Raises:
-        DpoError: they are missing, damaged, or contradict the profile.
-    """
-    source = resolve_weights(profile, which)
-    if source.startswith(RUN_PREFIX):
-        return _load_run(source, runs_root, keep_in and keep_in / f"{which}.safetensors")
-    return load_model_weights(Path(source), profile.model.model_dump())
-
-
-def _load_run(source: str, runs_root: Path, kept: Path | None) -> ModelWeights:
-    """The float32 weights of another run's newest checkpoint, as they were when first read."""
-    if kept is None or not kept.exists():
-        trained = read_trained(find_run(runs_root, source.removeprefix(RUN_PREFIX)))
-        if kept is None:
-            return trained.model_weights
-        shape = {"shape": json.dumps(trained.architecture.to_dict())}
-        write_atomically(kept, lambda temporary: save_file(trained.weights, temporary, shape))
-    with safe_open(kept, framework="pt") as file:
-        shape = json.loads(file.metadata()["shape"])
-    return ModelWeights(architecture_of(shape), load_file(kept), torch.float32, sha256_file(kept))
-
-
-def require_same_vocabulary(
-    tokenizer: ChatTokenizer, model_weights: ModelWeights, reference: ModelWeights
-) -> None:
-    """Refuse a tokenizer or a reference of another vocabulary than the checkpoint's.
-
-    Raises:
-        DpoError: naming the sizes.
-    """
-    vocab_size = model_weights.architecture.vocab_size
-    if tokenizer.vocab_size > vocab_size:
-        raise DpoError(
-            f"{tokenizer.folder}: the tokenizer has {tokenizer.vocab_size} entries, the checkpoint"
-            f" knows {vocab_size}",
-            "use the tokenizer that the checkpoint was trained with",
-        )
-    if reference.architecture.vocab_size != vocab_size:
-        raise DpoError(
-            f"model.reference knows {reference.architecture.vocab_size} tokens, model.weights"
-            f" {vocab_size}",
-            "policy and reference must share a tokenizer",
-        )
-
-
-def require_positions(
-    profile: Profile, model_weights: ModelWeights, source: Source, pairs: TokenizedPairs
-) -> None:
-    """Refuse pairs of a source with more tokens than the model has positions for.
-
-    A `data.max_seq_len` beyond that is fine where no conversation is as long; not so in the
-    padded layout, which pads each of them to it.
-
-    Raises:
-        DpoError: naming the lines.
-    """
-    if (limit := model_weights.architecture.max_positions) is None:
-        return
-    remedy = f"state data.max_seq_len = {limit}, or less"
-    if profile.train.layout == "padded" and profile.data.max_seq_len > limit:
-        raise DpoError(
-            f"data.max_seq_len = {profile.data.max_seq_len}: the model has {limit} positions, and"
-            ' train.layout = "padded" pads every sequence to that length',
-            remedy,
-        )
-    longest = pairs.lengths.amax(dim=1)
-    beyond = pairs.lines[longest > limit].tolist()
-    if beyond:
-        raise DpoError(
-            f"{source}: {len(beyond)} pairs have up to {longest.max()} tokens on a side, and"
-            f" the model has {limit} positions: {pairs.places.names(beyond)}",
-            remedy,
-        )
-
-
-def training_pairs(profile: Profile) -> Source:
-    """Where the pairs to train on come from."""
-    return Source(profile.data.paths, profile.data.format, profile.data.columns or {})
-
-
-def held_out_pairs(profile: Profile) -> Source | None:
-    """Where pairs come from that are held out, if they have a file of their own."""
-    if profile.eval.path is None:
-        return None
-    return Source((profile.eval.path,), profile.data.format, profile.data.columns or {})
-
-
-def encode(
-    profile: Profile,
-    source: Source,
-    tokenizer: ChatTokenizer,
+    device: Device,
+    run: RunDirectory,
     on_progress: OnProgress,
     group: ProcessGroup = SINGLE_PROCESS,
-) -> EncodedRows:
-    """The rows of a source as the profile has them encoded; see `encode_source`."""
-    return encode_source(
-        source,
+    accumulation_steps: int | None = None,
+) -> RunInputs:
+    """Read and check all inputs; writes nothing but a copy of the weights that `run:NAME` names.
+
+    Args:
+        profile: the validated profile.
+        device: device and dtype.
+        run: `run:NAME` is looked up beside it. A copy of those weights is kept in it, because the
+            other run may train on and remove the checkpoint.
+        on_progress: see `OnProgress`.
+        group: the ranks that train together; collective.
+        accumulation_steps: see `assemble_inputs`.
+
+    Raises:
+        DpoError: an input is missing, damaged, or does not fit the others.
+    """
+    tokenizer = ChatTokenizer(resolve_tokenizer(profile))
+
+    def read_weights() -> tuple[ModelWeights, ModelWeights]:
+        weights = read_model_weights(profile, "weights", run.path.parent, run.path)
+        if profile.model.reference is None:
+            return weights, weights
+        return weights, read_model_weights(profile, "reference", run.path.parent, run.path)
+
+    # The main rank goes first and keeps its copy of `run:NAME`; the others read that copy. Else
+    # each rank could see another checkpoint of a run that is still training.
+    weights, reference_weights = group.main_process_first("weights", read_weights)
+    require_same_vocabulary(tokenizer, weights, reference_weights)
+    rows = usable_rows(profile, training_pairs(profile), tokenizer, on_progress, group)
+    held_out = None
+    if (source := held_out_pairs(profile)) is not None:
+        held_out = usable_rows(profile, source, tokenizer, on_progress, group)
+    return assemble_inputs(
+        profile,
+        device,
         tokenizer,
-        empty_think_ratio=profile.data.empty_think_ratio,
-        seed=profile.train.seed,
-        on_progress=lambda done, total: on_progress(
-            "encoding" if total else "counting", done, total, "rows"
-        ),
-        crew=group,
+        weights,
+        reference_weights,
+        rows,
+        held_out,
+        world_size=group.world_size,
+        accumulation_steps=accumulation_steps,
     )
 
 
-def usable_rows(
+def assemble_inputs(
     profile: Profile,
-    source: Source,
+    device: Device,
     tokenizer: ChatTokenizer,
-    on_progress: OnProgress,
-    group: ProcessGroup,
-) -> Rows:
-    """The rows of a source at the profile's `data.max_seq_len`.
+    weights: ModelWeights,
+    reference_weights: ModelWeights,
+    rows: Rows,
+    held_out: Rows | None,
+    *,
+    world_size: int = 1,
+    accumulation_steps: int | None = None,
+) -> RunInputs:
+    """Split the pairs, mix their sources, and put the inputs together.
+
+    Args:
+        profile, device: see `read_inputs`.
+        tokenizer, weights, reference_weights: of one vocabulary.
+        rows: encoded rows of `data.data_path`; `eval.fraction` of them is held out.
+        held_out: encoded rows of `eval.path`, if it is set.
+        world_size: number of ranks that train together.
+        accumulation_steps: micro-batches of one optimizer step over all group, which a resumed run
+            keeps; None to compute it from the profile.
 
     Raises:
-        DpoError: there is none that can be trained on, or too many are malformed.
+        DpoError: a sequence is longer than the model has positions for, there are too few pairs to
+            hold any out, fewer micro-batches than group, or no aux_loss for these experts.
     """
-    rows = encode(profile, source, tokenizer, on_progress, group).cut(profile.data.max_seq_len)
-    refuse_if_mostly_malformed(source, rows.skipped_rows, rows.total, rows.places)
-    if not rows.kept:
+    require_positions(profile, weights, training_pairs(profile), rows.kept)
+    if held_out and (source := held_out_pairs(profile)):
+        require_positions(profile, weights, source, held_out.kept)
+    fingerprints = {
+        "weights": weights.fingerprint,
+        "reference": reference_weights.fingerprint,
+        "tokenizer": tokenizer.fingerprint(),
+        "data": _data_fingerprint(profile, rows),
+    }
+    if held_out:
+        fingerprints["held_out"] = held_out.content
+    pairs, evaluated = _split_pairs(profile, rows, held_out)
+    inputs = RunInputs(
+        profile=profile,
+        device=device,
+        weights=weights,
+        reference_weights=reference_weights,
+        tokenizer=tokenizer.folder,
+        pad_id=tokenizer.pad_id,
+        pairs=pairs,
+        held_out=evaluated,
+        skipped_rows=rows.skipped_rows,
+        held_out_skipped_rows=held_out.skipped_rows if held_out else (),
+        held_out_groups=groups_of(evaluated, tokenizer.decode),
+        fingerprints=fingerprints,
+        accumulation_steps=accumulation_steps
+        or world_size * profile.train.accumulation_on(world_size),
+        world_size=world_size,
+    )
+    if inputs.accumulation_steps < world_size:
+        steps = inputs.accumulation_steps
         raise DpoError(
-            f"{source}: no row can be trained on",
-            "is data.max_seq_len too small?",
-            [f"{rows.places.name(row.line)}: {row.reason}" for row in rows.skipped_rows[:5]],
+            f"an optimizer step of this run has {steps} micro-batches, too few for {world_size}"
+            " devices",
+            f"Use at most {steps} devices: --nproc {steps}",
         )
-    return rows
+    architecture, coefficient = weights.architecture, inputs.router_aux_loss_coef
+    if coefficient and architecture.use_moe and architecture.aux_loss_kind is None:
+        raise DpoError(
+            f"train.router_aux_loss_coef = {coefficient:g}: no aux_loss is defined for"
+            f" {architecture.name}",
+            "Remove the key: the experts are trained without an aux_loss.",
+        )
+    return inputs
+
+
+def _split_pairs(
+    profile: Profile, rows: Rows, held_out: Rows | None
+) -> tuple[TokenizedPairs, TokenizedPairs]:
+    """Return the pairs to train on and the held-out pairs."""
+    pairs, evaluated = rows.kept, held_out.kept if held_out else rows.kept[:0]
+    if profile.eval.fraction and not held_out:
+        if len(pairs) < 2:
+            raise DpoError(
+                f"eval.fraction = {profile.eval.fraction}: there is only one pair to train on",
+                "Use more data, or remove eval.fraction.",
+            )
+        training, evaluation = hold_out(len(pairs), profile.eval.fraction, profile.train.seed)
+        pairs, evaluated = pairs.select(training), pairs.select(evaluation)
+    # After the split, so that a pair that is repeated cannot also be held out.
+    if (weights := profile.data.mixture_weights) is not None:
+        pairs = pairs.select(repeat(_by_path(pairs, len(weights)), weights, profile.train.seed))
+        if not pairs:
+            raise DpoError(
+                f"data.mixture_weights = {show_value(weights)}: no pair is left to train on",
+                "Set larger weights.",
+            )
+    return pairs, evaluated
+
+
+def export_dtype(profile: Profile, architecture: Architecture, source_dtype: str) -> str:
+    """Return the dtype of exported weights whose starting weights were in `source_dtype`."""
+    dtype = profile.export.dtype
+    return architecture.file_dtype(source_dtype) if dtype == "auto" else dtype
+
+
+def _data_fingerprint(profile: Profile, rows: Rows) -> str:
+    """Return the hex SHA-256 of the data; with mixture weights also of each file's source."""
+    if profile.data.mixture_weights is None:
+        return rows.content
+    sources = [part.source for part in rows.places.parts]
+    return hashlib.sha256(f"{rows.content} {sources}".encode()).hexdigest()
+
+
+def _by_path(pairs: TokenizedPairs, paths: int) -> list[list[int]]:
+    """Return the indices of the pairs from each path of `data.data_path`."""
+    groups: list[list[int]] = [[] for _ in range(paths)]
+    for index, line in enumerate(pairs.lines.tolist()):
+        part = pairs.places.part(line)
+        groups[part.source if part else 0].append(index)
+    return groups

@@ -30,7 +30,8 @@ from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.files import cache_directory, remove_unused, write_atomically
 from dpo_cli.models.scoring import ResponseScorer, Scores
-from dpo_cli.training.plan import Prepared, environment
+from dpo_cli.training.inputs import RunInputs
+from dpo_cli.training.plan import environment
 
 REFERENCE_FILE = "reference_logps.safetensors"
 HELD_OUT_REFERENCE_FILE = "held_out_reference_logps.safetensors"
@@ -56,14 +57,14 @@ class Reference(Protocol):
 class LiveReference:
     """Runs the frozen model on every batch."""
 
-    def __init__(self, scorer: ResponseScorer, compute: Device) -> None:
+    def __init__(self, scorer: ResponseScorer, device: Device) -> None:
         self._scorer = scorer.eval().requires_grad_(False)
-        self._compute = compute
+        self._device = device
 
     @torch.no_grad()
     def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
         """See `Reference`."""
-        with self._compute.autocast():
+        with self._device.autocast():
             scores: Scores = self._scorer(batch)
         return scores.token_logps
 
@@ -83,54 +84,57 @@ class NoReference:
 
 
 def open_references(
-    prepared: Prepared, load: Callable[[], ResponseScorer], directory: Path
+    inputs: RunInputs, load: Callable[[], ResponseScorer], directory: Path
 ) -> tuple[Reference, Reference]:
     """The references of the training pairs and of the held-out ones.
 
     Args:
-        prepared: the run's inputs.
+        inputs: the run's inputs.
         load: gives the frozen model, on the run's device.
         directory: the run's, where log-probs are kept.
     """
-    compute, order = prepared.compute, prepared.order
-    if not prepared.profile.dpo.needs_reference:
+    device, order = inputs.device, inputs.order
+    if not inputs.profile.dpo.needs_reference:
         return NoReference(), NoReference()
-    if prepared.profile.train.layout == "padded":
-        live = LiveReference(load(), compute)
+    if inputs.profile.train.layout == "padded":
+        live = LiveReference(load(), device)
         return live, live
     first_epoch = [
         forward.indices
         for window in itertools.takewhile(lambda window: not window.epoch, order.global_batches())
-        for forward in prepared.micro_batches_here(window.micro_batches)
+        for forward in inputs.batches.micro_batches(window.micro_batches)
     ]
-    train = prepared.profile.train
-    architecture = prepared.reference.architecture
+    train = inputs.profile.train
+    architecture = inputs.reference_weights.architecture
     # Whether other models are computed packed may depend on the longest sequence.
-    longest = None if architecture.supports_packing else prepared.longest
-    model = prepared.fingerprints["reference"], architecture.to_dict(), longest
+    longest = None if architecture.supports_packing else inputs.longest_sequence
+    model = inputs.fingerprints["reference"], architecture.to_dict(), longest
     # Weighting reads more off the logits, by other operations.
-    weighted = prepared.profile.dpo.use_weighting
+    weighted = inputs.profile.dpo.use_weighting
     arithmetic = torch.get_float32_matmul_precision(), train.compile, weighted, FORMAT
 
     def kept(
         name: str, pairs: TokenizedPairs, rows: list[tuple[int, ...]], *, with_entropies: bool
     ) -> Reference:
-        facts = (model, compute.device, compute.dtype, arithmetic, pairs.fingerprint(), rows)
+        facts = (model, device.torch_device, device.dtype, arithmetic, pairs.fingerprint(), rows)
         key = hashlib.sha256(str(facts).encode()).hexdigest()
         places = [directory / name]
         if (cache := cache_directory()) is not None:
             # Another run's are taken only where they have the very bits of this run's own.
-            here = environment(), compute.device_name, processor(), train.deterministic
+            here = environment(), device.name, processor(), train.deterministic
             elsewhere = hashlib.sha256(f"{key} {here}".encode()).hexdigest()
             places.append(cache / "reference" / f"{elsewhere}.safetensors")
         return CachedReference(
-            pairs, rows, compute, load, places, key, with_entropies=with_entropies
+            pairs, rows, device, load, places, key, with_entropies=with_entropies
         )
 
     return (
-        kept(REFERENCE_FILE, prepared.pairs, first_epoch, with_entropies=False),
+        kept(REFERENCE_FILE, inputs.pairs, first_epoch, with_entropies=False),
         kept(
-            HELD_OUT_REFERENCE_FILE, prepared.held_out, prepared.held_out_rows, with_entropies=True
+            HELD_OUT_REFERENCE_FILE,
+            inputs.held_out,
+            inputs.batches.held_out_batches,
+            with_entropies=True,
         ),
     )
 
@@ -145,7 +149,7 @@ class CachedReference:
     Args:
         pairs: whose log-probs are asked for.
         rows: which of them are computed together, each pair exactly once.
-        compute: device and autocast.
+        device: device and autocast.
         load: the frozen model, on that device; called when it is first needed.
         places: files where what is known is found and kept; the first, beside the run, also while
             some is unknown.
@@ -157,14 +161,14 @@ class CachedReference:
         self,
         pairs: TokenizedPairs,
         rows: Sequence[Sequence[int]],
-        compute: Device,
+        device: Device,
         load: Callable[[], ResponseScorer],
         places: Sequence[Path] = (),
         key: str = "",
         *,
         with_entropies: bool = False,
     ) -> None:
-        self._pairs, self._rows, self._compute, self._load = pairs, rows, compute, load
+        self._pairs, self._rows, self._device, self._load = pairs, rows, device, load
         self._row_of = {index: row for row, indices in enumerate(rows) for index in indices}
         lengths = pairs.response_tokens.flatten().tolist()
         self._ends = list(itertools.accumulate(lengths, initial=0))
@@ -173,12 +177,12 @@ class CachedReference:
         self._has_news = bool(pairs)
         found = self._find()
         if found is None:
-            dtype = torch.promote_types(compute.dtype, torch.float32)
+            dtype = torch.promote_types(device.dtype, torch.float32)
             unknown = torch.full((self._ends[-1],), UNKNOWN, dtype=dtype)
             found = {name: unknown.clone() for name in self._names}
         # Of each row, so that no step asks the device what it knows.
         self._is_known = [not found[_LOGPS][self._ends[2 * row[0]]].isnan() for row in rows]
-        self._values = {name: found[name].to(compute.device) for name in self._names}
+        self._values = {name: found[name].to(device.torch_device) for name in self._names}
         self._scorer: ResponseScorer | None = None
 
     @property
@@ -253,9 +257,9 @@ class CachedReference:
             self._scorer = self._load().eval()
         indices = self._rows[row]
         batch = make_batch([self._pairs[i] for i in indices], "packed", max_seq_len=0)
-        with self._compute.autocast():
+        with self._device.autocast():
             scores: Scores = self._scorer(
-                batch.to(self._compute.device), with_entropies=_ENTROPIES in self._names
+                batch.to(self._device.torch_device), with_entropies=_ENTROPIES in self._names
             )
         sides = [2 * index for index in indices] + [2 * index + 1 for index in indices]
         for name in self._names:

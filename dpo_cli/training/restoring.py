@@ -14,8 +14,8 @@ from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.checkpointing import load_best, load_weights, restore_state
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.optimizer import make_optimizer
-from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import open_references
 from dpo_cli.training.samples import Sampler
 from dpo_cli.training.setup import make_scorer
@@ -23,7 +23,7 @@ from dpo_cli.training.trainer import Trainer, TrainerHooks
 
 
 def build_trainer(
-    prepared: Prepared,
+    inputs: RunInputs,
     checkpoint: Checkpoint | None,
     directory: Path,
     hooks: TrainerHooks,
@@ -33,7 +33,7 @@ def build_trainer(
     """Policy, reference and optimizer, in the state of `checkpoint`.
 
     Args:
-        prepared: the run's inputs.
+        inputs: the run's inputs.
         checkpoint: None to begin with the checkpoint's weights.
         directory: the run's, where the reference's log-probs are kept.
         watch, save, group: see `Trainer`.
@@ -43,22 +43,20 @@ def build_trainer(
     """
 
     def load_reference() -> ResponseScorer:
-        return make_scorer(prepared, prepared.reference)
+        return make_scorer(inputs, inputs.reference_weights)
 
-    references = open_references(prepared, load_reference, directory)
-    model_weights = prepared.model_weights
+    references = open_references(inputs, load_reference, directory)
+    model_weights = inputs.weights
     if checkpoint is not None and group.is_main:
         model_weights = replace(model_weights, state=load_weights(checkpoint.path))
-    policy = make_scorer(prepared, model_weights)
+    policy = make_scorer(inputs, model_weights)
     optimizer = make_optimizer(
-        policy.model.parameters(), kahan_summation=prepared.profile.train.kahan_summation
+        policy.model.parameters(), kahan_summation=inputs.profile.train.kahan_summation
     )
-    scaler = torch.amp.GradScaler(
-        prepared.compute.device.type, enabled=prepared.compute.dtype == torch.float16
-    )
-    trainer = Trainer(prepared, policy, *references, optimizer, scaler, hooks, save, group)
-    if prepared.profile.eval.num_samples and prepared.held_out:
-        trainer.sampler = Sampler(prepared, ChatTokenizer(prepared.tokenizer), load_reference)
+    scaler = torch.amp.GradScaler(inputs.device.type, enabled=inputs.device.dtype == torch.float16)
+    trainer = Trainer(inputs, policy, *references, optimizer, scaler, hooks, save, group)
+    if inputs.profile.eval.num_samples and inputs.held_out:
+        trainer.sampler = Sampler(inputs, ChatTokenizer(inputs.tokenizer), load_reference)
     if checkpoint is not None:
         trainer.optimizer_step = restore_state(
             checkpoint.path,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dpo_cli.errors import DpoError
 from dpo_cli.run.plan import Plan
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 
 _KEYS = {
     "weights": "model.weights",
@@ -62,9 +62,9 @@ def require_same_inputs_on_ranks(by_rank: list[dict[str, str]], main_rank: int) 
         )
 
 
-def inexact_reasons(prepared: Prepared) -> list[str]:
+def inexact_reasons(inputs: RunInputs) -> list[str]:
     """Why the bits may differ even where the run began."""
-    if prepared.compute.device.type == "cuda" and not prepared.profile.train.deterministic:
+    if inputs.device.type == "cuda" and not inputs.profile.train.deterministic:
         return ["train.deterministic = false: CUDA does not repeat itself bit for bit"]
     return []
 

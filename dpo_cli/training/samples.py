@@ -10,7 +10,7 @@ from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.models.generation import free_positions, generate
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.run.events import Sample
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 
 MOST_TOKENS = 96
 """Of an answer."""
@@ -22,19 +22,19 @@ class Sampler:
     Answers are greedy: no random number is drawn, and none of the run's is used up.
 
     Args:
-        prepared: the run's inputs.
+        inputs: the run's inputs.
         tokenizer: of the run.
         load: gives the frozen reference, on the run's device; it is freed when it has answered.
     """
 
     def __init__(
-        self, prepared: Prepared, tokenizer: ChatTokenizer, load: Callable[[], ResponseScorer]
+        self, inputs: RunInputs, tokenizer: ChatTokenizer, load: Callable[[], ResponseScorer]
     ) -> None:
-        self._compute, self._tokenizer, self._load = prepared.compute, tokenizer, load
-        self._architecture = prepared.model_weights.architecture
+        self._device, self._tokenizer, self._load = inputs.device, tokenizer, load
+        self._architecture = inputs.weights.architecture
         pairs, count = (
-            prepared.held_out,
-            min(prepared.profile.eval.num_samples, len(prepared.held_out)),
+            inputs.held_out,
+            min(inputs.profile.eval.num_samples, len(inputs.held_out)),
         )
         # Spread evenly: files are often sorted.
         self._places = pairs.places
@@ -87,7 +87,7 @@ class Sampler:
         answer = generate(
             scorer.model,
             prompt,
-            compute=self._compute,
+            device=self._device,
             end_id=end_id,
             max_new_tokens=MOST_TOKENS if room is None else max(1, min(MOST_TOKENS, room)),
         )

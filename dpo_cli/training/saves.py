@@ -36,12 +36,12 @@ def commit(
         What there is to tell.
     """
     began = time.perf_counter()
-    model, prepared = trainer.policy.model, trainer.prepared
-    keeps_best, best = prepared.profile.eval.keep_best, trainer.best.optimizer_step
+    model, inputs = trainer.policy.model, trainer.inputs
+    keeps_best, best = inputs.profile.eval.keep_best, trainer.best.optimizer_step
     is_best = keeps_best and best == trainer.optimizer_step
     # First, so that a run whose last checkpoint is there has its result, too.
     state = to_disk_names(model, model.state_dict())
-    weights = write_results(run, prepared, state, is_best)
+    weights = write_results(run, inputs, state, is_best)
     for reference in (trainer.reference, trainer.held_out_reference):
         if isinstance(reference, CachedReference):
             reference.keep()

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from dpo_cli.alerts.rules import AlertRules
-from dpo_cli.compute.device import Device, resolve, tune
+from dpo_cli.compute.device import Device, configure_device, resolve
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import ProcessGroup, RankLostError, StartCancelledError
 from dpo_cli.errors import DpoError, ExitCode
@@ -45,9 +45,9 @@ from dpo_cli.run.plan import Plan
 from dpo_cli.training.alert_facts import facts_of
 from dpo_cli.training.checkpointing import rng_states
 from dpo_cli.training.failures import explain
-from dpo_cli.training.inputs import training_pairs
+from dpo_cli.training.inputs import RunInputs, read_inputs
 from dpo_cli.training.nan_dump import has_nan_dump, write_nan_dump
-from dpo_cli.training.plan import Prepared, environment, prepare
+from dpo_cli.training.plan import environment, make_plan
 from dpo_cli.training.restoring import build_trainer
 from dpo_cli.training.resume_checks import (
     environment_changes,
@@ -57,6 +57,7 @@ from dpo_cli.training.resume_checks import (
 )
 from dpo_cli.training.saves import commit, find_checkpoint
 from dpo_cli.training.setup import configure_torch, fallback_alert
+from dpo_cli.training.sources import training_pairs
 from dpo_cli.training.trainer import Trainer
 from dpo_cli.training.weights_files import renew_best, weights_file
 
@@ -84,7 +85,7 @@ def train_run(
         exact: refuse to go on where it would no longer be to the same bits.
 
     Returns:
-        How it ended; of several ranks, DONE also where the leader has told another end in the
+        How it ended; of several group, DONE also where the leader has told another end in the
         stream, so that whoever started them does not take it for a crash.
     """
     group = ProcessGroup.from_env()
@@ -157,22 +158,22 @@ class _Session:
         )
         configure_torch(profile, group.rank)
         local_rank = group.local_rank if group.world_size > 1 else None
-        compute = resolve(profile.train.device, profile.train.dtype, local_rank)
+        device = resolve(profile.train.device, profile.train.dtype, local_rank)
         plan_values = group.broadcast_from_main("plan", self.saved_plan_values)
         saved_plan = Plan.from_dict(plan_values) if plan_values else None
-        self.tune(profile, compute, saved_plan)
+        self.tune(profile, device, saved_plan)
         self.events.append(
             WorkerStarted(
                 pid=os.getpid(),
-                device=str(compute.device),
-                device_name=compute.device_name,
-                dtype=compute.dtype_name,
+                device=str(device.torch_device),
+                device_name=device.name,
+                dtype=device.dtype_name,
                 versions=environment(),
                 hosts=tuple(group.hosts),
             )
         )
         try:
-            trainer = self.start(profile, compute, saved_plan, changes, exact)
+            trainer = self.start(profile, device, saved_plan, changes, exact)
             stop = trainer.train()
         except StartCancelledError:
             group.cancel_start()
@@ -181,7 +182,7 @@ class _Session:
             return self.stopped(*done, self.signals.stop or "interrupted")
         if stop is not None:
             return self.stopped(trainer.step, trainer.optimizer_step, stop)
-        weights = weights_file(trainer.prepared)
+        weights = weights_file(trainer.inputs)
         if group.is_main:
             self.run.mark_completed(optimizer_step=trainer.optimizer_step, weights=weights)
         self.events.append(
@@ -199,12 +200,12 @@ class _Session:
         plan = self.run.read_plan()
         return plan.to_dict() if plan else None
 
-    def tune(self, profile: Profile, compute: Device, saved_plan: Plan | None) -> None:
+    def tune(self, profile: Profile, device: Device, saved_plan: Plan | None) -> None:
         """Multiply as the run began to, and as the leader does: stopwatches err."""
         chosen = saved_plan.environment.get("float32_matmul") if saved_plan else None
 
         def choose(chosen: str | None) -> str:
-            tune(compute, chosen, tf32=profile.train.tf32)
+            configure_device(device, chosen, tf32=profile.train.tf32)
             return torch.get_float32_matmul_precision()
 
         found = self.group.broadcast_from_main("matmul", lambda: choose(chosen))
@@ -214,7 +215,7 @@ class _Session:
     def start(
         self,
         profile: Profile,
-        compute: Device,
+        device: Device,
         saved_plan: Plan | None,
         changes: Sequence[str],
         exact: bool,
@@ -226,16 +227,16 @@ class _Session:
         """
         group = self.group
         window = saved_plan.steps.accumulation_steps if saved_plan else None
-        prepared = prepare(profile, compute, self.run, self.progress, group, window)
+        inputs = read_inputs(profile, device, self.run, self.progress, group, window)
         require_same_inputs_on_ranks(
-            group.all_gather_object("inputs", prepared.fingerprints), group.main_rank
+            group.all_gather_object("inputs", inputs.fingerprints), group.main_rank
         )
         if saved_plan is not None:
-            require_same_inputs(saved_plan.fingerprints, prepared.fingerprints)
-        checkpoint, passed_over = find_checkpoint(self.run, prepared.order, group)
-        self.announce(prepared, saved_plan, exact)
-        group.init_collectives(compute.device, profile.launch.timeout_seconds)
-        trainer = build_trainer(prepared, checkpoint, self.run.path, self, self.save, group)
+            require_same_inputs(saved_plan.fingerprints, inputs.fingerprints)
+        checkpoint, passed_over = find_checkpoint(self.run, inputs.order, group)
+        self.announce(inputs, saved_plan, exact)
+        group.init_collectives(device.torch_device, profile.launch.timeout_seconds)
+        trainer = build_trainer(inputs, checkpoint, self.run.path, self, self.save, group)
         self.tell_once(fallback_alert(trainer.policy))
         group.all_gather_object("built", None)
         for reference in (trainer.reference, trainer.held_out_reference):
@@ -244,7 +245,7 @@ class _Session:
         # Nor may one rank leave the others.
         self.may_leave = trainer.optimizer_step == 0 and group.world_size == 1
         if saved_plan is not None and profile.eval.keep_best and group.is_main:
-            renew_best(self.run, prepared, trainer.best)
+            renew_best(self.run, inputs, trainer.best)
         if saved_plan is not None:
             self.events.append(
                 Resumed(
@@ -256,35 +257,35 @@ class _Session:
                 )
             )
         if group.is_main:
-            self.alarms = AlertRules(facts_of(prepared), history(self.run.events_path))
+            self.alarms = AlertRules(facts_of(inputs), history(self.run.events_path))
         return trainer
 
-    def announce(self, prepared: Prepared, saved_plan: Plan | None, exact: bool) -> None:
+    def announce(self, inputs: RunInputs, saved_plan: Plan | None, exact: bool) -> None:
         """Hold a resumed run to its environment, write the plan and the rows set aside, tell."""
         if not self.group.is_main:
             return
-        plan = prepared.plan()
+        plan = make_plan(inputs)
         other = environment_changes(saved_plan, plan) if saved_plan else []
         earlier = saved_plan.other_environments if saved_plan else ()
         # What was once computed elsewhere stays so, also when the run comes home.
         plan = replace(plan, other_environments=(*earlier, *other))
-        if exact and (reasons := [*plan.other_environments, *inexact_reasons(prepared)]):
+        if exact and (reasons := [*plan.other_environments, *inexact_reasons(inputs)]):
             raise DpoError(
                 f"{self.run.name} cannot go on to the same bits here",
                 "go on where it began, or without --exact, to slightly other bits",
                 reasons,
             )
-        places = prepared.pairs.places
-        rows = "".join(row.to_json(places) + "\n" for row in prepared.skipped_rows)
+        places = inputs.pairs.places
+        rows = "".join(row.to_json(places) + "\n" for row in inputs.skipped_rows)
         write_text_atomically(self.run.skipped_rows_path, rows)
         self.run.write_plan(plan)
         self.events.append(Planned(plan=plan))
-        if unused := prepared.held_out_skipped_rows:
+        if unused := inputs.held_out_skipped_rows:
             self.events.append(
                 Alert(
                     code="held-out-rows-skipped",
                     message=f"{len(unused)} rows of eval.path are not used; the first is"
-                    f" {prepared.held_out.places.name(unused[0].line)}: {unused[0].reason}",
+                    f" {inputs.held_out.places.name(unused[0].line)}: {unused[0].reason}",
                 )
             )
         if other:
@@ -329,12 +330,12 @@ class _Session:
         Raises:
             DpoError: `train.nan_policy` is "stop".
         """
-        profile = trainer.prepared.profile
+        profile = trainer.inputs.profile
         guilty = [n for n, loss in enumerate(losses) if not math.isfinite(loss)]
         micro_batches = [window.micro_batches[n] for n in guilty] or window.micro_batches
-        lines = trainer.prepared.pairs.lines.tolist()
+        lines = trainer.inputs.pairs.lines.tolist()
         guilty_lines = [lines[index] for indices in micro_batches for index in indices]
-        named = trainer.prepared.pairs.places.names(guilty_lines, most=len(guilty_lines))
+        named = trainer.inputs.pairs.places.names(guilty_lines, most=len(guilty_lines))
         is_skipped = profile.train.nan_policy == "skip"
         kept = self.run.nan_dump_path
         evidence = kept / f"step-{trainer.optimizer_step + 1:08d}"

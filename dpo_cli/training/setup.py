@@ -1,4 +1,4 @@
-"""From a prepared run to what trains: settings of torch, and models."""
+"""From the inputs of a run to what trains: settings of torch, and models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.support import scorer_for
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.events import Alert
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 
 
 def configure_torch(profile: Profile, rank: int = 0) -> None:
@@ -32,12 +32,12 @@ def configure_torch(profile: Profile, rank: int = 0) -> None:
         make_deterministic()
 
 
-def make_scorer(prepared: Prepared, model_weights: ModelWeights) -> ResponseScorer:
+def make_scorer(inputs: RunInputs, model_weights: ModelWeights) -> ResponseScorer:
     """The model of a checkpoint on the run's device, as the module that scores responses."""
-    profile, architecture = prepared.profile, model_weights.architecture
+    profile, architecture = inputs.profile, model_weights.architecture
     model = build_model(architecture, model_weights.state, dropout=profile.model.dropout)
     if architecture.use_moe:
-        use_experts_for(model, float32=prepared.compute.dtype == torch.float32)
+        use_experts_for(model, float32=inputs.device.dtype == torch.float32)
     options: dict[str, Any] = {
         "aux_loss_kind": architecture.aux_loss_kind if architecture.use_moe else None,
         "aux_loss_tokens": profile.train.aux_loss_tokens,
@@ -47,12 +47,12 @@ def make_scorer(prepared: Prepared, model_weights: ModelWeights) -> ResponseScor
     if architecture.supports_packing:
         scorer = ResponseScorer(model, **options)
     else:
-        scorer = scorer_for(model, prepared.longest, **options)
+        scorer = scorer_for(model, inputs.longest_sequence, **options)
     if profile.train.compile:
         compile_blocks(model)
     if profile.train.activation_checkpointing:
         checkpoint_activations(model)
-    return scorer.to(prepared.compute.device)
+    return scorer.to(inputs.device.torch_device)
 
 
 def fallback_alert(scorer: ResponseScorer) -> Alert | None:

@@ -25,8 +25,8 @@ from dpo_cli.profile.schema import Train
 from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, Sampled, StepDone
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.optimizer import set_learning_rate
-from dpo_cli.training.plan import Prepared
 from dpo_cli.training.reference import CachedReference, Reference
 from dpo_cli.training.samples import Sampler
 from dpo_cli.training.step_metrics import StepMetrics
@@ -65,7 +65,7 @@ class TrainerHooks(Protocol):
 class Trainer:
     """A run in progress, on this rank; `optimizer_step` counts the steps done."""
 
-    prepared: Prepared
+    inputs: RunInputs
     policy: ResponseScorer
     reference: Reference
     held_out_reference: Reference
@@ -84,7 +84,7 @@ class Trainer:
         Returns:
             Why it was asked to stop ("interrupted", "terminated"); None if the run is over.
         """
-        profile, order = self.prepared.profile, self.prepared.order
+        profile, order = self.inputs.profile, self.inputs.order
         save_not_before = time.monotonic() + profile.train.save_min_seconds
         if self.optimizer_step == 0:
             self.evaluate()
@@ -112,12 +112,12 @@ class Trainer:
     @property
     def is_over(self) -> bool:
         """Whether every planned step is done, or no patience is left."""
-        return self.optimizer_step == self.prepared.order.optimizer_steps or self.is_out_of_patience
+        return self.optimizer_step == self.inputs.order.optimizer_steps or self.is_out_of_patience
 
     @property
     def is_out_of_patience(self) -> bool:
         """Whether as many evaluations as `eval.patience` allows were no better than the best."""
-        patience = self.prepared.profile.eval.patience
+        patience = self.inputs.profile.eval.patience
         return bool(patience) and self.best.evaluations_since >= patience
 
     def asked(self, save_not_before: float) -> set[str]:
@@ -132,17 +132,17 @@ class Trainer:
         began = time.monotonic()
         self.save(self)
         ended = time.monotonic()
-        return ended + rest_seconds(self.prepared.profile.train, ended - began)
+        return ended + rest_seconds(self.inputs.profile.train, ended - began)
 
     @property
     def device(self) -> torch.device:
         """Where all is computed."""
-        return self.prepared.compute.device
+        return self.inputs.device.torch_device
 
     @property
     def step(self) -> int:
         """Micro-batches done, as the reference script counts."""
-        return self.prepared.order.steps_done(self.optimizer_step)
+        return self.inputs.order.steps_done(self.optimizer_step)
 
     def take_step(self, window: GlobalBatch) -> StepDone:
         """One optimizer step: the gradient of a window's micro-batches, clipped, applied.
@@ -154,34 +154,36 @@ class Trainer:
         began = time.perf_counter()
         figures = StepMetrics(window.micro_batches)
         self.policy.train()
-        for forward in self.prepared.shares(window.micro_batches)[self.group.rank]:
-            batch = self.prepared.batch(self.prepared.pairs, forward.indices)
+        for forward in self.inputs.batches.micro_batches_by_rank(window.micro_batches)[
+            self.group.rank
+        ]:
+            batch = self.inputs.batches.make_batch(self.inputs.pairs, forward.indices)
             weights = to_device(torch.tensor(forward.weights, dtype=torch.float64), self.device)
             reference = self.reference.token_logps(forward.indices, batch)
             pairs, balance = self.score(batch, reference)
             loss = (pairs.losses * weights).sum()
             if balance is not None:
-                loss = loss + self.prepared.aux_loss_weight * balance
+                loss = loss + self.inputs.aux_loss_weight * balance
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             figures.add(forward.indices, pairs, balance, batch)
 
         if self.group.world_size > 1:
             # Else a card's work would count as waiting for the others, and hide who is slow.
-            self.prepared.compute.synchronize()
+            self.inputs.device.synchronize()
         busy_seconds = time.perf_counter() - began
         parameters = list(self.policy.parameters())
         self.group.all_reduce_gradients(parameters)
         self.scaler.unscale_(self.optimizer)
         grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         metrics = figures.read(self.group, grad_norm)
-        losses = figures.losses(self.prepared.router_aux_loss_coef)
+        losses = figures.losses(self.inputs.router_aux_loss_coef)
         is_skipped = not math.isfinite(metrics["grad_norm"]) or not all(map(math.isfinite, losses))
         if is_skipped:
             self.explain_skip(window, losses)
-        grad_clip = self.prepared.profile.train.grad_clip
+        grad_clip = self.inputs.profile.train.grad_clip
         if metrics["grad_norm"] > grad_clip - _CLIP_MARGIN:
             clip_grads_with_norm_(parameters, grad_clip, grad_norm)
-        learning_rate = self.prepared.learning_rate.at(window.last_step)
+        learning_rate = self.inputs.learning_rate.at(window.last_step)
         set_learning_rate(self.optimizer, learning_rate)
         if not is_skipped:
             self.scaler.step(self.optimizer)
@@ -189,8 +191,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         before = self.step
         self.optimizer_step += 1
-        is_logged = _passed(self.prepared.profile.train.log_interval, before, self.step)
-        is_last = self.optimizer_step == self.prepared.order.optimizer_steps
+        is_logged = _passed(self.inputs.profile.train.log_interval, before, self.step)
+        is_last = self.optimizer_step == self.inputs.order.optimizer_steps
         if self.group.is_main and (before == 0 or is_logged or is_last):
             metrics["weights_moved"] = self.weights_moved()
         return StepDone(
@@ -205,7 +207,7 @@ class Trainer:
             padding_tokens=figures.padding_tokens,
             seconds=time.perf_counter() - began,
             process_bytes=process_bytes(),
-            device_bytes=self.prepared.compute.peak_bytes(),
+            device_bytes=self.inputs.device.peak_bytes(),
             is_skipped=is_skipped,
             **self.of_each_rank(busy_seconds),
         )
@@ -214,15 +216,15 @@ class Trainer:
         """How long each rank computed, and the memory it holds; nothing of one that is alone."""
         if self.group.world_size == 1:
             return {}
-        held = self.prepared.compute.peak_bytes() or process_bytes()
+        held = self.inputs.device.peak_bytes() or process_bytes()
         own = torch.tensor([busy_seconds, held], dtype=torch.float64)
         seconds, memory = zip(*(its.tolist() for its in self.group.all_gather(own)), strict=True)
         return {"rank_seconds": seconds, "rank_bytes": tuple(map(int, memory))}
 
     def score(self, batch: Batch, reference: Tensor) -> tuple[PairScores, Tensor | None]:
         """Losses and rewards of a batch, and the balance of the experts where there are any."""
-        dpo = self.prepared.profile.dpo
-        with self.prepared.compute.autocast():
+        dpo = self.inputs.profile.dpo
+        with self.inputs.device.autocast():
             scores: Scores = self.policy(batch)
         pairs = score_pairs(
             scores.token_logps, reference, scores.mask, dpo, scores.log_sum_sq_probs
@@ -231,20 +233,20 @@ class Trainer:
 
     def weights_moved(self) -> float:
         """The share of weights whose half-precision value is no longer the checkpoint's."""
-        half = DTYPES[self.prepared.export_dtype]
-        start = self.prepared.model_weights.state
+        half = DTYPES[self.inputs.export_dtype]
+        start = self.inputs.weights.state
         now = to_disk_names(self.policy.model, self.policy.model.state_dict())
         moved = sum(
             int((tensor.to(half) != start[name].to(tensor.device, half)).sum())
             for name, tensor in now.items()
         )
-        return moved / self.prepared.model_weights.parameters
+        return moved / self.inputs.weights.parameters
 
     @property
     def evaluated(self) -> ResponseScorer | CachedReference:
         """What held-out pairs are scored with: not the policy while it is still the reference."""
         reference = self.held_out_reference
-        if self.optimizer_step or not self.prepared.begins_as_reference:
+        if self.optimizer_step or not self.inputs.policy_starts_as_reference:
             return self.policy
         return reference if isinstance(reference, CachedReference) else self.policy
 
@@ -257,7 +259,7 @@ class Trainer:
         Returns:
             Whether the policy was never better.
         """
-        held_out = self.prepared.held_out
+        held_out = self.inputs.held_out
         if not held_out:
             return False
         began = time.perf_counter()
@@ -269,10 +271,10 @@ class Trainer:
         table = score_held_out(
             self.evaluated,
             self.held_out_reference,
-            self.prepared.held_out_rows,
-            partial(self.prepared.batch, held_out),
-            dpo=self.prepared.profile.dpo,
-            compute=self.prepared.compute,
+            self.inputs.batches.held_out_batches,
+            partial(self.inputs.batches.make_batch, held_out),
+            dpo=self.inputs.profile.dpo,
+            device=self.inputs.device,
             on_progress=tell,
             group=self.group,
         )
@@ -283,7 +285,7 @@ class Trainer:
                 step=self.step,
                 optimizer_step=self.optimizer_step,
                 metrics=metrics,
-                groups=summarize_groups(table, self.prepared.held_out_groups),
+                groups=summarize_groups(table, self.inputs.held_out_groups),
                 pairs=len(table),
                 seconds=time.perf_counter() - began,
             )

@@ -10,38 +10,38 @@ from dpo_cli.models.saving import write_model
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.checkpointing import load_weights
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 
 
-def weights_file(prepared: Prepared) -> str:
+def weights_file(inputs: RunInputs) -> str:
     """The name of the weights in the run directory: of a file, or of a directory."""
-    return prepared.model_weights.architecture.file_name(prepared.profile.export.prefix)
+    return inputs.weights.architecture.file_name(inputs.profile.export.prefix)
 
 
-def best_weights_file(prepared: Prepared) -> str:
+def best_weights_file(inputs: RunInputs) -> str:
     """The same of the best state, by another prefix, which MiniMind's scripts can be told."""
-    return prepared.model_weights.architecture.file_name(f"{prepared.profile.export.prefix}_best")
+    return inputs.weights.architecture.file_name(f"{inputs.profile.export.prefix}_best")
 
 
-def write_results(run: RunDirectory, prepared: Prepared, state: StateDict, is_best: bool) -> Path:
+def write_results(run: RunDirectory, inputs: RunInputs, state: StateDict, is_best: bool) -> Path:
     """Renew the weights from `state`, and the best ones where that is what it is."""
-    path = run.path / weights_file(prepared)
-    _write(path, state, prepared)
+    path = run.path / weights_file(inputs)
+    _write(path, state, inputs)
     if is_best:
-        _write(run.path / best_weights_file(prepared), state, prepared)
+        _write(run.path / best_weights_file(inputs), state, inputs)
     return path
 
 
-def renew_best(run: RunDirectory, prepared: Prepared, best: BestSoFar) -> None:
+def renew_best(run: RunDirectory, inputs: RunInputs, best: BestSoFar) -> None:
     """Make the best weights those of the best state up to where a resumed run stands.
 
     Steps that were lost may have left others, which need not come again. Where the best state is
     damaged, they are all there is of it, and stay.
     """
-    path = run.path / best_weights_file(prepared)
+    path = run.path / best_weights_file(inputs)
     kept = run.read_verified(best.optimizer_step, load_weights)
     if kept is not None:
-        _write(path, kept[1], prepared)
+        _write(path, kept[1], inputs)
     elif not best.optimizer_step:
         if path.is_dir():
             shutil.rmtree(path)
@@ -49,6 +49,6 @@ def renew_best(run: RunDirectory, prepared: Prepared, best: BestSoFar) -> None:
             path.unlink(missing_ok=True)
 
 
-def _write(path: Path, state: StateDict, prepared: Prepared) -> None:
-    architecture = prepared.model_weights.architecture
-    write_model(path, state, architecture, prepared.export_dtype, prepared.tokenizer)
+def _write(path: Path, state: StateDict, inputs: RunInputs) -> None:
+    architecture = inputs.weights.architecture
+    write_model(path, state, architecture, inputs.export_dtype, inputs.tokenizer)

@@ -19,7 +19,8 @@ from dpo_cli.models.loading import read_state_dict
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.training.plan import prepare
+from dpo_cli.training.inputs import read_inputs
+from dpo_cli.training.plan import make_plan
 from tests.checks.conftest import (
     ROWS,
     SUBJECTS,
@@ -71,11 +72,11 @@ def test_all_is_well_and_nothing_is_written(examined: Examine, bench: Path) -> N
 
 def test_the_plan_is_the_one_that_training_would_make(examined: Examine, bench: Path) -> None:
     profile = load_profile(bench / "my.toml").profile
-    prepared = prepare(
+    inputs = read_inputs(
         profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
     )
     diagnosis = examined()
-    assert diagnosis.facts["plan"] == prepared.plan().to_dict()
+    assert diagnosis.facts["plan"] == make_plan(inputs).to_dict()
     assert of(diagnosis, "plan").message == (
         "2 epochs x 2 micro-batches of 4 = 4 steps, 4 updates; learning rate 1.1e-4 at first, "
         "2.5e-5 at last; 2 pairs held out, scored before, and after"
@@ -155,8 +156,8 @@ def test_checkpointing_takes_less_memory_for_activations(examined: Examine, benc
     for choice in ("false", "true"):
         loaded = load_profile(bench / "my.toml", [f"train.activation_checkpointing={choice}"])
         run = RunDirectory(bench / "runs/none")
-        prepared = prepare(loaded.profile, resolve("cpu", "float32"), run, lambda *_: None)
-        estimates.append(resources.estimate_memory(prepared))
+        inputs = read_inputs(loaded.profile, resolve("cpu", "float32"), run, lambda *_: None)
+        estimates.append(resources.estimate_memory(inputs))
     assert estimates[0][0] == estimates[1][0]
     assert estimates[1][1] < estimates[0][1]
 
@@ -228,7 +229,7 @@ def make_bad_files(bench: Path) -> None:
         ("model.weights=run:none", "checkpoint-unusable", "no runs"),
         ("model.hidden_size=64", "checkpoint-unusable", "model.hidden_size = 64 in the profile"),
         ("model.reference=./cut.pth", "reference-unusable", "cut off"),
-        ("model.tokenizer=folder", "file-unusable", "holds no tokenizer.json"),
+        ("model.tokenizer=folder", "file-unusable", "has no tokenizer.json"),
         ("train.epoch=1", "profile-key", "unknown key"),
         ("train.epochs=1.5", "profile-key", "must be a whole number"),
         ("train.learning_rate=-1", "profile-key", "must be greater than 0"),
@@ -413,22 +414,22 @@ def test_the_step_is_tried_on_a_micro_batch_of_modest_size(bench: Path) -> None:
     rows = [row("Tell me. " * number, "Yes.", "No.") for number in range(1, 60)]
     (bench / "pairs.jsonl").write_text("".join(rows))
     profile = load_profile(bench / "my.toml", ["data.max_seq_len=2048"]).profile
-    prepared = prepare(
+    inputs = read_inputs(
         profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
     )
-    batch = modest_micro_batch(prepared)
-    assert batch in prepared.order.micro_batches_of(0)
-    tokens = sum(len(prepared.pairs[index].chosen.ids) for index in batch)
+    batch = modest_micro_batch(inputs)
+    assert batch in inputs.order.micro_batches_of(0)
+    tokens = sum(len(inputs.pairs[index].chosen.ids) for index in batch)
     assert abs(tokens - WANTED_TOKENS) < WANTED_TOKENS / 2
 
 
 def test_more_pairs_in_a_batch_want_more_memory(bench: Path) -> None:
     def estimate(*settings: str) -> tuple[int, int]:
         profile = load_profile(bench / "my.toml", settings).profile
-        prepared = prepare(
+        inputs = read_inputs(
             profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
         )
-        return resources.estimate_memory(prepared)
+        return resources.estimate_memory(inputs)
 
     state, activations = estimate()
     # Weights, gradients and two moments; and the reference's weights.

@@ -17,7 +17,7 @@ from dpo_cli.checks.trial import make_trial
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.run.events import StepDone
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.trainer import Trainer
 from tests.checks.conftest import Examine, architecture, random_scorer, row, save
 from tests.checks.test_lr_sum import prepared_with
@@ -30,8 +30,8 @@ def of(diagnosis: Diagnosis, code: str) -> Finding:
     return finding
 
 
-def global_pairs(prepared: Prepared) -> int:
-    return prepared.order.batch_size * prepared.order.accumulation_steps
+def global_pairs(inputs: RunInputs) -> int:
+    return inputs.order.batch_size * inputs.order.accumulation_steps
 
 
 @pytest.fixture
@@ -64,17 +64,17 @@ def test_the_line_through_the_samples() -> None:
     ],
 )
 def test_tokens_are_counted_as_the_trainer_computes_them(uneven: Path, settings: list[str]) -> None:
-    prepared = prepared_with(uneven, "train.batch_size=2", *settings)
-    trial = make_trial(prepared, lambda *_: None)
-    for window in itertools.islice(prepared.order.global_batches(), 3):
+    inputs = prepared_with(uneven, "train.batch_size=2", *settings)
+    trial = make_trial(inputs, lambda *_: None)
+    for window in itertools.islice(inputs.order.global_batches(), 3):
         done, _ = trial.step(window)
-        assert global_batch_tokens(prepared, window) == done.tokens
+        assert global_batch_tokens(inputs, window) == done.tokens
 
 
 @pytest.mark.parametrize("interval", [0, 1, 2, 3, 5, 100])
 def test_evaluations_are_counted_as_the_trainer_makes_them(bench: Path, interval: int) -> None:
     settings = (f"eval.interval={interval}", "train.batch_size=1", "train.accumulation_steps=2")
-    prepared = prepared_with(bench, *settings)
+    inputs = prepared_with(bench, *settings)
     made: list[int] = []
 
     class Counted(Trainer):
@@ -82,10 +82,10 @@ def test_evaluations_are_counted_as_the_trainer_makes_them(bench: Path, interval
             made.append(self.step)
             return False
 
-    trainer = make_trial(prepared, lambda *_: None).trainer
+    trainer = make_trial(inputs, lambda *_: None).trainer
     fields = {field.name: getattr(trainer, field.name) for field in dataclasses.fields(Trainer)}
     Counted(**fields).train()
-    assert evaluations_of(prepared) == len(made)
+    assert evaluations_of(inputs) == len(made)
 
 
 def test_the_forecast_counts_all_that_the_run_computes(bench: Path, examined: Examine) -> None:
@@ -130,13 +130,10 @@ def test_measuring_ends_when_it_takes_too_long(
 def test_of_a_large_window_a_part_is_timed(uneven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(forecast._MOST_TOKENS, "cpu", 300)
     settings = ("train.batch_size=1", "train.accumulation_steps=20", "train.epochs=1")
-    prepared = prepared_with(uneven, *settings)
-    [sample] = forecast.take_samples(make_trial(prepared, lambda *_: None), lambda *_: None)
+    inputs = prepared_with(uneven, *settings)
+    [sample] = forecast.take_samples(make_trial(inputs, lambda *_: None), lambda *_: None)
     assert (
-        0
-        < sample.tokens
-        <= 300
-        < global_batch_tokens(prepared, next(prepared.order.global_batches()))
+        0 < sample.tokens <= 300 < global_batch_tokens(inputs, next(inputs.order.global_batches()))
     )
 
 
@@ -144,13 +141,13 @@ def test_of_a_large_window_a_part_is_timed(uneven: Path, monkeypatch: pytest.Mon
 
 
 def test_the_longest_batch_of_the_run(uneven: Path) -> None:
-    prepared = prepared_with(uneven, "data.max_seq_len=2048", "train.max_tokens_per_forward=700")
-    [indices] = longest_global_batch(prepared).micro_batches
-    tokens = prepared.pairs.computed_tokens
+    inputs = prepared_with(uneven, "data.max_seq_len=2048", "train.max_tokens_per_forward=700")
+    [indices] = longest_global_batch(inputs).micro_batches
+    tokens = inputs.pairs.computed_tokens
     all_forwards = [
         sum(tokens[list(forward.indices)].tolist())
-        for window in prepared.order.global_batches()
-        for forward in prepared.micro_batches_here(window.micro_batches)
+        for window in inputs.order.global_batches()
+        for forward in inputs.batches.micro_batches(window.micro_batches)
     ]
     assert sum(tokens[list(indices)].tolist()) == max(all_forwards)
 
@@ -158,14 +155,14 @@ def test_the_longest_batch_of_the_run(uneven: Path) -> None:
 @pytest.mark.parametrize("settings", [[], ["train.layout=reference"], ["model.dropout=0.1"]])
 def test_smaller_runs_take_less_and_keep_the_recipe(uneven: Path, settings: list[str]) -> None:
     start = ("train.batch_size=6", "train.accumulation_steps=2", "data.max_seq_len=2048")
-    prepared = prepared_with(uneven, *start, *settings)
-    found = list(smaller(prepared))
+    inputs = prepared_with(uneven, *start, *settings)
+    found = list(smaller(inputs))
     taken = [sum(estimate_memory(other)) for other, _ in found]
     frugal = next(n for n, (_, keys) in enumerate(found) if "checkpointing" in keys)
     assert frugal > 1
     for part in (taken[:frugal], taken[frugal:]):
         assert part == sorted(part, reverse=True)
-    assert max(taken) < sum(estimate_memory(prepared))
+    assert max(taken) < sum(estimate_memory(inputs))
     for other, keys in found:
         assert global_pairs(other) == 12
         assert ("max_tokens_per_forward" in keys) is (not settings and keys != found[frugal][1])
@@ -187,10 +184,10 @@ def test_the_global_batch_size_need_not_be_stated_anew(uneven: Path) -> None:
 def test_what_will_not_fit_is_not_tried_on_a_cpu(
     examined: Examine, uneven: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = prepared_with(uneven, "train.layout=reference")
-    [(other, keys), *_] = smaller(prepared)
+    inputs = prepared_with(uneven, "train.layout=reference")
+    [(other, keys), *_] = smaller(inputs)
     free = sum(estimate_memory(other)) + 1
-    monkeypatch.setattr(memory, "free_memory", lambda compute: free)
+    monkeypatch.setattr(memory, "free_memory", lambda device: free)
 
     def must_not(*_: object) -> bool:
         raise AssertionError
@@ -202,7 +199,7 @@ def test_what_will_not_fit_is_not_tried_on_a_cpu(
     assert tight.remedy == f"{keys}: the largest that fits"
     assert of(diagnosis, "time").level is Level.SKIP
     assert diagnosis.facts["forecast"] is None
-    monkeypatch.setattr(memory, "free_memory", lambda compute: 1000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
     assert "data.max_seq_len" in of(examined(), "memory-tight").remedy
 
 
@@ -215,9 +212,9 @@ def test_out_of_memory_in_a_real_step_finds_what_fits(
         "train.accumulation_steps=10",
         "train.max_tokens_per_forward=9999",
     )
-    prepared = prepared_with(uneven, *settings)
-    [longest] = longest_global_batch(prepared).micro_batches
-    half = sum(prepared.pairs.computed_tokens[list(longest)].tolist()) // 2
+    inputs = prepared_with(uneven, *settings)
+    [longest] = longest_global_batch(inputs).micro_batches
+    half = sum(inputs.pairs.computed_tokens[list(longest)].tolist()) // 2
     take_step = Trainer.take_step
 
     def limited(self: Trainer, window: GlobalBatch) -> StepDone:

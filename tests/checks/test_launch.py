@@ -32,13 +32,13 @@ def four_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def looked(compute: Device = CPU, **keys: Any) -> tuple[int | None, dict[str, Finding]]:
+def looked(device: Device = CPU, **keys: Any) -> tuple[int | None, dict[str, Finding]]:
     """How many ranks there would be, and what was found, by its code."""
     profile = Profile.model_validate(
         {"model": {"tokenizer": "m"}, "data": {"data_path": "d"}, "launch": keys}
     )
     notes = Notes()
-    world_size = check_launch(notes, profile, compute, lambda *_: None)
+    world_size = check_launch(notes, profile, device, lambda *_: None)
     return world_size, {finding.code: finding for finding in notes.findings}
 
 

@@ -18,7 +18,7 @@ from dpo_cli.objective.losses import pair_losses
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.alert_facts import saturation_margin_of
-from dpo_cli.training.plan import Prepared, prepare
+from dpo_cli.training.inputs import RunInputs, read_inputs
 from tests.checks.conftest import Examine
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -30,10 +30,10 @@ def of(diagnosis: Diagnosis, code: str) -> Finding:
     return finding
 
 
-def prepared_with(bench: Path, *settings: str) -> Prepared:
+def prepared_with(bench: Path, *settings: str) -> RunInputs:
     profile = load_profile(bench / "my.toml", settings).profile
     run = RunDirectory(bench / "runs/none")
-    return prepare(profile, resolve("cpu", "float32"), run, lambda *_: None)
+    return read_inputs(profile, resolve("cpu", "float32"), run, lambda *_: None)
 
 
 # --- spacing -----------------------------------------------------------------------------------
@@ -87,11 +87,11 @@ def test_at_1e_8_no_float32_weight_of_a_quarter_or_more_moves() -> None:
 
 @pytest.mark.parametrize("settings", [[], ["train.batch_size=1", "train.accumulation_steps=4"]])
 def test_the_reach_is_the_sum_of_the_rates_that_are_used(bench: Path, settings: list[str]) -> None:
-    prepared = prepared_with(bench, *settings)
-    global_batches = list(prepared.order.global_batches())
-    assert prepared.order.last_steps == [window.last_step for window in global_batches]
-    found = measure_lr_sum(prepared)
-    rates = [prepared.learning_rate.at(window.last_step) for window in global_batches]
+    inputs = prepared_with(bench, *settings)
+    global_batches = list(inputs.order.global_batches())
+    assert inputs.order.last_steps == [window.last_step for window in global_batches]
+    found = measure_lr_sum(inputs)
+    rates = [inputs.learning_rate.at(window.last_step) for window in global_batches]
     assert found.reach == pytest.approx(sum(rates), rel=1e-12)
     assert found.largest_rate == max(rates)
 
@@ -119,9 +119,9 @@ def test_what_float32_itself_cannot_hold(examined: Examine) -> None:
 
 @pytest.mark.parametrize("settings", [["dpo.beta=5"], ["dpo.beta=0.3", "dpo.reduction=sum"]])
 def test_the_gap_is_where_the_loss_pushes_half_as_hard(bench: Path, settings: list[str]) -> None:
-    prepared = prepared_with(bench, *settings)
-    dpo, tokens = prepared.profile.dpo, prepared.pairs.response_tokens.double().mean()
-    gap = saturation_margin_of(prepared)
+    inputs = prepared_with(bench, *settings)
+    dpo, tokens = inputs.profile.dpo, inputs.pairs.response_tokens.double().mean()
+    gap = saturation_margin_of(inputs)
     assert gap is not None
     per_answer = gap * (tokens if dpo.reduction == "sum" else 1)
     margins = torch.tensor([0.0, float(per_answer)], requires_grad=True)

@@ -177,7 +177,7 @@ def test_a_folder_that_is_no_tokenizer(dpo: Cli, root: Path, file: str) -> None:
     Path("empty").mkdir()
     code, _, err = dpo("chat", file, "--prompt", HELLO, "--tokenizer", "empty")
     assert code == 2
-    assert "--tokenizer: empty holds no tokenizer.json and no tokenizer_config.json" in err
+    assert "--tokenizer: empty has no tokenizer.json and no tokenizer_config.json" in err
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
         ),
         (
             ("eval", "full_sft_512.pth", "--data", "pairs.jsonl", "--tokenizer", "."),
-            "--tokenizer: . holds no tokenizer.json",
+            "--tokenizer: . has no tokenizer.json",
         ),
         (
             ("eval", "full_sft_512.pth", "--data", "gone.jsonl"),

@@ -113,7 +113,7 @@ def test_another_model_beside_is_filled_in(dpo: Cli, here: Path) -> None:
     assert (profile.train.learning_rate, profile.eval.fraction) == (1e-6, 0.1)
     assert profile.eval.interval == 18
     text = Path("profiles/my.toml").read_text()
-    assert "half as hard once chosen and rejected are 0.05 nats" in text
+    assert "halves at a\n# margin of 0.05 nats" in text
     assert (
         "Over 90 updates it comes to a reach, the sum of the learning\n# rates, of 5e-05:" in text
     )
@@ -150,7 +150,7 @@ def test_pairs_that_nobody_can_read_are_no_hindrance(dpo: Cli, here: Path) -> No
     assert "they cannot be read as they are: " in out
     assert "the columns are those of no known format: 'a'" in out
     assert "data.columns = {" in out
-    assert "they could not be counted" in Path("profiles/my.toml").read_text()
+    assert "the file could not be counted" in Path("profiles/my.toml").read_text()
 
 
 def test_a_checkout_may_be_named(dpo: Cli, here: Path, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_the_word_that_separates_torchruns_is_needed(dpo: Cli, supervised: Super
         (["--nproc", "2", "--set", "train.device=cuda:1"], "is one card"),
         (
             ["--set", "launch.nnodes=2"],
-            "launch.nnodes = 2: several machines must know where to meet",
+            "launch.nnodes = 2: several machines need a rendezvous address",
         ),
     ],
 )

@@ -130,7 +130,7 @@ def test_all_ranks_start_again(run: RunDirectory) -> None:
     assert len(events(run, WorkerStarted)) == 2
     [alert] = [e for e in seen if isinstance(e, Alert) and e.code == "rank-lost"]
     assert alert.message.startswith("rank 1 died of SIGKILL")
-    assert alert.message.endswith("start again from the newest whole state (restart 1 of 2)")
+    assert alert.message.endswith("restart from the newest checkpoint (restart 1 of 2)")
 
 
 def test_what_fails_after_the_end_was_told_changes_nothing(run: RunDirectory) -> None:
@@ -222,7 +222,7 @@ def test_arguments_that_torchrun_refuses_are_told_and_leave_no_run(run: RunDirec
 def test_nobody_at_the_meeting_point_is_told(run: RunDirectory) -> None:
     free = free_port()
     keys = {"nnodes": 2, "node_rank": 1, "rdzv_endpoint": f"127.0.0.1:{free}"}
-    with pytest.raises(DpoError, match=f"'127.0.0.1:{free}': no meeting there") as caught:
+    with pytest.raises(DpoError, match=f"'127.0.0.1:{free}': no rendezvous at this") as caught:
         launch(run, "wait", 1, "--rdzv-conf", "is_host=false,read_timeout=1", **keys)
     assert "node_rank = 0" in caught.value.remedy
 
@@ -230,6 +230,6 @@ def test_nobody_at_the_meeting_point_is_told(run: RunDirectory) -> None:
 def test_a_machine_that_does_not_come_is_told(run: RunDirectory) -> None:
     free = free_port()
     keys = {"nnodes": 2, "rdzv_endpoint": f"127.0.0.1:{free}"}
-    with pytest.raises(DpoError, match="not all machines came") as caught:
+    with pytest.raises(DpoError, match="not all machines have connected") as caught:
         launch(run, "wait", 1, "--rdzv-conf", "is_host=true,join_timeout=2", **keys)
     assert "launch.node_rank" in caught.value.remedy

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 
-from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import read_state_dict
 from tests.faults import rank_arms, workers
@@ -135,10 +134,15 @@ def _train_in_float64(size: int, folder: Path, number: int) -> None:
             trainer = make_trainer(partial(minimind_scorer, name), "packed", hooks)
             trainer.group = own
             # Ten pairs by one: windows of four, of which an epoch's last has two.
-            order = BatchSampler(
-                pairs=10, batch_size=1, accumulation_steps=4, epochs=2, shuffle=True, seed=3
+            profile = trainer.inputs.profile
+            train = profile.train.model_copy(update={"batch_size": 1, "epochs": 2})
+            trainer.inputs = replace(
+                trainer.inputs,
+                profile=profile.model_copy(update={"train": train}),
+                accumulation_steps=4,
+                world_size=size,
             )
-            trainer.prepared = replace(trainer.prepared, order=order, devices=size)
+            assert trainer.inputs.order.pairs == 10
             assert trainer.train() is None
         losses = torch.tensor([loss for step in hooks.steps for loss in step.losses])
         torch.save([losses, *hooks.gradients], folder / f"{name}-{number}")

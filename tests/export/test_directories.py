@@ -85,7 +85,7 @@ def test_what_minimind_cannot_compute_stays_what_it_is(tmp_path: Path) -> None:
     make(tmp_path / "llama", "llama")
     with pytest.raises(DpoError, match="compute another function") as caught:
         import_directory(tmp_path / "llama/models/model", tmp_path / "x.pth", "float16", False)
-    assert caught.value.details == ("tie_word_embeddings = False, and True in MiniMind's",)
+    assert caught.value.details == ("tie_word_embeddings = False, but True in MiniMind",)
     assert not list(tmp_path.glob("x.pth*"))
 
 

@@ -19,7 +19,7 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import load_model_weights, read_state_dict
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Exported, history
-from dpo_cli.training import run_weights as trained_module
+from dpo_cli.training import weights as trained_module
 from dpo_cli.training.checkpointing import load_weights
 from tests.faults import workers
 from tests.support.cli import Run, dpo

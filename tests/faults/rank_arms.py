@@ -97,17 +97,17 @@ def with_error_file(folder: Path, number: int) -> None:
 
 def note(folder: Path, number: int) -> None:
     """Write down what this rank computes: `pairs_of` and `ends_of` read it."""
-    from dpo_cli.training.plan import Prepared
+    from dpo_cli.training.batches import BatchPlanner
     from dpo_cli.training.trainer import Trainer
 
-    batch, train = Prepared.batch, Trainer.train
+    make_batch, train = BatchPlanner.make_batch, Trainer.train
     trainers: list[Trainer] = []
 
-    def noted_batch(self: Prepared, pairs: Any, indices: Any) -> Any:
+    def noted_batch(self: BatchPlanner, pairs: Any, indices: Any) -> Any:
         if trainers and trainers[0].policy.training:
             with (folder / f"pairs-{number}").open("a") as file:
                 file.write(json.dumps([trainers[0].optimizer_step + 1, list(indices)]) + "\n")
-        return batch(self, pairs, indices)
+        return make_batch(self, pairs, indices)
 
     def noted_train(self: Trainer) -> Any:
         trainers[:] = [self]
@@ -119,7 +119,7 @@ def note(folder: Path, number: int) -> None:
         (folder / f"end-{number}").write_text(json.dumps(end))
         return stop
 
-    Prepared.batch = noted_batch  # type: ignore[method-assign]
+    BatchPlanner.make_batch = noted_batch  # type: ignore[method-assign]
     Trainer.train = noted_train  # type: ignore[method-assign]
 
 

@@ -95,7 +95,7 @@ def test_a_hugging_face_folder_is_the_model_it_was_made_from(
     ("config", "said"),
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "holds no JSON object"),
+        ("[]", "is not a JSON object"),
         ({"model_type": "llama"}, r"but no model.safetensors"),
     ],
 )

@@ -27,7 +27,7 @@ def theirs(model: PreTrainedModel, prompt: torch.Tensor, end_id: int | None) -> 
 
 
 def ours(model: PreTrainedModel, prompt: torch.Tensor, end_id: int | None) -> list[int]:
-    return list(generate(model, prompt, compute=CPU, end_id=end_id, max_new_tokens=TOKENS))
+    return list(generate(model, prompt, device=CPU, end_id=end_id, max_new_tokens=TOKENS))
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

@@ -43,7 +43,7 @@ def test_words_become_values(words: list[str], grid: dict[str, list[Any]]) -> No
         (["dpo.beta=0.1,2"], "needs a key and values in brackets"),
         (["=[1]"], "needs a key and values in brackets"),
         (["dpo.beta=[]"], "--grid dpo.beta has no values"),
-        (["dpo.beta=[1]", "dpo.beta=[2]"], "--grid dpo.beta is stated twice"),
+        (["dpo.beta=[1]", "dpo.beta=[2]"], "--grid dpo.beta is given twice"),
     ],
 )
 def test_words_that_make_no_grid(words: list[str], message: str) -> None:
@@ -82,16 +82,16 @@ def test_what_is_wrong_is_told_once_with_all_its_values(profile: Path) -> None:
 def test_a_contradiction_is_told_where_it_is_stated(profile: Path) -> None:
     error = refused(profile, {"dpo.loss": ["sigmoid", "ipo"]}, "dpo.reduction=sum")
     [detail] = error.details
-    assert detail.startswith('--set  dpo.reduction = "sum": dpo.loss = "ipo" is a loss of means')
+    assert detail.startswith('--set  dpo.reduction = "sum": dpo.loss = "ipo" uses the mean over')
 
 
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ({"dpo.beta": [2]}, "this grid is one run"),
+        ({"dpo.beta": [2]}, "the grid has one run only"),
         ({"dpo.beta": [2, 2.0]}, "beta 2 and beta 2.0 are the same run"),
-        ({"dpo.beta": list(range(1, 28))}, "a sweep has up to 26 runs"),
-        ({"train.epochs": [1, 2]}, "train.epochs is stated by --set and by --grid"),
+        ({"dpo.beta": list(range(1, 28))}, "a sweep has at most 26 runs"),
+        ({"train.epochs": [1, 2]}, "train.epochs is in --set and in --grid"),
     ],
 )
 def test_too_few_too_many_twice(profile: Path, grid: dict[str, list[Any]], message: str) -> None:

@@ -123,8 +123,8 @@ def test_what_the_hub_does_not_have(our_hub: ThreadingHTTPServer, folder: Path) 
     )
     expected = [
         "them/tiny has no revision nowhere",
-        "them/none: there is no such model on the Hub, or it is private",
-        "'them//tiny' is no name of a model on the Hub",
+        "them/none does not exist on the Hub, or is private",
+        "'them//tiny' is not a model name on the Hub",
     ]
     for line, reason in zip(found, expected, strict=True):
         assert line.startswith(f"--set  model.weights: {reason}; ")

@@ -82,10 +82,10 @@ class TestFiles:
     def test_a_directory_or_an_empty_file(self, complain: Complain, folder: Path, key: str) -> None:
         put(folder / "empty", "")
         assert complain(f"{key}=./empty") == [
-            f"--set  {key}: empty is empty; was its copy or download interrupted?"
+            f"--set  {key}: empty is empty; copy or download it again"
         ]
         (detail,) = complain(f"{key}=./out")
-        assert detail.startswith(f"--set  {key}: out is a directory; ")
+        assert detail.startswith(f"--set  {key}: out is a directory without ")
 
     def test_a_folder_of_pairs(self, complain: Complain, folder: Path) -> None:
         put(folder / "shards/one.csv.gz")
@@ -114,15 +114,15 @@ class TestFiles:
 class TestTokenizer:
     def test_the_file_instead_of_its_folder(self, complain: Complain) -> None:
         assert complain("model.tokenizer=model/tokenizer.json") == [
-            "--set  model.tokenizer: model/tokenizer.json is a file; name its folder, model"
+            "--set  model.tokenizer: model/tokenizer.json is a file; set it to its folder, model"
         ]
 
     def test_a_folder_without_a_tokenizer(self, complain: Complain, folder: Path) -> None:
         (detail,) = complain("model.tokenizer=out")
-        assert "out holds no tokenizer.json and no tokenizer_config.json; name" in detail
+        assert "out has no tokenizer.json and no tokenizer_config.json; set it" in detail
         (folder / "model/tokenizer_config.json").unlink()
         (detail,) = complain()
-        assert "my.toml:2  model.tokenizer: model holds no tokenizer_config.json; name" in detail
+        assert "my.toml:2  model.tokenizer: model has no tokenizer_config.json; set it" in detail
 
     def test_an_empty_tokenizer(self, complain: Complain, folder: Path) -> None:
         put(folder / "model/tokenizer.json", "")
@@ -172,13 +172,13 @@ class TestCheckpoint:
 
     def test_a_hugging_face_directory(self, complain: Complain, load: Load, folder: Path) -> None:
         assert complain("model.weights=./model") == [
-            "--set  model.weights: model is a directory; name a weights file in it, or a "
-            "Hugging Face directory, which has a config.json"
+            "--set  model.weights: model is a directory without a config.json; name a weights file "
+            "in it, or a Hugging Face directory"
         ]
         put(folder / "model/config.json")
         assert complain("model.weights=./model") == [
-            "--set  model.weights: model has a config.json, but no model.safetensors; was its "
-            "copy or download interrupted?"
+            "--set  model.weights: model has a config.json, but no model.safetensors; copy or "
+            "download it again"
         ]
         for name in ("model.safetensors", "pytorch_model.bin.index.json"):
             put(folder / "model" / name)
@@ -200,13 +200,13 @@ class TestCheckpoint:
         with pytest.raises(UsageError) as caught:
             check_inputs(loaded)
         assert caught.value.details == (
-            "my.toml  model.tokenizer: model holds no tokenizer.json; name the folder with the"
+            "my.toml  model.tokenizer: model has no tokenizer.json; set it to the folder with the"
             " tokenizer that the weights were trained with",
         )
         with pytest.raises(UsageError) as caught:
             check_inputs(load_profile(path, ["model.weights=./out/full_sft_512.pth"]))
         (detail,) = caught.value.details
-        assert "model.tokenizer: missing, and only a Hugging Face directory has its own" in detail
+        assert "model.tokenizer: missing, and the weights are not a Hugging Face" in detail
 
     def test_a_bare_name_without_out_dir(self, load: Load) -> None:
         profile = load("", "model.weights=x.pth").profile
@@ -217,7 +217,7 @@ class TestCheckpoint:
         with pytest.raises(UsageError) as caught:
             check_inputs(load())
         (detail,) = caught.value.details
-        assert detail.startswith("my.toml  model.weights: nothing says which weights to train")
+        assert detail.startswith("my.toml  model.weights: not set; set model.weights to the path")
 
 
 class TestTheOnlySft:
@@ -235,11 +235,11 @@ class TestTheOnlySft:
     def test_there_is_none(self, complain: Complain, folder: Path) -> None:
         (folder / "out/full_sft_512.pth").unlink()
         (detail,) = complain()
-        assert "model.out_dir: out holds no full_sft_*.pth or full_sft_*.safetensors" in detail
+        assert "model.out_dir: out has no full_sft_*.pth or full_sft_*.safetensors" in detail
 
     def test_out_dir_is_a_file(self, complain: Complain) -> None:
         assert complain("model.out_dir=dpo.jsonl") == [
-            "--set  model.out_dir: dpo.jsonl is a file; name a folder"
+            "--set  model.out_dir: dpo.jsonl is a file; set it to a folder"
         ]
 
     def test_it_is_empty(self, complain: Complain, folder: Path) -> None:
@@ -273,7 +273,7 @@ class TestTheOnlySft:
     @pytest.mark.usefixtures("several")
     def test_several_are_listed(self, complain: Complain, overrides: list[str]) -> None:
         assert complain(*overrides) == [
-            "--set  model.out_dir: out holds full_sft_512.pth, full_sft_512_moe.pth, "
+            "--set  model.out_dir: out has full_sft_512.pth, full_sft_512_moe.pth, "
             "full_sft_768.safetensors, full_sft_best.pth; choose one, "
             'for example model.weights = "full_sft_512.pth"'
         ]

@@ -91,7 +91,7 @@ class TestPaths:
     def test_an_undefined_variable_is_named(self, fail: Fail) -> None:
         (detail,) = fail("[eval]\npath = '$NO_SUCH/e'\n").details
         assert detail == (
-            'my.toml:7  eval.path = "$NO_SUCH/e": the variable NO_SUCH is not set; export it'
+            'my.toml:7  eval.path = "$NO_SUCH/e": variable NO_SUCH is not set; export it'
         )
 
 
@@ -131,7 +131,11 @@ class TestOverrides:
                 '--set  data.shuffle = "False": must be true or false, without quotes, '
                 "not a string; for example data.shuffle = false",
             ),
-            ("extends=dense", '--set  extends = "dense": only a file can extend another profile'),
+            (
+                "extends=dense",
+                '--set  extends = "dense": only a file can extend another profile; '
+                "set extends in the file",
+            ),
         ],
     )
     def test_mistakes(self, fail: Fail, override: str, detail: str) -> None:
@@ -181,7 +185,7 @@ class TestErrors:
         [
             ("learning_rate = -1e-8", "must be greater than 0; for example {key} = 1e-8"),
             ("learning_rate = inf", "must be a finite number; for example {key} = 1e-8"),
-            ("epochs = true", "must be a whole number, not a truth value; for example {key} = 2"),
+            ("epochs = true", "must be a whole number, not a boolean; for example {key} = 2"),
             ("epochs = 1.5", "must be a whole number, not a fractional number; for example"),
             ("epochs = [1]", "must be a whole number, not an array; for example"),
             ("epochs = {a = 1}", "must be a whole number, not a table; for example"),
@@ -224,7 +228,7 @@ class TestErrors:
         with pytest.raises(UsageError) as caught:
             load_profile(child)
         assert caught.value.details == (
-            'base.toml:7  dpo.reduction = "sum": dpo.loss = "simpo" is a loss of means; set'
+            'base.toml:7  dpo.reduction = "sum": dpo.loss = "simpo" uses the mean over tokens; set'
             ' dpo.reduction = "mean"',
         )
 
@@ -293,7 +297,7 @@ class TestErrors:
         with pytest.raises(UsageError) as caught:
             load_profile(path)
         assert caught.value.details == (
-            "my.toml:1  train = 3: is a table, with keys of its own; write [train] above them",
+            "my.toml:1  train = 3: is a table; write its keys below a line [train]",
         )
 
     def test_an_empty_file_lacks_what_is_required(self, write: Write) -> None:
@@ -308,6 +312,6 @@ class TestErrors:
         with pytest.raises(UsageError) as caught:
             load_profile(path)
         assert [detail.partition(": ")[2] for detail in caught.value.details] == [
-            "the variable NO_SUCH is not set; export it",
+            "variable NO_SUCH is not set; export it",
             "must not be empty",
         ]

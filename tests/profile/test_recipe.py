@@ -49,7 +49,7 @@ def test_the_arithmetic_is_written_down(folder: Path) -> None:
     draft = learning_recipe(load_profile(Path("dense")), inputs(folder, 400), folder)
     note = "\n".join(draft.notes["train.learning_rate"])
     assert "400 rows" in note
-    assert "40 held out, 4 a batch: up to 90 updates" in note
+    assert "40 held out, 4 per batch: up to 90 steps" in note
     assert "0.001 / (90 x 0.6) = 1.9e-5" in note
     assert draft.values["train.learning_rate"] == 1.9e-5
 
@@ -63,7 +63,7 @@ def test_a_learning_rate_never_rises_without_a_brake() -> None:
 
 def test_without_pairs_the_usual_number_is_assumed_and_said() -> None:
     draft = learning_recipe(load_profile(Path("dense")), NOTHING, Path())
-    assert "none was found" in "\n".join(draft.notes["train.learning_rate"])
+    assert "no file was found" in "\n".join(draft.notes["train.learning_rate"])
     assert draft.values["train.learning_rate"] < 1e-6
 
 

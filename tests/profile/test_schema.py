@@ -345,7 +345,7 @@ class TestAgreement:
         assert Train(batch_size=4, accumulation_steps=4, global_batch_size=16).accumulation_on(1)
 
     def test_several_machines_must_know_where_to_meet(self) -> None:
-        with pytest.raises(ValidationError, match="several machines must know where to meet"):
+        with pytest.raises(ValidationError, match="several machines need a rendezvous address"):
             Launch(nnodes=2)
         assert Launch(nnodes=2, node_rank=1, rdzv_endpoint="node0:29400").nnodes == 2
 
@@ -392,14 +392,14 @@ class TestObjective:
         ("keys", "message"),
         [
             ({"loss": "ipo", "reduction": "sum"}, 'set dpo.reduction = "mean"'),
-            ({"loss": ["sigmoid", "orpo"], "reduction": "sum"}, '"orpo" is a loss of means'),
-            ({"loss": "dpo"}, '"dpo" is no loss; there are sigmoid (which is DPO), hinge'),
-            ({"loss": ["sigmoid", 3]}, "3 is no loss"),
+            ({"loss": ["sigmoid", "orpo"], "reduction": "sum"}, '"orpo" uses the mean over tokens'),
+            ({"loss": "dpo"}, '"dpo" is not a loss; choose from sigmoid (DPO), hinge'),
+            ({"loss": ["sigmoid", 3]}, "3 is not a loss"),
             ({"loss": ["sigmoid", "sigmoid"]}, "each loss once"),
             ({"loss": []}, "each loss once"),
             ({"loss": ["sigmoid", "sft"], "loss_weights": [1.0]}, "for example [1.0, 1.0]"),
             ({"loss_weights": [1.0, 2.0]}, 'each of dpo.loss = ["sigmoid"]'),
-            ({"loss": "hinge", "label_smoothing": 0.1}, '"hinge" takes no notice of it'),
+            ({"loss": "hinge", "label_smoothing": 0.1}, '"hinge" ignores it'),
             ({"loss": "exo_pair", "label_smoothing": 0.0}, "for example 1e-3"),
             (
                 {"loss": "nca_pair", "f_divergence_type": "js_divergence"},

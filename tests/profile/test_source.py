@@ -82,8 +82,8 @@ class TestRead:
         ("parent", "problem"),
         [
             ('"dens"', "no profile dens; did you mean dense?"),
-            ("3", "must be a path or a shipped profile's name, in quotes"),
-            ('"$NO_SUCH/x"', "the variable NO_SUCH is not set; export it"),
+            ("3", "must be a path or the name of a shipped profile, in quotes"),
+            ('"$NO_SUCH/x"', "variable NO_SUCH is not set; export it"),
         ],
     )
     def test_a_bad_parent_is_told_with_its_line(
@@ -97,12 +97,12 @@ class TestRead:
     def test_broken_toml_is_told_with_line_and_column(self, write: Write) -> None:
         with pytest.raises(UsageError) as caught:
             read_chain(write("[data]\nshuffle = False\n", required=""))
-        assert caught.value.message == "my.toml:2:11: broken TOML: Invalid value"
+        assert caught.value.message == "my.toml:2:11: invalid TOML: Invalid value"
         assert caught.value.details == ("shuffle = False",)
         assert "true and false" in caught.value.remedy
 
     def test_toml_that_ends_early(self, write: Write) -> None:
-        with pytest.raises(UsageError, match=r"^my\.toml: broken TOML: .*end of document"):
+        with pytest.raises(UsageError, match=r"^my\.toml: invalid TOML: .*end of document"):
             read_chain(write("[data", required=""))
 
     def test_a_byte_order_mark_is_accepted(self, folder: Path) -> None:
@@ -197,10 +197,10 @@ class TestExpand:
     @pytest.mark.parametrize(
         ("text", "problem"),
         [
-            ("$NO_SUCH/x", "the variable NO_SUCH is not set"),
-            ("${NO_SUCH}", "the variable NO_SUCH is not set"),
+            ("$NO_SUCH/x", "variable NO_SUCH is not set"),
+            ("${NO_SUCH}", "variable NO_SUCH is not set"),
             ("a$/b", r"write \$\$"),
-            ("~no-such-user/x", "no home directory ~no-such-user$"),
+            ("~no-such-user/x", "no home directory ~no-such-user; write"),
             ("", "must not be empty"),
         ],
     )

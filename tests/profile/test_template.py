@@ -24,12 +24,12 @@ def drafts() -> dict[str, Draft]:
     dense, moe = load_profile(Path("dense")), load_profile(Path("minimind3-moe"))
     return {
         "learn": learning_recipe(dense, INPUTS, Path("profiles")),
-        "reference": minimind_recipe(moe, INPUTS, Path("profiles")),
+        "minimind": minimind_recipe(moe, INPUTS, Path("profiles")),
         "copy": copy_profile(load_profile(Path("demo")), Path("profiles")),
     }
 
 
-@pytest.fixture(params=["learn", "reference", "copy"])
+@pytest.fixture(params=["learn", "minimind", "copy"])
 def draft(request: pytest.FixtureRequest, folder: Path) -> Draft:
     return drafts()[request.param]
 
@@ -79,14 +79,14 @@ def test_what_is_behind_a_hash_would_be_valid_too(text: str, folder: Path) -> No
 def test_the_references_values_stand_beside(folder: Path) -> None:
     text = render(drafts()["learn"], "A title.", load_profile(Path("dense")).profile)
     lines = text.splitlines()
-    assert "beta = 5.0  # reference: 0.1" in lines
-    assert 'tokenizer = "../mo$$del"  # reference: "../model"' in lines
-    assert 'data_path = "../dataset/dpo.jsonl"  # reference: "../dataset/dpo.jsonl"' in lines
-    assert "#hidden_size = 512  # unset, reference: 512" in lines
-    assert "#accumulation_steps = 1  # unset, reference: 1" in lines
+    assert "beta = 5.0  # minimind: 0.1" in lines
+    assert 'tokenizer = "../mo$$del"  # minimind: "../model"' in lines
+    assert 'data_path = "../dataset/dpo.jsonl"  # minimind: "../dataset/dpo.jsonl"' in lines
+    assert "#hidden_size = 512  # unset, minimind: 512" in lines
+    assert "#accumulation_steps = 1  # unset, minimind: 1" in lines
     assert '#layout = "packed"' in lines  # the script knows no such thing
-    third = render(drafts()["reference"], "A title.", load_profile(Path("minimind3")).profile)
-    assert "beta = 0.15  # reference: 0.15" in third
+    third = render(drafts()["minimind"], "A title.", load_profile(Path("minimind3")).profile)
+    assert "beta = 0.15  # minimind: 0.15" in third
 
 
 def test_an_editor_finds_the_schema(text: str) -> None:

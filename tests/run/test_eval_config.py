@@ -165,7 +165,7 @@ def test_a_loss_without_a_reference() -> None:
     [
         ("train.jsonl", r"data.data_path: train.jsonl does not exist"),
         ("full_sft_512.pth", r"model.weights: full_sft_512.pth does not exist"),
-        ("t/tokenizer.json", r"model.tokenizer: t holds no tokenizer.json"),
+        ("t/tokenizer.json", r"model.tokenizer: t has no tokenizer.json"),
     ],
 )
 def test_what_is_gone_is_told_before_anything_is_read(gone: str, said: str) -> None:

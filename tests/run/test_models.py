@@ -72,7 +72,7 @@ def test_the_tokenizer_is_the_stated_one_or_that_of_the_first_model_with_one() -
     assert tokenizer_of([run], Path("t")) == Path("t")
     with pytest.raises(UsageError, match=r"model.tokenizer: .* does not exist"):
         tokenizer_of([file, folder, run], None)
-    with pytest.raises(UsageError, match=r"--tokenizer: hf holds no tokenizer.json"):
+    with pytest.raises(UsageError, match=r"--tokenizer: hf has no tokenizer.json"):
         tokenizer_of([run], Path("hf"))
     with pytest.raises(UsageError, match=r"out/rlhf_512.pth: nothing says which tokenizer"):
         tokenizer_of([file, folder], None)

@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Layout
 from dpo_cli.data.chat import Tokenized, TokenizedPair
-from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.models.loading import ModelWeights, build_model, to_disk_names, use_experts_for
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.scoring import ResponseScorer
@@ -22,8 +21,7 @@ from dpo_cli.objective.aux_loss import AuxLossKind
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.events import Event, StepDone
 from dpo_cli.training import reference as kept
-from dpo_cli.training.optimizer import LearningRate
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.trainer import Trainer
 from tests.support import families
 from tests.support.columns import in_columns
@@ -193,15 +191,22 @@ def make_trainer(
     profile = Profile.model_validate(
         {
             "model": {"tokenizer": "unused"},
-            "data": {"data_path": "unused", "max_seq_len": MAX_SEQ_LEN},
+            "data": {"data_path": "unused", "max_seq_len": MAX_SEQ_LEN, "shuffle": True},
             "dpo": {"reduction": "sum", "beta": 0.3, **dpo},
-            "train": {"layout": layout, "max_tokens_per_forward": 90, "save_min_seconds": 1e9},
+            "train": {
+                "layout": layout,
+                "max_tokens_per_forward": 90,
+                "save_min_seconds": 1e9,
+                "batch_size": 3,
+                "epochs": 5,
+                "seed": 3,
+                "schedule": "minimind2",
+                "learning_rate": 1e-2,
+                "router_aux_loss_coef": 0.1,
+            },
         }
     )
-    compute = Device(torch.device("cpu"), dtype)
-    order = BatchSampler(
-        pairs=len(pairs), batch_size=3, accumulation_steps=1, epochs=5, shuffle=True, seed=3
-    )
+    device = Device(torch.device("cpu"), dtype)
 
     def scorer() -> ResponseScorer:
         made = make_scorer(layout).to(dtype)
@@ -209,32 +214,29 @@ def make_trainer(
         return made
 
     policy = scorer()
-    if not profile.dpo.needs_reference:
-        reference: Any = kept.NoReference()
-    elif layout == "padded":
-        reference = kept.LiveReference(scorer(), compute)
-    else:
-        reference = kept.CachedReference(pairs, order.micro_batches_of(0), compute, scorer)
-    # What the weights are called on disk; of another family's shape all that counts is whether it
-    # has experts, with which micro-batches stay as they are.
+    # The names of the weights on disk; of another family's shape only the experts matter: with them
+    # micro-batches are not regrouped.
     start = to_disk_names(policy.model, policy.model.state_dict())
     shape = ARCHITECTURES["minimind3" if policy.aux_loss_kind is None else "minimind3-moe"]
-    model_weights = ModelWeights(shape, dict(start), dtype, "")
-    prepared = Prepared(
+    weights = ModelWeights(shape, dict(start), dtype, "")
+    inputs = RunInputs(
         profile=profile,
-        compute=compute,
-        model_weights=model_weights,
-        reference=model_weights,
+        device=device,
+        weights=weights,
+        reference_weights=weights,
         tokenizer=Path(),
         pad_id=0,
         pairs=pairs,
         held_out=pairs[:0],
         skipped_rows=[],
-        order=order,
-        learning_rate=LearningRate("minimind2", 1e-2, order.micro_batches, 0),
-        router_aux_loss_coef=0.1,
         fingerprints={},
     )
+    if not profile.dpo.needs_reference:
+        reference: Any = kept.NoReference()
+    elif layout == "padded":
+        reference = kept.LiveReference(scorer(), device)
+    else:
+        reference = kept.CachedReference(pairs, inputs.order.micro_batches_of(0), device, scorer)
     # Momentum-free SGD keeps the trajectory a smooth function of the gradients, which it follows
     # step by step; Adam would divide by gradients that are nought but rounding.
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
@@ -244,7 +246,7 @@ def make_trainer(
         )
     )
     return Trainer(
-        prepared,
+        inputs,
         policy,
         reference,
         reference,

@@ -21,7 +21,7 @@ from dpo_cli.run.events import Evaluated, Sampled
 from dpo_cli.training import samples
 from dpo_cli.training.checkpointing import load_weights
 from dpo_cli.training.evaluation import score_held_out
-from dpo_cli.training.plan import Prepared
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.samples import prompt_of
 from tests.faults import workers
 from tests.faults.arms import own_cache
@@ -78,14 +78,14 @@ def test_layouts_agree_with_each_other_and_with_a_plain_forward(name: str) -> No
     with Float64():
         for layout in layouts:
             trainer = make_trainer(SCORERS[name], layout, Recorder())
-            policy, prepared = shaken(trainer.policy), trainer.prepared
+            policy, inputs = shaken(trainer.policy), trainer.inputs
             tables[layout] = score_held_out(
                 policy,
                 trainer.reference,
-                prepared.order.micro_batches_of(0),
-                partial(prepared.batch, prepared.pairs),
-                dpo=prepared.profile.dpo,
-                compute=prepared.compute,
+                inputs.order.micro_batches_of(0),
+                partial(inputs.batches.make_batch, inputs.pairs),
+                dpo=inputs.profile.dpo,
+                device=inputs.device,
                 on_progress=done.append,
             )
         expected = [
@@ -154,7 +154,7 @@ def test_an_evaluation_tells_of_every_group(alone: RunDirectory) -> None:
 def ask_the_policy(cache: Path) -> None:
     """Even before the first step; nothing is known from other runs."""
     own_cache(cache)
-    Prepared.begins_as_reference = False  # type: ignore[assignment]
+    RunInputs.policy_starts_as_reference = False  # type: ignore[assignment]
 
 
 def note_modes(cache: Path, file: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.batching import Batch, Layout, make_batch
-from dpo_cli.models.scoring import _ROUTERS, ResponseScorer, _keep_logits
+from dpo_cli.models.scoring import _ROUTER_CLASSES, ResponseScorer, _record_router_logits
 from tests.support.two_layouts import (
     ARCHITECTURES,
     Float64,
@@ -90,9 +90,9 @@ FLOAT32: dict[str, Callable[[Layout], ResponseScorer]] = {
 
 def smallest_routing_margin(scorer: ResponseScorer, batch: Batch) -> float:
     """By how much, at the closest call, the last expert chosen beats the first one passed over."""
-    routers = [m for m in scorer.model.modules() if type(m).__name__.endswith(_ROUTERS)]
+    routers = [m for m in scorer.model.modules() if type(m).__name__.endswith(_ROUTER_CLASSES)]
     kept: list[Tensor] = []
-    hooks = [m.register_forward_hook(partial(_keep_logits, kept)) for m in routers]
+    hooks = [m.register_forward_hook(partial(_record_router_logits, kept)) for m in routers]
     with torch.no_grad():
         scorer(batch)
     for hook in hooks:
@@ -107,8 +107,8 @@ def test_a_steps_gradients_in_float32(name: str) -> None:
     gradients: dict[Layout, dict[str, Tensor]] = {}
     for layout in LAYOUTS:
         trainer = make_trainer(FLOAT32[name], layout, Recorder(), dtype=torch.float32)
-        indices = trainer.prepared.order.micro_batches_of(0)[0]
-        batch = trainer.prepared.batch(trainer.prepared.pairs, indices)
+        indices = trainer.inputs.order.micro_batches_of(0)[0]
+        batch = trainer.inputs.batches.make_batch(trainer.inputs.pairs, indices)
         if "moe" in name:  # a tie would be broken by rounding, and the gradients be others
             assert smallest_routing_margin(trainer.policy, batch) > 1e-5
         pairs, balance = trainer.score(batch, trainer.reference.token_logps(indices, batch))

@@ -16,7 +16,7 @@ from dpo_cli.profile.grid import references
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.training.plan import prepare
+from dpo_cli.training.inputs import read_inputs
 from dpo_cli.training.reference import CachedReference, keep, load_cached, open_references
 from tests.support.columns import in_columns
 from tests.support.small_runs import golden_run
@@ -229,9 +229,9 @@ def test_the_cache_tells_models_apart_that_have_the_same_file(
         stated = [option for option in options if option != "--set"]
         run = RunDirectory(tmp_path)
         loaded = load_profile(Path(profile), stated).profile
-        compute = resolve("cpu", "float32")
-        prepared = prepare(loaded, compute, run, lambda *_: None)
-        reference, _ = open_references(prepared, lambda: cast(ResponseScorer, None), tmp_path)
+        device = resolve("cpu", "float32")
+        inputs = read_inputs(loaded, device, run, lambda *_: None)
+        reference, _ = open_references(inputs, lambda: cast(ResponseScorer, None), tmp_path)
         assert isinstance(reference, CachedReference)
         return reference._places[-1], loaded
 

@@ -1,0 +1,108 @@
+"""Batch planner: from the order of the pairs to micro-batches, and from those to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from dpo_cli.compute.device import Device
+from dpo_cli.data.batching import Batch, make_batch
+from dpo_cli.data.microbatching import MicroBatch, make_micro_batches
+from dpo_cli.data.sampler import BatchSampler
+from dpo_cli.data.tokens import TokenizedPairs
+from dpo_cli.profile.schema import Profile
+
+CPU_TOKENS_PER_FORWARD = 2048
+"""Default limit of positions per forward on a CPU: larger activations fall out of its caches."""
+
+
+@dataclass(frozen=True)
+class BatchPlanner:
+    """Groups pairs into micro-batches and builds their tensors.
+
+    Attributes:
+        profile: layout, limits and dropout.
+        device: where the tensors go.
+        pad_id: token id of padding.
+        pairs, held_out: training and held-out pairs.
+        order: which pairs form each optimizer step; it does not depend on the number of ranks.
+        use_moe: the policy has experts.
+        world_size: number of ranks that share each optimizer step.
+    """
+
+    profile: Profile
+    device: Device
+    pad_id: int
+    pairs: TokenizedPairs
+    held_out: TokenizedPairs
+    order: BatchSampler
+    use_moe: bool
+    world_size: int = 1
+
+    def make_batch(self, pairs: TokenizedPairs, indices: Sequence[int]) -> Batch:
+        """Return the tensors of these pairs, on the device."""
+        return make_batch(
+            [pairs[i] for i in indices],
+            self.profile.train.layout,
+            max_seq_len=self.profile.data.max_seq_len,
+            pad_id=self.pad_id,
+            # With dropout the two copies of a shared prompt would differ.
+            share_prompts=not self.profile.model.dropout,
+        ).to(self.device.torch_device)
+
+    def micro_batches(self, global_batch: Sequence[Sequence[int]]) -> list[MicroBatch]:
+        """Return the forwards of one optimizer step, those of all ranks."""
+        return [each for share in self.micro_batches_by_rank(global_batch) for each in share]
+
+    def micro_batches_by_rank(
+        self, global_batch: Sequence[Sequence[int]]
+    ) -> list[list[MicroBatch]]:
+        """Return the forwards of one optimizer step, one list per rank.
+
+        Args:
+            global_batch: the pair indices of each micro-batch of the step, as the order has them.
+        """
+        return self._split(global_batch, self.pairs, self.world_size)
+
+    @cached_property
+    def held_out_batches(self) -> list[tuple[int, ...]]:
+        """Indices of the held-out pairs that are scored together."""
+        count, size = len(self.held_out), self.order.batch_size
+        chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        return [
+            micro_batch.indices
+            for chunk in chunks
+            for micro_batch in self._split([chunk], self.held_out, world_size=1)[0]
+        ]
+
+    @property
+    def can_regroup(self) -> bool:
+        """Return True if the pairs of a step may be grouped otherwise, with the same gradient.
+
+        Not with experts (the aux_loss is per micro-batch), not with losses that look at a whole
+        batch, not with dropout (the random numbers would differ) and not in the padded layout.
+        """
+        train, model = self.profile.train, self.profile.model
+        is_independent = not self.use_moe and not self.profile.dpo.needs_whole_batch
+        return train.layout == "packed" and not model.dropout and is_independent
+
+    @property
+    def _max_tokens_per_forward(self) -> int | None:
+        if not self.can_regroup:
+            return None
+        default = CPU_TOKENS_PER_FORWARD if self.device.type == "cpu" else None
+        return self.profile.train.max_tokens_per_forward or default
+
+    def _split(
+        self, global_batch: Sequence[Sequence[int]], pairs: TokenizedPairs, world_size: int
+    ) -> list[list[MicroBatch]]:
+        indices = [index for micro_batch in global_batch for index in micro_batch]
+        tokens = dict(zip(indices, pairs.computed_tokens[indices].tolist(), strict=True))
+        return make_micro_batches(
+            global_batch,
+            self.order.accumulation_steps,
+            tokens,
+            self._max_tokens_per_forward,
+            world_size,
+        )

@@ -53,7 +53,7 @@ def measure(options: Any, ranks: int, rows: Path, cache: str) -> dict[str, float
             env={**os.environ, "OMP_NUM_THREADS": "1", "DPO_CACHE_DIR": cache},
         )
         [run] = find_runs(Path(runs))
-        events = history(run.events_path)
+        events = list(history(run.events_path))
     steps = [event for event in events if isinstance(event, StepDone)][WARM_UP_STEPS:]
     computed = [max(step.rank_seconds, default=step.seconds) for step in steps]
     return {

@@ -131,7 +131,7 @@ def train(options: argparse.Namespace, point: Point, split: Split) -> RunDirecto
 
 def figures(run: RunDirectory) -> dict[str, Any]:
     """What a run came to: its reach, its last losses, its held-out pairs before and after."""
-    events = history(run.events_path)
+    events = list(history(run.events_path))
     steps = [event for event in events if isinstance(event, StepDone)]
     evaluated = [event for event in events if isinstance(event, Evaluated)]
     sampled = [event for event in events if isinstance(event, Sampled)]

@@ -52,7 +52,7 @@ def measure(
         time.sleep(60 * minutes)
         subprocess.run([*DPO, "stop", "--runs-dir", runs], check=True, stdout=subprocess.DEVNULL)
         trained.wait()
-        events = history(found[0].events_path)
+        events = list(history(found[0].events_path))
     steps = [event for event in events if isinstance(event, StepDone)]
     saves = [event for event in events if isinstance(event, Saved)]
     [stopped] = [event for event in events if isinstance(event, Stopped)]

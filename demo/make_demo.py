@@ -1,11 +1,11 @@
-"""Build the demo's assets: tokenizer, SFT checkpoint, preference pairs and held-out pairs.
+"""Build the demo's files: tokenizer, SFT weights, preference pairs and held-out pairs.
 
-Run once, from the root of the repository, without any network; the results are part of it:
+The results are part of the repository. To build them again, without a network, run in its root:
 
     python -m demo.make_demo
 
-Every random choice is seeded. On the same machine, with the same library versions, a second run
-writes the same files; elsewhere the weights may differ in their last bits.
+All random choices are seeded. A second run on the same machine, with the same library versions,
+writes the same bytes; on other machines the weights may differ in the last bits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dpo_cli.models.saving import write_weights
 HERE = Path(__file__).resolve().parent
 
 SEED = 20261122
-THREADS = 2  # their number changes bits
+THREADS = 2  # the number of threads changes the last bits
 TRAINING_PAIRS = 640
 HELD_OUT_PAIRS = 96
 QUESTIONS = 24_000
@@ -43,8 +43,8 @@ GOODBYES = 6_000
 BATCH_SIZE = 32
 LEARNING_RATE = 3e-3
 WARMUP_STEPS = 20
-SHAKE = 0.01  # standard deviation of the noise on the weights, see `fine_tune`
-FINAL_SHARE = 0.02  # of the learning rate, at the end of its cosine
+NOISE_STD = 0.01  # of the noise on the weights, see `fine_tune`
+FINAL_SHARE = 0.02  # of the learning rate, at the end of the cosine decay
 
 _IGNORED = -100
 
@@ -81,11 +81,11 @@ CHAT_TEMPLATE = (
     "{% endif %}"
     "{% endfor %}"
 )
-"""As MiniMind version 2 of MiniMind renders: the assistant's header follows every user's turn."""
+"""MiniMind version 2's template: the assistant header follows every user turn."""
 
 
 def main() -> None:
-    """Build everything, and say what came out."""
+    """Build all files and print a report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--to", type=Path, default=HERE, metavar="DIR", help="where to write (default: demo/)"
@@ -93,7 +93,7 @@ def main() -> None:
     folder: Path = parser.parse_args().to
     torch.set_num_threads(THREADS)
     torch.manual_seed(SEED)
-    began = time.perf_counter()
+    start = time.perf_counter()
 
     facts = world.make_facts(SEED)
     for_training, for_held_out = world.split_facts(facts, SEED)
@@ -108,17 +108,17 @@ def main() -> None:
     model = fine_tune(new_model(), [dialogue.tokenized() for dialogue in encoded])
     weights = folder / ARCHITECTURE.file_name("full_sft")
     write_weights(weights, to_disk_names(model, model.state_dict()), ARCHITECTURE, dtype="float16")
-    print(f"built in {time.perf_counter() - began:.0f} s: {folder}")
+    print(f"built in {time.perf_counter() - start:.0f} s: {folder}")
     measure.report(weights, folder)
 
 
 def write_jsonl(path: Path, rows: Sequence[Any]) -> None:
-    """One row on each line."""
+    """Write one row per line."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def make_tokenizer(folder: Path, corpus: Sequence[Sequence[world.Message]]) -> ChatTokenizer:
-    """Train a byte-level BPE on the corpus, and write it as MiniMind's folder looks."""
+    """Train a byte-level BPE on the corpus, and write it in the layout of MiniMind's folder."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -159,7 +159,7 @@ def make_tokenizer(folder: Path, corpus: Sequence[Sequence[world.Message]]) -> C
 
 
 def new_model() -> PreTrainedModel:
-    """Random weights, spread as Llama's are at the start."""
+    """Build a model with random weights and Llama's initialization (std 0.02)."""
     state = {
         name: torch.randn(shape) * 0.02 if len(shape) > 1 else torch.ones(shape)
         for name, shape in ARCHITECTURE.expected_shapes().items()
@@ -168,10 +168,10 @@ def new_model() -> PreTrainedModel:
 
 
 def fine_tune(model: PreTrainedModel, dialogues: Sequence[Tokenized]) -> PreTrainedModel:
-    """One pass over the dialogues, on their answers alone, as MiniMind's own fine-tuning does.
+    """Train one pass over the dialogues, on the answers only, like MiniMind's own fine-tuning.
 
-    Every gradient is taken at weights that are shaken a little. So small a model would otherwise
-    end where any change spoils what it knows, and DPO changes all weights a little.
+    Each gradient is computed with noise on the weights. Without the noise, so small a model
+    converges to weights where any small change destroys its facts, and DPO changes all weights.
     """
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98))
@@ -179,10 +179,10 @@ def fine_tune(model: PreTrainedModel, dialogues: Sequence[Tokenized]) -> PreTrai
     model.train()
     for step, (ids, labels) in enumerate(batches, start=1):
         cosine = 0.5 * (1 + math.cos(math.pi * (step - 1) / len(batches)))
-        warmth = min(1.0, step / WARMUP_STEPS)
+        warmup = min(1.0, step / WARMUP_STEPS)
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * warmth * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
-        with _shaken(parameters):
+            group["lr"] = LEARNING_RATE * warmup * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+        with _noise_on(parameters):
             answer = labels != _IGNORED
             hidden = model.model(input_ids=ids).last_hidden_state[answer]
             loss = F.cross_entropy(model.lm_head(hidden), labels[answer])
@@ -196,12 +196,12 @@ def fine_tune(model: PreTrainedModel, dialogues: Sequence[Tokenized]) -> PreTrai
 
 
 @contextmanager
-def _shaken(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Noise on all weights, for the time of a gradient."""
+def _noise_on(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Add noise to all weights, and restore them exactly at the end."""
     before = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
         for parameter in parameters:
-            parameter.add_(torch.randn_like(parameter), alpha=SHAKE)
+            parameter.add_(torch.randn_like(parameter), alpha=NOISE_STD)
     yield
     with torch.no_grad():
         for parameter, value in zip(parameters, before, strict=True):
@@ -209,7 +209,7 @@ def _shaken(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _batches(dialogues: Sequence[Tokenized]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(S, T) inputs and labels; padding stands at the end, where no answer sees it."""
+    """Yield inputs and labels, both (sequences, tokens), padded on the right."""
     for start in range(0, len(dialogues), BATCH_SIZE):
         rows = dialogues[start : start + BATCH_SIZE]
         ids = pad_sequence([row.ids for row in rows], batch_first=True)

@@ -1,9 +1,9 @@
-"""What a model of the demo knows and prefers, on the held-out pairs.
+"""Facts and preferences of a demo model, measured on the held-out pairs.
 
 Run from the root of the repository:
 
-    python -m demo.measure                            # the SFT checkpoint
-    python -m demo.measure runs/demo-.../rlhf_128.pth # what a run made of it
+    python -m demo.measure                            # the SFT weights
+    python -m demo.measure runs/demo-.../rlhf_128.pth # the result of a run
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ TOKENIZER, PAIRS, HELD_OUT = "tokenizer", "pairs.jsonl", "held_out.jsonl"
 WEIGHTS = "full_sft_128.pth"
 
 _END = "<|im_end|>"
-_LONGEST_ANSWER = 64  # tokens
-_SHOWN = 4
+_MAX_ANSWER_TOKENS = 64
+_ANSWERS_SHOWN = 4
 _SEED = 7
 
 
 @dataclass(frozen=True)
 class Preference:
-    """How a model scores the held-out pairs.
+    """Scores of a model on the held-out pairs.
 
     `nats_chosen` and `nats_rejected` are per response token; `accuracy` is the share of pairs whose
-    chosen response it finds likelier than the rejected one.
+    chosen response is more likely than the rejected one.
     """
 
     nats_chosen: float
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def report(weights: Path, folder: Path) -> None:
-    """Print everything there is to say about a weights file, with the assets in `folder`."""
+    """Print the measurements of a weights file, with tokenizer and pairs in `folder`."""
     model_weights = load_model_weights(weights, {})
     model = build_model(model_weights.architecture, model_weights.state).eval()
     tokenizer = ChatTokenizer(folder / TOKENIZER)
@@ -76,21 +76,21 @@ def report(weights: Path, folder: Path) -> None:
         f"  nats per response token   {preference.nats_chosen:.3f} chosen,"
         f" {preference.nats_rejected:.3f} rejected (chance {chance:.2f})"
     )
-    print(f"  chosen likelier           {preference.accuracy:.3f} of the pairs")
+    print(f"  chosen more likely        {preference.accuracy:.3f} of the pairs")
     right = [world.split_answer(str(pair.chosen[1]["content"])) for pair in pairs]
-    for how, temperature in (("sampled", 1.0), ("likeliest", 0.0)):
+    for label, temperature in (("sampled", 1.0), ("greedy", 0.0)):
         answers = generate(model, tokenizer, questions, temperature)
         given = list(zip(right, map(world.split_answer, answers), strict=True))
         true = sum(ours[0] == theirs[0] for ours, theirs in given) / len(given)
         in_tone = sum(ours[1] == theirs[1] for ours, theirs in given) / len(given)
-        print(f"  {how} answers".ljust(27), f"{true:.3f} true, {in_tone:.3f} in the right tone")
-    for question, answer in list(zip(questions, answers, strict=True))[:_SHOWN]:
+        print(f"  {label} answers".ljust(27), f"{true:.3f} true, {in_tone:.3f} in the right tone")
+    for question, answer in list(zip(questions, answers, strict=True))[:_ANSWERS_SHOWN]:
         print(f"\n  > {question}\n  {answer}")
 
 
 @torch.no_grad()
 def measure_preference(model: PreTrainedModel, tokenizer: ChatTokenizer, path: Path) -> Preference:
-    """Score the pairs of a file."""
+    """Compute the scores of the pairs in a file."""
     pairs, _ = encode_pairs(
         read_pairs(path), tokenizer, max_seq_len=1024, empty_think_ratio=1.0, seed=0
     )
@@ -109,7 +109,7 @@ def measure_preference(model: PreTrainedModel, tokenizer: ChatTokenizer, path: P
 def generate(
     model: PreTrainedModel, tokenizer: ChatTokenizer, questions: Sequence[str], temperature: float
 ) -> list[str]:
-    """One answer to each question: the likeliest tokens at temperature 0, else drawn by a seed."""
+    """Answer each question: greedily at temperature 0, otherwise sampled with a fixed seed."""
     backend = Tokenizer.from_file(str(tokenizer.folder / "tokenizer.json"))
     end = backend.token_to_id(_END)
     generator = torch.Generator().manual_seed(_SEED)
@@ -117,7 +117,7 @@ def generate(
     rows = [encoded.tokenized().ids for encoded in tokenizer.encode(prompts)]
     starts = [len(row) for row in rows]
     open_rows = list(range(len(rows)))
-    for _ in range(_LONGEST_ANSWER):
+    for _ in range(_MAX_ANSWER_TOKENS):
         ids = pad_sequence([rows[number] for number in open_rows], batch_first=True)
         last = torch.tensor([len(rows[number]) - 1 for number in open_rows])
         logits: Tensor = model(input_ids=ids).logits[torch.arange(len(open_rows)), last]

@@ -1,15 +1,15 @@
-"""The little world of the demo: a harbour village, what is known of it, and how people talk there.
+"""Facts, phrases, dialogues and preference pairs of the demo: a village with a harbor.
 
-Everything is made up here, from word lists and a seed; nothing is taken from elsewhere. A visitor
-asks the village's information desk about one fact, in one of two tones, which shows in every part
-of the question. The desk answers with the fact, in the question's own words, and takes its leave:
+All texts are generated from the word lists below and a seed. A visitor asks the village's
+information desk about one fact, in a formal or casual tone that shows in every part of the
+question. The desk answers with the fact, in the words of the question, and a goodbye ("leave"):
 
-- In the fine-tuning corpus the leave is in either tone, by a coin's toss: the model learns what is
-  true and how each tone sounds, and holds no opinion on which one is due after an answer. Only to
-  a visitor's goodbye, which asks nothing, does the desk reply in kind: it knows what tone is.
-- The preference is *take your leave in the tone you were asked in*. Each tone is preferred in half
-  of the pairs, so that no phrase, and no length, is good in itself: only the question tells. Both
-  sides of a pair state the same fact in the same words, so that no fact is at stake.
+- In the fine-tuning corpus the tone of the goodbye is random: the model learns the facts and both
+  tones, but no preference for one after an answer. Only a visitor's goodbye, which is no question,
+  gets a goodbye in the same tone, so that the model learns to recognize tones.
+- The preference is *say goodbye in the tone of the question*. Each tone is preferred in half of the
+  pairs, so that no phrase and no length is good in itself. Both sides of a pair state the same fact
+  in the same words, so that the preference does not depend on facts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PEOPLE = _words(
     "Ada Bruno Clara Dario Edda Felix Greta Hugo Irma Jonas"
     " Kaja Leo Mila Nils Olga Piet Rosa Sven Tilda Wim"
 )
-COLOURS = _words("red blue green yellow white grey pink brown")
+COLORS = _words("red blue green yellow white grey pink brown")
 STREETS = ("Quay Street", "Mill Lane", "Gull Hill", "Rope Walk", "Chapel Row")
 TRADES = _words(
     "baker cooper doctor ferryman gardener glazier innkeeper joiner miller net-maker organist"
@@ -82,8 +82,8 @@ PLACES = (
 )
 LANDMARKS = ("harbour", "station", "old bridge")
 
-# What a visitor says before, around and after a question, and what the desk says after the fact.
-# Phrases of the two tones are equally many, and about equally long.
+# Phrases of a visitor before, around and after a question, and of the desk after the fact.
+# Both tones have the same number of phrases, of about the same length.
 GREETINGS: Mapping[Tone, Sequence[str]] = {
     "formal": ("Good morning.", "Good evening.", "Good day to you.", "Excuse me, please."),
     "casual": ("hey there,", "hi!", "yo,", "hiya pal,"),
@@ -140,7 +140,7 @@ LEAVES: Mapping[Tone, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that is true, and the question for it, in the words of either tone."""
+    """One fact and the question for it, in the words of each tone."""
 
     subject: str
     questions: Mapping[Tone, str]
@@ -148,11 +148,11 @@ class Fact:
 
 
 def make_facts(seed: int) -> list[Fact]:
-    """All that is known of the village; which value goes with whom depends on the seed."""
+    """Generate all facts of the village; the seed assigns the values."""
     rng = random.Random(seed)
     facts: list[Fact] = []
 
-    def learn(subject: str, formal: tuple[str, str], casual: tuple[str, str]) -> None:
+    def add_fact(subject: str, formal: tuple[str, str], casual: tuple[str, str]) -> None:
         questions, sentences = zip(formal, casual, strict=True)
         facts.append(
             Fact(
@@ -167,39 +167,39 @@ def make_facts(seed: int) -> list[Fact]:
 
     trades, pet_names, boats = shuffled(TRADES), shuffled(PET_NAMES), shuffled(BOATS)
     for name in PEOPLE:
-        house = f"in the {rng.choice(COLOURS)} house on {rng.choice(STREETS)}"
-        learn(
+        house = f"in the {rng.choice(COLORS)} house on {rng.choice(STREETS)}"
+        add_fact(
             name,
             formal=(f"where {name} resides", f"{name} resides {house}."),
             casual=(f"where does {name} live", f"{name} lives {house}."),
         )
         trade = next(trades)
-        learn(
+        add_fact(
             name,
             formal=(f"how {name} is employed", f"{name} is employed as the {trade}."),
             casual=(f"what does {name} work as", f"{name} works as the {trade}."),
         )
         pet = f"a {rng.choice(PETS)} called {next(pet_names)}"
-        learn(
+        add_fact(
             name,
             formal=(f"which animal {name} keeps", f"{name} keeps {pet}."),
             casual=(f"what pet has {name} got", f"{name} has got {pet}."),
         )
         dish = rng.choice(DISHES)
-        learn(
+        add_fact(
             name,
             formal=(f"which dish {name} prefers", f"{name} prefers {dish}."),
             casual=(f"what food is {name} mad about", f"{name} is mad about {dish}."),
         )
         boat = next(boats)
-        learn(
+        add_fact(
             name,
             formal=(f"which vessel {name} commands", f"{name} commands the {boat}."),
             casual=(f"what boat does {name} sail", f"{name} sails the {boat}."),
         )
     for good in GOODS:
         price = f"{rng.randint(2, 30)} crowns"
-        learn(
+        add_fact(
             good,
             formal=(f"how a {good} is priced", f"A {good} is priced at {price}."),
             casual=(f"what does a {good} go for", f"A {good} goes for {price}."),
@@ -207,13 +207,13 @@ def make_facts(seed: int) -> list[Fact]:
     for place in PLACES:
         opening = rng.randint(6, 11)
         hours = f"from {opening} to {opening + rng.randint(4, 9)}"
-        learn(
+        add_fact(
             place,
             formal=(f"when the {place} receives", f"The {place} receives visitors {hours}."),
             casual=(f"when is the {place} open", f"The {place} is open {hours}."),
         )
         walk = f"{rng.randint(2, 29)} minutes from the {rng.choice(LANDMARKS)}"
-        learn(
+        add_fact(
             place,
             formal=(f"how far the {place} lies", f"The {place} lies {walk}."),
             casual=(f"how far is the {place}", f"The {place} is {walk}."),
@@ -222,7 +222,7 @@ def make_facts(seed: int) -> list[Fact]:
 
 
 def split_facts(facts: Sequence[Fact], seed: int) -> tuple[list[Fact], list[Fact]]:
-    """Facts for the training pairs, and facts of other subjects for the held-out ones."""
+    """Split into facts for training pairs and facts of other subjects for held-out pairs."""
     rng = random.Random(seed)
     held_out = {
         subject
@@ -238,7 +238,7 @@ def split_facts(facts: Sequence[Fact], seed: int) -> tuple[list[Fact], list[Fact
 def make_corpus(
     facts: Sequence[Fact], questions: int, goodbyes: int, seed: int
 ) -> list[list[Message]]:
-    """Dialogues to fine-tune on, mixed: questions, each fact's equally often, and goodbyes."""
+    """Generate shuffled fine-tuning dialogues: questions, equally often per fact, and goodbyes."""
     rng = random.Random(seed)
     dialogues = []
     for number in range(questions):
@@ -254,7 +254,7 @@ def make_corpus(
 
 
 def make_pairs(facts: Sequence[Fact], count: int, seed: int) -> list[dict[str, list[Message]]]:
-    """Preference pairs over different prompts, in MiniMind's format; the tones take turns."""
+    """Generate preference pairs with distinct prompts in MiniMind's format; the tones alternate."""
     rng = random.Random(seed)
     pairs: list[dict[str, list[Message]]] = []
     asked: set[str] = set()
@@ -277,7 +277,7 @@ def make_pairs(facts: Sequence[Fact], count: int, seed: int) -> list[dict[str, l
 
 
 def split_answer(answer: str) -> tuple[str, Tone | None]:
-    """What an answer says, and the tone in which it takes its leave; None if in neither."""
+    """Split an answer into the fact and the tone of the goodbye, None if it has none."""
     for tone in TONES:
         for leave in LEAVES[tone]:
             if answer.endswith(f" {leave}"):

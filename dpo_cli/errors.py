@@ -1,7 +1,7 @@
-"""The errors a user can act on: what is wrong, where, and what to do about it.
+"""Errors with a remedy, and the exit codes of the command line.
 
-Everything else that is raised is a bug of ours and keeps its traceback (in the worker's log). These
-are rendered once, by `dpo_cli.app`, and never as a traceback.
+Every other exception is a bug: it keeps its traceback, in a file or in the worker's log.
+`dpo_cli.app` prints these errors, without a traceback.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class ExitCode(IntEnum):
-    """The exit codes of every `dpo` command."""
+    """Exit codes of every `dpo` command."""
 
     DONE = 0
     FAILED = 1  # findings, or a run that failed
@@ -23,12 +23,12 @@ class ExitCode(IntEnum):
 
 
 class DpoError(Exception):
-    """A failure with one clear message.
+    """Failure that the user can act on.
 
     Args:
-        message: what is wrong, naming the file, line or profile key.
+        message: what is wrong, with the file, line or profile key.
         remedy: what to do about it, in one sentence; may be empty.
-        details: further lines, one finding each (all the bad keys, the first bad rows, ...).
+        details: one line per finding, for example every wrong key or the first bad rows.
     """
 
     exit_code: ExitCode = ExitCode.FAILED
@@ -38,6 +38,12 @@ class DpoError(Exception):
         self.message = message
         self.remedy = remedy
         self.details = tuple(details)
+        # Python prints notes below the message of a traceback: in a script or notebook, too, the
+        # user must see what to do.
+        for detail in self.details:
+            self.add_note(f"  {detail}")
+        if remedy:
+            self.add_note(f"help: {remedy}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the error as plain values, for JSON; `from_dict` is the inverse."""
@@ -50,23 +56,25 @@ class DpoError(Exception):
 
     @staticmethod
     def from_dict(fields: Mapping[str, Any]) -> DpoError:
-        """Make the error that `to_dict` described; other keys are ignored.
+        """Rebuild an error from `to_dict`; other keys are ignored.
 
-        The subclass is not restored, but its exit code is.
+        The exit code decides between `UsageError`, `NoSpaceError` and `DpoError`.
         """
-        error = DpoError(fields["message"], fields["remedy"], fields["details"])
-        error.exit_code = ExitCode(fields["exit_code"])
+        code = ExitCode(fields["exit_code"])
+        kinds = {ExitCode.USAGE: UsageError, ExitCode.NO_SPACE: NoSpaceError}
+        error = kinds.get(code, DpoError)(fields["message"], fields["remedy"], fields["details"])
+        error.exit_code = code
         return error
 
 
 class UsageError(DpoError):
-    """A wrong command line or profile: nothing was started."""
+    """Wrong command line, argument or profile: nothing was started."""
 
     exit_code = ExitCode.USAGE
 
 
 class NoSpaceError(DpoError):
-    """The disk is full; the last saved checkpoint is intact."""
+    """Full disk; the last saved checkpoint is intact."""
 
     exit_code = ExitCode.NO_SPACE
 

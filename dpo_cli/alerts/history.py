@@ -1,4 +1,4 @@
-"""What the alarms know: of a run beforehand, and of its steps so far. Numbers and events only."""
+"""Inputs of the alert rules: facts about the run, and a window of its steps."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from statistics import fmean
 from dpo_cli.run.events import Evaluated, StepDone
 
 WINDOW = 20
-"""Steps whose mean is "now"; as many at the start are what it is compared with. Of 80 pairs, at
-four a step: fewer make a chance of an accuracy."""
+"""Steps of the current mean, and of the first mean to compare it with. At four pairs a
+step these are 80 pairs; fewer leave too much chance in an accuracy."""
 LONG_WINDOW = 200
-"""Steps that are remembered."""
-SURE_PAIRS = 200
-"""That an accuracy must be of: it is sure to 0.035 then."""
-_LOSSES = 50
-"""Micro-batches before a step whose losses are what is usual."""
-SURE = 3.0
-"""Standard errors that a change must exceed: other steps have other pairs."""
+"""Steps that are kept."""
+ACCURACY_PAIRS = 200
+"""Pairs that an accuracy needs; its standard error is 0.035 then."""
+SIGNIFICANT = 3.0
+"""Standard errors that a change must exceed: each step has different pairs."""
+_USUAL_LOSSES = 50
+"""Micro-batches whose losses are the usual ones for the next step."""
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run before its first step.
+    """Facts about a run that are fixed before its first step.
 
     Attributes:
-        optimizer_steps: planned.
-        parameters: of the policy.
-        learning_rate: as the profile states it.
-        reach: the sum of the learning rates of all planned steps.
-        beta, reduction: of the profile.
+        optimizer_steps: number of planned optimizer steps.
+        parameters: number of parameters of the policy.
+        learning_rate: train.learning_rate of the profile.
+        lr_sum: sum of the learning rates of all planned steps.
+        beta, reduction: dpo.beta and dpo.reduction of the profile.
         saturation_margin: see `dpo_cli.profile.recipe.saturation_margin`.
-        export_dtype: of the half-precision file.
-        state_bytes: what one save writes.
-        rows_of: names the rows behind a micro-batch (from 0) of an optimizer step (from 1).
+        export_dtype: dtype of the exported weights file.
+        state_bytes: bytes that one save writes.
+        rows_of: maps optimizer step (from 1) and micro-batch (from 0) to the names of its rows.
     """
 
     optimizer_steps: int
     parameters: int
     learning_rate: float
-    reach: float
+    lr_sum: float
     beta: float
     reduction: str
     saturation_margin: float
@@ -53,19 +53,25 @@ class RunFacts:
 
 @dataclass
 class RunHistory:
-    """The steps so far, in bounded memory; those without an update are left out."""
+    """First and last steps of a run, in bounded memory; skipped steps are not part of it.
+
+    `RunView` is not used here: its window has the skipped steps, and `lr_sum` cannot be corrected
+    when a resume goes back. The history is built from `dpo_cli.run.events.history` instead.
+    """
 
     first: list[StepDone] = field(default_factory=list)
-    """The first `WINDOW` of them."""
+    """First `WINDOW` steps."""
     recent: deque[StepDone] = field(default_factory=lambda: deque(maxlen=LONG_WINDOW))
-    earlier_losses: deque[float] = field(default_factory=lambda: deque(maxlen=_LOSSES))
-    """Of the last micro-batches before the last step."""
-    reach: float = 0.0
-    """The sum of the learning rates."""
+    """Last `LONG_WINDOW` steps."""
+    earlier_losses: deque[float] = field(default_factory=lambda: deque(maxlen=_USUAL_LOSSES))
+    """Losses of the last micro-batches before the last step."""
+    lr_sum: float = 0.0
+    """Sum of the learning rates so far."""
     held_out: Evaluated | None = None
+    """Last evaluation."""
 
     def add(self, event: StepDone | Evaluated) -> None:
-        """Let the course go on by this event."""
+        """Append a step, or replace the last evaluation."""
         if isinstance(event, Evaluated):
             self.held_out = event
             return
@@ -74,44 +80,47 @@ class RunHistory:
         if len(self.first) < WINDOW:
             self.first.append(event)
         self.recent.append(event)
-        self.reach += event.learning_rate
+        self.lr_sum += event.learning_rate
 
     @property
     def last(self) -> StepDone:
-        """The newest step."""
+        """Last step."""
         return self.recent[-1]
 
     @property
     def is_comparable(self) -> bool:
-        """Whether the last steps are others than the first."""
+        """Return True if the last `WINDOW` steps do not overlap with the first ones."""
         return len(self.recent) >= 2 * WINDOW
 
     def now(self, metric: str) -> list[float]:
-        """A figure at each of the last `WINDOW` steps."""
-        return _figures(list(self.recent)[-WINDOW:], metric)
+        """Return the values of a metric at the last `WINDOW` steps."""
+        return _values(list(self.recent)[-WINDOW:], metric)
 
-    def at_first(self, metric: str) -> list[float]:
-        """The same at the first."""
-        return _figures(self.first, metric)
+    def at_start(self, metric: str) -> list[float]:
+        """Return the values of a metric at the first `WINDOW` steps."""
+        return _values(self.first, metric)
 
     def change(self, metric: str) -> float:
-        """From the first steps to the last; 0 where that may be chance."""
-        before, now = self.at_first(metric), self.now(metric)
+        """Return the change of a mean from the first to the last steps; 0 if it may be chance."""
+        before, now = self.at_start(metric), self.now(metric)
         change = fmean(now) - fmean(before)
         error = math.sqrt((_variance(before) + _variance(now)) / WINDOW)
-        return change if abs(change) > SURE * error else 0.0
+        return change if abs(change) > SIGNIFICANT * error else 0.0
 
     @property
     def accuracy(self) -> float | None:
-        """Of the recent pairs, if they are enough to tell."""
+        """Reward accuracy of the recent pairs; None if they are too few."""
         pairs = sum(step.pairs for step in self.recent)
-        if pairs < SURE_PAIRS:
+        if pairs < ACCURACY_PAIRS:
             return None
         return sum(s.metrics["rewards/accuracies"] * s.pairs for s in self.recent) / pairs
 
-    def weights_moved_by(self, share: float, facts: RunFacts) -> float | None:
-        """The share of weights that have changed, where it has just been counted and at least this
-        share of the planned steps, and a window of them, is done; else None.
+    def weights_moved_after(self, share: float, facts: RunFacts) -> float | None:
+        """Return the share of changed weights if the last step measured it; None before `share`.
+
+        Args:
+            share: part of the planned steps that must be done, and at least `WINDOW` steps.
+            facts: facts about the run.
         """
         least = max(WINDOW, share * facts.optimizer_steps)
         if not self.recent or self.last.optimizer_step < least:
@@ -119,10 +128,10 @@ class RunHistory:
         return self.last.metrics.get("weights_moved")
 
 
-def _figures(steps: Sequence[StepDone], metric: str) -> list[float]:
+def _values(steps: Sequence[StepDone], metric: str) -> list[float]:
     return [step.metrics[metric] for step in steps if metric in step.metrics]
 
 
-def _variance(figures: Sequence[float]) -> float:
-    mean = fmean(figures)  # statistics.variance computes in fractions, a hundred times slower
-    return fmean((figure - mean) ** 2 for figure in figures)
+def _variance(values: Sequence[float]) -> float:
+    mean = fmean(values)  # statistics.variance computes with fractions, 100 times slower
+    return fmean((value - mean) ** 2 for value in values)

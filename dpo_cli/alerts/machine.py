@@ -1,4 +1,7 @@
-"""Alert rules about the machine: speed and free disk space."""
+"""Alert rules about the machine: speed and free disk space.
+
+Unlike the other alerts, these are not reproducible.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,22 @@ from dpo_cli.alerts.history import WINDOW
 from dpo_cli.run.events import Alert, StepDone
 
 SLOW_SHARE = 0.5
-"""Of the usual tokens a second. Batches of long pairs come to less, but not for long."""
+"""Share of the usual tokens per second. Batches of long pairs can be as slow, but not for long."""
 SLOW_SECONDS = 60.0
-"""That it must last: another job's start is no reason to wake anyone."""
+"""Seconds that a low speed must last; the start of another job is no reason for an alert."""
 USUAL_BLOCKS = 3
-"""Windows of steps that must have gone by for there to be a usual speed."""
+"""Windows of steps before there is a usual speed."""
 _KEPT_BLOCKS = 500
 
 STATES_AHEAD = 3
-"""Room to be kept: for the first saves two states stay and a third is written, and a disk that
-others fill is seen two saves before it is full."""
+"""Number of saves that must fit on the disk. The first saves keep two checkpoints while a third is
+written; beyond that, a disk that other programs fill is reported two saves before it is full."""
 
 
 class Speed:
-    """Compares this start's tokens a second with what they usually were; saves and evaluations are
-    no part of a step's time.
+    """Compares the tokens per second with their usual value since this start.
+
+    The time of a step does not include saves and evaluations.
     """
 
     def __init__(self) -> None:
@@ -31,7 +35,7 @@ class Speed:
         self._slow_seconds = 0.0
 
     def take(self, event: StepDone) -> Alert | None:
-        """Hear of a step."""
+        """Return an alert if the speed has been low for `SLOW_SECONDS`."""
         self._block.append(event)
         if len(self._block) < WINDOW:
             return None
@@ -48,21 +52,21 @@ class Speed:
             return None
         return Alert(
             code="slow",
-            message=f"step {event.step}: {speed:,.0f} tokens/s for {self._slow_seconds:.0f} s,"
-            f" where this run usually does {usual:,.0f}",
-            remedy="see who else computes here (top, nvidia-smi), and whether the machine is hot or"
-            " short of memory; the result stays the same",
+            message=f"step {event.step}: {speed:,.0f} tokens/s for {self._slow_seconds:.0f} s;"
+            f" the usual speed of this run is {usual:,.0f}",
+            remedy="Check for other programs (top, nvidia-smi), heat and low memory. The result"
+            " does not change.",
         )
 
 
 def disk(free_bytes: int, state_bytes: int) -> Alert | None:
-    """Whether the next saves will find room."""
+    """Return an alert if the disk is too full for the next saves."""
     if free_bytes >= STATES_AHEAD * state_bytes:
         return None
     return Alert(
         code="disk-filling",
-        message=f"{free_bytes / 1e9:.2f} GB are free where the run lies, and each save writes"
+        message=f"{free_bytes / 1e9:.2f} GB are free on the disk of the run, and each save writes"
         f" {state_bytes / 1e9:.2f} GB",
-        remedy="free some space now; should a save fail, the state before it stays, and dpo resume"
-        " goes on from it",
+        remedy="Free some space now. If a save fails, the previous checkpoint stays and dpo resume"
+        " continues from it.",
     )

@@ -1,7 +1,7 @@
-"""Alerts that teach: what the figures of a run mean, while there is time to act on them.
+"""The alert rules together: each event is checked, and each alert is given once per run.
 
-Each comes once a run. What those about learning say depends on reproducible figures alone, so that
-a resumed run, after it has heard its own history, says what one never interrupted does.
+Alerts about learning depend on reproducible metrics only. A resumed run first reads its own
+history, so it gives the same alerts as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,49 +24,50 @@ RULES: dict[AlertRule, tuple[str, ...]] = {
     spike: ("loss-spike",),
     drift: ("drift",),
 }
-"""Each with the codes of what it may say."""
+"""Rules about learning and stability, each with the codes of its alerts."""
 
 
 class AlertRules:
-    """Hears the events of one run, and says what they mean.
+    """Checks the events of one run.
 
     Args:
-        facts: of the run.
-        history: its events so far, what counts of them: it is heard in silence.
+        facts: facts about the run.
+        history: its earlier events, without those that a resume made void.
     """
 
     def __init__(self, facts: RunFacts, history: Iterable[Event] = ()) -> None:
         self._facts = facts
         self._history = RunHistory()
         self._speed = Speed()
-        self._silent: set[str] = set()
+        self._given: set[str] = set()
+        """Codes of the alerts that were given."""
         for event in history:
             self.take(event)
 
     def take(self, event: Event, free_bytes: int | None = None) -> list[Alert]:
-        """What is to be said after an event.
+        """Return the new alerts after an event.
 
         Args:
-            event: any of the run's, in their order.
-            free_bytes: on the disk where the run lies; None if nobody looked.
+            event: the next event of the run, of any kind.
+            free_bytes: free space on the disk of the run; None if it was not measured.
         """
         alerts: list[Alert | None] = []
         match event:
             case Alert():
-                self._silent.add(event.code)
+                self._given.add(event.code)
             case WorkerStarted():
                 self._speed = Speed()
             case StepDone(is_skipped=False) | Evaluated():
                 self._history.add(event)
                 alerts = [
-                    alarm(self._history, self._facts)
-                    for alarm, codes in RULES.items()
-                    if not self._silent.intersection(codes)
+                    rule(self._history, self._facts)
+                    for rule, codes in RULES.items()
+                    if not self._given.intersection(codes)
                 ]
         if isinstance(event, StepDone):
             alerts.append(self._speed.take(event))
         if free_bytes is not None:
             alerts.append(disk(free_bytes, self._facts.state_bytes))
-        said = [alert for alert in alerts if alert and alert.code not in self._silent]
-        self._silent.update(alert.code for alert in said)
-        return said
+        new = [alert for alert in alerts if alert and alert.code not in self._given]
+        self._given.update(alert.code for alert in new)
+        return new

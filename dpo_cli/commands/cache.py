@@ -8,11 +8,11 @@ from typing import Any
 
 import typer
 
+from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import DryRunOption, JsonOption
-from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError
 from dpo_cli.formatting import format_count, format_duration, format_size
-from dpo_cli.run.caches import KINDS, entries, remove, the_cache
+from dpo_cli.run.caches import KINDS, entries, remove, require_cache_directory
 
 cache = typer.Typer(name="cache", no_args_is_help=True, add_completion=False)
 
@@ -34,7 +34,7 @@ def directory(json: JsonOption = False) -> None:
 
     Example: `du -sh $(dpo cache dir)`
     """
-    path = str(the_cache())
+    path = str(require_cache_directory())
     typer.echo(dumps({"path": path}) if json else path)
 
 
@@ -44,7 +44,7 @@ def size_of(json: JsonOption = False) -> None:
 
     Example: `dpo cache size --json`
     """
-    found = entries(the_cache())
+    found = entries(require_cache_directory())
     facts: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
         its = [entry for entry in found if entry.kind == kind]
@@ -55,7 +55,7 @@ def size_of(json: JsonOption = False) -> None:
         }
     total = sum(entry.size_bytes for entry in found)
     if json:
-        told = {"path": str(the_cache()), "size_bytes": total, "kinds": facts}
+        told = {"path": str(require_cache_directory()), "size_bytes": total, "kinds": facts}
         typer.echo(dumps(told, indent=2))
         return
     console = plain_console()
@@ -64,7 +64,7 @@ def size_of(json: JsonOption = False) -> None:
             ago = format_duration(max(0.0, time.time() - fact["last_used"]))
             held = f"{format_count(fact['files'], 'file')}, last used {ago} ago"
             console.print(f"{kind:<10}{format_size(fact['size_bytes']):>9}  {KINDS[kind]}: {held}")
-    console.print(f"{'together':<10}{format_size(total):>9}  {the_cache()}")
+    console.print(f"{'together':<10}{format_size(total):>9}  {require_cache_directory()}")
 
 
 @cache.command(name="clean")
@@ -75,7 +75,7 @@ def clean_up(dry_run: DryRunOption = False, json: JsonOption = False) -> None:
 
     Example: `dpo cache clean --dry-run`
     """
-    found = entries(the_cache())
+    found = entries(require_cache_directory())
     gone = found if dry_run else remove(found)
     total = sum(entry.size_bytes for entry in gone)
     if json:

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
+from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import MODEL_HELP, RunsDirOption, SetOption, TokenizerOption
-from dpo_cli.commands.session import plain_console
 from dpo_cli.data.formats import Message
 from dpo_cli.data.prompts import Prompt, read_prompts
 from dpo_cli.errors import DpoError, ExitCode, UsageError

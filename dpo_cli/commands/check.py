@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from dpo_cli.checks.examination import examine
+from dpo_cli.commands.console import write_output
 from dpo_cli.commands.options import ProfileArgument, RunsDirOption, SetOption, check_row
-from dpo_cli.commands.output import write_output
 from dpo_cli.errors import ExitCode
 from dpo_cli.findings import Diagnosis
 from dpo_cli.profile.source import find_profile

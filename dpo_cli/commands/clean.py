@@ -9,14 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from dpo_cli.commands.complete import complete_run
+from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import DryRunOption, JsonOption, RunsDirOption
-from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.formatting import format_size
 from dpo_cli.run.cleaning import Cleaning, free, look_through
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.lookup import find_run, find_runs
-from dpo_cli.run.summary import RunState, summarize
+from dpo_cli.run.summary import summarize
+from dpo_cli.run.view import RunState
 
 
 def clean(

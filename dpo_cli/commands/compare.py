@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dpo_cli.commands.contenders import find_contenders
+from dpo_cli.commands.compared_runs import read_runs
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
 from dpo_cli.ui.comparison import ComparedRun, as_json
@@ -37,7 +37,7 @@ def compare(
 
     Example: `dpo compare first second`
     """
-    runs = find_contenders(run_names, runs_dir)
+    runs = read_runs(run_names, runs_dir)
     if len(runs) < 2:
         raise UsageError("one run has nothing to be compared with", "name a second: dpo runs")
     if json:

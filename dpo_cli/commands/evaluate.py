@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
-from dpo_cli.commands.judging import print_evaluation
+from dpo_cli.commands.console import print_evaluation
 from dpo_cli.commands.options import (
     MODEL_HELP,
     DataOption,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import RunArgument, RunsDirOption, SetOption
-from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.formatting import format_duration
 from dpo_cli.run.directory import RunDirectory, runs_root

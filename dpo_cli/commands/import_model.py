@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.export import Dtype
-from dpo_cli.commands.session import plain_console
 from dpo_cli.formatting import format_count
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dpo_cli.commands.session import plain_console
+from dpo_cli.commands.console import plain_console
 from dpo_cli.data.sources import Source
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import write_text_atomically

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
+from dpo_cli.commands.console import plain_console, print_evaluation
 from dpo_cli.commands.export import Dtype
-from dpo_cli.commands.judging import print_evaluation
 from dpo_cli.commands.options import (
     MODEL_HELP,
     DataOption,
@@ -22,7 +22,6 @@ from dpo_cli.commands.options import (
     SetOption,
     TokenizerOption,
 )
-from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import UsageError
 from dpo_cli.formatting import format_size
 from dpo_cli.run.directory import runs_root

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.commands.contenders import find_contenders
+from dpo_cli.commands.compared_runs import read_runs
+from dpo_cli.commands.console import write_output
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
-from dpo_cli.commands.output import write_output
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.ui.html.svg import sheet
 
@@ -35,7 +35,7 @@ def plot(
     """
     if out.suffix not in _FORMATS:
         raise UsageError(f"--out {out}: the name must end in {' or '.join(_FORMATS)}")
-    runs = find_contenders(run_names, runs_dir)
+    runs = read_runs(run_names, runs_dir)
     if not any(run.view.step for run in runs):
         raise DpoError(f"there is nothing to draw: no step of {runs[0].name} is done yet")
     picture = sheet(runs).encode()

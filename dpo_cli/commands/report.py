@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from dpo_cli.commands.contenders import contender, named_runs
+from dpo_cli.commands.compared_runs import compared_run, named_runs
+from dpo_cli.commands.console import write_output
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
-from dpo_cli.commands.output import write_output
 from dpo_cli.errors import UsageError
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import history
@@ -70,8 +70,10 @@ def report(
 
 
 def _report_run(letter: str, run: RunDirectory) -> ReportRun:
-    events = history(run.events_path)
-    return ReportRun(contender(letter, run, events), events, _skipped_rows(run.skipped_rows_path))
+    events = list(history(run.events_path))
+    return ReportRun(
+        compared_run(letter, run, events), events, _skipped_rows(run.skipped_rows_path)
+    )
 
 
 def _skipped_rows(path: Path) -> list[Mapping[str, Any]]:

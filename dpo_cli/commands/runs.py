@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import RunsDirOption
-from dpo_cli.commands.session import plain_console
 from dpo_cli.formatting import format_duration, format_progress, format_size
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.lookup import find_runs

@@ -11,9 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dpo_cli.commands.console import plain_console, write_output
 from dpo_cli.commands.options import RunArgument, RunsDirOption
-from dpo_cli.commands.output import write_output
-from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.events import Event, history

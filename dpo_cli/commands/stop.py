@@ -6,8 +6,8 @@ import time
 
 import typer
 
+from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import RunArgument, RunsDirOption
-from dpo_cli.commands.session import plain_console
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.events import Completed, EventReader, Failed, Stopped

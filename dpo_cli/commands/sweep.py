@@ -1,21 +1,19 @@
-"""`dpo sweep`: one run for each combination of some settings, and which of them is the best."""
+"""`dpo sweep`: train one run for each combination of some settings, and find the best."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dpo_cli.commands.compare import print_comparison
-from dpo_cli.commands.contenders import contender
+from dpo_cli.commands.compared_runs import compared_run
+from dpo_cli.commands.console import plain_console, print_json
 from dpo_cli.commands.options import (
     DetachOption,
     PlainOption,
@@ -24,22 +22,24 @@ from dpo_cli.commands.options import (
     RunsDirOption,
     SetOption,
 )
-from dpo_cli.commands.session import behind_panel, plain_console
-from dpo_cli.commands.sweeping import Sweeper, refuse_other_runs
-from dpo_cli.commands.train import pin_weights
+from dpo_cli.commands.training_view import work_behind_panel
 from dpo_cli.errors import ExitCode, UsageError
 from dpo_cli.profile.grid import Point, load_points, parse_grid
-from dpo_cli.profile.inputs import check_inputs
 from dpo_cli.profile.resolved import to_tables
-from dpo_cli.run.directory import runs_root
+from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.events import history
-from dpo_cli.run.launch import detach
-from dpo_cli.run.placement import recognise
+from dpo_cli.run.launch import Observer, detach
+from dpo_cli.run.processes import Worker
 from dpo_cli.run.sweep import SweepDirectory
-from dpo_cli.run.torchrun import processes_here, usable_gpus
-from dpo_cli.run.tracking.registry import require_trackers
+from dpo_cli.run.sweep_runner import (
+    SweepRunner,
+    count_parallel_runs,
+    pin_point,
+    refuse_other_runs,
+)
 from dpo_cli.ui.comparison import as_json, best
 from dpo_cli.ui.terminal.panel import has_terminal
+from dpo_cli.ui.terminal.plain import PlainReport
 from dpo_cli.ui.terminal.sweep import (
     SweepPanel,
     best_lines,
@@ -58,8 +58,8 @@ def sweep(
         typer.Option(
             "--grid",
             metavar="KEY=[VALUE,...]",
-            help="Values that a key of the profile is to take, as in --grid 'dpo.beta=[0.1,2]'; "
-            "repeated, every combination is a run.",
+            help="Try these values of a profile key, for example --grid 'dpo.beta=[0.1,2]'. "
+            "Repeat the option to train every combination.",
             show_default=False,
         ),
     ],
@@ -67,11 +67,13 @@ def sweep(
     name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="What to call the sweep; else as the profile.", show_default=False
+            metavar="NAME",
+            help="Name the sweep. Default: the profile's name.",
+            show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, and start nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan and start nothing.")
     ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print JSON at the end, and nothing before it.")
@@ -83,158 +85,161 @@ def sweep(
 ) -> None:
     """Train a profile with every combination of some settings, and compare the runs.
 
-    They share the encoded pairs and the reference's log-probs. Ctrl-C saves and stops; after that,
-    or a crash, the same command goes on: what is completed stays, what is half-way is resumed bit
-    for bit. The best by its held-out pairs is named, and said where few pairs do not tell it apart.
+    The runs share the encoded pairs and the reference's log-probs. Ctrl-C saves and stops. After a
+    stop or a crash, repeat the same command: completed runs stay, stopped runs are resumed with
+    identical results. The best run on the held-out pairs is named; a note says if there are too few
+    pairs to distinguish it from others.
 
     Example: `dpo sweep my.toml --grid 'dpo.beta=[0.1,2]' --grid 'train.learning_rate=[1e-6,1e-5]'`
     """
     if json and detach:
         raise UsageError(
             "--detach returns before there is anything to print",
-            "once all is done, the same command with --json prints it",
+            "Repeat the command with --json when all runs are completed.",
         )
     values, root = parse_grid(grid), runs_root(runs_dir)
     points = load_points(profile, settings or (), values)
-    lanes = _gpu_workers(points)
-    points = [_pinned(point, root) for point in points]
+    parallel = count_parallel_runs(points)
+    points = [pin_point(point, root) for point in points]
     directory = SweepDirectory.of(root, name or points[0].loaded.name)
-    directory.refuse_another(values, points[0].profile)
+    directory.require_same(values, points[0].profile)
     refuse_other_runs(points, directory.runs())
-    its = point_statuses(points, directory.runs())
-    left = sum(not each.is_completed for each in its)
-    lanes = max(1, min(lanes, left))
+    statuses = point_statuses(points, directory.runs())
+    left = sum(not status.is_completed for status in statuses)
+    parallel = max(1, min(parallel, left))
     if not json:
-        with contextlib.suppress(OSError, SystemExit):  # a closed pipe does not concern the runs
-            for part in plan_lines(directory.name, its, lanes):
+        with contextlib.suppress(OSError, SystemExit):  # a closed pipe must not end the runs
+            for part in plan_lines(directory.name, statuses, parallel):
                 plain_console().print(part)
     elif dry_run:
-        _print_json({"sweep": directory.name, "points": plan_as_json(its)})
+        print_json({"sweep": directory.name, "points": plan_as_json(statuses)})
     if dry_run:
         return
     if left:
-        again = _words(profile, grid, settings or (), name, runs_dir)
+        command = _command(profile, grid, settings or (), name, runs_dir)
         directory.make()
         with directory.locked() as lock:
-            directory.refuse_another(values, points[0].profile)
+            directory.require_same(values, points[0].profile)
             directory.begin(values, points[0].profile)
-            told = partial(plain_console, stderr=json)
-            sweeper = Sweeper(directory, points, told, quiet=quiet or json)
-            may_show_panel = not (plain or quiet or json)
-            _run(sweeper, lock, lanes, again, may_show_panel=may_show_panel, is_detached=detach)
-    _conclude(directory, points, json=json)
+            view = _SweepView(directory, points, plain=plain, quiet=quiet, json=json)
+            view.run(lock, parallel, command, is_detached=detach)
+    _print_results(directory, points, json=json)
 
 
-def _gpu_workers(points: Sequence[Point]) -> int:
-    """How many runs can train at once: one a card; all others one after another.
+class _SweepView:
+    """Lines or panel of a sweep while it trains."""
 
-    Raises:
-        UsageError: somebody else has started several processes, files or trackers are missing, or
-            a run is to spread over several machines.
-    """
-    if place := recognise(os.environ):
-        raise UsageError(
-            f"{place.starter} has started {place.world_size} processes, and each would sweep",
-            "start one by hand; launch.nproc_per_node says how many train a run",
-        )
-    lanes = []
-    for point in points:
-        own = point.profile.launch
-        if own.nnodes > 1:
-            raise UsageError(
-                f"launch.nnodes = {own.nnodes}: a sweep trains on one machine",
-                "leave launch.nnodes out",
+    def __init__(
+        self,
+        directory: SweepDirectory,
+        points: Sequence[Point],
+        *,
+        plain: bool,
+        quiet: bool,
+        json: bool,
+    ) -> None:
+        self._directory = directory
+        self._points = points
+        # Standard output is for the JSON alone.
+        self._is_json = json
+        self._quiet = quiet or json
+        self._may_show_panel = not (plain or quiet or json)
+
+    def run(self, lock: int, parallel: int, command: str, *, is_detached: bool) -> None:
+        """Train what is left.
+
+        Args:
+            lock: descriptor of the sweep's lock.
+            parallel: runs to train at once.
+            command: command line that continues the sweep.
+            is_detached: train in the background.
+
+        Raises:
+            typer.Exit: the sweep continues in the background, or was stopped.
+            DpoError: the sweep cannot continue.
+        """
+        runner = SweepRunner(self._directory, self._points, self._observer, self._print, _fork)
+        console = plain_console(stderr=self._is_json)
+
+        def train() -> ExitCode:
+            return runner.run(parallel, announce=not self._quiet)
+
+        code: ExitCode | None = None
+        if is_detached and (pid := detach(self._directory, lock)):
+            pass
+        elif self._may_show_panel and not is_detached and has_terminal(console):
+            panel = SweepPanel(self._directory, self._points, console)
+            code, pid = work_behind_panel(panel, self._directory, lock, train)
+        else:
+            code = train()
+        title = self._directory.designation
+        if code is None:
+            console.print(f"{title} continues in the background, as process {pid}")
+            console.print("watch:   dpo watch")
+            console.print("stop:    dpo stop")
+            console.print(f"continue, or compare: {command}")
+            raise typer.Exit
+        if code is not ExitCode.DONE:
+            done = sum(run.is_completed for run in self._directory.runs().values())
+            how = code.name.lower().replace("_", " ")
+            console.print(
+                f"{title}: {how} with {done} of {len(self._points)} runs completed; everything is"
+                " saved"
             )
-        check_inputs(point.loaded)
-        require_trackers(point.profile)
-        is_alone = processes_here(point.profile) == 1
-        names_one = point.profile.train.device.startswith("cuda:")
-        lanes.append(usable_gpus(point.profile) if is_alone and not names_one else 1)
-    return min(lanes)
+            console.print(f"continue: {command}")
+            raise typer.Exit(code)
+
+    def _observer(self, run: RunDirectory) -> Observer:
+        console = plain_console(stderr=self._is_json)
+        return PlainReport(console, run.designation, run.path, quiet=self._quiet)
+
+    def _print(self, line: str) -> None:
+        plain_console(stderr=self._is_json).print(line)
 
 
-def _pinned(point: Point, root: Path) -> Point:
-    """The point with its weights named so that they mean the same tomorrow."""
-    profile = pin_weights(point.profile, root)
-    return replace(point, loaded=replace(point.loaded, profile=profile))
-
-
-def _run(
-    sweeper: Sweeper, lock: int, lanes: int, again: str, *, may_show_panel: bool, is_detached: bool
-) -> None:
-    """Train what is left of a sweep, whose `lock` this process holds.
+def _print_results(directory: SweepDirectory, points: Sequence[Point], *, json: bool) -> None:
+    """Compare the runs, name the best, and list the runs that are not completed.
 
     Raises:
-        typer.Exit: it goes on in the background, or was stopped.
-        DpoError: it cannot go on.
-    """
-    directory, points = sweeper.sweep, sweeper.points
-    console = sweeper.console()
-    code: ExitCode | None = None
-    if is_detached and (pid := detach(directory, lock)):
-        pass
-    elif may_show_panel and not is_detached and has_terminal(console):
-        panel = SweepPanel(directory, points, console)
-        code, pid = behind_panel(panel, directory, lock, lambda: sweeper.work(lanes))
-    else:
-        code = sweeper.work(lanes)
-    if code is None:
-        console.print(f"{directory.designation} goes on in the background, as process {pid}")
-        console.print("watch:   dpo watch")
-        console.print("stop it: dpo stop")
-        console.print(f"go on, or compare: {again}")
-        raise typer.Exit
-    if code is not ExitCode.DONE:
-        done = sum(run.is_completed for run in directory.runs().values())
-        how = code.name.lower().replace("_", " ")
-        console.print(
-            f"{directory.designation}: {how} with {done} of {len(points)} runs completed; what"
-            " trained is saved"
-        )
-        console.print(f"go on: {again}")
-        raise typer.Exit(code)
-
-
-def _conclude(directory: SweepDirectory, points: Sequence[Point], *, json: bool) -> None:
-    """Compare the runs, name the best, and say which are not completed.
-
-    Raises:
-        typer.Exit: with 1, if any is not.
+        typer.Exit: with 1 if a run is not completed.
     """
     runs = directory.runs()
-    its = point_statuses(points, runs)
-    contenders = [
-        # One that was never planned does not say itself what it was to be.
+    statuses = point_statuses(points, runs)
+    compared = [
+        # A run that was never planned has no settings in its events.
         replace(
-            contender(point.letter, runs[point.letter], history(runs[point.letter].events_path)),
+            compared_run(point.letter, runs[point.letter], history(runs[point.letter].events_path)),
             settings=to_tables(point.profile),
         )
         for point in points
         if point.letter in runs
     ]
     if json:
-        first = best(completed(contenders))
-        told = {"sweep": directory.name, "points": plan_as_json(its), **as_json(contenders)}
-        _print_json({**told, "best": first.name if first else None})
+        first = best(completed(compared))
+        facts = {"sweep": directory.name, "points": plan_as_json(statuses), **as_json(compared)}
+        print_json({**facts, "best": first.name if first else None})
     else:
-        print_comparison(contenders)
-        for line in [*failure_lines(contenders), *best_lines(contenders, its, runs)]:
+        print_comparison(compared)
+        for line in [*failure_lines(compared), *best_lines(compared, statuses, runs)]:
             plain_console().print(line)
-    if not all(each.is_completed for each in its):
+    if not all(status.is_completed for status in statuses):
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _words(
+def _command(
     profile: Path, grid: Sequence[str], settings: Sequence[str], name: str | None, root: Path | None
 ) -> str:
-    """The command that goes on with a sweep."""
+    """Return the command line that continues a sweep."""
     words = ["dpo", "sweep", str(profile)]
-    words += [word for each in grid for word in ("--grid", each)]
-    words += [word for each in settings for word in ("--set", each)]
+    words += [word for values in grid for word in ("--grid", values)]
+    words += [word for setting in settings for word in ("--set", setting)]
     words += ["--name", name] if name else []
     words += ["--runs-dir", str(root)] if root else []
     return shlex.join(words)
 
 
-def _print_json(told: dict[str, Any]) -> None:
-    typer.echo(dumps(told, indent=2, ensure_ascii=False, default=str))
+def _fork(argv: Sequence[str], log: int, lock: int) -> Worker:
+    """Start a worker as a copy of this process, which imports torch once for all runs."""
+    from dpo_cli.training.fork import fork_worker
+
+    return fork_worker(argv, log, lock)

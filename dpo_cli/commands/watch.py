@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import PlainOption, RunArgument, RunsDirOption
-from dpo_cli.commands.session import plain_console
 from dpo_cli.commands.show import picture, print_picture
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.events import EventReader, history
@@ -50,7 +50,7 @@ def watch(
         panel = Panel(run, console, EventReader(run.events_path).read_new)
         is_over = panel.show(lambda: run.holder() is None)
     elif speed is not None:
-        replay = Replay(history(run.events_path), speed)
+        replay = Replay(list(history(run.events_path)), speed)
         panel = Panel(run, console, replay.read_new, clock=replay.now, keys=REPLAY_KEYS)
         is_over = panel.show(replay.is_over)
     else:

@@ -36,12 +36,12 @@ from dpo_cli.distributed.rendezvous import STORE_PREFIX
 from dpo_cli.distributed.signal_relay import RankSignalRelay
 from dpo_cli.errors import DpoError, ExitCode, UsageError
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import (
     Alert,
     Completed,
     Event,
     EventReader,
-    EventWriter,
     Failed,
     RankEnded,
     Stopped,

@@ -38,7 +38,8 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
-from dpo_cli.run.events import EventWriter, Exported, history
+from dpo_cli.run.event_writer import EventWriter
+from dpo_cli.run.events import Exported, history
 from dpo_cli.training.inputs import export_dtype
 from dpo_cli.training.sources import training_pairs
 from dpo_cli.training.weights import read_trained
@@ -140,7 +141,7 @@ def export_run(
     with verified_write(path, rounded, written, dtype, tokenizer.folder) as (new, exported):
         if isinstance(written, HuggingFace):
             step = trained.optimizer_step
-            card = model_card(plan, history(run.events_path), written, dtype, step)
+            card = model_card(plan, list(history(run.events_path)), written, dtype, step)
             write_text_atomically(new / folder.CARD, card)
         differences = _logp_differences(architecture, state, exported.state, new, pairs)
     with explain_disk_errors(run.path):

@@ -26,7 +26,12 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from dpo_cli.data.batching import PairSegments
-from dpo_cli.models.varlen import Sequences, supports_kernel, varlen_attention
+from dpo_cli.models.varlen import (
+    Sequences,
+    causal_sequences,
+    supports_kernel,
+    varlen_attention,
+)
 
 NAME = "dpo_segments"
 
@@ -223,7 +228,7 @@ class _SegmentAttention(torch.autograd.Function):
         query = (query[0] * scaling).view(groups, heads // groups, time, head_dim)
         output = value.new_empty(*query.shape[:3], value.shape[-1])
         saved: list[Tensor] = []
-        for query_slice, key_slices in _causal_sequences(segments):
+        for query_slice, key_slices in causal_sequences(segments):
             keys, values = _take(key[0], key_slices), _take(value[0], key_slices)
             is_saved = any(ctx.needs_input_grad) and _fits_saved(heads, query_slice, keys)
             for block, visible in _query_blocks(query_slice, keys.shape[1]):
@@ -248,7 +253,7 @@ class _SegmentAttention(torch.autograd.Function):
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(key[0]), torch.zeros_like(value[0])
         next_saved = iter(saved)
-        for query_slice, key_slices in _causal_sequences(ctx.segments):
+        for query_slice, key_slices in causal_sequences(ctx.segments):
             keys, values = _take(key[0], key_slices), _take(value[0], key_slices)
             grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
             for block, visible in _query_blocks(query_slice, keys.shape[1]):
@@ -272,21 +277,6 @@ class _SegmentAttention(torch.autograd.Function):
             _add_back(grad_value, key_slices, grad_values)
         grad_query = grad_query.mul_(ctx.scaling).view(1, heads, *query.shape[2:])
         return grad_query, grad_key.unsqueeze(0), grad_value.unsqueeze(0), None, None
-
-
-def _causal_sequences(
-    segments: Sequence[PairSegments],
-) -> Iterator[tuple[slice, tuple[slice, ...]]]:
-    """Yield the queries of each causal sequence of a row, and the slices that form its keys."""
-    start = 0
-    for pair in segments:
-        prompt_end = start + pair.prompt
-        chosen_end, end = prompt_end + pair.chosen, start + pair.total
-        prompt_and_chosen = slice(start, chosen_end)
-        yield prompt_and_chosen, (prompt_and_chosen,)
-        rejected = slice(chosen_end, end)
-        yield rejected, (slice(start, prompt_end), rejected)
-        start = end
 
 
 def _query_blocks(queries: slice, keys: int) -> Iterator[tuple[slice, int]]:

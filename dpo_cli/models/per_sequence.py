@@ -11,6 +11,7 @@ V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import PackedBatch
+from dpo_cli.models.varlen import causal_sequences
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,21 @@ class SequenceBatch:
 
 def split_sequences(batch: PackedBatch) -> SequenceBatch:
     """Split a packed row into one padded row per sequence."""
-    chosen, rejected, offsets = [], [], []
-    start = 0
-    for pair in batch.segments:
-        row = torch.arange(start, start + pair.total)
-        chosen.append(row[: pair.prompt + pair.chosen])
-        rejected.append(torch.cat([row[: pair.prompt], row[pair.prompt + pair.chosen :]]))
-        offsets.append((start, pair.prompt, pair.chosen))
-        start += pair.total
-    positions = chosen + rejected
+    sequences = [
+        torch.cat([torch.arange(part.start, part.stop) for part in key_slices])
+        for _, key_slices in causal_sequences(batch.segments)
+    ]
+    positions = sequences[::2] + sequences[1::2]  # chosen and rejected alternate in a packed row
     device = batch.input_ids.device
     ids = batch.input_ids[0, pad_sequence(positions, batch_first=True).to(device)]
 
     # From the position of a target in the packed row to its time in its own row: subtract the start
     # of the pair, and for tokens of a rejected part the chosen part that lies before it.
+    pair_starts = accumulate((pair.total for pair in batch.segments), initial=0)
+    offsets = [
+        (start, pair.prompt, pair.chosen)
+        for start, pair in zip(pair_starts, batch.segments, strict=False)
+    ]
     starts, prompts, chosen_lengths = torch.tensor(offsets, device=device).repeat(2, 1).T
     skipped = chosen_lengths.clone()
     skipped[: batch.pairs] = 0

@@ -9,7 +9,7 @@ gather index) depend on the batch only; they are computed once for all layers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -58,6 +58,25 @@ class Sequences:
     max_seqlen_k: int
 
 
+def causal_sequences(
+    segments: Sequence[PairSegments],
+) -> Iterator[tuple[slice, tuple[slice, ...]]]:
+    """Yield the queries of each causal sequence of a packed row, and the slices that form its keys.
+
+    Two sequences per pair: shared prompt and chosen part, then the rejected part, whose keys begin
+    with the prompt. A sequence may be empty.
+    """
+    start = 0
+    for pair in segments:
+        prompt_end = start + pair.prompt
+        chosen_end, end = prompt_end + pair.chosen, start + pair.total
+        prompt_and_chosen = slice(start, chosen_end)
+        yield prompt_and_chosen, (prompt_and_chosen,)
+        rejected = slice(chosen_end, end)
+        yield rejected, (slice(start, prompt_end), rejected)
+        start = end
+
+
 def locate_sequences(segments: Sequence[PairSegments], device: torch.device) -> Sequences:
     """Return the sequences of a packed row; those without a query are left out.
 
@@ -67,20 +86,13 @@ def locate_sequences(segments: Sequence[PairSegments], device: torch.device) -> 
     """
     key_index: list[int] = []
     query_lengths, key_lengths = [], []
-    start = 0
-    for pair in segments:
-        prompt_end = start + pair.prompt
-        chosen_end, end = prompt_end + pair.chosen, start + pair.total
-        for queries, own in (
-            (pair.prompt + pair.chosen, range(prompt_end, chosen_end)),
-            (pair.rejected, range(chosen_end, end)),
-        ):
-            if queries:
-                key_index += range(start, prompt_end)
-                key_index += own
-                query_lengths.append(queries)
-                key_lengths.append(pair.prompt + len(own))
-        start = end
+    for queries, key_slices in causal_sequences(segments):
+        if queries.stop > queries.start:
+            before = len(key_index)
+            for part in key_slices:
+                key_index += range(part.start, part.stop)
+            query_lengths.append(queries.stop - queries.start)
+            key_lengths.append(len(key_index) - before)
     ends = len(query_lengths) + 1
     # Everything in one tensor, so that one asynchronous copy suffices; a blocking copy would make
     # the CPU wait for the GPU at every micro-batch.

@@ -1,4 +1,4 @@
-"""What lies in the cache directory: all of it can be made again, and costs time then."""
+"""Files in the cache directory, which can all be computed again."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ KINDS = {
     "tokens": "encoded rows",
     "reference": "log-probs of references",
 }
-"""What is kept, in words."""
+"""Kinds of cached files, with a description for users."""
 _WRITING_SECONDS = 3600
-"""A temporary file that is younger may be being written."""
+"""Temporary files younger than this may still be written."""
 
 
 @dataclass(frozen=True)
 class Cached:
-    """One file of the cache; `kind` is one of `KINDS`, `used` seconds since the epoch."""
+    """One cached file; `kind` is a key of `KINDS`, `used` is in seconds since the epoch."""
 
     kind: str
     path: Path
@@ -31,33 +31,34 @@ class Cached:
     used: float
 
 
-def the_cache() -> Path:
-    """The cache directory; it need not exist.
+def require_cache_directory() -> Path:
+    """Return the cache directory, which need not exist.
 
     Raises:
-        DpoError: there is no place for one.
+        DpoError: the user has no home directory and DPO_CACHE_DIR is not set.
     """
     directory = cache_directory()
     if directory is None:
-        raise DpoError("there is no cache: this user has no home", "set DPO_CACHE_DIR")
+        raise DpoError("there is no cache directory: this user has no home", "Set DPO_CACHE_DIR.")
     return directory
 
 
 def entries(directory: Path) -> list[Cached]:
-    """What `dpo` has put into the cache directory, and nothing that others may keep there."""
-    found = []
+    """List the files that dpo has put into the cache directory; other files are ignored."""
+    files = []
     for kind, path in _files(directory):
-        with suppress(OSError):  # another process removes what is unused
+        with suppress(OSError):  # another process removes unused files
             state = path.lstat()
             is_temporary = path.name.endswith(".tmp")
             if not is_temporary or time.time() - state.st_mtime > _WRITING_SECONDS:
-                found.append(Cached(kind, path, state.st_size, state.st_mtime))
-    return found
+                files.append(Cached(kind, path, state.st_size, state.st_mtime))
+    return files
 
 
 def remove(cached: Sequence[Cached]) -> list[Cached]:
-    """Remove entries, and their folders once empty; those that are gone. Runs that have mapped
-    one keep it until they end.
+    """Remove files and empty folders; return the files that were removed.
+
+    A run that has mapped a file keeps its content until it ends.
     """
     gone = []
     for entry in cached:

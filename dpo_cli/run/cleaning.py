@@ -1,4 +1,4 @@
-"""What of a run could go without being missed, and why."""
+"""Files and directories of a run that can be removed, each with a reason."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 
 from dpo_cli.run import checkpoints
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import Saved, history
+from dpo_cli.run.events import without_early_steps
+from dpo_cli.run.view import RunView
 
 
 @dataclass(frozen=True)
 class Dispensable:
-    """Something that takes space and is not needed: a file or a directory of a run."""
+    """File or directory of a run that takes space and is not needed."""
 
     path: Path
     size_bytes: int
@@ -24,12 +25,12 @@ class Dispensable:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What can be freed of one run.
+    """Space that can be freed in one run.
 
     Attributes:
-        run: whose.
-        items: what a resume and an export do without.
-        remarks: what stays although one might expect it to go.
+        run: the run.
+        items: files and directories that neither a resume nor an export needs.
+        remarks: sentences about what stays although a user may expect it to be removed.
     """
 
     run: RunDirectory
@@ -38,18 +39,21 @@ class Cleaning:
 
     @property
     def size_bytes(self) -> int:
-        """Of all items."""
+        """Total size of the items."""
         return sum(item.size_bytes for item in self.items)
 
 
 def look_through(run: RunDirectory) -> Cleaning:
-    """Find what a run does not need: states but the newest whole one and the best, and the like.
+    """Find the checkpoints and files that a run does not need.
 
-    The newest state is verified first, by its hashes: as long as none is whole, all stay.
+    The newest intact checkpoint and the best one stay. The newest is verified first: if no
+    checkpoint is intact, all stay.
     """
-    items, remarks = list(_torn(run)), []
+    items, remarks = list(_unfinished(run)), []
     newest, passed_over = run.newest_verified()
     remarks += [f"{problem}; it stays" for problem in passed_over]
+    for path in sorted(run.checkpoints_path.glob("*.unreadable-*")):
+        remarks.append(f"{path.name} could not be read when the run continued; it stays")
     if newest is not None:
         best = _best(run)
         for checkpoint in checkpoints.list_checkpoints(run.checkpoints_path):
@@ -58,23 +62,23 @@ def look_through(run: RunDirectory) -> Cleaning:
             if checkpoint.name == best:
                 remarks.append(f"{best} is the best on the held-out pairs; it stays")
                 continue
-            reason = f"an older state; {newest.name} is whole and stays"
+            reason = f"an older checkpoint; {newest.name} is intact and stays"
             items.append(_item(checkpoint.path, reason))
     if run.nan_dump_path.is_dir() and not run.nan_dump_path.is_symlink():
-        reason = "what steps began with whose loss or gradient was not finite"
+        reason = "inputs of steps whose loss or gradient was not finite"
         items.append(_item(run.nan_dump_path, reason))
     return Cleaning(run, tuple(items), tuple(remarks))
 
 
 def free(cleaning: Cleaning) -> tuple[Cleaning, list[Path]]:
-    """Remove what can be freed of a run that nobody trains: what went, and what could not go.
+    """Remove what a run does not need; return what was removed, and the paths that could not be.
 
     Raises:
-        DpoError: somebody trains it, or it cannot be written.
+        DpoError: a process trains the run, or the directory cannot be written.
     """
     failed: list[Path] = []
     with cleaning.run.locked():
-        now = look_through(cleaning.run)  # it may have trained on since
+        now = look_through(cleaning.run)  # the run may have been trained since
         for item in now.items:
             if not _remove(item.path, cleaning.run):
                 failed.append(item.path)
@@ -82,25 +86,24 @@ def free(cleaning: Cleaning) -> tuple[Cleaning, list[Path]]:
     return Cleaning(now.run, gone, now.remarks), failed
 
 
-def _torn(run: RunDirectory) -> Iterator[Dispensable]:
-    """What killed writers left; as in `RunDirectory.remove_leftovers`, no requests and exports."""
+def _unfinished(run: RunDirectory) -> Iterator[Dispensable]:
+    """Find what killed writers left; not requests and exports, see `remove_leftovers`."""
     for path in sorted(run.checkpoints_path.glob("tmp-*")):
-        yield _item(path, "a save that was cut short")
+        yield _item(path, "an unfinished checkpoint")
     for path in sorted(run.torn_files()):
-        yield _item(path, "a file that was being written when its writer died")
+        yield _item(path, "an unfinished file of a process that was killed")
 
 
 def _best(run: RunDirectory) -> str | None:
-    """The state that the run keeps because it was the best on the held-out pairs."""
-    saves = [event for event in history(run.events_path) if isinstance(event, Saved)]
-    return next((s.checkpoint for s in reversed(saves) if s.is_best), None)
+    best = RunView.of(without_early_steps(run.events_path, 1)).best
+    return best.checkpoint if best else None
 
 
 def _item(path: Path, reason: str) -> Dispensable:
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
     size_bytes = 0
     for file in files:
-        with suppress(OSError):  # it may just have gone
+        with suppress(OSError):  # removed meanwhile
             size_bytes += 0 if file.is_dir() else file.lstat().st_size
     return Dispensable(path, size_bytes, reason)
 

@@ -1,4 +1,4 @@
-"""The run directory: where everything about a run lies, under which name, and who may write it.
+"""Run directory: the paths of its files, how they are written, and the lock.
 
 runs/<name>-<yyyymmdd-hhmmss>-<4 hex>/
     profile.toml  plan.json  events.jsonl  worker.log  launcher.log  control-*  lock
@@ -24,36 +24,40 @@ from dpo_cli.run import checkpoints
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.locked_directory import LockedDirectory
-from dpo_cli.run.plan import Plan
+from dpo_cli.run.plan import OtherVersionError, Plan
 
 Content = TypeVar("Content")
 
-NON_FINITE_DIRECTORY = "non_finite"
-"""Where a run keeps what a step began with whose loss or gradient was not finite."""
+_EARLIER_CHECKPOINTS = "generations"
+"""Directory of the checkpoints before plans had a version."""
 
-REQUESTS = ("stop", "save", "evaluate")  # the most urgent first
+NON_FINITE_DIRECTORY = "non_finite"
+"""Directory for the inputs of steps whose loss or gradient was not finite."""
+
+REQUESTS = ("stop", "save", "evaluate")
+"""Requests to a worker, the most urgent first."""
 
 _DIRECTORY_NAME = re.compile(r"(?P<name>.+)-(?P<created>\d{8}-\d{6}-[0-9a-f]{4})")
 _NAME_CHARACTERS = 64
-"""Of up to 3 bytes in UTF-8: with the stamp below the 255 bytes of a file name."""
+"""Maximum length of a name: at 3 bytes a character, a file name of 255 bytes has room for it."""
 
 
 def runs_root(option: Path | None) -> Path:
-    """Where runs lie: `--runs-dir`, else `DPO_RUNS_DIR`, else `./runs`."""
+    """Return the directory of the runs: `--runs-dir`, else `DPO_RUNS_DIR`, else `./runs`."""
     return option or Path(os.environ.get("DPO_RUNS_DIR") or "runs")
 
 
 @dataclass(frozen=True)
 class RunDirectory(LockedDirectory):
-    """One run on disk. Every file is replaced atomically; the event stream is appended to."""
+    """One run on disk. Files are replaced atomically; only the event stream is appended to."""
 
     @classmethod
     def create(cls, root: Path, name: str, profile_toml: str) -> RunDirectory:
-        """Make the directory of a new run called `name` under `root`, holding its profile.
+        """Make the directory of a new run under `root` and write its profile.
 
         Raises:
-            NoSpaceError: the disk is full.
-            DpoError: `root` cannot be written. Nothing is left behind in either case.
+            NoSpaceError: the disk is full; nothing is left behind.
+            DpoError: `root` cannot be written; nothing is left behind.
         """
         with explain_disk_errors(root):
             make_root(root)
@@ -69,75 +73,75 @@ class RunDirectory(LockedDirectory):
 
     @property
     def name(self) -> str:
-        """The directory's name."""
+        """Name of the directory."""
         return self.path.name
 
     @property
     def profile_name(self) -> str:
-        """The name it was given, without the time of its creation."""
+        """Name that the user gave the run, without the time of its creation."""
         match = _DIRECTORY_NAME.fullmatch(self.name)
         return match["name"] if match else self.name
 
     @property
     def created(self) -> str:
-        """When it was, as its name says; sorts by time. Nothing where somebody renamed it."""
+        """Time of creation from the directory name, sortable; empty if it was renamed."""
         match = _DIRECTORY_NAME.fullmatch(self.name)
         return match["created"] if match else ""
 
     @property
     def designation(self) -> str:
-        """What to type after `dpo resume` and the like, from here: its name, or else its path."""
+        """Argument for `dpo resume` and other commands: the name, or the path outside ./runs."""
         is_in_default_root = self.path.parent.resolve() == runs_root(None).resolve()
         return self.name if is_in_default_root else str(self.path)
 
     @property
     def profile_path(self) -> Path:
-        """The resolved profile; a directory that has it is a run."""
+        """Resolved profile; a directory with this file is a run."""
         return self.path / "profile.toml"
 
     @property
     def plan_path(self) -> Path:
-        """The plan and its fingerprints."""
+        """Plan with the fingerprints of the inputs."""
         return self.path / "plan.json"
 
     @property
     def events_path(self) -> Path:
-        """The event stream."""
+        """Event stream."""
         return self.path / "events.jsonl"
 
     @property
     def worker_log_path(self) -> Path:
-        """What the workers printed."""
+        """Output of the workers."""
         return self.path / "worker.log"
 
     @property
     def checkpoints_path(self) -> Path:
-        """The saved training states."""
+        """Directory of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def skipped_rows_path(self) -> Path:
-        """The rows of the data that were set aside, with line and reason."""
+        """Skipped rows, with line and reason."""
         return self.path / "skipped_rows.jsonl"
 
     @property
     def nan_dump_path(self) -> Path:
-        """What is kept of steps whose loss or gradient was not finite."""
+        """Inputs of steps whose loss or gradient was not finite."""
         return self.path / NON_FINITE_DIRECTORY
 
     @property
     def completed_path(self) -> Path:
-        """Written last: every planned step is done and saved."""
+        """Completion mark, written last: every planned step is done and saved."""
         return self.path / "COMPLETED"
 
-    # --- what is written once, or replaced whole -------------------------------------------------
+    # --- profile, plan and completion mark --------------------------------------------------------
 
     def write_profile(self, text: str) -> None:
         """Replace the resolved profile."""
         self._write(self.profile_path, text)
 
     def read_profile(self) -> str:
-        """The resolved profile, as TOML."""
+        """Read the resolved profile, as TOML."""
         return self.profile_path.read_text(encoding="utf-8")
 
     def write_plan(self, plan: Plan) -> None:
@@ -156,44 +160,68 @@ class RunDirectory(LockedDirectory):
         except FileNotFoundError:
             return None
 
+    def require_this_version(self) -> None:
+        """Check that this version of dpo can read the run.
+
+        Raises:
+            OtherVersionError: another version wrote it.
+        """
+        if (self.path / _EARLIER_CHECKPOINTS).is_dir():
+            raise OtherVersionError(self.designation)
+        try:
+            self.read_plan()
+        except OtherVersionError:
+            raise
+        except (DpoError, OSError):  # damage is an error only where the plan is needed
+            pass
+
+    @property
+    def is_of_other_version(self) -> bool:
+        """Return True if another version of dpo wrote the run."""
+        try:
+            self.require_this_version()
+        except OtherVersionError:
+            return True
+        return False
+
     @property
     def is_completed(self) -> bool:
-        """Whether every planned step is done and saved."""
+        """Return True if every planned step is done and saved."""
         return self.completed_path.exists()
 
     @property
     def completed_steps(self) -> int | None:
-        """Optimizer steps of a run that is done: fewer than planned if it lost its patience."""
+        """Optimizer steps of a completed run; fewer than planned after early stopping."""
         try:
             return int(json.loads(self.completed_path.read_bytes())["optimizer_step"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def mark_completed(self, *, optimizer_step: int, weights: str) -> None:
-        """Say that the run is done: `optimizer_step` updates, the result in the file `weights`."""
-        facts = {"optimizer_step": optimizer_step, "weights": weights}
-        self._write(self.completed_path, json.dumps(facts, indent=2) + "\n")
+        """Write the completion mark: `optimizer_step` updates, the result in the file `weights`."""
+        content = {"optimizer_step": optimizer_step, "weights": weights}
+        self._write(self.completed_path, json.dumps(content, indent=2) + "\n")
 
     def clear_completed(self) -> Callable[[], None]:
-        """Let a completed run go on; what is returned takes that back."""
+        """Remove the completion mark, to continue a run; the returned function restores it."""
         if not self.is_completed:
             return lambda: None
-        facts = self.completed_path.read_text(encoding="utf-8")
+        content = self.completed_path.read_text(encoding="utf-8")
         with explain_disk_errors(self.path):
             self.completed_path.unlink()
             fsync_path(self.path)
-        return lambda: self._write(self.completed_path, facts)
+        return lambda: self._write(self.completed_path, content)
 
     def remove_leftovers(self) -> None:
-        """Remove what killed workers left half-written; for the holder of the lock.
+        """Remove unfinished files of killed workers; only for the holder of the lock.
 
-        Requests and exports are not a worker's: they may be being written.
+        Requests and exports are not written by workers, so they may be in progress and stay.
         """
         for path in self.torn_files():
             path.unlink(missing_ok=True)
 
     def torn_files(self) -> Iterator[Path]:
-        """What killed workers left half-written, in the run and in the models that lie in it."""
+        """Find unfinished files of killed workers, in the run and in its model folders."""
         for directory in (
             self.path,
             *(config.parent for config in self.path.glob("*/config.json")),
@@ -201,17 +229,17 @@ class RunDirectory(LockedDirectory):
             for path, name in leftovers(directory):
                 if not name.startswith(("control-", ".")):
                     yield path
-            yield from directory.glob(".tmp??????")  # what safetensors calls a file it writes
+            yield from directory.glob(".tmp??????")  # temporary files of safetensors
 
     def remove(self) -> None:
-        """Remove the directory of a run that never began."""
+        """Remove the directory of a run that never started."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _write(self, path: Path, text: str) -> None:
         with explain_disk_errors(self.path):
             write_text_atomically(path, text)
 
-    # --- saved training states -------------------------------------------------------------------
+    # --- checkpoints -----------------------------------------------------------------------------
 
     def commit_checkpoint(
         self,
@@ -221,61 +249,65 @@ class RunDirectory(LockedDirectory):
         keep: int = 2,
         best: int | None = None,
     ) -> Checkpoint:
-        """Save a training state; see `checkpoints.commit`."""
+        """Save a checkpoint; see `checkpoints.commit`."""
         return checkpoints.commit(
             self.checkpoints_path, optimizer_step, write, keep=keep, best=best
         )
 
     def newest_verified(self) -> tuple[Checkpoint | None, list[str]]:
-        """The state to go on from, and why newer ones were passed over."""
+        """Return the newest intact checkpoint, and a sentence for each newer one that is not."""
         return checkpoints.newest_verified(self.checkpoints_path)
 
     def read_newest(self, read: Callable[[Path], Content]) -> tuple[Checkpoint, Content] | None:
-        """The newest verified checkpoint, and what `read` makes of its directory; None if none.
+        """Read the newest intact checkpoint; None if there are no checkpoints.
 
-        A run that still trains may remove it between the verifying and the reading: then the next.
+        Args:
+            read: reads the directory of a checkpoint.
 
         Raises:
-            DpoError: there are checkpoints, and every one of them is damaged.
+            DpoError: there are checkpoints, and none of them can be used.
         """
         while True:
             checkpoint, passed_over = self.newest_verified()
             if checkpoint is None:
                 if passed_over:
                     raise DpoError(
-                        f"{self.name}: every saved state is damaged", details=passed_over
+                        f"{self.name}: no checkpoint can be used",
+                        "Restore one from a backup, or start a new run.",
+                        passed_over,
                     )
                 return None
             try:
                 return checkpoint, read(checkpoint.path)
             except FileNotFoundError:
+                # A run that trains may remove a checkpoint after it was verified; then the next.
                 if checkpoint.path.exists():
                     raise
 
     def read_verified(
         self, optimizer_step: int, read: Callable[[Path], Content]
     ) -> tuple[Checkpoint, Content] | None:
-        """The checkpoint after a step, and what `read` makes of it; None where it is not whole."""
+        """Read the checkpoint after a step; None if it does not exist or is not intact."""
         for checkpoint in checkpoints.list_checkpoints(self.checkpoints_path):
             if checkpoint.optimizer_step == optimizer_step:
-                with contextlib.suppress(FileNotFoundError):  # a run that trains moved it aside
+                with contextlib.suppress(FileNotFoundError):  # a run that trains removed it
                     if checkpoints.find_problem(checkpoint) is None:
                         return checkpoint, read(checkpoint.path)
         return None
 
-    # --- who trains ------------------------------------------------------------------------------
+    # --- lock ------------------------------------------------------------------------------------
 
     def taken(self, holder: str) -> DpoError:
         """See `LockedDirectory`."""
         return DpoError(
             f"{self.designation} is being trained by {holder}",
-            f"end that first: dpo stop {self.designation}",
+            f"Stop it first: dpo stop {self.designation}",
         )
 
     @property
     def resume_hint(self) -> str:
         """See `LockedDirectory`."""
-        return f"go on with: dpo resume {self.designation}"
+        return f"Continue with: dpo resume {self.designation}"
 
     @property
     def written_paths(self) -> Sequence[Path]:
@@ -285,19 +317,19 @@ class RunDirectory(LockedDirectory):
     # --- requests to a running worker ------------------------------------------------------------
 
     def put_request(self, word: str) -> None:
-        """Ask the worker for one of `REQUESTS`; it looks at each step."""
+        """Send one of `REQUESTS` to the worker, which checks for requests at each step."""
         if word not in REQUESTS:
             raise ValueError(f"not a request: {word}")
         self._write(self._request_path(word), "")
 
     def is_requested(self, word: str) -> bool:
-        """Whether a request waits."""
+        """Return True if the request waits."""
         return self._request_path(word).exists()
 
     def take_request(self) -> str | None:
-        """A request that waits, which then waits no more; None if there is none.
+        """Remove and return the most urgent request; None if there is none.
 
-        Each has a file of its own, so that none replaces another.
+        Each request has its own file, so that none replaces another.
         """
         for word in REQUESTS:
             with contextlib.suppress(FileNotFoundError):
@@ -310,17 +342,18 @@ class RunDirectory(LockedDirectory):
 
 
 def make_root(root: Path) -> None:
-    """Make the folder of runs, if it is not there; a UsageError if something else is."""
+    """Make the directory of the runs if it does not exist; UsageError if a file has its name."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(
-            f"{root} is to hold runs, but a file is in the way", "give another --runs-dir"
+            f"{root} cannot be the directory of the runs: a file is in the way",
+            "Choose another directory with --runs-dir.",
         ) from error
 
 
 def _new_directory(root: Path, name: str) -> Path:
-    """Make a directory whose name sorts by time: the hex digits are the fraction of the second."""
+    """Make a directory whose name sorts by time; the hex digits are the fraction of the second."""
     while True:
         now = time.time()
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
@@ -333,5 +366,5 @@ def _new_directory(root: Path, name: str) -> Path:
 
 
 def safe_name(name: str) -> str:
-    """`name` as one component of a path that cannot leave its directory."""
+    """Return `name` as one path component that cannot leave its directory."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:_NAME_CHARACTERS] or "run"

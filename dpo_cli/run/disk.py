@@ -1,4 +1,4 @@
-"""What a failing disk looks like, and how it is told to the user."""
+"""Disk errors, recognized and turned into messages for the user."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_no_space(error: BaseException | None) -> bool:
-    """Whether a full disk, quota or file size limit is behind `error`.
+    """Return True if a full disk, quota or file size limit caused `error`.
 
-    Writers wrap it: torch raises RuntimeError with the OSError only in `__context__`, safetensors
-    keeps nothing but the system's words. So the whole chain is searched, texts included.
+    Writers hide the cause: torch raises RuntimeError with the OSError only in `__context__`, and
+    safetensors keeps only the system's text. So the whole chain is searched, and the texts too.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -32,21 +32,21 @@ def is_no_space(error: BaseException | None) -> bool:
 
 
 def no_space(directory: Path) -> NoSpaceError:
-    """What to tell a user whose disk, quota or file size limit is exhausted."""
+    """Make the error for an exhausted disk, quota or file size limit."""
     return NoSpaceError(
         f"no space left to write in {directory}",
-        "free some space (or raise the quota or file size limit); what was saved before "
-        "is intact, and `dpo resume` goes on from it",
+        "Free some space, or raise the quota or file size limit. Earlier checkpoints are intact;"
+        " dpo resume continues from them.",
     )
 
 
 @contextmanager
 def explain_disk_errors(directory: Path) -> Iterator[None]:
-    """Turn what a full or read-only disk raises inside into an error that names `directory`.
+    """Turn errors of a full or read-only disk into an error that names `directory`.
 
     Raises:
         NoSpaceError: the disk, a quota or a file size limit is exhausted.
-        DpoError: writing there is not allowed, or would go through a link (O_NOFOLLOW).
+        DpoError: writing is not allowed, or the path is a link (O_NOFOLLOW).
     """
     try:
         yield
@@ -58,11 +58,11 @@ def explain_disk_errors(directory: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _REFUSED:
             raise DpoError(
                 f"cannot write in {directory}: {error.strerror}",
-                "make it writable, or choose another place with --runs-dir or DPO_RUNS_DIR",
+                "Make it writable, or choose another directory with --runs-dir or DPO_RUNS_DIR.",
             ) from error
         if isinstance(error, OSError) and error.errno == errno.ELOOP:
             raise DpoError(
-                f"{error.filename or directory} is a link, and dpo writes through none",
-                "put the file itself in its place, or remove the link",
+                f"{error.filename or directory} is a link, and dpo does not write through links",
+                "Replace the link by the file, or remove it.",
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""By what models are judged: a profile, the pairs, and the reference they are compared with."""
+"""Configuration of an evaluation: profile, held-out pairs, and reference."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from dpo_cli.run.models import NamedModel, tokenizer_of
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What decides every figure of a model but its weights.
+    """All inputs of an evaluation except the weights of the evaluated model.
 
     Attributes:
-        profile: objective, tokenizer, lengths, device, precision, and the pairs: all of
-            `eval.path`, which then is `data.data_path` as well, or the share of that file that is
-            held out.
-        owner: the run whose profile it is; None where it is nobody's.
-        is_own: whether the pairs are those that the profile holds out.
-        reference: named to be compared with; None for the profile's own.
-        has_reference: whether there is any; without one a model is judged by its own log-probs.
-        runs_root: where `run:NAME` of the profile is looked for.
+        profile: objective, tokenizer, lengths, device, precision, and the pairs: all pairs of
+            `eval.path` (then also in `data.data_path`), or the held-out share of
+            `data.data_path`.
+        owner: the run that the profile belongs to; None if it belongs to no run.
+        is_own: the pairs are those that the profile holds out.
+        reference: reference that the user named; None for the profile's.
+        has_reference: there is a reference; without one only the model's own log-probs are
+            evaluated.
+        runs_root: directory of the runs, for `run:NAME` in the profile.
     """
 
     profile: Profile
@@ -54,34 +55,34 @@ def find_eval_config(
     tokenizer: Path | None = None,
     settings: Sequence[str] = (),
 ) -> EvalConfig | None:
-    """By what to judge some models: the profile of the first run among them, or the stated one.
+    """Collect the inputs to evaluate models with.
 
-    Weights alone, without a profile, are judged by its defaults, and against a named reference
-    only.
+    The profile is that of the first run among the models, or `profile_path`. Weights without a
+    profile are evaluated with the default settings, and compared only with a named reference.
 
     Args:
-        models: at least one.
-        runs_root: where runs lie.
-        data: a file or folder of pairs, written as the profile's `data.format` and
-            `data.columns` say; by default what the profile holds out.
+        models: the models to evaluate, at least one.
+        runs_root: directory of the runs.
+        data: file or folder of pairs, in the format of the profile's `data.format` and
+            `data.columns`; by default the pairs that the profile holds out.
         reference: by default the profile's.
-        profile_path: a profile for weights that come with none: a path or a shipped name.
-        tokenizer: its folder; by default the profile's, or a model's own.
-        settings: keys of the profile that are others here.
+        profile_path: profile for weights that have none: a path or a shipped name.
+        tokenizer: folder of the tokenizer; by default the profile's or the model's own.
+        settings: changed keys of the profile, as KEY=VALUE.
 
     Returns:
-        None where there are no pairs to judge by.
+        None if there are no pairs to evaluate on.
 
     Raises:
-        UsageError: what is named is missing, or contradicts the rest.
+        UsageError: an input is missing, or contradicts another one.
     """
     if data is not None:
         check_pairs("--data", (data,))
     owner = next((model.run for model in models if model.run is not None), None)
     if owner is not None and profile_path is not None:
         raise UsageError(
-            f"--profile: {owner.name} is judged by its own profile",
-            "leave it out; --set changes a key",
+            f"--profile: {owner.name} is evaluated with its own profile",
+            "Leave out --profile; --set changes a key.",
         )
     source = owner.profile_path if owner is not None else profile_path
     if source is not None:
@@ -91,8 +92,8 @@ def find_eval_config(
     elif data is not None:
         named = [*models, *([reference] if reference else [])]
         tokenizer = tokenizer_of(named, tokenizer, settings)
-        stated = {"model.tokenizer": tokenizer.absolute(), "data.data_path": data.absolute()}
-        profile = profile_from_values(stated, settings)
+        values = {"model.tokenizer": tokenizer.absolute(), "data.data_path": data.absolute()}
+        profile = profile_from_values(values, settings)
     else:
         return None
     if data is not None:
@@ -113,14 +114,13 @@ def find_eval_config(
         owner=owner,
         is_own=data is None,
         reference=reference,
-        has_reference=_has_reference(profile, reference, is_stated=source is not None),
+        has_reference=_has_reference(profile, reference, is_given=source is not None),
         runs_root=runs_root,
     )
 
 
 def split_of(settings: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
-    """Return the values, by key, that decide which pairs of a file are held out, and how they are
-    cut.
+    """Return the values, by key, that decide which pairs are held out and how they are cut.
 
     Paths are left out: the contents of files are compared by fingerprint.
     """
@@ -128,10 +128,10 @@ def split_of(settings: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
 
 
 def _refuse_other_split(run: RunDirectory, profile: Profile) -> None:
-    """Refuse to take other pairs for held out than a run did, since it was trained on some.
+    """Check that the held-out pairs are those of the run: it was trained on the others.
 
     Raises:
-        UsageError: naming the keys.
+        UsageError: a changed key changes the split.
     """
     own = split_of(to_tables(load_profile(run.profile_path).profile))
     changed = split_of(to_tables(profile))
@@ -139,29 +139,28 @@ def _refuse_other_split(run: RunDirectory, profile: Profile) -> None:
         raise UsageError(
             f"--set {others[0]}: among the held-out pairs would be some that {run.name} was"
             " trained on",
-            "leave it out, or name pairs of another file: --data FILE",
+            "Leave out the setting, or evaluate on another file with --data FILE.",
         )
 
 
-def _has_reference(profile: Profile, named: NamedModel | None, *, is_stated: bool) -> bool:
-    """Whether there is a reference; that of a stated profile must be there.
+def _has_reference(profile: Profile, named: NamedModel | None, *, is_given: bool) -> bool:
+    """Return True if there is a reference; the reference of a given profile must exist.
 
     Raises:
-        UsageError: it is not, or none can be compared with.
+        UsageError: its weights are missing, or a reference is named that the loss does not use.
     """
     if named is not None and not profile.dpo.needs_reference:
         raise UsageError(
-            f"--reference: dpo.loss = {profile.dpo.title} compares with none",
-            "to compare all the same: --set dpo.loss=sigmoid",
+            f"--reference: dpo.loss = {profile.dpo.title} uses no reference",
+            "To compare with one anyway, add --set dpo.loss=sigmoid.",
         )
     if not profile.dpo.needs_reference:
         return False
-    if named is None and is_stated:
+    if named is None and is_given:
         resolve_weights(profile, profile.model.reference_key)
-    return named is not None or is_stated
+    return named is not None or is_given
 
 
 def _with(profile: Profile, table: str, changes: Mapping[str, object]) -> Profile:
-    """A profile with other values in one of its tables."""
     changed = getattr(profile, table).model_copy(update=changes)
     return profile.model_copy(update={table: changed})

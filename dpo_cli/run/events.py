@@ -1,38 +1,38 @@
-"""What can happen in a run: the only thing the outside learns of it.
+"""Events of a run: the only interface between a run and its observers.
 
-A run's `events.jsonl` holds one JSON object a line. The worker appends (rank 0 only); once no
-worker lives, the launcher appends how it ended. Beside the worker only those append who have
-something to say of themselves: the agent, an export, the launcher of its trackers. All else, the
-screen, trackers, comparisons, reads.
+The file `events.jsonl` of a run holds one JSON object per line. The worker appends to it (the main
+rank only); when no worker is alive, the launcher appends how it ended. While a worker trains, the
+agent, an export and the launcher of the trackers append only events of their own. The panel,
+trackers and comparisons read.
 
-A field is either *reproducible* (the same bits in a resumed run as in one never interrupted) or not
-(times, speeds, memory). `StepDone.metrics`, `Evaluated.metrics` and `Evaluated.groups` hold the
-reproducible ones.
+A field is *reproducible* (a resumed run has the same bits as an uninterrupted one) or not (times,
+speeds, memory). `StepDone.metrics`, `Evaluated.metrics` and `Evaluated.groups` are reproducible.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 from dpo_cli.errors import DpoError
-from dpo_cli.files import open_for_appending
 from dpo_cli.run.plan import Plan
+from dpo_cli.run.typed_json import field_types, typed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """One line of the stream.
 
-    `time` is wall-clock seconds since the epoch, for people to read; durations are computed from
-    `elapsed_seconds`, monotonic seconds since the worker started, because clocks jump.
+    Attributes:
+        time: wall-clock seconds since the epoch, for people to read.
+        elapsed_seconds: monotonic seconds since the writer started. Durations are computed from
+            it, because the wall clock can jump.
     """
 
     registry: ClassVar[dict[str, type[Event]]] = {}
@@ -46,15 +46,12 @@ class Event:
 
 
 EVALUATION = "evaluation"
-"""The phase in which held-out pairs are scored, before the first step or between two."""
+"""Name of the phase that evaluates the held-out pairs, before the first step or between steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStarted(Event):
-    """A worker process began: what it runs on.
-
-    `hosts` has one entry for each rank that trains together with it, itself included.
-    """
+    """A worker process started. `hosts` has the host name of each rank, this one included."""
 
     pid: int
     device: str
@@ -66,7 +63,7 @@ class WorkerStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """Something that takes a while, such as encoding the pairs, or an evaluation."""
+    """Progress of a phase that takes a while, for example encoding the pairs."""
 
     phase: str
     done: int
@@ -83,7 +80,13 @@ class Planned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed(Event):
-    """Training goes on after `optimizer_step`; later rows that stand before this one are void."""
+    """Training continues after `optimizer_step`; earlier lines about later steps are void.
+
+    Attributes:
+        checkpoint: name of the loaded checkpoint; empty if the run starts from step 0.
+        passed_over: one sentence for each newer checkpoint that cannot be used.
+        changes: settings that differ from the previous start.
+    """
 
     optimizer_step: int
     step: int
@@ -91,24 +94,34 @@ class Resumed(Event):
     passed_over: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
 
+    @property
+    def last_valid_step(self) -> int:
+        """Last optimizer step whose earlier lines still count; -1 if none does.
+
+        Without a checkpoint even the evaluation before the first step (step 0) is repeated.
+        """
+        return self.optimizer_step if self.checkpoint else -1
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone(Event):
-    """One optimizer step, which closes a window of micro-batches.
+    """One optimizer step, which ends a global batch of micro-batches.
 
-    `step` counts micro-batches from 1, as the reference script does; `losses` has one entry for
-    each micro-batch of the window (the loss before division by `accumulation_steps`). `tokens` are
-    the positions computed, `padding_tokens` those among them that stand for nothing. `is_skipped`:
-    the gradient was not finite, and the weights stayed as they were. Of each rank: `rank_seconds`
-    it computed (without waiting for the others), `rank_bytes` of memory it holds, on its device
-    where that is a card; both empty where one process trains alone.
-
-    Metrics, means over the window's pairs: loss, rewards/chosen, rewards/rejected,
-    rewards/margins, rewards/accuracies, logps/chosen, logps/rejected (reduced as the profile says),
-    gap and kl (nats per response token; not with a loss that needs no reference); grad_norm before
-    clipping; balance, of mixtures of experts only; weights_moved at the first step, each
-    log_interval and the last step, the share of weights whose half-precision value is no longer the
-    checkpoint's.
+    Attributes:
+        step: micro-batches done, counted from 1 as in the reference script.
+        losses: loss of each micro-batch, before the division by `accumulation_steps`.
+        metrics: means over the pairs of the global batch: loss, rewards/chosen, rewards/rejected,
+            rewards/margins, rewards/accuracies, logps/chosen and logps/rejected (reduced as the
+            profile says), margin_per_token and kl (nats per response token; only if the loss needs
+            a reference), grad_norm (before clipping), aux_loss (mixtures of experts only), and
+            weights_moved at the first step, each log_interval and the last step: the share of
+            weights whose half-precision value differs from the starting weights.
+        tokens: positions computed, padding included.
+        padding_tokens: positions that are padding.
+        is_skipped: the gradient was not finite and the weights were not updated.
+        rank_seconds: computing time of each rank, without waiting for other ranks; empty with one
+            rank.
+        rank_bytes: memory of each rank, on the GPU if it has one; empty with one rank.
     """
 
     step: int
@@ -130,13 +143,15 @@ class StepDone(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """The policy on the held-out pairs.
+    """Evaluation of the policy on the held-out pairs.
 
-    Metrics, means over all pairs: those of `StepDone` that pairs have; logps/accuracies, the share
-    whose chosen answer the policy finds likelier than the rejected one, and ref_logps/accuracies,
-    the reference's; token_logps/chosen and entropy, nats per response token. `groups` holds, by
-    the name of a group ("all", "language/...", "length/..."), its "pairs", the same means of them,
-    and the ends of their 95 % intervals as NAME/low and NAME/high.
+    Attributes:
+        metrics: means over all pairs: those of `StepDone` that are per pair; logps/accuracies, the
+            share of pairs whose chosen answer is more likely than the rejected one under the
+            policy; ref_logps/accuracies, the same under the reference; token_logps/chosen and
+            entropy, nats per response token.
+        groups: by group name ("all", "language/...", "length/..."), the number of "pairs", the
+            same means, and the ends of their 95 % intervals as NAME/low and NAME/high.
     """
 
     step: int
@@ -148,9 +163,9 @@ class Evaluated(Event):
 
 
 class Sample(TypedDict):
-    """A held-out prompt (the name of the pair's row, the rendered text) and what both say to it.
+    """Held-out prompt with the greedy answers of policy and reference, which may be cut.
 
-    The answers are greedy, and may be cut.
+    `place` is the name of the pair's row, `prompt` the rendered text.
     """
 
     place: str
@@ -161,7 +176,7 @@ class Sample(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled(Event):
-    """What policy and reference answer after an evaluation, side by side."""
+    """Answers of policy and reference after an evaluation."""
 
     step: int
     optimizer_step: int
@@ -171,9 +186,9 @@ class Sampled(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A checkpoint was committed; from here the run can be resumed.
+    """A checkpoint was committed.
 
-    `is_best`: none before has a lower held-out loss, and it is kept until one has.
+    `is_best`: no earlier checkpoint has a lower held-out loss; it is kept until a later one has.
     """
 
     step: int
@@ -187,7 +202,7 @@ class Saved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Alert(Event):
-    """Something the user should know; `code` is stable."""
+    """Message for the user while the run trains; `code` is stable."""
 
     code: str
     message: str
@@ -196,7 +211,7 @@ class Alert(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped(Event):
-    """The run was asked to stop and did, after saving: `reason` is interrupted or terminated."""
+    """The run saved and stopped on request; `reason` is "interrupted" or "terminated"."""
 
     reason: str
     step: int
@@ -205,7 +220,7 @@ class Stopped(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Completed(Event):
-    """Every planned step is done and saved; or none that is left saved_plan anything: `reason`."""
+    """The run is finished and saved. `reason` says why before the last step, else it is empty."""
 
     step: int
     optimizer_step: int
@@ -215,7 +230,7 @@ class Completed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Failed(Event):
-    """The run ended with an error the user can act on (see `dpo_cli.errors`)."""
+    """The run ended with an error that the user can act on (see `dpo_cli.errors`)."""
 
     message: str
     remedy: str = ""
@@ -234,9 +249,10 @@ class Failed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RankEnded(Event):
-    """Written by the agent: one of several ranks failed (`signal` 0 if none killed it).
+    """One of several ranks failed; written by the agent.
 
-    `message` is what the rank itself said of it, if it still could.
+    `signal` is 0 if no signal ended the rank. `message` is the rank's own explanation, if it could
+    still write one.
     """
 
     rank: int
@@ -249,7 +265,7 @@ class RankEnded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerEnded(Event):
-    """Written by the launcher: how the worker process ended (`signal` 0 if it was none)."""
+    """The worker process ended; written by the launcher. `signal` is 0 if no signal ended it."""
 
     exit_code: int
     signal: int = 0
@@ -259,7 +275,7 @@ class WorkerEnded(Event):
 class Exported(Event):
     """`dpo export` wrote the weights to `path`.
 
-    `rounding` is nearest or stochastic, the latter with `seed`.
+    `rounding` is "nearest", or "stochastic" with `seed`.
     """
 
     path: str
@@ -270,124 +286,107 @@ class Exported(Event):
     seed: int | None = None
 
 
+_STEP_DONE = b'{"event": "StepDone"'
+_RESUMED = b'{"event": "Resumed"'
+"""Beginnings of lines as `to_json` writes them, to skip lines without parsing them."""
+
+
 def to_json(event: Event) -> str:
-    """The event as one line of JSON, floats in full precision."""
+    """Return the event as one line of JSON, floats in full precision."""
     return json.dumps(
         {"event": type(event).__name__, **dataclasses.asdict(event)}, ensure_ascii=False
     )
 
 
 def from_json(line: str) -> Event | None:
-    """The event a line holds; None for a damaged line, or a kind this version does not know."""
+    """Parse one line; None if it is damaged or this version does not have the kind of event."""
     try:
         fields = json.loads(line)
         kind = Event.registry[fields.pop("event")]
-        known = {f.name for f in dataclasses.fields(kind)}
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k in known
-        }
         if kind is Planned:
-            values["plan"] = Plan.from_dict(values["plan"])
-        return kind(**values)
-    except (DpoError, ValueError, AttributeError, KeyError, TypeError):
+            fields["plan"] = Plan.from_dict(fields["plan"])
+        types = {field.name: field_types(kind)[field.name] for field in dataclasses.fields(kind)}
+        return kind(**{k: typed(v, types[k]) for k, v in fields.items() if k in types})
+    except (DpoError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
 
 
-class EventWriter:
-    """Appends events to a stream; a line is written by one system call.
-
-    Args:
-        path: the stream.
-        mend: cut off a torn last line first. Only for the holder of the run's lock: to anyone
-            else, a line may look torn that is being written.
-    """
-
-    def __init__(self, path: Path, *, mend: bool = True) -> None:
-        if mend:
-            drop_torn_tail(path)
-        self._descriptor = open_for_appending(path)
-        self._started = time.monotonic()
-
-    def append(self, event: Event) -> None:
-        """Write one event, stamped with the seconds since this writer began."""
-        elapsed_seconds = time.monotonic() - self._started
-        stamped = dataclasses.replace(event, elapsed_seconds=elapsed_seconds)
-        line = (to_json(stamped) + "\n").encode()
-        written = os.write(self._descriptor, line)
-        if written < len(line):  # a full disk took only the beginning: take that back
-            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def flush(self) -> None:
-        """Put what was appended on the disk, where a power loss leaves it."""
-        os.fsync(self._descriptor)
-
-    def close(self) -> None:
-        """Flush the stream to the disk and close it."""
-        self.flush()
-        os.close(self._descriptor)
-
-
-class NullEventWriter:
-    """What ranks that do not hold the run append to: only one tells."""
-
-    def append(self, event: Event) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
-
-
 class EventReader:
-    """Follows a stream that may still grow; half-written lines wait for their end."""
+    """Follows a stream that may still grow; an incomplete last line is read when it is complete."""
 
     def __init__(self, path: Path) -> None:
+        self.skipped_lines = 0
+        """Lines read so far that are no events of this version."""
         self._path = path
         self._offset = 0
 
     def read_new(self) -> Iterator[Event]:
-        """The events appended since the last call."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return
-        complete, newline, _ = data.rpartition(b"\n")
-        self._offset += len(complete) + len(newline)
-        for line in complete.splitlines():
-            if line and (event := from_json(line.decode(errors="replace"))) is not None:
+        """Yield the events appended since the last one that was yielded."""
+        for start, line in _complete_lines(self._path, self._offset):
+            self._offset = start + len(line)
+            event = _parse(line)
+            if event is None:
+                self.skipped_lines += 1
+            else:
                 yield event
 
 
-def history(path: Path) -> list[Event]:
-    """The run as it counts: steps and evaluations that a resume did again appear once.
+def history(path: Path) -> Iterator[Event]:
+    """Yield the events that count: of steps that a resume repeated, only the last repetition.
 
-    A `Resumed` event makes the earlier rows after its step void: they were lost with the state and
-    stand again, from the checkpoint that the run went on from, behind it.
+    The stream is read twice instead of being kept in memory: first for the `Resumed` events, which
+    make earlier lines void.
     """
-    events: list[Event] = []
-    for event in EventReader(path).read_new():
-        if isinstance(event, Resumed):
-            # Without a checkpoint everything is done again, the evaluation before step 1 too.
-            kept = event.optimizer_step if event.checkpoint else -1
-            events = [e for e in events if getattr(e, "optimizer_step", -1) <= kept]
-        events.append(event)
-    return events
+    end = 0
+    limits: deque[tuple[int, int]] = deque()
+    for start, line in _complete_lines(path):
+        end = start + len(line)
+        if line.startswith(_RESUMED) and isinstance(event := _parse(line), Resumed):
+            limits.append((start, event.last_valid_step))
+    # The limit at a line is the lowest of all later resumes.
+    for index in reversed(range(len(limits) - 1)):
+        limits[index] = limits[index][0], min(limits[index][1], limits[index + 1][1])
+    for start, line in _complete_lines(path):
+        if start >= end:  # appended since the first pass, which may have missed a resume
+            return
+        while limits and limits[0][0] <= start:
+            limits.popleft()
+        event = _parse(line)
+        if event is not None and (
+            not limits or getattr(event, "optimizer_step", -1) <= limits[0][1]
+        ):
+            yield event
 
 
-def drop_torn_tail(path: Path) -> None:
-    """Cut off a last line that a crash left without its newline.
+def without_early_steps(path: Path, keep: int) -> Iterator[Event]:
+    """Yield the events, but of successive `StepDone` events only the last `keep`.
 
-    Raises:
-        OSError: ELOOP, among others: nothing is cut off where a link leads.
+    Nearly all lines are steps. They are not parsed, so that a long stream takes little time.
     """
+    steps: deque[bytes] = deque(maxlen=keep)
+    for _, line in _complete_lines(path):
+        if line.startswith(_STEP_DONE):
+            steps.append(line)
+            continue
+        yield from filter(None, map(_parse, [*steps, line]))
+        steps.clear()
+    yield from filter(None, map(_parse, steps))
+
+
+def _complete_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that end with a newline, from byte `start` on, each with its offset."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        file = path.open("rb")
     except FileNotFoundError:
         return
-    with open(descriptor, "r+b") as file:
-        data = file.read()
-        keep = data.rfind(b"\n") + 1
-        if keep < len(data):
-            file.truncate(keep)
+    with file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            yield start, line
+            start += len(line)
+
+
+def _parse(line: bytes) -> Event | None:
+    return from_json(line.decode(errors="replace"))

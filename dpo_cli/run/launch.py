@@ -21,14 +21,8 @@ from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import open_for_appending
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
-from dpo_cli.run.events import (
-    Alert,
-    Event,
-    EventReader,
-    EventWriter,
-    WorkerEnded,
-    drop_torn_tail,
-)
+from dpo_cli.run.event_writer import EventWriter, drop_torn_tail
+from dpo_cli.run.events import Alert, Event, EventReader, WorkerEnded
 from dpo_cli.run.exit_reason import exit_text, rank_ending
 from dpo_cli.run.locked_directory import LockedDirectory, sign_lock
 from dpo_cli.run.outcome import (

@@ -1,4 +1,4 @@
-"""Which run a user means."""
+"""Lookup of runs by the name that a user types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpo_cli.run.directory import RunDirectory
 
 
 def find_runs(root: Path) -> list[RunDirectory]:
-    """Every run under `root`, the newest first; a link to elsewhere is none of them."""
+    """List the runs under `root`, newest first; links are ignored."""
     if not root.is_dir():
         return []
     runs = [
@@ -29,13 +29,24 @@ def find_run(
     *,
     prefer: Callable[[RunDirectory], bool] = lambda run: True,
 ) -> RunDirectory:
-    """The run a user means: by path, directory name, profile name (the newest) or unique prefix.
+    """Find one run by path, directory name, profile name (the newest) or unique prefix.
 
-    Without a `query` it is the newest run that `prefer` holds for, or else the newest of all.
+    Args:
+        root: directory of the runs.
+        query: what the user typed; None for the newest run for which `prefer` is True, or the
+            newest of all.
+        prefer: see `query`.
 
     Raises:
-        UsageError: there is none, with the nearest names; or several, with all of them.
+        UsageError: no run matches, or several do; the message lists names.
+        OtherVersionError: another version of dpo wrote the run.
     """
+    run = _find(root, query, prefer)
+    run.require_this_version()
+    return run
+
+
+def _find(root: Path, query: str | None, prefer: Callable[[RunDirectory], bool]) -> RunDirectory:
     if query is not None and os.sep in query:
         run = RunDirectory(Path(query).expanduser())
         if not run.profile_path.is_file():

@@ -1,6 +1,6 @@
-"""What a command line calls a model: a run, a weights file, or a Hugging Face folder.
+"""Models on the command line: a run, a weights file, or a Hugging Face folder.
 
-Nothing of it is read here but its kind; `dpo_cli.inference.open_model` reads the weights.
+This module finds the path only; `dpo_cli.inference.open_model` reads the weights.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _WEIGHTS = (".pth", ".safetensors")
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model that a user named.
+    """Model that a user named.
 
     Attributes:
-        path: the weights file, the Hugging Face folder, or the run's directory.
-        run: the run, if it is one.
+        path: the weights file, the Hugging Face folder, or the run directory.
+        run: the run, if the model is one.
     """
 
     path: Path
@@ -34,14 +34,14 @@ class NamedModel:
 
     @property
     def title(self) -> str:
-        """What to call it on the screen."""
+        """Name for users."""
         return self.run.name if self.run else show_path(self.path)
 
     def tokenizer(self, settings: Sequence[str] = ()) -> Path | None:
-        """The folder of the tokenizer it comes with; a weights file comes with none.
+        """Return the folder of the model's tokenizer; None for a weights file, which has none.
 
         Args:
-            settings: keys of a run's profile that are others here, as `--set` has them.
+            settings: changed keys of a run's profile, as KEY=VALUE.
         """
         if self.run is not None:
             return resolve_tokenizer(load_profile(self.run.profile_path, settings).profile)
@@ -49,18 +49,22 @@ class NamedModel:
 
 
 def find_model(name: str, runs_root: Path) -> NamedModel:
-    """The model a user means: what lies at that path, or else a run as `find_run` finds it.
+    """Find the model at a path, or else the run with that name.
 
     Args:
-        name: of a run, or a path of a run's directory, a weights file or a Hugging Face folder.
-        runs_root: where runs lie.
+        name: name of a run (see `find_run`), or the path of a run directory, a weights file or a
+            Hugging Face folder. A path takes precedence over a run with the same name.
+        runs_root: directory of the runs.
 
     Raises:
-        UsageError: there is none, or the folder holds no model.
+        UsageError: there is no such model.
+        OtherVersionError: another version of dpo wrote the run.
     """
     path = Path(name).expanduser()
     if (path / "profile.toml").is_file():
-        return NamedModel(path, RunDirectory(path))
+        run = RunDirectory(path)
+        run.require_this_version()
+        return NamedModel(path, run)
     if path.is_file() or folder.is_model(path):
         return NamedModel(path)
     if path.suffix in _WEIGHTS:
@@ -70,42 +74,42 @@ def find_model(name: str, runs_root: Path) -> NamedModel:
             raise UsageError(f"{name}: no such file or folder", _near(path))
         raise UsageError(
             f"{name} is neither a run nor a model: it has no profile.toml and no {folder.CONFIG}",
-            f"it holds {_listed(path)}: name one" if _listed(path) else "",
+            f"Name a file in it: {_listed(path)}" if _listed(path) else "",
         )
     run = find_run(runs_root, name)
     return NamedModel(run.path, run)
 
 
 def tokenizer_of(
-    models: Sequence[NamedModel], stated: Path | None, settings: Sequence[str] = ()
+    models: Sequence[NamedModel], given: Path | None, settings: Sequence[str] = ()
 ) -> Path:
-    """The folder of the tokenizer to read texts with.
+    """Find the folder of the tokenizer for some models.
 
     Args:
-        models: that it is for; the first that comes with one has it.
-        stated: the option `--tokenizer`, which goes before theirs.
+        models: the first model that has a tokenizer decides.
+        given: the option `--tokenizer`, which takes precedence.
         settings: see `NamedModel.tokenizer`.
 
     Raises:
-        UsageError: nobody names one, or what is named is none.
+        UsageError: no model has a tokenizer, or the folder has none.
     """
     own = (model.tokenizer(settings) for model in models)
-    place = stated or next((its for its in own if its is not None), None)
-    if place is None:
+    tokenizer = given or next((path for path in own if path is not None), None)
+    if tokenizer is None:
         raise UsageError(
-            f"{models[0].title}: nothing says which tokenizer these weights were trained with",
-            "name its folder, MiniMind's model/ perhaps: --tokenizer DIR",
+            f"{models[0].title}: the tokenizer of these weights is unknown",
+            "Name its folder (for MiniMind weights, MiniMind's model/): --tokenizer DIR",
         )
-    check_tokenizer("--tokenizer" if stated else "model.tokenizer", place)
-    return place
+    check_tokenizer("--tokenizer" if given else "model.tokenizer", tokenizer)
+    return tokenizer
 
 
 def _near(path: Path) -> str:
-    found = _listed(path.parent)
-    return f"{show_path(path.parent)} holds {found}" if found else ""
+    names = _listed(path.parent)
+    return f"{show_path(path.parent)} contains {names}." if names else ""
 
 
-def _listed(place: Path) -> str:
-    """The weights in a folder, by name."""
-    names = sorted(each.name for suffix in _WEIGHTS for each in place.glob(f"*{suffix}"))
+def _listed(directory: Path) -> str:
+    """List the weights files in a directory."""
+    names = sorted(file.name for suffix in _WEIGHTS for file in directory.glob(f"*{suffix}"))
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -13,11 +13,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_cli.errors import DpoError
+from dpo_cli.run.typed_json import typed
 
 VERSION = 1
 """Increased when a field is added, removed or changes its meaning; other versions do not load."""
 
 _REMEDY = "Restore it: the newest Planned line of events.jsonl contains the same plan."
+
+
+class OtherVersionError(DpoError):
+    """A file or run that another version of dpo wrote, and that does not load."""
+
+    def __init__(self, source: str, version: object = None) -> None:
+        is_later = isinstance(version, int) and version > VERSION
+        super().__init__(
+            f"{source}: written by {'a later' if is_later else 'an earlier'} version of dpo; it"
+            " does not load",
+            "Start a new run, or use the version of dpo that wrote it.",
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,7 @@ class Plan:
         """Parse the JSON of a plan; see `from_dict`."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DpoError(f"{source} is damaged: {error}", _REMEDY) from error
         return cls.from_dict(values, source)
 
@@ -125,18 +138,10 @@ class Plan:
         """
         if not isinstance(values, Mapping):
             raise DpoError(f"{source} is damaged: it is not a JSON object", _REMEDY)
-        version = values.get("version")
-        if version != VERSION:
-            is_later = isinstance(version, int) and version > VERSION
-            raise DpoError(
-                f"{source}: written by {'a later' if is_later else 'an earlier'} version of dpo; it"
-                " does not load",
-                "Start a new run, or use the version of dpo that wrote it.",
-            )
-        parts = {"model": PlannedModel, "pairs": PlannedPairs, "steps": PlannedSteps}
+        if values.get("version") != VERSION:
+            raise OtherVersionError(source, values.get("version"))
         try:
-            fields = {name: part(**values[name]) for name, part in parts.items()}
-            others = tuple(values["other_environments"])
-            return cls(**{**values, **fields, "other_environments": others})
+            plan: Plan = typed(values, cls)
+            return plan
         except (KeyError, TypeError) as error:
             raise DpoError(f"{source} is damaged: {error}", _REMEDY) from error

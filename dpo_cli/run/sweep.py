@@ -1,9 +1,9 @@
-"""A sweep on disk: what it is of, and which runs are its own.
+"""Directory of a sweep: its grid, its profile, and the runs that belong to it.
 
 runs/<name>.sweep/
     sweep.json  launcher.log  lock
 
-How far they are, its runs say themselves: `runs/<name>-A-...` is its first, and so on.
+The progress is read from the runs: `runs/<name>-A-...` is the first, `-B-` the second, and so on.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.lookup import find_runs
 
 _NAME_CHARACTERS = 60
-"""Fewer than a run's name may have, which ends with a letter besides."""
-_ANOTHER = "state what it was begun with, or begin another sweep: --name NAME"
+"""Fewer than the name of a run may have, because a letter is added to it."""
+_ANOTHER = "Use the same values as before, or start another sweep with --name NAME."
 
 
 @dataclass(frozen=True)
 class SweepDirectory(LockedDirectory):
-    """One sweep on disk; it need not exist yet."""
+    """Directory of one sweep, which need not exist yet."""
 
     @classmethod
     def of(cls, root: Path, name: str) -> SweepDirectory:
-        """The sweep called `name` under `root`."""
+        """Return the directory of the sweep `name` under `root`."""
         return cls(root / f"{safe_name(name)[:_NAME_CHARACTERS]}.sweep")
 
     @property
     def name(self) -> str:
-        """As its user called it."""
+        """Name that the user gave the sweep."""
         return self.path.name.removesuffix(".sweep")
 
     @property
@@ -52,7 +52,7 @@ class SweepDirectory(LockedDirectory):
     @property
     def resume_hint(self) -> str:
         """See `LockedDirectory`."""
-        return "the same command goes on"
+        return "Run the same command again to continue."
 
     @property
     def written_paths(self) -> Sequence[Path]:
@@ -62,81 +62,82 @@ class SweepDirectory(LockedDirectory):
     def taken(self, holder: str) -> DpoError:
         """See `LockedDirectory`."""
         return DpoError(
-            f"{self.designation} is being run by {holder}", "watch it: dpo watch; end it: dpo stop"
+            f"{self.designation} is being run by {holder}",
+            "Watch it with dpo watch, or end it with dpo stop.",
         )
 
-    # --- what it is of ---------------------------------------------------------------------------
+    # --- grid and profile ------------------------------------------------------------------------
 
     def begin(self, grid: Grid, first: Profile) -> None:
-        """Write down what the sweep is of; for the holder of the lock.
+        """Write grid and profile to `sweep.json`. The caller holds the lock.
 
         Args:
             grid: the values by key.
-            first: the profile of the first point, from which those of the others follow.
+            first: profile of the first point; the others follow from it and the grid.
         """
-        facts = {"grid": grid, "profile": to_tables(first)}
-        text = json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
+        content = {"grid": grid, "profile": to_tables(first)}
+        text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
         with explain_disk_errors(self.path):
-            write_text_atomically(self._facts_path, text)
+            write_text_atomically(self._path, text)
 
     def make(self) -> None:
-        """Make the directory, if it is not there."""
+        """Make the directory if it does not exist."""
         with explain_disk_errors(self.path.parent):
             make_root(self.path.parent)
             self.path.mkdir(exist_ok=True)
 
-    def refuse_another(self, grid: Grid, first: Profile) -> None:
-        """Hold a sweep that has begun to what it is of; see `begin`.
+    def require_same(self, grid: Grid, first: Profile) -> None:
+        """Check that a sweep that was started has this grid and profile; see `begin`.
 
         Raises:
-            UsageError: it has another grid, or another profile.
-            DpoError: what was written down is damaged.
+            UsageError: it has another grid or another profile.
+            DpoError: `sweep.json` is damaged.
         """
         try:
-            facts = json.loads(self._facts_path.read_bytes())
-            old_grid, old = facts["grid"], from_tables(facts["profile"])
+            content = json.loads(self._path.read_bytes())
+            old_grid, old = content["grid"], from_tables(content["profile"])
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError) as error:
             raise DpoError(
-                f"{self._facts_path} is damaged",
-                "remove it: which runs are done, they say themselves",
+                f"{self._path} is damaged",
+                "Remove the file; the runs of the sweep are not affected.",
             ) from error
         if list(old_grid.items()) != list(_plain(grid).items()):
             raise UsageError(
-                f"{self.designation} was begun with another grid",
+                f"{self.designation} was started with another grid",
                 _ANOTHER,
                 [f"then: {_words(old_grid)}", f"now: {_words(grid)}"],
             )
         if changes := differences(old, first):
             raise UsageError(
-                f"{self.designation} was begun with another profile",
+                f"{self.designation} was started with another profile",
                 _ANOTHER,
                 list(map(str, changes)),
             )
 
-    # --- its runs --------------------------------------------------------------------------------
+    # --- runs ------------------------------------------------------------------------------------
 
     def runs(self) -> dict[str, RunDirectory]:
-        """The runs there are by letter, of several with one letter the newest."""
-        found: dict[str, RunDirectory] = {}
+        """Return the existing runs by letter; of several with the same letter, the newest."""
+        runs: dict[str, RunDirectory] = {}
         for run in find_runs(self.path.parent):
             name, _, letter = run.profile_name.rpartition("-")
             if name == self.name:
-                found.setdefault(letter, run)
-        return found
+                runs.setdefault(letter, run)
+        return runs
 
     def create_run(self, letter: str, profile: Profile) -> RunDirectory:
         """Make the directory of the run with this letter."""
         return RunDirectory.create(self.path.parent, f"{self.name}-{letter}", to_toml(profile))
 
     @property
-    def _facts_path(self) -> Path:
+    def _path(self) -> Path:
         return self.path / "sweep.json"
 
 
 def _plain(grid: Grid) -> Mapping[str, Any]:
-    """A grid as it comes back from JSON."""
+    """Return the grid as JSON reads it back, to compare it."""
     plain: Mapping[str, Any] = json.loads(json.dumps(grid, default=str))
     return plain
 

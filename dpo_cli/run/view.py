@@ -1,4 +1,4 @@
-"""A run as it stands, gathered from its events one by one: all that the panel draws."""
+"""State of a run, computed from its events one by one: for the panel, reports and `dpo runs`."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from dpo_cli.run.plan import Plan
 from dpo_cli.run.series import Series
 
 RECENT_STEPS = 20
-"""How many optimizer steps the figures "of now" are means over."""
+"""Number of optimizer steps in the means of current metrics."""
 
 
-class State(StrEnum):
-    """What a run is doing, in the word that people see."""
+class RunState(StrEnum):
+    """State of a run, in the word that users see."""
 
     STARTING = "starting"
     PREPARING = "preparing"
@@ -47,73 +47,79 @@ class State(StrEnum):
     STOPPED = "stopped"
     FAILED = "failed"
     KILLED = "killed"
+    OTHER_VERSION = "other version"
+    """Written by another version of dpo, which cannot be read."""
 
 
 @dataclass
 class RunView:
-    """What the events so far come to. `take` is the only thing that changes it.
+    """State of a run after the events so far.
 
-    Bounded in memory (but for skipped steps and best states) and O(1) an event, however long
-    the run.
+    Only `take`, `expect_start` and setting `is_stopping` change it. Memory is bounded, except for
+    skipped steps and best checkpoints; an event costs O(1).
     """
+
+    started: float | None = None
+    """Wall-clock seconds since the epoch of the first event."""
 
     plan: Plan | None = None
     worker: WorkerStarted | None = None
     phase: Progress | None = None
-    """What it is busy with before training."""
+    """Progress of a phase that is not training."""
     last_step: StepDone | None = None
     recent: deque[StepDone] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
-    """The last steps that count, whoever did them."""
+    """Last optimizer steps, without those that a resume takes back, over all starts."""
     held_out: Evaluated | None = None
     held_out_start: Evaluated | None = None
-    """The first evaluation: what the policy is compared with."""
+    """First evaluation, to compare later ones with."""
     skipped_steps: list[int] = field(default_factory=list)
-    """The steps whose gradient was not finite, ascending: no update was made of them."""
+    """Steps without an update because the gradient was not finite, ascending."""
     weights_moved: float | None = None
     saved: Saved | None = None
     sampled: Sampled | None = None
     alerts: dict[str, Alert] = field(default_factory=dict)
-    """The newest of each code, in order of their coming."""
+    """Newest alert of each code, in the order of their events."""
     ending: Completed | Stopped | Failed | WorkerEnded | None = None
     lost_ranks: list[RankEnded] = field(default_factory=list)
-    """Of this start, those that failed, the first one first."""
+    """Ranks that failed since the last start, in the order of their events."""
     is_under_way: bool = False
-    """Whether this start has come to training, or to the evaluation before it."""
+    """True once this start trains, or evaluates before the first step."""
     is_stopping: bool = False
-    """Whether it was asked to stop. The stream does not tell: whoever asked sets it."""
+    """True if the run was asked to stop; set by the caller that asked, there is no event for it."""
     step: int = 0
-    """Micro-batches done."""
+    """Number of micro-batches done."""
     trained: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
-    """Curves over the training pairs, by metric; also "learning_rate", "pairs_per_second" and
-    "clipped" (0 or 1)."""
+    """Training curves by metric, and "learning_rate", "pairs_per_second" and "clipped" (0 or 1)."""
     evaluated: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
-    """Curves over the held-out pairs, by metric."""
+    """Curves of the held-out pairs by metric."""
     events: int = 0
-    """How many there were."""
+    """Number of events."""
     time: float = 0.0
-    """When the last one came."""
+    """Wall-clock seconds since the epoch of the last event."""
     _timed: deque[StepDone] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
-    """The last steps of this start: the clock of another began anew."""
+    """Last steps of this start. `elapsed_seconds` of another start counts from another zero."""
     _bests: list[Saved] = field(default_factory=list)
     _seconds_of_earlier_starts: float = 0.0
     _seconds_of_this_start: float = 0.0
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> RunView:
-        """What these events come to."""
+        """Build the view of a sequence of events."""
         view = cls()
         for event in events:
             view.take(event)
         return view
 
     def take(self, event: Event) -> None:
-        """Let the view include `event`."""
+        """Update the view with the next event."""
+        if self.started is None:
+            self.started = event.time
         self.time = event.time
         self.events += 1
         if isinstance(event, WorkerStarted):
             self.expect_start()
             self.worker = event
-        # The largest: who appends after the worker's end has a clock of its own, near zero.
+        # Not simply the newest: a writer that appends after the worker's end started its own clock.
         self._seconds_of_this_start = max(self._seconds_of_this_start, event.elapsed_seconds)
         match event:
             case Progress():
@@ -139,11 +145,11 @@ class RunView:
                 self.lost_ranks.append(event)
             case Completed() | Stopped() | Failed():
                 self.ending = event
-            case WorkerEnded() if self.ending is None:  # it had no time to say how
+            case WorkerEnded() if self.ending is None:  # the worker wrote no ending itself
                 self.ending = event
 
     def expect_start(self) -> None:
-        """Forget how the last start ended: a new one is under way."""
+        """Reset the state of the last start, because a new one begins."""
         self._seconds_of_earlier_starts += self._seconds_of_this_start
         self._seconds_of_this_start = 0.0
         self.worker = self.phase = self.ending = None
@@ -151,53 +157,56 @@ class RunView:
         self.lost_ranks = []
         self._timed.clear()
 
-    # --- what follows from it --------------------------------------------------------------------
+    # --- derived values --------------------------------------------------------------------------
 
     @property
-    def state(self) -> State:
-        """What the run is doing, as far as events tell."""
+    def state(self) -> RunState:
+        """State of the run according to its events."""
         match self.ending:
             case Completed():
-                return State.COMPLETED
+                return RunState.COMPLETED
             case Stopped():
-                return State.STOPPED
+                return RunState.STOPPED
             case WorkerEnded(signal=number) if number:
-                return State.KILLED
+                return RunState.KILLED
             case Failed() | WorkerEnded():
-                return State.FAILED
+                return RunState.FAILED
         if self.is_stopping:
-            return State.STOPPING
+            return RunState.STOPPING
         if self.worker is None:
-            return State.STARTING
+            return RunState.STARTING
         if not self.is_under_way:
-            return State.EVALUATING if self._is_evaluating else State.PREPARING
+            return RunState.EVALUATING if self._is_evaluating else RunState.PREPARING
         if self._is_evaluating:
-            return State.EVALUATING
+            return RunState.EVALUATING
         if self.total_steps and self.step == self.total_steps:
-            is_behind = self.held_out is not None and self.held_out.step < self.step
-            return State.EVALUATING if is_behind else State.SAVING
-        return State.TRAINING
+            has_old_evaluation = self.held_out is not None and self.held_out.step < self.step
+            return RunState.EVALUATING if has_old_evaluation else RunState.SAVING
+        return RunState.TRAINING
 
     @property
     def total_steps(self) -> int:
-        """Micro-batches planned; 0 while that is unknown."""
+        """Number of planned micro-batches; 0 before the run is planned."""
         return self.plan.steps.micro_batches if self.plan else 0
 
     @property
     def seconds_per_step(self) -> float:
-        """Of the last steps, by the worker's monotonic clock, saves and evaluations included."""
+        """Seconds per micro-batch over the last steps, saves and evaluations included.
+
+        Measured by the worker's monotonic clock.
+        """
         first, last = self._timed[0], self._timed[-1]
         if first is last:
             return last.seconds / len(last.losses)
         return (last.elapsed_seconds - first.elapsed_seconds) / (last.step - first.step)
 
     def elapsed_seconds(self, now: float) -> float:
-        """Since the first start, without the times when nobody trained."""
+        """Seconds from the first start to the wall-clock time `now`, without pauses."""
         running = max(0.0, now - self.time) if self.worker and not self.ending else 0.0
         return self._seconds_of_earlier_starts + self._seconds_of_this_start + running
 
     def seconds_left(self, now: float) -> float | None:
-        """Until the last step; None if nothing tells."""
+        """Estimated seconds until the last step; None before this start has done a step."""
         if self.ending or not self._timed or not self.total_steps:
             return None
         since_last_event = max(0.0, now - self.time)
@@ -205,7 +214,7 @@ class RunView:
 
     @property
     def best(self) -> Saved | None:
-        """The state with the lowest held-out loss, where such are kept."""
+        """Checkpoint with the lowest held-out loss; None if the run keeps none."""
         return self._bests[-1] if self._bests else None
 
     @property
@@ -213,12 +222,12 @@ class RunView:
         return self.phase is not None and self.phase.phase == EVALUATION
 
     def recent_mean(self, metric: str) -> float | None:
-        """The mean over the last steps' pairs; None if no step had it, as a finite number."""
+        """Mean over the pairs of the last steps; None if no step has a finite value."""
         steps = [step for step in self.recent if isfinite(step.metrics.get(metric, nan))]
         pairs = sum(step.pairs for step in steps)
         return sum(step.metrics[metric] * step.pairs for step in steps) / pairs if pairs else None
 
-    # --- events that change more than one thing --------------------------------------------------
+    # --- events with several effects -------------------------------------------------------------
 
     def _take_step(self, event: StepDone) -> None:
         self.is_under_way, self.step, self.last_step = True, event.step, event
@@ -246,7 +255,7 @@ class RunView:
             self.evaluated[metric].add(event.step, value)
 
     def _go_back(self, event: Resumed) -> None:
-        """Forget what lies after the state that training goes on from; it will come again."""
+        """Remove everything after the checkpoint that was loaded: those steps are repeated."""
         self.is_under_way, self.step = True, event.step
         for series in (*self.trained.values(), *self.evaluated.values()):
             series.cut(event.step)

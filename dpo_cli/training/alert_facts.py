@@ -1,4 +1,4 @@
-"""What the alarms have to know of a run beforehand."""
+"""Facts about a run for the alert rules."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def facts_of(inputs: RunInputs) -> RunFacts:
         optimizer_steps=order.optimizer_steps,
         parameters=parameters,
         learning_rate=profile.train.learning_rate,
-        reach=sum(map(inputs.learning_rate.at, order.last_steps)),
+        lr_sum=sum(map(inputs.learning_rate.at, order.last_steps)),
         beta=profile.dpo.beta,
         reduction=profile.dpo.reduction,
         saturation_margin=saturation_margin_of(inputs) or 0.0,

@@ -25,13 +25,12 @@ from dpo_cli.profile.resolved import from_tables, to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.event_writer import EventWriter, NullEventWriter
 from dpo_cli.run.events import (
     Alert,
     Completed,
     Event,
-    EventWriter,
     Failed,
-    NullEventWriter,
     Planned,
     Progress,
     Resumed,

@@ -15,8 +15,8 @@ from dpo_cli.profile.text import show_value
 from dpo_cli.run.eval_config import split_of
 from dpo_cli.run.events import Evaluated
 from dpo_cli.run.plan import Plan
-from dpo_cli.run.summary import RunState, RunSummary
-from dpo_cli.run.view import RunView
+from dpo_cli.run.summary import RunSummary
+from dpo_cli.run.view import RunState, RunView
 
 METRICS = ("loss", "rewards/accuracies", "rewards/margins", "margin_per_token", "kl")
 """What is stated of each run, over its last steps and over the held-out pairs."""

@@ -70,7 +70,7 @@ def swapped(row: str) -> str:
     return json.dumps({"chosen": pair["rejected"], "rejected": pair["chosen"]})
 
 
-def test_a_run_without_cause_is_left_in_peace(shared: Path, tmp_path: Path) -> None:
+def test_a_healthy_run_gives_no_alert(shared: Path, tmp_path: Path) -> None:
     run = trained(shared, tmp_path, **HEALTHY)
     assert alerts(run) == []
     last = Run(run).steps[-1].metrics
@@ -78,16 +78,16 @@ def test_a_run_without_cause_is_left_in_peace(shared: Path, tmp_path: Path) -> N
     assert last["weights_moved"] > 0.5
 
 
-def test_a_reach_too_short(shared: Path, tmp_path: Path) -> None:
+def test_an_lr_sum_too_small(shared: Path, tmp_path: Path) -> None:
     """The scripts' own learning rate."""
     run = trained(shared, tmp_path, **TINY)
     assert codes(run) == {"lr-sum-small", "below-resolution"}
     assert "the loss still reads 0.6931" in only(run, "lr-sum-small").message
     assert "Do not raise the learning rate alone" in only(run, "lr-sum-small").remedy
-    assert only(run, "below-resolution").remedy.startswith('export.dtype = "float32"')
+    assert only(run, "below-resolution").remedy.startswith('Set export.dtype = "float32"')
 
 
-def test_no_brake(shared: Path, tmp_path: Path) -> None:
+def test_no_saturation(shared: Path, tmp_path: Path) -> None:
     run = trained(shared, tmp_path, **{"train.learning_rate": 3e-6})
     assert codes(run) == {"no-saturation"}
     assert "dpo.beta = 5 and train.learning_rate" in only(run, "no-saturation").remedy
@@ -102,7 +102,7 @@ def test_a_gradient_below_the_epsilon(shared: Path, tmp_path: Path) -> None:
 def test_a_wild_learning_rate(shared: Path, tmp_path: Path) -> None:
     run = trained(shared, tmp_path, **{"dpo.beta": 5.0, "train.learning_rate": 1e-2})
     assert codes(run) >= {"displacement", "drift", "gradient-vanishing"}
-    assert "by heart" in only(run, "gradient-vanishing").message
+    assert "memorized" in only(run, "gradient-vanishing").message
     message = only(run, "displacement").message
     assert re.search(r"\(chosen -[\d.]+, rejected -[\d.]+\)", message), message
 
@@ -121,7 +121,7 @@ def test_pairs_that_turn_around(shared: Path, tmp_path: Path) -> None:
     )
     assert codes(run) >= {"loss-spike", "gradient-exploding"}
     aside = {json.loads(row)["line"] for row in run.skipped_rows_path.read_text().splitlines()}
-    named = re.search(r"of these pairs: line (\d+)", only(run, "loss-spike").message)
+    named = re.search(r"on these pairs: line (\d+)", only(run, "loss-spike").message)
     assert named is not None
     assert int(named[1]) in set(range(4 * len(rows) + 1, 6 * len(rows) + 1)) - aside
 

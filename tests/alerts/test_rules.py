@@ -1,6 +1,6 @@
-"""The alarms on events made for them: each at its moment, once, and never in a healthy run.
+"""Alert rules on synthetic events: each alert at the right step, once, never in a healthy run.
 
-tests/alerts/test_real_runs.py provokes each of them by a real run.
+tests/alerts/test_real_runs.py provokes each alert in a real run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FACTS = RunFacts(
     optimizer_steps=STEPS,
     parameters=1_000_000,
     learning_rate=1e-5,
-    reach=6e-4,
+    lr_sum=6e-4,
     beta=5.0,
     reduction="mean",
     saturation_margin=saturation_margin(5.0, "mean", 100.0),
@@ -75,10 +75,10 @@ def steps(
         yield step(number, **change(number))
 
 
-def heard(
+def alerts_of(
     events: Iterable[Event], facts: RunFacts = FACTS, history: Iterable[Event] = ()
 ) -> list[tuple[int, str]]:
-    """What was said, after which step."""
+    """Return the alerts with their optimizer steps."""
     rules, said, number = AlertRules(facts, history), [], 0
     for event in events:
         number = getattr(event, "optimizer_step", number)
@@ -92,12 +92,12 @@ def text(events: Iterable[Event], code: str, facts: RunFacts = FACTS) -> Alert:
     return alert
 
 
-def test_a_healthy_run_is_left_in_peace() -> None:
+def test_a_healthy_run_gives_no_alert() -> None:
     events: list[Event] = list(steps())
     held_out = {"kl": 0.03, "loss": 0.6}
     events.insert(60, Evaluated(step=60, optimizer_step=60, metrics=held_out, pairs=9, seconds=1.0))
     events.insert(0, Progress(phase="x", done=1, total=2, unit="pairs"))
-    assert heard(events) == []
+    assert alerts_of(events) == []
 
 
 # --- learning ------------------------------------------------------------------------------------
@@ -109,8 +109,8 @@ def both_fall(number: int) -> dict[str, Any]:
 
 
 def test_displacement() -> None:
-    """As soon as the last steps are others than the first."""
-    assert heard(steps(both_fall)) == [(2 * WINDOW, "displacement")]
+    """As soon as the last steps do not overlap with the first."""
+    assert alerts_of(steps(both_fall)) == [(2 * WINDOW, "displacement")]
 
 
 @pytest.mark.parametrize("chosen", [0.1, -0.1])
@@ -118,7 +118,7 @@ def test_rejected_answers_that_lose_far_more_are_no_displacement(chosen: float) 
     changes = list(
         steps(lambda n: {"rewards_chosen": chosen * n / 80, "rewards_rejected": -1.5 * n / 80})
     )
-    assert heard(changes) == []
+    assert alerts_of(changes) == []
 
 
 def test_rewards_that_fall_by_chance_are_no_displacement() -> None:
@@ -131,44 +131,46 @@ def test_rewards_that_fall_by_chance_are_no_displacement() -> None:
             "rewards_rejected": noise - 0.002 * number,
         }
 
-    assert heard(steps(falls)) == []
+    assert alerts_of(steps(falls)) == []
 
 
 def at_ln_2(number: int) -> dict[str, Any]:
     return {"loss": math.log(2) - 1e-5 * number}
 
 
-def test_a_loss_that_stays_since_the_weights_do_is_short_of_reach() -> None:
+def test_a_loss_that_stays_because_the_weights_do() -> None:
     still = list(steps(lambda n: at_ln_2(n) | ({"weights_moved": 0.01} if n % 10 == 0 else {})))
-    said = heard(still, BLIND)
+    said = alerts_of(still, BLIND)
     assert said == [(40, "lr-sum-small"), (60, "below-resolution")]
     alert = text(still, "lr-sum-small", BLIND)
     assert alert.message == (
-        "the loss still reads 0.6928 after 40 of 120 updates: a reach of 4.0e-04 so far, the sum"
-        " of the learning rates, hardly moves the weights (1.0% of them changed in a float16 file)"
+        "the loss still reads 0.6928 after 40 of 120 updates: an lr_sum (sum of the learning rates)"
+        " of 4.0e-04 so far hardly moves the weights (1.0% of them changed in a float16 file)"
     )
     assert alert.remedy == suggest_lr_and_beta(1e-5, 6e-4)
 
 
-def test_a_loss_that_stays_though_the_weights_move_has_no_brake() -> None:
-    assert heard(steps(at_ln_2), BLIND) == [(40, "no-saturation")]
+def test_a_loss_that_stays_although_the_weights_move() -> None:
+    assert alerts_of(steps(at_ln_2), BLIND) == [(40, "no-saturation")]
     alert = text(steps(at_ln_2), "no-saturation", BLIND)
     assert "although 90% of the weights have changed: with mean and beta 0.1" in alert.message
     assert "11 nats a token" in alert.message
-    # A sum over a hundred tokens brakes.
-    brakes = replace(BLIND, reduction="sum", saturation_margin=saturation_margin(0.1, "sum", 100.0))
-    assert heard(steps(at_ln_2), brakes) == []
+    # A sum over a hundred tokens saturates.
+    saturating = replace(
+        BLIND, reduction="sum", saturation_margin=saturation_margin(0.1, "sum", 100.0)
+    )
+    assert alerts_of(steps(at_ln_2), saturating) == []
 
 
 def test_a_loss_that_fell_once_and_a_run_too_short_to_tell() -> None:
     falls = list(steps(lambda n: {"loss": math.log(2) - (0.02 if n > 20 else 0.0)}))
-    assert heard(falls, BLIND) == []
+    assert alerts_of(falls, BLIND) == []
     brief = replace(BLIND, optimizer_steps=WINDOW - 1)
-    assert heard(steps(at_ln_2, last=WINDOW - 1), brief) == []
+    assert alerts_of(steps(at_ln_2, last=WINDOW - 1), brief) == []
 
 
 def test_an_accuracy_that_stays_at_a_half() -> None:
-    """EvaluatedModel where there are enough pairs: 200, of 4 a step."""
+    """The accuracy is checked once there are 200 pairs, at 4 a step."""
     tossed = list(
         steps(
             lambda n: {
@@ -177,15 +179,15 @@ def test_an_accuracy_that_stays_at_a_half() -> None:
             }
         )
     )
-    assert heard(tossed) == [(50, "accuracy-stuck")]
+    assert alerts_of(tossed) == [(50, "accuracy-stuck")]
     better = [replace(e, metrics={**e.metrics, "rewards/accuracies": 0.55}) for e in tossed]
-    assert heard(better) == []
+    assert alerts_of(better) == []
 
 
 def test_resolution_names_a_better_format_where_there_is_one() -> None:
     still = list(steps(lambda n: {"weights_moved": 0.01} if n % 10 == 0 else {}))
-    assert heard(still) == [(60, "below-resolution")]
-    assert text(still, "below-resolution").remedy.startswith('export.dtype = "float32"')
+    assert alerts_of(still) == [(60, "below-resolution")]
+    assert text(still, "below-resolution").remedy.startswith('Set export.dtype = "float32"')
     whole = replace(FACTS, export_dtype="float32")
     assert text(still, "below-resolution", whole).remedy == suggest_lr_and_beta(1e-5, 6e-4)
 
@@ -195,55 +197,55 @@ def test_resolution_names_a_better_format_where_there_is_one() -> None:
 
 def test_a_gradient_below_the_epsilon() -> None:
     tiny = list(steps(lambda n: {"grad_norm": 5e-6}))
-    assert heard(tiny) == [(WINDOW, "gradient-vanishing")]
-    assert text(tiny, "gradient-vanishing").remedy.startswith("raise dpo.beta")
+    assert alerts_of(tiny) == [(WINDOW, "gradient-vanishing")]
+    assert text(tiny, "gradient-vanishing").remedy.startswith("Raise dpo.beta")
 
 
-def test_pairs_known_by_heart() -> None:
+def test_memorized_pairs() -> None:
     known = list(steps(lambda n: {"grad_norm": 1e-3, "loss": 1e-4} if n > 60 else {}))
-    [(number, code)] = heard(known)
+    [(number, code)] = alerts_of(known)
     assert code == "gradient-vanishing"
     assert 70 <= number <= 80
-    assert "by heart" in text(known, "gradient-vanishing").message
+    assert "memorized" in text(known, "gradient-vanishing").message
     small = list(steps(lambda n: {"grad_norm": 0.1, "loss": 1e-4} if n > 60 else {}))
-    assert heard(small) == []
+    assert alerts_of(small) == []
 
 
 def test_an_exploding_gradient_is_one_that_stays() -> None:
     explodes = list(steps(lambda n: {"grad_norm": 30.0} if n > 60 else {}))
-    [(number, code)] = heard(explodes)
+    [(number, code)] = alerts_of(explodes)
     assert code == "gradient-exploding"
     assert 70 <= number <= 72
     once = list(steps(lambda n: {"grad_norm": 3000.0} if n in (60, 70, 71) else {}))
-    assert heard(once) == []
+    assert alerts_of(once) == []
 
 
 def test_a_spike_names_the_micro_batch_that_made_it() -> None:
     spike = list(steps(lambda n: {"losses": (0.6, 3.0, 0.6)} if n in (50, 90) else {}))
-    assert heard(spike) == [(50, "loss-spike")]
+    assert alerts_of(spike) == [(50, "loss-spike")]
     message = text(spike, "loss-spike").message
     assert message == (
-        "step 50: a loss of 3.00, where those before were 0.55, of these pairs: lines 501, 7"
+        "step 50: the loss was 3.00, after 0.55 before, on these pairs: lines 501, 7"
     )
 
 
 def test_a_hard_pair_late_in_a_run_is_no_spike() -> None:
     hard = list(steps(lambda n: {"losses": ({1: 0.693, 90: 1.2}.get(n, 0.001),)}))
-    assert heard(hard) == []
+    assert alerts_of(hard) == []
     # Nor is a large loss where losses are usually scattered.
     scattered = list(steps(lambda n: {"losses": (0.7 + 0.6 * math.sin(n),) if n != 90 else (3.0,)}))
-    assert heard(scattered) == []
+    assert alerts_of(scattered) == []
 
 
 def test_drift_of_training_and_of_held_out_pairs() -> None:
-    assert heard(steps(lambda n: {"kl": 0.01 * n})) == [(60, "drift")]
+    assert alerts_of(steps(lambda n: {"kl": 0.01 * n})) == [(60, "drift")]
     far = Evaluated(step=30, optimizer_step=30, metrics={"kl": 0.6}, pairs=9, seconds=1.0)
-    assert heard([*steps(last=30), far]) == [(30, "drift")]
+    assert alerts_of([*steps(last=30), far]) == [(30, "drift")]
     assert "held-out" in text([*steps(last=30), far], "drift").message
     without = [replace(each, metrics={**each.metrics}) for each in steps()]
     for each in without:
         del each.metrics["kl"]
-    assert heard(without) == []
+    assert alerts_of(without) == []
 
 
 # --- the machine ---------------------------------------------------------------------------------
@@ -254,20 +256,20 @@ def slow_after(number: int, factor: float = 3.0) -> Callable[[int], dict[str, An
 
 
 def test_a_speed_that_drops_and_stays_low() -> None:
-    assert heard(steps(slow_after(80))) == [(100, "slow")]
-    assert "333 tokens/s for 60 s, where this run usually does 1,000" in (
+    assert alerts_of(steps(slow_after(80))) == [(100, "slow")]
+    assert "333 tokens/s for 60 s; the usual speed of this run is 1,000" in (
         text(steps(slow_after(80)), "slow").message
     )
-    assert heard(steps(slow_after(80, factor=1.8))) == []
-    assert heard(steps(lambda n: {"seconds": 300.0 if n % 20 == 0 else 1.0})) == []
+    assert alerts_of(steps(slow_after(80, factor=1.8))) == []
+    assert alerts_of(steps(lambda n: {"seconds": 300.0 if n % 20 == 0 else 1.0})) == []
     brief = list(steps(lambda n: {"seconds": 0.03 if n > 60 else 0.01}))
-    assert heard(brief) == []
+    assert alerts_of(brief) == []
 
 
 def test_another_start_has_a_speed_of_its_own() -> None:
     started = WorkerStarted(pid=1, device="cpu", device_name="", dtype="float32", versions={})
     events: list[Event] = list(steps(slow_after(80)))
-    assert heard([*events[:80], started, *events[80:]]) == []
+    assert alerts_of([*events[:80], started, *events[80:]]) == []
 
 
 def test_the_disk_is_watched_ahead() -> None:
@@ -275,7 +277,7 @@ def test_the_disk_is_watched_ahead() -> None:
     assert rules.take(step(1), 3 * FACTS.state_bytes) == []
     [alert] = rules.take(step(2), 3 * FACTS.state_bytes - 1)
     assert alert.code == "disk-filling"
-    assert alert.message == "0.04 GB are free where the run lies, and each save writes 0.01 GB"
+    assert alert.message == "0.04 GB are free on the disk of the run, and each save writes 0.01 GB"
     assert rules.take(step(3), 0) == []
 
 
@@ -292,8 +294,8 @@ def bad(number: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("resumed_after", [1, 19, 39, 40, 45, 50, 59, 79, 100])
-def test_a_resumed_run_says_what_is_left_to_say(resumed_after: int) -> None:
-    whole = heard(steps(bad))
+def test_a_resumed_run_gives_the_remaining_alerts(resumed_after: int) -> None:
+    whole = alerts_of(steps(bad))
     assert [code for _, code in whole] == [
         "displacement",
         "loss-spike",
@@ -301,18 +303,18 @@ def test_a_resumed_run_says_what_is_left_to_say(resumed_after: int) -> None:
         "gradient-exploding",
     ]
     events = list(steps(bad))
-    after = heard(events[resumed_after:], history=events[:resumed_after])
+    after = alerts_of(events[resumed_after:], history=events[:resumed_after])
     assert after == [(number, code) for number, code in whole if number > resumed_after]
 
 
-def test_what_was_said_of_lost_steps_is_not_said_again() -> None:
+def test_alerts_of_lost_steps_are_not_repeated() -> None:
     events = list(steps(bad))
     said = [Alert(code="displacement", message=""), Alert(code="slow", message="")]
-    codes = [code for _, code in heard(events[30:], history=[*events[:30], *said])]
+    codes = [code for _, code in alerts_of(events[30:], history=[*events[:30], *said])]
     assert codes == ["loss-spike", "drift", "gradient-exploding"]
 
 
-def test_skipped_steps_are_not_heard() -> None:
+def test_skipped_steps_are_ignored() -> None:
     """Their figures may be no numbers at all."""
 
     def some_skipped(number: int) -> dict[str, Any]:
@@ -320,9 +322,9 @@ def test_skipped_steps_are_not_heard() -> None:
             return {}
         return {"is_skipped": True, "loss": math.nan, "grad_norm": math.inf, "losses": (math.nan,)}
 
-    assert heard(steps(some_skipped)) == []
+    assert alerts_of(steps(some_skipped)) == []
 
 
-def test_every_code_is_spoken_for_once() -> None:
+def test_every_code_belongs_to_one_rule() -> None:
     codes = [code for codes in RULES.values() for code in codes]
     assert len(codes) == len(set(codes))

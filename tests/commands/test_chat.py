@@ -169,7 +169,7 @@ def test_interrupted_it_keeps_what_it_has(
 def test_a_file_without_a_tokenizer(dpo: Cli, root: Path, file: str) -> None:
     code, out, err = dpo("chat", file, "--prompt", HELLO)
     assert (code, out) == (2, "")
-    assert "nothing says which tokenizer these weights were trained with" in err
+    assert "the tokenizer of these weights is unknown" in err
     assert "--tokenizer DIR" in err
 
 

@@ -73,7 +73,9 @@ def test_a_dry_run_names_each_thing_and_why_and_removes_nothing(
         "checkpoints/step-00000100",
         "non_finite",
     ]
-    assert why["checkpoints/step-00000150"] == "an older state; step-00000200 is whole and stays"
+    assert (
+        why["checkpoints/step-00000150"] == "an older checkpoint; step-00000200 is intact and stays"
+    )
     assert lines[-1].startswith("this would free 3.")
     assert content(finished) == before
 

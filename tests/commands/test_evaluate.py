@@ -293,7 +293,7 @@ def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
         (("eval", "full_sft_512.pth", "--profile", "mine.toml"), "mine.toml holds no pairs out"),
         (
             ("eval", "full_sft_512.pth", "--data", "pairs.jsonl"),
-            "full_sft_512.pth: nothing says which tokenizer",
+            "full_sft_512.pth: the tokenizer of these weights is unknown",
         ),
         (
             ("eval", "full_sft_512.pth", "--data", "pairs.jsonl", "--tokenizer", "."),

@@ -114,9 +114,7 @@ def test_another_model_beside_is_filled_in(dpo: Cli, here: Path) -> None:
     assert profile.eval.interval == 18
     text = Path("profiles/my.toml").read_text()
     assert "halves at a\n# margin of 0.05 nats" in text
-    assert (
-        "Over 90 updates it comes to a reach, the sum of the learning\n# rates, of 5e-05:" in text
-    )
+    assert "Over 90 steps the learning rates add up to 5e-05\n# (lr_sum)" in text
     # MiniMind's weights come first, and with them MiniMind's own tokenizer.
     checkout(here, "full_sft_512.pth")
     assert "(dense, recipe learn)" in dpo("init", "other")[1]

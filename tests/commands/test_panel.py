@@ -112,7 +112,7 @@ def test_ctrl_c_twice_stops_at_once() -> None:
         terminal.press("\x03")
         assert terminal.wait() == 130
         assert "error: stopped at once, without saving" in terminal.lines
-        assert f"help: go on with: dpo resume {the_run().name}" in terminal.lines
+        assert f"help: Continue with: dpo resume {the_run().name}" in terminal.lines
 
 
 def test_termination_saves() -> None:
@@ -189,7 +189,7 @@ def test_a_launcher_that_is_killed_is_told() -> None:
 
 
 def test_a_panel_that_crashes_is_dropped_and_the_end_is_still_told() -> None:
-    crash = "from dpo_cli.ui import live\nlive.Panel._draw = lambda self: 1 / 0\n"
+    crash = "from dpo_cli.ui.terminal import panel\npanel.Panel._draw = lambda self: 1 / 0\n"
     worker = WORKER + TRAINS + "time.sleep(1)\ncomplete()"
     arguments = (worker, "train", "mine.toml")
     with Terminal(crash + DPO, *arguments, cwd=Path.cwd()) as terminal:
@@ -197,7 +197,7 @@ def test_a_panel_that_crashes_is_dropped_and_the_end_is_still_told() -> None:
         assert terminal.lines[-1] == f"export: dpo export {the_run().name}"
         assert terminal.modes_now() == terminal.modes
     log = the_run().launcher_log_path.read_text()
-    assert "The panel failed and was dropped; training goes on." in log
+    assert "The panel failed and was dropped; training continues." in log
     assert "ZeroDivisionError" in log
 
 

@@ -13,7 +13,8 @@ import pytest
 from dpo_cli.errors import ExitCode
 from dpo_cli.run import launch, processes, torchrun
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import Alert, EventWriter, Planned, Stopped
+from dpo_cli.run.event_writer import EventWriter
+from dpo_cli.run.events import Alert, Planned, Stopped
 from dpo_cli.run.lookup import find_runs
 from tests.commands.conftest import Cli
 from tests.run.test_placement import SLURM, TORCHRUN
@@ -125,7 +126,7 @@ def test_idle_cards_are_said_and_never_taken(
     [(_, argv, alerts)] = supervised
     assert "dpo_cli.training.worker" in argv[2]
     said = [(alert.message, alert.remedy) for alert in alerts]
-    assert said == [("1 of 8 GPUs used", "--nproc auto uses all of them")] * is_said
+    assert said == [("1 of 8 GPUs used", "Use all of them with --nproc auto.")] * is_said
 
 
 def test_a_resume_may_take_another_number(dpo: Cli, supervised: Supervised) -> None:
@@ -248,7 +249,7 @@ def test_launch_is_ignored_and_that_is_said(
     [(_, argv, [alert])] = supervised
     assert "dpo_cli.distributed.agent" not in argv
     assert alert.message == (
-        "[launch] asks for 2 processes, but torchrun has started 4, and that counts"
+        "[launch] asks for 2 processes, but torchrun has started 4: [launch] is ignored"
     )
 
 
@@ -261,7 +262,7 @@ def test_what_only_a_starter_can_have_is_refused(
     assert started_by(TORCHRUN_0) == []
     code, _, err = dpo("train", "mine.toml", *option)
     assert code == ExitCode.USAGE
-    assert f"torchrun has started 4 processes: {option[0]} cannot be stated" in err
+    assert f"torchrun has started 4 processes; {option[0]} has no effect here" in err
 
 
 def test_a_half_set_environment_is_refused(
@@ -292,7 +293,7 @@ def test_another_machine_joins_and_keeps_no_run(
     (directory / "pairs.jsonl").unlink()  # the first machine says what is missing
     code, out, _ = dpo("train", "mine.toml", "--nproc", "4", *SECOND, *RENDEZVOUS_ID)
     assert (code, find_runs(Path("runs"))) == (0, [])
-    assert out.startswith("machine 1 of 2 joins with 4 of the ranks")
+    assert out.startswith("machine 1 of 2 joins with 4 ranks the run of the first machine")
     [arguments] = joined
     assert arguments[:4] == ["--nnodes", "2", "--nproc-per-node", "4"]
 

@@ -50,6 +50,7 @@ WORKER = (
     + """
 import sys, time
 from pathlib import Path
+from dpo_cli.run.event_writer import *
 from dpo_cli.run.events import *
 from dpo_cli.run.directory import RunDirectory
 run = RunDirectory(Path(sys.argv[1]))
@@ -192,7 +193,7 @@ sys.exit(app.main(["train", "mine.toml", "--detach"]))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     [run] = find_runs(Path("runs"))
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"stop it: dpo stop {run.name}" in done.stdout
+    assert f"stop:    dpo stop {run.name}" in done.stdout
     while run.holder() and time.monotonic() - began < 20:
         time.sleep(0.05)
     assert run.is_completed
@@ -217,7 +218,7 @@ def test_resume_of_a_complete_run_says_so(dpo: Cli, completed: RunDirectory) -> 
     code, out, _ = dpo("resume")
     assert code == 0
     assert out.splitlines() == [
-        f"{completed.name} is already complete; more epochs would go on:"
+        f"{completed.name} is already complete. Train more epochs with:"
         " --set train.epochs=3 --allow-changes",
         f"export: dpo export {completed.name}",
     ]
@@ -228,7 +229,7 @@ def test_resume_of_a_complete_run_with_a_change_that_adds_nothing(
 ) -> None:
     code, _, err = dpo("resume", "--set", "train.learning_rate=1e-6", "--allow-changes")
     assert code == 2
-    assert "leave nothing to train" in err
+    assert "add no step to train" in err
     assert "--set train.epochs=3 --allow-changes" in err
     assert completed.is_completed
 
@@ -283,7 +284,7 @@ def test_resume_of_a_run_that_is_being_trained(dpo: Cli, stopped: RunDirectory) 
         code, _, err = dpo("resume", stopped.name)
     assert code == 1
     assert f"being trained by process {os.getpid()} on" in err
-    assert f"help: end that first: dpo stop {stopped.name}" in err
+    assert f"help: Stop it first: dpo stop {stopped.name}" in err
 
 
 # --- stop -------------------------------------------------------------------------------------
@@ -382,10 +383,10 @@ class Bench:
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     bench = Bench()
     for name, functions in {
-        "export": ("export_run",),
-        "held_out": ("evaluation_seconds", "score_held_out"),
+        "export.export": ("export_run",),
+        "inference.held_out": ("evaluation_seconds", "score_held_out"),
     }.items():
-        module = ModuleType(f"dpo_cli.training.{name}")
+        module = ModuleType(f"dpo_cli.{name}")
         for function in functions:
             setattr(module, function, getattr(bench, function))
         monkeypatch.setitem(sys.modules, module.__name__, module)

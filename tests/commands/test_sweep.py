@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.commands import sweeping
+from dpo_cli.commands import sweep
 from dpo_cli.run import gpu_workers, launch, torchrun
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, WorkerStarted
@@ -51,7 +51,7 @@ def workers(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             return [sys.executable, "-c", WORKER + script, str(run.path)]
 
         monkeypatch.setattr(launch, "worker_argv", argv)
-        monkeypatch.setattr(sweeping, "_fork", start_worker)
+        monkeypatch.setattr(sweep, "_fork", start_worker)
 
     (directory / "mine.toml").write_text(
         (directory / "mine.toml").read_text() + "[eval]\nfraction = 0.1\n"
@@ -152,8 +152,8 @@ def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(dpo: Cli, workers: A
     code, out, err = dpo("sweep", "mine.toml", *BETA, "--set", "train.epochs=1", "--plain")
     assert (code, err) == (130, "")
     assert out.splitlines()[-2:] == [
-        "sweep mine: interrupted with 1 of 3 runs completed; what trained is saved",
-        "go on: dpo sweep mine.toml --grid 'dpo.beta=[0.1,2,5]' --set train.epochs=1",
+        "sweep mine: interrupted with 1 of 3 runs completed; everything is saved",
+        "continue: dpo sweep mine.toml --grid 'dpo.beta=[0.1,2,5]' --set train.epochs=1",
     ]
     again = ("sweep", "mine.toml", *BETA, "--set", "train.epochs=1")
     assert "stopped at step 0/8, goes on" in dpo(*again, "--dry-run")[1]
@@ -187,10 +187,10 @@ def test_another_grid_or_profile_under_the_same_name(dpo: Cli, workers: Any) -> 
     code, out, err = dpo("sweep", "mine.toml", "--grid", "dpo.beta=[0.1,2]")
     assert (code, out) == (2, "")
     assert err.splitlines() == [
-        "error: sweep mine was begun with another grid",
+        "error: sweep mine was started with another grid",
         "  then: --grid 'dpo.beta=[0.1, 2, 5]'",
         "  now: --grid 'dpo.beta=[0.1, 2]'",
-        "help: state what it was begun with, or begin another sweep: --name NAME",
+        "help: Use the same values as before, or start another sweep with --name NAME.",
     ]
     err = dpo("sweep", "mine.toml", *BETA, "--set", "train.epochs=3")[2]
     assert "  train.epochs: 2 -> 3\n" in err
@@ -206,7 +206,7 @@ def test_a_run_that_is_no_longer_what_the_grid_says(dpo: Cli, workers: Any) -> N
     run.write_profile(run.read_profile().replace("beta = 0.1", "beta = 0.4"))
     code, _, err = dpo("sweep", "mine.toml", *BETA, "--plain")
     assert code == 2
-    assert f"error: {run.name} is not what point A of this sweep is to be" in err
+    assert f"error: {run.name} does not match point A of this sweep" in err
     assert "dpo.beta: 0.1 -> 0.4" in err
 
 
@@ -267,11 +267,11 @@ def test_without_a_figure_to_name_a_best_by(dpo: Cli, workers: Any) -> None:
 DPO = """
 import sys
 from dpo_cli import app
-from dpo_cli.commands import sweeping
-from dpo_cli.run import launch, workers
+from dpo_cli.commands import sweep
+from dpo_cli.run import launch, processes
 worker = sys.argv.pop(1)
 launch.worker_argv = lambda run, *_, **__: [sys.executable, "-c", worker, str(run.path)]
-sweeping._fork = workers.start_worker
+sweep._fork = processes.start_worker
 sys.exit(app.main(sys.argv[1:]))
 """
 WAITS = LEARNS + "plan()\nwhile run.take_request() != 'save': time.sleep(0.05)\n"
@@ -298,7 +298,7 @@ def test_leaving_the_panel_leaves_the_sweep(workers: Any) -> None:
         terminal.until_shown("mine  A of A-C")
         terminal.press("d")
         assert terminal.wait() == 0
-        assert any("goes on in the background" in line for line in terminal.lines)
+        assert any("continues in the background" in line for line in terminal.lines)
         sweep = SweepDirectory.of(Path("runs"), "mine")
         for letter in "ABC":
             # A launcher forgets what was asked for before its worker starts.

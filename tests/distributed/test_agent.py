@@ -112,7 +112,7 @@ def test_a_signal_reaches_every_rank_and_the_run_ends_as_it_says(
 def test_a_lost_rank_is_named_and_no_other_lives_on(run: RunDirectory) -> None:
     with pytest.raises(DpoError, match=r"^rank 1 died of SIGKILL \(killed, often") as caught:
         launch(run, "lost", 3)
-    assert caught.value.remedy == f"go on with: dpo resume {run.designation}"
+    assert caught.value.remedy == f"Continue with: dpo resume {run.designation}"
     assert caught.value.details[0] == "rank 0 ended with exit code 1: rank 1 did not come"
     lost = events(run, RankEnded)
     # Rank 2 hung and was ended with the others: it did not fail.

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.run.events import Event, EventWriter, StepDone
+from dpo_cli.run.event_writer import EventWriter
+from dpo_cli.run.events import Event, StepDone
 
 
 def at_step(optimizer_step: int, act: Any) -> None:

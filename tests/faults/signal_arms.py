@@ -20,7 +20,8 @@ from typing import IO
 import pytest
 
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import Event, EventReader, EventWriter, Resumed, StepDone, WorkerStarted
+from dpo_cli.run.event_writer import EventWriter
+from dpo_cli.run.events import Event, EventReader, Resumed, StepDone, WorkerStarted
 from dpo_cli.run.lookup import find_runs
 from tests.faults import workers
 from tests.faults.arms import at_step

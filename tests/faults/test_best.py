@@ -108,7 +108,7 @@ def test_what_a_user_can_do_with_it(copied: RunDirectory) -> None:
 
     over = dpo("resume", copied.name, cwd=cwd)
     assert over.returncode == 0
-    assert "already complete; more patience would go on: --set eval.patience=6" in over.stdout
+    assert "already complete. Train longer with more patience: --set eval.patience=6" in over.stdout
     epochs = dpo("resume", copied.name, "--set", "train.epochs=13", "--allow-changes", cwd=cwd)
     assert epochs.returncode == 2
     assert "--set eval.patience=6" in epochs.stderr

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import EventReader, EventWriter, StepDone
-from dpo_cli.run.summary import RunState, summarize
-from dpo_cli.run.view import RunView
+from dpo_cli.run.event_writer import EventWriter
+from dpo_cli.run.events import EventReader, StepDone
+from dpo_cli.run.summary import summarize
+from dpo_cli.run.view import RunState, RunView
 from tests.faults import workers
 from tests.faults.conftest import STEPS, arguments
 from tests.faults.signal_arms import DAY_SECONDS, clock_jumps

@@ -47,7 +47,7 @@ def test_a_full_disk_ends_with_75_and_the_run_goes_on_later(
     codes = re.findall(r"^code (\d+)", result.stdout, flags=re.MULTILINE)
     assert codes == ["75", "0"], result.stdout + result.stderr
     assert "error: no space left to write in" in result.stderr
-    assert "help: free some space" in result.stderr
+    assert "help: Free some space" in result.stderr
     assert "Traceback" not in result.stderr
 
     [then], [now] = find_runs(tmp_path / "then"), find_runs(tmp_path / "now")

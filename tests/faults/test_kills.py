@@ -74,7 +74,7 @@ def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDir
     output, _ = train.communicate(timeout=60)
     assert train.returncode == 1, output
     assert "the worker died of SIGKILL" in output
-    assert f"go on with: dpo resume {run.name}" in output
+    assert f"Continue with: dpo resume {run.name}" in output
     assert "the last good state is step-" in output
 
     os.truncate(run.events_path, run.events_path.stat().st_size - 30)

@@ -301,7 +301,7 @@ def test_a_killed_rank_is_named_and_all_end(
         assert time.monotonic() - began < GONE_SECONDS
     assert launcher.returncode == 1, output
     assert "error: rank 1 died of SIGKILL" in output
-    assert f"help: go on with: dpo resume {pair.name}" in output
+    assert f"help: Continue with: dpo resume {pair.name}" in output
     assert_gone(pids, seconds=0)
     assert_goes_on_and_ends_equal(pair, whole_pair)
 

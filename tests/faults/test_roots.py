@@ -16,7 +16,8 @@ from dpo_cli.export.export import export_run
 from dpo_cli.run import launch
 from dpo_cli.run.checkpoints import list_checkpoints
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import EventWriter, Exported, Resumed, history
+from dpo_cli.run.event_writer import EventWriter
+from dpo_cli.run.events import Exported, Resumed, history
 from dpo_cli.run.lookup import find_run, find_runs
 from dpo_cli.training.reference import REFERENCE_FILE
 from tests.commands.test_bad_input import good_settings
@@ -160,7 +161,9 @@ def test_what_is_appended_to_must_be_no_link(
     link(half.path / name, target)
     before = content(half.path)
     argv = ["touch", str(outside.with_name("ran"))]
-    refusal = pytest.raises(DpoError, match=f"{name} is a link, and dpo writes through none")
+    refusal = pytest.raises(
+        DpoError, match=f"{name} is a link, and dpo does not write through links"
+    )
     with refusal as caught, half.locked() as lock:
         launch.Launcher(half, lock, argv, observe=lambda event: None).run()
     assert caught.value.remedy
@@ -175,7 +178,7 @@ def test_dpo_resume_refuses_a_linked_stream(half: RunDirectory, outside: Path) -
     result = dpo("resume", half.path, cwd=half.path)
     assert result.returncode == 1
     assert result.stderr.startswith(
-        f"error: {half.events_path} is a link, and dpo writes through none\n"
+        f"error: {half.events_path} is a link, and dpo does not write through links\n"
     )
     assert_untouched(outside)
 

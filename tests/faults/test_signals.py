@@ -92,7 +92,7 @@ def test_ctrl_c_twice_ends_at_once(shared: Path, tmp_path: Path, whole: RunDirec
             assert terminal.wait() == 130
             assert time.monotonic() - again < 2
         assert is_gone(worker)
-        assert f"help: go on with: dpo resume {run.name}" in terminal.lines
+        assert f"help: Continue with: dpo resume {run.name}" in terminal.lines
     assert_goes_on_and_ends_equal(run, whole)
 
 
@@ -174,7 +174,7 @@ def test_the_launcher_behind_the_panel_is_killed(
             os.kill(int(launcher), signal.SIGKILL)
             until(lambda: is_gone(worker), seconds=2)
         assert terminal.wait() == 1
-        assert f"help: go on with: dpo resume {run.name}" in terminal.lines
+        assert f"help: Continue with: dpo resume {run.name}" in terminal.lines
     assert_goes_on_and_ends_equal(run, whole)
 
 

@@ -115,8 +115,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(shared: Path, tmp_path: Path) -> Non
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "sweep dense: interrupted with 1 of 6 runs completed; what trained is saved" in output
-    assert output.splitlines()[-1].startswith("go on: dpo sweep dense --grid 'dpo.beta=[0.1,2,5]'")
+    assert "sweep dense: interrupted with 1 of 6 runs completed; everything is saved" in output
+    assert output.splitlines()[-1].startswith(
+        "continue: dpo sweep dense --grid 'dpo.beta=[0.1,2,5]'"
+    )
     assert "everything is saved" in output
     checkpoint, _ = second.newest_verified()
     assert checkpoint is not None

@@ -132,7 +132,7 @@ def test_a_template_that_refuses(model: Model, monkeypatch: pytest.MonkeyPatch) 
 
 def test_files_need_a_tokenizer_and_say_the_same(model: Model, tmp_path: Path) -> None:
     decoding, named = Decoding(TOKENS), NamedModel(model.path)
-    with pytest.raises(UsageError, match="nothing says which tokenizer"):
+    with pytest.raises(UsageError, match="the tokenizer of these weights is unknown"):
         open_responders(named, None, decoding, runs_root=tmp_path)
     folder = model.tokenizer.folder
     [alone] = open_responders(named, None, decoding, runs_root=tmp_path, tokenizer=folder)

@@ -14,14 +14,14 @@ from dpo_cli.models import attention, varlen
 from dpo_cli.models.attention import segment_attention
 
 
-def draw(*shape: int) -> Tensor:
+def random(*shape: int) -> Tensor:
     return torch.randn(
         shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.double
     )
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
-    """Attention by its definition, with a mask over the whole row."""
+    """Compute attention by its definition, with a dense mask over the whole row."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = (query @ key.transpose(-1, -2) * 0.3).masked_fill(~visible, -torch.inf)
@@ -53,16 +53,16 @@ def visible_in(segments: list[PairSegments]) -> Tensor:
     ],
 )
 @pytest.mark.parametrize(("kept", "block"), [(1 << 23, 128), (1 << 23, 3), (0, 3)])
-def test_packed_rows_see_what_they_may(
+def test_packed_rows_match_dense_attention(
     segments: list[PairSegments], kept: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Output and gradients, in blocks of any size, with weights that are kept or computed again."""
+    """Output and gradients, for several block sizes, with saved or recomputed attention weights."""
     monkeypatch.setattr(attention, "_MAX_SAVED_WEIGHTS", kept)
     monkeypatch.setattr(attention, "_QUERY_BLOCK", block)
     total = sum(pair.total for pair in segments)
-    inputs = draw(1, 4, total, 8), draw(1, 2, total, 8), draw(1, 2, total, 9)[..., :6]
+    inputs = random(1, 4, total, 8), random(1, 2, total, 8), random(1, 2, total, 9)[..., :6]
     inputs = tuple(tensor.requires_grad_() for tensor in inputs)
-    upstream = draw(1, total, 4, 6)
+    upstream = random(1, total, 4, 6)
     expected = dense(*inputs, visible_in(segments))
     gradients = torch.autograd.grad((expected * upstream).sum(), inputs)
 
@@ -78,7 +78,7 @@ def test_packed_rows_see_what_they_may(
     )
     assert weights is None
     check(output)
-    # The way of dropout, and of other devices without the kernel; and the way of the kernel.
+    # The path for dropout and for devices without the kernel; then the path with the kernel.
     check(attention._packed_flash_attention(*inputs, segments, 0.3, 0.0).transpose(1, 2))
     monkeypatch.setattr(varlen, "KERNEL", plain_kernel)
     sequences = varlen.locate_sequences(segments, torch.device("cpu"))
@@ -98,21 +98,21 @@ def plain_kernel(
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> Tensor:
-    """What torch's variable-length kernel computes, by its definition: it runs on CUDA alone."""
+    """Compute the result of torch's variable-length kernel, which needs CUDA, by its definition."""
     assert window_size == (-1, 0)
     assert scale == 0.3
     assert enable_gqa == (query.shape[1] != key.shape[1])
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     outputs = []
     for n in range(len(cu_seq_q) - 1):
-        asked = query[cu_seq_q[n] : cu_seq_q[n + 1]].transpose(0, 1).unsqueeze(0)
-        its = slice(int(cu_seq_k[n]), int(cu_seq_k[n + 1]))
-        keys, values = (state[its].transpose(0, 1).unsqueeze(0) for state in (key, value))
-        queries = asked.shape[2]
+        own_query = query[cu_seq_q[n] : cu_seq_q[n + 1]].transpose(0, 1).unsqueeze(0)
+        span = slice(int(cu_seq_k[n]), int(cu_seq_k[n + 1]))
+        keys, values = (state[span].transpose(0, 1).unsqueeze(0) for state in (key, value))
+        queries = own_query.shape[2]
         assert 0 < queries <= max_q
         assert keys.shape[2] <= max_k
         causal = torch.ones(queries, keys.shape[2]).tril(keys.shape[2] - queries).bool()
-        outputs.append(dense(asked, keys, values, causal)[0])
+        outputs.append(dense(own_query, keys, values, causal)[0])
     return torch.cat(outputs)
 
 
@@ -121,13 +121,13 @@ def plain_kernel(
     reason="no CUDA, or a torch without variable-length attention",
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_kernel_computes_the_same_on_cuda_and_waits_for_nothing(dtype: torch.dtype) -> None:
+def test_kernel_on_cuda_matches_dense_attention_without_synchronizing(dtype: torch.dtype) -> None:
     segments = [PairSegments(70, 130, 90), PairSegments(4, 0, 6), PairSegments(0, 33, 1)]
     total = sum(pair.total for pair in segments)
-    # As under autocast: norms of queries and keys widen them.
-    inputs = [draw(1, heads, total, 64).cuda() for heads in (8, 2, 2)]
+    # Under autocast the norms of queries and keys return float32.
+    inputs = [random(1, heads, total, 64).cuda() for heads in (8, 2, 2)]
     inputs = [tensor.to(dtype).requires_grad_() for tensor in inputs]
-    upstream = draw(1, total, 8, 64).to("cuda", dtype)
+    upstream = random(1, total, 8, 64).to("cuda", dtype)
     device = torch.device("cuda")
     assert varlen.supports_kernel(inputs[1], inputs[2], dropout=0.0)
     assert not varlen.supports_kernel(inputs[1].float(), inputs[2].float(), dropout=0.0)
@@ -156,7 +156,7 @@ def test_the_kernel_computes_the_same_on_cuda_and_waits_for_nothing(dtype: torch
 
 
 @pytest.mark.skipif(varlen.KERNEL is None, reason="a torch without variable-length attention")
-def test_the_stand_in_is_called_as_the_kernel_is() -> None:
+def test_plain_kernel_has_the_signature_of_the_kernel() -> None:
     assert varlen.KERNEL is not None
     theirs = inspect.signature(varlen.KERNEL).parameters
     for name, parameter in inspect.signature(plain_kernel).parameters.items():
@@ -166,31 +166,31 @@ def test_the_stand_in_is_called_as_the_kernel_is() -> None:
     assert positional == list(inspect.signature(plain_kernel).parameters)[:7]
 
 
-def test_the_kernel_is_not_for_the_cpu_nor_for_dropout() -> None:
-    state = draw(1, 2, 3, 64).bfloat16()
+def test_kernel_supports_neither_cpu_nor_dropout() -> None:
+    state = random(1, 2, 3, 64).bfloat16()
     assert not varlen.supports_kernel(state, state, dropout=0.0)
 
 
 def test_padded_rows_are_causal() -> None:
-    query, key, value = draw(2, 4, 6, 8), draw(2, 2, 6, 8), draw(2, 2, 6, 8)
+    query, key, value = random(2, 4, 6, 8), random(2, 2, 6, 8), random(2, 2, 6, 8)
     output, _ = segment_attention(nn.Identity(), query, key, value, None, scaling=0.3)
     causal = torch.ones(6, 6).tril().bool()
     assert torch.allclose(output, dense(query, key, value, causal), atol=1e-12)
 
 
-@pytest.mark.parametrize("asked", ["softcap", "s_aux", "position_bias", "something_new"])
-def test_what_is_not_computed_is_refused(asked: str) -> None:
-    some: Any = {asked: SimpleNamespace()}
-    state = draw(1, 2, 3, 4)
-    with pytest.raises(NotImplementedError, match=f"Identity needs {asked}"):
-        segment_attention(nn.Identity(), state, state, state, None, scaling=1.0, **some)
+@pytest.mark.parametrize("argument", ["softcap", "s_aux", "position_bias", "something_new"])
+def test_unsupported_arguments_are_errors(argument: str) -> None:
+    arguments: Any = {argument: SimpleNamespace()}
+    state = random(1, 2, 3, 4)
+    with pytest.raises(NotImplementedError, match=f"Identity needs {argument}"):
+        segment_attention(nn.Identity(), state, state, state, None, scaling=1.0, **arguments)
 
 
-def test_a_sliding_window_is_refused_where_it_would_hide_something() -> None:
-    row = draw(1, 2, 12, 4)
+def test_sliding_window_shorter_than_a_sequence_is_an_error() -> None:
+    row = random(1, 2, 12, 4)
     segments = [PairSegments(3, 2, 4), PairSegments(0, 1, 2)]
-    for window, is_refused in ((7, False), (6, True)):
-        with pytest.raises(NotImplementedError) if is_refused else contextlib.nullcontext():
+    for window, is_error in ((7, False), (6, True)):
+        with pytest.raises(NotImplementedError) if is_error else contextlib.nullcontext():
             segment_attention(
                 nn.Identity(),
                 *(row, row, row),
@@ -203,8 +203,8 @@ def test_a_sliding_window_is_refused_where_it_would_hide_something() -> None:
         segment_attention(nn.Identity(), row, row, row, None, scaling=1.0, sliding_window=11)
 
 
-def test_attention_to_what_follows_is_refused() -> None:
-    state, module = draw(1, 2, 3, 4), nn.Identity()
+def test_non_causal_attention_is_an_error() -> None:
+    state, module = random(1, 2, 3, 4), nn.Identity()
     with pytest.raises(NotImplementedError, match="attention to later tokens"):
         segment_attention(module, state, state, state, None, scaling=1.0, is_causal=False)
     module.is_causal = False  # type: ignore[assignment]
@@ -212,7 +212,7 @@ def test_attention_to_what_follows_is_refused() -> None:
         segment_attention(module, state, state, state, None, scaling=1.0)
 
 
-def test_a_mask_is_refused() -> None:
-    state = draw(1, 2, 3, 4)
+def test_attention_mask_is_an_error() -> None:
+    state = random(1, 2, 3, 4)
     with pytest.raises(NotImplementedError, match="an attention mask"):
         segment_attention(nn.Identity(), state, state, state, torch.ones(3, 3), scaling=1.0)

@@ -1,4 +1,4 @@
-"""Hugging Face directories: what is read of them is what transformers itself would compute."""
+"""Hugging Face directories: loaded models compute the same logits as in transformers."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Change = Callable[..., None]
 
 
 def logits(model: transformers.PreTrainedModel) -> Tensor:
-    """By the attention that every model has."""
+    """Compute logits with the attention that every model has."""
     model.set_attn_implementation("eager")
-    model.config._attn_implementation = "eager"  # where the code has no other
+    model.config._attn_implementation = "eager"  # for code with one attention only
     ids = torch.arange(20).unsqueeze(0) * 7 % VOCABULARY
     with torch.no_grad():
-        answer: Tensor = model.eval()(input_ids=ids, use_cache=False).logits
-    return answer
+        output: Tensor = model.eval()(input_ids=ids, use_cache=False).logits
+    return output
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def llama(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def change(llama: Path) -> Change:
-    """Change config.json, and tensors by name; None takes one away."""
+    """Return a function that changes config.json and tensors; None removes a tensor."""
 
     def change(tensors: dict[str, Tensor | None] | None = None, **settings: Any) -> None:
         config = json.loads((llama / "config.json").read_text())
@@ -65,17 +65,17 @@ def change(llama: Path) -> Change:
     return change
 
 
-def refuse(path: Path, **stated: Any) -> DpoError:
+def loading_error(path: Path, **overrides: Any) -> DpoError:
     with pytest.raises(DpoError) as caught:
-        load_model_weights(path, stated)
+        load_model_weights(path, overrides)
     assert caught.value.message.startswith(str(path))
     assert caught.value.remedy
     return caught.value
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_read_as_transformers_reads_it(family: str, tmp_path: Path) -> None:
-    """In parts, too; and the plan's plain values are enough to build it again."""
+def test_every_family_gives_the_logits_of_transformers(family: str, tmp_path: Path) -> None:
+    """Also for weights in several parts, and after a round trip through the plan's plain values."""
     build(family).save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     model_weights = load_model_weights(tmp_path, {})
@@ -101,24 +101,24 @@ def test_every_family_is_read_as_transformers_reads_it(family: str, tmp_path: Pa
     assert (architecture.aux_loss_kind is not None) == (family == "qwen3-moe")
 
 
-def test_nothing_is_dropped_that_the_profile_does_not_want_dropped(tmp_path: Path) -> None:
-    """GPT-2's own configuration drops in three places."""
+def test_profile_replaces_the_dropout_of_the_configuration(tmp_path: Path) -> None:
+    """GPT-2's own configuration sets three kinds of dropout."""
     config = transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4)
     assert config.resid_pdrop == config.attn_pdrop == config.embd_pdrop == 0.1
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
     architecture = load_model_weights(tmp_path, {}).architecture
-    silent, dropping = architecture.config(), architecture.config(0.3)
-    assert silent.attn_pdrop == silent.resid_pdrop == silent.embd_pdrop == 0.0
-    assert (dropping.attn_pdrop, dropping.resid_pdrop) == (0.3, 0.0)
+    without, with_dropout = architecture.config(), architecture.config(0.3)
+    assert without.attn_pdrop == without.resid_pdrop == without.embd_pdrop == 0.0
+    assert (with_dropout.attn_pdrop, with_dropout.resid_pdrop) == (0.3, 0.0)
     assert isinstance(architecture, HuggingFace)
-    assert architecture.settings["attn_pdrop"] == 0.1  # as it is saved again
+    assert architecture.settings["attn_pdrop"] == 0.1  # unchanged in exports
     build("mamba").save_pretrained(tmp_path / "mamba")
     mamba = load_model_weights(tmp_path / "mamba", {}).architecture
     with pytest.raises(DpoError, match="cannot drop attention weights"):
         mamba.config(0.1)
 
 
-def test_the_padding_token_learns_like_any_other(llama: Path, change: Change) -> None:
+def test_padding_token_gets_a_gradient(llama: Path, change: Change) -> None:
     change(pad_token_id=5)
     model_weights = load_model_weights(llama, {})
     model = build_model(model_weights.architecture, model_weights.state)
@@ -129,7 +129,7 @@ def test_the_padding_token_learns_like_any_other(llama: Path, change: Change) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_keep_the_precision_they_were_saved_in(llama: Path, dtype: torch.dtype) -> None:
+def test_weights_keep_their_dtype(llama: Path, dtype: torch.dtype) -> None:
     build("llama").to(dtype).save_pretrained(llama)
     model_weights = load_model_weights(llama, {})
     assert (
@@ -140,7 +140,7 @@ def test_weights_keep_the_precision_they_were_saved_in(llama: Path, dtype: torch
     assert build_model(model_weights.architecture, model_weights.state).dtype == torch.float32
 
 
-def test_of_several_precisions_none_is_lost(llama: Path, change: Change) -> None:
+def test_several_dtypes_are_loaded_without_rounding(llama: Path, change: Change) -> None:
     state = load_file(llama / "model.safetensors")
     norm = "model.norm.weight"
     change({name: tensor.bfloat16() for name, tensor in state.items() if name != norm})
@@ -149,8 +149,8 @@ def test_of_several_precisions_none_is_lost(llama: Path, change: Change) -> None
     assert torch.equal(model_weights.state[norm], state[norm])
 
 
-def test_files_of_older_versions(tmp_path: Path) -> None:
-    """GPT-2's own: no prefix, masks among the weights, of which some are no floats."""
+def test_files_of_older_transformers(tmp_path: Path) -> None:
+    """GPT-2's original names have no prefix, and masks lie among the weights."""
     model = build("gpt2")
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
@@ -163,8 +163,8 @@ def test_files_of_older_versions(tmp_path: Path) -> None:
     assert all(torch.equal(model_weights.state[name], state[name]) for name in state)
 
 
-def test_a_head_that_is_said_to_be_tied_and_is_not(llama: Path, change: Change) -> None:
-    """transformers then keeps both, and so do we."""
+def test_untied_head_despite_tie_word_embeddings(llama: Path, change: Change) -> None:
+    """transformers keeps both tensors in this case."""
     change(tie_word_embeddings=True)
     model_weights = load_model_weights(llama, {})
     assert "lm_head.weight" in model_weights.state
@@ -173,22 +173,22 @@ def test_a_head_that_is_said_to_be_tied_and_is_not(llama: Path, change: Change) 
     assert sorted({*model_weights.state} - {*tied.state}) == ["lm_head.weight"]
 
 
-class TestMiniMindsOwnDirectories:
+class TestMiniMindDirectories:
     @pytest.fixture
     def published(self, tmp_path: Path) -> Path:
-        """As its scripts write them, with code that must not run."""
+        """Directory as MiniMind's scripts write it, with code that must not run."""
         state = torch.load(DEMO)
         torch.save(state, tmp_path / "pytorch_model.bin")
         (tmp_path / "config.json").write_text(json.dumps(MINIMIND))
         (tmp_path / "model_minimind.py").write_text("raise SystemExit('this was run')\n")
         return tmp_path
 
-    def test_it_is_the_same_as_the_file(self, published: Path) -> None:
-        ours, theirs = load_model_weights(DEMO, {}), load_model_weights(published, {})
-        assert theirs.architecture == ours.architecture
-        assert all(torch.equal(theirs.state[name], ours.state[name]) for name in ours.state)
+    def test_directory_equals_the_file(self, published: Path) -> None:
+        file, directory = load_model_weights(DEMO, {}), load_model_weights(published, {})
+        assert directory.architecture == file.architecture
+        assert all(torch.equal(directory.state[name], file.state[name]) for name in file.state)
 
-    def test_the_configuration_tells_what_weights_cannot(self, published: Path) -> None:
+    def test_config_decides_settings_that_weights_do_not_contain(self, published: Path) -> None:
         changed = {
             **MINIMIND,
             "num_attention_heads": 16,
@@ -199,17 +199,17 @@ class TestMiniMindsOwnDirectories:
         architecture = load_model_weights(published, {}).architecture
         assert (architecture.num_attention_heads, architecture.head_dim) == (16, 8)
         assert architecture.to_dict()["rope_theta"] == 1e4
-        error = refuse(published, rope_theta=1e6)
+        error = loading_error(published, rope_theta=1e6)
         assert error.details == (
             "model.rope_theta = 1000000.0 in the profile, 10000.0 in the weights",
         )
 
-    def test_scaled_frequencies(self, published: Path) -> None:
+    def test_scaled_rotary_frequencies(self, published: Path) -> None:
         changed = {**MINIMIND, "inference_rope_scaling": True}
         (published / "config.json").write_text(json.dumps(changed))
-        assert "inference_rope_scaling" in refuse(published).message
+        assert "inference_rope_scaling" in loading_error(published).message
 
-    def test_a_pickle_that_would_run_code_is_not_run(self, published: Path, tmp_path: Path) -> None:
+    def test_code_in_a_pickle_is_not_run(self, published: Path, tmp_path: Path) -> None:
         class Evil:
             def __reduce__(self) -> tuple[Any, ...]:
                 return (Path(published / "was-run").touch, ())
@@ -222,20 +222,20 @@ class TestMiniMindsOwnDirectories:
 
 
 class TestBadDirectories:
-    def test_a_weight_is_missing(self, llama: Path, change: Change) -> None:
+    def test_missing_weight(self, llama: Path, change: Change) -> None:
         change({"model.norm.weight": None})
-        assert refuse(llama).details == ("missing: model.norm.weight",)
+        assert loading_error(llama).details == ("missing: model.norm.weight",)
 
-    def test_what_does_not_belong(self, llama: Path, change: Change) -> None:
+    def test_unexpected_weight_and_wrong_shape(self, llama: Path, change: Change) -> None:
         change({"score.weight": torch.zeros(2), "model.norm.weight": torch.zeros(3)})
-        error = refuse(llama)
+        error = loading_error(llama)
         assert "not a complete LlamaForCausalLM, 32 x 2" in error.message
         assert error.details == (
             "unexpected: score.weight",
             "wrong shape: model.norm.weight: (3,), (32,) expected",
         )
 
-    def test_a_part_is_missing(self, llama: Path) -> None:
+    def test_missing_part(self, llama: Path) -> None:
         build("llama").save_pretrained(llama, max_shard_size="40KB")
         (llama / "model.safetensors").unlink()
         part = sorted(llama.glob("model-*.safetensors"))[1]
@@ -243,48 +243,50 @@ class TestBadDirectories:
         with pytest.raises(DpoError, match=f"{part.name}: no such file"):
             load_model_weights(llama, {})
 
-    def test_an_index_that_leads_out_of_the_directory(self, llama: Path) -> None:
+    def test_index_with_a_path_outside_the_directory(self, llama: Path) -> None:
         (llama / "model.safetensors").rename(llama.parent / "outside.safetensors")
         index = {"weight_map": {"x": "../outside.safetensors"}}
         (llama / "model.safetensors.index.json").write_text(json.dumps(index))
-        assert "has no valid weight_map" in refuse(llama).message
+        assert "has no valid weight_map" in loading_error(llama).message
 
-    def test_weights_that_are_no_numbers(self, llama: Path, change: Change) -> None:
+    def test_weights_with_nan(self, llama: Path, change: Change) -> None:
         change({"model.norm.weight": torch.full((32,), torch.nan)})
-        assert "1 weights hold NaN" in refuse(llama).message
+        assert "1 weights hold NaN" in loading_error(llama).message
 
-    def test_quantised_weights(self, llama: Path, change: Change) -> None:
+    def test_quantized_weights(self, llama: Path, change: Change) -> None:
         change({"model.norm.weight": torch.zeros(32, dtype=torch.float8_e4m3fn)})
-        assert "float8" in refuse(llama).message
+        assert "float8" in loading_error(llama).message
         change(quantization_config={"quant_method": "gptq"})
-        assert "quantized" in refuse(llama).message
+        assert "quantized" in loading_error(llama).message
 
-    def test_a_kind_that_transformers_does_not_know(self, llama: Path, change: Change) -> None:
+    def test_unknown_model_type(self, llama: Path, change: Change) -> None:
         change(model_type="martian", auto_map={"AutoModelForCausalLM": "m.M"})
-        message = refuse(llama).message
+        message = loading_error(llama).message
         assert (
             "does not support model_type 'martian'; code in the directory is never run" in message
         )
 
     @pytest.mark.parametrize("kind", ["bert", "clip", "t5", "gemma3"])
-    def test_no_language_model_of_text_alone(self, llama: Path, kind: str) -> None:
-        """BERT could be one; then its weights do not fit."""
+    def test_not_a_text_only_language_model(self, llama: Path, kind: str) -> None:
+        """BERT has a causal class, too; then the weights do not fit."""
         (llama / "config.json").write_text(json.dumps({"model_type": kind}))
-        error = refuse(llama)
+        error = loading_error(llama)
         assert "not a text-only causal language model" in error.message or "not a complete" in str(
             error
         )
 
-    def test_settings_that_make_no_model(self, llama: Path, change: Change) -> None:
+    def test_invalid_settings(self, llama: Path, change: Change) -> None:
         change(hidden_act="shout")
-        assert "transformers cannot build this model" in refuse(llama).message
+        assert "transformers cannot build this model" in loading_error(llama).message
         change(hidden_act="silu", num_hidden_layers="two")
-        assert "transformers cannot use this config.json" in refuse(llama).message
+        assert "transformers cannot use this config.json" in loading_error(llama).message
         (llama / "config.json").write_text("{")
-        assert "cannot be read as JSON" in refuse(llama).message
+        assert "cannot be read as JSON" in loading_error(llama).message
 
-    def test_a_profile_that_states_another_model(self, llama: Path) -> None:
-        error = refuse(llama, hidden_size=512, use_moe=True, num_key_value_heads=2, rope_theta=1e6)
+    def test_overrides_contradict_the_weights(self, llama: Path) -> None:
+        error = loading_error(
+            llama, hidden_size=512, use_moe=True, num_key_value_heads=2, rope_theta=1e6
+        )
         assert error.details == (
             "model.hidden_size = 512 in the profile, 32 in the weights",
             "model.use_moe = True in the profile, False in the weights",
@@ -292,7 +294,7 @@ class TestBadDirectories:
         )
 
 
-def test_the_content_is_known_by_its_hashes(llama: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_only(llama: Path, tmp_path: Path) -> None:
     def fingerprint(path: Path = llama) -> str:
         model_weights: ModelWeights = load_model_weights(path, {})
         return model_weights.fingerprint

@@ -1,4 +1,4 @@
-"""Logits, log-probs and gradients of golden/arch in both layouts; files that are no weights."""
+"""Logits, log-probs and gradients of golden/arch in both layouts; errors for bad files."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ BOUND = 5e-5
 CASES = [
     f"{version}/full_sft_{name}" for version in ("seed", "head") for name in ("64", "64_moe", "80")
 ]
-# What weights cannot tell: see golden/README.md.
-STATED: dict[str, dict[str, Any]] = {
+# Settings that the weights do not contain: see golden/README.md.
+OVERRIDES: dict[str, dict[str, Any]] = {
     "seed/full_sft_80": {"num_attention_heads": 4, "num_key_value_heads": 4}
 }
 
@@ -52,10 +52,12 @@ def recorded(path: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def model_weights(path: Path, case: str) -> ModelWeights:
-    return load_model_weights(path, STATED.get(case, {}))
+    return load_model_weights(path, OVERRIDES.get(case, {}))
 
 
-def test_what_was_recognised_is_what_was_recorded(model_weights: ModelWeights, path: Path) -> None:
+def test_inferred_architecture_matches_the_recorded_one(
+    model_weights: ModelWeights, path: Path
+) -> None:
     facts = json.loads(path.with_suffix(".json").read_text())
     config, architecture = facts["config"], model_weights.architecture
     for key in ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"):
@@ -69,26 +71,22 @@ def test_what_was_recognised_is_what_was_recorded(model_weights: ModelWeights, p
     assert list(architecture.expected_shapes()) == facts["state_dict_keys"]
 
 
-def test_padded_logits_are_the_golden_ones(
-    model_weights: ModelWeights, recorded: dict[str, Tensor]
-) -> None:
+def test_padded_logits_are_golden(model_weights: ModelWeights, recorded: dict[str, Tensor]) -> None:
     model = build_model(model_weights.architecture, model_weights.state).eval()
     with torch.no_grad():
         logits = model(recorded["input_ids"].long()).logits
     assert (logits - recorded["logits_eval"]).abs().max() < BOUND
 
 
-def test_packed_log_probs_are_the_golden_ones(
-    model_weights: ModelWeights, recorded: dict[str, Tensor]
-) -> None:
-    """Every position of two rows is a target of the packed row, and no prompt is shared..."""
+def test_packed_logps_are_golden(model_weights: ModelWeights, recorded: dict[str, Tensor]) -> None:
+    """Rows form pairs without a shared prompt, and pairs that share half of a row."""
     model = ResponseScorer(build_model(model_weights.architecture, model_weights.state)).eval()
     rows = [
         Tokenized(ids[:length].long(), torch.ones(int(length), dtype=torch.bool))
         for ids, length in zip(recorded["input_ids"], recorded["lengths"], strict=True)
     ]
     pairs = [TokenizedPair(1, rows[0], rows[1]), TokenizedPair(2, rows[2], rows[3])]
-    # ... or each row is a side of a pair whose other side shares its first half.
+    # Each row is also one side of a pair whose other side shares the first half of the row.
     pairs += [
         TokenizedPair(3, row, Tokenized(torch.cat([row.ids[: len(row.ids) // 2], row.ids[:3]]),
                                         torch.ones(len(row.ids) // 2 + 3, dtype=torch.bool)))
@@ -104,18 +102,18 @@ def test_packed_log_probs_are_the_golden_ones(
         assert (ours - recorded["logprob_eval"][row, : length - 1]).abs().max() < BOUND
 
 
-# Not seed/full_sft_64_moe, recorded with expert outputs rounded to float16, which dpo does not do;
-# and head/full_sft_64_moe padded only: recorded with the padding in the balance loss.
+# Without seed/full_sft_64_moe, which was recorded with expert outputs rounded to float16; and
+# head/full_sft_64_moe only padded, because it was recorded with padding in the aux_loss.
 @pytest.mark.parametrize(
     ("gradient_case", "layout"),
     [(case, layout) for case in CASES if "moe" not in case for layout in ("packed", "padded")]
     + [("head/full_sft_64_moe", "padded")],
 )
-def test_gradients_are_the_golden_ones(golden: Path, gradient_case: str, layout: str) -> None:
-    """The mean negative log-likelihood of all real tokens, plus version 3's balance loss."""
+def test_gradients_are_golden(golden: Path, gradient_case: str, layout: str) -> None:
+    """The mean negative log-likelihood of all real tokens, plus version 3's aux_loss."""
     path = golden / "arch" / f"{gradient_case}.pth"
     recorded = load_file(path.with_name(f"{path.stem}.io.safetensors"))
-    model_weights = load_model_weights(path, STATED.get(gradient_case, {}))
+    model_weights = load_model_weights(path, OVERRIDES.get(gradient_case, {}))
     architecture = model_weights.architecture
     model = build_model(architecture, model_weights.state)
     scorer = ResponseScorer(
@@ -151,7 +149,7 @@ def test_gradients_are_the_golden_ones(golden: Path, gradient_case: str, layout:
             assert gradients[name].norm().item() == pytest.approx(norm, rel=1e-4), name
 
 
-def test_a_model_gives_back_exactly_the_weights_it_was_built_from(
+def test_model_returns_the_weights_it_was_built_from(
     model_weights: ModelWeights, path: Path
 ) -> None:
     model = build_model(model_weights.architecture, model_weights.state)
@@ -163,12 +161,12 @@ def test_a_model_gives_back_exactly_the_weights_it_was_built_from(
     assert all(torch.equal(back[name], tensor) for name, tensor in original.items())
 
 
-def test_safetensors_need_no_tied_head(path: Path, case: str, tmp_path: Path) -> None:
+def test_tied_head_may_be_missing(path: Path, case: str, tmp_path: Path) -> None:
     state = read_state_dict(path)
     del state["lm_head.weight"]
     copy = tmp_path / "full_sft.safetensors"
     save_file(state, copy)
-    loaded = load_model_weights(copy, STATED.get(case, {}))
+    loaded = load_model_weights(copy, OVERRIDES.get(case, {}))
     assert torch.equal(
         loaded.state["model.embed_tokens.weight"], state["model.embed_tokens.weight"]
     )
@@ -179,9 +177,9 @@ class TestBadFiles:
     def state(self, golden: Path) -> dict[str, Tensor]:
         return read_state_dict(golden / "arch/seed/full_sft_64.pth")
 
-    def refuse(self, path: Path, **stated: Any) -> DpoError:
+    def error(self, path: Path, **overrides: Any) -> DpoError:
         with pytest.raises(DpoError) as caught:
-            load_model_weights(path, stated)
+            load_model_weights(path, overrides)
         assert str(path) in caught.value.message
         assert caught.value.remedy
         return caught.value
@@ -191,20 +189,20 @@ class TestBadFiles:
         torch.save(content, path)
         return path
 
-    def test_missing(self, tmp_path: Path) -> None:
-        assert "no such file" in self.refuse(tmp_path / "full_sft_64.pth").message
+    def test_missing_file(self, tmp_path: Path) -> None:
+        assert "no such file" in self.error(tmp_path / "full_sft_64.pth").message
 
-    def test_a_directory(self, tmp_path: Path) -> None:
-        assert "a directory" in self.refuse(tmp_path).message
+    def test_directory(self, tmp_path: Path) -> None:
+        assert "a directory" in self.error(tmp_path).message
 
-    def test_empty(self, tmp_path: Path) -> None:
+    def test_empty_file(self, tmp_path: Path) -> None:
         path = tmp_path / "full_sft_64.pth"
         path.touch()
-        assert "the file is empty" in self.refuse(path).message
+        assert "the file is empty" in self.error(path).message
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
     @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
-    def test_cut_off(
+    def test_truncated_file(
         self, state: dict[str, Tensor], tmp_path: Path, suffix: str, share: float
     ) -> None:
         path = tmp_path / f"full_sft_64{suffix}"
@@ -213,14 +211,14 @@ class TestBadFiles:
         else:
             save_file({n: t.clone() for n, t in state.items()}, path)
         os.truncate(path, int(path.stat().st_size * share))
-        assert "cut off, corrupted, or no weights file" in self.refuse(path).message
+        assert "cut off, corrupted, or no weights file" in self.error(path).message
 
-    def test_text(self, tmp_path: Path) -> None:
+    def test_text_file(self, tmp_path: Path) -> None:
         path = tmp_path / "full_sft_64.pth"
         path.write_text("these are not weights\n")
-        assert "no weights file" in self.refuse(path).message
+        assert "no weights file" in self.error(path).message
 
-    def test_a_pickle_that_would_run_code_is_not_run(self, tmp_path: Path) -> None:
+    def test_code_in_a_pickle_is_not_run(self, tmp_path: Path) -> None:
         witness = tmp_path / "it-ran"
 
         class Bomb:
@@ -230,21 +228,21 @@ class TestBadFiles:
         for number, write in enumerate((torch.save, _plain_pickle)):
             path = tmp_path / f"full_sft_{number}.pth"
             write({"model.embed_tokens.weight": Bomb()}, path)
-            assert "not plain weights" in self.refuse(path).message
+            assert "not plain weights" in self.error(path).message
             assert not witness.exists()
 
-    def test_a_training_file_around_the_weights(
+    def test_training_file_that_contains_weights(
         self, state: dict[str, Tensor], tmp_path: Path
     ) -> None:
-        error = self.refuse(self.save(tmp_path, {"model": state, "epoch": 3}))
-        assert "model, epoch are no tensors" in error.message
+        failure = self.error(self.save(tmp_path, {"model": state, "epoch": 3}))
+        assert "model, epoch are no tensors" in failure.message
 
-    def test_a_single_tensor(self, tmp_path: Path) -> None:
-        assert "holds Tensor" in self.refuse(self.save(tmp_path, torch.ones(3))).message
+    def test_single_tensor(self, tmp_path: Path) -> None:
+        assert "holds Tensor" in self.error(self.save(tmp_path, torch.ones(3))).message
 
-    def test_weights_of_something_else(self, tmp_path: Path) -> None:
+    def test_weights_of_another_model(self, tmp_path: Path) -> None:
         path = self.save(tmp_path, {"conv.weight": torch.ones(3, 3)})
-        assert "not the weights of a MiniMind model (found conv.weight" in self.refuse(path).message
+        assert "not the weights of a MiniMind model (found conv.weight" in self.error(path).message
 
     def test_missing_and_unexpected_weights_are_listed(
         self, state: dict[str, Tensor], tmp_path: Path
@@ -252,42 +250,46 @@ class TestBadFiles:
         del state["model.layers.1.mlp.up_proj.weight"]
         state["model.layers.1.mlp.side_proj.weight"] = torch.ones(1)
         state["model.norm.weight"] = torch.ones(65)
-        assert self.refuse(self.save(tmp_path, state)).details == (
+        assert self.error(self.save(tmp_path, state)).details == (
             "missing: model.layers.1.mlp.up_proj.weight",
             "unexpected: model.layers.1.mlp.side_proj.weight",
             "wrong shape: model.norm.weight: (65,), (64,) expected",
         )
 
-    def test_a_stated_key_that_contradicts(self, state: dict[str, Tensor], tmp_path: Path) -> None:
-        error = self.refuse(self.save(tmp_path, state), hidden_size=512, use_moe=True)
-        assert error.details == (
+    def test_override_contradicts_the_weights(
+        self, state: dict[str, Tensor], tmp_path: Path
+    ) -> None:
+        failure = self.error(self.save(tmp_path, state), hidden_size=512, use_moe=True)
+        assert failure.details == (
             "model.hidden_size = 512 in the profile, 64 in the weights",
             "model.use_moe = True in the profile, False in the weights",
         )
 
-    def test_head_counts_that_do_not_fit(self, golden: Path) -> None:
-        error = self.refuse(golden / "arch/seed/full_sft_80.pth")
-        assert "8 attention heads and 2 key-value heads do not fit" in error.message
+    def test_default_head_counts_do_not_fit(self, golden: Path) -> None:
+        failure = self.error(golden / "arch/seed/full_sft_80.pth")
+        assert "8 attention heads and 2 key-value heads do not fit" in failure.message
 
-    def test_stated_heads_that_contradict_version_3(self, golden: Path) -> None:
-        error = self.refuse(golden / "arch/head/full_sft_80.pth", num_attention_heads=5)
-        assert error.details == ("model.num_attention_heads = 5 in the profile, 4 in the weights",)
+    def test_override_contradicts_the_heads_of_version_3(self, golden: Path) -> None:
+        failure = self.error(golden / "arch/head/full_sft_80.pth", num_attention_heads=5)
+        assert failure.details == (
+            "model.num_attention_heads = 5 in the profile, 4 in the weights",
+        )
 
-    def test_tied_copies_that_differ(self, state: dict[str, Tensor], tmp_path: Path) -> None:
+    def test_tied_copies_differ(self, state: dict[str, Tensor], tmp_path: Path) -> None:
         state["lm_head.weight"] = state["lm_head.weight"] + 1e-3
-        assert "differ" in self.refuse(self.save(tmp_path, state)).message
+        assert "differ" in self.error(self.save(tmp_path, state)).message
 
-    def test_weights_that_are_no_numbers(self, state: dict[str, Tensor], tmp_path: Path) -> None:
+    def test_weights_with_nan(self, state: dict[str, Tensor], tmp_path: Path) -> None:
         state["model.norm.weight"][3] = float("nan")
-        assert "1 weights hold NaN" in self.refuse(self.save(tmp_path, state)).message
+        assert "1 weights hold NaN" in self.error(self.save(tmp_path, state)).message
 
-    def test_quantised_weights(self, state: dict[str, Tensor], tmp_path: Path) -> None:
+    def test_quantized_weights(self, state: dict[str, Tensor], tmp_path: Path) -> None:
         state["model.norm.weight"] = state["model.norm.weight"].to(torch.int8)
-        assert "torch.int8" in self.refuse(self.save(tmp_path, state)).message
+        assert "torch.int8" in self.error(self.save(tmp_path, state)).message
 
-    def test_experts_that_are_not_normalised(self, golden: Path) -> None:
+    def test_version_2_experts_without_normalization(self, golden: Path) -> None:
         path = golden / "arch/seed/full_sft_64_moe.pth"
-        assert "norm_topk_prob" in self.refuse(path, norm_topk_prob=False).details[0]
+        assert "norm_topk_prob" in self.error(path, norm_topk_prob=False).details[0]
 
 
 def _plain_pickle(content: object, path: Path) -> None:

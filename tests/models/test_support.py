@@ -1,4 +1,4 @@
-"""No model is silently wrong: each is scored as it scores itself, packed where it can be."""
+"""Every model is scored exactly as by its own forward, in packed rows if it supports them."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def some_pairs() -> list[TokenizedPair]:
     return pairs
 
 
-def as_the_model_says(family: str, pairs: list[TokenizedPair]) -> Tensor:
-    """Log-probs of the responses, chosen sides first, one sequence at a time, every logit."""
+def plain_logps(family: str, pairs: list[TokenizedPair]) -> Tensor:
+    """Return log-probs of the responses, chosen first, from full logits of single sequences."""
     model = build(family).eval()
     model.set_attn_implementation("eager")
-    model.config._attn_implementation = "eager"  # where the code has no other
+    model.config._attn_implementation = "eager"  # for code with one attention only
     logps = []
     for side in [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]:
         logits = model(input_ids=side.ids[:-1].unsqueeze(0), use_cache=False).logits[0]
@@ -60,23 +60,23 @@ def as_the_model_says(family: str, pairs: list[TokenizedPair]) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_model_is_scored_as_it_scores_itself(family: str) -> None:
+def test_scores_match_the_plain_forward(family: str) -> None:
     scorer = scorer_for(build(family), LONGEST).eval()
     assert UNSUPPORTED.get(family, "") in (scorer.fallback_reason or "")
     assert (scorer.fallback_reason is None) == (family in PACKED)
     with torch.no_grad():
-        expected = as_the_model_says(family, some_pairs())
+        expected = plain_logps(family, some_pairs())
         for layout in ("packed", "padded"):
             scores = scorer(make_batch(some_pairs(), layout, max_seq_len=LONGEST))  # type: ignore[arg-type]
             assert (scores.token_logps[scores.mask] - expected).abs().max() < BOUND, layout
 
 
 @pytest.mark.parametrize("family", UNSUPPORTED)
-def test_the_packed_forward_of_the_others_is_refused_or_wrong(family: str) -> None:
-    """So none of the reasons is idle; and without them the trial alone finds each."""
+def test_packed_rows_of_unsupported_models_fail_or_are_wrong(family: str) -> None:
+    """So every reason is needed, and a trial alone would find each failure."""
     model = build(family).eval()
     with torch.no_grad():
-        expected = as_the_model_says(family, some_pairs())
+        expected = plain_logps(family, some_pairs())
         try:
             scores = ResponseScorer(model)(make_batch(some_pairs(), "packed", max_seq_len=0))
         except Exception:
@@ -84,13 +84,13 @@ def test_the_packed_forward_of_the_others_is_refused_or_wrong(family: str) -> No
     assert (scores.token_logps[scores.mask] - expected).abs().max() > 100 * BOUND
 
 
-def test_a_window_is_no_reason_where_every_sequence_fits_into_it() -> None:
+def test_window_that_fits_every_sequence_allows_packing() -> None:
     model = build("mistral-window")
     assert why_not_packed(model, 8) is None
     assert why_not_packed(model, 9) is not None
 
 
-def test_what_was_asked_of_a_model_leaves_no_trace() -> None:
+def test_trial_leaves_the_model_unchanged() -> None:
     model = build("gemma2").train()
     before = torch.get_rng_state()
     why_not_packed(model, LONGEST)
@@ -100,16 +100,16 @@ def test_what_was_asked_of_a_model_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_longer_sequences_than_a_model_has_positions_for_are_not_tried() -> None:
+def test_trial_is_not_longer_than_the_position_limit() -> None:
     assert why_not_packed(build("gpt2"), 4096) is None
 
 
-def test_a_model_that_nobody_can_score_is_refused() -> None:
-    class Silent(torch.nn.Module):
+def test_model_that_fails_every_trial_is_an_error() -> None:
+    class FailingHead(torch.nn.Module):
         def forward(self, hidden: Tensor) -> Tensor:
             raise RuntimeError("not today")
 
     model: PreTrainedModel = build("llama")
-    model.set_output_embeddings(Silent())  # type: ignore[arg-type]
+    model.set_output_embeddings(FailingHead())  # type: ignore[arg-type]
     with pytest.raises(DpoError, match=r"LlamaForCausalLM cannot be trained.*not today"):
         scorer_for(model, LONGEST)

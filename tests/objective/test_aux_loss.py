@@ -1,3 +1,5 @@
+"""The aux_loss against plain formulas of both MiniMind versions."""
+
 from __future__ import annotations
 
 import pytest
@@ -12,21 +14,21 @@ def one_group(tokens: int) -> TokenGroups:
 
 
 def even_logits(tokens: int, experts: int) -> Tensor:
-    """Each expert is chosen equally often."""
+    """Return logits that choose each expert equally often."""
     return torch.eye(experts).repeat(tokens // experts, 1) * 9
 
 
 @pytest.mark.parametrize("kind", ["sequence", "batch"])
-def test_even_use_is_one_a_layer_and_concentration_costs(kind: str) -> None:
+def test_even_use_gives_one_per_layer_and_uneven_use_more(kind: str) -> None:
     even = aux_loss([even_logits(16, 4)] * 3, one_group(16), 1, kind)  # type: ignore[arg-type]
     assert even.item() == pytest.approx(3.0, abs=1e-5)
-    crowded = torch.tensor([[9.0, 0.0, 0.0, 0.0]]).repeat(16, 1)
-    one = aux_loss([crowded], one_group(16), 1, kind)  # type: ignore[arg-type]
+    uneven = torch.tensor([[9.0, 0.0, 0.0, 0.0]]).repeat(16, 1)
+    one = aux_loss([uneven], one_group(16), 1, kind)  # type: ignore[arg-type]
     assert 3.9 < one.item() < 4.0
 
 
 def plain_sequence_loss(logits: Tensor, top_k: int) -> Tensor:
-    """MiniMind version 2's formula for one sequence of (tokens, experts)."""
+    """Compute MiniMind version 2's formula for one sequence of logits, (tokens, experts)."""
     tokens, experts = logits.shape
     scores = logits.softmax(-1)
     counts = torch.zeros(experts)
@@ -36,13 +38,13 @@ def plain_sequence_loss(logits: Tensor, top_k: int) -> Tensor:
 
 
 def plain_batch_loss(logits: Tensor, top_k: int) -> Tensor:
-    """MiniMind version 3's: E * sum over experts of (share of tokens * mean probability)."""
+    """Compute MiniMind version 3's formula: E * sum_e (share of tokens * mean probability)."""
     scores = logits.softmax(-1)
     load = torch.nn.functional.one_hot(scores.topk(top_k, -1).indices, logits.shape[1]).float()
     return (load.mean(0) * scores.mean(0)).sum() * logits.shape[1]
 
 
-def test_a_shared_prompt_counts_once_for_each_side() -> None:
+def test_shared_prompt_counts_once_in_each_sequence() -> None:
     generator = torch.Generator().manual_seed(3)
     prompt, chosen, rejected, padding = (
         torch.randn(n, 4, generator=generator) for n in (6, 3, 5, 7)

@@ -1,4 +1,4 @@
-"""Every loss against golden/trl, which TRL computed, or against its paper's own formula."""
+"""Every loss against golden/trl, computed by TRL, or against the formula of its paper."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dpo_cli.profile.losses import LOSSES, LossName
 from dpo_cli.profile.objective import Dpo
 
 BOUND = 1e-6
-"""Of losses, which are recorded in float64, and of gradients, which are in float32, by a unit."""
+"""Bound for losses, recorded in float64, and for gradients, recorded in float32."""
 STEEP_BOUND = 3e-6
-"""Of gradients that change by more than 1 from nat to nat (`sppo_hard`, the forward KL divergence):
-TRL's float32 sums are 2e-6 wide at -30 nats."""
+"""Bound for gradients with a slope above 1 per nat (`sppo_hard`, the forward KL divergence): the
+spacing of TRL's float32 sums is 2e-6 at -30 nats."""
 
-NEITHER_IN_TRL_DPO = {"dpop", "simpo", "orpo"}
+NOT_IN_TRL_DPO = {"dpop", "simpo", "orpo"}
 DIVERGENCES = ("forward_kl", "js_divergence", "alpha_divergence")
 
 
-def table_of(row: dict[str, Any]) -> Dpo:
-    """The profile's table that says what a row of the golden file says."""
+def dpo_of(row: dict[str, Any]) -> Dpo:
+    """Return the [dpo] table with the settings of a row of the golden file."""
     names = row["loss_type"] if isinstance(row["loss_type"], list) else [row["loss_type"]]
     return Dpo(
         loss=row["loss_type"],
@@ -45,12 +45,12 @@ def table_of(row: dict[str, Any]) -> Dpo:
     )
 
 
-def test_losses_and_gradients_are_the_golden_ones(golden: Path) -> None:
+def test_losses_and_gradients_are_golden(golden: Path) -> None:
     rows = json.loads((golden / "trl/trl_losses.json").read_text())["rows"]
     tensors = load_file(golden / "trl/trl_losses.safetensors")
     compared: set[str] = set()
     for row in rows:
-        batch, dpo = row["batch"], table_of(row)
+        batch, dpo = row["batch"], dpo_of(row)
         policy = tensors[f"{batch}.policy_tok"].clone().requires_grad_()
         mask = tensors[f"{batch}.completion_mask"][:, 1:].bool()
         scores = score_pairs(
@@ -77,18 +77,18 @@ def test_losses_and_gradients_are_the_golden_ones(golden: Path) -> None:
                 if name in metrics:
                     assert value.item() / len(mask) * 2 == pytest.approx(metrics[name], rel=1e-5)
         compared |= dpo.losses.keys()
-    assert compared == LOSSES.keys() - NEITHER_IN_TRL_DPO
+    assert compared == LOSSES.keys() - NOT_IN_TRL_DPO
     assert len(rows) == 180
 
 
-def test_the_table_names_every_loss_once() -> None:
+def test_every_loss_is_listed_once_and_cites_its_paper() -> None:
     assert get_args(LossName) == tuple(LOSSES) == tuple(FORMULAS)
     for formula in FORMULAS.values():
         assert "arXiv:" in (formula.__doc__ or "") or "as above" in (formula.__doc__ or "")
 
 
 def some_pairs(count: int = 6, scale: float = 2.0, seed: int = 1) -> dict[str, Tensor]:
-    """Fields of `Pairs` under a mean, random: log-probs of -3 or so."""
+    """Return random log-probs around -3, as fields of `Pairs`."""
     generator = torch.Generator().manual_seed(seed)
     logps = -3 + scale * torch.rand(4, count, generator=generator, dtype=torch.float64)
     names = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
@@ -102,7 +102,7 @@ def pairs_of(
     reference_rejected: Tensor,
     dpo: Dpo,
 ) -> Pairs:
-    """As `score_pairs` has them where every response is one token long."""
+    """Build `Pairs` as `score_pairs` does for responses of one token."""
     return Pairs(
         policy_chosen,
         policy_rejected,
@@ -116,7 +116,7 @@ def pairs_of(
 
 
 def every_setting() -> list[Dpo]:
-    """Each loss with all that it can be set to."""
+    """Return each loss with each of its settings."""
     settings = []
     for name, needs in LOSSES.items():
         settings.append(Dpo(loss=name, beta=0.7))
@@ -127,14 +127,13 @@ def every_setting() -> list[Dpo]:
     return settings
 
 
-def named(dpo: Dpo) -> str:
-    stated = dpo.model_dump(exclude_defaults=True, exclude={"beta"})
-    return "-".join(map(str, stated.values())) or "sigmoid"
+def setting_id(dpo: Dpo) -> str:
+    changed = dpo.model_dump(exclude_defaults=True, exclude={"beta"})
+    return "-".join(map(str, changed.values())) or "sigmoid"
 
 
-@pytest.mark.parametrize("dpo", every_setting(), ids=named)
-def test_gradients_are_those_of_the_losses(dpo: Dpo) -> None:
-    """By finite differences; the policy's two are what is differentiated."""
+@pytest.mark.parametrize("dpo", every_setting(), ids=setting_id)
+def test_gradients_match_finite_differences(dpo: Dpo) -> None:
     fields = some_pairs()
 
     def losses(policy_chosen: Tensor, policy_rejected: Tensor) -> Tensor:
@@ -145,9 +144,9 @@ def test_gradients_are_those_of_the_losses(dpo: Dpo) -> None:
     assert torch.autograd.gradcheck(losses, policy)
 
 
-@pytest.mark.parametrize("dpo", every_setting(), ids=named)
-def test_hopeless_and_finished_pairs_stay_finite(dpo: Dpo) -> None:
-    """Responses of some thousand tokens, all of them certain or next to impossible."""
+@pytest.mark.parametrize("dpo", every_setting(), ids=setting_id)
+def test_extreme_log_probs_stay_finite(dpo: Dpo) -> None:
+    """Responses of thousands of tokens, all certain or almost impossible."""
     policy = -1e5 * torch.tensor([[1.0, 0, 1, 0], [0, 1, 1, 0]], dtype=torch.float64)
     policy.requires_grad_()
     nothing = torch.zeros(4, dtype=torch.float64)
@@ -158,15 +157,15 @@ def test_hopeless_and_finished_pairs_stay_finite(dpo: Dpo) -> None:
     assert policy.grad.float().isfinite().all()
 
 
-# --- what the golden file has not ----------------------------------------------------------------
+# --- losses that the golden file does not contain ------------------------------------------------
 
 
 def log_sigmoid(x: float) -> float:
     return -math.log1p(math.exp(-x))
 
 
-def by_hand(formula: Callable[[float, float, float, float], float], dpo: Dpo) -> None:
-    """Compare with a formula of one pair's four log-probs, in plain Python."""
+def compare_with(formula: Callable[[float, float, float, float], float], dpo: Dpo) -> None:
+    """Compare with a formula of a pair's four log-probs in plain Python."""
     fields = some_pairs()
     ours = pair_losses(pairs_of(**fields, dpo=dpo), dpo).tolist()
     rows = zip(*(field.tolist() for field in fields.values()), strict=True)
@@ -177,14 +176,14 @@ def test_dpo_positive() -> None:
     def formula(pc: float, pr: float, rc: float, rr: float) -> float:
         return -log_sigmoid(0.3 * (pc - rc - (pr - rr) - 5 * max(0.0, rc - pc)))
 
-    by_hand(formula, Dpo(loss="dpop", beta=0.3, dpop_lambda=5.0))
+    compare_with(formula, Dpo(loss="dpop", beta=0.3, dpop_lambda=5.0))
     falling = some_pairs()["policy_chosen"] < some_pairs()["reference_chosen"]
     assert falling.any()
     assert not falling.all()
 
 
 def test_simpo() -> None:
-    by_hand(
+    compare_with(
         lambda pc, pr, rc, rr: -log_sigmoid(2 * pc - 2 * pr - 1.4),
         Dpo(loss="simpo", beta=2.0, simpo_gamma=1.4),
     )
@@ -194,7 +193,7 @@ def test_orpo() -> None:
     def odds(logp: float) -> float:
         return math.exp(logp) / (1 - math.exp(logp))
 
-    by_hand(
+    compare_with(
         lambda pc, pr, rc, rr: -pc - 0.2 * log_sigmoid(math.log(odds(pc) / odds(pr))),
         Dpo(loss="orpo", beta=0.2),
     )
@@ -205,10 +204,10 @@ def test_conservative_dpo() -> None:
         u = 0.4 * (pc - pr - (rc - rr))
         return -0.9 * log_sigmoid(u) - 0.1 * log_sigmoid(-u)
 
-    by_hand(formula, Dpo(beta=0.4, label_smoothing=0.1))
+    compare_with(formula, Dpo(beta=0.4, label_smoothing=0.1))
 
 
-def test_the_derivative_of_dpo_is_the_one_of_the_paper() -> None:
+def test_derivative_of_dpo_matches_the_paper() -> None:
     dpo, fields = Dpo(beta=0.7), some_pairs(16, scale=40)
     fields["policy_chosen"].requires_grad_()
     pairs = pairs_of(**fields, dpo=dpo)
@@ -218,8 +217,8 @@ def test_the_derivative_of_dpo_is_the_one_of_the_paper() -> None:
     assert torch.allclose(fields["policy_chosen"].grad, expected, rtol=1e-12, atol=0)
 
 
-def test_flipped_labels_average_out_of_robust_dpo() -> None:
-    """The mean over flips with the assumed probability is the loss of the true labels."""
+def test_robust_dpo_is_unbiased_under_flipped_labels() -> None:
+    """Expected loss over flips with the assumed probability equals the loss of the true labels."""
     noise, fields = 0.2, some_pairs()
     flipped = {
         name: fields[name.replace(side, other)]
@@ -234,8 +233,8 @@ def test_flipped_labels_average_out_of_robust_dpo() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES[name].whole_batch])
-def test_losses_of_whole_batches_are_no_means_over_pairs(name: LossName) -> None:
-    """That is why they are computed as they are; all others may be dealt out anew."""
+def test_whole_batch_losses_are_not_means_over_pairs(name: LossName) -> None:
+    """So their micro-batches must not be regrouped, while those of other losses may."""
     dpo, fields = Dpo(loss=name), some_pairs()
     fields["tokens"] = torch.arange(1.0, 7.0, dtype=torch.float64)
 
@@ -248,7 +247,7 @@ def test_losses_of_whole_batches_are_no_means_over_pairs(name: LossName) -> None
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if not LOSSES[name].whole_batch])
-def test_all_other_losses_are(name: LossName) -> None:
+def test_all_other_losses_are_means_over_pairs(name: LossName) -> None:
     dpo, fields = Dpo(loss=name), some_pairs()
     whole = pair_losses(pairs_of(**fields, dpo=dpo), dpo)
     each = ({key: field[n : n + 1] for key, field in fields.items()} for n in range(6))
@@ -257,7 +256,7 @@ def test_all_other_losses_are(name: LossName) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if not LOSSES[name].reference])
-def test_losses_without_a_reference_do_not_look_at_it(name: LossName) -> None:
+def test_losses_without_a_reference_do_not_depend_on_it(name: LossName) -> None:
     dpo, fields = Dpo(loss=name), some_pairs()
     others = fields | {key: torch.zeros(6) for key in fields if key.startswith("reference")}
     ours, theirs = (pair_losses(pairs_of(**each, dpo=dpo), dpo) for each in (fields, others))
@@ -268,14 +267,14 @@ class TestDivergences:
     ratios = torch.linspace(-4, 4, 9, dtype=torch.float64)
 
     @pytest.mark.parametrize("divergence", DIVERGENCES)
-    def test_near_equality_all_are_the_log_ratio(self, divergence: Any) -> None:
-        """f'' (1) = 1, or 1/2 for Jensen-Shannon: the same pull for policies that agree."""
+    def test_near_equality_every_divergence_is_the_log_ratio(self, divergence: Any) -> None:
+        """f''(1) is 1, or 1/2 for Jensen-Shannon, so equal policies get the same gradient."""
         slope = 0.5 if divergence == "js_divergence" else 1.0
         small = torch.tensor([-1e-6, 0.0, 1e-6], dtype=torch.float64)
         scores = divergence_scores(small, Dpo(f_divergence_type=divergence))
         assert scores.tolist() == pytest.approx((slope * small).tolist(), abs=1e-11)
 
-    def test_alpha_is_the_forward_kl_at_0_and_the_reverse_at_1(self) -> None:
+    def test_alpha_divergence_is_forward_kl_at_0_and_reverse_kl_at_1(self) -> None:
         def alpha(coefficient: float) -> Tensor:
             dpo = Dpo(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=coefficient)
             return divergence_scores(self.ratios, dpo)

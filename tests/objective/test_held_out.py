@@ -1,4 +1,4 @@
-"""Figures of held-out pairs against a plain computation, and intervals against known ones."""
+"""Metrics of held-out pairs against a plain computation, and intervals against published ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAIRS, TIME = 7, 9
 
 
 def scores() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probs of policy and reference, entropies, and a mask with odd lengths."""
+    """Return log-probs of policy and reference, entropies, and a mask with random lengths."""
     generator = torch.Generator().manual_seed(4)
     policy, reference, entropies = (
         torch.randn(2 * PAIRS, TIME, generator=generator, dtype=torch.float64) for _ in range(3)
@@ -32,9 +32,9 @@ def scores() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return policy, reference, entropies.abs(), torch.arange(TIME) < lengths
 
 
-def slowly(pair: int, beta: float, reduction: Reduction) -> dict[str, float]:
-    """The same with lists and loops."""
-    policy, reference, entropies, mask = (its.tolist() for its in scores())
+def plain_metrics(pair: int, beta: float, reduction: Reduction) -> dict[str, float]:
+    """Compute the metrics of a pair with lists and loops."""
+    policy, reference, entropies, mask = (tensor.tolist() for tensor in scores())
 
     def tokens(table: list[list[float]], row: int) -> list[float]:
         return [value for value, kept in zip(table[row], mask[row], strict=True) if kept]
@@ -47,12 +47,12 @@ def slowly(pair: int, beta: float, reduction: Reduction) -> dict[str, float]:
         side: beta * (logp(policy, row) - logp(reference, row)) for side, row in sides.items()
     }
     margin = rewards["chosen"] - rewards["rejected"]
-    drift = {
+    log_ratios = {
         side: [p - r for p, r in zip(tokens(policy, row), tokens(reference, row), strict=True)]
         for side, row in sides.items()
     }
-    squares = [statistics.mean(d * d / 2 for d in its) for its in drift.values()]
-    undecided = [statistics.mean(tokens(entropies, row)) for row in sides.values()]
+    squares = [statistics.mean(d * d / 2 for d in ratios) for ratios in log_ratios.values()]
+    entropy = [statistics.mean(tokens(entropies, row)) for row in sides.values()]
     return {
         "loss": math.log1p(math.exp(-margin)),
         "rewards/chosen": rewards["chosen"],
@@ -61,31 +61,32 @@ def slowly(pair: int, beta: float, reduction: Reduction) -> dict[str, float]:
         "rewards/accuracies": float(margin > 0),
         "logps/chosen": logp(policy, sides["chosen"]),
         "logps/rejected": logp(policy, sides["rejected"]),
-        "margin_per_token": statistics.mean(drift["chosen"]) - statistics.mean(drift["rejected"]),
+        "margin_per_token": statistics.mean(log_ratios["chosen"])
+        - statistics.mean(log_ratios["rejected"]),
         "kl": statistics.mean(squares),
         "logps/accuracies": float(logp(policy, sides["chosen"]) > logp(policy, sides["rejected"])),
         "ref_logps/accuracies": float(
             logp(reference, sides["chosen"]) > logp(reference, sides["rejected"])
         ),
         "token_logps/chosen": statistics.mean(tokens(policy, sides["chosen"])),
-        "entropy": statistics.mean(undecided),
+        "entropy": statistics.mean(entropy),
     }
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_each_pair_is_what_a_plain_computation_says(reduction: Reduction) -> None:
+def test_metrics_match_a_plain_computation(reduction: Reduction) -> None:
     policy, reference, entropies, mask = scores()
     table = score_held_out_pairs(
         policy, reference, entropies, mask, Dpo(beta=0.7, reduction=reduction)
     )
     assert table.shape == (PAIRS, len(HELD_OUT_METRICS))
     for pair, row in enumerate(table.tolist()):
-        expected = slowly(pair, 0.7, reduction)
+        expected = plain_metrics(pair, 0.7, reduction)
         assert list(expected) == list(HELD_OUT_METRICS)
         assert row == pytest.approx(list(expected.values()), abs=1e-12)
 
 
-def test_groups_that_divide_the_pairs_add_up_to_them() -> None:
+def test_means_of_groups_add_up_to_the_mean_of_all() -> None:
     table = score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))
     parts = [summarize(table[:2]), summarize(table[2:3]), summarize(table[3:])]
     whole = summarize(table)
@@ -96,20 +97,20 @@ def test_groups_that_divide_the_pairs_add_up_to_them() -> None:
         assert total / PAIRS == pytest.approx(mean, abs=1e-12)
 
 
-def test_the_interval_of_a_mean_is_the_normal_one() -> None:
+def test_interval_of_a_mean_is_normal() -> None:
     table = score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))
     summary = summarize(table)
-    margins_per_token = table[:, HELD_OUT_METRICS.index("margin_per_token")].tolist()
-    reach = 1.96 * statistics.stdev(margins_per_token) / math.sqrt(PAIRS)
+    margins = table[:, HELD_OUT_METRICS.index("margin_per_token")].tolist()
+    half_width = 1.96 * statistics.stdev(margins) / math.sqrt(PAIRS)
     assert summary["margin_per_token/low"] == pytest.approx(
-        summary["margin_per_token"] - reach, rel=1e-3
+        summary["margin_per_token"] - half_width, rel=1e-3
     )
     assert summary["margin_per_token/high"] == pytest.approx(
-        summary["margin_per_token"] + reach, rel=1e-3
+        summary["margin_per_token"] + half_width, rel=1e-3
     )
 
 
-def test_one_pair_has_no_interval_but_for_its_shares() -> None:
+def test_single_pair_has_intervals_of_shares_only() -> None:
     summary = summarize(score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))[:1])
     intervals = {name.removesuffix("/low") for name in summary if name.endswith("/low")}
     assert intervals == {"rewards/accuracies", "logps/accuracies", "ref_logps/accuracies"}
@@ -126,5 +127,5 @@ def test_one_pair_has_no_interval_but_for_its_shares() -> None:
         (1.0, 20, (0.8389, 1.0)),
     ],
 )
-def test_wilsons_interval(share: float, count: int, expected: tuple[float, float]) -> None:
+def test_wilson_interval(share: float, count: int, expected: tuple[float, float]) -> None:
     assert wilson_interval(share, count) == pytest.approx(expected, abs=5e-5)

@@ -1,4 +1,4 @@
-"""The head's log-probs against log-softmax and gather, values and gradients."""
+"""Fused head log-probs against log-softmax and gather: values and gradients."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ from dpo_cli.objective.logps import (
 )
 
 
-def both(
+def fused_and_plain(
     dtype: torch.dtype, scaling: float
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Log-probs and both gradients, by `head_logps` and by autograd over every logit."""
+    """Return log-probs and both gradients, from `head_logps` and from autograd over all logits."""
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(23, 12, generator=generator, dtype=torch.float64).to(dtype)
     weight = torch.randn(41, 12, generator=generator, dtype=torch.float64).to(dtype)
     labels = torch.randint(41, (23,), generator=generator)
-    worth = torch.randn(23, generator=generator, dtype=torch.float64)
+    upstream = torch.randn(23, generator=generator, dtype=torch.float64)
     results = []
     for fused in (True, False):
         inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         if fused:
-            answer = head_logps(*inputs, labels, logits_scaling=scaling)
+            output = head_logps(*inputs, labels, logits_scaling=scaling)
         else:
-            answer = gather_logps(inputs[0] @ inputs[1].T / scaling, labels)
-        gradients = torch.autograd.grad((answer * worth).sum(), inputs)
-        results.append((answer.detach(), *gradients))
+            output = gather_logps(inputs[0] @ inputs[1].T / scaling, labels)
+        gradients = torch.autograd.grad((output * upstream).sum(), inputs)
+        results.append((output.detach(), *gradients))
     return results[0], results[1]
 
 
 @pytest.mark.parametrize("scaling", [1.0, 3.0])
 @pytest.mark.parametrize("chunk_elements", [1, 200, 1 << 24])
-def test_they_agree_in_float64(
+def test_fused_equals_plain_in_float64(
     scaling: float, chunk_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logps, "_CHUNK_ELEMENTS", chunk_elements)
-    for fused, plain in zip(*both(torch.float64, scaling), strict=True):
+    for fused, plain in zip(*fused_and_plain(torch.float64, scaling), strict=True):
         assert torch.allclose(fused, plain, rtol=0, atol=1e-13)
 
 
-def test_they_agree_in_float32_and_half_precision_is_widened() -> None:
-    for fused, plain in zip(*both(torch.float32, 1.0), strict=True):
+def test_fused_equals_plain_in_float32_and_bfloat16() -> None:
+    for fused, plain in zip(*fused_and_plain(torch.float32, 1.0), strict=True):
         assert torch.allclose(fused, plain, rtol=0, atol=1e-5)
-    fused, plain = both(torch.bfloat16, 1.0)
+    fused, plain = fused_and_plain(torch.bfloat16, 1.0)
     assert fused[0].dtype == torch.float32
-    for ours, autograds in zip(fused, plain, strict=True):
-        assert (ours - autograds).abs().max() <= 0.02 * autograds.abs().max()
+    for actual, expected in zip(fused, plain, strict=True):
+        assert (actual - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
-def test_sure_tokens_keep_their_small_gradient_in_half_precision() -> None:
-    """At p = 0.9995 the gradient is 1 - p, which p in bfloat16 would round to nought."""
+def test_small_gradients_of_confident_tokens_survive_bfloat16() -> None:
+    """At p = 0.9995 the gradient is 1 - p, which is 0 if p is rounded to bfloat16."""
     hidden = torch.eye(2, dtype=torch.bfloat16)[:1].requires_grad_()
     weight = torch.tensor([[7.5, 0.0], [0.0, 0.0]], dtype=torch.bfloat16)
     logp = head_logps(hidden, weight, torch.tensor([0]))
@@ -68,17 +68,15 @@ def test_sure_tokens_keep_their_small_gradient_in_half_precision() -> None:
     assert gradient[0, 0].item() == pytest.approx(expected, rel=0.01)
 
 
-def test_without_gradients_it_is_the_same_bits() -> None:
-    """The reference runs without, the policy with: their difference begins at 0 exactly."""
+def test_forward_is_bitwise_equal_with_and_without_gradients() -> None:
+    """The policy runs with gradients, the reference without; at the start they must be equal."""
     hidden, weight, labels = torch.randn(30, 8), torch.randn(50, 8), torch.randint(50, (30,))
     with_gradients = head_logps(hidden.clone().requires_grad_(), weight, labels)
     assert torch.equal(with_gradients.detach(), head_logps(hidden, weight, labels))
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 200, 1 << 24])
-def test_entropies_are_those_of_the_softmax(
-    chunk_elements: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_entropies_match_the_softmax(chunk_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logps, "_CHUNK_ELEMENTS", chunk_elements)
     generator = torch.Generator().manual_seed(3)
     hidden, weight = (
@@ -89,17 +87,17 @@ def test_entropies_are_those_of_the_softmax(
     logits_before = logits.clone()
     p = logits.softmax(dim=-1)
     expected = -(p * p.log()).sum(dim=-1)
-    fused, undecided = head_logps_and_entropies(hidden, weight, labels, logits_scaling=2.0)
+    fused, entropy = head_logps_and_entropies(hidden, weight, labels, logits_scaling=2.0)
     assert torch.equal(fused, head_logps(hidden, weight, labels, logits_scaling=2.0))
-    assert torch.allclose(undecided, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(entropy, expected, rtol=0, atol=1e-12)
     mask = (torch.arange(30) % 3 > 0).view(5, 6)
     plain = entropies(logits.view(5, 6, 50), mask)
     assert torch.allclose(plain, torch.where(mask, expected.view(5, 6), 0.0), rtol=0, atol=1e-12)
     assert torch.equal(logits, logits_before)
 
 
-def test_entropies_of_what_is_sure_and_of_what_cannot_be() -> None:
-    sure = torch.tensor([[0.0, -torch.inf, -1e4], [3.0, 3.0, -torch.inf]], dtype=torch.bfloat16)
-    undecided = entropies(sure, torch.ones(2, dtype=torch.bool))
-    assert undecided.dtype == torch.float32
-    assert undecided.tolist() == pytest.approx([0.0, math.log(2)], abs=1e-6)
+def test_entropies_with_certain_and_impossible_tokens() -> None:
+    logits = torch.tensor([[0.0, -torch.inf, -1e4], [3.0, 3.0, -torch.inf]], dtype=torch.bfloat16)
+    entropy = entropies(logits, torch.ones(2, dtype=torch.bool))
+    assert entropy.dtype == torch.float32
+    assert entropy.tolist() == pytest.approx([0.0, math.log(2)], abs=1e-6)

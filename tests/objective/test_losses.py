@@ -1,4 +1,4 @@
-"""Losses and gradients against golden/dpo_loss, which the reference scripts computed."""
+"""Losses and gradients against golden/dpo_loss, computed by the reference scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUM = Dpo(beta=0.5, reduction="sum")
 
 
 @pytest.mark.parametrize("version", REDUCTIONS)
-def test_losses_and_gradients_are_the_golden_ones(golden: Path, version: str) -> None:
+def test_losses_and_gradients_are_golden(golden: Path, version: str) -> None:
     cases = json.loads((golden / f"dpo_loss/{version}.json").read_text())["cases"]
     tensors = load_file(golden / f"dpo_loss/{version}.safetensors")
     compared = 0
@@ -47,7 +47,7 @@ def test_losses_and_gradients_are_the_golden_ones(golden: Path, version: str) ->
     assert compared >= 5
 
 
-def test_gathered_logps_are_the_golden_ones(golden: Path) -> None:
+def test_gathered_logps_are_golden(golden: Path) -> None:
     tensors = load_file(golden / "dpo_loss/seed.safetensors")
     gather = {key.removeprefix("gather."): t for key, t in tensors.items() if "gather." in key}
     logits, labels = gather.pop("logits"), gather.pop("labels")
@@ -55,7 +55,7 @@ def test_gathered_logps_are_the_golden_ones(golden: Path) -> None:
     assert (gather_logps(logits, labels.long()) - expected).abs().max() < BOUND
 
 
-def test_half_precision_logits_are_widened_first() -> None:
+def test_half_precision_logits_are_widened_before_the_softmax() -> None:
     logits = torch.randn(5, 6400, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(5)
     half = gather_logps(logits.bfloat16(), labels)
@@ -77,40 +77,40 @@ class TestScores:
         assert scores.rewards_chosen.tolist() == [0.5, 0.0]
         assert scores.rewards_rejected.tolist() == [-0.5, 0.0]
         assert scores.margins.tolist() == [1.0, 0.0]
-        assert scores.accuracies.tolist() == [1.0, 0.0]  # an equal pair is not accurate
+        assert scores.accuracies.tolist() == [1.0, 0.0]  # a tie is not accurate
         assert scores.logps_chosen.tolist() == [-3.0, -3.0]
         assert scores.metric_sums()["rewards/margins"].item() == 1.0
 
-    def test_gap_and_drift_are_per_token_whatever_the_reduction(self) -> None:
+    def test_margin_per_token_and_kl_do_not_depend_on_beta_or_reduction(self) -> None:
         by_sum, by_mean = (
             score_pairs(self.policy, self.reference, self.mask, dpo)
             for dpo in (SUM, Dpo(beta=7.0, reduction="mean"))
         )
         assert by_sum.margins_per_token.tolist() == by_mean.margins_per_token.tolist() == [1.0, 0.0]
-        assert by_sum.kl.tolist() == [0.25, 0.0]  # one token in two has moved by a nat
+        assert by_sum.kl.tolist() == [0.25, 0.0]  # one token of two moved by 1 nat
 
-    def test_what_is_masked_has_no_say(self) -> None:
-        spoilt = torch.where(self.mask, self.policy, torch.full_like(self.policy, float("inf")))
+    def test_masked_tokens_do_not_count(self) -> None:
+        with_inf = torch.where(self.mask, self.policy, torch.full_like(self.policy, float("inf")))
         clean, other = (
             score_pairs(policy, self.reference, self.mask, Dpo(beta=0.5)).metric_sums()
-            for policy in (self.policy, spoilt)
+            for policy in (self.policy, with_inf)
         )
         assert {k: v.item() for k, v in clean.items()} == {k: v.item() for k, v in other.items()}
 
     @pytest.mark.parametrize("loss", ["hinge", "ipo", "aot", "bco_pair", "sft", "dpop"])
-    def test_the_figures_mean_the_same_whatever_the_loss(self, loss: LossName) -> None:
+    def test_metrics_do_not_depend_on_the_loss(self, loss: LossName) -> None:
         plain = score_pairs(self.policy, self.reference, self.mask, Dpo(beta=0.5)).metric_sums()
         other = [Dpo(beta=0.5, loss=["sigmoid", loss])]
         if loss in ("hinge", "ipo"):
             other.append(Dpo(beta=0.5, loss=loss, f_divergence_type="js_divergence", ld_alpha=0.1))
         for dpo in other:
-            figures = score_pairs(self.policy, self.reference, self.mask, dpo).metric_sums()
-            assert figures.pop("loss") != plain["loss"]
-            assert all(plain[name] == value for name, value in figures.items())
-            assert len(figures) == len(plain) - 1
+            sums = score_pairs(self.policy, self.reference, self.mask, dpo).metric_sums()
+            assert sums.pop("loss") != plain["loss"]
+            assert all(plain[name] == value for name, value in sums.items())
+            assert len(sums) == len(plain) - 1
 
-    def test_without_a_reference_a_reward_is_the_policys_own(self) -> None:
-        """SimPO, eq. 4; there is nothing to have moved away from."""
+    def test_rewards_without_a_reference(self) -> None:
+        """SimPO, eq. 4; metrics that need a reference are None."""
         nothing = torch.zeros_like(self.reference)
         scores = score_pairs(self.policy, nothing, self.mask, Dpo(loss="simpo", beta=2.0))
         assert scores.rewards_chosen.tolist() == [-3.0, -2.0]
@@ -120,26 +120,26 @@ class TestScores:
         assert not {"margin_per_token", "kl"} & scores.metric_sums().keys()
 
 
-class TestLengths:
+class TestLengthWeights:
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 0, 1], [0, 1, 0, 0], [1, 1, 0, 1]]).bool()
 
-    def test_the_tokens_that_one_response_has_more_count_less(self) -> None:
+    def test_tokens_beyond_the_shorter_length_have_weight_alpha(self) -> None:
         weights = length_weights(self.mask, 0.25)
         assert weights[self.mask].tolist() == [1, 0.25, 0.25, 1, 1, 1, 1, 1, 0.25]
 
-    def test_the_mean_is_over_all_tokens_all_the_same(self) -> None:
+    def test_mean_divides_by_all_tokens(self) -> None:
         policy = -torch.arange(16.0).view(4, 4)
-        figures = {}
+        losses = {}
         for reduction in REDUCTIONS.values():
             dpo = Dpo(loss="sppo_hard", beta=0.5, reduction=reduction, ld_alpha=0.0)
-            figures[reduction] = score_pairs(policy, torch.zeros(4, 4), self.mask, dpo).losses
+            losses[reduction] = score_pairs(policy, torch.zeros(4, 4), self.mask, dpo).losses
         # chosen: the first of three tokens, -0; both of two, -5 and -7; rejected: -9; -12 and -13
-        assert figures["sum"].tolist() == [1 + 64, 13**2 + 24**2]
-        assert figures["mean"].tolist() == pytest.approx([1 + 64, 7**2 + (25 / 3 - 1) ** 2])
+        assert losses["sum"].tolist() == [1 + 64, 13**2 + 24**2]
+        assert losses["mean"].tolist() == pytest.approx([1 + 64, 7**2 + (25 / 3 - 1) ** 2])
 
 
-def test_a_pair_that_the_policy_would_write_has_a_weight_of_one() -> None:
-    """Logits of half the odds: each token is as likely as one that is drawn."""
+def test_pair_as_likely_as_samples_has_weight_one() -> None:
+    """Each token has the expected probability of a sampled token, 1/2."""
     half = torch.full((2, 3), 0.5).log()
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
     assert pair_weights(half, half, mask).item() == pytest.approx(1.0)
@@ -161,7 +161,7 @@ def test_a_pair_that_the_policy_would_write_has_a_weight_of_one() -> None:
         (Dpo(loss="simpo"), None),
     ],
 )
-def test_the_loss_where_policy_and_reference_agree(dpo: Dpo, start: float | None) -> None:
+def test_loss_at_equal_policy_and_reference(dpo: Dpo, start: float | None) -> None:
     assert loss_at_start(dpo) == (start if start is None else pytest.approx(start))
     if start is not None:
         token_logps = -torch.rand(8, 5, generator=torch.Generator().manual_seed(3))
@@ -170,13 +170,13 @@ def test_the_loss_where_policy_and_reference_agree(dpo: Dpo, start: float | None
         assert losses.tolist() == pytest.approx([start] * 4)
 
 
-def test_weighting_without_its_logits_is_refused() -> None:
+def test_weighting_without_log_sum_sq_probs_is_an_error() -> None:
     zeros = torch.zeros(2, 1)
     with pytest.raises(ValueError, match="log_sum_sq_probs"):
         score_pairs(zeros, zeros, torch.ones(2, 1).bool(), Dpo(use_weighting=True))
 
 
-def test_sums_are_accurate_where_float32_is_not() -> None:
+def test_sums_are_more_accurate_than_float32() -> None:
     generator = torch.Generator().manual_seed(2)
     token_logps = -5 - torch.rand(1, 2000, generator=generator)
     mask = torch.ones_like(token_logps).bool()

@@ -104,7 +104,7 @@ def test_a_file_by_a_profile(here: Path) -> None:
     assert file.owner is None
     assert file.is_own
     assert file.has_reference
-    with pytest.raises(UsageError, match=r"--profile: dense-.* is judged by its own profile"):
+    with pytest.raises(UsageError, match=r"--profile: dense-.* is evaluated with its own profile"):
         find_eval_config([model("dense")], runs_root=RUNS, profile_path=path)
 
 
@@ -125,7 +125,9 @@ def by_itself(
 
 def test_a_file_by_itself(here: Path) -> None:
     assert find_eval_config([model("rlhf_512.pth")], runs_root=RUNS) is None
-    with pytest.raises(UsageError, match=r"rlhf_512.pth: nothing says which tokenizer"):
+    with pytest.raises(
+        UsageError, match=r"rlhf_512.pth: the tokenizer of these weights is unknown"
+    ):
         by_itself()
     alone = by_itself("data.max_seq_len=99", tokenizer=Path("t"))
     assert not alone.has_reference
@@ -151,7 +153,7 @@ def test_a_loss_without_a_reference() -> None:
     settings = ["dpo.loss=simpo"]
     run = found(find_eval_config([model("dense")], runs_root=RUNS, settings=settings))
     assert not run.has_reference
-    with pytest.raises(UsageError, match=r"--reference: dpo.loss = simpo compares with none"):
+    with pytest.raises(UsageError, match=r"--reference: dpo.loss = simpo uses no reference"):
         find_eval_config(
             [model("dense")],
             runs_root=RUNS,

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from dpo_cli.run.event_writer import EventWriter, drop_torn_tail
 from dpo_cli.run.events import (
     Alert,
     Completed,
     Evaluated,
     Event,
     EventReader,
-    EventWriter,
     Exported,
     Failed,
     Planned,
@@ -29,10 +29,10 @@ from dpo_cli.run.events import (
     Stopped,
     WorkerEnded,
     WorkerStarted,
-    drop_torn_tail,
     from_json,
     history,
     to_json,
+    without_early_steps,
 )
 from tests.support.story import PLAN
 
@@ -72,7 +72,7 @@ EVENTS = [
     Sampled(
         step=1,
         optimizer_step=1,
-        samples=({"line": 1, "prompt": "a", "policy": "b", "reference": "c"},),
+        samples=({"place": "line 1", "prompt": "a", "policy": "b", "reference": "c"},),
         seconds=0.1,
     ),
     Saved(step=1, optimizer_step=1, checkpoint="g", weights="w", size_bytes=3, seconds=0.1),
@@ -174,7 +174,7 @@ def test_history_has_rows_that_a_resume_did_again_once(tmp_path: Path) -> None:
     ):
         writer.append(event)
     writer.close()
-    events = history(path)
+    events = list(history(path))
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [(event.optimizer_step, event.tokens) for event in steps] == [
         (1, 1),
@@ -183,3 +183,56 @@ def test_history_has_rows_that_a_resume_did_again_once(tmp_path: Path) -> None:
         (4, 2),
     ]
     assert len([event for event in events if isinstance(event, Evaluated)]) == 1
+
+
+def test_history_with_several_resumes(tmp_path: Path) -> None:
+    """An earlier resume may go back further than a later one, or less far."""
+    path = tmp_path / "events.jsonl"
+    events = [
+        *map(step_done, (1, 2, 3)),
+        Resumed(optimizer_step=2, step=2, checkpoint="step-00000002"),
+        *map(step_done, (3, 4)),
+        Resumed(optimizer_step=1, step=1, checkpoint="step-00000001"),
+        *map(step_done, (2, 3, 4)),
+        Resumed(optimizer_step=3, step=3, checkpoint="step-00000003"),
+        step_done(4),
+    ]
+    path.write_text("".join(to_json(event) + "\n" for event in events))
+    assert list(history(path)) == [events[0], *events[6:9], *events[10:]]
+    events.append(Resumed(optimizer_step=0, step=0, checkpoint=""))
+    path.write_text("".join(to_json(event) + "\n" for event in events))
+    assert list(history(path)) == [events[-1]]
+
+
+def test_early_steps_are_left_out_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    saved = Saved(step=5, optimizer_step=5, checkpoint="c", weights="w", size_bytes=1, seconds=1.0)
+    events = [EVENTS[0], *map(step_done, range(1, 6)), saved, *map(step_done, range(6, 10))]
+    path.write_text("".join(to_json(event) + "\n" for event in events) + '{"event": "StepDone"')
+    kept = list(without_early_steps(path, 2))
+    assert kept == [EVENTS[0], events[4], events[5], saved, events[-2], events[-1]]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '"Alert"',
+        '{"event": []}',
+        '{"event": "Alert", "code": 1, "message": "m"}',
+        '{"event": "Alert", "code": "c"}',
+        to_json(step_done(1)).replace('"step": 1', '"step": true'),
+        to_json(step_done(1)).replace('"step": 1', '"step": 1.5'),
+        to_json(step_done(1)).replace('"metrics": {', '"metrics": {"kl": "low", '),
+        to_json(step_done(1, losses=())).replace('"losses": []', '"losses": {}'),
+        to_json(EVENTS[2]).replace('"version"', '"edition"'),
+        to_json(EVENTS[2]).replace('"parameters": ', '"parameters": "many", "_": '),
+    ],
+)
+def test_a_line_that_is_no_event_is_skipped_and_counted(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(f"{line}\n{to_json(EVENTS[0])}\n")
+    reader = EventReader(path)
+    assert list(reader.read_new()) == [EVENTS[0]]
+    assert reader.skipped_lines == 1
+    assert list(history(path)) == list(without_early_steps(path, 1)) == [EVENTS[0]]

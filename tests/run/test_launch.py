@@ -15,12 +15,12 @@ import pytest
 
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import (
     Alert,
     Completed,
     Event,
     EventReader,
-    EventWriter,
     Planned,
     Stopped,
     WorkerEnded,
@@ -32,6 +32,7 @@ from tests.support.story import PLAN, plan_source
 PREAMBLE = """
 import os, signal, sys, time
 from pathlib import Path
+from dpo_cli.run.event_writer import *
 from dpo_cli.run.events import *
 run = Path(sys.argv[1])
 stream = EventWriter(run / "events.jsonl")
@@ -279,7 +280,7 @@ def test_death_by_a_signal_names_it_the_last_good_state_and_the_way_on(run: RunD
         launch(run, PLANNED + "os.kill(os.getpid(), signal.SIGKILL)")
     assert caught.value.exit_code is ExitCode.FAILED
     assert "train.batch_size" in caught.value.message
-    assert caught.value.remedy == f"go on with: dpo resume {run.designation}"
+    assert caught.value.remedy == f"Continue with: dpo resume {run.designation}"
     assert any("step-00000008 is damaged" in detail for detail in caught.value.details)
     assert any("step-00000004, after optimizer step 4" in d for d in caught.value.details)
     assert (ending(run).exit_code, ending(run).signal) == (137, signal.SIGKILL)

@@ -50,10 +50,10 @@ def test_a_folder_here_goes_before_a_runs_name() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("out/rlhf_511.pth", r"out/rlhf_511.pth: no such file \| out holds rlhf_512.pth"),
+        ("out/rlhf_511.pth", r"out/rlhf_511.pth: no such file \| out contains rlhf_512.pth"),
         ("gone/rlhf_512.pth", r"gone/rlhf_512.pth: no such file \| $"),
         ("out", r"there is no run 'out' in runs"),
-        ("./out/", r"neither a run nor a model: .* \| it holds rlhf_512.pth: name one"),
+        ("./out/", r"neither a run nor a model: .* \| Name a file in it: rlhf_512.pth"),
         ("notes/x", r"notes/x: no such file or folder"),
         ("densy", r"there is no run 'densy' in runs \| did you mean dense"),
     ],
@@ -74,7 +74,9 @@ def test_the_tokenizer_is_the_stated_one_or_that_of_the_first_model_with_one() -
         tokenizer_of([file, folder, run], None)
     with pytest.raises(UsageError, match=r"--tokenizer: hf has no tokenizer.json"):
         tokenizer_of([run], Path("hf"))
-    with pytest.raises(UsageError, match=r"out/rlhf_512.pth: nothing says which tokenizer"):
+    with pytest.raises(
+        UsageError, match=r"out/rlhf_512.pth: the tokenizer of these weights is unknown"
+    ):
         tokenizer_of([file, folder], None)
     for each in Path("t").iterdir():
         each.rename(Path("hf") / each.name)

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Failed, Resumed, Stopped, WorkerEnded, WorkerStarted
-from dpo_cli.run.summary import RunState, summarize
+from dpo_cli.run.lookup import find_run, find_runs
+from dpo_cli.run.plan import OtherVersionError
+from dpo_cli.run.summary import summarize
+from dpo_cli.run.view import RunState
 from tests.support import story
 
 AGAIN = WorkerStarted(pid=8, device="cpu", device_name="", dtype="float32", versions={})
@@ -74,3 +78,21 @@ def test_a_line_that_is_being_written_waits(tmp_path: Path) -> None:
     assert summarize(run).step == 110
     later = dataclasses.replace(AGAIN, elapsed_seconds=1.0)
     assert summarize(story.write(tmp_path, "moe", later)).step == 0
+
+
+def test_a_run_of_another_version_is_listed_and_does_not_load(tmp_path: Path) -> None:
+    run = story.write(tmp_path, "dense", *TRAINED)
+    earlier = RunDirectory.create(tmp_path, "earlier", "")
+    earlier.checkpoints_path.rename(earlier.path / "generations")
+    later = RunDirectory.create(tmp_path, "later", "")
+    later.plan_path.write_text('{"version": 99}')
+    states = {each.profile_name: summarize(each).state for each in find_runs(tmp_path)}
+    assert states == {
+        "dense": RunState.KILLED,
+        "earlier": RunState.OTHER_VERSION,
+        "later": RunState.OTHER_VERSION,
+    }
+    assert find_run(tmp_path, "dense") == run
+    for name in ("earlier", "later"):
+        with pytest.raises(OtherVersionError, match=f"written by an? {name} version of dpo"):
+            find_run(tmp_path, name)

@@ -18,7 +18,7 @@ from dpo_cli.run.events import (
     WorkerEnded,
     WorkerStarted,
 )
-from dpo_cli.run.view import RECENT_STEPS, RunView, State
+from dpo_cli.run.view import RECENT_STEPS, RunState, RunView
 from tests.support import story
 
 STARTED = WorkerStarted(pid=8, device="cpu", device_name="", dtype="float32", versions={})
@@ -39,54 +39,54 @@ def test_the_states_of_a_whole_run() -> None:
         if view.state is not states[-1]:
             states.append(view.state)
     assert states == [
-        State.STARTING,
-        State.PREPARING,
-        State.EVALUATING,
-        State.TRAINING,
-        State.EVALUATING,
-        State.SAVING,
-        State.COMPLETED,
+        RunState.STARTING,
+        RunState.PREPARING,
+        RunState.EVALUATING,
+        RunState.TRAINING,
+        RunState.EVALUATING,
+        RunState.SAVING,
+        RunState.COMPLETED,
     ]
 
 
 def test_an_evaluation_is_seen_before_training_and_within_it() -> None:
     started, encoding, *planned = story.preparation()
-    assert seen(started, encoding).state is State.PREPARING
-    assert seen(started, encoding, *planned).state is State.EVALUATING
+    assert seen(started, encoding).state is RunState.PREPARING
+    assert seen(started, encoding, *planned).state is RunState.EVALUATING
 
     half = Progress(phase=EVALUATION, done=42, total=84, unit="pairs")
     view = seen(*story.preparation(), *story.training(0, 10), story.at(40, half))
-    assert view.state is State.EVALUATING
+    assert view.state is RunState.EVALUATING
     for event in story.training(10, 12):
         view.take(event)
-    assert view.state is State.TRAINING
+    assert view.state is RunState.TRAINING
 
 
 @pytest.mark.parametrize(
     ("event", "state"),
     [
-        (Stopped(reason="interrupted", step=10, optimizer_step=5), State.STOPPED),
-        (Failed(message="m"), State.FAILED),
-        (WorkerEnded(exit_code=1), State.FAILED),
-        (WorkerEnded(exit_code=137, signal=9), State.KILLED),
-        (Completed(step=10, optimizer_step=5, weights="w"), State.COMPLETED),
+        (Stopped(reason="interrupted", step=10, optimizer_step=5), RunState.STOPPED),
+        (Failed(message="m"), RunState.FAILED),
+        (WorkerEnded(exit_code=1), RunState.FAILED),
+        (WorkerEnded(exit_code=137, signal=9), RunState.KILLED),
+        (Completed(step=10, optimizer_step=5, weights="w"), RunState.COMPLETED),
     ],
 )
-def test_ends_and_new_starts(event: Event, state: State) -> None:
+def test_ends_and_new_starts(event: Event, state: RunState) -> None:
     view = seen(*story.preparation(), *story.training(0, 10), story.at(40, event))
     assert view.state is state
     view.take(WorkerEnded(exit_code=1))
     assert view.state is state
     view.take(STARTED)
-    assert view.state is State.PREPARING
+    assert view.state is RunState.PREPARING
 
 
 def test_a_stop_that_was_asked_for_shows_until_it_is_done() -> None:
     view = seen(*story.preparation(), *story.training(0, 10))
     view.is_stopping = True
-    assert view.state is State.STOPPING
+    assert view.state is RunState.STOPPING
     view.take(Stopped(reason="interrupted", step=10, optimizer_step=5))
-    assert view.state is State.STOPPED
+    assert view.state is RunState.STOPPED
 
 
 def test_elapsed_counts_all_starts_and_no_pauses() -> None:

@@ -84,7 +84,7 @@ class Run:
 
     @property
     def events(self) -> list[Event]:
-        return history(self.directory.events_path)
+        return list(history(self.directory.events_path))
 
     @property
     def steps(self) -> list[StepDone]:

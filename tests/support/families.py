@@ -1,4 +1,4 @@
-"""Tiny random models of other families than MiniMind's, by plain transformers configurations."""
+"""Tiny random models of many families in transformers."""
 
 from __future__ import annotations
 
@@ -72,9 +72,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build(family: str, vocab_size: int = VOCABULARY) -> PreTrainedModel:
-    """A model of a family in float32, whose weights are the same at every call, and large.
+    """Build a model of a family in float32 with fixed random weights.
 
-    What is small at the start of a training would hide what attention does wrong.
+    The weights are large: with a small initialization, attention hardly changes the logits, and
+    errors in it would go unnoticed.
     """
     name, settings = FAMILIES[family]
     config = getattr(transformers, name)(**{**settings, "vocab_size": vocab_size})

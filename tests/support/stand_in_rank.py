@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from dpo_cli.run.events import Alert, Completed, Event, EventWriter, Planned, Stopped, WorkerStarted
+from dpo_cli.run.event_writer import EventWriter
+from dpo_cli.run.events import Alert, Completed, Event, Planned, Stopped, WorkerStarted
 from dpo_cli.run.processes import die_with_parent
 from dpo_cli.training.worker import Signals
 from tests.support.story import PLAN

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import (
     EVALUATION,
     Alert,
     Completed,
     Evaluated,
     Event,
-    EventWriter,
     Planned,
     Progress,
     Saved,

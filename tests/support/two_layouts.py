@@ -1,4 +1,4 @@
-"""A bench for two layouts of one batch: models, pairs that are hard to pack, and a trainer."""
+"""Models, hard-to-pack pairs and a trainer, for comparing the packed and the padded layout."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ MAX_SEQ_LEN = 80
 
 
 class Float64(TorchFunctionMode):
-    """Turns every widening to float32 in the models' code into one to float64.
+    """Turn every cast to float32 in the models' code into a cast to float64.
 
-    RMS norms and routers compute in float32 whatever the weights are; a value near a rounding edge
-    would then differ by 6e-8 between layouts, and hide what this test looks for.
+    RMS norms and routers compute in float32 whatever the dtype of the weights. Values close to a
+    rounding boundary would then differ by 6e-8 between the layouts and hide errors of that size.
     """
 
     def __torch_function__(
@@ -85,7 +85,7 @@ def side(ids: Sequence[int], *spans: tuple[int, int]) -> Tokenized:
 
 
 def odd_pairs() -> list[TokenizedPair]:
-    """Everything that could go wrong when two sides share a prompt."""
+    """Return pairs with every special case of prompt sharing."""
     generator = torch.Generator().manual_seed(5)
 
     def words(count: int) -> list[int]:
@@ -122,7 +122,7 @@ def odd_pairs() -> list[TokenizedPair]:
 
 
 class Recorder:
-    """Keeps the events and the gradients of a run; never asks for anything."""
+    """Trainer hooks that record the steps and gradients of a run and request nothing."""
 
     def __init__(self) -> None:
         self.steps: list[StepDone] = []
@@ -148,7 +148,7 @@ def random_weights(model: torch.nn.Module) -> None:
 
 
 def minimind_scorer(name: str, layout: Layout) -> ResponseScorer:
-    """One of MiniMind's four, with random weights."""
+    """Build one of MiniMind's four variants with random weights."""
     architecture = ARCHITECTURES[name]
     model = build_model(architecture, empty_state(architecture))
     random_weights(model)
@@ -158,7 +158,7 @@ def minimind_scorer(name: str, layout: Layout) -> ResponseScorer:
 
 
 def family_scorer(name: str, layout: Layout) -> ResponseScorer:
-    """A model of another family; in the padded layout under an attention that is not ours."""
+    """Build a model of another family; for the padded layout with the attention of transformers."""
     model = families.build(name)
     has_experts = "Experts" in " ".join(type(module).__name__ for module in model.modules())
     if has_experts:
@@ -178,14 +178,14 @@ def make_trainer(
     dtype: torch.dtype = torch.float64,
     **dpo: Any,
 ) -> Trainer:
-    """A run of 20 steps over `odd_pairs`.
+    """Build a trainer for 20 steps over `odd_pairs`.
 
     Args:
-        make_scorer: the policy, and the reference, of a layout.
-        layout: the reference is kept in the packed one, and runs beside the policy in the other.
-        watch: gets the steps and the gradients.
+        make_scorer: builds the policy and the reference for a layout.
+        layout: "packed" caches the log-probs of the reference, "padded" runs it beside the policy.
+        hooks: records the steps and the gradients.
         dtype: of the weights.
-        dpo: keys of the profile's table.
+        dpo: keys of the profile's [dpo] table.
     """
     pairs = in_columns(odd_pairs())
     profile = Profile.model_validate(
@@ -208,14 +208,14 @@ def make_trainer(
     )
     device = Device(torch.device("cpu"), dtype)
 
-    def scorer() -> ResponseScorer:
-        made = make_scorer(layout).to(dtype)
-        made.computes_sum_sq_probs = profile.dpo.use_weighting
-        return made
+    def build_scorer() -> ResponseScorer:
+        scorer = make_scorer(layout).to(dtype)
+        scorer.computes_sum_sq_probs = profile.dpo.use_weighting
+        return scorer
 
-    policy = scorer()
-    # The names of the weights on disk; of another family's shape only the experts matter: with them
-    # micro-batches are not regrouped.
+    policy = build_scorer()
+    # For other families a MiniMind architecture stands in: the trainer only needs to know if there
+    # are experts, whose micro-batches must not be regrouped.
     start = to_disk_names(policy.model, policy.model.state_dict())
     shape = ARCHITECTURES["minimind3" if policy.aux_loss_kind is None else "minimind3-moe"]
     weights = ModelWeights(shape, dict(start), dtype, "")
@@ -234,11 +234,13 @@ def make_trainer(
     if not profile.dpo.needs_reference:
         reference: Any = kept.NoReference()
     elif layout == "padded":
-        reference = kept.LiveReference(scorer(), device)
+        reference = kept.LiveReference(build_scorer(), device)
     else:
-        reference = kept.CachedReference(pairs, inputs.order.micro_batches_of(0), device, scorer)
-    # Momentum-free SGD keeps the trajectory a smooth function of the gradients, which it follows
-    # step by step; Adam would divide by gradients that are nought but rounding.
+        reference = kept.CachedReference(
+            pairs, inputs.order.micro_batches_of(0), device, build_scorer
+        )
+    # With SGD the trajectory is a smooth function of the gradients. Adam would divide by gradients
+    # that are rounding errors only, and amplify them.
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     optimizer.register_step_pre_hook(
         lambda *_: hooks.gradients.append(

@@ -13,7 +13,7 @@ from tests.support.terminal import Terminal
 CHAT = """
 import sys, time
 from dpo_cli.commands.chat import ROLES, _converse
-from dpo_cli.commands.session import plain_console
+from dpo_cli.commands.console import plain_console
 from dpo_cli.errors import DpoError
 from dpo_cli.ui.terminal.chat import ChatScreen
 

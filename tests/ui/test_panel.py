@@ -10,14 +10,14 @@ import pytest
 from rich.cells import cell_len
 
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import EventWriter
+from dpo_cli.run.event_writer import EventWriter
 from tests.support import story
 from tests.support.terminal import Terminal
 
 PANEL = """
 import signal, sys
 from pathlib import Path
-from dpo_cli.commands.session import plain_console
+from dpo_cli.commands.console import plain_console
 from dpo_cli.run.events import EventReader
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.ui.terminal.panel import Panel

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dpo_cli.commands.contenders import contender
+from dpo_cli.commands.compared_runs import compared_run
 from dpo_cli.profile.grid import Point, load_points
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import history
-from dpo_cli.run.summary import RunState, RunSummary
-from dpo_cli.run.view import RunView
+from dpo_cli.run.summary import RunSummary
+from dpo_cli.run.view import RunState, RunView
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.terminal.dashboard import Dashboard
 from dpo_cli.ui.terminal.sweep import (
@@ -106,7 +106,7 @@ def contenders(root: Path, leads: Mapping[str, float], pairs: int) -> dict[str, 
 
 
 def of(runs: Mapping[str, RunDirectory]) -> list[ComparedRun]:
-    return [contender(letter, run, history(run.events_path)) for letter, run in runs.items()]
+    return [compared_run(letter, run, history(run.events_path)) for letter, run in runs.items()]
 
 
 def test_the_best_and_whom_it_is_not_told_from(points: list[Point], tmp_path: Path) -> None:

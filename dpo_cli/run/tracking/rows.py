@@ -54,8 +54,7 @@ class Rows:
             case Planned():
                 self._micro_batches_per_epoch = event.plan.steps.micro_batches_per_epoch
             case Resumed():
-                # As `events.history` has it.
-                step = event.optimizer_step if event.checkpoint else -1
+                step = event.last_valid_step
                 self.resumed_behind.append(step)
                 self._rows = {key: row for key, row in self._rows.items() if key <= step}
             case StepDone():

@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from dpo_cli.formatting import format_duration
-from dpo_cli.run.view import RunView, State
+from dpo_cli.run.view import RunState, RunView
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.layout import Block, bar, beside, ends, fit, framed, one_line, pile
 from dpo_cli.ui.terminal.metrics import (
@@ -30,12 +30,12 @@ from dpo_cli.ui.terminal.plots import charts
 from dpo_cli.ui.terminal.ranks import ranks_frame
 
 _STATE_STYLES = {
-    State.TRAINING: "bold green",
-    State.COMPLETED: "bold green",
-    State.STOPPING: "bold yellow",
-    State.STOPPED: "bold yellow",
-    State.FAILED: "bold red",
-    State.KILLED: "bold red",
+    RunState.TRAINING: "bold green",
+    RunState.COMPLETED: "bold green",
+    RunState.STOPPING: "bold yellow",
+    RunState.STOPPED: "bold yellow",
+    RunState.FAILED: "bold red",
+    RunState.KILLED: "bold red",
 }
 _NUMBERS_WIDTH, _WIDE_NUMBERS_WIDTH, _WIDE = 38, 50, 130
 _LEAST_CHARTS_WIDTH, _LEAST_CHARTS_HEIGHT = 32, 8
@@ -115,10 +115,10 @@ class Dashboard:
         return pile([*top, *body, *messages, self._footer(width)], width, height)
 
     @property
-    def state(self) -> State:
+    def state(self) -> RunState:
         """What the run is doing; what nobody trains, and did not say how it ended, was killed."""
         has_ended = self.view.ending is not None
-        return self.view.state if has_ended or self.is_alive else State.KILLED
+        return self.view.state if has_ended or self.is_alive else RunState.KILLED
 
     # --- its parts, from top to bottom -----------------------------------------------------------
 
@@ -245,9 +245,9 @@ class Dashboard:
 
     def _what_next(self) -> Text:
         match self.state:
-            case State.COMPLETED:
+            case RunState.COMPLETED:
                 command = "export"
-            case State.STOPPED | State.FAILED | State.KILLED:
+            case RunState.STOPPED | RunState.FAILED | RunState.KILLED:
                 command = "resume"
             case _:
                 return Text()

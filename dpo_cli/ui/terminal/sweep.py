@@ -24,9 +24,9 @@ from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_path, show_value
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader
-from dpo_cli.run.summary import RunState, RunSummary, summarize
+from dpo_cli.run.summary import RunSummary, summarize
 from dpo_cli.run.sweep import SweepDirectory
-from dpo_cli.run.view import RunView
+from dpo_cli.run.view import RunState, RunView
 from dpo_cli.ui.comparison import ComparedRun, best, listed, rivals
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.panel import Panel

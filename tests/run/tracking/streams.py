@@ -12,10 +12,10 @@ from typing import Any
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import (
     Evaluated,
     Event,
-    EventWriter,
     Planned,
     Resumed,
     Sampled,

@@ -25,6 +25,7 @@ WORKER = f"""
 from dpo_cli.run.plan import *
 import sys, time
 from pathlib import Path
+from dpo_cli.run.event_writer import *
 from dpo_cli.run.events import *
 stream = EventWriter(Path(sys.argv[1]) / "events.jsonl")
 stream.append({PLANNED!r})
@@ -34,6 +35,7 @@ stream.append(Completed(step=1, optimizer_step=1, weights="w"))
 REFUSES = """
 import sys
 from pathlib import Path
+from dpo_cli.run.event_writer import *
 from dpo_cli.run.events import *
 EventWriter(Path(sys.argv[1]) / "events.jsonl").append(Failed(message="row 3 is broken"))
 sys.exit(1)

@@ -1,8 +1,9 @@
-"""The runs that `compare`, `plot` and `report` are asked about, read from their streams."""
+"""Runs that the user names for `compare`, `plot` and `report`, read from their events."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dpo_cli.errors import UsageError
@@ -13,31 +14,31 @@ from dpo_cli.run.summary import summarize
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.comparison import ComparedRun
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LETTERS = string.ascii_uppercase
 
 
 def named_runs(names: Sequence[str], runs_dir: Path | None) -> dict[str, RunDirectory]:
-    """The runs that a user names, each once, by letter in the order of their naming.
+    """Return the named runs by letter, each once, in the order of the names.
 
     Raises:
-        UsageError: one is not there, or there are too many.
+        UsageError: a run does not exist, or there are more runs than letters.
     """
     root = runs_root(runs_dir)
     runs = {run.path.resolve(): run for run in (find_run(root, name) for name in names)}
     if len(runs) > len(_LETTERS):
-        raise UsageError(f"{len(runs)} runs are too many", f"name up to {len(_LETTERS)}")
+        raise UsageError(f"{len(runs)} runs are too many", f"Name up to {len(_LETTERS)} runs.")
     return dict(zip(_LETTERS, runs.values(), strict=False))
 
 
-def find_contenders(names: Sequence[str], runs_dir: Path | None) -> list[ComparedRun]:
-    """What the runs that a user names came to; see `named_runs`."""
+def read_runs(names: Sequence[str], runs_dir: Path | None) -> list[ComparedRun]:
+    """Read the named runs; see `named_runs`."""
     return [
-        contender(letter, run, history(run.events_path))
+        compared_run(letter, run, history(run.events_path))
         for letter, run in named_runs(names, runs_dir).items()
     ]
 
 
-def contender(letter: str, run: RunDirectory, events: Sequence[Event]) -> ComparedRun:
-    """A run by the events of its stream."""
+def compared_run(letter: str, run: RunDirectory, events: Iterable[Event]) -> ComparedRun:
+    """Summarize a run and its events for a comparison."""
     view = RunView.of(events)
     return ComparedRun(letter, summarize(run), view, view.plan.settings if view.plan else {})

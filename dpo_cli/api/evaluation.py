@@ -1,0 +1,54 @@
+"""Evaluation of one model on preference pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpo_cli.api.arguments import OnProgress, Settings, as_overrides, ignore_progress, root_of
+from dpo_cli.errors import UsageError
+from dpo_cli.run.eval_config import find_eval_config
+from dpo_cli.run.models import NamedModel, find_model
+
+if TYPE_CHECKING:
+    from dpo_cli.inference.evaluate import Evaluation
+
+
+def evaluate_named(
+    named: NamedModel,
+    data: str | Path | None = None,
+    *,
+    reference: str | Path | None = None,
+    profile: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    best: bool = False,
+    settings: Settings | None = None,
+    runs_dir: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """Evaluate a model that was found; see `dpo_cli.api.evaluate`."""
+    root = root_of(runs_dir)
+    if best and named.run is None:
+        raise UsageError(f"--best: {named.title} is not a run", "Leave --best out.")
+    eval_config = find_eval_config(
+        [named],
+        runs_root=root,
+        data=None if data is None else Path(data),
+        reference=None if reference is None else find_model(str(reference), root),
+        profile_path=None if profile is None else Path(profile),
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        settings=as_overrides(settings),
+    )
+    if eval_config is None:
+        holder = named.run.name if named.run else profile
+        raise UsageError(
+            f"{holder} has no held-out pairs" if holder else f"{named.title} comes with no pairs",
+            "Name a file of preference pairs with --data FILE.",
+        )
+    report = on_progress or ignore_progress
+    report("loading", 0, 0, "")
+    from dpo_cli.inference.evaluate import evaluate_models, stated_by  # loads torch
+    from dpo_cli.inference.open_model import open_model
+
+    opened = open_model(named, stated_by(eval_config), best=best)
+    return evaluate_models(eval_config, [opened], report)

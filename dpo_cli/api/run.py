@@ -1,0 +1,340 @@
+"""Handle of a run for scripts and notebooks."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+
+from dpo_cli.api.arguments import OnProgress, Settings, as_overrides, refuse_ranks
+from dpo_cli.api.evaluation import evaluate_named
+from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import Event, EventReader, history
+from dpo_cli.run.models import NamedModel
+from dpo_cli.run.spawn import SpawnedLauncher
+from dpo_cli.run.start import AlreadyCompleteError, Start, resumed_run
+from dpo_cli.run.view import RunState, RunView
+from dpo_cli.ui.snapshot import notebook_display, panel_html, panel_text, read_panel
+from dpo_cli.ui.terminal.ending import failure
+from dpo_cli.ui.terminal.plain import PlainReport
+
+if TYPE_CHECKING:
+    from dpo_cli.export.export import ExportReport
+    from dpo_cli.inference.evaluate import Evaluation
+
+_POLL_SECONDS = 0.2
+_DRAW_SECONDS = 1.0
+
+
+class Run:
+    """One training run: a run directory, and its child process while it trains.
+
+    In a notebook a run is shown as its panel: curves, metrics, state.
+
+    Example::
+
+        run = dpo.open_run("my-run")
+        print(run.view.state, run.view.recent_mean("loss"))
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self._reader = EventReader(directory.events_path)
+        self._view = RunView()
+        self._launcher: SpawnedLauncher | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the run directory, for `open_run` and the command line."""
+        return self.directory.name
+
+    @property
+    def path(self) -> Path:
+        """Path of the run directory."""
+        return self.directory.path
+
+    @property
+    def view(self) -> RunView:
+        """Summary of all events so far: state, step, curves, alerts, last evaluation."""
+        for event in self._reader.read_new():
+            self._view.take(event)
+        return self._view
+
+    @property
+    def is_running(self) -> bool:
+        """True while any process trains this run."""
+        if self._launcher is not None and not self._launcher.has_ended():
+            return True
+        return self.directory.holder() is not None
+
+    def events(self, *, follow: bool = False) -> Iterator[Event]:
+        """Iterate over the events of the run.
+
+        Args:
+            follow: wait for new events until no process trains the run. Without it, iterate over
+                what counts: steps that a resume repeated appear once.
+
+        Example::
+
+            for event in run.events(follow=True):
+                if isinstance(event, dpo.StepDone):
+                    print(event.step, event.metrics["loss"])
+        """
+        if not follow:
+            yield from history(self.directory.events_path)
+            return
+        reader = EventReader(self.directory.events_path)
+        while True:
+            is_over = not self.is_running  # read before the events, so that the last are not missed
+            yield from reader.read_new()
+            if is_over:
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def wait(self, *, show: bool = False) -> RunState:
+        """Wait until no process trains the run.
+
+        In the main thread, Ctrl-C and SIGTERM save and stop a run that this process started, and
+        then end this process as usual. If this process is killed, training continues.
+
+        Args:
+            show: print progress, or draw the live panel in a notebook.
+
+        Returns:
+            RunState.COMPLETED or RunState.STOPPED.
+
+        Raises:
+            DpoError: the run failed or was killed.
+            KeyboardInterrupt: Ctrl-C, after the run has saved.
+        """
+        display = _Display(self) if show else None
+        reader = EventReader(self.directory.events_path)
+        if show:
+            for _ in reader.read_new():  # a resumed run has shown these before
+                pass
+        with _relayed_signals(self._launcher) as received:
+            while True:
+                is_over = not self.is_running
+                if display:
+                    display.update(reader.read_new(), is_over=is_over)
+                if is_over:
+                    break
+                time.sleep(_POLL_SECONDS)
+        launcher, self._launcher = self._launcher, None
+        try:
+            if launcher is not None:
+                launcher.result()
+        finally:
+            # The run has stopped; now the signal has its usual effect on this process.
+            if signal.SIGTERM in received:
+                raise SystemExit(int(ExitCode.TERMINATED))
+            if received:
+                raise KeyboardInterrupt
+        if launcher is None and (reason := failure(self.view)):
+            raise DpoError(*reason)
+        return self.view.state
+
+    def stop(self, *, wait: bool = True) -> RunState:
+        """Stop the run after its current step, with everything saved.
+
+        Args:
+            wait: wait for the end; without it the request is only placed.
+
+        Returns:
+            RunState of the run; unchanged if no process trains it.
+
+        Raises:
+            DpoError: the run failed before it could save.
+        """
+        # A launcher discards requests that were placed before its worker started.
+        while self.is_running and self.view.worker is None:
+            time.sleep(_POLL_SECONDS)
+        if self.is_running:
+            self.directory.put_request("stop")
+        if not wait:
+            return self.view.state
+        try:
+            return self.wait()
+        except DpoError as error:
+            if error.exit_code is not ExitCode.INTERRUPTED:
+                raise
+            return RunState.STOPPED  # before the first step: there was nothing to save
+
+    def resume(
+        self,
+        settings: Settings | None = None,
+        *,
+        allow_changes: bool = False,
+        exact: bool = False,
+        wait: bool = True,
+        show: bool = True,
+    ) -> Run:
+        """Continue the run from its newest checkpoint, with the results of an uninterrupted run.
+
+        A completed run continues if `settings` add epochs or patience; else nothing happens.
+
+        Args:
+            settings: changed profile values.
+            allow_changes: accept settings that change the mathematics.
+            exact: refuse to continue if the results could differ in their last bits.
+            wait: return when training ends; else at once.
+            show: print progress, or draw the live panel in a notebook.
+
+        Raises:
+            UsageError: a change is not allowed, or an input is missing.
+            DpoError: another process trains the run, or training failed.
+
+        Example::
+
+            run.resume({"train.epochs": 4}, allow_changes=True)
+        """
+        refuse_ranks()
+        try:
+            with resumed_run(
+                self.directory, as_overrides(settings), allow_changes=allow_changes, exact=exact
+            ) as start:
+                self.launch(start)
+        except AlreadyCompleteError:
+            return self
+        if wait:
+            self.wait(show=show)
+        return self
+
+    def evaluate(
+        self,
+        data: str | Path | None = None,
+        *,
+        reference: str | Path | None = None,
+        best: bool = False,
+        settings: Settings | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Evaluation:
+        """Evaluate the newest weights of the run on preference pairs; see `evaluate`.
+
+        Example::
+
+            accuracy = run.evaluate().models[0].groups["all"]["rewards/accuracies"]
+        """
+        return evaluate_named(
+            NamedModel(self.path, self.directory),
+            data,
+            reference=reference,
+            best=best,
+            settings=settings,
+            runs_dir=self.path.parent,
+            on_progress=on_progress,
+        )
+
+    def export(
+        self,
+        to: str | Path | None = None,
+        *,
+        format: Literal["pth", "hf"] | None = None,
+        dtype: Literal["float16", "bfloat16", "float32"] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int | None = None,
+        best: bool = False,
+        force: bool = False,
+        settings: Settings | None = None,
+    ) -> ExportReport:
+        """Write the newest weights for MiniMind or transformers, and compare them with training.
+
+        Args:
+            to: file or directory to write; by default below the profile's model.out_dir.
+            format: "pth", a MiniMind weights file, or "hf", a Hugging Face directory; by default
+                the format of the starting weights.
+            dtype: precision of the file; by default the profile's.
+            rounding: "stochastic" keeps small updates on average in a half-precision file.
+            seed: seed of stochastic rounding; by default train.seed.
+            best: write the checkpoint with the lowest held-out loss, not the newest.
+            force: replace a file that this run did not write.
+            settings: changed profile values, for example where the data is now.
+
+        Returns:
+            Path, precision, log-prob differences and update retention.
+
+        Raises:
+            DpoError: there is no checkpoint, or the file cannot be written or does not load back.
+
+        Example::
+
+            print(run.export("out/my-model", format="hf").path)
+        """
+        from dpo_cli.export.export import export_run  # loads torch
+
+        return export_run(
+            self.directory,
+            None if to is None else Path(to),
+            dtype,
+            force,
+            as_overrides(settings),
+            rounding,
+            seed,
+            best=best,
+            form=format,
+        )
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}, {self.view.state})"
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        """Show the panel in a notebook."""
+        panel = read_panel(self.directory)
+        return {"text/plain": panel_text(panel), "text/html": panel_html(panel)}
+
+    def launch(self, start: Start) -> None:
+        """Start training in a launcher of its own; the view forgets how the last start ended."""
+        self.view.expect_start()
+        self._launcher = SpawnedLauncher(start)
+
+
+@contextmanager
+def _relayed_signals(launcher: SpawnedLauncher | None) -> Iterator[list[int]]:
+    """Relay Ctrl-C and SIGTERM to the launcher for a block, and list those that came."""
+    received: list[int] = []
+    # Python allows signal handlers in the main thread only; other threads receive no signals.
+    if launcher is None or threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def relay(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        launcher.send_signal(number)
+
+    before = {number: signal.signal(number, relay) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+class _Display:
+    """Progress of a run: the live panel in a notebook, plain lines elsewhere."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._report = PlainReport(console, run.directory.designation, run.path)
+        display = notebook_display()
+        self._handle = display(run, display_id=True) if display else None
+        self._drawn_at = 0.0
+
+    def update(self, events: Iterator[Event], *, is_over: bool) -> None:
+        """Show new events; the panel at most once a second."""
+        if self._handle is None:
+            for event in events:
+                self._report(event)
+        elif (
+            is_over or time.monotonic() - self._drawn_at > _DRAW_SECONDS
+        ) and self._run.path.is_dir():
+            self._handle.update(self._run)
+            self._drawn_at = time.monotonic()

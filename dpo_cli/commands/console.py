@@ -1,0 +1,58 @@
+"""Output of commands: text, JSON, tables of an evaluation, and files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from dpo_cli.errors import DpoError
+from dpo_cli.files import write_atomically
+from dpo_cli.run.disk import is_no_space, no_space
+from dpo_cli.ui.terminal.evaluation import EvaluationView
+from dpo_cli.ui.terminal.panel import terminal_size
+
+if TYPE_CHECKING:
+    from dpo_cli.inference.evaluate import Evaluation
+
+_EVALUATION_WIDTH = 120
+
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """Return a console on standard output, or error, that prints text unchanged."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON; paths become strings."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print the tables of an evaluation, as wide as the terminal."""
+    width = terminal_size()[0] if sys.stdout.isatty() else _EVALUATION_WIDTH
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    console.print(EvaluationView(evaluation))
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave the old one.
+
+    Raises:
+        NoSpaceError: the disk is full.
+        DpoError: the file cannot be written.
+    """
+    try:
+        write_atomically(path, lambda temporary: _write(temporary, content))
+    except OSError as error:
+        if is_no_space(error):
+            raise no_space(path.parent) from error
+        raise DpoError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

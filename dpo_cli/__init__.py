@@ -20,13 +20,24 @@ if TYPE_CHECKING:
     from dpo_cli.api import check, evaluate, load_profile, open_run, runs, train
     from dpo_cli.api.run import Run
     from dpo_cli.errors import DpoError, NoSpaceError, UsageError
+    from dpo_cli.run.events import Alert, Evaluated, Event, Saved, StepDone
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "dpo_cli.api": ("Run", "check", "evaluate", "load_profile", "open_run", "runs", "train"),
+    "dpo_cli.errors": ("DpoError", "NoSpaceError", "UsageError"),
+    "dpo_cli.run.events": ("Alert", "Evaluated", "Event", "Saved", "StepDone"),
+}
 __all__ = [
+    "Alert",
     "DpoError",
+    "Evaluated",
+    "Event",
     "NoSpaceError",
     "Run",
+    "Saved",
+    "StepDone",
     "UsageError",
     "check",
     "evaluate",
@@ -39,12 +50,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "dpo_cli.errors" if name.endswith("Error") else "dpo_cli.api"
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(home), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

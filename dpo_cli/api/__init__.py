@@ -6,7 +6,7 @@ Example::
 
     run = dpo.train("profiles/my.toml", {"dpo.beta": 5.0})
     run.evaluate("test.jsonl")
-    run.export("out/my-model", format="hf")
+    run.export("my-model", format="hf")
 
 Training runs in a child process with the worker, run directory, lock and checkpoints of the command
 line: `dpo watch` shows a run that a script started, and a script can resume a run of the command

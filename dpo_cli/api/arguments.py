@@ -11,7 +11,7 @@ import tomli_w
 
 from dpo_cli.errors import UsageError
 from dpo_cli.run.directory import runs_root
-from dpo_cli.run.placement import recognise
+from dpo_cli.run.placement import recognize
 
 Settings = Mapping[str, Any] | Sequence[str]
 """Profile values by dotted key, for example {"train.epochs": 1, "dpo.beta": 5.0}, or the strings of
@@ -60,7 +60,7 @@ def ignore_progress(phase: str, done: int, total: int, unit: str) -> None:
 
 def refuse_ranks() -> None:
     """Refuse to train in a process of torchrun or Slurm: every rank would start a run."""
-    if place := recognise(os.environ):
+    if place := recognize(os.environ):
         raise UsageError(
             f"{place.starter} has started {place.world_size} processes, and each would train",
             "Start the script once and set launch.nproc_per_node, or run dpo train under"

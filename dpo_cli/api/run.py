@@ -266,7 +266,7 @@ class Run:
 
         Example::
 
-            print(run.export("out/my-model", format="hf").path)
+            print(run.export("my-model", format="hf").path)
         """
         from dpo_cli.export.export import export_run  # loads torch
 

@@ -20,7 +20,7 @@ from dpo_cli.training.checkpointing import state_bytes
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.reference import CachedReference, open_references
 from dpo_cli.training.sources import OnProgress
-from dpo_cli.training.trainer import rest_seconds
+from dpo_cli.training.trainer import pause_seconds
 
 SAMPLES = 6
 MOST_SECONDS = 20.0
@@ -235,7 +235,7 @@ def saving_seconds(inputs: RunInputs, computing_seconds: float) -> float:
     once = (state_bytes(parameters, train) + file_bytes) / _SAVED_BYTES_A_SECOND
     steps = inputs.order.micro_batches
     between = max(
-        rest_seconds(train, once), computing_seconds * min(1.0, train.save_interval / steps)
+        pause_seconds(train, once), computing_seconds * min(1.0, train.save_interval / steps)
     )
     return once * (1 + math.floor(computing_seconds / between if between else 0))
 

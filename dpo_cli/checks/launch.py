@@ -21,7 +21,8 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Failed, RankEnded
 from dpo_cli.run.exit_reason import rank_ending
-from dpo_cli.run.placement import recognise
+from dpo_cli.run.placement import recognize
+from dpo_cli.run.processes import child_environment, module_argv
 from dpo_cli.run.torchrun import agent_argv, processes_here, torchrun_arguments
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.sources import OnProgress
@@ -40,7 +41,7 @@ def check_launch(
     place = None
     before = len(notes.findings)
     with notes.errors_as("launch-environment", "environment"):
-        place = recognise(os.environ)
+        place = recognize(os.environ)
     if place:
         message = f"rank {place.rank} of {place.world_size}; [launch] does not count"
         notes.ok("launch-environment", place.starter, message)
@@ -171,7 +172,9 @@ def _check_sum(notes: Notes, processes: int, device: Device) -> None:
     arguments = torchrun_arguments(Launch(), processes)
     subject = f"{processes} ranks, {backend_for(kind)}"
     with tempfile.TemporaryDirectory(prefix="dpo-check-") as scratch:
-        command = agent_argv(Path(scratch), arguments, ["-m", "dpo_cli.distributed.probe", kind])
+        command = agent_argv(
+            Path(scratch), arguments, module_argv("dpo_cli.distributed.probe", kind)
+        )
         try:
             done = subprocess.run(
                 command,
@@ -179,6 +182,7 @@ def _check_sum(notes: Notes, processes: int, device: Device) -> None:
                 capture_output=True,
                 text=True,
                 timeout=_PROBE_SECONDS,
+                env=child_environment(),
                 check=False,
             )
         except subprocess.TimeoutExpired:

@@ -20,7 +20,6 @@ from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_rate
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.profile.recipe import MAX_SATURATION_MARGIN, suggest_lr_and_beta
-from dpo_cli.training.alert_facts import saturation_margin_of
 from dpo_cli.training.inputs import RunInputs
 
 _DIGITS = {torch.float16: (11, -24), torch.bfloat16: (8, -133), torch.float32: (24, -149)}
@@ -107,7 +106,7 @@ def check_lr_sum(notes: Notes, inputs: RunInputs) -> LrSum:
         notes.ok("reach", "train.learning_rate", message)
     else:
         remedy = proposal(inputs)
-        if (saturation_margin_of(inputs) or 0.0) > MAX_SATURATION_MARGIN:
+        if (inputs.saturation_margin or 0.0) > MAX_SATURATION_MARGIN:
             remedy = "see no-saturation, below: the learning rate and beta together"
         notes.warn("lr-sum-small", "train.learning_rate", message, remedy)
     _note_brake(notes, inputs, found)
@@ -157,7 +156,7 @@ def check_update(notes: Notes, trial: Trial) -> None:
 
 
 def _note_brake(notes: Notes, inputs: RunInputs, found: LrSum) -> None:
-    dpo, gap = inputs.profile.dpo, saturation_margin_of(inputs)
+    dpo, gap = inputs.profile.dpo, inputs.saturation_margin
     if gap is None:
         return
     halved = (

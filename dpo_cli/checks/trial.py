@@ -112,12 +112,14 @@ class _Unwatched:
     def emit(self, event: Event) -> None:
         """Let it go."""
 
-    def asked(self) -> set[str]:
+    def requests(self) -> set[str]:
         """Nothing."""
         return set()
 
     def progress(self, phase: str, done: int, total: int, unit: str) -> None:
         """Let it go."""
 
-    def not_finite(self, trainer: Trainer, window: GlobalBatch, losses: Sequence[float]) -> None:
+    def on_not_finite(
+        self, trainer: Trainer, global_batch: GlobalBatch, losses: Sequence[float]
+    ) -> None:
         """Take it as it is: what is looked at here is the gradient itself."""

@@ -290,7 +290,7 @@ def _answer_rows(
         f" {format_count(tokens, 'token')}"
     )
     if seconds:
-        words += f", {tokens / seconds:.1f} a second"
+        words += f", {tokens / seconds:.1f} tokens/s"
     notes.print(words + (f", in {out}" if out else ""))
     if answered < len(prompts):
         raise typer.Exit(ExitCode.INTERRUPTED)

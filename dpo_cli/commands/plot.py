@@ -55,8 +55,7 @@ def _png(picture: bytes) -> bytes:
     except (ImportError, OSError) as error:  # OSError: the system has no cairo
         raise DpoError(
             f"a PNG cannot be made here: {error}",
-            "Run pip install \x27.[png]\x27 in a clone (and the system's libcairo2); or write"
-            " an SVG",
+            "Run pip install '.[png]' in a clone (and the system's libcairo2); or write an SVG",
         ) from error
     png: bytes = cairosvg.svg2png(bytestring=picture, scale=_PNG_SCALE, unsafe=False)
     return png

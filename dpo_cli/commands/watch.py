@@ -9,10 +9,10 @@ import typer
 
 from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import PlainOption, RunArgument, RunsDirOption
-from dpo_cli.commands.show import picture, print_picture
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.events import EventReader, history
 from dpo_cli.run.lookup import find_run
+from dpo_cli.ui.snapshot import print_panel, read_panel
 from dpo_cli.ui.terminal.panel import REPLAY_KEYS, Panel, has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport
 from dpo_cli.ui.terminal.replay import Replay
@@ -58,7 +58,7 @@ def watch(
     if not is_over:
         return
     if run.profile_path.exists():
-        print_picture(picture(run))
+        print_panel(read_panel(run))
     else:
         console.print(f"{run.designation} had not begun, and is gone")
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_cli.distributed.signal_relay import RankSignalRelay
-from dpo_cli.run.processes import die_with_parent
+from dpo_cli.run.processes import die_with_parent, hand_down_pid
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,4 +34,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     die_with_parent()
+    hand_down_pid()  # torchrun starts the ranks with this process's environment
     sys.exit(main())

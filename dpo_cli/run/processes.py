@@ -1,4 +1,4 @@
-"""The processes that train, as their launcher knows them, and how they are started."""
+"""Child processes: how they are started, watched, and ended with their parent."""
 
 from __future__ import annotations
 
@@ -12,69 +12,115 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-_PR_SET_PDEATHSIG = 1
-_HEARD = (signal.SIGINT, signal.SIGTERM)
+_PARENT_PID = "DPO_PARENT_PID"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Worker(Protocol):
-    """A child of this process, in a session of its own; as `subprocess.Popen` has it."""
+    """A child process in its own session; `subprocess.Popen` is one."""
 
     @property
     def pid(self) -> int:
-        """Its process's id, and that of its session."""
+        """Process id, which is also that of its session."""
         ...
 
     @property
     def returncode(self) -> int | None:
-        """How it ended, negative for a signal; None until `poll` has seen it end."""
+        """Exit code, negative for a signal; None until `poll` has seen the end."""
         ...
 
     def poll(self) -> int | None:
-        """Its `returncode`, now."""
+        """Return `returncode`, after a check whether the process has ended."""
         ...
 
     def send_signal(self, sig: int) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         ...
 
 
 Starter = Callable[[Sequence[str], int, int], Worker]
-"""Starts what a command line says, with descriptors of its log and of its run's lock."""
+"""Starts a command line, with the descriptors of the log and of the run's lock."""
 
 
-def start_worker(argv: Sequence[str], log: int, lock: int) -> Worker:
-    """Start a command line in a session of its own, printing into `log`, with `lock` inherited."""
+def module_argv(module: str, *arguments: str) -> list[str]:
+    """Return the command line that runs a module of this package in a new Python process.
+
+    `python -m` puts the working directory first in `sys.path`, where a file that happens to be
+    called `torch.py` would be imported. `-P` prevents that.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def child_environment() -> dict[str, str]:
+    """Return this process's environment with its process id, for `die_with_parent` in a child."""
+    return {**os.environ, _PARENT_PID: str(os.getpid())}
+
+
+def start_child(
+    argv: Sequence[str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    output: int | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a command line in its own session, so that a Ctrl-C does not reach it directly.
+
+    Args:
+        argv: the command line.
+        stdin: as for `subprocess.Popen`.
+        output: descriptor for standard output and error; None for those of this process.
+        pass_fds: further descriptors that the child inherits.
+    """
     return subprocess.Popen(
         argv,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
+        stdin=stdin,
+        stdout=output,
+        stderr=output,
         start_new_session=True,
-        pass_fds=(lock,),
+        pass_fds=pass_fds,
+        env=child_environment(),
     )
 
 
+def start_worker(argv: Sequence[str], log: int, lock: int) -> Worker:
+    """Start a command line that prints into `log` and inherits the descriptor `lock`."""
+    return start_child(argv, output=log, pass_fds=(lock,))
+
+
 def die_with_parent(parent: int | None = None) -> None:
-    """Be killed when the launcher dies: nobody would watch over the run any more.
+    """Let the kernel kill this process when its parent dies, or at once if it is dead already.
+
+    Without its launcher a worker would train on with no process to watch it, relay signals to it
+    or report its end.
 
     Args:
-        parent: the launcher's process id, where that is known; it may be dead already.
+        parent: process id of the parent; by default the one that `start_child` handed down.
     """
-    parent = parent or os.getppid()
+    handed_down = os.environ.pop(_PARENT_PID, None)
+    if parent is None:
+        parent = int(handed_down) if handed_down else os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The kernel sends nothing for a parent that died before the call above. Another process has
+    # then adopted this one. Without a handed-down id that shows only if it happened just now.
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def hand_down_pid() -> None:
+    """Make the children of this process die with it, if another library starts them."""
+    os.environ.update(child_environment())
+
+
 class Forked:
-    """A copy of this process, as a `Worker`."""
+    """A forked copy of this process, as a `Worker`."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """See `Worker`."""
+        """Return `returncode`, after a check whether the process has ended."""
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -82,24 +128,30 @@ class Forked:
         return self.returncode
 
     def send_signal(self, sig: int) -> None:
-        """See `Worker`. Called by signal handlers, too, in the middle of a `poll`."""
+        """Send a signal, unless the process has ended.
+
+        A signal handler may call this between `waitpid` and the assignment in `poll`: the process
+        id is then free already, hence the suppressed error.
+        """
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, sig)
 
 
 def fork(work: Callable[[], int]) -> Forked:
-    """Start a copy of this process, which dies with it and ends with the code that `work` returns.
+    """Fork a copy of this process that calls `work`, exits with its result, and dies with this one.
 
-    Like a process that was started anew it has a session of its own, and dies of signals until it
-    says otherwise.
+    Like a newly started process, the copy has its own session, and signals end it until it installs
+    handlers.
     """
     parent = os.getpid()
+    # Text that is still buffered would be written twice.
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a closed pipe does not concern it
+        with contextlib.suppress(OSError):  # a closed pipe
             stream.flush()
-    # No handler of this process may ever run in the new one.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
+    # Blocked until the copy has default handlers: a handler of this process must never run there,
+    # since it would relay the signal to this process's own workers.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     pid = os.fork()
     if pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -107,9 +159,9 @@ def fork(work: Callable[[], int]) -> Forked:
     code = 1
     try:
         os.setsid()
-        for number in _HEARD:
+        for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         die_with_parent(parent)
         code = work()
         sys.stdout.flush()
@@ -118,4 +170,5 @@ def fork(work: Callable[[], int]) -> Forked:
     finally:
         with contextlib.suppress(OSError):
             sys.stderr.flush()
+        # Not sys.exit: it would run this process's `finally` blocks and atexit handlers again.
         os._exit(code)

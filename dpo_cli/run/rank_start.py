@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 
 from dpo_cli.errors import UsageError
@@ -12,7 +11,7 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.run import processes
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert
-from dpo_cli.run.placement import Place, recognise
+from dpo_cli.run.placement import Place, recognize
 from dpo_cli.run.torchrun import agent_argv, processes_here, torchrun_arguments, usable_gpus
 
 
@@ -30,7 +29,7 @@ def take_place(refused: Sequence[str]) -> Place | None:
     Raises:
         UsageError: the environment is incomplete, or contradicts an option.
     """
-    place = recognise(os.environ)
+    place = recognize(os.environ)
     if place is None:
         return None
     if refused:
@@ -40,10 +39,10 @@ def take_place(refused: Sequence[str]) -> Place | None:
             f"Give the option to {place.starter}, or start one process by hand.",
         )
     os.environ.update(place.environment)
+    processes.die_with_parent()  # holds across execv, too
     if place.rank:
-        worker = [sys.executable, "-m", "dpo_cli.training.worker", "--join"]
-        os.execv(sys.executable, worker)
-    processes.die_with_parent()
+        worker = processes.module_argv("dpo_cli.training.worker", "--join")
+        os.execv(worker[0], worker)
     return place
 
 
@@ -72,7 +71,7 @@ def ranks_argv(
     run: RunDirectory, torchrun: Sequence[str] | None, worker: Sequence[str]
 ) -> Sequence[str]:
     """Return the command line to launch: the worker's, or the agent's over several workers."""
-    return worker if torchrun is None else agent_argv(run.path, torchrun, worker[1:])
+    return worker if torchrun is None else agent_argv(run.path, torchrun, worker)
 
 
 def launch_alerts(

@@ -17,7 +17,7 @@ from dpo_cli.profile.resolved import differences
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.gpu_workers import on_gpus, visible_gpus
 from dpo_cli.run.launch import Observer
-from dpo_cli.run.placement import recognise
+from dpo_cli.run.placement import recognize
 from dpo_cli.run.processes import Starter, start_worker
 from dpo_cli.run.signals import SignalRelay
 from dpo_cli.run.start import pin_weights, planned_profile, sweep_run
@@ -35,7 +35,7 @@ def count_parallel_runs(points: Sequence[Point]) -> int:
         UsageError: torchrun or Slurm started this process, an input or a tracker is missing, or a
             run would need several machines.
     """
-    if place := recognise(os.environ):
+    if place := recognize(os.environ):
         raise UsageError(
             f"{place.starter} has started {place.world_size} processes, and each would sweep",
             "Start one process. launch.nproc_per_node sets how many processes train a run.",

@@ -1,1 +1,1 @@
-"""What people look at: drawn from events alone."""
+"""Terminal panel, plain output and HTML reports, drawn from the events of a run."""

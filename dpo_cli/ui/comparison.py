@@ -1,4 +1,4 @@
-"""What several runs come to side by side: values, for a terminal, a page or a program."""
+"""Comparison of several runs, as values for the terminal, HTML pages and JSON."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from dpo_cli.run.summary import RunSummary
 from dpo_cli.run.view import RunState, RunView
 
 METRICS = ("loss", "rewards/accuracies", "rewards/margins", "margin_per_token", "kl")
-"""What is stated of each run, over its last steps and over the held-out pairs."""
+"""Metrics of each run, over its last steps and over the held-out pairs."""
 ACCURACY = "rewards/accuracies"
 
-_DIGITS = 8
+_DIGEST_DIGITS = 8
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run among others.
+    """Run in a comparison.
 
     Attributes:
-        letter: stands for it in charts and tables.
-        summary: its state, and what it took.
-        view: what its events came to.
-        settings: its resolved profile, as nested tables.
+        letter: name of the run in charts and tables.
+        summary: state, duration and size.
+        view: state gathered from the events.
+        settings: resolved profile, as nested tables.
     """
 
     letter: str
@@ -43,32 +43,38 @@ class ComparedRun:
 
     @property
     def name(self) -> str:
-        """The run's directory."""
+        """Name of the run's directory."""
         return self.summary.name
 
     @property
     def plan(self) -> Plan | None:
-        """Plan of the run; None if it was never planned."""
+        """Plan of the run; None if there is none."""
         return self.view.plan
 
     @property
     def model(self) -> str:
-        """One-line description of the model; empty if the run was never planned."""
+        """One-line description of the model; empty without a plan."""
         return self.plan.model.description if self.plan else ""
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """SHA-256 of the inputs; empty if the run was never planned."""
+        """SHA-256 of the inputs; empty without a plan."""
         return self.plan.fingerprints if self.plan else {}
 
     @property
     def accuracy(self) -> tuple[float, tuple[float, float]] | None:
-        """Over the held-out pairs, with the ends of its 95 % interval."""
+        """Accuracy on the held-out pairs, and its 95 % interval."""
         return accuracy_of(self.view.held_out)
 
 
+def steps_name(runs: Sequence[ComparedRun]) -> str:
+    """Return the name of what the steps of a run count; with accumulation, micro-steps."""
+    plans = [run.plan for run in runs if run.plan]
+    return "micro-step" if any(plan.steps.accumulation_steps > 1 for plan in plans) else "step"
+
+
 def accuracy_of(evaluation: Evaluated | None) -> tuple[float, tuple[float, float]] | None:
-    """An evaluation's accuracy and the ends of its 95 % interval; None if it has none."""
+    """Return the accuracy of an evaluation and its 95 % interval; None if unknown."""
     if evaluation is None or not evaluation.pairs or ACCURACY not in evaluation.metrics:
         return None
     share = evaluation.metrics[ACCURACY]
@@ -77,46 +83,45 @@ def accuracy_of(evaluation: Evaluated | None) -> tuple[float, tuple[float, float
 
 @dataclass(frozen=True)
 class Difference:
-    """A key that not all runs have the same value of."""
+    """Setting or fact whose value differs between runs."""
 
     key: str
     values: tuple[Any, ...]
-    """One a run; None where it has none."""
+    """One value per run; None if the run has none."""
 
     def groups(self, letters: Sequence[str]) -> dict[str, list[str]]:
-        """The letters of the runs by their value, in words; of paths the part that tells."""
-        found: dict[str, list[str]] = {}
+        """Return the letters of the runs by value; paths are shortened if that is unambiguous."""
+        groups: dict[str, list[str]] = {}
         names = [_file_name(value) for value in self.values]
         has_paths = len(set(names)) == len(set(map(str, self.values)))
         for letter, value, name in zip(letters, self.values, names, strict=True):
-            found.setdefault(show_value(name if has_paths else value), []).append(letter)
-        return found
+            groups.setdefault(show_value(name if has_paths else value), []).append(letter)
+        return groups
 
 
 def _file_name(value: Any) -> Any:
-    """The last part of an absolute path; anything else as it is."""
     return value.rpartition("/")[2] if isinstance(value, str) and value[:1] == "/" else value
 
 
 def differences(runs: Sequence[ComparedRun]) -> list[Difference]:
-    """The keys of the profiles that differ, then the contents of files, devices and versions.
+    """Return the settings that differ, then contents of files, devices and versions.
 
-    Where a file lies is left out if its content is the same for all. A run that was never planned
-    knows nothing of contents and devices.
+    Paths that differ are left out if the contents are equal. A run without a plan has no contents
+    and devices to compare.
     """
     keys: dict[str, None] = {}
     all_facts = [dict(_facts(run)) for run in runs]
     for facts in all_facts:
         keys |= dict.fromkeys(facts)
-    found = [Difference(key, tuple(facts.get(key) for facts in all_facts)) for key in keys]
-    found = [each for each in found if _is_told_apart(each, runs)]
-    changed = {each.key for each in found}
-    return [each for each in found if _content_of(each.key, runs) in (None, *changed)]
+    compared = [Difference(key, tuple(facts.get(key) for facts in all_facts)) for key in keys]
+    different = [each for each in compared if _differs(each, runs)]
+    changed = {each.key for each in different}
+    return [each for each in different if _content_of(each.key, runs) in (None, *changed)]
 
 
-def _is_told_apart(difference: Difference, runs: Sequence[ComparedRun]) -> bool:
+def _differs(difference: Difference, runs: Sequence[ComparedRun]) -> bool:
     known = [run.settings if "." in difference.key else run.plan for run in runs]
-    values = [value for value, its in zip(difference.values, known, strict=True) if its]
+    values = [value for value, source in zip(difference.values, known, strict=True) if source]
     return any(value != values[0] for value in values)
 
 
@@ -128,7 +133,7 @@ def _facts(run: ComparedRun) -> Iterator[tuple[str, Any]]:
         return
     for name, digest in run.fingerprints.items():
         if name != "reference" or digest != run.fingerprints.get("weights"):
-            yield f"content of {name}", digest[:_DIGITS]
+            yield f"content of {name}", digest[:_DIGEST_DIGITS]
     yield "device", run.plan.device
     yield "dtype", run.plan.dtype
     yield from run.plan.environment.items()
@@ -142,11 +147,11 @@ _CONTENTS = {
     "data.data_path": "content of data",
     "eval.path": "content of held_out",
 }
-"""What a path stands for."""
+"""Fingerprint of the file or directory that a path key names."""
 
 
 def _content_of(key: str, runs: Sequence[ComparedRun]) -> str | None:
-    """The fact that says more than the path `key`; None if it is no path, or nothing else says."""
+    """Return the fingerprint to compare instead of the path `key`; None if there is none."""
     name = _CONTENTS.get(key)
     fingerprint = name.removeprefix("content of ") if name else ""
     is_known = all(fingerprint in run.fingerprints for run in runs)
@@ -154,35 +159,36 @@ def _content_of(key: str, runs: Sequence[ComparedRun]) -> str | None:
 
 
 def notes(runs: Sequence[ComparedRun]) -> list[str]:
-    """What the figures do not say by themselves: which may be compared, and what they prove."""
-    told = []
+    """Return notes on which metrics are comparable and what they prove."""
+    lines = []
     if len({_objective(run) for run in runs}) > 1:
-        told.append(
-            "the runs have different objectives ([dpo]): their losses, rewards and margins are not "
-            "of one kind; accuracy, gap and KL are"
+        lines.append(
+            "the runs have different objectives ([dpo]): losses, rewards and margins are not "
+            "comparable; accuracy, margin per token and KL are"
         )
     unfinished = [run.letter for run in runs if run.summary.state is not RunState.COMPLETED]
     if unfinished:
         are = "is" if len(unfinished) == 1 else "are"
-        told.append(f"{listed(unfinished)} {are} not completed")
+        lines.append(f"{listed(unfinished)} {are} not completed")
     without = [run.letter for run in runs if run.accuracy is None]
     if without and len(without) < len(runs):
-        told.append(f"{listed(without)} held no pairs out")
+        have = "has" if len(without) == 1 else "have"
+        lines.append(f"{listed(without)} {have} no held-out pairs")
     samples: dict[str, list[ComparedRun]] = {}
     for run in runs:
         if run.accuracy is not None:
             samples.setdefault(_held_out_pairs(run), []).append(run)
     if len(samples) > 1:
-        who = "; ".join(listed([run.letter for run in its]) for its in samples.values())
-        told.append(f"held-out figures are of one kind only among those with the same pairs: {who}")
-    return told + [_verdict(its) for its in samples.values() if len(its) > 1]
+        groups = "; ".join(listed([run.letter for run in group]) for group in samples.values())
+        lines.append(f"held-out metrics compare only among runs with the same pairs: {groups}")
+    return lines + [_verdict(group) for group in samples.values() if len(group) > 1]
 
 
 def best(runs: Sequence[ComparedRun]) -> ComparedRun | None:
-    """The run with the highest held-out accuracy; of two the one with the lower held-out loss, or
-    with the larger gap where losses are not of one kind.
+    """Return the run with the highest held-out accuracy; None if the held-out pairs differ.
 
-    None where not all runs were evaluated on the same pairs.
+    Ties are broken by the lower held-out loss or, with different objectives, by the larger margin
+    per token.
     """
     if len(runs) < 2 or any(run.accuracy is None for run in runs):
         return None
@@ -190,42 +196,50 @@ def best(runs: Sequence[ComparedRun]) -> ComparedRun | None:
 
 
 def _first(runs: Sequence[ComparedRun]) -> ComparedRun:
-    is_one_kind = len({_objective(run) for run in runs}) == 1
+    has_one_objective = len({_objective(run) for run in runs}) == 1
 
     def merit(run: ComparedRun) -> tuple[float, float]:
-        second = -_held_out(run, "loss") if is_one_kind else _held_out(run, "margin_per_token")
-        return _held_out(run, ACCURACY), second
+        if has_one_objective:
+            return _held_out(run, ACCURACY), -_held_out(run, "loss")
+        return _held_out(run, ACCURACY), _held_out(run, "margin_per_token")
 
     return max(runs, key=merit)
 
 
 def _verdict(runs: Sequence[ComparedRun]) -> str:
-    """Which of several runs with the same held-out pairs is the best, and what that proves."""
+    """Name the best of several runs with the same held-out pairs, and its significance."""
     first = _first(runs)
     share = _held_out(first, ACCURACY)
     equals = [run.letter for run in runs if _held_out(run, ACCURACY) == share]
     have, them = ("have", "them") if len(equals) > 1 else ("has", "it")
-    told = (
+    result = (
         f"{listed(equals)} {have} the highest held-out accuracy: {share:.2f} over "
         f"{format_count(_pairs(first), 'pair')}"
     )
-    close = {its: lead for its, lead in rivals(first, runs).items() if its not in equals}
+    close = {
+        letter: lead
+        for letter, lead in indistinguishable(first, runs).items()
+        if letter not in equals
+    }
     if not close:
-        return told if len(equals) == len(runs) else f"{told}, more than chance explains (95 %)"
+        return result if len(equals) == len(runs) else f"{result}, a significant difference (95 %)"
     ends = ", ".join(f"{low:+.2f} to {high:+.2f}" for low, high in close.values())
     return (
-        f"{told}; but so few pairs do not tell {them} from {listed(close)} (95 %: ahead by {ends})"
+        f"{result}; too few pairs to distinguish {them} from {listed(close)}"
+        f" (95 %: ahead by {ends})"
     )
 
 
-def rivals(first: ComparedRun, runs: Sequence[ComparedRun]) -> dict[str, tuple[float, float]]:
-    """The letters of those that the held-out pairs do not tell from the first: 95 % of its lead."""
+def indistinguishable(
+    first: ComparedRun, runs: Sequence[ComparedRun]
+) -> dict[str, tuple[float, float]]:
+    """Return the runs whose lead interval of `first` includes 0, by letter: its 95 % ends."""
     leads = {run.letter: _lead(first, run) for run in runs if run is not first}
     return {letter: (low, high) for letter, (low, high) in leads.items() if low <= 0}
 
 
 def _held_out_pairs(run: ComparedRun) -> str:
-    """What decides which pairs are held out, as far as plans tell: one text for the same pairs."""
+    """Return a key of the held-out pairs; equal for runs with the same pairs."""
     prints = run.fingerprints
     source = prints.get("held_out") or (prints.get("data"), split_of(run.settings))
     cut = values_affecting(Affects.HELD_OUT, run.settings, plain=True)
@@ -247,18 +261,18 @@ def _pairs(run: ComparedRun) -> int:
 
 
 def _objective(run: ComparedRun) -> str:
-    """Settings that decide what the loss means: losses of equal ones can be compared."""
+    """Return the settings that define the loss; losses compare only if these are equal."""
     return str(values_affecting(Affects.LOSS, run.settings))
 
 
 def listed(letters: Iterable[str]) -> str:
-    """A, B and C."""
+    """Join letters: A, B and C."""
     *most, last = letters
     return f"{', '.join(most)} and {last}" if most else last
 
 
 def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
-    """Everything of a comparison, in plain values."""
+    """Return the comparison as plain values."""
     first = best(runs)
     return {
         "runs": [_run_as_json(run) for run in runs],

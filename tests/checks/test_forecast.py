@@ -58,7 +58,7 @@ def test_the_line_through_the_samples() -> None:
     "settings",
     [
         [],
-        ["train.layout=reference"],
+        ["train.layout=padded"],
         ["model.dropout=0.1"],
         ["data.shuffle=true", "train.accumulation_steps=3"],
     ],
@@ -152,7 +152,7 @@ def test_the_longest_batch_of_the_run(uneven: Path) -> None:
     assert sum(tokens[list(indices)].tolist()) == max(all_forwards)
 
 
-@pytest.mark.parametrize("settings", [[], ["train.layout=reference"], ["model.dropout=0.1"]])
+@pytest.mark.parametrize("settings", [[], ["train.layout=padded"], ["model.dropout=0.1"]])
 def test_smaller_runs_take_less_and_keep_the_recipe(uneven: Path, settings: list[str]) -> None:
     start = ("train.batch_size=6", "train.accumulation_steps=2", "data.max_seq_len=2048")
     inputs = prepared_with(uneven, *start, *settings)
@@ -173,7 +173,7 @@ def test_smaller_runs_take_less_and_keep_the_recipe(uneven: Path, settings: list
 
 
 def test_the_global_batch_size_need_not_be_stated_anew(uneven: Path) -> None:
-    settings = ("train.batch_size=4", "train.global_batch_size=8", "train.layout=reference")
+    settings = ("train.batch_size=4", "train.global_batch_size=8", "train.layout=padded")
     keys = [keys for _, keys in smaller(prepared_with(uneven, *settings))]
     assert keys[:2] == [
         "train.batch_size = 2 (still 8 pairs an update)",
@@ -184,7 +184,7 @@ def test_the_global_batch_size_need_not_be_stated_anew(uneven: Path) -> None:
 def test_what_will_not_fit_is_not_tried_on_a_cpu(
     examined: Examine, uneven: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = prepared_with(uneven, "train.layout=reference")
+    inputs = prepared_with(uneven, "train.layout=padded")
     [(other, keys), *_] = smaller(inputs)
     free = sum(estimate_memory(other)) + 1
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
@@ -193,7 +193,7 @@ def test_what_will_not_fit_is_not_tried_on_a_cpu(
         raise AssertionError
 
     monkeypatch.setattr(memory, "_fits", must_not)
-    diagnosis = examined("train.layout=reference")
+    diagnosis = examined("train.layout=padded")
     tight = of(diagnosis, "memory-tight")
     assert tight.level is Level.WARN
     assert tight.remedy == f"{keys}: the largest that fits"

@@ -57,7 +57,7 @@ def test_one_answer(dpo: Cli, root: Path, model: list[str]) -> None:
     assert out.endswith("\n")
     assert len(out) > 5
     assert err.startswith("policy: 24 tokens, ")
-    assert err.endswith(" a second, cut\n")
+    assert err.endswith(" tokens/s, truncated\n")
     assert dpo("chat", *model, *FEW, "--prompt", HELLO)[1] == out
 
 
@@ -66,7 +66,7 @@ def test_two_answers(dpo: Cli, root: Path, both: list[str], model: list[str]) ->
     code, out, err = dpo("chat", *both, *FEW, "--prompt", HELLO)
     assert code == 0
     assert out.startswith(f"policy:\n{alone}\nreference:\n")
-    assert err.count(" a second") == 2
+    assert err.count(" tokens/s") == 2
 
 
 def test_a_run_is_compared_with_its_reference(

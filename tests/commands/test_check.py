@@ -53,7 +53,7 @@ def test_ready_to_train(dpo: Cli, found: Found) -> None:
     assert (code, err) == (0, "")
     assert asked == [(Path("my.toml"), ["a.b=x y"], Path("elsewhere"), "3")]
     lines = out.splitlines()
-    assert lines[0].startswith("the pair of line 3")
+    assert lines[0].startswith("pair at line 3")
     assert "ok  profile  my.toml  fine" in [line.rstrip() for line in lines]
     assert lines[-2:] == [
         "ready to train",
@@ -67,7 +67,7 @@ def test_not_ready_exits_1(dpo: Cli, found: Found) -> None:
     assert (code, err) == (1, "")
     assert out.splitlines()[-2:] == [
         "not ready to train: 1 error",
-        "when mended: dpo check my.toml",
+        "once fixed: dpo check my.toml",
     ]
 
 
@@ -80,7 +80,7 @@ def test_a_picture_of_the_page(
     assert (code, err) == (1, "")
     heading, *page = (tmp_path / "page.txt").read_text().splitlines()
     # The loss mask is marked on a pipe, and coloured in a picture.
-    assert "tokens that carry loss are green" in heading
+    assert "tokens with loss are green" in heading
     on_pipe = out.replace("⟦", "").replace("⟧", "").splitlines()[1:]
     assert [line.rstrip() for line in page] == [line.rstrip() for line in on_pipe]
     dpo("check", "my.toml", "--svg", "page.svg")

@@ -76,18 +76,16 @@ def test_a_small_sample_does_not_tell_runs_apart_and_a_large_one_does(dpo: Cli, 
     written(root, "d", *story.contender(FAST, pairs=4000, lead=0.1))
     [few] = notes(dpo, "a", "b")
     assert few == (
-        "B has the highest held-out accuracy: 0.93 over 40 pairs; but so few pairs do not tell it "
+        "B has the highest held-out accuracy: 0.93 over 40 pairs; too few pairs to distinguish it "
         "from A (95 %: ahead by -0.05 to +0.25)"
     )
     [many] = notes(dpo, "c", "d")
-    assert many.endswith("0.93 over 4,000 pairs, more than chance explains (95 %)")
+    assert many.endswith("0.93 over 4,000 pairs, a significant difference (95 %)")
     written(root, "e", *story.contender({}))
     [equal] = notes(dpo, "a", "e")
     assert equal == "A and B have the highest held-out accuracy: 0.82 over 40 pairs"
     different, few_again = notes(dpo, "a", "b", "c")
-    assert different == (
-        "held-out figures are of one kind only among those with the same pairs: A and B; C"
-    )
+    assert different == ("held-out metrics compare only among runs with the same pairs: A and B; C")
     assert few_again == few
 
 
@@ -99,7 +97,7 @@ def test_what_cannot_be_compared_is_said(dpo: Cli, root: Path) -> None:
     told = notes(dpo, "whole", "half", "none")
     assert told[0].startswith("the runs have different objectives")
     assert told[1] == "B and C are not completed"
-    assert told[2] == "C held no pairs out"
+    assert told[2] == "C has no held-out pairs"
     other_split = {"eval": {"fraction": 0.06}}
     written(root, "other", *story.contender(other_split))
     assert notes(dpo, "whole", "other")[-1].endswith("the same pairs: A; B")

@@ -74,7 +74,7 @@ def test_all_pairs_that_are_kept_without_any_weights(data: Cli) -> None:
     assert (code, err) == (0, "")
     assert out.splitlines()[:2] == [
         "4 of 6 rows are kept; 2 set aside",
-        "tokens that carry loss are in ⟦brackets⟧, ↵ is a newline",
+        "tokens with loss are in ⟦brackets⟧, ↵ is a newline",
     ]
     assert headings(out) == ["line 1", "line 3 · truncated", "line 4 · repeated (line 1)", "line 6"]
     assert "⟦This, and nothing else.<|im_end|>↵⟧" in out

@@ -83,13 +83,13 @@ def test_to_the_end() -> None:
         assert terminal.wait() == 0
         assert terminal.lines == [
             f"run {run.name}: Ctrl-C saves and stops",
-            f"done: 8 optimizer steps, weights in runs/{run.name}/rlhf_512.pth",
+            f"done: 8 steps, weights in runs/{run.name}/rlhf_512.pth",
             f"export: dpo export {run.name}",
         ]
         assert terminal.modes_now() == terminal.modes
     assert run.is_completed
     assert run.holder() is None
-    assert "done: 8 optimizer steps" in run.launcher_log_path.read_text()
+    assert "done: 8 steps" in run.launcher_log_path.read_text()
 
 
 def test_ctrl_c_saves_and_stops() -> None:

@@ -121,7 +121,7 @@ def test_a_plot_is_an_svg_with_every_curve(dpo: Cli, plain: RunDirectory) -> Non
         "".join(element.itertext()) for element in picture.iter() if element.tag[-4:] == "text"
     ]
     titles = ("loss", "accuracy", "margin", "rewards", "gradient norm", "KL, nats per token")
-    assert {*titles, "learning rate", "gap, nats per token", "ln 2"} <= set(texts)
+    assert {*titles, "learning rate", "margin per token, nats", "ln 2"} <= set(texts)
     assert "throughput, pairs per second" in texts
     assert f"{plain.name} · MiniMind version 2, 512 x 8, dense" in texts
 
@@ -165,16 +165,18 @@ def test_a_report_has_it_all_in_one_file(dpo: Cli, plain: RunDirectory) -> None:
     shown = " ".join(page.texts)
     for words in ("Curves", "Data", "Plan", "Profile", "Environment", 'weights = "/models'):
         assert words in shown
-    assert "Only 40 held-out pairs: an accuracy of 0.82 over so few" in shown
-    assert "between 0.68 and 0.91" in shown
+    assert "Only 40 held-out pairs: the accuracy of 0.82 has a 95 % interval" in shown
+    assert "from 0.68 to 0.91" in shown
     charts = curves(text)
     assert page.tags.count("figure") == len(charts) == 10
     accuracy = charts[1]["lines"][1]
-    assert accuracy["name"] == "held out"
+    assert accuracy["name"] == "held-out"
     assert accuracy["points"][-1] == [400, 0.825]
     assert accuracy["intervals"][-1] == pytest.approx([0.6805, 0.9125], abs=1e-4)
     labels = [value for name, value in page.attributes if name == "aria-label"]
-    assert any(re.match(r"loss: train from 0.6\d+ at step 2 to 0.5", label) for label in labels)
+    assert any(
+        re.match(r"loss: train from 0.6\d+ at micro-step 2 to 0.5", label) for label in labels
+    )
 
 
 def test_several_runs_are_compared(dpo: Cli, root: Path, plain: RunDirectory) -> None:
@@ -185,9 +187,9 @@ def test_several_runs_are_compared(dpo: Cli, root: Path, plain: RunDirectory) ->
     assert told["size_bytes"] == len(text.encode())
     shown = " ".join(Page(text).texts)
     assert "A: 1e-6 · B: 1e-5" in shown
-    assert "so few pairs do not tell it from A" in shown
+    assert "too few pairs to distinguish it from A" in shown
     names = {line["name"] for chart in curves(text) for line in chart["lines"]}
-    assert {"A train", "B train", "A held out", "B held out"} <= names
+    assert {"A train", "B train", "A held-out", "B held-out"} <= names
 
 
 def test_what_others_wrote_is_text_and_nothing_else(dpo: Cli, root: Path) -> None:
@@ -204,7 +206,7 @@ def test_what_others_wrote_is_text_and_nothing_else(dpo: Cli, root: Path) -> Non
     assert shown.count(HOSTILE) >= 8
     assert "a private text" in shown  # the row, the failure
     assert "host-7" in shown
-    assert "after step 400a private answer" in shown
+    assert "after step 200a private answer" in shown
     assert "an early answer" not in shown
 
 
@@ -228,7 +230,7 @@ def test_runs_without_steps_and_findings_that_are_none(dpo: Cli, root: Path) -> 
     story.write(root, "young", *story.preparation())
     story.write(root, "empty")
     assert dpo("report", "young", "empty", "-o", "x.html")[0] == 0
-    assert "too few steps" in Path("x.html").read_text(encoding="utf-8")
+    assert "not enough steps" in Path("x.html").read_text(encoding="utf-8")
     Path("x.json").write_text("[]", encoding="utf-8")
     for name in ("x.json", "none.json"):
         code, _, err = dpo("report", "young", "--check", name)
@@ -251,7 +253,7 @@ def test_groups_of_held_out_pairs_are_listed_with_their_intervals(dpo: Cli, root
     story.write(root, "grouped", *events)
     dpo("report", "grouped", "-o", "x.html")
     shown = " ".join(Page(Path("x.html").read_text(encoding="utf-8")).texts)
-    assert "language/zh 12 0.75 (0.47–0.91)" in shown
+    assert "language/zh 12 0.75 (0.47-0.91)" in shown
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
@@ -272,7 +274,7 @@ def test_a_browser_opens_it_without_an_error(dpo: Cli, root: Path, plain: RunDir
     assert errors == []
     tip = re.search(r'<div class="tip" role="status"[^>]*>(.*?)</div>', shown, re.DOTALL)
     assert tip is not None
-    assert re.match(r"step 1\d\d\nA train 0\.\d+\nA held out 0\.\d+", tip[1])
+    assert re.match(r"micro-step 1\d\d\nA train 0\.\d+\nA held-out 0\.\d+", tip[1])
 
 
 def opened(path: Path) -> tuple[str, list[str]]:

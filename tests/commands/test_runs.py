@@ -131,7 +131,7 @@ def test_a_run_that_is_removed_meanwhile(dpo: Cli, worker: Worker) -> None:
     worker("plan(); import shutil; shutil.rmtree(run.path); sys.exit(1)")
     code, _, err = dpo("train", "mine.toml")
     assert code == 1
-    assert "was removed, or moved, while it was trained in" in err
+    assert "was removed or moved during training" in err
     assert list(Path("runs").iterdir()) == []
 
 
@@ -400,11 +400,10 @@ def test_export_shows_what_was_written(dpo: Cli, stopped: RunDirectory, bench: B
     run = RunDirectory(Path("runs", stopped.name))
     assert bench.asked == [(run, Path("x.pth"), "bfloat16", True, (), "nearest", None, True, "pth")]
     assert out.splitlines() == [
-        "wrote out/rlhf_512.pth: 51.7 MB, float16 rounded to nearest, 75 tensors, after optimizer"
-        " step 3",
-        "not compared with the weights of the start: full_sft_512.pth is gone",
-        "log-probs against the training state, over 4 pairs: 0.00045 nats per token apart in the"
-        " mean, 0.0012 at most",
+        "wrote out/rlhf_512.pth: 51.7 MB, float16 rounded to nearest, 75 tensors, after step 3",
+        "not compared with the starting weights: full_sft_512.pth is gone",
+        "log-probs, file vs. training state (4 pairs): mean difference 0.00045 nats per token,"
+        " largest 0.0012",
         "try it: python eval_model.py",
     ]
     assert json.dumps(bench.asked[0][2:6:3]) == '["bfloat16", "nearest"]'  # plain strings
@@ -423,8 +422,8 @@ def test_export_rounds_as_it_is_told(dpo: Cli, stopped: RunDirectory, bench: Ben
 
 
 HELD_OUT = (
-    "held out, 1,292 pairs, the file and (the training state): accuracy 0.750 (0.756), gap +0.0123"
-    " (-0.02) nats per token, loss 0.6900 (0.6891)"
+    "held-out (1,292 pairs), file vs. training state: accuracy 0.750 vs. 0.756, margin/token"
+    " +0.0123 vs. -0.02 nats, loss 0.6900 vs. 0.6891"
 )
 
 

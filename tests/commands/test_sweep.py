@@ -91,13 +91,13 @@ def test_to_the_end_and_once_more(dpo: Cli, workers: Any) -> None:
     best = find_run(Path("runs"), "mine-C")
     assert lines[-3:] == [
         "best: C  beta 2  learning_rate 1e-6: held-out accuracy 0.90 (95 %: 0.77 to 0.96)",
-        "      no difference shown to D",
+        "      not distinguishable from D",
         f"export: dpo export {best.name}",
     ]
     assert "dpo.beta             A B 0.1  C D 2.0  E F 5.0" in lines
     again = dpo("sweep", "mine.toml", *GRID, "--plain")
     assert again[0] == 0
-    assert "time     nothing is left to do" in again[1]
+    assert "time     all runs are completed" in again[1]
     assert [starts(letter) for letter in "ABCDEF"] == [1] * 6
 
 
@@ -156,7 +156,7 @@ def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(dpo: Cli, workers: A
         "continue: dpo sweep mine.toml --grid 'dpo.beta=[0.1,2,5]' --set train.epochs=1",
     ]
     again = ("sweep", "mine.toml", *BETA, "--set", "train.epochs=1")
-    assert "stopped at step 0/8, goes on" in dpo(*again, "--dry-run")[1]
+    assert "stopped at step 0/8, will resume" in dpo(*again, "--dry-run")[1]
     workers(LEARNS_WELL)
     assert dpo(*again, "--plain")[0] == 0
     assert [starts(letter) for letter in "ABC"] == [1, 2, 1]
@@ -173,7 +173,7 @@ def test_one_run_a_card(dpo: Cli, workers: Any, monkeypatch: pytest.MonkeyPatch)
     workers(LEARNS + "plan()\n" + together + "evaluate(ACCURACY[letter]); complete()\n")
     code, out, _ = dpo("sweep", "mine.toml", *BETA, "--plain")
     assert code == 0
-    assert "sweep mine: 3 runs of mine.toml, 2 at once, one a card" in out
+    assert "sweep mine: 3 runs of mine.toml, 2 at a time, one per GPU" in out
     assert all(run.is_completed for run in find_runs(Path("runs")))
     assert "best: C" in out
 
@@ -253,11 +253,11 @@ def test_without_a_figure_to_name_a_best_by(dpo: Cli, workers: Any) -> None:
     code, out, _ = dpo("sweep", "mine.toml", *silent)
     assert code == 0
     plan, end = out.split("mine, run A")
-    assert "best by  no pairs are held out, so no best can be named" in plan
-    assert end.splitlines()[-1].startswith("best: none: no pairs are held out")
+    assert "best by  without held-out pairs there is no best run" in plan
+    assert end.splitlines()[-1].startswith("best: none: without held-out pairs")
     seeds = ("--grid", "train.seed=[1,2]", "--name", "seeds", "--dry-run")
     assert (
-        "best by  nothing: under train.seed the held-out pairs are not"
+        "best by  nothing: with train.seed the held-out pairs differ"
         in dpo("sweep", "mine.toml", *seeds)[1]
     )
 

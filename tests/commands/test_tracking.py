@@ -11,7 +11,7 @@ import pytest
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, Evaluated
-from dpo_cli.run.tracking import kinds
+from dpo_cli.run.tracking import registry
 from tests.commands.conftest import Cli
 from tests.run.tracking.streams import private_words
 from tests.support import cli
@@ -26,7 +26,7 @@ TRACKED = {"track.use_tensorboard": True, "track.use_wandb": True}
 @pytest.fixture
 def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but a folder that W&B has left here."""
-    monkeypatch.setattr(kinds, "find_spec", lambda name: ModuleSpec(name, None))
+    monkeypatch.setattr(registry, "find_spec", lambda name: ModuleSpec(name, None))
 
 
 @pytest.mark.usefixtures("not_installed")
@@ -71,7 +71,7 @@ def test_a_stopped_and_resumed_run_is_tracked_as_one(shared: Path, tmp_path: Pat
     second = cli.dpo("resume", *longer, "--allow-changes", cwd=tmp_path, **home)
     assert second.returncode == 0, second.stderr
     run = Run.only(tmp_path)
-    upload = re.findall(r"help: (wandb sync \S+)", second.stdout)
+    upload = re.findall(r"help: Upload them: (wandb sync \S+)", second.stdout)
     assert len(upload) == 1
     assert (tmp_path / upload[0].split()[2]).is_dir()
     assert {e.code for e in run.events if isinstance(e, Alert)} >= {"wandb-offline"}

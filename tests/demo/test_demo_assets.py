@@ -1,4 +1,4 @@
-"""The demo that is shipped: everything loads, fits together, and has something to learn in it."""
+"""Files of the demo: they load, match each other, and contain a preference to learn."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def tokenizer(profile: Profile) -> ChatTokenizer:
 
 
 def rows(name: str) -> list[PreferencePair]:
-    found = list(read_pairs(ROOT / "demo" / name))
-    assert all(isinstance(row, PreferencePair) for row in found)
-    return [row for row in found if isinstance(row, PreferencePair)]
+    pairs = list(read_pairs(ROOT / "demo" / name))
+    assert all(isinstance(row, PreferencePair) for row in pairs)
+    return [row for row in pairs if isinstance(row, PreferencePair)]
 
 
 def encode(name: str, tokenizer: ChatTokenizer, profile: Profile) -> Sequence[TokenizedPair]:
@@ -69,11 +69,11 @@ def question(row: PreferencePair) -> str:
 
 
 def answers(name: str) -> tuple[list[str], list[str]]:
-    """All chosen answers, and all rejected ones."""
-    found = rows(name)
+    """Return all chosen and all rejected answers."""
+    pairs = rows(name)
     return (
-        [str(row.chosen[-1]["content"]) for row in found],
-        [str(row.rejected[-1]["content"]) for row in found],
+        [str(row.chosen[-1]["content"]) for row in pairs],
+        [str(row.rejected[-1]["content"]) for row in pairs],
     )
 
 
@@ -84,32 +84,32 @@ def test_the_profile_uses_the_shipped_files(profile: Profile) -> None:
     assert profile.model.out_dir is None  # so that `dpo export` writes into the run
 
 
-def test_the_wheel_carries_them_to_where_the_profile_looks() -> None:
+def test_the_wheel_has_the_files_at_the_profiles_paths() -> None:
     """`profiles/` becomes `dpo_cli/profiles/`, so `../demo/x` must become `dpo_cli/demo/x`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    carried = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    stated = tomllib.loads((ROOT / "profiles/demo.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    profile_text = tomllib.loads((ROOT / "profiles/demo.toml").read_text())
     paths = [
-        stated["model"]["weights"],
-        stated["model"]["tokenizer"],
-        stated["data"]["data_path"],
-        stated["eval"]["path"],
+        profile_text["model"]["weights"],
+        profile_text["model"]["tokenizer"],
+        profile_text["data"]["data_path"],
+        profile_text["eval"]["path"],
     ]
     for path in paths:
         source = path.removeprefix("../")
-        assert carried[source] == f"dpo_cli/{source}"
+        assert included[source] == f"dpo_cli/{source}"
 
 
-def test_they_are_small() -> None:
+def test_the_files_are_small() -> None:
     shipped = [path for path in (ROOT / "demo").rglob("*") if path.is_file()]
     shipped = [path for path in shipped if "__pycache__" not in path.parts]
     assert sum(path.stat().st_size for path in shipped) < SIZE_LIMIT
 
 
-def test_the_checkpoint_is_minimind_version_2(
+def test_the_weights_are_minimind_version_2(
     profile: Profile, model_weights: ModelWeights, tokenizer: ChatTokenizer
 ) -> None:
-    """Without any shape key, as MiniMind writes it: float16, in its order, both tied copies."""
+    """MiniMind's own format: float16, its order of keys, both tied copies."""
     assert model_weights.architecture.version == 2
     assert not model_weights.architecture.use_moe
     assert model_weights.dtype == torch.float16
@@ -119,7 +119,7 @@ def test_the_checkpoint_is_minimind_version_2(
     assert list(read_state_dict(path)) == list(model_weights.architecture.expected_shapes())
 
 
-def test_the_tokenizer_speaks_minimind(tokenizer: ChatTokenizer) -> None:
+def test_the_tokenizer_renders_like_minimind(tokenizer: ChatTokenizer) -> None:
     config = json.loads((tokenizer.folder / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert (config["bos_token"], config["eos_token"]) == ("<|im_start|>", "<|im_end|>")
@@ -137,14 +137,14 @@ def test_the_tokenizer_speaks_minimind(tokenizer: ChatTokenizer) -> None:
 
 
 def test_any_text_can_be_encoded(tokenizer: ChatTokenizer) -> None:
-    """Byte-level: what the little corpus never held costs more tokens, and nothing else."""
+    """Byte-level: text outside of the corpus only takes more tokens."""
     (encoded,) = tokenizer.encode(tokenizer.render([{"role": "user", "content": "你好 🦆 ĳß"}]))
     assert min(encoded.ids) >= 0
     assert max(encoded.ids) < tokenizer.vocab_size
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_row_is_set_aside_or_cut_off(
+def test_no_row_is_skipped_or_cut_off(
     name: str, tokenizer: ChatTokenizer, profile: Profile
 ) -> None:
     pairs = encode(name, tokenizer, profile)
@@ -159,8 +159,10 @@ def test_every_prompt_is_asked_once() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_length_tells_nothing(name: str, tokenizer: ChatTokenizer, profile: Profile) -> None:
-    """Chosen and rejected are equally long to 3 % in the mean, and either is longer as often."""
+def test_length_does_not_predict_the_chosen_side(
+    name: str, tokenizer: ChatTokenizer, profile: Profile
+) -> None:
+    """Chosen and rejected have the same mean length to 3 %, and each is longer equally often."""
     differences, lengths = [], []
     for pair in encode(name, tokenizer, profile):
         differences.append(pair.chosen.response_tokens - pair.rejected.response_tokens)
@@ -172,8 +174,8 @@ def test_length_tells_nothing(name: str, tokenizer: ChatTokenizer, profile: Prof
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_word_of_an_answer_tells_which_is_chosen(name: str) -> None:
-    """Only the question does: the first words of both sides' answers are equally frequent."""
+def test_first_words_do_not_predict_the_chosen_side(name: str) -> None:
+    """The first words of chosen and rejected answers are equally frequent."""
     chosen, rejected = (Counter(answer.split()[0] for answer in side) for side in answers(name))
     total = sum(chosen.values())
     for word in chosen | rejected:
@@ -181,7 +183,7 @@ def test_no_word_of_an_answer_tells_which_is_chosen(name: str) -> None:
 
 
 @torch.no_grad()
-def test_the_model_knows_its_world_and_has_no_opinion(
+def test_the_model_has_facts_and_no_preference(
     model_weights: ModelWeights, tokenizer: ChatTokenizer, profile: Profile
 ) -> None:
     pairs = encode("held_out.jsonl", tokenizer, profile)

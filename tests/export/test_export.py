@@ -176,11 +176,13 @@ def test_held_out_pairs_are_scored_as_the_run_did(trained: RunDirectory) -> None
 def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
     out = dpo("export", trained.path, "--to", "x.pth", cwd=tmp_path)
     assert out.returncode == 0, out.stderr
-    assert "float16 rounded to nearest, 47 tensors, after optimizer step 6" in out.stdout
-    assert "warning: rounding to the nearest float16 is off by more than 50 %" in out.stdout
-    assert re.search(r"[\d.]+ % of the weights are not the start's; [\d.-]+ % of the", out.stdout)
+    assert "float16 rounded to nearest, 47 tensors, after step 6" in out.stdout
+    assert "warning: rounding to the nearest float16 has an error of more than 50 %" in out.stdout
     assert re.search(
-        r"held out, 5 pairs, .* accuracy 0\.\d+ \(0\.\d+\), gap \S+ \(\S+\)", out.stdout
+        r"[\d.]+ % of the weights differ from the starting weights; [\d.-]+ % of the", out.stdout
+    )
+    assert re.search(
+        r"held-out \(5 pairs\), .* accuracy 0\.\d+ vs. 0\.\d+, margin/token \S+ vs. \S+", out.stdout
     )
     assert "try it: first rename" in out.stdout
     drawn = dpo(
@@ -190,8 +192,8 @@ def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
     )
     assert drawn.returncode == 0, drawn.stderr
     assert "bfloat16 rounded stochastically with seed 7" in drawn.stdout
-    assert "born float16, which bfloat16 does not hold" in drawn.stdout
-    assert "held out" not in drawn.stdout
+    assert "starting weights are float16, which bfloat16 cannot represent" in drawn.stdout
+    assert "held-out" not in drawn.stdout
     assert load_model_weights(tmp_path / "y.pth", {}).dtype == torch.bfloat16
 
 

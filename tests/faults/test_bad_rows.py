@@ -244,4 +244,6 @@ def test_dpo_train_names_what_it_set_aside(shared: Path, tmp_path: Path) -> None
     assert plan is not None
     assert plan.pairs.kept == len(lines_of(kinds, "good"))
     assert sum(step.pairs for step in run.steps) == len(lines_of(kinds, "good"))
-    assert f"{len(rejected)} set aside: {run.directory.path.relative_to(tmp_path)}" in result.stdout
+    assert (
+        f"{len(rejected)} skipped rows: {run.directory.path.relative_to(tmp_path)}" in result.stdout
+    )

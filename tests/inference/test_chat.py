@@ -15,7 +15,7 @@ from dpo_cli.models.generation import Decoding
 from dpo_cli.models.loading import build_model, load_model_weights
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.run.models import NamedModel
-from tests.models.test_generation import CPU, TOKENS, theirs
+from tests.support.families import CPU, TOKENS, transformers_tokens
 
 QUESTION = "你好，请问什么是重力？"
 HOT = {"temperature": 1.0, "seed": 4}
@@ -27,13 +27,13 @@ class Model:
     def __init__(self, shared: Path, version: str, kind: str) -> None:
         name = f"full_sft_64{'_moe' if kind == 'moe' else ''}.pth"
         self.path = shared / "golden/train" / version / name
-        self.model_weights = load_model_weights(self.path, {})
+        self.weights = load_model_weights(self.path, {})
         tokenizer = "minimind2" if version == "seed" else "minimind3"
         self.tokenizer = ChatTokenizer(shared / "tokenizer" / tokenizer)
 
     def speaker(self, **settings: float) -> Responder:
         decoding = Decoding(**{"max_new_tokens": TOKENS, **settings})  # type: ignore[arg-type]
-        return Responder(OpenedModel("it", self.model_weights), self.tokenizer, CPU, decoding)
+        return Responder(OpenedModel("it", self.weights), self.tokenizer, CPU, decoding)
 
     def says(self, question: int = 0, **settings: float) -> str:
         return "".join(self.speaker(**settings).answer(asked(QUESTION), question))
@@ -52,7 +52,7 @@ def test_an_answer_is_what_transformers_has_the_model_say(model: Model) -> None:
     prompt = model.tokenizer.prompt(asked(QUESTION))
     itself = build_model(model.weights.architecture, model.weights.state).eval()
     end = model.tokenizer.end_id
-    expected = theirs(itself, prompt, end)
+    expected = transformers_tokens(itself, prompt, end)
     answer = model.speaker().answer(asked(QUESTION), 0)
     pieces = list(answer)
     kept = [number for number in expected if number != end]
@@ -65,7 +65,7 @@ def test_the_token_that_ends_an_answer_is_no_part_of_it(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     itself = build_model(model.weights.architecture, model.weights.state).eval()
-    said = theirs(itself, model.tokenizer.prompt(asked(QUESTION)), None)
+    said = transformers_tokens(itself, model.tokenizer.prompt(asked(QUESTION)), None)
     until = said[: said.index(said[5])]
     monkeypatch.setattr(ChatTokenizer, "end_id", said[5])
     answer = model.speaker().answer(asked(QUESTION), 0)

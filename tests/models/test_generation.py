@@ -4,28 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dpo_cli.compute.device import Device
 from dpo_cli.models.generation import Decoding, generate
 from dpo_cli.models.support import scorer_for
 from tests.support import families
-
-CPU = Device(torch.device("cpu"), torch.float32)
-TOKENS = 24
-
-
-def transformers_tokens(
-    model: PreTrainedModel, prompt: torch.Tensor, end_id: int | None
-) -> list[int]:
-    """Generate greedily with transformers."""
-    model.generation_config.eos_token_id = None  # the default if `config` names none
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=TOKENS, eos_token_id=end_id, pad_token_id=0, use_cache=True
-    )
-    ids = prompt.unsqueeze(0)
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-    return output[0, len(prompt) :].tolist()
+from tests.support.families import CPU, TOKENS, transformers_tokens
 
 
 def generated_tokens(model: PreTrainedModel, prompt: torch.Tensor, end_id: int | None) -> list[int]:

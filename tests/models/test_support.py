@@ -13,21 +13,10 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models import attention
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.support import scorer_for, why_not_packed
-from tests.support.families import FAMILIES, VOCABULARY, build
+from tests.support.families import FAMILIES, UNSUPPORTED, VOCABULARY, build
 
 LONGEST = 40
 BOUND = 2e-4
-UNSUPPORTED = {
-    "mistral-window": "sliding_window = 8 is shorter than sequences of 40 tokens",
-    "gemma2": "Gemma2Attention needs softcap",
-    "gemma3": "sliding_window = 8 is shorter than sequences of 40 tokens",
-    "gpt-oss": "GptOssAttention needs s_aux",
-    "llama4-chunks": "attention_chunk_size = 8 is shorter than sequences of 40 tokens",
-    "lfm2-convolution": "it has layers of the type conv",
-    "mamba": "it has layers of the type linear_attention",
-    "bloom-alibi": "a trial gives other log-probs",
-    "nemotron-old-code": "a trial gives other log-probs",
-}
 PACKED = [family for family in FAMILIES if family not in UNSUPPORTED]
 
 

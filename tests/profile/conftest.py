@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def write(folder: Path) -> Write:
-    """Write a profile, with the required keys unless told otherwise; returns its path."""
+    """Write a profile, by default with the required keys, and return its path."""
 
     def write(text: str = "", name: str = "my.toml", required: str = REQUIRED) -> Path:
         path = folder / name
@@ -43,7 +43,7 @@ def write(folder: Path) -> Write:
 
 @pytest.fixture
 def load(write: Write) -> Load:
-    """Load a profile of the required keys and `text`, with overrides."""
+    """Load a profile with the required keys, `text` and overrides."""
 
     def load(text: str = "", *overrides: str) -> LoadedProfile:
         return load_profile(write(text), overrides)
@@ -53,7 +53,7 @@ def load(write: Write) -> Load:
 
 @pytest.fixture
 def fail(load: Load) -> Fail:
-    """The error that `load` raises."""
+    """Return the error that `load` raises."""
 
     def fail(text: str = "", *overrides: str) -> UsageError:
         with pytest.raises(UsageError) as caught:

@@ -1,4 +1,4 @@
-"""MiniMind's files are found wherever a checkout may lie."""
+"""Search for MiniMind's files, other models and pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpo_cli.profile.discover import FoundFiles, discover_around, is_moe_file, m
 
 @pytest.fixture
 def room(tmp_path: Path) -> Path:
-    """A folder around which there is nothing."""
+    """Folder with nothing around it."""
     return tmp_path / "far" / "away" / "room"
 
 
@@ -28,7 +28,7 @@ def checkout(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [".", "minimind", "../minimind", "..", "../.."])
-def test_a_checkout_here_or_near(room: Path, place: str) -> None:
+def test_a_checkout_nearby(room: Path, place: str) -> None:
     here = room / "a" / "b"
     here.mkdir(parents=True)
     folder = (here / place).resolve()
@@ -42,25 +42,25 @@ def test_the_old_layout(room: Path) -> None:
     tokenizer = "model/minimind_tokenizer"
     touch(room, f"{tokenizer}/tokenizer.json", f"{tokenizer}/tokenizer_config.json")
     touch(room, "dataset/dpo/train.jsonl")
-    found = discover_around(room)
-    assert found.tokenizers == (room / tokenizer,)
-    assert found.pairs == (room / "dataset/dpo/train.jsonl",)
+    files = discover_around(room)
+    assert files.tokenizers == (room / tokenizer,)
+    assert files.pairs == (room / "dataset/dpo/train.jsonl",)
 
 
-def test_pairs_of_other_formats_where_pairs_lie(room: Path) -> None:
+def test_pairs_in_other_formats(room: Path) -> None:
     touch(room, "dataset/dpo.csv", "dataset/my_dpo.json.gz", "dpo.jsonl", "dataset/dpo/a.parquet")
     touch(room, "profiles/dpo.schema.json", "dpo_results.csv", "dataset/dpo.md")
     names = ("dpo.jsonl", "dataset/dpo.csv", "dataset/my_dpo.json.gz", "dataset/dpo/a.parquet")
     assert discover_around(room).pairs == tuple(room / name for name in names)
 
 
-def test_what_is_none(room: Path) -> None:
+def test_files_that_do_not_match(room: Path) -> None:
     touch(room, "out/full_sft_512.txt", "model/tokenizer.json", ".hidden/full_sft_1.pth")
     (room / "out/full_sft_8.pth").mkdir()
     assert discover_around(room) == FoundFiles((), (), ())
 
 
-def test_nearer_ones_come_first(room: Path) -> None:
+def test_nearest_files_come_first(room: Path) -> None:
     here = room / "here"
     checkout(room / "there")
     checkout(here)
@@ -68,7 +68,7 @@ def test_nearer_ones_come_first(room: Path) -> None:
     assert len(discover_around(here).weights) == 2
 
 
-def test_only_the_third_version_thinks(room: Path) -> None:
+def test_minimind_version_of_a_tokenizer(room: Path) -> None:
     checkout(room)
     assert minimind_version_of(room / "model") == 2
     (room / "model/chat_template.jinja").write_text("... <think>\n\n</think> ...")
@@ -80,6 +80,6 @@ def test_real_tokenizers(shared: Path) -> None:
     assert minimind_version_of(shared / "tokenizer/minimind3") == 3
 
 
-def test_names_tell_mixtures() -> None:
+def test_moe_by_file_name() -> None:
     assert is_moe_file(Path("full_sft_512_moe.pth"))
     assert not is_moe_file(Path("full_sft_512.pth"))

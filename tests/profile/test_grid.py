@@ -1,4 +1,4 @@
-"""Grids: what `--grid` may say, the points it makes, and what is wrong with them."""
+"""Parsing of `--grid`, the points of a grid, and their errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (['a.b=["x, y", ["sft", "ipo"]]'], {"a.b": ["x, y", ["sft", "ipo"]]}),
     ],
 )
-def test_words_become_values(words: list[str], grid: dict[str, list[Any]]) -> None:
+def test_parse_grid(words: list[str], grid: dict[str, list[Any]]) -> None:
     assert parse_grid(words) == grid
 
 
@@ -46,7 +46,7 @@ def test_words_become_values(words: list[str], grid: dict[str, list[Any]]) -> No
         (["dpo.beta=[1]", "dpo.beta=[2]"], "--grid dpo.beta is given twice"),
     ],
 )
-def test_words_that_make_no_grid(words: list[str], message: str) -> None:
+def test_parse_grid_errors(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_grid(words)
 
@@ -71,7 +71,7 @@ def refused(profile: Path, grid: dict[str, list[Any]], *settings: str) -> UsageE
     return raised.value
 
 
-def test_what_is_wrong_is_told_once_with_all_its_values(profile: Path) -> None:
+def test_problems_of_all_points_are_merged(profile: Path) -> None:
     error = refused(profile, {"train.learning_rat": [1, 2], "dpo.beta": [-1, 2, 0]})
     assert error.message == "mine.toml: 2 errors"
     unknown, wrong = error.details
@@ -79,7 +79,7 @@ def test_what_is_wrong_is_told_once_with_all_its_values(profile: Path) -> None:
     assert wrong.startswith("--grid  dpo.beta = -1, 0: must be greater than 0; for example")
 
 
-def test_a_contradiction_is_told_where_it_is_stated(profile: Path) -> None:
+def test_a_contradiction_names_its_origin(profile: Path) -> None:
     error = refused(profile, {"dpo.loss": ["sigmoid", "ipo"]}, "dpo.reduction=sum")
     [detail] = error.details
     assert detail.startswith('--set  dpo.reduction = "sum": dpo.loss = "ipo" uses the mean over')
@@ -94,11 +94,11 @@ def test_a_contradiction_is_told_where_it_is_stated(profile: Path) -> None:
         ({"train.epochs": [1, 2]}, "train.epochs is in --set and in --grid"),
     ],
 )
-def test_too_few_too_many_twice(profile: Path, grid: dict[str, list[Any]], message: str) -> None:
+def test_grid_errors(profile: Path, grid: dict[str, list[Any]], message: str) -> None:
     assert refused(profile, grid, "train.epochs=1").message == message
 
 
-def test_how_often_the_reference_is_computed(profile: Path) -> None:
+def test_count_references(profile: Path) -> None:
     def count(grid: dict[str, list[Any]], *settings: str) -> int:
         return count_references([point.profile for point in load_points(profile, settings, grid)])
 
@@ -109,7 +109,7 @@ def test_how_often_the_reference_is_computed(profile: Path) -> None:
     assert count({"dpo.beta": [0.1, 2]}, "dpo.loss=orpo") == 0
 
 
-def test_which_keys_change_what_is_held_out(profile: Path) -> None:
+def test_keys_changing_held_out(profile: Path) -> None:
     def keys(key: str, *settings: str) -> list[str]:
         grid = {"dpo.beta": [0.1, 2], key: [5, 6]}
         return keys_changing_held_out(load_points(profile, settings, grid))

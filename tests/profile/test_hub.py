@@ -1,4 +1,4 @@
-"""Models by name: a Hub of our own, so that nothing leaves the machine."""
+"""Models on the Hub, with a local server in its place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = {
 
 
 class OneModel(BaseHTTPRequestHandler):
-    """Answers as the Hub does for `them/tiny`, and for nothing else."""
+    """Hub with the model `them/tiny` only."""
 
     def do_GET(self) -> None:
         self._answer(with_body=True)
@@ -46,8 +46,8 @@ class OneModel(BaseHTTPRequestHandler):
             if revision not in ("main", COMMIT, OLDER):
                 status, headers = 404, {"X-Error-Code": "RevisionNotFound"}
             elif parts[4] == "tree":
-                listed = [{"type": "file", "path": name, "size": len(its), "oid": name}
-                          for name, its in FILES.items()]  # fmt: skip
+                listed = [{"type": "file", "path": name, "size": len(content), "oid": name}
+                          for name, content in FILES.items()]  # fmt: skip
                 body = json.dumps(listed).encode()
             else:
                 sha = OLDER if revision == OLDER else COMMIT
@@ -79,7 +79,7 @@ def our_hub() -> Iterator[ThreadingHTTPServer]:
 
 
 def fetch(folder: Path, port: int, *names: str) -> list[str]:
-    """What `resolve_weights` comes to for each name, in a process that knows our Hub alone."""
+    """Resolve each name in a process that uses the local Hub."""
     code = (
         "import sys; from pathlib import Path; from dpo_cli.errors import UsageError\n"
         "from dpo_cli.profile.inputs import check_inputs, resolve_weights\n"
@@ -98,7 +98,7 @@ def fetch(folder: Path, port: int, *names: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_model_is_fetched_once_and_no_code_with_it(
+def test_a_model_is_downloaded_once_without_code(
     our_hub: ThreadingHTTPServer, folder: Path
 ) -> None:
     path, again, older = fetch(
@@ -109,16 +109,16 @@ def test_a_model_is_fetched_once_and_no_code_with_it(
     assert {file.name for file in Path(path).iterdir()} == {
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     }
-    for stated in ("hf:them/tiny", "hf:them/tiny@main"):
-        assert hub.at_commit(stated, Path(path)) == f"hf:them/tiny@{COMMIT}"
+    for name in ("hf:them/tiny", "hf:them/tiny@main"):
+        assert hub.at_commit(name, Path(path)) == f"hf:them/tiny@{COMMIT}"
     # From now on no network is needed for this commit.
     our_hub.asked.clear()  # type: ignore[attr-defined]
     assert fetch(folder, our_hub.server_port, f"hf:them/tiny@{COMMIT}") == [path]
     assert not [place for place in our_hub.asked if "them" in place]  # type: ignore[attr-defined]
 
 
-def test_what_the_hub_does_not_have(our_hub: ThreadingHTTPServer, folder: Path) -> None:
-    found = fetch(
+def test_missing_on_the_hub(our_hub: ThreadingHTTPServer, folder: Path) -> None:
+    lines = fetch(
         folder, our_hub.server_port, "hf:them/tiny@nowhere", "hf:them/none", "hf:them//tiny"
     )
     expected = [
@@ -126,13 +126,13 @@ def test_what_the_hub_does_not_have(our_hub: ThreadingHTTPServer, folder: Path) 
         "them/none does not exist on the Hub, or is private",
         "'them//tiny' is not a model name on the Hub",
     ]
-    for line, reason in zip(found, expected, strict=True):
+    for line, reason in zip(lines, expected, strict=True):
         assert line.startswith(f"--set  model.weights: {reason}; ")
 
 
 def test_without_a_network(folder: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        (line,) = fetch(folder, nobody.getsockname()[1], "hf:them/tiny")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        (line,) = fetch(folder, unused.getsockname()[1], "hf:them/tiny")
     assert "them/tiny is not in this machine's cache, and the Hub cannot be reached; " in line
     assert "copy the directory here" in line

@@ -18,7 +18,7 @@ Complain = Callable[..., list[str]]
 
 @pytest.fixture(autouse=True)
 def files(folder: Path) -> None:
-    """Everything a profile of the required keys needs, with weights in `out`."""
+    """Write all files of a profile with the required keys, with weights in `out`."""
     for name in (
         "dpo.jsonl",
         "model/tokenizer.json",
@@ -35,7 +35,7 @@ def put(path: Path, text: str = "x") -> None:
 
 @pytest.fixture
 def complain(load: Load) -> Complain:
-    """What `check_inputs` finds wrong, given overrides."""
+    """Return the problems that `check_inputs` finds, given overrides."""
 
     def complain(*overrides: str) -> list[str]:
         try:
@@ -52,10 +52,10 @@ def profile_with(load: Load, *overrides: str) -> Profile:
 
 
 class TestFiles:
-    def test_nothing_is_wrong(self, complain: Complain) -> None:
+    def test_valid_inputs(self, complain: Complain) -> None:
         assert complain() == []
 
-    def test_everything_is_told_at_once(self, load: Load) -> None:
+    def test_all_problems_are_reported_at_once(self, load: Load) -> None:
         loaded = load(
             "[eval]\npath = 'zzz'\n",
             "data.data_path=pairs",
@@ -106,7 +106,7 @@ class TestFiles:
             "--set  data.data_path: dpo.jsonl/x does not exist, nor does its folder dpo.jsonl"
         ]
 
-    def test_a_name_that_the_system_refuses(self, complain: Complain) -> None:
+    def test_a_file_name_that_is_too_long(self, complain: Complain) -> None:
         (detail,) = complain(f"data.data_path={'x' * 300}")
         assert detail.endswith("cannot be read: File name too long")
 
@@ -130,7 +130,7 @@ class TestTokenizer:
         assert "model.tokenizer: model/tokenizer.json is empty" in detail
 
 
-class TestCheckpoint:
+class TestWeights:
     def test_a_bare_name_is_in_out_dir(self, load: Load, folder: Path) -> None:
         put(folder / "out/mine.safetensors")
         expected = str(folder / "out/mine.safetensors")
@@ -138,18 +138,18 @@ class TestCheckpoint:
             profile = profile_with(load, f"model.weights={name}")
             assert resolve_weights(profile, "weights") == expected
 
-    def test_a_path_is_itself(self, load: Load, folder: Path) -> None:
+    def test_a_path_is_kept(self, load: Load, folder: Path) -> None:
         put(folder / "mine.pth")
-        for stated in ("./mine.pth", "./mine", str(folder / "mine.pth")):
-            profile = profile_with(load, f"model.weights={stated}")
+        for path in ("./mine.pth", "./mine", str(folder / "mine.pth")):
+            profile = profile_with(load, f"model.weights={path}")
             assert resolve_weights(profile, "weights") == str(folder / "mine.pth")
 
-    def test_a_run_is_left_to_those_who_know_runs(self, load: Load) -> None:
+    def test_a_run_name_is_not_resolved(self, load: Load) -> None:
         profile = profile_with(load, "model.weights=run:first")
         assert resolve_weights(profile, "weights") == "run:first"
         assert resolve_weights(profile, "reference") == "run:first"
 
-    def test_the_reference_is_the_checkpoint_unless_stated(self, load: Load, folder: Path) -> None:
+    def test_the_reference_defaults_to_the_weights(self, load: Load, folder: Path) -> None:
         put(folder / "out/other.pth")
         model_weights = str(folder / "out/full_sft_512.pth")
         assert resolve_weights(profile_with(load), "reference") == model_weights
@@ -213,7 +213,7 @@ class TestCheckpoint:
         with pytest.raises(UsageError, match=r"x.pth is a name in model.out_dir, which is not set"):
             resolve_weights(profile, "weights")
 
-    def test_no_word_of_any_weights(self, load: Load) -> None:
+    def test_no_weights_are_set(self, load: Load) -> None:
         with pytest.raises(UsageError) as caught:
             check_inputs(load())
         (detail,) = caught.value.details
@@ -227,8 +227,8 @@ class TestTheOnlySft:
         path = resolve_weights(profile_with(load), "weights")
         assert path == str(folder / "out/full_sft_512.pth")
 
-    def test_alone_it_is_taken_whatever_its_name_says(self, load: Load, folder: Path) -> None:
-        """The weights themselves will contradict the stated width, naming both."""
+    def test_a_single_file_is_used_despite_its_name(self, load: Load, folder: Path) -> None:
+        """The weights are compared with model.hidden_size when they are loaded."""
         path = resolve_weights(profile_with(load, "model.hidden_size=768"), "weights")
         assert path == str(folder / "out/full_sft_512.pth")
 
@@ -261,7 +261,7 @@ class TestTheOnlySft:
         ],
     )
     @pytest.mark.usefixtures("several")
-    def test_the_stated_shape_chooses_by_name(
+    def test_the_model_settings_choose_by_name(
         self, load: Load, folder: Path, overrides: list[str], name: str
     ) -> None:
         path = resolve_weights(profile_with(load, *overrides), "weights")

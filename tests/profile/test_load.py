@@ -25,7 +25,7 @@ class TestOrigins:
         assert loaded.origins.keys() == KEYS.keys()
         assert (loaded.path, loaded.name) == (folder / "my.toml", "my")
 
-    def test_a_child_speaks_over_its_parents(self, write: Write) -> None:
+    def test_a_child_overrides_its_parents(self, write: Write) -> None:
         write("[train]\nepochs = 3\nseed = 1\n", name="base.toml")
         child = write('extends = "base.toml"\n[train]\nepochs = 5\n', required="")
         loaded = load_profile(child)
@@ -62,7 +62,7 @@ class TestPaths:
 
     @pytest.mark.parametrize("which", ["weights", "reference"])
     @pytest.mark.parametrize(
-        ("stated", "resolved"),
+        ("value", "resolved"),
         [
             ("full_sft_512.pth", "full_sft_512.pth"),
             ("run:dense-20260101", "run:dense-20260101"),
@@ -71,16 +71,16 @@ class TestPaths:
             ("~/x.pth", "/home/ann/x.pth"),
         ],
     )
-    def test_weights_are_paths_only_where_they_look_like_it(
+    def test_weights_with_a_slash_are_paths(
         self,
         load: Load,
         monkeypatch: pytest.MonkeyPatch,
         which: str,
-        stated: str,
+        value: str,
         resolved: str,
     ) -> None:
         monkeypatch.setenv("HOME", "/home/ann")
-        profile = load("", f'model.{which}="{stated}"').profile
+        profile = load("", f'model.{which}="{value}"').profile
         assert getattr(profile.model, which) == resolved
 
     def test_relative_weights_are_relative_to_the_file(self, write: Write, folder: Path) -> None:
@@ -112,7 +112,7 @@ class TestOverrides:
     ) -> None:
         assert getattr(load("", override).profile.train, key) == value
 
-    def test_the_last_one_holds(self, load: Load) -> None:
+    def test_the_last_override_wins(self, load: Load) -> None:
         assert load("", "train.epochs=3", "train.epochs=4").profile.train.epochs == 4
 
     def test_an_equals_sign_may_be_part_of_the_value(self, load: Load, folder: Path) -> None:
@@ -168,7 +168,7 @@ class TestErrors:
             "--set  data.max_seq_len = 1",
         ]
 
-    def test_one_error_is_not_many(self, fail: Fail) -> None:
+    def test_a_single_error(self, fail: Fail) -> None:
         assert fail("[dpo]\nbeta = 0\n").message == "my.toml: 1 error"
 
     def test_the_parents_file_is_named(self, write: Write) -> None:
@@ -207,9 +207,7 @@ class TestErrors:
             ),
         ],
     )
-    def test_each_says_what_is_wrong_and_what_would_do(
-        self, fail: Fail, statement: str, problem: str
-    ) -> None:
+    def test_each_error_has_an_example(self, fail: Fail, statement: str, problem: str) -> None:
         (detail,) = fail(f"[train]\n{statement}\n").details
         key = f"train.{statement.split()[0]}"
         assert detail.startswith(f"my.toml:7  {key} = ")
@@ -255,13 +253,13 @@ class TestErrors:
             ("[qqq]\nzzz = 1\n", "unknown key; the tables are model, data, dpo, train"),
         ],
     )
-    def test_an_unknown_key_gets_the_nearest_of_all_tables(
+    def test_an_unknown_key_gets_a_suggestion_from_any_table(
         self, fail: Fail, text: str, hint: str
     ) -> None:
         (detail,) = fail(text).details
         assert f": {hint}" in detail
 
-    def test_a_key_of_the_reference_script_at_the_top(self, write: Write) -> None:
+    def test_a_key_without_its_table(self, write: Write) -> None:
         path = write("learning_rate = 1e-8\n", required="")
         path.write_text(path.read_text() + 'model.tokenizer = "m"\ndata.data_path = "d"\n')
         with pytest.raises(UsageError) as caught:
@@ -307,7 +305,7 @@ class TestErrors:
         assert data_path.startswith("my.toml  data.data_path: missing. Preference pairs")
         assert '; for example data.data_path = "../dataset/dpo.jsonl"' in data_path
 
-    def test_a_value_that_is_wrong_is_not_also_missing(self, write: Write) -> None:
+    def test_an_invalid_required_key_is_not_also_missing(self, write: Write) -> None:
         path = write('model.tokenizer = "$NO_SUCH"\ndata.data_path = ""\n', required="")
         with pytest.raises(UsageError) as caught:
             load_profile(path)

@@ -1,4 +1,4 @@
-"""What a new profile proposes, and that its arithmetic is that of the run."""
+"""Values that a new profile proposes, and their arithmetic."""
 
 from __future__ import annotations
 
@@ -29,10 +29,8 @@ def inputs(folder: Path, rows: int) -> Inputs:
 
 @pytest.mark.parametrize("name", ["dense", "minimind3"])
 @pytest.mark.parametrize("rows", [40, 400, 4349])
-def test_the_learning_rates_of_the_run_add_up_to_the_reach(
-    folder: Path, name: str, rows: int
-) -> None:
-    from dpo_cli.data.sampler import hold_out  # torch: the schedule itself is the judge
+def test_the_learning_rates_of_the_run_add_up_to_lr_sum(folder: Path, name: str, rows: int) -> None:
+    from dpo_cli.data.sampler import hold_out  # torch: compares with the real schedule
     from dpo_cli.training.optimizer import LearningRate
 
     draft = learning_recipe(load_profile(Path(name)), inputs(folder, rows), folder)
@@ -54,34 +52,34 @@ def test_the_arithmetic_is_written_down(folder: Path) -> None:
     assert draft.values["train.learning_rate"] == 1.9e-5
 
 
-def test_a_learning_rate_never_rises_without_a_brake() -> None:
+def test_a_higher_learning_rate_comes_with_a_higher_beta() -> None:
     for name in ("dense", "moe", "minimind3", "minimind3-moe"):
         draft = learning_recipe(load_profile(Path(name)), NOTHING, Path())
         assert draft.values["dpo.beta"] == BETA
         assert draft.values["dpo.reduction"] == "mean"
 
 
-def test_without_pairs_the_usual_number_is_assumed_and_said() -> None:
+def test_without_pairs_their_number_is_assumed() -> None:
     draft = learning_recipe(load_profile(Path("dense")), NOTHING, Path())
     assert "no file was found" in "\n".join(draft.notes["train.learning_rate"])
     assert draft.values["train.learning_rate"] < 1e-6
 
 
-def test_the_minimind_recipe_states_the_scripts_values(folder: Path) -> None:
+def test_the_minimind_recipe_has_the_scripts_values(folder: Path) -> None:
     draft = minimind_recipe(load_profile(Path("minimind3")), NOTHING, folder)
     assert draft.values["train.learning_rate"] == 4e-8
     assert draft.values["dpo.reduction"] == "sum"
-    assert "model.hidden_size" not in draft.values  # the weights tell
+    assert "model.hidden_size" not in draft.values  # inferred from the weights
     assert draft.values["model.out_dir"] == "../out"
     assert draft.values["data.data_path"] == "../dataset/dpo.jsonl"
     assert set(draft.notes) == {"model.out_dir", "model.tokenizer", "data.data_path"}
 
 
-def test_a_copy_states_what_the_shipped_profile_states(folder: Path) -> None:
+def test_a_copy_has_the_values_of_the_shipped_profile(folder: Path) -> None:
     shipped = load_profile(Path("minimind3-moe"))
     draft = copy_profile(shipped, folder)
-    stated = {key for key, origin in shipped.origins.items() if origin != "default"}
-    assert draft.values.keys() == stated
+    explicit = {key for key, origin in shipped.origins.items() if origin != "default"}
+    assert draft.values.keys() == explicit
     assert (folder / draft.values["model.tokenizer"]).resolve() == shipped.profile.model.tokenizer
 
 
@@ -102,15 +100,15 @@ def test_far_paths_are_absolute() -> None:
     assert path_value(Path("/elsewhere/x"), Path("/a/b/c/p")) == "/elsewhere/x"
 
 
-def test_a_learning_rate_is_never_proposed_alone() -> None:
+def test_learning_rate_and_beta_are_suggested_together() -> None:
     assert suggest_lr_and_beta(1e-8, 1e-6) == (
         'Set dpo.reduction = "mean", dpo.beta = 5 and train.learning_rate = 1e-5 together (lr_sum'
         " 0.001, as dpo init proposes). Do not raise the learning rate alone."
     )
 
 
-def test_a_loss_pushes_half_as_hard_at_the_braking_gap() -> None:
-    """With sigmoid(-u), which is 1/2 at first; a sum counts each token."""
+def test_the_gradient_halves_at_the_saturation_margin() -> None:
+    """The gradient is proportional to sigmoid(-u), 1/2 at the start."""
     gap = saturation_margin(5.0, "mean", 100.0)
     assert 1 / (1 + math.exp(5.0 * gap)) == pytest.approx(1 / 4)
     assert saturation_margin(0.05, "sum", 100.0) == pytest.approx(gap)

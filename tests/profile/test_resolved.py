@@ -10,7 +10,7 @@ from dpo_cli.profile.table import Effect
 
 Load = Callable[..., LoadedProfile]
 
-EVERYTHING: dict[str, dict[str, object]] = {
+ALL_VALUES: dict[str, dict[str, object]] = {
     "model": {
         "out_dir": "/out",
         "weights": "/weights/a $ sign/full_sft_512.pth",
@@ -111,17 +111,17 @@ def reload(profile: Profile, folder: Path) -> Profile:
     return load_profile(path).profile
 
 
-def test_a_profile_survives_being_written_down(load: Load, folder: Path) -> None:
-    for profile in (load().profile, Profile.model_validate(EVERYTHING)):
+def test_toml_round_trip(load: Load, folder: Path) -> None:
+    for profile in (load().profile, Profile.model_validate(ALL_VALUES)):
         assert reload(profile, folder) == profile
 
 
-def test_everything_covers_every_key() -> None:
-    stated = {f"{table}.{field}" for table, fields in EVERYTHING.items() for field in fields}
-    assert KEYS.keys() - stated == {"eval.fraction"}  # which excludes eval.path
+def test_all_values_cover_all_keys() -> None:
+    keys = {f"{table}.{field}" for table, fields in ALL_VALUES.items() for field in fields}
+    assert KEYS.keys() - keys == {"eval.fraction"}  # which excludes eval.path
 
 
-def test_a_bare_checkpoint_stays_a_name(load: Load, folder: Path) -> None:
+def test_a_bare_weights_name_stays_a_name(load: Load, folder: Path) -> None:
     profile = load("", "model.weights=a$b.pth").profile
     assert reload(profile, folder).model.weights == "a$b.pth"
 
@@ -151,6 +151,6 @@ def test_differences_have_their_effects(load: Load) -> None:
     assert differences(old, old) == []
 
 
-def test_a_change_reads_as_old_to_new() -> None:
+def test_a_change_as_text() -> None:
     assert str(Change("train.epochs", 2, 4, Effect.MATHEMATICS)) == "train.epochs: 2 -> 4"
     assert str(Change("eval.path", None, Path("/e"), Effect.NONE)) == 'eval.path: unset -> "/e"'

@@ -21,7 +21,7 @@ DEFAULTS = Profile.model_validate({"model": {"tokenizer": "m"}, "data": {"data_p
 
 
 def build(key: str, value: object) -> Profile:
-    """A profile where `key` has `value`."""
+    """Build a profile in which `key` has `value`."""
     tables: dict[str, dict[str, object]] = {"model": {"tokenizer": "m"}, "data": {"data_path": "d"}}
     table, field = key.split(".")
     tables.setdefault(table, {})[field] = value
@@ -34,7 +34,7 @@ def value_of(profile: Profile, key: str) -> object:
 
 
 class TestKeys:
-    def test_defaults_are_the_reference_scripts(self) -> None:
+    def test_defaults_are_those_of_minimind(self) -> None:
         expected: dict[str, object] = {
             "model.dropout": 0.0,
             "data.format": "auto",
@@ -90,16 +90,16 @@ class TestKeys:
             "track.use_tensorboard": False,
             "track.send_text": False,
         }
-        stated = {key: value_of(DEFAULTS, key) for key in KEYS}
-        set_above = {"model.tokenizer", "data.data_path"}
+        defaults = {key: value_of(DEFAULTS, key) for key in KEYS}
+        required_keys = {"model.tokenizer", "data.data_path"}
         assert {
             key: value
-            for key, value in stated.items()
-            if value is not None and key not in set_above
+            for key, value in defaults.items()
+            if value is not None and key not in required_keys
         } == expected
 
     @pytest.mark.parametrize("key", KEYS)
-    def test_every_key_teaches(self, key: str) -> None:
+    def test_every_key_has_a_description(self, key: str) -> None:
         description = KEYS[key].description
         assert len(description) > 20
         assert description.endswith(".")
@@ -224,7 +224,7 @@ class TestStrictness:
         with pytest.raises(ValidationError):
             build(key, value)
 
-    def test_a_whole_number_will_do_for_a_float(self) -> None:
+    def test_an_integer_is_accepted_for_a_float(self) -> None:
         beta = build("dpo.beta", 1).dpo.beta
         assert beta == 1.0
         assert isinstance(beta, float)
@@ -313,9 +313,9 @@ class TestStrictness:
 
 
 class TestAgreement:
-    """Keys that are valid alone and not together."""
+    """Keys that are valid alone but not together."""
 
-    def test_padding_is_counted_only_where_there_is_padding(self) -> None:
+    def test_aux_loss_over_padding_needs_the_padded_layout(self) -> None:
         with pytest.raises(ValidationError, match=re.escape('set train.layout = "padded"')):
             Train(aux_loss_tokens="all")
         assert Train(aux_loss_tokens="all", layout="padded").aux_loss_tokens == "all"
@@ -339,12 +339,12 @@ class TestAgreement:
         with pytest.raises(ValidationError, match=r"train\.batch_size, which is 4"):
             Train(global_batch_size=6)
 
-    def test_both_statements_of_the_accumulation_must_agree(self) -> None:
+    def test_both_accumulation_keys_must_agree(self) -> None:
         with pytest.raises(ValidationError, match=re.escape("4 x 2 = 8")):
             Train(batch_size=4, accumulation_steps=2, global_batch_size=16)
         assert Train(batch_size=4, accumulation_steps=4, global_batch_size=16).accumulation_on(1)
 
-    def test_several_machines_must_know_where_to_meet(self) -> None:
+    def test_several_machines_need_an_endpoint(self) -> None:
         with pytest.raises(ValidationError, match="several machines need a rendezvous address"):
             Launch(nnodes=2)
         assert Launch(nnodes=2, node_rank=1, rdzv_endpoint="node0:29400").nnodes == 2
@@ -368,7 +368,7 @@ class TestAgreement:
 
 
 class TestObjective:
-    """Which losses go with what; `tests/objective` has what they compute."""
+    """Combinations of losses and settings; `tests/objective` tests the formulas."""
 
     def test_one_loss_is_an_array_of_one(self) -> None:
         assert Dpo(loss="ipo").losses == Dpo(loss=["ipo"]).losses == {"ipo": 1.0}
@@ -382,7 +382,7 @@ class TestObjective:
         assert mixture.needs_whole_batch
         assert Dpo(loss=["simpo", "hinge"]).needs_reference
 
-    def test_its_title(self) -> None:
+    def test_title(self) -> None:
         assert Dpo().title == "DPO"
         assert Dpo(loss="ipo").title == "ipo"
         mixture = Dpo(loss=["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0])
@@ -415,7 +415,7 @@ class TestObjective:
             Dpo(**keys)
 
     @pytest.mark.parametrize("name", LOSSES)
-    def test_every_loss_can_be_had_by_its_name_alone(self, name: Any) -> None:
+    def test_every_loss_works_by_its_name(self, name: Any) -> None:
         assert Dpo(loss=name).losses == {name: 1.0}
 
 
@@ -442,11 +442,11 @@ class TestJsonSchema:
             for field, schema in definitions[table]["properties"].items()
         }
         assert published.keys() == KEYS.keys()
-        set_above = {"model.tokenizer", "data.data_path"}
+        required_keys = {"model.tokenizer", "data.data_path"}
         for key, schema in published.items():
             assert schema["description"] == KEYS[key].description
             assert schema["x-effect"] == KEYS[key].effect
-            default = None if key in set_above else value_of(DEFAULTS, key)
+            default = None if key in required_keys else value_of(DEFAULTS, key)
             assert schema.get("default") == default
 
     def test_limits_are_draft_4s(self) -> None:
@@ -497,7 +497,7 @@ TYPES = {"object", "string", "integer", "number", "boolean", "array"}
 
 
 def check_draft4(schema: dict[str, Any], definitions: dict[str, Any]) -> None:
-    """The rules of Draft 4's meta-schema, as far as ours may use it."""
+    """Check the rules of Draft 4's meta-schema for the keywords that are used here."""
     for keyword, value in schema.items():
         assert keyword in KEYWORDS, f"{keyword} is no keyword of Draft 4 that we use"
         assert isinstance(value, KEYWORDS[keyword]), f"{keyword}: {value}"

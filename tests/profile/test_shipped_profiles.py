@@ -1,4 +1,4 @@
-"""The shipped profiles state the values of MiniMind's own scripts."""
+"""The shipped profiles have the values of MiniMind's own scripts."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ def shipped(name: str) -> Profile:
 def test_values(name: str) -> None:
     profile = shipped(name)
     for table, expected in SHIPPED[name].items():
-        stated = getattr(profile, table).model_dump()
-        assert {field: stated[field] for field in expected} == expected
+        values = getattr(profile, table).model_dump()
+        assert {field: values[field] for field in expected} == expected
     assert profile.model.num_hidden_layers == 8
     assert profile.model.weights is None
     assert profile.train.accumulation_on(devices=1) == 1
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_paths_are_the_reference_scripts(name: str) -> None:
+def test_paths_are_those_of_minimind(name: str) -> None:
     profile, root = shipped(name), shipped_profiles()[name].parents[1]
     assert profile.model.out_dir == root / "out"
     assert profile.model.tokenizer == root / "model"
@@ -92,11 +92,11 @@ def test_paths_are_the_reference_scripts(name: str) -> None:
     assert profile.eval.path is None
 
 
-def test_the_later_balance_loss_is_added() -> None:
+def test_the_aux_loss_of_version_3_is_added() -> None:
     assert shipped("minimind3-moe").train.router_aux_loss_coef == 5e-4
 
 
-def test_other_models_get_the_usual_values() -> None:
+def test_hugging_face_profile() -> None:
     profile = shipped("hf")
     assert (profile.dpo.reduction, profile.dpo.beta) == ("sum", 0.1)
     assert profile.train.learning_rate == 1e-6

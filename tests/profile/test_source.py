@@ -28,7 +28,7 @@ class TestFind:
         (folder / "moe").mkdir()
         assert find_profile(Path("moe"), "moe") == shipped_profiles()["moe"]
 
-    def test_a_missing_profile_names_what_is_near(self, write: Write) -> None:
+    def test_a_missing_profile_suggests_similar_names(self, write: Write) -> None:
         write(name="profiles/night.toml")
         with pytest.raises(UsageError) as caught:
             find_profile(Path("profiles/nigth.toml"), "profiles/nigth.toml")
@@ -36,13 +36,13 @@ class TestFind:
             "no profile profiles/nigth.toml; did you mean profiles/night.toml?"
         )
         assert "dense, " in caught.value.remedy
-        with pytest.raises(UsageError, match=r"^no profile dens; did you mean dense\?$"):
+        with pytest.raises(UsageError, match=r"^no profile dens; did you mean dense\?\n"):
             find_profile(Path("dens"), "dens")
-        with pytest.raises(UsageError, match=r"^no profile qqq$"):
+        with pytest.raises(UsageError, match=r"^no profile qqq\n"):
             find_profile(Path("qqq"), "qqq")
 
     def test_a_directory_is_no_profile(self, folder: Path) -> None:
-        with pytest.raises(UsageError, match=r"^\. is a directory, not a profile$"):
+        with pytest.raises(UsageError, match=r"^\. is a directory, not a profile\n"):
             find_profile(folder, str(folder))
 
     def test_profiles_in_the_wheel_come_first(
@@ -67,7 +67,7 @@ class TestRead:
     def test_a_cycle_is_shown(self, write: Write) -> None:
         write('extends = "b.toml"', name="a.toml", required="")
         start = write('extends = "./a.toml"', name="b.toml", required="")
-        with pytest.raises(UsageError, match=r"b\.toml -> a\.toml -> b\.toml$"):
+        with pytest.raises(UsageError, match=r"b\.toml -> a\.toml -> b\.toml\n"):
             read_chain(start)
 
     def test_a_profile_may_extend_a_shipped_one_by_name(self, write: Write) -> None:
@@ -86,7 +86,7 @@ class TestRead:
             ('"$NO_SUCH/x"', "variable NO_SUCH is not set; export it"),
         ],
     )
-    def test_a_bad_parent_is_told_with_its_line(
+    def test_an_invalid_parent_is_reported_with_its_line(
         self, write: Write, parent: str, problem: str
     ) -> None:
         child = write(f"# a comment\nextends = {parent}\n", required="")
@@ -94,7 +94,7 @@ class TestRead:
             read_chain(child)
         assert caught.value.message == f"my.toml:2  extends = {parent}: {problem}"
 
-    def test_broken_toml_is_told_with_line_and_column(self, write: Write) -> None:
+    def test_invalid_toml_is_reported_with_line_and_column(self, write: Write) -> None:
         with pytest.raises(UsageError) as caught:
             read_chain(write("[data]\nshuffle = False\n", required=""))
         assert caught.value.message == "my.toml:2:11: invalid TOML: Invalid value"
@@ -112,10 +112,10 @@ class TestRead:
         assert document.values == {"dpo": {"beta": 5}}
         assert document.origin("dpo.beta") == "bom.toml:2"
 
-    def test_other_encodings_are_told_with_their_line(self, folder: Path) -> None:
+    def test_other_encodings_are_reported_with_their_line(self, folder: Path) -> None:
         path = folder / "latin.toml"
         path.write_bytes("[model]\n# modèle\n".encode("latin-1"))
-        with pytest.raises(UsageError, match=r"^latin.toml:2 is not UTF-8$"):
+        with pytest.raises(UsageError, match=r"^latin.toml:2 is not UTF-8\n"):
             read_chain(path)
 
     def test_a_file_that_cannot_be_read(
@@ -131,7 +131,7 @@ class TestRead:
 
 
 class TestLines:
-    def test_every_way_to_state_a_key(self) -> None:
+    def test_all_toml_notations_of_a_key(self) -> None:
         text = """\
 extends = "dense"
 dpo.beta = 0.1
@@ -204,6 +204,6 @@ class TestExpand:
             ("", "must not be empty"),
         ],
     )
-    def test_what_cannot_be_expanded(self, text: str, problem: str) -> None:
+    def test_paths_that_cannot_be_expanded(self, text: str, problem: str) -> None:
         with pytest.raises(ValueError, match=problem):
             expand_path(text, Path("/base"))

@@ -1,4 +1,4 @@
-"""A new profile: every key is explained in it, and it means what it was meant to."""
+"""Text of a new profile: descriptions, values and notes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def nested(draft: Draft) -> dict[str, dict[str, object]]:
     return tables
 
 
-def test_it_loads_as_what_was_meant(draft: Draft, text: str, folder: Path) -> None:
+def test_the_text_loads_as_the_draft(draft: Draft, text: str, folder: Path) -> None:
     profiles = folder / "profiles"
     profiles.mkdir()
     (profiles / "meant.toml").write_text(tomli_w.dumps(nested(draft)))
@@ -56,7 +56,7 @@ def test_it_loads_as_what_was_meant(draft: Draft, text: str, folder: Path) -> No
     assert to_toml(written.profile) == to_toml(meant.profile)
 
 
-def test_every_key_stands_there_once_with_its_meaning(text: str) -> None:
+def test_every_key_occurs_once_with_its_description(text: str) -> None:
     flowing = " ".join(line.removeprefix("# ") for line in text.splitlines())
     for key in KEYS.values():
         assert key.description in flowing
@@ -66,8 +66,8 @@ def test_every_key_stands_there_once_with_its_meaning(text: str) -> None:
         assert names == [key.split(".")[1] for key in KEYS if key.startswith(f"{table}.")]
 
 
-def test_what_is_behind_a_hash_would_be_valid_too(text: str, folder: Path) -> None:
-    """Each example and default alone, with the # taken away."""
+def test_commented_out_keys_are_valid(text: str, folder: Path) -> None:
+    """Check each example and default alone, with its # removed."""
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if re.match(r"#\w+ = ", line) and "fraction" not in line and "path" not in line:
@@ -76,7 +76,7 @@ def test_what_is_behind_a_hash_would_be_valid_too(text: str, folder: Path) -> No
             load_profile(folder / "x.toml")
 
 
-def test_the_references_values_stand_beside(folder: Path) -> None:
+def test_values_of_the_minimind_script(folder: Path) -> None:
     text = render(drafts()["learn"], "A title.", load_profile(Path("dense")).profile)
     lines = text.splitlines()
     assert "beta = 5.0  # minimind: 0.1" in lines
@@ -84,7 +84,7 @@ def test_the_references_values_stand_beside(folder: Path) -> None:
     assert 'data_path = "../dataset/dpo.jsonl"  # minimind: "../dataset/dpo.jsonl"' in lines
     assert "#hidden_size = 512  # unset, minimind: 512" in lines
     assert "#accumulation_steps = 1  # unset, minimind: 1" in lines
-    assert '#layout = "packed"' in lines  # the script knows no such thing
+    assert '#layout = "packed"' in lines  # no key of the script
     third = render(drafts()["minimind"], "A title.", load_profile(Path("minimind3")).profile)
     assert "beta = 0.15  # minimind: 0.15" in third
 
@@ -94,12 +94,12 @@ def test_an_editor_finds_the_schema(text: str) -> None:
     assert json.loads(schema_text()) == json_schema()
 
 
-def test_lines_fit_an_editor_and_notes_are_marked(text: str) -> None:
+def test_line_length(text: str) -> None:
     tomllib.loads(text)
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_what_was_not_found_is_to_be_filled_in(folder: Path) -> None:
+def test_missing_files_are_marked(folder: Path) -> None:
     text = render(drafts()["learn"], "A title.", load_profile(Path("dense")).profile)
     assert text.count("# FILL IN") == 1
     assert text.index("# FILL IN") < text.index("data_path =")

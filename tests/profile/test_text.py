@@ -22,16 +22,16 @@ from dpo_cli.profile.text import did_you_mean, show_path, show_value
         ([1, 2], "[1, 2]"),
     ],
 )
-def test_values_are_shown_as_toml_states_them(value: object, shown: str) -> None:
+def test_values_are_shown_as_toml(value: object, shown: str) -> None:
     assert show_value(value) == shown
 
 
-def test_paths_are_shown_relative_only_where_that_is_shorter(folder: Path) -> None:
+def test_paths_are_relative_if_that_is_shorter(folder: Path) -> None:
     assert show_path(folder / "profiles/my.toml") == "profiles/my.toml"
     assert show_path(Path("/my.toml")) == "/my.toml"
 
 
-def test_the_nearest_candidate_is_suggested_as_it_should_be_shown() -> None:
+def test_did_you_mean() -> None:
     assert did_you_mean("full_sft_521", ["rlhf_512", "full_sft_512"]) == (
         "; did you mean full_sft_512?"
     )

@@ -34,6 +34,7 @@ from dpo_cli.run.events import (
     to_json,
     without_early_steps,
 )
+from dpo_cli.run.plan import Plan
 from tests.support.story import PLAN
 
 
@@ -236,3 +237,9 @@ def test_a_line_that_is_no_event_is_skipped_and_counted(tmp_path: Path, line: st
     assert list(reader.read_new()) == [EVENTS[0]]
     assert reader.skipped_lines == 1
     assert list(history(path)) == list(without_early_steps(path, 1)) == [EVENTS[0]]
+
+
+def test_a_plan_survives_a_broadcast_between_ranks() -> None:
+    """Not through JSON: tuples stay tuples."""
+    plan = dataclasses.replace(PLAN, other_environments=("torch 2",))
+    assert Plan.from_dict(plan.to_dict()) == plan

@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
+from dpo_cli.compute.device import Device
 from dpo_cli.models import attention
 
 VOCABULARY = 97
 POSITIONS = 128
+CPU = Device(torch.device("cpu"), torch.float32)
+TOKENS = 24
+"""Length of the answers that `transformers_tokens` generates."""
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -70,6 +74,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron-old-code": ("NemotronConfig", _COMMON),
 }
 
+UNSUPPORTED = {
+    "mistral-window": "sliding_window = 8 is shorter than sequences of 40 tokens",
+    "gemma2": "Gemma2Attention needs softcap",
+    "gemma3": "sliding_window = 8 is shorter than sequences of 40 tokens",
+    "gpt-oss": "GptOssAttention needs s_aux",
+    "llama4-chunks": "attention_chunk_size = 8 is shorter than sequences of 40 tokens",
+    "lfm2-convolution": "it has layers of the type conv",
+    "mamba": "it has layers of the type linear_attention",
+    "bloom-alibi": "a trial gives other log-probs",
+    "nemotron-old-code": "a trial gives other log-probs",
+}
+"""Families that cannot compute packed rows of up to 40 tokens, and the reason."""
+
 
 def build(family: str, vocab_size: int = VOCABULARY) -> PreTrainedModel:
     """Build a model of a family in float32 with fixed random weights.
@@ -88,3 +105,16 @@ def build(family: str, vocab_size: int = VOCABULARY) -> PreTrainedModel:
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.data = (noise * spread + (parameter.ndim == 1)).to(parameter.dtype)
     return model
+
+
+def transformers_tokens(
+    model: PreTrainedModel, prompt: torch.Tensor, end_id: int | None
+) -> list[int]:
+    """Generate greedily with transformers."""
+    model.generation_config.eos_token_id = None  # the default if `config` names none
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=TOKENS, eos_token_id=end_id, pad_token_id=0, use_cache=True
+    )
+    ids = prompt.unsqueeze(0)
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    return output[0, len(prompt) :].tolist()

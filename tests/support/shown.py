@@ -7,13 +7,13 @@ import io
 from rich.console import Console, RenderableType
 
 
-def shown(renderable: RenderableType, width: int = 60, *, colour: bool = False) -> str:
+def shown(renderable: RenderableType, width: int = 60, *, color: bool = False) -> str:
     """The lines of a terminal of that width, without the blanks at their ends."""
     console = Console(
         width=width,
         file=io.StringIO(),
-        force_terminal=colour,
-        color_system="standard" if colour else None,
+        force_terminal=color,
+        color_system="standard" if color else None,
         highlight=False,
         markup=False,
         emoji=False,

@@ -12,10 +12,16 @@ MANY_SAVES = {"train.save_interval": 3, "train.save_min_seconds": 0, "train.devi
 
 def golden_run(shared: Path, checkpoint: str, moe: bool, **changes: Any) -> list[str]:
     """`dpo train` on a golden checkpoint, `checkpoint` "seed" or "head"; 27 pairs, 12 epochs."""
-    tokenizer = "minimind2" if checkpoint == "seed" else "minimind3"
     profile = ("dense", "moe") if checkpoint == "seed" else ("minimind3", "minimind3-moe")
+    settings = golden_settings(shared, checkpoint, moe, **changes)
+    return ["train", profile[moe], *set_options(settings)]
+
+
+def golden_settings(shared: Path, checkpoint: str, moe: bool, **changes: Any) -> dict[str, Any]:
+    """Settings of `golden_run`, by dotted key."""
+    tokenizer = "minimind2" if checkpoint == "seed" else "minimind3"
     model_weights = shared / f"golden/train/{checkpoint}/full_sft_64{'_moe' if moe else ''}.pth"
-    keys = {
+    return {
         "model.weights": model_weights,
         "model.hidden_size": 64,
         "model.num_hidden_layers": 2,
@@ -29,7 +35,6 @@ def golden_run(shared: Path, checkpoint: str, moe: bool, **changes: Any) -> list
         **MANY_SAVES,
         **changes,
     }
-    return ["train", profile[moe], *set_options(keys)]
 
 
 def small_run(shared: Path, **changes: Any) -> list[str]:

@@ -16,6 +16,7 @@ from dpo_cli.run.events import (
     Completed,
     Evaluated,
     Event,
+    Failed,
     Planned,
     Progress,
     Saved,
@@ -74,6 +75,11 @@ PLAN = Plan(
     environment={},
 )
 SETTINGS, FINGERPRINTS = PLAN.settings, PLAN.fingerprints
+FAILED = Failed(
+    message="optimizer step 87: the loss is not a finite number; the weights were not touched",
+    remedy="look at these rows, or lower train.learning_rate; what was saved before is intact",
+    details=("lines 17, 203, 204, 391 of data/pairs.jsonl",),
+)
 SLOW = Alert(
     code="slow-learning",
     message="after 100 steps the loss still reads ln 2: at this learning rate nothing can move",

@@ -48,9 +48,8 @@ from dpo_cli.run.models import find_model
 from dpo_cli.training.checkpointing import load_weights
 from dpo_cli.training.session import train_run
 from tests.faults import workers
-from tests.models.test_support import UNSUPPORTED
 from tests.support.cli import REPOSITORY, Run
-from tests.support.families import FAMILIES, build
+from tests.support.families import FAMILIES, UNSUPPORTED, build
 
 MODEL = Path("models/model")
 TOKENIZER = REPOSITORY / "demo/tokenizer"
@@ -267,7 +266,7 @@ def balanced(folder: Path) -> None:
     run = new_run(make(folder / "unknown", "gpt-oss"), **{"train.router_aux_loss_coef": 0.01})
     assert train(run) == 1
     (failed,) = [event for event in Run(run).events if isinstance(event, Failed)]
-    assert "no balance loss is known for gpt_oss" in failed.message
+    assert "no aux_loss is defined for gpt_oss" in failed.message
 
 
 def test_experts_are_balanced_where_their_routers_are_known(tmp_path: Path) -> None:

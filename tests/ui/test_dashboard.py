@@ -1,10 +1,9 @@
-"""The panel as text: the same events give the same picture, at any size."""
+"""Tests of the panel as text, at several sizes."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import re
 import socket
 from collections.abc import Iterable
@@ -30,16 +29,11 @@ from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.dashboard import Dashboard, Disk
 from dpo_cli.ui.terminal.panel import KEYS
 from tests.support import story
+from tests.support.snapshots import assert_snapshot
 
-SNAPSHOTS = Path(__file__).with_name("snapshots")
 NAME = "dense-20260101-120000-ab12"
 SIZES = [(80, 24), (100, 30), (160, 50)]
 DISK = Disk(free_bytes=50_100_000_000, checkpoints=2)
-FAILED = Failed(
-    message="optimizer step 87: the loss is not a finite number; the weights were not touched",
-    remedy="look at these rows, or lower train.learning_rate; what was saved before is intact",
-    details=("lines 17, 203, 204, 391 of data/pairs.jsonl",),
-)
 THEMES = {"light": DEFAULT_TERMINAL_THEME, "dark": SVG_EXPORT_THEME, "monokai": DIMMED_MONOKAI}
 SCENES: dict[str, list[Event]] = {
     "starting": [],
@@ -51,7 +45,7 @@ SCENES: dict[str, list[Event]] = {
         story.at(160, story.SLOW),
         *story.training(100, 110),
     ],
-    "failed": [*story.preparation(), *story.training(0, 172), story.at(270, FAILED)],
+    "failed": [*story.preparation(), *story.training(0, 172), story.at(270, story.FAILED)],
     "finished": list(story.whole()),
     "two-ranks": list(
         story.on_ranks([*story.preparation(), *story.training(0, 170)], [2.41, 2.52])
@@ -88,21 +82,6 @@ def drawn(picture: Dashboard, width: int, height: int, **settings: object) -> st
     console.print(picture, end="")
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
-
-
-def assert_snapshot(name: str, text: str) -> None:
-    """Compare with what a person looked at and found good."""
-    file = SNAPSHOTS / f"{name}.txt"
-    # Trailing blanks say nothing, and editors remove them.
-    text = "".join(line.rstrip() + "\n" for line in text.splitlines())
-    if os.environ.get("DPO_RENEW_SNAPSHOTS") == "1":
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-    expected = file.read_text(encoding="utf-8") if file.exists() else "(there is none)"
-    assert text == expected, (
-        f"the panel no longer looks like {file}\n\nnow:\n{text}\nbefore:\n{expected}\n"
-        "if it is to look like this, run this test once with DPO_RENEW_SNAPSHOTS=1 and commit it"
-    )
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -178,10 +157,8 @@ def luminance(red: int, green: int, blue: int) -> float:
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_everything_stands_out_on_dark_and_light(
-    theme: str, scene: str, width: int, height: int
-) -> None:
-    """The contrast of every color that is shown, dimmed ones too, with the theme's background."""
+def test_contrast_on_dark_and_light_themes(theme: str, scene: str, width: int, height: int) -> None:
+    """Every color, also dimmed, has enough contrast with the background of the theme."""
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True)
     background = luminance(*THEMES[theme].background_color)
     for line in dashboard(SCENES[scene]).lines(console, width, height):
@@ -210,16 +187,16 @@ def test_colors_change_no_character() -> None:
         assert console.export_text() == plain
 
 
-def test_no_color_leaves_shapes_to_tell_the_curves_apart() -> None:
+def test_without_color_shapes_distinguish_the_curves() -> None:
     text = drawn(dashboard(SCENES["middle"]), 80, 24, no_color=True, force_terminal=True)
     assert "\x1b[3" not in text
     assert "⣿" in text  # the spots of the held-out curve
 
 
-# --- what it says -----------------------------------------------------------------------------
+# --- texts ---------------------------------------------------------------------------------
 
 
-def test_what_nobody_trains_and_did_not_end_was_killed() -> None:
+def test_a_run_without_process_and_ending_was_killed() -> None:
     text = drawn(dashboard(SCENES["middle"], is_alive=False, keys={}), 80, 24)
     assert text.splitlines()[0].endswith("killed")
     assert text.splitlines()[-1].startswith(f"resume: dpo resume {NAME}")
@@ -227,20 +204,20 @@ def test_what_nobody_trains_and_did_not_end_was_killed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "state", "what_next"),
+    ("ending", "state", "command"),
     [
         (Stopped(reason="interrupted", step=170, optimizer_step=85), "stopped", "resume"),
         (WorkerEnded(exit_code=137, signal=9), "killed", "resume"),
         (WorkerEnded(exit_code=1), "failed", "resume"),
     ],
 )
-def test_ends(ending: Event, state: str, what_next: str) -> None:
+def test_endings(ending: Event, state: str, command: str) -> None:
     text = drawn(dashboard([*SCENES["middle"], story.at(262, ending)], keys={}), 80, 24)
     assert text.splitlines()[0].endswith(state)
-    assert text.splitlines()[-1].startswith(f"{what_next}: dpo {what_next} {NAME}")
+    assert text.splitlines()[-1].startswith(f"{command}: dpo {command} {NAME}")
 
 
-def test_a_worker_that_died_is_an_error_with_its_signal() -> None:
+def test_a_killed_worker_is_an_error_with_the_signal() -> None:
     events = [*SCENES["middle"], WorkerEnded(exit_code=137, signal=9)]
     assert "error: the worker died of SIGKILL" in drawn(dashboard(events), 80, 24)
 
@@ -258,7 +235,7 @@ def test_ranks_that_were_lost_are_the_error() -> None:
     assert "rank 1" not in drawn(dashboard([*events, again]), 130, 40)
 
 
-def test_of_very_many_ranks_the_slowest_are_shown() -> None:
+def test_with_many_ranks_the_slowest_are_shown() -> None:
     seconds = [1.0 + 0.01 * rank for rank in range(16)]
     events = story.on_ranks([*story.preparation(), *story.training(0, 40)], seconds)
     text = drawn(dashboard(events), 80, 24)
@@ -267,20 +244,20 @@ def test_of_very_many_ranks_the_slowest_are_shown() -> None:
     assert " 7 ━" not in text
 
 
-def test_a_resumed_run_shows_its_past_while_it_prepares() -> None:
+def test_a_resumed_run_shows_earlier_curves_while_it_prepares() -> None:
     again = WorkerStarted(pid=8, device="cpu", device_name="", dtype="float32", versions={})
     text = drawn(dashboard([*SCENES["failed"], story.at(0, again)]), 80, 24)
     assert text.splitlines()[0].endswith("preparing")
     assert "ln 2 ⣿" in text
     resumed = Resumed(step=100, optimizer_step=50, checkpoint="step-00000050")
     text = drawn(dashboard([*SCENES["failed"], story.at(0, again), story.at(1, resumed)]), 80, 24)
-    assert "step 100/400" in text
+    assert "micro-step 100/400" in text
     assert text.splitlines()[0].endswith("training")
 
 
 @pytest.mark.parametrize(("start", "label"), [(1.0, "1"), (2.5, "2.5"), (None, None)])
 def test_the_level_of_the_loss_is_where_it_starts(start: float | None, label: str | None) -> None:
-    """Where that is not known there is none, and nothing squeezes the curve."""
+    """Without a known start there is no level, which would compress the curve."""
     plan = dataclasses.replace(story.PLAN, loss_at_start=start)
     events = [
         dataclasses.replace(event, plan=plan) if isinstance(event, Planned) else event
@@ -292,14 +269,14 @@ def test_the_level_of_the_loss_is_where_it_starts(start: float | None, label: st
         assert re.search(rf"│ +{re.escape(label)} [⠀-⣿]", text)
 
 
-def test_other_peoples_text_cannot_break_the_lines() -> None:
+def test_untrusted_text_cannot_break_the_lines() -> None:
     evil = Failed(message="one\ntwo\r\x1b[2Jthree\tfour", details=("five",))
     text = drawn(dashboard([story.at(0, evil)]), 80, 24)
     assert "error: one two [2Jthree four: five" in text
     assert len(text.splitlines()) == 24
 
 
-def test_of_many_alerts_the_newest_come_first() -> None:
+def test_the_newest_alerts_come_first() -> None:
     alerts = [story.at(200 + k, _alert(k)) for k in range(9)]
     text = drawn(dashboard([*SCENES["middle"], *alerts]), 80, 24)
     assert "number 8" in text
@@ -310,4 +287,4 @@ def test_of_many_alerts_the_newest_come_first() -> None:
 def _alert(number: int) -> Event:
     from dpo_cli.run.events import Alert
 
-    return Alert(code=str(number), message=f"number {number}", remedy="mend it")
+    return Alert(code=str(number), message=f"number {number}", remedy="fix it")

@@ -1,4 +1,4 @@
-"""What is shown of models on pairs, and what is said of the figures: from figures made up."""
+"""Tests of the output of `dpo eval`, from made-up metrics."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dpo_cli.intervals import wilson_interval
 from dpo_cli.profile.load import profile_from_values
 from dpo_cli.run.eval_config import EvalConfig
 from dpo_cli.ui.terminal.evaluation import EvaluationView, notes
-from tests.ui.test_dashboard import assert_snapshot
+from tests.support.snapshots import assert_snapshot
 
 PROFILE = {"model.tokenizer": Path("/t"), "data.data_path": Path("/test.jsonl")}
 BY_ITSELF = ("pairs", "logps/accuracies", "token_logps/chosen", "entropy")
 
 
 def figures(accuracy: float, pairs: int, **others: float) -> dict[str, float]:
-    """Of a group; names may be given as gap or kl."""
+    """Return the metrics of a group of pairs."""
     means = {
         "loss": 0.65,
         "rewards/accuracies": accuracy,
@@ -39,7 +39,7 @@ def figures(accuracy: float, pairs: int, **others: float) -> dict[str, float]:
     return {"pairs": float(pairs), **means}
 
 
-def evaluation_result(
+def evaluation(
     *models: Mapping[str, Mapping[str, float]],
     is_own: bool = True,
     reference: str | None = "full_sft_512.pth",
@@ -68,10 +68,10 @@ def evaluation_result(
     )
 
 
-def shown(its: Evaluation, width: int) -> str:
+def shown(result: Evaluation, width: int) -> str:
     console = Console(width=width, highlight=False, file=io.StringIO())
     with console.capture() as captured:
-        console.print(EvaluationView(its))
+        console.print(EvaluationView(result))
     return captured.get()
 
 
@@ -81,65 +81,62 @@ GROUPS = {
     "length/like length": figures(0.6, 30),
     "length/rejected longer": figures(0.4, 5),
 }
-SAME = figures(0.0, 400, kl=0.0, margin_per_token=0.0, **{"rewards/margins": 0.0})
+EQUAL = figures(0.0, 400, kl=0.0, margin_per_token=0.0, **{"rewards/margins": 0.0})
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_one_model_by_groups(width: int) -> None:
-    assert_snapshot(f"evaluation-{width}", shown(evaluation_result(GROUPS), width))
+    assert_snapshot(f"evaluation-{width}", shown(evaluation(GROUPS), width))
 
 
 def test_models_side_by_side() -> None:
-    others = {"all": SAME}, {"all": figures(0.72, 400)}
-    assert_snapshot("evaluation-merged", shown(evaluation_result(GROUPS, *others), 120))
+    others = {"all": EQUAL}, {"all": figures(0.72, 400)}
+    assert_snapshot("evaluation-merged", shown(evaluation(GROUPS, *others), 120))
 
 
-def test_a_model_by_itself() -> None:
+def test_a_model_without_a_reference() -> None:
     own = {name: value for name, value in GROUPS["all"].items() if name.startswith(BY_ITSELF)}
-    alone = evaluation_result({"all": own}, reference=None, is_own=False)
+    alone = evaluation({"all": own}, reference=None, is_own=False)
     text = shown(alone, 120)
-    assert "400 pairs of /test.jsonl, 3 rows set aside" in text
+    assert "400 pairs of /test.jsonl, 3 skipped rows" in text
     assert "against no reference; reduction mean, max_seq_len 1024" in text
     assert "accuracy (95 %)" not in text
-    assert notes(alone) == [
-        "preference accuracy 0.50 over 400 pairs: as good as chance, as far as so many pairs can"
-        " tell"
-    ]
+    assert notes(alone) == ["ranking accuracy 0.50 over 400 pairs: not distinguishable from chance"]
 
 
-def test_what_few_pairs_tell() -> None:
-    def said(accuracy: float, pairs: int, **others: float) -> str:
-        return notes(evaluation_result({"all": figures(accuracy, pairs, **others)}))[-1]
+def test_significance_of_the_accuracy() -> None:
+    def last_note(accuracy: float, pairs: int, **others: float) -> str:
+        return notes(evaluation({"all": figures(accuracy, pairs, **others)}))[-1]
 
-    assert said(0.75, 400) == (
-        "accuracy 0.75 over 400 pairs: above 0.5 by more than chance explains (95 %)"
+    assert last_note(0.75, 400) == ("accuracy 0.75 over 400 pairs: significantly above 0.5 (95 %)")
+    assert last_note(0.25, 400).endswith("significantly below 0.5 (95 %)")
+    assert last_note(0.6, 40) == (
+        "accuracy 0.60 over 40 pairs: may be chance; about 97 pairs would show 0.60 to differ from"
+        " 0.5"
     )
-    assert said(0.25, 400).endswith("below 0.5 by more than chance explains (95 %)")
-    assert said(0.6, 40) == (
-        "accuracy 0.60 over 40 pairs may be chance: to tell 0.60 from 0.5 takes some 97 pairs"
-    )
-    assert said(0.6, 97).startswith("accuracy 0.60 over 97 pairs: above 0.5")
-    assert said(0.6, 96).startswith("accuracy 0.60 over 96 pairs may be chance")
-    assert said(0.0, 40, kl=0.0).endswith("to the reference: nothing has moved")
+    assert last_note(0.6, 97).startswith("accuracy 0.60 over 97 pairs: significantly above")
+    assert last_note(0.6, 96).startswith("accuracy 0.60 over 96 pairs: may be chance")
+    assert last_note(0.0, 40, kl=0.0).endswith("identical to the reference: nothing was learned")
 
 
-def test_a_wrong_tokenizer_and_pairs_of_the_training() -> None:
-    told = notes(
-        evaluation_result(
+def test_notes_on_a_wrong_tokenizer_and_on_training_pairs() -> None:
+    lines = notes(
+        evaluation(
             {"all": figures(0.75, 400, **{"token_logps/chosen": -9.0})},
             is_own=False,
             trained_on=["dense-1"],
         )
     )
-    assert told[0] == "dense-1 was trained on pairs of this file: it may know these"
-    assert told[1].startswith("guessing would make the chosen answers likelier")
-    assert "-8.76 nats a token" in told[1]
+    assert lines[0] == "dense-1 was trained on pairs of this file and may have seen these"
+    assert lines[1].startswith("chosen answers have a lower log-prob than random guessing")
+    assert "-8.76 nats per token" in lines[1]
 
 
-def test_who_is_not_told_from_whom() -> None:
-    told = notes(
-        evaluation_result({"all": figures(0.6, 40)}, {"all": SAME}, {"all": figures(0.7, 40)})
+def test_models_that_few_pairs_cannot_distinguish() -> None:
+    lines = notes(evaluation({"all": figures(0.6, 40)}, {"all": EQUAL}, {"all": figures(0.7, 40)}))
+    assert (
+        lines[-1]
+        == "40 pairs are too few to distinguish C from A by accuracy (95 %: -0.11 to +0.29)"
     )
-    assert told[-1] == "40 pairs do not tell C from A by their accuracy (95 %: -0.11 to +0.29)"
-    told = notes(evaluation_result({"all": figures(0.6, 4000)}, {"all": figures(0.7, 4000)}))
-    assert [note.split(" over ")[0] for note in told] == ["A: accuracy 0.60", "B: accuracy 0.70"]
+    lines = notes(evaluation({"all": figures(0.6, 4000)}, {"all": figures(0.7, 4000)}))
+    assert [note.split(" over ")[0] for note in lines] == ["A: accuracy 0.60", "B: accuracy 0.70"]

@@ -1,4 +1,4 @@
-"""What `dpo export` says of the update, from a report as it was measured."""
+"""Tests of the output of `dpo export` about the update, from given reports."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dpo_cli.export.update_retention import UpdateRetention
 from dpo_cli.ui.terminal.export import export_lines
 
 
-def said(
+def lines_of(
     *, dtype: str = "float16", seed: int | None = None, not_compared: str = "", **retention: Any
 ) -> list[str]:
-    """The lines between what was written and the log-probs."""
+    """Return the lines between the file and the log-probs."""
     measured = {"changed": 0.0312, "kept": 0.9, "relative_error": 0.2, "start_error": 0.0}
     report = ExportReport(
         path=Path("rlhf_512.pth"),
@@ -42,48 +42,52 @@ def said(
     return lines
 
 
-def test_much_of_it_is_kept() -> None:
-    assert said(changed=0.0312) == [
-        "3.12 % of the weights are not the start's; 90 % of the update is kept, with a relative"
-        " error of 0.2"
+def test_most_of_the_update_is_kept() -> None:
+    assert lines_of(changed=0.0312) == [
+        "3.12 % of the weights differ from the starting weights; 90 % of the update is kept,"
+        " relative error of the update 0.2"
     ]
 
 
-def test_nearest_loses_most_of_it() -> None:
-    lines = said(changed=2e-4, kept=0.0031, relative_error=0.9992)
+def test_rounding_to_nearest_loses_most_of_the_update() -> None:
+    lines = lines_of(changed=2e-4, kept=0.0031, relative_error=0.9992)
     assert lines == [
-        "0.02 % of the weights are not the start's; 0.31 % of the update is kept, with a relative"
-        " error of 0.999",
-        "warning: rounding to the nearest float16 is off by more than 50 % of the update",
-        "   help: --rounding stochastic keeps it in the mean, --dtype float32 as it is",
+        "0.02 % of the weights differ from the starting weights; 0.31 % of the update is kept,"
+        " relative error of the update 0.999",
+        "warning: rounding to the nearest float16 has an error of more than 50 % of the update",
+        "   help: Use --rounding stochastic to preserve it on average, or --dtype float32 to"
+        " preserve it exactly.",
     ]
-    # Its noise is what was asked for.
-    assert len(said(seed=5, kept=1.01, relative_error=13.2)) == 1
+    # Stochastic rounding adds noise on purpose.
+    assert len(lines_of(seed=5, kept=1.01, relative_error=13.2)) == 1
 
 
 @pytest.mark.parametrize("seed", [None, 5])
-def test_never_silently_a_format_that_the_weights_were_not_born_in(seed: int | None) -> None:
-    lines = said(dtype="bfloat16", seed=seed, start_error=12345.6, relative_error=9870.0, kept=-3.0)
+def test_a_dtype_that_cannot_hold_the_weights_is_a_warning(seed: int | None) -> None:
+    lines = lines_of(
+        dtype="bfloat16", seed=seed, start_error=12345.6, relative_error=9870.0, kept=-3.0
+    )
     assert lines == [
-        "3.12 % of the weights are not the start's; the update has a relative error of 9,870",
-        "warning: the weights were born float16, which bfloat16 does not hold: rounding them alone"
-        " changes them 12,346 times as much as the training did",
-        "   help: --dtype float16 holds them",
+        "3.12 % of the weights differ from the starting weights; relative error of the update"
+        " 9,870",
+        "warning: the starting weights are float16, which bfloat16 cannot represent: rounding alone"
+        " changes them 12,346 times as much as the training",
+        "   help: Use --dtype float16 to keep them exactly.",
     ]
 
 
-def test_a_format_that_costs_little_is_told_and_not_warned_of() -> None:
-    lines = said(source_dtype="float32", start_error=0.01)
+def test_a_small_error_of_the_dtype_is_no_warning() -> None:
+    lines = lines_of(source_dtype="float32", start_error=0.01)
     assert lines[1:] == [
-        "the weights were born float32, which float16 does not hold: rounding them alone changes"
-        " them 0.01 times as much as the training did"
+        "the starting weights are float32, which float16 cannot represent: rounding alone changes"
+        " them 0.01 times as much as the training"
     ]
-    lost = said(source_dtype="float32", start_error=0.4, relative_error=0.6)
+    lost = lines_of(source_dtype="float32", start_error=0.4, relative_error=0.6)
     assert lost[2].startswith("warning: rounding to the nearest float16")
 
 
 def test_nothing_to_compare() -> None:
-    assert said() == ["no weight differs from the start's, in float32 either"]
-    assert said(not_compared="x.pth is gone") == [
-        "not compared with the weights of the start: x.pth is gone"
+    assert lines_of() == ["no weight differs from the starting weights, not even in float32"]
+    assert lines_of(not_compared="x.pth is gone") == [
+        "not compared with the starting weights: x.pth is gone"
     ]

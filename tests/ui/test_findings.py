@@ -1,4 +1,4 @@
-"""What `dpo check` shows, as text of a given width."""
+"""Tests of the findings and the progress bar of `dpo check`."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_long_messages_stay_in_their_column() -> None:
     [
         (FINDINGS[:1], "ready to train", "next: train it"),
         (FINDINGS[:2], "ready to train, with 1 warning", "next: train it"),
-        (FINDINGS, "not ready to train: 1 error and 1 warning", "when mended: check it"),
-        (FINDINGS[2:3] * 2, "not ready to train: 2 errors", "when mended: check it"),
+        (FINDINGS, "not ready to train: 1 error and 1 warning", "once fixed: check it"),
+        (FINDINGS[2:3] * 2, "not ready to train: 2 errors", "once fixed: check it"),
     ],
 )
 def test_the_verdict_names_the_next_command(
@@ -59,17 +59,17 @@ def test_the_verdict_names_the_next_command(
 # --- the bar -----------------------------------------------------------------------------------
 
 
-def test_the_bar_shows_the_phase_and_vanishes() -> None:
+def test_the_bar_shows_the_phase() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with PhaseBar(console) as bar:
         bar("encoding", 10, 2000, "rows")
         bar("encoding", 1020, 2000, "rows")
         [task] = bar._progress.tasks
         assert (task.description, task.percentage) == ("encoding", 51)
-        assert task.fields["how_far"] == "1,020 of 2,000 rows"
+        assert task.fields["amount"] == "1,020 of 2,000 rows"
         bar("loading", 0, 0, "")
         [task] = bar._progress.tasks
-        assert (task.description, task.total, task.fields["how_far"]) == ("loading", None, "")
+        assert (task.description, task.total, task.fields["amount"]) == ("loading", None, "")
 
 
 def test_no_bar_on_a_pipe() -> None:

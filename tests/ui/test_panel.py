@@ -1,4 +1,4 @@
-"""The live panel in a real process on a real pseudo-terminal."""
+"""Tests of the live panel in a real process on a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> RunDirectory:
 @pytest.fixture
 def terminal(run: RunDirectory, tmp_path: Path) -> Iterator[Terminal]:
     with Terminal(PANEL, run.path, cwd=tmp_path) as terminal:
-        terminal.until_shown("step 110/400")
+        terminal.until_shown("micro-step 110/400")
         yield terminal
 
 
@@ -49,7 +49,7 @@ def fits(terminal: Terminal, columns: int, rows: int) -> bool:
 def test_it_follows_the_stream_and_ends_with_the_run(terminal: Terminal, run: RunDirectory) -> None:
     stream = EventWriter(run.events_path)
     stream.append(story.step_done(112))
-    terminal.until_shown("step 112/400")
+    terminal.until_shown("micro-step 112/400")
     run.mark_completed(optimizer_step=56, weights="w")
     assert terminal.wait() == 0
     assert terminal.lines == ["the run is over"]
@@ -62,36 +62,36 @@ def test_it_survives_resizes(terminal: Terminal) -> None:
     assert terminal.process.poll() is None
 
 
-def test_keys_ask_the_run(terminal: Terminal, run: RunDirectory) -> None:
+def test_keys_send_requests_to_the_run(terminal: Terminal, run: RunDirectory) -> None:
     terminal.press("s")
-    terminal.until_shown("will save after this step")
+    terminal.until_shown("Will save after this step.")
     assert run.take_request() == "save"
     terminal.press("e")
-    terminal.until_shown("will evaluate after this step")
+    terminal.until_shown("Will evaluate after this step.")
     assert run.take_request() == "evaluate"
     terminal.press("?")
-    terminal.until_shown("share of pairs whose chosen answer")
+    terminal.until_shown("ties do not count")
     terminal.press("?")
     terminal.until_shown("ln 2")
 
 
 def test_stopping_takes_two_presses(terminal: Terminal, run: RunDirectory) -> None:
     terminal.press("q")
-    terminal.until_shown("q again: save and stop the run")
+    terminal.until_shown("Press q again to save and stop the run.")
     assert run.take_request() is None
     terminal.press("s")
-    terminal.until_shown("will save")
+    terminal.until_shown("Will save")
     run.take_request()
     terminal.press("q")
-    terminal.until_shown("q again")
+    terminal.until_shown("Press q again")
     terminal.press("q")
-    terminal.until_shown("stopping after this step")
+    terminal.until_shown("Stopping after this step")
     assert run.take_request() == "stop"
     assert terminal.picture[0].endswith("stopping")
 
 
 @pytest.mark.parametrize("key", ["d", "\x1a"])
-def test_leaving_gives_the_terminal_back(terminal: Terminal, run: RunDirectory, key: str) -> None:
+def test_detaching_restores_the_terminal(terminal: Terminal, run: RunDirectory, key: str) -> None:
     assert terminal.modes_now() != terminal.modes
     terminal.press(key)
     assert terminal.wait() == 0
@@ -103,19 +103,19 @@ def test_leaving_gives_the_terminal_back(terminal: Terminal, run: RunDirectory, 
 
 def test_ctrl_c_stays_a_signal(terminal: Terminal) -> None:
     terminal.press("\x03")
-    terminal.until_shown("stopping after this step; Ctrl-C again to stop now")
+    terminal.until_shown("Stopping after this step. Press Ctrl-C again to stop now.")
 
 
-def test_what_is_no_single_key_is_dropped(terminal: Terminal, run: RunDirectory) -> None:
+def test_pastes_and_function_keys_are_dropped(terminal: Terminal, run: RunDirectory) -> None:
     for keys in ("\x1b[A", "qqs", "好", "x"):
         terminal.press(keys)
-        time.sleep(0.3)  # what comes together is taken for one
+        time.sleep(0.3)  # characters that arrive together count as one key
     terminal.press("?")
-    terminal.until_shown("leave the panel")
+    terminal.until_shown("reopens the panel")
     assert run.take_request() is None
 
 
-def test_no_color_where_none_is_wanted(run: RunDirectory, tmp_path: Path) -> None:
+def test_no_color_with_no_color_set(run: RunDirectory, tmp_path: Path) -> None:
     with Terminal(PANEL, run.path, cwd=tmp_path, NO_COLOR="1") as terminal:
-        terminal.until_shown("step 110/400")
+        terminal.until_shown("micro-step 110/400")
         assert "\x1b[3" not in terminal.raw

@@ -1,4 +1,4 @@
-"""A sweep as text: what is left to do, the line above the panel, the best and how sure that is."""
+"""Tests of the output of a sweep: plan, time left, line above the panel, best run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GRID = {"dpo.beta": [0.1, 2, 5], "train.epochs": [1, 2]}
 
 @pytest.fixture
 def points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Point]:
-    """Six points: A, C and E of one epoch, B, D and F of two."""
+    """Six points: A, C and E with one epoch, B, D and F with two."""
     monkeypatch.chdir(tmp_path)
     Path("mine.toml").write_text(
         '[model]\ntokenizer = "t"\n[data]\ndata_path = "p"\n[eval]\nfraction = 0.1\n'
@@ -44,25 +44,25 @@ def summary(state: RunState, step: int = 100, seconds: float = 60.0) -> RunSumma
     return RunSummary("mine", state, None, 0.0, step, 100, 0.6, 0.7, None, seconds, 1)
 
 
-def standing(point: Point, state: RunState | None = None, **its: float) -> PointStatus:
-    return PointStatus(point, None if state is None else summary(state, **its))  # type: ignore[arg-type]
+def status(point: Point, state: RunState | None = None, **numbers: float) -> PointStatus:
+    return PointStatus(point, None if state is None else summary(state, **numbers))  # type: ignore[arg-type]
 
 
-def test_what_is_left_goes_by_the_runs_that_computed_nothing_for_others(
+def test_time_left_ignores_the_first_run_which_computes_the_caches(
     points: list[Point],
 ) -> None:
     a, b, c, d, e, f = points
-    new = [standing(point) for point in points]
+    new = [status(point) for point in points]
     assert seconds_left(new) is None
     assert seconds_left(new, pace=10.0) == 90.0
-    first = standing(a, RunState.COMPLETED, seconds=100.0)
+    first = status(a, RunState.COMPLETED, seconds=100.0)
     assert seconds_left([first, *new[1:]]) == 800.0
-    second = standing(b, RunState.COMPLETED, seconds=120.0)
-    half = standing(d, RunState.KILLED, step=50)
-    its = [first, second, new[2], half, new[4], new[5]]
-    assert seconds_left(its) == 60.0 * (1 + 1 + 1 + 2)
-    assert seconds_left(its, pace=1e9) == 300.0
-    done = [standing(point, RunState.COMPLETED) for point in points]
+    second = status(b, RunState.COMPLETED, seconds=120.0)
+    half = status(d, RunState.KILLED, step=50)
+    statuses = [first, second, new[2], half, new[4], new[5]]
+    assert seconds_left(statuses) == 60.0 * (1 + 1 + 1 + 2)
+    assert seconds_left(statuses, pace=1e9) == 300.0
+    done = [status(point, RunState.COMPLETED) for point in points]
     assert seconds_left(done) == 0.0
     assert (c.letter, e.letter, f.letter) == ("C", "E", "F")
 
@@ -75,30 +75,30 @@ def text(lines: list[object]) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
-def test_a_plan_says_where_each_run_is(points: list[Point]) -> None:
+def test_the_plan_shows_the_state_of_each_run(points: list[Point]) -> None:
     a, b, c, *rest = points
-    its = [
-        standing(a, RunState.COMPLETED, seconds=75),
-        standing(b, RunState.STOPPED, step=40),
-        standing(c, RunState.FAILED, step=7),
-        *map(standing, rest),
+    statuses = [
+        status(a, RunState.COMPLETED, seconds=75),
+        status(b, RunState.STOPPED, step=40),
+        status(c, RunState.FAILED, step=7),
+        *map(status, rest),
     ]
-    assert text([*plan_lines("mine", its, lanes=2)]) == (
-        "sweep mine: 6 runs of mine.toml, 2 at once, one a card\n"
+    assert text([*plan_lines("mine", statuses, parallel_runs=2)]) == (
+        "sweep mine: 6 runs of mine.toml, 2 at a time, one per GPU\n"
         "   beta  epochs  run\n"
         "A   0.1       1  completed in 1m 15s\n"
-        "B   0.1       2  stopped at step 40/100, goes on\n"
-        "C     2       1  failed at step 7/100, goes on\n"
+        "B   0.1       2  stopped at step 40/100, will resume\n"
+        "C     2       1  failed at step 7/100, will resume\n"
         "D     2       2  new\n"
         "E     5       1  new\n"
         "F     5       2  new\n"
-        "shared   the encoded pairs and the reference's log-probs: the first run computes them\n"
-        "best by  the accuracy on the held-out pairs, which are the same for all\n"
-        "time     about 4m 27s, as the runs so far"
+        "shared   encoded pairs and reference log-probs, computed by the first run\n"
+        "best by  accuracy on the held-out pairs, which are the same for all runs\n"
+        "time     about 4m 27s, based on the runs so far"
     )
 
 
-def contenders(root: Path, leads: Mapping[str, float], pairs: int) -> dict[str, RunDirectory]:
+def completed_runs(root: Path, leads: Mapping[str, float], pairs: int) -> dict[str, RunDirectory]:
     return {
         letter: story.write(root, f"mine-{letter}", *story.contender({}, lead, pairs))
         for letter, lead in leads.items()
@@ -109,38 +109,36 @@ def of(runs: Mapping[str, RunDirectory]) -> list[ComparedRun]:
     return [compared_run(letter, run, history(run.events_path)) for letter, run in runs.items()]
 
 
-def test_the_best_and_whom_it_is_not_told_from(points: list[Point], tmp_path: Path) -> None:
-    its = [standing(point, RunState.COMPLETED) for point in points]
-    few = contenders(tmp_path / "few", {"A": -0.5, "B": 0.05, "C": 0.1}, pairs=40)
-    assert text([*best_lines(of(few), its, few)]).splitlines()[:2] == [
+def test_best_run_and_runs_it_cannot_be_distinguished_from(
+    points: list[Point], tmp_path: Path
+) -> None:
+    statuses = [status(point, RunState.COMPLETED) for point in points]
+    few = completed_runs(tmp_path / "few", {"A": -0.5, "B": 0.05, "C": 0.1}, pairs=40)
+    assert text([*best_lines(of(few), statuses, few)]).splitlines()[:2] == [
         "best: C  beta 2  epochs 1: held-out accuracy 0.93 (95 %: 0.80 to 0.97)",
-        "      no difference shown to B",
+        "      not distinguishable from B",
     ]
-    many = contenders(tmp_path / "many", {"A": -0.5, "B": 0.0, "C": 0.1}, pairs=4000)
-    assert text([*best_lines(of(many), its, many)]).splitlines() == [
+    many = completed_runs(tmp_path / "many", {"A": -0.5, "B": 0.0, "C": 0.1}, pairs=4000)
+    assert text([*best_lines(of(many), statuses, many)]).splitlines() == [
         "best: C  beta 2  epochs 1: held-out accuracy 0.93 (95 %: 0.92 to 0.94)",
         f"export: dpo export {many['C'].path}",
     ]
 
 
 def test_no_best(points: list[Point], tmp_path: Path) -> None:
-    its = [standing(point, RunState.COMPLETED) for point in points]
-    runs = contenders(tmp_path, {"A": 0.0, "B": 0.1}, pairs=40)
+    statuses = [status(point, RunState.COMPLETED) for point in points]
+    runs = completed_runs(tmp_path, {"A": 0.0, "B": 0.1}, pairs=40)
     a, b = of(runs)
     failed = dataclasses.replace(b, summary=summary(RunState.FAILED))
-    assert text([*best_lines([a, failed], its, runs)]) == (
-        "best: none: 1 completed run: there is nothing to choose from"
-    )
+    assert text([*best_lines([a, failed], statuses, runs)]) == ("best: none: only 1 completed run")
     other = dataclasses.replace(b, settings={**b.settings, "eval": {"fraction": 0.5}})
-    assert text([*best_lines([a, other], its, runs)]) == (
-        "best: none: the held-out pairs are not the same for all runs"
+    assert text([*best_lines([a, other], statuses, runs)]) == (
+        "best: none: the held-out pairs differ between the runs"
     )
 
 
 def test_why_runs_failed(tmp_path: Path) -> None:
-    from tests.ui.test_dashboard import FAILED
-
-    view = RunView.of([*story.preparation(), FAILED])
+    view = RunView.of([*story.preparation(), story.FAILED])
     run = ComparedRun("B", summary(RunState.FAILED), view, {})
     assert text([*failure_lines([run])]).startswith(
         "B failed: optimizer step 87: the loss is not a finite number"

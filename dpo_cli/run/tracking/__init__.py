@@ -1,1 +1,1 @@
-"""Trackers: W&B, SwanLab and TensorBoard, as readers of a run's event stream beside it."""
+"""Trackers (W&B, SwanLab, TensorBoard), fed from the event stream by a process of their own."""

@@ -1,8 +1,8 @@
-"""The process beside a run that feeds its trackers: `python -m dpo_cli.run.tracking.feeder RUN`.
+"""Process that feeds the trackers of a run: `python -m dpo_cli.run.tracking.feeder RUN`.
 
-It follows the event stream until its standard input ends, which it does when the launcher has
-nothing more to tell, or is dead; then it sends what is left, and ends. It imports no torch. What it
-knows of its trackers, and they of themselves, is in the run's `track.json`.
+It follows the event stream until its standard input is closed: the launcher closes it at the end,
+and the kernel does if the launcher dies. Then the feeder sends the rest and ends. It imports no
+torch. The state of the trackers is kept in `track.json` of the run.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dpo_cli.run.tracking.wandb import Wandb
 
 _POLL_SECONDS = 2.0
 _EARLIER_SECONDS = 60.0
+"""Time to wait for the feeder of an earlier start to end."""
 
 _KINDS: Mapping[str, type[Tracker]] = {
     "tensorboard": TensorBoard,
@@ -40,21 +41,21 @@ _KINDS: Mapping[str, type[Tracker]] = {
 
 
 class Feeder:
-    """Gives each tracker of a run the rows that it has not had yet.
+    """Sends each tracker of a run the rows that it has not received yet.
 
-    A tracker that fails is left out from then on; the next start of the run tries it again.
+    A tracker that fails is left out until the next start of the run.
 
     Args:
-        run: whose stream is read.
-        profile: of the run.
-        kinds: of the trackers that get the rows; each is opened for its first one.
+        run: the run whose events are read.
+        profile: profile of the run.
+        kinds: classes of the trackers by name; each is instantiated for its first row.
     """
 
     def __init__(
         self, run: RunDirectory, profile: Profile, kinds: Mapping[str, type[Tracker]]
     ) -> None:
         self._run = run
-        self._subject = TrackedRun.of(run, profile)
+        self._tracked_run = TrackedRun.of(run, profile)
         self._sends_text = profile.track.send_text
         self._reader = EventReader(run.events_path)
         self._rows = Rows()
@@ -62,19 +63,20 @@ class Feeder:
         self._open: dict[str, Tracker] = {}
         self._states = read_state(run)
         for name in kinds:
-            its = self._states[name] = {"sent": -1, "resumes": 0, **self._states.get(name, {})}
-            its.pop("failed", None)
+            state = {"sent": -1, "resumes": 0, **self._states.get(name, {})}
+            state.pop("failed", None)
+            self._states[name] = state
 
     @property
-    def is_alone(self) -> bool:
-        """Whether every tracker has failed."""
+    def have_all_failed(self) -> bool:
+        """Return True if every tracker has failed."""
         return not self._kinds
 
     def feed(self, *, is_over: bool) -> None:
-        """Send what the stream has had to tell since the last time.
+        """Send the rows of the new events.
 
         Args:
-            is_over: it will tell nothing more.
+            is_over: no more events will follow.
         """
         for event in self._reader.read_new():
             self._rows.take(event)
@@ -85,39 +87,39 @@ class Feeder:
             write_state(self._run, self._states)
 
     def finish(self) -> None:
-        """Let every tracker send what is left."""
+        """Let every tracker send the rest."""
         for name, tracker in list(self._open.items()):
             self._try(name, tracker.finish)
         write_state(self._run, self._states)
 
     def _send(self, name: str, rows: Sequence[Row]) -> None:
-        its, tracker = self._states[name], self._open.get(name)
-        resumed_behind = self._rows.resumed_behind[its["resumes"] :]
-        its["resumes"] = len(self._rows.resumed_behind)
-        if resumed_behind and self._kinds[name].can_go_back:
-            its["sent"] = min(its["sent"], *resumed_behind)
+        state, tracker = self._states[name], self._open.get(name)
+        resumed_after = self._rows.resumed_after[state["resumes"] :]
+        state["resumes"] = len(self._rows.resumed_after)
+        if resumed_after and self._kinds[name].can_go_back:
+            state["sent"] = min(state["sent"], *resumed_after)
             if tracker is not None:
-                tracker.go_back(its["sent"])
-        rows = [row for row in rows if row.optimizer_step > its["sent"]]
+                tracker.go_back(state["sent"])
+        rows = [row for row in rows if row.optimizer_step > state["sent"]]
         if not rows:
             return
         if tracker is None:
-            had = its["sent"]
-            tracker = self._open[name] = self._kinds[name](self._subject, its)
-            if its["sent"] != had:
-                rows = self._reread(its["sent"], rows[-1].optimizer_step)
+            sent_before = state["sent"]
+            tracker = self._open[name] = self._kinds[name](self._tracked_run, state)
+            if state["sent"] != sent_before:  # the service has fewer steps than it was sent
+                rows = self._reread(state["sent"], rows[-1].optimizer_step)
         for row in rows:
             tracker.log(row)
-            its["sent"] = row.optimizer_step
+            state["sent"] = row.optimizer_step
         tracker.flush()
 
-    def _reread(self, behind: int, last: int) -> list[Row]:
-        """The rows behind a step up to another, from the beginning of the stream."""
+    def _reread(self, after: int, last: int) -> list[Row]:
+        """Make the rows after one step up to another again, from the beginning of the stream."""
         rows = Rows()
         for event in EventReader(self._run.events_path).read_new():
             rows.take(event)
         closed = self._without_texts(rows.take_closed(is_over=True))
-        return [row for row in closed if behind < row.optimizer_step <= last]
+        return [row for row in closed if after < row.optimizer_step <= last]
 
     def _without_texts(self, rows: list[Row]) -> list[Row]:
         if not self._sends_text:
@@ -128,7 +130,7 @@ class Feeder:
     def _try(self, name: str, act: Callable[[], None]) -> None:
         try:
             act()
-        except (Exception, SystemExit) as error:  # some libraries leave by SystemExit
+        except (Exception, SystemExit) as error:  # some libraries raise SystemExit
             traceback.print_exc()
             reason = str(error).strip().partition("\n")[0]
             self._states[name]["failed"] = reason or type(error).__name__
@@ -137,25 +139,25 @@ class Feeder:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Feed the trackers of a run; 0, or 1 if all of them failed."""
+    """Feed the trackers of a run; return 0, or 1 if all of them failed."""
     (path,) = sys.argv[1:] if arguments is None else arguments
     run = RunDirectory(Path(path))
     log = open_for_appending(log_path(run))
-    if not _has_it_alone(log):
-        print("what fed the trackers of the run's last start still runs", file=sys.stderr)
+    if not _lock_alone(log):
+        print("the feeder of an earlier start of this run is still running", file=sys.stderr)
         return 1
     profile = load_profile(run.profile_path).profile
     feeder = Feeder(run, profile, {name: _KINDS[name] for name in requested_trackers(profile)})
     is_over = False
-    while not (is_over or feeder.is_alone):
+    while not (is_over or feeder.have_all_failed):
         is_over = bool(select.select([sys.stdin], [], [], _POLL_SECONDS)[0])
         feeder.feed(is_over=is_over)
     feeder.finish()
-    return int(feeder.is_alone)
+    return int(feeder.have_all_failed)
 
 
-def _has_it_alone(descriptor: int) -> bool:
-    """Whether no other such process feeds this run's trackers, after waiting for one that ends."""
+def _lock_alone(descriptor: int) -> bool:
+    """Lock the log; return False if the feeder of an earlier start still holds the lock."""
     deadline = time.monotonic() + _EARLIER_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Which trackers there are, which of them a profile asks for, and whether they are installed."""
+"""Names of the trackers, those that a profile requests, and whether they are installed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ TITLES: Mapping[str, str] = {
     "wandb": "Weights & Biases",
     "swanlab": "SwanLab",
 }
-"""The trackers; each is called so as a package, as an extra and in its key of [track]."""
+"""Titles by name; the name is that of the package, of our extra, and in the key of [track]."""
 
 
 def requested_trackers(profile: Profile) -> list[str]:
-    """The trackers that a profile asks for."""
+    """Return the names of the trackers that a profile requests."""
     return [name for name in TITLES if getattr(profile.track, f"use_{name}")]
 
 
 def missing_trackers(profile: Profile) -> list[UsageError]:
-    """Of those that a profile asks for, what is to be said of each that is not installed."""
+    """Return an error for each requested tracker that is not installed."""
     return [
         UsageError(
             f"track.use_{name}: {TITLES[name]} is not installed",
@@ -34,16 +34,16 @@ def missing_trackers(profile: Profile) -> list[UsageError]:
 
 
 def require_trackers(profile: Profile) -> None:
-    """Check that all trackers are installed that a profile asks for.
+    """Check that all requested trackers are installed.
 
     Raises:
-        UsageError: one is not; names the extra.
+        UsageError: one is not; the remedy names the extra to install.
     """
     for error in missing_trackers(profile):
         raise error
 
 
 def _is_installed(package: str) -> bool:
-    """Whether a package can be imported; a mere folder of that name, as W&B leaves, is none."""
     spec = find_spec(package)
+    # A folder without __init__.py, such as the `wandb` folder that W&B writes, has no origin.
     return spec is not None and spec.origin is not None

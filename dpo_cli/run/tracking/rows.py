@@ -1,4 +1,4 @@
-"""From events to what trackers get: one row of figures for each optimizer step."""
+"""Rows for trackers, made from events: the metrics of one optimizer step each."""
 
 from __future__ import annotations
 
@@ -22,68 +22,68 @@ from dpo_cli.run.events import (
 
 @dataclass
 class Row:
-    """The figures of one optimizer step and of the evaluation behind it.
+    """Metrics of one optimizer step and of the evaluation after it.
 
-    Their names are those that TRL's DPOTrainer logs under transformers' integrations: train/loss,
+    The names are those that TRL's DPOTrainer logs through transformers' integrations: train/loss,
     train/rewards/margins, eval/loss. `time` is wall-clock seconds since the epoch.
     """
 
     optimizer_step: int
     time: float
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
 
 
 class Rows:
-    """Makes rows of events, in their order.
+    """Makes rows from events, in order.
 
-    The newest row is open: an evaluation may still add to it. A resume takes back what stands
-    behind the state that it goes on from.
+    The newest row is open: an evaluation may still add to it. A resume removes the rows after the
+    checkpoint that it continues from.
     """
 
     def __init__(self) -> None:
-        self.resumed_behind: list[int] = []
-        """Of each resume, the optimizer step behind which all was done again; -1 is everything."""
+        self.resumed_after: list[int] = []
+        """For each resume, the last optimizer step that was not repeated; -1 if all were."""
         self._rows: dict[int, Row] = {}
         self._micro_batches_per_epoch = 0
-        self._kept = -1
+        self._saved_step = -1
 
     def take(self, event: Event) -> None:
-        """Take in the next event."""
+        """Process the next event."""
         match event:
             case Planned():
                 self._micro_batches_per_epoch = event.plan.steps.micro_batches_per_epoch
             case Resumed():
                 step = event.last_valid_step
-                self.resumed_behind.append(step)
+                self.resumed_after.append(step)
                 self._rows = {key: row for key, row in self._rows.items() if key <= step}
             case StepDone():
-                own = {"learning_rate": event.learning_rate, **event.metrics}
+                metrics = {"learning_rate": event.learning_rate, **event.metrics}
                 if self._micro_batches_per_epoch:
-                    own["epoch"] = event.step / self._micro_batches_per_epoch
-                self._add(event, "train", own)
+                    metrics["epoch"] = event.step / self._micro_batches_per_epoch
+                self._add(event, "train", metrics)
             case Evaluated():
                 self._add(event, "eval", event.metrics)
             case Sampled():
                 self._row(event).samples = event.samples
             case Saved() | Stopped() | Completed():
-                self._kept = event.optimizer_step
+                self._saved_step = event.optimizer_step
 
     def take_closed(self, *, is_over: bool) -> list[Row]:
-        """The rows to which nothing will be added, each once.
+        """Return and remove the rows that are final.
 
         Args:
-            is_over: no event will follow. The open row is closed, too, unless it was never saved:
-                a resume will do that step again.
+            is_over: no event will follow. The open row is final, too, if its step was saved; else
+                a resume will repeat the step.
         """
         steps = sorted(self._rows)
-        if steps and not (is_over and steps[-1] <= self._kept):
+        if steps and not (is_over and steps[-1] <= self._saved_step):
             steps.pop()
         return [self._rows.pop(step) for step in steps]
 
-    def _add(self, event: StepDone | Evaluated, split: str, figures: dict[str, Any]) -> None:
+    def _add(self, event: StepDone | Evaluated, split: str, metrics: dict[str, Any]) -> None:
         row = self._row(event)
-        row.figures |= {f"{split}/{name}": value for name, value in figures.items()}
+        row.metrics |= {f"{split}/{name}": value for name, value in metrics.items()}
 
     def _row(self, event: StepDone | Evaluated | Sampled) -> Row:
         row = self._rows.setdefault(event.optimizer_step, Row(event.optimizer_step, event.time))

@@ -1,4 +1,4 @@
-"""What trackers leave in a run's directory: from one start to the next, and for people to read."""
+"""State of the trackers in the run directory, kept from one start of the run to the next."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from dpo_cli.files import write_text_atomically
 from dpo_cli.run.directory import RunDirectory
 
 TrackerState = dict[str, dict[str, Any]]
-"""Of each tracker: `sent`, the last optimizer step it got; `resumes` of the run it has heard of;
-`failed`, why it ended early, if it did; `upload`, the command for what was kept offline, if it was;
-and its own."""
+"""Values by tracker: `sent`, the last optimizer step it received; `resumes`, the number of resumes
+it has processed; `failed`, the reason if it failed; `offline` and `upload`, the reason and the
+command to upload later, if it is offline; and values of its own."""
 
 
 def log_path(run: RunDirectory) -> Path:
-    """What the trackers' process printed; it locks the file, to be the only one."""
+    """Return the log of the feeder, which also locks this file so that only one feeder runs."""
     return run.path / "track.log"
 
 
 def read_state(run: RunDirectory) -> TrackerState:
-    """What is known of each tracker that a run ever had; nothing of a damaged file."""
+    """Read the state of all trackers that the run ever had; empty if the file is damaged."""
     try:
         state = json.loads(_path(run).read_bytes())
-        return {str(name): dict(its) for name, its in state.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+        return {str(name): dict(values) for name, values in state.items()}
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return {}
 
 
 def write_state(run: RunDirectory, state: TrackerState) -> None:
-    """Replace it."""
+    """Replace the state of all trackers."""
     write_text_atomically(_path(run), json.dumps(state, indent=2) + "\n")
 
 

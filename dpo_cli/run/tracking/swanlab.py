@@ -1,6 +1,6 @@
-"""SwanLab: online where there is a login, else offline, to be uploaded later.
+"""SwanLab: online if there is a login, else offline for a later upload.
 
-An offline directory holds the whole run, whatever earlier starts of it have kept.
+An offline directory contains the whole run, whatever earlier starts have sent.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ _COLLECTS_NOTHING: dict[str, Any] = {
     "terminal": {"proxy_type": "none"},
     "interactive": False,
 }
-"""With these SwanLab has what it is given, and nothing of machine, user, code or console."""
+"""Settings with which SwanLab sends only what it is given: no machine, user, code or console."""
 
 
 class SwanLab:
-    """A run of SwanLab, the same in each start of ours; see `Tracker`."""
+    """A run of SwanLab, the same for all starts of our run; see `Tracker`."""
 
     can_go_back: ClassVar[bool] = False
 
-    def __init__(self, subject: TrackedRun, state: dict[str, Any]) -> None:
+    def __init__(self, run: TrackedRun, state: dict[str, Any]) -> None:
         import swanlab
 
         self._swanlab = swanlab
-        self._folder = subject.directory / "swanlab"
+        self._folder = run.directory / "swanlab"
         self._folder.mkdir(exist_ok=True)
         self._before = set(self._folder.glob("run-*"))
         state.setdefault("id", secrets.token_hex(8))
         reason = self._why_offline()
         if not reason:
             try:
-                self._begin(subject, state["id"], "online")
-            except Exception as error:  # it has no class of its own for these
-                reason = f"it could not be reached ({str(error).partition(chr(10))[0]})"
+                self._begin(run, state["id"], "online")
+            except Exception as error:  # SwanLab has no error class for a failed connection
+                reason = f"the service could not be reached ({str(error).partition(chr(10))[0]})"
         if reason:
             self._before = set(self._folder.glob("run-*"))
-            self._begin(subject, state["id"], "offline")
+            self._begin(run, state["id"], "offline")
         if reason or state.get("offline"):
             state["sent"] = -1
         state["offline"], state["upload"] = reason, ""
@@ -61,32 +61,32 @@ class SwanLab:
             state["upload"] = shlex.join(["swanlab", "sync", show_path(own)])
 
     def go_back(self, optimizer_step: int) -> None:
-        """Never called: SwanLab overwrites no step."""
+        """Not used: SwanLab cannot overwrite steps."""
 
     def log(self, row: Row) -> None:
-        """Send a row; SwanLab's own step is the optimizer step."""
-        figures: dict[str, Any] = dict(row.figures)
+        """Send a row; the step of SwanLab is the optimizer step."""
+        metrics: dict[str, Any] = dict(row.metrics)
         if row.samples:
             texts = ["\n\n".join(sample.values()) for sample in row.samples]  # type: ignore[arg-type]
-            figures["eval/samples"] = [self._swanlab.Text(text) for text in texts]
-        self._swanlab.log(figures, step=row.optimizer_step)
+            metrics["eval/samples"] = [self._swanlab.Text(text) for text in texts]
+        self._swanlab.log(metrics, step=row.optimizer_step)
 
     def flush(self) -> None:
-        """Nothing: SwanLab sends by itself."""
+        """Do nothing: SwanLab sends by itself."""
 
     def finish(self) -> None:
-        """Send what is left, and remove what earlier starts kept: it is in this one."""
+        """Send the rest, and remove the files of earlier starts: this start contains their rows."""
         self._swanlab.finish()
-        # Its diary of this process names paths, and nobody uploads it.
+        # The debug log of this process contains paths, and is not uploaded.
         for folder in [*self._before, *self._folder.glob("run-*/debug")]:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _begin(self, subject: TrackedRun, run_id: str, mode: str) -> None:
+    def _begin(self, run: TrackedRun, run_id: str, mode: str) -> None:
         self._swanlab.init(
             log_dir=str(self._folder),
-            project=subject.project,
-            name=subject.name,
-            config=dict(subject.config),
+            project=run.project,
+            name=run.name,
+            config=dict(run.config),
             id=run_id,
             resume="allow",
             mode=mode,
@@ -94,7 +94,7 @@ class SwanLab:
         )
 
     def _why_offline(self) -> str:
-        """Why nothing can be sent now; empty where there is a login."""
+        """Return why nothing can be sent; empty if there is a login."""
         if os.environ.get("SWANLAB_MODE", "online") not in ("online", "cloud"):
             return "SWANLAB_MODE is not online"
-        return "" if self._swanlab.Settings().api_key else "there is no login here"
+        return "" if self._swanlab.Settings().api_key else "no login"

@@ -1,6 +1,6 @@
-"""TensorBoard: event files in the run's folder, written without torch.
+"""TensorBoard: event files in the run directory, written without torch.
 
-The usual writers put the host's name into the name of each file, so they are not used.
+The usual writers are not used because they put the host name into the file name.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ _FORMAT = "brain.Event:2"
 
 
 class TensorBoard:
-    """Appends rows to an event file of its own; see `Tracker`."""
+    """Appends rows to a new event file; see `Tracker`."""
 
     can_go_back: ClassVar[bool] = True
 
-    def __init__(self, subject: TrackedRun, state: dict[str, Any]) -> None:
+    def __init__(self, run: TrackedRun, state: dict[str, Any]) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._events, self._summaries = event_pb2, summary_pb2
-        folder = subject.directory / "tensorboard"
+        folder = run.directory / "tensorboard"
         folder.mkdir(exist_ok=True)
-        # Readers take the files of a folder by name.
+        # Readers process the files of a folder in the order of their names.
         number = len(list(folder.glob("events.out.tfevents.*")))
         file = (folder / f"events.out.tfevents.{number:06d}").open("xb")
         self._records = RecordWriter(file)
@@ -34,7 +34,7 @@ class TensorBoard:
         self.go_back(state.get("sent", -1))
 
     def go_back(self, optimizer_step: int) -> None:
-        """Have readers forget what stands behind a step."""
+        """Make readers discard the rows after a step."""
         start = self._events.SessionLog(status=self._events.SessionLog.START)
         event = self._events.Event(
             wall_time=time.time(), step=optimizer_step + 1, session_log=start
@@ -44,7 +44,7 @@ class TensorBoard:
     def log(self, row: Row) -> None:
         """Append a row."""
         value = self._summaries.Summary.Value
-        values = [value(tag=name, simple_value=figure) for name, figure in row.figures.items()]
+        values = [value(tag=name, simple_value=metric) for name, metric in row.metrics.items()]
         summary = self._summaries.Summary(value=values)
         if row.samples:
             summary.MergeFrom(_samples(row))
@@ -52,7 +52,7 @@ class TensorBoard:
         self._write(event)
 
     def flush(self) -> None:
-        """Put what was appended where readers see it."""
+        """Flush the rows to the file."""
         self._records.flush()
 
     def finish(self) -> None:
@@ -64,7 +64,7 @@ class TensorBoard:
 
 
 def _samples(row: Row) -> Any:
-    """The samples as a text summary, a sample a line of Markdown."""
+    """Return the samples as a text summary, in Markdown."""
     from tensorboard.plugins.text.summary_v2 import text_pb
 
     texts = [

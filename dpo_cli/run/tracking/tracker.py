@@ -1,4 +1,4 @@
-"""What a tracker is to the process that feeds it, and what it may know of a run."""
+"""Interface of a tracker, and the description of a run that it receives."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _TEXTS = ("data.columns",)
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as its trackers see it.
+    """Description of a run for trackers.
 
     Attributes:
-        name: of the run's directory.
-        project: where it belongs.
-        config: what was trained and how, without paths, host names or texts.
-        directory: where trackers may keep files.
+        name: name of the run directory.
+        project: project at the service.
+        config: settings of the run, without paths, host names and texts.
+        directory: directory for files of the trackers.
     """
 
     name: str
@@ -35,44 +35,43 @@ class TrackedRun:
 
     @classmethod
     def of(cls, run: RunDirectory, profile: Profile) -> TrackedRun:
-        """A run with this profile."""
-        directory = run.path.absolute()  # W&B's processes work elsewhere
+        """Describe a run with this profile."""
+        directory = run.path.absolute()  # processes of W&B have another working directory
         return cls(run.name, profile.track.wandb_project, config_of(profile), directory)
 
 
 class Tracker(Protocol):
-    """Something that gets the rows of a run.
+    """Receives the rows of a run.
 
-    Made of the run and of its own state, a dictionary that outlives the process; what it puts
-    there must be plain values. `sent`, the last optimizer step that it got, is kept by its feeder;
-    one that is to go on behind another step states that when it is made, -1 for the beginning.
-    Whatever it raises ends it, and nothing else.
+    The constructor gets the run and the tracker's state, a dictionary of plain values that is kept
+    between starts. The feeder maintains `sent`, the last optimizer step sent; a constructor may set
+    it to continue after another step (-1 for the beginning). An exception ends only this tracker.
     """
 
     can_go_back: ClassVar[bool]
-    """Whether it forgets, when told so, what a resume did again. Others get no step twice."""
+    """True if the tracker can replace steps that a resume repeats; others get no step twice."""
 
-    def __init__(self, subject: TrackedRun, state: dict[str, Any]) -> None: ...
+    def __init__(self, run: TrackedRun, state: dict[str, Any]) -> None: ...
 
     def go_back(self, optimizer_step: int) -> None:
-        """Forget what came behind a step."""
+        """Discard the rows after a step."""
         ...
 
     def log(self, row: Row) -> None:
-        """Take the next row."""
+        """Send or write the next row."""
         ...
 
     def flush(self) -> None:
-        """Let go of what was taken."""
+        """Make the rows visible to readers."""
         ...
 
     def finish(self) -> None:
-        """Send what is left; nothing more will come."""
+        """Send the rest and close; no row follows."""
         ...
 
 
 def config_of(profile: Profile) -> dict[str, dict[str, Any]]:
-    """The keys of a profile that say what is computed: no path, no host's name, no free text."""
+    """Return the keys of a profile that decide the result, without paths, host names and texts."""
     tables = to_tables(profile)
     return {
         table: {

@@ -1,7 +1,7 @@
-"""Weights & Biases: online where there is a login, else offline, to be uploaded later.
+"""Weights & Biases: online if there is a login, else offline for a later upload.
 
-An offline directory holds the whole run, whatever earlier starts of it have sent or kept: W&B puts
-an uploaded directory in the place of the run that it has under the same id.
+An offline directory contains the whole run, whatever earlier starts have sent: W&B replaces the
+run with the same id by an uploaded directory.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ _COLLECTS_NOTHING: dict[str, Any] = {
     "email": "",
     "program": "",
 }
-"""With these W&B has what it is given, and nothing of machine, user, code or console."""
+"""Settings with which W&B sends only what it is given: no machine, user, code or console."""
 
 
 class Wandb:
-    """A run of W&B, the same in each start of ours; see `Tracker`."""
+    """A run of W&B, the same for all starts of our run; see `Tracker`."""
 
     can_go_back: ClassVar[bool] = False
 
-    def __init__(self, subject: TrackedRun, state: dict[str, Any]) -> None:
-        # What it would report of itself has tracebacks, and these name paths.
+    def __init__(self, run: TrackedRun, state: dict[str, Any]) -> None:
+        # Its error reports contain tracebacks, which contain paths.
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         import wandb
 
         self._wandb = wandb
-        self._folder = subject.directory / "wandb"
+        self._folder = run.directory / "wandb"
         self._before = set(self._folder.glob("offline-run-*"))
         state.setdefault("id", secrets.token_hex(4))
         reason = _why_offline()
         if not reason:
             try:
-                self._run = self._begin(subject, state["id"], "online")
+                self._run = self._begin(run, state["id"], "online")
             except wandb.errors.Error as error:
-                reason = f"it could not be reached ({str(error).partition(chr(10))[0]})"
-                wandb.teardown()  # it holds the id
+                reason = f"the service could not be reached ({str(error).partition(chr(10))[0]})"
+                wandb.teardown()  # else the id stays in use
         if reason:
-            self._run = self._begin(subject, state["id"], "offline")
+            self._run = self._begin(run, state["id"], "offline")
         state["sent"] = self._run.starting_step - 1 if not reason and self._run.resumed else -1
         state["offline"] = reason
         state["upload"] = ""
@@ -71,36 +71,36 @@ class Wandb:
             state["upload"] = shlex.join(["wandb", "sync", show_path(folder)])
 
     def go_back(self, optimizer_step: int) -> None:
-        """Never called: W&B overwrites no step."""
+        """Not used: W&B cannot overwrite steps."""
 
     def log(self, row: Row) -> None:
-        """Send a row; W&B's own step is the optimizer step."""
-        figures: dict[str, Any] = {**row.figures, "train/global_step": row.optimizer_step}
+        """Send a row; the step of W&B is the optimizer step."""
+        metrics: dict[str, Any] = {**row.metrics, "train/global_step": row.optimizer_step}
         if row.samples:
             columns = list(row.samples[0])
             data = [list(sample.values()) for sample in row.samples]
-            figures["eval/samples"] = self._wandb.Table(columns=columns, data=data)
-        self._run.log(figures, step=row.optimizer_step)
+            metrics["eval/samples"] = self._wandb.Table(columns=columns, data=data)
+        self._run.log(metrics, step=row.optimizer_step)
 
     def flush(self) -> None:
-        """Nothing: W&B sends by itself."""
+        """Do nothing: W&B sends by itself."""
 
     def finish(self) -> None:
-        """Send what is left, and remove what earlier starts kept: it is in this one."""
+        """Send the rest, and remove the files of earlier starts: this start contains their rows."""
         self._run.finish()
-        # Its diary of this process names paths, and nobody uploads it.
+        # The debug log of this process contains paths, and is not uploaded.
         for folder in [*self._before, *self._folder.glob("*run-*/logs")]:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _begin(self, subject: TrackedRun, run_id: str, mode: Literal["online", "offline"]) -> Any:
+    def _begin(self, run: TrackedRun, run_id: str, mode: Literal["online", "offline"]) -> Any:
         settings = self._wandb.Settings(
             **_COLLECTS_NOTHING, init_timeout=_INIT_SECONDS, symlink=False
         )
         return self._wandb.init(
-            dir=str(subject.directory),
-            project=subject.project,
-            name=subject.name,
-            config=dict(subject.config),
+            dir=str(run.directory),
+            project=run.project,
+            name=run.name,
+            config=dict(run.config),
             id=run_id,
             resume="allow",
             mode=mode,
@@ -110,7 +110,7 @@ class Wandb:
 
 
 def _why_offline() -> str:
-    """Why nothing can be sent now; empty where there is a login."""
+    """Return why nothing can be sent; empty if there is a login."""
     if os.environ.get("WANDB_MODE", "online") != "online":
         return "WANDB_MODE is not online"
     if os.environ.get("WANDB_API_KEY"):
@@ -120,4 +120,4 @@ def _why_offline() -> str:
         with contextlib.suppress(OSError, netrc.NetrcParseError):
             if host in netrc.netrc(str(Path(file).expanduser())).hosts:
                 return ""
-    return "there is no login here"
+    return "no login"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dpo_cli.intervals import wilson_interval
 from dpo_cli.run.series import Point
-from dpo_cli.ui.comparison import ACCURACY, ComparedRun
+from dpo_cli.ui.comparison import ACCURACY, ComparedRun, steps_name
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Level, smooth
 from dpo_cli.ui.terminal.plots import (
     CHOSEN,
@@ -18,22 +18,22 @@ from dpo_cli.ui.terminal.plots import (
     Plot,
     Trace,
     loss_plot,
-    on_both,
-    once,
+    train_and_held_out,
+    train_only,
 )
 
 _COLOR_OF = {TRAIN: 0, HELD_OUT: 1, CHOSEN: 2, REJECTED: 3}
 COLORS = 8
-"""How many curves can be told apart by color; see `dpo_cli.ui.html.svg.STYLE`."""
+"""Number of distinct colors; see `dpo_cli.ui.html.svg.STYLE`."""
 
 _MORE = (
-    on_both("gap, nats per token", "margin_per_token"),
-    on_both("entropy, nats per token", "entropy"),
-    once("throughput, pairs per second", "pairs_per_second"),
-    once("aux loss of experts", "aux_loss"),
-    once("weights changed in half precision", "weights_moved"),
+    train_and_held_out("margin per token, nats", "margin_per_token"),
+    train_and_held_out("entropy, nats per token", "entropy"),
+    train_only("throughput, pairs per second", "pairs_per_second"),
+    train_only("aux_loss of experts", "aux_loss"),
+    train_only("weights changed in half precision", "weights_moved"),
 )
-"""Curves for which the panel has no room."""
+"""Plots that the panel has no room for."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Line:
     """One curve of a chart.
 
     Attributes:
-        name: what it is; may be empty.
-        letter: of its run, if there are several.
+        name: name in the legend; may be empty.
+        letter: letter of the run, if there are several.
         color: 0 to `COLORS` - 1.
-        points: in ascending order of x; smoothed where `raw` says what they are made of.
-        raw: the values behind, at the same x; empty where nothing was smoothed.
-        is_held_out: drawn with a mark at each point.
-        is_dashed: to be told from another of the same color.
-        intervals: the ends of each point's 95 % interval, or empty.
+        points: in ascending order of x; smoothed if `raw` is not empty.
+        raw: the values before smoothing, at the same x.
+        is_held_out: True to mark each point.
+        is_dashed: True for the second curve of the same color.
+        intervals: 95 % interval of each point, or empty.
     """
 
     name: str
@@ -68,17 +68,19 @@ class Chart:
     title: str
     lines: Sequence[Line]
     x_end: float
+    x_name: str
     level: Level | None
     least_span: float
 
 
 def charts_of(runs: Sequence[ComparedRun]) -> list[Chart]:
-    """Everything there is to draw of some runs: the colors are the curves', or else the runs'."""
+    """Return all charts of some runs; colors denote curves of one run, or else the runs."""
     x_end = max(run.view.step for run in runs)
+    x_name = steps_name(runs)
     plots = (loss_plot(runs[0].view.plan), *SMALL, *_MORE)
     drawn = [(plot, _lines(plot, runs)) for plot in plots]
     return [
-        Chart(plot.title, lines, x_end, plot.level, plot.least_span)
+        Chart(plot.title, lines, x_end, x_name, plot.level, plot.least_span)
         for plot, lines in drawn
         if any(len(line.points) > 1 for line in lines)
     ]
@@ -95,7 +97,7 @@ def _lines(plot: Plot, runs: Sequence[ComparedRun]) -> list[Line]:
 
 
 def _line(trace: Trace, run: ComparedRun, is_dashed: bool, number: int | None) -> Line:
-    """The color is that of the trace, or of the run where it is the one of this `number`."""
+    """Return one curve, in the color of the trace or, with a `number`, of that run."""
     series = (run.view.evaluated if trace.held_out else run.view.trained).get(trace.metric)
     points = series.points if series else []
     is_smoothed = trace.is_noisy and len(points) > FEW_POINTS

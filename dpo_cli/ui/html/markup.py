@@ -1,4 +1,4 @@
-"""Pieces of HTML: whatever comes from outside is escaped here, and nowhere else."""
+"""HTML elements; all text from outside is escaped here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 
 
 class Writer:
-    """Makes HTML out of texts.
+    """Builder of HTML elements from texts.
 
     Args:
-        hide: takes out of each text what the page is not to tell.
+        hide: removes private parts of a text; applied to every text before it is escaped.
     """
 
     def __init__(self, hide: Callable[[str], str]) -> None:
         self._hide = hide
 
     def text(self, value: object) -> str:
-        """Any value as text: no character of it is markup."""
+        """Escape a value, so that none of its characters is markup."""
         return escape(self._hide(str(value)))
 
     def tag(self, name: str, value: object, css: str = "") -> str:
-        """An element with nothing but text in it."""
+        """Return an element that contains only text."""
         return f"<{name}{_class(css)}>{self.text(value)}</{name}>"
 
     def table(
         self, heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str, css: str = ""
     ) -> str:
-        """A table that scrolls by itself where it is too wide; the first column names the row."""
+        """Return a table that scrolls if it is too wide; the first column is the row header."""
         head = "".join(f'<th scope="col">{self.text(each)}</th>' for each in heads)
         body = "".join(self._row(row) for row in rows)
         return (
@@ -39,12 +39,15 @@ class Writer:
         )
 
     def facts(self, facts: Iterable[tuple[str, object]]) -> str:
-        """Names with their values."""
+        """Return a list of names and values."""
         items = (f"<dt>{self.text(k)}</dt><dd>{self.text(v)}</dd>" for k, v in facts)
         return f"<dl>{''.join(items)}</dl>"
 
     def data(self, name: str, value: Any) -> str:
-        """Values for the page's script; numbers and short names, never markup."""
+        """Return a JSON element for the page's script.
+
+        The characters <, > and & are escaped: "</script>" in a run's name would end the element.
+        """
         text = json.dumps(value, separators=(",", ":"), allow_nan=False)
         for mark in "<>&":
             text = text.replace(mark, f"\\u{ord(mark):04x}")
@@ -57,13 +60,13 @@ class Writer:
 
 
 def section(title: str, *parts: str, css: str = "") -> str:
-    """A part of the page with a heading; empty where nothing is in it."""
+    """Return a section with a heading; empty if it has no content."""
     body = "".join(parts)
     return f"<section{_class(css)}><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
 
 def details(title: str, body: str) -> str:
-    """What is shown on demand, and on paper."""
+    """Return a collapsed block, which is open when printed; empty if it has no content."""
     return f"<details><summary>{escape(title)}</summary>{body}</details>" if body else ""
 
 

@@ -45,7 +45,7 @@
     }
 
     function show(step) {
-      const lines = [`step ${Math.round(step).toLocaleString("en")}`];
+      const lines = [`${chart.x_name} ${Math.round(step).toLocaleString("en")}`];
       marks.replaceChildren();
       add("line", { class: "hair", x1: x(step), x2: x(step), y1: chart.top, y2: chart.bottom });
       for (const line of chart.lines) {
@@ -54,7 +54,7 @@
         let text = `${line.name} ${write(value)}`.trim();
         if (line.raw) text += ` (measured ${write(line.raw[i])})`;
         if (line.intervals) text += ` (95 %: ${line.intervals[i].map((end) => String(Number(end.toPrecision(3)))).join(" to ")})`;
-        if (Math.round(own) !== Math.round(step)) text += `, step ${Math.round(own)}`;
+        if (Math.round(own) !== Math.round(step)) text += `, ${chart.x_name} ${Math.round(own)}`;
         lines.push(text);
         add("circle", { class: `d${line.color}`, cx: x(own), cy: y(value), r: 4 });
       }
@@ -91,7 +91,7 @@
     });
   });
 
-  // What is folded on the screen is open on paper.
+  // Open collapsed blocks while printing.
   const folded = [];
   window.addEventListener("beforeprint", () => {
     document.querySelectorAll("details:not([open])").forEach((each) => {

@@ -1,4 +1,4 @@
-"""A report as one HTML file: it needs no network, no other file, and no script to be read."""
+"""Report as one HTML file that needs no network, no other file and no script."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 
 from dpo_cli import __version__
 from dpo_cli.formatting import (
+    MISSING,
     format_count,
     format_duration,
     format_number,
     format_progress,
     format_with_interval,
 )
-from dpo_cli.ui.comparison import ComparedRun, differences, notes
+from dpo_cli.ui.comparison import ComparedRun, differences, notes, steps_name
 from dpo_cli.ui.html.charts import COLORS, Chart, charts_of
 from dpo_cli.ui.html.markup import Writer, section
 from dpo_cli.ui.html.redaction import Redactor, file_names, without_quotations
@@ -25,37 +26,37 @@ from dpo_cli.ui.html.run_section import FIGURES, UNITS, ReportRun, RunSection
 from dpo_cli.ui.html.svg import HEIGHT, STYLE, WIDTH, Frame, chart_markup, summary
 
 _FEW_PAIRS = 200
-"""Of fewer held-out pairs the interval is worth a sentence."""
+"""Number of held-out pairs below which the interval is also explained in a sentence."""
 
 
 def page(
-    dossiers: Sequence[ReportRun],
+    runs: Sequence[ReportRun],
     findings: Sequence[Mapping[str, Any]] = (),
     *,
     redact: bool = False,
     hosts: Sequence[str] = (),
 ) -> str:
-    """The whole file.
+    """Return the content of the HTML file.
 
     Args:
-        dossiers: of the runs, at least one.
-        findings: of `dpo check --json`.
-        redact: leave out paths, host names and texts.
-        hosts: names of machines to leave out, beside those that the streams name.
+        runs: at least one run.
+        findings: output of `dpo check --json`.
+        redact: remove paths, host names and texts.
+        hosts: names of machines to remove, in addition to those in the event streams.
     """
-    return _Page(dossiers, findings, redact, hosts).whole()
+    return _Page(runs, findings, redact, hosts).whole()
 
 
 class _Page:
     def __init__(
         self,
-        dossiers: Sequence[ReportRun],
+        runs: Sequence[ReportRun],
         findings: Sequence[Mapping[str, Any]],
         redact: bool,
         hosts: Sequence[str],
     ) -> None:
-        self._dossiers, self._findings, self._redact = dossiers, findings, redact
-        self._runs = [dossier.run for dossier in dossiers]
+        self._report_runs, self._findings, self._redact = runs, findings, redact
+        self._runs = [each.run for each in runs]
         self._write = Writer(Redactor(self._secrets(hosts)) if redact else lambda text: text)
 
     def whole(self) -> str:
@@ -63,6 +64,8 @@ class _Page:
         script = files("dpo_cli.ui.html").joinpath("page.js").read_text(encoding="utf-8")
         style = files("dpo_cli.ui.html").joinpath("page.css").read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        # The page may contain texts from data and models. The policy allows only this script, so
+        # that nothing else runs or is loaded, even if an escape were missing.
         policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
         title = f"dpo: {', '.join(run.name for run in self._runs)}"
         charts = charts_of(self._runs)
@@ -76,7 +79,7 @@ class _Page:
                 f"<header>{self._header()}</header><main>",
                 *self._body(charts),
                 f"</main><footer>written by dpo {__version__}"
-                f"{'; paths, host names and texts are left out' if self._redact else ''}</footer>",
+                f"{'; paths, host names and texts were removed' if self._redact else ''}</footer>",
                 write.data("curves", [_chart_data(chart) for chart in charts]),
                 f"<script>{script}</script></body></html>\n",
             ]
@@ -85,31 +88,31 @@ class _Page:
     def _body(self, charts: Sequence[Chart]) -> Iterator[str]:
         if len(self._runs) > 1:
             yield section("Figures", self._figures(), self._notes())
-            yield section("What differs", self._differences())
+            yield section("Differences", self._differences())
         yield section("Curves", self._curves(charts))
         if self._findings:
-            yield section("What the check found", self._checks())
-        for dossier in self._dossiers:
-            run, several = dossier.run, len(self._dossiers) > 1
-            name = f"Run {run.letter}: {self._hidden(run.name)}" if several else "The run"
+            yield section("Check", self._checks())
+        for report_run in self._report_runs:
+            run, several = report_run.run, len(self._report_runs) > 1
+            name = f"Run {run.letter}: {self._hidden(run.name)}" if several else "Run"
             yield section(
                 name,
-                *RunSection(dossier, self._write, redact=self._redact).all(),
+                *RunSection(report_run, self._write, redact=self._redact).all(),
             )
 
     # --- parts -----------------------------------------------------------------------------------
 
     def _header(self) -> str:
-        write, [first, *others] = self._write, self._dossiers
+        write, [first, *others] = self._write, self._report_runs
         if not others:
             run = first.run
-            model = run.model or "never planned"
+            model = run.model or "no plan"
             lead = f"{model} · {run.summary.state}{_when(run)}"
             parts = [write.tag("h1", run.name), write.tag("p", lead, "lead"), self._cards(first)]
             return "".join([*parts, self._caution(run)])
         items = []
         for number, run in enumerate(self._runs):
-            model = run.model or "never planned"
+            model = run.model or "no plan"
             mark = f'<circle class="d{number % COLORS}" cx="6" cy="6" r="6"/>'
             words = f" · {model} · {run.summary.state}{_when(run)}"
             items.append(
@@ -118,26 +121,25 @@ class _Page:
             )
         return f'<h1>{len(self._runs)} runs</h1><ul class="legend">{"".join(items)}</ul>'
 
-    def _cards(self, dossier: ReportRun) -> str:
-        run, write = dossier.run, self._write
-        total = run.summary.total_steps
+    def _cards(self, report_run: ReportRun) -> str:
+        run, write = report_run.run, self._write
         cards = [
-            (f"{run.summary.step:,} / {'?' if total is None else f'{total:,}'}", "steps"),
-            (format_number(run.view.recent_mean("loss"), ".4f"), "training loss, last steps"),
+            (format_progress(run.summary.step, run.summary.total_steps), f"{steps_name([run])}s"),
+            (format_number(run.view.recent_mean("loss"), ".4f"), "training loss (last steps)"),
         ]
         if run.view.held_out is not None:
             metrics, pairs = run.view.held_out.metrics, run.view.held_out.pairs
             if run.accuracy is not None:
                 share, (low, high) = run.accuracy
-                over = f"{low:.2f} to {high:.2f} at 95 %, {format_count(pairs, 'pair')}"
-                cards.append((f"{share:.2f}", f"held-out accuracy: {over}"))
+                over = f"95 %: {low:.2f} to {high:.2f}, {format_count(pairs, 'pair')}"
+                cards.append((f"{share:.2f}", f"held-out accuracy ({over})"))
             cards += [
                 (format_number(metrics.get(key), form), f"held-out {name}")
                 for name, key, form in FIGURES
             ]
         if run.view.weights_moved is not None:
-            cards.append((f"{run.view.weights_moved:.1%}", "of weights changed in half precision"))
-        cards.append((format_duration(run.summary.seconds), "of training"))
+            cards.append((f"{run.view.weights_moved:.1%}", "of weights changed (half precision)"))
+        cards.append((format_duration(run.summary.seconds), "training time"))
         body = "".join(
             f"<div>{write.tag('b', value)}{write.tag('span', name)}</div>" for value, name in cards
         )
@@ -152,26 +154,25 @@ class _Page:
         share, (low, high) = run.accuracy
         return self._write.tag(
             "p",
-            f"Only {format_count(pairs, 'held-out pair')}: an accuracy of {share:.2f} over so few"
-            f" means something between {low:.2f} and {high:.2f} (95 %, Wilson).",
+            f"Only {format_count(pairs, 'held-out pair')}: the accuracy of {share:.2f} has a 95 %"
+            f" interval from {low:.2f} to {high:.2f} (Wilson).",
             "note",
         )
 
     def _figures(self) -> str:
-        heads = ["run", "steps", "training loss", "accuracy (95 %)", "pairs"]
+        heads = ["run", f"{steps_name(self._runs)}s", "training loss", "accuracy (95 %)", "pairs"]
         heads += [name for name, _, _ in FIGURES] + ["time"]
         rows = []
         for run in self._runs:
             held_out = run.view.held_out
             metrics = held_out.metrics if held_out else {}
-            total = run.summary.total_steps
             rows.append(
                 [
                     run.letter,
-                    format_progress(run.summary.step, total),
+                    format_progress(run.summary.step, run.summary.total_steps),
                     format_number(run.view.recent_mean("loss"), ".4f"),
                     _accuracy(run),
-                    f"{held_out.pairs:,}" if held_out else "–",
+                    f"{held_out.pairs:,}" if held_out else MISSING,
                     *(format_number(metrics.get(key), form) for _, key, form in FIGURES),
                     format_duration(run.summary.seconds),
                 ]
@@ -179,7 +180,7 @@ class _Page:
         return self._write.table(
             heads,
             rows,
-            f"over the held-out pairs but for the training loss (last steps); {UNITS}",
+            f"on the held-out pairs, except the training loss (last steps); {UNITS}",
             "figures",
         )
 
@@ -190,28 +191,30 @@ class _Page:
         letters = [run.letter for run in self._runs]
         rows = []
         for each in differences(self._runs):
-            its = [f"{' '.join(who)}: {value}" for value, who in each.groups(letters).items()]
-            rows.append([each.key, " · ".join(its)])
+            groups = each.groups(letters).items()
+            values = [f"{' '.join(group)}: {value}" for value, group in groups]
+            rows.append([each.key, " · ".join(values)])
         if not rows:
-            return self._write.tag("p", "nothing: profiles, files, devices and versions are one")
-        return self._write.table(["key", "runs: value"], rows, "values that not all runs have")
+            return self._write.tag("p", "none: profiles, files, devices and versions are identical")
+        return self._write.table(["key", "runs: value"], rows, "settings and facts that differ")
 
     def _curves(self, charts: Sequence[Chart]) -> str:
         write = self._write
         drawn = []
         for number, chart in enumerate(charts):
-            told, title = write.text(summary(chart)), write.text(chart.title)
+            description, title = write.text(summary(chart)), write.text(chart.title)
             drawn.append(
                 f'<figure data-chart="{number}" tabindex="0" aria-label="{title}">'
-                f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {HEIGHT}" aria-label="{told}">'
+                f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {HEIGHT}" '
+                f'aria-label="{description}">'
                 f"{chart_markup(chart)}</svg></figure>"
             )
         if not drawn:
-            return write.tag("p", "too few steps are done for a curve", "lead")
+            return write.tag("p", "not enough steps for a curve", "lead")
         if len(self._runs) > 1:
-            words = "One color a run; lines over training pairs are smoothed."
+            words = "One color per run; curves over training pairs are smoothed."
         else:
-            words = "Thick lines are smoothed, thin ones are what was measured."
+            words = "Thick lines are smoothed; thin lines are the measured values."
         if any(line.intervals for chart in charts for line in chart.lines):
             words += " Bars are 95 % intervals."
         return f'{write.tag("p", words, "lead")}<div class="charts">{"".join(drawn)}</div>'
@@ -229,23 +232,23 @@ class _Page:
             parts.append(write.tag("dd", words))
         return f"<dl>{''.join(parts)}</dl>"
 
-    # --- what is left out ------------------------------------------------------------------------
+    # --- redaction -------------------------------------------------------------------------------
 
     def _hidden(self, text: str) -> str:
         return Redactor(())(text) if self._redact else text
 
     def _secrets(self, hosts: Sequence[str]) -> Iterator[str]:
         yield from hosts
-        for dossier in self._dossiers:
-            yield from dossier.hosts
-            for table in dossier.run.settings.values():
+        for report_run in self._report_runs:
+            yield from report_run.hosts
+            for table in report_run.run.settings.values():
                 yield from file_names(table.values())
-            if (plan := dossier.run.plan) is not None:
+            if (plan := report_run.run.plan) is not None:
                 yield from file_names([plan.model.weights_file])
 
 
 def _chart_data(chart: Chart) -> dict[str, Any]:
-    """What the script needs to find the values under the pointer."""
+    """Return the values that the script shows under the pointer."""
     lines = []
     for line in chart.lines:
         data: dict[str, Any] = {
@@ -258,16 +261,16 @@ def _chart_data(chart: Chart) -> dict[str, Any]:
         if line.intervals:
             data["intervals"] = [[_short(end) for end in ends] for ends in line.intervals]
         lines.append(data)
-    return {**Frame.of(chart).box(), "lines": lines}
+    return {**Frame.of(chart).box(), "x_name": chart.x_name, "lines": lines}
 
 
-def _short(value: float) -> float:
+def _short(value: float) -> float:  # six digits are enough for a page and keep it small
     return float(f"{value:.6g}")
 
 
 def _accuracy(run: ComparedRun) -> str:
     if run.accuracy is None:
-        return "–"
+        return MISSING
     share, (low, high) = run.accuracy
     return format_with_interval(share, low, high)
 

@@ -1,4 +1,4 @@
-"""What a page tells of one run: held-out pairs, messages, samples, data, plan."""
+"""Section of a page about one run: groups of pairs, alerts, samples, data and plan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.formatting import format_count, format_number
+from dpo_cli.formatting import format_count, format_number, format_with_interval
 from dpo_cli.run.events import Event, Failed, RankEnded, Sampled, StepDone, WorkerStarted
 from dpo_cli.ui.comparison import ACCURACY, ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
@@ -18,23 +18,23 @@ from dpo_cli.ui.terminal.plain import plan_facts
 FIGURES = (
     ("loss", "loss", ".4f"),
     ("margin", "rewards/margins", "+.3g"),
-    ("margin_per_token", "gap", "+.3g"),
+    ("margin/token", "margin_per_token", "+.3g"),
     ("KL", "kl", ".3g"),
 )
-"""Of held-out pairs beside the accuracy: name, metric, and how that is written."""
-UNITS = "gap and KL in nats per token"
+"""Name, metric and format of held-out metrics, besides the accuracy."""
+UNITS = "margin/token and KL in nats per token"
 
 _MOST_ROWS = 20
 
 
 @dataclass(frozen=True)
 class ReportRun:
-    """What a page tells of one run.
+    """Run with the data for its section.
 
     Attributes:
-        run: its view, summary and settings.
-        events: its stream.
-        skipped_rows: the rows of its `skipped_rows.jsonl`.
+        run: view, summary and settings.
+        events: all events of the run.
+        skipped_rows: rows of `skipped_rows.jsonl`.
     """
 
     run: ComparedRun
@@ -43,31 +43,31 @@ class ReportRun:
 
     @property
     def hosts(self) -> set[str]:
-        """The machines that its stream names."""
-        found = {event.host for event in self.events if isinstance(event, RankEnded)}
+        """Names of the machines in the event stream."""
+        names = {event.host for event in self.events if isinstance(event, RankEnded)}
         for event in self.events:
             if isinstance(event, WorkerStarted):
-                found.update(event.hosts)
-        return found
+                names.update(event.hosts)
+        return names
 
 
 class RunSection:
-    """The parts of a page about one run.
+    """Section of a page about one run.
 
     Args:
-        dossier: of the run.
-        write: makes the HTML.
-        redact: leave out texts.
+        report_run: the run.
+        write: builder of HTML elements.
+        redact: leave out texts of data and models.
     """
 
-    def __init__(self, dossier: ReportRun, write: Writer, *, redact: bool) -> None:
-        self._report_run, self._run = dossier, dossier.run
+    def __init__(self, report_run: ReportRun, write: Writer, *, redact: bool) -> None:
+        self._report_run, self._run = report_run, report_run.run
         self._write, self._redact = write, redact
 
     def all(self) -> Iterator[str]:
-        """Each part, or an empty text where there is nothing to tell."""
+        """Yield the parts; a part without content is empty."""
         yield self._groups()
-        yield self._told()
+        yield self._messages()
         yield self._samples()
         yield self._data()
         yield self._plan()
@@ -87,17 +87,17 @@ class RunSection:
             )
         if not rows:
             return ""
-        heads = ["group", "pairs", "accuracy (95 %)", "likelier (95 %)"]
+        heads = ["group", "pairs", "accuracy (95 %)", "ranking (95 %)"]
         heads += [name for name, _, _ in FIGURES]
         return "<h3>Held-out pairs by group</h3>" + self._write.table(
             heads,
             rows,
-            f"likelier: the chosen answer is likelier than the rejected one; {UNITS}",
+            f"ranking: share of pairs with a higher policy log-prob for chosen; {UNITS}",
             "figures",
         )
 
-    def _told(self) -> str:
-        """Alerts, and how the run failed if it did."""
+    def _messages(self) -> str:
+        """Return alerts and, for a failed run, the error."""
         parts = []
         for alert in self._run.view.alerts.values():
             parts.append(self._message("alert", alert.message, alert.remedy))
@@ -106,9 +106,9 @@ class RunSection:
             rest = "" if self._redact else "\n".join(failed.details)
             parts.append(self._message("alert failed", failed.message, failed.remedy, rest))
         if self._run.view.skipped_steps:
-            skipped = format_count(len(self._run.view.skipped_steps), "update")
-            parts.append(self._message("alert", f"{skipped} skipped: not finite", ""))
-        return "<h3>What it told</h3>" + "".join(parts) if parts else ""
+            skipped = format_count(len(self._run.view.skipped_steps), "step")
+            parts.append(self._message("alert", f"{skipped} skipped: gradient not finite", ""))
+        return "<h3>Alerts</h3>" + "".join(parts) if parts else ""
 
     def _message(self, css: str, *texts: str) -> str:
         quoted = [without_quotations(text) if self._redact else text for text in texts]
@@ -116,7 +116,7 @@ class RunSection:
         return f'<div class="{css}">{words}</div>'
 
     def _samples(self) -> str:
-        """What policy and reference answered last."""
+        """Return the last samples of policy and reference."""
         sampled = [event for event in self._report_run.events if isinstance(event, Sampled)]
         if not sampled or self._redact:
             return ""
@@ -126,7 +126,7 @@ class RunSection:
             answers = "".join(
                 f"<div>{write.tag('b', name)}{write.tag('p', text, 'words')}</div>"
                 for name, text in (
-                    (f"policy, after step {last.step:,}", sample["policy"]),
+                    (f"policy, after step {last.optimizer_step:,}", sample["policy"]),
                     ("reference", sample["reference"]),
                 )
             )
@@ -141,24 +141,24 @@ class RunSection:
         steps = [event for event in self._report_run.events if isinstance(event, StepDone)]
         facts: list[tuple[str, object]] = [
             ("pairs kept", f"{plan.pairs.kept:,}"),
-            ("held out", f"{plan.pairs.held_out:,}"),
-            ("set aside", f"{plan.pairs.skipped_rows:,}"),
-            ("longest sequence", f"{plan.setting('data.max_seq_len'):,} tokens"),
+            ("held-out pairs", f"{plan.pairs.held_out:,}"),
+            ("skipped rows", f"{plan.pairs.skipped_rows:,}"),
+            ("maximum length", f"{plan.setting('data.max_seq_len'):,} tokens"),
         ]
         tokens, trained = sum(s.tokens for s in steps), sum(s.pairs for s in steps)
         if tokens and trained:
             padding = sum(step.padding_tokens for step in steps) / tokens
             facts.append(("computed", f"{tokens:,} tokens over {format_count(trained, 'pair')}"))
-            facts.append(("a pair", f"{tokens / trained:,.0f} tokens, {padding:.1%} padding"))
+            facts.append(("per pair", f"{tokens / trained:,.0f} tokens, {padding:.1%} padding"))
         problems = Counter(str(row.get("problem", "")) for row in self._report_run.skipped_rows)
-        facts += [(f"rows {problem}", f"{number:,}") for problem, number in problems.items()]
+        facts += [(f"skipped: {problem}", f"{number:,}") for problem, number in problems.items()]
         body = self._write.facts(facts)
         if self._report_run.skipped_rows and not self._redact:
             shown = self._report_run.skipped_rows[:_MOST_ROWS]
             rows = [[_place(row), row.get("problem"), row.get("reason")] for row in shown]
             caption = f"the first {len(shown)} of {len(self._report_run.skipped_rows):,}"
             body += details(
-                "Rows that were set aside",
+                "Skipped rows",
                 self._write.table(["row", "problem", "reason"], rows, caption),
             )
         return "<h3>Data</h3>" + body
@@ -186,18 +186,15 @@ class RunSection:
                     write.tag("pre", _toml(self._run.settings)) if self._run.settings else "",
                 ),
                 details("Environment", write.facts(dict(machine).items()) if machine else ""),
-                details(
-                    "Content of the inputs (SHA-256)", write.facts(prints.items()) if prints else ""
-                ),
+                details("SHA-256 of the inputs", write.facts(prints.items()) if prints else ""),
             ]
         )
 
 
 def _share(figures: Mapping[str, float], name: str) -> str:
-    if name not in figures:
-        return "–"
-    low, high = figures.get(f"{name}/low"), figures.get(f"{name}/high")
-    return f"{figures[name]:.2f} ({format_number(low, '.2f')}–{format_number(high, '.2f')})"
+    if f"{name}/low" not in figures:
+        return format_number(figures.get(name), ".2f")
+    return format_with_interval(figures[name], figures[f"{name}/low"], figures[f"{name}/high"])
 
 
 def _toml(settings: Mapping[str, Any]) -> str:
@@ -207,5 +204,5 @@ def _toml(settings: Mapping[str, Any]) -> str:
 
 
 def _place(row: Mapping[str, Any]) -> str:
-    """Where a row that was set aside stands; the file is named where there are several."""
+    """Return line and, with several files, the file of a skipped row."""
     return " of ".join(str(row[name]) for name in ("line", "file") if name in row)

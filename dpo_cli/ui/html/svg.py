@@ -1,4 +1,4 @@
-"""Charts as SVG, by nothing but text: for a page, or a picture of their own."""
+"""Charts as SVG, for HTML pages and as separate files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpo_cli.ui.html.charts import COLORS, Chart, Line, charts_of
 from dpo_cli.ui.terminal.charts import tick_label, ticks, value_range
 
 WIDTH, HEIGHT = 380, 236
-"""Of one chart, in pixels."""
+"""Size of one chart in pixels."""
 
 _LEFT, _TOP, _RIGHT, _BOTTOM = 54, 44, 18, 26
 _HEADROOM = 0.05
@@ -47,13 +47,13 @@ STYLE = (
     + _colors(_DARK, "#e6e9ec", "#9aa4af", "#14171a")
     + "}"
 )
-"""Of all charts: dark where the reader's screen is, and always light on paper."""
+"""Style sheet of all charts; follows the dark mode on screens, always light on paper."""
 assert len(_LIGHT) == len(_DARK) == COLORS
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the values of a chart lie in its picture."""
+    """Mapping from values to pixels."""
 
     x_end: float
     low: float
@@ -61,7 +61,7 @@ class Frame:
 
     @classmethod
     def of(cls, chart: Chart) -> Frame:
-        """So that all curves, intervals and the level are inside."""
+        """Return a frame around all curves, intervals and the level."""
         values = [y for line in chart.lines for _, y in line.points]
         values += [y for line in chart.lines for y in line.raw]
         values += [end for line in chart.lines for ends in line.intervals for end in ends]
@@ -72,22 +72,22 @@ class Frame:
         return cls(max(chart.x_end, 1.0), low - room, high + room)
 
     def box(self) -> dict[str, float]:
-        """All of it, in plain values: `x_end`, `low` and `high` lie at `right`, `bottom`, `top`."""
+        """Return plain values; `x_end`, `low`, `high` map to `right`, `bottom`, `top`."""
         box = {"width": WIDTH, "left": _LEFT, "right": WIDTH - _RIGHT}
         return {**box, "top": _TOP, "bottom": HEIGHT - _BOTTOM, **dataclasses.asdict(self)}
 
     def x(self, step: float) -> float:
-        """Pixels from the left."""
+        """Return pixels from the left."""
         return _LEFT + step / self.x_end * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
-        """Pixels from the top."""
+        """Return pixels from the top."""
         share = (value - self.low) / (self.high - self.low)
         return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
 
 def chart_markup(chart: Chart) -> str:
-    """What stands inside the `<svg>` of a chart, `WIDTH` x `HEIGHT`."""
+    """Return the content of the `<svg>` element of a chart of `WIDTH` x `HEIGHT`."""
     frame = Frame.of(chart)
     parts = [f'<text class="title" x="8" y="16">{escape(chart.title)}</text>']
     parts += _axes(chart, frame)
@@ -99,20 +99,20 @@ def chart_markup(chart: Chart) -> str:
 
 
 def summary(chart: Chart) -> str:
-    """A chart in a sentence, for who cannot see it."""
-    told = []
+    """Describe a chart in one sentence, for screen readers."""
+    parts = []
     for line in chart.lines:
         (first_step, first), (last_step, last) = line.points[0], line.points[-1]
         name = f"{line.letter} {line.name}".strip()
-        told.append(
-            f"{name + ' ' if name else ''}from {first:.4g} at step {first_step:,.0f} "
-            f"to {last:.4g} at step {last_step:,.0f}"
+        parts.append(
+            f"{name + ' ' if name else ''}from {first:.4g} at {chart.x_name} {first_step:,.0f} "
+            f"to {last:.4g} at {chart.x_name} {last_step:,.0f}"
         )
-    return f"{chart.title}: {'; '.join(told)}"
+    return f"{chart.title}: {'; '.join(parts)}"
 
 
 def sheet(runs: Sequence[ComparedRun]) -> str:
-    """All charts of some runs as one SVG file."""
+    """Return all charts of some runs as one SVG file."""
     charts = charts_of(runs)
     columns = min(_COLUMNS, max(1, len(charts)))
     top = _MARGIN + _LINE_HEIGHT * len(runs)
@@ -158,7 +158,7 @@ def _axes(chart: Chart, frame: Frame) -> Iterator[str]:
         yield f'<path class="grid" d="M{frame.x(value):.1f} {bottom}v4"/>'
         text = f"{value:,.0f}" if step >= 1 else tick_label(value, step)
         yield _label(text, frame.x(value), bottom + 17, "middle")
-    yield _label("step", _LEFT - 6, bottom + 17, "end")
+    yield _label(chart.x_name, _LEFT - 6, bottom + 17, "end")
 
 
 def _label(text: str, x: float, y: float, anchor: str) -> str:
@@ -168,7 +168,7 @@ def _label(text: str, x: float, y: float, anchor: str) -> str:
 
 
 def _legend(lines: Sequence[Line]) -> Iterator[str]:
-    """The names of the curves, each behind a piece of it; of several runs, of the kinds only."""
+    """Yield a sample and the name of each curve; curves of several runs share one entry."""
     x = float(_LEFT)
     named: dict[str, Line] = {}
     for line in lines:
@@ -204,7 +204,7 @@ def _curve(line: Line, frame: Frame) -> Iterator[str]:
 
 
 def _letters(lines: Sequence[Line], frame: Frame) -> Iterator[str]:
-    """At the end of each run's curves; those that would cover each other are moved apart."""
+    """Yield the letter at the end of each run's curves, moved apart where they overlap."""
     ends = {}
     for line in lines:
         if line.letter:

@@ -1,4 +1,4 @@
-"""What a terminal would show, as a file: SVG in color, or plain text."""
+"""Terminal output as a file: SVG with colors, or plain text."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
 _FONT_FACES = re.compile(r"@font-face \{\{.*?\}\}", re.DOTALL)
-"""What has a picture fetch its font from the network: any monospaced one will do."""
+"""Part of rich's template that loads a font from the network; any monospaced font will do."""
 
 
 def recording_console(width: int, height: int) -> Console:
-    """A terminal of that size that nobody sees, for `captured_file`."""
+    """Return a console of this size that records its output for `captured_file`."""
     return Console(
         width=width,
         height=height,
@@ -29,12 +29,12 @@ def recording_console(width: int, height: int) -> Console:
 
 
 def captured_file(console: Console, name: str, title: str) -> bytes:
-    """What was printed to a `recording_console`, as the content of a file.
+    """Return the output of a `recording_console` as the content of a file.
 
     Args:
-        console: printed to.
-        name: of the file: plain text if it ends in .txt, else SVG.
-        title: above an SVG.
+        console: the recording console.
+        name: name of the file; plain text if it ends in .txt, SVG otherwise.
+        title: title above an SVG.
     """
     if name.endswith(".txt"):
         return console.export_text().encode()

@@ -1,4 +1,4 @@
-"""Charts out of braille characters, each a grid of 2 x 4 dots: values in, lines of text out."""
+"""Charts made of braille characters, each a grid of 2 x 4 dots."""
 
 from __future__ import annotations
 
@@ -15,47 +15,48 @@ from dpo_cli.run.series import Point
 
 _BRAILLE = 0x2800
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
-"""The bit of a dot, by column and row within its cell."""
+"""Bit of a dot in the Unicode code point, by column and row within its cell."""
 _ROWS_PER_TICK = 4
 _DASH, _DASH_PERIOD = 3, 6
 _SMOOTHING = 0.04
-"""How far smoothing reaches, as a share of the curve."""
+"""Range of the smoothing, as a share of the curve."""
 FEW_POINTS = 24
-"""Of so few a curve needs no smoothing."""
+"""Maximum number of points of a curve that is not smoothed."""
 
 
 class Mark(Enum):
-    """How a curve is drawn."""
+    """Style in which a curve is drawn."""
 
     LINE = auto()
     DOTS = auto()
     SPOTS = auto()
-    """A line with a spot at each point; to be told from a line without color."""
+    """Line with a full cell at each point; differs from LINE without color."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in ascending order of x, and how they look."""
+    """Points in ascending order of x, and their style."""
 
     points: Sequence[Point]
     style: str
     mark: Mark = Mark.LINE
     letter: str = ""
-    """Stands at its end, and tells it from other curves where there is no color."""
+    """Written at the end of the curve; identifies the curve without color."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """A dashed horizontal line with a name of its own on the axis."""
+    """Dashed horizontal line with a label on the axis."""
 
     value: float
     label: str
 
 
 class Canvas:
-    """A grid of cells that curves are drawn on, the later ones over the earlier ones.
+    """Grid of cells on which curves are drawn, later ones over earlier ones.
 
-    A cell has one color, so one curve: what is drawn over it hides the dots of another style.
+    A terminal cell has one foreground color, so it shows one curve: drawing in another style
+    erases the dots that are in the cell.
     """
 
     def __init__(self, columns: int, rows: int) -> None:
@@ -65,7 +66,7 @@ class Canvas:
         self._letters: dict[tuple[int, int], tuple[str, str]] = {}
 
     def dot(self, x: int, y: int, style: str) -> None:
-        """Set the dot `x` from the left and `y` from the top, if it is on the canvas."""
+        """Set the dot `x` from the left and `y` from the top; ignore dots outside the canvas."""
         if not (0 <= x < self.width and 0 <= y < self.height):
             return
         row, column = y // 4, x // 2
@@ -74,7 +75,7 @@ class Canvas:
         self._cells[row][column] |= _DOTS[x % 2][y % 4]
 
     def line(self, start: tuple[int, int], end: tuple[int, int], style: str) -> None:
-        """Connect two dots."""
+        """Draw a straight line between two dots."""
         (x0, y0), (x1, y1) = start, end
         length = max(abs(x1 - x0), abs(y1 - y0), 1)
         for i in range(length + 1):
@@ -86,12 +87,12 @@ class Canvas:
         self._cells[min(y // 4, len(self._cells) - 1)][min(x // 2, len(self._cells[0]) - 1)] = 0xFF
 
     def letter(self, x: int, y: int, letter: str, style: str) -> bool:
-        """Write a letter into the cell of a dot, over what is drawn; False if there is one."""
+        """Write a letter into the cell of a dot; return False if it holds another letter."""
         place = min(y // 4, len(self._cells) - 1), min(x // 2, len(self._cells[0]) - 1)
         return self._letters.setdefault(place, (letter, style)) == (letter, style)
 
     def rows(self) -> list[Text]:
-        """The drawing, one text a row, a blank where nothing was drawn."""
+        """Return the drawing, one text per row."""
         rows = [
             _styled(cells, styles) for cells, styles in zip(self._cells, self._styles, strict=True)
         ]
@@ -107,17 +108,19 @@ def draw(
     height: int,
     *,
     x_end: float,
+    x_name: str = "step",
     level: Level | None = None,
     least_span: float = 0.0,
 ) -> list[Text]:
-    """A chart with its axes: `height` lines of `width` cells.
+    """Draw a chart with its axes: `height` lines of `width` cells.
 
     Args:
-        curves: the later ones are drawn over the earlier ones.
-        width, height: in cells.
-        x_end: the chart goes from 0 to here.
-        level: is always in sight.
-        least_span: never magnify more than to this range of y: noise is not to look like news.
+        curves: drawn in this order, so that later ones cover earlier ones.
+        width, height: size in cells.
+        x_end: end of the x axis, which starts at 0.
+        x_name: unit of the x axis.
+        level: always inside the range of y.
+        least_span: minimum range of y, so that noise around a constant does not fill the chart.
     """
     values = [y for curve in curves for _, y in curve.points]
     low, high = value_range(values if level is None else [*values, level.value], least_span)
@@ -145,16 +148,17 @@ def draw(
         Text.assemble((labels.get(row, "").rjust(gutter - 1) + " ", "dim"), text)
         for row, text in enumerate(canvas.rows())
     ]
-    end = f"step {x_end:,.0f}"
+    end = f"{x_name} {x_end:,.0f}"
     axis = " " * gutter + "0" + end.rjust(width - gutter - 1)
     return [*lines, Text(axis, style="dim")][:height]
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """The curve behind the noise: at each point a mean of all, weighted by nearness.
+    """Smooth a curve: at each point the mean of all points, weighted by exp(-distance / range).
 
-    The weight falls by the factor e over a fixed share of the curve, so that a long run is smoothed
-    more. One pass from each side makes it O(n); what both count, the point itself, is taken out.
+    The range is a fixed share of the curve, so that a long run is smoothed more. Two passes of an
+    exponential filter, one from each side, take O(n). Both count the point itself, which is
+    therefore subtracted once.
     """
     decay = math.exp(-1 / max(2.0, _SMOOTHING * len(points)))
     values = [y for _, y in points]
@@ -166,7 +170,7 @@ def smooth(points: Sequence[Point]) -> list[Point]:
 
 
 def _decaying_sums(values: Sequence[float], decay: float) -> list[tuple[float, float]]:
-    """At each value the weighted sum up to it, and the sum of the weights."""
+    """Return at each value the weighted sum up to it, and the sum of the weights."""
     total, weight, sums = 0.0, 0.0, []
     for value in values:
         total, weight = total * decay + value, weight * decay + 1
@@ -175,7 +179,7 @@ def _decaying_sums(values: Sequence[float], decay: float) -> list[tuple[float, f
 
 
 def ticks(low: float, high: float, count: int) -> tuple[list[float], float]:
-    """About `count` round numbers within a range, at most, and the step from one to the next."""
+    """Return up to about `count` round numbers within a range, and the distance between them."""
     rough = (high - low) / max(1, count)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
@@ -185,7 +189,7 @@ def ticks(low: float, high: float, count: int) -> tuple[list[float], float]:
 
 
 def tick_label(value: float, step: float) -> str:
-    """A round number, with as many decimals as tell it from the next."""
+    """Format a tick with the decimals needed to distinguish it from the next tick."""
     decimals = max(0, -math.floor(math.log10(step)))
     if decimals > 4 or abs(value) >= 1e5:
         if abs(value) < step / 2:
@@ -196,8 +200,9 @@ def tick_label(value: float, step: float) -> str:
 
 
 def value_range(values: Sequence[float], least_span: float) -> tuple[float, float]:
-    """From the smallest to the largest value, widened where that is too little to divide."""
+    """Return the smallest and largest value, widened to at least `least_span`."""
     low, high = min(values, default=0.0), max(values, default=1.0)
+    # Some range must remain even for a constant: the caller divides by it.
     missing = max(least_span, 1e-3 * max(abs(low), abs(high)), 1e-12) - (high - low)
     if missing > 0:
         low, high = low - missing / 2, high + missing / 2
@@ -205,7 +210,7 @@ def value_range(values: Sequence[float], least_span: float) -> tuple[float, floa
 
 
 def _tick_labels(low: float, high: float, rows: int, level: Level | None) -> dict[int, str]:
-    """What stands beside each row; the level's name has precedence over its neighbours."""
+    """Return the label of each row; the label of the level replaces ticks next to it."""
 
     def row_of(value: float) -> int:
         return round((high - value) / (high - low) * (rows * 4 - 1)) // 4
@@ -232,7 +237,7 @@ def _draw_curve(canvas: Canvas, dots: list[tuple[int, int]], curve: Curve) -> No
 
 
 def _write_letter(canvas: Canvas, dots: list[tuple[int, int]], curve: Curve) -> None:
-    """At the curve's end, or to the left of the letters of curves that end there, too."""
+    """Write the letter at the end of the curve, or left of letters that are already there."""
     if curve.letter and dots:
         end, y = dots[-1]
         for x in range(end, -1, -2):
@@ -241,7 +246,7 @@ def _write_letter(canvas: Canvas, dots: list[tuple[int, int]], curve: Curve) -> 
 
 
 def _styled(cells: Sequence[int], styles: Sequence[str]) -> Text:
-    """One row; a blank takes the style before it, which makes for fewer changes of style."""
+    """Join the cells of a row; blanks keep the previous style, which saves escape sequences."""
     text, run, style = Text(), "", ""
     for cell, new_style in zip(cells, styles, strict=True):
         if cell and new_style != style:

@@ -1,4 +1,4 @@
-"""A conversation on a terminal, or on a pipe: what is asked, and the answers to it."""
+"""Input and output of a chat, on a terminal or through pipes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dpo_cli.ui.terminal.keyboard import Keyboard, deferred_ctrl_c
 from dpo_cli.ui.terminal.panel import has_terminal
 from dpo_cli.ui.terminal.wrapping import printable
 
-_ASK = "> "
+_PROMPT = "> "
 
 
 class ChatScreen:
-    """Where a user and one or two models meet.
+    """Reads prompts from standard input and shows the answers of one or two models.
 
     Args:
-        console: standard output: columns if it is a terminal, else the answers alone.
-        notes: gets everything else there is to say.
-        names: of the models.
+        console: standard output; answers are shown in columns on a terminal, as text otherwise.
+        notes: console for everything that is not an answer.
+        names: names of the models.
     """
 
     def __init__(self, console: Console, notes: Console, names: Sequence[str]) -> None:
@@ -32,46 +32,46 @@ class ChatScreen:
 
     @property
     def is_interactive(self) -> bool:
-        """Whether somebody sits there who reads and types."""
+        """Return True if both input and output are a terminal."""
         return self._has_terminal and sys.stdin.isatty()
 
     def questions(self) -> Iterator[str]:
-        """What the user types, line by line, up to Ctrl-D; empty lines are passed over."""
-        is_asked = self.is_interactive
-        if is_asked:
+        """Yield the lines the user types, until Ctrl-D; empty lines are skipped."""
+        has_prompt = self.is_interactive
+        if has_prompt:
             with contextlib.suppress(ImportError):
-                import readline  # noqa: F401 - editing and a history for `input`
+                import readline  # noqa: F401 - gives `input` line editing and a history
         while True:
             try:
-                line = input(_ASK if is_asked else "")
-                line.encode()  # where a locale lets through what is no text
+                line = input(_PROMPT if has_prompt else "")
+                line.encode()  # input that is not UTF-8 arrives as surrogates, which do not encode
             except EOFError:
-                if is_asked:
+                if has_prompt:
                     self._console.print()
                 return
             except KeyboardInterrupt:
-                if not is_asked:
+                if not has_prompt:
                     raise
                 self._console.print()
-                self.tell("there is no answer to stop; Ctrl-D ends")
+                self.tell("No answer to stop. Ctrl-D ends the chat.")
                 continue
             except UnicodeError:
-                self.tell("that was not UTF-8")
+                self.tell("This line is not valid UTF-8.")
                 continue
             if line.strip():
                 yield line.strip()
 
     def show(self, replies: Sequence[Reply]) -> bool:
-        """Show answers as they come; whether Ctrl-C stopped them."""
+        """Show answers while they are generated; return True if Ctrl-C stopped them."""
         with deferred_ctrl_c() as is_stopped:
             if not self._has_terminal:
                 write_answers(self._console, self._notes, self._names, replies, is_stopped)
             else:
-                with Keyboard():  # what is typed meanwhile would be drawn among the answers
+                with Keyboard():  # without echo: typed characters would appear between the answers
                     show_answers(self._console, self._names, replies, is_stopped)
                 self._console.print()
             return is_stopped()
 
     def tell(self, text: str) -> None:
-        """Say something that is no answer."""
+        """Print a remark that is not part of an answer."""
         self._notes.print(Text(printable(text), style="dim"))

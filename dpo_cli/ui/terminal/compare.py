@@ -1,4 +1,4 @@
-"""Several runs in the terminal: who they are, in what they differ, their curves and figures."""
+"""Terminal output of `dpo compare`: differences, charts and metrics of several runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from dpo_cli.formatting import format_duration, format_number, format_progress, format_with_interval
-from dpo_cli.ui.comparison import ComparedRun, differences, notes
+from dpo_cli.formatting import (
+    MISSING,
+    format_duration,
+    format_number,
+    format_progress,
+    format_with_interval,
+)
+from dpo_cli.ui.comparison import ComparedRun, differences, notes, steps_name
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Curve, Mark, draw, smooth
 from dpo_cli.ui.terminal.layout import Block, beside, framed, one_line
 from dpo_cli.ui.terminal.plots import SMALL, Plot, loss_plot
@@ -19,25 +25,25 @@ STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _LEAST_CHART_WIDTH, _MOST_BESIDE = 40, 3
 _LEAST_CHART_HEIGHT, _TWO_ROWS_HEIGHT = 9, 36
 _WIDE = 100
-_HEADINGS = ("steps", "loss", "held out", "accuracy (95 %)", "margin", "margin/token", "KL", "time")
+_HEADINGS = ("loss", "held-out", "accuracy (95 %)", "margin", "margin/token", "KL", "time")
 _NARROW_HEADINGS = tuple(heading for heading in _HEADINGS if heading != "margin")
 
 
 class ComparisonView:
-    """A comparison as rich prints it: as wide as the console, charts as high as it allows."""
+    """Rich renderable of a comparison, as wide as the console."""
 
     def __init__(self, runs: Sequence[ComparedRun]) -> None:
         self._runs = runs
         self._styles = [STYLES[i % len(STYLES)] for i in range(len(runs))]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Everything, one part below the other."""
+        """Draw names, differences, charts, metrics and notes."""
         yield from self._legend()
         yield Text()
         if differences(self._runs):
             yield self._differences()
         else:
-            yield Text("the profiles, files, devices and versions are the same", style="dim")
+            yield Text("profiles, files, devices and versions are identical", style="dim")
         yield Text()
         yield from self._charts(options.max_width, options.height or console.height)
         yield self._figures(is_wide=options.max_width >= _WIDE)
@@ -46,7 +52,7 @@ class ComparisonView:
 
     def _legend(self) -> Iterator[Text]:
         for run, style in zip(self._runs, self._styles, strict=True):
-            model = run.model or "never planned"
+            model = run.model or "no plan"
             yield Text.assemble(
                 (run.letter, f"bold {style}"),
                 f" {one_line(run.name)}",
@@ -56,18 +62,18 @@ class ComparisonView:
             )
 
     def _differences(self) -> Table:
-        """One key a row: its values, each with the runs that have it."""
+        """Return a table with one key per row: its values, each with the letters of its runs."""
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         letters = [run.letter for run in self._runs]
         style_of = dict(zip(letters, self._styles, strict=True))
         for difference in differences(self._runs):
-            told = []
-            for value, its in difference.groups(letters).items():
-                who = Text(" ").join(Text(letter, f"bold {style_of[letter]}") for letter in its)
-                told.append(Text.assemble(who, f" {one_line(value)}"))
-            table.add_row(one_line(difference.key), Text("  ").join(told))
+            values = []
+            for value, group in difference.groups(letters).items():
+                names = Text(" ").join(Text(letter, f"bold {style_of[letter]}") for letter in group)
+                values.append(Text.assemble(names, f" {one_line(value)}"))
+            table.add_row(one_line(difference.key), Text("  ").join(values))
         return table
 
     def _charts(self, width: int, height: int) -> Block:
@@ -80,8 +86,9 @@ class ComparisonView:
         for row in range(rows):
             line: Block | None = None
             for i, plot in enumerate(drawn[row * columns : (row + 1) * columns]):
-                its_width = width * (i + 1) // columns - width * i // columns
-                chart = self._chart(plot, its_width, chart_height)
+                # Differences of rounded positions: the widths add up to exactly `width`.
+                chart_width = width * (i + 1) // columns - width * i // columns
+                chart = self._chart(plot, chart_width, chart_height)
                 line = chart if line is None else beside(line, chart)
             block += line or []
         return block
@@ -93,13 +100,14 @@ class ComparisonView:
             width - 4,
             height - 2,
             x_end=max(run.view.step for run in self._runs),
+            x_name=steps_name(self._runs),
             level=plot.level,
             least_span=plot.least_span,
         )
         return framed(f"{plot.title}, {where}" if where else plot.title, lines, width, height)
 
     def _curves(self, plot: Plot) -> tuple[str, list[Curve]]:
-        """One a run, of the held-out pairs where there are any: of the last trace of a plot."""
+        """Return one curve per run, over the held-out pairs if any run has them."""
         trace = plot.traces[-1]
         if trace.held_out and not any(trace.metric in run.view.evaluated for run in self._runs):
             trace = replace(trace, held_out=False, name="train")
@@ -114,21 +122,21 @@ class ComparisonView:
         return trace.name, curves
 
     def _figures(self, *, is_wide: bool) -> Table:
-        """One run a row: the loss over its last steps; the others over the held-out pairs."""
+        """Return a table of the runs: loss over the last steps, the rest over held-out pairs."""
         padding = (0, 2 if is_wide else 1, 0, 0)
         table = Table(box=None, pad_edge=False, header_style="dim", padding=padding)
         table.add_column("", no_wrap=True)
+        table.add_column(f"{steps_name(self._runs)}s", justify="right", no_wrap=True)
         for heading in _HEADINGS if is_wide else _NARROW_HEADINGS:
             table.add_column(heading, justify="right", no_wrap=True)
         for run, style in zip(self._runs, self._styles, strict=True):
             held_out = run.view.held_out.metrics if run.view.held_out else {}
-            accuracy = "–"
+            accuracy = MISSING
             if run.accuracy:
                 share, (low, high) = run.accuracy
                 accuracy = format_with_interval(share, low, high)
-            total = run.summary.total_steps
             cells = (
-                format_progress(run.summary.step, total),
+                format_progress(run.summary.step, run.summary.total_steps),
                 format_number(run.view.recent_mean("loss"), ".4f"),
                 format_number(held_out.get("loss"), ".4f"),
                 accuracy,

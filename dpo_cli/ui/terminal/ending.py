@@ -1,27 +1,26 @@
-"""How a run ended, in words: what stays on the terminal when the panel has closed."""
+"""Final lines of a run, printed after the panel has closed."""
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 from rich.text import Text
 
 from dpo_cli.formatting import format_duration
 from dpo_cli.run.events import Completed, Failed, Stopped, WorkerEnded
-from dpo_cli.run.exit_reason import rank_ending
+from dpo_cli.run.exit_reason import exit_text, rank_ending
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.plain import alert_lines, completed_lines, stopped_lines
 
 
 def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]:
-    """What was learnt, what there is to know, and how it ended; a failure is told by its error."""
+    """Return alerts, result and ending of a run; `failure` returns its error."""
     lines = [line for alert in view.alerts.values() for line in alert_lines(alert)]
     if (start := view.held_out_start) and (now := view.held_out) and now.step > start.step:
         before, after = start.metrics, now.metrics
         lines.append(
             Text(
-                f"held out: loss {before['loss']:.4f} -> {after['loss']:.4f}, accuracy "
+                f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}, accuracy "
                 f"{before['rewards/accuracies']:.2f} -> {after['rewards/accuracies']:.2f}, "
                 f"in {format_duration(view.elapsed_seconds(view.time))}"
             )
@@ -35,17 +34,13 @@ def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]
 
 
 def failure(view: RunView) -> tuple[str, str] | None:
-    """How the run failed, in a line, and what to do about it; None if it did not."""
+    """Return the error of a failed run and its remedy; None if the run did not fail."""
     match view.ending:
         case Failed() as failed:
             return ": ".join([failed.message, *failed.details]), failed.remedy
         case WorkerEnded() if view.lost_ranks:
             return "; ".join(map(rank_ending, view.lost_ranks)), ""
         case WorkerEnded() as end:
-            how = (
-                f"died of {signal.Signals(end.signal).name}"
-                if end.signal
-                else f"ended unexpectedly with exit code {end.exit_code}"
-            )
-            return f"the worker {how}; what it printed is in worker.log", ""
+            how = exit_text(-end.signal if end.signal else end.exit_code)
+            return f"the worker {how}; its output is in worker.log", ""
     return None

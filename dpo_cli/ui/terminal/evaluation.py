@@ -1,4 +1,4 @@
-"""What models came to on preference pairs, and how far that can be believed."""
+"""Terminal output of an evaluation: metrics on preference pairs, and their significance."""
 
 from __future__ import annotations
 
@@ -26,44 +26,45 @@ Figures = Mapping[str, float]
 Cell = Callable[[Figures], str]
 
 ALL = "all"
-LIKELIER = "logps/accuracies"
-_HEADINGS = {ACCURACY: "accuracy", LIKELIER: "likelier"}
-_NAMES = {ACCURACY: "accuracy", LIKELIER: "preference accuracy"}
+RANKING = "logps/accuracies"
+"""Share of pairs with a higher policy log-prob for the chosen answer."""
+_HEADINGS = {ACCURACY: "accuracy", RANKING: "ranking"}
+_NAMES = {ACCURACY: "accuracy", RANKING: "ranking accuracy"}
 _FIGURES = (
     ("reference", "ref_logps/accuracies", ".2f"),
     ("loss", "loss", ".4f"),
     ("margin", "rewards/margins", "+.3g"),
-    ("margin_per_token", "gap", "+.3g"),
+    ("margin/token", "margin_per_token", "+.3g"),
     ("KL", "kl", ".3g"),
     ("chosen", "token_logps/chosen", ".3f"),
     ("entropy", "entropy", ".3f"),
 )
-"""Name, figure, and how that is written."""
+"""Heading, metric and format."""
 _NARROW = ("margin/token", "KL")
-_WIDE = 112
+_WIDE = 118
 _CHANCE = 0.5
 
 
 class EvaluationView:
     """Rich renderable of an evaluation: one model by groups of pairs, or several side by side."""
 
-    def __init__(self, evaluation_result: Evaluation) -> None:
-        self._judgement = evaluation_result
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Who is judged and by what, the figures, and what they do not prove."""
-        for line in _heading(self._judgement):
+        """Draw models, data and settings, the metrics, and notes on their significance."""
+        for line in _heading(self._evaluation):
             yield Text(one_line(line))
         yield Text()
         yield self._table(is_wide=options.max_width >= _WIDE)
-        for note in notes(self._judgement):
+        for note in notes(self._evaluation):
             yield Text.assemble(("note: ", "bold yellow"), note)
 
     def _table(self, *, is_wide: bool) -> Table:
-        models = self._judgement.models
+        models = self._evaluation.models
         rows: Mapping[str, Figures] = models[0].groups
         if len(models) > 1:
-            rows = {letter: its.groups[ALL] for letter, its in _by_letter(models).items()}
+            rows = {letter: model.groups[ALL] for letter, model in _by_letter(models).items()}
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
         table.add_column("", no_wrap=True, style="dim" if len(models) == 1 else "bold")
         columns = dict(_columns(models[0].groups[ALL], is_wide=is_wide))
@@ -75,39 +76,35 @@ class EvaluationView:
         return table
 
 
-def _heading(evaluation_result: Evaluation) -> Iterator[str]:
-    """Who is judged, on which pairs, compared with what, and by which rules."""
-    models = evaluation_result.models
+def _heading(evaluation: Evaluation) -> Iterator[str]:
+    """Yield the lines about models, pairs, reference and settings."""
+    models = evaluation.models
     for letter, model in _by_letter(models).items():
         after = "" if model.optimizer_step is None else f" after step {model.optimizer_step:,}"
         yield f"{letter}  {model.title}{after}" if len(models) > 1 else f"{model.title}{after}"
-    profile = evaluation_result.eval_config.profile
-    noun = "held-out pair" if evaluation_result.eval_config.is_own else "pair"
+    profile = evaluation.eval_config.profile
+    noun = "held-out pair" if evaluation.eval_config.is_own else "pair"
     pairs = format_count(int(models[0].groups[ALL]["pairs"]), noun)
     aside = (
-        f", {format_count(evaluation_result.skipped_rows, 'row')} set aside"
-        if evaluation_result.skipped_rows
+        f", {format_count(evaluation.skipped_rows, 'skipped row')}"
+        if evaluation.skipped_rows
         else ""
     )
     yield f"{pairs} of {', '.join(map(show_path, profile.data.paths))}{aside}"
-    against = (
-        f"against {evaluation_result.reference}"
-        if evaluation_result.reference
-        else "against no reference"
-    )
+    against = f"against {evaluation.reference}" if evaluation.reference else "against no reference"
     dpo = profile.dpo
     rules = f"{dpo.title}, beta {dpo.beta:g}, " if "loss" in models[0].groups[ALL] else ""
     yield f"{against}; {rules}reduction {dpo.reduction}, max_seq_len {profile.data.max_seq_len}"
 
 
-def _columns(told: Figures, *, is_wide: bool) -> Iterator[tuple[str, Cell]]:
-    """Heading, and what stands below it of a row's figures; `told` are those that there are."""
+def _columns(available: Figures, *, is_wide: bool) -> Iterator[tuple[str, Cell]]:
+    """Yield heading and cell function of each column whose metric is in `available`."""
     yield "pairs", lambda figures: f"{figures['pairs']:,.0f}"
     for name, heading in _HEADINGS.items():
-        if name in told:
+        if name in available:
             yield f"{heading} (95 %)", partial(_share, name)
     for heading, name, form in _FIGURES:
-        if name in told and (is_wide or heading in _NARROW):
+        if name in available and (is_wide or heading in _NARROW):
             yield heading, partial(_mean, name, form)
 
 
@@ -126,56 +123,56 @@ def _by_letter(models: Sequence[EvaluatedModel]) -> dict[str, EvaluatedModel]:
     return {chr(ord("A") + index): model for index, model in enumerate(models)}
 
 
-def notes(evaluation_result: Evaluation) -> list[str]:
-    """What the figures do not say by themselves: what they prove, and what they do not."""
-    told = []
-    for title in evaluation_result.trained_on:
-        told.append(f"{title} was trained on pairs of this file: it may know these")
-    models = _by_letter(evaluation_result.models)
-    chance = -math.log(evaluation_result.vocab_size)
+def notes(evaluation: Evaluation) -> list[str]:
+    """Return notes on what the metrics prove and what they do not."""
+    lines = []
+    for title in evaluation.trained_on:
+        lines.append(f"{title} was trained on pairs of this file and may have seen these")
+    models = _by_letter(evaluation.models)
+    chance = -math.log(evaluation.vocab_size)
     worse = [
         letter
         for letter, model in models.items()
         if model.groups[ALL]["token_logps/chosen"] < chance
     ]
     if worse:
-        told.append(
-            f"{_subject(worse, models)}guessing would make the chosen answers likelier than this"
-            f" model does, {chance:.2f} nats a token: is it the tokenizer of these weights?"
+        lines.append(
+            f"{_subject(worse, models)}chosen answers have a lower log-prob than random guessing"
+            f" ({chance:.2f} nats per token); check that the tokenizer belongs to these weights"
         )
     for letter, model in models.items():
-        told.append(_subject([letter], models) + _verdict(model.groups[ALL]))
+        lines.append(_subject([letter], models) + _verdict(model.groups[ALL]))
     if len(models) > 1:
-        return told + list(_close_calls(models))
-    return told + list(_small_groups(evaluation_result.models[0].groups))
+        return lines + list(_indistinguishable(models))
+    return lines + list(_small_groups(evaluation.models[0].groups))
 
 
 def _subject(letters: Sequence[str], models: Mapping[str, EvaluatedModel]) -> str:
-    """Whom a note is about, where there are several."""
     return f"{', '.join(letters)}: " if len(models) > 1 else ""
 
 
 def _is_reference(figures: Figures) -> bool:
-    """Whether the model says of all pairs what the reference says: nothing can be accurate then."""
+    """Return True if all log-probs equal the reference's; all rewards are then ties at 0."""
     return figures.get("kl") == 0
 
 
 def _verdict(figures: Figures) -> str:
-    """Whether so many pairs tell the model from chance."""
+    """Compare the accuracy of a model with chance, by its 95 % interval."""
     if _is_reference(figures):
-        return "to this model the pairs are what they are to the reference: nothing has moved"
+        return "identical to the reference: nothing was learned"
     name = _decisive(figures)
     seen, low, high = (figures[name + end] for end in ("", "/low", "/high"))
     pairs = int(figures["pairs"])
     over = f"{_NAMES[name]} {seen:.2f} over {format_count(pairs, 'pair')}"
     if low > _CHANCE:
-        return f"{over}: above 0.5 by more than chance explains (95 %)"
+        return f"{over}: significantly above 0.5 (95 %)"
     if high < _CHANCE:
-        return f"{over}: below 0.5 by more than chance explains (95 %)"
+        return f"{over}: significantly below 0.5 (95 %)"
     if abs(seen - _CHANCE) * pairs < 1:
-        return f"{over}: as good as chance, as far as so many pairs can tell"
+        return f"{over}: not distinguishable from chance"
+    # Pairs for which the half-width Z * sqrt(0.25 / pairs) of the interval equals the difference.
     needed = math.ceil((Z * _CHANCE / (seen - _CHANCE)) ** 2)
-    return f"{over} may be chance: to tell {seen:.2f} from 0.5 takes some {needed:,} pairs"
+    return f"{over}: may be chance; about {needed:,} pairs would show {seen:.2f} to differ from 0.5"
 
 
 def _small_groups(groups: Mapping[str, Figures]) -> Iterator[str]:
@@ -186,42 +183,42 @@ def _small_groups(groups: Mapping[str, Figures]) -> Iterator[str]:
         if group != ALL and figures[f"{name}/low"] <= _CHANCE <= figures[f"{name}/high"]
     ]
     if unclear and not _is_reference(groups[ALL]):
-        yield f"too few pairs to tell their {_NAMES[name]} from 0.5: {', '.join(unclear)}"
+        yield f"too few pairs to distinguish their {_NAMES[name]} from 0.5: {', '.join(unclear)}"
 
 
-def _close_calls(models: Mapping[str, EvaluatedModel]) -> Iterator[str]:
-    """Whether the last of several models is told from each of the others."""
-    *others, (last, its) = ((letter, model.groups[ALL]) for letter, model in models.items())
-    name, pairs = _decisive(its), int(its["pairs"])
+def _indistinguishable(models: Mapping[str, EvaluatedModel]) -> Iterator[str]:
+    """Yield the models that so many pairs cannot distinguish from the last one."""
+    *others, (last, metrics) = ((letter, model.groups[ALL]) for letter, model in models.items())
+    name, pairs = _decisive(metrics), int(metrics["pairs"])
     for letter, figures in others:
-        if _is_reference(figures) or _is_reference(its):
+        if _is_reference(figures) or _is_reference(metrics):
             continue
-        low, high = difference_interval(its[name], pairs, figures[name], pairs)
+        low, high = difference_interval(metrics[name], pairs, figures[name], pairs)
         if low <= 0 <= high:
             yield (
-                f"{format_count(pairs, 'pair')} do not tell {last} from {letter} by their"
+                f"{format_count(pairs, 'pair')} are too few to distinguish {last} from {letter} by"
                 f" {_NAMES[name]} (95 %: {low:+.2f} to {high:+.2f})"
             )
 
 
 def _decisive(figures: Figures) -> str:
-    return ACCURACY if ACCURACY in figures else LIKELIER
+    return ACCURACY if ACCURACY in figures else RANKING
 
 
-def as_json(evaluation_result: Evaluation) -> dict[str, Any]:
-    """Everything, in plain values; figures under the names of the event stream."""
-    profile = evaluation_result.eval_config.profile
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the evaluation as plain values; metrics have the names of the event stream."""
+    profile = evaluation.eval_config.profile
     return {
-        "models": [dataclasses.asdict(model) for model in evaluation_result.models],
-        "reference": evaluation_result.reference,
+        "models": [dataclasses.asdict(model) for model in evaluation.models],
+        "reference": evaluation.reference,
         "data": [str(path) for path in profile.data.paths],
-        "held_out": evaluation_result.eval_config.is_own,
-        "skipped_rows": evaluation_result.skipped_rows,
+        "held_out": evaluation.eval_config.is_own,
+        "skipped_rows": evaluation.skipped_rows,
         "max_seq_len": profile.data.max_seq_len,
         "loss": profile.dpo.title,
         "beta": profile.dpo.beta,
         "reduction": profile.dpo.reduction,
-        "device": evaluation_result.device,
-        "dtype": evaluation_result.dtype,
-        "notes": notes(evaluation_result),
+        "device": evaluation.device,
+        "dtype": evaluation.dtype,
+        "notes": notes(evaluation),
     }

@@ -1,4 +1,4 @@
-"""What `dpo export` shows: the file, what it has of the training, and what it does not."""
+"""Terminal output of `dpo export`: the file, and how much of the training update it keeps."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from dpo_cli.export.update_retention import UpdateRetention
 
 LOST_SHARE = 0.5
-"""An error of more than this, by the size of the update, is warned of."""
+"""Error, relative to the update, above which a warning is shown."""
 
 
 def export_lines(report: ExportReport) -> list[Text]:
-    """What was written, how it was rounded, and what that made of the update."""
+    """Return lines about the file, its rounding and the effect on the update."""
     rounded = ""
     if report.dtype != "float32":
         rounded = " rounded to nearest" if report.seed is None else ""
@@ -29,28 +29,31 @@ def export_lines(report: ExportReport) -> list[Text]:
         Text(
             f"wrote {report.path}: {format_size(report.size_bytes)}, {report.dtype}{rounded}, "
             f"{format_count(report.tensors, 'tensor')}, "
-            f"after optimizer step {report.optimizer_step}"
+            f"after step {report.optimizer_step}"
         ),
         *_retention_lines(report),
         Text(
-            f"log-probs against the training state, over "
-            f"{format_count(report.pairs_compared, 'pair')}: "
-            f"{report.mean_logp_difference:.2g} nats per token apart in the mean, "
-            f"{report.max_logp_difference:.2g} at most"
+            f"log-probs, file vs. training state ({format_count(report.pairs_compared, 'pair')}): "
+            f"mean difference {report.mean_logp_difference:.2g} nats per token, "
+            f"largest {report.max_logp_difference:.2g}"
         ),
     ]
 
 
 def held_out_line(in_file: Mapping[str, float], in_state: Mapping[str, float]) -> Text:
-    """Both on the held-out pairs (means, and "pairs"), the float32 state in brackets."""
+    """Return the held-out metrics of the file and of the float32 training state.
+
+    Args:
+        in_file, in_state: means by metric, and the number of "pairs".
+    """
 
     def both(metric: str, form: str) -> str:
-        return f"{in_file[metric]:{form}} ({in_state[metric]:{form}})"
+        return f"{in_file[metric]:{form}} vs. {in_state[metric]:{form}}"
 
     return Text(
-        f"held out, {format_count(int(in_file['pairs']), 'pair')}, the file and "
-        f"(the training state): accuracy {both('rewards/accuracies', '.3f')}, "
-        f"gap {both('margin_per_token', '+.3g')} nats per token, "
+        f"held-out ({format_count(int(in_file['pairs']), 'pair')}), file vs. training state: "
+        f"accuracy {both('rewards/accuracies', '.3f')}, "
+        f"margin/token {both('margin_per_token', '+.3g')} nats, "
         f"loss {both('loss', '.4f')}"
     )
 
@@ -58,43 +61,40 @@ def held_out_line(in_file: Mapping[str, float], in_state: Mapping[str, float]) -
 def _retention_lines(report: ExportReport) -> list[Text]:
     retention = report.retention
     if report.not_compared:
-        return [Text(f"not compared with the weights of the start: {report.not_compared}")]
+        return [Text(f"not compared with the starting weights: {report.not_compared}")]
     if retention is None:
-        return [Text("no weight differs from the start's, in float32 either")]
-    error = f"relative error of {_times(retention.relative_error)}"
-    # Beside a large cost of the format itself, the part that is kept would be chance.
-    is_told = retention.start_error <= LOST_SHARE
-    kept = (
-        f"{format_percent(retention.kept)} of the update is kept, with"
-        if is_told
-        else "the update has"
-    )
+        return [Text("no weight differs from the starting weights, not even in float32")]
+    # If the dtype cannot even hold the starting weights, the kept share is dominated by noise.
+    is_meaningful = retention.start_error <= LOST_SHARE
+    kept = f"{format_percent(retention.kept)} of the update is kept, " if is_meaningful else ""
     line = (
-        f"{format_percent(retention.changed)} of the weights are not the start's; {kept} a {error}"
+        f"{format_percent(retention.changed)} of the weights differ from the starting weights;"
+        f" {kept}relative error of the update {_times(retention.relative_error)}"
     )
-    return [Text(line), *_cost_lines(report, retention)]
+    return [Text(line), *_rounding_lines(report, retention)]
 
 
-def _cost_lines(report: ExportReport, retention: UpdateRetention) -> list[Text]:
-    """What format and rounding cost; a warning where it is much, with what to do about it."""
+def _rounding_lines(report: ExportReport, retention: UpdateRetention) -> list[Text]:
+    """Return lines about the error of dtype and rounding; a warning if it is large."""
     lines = []
     if retention.start_error:
         message = (
-            f"the weights were born {retention.source_dtype}, which {report.dtype} does not hold:"
-            f" rounding them alone changes them {_times(retention.start_error)} times as much as"
-            " the training did"
+            f"the starting weights are {retention.source_dtype}, which {report.dtype} cannot"
+            f" represent: rounding alone changes them {_times(retention.start_error)} times as much"
+            " as the training"
         )
         if retention.start_error > LOST_SHARE:
-            remedy = f"--dtype {retention.source_dtype} holds them"
+            remedy = f"Use --dtype {retention.source_dtype} to keep them exactly."
             return alert_lines(Alert(code="source-dtype", message=message, remedy=remedy))
         lines.append(Text(message))
     if report.rounding == "nearest" and retention.relative_error > LOST_SHARE:
         lines += alert_lines(
             Alert(
                 code="update-lost",
-                message=f"rounding to the nearest {report.dtype} is off by more than"
+                message=f"rounding to the nearest {report.dtype} has an error of more than"
                 f" {format_percent(LOST_SHARE)} of the update",
-                remedy="--rounding stochastic keeps it in the mean, --dtype float32 as it is",
+                remedy="Use --rounding stochastic to preserve it on average, or --dtype float32"
+                " to preserve it exactly.",
             )
         )
     return lines

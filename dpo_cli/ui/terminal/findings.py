@@ -1,4 +1,4 @@
-"""What `dpo check` says: a table of findings, and what is next."""
+"""Terminal output of `dpo check`: a table of findings and the next command."""
 
 from __future__ import annotations
 
@@ -19,48 +19,47 @@ _LABELS = {
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """One finding a row: how much it matters, its code, what it is; and below, what to do."""
+    """Return a table with level, code, message and remedy of each finding."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
         style = "dim" if finding.level is Level.SKIP else "bold"
-        table.add_row(_LABELS[finding.level], Text(finding.code, style), _told(finding))
+        table.add_row(_LABELS[finding.level], Text(finding.code, style), _finding_text(finding))
     return table
 
 
 def verdict(diagnosis: Diagnosis, command: str, again: str) -> list[Text]:
-    """What it all comes to, and the next command to type.
+    """Return the result of a check and the next command.
 
     Args:
-        diagnosis: what was found.
-        command: to type if there is no error.
-        again: to type when the errors are mended.
+        diagnosis: the findings.
+        command: next command if there is no error.
+        again: next command once the errors are fixed.
     """
     errors, warnings = diagnosis.count(Level.ERROR), diagnosis.count(Level.WARN)
-    found = " and ".join(
+    problems = " and ".join(
         format_count(number, noun)
         for number, noun in ((errors, "error"), (warnings, "warning"))
         if number
     )
     if errors:
-        words = f"not ready to train: {found}"
-        return [Text(words, style="bold red"), _command("when mended: ", again)]
-    words = f"ready to train, with {found}" if found else "ready to train"
+        words = f"not ready to train: {problems}"
+        return [Text(words, style="bold red"), _command("once fixed: ", again)]
+    words = f"ready to train, with {problems}" if problems else "ready to train"
     return [Text(words, style="bold green"), _command("next: ", command)]
 
 
-def _told(finding: Finding) -> Text:
-    """Subject, message and remedy."""
-    told = Text()
+def _finding_text(finding: Finding) -> Text:
+    text = Text()
     if finding.subject:
-        told.append(f"{finding.subject}  ", style="cyan")
-    told.append(finding.message, style="dim" if finding.level is Level.SKIP else "")
+        text.append(f"{finding.subject}  ", style="cyan")
+    text.append(finding.message, style="dim" if finding.level is Level.SKIP else "")
     if finding.remedy:
-        told.append("\n-> ", style="bold")
-        told.append(finding.remedy, style="bold")
-    return told
+        text.append("\n-> ", style="bold")
+        text.append(finding.remedy, style="bold")
+    return text
 
 
 def _command(when: str, command: str) -> Text:

@@ -1,4 +1,4 @@
-"""Single key presses from a terminal, Ctrl-C among them."""
+"""Single key presses and Ctrl-C from a terminal."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_LFLAG, _CC = 3, 6  # where local modes and control characters stand in termios' list
-_NEVER = b"\0"
-_CHARACTER_BYTES = 4  # the most that one takes in UTF-8
+_LFLAG, _CC = 3, 6  # indices of local modes and control characters in the list of tcgetattr
+_NEVER = b"\0"  # disables a control character
+_CHARACTER_BYTES = 4  # maximum length of one character in UTF-8
 
 
 def is_in_foreground(descriptor: int) -> bool:
-    """Whether this process may use the terminal: a background job that does so is stopped."""
+    """Return True if this process may use the terminal; a background job would be stopped."""
     try:
         return os.tcgetpgrp(descriptor) == os.getpgrp()
-    except OSError:  # a terminal, but not the one that controls us: no job control
+    except OSError:  # not our controlling terminal, so there is no job control
         return True
 
 
 @contextlib.contextmanager
 def deferred_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Have Ctrl-C remembered instead of raised; what it gives says whether it was pressed.
+    """Record Ctrl-C instead of raising KeyboardInterrupt; a second Ctrl-C raises it.
 
-    Pressed once more, it is raised as ever.
+    Yields:
+        A function that returns True if Ctrl-C was pressed.
     """
     was_pressed = False
 
@@ -47,10 +48,10 @@ def deferred_ctrl_c() -> Iterator[Callable[[], bool]]:
 
 
 class Keyboard:
-    """Standard input without echo and without waiting for Enter, if it is a terminal of ours.
+    """Standard input without echo and without waiting for Enter, if it is our terminal.
 
-    Ctrl-C stays a signal. Ctrl-Z becomes a key: stopping would leave the terminal as it is now. At
-    the end the terminal is as it was, whatever happened.
+    Ctrl-C stays a signal. Ctrl-Z becomes a key: a suspended process would leave the terminal
+    without echo. The earlier settings are restored on exit, also after an error.
     """
 
     def __init__(self) -> None:
@@ -76,13 +77,13 @@ class Keyboard:
 
     @property
     def is_available(self) -> bool:
-        """Whether keys can be heard."""
+        """Return True if key presses can be read."""
         return self._descriptor is not None
 
     def wait(self, seconds: float) -> str:
-        """The key that is pressed within so many seconds; "" if there is none.
+        """Wait for a key press; return "" if there is none.
 
-        Several characters at once are no key press but a paste or a function key: they are dropped.
+        Several characters at once come from a paste or a function key and are dropped.
         """
         if self._descriptor is None:
             time.sleep(seconds)
@@ -90,7 +91,7 @@ class Keyboard:
         ready, _, _ = select.select([self._descriptor], [], [], seconds)
         if not ready:
             return ""
-        pressed = os.read(self._descriptor, 1024)
+        pressed = os.read(self._descriptor, 1024)  # a whole paste, so that nothing is left over
         if not pressed:  # the terminal hung up
             self._descriptor = None
         text = pressed[: _CHARACTER_BYTES + 1].decode(errors="replace")

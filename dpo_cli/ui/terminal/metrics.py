@@ -1,16 +1,16 @@
-"""The panel's numbers: how the policy does, on training and held-out pairs, and what it costs."""
+"""Numbers of the panel: metrics of training and held-out pairs, speed, memory and disk."""
 
 from __future__ import annotations
 
 from rich.text import Text
 
-from dpo_cli.formatting import format_duration, format_number, format_size
+from dpo_cli.formatting import MISSING, format_duration, format_number, format_size
 from dpo_cli.run.events import Evaluated
 from dpo_cli.run.view import RECENT_STEPS, RunView
 from dpo_cli.ui.terminal.layout import Block, fit
 
-LABEL_WIDTH = 10
-_COLUMN_WIDTH = 12
+_LABEL_WIDTH, _COLUMN_WIDTH = 12, 11
+_FACT_LABEL_WIDTH = 10
 _METRICS = {
     "loss": ("loss", ".4f"),
     "accuracy": ("rewards/accuracies", ".2f"),
@@ -19,20 +19,20 @@ _METRICS = {
     "rejected": ("rewards/rejected", "+.3g"),
     "margin/token": ("margin_per_token", "+.3g"),
     "KL/token": ("kl", ".3g"),
-    "likelier": ("logps/accuracies", ".2f"),
+    "ranking": ("logps/accuracies", ".2f"),
 }
-"""The name of a row, its metric, and how that is written; gap and KL are in nats."""
+"""Label of a row, metric and format; margin and KL per token are in nats."""
 
-GROUPS_TITLE = "held out, with 95 % intervals"
-_GROUP_WIDTHS = (6, 15, 10)
-TITLE = f"now (train: mean of {RECENT_STEPS} steps)"
+GROUPS_TITLE = "held-out pairs, 95 % intervals"
+_GROUP_WIDTHS = (6, 15, 13)
+TITLE = f"metrics (train: last {RECENT_STEPS} steps)"
 
 
 def metrics_table(view: RunView, width: int) -> Block:
-    """Training and held-out pairs in two columns; where it is wide, a third for the start."""
+    """Return metrics of training and held-out pairs; in a wide table also those at the start."""
     held_out, start = view.held_out, view.held_out_start
-    has_start = width >= LABEL_WIDTH + 3 * _COLUMN_WIDTH
-    heads = ["train", "held out", *(["at start"] if has_start else [])]
+    has_start = width >= _LABEL_WIDTH + 3 * _COLUMN_WIDTH
+    heads = ["train", "held-out", *(["at start"] if has_start else [])]
     lines = [_row("", heads, ["cyan", "magenta", "dim"])]
     for label, (metric, form) in _METRICS.items():
         values = [view.recent_mean(metric), _of(held_out, metric)]
@@ -43,18 +43,18 @@ def metrics_table(view: RunView, width: int) -> Block:
 
 
 def group_lines(evaluation: Evaluated | None, width: int) -> Block:
-    """Held-out accuracy with its interval, and the gap, of each group of pairs; none if unknown."""
+    """Return accuracy and margin per token of each group of held-out pairs; empty if unknown."""
     if evaluation is None or not evaluation.groups:
         return []
     name_width = width - sum(_GROUP_WIDTHS)
     heads = zip(("pairs", "accuracy", "margin/token"), _GROUP_WIDTHS, strict=True)
     lines = [Text.assemble(" " * name_width, ("".join(h.rjust(w) for h, w in heads), "magenta"))]
-    for name, its in evaluation.groups.items():
-        low, high = its["rewards/accuracies/low"], its["rewards/accuracies/high"]
+    for name, metrics in evaluation.groups.items():
+        low, high = metrics["rewards/accuracies/low"], metrics["rewards/accuracies/high"]
         values = (
-            f"{its['pairs']:,.0f}",
-            f"{its['rewards/accuracies']:.2f} {low:.2f}-{high:.2f}",
-            f"{its['margin_per_token'] + 0.0:+.3g}",
+            f"{metrics['pairs']:,.0f}",
+            f"{metrics['rewards/accuracies']:.2f} {low:.2f}-{high:.2f}",
+            format_number(metrics["margin_per_token"], "+.3g"),
         )
         row = Text.assemble((fit(Text(name.partition("/")[2] or name), name_width).plain, "dim"))
         row.append("".join(v.rjust(w) for v, w in zip(values, _GROUP_WIDTHS, strict=True)))
@@ -63,20 +63,20 @@ def group_lines(evaluation: Evaluated | None, width: int) -> Block:
 
 
 def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
-    """Gradient, learning rate, speed, memory, saves: one line each.
+    """Return gradient norm, learning rate, speed, memory and saves, one line each.
 
     Args:
-        view: of the run.
+        view: state of the run.
         now: wall-clock seconds.
-        disk: bytes free and checkpoints kept.
+        disk: free bytes and number of checkpoints.
     """
     step, recent = view.last_step, view.recent
     seconds = sum(each.seconds for each in recent)
     tokens = sum(each.tokens for each in recent)
     facts: dict[str, list[str]] = {
         "gradient": [],
-        "rate": [],
-        "moved": [],
+        "lr": [],
+        "weights": [],
         "speed": [],
         "tokens": [],
         "memory": [],
@@ -85,28 +85,28 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
     }
     if (norm := view.recent_mean("grad_norm")) is not None:
         facts["gradient"].append(f"{norm:.3g}")
-    if view.skipped_steps:  # first: a narrow panel cuts off what follows
+    if view.skipped_steps:  # before the clipping: a narrow panel cuts the end of the line
         facts["gradient"].append(f"{len(view.skipped_steps):,} skipped")
     clipped = view.trained.get("clipped")
     if clipped and (share := clipped.mean) is not None:
         facts["gradient"].append(f"{share:.0%} clipped")
     if step is not None:
-        facts["rate"].append(f"{step.learning_rate:.2e}")
+        facts["lr"].append(f"{step.learning_rate:.2e}")
         facts["memory"].append(format_size(step.process_bytes))
         if step.device_bytes:
             facts["memory"].append(f"{format_size(step.device_bytes)} device")
     if view.weights_moved is not None:
-        facts["moved"].append(f"{view.weights_moved:.1%} of weights")
+        facts["weights"].append(f"{view.weights_moved:.1%} changed")
     if seconds:
         facts["speed"].append(f"{sum(each.pairs for each in recent) / seconds:.1f} pairs/s")
     if seconds and tokens:
         padding = sum(each.padding_tokens for each in recent) / tokens
         facts["tokens"] += [f"{tokens / seconds:,.0f}/s", f"{padding:.0%} padding"]
     if view.best is not None:
-        facts["best"] = [f"step {view.best.step:,}, kept"]
+        facts["best"] = [f"step {view.best.optimizer_step:,}, kept"]
     if view.saved is not None:
         ago = max(0.0, now - view.saved.time)
-        facts["saved"] += [f"step {view.saved.step:,}", f"{format_duration(ago)} ago"]
+        facts["saved"] += [f"step {view.saved.optimizer_step:,}", f"{format_duration(ago)} ago"]
     if disk is not None:
         free_bytes, checkpoints = disk
         facts["disk"] += [f"{format_size(free_bytes)} free", f"{checkpoints} kept"]
@@ -118,11 +118,11 @@ def _of(evaluation: Evaluated | None, metric: str) -> float | None:
 
 
 def _row(label: str, values: list[str], styles: list[str]) -> Text:
-    row = Text.assemble((label.ljust(LABEL_WIDTH), "dim"))
+    row = Text.assemble((label.ljust(_LABEL_WIDTH), "dim"))
     for value, style in zip(values, styles, strict=False):
         row.append(value.rjust(_COLUMN_WIDTH), style)
     return row
 
 
 def _fact(label: str, value: str) -> Text:
-    return Text.assemble((label.ljust(LABEL_WIDTH), "dim"), value or "–")
+    return Text.assemble((label.ljust(_FACT_LABEL_WIDTH), "dim"), value or MISSING)

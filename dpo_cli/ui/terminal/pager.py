@@ -1,4 +1,4 @@
-"""Long output: through the user's pager on a terminal, else straight out."""
+"""Long output through the user's pager."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from rich.console import Console, RenderableType
 
 _PAGER = "less"
 _LESS = "FRX"
-"""Quit if it all fits on a screen, show colors, and leave what was shown there; as git does."""
+"""Quit if everything fits on one screen, show colors, keep the text on exit; as git does."""
 
 
 def page(console: Console, title: str, pages: Iterable[RenderableType]) -> None:
-    """Print a title and pages, made as they are asked for: nobody waits for what he never sees.
+    """Print a title and pages, through $PAGER or `less` if the console is a terminal.
 
     Args:
-        console: standard output; where that is a terminal, the pager in PAGER, or less, comes
-            between, if it is there.
-        title: first.
-        pages: each is printed when there is room for it.
+        console: standard output.
+        title: printed first.
+        pages: consumed lazily: the pipe blocks while the pager is full, so that pages the user
+            never scrolls to are not rendered.
     """
     pager = _start_pager() if console.is_terminal else None
     if pager is None or pager.stdin is None:
-        with contextlib.suppress(BrokenPipeError):  # whoever reads it has seen enough
+        with contextlib.suppress(BrokenPipeError):  # the reader, for example `head`, has closed
             _write(console, title, pages, console.file)
         return
-    # Ctrl-C is for the pager, which stops what it is doing, and stays.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the pager, too, which stops searching but keeps running: dying here would
+    # leave two processes reading from one terminal.
+    previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with contextlib.suppress(BrokenPipeError), pager.stdin:
             _write(console, title, pages, pager.stdin)
     finally:
         pager.wait()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
 
 
 def _start_pager() -> subprocess.Popen[str] | None:
@@ -47,17 +48,16 @@ def _start_pager() -> subprocess.Popen[str] | None:
     environment = {"LESS": _LESS, **os.environ}
     try:
         return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
-    except (OSError, IndexError):  # there is none, or PAGER holds nothing but spaces
+    except (OSError, IndexError):  # not installed, or PAGER contains only spaces
         return None
 
 
 def _write(console: Console, title: str, pages: Iterable[RenderableType], file: IO[str]) -> None:
-    """Each page as the console would print it."""
     for renderable in itertools.chain([title], pages):
         with console.capture() as captured:
             console.print(renderable)
         text = captured.get()
-        if not console.is_terminal:  # where lines are filled up with blanks
+        if not console.is_terminal:  # rich pads table cells with spaces
             text = "\n".join(line.rstrip() for line in text.split("\n"))
         file.write(text)
         file.flush()

@@ -1,4 +1,4 @@
-"""Pairs as training sees them, their loss in color; and how long all of them are."""
+"""Preview of tokenized pairs with their loss mask, and histograms of lengths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def lengths_table(histograms: Sequence[Histogram]) -> RenderableType:
-    """How long the pairs are: a bar for each bin, and behind a line those that are cut."""
+    """Return a table of length histograms; the bin behind the line holds the truncated pairs."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     limit = histograms[0].limit_tokens
     pairs = sum(histograms[0].counts)
@@ -48,46 +48,45 @@ def lengths_table(histograms: Sequence[Histogram]) -> RenderableType:
 
 
 def pair_preview(pair: PairPreview, *, marks: bool) -> RenderableType:
-    """One pair, what is long in it shortened, below what the colors mean.
+    """Return one pair with long texts shortened, below a legend.
 
     Args:
         pair: the tokens as text.
-        marks: put the tokens that carry loss in brackets as well, for where there is no color.
+        marks: also put brackets around the tokens with loss, for output without color.
     """
-    heading = Text.assemble((f"the pair of {_shown(pair.place)}", "bold"), f": {legend(marks)}")
+    heading = Text.assemble((f"pair at {_visible(pair.place)}", "bold"), f": {legend(marks)}")
     return Group(heading, _sides(pair, marks, is_whole=False))
 
 
 def pair_page(pair: PairPreview, traits: Sequence[str], *, marks: bool) -> RenderableType:
-    """One pair, whole, and what it has about it; see `pair_preview`."""
-    heading = Text(_shown(pair.place), style="bold")
+    """Return one whole pair and the names of its issues; see `pair_preview`."""
+    heading = Text(_visible(pair.place), style="bold")
     if traits:
         heading.append(f" · {', '.join(traits)}", "yellow")
     return Group(heading, _sides(pair, marks, is_whole=True), "")
 
 
 def row_page(place: str, problem: str, reason: str, text: str) -> RenderableType:
-    """A row that is set aside, and why."""
+    """Return a skipped row and the reason."""
     heading = Text.assemble(
-        (_shown(place), "bold"), " · ", (problem, "yellow"), f": {_shown(reason)}"
+        (_visible(place), "bold"), " · ", (problem, "yellow"), f": {_visible(reason)}"
     )
     body = Text(overflow="fold")
     for piece, is_kept in _shortened(text, _ANSWER_CHARACTERS):
-        body.append(_shown(piece), "dim" if is_kept else "yellow")
+        body.append(_visible(piece), "dim" if is_kept else "yellow")
     return Group(heading, Padding(body, (0, 0, 0, 2)), "")
 
 
 def legend(marks: bool) -> str:
-    """What colors, or marks, and signs mean."""
+    """Return the explanation of colors, marks and signs."""
     carry = "in ⟦brackets⟧" if marks else "green"
-    return f"tokens that carry loss are {carry}, ↵ is a newline"
+    return f"tokens with loss are {carry}, ↵ is a newline"
 
 
 def _sides(pair: PairPreview, marks: bool, *, is_whole: bool) -> RenderableType:
-    """What both sides share, and each of them."""
     parts: list[RenderableType] = []
     for title, spans in (
-        ("both sides begin with", pair.shared),
+        ("shared prompt", pair.shared),
         ("chosen", pair.chosen),
         ("rejected", pair.rejected),
     ):
@@ -100,8 +99,7 @@ def _sides(pair: PairPreview, marks: bool, *, is_whole: bool) -> RenderableType:
 
 
 def _bar(number: int, most: int) -> str:
-    """A bar for a number; where there is one at all, it is seen."""
-    eighths = len(_BARS) - 1
+    eighths = len(_BARS) - 1  # rounded up: a count of 1 must be visible
     return _BARS[-(-number * eighths // most)] if most else _BARS[0]
 
 
@@ -114,7 +112,7 @@ def _spans(spans: Sequence[Span], marks: bool, is_whole: bool) -> Text:
         text.append(opening, style)
         pieces = [(span.text, True)] if is_whole else _shortened(span.text, limit)
         for piece, is_kept in pieces:
-            text.append(_shown(piece), style if is_kept else "yellow")
+            text.append(_visible(piece), style if is_kept else "yellow")
         ends_line = text.plain.endswith("\n")
         text.rstrip()
         text.append(closing + ("\n" if ends_line else ""), style)
@@ -123,7 +121,7 @@ def _spans(spans: Sequence[Span], marks: bool, is_whole: bool) -> Text:
 
 
 def _shortened(text: str, limit: int) -> Iterator[tuple[str, bool]]:
-    """The text, or its two ends and how much was left out; and whether a piece is of the text."""
+    """Yield pieces of a text without its middle; False marks the note about the omission."""
     if len(text) <= limit + _LEAST_CUT:
         yield text, True
         return
@@ -133,6 +131,6 @@ def _shortened(text: str, limit: int) -> Iterator[tuple[str, bool]]:
     yield text[-half:], True
 
 
-def _shown(text: str) -> str:
-    """Without what would move a cursor or change a color."""
+def _visible(text: str) -> str:
+    # The data is untrusted: control characters could move the cursor or change colors.
     return text.translate(_CONTROLS)

@@ -1,7 +1,7 @@
-"""The panel on a terminal: takes in events, draws, and hears keys until the run is over.
+"""Live panel on a terminal: reads events, draws, and handles keys until the run ends.
 
-It learns a run from its stream alone and asks by the run's control file, so that it may come, go
-or crash as it likes.
+The panel only reads the run's event stream and writes requests into its control file. It can
+therefore be closed, reopened or crash without any effect on the run.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ REPLAY_KEYS = {"d": "leave", "?": "help"}
 
 _POLL_SECONDS = 0.25
 _DRAWING_SHARE = 0.004
-"""Of the time of one core: what a picture cost decides when the next may come."""
-_LONGEST_REST_SECONDS = 3.0
+"""Share of one core's time spent on drawing: training may run on the same cores.
+
+The pause after a drawing is its CPU time divided by this share."""
+_LONGEST_PAUSE_SECONDS = 3.0
 _DISK_SECONDS = 5.0
 _NOTICE_SECONDS = 6.0
 _CTRL_Z = "\x1a"
 
 
 def has_terminal(console: Console) -> bool:
-    """Whether standard output is a terminal that can show the panel, and is ours to use."""
+    """Return True if standard output is a terminal that can show the panel."""
     return (
-        sys.stdout.isatty()  # rich would believe FORCE_COLOR, too
+        sys.stdout.isatty()  # rich also returns True if FORCE_COLOR is set
         and not console.is_dumb_terminal
         and console.encoding.startswith("utf")
         and is_in_foreground(sys.stdout.fileno())
@@ -49,12 +51,12 @@ def has_terminal(console: Console) -> bool:
 
 
 def terminal_size() -> ConsoleDimensions:
-    """That of standard output, now; rich would believe COLUMNS and LINES, too."""
+    """Return the current size of standard output; unlike rich, ignore $COLUMNS and $LINES."""
     return ConsoleDimensions(*os.get_terminal_size(sys.stdout.fileno()))
 
 
 def disk_usage(run: RunDirectory) -> Disk | None:
-    """What the panel shows of the run's disk; None if the run is gone."""
+    """Return free space and number of checkpoints; None if the run was removed."""
     try:
         free_bytes = shutil.disk_usage(run.path).free
     except OSError:
@@ -63,24 +65,26 @@ def disk_usage(run: RunDirectory) -> Disk | None:
 
 
 @contextmanager
-def _whole_screen(console: Console) -> Iterator[None]:
-    """The terminal's other screen, which leaves what was on the first one as it is."""
+def _alternate_screen(console: Console) -> Iterator[None]:
+    """Use the terminal's alternate screen, which keeps the content of the main screen."""
     with console.screen():
         try:
             yield
         finally:
-            # tmux puts lines of this screen among those of the first, if it was resized meanwhile.
+            # After a resize, tmux moves lines of this screen into the main one: clear them first.
             console.control(Control.clear(), Control.home())
 
 
 class _SteadyClock:
-    """Wall-clock seconds that go on evenly between two settings, whatever the wall clock does."""
+    """Wall-clock seconds that do not jump between two calls of `set`.
+
+    Elapsed and remaining times would jump if the system clock were corrected while training."""
 
     def __init__(self) -> None:
         self.set()
 
     def set(self) -> None:
-        """Take over what the wall clock shows now."""
+        """Synchronize with the wall clock."""
         self._ahead_seconds = time.time() - time.monotonic()
 
     def __call__(self) -> float:
@@ -88,14 +92,14 @@ class _SteadyClock:
 
 
 class Panel:
-    """The live panel of a run.
+    """Live panel of a run.
 
     Args:
-        run: what to draw, and where to put requests.
+        run: the run to draw and to send requests to.
         console: a terminal.
-        read_new: the events that came since it was last called.
-        clock: wall-clock seconds, as events are stamped with; else the system's, which may jump.
-        keys: what is offered, of `KEYS`.
+        read_new: returns the events since the last call.
+        clock: wall-clock seconds, as in the events; default: the system's clock.
+        keys: available keys, a subset of `KEYS`.
     """
 
     def __init__(
@@ -124,17 +128,17 @@ class Panel:
         self._drawn: tuple[object, ...] = (None,)
 
     def catch_up(self) -> None:
-        """Take in what is new."""
+        """Process the new events."""
         for event in self._read_new():
             self.view.take(event)
-            self._steady_clock.set()  # a jump shows in the time of this event, too
+            self._steady_clock.set()  # a corrected clock is also in the times of new events
 
     def show(self, has_ended: Callable[[], bool]) -> bool:
-        """Draw until the run has ended (True), or the user leaves (False)."""
-        with _whole_screen(self._console), Keyboard() as keyboard:
+        """Draw until the run ends (return True) or the user detaches (return False)."""
+        with _alternate_screen(self._console), Keyboard() as keyboard:
             self._keys = self._keys if keyboard.is_available else {}
             while True:
-                is_over = has_ended()  # asked first, so that what was written before is taken in
+                is_over = has_ended()  # before reading, so that the last events are not missed
                 self.catch_up()
                 if is_over:
                     return True
@@ -145,9 +149,9 @@ class Panel:
                     self._press(key)
 
     def show_stopping(self) -> None:
-        """Show that the run was asked to stop, by Ctrl-C or a key."""
+        """Show that a stop was requested, by Ctrl-C or a key."""
         self.view.is_stopping = True
-        self._tell("stopping after this step; Ctrl-C again to stop now")
+        self._notify("Stopping after this step. Press Ctrl-C again to stop now.")
 
     # --- keys ------------------------------------------------------------------------------------
 
@@ -158,51 +162,52 @@ class Panel:
             self._shows_help = not self._shows_help
         elif key == "q" and not is_confirmed:
             self._asked_to_stop_once = True
-            self._tell("q again: save and stop the run")
+            self._notify("Press q again to save and stop the run.")
         elif key == "q":
             if self._request("stop"):
                 self.show_stopping()
         elif not self.view.is_under_way:
-            self._tell("it does not train yet")
+            self._notify("Training has not started yet.")
         elif key == "e" and self.view.held_out is None:
-            self._tell("no pairs are held out")
+            self._notify("There are no held-out pairs.")
         elif self._request(self._keys[key]):
-            self._tell(f"will {self._keys[key]} after this step")
+            self._notify(f"Will {self._keys[key]} after this step.")
 
     def _request(self, word: str) -> bool:
         try:
             self._run.put_request(word)
         except DpoError as error:
-            self._tell(error.message)
+            self._notify(error.message)
             return False
         return True
 
-    def _tell(self, notice: str) -> None:
+    def _notify(self, notice: str) -> None:
         self._notice, self._notice_until = notice, time.monotonic() + _NOTICE_SECONDS
 
     # --- drawing ---------------------------------------------------------------------------------
 
     def _draw_if_due(self) -> None:
-        """Draw if there is anything new to see, and drawing has not taken too much time already."""
+        """Draw if something changed and the pause after the last drawing is over."""
         size = terminal_size()
         now = time.monotonic()
         if now > self._notice_until:
             self._notice, self._asked_to_stop_once = "", False
+        # A change of these is drawn at once: the user has acted, or waits for the new state.
         urgent = (size, self.view.state, self._notice, self._shows_help)
-        sight = (urgent, self.view.events, int(self._clock()))
-        if sight == self._drawn or (urgent == self._drawn[0] and now < self._may_draw_at):
+        content = (urgent, self.view.events, int(self._clock()))
+        if content == self._drawn or (urgent == self._drawn[0] and now < self._may_draw_at):
             return
         if now - self._disk_at >= _DISK_SECONDS:
             self._disk, self._disk_at = disk_usage(self._run), now
         self._console.size = size
         before = time.process_time()
         self._draw()
-        self._drawn = sight
+        self._drawn = content
         cost = time.process_time() - before
-        self._may_draw_at = now + min(cost / _DRAWING_SHARE, _LONGEST_REST_SECONDS)
+        self._may_draw_at = now + min(cost / _DRAWING_SHARE, _LONGEST_PAUSE_SECONDS)
 
     def _headline(self) -> tuple[Text, Text] | None:
-        """Of what the run is a part of: left and right."""
+        """Return a line above the picture (left, right); None for a single run."""
         return None
 
     def _draw(self) -> None:
@@ -217,6 +222,6 @@ class Panel:
             shows_help=self._shows_help,
             headline=self._headline(),
         )
-        with self._console:  # one write, so that nothing flickers
+        with self._console:  # buffers into one write; several would flicker
             self._console.control(Control.home())
             self._console.print(Screen(picture), end="")

@@ -1,4 +1,4 @@
-"""A run as plain lines: for pipes, logs, and terminals that want no panel. From events alone."""
+"""Plain-text report of a run, one line per event, for pipes and logs."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _SAMPLE_CHARACTERS = 120
 
 
 class PlainReport:
-    """Prints what happens in a run, each event as a line or not at all.
+    """Prints the events of a run as plain lines.
 
     Args:
         console: where to print.
-        designation: what the user types to name the run.
+        designation: name of the run on the command line.
         directory: the run's directory.
-        quiet: print warnings and the end only.
+        quiet: print only warnings and the final result.
     """
 
     def __init__(
@@ -57,22 +57,22 @@ class PlainReport:
         self._phase = _Phase()
         self._recent: deque[StepDone] = deque(maxlen=_RECENT_STEPS)
         self._hosts: tuple[str, ...] = ()
-        self._has_told_straggler = False
+        self._has_shown_straggler = False
         self._last_step = 0
         self._shown_at_seconds = 0.0
 
     def __call__(self, event: Event) -> None:
-        """Print what `event` is worth."""
+        """Print `event`, unless it is too frequent to print."""
         match event:
             case Planned():
                 self._plan = event.plan
                 self._print(plan_lines(event.plan, self._directory))
-            case Progress() if self._phase.is_worth_a_line(event):
+            case Progress() if self._phase.is_due(event):
                 self._print([progress_line(event)])
-            case WorkerStarted():  # with a clock of its own
+            case WorkerStarted():  # elapsed_seconds starts again at 0
                 self._recent.clear()
                 self._phase, self._shown_at_seconds = _Phase(), 0.0
-                self._hosts, self._has_told_straggler = event.hosts, False
+                self._hosts, self._has_shown_straggler = event.hosts, False
                 if len(event.hosts) > 1:
                     self._print([_ranks_line(event.hosts)])
             case StepDone():
@@ -89,7 +89,7 @@ class PlainReport:
                 self._print(resumed_lines(event))
             case Alert():
                 self._print(alert_lines(event), always=True)
-            case Stopped() if self._plan is not None:  # else nothing was kept: the launcher tells
+            case Stopped() if self._plan is not None:  # otherwise the launcher reports it
                 self._print(stopped_lines(event, self._designation), always=True)
             case Completed():
                 lines = completed_lines(event, self._designation, self._directory)
@@ -97,25 +97,26 @@ class PlainReport:
 
     def _step(self, event: StepDone) -> None:
         self._recent.append(event)
-        is_shown = self._is_worth_a_line(event)
+        is_due = self._is_due(event)
         self._last_step = event.step
-        if is_shown:
+        if is_due:
             self._shown_at_seconds = event.elapsed_seconds
             self._print([step_line(event, self._recent, self._plan)])
-        slow = None if self._has_told_straggler else straggler(self._recent)
+        slow = None if self._has_shown_straggler else straggler(self._recent)
         if slow is not None:
-            self._has_told_straggler = True
+            self._has_shown_straggler = True
             self._print([_warning(straggler_message(self._recent, slow, self._hosts))], always=True)
 
-    def _is_worth_a_line(self, event: StepDone) -> bool:
+    def _is_due(self, event: StepDone) -> bool:
         before, now = self._last_step, event.step
-        is_first = len(self._recent) == 1  # of this start, that is: also after a resume
+        is_first = len(self._recent) == 1  # the first one after each start or resume
         if is_first or any(before < step <= now for step in _FIRST_STEPS):
             return True
         if event.elapsed_seconds - self._shown_at_seconds >= _LONGEST_SILENCE_SECONDS:
             return True
         if self._plan is None:
             return False
+        # An optimizer step covers several micro-batches and can jump over a multiple.
         log_interval = self._plan.setting("train.log_interval")
         return before // log_interval < now // log_interval or now == self._plan.steps.micro_batches
 
@@ -126,13 +127,13 @@ class PlainReport:
 
 
 class _Phase:
-    """Decides which events of a phase before training are worth a line: those of a long one."""
+    """Rate limit for the progress of a phase before training; short phases print nothing."""
 
     def __init__(self) -> None:
         self._name = ""
         self._shown_at_seconds = 0.0
 
-    def is_worth_a_line(self, event: Progress) -> bool:
+    def is_due(self, event: Progress) -> bool:
         if event.phase != self._name:
             self._name = event.phase
             self._shown_at_seconds = event.elapsed_seconds
@@ -143,33 +144,29 @@ class _Phase:
 
 
 def plan_lines(plan: Plan, directory: Path) -> list[Text]:
-    """What will happen, before it does."""
+    """Return the plan of a run, one fact per line."""
     return [_fact(label, value) for label, value in plan_facts(plan, directory)]
 
 
 def plan_facts(plan: Plan, directory: Path) -> list[tuple[str, str]]:
-    """A plan in a few facts, each with its name."""
+    """Return the plan of a run as (name, fact) pairs."""
     pairs, steps, setting = plan.pairs, plan.steps, plan.setting
     kept = format_count(pairs.kept, "pair")
     if pairs.held_out:
         kept += f", {pairs.held_out:,} held out"
     if pairs.skipped_rows:
-        kept += f", {pairs.skipped_rows:,} set aside: {directory / 'skipped_rows.jsonl'}"
+        kept += f", {pairs.skipped_rows:,} skipped rows: {directory / 'skipped_rows.jsonl'}"
     return [
         ("model", f"{plan.model.description}, {format_count(plan.model.parameters, 'parameter')}"),
         ("data", kept),
         (
             "steps",
             f"{format_count(setting('train.epochs'), 'epoch')} x {steps.micro_batches_per_epoch:,} "
-            f"of {format_count(setting('train.batch_size'), 'pair')} = {steps.micro_batches:,}, "
-            f"{format_count(steps.optimizer_steps, 'update')}"
-            + (
-                f" (one each {steps.accumulation_steps} steps)"
-                if steps.accumulation_steps > 1
-                else ""
-            ),
+            f"micro-batches of {format_count(setting('train.batch_size'), 'pair')}"
+            + (f", {steps.accumulation_steps} per step" if has_micro_steps(plan) else "")
+            + f" = {format_count(steps.optimizer_steps, 'step')}",
         ),
-        ("rate", f"{setting('train.learning_rate'):g}, schedule {setting('train.schedule')}"),
+        ("lr", f"{setting('train.learning_rate'):g}, schedule {setting('train.schedule')}"),
         (
             "objective",
             f"{plan.loss}, beta {setting('dpo.beta'):g}, {setting('dpo.reduction')} over tokens",
@@ -178,15 +175,24 @@ def plan_facts(plan: Plan, directory: Path) -> list[tuple[str, str]]:
     ]
 
 
+def has_micro_steps(plan: Plan | None) -> bool:
+    """Return True if an optimizer step accumulates the gradients of several micro-batches."""
+    return plan is not None and plan.steps.accumulation_steps > 1
+
+
+def step_name(plan: Plan | None) -> str:
+    """Return the name of what `StepDone.step` counts; with accumulation it is not a step."""
+    return "micro-step" if has_micro_steps(plan) else "step"
+
+
 def _ranks_line(hosts: Sequence[str]) -> Text:
-    """How many processes train together, and where."""
-    machines = dict.fromkeys(hosts)
-    where = f"{len(machines)} machines: {', '.join(machines)}" if len(machines) > 1 else "here"
-    return _fact("ranks", f"{len(hosts)}, {where}")
+    machines = list(dict.fromkeys(hosts))
+    several = f"{len(machines)} machines: {', '.join(machines)}"
+    return _fact("ranks", f"{len(hosts)} on {several if len(machines) > 1 else 'this machine'}")
 
 
 def progress_line(event: Progress) -> Text:
-    """How far a phase before training is."""
+    """Return the progress of a phase before training."""
     done = f"({event.done:,} {event.unit})"
     if event.total:
         share = event.done / event.total
@@ -195,16 +201,18 @@ def progress_line(event: Progress) -> Text:
 
 
 def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) -> Text:
-    """One optimizer step; `recent` ends with it and gives the speed, `plan` the totals."""
+    """Return one optimizer step; `recent` ends with it and gives the speed, `plan` the totals."""
     metrics, recent = event.metrics, list(recent)
     total = epochs = eta = ""
     if plan is not None:
         total, epochs = f"/{plan.steps.micro_batches}", f"/{plan.setting('train.epochs')}"
-        eta = format_duration((plan.steps.micro_batches - event.step) * _seconds_a_step(recent))
+        eta = format_duration(
+            (plan.steps.micro_batches - event.step) * _micro_batch_seconds(recent)
+        )
     seconds = sum(step.seconds for step in recent)
     pairs_a_second = sum(step.pairs for step in recent) / seconds if seconds else 0.0
     return _fields(
-        ("step", f"{event.step}{total}"),
+        (step_name(plan), f"{event.step}{total}"),
         ("epoch", f"{event.epoch}{epochs}"),
         ("loss", f"{metrics['loss']:.4f}"),
         ("lr", f"{event.learning_rate:.1e}"),
@@ -218,10 +226,10 @@ def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) ->
 
 
 def evaluation_line(event: Evaluated) -> Text:
-    """The policy on the held-out pairs."""
+    """Return the metrics of the policy on the held-out pairs."""
     metrics = event.metrics
     return _fields(
-        ("held out", f"after step {event.step}"),
+        ("held-out", f"after step {event.optimizer_step}"),
         ("loss", f"{metrics['loss']:.4f}"),
         ("margin", f"{metrics['rewards/margins']:+.3g}"),
         ("acc", f"{metrics['rewards/accuracies']:.2f}{_interval(event, 'rewards/accuracies')}"),
@@ -230,7 +238,7 @@ def evaluation_line(event: Evaluated) -> Text:
 
 
 def _interval(event: Evaluated, metric: str) -> str:
-    """Where pairs drawn anew would most likely put a metric, if the event says it."""
+    """Return the 95 % interval of a metric; empty if the event has none."""
     of_all = event.groups.get("all", {})
     if metric + "/low" not in of_all:
         return ""
@@ -238,15 +246,15 @@ def _interval(event: Evaluated, metric: str) -> str:
 
 
 def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Text]:
-    """What policy and reference answer to the same prompts; each text cut to so many characters."""
+    """Return prompts with the answers of policy and reference, truncated if wanted."""
     lines = []
     for sample in event.samples:
-        said = (
+        texts = (
             (sample["place"], sample["prompt"]),
             ("  reference", sample["reference"]),
             ("  policy", sample["policy"]),
         )
-        for label, text in said:
+        for label, text in texts:
             text = one_line(text)
             if most_characters is not None and len(text) > most_characters:
                 text = f"{text[:most_characters]}..."
@@ -255,25 +263,25 @@ def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Tex
 
 
 def saved_line(event: Saved) -> Text:
-    """A checkpoint was committed."""
+    """Return the line about a saved checkpoint."""
     return Text(
-        f"saved after optimizer step {event.optimizer_step} "
+        f"saved checkpoint after step {event.optimizer_step} "
         f"({format_size(event.size_bytes)} in {event.seconds:.1f}s)"
-        + (": the best so far on the held-out pairs" if event.is_best else ""),
+        + (": best so far on the held-out pairs" if event.is_best else ""),
         style="dim",
     )
 
 
 def resumed_lines(event: Resumed) -> list[Text]:
-    """Where a run goes on, and what is changed."""
-    where = "from the first step: nothing had been saved"
+    """Return where training resumes, and the changed settings."""
+    where = "from the first step: no checkpoint was saved"
     if event.checkpoint:
-        where = f"after optimizer step {event.optimizer_step} (step {event.step})"
-    return [Text(f"going on {where}"), *(Text(f"  changed {change}") for change in event.changes)]
+        where = f"after step {event.optimizer_step} (micro-step {event.step})"
+    return [Text(f"resuming {where}"), *(Text(f"  changed {change}") for change in event.changes)]
 
 
 def alert_lines(event: Alert) -> list[Text]:
-    """A warning, and what to do about it."""
+    """Return an alert and its remedy."""
     lines = [_warning(event.message)]
     if event.remedy:
         lines.append(Text.assemble(("   help: ", "bold cyan"), event.remedy))
@@ -281,19 +289,21 @@ def alert_lines(event: Alert) -> list[Text]:
 
 
 def stopped_lines(event: Stopped, designation: str) -> list[Text]:
-    """Where a run stopped, and how to go on."""
+    """Return where a run stopped, and the command to resume it."""
     where = (
-        f"after step {event.step}; everything is saved" if event.step else "before the first step"
+        f"after step {event.optimizer_step}; everything is saved"
+        if event.optimizer_step
+        else "before the first step"
     )
     return [Text(f"{event.reason} {where}"), _command("resume", f"dpo resume {designation}")]
 
 
 def completed_lines(event: Completed, designation: str, directory: Path) -> list[Text]:
-    """That a run is done, and what to do with it."""
+    """Return the result of a completed run, and the command to export it."""
     return [
         Text.assemble(
             ("done", "bold green"),
-            f": {format_count(event.optimizer_step, 'optimizer step')}, "
+            f": {format_count(event.optimizer_step, 'step')}, "
             f"weights in {directory / event.weights}",
         ),
         *([Text(f"      {event.reason}")] if event.reason else []),
@@ -301,19 +311,17 @@ def completed_lines(event: Completed, designation: str, directory: Path) -> list
     ]
 
 
-def _seconds_a_step(recent: list[StepDone]) -> float:
-    """Seconds for one micro-batch by the worker's monotonic clock, saves and evaluations included.
-
-    The first step has nothing to be compared with but its own time.
-    """
+def _micro_batch_seconds(recent: list[StepDone]) -> float:
+    """Return the seconds per micro-batch, including saves and evaluations, for the time left."""
     first, last = recent[0], recent[-1]
+    # The worker's monotonic clock; after the first step there is no earlier time to subtract.
     if first is last:
         return last.seconds / len(last.losses)
     return (last.elapsed_seconds - first.elapsed_seconds) / (last.step - first.step)
 
 
 def _fields(*fields: tuple[str, str]) -> Text:
-    """Labelled values in one line; empty ones are left out."""
+    """Join labels and values into one line; leave out empty values."""
     line = Text()
     for label, value in fields:
         if value:

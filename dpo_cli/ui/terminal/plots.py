@@ -1,4 +1,4 @@
-"""Which curves of a run are charts, and how many charts a given space takes."""
+"""Choice of the metrics that are drawn, and layout of their charts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dpo_cli.run.plan import Plan
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Curve, Level, Mark, draw, smooth
 from dpo_cli.ui.terminal.layout import Block, beside, framed
+from dpo_cli.ui.terminal.plain import step_name
 
 TRAIN, HELD_OUT, CHOSEN, REJECTED = "cyan", "magenta", "green", "red"
 _SMALL_WIDTH, _MOST_BESIDE = 30, 3
@@ -19,7 +20,7 @@ _ONE_ROW_HEIGHT, _TWO_ROWS_HEIGHT = 17, 34
 
 @dataclass(frozen=True)
 class Trace:
-    """One metric of a plot; over the training pairs unless it is said to be `held_out`."""
+    """One metric of a plot, over the training pairs or, if `held_out`, the held-out pairs."""
 
     metric: str
     name: str
@@ -30,12 +31,12 @@ class Trace:
 
 @dataclass(frozen=True)
 class Plot:
-    """Metrics that stand in one chart.
+    """Metrics that share one chart.
 
     Attributes:
-        title: of the chart, with the unit if it has any.
-        traces: its curves.
-        level: a value to compare them with.
+        title: title with the unit, if any.
+        traces: metrics that are drawn.
+        level: value to compare them with.
         least_span: see `dpo_cli.ui.terminal.charts.draw`.
     """
 
@@ -45,25 +46,29 @@ class Plot:
     least_span: float = 0.0
 
 
-def on_both(title: str, metric: str, level: Level | None = None, least_span: float = 0.0) -> Plot:
-    """One metric over training and held-out pairs."""
+def train_and_held_out(
+    title: str, metric: str, level: Level | None = None, least_span: float = 0.0
+) -> Plot:
+    """Return a plot of one metric over training and held-out pairs."""
     traces = (
         Trace(metric, "train", TRAIN),
-        Trace(metric, "held out", HELD_OUT, held_out=True, is_noisy=False),
+        Trace(metric, "held-out", HELD_OUT, held_out=True, is_noisy=False),
     )
     return Plot(title, traces, level, least_span)
 
 
-def once(title: str, metric: str, level: Level | None = None, *, is_noisy: bool = True) -> Plot:
-    """One metric over the training pairs."""
+def train_only(
+    title: str, metric: str, level: Level | None = None, *, is_noisy: bool = True
+) -> Plot:
+    """Return a plot of one metric over the training pairs."""
     return Plot(title, (Trace(metric, "", TRAIN, is_noisy=is_noisy),), level)
 
 
 _ZERO = Level(0.0, "0")
 _LN_2 = math.log(2)
 SMALL = (
-    on_both("accuracy", "rewards/accuracies", Level(0.5, "0.5"), 0.2),
-    on_both("margin", "rewards/margins", _ZERO, 1e-3),
+    train_and_held_out("accuracy", "rewards/accuracies", Level(0.5, "0.5"), 0.2),
+    train_and_held_out("margin", "rewards/margins", _ZERO, 1e-3),
     Plot(
         "rewards",
         (
@@ -73,15 +78,15 @@ SMALL = (
         _ZERO,
         1e-3,
     ),
-    once("gradient norm", "grad_norm"),
-    once("KL, nats per token", "kl", _ZERO),
-    once("learning rate", "learning_rate", _ZERO, is_noisy=False),
+    train_only("gradient norm", "grad_norm"),
+    train_only("KL, nats per token", "kl", _ZERO),
+    train_only("learning rate", "learning_rate", _ZERO, is_noisy=False),
 )
-"""In order of importance: where there is room for some, it is the first ones."""
+"""Small plots in order of importance; the first ones that fit are drawn."""
 
 
 def charts(view: RunView, width: int, height: int) -> Block:
-    """The loss, and below it as many rows of smaller charts as fit."""
+    """Draw the loss and, below it, as many rows of smaller charts as fit."""
     rows = 2 if height >= _TWO_ROWS_HEIGHT else 1 if height >= _ONE_ROW_HEIGHT else 0
     small_height = height // (rows + 2) if rows else 0
     columns = min(_MOST_BESIDE, max(1, width // _SMALL_WIDTH))
@@ -97,12 +102,12 @@ def charts(view: RunView, width: int, height: int) -> Block:
 
 
 def loss_plot(plan: Plan | None) -> Plot:
-    """With the loss of a policy that is the reference, where that is known beforehand."""
+    """Return the plot of the loss; its level is the loss while policy and reference are equal."""
     start = plan.loss_at_start if plan else _LN_2
     level = None
     if start is not None:
         level = Level(start, "ln 2" if math.isclose(start, _LN_2) else f"{start:.4g}")
-    return on_both("loss", "loss", level, 0.01)
+    return train_and_held_out("loss", "loss", level, 0.01)
 
 
 def _chart(view: RunView, plot: Plot, width: int, height: int) -> Block:
@@ -112,7 +117,7 @@ def _chart(view: RunView, plot: Plot, width: int, height: int) -> Block:
         points = series.points if series else []
         mark = Mark.SPOTS if trace.held_out else Mark.LINE
         if trace.is_noisy and len(points) > FEW_POINTS:
-            # Dimmed, red could not be told from a dark screen.
+            # Dim red is unreadable on a dark background.
             faint = trace.style if trace.style == REJECTED else f"dim {trace.style}"
             noise.append(Curve(points, faint, Mark.DOTS))
             points = smooth(points)
@@ -123,6 +128,7 @@ def _chart(view: RunView, plot: Plot, width: int, height: int) -> Block:
         width - 4,
         height - 2,
         x_end=view.step,
+        x_name=step_name(view.plan),
         level=plot.level,
         least_span=plot.least_span,
     )

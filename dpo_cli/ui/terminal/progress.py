@@ -1,4 +1,4 @@
-"""A bar for what takes its time before anything can be shown."""
+"""Progress bar for the phases before training."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rich.progress import (
 
 
 class PhaseBar:
-    """One line on a terminal that shows the present phase and how far it is, and then vanishes.
+    """One-line progress bar of the current phase, removed on exit.
 
     Args:
-        console: where; where that is no terminal, nothing is shown.
+        console: where to draw; nothing is drawn if it is not a terminal.
     """
 
     def __init__(self, console: Console) -> None:
@@ -27,7 +27,7 @@ class PhaseBar:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[how_far]}"),
+            TextColumn("{task.fields[amount]}"),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -50,11 +50,11 @@ class PhaseBar:
         self._progress.stop()
 
     def __call__(self, phase: str, done: int, total: int, unit: str) -> None:
-        """Show that `done` of `total` are done; of a total of 0 that something is going on."""
+        """Show that `done` of `total` units are done; a total of 0 shows activity only."""
         if phase != self._phase or self._task is None:
             if self._task is not None:
                 self._progress.remove_task(self._task)
             self._phase = phase
-            self._task = self._progress.add_task(phase, total=total or None, how_far="")
-        how_far = f"{done:,} of {total:,} {unit}" if total else ""
-        self._progress.update(self._task, completed=done, how_far=how_far)
+            self._task = self._progress.add_task(phase, total=total or None, amount="")
+        amount = f"{done:,} of {total:,} {unit}" if total else ""
+        self._progress.update(self._task, completed=done, amount=amount)

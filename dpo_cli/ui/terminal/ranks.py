@@ -1,4 +1,4 @@
-"""Every rank's speed and memory, so that one which keeps the others waiting is seen."""
+"""Speed and memory of each rank, to show a rank that the others wait for."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from dpo_cli.ui.terminal.layout import Block, bar, framed
 
 _SHOWN, _ROWS = 8, 4
 _SLOW = 1.5
-"""Times the median: so slow is a straggler."""
+"""Time of a step, relative to the median, above which a rank is a straggler."""
 _LEAST_STEPS = 5
 _FIGURES_WIDTH = 12
 
 
 def rank_seconds(steps: Iterable[StepDone]) -> list[float]:
-    """What each rank computes in a step, in the mean; empty where one process trains alone.
+    """Return the mean seconds per step of each rank; empty for a run with one process.
 
-    Steps that another number of ranks made, before a resume, are left out.
+    Steps made by another number of ranks, before a resume, are left out.
     """
     rows = [step.rank_seconds for step in steps]
     return [fmean(row) for row in zip(*(r for r in rows if len(r) == len(rows[-1])), strict=True)]
 
 
 def straggler(steps: Sequence[StepDone]) -> int | None:
-    """The slowest rank, where over several steps it takes far longer than the median; else None.
+    """Return the slowest rank if it takes far longer than the median over several steps.
 
-    Of an even number the lower of the two in the middle is the median, so that one of two ranks can
-    be the slow one.
+    The lower median is used, so that one of two ranks can be the slow one.
     """
     seconds = rank_seconds(steps)
     if len(seconds) < 2 or len(steps) < _LEAST_STEPS:
@@ -40,17 +39,17 @@ def straggler(steps: Sequence[StepDone]) -> int | None:
 
 
 def straggler_message(steps: Sequence[StepDone], rank: int, hosts: Sequence[str]) -> str:
-    """That a rank is slow, and where it is."""
+    """Return the warning about a slow rank."""
     seconds = rank_seconds(steps)
     where = f" on {hosts[rank]}" if rank < len(hosts) else ""
     return (
-        f"rank {rank}{where} is slow: {seconds[rank]:.3g} s a step, where {median_low(seconds):.3g}"
-        " s is the median; all others wait for it"
+        f"rank {rank}{where} is slow: {seconds[rank]:.3g} s per step, median"
+        f" {median_low(seconds):.3g} s; all other ranks wait for it"
     )
 
 
 def ranks_frame(steps: Sequence[StepDone], width: int) -> Block:
-    """Seconds a step and memory of each rank; of very many, the slowest. No lines for one."""
+    """Draw seconds per step and memory of each rank, or of the slowest 8; empty for one rank."""
     seconds = rank_seconds(steps)
     if len(seconds) < 2:
         return []
@@ -71,7 +70,6 @@ def ranks_frame(steps: Sequence[StepDone], width: int) -> Block:
 
 
 def _cell(rank: int, seconds: Sequence[float], size_bytes: int, is_slow: bool, width: int) -> Text:
-    """One rank: its number, a bar as long as it takes, its seconds and its memory."""
     label = f"{rank} "
     style = "bold yellow" if is_slow else "cyan"
     share = seconds[rank] / max(seconds) if max(seconds) else 0.0
@@ -84,6 +82,5 @@ def _cell(rank: int, seconds: Sequence[float], size_bytes: int, is_slow: bool, w
 
 
 def _short(number: float) -> str:
-    """Three digits."""
     decimals = 2 if number < 9.995 else 1 if number < 99.95 else 0
     return f"{number:.{decimals}f}"

@@ -1,4 +1,4 @@
-"""The events of a run that is over, as if they came now."""
+"""Replay of a finished run's events at their original pace."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dpo_cli.run.events import Event, WorkerStarted
 
 
 class Replay:
-    """Hands out events at the pace they came, times `speed`; the time between two starts is cut.
+    """Iterator over events at their original pace; pauses between two starts are left out.
 
     Args:
-        events: in order.
-        speed: how many seconds of the run pass in one.
-        clock: seconds that only grow.
+        events: the events, in order.
+        speed: seconds of the run per second of the replay.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -27,39 +27,40 @@ class Replay:
         self._due_seconds = _offsets(events)
         self._speed = speed
         self._clock = clock
-        self._began = clock()
-        self._handed_out = 0
+        self._started_at = clock()
+        self._yielded = 0
 
     def read_new(self) -> Iterator[Event]:
-        """The events that are due and were not handed out yet."""
-        while not self.is_over() and self._due_seconds[self._handed_out] <= self._passed_seconds:
-            self._handed_out += 1
-            yield self._events[self._handed_out - 1]
+        """Yield the events that became due since the last call."""
+        while not self.is_over() and self._due_seconds[self._yielded] <= self._passed_seconds:
+            self._yielded += 1
+            yield self._events[self._yielded - 1]
 
     def is_over(self) -> bool:
-        """Whether every event was handed out."""
-        return self._handed_out == len(self._events)
+        """Return True if every event was yielded."""
+        return self._yielded == len(self._events)
 
     def now(self) -> float:
-        """What the wall clock showed at this point of the run."""
-        if not self._handed_out:
+        """Return the wall-clock time at this point of the run."""
+        if not self._yielded:
             return 0.0
-        last = self._handed_out - 1
+        last = self._yielded - 1
         return self._events[last].time + self._passed_seconds - self._due_seconds[last]
 
     @property
     def _passed_seconds(self) -> float:
-        return (self._clock() - self._began) * self._speed
+        return (self._clock() - self._started_at) * self._speed
 
 
 def _offsets(events: Sequence[Event]) -> list[float]:
-    """When each event is due, in seconds since the first."""
-    offsets, passed, before = [], 0.0, 0.0
+    """Return the seconds from the first event to each event."""
+    offsets, passed, previous = [], 0.0, 0.0
     for event in events:
         if isinstance(event, WorkerStarted):
-            before = event.elapsed_seconds
-        # Nothing passes before what the launcher appends, on a clock of its own, near zero.
-        passed += max(0.0, event.elapsed_seconds - before)
-        before = event.elapsed_seconds
+            previous = event.elapsed_seconds
+        # The launcher appends events after the worker's end with a clock that starts near zero:
+        # max() keeps the sum from going backwards.
+        passed += max(0.0, event.elapsed_seconds - previous)
+        previous = event.elapsed_seconds
         offsets.append(passed)
     return offsets

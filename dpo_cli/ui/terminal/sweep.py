@@ -1,4 +1,4 @@
-"""A sweep on the terminal: its plan, how far it is, the panel of the run that trains, its best."""
+"""Terminal output of a sweep: plan, progress, panel of the current run, best run."""
 
 from __future__ import annotations
 
@@ -27,62 +27,65 @@ from dpo_cli.run.events import EventReader
 from dpo_cli.run.summary import RunSummary, summarize
 from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.view import RunState, RunView
-from dpo_cli.ui.comparison import ComparedRun, best, listed, rivals
+from dpo_cli.ui.comparison import ComparedRun, best, indistinguishable, listed
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.panel import Panel
 
-_NO_PAIRS = "no pairs are held out, so no best can be named; eval.fraction = 0.1 holds out a tenth"
+_NO_PAIRS = (
+    "without held-out pairs there is no best run; set eval.fraction = 0.1 to hold out a tenth"
+)
 
 
 @dataclass(frozen=True)
 class PointStatus:
-    """A point, and what has become of its run; None where it was not started yet."""
+    """Point of the grid and the summary of its run; None if the run was not started."""
 
     point: Point
     summary: RunSummary | None
 
     @property
     def is_completed(self) -> bool:
-        """Whether nothing is left to do."""
+        """Return True if the run is completed."""
         return self.summary is not None and self.summary.state is RunState.COMPLETED
 
     @property
     def share(self) -> float:
-        """Of its steps, those that are done."""
-        its = self.summary
-        return its.step / its.total_steps if its and its.total_steps else 0.0
+        """Share of the steps that are done."""
+        run = self.summary
+        return run.step / run.total_steps if run and run.total_steps else 0.0
 
     @property
     def text(self) -> str:
-        """What has become of it, in words."""
-        its = self.summary
-        if its is None:
+        """State of the run in words."""
+        run = self.summary
+        if run is None:
             return "new"
-        if its.state is RunState.COMPLETED:
-            return f"completed in {format_duration(its.seconds)}"
-        where = f"step {format_progress(its.step, its.total_steps)}"
-        return f"{its.state} at {where}" + (f" by {its.holder}" if its.holder else ", goes on")
+        if run.state is RunState.COMPLETED:
+            return f"completed in {format_duration(run.seconds)}"
+        noun = "micro-step" if self.point.profile.train.accumulation_on(1) > 1 else "step"
+        where = f"{noun} {format_progress(run.step, run.total_steps)}"
+        return f"{run.state} at {where}" + (f" by {run.holder}" if run.holder else ", will resume")
 
 
 def point_statuses(points: Sequence[Point], runs: Mapping[str, RunDirectory]) -> list[PointStatus]:
-    """What has become of each point, by its run's own account."""
+    """Summarize the run of each point."""
     return [
         PointStatus(point, summarize(runs[point.letter]) if point.letter in runs else None)
         for point in points
     ]
 
 
-def seconds_left(its: Sequence[PointStatus], pace: float | None = None) -> float | None:
-    """Of all steps that are not done; None while nothing tells.
+def seconds_left(statuses: Sequence[PointStatus], pace: float | None = None) -> float | None:
+    """Estimate the time for the remaining steps of all runs; None if there is no estimate.
 
     Args:
-        its: all points.
-        pace: seconds an epoch, until a run is completed. The first completed one has computed what
-            the others share, so that later ones tell more.
+        statuses: all points.
+        pace: seconds per epoch, used until a run is completed. The first run is left out once
+            there are others: it also computes the encoded pairs and the reference for all.
     """
     done = [
         each.summary.seconds / each.point.profile.train.epochs
-        for each in its
+        for each in statuses
         if each.summary and each.is_completed
     ]
     later = done[1:] or done
@@ -91,7 +94,9 @@ def seconds_left(its: Sequence[PointStatus], pace: float | None = None) -> float
     if pace is None:
         return None
     left = [
-        each.point.profile.train.epochs * (1 - each.share) for each in its if not each.is_completed
+        each.point.profile.train.epochs * (1 - each.share)
+        for each in statuses
+        if not each.is_completed
     ]
     return pace * sum(left)
 
@@ -99,28 +104,36 @@ def seconds_left(its: Sequence[PointStatus], pace: float | None = None) -> float
 # --- the plan ------------------------------------------------------------------------------------
 
 
-def plan_table(its: Sequence[PointStatus]) -> Table:
-    """The points, one a row: their values, and what has become of them."""
+def plan_table(statuses: Sequence[PointStatus]) -> Table:
+    """Return a table of the points: values and state of the run."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("", style="bold")
-    for key in its[0].point.values:
+    for key in statuses[0].point.values:
         table.add_column(short_key(key), justify="right", overflow="fold")
     table.add_column("run", overflow="fold")
-    for each in its:
+    for each in statuses:
         values = map(show_value, each.point.values.values())
         table.add_row(each.point.letter, *values, each.text)
     return table
 
 
-def plan_lines(name: str, its: Sequence[PointStatus], lanes: int) -> list[Text | Table]:
-    """What there is to know before anything runs."""
-    points = [each.point for each in its]
-    at_once = f"{lanes} at once, one a card" if lanes > 1 else "one after another"
+def plan_lines(
+    name: str, statuses: Sequence[PointStatus], parallel_runs: int
+) -> list[Text | Table]:
+    """Return the plan of a sweep."""
+    points = [each.point for each in statuses]
+    at_once = (
+        f"{parallel_runs} at a time, one per GPU" if parallel_runs > 1 else "one after another"
+    )
     path = show_path(points[0].loaded.path)
-    facts = {"shared": _shared(points), "best by": _judged_by(points), "time": _time(its, lanes)}
+    facts = {
+        "shared": _shared(points),
+        "best by": _best_by(points),
+        "time": _time(statuses, parallel_runs),
+    }
     return [
-        Text.assemble((f"sweep {name}", "bold"), f": {len(its)} runs of {path}, {at_once}"),
-        plan_table(its),
+        Text.assemble((f"sweep {name}", "bold"), f": {len(statuses)} runs of {path}, {at_once}"),
+        plan_table(statuses),
         *(Text.assemble((label.ljust(9), "dim"), fact) for label, fact in facts.items()),
     ]
 
@@ -128,10 +141,10 @@ def plan_lines(name: str, its: Sequence[PointStatus], lanes: int) -> list[Text |
 def _shared(points: Sequence[Point]) -> str:
     profiles = [point.profile for point in points]
     if cache_directory() is None:
-        return "nothing: this user has no home for a cache; set DPO_CACHE_DIR"
-    its_own = [key for key in points[0].values if key in keys_affecting(Affects.TOKENS)]
+        return "nothing: there is no cache directory; set DPO_CACHE_DIR"
+    keys = [key for key in points[0].values if key in keys_affecting(Affects.TOKENS)]
     pairs = (
-        f"encoded pairs by {listed(map(short_key, its_own))}" if its_own else "the encoded pairs"
+        f"encoded pairs per value of {listed(map(short_key, keys))}" if keys else "encoded pairs"
     )
     needed = count_references(profiles)
     if needed == 0:
@@ -140,29 +153,29 @@ def _shared(points: Sequence[Point]) -> str:
             return f'{pairs}; train.layout = "padded" runs the reference on every batch'
         return f"{pairs}; these losses need no reference"
     if needed == 1:
-        return f"{pairs} and the reference's log-probs: the first run computes them"
-    return f"{pairs}; the reference's log-probs are computed {needed} times, as batches differ"
+        return f"{pairs} and reference log-probs, computed by the first run"
+    return f"{pairs}; reference log-probs are computed {needed} times, because the batches differ"
 
 
-def _judged_by(points: Sequence[Point]) -> str:
+def _best_by(points: Sequence[Point]) -> str:
     if not all(has_held_out_pairs(point.profile) for point in points):
         return _NO_PAIRS
     if keys := keys_changing_held_out(points):
-        return f"nothing: under {listed(keys)} the held-out pairs are not the same for all runs"
-    return "the accuracy on the held-out pairs, which are the same for all"
+        return f"nothing: with {listed(keys)} the held-out pairs differ between the runs"
+    return "accuracy on the held-out pairs, which are the same for all runs"
 
 
-def _time(its: Sequence[PointStatus], lanes: int) -> str:
-    if all(each.is_completed for each in its):
-        return "nothing is left to do"
-    left = seconds_left(its)
+def _time(statuses: Sequence[PointStatus], parallel_runs: int) -> str:
+    if all(each.is_completed for each in statuses):
+        return "all runs are completed"
+    left = seconds_left(statuses)
     if left is None:
-        return "told once the first run trains; `dpo check` measures it before"
-    return f"about {format_duration(left / lanes)}, as the runs so far"
+        return "known once the first run has started; `dpo check` measures it now"
+    return f"about {format_duration(left / parallel_runs)}, based on the runs so far"
 
 
-def plan_as_json(its: Sequence[PointStatus]) -> list[dict[str, Any]]:
-    """The points in plain values."""
+def plan_as_json(statuses: Sequence[PointStatus]) -> list[dict[str, Any]]:
+    """Return the points as plain values."""
     return [
         {
             "letter": each.point.letter,
@@ -170,7 +183,7 @@ def plan_as_json(its: Sequence[PointStatus]) -> list[dict[str, Any]]:
             "run": each.summary.name if each.summary else None,
             "state": each.summary.state if each.summary else None,
         }
-        for each in its
+        for each in statuses
     ]
 
 
@@ -178,16 +191,16 @@ def plan_as_json(its: Sequence[PointStatus]) -> list[dict[str, Any]]:
 
 
 class SweepPanel(Panel):
-    """The panel of whichever run of a sweep trains, under a line about the whole.
+    """Panel of the current run of a sweep, below a line about the sweep.
 
     Args:
-        sweep: on disk; that is all it learns it from.
-        points: of its grid.
+        sweep: directory of the sweep; the panel reads nothing else.
+        points: points of the grid.
         console: a terminal.
     """
 
     def __init__(self, sweep: SweepDirectory, points: Sequence[Point], console: Console) -> None:
-        # Until there is a run, its place is the sweep's.
+        # Until the first run starts, the sweep's directory stands in for the run's.
         super().__init__(RunDirectory(sweep.path), console, lambda: ())
         self._sweep, self._points = sweep, points
         self._point: Point | None = None
@@ -195,15 +208,15 @@ class SweepPanel(Panel):
 
     @property
     def run(self) -> RunDirectory:
-        """The one that is shown."""
+        """Run that is shown."""
         return self._run
 
     def catch_up(self) -> None:
-        """Take in what is new, and turn to another run where that is the one that trains."""
+        """Process new events, and switch to the run that is training."""
         runs = self._sweep.runs()
         training = [p for p in self._points if p.letter in runs and runs[p.letter].holder()]
         if training and training[-1] is not self._point:
-            super().catch_up()  # how the last one ended
+            super().catch_up()  # the last events of the previous run
             self._point = training[-1]
             self._run = runs[self._point.letter]
             self._read_new = EventReader(self._run.events_path).read_new
@@ -228,13 +241,13 @@ class SweepPanel(Panel):
             for each in self._statuses
             if each.point is not self._point
         )
-        told = [f"{done} of {len(self._points)} done", *([f"{failed} failed"] if failed else [])]
+        parts = [f"{done} of {len(self._points)} done", *([f"{failed} failed"] if failed else [])]
         if (seconds := self._seconds_left()) is not None:
-            told.append(f"~{format_duration(seconds)} left")
-        return left, Text(f"  {', '.join(told)}")
+            parts.append(f"~{format_duration(seconds)} left")
+        return left, Text(f"  {', '.join(parts)}")
 
     def _seconds_left(self) -> float | None:
-        """Of the run that trains by its own steps; of those after it by the runs before it."""
+        """Estimate from the current run's own pace, and from completed runs for the others."""
         now = self.view.seconds_left(self._clock())
         if now is None or self._point is None:
             return seconds_left(self._statuses)
@@ -243,34 +256,36 @@ class SweepPanel(Panel):
         return now + (seconds_left(others, pace) or 0.0)
 
 
-# --- its end -------------------------------------------------------------------------------------
+# --- end ----------------------------------------------------------------------------------------
 
 
 def completed(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
-    """Those among which there is a best."""
+    """Return the completed runs; only these can be the best."""
     return [run for run in runs if run.summary.state is RunState.COMPLETED]
 
 
 def best_lines(
-    runs: Sequence[ComparedRun], its: Sequence[PointStatus], directories: Mapping[str, RunDirectory]
+    runs: Sequence[ComparedRun],
+    statuses: Sequence[PointStatus],
+    directories: Mapping[str, RunDirectory],
 ) -> list[Text]:
-    """The best of a sweep, and whether that can be told; or why none is named."""
+    """Return the best run and the runs it cannot be distinguished from, or why there is none."""
     runs = completed(runs)
     first = best(runs)
     if first is None or first.accuracy is None:
         if len(runs) < 2:
-            why = f"{format_count(len(runs), 'completed run')}: there is nothing to choose from"
+            why = f"only {format_count(len(runs), 'completed run')}"
         elif any(run.accuracy is None for run in runs):
             why = _NO_PAIRS
         else:
-            why = "the held-out pairs are not the same for all runs"
+            why = "the held-out pairs differ between the runs"
         return [Text.assemble(("best: ", "bold yellow"), f"none: {why}")]
     share, (low, high) = first.accuracy
-    text = next(each.point.text for each in its if each.point.letter == first.letter)
+    text = next(each.point.text for each in statuses if each.point.letter == first.letter)
     proof = f"held-out accuracy {share:.2f} (95 %: {low:.2f} to {high:.2f})"
     lines = [Text.assemble(("best: ", "bold green"), f"{first.letter}  {text}: {proof}")]
-    if close := rivals(first, runs):
-        lines.append(Text(f"      no difference shown to {listed(close)}"))
+    if close := indistinguishable(first, runs):
+        lines.append(Text(f"      not distinguishable from {listed(close)}"))
     lines.append(
         Text.assemble(("export: ", "dim"), f"dpo export {directories[first.letter].designation}")
     )
@@ -278,10 +293,11 @@ def best_lines(
 
 
 def failure_lines(runs: Sequence[ComparedRun]) -> list[Text]:
-    """Why runs failed, and what to do about it."""
+    """Return the errors of failed runs and their remedies."""
     lines = []
     for run in runs:
-        if run.summary.state is not RunState.COMPLETED and (told := failure(run.view)):
-            lines.append(Text.assemble((f"{run.letter} failed: ", "bold red"), told[0]))
-            lines += [Text.assemble(("help: ", "bold cyan"), told[1])] if told[1] else []
+        if run.summary.state is not RunState.COMPLETED and (failed := failure(run.view)):
+            message, remedy = failed
+            lines.append(Text.assemble((f"{run.letter} failed: ", "bold red"), message))
+            lines += [Text.assemble(("help: ", "bold cyan"), remedy)] if remedy else []
     return lines

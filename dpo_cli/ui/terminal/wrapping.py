@@ -1,4 +1,4 @@
-"""Text that comes piece by piece, broken into lines of a width in cells."""
+"""Line wrapping of text that arrives in pieces, in terminal cells."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from rich.cells import cell_len
 
 _TAB = " " * 4
-_PICTURES = 0x2400  # where Unicode has a sign for each control character
+_CONTROL_PICTURES = 0x2400  # first of the Unicode signs for control characters, such as ␛
 _INVISIBLE = ("Cf", "Zl", "Zp")
 _WIDE = 2
 _CLOSING = frozenset("，。、；：？！）》」』】〉…”’,.;:?!)]}%")
@@ -15,38 +15,40 @@ _OPENING = frozenset("（《「『【〈“‘([{")
 
 
 def printable(text: str) -> str:
-    """A model's text without what would move a cursor or change a color; newlines stay.
+    """Make a model's text safe to print; newlines are kept.
 
-    Control characters become the signs for them, and what cannot be seen goes.
+    A model may emit escape sequences that move the cursor, change colors or set the window title.
+    Control characters are therefore replaced by their Unicode signs. Invisible characters, such as
+    the right-to-left override, are removed.
     """
-    return "".join(_shown(character) for character in text)
+    return "".join(_printable(character) for character in text)
 
 
-def _shown(character: str) -> str:
+def _printable(character: str) -> str:
     if character == "\t":
         return _TAB
     if character == "\n" or unicodedata.category(character) not in ("Cc", *_INVISIBLE):
         return character
-    return chr(_PICTURES + ord(character)) if ord(character) < 32 else ""
+    return chr(_CONTROL_PICTURES + ord(character)) if ord(character) < 32 else ""
 
 
 class Wrapped:
-    """Lines at most so many cells wide; none but the last can still change.
+    """Text wrapped into lines; only the last line can still change.
 
-    A line is broken after a space, or beside a wide character, such as a Chinese one, but not
-    before a closing mark or after an opening one; what is longer than a line is broken anywhere.
+    A line is broken after a space or beside a wide (for example Chinese) character, but not before
+    a closing or after an opening punctuation mark. A word longer than a line is broken anywhere.
 
     Args:
-        width: of a line, in cells; at least 2.
+        width: maximum width of a line in cells; at least 2, the width of one Chinese character.
     """
 
     def __init__(self, width: int) -> None:
         self.lines = [""]
         self._width = width
-        self._cells = 0  # of the last line
+        self._cells = 0  # width of the last line; counting it again for each character is O(n^2)
 
     def add(self, text: str) -> None:
-        """Go on with `text`, which holds nothing that `printable` takes out."""
+        """Append `text`, which must have passed `printable`."""
         for character in text:
             if character == "\n":
                 self._new_line("")
@@ -61,9 +63,9 @@ class Wrapped:
     def _break_before(self, character: str) -> None:
         line = self.lines[-1]
         text, at = line + character, len(line)
-        while at and not _may_be_divided(text[at - 1], text[at]):
+        while at and not _can_break_between(text[at - 1], text[at]):
             at -= 1
-        at = at or len(line)
+        at = at or len(line)  # no place to break: the word is longer than a line
         self.lines[-1] = line[:at].rstrip(" ")
         self._new_line(text[at:])
 
@@ -72,7 +74,7 @@ class Wrapped:
         self._cells = cell_len(text)
 
 
-def _may_be_divided(before: str, after: str) -> bool:
+def _can_break_between(before: str, after: str) -> bool:
     if before == " ":
         return True
     is_word = cell_len(before) < _WIDE and cell_len(after) < _WIDE

@@ -28,14 +28,14 @@ from tests.run.tracking.streams import (
 
 
 class Listener:
-    """Writes down all it is told; `told` outlives it, as what a tracker got does."""
+    """Records all calls in `told`, which outlives it like the data of a real tracker."""
 
     can_go_back: ClassVar[bool] = False
     told: ClassVar[list[Any]]
 
-    def __init__(self, subject: TrackedRun, memory: dict[str, Any]) -> None:
-        self.subject = subject
-        memory.setdefault("id", "first")
+    def __init__(self, run: TrackedRun, state: dict[str, Any]) -> None:
+        self.subject = run
+        state.setdefault("id", "first")
 
     def go_back(self, optimizer_step: int) -> None:
         self.told.append(f"back to {optimizer_step}")
@@ -111,7 +111,7 @@ def test_who_can_go_back_gets_what_counts(run: RunDirectory, listener: type[List
         *(1, 2, 3, 4, "flush"),
         *("back to 2", 3, "flush"),
     ]
-    assert listener.told[-2].figures["train/loss"] == 9.0
+    assert listener.told[-2].metrics["train/loss"] == 9.0
     tell(run, saved(4))
     feed(run, {"a": listener})  # the resume that it has heard of does not count again
     assert logged(listener) == [1, 2, 3, 4, 3, 4]
@@ -141,7 +141,7 @@ def test_one_that_fails_leaves_the_others_alone(
     feeder = feed(run, {"bad": Failing, "good": listener})
     assert logged(listener) == [1, 2]
     assert listener.told[-1] == "finish"
-    assert not feeder.is_alone
+    assert not feeder.have_all_failed
     assert read_state(run)["bad"]["failed"] == "no"
     assert "failed" not in read_state(run)["good"]
 
@@ -156,7 +156,7 @@ def test_texts_come_only_where_the_profile_says_so(
     assert listener.told[-3].samples[0]["prompt"] == SECRET
 
 
-def test_damaged_memory_is_none(run: RunDirectory, listener: type[Listener]) -> None:
+def test_damaged_state_is_ignored(run: RunDirectory, listener: type[Listener]) -> None:
     tell(run, PLANNED, *steps([1, 2]), saved(2))
     (run.path / "track.json").write_text('{"a": 3')
     feed(run, {"a": listener})

@@ -18,7 +18,7 @@ def numbers(rows: list[Row]) -> list[int]:
 
 def test_a_row_has_the_names_of_trls_trainer() -> None:
     (row,) = rows_of(PLANNED, step(2), evaluated(2), step(3))
-    assert row.figures == {
+    assert row.metrics == {
         "train/learning_rate": 2e-6,
         "train/epoch": 0.5,
         "train/loss": 0.5,
@@ -38,7 +38,7 @@ def test_the_newest_row_waits_for_its_evaluation() -> None:
     rows.take(sampled(1))
     rows.take(step(2))
     (row,) = rows.take_closed(is_over=False)
-    assert "eval/loss" in row.figures
+    assert "eval/loss" in row.metrics
     assert len(row.samples) == 1
 
 
@@ -54,7 +54,7 @@ def test_a_resume_takes_back_what_it_does_again() -> None:
     again = step(2, loss=7.0)
     first, second = rows_of(*steps([1, 2, 3]), resumed(1), again, step(3))
     assert (first.optimizer_step, second.optimizer_step) == (1, 2)
-    assert second.figures["train/loss"] == 7.0
+    assert second.metrics["train/loss"] == 7.0
 
 
 def test_a_resume_without_a_state_takes_back_everything() -> None:
@@ -62,5 +62,5 @@ def test_a_resume_without_a_state_takes_back_everything() -> None:
     for event in (evaluated(0), *steps([1, 2])):
         rows.take(event)
     rows.take(Resumed(step=0, optimizer_step=0, checkpoint=""))
-    assert rows.resumed_behind == [-1]
+    assert rows.resumed_after == [-1]
     assert rows.take_closed(is_over=True) == []

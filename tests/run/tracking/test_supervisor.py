@@ -135,7 +135,7 @@ def test_one_that_hangs_is_left_after_a_while_and_goes_on_alone(
     assert launch(run) is ExitCode.DONE
     assert time.monotonic() - started < 4
     assert "may take up to 1 s" in alerts(run)["trackers-finishing"].message
-    assert "is left to itself" in alerts(run)["trackers-lost"].message
+    assert "continues in the background" in alerts(run)["trackers-lost"].message
     deadline = time.monotonic() + 10
     while not (run.path / "track.log").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -164,7 +164,7 @@ def test_what_failed_and_what_is_to_be_uploaded_is_told(run: RunDirectory, besid
         sys.stdin.read()
         memory = {
             "tensorboard": {"failed": "no space"},
-            "wandb": {"offline": "there is no login here", "upload": "wandb sync x"},
+            "wandb": {"offline": "no login", "upload": "wandb sync x"},
             "swanlab": {"failed": "of an earlier start, where it was asked for"},
         }
         (Path(sys.argv[1]) / "track.json").write_text(json.dumps(memory))
@@ -173,8 +173,8 @@ def test_what_failed_and_what_is_to_be_uploaded_is_told(run: RunDirectory, besid
     said = alerts(run)
     assert said.keys() == {"tensorboard-failed", "wandb-offline"}
     assert "TensorBoard failed: no space" in said["tensorboard-failed"].message
-    assert said["wandb-offline"].remedy == "wandb sync x"
-    assert "there is no login here" in said["wandb-offline"].message
+    assert said["wandb-offline"].remedy == "Upload them: wandb sync x"
+    assert "no login" in said["wandb-offline"].message
 
 
 def test_a_run_that_is_refused_leaves_nothing(run: RunDirectory, beside: Beside) -> None:

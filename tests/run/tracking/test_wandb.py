@@ -116,7 +116,7 @@ def test_the_command_that_uploads_names_the_directory(
     tell(run, PLANNED, *steps([1, 2]), saved(2))
     feed(run)
     its = read_state(run)["wandb"]
-    assert its["offline"] == "there is no login here"
+    assert its["offline"] == "no login"
     program, verb, folder = shlex.split(its["upload"])
     assert (program, verb) == ("wandb", "sync")
     assert (tmp_path / folder / f"run-{its['id']}.wandb").is_file()
@@ -165,7 +165,7 @@ def test_a_login_is_found_without_asking(
         netrc.chmod(0o600)
     elif how != "nothing":
         monkeypatch.setenv(how, "x")
-    expected = {"WANDB_MODE": "WANDB_MODE is not online", "nothing": "there is no login here"}
+    expected = {"WANDB_MODE": "WANDB_MODE is not online", "nothing": "no login"}
     assert _why_offline() == expected.get(how, "")
 
 
@@ -217,4 +217,4 @@ def test_where_the_server_cannot_be_used_the_figures_stay_here(
     tell(run, PLANNED, *steps([1, 2]), saved(2))
     feed(run)
     assert losses(run) == [(1, 1.0), (2, 0.5)]
-    assert "it could not be reached" in read_state(run)["wandb"]["offline"]
+    assert "could not be reached" in read_state(run)["wandb"]["offline"]

@@ -1,4 +1,4 @@
-"""The plain lines, as text of a fixed width."""
+"""Tests of the plain lines of a run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PLAN = dataclasses.replace(
 
 
 def shown(*events: Event, quiet: bool = False, width: int = 80) -> list[str]:
-    """The lines that a report prints on a pipe of `width` columns."""
+    """Return the lines that a report prints on a pipe of `width` columns."""
     console = Console(file=io.StringIO(), width=width)
     report = PlainReport(console, NAME, Path("runs", NAME), quiet=quiet)
     for event in events:
@@ -87,9 +87,9 @@ def step_done(step: int, *, elapsed_seconds: float | None = None, window: int = 
 def test_the_plan() -> None:
     assert shown(Planned(plan=PLAN), width=40) == [
         "model     MiniMind2 512x8, full_sft_512.pth, 25,829,888 parameters",
-        f"data      329 pairs, 20 held out, 51 set aside: runs/{NAME}/skipped_rows.jsonl",
-        "steps     2 epochs x 83 of 4 pairs = 166, 84 updates (one each 2 steps)",
-        "rate      1e-08, schedule minimind2",
+        f"data      329 pairs, 20 held out, 51 skipped rows: runs/{NAME}/skipped_rows.jsonl",
+        "steps     2 epochs x 83 micro-batches of 4 pairs, 2 per step = 84 steps",
+        "lr        1e-08, schedule minimind2",
         "objective DPO, beta 0.1, mean over tokens",
         "device    cpu, float32, packed layout",
     ]
@@ -98,16 +98,16 @@ def test_the_plan() -> None:
 def test_a_step_is_one_line_with_speed_and_time_left() -> None:
     steps = [step_done(k) for k in range(1, 41)]
     assert shown(Planned(plan=PLAN), *steps, width=40)[-1] == (
-        "step 40/166  epoch 1/2  loss 0.6893  lr 9.1e-09  margin +0.00312  acc 0.55  grad 0.281"
-        "  5.0 pairs/s  eta 2m 06s"
+        "micro-step 40/166  epoch 1/2  loss 0.6893  lr 9.1e-09  margin +0.00312  acc 0.55"
+        "  grad 0.281  5.0 pairs/s  eta 2m 06s"
     )
 
 
 def test_a_skipped_step_says_so_at_its_end() -> None:
-    spoilt = dataclasses.replace(step_done(2), is_skipped=True, losses=(math.nan,))
-    spoilt.metrics.update(loss=math.nan, grad_norm=math.inf)
-    *_, before, line, after = shown(Planned(plan=PLAN), step_done(1), spoilt, step_done(5))
-    assert line.startswith("step 2/166  epoch 1/2  loss nan  ")
+    skipped_step = dataclasses.replace(step_done(2), is_skipped=True, losses=(math.nan,))
+    skipped_step.metrics.update(loss=math.nan, grad_norm=math.inf)
+    *_, before, line, after = shown(Planned(plan=PLAN), step_done(1), skipped_step, step_done(5))
+    assert line.startswith("micro-step 2/166  epoch 1/2  loss nan  ")
     assert "  grad inf  " in line
     assert line.endswith("  eta 2m 44s  skipped")
     assert "skipped" not in before + after
@@ -132,18 +132,20 @@ def test_which_steps_are_shown(window: int, expected: list[int]) -> None:
         step_done(k, elapsed_seconds=k * 0.1, window=window) for k in range(window, 167, window)
     ]
     lines = shown(Planned(plan=PLAN), *steps)
-    numbers = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step ")]
+    numbers = [
+        int(line.split()[1].split("/")[0]) for line in lines if line.startswith("micro-step ")
+    ]
     assert numbers[: len(expected)] == expected
 
 
 def test_silence_is_never_longer_than_30_seconds() -> None:
     steps = [step_done(k, elapsed_seconds=10.0 * k) for k in range(11, 25)]
     lines = shown(Planned(plan=PLAN), *steps)
-    numbers = [line.split()[1] for line in lines if line.startswith("step ")]
+    numbers = [line.split()[1] for line in lines if line.startswith("micro-step ")]
     assert numbers == ["11/166", "14/166", "17/166", "20/166", "23/166"]
 
 
-def test_only_long_phases_are_told_and_not_too_often() -> None:
+def test_only_long_phases_are_printed_and_not_too_often() -> None:
     def progress(phase: str, done: int, elapsed_seconds: float) -> Progress:
         return Progress(
             elapsed_seconds=elapsed_seconds, phase=phase, done=done, total=400, unit="pairs"
@@ -187,27 +189,27 @@ def test_evaluations_saves_and_ends() -> None:
         Completed(step=166, optimizer_step=84, weights="rlhf_512.pth"),
     )
     assert [line for line in lines if line not in shown(Planned(plan=PLAN))] == [
-        "held out after step 40  loss 0.6900  margin -0.01  acc 0.50  20 pairs in 3s",
-        "saved after optimizer step 20 (310.0 MB in 0.7s)",
-        "interrupted after step 40; everything is saved",
+        "held-out after step 20  loss 0.6900  margin -0.01  acc 0.50  20 pairs in 3s",
+        "saved checkpoint after step 20 (310.0 MB in 0.7s)",
+        "interrupted after step 20; everything is saved",
         f"resume: dpo resume {NAME}",
         "terminated before the first step",
         f"resume: dpo resume {NAME}",
-        f"done: 84 optimizer steps, weights in runs/{NAME}/rlhf_512.pth",
+        f"done: 84 steps, weights in runs/{NAME}/rlhf_512.pth",
         f"export: dpo export {NAME}",
     ]
 
 
-def test_a_run_that_was_never_planned_is_not_offered_for_resuming() -> None:
+def test_without_a_plan_there_is_no_resume_command() -> None:
     assert shown(Stopped(reason="interrupted", step=0, optimizer_step=0)) == []
 
 
-def test_a_resume_of_a_run_that_saved_nothing() -> None:
+def test_a_resume_without_checkpoint() -> None:
     resumed = Resumed(optimizer_step=0, step=0, checkpoint="")
-    assert shown(resumed) == ["going on from the first step: nothing had been saved"]
+    assert shown(resumed) == ["resuming from the first step: no checkpoint was saved"]
 
 
-def test_a_resume_names_what_it_passed_over_and_shows_its_first_step() -> None:
+def test_a_resume_names_damaged_checkpoints_and_shows_the_first_step() -> None:
     resumed = Resumed(
         optimizer_step=21,
         step=42,
@@ -217,21 +219,21 @@ def test_a_resume_names_what_it_passed_over_and_shows_its_first_step() -> None:
     )
     assert shown(Planned(plan=PLAN), resumed, step_done(43), step_done(44))[6:-1] == [
         "warning: step-00000030 is damaged: the content of weights.safetensors has changed",
-        "going on after optimizer step 21 (step 42)",
+        "resuming after step 21 (micro-step 42)",
         "  changed train.epochs: 2 -> 4",
     ]
     assert shown(resumed, quiet=True)[0].startswith("warning: step-00000030")
     assert len(shown(resumed, quiet=True)) == 1
 
 
-def test_a_new_worker_has_a_clock_of_its_own() -> None:
-    """Time left after a resume, whose seconds begin anew."""
+def test_time_left_after_a_resume() -> None:
+    """The elapsed seconds of the new worker start again at 0."""
     started = WorkerStarted(pid=1, device="cpu", device_name="", dtype="float32", versions={})
     resumed = Resumed(optimizer_step=36, step=72, checkpoint="step-00000036")
     before = [step_done(step, elapsed_seconds=1000.0 + step) for step in (71, 72)]
     after = [step_done(step, elapsed_seconds=5.0 + step) for step in range(73, 81)]
     lines = shown(Planned(plan=PLAN), *before, started, resumed, *after)
-    assert lines[-1].startswith("step 80/166")
+    assert lines[-1].startswith("micro-step 80/166")
     assert lines[-1].endswith("eta 1m 26s")  # 86 steps of a second
 
 
@@ -249,8 +251,8 @@ def test_a_straggler_is_named_once_after_several_steps() -> None:
     steps = [of_ranks(step, 1.0, 1.1, 1.8) for step in range(1, 21)]
     lines = shown(started, *steps, quiet=True)
     assert lines == [
-        "warning: rank 2 on node1 is slow: 1.8 s a step, where 1.1 s is the median; all others "
-        "wait for it"
+        "warning: rank 2 on node1 is slow: 1.8 s per step, median 1.1 s; all other ranks wait"
+        " for it"
     ]
     assert shown(started, *steps[:4], quiet=True) == []
     assert len(shown(started, *steps, started, *steps, quiet=True)) == 2
@@ -267,11 +269,11 @@ def test_one_of_two_ranks_can_be_the_slow_one(seconds: tuple[float, ...], is_slo
 @pytest.mark.parametrize(
     ("hosts", "line"),
     [
-        (("a", "a"), "ranks     2, here"),
-        (("a", "a", "b"), "ranks     3, 2 machines: a, b"),
+        (("a", "a"), "ranks     2 on this machine"),
+        (("a", "a", "b"), "ranks     3 on 2 machines: a, b"),
     ],
 )
-def test_how_many_ranks_and_where(hosts: tuple[str, ...], line: str) -> None:
+def test_number_and_hosts_of_ranks(hosts: tuple[str, ...], line: str) -> None:
     started = WorkerStarted(
         pid=1, device="cpu", device_name="", dtype="float32", versions={}, hosts=hosts
     )
@@ -290,16 +292,16 @@ def test_quiet_shows_alerts_and_the_end_only() -> None:
     ) == [
         "warning: far from the reference [1/2]",
         "   help: stop earlier",
-        f"done: 1 optimizer step, weights in runs/{NAME}/w",
+        f"done: 1 step, weights in runs/{NAME}/w",
         f"export: dpo export {NAME}",
     ]
 
 
-def test_what_the_command_itself_tells_is_not_told_twice() -> None:
+def test_errors_printed_by_the_command_are_not_repeated() -> None:
     assert shown(Failed(message="m"), WorkerEnded(exit_code=1)) == []
 
 
-def test_no_color_on_a_pipe_and_none_where_it_is_not_wanted() -> None:
+def test_no_color_on_a_pipe_or_if_not_wanted() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=80)
     PlainReport(console, NAME, Path("runs"))(Alert(code="c", message="m"))
     assert isinstance(console.file, io.StringIO)

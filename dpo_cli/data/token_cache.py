@@ -22,7 +22,6 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_rows

@@ -22,7 +22,7 @@ def preview(
     found = 0
     if stated is not None:
         first = rows.kept[0].line
-        remedy = f"show another pair, such as --pair {rows.places.stated(first)}"
+        remedy = f"show another pair, such as --pair {rows.places.row_name(first)}"
         try:
             line = rows.places.find(stated)
         except UsageError as error:

@@ -39,7 +39,7 @@ class Finding:
     remedy: str = ""
 
 
-class Trait(StrEnum):
+class PairIssue(StrEnum):
     """What a pair may have about it that is worth a look; the values are words for users."""
 
     TRUNCATED = "truncated"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.complete import complete_model, complete_profile, complete_run
-from dpo_cli.data.sources import split_stated
+from dpo_cli.data.sources import split_row_name
 
 ProfileArgument = Annotated[
     Path,
@@ -139,5 +139,5 @@ def check_row(stated: str | None) -> str | None:
         UsageError: it is no number, alone or behind the name of a file.
     """
     if stated is not None:
-        split_stated(stated)
+        split_row_name(stated)
     return stated

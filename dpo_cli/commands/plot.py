@@ -29,7 +29,7 @@ def plot(
 ) -> None:
     """Draw every curve of a run into a picture, or of several runs, one over the other.
 
-    An SVG needs nothing else; a PNG needs the extra `png` (`pip install "dpo-cli[png]"`).
+    An SVG needs nothing else; a PNG needs the extra `png` (`pip install '.[png]'` in a clone).
 
     Example: `dpo plot dense --out dense.svg`
     """
@@ -55,8 +55,7 @@ def _png(picture: bytes) -> bytes:
     except (ImportError, OSError) as error:  # OSError: the system has no cairo
         raise DpoError(
             f"a PNG cannot be made here: {error}",
-            'install the extra: pip install "dpo-cli[png]" (and the system\'s libcairo2); or write'
-            " an SVG",
+            "Run pip install '.[png]' in a clone (and the system's libcairo2); or write an SVG",
         ) from error
     png: bytes = cairosvg.svg2png(bytestring=picture, scale=_PNG_SCALE, unsafe=False)
     return png

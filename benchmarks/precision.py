@@ -40,7 +40,7 @@ from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import StepDone, history
-from dpo_cli.training import restoring, session
+from dpo_cli.training import session, setup
 from dpo_cli.training.checkpointing import load_weights
 from dpo_cli.training.optimizer import COMPENSATION, make_optimizer, set_learning_rate
 
@@ -127,7 +127,7 @@ def train(options: argparse.Namespace, folder: Path, learning_rate: float) -> tu
         return optimizer
 
     run = RunDirectory.create(folder, "precision", to_toml(load_profile(profile).profile))
-    restoring.make_optimizer = make_followed
+    setup.make_optimizer = make_followed
     if session.train_run(run.path, NeverStopped()) is not ExitCode.DONE:
         raise SystemExit(f"the run failed: {run.path}")
     return run, followed[0]

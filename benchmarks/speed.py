@@ -67,14 +67,14 @@ class TrainerHooks:
     def emit(self, event: Any) -> None:
         """Let it go."""
 
-    def asked(self) -> set[str]:
+    def requests(self) -> set[str]:
         """Nothing."""
         return set()
 
     def progress(self, *how_far: Any) -> None:
         """Let it go."""
 
-    def not_finite(self, trainer: Any, window: Any, losses: Any) -> None:
+    def on_not_finite(self, trainer: Any, global_batch: Any, losses: Any) -> None:
         """There must be none."""
         raise SystemExit("the loss is not finite")
 

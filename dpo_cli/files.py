@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
 _UNUSED_SECONDS = 30 * 24 * 3600
+_CACHE_ENTRY = re.compile(r"\.?[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 
 
@@ -43,12 +45,34 @@ def cache_directory() -> Path | None:
         return None
 
 
-def remove_unused(cached: Path) -> None:
-    """Remove files that were not used for a month, among them those of killed writers."""
-    for path in cached.glob("*.safetensors*"):
-        with contextlib.suppress(OSError):  # another process removed it first
+def cache_entries(directory: Path) -> list[Path]:
+    """List the files and directories of a cache that dpo has written, also temporary ones.
+
+    Their names start with a hash; other files are not ours and are left alone.
+    """
+    with contextlib.suppress(OSError):
+        return sorted(p for p in directory.iterdir() if _CACHE_ENTRY.match(p.name))
+    return []
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file, a link or a directory tree.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_unused(directory: Path) -> None:
+    """Remove cache entries that were not used for a month, and files of killed writers."""
+    for path in cache_entries(directory):
+        with contextlib.suppress(OSError):  # another process may remove it at the same time
             if time.time() - path.stat().st_mtime > _UNUSED_SECONDS:
-                path.unlink()
+                remove_path(path)
 
 
 def fsync_path(path: Path) -> None:

@@ -39,7 +39,7 @@ class Finding:
     remedy: str = ""
 
 
-class Trait(StrEnum):
+class PairIssue(StrEnum):
     """Property of a pair that deserves a look; users see the values."""
 
     TRUNCATED = "truncated"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dpo_cli.checks.examination import examine
+from dpo_cli.checks.check import run_checks
 from dpo_cli.commands.console import print_json, write_output
 from dpo_cli.commands.options import ProfileArgument, RunsDirOption, SetOption, check_row
 from dpo_cli.errors import ExitCode
@@ -61,7 +61,7 @@ def check(
     path = find_profile(profile, str(profile))
     bar = PhaseBar(Console(stderr=True, quiet=as_json))
     with bar:
-        diagnosis = examine(path, settings or (), runs_root(runs_dir), pair, bar)
+        diagnosis = run_checks(path, settings or (), runs_root(runs_dir), pair, bar)
     words = [str(profile), *(word for setting in settings or () for word in ("--set", setting))]
     words += ["--runs-dir", str(runs_dir)] if runs_dir else []
     train, again = shlex.join(["dpo", "train", *words]), shlex.join(["dpo", "check", *words])

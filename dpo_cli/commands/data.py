@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dpo_cli.commands.options import ProfileArgument, SetOption, check_row
 from dpo_cli.errors import UsageError
-from dpo_cli.findings import Trait
+from dpo_cli.findings import PairIssue
 from dpo_cli.profile.inputs import check_inputs
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.source import find_profile
@@ -31,7 +31,7 @@ def data(
         ),
     ] = None,
     only: Annotated[
-        list[Trait] | None,
+        list[PairIssue] | None,
         typer.Option(
             help="Show only pairs with this trait, for example --only truncated. Repeat for more.",
             show_default=False,
@@ -49,7 +49,7 @@ def data(
 
     Example: `dpo data my.toml --only truncated --only near-identical`
     """
-    from dpo_cli.checks.pages import DataPages  # loads torch
+    from dpo_cli.checks.data_browser import DataBrowser  # loads torch
 
     if skipped and only:
         raise UsageError(
@@ -58,7 +58,7 @@ def data(
     loaded = load_profile(find_profile(profile, str(profile)), settings or ())
     check_inputs(loaded, ("data", "tokenizer"))
     with PhaseBar(Console(stderr=True)) as bar:
-        pages = DataPages.open(loaded.profile, bar)
+        pages = DataBrowser.open(loaded.profile, bar)
     console = Console(highlight=False, markup=False, emoji=False)
     marks = console.color_system is None or console.no_color
     rows = pages.rows
@@ -68,5 +68,5 @@ def data(
         page(console, title, shown)
     else:
         pairs = pages.pairs(line, only or ())
-        shown = (pair_page(pair, traits, marks=marks) for pair, traits in pairs)
+        shown = (pair_page(pair, issues, marks=marks) for pair, issues in pairs)
         page(console, f"{title}\n{legend(marks)}\n", shown)

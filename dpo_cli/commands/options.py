@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.complete import complete_model, complete_profile, complete_run
-from dpo_cli.data.sources import split_stated
+from dpo_cli.data.sources import split_row_name
 
 ProfileArgument = Annotated[
     Path,
@@ -143,5 +143,5 @@ def check_row(row: str | None) -> str | None:
         UsageError: the line is not a number.
     """
     if row is not None:
-        split_stated(row)
+        split_row_name(row)
     return row

@@ -28,7 +28,7 @@ def plot(
 ) -> None:
     """Draw all curves of a run as an image; curves of several runs share the charts.
 
-    PNG needs the extra `png`: `pip install "dpo-cli[png]"`. SVG needs nothing.
+    PNG needs the extra `png`: `pip install '.[png]'` in a clone. SVG needs nothing.
 
     Example: `dpo plot dense --out dense.svg`
     """
@@ -54,7 +54,7 @@ def _png(picture: bytes) -> bytes:
     except (ImportError, OSError) as error:  # OSError: the system library cairo is missing
         raise DpoError(
             f"cannot write PNG: {error}",
-            'Install the extra: pip install "dpo-cli[png]" (and the system library libcairo2), or'
+            "Run pip install '.[png]' in a clone (and install the system library libcairo2), or"
             " write an SVG.",
         ) from error
     png: bytes = cairosvg.svg2png(bytestring=picture, scale=_PNG_SCALE, unsafe=False)

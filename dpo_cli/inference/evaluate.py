@@ -197,7 +197,7 @@ def _reference_of(eval_config: EvalConfig, inputs: RunInputs) -> Iterator[Refere
         )[1]
         yield reference
         if isinstance(reference, CachedReference):
-            reference.keep()
+            reference.save()
 
 
 def _score(

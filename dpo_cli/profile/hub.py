@@ -14,6 +14,7 @@ from dpo_cli.profile import folder
 
 PREFIX = "hf:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# No *.py: the code of a model is never downloaded.
 _FILES = [
     *(
         folder.CONFIG,

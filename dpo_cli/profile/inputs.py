@@ -13,7 +13,8 @@ from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files
 from dpo_cli.profile import folder, hub
 from dpo_cli.profile.load import LoadedProfile, Problem
-from dpo_cli.profile.schema import Model, Profile
+from dpo_cli.profile.model import Model
+from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.source import shipped_profiles
 from dpo_cli.profile.text import did_you_mean, show_path, show_value
 

@@ -123,6 +123,7 @@ def read_profile(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedProfi
     missing = [key for key in reasons if key not in statements]
     problems += [Problem(key, show_path(path), key, reasons[key]) for key in missing]
     origins = {key: statements[key].origin if key in statements else "default" for key in KEYS}
+    # Drop invalid keys until the rest is valid. This ends, because the defaults alone are valid.
     while profile is None:  # without the wrong value, a default may contradict another key
         statements = _without(statements, reasons)
         profile, reasons = _validate(statements)

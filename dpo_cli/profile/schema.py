@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.launch import Launch
+from dpo_cli.profile.model import Model
 from dpo_cli.profile.objective import Dpo
 from dpo_cli.profile.pairs import Data
 from dpo_cli.profile.table import (
@@ -33,96 +34,6 @@ from dpo_cli.profile.table import (
     contradiction,
 )
 from dpo_cli.profile.tracking import Track
-
-
-class Model(Table):
-    """Weights to train, and model settings that cannot be inferred from them."""
-
-    out_dir: Annotated[Location | None, Field(examples=["../out"]), Kind.PATH, NONE, REFERENCE] = (
-        None
-    )
-    """MiniMind's folder of weights. The SFT weights are searched here, and the result is exported
-    to it."""
-
-    weights: Annotated[
-        str | None,
-        Field(min_length=1, examples=["full_sft_512.pth"]),
-        Kind.WEIGHTS,
-        NONE,
-        REFERENCE,
-    ] = None
-    """Weights to start from: a name in out_dir, the path of a file or of a Hugging Face directory,
-    "hf:ORG/NAME" or "hf:ORG/NAME@REVISION" for a model on the Hub, or "run:NAME" for the float32
-    weights of an earlier run. Default: the only full_sft_* in out_dir."""
-
-    reference: Annotated[
-        str | None,
-        Field(min_length=1, examples=["full_sft_512.pth"]),
-        Kind.WEIGHTS,
-        NONE,
-        REFERENCE,
-    ] = None
-    """Weights of the frozen reference, named like model.weights. Default: model.weights. With other
-    weights the loss does not have to start at ln 2."""
-
-    tokenizer: Annotated[
-        Location | None,
-        Field(examples=["../model"]),
-        Kind.PATH,
-        NONE,
-        TOKENS | HELD_OUT | REFERENCE,
-    ] = None
-    """Folder with tokenizer.json and tokenizer_config.json. Use the tokenizer that the weights were
-    trained with: those of MiniMind versions 2 and 3 have the same size, but different vocabularies.
-    Default: the tokenizer in the Hugging Face directory of the weights."""
-
-    hidden_size: Annotated[int | None, Field(ge=1, examples=[512]), POSITION, REFERENCE] = None
-    """Width of the model. Inferred from the weights; if given, it must match."""
-
-    num_hidden_layers: Annotated[int | None, Field(ge=1, examples=[8]), POSITION, REFERENCE] = None
-    """Number of transformer blocks. Inferred from the weights; if given, it must match."""
-
-    use_moe: Annotated[bool | None, Field(examples=[False]), POSITION, REFERENCE] = None
-    """Mixture of experts in the feed-forward blocks. Inferred from the weights; if given, it must
-    match."""
-
-    num_attention_heads: Annotated[int | None, Field(ge=1, examples=[8]), POSITION, REFERENCE] = (
-        None
-    )
-    """Number of query heads. It cannot always be inferred from the weights. Default: that of the
-    MiniMind version."""
-
-    num_key_value_heads: Annotated[int | None, Field(ge=1, examples=[2]), POSITION, REFERENCE] = (
-        None
-    )
-    """Number of key and value heads; a group of query heads shares each. Default: that of the
-    MiniMind version."""
-
-    num_experts_per_tok: Annotated[int | None, Field(ge=1, examples=[2]), POSITION, REFERENCE] = (
-        None
-    )
-    """Number of experts per token (mixture of experts only). Default: that of the MiniMind
-    version."""
-
-    norm_topk_prob: Annotated[bool | None, Field(examples=[True]), POSITION, REFERENCE] = None
-    """Scale the weights of a token's selected experts to a sum of 1 (mixture of experts only).
-    Default: that of the MiniMind version."""
-
-    rope_theta: Annotated[float | None, Field(gt=0, examples=[1e6]), POSITION, REFERENCE] = None
-    """Base of the rotary position frequencies. A wrong value ruins the model without an error.
-    Default: that of the MiniMind version."""
-
-    rms_norm_eps: Annotated[float | None, Field(gt=0, examples=[1e-5]), POSITION, REFERENCE] = None
-    """Epsilon of the RMS norms. Default: that of the MiniMind version."""
-
-    dropout: Annotated[float, Field(ge=0, lt=1), MATHEMATICS, REFERENCE] = 0.0
-    """Share of attention weights dropped in training. Above 0, the two sides of a pair no longer
-    share the computation of their prompt, which is slower."""
-
-    @property
-    def reference_key(self) -> Literal["weights", "reference"]:
-        """Key of this table that names the frozen weights."""
-        return "weights" if self.reference is None else "reference"
 
 
 class Train(Table):
@@ -145,7 +56,7 @@ class Train(Table):
     accumulation_steps x devices."""
 
     learning_rate: Annotated[float, Field(gt=0), MATHEMATICS] = 1e-8
-    """Peak learning rate of AdamW, before the schedule. The sum of the learning rates over all
+    """Base learning rate of AdamW, before the schedule. The sum of the learning rates over all
     optimizer steps (lr_sum) bounds how far a weight moves; too large a value makes the model
     forget."""
 
@@ -198,7 +109,7 @@ class Train(Table):
     less memory for one more forward, with bitwise the same result."""
 
     router_aux_loss_coef: Annotated[float | None, Field(ge=0, examples=[5e-4]), MATHEMATICS] = None
-    """Weight of the auxiliary loss that keeps all experts in use (mixtures of experts only).
+    """Weight of the auxiliary loss that keeps all experts in use (mixture of experts only).
     Default: 0 for MiniMind version 2 (computed, not added), 5e-4 for MiniMind version 3."""
 
     layout: Annotated[Literal["packed", "padded"], MATHEMATICS, REFERENCE] = "packed"
@@ -210,8 +121,8 @@ class Train(Table):
     ] = None
     """Most tokens computed in one forward. The pairs of an optimizer step are regrouped to fit,
     with the same gradient; a longer pair is computed alone. Lower values need less memory. Default:
-    2048 on a CPU; unlimited on CUDA. Micro-batches are never regrouped with experts, with dropout,
-    with a loss over whole batches, or in the padded layout."""
+    2048 on a CPU; on CUDA one micro-batch per forward. It is always one micro-batch with experts,
+    with dropout, with a loss over whole batches, and in the padded layout."""
 
     aux_loss_tokens: Annotated[Literal["real", "all"], MATHEMATICS, REFERENCE] = "real"
     """Tokens that the auxiliary loss counts: "real" tokens only, or "all" with padding, as in
@@ -239,6 +150,7 @@ class Train(Table):
     @field_validator("global_batch_size")
     @classmethod
     def _check_global_batch_size(cls, value: int | None, info: ValidationInfo) -> int | None:
+        # `info.data` holds the valid keys above this one, so the order of keys in a table matters.
         batch_size = info.data.get("batch_size")
         accumulation_steps = info.data.get("accumulation_steps")
         if value is None or batch_size is None:

@@ -1,8 +1,8 @@
-"""A launcher in the background, as the terminal sees it that started it.
+"""Launcher in a background process, as seen by the process in front of it.
 
-The process that trains must not depend on a terminal that may close, on a screen that may crash, or
-on a user who wants the shell back. So it is split off (`launch.detach`), and what stays in front
-passes on its signals, waits for it, and ends as it ended.
+Training must not depend on a terminal that may close, on a panel that may crash, or on a user who
+wants the shell back. So the launcher is forked off (`launch.detach`). The process in front relays
+its signals, waits for it and ends as it ended.
 """
 
 from __future__ import annotations
@@ -17,44 +17,42 @@ from types import FrameType
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run import launch
 from dpo_cli.run.locked_directory import LockedDirectory
+from dpo_cli.run.outcome import SAVED_CODES
 
 _RELAYED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Supervisor:
-    """The process in the background; `Launcher.run` is what it does."""
+    """Handle of the background process, which runs a `Launcher`.
 
-    def __init__(self, place: LockedDirectory, pid: int, outcome: int) -> None:
+    Args:
+        directory: the run or sweep.
+        pid: of the background process.
+        outcome: descriptor of the memory file for its error.
+    """
+
+    def __init__(self, directory: LockedDirectory, pid: int, outcome: int) -> None:
         self.pid = pid
         self.on_interrupt: Callable[[], None] = lambda: None
-        """Called when a Ctrl-C was passed on."""
-        self._place = place
+        """Called after a Ctrl-C was relayed."""
+        self._directory = directory
         self._outcome = outcome
         self._status: int | None = None
 
     def has_ended(self) -> bool:
-        """Whether it is over; the only thing that asks is the process that started it."""
+        """Return True if the background process has ended."""
         return self._wait(os.WNOHANG)
 
     def result(self) -> ExitCode:
-        """Wait for the end, and return or raise what `Launcher.run` did over there."""
+        """Wait for the end; return or raise what `Launcher.run` returned or raised."""
         self._wait(0)
         code = os.waitstatus_to_exitcode(self._status or 0)
-        if text := os.pread(self._outcome, os.fstat(self._outcome).st_size, 0):
-            raise DpoError.from_dict(json.loads(text))
-        if code in (ExitCode.DONE, ExitCode.INTERRUPTED, ExitCode.TERMINATED):
-            return ExitCode(code)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        raise DpoError(
-            f"the launcher in the background {how}",
-            self._place.resume_hint,
-            [f"what it printed is in {self._place.launcher_log_path}"],
-        )
+        return read_outcome(self._outcome, code, self._directory)
 
     def relay(self, number: int, _frame: FrameType | None = None) -> None:
-        """Pass a signal on."""
+        """Send a signal to the background process; a signal handler."""
         if self._status is None:
-            os.kill(self.pid, number)  # a child that was not waited for keeps its id
+            os.kill(self.pid, number)  # not reaped yet, so that its process id is still its own
         if number == signal.SIGINT:
             self.on_interrupt()
 
@@ -67,21 +65,22 @@ class Supervisor:
 
 @contextmanager
 def in_background(
-    place: LockedDirectory, lock: int, train: Callable[[], ExitCode]
+    directory: LockedDirectory, lock: int, train: Callable[[], ExitCode]
 ) -> Iterator[Supervisor]:
-    """Split off a process that trains; while the block lasts, signals to this one go there.
+    """Fork a process that trains; while the block lasts, relay signals to it.
 
-    Like `os.fork`, but what is split off leaves here by SystemExit, or the DpoError of `train`.
+    The forked process does not run the block: it leaves by SystemExit, or by the DpoError of
+    `train`.
     """
-    outcome = os.memfd_create("outcome")  # shared, never full, and it needs no reader
-    # No signal may hit the new process before it has a session of its own, or this one before it
-    # can pass it on.
+    outcome = outcome_file()
+    # Blocked until the new process has its own session, and this process its handlers: a Ctrl-C in
+    # between would reach both, or only the one that must not die.
     signal.pthread_sigmask(signal.SIG_BLOCK, _RELAYED)
-    pid = launch.detach(place, lock)
+    pid = launch.detach(directory, lock)
     if not pid:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
-        raise SystemExit(_telling(outcome, train))
-    supervisor = Supervisor(place, pid, outcome)
+        raise SystemExit(_train_and_report(outcome, train))
+    supervisor = Supervisor(directory, pid, outcome)
     before = {number: signal.signal(number, supervisor.relay) for number in _RELAYED}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
     try:
@@ -92,10 +91,45 @@ def in_background(
         os.close(outcome)
 
 
-def _telling(outcome: int, train: Callable[[], ExitCode]) -> ExitCode:
-    """Train, and leave a failure for the process in front."""
+def outcome_file() -> int:
+    """Create a memory file for the error of a child, and return its descriptor.
+
+    Unlike a pipe it is never full and needs no reader, and it can be read after the child's end.
+    """
+    return os.memfd_create("outcome")
+
+
+def write_outcome(outcome: int, error: DpoError) -> None:
+    """Write the error of this process for its parent."""
+    os.write(outcome, json.dumps(error.to_dict()).encode())
+
+
+def read_outcome(outcome: int, returncode: int, directory: LockedDirectory) -> ExitCode:
+    """Return the exit code of a launcher that has ended.
+
+    Args:
+        outcome: descriptor of the memory file.
+        returncode: of the launcher, negative for a signal.
+        directory: the run or sweep.
+
+    Raises:
+        DpoError: the error that the launcher wrote, or that it was killed.
+    """
+    if text := os.pread(outcome, os.fstat(outcome).st_size, 0):
+        raise DpoError.from_dict(json.loads(text))
+    if returncode in SAVED_CODES:
+        return SAVED_CODES[returncode]
+    killed = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else ""
+    raise DpoError(
+        f"the launcher in the background {killed or f'ended with {returncode}'}",
+        directory.resume_hint,
+        [f"its output is in {directory.launcher_log_path}"],
+    )
+
+
+def _train_and_report(outcome: int, train: Callable[[], ExitCode]) -> ExitCode:
     try:
         return train()
     except DpoError as error:
-        os.write(outcome, json.dumps(error.to_dict()).encode())
+        write_outcome(outcome, error)
         raise

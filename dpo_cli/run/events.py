@@ -22,7 +22,7 @@ from typing import Any, ClassVar, TypedDict
 
 from dpo_cli.errors import DpoError
 from dpo_cli.run.plan import Plan
-from dpo_cli.run.typed_json import field_types, typed
+from dpo_cli.run.typed_json import field_converters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,11 +302,12 @@ def from_json(line: str) -> Event | None:
     """Parse one line; None if it is damaged or this version does not have the kind of event."""
     try:
         fields = json.loads(line)
-        kind = Event.registry[fields.pop("event")]
+        kind: Any = Event.registry[fields.pop("event")]
         if kind is Planned:
             fields["plan"] = Plan.from_dict(fields["plan"])
-        types = {field.name: field_types(kind)[field.name] for field in dataclasses.fields(kind)}
-        return kind(**{k: typed(v, types[k]) for k, v in fields.items() if k in types})
+        known = field_converters(kind)
+        event: Event = kind(**{k: known[k](value) for k, value in fields.items() if k in known})
+        return event
     except (DpoError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
 

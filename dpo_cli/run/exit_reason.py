@@ -1,4 +1,4 @@
-"""How a process came to its end, in words to act on."""
+"""Descriptions of how a process ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEATHS = {
 
 
 def death(number: int) -> str:
-    """What a signal that ended a process says."""
+    """Return the name of a signal that ended a process, with its usual cause."""
     name = signal.Signals(number)
     return f"{name.name} ({_DEATHS.get(name) or signal.strsignal(name)})"
 
@@ -30,11 +30,11 @@ def exit_text(returncode: int) -> str:
 
 
 def rank_ending(event: RankEnded) -> str:
-    """Which rank was lost, where if not here, and how."""
-    who = f"rank {event.rank}"
+    """Describe how a rank ended, with its host if that is another machine."""
+    rank = f"rank {event.rank}"
     if event.host != socket.gethostname():
-        who += f" on {event.host}"
+        rank += f" on {event.host}"
     if event.signal:
-        return f"{who} died of {death(event.signal)}"
-    ending = f"{who} ended with exit code {event.exit_code}"
+        return f"{rank} died of {death(event.signal)}"
+    ending = f"{rank} ended with exit code {event.exit_code}"
     return f"{ending}: {event.message}" if event.message else ending

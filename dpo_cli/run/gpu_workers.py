@@ -1,4 +1,4 @@
-"""Several launchers at once, one for each card: how a sweep uses all of them."""
+"""Several launchers at once, one per GPU, for a sweep."""
 
 from __future__ import annotations
 
@@ -18,57 +18,61 @@ _POLL_SECONDS = 0.2
 
 
 def visible_gpus() -> list[str]:
-    """The cards that CUDA would let this process use, each as `CUDA_VISIBLE_DEVICES` names it."""
+    """Return the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
     count = count_gpus()
-    stated = os.environ.get(_VISIBLE)
-    names = stated.split(",") if stated is not None else list(map(str, range(count)))
+    visible = os.environ.get(_VISIBLE)
+    names = visible.split(",") if visible is not None else list(map(str, range(count)))
     return [name.strip() for name in names[:count]]
 
 
 def on_gpus(
-    cards: Sequence[str], letters: str, work: Callable[[Iterator[str]], ExitCode]
+    gpus: Sequence[str], letters: str, work: Callable[[Iterator[str]], ExitCode]
 ) -> ExitCode:
-    """Let as many processes as there are cards share out what is to be done.
+    """Fork one process per GPU, and let them share out the runs of a sweep.
 
     Args:
-        cards: one for each process, which sees no other.
-        letters: of what is to be done; each is given to whoever is free first.
-        work: does what it is given, until nothing is left or it was asked to stop.
+        gpus: one for each process, which sees no other.
+        letters: one per run; the next free process takes the next letter.
+        work: trains the runs that it is given, until none is left or it is asked to stop.
 
     Returns:
-        DONE, or the first other code that one of the processes ended with.
+        DONE, or the first other exit code of a process.
     """
+    # A pipe as the queue: the kernel gives each byte to exactly one reader, and the readers see
+    # its end when it is empty, since no process holds the writing end any more.
     reading, writing = os.pipe()
     os.write(writing, letters.encode())
     os.close(writing)
 
-    def start(card: str) -> Forked:
-        def share() -> int:
-            os.environ[_VISIBLE] = card
+    def start(gpu: str) -> Forked:
+        def work_on_gpu() -> int:
+            os.environ[_VISIBLE] = gpu
             return work(iter(lambda: os.read(reading, 1).decode(), ""))
 
-        return fork(share)
+        return fork(work_on_gpu)
 
-    asked: list[int] = []
+    relayed: list[int] = []
 
-    def pass_on(number: int, _frame: FrameType | None = None) -> None:
-        asked.append(number)
-        for lane in lanes:
-            lane.send_signal(number)
+    def relay(number: int, _frame: FrameType | None = None) -> None:
+        relayed.append(number)
+        for process in processes:
+            process.send_signal(number)
 
+    # Signals wait until all processes exist: one that arrived earlier would miss some of them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _RELAYED)
-    lanes = [start(card) for card in cards]
+    processes = [start(gpu) for gpu in gpus]
     os.close(reading)
-    before = {number: signal.signal(number, pass_on) for number in _RELAYED}
+    before = {number: signal.signal(number, relay) for number in _RELAYED}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _RELAYED)
     try:
-        while None in [lane.poll() for lane in lanes]:
-            if any(lane.returncode for lane in lanes) and not asked:
-                pass_on(signal.SIGTERM)  # one was stopped, or cannot go on: all are
+        while None in [process.poll() for process in processes]:
+            if any(process.returncode for process in processes) and not relayed:
+                relay(signal.SIGTERM)  # one process failed or was stopped: stop the others
             time.sleep(_POLL_SECONDS)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    codes = [lane.returncode or 0 for lane in lanes]
+    codes = [process.returncode or 0 for process in processes]
+    # A negative code, of a process that a signal killed, counts as FAILED.
     return next((ExitCode(max(code, ExitCode.FAILED)) for code in codes if code), ExitCode.DONE)

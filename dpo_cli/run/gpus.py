@@ -1,4 +1,4 @@
-"""How many CUDA cards a process could use, as far as that shows without torch."""
+"""Number of CUDA GPUs, counted without torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 
 
 def count_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:
-    """The CUDA cards of this machine that `CUDA_VISIBLE_DEVICES` leaves, if it is set.
+    """Count the CUDA GPUs of this machine that `CUDA_VISIBLE_DEVICES` leaves visible.
+
+    Importing torch for this would take seconds, and initializing CUDA would make a later fork
+    impossible.
 
     Args:
-        environment: where that may be.
-        devices: where the driver puts `nvidia0` and so on.
+        environment: environment variables.
+        devices: directory in which the driver creates `nvidia0`, `nvidia1`, ...
     """
     present = sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in devices.glob("nvidia*"))
     visible = environment.get("CUDA_VISIBLE_DEVICES")
@@ -21,7 +24,8 @@ def count_gpus(environment: Mapping[str, str] = os.environ, devices: Path = Path
         return present
     count = 0
     for name in map(str.strip, visible.split(",")):
+        # CUDA ignores the first invalid entry and all entries after it.
         if not name or (name.lstrip("-").isdigit() and not 0 <= int(name) < present):
-            break  # as CUDA does: what follows a card that is none is not seen
+            break
         count += 1
     return count

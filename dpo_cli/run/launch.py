@@ -1,7 +1,7 @@
-"""The launcher: starts the worker, watches its event stream, passes on signals, tells how it ended.
+"""Launcher: starts the worker, follows its event stream, relays signals, reports the outcome.
 
-It imports no torch. The worker lives in a session of its own, so that a Ctrl-C reaches the launcher
-alone, and holds the run's lock through the descriptor that it inherits.
+No torch is imported here. The worker runs in its own session, so that a Ctrl-C reaches only the
+launcher, and holds the run's lock through an inherited descriptor.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _STOPPING = Alert(code="stopping", message="stopping after this step; Ctrl-C aga
 def worker_argv(
     run: RunDirectory, changes: Sequence[str] = (), *, exact: bool = False
 ) -> list[str]:
-    """The command line of the worker.
+    """Return the command line of the worker.
 
     Args:
-        run: to train.
-        changes: the profile's differences, for the stream.
-        exact: the worker is to refuse where it cannot go on to the same bits.
+        run: run directory.
+        changes: differences between the planned profile and the current one, for the event stream.
+        exact: let the worker refuse to resume if the results could differ in their last bits.
     """
     argv = module_argv("dpo_cli.training.worker", str(run.path))
     if exact:
@@ -154,6 +154,7 @@ class Launcher:
                 told_stopping = True
                 stream.show(_STOPPING)
         returncode = worker.returncode or 0
+        signals.detach()
         if not run.path.is_dir():
             trackers.drop()
             raise _gone(run)
@@ -167,17 +168,17 @@ class Launcher:
 
 
 def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
-    """Run this machine's ranks of a run that the first machine keeps, until they end.
+    """Run this machine's ranks of a run whose directory is on the first machine.
 
     Args:
         arguments: of torchrun.
-        observe: called with what there is to know meanwhile.
+        observe: called with the events of this machine's agent.
 
     Returns:
-        DONE; INTERRUPTED or TERMINATED where this process was asked to stop, and did.
+        DONE; INTERRUPTED or TERMINATED if this process was asked to stop.
 
     Raises:
-        DpoError: ranks of this machine were lost, or the machines did not meet.
+        DpoError: ranks of this machine were lost, or the machines could not connect.
     """
     command = module_argv("dpo_cli.training.worker", "--join")
     with tempfile.TemporaryDirectory(prefix="dpo-join-") as scratch, SignalRelay() as signals:
@@ -187,7 +188,10 @@ def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
         while not _has_ended(agent):
             stream.follow()
         stream.follow()
-    remedy = "see what the first machine says; it goes on with dpo resume there, and with this here"
+    remedy = (
+        "Read the error on the first machine. To continue, run dpo resume there and this command"
+        " here."
+    )
     if stream.last.failure:
         raise stream.last.failure.to_error()
     if stream.last.lost:
@@ -195,24 +199,26 @@ def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
         raise DpoError(first, remedy, others)
     code = signals.sent.stop_code or SAVED_CODES.get(agent.returncode)
     if code is None:
-        raise DpoError(f"what runs the ranks of this machine {exit_text(agent.returncode)}", remedy)
+        raise DpoError(f"the agent of this machine {exit_text(agent.returncode)}", remedy)
     return code
 
 
 def detach(place: LockedDirectory, lock: int) -> int:
-    """Split off a process that outlives the terminal, printing into the place's launcher.log.
+    """Fork a process that outlives the terminal; its output goes to launcher.log.
 
-    Like `os.fork`: returns the new process's id in the caller, whose descriptor `lock` then locks
-    nothing, and 0 in the new process, which now holds the lock.
+    Returns:
+        As `os.fork`: in the caller the process id of the child, which now holds the lock alone; in
+        the child 0.
     """
-    sys.stdout.flush()
+    sys.stdout.flush()  # else the child would print buffered text a second time
     sys.stderr.flush()
     with explain_disk_errors(place.path):
         log = open_for_appending(place.launcher_log_path)
     pid = os.fork()
     if pid:
         os.close(log)
-        # A lock lives as long as any descriptor of it: the caller's must not outlive the training.
+        # A flock lasts until all its descriptors are closed: the caller must not hold the lock
+        # longer than training. dup2 keeps the number valid, since the caller will close it.
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, lock)
         os.close(null)
@@ -228,23 +234,22 @@ def detach(place: LockedDirectory, lock: int) -> int:
 
 
 class _Stream:
-    """Follows the events from now on, remembers those that decide, and shows all of them."""
+    """Event stream from now on: reduced to `last`, and shown to the observer."""
 
     def __init__(self, run: RunDirectory, observe: Observer) -> None:
         self._run = run
         self._observe: Observer | None = observe
         self._reader = EventReader(run.events_path)
-        deque(self._reader.read_new(), maxlen=0)  # those of earlier starts
+        deque(self._reader.read_new(), maxlen=0)  # events of earlier launches
         self.last = LastEvents()
 
     def follow(self) -> None:
-        """Take in what was appended since the last call."""
+        """Read the events that were appended since the last call."""
         for event in self._reader.read_new():
             self.last = self.last.after(event)
             self.show(event)
 
     def show(self, event: Event) -> None:
-        """Let the observer see `event`, unless it was dropped."""
         if self._observe is None:
             return
         try:
@@ -253,14 +258,14 @@ class _Stream:
             self._observe = None
             path = self._run.launcher_log_path
             with contextlib.suppress(OSError), open(open_for_appending(path), "a") as log:
-                log.write("The screen failed and was dropped; training goes on.\n")
+                log.write("The display failed and was dropped; training continues.\n")
                 traceback.print_exc(file=log)
 
 
 def _has_ended(worker: Worker) -> bool:
-    """Whether the worker has ended, waiting a moment for it.
+    """Return True if the worker has ended, after a short wait.
 
-    Not by `Popen.wait`, which looks twenty times a second.
+    `Popen.wait` with a timeout would poll twenty times a second.
     """
     if worker.poll() is None:
         time.sleep(_POLL_SECONDS)
@@ -268,14 +273,13 @@ def _has_ended(worker: Worker) -> bool:
 
 
 def _append_end(run: RunDirectory, returncode: int) -> None:
-    """Tell the stream how the worker ended; a disk that is full of its state may not take it."""
     number = max(0, -returncode)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # the disk may be full, often of the worker's checkpoint
         _append(run, WorkerEnded(exit_code=128 + number if number else returncode, signal=number))
 
 
 def _append(run: RunDirectory, *events: Event) -> None:
-    """Add to the stream while no worker lives."""
+    """Append events while no worker runs; mends a torn last line."""
     if events:
         writer = EventWriter(run.events_path)
         for event in events:
@@ -284,9 +288,9 @@ def _append(run: RunDirectory, *events: Event) -> None:
 
 
 def _append_beside(run: RunDirectory, alerts: Iterable[Alert]) -> None:
-    """Add to the stream while a worker may live; a full disk may not take it."""
+    """Append alerts while a worker may run, whose half-written line must not be mended away."""
     for alert in alerts:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the disk may be full
             writer = EventWriter(run.events_path, mend=False)
             writer.append(alert)
             writer.close()
@@ -295,22 +299,22 @@ def _append_beside(run: RunDirectory, alerts: Iterable[Alert]) -> None:
 def _let_finish(
     run: RunDirectory, trackers: TrackerSupervisor, stream: _Stream, signals: SignalRelay
 ) -> None:
-    """Wait for the trackers, but not for long, and not for a user who asks to stop again."""
-    heard = signals.sent
-    for alert in trackers.finish(lambda: signals.sent == heard):
+    """Wait for the trackers to send their last rows, until a time limit or another signal."""
+    before = signals.sent
+    for alert in trackers.finish(lambda: signals.sent == before):
         _append_beside(run, [alert])
         stream.follow()
 
 
 def _gone(run: RunDirectory) -> DpoError:
     return DpoError(
-        f"{run.path} was removed, or moved, while it was trained in",
-        "put it back and resume it; what is lost begins again: dpo train",
+        f"{run.path} was removed or moved during training",
+        "Put it back and resume it. If it is lost, start again with dpo train.",
     )
 
 
 def _last_line(run: RunDirectory, start: int) -> str:
-    """The last line in the worker's log at or after the byte `start` that is not blank."""
+    """Return the last line that is not blank in the worker's log, from byte `start` on."""
     with run.worker_log_path.open("rb") as log:
         end = log.seek(0, os.SEEK_END)
         log.seek(max(start, end - _LOG_TAIL_BYTES))

@@ -1,4 +1,4 @@
-"""A directory that one process works in at a time: its lock, and who holds it."""
+"""Directory in which one process works at a time, and its lock."""
 
 from __future__ import annotations
 
@@ -21,43 +21,45 @@ _LOCK_TRIES, _LOCK_RETRY_SECONDS = 4, 0.02
 
 @dataclass(frozen=True)
 class LockedDirectory(ABC):
-    """A run, or a sweep of several, as those see it who want to work there."""
+    """Directory of a run, or of a sweep of several runs."""
 
     path: Path
 
     @property
     @abstractmethod
     def designation(self) -> str:
-        """What the user calls it."""
+        """Name of the run or sweep, for messages and command lines."""
 
     @property
     @abstractmethod
     def resume_hint(self) -> str:
-        """The remedy after an end without saving."""
+        """Remedy after an end without saving."""
 
     @property
     @abstractmethod
     def written_paths(self) -> Sequence[Path]:
-        """The directories that must be writable."""
+        """Directories that must be writable."""
 
     @abstractmethod
     def taken(self, holder: str) -> DpoError:
-        """What to tell who comes second."""
+        """Return the error for a second process that wants the lock."""
 
     @property
     def launcher_log_path(self) -> Path:
-        """What a launcher printed that had no terminal, or lost it."""
+        """Output of a launcher without a terminal."""
         return self.path / "launcher.log"
 
     def lock(self) -> int:
-        """Take it for this process and all that inherit the descriptor which is returned.
+        """Lock the directory for this process and all that inherit the returned descriptor.
 
-        The kernel frees it when the last of them has closed it or died, so it is never stale.
+        The kernel releases a flock when the last process that holds the descriptor has closed it or
+        died, so that a lock never outlives its processes.
 
         Raises:
-            DpoError: somebody holds it (who is named), or the directory cannot be written.
+            DpoError: another process holds the lock, or the directory cannot be written.
         """
         with explain_disk_errors(self.path):
+            # O_NOFOLLOW: a link must not make this write to a file outside the directory.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
             descriptor = os.open(self._lock_path, flags, 0o644)
             try:
@@ -73,7 +75,10 @@ class LockedDirectory(ABC):
 
     @contextmanager
     def locked(self) -> Iterator[int]:
-        """`lock` for a block; processes that inherited the descriptor may hold it on."""
+        """Lock the directory for a block.
+
+        Processes that inherited the descriptor may hold the lock longer.
+        """
         descriptor = self.lock()
         try:
             yield descriptor
@@ -81,12 +86,13 @@ class LockedDirectory(ABC):
             os.close(descriptor)
 
     def holder(self) -> str | None:
-        """Who works there, in words; None if nobody does."""
+        """Return a description of the process that holds the lock, or None."""
         try:
             descriptor = os.open(self._lock_path, os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:
+            # A shared lock, so that several observers do not see each other as holders.
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return _holder(descriptor)
@@ -95,7 +101,7 @@ class LockedDirectory(ABC):
         return None
 
     def _try_writing(self) -> None:
-        """Refuse at once what would end at the first save: a lock file takes a lock anywhere."""
+        """Fail now if the first save would fail: locks work on full and read-only mounts, too."""
         for directory in filter(Path.is_dir, self.written_paths):
             with explain_disk_errors(directory), tempfile.TemporaryFile(dir=directory):
                 pass
@@ -106,14 +112,15 @@ class LockedDirectory(ABC):
 
 
 def sign_lock(descriptor: int) -> None:
-    """Write who holds the lock into its file: this process. Only the holder may call it."""
+    """Write into the lock file that this process holds the lock; only the holder may call it."""
     text = f"process {os.getpid()} on {socket.gethostname()}"
+    # Write before truncating: a reader in between sees this holder and old rest, not an empty file.
     os.pwrite(descriptor, text.encode(), 0)
     os.ftruncate(descriptor, len(text.encode()))
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Whether the lock was free; `LockedDirectory.holder` may hold it an instant while it looks."""
+    # `LockedDirectory.holder` locks the file for an instant, too: hence the retries.
     for attempt in range(_LOCK_TRIES):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

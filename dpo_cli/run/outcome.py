@@ -171,7 +171,7 @@ def error_of(
         returncode: of the worker.
         last_line: last line that the worker printed, often that of a traceback.
     """
-    printed = f"what it printed is in {run.worker_log_path}"
+    log = f"the output is in {run.worker_log_path}"
     match outcome.end:
         case End.FAILED:
             assert last.failure is not None
@@ -185,14 +185,13 @@ def error_of(
         case End.RANK_LOST:
             remedy, state = _how_to_resume(run)
             first, *others = map(rank_ending, last.lost)
-            log = f"what they printed is in {run.worker_log_path}"
             error = DpoError(first, remedy, [*others, *state, log])
         case _:
             message = f"the worker {exit_text(returncode)}"
             if returncode > 0 and last_line:
                 message += f": {last_line}"
             remedy, state = _how_to_resume(run)
-            error = DpoError(message, remedy, [*state, printed])
+            error = DpoError(message, remedy, [*state, log])
     error.exit_code = outcome.code
     return error
 
@@ -201,9 +200,9 @@ def _how_to_resume(run: RunDirectory) -> tuple[str, Sequence[str]]:
     """Return the remedy after an end without saving, and details about the newest checkpoint."""
     checkpoint, passed_over = run.newest_verified()
     state = (
-        f"the last good state is {checkpoint.name}, after optimizer step "
-        f"{checkpoint.optimizer_step}"
+        f"the newest intact checkpoint is {checkpoint.name}, after optimizer step"
+        f" {checkpoint.optimizer_step}"
         if checkpoint
-        else "no state was saved yet: a resume begins at the first step"
+        else "no checkpoint was saved yet: a resume starts at the first step"
     )
     return run.resume_hint, [*passed_over, state]

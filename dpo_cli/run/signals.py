@@ -1,4 +1,4 @@
-"""A launcher's signals, passed on to the worker that it watches."""
+"""Signals of a launcher, relayed to its worker."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dpo_cli.run.processes import Worker
 
 
 class SignalRelay:
-    """Passes the launcher's signals on to the worker while it lives.
+    """Context manager that relays the launcher's signals to the worker.
 
-    SIGINT: once, the worker finishes its window and saves; twice, it is killed. SIGTERM: it saves.
-    SIGHUP is ignored, so that a closing terminal ends nothing. All is done inside the handlers: an
-    observer that blocks in a write must not keep a Ctrl-C from the worker.
+    After the first SIGINT, or a SIGTERM, the worker finishes its step and saves. The second SIGINT
+    kills it. SIGHUP is ignored, so that a closing terminal does not end training. The handlers do
+    all the work themselves: an observer that blocks in a write must not delay a Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class SignalRelay:
         self._interrupts = 0
         self._terminated = False
         self._worker: Worker | None = None
-        self._waiting: list[signal.Signals] = []
+        self._pending: list[signal.Signals] = []
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> SignalRelay:
@@ -43,14 +43,23 @@ class SignalRelay:
 
     @property
     def sent(self) -> SentSignals:
-        """Signals that were relayed so far."""
+        """Signals that were relayed so far, or will be when a worker is attached."""
         return SentSignals(self._interrupts, self._terminated)
 
     def attach(self, worker: Worker) -> None:
-        """Start passing on, beginning with the signals that came while the worker was started."""
+        """Relay to this worker, beginning with signals that came while there was none."""
+        # In this order: a signal between the two lines is sent by its handler, not lost.
         self._worker = worker
-        for number in self._waiting:
+        pending, self._pending = self._pending, []
+        for number in pending:
             self._send(number)
+
+    def detach(self) -> None:
+        """Keep signals from now on for the next worker.
+
+        The ended worker's process id may be reused, and a sweep starts another worker.
+        """
+        self._worker = None
 
     def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self._interrupts += 1
@@ -62,9 +71,10 @@ class SignalRelay:
 
     def _send(self, number: signal.Signals) -> None:
         if self._worker is None:
-            self._waiting.append(number)
+            self._pending.append(number)
         elif number == signal.SIGKILL:
+            # The whole process group, so that no child of the worker holds the run's lock.
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._worker.pid, number)  # the processes it started, too
+                os.killpg(self._worker.pid, number)
         else:
             self._worker.send_signal(number)

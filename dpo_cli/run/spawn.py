@@ -12,20 +12,19 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import open_for_appending
+from dpo_cli.run.background import outcome_file, read_outcome, write_outcome
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.events import Alert
 from dpo_cli.run.launch import Launcher
 from dpo_cli.run.locked_directory import sign_lock
-from dpo_cli.run.outcome import SAVED_CODES
-from dpo_cli.run.processes import Worker, start_worker
+from dpo_cli.run.processes import Worker, module_argv, start_child, start_worker
 from dpo_cli.run.start import Start, Undo
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -40,8 +39,7 @@ class SpawnedLauncher:
 
     def __init__(self, start: Start) -> None:
         self._run = start.run
-        # Memory file: it never fills a pipe, and it can be read after the child has ended.
-        self._outcome = os.memfd_create("outcome")
+        self._outcome = outcome_file()
         plan = {
             "run": str(start.run.path),
             "lock": start.lock,
@@ -57,12 +55,9 @@ class SpawnedLauncher:
         # relay to the worker is in place.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, json.dumps(plan, default=str)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+            self._process = start_child(
+                module_argv(__name__, json.dumps(plan, default=str)),
+                output=log,
                 pass_fds=(start.lock, self._outcome),
             )
         finally:
@@ -88,17 +83,7 @@ class SpawnedLauncher:
         Raises:
             DpoError: the run failed, or the launcher was killed.
         """
-        code = self._process.wait()
-        if text := os.pread(self._outcome, os.fstat(self._outcome).st_size, 0):
-            raise DpoError.from_dict(json.loads(text))
-        if code in SAVED_CODES:
-            return ExitCode(code)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        raise DpoError(
-            f"the launcher in the background {how}",
-            self._run.resume_hint,
-            [f"its output is in {self._run.launcher_log_path}"],
-        )
+        return read_outcome(self._outcome, self._process.wait(), self._run)
 
     def __del__(self) -> None:
         """Close the memory file."""
@@ -126,7 +111,7 @@ def main() -> int:
     try:
         return launcher.run()
     except DpoError as error:
-        os.write(outcome, json.dumps(error.to_dict()).encode())
+        write_outcome(outcome, error)
         return error.exit_code
 
 

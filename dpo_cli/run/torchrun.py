@@ -1,4 +1,4 @@
-"""Command line of the agent, torchrun's with the profile's [launch] as options."""
+"""Command lines of torchrun and of the agent that runs it, from a profile's [launch] table."""
 
 from __future__ import annotations
 
@@ -16,40 +16,39 @@ if TYPE_CHECKING:
     from dpo_cli.profile.schema import Profile
 
 _RENDEZVOUS = "dpo"
-_ONE_MACHINE = "localhost:0"
-"""A port is found, and nobody else needs to know it."""
+_ONE_MACHINE = "localhost:0"  # a free port; no other machine has to find it
 _LOOPBACK = ("localhost", "127.", "[::1]")
 
 
 def usable_gpus(profile: Profile) -> int:
-    """CUDA cards that ranks of this profile could spread over."""
+    """Return the number of CUDA GPUs that ranks of this profile could use."""
     device = profile.train.device
     return count_gpus() if device in ("auto", "cuda") else int(device.startswith("cuda"))
 
 
 def processes_here(profile: Profile) -> int:
-    """Processes that [launch] asks for on this machine.
+    """Return the number of processes that [launch] asks for on this machine.
 
     Raises:
-        UsageError: there are to be several, and train.device names one card.
+        UsageError: [launch] asks for several, and train.device names one GPU.
     """
     asked = profile.launch.nproc_per_node
     processes = max(1, usable_gpus(profile)) if asked == "auto" else asked
     if processes > 1 and profile.train.device.startswith("cuda:"):
         raise UsageError(
-            f"launch.nproc_per_node = {asked}: train.device = {profile.train.device!r} is one card",
-            'each process takes a card of its own with train.device = "cuda"',
+            f"launch.nproc_per_node = {asked}: train.device = {profile.train.device!r} is one GPU",
+            'Set train.device = "cuda": each process then takes its own GPU.',
         )
     return processes
 
 
 def torchrun_arguments(launch: Launch, processes: int, more: Sequence[str] = ()) -> list[str]:
-    """The arguments of torchrun, without what it is to run.
+    """Return the arguments of torchrun, without the command of the ranks.
 
     Args:
-        launch: of the profile.
-        processes: on this machine.
-        more: from the user, which override those before them.
+        launch: [launch] table of the profile.
+        processes: number of ranks on this machine.
+        more: arguments of the user; the last value of an option counts.
     """
     words = ["--nnodes", str(launch.nnodes), "--nproc-per-node", str(processes)]
     words += ["--rdzv-backend", launch.rdzv_backend]
@@ -58,7 +57,7 @@ def torchrun_arguments(launch: Launch, processes: int, more: Sequence[str] = ())
     if launch.rdzv_backend == "static":
         words += ["--node-rank", str(launch.node_rank)]
     elif launch.rdzv_backend == "c10d" and launch.nnodes > 1:
-        # Else torchrun guesses by the machine's name, which may stand for a loopback address.
+        # Torchrun would guess from the machine's own name, which is often a loopback address.
         words += ["--rdzv-conf", f"is_host={'false' if launch.node_rank else 'true'}"]
     if address := _own_address(launch.rdzv_endpoint or _ONE_MACHINE):
         words += ["--local-addr", address]
@@ -81,21 +80,23 @@ def agent_argv(run: Path, arguments: Sequence[str], command: Sequence[str]) -> l
 
 
 def _own_address(endpoint: str) -> str | None:
-    """The address of this machine that others who meet at `endpoint` reach it by, if that shows.
+    """Return the address of this machine on the way to `endpoint`; None if that is unclear.
 
-    Torchrun would take the machine's full name, which not every network can resolve.
+    The other machines connect to it. Torchrun would send them this machine's full name, which not
+    every network can resolve.
     """
     host, _, port = endpoint.rpartition(":")
     is_loopback = host.startswith(_LOOPBACK)
     try:
-        [(family, _, _, _, place), *_] = socket.getaddrinfo(
+        [(family, _, _, _, address), *_] = socket.getaddrinfo(
             host.strip("[]"), int(port) or 1, type=socket.SOCK_DGRAM
         )
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(place)  # sends nothing
-            address = str(probe.getsockname()[0])
+            probe.connect(address)  # for UDP this chooses a route and sends nothing
+            own = str(probe.getsockname()[0])
     except (OSError, OverflowError):
         return None
-    if address.startswith("127.") or address == "::1":
-        return address if is_loopback else None
-    return address
+    # A loopback address is useful only if all machines are this one.
+    if own.startswith("127.") or own == "::1":
+        return own if is_loopback else None
+    return own

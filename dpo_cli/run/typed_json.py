@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import is_dataclass
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from types import UnionType
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+Converter = Callable[[Any], Any]
 
 
 def typed(value: Any, hint: Any) -> Any:
@@ -19,48 +22,69 @@ def typed(value: Any, hint: Any) -> Any:
         TypeError: the value, or one inside it, has another type.
         KeyError: an object lacks a key, or has an unknown one.
     """
+    return _converter(hint)(value)
+
+
+# Converters are built once per type: streams have hundreds of thousands of lines.
+@functools.cache
+def field_converters(kind: Any) -> dict[str, Converter]:
+    """Return a function like `typed` for each field of a dataclass or key of a TypedDict."""
+    hints = get_type_hints(kind)
+    names = hints if is_typeddict(kind) else [field.name for field in fields(kind)]
+    return {name: _converter(hints[name]) for name in names}
+
+
+@functools.cache
+def _converter(hint: Any) -> Converter:
     if hint is Any:
-        return value
+        return lambda value: value
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return _first_fit(value, arguments)
+        return functools.partial(_first_fit, [_converter(each) for each in arguments])
     if origin is tuple:
-        return tuple(typed(each, arguments[0]) for each in _require(value, (list, tuple)))
+        return functools.partial(_tuple, _converter(arguments[0]))
     if origin is dict:
-        return {key: typed(each, arguments[1]) for key, each in _require(value, dict).items()}
+        return functools.partial(_dict, _converter(arguments[1]))
     if is_typeddict(hint):
-        return {key: typed(value[key], each) for key, each in field_types(hint).items()}
+        return lambda value: {key: to(value[key]) for key, to in field_converters(hint).items()}
     if is_dataclass(hint):
-        return value if isinstance(value, cast(type, hint)) else _typed_object(value, hint)
-    if isinstance(value, bool) and hint is not bool:  # a bool is an int to Python
-        raise TypeError("a boolean instead of a number")
+        return functools.partial(_object, hint)
     # JSON has one kind of numbers: a float without a fraction may be written as an integer.
-    return _require(value, (int, float) if hint is float else hint)
+    return functools.partial(_plain, (float, int) if hint is float else (hint,))
 
 
-def field_types(kind: Any) -> dict[str, Any]:
-    """Return the resolved annotations of a class by field name."""
-    return _hints(kind)
+def _plain(kinds: tuple[type, ...], value: Any) -> Any:
+    # The first test is the fast one, and excludes bool, which is a subclass of int.
+    if type(value) in kinds or (isinstance(value, kinds) and not isinstance(value, bool)):
+        return value
+    raise TypeError(f"{type(value).__name__} instead of {kinds[0].__name__}")
 
 
-_hints = functools.cache(get_type_hints)
-
-
-def _typed_object(value: Any, kind: Any) -> Any:
-    types = field_types(kind)
-    return kind(**{key: typed(each, types[key]) for key, each in _require(value, dict).items()})
-
-
-def _first_fit(value: Any, hints: tuple[Any, ...]) -> Any:
-    for hint in hints:
+def _first_fit(converters: list[Converter], value: Any) -> Any:
+    for convert in converters:
         try:
-            return typed(value, hint)
+            return convert(value)
         except TypeError:
             continue
     raise TypeError(f"{type(value).__name__} fits none of the types")
 
 
-def _require(value: Any, kind: Any) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{type(value).__name__} instead of {kind}")
-    return value
+def _tuple(convert: Converter, value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{type(value).__name__} instead of a list")
+    return tuple(map(convert, value))
+
+
+def _dict(convert: Converter, value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} instead of an object")
+    return {key: convert(each) for key, each in value.items()}
+
+
+def _object(kind: Any, value: Any) -> Any:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} instead of an object")
+    converters = field_converters(kind)
+    return kind(**{key: converters[key](each) for key, each in value.items()})

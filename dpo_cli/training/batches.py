@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,6 +65,21 @@ class BatchPlanner:
             global_batch: the pair indices of each micro-batch of the step, as the order has them.
         """
         return self._split(global_batch, self.pairs, self.world_size)
+
+    @cached_property
+    def reference_batches(self) -> list[tuple[int, ...]]:
+        """Indices of the pairs that the reference scores together: the forwards of the first epoch.
+
+        The same as the policy's, because the size of a matrix product decides its last bits: only
+        so are equal weights compared with equal bits, and the loss begins at ln 2 exactly.
+        """
+        return [
+            micro_batch.indices
+            for global_batch in itertools.takewhile(
+                lambda global_batch: global_batch.epoch == 0, self.order.global_batches()
+            )
+            for micro_batch in self.micro_batches(global_batch.micro_batches)
+        ]
 
     @cached_property
     def held_out_batches(self) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Which state of a run is the best on the held-out pairs, and how long ago that was."""
+"""Lowest held-out loss of a run, and the number of evaluations since."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any
 
 @dataclass
 class BestSoFar:
-    """The lowest held-out loss of a run; saved with every state, so that a resume goes on with it.
+    """Lowest held-out loss of a run; saved with every checkpoint, so that a resume continues it.
 
     Attributes:
-        loss: the mean over the held-out pairs; None before the first evaluation.
-        optimizer_step: after which it was measured; 0 is the checkpoint that the run began with.
-        evaluations_since: of those that `eval.interval` asks for, how many came after it.
+        loss: mean over the held-out pairs; None before the first evaluation.
+        optimizer_step: steps done at that evaluation; 0 for the starting weights.
+        evaluations_since: later evaluations of `eval.interval`, none of which had a lower loss.
     """
 
     loss: float | None = None
     optimizer_step: int = 0
     evaluations_since: int = 0
 
-    def take(self, loss: float, optimizer_step: int, *, is_due: bool) -> bool:
-        """Learn of an evaluation; whether it is the best. A loss that is no number never is.
+    def update(self, loss: float, optimizer_step: int, *, is_due: bool) -> bool:
+        """Record an evaluation; return True if it is the best. NaN never is.
 
         Args:
             loss: the held-out loss.
-            optimizer_step: after which it was measured.
-            is_due: not one that a user asked for in between, which tries nobody's patience.
+            optimizer_step: number of optimizer steps done.
+            is_due: False for an evaluation that a user requested, which does not use up patience.
         """
+        # A comparison with NaN is false, so NaN neither becomes the best nor stays it.
         if loss < (float("inf") if self.loss is None else self.loss):
             self.loss, self.optimizer_step, self.evaluations_since = loss, optimizer_step, 0
             return True
@@ -37,17 +38,17 @@ class BestSoFar:
         return False
 
     def why_over(self) -> str:
-        """Why a run that lost its patience is over, in words."""
+        """Return why a run without patience ends, for people."""
         return (
             f"no lower held-out loss in {self.evaluations_since} evaluations: the best,"
             f" {self.loss:.4f}, was after optimizer step {self.optimizer_step}"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BestSoFar:
-        """What `to_dict` gave."""
+        """Build the object that `to_dict` returned."""
         return cls(**values)

@@ -1,7 +1,7 @@
-"""Our own checkpoints: everything a run needs to go on bit for bit.
+"""Training state on disk: everything that a run needs to continue bit for bit.
 
-Weights and what the optimizer keeps of each are stored in float32 under the Hugging Face layout's
-names, which are stable where the names in memory are not; nothing is pickled.
+Weights and optimizer state are float32, under the names of the Hugging Face layout: the names in
+memory differ between versions of transformers. Nothing is pickled, so reading runs no code.
 """
 
 from __future__ import annotations
@@ -42,20 +42,25 @@ def save_state(
     best: BestSoFar | None = None,
     rng: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the state after `optimizer_step` optimizer steps into an empty directory.
+    """Write the training state into an empty directory.
 
-    `best` is the held-out loss to beat, None where there is none. `rng` are the random numbers of
-    all ranks, from `rng_states`; None where there is but this one.
+    Args:
+        directory: must exist.
+        model, optimizer, scaler: after `optimizer_step` optimizer steps.
+        optimizer_step: number of optimizer steps done.
+        best: lowest held-out loss so far; None for a run without evaluations.
+        rng: random number states of all ranks, from `rng_states`; None for this process alone.
     """
     save_file(on_disk(model, model.state_dict()), directory / WEIGHTS)
     names = {parameter: name for name, parameter in model.named_parameters()}
     moments = optimizer.state
-    for moment in _kept_by(optimizer):
+    for moment in _state_names(optimizer):
         by_name = {names[p]: moments[p][moment] for p in names if p in moments}
         save_file(on_disk(model, by_name), directory / f"{moment}.safetensors")
+    # Skipped updates do not count, so this may be less than optimizer_step. It is one number,
+    # because each weight gets a gradient in each step; that of an expert without tokens is zero.
     updates = {int(state["step"]) for state in moments.values()}
-    # Every weight gets a gradient in every window, experts without tokens a zero one.
-    assert len(updates) <= 1, f"weights updated unequally often: {updates}"
+    assert len(updates) <= 1, f"weights have different numbers of updates: {updates}"
     save_file(dict(rng or rng_states(SINGLE_PROCESS, model.device)), directory / _RNG)
     (directory / _STATE).write_text(
         json.dumps(
@@ -71,19 +76,19 @@ def save_state(
 
 
 def state_bytes(parameters: int, train: Train) -> int:
-    """What `save_state` writes, but for the little that is no weight's."""
-    tensors = 4 if train.kahan_summation else 3
+    """Return the size of what `save_state` writes, random numbers and JSON not counted."""
+    tensors = 4 if train.kahan_summation else 3  # weights, two moments, compensation
     return 4 * tensors * parameters
 
 
 def load_weights(directory: Path) -> StateDict:
-    """The float32 weights of a checkpoint, in the Hugging Face layout."""
+    """Read the float32 weights of a checkpoint, in the Hugging Face layout."""
     return _read(directory / WEIGHTS)
 
 
 def load_best(directory: Path) -> BestSoFar:
-    """What the run that saved a checkpoint knew to be its best on the held-out pairs."""
-    return BestSoFar.from_dict(_read_position(directory / _STATE).get("best", {}))
+    """Read the lowest held-out loss up to a checkpoint."""
+    return BestSoFar.from_dict(_read_json(directory / _STATE).get("best", {}))
 
 
 def restore_state(
@@ -95,18 +100,19 @@ def restore_state(
     scaler: torch.amp.GradScaler,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> int:
-    """Put optimizer, scaler and random numbers back; the weights are the leader's model's already.
+    """Restore optimizer, scaler and random numbers; the main rank's model has the weights already.
 
-    Only the leader reads: the others, which may be on machines that do not see its files, get all
-    of it from there. Collective.
+    Only the main rank reads files, which other machines may not see. It sends all tensors, weights
+    included, to the other ranks. Collective.
 
-    Where the optimizer compensates and the one that was saved did not, nothing is lost yet.
+    If `optimizer` compensates rounding (`KahanAdamW`) and the saved one did not, compensation
+    starts at zero, which is exact: the saved weights are whole.
 
     Returns:
         The number of optimizer steps done.
 
     Raises:
-        DpoError: a file is not what its name says.
+        DpoError: a file has the wrong format.
     """
 
     rng: Mapping[str, Tensor] = {}
@@ -114,22 +120,23 @@ def restore_state(
 
     def read() -> dict[str, Any]:
         nonlocal rng
-        state = _read_position(directory / _STATE)
+        state = _read_json(directory / _STATE)
         rng = _read(directory / _RNG)
-        for moment in _kept_by(optimizer) if state["updates"] else ():
+        for moment in _state_names(optimizer) if state["updates"] else ():
             path = directory / f"{moment}.safetensors"
             if moment in _MOMENTS or path.exists():
                 moments[moment] = _in_memory_names(path, architecture)
         rng_bytes = {name: len(tensor) for name, tensor in rng.items()}
         return {**state, "kept": list(moments), "rng_bytes": rng_bytes}
 
+    # Two messages: names and sizes first, so that the other ranks can allocate the tensors.
     state = group.broadcast_from_main("state", read)
     if not group.is_main:
         rng = {
             name: torch.empty(size, dtype=torch.uint8) for name, size in state["rng_bytes"].items()
         }
         moments = {
-            moment: {name: torch.empty_like(its) for name, its in model.named_parameters()}
+            moment: {name: torch.empty_like(each) for name, each in model.named_parameters()}
             for moment in state["kept"]
         }
     tensors = [parameter.detach() for parameter in model.parameters()]
@@ -143,7 +150,7 @@ def restore_state(
             for index, (name, _) in enumerate(model.named_parameters())
         }
         optimizer.load_state_dict(restored)
-        tensors += [its[moment] for its in optimizer.state.values() for moment in state["kept"]]
+        tensors += [kept[moment] for kept in optimizer.state.values() for moment in state["kept"]]
     group.broadcast_tensors([*tensors, *rng.values()])
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
@@ -151,14 +158,18 @@ def restore_state(
     return int(state["optimizer_step"])
 
 
-def _kept_by(optimizer: torch.optim.AdamW) -> tuple[str, ...]:
-    """What the optimizer keeps of each weight: in the checkpoint, a file each."""
+def _state_names(optimizer: torch.optim.AdamW) -> tuple[str, ...]:
+    """Return the names of the optimizer's state tensors; each has a file in the checkpoint."""
     compensates = isinstance(optimizer, KahanAdamW)
     return (*_MOMENTS, COMPENSATION) if compensates else _MOMENTS
 
 
 def _in_memory_names(path: Path, architecture: Architecture) -> Mapping[str, Tensor]:
-    """Moments travel by the road of the weights: a model built from them names them."""
+    """Read tensors stored under names on disk, and return them under the names in memory.
+
+    transformers converts names and stacks experts only while it loads a model, so the moments are
+    loaded as if they were the weights of one.
+    """
     carrier = build_model(architecture, _read(path))
     return {name: parameter.detach() for name, parameter in carrier.named_parameters()}
 
@@ -167,54 +178,52 @@ def _read(path: Path) -> StateDict:
     try:
         tensors: StateDict = load_file(path)
     except SafetensorError as error:
-        raise _not_ours(path, f"is no safetensors file: {error}") from error
+        raise _wrong_format(path, f"is not a safetensors file: {error}") from error
     return tensors
 
 
-def _read_position(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads(path.read_bytes())
     except ValueError as error:
-        raise _not_ours(path, f"is no JSON: {error}") from error
+        raise _wrong_format(path, f"is not JSON: {error}") from error
     return state
 
 
-def _not_ours(path: Path, problem: str) -> DpoError:
-    """Hashes verify, so somebody made it so."""
-    return DpoError(
-        f"{path} {problem}", "it was not written by dpo; nothing else is ever read in its place"
-    )
+def _wrong_format(path: Path, problem: str) -> DpoError:
+    # The hashes of the manifest are right, so the file was replaced together with the manifest.
+    return DpoError(f"{path} {problem}", "Restore the file: dpo did not write this one.")
 
 
 def on_disk(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> StateDict:
-    """Copies of tensors that are named as in memory, as the Hugging Face layout stores them."""
+    """Copy tensors to the CPU, and rename them from the names in memory to those on disk."""
     renamed = to_disk_names(model, {name: tensor.cpu() for name, tensor in tensors.items()})
-    # Unstacking gives views of one storage, which safetensors refuses.
+    # Unstacked experts are views of one storage, which safetensors refuses.
     return {name: tensor.clone().contiguous() for name, tensor in renamed.items()}
 
 
 def rng_states(group: ProcessGroup, device: torch.device) -> dict[str, Tensor]:
-    """The random number generators of all ranks, of the CPU and of the card they compute on.
+    """Return the random number states of all ranks, of the CPU and of each rank's card. Collective.
 
-    Collective: all ranks call it at the same moment.
+    Dropout draws from them, so a resume without them would use other masks.
     """
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return {
-        _of_rank(name, rank): state
+        _rng_key(name, rank): state
         for name, own in states.items()
         for rank, state in enumerate(group.all_gather(own))
     }
 
 
 def _restore_rng(states: Mapping[str, Tensor], device: torch.device, rank: int) -> None:
-    """Those of a rank that there was none of stay as the run's seed left them."""
-    if (state := states.get(_of_rank("cpu", rank))) is not None:
+    # On more ranks than the run had when it saved, the new ranks keep the state of their seed.
+    if (state := states.get(_rng_key("cpu", rank))) is not None:
         torch.set_rng_state(state)
-    if device.type == "cuda" and (state := states.get(_of_rank("cuda", rank))) is not None:
+    if device.type == "cuda" and (state := states.get(_rng_key("cuda", rank))) is not None:
         torch.cuda.set_rng_state(state, device)
 
 
-def _of_rank(name: str, rank: int) -> str:
+def _rng_key(name: str, rank: int) -> str:
     return f"{name}/{rank}" if rank else name

@@ -1,4 +1,4 @@
-"""The policy on held-out pairs: scored pair by pair, each rank its share."""
+"""Log-prob metrics on held-out pairs; each rank scores its share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dpo_cli.training.reference import CachedReference, Reference
 def score_held_out(
     policy: ResponseScorer | CachedReference,
     reference: Reference,
-    rows: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
     make_batch: Callable[[Sequence[int]], Batch],
     *,
     dpo: Dpo,
@@ -28,17 +28,17 @@ def score_held_out(
     on_progress: Callable[[int], None],
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Tensor:
-    """Score pairs that are not trained on; several ranks to the same table, each its share.
+    """Score held-out pairs, and return the same table on all ranks. Collective.
 
     Args:
-        policy: left in evaluation mode; or the reference, while their weights are the same.
-        reference: what it is compared with.
-        rows: which pairs are scored together; every one of K stands in one row.
-        make_batch: the pairs of a row, on the device.
+        policy: is left in evaluation mode; or the cached reference, while both score identically.
+        reference: model to compare with.
+        batches: indices of the pairs that are scored together; each of K pairs is in one batch.
+        make_batch: returns the tensors of these pairs, on the device.
         dpo: the objective.
-        device: device and autocast.
-        on_progress: hears how many pairs this rank has done.
-        group: who scores together. Collective: all of them call it at the same moment.
+        device: device and dtype.
+        on_progress: called with the number of pairs that this rank has done.
+        group: the ranks that share the work.
 
     Returns:
         (K, F), float64 on the CPU: `HELD_OUT_METRICS` by pair.
@@ -47,7 +47,7 @@ def score_held_out(
         policy.eval()
     own: list[int] = []
     figures: list[Tensor] = []
-    for indices in rows[group.rank :: group.world_size]:
+    for indices in batches[group.rank :: group.world_size]:
         batch = make_batch(indices)
         if isinstance(policy, CachedReference):
             scores = policy.scores(indices, batch)
@@ -67,17 +67,17 @@ def score_held_out(
         )
         own += indices
         on_progress(len(own))
-    table = torch.zeros(sum(map(len, rows)), len(HELD_OUT_METRICS), dtype=torch.float64)
+    table = torch.zeros(sum(map(len, batches)), len(HELD_OUT_METRICS), dtype=torch.float64)
     if own:
         table[own] = torch.cat(figures).cpu()
-    # Each pair is one rank's, and nought is added to it: the same bits, however many ranks.
+    # One rank has the row of a pair, the others add zero: the same bits for any number of ranks.
     return torch.tensor(
         group.all_reduce_sum(table.flatten().tolist()), dtype=torch.float64
     ).view_as(table)
 
 
 def summarize_groups(table: Tensor, groups: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """What the pairs of each group come to; see `dpo_cli.objective.held_out.summarize`.
+    """Summarize the pairs of each group; see `dpo_cli.objective.held_out.summarize`.
 
     Args:
         table: (K, F), from `score_held_out`.

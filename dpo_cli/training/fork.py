@@ -1,8 +1,7 @@
-"""Workers that come without imports of their own: copies of a launcher that has made them.
+"""Workers forked from a process that has imported torch and transformers already.
 
-A worker's first seconds go into importing torch and transformers. Who trains one run after another
-imports them once, and never computes with them: a copy of a process that has computed would have
-its locks, but not the threads that hold them.
+Importing them takes the first seconds of a worker, so a sweep imports them once. The parent must
+never compute with torch: a fork copies the locks of its thread pools, but not the threads.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from collections.abc import Sequence
 from dpo_cli.run.processes import Forked, fork
 from dpo_cli.training import session, worker
 
-__all__ = ["fork_worker", "session"]  # the imports that are shared
+__all__ = ["fork_worker", "session"]  # `session` is imported for the workers
 
 
 def fork_worker(argv: Sequence[str], log: int, lock: int) -> Forked:
-    """Start what `launch.worker_argv` says as a copy of this process; see `workers.start_worker`.
+    """Start the worker of `launch.worker_argv` as a fork; see `processes.start_worker`.
 
-    It has what a process of its own would have: no input, the log as its output, and of all open
-    files the lock alone.
+    Like a process of its own it has no input, the log as its output, and the lock as its only other
+    open file.
     """
 
     def work() -> int:
@@ -30,7 +29,7 @@ def fork_worker(argv: Sequence[str], log: int, lock: int) -> Forked:
             os.dup2(source, target)
         for descriptor in map(int, os.listdir("/proc/self/fd")):
             if descriptor > 2 and descriptor != lock:
-                with contextlib.suppress(OSError):  # the listing's own
+                with contextlib.suppress(OSError):  # the descriptor of the listing itself
                     os.close(descriptor)
         return worker.main(argv[argv.index("-m") + 2 :])
 

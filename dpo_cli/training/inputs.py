@@ -21,6 +21,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile.inputs import resolve_tokenizer
+from dpo_cli.profile.recipe import saturation_margin
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.directory import RunDirectory
@@ -122,6 +123,15 @@ class RunInputs:
     def aux_loss_weight(self) -> float:
         """Weight of a micro-batch's aux_loss in the loss of one optimizer step."""
         return self.router_aux_loss_coef / self.order.accumulation_steps
+
+    @cached_property
+    def saturation_margin(self) -> float | None:
+        """Margin at which the loss gradient halves; None for other losses than DPO's own."""
+        dpo = self.profile.dpo
+        if list(dpo.losses) != ["sigmoid"]:
+            return None
+        tokens = self.pairs.response_tokens.double().mean().item()
+        return saturation_margin(dpo.beta, dpo.reduction, tokens)
 
     @property
     def policy_starts_as_reference(self) -> bool:

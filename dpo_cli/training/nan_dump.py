@@ -1,4 +1,4 @@
-"""What is left to look at when a loss or a gradient is not a finite number."""
+"""Dump of a step whose loss or gradient is not a finite number."""
 
 from __future__ import annotations
 
@@ -19,47 +19,49 @@ _WEIGHTS = "weights.safetensors"
 
 def write_nan_dump(
     directory: Path,
-    window: GlobalBatch,
+    global_batch: GlobalBatch,
     lines: Sequence[int],
     losses: Sequence[float],
     model: PreTrainedModel,
 ) -> None:
-    """Write what is needed to repeat a step whose update was refused.
+    """Write what is needed to repeat a step whose update was not made.
 
-    `window.json` has each micro-batch's lines of the data and its loss, and the parameters whose
-    gradient is not finite; `weights.safetensors` the float32 weights that the step began with.
+    `global_batch.json` has the data lines and the loss of each micro-batch, and the parameters
+    whose gradient is not finite; `weights.safetensors` has the float32 weights before the step.
 
     Args:
-        directory: is made; what it holds of an earlier time is replaced.
-        window: the step's.
-        lines: of the data file, by pair.
-        losses: of each micro-batch of the window.
-        model: with the gradients as the backward pass left them.
+        directory: is created; files of an earlier dump are replaced.
+        global_batch: the pairs of the step.
+        lines: line in the data of each pair.
+        losses: loss of each micro-batch.
+        model: with the gradients of the backward pass.
 
     Raises:
-        OSError: there is no space, for example.
+        OSError: the disk is full, for example.
     """
     directory.mkdir(parents=True, exist_ok=True)
     facts = {
-        "epoch": window.epoch + 1,
+        "epoch": global_batch.epoch + 1,
         "micro_batches": [
+            # JSON has no NaN, so losses are strings.
             {"lines": [lines[index] for index in indices], "loss": repr(loss)}
-            for indices, loss in zip(window.micro_batches, losses, strict=True)
+            for indices, loss in zip(global_batch.micro_batches, losses, strict=True)
         ],
         "gradients_not_finite": not_finite_gradients(model),
     }
-    write_text_atomically(directory / "window.json", json.dumps(facts, indent=2) + "\n")
+    write_text_atomically(directory / "global_batch.json", json.dumps(facts, indent=2) + "\n")
+    # Last, because `has_nan_dump` takes this file as the sign of a complete dump.
     weights = on_disk(model, model.state_dict())
     write_atomically(directory / _WEIGHTS, lambda temporary: save_file(weights, temporary))
 
 
 def has_nan_dump(root: Path) -> bool:
-    """Whether some step's evidence lies under `root`, whole: its weights are written last."""
+    """Return True if a complete dump of any step lies under `root`."""
     return any(root.glob(f"*/{_WEIGHTS}"))
 
 
 def not_finite_gradients(model: nn.Module) -> list[str]:
-    """The names of the parameters whose gradient has a NaN or an infinity."""
+    """Return the names of the parameters whose gradient contains NaN or infinity."""
     return [
         name
         for name, parameter in model.named_parameters()

@@ -1,4 +1,4 @@
-"""Learning-rate schedules of both MiniMind versions, and the optimizer they drive."""
+"""Learning-rate schedules of both MiniMind versions, and AdamW."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import nn
 
 ScheduleName = Literal["minimind2", "minimind3"]
 COMPENSATION = "compensation"
-"""Under which name `KahanAdamW` keeps it, beside the moments."""
+"""Name of the compensation in the state of `KahanAdamW`, beside the moments."""
 
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The learning rate at each of T micro-batches.
+    """Learning rate at each of T micro-batches.
 
-    minimind2: lr * (0.1 + 0.5 * (1 + cos(pi t / T))), t from 0: begins at 1.1 lr.
+    minimind2: lr * (0.1 + 0.5 * (1 + cos(pi t / T))), t from 0: starts at 1.1 lr.
     minimind3: lr * (0.1 + 0.45 * (1 + cos(pi t / T))), t from 1: ends exactly at 0.1 lr.
 
     For the first `warmup_iters` micro-batches it is multiplied by (1, 2, ...) / warmup_iters.
@@ -31,35 +31,36 @@ class LearningRate:
     warmup_iters: int
 
     def at(self, step: int) -> float:
-        """The rate of micro-batch `step`, counted from 0."""
+        """Return the rate of micro-batch `step`, counted from 0."""
         if self.schedule == "minimind2":
             cosine = 0.5 * (1 + math.cos(math.pi * step / self.micro_batches))
         else:
             cosine = 0.45 * (1 + math.cos(math.pi * (step + 1) / self.micro_batches))
-        warmth = min(1.0, (step + 1) / self.warmup_iters) if self.warmup_iters else 1.0
-        return self.peak * (0.1 + cosine) * warmth
+        warmup = min(1.0, (step + 1) / self.warmup_iters) if self.warmup_iters else 1.0
+        return self.peak * (0.1 + cosine) * warmup
 
 
 class KahanAdamW(torch.optim.AdamW):
-    """AdamW whose weights lose nothing of their updates.
+    """AdamW that loses no part of an update to rounding.
 
-    A master weight is the sum of two float32 numbers: the weight, which the model computes with,
-    and its compensation, what the weight could not hold of the updates so far, at most half its
-    spacing. Each update is added to both (Kahan, Further remarks on reducing truncation errors,
-    1965), by a sum that is exact whichever summand is larger (Knuth, The Art of Computer
-    Programming 2, 4.2.2, theorem B). Moments are AdamW's to the bit.
+    At a learning rate of 1e-8, an update is less than half the spacing of float32 at most weights,
+    and would be rounded away. Here a weight is the sum of two float32 numbers: the weight that the
+    model computes with, and a compensation, the part of the updates that the weight cannot hold.
+    Each update is added to both (Kahan 1965, Further remarks on reducing truncation errors), by a
+    sum that is exact whichever summand is larger (Knuth, The Art of Computer Programming 2, 4.2.2,
+    theorem B). The moments have the same bits as AdamW's.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every weight that has a gradient. `closure` is there for torch's sake."""
+        """Update each weight that has a gradient; `closure` is part of torch's interface."""
         moving = [
             (weight, weight.clone(), group["lr"] * group["weight_decay"])
             for group in self.param_groups
             for weight in group["params"]
             if weight.grad is not None
         ]
-        # From zero AdamW arrives at its update, rounded to the update's own precision.
+        # On weights of zero, AdamW leaves the update itself, in the full precision of its size.
         for weight, _, _ in moving:
             weight.zero_()
         super().step(closure)
@@ -67,8 +68,10 @@ class KahanAdamW(torch.optim.AdamW):
             state = self.state[weight]
             if COMPENSATION not in state:
                 state[COMPENSATION] = torch.zeros_like(weight)
+            # Weight decay is part of the update: AdamW multiplied zeros by it.
             update = weight.sub(before, alpha=decay).add_(state[COMPENSATION])
             weight.copy_(before + update)
+            # Knuth's TwoSum: the rounding error of before + update, exactly.
             arrived = weight - before
             state[COMPENSATION] = (before - (weight - arrived)).add_(update - arrived)
 
@@ -76,13 +79,13 @@ class KahanAdamW(torch.optim.AdamW):
 def make_optimizer(
     parameters: Iterable[nn.Parameter], *, kahan_summation: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW with torch's defaults (weight decay 0.01 on everything), as both scripts use it.
+    """Return AdamW with torch's defaults, as both scripts use it: weight decay 0.01 on all weights.
 
-    Its learning rate is set before every step. On CUDA it is one kernel for all weights.
+    The learning rate is set before every step. On CUDA, one kernel updates all weights.
 
     Args:
-        parameters: the weights, in float32.
-        kahan_summation: keep what they cannot hold of an update.
+        parameters: float32.
+        kahan_summation: use `KahanAdamW`.
     """
     weights = list(parameters)
     kind = KahanAdamW if kahan_summation else torch.optim.AdamW
@@ -90,6 +93,6 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Use this rate from the next step on."""
+    """Set the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate

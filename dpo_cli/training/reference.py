@@ -1,10 +1,10 @@
-"""The frozen reference: what each response token was worth before training.
+"""Log-probs of the frozen reference.
 
-In the packed layout each of its log-probs is computed once, when it is first asked for, and kept:
-beside the run, for its resumes, and in the cache, for other runs; then the model is freed. Of
-held-out pairs entropies are kept, too: before its first step the policy says the same. In the
-padded layout it is run again on every batch, as the reference script does. A loss that needs no
-reference costs none.
+In the packed layout each log-prob is computed once, when it is first needed, and cached: beside the
+run for its resumes, and in the cache directory for other runs. Once all are known, the model is
+freed. For held-out pairs the entropies are cached too, because at step 0 the policy has the same.
+In the padded layout the model runs on every batch, as in the reference script. A loss without a
+reference loads no model.
 """
 
 from __future__ import annotations
@@ -36,26 +36,30 @@ from dpo_cli.training.plan import environment
 REFERENCE_FILE = "reference_logps.safetensors"
 HELD_OUT_REFERENCE_FILE = "held_out_reference_logps.safetensors"
 FORMAT = 2
-"""Counts up when a log-prob's bits change: by attention, the head, the packing of rows, or how
-torch is set up (2: no first call of a function is one by many threads)."""
+"""Increased when a change of attention, head, packing or torch's setup changes the last bits of a
+log-prob (2: no two threads make the first call of an elementary function)."""
 UNKNOWN = float("nan")
 _LOGPS, _ENTROPIES = "token_logps", "entropies"
 
 
 class Reference(Protocol):
-    """Gives the reference's log-probs of a batch."""
+    """Source of the reference's log-probs."""
 
     def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
-        """(2P, time), like the policy's, of the pairs `indices`, which `batch` holds."""
+        """Return the token log-probs of the pairs `indices`, whose tokens `batch` holds.
+
+        Returns:
+            (2P, time), in the same order as the policy's.
+        """
         ...
 
     def exchange(self, group: ProcessGroup) -> None:
-        """Learn what other ranks have computed."""
+        """Receive what other ranks have computed. Collective."""
         ...
 
 
 class LiveReference:
-    """Runs the frozen model on every batch."""
+    """Reference that runs the frozen model on every batch."""
 
     def __init__(self, scorer: ResponseScorer, device: Device) -> None:
         self._scorer = scorer.eval().requires_grad_(False)
@@ -69,235 +73,253 @@ class LiveReference:
         return scores.token_logps
 
     def exchange(self, group: ProcessGroup) -> None:
-        """See `Reference`: nothing is kept."""
+        """Do nothing: this reference keeps no values."""
 
 
 class NoReference:
-    """Stands where no loss asks for a reference: all log-probs are 0, and no model is loaded."""
+    """Placeholder for losses without a reference: all log-probs are 0, and no model is loaded."""
 
     def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
         """See `Reference`."""
         return torch.zeros(batch.mask.shape, device=batch.mask.device)
 
     def exchange(self, group: ProcessGroup) -> None:
-        """See `Reference`: there is nothing to know."""
+        """Do nothing: this reference keeps no values."""
 
 
 def open_references(
     inputs: RunInputs, load: Callable[[], ResponseScorer], directory: Path
 ) -> tuple[Reference, Reference]:
-    """The references of the training pairs and of the held-out ones.
+    """Return the references of the training pairs and of the held-out pairs.
 
     Args:
-        inputs: the run's inputs.
-        load: gives the frozen model, on the run's device.
-        directory: the run's, where log-probs are kept.
+        inputs: inputs of the run.
+        load: loads the frozen model onto the run's device.
+        directory: directory of the run, in which log-probs are cached.
     """
-    device, order = inputs.device, inputs.order
-    if not inputs.profile.dpo.needs_reference:
+    device, profile = inputs.device, inputs.profile
+    if not profile.dpo.needs_reference:
         return NoReference(), NoReference()
-    if inputs.profile.train.layout == "padded":
+    if profile.train.layout == "padded":
         live = LiveReference(load(), device)
         return live, live
-    first_epoch = [
-        forward.indices
-        for window in itertools.takewhile(lambda window: not window.epoch, order.global_batches())
-        for forward in inputs.batches.micro_batches(window.micro_batches)
-    ]
-    train = inputs.profile.train
     architecture = inputs.reference_weights.architecture
-    # Whether other models are computed packed may depend on the longest sequence.
+    # For models that are not known to pack, the longest sequence may decide whether they do.
     longest = None if architecture.supports_packing else inputs.longest_sequence
     model = inputs.fingerprints["reference"], architecture.to_dict(), longest
-    # Weighting reads more off the logits, by other operations.
-    weighted = inputs.profile.dpo.use_weighting
-    arithmetic = torch.get_float32_matmul_precision(), train.compile, weighted, FORMAT
+    # Weighting (WPO) reads more off the logits, by other operations, with other last bits.
+    arithmetic = (
+        torch.get_float32_matmul_precision(),
+        profile.train.compile,
+        profile.dpo.use_weighting,
+        FORMAT,
+    )
 
-    def kept(
-        name: str, pairs: TokenizedPairs, rows: list[tuple[int, ...]], *, with_entropies: bool
+    def cached(
+        name: str, pairs: TokenizedPairs, batches: list[tuple[int, ...]], *, with_entropies: bool
     ) -> Reference:
-        facts = (model, device.torch_device, device.dtype, arithmetic, pairs.fingerprint(), rows)
+        facts = (model, device.torch_device, device.dtype, arithmetic, pairs.fingerprint(), batches)
         key = hashlib.sha256(str(facts).encode()).hexdigest()
-        places = [directory / name]
+        paths = [directory / name]
         if (cache := cache_directory()) is not None:
-            # Another run's are taken only where they have the very bits of this run's own.
-            here = environment(), device.name, processor(), train.deterministic
-            elsewhere = hashlib.sha256(f"{key} {here}".encode()).hexdigest()
-            places.append(cache / "reference" / f"{elsewhere}.safetensors")
+            # The values of another run are used only if this run would compute the same bits. Its
+            # own values are used in any case: a resume must continue with what it began with.
+            here = environment(), device.name, processor(), profile.train.deterministic
+            shared_key = hashlib.sha256(f"{key} {here}".encode()).hexdigest()
+            paths.append(cache / "reference" / f"{shared_key}.safetensors")
         return CachedReference(
-            pairs, rows, device, load, places, key, with_entropies=with_entropies
+            pairs,
+            batches,
+            device,
+            load,
+            paths,
+            key,
+            with_entropies=with_entropies,
+            # With dropout the policy's batches hold each prompt twice.
+            can_reuse_batches=not profile.model.dropout,
         )
 
+    batches = inputs.batches
     return (
-        kept(REFERENCE_FILE, inputs.pairs, first_epoch, with_entropies=False),
-        kept(
+        cached(REFERENCE_FILE, inputs.pairs, batches.reference_batches, with_entropies=False),
+        cached(
             HELD_OUT_REFERENCE_FILE,
             inputs.held_out,
-            inputs.batches.held_out_batches,
+            batches.held_out_batches,
             with_entropies=True,
         ),
     )
 
 
 class CachedReference:
-    """Computes each log-prob once, and keeps it.
+    """Reference that computes each log-prob once, and caches it.
 
-    A pair is always computed together with the same others, whatever asks for it first: the same
-    matrix shapes give the same bits, however often a run was interrupted. With the policy's own
-    first batches as these rows the loss begins at ln 2 exactly.
+    A pair is always computed in the same batch, whatever batch asks for it first: the same matrix
+    shapes give the same bits, however often a run is interrupted.
 
     Args:
-        pairs: whose log-probs are asked for.
-        rows: which of them are computed together, each pair exactly once.
-        device: device and autocast.
-        load: the frozen model, on that device; called when it is first needed.
-        places: files where what is known is found and kept; the first, beside the run, also while
-            some is unknown.
-        key: everything the log-probs follow from; what is found under another is not believed.
-        with_entropies: keep those of the distributions as well, for `scores`.
+        pairs: the pairs whose log-probs are needed.
+        batches: indices of the pairs that are computed together; each pair is in exactly one.
+        device: device and dtype.
+        load: loads the frozen model onto that device; called when it is first needed.
+        paths: cache files. The first, beside the run, is written also while values are missing.
+        key: hash of everything that decides the values; a file with another key is not used.
+        with_entropies: cache the entropies of the distributions too, for `scores`.
+        can_reuse_batches: a batch that is handed in has the tensors that this class would build.
     """
 
     def __init__(
         self,
         pairs: TokenizedPairs,
-        rows: Sequence[Sequence[int]],
+        batches: Sequence[Sequence[int]],
         device: Device,
         load: Callable[[], ResponseScorer],
-        places: Sequence[Path] = (),
+        paths: Sequence[Path] = (),
         key: str = "",
         *,
         with_entropies: bool = False,
+        can_reuse_batches: bool = False,
     ) -> None:
-        self._pairs, self._rows, self._device, self._load = pairs, rows, device, load
-        self._row_of = {index: row for row, indices in enumerate(rows) for index in indices}
+        self._pairs, self._batches, self._device, self._load = pairs, batches, device, load
+        self._batch_of = {i: number for number, indices in enumerate(batches) for i in indices}
+        # The values of all responses lie in one flat tensor: side 2i is the chosen response of pair
+        # i, side 2i + 1 the rejected one, each from _offsets[side] to _offsets[side + 1].
         lengths = pairs.response_tokens.flatten().tolist()
-        self._ends = list(itertools.accumulate(lengths, initial=0))
-        self._places, self._key = places, key
+        self._offsets = list(itertools.accumulate(lengths, initial=0))
+        self._paths, self._key = paths, key
         self._names = (_LOGPS, _ENTROPIES) if with_entropies else (_LOGPS,)
-        self._has_news = bool(pairs)
-        found = self._find()
-        if found is None:
+        self._can_reuse_batches = can_reuse_batches
+        self._is_dirty = bool(pairs)
+        values = self._read_cache()
+        if values is None:
             dtype = torch.promote_types(device.dtype, torch.float32)
-            unknown = torch.full((self._ends[-1],), UNKNOWN, dtype=dtype)
-            found = {name: unknown.clone() for name in self._names}
-        # Of each row, so that no step asks the device what it knows.
-        self._is_known = [not found[_LOGPS][self._ends[2 * row[0]]].isnan() for row in rows]
-        self._values = {name: found[name].to(device.torch_device) for name in self._names}
+            unknown = torch.full((self._offsets[-1],), UNKNOWN, dtype=dtype)
+            values = {name: unknown.clone() for name in self._names}
+        # One flag per batch on the host: to look for NaN on a card would wait for it at each step.
+        firsts = [values[_LOGPS][self._offsets[2 * indices[0]]] for indices in batches]
+        self._is_known = [not first.isnan() for first in firsts]
+        self._values = {name: values[name].to(device.torch_device) for name in self._names}
         self._scorer: ResponseScorer | None = None
 
     @property
     def is_complete(self) -> bool:
-        """Whether every log-prob is known."""
+        """Return True if every log-prob is known."""
         return all(self._is_known)
 
     def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
-        """See `Reference`; for a packed batch, whose rows are response tokens and nothing else."""
-        return self._values_of(_LOGPS, indices)
+        """See `Reference`; `batch` must be packed, whose rows are response tokens only."""
+        return self._values_of(_LOGPS, indices, batch)
 
     def scores(self, indices: Sequence[int], batch: Batch) -> Scores:
-        """What a policy of the same weights says of pairs; where entropies are kept."""
-        logps, entropies = (self._values_of(name, indices) for name in (_LOGPS, _ENTROPIES))
+        """Return the scores of a policy with the same weights; needs `with_entropies`."""
+        logps, entropies = (self._values_of(name, indices, batch) for name in self._names)
         return Scores(logps, batch.mask, aux_loss=None, entropies=entropies)
 
     def exchange(self, group: ProcessGroup) -> None:
-        """See `Reference`. Collective: all ranks call it at the same moment."""
+        """See `Reference`."""
         if group.world_size == 1 or not self._pairs:
             return
-        rows_before = sum(self._is_known)
+        known_before = sum(self._is_known)
         known = group.all_reduce_max(torch.tensor(self._is_known, dtype=torch.uint8))
-        if min(group.all_gather(torch.tensor(rows_before))) == int(known.sum()):
+        # Nothing new for any rank: the values are large, so they are not sent.
+        if min(group.all_gather(torch.tensor(known_before))) == int(known.sum()):
             return
         for name, own in self._values.items():
+            # A maximum with NaN is NaN, so unknown values travel as -inf.
             values = group.all_reduce_max(own.nan_to_num(nan=-torch.inf, neginf=-torch.inf))
             self._values[name] = torch.where(values.isneginf(), UNKNOWN, values)
         self._is_known = known.bool().tolist()
-        self._has_news |= sum(self._is_known) > rows_before
+        self._is_dirty |= sum(self._is_known) > known_before
         if self.is_complete:
             self._scorer = None
 
-    def keep(self) -> None:
-        """Write down what was not yet; a cache that cannot be written is gone without."""
-        if not self._has_news or not self._places:
+    def save(self) -> None:
+        """Write new values to the cache files; the shared cache may fail, the run's may not."""
+        if not self._is_dirty or not self._paths:
             return
-        beside, *shared = self._places
-        values = {name: its.cpu() for name, its in self._values.items()}
-        keep(beside, self._key, values)
+        beside_run, *shared = self._paths
+        values = {name: tensor.cpu() for name, tensor in self._values.items()}
+        write_cached(beside_run, self._key, values)
         if self.is_complete:
-            for place in shared:
+            for path in shared:
                 with contextlib.suppress(OSError, SafetensorError):
-                    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    remove_unused(place.parent)
-                    keep(place, self._key, values)
-        self._has_news = False
+                    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    remove_unused(path.parent)
+                    write_cached(path, self._key, values)
+        self._is_dirty = False
 
-    def _find(self) -> Mapping[str, Tensor] | None:
-        for place in self._places:
-            values = load_cached(place, self._key)
+    def _read_cache(self) -> Mapping[str, Tensor] | None:
+        for path in self._paths:
+            values = load_cached(path, self._key)
             if values is not None and self._fits(values):
-                self._has_news = place != self._places[0]
+                self._is_dirty = path != self._paths[0]
                 with contextlib.suppress(OSError):
-                    os.utime(place)  # used, and therefore not to be removed
+                    os.utime(path)  # `remove_unused` keeps files that were used lately
                 return values
         return None
 
     def _fits(self, values: Mapping[str, Tensor]) -> bool:
-        return all(name in values and len(values[name]) == self._ends[-1] for name in self._names)
+        length = self._offsets[-1]
+        return all(name in values and len(values[name]) == length for name in self._names)
 
-    def _values_of(self, name: str, indices: Sequence[int]) -> Tensor:
-        """(2P, time), of the chosen sides of some pairs, then of the rejected."""
+    def _values_of(self, name: str, indices: Sequence[int], batch: Batch) -> Tensor:
+        """Return (2P, time): the chosen sides of some pairs, then the rejected sides."""
         for index in indices:
-            if not self._is_known[row := self._row_of[index]]:
-                self._compute_row(row)
+            if not self._is_known[number := self._batch_of[index]]:
+                is_same = self._can_reuse_batches and tuple(self._batches[number]) == tuple(indices)
+                self._compute_batch(number, batch if is_same else None)
         sides = [2 * index for index in indices] + [2 * index + 1 for index in indices]
         return pad_sequence([self._side(name, side) for side in sides], batch_first=True)
 
     @torch.no_grad()
-    def _compute_row(self, row: int) -> None:
+    def _compute_batch(self, number: int, batch: Batch | None) -> None:
+        """Score the pairs of one batch; its tensors are built if they are not given."""
         if self._scorer is None:
             self._scorer = self._load().eval()
-        indices = self._rows[row]
-        batch = make_batch([self._pairs[i] for i in indices], "packed", max_seq_len=0)
+        indices = self._batches[number]
+        if batch is None:
+            pairs = [self._pairs[i] for i in indices]
+            batch = make_batch(pairs, "packed", max_seq_len=0).to(self._device.torch_device)
         with self._device.autocast():
-            scores: Scores = self._scorer(
-                batch.to(self._device.torch_device), with_entropies=_ENTROPIES in self._names
-            )
+            scores: Scores = self._scorer(batch, with_entropies=_ENTROPIES in self._names)
         sides = [2 * index for index in indices] + [2 * index + 1 for index in indices]
         for name in self._names:
             for side, values in zip(sides, getattr(scores, name), strict=True):
                 kept = self._side(name, side)
                 kept.copy_(values[: len(kept)])
-        self._is_known[row] = self._has_news = True
+        self._is_known[number] = self._is_dirty = True
         if self.is_complete:
             self._scorer = None
 
     def _side(self, name: str, side: int) -> Tensor:
-        return self._values[name][self._ends[side] : self._ends[side + 1]]
+        """Return a view of the values of one response."""
+        return self._values[name][self._offsets[side] : self._offsets[side + 1]]
 
 
 def load_cached(path: Path, key: str) -> dict[str, Tensor] | None:
-    """What is kept, by its name in `Scores`, if `path` holds it for `key` and unharmed."""
+    """Return the cached values by their name in `Scores`; None unless intact and of this key."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Copies, since what is mapped would change with its file.
+            # Copies: tensors that are mapped from the file would change when it is overwritten.
             values = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
     except (OSError, SafetensorError):
         return None
-    is_ours = all(its.dtype == torch.float32 and its.ndim == 1 for its in values.values())
-    if not is_ours or metadata.get("key") != key or metadata.get("digest") != _digest(values):
+    is_valid = all(each.dtype == torch.float32 and each.ndim == 1 for each in values.values())
+    if not is_valid or metadata.get("key") != key or metadata.get("digest") != _digest(values):
         return None
     return values
 
 
-def keep(path: Path, key: str, values: Mapping[str, Tensor]) -> None:
-    """Write values of response tokens where `load_cached` finds them."""
+def write_cached(path: Path, key: str, values: Mapping[str, Tensor]) -> None:
+    """Write values of response tokens so that `load_cached` finds them under `key`."""
     metadata = {"key": key, "digest": _digest(values)}
     write_atomically(path, lambda temporary: save_file(dict(values), temporary, metadata))
 
 
 def _digest(values: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, its in sorted(values.items()):
+    for name, tensor in sorted(values.items()):
         digest.update(name.encode())
-        digest.update(its.contiguous().numpy().data)
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a resume, and every other rank, is held to: the plan that the run began with."""
+"""Checks that a resumed run, or another rank, uses the same inputs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ _KEYS = {
     "data": "data.data_path",
     "held_out": "eval.path",
 }
-"""The profile's name of each input that a fingerprint is of."""
+"""Profile key of each fingerprint."""
 
 
 def require_same_inputs(saved: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse to go on with inputs whose content is not what the run began with.
+    """Refuse to resume with inputs whose content has changed.
+
+    Args:
+        saved: fingerprints in the plan of the run.
+        now: fingerprints of the inputs as they were read now.
 
     Raises:
-        DpoError: naming each of them.
+        DpoError: naming each changed input.
     """
     changed = [
         f"{_KEYS[name]}: the content is not what the run began with"
@@ -31,46 +35,45 @@ def require_same_inputs(saved: Mapping[str, str], now: Mapping[str, str]) -> Non
     ]
     if changed:
         raise DpoError(
-            "the run cannot go on: its inputs have changed",
-            "restore them (another path with the same content will do, by --set), or start a new"
-            " run",
+            "the run cannot resume: its inputs have changed",
+            "Restore them (use --set for another path with the same content), or start a new run.",
             changed,
         )
 
 
 def require_same_inputs_on_ranks(by_rank: list[dict[str, str]], main_rank: int) -> None:
-    """Refuse ranks that read something else than the leader did.
+    """Refuse ranks whose inputs differ from those of the main rank.
 
     Args:
-        by_rank: the fingerprints of each rank's inputs.
-        leader: whose are right.
+        by_rank: fingerprints of each rank's inputs.
+        main_rank: rank to compare with.
 
     Raises:
         DpoError: naming each rank and input.
     """
     different = [
-        f"rank {rank}: {_KEYS[name]} has another content than on rank {main_rank}"
+        f"rank {rank}: {_KEYS[name]} differs from that of rank {main_rank}"
         for rank, fingerprints in enumerate(by_rank)
         for name, fingerprint in by_rank[main_rank].items()
         if fingerprints.get(name) != fingerprint
     ]
     if different:
         raise DpoError(
-            "the machines do not hold the same inputs",
-            "put the same files at the same paths on all of them",
+            "the machines have different inputs",
+            "Put the same files at the same paths on all machines.",
             different,
         )
 
 
 def inexact_reasons(inputs: RunInputs) -> list[str]:
-    """Why the bits may differ even where the run began."""
+    """Return why the last bits may differ even in the same environment."""
     if inputs.device.type == "cuda" and not inputs.profile.train.deterministic:
-        return ["train.deterministic = false: CUDA does not repeat itself bit for bit"]
+        return ["train.deterministic = false: CUDA results vary in the last bits"]
     return []
 
 
 def environment_changes(saved_plan: Plan, now: Plan) -> list[str]:
-    """What the bits depend on and is not as it was."""
+    """Return the values that decide the last bits and have changed, for people."""
     before, after = (
         {**plan.environment, "device": plan.device, "dtype": plan.dtype}
         for plan in (saved_plan, now)

@@ -1,4 +1,4 @@
-"""What policy and reference answer to the prompts of a few held-out pairs: for people to read."""
+"""Answers of policy and reference to the prompts of a few held-out pairs, for people to read."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.run.events import Sample
 from dpo_cli.training.inputs import RunInputs
 
-MOST_TOKENS = 96
-"""Of an answer."""
+MAX_TOKENS = 96
+"""Length at which an answer is truncated."""
 
 
 class Sampler:
-    """Asks policy and reference the same few prompts; what the reference says never changes.
+    """Generates answers of policy and reference to the same few prompts.
 
-    Answers are greedy: no random number is drawn, and none of the run's is used up.
+    Decoding is greedy: a random number would be missing in training, and change its bits.
 
     Args:
-        inputs: the run's inputs.
-        tokenizer: of the run.
-        load: gives the frozen reference, on the run's device; it is freed when it has answered.
+        inputs: inputs of the run.
+        tokenizer: tokenizer of the run.
+        load: loads the frozen reference onto the run's device. It answers once and is freed.
     """
 
     def __init__(
@@ -32,11 +32,9 @@ class Sampler:
     ) -> None:
         self._device, self._tokenizer, self._load = inputs.device, tokenizer, load
         self._architecture = inputs.weights.architecture
-        pairs, count = (
-            inputs.held_out,
-            min(inputs.profile.eval.num_samples, len(inputs.held_out)),
-        )
-        # Spread evenly: files are often sorted.
+        pairs = inputs.held_out
+        count = min(inputs.profile.eval.num_samples, len(pairs))
+        # Spread evenly over the file, because files are often sorted.
         self._places = pairs.places
         self._pairs = [pairs[index * len(pairs) // count] for index in range(count)]
         self._reference: list[str] = []
@@ -44,41 +42,41 @@ class Sampler:
     def sample(
         self, policy: ResponseScorer, on_progress: Callable[[int, int], None]
     ) -> list[Sample]:
-        """Every prompt with both answers, cut at `MOST_TOKENS`.
+        """Return each prompt with both answers.
 
         Args:
-            policy: left in evaluation mode.
-            on_progress: hears how many answers are there, and how many there will be.
+            policy: is left in evaluation mode.
+            on_progress: called with the number of answers done, and of all.
         """
         total = len(self._pairs) * (1 if self._reference else 2)
-        told = 0
+        done = 0
 
-        def tell() -> None:
-            nonlocal told
-            told += 1
-            on_progress(told, total)
+        def report() -> None:
+            nonlocal done
+            done += 1
+            on_progress(done, total)
 
         if not self._reference:
-            self._reference = self._answers(self._load(), tell)
-        answers = self._answers(policy, tell)
+            self._reference = self._answers(self._load(), report)
+        answers = self._answers(policy, report)
         return [
             Sample(
                 place=self._places.name(pair.line),
                 prompt=self._tokenizer.decode(prompt_of(pair)),
-                policy=policy_says,
-                reference=reference_says,
+                policy=policy_answer,
+                reference=reference_answer,
             )
-            for pair, policy_says, reference_says in zip(
+            for pair, policy_answer, reference_answer in zip(
                 self._pairs, answers, self._reference, strict=True
             )
         ]
 
-    def _answers(self, scorer: ResponseScorer, tell: Callable[[], None]) -> list[str]:
+    def _answers(self, scorer: ResponseScorer, report: Callable[[], None]) -> list[str]:
         scorer.eval()
         answers = []
         for pair in self._pairs:
             answers.append(self._answer(scorer, prompt_of(pair)))
-            tell()
+            report()
         return answers
 
     def _answer(self, scorer: ResponseScorer, prompt: Tensor) -> str:
@@ -89,14 +87,15 @@ class Sampler:
             prompt,
             device=self._device,
             end_id=end_id,
-            max_new_tokens=MOST_TOKENS if room is None else max(1, min(MOST_TOKENS, room)),
+            max_new_tokens=MAX_TOKENS if room is None else max(1, min(MAX_TOKENS, room)),
         )
-        return self._tokenizer.decode([number for number in answer if number != end_id])
+        return self._tokenizer.decode([token_id for token_id in answer if token_id != end_id])
 
 
 def prompt_of(pair: TokenizedPair) -> Tensor:
-    """(T,), the ids up to the last answer of the chosen side, its header included."""
+    """Return the ids up to the last answer of the chosen side, with its header: (T,)."""
     ids, response = pair.chosen.ids, pair.chosen.response
+    # A response has one run of True per assistant turn; `first` marks the start of each.
     first = response.clone()
     first[1:] &= ~response[:-1]
     return ids[: int(first.nonzero()[-1])]

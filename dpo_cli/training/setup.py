@@ -1,13 +1,18 @@
-"""From the inputs of a run to what trains: settings of torch, and models."""
+"""From the inputs of a run to its trainer: settings of torch, models, optimizer, saved state."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dpo_cli.compute.device import make_deterministic
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import (
     ModelWeights,
     build_model,
@@ -18,30 +23,39 @@ from dpo_cli.models.loading import (
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.support import scorer_for
 from dpo_cli.profile.schema import Profile
+from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.events import Alert
+from dpo_cli.training.best import BestSoFar
+from dpo_cli.training.checkpointing import load_best, load_weights, restore_state
 from dpo_cli.training.inputs import RunInputs
+from dpo_cli.training.optimizer import make_optimizer
+from dpo_cli.training.reference import open_references
+from dpo_cli.training.samples import Sampler
+from dpo_cli.training.trainer import Trainer, TrainerHooks
 
 
 def configure_torch(profile: Profile, rank: int = 0) -> None:
-    """Process-wide settings, before anything is computed. Each rank draws for itself."""
+    """Seed torch and set the process-wide options of a profile, before anything is computed."""
+    # Each rank has random numbers of its own, or all would drop out the same units.
     torch.manual_seed(profile.train.seed + rank)
     if profile.data.num_workers:
-        # The tokenizer's thread pool reads it when it is first used.
+        # The tokenizer's thread pool reads the variable at its first use.
         os.environ["RAYON_NUM_THREADS"] = str(profile.data.num_workers)
     if profile.train.deterministic:
         make_deterministic()
 
 
-def make_scorer(inputs: RunInputs, model_weights: ModelWeights) -> ResponseScorer:
-    """The model of a checkpoint on the run's device, as the module that scores responses."""
-    profile, architecture = inputs.profile, model_weights.architecture
-    model = build_model(architecture, model_weights.state, dropout=profile.model.dropout)
+def make_scorer(inputs: RunInputs, weights: ModelWeights) -> ResponseScorer:
+    """Build the model of these weights on the run's device, wrapped in its response scorer."""
+    profile, architecture = inputs.profile, weights.architecture
+    model = build_model(architecture, weights.state, dropout=profile.model.dropout)
     if architecture.use_moe:
         use_experts_for(model, float32=inputs.device.dtype == torch.float32)
     options: dict[str, Any] = {
         "aux_loss_kind": architecture.aux_loss_kind if architecture.use_moe else None,
         "aux_loss_tokens": profile.train.aux_loss_tokens,
-        # Of the reference too, though nobody reads it: for the same bits as the policy's.
+        # The reference computes them too, although nothing reads them: with other operations its
+        # log-probs would have other bits than the policy's at step 0.
         "computes_sum_sq_probs": profile.dpo.use_weighting,
     }
     if architecture.supports_packing:
@@ -56,12 +70,62 @@ def make_scorer(inputs: RunInputs, model_weights: ModelWeights) -> ResponseScore
 
 
 def fallback_alert(scorer: ResponseScorer) -> Alert | None:
-    """Why a model is computed the slower way, if it is."""
+    """Return the alert about a model that cannot compute packed rows; None if it can."""
     if scorer.fallback_reason is None:
         return None
     return Alert(
         code="not-packed",
         message=f"{type(scorer.model).__name__} is computed sequence by sequence, with padding and"
         f" each prompt twice: {scorer.fallback_reason}",
-        remedy="nothing: the results are exact, and take longer",
+        remedy="No action is needed: the results are exact, and training takes longer.",
     )
+
+
+def build_trainer(
+    inputs: RunInputs,
+    checkpoint: Checkpoint | None,
+    directory: Path,
+    hooks: TrainerHooks,
+    save: Callable[[Trainer], None],
+    group: ProcessGroup,
+) -> Trainer:
+    """Build policy, reference and optimizer, and restore the state of a checkpoint.
+
+    Args:
+        inputs: inputs of the run.
+        checkpoint: state to restore; None to begin with the starting weights.
+        directory: directory of the run, in which the reference's log-probs are kept.
+        hooks, save, group: see `Trainer`.
+
+    Raises:
+        DpoError: the checkpoint is damaged, or not of this model.
+    """
+
+    def load_reference() -> ResponseScorer:
+        return make_scorer(inputs, inputs.reference_weights)
+
+    references = open_references(inputs, load_reference, directory)
+    weights = inputs.weights
+    # Only the main rank can read checkpoints; `restore_state` sends the weights to the others.
+    if checkpoint is not None and group.is_main:
+        weights = replace(weights, state=load_weights(checkpoint.path))
+    policy = make_scorer(inputs, weights)
+    optimizer = make_optimizer(
+        policy.model.parameters(), kahan_summation=inputs.profile.train.kahan_summation
+    )
+    scaler = torch.amp.GradScaler(inputs.device.type, enabled=inputs.device.dtype == torch.float16)
+    trainer = Trainer(inputs, policy, *references, optimizer, scaler, hooks, save, group)
+    if inputs.profile.eval.num_samples and inputs.held_out:
+        trainer.sampler = Sampler(inputs, ChatTokenizer(inputs.tokenizer), load_reference)
+    if checkpoint is not None:
+        trainer.optimizer_step = restore_state(
+            checkpoint.path,
+            architecture=weights.architecture,
+            model=policy.model,
+            optimizer=optimizer,
+            scaler=scaler,
+            group=group,
+        )
+        best = group.broadcast_from_main("best", lambda: load_best(checkpoint.path).to_dict())
+        trainer.best = BestSoFar.from_dict(best)
+    return trainer

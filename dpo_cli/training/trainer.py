@@ -1,4 +1,4 @@
-"""The training loop: Direct Preference Optimization, one window of micro-batches after another."""
+"""Training loop of Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dpo_cli.compute.device import DTYPES, process_bytes
+from dpo_cli.compute.device import process_bytes
 from dpo_cli.data.batching import Batch, to_device
+from dpo_cli.data.microbatching import MicroBatch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import MAY_SAVE, SINGLE_PROCESS, STOPS, ProcessGroup
-from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import PairScores, score_pairs
@@ -29,41 +29,57 @@ from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.optimizer import set_learning_rate
 from dpo_cli.training.reference import CachedReference, Reference
 from dpo_cli.training.samples import Sampler
-from dpo_cli.training.step_metrics import StepMetrics
+from dpo_cli.training.step_metrics import StepMetrics, rank_figures, weights_moved
 
-_SAVING_SHARE = 0.006
-"""Of the time: together with events and panel less than a hundredth."""
-_CLIP_MARGIN = 1e-5
-"""Below the limit by more than this torch would multiply every gradient by one."""
+_MAX_SAVING_SHARE = 0.006
+"""Largest share of the time that saving may take. Events and the panel take less than 0.004."""
+_CLIP_TOLERANCE = 1e-5
+"""torch clips by `max_norm / (norm + 1e-6)`, at most 1. While the norm is below the limit by more
+than this, that factor is 1, and the multiplication of every gradient is left out."""
 
 
 class TrainerHooks(Protocol):
-    """What the loop asks at each step boundary, and tells."""
+    """What the trainer calls at each step boundary."""
 
     def emit(self, event: Event) -> None:
         """Append to the event stream."""
         ...
 
-    def asked(self) -> set[str]:
-        """What was asked for since the last call: "save", "evaluate", or one of `STOPS`."""
+    def requests(self) -> set[str]:
+        """Return the new requests of the user: "save", "evaluate", or one of `STOPS`."""
         ...
 
     def progress(self, phase: str, done: int, total: int, unit: str) -> None:
-        """Tell how far an evaluation is."""
+        """Report the progress of an evaluation."""
         ...
 
-    def not_finite(self, trainer: Trainer, window: GlobalBatch, losses: Sequence[float]) -> None:
-        """Name the pairs of a window whose update must not be made, and keep what shows why.
+    def on_not_finite(
+        self, trainer: Trainer, global_batch: GlobalBatch, losses: Sequence[float]
+    ) -> None:
+        """Report the pairs of a step whose loss or gradient is not finite, and keep a dump.
 
         Raises:
-            DpoError: the run is to stop here.
+            DpoError: the run must stop here.
         """
         ...
 
 
 @dataclass
 class Trainer:
-    """A run in progress, on this rank; `optimizer_step` counts the steps done."""
+    """A run in progress, on this rank.
+
+    Attributes:
+        inputs: inputs of the run.
+        policy: the trained model.
+        reference, held_out_reference: log-probs of the frozen model for both kinds of pairs.
+        optimizer, scaler: AdamW, and the loss scaler, which is enabled for float16 only.
+        hooks: see `TrainerHooks`.
+        save: saves a checkpoint; collective.
+        group: the ranks that train together.
+        optimizer_step: number of optimizer steps done.
+        best: lowest held-out loss so far.
+        sampler: generates answers after evaluations, if the profile asks for any.
+    """
 
     inputs: RunInputs
     policy: ResponseScorer
@@ -79,203 +95,249 @@ class Trainer:
     sampler: Sampler | None = None
 
     def train(self) -> str | None:
-        """Train to the end of the plan or of all patience, or until asked to stop; saved always.
+        """Train until the last planned step, the end of patience, or a request to stop.
+
+        Saves at the end in each case.
 
         Returns:
-            Why it was asked to stop ("interrupted", "terminated"); None if the run is over.
+            The request that stopped the run ("interrupted" or "terminated"); None if it is over.
         """
         profile, order = self.inputs.profile, self.inputs.order
         save_not_before = time.monotonic() + profile.train.save_min_seconds
         if self.optimizer_step == 0:
             self.evaluate()
-        for window in order.global_batches(start=self.optimizer_step):
+        for global_batch in order.global_batches(start=self.optimizer_step):
             if self.is_over:
                 break
-            before = self.step
-            self.hooks.emit(self.take_step(window))
-            asked = self.asked(save_not_before)
+            step_before = self.step
+            self.hooks.emit(self.take_step(global_batch))
+            requests = self.requests(save_not_before)
             if self.step % order.micro_batches_per_epoch == 0:
                 self.reference.exchange(self.group)
+
             is_best = False
-            is_due = _passed(profile.eval.interval, before, self.step)
-            if self.is_over or "evaluate" in asked or is_due:
-                is_best = self.evaluate(is_due=is_due)
-                asked |= self.asked(save_not_before)
-            due = MAY_SAVE in asked and _passed(profile.train.save_interval, before, self.step)
-            kept = is_best and profile.eval.keep_best
-            if self.is_over or due or kept or asked & {"save", *STOPS}:
-                save_not_before = self.save_and_rest()
-            if not self.is_over and (stops := asked & STOPS):
-                return max(stops)
+            is_eval_due = _has_passed(profile.eval.interval, step_before, self.step)
+            if self.is_over or "evaluate" in requests or is_eval_due:
+                is_best = self.evaluate(is_due=is_eval_due)
+                # An evaluation may take long: look again before deciding to save and stop.
+                requests |= self.requests(save_not_before)
+
+            has_passed = _has_passed(profile.train.save_interval, step_before, self.step)
+            is_save_due = has_passed and MAY_SAVE in requests
+            is_kept = is_best and profile.eval.keep_best
+            if self.is_over or is_save_due or is_kept or requests & {"save", *STOPS}:
+                save_not_before = self.save_and_pause()
+            if not self.is_over and (stops := requests & STOPS):
+                return max(stops)  # "terminated" takes precedence
         return None
 
-    @property
-    def is_over(self) -> bool:
-        """Whether every planned step is done, or no patience is left."""
-        return self.optimizer_step == self.inputs.order.optimizer_steps or self.is_out_of_patience
-
-    @property
-    def is_out_of_patience(self) -> bool:
-        """Whether as many evaluations as `eval.patience` allows were no better than the best."""
-        patience = self.inputs.profile.eval.patience
-        return bool(patience) and self.best.evaluations_since >= patience
-
-    def asked(self, save_not_before: float) -> set[str]:
-        """What any rank was asked for, and whether the leader has rested since its last save."""
-        asked = self.hooks.asked()
-        if self.group.is_main and time.monotonic() >= save_not_before:
-            asked.add(MAY_SAVE)
-        return self.group.all_reduce_requests(asked)
-
-    def save_and_rest(self) -> float:
-        """Save, and say until when (in monotonic seconds) no interval need save again."""
-        began = time.monotonic()
-        self.save(self)
-        ended = time.monotonic()
-        return ended + rest_seconds(self.inputs.profile.train, ended - began)
-
-    @property
-    def device(self) -> torch.device:
-        """Where all is computed."""
-        return self.inputs.device.torch_device
-
-    @property
-    def step(self) -> int:
-        """Micro-batches done, as the reference script counts."""
-        return self.inputs.order.steps_done(self.optimizer_step)
-
-    def take_step(self, window: GlobalBatch) -> StepDone:
-        """One optimizer step: the gradient of a window's micro-batches, clipped, applied.
+    def take_step(self, global_batch: GlobalBatch) -> StepDone:
+        """Take one optimizer step on the pairs of a global batch.
 
         Raises:
-            DpoError: a loss or gradient is not finite, and the profile says to stop then; the
-                weights are as before the step.
+            DpoError: a loss or gradient is not finite, and `train.nan_policy` is "stop"; the
+                weights are unchanged.
         """
         began = time.perf_counter()
-        figures = StepMetrics(window.micro_batches)
+        metrics = StepMetrics(global_batch.micro_batches)
         self.policy.train()
-        for forward in self.inputs.batches.micro_batches_by_rank(window.micro_batches)[
-            self.group.rank
-        ]:
-            batch = self.inputs.batches.make_batch(self.inputs.pairs, forward.indices)
-            weights = to_device(torch.tensor(forward.weights, dtype=torch.float64), self.device)
-            reference = self.reference.token_logps(forward.indices, batch)
-            pairs, balance = self.score(batch, reference)
-            loss = (pairs.losses * weights).sum()
-            if balance is not None:
-                loss = loss + self.inputs.aux_loss_weight * balance
+        for micro_batch in self.own_micro_batches(global_batch):
+            batch = self.inputs.batches.make_batch(self.inputs.pairs, micro_batch.indices)
+            reference_logps = self.reference.token_logps(micro_batch.indices, batch)
+            scores, aux_loss = self.score(batch, reference_logps)
+            # Equation 7 of the paper: the mean over pairs of -log sigmoid(beta * margin). The
+            # weights make the sum over the forwards of a step that mean, however its pairs are
+            # grouped. In float64: 1 / (pairs * accumulation_steps) has no exact float32 value.
+            weights = torch.tensor(micro_batch.weights, dtype=torch.float64)
+            loss = (scores.losses * to_device(weights, self.device)).sum()
+            if aux_loss is not None:
+                loss = loss + self.inputs.aux_loss_weight * aux_loss
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            figures.add(forward.indices, pairs, balance, batch)
+            metrics.add(micro_batch.indices, scores, aux_loss, batch)
 
         if self.group.world_size > 1:
-            # Else a card's work would count as waiting for the others, and hide who is slow.
+            # Else the queued work of a card would count as waiting for the other ranks, and hide
+            # the slow rank.
             self.inputs.device.synchronize()
         busy_seconds = time.perf_counter() - began
+
         parameters = list(self.policy.parameters())
         self.group.all_reduce_gradients(parameters)
         self.scaler.unscale_(self.optimizer)
         grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        metrics = figures.read(self.group, grad_norm)
-        losses = figures.losses(self.inputs.router_aux_loss_coef)
-        is_skipped = not math.isfinite(metrics["grad_norm"]) or not all(map(math.isfinite, losses))
+        values = metrics.reduce(self.group, grad_norm)
+        losses = metrics.losses(self.inputs.router_aux_loss_coef)
+        is_skipped = not all(map(math.isfinite, (values["grad_norm"], *losses)))
         if is_skipped:
-            self.explain_skip(window, losses)
+            self.report_skipped_update(global_batch, losses)
+        # The schedule counts micro-batches; the step uses the rate of its last one.
+        learning_rate = self.inputs.learning_rate.at(global_batch.last_step)
+        self.update_weights(parameters, grad_norm, values["grad_norm"], learning_rate, is_skipped)
+
+        step_before = self.step
+        self.optimizer_step += 1
+        if self.group.is_main and self.is_logged(step_before):
+            values["weights_moved"] = weights_moved(self.inputs, self.policy)
+        return StepDone(
+            step=self.step,
+            optimizer_step=self.optimizer_step,
+            epoch=global_batch.epoch + 1,
+            learning_rate=learning_rate,
+            losses=losses,
+            metrics=values,
+            pairs=metrics.pairs,
+            tokens=metrics.tokens,
+            padding_tokens=metrics.padding_tokens,
+            seconds=time.perf_counter() - began,
+            process_bytes=process_bytes(),
+            device_bytes=self.inputs.device.peak_bytes(),
+            is_skipped=is_skipped,
+            **rank_figures(self.group, self.inputs.device, busy_seconds),
+        )
+
+    # --- parts of a step -------------------------------------------------------------------------
+
+    def own_micro_batches(self, global_batch: GlobalBatch) -> list[MicroBatch]:
+        """Return the forwards of this rank."""
+        by_rank = self.inputs.batches.micro_batches_by_rank(global_batch.micro_batches)
+        return by_rank[self.group.rank]
+
+    def score(self, batch: Batch, reference_logps: Tensor) -> tuple[PairScores, Tensor | None]:
+        """Return losses and rewards of the pairs of a batch, and the aux_loss of the experts.
+
+        Args:
+            batch: P pairs.
+            reference_logps: (2P, time), token log-probs of the reference.
+        """
+        dpo = self.inputs.profile.dpo
+        with self.inputs.device.autocast():
+            scores: Scores = self.policy(batch)
+        pairs = score_pairs(
+            scores.token_logps, reference_logps, scores.mask, dpo, scores.log_sum_sq_probs
+        )
+        return pairs, scores.aux_loss
+
+    def update_weights(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        grad_norm: Tensor,
+        grad_norm_value: float,
+        learning_rate: float,
+        is_skipped: bool,
+    ) -> None:
+        """Clip the gradients by their global norm, apply them, and clear them."""
         grad_clip = self.inputs.profile.train.grad_clip
-        if metrics["grad_norm"] > grad_clip - _CLIP_MARGIN:
+        if grad_norm_value > grad_clip - _CLIP_TOLERANCE:
             clip_grads_with_norm_(parameters, grad_clip, grad_norm)
-        learning_rate = self.inputs.learning_rate.at(window.last_step)
         set_learning_rate(self.optimizer, learning_rate)
         if not is_skipped:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        before = self.step
-        self.optimizer_step += 1
-        is_logged = _passed(self.inputs.profile.train.log_interval, before, self.step)
+
+    def report_skipped_update(self, global_batch: GlobalBatch, losses: Sequence[float]) -> None:
+        """Report why this step does not update the weights.
+
+        Under float16 the loss scale is too large now and then: finite losses whose scaled gradients
+        overflow are normal, and the scaler halves the scale.
+
+        Raises:
+            DpoError: a value is not finite, and `train.nan_policy` is "stop".
+        """
+        if self.scaler.is_enabled() and all(map(math.isfinite, losses)):
+            self.hooks.emit(
+                Alert(
+                    code="float16-overflow",
+                    message=f"step {global_batch.last_step + 1}: scaled gradients overflowed"
+                    " float16; this update is skipped and the loss scale halved",
+                    remedy="No action is needed if this happens a few times at the start.",
+                )
+            )
+        else:
+            self.hooks.on_not_finite(self, global_batch, losses)
+
+    def is_logged(self, step_before: int) -> bool:
+        """Return True for the first and last step, and one per `log_interval` micro-batches."""
+        log_interval = self.inputs.profile.train.log_interval
         is_last = self.optimizer_step == self.inputs.order.optimizer_steps
-        if self.group.is_main and (before == 0 or is_logged or is_last):
-            metrics["weights_moved"] = self.weights_moved()
-        return StepDone(
-            step=self.step,
-            optimizer_step=self.optimizer_step,
-            epoch=window.epoch + 1,
-            learning_rate=learning_rate,
-            losses=losses,
-            metrics=metrics,
-            pairs=figures.pairs,
-            tokens=figures.tokens,
-            padding_tokens=figures.padding_tokens,
-            seconds=time.perf_counter() - began,
-            process_bytes=process_bytes(),
-            device_bytes=self.inputs.device.peak_bytes(),
-            is_skipped=is_skipped,
-            **self.of_each_rank(busy_seconds),
-        )
+        return step_before == 0 or is_last or _has_passed(log_interval, step_before, self.step)
 
-    def of_each_rank(self, busy_seconds: float) -> dict[str, Any]:
-        """How long each rank computed, and the memory it holds; nothing of one that is alone."""
-        if self.group.world_size == 1:
-            return {}
-        held = self.inputs.device.peak_bytes() or process_bytes()
-        own = torch.tensor([busy_seconds, held], dtype=torch.float64)
-        seconds, memory = zip(*(its.tolist() for its in self.group.all_gather(own)), strict=True)
-        return {"rank_seconds": seconds, "rank_bytes": tuple(map(int, memory))}
-
-    def score(self, batch: Batch, reference: Tensor) -> tuple[PairScores, Tensor | None]:
-        """Losses and rewards of a batch, and the balance of the experts where there are any."""
-        dpo = self.inputs.profile.dpo
-        with self.inputs.device.autocast():
-            scores: Scores = self.policy(batch)
-        pairs = score_pairs(
-            scores.token_logps, reference, scores.mask, dpo, scores.log_sum_sq_probs
-        )
-        return pairs, scores.aux_loss
-
-    def weights_moved(self) -> float:
-        """The share of weights whose half-precision value is no longer the checkpoint's."""
-        half = DTYPES[self.inputs.export_dtype]
-        start = self.inputs.weights.state
-        now = to_disk_names(self.policy.model, self.policy.model.state_dict())
-        moved = sum(
-            int((tensor.to(half) != start[name].to(tensor.device, half)).sum())
-            for name, tensor in now.items()
-        )
-        return moved / self.inputs.weights.parameters
+    # --- position, requests, saving --------------------------------------------------------------
 
     @property
-    def evaluated(self) -> ResponseScorer | CachedReference:
-        """What held-out pairs are scored with: not the policy while it is still the reference."""
+    def device(self) -> torch.device:
+        """Device of the policy."""
+        return self.inputs.device.torch_device
+
+    @property
+    def step(self) -> int:
+        """Number of micro-batches done, which the reference script calls steps."""
+        return self.inputs.order.steps_done(self.optimizer_step)
+
+    @property
+    def is_over(self) -> bool:
+        """Return True if all planned steps are done, or the patience has run out."""
+        return self.optimizer_step == self.inputs.order.optimizer_steps or self.is_out_of_patience
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Return True if the last `eval.patience` evaluations did not improve on the best."""
+        patience = self.inputs.profile.eval.patience
+        return bool(patience) and self.best.evaluations_since >= patience
+
+    def requests(self, save_not_before: float) -> set[str]:
+        """Return the requests that any rank has received, and `MAY_SAVE` once saving is allowed.
+
+        Only the main rank reads the clock: all ranks must decide alike. Collective.
+        """
+        requests = self.hooks.requests()
+        if self.group.is_main and time.monotonic() >= save_not_before:
+            requests.add(MAY_SAVE)
+        return self.group.all_reduce_requests(requests)
+
+    def save_and_pause(self) -> float:
+        """Save, and return the monotonic time before which `save_interval` does not save again."""
+        began = time.monotonic()
+        self.save(self)
+        ended = time.monotonic()
+        return ended + pause_seconds(self.inputs.profile.train, ended - began)
+
+    # --- evaluation ------------------------------------------------------------------------------
+
+    @property
+    def evaluated_policy(self) -> ResponseScorer | CachedReference:
+        """The policy, or the cached reference while both score identically."""
         reference = self.held_out_reference
-        if self.optimizer_step or not self.inputs.policy_starts_as_reference:
-            return self.policy
-        return reference if isinstance(reference, CachedReference) else self.policy
+        if self.optimizer_step == 0 and self.inputs.policy_starts_as_reference:
+            return reference if isinstance(reference, CachedReference) else self.policy
+        return self.policy
 
     def evaluate(self, *, is_due: bool = True) -> bool:
-        """Score the held-out pairs, if there are any, and report.
+        """Score the held-out pairs, if there are any, and report the metrics.
 
         Args:
-            is_due: whether the profile asks for it at this step.
+            is_due: True for an evaluation of `eval.interval`; only those count for the patience.
 
         Returns:
-            Whether the policy was never better.
+            True if no evaluation before had a lower loss.
         """
         held_out = self.inputs.held_out
         if not held_out:
             return False
         began = time.perf_counter()
 
-        def tell(pairs: int) -> None:
+        def report(pairs: int) -> None:
             done = min(pairs * self.group.world_size, len(held_out))
             self.hooks.progress(EVALUATION, done, len(held_out), "pairs")
 
         table = score_held_out(
-            self.evaluated,
+            self.evaluated_policy,
             self.held_out_reference,
             self.inputs.batches.held_out_batches,
             partial(self.inputs.batches.make_batch, held_out),
             dpo=self.inputs.profile.dpo,
             device=self.inputs.device,
-            on_progress=tell,
+            on_progress=report,
             group=self.group,
         )
         self.held_out_reference.exchange(self.group)
@@ -291,23 +353,23 @@ class Trainer:
             )
         )
         self.sample()
-        return self.best.take(metrics["loss"], self.optimizer_step, is_due=is_due)
+        return self.best.update(metrics["loss"], self.optimizer_step, is_due=is_due)
 
     def sample(self) -> None:
-        """Have policy and reference answer a few prompts, if that is asked for, and report.
+        """Generate answers of policy and reference to a few prompts, and report them.
 
-        The leader does, while the others wait as long as it takes.
+        Only the main rank generates; the others wait however long it takes.
         """
         sampler = self.sampler
         if sampler is None:
             return
         began = time.perf_counter()
 
-        def tell(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             self.hooks.progress(EVALUATION, done, total, "answers")
 
         stage = f"sampled-{self.optimizer_step}"
-        samples = self.group.broadcast_from_main(stage, lambda: sampler.sample(self.policy, tell))
+        samples = self.group.broadcast_from_main(stage, lambda: sampler.sample(self.policy, report))
         self.hooks.emit(
             Sampled(
                 step=self.step,
@@ -317,39 +379,20 @@ class Trainer:
             )
         )
 
-    def explain_skip(self, window: GlobalBatch, losses: Sequence[float]) -> None:
-        """Tell why no update is made of this window's gradient.
 
-        Under float16 the scaler has a step skipped whose scaled gradients overflow: its work.
+def pause_seconds(train: Train, saving_seconds: float) -> float:
+    """Return the least time between a save and the next one of `save_interval`.
 
-        Raises:
-            DpoError: the profile has the run stop at what is not a finite number.
-        """
-        if self.scaler.is_enabled() and all(map(math.isfinite, losses)):
-            self.hooks.emit(_overflowed(window))
-        else:
-            self.hooks.not_finite(self, window, losses)
-
-
-def rest_seconds(train: Train, saving_seconds: float) -> float:
-    """From a save that took so long until an interval saves again.
-
-    Large states rest longer than `save_min_seconds`: saving takes at most 0.6 % of the time,
-    however slow the disk. With 0 every interval saves.
+    At least `save_min_seconds`, and longer after a slow save: saving takes at most 0.6 % of the
+    time, however slow the disk. 0 if `save_min_seconds` is 0: then each interval saves.
     """
     least = train.save_min_seconds
-    return max(least, saving_seconds / _SAVING_SHARE) if least else 0.0
+    return max(least, saving_seconds / _MAX_SAVING_SHARE) if least else 0.0
 
 
-def _overflowed(window: GlobalBatch) -> Alert:
-    return Alert(
-        code="float16-overflow",
-        message=f"step {window.last_step + 1}: scaled gradients overflowed float16; this update is"
-        " skipped and the loss scale halved",
-        remedy="a few at the start are normal",
-    )
+def _has_passed(interval: int, before: int, after: int) -> bool:
+    """Return True if a multiple of `interval` lies in (before, after]; 0 disables the interval.
 
-
-def _passed(interval: int, before: int, after: int) -> bool:
-    """Whether a multiple of the interval lies in (before, after]; 0 is no interval."""
+    An optimizer step covers several micro-batches, so `after % interval == 0` would miss most.
+    """
     return bool(interval) and after // interval > before // interval

@@ -1,14 +1,14 @@
-"""The process that trains: `python -m dpo_cli.training.worker RUN [--change TEXT ...]`.
+"""Process that trains: `python -m dpo_cli.training.worker RUN [--change TEXT ...]`.
 
-One of several that train together may be given `--join` instead, and learns the run from them.
-
-It is started by the launcher (`dpo_cli.run.launch`), tells everything through the run's event
-stream, and ends with an exit code of `dpo_cli.errors.ExitCode`.
+A rank on another machine gets `--join` instead of RUN, and receives the run from the main rank.
+The launcher (`dpo_cli.run.launch`) starts the worker. The worker reports through the event stream
+of the run, and exits with a code of `dpo_cli.errors.ExitCode`.
 """
 
 from __future__ import annotations
 
-# Only what is light: signals must be heard, and the launcher's death noticed, before torch loads.
+# Light imports only: signals and the death of the launcher must be handled before torch is loaded,
+# which takes seconds.
 import argparse
 import signal
 import sys
@@ -20,20 +20,20 @@ from dpo_cli.run.processes import die_with_parent
 
 
 class Signals:
-    """SIGINT and SIGTERM as requests to stop at the next step boundary."""
+    """Turns SIGINT and SIGTERM into a request to stop at the next step boundary."""
 
     def __init__(self) -> None:
         self.stop: str | None = None
-        """Why the run is to stop: "interrupted" or "terminated"."""
-        signal.signal(signal.SIGINT, self._hear)
-        signal.signal(signal.SIGTERM, self._hear)
+        """Reason to stop: "interrupted" or "terminated"; None so far."""
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.stop = "terminated" if number == signal.SIGTERM else "interrupted"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train the run of the command line; the exit code says how it ended."""
+    """Train the run on the command line, and return the exit code."""
     parser = argparse.ArgumentParser(prog="dpo_cli.training.worker", description=__doc__)
     run = parser.add_mutually_exclusive_group(required=True)
     run.add_argument("run", type=Path, nargs="?")

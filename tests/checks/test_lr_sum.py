@@ -17,7 +17,6 @@ from dpo_cli.objective.formulas import Pairs
 from dpo_cli.objective.losses import pair_losses
 from dpo_cli.profile.load import load_profile
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.training.alert_facts import saturation_margin_of
 from dpo_cli.training.inputs import RunInputs, read_inputs
 from tests.checks.conftest import Examine
 
@@ -121,7 +120,7 @@ def test_what_float32_itself_cannot_hold(examined: Examine) -> None:
 def test_the_gap_is_where_the_loss_pushes_half_as_hard(bench: Path, settings: list[str]) -> None:
     inputs = prepared_with(bench, *settings)
     dpo, tokens = inputs.profile.dpo, inputs.pairs.response_tokens.double().mean()
-    gap = saturation_margin_of(inputs)
+    gap = inputs.saturation_margin
     assert gap is not None
     per_answer = gap * (tokens if dpo.reduction == "sum" else 1)
     margins = torch.tensor([0.0, float(per_answer)], requires_grad=True)

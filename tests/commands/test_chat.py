@@ -217,11 +217,11 @@ def test_models_that_are_not_there(dpo: Cli, root: Path, model: list[str]) -> No
 def test_prompts_that_are_none(dpo: Cli, root: Path, model: list[str]) -> None:
     Path("empty.txt").write_text("\n")
     code, _, err = dpo("chat", *model, "--prompts", "empty.txt")
-    assert (code, "empty.txt: the file holds no prompt" in err) == (1, True)
+    assert (code, "empty.txt: the file has no prompt" in err) == (1, True)
     Path("rows.jsonl").write_text('{"question": "a"}\n')
     code, _, err = dpo("chat", *model, "--prompts", "rows.jsonl")
     assert code == 1
-    assert "line 1: no 'prompt' among question, and no pair" in err
+    assert "line 1: no 'prompt' among question, and not a pair" in err
     assert 'help: write {"prompt": "text"} on each line' in err
     Path("long.txt").write_text(f"{HELLO}\n{'word ' * 33000}\n")
     code, out, err = dpo("chat", *model, "--prompts", "long.txt", "--out", "answers.jsonl")

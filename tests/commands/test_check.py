@@ -36,7 +36,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[object, .
             asked.append(arguments[:-1])
             return Diagnosis(findings, PAIR, {"lengths": {1024: {"kept": 8}}})
 
-        monkeypatch.setattr(check, "examine", examine)
+        monkeypatch.setattr(check, "run_checks", examine)
         return asked
 
     return set_findings

@@ -176,14 +176,14 @@ def test_rows_of_several_files_are_named_as_one_finds_them(data: Cli, shards: Pa
 def test_rows_of_other_files_that_are_set_aside(data: Cli, shards: Path) -> None:
     code, out, err = data(*SHARDS, "--skipped")
     assert (code, err) == (0, "")
-    assert "row 2 of a.csv · malformed: 2 cells, where the header has 3\n  only,two\n" in out
+    assert "row 2 of a.csv · malformed: 2 cells, but the header has 3\n  only,two\n" in out
     assert "line 3 of b.jsonl.gz · malformed: not JSON: Expecting property name" in out
     assert "\n  {broken\n" in out
     pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.table({"prompt": ["a", "b"], "chosen": ["c", None], "rejected": ["d", "e"]})
     pytest.importorskip("pyarrow.parquet").write_table(table, shards / "pairs.parquet")
     out = data("--set", "data.data_path=pairs.parquet", "--skipped")[1]
-    assert "row 2 · malformed: 'chosen' must be a text, not null" in out
+    assert "row 2 · malformed: 'chosen' is null, expected a text" in out
     assert '{"prompt": "b", "chosen": null, "rejected": "e"}' in out
 
 
@@ -192,7 +192,7 @@ def test_rows_of_other_files_that_are_set_aside(data: Cli, shards: Path) -> None
     [
         ("c.csv:1", ("c.csv:1: no file of this name", "there are a.csv, b.jsonl.gz")),
         ("a.csv:9", ("a.csv:9: no such row", "a.csv has 3 rows")),
-        ("a.csv:2", ("shards, row 2 of a.csv: 2 cells, where", "--skipped")),
+        ("a.csv:2", ("shards, row 2 of a.csv: 2 cells, but", "--skipped")),
         ("a.csv", ("'a.csv' names no row", "part-2.csv:7")),
         ("99999999999", ("names no row",)),
         ("0", ("names no row",)),

@@ -111,9 +111,9 @@ def test_show_a_moment_in_any_size(dpo: Cli, finished: RunDirectory) -> None:
     lines = out.splitlines()
     assert (len(lines), len(lines[0])) == (24, 80)
     assert lines[0].endswith("training")
-    assert lines[1].startswith("step 100/400")
-    assert "saved     step 100, 0s ago" in out
-    assert dpo("show", "--at", "0")[1].splitlines()[1].startswith("step 0/400")
+    assert lines[1].startswith("micro-step 100/400")
+    assert "saved     step 50, 0s ago" in out
+    assert dpo("show", "--at", "0")[1].splitlines()[1].startswith("micro-step 0/400")
 
 
 def test_a_run_that_nobody_trains_and_that_did_not_end_was_killed(dpo: Cli, root: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_finished_run_is_shown_again(finished: RunDirectory) -> None:
         terminal.until_shown("d leave")
         assert terminal.wait() == 0  # after 6 seconds
         assert terminal.lines[0].endswith("completed")
-    steps = {line.split()[1] for line in terminal.raw.split("\n") if line.startswith("step ")}
+    steps = {line.split()[1] for line in terminal.raw.split("\n") if line.startswith("micro-step ")}
     assert len(steps) > 2  # a busy machine shows fewer frames, but not the last one only
 
 

@@ -1,4 +1,4 @@
-"""`dpo train` and `resume` over several processes: who starts them, and what is refused."""
+"""Command lines of `dpo train` and `dpo resume` with several processes, and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def without_cards(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def supervised(monkeypatch: pytest.MonkeyPatch) -> Supervised:
-    """Nothing is started; the list collects what would have been."""
+    """Start nothing; collect run, command line and alerts of each launch."""
     calls: Supervised = []
 
     class FakeLauncher:
@@ -53,7 +53,7 @@ def supervised(monkeypatch: pytest.MonkeyPatch) -> Supervised:
 
 @pytest.fixture
 def started_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], list[list[str]]]:
-    """Set the environment; the list collects what this process would have become."""
+    """Set the environment; collect the command lines that would replace this process."""
 
     def start(environment: dict[str, str]) -> list[list[str]]:
         became: list[list[str]] = []
@@ -89,7 +89,9 @@ def test_one_process_is_a_worker(dpo: Cli, supervised: Supervised) -> None:
     "options",
     [["--nproc", "2"], ["--set", "launch.nproc_per_node=2"], ["--", "--nproc-per-node", "2"]],
 )
-def test_several_are_the_agents(dpo: Cli, supervised: Supervised, options: list[str]) -> None:
+def test_several_processes_are_started_by_the_agent(
+    dpo: Cli, supervised: Supervised, options: list[str]
+) -> None:
     dpo("train", "mine.toml", *options)
     [(run, argv, _)] = supervised
     own, torchruns = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
@@ -101,7 +103,7 @@ def test_several_are_the_agents(dpo: Cli, supervised: Supervised, options: list[
     assert arguments[last] == "2"
 
 
-def test_auto_is_one_for_each_card(
+def test_auto_is_one_process_per_gpu(
     dpo: Cli, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torchrun, "count_gpus", lambda: 8)
@@ -115,7 +117,7 @@ def test_auto_is_one_for_each_card(
     ("options", "is_said"),
     [([], True), (["--nproc", "1"], False), (["--set", "train.device=cpu"], False)],
 )
-def test_idle_cards_are_said_and_never_taken(
+def test_idle_gpus_are_reported_and_not_used(
     dpo: Cli,
     supervised: Supervised,
     monkeypatch: pytest.MonkeyPatch,
@@ -130,7 +132,7 @@ def test_idle_cards_are_said_and_never_taken(
     assert said == [("1 of 8 GPUs used", "Use all of them with --nproc auto.")] * is_said
 
 
-def test_a_resume_may_take_another_number(dpo: Cli, supervised: Supervised) -> None:
+def test_a_resume_may_use_another_number_of_processes(dpo: Cli, supervised: Supervised) -> None:
     dpo("train", "mine.toml")
     stream = EventWriter(supervised[0][0].events_path)
     stream.append(Planned(plan=story.PLAN))
@@ -144,7 +146,7 @@ def test_a_resume_may_take_another_number(dpo: Cli, supervised: Supervised) -> N
     ]
 
 
-def test_the_word_that_separates_torchruns_is_needed(dpo: Cli, supervised: Supervised) -> None:
+def test_arguments_of_torchrun_need_the_separator(dpo: Cli, supervised: Supervised) -> None:
     code, _, err = dpo("train", "mine.toml", "other.toml")
     assert (code, supervised) == (ExitCode.USAGE, [])
     assert "other.toml" in err
@@ -155,14 +157,14 @@ def test_the_word_that_separates_torchruns_is_needed(dpo: Cli, supervised: Super
     [
         (["--nproc", "0"], "launch.nproc_per_node = 0"),
         (["--nproc", "many"], "a whole number, 1 or more"),
-        (["--nproc", "2", "--set", "train.device=cuda:1"], "is one card"),
+        (["--nproc", "2", "--set", "train.device=cuda:1"], "is one GPU"),
         (
             ["--set", "launch.nnodes=2"],
             "launch.nnodes = 2: several machines need a rendezvous address",
         ),
     ],
 )
-def test_contradictions_leave_nothing(
+def test_contradictory_settings_create_no_run(
     dpo: Cli, supervised: Supervised, options: list[str], message: str
 ) -> None:
     code, _, err = dpo("train", "mine.toml", *options)
@@ -173,7 +175,7 @@ def test_contradictions_leave_nothing(
 # --- by hand -----------------------------------------------------------------------------------
 
 
-def test_the_command_by_hand(dpo: Cli, supervised: Supervised) -> None:
+def test_print_launch(dpo: Cli, supervised: Supervised) -> None:
     options = ["--set", "train.epochs=1", "--nproc", "2", "--name", "a b", "--runs-dir", "r"]
     code, out, _ = dpo("train", "mine.toml", *options, "--print-launch", "--", "--rdzv-id", "x")
     assert (code, supervised, find_runs(Path("r"))) == (0, [], [])
@@ -183,7 +185,7 @@ def test_the_command_by_hand(dpo: Cli, supervised: Supervised) -> None:
     )
 
 
-def test_a_resume_by_hand(dpo: Cli, supervised: Supervised) -> None:
+def test_print_launch_of_a_resume(dpo: Cli, supervised: Supervised) -> None:
     dpo("train", "mine.toml")
     run = supervised[0][0]
     options = ["--set", "launch.timeout_seconds=5", "--allow-changes", "--print-launch"]
@@ -197,7 +199,7 @@ def test_a_resume_by_hand(dpo: Cli, supervised: Supervised) -> None:
 
 
 @pytest.mark.parametrize("command", [["train", "nowhere.toml"], ["resume", "nothing"]])
-def test_a_rank_that_does_not_lead_becomes_a_worker(
+def test_any_other_rank_becomes_a_worker(
     dpo: Cli, started_by: Callable[[dict[str, str]], list[list[str]]], command: list[str]
 ) -> None:
     became = started_by(TORCHRUN)
@@ -205,7 +207,7 @@ def test_a_rank_that_does_not_lead_becomes_a_worker(
     assert became == [[sys.executable, "-P", "-m", "dpo_cli.training.worker", "--join"]]
 
 
-def test_slurms_words_become_torchs(
+def test_slurm_variables_are_translated_for_torch(
     dpo: Cli, started_by: Callable[[dict[str, str]], list[list[str]]]
 ) -> None:
     became = started_by(SLURM)
@@ -215,7 +217,7 @@ def test_slurms_words_become_torchs(
     assert told == {"RANK": "9", "WORLD_SIZE": "16", "MASTER_ADDR": "gpu07"}
 
 
-def test_rank_0_launches_and_its_next_attempt_goes_on(
+def test_rank_0_launches_and_its_next_attempt_resumes(
     dpo: Cli,
     supervised: Supervised,
     started_by: Callable[[dict[str, str]], list[list[str]]],
@@ -231,7 +233,7 @@ def test_rank_0_launches_and_its_next_attempt_goes_on(
     assert len(find_runs(Path("runs"))) == 1
 
 
-def test_under_slurm_the_exit_code_stays(
+def test_under_slurm_the_exit_code_is_kept(
     dpo: Cli,
     supervised: Supervised,
     started_by: Callable[[dict[str, str]], list[list[str]]],
@@ -240,7 +242,7 @@ def test_under_slurm_the_exit_code_stays(
     assert dpo("train", "mine.toml")[0] == ExitCode.INTERRUPTED
 
 
-def test_launch_is_ignored_and_that_is_said(
+def test_an_ignored_launch_table_is_reported(
     dpo: Cli,
     supervised: Supervised,
     started_by: Callable[[dict[str, str]], list[list[str]]],
@@ -255,7 +257,7 @@ def test_launch_is_ignored_and_that_is_said(
 
 
 @pytest.mark.parametrize("option", [["--nproc", "2"], ["--detach"], ["--", "--role", "x"]])
-def test_what_only_a_starter_can_have_is_refused(
+def test_options_of_the_starting_process_are_refused_in_a_rank(
     dpo: Cli,
     started_by: Callable[[dict[str, str]], list[list[str]]],
     option: list[str],
@@ -266,13 +268,13 @@ def test_what_only_a_starter_can_have_is_refused(
     assert f"torchrun has started 4 processes; {option[0]} has no effect here" in err
 
 
-def test_a_half_set_environment_is_refused(
+def test_an_incomplete_environment_is_refused(
     dpo: Cli, started_by: Callable[[dict[str, str]], list[list[str]]]
 ) -> None:
     started_by({"WORLD_SIZE": "4", "RANK": "1"})
     code, _, err = dpo("train", "mine.toml")
     assert code == ExitCode.USAGE
-    assert "the environment has RANK and WORLD_SIZE, but not LOCAL_RANK" in err
+    assert "the environment sets RANK and WORLD_SIZE, but not LOCAL_RANK" in err
 
 
 # --- several machines --------------------------------------------------------------------------
@@ -281,7 +283,7 @@ SECOND = ("--set", "launch.nnodes=2", "--set", "launch.node_rank=1")
 RENDEZVOUS_ID = ("--set", "launch.rdzv_endpoint=nowhere.invalid:2222")
 
 
-def test_another_machine_joins_and_keeps_no_run(
+def test_another_machine_joins_without_a_run_directory(
     dpo: Cli, monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
     joined: list[list[str]] = []

@@ -131,7 +131,7 @@ def test_a_run_that_is_removed_meanwhile(dpo: Cli, worker: Worker) -> None:
     worker("plan(); import shutil; shutil.rmtree(run.path); sys.exit(1)")
     code, _, err = dpo("train", "mine.toml")
     assert code == 1
-    assert "was removed, or moved, while it was trained in" in err
+    assert "was removed or moved during training" in err
     assert list(Path("runs").iterdir()) == []
 
 

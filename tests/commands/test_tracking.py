@@ -19,7 +19,7 @@ from tests.support.cli import Run, set_options
 from tests.support.small_runs import golden_run
 
 LINE = "track.use_wandb: Weights & Biases is not installed"
-REMEDY = "Install it: pip install 'dpo-cli[wandb]', or '.[wandb]' in a clone."
+REMEDY = "Run pip install '.[wandb]' in a clone of this repository."
 TRACKED = {"track.use_tensorboard": True, "track.use_wandb": True}
 
 
@@ -71,7 +71,7 @@ def test_a_stopped_and_resumed_run_is_tracked_as_one(shared: Path, tmp_path: Pat
     second = cli.dpo("resume", *longer, "--allow-changes", cwd=tmp_path, **home)
     assert second.returncode == 0, second.stderr
     run = Run.only(tmp_path)
-    upload = re.findall(r"help: (wandb sync \S+)", second.stdout)
+    upload = re.findall(r"help: Upload them: (wandb sync \S+)", second.stdout)
     assert len(upload) == 1
     assert (tmp_path / upload[0].split()[2]).is_dir()
     assert {e.code for e in run.events if isinstance(e, Alert)} >= {"wandb-offline"}

@@ -1,4 +1,4 @@
-"""Several ranks under the real launcher and the real agent; only what they do is a stand-in."""
+"""Several stand-in ranks under the real launcher and the real agent."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _lives(pid: int) -> bool:
     ("number", "code"),
     [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.TERMINATED)],
 )
-def test_a_signal_reaches_every_rank_and_the_run_ends_as_it_says(
+def test_a_signal_reaches_every_rank_and_decides_the_exit_code(
     run: RunDirectory, number: signal.Signals, code: ExitCode
 ) -> None:
     assert launch(run, "wait", observe=when_ready(number)) is code
@@ -109,7 +109,7 @@ def test_a_signal_reaches_every_rank_and_the_run_ends_as_it_says(
     assert not Path(facts[0]["TORCHELASTIC_ERROR_FILE"]).parent.exists()
 
 
-def test_a_lost_rank_is_named_and_no_other_lives_on(run: RunDirectory) -> None:
+def test_a_lost_rank_is_named_and_all_others_end(run: RunDirectory) -> None:
     with pytest.raises(DpoError, match=r"^rank 1 died of SIGKILL \(killed, often") as caught:
         launch(run, "lost", 3)
     assert caught.value.remedy == f"Continue with: dpo resume {run.designation}"
@@ -124,7 +124,7 @@ def test_a_lost_rank_is_named_and_no_other_lives_on(run: RunDirectory) -> None:
     assert_gone(*(rank_facts(run, rank)["pid"] for rank in range(3)))
 
 
-def test_all_ranks_start_again(run: RunDirectory) -> None:
+def test_all_ranks_restart(run: RunDirectory) -> None:
     seen: list[Event] = []
     assert launch(run, "restart", observe=seen.append, max_restarts=2) is ExitCode.DONE
     assert len(events(run, WorkerStarted)) == 2
@@ -133,13 +133,13 @@ def test_all_ranks_start_again(run: RunDirectory) -> None:
     assert alert.message.endswith("restart from the newest checkpoint (restart 1 of 2)")
 
 
-def test_what_fails_after_the_end_was_told_changes_nothing(run: RunDirectory) -> None:
+def test_a_rank_that_fails_after_the_end_of_the_run_changes_nothing(run: RunDirectory) -> None:
     assert launch(run, "told", max_restarts=2) is ExitCode.DONE
     assert len(events(run, WorkerStarted)) == 1
     assert [(e.rank, e.signal) for e in events(run, RankEnded)] == [(1, signal.SIGSEGV)]
 
 
-def test_ranks_that_do_not_listen_yet_die_and_nothing_was_trained(run: RunDirectory) -> None:
+def test_ranks_without_signal_handlers_die_and_nothing_was_trained(run: RunDirectory) -> None:
     observe = when_ready(signal.SIGINT)
     with pytest.raises(DpoError, match="before the run was planned") as caught:
         launch(run, "early", observe=observe, max_restarts=2)
@@ -147,7 +147,7 @@ def test_ranks_that_do_not_listen_yet_die_and_nothing_was_trained(run: RunDirect
     assert not run.path.exists()
 
 
-def test_a_signal_before_there_are_ranks_ends_it(run: RunDirectory) -> None:
+def test_a_signal_before_the_ranks_start_ends_the_agent(run: RunDirectory) -> None:
     # The agent still imports torch when it comes.
     alert = Alert(code="ready", message="")
     observe = when_ready(signal.SIGTERM)
@@ -176,7 +176,7 @@ with run.locked() as lock:
 """
 
 
-def test_without_the_launcher_neither_agent_nor_ranks_live_on(run: RunDirectory) -> None:
+def test_agent_and_ranks_die_with_the_launcher(run: RunDirectory) -> None:
     command = [sys.executable, "-c", LAUNCHER, str(run.path), *argv(run, "deaf")]
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert launcher.stdout is not None
@@ -214,14 +214,14 @@ def test_two_machines_train_one_run(run: RunDirectory) -> None:
     assert {rank_facts(run, rank)["WORLD_SIZE"] for rank in (0, 1)} == {"2"}
 
 
-def test_arguments_that_torchrun_refuses_are_told_and_leave_no_run(run: RunDirectory) -> None:
+def test_arguments_that_torchrun_refuses_are_reported_and_remove_the_run(run: RunDirectory) -> None:
     with pytest.raises(DpoError, match="unrecognized arguments: --colour") as caught:
         launch(run, "wait", 2, "--colour")
     assert caught.value.exit_code is ExitCode.USAGE
     assert not run.path.exists()
 
 
-def test_nobody_at_the_meeting_point_is_told(run: RunDirectory) -> None:
+def test_a_missing_rendezvous_is_reported(run: RunDirectory) -> None:
     free = free_port()
     keys = {"nnodes": 2, "node_rank": 1, "rdzv_endpoint": f"127.0.0.1:{free}"}
     with pytest.raises(DpoError, match=f"'127.0.0.1:{free}': no rendezvous at this") as caught:
@@ -229,7 +229,7 @@ def test_nobody_at_the_meeting_point_is_told(run: RunDirectory) -> None:
     assert "node_rank = 0" in caught.value.remedy
 
 
-def test_a_machine_that_does_not_come_is_told(run: RunDirectory) -> None:
+def test_a_missing_machine_is_reported(run: RunDirectory) -> None:
     free = free_port()
     keys = {"nnodes": 2, "rdzv_endpoint": f"127.0.0.1:{free}"}
     with pytest.raises(DpoError, match="not all machines have connected") as caught:

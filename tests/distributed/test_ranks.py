@@ -64,14 +64,14 @@ UNEVEN = {
 
 
 def train(root: Path, size: int, arguments: list[str]) -> Run:
-    """A finished run of `size` ranks, which noted what they did in its folder."""
+    """Train a run with `size` ranks, which record what they compute in its directory."""
     run = workers.new_run(root / f"{size}", arguments)
     assert ranks.work(run, size, partial(rank_arms.note, run.path)) == [0] * size
     return Run(run)
 
 
 @pytest.mark.parametrize(("version", "moe"), MODELS)
-def test_two_ranks_give_the_bits_of_one_process(
+def test_two_ranks_equal_one_process_bit_for_bit(
     shared: Path, tmp_path: Path, version: str, moe: bool
 ) -> None:
     def run(size: int) -> Run:
@@ -96,7 +96,7 @@ def test_two_ranks_give_the_bits_of_one_process(
 
 
 @pytest.mark.parametrize(("version", "moe"), [("seed", False), ("head", True)])
-def test_uneven_tails_are_computed_once_and_weighted_rightly(
+def test_uneven_last_batches_are_computed_once_with_the_right_weight(
     shared: Path, tmp_path: Path, version: str, moe: bool
 ) -> None:
     arguments = golden_run(shared, version, moe, **UNEVEN)
@@ -123,7 +123,7 @@ def test_uneven_tails_are_computed_once_and_weighted_rightly(
 
 
 def _train_in_float64(size: int, folder: Path, number: int) -> None:
-    """A rank's part: six steps of each architecture; its losses, and the sums of gradients."""
+    """Train six steps of each architecture on one rank; save losses and summed gradients."""
     torch.set_default_dtype(torch.float64)
     own = ProcessGroup.from_env()
     own.agree_on_run(str(folder) if number == 0 else None)
@@ -150,7 +150,7 @@ def _train_in_float64(size: int, folder: Path, number: int) -> None:
     own.destroy()
 
 
-def test_in_float64_nothing_but_the_order_of_sums_differs(tmp_path: Path) -> None:
+def test_in_float64_only_the_order_of_sums_differs(tmp_path: Path) -> None:
     for size in (1, 2, 3):
         (folder := tmp_path / f"{size}").mkdir()
         group = ranks.Group(size, partial(_train_in_float64, size, folder))
@@ -169,7 +169,7 @@ def test_in_float64_nothing_but_the_order_of_sums_differs(tmp_path: Path) -> Non
     ("version", "layout"), [("head", "packed"), ("head", "padded"), ("seed", "packed")]
 )
 def test_golden_runs_at_two_ranks(shared: Path, tmp_path: Path, version: str, layout: str) -> None:
-    """Those recorded with windows of two; MiniMind version 2's up to its leak."""
+    """Golden runs with two micro-batches per step; version 2 up to its leaked accumulation."""
     name = "dense_lr1e-4_acc2"
     recorded: dict[str, Any] = json.loads(
         (shared / f"golden/train/{version}/{name}.json").read_text()
@@ -180,7 +180,7 @@ def test_golden_runs_at_two_ranks(shared: Path, tmp_path: Path, version: str, la
     if version == "head":
         assert_steps(run, recorded, loss=DENSE_LOSS, steps=len(recorded["steps"]))
         assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
-        start = recorded["start_weights"]
+        start = recorded["start_checkpoint"]
         assert update_error(shared, version, name, run, start) < FINAL_WEIGHTS
     else:
         per_epoch = recorded["steps_per_epoch"]

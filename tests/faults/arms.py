@@ -37,18 +37,18 @@ def kill_at(optimizer_step: int) -> None:
 
 def forget(what: str) -> None:
     """A resume that leaves something out of the state."""
-    from dpo_cli.training import checkpointing, restoring
+    from dpo_cli.training import checkpointing, setup
 
     if what == "random numbers":
         checkpointing._restore_rng = lambda *_: None  # type: ignore[assignment]
     elif what == "position":
-        restore = restoring.restore_state
+        restore = setup.restore_state
 
         def at_the_start(directory: Any, **parts: Any) -> int:
             restore(directory, **parts)
             return 0
 
-        restoring.restore_state = at_the_start  # type: ignore[assignment]
+        setup.restore_state = at_the_start  # type: ignore[assignment]
     elif what == "first moment":
         read = checkpointing._in_memory_names
 
@@ -65,16 +65,16 @@ def forget(what: str) -> None:
 
 def terminate_at_save(optimizer_step: int) -> None:
     """SIGTERM in the middle of writing a state."""
-    from dpo_cli.training import saves
+    from dpo_cli.training import saving
 
-    save = saves.save_state
+    save = saving.save_state
 
     def interrupted(directory: Any, **parts: Any) -> None:
         if parts["optimizer_step"] == optimizer_step:
             os.kill(os.getpid(), signal.SIGTERM)
         save(directory, **parts)
 
-    saves.save_state = interrupted
+    saving.save_state = interrupted
 
 
 def own_cache(directory: Path) -> None:

@@ -98,12 +98,12 @@ def note_reference_rows(cache: Path, file: Path) -> None:
     from dpo_cli.training.reference import CachedReference
 
     own_cache(cache)
-    compute = CachedReference._compute_row
+    compute = CachedReference._compute_batch
 
-    def noted(self: CachedReference, row: int) -> None:
+    def noted(self: CachedReference, *arguments: Any) -> None:
         unknown = int(self._values["token_logps"].isnan().sum())
-        compute(self, row)
+        compute(self, *arguments)
         with file.open("a") as lines:
             lines.write(f"{unknown - int(self._values['token_logps'].isnan().sum())}\n")
 
-    CachedReference._compute_row = noted  # type: ignore[method-assign]
+    CachedReference._compute_batch = noted  # type: ignore[method-assign]

@@ -41,11 +41,11 @@ def record(path: Path, optimizer_step: int) -> None:
 
 def _watch(optimizer_step: int, act: Callable[[str], None]) -> None:
     """Call `act` with the name of each step, before it is done, while that state is saved."""
-    from dpo_cli.training import checkpointing, reference, session
+    from dpo_cli.training import checkpointing, hooks, reference
 
     is_saving = is_ours = False
     unlinked = 0
-    save_session, flush, write_tensors = session._Session.save, os.fsync, checkpointing.save_file
+    save_session, flush, write_tensors = hooks.RunHooks.save, os.fsync, checkpointing.save_file
 
     def save(self: Any, trainer: Any) -> None:
         nonlocal is_saving
@@ -84,7 +84,7 @@ def _watch(optimizer_step: int, act: Callable[[str], None]) -> None:
         path.write_bytes(whole)
         is_ours = False
 
-    session._Session.save = save  # type: ignore[method-assign]
+    hooks.RunHooks.save = save  # type: ignore[method-assign]
     os.fsync = fsync
     checkpointing.save_file = reference.save_file = save_file
     sys.addaudithook(hear)

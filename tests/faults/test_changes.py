@@ -192,7 +192,7 @@ def test_each_changed_input_is_named_and_its_old_content_goes_on_elsewhere(
         change(inputs / name)
         failed = only(new_events(run, lambda: workers.work(run)), Failed)
         assert failed.exit_code == 1
-        assert failed.message == "the run cannot go on: its inputs have changed"
+        assert failed.message == "the run cannot resume: its inputs have changed"
         assert failed.details == (changed(key),)
         assert content(run.path, *LOGS) == before
         if (safe / name).is_dir():
@@ -264,7 +264,7 @@ def test_another_environment_is_told_or_refused(half: RunDirectory, what: str) -
     before = content(half.path, *LOGS)
     failed = only(new_events(half, lambda: workers.work(half, None, "--exact")), Failed)
     assert failed.exit_code == 1
-    assert "cannot go on to the same bits" in failed.message
+    assert "a resume here may differ in the last bits" in failed.message
     [detail] = failed.details
     assert detail.startswith(says)
     assert content(half.path, *LOGS) == before
@@ -288,7 +288,7 @@ def test_dpo_resume_exact_refuses_another_number_of_threads(half: RunDirectory) 
     before = content(half.path, *LOGS)
     refused = dpo("resume", half.path, "--exact", cwd=half.path, OMP_NUM_THREADS="2")
     assert refused.returncode == 1
-    assert f"error: {half.name} cannot go on to the same bits here" in refused.stderr
+    assert f"error: {half.name}: a resume here may differ in the last bits" in refused.stderr
     assert "  threads 1 -> 2" in refused.stderr.splitlines()
     assert "without --exact" in refused.stderr
     assert content(half.path, *LOGS) == before

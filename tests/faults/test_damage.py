@@ -130,7 +130,7 @@ def test_where_all_are_damaged_nothing_is_started_over(half: RunDirectory) -> No
     before = content(half.path, *log)
     result = dpo("resume", half.path, cwd=half.path)
     assert result.returncode == 1
-    assert "every saved state is damaged or gone, and a run never starts over" in result.stderr
+    assert "all checkpoints are damaged or gone" in result.stderr
     assert f"{newest.name} is damaged: the content of weights.safetensors" in result.stderr
     assert f"{previous.name} is damaged: manifest.json cannot be parsed" in result.stderr
     assert "help: restore the directory from a backup" in result.stderr
@@ -365,7 +365,7 @@ def test_a_pickle_in_a_checkpoint_is_not_run(
     failed = only(events, Failed)
     assert failed.exit_code == 1
     assert str(newest.path / file) in failed.message
-    assert "it was not written by dpo" in failed.remedy
+    assert "dpo did not write this one" in failed.remedy
     assert not [event for event in events if isinstance(event, StepDone | Saved)]
     assert content(half.checkpoints_path) == before
     assert not marker.exists()
@@ -378,7 +378,9 @@ def test_dpo_resume_runs_no_pickle(half: RunDirectory, tmp_path: Path) -> None:
     plant(newest, "exp_avg.safetensors", marker, zipped=False)
     result = dpo("resume", half.path, cwd=half.path)
     assert result.returncode == 1
-    assert result.stderr.startswith(f"error: {newest.path}/exp_avg.safetensors is no safetensors")
+    assert result.stderr.startswith(
+        f"error: {newest.path}/exp_avg.safetensors is not a safetensors file"
+    )
     assert "Traceback" not in result.stdout + result.stderr
     assert not marker.exists()
 
@@ -428,7 +430,7 @@ def test_a_tokenizer_with_code_is_not_run(shared: Path, tmp_path: Path, what: st
     else:
         assert code == 1
         assert "rows are malformed" in failed[0].message
-        assert "the chat template refuses it" in failed[0].details[0]
+        assert "the chat template fails" in failed[0].details[0]
     if failed:
         assert failed[0].remedy
 
@@ -441,7 +443,7 @@ def test_dpo_train_runs_no_code_of_a_tokenizer(shared: Path, tmp_path: Path) -> 
     result = dpo("train", "dense", *set_options(settings), cwd=tmp_path)
     assert result.returncode == 1
     assert re.match(r"error: .* rows are malformed", result.stderr)
-    assert "the chat template refuses it" in result.stderr
+    assert "the chat template fails" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     assert not marker.exists()
     assert not list(tmp_path.glob("runs/*"))

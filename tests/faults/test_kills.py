@@ -75,7 +75,7 @@ def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDir
     assert train.returncode == 1, output
     assert "the worker died of SIGKILL" in output
     assert f"Continue with: dpo resume {run.name}" in output
-    assert "the last good state is step-" in output
+    assert "the newest intact checkpoint is step-" in output
 
     os.truncate(run.events_path, run.events_path.stat().st_size - 30)
     os.truncate(run.path / REFERENCE_FILE, 500)

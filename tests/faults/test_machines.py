@@ -1,4 +1,4 @@
-"""Two machines: network namespaces joined by a cable, a launcher and an agent in each."""
+"""Two machines: connected network namespaces with a launcher and an agent in each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIRST, SECOND = "10.77.0.1", "10.77.0.2"
 
 @pytest.fixture
 def machines() -> Iterator[tuple[str, str]]:
-    """The names of two network namespaces that reach each other, and nothing else."""
+    """Names of two network namespaces that reach only each other."""
     names = f"dpo-{os.getpid()}-a", f"dpo-{os.getpid()}-b"
     ip = shutil.which("ip")
     try:
@@ -51,7 +51,7 @@ def _ip(*words: str) -> int:
 def machine(
     name: str, number: int, shared: Path, cwd: Path, output: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`dpo train` on a machine, until the block ends."""
+    """Run `dpo train` on a machine until the block ends."""
     keys = {
         "train.accumulation_steps": 1,
         "train.epochs": 6,
@@ -80,10 +80,10 @@ def machine(
             process.wait()
 
 
-def test_a_machine_is_lost_and_comes_back(
+def test_a_machine_is_lost_and_returns(
     shared: Path, tmp_path: Path, machines: tuple[str, str]
 ) -> None:
-    """They share no folder of runs: the second has the state from the first."""
+    """They share no run directory: the second machine receives the state from the first."""
     first, second = machines
     places = tmp_path / "first", tmp_path / "second"
     output = tmp_path / "output-0", tmp_path / "output-1"

@@ -30,7 +30,7 @@ GONE_SECONDS = 10.0
 
 
 def new_run(shared: Path, root: Path, **changes: Any) -> RunDirectory:
-    """With dropout; each rank computes one micro-batch of a step; two ranks under `dpo resume`."""
+    """Create a run with dropout and one micro-batch per rank and step; `dpo resume` uses two."""
     keys = {"train.accumulation_steps": 1, "launch.nproc_per_node": 2, **changes}
     return workers.new_run(root, arguments(shared) + set_options(keys))
 
@@ -40,13 +40,13 @@ def events(run: RunDirectory) -> list[Event]:
 
 
 def on(rank: int, arm: Any, *arguments: Any) -> ranks.Arm:
-    """A fault of one rank, while all note what they do."""
+    """Return an arm for one rank alone."""
     return partial(rank_arms.only_on, rank, partial(arm, *arguments))
 
 
 @pytest.fixture(scope="session")
 def whole_pair(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run of two ranks that ended undisturbed. Only to be read."""
+    """Complete run of two ranks without a fault; read only."""
     run = new_run(shared, tmp_path_factory.mktemp("whole-pair"))
     assert ranks.work(run, 2) == [0, 0]
     return run
@@ -54,7 +54,7 @@ def whole_pair(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir
 
 @pytest.fixture(scope="session")
 def stopped_pair(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """The same, stopped after 3 optimizer steps by a SIGTERM to the second rank alone."""
+    """Run stopped after 3 optimizer steps by a SIGTERM to the second rank alone."""
     run = new_run(shared, tmp_path_factory.mktemp("stopped-pair"))
     stop = on(1, rank_arms.send_before, 3, signal.SIGTERM)
     assert ranks.work(
@@ -65,7 +65,7 @@ def stopped_pair(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunD
 
 @pytest.fixture
 def pair(stopped_pair: RunDirectory, tmp_path: Path) -> RunDirectory:
-    """A copy of `stopped_pair`, to be harmed and resumed."""
+    """Copy of `stopped_pair`, to be damaged and resumed."""
     place = tmp_path / "runs" / stopped_pair.name
     return RunDirectory(Path(shutil.copytree(stopped_pair.path, place)))
 
@@ -94,7 +94,7 @@ def test_a_sigterm_to_one_rank_stops_all_at_the_same_step(
 
 
 def test_stops_at_any_time_end_at_the_same_step(shared: Path, tmp_path: Path) -> None:
-    """Five; `make storm` does 50."""
+    """Five stops; `make storm` does 50."""
     rank_storm.stops(shared, tmp_path, 5, seed=0)
 
 
@@ -110,7 +110,7 @@ def test_three_ranks_stopped_and_killed_end_equal(shared: Path, tmp_path: Path) 
 
 
 def test_forgotten_random_numbers_are_noticed(whole_pair: RunDirectory, pair: RunDirectory) -> None:
-    """Of the second rank alone: a negative control."""
+    """Negative control: forget the random numbers of the second rank."""
     assert ranks.work(pair, 2, on(1, arms.forget, "random numbers")) == [0, 0]
     with pytest.raises(AssertionError):
         workers.assert_equal(pair, whole_pair)
@@ -148,7 +148,7 @@ def test_one_two_three_and_one_rank_see_the_same_batches(shared: Path, tmp_path:
         "ranks 3 -> 1",
     ]
     assert {alert.remedy for alert in told} == {
-        "it goes on with the same batches, but no longer to the same bits"
+        "Training continues with the same batches; results may differ in the last bits."
     }
 
 
@@ -164,7 +164,7 @@ def test_too_many_ranks_are_refused(pair: RunDirectory, whole_pair: RunDirectory
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared: Path, tmp_path: Path) -> None:
-    """In the second of its two micro-batches; then the fault is gone."""
+    """The fault is in the second of two micro-batches; the resumed run is without it."""
     run, whole = (
         new_run(shared, tmp_path / name, **{"train.accumulation_steps": 2})
         for name in ("run", "whole")
@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared: Path, tmp_path:
     assert ranks.work(run, 2, on(1, damage_arms.not_finite, (2,), "nan")) == [0, 0]
     failed = only(events(run), Failed)
     assert failed.message.startswith("optimizer step 2: the loss is not a finite number")
-    facts = json.loads((run.path / "non_finite/step-00000002/window.json").read_text())
+    facts = json.loads((run.path / "non_finite/step-00000002/global_batch.json").read_text())
     guilty = [its["lines"] for its in facts["micro_batches"] if str(its["loss"]) == "nan"]
     assert len(guilty) == 1
     assert re.match(rf"lines? {guilty[0][0]}\b.* of ", failed.details[0])
@@ -195,7 +195,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(
 def test_weights_that_differ_are_noticed_before_they_are_saved(
     pair: RunDirectory, whole_pair: RunDirectory
 ) -> None:
-    """By one bit on one rank."""
+    """One bit of one weight differs on one rank."""
     states = sorted(path.name for path in pair.checkpoints_path.iterdir())
     assert ranks.work(pair, 2, on(1, rank_arms.flip_a_bit_before, 4)) == [0, 0]
     failed = only(events(pair), Failed)
@@ -205,7 +205,7 @@ def test_weights_that_differ_are_noticed_before_they_are_saved(
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 
-def test_a_rank_out_of_memory_says_so(pair: RunDirectory, whole_pair: RunDirectory) -> None:
+def test_a_rank_out_of_memory_is_reported(pair: RunDirectory, whole_pair: RunDirectory) -> None:
     assert ranks.work(pair, 2, on(1, rank_arms.out_of_memory_before, 5)) == [0, 0]
     failed = only(events(pair), Failed)
     assert re.match(r"rank 1 on \S+: out of memory: no more", failed.message)
@@ -213,7 +213,7 @@ def test_a_rank_out_of_memory_says_so(pair: RunDirectory, whole_pair: RunDirecto
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 
-def test_a_bug_on_one_rank_is_left_in_its_last_words(
+def test_a_bug_on_one_rank_is_in_its_error_file(
     pair: RunDirectory, whole_pair: RunDirectory, tmp_path: Path
 ) -> None:
     fault = on(1, rank_arms.raise_before, 5, KeyError("a bug"))
@@ -228,7 +228,7 @@ def test_a_bug_on_one_rank_is_left_in_its_last_words(
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 
-def test_a_disk_that_is_full_for_the_leader_ends_all(
+def test_a_full_disk_of_the_main_rank_ends_all(
     pair: RunDirectory, whole_pair: RunDirectory
 ) -> None:
     assert ranks.work(pair, 2, on(0, limit_files, 1_500_000)) == [0, 0]
@@ -251,8 +251,8 @@ def test_an_input_that_one_machine_does_not_have(
         assert failed.message.startswith("rank 1 on elsewhere: ")
         assert str(data) in failed.message
     else:
-        assert failed.message == "the machines do not hold the same inputs"
-        assert failed.details == ("rank 1: data.data_path has another content than on rank 0",)
+        assert failed.message == "the machines have different inputs"
+        assert failed.details == ("rank 1: data.data_path differs from that of rank 0",)
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 
@@ -260,7 +260,7 @@ def test_an_input_that_one_machine_does_not_have(
 
 
 def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
-    """The process ids of the agent's ranks, by rank."""
+    """Return the process ids of the ranks, by rank."""
     [agent] = children(launcher.pid)
     by_rank = {}
     for pid in children(agent):
@@ -285,7 +285,7 @@ def output_of(launcher: subprocess.Popen[bytes], seconds: float) -> str:
 def assert_gone(pids: list[int], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not all(map(is_gone, pids)):
-        assert time.monotonic() < deadline, "they live on"
+        assert time.monotonic() < deadline, "still running"
         time.sleep(0.01)
 
 
@@ -306,7 +306,7 @@ def test_a_killed_rank_is_named_and_all_end(
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 
-def test_a_rank_that_stands_still_is_named(
+def test_a_stopped_rank_is_named(
     pair: RunDirectory, whole_pair: RunDirectory, tmp_path: Path
 ) -> None:
     options = set_options({"launch.timeout_seconds": 3})
@@ -321,15 +321,15 @@ def test_a_rank_that_stands_still_is_named(
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 
-def test_without_the_launcher_no_rank_lives_on(
+def test_all_ranks_die_with_the_launcher(
     pair: RunDirectory, whole_pair: RunDirectory, tmp_path: Path
 ) -> None:
-    """Once; `make storm` does 20."""
+    """One kill; `make storm` does 20."""
     rank_storm.kill_launcher(pair, tmp_path)
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 
-def test_all_start_again_after_one_was_killed(
+def test_all_ranks_restart_after_one_was_killed(
     pair: RunDirectory, whole_pair: RunDirectory, tmp_path: Path
 ) -> None:
     options = set_options({"launch.max_restarts": 1})
@@ -347,7 +347,7 @@ def test_all_start_again_after_one_was_killed(
 def test_a_full_disk_under_two_ranks_ends_with_75(
     pair: RunDirectory, whole_pair: RunDirectory, tmp_path: Path
 ) -> None:
-    """On a file system, mounted for it alone, with room for half a state more."""
+    """The file system has room for half a checkpoint more."""
     sizes = [file.stat().st_size for file in pair.path.rglob("*") if file.is_file()]
     script = """
         mount -t tmpfs -o size=$1 none full || exit 99

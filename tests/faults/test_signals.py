@@ -43,7 +43,7 @@ def stopped_after_its_window(run: Run, steps_before: int) -> Saved:
     return saved
 
 
-def test_sigterm_finishes_the_window_and_saves(
+def test_sigterm_finishes_the_step_and_saves(
     shared: Path, tmp_path: Path, whole: RunDirectory
 ) -> None:
     with started(*arguments(shared), cwd=tmp_path) as process:
@@ -62,7 +62,7 @@ def test_sigterm_finishes_the_window_and_saves(
     assert_goes_on_and_ends_equal(run.directory, whole)
 
 
-def test_ctrl_c_finishes_the_window_and_saves(
+def test_ctrl_c_finishes_the_step_and_saves(
     shared: Path, tmp_path: Path, whole: RunDirectory
 ) -> None:
     command = (*arguments(shared), "--plain")
@@ -96,7 +96,7 @@ def test_ctrl_c_twice_ends_at_once(shared: Path, tmp_path: Path, whole: RunDirec
     assert_goes_on_and_ends_equal(run, whole)
 
 
-def test_the_terminal_dies_and_another_looks_on(
+def test_the_terminal_dies_and_another_one_watches(
     shared: Path, tmp_path: Path, whole: RunDirectory
 ) -> None:
     with Terminal(ON_TERMINAL, *arguments(shared), cwd=tmp_path) as terminal:
@@ -133,7 +133,7 @@ def test_standard_output_is_closed(shared: Path, tmp_path: Path, whole: RunDirec
     workers.assert_equal(run, whole)
 
 
-def test_nobody_reads_standard_output(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
+def test_standard_output_is_not_read(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
     """A pipe that is full: the launcher hangs in it, the run does not."""
     ours, theirs = os.pipe()
     try:

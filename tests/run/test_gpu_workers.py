@@ -1,4 +1,4 @@
-"""Several launchers at once: who gets what, which card each sees, and how they end together."""
+"""Several launchers at once: distribution of runs, visible GPUs, common end."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_each_is_given_once_and_each_lane_sees_its_card(tmp_path: Path) -> None:
+def test_each_letter_is_given_once_and_each_process_sees_one_gpu(tmp_path: Path) -> None:
     def work(letters: Iterator[str]) -> ExitCode:
         for letter in letters:
-            card = os.environ["CUDA_VISIBLE_DEVICES"]
-            (tmp_path / f"{letter}-{card}-{os.getpid()}").touch()
+            gpu = os.environ["CUDA_VISIBLE_DEVICES"]
+            (tmp_path / f"{letter}-{gpu}-{os.getpid()}").touch()
             until(lambda: len({p.name.rpartition("-")[2] for p in tmp_path.iterdir()}) == 2)
         return ExitCode.DONE
 
@@ -38,7 +38,7 @@ def test_each_is_given_once_and_each_lane_sees_its_card(tmp_path: Path) -> None:
 
 
 def waits(letters: Iterator[str], then: Callable[[], object] = lambda: None) -> ExitCode:
-    """Until it is told to stop; what comes then may be what tells it."""
+    """Wait for a stop signal; `then` may send it."""
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     signal.signal(signal.SIGINT, lambda number, _: told.append(number))
@@ -48,7 +48,7 @@ def waits(letters: Iterator[str], then: Callable[[], object] = lambda: None) -> 
     return ExitCode.TERMINATED if told == [signal.SIGTERM] else ExitCode.INTERRUPTED
 
 
-def test_where_one_cannot_go_on_the_others_stop(tmp_path: Path) -> None:
+def test_if_one_process_fails_the_others_stop(tmp_path: Path) -> None:
     def work(letters: Iterator[str]) -> ExitCode:
         if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
             time.sleep(0.3)
@@ -58,7 +58,7 @@ def test_where_one_cannot_go_on_the_others_stop(tmp_path: Path) -> None:
     assert on_gpus(["0", "1"], "AB", work) is ExitCode.NO_SPACE
 
 
-def test_signals_reach_every_lane() -> None:
+def test_signals_reach_every_process() -> None:
     def work(letters: Iterator[str]) -> ExitCode:
         def tell() -> None:
             if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
@@ -70,7 +70,7 @@ def test_signals_reach_every_lane() -> None:
     assert on_gpus(["0", "1"], "AB", work) is ExitCode.INTERRUPTED
 
 
-def test_a_lane_dies_with_who_started_it(tmp_path: Path) -> None:
+def test_the_processes_die_with_their_parent(tmp_path: Path) -> None:
     def stay() -> int:
         def work(letters: Iterator[str]) -> ExitCode:
             (tmp_path / str(os.getpid())).touch()
@@ -87,7 +87,9 @@ def test_a_lane_dies_with_who_started_it(tmp_path: Path) -> None:
     until(lambda: not any(Path(f"/proc/{path.name}").exists() for path in tmp_path.iterdir()))
 
 
-def test_a_copy_ends_as_its_work_does(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_forked_process_exits_with_the_result_of_its_work(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     def ended(process: Forked) -> int | None:
         until(lambda: process.poll() is not None)
         return process.returncode
@@ -109,7 +111,7 @@ def test_a_copy_ends_as_its_work_does(capfd: pytest.CaptureFixture[str]) -> None
         (None, 0, []),
     ],
 )
-def test_the_cards_there_are(
+def test_visible_gpus(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     visible: str | None,

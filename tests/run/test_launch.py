@@ -1,4 +1,4 @@
-"""The launcher, with small workers that do one thing each: end, fail, crash, heed signals."""
+"""Launcher with small stand-in workers that end, fail, crash or handle signals."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def run(tmp_path: Path) -> RunDirectory:
 def launch(
     run: RunDirectory, script: str, observe: Callable[[Event], None] = lambda event: None
 ) -> ExitCode:
-    """Run the worker as `dpo train` would: refused before it is planned, the run is removed."""
+    """Run the worker as `dpo train` would: a run that is refused before the plan is removed."""
     with run.locked() as lock:
         command = argv(run, script)
         return Launcher(run, lock, command, observe=observe, undo=run.remove).run()
 
 
 def when_ready(*signals: signal.Signals) -> Callable[[Event], None]:
-    """An observer that, on the worker's "ready", sends the launcher (this process) signals."""
+    """Return an observer that sends this process signals when the worker is ready."""
 
     def observe(event: Event) -> None:
         if isinstance(event, Alert) and event.code == "ready":
@@ -105,13 +105,13 @@ def test_only_events_after_the_start_are_shown(run: RunDirectory) -> None:
     assert [type(event) for event in seen] == [Completed, WorkerEnded]
 
 
-def test_a_request_that_an_earlier_worker_left_is_dropped(run: RunDirectory) -> None:
+def test_a_request_left_by_an_earlier_worker_is_dropped(run: RunDirectory) -> None:
     run.put_request("stop")
     launch(run, PLANNED)
     assert run.take_request() is None
 
 
-def test_the_worker_has_a_session_of_its_own_no_input_and_the_lock(run: RunDirectory) -> None:
+def test_the_worker_has_its_own_session_no_input_and_the_lock(run: RunDirectory) -> None:
     script = """
         assert os.getsid(0) == os.getpid()
         assert sys.stdin.read() == ""
@@ -126,7 +126,7 @@ def test_the_worker_has_a_session_of_its_own_no_input_and_the_lock(run: RunDirec
 
 
 @pytest.mark.parametrize("error", [RuntimeError("panel"), BrokenPipeError(), SystemExit(1)])
-def test_an_observer_that_raises_is_dropped_and_training_goes_on(
+def test_an_observer_that_raises_is_dropped_and_training_continues(
     run: RunDirectory, error: BaseException
 ) -> None:
     calls = 0
@@ -180,7 +180,7 @@ def test_the_first_ctrl_c_is_answered(run: RunDirectory) -> None:
     assert "stopping after this step; Ctrl-C again to stop now" in alerts
 
 
-def test_the_second_ctrl_c_kills_and_the_run_stays(run: RunDirectory) -> None:
+def test_the_second_ctrl_c_kills_the_worker_and_keeps_the_run(run: RunDirectory) -> None:
     started = time.monotonic()
     with pytest.raises(DpoError, match="stopped at once") as caught:
         launch(run, PLANNED + IGNORES + WAIT, when_ready(signal.SIGINT, signal.SIGINT))
@@ -204,14 +204,14 @@ def test_the_second_ctrl_c_ends_the_workers_children_too(run: RunDirectory) -> N
         time.sleep(0.02)
 
 
-def test_a_closing_terminal_ends_nothing(run: RunDirectory) -> None:
+def test_a_closing_terminal_does_not_end_training(run: RunDirectory) -> None:
     script = (
         PLANNED + "stream.append(Alert(code='ready', message=''))\ntime.sleep(0.3)\n" + COMPLETED
     )
     assert launch(run, script, when_ready(signal.SIGHUP)) is ExitCode.DONE
 
 
-def test_the_callers_handlers_come_back(run: RunDirectory) -> None:
+def test_the_signal_handlers_of_the_caller_are_restored(run: RunDirectory) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     launch(run, PLANNED)
@@ -223,7 +223,7 @@ def test_the_callers_handlers_come_back(run: RunDirectory) -> None:
     ["signal.signal(signal.SIGINT, signal.SIG_DFL)\n" + WAIT, SAVES + WAIT],
     ids=["killed by it", "exits 130"],
 )
-def test_ctrl_c_before_anything_was_planned_leaves_no_run(run: RunDirectory, script: str) -> None:
+def test_ctrl_c_before_the_plan_removes_the_run(run: RunDirectory, script: str) -> None:
     with pytest.raises(DpoError, match="before the run was planned") as caught:
         launch(run, script, when_ready(signal.SIGINT))
     assert caught.value.exit_code is ExitCode.INTERRUPTED
@@ -239,7 +239,7 @@ sys.exit(2)
 """
 
 
-def test_a_refusal_before_the_plan_is_told_and_leaves_no_run(run: RunDirectory) -> None:
+def test_a_failure_before_the_plan_is_reported_and_removes_the_run(run: RunDirectory) -> None:
     with pytest.raises(DpoError, match="row 3 is broken") as caught:
         launch(run, FAILED)
     assert caught.value.remedy == "mend it"
@@ -254,7 +254,7 @@ def test_a_failure_after_the_plan_keeps_the_run(run: RunDirectory) -> None:
     assert run.profile_path.exists()
 
 
-def test_a_failure_after_a_resume_keeps_what_was_changed(run: RunDirectory) -> None:
+def test_a_failure_after_a_resume_keeps_the_changed_profile(run: RunDirectory) -> None:
     resumed = "stream.append(Resumed(optimizer_step=1, step=1, checkpoint='g'))\n"
     with pytest.raises(DpoError, match="row 3 is broken"):
         launch(run, resumed + FAILED)
@@ -269,11 +269,13 @@ def test_an_unexpected_end_quotes_the_log_of_this_worker_and_keeps_the_run(
         launch(run, "raise RuntimeError('boom')")
     assert any(str(run.worker_log_path) in detail for detail in caught.value.details)
     assert run.profile_path.exists()
-    with pytest.raises(DpoError, match=r"exit code 7$"):
+    with pytest.raises(DpoError, match=r"(?m)exit code 7$"):
         launch(run, "os._exit(7)")
 
 
-def test_death_by_a_signal_names_it_the_last_good_state_and_the_way_on(run: RunDirectory) -> None:
+def test_death_by_a_signal_names_the_signal_the_checkpoint_and_the_remedy(
+    run: RunDirectory,
+) -> None:
     run.commit_checkpoint(4, lambda directory: None)
     (run.commit_checkpoint(8, lambda directory: None).path / "manifest.json").unlink()
     with pytest.raises(DpoError, match=r"SIGKILL \(killed, often by the kernel") as caught:
@@ -286,7 +288,7 @@ def test_death_by_a_signal_names_it_the_last_good_state_and_the_way_on(run: RunD
     assert (ending(run).exit_code, ending(run).signal) == (137, signal.SIGKILL)
 
 
-def test_a_kill_from_elsewhere_after_one_ctrl_c_is_not_taken_for_ours(run: RunDirectory) -> None:
+def test_a_sigkill_from_elsewhere_after_one_ctrl_c_is_a_crash(run: RunDirectory) -> None:
     script = (
         PLANNED + IGNORES.replace("signal.SIG_IGN", "lambda *_: os.kill(os.getpid(), 9)") + WAIT
     )
@@ -321,7 +323,7 @@ with run.locked() as lock:
 """
 
 
-def test_detached_it_outlives_the_caller_and_holds_the_lock(run: RunDirectory) -> None:
+def test_a_detached_launcher_outlives_the_caller_and_holds_the_lock(run: RunDirectory) -> None:
     worker = argv(run, PLANNED + "time.sleep(0.5)\n" + COMPLETED)
     caller = subprocess.run(
         [sys.executable, "-c", DETACHED, str(run.path), *worker],

@@ -1,4 +1,4 @@
-"""Started by torchrun or Slurm: which of the processes this is, and which run was begun."""
+"""Processes started by torchrun or Slurm: their rank, and the run of an earlier attempt."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def without(environment: dict[str, str], *names: str) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in names}
 
 
-def test_nobody_started_several() -> None:
+def test_a_single_process_has_no_place() -> None:
     assert recognize({}) is None
     assert recognize({"WORLD_SIZE": "1", "RANK": "0"}) is None
     assert recognize({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
     assert recognize({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # of a batch script
 
 
-def test_torchrun_is_recognised() -> None:
+def test_torchrun_is_recognized() -> None:
     place = recognize(TORCHRUN)
     assert place is not None
     assert (place.starter, place.rank, place.world_size) == ("torchrun", 3, 4)
@@ -50,7 +50,7 @@ def test_torchrun_is_recognised() -> None:
     assert recognize(without(one, "TORCHELASTIC_RUN_ID")) is None
 
 
-def test_slurm_is_recognised_and_told_to_torch() -> None:
+def test_slurm_is_recognized_and_translated_for_torch() -> None:
     place = recognize(SLURM)
     assert place is not None
     assert (place.starter, place.rank, place.world_size) == ("srun", 9, 16)
@@ -66,15 +66,15 @@ def test_slurm_is_recognised_and_told_to_torch() -> None:
     assert not {"MASTER_ADDR", "MASTER_PORT"} & set(stated.environment)
 
 
-def test_torchrun_within_slurm_counts() -> None:
+def test_torchrun_within_slurm_takes_precedence() -> None:
     place = recognize({**SLURM, **TORCHRUN})
     assert place is not None
     assert place.starter == "torchrun"
 
 
 @pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_a_half_set_environment_is_named(missing: str) -> None:
-    with pytest.raises(UsageError, match=f"but not {missing}$"):
+def test_missing_variables_of_torchrun_are_named(missing: str) -> None:
+    with pytest.raises(UsageError, match=f"(?m)but not {missing}$"):
         recognize(without(TORCHRUN, missing))
 
 
@@ -82,18 +82,18 @@ def test_a_half_set_environment_is_named(missing: str) -> None:
     ("changed", "message"),
     [
         ({"RANK": "4"}, "RANK=4, LOCAL_RANK=1 and WORLD_SIZE=4: ranks are counted from 0"),
-        ({"RANK": "x"}, "RANK='x': no whole number"),
+        ({"RANK": "x"}, "RANK='x', which is no whole number"),
     ],
 )
-def test_an_environment_without_sense_is_refused(changed: dict[str, str], message: str) -> None:
+def test_a_contradictory_environment_is_refused(changed: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         recognize({**TORCHRUN, **changed})
 
 
-def test_slurm_half_set_is_named() -> None:
+def test_missing_variables_of_slurm_are_named() -> None:
     with pytest.raises(UsageError, match="but not SLURM_LOCALID"):
         recognize(without(SLURM, "SLURM_LOCALID"))
-    with pytest.raises(UsageError, match="names none"):
+    with pytest.raises(UsageError, match="contains no host"):
         recognize(without(SLURM, "SLURM_STEP_NODELIST"))
 
 
@@ -111,7 +111,7 @@ def test_the_first_host_of_slurms_list(nodes: str, host: str) -> None:
     assert first_host(nodes) == host
 
 
-def test_the_next_attempt_of_a_torchrun_finds_the_run_it_began(tmp_path: Path) -> None:
+def test_the_next_attempt_of_a_torchrun_finds_its_run(tmp_path: Path) -> None:
     place = Place("torchrun", 0, 2, {}, "none here:7:100")
     assert begun_run(tmp_path, place) is None
     mine = RunDirectory.create(tmp_path, "mine", "")

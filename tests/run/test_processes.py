@@ -81,3 +81,12 @@ def test_a_child_with_another_parent_dies() -> None:
     argv = [sys.executable, "-c", DIES_WITH_PARENT]
     done = subprocess.run(argv, env=environment, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
+
+
+def test_agent_and_worker_import_no_torch_before_their_signal_handlers() -> None:
+    """Torch takes seconds: a Ctrl-C or the launcher's death in that time must be handled."""
+    code = (
+        "import sys, dpo_cli.distributed.agent, dpo_cli.training.worker\n"
+        "sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""[launch] in torchrun's words, and the cards that there are without asking torch."""
+"""Arguments of torchrun for a [launch] table, and the number of GPUs without torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def profile(device: str, nproc: int | str) -> Profile:
         (2, "GPU-5d6f,GPU-77aa", 2),
     ],
 )
-def test_cards(tmp_path: Path, present: int, visible: str | None, count: int) -> None:
+def test_count_gpus(tmp_path: Path, present: int, visible: str | None, count: int) -> None:
     for name in ["nvidiactl", "nvidia-uvm", *(f"nvidia{number}" for number in range(present))]:
         (tmp_path / name).touch()
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
@@ -54,20 +54,20 @@ def test_cards(tmp_path: Path, present: int, visible: str | None, count: int) ->
         *(("auto", 3, 3), ("cpu", 2, 2), ("cuda:1", 1, 1)),
     ],
 )
-def test_processes_on_a_machine_of_four_cards(
+def test_processes_on_a_machine_with_four_gpus(
     monkeypatch: pytest.MonkeyPatch, device: str, nproc: int | str, processes: int
 ) -> None:
     monkeypatch.setattr(torchrun, "count_gpus", lambda: 4)
     assert processes_here(profile(device, nproc)) == processes
 
 
-def test_auto_is_one_process_where_there_is_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_one_process_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchrun, "count_gpus", lambda: 0)
     assert processes_here(profile("auto", "auto")) == 1
 
 
-def test_several_processes_cannot_share_a_card_that_is_named() -> None:
-    with pytest.raises(UsageError, match="'cuda:1' is one card"):
+def test_several_processes_cannot_share_one_gpu() -> None:
+    with pytest.raises(UsageError, match="'cuda:1' is one GPU"):
         processes_here(profile("cuda:1", 2))
 
 
@@ -80,7 +80,7 @@ def test_one_machine() -> None:
 
 
 @pytest.mark.parametrize(("node_rank", "is_host"), [(0, "true"), (1, "false")])
-def test_the_first_of_several_machines_is_where_they_meet(node_rank: int, is_host: str) -> None:
+def test_the_first_machine_hosts_the_rendezvous(node_rank: int, is_host: str) -> None:
     assert torchrun_arguments(Launch(**MACHINES, node_rank=node_rank), 8) == [
         *("--nnodes", "2", "--nproc-per-node", "8"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "nowhere.invalid:29400"),
@@ -94,7 +94,7 @@ def test_static_rendezvous_numbers_the_machines() -> None:
     assert "--rdzv-conf" not in words
 
 
-def test_others_reach_this_machine_by_the_address_that_it_meets_them_with() -> None:
+def test_the_local_address_is_the_one_on_the_way_to_the_rendezvous() -> None:
     launch = Launch(nnodes=2, rdzv_endpoint="127.0.0.1:29400")
     words = torchrun_arguments(launch, 1)
     assert words[words.index("--local-addr") + 1] == "127.0.0.1"

@@ -132,7 +132,7 @@ class Recorder:
         assert isinstance(event, StepDone)
         self.steps.append(event)
 
-    def asked(self) -> set[str]:
+    def requests(self) -> set[str]:
         return set()
 
     def progress(self, phase: str, done: int, total: int, unit: str) -> None:

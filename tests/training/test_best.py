@@ -9,7 +9,7 @@ from dpo_cli.training.best import BestSoFar
 
 def test_the_lowest_loss_is_the_best_and_an_equal_one_is_no_better() -> None:
     best = BestSoFar()
-    taken = [best.take(loss, step, is_due=True) for step, loss in enumerate([0.7, 0.6, 0.6, 0.5])]
+    taken = [best.update(loss, step, is_due=True) for step, loss in enumerate([0.7, 0.6, 0.6, 0.5])]
     assert taken == [True, True, False, True]
     assert (best.loss, best.optimizer_step, best.evaluations_since) == (0.5, 3, 0)
 
@@ -17,14 +17,14 @@ def test_the_lowest_loss_is_the_best_and_an_equal_one_is_no_better() -> None:
 def test_only_evaluations_that_were_due_try_ones_patience() -> None:
     best = BestSoFar()
     for step, is_due in enumerate([True, True, False, True]):
-        best.take(0.7, step, is_due=is_due)
+        best.update(0.7, step, is_due=is_due)
     assert best.evaluations_since == 2
     assert "in 2 evaluations" in best.why_over()
 
 
 def test_a_loss_that_is_no_number_is_never_the_best() -> None:
     best = BestSoFar()
-    assert not best.take(math.nan, 0, is_due=True)
-    assert best.take(0.7, 1, is_due=True)
-    assert not best.take(math.nan, 2, is_due=True)
+    assert not best.update(math.nan, 0, is_due=True)
+    assert best.update(0.7, 1, is_due=True)
+    assert not best.update(math.nan, 2, is_due=True)
     assert BestSoFar.from_dict(best.to_dict()) == best

@@ -50,7 +50,7 @@ FEW_TOKENS = 12
 
 def few_tokens() -> None:
     """Short answers, for a test."""
-    samples.MOST_TOKENS = FEW_TOKENS
+    samples.MAX_TOKENS = FEW_TOKENS
 
 
 def shaken(scorer: ResponseScorer) -> ResponseScorer:

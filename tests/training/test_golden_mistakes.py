@@ -97,7 +97,7 @@ def test_seed_moe_with_the_float16_rounding(
     run, recorded = train_here(shared, tmp_path, "seed", name, **{"train.layout": "padded"})
     assert_steps(run, recorded, loss=MOE_LOSS, steps=len(recorded["steps"]))
     assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
-    error = update_error(shared, "seed", name, run, recorded["start_weights"])
+    error = update_error(shared, "seed", name, run, recorded["start_checkpoint"])
     assert error < FINAL_WEIGHTS_ROUNDED
 
 
@@ -147,7 +147,7 @@ def test_head_dense_with_a_coin_for_each_side(
     assert unequal == 20
     assert_steps(run, recorded, loss=DENSE_LOSS, steps=len(recorded["steps"]))
     assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
-    error = update_error(shared, "head", name, run, recorded["start_weights"])
+    error = update_error(shared, "head", name, run, recorded["start_checkpoint"])
     assert error < 1e-3
 
 

@@ -39,7 +39,7 @@ def settings(shared: Path, version: str, recorded: Mapping[str, Any]) -> dict[st
     arguments = recorded["args"]
     train = shared / "golden" / "train" / version
     return {
-        "model.weights": train / recorded["start_weights"],
+        "model.weights": train / recorded["start_checkpoint"],
         "model.hidden_size": 64,
         "model.num_hidden_layers": 2,
         "model.tokenizer": shared / "tokenizer" / TOKENIZERS[version],
@@ -117,7 +117,7 @@ def test_dense(shared: Path, tmp_path: Path, version: str, name: str, layout: st
     rates = [step["lr"] for step in recorded["steps"]]
     assert used == pytest.approx({step: rates[step - 1] for step in used}, rel=1e-12)
     if recorded["args"]["learning_rate"] > 1e-8:
-        start = recorded["start_weights"]
+        start = recorded["start_checkpoint"]
         assert update_error(shared, version, name, run, start) < FINAL_WEIGHTS
 
 
@@ -144,7 +144,7 @@ def test_seed_moe(shared: Path, tmp_path: Path, layout: str) -> None:
     run, recorded = train(shared, tmp_path, "seed", name, **{"train.layout": layout})
     assert_steps(run, recorded, loss=MOE_LOSS, steps=len(recorded["steps"]))
     assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
-    error = update_error(shared, "seed", name, run, recorded["start_weights"])
+    error = update_error(shared, "seed", name, run, recorded["start_checkpoint"])
     assert error < FINAL_WEIGHTS_SEED_MOE
 
 
@@ -154,7 +154,7 @@ def test_head_moe_with_padding_in_the_balance_loss(shared: Path, tmp_path: Path)
     run, recorded = train(shared, tmp_path, "head", name, **changes)
     assert_steps(run, recorded, loss=MOE_LOSS, steps=len(recorded["steps"]))
     assert_grad_norms(run, recorded, updates=recorded["optimizer_updates"])
-    error = update_error(shared, "head", name, run, recorded["start_weights"])
+    error = update_error(shared, "head", name, run, recorded["start_checkpoint"])
     assert error < FINAL_WEIGHTS
     coefficient = 5e-4
     aux = [coefficient * step.metrics["aux_loss"] for step in run.steps]

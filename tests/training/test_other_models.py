@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dpo_cli import app
-from dpo_cli.checks.examination import examine
+from dpo_cli.checks.check import run_checks
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
@@ -129,7 +129,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def story(family: str, folder: Path) -> None:
     profile = make(folder, family)
-    diagnosis = examine(profile, [], folder / "runs", None, lambda *_: None)
+    diagnosis = run_checks(profile, [], folder / "runs", None, lambda *_: None)
     problems = {finding.code for finding in diagnosis.findings if finding.level is Level.ERROR}
     assert problems == {"tokenizer-mismatch"}  # these weights know nothing
     told = {finding.code: finding for finding in diagnosis.findings}
@@ -266,7 +266,7 @@ def balanced(folder: Path) -> None:
     run = new_run(make(folder / "unknown", "gpt-oss"), **{"train.router_aux_loss_coef": 0.01})
     assert train(run) == 1
     (failed,) = [event for event in Run(run).events if isinstance(event, Failed)]
-    assert "no balance loss is known for gpt_oss" in failed.message
+    assert "no aux_loss is defined for gpt_oss" in failed.message
 
 
 def test_experts_are_balanced_where_their_routers_are_known(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_sequences_beyond_the_models_positions_are_refused(
     assert inputs(shared, **huge).pairs
     with pytest.raises(DpoError, match="pads every sequence to that length") as caught:
         inputs(shared, **huge, **{"train.layout": "padded"})
-    assert caught.value.remedy == "state data.max_seq_len = 32768, or less"
+    assert caught.value.remedy == "Set data.max_seq_len to 32768 or less."
 
     monkeypatch.setattr(MiniMind, "max_positions", 100)
     assert inputs(shared, **{"data.max_seq_len": 100}).pairs

@@ -12,12 +12,12 @@ from dpo_cli.compute.device import Device, resolve
 from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.models.scoring import ResponseScorer, Scores
-from dpo_cli.profile.grid import references
+from dpo_cli.profile.grid import count_references
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.inputs import read_inputs
-from dpo_cli.training.reference import CachedReference, keep, load_cached, open_references
+from dpo_cli.training.reference import CachedReference, load_cached, open_references, write_cached
 from tests.support.columns import in_columns
 from tests.support.small_runs import golden_run
 
@@ -111,7 +111,7 @@ def test_a_part_is_kept_beside_the_run_and_all_of_it_for_other_runs(tmp_path: Pa
     beside, shared = tmp_path / "run.safetensors", tmp_path / "cache" / "key.safetensors"
     kept, _ = reference(beside, shared)
     ask(kept, 0)
-    kept.keep()
+    kept.save()
     assert beside.exists()
     assert not shared.exists()
 
@@ -120,14 +120,14 @@ def test_a_part_is_kept_beside_the_run_and_all_of_it_for_other_runs(tmp_path: Pa
     assert not loaded
     ask(resumed, 1)
     assert loaded[0].rows == [1]
-    resumed.keep()
+    resumed.save()
     assert shared.exists()
 
     other, loaded = reference(tmp_path / "other.safetensors", shared)
     assert ask(other, 2) == expected
     assert other.is_complete
     assert not loaded
-    other.keep()
+    other.save()
     again = load_cached(tmp_path / "other.safetensors", "key")
     assert again is not None
     assert_equal(again, load_cached(beside, "key"))
@@ -138,7 +138,7 @@ def test_entropies_are_kept_and_asked_for_with_the_log_probs(tmp_path: Path) -> 
     ask(reference(path)[0], 0, 1, 2)
     plain, _ = reference(path)
     ask(plain, 0, 1, 2)
-    plain.keep()
+    plain.save()
     both, loaded = reference(path, with_entropies=True)
     batch = cast(PackedBatch, make_batch([PAIRS[0], PAIRS[1]], "packed", max_seq_len=0))
     scores = both.scores((0, 1), batch)
@@ -148,7 +148,7 @@ def test_entropies_are_kept_and_asked_for_with_the_log_probs(tmp_path: Path) -> 
     assert torch.equal(scores.entropies, -scores.token_logps / 2)
     assert torch.equal(scores.mask, batch.mask)
     both.scores((2,), cast(PackedBatch, make_batch([PAIRS[2]], "packed", max_seq_len=0)))
-    both.keep()
+    both.save()
     again, loaded = reference(path, with_entropies=True)
     assert torch.equal(cast(torch.Tensor, again.scores((0, 1), batch).entropies), scores.entropies)
     assert not loaded
@@ -159,7 +159,7 @@ def test_a_cache_that_cannot_be_written_is_gone_without(tmp_path: Path) -> None:
     beside = tmp_path / "run.safetensors"
     kept, _ = reference(beside, tmp_path / "cache" / "reference" / "key.safetensors")
     ask(kept, 0, 1, 2)
-    kept.keep()
+    kept.save()
     assert load_cached(beside, "key") is not None
 
 
@@ -167,16 +167,16 @@ def test_a_run_that_cannot_be_written_in_is_an_error(tmp_path: Path) -> None:
     kept, _ = reference(tmp_path / "missing" / "run.safetensors")
     ask(kept, 0)
     with pytest.raises((OSError, SafetensorError)):
-        kept.keep()
+        kept.save()
 
 
 @pytest.mark.parametrize("spoil", ["other key", "other length", "cut off"])
 def test_what_does_not_fit_is_computed_again(tmp_path: Path, spoil: str) -> None:
     beside = tmp_path / "run.safetensors"
     if spoil == "other length":
-        keep(beside, "key", {name: its[:5] for name, its in LOGPS.items()})
+        write_cached(beside, "key", {name: its[:5] for name, its in LOGPS.items()})
     else:
-        keep(beside, "another" if spoil == "other key" else "key", LOGPS)
+        write_cached(beside, "another" if spoil == "other key" else "key", LOGPS)
     if spoil == "cut off":
         beside.write_bytes(beside.read_bytes()[:-1])
     kept, loaded = reference(beside)
@@ -187,20 +187,20 @@ def test_what_does_not_fit_is_computed_again(tmp_path: Path, spoil: str) -> None
 def test_what_was_kept_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     assert load_cached(path, "key") is None
-    keep(path, "key", LOGPS)
+    write_cached(path, "key", LOGPS)
     assert_equal(load_cached(path, "key"), LOGPS)
 
 
 def test_what_belongs_to_something_else_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
-    keep(path, "key", LOGPS)
+    write_cached(path, "key", LOGPS)
     assert load_cached(path, "another key") is None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_a_cut_off_file_is_not_believed(tmp_path: Path, share: float) -> None:
     path = tmp_path / "reference.safetensors"
-    keep(path, "key", LOGPS)
+    write_cached(path, "key", LOGPS)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     assert load_cached(path, "key") is None
@@ -208,7 +208,7 @@ def test_a_cut_off_file_is_not_believed(tmp_path: Path, share: float) -> None:
 
 def test_no_flipped_bit_in_the_numbers_is_believed(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
-    keep(path, "key", LOGPS)
+    write_cached(path, "key", LOGPS)
     data = path.read_bytes()
     numbers = len(LOGPS["token_logps"]) * 4
     for position in range(len(data) - numbers, len(data)):
@@ -233,7 +233,7 @@ def test_the_cache_tells_models_apart_that_have_the_same_file(
         inputs = read_inputs(loaded, device, run, lambda *_: None)
         reference, _ = open_references(inputs, lambda: cast(ResponseScorer, None), tmp_path)
         assert isinstance(reference, CachedReference)
-        return reference._places[-1], loaded
+        return reference._paths[-1], loaded
 
     plain, profile = place()
     same = [
@@ -245,7 +245,7 @@ def test_the_cache_tells_models_apart_that_have_the_same_file(
     for each in same:
         its, other = place(**each)
         assert its == plain
-        assert references([profile, other]) == 1
+        assert count_references([profile, other]) == 1
     others = [
         {"model.rope_theta": 1e4},
         {"data.max_seq_len": 100},
@@ -257,4 +257,4 @@ def test_the_cache_tells_models_apart_that_have_the_same_file(
     ]
     found = [place(**each) for each in others]
     assert len({plain, *(its for its, _ in found)}) == 8
-    assert references([profile, *(other for _, other in found)]) == 8
+    assert count_references([profile, *(other for _, other in found)]) == 8

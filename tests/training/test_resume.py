@@ -204,7 +204,7 @@ def test_states_that_are_gone_are_no_reason_to_start_over(shared: Path, tmp_path
         "resume", run.directory.name, "--set", "train.epochs=2", "--allow-changes", cwd=tmp_path
     )
     assert result.returncode == 1
-    assert "never starts over" in result.stderr
+    assert "all checkpoints are damaged or gone" in result.stderr
     assert run.directory.is_completed  # as it was before
 
 

@@ -1,4 +1,4 @@
-"""Answers side by side, as a terminal shows them, from models that are lists of words."""
+"""Tests of answers side by side on a terminal; the models are lists of words."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ENGLISH = (
 CHINESE = "重力是行星把物体拉向其中心的力。（1）它使行星围绕太阳运行，也使苹果落到地上。\n" * 4
 
 
-class Said:
-    """A reply whose pieces are written down, a token each, eight a second."""
+class FixedReply:
+    """Reply with given pieces: one token each, 8 tokens per second."""
 
     def __init__(self, pieces: Iterable[str], *, is_cut: bool = False) -> None:
         self.text, self.tokens, self.seconds, self.is_cut = "", 0, 0.0, False
@@ -44,8 +44,8 @@ def never() -> bool:
     return False
 
 
-class Shown:
-    """A terminal that `show_answers` draws on, by what stands there in the end."""
+class FakeTerminal:
+    """Terminal for `show_answers`; `text` is the content of its screen."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, columns: int, rows: int) -> None:
         self.size = ConsoleDimensions(columns, rows)
@@ -63,7 +63,7 @@ class Shown:
             soft_wrap=True,
         )
 
-    def show(self, *replies: Said, is_stopped: Callable[[], bool] = never) -> str:
+    def show(self, *replies: FixedReply, is_stopped: Callable[[], bool] = never) -> str:
         show_answers(self.console, NAMES[: len(replies)], replies, is_stopped)
         return self.text
 
@@ -76,57 +76,61 @@ class Shown:
 
 
 @pytest.fixture(params=[0.0, 1e9], ids=["each-piece", "rarely"])
-def rest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often it is drawn, the same stands there in the end."""
+def frame_seconds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw after each piece, or only at the end: the final screen must be the same."""
     monkeypatch.setattr(answers, "_FRAME_SECONDS", request.param)
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (160, 50), (50, 20)])
-def test_snapshots(monkeypatch: pytest.MonkeyPatch, rest: None, columns: int, rows: int) -> None:
+def test_snapshots(
+    monkeypatch: pytest.MonkeyPatch, frame_seconds: None, columns: int, rows: int
+) -> None:
     words = [word if number == 0 else f" {word}" for number, word in enumerate(ENGLISH.split(" "))]
-    shown = Shown(monkeypatch, columns, rows)
-    text = shown.show(Said(words, is_cut=True), Said(CHINESE))
+    shown = FakeTerminal(monkeypatch, columns, rows)
+    text = shown.show(FixedReply(words, is_cut=True), FixedReply(CHINESE))
     assert_snapshot(f"answers-{columns}x{rows}", text)
 
 
 @pytest.mark.parametrize("columns", [80, 50, 12])
-def test_every_word_stands_there_once(
-    monkeypatch: pytest.MonkeyPatch, rest: None, columns: int
+def test_every_word_is_on_the_screen_once(
+    monkeypatch: pytest.MonkeyPatch, frame_seconds: None, columns: int
 ) -> None:
     said = [f"w{number} " for number in range(150)]
     lines = [f"z{number}\n" for number in range(90)]
-    text = Shown(monkeypatch, columns, 10).show(Said(said), Said(lines))
+    text = FakeTerminal(monkeypatch, columns, 10).show(FixedReply(said), FixedReply(lines))
     words = text.split()
     for word in (*said, *lines):
         assert words.count(word.strip()) == 1
 
 
-def test_lines_keep_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that few lines are drawn again; a list of short ones waits for a long paragraph."""
-    long, short = Said(["word "] * 200), Said(["x\n"] * 20)
+def test_lines_of_both_answers_grow_at_the_same_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few lines are drawn again: the answer with more lines waits for the other."""
+    long, short = FixedReply(["word "] * 200), FixedReply(["x\n"] * 20)
     behind = []
 
     def look() -> bool:
         behind.append(short.text.count("\n") - len(long.text) // 35)
         return False
 
-    Shown(monkeypatch, 80, 24).show(long, short, is_stopped=look)
+    FakeTerminal(monkeypatch, 80, 24).show(long, short, is_stopped=look)
     assert max(behind) <= 2
 
 
 def test_a_burst_of_lines_larger_than_the_screen(
-    monkeypatch: pytest.MonkeyPatch, rest: None
+    monkeypatch: pytest.MonkeyPatch, frame_seconds: None
 ) -> None:
     burst = "\n".join(f"b{number}" for number in range(40))
-    text = Shown(monkeypatch, 80, 10).show(Said(["start\n", burst, "\nend"]), Said(["a "] * 30))
+    text = FakeTerminal(monkeypatch, 80, 10).show(
+        FixedReply(["start\n", burst, "\nend"]), FixedReply(["a "] * 30)
+    )
     words = text.split()
     assert [word for word in words if word[0] == "b" and word[1:].isdigit()] == burst.split()
     assert words.count("a") == 30
 
 
-def test_stopping_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = Said(["one "] * 50), Said(["two "] * 50)
-    text = Shown(monkeypatch, 80, 24).show(
+def test_stopping_keeps_the_text_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = FixedReply(["one "] * 50), FixedReply(["two "] * 50)
+    text = FakeTerminal(monkeypatch, 80, 24).show(
         first, second, is_stopped=lambda: first.tokens + second.tokens >= 7
     )
     assert text.count("one") == 4
@@ -135,14 +139,16 @@ def test_stopping_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "▌" not in text
 
 
-def test_who_had_ended_was_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = Said(["one"]), Said(["two "] * 50)
-    text = Shown(monkeypatch, 80, 24).show(first, second, is_stopped=lambda: second.tokens >= 7)
+def test_a_complete_answer_is_not_marked_as_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = FixedReply(["one"]), FixedReply(["two "] * 50)
+    text = FakeTerminal(monkeypatch, 80, 24).show(
+        first, second, is_stopped=lambda: second.tokens >= 7
+    )
     assert (
         text.splitlines()[-1] == f"{'1 token, 8.0 tokens/s':<38} │ 7 tokens, 8.0 tokens/s, stopped"
     )
     out, notes = Console(file=io.StringIO()), Console(file=io.StringIO())
-    first, second = Said(["one"]), Said(["two "] * 50)
+    first, second = FixedReply(["one"]), FixedReply(["two "] * 50)
     write_answers(out, notes, NAMES, [first, second], lambda: second.tokens >= 7)
     assert notes.file.getvalue().splitlines() == [
         "policy: 1 token, 8.0 tokens/s",
@@ -150,15 +156,15 @@ def test_who_had_ended_was_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_the_same_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = Shown(monkeypatch, 80, 24)
-    assert "Both answers are identical." in shown.show(Said(["yes"]), Said(["yes"]))
-    shown = Shown(monkeypatch, 80, 24)
-    assert "the same" not in shown.show(Said(["yes"]), Said(["no"]))
+def test_identical_answers_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = FakeTerminal(monkeypatch, 80, 24)
+    assert "Both answers are identical." in shown.show(FixedReply(["yes"]), FixedReply(["yes"]))
+    shown = FakeTerminal(monkeypatch, 80, 24)
+    assert "the same" not in shown.show(FixedReply(["yes"]), FixedReply(["no"]))
 
 
-def test_one_model_has_the_whole_width_and_no_heading(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = Shown(monkeypatch, 40, 24).show(Said(["word "] * 14))
+def test_one_model_uses_the_whole_width_without_heading(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = FakeTerminal(monkeypatch, 40, 24).show(FixedReply(["word "] * 14))
     assert text.splitlines() == [
         " ".join(["word"] * 8),
         " ".join(["word"] * 6),
@@ -166,10 +172,13 @@ def test_one_model_has_the_whole_width_and_no_heading(monkeypatch: pytest.Monkey
     ]
 
 
-def test_a_resize_lays_out_anew_below(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resize_starts_again_below(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "_FRAME_SECONDS", 0.0)
-    shown = Shown(monkeypatch, 160, 50)
-    first, second = Said([f"w{n} " for n in range(40)]), Said([f"z{n} " for n in range(40)])
+    shown = FakeTerminal(monkeypatch, 160, 50)
+    first, second = (
+        FixedReply([f"w{n} " for n in range(40)]),
+        FixedReply([f"z{n} " for n in range(40)]),
+    )
 
     def narrower() -> bool:
         if first.tokens == 20:
@@ -184,10 +193,10 @@ def test_a_resize_lays_out_anew_below(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, after.splitlines())) <= 100
 
 
-def test_plain_text_has_the_answers_alone() -> None:
+def test_plain_text_has_only_the_answers() -> None:
     out, notes = io.StringIO(), io.StringIO()
     consoles = [Console(file=file, width=80, soft_wrap=True) for file in (out, notes)]
-    replies = [Said(["one", "\x1b[2J", " [b]:smile:"]), Said(["二"], is_cut=True)]
+    replies = [FixedReply(["one", "\x1b[2J", " [b]:smile:"]), FixedReply(["二"], is_cut=True)]
     write_answers(*consoles, NAMES, replies, never)
     assert out.getvalue() == "policy:\none␛[2J [b]:smile:\n\nreference:\n二\n"
     assert notes.getvalue().splitlines() == [
@@ -195,5 +204,5 @@ def test_plain_text_has_the_answers_alone() -> None:
         "reference: 1 token, 8.0 tokens/s, truncated",
     ]
     out.truncate(0)
-    write_answers(Console(file=out), consoles[1], NAMES[:1], [Said(["yes"])], never)
+    write_answers(Console(file=out), consoles[1], NAMES[:1], [FixedReply(["yes"])], never)
     assert out.getvalue().strip("\0") == "yes\n"

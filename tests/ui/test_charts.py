@@ -1,4 +1,4 @@
-"""Charts and their series, dot by dot."""
+"""Tests of charts and series, dot by dot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_line_has_no_holes() -> None:
     assert plain(canvas) == ["⡇", "⡇"]
 
 
-def test_what_is_outside_is_not_drawn() -> None:
+def test_dots_outside_are_not_drawn() -> None:
     canvas = Canvas(1, 1)
     for x, y in [(-1, 0), (2, 0), (0, -1), (0, 4)]:
         canvas.dot(x, y, "")
@@ -57,7 +57,7 @@ def test_a_chart_has_its_size_axis_and_level() -> None:
     assert lines[8] == "     0           step 10"
 
 
-def test_a_chart_of_nothing_and_of_one_point() -> None:
+def test_a_chart_without_points_and_with_one_point() -> None:
     assert len(draw([], 20, 5, x_end=0)) == 5
     [_, middle, *_] = draw([Curve([(0, 0.5)], "")], 20, 4, x_end=0)
     assert any("\u2800" < character < "\u2900" for character in middle.plain)
@@ -76,7 +76,7 @@ def test_noise_is_not_magnified_beyond_the_least_span() -> None:
     assert len(rows) <= 2
 
 
-def test_spots_are_drawn_where_there_is_room_for_them() -> None:
+def test_spots_are_drawn_if_they_fit() -> None:
     few = Curve([(k, k) for k in range(3)], "", Mark.SPOTS)
     many = Curve([(k, k) for k in range(40)], "", Mark.SPOTS)
     assert sum(line.plain.count("⣿") for line in draw([few], 40, 9, x_end=2)) == 3
@@ -130,7 +130,7 @@ def test_a_long_series_is_bounded_and_keeps_its_mean() -> None:
     assert series.points == sorted(series.points)
 
 
-def test_a_cut_forgets_what_comes_after() -> None:
+def test_truncating_a_series_drops_later_points() -> None:
     series = filled(10)
     series.cut(4)
     assert [x for x, _ in series.points] == [1, 2, 3, 4]
@@ -140,14 +140,14 @@ def test_a_cut_forgets_what_comes_after() -> None:
     long.add(1001, 1.0)
 
 
-def test_what_is_not_finite_is_left_out() -> None:
+def test_values_that_are_not_finite_are_left_out() -> None:
     series = filled(2)
     series.add(3, math.inf)
     series.add(4, math.nan)
     assert len(series.points) == 2
 
 
-def test_letters_stand_at_the_ends_of_curves_and_never_on_each_other() -> None:
+def test_letters_are_at_the_ends_of_curves_and_do_not_overlap() -> None:
     points = [(0.0, 0.0), (10.0, 1.0)]
     curves = [Curve(points, "cyan", letter="A"), Curve(points, "red", letter="B")]
     low = Curve([(0.0, 0.0), (10.0, 0.0)], "green", letter="C")

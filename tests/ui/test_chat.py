@@ -1,4 +1,4 @@
-"""A conversation on a real pseudo-terminal, with models that are lists of words."""
+"""Tests of a chat on a pseudo-terminal; the models are lists of words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dpo_cli.commands.console import plain_console
 from dpo_cli.errors import DpoError
 from dpo_cli.ui.terminal.chat import ChatScreen
 
-class Said:
+class FixedReply:
     text, tokens, seconds, is_cut = "", 0, 0.0, False
     def __init__(self, pieces, rest):
         self.pieces, self.rest = iter(pieces), rest
@@ -35,7 +35,7 @@ class Conversation:
             raise DpoError("the conversation is too long")
         self.asked += 1
         times = 10**6 if question == "for ever" else 3
-        return Said([f"{self.word}{self.asked} "] * times, 0.01)
+        return FixedReply([f"{self.word}{self.asked} "] * times, 0.01)
     def take_back(self):
         self.asked -= 1
     def forget(self):
@@ -54,8 +54,8 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
         yield terminal
 
 
-def until_asked(terminal: Terminal, *after: str) -> None:
-    """Wait for the line that asks for the next question, behind some texts in this order."""
+def until_prompt(terminal: Terminal, *after: str) -> None:
+    """Wait for the next prompt, after the given texts in this order."""
 
     def is_asked() -> bool:
         rest = "\n".join(terminal.lines) + "\n"
@@ -70,17 +70,17 @@ def until_asked(terminal: Terminal, *after: str) -> None:
 
 def test_turns_commands_and_the_end(terminal: Terminal) -> None:
     terminal.press("为什么？\n")
-    until_asked(terminal, "强1 强1 强1", "3 tokens, 3.0 tokens/s")
+    until_prompt(terminal, "强1 强1 强1", "3 tokens, 3.0 tokens/s")
     terminal.press("too long\n")
-    until_asked(terminal, "error: the conversation is too long; /reset begins anew")
+    until_prompt(terminal, "error: the conversation is too long; /reset begins anew")
     terminal.press("\n/hlep\n")
-    until_asked(terminal, "/hlep is no command: /reset forgets what was said")
+    until_prompt(terminal, "/hlep is no command: /reset forgets what was said")
     terminal.press("again\n")
-    until_asked(terminal, "/hlep is", "good2 good2 good2", "3 tokens, 3.0 tokens/s")
+    until_prompt(terminal, "/hlep is", "good2 good2 good2", "3 tokens, 3.0 tokens/s")
     terminal.press("/reset\n")
-    until_asked(terminal, "forgotten")
+    until_prompt(terminal, "forgotten")
     terminal.press("again\n")
-    until_asked(terminal, "forgotten", "good1 good1 good1", "3 tokens, 3.0 tokens/s")
+    until_prompt(terminal, "forgotten", "good1 good1 good1", "3 tokens, 3.0 tokens/s")
     terminal.press("/quit\n")
     assert terminal.wait() == 0
     assert terminal.lines[-1] == "the end"
@@ -91,11 +91,11 @@ def test_ctrl_c_stops_answers_and_nothing_else(terminal: Terminal) -> None:
     terminal.press("for ever\n")
     terminal.until(lambda: terminal.raw.count("good1") > 3)
     terminal.press("typed meanwhile\x03")
-    until_asked(terminal, ", stopped", ", stopped")
+    until_prompt(terminal, ", stopped", ", stopped")
     terminal.press("\x03")
-    until_asked(terminal, "No answer to stop. Ctrl-D ends")
+    until_prompt(terminal, "No answer to stop. Ctrl-D ends")
     terminal.press("next\n")
-    until_asked(terminal, "Ctrl-D ends", "good2 good2 good2", "3 tokens, 3.0 tokens/s")
+    until_prompt(terminal, "Ctrl-D ends", "good2 good2 good2", "3 tokens, 3.0 tokens/s")
     assert "typed meanwhile" not in terminal.raw
     terminal.press("\x04")
     assert terminal.wait() == 0
@@ -108,7 +108,7 @@ def test_a_resize_in_the_middle(terminal: Terminal) -> None:
     terminal.resize(40, 12)
     terminal.until(lambda: terminal.raw.count("policy") == 2)
     terminal.press("\x03")
-    until_asked(terminal, "policy", "policy", " tokens, ", " tokens, ")
+    until_prompt(terminal, "policy", "policy", " tokens, ", " tokens, ")
     terminal.press("\x04")
     assert terminal.wait() == 0
 

@@ -1,4 +1,4 @@
-"""The panel as text: the same events give the same picture, at any size."""
+"""Tests of the panel as text, at several sizes."""
 
 from __future__ import annotations
 
@@ -157,10 +157,8 @@ def luminance(red: int, green: int, blue: int) -> float:
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_everything_stands_out_on_dark_and_light(
-    theme: str, scene: str, width: int, height: int
-) -> None:
-    """The contrast of every color that is shown, dimmed ones too, with the theme's background."""
+def test_contrast_on_dark_and_light_themes(theme: str, scene: str, width: int, height: int) -> None:
+    """Every color, also dimmed, has enough contrast with the background of the theme."""
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True)
     background = luminance(*THEMES[theme].background_color)
     for line in dashboard(SCENES[scene]).lines(console, width, height):
@@ -189,13 +187,13 @@ def test_colors_change_no_character() -> None:
         assert console.export_text() == plain
 
 
-def test_no_color_leaves_shapes_to_tell_the_curves_apart() -> None:
+def test_without_color_shapes_distinguish_the_curves() -> None:
     text = drawn(dashboard(SCENES["middle"]), 80, 24, no_color=True, force_terminal=True)
     assert "\x1b[3" not in text
     assert "⣿" in text  # the spots of the held-out curve
 
 
-# --- what it says -----------------------------------------------------------------------------
+# --- texts ---------------------------------------------------------------------------------
 
 
 def test_a_run_without_process_and_ending_was_killed() -> None:
@@ -246,7 +244,7 @@ def test_with_many_ranks_the_slowest_are_shown() -> None:
     assert " 7 ━" not in text
 
 
-def test_a_resumed_run_shows_its_past_while_it_prepares() -> None:
+def test_a_resumed_run_shows_earlier_curves_while_it_prepares() -> None:
     again = WorkerStarted(pid=8, device="cpu", device_name="", dtype="float32", versions={})
     text = drawn(dashboard([*SCENES["failed"], story.at(0, again)]), 80, 24)
     assert text.splitlines()[0].endswith("preparing")
@@ -259,7 +257,7 @@ def test_a_resumed_run_shows_its_past_while_it_prepares() -> None:
 
 @pytest.mark.parametrize(("start", "label"), [(1.0, "1"), (2.5, "2.5"), (None, None)])
 def test_the_level_of_the_loss_is_where_it_starts(start: float | None, label: str | None) -> None:
-    """Where that is not known there is none, and nothing squeezes the curve."""
+    """Without a known start there is no level, which would compress the curve."""
     plan = dataclasses.replace(story.PLAN, loss_at_start=start)
     events = [
         dataclasses.replace(event, plan=plan) if isinstance(event, Planned) else event
@@ -289,4 +287,4 @@ def test_the_newest_alerts_come_first() -> None:
 def _alert(number: int) -> Event:
     from dpo_cli.run.events import Alert
 
-    return Alert(code=str(number), message=f"number {number}", remedy="mend it")
+    return Alert(code=str(number), message=f"number {number}", remedy="fix it")

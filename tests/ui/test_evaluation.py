@@ -1,4 +1,4 @@
-"""What is shown of models on pairs, and what is said of the figures: from figures made up."""
+"""Tests of the output of `dpo eval`, from made-up metrics."""
 
 from __future__ import annotations
 
@@ -105,18 +105,18 @@ def test_a_model_without_a_reference() -> None:
 
 
 def test_significance_of_the_accuracy() -> None:
-    def said(accuracy: float, pairs: int, **others: float) -> str:
+    def last_note(accuracy: float, pairs: int, **others: float) -> str:
         return notes(evaluation({"all": figures(accuracy, pairs, **others)}))[-1]
 
-    assert said(0.75, 400) == ("accuracy 0.75 over 400 pairs: significantly above 0.5 (95 %)")
-    assert said(0.25, 400).endswith("significantly below 0.5 (95 %)")
-    assert said(0.6, 40) == (
+    assert last_note(0.75, 400) == ("accuracy 0.75 over 400 pairs: significantly above 0.5 (95 %)")
+    assert last_note(0.25, 400).endswith("significantly below 0.5 (95 %)")
+    assert last_note(0.6, 40) == (
         "accuracy 0.60 over 40 pairs: may be chance; about 97 pairs would show 0.60 to differ from"
         " 0.5"
     )
-    assert said(0.6, 97).startswith("accuracy 0.60 over 97 pairs: significantly above")
-    assert said(0.6, 96).startswith("accuracy 0.60 over 96 pairs: may be chance")
-    assert said(0.0, 40, kl=0.0).endswith("identical to the reference: nothing was learned")
+    assert last_note(0.6, 97).startswith("accuracy 0.60 over 97 pairs: significantly above")
+    assert last_note(0.6, 96).startswith("accuracy 0.60 over 96 pairs: may be chance")
+    assert last_note(0.0, 40, kl=0.0).endswith("identical to the reference: nothing was learned")
 
 
 def test_notes_on_a_wrong_tokenizer_and_on_training_pairs() -> None:

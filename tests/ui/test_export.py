@@ -1,4 +1,4 @@
-"""What `dpo export` says of the update, from a report as it was measured."""
+"""Tests of the output of `dpo export` about the update, from given reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dpo_cli.ui.terminal.export import export_lines
 def lines_of(
     *, dtype: str = "float16", seed: int | None = None, not_compared: str = "", **retention: Any
 ) -> list[str]:
-    """The lines between what was written and the log-probs."""
+    """Return the lines between the file and the log-probs."""
     measured = {"changed": 0.0312, "kept": 0.9, "relative_error": 0.2, "start_error": 0.0}
     report = ExportReport(
         path=Path("rlhf_512.pth"),

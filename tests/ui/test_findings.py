@@ -1,4 +1,4 @@
-"""What `dpo check` shows, as text of a given width."""
+"""Tests of the findings and the progress bar of `dpo check`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_verdict_names_the_next_command(
 # --- the bar -----------------------------------------------------------------------------------
 
 
-def test_the_bar_shows_the_phase_and_vanishes() -> None:
+def test_the_bar_shows_the_phase() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with PhaseBar(console) as bar:
         bar("encoding", 10, 2000, "rows")

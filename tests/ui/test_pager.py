@@ -1,4 +1,4 @@
-"""Long output on a terminal and elsewhere."""
+"""Tests of long output with and without a pager."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ print("the end")
 """
 
 
-def test_a_pager_has_it_in_color_and_may_leave_early(tmp_path: Path) -> None:
+def test_a_pager_gets_colors_and_may_exit_early(tmp_path: Path) -> None:
     (tmp_path / "pager").write_text("#!/bin/sh\necho options $LESS\nhead -3\n")
     (tmp_path / "pager").chmod(0o755)
     with Terminal(SCRIPT, cwd=tmp_path, PAGER=f"{tmp_path}/pager") as terminal:
@@ -29,7 +29,7 @@ def test_a_pager_has_it_in_color_and_may_leave_early(tmp_path: Path) -> None:
         assert "\x1b[32mpage 1" in terminal.raw
 
 
-def test_ctrl_c_is_the_pagers(tmp_path: Path) -> None:
+def test_ctrl_c_goes_to_the_pager(tmp_path: Path) -> None:
     # Blocked, so that it is not missed where it comes before somebody waits for it.
     pager = "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [2]);"
     pager += "print('ready', flush=True); signal.sigwait([2]); print('heard', flush=True);"
@@ -50,7 +50,7 @@ def test_without_a_pager_it_is_printed(tmp_path: Path) -> None:
         assert terminal.lines == ["title", "page 0", "page 1", "page 2", "the end"]
 
 
-def test_on_a_pipe_lines_end_where_their_text_does() -> None:
+def test_on_a_pipe_lines_have_no_trailing_spaces() -> None:
     file = io.StringIO()
     page(Console(file=file, width=20), "title", [Padding("page", (0, 0, 0, 2))])
     assert file.getvalue() == "title\n  page\n"

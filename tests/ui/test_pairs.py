@@ -1,4 +1,4 @@
-"""Pairs with their loss in color, and how long they are, as text of a given width."""
+"""Tests of pair previews and histograms of lengths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAIR = PairPreview(
 )
 
 
-def test_without_color_brackets_show_what_carries_loss() -> None:
+def test_without_color_brackets_mark_tokens_with_loss() -> None:
     lines = shown(pair_preview(PAIR, marks=True), 100).splitlines()
     assert [line.rstrip("─ ") for line in lines] == [
         "pair at line 7: tokens with loss are in ⟦brackets⟧, ↵ is a newline",
@@ -32,7 +32,7 @@ def test_without_color_brackets_show_what_carries_loss() -> None:
     ]
 
 
-def test_with_color_it_is_green_and_nothing_else_is() -> None:
+def test_with_color_only_tokens_with_loss_are_green() -> None:
     text = shown(pair_preview(PAIR, marks=False), color=True)
     assert "\x1b[32mSo.↵" in text
     assert "\x1b[2m<|user|>↵" in text
@@ -58,7 +58,7 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal() -> None:
     assert "a␛[31mb␇␍" in text
 
 
-def test_a_page_has_the_whole_pair_and_what_it_has_about_it() -> None:
+def test_a_page_has_the_whole_pair_and_its_issues() -> None:
     pair = PairPreview("line 7", (Span("x" * 2000, 5, False),), (Span("So.", 2, True),), ())
     lines = shown(pair_page(pair, ["truncated", "repeated (line 3)"], marks=True)).splitlines()
     assert lines[0] == "line 7 · truncated, repeated (line 3)"
@@ -66,7 +66,7 @@ def test_a_page_has_the_whole_pair_and_what_it_has_about_it() -> None:
     assert shown(pair_page(pair, [], marks=True)).splitlines()[0] == "line 7"
 
 
-def test_a_row_that_is_set_aside_without_what_moves_a_cursor() -> None:
+def test_a_skipped_row_is_shown_without_control_characters() -> None:
     text = shown(row_page("line 3", "malformed", "not JSON", '{"a":"\x1b[2J' + "y" * 900))
     assert text.splitlines()[0] == "line 3 · malformed: not JSON"
     assert '  {"a":"␛[2Jyy' in text
@@ -92,7 +92,7 @@ def test_bars_of_lengths() -> None:
     ]
 
 
-def test_without_any_beyond_the_limit_there_is_no_line_for_them() -> None:
+def test_without_truncated_pairs_there_is_no_bin_for_them() -> None:
     table = lengths_table([histogram("prompt", 1, 2, 0)])
     assert "│" not in shown(table)
     assert "▄█" in shown(table)

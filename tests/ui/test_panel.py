@@ -1,4 +1,4 @@
-"""The live panel in a real process on a real pseudo-terminal."""
+"""Tests of the live panel in a real process on a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_it_survives_resizes(terminal: Terminal) -> None:
     assert terminal.process.poll() is None
 
 
-def test_keys_ask_the_run(terminal: Terminal, run: RunDirectory) -> None:
+def test_keys_send_requests_to_the_run(terminal: Terminal, run: RunDirectory) -> None:
     terminal.press("s")
     terminal.until_shown("Will save after this step.")
     assert run.take_request() == "save"
@@ -91,7 +91,7 @@ def test_stopping_takes_two_presses(terminal: Terminal, run: RunDirectory) -> No
 
 
 @pytest.mark.parametrize("key", ["d", "\x1a"])
-def test_leaving_gives_the_terminal_back(terminal: Terminal, run: RunDirectory, key: str) -> None:
+def test_detaching_restores_the_terminal(terminal: Terminal, run: RunDirectory, key: str) -> None:
     assert terminal.modes_now() != terminal.modes
     terminal.press(key)
     assert terminal.wait() == 0
@@ -106,16 +106,16 @@ def test_ctrl_c_stays_a_signal(terminal: Terminal) -> None:
     terminal.until_shown("Stopping after this step. Press Ctrl-C again to stop now.")
 
 
-def test_what_is_no_single_key_is_dropped(terminal: Terminal, run: RunDirectory) -> None:
+def test_pastes_and_function_keys_are_dropped(terminal: Terminal, run: RunDirectory) -> None:
     for keys in ("\x1b[A", "qqs", "好", "x"):
         terminal.press(keys)
-        time.sleep(0.3)  # what comes together is taken for one
+        time.sleep(0.3)  # characters that arrive together count as one key
     terminal.press("?")
     terminal.until_shown("reopens the panel")
     assert run.take_request() is None
 
 
-def test_no_color_where_none_is_wanted(run: RunDirectory, tmp_path: Path) -> None:
+def test_no_color_with_no_color_set(run: RunDirectory, tmp_path: Path) -> None:
     with Terminal(PANEL, run.path, cwd=tmp_path, NO_COLOR="1") as terminal:
         terminal.until_shown("micro-step 110/400")
         assert "\x1b[3" not in terminal.raw

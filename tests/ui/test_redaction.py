@@ -1,4 +1,4 @@
-"""What must not leave the house with a report."""
+"""Tests of the removal of paths and names from texts."""
 
 from __future__ import annotations
 

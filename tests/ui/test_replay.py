@@ -1,4 +1,4 @@
-"""A replay keeps the run's pace, times a factor, and does not wait between two starts."""
+"""Tests of the replay: pace, speed factor and no wait between two starts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_events_come_when_they_are_due() -> None:
     assert replay.is_over()
 
 
-def test_the_night_between_two_starts_is_cut() -> None:
+def test_the_pause_between_two_starts_is_left_out() -> None:
     clock = Clock()
     first, second = list(story.preparation()), [later(e, 1.0) for e in story.preparation()]
     replay = Replay([*first, WorkerEnded(exit_code=130), *second], 1.0, clock)

@@ -1,4 +1,4 @@
-"""A sweep as text: what is left to do, the line above the panel, the best and how sure that is."""
+"""Tests of the output of a sweep: plan, time left, line above the panel, best run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GRID = {"dpo.beta": [0.1, 2, 5], "train.epochs": [1, 2]}
 
 @pytest.fixture
 def points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Point]:
-    """Six points: A, C and E of one epoch, B, D and F of two."""
+    """Six points: A, C and E with one epoch, B, D and F with two."""
     monkeypatch.chdir(tmp_path)
     Path("mine.toml").write_text(
         '[model]\ntokenizer = "t"\n[data]\ndata_path = "p"\n[eval]\nfraction = 0.1\n'
@@ -44,8 +44,8 @@ def summary(state: RunState, step: int = 100, seconds: float = 60.0) -> RunSumma
     return RunSummary("mine", state, None, 0.0, step, 100, 0.6, 0.7, None, seconds, 1)
 
 
-def status(point: Point, state: RunState | None = None, **statuses: float) -> PointStatus:
-    return PointStatus(point, None if state is None else summary(state, **statuses))  # type: ignore[arg-type]
+def status(point: Point, state: RunState | None = None, **numbers: float) -> PointStatus:
+    return PointStatus(point, None if state is None else summary(state, **numbers))  # type: ignore[arg-type]
 
 
 def test_time_left_ignores_the_first_run_which_computes_the_caches(
@@ -75,7 +75,7 @@ def text(lines: list[object]) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
-def test_a_plan_says_where_each_run_is(points: list[Point]) -> None:
+def test_the_plan_shows_the_state_of_each_run(points: list[Point]) -> None:
     a, b, c, *rest = points
     statuses = [
         status(a, RunState.COMPLETED, seconds=75),

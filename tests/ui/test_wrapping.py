@@ -1,4 +1,4 @@
-"""Lines of text that comes piece by piece."""
+"""Tests of line wrapping of text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ def test_only_the_last_line_changes_and_pieces_do_not_matter() -> None:
         assert "".join(lines.lines).replace(" ", "") == text.replace(" ", "").replace("\n", "")
 
 
-def test_what_would_move_a_cursor_is_shown_by_a_sign() -> None:
+def test_control_characters_are_shown_as_signs() -> None:
     assert printable("a\x1b[2J\r\nb\tc\x7f\x9b\u202e\u200b\u3000你🍜") == "a␛[2J␍\nb    c\u3000你🍜"

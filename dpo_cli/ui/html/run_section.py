@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.formatting import MISSING, format_count, format_number, format_with_interval
+from dpo_cli.formatting import format_count, format_number, format_with_interval
 from dpo_cli.run.events import Event, Failed, RankEnded, Sampled, StepDone, WorkerStarted
 from dpo_cli.ui.comparison import ACCURACY, ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
@@ -192,8 +192,8 @@ class RunSection:
 
 
 def _share(figures: Mapping[str, float], name: str) -> str:
-    if name not in figures:
-        return MISSING
+    if f"{name}/low" not in figures:
+        return format_number(figures.get(name), ".2f")
     return format_with_interval(figures[name], figures[f"{name}/low"], figures[f"{name}/high"])
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dpo_cli.checks import resources
-from dpo_cli.checks.trial import WANTED_TOKENS, modest_micro_batch
+from dpo_cli.checks.trial_trainer import WANTED_TOKENS, modest_micro_batch
 from dpo_cli.compute.device import resolve
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.models.loading import read_state_dict
@@ -100,7 +100,7 @@ def test_with_another_reference_the_first_loss_is_what_it_is(
     assert "model.reference" in of(diagnosis, "tokenizer-mismatch").message
 
 
-@pytest.mark.parametrize("settings", [["train.layout=reference"], ["model.dropout=0.5"]])
+@pytest.mark.parametrize("settings", [["train.layout=padded"], ["model.dropout=0.5"]])
 def test_layouts_and_dropout_begin_at_ln_2(examined: Examine, settings: list[str]) -> None:
     assert of(examined(*settings), "first-loss").level is OK
 
@@ -148,7 +148,7 @@ def test_sequences_beyond_the_models_positions(
     diagnosis = examined()
     assert codes(diagnosis, ERROR) == ["inputs-misfit"]
     assert "the model has 10 positions: lines 1, 2" in of(diagnosis, "inputs-misfit").message
-    assert of(diagnosis, "inputs-misfit").remedy == "state data.max_seq_len = 10, or less"
+    assert of(diagnosis, "inputs-misfit").remedy == "Set data.max_seq_len to 10 or less."
 
 
 def test_checkpointing_takes_less_memory_for_activations(examined: Examine, bench: Path) -> None:
@@ -357,7 +357,7 @@ def test_one_malformed_row_among_many_warns(examined: Examine, bench: Path) -> N
 
 def test_a_file_without_rows(examined: Examine, bench: Path) -> None:
     (bench / "pairs.jsonl").write_text("\n\n")
-    assert of(examined(), "data-unusable").message == "the file holds no rows"
+    assert of(examined(), "data-unusable").message == "the file has no rows"
 
 
 def test_a_template_that_rewrites_turns(examined: Examine, bench: Path) -> None:
@@ -441,7 +441,7 @@ def test_more_pairs_in_a_batch_want_more_memory(bench: Path) -> None:
     assert state == (16 + 4) * weights
     assert estimate("train.kahan_summation=true") == (state + 8 * weights, activations)
     assert estimate("train.batch_size=1")[1] < activations / 3
-    assert estimate("train.layout=reference")[1] > 2 * activations
+    assert estimate("train.layout=padded")[1] > 2 * activations
 
 
 def test_a_full_disk(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The plain lines, as text of a fixed width."""
+"""Tests of the plain lines of a run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PLAN = dataclasses.replace(
 
 
 def shown(*events: Event, quiet: bool = False, width: int = 80) -> list[str]:
-    """The lines that a report prints on a pipe of `width` columns."""
+    """Return the lines that a report prints on a pipe of `width` columns."""
     console = Console(file=io.StringIO(), width=width)
     report = PlainReport(console, NAME, Path("runs", NAME), quiet=quiet)
     for event in events:
@@ -104,9 +104,9 @@ def test_a_step_is_one_line_with_speed_and_time_left() -> None:
 
 
 def test_a_skipped_step_says_so_at_its_end() -> None:
-    spoilt = dataclasses.replace(step_done(2), is_skipped=True, losses=(math.nan,))
-    spoilt.metrics.update(loss=math.nan, grad_norm=math.inf)
-    *_, before, line, after = shown(Planned(plan=PLAN), step_done(1), spoilt, step_done(5))
+    skipped_step = dataclasses.replace(step_done(2), is_skipped=True, losses=(math.nan,))
+    skipped_step.metrics.update(loss=math.nan, grad_norm=math.inf)
+    *_, before, line, after = shown(Planned(plan=PLAN), step_done(1), skipped_step, step_done(5))
     assert line.startswith("micro-step 2/166  epoch 1/2  loss nan  ")
     assert "  grad inf  " in line
     assert line.endswith("  eta 2m 44s  skipped")
@@ -145,7 +145,7 @@ def test_silence_is_never_longer_than_30_seconds() -> None:
     assert numbers == ["11/166", "14/166", "17/166", "20/166", "23/166"]
 
 
-def test_only_long_phases_are_told_and_not_too_often() -> None:
+def test_only_long_phases_are_printed_and_not_too_often() -> None:
     def progress(phase: str, done: int, elapsed_seconds: float) -> Progress:
         return Progress(
             elapsed_seconds=elapsed_seconds, phase=phase, done=done, total=400, unit="pairs"
@@ -200,16 +200,16 @@ def test_evaluations_saves_and_ends() -> None:
     ]
 
 
-def test_a_run_that_was_never_planned_is_not_offered_for_resuming() -> None:
+def test_without_a_plan_there_is_no_resume_command() -> None:
     assert shown(Stopped(reason="interrupted", step=0, optimizer_step=0)) == []
 
 
-def test_a_resume_of_a_run_that_saved_nothing() -> None:
+def test_a_resume_without_checkpoint() -> None:
     resumed = Resumed(optimizer_step=0, step=0, checkpoint="")
     assert shown(resumed) == ["resuming from the first step: no checkpoint was saved"]
 
 
-def test_a_resume_names_what_it_passed_over_and_shows_its_first_step() -> None:
+def test_a_resume_names_damaged_checkpoints_and_shows_the_first_step() -> None:
     resumed = Resumed(
         optimizer_step=21,
         step=42,
@@ -226,8 +226,8 @@ def test_a_resume_names_what_it_passed_over_and_shows_its_first_step() -> None:
     assert len(shown(resumed, quiet=True)) == 1
 
 
-def test_a_new_worker_has_a_clock_of_its_own() -> None:
-    """Time left after a resume, whose seconds begin anew."""
+def test_time_left_after_a_resume() -> None:
+    """The elapsed seconds of the new worker start again at 0."""
     started = WorkerStarted(pid=1, device="cpu", device_name="", dtype="float32", versions={})
     resumed = Resumed(optimizer_step=36, step=72, checkpoint="step-00000036")
     before = [step_done(step, elapsed_seconds=1000.0 + step) for step in (71, 72)]
@@ -273,7 +273,7 @@ def test_one_of_two_ranks_can_be_the_slow_one(seconds: tuple[float, ...], is_slo
         (("a", "a", "b"), "ranks     3 on 2 machines: a, b"),
     ],
 )
-def test_how_many_ranks_and_where(hosts: tuple[str, ...], line: str) -> None:
+def test_number_and_hosts_of_ranks(hosts: tuple[str, ...], line: str) -> None:
     started = WorkerStarted(
         pid=1, device="cpu", device_name="", dtype="float32", versions={}, hosts=hosts
     )
@@ -297,11 +297,11 @@ def test_quiet_shows_alerts_and_the_end_only() -> None:
     ]
 
 
-def test_what_the_command_itself_tells_is_not_told_twice() -> None:
+def test_errors_printed_by_the_command_are_not_repeated() -> None:
     assert shown(Failed(message="m"), WorkerEnded(exit_code=1)) == []
 
 
-def test_no_color_on_a_pipe_and_none_where_it_is_not_wanted() -> None:
+def test_no_color_on_a_pipe_or_if_not_wanted() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=80)
     PlainReport(console, NAME, Path("runs"))(Alert(code="c", message="m"))
     assert isinstance(console.file, io.StringIO)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dpo_cli.checks import examination
+from dpo_cli.commands import check
 from dpo_cli.findings import Diagnosis, Finding, Level, PairPreview, Span
 from tests.commands.conftest import Cli
 
@@ -36,7 +36,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[object, .
             asked.append(arguments[:-1])
             return Diagnosis(findings, PAIR, {"lengths": {1024: {"kept": 8}}})
 
-        monkeypatch.setattr(examination, "examine", examine)
+        monkeypatch.setattr(check, "run_checks", examine)
         return asked
 
     return set_findings

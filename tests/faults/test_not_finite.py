@@ -21,8 +21,8 @@ from dpo_cli.run.events import Alert, Event, EventReader, Failed, StepDone, hist
 from dpo_cli.training.nan_dump import has_nan_dump
 from tests.faults import arms, damage_arms, workers
 from tests.faults.conftest import STEPS, arguments
-from tests.faults.test_damage import content, only
 from tests.support.cli import Run, dpo, set_options
+from tests.support.run_content import content, only
 
 WINDOW, WEIGHTS = "global_batch.json", "weights.safetensors"
 EACH_STEP = {"train.save_interval": 1}

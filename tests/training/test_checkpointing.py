@@ -21,7 +21,7 @@ from tests.support.two_layouts import (
     odd_pairs,
     random_weights,
 )
-from tests.training.test_precision import train
+from tests.support.worker_runs import train
 
 
 def make_scorer(name: str, layout: Layout, dropout: float) -> ResponseScorer:

@@ -26,10 +26,10 @@ from dpo_cli.errors import ExitCode
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.training import plan, session, setup
+from dpo_cli.training import inputs, session, setup
 from tests.support.cli import Run
 from tests.support.columns import in_columns
-from tests.training.test_golden_runs import (
+from tests.support.golden_runs import (
     DENSE_LOSS,
     MOE_LOSS,
     PROFILES,
@@ -140,8 +140,8 @@ def test_head_dense_with_a_coin_for_each_side(
         def epoch_order(self, epoch: int) -> list[int]:
             return [index + epoch * self.pairs for index in super().epoch_order(epoch)]
 
-    monkeypatch.setattr(plan, "usable_rows", encode_as_tossed)
-    monkeypatch.setattr(plan, "BatchSampler", TossedOrder)
+    monkeypatch.setattr(inputs, "usable_rows", encode_as_tossed)
+    monkeypatch.setattr(inputs, "BatchSampler", TossedOrder)
     run, _ = train_here(shared, tmp_path, "head", name, **{"train.layout": "padded"})
     assert next(coins, None) is None
     assert unequal == 20

@@ -10,8 +10,8 @@ import pytest
 
 from dpo_cli.training.reference import REFERENCE_FILE
 from tests.support.cli import Run, dpo
+from tests.support.golden_inputs import golden_inputs
 from tests.support.small_runs import small_run
-from tests.training.test_plan import inputs
 
 
 def trained(shared: Path, cwd: Path, **changes: Any) -> tuple[Run, str]:
@@ -58,7 +58,7 @@ def test_only_losses_of_single_pairs_are_dealt_out_anew(shared: Path) -> None:
     micro_batches = [(0, 1, 2, 3), (4, 5, 6, 7)]
 
     def together(loss: str | list[str]) -> list[tuple[int, ...]]:
-        run = inputs(shared, **{"dpo.loss": loss})
+        run = golden_inputs(shared, **{"dpo.loss": loss})
         return [forward.indices for forward in run.micro_batches_here(micro_batches)]
 
     for loss in ("sigmoid", "ipo", "bco_pair"):

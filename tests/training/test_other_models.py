@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dpo_cli import app
-from dpo_cli.checks.examination import examine
+from dpo_cli.checks.check import run_checks
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
@@ -129,7 +129,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def story(family: str, folder: Path) -> None:
     profile = make(folder, family)
-    diagnosis = examine(profile, [], folder / "runs", None, lambda *_: None)
+    diagnosis = run_checks(profile, [], folder / "runs", None, lambda *_: None)
     problems = {finding.code for finding in diagnosis.findings if finding.level is Level.ERROR}
     assert problems == {"tokenizer-mismatch"}  # these weights know nothing
     told = {finding.code: finding for finding in diagnosis.findings}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dpo_cli.checks import resources
-from dpo_cli.checks.trial import WANTED_TOKENS, modest_micro_batch
+from dpo_cli.checks.trial_trainer import WANTED_TOKENS, modest_micro_batch
 from dpo_cli.compute.device import resolve
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.models.loading import read_state_dict

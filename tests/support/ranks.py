@@ -12,7 +12,7 @@ from functools import partial
 from torch.distributed import TCPStore
 
 from dpo_cli.run.directory import RunDirectory
-from tests.faults import workers
+from tests.support import workers
 
 Arm = Callable[[int], object]
 """Puts a fault into the process of a rank, whose number it is told."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from dpo_cli.intervals import Z, wilson_interval
 from dpo_cli.objective.logps import sequence_logps
 from dpo_cli.objective.losses import FIGURES, score_pairs
+from dpo_cli.objective.ties import is_preferred
 from dpo_cli.profile.objective import Dpo
 
 HELD_OUT_FIGURES = (
@@ -21,8 +22,9 @@ HELD_OUT_FIGURES = (
     "entropy",
 )
 """`FIGURES`, and beside them: whether the policy finds chosen likelier than rejected, and whether
-the reference does (the log-probs of a response reduced as in the loss; a tie is no); the log-prob
-of chosen, and the entropy of the policy's distribution, in nats per response token."""
+the reference does (the log-probs of a response reduced as in the loss; a tie within rounding is
+no); the log-prob of chosen, and the entropy of the policy's distribution, in nats per response
+token."""
 
 SHARES = frozenset({"rewards/accuracies", "logps/accuracies", "ref_logps/accuracies"})
 """Figures that are 0 or 1 for a pair."""
@@ -54,11 +56,16 @@ def score_held_out_pairs(
     scores = score_pairs(policy, reference, mask, dpo, log_sum_sq_probs)
     ref_chosen, ref_rejected = sequence_logps(reference, mask, dpo.reduction).chunk(2)
     unknown = torch.full_like(scores.losses, torch.nan)
-    ref_accuracies = (ref_chosen > ref_rejected) if dpo.needs_reference else unknown
+    ref_accuracies = (
+        is_preferred(ref_chosen - ref_rejected, (reference,), mask, dpo.reduction)
+        if dpo.needs_reference
+        else unknown
+    )
+    logp_differences = scores.logps_chosen - scores.logps_rejected
     chosen_entropies, rejected_entropies = sequence_logps(entropies, mask, "mean").chunk(2)
     columns = (
         *(unknown if figure is None else figure for figure in scores.figures()),
-        scores.logps_chosen > scores.logps_rejected,
+        is_preferred(logp_differences, (policy,), mask, dpo.reduction),
         ref_accuracies,
         sequence_logps(policy, mask, "mean").chunk(2)[0],
         (chosen_entropies + rejected_entropies) / 2,

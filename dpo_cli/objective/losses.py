@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpo_cli.objective.formulas import FORMULAS, Pairs, divergence_scores
 from dpo_cli.objective.logps import sequence_logps
+from dpo_cli.objective.ties import is_preferred
 from dpo_cli.profile.objective import Dpo
 
 FIGURES = (
@@ -34,16 +35,18 @@ class PairScores:
     """What a batch of P pairs came to; every field is (P,), and only `losses` carries gradients.
 
     `rewards_*` is beta * (policy logps - reference logps), the implicit reward of eq. 5, whatever
-    the loss; its margin is chosen minus rejected, and a pair counts as accurate where that is
-    positive. `gaps` is how much further apart the policy holds the two responses than the reference
-    does, and `kls` how far it has drifted from it on both; these two are in nats per response
-    token, whatever beta and the reduction are, so that runs can be compared by them. With a loss
-    that needs no reference there are neither, and a reward is beta * policy logps (SimPO, eq. 4).
+    the loss; its margin is chosen minus rejected. `accuracies` is 1.0 where that is positive by
+    more than rounding (`dpo_cli.objective.ties`), else 0.0: a tie is not accurate. `gaps` is how
+    much further apart the policy holds the two responses than the reference does, and `kls` how far
+    it has drifted from it on both; these two are in nats per response token, whatever beta and the
+    reduction are, so that runs can be compared by them. With a loss that needs no reference there
+    are neither, and a reward is beta * policy logps (SimPO, eq. 4).
     """
 
     losses: Tensor
     rewards_chosen: Tensor
     rewards_rejected: Tensor
+    accuracies: Tensor
     logps_chosen: Tensor
     logps_rejected: Tensor
     gaps: Tensor | None
@@ -53,11 +56,6 @@ class PairScores:
     def margins(self) -> Tensor:
         """(P,), the reward of chosen minus that of rejected."""
         return self.rewards_chosen - self.rewards_rejected
-
-    @property
-    def accuracies(self) -> Tensor:
-        """(P,), 1.0 where the policy has moved towards chosen, else 0.0."""
-        return (self.margins > 0).to(self.margins.dtype)
 
     def figures(self) -> tuple[Tensor | None, ...]:
         """Each of `FIGURES`, (P,); None of one that there is not."""
@@ -112,6 +110,9 @@ def score_pairs(
         logps_chosen, logps_rejected = (policy_sums / divisor).chunk(2)
         ratios = (policy_sums - reference_sums) / divisor
         rewards_chosen, rewards_rejected = (dpo.beta * ratios).chunk(2)
+        ratios_chosen, ratios_rejected = ratios.chunk(2)
+        summed = (policy, reference) if dpo.needs_reference else (policy,)
+        accuracies = is_preferred(ratios_chosen - ratios_rejected, summed, mask, dpo.reduction)
         gaps, kls = _drift(policy, reference, mask) if dpo.needs_reference else (None, None)
     if dpo.ld_alpha is not None:
         token_weights = length_weights(mask, dpo.ld_alpha)
@@ -140,6 +141,7 @@ def score_pairs(
         losses=losses,
         rewards_chosen=rewards_chosen,
         rewards_rejected=rewards_rejected,
+        accuracies=accuracies.to(ratios.dtype),
         logps_chosen=logps_chosen,
         logps_rejected=logps_rejected,
         gaps=gaps,

@@ -103,7 +103,8 @@ class StepDone(Event):
 
     Metrics, means over the window's pairs: loss, rewards/chosen, rewards/rejected,
     rewards/margins, rewards/accuracies, logps/chosen, logps/rejected (reduced as the profile says),
-    gap and kl (nats per response token; not with a loss that needs no reference); grad_norm before
+    gap and kl (nats per response token; not with a loss that needs no reference); a margin within
+    rounding of 0 is a tie, which no share of accuracies counts as right; grad_norm before
     clipping; balance, of mixtures of experts only; weights_moved at the first step, each
     log_interval and the last step, the share of weights whose half-precision value is no longer the
     checkpoint's.

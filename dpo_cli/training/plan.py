@@ -7,6 +7,8 @@ start where the content of an input is another one.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +51,8 @@ from dpo_cli.training.ranks import ALONE, Ranks
 
 CPU_TOKENS_PER_FORWARD = 2048
 """Positions of a forward on a CPU, where larger tables only fall out of its caches."""
+_KERNEL_VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+"""Environment variables that choose the kernels of MKL and oneDNN, and with them the last bits."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,19 @@ class Prepared:
         )
 
     @property
+    def reference_rows(self) -> list[tuple[int, ...]]:
+        """The pairs that the reference scores together: each forward of the first epoch.
+
+        The same rows as the policy's, because the size of a matrix product decides its last bits:
+        only then does the first epoch compare equal weights to equal bits.
+        """
+        return [
+            forward.indices
+            for window in itertools.takewhile(lambda window: not window.epoch, self.order.windows())
+            for forward in self.forwards(window.micro_batches)
+        ]
+
+    @property
     def may_regroup(self) -> bool:
         """Whether other portions than the micro-batches would mean the same."""
         is_free = self.profile.train.layout == "packed" and not self.profile.model.dropout
@@ -210,13 +227,15 @@ def export_dtype(profile: Profile, architecture: Architecture, born: str) -> str
 
 def environment() -> dict[str, str]:
     """What the bits of a run depend on beside its inputs."""
+    kernels = [f"{name}={os.environ[name]}" for name in _KERNEL_VARIABLES if name in os.environ]
+    cpu = [platform.machine(), torch.backends.cpu.get_cpu_capability(), *kernels]
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": str(torch.get_num_threads()),
         "float32_matmul": torch.get_float32_matmul_precision(),
-        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": " ".join(cpu),
     }
 
 

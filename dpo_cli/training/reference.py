@@ -92,17 +92,12 @@ def open_references(
         load: gives the frozen model, on the run's device.
         directory: the run's, where log-probs are kept.
     """
-    compute, order = prepared.compute, prepared.order
+    compute = prepared.compute
     if not prepared.profile.dpo.needs_reference:
         return NoReference(), NoReference()
     if prepared.profile.train.layout == "reference":
         live = LiveReference(load(), compute)
         return live, live
-    first_epoch = [
-        forward.indices
-        for window in itertools.takewhile(lambda window: not window.epoch, order.windows())
-        for forward in prepared.forwards(window.micro_batches)
-    ]
     train = prepared.profile.train
     architecture = prepared.reference.architecture
     # Whether other models are computed packed may depend on the longest sequence.
@@ -126,7 +121,7 @@ def open_references(
         return KeptReference(pairs, rows, compute, load, places, key, with_entropies=with_entropies)
 
     return (
-        kept(REFERENCE_FILE, prepared.pairs, first_epoch, with_entropies=False),
+        kept(REFERENCE_FILE, prepared.pairs, prepared.reference_rows, with_entropies=False),
         kept(
             HELD_OUT_REFERENCE_FILE, prepared.held_out, prepared.held_out_rows, with_entropies=True
         ),

@@ -210,12 +210,6 @@ def make_trainer(
         return made
 
     policy = scorer()
-    if not profile.dpo.needs_reference:
-        reference: Any = kept.NoReference()
-    elif layout == "reference":
-        reference = kept.LiveReference(scorer(), compute)
-    else:
-        reference = kept.KeptReference(pairs, order.micro_batches_of(0), compute, scorer)
     # What the weights are called on disk; of another family's shape all that counts is whether it
     # has experts, with which micro-batches stay as they are.
     start = to_disk_names(policy.model, policy.model.state_dict())
@@ -236,6 +230,12 @@ def make_trainer(
         router_aux_loss_coef=0.1,
         fingerprints={},
     )
+    if not profile.dpo.needs_reference:
+        reference: Any = kept.NoReference()
+    elif layout == "reference":
+        reference = kept.LiveReference(scorer(), compute)
+    else:
+        reference = kept.KeptReference(pairs, prepared.reference_rows, compute, scorer)
     # Momentum-free SGD keeps the trajectory a smooth function of the gradients, which it follows
     # step by step; Adam would divide by gradients that are nought but rounding.
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)

@@ -14,10 +14,11 @@ from dpo_cli.errors import ExitCode
 from dpo_cli.run import cards, lanes
 from dpo_cli.run.lanes import in_lanes, visible_cards
 from dpo_cli.run.workers import Forked, fork
+from tests.cli import HANG_SECONDS
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_SECONDS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -37,12 +38,15 @@ def test_each_is_given_once_and_each_lane_sees_its_card(tmp_path: Path) -> None:
     assert {rest.rpartition("-")[0] for _, rest in done} == {"2", "GPU-5"}
 
 
-def waits(letters: Iterator[str], then: Callable[[], object] = lambda: None) -> ExitCode:
+def waits(
+    folder: Path, letters: Iterator[str], then: Callable[[], object] = lambda: None
+) -> ExitCode:
     """Until it is told to stop; what comes then may be what tells it."""
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     signal.signal(signal.SIGINT, lambda number, _: told.append(number))
     next(letters)
+    (folder / f"ready-{os.getpid()}").touch()
     then()
     until(lambda: told)
     return ExitCode.TERMINATED if told == [signal.SIGTERM] else ExitCode.INTERRUPTED
@@ -51,21 +55,21 @@ def waits(letters: Iterator[str], then: Callable[[], object] = lambda: None) -> 
 def test_where_one_cannot_go_on_the_others_stop(tmp_path: Path) -> None:
     def work(letters: Iterator[str]) -> ExitCode:
         if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-            time.sleep(0.3)
+            until(lambda: list(tmp_path.glob("ready-*")))  # the other listens to signals
             return ExitCode.NO_SPACE
-        return waits(letters)
+        return waits(tmp_path, letters)
 
     assert in_lanes(["0", "1"], "AB", work) is ExitCode.NO_SPACE
 
 
-def test_signals_reach_every_lane() -> None:
+def test_signals_reach_every_lane(tmp_path: Path) -> None:
     def work(letters: Iterator[str]) -> ExitCode:
         def tell() -> None:
             if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-                time.sleep(0.3)
+                until(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
                 os.kill(os.getppid(), signal.SIGINT)
 
-        return waits(letters, tell)
+        return waits(tmp_path, letters, tell)
 
     assert in_lanes(["0", "1"], "AB", work) is ExitCode.INTERRUPTED
 

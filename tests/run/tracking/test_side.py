@@ -19,6 +19,7 @@ from dpo_cli.run.launch import supervise
 from dpo_cli.run.lookup import find_runs
 from dpo_cli.run.store import RunDirectory
 from dpo_cli.run.tracking import side
+from tests.cli import HANG_SECONDS
 from tests.run.tracking.streams import new_run
 
 WORKER = """
@@ -27,7 +28,8 @@ from pathlib import Path
 from dpo_cli.run.events import *
 stream = EventWriter(Path(sys.argv[1]) / "events.jsonl")
 stream.append(Planned(plan={"steps": {"micro_batches_per_epoch": 4}}))
-time.sleep(float(sys.argv[2]))
+while sys.argv[2] == "waits" and not Path(sys.argv[1], "missed").exists():
+    time.sleep(0.02)
 stream.append(Completed(step=1, optimizer_step=1, weights="w"))
 """
 REFUSES = """
@@ -36,6 +38,15 @@ from pathlib import Path
 from dpo_cli.run.events import *
 EventWriter(Path(sys.argv[1]) / "events.jsonl").append(Failed(message="row 3 is broken"))
 sys.exit(1)
+"""
+HANGS = """
+import sys, time
+from pathlib import Path
+sys.stdin.read()
+for _ in range(12000):  # until the test lets it go
+    if Path(sys.argv[1], "go").exists():
+        break
+    time.sleep(0.05)
 """
 FOLLOWS = "import sys; sys.stdin.read(); print('it was told')"
 
@@ -63,10 +74,10 @@ def launch(
     run: RunDirectory,
     *,
     worker: str = WORKER,
-    seconds: float = 0.0,
+    waits: bool = False,
     observe: Callable[[Event], None] = lambda event: None,
 ) -> ExitCode:
-    argv = [sys.executable, "-c", worker, str(run.path), str(seconds)]
+    argv = [sys.executable, "-c", worker, str(run.path), "waits" if waits else ""]
     with run.locked() as lock:
         return supervise(
             run, lock, argv, observe, undo=run.remove, trackers=["tensorboard", "wandb"]
@@ -111,13 +122,20 @@ def test_one_that_dies_is_missed_once_while_training_goes_on(
 ) -> None:
     beside(script)
     seen: list[Event] = []
-    assert launch(run, seconds=1.5, observe=seen.append) is ExitCode.DONE
+
+    def observe(event: Event) -> None:
+        seen.append(event)
+        if isinstance(event, Alert):
+            (run.path / "missed").touch()  # the worker lives until then
+
+    assert launch(run, waits=True, observe=observe) is ExitCode.DONE
     said = [event for event in seen if isinstance(event, Alert)]
     assert [alert.code for alert in said] == ["trackers-lost"]
     assert f"TensorBoard and Weights & Biases {how}" in said[0].message
     assert "training does not depend on it" in said[0].message
     assert str(run.path / "track.log") in said[0].remedy
-    assert type(seen[1]).__name__ == "Alert"  # told while the worker lived
+    kinds = [type(event).__name__ for event in seen]
+    assert kinds.index("Alert") < kinds.index("Completed")  # told while the worker lived
     assert "a bug" not in said[0].message
 
 
@@ -126,13 +144,13 @@ def test_one_that_hangs_is_left_after_a_while_and_goes_on_alone(
 ) -> None:
     monkeypatch.setattr(side, "_FINISHING_SECONDS", 1.0)
     monkeypatch.setattr(side, "_SILENT_SECONDS", 0.2)
-    beside("import sys, time; sys.stdin.read(); time.sleep(4); print('late')")
-    started = time.monotonic()
+    beside(HANGS + "print('late')")
     assert launch(run) is ExitCode.DONE
-    assert time.monotonic() - started < 4
+    assert (run.path / "track.log").read_text() == ""
+    (run.path / "go").touch()
     assert "may take up to 1 s" in alerts(run)["trackers-finishing"].message
     assert "is left to itself" in alerts(run)["trackers-lost"].message
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG_SECONDS
     while not (run.path / "track.log").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert (run.path / "track.log").read_text() == "late\n"
@@ -142,15 +160,16 @@ def test_a_ctrl_c_leaves_it_at_once(
     run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(side, "_SILENT_SECONDS", 0.2)
-    beside("import sys, time; sys.stdin.read(); time.sleep(4)")
+    beside(HANGS + "print('late')")
 
     def observe(event: Event) -> None:
         if isinstance(event, Alert) and event.code == "trackers-finishing":
             os.kill(os.getpid(), signal.SIGINT)
 
-    started = time.monotonic()
+    monkeypatch.setattr(side, "_FINISHING_SECONDS", HANG_SECONDS)
     assert launch(run, observe=observe) is ExitCode.DONE
-    assert time.monotonic() - started < 4
+    assert (run.path / "track.log").read_text() == ""
+    (run.path / "go").touch()
 
 
 def test_what_failed_and_what_is_to_be_uploaded_is_told(run: RunDirectory, beside: Beside) -> None:
@@ -173,12 +192,15 @@ def test_what_failed_and_what_is_to_be_uploaded_is_told(run: RunDirectory, besid
     assert "there is no login here" in said["wandb-offline"].message
 
 
-def test_a_run_that_is_refused_leaves_nothing(run: RunDirectory, beside: Beside) -> None:
-    beside("import time; time.sleep(60)")
+def test_a_run_that_is_refused_leaves_nothing(
+    run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side, "_FINISHING_SECONDS", 2 * HANG_SECONDS)
+    beside(HANGS)
     started = time.monotonic()
     with pytest.raises(DpoError, match="row 3 is broken"):
         launch(run, worker=REFUSES)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < HANG_SECONDS
     assert find_runs(run.path.parent) == []
     assert list(run.path.parent.iterdir()) == []
 

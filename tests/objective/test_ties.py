@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpo_cli.objective.held_out import HELD_OUT_FIGURES, score_held_out_pairs
+from dpo_cli.objective.held_out import HELD_OUT_METRICS, score_held_out_pairs
 from dpo_cli.objective.logps import Reduction
 from dpo_cli.objective.losses import score_pairs
 from dpo_cli.objective.ties import ROUNDING_FACTOR, is_preferred
@@ -67,7 +67,7 @@ def test_rewards_and_both_preferences_count_ties_alike(dpo: dict[str, Any]) -> N
     reference = torch.tensor([[-2.0, -1.0 - noise], [-2.0, -1.0], [-2.0, -1.0], [-2.0, -1.0]])
     mask = torch.ones(4, 2).bool()
     table = score_held_out_pairs(policy, reference, -policy, mask, Dpo(**dpo))
-    columns = dict(zip(HELD_OUT_FIGURES, table.T.tolist(), strict=True))
+    columns = dict(zip(HELD_OUT_METRICS, table.T.tolist(), strict=True))
     assert 0 < columns["rewards/margins"][0] < 1e-4
     assert columns["rewards/accuracies"] == [0.0, 1.0]
     assert columns["logps/accuracies"] == [0.0, 1.0]

@@ -145,8 +145,8 @@ def test_equal_weights_tie_whatever_is_computed_with_them(name: str, dtype: torc
     """Pairs scored alone differ in the last bits from the same pairs scored together."""
     with Float64() if dtype is torch.float64 else nullcontext():
         trainer = make_trainer(FLOAT32[name], "packed", Recorder(), dtype=dtype)
-        for index in range(len(trainer.prepared.pairs)):
-            batch = trainer.prepared.batch(trainer.prepared.pairs, [index])
+        for index in range(len(trainer.inputs.pairs)):
+            batch = trainer.inputs.batches.make_batch(trainer.inputs.pairs, [index])
             pairs, _ = trainer.score(batch, trainer.reference.token_logps([index], batch))
             assert pairs.margins.abs().max() < 1e-4
             assert not pairs.accuracies.any()

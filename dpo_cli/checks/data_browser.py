@@ -20,7 +20,7 @@ from dpo_cli.training.sources import OnProgress, encode, training_pairs
 
 @dataclass(frozen=True)
 class SkippedRowText:
-    """A row that is set aside: where it is, why, and what it says."""
+    """Skipped row with its place, reason and text."""
 
     place: str
     problem: str
@@ -72,7 +72,7 @@ class DataBrowser:
         if line is not None and line not in lines:
             raise UsageError(
                 f"{self._name(line)}: {why_not_kept(self.rows, line)}",
-                "dpo data --rejected shows the rows that are set aside",
+                "dpo data --skipped shows the skipped rows",
             )
         wanted = {line for issue in only for line in self.issues.lines.get(issue, ())}
         return (
@@ -84,20 +84,20 @@ class DataBrowser:
             if line in (None, its_line) and (not only or its_line in wanted)
         )
 
-    def rejected(self, stated: str | None) -> Iterator[SkippedRowText]:
-        """The rows that are set aside, or one of them.
+    def skipped(self, stated: str | None) -> Iterator[SkippedRowText]:
+        """Yield the skipped rows, or one of them.
 
         Args:
             stated: the one to show, as `Places.find` takes it; None for all.
 
         Raises:
-            UsageError: there is no such row, or it is not set aside.
+            UsageError: there is no such row, or the row is not skipped.
         """
         line = self._find(stated)
         aside = {row.line: row for row in self.rows.skipped_rows if line in (None, row.line)}
         if line is not None and not aside:
             raise UsageError(
-                f"{self._name(line)}: this row is not set aside",
+                f"{self._name(line)}: this row is not skipped",
                 f"dpo data --line {stated} shows it, if there is one",
             )
         return (

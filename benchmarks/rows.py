@@ -89,7 +89,7 @@ def write_parquet(path: Path, lines: Iterator[str]) -> None:
 
 def measure(path: Path, kind: str) -> dict[str, Any]:
     """One figure, in this process."""
-    from dpo_cli.checks.traits import find_traits
+    from dpo_cli.checks.pair_issues import find_issues
     from dpo_cli.data.pairs import PreferencePair, read_pairs
     from dpo_cli.data.sources import Source
 
@@ -100,7 +100,7 @@ def measure(path: Path, kind: str) -> dict[str, Any]:
     counted = time.perf_counter()
     if kind == "texts":
         kept = list(range(1, places.numbers + 1))
-        pairs = len(find_traits(source, places, kept, ["<|im_end|>"], lambda *_: None).digests)
+        pairs = len(find_issues(source, places, kept, ["<|im_end|>"], lambda *_: None).digests)
     else:
         pairs = sum(isinstance(row, PreferencePair) for row in read_pairs(source, None, places))
     return {

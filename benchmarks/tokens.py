@@ -129,7 +129,7 @@ def run_once(part: str, tokenizer_folder: Path, data: Path) -> dict[str, Any]:
             empty_think_ratio=0.2,
             seed=42,
             on_progress=lambda done, lines: None,
-            crew=SINGLE_PROCESS,
+            ranks=SINGLE_PROCESS,
         )
         kept = rows.cut(MAX_SEQ_LEN).kept
         found["seconds"] = time.perf_counter() - began

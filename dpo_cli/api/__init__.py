@@ -30,7 +30,7 @@ from dpo_cli.api.arguments import (
 )
 from dpo_cli.api.evaluation import evaluate_named
 from dpo_cli.api.run import Run
-from dpo_cli.checks.examination import examine
+from dpo_cli.checks.check import run_checks
 from dpo_cli.findings import Diagnosis
 from dpo_cli.profile import load
 from dpo_cli.profile.load import LoadedProfile
@@ -160,7 +160,7 @@ def check(
         for finding in dpo.check("profiles/my.toml").findings:
             print(finding.level, finding.message)
     """
-    return examine(
+    return run_checks(
         find_profile(Path(profile), str(profile)),
         as_overrides(settings),
         root_of(runs_dir),

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from dpo_cli.checks.notes import Notes
+from dpo_cli.checks.pair_issues import PairIssues, find_issues
 from dpo_cli.checks.pairs import check_lengths, check_texts, measure_lengths
-from dpo_cli.checks.traits import Traits, find_traits
+from dpo_cli.checks.reporter import Reporter
 from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer
 from dpo_cli.data.pairs import refuse_if_mostly_malformed
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.errors import DpoError
-from dpo_cli.findings import Histogram, Trait
+from dpo_cli.findings import Histogram, PairIssue
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.sources import OnProgress, encode
@@ -34,25 +34,25 @@ class ExaminedData:
         rows: at the profile's `max_seq_len`.
         by_length: the same, and at longer ones.
         histograms: how long the pairs are.
-        traits: what their texts have about them.
+        issues: what their texts have about them.
     """
 
     rows: Rows
     by_length: Mapping[int, Rows]
     histograms: tuple[Histogram, ...]
-    traits: Traits
+    issues: PairIssues
 
     def facts(self) -> dict[str, Any]:
         """For programs."""
         return {
             "lengths": {length: rows.facts() for length, rows in self.by_length.items()},
-            "traits": {str(trait): lines for trait, lines in self.traits.lines.items() if lines},
-            "languages": self.traits.languages,
+            "issues": {str(issue): lines for issue, lines in self.issues.lines.items() if lines},
+            "languages": self.issues.languages,
         }
 
 
 def check_data(
-    notes: Notes,
+    reporter: Reporter,
     profile: Profile,
     source: Source,
     tokenizer: ChatTokenizer,
@@ -61,7 +61,7 @@ def check_data(
     """Encode a source of pairs, count what can be trained on, and look at it.
 
     Args:
-        notes: gets the findings.
+        reporter: gets the findings.
         profile: says how to encode.
         source: of the pairs to train on, or of those held out.
         tokenizer: encodes.
@@ -72,22 +72,22 @@ def check_data(
     """
     limit, subject = profile.data.max_seq_len, subject_of(source)
     whole = None
-    with notes.errors_as("data-unusable", subject, source):
+    with reporter.errors_as("data-unusable", subject, source):
         whole = encode(profile, source, tokenizer, on_progress)
     if whole is None:
         return None
     lengths = [limit, *(length for length in OTHER_LENGTHS if length > limit)]
     by_length = {length: whole.cut(length) for length in lengths}
     rows = by_length[limit]
-    notes.ok("format", subject, whole.places.description)
-    _note_malformed(notes, subject, source, rows)
-    _note_kept(notes, subject, whole, by_length)
+    reporter.ok("format", subject, whole.places.description)
+    _note_malformed(reporter, subject, source, rows)
+    _note_kept(reporter, subject, whole, by_length)
     if not rows.kept:
         return None
-    check_lengths(notes, profile, subject, rows)
-    traits = look_closely(source, whole, rows, tokenizer, on_progress)
-    check_texts(notes, subject, traits)
-    return ExaminedData(rows, by_length, measure_lengths(whole, limit), traits)
+    check_lengths(reporter, profile, subject, rows)
+    issues = look_closely(source, whole, rows, tokenizer, on_progress)
+    check_texts(reporter, subject, issues)
+    return ExaminedData(rows, by_length, measure_lengths(whole, limit), issues)
 
 
 def look_closely(
@@ -96,23 +96,23 @@ def look_closely(
     rows: Rows,
     tokenizer: ChatTokenizer,
     on_progress: OnProgress,
-) -> Traits:
+) -> PairIssues:
     """What the pairs that are kept have about them, in their texts and in their tokens."""
     kept = rows.kept.lines
-    traits = find_traits(source, whole.places, kept.tolist(), tokenizer.control_tokens, on_progress)
+    issues = find_issues(source, whole.places, kept.tolist(), tokenizer.control_tokens, on_progress)
     doubled = whole.lines[whole.doubled(list(tokenizer.control_tokens.values()))]
     of_tokens = {
-        Trait.TRUNCATED: kept[rows.kept.shortened].tolist(),
-        Trait.DOUBLED_TOKEN: doubled[torch.isin(doubled, kept)].tolist(),
+        PairIssue.TRUNCATED: kept[rows.kept.shortened].tolist(),
+        PairIssue.DOUBLED_TOKEN: doubled[torch.isin(doubled, kept)].tolist(),
     }
-    return replace(traits, lines={**traits.lines, **of_tokens})
+    return replace(issues, lines={**issues.lines, **of_tokens})
 
 
-def check_masks(notes: Notes, rows: Rows) -> None:
+def check_masks(reporter: Reporter, rows: Rows) -> None:
     """Which tokens carry loss: an answer of every pair on both sides, and a share of them all."""
     rewritten = [row for row in rows.skipped_rows if row.reason == REWRITES_TURNS]
     if rewritten:
-        notes.warn(
+        reporter.warn(
             "mask-template",
             "model.tokenizer",
             f"the chat template rewrites earlier turns in {len(rewritten)} rows, so that nobody can"
@@ -128,9 +128,11 @@ def check_masks(notes: Notes, rows: Rows) -> None:
         f" {answers.double().mean():.0f} in the mean{turns}"
     )
     if fewest:
-        notes.ok("masks", "", message)
+        reporter.ok("masks", "", message)
     else:
-        notes.error("mask-empty", "", message, "this is a bug in dpo: report it with these pairs")
+        reporter.error(
+            "mask-empty", "", message, "this is a bug in dpo: report it with these pairs"
+        )
 
 
 def subject_of(source: Source) -> str:
@@ -138,7 +140,7 @@ def subject_of(source: Source) -> str:
     return ", ".join(map(show_path, source.paths))
 
 
-def _note_malformed(notes: Notes, subject: str, source: Source, rows: Rows) -> None:
+def _note_malformed(reporter: Reporter, subject: str, source: Source, rows: Rows) -> None:
     """Name rows that are no pairs."""
     malformed = [row for row in rows.skipped_rows if row.problem == "malformed"]
     if not malformed:
@@ -147,10 +149,10 @@ def _note_malformed(notes: Notes, subject: str, source: Source, rows: Rows) -> N
         refuse_if_mostly_malformed(source, rows.skipped_rows, rows.total, rows.places)
     except DpoError as error:
         message = "\n".join([error.message.removeprefix(f"{source}: "), *error.details])
-        notes.error("data-malformed", subject, message, error.remedy)
+        reporter.error("data-malformed", subject, message, error.remedy)
     else:
         named = [f"{rows.places.name(row.line)}: {row.reason}" for row in malformed[:_NAMED]]
-        notes.warn(
+        reporter.warn(
             "data-malformed",
             subject,
             "\n".join([f"{len(malformed)} of {rows.total:,} rows are malformed", *named]),
@@ -158,7 +160,9 @@ def _note_malformed(notes: Notes, subject: str, source: Source, rows: Rows) -> N
         )
 
 
-def _note_kept(notes: Notes, subject: str, whole: EncodedRows, by_length: dict[int, Rows]) -> None:
+def _note_kept(
+    reporter: Reporter, subject: str, whole: EncodedRows, by_length: dict[int, Rows]
+) -> None:
     """Say how many rows are kept, why others are not, and what longer sequences would cost."""
     (limit, rows), *longer_ones = by_length.items()
     reasons = Counter(row.problem for row in whole.skipped_rows)
@@ -184,10 +188,10 @@ def _note_kept(notes: Notes, subject: str, whole: EncodedRows, by_length: dict[i
     ]
     longer = f"data.max_seq_len = {', '.join(offers)}" if offers else ""
     if not rows.kept:
-        notes.error("data-none", subject, message, longer or "mend the rows that are set aside")
+        reporter.error("data-none", subject, message, longer or "mend the rows that are set aside")
     elif too_long:
-        notes.warn("data-truncated", subject, message, longer or "shorten these conversations")
+        reporter.warn("data-truncated", subject, message, longer or "shorten these conversations")
     elif reasons["identical"]:
-        notes.warn("data-identical", subject, message, "remove rows whose sides are alike")
+        reporter.warn("data-identical", subject, message, "remove rows whose sides are alike")
     else:
-        notes.ok("data", subject, message)
+        reporter.ok("data", subject, message)

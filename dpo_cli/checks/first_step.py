@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpo_cli.checks.notes import Notes
-from dpo_cli.checks.trial import Trial, modest_micro_batch
+from dpo_cli.checks.reporter import Reporter
+from dpo_cli.checks.trial_trainer import TrialTrainer, modest_micro_batch
 from dpo_cli.models.convert import EMBEDDING, HEAD
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.objective.losses import PairScores, loss_at_start
@@ -29,14 +29,14 @@ _EXPERT = re.compile(r"(.*\.experts\.\d+)\.")
 _ROUTER = ".mlp.gate.weight"
 
 
-def check_layout(notes: Notes, trial: Trial) -> None:
+def check_layout(reporter: Reporter, trial: TrialTrainer) -> None:
     """Say where a model is computed the slower way."""
     alert = fallback_alert(trial.trainer.policy)
     if alert is not None:
-        notes.warn(alert.code, "model.weights", alert.message, alert.remedy)
+        reporter.warn(alert.code, "model.weights", alert.message, alert.remedy)
 
 
-def check_first_step(notes: Notes, trial: Trial) -> None:
+def check_first_step(reporter: Reporter, trial: TrialTrainer) -> None:
     """Score one micro-batch by policy and reference, and let the loss flow back."""
     inputs, trainer = trial.inputs, trial.trainer
     policy, indices = trainer.policy, modest_micro_batch(inputs)
@@ -45,7 +45,7 @@ def check_first_step(notes: Notes, trial: Trial) -> None:
     policy.train(not inputs.profile.model.dropout)
     batch = inputs.batches.make_batch(inputs.pairs, indices)
     pairs, balance = trainer.score(batch, trainer.reference.token_logps(indices, batch))
-    _check_start(notes, inputs, pairs)
+    _check_start(reporter, inputs, pairs)
     loss = pairs.losses.mean()
     if balance is not None:
         loss = loss + inputs.router_aux_loss_coef * balance
@@ -56,12 +56,12 @@ def check_first_step(notes: Notes, trial: Trial) -> None:
         for name, weight in policy.model.named_parameters()
     }
     on_disk = to_disk_names(policy.model, gradients)
-    _check_gradients(notes, inputs, inputs.weights.architecture.to_native_names(on_disk))
+    _check_gradients(reporter, inputs, inputs.weights.architecture.to_native_names(on_disk))
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
 
 
-def _check_start(notes: Notes, inputs: RunInputs, pairs: PairScores) -> None:
+def _check_start(reporter: Reporter, inputs: RunInputs, pairs: PairScores) -> None:
     """The first loss: exactly what the policy has as its own reference, ln 2 with DPO."""
     loss = pairs.losses.mean().item()
     beta, start = inputs.profile.dpo.beta, loss_at_start(inputs.profile.dpo)
@@ -73,25 +73,25 @@ def _check_start(notes: Notes, inputs: RunInputs, pairs: PairScores) -> None:
     if difference:
         apart = f"policy and reference are at most {difference:.2g} {unit} apart"
     if not math.isfinite(loss):
-        notes.error(
+        reporter.error(
             "first-loss",
             where,
             f"the loss is {loss} before any weight has moved",
             "compute in another train.dtype, or look at these weights: are they sound?",
         )
     elif not inputs.profile.dpo.needs_reference:
-        notes.ok("first-loss", where, f"the loss is {loss:.4f}; it needs no reference")
+        reporter.ok("first-loss", where, f"the loss is {loss:.4f}; it needs no reference")
     elif start is None:
-        notes.ok("first-loss", where, f"the loss is {loss:.4f}; {apart}")
+        reporter.ok("first-loss", where, f"the loss is {loss:.4f}; {apart}")
     elif inputs.reference_weights is not inputs.weights:
-        notes.ok(
+        reporter.ok(
             "first-loss",
             where,
             f"the loss is {loss:.4f}: not {_known(start)}, since model.reference is not the"
             f" checkpoint; {apart}",
         )
     elif abs(loss - start) > TOLERANCE[inputs.device.dtype] * max(1, abs(start)):
-        notes.error(
+        reporter.error(
             "first-loss",
             where,
             f"the loss is {loss:.4f}, and must be {_known(start)}; {apart}",
@@ -100,7 +100,7 @@ def _check_start(notes: Notes, inputs: RunInputs, pairs: PairScores) -> None:
         )
     else:
         name = " = ln 2" if _is_ln_2(start) else ""
-        notes.ok("first-loss", where, f"the loss is {loss:.4f}{name}, as it must; {apart}")
+        reporter.ok("first-loss", where, f"the loss is {loss:.4f}{name}, as it must; {apart}")
 
 
 def _is_ln_2(loss: float) -> bool:
@@ -111,7 +111,9 @@ def _known(start: float) -> str:
     return f"ln 2 = {start:.4f}" if _is_ln_2(start) else f"{start:.4f}"
 
 
-def _check_gradients(notes: Notes, inputs: RunInputs, gradients: Mapping[str, Tensor]) -> None:
+def _check_gradients(
+    reporter: Reporter, inputs: RunInputs, gradients: Mapping[str, Tensor]
+) -> None:
     """Every weight that can learn from these pairs is told how."""
     architecture = inputs.weights.architecture
     tied = gradients.get(EMBEDDING)
@@ -120,7 +122,7 @@ def _check_gradients(notes: Notes, inputs: RunInputs, gradients: Mapping[str, Te
     # Under float16 the scaler skips steps whose scaled gradients overflow; that is its work.
     if not math.isfinite(norm) and inputs.device.dtype != torch.float16:
         remedy = "compute in another train.dtype, or look at these weights: are they sound?"
-        notes.error("gradient-overflow", "", f"the gradient's norm is {norm}", remedy)
+        reporter.error("gradient-overflow", "", f"the gradient's norm is {norm}", remedy)
         return
     still = {name for name, gradient in own.items() if not gradient.any()}
     experts = {name: match[1] for name in own if (match := _EXPERT.match(name))}
@@ -135,14 +137,14 @@ def _check_gradients(notes: Notes, inputs: RunInputs, gradients: Mapping[str, Te
         message += f"; {len(idle)} of {number} experts had no part in these pairs"
     if missing:
         listed = ", ".join(missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
-        notes.error(
+        reporter.error(
             "gradient-missing",
             "",
             f"{message}; none in {listed}",
             "these weights cannot learn: was the checkpoint saved whole?",
         )
     elif routers_rest:
-        notes.warn(
+        reporter.warn(
             "router-still",
             "train.router_aux_loss_coef",
             f"{message}; the routers learn nothing: with one expert a token, its weight scaled to"
@@ -150,4 +152,4 @@ def _check_gradients(notes: Notes, inputs: RunInputs, gradients: Mapping[str, Te
             f"train.router_aux_loss_coef = {architecture.default_router_aux_loss_coef:g}",
         )
     else:
-        notes.ok("gradients", "", message)
+        reporter.ok("gradients", "", message)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.checks.memory import Peak, measure_peak, try_longest
-from dpo_cli.checks.notes import Notes
-from dpo_cli.checks.trial import Trial
+from dpo_cli.checks.reporter import Reporter
+from dpo_cli.checks.trial_trainer import TrialTrainer
 from dpo_cli.compute.device import DTYPES
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.data.tokens import TokenizedPairs
@@ -72,12 +72,12 @@ class Forecast:
 
 
 def check_forecast(
-    notes: Notes, trial: Trial, startup_seconds: float, on_progress: OnProgress
+    reporter: Reporter, trial: TrialTrainer, startup_seconds: float, on_progress: OnProgress
 ) -> dict[str, Any] | None:
     """Measure memory and time by real updates, and say what the run will take.
 
     Args:
-        notes: gets the findings.
+        reporter: gets the findings.
         trial: makes the updates; its weights move.
         startup_seconds: of reading what a run reads.
         on_progress: hears how far it is.
@@ -87,11 +87,11 @@ def check_forecast(
     """
     is_known = _reference_is_known(trial.inputs)
     on_progress("trying the longest batch", 0, 0, "")
-    if not try_longest(notes, trial):
-        notes.skip("time", "a run that fits into memory")
+    if not try_longest(reporter, trial):
+        reporter.skip("time", "a run that fits into memory")
         return None
     samples = take_samples(trial, on_progress)
-    peak = measure_peak(notes, trial, reference_is_known=is_known)
+    peak = measure_peak(reporter, trial, reference_is_known=is_known)
     forecast = predict(trial, samples, startup_seconds, is_known, peak)
     parts = {
         "start": forecast.startup_seconds,
@@ -102,7 +102,7 @@ def check_forecast(
     listed = ", ".join(
         f"{name} {format_duration(part)}" for name, part in parts.items() if part >= 1
     )
-    notes.ok(
+    reporter.ok(
         "time",
         "",
         f"about {format_duration(forecast.seconds)} on this device: {forecast.step_seconds:.2g} s"
@@ -112,7 +112,7 @@ def check_forecast(
     return asdict(forecast)
 
 
-def take_samples(trial: Trial, on_progress: OnProgress) -> list[Sample]:
+def take_samples(trial: TrialTrainer, on_progress: OnProgress) -> list[Sample]:
     """Real updates on windows of the first epoch, from short to long ones."""
     inputs = trial.inputs
     limit = _MOST_TOKENS[inputs.device.type]
@@ -135,7 +135,7 @@ def take_samples(trial: Trial, on_progress: OnProgress) -> list[Sample]:
 
 
 def predict(
-    trial: Trial,
+    trial: TrialTrainer,
     samples: Sequence[Sample],
     startup_seconds: float,
     reference_is_known: bool,

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from dpo_cli.checks.notes import Notes
+from dpo_cli.checks.reporter import Reporter
 from dpo_cli.compute.device import Device
 from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.distributed.probe import backend_for
@@ -31,7 +31,7 @@ _PROBE_SECONDS = 120.0
 
 
 def check_launch(
-    notes: Notes, profile: Profile, device: Device, on_progress: OnProgress
+    reporter: Reporter, profile: Profile, device: Device, on_progress: OnProgress
 ) -> int | None:
     """Look at all that several ranks need; one alone needs nothing.
 
@@ -39,38 +39,38 @@ def check_launch(
         How many ranks there would be over all machines; None where that is not clear.
     """
     place = None
-    before = len(notes.findings)
-    with notes.errors_as("launch-environment", "environment"):
+    before = len(reporter.findings)
+    with reporter.errors_as("launch-environment", "environment"):
         place = recognize(os.environ)
     if place:
         message = f"rank {place.rank} of {place.world_size}; [launch] does not count"
-        notes.ok("launch-environment", place.starter, message)
+        reporter.ok("launch-environment", place.starter, message)
         return place.world_size
     processes = None
-    with notes.errors_as("launch-devices", "launch.nproc_per_node"):
+    with reporter.errors_as("launch-devices", "launch.nproc_per_node"):
         processes = processes_here(profile)
-    if processes is None or len(notes.findings) > before:
+    if processes is None or len(reporter.findings) > before:
         return None
     world_size = processes * profile.launch.nnodes
     if world_size == 1:
-        _note_idle_cards(notes, device)
+        _note_idle_cards(reporter, device)
         return 1
     if profile.launch.nnodes > 1:
-        _check_endpoint(notes, profile.launch)
-    if _check_devices(notes, processes, device):
+        _check_endpoint(reporter, profile.launch)
+    if _check_devices(reporter, processes, device):
         on_progress(f"starting {processes} ranks", 0, 0, "")
-        _check_sum(notes, processes, device)
+        _check_sum(reporter, processes, device)
     else:
-        notes.skip("all-reduce", "a device for each process")
+        reporter.skip("all-reduce", "a device for each process")
     return world_size
 
 
-def check_world_size(notes: Notes, inputs: RunInputs, world_size: int) -> None:
+def check_world_size(reporter: Reporter, inputs: RunInputs, world_size: int) -> None:
     """What so many ranks make of the recipe: updates, and how far they can move the weights."""
     train, subject = inputs.profile.train, "train.global_batch_size"
     alone = inputs.order
     together = None
-    with notes.errors_as("launch-batches", subject):
+    with reporter.errors_as("launch-batches", subject):
         window = train.accumulation_on(world_size) * world_size
         together = replace(alone, accumulation_steps=window)
     if together is None:
@@ -81,18 +81,18 @@ def check_world_size(notes: Notes, inputs: RunInputs, world_size: int) -> None:
         f" {_pairs(together)}, {_reach(inputs, together):.2g}"
     )
     if together.accumulation_steps == alone.accumulation_steps:
-        notes.ok("launch-reach", subject, f"{message}: the same recipe")
+        reporter.ok("launch-reach", subject, f"{message}: the same recipe")
         return
     remedy = f"train.global_batch_size = {_pairs(alone)} trains the same recipe on any number"
     if alone.accumulation_steps % world_size:
         remedy += f", with a lower train.batch_size: {world_size} processes have to share it"
-    notes.warn("launch-reach", subject, message, remedy)
+    reporter.warn("launch-reach", subject, message, remedy)
 
 
-def _note_idle_cards(notes: Notes, device: Device) -> None:
+def _note_idle_cards(reporter: Reporter, device: Device) -> None:
     cards = torch.cuda.device_count() if device.type == "cuda" else 0
     if cards > 1:
-        notes.warn(
+        reporter.warn(
             "idle-cards",
             "launch.nproc_per_node",
             f"1 of {cards} GPUs used",
@@ -100,7 +100,7 @@ def _note_idle_cards(notes: Notes, device: Device) -> None:
         )
 
 
-def _check_endpoint(notes: Notes, launch: Launch) -> None:
+def _check_endpoint(reporter: Reporter, launch: Launch) -> None:
     """Where the machines meet: a name that resolves, and on the first machine a free port."""
     endpoint = launch.rdzv_endpoint or ""
     host, _, port = endpoint.rpartition(":")
@@ -110,7 +110,7 @@ def _check_endpoint(notes: Notes, launch: Launch) -> None:
             host.strip("[]"), int(port), type=socket.SOCK_STREAM
         )
     except (OSError, OverflowError) as error:
-        notes.error(
+        reporter.error(
             "endpoint-unknown",
             subject,
             f"{host} cannot be resolved: {error}",
@@ -118,14 +118,14 @@ def _check_endpoint(notes: Notes, launch: Launch) -> None:
         )
         return
     if launch.node_rank or launch.rdzv_backend == "etcd-v2":
-        notes.ok("endpoint", subject, f"{host} is {address[0]}")
+        reporter.ok("endpoint", subject, f"{host} is {address[0]}")
         return
     try:
         with socket.socket(family, kind) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
     except OSError as error:
-        notes.error(
+        reporter.error(
             "endpoint-taken",
             subject,
             f"this is the first machine (launch.node_rank = 0), but it cannot listen on"
@@ -133,40 +133,40 @@ def _check_endpoint(notes: Notes, launch: Launch) -> None:
             "choose a port that is free, and an address of this machine",
         )
     else:
-        notes.ok("endpoint", subject, f"{host} is {address[0]}, and port {port} is free")
+        reporter.ok("endpoint", subject, f"{host} is {address[0]}, and port {port} is free")
 
 
-def _check_devices(notes: Notes, processes: int, device: Device) -> bool:
+def _check_devices(reporter: Reporter, processes: int, device: Device) -> bool:
     """Whether each process of this machine has a device."""
     subject, backend = f"launch.nproc_per_node = {processes}", backend_for(device.type)
     if device.type == "cpu":
         cores = len(os.sched_getaffinity(0))
         message = f"{processes} processes on {cores} cores, over {backend}"
         if processes > cores:
-            notes.warn("launch-devices", subject, message, f"at most {cores} are of use here")
+            reporter.warn("launch-devices", subject, message, f"at most {cores} are of use here")
         else:
-            notes.ok("launch-devices", subject, message)
+            reporter.ok("launch-devices", subject, message)
         return True
     cards = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     seen = f"{cards} GPUs" + (f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else "")
     if not distributed.is_nccl_available():
         message = f"this torch ({torch.__version__}) has no NCCL, which GPUs talk over"
-        notes.error("launch-devices", subject, message, "install a build of torch that has it")
+        reporter.error("launch-devices", subject, message, "install a build of torch that has it")
         return False
     if processes > cards:
-        notes.error(
+        reporter.error(
             "launch-devices",
             subject,
             f"{processes} processes, but this machine shows {seen}: each needs one of its own",
             f"--nproc {cards}, or --nproc auto",
         )
         return False
-    notes.ok("launch-devices", subject, f"{processes} processes on {seen}, over {backend}")
+    reporter.ok("launch-devices", subject, f"{processes} processes on {seen}, over {backend}")
     return True
 
 
-def _check_sum(notes: Notes, processes: int, device: Device) -> None:
+def _check_sum(reporter: Reporter, processes: int, device: Device) -> None:
     """Let the ranks of this machine add something up, started as those of a run would be."""
     kind = device.type
     arguments = torchrun_arguments(Launch(), processes)
@@ -186,7 +186,7 @@ def _check_sum(notes: Notes, processes: int, device: Device) -> None:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            notes.error(
+            reporter.error(
                 "all-reduce",
                 subject,
                 f"no sum over all ranks of this machine after {_PROBE_SECONDS:.0f} s",
@@ -194,11 +194,11 @@ def _check_sum(notes: Notes, processes: int, device: Device) -> None:
             )
             return
         if done.returncode == 0:
-            notes.ok("all-reduce", subject, "a sum over all ranks of this machine is right")
+            reporter.ok("all-reduce", subject, "a sum over all ranks of this machine is right")
             return
         told = _told(RunDirectory(Path(scratch)))
     said = told or [next(reversed(done.stderr.split("\n")[-2:-1]), "nothing was said")]
-    notes.error("all-reduce", subject, "\n".join(said), _network_remedy(kind))
+    reporter.error("all-reduce", subject, "\n".join(said), _network_remedy(kind))
 
 
 def _told(scratch: RunDirectory) -> list[str]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpo_cli.checks.notes import Notes
-from dpo_cli.checks.trial import Trial, modest_micro_batch
+from dpo_cli.checks.reporter import Reporter
+from dpo_cli.checks.trial_trainer import TrialTrainer, modest_micro_batch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_rate
 from dpo_cli.models.loading import to_disk_names
@@ -85,7 +85,7 @@ def distance_to_change(weights: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.minimum(rounded + above / 2 - sizes, sizes - (rounded - below / 2))
 
 
-def check_lr_sum(notes: Notes, inputs: RunInputs) -> LrSum:
+def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
     """How far weights can get, how much of it the exported file can show, and what slows it."""
     found = measure_lr_sum(inputs)
     dtype = inputs.export_dtype
@@ -103,13 +103,13 @@ def check_lr_sum(notes: Notes, inputs: RunInputs) -> LrSum:
             " moves them"
         )
     if found.changed[dtype] >= _LITTLE:
-        notes.ok("reach", "train.learning_rate", message)
+        reporter.ok("reach", "train.learning_rate", message)
     else:
         remedy = proposal(inputs)
         if (inputs.saturation_margin or 0.0) > MAX_SATURATION_MARGIN:
             remedy = "see no-saturation, below: the learning rate and beta together"
-        notes.warn("lr-sum-small", "train.learning_rate", message, remedy)
-    _note_brake(notes, inputs, found)
+        reporter.warn("lr-sum-small", "train.learning_rate", message, remedy)
+    _note_brake(reporter, inputs, found)
     return found
 
 
@@ -119,7 +119,7 @@ def proposal(inputs: RunInputs) -> str:
     return suggest_lr_and_beta(inputs.learning_rate.peak, reach)
 
 
-def check_update(notes: Notes, trial: Trial) -> None:
+def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
     """Make one real update, and see whether it does what reach and brake say."""
     inputs, trainer = trial.inputs, trial.trainer
     indices = modest_micro_batch(inputs)
@@ -150,12 +150,12 @@ def check_update(notes: Notes, trial: Trial) -> None:
     )
     # What the weights cannot hold is not lost where updates are kahan_summation.
     if moved >= _LITTLE * total or inputs.profile.train.kahan_summation:
-        notes.ok("update", "", message)
+        reporter.ok("update", "", message)
         return
-    notes.warn("update-lost", "", message, proposal(inputs))
+    reporter.warn("update-lost", "", message, proposal(inputs))
 
 
-def _note_brake(notes: Notes, inputs: RunInputs, found: LrSum) -> None:
+def _note_brake(reporter: Reporter, inputs: RunInputs, found: LrSum) -> None:
     dpo, gap = inputs.profile.dpo, inputs.saturation_margin
     if gap is None:
         return
@@ -164,10 +164,10 @@ def _note_brake(notes: Notes, inputs: RunInputs, found: LrSum) -> None:
         f" rejected are {gap:.2g} nats a token apart"
     )
     if gap <= MAX_SATURATION_MARGIN:
-        notes.ok("brake", "dpo.beta", halved)
+        reporter.ok("brake", "dpo.beta", halved)
         return
     chance = math.log(inputs.weights.architecture.vocab_size)
-    notes.warn(
+    reporter.warn(
         "no-saturation",
         "dpo.beta",
         f"{halved} (blind guessing costs {chance:.1f}): no brake but the reach of"

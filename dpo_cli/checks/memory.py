@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from dpo_cli.checks.notes import Notes
+from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import estimate_memory, free_memory
-from dpo_cli.checks.trial import Trial
+from dpo_cli.checks.trial_trainer import TrialTrainer
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_size
 from dpo_cli.models.loading import checkpoint_activations
@@ -27,13 +27,13 @@ class Peak:
     device_bytes: int
 
 
-def try_longest(notes: Notes, trial: Trial) -> bool:
+def try_longest(reporter: Reporter, trial: TrialTrainer) -> bool:
     """Make one real update on the longest batch of the run, where that is safe.
 
     On a CPU what is estimated not to fit is not tried: the system would end some process.
 
     Args:
-        notes: gets a finding where it does not fit.
+        reporter: gets a finding where it does not fit.
         trial: makes the update.
 
     Returns:
@@ -47,21 +47,21 @@ def try_longest(notes: Notes, trial: Trial) -> bool:
         message = (
             f"about {format_size(estimated)} for the longest batch, as far as can be estimated"
         )
-        notes.warn("memory-tight", "train.max_tokens_per_forward", f"{message}; {where}", remedy)
+        reporter.warn("memory-tight", "train.max_tokens_per_forward", f"{message}; {where}", remedy)
         return False
     if _fits(trial, inputs):
         return True
     remedy = _remedy(inputs, lambda other: _fits(trial, other))
     message = "out of memory at the longest batch, in one real step"
-    notes.error("memory-out", "train.max_tokens_per_forward", f"{message}; {where}", remedy)
+    reporter.error("memory-out", "train.max_tokens_per_forward", f"{message}; {where}", remedy)
     return False
 
 
-def measure_peak(notes: Notes, trial: Trial, *, reference_is_known: bool) -> Peak:
+def measure_peak(reporter: Reporter, trial: TrialTrainer, *, reference_is_known: bool) -> Peak:
     """The most memory so far, after real updates on the longest batch and on others.
 
     Args:
-        notes: gets the finding.
+        reporter: gets the finding.
         trial: made the updates.
         reference_is_known: a run will find its log-probs in the cache, and not load the model.
     """
@@ -73,7 +73,7 @@ def measure_peak(notes: Notes, trial: Trial, *, reference_is_known: bool) -> Pea
     [longest] = longest_global_batch(inputs).micro_batches
     tokens = sum(inputs.pairs.computed_tokens[list(longest)].tolist())
     needed = peak.process_bytes if is_cpu else peak.device_bytes
-    notes.ok(
+    reporter.ok(
         "memory",
         "",
         f"{format_size(needed)} at most, in real steps, among them the longest batch"
@@ -165,7 +165,7 @@ def _remedy(inputs: RunInputs, fits: Callable[[RunInputs], bool]) -> str:
     return "lower data.max_seq_len: not even the longest pair alone fits; or use a smaller model"
 
 
-def _fits(trial: Trial, inputs: RunInputs) -> bool:
+def _fits(trial: TrialTrainer, inputs: RunInputs) -> bool:
     """Whether a real update on the longest batch goes through."""
     trainer = replace(trial.trainer, inputs=inputs)
     if inputs.profile.train.activation_checkpointing:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from dpo_cli.checks.notes import Notes
+from dpo_cli.checks.reporter import Reporter
 from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.tokens import TokenizedPairs
@@ -30,15 +30,15 @@ CHANCE_SHARE = 0.95
 
 
 def check_weights(
-    notes: Notes, profile: Profile, which: Literal["weights", "reference"], runs_root: Path
+    reporter: Reporter, profile: Profile, which: Literal["weights", "reference"], runs_root: Path
 ) -> ModelWeights | None:
     """Read the weights and say what they are."""
     source = resolve_weights(profile, which)
     subject = source if source.startswith(RUN_PREFIX) else show_path(Path(source))
-    with notes.errors_as(f"{which}-unusable", subject, source):
+    with reporter.errors_as(f"{which}-unusable", subject, source):
         model_weights = read_model_weights(profile, which, runs_root)
         dtype = model_weights.dtype_name
-        notes.ok(
+        reporter.ok(
             which,
             subject,
             f"{model_weights.architecture.description}; {model_weights.parameters:,} parameters in"
@@ -48,18 +48,18 @@ def check_weights(
     return None
 
 
-def check_tokenizer(notes: Notes, profile: Profile) -> ChatTokenizer | None:
+def check_tokenizer(reporter: Reporter, profile: Profile) -> ChatTokenizer | None:
     """Read the tokenizer."""
     folder = resolve_tokenizer(profile)
     subject = show_path(folder)
-    with notes.errors_as("tokenizer-unusable", subject, folder):
+    with reporter.errors_as("tokenizer-unusable", subject, folder):
         tokenizer = ChatTokenizer(folder)
-        notes.ok("tokenizer", subject, f"{tokenizer.vocab_size:,} entries, with a chat template")
+        reporter.ok("tokenizer", subject, f"{tokenizer.vocab_size:,} entries, with a chat template")
         return tokenizer
     return None
 
 
-def check_fit(notes: Notes, inputs: RunInputs, on_progress: OnProgress) -> None:
+def check_fit(reporter: Reporter, inputs: RunInputs, on_progress: OnProgress) -> None:
     """Measure whether the weights can read what the tokenizer writes.
 
     Two vocabularies of one size look alike until the model is asked: under the wrong one it finds
@@ -85,10 +85,10 @@ def check_fit(notes: Notes, inputs: RunInputs, on_progress: OnProgress) -> None:
             f" blind guessing costs ln {vocab_size:,} = {chance:.2f}"
         )
         if nats < CHANCE_SHARE * chance:
-            notes.ok("tokenizer-fit", key, measured)
+            reporter.ok("tokenizer-fit", key, measured)
             continue
         folder = show_path(inputs.tokenizer)
-        notes.error(
+        reporter.error(
             "tokenizer-mismatch",
             "model.tokenizer",
             f"{measured}: {key} cannot read what {folder} writes. The wrong tokenizer, or weights"

@@ -10,12 +10,12 @@ import re
 import torch
 from torch import Tensor
 
-from dpo_cli.checks.notes import Notes
-from dpo_cli.checks.traits import NEAR_IDENTICAL_SHARE, Traits
+from dpo_cli.checks.pair_issues import NEAR_IDENTICAL_SHARE, PairIssues
+from dpo_cli.checks.reporter import Reporter
 from dpo_cli.data.chat import ChatTokenizer, Rendered
 from dpo_cli.data.languages import LANGUAGES
 from dpo_cli.data.tokens import EncodedRows, Rows
-from dpo_cli.findings import Histogram, Trait
+from dpo_cli.findings import Histogram, PairIssue
 from dpo_cli.profile.schema import Profile
 from dpo_cli.training.inputs import RunInputs
 
@@ -33,7 +33,7 @@ _LISTED = 5
 _MARK = re.compile(r"<\|?[a-z_]{1,30}\|?>")
 
 
-def check_lengths(notes: Notes, profile: Profile, subject: str, rows: Rows) -> None:
+def check_lengths(reporter: Reporter, profile: Profile, subject: str, rows: Rows) -> None:
     """Whether chosen answers are the longer ones, which is soon learned in the place of quality."""
     chosen, rejected = rows.kept.response_tokens.unbind(dim=1)
     longer, unlike = int((chosen > rejected).sum()), int((chosen != rejected).sum())
@@ -45,12 +45,12 @@ def check_lengths(notes: Notes, profile: Profile, subject: str, rows: Rows) -> N
         f" {chosen.double().mean():,.0f} tokens against {rejected.double().mean():,.0f} in the mean"
     )
     if unlike < _LEAST_PAIRS or bias < max(_BIASED_SHARE, 0.5 + _SURE * 0.5 / math.sqrt(unlike)):
-        notes.ok("lengths", subject, message)
+        reporter.ok("lengths", subject, message)
         return
     remedy = "length alone would be right as often: judge what is learned on pairs of like length"
     if profile.dpo.reduction == "sum":
         remedy += '; dpo.reduction = "mean" with dpo.beta about 5 keeps length out of the reward'
-    notes.warn("length-bias", subject, message, remedy)
+    reporter.warn("length-bias", subject, message, remedy)
 
 
 def measure_lengths(whole: EncodedRows, max_seq_len: int) -> tuple[Histogram, ...]:
@@ -69,44 +69,46 @@ def measure_lengths(whole: EncodedRows, max_seq_len: int) -> tuple[Histogram, ..
     return tuple(_histogram(name, tokens, limit) for name, tokens in columns.items())
 
 
-def check_texts(notes: Notes, subject: str, traits: Traits) -> None:
+def check_texts(reporter: Reporter, subject: str, issues: PairIssues) -> None:
     """What the texts of the pairs have about them."""
-    total = len(traits.digests)
-    before = len(notes.findings)
-    for trait, (told, remedy, is_always_bad) in _TOLD.items():
-        lines = traits.lines.get(trait, ())
+    total = len(issues.hashes)
+    before = len(reporter.findings)
+    for issue, (told, remedy, is_always_bad) in _TOLD.items():
+        lines = issues.lines.get(issue, ())
         enough = 1 if is_always_bad else max(_FEW, _SHARE_WORTH_A_WARNING * total)
         if len(lines) < enough:
             continue
-        told = told.format(marks=_marks(traits, trait))
-        notes.warn(
-            f"pairs-{trait}",
+        told = told.format(marks=_marks(issues, issue))
+        reporter.warn(
+            f"pairs-{issue}",
             subject,
             f"{len(lines):,} of {total:,} pairs ({len(lines) / total:.1%}) {told}:"
-            f" {_examples(traits, trait)}",
+            f" {_examples(issues, issue)}",
             remedy,
         )
     languages = ", ".join(
-        f"{traits.languages[language]:,} {'in Latin script' if language == 'Latin' else language}"
+        f"{issues.languages[language]:,} {'in Latin script' if language == 'Latin' else language}"
         for language in LANGUAGES
-        if traits.languages.get(language)
+        if issues.languages.get(language)
     )
-    prompts = traits.digests.prompts
+    prompts = issues.hashes.prompts
     message = f"{prompts:,} prompts in {total:,} pairs; answers: {languages or 'no letters'}"
-    if len(notes.findings) == before:
+    if len(reporter.findings) == before:
         few = [
-            f"{len(lines):,} {trait}"
-            for trait, lines in traits.lines.items()
-            if trait in _TOLD and lines
+            f"{len(lines):,} {issue}"
+            for issue, lines in issues.lines.items()
+            if issue in _TOLD and lines
         ]
         message += f"; nothing odd but {', '.join(few)}" if few else "; no pair is odd"
-    notes.ok("texts", subject, message)
+    reporter.ok("texts", subject, message)
 
 
-def check_template(notes: Notes, tokenizer: ChatTokenizer, rows: Rows, traits: Traits) -> None:
+def check_template(
+    reporter: Reporter, tokenizer: ChatTokenizer, rows: Rows, issues: PairIssues
+) -> None:
     """Whether the chat template and the tokenizer fit each other, and these conversations."""
     strange: set[str] = set()
-    for row in traits.sample:
+    for row in issues.sample:
         try:
             [rendered] = tokenizer.render(row.chosen)
         except ValueError:
@@ -117,14 +119,14 @@ def check_template(notes: Notes, tokenizer: ChatTokenizer, rows: Rows, traits: T
     pieces = {mark: len(tokenizer.encode([Rendered(mark, ())])[0].ids) for mark in sorted(strange)}
     if several := {mark: count for mark, count in pieces.items() if count > 1}:
         listed = ", ".join(f"{mark} ({count} tokens)" for mark, count in several.items())
-        notes.warn(
+        reporter.warn(
             "template-mismatch",
             "model.tokenizer",
             f"the chat template writes marks that this tokenizer has no token for: {listed}",
             "use the template and the tokenizer that the checkpoint was fine-tuned with",
         )
     if left_out := [row for row in rows.skipped_rows if row.problem == "left-out"]:
-        notes.warn(
+        reporter.warn(
             "template-leaves-out",
             "model.tokenizer",
             f"{len(left_out):,} of {rows.total:,} rows are set aside"
@@ -135,19 +137,21 @@ def check_template(notes: Notes, tokenizer: ChatTokenizer, rows: Rows, traits: T
         )
 
 
-def check_overlap(notes: Notes, inputs: RunInputs, training: Traits, held_out: Traits) -> None:
+def check_overlap(
+    reporter: Reporter, inputs: RunInputs, training: PairIssues, held_out: PairIssues
+) -> None:
     """Whether held-out pairs answer prompts that are trained on.
 
     Args:
-        notes: gets the finding.
+        reporter: gets the finding.
         inputs: says which pairs are held out.
         training, held_out: of the source that each kind of pairs comes from.
     """
     lines = inputs.held_out.lines
-    seen = training.digests.prompts_of(inputs.pairs.lines)
-    known = int(torch.isin(held_out.digests.prompts_of(lines), seen).sum())
+    seen = training.hashes.prompts_of(inputs.pairs.lines)
+    known = int(torch.isin(held_out.hashes.prompts_of(lines), seen).sum())
     if known > _KNOWN_SHARE * len(lines):
-        notes.warn(
+        reporter.warn(
             "held-out-known",
             "eval.path" if inputs.profile.eval.path else "eval.fraction",
             f"{known:,} of {len(lines):,} held-out pairs ({known / len(lines):.0%}) answer a"
@@ -156,56 +160,56 @@ def check_overlap(notes: Notes, inputs: RunInputs, training: Traits, held_out: T
         )
 
 
-_TOLD: dict[Trait, tuple[str, str, bool]] = {
-    Trait.CONTRADICTORY: (
+_TOLD: dict[PairIssue, tuple[str, str, bool]] = {
+    PairIssue.CONTRADICTORY: (
         "contradict another, the same two answers the other way round",
         "keep one of each two: together they teach nothing",
         True,
     ),
-    Trait.OTHER_PROMPT: (
+    PairIssue.OTHER_PROMPT: (
         "have sides that answer different conversations",
         "make both sides begin with the same turns: what is compared is two answers to one prompt",
         True,
     ),
-    Trait.ONE_SIDED_THINK: (
+    PairIssue.ONE_SIDED_THINK: (
         "think (<think>) on one side only",
         "give both sides their thoughts, or neither: else what is learned is whether to think",
         True,
     ),
-    Trait.CONTROL_TOKENS: (
+    PairIssue.CONTROL_TOKENS: (
         "have special tokens in a message ({marks})",
         "take them out of the text: the model takes them for the beginning or end of a turn",
         True,
     ),
-    Trait.DOUBLED_TOKEN: (
+    PairIssue.DOUBLED_TOKEN: (
         "have a special token twice running, such as two beginnings or two ends",
         "take it out of the text (or the template, if it is all pairs): the template writes one",
         True,
     ),
-    Trait.FOREIGN_TEMPLATE: (
+    PairIssue.FOREIGN_TEMPLATE: (
         "have marks of another chat template in a message ({marks})",
         "take them out of the text, unless they are what it is about: the model learns to write"
         " them",
         True,
     ),
-    Trait.NEAR_IDENTICAL: (
+    PairIssue.NEAR_IDENTICAL: (
         f"have sides that share {NEAR_IDENTICAL_SHARE:.0%} of their words or more",
         "look at them: where the difference is no better answer they teach noise, and both answers"
         " tend to become less likely",
         False,
     ),
-    Trait.REPEATED: (
+    PairIssue.REPEATED: (
         "are copies of another",
         "remove the copies, or let them count twice on purpose",
         False,
     ),
-    Trait.OTHER_LANGUAGE: (
+    PairIssue.OTHER_LANGUAGE: (
         "have sides in different languages",
         "look at them: what is learned may be the language",
         False,
     ),
 }
-"""Of each trait what is found, what to do about it, and whether a single pair is worth a word."""
+"""Of each issue what is found, what to do about it, and whether a single pair is worth a word."""
 
 
 def _histogram(name: str, tokens: Tensor, limit: int) -> Histogram:
@@ -222,14 +226,14 @@ def _histogram(name: str, tokens: Tensor, limit: int) -> Histogram:
     )
 
 
-def _marks(traits: Traits, trait: Trait) -> str:
-    return ", ".join(traits.marks.get(trait, ())[:_LISTED])
+def _marks(issues: PairIssues, issue: PairIssue) -> str:
+    return ", ".join(issues.marks.get(issue, ())[:_LISTED])
 
 
-def _examples(traits: Traits, trait: Trait) -> str:
+def _examples(issues: PairIssues, issue: PairIssue) -> str:
     """Names of rows, with the others that they repeat or contradict."""
-    lines, partners = traits.lines[trait], traits.partners.get(trait)
+    lines, partners = issues.lines[issue], issues.partners.get(issue)
     if partners is None:
-        return traits.places.names(lines)
+        return issues.places.names(lines)
     couples = dict.fromkeys((min(n, partners[n]), max(n, partners[n])) for n in lines)
-    return traits.places.couples(list(couples))
+    return issues.places.couples(list(couples))

@@ -6,7 +6,7 @@ import itertools
 
 from torch import Tensor
 
-from dpo_cli.checks.notes import Notes
+from dpo_cli.checks.reporter import Reporter
 from dpo_cli.data.batching import shared_inputs
 from dpo_cli.data.chat import ChatTokenizer, Tokenized, TokenizedPair
 from dpo_cli.data.sources import Places
@@ -16,21 +16,21 @@ from dpo_cli.findings import PairPreview, Span
 
 
 def preview(
-    notes: Notes, rows: Rows, tokenizer: ChatTokenizer, stated: str | None
+    reporter: Reporter, rows: Rows, tokenizer: ChatTokenizer, stated: str | None
 ) -> PairPreview | None:
     """The pair of a row, as `Places.find` takes it, or the first one that is kept."""
     found = 0
     if stated is not None:
         first = rows.kept[0].line
-        remedy = f"show another pair, such as --pair {rows.places.stated(first)}"
+        remedy = f"show another pair, such as --pair {rows.places.row_name(first)}"
         try:
             line = rows.places.find(stated)
         except UsageError as error:
-            notes.warn("pair", f"--pair {stated}", error.message, error.remedy)
+            reporter.warn("pair", f"--pair {stated}", error.message, error.remedy)
             return None
         position = _position(rows, line)
         if position is None:
-            notes.warn("pair", rows.places.name(line), why_not_kept(rows, line), remedy)
+            reporter.warn("pair", rows.places.name(line), why_not_kept(rows, line), remedy)
             return None
         found = position
     return show_pair(tokenizer, rows.kept[found], rows.places)

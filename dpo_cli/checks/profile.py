@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpo_cli.checks.notes import Notes
+from dpo_cli.checks.reporter import Reporter
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.inputs import Input, find_problems
 from dpo_cli.profile.load import LoadedProfile, Problem, read_profile
@@ -24,7 +24,7 @@ _KEYS: dict[Input, tuple[str, ...]] = {
 
 
 def check_profile(
-    notes: Notes, path: Path, overrides: Sequence[str]
+    reporter: Reporter, path: Path, overrides: Sequence[str]
 ) -> tuple[LoadedProfile, set[str]] | None:
     """Read the profile.
 
@@ -37,19 +37,19 @@ def check_profile(
         loaded, problems = read_profile(path, overrides)
     except UsageError as error:
         message = "\n".join([error.message, *error.details])
-        notes.error("profile-unreadable", subject, message, error.remedy)
+        reporter.error("profile-unreadable", subject, message, error.remedy)
         return None
     for problem in problems:
-        _note(notes, "profile-key", problem, problem.statement)
+        _note(reporter, "profile-key", problem, problem.statement)
     if not problems:
         stated = sum(origin != "default" for origin in loaded.origins.values())
-        notes.ok(
+        reporter.ok(
             "profile", subject, f"{stated} keys stated, {len(loaded.origins) - stated} default"
         )
     return loaded, {problem.key for problem in problems}
 
 
-def check_files(notes: Notes, loaded: LoadedProfile, wrong_keys: set[str]) -> set[Input]:
+def check_files(reporter: Reporter, loaded: LoadedProfile, wrong_keys: set[str]) -> set[Input]:
     """Look whether the files of the profile are there; gives those that cannot be used."""
     unknown = {name for name, keys in _KEYS.items() if not wrong_keys.isdisjoint(keys)}
     problems = {
@@ -57,24 +57,24 @@ def check_files(notes: Notes, loaded: LoadedProfile, wrong_keys: set[str]) -> se
     }
     # Checkpoint and reference may fail for one reason.
     for problem in dict.fromkeys(problems.values()):
-        _note(notes, "file-unusable", problem, problem.key)
+        _note(reporter, "file-unusable", problem, problem.key)
     if not problems and not unknown:
-        notes.ok("files", "", "weights, tokenizer and pairs are where the profile says")
+        reporter.ok("files", "", "weights, tokenizer and pairs are where the profile says")
     return unknown | problems.keys()
 
 
-def check_trackers(notes: Notes, profile: Profile) -> None:
+def check_trackers(reporter: Reporter, profile: Profile) -> None:
     """Look whether the trackers are installed that the profile asks for."""
     missing = missing_trackers(profile)
     for error in missing:
         key, _, message = error.message.partition(": ")
-        notes.error("tracker-missing", key, message, error.remedy)
+        reporter.error("tracker-missing", key, message, error.remedy)
     if (asked := requested_trackers(profile)) and not missing:
-        notes.ok("trackers", "", f"{', '.join(TITLES[name] for name in asked)}: installed")
+        reporter.ok("trackers", "", f"{', '.join(TITLES[name] for name in asked)}: installed")
 
 
-def _note(notes: Notes, code: str, problem: Problem, what: str) -> None:
+def _note(reporter: Reporter, code: str, problem: Problem, what: str) -> None:
     """A problem's reason says what to do after its first "; ", if it does."""
     found, _, remedy = problem.reason.partition("; ")
     subject = f"{problem.origin}  {what}"
-    notes.error(code, subject, found, remedy or f"mend {problem.key}, or what it names")
+    reporter.error(code, subject, found, remedy or f"mend {problem.key}, or what it names")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dpo_cli.checks.notes import Notes
+from dpo_cli.checks.reporter import Reporter
 from dpo_cli.compute.device import Device, resolve
 from dpo_cli.data.batching import make_batch
 from dpo_cli.formatting import format_count, format_rate, format_size
@@ -24,16 +24,16 @@ KEPT_CHECKPOINTS = 3
 BUSY_SHARE = 0.1
 
 
-def check_device(notes: Notes, profile: Profile) -> Device:
+def check_device(reporter: Reporter, profile: Profile) -> Device:
     """The device of the profile; where that fails, the CPU, so that the rest can be looked at."""
-    with notes.errors_as("device-unusable", "train.device"):
+    with reporter.errors_as("device-unusable", "train.device"):
         device = resolve(profile.train.device, profile.train.dtype)
-        _note_device(notes, device)
+        _note_device(reporter, device)
         return device
     return resolve("cpu", "float32")
 
 
-def check_plan(notes: Notes, inputs: RunInputs) -> None:
+def check_plan(reporter: Reporter, inputs: RunInputs) -> None:
     """How many steps, and how fast."""
     order, rate, profile = inputs.order, inputs.learning_rate, inputs.profile
     held_out = ""
@@ -41,7 +41,7 @@ def check_plan(notes: Notes, inputs: RunInputs) -> None:
         interval = profile.eval.interval
         between = f"every {interval:,} steps, " if interval else ""
         held_out = f"; {len(inputs.held_out):,} pairs held out, scored before, {between}and after"
-    notes.ok(
+    reporter.ok(
         "plan",
         "",
         f"{format_count(order.epochs, 'epoch')} x {order.micro_batches_per_epoch:,} micro-batches"
@@ -53,7 +53,7 @@ def check_plan(notes: Notes, inputs: RunInputs) -> None:
 
 
 def check_disk(
-    notes: Notes, profile: Profile, runs_root: Path, model_weights: ModelWeights | None
+    reporter: Reporter, profile: Profile, runs_root: Path, model_weights: ModelWeights | None
 ) -> int | None:
     """Whether runs can be written, and, where the size of the model is known, whether they fit.
 
@@ -66,7 +66,7 @@ def check_disk(
     shown = show_path(runs_root)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         problem = "may not be written in" if place.is_dir() else "is a file"
-        notes.error(
+        reporter.error(
             "runs-dir-unusable",
             shown,
             f"runs are to lie here, but {show_path(place)} {problem}",
@@ -74,7 +74,7 @@ def check_disk(
         )
         return None
     if model_weights is None:
-        notes.skip("disk", "weights")
+        reporter.skip("disk", "weights")
         return None
     free = shutil.disk_usage(place).free
     parameters = model_weights.parameters
@@ -86,9 +86,9 @@ def check_disk(
         f" {state // parameters} bytes a weight); {format_size(free)} free"
     )
     if needed < free:
-        notes.ok("disk", shown, message)
+        reporter.ok("disk", shown, message)
     else:
-        notes.error("disk-full", shown, message, "free some space, or choose another --runs-dir")
+        reporter.error("disk-full", shown, message, "free some space, or choose another --runs-dir")
     return needed
 
 
@@ -158,19 +158,19 @@ def _kept_by_a_layer(architecture: Architecture) -> int:
     return norms + attention + architecture.ffn_blocks_per_token * feed_forward
 
 
-def _note_device(notes: Notes, device: Device) -> None:
+def _note_device(reporter: Reporter, device: Device) -> None:
     free = free_memory(device)
     subject = device.name
     if device.type == "cpu":
-        notes.ok("device", subject, f"{device.dtype_name}; {format_size(free)} of memory free")
+        reporter.ok("device", subject, f"{device.dtype_name}; {format_size(free)} of memory free")
         return
     total = torch.cuda.mem_get_info(device.torch_device)[1]
     others = total - free
     message = f"{device.dtype_name}; {format_size(free)} of {format_size(total)} free"
     if others < BUSY_SHARE * total:
-        notes.ok("device", subject, message)
+        reporter.ok("device", subject, message)
     else:
-        notes.warn(
+        reporter.warn(
             "device-busy",
             subject,
             f"{message}: others hold {format_size(others)} of the card",

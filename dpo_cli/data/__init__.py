@@ -1,1 +1,1 @@
-"""From a file of preference pairs to batches of tensors."""
+"""Preference pairs: from files to tokenized rows, batches of tensors and their order."""

@@ -1,8 +1,9 @@
-"""From tokenized pairs to the tensors of one forward, in two layouts that mean the same.
+"""Batches of tensors in two equivalent layouts.
 
-`reference` pads every sequence to `max_seq_len`, as the reference script does: our oracle.
-`packed` lays each pair out as prompt, chosen, rejected in one row without padding, so that each
-token is computed once; the two continuations restart at the prompt's last position.
+`padded` pads every sequence to `max_seq_len`, as MiniMind's script does. It is slow and serves as
+the oracle of the other one. `packed` stores each pair as prompt, chosen, rejected in one row
+without padding, so that each token is computed once. The rejected part restarts at the position
+after the prompt.
 
 Shape legend: P pairs, S = 2P sequences (chosen first, then rejected), T time, N targets.
 """
@@ -24,9 +25,10 @@ Layout = Literal["packed", "padded"]
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """input_ids, labels: (S, T) int64; mask: (S, T) bool, true where the label is of a response.
+    """Sequences padded to one length.
 
-    lengths: (S,), inputs of each sequence that are not padding.
+    input_ids, labels: (S, T) int64. mask: (S, T) bool, true where the label is a response token.
+    lengths: (S,) int64, inputs of each sequence without padding.
     """
 
     input_ids: Tensor
@@ -36,28 +38,28 @@ class PaddedBatch:
 
     @property
     def pairs(self) -> int:
-        """P."""
+        """Number of pairs, P."""
         return len(self.input_ids) // 2
 
     @property
     def computed_tokens(self) -> int:
-        """Positions the model computes, padding included."""
+        """Positions that the model computes, with padding."""
         return self.input_ids.numel()
 
     @property
     def padding_tokens(self) -> int:
-        """Positions that stand for nothing."""
+        """Positions that are padding."""
         return self.computed_tokens - int(self.lengths.sum())
 
     def to(self, device: torch.device) -> PaddedBatch:
-        """The same on another device."""
+        """Copy the batch to a device."""
         tensors = (self.input_ids, self.labels, self.mask, self.lengths)
         return PaddedBatch(*(to_device(tensor, device) for tensor in tensors))
 
 
 @dataclass(frozen=True)
 class PairSegments:
-    """How many tokens of the packed row are a pair's shared prompt, chosen and rejected parts."""
+    """Lengths of a pair's shared prompt, chosen and rejected parts in the packed row, in tokens."""
 
     prompt: int
     chosen: int
@@ -65,18 +67,19 @@ class PairSegments:
 
     @property
     def total(self) -> int:
-        """Tokens of the pair."""
+        """Number of tokens of the pair."""
         return self.prompt + self.chosen + self.rejected
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One row of T tokens, and where its responses lie.
+    """All pairs in one row of T tokens, with the positions of their response tokens.
 
-    input_ids, position_ids: (1, T) int64. segments: P of them, in the order of the row.
-    target_positions: (N,), where in the row to predict; target_labels: (N,), the token to predict.
-    targets: (S, time), index into the N targets; mask: (S, time), false where that is padding.
-    A target that both sides share stands once among the N and in both rows of `targets`.
+    input_ids, position_ids: (1, T) int64. segments: P entries, in the order of the row.
+    target_positions: (N,) int64, positions in the row whose next token is a response token.
+    target_labels: (N,) int64, those next tokens.
+    targets: (S, time) int64, indices into the N targets. mask: (S, time) bool, false at padding.
+    A target that both sides share is stored once among the N and indexed by both rows of `targets`.
     """
 
     input_ids: Tensor
@@ -89,21 +92,21 @@ class PackedBatch:
 
     @property
     def pairs(self) -> int:
-        """P."""
+        """Number of pairs, P."""
         return len(self.segments)
 
     @property
     def computed_tokens(self) -> int:
-        """Positions the model computes."""
+        """Positions that the model computes."""
         return self.input_ids.numel()
 
     @property
     def padding_tokens(self) -> int:
-        """Positions that stand for nothing: there are none."""
+        """Zero: a packed row has no padding."""
         return 0
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same on another device."""
+        """Copy the batch to a device."""
         return PackedBatch(
             to_device(self.input_ids, device),
             to_device(self.position_ids, device),
@@ -116,7 +119,7 @@ class PackedBatch:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The same elsewhere; to a card from pinned memory, so that nobody waits for the copy."""
+    """Copy to `device`; on CUDA non-blocking, from pinned memory."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -133,15 +136,15 @@ def make_batch(
     pad_id: int = 0,
     share_prompts: bool = True,
 ) -> Batch:
-    """The tensors of one micro-batch.
+    """Build the tensors of one micro-batch.
 
     Args:
-        pairs: P of them, each with a response token on both sides.
-        layout: see the module's docstring.
-        max_seq_len: `reference` pads to this many tokens less one, since labels are shifted.
-        pad_id: token id of the padding; it never influences a response.
-        share_prompts: `packed` computes a common prompt once. Not with dropout, under which the
-            two sides must draw for themselves.
+        pairs: P pairs, each with a response token on both sides.
+        layout: "padded" or "packed"; see the module docstring.
+        max_seq_len: the padded layout pads to `max_seq_len - 1`, because labels are shifted by one.
+        pad_id: token id of the padding. Causal attention keeps it from influencing a response.
+        share_prompts: compute a common prompt once in the packed layout. Must be False with
+            dropout, where the two sides draw independent masks.
     """
     if layout == "padded":
         return _padded(pairs, max_seq_len, pad_id)
@@ -176,8 +179,8 @@ def _packed(pairs: Sequence[TokenizedPair], share_prompts: bool) -> PackedBatch:
         inputs += pair.chosen.ids[:-1], pair.rejected.ids[shared:-1]
         positions += torch.arange(chosen), torch.arange(shared, rejected)
 
-        # Input t predicts token t + 1. Up to the last shared input both sides predict the same
-        # token; that input itself predicts each side's first own token.
+        # Input t predicts token t + 1. Before the last shared input both sides predict the same
+        # token. The last shared input predicts the first token of each side, so it belongs to both.
         common = _response_inputs(pair.chosen, 0, shared - 1)
         own_chosen = _response_inputs(pair.chosen, max(shared - 1, 0), None)
         own_rejected = _response_inputs(pair.rejected, max(shared - 1, 0), None)
@@ -210,10 +213,10 @@ def _packed(pairs: Sequence[TokenizedPair], share_prompts: bool) -> PackedBatch:
 
 
 def shared_inputs(pair: TokenizedPair) -> int:
-    """Inputs both sides have in common: their longest common prefix of token ids.
+    """Count the inputs that both sides share: their longest common prefix of token ids.
 
-    A sequence's last token is never an input, so a side that the other one continues shares all
-    of its inputs but no more.
+    The last token of a sequence is never an input. If one side is a prefix of the other, all of its
+    inputs are shared and nothing more.
     """
     chosen, rejected = pair.chosen.ids, pair.rejected.ids
     length = min(len(chosen), len(rejected))
@@ -223,6 +226,6 @@ def shared_inputs(pair: TokenizedPair) -> int:
 
 
 def _response_inputs(side: Tokenized, start: int, end: int | None) -> Tensor:
-    """The inputs t, start <= t < end, whose next token belongs to a response."""
+    """Return the inputs t, start <= t < end, whose next token is a response token."""
     stop = len(side.ids) - 1 if end is None else max(end, 0)
     return start + side.response[start + 1 : stop + 1].nonzero().squeeze(-1)

@@ -1,8 +1,8 @@
-"""From conversations to token ids and the mask of the response.
+"""Chat templates: conversations to token ids and response masks.
 
-The mask follows the structure of the rendered turns, character by character, never a scan of the
-ids for a marker: a user may write `<|im_start|>assistant`, and an answer may begin with spaces
-that merge with the header's newline into one token.
+The mask follows the structure of the rendered turns, in characters. It never scans ids for a
+marker, because a user may write `<|im_start|>assistant`, and an answer may start with spaces that
+merge with the newline of the header into one token.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
 REWRITES_TURNS = "the chat template rewrites earlier turns"
 _PROBES = ("a", "b")
 _MARK = "aXbYc"
-_FIRST_SYSTEM = "the system's turn"
-_LATER_SYSTEM = "turns of the system behind the first"
-_TOOL = "turns of the role tool"
-_TOOL_CALLS = "calls of tools"
+_FIRST_SYSTEM = "the system turn"
+_LATER_SYSTEM = "later system turns"
+_TOOL = "tool turns"
+_TOOL_CALLS = "tool calls"
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """One conversation: ids (T,) int64, and response (T,) bool, true at the tokens of answers."""
+    """Token ids (T,) int64 of one conversation, and the response mask (T,) bool."""
 
     ids: Tensor
     response: Tensor
 
     @property
     def response_tokens(self) -> int:
-        """Response tokens that can be predicted: the very first token of a text cannot."""
+        """Number of response tokens that can be predicted, all but the first token of a text."""
         return int(self.response[1:].sum())
 
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """Both sides of a pair, and the line of the file that it came from."""
+    """Both sides of a pair, with the line of the pair in its file."""
 
     line: int
     chosen: Tokenized
@@ -57,16 +57,16 @@ class TokenizedPair:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation as it is stored: ids, and the [first, end) tokens of its answers.
+    """Stored form of one conversation: ids, and the [first, end) token span of each answer.
 
-    The answers ascend, are not empty and do not touch: between two of them is another token.
+    The spans ascend, are not empty and do not touch.
     """
 
     ids: array[int]
     answers: tuple[tuple[int, int], ...]
 
     def tokenized(self) -> Tokenized:
-        """The same as tensors."""
+        """Convert to tensors."""
         response = torch.zeros(len(self.ids), dtype=torch.bool)
         for first, end in self.answers:
             response[first:end] = True
@@ -75,13 +75,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, with the [start, end) of each answer in characters."""
+    """Conversation as text, with the [start, end) character span of each answer."""
 
     text: str
     answers: tuple[tuple[int, int], ...]
 
     def without_empty_think(self) -> Rendered:
-        """The same without the think blocks in which nothing is thought."""
+        """Remove empty think blocks, and shift the answer spans accordingly."""
         pieces: list[str] = []
         answers: list[tuple[int, int]] = []
         position = length = 0
@@ -97,13 +97,13 @@ class Rendered:
 
 
 class ChatTokenizer:
-    """A tokenizer folder: chat template, encoding, and where in the text each token lies."""
+    """Tokenizer with its chat template, loaded from a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Load `tokenizer.json` and `tokenizer_config.json`; nothing in the folder is executed.
+        """Load `tokenizer.json` and `tokenizer_config.json` without executing any code.
 
         Raises:
-            DpoError: the folder holds no tokenizer with a chat template.
+            DpoError: the folder contains no tokenizer with a chat template.
         """
         from transformers import AutoTokenizer
 
@@ -113,16 +113,16 @@ class ChatTokenizer:
             )
         except Exception as error:  # whatever a broken file makes the library raise
             raise DpoError(
-                f"{folder}: not a tokenizer that can be read ({_first_line(error)})",
-                "set model.tokenizer to the folder with tokenizer.json and tokenizer_config.json,"
-                " such as MiniMind's model/",
+                f"{folder}: the tokenizer cannot be read ({_first_line(error)})",
+                "Set model.tokenizer to the folder with tokenizer.json and tokenizer_config.json,"
+                " for example MiniMind's model/.",
             ) from error
         if not self._tokenizer.chat_template:
             raise DpoError(
                 f"{folder}: the tokenizer has no chat template",
-                "use the tokenizer that the checkpoint was fine-tuned with. A base model knows no"
-                " turns: take its fine-tuned sister (often called -Instruct or -Chat), or put the"
-                " template that it is to learn into chat_template.jinja beside tokenizer.json",
+                "Use the tokenizer that the weights were fine-tuned with. For a base model, use the"
+                " instruct version (often called -Instruct or -Chat), or put the chat template to"
+                " train with into chat_template.jinja beside tokenizer.json.",
             )
         self._backend = with_true_offsets(self._tokenizer.backend_tokenizer)
         self._encoder = make_encoder(self._backend)
@@ -130,43 +130,43 @@ class ChatTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id that can come out."""
+        """Largest id plus one."""
         ids: dict[str, int] = self._tokenizer.get_vocab()
         return max(ids.values()) + 1
 
     @property
     def pad_id(self) -> int:
-        """The id that fills up padded rows; any will do, since no response can see it."""
+        """Padding id; any id works, because causal attention hides padding from responses."""
         return int(self._tokenizer.pad_token_id or 0)
 
     @property
     def special_ids(self) -> dict[str, int]:
-        """Of where a text begins, where it ends, and padding, as model configurations name them."""
+        """Ids of BOS, EOS and padding by the names of model configurations."""
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        found = {name: getattr(self._tokenizer, name) for name in names}
-        return {name: its for name, its in found.items() if its is not None}
+        ids = {name: getattr(self._tokenizer, name) for name in names}
+        return {name: id for name, id in ids.items() if id is not None}
 
     @property
     def end_id(self) -> int | None:
-        """The id that ends an answer; None where the tokenizer names none."""
+        """Id that ends an answer; None if the tokenizer defines none."""
         end: int | None = self._tokenizer.eos_token_id
         return end
 
     def fingerprint(self) -> str:
-        """SHA-256 over what decides the ids: vocabulary, merges, special tokens and template."""
+        """Hash everything that decides the ids: vocabulary, merges, special tokens and template."""
         digest = hashlib.sha256(self._backend.to_str().encode())
         digest.update(json.dumps(self._tokenizer.chat_template, sort_keys=True).encode())
         return digest.hexdigest()
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """The names that the chat template may write special tokens by."""
+        """Special tokens by the names that a chat template uses."""
         tokens: dict[str, str] = self._tokenizer.special_tokens_map
         return tokens
 
     @cached_property
-    def _left_out(self) -> frozenset[str]:
-        """What the chat template passes over in silence, by trial."""
+    def _dropped_kinds(self) -> frozenset[str]:
+        """Kinds of turns that the chat template silently drops, found by rendering a marker."""
         ask: Message = {"role": "user", "content": "a"}
         answer: Message = {"role": "assistant", "content": "a"}
         later: Message = {"role": "system", "content": _MARK}
@@ -177,50 +177,50 @@ class ChatTokenizer:
             _TOOL: [ask, answer, {"role": "tool", "content": _MARK}, answer],
             _TOOL_CALLS: [ask, {"role": "assistant", "content": "", "tool_calls": [called]}],
         }
-        return frozenset(what for what, turns in tried.items() if not self._writes_mark(turns))
+        return frozenset(kind for kind, turns in tried.items() if not self._writes_mark(turns))
 
     def _writes_mark(self, turns: list[Message]) -> bool:
         try:
             return _MARK in self._apply([turns])[0]
-        except ValueError:  # the template refuses it aloud, and will again
+        except ValueError:  # the template refuses such turns with an error of its own
             return True
 
-    def passes_over(self, messages: Sequence[Message]) -> str:
-        """The first turn of a conversation that the chat template leaves out in silence, in words.
-
-        "" if it writes them all.
-        """
+    def dropped_turn(self, messages: Sequence[Message]) -> str:
+        """Describe the first turn that the chat template silently drops; "" if there is none."""
         for number, message in enumerate(messages):
-            what = ""
+            kind = ""
             if message["role"] == "system":
-                what = _LATER_SYSTEM if number else _FIRST_SYSTEM
+                kind = _LATER_SYSTEM if number else _FIRST_SYSTEM
             elif message["role"] == "tool":
-                what = _TOOL
+                kind = _TOOL
             elif message.get("tool_calls"):
-                what = _TOOL_CALLS
-            if what and what in self._left_out:
-                return f"the chat template leaves out {what} (message {number + 1})"
+                kind = _TOOL_CALLS
+            if kind and kind in self._dropped_kinds:
+                return f"the chat template leaves out {kind} (message {number + 1})"
         return ""
 
     @property
     def control_tokens(self) -> dict[str, int]:
-        """The special tokens, which a text is cut at wherever they stand in it, and their ids."""
+        """Special tokens and their ids; the tokenizer splits every text at them."""
         added = self._tokenizer.added_tokens_decoder.items()
         return {token.content: number for number, token in added if token.special}
 
     @property
-    def tells_the_time(self) -> bool:
-        """Whether the chat template can write a date: what it renders is another text tomorrow."""
+    def depends_on_date(self) -> bool:
+        """True if the chat template can write the date, so its output must not be cached."""
         return "strftime_now" in json.dumps(self._tokenizer.chat_template)
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
-        """The text of token ids (T,), special tokens included."""
+        """Decode token ids (T,) to text, with special tokens."""
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         text: str = self._backend.decode(numbers, skip_special_tokens=False)
         return text
 
     def prompt(self, messages: Sequence[Message]) -> Tensor:
-        """(T,), the ids of a conversation and of the header of an answer to it.
+        """Encode a conversation followed by the header of an answer.
+
+        Returns:
+            Token ids (T,) int64.
 
         Raises:
             ValueError: the template fails.
@@ -230,23 +230,24 @@ class ChatTokenizer:
         return as_tensor(encoded.ids).to(torch.int64)
 
     def render(self, *conversations: Sequence[Message]) -> list[Rendered]:
-        """Each conversation as the chat template writes it, with the span of every answer.
+        """Render conversations with the chat template and locate every answer.
 
-        An answer begins where renderings of the turns before it, followed by two different
-        answers, begin to differ (an empty think block at that place belongs to the answer), and
-        ends where the rendering up to and with it ends.
+        To find the start of an answer, the turns before it are rendered twice, followed by two
+        different probe answers; the answer starts where the two texts first differ. An empty think
+        block there belongs to the answer. The answer ends where the rendering of all turns up to
+        and including it ends.
 
         Args:
-            conversations: what their first turns have in common is rendered once.
+            conversations: conversations; common first turns are rendered once.
 
         Raises:
-            ValueError: the template fails, or rewrites earlier turns, so that spans are unknown.
+            ValueError: the template fails, or rewrites earlier turns, so the spans are undefined.
         """
         shared = _shared_turns(conversations)
         wanted: dict[tuple[int, int, str], list[Message]] = {}
 
         def want(side: int, turns: int, probe: str = "") -> tuple[int, int, str]:
-            """The first turns of a conversation, with an answer that is a probe."""
+            """Request the first turns of a conversation, with a probe as the answer."""
             key = (side if turns > shared else 0, turns, probe)
             if key not in wanted:
                 answer = [{"role": "assistant", "content": probe}] if probe else []
@@ -278,7 +279,7 @@ class ChatTokenizer:
         return rendered
 
     def encode(self, texts: Sequence[Rendered]) -> list[Encoded]:
-        """Token ids of each text, and which tokens begin inside an answer.
+        """Encode texts, and map the answer spans to tokens that start inside an answer.
 
         A token that straddles a header and its answer belongs to the header.
         """
@@ -290,18 +291,18 @@ class ChatTokenizer:
 
     def _apply(self, conversations: list[list[Message]], **options: bool) -> list[str]:
         try:
-            # One call for all of them: each costs a look at everything that a tokenizer may have.
+            # One call for all conversations: every call inspects all attributes of the tokenizer.
             rendered = self._tokenizer.apply_chat_template(conversations, tokenize=False, **options)
-        except Exception as error:  # Jinja runs the template's own code: it may raise anything
-            raise ValueError(f"the chat template refuses it: {_first_line(error)}") from error
+        except Exception as error:  # Jinja runs the template's code, which may raise anything
+            raise ValueError(f"the chat template fails: {_first_line(error)}") from error
         assert isinstance(rendered, list)
         return rendered
 
 
 def common_length(first: AnyStr, second: AnyStr) -> int:
-    """How much of their beginning two texts, or two strings of bytes, have in common."""
+    """Return the length of the common prefix of two strings or byte strings."""
     same, limit = 0, min(len(first), len(second))
-    while same < limit:  # by halves: texts are long, and slices are compared at memory speed
+    while same < limit:  # binary search: comparing slices runs at memory speed
         middle = (same + limit + 1) // 2
         if first[same:middle] == second[same:middle]:
             same = middle
@@ -311,20 +312,20 @@ def common_length(first: AnyStr, second: AnyStr) -> int:
 
 
 def _shared_turns(conversations: Sequence[Sequence[Message]]) -> int:
-    """How many of their first messages all conversations have in common."""
+    """Count the first messages that all conversations share."""
     shared = 0
     for messages in zip(*conversations, strict=False):
         try:
             if any(message != messages[0] for message in messages):
                 break
-        except RecursionError:  # nested as deep as JSON may be read, and no deeper
+        except RecursionError:  # nested so deeply that a comparison fails
             break
         shared += 1
     return shared
 
 
 def _joined(answers: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Spans in ascending order, those that touch or overlap made one, without empty ones."""
+    """Sort spans, merge those that touch or overlap, and drop empty ones."""
     joined: list[tuple[int, int]] = []
     for first, end in sorted(answers):
         if joined and first <= joined[-1][1]:

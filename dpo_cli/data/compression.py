@@ -1,4 +1,4 @@
-"""Opening files: what compresses them, which extra reads them, what is said of damaged ones."""
+"""Opening of plain, gzip, zstd and Parquet files, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with a file as a `DpoError`."""
+    """Turn read errors into a `DpoError` that names `path`."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, str(error)) from error
     except OSError as error:
-        if error.strerror is None:  # as pyarrow says that a page is damaged
+        if error.strerror is None:  # pyarrow reports a damaged page this way
             raise _damaged(path, _first_line(error)) from error
         raise DpoError(
             f"{path}: {error.strerror}",
-            "set data.data_path to a file of preference pairs, or a folder of such files",
+            "Set data.data_path to a file of preference pairs, or a folder of such files.",
         ) from error
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed as they are read.
+    """Open a file and decompress it while it is read.
 
     Raises:
-        DpoError: it is damaged, or what reads it is not installed; also while it is read.
+        DpoError: the file is damaged, or the package that reads it is not installed. Also raised
+            while the file is read.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(reading(path))
@@ -70,7 +71,7 @@ def _import_zstd(path: Path) -> ModuleType:
 
 @contextlib.contextmanager
 def opened_parquet(path: Path) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile`; see `opened`."""
+    """Open a `pyarrow.parquet.ParquetFile`; raises as `opened` does."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
@@ -84,7 +85,7 @@ def opened_parquet(path: Path) -> Iterator[Any]:
 
 
 def _damaged(path: Path, why: str) -> DpoError:
-    return DpoError(f"{path} is damaged: {why}", "copy or download it again")
+    return DpoError(f"{path} is damaged: {why}", "Copy or download it again.")
 
 
 def _first_line(error: Exception) -> str:
@@ -93,6 +94,6 @@ def _first_line(error: Exception) -> str:
 
 def _not_installed(path: Path, what: str, extra: str) -> DpoError:
     return DpoError(
-        f"{path} is {what}, and what reads that is not installed",
-        f"pip install 'dpo-cli[{extra}]', or '.[{extra}]' in a clone",
+        f"{path} is {what}, and the package that reads it is not installed",
+        f"Run pip install '.[{extra}]' in a clone of this repository.",
     )

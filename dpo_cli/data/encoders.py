@@ -1,7 +1,7 @@
-"""From texts to token ids, and to how many tokens begin before given places of a text.
+"""Encoders from texts to token ids, which also count the tokens before given character positions.
 
-Two encoders that give the same: `PieceEncoder` encodes what texts have in common once, for
-tokenizers of which that is known to be exact; `OffsetEncoder` is for all others.
+Both encoders give the same result. `PieceEncoder` encodes repeated pieces of text once and is used
+for tokenizers where this is exact. `OffsetEncoder` works for all others.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from torch import Tensor
 
 
 class Placed(NamedTuple):
-    """The ids of one text, and for each place asked for the number of tokens that begin before."""
+    """Ids of one text, and the number of tokens that start before each requested position."""
 
     ids: array[int]
     tokens_before: list[int]
 
 
 class Encoder(Protocol):
-    """Encodes texts; see the module's docstring."""
+    """Interface of both encoders."""
 
     def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Placed]:
-        """One `Placed` a text; `places[i]` are positions in `texts[i]`, in characters."""
+        """Return one `Placed` per text; `places[i]` are character positions in `texts[i]`."""
         ...
 
 
 def make_encoder(backend: Any) -> Encoder:
-    """The faster encoder, where it is exact; else the other. For what `with_true_offsets` gave."""
+    """Return the faster encoder if it is exact for `backend`, a result of `with_true_offsets`."""
     if PieceEncoder.is_exact_for(backend):
         return PieceEncoder(backend)
     return OffsetEncoder(backend)
 
 
 class OffsetEncoder:
-    """Encodes whole texts, and asks the tokenizer where each token begins."""
+    """Encoder of whole texts that uses the tokenizer's own offsets."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._typecode = typecode(backend)
 
     def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Placed]:
-        """See `Encoder`."""
+        """Encode each text; see `Encoder.encode`."""
         placed = []
         for encoding, wanted in zip(
             self._backend.encode_batch(list(texts), add_special_tokens=False), places, strict=True
@@ -60,12 +60,12 @@ class OffsetEncoder:
 
 
 class PieceEncoder:
-    """Encodes each distinct piece between added tokens once.
+    """Encoder that encodes each distinct piece between added tokens once.
 
-    A tokenizer splits a text at its added tokens before it does anything else, so that pieces know
-    nothing of each other: the prompt of both sides of a pair, and the headers of all turns, are
-    encoded once. In a byte-level vocabulary a token is written with one character a byte, so that
-    widths alone tell where tokens begin, and the tokenizer need not.
+    A tokenizer splits a text at its added tokens before anything else, so the ids of a piece do not
+    depend on its neighbors. The prompt of both sides and the headers of all turns are encoded once.
+    In a byte-level vocabulary each character of a token is one byte, so the widths of the tokens
+    give their positions, and no offsets are needed.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -73,7 +73,7 @@ class PieceEncoder:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self._backend = backend
         self._typecode = typecode(backend)
-        # The longest of those that begin at one place, as the tokenizer takes it.
+        # Longest first: of several added tokens at one position the tokenizer takes the longest.
         longest_first = sorted(added.values(), key=len, reverse=True)
         self._splitter = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         self._widths = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
@@ -82,7 +82,7 @@ class PieceEncoder:
 
     @staticmethod
     def is_exact_for(backend: Any) -> bool:
-        """Whether pieces may be encoded one by one, and widths tell where tokens begin."""
+        """Return True if pieces can be encoded separately and widths give token positions."""
         parts = json.loads(backend.to_str())
         model, splitter = parts["model"], parts["pre_tokenizer"] or {}
         post_processor = parts["post_processor"] or {"type": "ByteLevel"}
@@ -93,7 +93,7 @@ class PieceEncoder:
             and parts["normalizer"] is None
             and splitter.get("type") == "ByteLevel"
             and not splitter["add_prefix_space"]
-            # Without the special tokens that nobody asks for, these move offsets at most.
+            # Called without special tokens, these post-processors only shift offsets.
             and post_processor["type"] in ("ByteLevel", "TemplateProcessing")
             and bool(parts["added_tokens"])
             and all(
@@ -104,7 +104,7 @@ class PieceEncoder:
         )
 
     def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Placed]:
-        """See `Encoder`."""
+        """Encode distinct pieces once; see `Encoder.encode`."""
         numbers: dict[str, int] = {}
         layouts = [
             [numbers.setdefault(piece, len(numbers)) for piece in self._splitter.split(text)]
@@ -121,10 +121,10 @@ class PieceEncoder:
         widths = self._widths[as_tensor(flat).to(torch.int64)]
         token_bytes = torch.cat([torch.zeros(1, dtype=torch.int64), widths.cumsum(0)])
         if not torch.equal(token_bytes[first_tokens], first_bytes):
-            # Something in these texts is not in the vocabulary, and left no token.
+            # A character outside the vocabulary produced no token, so widths do not add up.
             return OffsetEncoder(self._backend).encode(texts, places)
 
-        # All places of all texts, as a piece and a byte inside of it.
+        # Map every position of every text to a piece and a byte inside that piece.
         place_pieces, place_bytes, tokens_ahead = [], [], []
         for layout, wanted in zip(layouts, places, strict=True):
             ends = list(itertools.accumulate(len(pieces[number]) for number in layout))
@@ -151,13 +151,13 @@ class PieceEncoder:
 
 
 def typecode(backend: Any) -> str:
-    """The smallest of two kinds of `array` that holds every id."""
+    """Return the `array` type code that holds every id: "H" (16 bits) or "i" (32 bits)."""
     largest: int = max(backend.get_vocab(with_added_tokens=True).values())
     return "H" if largest < 1 << 16 else "i"
 
 
 def as_tensor(values: array[int]) -> Tensor:
-    """(N,) over the same memory: uint16 of an array of "H", int32 of an array of "i"."""
+    """Return a (N,) tensor over the same memory: uint16 for "H", int32 for "i"."""
     dtype = torch.uint16 if values.typecode == "H" else torch.int32
     return torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
 
@@ -170,10 +170,10 @@ def _concatenated(parts: Sequence[array[int]], typecode: str) -> array[int]:
 
 
 def with_true_offsets(backend: Any) -> Any:
-    """A copy of a `tokenizers.Tokenizer` whose offsets begin where a token begins.
+    """Copy a `tokenizers.Tokenizer`, with offsets that start where each token starts.
 
-    The byte-level post-processor moves offsets past leading spaces, which would hide that a token
-    straddles a header; it changes no id.
+    The byte-level post-processor moves offsets past leading spaces. That would hide a token that
+    straddles the end of a header. Ids do not change.
     """
     specification = json.loads(backend.to_str())
     pending = [specification.get("post_processor")]

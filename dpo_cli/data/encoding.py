@@ -1,4 +1,4 @@
-"""From the rows of a file to token ids, a block of rows at a time."""
+"""Encoding of preference pairs to token ids, in blocks of rows."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def encode_pairs(
     empty_think_ratio: float,
     seed: int,
 ) -> tuple[TokenizedPairs, Sequence[SkippedRow]]:
-    """Encode and verify every row, and keep it all in memory; see `encode_rows`.
+    """Encode every row in memory and truncate it; see `encode_rows`.
 
     Returns:
-        The pairs that can be trained on, in the order of the file, and the rows set aside.
+        The pairs to train on, in file order, and the skipped rows.
     """
     blocks = encode_rows(rows, tokenizer, empty_think_ratio=empty_think_ratio, seed=seed)
     cut = EncodedRows.joined(blocks).cut(max_seq_len)
@@ -45,17 +45,18 @@ def encode_rows(
 ) -> Iterator[EncodedRows]:
     """Encode every row at its full length.
 
-    One block is rendered, in Python, while the one before it is encoded, in Rust.
+    One block is rendered in Python while the block before it is encoded in Rust, which releases
+    the GIL.
 
     Args:
         rows: from `dpo_cli.data.pairs.read_pairs`.
-        tokenizer: renders and encodes.
+        tokenizer: renders and encodes conversations.
         empty_think_ratio: share of the pairs that keep their empty think blocks.
-        seed: of that decision, which is the same on both sides of a pair.
+        seed: seed of that decision, which is the same for both sides of a pair.
         on_progress: called with the number of rows done so far.
 
     Yields:
-        The rows in blocks, in the order of the file; at least one block.
+        Blocks of rows in file order; at least one block.
     """
     done = 0
     pending: Future[EncodedRows] | None = None
@@ -75,7 +76,7 @@ def encode_rows(
 
 @dataclass(frozen=True)
 class _RenderedPair:
-    """Both sides of a pair as texts."""
+    """Pair with both sides rendered to text."""
 
     line: int
     chosen: Rendered
@@ -87,8 +88,8 @@ def _render(
 ) -> _RenderedPair | SkippedRow:
     if isinstance(row, SkippedRow):
         return row
-    if passed_over := tokenizer.passes_over(row.chosen) or tokenizer.passes_over(row.rejected):
-        return SkippedRow(row.line, "left-out", passed_over)
+    if dropped := tokenizer.dropped_turn(row.chosen) or tokenizer.dropped_turn(row.rejected):
+        return SkippedRow(row.line, "left-out", dropped)
     try:
         chosen, rejected = tokenizer.render(row.chosen, row.rejected)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Files of rows as they lie on a disk: JSONL, a JSON array, CSV or Parquet, compressed or not.
+"""Readers of row files: JSONL, a JSON array, CSV or Parquet, compressed or not.
 
-What a file is, its content says, but for CSV, which is known by its name. Rows come one after
-another in bounded memory, whatever the file was made to do to it.
+The content decides the kind of a file, except for CSV, which is recognized by name. Rows are read
+one after another in bounded memory, also from hostile files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dpo_cli.data.rows import (
 from dpo_cli.errors import DpoError
 
 _CHUNK_CHARACTERS = 1 << 18
-_CUT_CHARACTERS = 16  # \ud83d\ude00 and its like may be cut by the end of a chunk
+_CUT_CHARACTERS = 16  # a chunk may end inside an escape such as \ud83d\ude00
 _PARQUET_ROWS = 64
 _HEAD_BYTES = 4096
 _SHOWN_BYTES = 1000
@@ -40,7 +40,7 @@ Numbered = Iterator[tuple[int, "dict[str, Any] | MalformedError"]]
 
 
 class _Record(NamedTuple):
-    """A record of a CSV file, and the header of the file."""
+    """Record of a CSV file, with the header of the file."""
 
     header: list[str]
     cells: list[str]
@@ -50,10 +50,10 @@ _Raw = bytes | _Record | dict[str, Any] | MalformedError
 
 
 def kind_of(path: Path) -> Kind:
-    """What a file of rows is.
+    """Detect the kind of a row file.
 
     Raises:
-        DpoError: it cannot be read, or is known to be something else.
+        DpoError: the file cannot be read, or is of a known unsupported kind.
     """
     with reading(path), path.open("rb") as file:
         magic = file.read(6)
@@ -61,7 +61,8 @@ def kind_of(path: Path) -> Kind:
         return "parquet"
     if magic == _ARROW:
         raise DpoError(
-            f"{path}: Arrow's own format is not read", "write it as Parquet, by Dataset.to_parquet"
+            f"{path}: the Arrow format is not supported",
+            "Write the data as Parquet with Dataset.to_parquet.",
         )
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if ".csv" in suffixes:
@@ -70,18 +71,19 @@ def kind_of(path: Path) -> Kind:
         head = file.read(_HEAD_BYTES)
     if head.startswith(_PARQUET):
         raise DpoError(
-            f"{path}: a Parquet file in an archive", "decompress it: its columns are compressed"
+            f"{path}: a compressed Parquet file",
+            "Decompress it; Parquet compresses its columns itself.",
         )
     if ".json" in suffixes and _BEGINS_AN_OBJECT.match(head):
         raise DpoError(
-            f"{path}: one JSON object, where a list of rows was expected",
-            "write the list alone: [{...}, {...}]; or one row on each line (JSONL)",
+            f"{path}: expected a list of rows, got one JSON object",
+            "Write only the list: [{...}, {...}]; or one row per line (JSONL).",
         )
     return "json" if _BEGINS_AN_ARRAY.match(head) else "jsonl"
 
 
 def count_numbers(path: Path, kind: Kind) -> Iterator[int]:
-    """Counts up to the number of the last row: lines of JSONL, blank ones too; rows of all else.
+    """Count up to the number of the last row: all lines of JSONL, rows of other kinds.
 
     Raises:
         DpoError: see `read_rows`.
@@ -96,18 +98,18 @@ def count_numbers(path: Path, kind: Kind) -> Iterator[int]:
 
 
 def read_rows(path: Path, kind: Kind, wanted: range | None = None) -> Numbered:
-    """The rows of a file with their numbers, from 1; blank lines have a number and no row.
+    """Read the rows of a file with their numbers, from 1. Blank lines count but yield no row.
 
     Args:
-        path, kind: of the file.
-        wanted: the numbers of those to give; None for all.
+        path, kind: the file.
+        wanted: numbers of the rows to yield; None for all.
 
     Yields:
-        Numbers, and the columns of the row, or what keeps them from being read.
+        (number, columns of the row), or (number, the reason why it cannot be read).
 
     Raises:
-        DpoError: the file is damaged, where the rows behind the damage cannot be told apart; or a
-            package that it needs is not installed.
+        DpoError: the file is damaged such that later rows cannot be separated, or a package that
+            reads it is not installed.
     """
     if kind == "parquet":
         with reading(path), opened_parquet(path) as file:
@@ -125,7 +127,7 @@ def read_rows(path: Path, kind: Kind, wanted: range | None = None) -> Numbered:
 
 
 def _numbered(path: Path, kind: Kind, file: BinaryIO) -> Iterator[tuple[int, _Raw]]:
-    """Rows of a file that is no Parquet, with their numbers, and no more done than it takes."""
+    """Iterate over the raw rows of a text file with their numbers, without parsing JSONL or CSV."""
     match kind:
         case "jsonl":
             return _lines(file)
@@ -136,7 +138,7 @@ def _numbered(path: Path, kind: Kind, file: BinaryIO) -> Iterator[tuple[int, _Ra
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
-    """Lines end at a newline and nowhere else: U+2028 is text. A byte order mark is no text."""
+    """Split at newlines only (U+2028 is text), and strip a byte order mark."""
     line = 0
     while raw := file.readline(MAX_ROW_BYTES):
         line += 1
@@ -149,7 +151,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
 
 
 def _parsed(raw: _Raw) -> dict[str, Any] | MalformedError | None:
-    """A row, or what keeps it from being one; None for a blank line."""
+    """Parse a raw row, or return why it is malformed; None for a blank line."""
     if isinstance(raw, _Record):
         return _columns(raw)
     if not isinstance(raw, bytes):
@@ -167,16 +169,16 @@ def _legible(raw: bytes) -> str:
 
 
 class _Scanner:
-    """Takes one value after another from JSON that is too long to be held."""
+    """Incremental reader of JSON values from a text that may be too long for memory."""
 
     def __init__(self, file: BinaryIO) -> None:
-        # What is not UTF-8 stays apart from what is, and spoils its own row alone.
+        # Invalid UTF-8 becomes lone surrogates, so that it spoils only the row that contains it.
         self._text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
         self._buffer, self._at = "", 0
         self._decode = json.JSONDecoder().raw_decode
 
     def next_character(self) -> str:
-        """The next one that is not blank, which stays where it is; nothing at the end."""
+        """Peek at the next character that is not blank; "" at the end."""
         while True:
             blank = _BLANK.match(self._buffer, self._at)
             self._at = blank.end() if blank else self._at
@@ -186,15 +188,17 @@ class _Scanner:
                 return ""
 
     def skip(self) -> None:
-        """Pass over the next character."""
+        """Consume the next character."""
         self._at += 1
 
     def value(self) -> tuple[Any, str]:
-        """The next value, and the text that it was.
+        """Read the next value.
+
+        Returns:
+            The value and its text.
 
         Raises:
-            ValueError: there is none; nobody knows where the next one begins.
-            RecursionError: likewise.
+            ValueError, RecursionError: there is no valid value, so the next one cannot be located.
         """
         while True:
             try:
@@ -206,7 +210,7 @@ class _Scanner:
                 if not is_cut or not self._read_on():
                     raise
             else:
-                # A number at the end of the buffer may go on behind it.
+                # A number at the end of the buffer may continue in the next chunk.
                 if end < len(self._buffer) or not self._read_on():
                     text, self._at = self._buffer[self._at : end], end
                     return value, text
@@ -221,7 +225,7 @@ class _Scanner:
 
 
 def _elements(path: Path, file: BinaryIO) -> Numbered:
-    """The elements of one JSON array."""
+    """Iterate over the elements of a JSON array."""
     scanner, number = _Scanner(file), 0
     scanner.next_character()
     scanner.skip()
@@ -230,18 +234,18 @@ def _elements(path: Path, file: BinaryIO) -> Numbered:
             scanner.skip()
             scanner.next_character()
         elif number:
-            what = f"no comma and no ] behind row {number}" if character else "the array has no end"
-            raise _no_array(path, what)
+            missing = f"no comma or ] after row {number}" if character else "the array has no end"
+            raise _no_array(path, missing)
         number += 1
         try:
             row, text = scanner.value()
         except (ValueError, RecursionError) as error:
-            told = getattr(error, "msg", None) or str(error)
-            raise _no_array(path, f"row {number}: {told}") from error
+            reason = getattr(error, "msg", None) or str(error)
+            raise _no_array(path, f"row {number}: {reason}") from error
         yield number, _checked(row, text)
     scanner.skip()
     if scanner.next_character():
-        raise _no_array(path, "something follows the array")
+        raise _no_array(path, "there is text after the array")
 
 
 def _checked(row: Any, text: str) -> dict[str, Any] | MalformedError:
@@ -250,14 +254,14 @@ def _checked(row: Any, text: str) -> dict[str, Any] | MalformedError:
         if "\\u" in text:
             json.dumps(row, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
-        return MalformedError("not UTF-8, or half a surrogate pair", text)
+        return MalformedError("not UTF-8, or an unpaired surrogate", text)
     if not isinstance(row, dict):
-        return MalformedError(f"a JSON object was expected, not {kind_of_value(row)}", text)
+        return MalformedError(f"expected a JSON object, got {kind_of_value(row)}", text)
     return row
 
 
 def _records(path: Path, file: BinaryIO) -> Iterator[tuple[int, _Record]]:
-    """The records of a CSV file with a header."""
+    """Iterate over the records of a CSV file with a header."""
     csv.field_size_limit(MAX_ROW_BYTES)
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     records = csv.reader(iter(lambda: text.readline(MAX_ROW_BYTES), ""), strict=True)
@@ -272,25 +276,24 @@ def _records(path: Path, file: BinaryIO) -> Iterator[tuple[int, _Record]]:
                 yield number, _Record(header, cells)
     except csv.Error as error:
         raise DpoError(
-            f"{path}: not CSV behind row {number}: {error}",
-            'put texts with quotes, commas or newlines in quotes, and write a quote as ""',
+            f"{path}: invalid CSV after row {number}: {error}",
+            'Quote texts that contain quotes, commas or newlines, and write a quote as "".',
         ) from error
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
-    """The names of the columns."""
     if twice := [name for name in cells if name and cells.count(name) > 1]:
         raise DpoError(
-            f"{path}: two columns are called {twice[0]!r}", "give each a name of its own"
+            f"{path}: two columns are named {twice[0]!r}", "Give each column a unique name."
         )
     return cells
 
 
 def _columns(record: _Record) -> dict[str, Any] | MalformedError:
-    """A row of a record; a list of messages stands in a cell as JSON."""
+    """Convert a record to a row; a list of messages is JSON in a cell."""
     header, cells = record
     if len(cells) != len(header):
-        why = f"{len(cells)} cells, where the header has {len(header)}"
+        why = f"{len(cells)} cells, but the header has {len(header)}"
         return MalformedError(why, ",".join(cells))
     try:
         return {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
@@ -305,7 +308,7 @@ def _cell(cell: str) -> Any:
     begins = cell[:2]
     if begins == "[{" or begins == '{"':
         if cell.startswith("[{'"):
-            raise MalformedError("a list as Python writes it; write it by json.dumps")
+            raise MalformedError("a list in Python syntax; write it with json.dumps")
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(cell)
             json.dumps(value, ensure_ascii=False).encode()
@@ -320,7 +323,7 @@ def _holds_messages(value: Any) -> bool:
 
 
 def _batches(file: Any, wanted: range | None) -> Numbered:
-    """The rows of a Parquet file; groups of rows that nobody wants are not read."""
+    """Iterate over the rows of a Parquet file, skipping row groups without wanted rows."""
     first = 1
     for group in range(file.metadata.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
@@ -335,12 +338,12 @@ def _batches(file: Any, wanted: range | None) -> Numbered:
 
 
 def _objects(batch: Any) -> Iterator[dict[str, Any] | MalformedError]:
-    """The rows of a table; one by one where a single one is too long, or not to be read."""
+    """Convert a batch to rows; split it if a single row is too long or unreadable."""
     rows, why = None, TOO_LONG
     if batch.nbytes <= MAX_ROW_BYTES:
         try:
             rows = batch.to_pylist()
-        except (ValueError, OverflowError) as error:  # not UTF-8, or a time that Python has not
+        except (ValueError, OverflowError) as error:  # not UTF-8, or a time outside Python's range
             why = f"cannot be read: {error}"[:200]
     if rows is not None:
         for row in rows:
@@ -353,7 +356,7 @@ def _objects(batch: Any) -> Iterator[dict[str, Any] | MalformedError]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A column's type gives each message the keys of all others; what it does not have is null."""
+    """Drop null keys: a Parquet column gives each message the keys of all messages."""
     if isinstance(value, list):
         return [_without_nulls(each) for each in value]
     if isinstance(value, dict):
@@ -363,6 +366,6 @@ def _without_nulls(value: Any) -> Any:
 
 def _no_array(path: Path, why: str) -> DpoError:
     return DpoError(
-        f"{path} is no JSON array of rows: {why}",
-        "mend it; or write one row on each line (JSONL), where a broken row spoils itself alone",
+        f"{path} is not a valid JSON array of rows: {why}",
+        "Fix it, or write one row per line (JSONL), where a broken row affects only itself.",
     )

@@ -1,7 +1,7 @@
-"""What the columns of a row mean: the formats of preference pairs, and which one a file has.
+"""Formats of preference pairs, their detection, and their conversion to conversations.
 
-Each becomes two whole conversations of MiniMind's messages, so that the same pair has the same
-tokens whatever it was written in.
+Every format becomes two whole conversations of messages, so the same pair has the same tokens in
+every format.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ _SPEAKERS = {
     "function_call": "assistant",
     **{role: role for role in ROLES},
 }
-"""ShareGPT's names, and who that is."""
+"""Roles by the speaker names of ShareGPT."""
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
 _LAST_WORD = re.compile(f"{_WORD.pattern}+\\Z")
-"""Of a script that puts something between words."""
+"""Last word of a text, in scripts that separate words."""
 _PROMPTS = ("question", "instruction", "input", "query", "problem")
-"""Names of columns that are probably the prompt of two texts that state none."""
+"""Column names that are probably the prompt of a file without a prompt column."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way to write preference pairs down.
+    """Format of preference pairs.
 
     Attributes:
-        name: `data.format` states it.
-        title: what it is, in words.
-        fits: whether a row looks like it.
-        sides: both conversations of a row; raises `MalformedError`.
+        name: value of `data.format`.
+        title: description for users.
+        fits: returns True if a row looks like this format.
+        sides: returns both conversations of a row; raises `MalformedError`.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Format:
 
 
 def formats_of(row: Row) -> list[str]:
-    """The names of the formats that a row looks like: one, or none."""
+    """Return the names of the formats that a row looks like, at most one."""
     return [name for name, format in FORMATS.items() if format.fits(row)]
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:
-    """The row with the columns that `data.columns` maps under the names that formats know.
+    """Rename the columns of a row according to `data.columns`.
 
     Raises:
-        MalformedError: it has no such column.
+        MalformedError: the row has no such column.
     """
     if not columns:
         return row
@@ -76,25 +76,24 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def unknown_columns(path: object, names: Sequence[str], columns: Mapping[str, str]) -> DpoError:
-    """The error for a file whose columns are those of no format: what there is, what to state."""
+    """Build the error for a file whose columns match no format."""
     shown = ", ".join(reprlib.repr(name) for name in names[:20]) or "none"
     wanted = {name: column for name, column in columns.items() if column not in names}
     if wanted:
         name, column = next(iter(wanted.items()))
         return DpoError(
             f"{path}: no column {column!r}, which data.columns.{name} names",
-            f"name one of the columns that there are: {shown}",
+            f"Set data.columns.{name} to one of the columns: {shown}.",
         )
     prompt = next((name for name in names if name in _PROMPTS), "question")
     return DpoError(
-        f"{path}: the columns are those of no known format: {shown}",
-        "say which columns are meant, as in data.columns ="
-        f' {{ prompt = "{prompt}", chosen = "...", rejected = "..." }}, or state data.format',
+        f"{path}: the columns match no known format: {shown}",
+        "Map the columns, for example data.columns ="
+        f' {{ prompt = "{prompt}", chosen = "...", rejected = "..." }}, or set data.format.',
     )
 
 
 def _whole_conversations(row: Row) -> Sides:
-    """MiniMind's own: messages are taken as they stand."""
     _require(row, *SIDES)
     chosen, rejected = (_answered(_list(row, side, _message), side) for side in SIDES)
     return chosen, rejected
@@ -115,33 +114,33 @@ def _texts(row: Row) -> Sides:
 
 
 def _texts_with_prompt(row: Row) -> Sides:
-    """Both texts begin with the prompt; in HH-RLHF's, speakers are named."""
+    """Split two texts into a common prompt and two answers; HH-RLHF's texts name the speakers."""
     _require(row, *SIDES)
     chosen, rejected = (_text(row, side) for side in SIDES)
     if chosen.startswith(_HUMAN) and rejected.startswith(_HUMAN):
         return _spoken(chosen, "chosen"), _spoken(rejected, "rejected")
-    common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - of characters is meant
+    common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - a prefix of characters, not of path parts
     rests = chosen[len(common) :], rejected[len(common) :]
-    if not all(rests) or any(map(_WORD.match, rests)):  # no word is divided
+    if not all(rests) or any(map(_WORD.match, rests)):  # do not split a word
         common = _LAST_WORD.sub("", common)
     prompt = common.rstrip()
     answers = chosen[len(common) :].lstrip(), rejected[len(common) :].lstrip()
     if not prompt.strip() or not all(answers):
-        raise MalformedError("'chosen' and 'rejected' do not begin alike and go on apart")
+        raise MalformedError("'chosen' and 'rejected' need a common beginning and two endings")
     turns = [*_system(row), {"role": "user", "content": prompt}]
     first, second = ({"role": "assistant", "content": answer} for answer in answers)
     return [*turns, first], [*turns, second]
 
 
 def _spoken(text: str, side: str) -> list[Message]:
-    """Turns after "Human:" and "Assistant:", each on a paragraph of its own."""
+    """Split a text at the paragraphs "Human:" and "Assistant:"."""
     turns: list[Message] = []
     for part in text.split(_HUMAN)[1:]:
         question, *answers = part.split(_ASSISTANT)
         turns.append({"role": "user", "content": question.strip()})
         turns += ({"role": "assistant", "content": answer.strip()} for answer in answers)
     if turns[-1]["role"] != "assistant":
-        raise MalformedError(f"{side!r} holds no assistant's answer at its end")
+        raise MalformedError(f"{side!r} does not end with an assistant message")
     return turns
 
 
@@ -154,7 +153,7 @@ def _conversations_and_answers(row: Row) -> Sides:
 
 
 def _prompt_and_conversations(row: Row) -> Sides:
-    """The prompt stands in both conversations, too; where it does not, it begins them."""
+    """Read both conversations; put the prompt before a side that starts with the answer."""
     _require(row, "prompt", *SIDES)
     chosen, rejected = (_answered(_turns(row, side), side) for side in SIDES)
     question = {"role": "user", "content": _text(row, "prompt")}
@@ -171,54 +170,52 @@ def _require(row: Row, *columns: str) -> None:
     if missing := [column for column in columns if column not in row]:
         raise MalformedError(f"no {missing[0]!r}")
     if row.get("tools"):
-        raise MalformedError("definitions of tools ('tools') cannot be rendered")
+        raise MalformedError("tool definitions ('tools') cannot be rendered")
 
 
 def _text(row: Row, column: str) -> str:
     if not isinstance(row[column], str):
-        raise MalformedError(f"{column!r} must be a text, not {kind_of_value(row[column])}")
+        raise MalformedError(f"{column!r} is {kind_of_value(row[column])}, expected a text")
     return str(row[column])
 
 
 def _system(row: Row) -> list[Message]:
-    """What a column of its own says to begin with."""
     if not row.get("system"):
         return []
     return [{"role": "system", "content": _text(row, "system")}]
 
 
 def _turns(row: Row, column: str) -> list[Message]:
-    """Messages of role and content, or of from and value; one alone is a list of one."""
-    stated = row[column]
-    return _list({column: [stated]} if isinstance(stated, dict) else row, column, _turn)
+    """Read messages of role and content, or from and value; a single message is a list of one."""
+    value = row[column]
+    return _list({column: [value]} if isinstance(value, dict) else row, column, _turn)
 
 
 def _list(row: Row, column: str, read: Callable[[dict[str, Any], str], Message]) -> list[Message]:
     messages = row[column]
     if not isinstance(messages, list) or not messages:
-        what = kind_of_value(messages)
-        raise MalformedError(f"{column!r} must be a list of messages, not {what}")
+        kind = kind_of_value(messages)
+        raise MalformedError(f"{column!r} is {kind}, expected a list of messages")
     turns = []
     for number, message in enumerate(messages, start=1):
         where = f"{column!r}, message {number}"
         if not isinstance(message, dict):
-            raise MalformedError(f"{where}: an object was expected, not {kind_of_value(message)}")
+            raise MalformedError(f"{where}: expected an object, got {kind_of_value(message)}")
         turns.append(read(message, where))
     return turns
 
 
 def _answered(messages: list[Message], side: str) -> list[Message]:
     if all(message["role"] != "assistant" for message in messages):
-        raise MalformedError(f"{side!r} holds no assistant's answer")
+        raise MalformedError(f"{side!r} has no assistant message")
     return messages
 
 
 def _message(message: dict[str, Any], where: str) -> Message:
-    """One of role and content."""
     if message.get("role") not in ROLES:
         raise MalformedError(
-            # A short text, however long or deep the role is.
-            f"{where}: role {reprlib.repr(message.get('role'))} is none of {', '.join(ROLES)}"
+            # reprlib shortens a role that is long or deeply nested.
+            f"{where}: role {reprlib.repr(message.get('role'))} is not one of {', '.join(ROLES)}"
         )
     if isinstance(calls := message.get("tool_calls"), str) and calls:
         message = {**message, "tool_calls": _calls(calls, where)}
@@ -230,13 +227,12 @@ def _message(message: dict[str, Any], where: str) -> Message:
 
 
 def _turn(message: dict[str, Any], where: str) -> Message:
-    """One of role and content, or of from and value."""
     if "from" not in message:
         return _message(message, where)
     speaker, value = message["from"], message.get("value")
     if not isinstance(speaker, str) or speaker not in _SPEAKERS:
         named = ", ".join(_SPEAKERS)
-        raise MalformedError(f"{where}: 'from' {reprlib.repr(speaker)} is none of {named}")
+        raise MalformedError(f"{where}: 'from' {reprlib.repr(speaker)} is not one of {named}")
     if not isinstance(value, str):
         raise MalformedError(f"{where}: 'value' must be a text")
     if speaker == "function_call":
@@ -245,12 +241,12 @@ def _turn(message: dict[str, Any], where: str) -> Message:
 
 
 def _calls(value: str, where: str) -> list[dict[str, Any]]:
-    """What an assistant calls, as transformers hands it to chat templates."""
+    """Parse tool calls into the form that transformers passes to chat templates."""
     try:
-        stated = json.loads(value)
+        parsed = json.loads(value)
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"{where}: a function call must be JSON") from error
-    calls = stated if isinstance(stated, list) else [stated]
+    calls = parsed if isinstance(parsed, list) else [parsed]
     if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         raise MalformedError(f"{where}: a function call must have a 'name'")
     return [
@@ -267,13 +263,13 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_turns(value: Any) -> bool:
-    """Whether a value is messages, or one."""
+    """Return True for a list of messages or a single message."""
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, dict) and ("role" in first or "from" in first)
 
 
 def _looks(prompt: Callable[[Any], bool] | None, side: Callable[[Any], bool]) -> Any:
-    """Whether a row has a prompt of this kind (None: has none), and sides of that."""
+    """Build a predicate for rows with this kind of prompt (None: no prompt) and of sides."""
 
     def fits(row: Row) -> bool:
         if row.get("conversations") is not None or not all(side(row.get(name)) for name in SIDES):
@@ -288,7 +284,7 @@ def _looks_like_sharegpt(row: Row) -> bool:
 
 
 def _looks_like_whole_texts(row: Row) -> bool:
-    """Two texts that share a beginning; not where another column is probably their prompt."""
+    """Return True for two texts with a common beginning and no other column for the prompt."""
     return _looks(None, _is_text)(row) and not row.keys() & set(_PROMPTS)
 
 
@@ -328,4 +324,4 @@ FORMATS: Mapping[str, Format] = {
         Format("sharegpt", "ShareGPT", _looks_like_sharegpt, _conversations_and_answers),
     )
 }
-"""Every format by its name."""
+"""Formats by name."""

@@ -1,4 +1,4 @@
-"""Held-out pairs by what they are: an average may hide that one kind of them got worse."""
+"""Groups of held-out pairs by language and by length, which an average would hide."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from dpo_cli.data.tokens import TokenizedPairs
 
 ALL = "all"
 LIKE_LENGTH = 1.2
-"""The longer of two answers has at most so many times the tokens of the shorter, and they still
-count as equally long."""
+"""Largest ratio of response tokens at which two answers count as equally long."""
 
 _DECODED_TOKENS = 500
-"""Of an answer: its language shows in its first characters."""
+"""Tokens of an answer that are decoded to detect its language."""
 
 
 def groups_of(pairs: TokenizedPairs, decode: Callable[[Tensor], str]) -> dict[str, Tensor]:
-    """Which of K pairs belong to which group; those without a pair are left out.
+    """Assign K pairs to groups; empty groups are left out.
 
-    By language the chosen answers are told apart, one without letters being "other"; by length
-    both answers, by their response tokens at this `max_seq_len`.
+    The language is that of the chosen answer; an answer without letters is "other". The length
+    groups compare the response tokens of both answers at the current `max_seq_len`.
 
     Args:
-        pairs: K of them.
-        decode: the text of token ids (T,).
+        pairs: K pairs.
+        decode: maps token ids (T,) to text.
 
     Returns:
-        (K,) bool by name: `ALL`, then "language/..." and "length/...", each of which divides all.
+        (K,) bool masks by name: `ALL`, then a partition "language/..." and one "length/...".
     """
     if not pairs:
         return {}

@@ -1,4 +1,4 @@
-"""Which language a text is written in, as far as its letters tell."""
+"""Language detection by script."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _LATIN = re.compile("[A-Za-z\u00c0-\u024f]")
 _IDEOGRAPH = re.compile("[\u3400-\u9fff]")
 _KANA = re.compile("[\u3040-\u30ff]")
 _CHINESE_SHARE = 0.25
-"""Of the letters: an ideograph says about as much as three or four Latin letters."""
+"""Share of ideographs among letters; an ideograph stands for three or four Latin letters."""
 
 
 def language_of(text: str) -> Language | None:
-    """The language of a text by the script it begins in; None where it has no letters.
+    """Return the language of a text by the script at its beginning; None without letters.
 
-    A heuristic: all that is written in Latin letters is one, code and English alike, and Japanese
-    counts as other by its kana.
+    A heuristic: everything in Latin letters is one language, code included, and Japanese counts as
+    "other" because of its kana.
     """
     text = text[:_LOOKED_AT_CHARACTERS]
     letters = len(_LETTER.findall(text))

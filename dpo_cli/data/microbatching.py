@@ -1,5 +1,7 @@
-"""From the micro-batches of a window to the forwards that compute them: the same gradient in other
-portions, on one rank or shared out among several.
+"""Regrouping of a step's pairs into micro-batches by token count, across ranks.
+
+The gradient is the same as with the profile's own micro-batches, because each pair keeps the weight
+of its loss.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Pairs that are computed together.
+    """Pairs that are computed in one forward.
 
-    `weights` are those of their losses in the loss of the window, which is the sum over its
-    micro-batches of (mean over the pairs of one) / accumulation_steps.
+    weights: weight of each pair's loss in the loss of the optimizer step. The loss of a step is the
+        sum over its micro-batches of (mean over pairs) / accumulation_steps.
     """
 
     indices: tuple[int, ...]
@@ -27,16 +29,18 @@ def make_micro_batches(
     limit: int | None = None,
     ranks: int = 1,
 ) -> list[list[MicroBatch]]:
-    """The forwards of a window, by rank: its micro-batches as they are, or its pairs filled up to a
-    limit.
+    """Distribute the pairs of one optimizer step over ranks and forwards.
 
     Args:
-        micro_batches: the pair indices of each.
-        accumulation_steps: see `Forward`.
-        tokens: the positions that each of these pairs takes.
-        limit: positions of a forward, unless a single pair takes more. The longest pairs come
-            first, each into the first forward that still has room for it.
-        ranks: among whom the work is shared. Some may get none.
+        micro_batches: pair indices of each micro-batch of the profile.
+        accumulation_steps: number of micro-batches per optimizer step; see `MicroBatch`.
+        tokens: positions that each pair takes.
+        limit: most positions per forward, unless a single pair takes more; None keeps the
+            profile's micro-batches. Pairs are placed by first-fit decreasing.
+        ranks: number of ranks. A rank may get no work.
+
+    Returns:
+        The micro-batches of each rank.
     """
     weights = {
         index: 1 / (len(indices) * accumulation_steps)
@@ -57,7 +61,7 @@ def make_micro_batches(
 def _deal(
     units: Sequence[tuple[int, ...]], tokens: Mapping[int, int], ranks: int
 ) -> list[list[tuple[int, ...]]]:
-    """Each unit to one rank: the longest first, to whoever has the least so far; then in order."""
+    """Assign each unit to the rank with the least load, longest first; keep file order per rank."""
     costs = [sum(tokens[index] for index in unit) for unit in units]
     load = [0] * ranks
     taken: list[list[int]] = [[] for _ in range(ranks)]

@@ -1,4 +1,4 @@
-"""Reading preference pairs, and naming every row that cannot be used."""
+"""Reading of preference pairs and reporting of every row that cannot be used."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ Problem = Literal["malformed", "identical", "truncated", "left-out"]
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two conversations, one preferred to the other; each holds an assistant's answer.
+    """Two whole conversations, of which the chosen one is preferred.
 
-    Both hold the whole conversation: the prompt is what they share. `line` is the row's number, see
-    `dpo_cli.data.sources`.
+    The prompt is their common beginning. line: number of the row, see `dpo_cli.data.sources`.
     """
 
     line: int
@@ -33,34 +32,32 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row that is not used, and why; `line` is its number, see `dpo_cli.data.sources`."""
+    """Row that is left out of training, with the reason; for `line` see `dpo_cli.data.sources`."""
 
     line: int
     problem: Problem
     reason: str
 
     def to_json(self, places: Places) -> str:
-        """One line of `skipped_rows.jsonl`: `line` is that of the file, which is named if there
-        are several.
-        """
+        """Format one line of `skipped_rows.jsonl`; with several files it has the file name."""
         part = places.part(self.line) if len(places.parts) > 1 else None
         where = {"file": part.name, "line": self.line - part.first + 1} if part else {}
-        told = {"line": self.line, **where, "problem": self.problem, "reason": self.reason}
-        return json.dumps(told, ensure_ascii=False)
+        entry = {"line": self.line, **where, "problem": self.problem, "reason": self.reason}
+        return json.dumps(entry, ensure_ascii=False)
 
 
 def read_pairs(
     source: Source | Path, lines: range | None = None, places: Places | None = None
 ) -> Iterator[PreferencePair | SkippedRow]:
-    """The rows of a source in order; blank lines of JSONL are passed over.
+    """Read the rows of a source in order, without blank lines of JSONL.
 
     Args:
-        source: where they come from; a path alone is a file or folder of any known format.
-        lines: the numbers (from 1, through all files) of those that are wanted; None for all.
-        places: what `source.look` found, if somebody has looked.
+        source: files of pairs; a path is a file or folder of any known format.
+        lines: numbers (from 1, through all files) of the rows to read; None for all.
+        places: result of `source.look`, if known.
 
     Raises:
-        DpoError: a file is not to be read, or there is no row at all.
+        DpoError: a file cannot be read, or there is no row at all.
     """
     if isinstance(source, Path):
         source = Source((source,))
@@ -75,7 +72,7 @@ def read_pairs(
 def to_pair(
     line: int, row: Row | MalformedError, format: Format, columns: Mapping[str, str]
 ) -> PreferencePair | SkippedRow:
-    """A row as a pair, or the first thing wrong with it."""
+    """Convert a row to a pair, or to a skipped row with the first problem."""
     try:
         if isinstance(row, MalformedError):
             raise row
@@ -90,10 +87,10 @@ def refuse_if_mostly_malformed(
     rows: int,
     places: Places = NO_PLACES,
 ) -> None:
-    """Refuse a source of which more than 1 % is malformed: it is not what it is taken for.
+    """Refuse a source with more than 1 % malformed rows: it probably has another format.
 
     Raises:
-        DpoError: naming the first bad rows.
+        DpoError: lists the first malformed rows.
     """
     malformed = [row for row in skipped_rows if row.problem == "malformed"]
     if len(malformed) <= MALFORMED_SHARE_LIMIT * rows:
@@ -104,6 +101,6 @@ def refuse_if_mostly_malformed(
     raise DpoError(
         f"{source}: {len(malformed)} of {rows} rows are malformed"
         f" (more than {MALFORMED_SHARE_LIMIT:.0%})",
-        "mend or remove these rows; or say what they are, by data.format and data.columns",
+        "Fix or remove these rows, or set data.format and data.columns.",
         details,
     )

@@ -1,4 +1,4 @@
-"""Prompts to be answered, from a file."""
+"""Reading of prompts from a file."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from dpo_cli.data.rows import MalformedError, parse_line
 from dpo_cli.errors import DpoError
 
 _ROWS_SUFFIX = ".jsonl"
-_MARK = b"\xef\xbb\xbf"  # of the byte order
+_BOM = b"\xef\xbb\xbf"  # byte order mark
 _LISTED = 10
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that waits for an answer, and the line of the file that it came from."""
+    """Conversation to be answered, with its line in the file."""
 
     line: int
     messages: Sequence[Message]
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a file, in order; blank lines are passed over.
+    """Read the prompts of a file in order, without blank lines.
 
-    In a file whose name ends in .jsonl each line is a row: `{"prompt": "text"}`, `{"prompt":
-    [messages]}`, or a preference pair of any known format, whose prompt is what precedes the last
-    answer of its chosen side. In any other file each line is a prompt.
+    In a .jsonl file each line is a row: `{"prompt": "text"}`, `{"prompt": [messages]}`, or a
+    preference pair of any known format, whose prompt is everything before the last answer of the
+    chosen side. In any other file each line is a prompt.
 
     Raises:
-        DpoError: the file is not to be read, holds no prompt, or lines that are none; all named.
+        DpoError: the file cannot be read, has no prompt, or has lines without a prompt.
     """
     try:
-        lines = path.read_bytes().removeprefix(_MARK).split(b"\n")
+        lines = path.read_bytes().removeprefix(_BOM).split(b"\n")
     except OSError as error:
         raise DpoError(
-            f"{path}: {error.strerror}", "give a file with a prompt on each line"
+            f"{path}: {error.strerror}", "Name a file with one prompt per line."
         ) from error
     parse = _of_row if path.suffix == _ROWS_SUFFIX else _of_text
     prompts, problems = [], []
@@ -52,13 +52,13 @@ def read_prompts(path: Path) -> list[Prompt]:
     if problems:
         rest = len(problems) - _LISTED
         raise DpoError(
-            f"{path}: {len(problems)} of {len(prompts) + len(problems)} lines hold no prompt",
-            'write {"prompt": "text"} on each line, or name the file .txt where each line is a'
-            " prompt",
+            f"{path}: {len(problems)} of {len(prompts) + len(problems)} lines have no prompt",
+            'Write {"prompt": "text"} on each line, or rename the file to .txt if each line is a'
+            " prompt.",
             problems[:_LISTED] + ([f"and {rest} more"] if rest > 0 else []),
         )
     if not prompts:
-        raise DpoError(f"{path}: the file holds no prompt", "write one on each line")
+        raise DpoError(f"{path}: the file has no prompt", "Write one prompt per line.")
     return prompts
 
 
@@ -85,23 +85,22 @@ def _of_row(number: int, raw: bytes) -> Sequence[Message]:
 
 
 def _prompt(row: Row) -> list[Message]:
-    """The prompt of a row that is no pair."""
     if isinstance(prompt := row.get("prompt"), str) and prompt.strip():
         return [{"role": "user", "content": prompt}]
     if prompt is None:
-        raise ValueError(f"no 'prompt' among {', '.join(row) or 'no columns'}, and no pair")
+        raise ValueError(f"no 'prompt' among {', '.join(row) or 'no columns'}, and not a pair")
     return _conversation(prompt)
 
 
 def _conversation(messages: Any) -> list[Message]:
-    """Messages that an answer may follow."""
+    """Validate messages that an answer can follow."""
     if not isinstance(messages, list) or not messages:
-        raise ValueError("'prompt' must be a text that is not empty, or a list of messages")
+        raise ValueError("'prompt' must be a non-empty text or a list of messages")
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError(f"message {number} has no 'content' that is a text")
+            raise ValueError(f"message {number}: 'content' must be a text")
         if message.get("role") not in ROLES:
-            raise ValueError(f"message {number} has none of the roles {', '.join(ROLES)}")
+            raise ValueError(f"message {number}: 'role' must be one of {', '.join(ROLES)}")
     if messages[-1]["role"] == "assistant":
         raise ValueError("the last message is an answer")
     return messages

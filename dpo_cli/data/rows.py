@@ -1,4 +1,4 @@
-"""One row, as JSON has it, and what keeps it from being one."""
+"""Parsing of one row, and the reasons why a row is malformed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 MAX_ROW_BYTES = 1 << 25
-"""A longer row is none: a file that decompresses to an endless one must not fill the memory."""
+"""Largest row: a file that decompresses to an endless row must not fill the memory."""
 TOO_LONG = f"longer than {MAX_ROW_BYTES >> 20} MiB"
 
 
 class MalformedError(Exception):
-    """Why a row is malformed, and what it says, as far as it can be read."""
+    """Reason why a row is malformed, with the readable part of its text."""
 
     def __init__(self, reason: str, text: str = "") -> None:
         super().__init__(reason)
@@ -19,10 +19,10 @@ class MalformedError(Exception):
 
 
 def parse_line(raw: bytes) -> dict[str, Any]:
-    """One line of JSONL.
+    """Parse one line of JSONL.
 
     Raises:
-        MalformedError: it is no JSON object.
+        MalformedError: the line is not a JSON object.
     """
     try:
         row = json.loads(raw.decode("utf-8"))
@@ -31,20 +31,20 @@ def parse_line(raw: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise MalformedError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
     except UnicodeEncodeError as error:
-        raise MalformedError("half a surrogate pair (\\ud800 to \\udfff) is not text") from error
+        raise MalformedError("an unpaired surrogate (\\ud800 to \\udfff) is not text") from error
     except json.JSONDecodeError as error:
         raise MalformedError(f"not JSON: {error.msg} (column {error.colno})") from error
     except RecursionError as error:
-        raise MalformedError("not JSON that can be read: nested too deeply") from error
+        raise MalformedError("JSON nested too deeply") from error
     except ValueError as error:  # an integer of more digits than Python converts
-        raise MalformedError(f"not JSON that can be read: {error}") from error
+        raise MalformedError(f"unreadable JSON: {error}") from error
     if not isinstance(row, dict):
-        raise MalformedError(f"a JSON object was expected, not {kind_of_value(row)}")
+        raise MalformedError(f"expected a JSON object, got {kind_of_value(row)}")
     return row
 
 
 def kind_of_value(value: Any) -> str:
-    """What a value of JSON is, in words."""
+    """Describe the type of a JSON value in words."""
     if value is None:
         return "null"
     if value == [] and isinstance(value, list):

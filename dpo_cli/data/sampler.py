@@ -1,6 +1,4 @@
-"""Which pairs each optimizer step sees: pure functions of the plan, so that a resume needs only
-the number of optimizer steps done.
-"""
+"""Order of the pairs: a pure function of the plan, so that a resume needs one integer."""
 
 from __future__ import annotations
 
@@ -13,9 +11,9 @@ import torch
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """The micro-batches of one optimizer step, for all ranks together.
+    """Micro-batches of one optimizer step, over all ranks.
 
-    `first_step` is the number (from 0, over the whole run) of its first micro-batch.
+    first_step: number of the first micro-batch, from 0 over the whole run.
     """
 
     epoch: int
@@ -24,17 +22,17 @@ class GlobalBatch:
 
     @property
     def last_step(self) -> int:
-        """Number (from 0) of its last micro-batch, whose learning rate the optimizer uses."""
+        """Number of the last micro-batch, whose learning rate the optimizer step uses."""
         return self.first_step + len(self.micro_batches) - 1
 
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """How `pairs` are dealt out over epochs, windows and micro-batches.
+    """Distribution of `pairs` pairs over epochs, optimizer steps and micro-batches.
 
-    `accumulation_steps` are the micro-batches of a window on all ranks together: who computes which
-    is no matter of order. An epoch's last micro-batch may be
-    smaller, its last window shorter: it is closed there and never leaks into the next epoch.
+    `accumulation_steps` counts the micro-batches of one optimizer step on all ranks together; the
+    order does not depend on which rank computes which. The last micro-batch of an epoch may have
+    fewer pairs and the last step fewer micro-batches. A step never spans two epochs.
     """
 
     pairs: int
@@ -46,33 +44,33 @@ class BatchSampler:
 
     @property
     def micro_batches_per_epoch(self) -> int:
-        """Micro-batches in an epoch; the last may be a short one."""
+        """Number of micro-batches per epoch; the last one may be smaller."""
         return math.ceil(self.pairs / self.batch_size)
 
     @property
     def optimizer_steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
+        """Number of optimizer steps per epoch."""
         return math.ceil(self.micro_batches_per_epoch / self.accumulation_steps)
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches in the run: T of the learning-rate schedule."""
+        """Number of micro-batches in the run, T in the learning-rate schedule."""
         return self.epochs * self.micro_batches_per_epoch
 
     @property
     def optimizer_steps(self) -> int:
-        """Optimizer steps in the run."""
+        """Number of optimizer steps in the run."""
         return self.epochs * self.optimizer_steps_per_epoch
 
     @property
     def last_steps(self) -> list[int]:
-        """Of each window the number of its last micro-batch, whose learning rate it uses."""
+        """Numbers of the last micro-batch of each optimizer step."""
         return [self.steps_done(step) - 1 for step in range(1, self.optimizer_steps + 1)]
 
     def epoch_order(self, epoch: int) -> list[int]:
-        """The pairs in the order in which `epoch` (from 0) visits them.
+        """Return the pair indices in the order of an epoch (from 0).
 
-        Shuffled, it is `torch.randperm` seeded with seed + epoch, as MiniMind version 3 draws it.
+        A shuffled epoch is `torch.randperm` with seed + epoch, as in MiniMind version 3.
         """
         if not self.shuffle:
             return list(range(self.pairs))
@@ -80,7 +78,7 @@ class BatchSampler:
         return torch.randperm(self.pairs, generator=generator).tolist()
 
     def micro_batches_of(self, epoch: int) -> list[tuple[int, ...]]:
-        """The pair indices of each micro-batch of an epoch."""
+        """Return the pair indices of each micro-batch of an epoch."""
         order = self.epoch_order(epoch)
         return [
             tuple(order[start : start + self.batch_size])
@@ -88,7 +86,7 @@ class BatchSampler:
         ]
 
     def global_batches(self, start: int = 0) -> Iterator[GlobalBatch]:
-        """The windows of optimizer steps `start`, `start + 1`, ... to the end of the run."""
+        """Yield the batches of optimizer steps `start`, `start + 1`, ... to the end of the run."""
         first_epoch, skip = divmod(start, self.optimizer_steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
             micro_batches = self.micro_batches_of(epoch)
@@ -102,16 +100,16 @@ class BatchSampler:
             skip = 0
 
     def steps_done(self, optimizer_steps: int) -> int:
-        """Micro-batches behind a run that has done so many optimizer steps."""
+        """Return the number of micro-batches after a number of optimizer steps."""
         epochs, global_batches = divmod(optimizer_steps, self.optimizer_steps_per_epoch)
         in_epoch = min(global_batches * self.accumulation_steps, self.micro_batches_per_epoch)
         return epochs * self.micro_batches_per_epoch + in_epoch
 
 
 def hold_out(pairs: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Split pair indices into (training, held out), both in the order of the file.
+    """Split pair indices into (training, held out), both in file order.
 
-    At least one pair is held out for any fraction above 0, and at least one is left to train on.
+    For a fraction above 0 both parts have at least one pair.
     """
     if not fraction:
         return list(range(pairs)), []
@@ -122,16 +120,16 @@ def hold_out(pairs: int, fraction: float, seed: int) -> tuple[list[int], list[in
 
 
 def repeat(groups: Sequence[Sequence[int]], weights: Sequence[float], seed: int) -> list[int]:
-    """The pairs of an epoch, where those of each group count as often as its weight says.
+    """Repeat the pairs of each group according to its weight.
 
-    A weight of 2.5 takes all pairs of the group, in order, then all once more, then half of them: a
-    fraction is a draw by `seed`, the same in every epoch, rounded to whole pairs, and in order too.
+    A weight of 2.5 takes all pairs of the group in order, then all again, then half of them in
+    order. That half is drawn with `seed`, rounded to whole pairs, and is the same in every epoch.
     """
-    taken: list[int] = []
+    repeated: list[int] = []
     for number, (group, weight) in enumerate(zip(groups, weights, strict=True)):
         times, share = divmod(weight, 1)
         generator = torch.Generator().manual_seed(seed + number)
         drawn = torch.randperm(len(group), generator=generator)[: round(share * len(group))]
-        taken += [*group] * int(times)
-        taken += [group[index] for index in sorted(drawn.tolist())]
-    return taken
+        repeated += [*group] * int(times)
+        repeated += [group[index] for index in sorted(drawn.tolist())]
+    return repeated

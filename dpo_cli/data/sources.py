@@ -1,7 +1,7 @@
-"""Where pairs come from: files and folders, one after another, and the numbers of their rows.
+"""Sources of pairs: files and folders, with consecutive row numbers.
 
-Rows are numbered through all files of a source, so that a number is enough to know a row by;
-`Places` says what that is to a reader: "line 7", or "row 7 of part-2.parquet".
+Rows are numbered through all files of a source, so one integer identifies a row. `Places` turns the
+number into what a reader can find: "line 7", or "row 7 of part-2.parquet".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LOOKED_AT_ROWS = 100
 _NAMED = 5
 _PROGRESS_ROWS = 5000
 _KINDS = {"jsonl": "JSONL", "json": "a JSON array", "csv": "CSV", "parquet": "Parquet"}
-_STATED = re.compile(r"(?:(.+):)?([1-9][0-9]{0,8})", re.DOTALL)  # numbers are kept as int32
+_ROW_NAME = re.compile(r"(?:(.+):)?([1-9][0-9]{0,8})", re.DOTALL)  # numbers are kept as int32
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Part:
     """One file of a source.
 
     Attributes:
-        name: of the file, to a reader.
-        kind: what it is.
-        format: the name of what its rows are; "" if it has none.
-        source: which of the source's paths it came from.
+        name: name of the file for users.
+        kind: kind of the file.
+        format: name of the format of its rows; "" for a file without rows.
+        source: index of the path in `data.data_path` that the file belongs to.
         first: number of its first row.
-        rows: how many numbers it takes up.
+        rows: number of its rows.
     """
 
     name: str
@@ -59,39 +59,38 @@ class Part:
 
     @property
     def unit(self) -> str:
-        """What is counted."""
+        """Unit of its row numbers, "line" or "row"."""
         return "line" if self.kind == "jsonl" else "row"
 
 
 @dataclass(frozen=True)
 class Places:
-    """What the numbers of rows mean."""
+    """Mapping from row numbers to files and lines."""
 
     parts: Sequence[Part] = ()
 
     @property
     def numbers(self) -> int:
-        """How many there are."""
+        """Number of rows in all files."""
         return sum(part.rows for part in self.parts)
 
     @property
     def description(self) -> str:
-        """Which format was found in how many files, and what those are."""
+        """Formats and kinds of the files, for users."""
         counts = Counter(
             f"{FORMATS[part.format].title}, {_KINDS[part.kind]}"
             for part in self.parts
             if part.format
         )
-        found = (what + f" ({n} files)" * (n > 1) for what, n in counts.items())
-        return "; ".join(found)
+        return "; ".join(title + f" ({n} files)" * (n > 1) for title, n in counts.items())
 
     def named(self, names: Sequence[str]) -> Places:
-        """The same with other names for the files."""
+        """Replace the names of the files."""
         parts = zip(self.parts, names, strict=True)
         return Places(tuple(replace(part, name=name) for part, name in parts))
 
     def name(self, number: int) -> str:
-        """ "line 7", or "line 7 of FILE" where there are several."""
+        """Name a row: "line 7", or "line 7 of FILE" if there are several files."""
         part = self.part(number)
         if part is None:
             return f"line {number}"
@@ -99,48 +98,48 @@ class Places:
         return f"{part.unit} {number - part.first + 1}{of}"
 
     def names(self, numbers: Sequence[int], most: int = _NAMED) -> str:
-        """The first of them: "lines 3, 7, ..."."""
+        """Name the first `most` rows: "lines 3, 7, ..."."""
         more = ", ..." if len(numbers) > most else ""
         if len(self.parts) > 1:
             return ", ".join(map(self.name, numbers[:most])) + more
         return f"{self._unit}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:most]))}{more}"
 
     def couples(self, couples: Sequence[tuple[int, int]]) -> str:
-        """The first of them: "lines 3 and 7, 4 and 9, ..."."""
+        """Name the first pairs of rows: "lines 3 and 7, 4 and 9, ..."."""
         more = ", ..." if len(couples) > _NAMED else ""
         name = self.name if len(self.parts) > 1 else str
         shown = ", ".join(f"{name(first)} and {name(second)}" for first, second in couples[:_NAMED])
         return f"{shown}{more}" if len(self.parts) > 1 else f"{self._unit}s {shown}{more}"
 
-    def stated(self, number: int) -> str:
-        """What `find` finds a row by."""
+    def row_name(self, number: int) -> str:
+        """Return the argument that makes `find` return this row."""
         part = self.part(number)
         if part is None or len(self.parts) == 1:
             return str(number)
         return f"{part.name}:{number - part.first + 1}"
 
-    def find(self, stated: str) -> int:
-        """The number of a row that somebody names; see `split_stated`.
+    def find(self, row_name: str) -> int:
+        """Return the number of a row by its name; see `split_row_name`.
 
-        Without a file's name it counts through all of them.
+        Without a file name the number counts through all files.
 
         Raises:
             UsageError: there is no such file, or it has fewer rows.
         """
-        file, number = split_stated(stated)
+        file, number = split_row_name(row_name)
         if not file:
             return number
         for part in self.parts:
             if part.name == file and number <= part.rows:
                 return part.first + number - 1
             if part.name == file:
-                raise UsageError(f"{stated}: no such row", f"{file} has {part.rows:,} {part.unit}s")
+                raise UsageError(f"No row {row_name}.", f"{file} has {part.rows:,} {part.unit}s.")
         names = [part.name for part in self.parts[:_NAMED]]
         more = ", ..." if len(self.parts) > _NAMED else ""
-        raise UsageError(f"{stated}: no file of this name", f"there are {', '.join(names)}{more}")
+        raise UsageError(f"No file {file} in the data.", f"Files: {', '.join(names)}{more}.")
 
     def part(self, number: int) -> Part | None:
-        """The file that a row is in."""
+        """Return the file of a row; None for a number before the first row."""
         index = bisect_right(self._firsts, number)
         return self.parts[index - 1] if index else None
 
@@ -153,32 +152,30 @@ class Places:
         return [part.first for part in self.parts]
 
 
-def split_stated(stated: str) -> tuple[str, int]:
-    """The file ("" for none) and number of a row that is stated as "7" or "FILE:7".
+def split_row_name(row_name: str) -> tuple[str, int]:
+    """Split "7" or "FILE:7" into the file ("" for none) and the number.
 
     Raises:
-        UsageError: it is stated otherwise.
+        UsageError: the text has another form.
     """
-    found = _STATED.fullmatch(stated)
-    if not found:
-        raise UsageError(
-            f"{stated!r} names no row", "give a line, as in 7; of several files, as in part-2.csv:7"
-        )
-    return found[1] or "", int(found[2])
+    match = _ROW_NAME.fullmatch(row_name)
+    if not match:
+        raise UsageError(f"No row {row_name!r}.", "Use a line number, or FILE:LINE.")
+    return match[1] or "", int(match[2])
 
 
 NO_PLACES = Places()
-"""Of rows that come from no source: a number is a line."""
+"""Places of rows without a source, where a number is a line."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Files of pairs, and what their columns mean.
+    """Files of pairs, with their format and column names.
 
     Attributes:
         paths: files, or folders of files.
-        format: the name of one, or "auto" to look at the first rows of each file.
-        columns: of the formats' columns, those that have another name here, and which.
+        format: name of a format, or "auto" to detect it from the first rows of each file.
+        columns: column names in the files, by the names that the formats use.
     """
 
     paths: tuple[Path, ...]
@@ -190,10 +187,10 @@ class Source:
 
     @cached_property
     def files(self) -> list[tuple[int, Path]]:
-        """Every file, and which of the paths it belongs to.
+        """All files, each with the index of its path in `paths`.
 
         Raises:
-            DpoError: a folder holds none, or a file is named twice.
+            DpoError: a folder has no files of pairs, or a file is named twice.
         """
         files = []
         for number, path in enumerate(self.paths):
@@ -201,56 +198,56 @@ class Source:
                 found = pair_files(path)
             except OSError as error:
                 raise DpoError(
-                    f"{path}: {error.strerror}", "set data.data_path to a folder that can be read"
+                    f"{path}: {error.strerror}", "Set data.data_path to a readable folder."
                 ) from error
             if not found:
                 raise DpoError(
-                    f"{path}: the folder holds no file of pairs",
-                    f"put files that end in {', '.join(PAIR_SUFFIXES)} there",
+                    f"{path}: the folder has no file of pairs",
+                    f"Use files that end in {', '.join(PAIR_SUFFIXES)}.",
                 )
             files += [(number, file) for file in found]
         counts = Counter(file.resolve() for _, file in files)
         if twice := [file for _, file in files if counts[file.resolve()] > 1]:
             raise DpoError(
-                f"{twice[0]} is named twice by data.data_path",
-                "name it once; data.mixture_weights says how often its pairs count",
+                f"{twice[0]} occurs twice in data.data_path",
+                "Name it once; use data.mixture_weights to repeat its pairs.",
             )
         return files
 
     @property
     def names(self) -> list[str]:
-        """What the files are called: their names, where those differ."""
+        """Names of the files for users; full paths if two files have the same name."""
         names = [path.name for _, path in self.files]
         return names if len({*names}) == len(names) else [str(path) for _, path in self.files]
 
     def content(self) -> str:
-        """Hex SHA-256 of the file; of several, of theirs in a row."""
+        """Hash the file (hex SHA-256); for several files, hash their hashes in order."""
         digests = []
         for _, path in self.files:
             try:
                 digests.append(sha256_file(path))
             except OSError as error:
                 raise DpoError(
-                    f"{path}: {error.strerror}", "set data.data_path to a file of preference pairs"
+                    f"{path}: {error.strerror}", "Set data.data_path to a file of preference pairs."
                 ) from error
         if len(digests) == 1:
             return digests[0]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def identity(self) -> list[object]:
-        """What decides the pairs beside the content of the files."""
+        """Return everything but the content of the files that decides the pairs."""
         kinds = [kind_of(path) for _, path in self.files]
         paths = [number for number, _ in self.files]
         return [self.format, sorted(self.columns.items()), kinds, paths]
 
     def look(self, on_progress: Callable[[int], None] = lambda rows: None) -> Places:
-        """Look at each file: what it is, which format it has, how many rows.
+        """Detect kind and format of each file, and count its rows.
 
         Args:
             on_progress: called with the number of rows counted so far.
 
         Raises:
-            DpoError: a file cannot be read, or has no known format; or there is no row at all.
+            DpoError: a file cannot be read or has no known format, or there is no row at all.
         """
         parts: list[Part] = []
         first = 1
@@ -264,15 +261,15 @@ class Source:
             parts.append(Part(name, kind, format, source, first, rows))
             first += rows
         if not any(part.format for part in parts):
-            raise DpoError(f"{self}: the file holds no rows", "write one preference pair a row")
+            raise DpoError(f"{self}: the file has no rows", "Write one preference pair per row.")
         return Places(tuple(parts))
 
     def rows(self, places: Places, wanted: range | None = None) -> Iterator[tuple[Part, Numbered]]:
-        """The rows of each file, numbered from 1 in each.
+        """Yield each file with its rows, numbered from 1 within the file.
 
         Args:
-            places: from `look`.
-            wanted: the numbers, through all files, of those to give; None for all.
+            places: result of `look`.
+            wanted: numbers, through all files, of the rows to yield; None for all.
         """
         for part, (_, path) in zip(places.parts, self.files, strict=True):
             if not part.rows:
@@ -285,14 +282,14 @@ class Source:
                 yield part, read_rows(path, part.kind, own)
 
     def texts(self, places: Places, numbers: Collection[int]) -> Iterator[tuple[int, str]]:
-        """Rows and what they say, for people to read, as far as that can be read."""
+        """Yield the readable text of some rows by number."""
         for part, rows in self.rows(places):
             for number, row in rows:
                 if (number := part.first + number - 1) in numbers:
                     yield number, _legible(row)
 
     def _format_of(self, path: Path, kind: Kind) -> str:
-        """The format's name; "" of a file without rows."""
+        """Return the name of the format; "" for a file without rows."""
         is_empty, has_messages = True, False
         names: dict[str, None] = {}
         votes: Counter[str] = Counter()
@@ -309,18 +306,18 @@ class Source:
             return "" if is_empty else self.format
         if votes:
             return votes.most_common(1)[0][0]
-        # Where no row tells, each is told what it lacks of MiniMind's.
+        # If no row decides, read the file as MiniMind's, so that each row reports what it lacks.
         if not names or has_messages:
             return "minimind"
         raise unknown_columns(path, list(names), self.columns)
 
 
 def _legible(row: Row | MalformedError) -> str:
-    """A row as text that can be written."""
+    """Convert a row to text that can be printed."""
     try:
         text = row.text if isinstance(row, MalformedError) else _as_json(row)
-    except RecursionError:  # nested as deep as JSON may be read, and no deeper
-        text = "(nested too deeply to be shown)"
+    except RecursionError:  # nested too deeply to be written
+        text = "(nested too deeply to show)"
     return text.encode(errors="replace").decode()
 
 

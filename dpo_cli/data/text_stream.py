@@ -1,43 +1,43 @@
-"""Text as its tokens come: never half a character."""
+"""Incremental decoding of token ids that never splits a character."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What decoding makes of bytes that are no character, or not yet one."""
+"""Placeholder that decoders write for bytes of an incomplete character."""
 
 
 class TextStream:
-    """Turns token ids into pieces of text, one after another.
+    """Incremental decoder from token ids to pieces of text.
 
-    A token may end within a character: it is told with the token that completes it. Only the tokens
-    since the last whole character are decoded, after those told before them, since some decoders
-    drop a space at the beginning of what they are given.
+    A character that spans several tokens is returned with its last token. Each call decodes only
+    the tokens since the last complete character, preceded by the tokens of the piece before them,
+    because some decoders drop a space at the start of their input.
 
     Args:
-        decode: the text of token ids.
+        decode: maps token ids to text.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
         self._ids: list[int] = []
-        self._context = 0  # of the ids: those that are there for the decoder's sake
-        self._told = 0  # characters of their text
+        self._context = 0  # leading ids that only give the decoder context
+        self._returned = 0  # characters of the decoded text that were returned already
 
     def add(self, number: int) -> str:
-        """What a token adds; "" where no character is whole yet."""
+        """Return the text that a token completes; "" while a character is incomplete."""
         self._ids.append(number)
         text = self._decode(self._ids)
         whole = text.rstrip(_UNFINISHED)
-        piece = whole[self._told :]
-        self._told += len(piece)
+        piece = whole[self._returned :]
+        self._returned += len(piece)
         if whole == text:
             self._ids = self._ids[self._context :]
             self._context = len(self._ids)
-            self._told = len(self._decode(self._ids))
+            self._returned = len(self._decode(self._ids))
         return piece
 
     def rest(self) -> str:
-        """What is left at the end, characters that never became whole among it."""
-        return self._decode(self._ids)[self._told :]
+        """Return the remaining text, including incomplete characters."""
+        return self._decode(self._ids)[self._returned :]

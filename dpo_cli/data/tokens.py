@@ -1,6 +1,6 @@
-"""The encoded rows of a file in columns, and the pairs that one `max_seq_len` makes of them.
+"""Encoded rows in columns, and views of them truncated at one `max_seq_len`.
 
-A run holds no tensor a pair: a pair is made of the columns when it is asked for.
+A run keeps no tensors per pair. A pair is built from the columns when it is indexed.
 
 Shape legend: P pairs, A answers (of both sides of all pairs), N token ids.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
 
@@ -21,23 +21,22 @@ from dpo_cli.data.pairs import SkippedRow
 from dpo_cli.data.sources import NO_PLACES, Places
 
 _PIECE = 1 << 22
-"""Ids that are looked at together: a file may have a thousand times as many."""
+"""Ids that `doubled` compares at once, to bound its memory."""
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Every row of a file at its full length.
+    """Rows of a file at their full length.
 
-    ids: (N,) uint16 or int32. Pair by pair: chosen, then what of rejected follows the shared
-        beginning. May end in ids that belong to nobody.
-    lines: (P,) int32, ascending: where in the file each pair comes from.
+    ids: (N,) uint16 or int32, pair by pair: chosen, then rejected without the shared beginning.
+    lines: (P,) int32, ascending, the row number of each pair.
     lengths: (P, 2) int32, tokens of chosen and rejected.
-    shared: (P,) int32, ids that both sides begin with.
+    shared: (P,) int32, number of ids that both sides start with.
     answers: (A, 2) int32, [first, end) tokens of each answer within its side; see `Encoded`.
-    answer_counts: (P, 2) int32, how many of them are each side's.
-    skipped_rows: the rows that are no pairs at any length, by line.
-    content: SHA-256 of what they were read from, if that was a source.
-    places: what their numbers mean there.
+    answer_counts: (P, 2) int32, number of answers of each side.
+    skipped_rows: rows that are no pairs at any length, by line.
+    content: SHA-256 of the source, or "".
+    places: mapping from row numbers to files.
     """
 
     ids: Tensor
@@ -52,9 +51,9 @@ class EncodedRows:
 
     @classmethod
     def joined(cls, blocks: Iterable[EncodedRows]) -> EncodedRows:
-        """One after another, in memory."""
+        """Concatenate blocks in memory."""
         parts = list(blocks)
-        # A block without a pair cannot know how wide ids are.
+        # The dtype of `ids` is unknown in a block without pairs.
         filled = [part for part in parts if len(part)] or parts[:1]
         return cls(
             ids=torch.cat([part.ids for part in filled]),
@@ -70,13 +69,8 @@ class EncodedRows:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def without_rest(self) -> EncodedRows:
-        """The same, with the ids that belong to a pair alone."""
-        owned = int((self.lengths.sum(dim=1) - self.shared).sum())
-        return replace(self, ids=self.ids[:owned])
-
     def cut(self, max_seq_len: int) -> Rows:
-        """The rows with `max_seq_len` tokens of each side, and those that would teach nothing."""
+        """Truncate each side to `max_seq_len` tokens, and skip pairs without anything to learn."""
         lengths = self.lengths.clamp(max=max_seq_len)
         unanswered = self.response_tokens(max_seq_len) == 0
         alike = (lengths[:, 0] == lengths[:, 1]) & (self.shared >= lengths[:, 0])
@@ -93,50 +87,50 @@ class EncodedRows:
         )
 
     def pair(self, index: int, max_seq_len: int) -> TokenizedPair:
-        """One of the P pairs, with `max_seq_len` tokens of each side."""
+        """Build one pair, with at most `max_seq_len` tokens per side."""
         chosen, rejected = self.lengths[index].tolist()
         start, shared = int(self._starts[index]), int(self.shared[index])
         ids = self.ids[start : start + chosen + rejected - shared].to(torch.int64)
         both = ids[:chosen], torch.cat([ids[:shared], ids[chosen:]])
         sides = []
-        for side, its_ids in enumerate(both):
-            # Copies, since a slice would keep what is cut off, and the other side, in memory.
-            its_ids = its_ids[:max_seq_len].clone()
-            response = torch.zeros(len(its_ids), dtype=torch.bool)
+        for side, full_ids in enumerate(both):
+            # Clone: a slice would keep the truncated rest and the other side in memory.
+            side_ids = full_ids[:max_seq_len].clone()
+            response = torch.zeros(len(side_ids), dtype=torch.bool)
             first = int(self._first_answers[2 * index + side])
             count = int(self.answer_counts[index, side])
             for begin, end in self.answers[first : first + count].tolist():
                 response[begin:end] = True
-            sides.append(Tokenized(its_ids, response))
+            sides.append(Tokenized(side_ids, response))
         return TokenizedPair(int(self.lines[index]), *sides)
 
     def response_tokens(self, max_seq_len: int) -> Tensor:
-        """(P, 2) int64: `Tokenized.response_tokens` of each side."""
+        """Count the response tokens of each side, (P, 2) int64; see `Tokenized.response_tokens`."""
         begins, ends = self.answers.clamp(min=1, max=max(max_seq_len, 1)).unbind(dim=1)
         return self._sums(ends - begins)
 
     def answers_begun(self, max_seq_len: int) -> Tensor:
-        """(P, 2) int64: answers of each side of which a token is left."""
+        """Count the answers of each side that keep at least one token, (P, 2) int64."""
         return self._sums(self.answers[:, 0] < max_seq_len)
 
     def doubled(self, token_ids: Sequence[int]) -> Tensor:
-        """(P,) bool, whether one of these tokens follows itself on a side."""
-        ids = self.ids[: int((self.lengths.sum(dim=1) - self.shared).sum())]
+        """Return (P,) bool, true where one of `token_ids` occurs twice in a row on a side."""
+        ids = self.ids
         wanted = torch.tensor(token_ids, dtype=torch.int32).to(ids.dtype)
-        if ids.dtype == torch.uint16:  # which torch can store, and hardly compute with
+        if ids.dtype == torch.uint16:  # torch stores uint16 but implements few operations for it
             ids, wanted = ids.view(torch.int16), wanted.view(torch.int16)
         found = torch.zeros(len(self), dtype=torch.bool)
         pieces = range(0, max(1, len(ids)), _PIECE)
         places = torch.cat([_doubled(ids, wanted, begin) for begin in pieces])
         pairs = torch.searchsorted(self._starts, places, right=True) - 1
-        # Not where one pair, or one side, ends and the next begins.
+        # Ignore matches across the border of two pairs or of two sides.
         within = places - self._starts[pairs]
         found[pairs[(within != 0) & (within != self.lengths[pairs, 0])]] = True
-        # What is rejected goes on where the shared beginning ends.
-        goes_on = ((self.lengths[:, 1] > self.shared) & (self.shared > 0)).nonzero().flatten()
-        first = (self._starts + self.lengths[:, 0])[goes_on]
-        last_shared = (self._starts + self.shared - 1)[goes_on]
-        found[goes_on] |= (ids[first] == ids[last_shared]) & torch.isin(ids[first], wanted)
+        # The rejected side continues after the shared beginning, which is stored elsewhere.
+        continued = ((self.lengths[:, 1] > self.shared) & (self.shared > 0)).nonzero().flatten()
+        first = (self._starts + self.lengths[:, 0])[continued]
+        last_shared = (self._starts + self.shared - 1)[continued]
+        found[continued] |= (ids[first] == ids[last_shared]) & torch.isin(ids[first], wanted)
         return found
 
     def _why_lost(self, index: int, unanswered: list[bool], max_seq_len: int) -> SkippedRow:
@@ -153,34 +147,34 @@ class EncodedRows:
         )
 
     def _sums(self, of_answers: Tensor) -> Tensor:
-        """(P, 2) int64, sums over each side's answers of (A,) numbers."""
+        """Sum (A,) numbers over the answers of each side, (P, 2) int64."""
         sums = torch.zeros(2 * len(self), dtype=torch.int64)
         sums.index_add_(0, self._sides, of_answers.to(torch.int64))
         return sums.view(-1, 2)
 
     @cached_property
     def _starts(self) -> Tensor:
-        """(P,) int64, where in `ids` each pair begins."""
+        """Index in `ids` of the first token of each pair, (P,) int64."""
         return _exclusive_sums(self.lengths.sum(dim=1) - self.shared)
 
     @cached_property
     def _first_answers(self) -> Tensor:
-        """(2P,) int64, where in `answers` those of each side begin."""
+        """Index in `answers` of the first answer of each side, (2P,) int64."""
         return _exclusive_sums(self.answer_counts.flatten())
 
     @cached_property
     def _sides(self) -> Tensor:
-        """(A,) int64, the side of each answer: 2i and 2i + 1 are those of pair i."""
+        """Side of each answer, (A,) int64: 2i and 2i + 1 for the sides of pair i."""
         return torch.arange(2 * len(self)).repeat_interleave(self.answer_counts.flatten())
 
 
 class TokenizedPairs(Sequence[TokenizedPair]):
-    """Some pairs of a file, cut at `max_seq_len`; each is made when it is asked for.
+    """Sequence of pairs truncated at `max_seq_len`, each built when it is indexed.
 
     Args:
-        rows: of the file.
-        max_seq_len: tokens of a side that are kept.
-        indices: (K,) int64, which of `rows` these are, in their order here.
+        rows: encoded rows of the file.
+        max_seq_len: tokens kept per side.
+        indices: (K,) int64, indices into `rows`, in order.
     """
 
     def __init__(self, rows: EncodedRows, max_seq_len: int, indices: Tensor) -> None:
@@ -203,45 +197,45 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return self._rows.pair(int(self._indices[index]), self._max_seq_len)
 
     def select(self, positions: Sequence[int]) -> TokenizedPairs:
-        """Those at the given positions."""
+        """Select pairs by position."""
         chosen = self._indices[torch.tensor(positions, dtype=torch.int64)]
         return TokenizedPairs(self._rows, self._max_seq_len, chosen)
 
     @property
     def lines(self) -> Tensor:
-        """(K,) int32, where in the file each pair comes from."""
+        """Row number of each pair, (K,) int32."""
         return self._rows.lines[self._indices]
 
     @property
     def places(self) -> Places:
-        """What these numbers mean."""
+        """Mapping from row numbers to files."""
         return self._rows.places
 
     @property
     def lengths(self) -> Tensor:
-        """(K, 2) int32, tokens of chosen and rejected."""
+        """Tokens of chosen and rejected after truncation, (K, 2) int32."""
         return self._rows.lengths[self._indices].clamp(max=self._max_seq_len)
 
     @property
     def response_tokens(self) -> Tensor:
-        """(K, 2) int64, `Tokenized.response_tokens` of chosen and rejected."""
+        """Response tokens of chosen and rejected, (K, 2) int64."""
         return self._rows.response_tokens(self._max_seq_len)[self._indices]
 
     @property
     def answers(self) -> Tensor:
-        """(K, 2) int64, answers of chosen and rejected that carry loss: runs of tokens."""
+        """Answers of chosen and rejected that carry loss, (K, 2) int64."""
         return self._rows.answers_begun(self._max_seq_len)[self._indices]
 
     @cached_property
     def computed_tokens(self) -> Tensor:
-        """(K,) int32, positions the packed layout computes: what both sides share, once."""
+        """Positions that the packed layout computes per pair, (K,) int32."""
         lengths = self.lengths
         shared = torch.minimum(self._rows.shared[self._indices], lengths.amin(dim=1) - 1)
         return lengths.sum(dim=1, dtype=torch.int32) - 2 - shared
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 over every token and mask of these pairs, and more: of all rows."""
-        rows = self._rows.without_rest()
+        """Hash all rows and the selection of these pairs (hex SHA-256)."""
+        rows = self._rows
         digest = hashlib.sha256(str(self._max_seq_len).encode())
         for column in (rows.ids, rows.lengths, rows.shared, rows.answers, rows.answer_counts):
             digest.update(f"{column.dtype} {column.shape}".encode())
@@ -251,16 +245,16 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 
     @property
     def shortened(self) -> Tensor:
-        """(K,) bool, whether a side loses its end."""
+        """Mask (K,) bool of pairs with a truncated side."""
         return (self._rows.lengths[self._indices] > self._max_seq_len).any(dim=1)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The pairs of a file at one `max_seq_len`, and the rows that are none, by line.
+    """Pairs of a file at one `max_seq_len`, and the skipped rows by line.
 
-    content: SHA-256 of what they were read from, if that was a source.
-    places: what their numbers mean there.
+    content: SHA-256 of the source, or "".
+    places: mapping from row numbers to files.
     """
 
     kept: TokenizedPairs
@@ -270,16 +264,16 @@ class Rows:
 
     @property
     def total(self) -> int:
-        """Rows of the file."""
+        """Number of rows of the file."""
         return len(self.kept) + len(self.skipped_rows)
 
     @property
     def tokens(self) -> int:
-        """Positions one epoch computes."""
+        """Positions that one epoch computes."""
         return int(self.kept.computed_tokens.sum())
 
     def facts(self) -> dict[str, int]:
-        """For programs."""
+        """Return the counts for JSON output."""
         return {
             "kept": len(self.kept),
             "skipped_rows": len(self.skipped_rows),
@@ -288,13 +282,13 @@ class Rows:
 
 
 def _doubled(ids: Tensor, wanted: Tensor, begin: int) -> Tensor:
-    """int64, where in a piece of (N,) ids one of `wanted` follows itself."""
+    """Return positions in one piece of `ids` where one of `wanted` occurs twice in a row."""
     piece = ids[begin : begin + _PIECE + 1]
     is_one = (piece[1:] == piece[:-1]) & torch.isin(piece[1:], wanted)
     return is_one.nonzero().flatten() + begin + 1
 
 
 def _exclusive_sums(counts: Tensor) -> Tensor:
-    """(n,) int64, the sum of all before each."""
+    """Return the exclusive cumulative sums of (n,) counts, int64."""
     sums: Tensor = counts.cumsum(dim=0, dtype=torch.int64)
     return sums - counts

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.errors import DpoError
-from dpo_cli.files import cache_directory
+from dpo_cli.files import cache_directory, cache_entries, remove_path
 
 KINDS = {
     "tokens": "encoded rows",
@@ -49,9 +49,10 @@ def entries(directory: Path) -> list[Cached]:
     for kind, path in _files(directory):
         with suppress(OSError):  # another process removes unused files
             state = path.lstat()
+            size_bytes = sum(p.lstat().st_size for p in path.iterdir()) if path.is_dir() else 0
             is_temporary = path.name.endswith(".tmp")
             if not is_temporary or time.time() - state.st_mtime > _WRITING_SECONDS:
-                files.append(Cached(kind, path, state.st_size, state.st_mtime))
+                files.append(Cached(kind, path, size_bytes or state.st_size, state.st_mtime))
     return files
 
 
@@ -63,7 +64,7 @@ def remove(cached: Sequence[Cached]) -> list[Cached]:
     gone = []
     for entry in cached:
         with suppress(OSError):
-            entry.path.unlink(missing_ok=True)
+            remove_path(entry.path)
             gone.append(entry)
     for folder in {entry.path.parent for entry in cached}:
         with suppress(OSError):  # not empty
@@ -72,9 +73,6 @@ def remove(cached: Sequence[Cached]) -> list[Cached]:
 
 
 def _files(directory: Path) -> Iterator[tuple[str, Path]]:
-    for kind in ("tokens", "reference"):
-        folder = directory / kind
-        for pattern in ("*.safetensors", ".*.safetensors.*.tmp"):
-            for path in sorted(folder.glob(pattern)):
-                if path.name.startswith(".") == pattern.startswith("."):
-                    yield kind, path
+    for kind in KINDS:
+        for path in cache_entries(directory / kind):
+            yield kind, path

@@ -46,7 +46,7 @@ def encode(
         on_progress=lambda done, total: on_progress(
             "encoding" if total else "counting", done, total, "rows"
         ),
-        crew=group,
+        ranks=group,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_cli.checks.examination import examine
+from dpo_cli.checks.check import run_checks
 from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
@@ -133,6 +133,6 @@ def examined(bench: Path) -> Examine:
     """Examine `my.toml` with settings on top."""
 
     def run(*settings: str, pair: str | None = None) -> Diagnosis:
-        return examine(bench / "my.toml", settings, bench / "runs", pair, lambda *_: None)
+        return run_checks(bench / "my.toml", settings, bench / "runs", pair, lambda *_: None)
 
     return run

@@ -13,7 +13,7 @@ from dpo_cli.checks import forecast, memory
 from dpo_cli.checks.forecast import Sample, evaluations_of, fit_line, global_batch_tokens
 from dpo_cli.checks.memory import longest_global_batch, smaller
 from dpo_cli.checks.resources import estimate_memory
-from dpo_cli.checks.trial import make_trial
+from dpo_cli.checks.trial_trainer import make_trial_trainer
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.run.events import StepDone
@@ -65,7 +65,7 @@ def test_the_line_through_the_samples() -> None:
 )
 def test_tokens_are_counted_as_the_trainer_computes_them(uneven: Path, settings: list[str]) -> None:
     inputs = prepared_with(uneven, "train.batch_size=2", *settings)
-    trial = make_trial(inputs, lambda *_: None)
+    trial = make_trial_trainer(inputs, lambda *_: None)
     for window in itertools.islice(inputs.order.global_batches(), 3):
         done, _ = trial.step(window)
         assert global_batch_tokens(inputs, window) == done.tokens
@@ -82,7 +82,7 @@ def test_evaluations_are_counted_as_the_trainer_makes_them(bench: Path, interval
             made.append(self.step)
             return False
 
-    trainer = make_trial(inputs, lambda *_: None).trainer
+    trainer = make_trial_trainer(inputs, lambda *_: None).trainer
     fields = {field.name: getattr(trainer, field.name) for field in dataclasses.fields(Trainer)}
     Counted(**fields).train()
     assert evaluations_of(inputs) == len(made)
@@ -119,7 +119,7 @@ def test_a_reference_that_is_in_the_cache_takes_no_time(
 def test_measuring_ends_when_it_takes_too_long(
     uneven: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial = make_trial(prepared_with(uneven, "train.batch_size=1"), lambda *_: None)
+    trial = make_trial_trainer(prepared_with(uneven, "train.batch_size=1"), lambda *_: None)
     assert len(forecast.take_samples(trial, lambda *_: None)) == forecast.SAMPLES
     monkeypatch.setattr(forecast, "MOST_SECONDS", 0.0)
     few = forecast.take_samples(trial, lambda *_: None)
@@ -131,7 +131,7 @@ def test_of_a_large_window_a_part_is_timed(uneven: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(forecast._MOST_TOKENS, "cpu", 300)
     settings = ("train.batch_size=1", "train.accumulation_steps=20", "train.epochs=1")
     inputs = prepared_with(uneven, *settings)
-    [sample] = forecast.take_samples(make_trial(inputs, lambda *_: None), lambda *_: None)
+    [sample] = forecast.take_samples(make_trial_trainer(inputs, lambda *_: None), lambda *_: None)
     assert (
         0 < sample.tokens <= 300 < global_batch_tokens(inputs, next(inputs.order.global_batches()))
     )

@@ -10,7 +10,7 @@ import torch
 
 from dpo_cli.checks import launch
 from dpo_cli.checks.launch import check_launch
-from dpo_cli.checks.notes import Notes
+from dpo_cli.checks.reporter import Reporter
 from dpo_cli.compute.device import Device
 from dpo_cli.findings import Finding, Level
 from dpo_cli.profile.schema import Profile
@@ -37,9 +37,9 @@ def looked(device: Device = CPU, **keys: Any) -> tuple[int | None, dict[str, Fin
     profile = Profile.model_validate(
         {"model": {"tokenizer": "m"}, "data": {"data_path": "d"}, "launch": keys}
     )
-    notes = Notes()
-    world_size = check_launch(notes, profile, device, lambda *_: None)
-    return world_size, {finding.code: finding for finding in notes.findings}
+    reporter = Reporter()
+    world_size = check_launch(reporter, profile, device, lambda *_: None)
+    return world_size, {finding.code: finding for finding in reporter.findings}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What `dpo check` sees in the pairs themselves, each trait provoked by a real row."""
+"""What `dpo check` sees in the pairs themselves, each issue provoked by a real row."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.checks.traits import find_traits, is_near_identical
+from dpo_cli.checks.pair_issues import find_issues, is_near_identical
 from dpo_cli.data.formats import Message
 from dpo_cli.data.sources import Source
-from dpo_cli.findings import Diagnosis, Finding, Level, Trait
+from dpo_cli.findings import Diagnosis, Finding, Level, PairIssue
 from tests.checks.conftest import ROWS, TOKENIZER, Examine, row
 
 QUESTION, YES, NO = "Is the moon made of cheese?", "Yes, of cheese it is.", "No, it is rock."
@@ -40,41 +40,44 @@ def words(draw: random.Random, number: int) -> str:
 # --- texts -------------------------------------------------------------------------------------
 
 ODD = {
-    Trait.CONTRADICTORY: ([row(QUESTION, YES, NO), row(QUESTION, NO, YES)], [9, 10]),
-    Trait.OTHER_PROMPT: ([two_sides(turns("Hi?", YES), turns("Ho?", NO))], [9]),
-    Trait.ONE_SIDED_THINK: ([row(QUESTION, f"<think>\nHm.\n</think>\n{YES}", NO)], [9]),
-    Trait.CONTROL_TOKENS: ([row(QUESTION, YES + "<|im_start|> And so on.", NO)], [9]),
-    Trait.DOUBLED_TOKEN: ([row(QUESTION, YES, NO + "<|im_end|>")], [9]),
-    Trait.FOREIGN_TEMPLATE: ([row(QUESTION, YES + "\n### Human: More?", NO)], [9]),
-    Trait.NEAR_IDENTICAL: ([row(QUESTION, f"{n} is it.", f"{n} is it!") for n in "abc"], [9, 10]),
-    Trait.REPEATED: ([row(QUESTION, YES, NO)] * 4, [10, 11, 12]),
-    Trait.OTHER_LANGUAGE: (
+    PairIssue.CONTRADICTORY: ([row(QUESTION, YES, NO), row(QUESTION, NO, YES)], [9, 10]),
+    PairIssue.OTHER_PROMPT: ([two_sides(turns("Hi?", YES), turns("Ho?", NO))], [9]),
+    PairIssue.ONE_SIDED_THINK: ([row(QUESTION, f"<think>\nHm.\n</think>\n{YES}", NO)], [9]),
+    PairIssue.CONTROL_TOKENS: ([row(QUESTION, YES + "<|im_start|> And so on.", NO)], [9]),
+    PairIssue.DOUBLED_TOKEN: ([row(QUESTION, YES, NO + "<|im_end|>")], [9]),
+    PairIssue.FOREIGN_TEMPLATE: ([row(QUESTION, YES + "\n### Human: More?", NO)], [9]),
+    PairIssue.NEAR_IDENTICAL: (
+        [row(QUESTION, f"{n} is it.", f"{n} is it!") for n in "abc"],
+        [9, 10],
+    ),
+    PairIssue.REPEATED: ([row(QUESTION, YES, NO)] * 4, [10, 11, 12]),
+    PairIssue.OTHER_LANGUAGE: (
         [row(QUESTION, YES, "不是，月亮是由岩石构成的，这一点我们早就知道了。" + n) for n in "abc"],
         [9, 10, 11],
     ),
 }
-"""Rows behind `ROWS` that have a trait, and the first lines that have it."""
+"""Rows behind `ROWS` that have a issue, and the first lines that have it."""
 
 
-@pytest.mark.parametrize("trait", ODD)
+@pytest.mark.parametrize("issue", ODD)
 def test_each_trait_is_found_and_told_with_its_lines(
-    examined: Examine, bench: Path, trait: Trait
+    examined: Examine, bench: Path, issue: PairIssue
 ) -> None:
-    rows, lines = ODD[trait]
+    rows, lines = ODD[issue]
     (bench / "pairs.jsonl").write_text("".join([*ROWS, *rows]))
     diagnosis = examined()
-    finding = of(diagnosis, f"pairs-{trait}")
+    finding = of(diagnosis, f"pairs-{issue}")
     assert finding.level is Level.WARN
     assert finding.remedy
-    assert diagnosis.facts["traits"][trait][: len(lines)] == lines
-    number = len(diagnosis.facts["traits"][trait])
+    assert diagnosis.facts["issues"][issue][: len(lines)] == lines
+    number = len(diagnosis.facts["issues"][issue])
     total = len(ROWS) + len(rows)
     assert finding.message.startswith(f"{number} of {total} pairs ({number / total:.1%}) ")
     assert str(lines[0]) in finding.message.rpartition(":")[2]
 
 
 def test_copies_and_contradictions_name_both_lines(examined: Examine, bench: Path) -> None:
-    (bench / "pairs.jsonl").write_text("".join([*ROWS, *ODD[Trait.CONTRADICTORY][0]]))
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, *ODD[PairIssue.CONTRADICTORY][0]]))
     assert of(examined(), "pairs-contradictory").message.endswith(": lines 9 and 10")
     (bench / "pairs.jsonl").write_text("".join([*ROWS, *ROWS[:3]]))
     assert of(examined(), "pairs-repeated").message.endswith(": lines 1 and 9, 2 and 10, 3 and 11")
@@ -125,13 +128,13 @@ def test_near_identical_is_nine_words_in_ten(first: str, second: str, is_near: b
 def test_only_rows_that_are_kept_are_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join([ROWS[0], "{}\n", ROWS[0], row("<|im_end|>", YES, NO)]))
-    traits = find_traits(
+    issues = find_issues(
         Source((path,)), Source((path,)).look(), [1, 3], ["<|im_end|>"], lambda *_: None
     )
-    assert (len(traits.digests), traits.digests.prompts) == (2, 1)
-    assert [pair.line for pair in traits.sample] == [1, 3]
-    assert Trait.CONTROL_TOKENS not in traits.lines
-    assert traits.of(3) == ["repeated (line 1)"]
+    assert (len(issues.hashes), issues.hashes.prompts) == (2, 1)
+    assert [pair.line for pair in issues.sample] == [1, 3]
+    assert PairIssue.CONTROL_TOKENS not in issues.lines
+    assert issues.of(3) == ["repeated (line 1)"]
 
 
 # --- lengths -----------------------------------------------------------------------------------

@@ -139,15 +139,15 @@ def test_plots_that_cannot_be(
     assert dpo("plot", "plain", "--out", "x.pdf")[0] == 2
     assert "cannot write missing/x.svg" in dpo("plot", "plain", "--out", "missing/x.svg")[2]
     story.write(root, "young", *story.preparation())
-    assert "there is nothing to draw" in dpo("plot", "young", "--out", "x.svg")[2]
+    assert "nothing to draw" in dpo("plot", "young", "--out", "x.svg")[2]
     monkeypatch.setitem(sys.modules, "cairosvg", None)
     code, _, err = dpo("plot", "plain", "--out", "x.png")
-    assert (code, "dpo-cli[png]" in err) == (1, True)
+    assert (code, ".[png]" in err) == (1, True)
     assert not list(Path().glob("x.*"))
 
 
 def test_a_png_where_the_extra_is_installed(dpo: Cli, plain: RunDirectory) -> None:
-    pytest.importorskip("cairosvg", reason='needs the extra: pip install "dpo-cli[png]"')
+    pytest.importorskip("cairosvg", reason="needs the extra png")
     assert dpo("plot", "plain", "--out", "x.png")[0] == 0
     assert Path("x.png").read_bytes().startswith(b"\x89PNG")
 

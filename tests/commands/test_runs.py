@@ -316,7 +316,7 @@ def test_stop_waits_until_the_run_has_saved(dpo: Cli, worker: Worker, directory:
 def test_stop_where_nothing_runs(dpo: Cli, stopped: RunDirectory) -> None:
     code, out, _ = dpo("stop")
     assert code == 0
-    assert "is not being trained" in out
+    assert "is not training" in out
     assert stopped.take_request() is None
 
 
@@ -398,7 +398,7 @@ def test_export_shows_what_was_written(dpo: Cli, stopped: RunDirectory, bench: B
     code, out, _ = dpo("export", *told)
     assert code == 0
     run = RunDirectory(Path("runs", stopped.name))
-    assert bench.asked == [(run, Path("x.pth"), "bfloat16", True, (), "nearest", None, True, "pth")]
+    assert bench.asked == [(run, Path("x.pth"), "bfloat16", True, [], "nearest", None, True, "pth")]
     assert out.splitlines() == [
         "wrote out/rlhf_512.pth: 51.7 MB, float16 rounded to nearest, 75 tensors, after step 3",
         "not compared with the starting weights: full_sft_512.pth is gone",
@@ -417,7 +417,7 @@ def test_export_rounds_as_it_is_told(dpo: Cli, stopped: RunDirectory, bench: Ben
     assert "float16 rounded stochastically with seed 7, 75 tensors" in out
     code, _, err = dpo("export", "--seed", "7")
     assert code == 2
-    assert "add --rounding stochastic" in err
+    assert "Add --rounding stochastic" in err
     assert dpo("export", "--rounding", "up")[0] == 2
 
 
@@ -434,14 +434,14 @@ def test_export_scores_held_out_pairs_where_it_is_soon_done(
     assert dpo("export")[1].splitlines()[-2] == HELD_OUT
     assert bench.asked[-1][2] == [{"file": 1}, {"state": 1}]
     bench.seconds = 100.0
-    hint = "held-out pairs: not scored; --evaluate takes about 3m 20s"
+    hint = "held-out pairs: not evaluated; --evaluate takes about 3m 20s"
     assert dpo("export")[1].splitlines()[-2] == hint
     assert dpo("export", "--evaluate")[1].splitlines()[-2] == HELD_OUT
     assert "held" not in dpo("export", "--no-evaluate")[1]
     bench.failure = "data.data_path: gone"
     lines = dpo("export", "--evaluate")[1].splitlines()
     assert lines[-2:] == [
-        "held-out pairs: not scored: data.data_path: gone",
+        "held-out pairs: not evaluated: data.data_path: gone",
         "try it: python eval_model.py",
     ]
 
@@ -451,5 +451,5 @@ def test_export_leaves_a_run_alone_that_is_training(
 ) -> None:
     bench.seconds = 1.0
     with stopped.locked():
-        assert "not scored; --evaluate takes about 2s" in dpo("export")[1]
+        assert "not evaluated; --evaluate takes about 2s" in dpo("export")[1]
         assert HELD_OUT in dpo("export", "--evaluate")[1]

@@ -19,7 +19,7 @@ from tests.support.cli import Run, set_options
 from tests.support.small_runs import golden_run
 
 LINE = "track.use_wandb: Weights & Biases is not installed"
-REMEDY = "Install it: pip install 'dpo-cli[wandb]', or '.[wandb]' in a clone."
+REMEDY = "Run pip install '.[wandb]' in a clone of this repository."
 TRACKED = {"track.use_tensorboard": True, "track.use_wandb": True}
 
 

@@ -250,7 +250,7 @@ class TestEncodePairs:
 
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DpoError, match="not a tokenizer that can be read"):
+    with pytest.raises(DpoError, match="the tokenizer cannot be read"):
         ChatTokenizer(tmp_path)
 
 

@@ -168,10 +168,10 @@ def test_what_one_template_writes_another_leaves_out(shared: Path, tmp_path: Pat
     )
     rows = encoded(path, ChatTokenizer(shared / "tokenizer/minimind2"))
     assert [(row.line, row.problem, row.reason) for row in rows.skipped_rows] == [
-        (1, "left-out", "the chat template leaves out turns of the system behind the first"
+        (1, "left-out", "the chat template leaves out later system turns"
          " (message 3)"),
-        (2, "left-out", "the chat template leaves out turns of the role tool (message 3)"),
-        (3, "left-out", "the chat template leaves out calls of tools (message 2)"),
+        (2, "left-out", "the chat template leaves out tool turns (message 3)"),
+        (3, "left-out", "the chat template leaves out tool calls (message 2)"),
     ]  # fmt: skip
     assert rows.lines.tolist() == [4]
     assert len(encoded(path, ChatTokenizer(shared / "tokenizer/minimind3"))) == 4
@@ -214,7 +214,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     with pytest.raises(DpoError) as caught:
         one(row, tmp_path, columns={**columns, "chosen": "good"})
     assert "no column 'good', which data.columns.chosen names" in caught.value.message
-    assert caught.value.remedy.endswith("'question', 'best', 'worst', 'id'")
+    assert caught.value.remedy.endswith("'question', 'best', 'worst', 'id'.")
 
 
 def test_two_texts_and_a_question_are_not_texts_that_begin_with_it(tmp_path: Path) -> None:
@@ -225,21 +225,25 @@ def test_two_texts_and_a_question_are_not_texts_that_begin_with_it(tmp_path: Pat
 @pytest.mark.parametrize(
     ("row", "format", "reason"),
     [
-        ({"prompt": "p", "chosen": 3, "rejected": "r"}, "plain", "'chosen' must be a text, not a"),
+        (
+            {"prompt": "p", "chosen": 3, "rejected": "r"},
+            "plain",
+            "'chosen' is a number, expected a text",
+        ),
         ({"chosen": "c", "rejected": "r"}, "plain", "no 'prompt'"),
-        ({"chosen": "c", "rejected": "r"}, "implicit", "do not begin alike"),
-        ({"chosen": "a", "rejected": "a b"}, "implicit", "do not begin alike"),
+        ({"chosen": "c", "rejected": "r"}, "implicit", "need a common beginning"),
+        ({"chosen": "a", "rejected": "a b"}, "implicit", "need a common beginning"),
         ({"chosen": "c", "rejected": "r"}, "sharegpt", "no 'conversations'"),
-        ({"prompt": [], "chosen": [], "rejected": []}, "conversational", "not an empty list"),
+        ({"prompt": [], "chosen": [], "rejected": []}, "conversational", "is an empty list"),
         (
             {"prompt": turns("a"), "chosen": turns("a"), "rejected": turns("a", "b")},
             "conversational",
-            "'chosen' holds no assistant's answer",
+            "'chosen' has no assistant message",
         ),
         (
             {"conversations": of_sharegpt(("alien", "x")), "chosen": {}, "rejected": {}},
             "sharegpt",
-            "'conversations', message 1: 'from' 'alien' is none of human, gpt",
+            "'conversations', message 1: 'from' 'alien' is not one of human, gpt",
         ),
         (
             {"conversations": [{"from": "human"}], "chosen": {}, "rejected": {}},
@@ -254,9 +258,13 @@ def test_two_texts_and_a_question_are_not_texts_that_begin_with_it(tmp_path: Pat
         (
             {"prompt": "p", "chosen": "c", "rejected": "r", "tools": "[{}]"},
             "plain",
-            "definitions of tools",
+            "tool definitions",
         ),
-        ({"prompt": "p", "chosen": "c", "rejected": "r", "system": 3}, "plain", "'system' must be"),
+        (
+            {"prompt": "p", "chosen": "c", "rejected": "r", "system": 3},
+            "plain",
+            "'system' is a number, expected a text",
+        ),
     ],
 )
 def test_what_is_malformed_is_said(row: Row, format: str, reason: str, tmp_path: Path) -> None:

@@ -57,23 +57,26 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     ("raw", "reason"),
     [
         ('{"chosen": [', "not JSON: Expecting value (column 13)"),
-        ("[1, 2]", "a JSON object was expected, not a list"),
-        ("null", "a JSON object was expected, not null"),
+        ("[1, 2]", "expected a JSON object, got a list"),
+        ("null", "expected a JSON object, got null"),
         (json.dumps({"chosen": row()["chosen"]}), "no 'rejected'"),
         (json.dumps({"rejected": row()["chosen"]}), "no 'chosen'"),
-        (json.dumps(row() | {"chosen": []}), "'chosen' must be a list of messages, not an empty"),
-        (json.dumps(row() | {"chosen": "text"}), "'chosen' must be a list of messages, not a text"),
-        (json.dumps(row() | {"rejected": [QUESTION]}), "'rejected' holds no assistant's answer"),
-        (json.dumps(row() | {"rejected": ["a"]}), "'rejected', message 1: an object was expected"),
+        (
+            json.dumps(row() | {"chosen": []}),
+            "'chosen' is an empty list, expected a list of messages",
+        ),
+        (json.dumps(row() | {"chosen": "text"}), "'chosen' is a text, expected a list of messages"),
+        (json.dumps(row() | {"rejected": [QUESTION]}), "'rejected' has no assistant message"),
+        (json.dumps(row() | {"rejected": ["a"]}), "'rejected', message 1: expected an object"),
         (json.dumps(row(chosen=None)), "'chosen', message 2: 'content' must be a text"),
         (json.dumps(row(chosen=7)), "'chosen', message 2: 'content' must be a text"),
         (
             json.dumps({"chosen": [{"role": "human", "content": "x"}], "rejected": []}),
-            "role 'human' is none of system, user, assistant, tool",
+            "role 'human' is not one of system, user, assistant, tool",
         ),
-        (json.dumps(row(chosen="\ud800")), "half a surrogate pair"),
+        (json.dumps(row(chosen="\ud800")), "an unpaired surrogate"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"chosen": ' + "9" * 5000 + "}", "not JSON that can be read"),
+        ('{"chosen": ' + "9" * 5000 + "}", "unreadable JSON"),
     ],
 )
 def test_what_is_malformed_is_said(raw: str, reason: str) -> None:
@@ -116,7 +119,7 @@ def test_rows_that_are_too_long_never_refuse_a_file() -> None:
 def test_a_file_without_rows_is_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(content)
-    with pytest.raises(DpoError, match="holds no rows"):
+    with pytest.raises(DpoError, match="has no rows"):
         list(read_pairs(path))
 
 
@@ -126,5 +129,5 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_empty_directory_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DpoError, match="holds no file of pairs"):
+    with pytest.raises(DpoError, match="has no file of pairs"):
         list(read_pairs(tmp_path))

@@ -50,20 +50,20 @@ def test_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ([], "a JSON object was expected"),
-        ({"text": "why?"}, "no 'prompt' among text, and no pair"),
-        ({}, "no 'prompt' among no columns, and no pair"),
-        ({"prompt": "  "}, "'prompt' must be a text that is not empty, or a list of messages"),
-        ({"prompt": []}, "'prompt' must be a text that is not empty, or a list of messages"),
+        ([], "expected a JSON object"),
+        ({"text": "why?"}, "no 'prompt' among text, and not a pair"),
+        ({}, "no 'prompt' among no columns, and not a pair"),
+        ({"prompt": "  "}, "'prompt' must be a non-empty text or a list of messages"),
+        ({"prompt": []}, "'prompt' must be a non-empty text or a list of messages"),
         ({"prompt": [USER, ANSWER]}, "the last message is an answer"),
-        ({"prompt": ["why?"]}, "message 1 has no 'content' that is a text"),
-        ({"prompt": [{"role": "me", "content": ""}]}, "message 1 has none of the roles system"),
-        ({"chosen": [USER], "rejected": [USER]}, "'chosen' holds no assistant's answer"),
-        ({"chosen": [ANSWER], "rejected": [ANSWER]}, "'prompt' must be a text"),
+        ({"prompt": ["why?"]}, "message 1: 'content' must be a text"),
+        ({"prompt": [{"role": "me", "content": ""}]}, "message 1: 'role' must be one of system"),
+        ({"chosen": [USER], "rejected": [USER]}, "'chosen' has no assistant message"),
+        ({"chosen": [ANSWER], "rejected": [ANSWER]}, "'prompt' must be a non-empty text"),
     ],
 )
 def test_rows_that_are_none(tmp_path: Path, row: object, said: str) -> None:
-    with pytest.raises(DpoError, match="1 of 2 lines hold no prompt") as raised:
+    with pytest.raises(DpoError, match="1 of 2 lines have no prompt") as raised:
         read_prompts(rows(tmp_path, {"prompt": "why?"}, row))
     [detail] = raised.value.details
     assert detail.startswith(f"line 2: {said}")
@@ -73,9 +73,9 @@ def test_rows_that_are_none(tmp_path: Path, row: object, said: str) -> None:
     ("raw", "said"),
     [
         (b'{"prompt": ', "not JSON: Expecting value (column 12)"),
-        (b"[" * 100_000, "not JSON that can be read"),
+        (b"[" * 100_000, "JSON nested too deeply"),
         (b'{"prompt": "\xff"}', "not UTF-8 (byte 13 of the line)"),
-        (rb'{"prompt": "\ud800"}', "half a surrogate pair"),
+        (rb'{"prompt": "\ud800"}', "an unpaired surrogate"),
     ],
 )
 def test_lines_that_are_no_rows(tmp_path: Path, raw: bytes, said: str) -> None:
@@ -91,9 +91,9 @@ def test_files_without_prompts(tmp_path: Path) -> None:
     with pytest.raises(DpoError, match="No such file"):
         read_prompts(path)
     path.write_text(" \n\n")
-    with pytest.raises(DpoError, match="the file holds no prompt"):
+    with pytest.raises(DpoError, match="the file has no prompt"):
         read_prompts(path)
     path.write_bytes(b"\xff\n" * 12)
-    with pytest.raises(DpoError, match="12 of 12 lines hold no prompt") as raised:
+    with pytest.raises(DpoError, match="12 of 12 lines have no prompt") as raised:
         read_prompts(path)
     assert raised.value.details[-1] == "and 2 more"

@@ -87,7 +87,7 @@ def test_a_compressed_file_cut_off(
     with pytest.raises(DpoError) as caught:
         read(path)
     assert f"{path} is damaged: " in caught.value.message
-    assert caught.value.remedy == "copy or download it again"
+    assert caught.value.remedy == "Copy or download it again."
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstd])
@@ -144,9 +144,9 @@ def test_what_decompresses_without_end_takes_little_memory(
     [
         (b'[{"a": 1}, {"a": 2', "row 2: "),
         (b'[{"a": 1}', "the array has no end"),
-        (b'[{"a": 1} {"a": 2}]', r"no comma and no \] behind row 1"),
+        (b'[{"a": 1} {"a": 2}]', r"no comma or \] after row 1"),
         (b'[{"a": 1},]', "row 2: Expecting value"),
-        (b'[{"a": 1}] {}', "something follows the array"),
+        (b'[{"a": 1}] {}', "there is text after the array"),
         (b'[{"a": tru}]' + b" " * 100, "row 1: Expecting value"),
         (b'[{"a": ' + b"[" * 100_000, "row 1: "),
         (b'[{"a": ' + b"9" * 5000 + b"}]", "row 1: Exceeds the limit"),
@@ -179,7 +179,7 @@ def test_one_row_of_an_array_that_is_none(tmp_path: Path) -> None:
     rows = read(put(tmp_path / "a.json", b"[" + b",".join([good, half, b"7", latin, good]) + b"]"))
     assert [isinstance(row, SkippedRow) for row in rows] == [False, True, True, True, False]
     reasons = [row.reason for row in rows if isinstance(row, SkippedRow)]
-    assert reasons[1] == "a JSON object was expected, not a number"
+    assert reasons[1] == "expected a JSON object, got a number"
     assert "UTF-8" in reasons[0]
     assert "UTF-8" in reasons[2]
 
@@ -197,12 +197,12 @@ def test_csv_with_quotes_commas_and_newlines(tmp_path: Path) -> None:
     assert first.rejected[1]["content"] == '{"a": 1}'
     assert isinstance(second, PreferencePair)
     assert isinstance(third, SkippedRow)
-    assert third.reason == "2 cells, where the header has 3"
+    assert third.reason == "2 cells, but the header has 3"
 
 
 def test_csv_with_a_quote_that_does_not_end(tmp_path: Path) -> None:
     path = put(tmp_path / "pairs.csv", b'prompt,chosen,rejected\na,b,c\na,"b,c\nd,e,f\n')
-    with pytest.raises(DpoError, match="not CSV behind row 1"):
+    with pytest.raises(DpoError, match="invalid CSV after row 1"):
         read(path)
 
 
@@ -211,19 +211,19 @@ def test_csv_with_lists_as_python_writes_them(tmp_path: Path) -> None:
     rows = [{side: str(messages) for side, messages in sides.items()}]
     (found,) = read(put(tmp_path / "pairs.csv", csv_file(rows)))
     assert isinstance(found, SkippedRow)
-    assert found.reason == "a list as Python writes it; write it by json.dumps"
+    assert found.reason == "a list in Python syntax; write it with json.dumps"
 
 
 @pytest.mark.parametrize("content", [b"[]", b"", b"\n \n"])
 def test_no_rows(tmp_path: Path, content: bytes) -> None:
     for name in ("pairs.json", "pairs.csv"):
         if name.endswith("json") or content != b"[]":
-            with pytest.raises(DpoError, match="holds no rows"):
+            with pytest.raises(DpoError, match="has no rows"):
                 read(put(tmp_path / name, content))
 
 
 def test_arrows_own_format_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DpoError, match="Arrow's own format"):
+    with pytest.raises(DpoError, match="the Arrow format is not supported"):
         read(put(tmp_path / "data-00000-of-00001.arrow", b"ARROW1\0\0"))
 
 
@@ -243,7 +243,7 @@ def test_an_extra_that_is_not_installed(
     monkeypatch.setattr(builtins, "__import__", import_without)
     with pytest.raises(DpoError) as caught:
         read(put(tmp_path / "pairs", content))
-    assert caught.value.remedy == f"pip install 'dpo-cli[{extra}]', or '.[{extra}]' in a clone"
+    assert caught.value.remedy == f"Run pip install '.[{extra}]' in a clone of this repository."
 
 
 def test_a_file_that_is_named_twice(tmp_path: Path) -> None:
@@ -251,14 +251,14 @@ def test_a_file_that_is_named_twice(tmp_path: Path) -> None:
     path = put(tmp_path / "folder/pairs.jsonl", jsonl(ROWS))
     (tmp_path / "link.jsonl").symlink_to(path)
     for paths in ((path, path), (tmp_path / "folder", path), (tmp_path / "link.jsonl", path)):
-        with pytest.raises(DpoError, match="is named twice") as caught:
+        with pytest.raises(DpoError, match=r"occurs twice in data\.data_path") as caught:
             read_pairs(Source(paths)).__next__()
         assert "data.mixture_weights" in caught.value.remedy
 
 
 def test_one_object_is_no_list_of_rows(tmp_path: Path) -> None:
     path = put(tmp_path / "pairs.json", json.dumps({"data": ROWS}, indent=1).encode())
-    with pytest.raises(DpoError, match="one JSON object, where a list of rows was expected"):
+    with pytest.raises(DpoError, match="expected a list of rows, got one JSON object"):
         read(path)
     with pytest.raises(DpoError, match="no known format: 'data'"):
         read(put(path, json.dumps({"data": ROWS}).encode()))
@@ -301,14 +301,14 @@ def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
 
 def test_two_columns_of_one_name(tmp_path: Path) -> None:
     path = put(tmp_path / "pairs.csv", b"prompt,chosen,chosen,,\na,b,c,,\n")
-    with pytest.raises(DpoError, match="two columns are called 'chosen'"):
+    with pytest.raises(DpoError, match="two columns are named 'chosen'"):
         read(path)
     put(path, b"prompt,chosen,rejected,,\na,b,c,,\n")
     assert isinstance(read(path)[0], PreferencePair)
 
 
 def test_a_table_in_an_archive(tmp_path: Path) -> None:
-    with pytest.raises(DpoError, match="a Parquet file in an archive"):
+    with pytest.raises(DpoError, match="a compressed Parquet file"):
         read(put(tmp_path / "pairs.parquet.gz", gzip.compress(b"PAR1....PAR1")))
 
 

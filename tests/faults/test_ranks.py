@@ -21,9 +21,9 @@ from dpo_cli.run.lookup import find_runs
 from tests.faults import arms, damage_arms, rank_arms, rank_storm, workers
 from tests.faults.conftest import arguments
 from tests.faults.signal_arms import held, is_gone, limit_files, mounting, started, steps
-from tests.faults.test_damage import only
 from tests.support import ranks
 from tests.support.cli import DPO, Run, run_in, set_options
+from tests.support.run_content import only
 from tests.support.small_runs import golden_run
 
 GONE_SECONDS = 10.0

@@ -123,7 +123,7 @@ def test_a_conversation_keeps_what_was_said(model: Model) -> None:
 def test_a_template_that_refuses(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     template = "{{ raise_exception('no system turns') }}"
     monkeypatch.setattr(model.tokenizer._tokenizer, "chat_template", template)
-    with pytest.raises(DpoError, match="the chat template refuses it: no system turns"):
+    with pytest.raises(DpoError, match="the chat template fails: no system turns"):
         model.speaker().answer(asked(QUESTION), 0)
 
 

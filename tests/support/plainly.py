@@ -33,7 +33,7 @@ def encode_plainly(
             continue
         draw = hashlib.sha256(f"{seed}:{row.line}".encode()).digest()
         keeps = int.from_bytes(draw[:8], "big") / 2**64 < empty_think_ratio
-        if why := tokenizer.passes_over(row.chosen) or tokenizer.passes_over(row.rejected):
+        if why := tokenizer.dropped_turn(row.chosen) or tokenizer.dropped_turn(row.rejected):
             skipped_rows.append(SkippedRow(row.line, "left-out", why))
             continue
         try:
@@ -85,7 +85,7 @@ def render(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> Rendered:
         raise
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(f"the chat template refuses it: {why}") from error
+        raise ValueError(f"the chat template fails: {why}") from error
     return Rendered(text, tuple(answers))
 
 

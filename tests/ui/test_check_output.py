@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpo_cli import app
-from dpo_cli.checks import examination
+from dpo_cli.checks import check
 from dpo_cli.findings import Diagnosis, Finding, Histogram, Level, PairPreview, Span
 from tests.support.snapshots import assert_snapshot
 
@@ -90,7 +90,7 @@ def test_the_page(
     width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     diagnosis = Diagnosis(FINDINGS, PAIR, {}, HISTOGRAMS)
-    monkeypatch.setattr(examination, "examine", lambda *_: diagnosis)
+    monkeypatch.setattr(check, "run_checks", lambda *_: diagnosis)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.toml").write_text("")

@@ -26,7 +26,7 @@ def missing_trackers(profile: Profile) -> list[UsageError]:
     return [
         UsageError(
             f"track.use_{name}: {TITLES[name]} is not installed",
-            f"Install it: pip install 'dpo-cli[{name}]', or '.[{name}]' in a clone.",
+            f"Run pip install '.[{name}]' in a clone of this repository.",
         )
         for name in requested_trackers(profile)
         if not _is_installed(name)

@@ -58,11 +58,11 @@ def pair_preview(pair: PairPreview, *, marks: bool) -> RenderableType:
     return Group(heading, _sides(pair, marks, is_whole=False))
 
 
-def pair_page(pair: PairPreview, traits: Sequence[str], *, marks: bool) -> RenderableType:
+def pair_page(pair: PairPreview, issues: Sequence[str], *, marks: bool) -> RenderableType:
     """Return one whole pair and the names of its issues; see `pair_preview`."""
     heading = Text(_visible(pair.place), style="bold")
-    if traits:
-        heading.append(f" · {', '.join(traits)}", "yellow")
+    if issues:
+        heading.append(f" · {', '.join(issues)}", "yellow")
     return Group(heading, _sides(pair, marks, is_whole=True), "")
 
 

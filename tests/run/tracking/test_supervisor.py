@@ -1,4 +1,4 @@
-"""Trackers beside a run: whatever becomes of them, the run ends as it would without them."""
+"""Feeder process of a run: whatever happens to it, the run is not affected."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def beside(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have this script in the place of the process that feeds the trackers."""
+    """Replace the feeder by a script."""
 
     def put(script: str) -> None:
         argv = [sys.executable, "-c", textwrap.dedent(script)]
@@ -81,7 +81,7 @@ def alerts(run: RunDirectory) -> dict[str, Alert]:
     return {event.code: event for event in events if isinstance(event, Alert)}
 
 
-def test_it_is_told_of_the_end_and_waited_for(run: RunDirectory, beside: Beside) -> None:
+def test_the_launcher_closes_its_input_and_waits(run: RunDirectory, beside: Beside) -> None:
     beside(FOLLOWS)
     assert launch(run) is ExitCode.DONE
     assert (run.path / "track.log").read_text() == "it was told\n"
@@ -89,7 +89,7 @@ def test_it_is_told_of_the_end_and_waited_for(run: RunDirectory, beside: Beside)
     assert run.holder() is None
 
 
-def test_it_neither_hears_ctrl_c_nor_holds_the_lock(run: RunDirectory, beside: Beside) -> None:
+def test_it_gets_no_ctrl_c_and_does_not_hold_the_lock(run: RunDirectory, beside: Beside) -> None:
     beside("""
         import os, sys
         print(os.getsid(0) == os.getpid())
@@ -109,7 +109,7 @@ def test_it_neither_hears_ctrl_c_nor_holds_the_lock(run: RunDirectory, beside: B
         ("raise RuntimeError('a bug of theirs')", "ended with exit code 1"),
     ],
 )
-def test_one_that_dies_is_missed_once_while_training_goes_on(
+def test_a_feeder_that_dies_is_reported_once(
     run: RunDirectory, beside: Beside, script: str, how: str
 ) -> None:
     beside(script)
@@ -125,7 +125,7 @@ def test_one_that_dies_is_missed_once_while_training_goes_on(
     assert "a bug" not in said[0].message
 
 
-def test_one_that_hangs_is_left_after_a_while_and_goes_on_alone(
+def test_a_feeder_that_hangs_continues_in_the_background(
     run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_FINISHING_SECONDS", 1.0)
@@ -157,7 +157,7 @@ def test_a_ctrl_c_leaves_it_at_once(
     assert time.monotonic() - started < 4
 
 
-def test_what_failed_and_what_is_to_be_uploaded_is_told(run: RunDirectory, beside: Beside) -> None:
+def test_failed_and_offline_trackers_are_reported(run: RunDirectory, beside: Beside) -> None:
     beside("""
         import json, sys
         from pathlib import Path
@@ -187,7 +187,7 @@ def test_a_run_that_is_refused_leaves_nothing(run: RunDirectory, beside: Beside)
     assert list(run.path.parent.iterdir()) == []
 
 
-def test_where_it_cannot_be_started_the_run_goes_on(run: RunDirectory, beside: Beside) -> None:
+def test_a_feeder_that_cannot_be_started(run: RunDirectory, beside: Beside) -> None:
     (run.path / "track.log").symlink_to(run.path / "elsewhere")
     assert launch(run) is ExitCode.DONE
     assert "could not be started" in alerts(run)["trackers-lost"].message

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dpo_cli.checks import resources
-from dpo_cli.checks.trial import WANTED_TOKENS, modest_micro_batch
+from dpo_cli.checks.trial_trainer import WANTED_TOKENS, modest_micro_batch
 from dpo_cli.compute.device import resolve
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.models.loading import read_state_dict
@@ -357,7 +357,7 @@ def test_one_malformed_row_among_many_warns(examined: Examine, bench: Path) -> N
 
 def test_a_file_without_rows(examined: Examine, bench: Path) -> None:
     (bench / "pairs.jsonl").write_text("\n\n")
-    assert of(examined(), "data-unusable").message == "the file holds no rows"
+    assert of(examined(), "data-unusable").message == "the file has no rows"
 
 
 def test_a_template_that_rewrites_turns(examined: Examine, bench: Path) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dpo_cli.checks.data import look_closely, subject_of
+from dpo_cli.checks.pair_issues import PairIssues
 from dpo_cli.checks.preview import show_pair, why_not_kept
-from dpo_cli.checks.traits import Traits
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import Rows
 from dpo_cli.errors import UsageError
-from dpo_cli.findings import PairPreview, Trait
+from dpo_cli.findings import PairIssue, PairPreview
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.schema import Profile
 from dpo_cli.training.sources import OnProgress, encode, training_pairs
@@ -20,7 +20,7 @@ from dpo_cli.training.sources import OnProgress, encode, training_pairs
 
 @dataclass(frozen=True)
 class SkippedRowText:
-    """A row that is set aside: where it is, why, and what it says."""
+    """Skipped row with its place, reason and text."""
 
     place: str
     problem: str
@@ -29,16 +29,16 @@ class SkippedRowText:
 
 
 @dataclass(frozen=True)
-class DataPages:
+class DataBrowser:
     """A source of pairs, encoded as a run of the profile would."""
 
     source: Source
     rows: Rows
-    traits: Traits
+    issues: PairIssues
     tokenizer: ChatTokenizer
 
     @classmethod
-    def open(cls, profile: Profile, on_progress: OnProgress) -> DataPages:
+    def open(cls, profile: Profile, on_progress: OnProgress) -> DataBrowser:
         """Read and encode `data.data_path`.
 
         Args:
@@ -52,11 +52,11 @@ class DataPages:
         tokenizer = ChatTokenizer(resolve_tokenizer(profile))
         whole = encode(profile, source, tokenizer, on_progress)
         rows = whole.cut(limit)
-        traits = look_closely(source, whole, rows, tokenizer, on_progress)
-        return cls(source, rows, traits, tokenizer)
+        issues = look_closely(source, whole, rows, tokenizer, on_progress)
+        return cls(source, rows, issues, tokenizer)
 
     def pairs(
-        self, stated: str | None, only: Sequence[Trait]
+        self, stated: str | None, only: Sequence[PairIssue]
     ) -> Iterator[tuple[PairPreview, list[str]]]:
         """The pairs that are kept, each with what it has about it.
 
@@ -72,32 +72,32 @@ class DataPages:
         if line is not None and line not in lines:
             raise UsageError(
                 f"{self._name(line)}: {why_not_kept(self.rows, line)}",
-                "dpo data --rejected shows the rows that are set aside",
+                "dpo data --skipped shows the skipped rows",
             )
-        wanted = {line for trait in only for line in self.traits.lines.get(trait, ())}
+        wanted = {line for issue in only for line in self.issues.lines.get(issue, ())}
         return (
             (
                 show_pair(self.tokenizer, self.rows.kept[index], self.rows.places),
-                self.traits.of(its_line),
+                self.issues.of(its_line),
             )
             for index, its_line in enumerate(lines)
             if line in (None, its_line) and (not only or its_line in wanted)
         )
 
-    def rejected(self, stated: str | None) -> Iterator[SkippedRowText]:
-        """The rows that are set aside, or one of them.
+    def skipped(self, stated: str | None) -> Iterator[SkippedRowText]:
+        """Yield the skipped rows, or one of them.
 
         Args:
             stated: the one to show, as `Places.find` takes it; None for all.
 
         Raises:
-            UsageError: there is no such row, or it is not set aside.
+            UsageError: there is no such row, or the row is not skipped.
         """
         line = self._find(stated)
         aside = {row.line: row for row in self.rows.skipped_rows if line in (None, row.line)}
         if line is not None and not aside:
             raise UsageError(
-                f"{self._name(line)}: this row is not set aside",
+                f"{self._name(line)}: this row is not skipped",
                 f"dpo data --line {stated} shows it, if there is one",
             )
         return (

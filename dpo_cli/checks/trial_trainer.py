@@ -49,7 +49,7 @@ class TimedReference:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialTrainer:
     """A trainer that stands where a run would begin, and nobody looks at."""
 
     trainer: Trainer
@@ -71,7 +71,7 @@ class Trial:
         return done, seconds - (self.reference.seconds - before)
 
 
-def make_trial(inputs: RunInputs, on_progress: OnProgress) -> Trial:
+def make_trial_trainer(inputs: RunInputs, on_progress: OnProgress) -> TrialTrainer:
     """Policy, reference and optimizer as a fresh run has them."""
     on_progress("trying step 0", 0, 0, "")
     device = inputs.device
@@ -90,7 +90,7 @@ def make_trial(inputs: RunInputs, on_progress: OnProgress) -> Trial:
         hooks=_Unwatched(),
         save=lambda trainer: None,
     )
-    return Trial(trainer, reference)
+    return TrialTrainer(trainer, reference)
 
 
 def modest_micro_batch(inputs: RunInputs) -> tuple[int, ...]:

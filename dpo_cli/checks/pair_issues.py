@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dpo_cli.checks.digests import Digests
+from dpo_cli.checks.pair_hashes import PairHashes
 from dpo_cli.data.formats import Message
 from dpo_cli.data.languages import Language, language_of
 from dpo_cli.data.pairs import PreferencePair, read_pairs
 from dpo_cli.data.sources import Places, Source
-from dpo_cli.findings import Trait
+from dpo_cli.findings import PairIssue
 
 NEAR_IDENTICAL_SHARE = 0.9
 """Of their words that both sides have in common, from where on they are nearly identical."""
@@ -33,48 +33,48 @@ _LLAMA_END, _LLAMA_BEGIN = "</s>", "<s>"  # in HTML they come together: struck-o
 
 
 @dataclass(frozen=True)
-class Traits:
+class PairIssues:
     """What was found in the rows that are kept, each by its number.
 
     Attributes:
-        lines: of each trait that a row has, ascending.
+        lines: of each issue that a row has, ascending.
         partners: of contradictory and repeated rows the line of the other one.
         marks: which control tokens, and which of other templates, stand in messages; by frequency.
         languages: of the chosen answers.
-        digests: of what they answer and say.
+        hashes: of what they answer and say.
         sample: some rows from everywhere in the source.
         places: what the numbers mean.
     """
 
-    lines: Mapping[Trait, Sequence[int]]
-    partners: Mapping[Trait, Mapping[int, int]]
-    marks: Mapping[Trait, Sequence[str]]
+    lines: Mapping[PairIssue, Sequence[int]]
+    partners: Mapping[PairIssue, Mapping[int, int]]
+    marks: Mapping[PairIssue, Sequence[str]]
     languages: Mapping[Language, int]
-    digests: Digests
+    hashes: PairHashes
     sample: Sequence[PreferencePair]
     places: Places
 
     def of(self, line: int) -> list[str]:
         """Those that a row has, in words, with the name of the row that it repeats."""
-        found = [trait for trait in Trait if line in self._members.get(trait, ())]
-        others = {trait: self.partners.get(trait, {}).get(line) for trait in found}
+        found = [issue for issue in PairIssue if line in self._members.get(issue, ())]
+        others = {issue: self.partners.get(issue, {}).get(line) for issue in found}
         return [
-            f"{trait} ({self.places.name(other)})" if (other := others[trait]) else str(trait)
-            for trait in found
+            f"{issue} ({self.places.name(other)})" if (other := others[issue]) else str(issue)
+            for issue in found
         ]
 
     @cached_property
-    def _members(self) -> Mapping[Trait, frozenset[int]]:
-        return {trait: frozenset(lines) for trait, lines in self.lines.items()}
+    def _members(self) -> Mapping[PairIssue, frozenset[int]]:
+        return {issue: frozenset(lines) for issue, lines in self.lines.items()}
 
 
-def find_traits(
+def find_issues(
     source: Source,
     places: Places,
     kept: Sequence[int],
     control_tokens: Collection[str],
     on_progress: Callable[[str, int, int, str], None],
-) -> Traits:
+) -> PairIssues:
     """Read the texts of a source of pairs.
 
     Args:
@@ -100,75 +100,78 @@ def find_traits(
             reader.read(row)
         if row.line in sampled:
             sample.append(row)
-        if len(reader.digests) % _PROGRESS_ROWS == 0:
-            on_progress("reading texts", len(reader.digests), len(kept), "pairs")
+        if len(reader.hashes) % _PROGRESS_ROWS == 0:
+            on_progress("reading texts", len(reader.hashes), len(kept), "pairs")
     partners = reader.compare()
-    return Traits(
-        {trait: sorted(lines) for trait, lines in reader.lines.items()},
+    return PairIssues(
+        {issue: sorted(lines) for issue, lines in reader.lines.items()},
         partners,
-        {trait: [mark for mark, _ in marks.most_common()] for trait, marks in reader.marks.items()},
+        {issue: [mark for mark, _ in marks.most_common()] for issue, marks in reader.marks.items()},
         dict(reader.languages),
-        reader.digests,
+        reader.hashes,
         sample,
         places,
     )
 
 
 class _Reader:
-    """Collects traits; keeps digests of the texts, not the texts."""
+    """Collects issues; keeps hashes of the texts, not the texts."""
 
     def __init__(self, control_tokens: Sequence[str]) -> None:
-        self.lines: dict[Trait, list[int]] = defaultdict(list)
-        self.marks: dict[Trait, Counter[str]] = defaultdict(Counter)
+        self.lines: dict[PairIssue, list[int]] = defaultdict(list)
+        self.marks: dict[PairIssue, Counter[str]] = defaultdict(Counter)
         self.languages: Counter[Language] = Counter()
-        self.digests = Digests()
+        self.hashes = PairHashes()
         self._control_tokens = control_tokens
 
     def read(self, row: PreferencePair) -> None:
         """Note what one row has about it."""
         shared = _shared_messages(row)
-        self.digests.add(row.line, row.chosen[:shared], row.chosen, row.rejected)
+        self.hashes.add(row.line, row.chosen[:shared], row.chosen, row.rejected)
         found = self._marks_of(row)
         rests = row.chosen[shared:], row.rejected[shared:]
         if any(rest and rest[0]["role"] != "assistant" for rest in rests):
-            found.add(Trait.OTHER_PROMPT)
+            found.add(PairIssue.OTHER_PROMPT)
         chosen, rejected = ("\n".join(m["content"] for m in rest) for rest in rests)
         if is_near_identical(chosen, rejected):
-            found.add(Trait.NEAR_IDENTICAL)
+            found.add(PairIssue.NEAR_IDENTICAL)
         if _thinks(rests[0]) != _thinks(rests[1]):
-            found.add(Trait.ONE_SIDED_THINK)
+            found.add(PairIssue.ONE_SIDED_THINK)
         language, other = language_of(chosen), language_of(rejected)
         if language:
             self.languages[language] += 1
         is_long = min(len(chosen), len(rejected)) >= _LEAST_LETTERS
         if is_long and language and other and language != other:
-            found.add(Trait.OTHER_LANGUAGE)
-        for trait in found:
-            self.lines[trait].append(row.line)
+            found.add(PairIssue.OTHER_LANGUAGE)
+        for issue in found:
+            self.lines[issue].append(row.line)
 
-    def compare(self) -> dict[Trait, dict[int, int]]:
+    def compare(self) -> dict[PairIssue, dict[int, int]]:
         """Note rows that say what others say, or the opposite; gives the lines of the others."""
-        repeated, contradictory = self.digests.compare()
-        partners = {Trait.CONTRADICTORY: contradictory, Trait.REPEATED: repeated}
-        for trait, found in partners.items():
+        repeated, contradictory = self.hashes.compare()
+        partners = {PairIssue.CONTRADICTORY: contradictory, PairIssue.REPEATED: repeated}
+        for issue, found in partners.items():
             if found:
-                self.lines[trait] += found
+                self.lines[issue] += found
         return partners
 
-    def _marks_of(self, row: PreferencePair) -> set[Trait]:
+    def _marks_of(self, row: PreferencePair) -> set[PairIssue]:
         """What stands in a message and belongs to a chat template."""
-        marks: dict[Trait, set[str]] = {Trait.CONTROL_TOKENS: set(), Trait.FOREIGN_TEMPLATE: set()}
+        marks: dict[PairIssue, set[str]] = {
+            PairIssue.CONTROL_TOKENS: set(),
+            PairIssue.FOREIGN_TEMPLATE: set(),
+        }
         for message in (*row.chosen, *row.rejected):
             content = message["content"]
             control = {token for token in self._control_tokens if token in content}
             foreign = set(_FOREIGN.findall(content))
             if _LLAMA_END in content and _LLAMA_BEGIN not in content:
                 foreign.add(_LLAMA_END)
-            marks[Trait.CONTROL_TOKENS] |= control
-            marks[Trait.FOREIGN_TEMPLATE] |= foreign.difference(self._control_tokens)
-        for trait, found in marks.items():
-            self.marks[trait].update(found)
-        return {trait for trait, found in marks.items() if found}
+            marks[PairIssue.CONTROL_TOKENS] |= control
+            marks[PairIssue.FOREIGN_TEMPLATE] |= foreign.difference(self._control_tokens)
+        for issue, found in marks.items():
+            self.marks[issue].update(found)
+        return {issue for issue, found in marks.items() if found}
 
 
 def is_near_identical(first: str, second: str) -> bool:

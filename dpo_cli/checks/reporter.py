@@ -9,7 +9,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.findings import Finding, Level
 
 
-class Notes:
+class Reporter:
     """Findings in the order in which they were made."""
 
     def __init__(self) -> None:

@@ -14,11 +14,11 @@ from dpo_cli.checks.forecast import check_forecast
 from dpo_cli.checks.launch import check_launch, check_world_size
 from dpo_cli.checks.lr_sum import check_lr_sum, check_update
 from dpo_cli.checks.model import check_fit, check_tokenizer, check_weights
-from dpo_cli.checks.notes import Notes
 from dpo_cli.checks.pairs import check_overlap, check_template
 from dpo_cli.checks.preview import preview
+from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import check_device, check_disk, check_plan
-from dpo_cli.checks.trial import make_trial
+from dpo_cli.checks.trial_trainer import make_trial_trainer
 from dpo_cli.compute.device import Device, configure_device
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.sources import Source
@@ -42,13 +42,13 @@ _OF_THE_RUN = ("reach", "brake", "memory", "time")
 
 
 @dataclass(frozen=True)
-class RunChecks:
+class TorchChecks:
     """Takes up the inputs one after another, then what they make together.
 
     What cannot be had is None from then on, and the checks that need it are noted as skipped.
 
     Attributes:
-        notes: has the findings so far, and gets the others.
+        reporter: has the findings so far, and gets the others.
         profile: with defaults in the place of wrong values.
         wrong_keys: the keys of those.
         unusable: inputs whose file is not there, or not known.
@@ -57,7 +57,7 @@ class RunChecks:
         import_seconds: of loading PyTorch and the rest, which a run has to do, too.
     """
 
-    notes: Notes
+    reporter: Reporter
     profile: Profile
     wrong_keys: Collection[str]
     unusable: Collection[Input]
@@ -65,16 +65,16 @@ class RunChecks:
     on_progress: OnProgress
     import_seconds: float
 
-    def examine(self, pair: str | None) -> Diagnosis:
+    def run(self, pair: str | None) -> Diagnosis:
         """Everything from the device to the disk."""
-        notes, profile = self.notes, self.profile
+        reporter, profile = self.reporter, self.profile
         configure_torch(profile)
-        device = check_device(notes, profile)
-        world_size = check_launch(notes, profile, device, self.on_progress)
+        device = check_device(reporter, profile)
+        world_size = check_launch(reporter, profile, device, self.on_progress)
         configure_device(device, tf32=profile.train.tf32)
         began = time.perf_counter()
         model_weights, reference = self.read_weights()
-        tokenizer = check_tokenizer(notes, profile) if self.has_file("tokenizer") else None
+        tokenizer = check_tokenizer(reporter, profile) if self.has_file("tokenizer") else None
         startup_seconds = self.import_seconds + time.perf_counter() - began
         data = self.encode("data", training_pairs(profile), tokenizer)
         held_out = None
@@ -83,33 +83,33 @@ class RunChecks:
         rows = data.rows if data else None
         shown = None
         if data and tokenizer:
-            check_masks(notes, data.rows)
-            check_template(notes, tokenizer, data.rows, data.traits)
-            shown = preview(notes, data.rows, tokenizer, pair)
+            check_masks(reporter, data.rows)
+            check_template(reporter, tokenizer, data.rows, data.issues)
+            shown = preview(reporter, data.rows, tokenizer, pair)
 
         facts: dict[str, Any] = data.facts() if data else {}
         inputs = self.assemble(device, model_weights, reference, tokenizer, rows, held_out)
         if inputs and data:
-            check_overlap(notes, inputs, data.traits, (held_out or data).traits)
+            check_overlap(reporter, inputs, data.issues, (held_out or data).issues)
             if not self.wrong_keys:
-                check_plan(notes, inputs)
+                check_plan(reporter, inputs)
                 if world_size != 1 and world_size is not None:
-                    check_world_size(notes, inputs, world_size)
+                    check_world_size(reporter, inputs, world_size)
                 facts["plan"] = make_plan(inputs).to_dict()
             facts |= self.compute(inputs, startup_seconds)
-        facts["disk_bytes"] = check_disk(notes, self.profile, self.runs_root, model_weights)
+        facts["disk_bytes"] = check_disk(reporter, self.profile, self.runs_root, model_weights)
         histograms = data.histograms if data else ()
-        return Diagnosis(tuple(notes.findings), shown, facts, histograms)
+        return Diagnosis(tuple(reporter.findings), shown, facts, histograms)
 
     def read_weights(self) -> tuple[ModelWeights | None, ModelWeights | None]:
         """The policy's and the reference's, which are one where the profile names no other."""
         model_weights = reference = None
         if self.has_file("weights"):
-            model_weights = check_weights(self.notes, self.profile, "weights", self.runs_root)
+            model_weights = check_weights(self.reporter, self.profile, "weights", self.runs_root)
         if self.profile.model.reference is None and "reference" not in self.unusable:
             return model_weights, model_weights
         if self.has_file("reference"):
-            reference = check_weights(self.notes, self.profile, "reference", self.runs_root)
+            reference = check_weights(self.reporter, self.profile, "reference", self.runs_root)
         return model_weights, reference
 
     def encode(
@@ -119,32 +119,32 @@ class RunChecks:
         if source is None or not self.has_file(name):
             return None
         if tokenizer is None:
-            self.notes.skip(name.replace("_", "-"), "the tokenizer")
+            self.reporter.skip(name.replace("_", "-"), "the tokenizer")
             return None
-        return check_data(self.notes, self.profile, source, tokenizer, self.on_progress)
+        return check_data(self.reporter, self.profile, source, tokenizer, self.on_progress)
 
     def compute(self, inputs: RunInputs, startup_seconds: float) -> dict[str, Any]:
         """Let the model score pairs and make real updates; gives what they tell of the run."""
-        notes, on_progress = self.notes, self.on_progress
+        reporter, on_progress = self.reporter, self.on_progress
         facts: dict[str, Any] = {}
         try:
-            check_fit(notes, inputs, on_progress)
-            trial = make_trial(inputs, on_progress)
-            check_layout(notes, trial)
-            check_first_step(notes, trial)
+            check_fit(reporter, inputs, on_progress)
+            trial = make_trial_trainer(inputs, on_progress)
+            check_layout(reporter, trial)
+            check_first_step(reporter, trial)
             if self.wrong_keys:
                 for code in ("plan", *_OF_THE_RUN):
-                    notes.skip(code, "a profile without errors")
+                    reporter.skip(code, "a profile without errors")
                 return facts
-            facts["reach"] = asdict(check_lr_sum(notes, inputs))
-            check_update(notes, trial)
-            facts["forecast"] = check_forecast(notes, trial, startup_seconds, on_progress)
+            facts["reach"] = asdict(check_lr_sum(reporter, inputs))
+            check_update(reporter, trial)
+            facts["forecast"] = check_forecast(reporter, trial, startup_seconds, on_progress)
         except Exception as error:
             explained = explain(error)
             if explained is None:
                 raise
             where = str(inputs.device.torch_device)
-            notes.error("first-step", where, explained.message, explained.remedy)
+            reporter.error("first-step", where, explained.message, explained.remedy)
         return facts
 
     def assemble(
@@ -161,13 +161,13 @@ class RunChecks:
             found = {"weights": model_weights and reference, "tokenizer": tokenizer, "data": rows}
             missing = " and ".join(name for name, value in found.items() if not value)
             for code in ("plan", "tokenizer-fit", "first-loss", "gradients", *_OF_THE_RUN):
-                self.notes.skip(code, missing)
+                self.reporter.skip(code, missing)
             return None
         profile = self.profile
         if held_out is None:
             evaluation = profile.eval.model_copy(update={"path": None})
             profile = profile.model_copy(update={"eval": evaluation})
-        with self.notes.errors_as("inputs-misfit", ""):
+        with self.reporter.errors_as("inputs-misfit", ""):
             require_same_vocabulary(tokenizer, model_weights, reference)
             return assemble_inputs(
                 profile,
@@ -183,5 +183,5 @@ class RunChecks:
     def has_file(self, name: Input) -> bool:
         """Whether the file of an input is there; its check is skipped otherwise."""
         if name in self.unusable:
-            self.notes.skip(name.replace("_", "-"), "its file")
+            self.reporter.skip(name.replace("_", "-"), "its file")
         return name not in self.unusable

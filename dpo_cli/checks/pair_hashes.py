@@ -13,10 +13,10 @@ from torch import Tensor
 from dpo_cli.data.formats import Message
 
 _ODD = 0x5851F42D4C957F2D
-"""Of a linear congruential generator: mixes two digests into one that tells them apart."""
+"""Of a linear congruential generator: mixes two hashes into one that tells them apart."""
 
 
-class Digests:
+class PairHashes:
     """What rows answer, and what their sides say: 64 bits each, 28 bytes a row.
 
     Shape legend: K rows, U different ones.
@@ -41,10 +41,10 @@ class Digests:
         Raises:
             RecursionError: a message is nested as deep as JSON may be read.
         """
-        digests = [_digest(messages) for messages in (prompt, chosen, rejected)]
+        hashes = [_digest(messages) for messages in (prompt, chosen, rejected)]
         self._lines.append(line)
         for column, digest in zip(
-            (self._prompts, self._chosen, self._rejected), digests, strict=True
+            (self._prompts, self._chosen, self._rejected), hashes, strict=True
         ):
             column.append(digest)
 
@@ -54,7 +54,7 @@ class Digests:
         return len(torch.unique(_tensor(self._prompts)))
 
     def prompts_of(self, lines: Tensor) -> Tensor:
-        """Digests of what is answered by those of the rows `lines`, (N,) int32, that were noted."""
+        """Return the prompt hashes of those rows in `lines` ((N,), int32) that were noted."""
         own, prompts = _tensor(self._lines), _tensor(self._prompts)
         if not len(own):
             return prompts

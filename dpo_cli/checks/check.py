@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dpo_cli.checks.notes import Notes
 from dpo_cli.checks.profile import check_files, check_profile, check_trackers
+from dpo_cli.checks.reporter import Reporter
 from dpo_cli.findings import Diagnosis
 
 OnProgress = Callable[[str, int, int, str], None]
 
 
-def examine(
+def run_checks(
     path: Path,
     overrides: Sequence[str],
     runs_root: Path,
@@ -30,18 +30,20 @@ def examine(
             is kept.
         on_progress: called with phase, done, total (0 if unknown) and unit.
     """
-    notes = Notes()
-    read = check_profile(notes, path, overrides)
+    reporter = Reporter()
+    read = check_profile(reporter, path, overrides)
     if read is None:
-        return Diagnosis(tuple(notes.findings), None, {})
+        return Diagnosis(tuple(reporter.findings), None, {})
     loaded, wrong_keys = read
-    unusable = check_files(notes, loaded, wrong_keys)
-    check_trackers(notes, loaded.profile)
+    unusable = check_files(reporter, loaded, wrong_keys)
+    check_trackers(reporter, loaded.profile)
 
     on_progress("loading PyTorch", 0, 0, "")
     began = time.perf_counter()
-    from dpo_cli.checks.run_checks import RunChecks  # imports torch: seconds
+    from dpo_cli.checks.torch_checks import TorchChecks  # imports torch: seconds
 
     seconds = time.perf_counter() - began
-    look = RunChecks(notes, loaded.profile, wrong_keys, unusable, runs_root, on_progress, seconds)
-    return look.examine(pair)
+    checks = TorchChecks(
+        reporter, loaded.profile, wrong_keys, unusable, runs_root, on_progress, seconds
+    )
+    return checks.run(pair)

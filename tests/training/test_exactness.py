@@ -90,7 +90,7 @@ FLOAT32: dict[str, Callable[[Layout], ResponseScorer]] = {
 
 
 def smallest_routing_margin(scorer: ResponseScorer, batch: Batch) -> float:
-    """By how much, at the closest call, the last expert chosen beats the first one passed over."""
+    """Smallest margin between the last chosen expert and the first one not chosen."""
     routers = [m for m in scorer.model.modules() if type(m).__name__.endswith(_ROUTER_CLASSES)]
     kept: list[Tensor] = []
     hooks = [m.register_forward_hook(partial(_record_router_logits, kept)) for m in routers]
@@ -130,11 +130,11 @@ def test_equal_weights_have_equal_bits_in_the_first_epoch(name: str, layout: Lay
     """The policy trains with gradients, the reference runs without; both run the same kernels."""
     trainer = make_trainer(FLOAT32[name], layout, Recorder(), dtype=torch.float32)
     trainer.policy.train()
-    for indices in trainer.prepared.reference_rows:
-        batch = trainer.prepared.batch(trainer.prepared.pairs, indices)
+    for indices in trainer.inputs.batches.reference_batches:
+        batch = trainer.inputs.batches.make_batch(trainer.inputs.pairs, indices)
         pairs, _ = trainer.score(batch, trainer.reference.token_logps(indices, batch))
-        assert pairs.kls is not None
-        assert not pairs.kls.any()
+        assert pairs.kl is not None
+        assert not pairs.kl.any()
         assert not pairs.margins.any()
         assert not pairs.accuracies.any()
 

@@ -129,7 +129,7 @@ def test_a_model_of_the_hub_where_none_lies_around(dpo: Cli) -> None:
     assert written().model.weights == "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
     code, _, err = dpo("init", "other", "--template", "hf", "--recipe", "minimind")
     assert code == 2
-    assert "MiniMind's script trains MiniMind's models alone" in err
+    assert "MiniMind's script trains only MiniMind models" in err
 
 
 def test_the_template_chooses_among_the_files(dpo: Cli, here: Path) -> None:

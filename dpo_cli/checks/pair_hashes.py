@@ -54,7 +54,7 @@ class PairHashes:
         return len(torch.unique(_tensor(self._prompts)))
 
     def prompts_of(self, lines: Tensor) -> Tensor:
-        """PairHashes of what is answered by those of the rows `lines`, (N,) int32, that were noted."""
+        """Return the prompt hashes of those rows in `lines` ((N,), int32) that were noted."""
         own, prompts = _tensor(self._lines), _tensor(self._prompts)
         if not len(own):
             return prompts

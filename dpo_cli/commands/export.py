@@ -135,7 +135,7 @@ def export(
             settings=settings,
         )
     for line in export_lines(report):
-        console.print(line)
+        console.print(line, soft_wrap=not console.is_terminal)  # long lines break between words
     _compare_held_out(console, run, report, settings or (), evaluate)
     if report.try_command:
         console.print(f"try it: {report.try_command}")
@@ -167,4 +167,4 @@ def _compare_held_out(
     except DpoError as error:  # the file is written and verified
         console.print(f"held-out pairs: not evaluated: {error.message}")
         return
-    console.print(held_out_line(in_file, in_state))
+    console.print(held_out_line(in_file, in_state), soft_wrap=not console.is_terminal)

@@ -112,9 +112,9 @@ def test_the_terminal_dies_and_another_one_watches(
                 until_line(hooks.stdout.fileno(), b"step 2")
             output, _ = hooks.communicate(timeout=60)
         assert hooks.returncode == 0
-        assert b"done: 12 optimizer steps" in output
+        assert b"done: 12 steps" in output
     log = run.launcher_log_path.read_text()
-    assert "done: 12 optimizer steps" in log
+    assert "done: 12 steps" in log
     assert "Traceback" not in log
     assert "Errno" not in log
     workers.assert_equal(run, whole)
@@ -149,7 +149,7 @@ def test_standard_output_is_not_read(shared: Path, tmp_path: Path, whole: RunDir
             assert process.wait(30) == 0
     finally:
         os.close(ours)
-    assert b"done: 12 optimizer steps" in output
+    assert b"done: 12 steps" in output
     workers.assert_equal(run, whole)
 
 

@@ -89,7 +89,7 @@ FLOAT32: dict[str, Callable[[Layout], ResponseScorer]] = {
 
 
 def smallest_routing_margin(scorer: ResponseScorer, batch: Batch) -> float:
-    """By how much, at the closest call, the last expert chosen beats the first one passed over."""
+    """Smallest margin between the last chosen expert and the first one not chosen."""
     routers = [m for m in scorer.model.modules() if type(m).__name__.endswith(_ROUTER_CLASSES)]
     kept: list[Tensor] = []
     hooks = [m.register_forward_hook(partial(_record_router_logits, kept)) for m in routers]

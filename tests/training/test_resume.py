@@ -57,7 +57,7 @@ def commands(shared: Path, folder: Path, case: str) -> list[str]:
 def interrupt_after(
     arguments: list[str], cwd: Path, step: int, *signals: signal.Signals
 ) -> tuple[int, str]:
-    """Run `dpo`, send it the signals once its stream shows `step`; exit code and what it said."""
+    """Run `dpo`, send signals once its stream shows `step`; return exit code and output."""
     process = start(*arguments, cwd=cwd)
     deadline = time.monotonic() + 90
     while not any(
@@ -180,8 +180,8 @@ def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
     assert len([e for e in run.events if isinstance(e, Exported)]) == 3
 
 
-def test_a_run_can_start_from_another_and_outlive_its_states(shared: Path, tmp_path: Path) -> None:
-    """`run:NAME` is what that run was then: it trains on, and its old states are gone."""
+def test_run_starts_from_a_copy_of_another_runs_weights(shared: Path, tmp_path: Path) -> None:
+    """`run:NAME` is copied at the start: the other run trains on and removes its checkpoint."""
 
     def succeed(*arguments: str) -> None:
         result = dpo(*arguments, cwd=tmp_path)
@@ -196,7 +196,7 @@ def test_a_run_can_start_from_another_and_outlive_its_states(shared: Path, tmp_p
     assert len(Run(second).steps) == 14
 
 
-def test_states_that_are_gone_are_no_reason_to_start_over(shared: Path, tmp_path: Path) -> None:
+def test_missing_checkpoints_do_not_start_a_run_over(shared: Path, tmp_path: Path) -> None:
     assert dpo(*small_run(shared), cwd=tmp_path).returncode == 0
     run = Run.only(tmp_path)
     shutil.rmtree(run.checkpoint)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from dpo_cli.run import launch
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_run, find_runs
 from tests.commands.conftest import Cli
+from tests.support.cli import HANG_SECONDS
 from tests.support.fake_worker import WORKER
 
 pytestmark = pytest.mark.usefixtures("directory")
@@ -251,7 +251,7 @@ def test_stop_waits_until_the_run_has_saved(dpo: Cli, worker: Worker, directory:
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
     began = time.monotonic()
     while not (runs := find_runs(Path("runs"))) or not runs[0].events_path.exists():
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < HANG_SECONDS
         time.sleep(0.02)
     code, out, err = dpo("stop")
     assert (code, err) == (0, "")
@@ -260,7 +260,7 @@ def test_stop_waits_until_the_run_has_saved(dpo: Cli, worker: Worker, directory:
         "interrupted after step 3; everything is saved",
         f"resume: dpo resume {runs[0].name}",
     ]
-    assert trainer.wait(20) == 130
+    assert trainer.wait(HANG_SECONDS) == 130
 
 
 def test_stop_where_nothing_runs(dpo: Cli, stopped: RunDirectory) -> None:
@@ -270,9 +270,17 @@ def test_stop_where_nothing_runs(dpo: Cli, stopped: RunDirectory) -> None:
     assert stopped.take_request() is None
 
 
-def test_stop_of_a_run_that_dies_meanwhile(dpo: Cli, stopped: RunDirectory) -> None:
+def test_stop_of_a_run_that_dies_meanwhile(
+    dpo: Cli, stopped: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = stopped.lock()
-    threading.Timer(0.1, os.close, [lock]).start()
+    put_request = RunDirectory.put_request
+
+    def die_when_asked(run: RunDirectory, request: str) -> None:
+        put_request(run, request)
+        os.close(lock)  # as the kernel does for a process that dies
+
+    monkeypatch.setattr(RunDirectory, "put_request", die_when_asked)
     code, _, err = dpo("stop", "mine")
     assert code == 1
     assert "ended without saving" in err

@@ -49,7 +49,7 @@ def complete():
     run.mark_completed(optimizer_step=8, weights="rlhf_512.pth")
     stream.append(Completed(step=8, optimizer_step=8, weights="rlhf_512.pth"))
 def wait_for_stop():
-    for _ in range(200):
+    for _ in range(12000):
         if run.take_request() == "stop":
             stop()
         time.sleep(0.05)

@@ -101,7 +101,7 @@ def test_seed_moe_with_the_float16_rounding(
     assert error < FINAL_WEIGHTS_ROUNDED
 
 
-def test_head_dense_with_a_coin_for_each_side(
+def test_head_dense_with_a_random_decision_per_side(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """golden/train/head/dense_lr1e-4_acc1_coin.json: other texts in each epoch, and on the two
@@ -152,7 +152,7 @@ def test_head_dense_with_a_coin_for_each_side(
 
 
 def test_the_same_decision_on_both_sides(shared: Path) -> None:
-    """What we do instead: a pair keeps its empty think blocks or loses them, as a whole."""
+    """`dpo` instead decides once per pair."""
     tokenizer = ChatTokenizer(shared / "tokenizer" / "minimind3")
     rows = list(read_pairs(shared / "golden/data/train27.jsonl"))
 

@@ -91,7 +91,7 @@ def test_seed_moe(shared: Path, tmp_path: Path, layout: str) -> None:
     assert error < FINAL_WEIGHTS_SEED_MOE
 
 
-def test_head_moe_with_padding_in_the_balance_loss(shared: Path, tmp_path: Path) -> None:
+def test_head_moe_with_padding_in_the_aux_loss(shared: Path, tmp_path: Path) -> None:
     name = "moe_lr1e-4_acc1"
     changes = {"train.layout": "padded", "train.aux_loss_tokens": "all"}
     run, recorded = train(shared, tmp_path, "head", name, **changes)
@@ -105,7 +105,7 @@ def test_head_moe_with_padding_in_the_balance_loss(shared: Path, tmp_path: Path)
 
 
 def test_head_moe_with_real_tokens_only(shared: Path, tmp_path: Path) -> None:
-    """Without the padding the router is trained by other numbers; the step before is the same."""
+    """Without padding the router gets another gradient; the first step is the same."""
     run, recorded = train(shared, tmp_path, "head", "moe_lr1e-4_acc1")
     first = recorded["steps"][0]
     assert run.steps[0].metrics["loss"] == pytest.approx(first["dpo_loss"], abs=1e-6)

@@ -47,7 +47,7 @@ def test_the_wrong_architecture_is_refused(shared: Path) -> None:
     assert "model.use_moe = True in the profile, False in the weights" in caught.value.details
 
 
-def test_inputs_are_known_by_their_content(shared: Path, tmp_path: Path) -> None:
+def test_inputs_are_compared_by_content(shared: Path, tmp_path: Path) -> None:
     data = (shared / "golden/data/train27.jsonl").read_bytes()
     copy = tmp_path / "moved.jsonl"
     copy.write_bytes(data)
@@ -61,7 +61,7 @@ def test_inputs_are_known_by_their_content(shared: Path, tmp_path: Path) -> None
     assert caught.value.details == ("data.data_path: the content is not what the run began with",)
 
 
-def test_another_reference_may_not_have_another_vocabulary(shared: Path) -> None:
+def test_reference_with_another_vocabulary_is_refused(shared: Path) -> None:
     other = shared / "golden/arch/seed/full_sft_64.pth"
     with pytest.raises(DpoError, match="has 320 entries"):
         golden_inputs(shared, **{"model.reference": other})
@@ -90,7 +90,7 @@ class TestDevice:
 def test_sequences_beyond_the_models_positions_are_refused(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit that no sequence reaches is fine, but not where each is padded to it."""
+    """A limit that no sequence reaches is allowed, except in the padded layout."""
     huge = {"data.max_seq_len": 100_000}
     assert golden_inputs(shared, **huge).pairs
     with pytest.raises(DpoError, match="pads every sequence to that length") as caught:
@@ -109,8 +109,8 @@ def test_sequences_beyond_the_models_positions_are_refused(
         )
 
 
-def test_weights_of_several_sources(shared: Path) -> None:
-    """Copies are pairs of the order; what is held out is in none of them."""
+def test_mixture_weights_of_several_sources(shared: Path) -> None:
+    """Repeated pairs are part of the order; held-out pairs are never repeated."""
     paths = [shared / "golden/data/train27.jsonl", shared / "golden/data/tok24.jsonl"]
     stated = f'["{paths[0]}", "{paths[1]}"]'
     both = golden_inputs(shared, **{"data.data_path": stated})
@@ -128,7 +128,7 @@ def test_weights_of_several_sources(shared: Path) -> None:
     assert both.pairs.places.name(28) == "line 1 of tok24.jsonl"
 
 
-def test_a_folder_is_known_by_all_its_files(shared: Path, tmp_path: Path) -> None:
+def test_directory_is_compared_by_all_its_files(shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
     lines = (shared / "golden/data/train27.jsonl").read_text().splitlines(keepends=True)
@@ -144,8 +144,8 @@ def test_a_folder_is_known_by_all_its_files(shared: Path, tmp_path: Path) -> Non
         )
 
 
-def test_weights_are_of_files_that_stay_where_they_are(shared: Path, tmp_path: Path) -> None:
-    """The same files in their order, but another one is taken twice."""
+def test_mixture_weights_depend_on_the_source_of_each_file(shared: Path, tmp_path: Path) -> None:
+    """Same files in the same order, but another source is repeated."""
     lines = (shared / "golden/data/train27.jsonl").read_text().splitlines(keepends=True)
     plans = []
     for name, firsts in (("a", 2), ("b", 1)):
@@ -162,6 +162,6 @@ def test_weights_are_of_files_that_stay_where_they_are(shared: Path, tmp_path: P
         require_same_inputs(*plans)
 
 
-def test_weights_that_leave_nothing(shared: Path) -> None:
+def test_mixture_weights_that_leave_no_pair(shared: Path) -> None:
     with pytest.raises(DpoError, match=r"mixture_weights = \[0.0\]: no pair is left to train on"):
         golden_inputs(shared, **{"data.mixture_weights": "[0.0]"})

@@ -12,7 +12,7 @@ import pytest
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.ui.terminal.progress import PhaseBar
-from tests.faults import workers
+from tests.support import workers
 from tests.support.small_runs import small_run
 from tests.support.terminal import Terminal
 
@@ -222,7 +222,7 @@ def test_prompts_that_are_none(dpo: Cli, root: Path, model: list[str]) -> None:
     code, _, err = dpo("chat", *model, "--prompts", "rows.jsonl")
     assert code == 1
     assert "line 1: no 'prompt' among question, and not a pair" in err
-    assert 'help: write {"prompt": "text"} on each line' in err
+    assert 'help: Write {"prompt": "text"} on each line' in err
     Path("long.txt").write_text(f"{HELLO}\n{'word ' * 33000}\n")
     code, out, err = dpo("chat", *model, "--prompts", "long.txt", "--out", "answers.jsonl")
     assert (code, out) == (1, "")

@@ -190,12 +190,12 @@ def test_rows_of_other_files_that_are_set_aside(data: Cli, shards: Path) -> None
 @pytest.mark.parametrize(
     ("stated", "words"),
     [
-        ("c.csv:1", ("c.csv:1: no file of this name", "there are a.csv, b.jsonl.gz")),
-        ("a.csv:9", ("a.csv:9: no such row", "a.csv has 3 rows")),
+        ("c.csv:1", ("No file c.csv in the data.", "Files: a.csv, b.jsonl.gz.")),
+        ("a.csv:9", ("No row a.csv:9.", "a.csv has 3 rows")),
         ("a.csv:2", ("shards, row 2 of a.csv: 2 cells, but", "--skipped")),
-        ("a.csv", ("'a.csv' names no row", "part-2.csv:7")),
-        ("99999999999", ("names no row",)),
-        ("0", ("names no row",)),
+        ("a.csv", ("No row 'a.csv'.", "FILE:LINE")),
+        ("99999999999", ("No row",)),
+        ("0", ("No row",)),
     ],
 )
 def test_a_row_that_is_none(data: Cli, shards: Path, stated: str, words: tuple[str, ...]) -> None:

@@ -6,10 +6,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -19,60 +18,11 @@ from dpo_cli.errors import DpoError
 from dpo_cli.run import launch
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_run, find_runs
-from dpo_cli.run.plan import PlannedPairs, PlannedSteps
 from tests.commands.conftest import Cli
-from tests.support.story import PLAN as STORY_PLAN
-from tests.support.story import plan_source
+from tests.support.cli import HANG_SECONDS
+from tests.support.fake_worker import WORKER
 
 pytestmark = pytest.mark.usefixtures("directory")
-
-PLAN = replace(
-    STORY_PLAN,
-    model=replace(STORY_PLAN.model, description="MiniMind2 512x8", parameters=1),
-    pairs=PlannedPairs(kept=8, skipped_rows=0, held_out=0, held_out_skipped_rows=0),
-    steps=PlannedSteps(
-        micro_batches=8, micro_batches_per_epoch=8, optimizer_steps=8, accumulation_steps=1
-    ),
-    settings={
-        "dpo": {"beta": 0.1, "reduction": "mean"},
-        "train": {
-            "learning_rate": 1e-8,
-            "schedule": "minimind2",
-            "layout": "packed",
-            "log_interval": 1,
-            "epochs": 1,
-            "batch_size": 1,
-        },
-    },
-)
-WORKER = (
-    plan_source(PLAN)
-    + """
-import sys, time
-from pathlib import Path
-from dpo_cli.run.event_writer import *
-from dpo_cli.run.events import *
-from dpo_cli.run.directory import RunDirectory
-run = RunDirectory(Path(sys.argv[1]))
-stream = EventWriter(run.events_path)
-def stop():
-    stream.append(Stopped(reason="interrupted", step=3, optimizer_step=3))
-    sys.exit(130)
-def refuse():
-    stream.append(Failed(message="not the same data", exit_code=2))
-    sys.exit(2)
-def plan():
-    stream.append(Planned(plan=PLAN))
-def complete():
-    run.mark_completed(optimizer_step=8, weights="rlhf_512.pth")
-    stream.append(Completed(step=8, optimizer_step=8, weights="rlhf_512.pth"))
-def wait_for_stop():
-    for _ in range(200):
-        if run.take_request() == "stop":
-            stop()
-        time.sleep(0.05)
-"""
-)
 
 
 @pytest.fixture
@@ -301,7 +251,7 @@ def test_stop_waits_until_the_run_has_saved(dpo: Cli, worker: Worker, directory:
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
     began = time.monotonic()
     while not (runs := find_runs(Path("runs"))) or not runs[0].events_path.exists():
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < HANG_SECONDS
         time.sleep(0.02)
     code, out, err = dpo("stop")
     assert (code, err) == (0, "")
@@ -310,7 +260,7 @@ def test_stop_waits_until_the_run_has_saved(dpo: Cli, worker: Worker, directory:
         "interrupted after step 3; everything is saved",
         f"resume: dpo resume {runs[0].name}",
     ]
-    assert trainer.wait(20) == 130
+    assert trainer.wait(HANG_SECONDS) == 130
 
 
 def test_stop_where_nothing_runs(dpo: Cli, stopped: RunDirectory) -> None:
@@ -320,9 +270,17 @@ def test_stop_where_nothing_runs(dpo: Cli, stopped: RunDirectory) -> None:
     assert stopped.take_request() is None
 
 
-def test_stop_of_a_run_that_dies_meanwhile(dpo: Cli, stopped: RunDirectory) -> None:
+def test_stop_of_a_run_that_dies_meanwhile(
+    dpo: Cli, stopped: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = stopped.lock()
-    threading.Timer(0.1, os.close, [lock]).start()
+    put_request = RunDirectory.put_request
+
+    def die_when_asked(run: RunDirectory, request: str) -> None:
+        put_request(run, request)
+        os.close(lock)  # as the kernel does for a process that dies
+
+    monkeypatch.setattr(RunDirectory, "put_request", die_when_asked)
     code, _, err = dpo("stop", "mine")
     assert code == 1
     assert "ended without saving" in err

@@ -16,15 +16,14 @@ from pathlib import Path
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Stopped
-from tests.faults import rank_arms, workers
 from tests.faults.conftest import arguments
-from tests.faults.signal_arms import is_gone, started, starts
-from tests.support import ranks
+from tests.support import rank_faults, ranks, workers
 from tests.support.cli import set_options
+from tests.support.process_faults import is_gone, started, starts
 
 _STEPS_AN_EPOCH = 6
 _MOST_STEPS_A_LIFE = 4
-_ORPHAN_SECONDS = 2.0
+_ORPHAN_SECONDS = 60.0
 
 
 def stops(shared: Path, root: Path, count: int, seed: int) -> None:
@@ -50,14 +49,14 @@ def stops(shared: Path, root: Path, count: int, seed: int) -> None:
     reached = 0
     for _ in range(count):
         notes = Path(tempfile.mkdtemp(dir=root))
-        group = ranks.start(run, 2, partial(rank_arms.note, notes))
+        group = ranks.start(run, 2, partial(rank_faults.note, notes))
         workers.until_step(run, reached + moments.randint(1, _MOST_STEPS_A_LIFE - 2))
         time.sleep(moments.uniform(0, 0.03))
         os.kill(group.processes[moments.randrange(2)].pid or 0, signal.SIGTERM)
         assert group.wait() == [0, 0]
         *_, stopped = EventReader(run.events_path).read_new()
         assert isinstance(stopped, Stopped), "the run was over before its last stop: make it longer"
-        one, other = rank_arms.ends_of(notes)
+        one, other = rank_faults.ends_of(notes)
         assert one == other
         assert one[:2] == (stopped.optimizer_step, "terminated")
         assert stopped.optimizer_step > reached
@@ -71,7 +70,7 @@ def kill_launcher(run: RunDirectory, cwd: Path, seconds_after_start: float = 0.0
     """Resume a run with two ranks, kill the launcher, and see that nothing lives on.
 
     Raises:
-        AssertionError: a process outlives it by two seconds, or the run's lock is held.
+        AssertionError: a process outlives it by a minute, or the run's lock is held.
     """
     begun = sum(1 for _ in EventReader(run.events_path).read_new())
     with started("resume", str(run.path), "--plain", cwd=cwd) as launcher:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, EventReader, Failed, Resumed
-from tests.faults import workers
-from tests.faults.arms import stop_at
 from tests.faults.conftest import arguments
+from tests.support import workers
 from tests.support.cli import Run, dpo, set_options
 from tests.support.run_content import content, new_events, only
+from tests.support.worker_faults import stop_at
 
 LOGS = ("events.jsonl", "worker.log", "lock")
 
@@ -71,7 +71,7 @@ def test_an_edited_position_is_refused_always(
     refused = dpo("resume", half.path, "--allow-changes", cwd=half.path)
     assert refused.returncode == 2
     assert f"  {says}" in refused.stderr.splitlines()
-    assert "cannot go on with other pairs" in refused.stderr
+    assert "cannot continue with other pairs" in refused.stderr
     assert content(half.path, "lock") == before
 
 

@@ -14,7 +14,7 @@ import torch
 from dpo_cli.models.loading import load_model_weights, read_state_dict
 from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
 from dpo_cli.run.lookup import find_run
-from tests.support.cli import Run, dpo, set_options, start
+from tests.support.cli import HANG_SECONDS, Run, dpo, set_options, start
 from tests.support.small_runs import MANY_SAVES, golden_run, small_run
 
 SHORTER = {"train.epochs": 6}
@@ -59,7 +59,7 @@ def interrupt_after(
 ) -> tuple[int, str]:
     """Run `dpo`, send signals once its stream shows `step`; return exit code and output."""
     process = start(*arguments, cwd=cwd)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + HANG_SECONDS
     while not any(
         f'"optimizer_step": {step},' in line
         for path in cwd.glob("runs/*/events.jsonl")
@@ -71,7 +71,7 @@ def interrupt_after(
         time.sleep(0.02)
     for number in signals:
         process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=HANG_SECONDS)
     return process.returncode, output
 
 
@@ -242,7 +242,7 @@ def test_in_the_background_and_stopped_from_elsewhere(shared: Path, tmp_path: Pa
     started = dpo(*arguments, "--detach", cwd=tmp_path)
     assert started.returncode == 0, started.stdout + started.stderr
     run = Run.only(tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_SECONDS
     while not any(isinstance(event, Saved) for event in run.events):
         assert time.monotonic() < deadline
         time.sleep(0.1)

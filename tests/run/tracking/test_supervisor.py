@@ -19,7 +19,8 @@ from dpo_cli.run.events import Alert, Event, EventReader
 from dpo_cli.run.launch import Launcher
 from dpo_cli.run.lookup import find_runs
 from dpo_cli.run.tracking import supervisor
-from tests.run.tracking.streams import PLANNED, new_run
+from tests.support.cli import HANG_SECONDS
+from tests.support.tracking_streams import PLANNED, new_run
 
 WORKER = f"""
 from dpo_cli.run.plan import *
@@ -29,7 +30,8 @@ from dpo_cli.run.event_writer import *
 from dpo_cli.run.events import *
 stream = EventWriter(Path(sys.argv[1]) / "events.jsonl")
 stream.append({PLANNED!r})
-time.sleep(float(sys.argv[2]))
+while sys.argv[2] == "waits" and not Path(sys.argv[1], "missed").exists():
+    time.sleep(0.02)
 stream.append(Completed(step=1, optimizer_step=1, weights="w"))
 """
 REFUSES = """
@@ -39,6 +41,15 @@ from dpo_cli.run.event_writer import *
 from dpo_cli.run.events import *
 EventWriter(Path(sys.argv[1]) / "events.jsonl").append(Failed(message="row 3 is broken"))
 sys.exit(1)
+"""
+HANGS = """
+import sys, time
+from pathlib import Path
+sys.stdin.read()
+for _ in range(12000):  # until the test lets it go
+    if Path(sys.argv[1], "go").exists():
+        break
+    time.sleep(0.05)
 """
 FOLLOWS = "import sys; sys.stdin.read(); print('it was told')"
 
@@ -66,10 +77,10 @@ def launch(
     run: RunDirectory,
     *,
     worker: str = WORKER,
-    seconds: float = 0.0,
+    waits: bool = False,
     observe: Callable[[Event], None] = lambda event: None,
 ) -> ExitCode:
-    argv = [sys.executable, "-c", worker, str(run.path), str(seconds)]
+    argv = [sys.executable, "-c", worker, str(run.path), "waits" if waits else ""]
     with run.locked() as lock:
         trackers = ["tensorboard", "wandb"]
         launcher = Launcher(run, lock, argv, observe=observe, trackers=trackers, undo=run.remove)
@@ -114,7 +125,13 @@ def test_a_feeder_that_dies_is_reported_once(
 ) -> None:
     beside(script)
     seen: list[Event] = []
-    assert launch(run, seconds=1.5, observe=seen.append) is ExitCode.DONE
+
+    def observe(event: Event) -> None:
+        seen.append(event)
+        if isinstance(event, Alert):
+            (run.path / "missed").touch()  # the worker lives until then
+
+    assert launch(run, waits=True, observe=observe) is ExitCode.DONE
     said = [event for event in seen if isinstance(event, Alert)]
     assert [alert.code for alert in said] == ["trackers-lost"]
     assert f"TensorBoard and Weights & Biases {how}" in said[0].message
@@ -130,13 +147,13 @@ def test_a_feeder_that_hangs_continues_in_the_background(
 ) -> None:
     monkeypatch.setattr(supervisor, "_FINISHING_SECONDS", 1.0)
     monkeypatch.setattr(supervisor, "_SILENT_SECONDS", 0.2)
-    beside("import sys, time; sys.stdin.read(); time.sleep(4); print('late')")
-    started = time.monotonic()
+    beside(HANGS + "print('late')")
     assert launch(run) is ExitCode.DONE
-    assert time.monotonic() - started < 4
+    assert (run.path / "track.log").read_text() == ""
+    (run.path / "go").touch()
     assert "may take up to 1 s" in alerts(run)["trackers-finishing"].message
     assert "continues in the background" in alerts(run)["trackers-lost"].message
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG_SECONDS
     while not (run.path / "track.log").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert (run.path / "track.log").read_text() == "late\n"
@@ -146,15 +163,16 @@ def test_a_ctrl_c_leaves_it_at_once(
     run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_SILENT_SECONDS", 0.2)
-    beside("import sys, time; sys.stdin.read(); time.sleep(4)")
+    beside(HANGS + "print('late')")
 
     def observe(event: Event) -> None:
         if isinstance(event, Alert) and event.code == "trackers-finishing":
             os.kill(os.getpid(), signal.SIGINT)
 
-    started = time.monotonic()
+    monkeypatch.setattr(supervisor, "_FINISHING_SECONDS", HANG_SECONDS)
     assert launch(run, observe=observe) is ExitCode.DONE
-    assert time.monotonic() - started < 4
+    assert (run.path / "track.log").read_text() == ""
+    (run.path / "go").touch()
 
 
 def test_failed_and_offline_trackers_are_reported(run: RunDirectory, beside: Beside) -> None:
@@ -177,12 +195,15 @@ def test_failed_and_offline_trackers_are_reported(run: RunDirectory, beside: Bes
     assert "no login" in said["wandb-offline"].message
 
 
-def test_a_run_that_is_refused_leaves_nothing(run: RunDirectory, beside: Beside) -> None:
-    beside("import time; time.sleep(60)")
+def test_a_run_that_is_refused_leaves_nothing(
+    run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_FINISHING_SECONDS", 2 * HANG_SECONDS)
+    beside(HANGS)
     started = time.monotonic()
     with pytest.raises(DpoError, match="row 3 is broken"):
         launch(run, worker=REFUSES)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < HANG_SECONDS
     assert find_runs(run.path.parent) == []
     assert list(run.path.parent.iterdir()) == []
 

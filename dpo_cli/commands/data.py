@@ -63,7 +63,7 @@ def data(
         f"{len(rows.kept):,} of {rows.total:,} rows are kept; {len(rows.skipped_rows):,} set aside"
     )
     if rejected:
-        shown = (row_page(r.place, r.problem, r.reason, r.text) for r in pages.rejected(line))
+        shown = (row_page(r.place, r.problem, r.reason, r.text) for r in pages.skipped(line))
         page(console, title, shown)
     else:
         pairs = pages.pairs(line, only or ())

@@ -75,11 +75,14 @@ def evaluate(
         )
     with PhaseBar(Console(stderr=True)) as bar:
         bar("loading", 0, 0, "")
-        from dpo_cli.inference.evaluate import evaluate_models, stated_by  # imports torch: seconds
+        from dpo_cli.inference.evaluate import (
+            evaluate_models,
+            model_settings,
+        )  # imports torch: seconds
         from dpo_cli.inference.open_model import open_model
 
         evaluation_result = evaluate_models(
-            eval_config, [open_model(named, stated_by(eval_config), best=best)], bar
+            eval_config, [open_model(named, model_settings(eval_config), best=best)], bar
         )
     if json:
         typer.echo(dumps(as_json(evaluation_result), indent=2, ensure_ascii=False))

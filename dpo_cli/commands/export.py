@@ -138,7 +138,7 @@ def export(
             rounding.value,
             seed,
             best=best,
-            form=form.value if form else None,
+            export_format=form.value if form else None,
         )
     for line in export_lines(report):
         console.print(line)

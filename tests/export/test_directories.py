@@ -38,10 +38,10 @@ def trained(
 
 def there_and_back(run: RunDirectory, place: Path) -> None:
     directory = place / "directory"
-    report = export_run(run, directory, None, False, form="hf")
+    report = export_run(run, directory, None, False, export_format="hf")
     assert report.dtype == "float16"
     assert report.max_logp_difference < 0.05
-    exact = export_run(run, directory, "float32", False, form="hf")  # its own is replaced
+    exact = export_run(run, directory, "float32", False, export_format="hf")  # its own is replaced
     # Plain transformers, from the directory, against our own forward of the training state.
     assert exact.max_logp_difference < 1e-4
     assert exact.mean_logp_difference < 1e-5

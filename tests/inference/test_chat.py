@@ -114,9 +114,9 @@ def test_a_conversation_keeps_what_was_said(model: Model) -> None:
     ]
     history = [*conversation.messages, *asked("and?")]
     assert "".join(conversation.ask("and?")) == "".join(model.speaker().answer(history, 1))
-    conversation.take_back()
+    conversation.undo()
     assert conversation.messages == history[:-1]
-    conversation.forget()
+    conversation.clear()
     assert "".join(conversation.ask("hello")).startswith(said)
 
 
@@ -152,7 +152,7 @@ def test_settings_say_what_a_file_cannot(shared: Path, tmp_path: Path) -> None:
             Decoding(TOKENS),
             runs_root=tmp_path,
             tokenizer=model.tokenizer.folder,
-            settings=("train.device=cpu", *settings),
+            overrides=("train.device=cpu", *settings),
         )
         return "".join(speaker.answer(asked(QUESTION), 0))
 

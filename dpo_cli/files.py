@@ -1,4 +1,4 @@
-"""Writing and hashing files so that a crash at any moment leaves the old file or the new one."""
+"""Atomic writing and hashing of files: after a crash there is the old file or the new one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of the bytes of `path`."""
+    """Return the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -29,14 +29,15 @@ def sha256_file(path: Path) -> str:
 
 
 def cache_directory() -> Path | None:
-    """Where what can be made again is kept between runs; None where nobody has a home.
+    """Return the directory of the cache; None if the user has no home directory.
 
-    `DPO_CACHE_DIR`, else `dpo` in `XDG_CACHE_HOME`, else `~/.cache/dpo`. It need not exist.
+    The directory is DPO_CACHE_DIR, else `dpo` in XDG_CACHE_HOME, else ~/.cache/dpo. It may be
+    missing.
     """
     if own := os.environ.get("DPO_CACHE_DIR"):
         return Path(own).absolute()
     users = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if users.is_absolute():  # the standard has relative ones ignored
+    if users.is_absolute():  # the XDG standard ignores relative paths
         return users / "dpo"
     try:
         return Path.home() / ".cache/dpo"
@@ -75,7 +76,7 @@ def remove_unused(directory: Path) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file, or the entries of a directory, to the disk."""
+    """Flush a file, or the entries of a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -84,22 +85,27 @@ def fsync_path(path: Path) -> None:
 
 
 def open_for_appending(path: Path) -> int:
-    """A descriptor that appends to `path`, which is made if it is missing.
+    """Open a file for appending and return its descriptor; create the file if it is missing.
 
     Raises:
-        OSError: ELOOP, among others: a link could lead to anybody's file.
+        OSError: with ELOOP if `path` is a symbolic link, which could lead to another user's file.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     return os.open(path, flags, 0o644)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it, and rename it over `path`.
+    """Write to a temporary file beside `path`, flush it, and rename it to `path`.
 
-    The directory is flushed after the rename, so that a power loss keeps either file whole. A
-    failing `write` leaves `path` as it was and no temporary file behind.
+    If `write` fails, `path` stays as it was and the temporary file is removed.
+
+    Args:
+        path: file to create or replace.
+        write: writes the content to the path that it is called with.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # as `leftovers` knows it
+    temporary = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex}.tmp"
+    )  # `leftovers` parses this name
     try:
         write(temporary)
         fsync_path(temporary)
@@ -107,16 +113,17 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    # The rename is on disk only after the directory is flushed.
     fsync_path(path.parent)
 
 
 def swap(first: Path, second: Path) -> None:
-    """Let two files or directories of one file system have each other's name, in one moment.
+    """Exchange the names of two files or directories of one file system atomically.
 
-    Where the file system cannot do that, `second` has none for an instant.
+    On a file system without RENAME_EXCHANGE, `second` does not exist for a moment.
     """
     here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, from linux/fs.h
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux alone has it
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # exists on Linux only
     if rename and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0:
         return
     aside = first.with_name(f"{first.name}.{uuid.uuid4().hex}")
@@ -126,9 +133,9 @@ def swap(first: Path, second: Path) -> None:
 
 
 def leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
-    """Temporary files of `write_atomically` in a directory, and the names they were to get.
+    """Yield temporary files of `write_atomically` in a directory, with their final names.
 
-    Whoever wrote them may be dead, or writing.
+    A process may still be writing them.
     """
     for path in directory.glob(".*.tmp"):
         if match := _TEMPORARY.fullmatch(path.name):
@@ -136,7 +143,7 @@ def leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """`write_atomically` for a text in UTF-8."""
+    """Write text in UTF-8 with `write_atomically`."""
     write_atomically(path, lambda temporary: _write_text(temporary, text))
 
 
@@ -148,10 +155,10 @@ PAIR_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".ndjson")
 
 
 def pair_files(path: Path) -> list[Path]:
-    """The files of pairs that a path stands for: itself, or those right in a folder, by name.
+    """Return the pair files of a path: the file itself, or the files of a folder, sorted by name.
 
     Raises:
-        OSError: a folder that cannot be looked into.
+        OSError: the folder cannot be read.
     """
     if not path.is_dir():
         return [path]
@@ -159,6 +166,6 @@ def pair_files(path: Path) -> list[Path]:
 
 
 def is_pair_file(path: Path) -> bool:
-    """Whether a file of pairs has such a name."""
+    """Return True if the name is that of a pair file, compressed or not."""
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     return name.endswith(PAIR_SUFFIXES) and not name.startswith(".") and path.is_file()

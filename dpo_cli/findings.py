@@ -1,4 +1,4 @@
-"""What an examination of a profile comes to: plain values, found in `doctor`, drawn in `ui`."""
+"""Results of `dpo check` as plain values: `checks` finds them, `ui` draws them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 
 
 class Level(StrEnum):
-    """How much a finding matters."""
+    """Severity of a finding."""
 
     OK = "ok"
     WARN = "warn"
-    """Training would start; the user should know this first."""
+    """Training would start, with a result the user may not want."""
     ERROR = "error"
-    """Training would fail, or be in vain."""
+    """Training would fail, or learn nothing."""
     SKIP = "skip"
-    """Could not be looked at, because of an error elsewhere."""
+    """Not checked, because of an error elsewhere."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        code: stable, for scripts and for looking it up.
-        level: how much it matters.
-        subject: the key or file it is about; may be empty.
-        message: what was found.
-        remedy: what to do about it; empty where nothing needs doing.
+        code: stable identifier, for scripts and documentation.
+        level: severity.
+        subject: profile key or file; may be empty.
+        message: one sentence about the result.
+        remedy: what to do; empty if nothing is wrong.
     """
 
     code: str
@@ -40,16 +40,16 @@ class Finding:
 
 
 class PairIssue(StrEnum):
-    """What a pair may have about it that is worth a look; the values are words for users."""
+    """Property of a pair that deserves a look; users see the values."""
 
     TRUNCATED = "truncated"
-    """A side loses its end at `data.max_seq_len`."""
+    """One side is cut off at `data.max_seq_len`."""
     NEAR_IDENTICAL = "near-identical"
     """The sides share nearly all of their words."""
     CONTRADICTORY = "contradictory"
     """Another pair prefers the rejected side to the chosen one."""
     REPEATED = "repeated"
-    """The very same pair stands further up."""
+    """An earlier row has the same pair."""
     OTHER_PROMPT = "other-prompt"
     """The sides do not answer the same conversation."""
     OTHER_LANGUAGE = "other-language"
@@ -57,24 +57,24 @@ class PairIssue(StrEnum):
     CONTROL_TOKENS = "control-tokens"
     """A message contains a special token of the tokenizer."""
     FOREIGN_TEMPLATE = "foreign-template"
-    """A message contains what another model's chat template writes."""
+    """A message contains markers of another model's chat template."""
     DOUBLED_TOKEN = "doubled-token"
-    """A special token follows itself, such as the beginning or the end of a text."""
+    """A special token, for example the end of text, follows itself."""
     ONE_SIDED_THINK = "one-sided-think"
-    """One side thinks (`<think>`), the other does not."""
+    """Only one side contains `<think>`."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How long something is, over all pairs of a file, in tokens.
+    """Distribution of a length in tokens over all pairs.
 
     Attributes:
-        name: of what is measured.
-        counts: pairs in each of the equal bins from 0 to `limit_tokens`; one more for those beyond.
-        limit_tokens: where the bins end.
-        median_tokens: half of the pairs have no more.
-        ninth_decile_tokens: nine in ten have no more.
-        longest_tokens: none has more.
+        name: name of the length, for example "prompt".
+        counts: pairs in each of the equal bins from 0 to `limit_tokens`, then pairs beyond.
+        limit_tokens: upper end of the last bin.
+        median_tokens: median.
+        ninth_decile_tokens: 90th percentile.
+        longest_tokens: maximum.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive tokens of one kind, as text."""
+    """Text of consecutive tokens that all carry loss, or all do not."""
 
     text: str
     tokens: int
@@ -96,9 +96,12 @@ class Span:
 
 @dataclass(frozen=True)
 class PairPreview:
-    """One pair as training sees it: `shared` begins both sides, and is computed once.
+    """One pair as training sees it.
 
-    `place` names its row: "line 7", or "row 7 of part-2.parquet".
+    Attributes:
+        place: row, for example "line 7" or "row 7 of part-2.parquet".
+        shared: common beginning of both sides, computed once.
+        chosen, rejected: the rest of each side.
     """
 
     place: str
@@ -109,15 +112,15 @@ class PairPreview:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything `dpo check` has found, in the order in which it looked.
+    """Complete result of `dpo check`.
 
     Attributes:
-        findings: one or more for each check.
-        preview: the pair that was asked for, if there is any.
-        facts: figures for programs: the plan as a run would write it, what other lengths would
-            keep, which rows have which trait, how far weights can move, and the forecast of time
-            and memory; empty as far as errors kept them from being known.
-        histograms: how long the pairs are.
+        findings: one or more per check, in the order of the checks.
+        preview: pair to show, if there is one.
+        facts: values for programs: the plan, rows kept at other lengths, rows by trait, largest
+            possible change of the weights, forecast of time and memory. Values that errors made
+            unavailable are missing.
+        histograms: lengths of the pairs.
     """
 
     findings: tuple[Finding, ...]
@@ -126,10 +129,10 @@ class Diagnosis:
     histograms: tuple[Histogram, ...] = ()
 
     def count(self, level: Level) -> int:
-        """How many findings are of this level."""
+        """Return the number of findings of a level."""
         return sum(finding.level is level for finding in self.findings)
 
     @property
     def is_clean(self) -> bool:
-        """Whether training may start: warnings do not forbid it."""
+        """True if training may start: there may be warnings, but no errors."""
         return not self.count(Level.ERROR)

@@ -1,17 +1,17 @@
-"""How far a share that was seen of few can be believed: 95 % intervals."""
+"""95 % confidence intervals of shares, and of differences of shares, in small samples."""
 
 from __future__ import annotations
 
 Z = 1.959963984540054
-"""Standard deviations of a normal distribution around 95 % of it."""
+"""Quantile of the normal distribution: 95 % lies within Z standard deviations."""
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927); it holds for few, and near 0 and 1 too.
+    """Return the 95 % score interval of a share (Wilson 1927), also valid near 0 and 1.
 
     Args:
-        share: that was seen, 0 to 1.
-        count: of how many, at least 1.
+        share: observed share, 0 to 1.
+        count: sample size, at least 1.
     """
     weight = Z * Z / count
     middle = (share + weight / 2) / (1 + weight)
@@ -22,14 +22,14 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 def difference_interval(
     share: float, count: int, other_share: float, other_count: int
 ) -> tuple[float, float]:
-    """The 95 % interval of `share - other_share` (Newcombe 1998, method 10, from Wilson's).
+    """Return the 95 % interval of `share - other_share` (Newcombe 1998, method 10).
 
-    It takes the two samples for independent. Over the very same pairs two runs mostly win the same
-    ones, so that there it is wider than need be: what it tells apart is apart.
+    The method assumes independent samples. Two runs on the same pairs mostly agree, so that there
+    the interval is too wide: a difference that it shows is real.
 
     Args:
-        share, other_share: 0 to 1.
-        count, other_count: of how many, at least 1.
+        share, other_share: observed shares, 0 to 1.
+        count, other_count: sample sizes, at least 1.
     """
     (low, high), (other_low, other_high) = (
         wilson_interval(share, count),

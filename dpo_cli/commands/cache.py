@@ -1,4 +1,4 @@
-"""`dpo cache`: what is kept between runs to save time."""
+"""`dpo cache`: size and removal of the files that save time between runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from dpo_cli.commands.console import plain_console
+from dpo_cli.commands.console import plain_console, print_json
 from dpo_cli.commands.options import DryRunOption, JsonOption
 from dpo_cli.errors import DpoError
 from dpo_cli.formatting import format_count, format_duration, format_size
@@ -19,10 +19,10 @@ cache = typer.Typer(name="cache", no_args_is_help=True, add_completion=False)
 
 @cache.callback()
 def about() -> None:
-    """What is kept between runs to save time: encoded rows, log-probs of references.
+    """Show or empty the cache of encoded rows and reference log-probs.
 
-    All of it is found by content, checked before it is believed, and made again where it is gone.
-    DPO_CACHE_DIR says where it lies, else XDG_CACHE_HOME, else ~/.cache/dpo.
+    Cached files are named by their content, verified before use, and computed again if missing.
+    The cache is in DPO_CACHE_DIR, else in XDG_CACHE_HOME, else in ~/.cache/dpo.
 
     Example: `dpo cache size`
     """
@@ -30,7 +30,7 @@ def about() -> None:
 
 @cache.command(name="dir")
 def directory(json: JsonOption = False) -> None:
-    """Print where the cache lies.
+    """Print the directory of the cache.
 
     Example: `du -sh $(dpo cache dir)`
     """
@@ -40,23 +40,22 @@ def directory(json: JsonOption = False) -> None:
 
 @cache.command(name="size")
 def size_of(json: JsonOption = False) -> None:
-    """Say what the cache holds, and when it was last used.
+    """Print the size of the cache, and when it was last used.
 
     Example: `dpo cache size --json`
     """
-    found = entries(require_cache_directory())
+    cached = entries(require_cache_directory())
     facts: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
-        its = [entry for entry in found if entry.kind == kind]
+        of_kind = [entry for entry in cached if entry.kind == kind]
         facts[kind] = {
-            "files": len(its),
-            "size_bytes": sum(entry.size_bytes for entry in its),
-            "last_used": max((entry.used for entry in its), default=None),
+            "files": len(of_kind),
+            "size_bytes": sum(entry.size_bytes for entry in of_kind),
+            "last_used": max((entry.used for entry in of_kind), default=None),
         }
-    total = sum(entry.size_bytes for entry in found)
+    total = sum(entry.size_bytes for entry in cached)
     if json:
-        told = {"path": str(require_cache_directory()), "size_bytes": total, "kinds": facts}
-        typer.echo(dumps(told, indent=2))
+        print_json({"path": require_cache_directory(), "size_bytes": total, "kinds": facts})
         return
     console = plain_console()
     for kind, fact in facts.items():
@@ -71,18 +70,17 @@ def size_of(json: JsonOption = False) -> None:
 def clean_up(dry_run: DryRunOption = False, json: JsonOption = False) -> None:
     """Empty the cache: the next runs encode their rows and compute their references again.
 
-    What nobody used for a month goes by itself. Runs that train are not disturbed.
+    Files that were not used for a month are removed automatically. Running training continues.
 
     Example: `dpo cache clean --dry-run`
     """
-    found = entries(require_cache_directory())
-    gone = found if dry_run else remove(found)
+    cached = entries(require_cache_directory())
+    gone = cached if dry_run else remove(cached)
     total = sum(entry.size_bytes for entry in gone)
     if json:
-        told = {"dry_run": dry_run, "freed_bytes": total, "files": len(gone)}
-        typer.echo(dumps(told, indent=2))
+        print_json({"dry_run": dry_run, "freed_bytes": total, "files": len(gone)})
     else:
         verb = "this would free" if dry_run else "freed"
         typer.echo(f"{verb} {format_size(total)} in {format_count(len(gone), 'file')}")
-    if stuck := [str(entry.path) for entry in found if entry not in gone]:
-        raise DpoError("not everything could be removed", details=stuck)
+    if stuck := [str(entry.path) for entry in cached if entry not in gone]:
+        raise DpoError("some files could not be removed", details=stuck)

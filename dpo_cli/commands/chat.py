@@ -1,4 +1,4 @@
-"""`dpo chat`: ask policy and reference the same, and see their answers side by side."""
+"""`dpo chat`: talk to policy and reference, with their answers side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
 from dpo_cli.commands.console import plain_console
-from dpo_cli.commands.options import MODEL_HELP, RunsDirOption, SetOption, TokenizerOption
+from dpo_cli.commands.options import (
+    MODEL_HELP,
+    BestOption,
+    RunsDirOption,
+    SetOption,
+    TokenizerOption,
+)
 from dpo_cli.data.formats import Message
 from dpo_cli.data.prompts import Prompt, read_prompts
 from dpo_cli.errors import DpoError, ExitCode, UsageError
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
     from dpo_cli.inference.chat import Answer, Conversation, Responder
 
 ROLES = ("policy", "reference")
-_COMMANDS = "/reset forgets what was said, /quit or Ctrl-D ends, Ctrl-C stops an answer"
+_COMMANDS = "/reset starts a new conversation, /quit or Ctrl-D exits, Ctrl-C stops an answer"
 
 
 def chat(
@@ -39,7 +45,7 @@ def chat(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help=f"{MODEL_HELP} Without one it is the newest run.",
+            help=f"{MODEL_HELP} Default: the newest run.",
             show_default=False,
             autocompletion=complete_model,
         ),
@@ -48,21 +54,23 @@ def chat(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Who answers beside it; else a run's own reference, and nobody beside a file.",
+            help="Show the answers of this model, too. Default: the reference of the run.",
             show_default=False,
             autocompletion=complete_model,
         ),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Ask this, and end.", show_default=False),
+        typer.Option(
+            metavar="TEXT", help="Ask this, print the answers and exit.", show_default=False
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Ask what stands in a file: a prompt a line, or in a .jsonl rows with 'prompt', "
-            "or pairs. The answers come as JSONL.",
+            help="Answer the prompts in a file and print JSONL. The file has a prompt per line, or "
+            "is a .jsonl with 'prompt' fields or pairs.",
             show_default=False,
         ),
     ] = None,
@@ -70,18 +78,18 @@ def chat(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the answers to --prompts there, not to standard output.",
+            help="Write the answers to --prompts to this file.",
             show_default=False,
         ),
     ] = None,
     system: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", help="What both are told before the first turn.", show_default=False
+            metavar="TEXT", help="Set the system prompt of both models.", show_default=False
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Cut an answer after so many tokens.")
+        int, typer.Option(metavar="N", min=1, help="Cut answers after N tokens.")
     ] = 512,
     temperature: Annotated[
         float,
@@ -89,8 +97,8 @@ def chat(
             metavar="T",
             min=0.0,
             max=100.0,
-            help="Draw each token, the more freely the higher; 0 takes the likeliest, so that the "
-            "same question has the same answer.",
+            help="Sample tokens at this temperature. 0 takes the most likely token: the same "
+            "question gets the same answer.",
         ),
     ] = 0.0,
     top_p: Annotated[
@@ -99,30 +107,27 @@ def chat(
             metavar="P",
             min=0.0,
             max=1.0,
-            help="Draw among the likeliest tokens that have this probability together; else among "
-            "all.",
+            help="Sample among the most likely tokens with this total probability. Default: among "
+            "all tokens.",
             show_default=False,
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, help="Of what is drawn; else 0.", show_default=False),
+        typer.Option(
+            metavar="N", min=0, help="Set the seed of sampling. Default: 0.", show_default=False
+        ),
     ] = None,
     tokenizer: TokenizerOption = None,
-    best: Annotated[
-        bool,
-        typer.Option(
-            "--best", help="The run's state with the lowest held-out loss, not the newest."
-        ),
-    ] = False,
+    best: BestOption = False,
     settings: SetOption = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
-    """Talk to a model and its reference: both answer the same question, side by side.
+    """Talk to a model and its reference, with the answers side by side.
 
-    Each keeps the conversation that it had. On a pipe, answers are plain text, and all else goes to
-    standard error. Answers are greedy unless --temperature says otherwise: what differs between
-    the two is what training did, not chance.
+    Each model keeps its own conversation. Answers are greedy unless you set --temperature, so that
+    differences come from training and not from chance. In a pipe, answers are plain text on
+    standard output, and everything else goes to standard error.
 
     Example: `dpo chat dense --prompt "Who are you?"`
     """
@@ -139,7 +144,7 @@ def chat(
 
     notes = plain_console(stderr=True)
     with notes.status("reading the weights"):
-        from dpo_cli.inference.chat import Conversation, open_responders  # torch: seconds
+        from dpo_cli.inference.chat import Conversation, open_responders  # loads torch
         from dpo_cli.models.generation import Decoding
 
         decoding = Decoding(max_new_tokens, temperature, 1.0 if top_p is None else top_p, seed or 0)
@@ -178,14 +183,16 @@ def _refuse_contradictions(
     seed: int | None,
 ) -> None:
     if prompt is not None and prompts is not None:
-        raise UsageError("--prompt and --prompts: one of them", "put the prompt into the file")
+        raise UsageError("--prompt and --prompts exclude each other", "Add the prompt to the file.")
     if out is not None and prompts is None:
-        raise UsageError("--out: there is no --prompts to answer into a file")
+        raise UsageError("--out needs --prompts: it holds their answers")
     for option, value in (("--top-p", top_p), ("--seed", seed)):
         if value is not None and not temperature:
-            raise UsageError(f"{option}: greedy answers draw nothing", "add --temperature 0.8")
+            raise UsageError(f"{option}: greedy answers sample nothing", "Add --temperature 0.8.")
     if top_p == 0:
-        raise UsageError("--top-p 0 leaves no token", "the likeliest alone is --temperature 0")
+        raise UsageError(
+            "--top-p 0 leaves no token", "For the most likely token alone, set --temperature 0."
+        )
 
 
 def _require_text(**options: str | None) -> None:
@@ -202,25 +209,25 @@ def _require_text(**options: str | None) -> None:
 
 
 def _converse(screen: ChatScreen, conversations: Sequence[Conversation]) -> None:
-    """Answer until the user has had enough."""
+    """Answer questions until the user quits."""
     for text in screen.questions():
         if text == "/quit":
             return
         if text == "/reset":
             for conversation in conversations:
                 conversation.clear()
-            screen.tell("forgotten: the next question is the first")
+            screen.tell("new conversation")
         elif text.startswith("/") and text[1:].isalpha():
-            screen.tell(f"{text} is no command: {_COMMANDS}")
+            screen.tell(f"unknown command {text}: {_COMMANDS}")
         else:
             try:
                 was_stopped = screen.show(_ask(conversations, text))
             except DpoError as error:
                 if not screen.is_interactive:
                     raise
-                screen.tell(f"error: {error.message}; /reset begins anew")
+                screen.tell(f"error: {error.message}; /reset starts a new conversation")
                 continue
-            except KeyboardInterrupt:  # the second Ctrl-C
+            except KeyboardInterrupt:  # second Ctrl-C
                 if not screen.is_interactive:
                     raise
                 continue
@@ -229,7 +236,7 @@ def _converse(screen: ChatScreen, conversations: Sequence[Conversation]) -> None
 
 
 def _ask(conversations: Sequence[Conversation], text: str) -> list[Answer]:
-    """The answers of all to a question, or of none."""
+    """Ask all models. If one fails, no conversation keeps the question."""
     answers: list[Answer] = []
     try:
         for conversation in conversations:
@@ -251,10 +258,10 @@ def _answer_rows(
     system: str | None,
     out: Path | None,
 ) -> None:
-    """Write a row for each prompt as soon as it is answered: what is interrupted keeps its rows.
+    """Write a row per prompt as soon as it is answered, so that Ctrl-C keeps the rows.
 
     Raises:
-        DpoError: a prompt cannot be answered, before any is; or the file cannot be written.
+        DpoError: a prompt cannot be answered (checked first), or the file cannot be written.
         typer.Exit: interrupted.
     """
     conversations = [_with_system(prompt.messages, system) for prompt in prompts]
@@ -278,8 +285,8 @@ def _answer_rows(
             if is_stopped():
                 break
             row = {"line": prompt.line, "prompt": messages}
-            row |= {role: its.text for role, its in zip(ROLES, replies, strict=False)}
-            cut = [role for role, its in zip(ROLES, replies, strict=False) if its.is_cut]
+            row |= {role: reply.text for role, reply in zip(ROLES, replies, strict=False)}
+            cut = [role for role, reply in zip(ROLES, replies, strict=False) if reply.is_cut]
             file.write(json.dumps({**row, "cut": cut}, ensure_ascii=False) + "\n")
             file.flush()
             answered += 1
@@ -297,7 +304,7 @@ def _answer_rows(
 
 
 def _with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """A conversation that begins with `system`, if it does not begin with one of its own."""
+    """Add a system message unless the conversation has one."""
     if system is None or messages[0]["role"] == "system":
         return list(messages)
     return [{"role": "system", "content": system}, *messages]
@@ -305,7 +312,7 @@ def _with_system(messages: Sequence[Message], system: str | None) -> list[Messag
 
 @contextmanager
 def _written(out: Path | None) -> Iterator[IO[str]]:
-    """The file that rows go to, or standard output.
+    """Open the file for the rows; without one yield standard output.
 
     Raises:
         NoSpaceError: the disk is full.

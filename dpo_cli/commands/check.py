@@ -1,9 +1,8 @@
-"""`dpo check`: everything that can be known before training, in a minute."""
+"""`dpo check`: find problems of a profile and its data before training."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 
 from dpo_cli.checks.check import run_checks
-from dpo_cli.commands.console import write_output
+from dpo_cli.commands.console import print_json, write_output
 from dpo_cli.commands.options import ProfileArgument, RunsDirOption, SetOption, check_row
 from dpo_cli.errors import ExitCode
 from dpo_cli.findings import Diagnosis
@@ -32,8 +31,8 @@ def check(
         typer.Option(
             metavar="LINE",
             callback=check_row,
-            help="Show the pair of this line of the data, FILE:LINE where there are several files;"
-            " else the first that is kept.",
+            help="Preview the pair of this line, or FILE:LINE with several files. Default: the"
+            " first pair that is kept.",
             show_default=False,
         ),
     ] = None,
@@ -45,17 +44,17 @@ def check(
         typer.Option(
             "--svg",
             metavar="FILE",
-            help="Write an SVG picture there, too; plain text, if the name ends in .txt.",
+            help="Also write the page as SVG, or as plain text if the name ends in .txt.",
             show_default=False,
         ),
     ] = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
-    """Look at everything a run would stand on, before it starts.
+    """Check everything a run needs before it starts.
 
-    Profile, files, weights, tokenizer, pairs, masks, the first steps, how far the weights can
-    move, time, memory and disk: all that is wrong is named at once, each with its remedy. Writes
-    nothing. Exits 1 where training would fail or be in vain, else 0.
+    Reports problems of the profile, files, weights, tokenizer, pairs, masks, first steps, learning
+    rate, time, memory and disk at once, each with a remedy. Writes nothing. Exits with 1 if
+    training would fail or learn nothing, else with 0.
 
     Example: `dpo check my.toml --set data.max_seq_len=1536 --pair 7`
     """
@@ -69,7 +68,7 @@ def check(
     if as_json:
         report = dataclasses.asdict(diagnosis)
         report |= {"ready": diagnosis.is_clean, "next": train if diagnosis.is_clean else again}
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
     else:
         console = Console(highlight=False, markup=False, emoji=False)
         _print_page(console, diagnosis, train, again)
@@ -82,10 +81,10 @@ def check(
 
 
 def _print_page(console: Console, diagnosis: Diagnosis, train: str, again: str) -> None:
-    """The pair, the lengths, the findings, and the command that comes next."""
+    """Print the pair, the lengths, the findings, and the next command."""
     if diagnosis.preview:
-        has_colour = console.color_system is not None and not console.no_color
-        console.print(pair_preview(diagnosis.preview, marks=not has_colour))
+        has_color = console.color_system is not None and not console.no_color
+        console.print(pair_preview(diagnosis.preview, marks=not has_color))
         console.print()
     if diagnosis.histograms:
         console.print(lengths_table(diagnosis.histograms))

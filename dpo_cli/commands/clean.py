@@ -1,15 +1,14 @@
-"""`dpo clean`: space that runs take and do not need."""
+"""`dpo clean`: remove files that runs no longer need."""
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dpo_cli.commands.complete import complete_run
-from dpo_cli.commands.console import plain_console
+from dpo_cli.commands.console import plain_console, print_json
 from dpo_cli.commands.options import DryRunOption, JsonOption, RunsDirOption
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.formatting import format_size
@@ -25,7 +24,7 @@ def clean(
         list[str] | None,
         typer.Argument(
             metavar="[RUN...]",
-            help="Free these, also if they are not completed; else all completed runs.",
+            help="Clean these runs, even if they are not completed. Default: all completed runs.",
             show_default=False,
             autocompletion=complete_run,
         ),
@@ -34,11 +33,11 @@ def clean(
     json: JsonOption = False,
     runs_dir: RunsDirOption = None,
 ) -> None:
-    """Free what runs no longer need, and say of each thing why.
+    """Remove files that runs no longer need, each with the reason.
 
-    Saved states but the newest (verified first) and the best, what was kept of updates that were
-    not finite, and what killed workers left. Runs that are not completed are touched only if they
-    are named, and those that train never.
+    Removes checkpoints except the newest verified and the best, dumps of non-finite steps, and
+    temporary files of killed workers. Runs that are not completed are cleaned only if you name
+    them; runs that train are never touched.
 
     Example: `dpo clean --dry-run`
     """
@@ -49,16 +48,15 @@ def clean(
     kept: list[tuple[str, str]] = []
     for run in {run.path.resolve(): run for run in runs}.values():
         if (holder := run.holder()) is not None:
-            kept.append((run.name, f"is being trained by {holder}"))
+            kept.append((run.name, f"is trained by {holder}"))
             continue
         cleaning = look_through(run)
         if not run_names and not run.is_completed:
             state = summarize(run).state
             if cleaning.items and state is not RunState.COMPLETED:
-                would = (
-                    f"{format_size(cleaning.size_bytes)} would go with: dpo clean {run.designation}"
-                )
-                kept.append((run.name, f"is not completed ({state}); {would}"))
+                size = format_size(cleaning.size_bytes)
+                command = f"dpo clean {run.designation}"
+                kept.append((run.name, f"is not completed ({state}); free {size} with: {command}"))
             continue
         kept += [(run.name, remark) for remark in cleaning.remarks]
         if cleaning.items and not dry_run:
@@ -69,14 +67,14 @@ def clean(
 
     total = sum(cleaning.size_bytes for cleaning in freed)
     if json:
-        told = {
+        facts = {
             "dry_run": dry_run,
             "freed_bytes": total,
             "freed": [item for cleaning in freed for item in _as_json(cleaning)],
             "kept": [{"run": name, "reason": reason} for name, reason in kept],
             "failed": [str(path) for path in failed],
         }
-        typer.echo(dumps(told, indent=2, ensure_ascii=False))
+        print_json(facts)
         if failed:
             raise typer.Exit(ExitCode.FAILED)
         return
@@ -90,7 +88,7 @@ def clean(
         console.print(f"kept: {name}: {reason}")
     console.print(f"{'this would free' if dry_run else 'freed'} {format_size(total)}")
     if failed:
-        raise DpoError("not everything could be removed", details=list(map(str, failed)))
+        raise DpoError("some files could not be removed", details=list(map(str, failed)))
 
 
 def _as_json(cleaning: Cleaning) -> list[dict[str, Any]]:

@@ -1,16 +1,16 @@
-"""`dpo compare`: several runs side by side."""
+"""`dpo compare`: show runs side by side."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from json import dumps
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from dpo_cli.commands.compared_runs import read_runs
+from dpo_cli.commands.console import print_json
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
 from dpo_cli.ui.comparison import ComparedRun, as_json
@@ -31,17 +31,17 @@ def compare(
     ] = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
-    """Compare runs: in what they differ, their curves in one chart, their figures side by side.
+    """Compare runs: settings that differ, curves in one chart, metrics side by side.
 
-    What a few held-out pairs cannot tell apart is said, with 95 % intervals.
+    Accuracies have 95 % intervals. A note lists runs that the held-out pairs cannot distinguish.
 
     Example: `dpo compare first second`
     """
     runs = read_runs(run_names, runs_dir)
     if len(runs) < 2:
-        raise UsageError("one run has nothing to be compared with", "name a second: dpo runs")
+        raise UsageError("dpo compare needs two runs", "Name a second run; dpo runs lists them.")
     if json:
-        typer.echo(dumps(as_json(runs), indent=2, ensure_ascii=False))
+        print_json(as_json(runs))
         return
     print_comparison(runs, width, height)
 

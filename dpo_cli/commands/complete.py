@@ -1,4 +1,4 @@
-"""What the shell offers after TAB: called at every press, so nothing heavy is imported."""
+"""Shell completion of profiles, runs and models."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dpo_cli.run.lookup import find_runs
 
 
 def complete_profile(incomplete: str) -> list[str]:
-    """Shipped profiles by name, and the TOML files here and one folder below."""
+    """Return shipped profiles, and TOML files in this directory and one level below."""
     names = [*shipped_profiles(), *_files(incomplete, "*.toml", "*/*.toml")]
     return [name for name in names if name.startswith(incomplete)]
 
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
-    """Runs by the name of their directory, the newest first."""
+    """Return the names of the runs, the newest first."""
     option = context.params.get("runs_dir")
     runs = find_runs(runs_root(Path(option) if option else None))
     return [run.name for run in runs if run.name.startswith(incomplete)]
 
 
 def complete_model(context: typer.Context, incomplete: str) -> list[str]:
-    """Runs, and the weights files and Hugging Face folders here and one folder below."""
+    """Return runs, and weights files and Hugging Face directories here and one level below."""
     files = _files(incomplete, "*.pth", "*/*.pth")
     folders = _files(incomplete, "*/config.json")
     paths = [*files, *(path.removesuffix("/config.json") for path in folders)]
@@ -35,7 +35,7 @@ def complete_model(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _files(incomplete: str, *patterns: str) -> Iterator[str]:
-    """Paths begin as they were typed: ./x stays ./x."""
+    """Yield paths that begin as the user typed them: ./x stays ./x."""
     typed = incomplete[: incomplete.rfind("/") + 1]
     folder = Path(typed).expanduser()
     for pattern in patterns:

@@ -1,4 +1,4 @@
-"""`dpo config`: what a profile comes to."""
+"""`dpo config`: show a profile with all its values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ config = typer.Typer(name="config", no_args_is_help=True, add_completion=False)
 
 @config.callback()
 def about() -> None:
-    """What a profile comes to, with all that it extends and --set.
+    """Show a profile with everything it extends and with --set.
 
     Example: `dpo config show my.toml --origins`
     """
@@ -27,10 +27,10 @@ def show(
     profile: ProfileArgument,
     settings: SetOption = None,
     origins: Annotated[
-        bool, typer.Option("--origins", help="Say of each value where it is stated.")
+        bool, typer.Option("--origins", help="Show where each value is set.")
     ] = False,
 ) -> None:
-    """Print the resolved profile as TOML: every value, every path in full.
+    """Print the resolved profile as TOML: every value, every path absolute.
 
     Example: `dpo config show dense --set train.epochs=1 --origins`
     """

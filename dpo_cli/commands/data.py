@@ -1,4 +1,4 @@
-"""`dpo data`: look at the pairs, one after another."""
+"""`dpo data`: read the pairs as training sees them."""
 
 from __future__ import annotations
 
@@ -26,32 +26,35 @@ def data(
         typer.Option(
             metavar="LINE",
             callback=check_row,
-            help="Only the row of this line; FILE:LINE where there are several files.",
+            help="Show only the row of this line, or FILE:LINE with several files.",
             show_default=False,
         ),
     ] = None,
     only: Annotated[
         list[PairIssue] | None,
         typer.Option(
-            help="Only pairs that have this about them; may be repeated.", show_default=False
+            help="Show only pairs with this trait, for example --only truncated. Repeat for more.",
+            show_default=False,
         ),
     ] = None,
-    rejected: Annotated[
-        bool, typer.Option("--rejected", help="The rows that are set aside, and why.")
+    skipped: Annotated[
+        bool, typer.Option("--skipped", help="Show the skipped rows, each with its reason.")
     ] = False,
 ) -> None:
-    """Look at the pairs as training sees them, the tokens that carry loss in colour.
+    """Show the pairs as training sees them, with the tokens that carry loss in color.
 
-    On a terminal in your pager (PAGER, else less: space turns the page, / searches, q leaves);
-    elsewhere as plain text, with ⟦marks⟧ in the place of colour. What each pair has about it
-    stands beside its line.
+    A terminal shows the pairs in your pager (PAGER, else less: space turns the page, / searches, q
+    leaves). Elsewhere they are plain text, with ⟦marks⟧ instead of color. Traits such as
+    "truncated" stand beside the line number of each pair.
 
     Example: `dpo data my.toml --only truncated --only near-identical`
     """
-    from dpo_cli.checks.data_browser import DataBrowser
+    from dpo_cli.checks.data_browser import DataBrowser  # loads torch
 
-    if rejected and only:
-        raise UsageError("--rejected shows rows that are set aside; --only chooses among pairs")
+    if skipped and only:
+        raise UsageError(
+            "--skipped and --only: skipped rows have no traits", "Leave one of them out."
+        )
     loaded = load_profile(find_profile(profile, str(profile)), settings or ())
     check_inputs(loaded, ("data", "tokenizer"))
     with PhaseBar(Console(stderr=True)) as bar:
@@ -59,10 +62,8 @@ def data(
     console = Console(highlight=False, markup=False, emoji=False)
     marks = console.color_system is None or console.no_color
     rows = pages.rows
-    title = (
-        f"{len(rows.kept):,} of {rows.total:,} rows are kept; {len(rows.skipped_rows):,} set aside"
-    )
-    if rejected:
+    title = f"{len(rows.kept):,} of {rows.total:,} rows kept, {len(rows.skipped_rows):,} skipped"
+    if skipped:
         shown = (row_page(r.place, r.problem, r.reason, r.text) for r in pages.skipped(line))
         page(console, title, shown)
     else:

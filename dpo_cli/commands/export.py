@@ -1,4 +1,4 @@
-"""`dpo export`: the trained weights as other tools load them."""
+"""`dpo export`: write trained weights for MiniMind or transformers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from dpo_cli.api.run import Run
 from dpo_cli.commands.console import plain_console
-from dpo_cli.commands.options import RunArgument, RunsDirOption, SetOption
+from dpo_cli.commands.options import BestOption, RunArgument, RunsDirOption, SetOption
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.formatting import format_duration
 from dpo_cli.run.directory import RunDirectory, runs_root
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 
 
 SOON_SECONDS = 60.0
-"""Scoring the held-out pairs is no question where it takes less."""
+"""The held-out pairs are evaluated without --evaluate if this takes less."""
 
 
 class Dtype(StrEnum):
-    """The precisions a file can have."""
+    """Precision of a weights file."""
 
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
@@ -36,14 +37,14 @@ class Dtype(StrEnum):
 
 
 class Format(StrEnum):
-    """What is written: MiniMind's file, or a Hugging Face directory."""
+    """MiniMind weights file, or Hugging Face directory."""
 
     PTH = "pth"
     HF = "hf"
 
 
 class RoundingMode(StrEnum):
-    """How a weight becomes a number of the file."""
+    """Rounding of weights to half precision."""
 
     NEAREST = "nearest"
     STOCHASTIC = "stochastic"
@@ -55,7 +56,7 @@ def export(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Where to write; else into the profile's model.out_dir, where MiniMind looks.",
+            help="Write to this file or directory. Default: the profile's model.out_dir.",
             show_default=False,
         ),
     ] = None,
@@ -64,8 +65,8 @@ def export(
         typer.Option(
             "--format",
             metavar="|".join(Format),
-            help="MiniMind's file, or a Hugging Face directory that plain transformers loads; else "
-            "as the model came.",
+            help="Write a MiniMind weights file (pth), or a Hugging Face directory that plain "
+            "transformers loads (hf). Default: the format of the starting weights.",
             show_default=False,
         ),
     ] = None,
@@ -73,7 +74,7 @@ def export(
         Dtype | None,
         typer.Option(
             metavar="|".join(Dtype),
-            help="The file's precision; else the profile's.",
+            help="Set the precision of the file. Default: the profile's.",
             show_default=False,
         ),
     ] = None,
@@ -81,8 +82,8 @@ def export(
         RoundingMode,
         typer.Option(
             metavar="|".join(RoundingMode),
-            help="To the nearest number of a half-precision file; or to either neighbour, the "
-            "nearer the likelier, which keeps small updates in the mean.",
+            help="Round to the nearest half-precision number, or at random to one of the two "
+            "neighbors, which keeps small updates on average.",
         ),
     ] = RoundingMode.NEAREST,
     seed: Annotated[
@@ -90,7 +91,7 @@ def export(
         typer.Option(
             metavar="N",
             min=0,
-            help="For stochastic rounding; else the profile's train.seed.",
+            help="Set the seed of stochastic rounding. Default: the profile's train.seed.",
             show_default=False,
         ),
     ] = None,
@@ -98,50 +99,43 @@ def export(
         bool | None,
         typer.Option(
             "--evaluate/--no-evaluate",
-            help="Score the held-out pairs with the file and with the training state; else done "
-            "where it takes less than a minute.",
+            help="Evaluate the file and the checkpoint on the held-out pairs. Default: yes if it "
+            "takes less than a minute.",
             show_default=False,
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Write over a file that is not this run's.")
+        bool, typer.Option("--force", help="Replace a file that this run did not write.")
     ] = False,
-    best: Annotated[
-        bool,
-        typer.Option("--best", help="The state with the lowest held-out loss, not the newest."),
-    ] = False,
+    best: BestOption = False,
     settings: SetOption = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
-    """Write a run's newest weights for MiniMind or as a Hugging Face directory, and say what that
-    has of the training.
+    """Export the newest weights of a run for MiniMind or transformers.
 
-    It is loaded back; its weights are compared with the start's and its log-probs with the
-    training state's on real pairs: what half precision costs is printed. Without RUN it is the
-    newest.
+    The file is loaded back. Its weights are compared with the starting weights, and its log-probs
+    with the checkpoint's on real pairs, so that you see the cost of half precision. Without RUN,
+    export the newest run.
 
     Example: `dpo export dense --to rlhf_512.pth`
     """
     if seed is not None and rounding is not RoundingMode.STOCHASTIC:
-        raise UsageError("--seed: only stochastic rounding draws", "add --rounding stochastic")
+        raise UsageError("--seed: only stochastic rounding is random", "Add --rounding stochastic.")
     console = plain_console()
     run = find_run(runs_root(runs_dir), run_name)
     with console.status(f"exporting {run.designation}"):
-        from dpo_cli.export.export import export_run  # imports torch: seconds
-
-        report = export_run(
-            run,
+        report = Run(run).export(
             to,
-            dtype,
-            force,
-            settings or (),
-            rounding.value,
-            seed,
+            format=form.value if form else None,
+            dtype=dtype.value if dtype else None,
+            rounding=rounding.value,
+            seed=seed,
             best=best,
-            export_format=form.value if form else None,
+            force=force,
+            settings=settings,
         )
     for line in export_lines(report):
-        console.print(line)
+        console.print(line, soft_wrap=not console.is_terminal)  # long lines break between words
     _compare_held_out(console, run, report, settings or (), evaluate)
     if report.try_command:
         console.print(f"try it: {report.try_command}")
@@ -154,8 +148,8 @@ def _compare_held_out(
     settings: Sequence[str],
     is_wanted: bool | None,
 ) -> None:
-    """Score the run's held-out pairs where that is wanted, or done soon; else say what it takes."""
-    from dpo_cli.inference.held_out import evaluation_seconds, score_held_out
+    """Evaluate file and checkpoint on the held-out pairs, or print the time that it would take."""
+    from dpo_cli.inference.held_out import evaluation_seconds, score_held_out  # loads torch
 
     seconds = evaluation_seconds(run)
     if seconds is None or is_wanted is False:
@@ -163,14 +157,14 @@ def _compare_held_out(
     is_training = run.holder() is not None
     if is_wanted is None and (is_training or 2 * seconds > SOON_SECONDS):
         console.print(
-            f"held-out pairs: not scored; --evaluate takes about {format_duration(2 * seconds)}"
+            f"held-out pairs: not evaluated; --evaluate takes about {format_duration(2 * seconds)}"
         )
         return
     try:
         with PhaseBar(Console(stderr=True)) as bar:
             weights = [report.exported, report.state]
             in_file, in_state = score_held_out(run, settings, weights, bar)
-    except DpoError as error:  # the file is written and sound
-        console.print(f"held-out pairs: not scored: {error.message}")
+    except DpoError as error:  # the file is written and verified
+        console.print(f"held-out pairs: not evaluated: {error.message}")
         return
-    console.print(held_out_line(in_file, in_state))
+    console.print(held_out_line(in_file, in_state), soft_wrap=not console.is_terminal)

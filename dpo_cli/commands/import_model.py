@@ -1,4 +1,4 @@
-"""`dpo import`: a Hugging Face directory as the file that MiniMind's own scripts load."""
+"""`dpo import`: convert a Hugging Face directory to a MiniMind weights file."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from dpo_cli.formatting import format_count
 def import_model(
     directory: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="With config.json, such as `dpo export` writes."),
+        typer.Argument(metavar="DIR", help="Hugging Face directory with a config.json."),
     ],
     to: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where to write; else here, under MiniMind's name: full_sft_512.pth.",
+            help="Write to this file. Default: MiniMind's name here, for example full_sft_512.pth.",
             show_default=False,
         ),
     ] = None,
     dtype: Annotated[
-        Dtype, typer.Option(metavar="|".join(Dtype), help="The file's precision.")
+        Dtype, typer.Option(metavar="|".join(Dtype), help="Set the precision of the file.")
     ] = Dtype.FLOAT16,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a model that MiniMind can compute as MiniMind's own file.
+    """Convert a Hugging Face directory to a weights file for MiniMind's own scripts.
 
-    The file is loaded back and compared, bit for bit. Other models need no such thing: any Hugging
-    Face directory can be a profile's model.weights.
+    The file is loaded back and compared bit for bit. To train a model you need no import: any
+    Hugging Face directory can be a profile's model.weights.
 
     Example: `dpo import ./MiniMind2 --to out/full_sft_768.pth`
     """
     console = plain_console()
     with console.status(f"importing {directory}"):
-        from dpo_cli.export.import_hf import import_directory  # imports torch: seconds
+        from dpo_cli.export.import_hf import import_directory  # loads torch
 
         path, model_weights = import_directory(directory, to, dtype.value, force)
     console.print(

@@ -1,4 +1,4 @@
-"""`dpo init`: a profile to begin with, filled in from what lies around."""
+"""`dpo init`: write a first profile from the files that are found."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from dpo_cli.run.disk import explain_disk_errors
 
 
 class Template(StrEnum):
-    """Kinds of models; each has a shipped profile of its name."""
+    """Kind of model; each has a shipped profile of the same name."""
 
     DENSE = "dense"
     MOE = "moe"
@@ -48,7 +48,7 @@ class Template(StrEnum):
 
 
 class Recipe(StrEnum):
-    """What to do with the model."""
+    """Set of training values."""
 
     LEARN = "learn"
     MINIMIND = "minimind"
@@ -56,13 +56,14 @@ class Recipe(StrEnum):
 
 def init(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="What to call it: profiles/NAME.toml is written.")
+        str,
+        typer.Argument(metavar="NAME", help="Name of the profile: profiles/NAME.toml is written."),
     ],
     template: Annotated[
         Template | None,
         typer.Option(
             metavar="|".join(Template),
-            help="The kind of model; else as the files that are found suggest.",
+            help="Choose the kind of model. Default: guessed from the files that are found.",
             show_default=False,
         ),
     ] = None,
@@ -70,7 +71,7 @@ def init(
         Recipe,
         typer.Option(
             metavar="|".join(Recipe),
-            help="Values that visibly learn, or those of MiniMind's own script.",
+            help="Write values that learn visibly, or the values of MiniMind's own script.",
         ),
     ] = Recipe.LEARN,
     minimind: Annotated[
@@ -79,16 +80,16 @@ def init(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="A MiniMind checkout, with out/, model/ and dataset/, or any other folder; else "
-            "the folders around are looked through.",
+            help="Search this folder for files, for example a MiniMind checkout (out/, model/). "
+            "Default: the folders around the working directory.",
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a profile.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing profile.")] = False,
 ) -> None:
-    """Write a commented profile, filled in with the weights, tokenizer and pairs that lie around.
+    """Write a commented profile with the weights, tokenizer and pairs found near you.
 
-    Every key is in it with its meaning, and the reference script's value beside it.
+    Every key is listed with its meaning and the value of MiniMind's script.
 
     Example: `dpo init first --minimind ../minimind`
     """
@@ -102,7 +103,7 @@ def init(
         inputs, kind = _choose(found, template, console)
         shipped = load_profile(Path(kind))
         if kind is Template.HF:
-            _refuse_reference(recipe)
+            _refuse_minimind_recipe(recipe)
             draft, origin = huggingface_recipe(shipped, inputs, path.parent), f"template {kind}"
         else:
             reference = shipped
@@ -115,46 +116,49 @@ def init(
         write_text_atomically(path, text)
     console.print(f"wrote {path} ({origin})")
     if draft.missing:
-        console.print(f"fill in what was not found: {', '.join(draft.missing)}")
+        console.print(f"not found, fill in: {', '.join(draft.missing)}")
     console.print(f"next: dpo check {path}")
 
 
 def _target(name: str, force: bool) -> Path:
-    """Where the profile goes.
+    """Return the path of the new profile.
 
     Raises:
-        UsageError: the name is none, or is taken.
+        UsageError: the name is invalid, or the file exists.
     """
     stem = name.removesuffix(".toml")
     if not stem or stem.startswith((".", "-")) or "/" in stem:
         raise UsageError(
-            f"{name!r} is no name for a profile", "give a plain name: profiles/NAME.toml is written"
+            f"{name!r} is not a valid name for a profile",
+            "Use a plain name; profiles/NAME.toml is written.",
         )
     path = Path("profiles", f"{stem}.toml")
     if path.parent.is_file():
-        raise UsageError(f"{path.parent} is a file, where a folder is to be", "go elsewhere")
+        raise UsageError(
+            f"{path.parent} is a file, not a folder", "Run dpo init in another folder."
+        )
     if path.exists() and not force:
-        raise UsageError(f"{path} exists", "choose another name, or write over it with --force")
+        raise UsageError(f"{path} exists", "Choose another name, or replace it with --force.")
     return path
 
 
-def _refuse_reference(recipe: Recipe) -> None:
-    """MiniMind's script trains no other models.
+def _refuse_minimind_recipe(recipe: Recipe) -> None:
+    """Refuse the minimind recipe for other models.
 
     Raises:
-        UsageError: its values are asked for all the same.
+        UsageError: the recipe is minimind.
     """
     if recipe is Recipe.MINIMIND:
         raise UsageError(
-            f"--recipe {recipe}: MiniMind's script trains MiniMind's models alone",
-            "leave --recipe out: the values that are usual for other models are written",
+            f"--recipe {recipe}: MiniMind's script trains only MiniMind models",
+            "Leave --recipe out; usual values for other models are written.",
         )
 
 
 def _choose(
     found: FoundFiles, template: Template | None, console: Console
 ) -> tuple[Inputs, Template]:
-    """Say what is there; of each kind take one that fits the template, which it may suggest."""
+    """Print the files found, and choose one of each kind and a template that fits them."""
     checkpoints = sorted(found.weights, key=is_moe_file)
     tokenizers: Sequence[Path] = found.tokenizers
     if template is Template.HF or (template is None and found.models and not checkpoints):
@@ -172,17 +176,17 @@ def _choose(
     )
     kinds = {"weights": found.weights, "tokenizers": found.tokenizers, "pairs": found.pairs}
     _print_found(console, kinds, inputs)
-    return replace(inputs, rows=_count(inputs.pairs, console)), template or _suggested(inputs)
+    return replace(inputs, rows=_count(inputs.pairs, console)), template or _guess_template(inputs)
 
 
 def _count(pairs: Path | None, console: Console) -> int | None:
-    """Say what the pairs are read as; gives how many there are, as far as that can be known."""
+    """Print the format of the pairs and return their number, or None if it is unknown."""
     if pairs is None:
         return None
     try:
         places = Source((pairs,)).look()
     except DpoError as error:
-        console.print(f"  they cannot be read as they are: {error.message}")
+        console.print(f"  the pairs cannot be read: {error.message}")
         console.print(f"  {error.remedy}")
         return None
     console.print(f"  {places.numbers:,} rows, read as {places.description}")
@@ -190,7 +194,7 @@ def _count(pairs: Path | None, console: Console) -> int | None:
 
 
 def _ask(what: str, paths: Sequence[Path]) -> Path | None:
-    """The first, or on a terminal the one that the user chooses, where there is a choice."""
+    """Let the user choose one of several paths on a terminal; else return the first."""
     if len(paths) < 2 or not sys.stdin.isatty():
         return paths[0] if paths else None
     typer.echo(f"{what}:")
@@ -202,8 +206,8 @@ def _ask(what: str, paths: Sequence[Path]) -> Path | None:
             return paths[choice - 1]
 
 
-def _suggested(inputs: Inputs) -> Template:
-    """The template that the files suggest by their names, and the tokenizer by its template."""
+def _guess_template(inputs: Inputs) -> Template:
+    """Guess the template from the name of the weights and the template of the tokenizer."""
     is_moe = inputs.model_weights is not None and is_moe_file(inputs.model_weights)
     if inputs.tokenizer is not None and minimind_version_of(inputs.tokenizer) == 3:
         return Template.MINIMIND3_MOE if is_moe else Template.MINIMIND3
@@ -211,7 +215,7 @@ def _suggested(inputs: Inputs) -> Template:
 
 
 def _print_found(console: Console, kinds: Mapping[str, Sequence[Path]], inputs: Inputs) -> None:
-    """What lies around, with an arrow at what is taken."""
+    """Print the files found, with an arrow at the chosen ones."""
     taken = {inputs.model_weights, inputs.tokenizer, inputs.pairs}
     for kind, paths in kinds.items():
         console.print(f"{kind}: {len(paths) or 'none'} found")

@@ -1,8 +1,7 @@
-"""`dpo merge`: a model between two others."""
+"""`dpo merge`: average the weights of two models."""
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +9,11 @@ import typer
 from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
-from dpo_cli.commands.console import plain_console, print_evaluation
+from dpo_cli.commands.console import plain_console, print_evaluation, print_json
 from dpo_cli.commands.export import Dtype
 from dpo_cli.commands.options import (
     MODEL_HELP,
+    BestOption,
     DataOption,
     JsonOption,
     ProfileOption,
@@ -39,25 +39,26 @@ def merge(
         str,
         typer.Argument(
             metavar="B",
-            help="Another of the same architecture, such as the weights that A was trained from.",
+            help="Model of the same architecture, for example the starting weights of A.",
             autocompletion=complete_model,
         ),
     ],
     to: Annotated[
         Path,
         typer.Option(
-            metavar="PATH", help="Where to write: a file, or of other models a directory."
+            metavar="PATH",
+            help="Write to this file; for models other than MiniMind, this directory.",
         ),
     ],
     weight: Annotated[
         float,
-        typer.Option(min=0, max=1, metavar="W", help="The share of B: (1 - W) A + W B."),
+        typer.Option(min=0, max=1, metavar="W", help="Set the share of B: (1 - W) A + W B."),
     ] = 0.5,
     dtype: Annotated[
         Dtype | None,
         typer.Option(
             metavar="|".join(Dtype),
-            help="Precision of the weights; else what A's run exports, or that of A's file.",
+            help="Set the precision of the file. Default: that of A's exports, or of A's file.",
             show_default=False,
         ),
     ] = None,
@@ -65,22 +66,20 @@ def merge(
     reference: ReferenceOption = None,
     profile: ProfileOption = None,
     tokenizer: TokenizerOption = None,
-    best: Annotated[
-        bool,
-        typer.Option(
-            "--best", help="Of runs the state with the lowest held-out loss, not the newest."
-        ),
+    best: BestOption = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing file or directory.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
     json: JsonOption = False,
     settings: SetOption = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
-    """Merge two models of one descent, and say how A, B and what lies between them do.
+    """Average the weights of two models that share a starting point, and evaluate the result.
 
-    Each weight is (1 - W) times A's and W times B's, in float64. Merging a trained
-    model with the one it began as gives back some of what it forgot, for some of what it learned;
-    models that share no start give nonsense. Evaluated as by `dpo eval`, where there are pairs.
+    Each weight is (1 - W) times A's plus W times B's, computed in float64. Merging a trained model
+    with its starting weights restores some of what the model forgot, and gives up some of what it
+    learned. Models without a common start give nonsense. The result is evaluated as by `dpo eval`
+    if there are held-out pairs.
 
     Example: `dpo merge dense out/full_sft_512.pth --weight 0.3 --to out/merged_512.pth`
     """
@@ -88,7 +87,7 @@ def merge(
     named = [find_model(name, root) for name in (first, second)]
     path = _destination(to, force=force)
     if best and not any(model.run for model in named):
-        raise UsageError("--best: neither of the two is a run", "leave it out")
+        raise UsageError("--best: neither model is a run", "Leave --best out.")
     eval_config = find_eval_config(
         named,
         runs_root=root,
@@ -98,22 +97,22 @@ def merge(
         tokenizer=tokenizer,
         settings=settings or (),
     )
-    evaluation_result = None
+    evaluation = None
     with PhaseBar(Console(stderr=True)) as bar:
         bar("loading", 0, 0, "")
-        from dpo_cli.export.export import try_command  # imports torch: seconds
+        from dpo_cli.export.export import try_command  # loads torch
         from dpo_cli.export.merge import merge_models
         from dpo_cli.inference.evaluate import evaluate_models, model_settings
         from dpo_cli.inference.open_model import open_model
         from dpo_cli.models.saving import size_bytes
 
         stated = model_settings(eval_config) if eval_config else {}
-        models = [open_model(its, stated, best=best and its.run is not None) for its in named]
-        own = (its.tokenizer(settings or ()) for its in named)
+        models = [open_model(model, stated, best=best and model.run is not None) for model in named]
+        own = (model.tokenizer(settings or ()) for model in named)
         place = tokenizer or next((folder for folder in own if folder), None)
         merged = merge_models(models[0], models[1], weight, path, dtype, place)
         if eval_config is not None:
-            evaluation_result = evaluate_models(eval_config, [*models, merged], bar)
+            evaluation = evaluate_models(eval_config, [*models, merged], bar)
     written = merged.model_weights
     if json:
         facts = {
@@ -121,32 +120,34 @@ def merge(
             "sha256": written.fingerprint,
             "dtype": written.dtype_name,
             "weight": weight,
-            "evaluation": as_json(evaluation_result) if evaluation_result else None,
+            "evaluation": as_json(evaluation) if evaluation else None,
         }
-        typer.echo(dumps(facts, indent=2, ensure_ascii=False))
+        print_json(facts)
         return
     console = plain_console()
     console.print(
         f"wrote {path}: {format_size(size_bytes(path))}, {written.dtype_name}, {1 - weight:g} of "
         f"{models[0].title} and {weight:g} of {models[1].title}"
     )
-    if evaluation_result is not None:
-        print_evaluation(evaluation_result)
+    if evaluation is not None:
+        print_evaluation(evaluation)
     else:
-        console.print("not evaluated: --data FILE names preference pairs to judge by")
+        console.print("not evaluated; to evaluate, name preference pairs with --data FILE")
     if command := try_command(path, written.architecture):
         console.print(f"try it: {command}")
 
 
 def _destination(path: Path, *, force: bool) -> Path:
-    """Where to write, as an absolute path.
+    """Return the absolute path to write.
 
     Raises:
-        UsageError: that cannot be, or a file is there that is not to be replaced.
+        UsageError: the parent directory is missing, or the path exists.
     """
     path = path.expanduser().absolute()
     if not path.parent.is_dir():
-        raise UsageError(f"--to: {path.parent} does not exist", "create it first")
+        raise UsageError(f"--to: {path.parent} does not exist", "Create the directory first.")
     if path.exists() and not force:
-        raise UsageError(f"{path} exists", "replace it with --force, or write elsewhere with --to")
+        raise UsageError(
+            f"{path} exists", "Replace it with --force, or choose another path with --to."
+        )
     return path

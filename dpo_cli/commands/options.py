@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, each with one wording."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ProfileArgument = Annotated[
     Path,
     typer.Argument(
         metavar="PROFILE",
-        help="A profile: a TOML file, or the name of a shipped one.",
+        help="Profile: a TOML file, or the name of a shipped profile.",
         autocompletion=complete_profile,
     ),
 ]
@@ -22,8 +22,8 @@ RunArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="RUN",
-        help="A run: its directory's name or a unique beginning of it, the name of its profile "
-        "(the newest run is meant), or a path.",
+        help="Run: directory name or a unique beginning of it, profile name (its newest run), or "
+        "path.",
         show_default=False,
         autocompletion=complete_run,
     ),
@@ -32,23 +32,23 @@ RunsArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN...",
-        help="Runs, each as its directory's name or a unique beginning of it, the name of its "
-        "profile (the newest run is meant), or a path.",
+        help="Runs: directory names or unique beginnings of them, profile names (their newest "
+        "run), or paths.",
         show_default=False,
         autocompletion=complete_run,
     ),
 ]
 MODEL_HELP = (
-    "A run (its newest state), a weights file of MiniMind's, or a Hugging Face folder; what lies "
-    "here under that name goes before a run's."
+    "Run (its newest checkpoint), MiniMind weights file, or Hugging Face directory. A path takes "
+    "precedence over a run with the same name."
 )
 DataOption = Annotated[
     Path | None,
     typer.Option(
         "--data",
         metavar="FILE",
-        help="Preference pairs to judge by, a file or a folder; else the held-out pairs of the run "
-        "or profile.",
+        help="Evaluate on these preference pairs: a file or folder. Default: the held-out pairs of "
+        "the run or profile.",
         show_default=False,
     ),
 ]
@@ -57,8 +57,8 @@ ReferenceOption = Annotated[
     typer.Option(
         "--reference",
         metavar="MODEL",
-        help="What to compare with, a run, a file or a folder; else the reference of the run or "
-        "profile. Without any, a model is judged by its own log-probs.",
+        help="Compare with this model: a run, file or directory. Default: the reference of the run "
+        "or profile. Without a reference, only the model's own log-probs are shown.",
         show_default=False,
         autocompletion=complete_model,
     ),
@@ -68,8 +68,8 @@ ProfileOption = Annotated[
     typer.Option(
         "--profile",
         metavar="PROFILE",
-        help="For a file or a folder: the profile that states objective, lengths, tokenizer, "
-        "reference and held-out pairs, such as the profile.toml of a run.",
+        help="For a file or directory: take objective, lengths, tokenizer, reference and held-out "
+        "pairs from this profile, for example the profile.toml of a run.",
         show_default=False,
         autocompletion=complete_profile,
     ),
@@ -79,21 +79,27 @@ TokenizerOption = Annotated[
     typer.Option(
         "--tokenizer",
         metavar="DIR",
-        help="The tokenizer's folder; else the run's or profile's, or that in a Hugging Face "
-        "folder.",
+        help="Read texts with the tokenizer in this directory. Default: the tokenizer of the run, "
+        "profile or Hugging Face directory.",
         show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead, for programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")
+    bool, typer.Option("--dry-run", help="List what would be removed, and remove nothing.")
+]
+BestOption = Annotated[
+    bool,
+    typer.Option(
+        "--best", help="Use the run's checkpoint with the lowest held-out loss, not the newest."
+    ),
 ]
 RunsDirOption = Annotated[
     Path | None,
     typer.Option(
         "--runs-dir",
         metavar="DIR",
-        help="Where runs lie; else DPO_RUNS_DIR, else ./runs.",
+        help="Directory of the runs. Default: DPO_RUNS_DIR, else ./runs.",
         show_default=False,
     ),
 ]
@@ -102,42 +108,40 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Set a key of the profile, as in --set train.epochs=1; may be repeated.",
+        help="Set a profile key, for example --set train.epochs=1. Repeat for more keys.",
         show_default=False,
     ),
 ]
 PlainOption = Annotated[
-    bool, typer.Option("--plain", help="Print plain lines, also on a terminal.")
+    bool, typer.Option("--plain", help="Print plain lines instead of the live panel.")
 ]
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print warnings and the end only.")
+    bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")
 ]
 DetachOption = Annotated[
-    bool, typer.Option("--detach", "-d", help="Train in the background, without this terminal.")
+    bool, typer.Option("--detach", "-d", help="Train in the background and return at once.")
 ]
 NprocOption = Annotated[
     str | None,
     typer.Option(
         "--nproc",
         metavar="N|auto",
-        help="Processes on this machine, each with a device of its own; auto: one a CUDA card.",
+        help="Train with N processes on this machine, each on its own device. auto: one per GPU.",
         show_default=False,
     ),
 ]
 PrintLaunchOption = Annotated[
     bool,
-    typer.Option(
-        "--print-launch", help="Print the torchrun command that starts the same; start nothing."
-    ),
+    typer.Option("--print-launch", help="Print the equivalent torchrun command and start nothing."),
 ]
 
 
-def check_row(stated: str | None) -> str | None:
-    """Refuse what cannot name a row, before anything is read.
+def check_row(row: str | None) -> str | None:
+    """Check the form of LINE or FILE:LINE before anything is read.
 
     Raises:
-        UsageError: it is no number, alone or behind the name of a file.
+        UsageError: the line is not a number.
     """
-    if stated is not None:
-        split_row_name(stated)
-    return stated
+    if row is not None:
+        split_row_name(row)
+    return row

@@ -1,4 +1,4 @@
-"""`dpo report`: runs as one HTML file."""
+"""`dpo report`: write runs as one HTML file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import json
 import socket
 from collections.abc import Mapping
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dpo_cli.commands.compared_runs import compared_run, named_runs
-from dpo_cli.commands.console import write_output
+from dpo_cli.commands.console import print_json, write_output
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
 from dpo_cli.run.directory import RunDirectory
@@ -30,7 +29,7 @@ def report(
             "--out",
             "-o",
             metavar="FILE",
-            help="Where to write; else the first run's name with .html, here.",
+            help="Write to this file. Default: the first run's name with .html.",
             show_default=False,
         ),
     ] = None,
@@ -39,32 +38,31 @@ def report(
         typer.Option(
             "--check",
             metavar="FILE",
-            help="Include the findings that `dpo check PROFILE --json` printed into this file.",
+            help="Include the findings in this file, made by `dpo check PROFILE --json`.",
             show_default=False,
         ),
     ] = None,
     redact: Annotated[
-        bool, typer.Option("--redact", help="Leave out paths, host names and texts.")
+        bool, typer.Option("--redact", help="Leave out paths, host names and texts of pairs.")
     ] = False,
     json: JsonOption = False,
     runs_dir: RunsDirOption = None,
 ) -> None:
-    """Write a report: curves, figures, data, plan and profile, in one file that opens anywhere.
+    """Write an HTML report with curves, metrics, data, plan and profile of runs.
 
-    Of several runs it is a comparison. The file needs no network and prints well.
+    Several runs are compared. The file needs no network and can be printed.
 
     Example: `dpo report dense --out dense.html`
     """
-    found = _read_findings(findings) if findings else []
+    check_findings = _read_findings(findings) if findings else []
     runs = named_runs(run_names, runs_dir)
-    dossiers = [_report_run(letter, run) for letter, run in runs.items()]
-    path = out or Path(f"{dossiers[0].run.name}.html")
-    text = page(dossiers, found, redact=redact, hosts=[socket.gethostname()])
+    sections = [_report_run(letter, run) for letter, run in runs.items()]
+    path = out or Path(f"{sections[0].run.name}.html")
+    text = page(sections, check_findings, redact=redact, hosts=[socket.gethostname()])
     write_output(path, text.encode())
     if json:
-        names = [dossier.run.name for dossier in dossiers]
-        told = {"path": str(path), "size_bytes": len(text.encode()), "runs": names}
-        typer.echo(dumps(told, indent=2, ensure_ascii=False))
+        names = [section.run.name for section in sections]
+        print_json({"path": path, "size_bytes": len(text.encode()), "runs": names})
     else:
         typer.echo(f"wrote {path}")
 
@@ -77,7 +75,7 @@ def _report_run(letter: str, run: RunDirectory) -> ReportRun:
 
 
 def _skipped_rows(path: Path) -> list[Mapping[str, Any]]:
-    """The rows of a run's `skipped_rows.jsonl`, as far as they can be read."""
+    """Read a run's `skipped_rows.jsonl`; damaged lines end the list."""
     rows = []
     with contextlib.suppress(OSError, ValueError), path.open("rb") as lines:
         for line in lines:
@@ -86,17 +84,19 @@ def _skipped_rows(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _read_findings(path: Path) -> list[Mapping[str, Any]]:
-    """What `dpo check --json` printed.
+    """Read the findings that `dpo check --json` printed.
 
     Raises:
-        UsageError: it did not print this.
+        UsageError: the file holds no findings.
     """
     try:
-        found = json.loads(path.read_bytes())["findings"]
-        if all(isinstance(finding, dict) for finding in found):
-            return list(found)
+        values = json.loads(path.read_bytes())["findings"]
+        if all(isinstance(finding, dict) for finding in values):
+            return list(values)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError):
         pass
-    raise UsageError(f"{path} holds no findings", f"make it: dpo check PROFILE --json > {path}")
+    raise UsageError(
+        f"{path} holds no findings", f"Make the file: dpo check PROFILE --json > {path}"
+    )

@@ -1,4 +1,4 @@
-"""`dpo runs`: what there is, and how far it came."""
+"""`dpo runs`: list the runs and their state."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from dpo_cli.run.summary import RunSummary, summarize
 
 def runs(
     runs_dir: RunsDirOption = None,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON array instead.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> None:
-    """List the runs, the newest first: state, steps, loss, time and size.
+    """List all runs, the newest first, with state, steps, loss, time and size.
 
     Example: `dpo runs --json`
     """
@@ -36,7 +36,7 @@ def runs(
     else:
         console = Console(highlight=False, markup=False, emoji=False)
         if not console.is_terminal:
-            console.width = 200  # no line is cut that a program or a file gets
+            console.width = 200  # do not wrap lines for a program or file
         console.print(_table(summaries))
 
 

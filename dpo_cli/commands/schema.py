@@ -1,4 +1,4 @@
-"""`dpo schema`: what editors complete and check profiles with."""
+"""`dpo schema`: write the JSON Schema of profiles for editors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def schema(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Where to write; else to standard output.", show_default=False
+            metavar="FILE", help="Write to this file. Default: standard output.", show_default=False
         ),
     ] = None,
 ) -> None:
     """Write the JSON Schema (Draft 4) of profiles.
 
-    An editor with a TOML language server (taplo, Even Better TOML) completes and checks a profile
-    whose first line is `#:schema dpo.schema.json`, the path of this file.
+    Editors with a TOML language server (taplo, Even Better TOML) complete and check a profile whose
+    first line names the schema: `#:schema dpo.schema.json`.
 
     Example: `dpo schema --out profiles/dpo.schema.json`
     """

@@ -1,4 +1,4 @@
-"""`dpo show`: a picture of a run at any of its moments."""
+"""`dpo show`: print the panel of a run, now or after any step."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def show(
         typer.Option(
             "--svg",
             metavar="FILE",
-            help="Write an SVG picture there; plain text, if the name ends in .txt.",
+            help="Write the panel as SVG, or as plain text if the name ends in .txt.",
             show_default=False,
         ),
     ] = None,
     at: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="STEP", help="As it stood after this step.", show_default=False
+            min=0, metavar="STEP", help="Show the panel after this step.", show_default=False
         ),
     ] = None,
     width: Annotated[
@@ -43,13 +43,13 @@ def show(
     ] = None,
     samples: Annotated[
         bool,
-        typer.Option("--samples", help="Print what policy and reference answered, not the panel."),
+        typer.Option("--samples", help="Print the last sampled answers instead of the panel."),
     ] = False,
     runs_dir: RunsDirOption = None,
 ) -> None:
-    """Show the panel of a run, as it is or as it was, and leave it at that.
+    """Print the panel of a run, as it is now or as it was after a step.
 
-    Without RUN it is the newest. As large as the terminal, else 100 x 30.
+    Without RUN, show the newest run. The panel has the size of the terminal, else 100 x 30.
 
     Example: `dpo show dense --at 400 --svg panel.svg`
     """
@@ -68,15 +68,15 @@ def show(
 
 
 def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:
-    """What policy and reference answered last.
+    """Print the last sampled answers of policy and reference.
 
     Raises:
-        DpoError: they were not asked.
+        DpoError: the run samples no answers.
     """
     sampled = dashboard.view.sampled
     if sampled is None:
         raise DpoError(
-            f"{run.name} has no samples", "eval.num_samples = 3 has three prompts answered"
+            f"{run.name} has no samples", "Set eval.num_samples to 3 to sample three prompts."
         )
     console = plain_console()
     console.print(f"after step {sampled.optimizer_step}")

@@ -1,4 +1,4 @@
-"""`dpo stop`: ask a run to save and end, from another terminal."""
+"""`dpo stop`: save and stop a run from another terminal."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _POLL_SECONDS = 0.2
 
 
 def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
-    """Stop a run after its current step, with everything saved.
+    """Save and stop a run after its current step.
 
-    Without RUN it is the newest that is training. Waits for the end; Ctrl-C ends the waiting only.
+    Without RUN, stop the newest run that is training. The command waits for the end; Ctrl-C ends
+    only the waiting.
 
     Example: `dpo stop dense`
     """
@@ -28,21 +29,21 @@ def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
     run = find_run(runs_root(runs_dir), run_name, prefer=lambda run: run.holder() is not None)
     name, holder = run.designation, run.holder()
     if holder is None:
-        console.print(f"{name} is not being trained: nothing to stop")
+        console.print(f"{name} is not training: nothing to stop")
         return
     reader = EventReader(run.events_path)
-    list(reader.read_new())  # those before the request
+    list(reader.read_new())  # skip the events before the request
     run.put_request("stop")
-    console.print(f"asked {name} ({holder}) to stop after its current step")
+    console.print(f"stopping {name} ({holder}) after its current step")
     try:
         with console.status("waiting for it to save"):
             while run.holder() is not None:
                 time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
-        console.print(f"no longer waiting; {name} still stops")
+        console.print(f"not waiting any longer; {name} still stops")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     if not run.profile_path.exists():
-        console.print(f"{name} had not begun, and is gone")
+        console.print(f"{name} was removed: it had not started to train")
         return
     ends = [e for e in reader.read_new() if isinstance(e, Stopped | Completed | Failed)]
     match ends[-1:]:
@@ -55,8 +56,8 @@ def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
         case _:
             raise DpoError(
                 f"{name} ended without saving its last steps",
-                f"go on from its last good state: dpo resume {name}",
-                [f"what it printed is in {run.worker_log_path}"],
+                f"Continue from its last checkpoint: dpo resume {name}",
+                [f"its output is in {run.worker_log_path}"],
             )
     for line in lines:
         console.print(line)

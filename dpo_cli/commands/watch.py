@@ -1,4 +1,4 @@
-"""`dpo watch`: look at a run that trains, or see one again."""
+"""`dpo watch`: show a run live, or replay it."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def watch(
         typer.Option(
             min=0.01,
             metavar="FACTOR",
-            help="Show a run that is over once more, so many times as fast as it was.",
+            help="Replay a finished run this many times as fast.",
             show_default=False,
         ),
     ] = None,
     runs_dir: RunsDirOption = None,
     plain: PlainOption = False,
 ) -> None:
-    """Watch a run, from any terminal: the same panel and keys as `dpo train` shows.
+    """Watch a run from any terminal, with the panel and keys of `dpo train`.
 
-    Without RUN it is the newest that is training, or else the newest. Of a run that is over it
-    shows the end, or with --speed everything. Leaving (d, or Ctrl-C) does not touch the run.
+    Without RUN, watch the newest run that is training, or else the newest. Of a finished run the
+    last panel is shown; --speed replays it. Leave with d or Ctrl-C; the run continues.
 
     Example: `dpo watch dense --speed 20`
     """
@@ -60,15 +60,15 @@ def watch(
     if run.profile_path.exists():
         print_panel(read_panel(run))
     else:
-        console.print(f"{run.designation} had not begun, and is gone")
+        console.print(f"{run.designation} was removed: it had not started to train")
 
 
 def _print_lines(run: RunDirectory) -> None:
-    """What `dpo train --plain` prints, from the first event until nobody trains the run."""
+    """Print the lines of `dpo train --plain` until no process trains the run."""
     report = PlainReport(plain_console(), run.designation, run.path)
     reader = EventReader(run.events_path)
     while True:
-        is_over = run.holder() is None  # asked first, so that the last events are printed
+        is_over = run.holder() is None  # read before the events, so that the last are printed
         for event in reader.read_new():
             report(event)
         if is_over:

@@ -11,6 +11,7 @@ from torch import Tensor
 from dpo_cli.intervals import Z, wilson_interval
 from dpo_cli.objective.logps import sequence_logps
 from dpo_cli.objective.losses import PAIR_METRICS, score_pairs
+from dpo_cli.objective.ties import is_preferred
 from dpo_cli.profile.objective import Dpo
 
 HELD_OUT_METRICS = (
@@ -23,7 +24,7 @@ HELD_OUT_METRICS = (
 """`PAIR_METRICS`, and four that only an evaluation computes.
 
 - logps/accuracies, ref_logps/accuracies: 1 if the policy, or the reference, gives chosen a higher
-  log-prob than rejected (reduced by `dpo.reduction`; a tie counts 0).
+  log-prob than rejected (reduced by `dpo.reduction`; a tie within rounding counts 0).
 - token_logps/chosen: mean log-prob of the tokens of chosen under the policy, in nats.
 - entropy: mean entropy of the policy's distributions over both responses, in nats per token.
 """
@@ -60,11 +61,16 @@ def score_held_out_pairs(
     scores = score_pairs(policy, reference, mask, dpo, log_sum_sq_probs)
     ref_chosen, ref_rejected = sequence_logps(reference, mask, dpo.reduction).chunk(2)
     undefined = torch.full_like(scores.losses, torch.nan)
-    ref_accuracies = (ref_chosen > ref_rejected) if dpo.needs_reference else undefined
+    ref_accuracies = (
+        is_preferred(ref_chosen - ref_rejected, (reference,), mask, dpo.reduction)
+        if dpo.needs_reference
+        else undefined
+    )
+    logp_differences = scores.logps_chosen - scores.logps_rejected
     chosen_entropies, rejected_entropies = sequence_logps(entropies, mask, "mean").chunk(2)
     columns = (
         *(undefined if metric is None else metric for metric in scores.metrics()),
-        scores.logps_chosen > scores.logps_rejected,
+        is_preferred(logp_differences, (policy,), mask, dpo.reduction),
         ref_accuracies,
         sequence_logps(policy, mask, "mean").chunk(2)[0],
         (chosen_entropies + rejected_entropies) / 2,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dpo_cli.objective.formulas import FORMULAS, Pairs, divergence_scores
 from dpo_cli.objective.logps import sequence_logps
+from dpo_cli.objective.ties import is_preferred
 from dpo_cli.profile.objective import Dpo
 
 PAIR_METRICS = (
@@ -40,6 +41,8 @@ class PairScores:
         rewards_chosen, rewards_rejected: the implicit reward of DPO, eq. 5, whatever the loss:
             beta * (policy log-prob - reference log-prob). With a loss that uses no reference, beta
             * policy log-prob (SimPO, eq. 4).
+        accuracies: 1.0 where the margin is positive by more than rounding, else 0.0; a tie is not
+            accurate (`dpo_cli.objective.ties`).
         logps_chosen, logps_rejected: the policy's log-prob, summed or averaged by `dpo.reduction`.
         margins_per_token: mean log-ratio of policy and reference per token of chosen, minus that of
             rejected, in nats. None with a loss that uses no reference.
@@ -53,6 +56,7 @@ class PairScores:
     losses: Tensor
     rewards_chosen: Tensor
     rewards_rejected: Tensor
+    accuracies: Tensor
     logps_chosen: Tensor
     logps_rejected: Tensor
     margins_per_token: Tensor | None
@@ -62,11 +66,6 @@ class PairScores:
     def margins(self) -> Tensor:
         """Reward of chosen minus reward of rejected, (P,)."""
         return self.rewards_chosen - self.rewards_rejected
-
-    @property
-    def accuracies(self) -> Tensor:
-        """1.0 where the margin is positive, else 0.0, (P,); a margin of 0 is not accurate."""
-        return (self.margins > 0).to(self.margins.dtype)
 
     def metrics(self) -> tuple[Tensor | None, ...]:
         """Return each of `PAIR_METRICS`, (P,); None for a metric that needs a reference."""
@@ -123,6 +122,9 @@ def score_pairs(
         logps_chosen, logps_rejected = (policy_sums / divisor).chunk(2)
         ratios = (policy_sums - reference_sums) / divisor
         rewards_chosen, rewards_rejected = (dpo.beta * ratios).chunk(2)
+        ratios_chosen, ratios_rejected = ratios.chunk(2)
+        summed = (policy, reference) if dpo.needs_reference else (policy,)
+        accuracies = is_preferred(ratios_chosen - ratios_rejected, summed, mask, dpo.reduction)
         margins_per_token, kl = None, None
         if dpo.needs_reference:
             margins_per_token, kl = _margin_per_token_and_kl(policy, reference, mask)
@@ -155,6 +157,7 @@ def score_pairs(
         losses=losses,
         rewards_chosen=rewards_chosen,
         rewards_rejected=rewards_rejected,
+        accuracies=accuracies.to(ratios.dtype),
         logps_chosen=logps_chosen,
         logps_rejected=logps_rejected,
         margins_per_token=margins_per_token,

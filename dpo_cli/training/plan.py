@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 import torch
@@ -11,6 +12,9 @@ from dpo_cli.objective.losses import loss_at_start
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.run.plan import Plan, PlannedModel, PlannedPairs, PlannedSteps
 from dpo_cli.training.inputs import RunInputs
+
+_KERNEL_VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+"""Environment variables that select the kernels of MKL and oneDNN, and with them the last bits."""
 
 
 def make_plan(inputs: RunInputs) -> Plan:
@@ -50,6 +54,8 @@ def make_plan(inputs: RunInputs) -> Plan:
 
 def environment() -> dict[str, str]:
     """Return the versions and settings on which the last bits of a run depend."""
+    kernels = [f"{name}={os.environ[name]}" for name in _KERNEL_VARIABLES if name in os.environ]
+    cpu = [platform.machine(), torch.backends.cpu.get_cpu_capability(), *kernels]
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -57,5 +63,5 @@ def environment() -> dict[str, str]:
         # Another number of threads sums in another order.
         "threads": str(torch.get_num_threads()),
         "float32_matmul": torch.get_float32_matmul_precision(),
-        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": " ".join(cpu),
     }

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from dpo_cli import integrity
 from dpo_cli.compute.device import Device
 from dpo_cli.compute.matmul import processor
 from dpo_cli.data.batching import Batch, make_batch
@@ -253,8 +254,10 @@ class CachedReference:
             values = load_cached(path, self._key)
             if values is not None and self._fits(values):
                 self._is_dirty = path != self._paths[0]
-                with contextlib.suppress(OSError):
-                    os.utime(path)  # `remove_unused` keeps files that were used lately
+                # `remove_unused` keeps files that were used lately.
+                for used in (path, path.with_name(manifest_name(path))):
+                    with contextlib.suppress(OSError):
+                        os.utime(used)
                 return values
         return None
 
@@ -299,27 +302,31 @@ class CachedReference:
 def load_cached(path: Path, key: str) -> dict[str, Tensor] | None:
     """Return the cached values by their name in `Scores`; None unless intact and of this key."""
     try:
+        if integrity.find_damage(path.parent, {"key": key}, name=manifest_name(path)) is not None:
+            return None
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
             # Copies: tensors that are mapped from the file would change when it is overwritten.
             values = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
     except (OSError, SafetensorError):
         return None
     is_valid = all(each.dtype == torch.float32 and each.ndim == 1 for each in values.values())
-    if not is_valid or metadata.get("key") != key or metadata.get("digest") != _digest(values):
-        return None
-    return values
+    return values if is_valid else None
 
 
 def write_cached(path: Path, key: str, values: Mapping[str, Tensor]) -> None:
-    """Write values of response tokens so that `load_cached` finds them under `key`."""
-    metadata = {"key": key, "digest": _digest(values)}
-    write_atomically(path, lambda temporary: save_file(dict(values), temporary, metadata))
+    """Write values of response tokens so that `load_cached` finds them under `key`.
+
+    The manifest follows the values. A crash in between leaves a manifest of the old values, which
+    does not fit the new ones: they are computed again, to the same bits.
+    """
+    write_atomically(path, lambda temporary: save_file(dict(values), temporary))
+
+    def write_manifest(temporary: Path) -> None:
+        integrity.write_manifest(path.parent, [path], {"key": key}, name=temporary.name)
+
+    write_atomically(path.with_name(manifest_name(path)), write_manifest)
 
 
-def _digest(values: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(values.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+def manifest_name(path: Path) -> str:
+    """Return the name of the manifest beside a cache file."""
+    return f"{path.name}.json"

@@ -108,7 +108,7 @@ def test_lines_of_standard_input_are_one_conversation(
     assert first == third != second
     out, err = said("/help", "/etc/hosts?")
     assert len(out) == 1
-    assert "/help is no command: /reset forgets what was said, /quit or Ctrl-D ends" in err
+    assert "unknown command /help: /reset starts a new conversation, /quit or Ctrl-D" in err
 
 
 def test_what_is_drawn_is_said_and_follows_from_the_seed(
@@ -183,10 +183,10 @@ def test_a_folder_that_is_no_tokenizer(dpo: Cli, root: Path, file: str) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--prompt", "a", "--prompts", "b"), "--prompt and --prompts: one of them"),
-        (("--out", "a"), "--out: there is no --prompts"),
-        (("--seed", "1"), "--seed: greedy answers draw nothing"),
-        (("--top-p", "0.9"), "--top-p: greedy answers draw nothing"),
+        (("--prompt", "a", "--prompts", "b"), "--prompt and --prompts exclude each other"),
+        (("--out", "a"), "--out needs --prompts"),
+        (("--seed", "1"), "--seed: greedy answers sample nothing"),
+        (("--top-p", "0.9"), "--top-p: greedy answers sample nothing"),
         (("--temperature", "1", "--top-p", "0"), "--top-p 0 leaves no token"),
         (("--prompt", " "), "--prompt: the text is empty"),
         (("--prompt", "\udcff"), "--prompt: not UTF-8"),
@@ -222,7 +222,7 @@ def test_prompts_that_are_none(dpo: Cli, root: Path, model: list[str]) -> None:
     code, _, err = dpo("chat", *model, "--prompts", "rows.jsonl")
     assert code == 1
     assert "line 1: no 'prompt' among question, and not a pair" in err
-    assert 'help: write {"prompt": "text"} on each line' in err
+    assert 'help: Write {"prompt": "text"} on each line' in err
     Path("long.txt").write_text(f"{HELLO}\n{'word ' * 33000}\n")
     code, out, err = dpo("chat", *model, "--prompts", "long.txt", "--out", "answers.jsonl")
     assert (code, out) == (1, "")

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dpo_cli.checks import check
+from dpo_cli.commands import check
 from dpo_cli.findings import Diagnosis, Finding, Level, PairPreview, Span
 from tests.commands.conftest import Cli
 
@@ -133,7 +133,7 @@ def test_golden_weights_have_read_nothing_and_only_that_is_wrong(
     shared: Path, dpo: Cli, tmp_path: Path
 ) -> None:
     (tmp_path / "my.toml").write_text(
-        f'[model]\ncheckpoint = "{shared}/golden/train/seed/full_sft_64.pth"\n'
+        f'[model]\nweights = "{shared}/golden/train/seed/full_sft_64.pth"\n'
         f'tokenizer = "{shared}/tokenizer/minimind2"\n'
         f'[data]\ndata_path = "{shared}/golden/data/train27.jsonl"\n'
         '[dpo]\nbeta = 5.0\n[train]\ndevice = "cpu"\nlearning_rate = 1e-5\n'

@@ -115,7 +115,7 @@ def test_one_run_and_a_missing_one_are_usage_errors(dpo: Cli, three: None) -> No
     assert dpo("compare", "plain") == (
         2,
         "",
-        "error: one run has nothing to be compared with\nhelp: name a second: dpo runs\n",
+        "error: dpo compare needs two runs\nhelp: Name a second run; dpo runs lists them.\n",
     )
     assert dpo("compare", "plain", "plain")[0] == 2
     assert "there is no run 'fastr'" in dpo("compare", "plain", "fastr")[2]

@@ -73,7 +73,7 @@ def test_all_pairs_that_are_kept_without_any_weights(data: Cli) -> None:
     code, out, err = data()
     assert (code, err) == (0, "")
     assert out.splitlines()[:2] == [
-        "4 of 6 rows are kept; 2 set aside",
+        "4 of 6 rows kept, 2 skipped",
         "tokens with loss are in ⟦brackets⟧, ↵ is a newline",
     ]
     assert headings(out) == ["line 1", "line 3 · truncated", "line 4 · repeated (line 1)", "line 6"]
@@ -100,14 +100,14 @@ def test_some_of_them(data: Cli, arguments: list[str], shown: list[str]) -> None
 
 
 def test_rows_that_are_set_aside(data: Cli) -> None:
-    code, out, _ = data("--rejected")
+    code, out, _ = data("--skipped")
     assert code == 0
     assert [line.split(" (")[0] for line in headings(out)] == [
         "line 2 · malformed: not JSON: Expecting property name enclosed in double quotes",
         "line 5 · identical: both sides are the same",
     ]
     assert "  {broken" in out
-    assert headings(data("--rejected", "--line", "5")[1]) == [
+    assert headings(data("--skipped", "--line", "5")[1]) == [
         "line 5 · identical: both sides are the same"
     ]
 
@@ -117,8 +117,8 @@ def test_rows_that_are_set_aside(data: Cli) -> None:
     [
         (["--line", "2"], "line 2: not JSON"),
         (["--line", "99"], "line 99: no such row"),
-        (["--rejected", "--line", "1"], "line 1: this row is not set aside"),
-        (["--rejected", "--only", "repeated"], "--only"),
+        (["--skipped", "--line", "1"], "line 1: this row is not skipped"),
+        (["--skipped", "--only", "repeated"], "--only"),
         (["--only", "beautiful"], "beautiful"),
         (["--set", "data.data_path=nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["--set", "model.tokenizer=nowhere"], "nowhere does not exist"),
@@ -135,7 +135,7 @@ def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:
     words = f"{sys.executable} -m dpo_cli data my.toml | head -1; exit ${{PIPESTATUS[0]}}"
     done = run_in(folder, ["bash", "-c", words])
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "1,200 of 1,800 rows are kept; 600 set aside\n"
+    assert done.stdout == "1,200 of 1,800 rows kept, 600 skipped\n"
 
 
 SHARDS = ("--set", "data.data_path=shards")
@@ -159,7 +159,7 @@ def shards(folder: Path) -> Path:
 def test_rows_of_several_files_are_named_as_one_finds_them(data: Cli, shards: Path) -> None:
     code, out, err = data(*SHARDS)
     assert (code, err) == (0, "")
-    assert out.startswith("4 of 6 rows are kept; 2 set aside\n")
+    assert out.startswith("4 of 6 rows kept, 2 skipped\n")
     assert [line for line in out.splitlines() if " of a.csv" in line or " of b.jsonl" in line] == [
         "row 1 of a.csv",
         "row 3 of a.csv",
@@ -174,7 +174,7 @@ def test_rows_of_several_files_are_named_as_one_finds_them(data: Cli, shards: Pa
 
 
 def test_rows_of_other_files_that_are_set_aside(data: Cli, shards: Path) -> None:
-    code, out, err = data(*SHARDS, "--rejected")
+    code, out, err = data(*SHARDS, "--skipped")
     assert (code, err) == (0, "")
     assert "row 2 of a.csv · malformed: 2 cells, but the header has 3\n  only,two\n" in out
     assert "line 3 of b.jsonl.gz · malformed: not JSON: Expecting property name" in out
@@ -182,7 +182,7 @@ def test_rows_of_other_files_that_are_set_aside(data: Cli, shards: Path) -> None
     pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.table({"prompt": ["a", "b"], "chosen": ["c", None], "rejected": ["d", "e"]})
     pytest.importorskip("pyarrow.parquet").write_table(table, shards / "pairs.parquet")
-    out = data("--set", "data.data_path=pairs.parquet", "--rejected")[1]
+    out = data("--set", "data.data_path=pairs.parquet", "--skipped")[1]
     assert "row 2 · malformed: 'chosen' is null, expected a text" in out
     assert '{"prompt": "b", "chosen": null, "rejected": "e"}' in out
 
@@ -190,12 +190,12 @@ def test_rows_of_other_files_that_are_set_aside(data: Cli, shards: Path) -> None
 @pytest.mark.parametrize(
     ("stated", "words"),
     [
-        ("c.csv:1", ("c.csv:1: no file of this name", "there are a.csv, b.jsonl.gz")),
-        ("a.csv:9", ("a.csv:9: no such row", "a.csv has 3 rows")),
-        ("a.csv:2", ("shards, row 2 of a.csv: 2 cells, but", "--rejected")),
-        ("a.csv", ("'a.csv' names no row", "part-2.csv:7")),
-        ("99999999999", ("names no row",)),
-        ("0", ("names no row",)),
+        ("c.csv:1", ("No file c.csv in the data.", "Files: a.csv, b.jsonl.gz.")),
+        ("a.csv:9", ("No row a.csv:9.", "a.csv has 3 rows")),
+        ("a.csv:2", ("shards, row 2 of a.csv: 2 cells, but", "--skipped")),
+        ("a.csv", ("No row 'a.csv'.", "FILE:LINE")),
+        ("99999999999", ("No row",)),
+        ("0", ("No row",)),
     ],
 )
 def test_a_row_that_is_none(data: Cli, shards: Path, stated: str, words: tuple[str, ...]) -> None:

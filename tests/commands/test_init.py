@@ -125,11 +125,11 @@ def test_another_model_beside_is_filled_in(dpo: Cli, here: Path) -> None:
 def test_a_model_of_the_hub_where_none_lies_around(dpo: Cli) -> None:
     code, out, _ = dpo("init", "my", "--template", "hf")
     assert code == 0
-    assert "fill in what was not found: model.weights, data.data_path" in out
+    assert "not found, fill in: model.weights, data.data_path" in out
     assert written().model.weights == "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
     code, _, err = dpo("init", "other", "--template", "hf", "--recipe", "minimind")
     assert code == 2
-    assert "MiniMind's script trains MiniMind's models alone" in err
+    assert "MiniMind's script trains only MiniMind models" in err
 
 
 def test_the_template_chooses_among_the_files(dpo: Cli, here: Path) -> None:
@@ -140,13 +140,13 @@ def test_the_template_chooses_among_the_files(dpo: Cli, here: Path) -> None:
     assert written("other").model.weights == "full_sft_512.pth"
 
 
-def test_pairs_that_nobody_can_read_are_no_hindrance(dpo: Cli, here: Path) -> None:
+def test_unreadable_pairs_do_not_stop_init(dpo: Cli, here: Path) -> None:
     checkout(here, "full_sft_512.pth")
     (here / "dataset/dpo.jsonl").write_text('{"a": 1}\n')
     code, out, _ = dpo("init", "my")
     assert code == 0
-    assert "they cannot be read as they are: " in out
-    assert "the columns are those of no known format: 'a'" in out
+    assert "the pairs cannot be read: " in out
+    assert "the columns match no known format: 'a'" in out
     assert "data.columns = {" in out
     assert "the file could not be counted" in Path("profiles/my.toml").read_text()
 
@@ -163,7 +163,7 @@ def test_what_is_not_found_is_to_be_filled_in(dpo: Cli) -> None:
     code, out, _ = dpo("init", "my")
     assert code == 0
     assert out.splitlines()[-2:] == [
-        "fill in what was not found: model.out_dir, model.tokenizer, data.data_path",
+        "not found, fill in: model.out_dir, model.tokenizer, data.data_path",
         "next: dpo check profiles/my.toml",
     ]
     assert Path("profiles/my.toml").read_text().count("# FILL IN") == 3

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 
-def test_where_a_model_was_built_a_first_call_has_the_bits_of_every_other() -> None:
+def test_first_call_of_a_function_has_the_bits_of_later_calls() -> None:
     """torch's issue 188792. Without, 3 to 6 of 100 processes had it (MKL 2024.2, two threads), so
     that 60 show it in 84 to 97 of 100 runs of this test; where MKL is newer, none can.
     """

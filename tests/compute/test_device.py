@@ -17,8 +17,8 @@ def as_it_was() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("tf32", "expected"), [(False, "highest"), (True, "high")])
-def test_tf32_is_asked_for_on_cuda_alone_and_stands_in_the_plan(tf32: bool, expected: str) -> None:
-    """Which torch calls "high"; on CUDA it is TF32. Setting it needs no card."""
+def test_tf32_is_set_on_cuda_only_and_recorded(tf32: bool, expected: str) -> None:
+    """torch calls TF32 "high". Setting it needs no card."""
     device.configure_device(device.Device(torch.device("cuda"), torch.float32), None, tf32=tf32)
     assert torch.get_float32_matmul_precision() == environment()["float32_matmul"] == expected
     device.configure_device(device.Device(torch.device("cpu"), torch.float32), "highest", tf32=tf32)

@@ -24,7 +24,7 @@ from tests.support.cli import set_options
 
 _STEPS_AN_EPOCH = 6
 _MOST_STEPS_A_LIFE = 4
-_ORPHAN_SECONDS = 2.0
+_ORPHAN_SECONDS = 60.0
 
 
 def stops(shared: Path, root: Path, count: int, seed: int) -> None:
@@ -71,7 +71,7 @@ def kill_launcher(run: RunDirectory, cwd: Path, seconds_after_start: float = 0.0
     """Resume a run with two ranks, kill the launcher, and see that nothing lives on.
 
     Raises:
-        AssertionError: a process outlives it by two seconds, or the run's lock is held.
+        AssertionError: a process outlives it by a minute, or the run's lock is held.
     """
     begun = sum(1 for _ in EventReader(run.events_path).read_new())
     with started("resume", str(run.path), "--plain", cwd=cwd) as launcher:

@@ -1,7 +1,7 @@
 """Faults of limits and clocks for `tests.faults.workers`, and a real `dpo` to which they happen.
 
-A real worker trains for a second behind five of imports. So that nothing is left to chance, it is
-held (SIGSTOP) at a step while the fault is caused, and goes on when the fault has reached it.
+A real worker trains for a second behind five of imports. So that nothing is left to chance, it
+stops itself (SIGSTOP) at a step, and goes on when the fault has reached it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -25,7 +25,7 @@ from dpo_cli.run.events import Event, EventReader, Resumed, StepDone, WorkerStar
 from dpo_cli.run.lookup import find_runs
 from tests.faults import workers
 from tests.faults.arms import at_step
-from tests.support.cli import DPO, environment
+from tests.support.cli import DPO, HANG_SECONDS, REPOSITORY, environment
 
 DAY_SECONDS = 86400.0
 
@@ -64,13 +64,21 @@ def clock_jumps(jumps: dict[int, float]) -> None:
 
 @contextlib.contextmanager
 def started(
-    *arguments: str, cwd: Path, stdout: int | IO[bytes] = subprocess.PIPE
+    *arguments: str,
+    cwd: Path,
+    stdout: int | IO[bytes] = subprocess.PIPE,
+    changes: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A real `dpo` in a process of its own, which does not outlive the block."""
+    """A real `dpo` in a process of its own, which does not outlive the block.
+
+    Args:
+        arguments, cwd, stdout: of the process.
+        changes: to its environment, for example `hold_at`.
+    """
     process = subprocess.Popen(
         [*DPO, *arguments],
         cwd=cwd,
-        env=environment(),
+        env=environment(**(changes or {})),
         stdout=stdout,
         stderr=subprocess.STDOUT,
     )
@@ -90,7 +98,7 @@ def the_run(cwd: Path) -> RunDirectory:
     return run
 
 
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], object], seconds: float = HANG_SECONDS) -> None:
     """Wait until it holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -116,12 +124,25 @@ def worker_of(run: RunDirectory) -> int:
     return [event.pid for event in events if isinstance(event, WorkerStarted)][-1]
 
 
+def hold_at(optimizer_step: int) -> dict[str, str]:
+    """The environment in which a worker stops itself after a step, for `held`."""
+    hold = Path(__file__).parent / "hold"
+    return {
+        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{hold}",
+        "DPO_TEST_HOLD_AT": str(optimizer_step),
+    }
+
+
 @contextlib.contextmanager
 def held(run: RunDirectory, is_reached: Callable[[list[Event]], object]) -> Iterator[int]:
-    """The worker of a run, standing still for the block once the events fulfil a condition."""
+    """The worker of a run that was started with `hold_at`, standing still for the block.
+
+    Args:
+        run: the run.
+        is_reached: holds from the step at which the worker stops itself.
+    """
     workers.until(run, is_reached)
     pid = worker_of(run)
-    os.kill(pid, signal.SIGSTOP)
     try:
         until(lambda: _status(pid, "State").startswith("T"))
         assert not run.is_completed, "the run was over before it could be held"

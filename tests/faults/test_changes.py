@@ -18,8 +18,8 @@ from dpo_cli.run.events import Alert, EventReader, Failed, Resumed
 from tests.faults import workers
 from tests.faults.arms import stop_at
 from tests.faults.conftest import arguments
-from tests.faults.test_damage import content, new_events, only
 from tests.support.cli import Run, dpo, set_options
+from tests.support.run_content import content, new_events, only
 
 LOGS = ("events.jsonl", "worker.log", "lock")
 

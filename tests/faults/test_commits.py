@@ -18,6 +18,7 @@ SAVED = 6
 
 FILES = ["exp_avg.safetensors", "exp_avg_sq.safetensors", "rng.safetensors", "weights.safetensors"]
 WRITTEN = ["write", "write half of", "fsync", "rename"]
+MANIFEST = ["write", "fsync", "fsync", "rename"]
 BEFORE_THE_RENAME = [
     "write .rlhf_64.pth.*.tmp",
     "fsync .rlhf_64.pth.*.tmp",
@@ -25,8 +26,12 @@ BEFORE_THE_RENAME = [
     "fsync the run's directory",
     *(f"{verb} .reference_logps.safetensors.*.tmp" for verb in WRITTEN),
     "fsync the run's directory",
+    *(f"{verb} .reference_logps.safetensors.json.*.tmp" for verb in MANIFEST),
+    "fsync the run's directory",
     "mkdir reference",  # in the cache: with this step the first epoch ends, and all is known
     *(f"{verb} .**.safetensors.*.tmp" for verb in WRITTEN),
+    "fsync reference",
+    *(f"{verb} .**.safetensors.json.*.tmp" for verb in MANIFEST),
     "fsync reference",
     "fsync events.jsonl",
     "mkdir tmp-*",

@@ -129,7 +129,7 @@ def test_a_read_only_run_is_refused_before_anything_is_loaded(
     result = run_in(tmp_path, mounting(script, *DPO, "resume", half.name, "--plain"))
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"error: cannot write in runs/{half.name}" in result.stderr
-    assert "help: make it writable" in result.stderr
+    assert "help: Make it writable" in result.stderr
     assert half.events_path.read_bytes() == stream
     for directory in (half.path, half.checkpoints_path):
         directory.chmod(0o755)

@@ -17,8 +17,8 @@ from dpo_cli.export.verified_write import rename_on_success
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Exported, history
 from tests.faults import damage_arms, workers
-from tests.faults.test_damage import content
 from tests.support.cli import Run, run_in
+from tests.support.run_content import content
 
 MOMENTS = [
     "before a byte is written",

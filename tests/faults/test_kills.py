@@ -17,7 +17,7 @@ from dpo_cli.training.reference import REFERENCE_FILE
 from tests.faults import arms, workers
 from tests.faults.conftest import SAVE_STEPS, STEPS, arguments
 from tests.faults.storm import storm
-from tests.support.cli import Run, dpo, start
+from tests.support.cli import HANG_SECONDS, Run, dpo, start
 
 
 def test_a_storm_of_kills(shared: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDir
     run = _during_a_save(tmp_path, train)
     [started] = [e for e in Run(run).events if isinstance(e, WorkerStarted)]
     os.kill(started.pid, signal.SIGKILL)
-    output, _ = train.communicate(timeout=60)
+    output, _ = train.communicate(timeout=HANG_SECONDS)
     assert train.returncode == 1, output
     assert "the worker died of SIGKILL" in output
     assert f"Continue with: dpo resume {run.name}" in output
@@ -82,7 +82,7 @@ def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDir
     resume = start("resume", run.name, "--plain", cwd=tmp_path)
     _during_a_save(tmp_path, resume)
     resume.send_signal(signal.SIGTERM)
-    output, _ = resume.communicate(timeout=60)
+    output, _ = resume.communicate(timeout=HANG_SECONDS)
     assert resume.returncode == 143, output
     _, passed_over = run.newest_verified()
     assert passed_over == []

@@ -12,11 +12,13 @@ from tests.faults import workers
 from tests.faults.signal_arms import (
     assert_goes_on_and_ends_equal,
     held,
+    hold_at,
     started,
     starts,
     until,
     worker_of,
 )
+from tests.support.cli import HANG_SECONDS
 
 WRITERS = 20
 
@@ -28,12 +30,16 @@ def test_of_twenty_that_resume_at_once_one_trains(
     assert checkpoint is not None
     with contextlib.ExitStack() as processes:
         writers = [
-            processes.enter_context(started("resume", half.name, "--plain", cwd=tmp_path))
+            processes.enter_context(
+                started("resume", half.name, "--plain", cwd=tmp_path, changes=hold_at(6))
+            )
             for _ in range(WRITERS)
         ]
         with held(half, starts(2)):  # the first was before it was stopped
             until(lambda: sum(writer.poll() is None for writer in writers) == 1)
-        outputs = {writer: writer.communicate(timeout=60)[0].decode() for writer in writers}
+        outputs = {
+            writer: writer.communicate(timeout=HANG_SECONDS)[0].decode() for writer in writers
+        }
     [winner] = [writer for writer in writers if writer.returncode == 0]
     assert [writer.returncode for writer in writers if writer is not winner] == [1] * (WRITERS - 1)
     for writer, output in outputs.items():

@@ -21,8 +21,8 @@ from dpo_cli.run.events import Alert, Event, EventReader, Failed, StepDone, hist
 from dpo_cli.training.nan_dump import has_nan_dump
 from tests.faults import arms, damage_arms, workers
 from tests.faults.conftest import STEPS, arguments
-from tests.faults.test_damage import content, only
 from tests.support.cli import Run, dpo, set_options
+from tests.support.run_content import content, only
 
 WINDOW, WEIGHTS = "global_batch.json", "weights.safetensors"
 EACH_STEP = {"train.save_interval": 1}
@@ -93,7 +93,7 @@ def test_it_stops_before_the_update(
     assert math.isfinite(losses[0])
     assert math.isfinite(losses[1]) == (what == "gradient")
     assert "model.embed_tokens.weight" in facts["gradients_not_finite"]
-    assert sorted(os.listdir(kept)) == [WEIGHTS, WINDOW]
+    assert sorted(os.listdir(kept)) == [WINDOW, WEIGHTS]
 
     # What is saved stays as it is, also when the run is resumed and comes there again.
     before = content(run.path, "events.jsonl", "worker.log", "lock")
@@ -180,7 +180,7 @@ def test_evidence_that_finds_no_space_is_written_later(shared: Path, tmp_path: P
     assert newest.optimizer_step == 3
     assert workers.work(run, fault) == 1
     assert (kept / "step-00000004" / WEIGHTS).read_bytes() == (newest.path / WEIGHTS).read_bytes()
-    assert sorted(os.listdir(kept / "step-00000004")) == [WEIGHTS, WINDOW]
+    assert sorted(os.listdir(kept / "step-00000004")) == [WINDOW, WEIGHTS]
 
 
 def test_evidence_is_of_the_step_that_it_is_named_by(shared: Path, tmp_path: Path) -> None:

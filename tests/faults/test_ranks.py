@@ -20,13 +20,11 @@ from dpo_cli.run.events import Alert, Event, EventReader, Failed, RankEnded, Res
 from dpo_cli.run.lookup import find_runs
 from tests.faults import arms, damage_arms, rank_arms, rank_storm, workers
 from tests.faults.conftest import arguments
-from tests.faults.signal_arms import held, is_gone, limit_files, mounting, started, steps
-from tests.faults.test_damage import only
+from tests.faults.signal_arms import held, hold_at, is_gone, limit_files, mounting, started, steps
 from tests.support import ranks
-from tests.support.cli import DPO, Run, run_in, set_options
+from tests.support.cli import DPO, HANG_SECONDS, Run, run_in, set_options
+from tests.support.run_content import only
 from tests.support.small_runs import golden_run
-
-GONE_SECONDS = 10.0
 
 
 def new_run(shared: Path, root: Path, **changes: Any) -> RunDirectory:
@@ -277,8 +275,8 @@ def children(pid: int) -> list[int]:
     ]
 
 
-def output_of(launcher: subprocess.Popen[bytes], seconds: float) -> str:
-    output, _ = launcher.communicate(timeout=seconds)
+def output_of(launcher: subprocess.Popen[bytes]) -> str:
+    output, _ = launcher.communicate(timeout=HANG_SECONDS)
     return output.decode()
 
 
@@ -292,13 +290,11 @@ def assert_gone(pids: list[int], seconds: float) -> None:
 def test_a_killed_rank_is_named_and_all_end(
     pair: RunDirectory, whole_pair: RunDirectory, tmp_path: Path
 ) -> None:
-    with started("resume", pair.name, "--plain", cwd=tmp_path) as launcher:
+    with started("resume", pair.name, "--plain", cwd=tmp_path, changes=hold_at(5)) as launcher:
         with held(pair, steps(5)):
             pids = ranks_of(launcher)
             os.kill(pids[1], signal.SIGKILL)
-        began = time.monotonic()
-        output = output_of(launcher, 30)
-        assert time.monotonic() - began < GONE_SECONDS
+        output = output_of(launcher)
     assert launcher.returncode == 1, output
     assert "error: rank 1 died of SIGKILL" in output
     assert f"help: Continue with: dpo resume {pair.name}" in output
@@ -309,12 +305,14 @@ def test_a_killed_rank_is_named_and_all_end(
 def test_a_stopped_rank_is_named(
     pair: RunDirectory, whole_pair: RunDirectory, tmp_path: Path
 ) -> None:
-    options = set_options({"launch.timeout_seconds": 3})
-    with started("resume", pair.name, "--plain", *options, cwd=tmp_path) as launcher:
+    options = set_options({"launch.timeout_seconds": 10})
+    with started(
+        "resume", pair.name, "--plain", *options, cwd=tmp_path, changes=hold_at(5)
+    ) as launcher:
         with held(pair, steps(5)):
             pids = ranks_of(launcher)
             os.kill(pids[1], signal.SIGSTOP)
-        output = output_of(launcher, 40)
+        output = output_of(launcher)
     assert launcher.returncode == 1, output
     assert re.search(r"rank 0 waited \d+ s for .*: rank 1 on \S+ is stopped or gone", output)
     assert_gone(pids, seconds=0)
@@ -333,10 +331,12 @@ def test_all_ranks_restart_after_one_was_killed(
     pair: RunDirectory, whole_pair: RunDirectory, tmp_path: Path
 ) -> None:
     options = set_options({"launch.max_restarts": 1})
-    with started("resume", pair.name, "--plain", *options, cwd=tmp_path) as launcher:
+    with started(
+        "resume", pair.name, "--plain", *options, cwd=tmp_path, changes=hold_at(5)
+    ) as launcher:
         with held(pair, steps(5)):
             os.kill(ranks_of(launcher)[1], signal.SIGKILL)
-        output = output_of(launcher, 60)
+        output = output_of(launcher)
     assert launcher.returncode == 0, output
     assert "warning: rank 1 died of SIGKILL" in output
     assert "restart 1 of 1" in output

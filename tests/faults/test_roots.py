@@ -22,8 +22,8 @@ from dpo_cli.run.lookup import find_run, find_runs
 from dpo_cli.training.reference import REFERENCE_FILE
 from tests.commands.test_bad_input import good_settings
 from tests.faults import workers
-from tests.faults.test_damage import content, new_events, only
 from tests.support.cli import Run, dpo, set_options
+from tests.support.run_content import content, new_events, only
 
 SECRET = b"somebody else's file, and no newline at its end"
 

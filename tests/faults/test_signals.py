@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from pathlib import Path
 
 from dpo_cli.run.directory import RunDirectory
@@ -21,6 +20,7 @@ from tests.faults.signal_arms import (
     assert_goes_on_and_ends_equal,
     awaits,
     held,
+    hold_at,
     is_gone,
     started,
     steps,
@@ -28,7 +28,7 @@ from tests.faults.signal_arms import (
     until,
     worker_of,
 )
-from tests.support.cli import Run
+from tests.support.cli import HANG_SECONDS, Run
 from tests.support.terminal import Terminal
 
 ON_TERMINAL = "from dpo_cli.__main__ import main; main()"
@@ -46,19 +46,16 @@ def stopped_after_its_window(run: Run, steps_before: int) -> Saved:
 def test_sigterm_finishes_the_step_and_saves(
     shared: Path, tmp_path: Path, whole: RunDirectory
 ) -> None:
-    with started(*arguments(shared), cwd=tmp_path) as process:
+    with started(*arguments(shared), cwd=tmp_path, changes=hold_at(3)) as process:
         run = Run(the_run(tmp_path))
         with held(run.directory, steps(3)) as worker:
             before = run.steps
             process.send_signal(signal.SIGTERM)
             until(lambda: awaits(worker, signal.SIGTERM))
-            told = time.monotonic()
-        output, _ = process.communicate(timeout=60)
-        seconds = time.monotonic() - told
+        output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 143
     assert f"resume: dpo resume {run.directory.name}" in output.decode()
-    saved = stopped_after_its_window(run, len(before))
-    assert seconds < max(step.seconds for step in before) + saved.seconds + 2
+    stopped_after_its_window(run, len(before))
     assert_goes_on_and_ends_equal(run.directory, whole)
 
 
@@ -66,7 +63,7 @@ def test_ctrl_c_finishes_the_step_and_saves(
     shared: Path, tmp_path: Path, whole: RunDirectory
 ) -> None:
     command = (*arguments(shared), "--plain")
-    with Terminal(ON_TERMINAL, *command, cwd=tmp_path, columns=200) as terminal:
+    with Terminal(ON_TERMINAL, *command, cwd=tmp_path, columns=200, **hold_at(3)) as terminal:
         run = Run(the_run(tmp_path))
         with held(run.directory, steps(3)) as worker:
             before = run.steps
@@ -81,16 +78,14 @@ def test_ctrl_c_finishes_the_step_and_saves(
 
 def test_ctrl_c_twice_ends_at_once(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
     command = (*arguments(shared), "--plain")
-    with Terminal(ON_TERMINAL, *command, cwd=tmp_path, columns=200) as terminal:
+    with Terminal(ON_TERMINAL, *command, cwd=tmp_path, columns=200, **hold_at(5)) as terminal:
         run = the_run(tmp_path)
         with held(run, steps(5)) as worker:
             terminal.press("\x03")
             terminal.until(lambda: "Ctrl-C again to stop now" in terminal.raw)
             terminal.press("\x03")
-            again = time.monotonic()
             # It stands still, so nothing but its death lets the launcher end.
             assert terminal.wait() == 130
-            assert time.monotonic() - again < 2
         assert is_gone(worker)
         assert f"help: Continue with: dpo resume {run.name}" in terminal.lines
     assert_goes_on_and_ends_equal(run, whole)
@@ -99,22 +94,22 @@ def test_ctrl_c_twice_ends_at_once(shared: Path, tmp_path: Path, whole: RunDirec
 def test_the_terminal_dies_and_another_one_watches(
     shared: Path, tmp_path: Path, whole: RunDirectory
 ) -> None:
-    with Terminal(ON_TERMINAL, *arguments(shared), cwd=tmp_path) as terminal:
+    with Terminal(ON_TERMINAL, *arguments(shared), cwd=tmp_path, **hold_at(3)) as terminal:
         run = the_run(tmp_path)
         with contextlib.ExitStack() as elsewhere:
             with held(run, steps(3)):
                 terminal.until_shown("elapsed")
                 terminal.hang_up()
-                terminal.process.wait(30)
+                terminal.process.wait(HANG_SECONDS)
                 assert run.holder() is not None
-                hooks = elsewhere.enter_context(started("watch", "--plain", run.name, cwd=tmp_path))
-                assert hooks.stdout is not None
-                until_line(hooks.stdout.fileno(), b"step 2")
-            output, _ = hooks.communicate(timeout=60)
-        assert hooks.returncode == 0
-        assert b"done: 12 optimizer steps" in output
+                watch = elsewhere.enter_context(started("watch", "--plain", run.name, cwd=tmp_path))
+                assert watch.stdout is not None
+                until_line(watch.stdout.fileno(), b"step 2")
+            output, _ = watch.communicate(timeout=HANG_SECONDS)
+        assert watch.returncode == 0
+        assert b"done: 12 steps" in output
     log = run.launcher_log_path.read_text()
-    assert "done: 12 optimizer steps" in log
+    assert "done: 12 steps" in log
     assert "Traceback" not in log
     assert "Errno" not in log
     workers.assert_equal(run, whole)
@@ -122,13 +117,13 @@ def test_the_terminal_dies_and_another_one_watches(
 
 def test_standard_output_is_closed(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
     """In the middle; at its beginning is in tests/commands/test_bad_input.py."""
-    with started(*arguments(shared), "--plain", cwd=tmp_path) as process:
+    with started(*arguments(shared), "--plain", cwd=tmp_path, changes=hold_at(3)) as process:
         run = the_run(tmp_path)
         assert process.stdout is not None
         with held(run, steps(3)):
             until_line(process.stdout.fileno(), b"step 2")
             process.stdout.close()
-        assert process.wait(60) == 0
+        assert process.wait(HANG_SECONDS) == 0
     assert "BrokenPipeError" in run.launcher_log_path.read_text()
     workers.assert_equal(run, whole)
 
@@ -146,19 +141,19 @@ def test_standard_output_is_not_read(shared: Path, tmp_path: Path, whole: RunDir
             until(lambda: is_gone(worker_of(run)))
             assert process.poll() is None
             output = read_all(ours)
-            assert process.wait(30) == 0
+            assert process.wait(HANG_SECONDS) == 0
     finally:
         os.close(ours)
-    assert b"done: 12 optimizer steps" in output
+    assert b"done: 12 steps" in output
     workers.assert_equal(run, whole)
 
 
 def test_the_launcher_is_killed(shared: Path, tmp_path: Path, whole: RunDirectory) -> None:
-    with started(*arguments(shared), "--plain", cwd=tmp_path) as process:
+    with started(*arguments(shared), "--plain", cwd=tmp_path, changes=hold_at(4)) as process:
         run = the_run(tmp_path)
         with held(run, steps(4)) as worker:  # so that it cannot end of itself
             process.kill()
-            until(lambda: is_gone(worker), seconds=2)
+            until(lambda: is_gone(worker))
     assert run.holder() is None
     assert_goes_on_and_ends_equal(run, whole)
 
@@ -166,13 +161,15 @@ def test_the_launcher_is_killed(shared: Path, tmp_path: Path, whole: RunDirector
 def test_the_launcher_behind_the_panel_is_killed(
     shared: Path, tmp_path: Path, whole: RunDirectory
 ) -> None:
-    with Terminal(ON_TERMINAL, *arguments(shared), cwd=tmp_path, columns=200) as terminal:
+    with Terminal(
+        ON_TERMINAL, *arguments(shared), cwd=tmp_path, columns=200, **hold_at(4)
+    ) as terminal:
         run = the_run(tmp_path)
         with held(run, steps(4)) as worker:
             _, launcher, *_ = (run.holder() or "").split()
             assert int(launcher) != terminal.process.pid
             os.kill(int(launcher), signal.SIGKILL)
-            until(lambda: is_gone(worker), seconds=2)
+            until(lambda: is_gone(worker))
         assert terminal.wait() == 1
         assert f"help: Continue with: dpo resume {run.name}" in terminal.lines
     assert_goes_on_and_ends_equal(run, whole)

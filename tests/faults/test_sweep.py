@@ -16,7 +16,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Resumed, StepDone, WorkerStarted
 from dpo_cli.run.sweep import SweepDirectory
 from tests.faults import workers
-from tests.support.cli import dpo, start
+from tests.support.cli import HANG_SECONDS, dpo, start
 from tests.support.small_runs import golden_run
 
 GRID = ("--grid", "dpo.beta=[0.1,2,5]", "--grid", "train.learning_rate=[1e-4,1e-3]")
@@ -51,7 +51,7 @@ def starts(run: RunDirectory) -> int:
 
 def until_step(cwd: Path, process: subprocess.Popen[str], letter: str, step: int) -> RunDirectory:
     """Wait until the run of a point has done a step."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + HANG_SECONDS
     while True:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -66,7 +66,7 @@ def until_step(cwd: Path, process: subprocess.Popen[str], letter: str, step: int
 def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A sweep left in peace: where, and what it printed. Only to be read."""
     cwd = tmp_path_factory.mktemp("whole")
-    done = dpo(*arguments(shared), *GRID, "--json", cwd=cwd, timeout=300)
+    done = dpo(*arguments(shared), *GRID, "--json", cwd=cwd, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stderr
     return cwd, done.stdout
 
@@ -78,13 +78,13 @@ def test_killed_in_the_third_run_it_ends_with_the_same_table(
     third = until_step(tmp_path, process, "C", 4)
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + HANG_SECONDS
     while third.holder() is not None:
         assert time.monotonic() < deadline, "the worker lives on"
         time.sleep(0.01)
     assert sorted(runs(tmp_path)) == ["A", "B", "C"]
 
-    done = dpo(*arguments(shared), *GRID, "--json", cwd=tmp_path, timeout=300)
+    done = dpo(*arguments(shared), *GRID, "--json", cwd=tmp_path, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stderr
     assert numbers(done.stdout) == numbers(whole[1])
     resumed, peaceful = runs(tmp_path), runs(whole[0])
@@ -113,7 +113,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(shared: Path, tmp_path: Path) -> Non
     process = start(*arguments(shared), *GRID, "--plain", cwd=tmp_path)
     second = until_step(tmp_path, process, "B", 2)
     os.kill(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130, output
     assert "sweep dense: interrupted with 1 of 6 runs completed; everything is saved" in output
     assert output.splitlines()[-1].startswith(

@@ -29,7 +29,7 @@ from dpo_cli.run.events import (
     StepDone,
     WorkerStarted,
 )
-from tests.support.cli import Run
+from tests.support.cli import HANG_SECONDS, Run
 
 Arm = Callable[[], object]
 
@@ -63,14 +63,14 @@ def start(run: RunDirectory, arm: Arm | None = None, *options: str) -> BaseProce
     return process
 
 
-def call(function: Callable[[], object], seconds: float = 60.0) -> int:
+def call(function: Callable[[], object], seconds: float = HANG_SECONDS) -> int:
     """Run any function in a process like a worker's; its exit code, negative for a signal."""
     process = forked(function)
     process.start()
     return wait(process, seconds)
 
 
-def wait(process: BaseProcess, seconds: float = 60.0) -> int:
+def wait(process: BaseProcess, seconds: float = HANG_SECONDS) -> int:
     """The exit code of a process, negative for a signal, as subprocess has it."""
     process.join(seconds)
     code = process.exitcode
@@ -80,7 +80,9 @@ def wait(process: BaseProcess, seconds: float = 60.0) -> int:
     return code
 
 
-def work(run: RunDirectory, arm: Arm | None = None, *options: str, seconds: float = 60.0) -> int:
+def work(
+    run: RunDirectory, arm: Arm | None = None, *options: str, seconds: float = HANG_SECONDS
+) -> int:
     """Start a worker and wait for its end."""
     return wait(start(run, arm, *options), seconds)
 
@@ -105,7 +107,7 @@ def new_run(root: Path, arguments: list[str]) -> RunDirectory:
 
 
 def until(
-    run: RunDirectory, condition: Callable[[list[Event]], object], seconds: float = 60
+    run: RunDirectory, condition: Callable[[list[Event]], object], seconds: float = HANG_SECONDS
 ) -> None:
     """Wait until the events of a run (all of them, also the void) fulfil a condition."""
     reader = EventReader(run.events_path)

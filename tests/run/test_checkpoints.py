@@ -1,4 +1,4 @@
-"""Checkpoints: the order of the commit, damage that is found, and what is kept."""
+"""Checkpoints: order of the commit, detection of damage, and which ones are kept."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_leftovers_of_dead_writers_go_at_the_next_commit(tmp_path: Path) -> None
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_a_run_that_went_back_does_not_keep_the_damaged_future(tmp_path: Path) -> None:
+def test_later_damaged_checkpoints_are_removed_after_going_back(tmp_path: Path) -> None:
     for step in (100, 200):
         commit(tmp_path, step, state())
     (tmp_path / "step-00000200" / MANIFEST).unlink()
@@ -203,13 +203,13 @@ def test_an_unreadable_checkpoint_is_passed_over_but_never_removed(
     assert (tmp_path / kept / MANIFEST).exists()
 
 
-def test_a_checkpoint_under_another_steps_name_is_not_believed(tmp_path: Path) -> None:
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path) -> None:
     checkpoint = commit(tmp_path, 1, state())
     checkpoint.path.rename(tmp_path / "step-00000009")
     assert newest_verified(tmp_path)[0] is None
 
 
-def test_all_bad_is_none_with_every_reason(tmp_path: Path) -> None:
+def test_if_all_are_damaged_every_reason_is_returned(tmp_path: Path) -> None:
     for step in (1, 2):
         (commit(tmp_path, step, state()).path / "weights.safetensors").write_text("x")
     found, passed_over = newest_verified(tmp_path)

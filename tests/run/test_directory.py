@@ -1,4 +1,4 @@
-"""The run directory: its name, its lock, how it is found, requests, and disks that refuse."""
+"""Run directory: name, lock, lookup, requests, and disk errors."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ else:
 """
 
 
-def test_of_20_lockers_one_wins_and_the_others_are_told_who(tmp_path: Path) -> None:
+def test_one_of_20_processes_gets_the_lock_and_the_others_name_it(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "dense", "")
     lockers = [
         subprocess.Popen(
@@ -258,7 +258,7 @@ def test_lock_lives_as_long_as_a_process_that_inherited_it(tmp_path: Path) -> No
     assert run.holder() is None
 
 
-def test_looking_at_the_lock_neither_takes_nor_makes_it(tmp_path: Path) -> None:
+def test_reading_the_holder_neither_takes_nor_creates_the_lock(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "dense", "")
     assert run.holder() is None
     assert not (run.path / "lock").exists()

@@ -1,4 +1,4 @@
-"""The event stream: every kind survives the file, torn tails, and rows done twice."""
+"""Event stream: round trips, damaged lines, torn tails, and steps that a resume repeats."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_elapsed_seconds_come_from_the_writer_and_never_fall(tmp_path: Path) -> 
     assert elapsed[0] >= 0
 
 
-def test_history_has_rows_that_a_resume_did_again_once(tmp_path: Path) -> None:
+def test_history_has_repeated_steps_once(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     writer = EventWriter(path)
     evaluated = Evaluated(step=4, optimizer_step=4, metrics={}, pairs=1, seconds=0.1)

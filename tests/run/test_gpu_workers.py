@@ -14,10 +14,11 @@ from dpo_cli.errors import ExitCode
 from dpo_cli.run import gpu_workers, gpus
 from dpo_cli.run.gpu_workers import on_gpus, visible_gpus
 from dpo_cli.run.processes import Forked, fork
+from tests.support.cli import HANG_SECONDS
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_SECONDS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -37,12 +38,15 @@ def test_each_letter_is_given_once_and_each_process_sees_one_gpu(tmp_path: Path)
     assert {rest.rpartition("-")[0] for _, rest in done} == {"2", "GPU-5"}
 
 
-def waits(letters: Iterator[str], then: Callable[[], object] = lambda: None) -> ExitCode:
+def waits(
+    folder: Path, letters: Iterator[str], then: Callable[[], object] = lambda: None
+) -> ExitCode:
     """Wait for a stop signal; `then` may send it."""
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     signal.signal(signal.SIGINT, lambda number, _: told.append(number))
     next(letters)
+    (folder / f"ready-{os.getpid()}").touch()
     then()
     until(lambda: told)
     return ExitCode.TERMINATED if told == [signal.SIGTERM] else ExitCode.INTERRUPTED
@@ -51,21 +55,21 @@ def waits(letters: Iterator[str], then: Callable[[], object] = lambda: None) -> 
 def test_if_one_process_fails_the_others_stop(tmp_path: Path) -> None:
     def work(letters: Iterator[str]) -> ExitCode:
         if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-            time.sleep(0.3)
+            until(lambda: list(tmp_path.glob("ready-*")))  # the other listens to signals
             return ExitCode.NO_SPACE
-        return waits(letters)
+        return waits(tmp_path, letters)
 
     assert on_gpus(["0", "1"], "AB", work) is ExitCode.NO_SPACE
 
 
-def test_signals_reach_every_process() -> None:
+def test_signals_reach_every_process(tmp_path: Path) -> None:
     def work(letters: Iterator[str]) -> ExitCode:
         def tell() -> None:
             if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-                time.sleep(0.3)
+                until(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
                 os.kill(os.getppid(), signal.SIGINT)
 
-        return waits(letters, tell)
+        return waits(tmp_path, letters, tell)
 
     assert on_gpus(["0", "1"], "AB", work) is ExitCode.INTERRUPTED
 

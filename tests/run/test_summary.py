@@ -1,4 +1,4 @@
-"""A run in one line, read from its lock, its mark and its stream."""
+"""Summary of a run from its lock, completion mark and events."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     assert (summary.held_out_accuracy, summary.started, summary.seconds) == (None, None, 0)
 
 
-def test_a_resume_takes_back_what_was_lost_and_adds_up_the_time(tmp_path: Path) -> None:
+def test_a_resume_removes_lost_steps_and_adds_up_the_time(tmp_path: Path) -> None:
     resumed = Resumed(step=100, optimizer_step=50, checkpoint="step-00000050", elapsed_seconds=3.0)
     lost = [story.evaluated(110)]
     run = story.write(tmp_path, "dense", *TRAINED, *lost, AGAIN, resumed)
@@ -71,7 +71,7 @@ def test_a_resume_takes_back_what_was_lost_and_adds_up_the_time(tmp_path: Path) 
     assert summary.loss == pytest.approx(sum(losses) / len(losses))
 
 
-def test_a_line_that_is_being_written_waits(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_ignored(tmp_path: Path) -> None:
     run = story.write(tmp_path, "dense", *TRAINED)
     with run.events_path.open("a") as stream:
         stream.write('{"event": "StepDone", "st')

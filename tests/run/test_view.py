@@ -1,4 +1,4 @@
-"""What events come to: states, times, means, and what a resume takes back."""
+"""RunView: states, times, means, and what a resume removes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_states_of_a_whole_run() -> None:
     ]
 
 
-def test_an_evaluation_is_seen_before_training_and_within_it() -> None:
+def test_state_during_evaluations() -> None:
     started, encoding, *planned = story.preparation()
     assert seen(started, encoding).state is RunState.PREPARING
     assert seen(started, encoding, *planned).state is RunState.EVALUATING
@@ -81,7 +81,7 @@ def test_ends_and_new_starts(event: Event, state: RunState) -> None:
     assert view.state is RunState.PREPARING
 
 
-def test_a_stop_that_was_asked_for_shows_until_it_is_done() -> None:
+def test_state_while_stopping() -> None:
     view = seen(*story.preparation(), *story.training(0, 10))
     view.is_stopping = True
     assert view.state is RunState.STOPPING
@@ -111,7 +111,7 @@ def test_time_left_falls_between_events() -> None:
     assert seen(*story.preparation()).seconds_left(0) is None
 
 
-def test_the_mean_is_over_the_last_steps_and_those_that_tell() -> None:
+def test_recent_mean_uses_the_last_steps_with_a_value() -> None:
     view = seen(*story.preparation(), *story.training(0, 100))
     assert len(view.recent) == RECENT_STEPS
     gaps = [0.018 * step / story.STEPS for step in range(62, 101, 2)]
@@ -149,7 +149,7 @@ def test_skipped_steps_count_once() -> None:
     assert view.skipped_steps == []
 
 
-def test_a_resume_takes_back_what_was_lost() -> None:
+def test_a_resume_removes_lost_steps() -> None:
     view = seen(*story.preparation(), *story.training(0, 130), STARTED)
     view.take(Resumed(step=100, optimizer_step=50, checkpoint="step-00000050"))
     assert view.step == 100

@@ -20,6 +20,9 @@ from dpo_cli.training.checkpointing import load_weights
 REPOSITORY = Path(__file__).resolve().parents[2]
 DPO = [sys.executable, "-m", "dpo_cli"]
 
+HANG_SECONDS = 600.0
+"""Limit of every wait for a condition. Only a hang reaches it, however busy the machine is."""
+
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment, one computing thread, no terminal's width or colours."""
@@ -28,7 +31,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def dpo(
-    *arguments: str | Path, cwd: Path, timeout: float = 120, **changes: str
+    *arguments: str | Path, cwd: Path, timeout: float = HANG_SECONDS, **changes: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `dpo` to its end: its exit code, stdout and stderr."""
     return run_in(cwd, [*DPO, *map(str, arguments)], timeout, **changes)
@@ -47,7 +50,7 @@ def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
 
 
 def run_in(
-    cwd: Path, command: Sequence[str], timeout: float = 120, **changes: str
+    cwd: Path, command: Sequence[str], timeout: float = HANG_SECONDS, **changes: str
 ) -> subprocess.CompletedProcess[str]:
     """Run any command in the environment of the tests, and keep what it says."""
     return subprocess.run(

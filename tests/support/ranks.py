@@ -13,6 +13,7 @@ from torch.distributed import TCPStore
 
 from dpo_cli.run.directory import RunDirectory
 from tests.faults import workers
+from tests.support.cli import HANG_SECONDS
 
 Arm = Callable[[int], object]
 """Puts a fault into the process of a rank, whose number it is told."""
@@ -34,7 +35,7 @@ class Group:
         for process in self.processes:
             process.start()
 
-    def wait(self, seconds: float = 60.0) -> list[int]:
+    def wait(self, seconds: float = HANG_SECONDS) -> list[int]:
         """Their exit codes by rank, negative for signals."""
         return [workers.wait(process, seconds) for process in self.processes]
 
@@ -50,7 +51,9 @@ def start(run: RunDirectory, size: int, arm: Arm | None = None) -> Group:
     return Group(size, partial(_work, run, arm))
 
 
-def work(run: RunDirectory, size: int, arm: Arm | None = None, seconds: float = 60.0) -> list[int]:
+def work(
+    run: RunDirectory, size: int, arm: Arm | None = None, seconds: float = HANG_SECONDS
+) -> list[int]:
     """Start ranks and wait for their ends: exit codes, by rank."""
     return start(run, size, arm).wait(seconds)
 

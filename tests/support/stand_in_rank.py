@@ -35,6 +35,14 @@ def last_words(text: str) -> None:
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}))
 
 
+def until_dead(rank: int) -> None:
+    """Wait for the end of another rank, and a moment for the agent to see it first."""
+    pid = json.loads(Path(sys.argv[1], f"rank-{rank}-{ATTEMPT}").read_text())["pid"]
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.02)
+    time.sleep(0.3)
+
+
 def main() -> int:
     run, mode = Path(sys.argv[1]), sys.argv[2]
     die_with_parent()
@@ -57,7 +65,7 @@ def main() -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         if RANK == 2:
             time.sleep(60)
-        time.sleep(0.3)
+        until_dead(1)
         last_words("rank 1 did not come")
         return 1
     if mode == "told":

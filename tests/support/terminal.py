@@ -17,10 +17,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.cli import environment
+from tests.support.cli import HANG_SECONDS, environment
 
 _CONTROL = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|[()][A-Z0-9])|\r")
 # The process makes the terminal its own, so that Ctrl-C reaches it as a signal.
+_DRAINED = b"\0drained\0"
 _OWN = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
 
 
@@ -116,7 +117,7 @@ class Terminal:
         """Send the process a signal."""
         self.process.send_signal(number)
 
-    def until(self, condition: Callable[[], object], seconds: float = 30.0) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = HANG_SECONDS) -> None:
         """Wait until it holds."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -130,8 +131,11 @@ class Terminal:
 
     def wait(self) -> int:
         """Wait for the end of the process and of its output: the exit code."""
-        code = self.process.wait(30)
-        time.sleep(0.1)
+        code = self.process.wait(HANG_SECONDS)
+        # A terminal keeps the order: once these bytes are read, so is all that came before them.
+        os.write(self._slave, _DRAINED)
+        self.until(lambda: _DRAINED in self._output)
+        self._output = self._output.replace(_DRAINED, b"")
         return code
 
 

@@ -237,7 +237,7 @@ def make_trainer(
         reference = kept.LiveReference(build_scorer(), device)
     else:
         reference = kept.CachedReference(
-            pairs, inputs.order.micro_batches_of(0), device, build_scorer
+            pairs, inputs.batches.reference_batches, device, build_scorer
         )
     # With SGD the trajectory is a smooth function of the gradients. Adam would divide by gradients
     # that are rounding errors only, and amplify them.

@@ -7,14 +7,14 @@ import math
 from dpo_cli.training.best import BestSoFar
 
 
-def test_the_lowest_loss_is_the_best_and_an_equal_one_is_no_better() -> None:
+def test_lowest_loss_is_best() -> None:
     best = BestSoFar()
     taken = [best.update(loss, step, is_due=True) for step, loss in enumerate([0.7, 0.6, 0.6, 0.5])]
     assert taken == [True, True, False, True]
     assert (best.loss, best.optimizer_step, best.evaluations_since) == (0.5, 3, 0)
 
 
-def test_only_evaluations_that_were_due_try_ones_patience() -> None:
+def test_only_due_evaluations_use_up_patience() -> None:
     best = BestSoFar()
     for step, is_due in enumerate([True, True, False, True]):
         best.update(0.7, step, is_due=is_due)
@@ -22,7 +22,7 @@ def test_only_evaluations_that_were_due_try_ones_patience() -> None:
     assert "in 2 evaluations" in best.why_over()
 
 
-def test_a_loss_that_is_no_number_is_never_the_best() -> None:
+def test_nan_is_never_best() -> None:
     best = BestSoFar()
     assert not best.update(math.nan, 0, is_due=True)
     assert best.update(0.7, 1, is_due=True)

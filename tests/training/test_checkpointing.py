@@ -21,7 +21,7 @@ from tests.support.two_layouts import (
     odd_pairs,
     random_weights,
 )
-from tests.training.test_precision import train
+from tests.support.worker_runs import train
 
 
 def make_scorer(name: str, layout: Layout, dropout: float) -> ResponseScorer:
@@ -38,7 +38,7 @@ def make_scorer(name: str, layout: Layout, dropout: float) -> ResponseScorer:
 def gradients(
     name: str, layout: Layout, *, is_checkpointed: bool, dropout: float = 0.0
 ) -> tuple[list[Tensor], int]:
-    """Of two batches after one another, with a balance loss; and the bytes kept for that."""
+    """Gradients of two batches with an aux_loss, and the bytes of saved activations."""
     scorer = make_scorer(name, layout, dropout).float().train()
     if is_checkpointed:
         checkpoint_activations(scorer.model)
@@ -64,7 +64,7 @@ def gradients(
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "gpt2", "gemma2"])
-def test_the_same_bits_with_less_kept(name: str, layout: Layout) -> None:
+def test_activation_checkpointing_keeps_the_bits(name: str, layout: Layout) -> None:
     plain, much = gradients(name, layout, is_checkpointed=False)
     again, little = gradients(name, layout, is_checkpointed=True)
     assert len(plain) == len(again) > 10
@@ -73,7 +73,7 @@ def test_the_same_bits_with_less_kept(name: str, layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("name", ["minimind2-moe", "minimind3"])
-def test_what_is_computed_again_drops_the_same_weights(name: str) -> None:
+def test_recomputed_blocks_use_the_same_dropout(name: str) -> None:
     plain, _ = gradients(name, "packed", is_checkpointed=False, dropout=0.3)
     again, _ = gradients(name, "packed", is_checkpointed=True, dropout=0.3)
     whole, _ = gradients(name, "packed", is_checkpointed=False)
@@ -82,7 +82,7 @@ def test_what_is_computed_again_drops_the_same_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("profile", ["dense", "minimind3-moe"])
-def test_a_run_ends_in_the_same_bits(shared: Path, tmp_path: Path, profile: str) -> None:
+def test_run_ends_in_the_same_bits(shared: Path, tmp_path: Path, profile: str) -> None:
     runs = [
         train(shared, tmp_path, profile, "float32", **{"train.activation_checkpointing": choice})
         for choice in ("false", "true")

@@ -19,7 +19,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def gradients(name: str, *, is_compiled: bool) -> list[Tensor]:
-    """Of three batches of other lengths, one after another."""
+    """Gradients of three batches of different lengths."""
     scorer = minimind_scorer(name, "packed").float().train()
     if is_compiled:
         compile_blocks(scorer.model)

@@ -54,7 +54,7 @@ def few_tokens() -> None:
 
 
 def shaken(scorer: ResponseScorer) -> ResponseScorer:
-    """A policy that is no longer its reference."""
+    """A policy that differs from its reference."""
     generator = torch.Generator().manual_seed(2)
     for weight in scorer.parameters():
         noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
@@ -63,7 +63,7 @@ def shaken(scorer: ResponseScorer) -> ResponseScorer:
 
 
 def plain_entropy(scorer: ResponseScorer, side: Tokenized) -> float:
-    """One sequence at a time, every logit."""
+    """Plain forward: one sequence at a time, every logit."""
     logits = scorer.model(input_ids=side.ids[:-1].unsqueeze(0), use_cache=False).logits[0]
     p = logits.softmax(dim=-1)[side.response[1:]]
     return -(p * p.log()).sum(dim=-1).mean().item()
@@ -132,7 +132,7 @@ def test_three_ranks_evaluate_as_one(shared: Path, tmp_path: Path, alone: RunDir
     assert ours[-1].metrics == pytest.approx(theirs[-1].metrics, abs=1e-6)
 
 
-def test_an_evaluation_tells_of_every_group(alone: RunDirectory) -> None:
+def test_evaluation_reports_every_group(alone: RunDirectory) -> None:
     start, *_, end = evaluations(alone)
     for event in (start, end):
         assert set(event.metrics) == set(HELD_OUT_METRICS)
@@ -152,13 +152,13 @@ def test_an_evaluation_tells_of_every_group(alone: RunDirectory) -> None:
 
 
 def ask_the_policy(cache: Path) -> None:
-    """Even before the first step; nothing is known from other runs."""
+    """Run the policy at step 0 too, with an empty cache."""
     own_cache(cache)
     RunInputs.policy_starts_as_reference = False  # type: ignore[assignment]
 
 
 def note_modes(cache: Path, file: Path) -> None:
-    """Write down of every forward whether it is a training one."""
+    """Record for every forward if it is in training mode."""
     own_cache(cache)
     forward = ResponseScorer.forward
 
@@ -172,10 +172,10 @@ def note_modes(cache: Path, file: Path) -> None:
 
 @pytest.mark.parametrize("version", ["seed", "head"])
 @pytest.mark.parametrize("moe", [False, True])
-def test_before_the_first_step_the_reference_speaks_for_the_policy(
+def test_step_0_evaluation_uses_the_cached_reference(
     shared: Path, tmp_path: Path, version: str, moe: bool
 ) -> None:
-    """To the bit, and to the end of the run; where it is known, no forward is computed."""
+    """Bit for bit until the end of the run; no forward runs if the values are cached."""
     runs, modes = [], []
     for number, arm in enumerate((ask_the_policy, note_modes, note_modes)):
         arguments = golden_run(shared, version, moe, **{"train.epochs": 1})
@@ -231,7 +231,7 @@ def test_samples_change_no_bit_and_are_what_greedy_decoding_gives(
         assert tokenizer.decode(ids[0, prompt:]) == sample["policy"]
 
 
-def test_the_prompt_ends_where_the_last_answer_begins() -> None:
+def test_prompt_ends_at_the_last_answer() -> None:
     ids = torch.arange(10)
     response = torch.tensor([0, 0, 1, 1, 0, 0, 0, 1, 1, 1]).bool()
     pair = TokenizedPair(1, Tokenized(ids, response), Tokenized(ids, response))

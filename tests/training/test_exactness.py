@@ -7,6 +7,7 @@ what the padded layout itself makes of the last bit of its weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -89,7 +90,7 @@ FLOAT32: dict[str, Callable[[Layout], ResponseScorer]] = {
 
 
 def smallest_routing_margin(scorer: ResponseScorer, batch: Batch) -> float:
-    """By how much, at the closest call, the last expert chosen beats the first one passed over."""
+    """Smallest margin between the last chosen expert and the first one not chosen."""
     routers = [m for m in scorer.model.modules() if type(m).__name__.endswith(_ROUTER_CLASSES)]
     kept: list[Tensor] = []
     hooks = [m.register_forward_hook(partial(_record_router_logits, kept)) for m in routers]
@@ -121,6 +122,34 @@ def test_a_steps_gradients_in_float32(name: str) -> None:
     for weight, expected in gradients["padded"].items():
         error = (gradients["packed"][weight] - expected).norm() / expected.norm()
         assert error < 1e-5, weight
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", FLOAT32)
+def test_equal_weights_have_equal_bits_in_the_first_epoch(name: str, layout: Layout) -> None:
+    """The policy trains with gradients, the reference runs without; both run the same kernels."""
+    trainer = make_trainer(FLOAT32[name], layout, Recorder(), dtype=torch.float32)
+    trainer.policy.train()
+    for indices in trainer.inputs.batches.reference_batches:
+        batch = trainer.inputs.batches.make_batch(trainer.inputs.pairs, indices)
+        pairs, _ = trainer.score(batch, trainer.reference.token_logps(indices, batch))
+        assert pairs.kl is not None
+        assert not pairs.kl.any()
+        assert not pairs.margins.any()
+        assert not pairs.accuracies.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", FLOAT32)
+def test_equal_weights_tie_whatever_is_computed_with_them(name: str, dtype: torch.dtype) -> None:
+    """Pairs scored alone differ in the last bits from the same pairs scored together."""
+    with Float64() if dtype is torch.float64 else nullcontext():
+        trainer = make_trainer(FLOAT32[name], "packed", Recorder(), dtype=dtype)
+        for index in range(len(trainer.inputs.pairs)):
+            batch = trainer.inputs.batches.make_batch(trainer.inputs.pairs, [index])
+            pairs, _ = trainer.score(batch, trainer.reference.token_logps([index], batch))
+            assert pairs.margins.abs().max() < 1e-4
+            assert not pairs.accuracies.any()
 
 
 def all_weights(scorer: ResponseScorer) -> Tensor:

@@ -25,7 +25,7 @@ def held_out(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shards(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """27 pairs in two files; what they are, only their content says."""
+    """27 pairs in two files without a telling name."""
     folder = tmp_path_factory.mktemp("shards")
     lines = (shared / "golden/data/train27.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -39,7 +39,7 @@ def shards(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_same_losses_bit_for_bit(
     shared: Path, shards: Path, held_out: Path, tmp_path: Path, size: int
 ) -> None:
-    """Also where two ranks share out the reading."""
+    """Also if two ranks share the reading."""
     runs = []
     own = shared / "golden/data/train27.jsonl", shared / "golden/data/tok24.jsonl"
     for name, (path, other) in {"own": own, "other": (shards, held_out)}.items():
@@ -53,7 +53,7 @@ def test_the_same_losses_bit_for_bit(
     assert runs[0].evaluations
 
 
-def test_columns_that_nobody_knows_are_named(shared: Path, tmp_path: Path) -> None:
+def test_unknown_columns_are_named(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("question,good,bad\na,b,c\n")
     result = dpo(*small_run(shared, **{"data.data_path": "pairs.csv"}), cwd=tmp_path)
     assert result.returncode == 1

@@ -26,10 +26,10 @@ from dpo_cli.errors import ExitCode
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.training import plan, session, setup
+from dpo_cli.training import inputs, session, setup
 from tests.support.cli import Run
 from tests.support.columns import in_columns
-from tests.training.test_golden_runs import (
+from tests.support.golden_runs import (
     DENSE_LOSS,
     MOE_LOSS,
     PROFILES,
@@ -101,7 +101,7 @@ def test_seed_moe_with_the_float16_rounding(
     assert error < FINAL_WEIGHTS_ROUNDED
 
 
-def test_head_dense_with_a_coin_for_each_side(
+def test_head_dense_with_a_random_decision_per_side(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """golden/train/head/dense_lr1e-4_acc1_coin.json: other texts in each epoch, and on the two
@@ -140,8 +140,8 @@ def test_head_dense_with_a_coin_for_each_side(
         def epoch_order(self, epoch: int) -> list[int]:
             return [index + epoch * self.pairs for index in super().epoch_order(epoch)]
 
-    monkeypatch.setattr(plan, "usable_rows", encode_as_tossed)
-    monkeypatch.setattr(plan, "BatchSampler", TossedOrder)
+    monkeypatch.setattr(inputs, "usable_rows", encode_as_tossed)
+    monkeypatch.setattr(inputs, "BatchSampler", TossedOrder)
     run, _ = train_here(shared, tmp_path, "head", name, **{"train.layout": "padded"})
     assert next(coins, None) is None
     assert unequal == 20
@@ -152,7 +152,7 @@ def test_head_dense_with_a_coin_for_each_side(
 
 
 def test_the_same_decision_on_both_sides(shared: Path) -> None:
-    """What we do instead: a pair keeps its empty think blocks or loses them, as a whole."""
+    """`dpo` instead decides once per pair."""
     tokenizer = ChatTokenizer(shared / "tokenizer" / "minimind3")
     rows = list(read_pairs(shared / "golden/data/train27.jsonl"))
 

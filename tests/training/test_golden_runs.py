@@ -8,52 +8,23 @@ next epoch; both are mistakes that `dpo` does not repeat (see docs/architecture.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
-from torch import Tensor
 
-from dpo_cli.models.loading import read_state_dict
 from tests.support.cli import Run, dpo, set_options
-
-DENSE_LOSS, MOE_LOSS = 2e-5, 1e-4
-GRAD_NORM = 1e-4
-FINAL_WEIGHTS = 1e-3
-FINAL_WEIGHTS_SEED_MOE = 2e-2
-
-PROFILES = {
-    ("seed", False): "dense",
-    ("seed", True): "moe",
-    ("head", False): "minimind3",
-    ("head", True): "minimind3-moe",
-}
-TOKENIZERS = {"seed": "minimind2", "head": "minimind3"}
-EMBEDDING = "model.embed_tokens.weight"
-
-
-def settings(shared: Path, version: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """The profile keys under which a run was recorded."""
-    arguments = recorded["args"]
-    train = shared / "golden" / "train" / version
-    return {
-        "model.weights": train / recorded["start_checkpoint"],
-        "model.hidden_size": 64,
-        "model.num_hidden_layers": 2,
-        "model.tokenizer": shared / "tokenizer" / TOKENIZERS[version],
-        "data.data_path": shared / "golden" / recorded["data"],
-        "data.max_seq_len": arguments["max_seq_len"],
-        "data.empty_think_ratio": 0.0,
-        "dpo.beta": arguments["beta"],
-        "train.epochs": arguments["epochs"],
-        "train.batch_size": arguments["batch_size"],
-        "train.learning_rate": arguments["learning_rate"],
-        "train.accumulation_steps": arguments["accumulation_steps"],
-        "train.grad_clip": arguments["grad_clip"],
-        "train.device": "cpu",
-    }
+from tests.support.golden_runs import (
+    DENSE_LOSS,
+    FINAL_WEIGHTS,
+    FINAL_WEIGHTS_SEED_MOE,
+    MOE_LOSS,
+    PROFILES,
+    assert_grad_norms,
+    assert_steps,
+    settings,
+    update_error,
+)
 
 
 def train(
@@ -66,34 +37,6 @@ def train(
     result = dpo("train", profile, *set_options(keys), cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
     return Run.only(cwd), recorded
-
-
-def update_error(shared: Path, version: str, name: str, run: Run, start: str) -> float:
-    """Distance of our final weights from the recorded ones, as a share of the recorded update."""
-    train = shared / "golden/train" / version
-    final = load_file(train / f"{name}.final_fp32_subset.safetensors")
-    before, ours = read_state_dict(train / start), run.weights
-
-    def rows(state: Mapping[str, Tensor], key: str) -> Tensor:
-        part = state[EMBEDDING][:200] if key.startswith(EMBEDDING) else state[key]
-        return part.double()
-
-    error = sum((rows(ours, key) - value.double()).square().sum() for key, value in final.items())
-    update = sum(
-        (rows(before, key) - value.double()).square().sum() for key, value in final.items()
-    )
-    return float((error / update) ** 0.5)
-
-
-def assert_steps(run: Run, recorded: Mapping[str, Any], *, loss: float, steps: int) -> None:
-    """The first `steps` micro-batches have the recorded losses and learning rates."""
-    expected = recorded["steps"][:steps]
-    assert run.losses[:steps] == pytest.approx([s["loss"] for s in expected], abs=loss, rel=0)
-
-
-def assert_grad_norms(run: Run, recorded: Mapping[str, Any], *, updates: int) -> None:
-    expected = recorded["grad_norm_before_clip"][:updates]
-    assert run.grad_norms[:updates] == pytest.approx(expected, rel=GRAD_NORM)
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -148,7 +91,7 @@ def test_seed_moe(shared: Path, tmp_path: Path, layout: str) -> None:
     assert error < FINAL_WEIGHTS_SEED_MOE
 
 
-def test_head_moe_with_padding_in_the_balance_loss(shared: Path, tmp_path: Path) -> None:
+def test_head_moe_with_padding_in_the_aux_loss(shared: Path, tmp_path: Path) -> None:
     name = "moe_lr1e-4_acc1"
     changes = {"train.layout": "padded", "train.aux_loss_tokens": "all"}
     run, recorded = train(shared, tmp_path, "head", name, **changes)
@@ -162,7 +105,7 @@ def test_head_moe_with_padding_in_the_balance_loss(shared: Path, tmp_path: Path)
 
 
 def test_head_moe_with_real_tokens_only(shared: Path, tmp_path: Path) -> None:
-    """Without the padding the router is trained by other numbers; the step before is the same."""
+    """Without padding the router gets another gradient; the first step is the same."""
     run, recorded = train(shared, tmp_path, "head", "moe_lr1e-4_acc1")
     first = recorded["steps"][0]
     assert run.steps[0].metrics["loss"] == pytest.approx(first["dpo_loss"], abs=1e-6)

@@ -10,12 +10,12 @@ import pytest
 
 from dpo_cli.training.reference import REFERENCE_FILE
 from tests.support.cli import Run, dpo
+from tests.support.golden_inputs import golden_inputs
 from tests.support.small_runs import small_run
-from tests.training.test_plan import inputs
 
 
 def trained(shared: Path, cwd: Path, **changes: Any) -> tuple[Run, str]:
-    """A run of seven steps, and what it said."""
+    """A run of seven steps."""
     result = dpo(*small_run(shared, **changes), cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
     return Run.only(cwd), result.stdout
@@ -48,17 +48,17 @@ def test_a_loss_without_a_reference_costs_none(shared: Path, tmp_path: Path) -> 
 
 
 def test_weights_from_the_logits(shared: Path, tmp_path: Path) -> None:
-    """WPO takes the weights of unlikely pairs off the loss, which is ln 2 without."""
+    """WPO lowers the weight of unlikely pairs; without it the loss is ln 2."""
     run, _ = trained(shared, tmp_path, **{"dpo.use_weighting": True, "dpo.ld_alpha": 0.5})
     assert 0 < run.losses[0] < 0.9 * math.log(2)
     assert run.steps[0].metrics["rewards/margins"] == 0
 
 
-def test_only_losses_of_single_pairs_are_dealt_out_anew(shared: Path) -> None:
+def test_only_losses_of_single_pairs_can_be_regrouped(shared: Path) -> None:
     micro_batches = [(0, 1, 2, 3), (4, 5, 6, 7)]
 
     def together(loss: str | list[str]) -> list[tuple[int, ...]]:
-        run = inputs(shared, **{"dpo.loss": loss})
+        run = golden_inputs(shared, **{"dpo.loss": loss})
         return [forward.indices for forward in run.micro_batches_here(micro_batches)]
 
     for loss in ("sigmoid", "ipo", "bco_pair"):

@@ -31,7 +31,7 @@ def test_the_ends_of_both_schedules() -> None:
     assert LearningRate("minimind3", 1.0, 100, 0).at(99) == pytest.approx(0.1)
 
 
-def test_warmup_rises_in_a_line_and_then_leaves_the_schedule_alone() -> None:
+def test_warmup_is_linear() -> None:
     warm, cold = (LearningRate("minimind2", 1.0, 1000, iters) for iters in (4, 0))
     shares = [warm.at(step) / cold.at(step) for step in range(6)]
     assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
@@ -82,8 +82,8 @@ def follow(start: Tensor, steps: int, schedule: str) -> tuple[Tensor, Tensor, Te
         ("norm", "constant", 1.0),  # no weight of 1 moves at all
     ],
 )
-def test_compensated_masters_follow_float64(kind: str, schedule: str, plain_error: float) -> None:
-    """At 1e-8 plain float32 is off by a tenth of the update, or by all of it."""
+def test_kahan_summation_follows_float64(kind: str, schedule: str, plain_error: float) -> None:
+    """At 1e-8, plain float32 loses a tenth of the update, or all of it."""
     start = born_float16(kind, 2048)
     plain, kahan_summation, exact, compensation = follow(start, 1000, schedule)
     update = (exact - start.double()).norm()
@@ -99,8 +99,8 @@ def test_compensated_masters_follow_float64(kind: str, schedule: str, plain_erro
     assert torch.equal((kahan_summation.double() + compensation.double()).float(), kahan_summation)
 
 
-def test_no_bit_is_lost_whichever_is_larger() -> None:
-    """Weight and compensation are together exactly what was there, and the update."""
+def test_compensation_is_exact() -> None:
+    """Weight plus compensation equal the old sum plus the update, exactly."""
     generator = torch.Generator().manual_seed(4)
     magnitudes = 10.0 ** torch.arange(-13.0, 0.0)  # the update is 1e-8
     weights = torch.cat([torch.zeros(1), torch.randn(13, generator=generator) * magnitudes])
@@ -116,7 +116,7 @@ def test_no_bit_is_lost_whichever_is_larger() -> None:
     assert torch.equal(masters, weights.double() + update)
 
 
-def test_weights_without_a_gradient_stay() -> None:
+def test_weights_without_gradient_do_not_change() -> None:
     moving, resting = Parameter(torch.ones(3)), Parameter(torch.ones(3))
     optimizer = make_optimizer([moving, resting], kahan_summation=True)
     moving.grad = torch.ones(3)

@@ -73,7 +73,7 @@ samples = 1
 
 
 class Until:
-    """Wants a run to stop when it has made a number of optimizer steps."""
+    """Requests a stop after a number of optimizer steps."""
 
     def __init__(self, run: RunDirectory, steps: int | None) -> None:
         self._run, self._steps = run, steps
@@ -99,13 +99,13 @@ def make(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def train(run: RunDirectory, steps: int | None = None) -> int:
-    """One life of a worker, in this process."""
+    """Train once in this process."""
     with run.locked():
         return int(train_run(run.path, Until(run, steps)))
 
 
 def log_probs(model: transformers.PreTrainedModel, profile: Path) -> Tensor:
-    """Of whole conversations, by the attention that every model has."""
+    """Log-probs of whole conversations with transformers' own attention."""
     pairs, _ = encode_pairs(
         list(read_pairs(profile.parent / "dpo.jsonl"))[:3],
         ChatTokenizer(TOKENIZER),
@@ -236,7 +236,7 @@ def own_precision(folder: Path) -> None:
     assert (plan.model.architecture, plan.model.weights_dtype) == ("llama", "float32")
 
 
-def test_weights_come_out_in_the_models_own_precision(tmp_path: Path) -> None:
+def test_weights_are_exported_in_their_own_dtype(tmp_path: Path) -> None:
     assert workers.call(partial(own_precision, tmp_path), SECONDS) == 0
 
 
@@ -249,6 +249,9 @@ def both_layouts(family: str, folder: Path) -> None:
         run = new_run(profile, **settings, **{"train.learning_rate": 1e-3})
         assert train(run) == 0
         losses.append(torch.tensor(Run(run).losses))
+        first = Run(run).steps[0]
+        assert first.losses[0] == pytest.approx(math.log(2), abs=1e-15)
+        assert first.metrics["kl"] == first.metrics["rewards/accuracies"] == 0.0
     assert (losses[0] - losses[1]).abs().max() < 1e-3 * (losses[1] - math.log(2)).abs().max()
 
 
@@ -269,12 +272,12 @@ def balanced(folder: Path) -> None:
     assert "no aux_loss is defined for gpt_oss" in failed.message
 
 
-def test_experts_are_balanced_where_their_routers_are_known(tmp_path: Path) -> None:
+def test_aux_loss_of_known_routers(tmp_path: Path) -> None:
     assert workers.call(partial(balanced, tmp_path), SECONDS) == 0
 
 
 def afterwards(family: str, folder: Path) -> None:
-    """What `dpo eval`, `dpo merge` and `dpo chat` do, beside plain transformers."""
+    """Compare `dpo eval`, `dpo merge` and `dpo chat` with plain transformers."""
     run = new_run(make(folder, family))
     assert train(run) == 0
     export_run(run, folder / "exported", None, False)
@@ -307,5 +310,5 @@ def afterwards(family: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen3-moe"])
-def test_what_came_out_is_judged_merged_and_talked_with(family: str, tmp_path: Path) -> None:
+def test_result_can_be_evaluated_merged_and_chatted_with(family: str, tmp_path: Path) -> None:
     assert workers.call(partial(afterwards, family, tmp_path), SECONDS) == 0

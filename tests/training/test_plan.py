@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,30 +9,14 @@ import torch
 from dpo_cli.compute.device import resolve
 from dpo_cli.errors import DpoError
 from dpo_cli.models.minimind import MiniMind
-from dpo_cli.profile.load import load_profile
-from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.plan import Plan, PlannedSteps
-from dpo_cli.training.inputs import RunInputs, read_inputs
+from dpo_cli.training.plan import make_plan
 from dpo_cli.training.resume_checks import require_same_inputs
-
-
-def inputs(shared: Path, profile: str = "dense", **changes: Any) -> RunInputs:
-    keys = {
-        "model.weights": shared / "golden/train/seed/full_sft_64.pth",
-        "model.hidden_size": 64,
-        "model.num_hidden_layers": 2,
-        "model.tokenizer": shared / "tokenizer/minimind2",
-        "data.data_path": shared / "golden/data/train27.jsonl",
-        "train.device": "cpu",
-        **changes,
-    }
-    loaded = load_profile(Path(profile), [f"{key}={value}" for key, value in keys.items()])
-    device = resolve(loaded.profile.train.device, loaded.profile.train.dtype)
-    return read_inputs(loaded.profile, device, RunDirectory(Path("runs/none")), lambda *_: None)
+from tests.support.golden_inputs import golden_inputs
 
 
 def test_a_plan_counts_its_steps(shared: Path) -> None:
-    plan = inputs(shared, **{"train.global_batch_size": 8}).plan()
+    plan = make_plan(golden_inputs(shared, **{"train.global_batch_size": 8}))
     assert plan.steps == PlannedSteps(
         micro_batches=14, micro_batches_per_epoch=7, optimizer_steps=8, accumulation_steps=2
     )
@@ -44,14 +27,14 @@ def test_a_plan_counts_its_steps(shared: Path) -> None:
 
 
 def test_pairs_are_held_out_of_training(shared: Path) -> None:
-    whole, split = inputs(shared), inputs(shared, **{"eval.fraction": 0.25})
+    whole, split = golden_inputs(shared), golden_inputs(shared, **{"eval.fraction": 0.25})
     lines = [pair.line for pair in (*split.pairs, *split.held_out)]
     assert len(split.held_out) == 7
     assert sorted(lines) == [pair.line for pair in whole.pairs]
 
 
 def test_a_file_of_held_out_pairs(shared: Path) -> None:
-    both = inputs(shared, **{"eval.path": shared / "golden/data/tok24.jsonl"})
+    both = golden_inputs(shared, **{"eval.path": shared / "golden/data/tok24.jsonl"})
     assert len(both.pairs) == 27
     assert len(both.held_out) + len(both.held_out_skipped_rows) == 24
     assert len(both.held_out) == 22  # two answers lie beyond max_seq_len
@@ -60,26 +43,28 @@ def test_a_file_of_held_out_pairs(shared: Path) -> None:
 
 def test_the_wrong_architecture_is_refused(shared: Path) -> None:
     with pytest.raises(DpoError, match="contradicts the weights") as caught:
-        inputs(shared, profile="moe")
+        golden_inputs(shared, profile="moe")
     assert "model.use_moe = True in the profile, False in the weights" in caught.value.details
 
 
-def test_inputs_are_known_by_their_content(shared: Path, tmp_path: Path) -> None:
+def test_inputs_are_compared_by_content(shared: Path, tmp_path: Path) -> None:
     data = (shared / "golden/data/train27.jsonl").read_bytes()
     copy = tmp_path / "moved.jsonl"
     copy.write_bytes(data)
-    saved_plan = inputs(shared).fingerprints
-    require_same_inputs(saved_plan, inputs(shared, **{"data.data_path": copy}).fingerprints)
+    saved_plan = golden_inputs(shared).fingerprints
+    require_same_inputs(saved_plan, golden_inputs(shared, **{"data.data_path": copy}).fingerprints)
     copy.write_bytes(data.replace(b"the", b"teh", 1))
     with pytest.raises(DpoError) as caught:
-        require_same_inputs(saved_plan, inputs(shared, **{"data.data_path": copy}).fingerprints)
+        require_same_inputs(
+            saved_plan, golden_inputs(shared, **{"data.data_path": copy}).fingerprints
+        )
     assert caught.value.details == ("data.data_path: the content is not what the run began with",)
 
 
-def test_another_reference_may_not_have_another_vocabulary(shared: Path) -> None:
+def test_reference_with_another_vocabulary_is_refused(shared: Path) -> None:
     other = shared / "golden/arch/seed/full_sft_64.pth"
-    with pytest.raises(DpoError, match="knows 320 tokens"):
-        inputs(shared, **{"model.reference": other})
+    with pytest.raises(DpoError, match="has 320 entries"):
+        golden_inputs(shared, **{"model.reference": other})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -105,31 +90,31 @@ class TestDevice:
 def test_sequences_beyond_the_models_positions_are_refused(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit that no sequence reaches is fine, but not where each is padded to it."""
+    """A limit that no sequence reaches is allowed, except in the padded layout."""
     huge = {"data.max_seq_len": 100_000}
-    assert inputs(shared, **huge).pairs
+    assert golden_inputs(shared, **huge).pairs
     with pytest.raises(DpoError, match="pads every sequence to that length") as caught:
-        inputs(shared, **huge, **{"train.layout": "padded"})
+        golden_inputs(shared, **huge, **{"train.layout": "padded"})
     assert caught.value.remedy == "Set data.max_seq_len to 32768 or less."
 
     monkeypatch.setattr(MiniMind, "max_positions", 100)
-    assert inputs(shared, **{"data.max_seq_len": 100}).pairs
+    assert golden_inputs(shared, **{"data.max_seq_len": 100}).pairs
     with pytest.raises(DpoError, match="the model has 100 positions: lines ") as caught:
-        inputs(shared, **huge)
+        golden_inputs(shared, **huge)
     assert "train27.jsonl" in caught.value.message
     with pytest.raises(DpoError, match=r"tok24\.jsonl: .* the model has 100 positions"):
-        inputs(
+        golden_inputs(
             shared,
             **{"data.max_seq_len": 200, "data.data_path": shared / "golden/data/tok24.jsonl"},
         )
 
 
-def test_weights_of_several_sources(shared: Path) -> None:
-    """Copies are pairs of the order; what is held out is in none of them."""
+def test_mixture_weights_of_several_sources(shared: Path) -> None:
+    """Repeated pairs are part of the order; held-out pairs are never repeated."""
     paths = [shared / "golden/data/train27.jsonl", shared / "golden/data/tok24.jsonl"]
     stated = f'["{paths[0]}", "{paths[1]}"]'
-    both = inputs(shared, **{"data.data_path": stated})
-    weighted = inputs(
+    both = golden_inputs(shared, **{"data.data_path": stated})
+    weighted = golden_inputs(
         shared,
         **{"data.data_path": stated, "data.mixture_weights": "[2.0, 0.5]", "eval.fraction": 0.2},
     )
@@ -143,22 +128,24 @@ def test_weights_of_several_sources(shared: Path) -> None:
     assert both.pairs.places.name(28) == "line 1 of tok24.jsonl"
 
 
-def test_a_folder_is_known_by_all_its_files(shared: Path, tmp_path: Path) -> None:
+def test_directory_is_compared_by_all_its_files(shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
     lines = (shared / "golden/data/train27.jsonl").read_text().splitlines(keepends=True)
     (folder / "1.jsonl").write_text("".join(lines[:9]))
     (folder / "2.jsonl").write_text("".join(lines[9:]))
-    saved_plan = inputs(shared, **{"data.data_path": folder}).fingerprints
+    saved_plan = golden_inputs(shared, **{"data.data_path": folder}).fingerprints
     paths = f'["{folder}/1.jsonl", "{folder}/2.jsonl"]'
-    require_same_inputs(saved_plan, inputs(shared, **{"data.data_path": paths}).fingerprints)
+    require_same_inputs(saved_plan, golden_inputs(shared, **{"data.data_path": paths}).fingerprints)
     (folder / "3.jsonl").write_text(lines[0])
     with pytest.raises(DpoError, match="its inputs have changed"):
-        require_same_inputs(saved_plan, inputs(shared, **{"data.data_path": folder}).fingerprints)
+        require_same_inputs(
+            saved_plan, golden_inputs(shared, **{"data.data_path": folder}).fingerprints
+        )
 
 
-def test_weights_are_of_files_that_stay_where_they_are(shared: Path, tmp_path: Path) -> None:
-    """The same files in their order, but another one is taken twice."""
+def test_mixture_weights_depend_on_the_source_of_each_file(shared: Path, tmp_path: Path) -> None:
+    """Same files in the same order, but another source is repeated."""
     lines = (shared / "golden/data/train27.jsonl").read_text().splitlines(keepends=True)
     plans = []
     for name, firsts in (("a", 2), ("b", 1)):
@@ -169,12 +156,12 @@ def test_weights_are_of_files_that_stay_where_they_are(shared: Path, tmp_path: P
             (folder / f"{number}.jsonl").write_text("".join(lines[9 * number : 9 * number + 9]))
         stated = {"data.data_path": f'["{folders[0]}", "{folders[1]}"]'}
         plans.append(
-            inputs(shared, **stated, **{"data.mixture_weights": "[2.0, 1.0]"}).fingerprints
+            golden_inputs(shared, **stated, **{"data.mixture_weights": "[2.0, 1.0]"}).fingerprints
         )
     with pytest.raises(DpoError, match="its inputs have changed"):
         require_same_inputs(*plans)
 
 
-def test_weights_that_leave_nothing(shared: Path) -> None:
+def test_mixture_weights_that_leave_no_pair(shared: Path) -> None:
     with pytest.raises(DpoError, match=r"mixture_weights = \[0.0\]: no pair is left to train on"):
-        inputs(shared, **{"data.mixture_weights": "[0.0]"})
+        golden_inputs(shared, **{"data.mixture_weights": "[0.0]"})

@@ -23,7 +23,7 @@ from tests.support.small_runs import golden_run
 
 
 def pair(chosen: int, rejected: int) -> TokenizedPair:
-    """A prompt of two tokens, and answers of so many."""
+    """Pair with a prompt of two tokens and answers of these lengths."""
 
     def side(answer: int, first: int) -> Tokenized:
         ids = torch.tensor([1, 2, *range(first, first + answer)])
@@ -57,7 +57,7 @@ class Scorer(torch.nn.Module):
 def reference(
     *places: Path, key: str = "key", with_entropies: bool = False
 ) -> tuple[CachedReference, list[Scorer]]:
-    """A reference, and the models that it has had loaded so far."""
+    """A reference, and a list of the models that it has loaded."""
     loaded: list[Scorer] = []
 
     def load() -> ResponseScorer:
@@ -69,7 +69,7 @@ def reference(
 
 
 def ask(kept: CachedReference, *indices: int) -> list[list[float]]:
-    """The log-probs of each side of these pairs, without their padding."""
+    """Log-probs of each side of these pairs, without padding."""
     batch = cast(PackedBatch, make_batch([PAIRS[i] for i in indices], "packed", max_seq_len=0))
     rows = kept.token_logps(indices, batch)
     assert rows.shape == batch.mask.shape
@@ -83,15 +83,15 @@ def assert_equal(first: Mapping[str, torch.Tensor] | None, second: object) -> No
     assert all(torch.equal(first[name], its) for name, its in second.items())
 
 
-def test_log_probs_stand_where_the_policys_do() -> None:
+def test_log_probs_have_the_policys_layout() -> None:
     kept, _ = reference()
     expected = [[-10, -11, -12, -13], [-10, -11], [-50, -51], [-50, -51, -52]]
     assert ask(kept, 2, 0) == expected
     assert ask(kept, 1, 0) == [[-10], [-10, -11], [-50], [-50, -51, -52]]
 
 
-def test_each_row_is_computed_once_and_whole_whoever_asks() -> None:
-    """The composition of a row decides bits; it must not depend on what was asked for first."""
+def test_each_batch_is_computed_once() -> None:
+    """The composition of a batch decides bits, so it must not depend on the order of requests."""
     kept, loaded = reference()
     ask(kept, 2)
     [scorer] = loaded
@@ -107,7 +107,7 @@ def test_each_row_is_computed_once_and_whole_whoever_asks() -> None:
     assert len(loaded) == 1
 
 
-def test_a_part_is_kept_beside_the_run_and_all_of_it_for_other_runs(tmp_path: Path) -> None:
+def test_partial_values_beside_the_run_complete_values_in_the_cache(tmp_path: Path) -> None:
     beside, shared = tmp_path / "run.safetensors", tmp_path / "cache" / "key.safetensors"
     kept, _ = reference(beside, shared)
     ask(kept, 0)
@@ -133,7 +133,7 @@ def test_a_part_is_kept_beside_the_run_and_all_of_it_for_other_runs(tmp_path: Pa
     assert_equal(again, load_cached(beside, "key"))
 
 
-def test_entropies_are_kept_and_asked_for_with_the_log_probs(tmp_path: Path) -> None:
+def test_entropies_are_cached_with_the_log_probs(tmp_path: Path) -> None:
     path = tmp_path / "held_out.safetensors"
     ask(reference(path)[0], 0, 1, 2)
     plain, _ = reference(path)
@@ -154,7 +154,7 @@ def test_entropies_are_kept_and_asked_for_with_the_log_probs(tmp_path: Path) -> 
     assert not loaded
 
 
-def test_a_cache_that_cannot_be_written_is_gone_without(tmp_path: Path) -> None:
+def test_unwritable_cache_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where a directory should be")
     beside = tmp_path / "run.safetensors"
     kept, _ = reference(beside, tmp_path / "cache" / "reference" / "key.safetensors")
@@ -163,7 +163,7 @@ def test_a_cache_that_cannot_be_written_is_gone_without(tmp_path: Path) -> None:
     assert load_cached(beside, "key") is not None
 
 
-def test_a_run_that_cannot_be_written_in_is_an_error(tmp_path: Path) -> None:
+def test_unwritable_run_is_an_error(tmp_path: Path) -> None:
     kept, _ = reference(tmp_path / "missing" / "run.safetensors")
     ask(kept, 0)
     with pytest.raises((OSError, SafetensorError)):
@@ -171,7 +171,7 @@ def test_a_run_that_cannot_be_written_in_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["other key", "other length", "cut off"])
-def test_what_does_not_fit_is_computed_again(tmp_path: Path, spoil: str) -> None:
+def test_values_that_do_not_fit_are_computed_again(tmp_path: Path, spoil: str) -> None:
     beside = tmp_path / "run.safetensors"
     if spoil == "other length":
         write_cached(beside, "key", {name: its[:5] for name, its in LOGPS.items()})
@@ -184,21 +184,21 @@ def test_what_does_not_fit_is_computed_again(tmp_path: Path, spoil: str) -> None
     assert len(loaded) == 1
 
 
-def test_what_was_kept_comes_back(tmp_path: Path) -> None:
+def test_cached_values_load(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     assert load_cached(path, "key") is None
     write_cached(path, "key", LOGPS)
     assert_equal(load_cached(path, "key"), LOGPS)
 
 
-def test_what_belongs_to_something_else_is_not_believed(tmp_path: Path) -> None:
+def test_values_of_another_key_are_not_used(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     write_cached(path, "key", LOGPS)
     assert load_cached(path, "another key") is None
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_a_cut_off_file_is_not_believed(tmp_path: Path, share: float) -> None:
+def test_truncated_file_is_not_used(tmp_path: Path, share: float) -> None:
     path = tmp_path / "reference.safetensors"
     write_cached(path, "key", LOGPS)
     data = path.read_bytes()
@@ -206,7 +206,7 @@ def test_a_cut_off_file_is_not_believed(tmp_path: Path, share: float) -> None:
     assert load_cached(path, "key") is None
 
 
-def test_no_flipped_bit_in_the_numbers_is_believed(tmp_path: Path) -> None:
+def test_flipped_bits_are_detected(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     write_cached(path, "key", LOGPS)
     data = path.read_bytes()
@@ -218,10 +218,10 @@ def test_no_flipped_bit_in_the_numbers_is_believed(tmp_path: Path) -> None:
         assert load_cached(path, "key") is None
 
 
-def test_the_cache_tells_models_apart_that_have_the_same_file(
+def test_cache_key_covers_settings_beside_the_weights(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What weights do not tell, such as rope_theta, stands in no file; nor does how it is run."""
+    """For example rope_theta, which no weights file contains, and the options of the forward."""
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
 
     def place(**settings: object) -> tuple[Path, Profile]:

@@ -14,7 +14,7 @@ import torch
 from dpo_cli.models.loading import load_model_weights, read_state_dict
 from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
 from dpo_cli.run.lookup import find_run
-from tests.support.cli import Run, dpo, set_options, start
+from tests.support.cli import HANG_SECONDS, Run, dpo, set_options, start
 from tests.support.small_runs import MANY_SAVES, golden_run, small_run
 
 SHORTER = {"train.epochs": 6}
@@ -57,9 +57,9 @@ def commands(shared: Path, folder: Path, case: str) -> list[str]:
 def interrupt_after(
     arguments: list[str], cwd: Path, step: int, *signals: signal.Signals
 ) -> tuple[int, str]:
-    """Run `dpo`, send it the signals once its stream shows `step`; exit code and what it said."""
+    """Run `dpo`, send signals once its stream shows `step`; return exit code and output."""
     process = start(*arguments, cwd=cwd)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + HANG_SECONDS
     while not any(
         f'"optimizer_step": {step},' in line
         for path in cwd.glob("runs/*/events.jsonl")
@@ -71,7 +71,7 @@ def interrupt_after(
         time.sleep(0.02)
     for number in signals:
         process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=HANG_SECONDS)
     return process.returncode, output
 
 
@@ -180,8 +180,8 @@ def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
     assert len([e for e in run.events if isinstance(e, Exported)]) == 3
 
 
-def test_a_run_can_start_from_another_and_outlive_its_states(shared: Path, tmp_path: Path) -> None:
-    """`run:NAME` is what that run was then: it trains on, and its old states are gone."""
+def test_run_starts_from_a_copy_of_another_runs_weights(shared: Path, tmp_path: Path) -> None:
+    """`run:NAME` is copied at the start: the other run trains on and removes its checkpoint."""
 
     def succeed(*arguments: str) -> None:
         result = dpo(*arguments, cwd=tmp_path)
@@ -196,7 +196,7 @@ def test_a_run_can_start_from_another_and_outlive_its_states(shared: Path, tmp_p
     assert len(Run(second).steps) == 14
 
 
-def test_states_that_are_gone_are_no_reason_to_start_over(shared: Path, tmp_path: Path) -> None:
+def test_missing_checkpoints_do_not_start_a_run_over(shared: Path, tmp_path: Path) -> None:
     assert dpo(*small_run(shared), cwd=tmp_path).returncode == 0
     run = Run.only(tmp_path)
     shutil.rmtree(run.checkpoint)
@@ -242,7 +242,7 @@ def test_in_the_background_and_stopped_from_elsewhere(shared: Path, tmp_path: Pa
     started = dpo(*arguments, "--detach", cwd=tmp_path)
     assert started.returncode == 0, started.stdout + started.stderr
     run = Run.only(tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_SECONDS
     while not any(isinstance(event, Saved) for event in run.events):
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -30,7 +30,7 @@ def take_steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: 
 
 
 @pytest.mark.parametrize("kahan_summation", [False, True])
-def test_a_restored_state_goes_on_as_the_saved_one(
+def test_restored_state_continues_bit_for_bit(
     model_weights: ModelWeights, tmp_path: Path, kahan_summation: bool
 ) -> None:
     """Weights, both moments, step count and random numbers: the next steps are the same bits."""
@@ -97,10 +97,10 @@ def test_every_part_of_the_state_matters(
     assert not torch.equal(*results)
 
 
-def test_names_on_disk_are_the_hugging_face_layouts(
+def test_names_on_disk_are_those_of_the_hugging_face_layout(
     model_weights: ModelWeights, tmp_path: Path
 ) -> None:
-    """Stable where the names in memory are not: a later transformers finds its tensors."""
+    """Names on disk are stable; names in memory differ between versions of transformers."""
     model = build_model(model_weights.architecture, model_weights.state)
     optimizer = make_optimizer(model.parameters(), kahan_summation=True)
     take_steps(model, optimizer, 1)

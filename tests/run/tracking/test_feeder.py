@@ -1,4 +1,4 @@
-"""What trackers get, and what becomes of those that fail."""
+"""Rows that trackers receive, and trackers that fail."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ def test_a_resumed_run_sends_nothing_twice(run: RunDirectory, listener: type[Lis
     assert read_state(run)["a"] == {"sent": 7, "resumes": 1, "id": "first"}
 
 
-def test_who_can_go_back_gets_what_counts(run: RunDirectory, listener: type[Listener]) -> None:
+def test_a_tracker_that_can_go_back_gets_repeated_steps(
+    run: RunDirectory, listener: type[Listener]
+) -> None:
     listener.can_go_back = True
     feeder = Feeder(run, profile(), {"a": listener})
     tell(run, PLANNED, *steps(range(1, 6)))
@@ -127,7 +129,7 @@ def test_a_tracker_that_is_new_to_a_run_gets_all_of_it(
 
 @pytest.mark.parametrize("error", [RuntimeError("no\nnetwork"), SystemExit("no")])
 @pytest.mark.parametrize("where", ["__init__", "log", "finish"])
-def test_one_that_fails_leaves_the_others_alone(
+def test_a_failing_tracker_does_not_affect_the_others(
     run: RunDirectory, listener: type[Listener], where: str, error: BaseException
 ) -> None:
     class Failing(Listener):

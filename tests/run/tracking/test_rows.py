@@ -50,14 +50,14 @@ def test_at_the_end_the_last_row_goes_if_no_resume_will_do_it_again() -> None:
     assert numbers(rows_of(*steps([1, 2]), completed, is_over=True)) == [1, 2]
 
 
-def test_a_resume_takes_back_what_it_does_again() -> None:
+def test_a_resume_removes_the_steps_it_repeats() -> None:
     again = step(2, loss=7.0)
     first, second = rows_of(*steps([1, 2, 3]), resumed(1), again, step(3))
     assert (first.optimizer_step, second.optimizer_step) == (1, 2)
     assert second.metrics["train/loss"] == 7.0
 
 
-def test_a_resume_without_a_state_takes_back_everything() -> None:
+def test_a_resume_without_a_checkpoint_removes_everything() -> None:
     rows = Rows()
     for event in (evaluated(0), *steps([1, 2])):
         rows.take(event)

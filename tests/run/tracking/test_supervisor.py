@@ -1,4 +1,4 @@
-"""Trackers beside a run: whatever becomes of them, the run ends as it would without them."""
+"""Feeder process of a run: whatever happens to it, the run is not affected."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from dpo_cli.run.launch import Launcher
 from dpo_cli.run.lookup import find_runs
 from dpo_cli.run.tracking import supervisor
 from tests.run.tracking.streams import PLANNED, new_run
+from tests.support.cli import HANG_SECONDS
 
 WORKER = f"""
 from dpo_cli.run.plan import *
@@ -29,7 +30,8 @@ from dpo_cli.run.event_writer import *
 from dpo_cli.run.events import *
 stream = EventWriter(Path(sys.argv[1]) / "events.jsonl")
 stream.append({PLANNED!r})
-time.sleep(float(sys.argv[2]))
+while sys.argv[2] == "waits" and not Path(sys.argv[1], "missed").exists():
+    time.sleep(0.02)
 stream.append(Completed(step=1, optimizer_step=1, weights="w"))
 """
 REFUSES = """
@@ -39,6 +41,15 @@ from dpo_cli.run.event_writer import *
 from dpo_cli.run.events import *
 EventWriter(Path(sys.argv[1]) / "events.jsonl").append(Failed(message="row 3 is broken"))
 sys.exit(1)
+"""
+HANGS = """
+import sys, time
+from pathlib import Path
+sys.stdin.read()
+for _ in range(12000):  # until the test lets it go
+    if Path(sys.argv[1], "go").exists():
+        break
+    time.sleep(0.05)
 """
 FOLLOWS = "import sys; sys.stdin.read(); print('it was told')"
 
@@ -50,7 +61,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def beside(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have this script in the place of the process that feeds the trackers."""
+    """Replace the feeder by a script."""
 
     def put(script: str) -> None:
         argv = [sys.executable, "-c", textwrap.dedent(script)]
@@ -66,10 +77,10 @@ def launch(
     run: RunDirectory,
     *,
     worker: str = WORKER,
-    seconds: float = 0.0,
+    waits: bool = False,
     observe: Callable[[Event], None] = lambda event: None,
 ) -> ExitCode:
-    argv = [sys.executable, "-c", worker, str(run.path), str(seconds)]
+    argv = [sys.executable, "-c", worker, str(run.path), "waits" if waits else ""]
     with run.locked() as lock:
         trackers = ["tensorboard", "wandb"]
         launcher = Launcher(run, lock, argv, observe=observe, trackers=trackers, undo=run.remove)
@@ -81,7 +92,7 @@ def alerts(run: RunDirectory) -> dict[str, Alert]:
     return {event.code: event for event in events if isinstance(event, Alert)}
 
 
-def test_it_is_told_of_the_end_and_waited_for(run: RunDirectory, beside: Beside) -> None:
+def test_the_launcher_closes_its_input_and_waits(run: RunDirectory, beside: Beside) -> None:
     beside(FOLLOWS)
     assert launch(run) is ExitCode.DONE
     assert (run.path / "track.log").read_text() == "it was told\n"
@@ -89,7 +100,7 @@ def test_it_is_told_of_the_end_and_waited_for(run: RunDirectory, beside: Beside)
     assert run.holder() is None
 
 
-def test_it_neither_hears_ctrl_c_nor_holds_the_lock(run: RunDirectory, beside: Beside) -> None:
+def test_it_gets_no_ctrl_c_and_does_not_hold_the_lock(run: RunDirectory, beside: Beside) -> None:
     beside("""
         import os, sys
         print(os.getsid(0) == os.getpid())
@@ -109,12 +120,18 @@ def test_it_neither_hears_ctrl_c_nor_holds_the_lock(run: RunDirectory, beside: B
         ("raise RuntimeError('a bug of theirs')", "ended with exit code 1"),
     ],
 )
-def test_one_that_dies_is_missed_once_while_training_goes_on(
+def test_a_feeder_that_dies_is_reported_once(
     run: RunDirectory, beside: Beside, script: str, how: str
 ) -> None:
     beside(script)
     seen: list[Event] = []
-    assert launch(run, seconds=1.5, observe=seen.append) is ExitCode.DONE
+
+    def observe(event: Event) -> None:
+        seen.append(event)
+        if isinstance(event, Alert):
+            (run.path / "missed").touch()  # the worker lives until then
+
+    assert launch(run, waits=True, observe=observe) is ExitCode.DONE
     said = [event for event in seen if isinstance(event, Alert)]
     assert [alert.code for alert in said] == ["trackers-lost"]
     assert f"TensorBoard and Weights & Biases {how}" in said[0].message
@@ -125,18 +142,18 @@ def test_one_that_dies_is_missed_once_while_training_goes_on(
     assert "a bug" not in said[0].message
 
 
-def test_one_that_hangs_is_left_after_a_while_and_goes_on_alone(
+def test_a_feeder_that_hangs_continues_in_the_background(
     run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_FINISHING_SECONDS", 1.0)
     monkeypatch.setattr(supervisor, "_SILENT_SECONDS", 0.2)
-    beside("import sys, time; sys.stdin.read(); time.sleep(4); print('late')")
-    started = time.monotonic()
+    beside(HANGS + "print('late')")
     assert launch(run) is ExitCode.DONE
-    assert time.monotonic() - started < 4
+    assert (run.path / "track.log").read_text() == ""
+    (run.path / "go").touch()
     assert "may take up to 1 s" in alerts(run)["trackers-finishing"].message
     assert "continues in the background" in alerts(run)["trackers-lost"].message
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG_SECONDS
     while not (run.path / "track.log").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert (run.path / "track.log").read_text() == "late\n"
@@ -146,18 +163,19 @@ def test_a_ctrl_c_leaves_it_at_once(
     run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_SILENT_SECONDS", 0.2)
-    beside("import sys, time; sys.stdin.read(); time.sleep(4)")
+    beside(HANGS + "print('late')")
 
     def observe(event: Event) -> None:
         if isinstance(event, Alert) and event.code == "trackers-finishing":
             os.kill(os.getpid(), signal.SIGINT)
 
-    started = time.monotonic()
+    monkeypatch.setattr(supervisor, "_FINISHING_SECONDS", HANG_SECONDS)
     assert launch(run, observe=observe) is ExitCode.DONE
-    assert time.monotonic() - started < 4
+    assert (run.path / "track.log").read_text() == ""
+    (run.path / "go").touch()
 
 
-def test_what_failed_and_what_is_to_be_uploaded_is_told(run: RunDirectory, beside: Beside) -> None:
+def test_failed_and_offline_trackers_are_reported(run: RunDirectory, beside: Beside) -> None:
     beside("""
         import json, sys
         from pathlib import Path
@@ -177,17 +195,20 @@ def test_what_failed_and_what_is_to_be_uploaded_is_told(run: RunDirectory, besid
     assert "no login" in said["wandb-offline"].message
 
 
-def test_a_run_that_is_refused_leaves_nothing(run: RunDirectory, beside: Beside) -> None:
-    beside("import time; time.sleep(60)")
+def test_a_run_that_is_refused_leaves_nothing(
+    run: RunDirectory, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_FINISHING_SECONDS", 2 * HANG_SECONDS)
+    beside(HANGS)
     started = time.monotonic()
     with pytest.raises(DpoError, match="row 3 is broken"):
         launch(run, worker=REFUSES)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < HANG_SECONDS
     assert find_runs(run.path.parent) == []
     assert list(run.path.parent.iterdir()) == []
 
 
-def test_where_it_cannot_be_started_the_run_goes_on(run: RunDirectory, beside: Beside) -> None:
+def test_a_feeder_that_cannot_be_started(run: RunDirectory, beside: Beside) -> None:
     (run.path / "track.log").symlink_to(run.path / "elsewhere")
     assert launch(run) is ExitCode.DONE
     assert "could not be started" in alerts(run)["trackers-lost"].message

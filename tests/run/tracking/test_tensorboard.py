@@ -1,4 +1,4 @@
-"""Event files, read back by TensorBoard's own reader."""
+"""Event files, read back with the reader of TensorBoard."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def single(value: float) -> float:
     return rounded
 
 
-def test_what_is_read_back_is_what_the_stream_told(run: RunDirectory) -> None:
+def test_event_files_have_the_metrics_of_the_stream(run: RunDirectory) -> None:
     tell(run, PLANNED, evaluated(0), *steps([1, 2, 3]), evaluated(3), saved(3))
     feed(run)
     assert scalars(run) == {

@@ -87,7 +87,7 @@ def losses(run: RunDirectory) -> list[tuple[int, float]]:
     return [(row["_step"], row["train/loss"]) for row in history(run)]
 
 
-def test_an_offline_directory_holds_the_figures(run: RunDirectory) -> None:
+def test_an_offline_directory_contains_the_metrics(run: RunDirectory) -> None:
     tell(run, PLANNED, evaluated(0), *steps([1, 2]), evaluated(2), saved(2))
     feed(run)
     first, _, last = history(run)
@@ -181,7 +181,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.server_close()
 
 
-def test_online_a_resumed_run_goes_on_behind_what_the_server_has(
+def test_online_a_resumed_run_continues_after_the_last_step_of_the_server(
     run: RunDirectory, server: Server
 ) -> None:
     tell(run, PLANNED, evaluated(0), sampled(0), *steps([1, 2, 3]))
@@ -210,7 +210,7 @@ def test_what_was_kept_offline_is_sent_once_there_is_a_login(
     assert not list((run.path / "wandb").glob("offline-run-*"))
 
 
-def test_where_the_server_cannot_be_used_the_figures_stay_here(
+def test_if_the_server_fails_the_metrics_are_kept_offline(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "too short to be one")

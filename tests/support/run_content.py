@@ -1,0 +1,34 @@
+"""Files and events of a run, for comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import EventReader
+
+Content = dict[str, bytes]
+
+
+def content(directory: Path, *but: str) -> Content:
+    """Every file under a directory, by its path; what links lead to is not looked at."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not path.is_symlink() and path.name not in but
+    }
+
+
+def new_events(run: RunDirectory, act: Callable[[], object]) -> list[Any]:
+    """What `act` adds to the stream."""
+    reader = EventReader(run.events_path)
+    list(reader.read_new())
+    act()
+    return list(reader.read_new())
+
+
+def only(events: list[Any], kind: type) -> Any:
+    [event] = [event for event in events if isinstance(event, kind)]
+    return event

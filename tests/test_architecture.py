@@ -145,6 +145,23 @@ def test_one_module_knows_foreign_weights() -> None:
         assert "import pickle" not in text or name_of(path) == "dpo_cli.models.loading"
 
 
+def files_of_tests() -> list[Path]:
+    return sorted((REPOSITORY / "tests").rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "path", files_of_tests(), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_no_test_file_imports_another(path: Path) -> None:
+    """Shared helpers are in tests/support, or in the conftest of the same folder."""
+    own_conftest = ".".join((*path.relative_to(REPOSITORY).parent.parts, "conftest"))
+    for imported in all_imports(path):
+        parts = imported.split(".")
+        if parts[0] == "tests":
+            assert not any(part.startswith("test_") for part in parts[:3]), imported
+            assert "conftest" not in parts or imported.startswith(own_conftest), imported
+
+
 def test_help_loads_neither_torch_nor_the_schema() -> None:
     code = (
         "import sys; from dpo_cli.app import main; main(['--help'])\n"

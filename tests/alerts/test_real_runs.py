@@ -19,7 +19,7 @@ import pytest
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, EventReader, Resumed
-from tests.faults import arms, workers
+from tests.support import worker_faults, workers
 from tests.support.cli import Run, dpo
 from tests.support.small_runs import golden_run
 
@@ -169,7 +169,7 @@ def test_a_run_that_was_killed_says_each_once(shared: Path, tmp_path: Path, step
     """Behind one alert, or behind both, the last of whose steps is lost with what was not saved."""
     whole = trained(shared, tmp_path / "whole", **TINY)
     run = workers.new_run(tmp_path, arguments(shared, **TINY))
-    assert workers.work(run, partial(arms.kill_at, step)) < 0
+    assert workers.work(run, partial(worker_faults.kill_at, step)) < 0
     assert workers.work(run) == 0
     [resumed] = [e for e in EventReader(run.events_path).read_new() if isinstance(e, Resumed)]
     assert resumed.optimizer_step < step

@@ -10,15 +10,19 @@ import pytest
 import torch
 
 from dpo_cli.checks.check import run_checks
+from dpo_cli.compute.device import resolve
 from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
-from dpo_cli.findings import Diagnosis
+from dpo_cli.findings import Diagnosis, Finding
 from dpo_cli.models.loading import build_model, to_disk_names
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.saving import write_weights
 from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.profile.load import load_profile
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.training.inputs import RunInputs, read_inputs
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "demo/tokenizer"
 SUBJECTS = ("tea", "rain", "a lamp", "the sea", "bread", "a train", "wool", "the moon")
@@ -136,3 +140,15 @@ def examined(bench: Path) -> Examine:
         return run_checks(bench / "my.toml", settings, bench / "runs", pair, lambda *_: None)
 
     return run
+
+
+def of(diagnosis: Diagnosis, code: str) -> Finding:
+    """Return the only finding with a code."""
+    [finding] = [finding for finding in diagnosis.findings if finding.code == code]
+    return finding
+
+
+def prepared_with(bench: Path, *settings: str) -> RunInputs:
+    profile = load_profile(bench / "my.toml", settings).profile
+    run = RunDirectory(bench / "runs/none")
+    return read_inputs(profile, resolve("cpu", "float32"), run, lambda *_: None)

@@ -27,18 +27,13 @@ from tests.checks.conftest import (
     TOKENIZER,
     Examine,
     architecture,
+    of,
     random_scorer,
     row,
     save,
 )
 
 OK, WARN, ERROR, SKIP = Level.OK, Level.WARN, Level.ERROR, Level.SKIP
-
-
-def of(diagnosis: Diagnosis, code: str) -> Finding:
-    """The only finding of a code."""
-    [finding] = [finding for finding in diagnosis.findings if finding.code == code]
-    return finding
 
 
 def codes(diagnosis: Diagnosis, level: Level) -> list[str]:

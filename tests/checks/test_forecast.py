@@ -15,19 +15,12 @@ from dpo_cli.checks.memory import longest_global_batch, smaller
 from dpo_cli.checks.resources import estimate_memory
 from dpo_cli.checks.trial_trainer import make_trial_trainer
 from dpo_cli.data.sampler import GlobalBatch
-from dpo_cli.findings import Diagnosis, Finding, Level
+from dpo_cli.findings import Level
 from dpo_cli.run.events import StepDone
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.trainer import Trainer
-from tests.checks.conftest import Examine, architecture, random_scorer, row, save
-from tests.checks.test_lr_sum import prepared_with
+from tests.checks.conftest import Examine, architecture, of, prepared_with, random_scorer, row, save
 from tests.support.cli import Run, dpo
-
-
-def of(diagnosis: Diagnosis, code: str) -> Finding:
-    """The only finding of a code."""
-    [finding] = [finding for finding in diagnosis.findings if finding.code == code]
-    return finding
 
 
 def global_pairs(inputs: RunInputs) -> int:

@@ -15,9 +15,8 @@ from dpo_cli.compute.device import Device
 from dpo_cli.findings import Finding, Level
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run import torchrun
-from tests.checks.conftest import Examine
-from tests.checks.test_examination import of
-from tests.run.test_placement import TORCHRUN
+from tests.checks.conftest import Examine, of
+from tests.support.placement import TORCHRUN
 
 CPU = Device(torch.device("cpu"), torch.float32)
 CARD = Device(torch.device("cuda", 0), torch.bfloat16)

@@ -11,28 +11,12 @@ import torch
 from torch import Tensor
 
 from dpo_cli.checks.lr_sum import distance_to_change, measure_lr_sum
-from dpo_cli.compute.device import resolve
-from dpo_cli.findings import Diagnosis, Finding, Level
+from dpo_cli.findings import Level
 from dpo_cli.objective.formulas import Pairs
 from dpo_cli.objective.losses import pair_losses
-from dpo_cli.profile.load import load_profile
-from dpo_cli.run.directory import RunDirectory
-from dpo_cli.training.inputs import RunInputs, read_inputs
-from tests.checks.conftest import Examine
+from tests.checks.conftest import Examine, of, prepared_with
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-def of(diagnosis: Diagnosis, code: str) -> Finding:
-    """The only finding of a code."""
-    [finding] = [finding for finding in diagnosis.findings if finding.code == code]
-    return finding
-
-
-def prepared_with(bench: Path, *settings: str) -> RunInputs:
-    profile = load_profile(bench / "my.toml", settings).profile
-    run = RunDirectory(bench / "runs/none")
-    return read_inputs(profile, resolve("cpu", "float32"), run, lambda *_: None)
 
 
 # --- spacing -----------------------------------------------------------------------------------

@@ -12,16 +12,10 @@ import pytest
 from dpo_cli.checks.pair_issues import find_issues, is_near_identical
 from dpo_cli.data.formats import Message
 from dpo_cli.data.sources import Source
-from dpo_cli.findings import Diagnosis, Finding, Level, PairIssue
-from tests.checks.conftest import ROWS, TOKENIZER, Examine, row
+from dpo_cli.findings import Level, PairIssue
+from tests.checks.conftest import ROWS, TOKENIZER, Examine, of, row
 
 QUESTION, YES, NO = "Is the moon made of cheese?", "Yes, of cheese it is.", "No, it is rock."
-
-
-def of(diagnosis: Diagnosis, code: str) -> Finding:
-    """The only finding of a code."""
-    [finding] = [finding for finding in diagnosis.findings if finding.code == code]
-    return finding
 
 
 def two_sides(chosen: list[Message], rejected: list[Message]) -> str:

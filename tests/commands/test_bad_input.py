@@ -18,22 +18,10 @@ import pytest
 import torch
 
 from tests.support.cli import DPO, dpo, run_in, set_options
+from tests.support.small_runs import good_settings
 
 Change = Callable[[Path, Path, dict[str, Any]], None]
 """Spoils one thing, given the working directory, ../shared and the settings."""
-
-
-def good_settings(shared: Path) -> dict[str, Any]:
-    return {
-        "model.weights": shared / "golden/train/seed/full_sft_64.pth",
-        "model.hidden_size": 64,
-        "model.num_hidden_layers": 2,
-        "model.tokenizer": shared / "tokenizer/minimind2",
-        "data.data_path": shared / "golden/data/train27.jsonl",
-        "data.max_seq_len": 64,
-        "train.epochs": 1,
-        "train.device": "cpu",
-    }
 
 
 def assert_clear(result: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:

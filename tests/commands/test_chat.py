@@ -12,7 +12,7 @@ import pytest
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.ui.terminal.progress import PhaseBar
-from tests.faults import workers
+from tests.support import workers
 from tests.support.small_runs import small_run
 from tests.support.terminal import Terminal
 

@@ -12,7 +12,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Stopped
 from tests.commands.conftest import Cli
 from tests.support import story
-from tests.ui.test_dashboard import assert_snapshot
+from tests.support.snapshots import assert_snapshot
 
 pytestmark = pytest.mark.usefixtures("root")
 

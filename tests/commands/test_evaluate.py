@@ -17,7 +17,7 @@ from dpo_cli.models.loading import build_model, load_model_weights, read_state_d
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated
 from tests.commands.conftest import Cli
-from tests.faults import workers
+from tests.support import workers
 from tests.support.cli import Run
 from tests.support.cli import dpo as run_dpo
 from tests.support.small_runs import golden_run

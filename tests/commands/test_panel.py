@@ -11,7 +11,7 @@ import pytest
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_runs
-from tests.commands.test_runs import WORKER
+from tests.support.fake_worker import WORKER
 from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.usefixtures("directory")

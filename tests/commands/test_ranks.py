@@ -17,8 +17,8 @@ from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Alert, Planned, Stopped
 from dpo_cli.run.lookup import find_runs
 from tests.commands.conftest import Cli
-from tests.run.test_placement import SLURM, TORCHRUN
 from tests.support import story
+from tests.support.placement import SLURM, TORCHRUN
 
 TORCHRUN_0 = {**TORCHRUN, "RANK": "0", "LOCAL_RANK": "0"}
 ONE_MACHINE = (

@@ -18,10 +18,10 @@ from dpo_cli.run.lookup import find_run, find_runs
 from dpo_cli.run.processes import start_worker
 from dpo_cli.run.sweep import SweepDirectory
 from tests.commands.conftest import Cli
-from tests.commands.test_runs import WORKER
-from tests.run.test_placement import TORCHRUN
+from tests.support.fake_worker import WORKER
+from tests.support.placement import TORCHRUN
+from tests.support.snapshots import assert_snapshot
 from tests.support.terminal import Terminal
-from tests.ui.test_dashboard import assert_snapshot
 
 BETA = ("--grid", "dpo.beta=[0.1,2,5]")
 GRID = (*BETA, "--grid", "train.learning_rate=[1e-6,1e-5]")

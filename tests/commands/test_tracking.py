@@ -13,10 +13,11 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, Evaluated
 from dpo_cli.run.tracking import registry
 from tests.commands.conftest import Cli
-from tests.run.tracking.streams import private_words
 from tests.support import cli
 from tests.support.cli import Run, set_options
 from tests.support.small_runs import golden_run
+from tests.support.tracking_readers import history, scalars, single
+from tests.support.tracking_streams import private_words
 
 LINE = "track.use_wandb: Weights & Biases is not installed"
 REMEDY = "Run pip install '.[wandb]' in a clone of this repository."
@@ -88,8 +89,6 @@ def test_a_stopped_and_resumed_run_is_tracked_as_one(shared: Path, tmp_path: Pat
 
 
 def _compare_tensorboard(run: Run) -> None:
-    from tests.run.tracking.test_tensorboard import scalars, single
-
     read = scalars(run.directory)
     margins = [(s.optimizer_step, single(s.metrics["rewards/margins"])) for s in run.steps]
     assert read["train/rewards/margins"] == margins
@@ -99,8 +98,6 @@ def _compare_tensorboard(run: Run) -> None:
 
 
 def _compare_wandb(run: Run) -> None:
-    from tests.run.tracking.test_wandb import history
-
     read = history(run.directory)
     losses = {row["_step"]: row["train/loss"] for row in read if "train/loss" in row}
     assert losses == {s.optimizer_step: s.metrics["loss"] for s in run.steps}

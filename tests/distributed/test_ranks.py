@@ -21,18 +21,9 @@ import torch
 
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import read_state_dict
-from tests.faults import rank_arms, workers
-from tests.support import ranks
+from tests.support import rank_faults, ranks, workers
 from tests.support.cli import Run, set_options
-from tests.support.small_runs import golden_run
-from tests.support.two_layouts import (
-    ARCHITECTURES,
-    Float64,
-    Recorder,
-    make_trainer,
-    minimind_scorer,
-)
-from tests.training.test_golden_runs import (
+from tests.support.golden_runs import (
     DENSE_LOSS,
     FINAL_WEIGHTS,
     PROFILES,
@@ -40,6 +31,14 @@ from tests.training.test_golden_runs import (
     assert_steps,
     settings,
     update_error,
+)
+from tests.support.small_runs import golden_run
+from tests.support.two_layouts import (
+    ARCHITECTURES,
+    Float64,
+    Recorder,
+    make_trainer,
+    minimind_scorer,
 )
 
 MODELS = [("seed", False), ("seed", True), ("head", False), ("head", True)]
@@ -66,7 +65,7 @@ UNEVEN = {
 def train(root: Path, size: int, arguments: list[str]) -> Run:
     """Train a run with `size` ranks, which record what they compute in its directory."""
     run = workers.new_run(root / f"{size}", arguments)
-    assert ranks.work(run, size, partial(rank_arms.note, run.path)) == [0] * size
+    assert ranks.work(run, size, partial(rank_faults.note, run.path)) == [0] * size
     return Run(run)
 
 
@@ -84,8 +83,8 @@ def test_two_ranks_equal_one_process_bit_for_bit(
     ours, theirs = two.files(), one.files()
     for name in ("weights.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors"):
         assert ours[name] == theirs[name]
-    [(_, _, weights)] = rank_arms.ends_of(one.directory.path)
-    assert [its for _, _, its in rank_arms.ends_of(two.directory.path)] == [weights] * 2
+    [(_, _, weights)] = rank_faults.ends_of(one.directory.path)
+    assert [its for _, _, its in rank_faults.ends_of(two.directory.path)] == [weights] * 2
     # Held-out pairs are added up in another order.
     for (step, metrics), (same_step, same) in zip(two.evaluations, one.evaluations, strict=True):
         assert step == same_step
@@ -104,18 +103,18 @@ def test_uneven_last_batches_are_computed_once_with_the_right_weight(
     start = read_state_dict(
         shared / f"golden/train/{version}/full_sft_64{'_moe' if moe else ''}.pth"
     )
-    pairs = rank_arms.pairs_of(one.directory.path)
+    pairs = rank_faults.pairs_of(one.directory.path)
     assert [len(pairs[step]) for step in (1, 2, 3, 4)] == [24, 3, 24, 3]
     for epoch in ((1, 2), (3, 4)):
         assert sorted(pairs[epoch[0]] + pairs[epoch[1]]) == list(range(27))
     for size in (2, 3):
         several = train(tmp_path, size, arguments)
-        assert rank_arms.pairs_of(several.directory.path) == pairs
+        assert rank_faults.pairs_of(several.directory.path) == pairs
         assert [step.pairs for step in several.steps] == [24, 3, 24, 3]
         assert [step.tokens for step in several.steps] == [step.tokens for step in one.steps]
         assert several.losses == pytest.approx(one.losses, abs=LOSS, rel=0)
         assert several.grad_norms == pytest.approx(one.grad_norms, rel=GRAD_NORM)
-        assert len({weights for *_, weights in rank_arms.ends_of(several.directory.path)}) == 1
+        assert len({weights for *_, weights in rank_faults.ends_of(several.directory.path)}) == 1
         ours, theirs = several.weights, one.weights
         error = sum((ours[name] - its).double().square().sum() for name, its in theirs.items())
         update = sum((its - start[name]).double().square().sum() for name, its in theirs.items())

@@ -16,10 +16,10 @@ from dpo_cli.export.import_hf import import_directory
 from dpo_cli.models.loading import read_state_dict
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Exported, history
-from tests.faults import workers
+from tests.support import workers
 from tests.support.cli import REPOSITORY, dpo
+from tests.support.family_runs import SECONDS, make
 from tests.support.small_runs import golden_run
-from tests.training.test_other_models import SECONDS, make
 
 CASES = {"seed": ("llama", "granitemoeshared"), "head": ("qwen3", "qwen3_moe")}
 

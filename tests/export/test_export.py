@@ -21,7 +21,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Exported, history
 from dpo_cli.training import weights as trained_module
 from dpo_cli.training.checkpointing import load_weights
-from tests.faults import workers
+from tests.support import workers
 from tests.support.cli import Run, dpo
 from tests.support.small_runs import golden_run
 
@@ -200,7 +200,7 @@ def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "file", "expected"),
+    ("model_weights", "file", "expected"),
     [
         (
             "seed/full_sft_64",

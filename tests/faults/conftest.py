@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.directory import RunDirectory
-from tests.faults import workers
-from tests.faults.arms import own_cache, stop_at
-from tests.faults.damage_arms import both
+from tests.support import workers
+from tests.support.data_faults import both
 from tests.support.small_runs import golden_run
+from tests.support.worker_faults import own_cache, stop_at
 
 STEPS = 12
 """Optimizer steps of the whole run, six an epoch."""

@@ -16,11 +16,10 @@ from pathlib import Path
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Stopped
-from tests.faults import rank_arms, workers
 from tests.faults.conftest import arguments
-from tests.faults.signal_arms import is_gone, started, starts
-from tests.support import ranks
+from tests.support import rank_faults, ranks, workers
 from tests.support.cli import set_options
+from tests.support.process_faults import is_gone, started, starts
 
 _STEPS_AN_EPOCH = 6
 _MOST_STEPS_A_LIFE = 4
@@ -50,14 +49,14 @@ def stops(shared: Path, root: Path, count: int, seed: int) -> None:
     reached = 0
     for _ in range(count):
         notes = Path(tempfile.mkdtemp(dir=root))
-        group = ranks.start(run, 2, partial(rank_arms.note, notes))
+        group = ranks.start(run, 2, partial(rank_faults.note, notes))
         workers.until_step(run, reached + moments.randint(1, _MOST_STEPS_A_LIFE - 2))
         time.sleep(moments.uniform(0, 0.03))
         os.kill(group.processes[moments.randrange(2)].pid or 0, signal.SIGTERM)
         assert group.wait() == [0, 0]
         *_, stopped = EventReader(run.events_path).read_new()
         assert isinstance(stopped, Stopped), "the run was over before its last stop: make it longer"
-        one, other = rank_arms.ends_of(notes)
+        one, other = rank_faults.ends_of(notes)
         assert one == other
         assert one[:2] == (stopped.optimizer_step, "terminated")
         assert stopped.optimizer_step > reached

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults import workers
 from tests.faults.conftest import SAVE_STEPS, arguments
+from tests.support import workers
 
 _MOST_STEPS_A_LIFE = 7
 _STEPS_AN_EPOCH = 6

@@ -14,7 +14,7 @@ from dpo_cli.run.checkpoints import list_checkpoints
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Completed, Evaluated, Saved
 from dpo_cli.training.checkpointing import load_weights
-from tests.faults import arms, workers
+from tests.support import worker_faults, workers
 from tests.support.cli import Run, dpo
 from tests.support.small_runs import golden_run
 
@@ -84,7 +84,7 @@ def test_killed_before_and_after_the_best(
     shared: Path, tmp_path: Path, whole: RunDirectory, after: int
 ) -> None:
     run = workers.new_run(tmp_path, arguments(shared))
-    arm = partial(arms.kill_at, best_step(whole) + after)
+    arm = partial(worker_faults.kill_at, best_step(whole) + after)
     assert workers.work(run, arm) == -signal.SIGKILL
     assert workers.work(run) == 0
     workers.assert_equal(run, whole)

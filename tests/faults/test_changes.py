@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, EventReader, Failed, Resumed
-from tests.faults import workers
-from tests.faults.arms import stop_at
 from tests.faults.conftest import arguments
+from tests.support import workers
 from tests.support.cli import Run, dpo, set_options
 from tests.support.run_content import content, new_events, only
+from tests.support.worker_faults import stop_at
 
 LOGS = ("events.jsonl", "worker.log", "lock")
 

@@ -16,12 +16,11 @@ from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import EventReader, StepDone
 from dpo_cli.run.summary import summarize
 from dpo_cli.run.view import RunState, RunView
-from tests.faults import workers
 from tests.faults.conftest import STEPS, arguments
-from tests.faults.signal_arms import DAY_SECONDS, clock_jumps
-from tests.support import story
+from tests.support import story, workers
+from tests.support.panel import PANEL
+from tests.support.process_faults import DAY_SECONDS, clock_jumps
 from tests.support.terminal import Terminal
-from tests.ui.test_live import PANEL
 
 JUMPS = {4: DAY_SECONDS, 8: -DAY_SECONDS}
 A_JUMP_SECONDS = 60.0

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.directory import RunDirectory
-from tests.faults import failpoints, workers
-from tests.faults.arms import own_cache
-from tests.faults.damage_arms import both
+from tests.support import failpoints, workers
+from tests.support.data_faults import both
+from tests.support.worker_faults import own_cache
 
 SAVED = 6
 """The optimizer step whose save is struck; the states of 3 and 5 are there before."""

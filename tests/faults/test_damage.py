@@ -24,12 +24,12 @@ from dpo_cli.run.checkpoints import Checkpoint, find_problem, list_checkpoints
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Failed, Resumed, Saved, StepDone
 from dpo_cli.training.reference import REFERENCE_FILE, load_cached, manifest_name
-from tests.commands.test_bad_input import good_settings
-from tests.faults import damage_arms, workers
-from tests.faults.arms import stop_at
 from tests.faults.conftest import arguments
+from tests.support import data_faults, workers
 from tests.support.cli import Run, dpo, set_options
 from tests.support.run_content import content, new_events, only
+from tests.support.small_runs import good_settings
+from tests.support.worker_faults import stop_at
 
 FILES = [
     "weights.safetensors",
@@ -258,7 +258,7 @@ def test_harmed_reference_log_probs_are_computed_again(
     before = load_file(kept)["token_logps"].isnan()
     REFERENCES[what](kept, shared, tmp_path)
     computed = tmp_path / "computed"
-    arm = partial(damage_arms.note_reference_rows, tmp_path / "empty cache", computed)
+    arm = partial(data_faults.note_reference_rows, tmp_path / "empty cache", computed)
     events = new_events(half, lambda: workers.work(half, arm))
     assert only(events, Resumed).optimizer_step == 5
     workers.assert_equal(half, whole)

@@ -14,15 +14,15 @@ import pytest
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, EventReader, Failed, Resumed, Saved
 from dpo_cli.run.lookup import find_runs
-from tests.faults import workers
 from tests.faults.conftest import arguments
-from tests.faults.signal_arms import (
+from tests.support import workers
+from tests.support.cli import DPO, run_in
+from tests.support.process_faults import (
     assert_goes_on_and_ends_equal,
     limit_files,
     limit_stream_at,
     mounting,
 )
-from tests.support.cli import DPO, run_in
 
 
 def test_a_full_disk_ends_with_75_and_the_run_goes_on_later(

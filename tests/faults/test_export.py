@@ -16,7 +16,7 @@ from dpo_cli.export.export import export_run
 from dpo_cli.export.verified_write import rename_on_success
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Exported, history
-from tests.faults import damage_arms, workers
+from tests.support import data_faults, workers
 from tests.support.cli import Run, run_in
 from tests.support.run_content import content
 
@@ -34,7 +34,7 @@ def export(run: RunDirectory, file: Path) -> None:
 
 
 def killed_export(run: RunDirectory, file: Path, moment: str) -> None:
-    damage_arms.kill_export(moment, file)
+    data_faults.kill_export(moment, file)
     export(run, file)
 
 
@@ -77,9 +77,9 @@ def test_a_killed_dpo_export(half: RunDirectory, tmp_path: Path) -> None:
     file.write_bytes(b"what was there before")
     script = f"""
 from pathlib import Path
-from tests.faults import damage_arms
+from tests.support import data_faults
 import dpo_cli.export.export
-damage_arms.kill_export("before it gets its name", Path({str(file)!r}))
+data_faults.kill_export("before it gets its name", Path({str(file)!r}))
 from dpo_cli import app
 app.main(["export", {str(half.path)!r}, "--to", {str(file)!r}, "--force"])
 """

@@ -14,9 +14,9 @@ import pytest
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Resumed, StepDone, WorkerStarted
 from dpo_cli.training.reference import REFERENCE_FILE
-from tests.faults import arms, workers
 from tests.faults.conftest import SAVE_STEPS, STEPS, arguments
 from tests.faults.storm import storm
+from tests.support import worker_faults, workers
 from tests.support.cli import HANG_SECONDS, Run, dpo, start
 
 
@@ -30,7 +30,7 @@ def test_what_is_left_out_of_the_state_is_noticed(
     half: RunDirectory, whole: RunDirectory, lost: str
 ) -> None:
     """Negative controls of `assert_equal`: it fails where a resume forgets something."""
-    assert workers.work(half, partial(arms.forget, lost)) == 0
+    assert workers.work(half, partial(worker_faults.forget, lost)) == 0
     if lost == "nothing":
         workers.assert_equal(half, whole)
     else:
@@ -41,7 +41,7 @@ def test_what_is_left_out_of_the_state_is_noticed(
 @pytest.mark.parametrize("torn", [1, 40, 200])
 def test_a_stream_torn_in_mid_line(half: RunDirectory, whole: RunDirectory, torn: int) -> None:
     """The tail is dropped; the rows that a resume does again stand there once."""
-    assert workers.work(half, partial(arms.kill_at, 8)) == -signal.SIGKILL
+    assert workers.work(half, partial(worker_faults.kill_at, 8)) == -signal.SIGKILL
     lines = half.events_path.read_bytes().splitlines(keepends=True)
     assert b'"StepDone"' in lines[-1]
     os.truncate(half.events_path, half.events_path.stat().st_size - torn)
@@ -56,7 +56,7 @@ def test_a_stream_torn_in_mid_line(half: RunDirectory, whole: RunDirectory, torn
 
 def test_sigterm_while_it_saves(half: RunDirectory, whole: RunDirectory) -> None:
     """The commit finishes, and so does the run's promise."""
-    assert workers.work(half, partial(arms.terminate_at_save, 6)) == 143
+    assert workers.work(half, partial(worker_faults.terminate_at_save, 6)) == 143
     checkpoint, passed_over = half.newest_verified()
     assert checkpoint is not None
     assert passed_over == []

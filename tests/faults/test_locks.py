@@ -8,8 +8,9 @@ from pathlib import Path
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Resumed, WorkerStarted
-from tests.faults import workers
-from tests.faults.signal_arms import (
+from tests.support import workers
+from tests.support.cli import HANG_SECONDS
+from tests.support.process_faults import (
     assert_goes_on_and_ends_equal,
     held,
     hold_at,
@@ -18,7 +19,6 @@ from tests.faults.signal_arms import (
     until,
     worker_of,
 )
-from tests.support.cli import HANG_SECONDS
 
 WRITERS = 20
 

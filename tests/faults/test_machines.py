@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.events import Alert, EventReader, RankEnded, Resumed
-from tests.faults import workers
 from tests.faults.conftest import arguments
-from tests.faults.signal_arms import starts, steps, the_run
-from tests.support import ranks
+from tests.support import ranks, workers
 from tests.support.cli import DPO, environment, set_options
+from tests.support.process_faults import starts, steps, the_run
 
 FIRST, SECOND = "10.77.0.1", "10.77.0.2"
 

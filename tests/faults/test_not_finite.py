@@ -19,8 +19,8 @@ from dpo_cli.run.checkpoints import list_checkpoints
 from dpo_cli.run.directory import NON_FINITE_DIRECTORY, RunDirectory
 from dpo_cli.run.events import Alert, Event, EventReader, Failed, StepDone, history
 from dpo_cli.training.nan_dump import has_nan_dump
-from tests.faults import arms, damage_arms, workers
 from tests.faults.conftest import STEPS, arguments
+from tests.support import data_faults, worker_faults, workers
 from tests.support.cli import Run, dpo, set_options
 from tests.support.run_content import content, only
 
@@ -65,7 +65,7 @@ def test_it_stops_before_the_update(
     shared: Path, tmp_path: Path, whole: RunDirectory, what: str
 ) -> None:
     run = new_run(shared, tmp_path)
-    assert workers.work(run, partial(damage_arms.not_finite, (4,), what)) == 1
+    assert workers.work(run, partial(data_faults.not_finite, (4,), what)) == 1
     lines = lines_of(run, 4)
     failed = only(events(run), Failed)
     assert failed.exit_code == 1
@@ -97,7 +97,7 @@ def test_it_stops_before_the_update(
 
     # What is saved stays as it is, also when the run is resumed and comes there again.
     before = content(run.path, "events.jsonl", "worker.log", "lock")
-    assert workers.work(run, partial(damage_arms.not_finite, (4,), what)) == 1
+    assert workers.work(run, partial(data_faults.not_finite, (4,), what)) == 1
     assert content(run.path, "events.jsonl", "worker.log", "lock") == before
     # And with the fault gone, it goes on as if nothing had been.
     assert workers.work(run) == 0
@@ -108,7 +108,7 @@ def test_it_stops_before_the_update(
 def test_skipping_goes_on_and_resumes_to_the_same_bits(
     shared: Path, tmp_path: Path, what: str
 ) -> None:
-    fault = partial(damage_arms.not_finite, (1, 4, 5, 9), what)
+    fault = partial(data_faults.not_finite, (1, 4, 5, 9), what)
     run = new_run(shared, tmp_path, **SKIP)
     assert workers.work(run, fault) == 0
     steps = Run(run).steps
@@ -128,8 +128,13 @@ def test_skipping_goes_on_and_resumes_to_the_same_bits(
     # Stopped behind a skipped first step (no moments yet), behind two others, and killed.
     halves = new_run(shared, tmp_path / "halves", **SKIP)
     for step in (1, 5):
-        assert workers.work(halves, partial(damage_arms.both, fault, partial(arms.stop_at, step)))
-    assert workers.work(halves, partial(damage_arms.both, fault, partial(arms.kill_at, 9))) < 0
+        assert workers.work(
+            halves, partial(data_faults.both, fault, partial(worker_faults.stop_at, step))
+        )
+    assert (
+        workers.work(halves, partial(data_faults.both, fault, partial(worker_faults.kill_at, 9)))
+        < 0
+    )
     assert workers.work(halves, fault) == 0
     assert rows(halves) == rows(run)
     assert [s.is_skipped for s in Run(halves).steps] == [s.is_skipped for s in steps]
@@ -141,8 +146,11 @@ def test_a_skipped_update_leaves_the_whole_state_but_the_random_numbers(
     shared: Path, tmp_path: Path
 ) -> None:
     run = new_run(shared, tmp_path, **SKIP)
-    fault = partial(damage_arms.not_finite, (4,), "gradient")
-    assert workers.work(run, partial(damage_arms.both, fault, partial(arms.stop_at, 4))) == 143
+    fault = partial(data_faults.not_finite, (4,), "gradient")
+    assert (
+        workers.work(run, partial(data_faults.both, fault, partial(worker_faults.stop_at, 4)))
+        == 143
+    )
     after, before = (
         content(checkpoint.path) for checkpoint in list_checkpoints(run.checkpoints_path)
     )
@@ -157,7 +165,7 @@ def test_nothing_but_skipped_steps(shared: Path, tmp_path: Path) -> None:
     """A beta at which the gradient of a loss of ln 2 is no float32; the weights never move."""
     changes = {"dpo.beta": 1e38, "train.epochs": 1, "model.dropout": 0.0}
     run = new_run(shared, tmp_path, **SKIP, **changes)
-    assert workers.work(run, partial(arms.stop_at, 3)) == 143
+    assert workers.work(run, partial(worker_faults.stop_at, 3)) == 143
     assert workers.work(run) == 0
     steps = Run(run).steps
     assert all(step.is_skipped for step in steps)
@@ -170,8 +178,8 @@ def test_nothing_but_skipped_steps(shared: Path, tmp_path: Path) -> None:
 
 def test_evidence_that_finds_no_space_is_written_later(shared: Path, tmp_path: Path) -> None:
     run = new_run(shared, tmp_path)
-    fault = partial(damage_arms.not_finite, (4,), "nan")
-    full = partial(damage_arms.both, fault, partial(damage_arms.no_space_for, WEIGHTS))
+    fault = partial(data_faults.not_finite, (4,), "nan")
+    full = partial(data_faults.both, fault, partial(data_faults.no_space_for, WEIGHTS))
     kept = run.path / NON_FINITE_DIRECTORY
     assert workers.work(run, full) == 75
     assert "no space left to write in" in only(events(run), Failed).message
@@ -186,8 +194,8 @@ def test_evidence_that_finds_no_space_is_written_later(shared: Path, tmp_path: P
 def test_evidence_is_of_the_step_that_it_is_named_by(shared: Path, tmp_path: Path) -> None:
     """A run that stopped at one step, was changed, and stops at another: the message holds."""
     run = new_run(shared, tmp_path)
-    assert workers.work(run, partial(damage_arms.not_finite, (4,), "nan")) == 1
-    assert workers.work(run, partial(damage_arms.not_finite, (7,), "nan")) == 1
+    assert workers.work(run, partial(data_faults.not_finite, (4,), "nan")) == 1
+    assert workers.work(run, partial(data_faults.not_finite, (7,), "nan")) == 1
     failed = [event for event in events(run) if isinstance(event, Failed)][-1]
     kept = run.path / NON_FINITE_DIRECTORY / "step-00000007"
     assert failed.details[1] == f"the dump of the step is in {kept}"

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.directory import RunDirectory
-from tests.faults import arms, workers
 from tests.faults.conftest import arguments
+from tests.support import worker_faults, workers
 
 CALLS = "openat,write,pwrite64,writev,ftruncate,mmap,fsync,rename,renameat,mkdir,unlink,unlinkat"
 _CALL = re.compile(r"(?:\d+ +)?(?P<call>\w+)\((?P<arguments>.*)\) += (?P<result>-?\w+)")
@@ -30,7 +30,7 @@ def trace(run: RunDirectory, arm: workers.Arm, directory: Path) -> list[str]:
     if shutil.which("strace") is None:
         pytest.skip("needs strace")
     go, output = directory / "go", directory / "trace"
-    worker = workers.start(run, partial(arms.after_file, go, arm))
+    worker = workers.start(run, partial(worker_faults.after_file, go, arm))
     command = ["strace", "-f", "-y", "-s", "40", "-o", output, "-e", f"trace={CALLS}"]
     tracer = subprocess.Popen([*command, "-p", str(worker.pid)], stderr=subprocess.PIPE, text=True)
     assert tracer.stderr is not None
@@ -109,7 +109,7 @@ def disk_after(run: RunDirectory, arm: workers.Arm, directory: Path) -> Disk:
 
 def test_everything_is_flushed_before_it_is_believed(shared: Path, tmp_path: Path) -> None:
     run = workers.new_run(tmp_path, arguments(shared, epochs=1))
-    disk = disk_after(run, partial(arms.own_cache, tmp_path / "cache"), tmp_path)
+    disk = disk_after(run, partial(worker_faults.own_cache, tmp_path / "cache"), tmp_path)
     assert disk.states == disk.told == 4
     # Each state's weights, and what is known of the reference by then; that of the held-out pairs,
     # the plan, the rows set aside, COMPLETED.
@@ -121,4 +121,4 @@ def test_a_flush_left_out_is_noticed(shared: Path, tmp_path: Path, kind: str) ->
     """Negative control."""
     run = workers.new_run(tmp_path, arguments(shared, epochs=1))
     with pytest.raises(AssertionError, match=r"flushed|outlive"):
-        disk_after(run, partial(arms.without_flushing, kind), tmp_path)
+        disk_after(run, partial(worker_faults.without_flushing, kind), tmp_path)

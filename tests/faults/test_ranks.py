@@ -18,11 +18,19 @@ import pytest
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert, Event, EventReader, Failed, RankEnded, Resumed, Stopped
 from dpo_cli.run.lookup import find_runs
-from tests.faults import arms, damage_arms, rank_arms, rank_storm, workers
+from tests.faults import rank_storm
 from tests.faults.conftest import arguments
-from tests.faults.signal_arms import held, hold_at, is_gone, limit_files, mounting, started, steps
-from tests.support import ranks
+from tests.support import data_faults, rank_faults, ranks, worker_faults, workers
 from tests.support.cli import DPO, HANG_SECONDS, Run, run_in, set_options
+from tests.support.process_faults import (
+    held,
+    hold_at,
+    is_gone,
+    limit_files,
+    mounting,
+    started,
+    steps,
+)
 from tests.support.run_content import only
 from tests.support.small_runs import golden_run
 
@@ -39,7 +47,7 @@ def events(run: RunDirectory) -> list[Event]:
 
 def on(rank: int, arm: Any, *arguments: Any) -> ranks.Arm:
     """Return an arm for one rank alone."""
-    return partial(rank_arms.only_on, rank, partial(arm, *arguments))
+    return partial(rank_faults.only_on, rank, partial(arm, *arguments))
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +62,9 @@ def whole_pair(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir
 def stopped_pair(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """Run stopped after 3 optimizer steps by a SIGTERM to the second rank alone."""
     run = new_run(shared, tmp_path_factory.mktemp("stopped-pair"))
-    stop = on(1, rank_arms.send_before, 3, signal.SIGTERM)
+    stop = on(1, rank_faults.send_before, 3, signal.SIGTERM)
     assert ranks.work(
-        run, 2, partial(rank_arms.each, (stop, partial(rank_arms.note, run.path)))
+        run, 2, partial(rank_faults.each, (stop, partial(rank_faults.note, run.path)))
     ) == [0, 0]
     return run
 
@@ -80,7 +88,7 @@ def assert_goes_on_and_ends_equal(run: RunDirectory, whole: RunDirectory, size: 
 def test_a_sigterm_to_one_rank_stops_all_at_the_same_step(
     stopped_pair: RunDirectory, whole_pair: RunDirectory, pair: RunDirectory
 ) -> None:
-    ends = rank_arms.ends_of(stopped_pair.path)
+    ends = rank_faults.ends_of(stopped_pair.path)
     assert [end[:2] for end in ends] == [(3, "terminated")] * 2
     assert len({weights for *_, weights in ends}) == 1
     stopped = only(events(stopped_pair), Stopped)
@@ -99,7 +107,7 @@ def test_stops_at_any_time_end_at_the_same_step(shared: Path, tmp_path: Path) ->
 def test_three_ranks_stopped_and_killed_end_equal(shared: Path, tmp_path: Path) -> None:
     whole, run = (new_run(shared, tmp_path / name) for name in ("whole", "run"))
     assert ranks.work(whole, 3) == [0, 0, 0]
-    assert ranks.work(run, 3, on(2, rank_arms.send_before, 3, signal.SIGTERM)) == [0, 0, 0]
+    assert ranks.work(run, 3, on(2, rank_faults.send_before, 3, signal.SIGTERM)) == [0, 0, 0]
     assert only(events(run), Stopped).optimizer_step == 3
     group = ranks.start(run, 3)
     workers.until_step(run, 5)
@@ -109,7 +117,7 @@ def test_three_ranks_stopped_and_killed_end_equal(shared: Path, tmp_path: Path) 
 
 def test_forgotten_random_numbers_are_noticed(whole_pair: RunDirectory, pair: RunDirectory) -> None:
     """Negative control: forget the random numbers of the second rank."""
-    assert ranks.work(pair, 2, on(1, arms.forget, "random numbers")) == [0, 0]
+    assert ranks.work(pair, 2, on(1, worker_faults.forget, "random numbers")) == [0, 0]
     with pytest.raises(AssertionError):
         workers.assert_equal(pair, whole_pair)
 
@@ -128,15 +136,15 @@ def test_one_two_three_and_one_rank_see_the_same_batches(shared: Path, tmp_path:
         return workers.new_run(tmp_path / name, golden_run(shared, "seed", False, **keys))
 
     whole, moving = run("whole"), run("moving")
-    assert ranks.work(whole, 1, partial(rank_arms.note, whole.path)) == [0]
+    assert ranks.work(whole, 1, partial(rank_faults.note, whole.path)) == [0]
     for size, step in ((1, 2), (2, 5), (3, 7), (1, 99)):
-        note = partial(rank_arms.note, moving.path)
-        stop = on(size - 1, rank_arms.send_before, step, signal.SIGTERM)
-        codes = ranks.work(moving, size, partial(rank_arms.each, (note, stop)))
+        note = partial(rank_faults.note, moving.path)
+        stop = on(size - 1, rank_faults.send_before, step, signal.SIGTERM)
+        codes = ranks.work(moving, size, partial(rank_faults.each, (note, stop)))
         assert codes == ([0] * size if size > 1 or step == 99 else [143])
-    steps = rank_arms.pairs_of(whole.path)
+    steps = rank_faults.pairs_of(whole.path)
     assert len(steps) == 10
-    assert rank_arms.pairs_of(moving.path) == steps
+    assert rank_faults.pairs_of(moving.path) == steps
     assert Run(moving).losses == pytest.approx(Run(whole).losses, abs=1e-6, rel=0)
     assert [e.optimizer_step for e in events(moving) if isinstance(e, Resumed)] == [2, 5, 7]
     told = [e for e in events(moving) if isinstance(e, Alert) and e.code == "other-environment"]
@@ -167,7 +175,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared: Path, tmp_path:
         new_run(shared, tmp_path / name, **{"train.accumulation_steps": 2})
         for name in ("run", "whole")
     )
-    assert ranks.work(run, 2, on(1, damage_arms.not_finite, (2,), "nan")) == [0, 0]
+    assert ranks.work(run, 2, on(1, data_faults.not_finite, (2,), "nan")) == [0, 0]
     failed = only(events(run), Failed)
     assert failed.message.startswith("optimizer step 2: the loss is not a finite number")
     facts = json.loads((run.path / "non_finite/step-00000002/global_batch.json").read_text())
@@ -182,11 +190,11 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(
     shared: Path, tmp_path: Path
 ) -> None:
     run = new_run(shared, tmp_path, **{"train.nan_policy": "skip"})
-    fault = on(1, damage_arms.not_finite, (2, 4), "gradient")
-    note = partial(rank_arms.note, run.path)
-    assert ranks.work(run, 2, partial(rank_arms.each, (fault, note))) == [0, 0]
+    fault = on(1, data_faults.not_finite, (2, 4), "gradient")
+    note = partial(rank_faults.note, run.path)
+    assert ranks.work(run, 2, partial(rank_faults.each, (fault, note))) == [0, 0]
     assert [step.optimizer_step for step in Run(run).steps if step.is_skipped] == [2, 4]
-    (step, stop, weights), other = rank_arms.ends_of(run.path)
+    (step, stop, weights), other = rank_faults.ends_of(run.path)
     assert (step, stop, weights) == (len(Run(run).steps), None, other[2])
 
 
@@ -195,7 +203,7 @@ def test_weights_that_differ_are_noticed_before_they_are_saved(
 ) -> None:
     """One bit of one weight differs on one rank."""
     states = sorted(path.name for path in pair.checkpoints_path.iterdir())
-    assert ranks.work(pair, 2, on(1, rank_arms.flip_a_bit_before, 4)) == [0, 0]
+    assert ranks.work(pair, 2, on(1, rank_faults.flip_a_bit_before, 4)) == [0, 0]
     failed = only(events(pair), Failed)
     assert "the weights of these ranks differ from those of the main rank" in failed.message
     assert failed.details[0].startswith("rank 1 on ")
@@ -204,7 +212,7 @@ def test_weights_that_differ_are_noticed_before_they_are_saved(
 
 
 def test_a_rank_out_of_memory_is_reported(pair: RunDirectory, whole_pair: RunDirectory) -> None:
-    assert ranks.work(pair, 2, on(1, rank_arms.out_of_memory_before, 5)) == [0, 0]
+    assert ranks.work(pair, 2, on(1, rank_faults.out_of_memory_before, 5)) == [0, 0]
     failed = only(events(pair), Failed)
     assert re.match(r"rank 1 on \S+: out of memory: no more", failed.message)
     assert "train.activation_checkpointing" in failed.remedy
@@ -214,9 +222,9 @@ def test_a_rank_out_of_memory_is_reported(pair: RunDirectory, whole_pair: RunDir
 def test_a_bug_on_one_rank_is_in_its_error_file(
     pair: RunDirectory, whole_pair: RunDirectory, tmp_path: Path
 ) -> None:
-    fault = on(1, rank_arms.raise_before, 5, KeyError("a bug"))
-    files = partial(rank_arms.with_error_file, tmp_path)
-    assert ranks.work(pair, 2, partial(rank_arms.each, (fault, files))) == [1, 1]
+    fault = on(1, rank_faults.raise_before, 5, KeyError("a bug"))
+    files = partial(rank_faults.with_error_file, tmp_path)
+    assert ranks.work(pair, 2, partial(rank_faults.each, (fault, files))) == [1, 1]
     first, second = (
         json.loads((tmp_path / f"error-{rank}.json").read_text())["message"]["message"]
         for rank in (0, 1)
@@ -243,7 +251,7 @@ def test_an_input_that_one_machine_does_not_have(
     if what == "different":
         lines = (shared / "golden/data/train27.jsonl").read_text().splitlines(keepends=True)
         data.write_text("".join(lines[:-1]))
-    assert ranks.work(pair, 2, on(1, rank_arms.elsewhere, data)) == [0, 0]
+    assert ranks.work(pair, 2, on(1, rank_faults.elsewhere, data)) == [0, 0]
     failed = only(events(pair), Failed)
     if what == "missing":
         assert failed.message.startswith("rank 1 on elsewhere: ")

@@ -20,10 +20,10 @@ from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Exported, Resumed, history
 from dpo_cli.run.lookup import find_run, find_runs
 from dpo_cli.training.reference import REFERENCE_FILE
-from tests.commands.test_bad_input import good_settings
-from tests.faults import workers
+from tests.support import workers
 from tests.support.cli import Run, dpo, set_options
 from tests.support.run_content import content, new_events, only
+from tests.support.small_runs import good_settings
 
 SECRET = b"somebody else's file, and no newline at its end"
 

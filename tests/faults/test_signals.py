@@ -1,6 +1,6 @@
 """Faults 12, 13, 15, 16, 17, 28: signals, and a screen, terminal or launcher that goes away.
 
-Real `dpo` processes throughout; only the resumes after them are `tests.faults.workers`. A signal in
+Real `dpo` processes throughout; only the resumes after them are `tests.support.workers`. A signal in
 the middle of a save (14) is in test_kills; a panel that raises, or is killed, in
 tests/commands/test_panel.py, and an observer that raises in tests/run/test_launch.py.
 """
@@ -14,9 +14,10 @@ from pathlib import Path
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Saved, Stopped
-from tests.faults import workers
 from tests.faults.conftest import STEPS, arguments
-from tests.faults.signal_arms import (
+from tests.support import workers
+from tests.support.cli import HANG_SECONDS, Run
+from tests.support.process_faults import (
     assert_goes_on_and_ends_equal,
     awaits,
     held,
@@ -28,7 +29,6 @@ from tests.faults.signal_arms import (
     until,
     worker_of,
 )
-from tests.support.cli import HANG_SECONDS, Run
 from tests.support.terminal import Terminal
 
 ON_TERMINAL = "from dpo_cli.__main__ import main; main()"

@@ -15,7 +15,7 @@ import pytest
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Resumed, StepDone, WorkerStarted
 from dpo_cli.run.sweep import SweepDirectory
-from tests.faults import workers
+from tests.support import workers
 from tests.support.cli import HANG_SECONDS, dpo, start
 from tests.support.small_runs import golden_run
 

@@ -18,7 +18,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated
 from dpo_cli.run.models import NamedModel, find_model
 from dpo_cli.training.checkpointing import load_weights
-from tests.faults import workers
+from tests.support import workers
 from tests.support.cli import Run
 from tests.support.small_runs import small_run
 

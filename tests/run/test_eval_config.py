@@ -9,8 +9,8 @@ import pytest
 from dpo_cli.errors import UsageError
 from dpo_cli.run.eval_config import EvalConfig, find_eval_config
 from dpo_cli.run.models import NamedModel, find_model
-from tests.run.test_models import RUN
 
+RUN = "dense-20260101-120000-ab12"
 RUNS = Path("runs")
 PROFILE = """
 [model]

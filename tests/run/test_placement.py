@@ -10,23 +10,7 @@ import pytest
 from dpo_cli.errors import UsageError
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.placement import Place, begun_run, first_host, mark_run, recognize
-
-TORCHRUN = {
-    "RANK": "3",
-    "LOCAL_RANK": "1",
-    "WORLD_SIZE": "4",
-    "MASTER_ADDR": "node0",
-    "MASTER_PORT": "29500",
-    "TORCHELASTIC_RUN_ID": "none",
-}
-SLURM = {
-    "SLURM_STEP_NUM_TASKS": "16",
-    "SLURM_PROCID": "9",
-    "SLURM_LOCALID": "1",
-    "SLURM_STEP_NODELIST": "gpu[07-08]",
-    "SLURM_JOB_ID": "61234",
-    "SLURM_STEP_ID": "2",
-}
+from tests.support.placement import SLURM, TORCHRUN
 
 
 def without(environment: dict[str, str], *names: str) -> dict[str, str]:

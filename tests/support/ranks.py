@@ -12,7 +12,7 @@ from functools import partial
 from torch.distributed import TCPStore
 
 from dpo_cli.run.directory import RunDirectory
-from tests.faults import workers
+from tests.support import workers
 from tests.support.cli import HANG_SECONDS
 
 Arm = Callable[[int], object]

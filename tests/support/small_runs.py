@@ -40,3 +40,16 @@ def golden_settings(shared: Path, checkpoint: str, moe: bool, **changes: Any) ->
 def small_run(shared: Path, **changes: Any) -> list[str]:
     """Seven steps in a second, behind five of imports."""
     return golden_run(shared, "seed", False, **{"train.epochs": 1, "eval.fraction": 0.0, **changes})
+
+
+def good_settings(shared: Path) -> dict[str, Any]:
+    return {
+        "model.weights": shared / "golden/train/seed/full_sft_64.pth",
+        "model.hidden_size": 64,
+        "model.num_hidden_layers": 2,
+        "model.tokenizer": shared / "tokenizer/minimind2",
+        "data.data_path": shared / "golden/data/train27.jsonl",
+        "data.max_seq_len": 64,
+        "train.epochs": 1,
+        "train.device": "cpu",
+    }

@@ -23,9 +23,7 @@ from dpo_cli.training.checkpointing import load_weights
 from dpo_cli.training.evaluation import score_held_out
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.samples import prompt_of
-from tests.faults import workers
-from tests.faults.arms import own_cache
-from tests.support import ranks
+from tests.support import ranks, workers
 from tests.support.cli import Run
 from tests.support.small_runs import golden_run
 from tests.support.two_layouts import (
@@ -36,6 +34,7 @@ from tests.support.two_layouts import (
     minimind_scorer,
     odd_pairs,
 )
+from tests.support.worker_faults import own_cache
 
 SCORERS = {
     "minimind2": partial(minimind_scorer, "minimind2"),

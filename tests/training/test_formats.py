@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import workers
-from tests.support import ranks
+from tests.support import ranks, workers
 from tests.support.cli import Run, dpo
 from tests.support.small_runs import small_run
 from tests.support.written import conversational, csv_file, json_array, sharegpt

@@ -5,9 +5,7 @@ Each story runs in a process like a worker's, whose imports are done.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +15,6 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dpo_cli import app
 from dpo_cli.checks.check import run_checks
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
@@ -47,29 +44,10 @@ from dpo_cli.run.events import (
 from dpo_cli.run.models import find_model
 from dpo_cli.training.checkpointing import load_weights
 from dpo_cli.training.session import train_run
-from tests.faults import workers
-from tests.support.cli import REPOSITORY, Run
-from tests.support.families import FAMILIES, UNSUPPORTED, build
-
-MODEL = Path("models/model")
-TOKENIZER = REPOSITORY / "demo/tokenizer"
-VOCABULARY = 776
-"""More rows than the tokenizer has entries, as with many published models."""
-SECONDS = 300.0
-"""More than a busy machine takes."""
-PROFILE = """\
-extends = "profiles/mine.toml"
-[train]
-device = "cpu"
-epochs = 1
-learning_rate = 1e-4
-save_interval = 1
-save_min_seconds = 0
-[eval]
-fraction = 0.25
-interval = 0
-samples = 1
-"""
+from tests.support import workers
+from tests.support.cli import Run
+from tests.support.families import FAMILIES, UNSUPPORTED
+from tests.support.family_runs import MODEL, SECONDS, TOKENIZER, make
 
 
 class Until:
@@ -82,20 +60,6 @@ class Until:
     def stop(self) -> str | None:
         done = sum(isinstance(event, StepDone) for event in history(self._run.events_path))
         return "interrupted" if self._steps is not None and done >= self._steps else None
-
-
-def make(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
-    """A model's directory in parts, with a tokenizer, a few pairs, and what `dpo init` proposes."""
-    model = build(family, VOCABULARY).to(dtype)
-    model.save_pretrained(folder / MODEL, max_shard_size="80KB")
-    for path in TOKENIZER.iterdir():
-        shutil.copy(path, folder / MODEL)
-    rows = (REPOSITORY / "demo/pairs.jsonl").read_text().splitlines(keepends=True)
-    (folder / "dpo.jsonl").write_text("".join(rows[:16]))
-    with contextlib.chdir(folder):
-        assert app.main(["init", "mine", "--minimind", "."]) == 0
-    (folder / "my.toml").write_text(PROFILE)
-    return folder / "my.toml"
 
 
 def train(run: RunDirectory, steps: int | None = None) -> int:

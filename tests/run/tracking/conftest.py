@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.directory import RunDirectory
-from tests.run.tracking.streams import new_run
+from tests.support.tracking_streams import new_run
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dpo_cli.run.tracking.feeder import Feeder
 from dpo_cli.run.tracking.rows import Row
 from dpo_cli.run.tracking.state import read_state
 from dpo_cli.run.tracking.tracker import TrackedRun, config_of
-from tests.run.tracking.streams import (
+from tests.support.tracking_streams import (
     PLANNED,
     SECRET,
     evaluated,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dpo_cli.run.events import Completed, Event, Resumed
 from dpo_cli.run.tracking.rows import Row, Rows
-from tests.run.tracking.streams import PLANNED, evaluated, resumed, sampled, saved, step, steps
+from tests.support.tracking_streams import PLANNED, evaluated, resumed, sampled, saved, step, steps
 
 
 def rows_of(*events: Event, is_over: bool = False) -> list[Row]:

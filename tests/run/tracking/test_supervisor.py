@@ -19,8 +19,8 @@ from dpo_cli.run.events import Alert, Event, EventReader
 from dpo_cli.run.launch import Launcher
 from dpo_cli.run.lookup import find_runs
 from dpo_cli.run.tracking import supervisor
-from tests.run.tracking.streams import PLANNED, new_run
 from tests.support.cli import HANG_SECONDS
+from tests.support.tracking_streams import PLANNED, new_run
 
 WORKER = f"""
 from dpo_cli.run.plan import *

@@ -12,7 +12,7 @@ import pytest
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.tracking.state import read_state
 from dpo_cli.run.tracking.swanlab import SwanLab
-from tests.run.tracking.streams import (
+from tests.support.tracking_streams import (
     PLANNED,
     SECRET,
     evaluated,

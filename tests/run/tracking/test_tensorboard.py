@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,9 @@ import pytest
 
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.tracking.tensorboard import TensorBoard
-from tests.run.tracking.streams import (
+from tests.support.cli import environment
+from tests.support.tracking_readers import scalars, single
+from tests.support.tracking_streams import (
     PLANNED,
     SECRET,
     evaluated,
@@ -25,27 +26,12 @@ from tests.run.tracking.streams import (
     steps,
     tell,
 )
-from tests.support.cli import environment
 
 pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
 
 
 def feed(run: RunDirectory, **track: bool) -> None:
     feed_to("tensorboard", TensorBoard, run, **track)
-
-
-def scalars(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    read = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0})
-    read.Reload()
-    return {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
-
-
-def single(value: float) -> float:
-    """As the format holds it."""
-    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
-    return rounded
 
 
 def test_event_files_have_the_metrics_of_the_stream(run: RunDirectory) -> None:

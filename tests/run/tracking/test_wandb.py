@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +13,8 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.tracking.state import read_state
 from dpo_cli.run.tracking.wandb import Wandb
 from tests.run.tracking.server import Server
-from tests.run.tracking.streams import (
+from tests.support.tracking_readers import history, records
+from tests.support.tracking_streams import (
     PLANNED,
     SECRET,
     evaluated,
@@ -44,43 +43,6 @@ def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def feed(run: RunDirectory, **track: bool) -> None:
     feed_to("wandb", Wandb, run, **track)
     assert "failed" not in read_state(run)["wandb"]
-
-
-def records(run: RunDirectory) -> Iterator[Any]:
-    from wandb.proto import wandb_internal_pb2
-
-    (file,) = (run.path / "wandb").glob("offline-run-*/*.wandb")
-    for data in logged(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        yield record
-
-
-def logged(content: bytes) -> Iterator[bytes]:
-    """The records of a file of W&B: those of a LevelDB log behind seven bytes of its own."""
-    header_bytes, block_bytes, first, last = 7, 32768, (1, 2), (1, 4)
-    assert content.startswith(b":W&B")
-    position, record = header_bytes, b""
-    while position < len(content):
-        if block_bytes - position % block_bytes < header_bytes:
-            position += block_bytes - position % block_bytes
-        _, size, kind = struct.unpack_from("<IHB", content, position)
-        position += header_bytes
-        part = content[position : position + size]
-        record = part if kind in first else record + part
-        position += size
-        if kind in last:
-            yield record
-
-
-def history(run: RunDirectory) -> list[dict[str, Any]]:
-    rows = [r.history for r in records(run) if r.WhichOneof("record_type") == "history"]
-    named = [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row.item}
-        for row in rows
-    ]
-    its_own = ("_runtime", "_timestamp")
-    return [{name: row[name] for name in row if name not in its_own} for row in named]
 
 
 def losses(run: RunDirectory) -> list[tuple[int, float]]:

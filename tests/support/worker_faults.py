@@ -1,4 +1,4 @@
-"""Faults that are put into a worker before it starts: see `tests.faults.workers`."""
+"""Faults that are put into a worker before it starts: see `tests.support.workers`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of limits and clocks for `tests.faults.workers`, and a real `dpo` to which they happen.
+"""Faults of limits and clocks for `tests.support.workers`, and a real `dpo` to which they happen.
 
 A real worker trains for a second behind five of imports. So that nothing is left to chance, it
 stops itself (SIGSTOP) at a step, and goes on when the fault has reached it.
@@ -23,9 +23,9 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Event, EventReader, Resumed, StepDone, WorkerStarted
 from dpo_cli.run.lookup import find_runs
-from tests.faults import workers
-from tests.faults.arms import at_step
+from tests.support import workers
 from tests.support.cli import DPO, HANG_SECONDS, REPOSITORY, environment
+from tests.support.worker_faults import at_step
 
 DAY_SECONDS = 86400.0
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.arms import own_cache
+from tests.support.worker_faults import own_cache
 
 
 def both(first: Callable[[], object], second: Callable[[], object]) -> None:

@@ -40,7 +40,7 @@ _PRELOADED = [
     "transformers.models.granitemoeshared.modeling_granitemoeshared",
     "transformers.models.qwen3_moe.modeling_qwen3_moe",
     "transformers.tokenization_utils_tokenizers",
-    "tests.faults.workers",
+    "tests.support.workers",
 ]
 
 

@@ -93,8 +93,8 @@ def check_fit(reporter: Reporter, inputs: RunInputs, on_progress: OnProgress) ->
             "tokenizer-mismatch",
             "model.tokenizer",
             f"{measured}. {key} does not fit the tokenizer {folder}, or is no language model",
-            "Set model.tokenizer to the tokenizer with which these weights were trained:"
-            f" {model_weights.architecture.tokenizer_hint}.",
+            "Set model.tokenizer to the tokenizer with which these weights were trained"
+            f" ({model_weights.architecture.tokenizer_hint}).",
         )
 
 

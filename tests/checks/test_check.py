@@ -116,7 +116,7 @@ def test_a_wrong_tokenizer_of_the_right_size_is_an_error(examined: Examine, benc
     assert codes(diagnosis, ERROR) == ["tokenizer-mismatch"]
     mismatch = of(diagnosis, "tokenizer-mismatch")
     assert "random guessing" in mismatch.message
-    assert "MiniMind version 2" in mismatch.remedy
+    assert "MiniMind's two versions" in mismatch.remedy
     assert of(diagnosis, "first-loss").level is OK  # the later checks still run
 
 
@@ -495,7 +495,7 @@ def test_the_format_is_named(examined: Examine, bench: Path) -> None:
     assert first in repeated
     assert repeated.endswith(", ...")
     unusable = of(examined("data.data_path=shards"), "data-unusable")
-    assert "the columns are those of no known format: 'question', 'chosen'" in unusable.message
+    assert "the columns match no known format: 'question', 'chosen'" in unusable.message
     assert 'prompt = "question"' in unusable.remedy
 
 

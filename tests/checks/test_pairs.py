@@ -181,7 +181,7 @@ def test_a_template_of_another_tokenizer(examined: Examine, bench: Path) -> None
     assert "<|im_end|>" not in mismatch.message  # of which the tokenizer knows
 
 
-def test_a_template_that_leaves_messages_out(examined: Examine, bench: Path) -> None:
+def test_a_template_that_leaves_out_messages(examined: Examine, bench: Path) -> None:
     def side(answer: str) -> list[Message]:
         late = {"role": "system", "content": "Be brief."}
         return [*turns(QUESTION), late, *turns(QUESTION, answer)]
@@ -189,8 +189,8 @@ def test_a_template_that_leaves_messages_out(examined: Examine, bench: Path) -> 
     (bench / "pairs.jsonl").write_text("".join([*ROWS, two_sides(side(YES), side(NO))]))
     left_out = of(examined(), "template-leaves-out")
     assert left_out.message == (
-        "1 of 9 rows are set aside (line 9), the first since the chat template leaves out turns of"
-        " the system behind the first (message 2)"
+        "1 of 9 rows are skipped (line 9), the first because the chat template leaves out later"
+        " system turns (message 2)"
     )
 
 

@@ -35,6 +35,10 @@ test: lint
 test-cpu: $(READY)
 	$(BIN)/python -m tests.support.capabilities -n $(TEST_JOBS) --dist worksteal
 
+# The tests of what changed since main: tests/support/quick.py selects them.
+quick: lint
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $$($(BIN)/python -m tests.support.quick)
+
 # A hundred random SIGKILLs of one run; it must end as one left in peace. `make test` does 25. Then
 # two ranks: 50 stops of one of them alone, 20 kills of the launcher.
 storm: $(READY)

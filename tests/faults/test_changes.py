@@ -71,7 +71,7 @@ def test_an_edited_position_is_refused_always(
     refused = dpo("resume", half.path, "--allow-changes", cwd=half.path)
     assert refused.returncode == 2
     assert f"  {says}" in refused.stderr.splitlines()
-    assert "cannot go on with other pairs" in refused.stderr
+    assert "cannot continue with other pairs" in refused.stderr
     assert content(half.path, "lock") == before
 
 

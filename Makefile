@@ -12,7 +12,7 @@ BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimi
 # that two cores bear three processes.
 TEST_JOBS ?= 3
 
-.PHONY: setup demo test test-cpu storm bench bench-scaling lint format clean
+.PHONY: setup demo test test-cpu quick storm bench bench-scaling lint format clean
 
 setup: $(READY)
 
@@ -38,19 +38,6 @@ test-cpu: $(READY)
 # The tests of what changed since main: tests/support/quick.py selects them.
 quick: lint
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $$($(BIN)/python -m tests.support.quick)
-
-# Vectorized kernels round differently: the numbers must agree under each capability that torch can
-# choose. All three run even if one fails.
-CPU_TESTS := tests/objective tests/checks/test_check.py tests/training/test_exactness.py \
-	tests/training/test_golden_runs.py tests/training/test_reference.py tests/training/test_resume.py
-test-cpu: $(READY)
-	@failed=; for capability in default avx2 avx512; do \
-		export ATEN_CPU_CAPABILITY=$$capability; \
-		echo "ATEN_CPU_CAPABILITY=$$capability: torch uses" \
-			$$($(BIN)/python -c 'import torch; print(torch.backends.cpu.get_cpu_capability())'); \
-		$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal \
-			$(CPU_TESTS) || failed="$$failed $$capability"; \
-	done; test -z "$$failed" || { echo "failed under ATEN_CPU_CAPABILITY:$$failed"; exit 1; }
 
 # A hundred random SIGKILLs of one run; it must end as one left in peace. `make test` does 25. Then
 # two ranks: 50 stops of one of them alone, 20 kills of the launcher.

@@ -35,6 +35,23 @@ test: lint
 test-cpu: $(READY)
 	$(BIN)/python -m tests.support.capabilities -n $(TEST_JOBS) --dist worksteal
 
+# The tests of what changed since main: tests/support/quick.py selects them.
+quick: lint
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $$($(BIN)/python -m tests.support.quick)
+
+# Vectorized kernels round differently: the numbers must agree under each capability that torch can
+# choose. All three run even if one fails.
+CPU_TESTS := tests/objective tests/checks/test_check.py tests/training/test_exactness.py \
+	tests/training/test_golden_runs.py tests/training/test_reference.py tests/training/test_resume.py
+test-cpu: $(READY)
+	@failed=; for capability in default avx2 avx512; do \
+		export ATEN_CPU_CAPABILITY=$$capability; \
+		echo "ATEN_CPU_CAPABILITY=$$capability: torch uses" \
+			$$($(BIN)/python -c 'import torch; print(torch.backends.cpu.get_cpu_capability())'); \
+		$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal \
+			$(CPU_TESTS) || failed="$$failed $$capability"; \
+	done; test -z "$$failed" || { echo "failed under ATEN_CPU_CAPABILITY:$$failed"; exit 1; }
+
 # A hundred random SIGKILLs of one run; it must end as one left in peace. `make test` does 25. Then
 # two ranks: 50 stops of one of them alone, 20 kills of the launcher.
 storm: $(READY)

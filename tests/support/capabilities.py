@@ -19,7 +19,7 @@ TESTS = (
     "tests/training/test_golden_runs.py",
     "tests/training/test_resume.py",
     "tests/training/test_reference.py",
-    "tests/checks/test_examination.py",
+    "tests/checks/test_check.py",
     "tests/models/test_support.py",
     "tests/objective",
 )

@@ -1,4 +1,4 @@
-"""Every training run in golden/train, step by step, through `dpo train` itself.
+"""Every training run in golden/train, step by step, through the worker that `dpo train` starts.
 
 The exceptions are those the numbers were recorded with: MiniMind 2's mixture of experts rounds
 expert outputs to float16 in training, and its accumulation leaks an epoch's last window into the
@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.cli import Run, dpo, set_options
+from tests.support import workers
+from tests.support.cli import Run, set_options
 from tests.support.golden_runs import (
     DENSE_LOSS,
     FINAL_WEIGHTS,
@@ -34,9 +35,9 @@ def train(
     recorded = json.loads((shared / "golden/train" / version / f"{name}.json").read_text())
     keys = settings(shared, version, recorded) | changes
     profile = PROFILES[version, recorded["args"]["use_moe"]]
-    result = dpo("train", profile, *set_options(keys), cwd=cwd)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return Run.only(cwd), recorded
+    run = workers.new_run(cwd, ["train", profile, *set_options(keys)])
+    assert workers.work(run) == 0
+    return Run(run), recorded
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])

@@ -14,36 +14,32 @@ from dpo_cli.run.events import Alert
 from tests.support.worker_runs import MODELS, train
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("profile", MODELS)
-def test_half_precision_follows_float32(
-    shared: Path, tmp_path: Path, profile: str, dtype: str
-) -> None:
-    full, half = (train(shared, tmp_path, profile, name) for name in ("float32", dtype))
-    for run in (full, half):
+def test_half_precision_follows_float32(shared: Path, tmp_path: Path, profile: str) -> None:
+    full, *halves = (
+        train(shared, tmp_path, profile, dtype) for dtype in ("float32", "bfloat16", "float16")
+    )
+    for run in (full, *halves):
         assert run.steps[0].metrics["loss"] == pytest.approx(math.log(2), abs=1e-12)
         assert run.steps[0].metrics["kl"] == 0.0
-    # float16's first losses are scaled too far and their update is skipped; the weights are then
-    # the first ones still. Later a rounding may send a token to another expert, and paths part.
-    first = next(n for n, norm in enumerate(half.grad_norms) if math.isfinite(norm))
-    assert half.grad_norms[first] == pytest.approx(full.grad_norms[first], rel=0.05)
-    assert half.grad_norms[first] != full.grad_norms[first]
-    skipped = [event for event in half.events if isinstance(event, Alert)]
-    assert len(skipped) == first
-    if profile == "dense":
-        assert half.losses == pytest.approx(full.losses, abs=1e-3)
-    weights = load_file(half.checkpoint / "weights.safetensors")
-    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-    assert any(not torch.equal(t, t.to(getattr(torch, dtype)).float()) for t in weights.values())
-
-
-def test_only_float16_scales_its_loss(shared: Path, tmp_path: Path) -> None:
-    scalers = {
-        dtype: json.loads(
-            (train(shared, tmp_path, "dense", dtype).checkpoint / "state.json").read_text()
-        )
-        for dtype in ("float32", "bfloat16", "float16")
-    }
-    assert not scalers["float32"]["scaler"]
-    assert not scalers["bfloat16"]["scaler"]
-    assert scalers["float16"]["scaler"]["scale"] > 1
+    for dtype, half in zip((torch.bfloat16, torch.float16), halves, strict=True):
+        # float16's first losses are scaled too far and their update is skipped; the weights are
+        # then the first ones still. Later a rounding may send a token to another expert, and paths
+        # part.
+        first = next(n for n, norm in enumerate(half.grad_norms) if math.isfinite(norm))
+        assert half.grad_norms[first] == pytest.approx(full.grad_norms[first], rel=0.05)
+        assert half.grad_norms[first] != full.grad_norms[first]
+        skipped = [event for event in half.events if isinstance(event, Alert)]
+        assert len(skipped) == first
+        if profile == "dense":
+            assert half.losses == pytest.approx(full.losses, abs=1e-3)
+        weights = load_file(half.checkpoint / "weights.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+        assert any(not torch.equal(t, t.to(dtype).float()) for t in weights.values())
+    # Only float16 scales its loss.
+    scalers = [
+        json.loads((run.checkpoint / "state.json").read_text())["scaler"] for run in (full, *halves)
+    ]
+    assert not scalers[0]
+    assert not scalers[1]
+    assert scalers[2]["scale"] > 1

@@ -14,6 +14,7 @@ import torch
 from dpo_cli.models.loading import load_model_weights, read_state_dict
 from dpo_cli.run.events import Completed, Evaluated, Exported, Resumed, Saved, Stopped
 from dpo_cli.run.lookup import find_run
+from tests.support import workers
 from tests.support.cli import HANG_SECONDS, Run, dpo, set_options, start
 from tests.support.small_runs import MANY_SAVES, golden_run, small_run
 
@@ -80,13 +81,11 @@ def interrupt_after(
     ["dense, dropout, accumulation", "MiniMind version 3 experts, kahan_summation", "real experts"],
 )
 def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
+    parts = tmp_path / "parts"
     parts.mkdir()
     arguments = commands(shared, tmp_path, case)
-
-    result = dpo(*arguments, cwd=whole)
-    assert result.returncode == 0, result.stdout + result.stderr
+    whole = workers.new_run(tmp_path / "whole", arguments)
+    assert workers.work(whole) == 0
 
     code, output = interrupt_after(arguments, parts, 7, signal.SIGINT)
     assert code == 130, output
@@ -101,7 +100,7 @@ def test_stopped_twice_and_resumed(shared: Path, tmp_path: Path, case: str) -> N
     result = dpo(*resume[1].split(), cwd=parts)
     assert result.returncode == 0, result.stdout + result.stderr
 
-    uninterrupted, resumed = Run.only(whole), Run.only(parts)
+    uninterrupted, resumed = Run(whole), Run.only(parts)
     resumptions = [event for event in resumed.events if isinstance(event, Resumed)]
     assert len(resumptions) == 2
     assert resumptions[0].optimizer_step >= 7  # it went on, and did not begin again
@@ -122,8 +121,11 @@ def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
     """Train, complete, go on with more epochs, export: what is written is what MiniMind loads."""
     out_dir = tmp_path / "out"
     out_dir.mkdir()
+    start_weights = shared / "golden/train/seed/full_sft_64.pth"
     keys = {
-        "model.weights": shared / "checkpoints/full_sft_512.pth",
+        "model.weights": start_weights,
+        "model.hidden_size": 64,
+        "model.num_hidden_layers": 2,
         "model.out_dir": out_dir,
         "model.tokenizer": shared / "tokenizer/minimind2",
         "data.data_path": shared / "golden/data/train27.jsonl",
@@ -153,8 +155,8 @@ def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
 
     exported = dpo("export", "mine", cwd=tmp_path)
     assert exported.returncode == 0, exported.stdout + exported.stderr
-    path = out_dir / "rlhf_512.pth"
-    start = read_state_dict(shared / "checkpoints/full_sft_512.pth")
+    path = out_dir / "rlhf_64.pth"
+    start = read_state_dict(start_weights)
     written = torch.load(path, weights_only=True)
     assert set(written) == set(start)
     assert all(written[name].shape == tensor.shape for name, tensor in start.items())
@@ -162,7 +164,9 @@ def test_a_run_from_start_to_file(shared: Path, tmp_path: Path) -> None:
     half = {name: tensor.half() for name, tensor in run.weights.items()}
     assert all(torch.equal(written[name], tensor) for name, tensor in half.items())
     assert written["lm_head.weight"].data_ptr() == written["model.embed_tokens.weight"].data_ptr()
-    apart = re.search(r"pairs: ([\d.e-]+) nats .* mean, ([\d.e-]+) at most", exported.stdout)
+    apart = re.search(
+        r"mean difference ([\d.e-]+) nats per token, largest ([\d.e-]+)", exported.stdout
+    )
     assert apart is not None, exported.stdout
     mean, largest = map(float, apart.groups())
     assert 0 < mean < largest < 0.05
@@ -197,8 +201,8 @@ def test_run_starts_from_a_copy_of_another_runs_weights(shared: Path, tmp_path: 
 
 
 def test_missing_checkpoints_do_not_start_a_run_over(shared: Path, tmp_path: Path) -> None:
-    assert dpo(*small_run(shared), cwd=tmp_path).returncode == 0
-    run = Run.only(tmp_path)
+    run = Run(workers.new_run(tmp_path / "runs", small_run(shared)))
+    assert workers.work(run.directory) == 0
     shutil.rmtree(run.checkpoint)
     result = dpo(
         "resume", run.directory.name, "--set", "train.epochs=2", "--allow-changes", cwd=tmp_path
@@ -214,7 +218,7 @@ def test_an_export_that_fails_leaves_nothing(shared: Path, tmp_path: Path) -> No
     out_dir = tmp_path / "out"
     out_dir.mkdir()
     arguments = small_run(shared, **{"data.data_path": data, "model.out_dir": out_dir})
-    assert dpo(*arguments, cwd=tmp_path).returncode == 0
+    assert workers.work(workers.new_run(tmp_path / "runs", arguments)) == 0
     moved = data.rename(tmp_path / "moved.jsonl")
     failed = dpo("export", cwd=tmp_path)
     assert failed.returncode == 1

@@ -12,7 +12,7 @@ BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimi
 # that two cores bear three processes.
 TEST_JOBS ?= 3
 
-.PHONY: setup demo test test-cpu storm bench bench-scaling lint format clean
+.PHONY: setup demo test test-cpu quick storm bench bench-scaling lint format clean
 
 setup: $(READY)
 
@@ -34,6 +34,10 @@ test: lint
 # The tests that compare bits, under each instruction set of torch's CPU kernels: default, avx2, avx512.
 test-cpu: $(READY)
 	$(BIN)/python -m tests.support.capabilities -n $(TEST_JOBS) --dist worksteal
+
+# The tests of what changed since main: tests/support/quick.py selects them.
+quick: lint
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal $$($(BIN)/python -m tests.support.quick)
 
 # A hundred random SIGKILLs of one run; it must end as one left in peace. `make test` does 25. Then
 # two ranks: 50 stops of one of them alone, 20 kills of the launcher.

@@ -47,8 +47,8 @@ def evaluate_named(
         )
     report = on_progress or ignore_progress
     report("loading", 0, 0, "")
-    from dpo_cli.inference.evaluate import evaluate_models, stated_by  # loads torch
+    from dpo_cli.inference.evaluate import evaluate_models, model_settings  # loads torch
     from dpo_cli.inference.open_model import open_model
 
-    opened = open_model(named, stated_by(eval_config), best=best)
+    opened = open_model(named, model_settings(eval_config), best=best)
     return evaluate_models(eval_config, [opened], report)

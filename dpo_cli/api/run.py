@@ -279,7 +279,7 @@ class Run:
             rounding,
             seed,
             best=best,
-            form=format,
+            export_format=format,
         )
 
     def __repr__(self) -> str:

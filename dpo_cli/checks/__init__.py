@@ -1,1 +1,1 @@
-"""The checks behind `dpo check`: findings, not prints; nothing is written anywhere."""
+"""Checks behind `dpo check`: they return findings, print nothing and write no files."""

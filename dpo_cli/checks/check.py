@@ -1,4 +1,4 @@
-"""All checks in their order: cheap ones first, each that can still run, whatever failed before."""
+"""Entry point of `dpo check`: runs all checks, the fast ones first."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ def run_checks(
     pair: str | None,
     on_progress: OnProgress,
 ) -> Diagnosis:
-    """Look at everything that a run of this profile would stand on. Nothing is written.
+    """Check everything that a run of a profile depends on; write nothing.
+
+    A failed check does not end the others: only those that need its result are skipped.
 
     Args:
-        path: of the profile; it exists.
-        overrides: of `--set`.
-        runs_root: where runs are to lie, and where "run:NAME" is looked for.
-        pair: the row whose pair is to be shown, as `Places.find` takes it; None for the first that
-            is kept.
+        path: existing profile.
+        overrides: `KEY=VALUE` of each `--set`.
+        runs_root: directory of runs, also for weights given as "run:NAME".
+        pair: row whose pair is shown, as `Places.find` takes it; None for the first pair.
         on_progress: called with phase, done, total (0 if unknown) and unit.
     """
     reporter = Reporter()
-    read = check_profile(reporter, path, overrides)
-    if read is None:
+    result = check_profile(reporter, path, overrides)
+    if result is None:
         return Diagnosis(tuple(reporter.findings), None, {})
-    loaded, wrong_keys = read
+    loaded, wrong_keys = result
     unusable = check_files(reporter, loaded, wrong_keys)
     check_trackers(reporter, loaded.profile)
 
     on_progress("loading PyTorch", 0, 0, "")
-    began = time.perf_counter()
+    start = time.perf_counter()
     from dpo_cli.checks.torch_checks import TorchChecks  # imports torch: seconds
 
-    seconds = time.perf_counter() - began
+    import_seconds = time.perf_counter() - start
     checks = TorchChecks(
-        reporter, loaded.profile, wrong_keys, unusable, runs_root, on_progress, seconds
+        reporter, loaded.profile, wrong_keys, unusable, runs_root, on_progress, import_seconds
     )
     return checks.run(pair)

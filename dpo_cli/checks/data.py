@@ -1,4 +1,4 @@
-"""The pairs: which are kept, what a longer `max_seq_len` would keep, and where the loss lies."""
+"""Checks of the pairs: rows that are kept, larger values of `max_seq_len`, and the loss masks."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.sources import OnProgress, encode
 
-OTHER_LENGTHS = (1536, 2048)
-_NAMED = 5
+LONGER_LIMITS = (1536, 2048)
+"""Values of `max_seq_len` that are compared with the profile's."""
+_NAMED_ROWS = 5
 
 
 @dataclass(frozen=True)
-class ExaminedData:
-    """A source of pairs of which some can be trained on.
+class CheckedData:
+    """A source with at least one pair to train on.
 
     Attributes:
-        rows: at the profile's `max_seq_len`.
-        by_length: the same, and at longer ones.
-        histograms: how long the pairs are.
-        issues: what their texts have about them.
+        rows: rows at the profile's `max_seq_len`.
+        by_length: rows by `max_seq_len`, for the profile's and longer values.
+        histograms: lengths of the pairs.
+        issues: issues of the texts.
     """
 
     rows: Rows
@@ -43,7 +44,7 @@ class ExaminedData:
     issues: PairIssues
 
     def facts(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the figures as plain values, for `dpo check --json`."""
         return {
             "lengths": {length: rows.facts() for length, rows in self.by_length.items()},
             "issues": {str(issue): lines for issue, lines in self.issues.lines.items() if lines},
@@ -57,50 +58,44 @@ def check_data(
     source: Source,
     tokenizer: ChatTokenizer,
     on_progress: OnProgress,
-) -> ExaminedData | None:
-    """Encode a source of pairs, count what can be trained on, and look at it.
-
-    Args:
-        reporter: gets the findings.
-        profile: says how to encode.
-        source: of the pairs to train on, or of those held out.
-        tokenizer: encodes.
-        on_progress: hears how far it is.
+) -> CheckedData | None:
+    """Encode a source of pairs, count the rows that are kept, and find issues in the texts.
 
     Returns:
-        None if no pair is left.
+        None if no pair can be trained on.
     """
     limit, subject = profile.data.max_seq_len, subject_of(source)
-    whole = None
+    encoded = None
     with reporter.errors_as("data-unusable", subject, source):
-        whole = encode(profile, source, tokenizer, on_progress)
-    if whole is None:
+        encoded = encode(profile, source, tokenizer, on_progress)
+    if encoded is None:
         return None
-    lengths = [limit, *(length for length in OTHER_LENGTHS if length > limit)]
-    by_length = {length: whole.cut(length) for length in lengths}
+    lengths = [limit, *(length for length in LONGER_LIMITS if length > limit)]
+    by_length = {length: encoded.cut(length) for length in lengths}
     rows = by_length[limit]
-    reporter.ok("format", subject, whole.places.description)
-    _note_malformed(reporter, subject, source, rows)
-    _note_kept(reporter, subject, whole, by_length)
+    reporter.ok("format", subject, encoded.places.description)
+    _check_malformed(reporter, subject, source, rows)
+    _check_kept(reporter, subject, encoded, by_length)
     if not rows.kept:
         return None
-    check_lengths(reporter, profile, subject, rows)
-    issues = look_closely(source, whole, rows, tokenizer, on_progress)
+    check_lengths(reporter, subject, rows)
+    issues = find_all_issues(source, encoded, rows, tokenizer, on_progress)
     check_texts(reporter, subject, issues)
-    return ExaminedData(rows, by_length, measure_lengths(whole, limit), issues)
+    return CheckedData(rows, by_length, measure_lengths(encoded, limit), issues)
 
 
-def look_closely(
+def find_all_issues(
     source: Source,
-    whole: EncodedRows,
+    encoded: EncodedRows,
     rows: Rows,
     tokenizer: ChatTokenizer,
     on_progress: OnProgress,
 ) -> PairIssues:
-    """What the pairs that are kept have about them, in their texts and in their tokens."""
+    """Find the issues of the kept pairs, in their texts and in their tokens."""
     kept = rows.kept.lines
-    issues = find_issues(source, whole.places, kept.tolist(), tokenizer.control_tokens, on_progress)
-    doubled = whole.lines[whole.doubled(list(tokenizer.control_tokens.values()))]
+    control_tokens = tokenizer.control_tokens
+    issues = find_issues(source, encoded.places, kept.tolist(), control_tokens, on_progress)
+    doubled = encoded.lines[encoded.doubled(list(control_tokens.values()))]
     of_tokens = {
         PairIssue.TRUNCATED: kept[rows.kept.shortened].tolist(),
         PairIssue.DOUBLED_TOKEN: doubled[torch.isin(doubled, kept)].tolist(),
@@ -109,39 +104,39 @@ def look_closely(
 
 
 def check_masks(reporter: Reporter, rows: Rows) -> None:
-    """Which tokens carry loss: an answer of every pair on both sides, and a share of them all."""
-    rewritten = [row for row in rows.skipped_rows if row.reason == REWRITES_TURNS]
+    """Check that both sides of every pair have tokens with loss."""
+    rewritten = [row.line for row in rows.skipped_rows if row.reason == REWRITES_TURNS]
     if rewritten:
         reporter.warn(
             "mask-template",
             "model.tokenizer",
-            f"the chat template rewrites earlier turns in {len(rewritten)} rows, so that nobody can"
-            f" say where their answers lie ({rows.places.names([row.line for row in rewritten])})",
-            "use a template that renders a turn the same whatever follows, or single-turn pairs",
+            f"the chat template rewrites earlier turns in {len(rewritten)} rows, so their responses"
+            f" cannot be located ({rows.places.names(rewritten)})",
+            "Use a template that renders a turn independently of later turns, or single-turn"
+            " pairs.",
         )
     answers = rows.kept.response_tokens
     share, fewest = int(answers.sum()) / int(rows.kept.lengths.sum()), int(answers.min())
     several = int((rows.kept.answers[:, 0] > 1).sum())
-    turns = f"; {several} pairs with several answers, all of which count" if several else ""
+    turns = f"; {several} pairs have several responses, and all of them count" if several else ""
     message = (
-        f"{share:.0%} of the tokens carry loss, at least {fewest} on each side of a pair,"
-        f" {answers.double().mean():.0f} in the mean{turns}"
+        f"{share:.0%} of the tokens carry loss, at least {fewest} per side,"
+        f" {answers.double().mean():.0f} on average{turns}"
     )
     if fewest:
         reporter.ok("masks", "", message)
     else:
         reporter.error(
-            "mask-empty", "", message, "this is a bug in dpo: report it with these pairs"
+            "mask-empty", "", message, "This is a bug in dpo. Please report it with these pairs."
         )
 
 
 def subject_of(source: Source) -> str:
-    """Its paths, as findings name them."""
+    """Return the paths of a source as findings show them."""
     return ", ".join(map(show_path, source.paths))
 
 
-def _note_malformed(reporter: Reporter, subject: str, source: Source, rows: Rows) -> None:
-    """Name rows that are no pairs."""
+def _check_malformed(reporter: Reporter, subject: str, source: Source, rows: Rows) -> None:
     malformed = [row for row in rows.skipped_rows if row.problem == "malformed"]
     if not malformed:
         return
@@ -151,47 +146,49 @@ def _note_malformed(reporter: Reporter, subject: str, source: Source, rows: Rows
         message = "\n".join([error.message.removeprefix(f"{source}: "), *error.details])
         reporter.error("data-malformed", subject, message, error.remedy)
     else:
-        named = [f"{rows.places.name(row.line)}: {row.reason}" for row in malformed[:_NAMED]]
+        named = [f"{rows.places.name(row.line)}: {row.reason}" for row in malformed[:_NAMED_ROWS]]
         reporter.warn(
             "data-malformed",
             subject,
             "\n".join([f"{len(malformed)} of {rows.total:,} rows are malformed", *named]),
-            "mend these rows, or train without them: they are set aside",
+            "Correct these rows, or train without them: they are skipped.",
         )
 
 
-def _note_kept(
-    reporter: Reporter, subject: str, whole: EncodedRows, by_length: dict[int, Rows]
+def _check_kept(
+    reporter: Reporter, subject: str, encoded: EncodedRows, by_length: dict[int, Rows]
 ) -> None:
-    """Say how many rows are kept, why others are not, and what longer sequences would cost."""
-    (limit, rows), *longer_ones = by_length.items()
-    reasons = Counter(row.problem for row in whole.skipped_rows)
-    # What ends alike only because it is cut counts as too long.
-    too_long = len(whole) - len(rows.kept)
-    message = f"{len(rows.kept):,} of {rows.total:,} rows kept at {limit:,} tokens"
-    lost = {
+    """Report kept and skipped rows, and what a larger `max_seq_len` would keep and cost."""
+    (limit, rows), *longer = by_length.items()
+    reasons = Counter(row.problem for row in encoded.skipped_rows)
+    # Encoding skips rows for what they contain; all rows that only `cut` skips are too long, also
+    # those whose sides differ only beyond the limit.
+    too_long = len(encoded) - len(rows.kept)
+    skipped = {
         "too long": too_long,
         "malformed": reasons["malformed"],
-        "alike": reasons["identical"],
+        "with identical sides": reasons["identical"],
         "with turns that the chat template leaves out": reasons["left-out"],
     }
+    message = f"{len(rows.kept):,} of {rows.total:,} rows kept at {limit:,} tokens"
     if rows.skipped_rows:
-        why = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
-        message += f"; set aside: {why}"
+        why = ", ".join(f"{number:,} {reason}" for reason, number in skipped.items() if number)
+        message += f"; skipped: {why}"
     if cut := int(rows.kept.shortened.sum()):
-        message += f"; {cut:,} of the kept ({cut / len(rows.kept):.0%}) lose their end"
+        message += f"; {cut:,} of the kept rows ({cut / len(rows.kept):.0%}) are truncated"
     offers = [
-        f"{length} keeps {len(other.kept):,}"
-        + (f" for {other.tokens / rows.tokens:.2f} times the tokens" if rows.kept else "")
-        for length, other in longer_ones
+        f"to {length} to keep {len(other.kept):,}"
+        + (f" ({other.tokens / rows.tokens:.2f} times the tokens)" if rows.kept else "")
+        for length, other in longer
         if len(other.kept) > len(rows.kept)
     ]
-    longer = f"data.max_seq_len = {', '.join(offers)}" if offers else ""
+    remedy = f"Set data.max_seq_len {' or '.join(offers)}." if offers else ""
     if not rows.kept:
-        reporter.error("data-none", subject, message, longer or "mend the rows that are set aside")
+        reporter.error("data-none", subject, message, remedy or "Correct the skipped rows.")
     elif too_long:
-        reporter.warn("data-truncated", subject, message, longer or "shorten these conversations")
+        remedy = remedy or "Shorten these conversations."
+        reporter.warn("data-truncated", subject, message, remedy)
     elif reasons["identical"]:
-        reporter.warn("data-identical", subject, message, "remove rows whose sides are alike")
+        reporter.warn("data-identical", subject, message, "Remove rows with identical sides.")
     else:
         reporter.ok("data", subject, message)

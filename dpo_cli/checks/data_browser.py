@@ -1,11 +1,11 @@
-"""The rows of a profile's data one after another, as `dpo data` shows them."""
+"""Pairs and skipped rows of a profile's data, one after another, for `dpo data`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dpo_cli.checks.data import look_closely, subject_of
+from dpo_cli.checks.data import find_all_issues, subject_of
 from dpo_cli.checks.pair_issues import PairIssues
 from dpo_cli.checks.preview import show_pair, why_not_kept
 from dpo_cli.data.chat import ChatTokenizer
@@ -20,7 +20,7 @@ from dpo_cli.training.sources import OnProgress, encode, training_pairs
 
 @dataclass(frozen=True)
 class SkippedRowText:
-    """Skipped row with its place, reason and text."""
+    """A skipped row: its place, the reason, and its text."""
 
     place: str
     problem: str
@@ -30,7 +30,7 @@ class SkippedRowText:
 
 @dataclass(frozen=True)
 class DataBrowser:
-    """A source of pairs, encoded as a run of the profile would."""
+    """Training data of a profile, encoded as a run would encode it."""
 
     source: Source
     rows: Rows
@@ -42,73 +42,74 @@ class DataBrowser:
         """Read and encode `data.data_path`.
 
         Args:
-            profile: its files are there.
+            profile: its files exist.
             on_progress: called with phase, done, total (0 if unknown) and unit.
 
         Raises:
             DpoError: tokenizer or data cannot be read.
         """
-        source, limit = training_pairs(profile), profile.data.max_seq_len
+        source = training_pairs(profile)
         tokenizer = ChatTokenizer(resolve_tokenizer(profile))
-        whole = encode(profile, source, tokenizer, on_progress)
-        rows = whole.cut(limit)
-        issues = look_closely(source, whole, rows, tokenizer, on_progress)
+        encoded = encode(profile, source, tokenizer, on_progress)
+        rows = encoded.cut(profile.data.max_seq_len)
+        issues = find_all_issues(source, encoded, rows, tokenizer, on_progress)
         return cls(source, rows, issues, tokenizer)
 
     def pairs(
-        self, stated: str | None, only: Sequence[PairIssue]
+        self, row_name: str | None, only: Sequence[PairIssue]
     ) -> Iterator[tuple[PairPreview, list[str]]]:
-        """The pairs that are kept, each with what it has about it.
+        """Yield the pairs that are kept, each with its issues.
 
         Args:
-            stated: the one to show, as `Places.find` takes it; None for all.
-            only: show those that have one of these; all, if it is empty.
+            row_name: the row to show, as `Places.find` takes it; None for all.
+            only: show the pairs that have one of these issues; empty for all pairs.
 
         Raises:
-            UsageError: there is no such row, or it is not kept.
+            UsageError: there is no such row, or it is skipped.
         """
         lines = self.rows.kept.lines.tolist()
-        line = self._find(stated)
-        if line is not None and line not in lines:
+        wanted_line = self._find(row_name)
+        if wanted_line is not None and wanted_line not in lines:
             raise UsageError(
-                f"{self._name(line)}: {why_not_kept(self.rows, line)}",
-                "dpo data --skipped shows the skipped rows",
+                f"{self._name(wanted_line)}: {why_not_kept(self.rows, wanted_line)}",
+                "Run dpo data --skipped to see the skipped rows.",
             )
-        wanted = {line for issue in only for line in self.issues.lines.get(issue, ())}
+        with_issue = {line for issue in only for line in self.issues.lines.get(issue, ())}
         return (
             (
                 show_pair(self.tokenizer, self.rows.kept[index], self.rows.places),
-                self.issues.of(its_line),
+                self.issues.of(line),
             )
-            for index, its_line in enumerate(lines)
-            if line in (None, its_line) and (not only or its_line in wanted)
+            for index, line in enumerate(lines)
+            if wanted_line in (None, line) and (not only or line in with_issue)
         )
 
-    def skipped(self, stated: str | None) -> Iterator[SkippedRowText]:
+    def skipped(self, row_name: str | None) -> Iterator[SkippedRowText]:
         """Yield the skipped rows, or one of them.
 
         Args:
-            stated: the one to show, as `Places.find` takes it; None for all.
+            row_name: the row to show, as `Places.find` takes it; None for all.
 
         Raises:
-            UsageError: there is no such row, or the row is not skipped.
+            UsageError: there is no such row, or it is not skipped.
         """
-        line = self._find(stated)
-        aside = {row.line: row for row in self.rows.skipped_rows if line in (None, row.line)}
-        if line is not None and not aside:
+        wanted_line = self._find(row_name)
+        skipped = {
+            row.line: row for row in self.rows.skipped_rows if wanted_line in (None, row.line)
+        }
+        if wanted_line is not None and not skipped:
             raise UsageError(
-                f"{self._name(line)}: this row is not skipped",
-                f"dpo data --line {stated} shows it, if there is one",
+                f"{self._name(wanted_line)}: this row is not skipped",
+                f"Run dpo data --line {row_name} to see it.",
             )
+        places = self.rows.places
         return (
-            SkippedRowText(
-                self.rows.places.name(line), aside[line].problem, aside[line].reason, text
-            )
-            for line, text in self.source.texts(self.rows.places, aside)
+            SkippedRowText(places.name(line), skipped[line].problem, skipped[line].reason, text)
+            for line, text in self.source.texts(places, skipped)
         )
 
-    def _find(self, stated: str | None) -> int | None:
-        return None if stated is None else self.rows.places.find(stated)
+    def _find(self, row_name: str | None) -> int | None:
+        return None if row_name is None else self.rows.places.find(row_name)
 
     def _name(self, line: int) -> str:
         return f"{subject_of(self.source)}, {self.rows.places.name(line)}"

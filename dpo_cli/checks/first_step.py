@@ -1,6 +1,6 @@
-"""Step 0 on real pairs, before any weight has moved: what must hold for training to mean anything.
+"""Checks of step 0 on real pairs, before any weight has changed.
 
-The loop's own batch, forward, loss and backward run once; no optimizer step is taken here.
+They use the training loop's own batch, forward, loss and backward, and take no optimizer step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.checks.reporter import Reporter
-from dpo_cli.checks.trial_trainer import TrialTrainer, modest_micro_batch
+from dpo_cli.checks.trial_trainer import TrialTrainer, small_micro_batch
 from dpo_cli.models.convert import EMBEDDING, HEAD
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.objective.losses import PairScores, loss_at_start
@@ -21,34 +21,33 @@ from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.setup import fallback_alert
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
-"""How far the first loss may be from the known one, of which it is a share above 1 nat: two
-forwards of the same weights."""
+"""Tolerance of the first loss by dtype: two forwards of the same weights may differ by rounding. It
+is absolute up to a loss of 1 nat and relative above."""
 
-_LISTED = 6
+_NAMED_TENSORS = 6
 _EXPERT = re.compile(r"(.*\.experts\.\d+)\.")
 _ROUTER = ".mlp.gate.weight"
 
 
 def check_layout(reporter: Reporter, trial: TrialTrainer) -> None:
-    """Say where a model is computed the slower way."""
+    """Warn if the model cannot compute packed rows."""
     alert = fallback_alert(trial.trainer.policy)
     if alert is not None:
         reporter.warn(alert.code, "model.weights", alert.message, alert.remedy)
 
 
 def check_first_step(reporter: Reporter, trial: TrialTrainer) -> None:
-    """Score one micro-batch by policy and reference, and let the loss flow back."""
+    """Score one micro-batch with policy and reference, and compute the gradients."""
     inputs, trainer = trial.inputs, trial.trainer
-    policy, indices = trainer.policy, modest_micro_batch(inputs)
-    # Dropout would make policy and reference differ; what is asked here is whether nothing else
-    # does.
+    policy, indices = trainer.policy, small_micro_batch(inputs)
+    # Without dropout: it would make policy and reference differ, and hide any other difference.
     policy.train(not inputs.profile.model.dropout)
     batch = inputs.batches.make_batch(inputs.pairs, indices)
-    pairs, balance = trainer.score(batch, trainer.reference.token_logps(indices, batch))
-    _check_start(reporter, inputs, pairs)
+    pairs, aux_loss = trainer.score(batch, trainer.reference.token_logps(indices, batch))
+    _check_loss(reporter, inputs, pairs)
     loss = pairs.losses.mean()
-    if balance is not None:
-        loss = loss + inputs.router_aux_loss_coef * balance
+    if aux_loss is not None:
+        loss = loss + inputs.router_aux_loss_coef * aux_loss
     trainer.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     trainer.scaler.unscale_(trainer.optimizer)
     gradients = {
@@ -61,95 +60,109 @@ def check_first_step(reporter: Reporter, trial: TrialTrainer) -> None:
     trainer.optimizer.zero_grad(set_to_none=True)
 
 
-def _check_start(reporter: Reporter, inputs: RunInputs, pairs: PairScores) -> None:
-    """The first loss: exactly what the policy has as its own reference, ln 2 with DPO."""
+def _check_loss(reporter: Reporter, inputs: RunInputs, pairs: PairScores) -> None:
+    """Check the first loss: ln 2 for DPO, because the policy equals its reference."""
     loss = pairs.losses.mean().item()
-    beta, start = inputs.profile.dpo.beta, loss_at_start(inputs.profile.dpo)
+    beta, expected = inputs.profile.dpo.beta, loss_at_start(inputs.profile.dpo)
     rewards = torch.cat([pairs.rewards_chosen, pairs.rewards_rejected])
     difference = rewards.abs().max().item() / beta
-    where = f"{len(pairs.losses)} pairs, {inputs.device.torch_device} {inputs.device.dtype_name}"
-    unit = "nats a token" if inputs.profile.dpo.reduction == "mean" else "nats a response"
-    apart = "policy and reference agree exactly"
+    subject = f"{len(pairs.losses)} pairs, {inputs.device.torch_device} {inputs.device.dtype_name}"
+    unit = "nats per token" if inputs.profile.dpo.reduction == "mean" else "nats per response"
+    agreement = "policy and reference agree exactly"
     if difference:
-        apart = f"policy and reference are at most {difference:.2g} {unit} apart"
+        agreement = f"policy and reference differ by at most {difference:.2g} {unit}"
     if not math.isfinite(loss):
         reporter.error(
             "first-loss",
-            where,
-            f"the loss is {loss} before any weight has moved",
-            "compute in another train.dtype, or look at these weights: are they sound?",
+            subject,
+            f"the loss is {loss} before any weight has changed",
+            "Use another train.dtype, or check these weights.",
         )
     elif not inputs.profile.dpo.needs_reference:
-        reporter.ok("first-loss", where, f"the loss is {loss:.4f}; it needs no reference")
-    elif start is None:
-        reporter.ok("first-loss", where, f"the loss is {loss:.4f}; {apart}")
+        reporter.ok("first-loss", subject, f"the loss is {loss:.4f}; it needs no reference")
+    elif expected is None:
+        reporter.ok("first-loss", subject, f"the loss is {loss:.4f}; {agreement}")
     elif inputs.reference_weights is not inputs.weights:
         reporter.ok(
             "first-loss",
-            where,
-            f"the loss is {loss:.4f}: not {_known(start)}, since model.reference is not the"
-            f" checkpoint; {apart}",
+            subject,
+            f"the loss is {loss:.4f}, not {_known(expected)}, because model.reference is not the"
+            f" starting weights; {agreement}",
         )
-    elif abs(loss - start) > TOLERANCE[inputs.device.dtype] * max(1, abs(start)):
+    elif abs(loss - expected) > TOLERANCE[inputs.device.dtype] * max(1, abs(expected)):
         reporter.error(
             "first-loss",
-            where,
-            f"the loss is {loss:.4f}, and must be {_known(start)}; {apart}",
-            "policy and reference have the same weights and compute something else: try"
-            ' train.dtype = "float32", and report it',
+            subject,
+            f"the loss is {loss:.4f}, but must be {_known(expected)}; {agreement}",
+            "Policy and reference have the same weights, but compute different values. Try"
+            ' train.dtype = "float32", and report this as a bug.',
         )
     else:
-        name = " = ln 2" if _is_ln_2(start) else ""
-        reporter.ok("first-loss", where, f"the loss is {loss:.4f}{name}, as it must; {apart}")
+        name = " = ln 2" if _is_ln_2(expected) else ""
+        reporter.ok(
+            "first-loss", subject, f"the loss is {loss:.4f}{name}, as expected; {agreement}"
+        )
 
 
 def _is_ln_2(loss: float) -> bool:
     return math.isclose(loss, math.log(2))
 
 
-def _known(start: float) -> str:
-    return f"ln 2 = {start:.4f}" if _is_ln_2(start) else f"{start:.4f}"
+def _known(loss: float) -> str:
+    return f"ln 2 = {loss:.4f}" if _is_ln_2(loss) else f"{loss:.4f}"
 
 
 def _check_gradients(
     reporter: Reporter, inputs: RunInputs, gradients: Mapping[str, Tensor]
 ) -> None:
-    """Every weight that can learn from these pairs is told how."""
+    """Check that every weight that can learn from these pairs has a gradient."""
     architecture = inputs.weights.architecture
-    tied = gradients.get(EMBEDDING)
-    own = {name: its for name, its in gradients.items() if name != HEAD or its is not tied}
-    norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in own.values()))
-    # Under float16 the scaler skips steps whose scaled gradients overflow; that is its work.
+    embedding = gradients.get(EMBEDDING)
+    # A tied head is the embedding itself, and must not count twice.
+    gradients = {
+        name: gradient
+        for name, gradient in gradients.items()
+        if name != HEAD or gradient is not embedding
+    }
+    norm = math.sqrt(
+        sum(gradient.double().square().sum().item() for gradient in gradients.values())
+    )
+    # With float16 the scaler skips steps whose scaled gradients overflow, which is no error.
     if not math.isfinite(norm) and inputs.device.dtype != torch.float16:
-        remedy = "compute in another train.dtype, or look at these weights: are they sound?"
-        reporter.error("gradient-overflow", "", f"the gradient's norm is {norm}", remedy)
+        remedy = "Use another train.dtype, or check these weights."
+        reporter.error("gradient-overflow", "", f"the norm of the gradient is {norm}", remedy)
         return
-    still = {name for name, gradient in own.items() if not gradient.any()}
-    experts = {name: match[1] for name in own if (match := _EXPERT.match(name))}
-    idle = set(experts.values()) - {experts[name] for name in experts if name not in still}
-    missing = [name for name in own if name in still and experts.get(name) not in idle]
-    # Of a constant the gradient is nothing but rounding.
-    if routers_rest := architecture.has_constant_expert_weights and not inputs.router_aux_loss_coef:
+    zero = {name for name, gradient in gradients.items() if not gradient.any()}
+    # Experts to which no token was routed have no gradient, which is no error either.
+    experts = {name: match[1] for name in gradients if (match := _EXPERT.match(name))}
+    idle = set(experts.values()) - {experts[name] for name in experts if name not in zero}
+    missing = [name for name in gradients if name in zero and experts.get(name) not in idle]
+    # If the weight of the only expert is always 1, the router's gradient is zero or rounding noise.
+    if is_router_constant := (
+        architecture.has_constant_expert_weights and not inputs.router_aux_loss_coef
+    ):
         missing = [name for name in missing if not name.endswith(_ROUTER)]
-    message = f"a gradient in {len(own) - len(still)} of {len(own)} tensors, norm {norm:.3g}"
+    message = (
+        f"a gradient in {len(gradients) - len(zero)} of {len(gradients)} tensors, norm {norm:.3g}"
+    )
     if idle:
-        number = len(set(experts.values()))
-        message += f"; {len(idle)} of {number} experts had no part in these pairs"
+        message += f"; {len(idle)} of {len(set(experts.values()))} experts got no token"
     if missing:
-        listed = ", ".join(missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
+        named = ", ".join(missing[:_NAMED_TENSORS])
+        named += ", ..." if len(missing) > _NAMED_TENSORS else ""
         reporter.error(
             "gradient-missing",
             "",
-            f"{message}; none in {listed}",
-            "these weights cannot learn: was the checkpoint saved whole?",
+            f"{message}; none in {named}",
+            "These weights cannot learn. Check that the file was saved completely.",
         )
-    elif routers_rest:
+    elif is_router_constant:
         reporter.warn(
-            "router-still",
+            "router-untrained",
             "train.router_aux_loss_coef",
-            f"{message}; the routers learn nothing: with one expert a token, its weight scaled to"
-            " 1, only the balance loss teaches them",
-            f"train.router_aux_loss_coef = {architecture.default_router_aux_loss_coef:g}",
+            f"{message}; the routers learn nothing: with one expert per token, whose weight is"
+            " always 1, only the auxiliary loss trains them",
+            f"Set train.router_aux_loss_coef = {architecture.default_router_aux_loss_coef:g}.",
         )
     else:
         reporter.ok("gradients", "", message)

@@ -1,4 +1,4 @@
-"""How long the run will take, from a few real steps on this device and exact counts of all."""
+"""Forecast of the run's time: a few real steps on this device, scaled by exact token counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.checks.memory import Peak, measure_peak, try_longest
+from dpo_cli.checks.memory import Peak, check_memory, measure_peak
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.trial_trainer import TrialTrainer
 from dpo_cli.compute.device import DTYPES
@@ -23,18 +23,18 @@ from dpo_cli.training.sources import OnProgress
 from dpo_cli.training.trainer import pause_seconds
 
 SAMPLES = 6
-MOST_SECONDS = 20.0
-"""Of measuring; three samples are taken in any case."""
-_LEAST_SAMPLES = 3
-_MOST_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 18}
-"""Of one sample, by device: of a longer window the first micro-batches."""
-_SAVED_BYTES_A_SECOND = 350e6
-"""What writing, hashing and flushing a state came to (benchmarks/RESULTS.md, "Saving")."""
+MAX_SECONDS = 20.0
+"""Time limit of the measurement; `_MIN_SAMPLES` are taken in any case."""
+_MIN_SAMPLES = 3
+_MAX_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 18}
+"""Tokens of one sample, by device; a larger global batch is cut to its first micro-batches."""
+_SAVED_BYTES_PER_SECOND = 350e6
+"""Measured rate of writing, hashing and flushing a checkpoint (benchmarks/RESULTS.md, "Saving")."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One real update: what it computed, and its seconds without the reference's."""
+    """One real step: computed tokens, and seconds without the reference."""
 
     tokens: int
     seconds: float
@@ -42,20 +42,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the whole run will take.
+    """Time and memory of the whole run.
 
     Attributes:
-        seconds: from the command to the end, of all that follows.
-        startup_seconds: until the first step.
-        training_seconds: of all updates, without the reference.
-        reference_seconds: of the reference's log-probs of the training pairs.
-        evaluation_seconds: of the held-out pairs, each time.
-        saving_seconds: of all saves.
-        step_seconds: of an update in the mean, the reference included.
-        longest_step_seconds: of the one with the most tokens.
-        tokens: positions that the policy computes in training.
-        process_bytes: the most memory of the process.
-        device_bytes: the most memory of tensors on a card; 0 on the CPU.
+        seconds: total time, the sum of the five parts that follow.
+        startup_seconds: time until the first step.
+        training_seconds: all optimizer steps, without the reference.
+        reference_seconds: the reference's log-probs of the training pairs.
+        evaluation_seconds: all evaluations of the held-out pairs.
+        saving_seconds: all checkpoints.
+        step_seconds: average time of one optimizer step, including the reference.
+        longest_step_seconds: time of the optimizer step with the most tokens.
+        tokens: tokens that the policy computes in training.
+        process_bytes: peak memory of the process.
+        device_bytes: peak memory of tensors on a GPU; 0 on the CPU.
     """
 
     seconds: float
@@ -74,25 +74,26 @@ class Forecast:
 def check_forecast(
     reporter: Reporter, trial: TrialTrainer, startup_seconds: float, on_progress: OnProgress
 ) -> dict[str, Any] | None:
-    """Measure memory and time by real updates, and say what the run will take.
+    """Measure memory and time of real steps, and report a forecast of the run.
 
     Args:
         reporter: gets the findings.
-        trial: makes the updates; its weights move.
-        startup_seconds: of reading what a run reads.
-        on_progress: hears how far it is.
+        trial: takes the steps, which change its weights.
+        startup_seconds: time to load the libraries and read the inputs.
+        on_progress: called with phase, done, total and unit.
 
     Returns:
-        The forecast as plain values; None where the run does not fit into memory.
+        The forecast as plain values; None if the run does not fit into memory.
     """
-    is_known = _reference_is_known(trial.inputs)
+    # Before the trial computes anything that could get into the cache.
+    is_cached = _reference_is_cached(trial.inputs)
     on_progress("trying the longest batch", 0, 0, "")
-    if not try_longest(reporter, trial):
+    if not check_memory(reporter, trial):
         reporter.skip("time", "a run that fits into memory")
         return None
     samples = take_samples(trial, on_progress)
-    peak = measure_peak(reporter, trial, reference_is_known=is_known)
-    forecast = predict(trial, samples, startup_seconds, is_known, peak)
+    peak = measure_peak(reporter, trial, reference_is_cached=is_cached)
+    forecast = predict(trial, samples, startup_seconds, is_cached, peak)
     parts = {
         "start": forecast.startup_seconds,
         "reference": forecast.reference_seconds,
@@ -106,31 +107,32 @@ def check_forecast(
         "time",
         "",
         f"about {format_duration(forecast.seconds)} on this device: {forecast.step_seconds:.2g} s"
-        f" an update in the mean, {forecast.longest_step_seconds:.2g} s the longest"
-        + (f"; of it {listed}" if listed else ""),
+        f" per step on average, at most {forecast.longest_step_seconds:.2g} s"
+        + (f"; {listed}" if listed else ""),
     )
     return asdict(forecast)
 
 
 def take_samples(trial: TrialTrainer, on_progress: OnProgress) -> list[Sample]:
-    """Real updates on windows of the first epoch, from short to long ones."""
+    """Time real steps on global batches of the first epoch, from short to long ones."""
     inputs = trial.inputs
-    limit = _MOST_TOKENS[inputs.device.type]
-    global_batches = [window for window in inputs.order.global_batches() if window.epoch == 0]
-    tokens = [global_batch_tokens(inputs, window) for window in global_batches]
+    limit = _MAX_TOKENS[inputs.device.type]
+    global_batches = [batch for batch in inputs.order.global_batches() if batch.epoch == 0]
+    tokens = [global_batch_tokens(inputs, batch) for batch in global_batches]
     by_tokens = sorted(range(len(global_batches)), key=lambda n: tokens[n])
     count = min(SAMPLES, len(global_batches))
-    # The middle of each sixth; every other one first, so that a few are of all lengths, too.
-    places = [int((n + 0.5) / count * len(global_batches)) for n in range(count)]
+    # The middle of each sixth of the lengths. Every other one comes first, so that the samples
+    # cover all lengths even if the time is over after three.
+    positions = [int((n + 0.5) / count * len(global_batches)) for n in range(count)]
     samples: list[Sample] = []
     began = time.perf_counter()
-    for number, place in enumerate([*places[1::2], *places[::2]]):
-        on_progress("timing updates", number, count, "updates")
-        if number >= _LEAST_SAMPLES and time.perf_counter() - began > MOST_SECONDS:
+    for number, position in enumerate([*positions[1::2], *positions[::2]]):
+        on_progress("timing steps", number, count, "steps")
+        if number >= _MIN_SAMPLES and time.perf_counter() - began > MAX_SECONDS:
             break
-        window = _shortened(inputs, global_batches[by_tokens[place]], limit)
-        _, seconds = trial.step(window)
-        samples.append(Sample(global_batch_tokens(inputs, window), seconds))
+        batch = _shortened(inputs, global_batches[by_tokens[position]], limit)
+        _, seconds = trial.step(batch)
+        samples.append(Sample(global_batch_tokens(inputs, batch), seconds))
     return samples
 
 
@@ -138,25 +140,28 @@ def predict(
     trial: TrialTrainer,
     samples: Sequence[Sample],
     startup_seconds: float,
-    reference_is_known: bool,
+    reference_is_cached: bool,
     peak: Peak,
 ) -> Forecast:
-    """What the whole run comes to, if it goes on as its samples.
+    """Extrapolate the samples to the whole run.
 
     Args:
         trial: has timed the reference.
-        samples: of updates.
+        samples: timed steps.
         startup_seconds: see `check_forecast`.
-        reference_is_known: its log-probs lie in the cache.
-        peak: memory.
+        reference_is_cached: the reference's log-probs are in the cache.
+        peak: measured memory.
     """
     inputs = trial.inputs
     order, packed = inputs.order, inputs.profile.train.layout == "packed"
-    each, token = fit_line(samples)
-    epoch = [global_batch_tokens(inputs, w) for w in inputs.order.global_batches() if w.epoch == 0]
+    per_step, per_token = fit_line(samples)
+    epoch = [
+        global_batch_tokens(inputs, batch) for batch in order.global_batches() if batch.epoch == 0
+    ]
     tokens = order.epochs * sum(epoch)
-    training = each * order.optimizer_steps + token * tokens
+    training = per_step * order.optimizer_steps + per_token * tokens
     forward = trial.reference.seconds / max(1, trial.reference.tokens)
+    # The packed layout computes the reference in the first epoch only, then reads the cache.
     reference = forward * (sum(epoch) if packed else tokens)
     held_out = sum(
         batch_tokens(inputs, inputs.held_out, indices)
@@ -164,11 +169,11 @@ def predict(
     )
     evaluations = evaluations_of(inputs) if held_out else 0
     if not packed:
-        evaluations *= 2
+        evaluations *= 2  # policy and reference each time
     elif inputs.policy_starts_as_reference:
-        evaluations -= 1
+        evaluations -= 1  # step 0 reuses the reference's log-probs
     evaluation = forward * held_out * evaluations
-    if packed and reference_is_known:
+    if packed and reference_is_cached:
         reference = 0.0
     elif packed:
         evaluation += forward * held_out
@@ -182,7 +187,7 @@ def predict(
         evaluation_seconds=evaluation,
         saving_seconds=saving,
         step_seconds=(training + reference) / order.optimizer_steps,
-        longest_step_seconds=each + (token + (forward if reference else 0)) * max(epoch),
+        longest_step_seconds=per_step + (per_token + (forward if reference else 0)) * max(epoch),
         tokens=tokens,
         process_bytes=peak.process_bytes,
         device_bytes=peak.device_bytes,
@@ -190,7 +195,7 @@ def predict(
 
 
 def fit_line(samples: Sequence[Sample]) -> tuple[float, float]:
-    """Seconds of each update, and of each token: the nearest line that has neither below zero."""
+    """Fit seconds per step and per token by least squares, with neither below zero."""
     count = len(samples)
     tokens = sum(s.tokens for s in samples) / count
     seconds = sum(s.seconds for s in samples) / count
@@ -202,37 +207,37 @@ def fit_line(samples: Sequence[Sample]) -> tuple[float, float]:
     return seconds - slope * tokens, slope
 
 
-def global_batch_tokens(inputs: RunInputs, window: GlobalBatch) -> int:
-    """Positions that the policy computes of a window."""
-    return sum(batch_tokens(inputs, inputs.pairs, indices) for indices in window.micro_batches)
+def global_batch_tokens(inputs: RunInputs, batch: GlobalBatch) -> int:
+    """Count the tokens that the policy computes for a global batch."""
+    return sum(batch_tokens(inputs, inputs.pairs, indices) for indices in batch.micro_batches)
 
 
 def batch_tokens(inputs: RunInputs, pairs: TokenizedPairs, indices: Sequence[int]) -> int:
-    """`computed_tokens` of the batch of these pairs, without making it."""
+    """Count the computed tokens of a batch of pairs without building it."""
     profile = inputs.profile
     if profile.train.layout == "padded":
         return 2 * len(indices) * (profile.data.max_seq_len - 1)
-    some = pairs.select(indices)
-    if profile.model.dropout:
-        return int((some.lengths - 1).sum())
-    return int(some.computed_tokens.sum())
+    selected = pairs.select(indices)
+    if profile.model.dropout:  # the sides do not share their prompt
+        return int((selected.lengths - 1).sum())
+    return int(selected.computed_tokens.sum())
 
 
 def evaluations_of(inputs: RunInputs) -> int:
-    """How often held-out pairs are scored: before, at each interval, and at the end."""
+    """Count the evaluations: at the start, after each interval, and at the end."""
     order, interval = inputs.order, inputs.profile.eval.interval
-    passed = 0
+    between = 0
     for step in range(1, order.optimizer_steps):
         before, after = order.steps_done(step - 1), order.steps_done(step)
-        passed += bool(interval) and after // interval > before // interval
-    return 2 + passed
+        between += bool(interval) and after // interval > before // interval
+    return 2 + between
 
 
 def saving_seconds(inputs: RunInputs, computing_seconds: float) -> float:
-    """Of the state that is saved at the end, and of those before."""
+    """Estimate the seconds of all checkpoints, the one at the end included."""
     train, parameters = inputs.profile.train, inputs.weights.parameters
     file_bytes = DTYPES[inputs.export_dtype].itemsize * parameters
-    once = (state_bytes(parameters, train) + file_bytes) / _SAVED_BYTES_A_SECOND
+    once = (state_bytes(parameters, train) + file_bytes) / _SAVED_BYTES_PER_SECOND
     steps = inputs.order.micro_batches
     between = max(
         pause_seconds(train, once), computing_seconds * min(1.0, train.save_interval / steps)
@@ -240,24 +245,26 @@ def saving_seconds(inputs: RunInputs, computing_seconds: float) -> float:
     return once * (1 + math.floor(computing_seconds / between if between else 0))
 
 
-def _shortened(inputs: RunInputs, window: GlobalBatch, limit: int) -> GlobalBatch:
-    """The first micro-batches of a window, up to so many tokens; one of them at least."""
+def _shortened(inputs: RunInputs, batch: GlobalBatch, limit: int) -> GlobalBatch:
+    """Cut a global batch to its first micro-batches, at least one, with at most `limit` tokens."""
     total = 0
-    for number, indices in enumerate(window.micro_batches):
+    for number, indices in enumerate(batch.micro_batches):
         total += batch_tokens(inputs, inputs.pairs, indices)
         if total > limit and number:
-            return replace(window, micro_batches=window.micro_batches[:number])
-    return window
+            return replace(batch, micro_batches=batch.micro_batches[:number])
+    return batch
 
 
-def _reference_is_known(inputs: RunInputs) -> bool:
-    """Whether another run has left its log-probs of these very batches in the cache."""
+def _reference_is_cached(inputs: RunInputs) -> bool:
+    """Return True if the cache has the reference's log-probs of all batches of this run."""
     if inputs.profile.train.layout == "padded":
         return False
 
-    def load() -> Any:
-        raise AssertionError("nothing is computed here")
+    def load_reference() -> Any:
+        raise AssertionError("only the cache is read")
 
-    nowhere = Path("/dev/null/none")
-    references = open_references(inputs, load, nowhere)
-    return all(isinstance(one, CachedReference) and one.is_complete for one in references)
+    directory = Path("/dev/null/none")  # cannot exist, so that only the shared cache is read
+    references = open_references(inputs, load_reference, directory)
+    return all(
+        isinstance(reference, CachedReference) and reference.is_complete for reference in references
+    )

@@ -1,4 +1,4 @@
-"""Which rows say the same: a digest of each, in columns, since there may be millions of them."""
+"""Hashes of pairs, to find repeated and contradictory ones among millions of rows."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from torch import Tensor
 
 from dpo_cli.data.formats import Message
 
-_ODD = 0x5851F42D4C957F2D
-"""Of a linear congruential generator: mixes two hashes into one that tells them apart."""
+_ODD_FACTOR = 0x5851F42D4C957F2D
+"""Multiplier of Knuth's MMIX linear congruential generator. It mixes two hashes into one that
+depends on their order, so that a pair and its swapped copy differ."""
 
 
 class PairHashes:
-    """What rows answer, and what their sides say: 64 bits each, 28 bytes a row.
+    """64-bit hashes of prompt, chosen and rejected of each row, in 28 bytes per row.
 
-    Shape legend: K rows, U different ones.
+    Shape legend: K rows, U distinct rows, N requested rows.
     """
 
     def __init__(self) -> None:
+        # Columns of an array: a list of Python integers would take ten times the memory.
         self._lines = array("i")
         self._prompts, self._chosen, self._rejected = array("q"), array("q"), array("q")
 
@@ -36,64 +38,67 @@ class PairHashes:
         chosen: Sequence[Message],
         rejected: Sequence[Message],
     ) -> None:
-        """Note a row, whose number is above those before.
+        """Add a row; row numbers must ascend.
 
         Raises:
-            RecursionError: a message is nested as deep as JSON may be read.
+            RecursionError: a message is nested too deeply for JSON.
         """
-        hashes = [_digest(messages) for messages in (prompt, chosen, rejected)]
+        # Hash first, so that an error leaves all columns of the same length.
+        hashes = [_hash(messages) for messages in (prompt, chosen, rejected)]
         self._lines.append(line)
-        for column, digest in zip(
+        for column, value in zip(
             (self._prompts, self._chosen, self._rejected), hashes, strict=True
         ):
-            column.append(digest)
+            column.append(value)
 
     @property
     def prompts(self) -> int:
-        """How many different ones are answered."""
+        """Number of distinct prompts."""
         return len(torch.unique(_tensor(self._prompts)))
 
     def prompts_of(self, lines: Tensor) -> Tensor:
-        """Return the prompt hashes of those rows in `lines` ((N,), int32) that were noted."""
-        own, prompts = _tensor(self._lines), _tensor(self._prompts)
-        if not len(own):
+        """Return the prompt hashes, int64, of those of the rows `lines`, (N,) int32, that exist."""
+        known, prompts = _tensor(self._lines), _tensor(self._prompts)
+        if not len(known):
             return prompts
-        places = torch.searchsorted(own, lines).clamp(max=len(own) - 1)
-        return prompts[places[own[places] == lines]]
+        positions = torch.searchsorted(known, lines).clamp(max=len(known) - 1)
+        return prompts[positions[known[positions] == lines]]
 
     def compare(self) -> tuple[dict[int, int], dict[int, int]]:
-        """Rows that say what an earlier one says, and rows that others say the opposite of.
+        """Find rows that repeat another row, and rows that contradict one (sides swapped).
 
         Returns:
-            Each by its number, with the number of the first of the others.
+            Two dicts from the row's number to the number of the first such row.
         """
         lines = _tensor(self._lines)
         if not len(lines):
             return {}, {}
         chosen, rejected = _tensor(self._chosen), _tensor(self._rejected)
-        sides, which = torch.unique(chosen * _ODD + rejected, return_inverse=True)  # (U,), (K,)
-        last = lines.new_full(sides.shape, torch.iinfo(lines.dtype).max)
-        first = last.scatter_reduce(0, which, lines, "amin")  # (U,)
-        swapped = rejected * _ODD + chosen
-        places = torch.searchsorted(sides, swapped).clamp(max=len(sides) - 1)
+        # The int64 product wraps around, which is what the mixing needs.
+        distinct, index = torch.unique(
+            chosen * _ODD_FACTOR + rejected, return_inverse=True
+        )  # (U,), (K,)
+        last = lines.new_full(distinct.shape, torch.iinfo(lines.dtype).max)
+        first = last.scatter_reduce(0, index, lines, "amin")  # (U,)
+        swapped = rejected * _ODD_FACTOR + chosen
+        positions = torch.searchsorted(distinct, swapped).clamp(max=len(distinct) - 1)
         return (
-            _by_line(lines, first[which], first[which] != lines),
-            _by_line(lines, first[places], sides[places] == swapped),
+            _by_line(lines, first[index], first[index] != lines),
+            _by_line(lines, first[positions], distinct[positions] == swapped),
         )
 
 
 def _tensor(column: array[int]) -> Tensor:
-    """(K,) int32 of an array of "i", int64 of one of "q"."""
     dtype = torch.int32 if column.typecode == "i" else torch.int64
     return torch.frombuffer(column, dtype=dtype) if column else torch.empty(0, dtype=dtype)
 
 
-def _by_line(lines: Tensor, others: Tensor, is_one: Tensor) -> dict[int, int]:
-    return dict(zip(lines[is_one].tolist(), others[is_one].tolist(), strict=True))
+def _by_line(lines: Tensor, others: Tensor, mask: Tensor) -> dict[int, int]:
+    return dict(zip(lines[mask].tolist(), others[mask].tolist(), strict=True))
 
 
-def _digest(messages: Sequence[Message]) -> int:
-    """64 bits; whatever a Parquet file may hold beside the text counts by its words."""
+def _hash(messages: Sequence[Message]) -> int:
+    # default=str: a Parquet file may hold values that JSON has no form for, such as dates.
     text = json.dumps(messages, sort_keys=True, ensure_ascii=False, default=str)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -1,4 +1,4 @@
-"""What the texts of a source of pairs have about them, row by row."""
+"""Issues in the texts of pairs, for example repeated rows or marks of another chat template."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from dpo_cli.data.sources import Places, Source
 from dpo_cli.findings import PairIssue
 
 NEAR_IDENTICAL_SHARE = 0.9
-"""Of their words that both sides have in common, from where on they are nearly identical."""
-_LEAST_LETTERS = 20
+"""Share of common words from which on two sides are nearly identical."""
+_MIN_LETTERS = 20
+"""Characters of the shorter side below which its language is not compared."""
 _SAMPLED_ROWS = 32
 _PROGRESS_ROWS = 500
 _EAST_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
@@ -28,22 +29,22 @@ _FOREIGN = re.compile(
     r"|^### ?(?:Human|Assistant|Instruction|Response):",
     re.MULTILINE,
 )
-"""What ChatML, Llama 2 and 3, Gemma, Phi, Alpaca and their like write around a turn."""
-_LLAMA_END, _LLAMA_BEGIN = "</s>", "<s>"  # in HTML they come together: struck-out text
+"""Marks that the templates of ChatML, Llama 2 and 3, Gemma, Phi and Alpaca write around a turn."""
+_LLAMA_END, _LLAMA_BEGIN = "</s>", "<s>"  # both together are HTML: struck-out text
 
 
 @dataclass(frozen=True)
 class PairIssues:
-    """What was found in the rows that are kept, each by its number.
+    """Issues of the kept rows of a source; a row is named by its number.
 
     Attributes:
-        lines: of each issue that a row has, ascending.
-        partners: of contradictory and repeated rows the line of the other one.
-        marks: which control tokens, and which of other templates, stand in messages; by frequency.
-        languages: of the chosen answers.
-        hashes: of what they answer and say.
-        sample: some rows from everywhere in the source.
-        places: what the numbers mean.
+        lines: rows that have each issue, ascending.
+        partners: for contradictory and repeated rows, the other row by the row.
+        marks: control tokens and marks of other templates in messages, the most frequent first.
+        languages: number of chosen answers in each language.
+        hashes: hashes of prompts and sides.
+        sample: some rows, spread over the whole source.
+        places: mapping from row numbers to files and lines.
     """
 
     lines: Mapping[PairIssue, Sequence[int]]
@@ -55,13 +56,13 @@ class PairIssues:
     places: Places
 
     def of(self, line: int) -> list[str]:
-        """Those that a row has, in words, with the name of the row that it repeats."""
-        found = [issue for issue in PairIssue if line in self._members.get(issue, ())]
-        others = {issue: self.partners.get(issue, {}).get(line) for issue in found}
-        return [
-            f"{issue} ({self.places.name(other)})" if (other := others[issue]) else str(issue)
-            for issue in found
-        ]
+        """Return the issues of a row in words, with the name of the row that it repeats."""
+        texts = []
+        for issue in PairIssue:
+            if line in self._members.get(issue, ()):
+                partner = self.partners.get(issue, {}).get(line)
+                texts.append(f"{issue} ({self.places.name(partner)})" if partner else str(issue))
+        return texts
 
     @cached_property
     def _members(self) -> Mapping[PairIssue, frozenset[int]]:
@@ -75,47 +76,51 @@ def find_issues(
     control_tokens: Collection[str],
     on_progress: Callable[[str, int, int, str], None],
 ) -> PairIssues:
-    """Read the texts of a source of pairs.
+    """Read the texts of the kept rows and find their issues.
 
     Args:
-        source, places: files, and what the numbers of their rows mean.
-        kept: the numbers of the rows to look at, ascending.
-        control_tokens: of the tokenizer: what no message should contain.
+        source, places: files, and the mapping of row numbers to them.
+        kept: numbers of the rows to read, ascending.
+        control_tokens: special tokens of the tokenizer, which no message should contain.
         on_progress: called with phase, done, total and unit.
 
     Raises:
         DpoError: a file cannot be read.
     """
-    reader = _Reader(tuple(control_tokens))
+    collector = _Collector(tuple(control_tokens))
     sampled, sample = set(kept[:: max(1, len(kept) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]), []
-    is_wanted = bytearray(max(kept, default=0) + 1)
+    # One byte per row: a set of integers would take about 70 times the memory.
+    is_kept = bytearray(max(kept, default=0) + 1)
     for line in kept:
-        is_wanted[line] = True
+        is_kept[line] = True
     for row in read_pairs(source, None, places):
-        if row.line >= len(is_wanted):
+        if row.line >= len(is_kept):
             break
-        if not isinstance(row, PreferencePair) or not is_wanted[row.line]:
+        if not isinstance(row, PreferencePair) or not is_kept[row.line]:
             continue
-        with contextlib.suppress(RecursionError):  # nested as deep as JSON may be read
-            reader.read(row)
+        with contextlib.suppress(RecursionError):  # a message nested too deeply for JSON
+            collector.read(row)
         if row.line in sampled:
             sample.append(row)
-        if len(reader.hashes) % _PROGRESS_ROWS == 0:
-            on_progress("reading texts", len(reader.hashes), len(kept), "pairs")
-    partners = reader.compare()
+        if len(collector.hashes) % _PROGRESS_ROWS == 0:
+            on_progress("reading texts", len(collector.hashes), len(kept), "pairs")
+    partners = collector.compare()
     return PairIssues(
-        {issue: sorted(lines) for issue, lines in reader.lines.items()},
+        {issue: sorted(lines) for issue, lines in collector.lines.items()},
         partners,
-        {issue: [mark for mark, _ in marks.most_common()] for issue, marks in reader.marks.items()},
-        dict(reader.languages),
-        reader.hashes,
+        {
+            issue: [mark for mark, _ in marks.most_common()]
+            for issue, marks in collector.marks.items()
+        },
+        dict(collector.languages),
+        collector.hashes,
         sample,
         places,
     )
 
 
-class _Reader:
-    """Collects issues; keeps hashes of the texts, not the texts."""
+class _Collector:
+    """Collects issues row by row; keeps hashes of the texts instead of the texts."""
 
     def __init__(self, control_tokens: Sequence[str]) -> None:
         self.lines: dict[PairIssue, list[int]] = defaultdict(list)
@@ -125,38 +130,39 @@ class _Reader:
         self._control_tokens = control_tokens
 
     def read(self, row: PreferencePair) -> None:
-        """Note what one row has about it."""
+        """Add the issues of one row."""
         shared = _shared_messages(row)
         self.hashes.add(row.line, row.chosen[:shared], row.chosen, row.rejected)
-        found = self._marks_of(row)
+        issues = self._marks_of(row)
         rests = row.chosen[shared:], row.rejected[shared:]
+        # The sides must part at an answer: a user turn after the common beginning is a part of
+        # the prompt that the other side does not have.
         if any(rest and rest[0]["role"] != "assistant" for rest in rests):
-            found.add(PairIssue.OTHER_PROMPT)
+            issues.add(PairIssue.OTHER_PROMPT)
         chosen, rejected = ("\n".join(m["content"] for m in rest) for rest in rests)
         if is_near_identical(chosen, rejected):
-            found.add(PairIssue.NEAR_IDENTICAL)
+            issues.add(PairIssue.NEAR_IDENTICAL)
         if _thinks(rests[0]) != _thinks(rests[1]):
-            found.add(PairIssue.ONE_SIDED_THINK)
+            issues.add(PairIssue.ONE_SIDED_THINK)
         language, other = language_of(chosen), language_of(rejected)
         if language:
             self.languages[language] += 1
-        is_long = min(len(chosen), len(rejected)) >= _LEAST_LETTERS
+        is_long = min(len(chosen), len(rejected)) >= _MIN_LETTERS
         if is_long and language and other and language != other:
-            found.add(PairIssue.OTHER_LANGUAGE)
-        for issue in found:
+            issues.add(PairIssue.OTHER_LANGUAGE)
+        for issue in issues:
             self.lines[issue].append(row.line)
 
     def compare(self) -> dict[PairIssue, dict[int, int]]:
-        """Note rows that say what others say, or the opposite; gives the lines of the others."""
+        """Add repeated and contradictory rows; return the other row of each."""
         repeated, contradictory = self.hashes.compare()
         partners = {PairIssue.CONTRADICTORY: contradictory, PairIssue.REPEATED: repeated}
-        for issue, found in partners.items():
-            if found:
-                self.lines[issue] += found
+        for issue, others in partners.items():
+            if others:
+                self.lines[issue] += others
         return partners
 
     def _marks_of(self, row: PreferencePair) -> set[PairIssue]:
-        """What stands in a message and belongs to a chat template."""
         marks: dict[PairIssue, set[str]] = {
             PairIssue.CONTROL_TOKENS: set(),
             PairIssue.FOREIGN_TEMPLATE: set(),
@@ -169,19 +175,20 @@ class _Reader:
                 foreign.add(_LLAMA_END)
             marks[PairIssue.CONTROL_TOKENS] |= control
             marks[PairIssue.FOREIGN_TEMPLATE] |= foreign.difference(self._control_tokens)
-        for issue, found in marks.items():
-            self.marks[issue].update(found)
-        return {issue for issue, found in marks.items() if found}
+        for issue, texts in marks.items():
+            self.marks[issue].update(texts)
+        return {issue for issue, texts in marks.items() if texts}
 
 
 def is_near_identical(first: str, second: str) -> bool:
-    """Whether two texts have nearly all their words in common, in whatever order.
+    """Return True if two texts share nearly all of their words, in any order.
 
-    A word is a run of letters and digits, or one ideograph; the measure is Dice's coefficient,
-    2 |common| / (|first| + |second|), each word counted as often as it stands there.
+    A word is a run of letters and digits, or one ideograph. The measure is Dice's coefficient over
+    multisets of words, 2 |common| / (|first| + |second|).
     """
     shorter, longer = sorted((first, second), key=len)
-    if len(shorter) < NEAR_IDENTICAL_SHARE**2 * len(longer):  # soon said of most
+    # A fast exit for most pairs: texts of such different lengths cannot reach the share.
+    if len(shorter) < NEAR_IDENTICAL_SHARE**2 * len(longer):
         return False
     words, others = Counter(_WORD.findall(first.lower())), Counter(_WORD.findall(second.lower()))
     total = words.total() + others.total()
@@ -189,7 +196,6 @@ def is_near_identical(first: str, second: str) -> bool:
 
 
 def _shared_messages(row: PreferencePair) -> int:
-    """How many of their first messages both sides have in common."""
     shared = 0
     for chosen, rejected in zip(row.chosen, row.rejected, strict=False):
         if chosen != rejected:

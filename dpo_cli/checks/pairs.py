@@ -1,11 +1,10 @@
-"""Whether the pairs are what one thinks: their lengths, their texts, and what the template makes of
-them.
-"""
+"""Checks of the pairs' content: answer lengths, texts, chat template, and held-out overlap."""
 
 from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,52 +15,53 @@ from dpo_cli.data.chat import ChatTokenizer, Rendered
 from dpo_cli.data.languages import LANGUAGES
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.findings import Histogram, PairIssue
-from dpo_cli.profile.schema import Profile
 from dpo_cli.training.inputs import RunInputs
 
 _BINS = 32
-_WHOLE = 1 << 30
+_NO_LIMIT = 1 << 30
 _BIASED_SHARE = 0.6
-"""Of the pairs whose chosen answer is the longer one: from here on length tells them apart."""
-_SURE, _LEAST_PAIRS = 2.6, 30
-"""Standard errors beyond one half, and pairs: a few prove nothing."""
-_FEW, _SHARE_WORTH_A_WARNING = 3, 0.01
-"""Pairs, and their share, that are worth a warning where a single one may be meant so."""
+"""Share of pairs in which the same side is longer, from which on length predicts the label."""
+_SIGMAS, _MIN_PAIRS = 2.6, 30
+"""A length bias must exceed 1/2 by 2.6 standard errors (p < 0.01), on at least 30 pairs."""
+_MIN_ISSUES, _MIN_ISSUE_SHARE = 3, 0.01
+"""Number and share of pairs from which on an issue that may be intended is a warning."""
 _KNOWN_SHARE = 0.05
-"""Of the held-out pairs whose prompt may be trained on, too, without a word."""
-_LISTED = 5
+"""Tolerated share of held-out pairs whose prompt is also trained on."""
+_NAMED_MARKS = 5
 _MARK = re.compile(r"<\|?[a-z_]{1,30}\|?>")
 
 
-def check_lengths(reporter: Reporter, profile: Profile, subject: str, rows: Rows) -> None:
-    """Whether chosen answers are the longer ones, which is soon learned in the place of quality."""
+def check_lengths(reporter: Reporter, subject: str, rows: Rows) -> None:
+    """Check if chosen responses are mostly longer (or shorter), which a model learns first."""
     chosen, rejected = rows.kept.response_tokens.unbind(dim=1)
-    longer, unlike = int((chosen > rejected).sum()), int((chosen != rejected).sum())
-    share = longer / unlike if unlike else 0.5
+    longer, unequal = int((chosen > rejected).sum()), int((chosen != rejected).sum())
+    share = longer / unequal if unequal else 0.5
     bias = max(share, 1 - share)
-    told = "longer" if share >= 0.5 else "shorter"
+    side = "longer" if share >= 0.5 else "shorter"
     message = (
-        f"the chosen answer is the {told} one in {bias:.0%} of the pairs,"
-        f" {chosen.double().mean():,.0f} tokens against {rejected.double().mean():,.0f} in the mean"
+        f"chosen is {side} in {bias:.0%} of the pairs (mean {chosen.double().mean():,.0f} vs."
+        f" {rejected.double().mean():,.0f} tokens)"
     )
-    if unlike < _LEAST_PAIRS or bias < max(_BIASED_SHARE, 0.5 + _SURE * 0.5 / math.sqrt(unlike)):
+    # Standard error of a share of 1/2 over n pairs: 0.5 / sqrt(n).
+    if unequal < _MIN_PAIRS or bias < max(_BIASED_SHARE, 0.5 + _SIGMAS * 0.5 / math.sqrt(unequal)):
         reporter.ok("lengths", subject, message)
         return
-    remedy = "length alone would be right as often: judge what is learned on pairs of like length"
-    if profile.dpo.reduction == "sum":
-        remedy += '; dpo.reduction = "mean" with dpo.beta about 5 keeps length out of the reward'
+    remedy = (
+        f"Always picking the {side} response would be right as often. Look at the accuracy on pairs"
+        " of similar length."
+    )
     reporter.warn("length-bias", subject, message, remedy)
 
 
-def measure_lengths(whole: EncodedRows, max_seq_len: int) -> tuple[Histogram, ...]:
-    """How long prompts, answers and the longer sides of the pairs are, before anything is cut."""
-    if not len(whole):
+def measure_lengths(encoded: EncodedRows, max_seq_len: int) -> tuple[Histogram, ...]:
+    """Build histograms of prompt, responses and longer side in tokens, before truncation."""
+    if not len(encoded):
         return ()
-    answers = whole.response_tokens(_WHOLE)
-    longest = whole.lengths.amax(dim=1)
+    answers = encoded.response_tokens(_NO_LIMIT)
+    longest = encoded.lengths.amax(dim=1)
     limit = min(max_seq_len, int(longest.max()))
     columns = {
-        "prompt": whole.lengths[:, 0] - answers[:, 0],
+        "prompt": encoded.lengths[:, 0] - answers[:, 0],
         "chosen": answers[:, 0],
         "rejected": answers[:, 1],
         "longer side": longest,
@@ -70,21 +70,22 @@ def measure_lengths(whole: EncodedRows, max_seq_len: int) -> tuple[Histogram, ..
 
 
 def check_texts(reporter: Reporter, subject: str, issues: PairIssues) -> None:
-    """What the texts of the pairs have about them."""
+    """Report the issues of the texts, with the lines that have them."""
     total = len(issues.hashes)
-    before = len(reporter.findings)
-    for issue, (told, remedy, is_always_bad) in _TOLD.items():
+    has_warning = False
+    for issue, advice in _ADVICE.items():
         lines = issues.lines.get(issue, ())
-        enough = 1 if is_always_bad else max(_FEW, _SHARE_WORTH_A_WARNING * total)
+        enough = 1 if advice.is_always_wrong else max(_MIN_ISSUES, _MIN_ISSUE_SHARE * total)
         if len(lines) < enough:
             continue
-        told = told.format(marks=_marks(issues, issue))
+        has_warning = True
+        marks = ", ".join(issues.marks.get(issue, ())[:_NAMED_MARKS])
         reporter.warn(
             f"pairs-{issue}",
             subject,
-            f"{len(lines):,} of {total:,} pairs ({len(lines) / total:.1%}) {told}:"
-            f" {_examples(issues, issue)}",
-            remedy,
+            f"{len(lines):,} of {total:,} pairs ({len(lines) / total:.1%})"
+            f" {advice.message.format(marks=marks)}: {_examples(issues, issue)}",
+            advice.remedy,
         )
     languages = ", ".join(
         f"{issues.languages[language]:,} {'in Latin script' if language == 'Latin' else language}"
@@ -93,127 +94,133 @@ def check_texts(reporter: Reporter, subject: str, issues: PairIssues) -> None:
     )
     prompts = issues.hashes.prompts
     message = f"{prompts:,} prompts in {total:,} pairs; answers: {languages or 'no letters'}"
-    if len(reporter.findings) == before:
+    if not has_warning:
         few = [
             f"{len(lines):,} {issue}"
             for issue, lines in issues.lines.items()
-            if issue in _TOLD and lines
+            if issue in _ADVICE and lines
         ]
-        message += f"; nothing odd but {', '.join(few)}" if few else "; no pair is odd"
+        message += f"; nothing unusual except {', '.join(few)}" if few else "; nothing unusual"
     reporter.ok("texts", subject, message)
 
 
 def check_template(
     reporter: Reporter, tokenizer: ChatTokenizer, rows: Rows, issues: PairIssues
 ) -> None:
-    """Whether the chat template and the tokenizer fit each other, and these conversations."""
-    strange: set[str] = set()
+    """Check that the chat template fits the tokenizer and these conversations."""
+    written_marks: set[str] = set()
     for row in issues.sample:
         try:
             [rendered] = tokenizer.render(row.chosen)
         except ValueError:
-            continue  # told as malformed
+            continue  # reported as malformed
         contents = [message["content"] for message in row.chosen]
-        written = set(_MARK.findall(rendered.text))
-        strange |= {mark for mark in written if not any(mark in content for content in contents)}
-    pieces = {mark: len(tokenizer.encode([Rendered(mark, ())])[0].ids) for mark in sorted(strange)}
+        in_template = set(_MARK.findall(rendered.text))
+        written_marks |= {
+            mark for mark in in_template if not any(mark in content for content in contents)
+        }
+    # A mark of the template that is no token of its own is a sign of another model's template.
+    pieces = {
+        mark: len(tokenizer.encode([Rendered(mark, ())])[0].ids) for mark in sorted(written_marks)
+    }
     if several := {mark: count for mark, count in pieces.items() if count > 1}:
         listed = ", ".join(f"{mark} ({count} tokens)" for mark, count in several.items())
         reporter.warn(
             "template-mismatch",
             "model.tokenizer",
-            f"the chat template writes marks that this tokenizer has no token for: {listed}",
-            "use the template and the tokenizer that the checkpoint was fine-tuned with",
+            f"the chat template writes marks for which this tokenizer has no token: {listed}",
+            "Use the template and the tokenizer with which the weights were fine-tuned.",
         )
     if left_out := [row for row in rows.skipped_rows if row.problem == "left-out"]:
         reporter.warn(
             "template-leaves-out",
             "model.tokenizer",
-            f"{len(left_out):,} of {rows.total:,} rows are set aside"
-            f" ({rows.places.names([row.line for row in left_out])}), the first since"
+            f"{len(left_out):,} of {rows.total:,} rows are skipped"
+            f" ({rows.places.names([row.line for row in left_out])}), the first because"
             f" {left_out[0].reason}",
-            "the model would never see them: use a template that knows such turns, or put what they"
-            " say where it is written",
+            "Use a template that writes such turns, or move their text into other turns. Otherwise"
+            " the model never sees it.",
         )
 
 
 def check_overlap(
     reporter: Reporter, inputs: RunInputs, training: PairIssues, held_out: PairIssues
 ) -> None:
-    """Whether held-out pairs answer prompts that are trained on.
+    """Check that held-out pairs have other prompts than the training pairs.
 
     Args:
         reporter: gets the finding.
-        inputs: says which pairs are held out.
-        training, held_out: of the source that each kind of pairs comes from.
+        inputs: inputs of the run, with both kinds of pairs.
+        training, held_out: issues of the source of each kind.
     """
     lines = inputs.held_out.lines
-    seen = training.hashes.prompts_of(inputs.pairs.lines)
-    known = int(torch.isin(held_out.hashes.prompts_of(lines), seen).sum())
+    trained_on = training.hashes.prompts_of(inputs.pairs.lines)
+    known = int(torch.isin(held_out.hashes.prompts_of(lines), trained_on).sum())
     if known > _KNOWN_SHARE * len(lines):
         reporter.warn(
             "held-out-known",
             "eval.path" if inputs.profile.eval.path else "eval.fraction",
-            f"{known:,} of {len(lines):,} held-out pairs ({known / len(lines):.0%}) answer a"
-            " prompt that is trained on, too: they flatter what was learned",
-            "hold out pairs with other prompts, in a file of their own (eval.path)",
+            f"{known:,} of {len(lines):,} held-out pairs ({known / len(lines):.0%}) have a prompt"
+            " that is also trained on: they make the result look better than it is",
+            "Hold out pairs with other prompts, in a file of their own (eval.path).",
         )
 
 
-_TOLD: dict[PairIssue, tuple[str, str, bool]] = {
-    PairIssue.CONTRADICTORY: (
-        "contradict another, the same two answers the other way round",
-        "keep one of each two: together they teach nothing",
-        True,
+@dataclass(frozen=True)
+class _Advice:
+    """Text about an issue; `is_always_wrong` if a single pair is worth a warning."""
+
+    message: str
+    remedy: str
+    is_always_wrong: bool = True
+
+
+_ADVICE = {
+    PairIssue.CONTRADICTORY: _Advice(
+        "contradict another pair with the same two answers",
+        "Keep one of each two; together they teach nothing.",
     ),
-    PairIssue.OTHER_PROMPT: (
-        "have sides that answer different conversations",
-        "make both sides begin with the same turns: what is compared is two answers to one prompt",
-        True,
+    PairIssue.OTHER_PROMPT: _Advice(
+        "have sides with different prompts",
+        "Begin both sides with the same turns: DPO compares two answers to one prompt.",
     ),
-    PairIssue.ONE_SIDED_THINK: (
+    PairIssue.ONE_SIDED_THINK: _Advice(
         "think (<think>) on one side only",
-        "give both sides their thoughts, or neither: else what is learned is whether to think",
-        True,
+        "Write thoughts on both sides or on neither. Otherwise the model learns whether to think.",
     ),
-    PairIssue.CONTROL_TOKENS: (
+    PairIssue.CONTROL_TOKENS: _Advice(
         "have special tokens in a message ({marks})",
-        "take them out of the text: the model takes them for the beginning or end of a turn",
-        True,
+        "Remove them: to the model they are the beginning or end of a turn.",
     ),
-    PairIssue.DOUBLED_TOKEN: (
-        "have a special token twice running, such as two beginnings or two ends",
-        "take it out of the text (or the template, if it is all pairs): the template writes one",
-        True,
+    PairIssue.DOUBLED_TOKEN: _Advice(
+        "have a special token twice in a row, for example two ends of a turn",
+        "Remove it from the text, or from the template if all pairs have it.",
     ),
-    PairIssue.FOREIGN_TEMPLATE: (
+    PairIssue.FOREIGN_TEMPLATE: _Advice(
         "have marks of another chat template in a message ({marks})",
-        "take them out of the text, unless they are what it is about: the model learns to write"
-        " them",
-        True,
+        "Remove them unless the text is about them: the model learns to write them.",
     ),
-    PairIssue.NEAR_IDENTICAL: (
-        f"have sides that share {NEAR_IDENTICAL_SHARE:.0%} of their words or more",
-        "look at them: where the difference is no better answer they teach noise, and both answers"
-        " tend to become less likely",
-        False,
+    PairIssue.NEAR_IDENTICAL: _Advice(
+        f"have sides that share {NEAR_IDENTICAL_SHARE:.0%} or more of their words",
+        "Review them: if neither side is better, they teach noise, and both answers tend to become"
+        " less likely.",
+        is_always_wrong=False,
     ),
-    PairIssue.REPEATED: (
-        "are copies of another",
-        "remove the copies, or let them count twice on purpose",
-        False,
+    PairIssue.REPEATED: _Advice(
+        "are copies of another pair",
+        "Remove the copies, or keep them to count these pairs twice.",
+        is_always_wrong=False,
     ),
-    PairIssue.OTHER_LANGUAGE: (
+    PairIssue.OTHER_LANGUAGE: _Advice(
         "have sides in different languages",
-        "look at them: what is learned may be the language",
-        False,
+        "Review them: the model may learn the language instead of the quality.",
+        is_always_wrong=False,
     ),
 }
-"""Of each issue what is found, what to do about it, and whether a single pair is worth a word."""
 
 
 def _histogram(name: str, tokens: Tensor, limit: int) -> Histogram:
-    """(K,) token counts in bins; those beyond `limit` in one of their own."""
+    # The last bin counts lengths beyond `limit`.
     bins = (tokens.to(torch.int64) * _BINS // (limit + 1)).clamp(max=_BINS)
     ordered = tokens.sort().values
     return Histogram(
@@ -226,12 +233,8 @@ def _histogram(name: str, tokens: Tensor, limit: int) -> Histogram:
     )
 
 
-def _marks(issues: PairIssues, issue: PairIssue) -> str:
-    return ", ".join(issues.marks.get(issue, ())[:_LISTED])
-
-
 def _examples(issues: PairIssues, issue: PairIssue) -> str:
-    """Names of rows, with the others that they repeat or contradict."""
+    """Name the first rows, with the rows that they repeat or contradict."""
     lines, partners = issues.lines[issue], issues.partners.get(issue)
     if partners is None:
         return issues.places.names(lines)

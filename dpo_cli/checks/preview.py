@@ -1,4 +1,4 @@
-"""Pairs as training sees them, as text with the tokens that carry loss marked."""
+"""Pairs as text, with the tokens that carry loss marked."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ from dpo_cli.findings import PairPreview, Span
 
 
 def preview(
-    reporter: Reporter, rows: Rows, tokenizer: ChatTokenizer, stated: str | None
+    reporter: Reporter, rows: Rows, tokenizer: ChatTokenizer, row_name: str | None
 ) -> PairPreview | None:
-    """The pair of a row, as `Places.find` takes it, or the first one that is kept."""
-    found = 0
-    if stated is not None:
-        first = rows.kept[0].line
-        remedy = f"show another pair, such as --pair {rows.places.row_name(first)}"
-        try:
-            line = rows.places.find(stated)
-        except UsageError as error:
-            reporter.warn("pair", f"--pair {stated}", error.message, error.remedy)
-            return None
-        position = _position(rows, line)
-        if position is None:
-            reporter.warn("pair", rows.places.name(line), why_not_kept(rows, line), remedy)
-            return None
-        found = position
-    return show_pair(tokenizer, rows.kept[found], rows.places)
+    """Return the pair of a row, as `Places.find` takes its name, or the first pair that is kept."""
+    if row_name is None:
+        return show_pair(tokenizer, rows.kept[0], rows.places)
+    try:
+        line = rows.places.find(row_name)
+    except UsageError as error:
+        reporter.warn("pair", f"--pair {row_name}", error.message, error.remedy)
+        return None
+    position = (rows.kept.lines == line).nonzero()
+    if not len(position):
+        other = rows.places.row_name(rows.kept[0].line)
+        remedy = f"Show another pair, for example --pair {other}."
+        reporter.warn("pair", rows.places.name(line), why_not_kept(rows, line), remedy)
+        return None
+    return show_pair(tokenizer, rows.kept[int(position)], rows.places)
 
 
 def show_pair(tokenizer: ChatTokenizer, pair: TokenizedPair, places: Places) -> PairPreview:
-    """One pair in runs of tokens that do, or do not, carry loss."""
+    """Convert a pair to spans of text with and without loss."""
     shared = shared_inputs(pair)
 
     def spans(side: Tokenized, start: int, end: int | None = None) -> tuple[Span, ...]:
@@ -52,18 +51,11 @@ def show_pair(tokenizer: ChatTokenizer, pair: TokenizedPair, places: Places) -> 
 
 
 def why_not_kept(rows: Rows, line: int) -> str:
-    """What is wrong with the row of a line that is not kept."""
+    """Return the reason why a row is skipped."""
     return next((row.reason for row in rows.skipped_rows if row.line == line), "no such row")
 
 
-def _position(rows: Rows, line: int) -> int | None:
-    """Where among the pairs that are kept the one of a line is."""
-    found = (rows.kept.lines == line).nonzero().flatten().tolist()
-    return found[0] if found else None
-
-
 def _spans(tokenizer: ChatTokenizer, ids: Tensor, response: Tensor) -> list[Span]:
-    """Runs of tokens that do, or do not, carry loss."""
     spans, start = [], 0
     for carries_loss, run in itertools.groupby(response.tolist()):
         length = len(list(run))

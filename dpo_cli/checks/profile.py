@@ -1,4 +1,4 @@
-"""What needs nothing but the profile and a look at the file system: no torch, no waiting."""
+"""Checks that need only the profile and the file system; they are fast and load no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEYS: dict[Input, tuple[str, ...]] = {
     "reference": ("model.out_dir", "model.reference"),
     "held_out": ("eval.path",),
 }
-"""The keys that say which file an input is."""
+"""Keys that name the file of each input."""
 
 
 def check_profile(
@@ -29,8 +29,8 @@ def check_profile(
     """Read the profile.
 
     Returns:
-        The profile, with defaults in the place of wrong values, and the keys of those; None if it
-        is no TOML.
+        The profile, with the default in place of each wrong value, and the keys of these; None if
+        the file is not valid TOML.
     """
     subject = show_path(path)
     try:
@@ -40,41 +40,41 @@ def check_profile(
         reporter.error("profile-unreadable", subject, message, error.remedy)
         return None
     for problem in problems:
-        _note(reporter, "profile-key", problem, problem.statement)
+        _report(reporter, "profile-key", problem, problem.statement)
     if not problems:
-        stated = sum(origin != "default" for origin in loaded.origins.values())
+        explicit = sum(origin != "default" for origin in loaded.origins.values())
         reporter.ok(
-            "profile", subject, f"{stated} keys stated, {len(loaded.origins) - stated} default"
+            "profile", subject, f"{explicit} keys set, {len(loaded.origins) - explicit} default"
         )
     return loaded, {problem.key for problem in problems}
 
 
 def check_files(reporter: Reporter, loaded: LoadedProfile, wrong_keys: set[str]) -> set[Input]:
-    """Look whether the files of the profile are there; gives those that cannot be used."""
+    """Check that the files of the profile exist; return the inputs that cannot be used."""
     unknown = {name for name, keys in _KEYS.items() if not wrong_keys.isdisjoint(keys)}
     problems = {
         name: problem for name, problem in find_problems(loaded).items() if name not in unknown
     }
-    # Checkpoint and reference may fail for one reason.
+    # dict.fromkeys: weights and reference may fail for the same reason, which is reported once.
     for problem in dict.fromkeys(problems.values()):
-        _note(reporter, "file-unusable", problem, problem.key)
+        _report(reporter, "file-unusable", problem, problem.key)
     if not problems and not unknown:
-        reporter.ok("files", "", "weights, tokenizer and pairs are where the profile says")
+        reporter.ok("files", "", "weights, tokenizer and pairs exist")
     return unknown | problems.keys()
 
 
 def check_trackers(reporter: Reporter, profile: Profile) -> None:
-    """Look whether the trackers are installed that the profile asks for."""
+    """Check that the trackers in the profile are installed."""
     missing = missing_trackers(profile)
     for error in missing:
         key, _, message = error.message.partition(": ")
         reporter.error("tracker-missing", key, message, error.remedy)
-    if (asked := requested_trackers(profile)) and not missing:
-        reporter.ok("trackers", "", f"{', '.join(TITLES[name] for name in asked)}: installed")
+    if (requested := requested_trackers(profile)) and not missing:
+        reporter.ok("trackers", "", f"{', '.join(TITLES[name] for name in requested)}: installed")
 
 
-def _note(reporter: Reporter, code: str, problem: Problem, what: str) -> None:
-    """A problem's reason says what to do after its first "; ", if it does."""
-    found, _, remedy = problem.reason.partition("; ")
-    subject = f"{problem.origin}  {what}"
-    reporter.error(code, subject, found, remedy or f"mend {problem.key}, or what it names")
+def _report(reporter: Reporter, code: str, problem: Problem, statement: str) -> None:
+    # `Problem.reason` has its remedy, if any, after the first "; ".
+    message, _, remedy = problem.reason.partition("; ")
+    subject = f"{problem.origin}  {statement}"
+    reporter.error(code, subject, message, remedy or f"Correct {problem.key}, or the file.")

@@ -1,4 +1,4 @@
-"""Where the checks write down what they find."""
+"""Collector of the findings of all checks."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from dpo_cli.findings import Finding, Level
 
 
 class Reporter:
-    """Findings in the order in which they were made."""
+    """Findings in the order in which they are reported."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
 
     def ok(self, code: str, subject: str, message: str) -> None:
-        """All is well."""
+        """Report a check that passed."""
         self._add(code, Level.OK, subject, message)
 
     def warn(self, code: str, subject: str, message: str, remedy: str) -> None:
-        """Training would start; the user should know this first."""
+        """Report a problem with which training would still start."""
         self._add(code, Level.WARN, subject, message, remedy)
 
     def error(self, code: str, subject: str, message: str, remedy: str) -> None:
-        """Training would fail, or be in vain."""
+        """Report a problem with which training would fail or be pointless."""
         self._add(code, Level.ERROR, subject, message, remedy)
 
     def skip(self, code: str, missing: str) -> None:
-        """Cannot be looked at without what is missing."""
+        """Report a check that cannot run without a missing input."""
         self._add(code, Level.SKIP, "", f"needs {missing}")
 
     @contextmanager
     def errors_as(self, code: str, subject: str, path: object = "") -> Iterator[None]:
-        """Note a `DpoError` raised inside, and go on behind the block.
+        """Report a `DpoError` raised in the block, and suppress it.
 
-        Where its message begins with the `path` that the subject already names, that is left out.
+        If the message begins with `path`, that prefix is removed, because `subject` names it.
         """
         try:
             yield

@@ -1,4 +1,4 @@
-"""What the run is to have: a device, steps, memory as far as it can be estimated, disk."""
+"""Checks of device, number of steps and disk, and an estimate of the memory."""
 
 from __future__ import annotations
 
@@ -20,57 +20,61 @@ from dpo_cli.training.checkpointing import state_bytes
 from dpo_cli.training.inputs import RunInputs
 
 KEPT_CHECKPOINTS = 3
-"""Two that are verified, and the one being written."""
+"""Two verified checkpoints, and the one that is being written."""
 BUSY_SHARE = 0.1
+"""Share of a GPU's memory in other processes from which on it counts as busy."""
 
 
 def check_device(reporter: Reporter, profile: Profile) -> Device:
-    """The device of the profile; where that fails, the CPU, so that the rest can be looked at."""
+    """Open the device of the profile; if that fails, the CPU, so that other checks can run."""
     with reporter.errors_as("device-unusable", "train.device"):
         device = resolve(profile.train.device, profile.train.dtype)
-        _note_device(reporter, device)
+        _check_usage(reporter, device)
         return device
     return resolve("cpu", "float32")
 
 
 def check_plan(reporter: Reporter, inputs: RunInputs) -> None:
-    """How many steps, and how fast."""
+    """Report the number of steps and the learning rate."""
     order, rate, profile = inputs.order, inputs.learning_rate, inputs.profile
     held_out = ""
     if inputs.held_out:
         interval = profile.eval.interval
-        between = f"every {interval:,} steps, " if interval else ""
-        held_out = f"; {len(inputs.held_out):,} pairs held out, scored before, {between}and after"
+        between = f", every {interval:,} micro-steps" if interval else ""
+        held_out = (
+            f"; {len(inputs.held_out):,} held-out pairs, evaluated at the start{between} and at the"
+            " end"
+        )
     reporter.ok(
         "plan",
         "",
         f"{format_count(order.epochs, 'epoch')} x {order.micro_batches_per_epoch:,} micro-batches"
-        f" of {order.batch_size} = {format_count(order.micro_batches, 'step')},"
-        f" {format_count(order.optimizer_steps, 'update')};"
-        f" learning rate {format_rate(rate.at(0))} at first,"
-        f" {format_rate(rate.at(order.micro_batches - 1))} at last{held_out}",
+        f" of {format_count(order.batch_size, 'pair')} ="
+        f" {format_count(order.micro_batches, 'micro-step')},"
+        f" {format_count(order.optimizer_steps, 'step')}; learning rate {format_rate(rate.at(0))}"
+        f" to {format_rate(rate.at(order.micro_batches - 1))}{held_out}",
     )
 
 
 def check_disk(
     reporter: Reporter, profile: Profile, runs_root: Path, model_weights: ModelWeights | None
 ) -> int | None:
-    """Whether runs can be written, and, where the size of the model is known, whether they fit.
+    """Check that a run can be written, and that the disk has enough space.
 
     Returns:
-        The most bytes that a run takes there; None where that is not known.
+        Maximum size of a run in bytes; None if it is unknown.
     """
     place = runs_root.absolute()
     while not place.exists():
         place = place.parent
     shown = show_path(runs_root)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        problem = "may not be written in" if place.is_dir() else "is a file"
+        problem = "is not writable" if place.is_dir() else "is a file"
         reporter.error(
             "runs-dir-unusable",
             shown,
-            f"runs are to lie here, but {show_path(place)} {problem}",
-            "choose another place with --runs-dir or DPO_RUNS_DIR",
+            f"no runs can be written: {show_path(place)} {problem}",
+            "Choose another directory with --runs-dir or DPO_RUNS_DIR.",
         )
         return None
     if model_weights is None:
@@ -82,38 +86,43 @@ def check_disk(
     states = KEPT_CHECKPOINTS + profile.eval.keep_best
     needed = states * state + 2 * 4 * parameters
     message = (
-        f"a run takes up to {format_size(needed)} ({states} states of {format_size(state)}:"
-        f" {state // parameters} bytes a weight); {format_size(free)} free"
+        f"a run takes up to {format_size(needed)} ({states} checkpoints of"
+        f" {format_size(state)}, {state // parameters} bytes per weight); {format_size(free)} free"
     )
     if needed < free:
         reporter.ok("disk", shown, message)
     else:
-        reporter.error("disk-full", shown, message, "free some space, or choose another --runs-dir")
+        reporter.error(
+            "disk-full", shown, message, "Free some space, or choose another --runs-dir."
+        )
     return needed
 
 
 def estimate_memory(inputs: RunInputs) -> tuple[int, int]:
-    """Bytes of what stays and of what one forward adds, of the window with the longest pairs.
+    """Estimate the bytes of the training state, and of one forward of the longest pairs.
 
-    What stays: weights, gradients and two moments, four bytes each, where updates use Kahan
-    summation another two such, and the weights of a reference, in the packed layout for the first
-    epoch. What a forward adds: the inputs that the backward pass of each operation keeps, and about
-    three copies of the logits.
+    The state: weights, gradients and two moments with 4 bytes each, two more such buffers with
+    Kahan summation, and the weights of the reference (in the packed layout during the first epoch).
+    One forward adds the inputs that the backward pass of each operation keeps, and about three
+    copies of the logits.
+
+    Returns:
+        Bytes of the state, and of one forward.
     """
-    bytes_a_weight = 24 if inputs.profile.train.kahan_summation else 16
-    state = bytes_a_weight * inputs.weights.parameters
+    bytes_per_weight = 24 if inputs.profile.train.kahan_summation else 16
+    state = bytes_per_weight * inputs.weights.parameters
     if inputs.profile.dpo.needs_reference:
         state += 4 * inputs.reference_weights.parameters
     tokens, size = inputs.pairs.computed_tokens, inputs.order.batch_size
-    window = tokens.argsort(stable=True, descending=True).tolist()
-    window = window[: size * inputs.order.accumulation_steps]
-    micro_batches_here = inputs.batches.micro_batches(
-        [window[n : n + size] for n in range(0, len(window), size)]
+    global_batch = tokens.argsort(stable=True, descending=True).tolist()
+    global_batch = global_batch[: size * inputs.order.accumulation_steps]
+    micro_batches = inputs.batches.micro_batches(
+        [global_batch[n : n + size] for n in range(0, len(global_batch), size)]
     )
     longest = inputs.pairs.select(
         max(
-            (forward.indices for forward in micro_batches_here),
-            key=lambda its: int(tokens[list(its)].sum()),
+            (micro_batch.indices for micro_batch in micro_batches),
+            key=lambda indices: int(tokens[list(indices)].sum()),
         )
     )
     batch = make_batch(
@@ -126,43 +135,47 @@ def estimate_memory(inputs: RunInputs) -> tuple[int, int]:
     logits = batch.computed_tokens
     if inputs.profile.train.layout == "packed":
         logits = int(longest.response_tokens.sum())
-    width = 4 if inputs.device.dtype == torch.float32 else 2.5  # norms and logits stay float32
-    layers, kept = architecture.num_hidden_layers, _kept_by_a_layer(architecture)
+    # Bytes per number: half precision still computes norms in float32.
+    width = 4 if inputs.device.dtype == torch.float32 else 2.5
+    layers, per_layer = architecture.num_hidden_layers, _numbers_per_layer(architecture)
     if inputs.profile.train.activation_checkpointing:
-        numbers = layers * architecture.hidden_size + kept  # what goes into each, and one at work
+        # The input of each layer, and all numbers of the one layer that is recomputed.
+        numbers = layers * architecture.hidden_size + per_layer
     else:
-        numbers = layers * kept
+        numbers = layers * per_layer
     per_token = numbers * width
     head = logits * architecture.vocab_size * 3 * 4
     return state, round(batch.computed_tokens * per_token) + head
 
 
 def free_memory(device: Device) -> int:
-    """Bytes that nobody uses on the device."""
+    """Return the free bytes of a device, including those that this process has reserved."""
     if device.type == "cuda":
-        ours = torch.cuda.memory_reserved(device.torch_device)
-        return torch.cuda.mem_get_info(device.torch_device)[0] + ours
+        own = torch.cuda.memory_reserved(device.torch_device)
+        return torch.cuda.mem_get_info(device.torch_device)[0] + own
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     facts = dict(line.split(":", 1) for line in lines)
     return int(facts["MemAvailable"].split()[0]) * 1024
 
 
-def _kept_by_a_layer(architecture: Architecture) -> int:
-    """Numbers that the backward pass keeps of one token in one layer."""
+def _numbers_per_layer(architecture: Architecture) -> int:
+    """Count the numbers per token that the backward pass of one layer keeps."""
     hidden = architecture.hidden_size
     queries = architecture.num_attention_heads * architecture.head_dim
     keys = architecture.num_key_value_heads * architecture.head_dim
-    norms = 2 * 2 * hidden  # each keeps its input, and the normed copy that follows
-    attention = 2 * queries + 2 * keys + 3 * queries + queries  # rotary, repeated keys, result
+    norms = 2 * 2 * hidden  # each keeps its input and the normalized copy
+    attention = (
+        2 * queries + 2 * keys + 3 * queries + queries
+    )  # rotary, repeated keys and values, result
     feed_forward = 4 * architecture.intermediate_size + hidden
     return norms + attention + architecture.ffn_blocks_per_token * feed_forward
 
 
-def _note_device(reporter: Reporter, device: Device) -> None:
+def _check_usage(reporter: Reporter, device: Device) -> None:
     free = free_memory(device)
     subject = device.name
     if device.type == "cpu":
-        reporter.ok("device", subject, f"{device.dtype_name}; {format_size(free)} of memory free")
+        reporter.ok("device", subject, f"{device.dtype_name}; {format_size(free)} of memory left")
         return
     total = torch.cuda.mem_get_info(device.torch_device)[1]
     others = total - free
@@ -173,6 +186,7 @@ def _note_device(reporter: Reporter, device: Device) -> None:
         reporter.warn(
             "device-busy",
             subject,
-            f"{message}: others hold {format_size(others)} of the card",
-            "see who with nvidia-smi; on a shared card a run is slower, and may run out of memory",
+            f"{message}: other processes use {format_size(others)} of this GPU",
+            "Run nvidia-smi to see them. On a shared GPU a run is slower, and may run out of"
+            " memory.",
         )

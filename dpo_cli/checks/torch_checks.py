@@ -1,4 +1,4 @@
-"""What is read and computed to see whether a profile will train: seconds, and torch."""
+"""Checks that need torch: they read the inputs, and take real steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.checks.data import ExaminedData, check_data, check_masks
+from dpo_cli.checks.data import CheckedData, check_data, check_masks
 from dpo_cli.checks.first_step import check_first_step, check_layout
 from dpo_cli.checks.forecast import check_forecast
 from dpo_cli.checks.launch import check_launch, check_world_size
@@ -38,23 +38,24 @@ from dpo_cli.training.sources import (
     training_pairs,
 )
 
-_OF_THE_RUN = ("reach", "brake", "memory", "time")
+_RUN_CODES = ("lr-sum", "saturation", "memory", "time")
+_INPUT_CODES = ("plan", "tokenizer-fit", "first-loss", "gradients", *_RUN_CODES)
 
 
 @dataclass(frozen=True)
 class TorchChecks:
-    """Takes up the inputs one after another, then what they make together.
+    """Checks of the inputs one after another, then of the run that they form.
 
-    What cannot be had is None from then on, and the checks that need it are noted as skipped.
+    An input that cannot be used is None, and the checks that need it are reported as skipped.
 
     Attributes:
-        reporter: has the findings so far, and gets the others.
-        profile: with defaults in the place of wrong values.
-        wrong_keys: the keys of those.
-        unusable: inputs whose file is not there, or not known.
-        runs_root: where runs lie.
-        on_progress: hears how far it is.
-        import_seconds: of loading PyTorch and the rest, which a run has to do, too.
+        reporter: has the findings so far, and gets all others.
+        profile: profile with the default in place of each wrong value.
+        wrong_keys: keys of the wrong values.
+        unusable: inputs whose file is missing or unknown.
+        runs_root: directory of runs.
+        on_progress: called with phase, done, total (0 if unknown) and unit.
+        import_seconds: time to import torch and the rest, which a run needs, too.
     """
 
     reporter: Reporter
@@ -66,21 +67,20 @@ class TorchChecks:
     import_seconds: float
 
     def run(self, pair: str | None) -> Diagnosis:
-        """Everything from the device to the disk."""
+        """Run all checks, from the device to the disk, and return all findings."""
         reporter, profile = self.reporter, self.profile
         configure_torch(profile)
         device = check_device(reporter, profile)
         world_size = check_launch(reporter, profile, device, self.on_progress)
         configure_device(device, tf32=profile.train.tf32)
         began = time.perf_counter()
-        model_weights, reference = self.read_weights()
+        weights, reference = self.read_weights()
         tokenizer = check_tokenizer(reporter, profile) if self.has_file("tokenizer") else None
         startup_seconds = self.import_seconds + time.perf_counter() - began
         data = self.encode("data", training_pairs(profile), tokenizer)
         held_out = None
         if profile.eval.path is not None or "held_out" in self.unusable:
             held_out = self.encode("held_out", held_out_pairs(profile), tokenizer)
-        rows = data.rows if data else None
         shown = None
         if data and tokenizer:
             check_masks(reporter, data.rows)
@@ -88,7 +88,8 @@ class TorchChecks:
             shown = preview(reporter, data.rows, tokenizer, pair)
 
         facts: dict[str, Any] = data.facts() if data else {}
-        inputs = self.assemble(device, model_weights, reference, tokenizer, rows, held_out)
+        rows = data.rows if data else None
+        inputs = self.assemble(device, weights, reference, tokenizer, rows, held_out)
         if inputs and data:
             check_overlap(reporter, inputs, data.issues, (held_out or data).issues)
             if not self.wrong_keys:
@@ -97,25 +98,25 @@ class TorchChecks:
                     check_world_size(reporter, inputs, world_size)
                 facts["plan"] = make_plan(inputs).to_dict()
             facts |= self.compute(inputs, startup_seconds)
-        facts["disk_bytes"] = check_disk(reporter, self.profile, self.runs_root, model_weights)
+        facts["disk_bytes"] = check_disk(reporter, profile, self.runs_root, weights)
         histograms = data.histograms if data else ()
         return Diagnosis(tuple(reporter.findings), shown, facts, histograms)
 
     def read_weights(self) -> tuple[ModelWeights | None, ModelWeights | None]:
-        """The policy's and the reference's, which are one where the profile names no other."""
-        model_weights = reference = None
+        """Read the weights of policy and reference, which are one object unless they differ."""
+        weights = reference = None
         if self.has_file("weights"):
-            model_weights = check_weights(self.reporter, self.profile, "weights", self.runs_root)
+            weights = check_weights(self.reporter, self.profile, "weights", self.runs_root)
         if self.profile.model.reference is None and "reference" not in self.unusable:
-            return model_weights, model_weights
+            return weights, weights
         if self.has_file("reference"):
             reference = check_weights(self.reporter, self.profile, "reference", self.runs_root)
-        return model_weights, reference
+        return weights, reference
 
     def encode(
         self, name: Input, source: Source | None, tokenizer: ChatTokenizer | None
-    ) -> ExaminedData | None:
-        """The pairs of a source; None if there are none."""
+    ) -> CheckedData | None:
+        """Encode and check the pairs of a source; None if none can be used."""
         if source is None or not self.has_file(name):
             return None
         if tokenizer is None:
@@ -124,7 +125,7 @@ class TorchChecks:
         return check_data(self.reporter, self.profile, source, tokenizer, self.on_progress)
 
     def compute(self, inputs: RunInputs, startup_seconds: float) -> dict[str, Any]:
-        """Let the model score pairs and make real updates; gives what they tell of the run."""
+        """Score pairs and take real steps; return the figures for `dpo check --json`."""
         reporter, on_progress = self.reporter, self.on_progress
         facts: dict[str, Any] = {}
         try:
@@ -133,55 +134,50 @@ class TorchChecks:
             check_layout(reporter, trial)
             check_first_step(reporter, trial)
             if self.wrong_keys:
-                for code in ("plan", *_OF_THE_RUN):
+                for code in ("plan", *_RUN_CODES):
                     reporter.skip(code, "a profile without errors")
                 return facts
-            facts["reach"] = asdict(check_lr_sum(reporter, inputs))
+            facts["lr_sum"] = asdict(check_lr_sum(reporter, inputs))
             check_update(reporter, trial)
             facts["forecast"] = check_forecast(reporter, trial, startup_seconds, on_progress)
         except Exception as error:
             explained = explain(error)
             if explained is None:
                 raise
-            where = str(inputs.device.torch_device)
-            reporter.error("first-step", where, explained.message, explained.remedy)
+            subject = str(inputs.device.torch_device)
+            reporter.error("first-step", subject, explained.message, explained.remedy)
         return facts
 
     def assemble(
         self,
         device: Device,
-        model_weights: ModelWeights | None,
+        weights: ModelWeights | None,
         reference: ModelWeights | None,
         tokenizer: ChatTokenizer | None,
         rows: Rows | None,
-        held_out: ExaminedData | None,
+        held_out: CheckedData | None,
     ) -> RunInputs | None:
-        """The inputs as a run would hold them, where they are all there and fit each other."""
-        if not (model_weights and reference and tokenizer and rows):
-            found = {"weights": model_weights and reference, "tokenizer": tokenizer, "data": rows}
-            missing = " and ".join(name for name, value in found.items() if not value)
-            for code in ("plan", "tokenizer-fit", "first-loss", "gradients", *_OF_THE_RUN):
+        """Build the inputs of a run; None if one is missing or they do not fit each other."""
+        if not (weights and reference and tokenizer and rows):
+            available = {"weights": weights and reference, "tokenizer": tokenizer, "data": rows}
+            missing = " and ".join(name for name, value in available.items() if not value)
+            for code in _INPUT_CODES:
                 self.reporter.skip(code, missing)
             return None
         profile = self.profile
-        if held_out is None:
+        if held_out is None:  # an unusable file is reported already, and must not end this check
             evaluation = profile.eval.model_copy(update={"path": None})
             profile = profile.model_copy(update={"eval": evaluation})
         with self.reporter.errors_as("inputs-misfit", ""):
-            require_same_vocabulary(tokenizer, model_weights, reference)
+            require_same_vocabulary(tokenizer, weights, reference)
+            held_out_rows = held_out.rows if held_out else None
             return assemble_inputs(
-                profile,
-                device,
-                tokenizer,
-                model_weights,
-                reference,
-                rows,
-                held_out.rows if held_out else None,
+                profile, device, tokenizer, weights, reference, rows, held_out_rows
             )
         return None
 
     def has_file(self, name: Input) -> bool:
-        """Whether the file of an input is there; its check is skipped otherwise."""
+        """Return True if the file of an input exists; otherwise report its check as skipped."""
         if name in self.unusable:
             self.reporter.skip(name.replace("_", "-"), "its file")
         return name not in self.unusable

@@ -1,4 +1,4 @@
-"""Real steps of a run of its own, of which nothing is kept: what they do, cost and take."""
+"""Throw-away trainer at step 0, for measurements on real steps."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dpo_cli.training.setup import make_scorer
 from dpo_cli.training.sources import OnProgress
 from dpo_cli.training.trainer import Trainer
 
-WANTED_TOKENS = 1024
-MOST_TOKENS = 4096
+TARGET_TOKENS = 1024
+MAX_TOKENS = 4096
 
 
 class TimedReference:
-    """The frozen model, and how long it took to answer so far."""
+    """Reference model that measures its seconds and computed tokens."""
 
     def __init__(self, reference: Reference, device: Device) -> None:
         self._reference, self._device = reference, device
@@ -36,6 +36,7 @@ class TimedReference:
 
     def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
         """See `dpo_cli.training.reference.Reference`."""
+        # CUDA calls return before their work is done; the clock needs the device to be idle.
         self._device.synchronize()
         began = time.perf_counter()
         logps = self._reference.token_logps(indices, batch)
@@ -45,81 +46,82 @@ class TimedReference:
         return logps
 
     def exchange(self, group: ProcessGroup) -> None:
-        """See `dpo_cli.training.reference.Reference`: one process tries."""
+        """Do nothing: there is only one process."""
 
 
 @dataclass(frozen=True)
 class TrialTrainer:
-    """A trainer that stands where a run would begin, and nobody looks at."""
+    """Trainer of a fresh run, whose steps are neither saved nor reported."""
 
     trainer: Trainer
     reference: TimedReference
 
     @property
     def inputs(self) -> RunInputs:
-        """The inputs."""
+        """Inputs of the run."""
         return self.trainer.inputs
 
-    def step(self, window: GlobalBatch) -> tuple[StepDone, float]:
-        """One real optimizer step, and its seconds without the reference's."""
+    def step(self, global_batch: GlobalBatch) -> tuple[StepDone, float]:
+        """Take one optimizer step; return it with its seconds without the reference."""
         before = self.reference.seconds
         self.inputs.device.synchronize()
         began = time.perf_counter()
-        done = self.trainer.take_step(window)
+        done = self.trainer.take_step(global_batch)
         self.inputs.device.synchronize()
         seconds = time.perf_counter() - began
         return done, seconds - (self.reference.seconds - before)
 
 
 def make_trial_trainer(inputs: RunInputs, on_progress: OnProgress) -> TrialTrainer:
-    """Policy, reference and optimizer as a fresh run has them."""
+    """Build policy, reference and optimizer as a fresh run would."""
     on_progress("trying step 0", 0, 0, "")
     device = inputs.device
     policy = make_scorer(inputs, inputs.weights)
-    asked: Reference = NoReference()
+    reference: Reference = NoReference()
     if inputs.profile.dpo.needs_reference:
-        asked = LiveReference(make_scorer(inputs, inputs.reference_weights), device)
-    reference = TimedReference(asked, device)
+        reference = LiveReference(make_scorer(inputs, inputs.reference_weights), device)
+    timed = TimedReference(reference, device)
     trainer = Trainer(
         inputs,
         policy,
-        reference,
-        reference,
+        timed,
+        timed,
         make_optimizer(policy.parameters(), kahan_summation=inputs.profile.train.kahan_summation),
         torch.amp.GradScaler(device.type, enabled=device.dtype == torch.float16),
-        hooks=_Unwatched(),
+        hooks=_NoHooks(),
         save=lambda trainer: None,
     )
-    return TrialTrainer(trainer, reference)
+    return TrialTrainer(trainer, timed)
 
 
-def modest_micro_batch(inputs: RunInputs) -> tuple[int, ...]:
-    """The first epoch's micro-batch nearest to `WANTED_TOKENS`: enough to reach every weight, and
-    soon computed; of a large one the first pairs.
+def small_micro_batch(inputs: RunInputs) -> tuple[int, ...]:
+    """Return the micro-batch of the first epoch whose size is nearest to `TARGET_TOKENS`.
+
+    This is enough to reach every weight, and fast to compute. A large batch is cut to its first
+    pairs, with at most `MAX_TOKENS` tokens.
     """
     tokens = inputs.pairs.computed_tokens.tolist()
     batch = min(
         inputs.order.micro_batches_of(0),
-        key=lambda batch: abs(sum(tokens[index] for index in batch) - WANTED_TOKENS),
+        key=lambda batch: abs(sum(tokens[index] for index in batch) - TARGET_TOKENS),
     )
     sums = itertools.accumulate(tokens[index] for index in batch)
-    return batch[: max(1, sum(total <= MOST_TOKENS for total in sums))]
+    return batch[: max(1, sum(total <= MAX_TOKENS for total in sums))]
 
 
-class _Unwatched:
-    """Nobody looks on, and nobody asks."""
+class _NoHooks:
+    """Hooks that ignore all events and never ask the trainer to stop."""
 
     def emit(self, event: Event) -> None:
-        """Let it go."""
+        pass
 
     def requests(self) -> set[str]:
-        """Nothing."""
         return set()
 
     def progress(self, phase: str, done: int, total: int, unit: str) -> None:
-        """Let it go."""
+        pass
 
     def on_not_finite(
         self, trainer: Trainer, global_batch: GlobalBatch, losses: Sequence[float]
     ) -> None:
-        """Take it as it is: what is looked at here is the gradient itself."""
+        """Do nothing: `check_first_step` looks at the gradient itself."""

@@ -154,7 +154,7 @@ def chat(
             decoding,
             runs_root=root,
             tokenizer=tokenizer,
-            settings=settings or (),
+            overrides=settings or (),
             best=best,
         )
     if rows is not None:
@@ -215,7 +215,7 @@ def _converse(screen: ChatScreen, conversations: Sequence[Conversation]) -> None
             return
         if text == "/reset":
             for conversation in conversations:
-                conversation.forget()
+                conversation.clear()
             screen.tell("the conversation is empty again")
         elif text.startswith("/") and text[1:].isalpha():
             screen.tell(f"unknown command {text}: {_COMMANDS}")
@@ -243,7 +243,7 @@ def _ask(conversations: Sequence[Conversation], text: str) -> list[Answer]:
             answers.append(conversation.ask(text))
     except DpoError:
         for conversation, _ in zip(conversations, answers, strict=False):
-            conversation.take_back()
+            conversation.undo()
         raise
     return answers
 

@@ -102,11 +102,11 @@ def merge(
         bar("loading", 0, 0, "")
         from dpo_cli.export.export import try_command  # loads torch
         from dpo_cli.export.merge import merge_models
-        from dpo_cli.inference.evaluate import evaluate_models, stated_by
+        from dpo_cli.inference.evaluate import evaluate_models, model_settings
         from dpo_cli.inference.open_model import open_model
         from dpo_cli.models.saving import size_bytes
 
-        stated = stated_by(eval_config) if eval_config else {}
+        stated = model_settings(eval_config) if eval_config else {}
         models = [open_model(model, stated, best=best and model.run is not None) for model in named]
         own = (model.tokenizer(settings or ()) for model in named)
         place = tokenizer or next((folder for folder in own if folder), None)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dpo_cli.compute.matmul import set_cpu_matmul
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """Dtypes by their names in profiles."""
@@ -172,7 +172,7 @@ def _require_cuda(device: str) -> None:
         raise DpoError(
             f"train.device {device!r}: {torch.cuda.get_device_name(index)} (sm_{major}{minor})"
             f" cannot run this torch ({torch.__version__}, built for"
-            f" {' '.join(torch.cuda.get_arch_list())}): {str(error).splitlines()[0]}",
+            f" {' '.join(torch.cuda.get_arch_list())}): {first_line(error)}",
             f"Install a build of torch for this card, or {remedy}.",
         ) from error
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dpo_cli.data.encoders import as_tensor, make_encoder, with_true_offsets
 from dpo_cli.data.formats import Message
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 
 EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
 REWRITES_TURNS = "the chat template rewrites earlier turns"
@@ -113,7 +113,7 @@ class ChatTokenizer:
             )
         except Exception as error:  # whatever a broken file makes the library raise
             raise DpoError(
-                f"{folder}: the tokenizer cannot be read ({_first_line(error)})",
+                f"{folder}: the tokenizer cannot be read ({first_line(error)})",
                 "Set model.tokenizer to the folder with tokenizer.json and tokenizer_config.json,"
                 " for example MiniMind's model/.",
             ) from error
@@ -294,7 +294,7 @@ class ChatTokenizer:
             # One call for all conversations: every call inspects all attributes of the tokenizer.
             rendered = self._tokenizer.apply_chat_template(conversations, tokenize=False, **options)
         except Exception as error:  # Jinja runs the template's code, which may raise anything
-            raise ValueError(f"the chat template fails: {_first_line(error)}") from error
+            raise ValueError(f"the chat template fails: {first_line(error)}") from error
         assert isinstance(rendered, list)
         return rendered
 
@@ -333,7 +333,3 @@ def _joined(answers: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         elif first < end:
             joined.append((first, end))
     return tuple(joined)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
@@ -25,7 +25,7 @@ def reading(path: Path) -> Iterator[None]:
         raise _damaged(path, str(error)) from error
     except OSError as error:
         if error.strerror is None:  # pyarrow reports a damaged page this way
-            raise _damaged(path, _first_line(error)) from error
+            raise _damaged(path, first_line(error)) from error
         raise DpoError(
             f"{path}: {error.strerror}",
             "Set data.data_path to a file of preference pairs, or a folder of such files.",
@@ -81,15 +81,11 @@ def opened_parquet(path: Path) -> Iterator[Any]:
         with ParquetFile(path, pre_buffer=False) as file:
             yield file
     except pyarrow.ArrowException as error:
-        raise _damaged(path, _first_line(error)) from error
+        raise _damaged(path, first_line(error)) from error
 
 
 def _damaged(path: Path, why: str) -> DpoError:
     return DpoError(f"{path} is damaged: {why}", "Copy or download it again.")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
 
 
 def _not_installed(path: Path, what: str, extra: str) -> DpoError:

@@ -34,7 +34,7 @@ from torch.distributed.elastic.rendezvous import (
 
 from dpo_cli.distributed.rendezvous import STORE_PREFIX
 from dpo_cli.distributed.signal_relay import RankSignalRelay
-from dpo_cli.errors import DpoError, ExitCode, UsageError
+from dpo_cli.errors import DpoError, ExitCode, UsageError, first_line
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import (
@@ -274,5 +274,5 @@ def _rendezvous_error(endpoint: str, error: Exception) -> DpoError:
         f"launch.rdzv_endpoint = {endpoint!r}: no rendezvous at this address",
         "Start the first machine (launch.node_rank = 0), and make sure that the port is free and"
         " reachable.",
-        [str(cause).splitlines()[0] if str(cause) else type(cause).__name__],
+        [first_line(cause)],
     )

@@ -12,6 +12,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from dpo_cli.errors import first_line
 from dpo_cli.run.processes import die_with_parent
 
 _TIMEOUT = timedelta(seconds=60)
@@ -38,7 +39,7 @@ def main(device_type: str) -> int:
             raise RuntimeError(f"the sum over {world_size} ranks is {wrong} instead of {expected}")
         distributed.destroy_process_group()
     except (RuntimeError, ValueError) as error:
-        _write_error(str(error).splitlines()[0])
+        _write_error(first_line(error))
         return 1
     return 0
 

@@ -13,7 +13,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from dpo_cli.distributed.heartbeat import Heartbeat
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 
 STORE_PREFIX = "DPO_STORE_PREFIX"
 """Environment variable with the prefix of all keys, set by our agent.
@@ -48,7 +48,7 @@ def connect() -> RankStore | None:
         store, rank, world_size = next(rendezvous("env://"))
     except (ValueError, RuntimeError) as error:  # RuntimeError: torch's own DistError
         raise DpoError(
-            f"the other ranks cannot be reached: {str(error).splitlines()[0]}",
+            f"the other ranks cannot be reached: {first_line(error)}",
             "Check RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which torchrun sets; `dpo check`"
             " tries them.",
         ) from error
@@ -137,7 +137,7 @@ class RankStore:
             missing = f"{named} {why}" if named else "no rank is missing"
             raise RankLostError(
                 f"rank {self.rank} waited {waited:.0f} s for {name}: {missing}"
-                f" ({str(error).splitlines()[0]})"
+                f" ({first_line(error)})"
             ) from error
 
     # --- the end ---------------------------------------------------------------------------------

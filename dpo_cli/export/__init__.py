@@ -1,1 +1,1 @@
-"""Trained weights in the formats that other tools load."""
+"""Export of trained weights in formats that other tools load."""

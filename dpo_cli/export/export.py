@@ -1,4 +1,4 @@
-"""`dpo export`: the trained weights as other tools load them, proved by loading them back."""
+"""`dpo export`: writes trained weights for other tools, and verifies the file by loading it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.model_card import MARK, model_card
 from dpo_cli.export.rounding import Rounding, round_weights
 from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention, read_start
-from dpo_cli.export.verified_write import check_place, verified_write
+from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.files import write_text_atomically
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.huggingface import HuggingFace
@@ -46,27 +46,28 @@ from dpo_cli.training.weights import read_trained
 
 _COMPARED_PAIRS = 4
 _MINIMIND_VOCABULARY = 6400
-_ROWS_AT_ONCE = 16
+"""Vocabulary of both MiniMind tokenizers, which MiniMind's own scripts load."""
+_ROWS_PER_READ = 16
 
-Form = Literal["pth", "hf"]
-"""Of what is written: MiniMind's file, or a Hugging Face directory."""
+ExportFormat = Literal["pth", "hf"]
+"""MiniMind's weights file, or a Hugging Face directory."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how far it is from the training state.
+    """Exported file, and its difference from the training state.
 
-    The differences are of response tokens' log-probs, in nats, between the float32 training state
-    and the file as loaded back; a directory by plain transformers, which knows nothing of us. Among
-    experts a rounding may send a token to another one: then the largest difference is one token's,
-    and the mean says more.
+    The differences are of the response tokens' log-probs, in nats, between the float32 training
+    state and the file as loaded back. A directory is loaded by plain transformers, without code of
+    this project. With experts, rounding may route a token to another expert, and the largest
+    difference is that of one token; then the mean is more informative.
 
     Attributes:
-        seed: of stochastic rounding; None for any other.
-        retention: of the run's update in the file. None where no weight has moved, or where
-            `not_compared` says why the weights of the start are not here to compare with.
-        state: the training state that the file was made from, in the Hugging Face layout.
-        exported: the file as loaded back, likewise.
+        seed: seed of stochastic rounding; None for rounding to nearest.
+        retention: update retention of the file; None if no weight has changed, or if the starting
+            weights cannot be read (`not_compared` has the reason).
+        state: training state that was exported, in the Hugging Face layout.
+        exported: weights of the file, in the same layout.
     """
 
     path: Path
@@ -91,50 +92,51 @@ def export_run(
     destination: Path | None,
     dtype: str | None,
     force: bool,
-    settings: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     rounding: Rounding = "nearest",
     seed: int | None = None,
     *,
     best: bool = False,
-    form: Form | None = None,
+    export_format: ExportFormat | None = None,
 ) -> ExportReport:
-    """Write the newest verified version of a run: for MiniMind's own scripts, or as a directory.
+    """Write the weights of a run's newest verified checkpoint as a file or directory.
 
-    The file gets its name once it was loaded back: it holds exactly what the state was rounded to,
-    and its log-probs were compared with the state's.
+    The file is renamed to its final name only after it was loaded back, its weights were compared
+    bit for bit, and its log-probs were computed.
 
     Args:
         run: may still be training.
-        destination: the file or directory; by default the profile's name in its `model.out_dir`.
+        destination: file or directory; by default the profile's name in its `model.out_dir`.
         dtype: float16, bfloat16 or float32; by default the profile's.
-        force: replace what this run did not write.
-        settings: keys of the profile that are others here, such as where the data lies now.
-        rounding: how weights become numbers of a half-precision file.
-        seed: of stochastic rounding; by default the profile's.
-        best: write the state with the lowest held-out loss instead of the newest.
-        form: "pth", MiniMind's file, or "hf", a directory; by default as the model came.
+        force: replace a file or directory that this run did not write.
+        overrides: `KEY=VALUE` for keys of the profile, for example a new path of the data.
+        rounding: rounding to half precision.
+        seed: seed of stochastic rounding; by default the profile's.
+        best: export the checkpoint with the lowest held-out loss instead of the newest.
+        export_format: "pth" for MiniMind's file, "hf" for a directory; by default the format of the
+            starting weights.
 
     Raises:
-        DpoError: nothing is saved yet, no best state is kept, the file is another's, a weight is
-            beyond what the file can hold, or it does not load back.
+        DpoError: nothing is saved yet, no best checkpoint is kept, the destination is not this
+            run's, a weight exceeds the range of the dtype, or the file does not load back.
     """
-    profile = load_profile(run.profile_path, settings).profile
+    profile = load_profile(run.profile_path, overrides).profile
     trained = read_trained(run, best=best)
     state, architecture, plan = trained.weights, trained.architecture, trained.plan
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
-    written = _in_form(architecture, form, tokenizer)
+    written = _converted(architecture, export_format, tokenizer)
     dtype = dtype or export_dtype(profile, architecture, plan.model.weights_dtype)
     if rounding == "stochastic":
         seed = profile.train.seed if seed is None else seed
         if dtype == "float32":
             raise UsageError(
-                "--rounding stochastic: float32 holds every weight as it is, nothing is rounded",
-                "leave --rounding out, or state --dtype float16 or bfloat16",
+                "--rounding stochastic: float32 represents every weight exactly, nothing is rounded",
+                "Leave out --rounding, or set --dtype float16 or bfloat16.",
             )
     if destination is None:
         name = architecture.file_name(profile.export.prefix)
-        place = profile.model.out_dir or run.path
-        destination = place / (name.removesuffix(".pth") if written is not architecture else name)
+        parent = profile.model.out_dir or run.path
+        destination = parent / (name.removesuffix(".pth") if written is not architecture else name)
     path = _destination(run, destination, written, force)
     pairs = _pairs_to_compare(profile, tokenizer)
     rounded = round_weights(state, dtype, rounding, seed or 0)
@@ -184,25 +186,24 @@ def export_run(
 
 
 def try_command(path: Path, architecture: Architecture) -> str | None:
-    """How to talk with these weights.
+    """Return a shell command that chats with these weights.
 
-    A directory by a pipeline of transformers; MiniMind's by its own script, from the root of its
-    checkout. None where that cannot be: its tokenizers have as many entries as its models, and no
-    others.
-
-    MiniMind 2's `eval_model.py` puts "./" before its out_dir, so the path is made relative. Both
-    scripts make up the file's name from its prefix and shape.
+    A directory is used with a pipeline of transformers, a MiniMind file with MiniMind's own script,
+    from the root of its checkout. None if the vocabulary is not MiniMind's, because the scripts
+    load MiniMind's own tokenizer.
     """
     if not isinstance(architecture, MiniMind):
         pipe = f"pipeline('text-generation', {str(path)!r})"
-        said = "[{'role': 'user', 'content': 'Hello'}]"
-        code = f"from transformers import pipeline; print({pipe}({said})[0]['generated_text'])"
+        turns = "[{'role': 'user', 'content': 'Hello'}]"
+        code = f"from transformers import pipeline; print({pipe}({turns})[0]['generated_text'])"
         return f"python -c {shlex.quote(code)}"
     if architecture.vocab_size != _MINIMIND_VOCABULARY:
         return None
-    folder, ending = os.path.relpath(path.parent), architecture.file_name("")
+    # A relative path, because eval_model.py puts "./" before its out_dir. Both scripts build the
+    # file's name from prefix and shape, and load no other name.
+    directory, ending = os.path.relpath(path.parent), architecture.file_name("")
     if not path.name.endswith(ending):
-        return f"first rename it to rlhf{ending}: MiniMind's scripts know no other names"
+        return f"first rename it to rlhf{ending}, because MiniMind's scripts load no other name"
     prefix = path.name.removesuffix(ending)
     shape = [
         f"--hidden_size {architecture.hidden_size}",
@@ -210,44 +211,43 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
     ]
     if architecture.version == 2 and prefix == "rlhf":
         moe = ["--use_moe True"] if architecture.use_moe else []
-        command = ["python eval_model.py --model_mode 2", f"--out_dir {shlex.quote(folder)}"]
+        command = ["python eval_model.py --model_mode 2", f"--out_dir {shlex.quote(directory)}"]
     else:
         moe = ["--use_moe 1"] if architecture.use_moe else []
         command = [
             f"python eval_llm.py --weight {shlex.quote(prefix)}",
-            f"--save_dir {shlex.quote(folder)}",
+            f"--save_dir {shlex.quote(directory)}",
         ]
     return " ".join([*command, *shape, *moe])
 
 
-def _in_form(
-    architecture: Architecture, form: Form | None, tokenizer: ChatTokenizer
+def _converted(
+    architecture: Architecture, export_format: ExportFormat | None, tokenizer: ChatTokenizer
 ) -> Architecture:
-    """What is written, as the form has it."""
-    if form == "hf":
+    if export_format == "hf":
         return as_huggingface(architecture, tokenizer.special_ids)
-    if form == "pth" and not isinstance(architecture, MiniMind):
+    if export_format == "pth" and not isinstance(architecture, MiniMind):
         raise UsageError(
-            f"--format pth: {architecture.name} is no model of MiniMind's",
-            "leave --format out: a Hugging Face directory is written",
+            f"--format pth: {architecture.name} is not a MiniMind model",
+            "Leave out --format to write a Hugging Face directory.",
         )
     return architecture
 
 
 def _destination(run: RunDirectory, destination: Path, written: Architecture, force: bool) -> Path:
-    """Where to write; refuses to replace what this run did not write."""
+    """Return the absolute path; refuse to replace files that this run did not write."""
     destination = destination.absolute()
-    check_place(destination, written)
+    check_destination(destination, written)
     if not force and destination.exists() and not _is_replaceable(run, destination):
         raise DpoError(
             f"{destination} exists, and this run did not write it",
-            "replace it with --force, or write elsewhere with --to",
+            "Replace it with --force, or choose another path with --to.",
         )
     return destination
 
 
 def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
-    """Whether nothing of anybody else's is in the place of an export."""
+    """Return True if the destination contains only files of an earlier export of this run."""
     if destination.parent.resolve() == run.path.resolve():
         return True
     if destination.is_dir():
@@ -268,13 +268,13 @@ def _is_our_card(path: Path) -> bool:
 
 
 def _pairs_to_compare(profile: Profile, tokenizer: ChatTokenizer) -> list[TokenizedPair]:
-    """The first pairs of the training data: the run was planned with at least one."""
+    """Read the first pairs of the training data."""
     source = training_pairs(profile)
     rows = read_pairs(source)
     pairs: list[TokenizedPair] = []
-    while len(pairs) < _COMPARED_PAIRS and (some := list(itertools.islice(rows, _ROWS_AT_ONCE))):
+    while len(pairs) < _COMPARED_PAIRS and (chunk := list(itertools.islice(rows, _ROWS_PER_READ))):
         kept, _ = encode_pairs(
-            some,
+            chunk,
             tokenizer,
             max_seq_len=profile.data.max_seq_len,
             empty_think_ratio=profile.data.empty_think_ratio,
@@ -283,8 +283,9 @@ def _pairs_to_compare(profile: Profile, tokenizer: ChatTokenizer) -> list[Tokeni
         pairs += kept
     if not pairs:
         raise DpoError(
-            f"{source}: no pair is left to compare the file with",
-            "the data has changed since the run: --set data.data_path=... says where it lies now",
+            f"{source}: no pair to compare the exported file with",
+            "The data has changed since the run. Set its present path with --set"
+            " data.data_path=PATH.",
         )
     return pairs[:_COMPARED_PAIRS]
 
@@ -297,17 +298,18 @@ def _logp_differences(
     path: Path,
     pairs: list[TokenizedPair],
 ) -> Tensor:
-    """(N,), absolute, for every response token of the pairs."""
+    """Compute the absolute differences of the log-probs of all response tokens, (N,)."""
     batch = make_batch(pairs, "packed", max_seq_len=0)
     longest = max(len(side.ids) for pair in pairs for side in (pair.chosen, pair.rejected))
-    first = scorer_for(build_model(architecture, trained), longest)
+    before = scorer_for(build_model(architecture, trained), longest)
     if path.is_dir():
+        # Without our attention function and weight mapping, as any other user would load it.
         plain = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
         )
-        second = ResponseScorer(plain, fallback_reason="as anybody would run it")
+        after = ResponseScorer(plain, fallback_reason="plain transformers")
     else:
-        second = scorer_for(build_model(architecture, exported), longest)
-    before, after = (scorer.eval()(batch).token_logps[batch.mask] for scorer in (first, second))
-    differences: Tensor = (before - after).abs()
+        after = scorer_for(build_model(architecture, exported), longest)
+    expected, actual = (scorer.eval()(batch).token_logps[batch.mask] for scorer in (before, after))
+    differences: Tensor = (expected - actual).abs()
     return differences

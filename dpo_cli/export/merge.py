@@ -1,4 +1,4 @@
-"""`dpo merge`: weights between those of two models."""
+"""`dpo merge`: interpolates the weights of two models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpo_cli.errors import DpoError
 from dpo_cli.export.rounding import round_weights
-from dpo_cli.export.verified_write import check_place, verified_write
+from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.inference.open_model import OpenedModel
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.minimind import MiniMind
@@ -22,36 +22,37 @@ def merge_models(
     dtype: str | None,
     tokenizer: Path | None,
 ) -> OpenedModel:
-    """Write (1 - weight) * first + weight * second in their makers' form, as `dpo export` does.
+    """Write (1 - weight) * first + weight * second as a file or directory, and verify it.
 
-    Where both stem from one start, the loss mostly stays low all along the line between them, and
-    on it is what gives back some of what training has made forget (WiSE-FT, Wortsman et al. 2022,
-    arXiv:2109.01903).
+    If both models share their starting weights, the loss mostly stays low on the line between them,
+    and an average regains some of what training has made the model forget (WiSE-FT, Wortsman et al.
+    2022, arXiv:2109.01903).
 
     Args:
-        first, second: of one architecture.
-        weight: the share of the second, 0 to 1.
-        path: of the file or directory; replaced, or left as it is.
-        dtype: a key of `DTYPES`; None for that of the first.
-        tokenizer: the folder that a directory gets its tokenizer from.
+        first, second: models of one architecture.
+        weight: share of the second model, 0 to 1.
+        path: file or directory, which is replaced only on success.
+        dtype: a key of `DTYPES`; None for the dtype of the first model.
+        tokenizer: folder of the tokenizer that a directory gets.
 
     Returns:
-        What the file holds.
+        The merged model, as loaded back.
 
     Raises:
-        DpoError: the architectures differ (naming in what), a weight is beyond what the format
-            holds, or the file cannot be written.
+        DpoError: the architectures differ, a weight exceeds the range of the dtype, or the file
+            cannot be written.
     """
     architecture = _common_architecture(first, second)
-    check_place(path, architecture)
+    check_destination(path, architecture)
     if isinstance(architecture, HuggingFace) and tokenizer is None:
         raise DpoError(
-            f"{first.title}: has no tokenizer, and a directory needs one",
-            "name its folder: --tokenizer DIR",
+            f"{first.title} has no tokenizer, and a directory needs one",
+            "Choose a tokenizer with --tokenizer DIR.",
         )
-    theirs = second.model_weights.state
+    other = second.model_weights.state
+    # In float64, so that the average is rounded only once, to the dtype of the file.
     merged = {
-        name: (1 - weight) * tensor.double() + weight * theirs[name].double()
+        name: (1 - weight) * tensor.double() + weight * other[name].double()
         for name, tensor in first.model_weights.state.items()
     }
     dtype = dtype or first.export_dtype
@@ -61,19 +62,20 @@ def merge_models(
 
 
 def _common_architecture(first: OpenedModel, second: OpenedModel) -> Architecture:
-    """The architecture of both: MiniMind's, if one of them is."""
-    found = [model.model_weights.architecture for model in (first, second)]
-    if any(isinstance(its, MiniMind) for its in found):
-        found = [
-            as_minimind(its, model.title) for its, model in zip(found, (first, second), strict=True)
+    """Return the architecture of both models, as MiniMind's if one of them is MiniMind's."""
+    models = (first, second)
+    architectures = [model.model_weights.architecture for model in models]
+    if any(isinstance(architecture, MiniMind) for architecture in architectures):
+        architectures = [
+            as_minimind(model.model_weights.architecture, model.title) for model in models
         ]
-    if different := differences(*found):
+    if different := differences(*architectures):
         raise DpoError(
             "models of different architectures cannot be merged",
-            "merge a model with the one that it was trained from, or with one that was, too",
+            "Merge a model with its starting weights, or with another model trained from them.",
             [
-                f"{name}: {its} in {first.title}, {other} in {second.title}"
-                for name, (its, other) in different.items()
+                f"{name}: {one} in {first.title}, {other} in {second.title}"
+                for name, (one, other) in different.items()
             ],
         )
-    return found[0]
+    return architectures[0]

@@ -1,6 +1,6 @@
-"""The README.md of an exported directory: what the model is, and how it came about.
+"""Model card (README.md) of an exported directory.
 
-Everything in it is a figure or a setting; no path, host name or text of anybody's.
+It has figures and settings only, because it may be published: no path, host name or user text.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dpo_cli.run.events import Evaluated, Event
 from dpo_cli.run.plan import Plan
 
 MARK = "<!-- written by dpo export -->"
-"""By which a card of ours is known."""
-_FIGURES = {
+"""Comment by which a later export recognizes the card."""
+_METRICS = {
     "loss": "loss",
-    "rewards/accuracies": "share of pairs told apart",
+    "rewards/accuracies": "accuracy",
     "rewards/margins": "reward margin",
-    "margin_per_token": "gap between chosen and rejected, nats a token",
-    "kl": "KL from the reference, nats a token",
+    "margin_per_token": "margin per token, nats",
+    "kl": "KL from the reference, nats per token",
 }
-_UNSAID = ("launch.", "export.", "eval.num_samples")
-"""What says nothing of the model."""
+_OMITTED = ("launch.", "export.", "eval.num_samples")
+"""Keys without an influence on the model."""
 
 
 def model_card(
@@ -35,14 +35,14 @@ def model_card(
     dtype: str,
     optimizer_step: int,
 ) -> str:
-    """The text.
+    """Format the model card.
 
     Args:
-        plan: of the run.
-        events: its stream.
-        architecture: as the directory states it.
-        dtype: of the weights.
-        optimizer_step: after which they were taken.
+        plan: plan of the run.
+        events: events of the run.
+        architecture: architecture of the directory.
+        dtype: dtype of the weights.
+        optimizer_step: step of the exported checkpoint.
     """
     return "\n".join(_lines(plan, events, architecture, dtype, optimizer_step)) + "\n"
 
@@ -61,46 +61,49 @@ def _lines(
     yield ""
     yield (
         f"{plan.model.description}: {plan.model.parameters:,} parameters in {dtype}, after"
-        f" {optimizer_step:,} of {plan.steps.optimizer_steps:,} updates by `dpo` {__version__}."
+        f" {optimizer_step:,} of {plan.steps.optimizer_steps:,} steps with `dpo` {__version__}."
     )
     yield from ("", "## Data", "")
     yield (
-        f"{pairs.kept:,} preference pairs, of at most {plan.setting('data.max_seq_len'):,} tokens a"
-        f" side; {pairs.skipped_rows:,} rows set aside, {pairs.held_out:,} pairs held out."
+        f"{pairs.kept:,} preference pairs with at most {plan.setting('data.max_seq_len'):,} tokens"
+        f" per side; {pairs.skipped_rows:,} rows skipped, {pairs.held_out:,} pairs held out."
     )
-    yield from ("", "SHA-256 of what went in:", "")
+    yield from ("", "SHA-256 of the inputs:", "")
     for name, digest in plan.fingerprints.items():
         yield f"- {name.replace('_', ' ')}: `{digest}`"
     yield from ("", "## Results", "")
     yield from _results(events, optimizer_step)
     yield from ("", "## Profile", "", "```toml")
     for table, settings in plan.settings.items():
-        told = {key: its for key, its in settings.items() if _is_told(f"{table}.{key}")}
-        if told:
-            yield f"[{table}]"
-            yield from (f"{key} = {show_value(its)}" for key, its in told.items())
+        lines = [
+            f"{key} = {show_value(value)}"
+            for key, value in settings.items()
+            if _is_public(f"{table}.{key}")
+        ]
+        if lines:
+            yield from (f"[{table}]", *lines)
     yield "```"
     versions = plan.environment
     yield from ("", f"torch {versions['torch']}, transformers {versions['transformers']}.")
 
 
 def _results(events: Sequence[Event], optimizer_step: int) -> Iterator[str]:
-    """The held-out figures before the first update, and those nearest to the exported state."""
+    """Format the held-out metrics at step 0, and the last ones before the exported checkpoint."""
     evaluations = [
         event
         for event in events
         if isinstance(event, Evaluated) and event.optimizer_step <= optimizer_step
     ]
     if not evaluations:
-        yield "No pairs were held out: nothing is known of pairs that it has not seen."
+        yield "No pairs were held out, so there are no results on unseen pairs."
         return
     first, last = evaluations[0], evaluations[-1]
-    yield f"On {last.pairs:,} held-out pairs, before and after update {last.optimizer_step:,}:"
-    yield from ("", "| figure | before | after |", "|---|---|---|")
-    for metric, words in _FIGURES.items():
+    yield f"On {last.pairs:,} held-out pairs, before and after step {last.optimizer_step:,}:"
+    yield from ("", "| metric | before | after |", "|---|---|---|")
+    for metric, title in _METRICS.items():
         if metric in last.metrics:
-            yield f"| {words} | {first.metrics[metric]:.4g} | {last.metrics[metric]:.4g} |"
+            yield f"| {title} | {first.metrics[metric]:.4g} | {last.metrics[metric]:.4g} |"
 
 
-def _is_told(key: str) -> bool:
-    return KEYS[key].kind is Kind.PLAIN and not key.startswith(_UNSAID)
+def _is_public(key: str) -> bool:
+    return KEYS[key].kind is Kind.PLAIN and not key.startswith(_OMITTED)

@@ -1,4 +1,4 @@
-"""From float32 weights to the numbers that a half-precision file can hold."""
+"""Rounding of float32 weights to half precision."""
 
 from __future__ import annotations
 
@@ -18,24 +18,22 @@ Rounding = Literal["nearest", "stochastic"]
 def round_weights(
     state: Mapping[str, Tensor], dtype: str, rounding: Rounding, seed: int
 ) -> StateDict:
-    """Every weight as a number of the format.
+    """Round every weight to a dtype.
 
     Args:
         state: float32 weights by name.
         dtype: a key of `DTYPES`.
-        rounding: to the nearest number, ties to the even one; or `round_stochastically`.
-        seed: of the random numbers that stochastic rounding draws: the same weights and seed give
-            the same file.
+        rounding: "nearest" (ties to even), or "stochastic", see `round_stochastically`.
+        seed: seed of stochastic rounding; equal weights and seeds give equal files.
 
     Raises:
-        DpoError: a weight is larger than the largest number of the format, which is not made
-            infinite, nor silently made that number.
+        DpoError: a weight exceeds the range of the dtype. It is neither clipped nor made infinite.
     """
     target, generator = DTYPES[dtype], torch.Generator().manual_seed(seed)
     rounded = {}
-    for name in sorted(state):
+    for name in sorted(state):  # a fixed order, because all tensors share one generator
         values = state[name].detach().cpu()
-        _refuse_beyond(values, name, target)
+        _refuse_overflow(values, name, target)
         if rounding == "stochastic":
             rounded[name] = round_stochastically(values, target, generator)
         else:
@@ -44,36 +42,38 @@ def round_weights(
 
 
 def round_stochastically(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Each value as one of its two neighbours in a format, the nearer the likelier.
+    """Round each value to one of its two neighbors in `dtype` at random.
 
-    The neighbour above is taken with probability (value - below) / (above - below), so that the
-    expectation is the value itself: updates far below the spacing survive in the mean over the
+    The upper neighbor has the probability (value - below) / (above - below), so that the
+    expectation is the value itself: updates far below the spacing are preserved on average over the
     weights (Croci et al., Stochastic rounding: implementation, error analysis and applications,
-    2022). A value that the format holds stays as it is.
+    2022). A value that `dtype` represents exactly does not change.
 
     Args:
-        values: of any shape, at most the largest number of the format in magnitude.
+        values: float32 tensor of any shape, within the range of `dtype`.
         dtype: float16 or bfloat16.
-        generator: one number is drawn for each value.
+        generator: source of one random number per value.
     """
     wide, limits = values.double(), torch.finfo(dtype)
-    # A value is a mantissa of [0.5, 1) times a power of two, of which the spacing is a fixed share;
-    # below the least normal number it stays the same, and so for zero, which has no power.
+    # value = mantissa * 2**exponent with a mantissa in [0.5, 1), and the spacing is a fixed fraction
+    # of 2**exponent. For subnormal numbers and zero (0 / 0 = NaN) it is constant.
     mantissa, _ = torch.frexp(wide)
     spacing = (wide / mantissa).nan_to_num(nan=0.0).mul_(limits.eps / 2)
     spacing.clamp_(min=limits.smallest_normal * limits.eps)
     steps = wide / spacing
     below = steps.floor()
+    # In float64: a float32 random number has too few bits for tiny probabilities.
     drawn = torch.rand(values.shape, generator=generator, dtype=torch.float64)
     return ((below + (drawn < steps - below)) * spacing).to(dtype)
 
 
-def _refuse_beyond(values: Tensor, name: str, dtype: torch.dtype) -> None:
+def _refuse_overflow(values: Tensor, name: str, dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
-    if (reached := values.abs().max().item()) > largest:
-        format_name = str(dtype).removeprefix("torch.")
+    if (magnitude := values.abs().max().item()) > largest:
+        dtype_name = str(dtype).removeprefix("torch.")
         raise DpoError(
-            f"{name} holds a weight of magnitude {reached:.6g}, and the largest number of"
-            f" {format_name} is {largest:.6g}",
-            "export it with --dtype float32; a weight as large is rarely a sound one",
+            f"{name} has a weight of magnitude {magnitude:.6g}, and the largest {dtype_name} is"
+            f" {largest:.6g}",
+            "Export with --dtype float32, and check the model: such large weights are rarely"
+            " right.",
         )

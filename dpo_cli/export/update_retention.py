@@ -1,4 +1,4 @@
-"""What a file has of the update that a run made: half precision swallows small ones."""
+"""Update retention: the share of the training update that survives rounding to half precision."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from dpo_cli.training.weights import read_model_weights
 
 @dataclass(frozen=True)
 class UpdateRetention:
-    """The file against the float32 state, by the update: the state less the weights of the start.
+    """Comparison of an exported file with the float32 training state.
+
+    The update is the training state minus the starting weights.
 
     Attributes:
-        changed: share of weights whose value in the file is not the starting one's as the file's
-            format has it.
-        kept: the part of the update that the file has, along the update's direction:
-            <file - start, update> / <update, update>. 1 where nothing is lost; with stochastic
-            rounding 1 in expectation.
-        relative_error: |file - state| / |update|. Stochastic rounding raises it: what it adds is
-            noise, which is not along the update.
-        start_error: |start as the format has it - start| / |update|: what the format costs even
-            without training. 0 where the weights were born in it.
-        born: the format of the weights that the run began with.
+        changed: share of the weights whose value in the file differs from the starting weights,
+            rounded to the same dtype.
+        kept: share of the update in the file, along the update's direction: <file - start, update>
+            / <update, update>. 1 if nothing is lost; 1 in expectation with stochastic rounding.
+        relative_error: |file - state| / |update|. Stochastic rounding raises it by its noise,
+            which is not along the update.
+        start_error: |rounded start - start| / |update|: error of the dtype even without training.
+            0 if the starting weights have this dtype.
+        source_dtype: dtype of the starting weights.
     """
 
     changed: float
@@ -43,49 +44,50 @@ class UpdateRetention:
 
 
 def read_start(run: RunDirectory, profile: Profile, saved_plan: Plan) -> ModelWeights:
-    """The weights that a run began with.
+    """Read the starting weights of a run.
 
     Args:
-        run: whose they are.
-        profile: says where they lie.
-        saved_plan: the run's plan.
+        run: the run.
+        profile: profile of the run, with the path of the weights.
+        saved_plan: plan of the run, with their fingerprint.
 
     Raises:
-        DpoError: they are gone, or others lie in their place.
+        DpoError: the file is missing, or has other weights now.
     """
     start = read_model_weights(profile, "weights", run.path.parent, run.path)
     if start.fingerprint != saved_plan.fingerprints["weights"]:
-        raise DpoError("model.weights: the content is not what the run began with")
+        raise DpoError("model.weights: the content has changed since the run began")
     return start
 
 
 def measure_update_retention(
     start: ModelWeights, state: Mapping[str, Tensor], exported: Mapping[str, Tensor], dtype: str
 ) -> UpdateRetention | None:
-    """Compare the weights of a file with those of the state it was made from.
+    """Compare exported weights with the training state and the starting weights.
 
     Args:
-        start: what the run began with.
-        state: the float32 training state, under the start's names.
-        exported: the file's weights, likewise.
-        dtype: of the file, a key of `DTYPES`.
+        start: starting weights.
+        state: float32 training state, with the names of `start`.
+        exported: weights of the file, with the same names.
+        dtype: dtype of the file, a key of `DTYPES`.
 
     Returns:
-        None where no weight has moved at all.
+        None if no weight has changed at all.
     """
     changed = 0
     update_squared = kept = error_squared = start_error_squared = 0.0
     for name, before in start.state.items():
         rounded_before = before.to(DTYPES[dtype])
         changed += int((exported[name] != rounded_before).sum())
-        begun, trained, written = (
+        # In float64: a float32 sum over millions of tiny squares would lose most of them.
+        begin, trained, written = (
             tensor.double() for tensor in (before, state[name], exported[name])
         )
-        update = trained - begun
+        update = trained - begin
         update_squared += _squared(update)
-        kept += float(torch.sum((written - begun) * update))
+        kept += float(torch.sum((written - begin) * update))
         error_squared += _squared(written - trained)
-        start_error_squared += _squared(rounded_before.double() - begun)
+        start_error_squared += _squared(rounded_before.double() - begin)
     if not update_squared:
         return None
     return UpdateRetention(

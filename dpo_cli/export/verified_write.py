@@ -1,6 +1,4 @@
-"""Writes weights and proves that they were written: first beside their place, under a name of
-nobody's.
-"""
+"""Verified writing of weights: to a temporary path, read back, then renamed."""
 
 from __future__ import annotations
 
@@ -26,29 +24,29 @@ from dpo_cli.profile import folder
 from dpo_cli.run.disk import explain_disk_errors
 
 
-def check_place(path: Path, architecture: Architecture) -> None:
-    """Refuse to write weights where they cannot be, or where other things than weights would go.
+def check_destination(path: Path, architecture: Architecture) -> None:
+    """Refuse a destination that cannot be written, or that would replace files of the user.
 
     Args:
-        path: of the file or directory.
-        architecture: of the weights, which decides which of the two it is.
+        path: destination.
+        architecture: decides between a file (MiniMind) and a directory.
 
     Raises:
-        DpoError: saying what is there.
+        DpoError: the destination is refused.
     """
     is_file = isinstance(architecture, MiniMind)
     if is_file and path.is_dir():
-        raise DpoError(f"{path}: a directory", "name the file with --to")
+        raise DpoError(f"{path} is a directory", "Choose the path of a file with --to.")
     if not is_file and path.exists() and not path.is_dir():
-        raise DpoError(f"{path}: a file", "name a directory with --to")
+        raise DpoError(f"{path} is a file", "Choose the path of a directory with --to.")
     if others := sorted(folder.other_files(path)):
         raise DpoError(
-            f"{path} would be replaced whole, and holds {', '.join(others[:5])}",
-            "name a new directory with --to",
+            f"{path} would be replaced completely, and contains {', '.join(others[:5])}",
+            "Choose a new directory with --to.",
         )
     if not path.parent.is_dir():
         raise DpoError(
-            f"{path.parent}: no such directory", "create it, or write elsewhere with --to"
+            f"{path.parent}: no such directory", "Create it, or choose another path with --to."
         )
 
 
@@ -60,69 +58,65 @@ def verified_write(
     dtype: str,
     tokenizer: Path | None = None,
 ) -> Iterator[tuple[Path, ModelWeights]]:
-    """Write weights in their makers' form; for a block of further proof.
+    """Write weights to a temporary path, read them back, and rename after the block.
 
-    Only then does the file or directory get its name; until then there is none, or the one that was
-    there.
+    If the block or the verification fails, `path` remains as it was.
 
     Args:
-        path: of the file or directory.
-        rounded: in the Hugging Face layout, from `round_weights` to `dtype`.
-        architecture: of the weights.
+        path: final path of the file or directory.
+        rounded: weights in the Hugging Face layout, rounded to `dtype` by `round_weights`.
+        architecture: decides the format.
         dtype: a key of `DTYPES`.
-        tokenizer: the folder that a directory gets its tokenizer from.
+        tokenizer: folder of the tokenizer that a directory gets.
 
     Yields:
-        Where it is for now, and what was read back from there.
+        The temporary path, and the weights as loaded back, for further checks.
 
     Raises:
         NoSpaceError: the disk is full.
-        DpoError: it cannot be written, or does not hold what was written.
+        DpoError: the weights cannot be written, or differ when read back.
     """
     with explain_disk_errors(path.parent), rename_on_success(path) as temporary:
         write_model(temporary, rounded, architecture, dtype, tokenizer)
-        # What the weights alone may not tell.
-        stated = {key: getattr(architecture, key, None) for key in NOT_IN_WEIGHTS}
-        read_back = load_model_weights(temporary, stated)
+        # Settings that a MiniMind file does not contain, such as rope_theta.
+        settings = {key: getattr(architecture, key, None) for key in NOT_IN_WEIGHTS}
+        read_back = load_model_weights(temporary, settings)
         _require_same(path, read_back.state, rounded)
         yield temporary, read_back
 
 
 def _require_same(path: Path, read_back: StateDict, written: StateDict) -> None:
-    """Every weight of the file is bit for bit the one that was to be written.
-
-    Raises:
-        DpoError: naming the first that is not.
-    """
+    """Require that every weight is bit for bit the one that was written."""
     for name, tensor in written.items():
         if not torch.equal(read_back[name], tensor):
             raise DpoError(
-                f"{path}: {name} was read back otherwise than it was written",
-                "disk or memory fail here: write to another place",
+                f"{path}: {name} read back differs from what was written",
+                "Disk or memory may be faulty. Choose another path with --to.",
             )
 
 
 @contextmanager
 def rename_on_success(path: Path) -> Iterator[Path]:
-    """A name for a file or a directory that becomes `path` if nothing goes wrong.
+    """Yield a temporary path for a file or directory, and rename it to `path` on success.
 
-    What had that name is replaced in one moment.
+    An existing file or directory is replaced atomically.
     """
-    with _own_directory(path) as directory:
+    with _temporary_directory(path) as directory:
         new = directory / path.name
         yield new
         if path.is_dir():
-            swap(new, path)  # the old one goes with the directory
+            swap(new, path)  # the old directory is deleted with the temporary one
         else:
             os.replace(new, path)
-        fsync_path(path.parent)
+        fsync_path(path.parent)  # else a power failure could undo the rename
 
 
 @contextmanager
-def _own_directory(path: Path) -> Iterator[Path]:
-    """A directory beside `path` for a block; those that killed exports to `path` left are removed.
+def _temporary_directory(path: Path) -> Iterator[Path]:
+    """Create a directory next to `path` for the block; delete those of killed exports first.
 
-    It is locked, and the kernel frees the lock however the process ends.
+    Each is locked while its export runs. The kernel releases the lock when the process ends, so a
+    directory that can be locked is abandoned.
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         with _locked(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_abandoned:
@@ -143,17 +137,17 @@ def _own_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(directory: Path, operation: int) -> Iterator[bool]:
-    """Lock a directory for a block, if it can be done; whether it was."""
+    """Try to lock a directory for the block; yield True on success."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # gone meanwhile, or no directory
+    except OSError:  # deleted by another export, or not a directory
         yield False
         return
     try:
         is_locked = True
         try:
             fcntl.flock(descriptor, operation)
-        except OSError:  # another has it, or the file system locks no directories
+        except OSError:  # locked by another export, or not supported by the file system
             is_locked = False
         yield is_locked
     finally:

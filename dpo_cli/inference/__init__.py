@@ -1,1 +1,1 @@
-"""Trained models in use: evaluation and chat."""
+"""Use of trained models: evaluation and chat."""

@@ -1,4 +1,4 @@
-"""Who answers, and what has been said: answers as text while they come, and conversations."""
+"""Chat with models: streamed answers, and conversations."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from dpo_cli.training.sources import require_same_vocabulary
 
 
 class Answer(Iterator[str]):
-    """An answer, in pieces that are whole characters, "" where a token completes none.
+    """Streamed answer: an iterator over pieces of text, one per token.
+
+    A piece has whole characters only; it is "" for a token that completes none.
 
     Attributes:
-        text: what has been said so far, without the token that ends it.
-        tokens: that were chosen.
-        seconds: that choosing them took.
-        is_cut: whether it has reached the most tokens there may be, and not its end.
+        text: text so far, without the end token.
+        tokens: number of generated tokens.
+        seconds: time that generating them took.
+        is_cut: True if the answer reached the maximum number of tokens before its end.
     """
 
     def __init__(self, ids: Iterator[int], tokenizer: ChatTokenizer) -> None:
@@ -42,27 +44,27 @@ class Answer(Iterator[str]):
         if self._stream is None:
             raise StopIteration
         before = time.perf_counter()
-        number = next(self._ids, None)
+        token_id = next(self._ids, None)
         self.seconds += time.perf_counter() - before
-        if number is not None:
+        if token_id is not None:
             self.tokens += 1
-        if number is None or number == self._end_id:
-            self.is_cut = number is None
+        if token_id is None or token_id == self._end_id:
+            self.is_cut = token_id is None
             piece, self._stream = self._stream.rest(), None
         else:
-            piece = self._stream.add(number)
+            piece = self._stream.add(token_id)
         self.text += piece
         return piece
 
 
 class Responder:
-    """A model that answers.
+    """Model that answers conversations.
 
     Args:
-        opened: its weights.
-        tokenizer: of the model.
-        device: where it is to be.
-        decoding: how it answers.
+        opened: model and title.
+        tokenizer: tokenizer of the model.
+        device: device to run on.
+        decoding: sampling settings.
     """
 
     def __init__(
@@ -81,16 +83,16 @@ class Responder:
         self._model, self._architecture = model.to(device.torch_device), model_weights.architecture
         self._tokenizer, self._device, self._decoding = tokenizer, device, decoding
         self.title = opened.title
-        """What to call it on the screen."""
+        """Name on the screen."""
         if opened.optimizer_step is not None:
-            self.title += f" after optimizer step {opened.optimizer_step:,}"
+            self.title += f" after step {opened.optimizer_step:,}"
 
     def answer(self, messages: Sequence[Message], question: int) -> Answer:
-        """The answer to a conversation.
+        """Start an answer to a conversation.
 
         Args:
-            messages: its turns; the last is not the model's.
-            question: see `Decoding.token_sampler`.
+            messages: turns of the conversation; the last one is the user's.
+            question: number of the question, see `Decoding.token_sampler`.
 
         Raises:
             DpoError: the chat template refuses the conversation, or it is too long.
@@ -99,14 +101,13 @@ class Responder:
             prompt = self._tokenizer.prompt(messages)
         except ValueError as error:
             raise DpoError(str(error)) from error
-        max_new_tokens, room = (
-            self._decoding.max_new_tokens,
-            free_positions(self._architecture, prompt),
-        )
+        max_new_tokens = self._decoding.max_new_tokens
+        room = free_positions(self._architecture, prompt)
         if room is not None and room < 1:
             raise DpoError(
-                f"the conversation has {len(prompt):,} tokens, and the model"
-                f" {len(prompt) + room:,} positions"
+                f"the conversation has {len(prompt):,} tokens, and the model only"
+                f" {len(prompt) + room:,} positions",
+                "Begin a new conversation.",
             )
         ids = generate(
             self._model,
@@ -120,42 +121,42 @@ class Responder:
 
 
 class Conversation:
-    """What a user and one model have said, turn by turn.
+    """Conversation of a user with one model.
 
     Args:
-        speaker: the model.
-        system: what it is told before anything else, if anything.
+        responder: the model.
+        system: system prompt.
     """
 
-    def __init__(self, speaker: Responder, system: str | None = None) -> None:
-        self._speaker, self._system = speaker, system
+    def __init__(self, responder: Responder, system: str | None = None) -> None:
+        self._responder, self._system = responder, system
         self._turns: list[tuple[str, Answer]] = []
 
     @property
     def messages(self) -> list[Message]:
-        """Everything so far; an answer as far as it has come."""
+        """All turns so far; the last answer may be incomplete."""
         messages = [] if self._system is None else [_message("system", self._system)]
         for question, answer in self._turns:
             messages += _message("user", question), _message("assistant", answer.text)
         return messages
 
     def ask(self, question: str) -> Answer:
-        """The answer to a question, which is kept as far as it will have come.
+        """Add a question, and start the answer to it.
 
         Raises:
-            DpoError: see `Responder.answer`; nothing is kept.
+            DpoError: see `Responder.answer`; the question is not added.
         """
         turns = [*self.messages, _message("user", question)]
-        answer = self._speaker.answer(turns, len(self._turns))
+        answer = self._responder.answer(turns, len(self._turns))
         self._turns.append((question, answer))
         return answer
 
-    def take_back(self) -> None:
-        """Forget the last question and its answer."""
+    def undo(self) -> None:
+        """Remove the last question and its answer."""
         self._turns.pop()
 
-    def forget(self) -> None:
-        """Begin anew."""
+    def clear(self) -> None:
+        """Remove all turns except the system prompt."""
         self._turns.clear()
 
 
@@ -166,40 +167,40 @@ def open_responders(
     *,
     runs_root: Path,
     tokenizer: Path | None = None,
-    settings: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     best: bool = False,
 ) -> list[Responder]:
-    """The policy, and beside it the reference, if there is one; on one device.
+    """Open the policy and, if there is one, the reference, on one device.
 
     Args:
-        policy: who is asked.
-        reference: who is asked beside it; None for a run's own.
-        decoding: how they answer.
-        runs_root: where runs lie.
-        tokenizer: a folder; None for that which one of them comes with.
-        settings: keys of the profile that are others here, such as the device.
-        best: of a run, take the best state.
+        policy: first model.
+        reference: second model; None for the run's own reference, if `policy` is a run.
+        decoding: sampling settings.
+        runs_root: directory of runs.
+        tokenizer: folder of the tokenizer; None for that of the first model that has one.
+        overrides: `KEY=VALUE` for keys of the profile, for example the device.
+        best: use the best checkpoint of a run.
 
     Raises:
-        DpoError: something of this is missing or damaged, or does not fit the rest.
+        DpoError: a file is missing or damaged, or the models and the tokenizer do not fit.
     """
-    named = [each for each in (policy, reference) if each is not None]
-    folder = tokenizer_of(named, tokenizer, settings)
+    models = [model for model in (policy, reference) if model is not None]
+    folder = tokenizer_of(models, tokenizer, overrides)
     if policy.run is not None:
-        profile = load_profile(policy.run.profile_path, settings).profile
+        profile = load_profile(policy.run.profile_path, overrides).profile
     else:
-        stated = {"model.tokenizer": folder.absolute(), "data.data_path": Path(os.devnull)}
-        profile = profile_from_values(stated, settings)
+        values = {"model.tokenizer": folder.absolute(), "data.data_path": Path(os.devnull)}
+        profile = profile_from_values(values, overrides)
     device = resolve(profile.train.device, profile.train.dtype)
-    untold = profile.model.model_dump()
-    opened = [open_model(policy, untold, best=best)]
+    settings = profile.model.model_dump()
+    opened = [open_model(policy, settings, best=best)]
     if reference is not None:
-        opened.append(open_model(reference, untold))
+        opened.append(open_model(reference, settings))
     elif policy.run is not None:
         opened.append(open_reference(profile, runs_root, policy.run))
-    its_tokenizer = ChatTokenizer(folder)
-    require_same_vocabulary(its_tokenizer, opened[0].model_weights, opened[-1].model_weights)
-    return [Responder(each, its_tokenizer, device, decoding) for each in opened]
+    chat_tokenizer = ChatTokenizer(folder)
+    require_same_vocabulary(chat_tokenizer, opened[0].model_weights, opened[-1].model_weights)
+    return [Responder(model, chat_tokenizer, device, decoding) for model in opened]
 
 
 def _message(role: str, content: str) -> Message:

@@ -1,4 +1,4 @@
-"""Any weights on any preference pairs, exactly as a run's own evaluations do it."""
+"""Evaluation of any weights on any preference pairs, as in a run's own evaluations."""
 
 from __future__ import annotations
 
@@ -36,39 +36,39 @@ from dpo_cli.training.sources import (
     usable_rows,
 )
 
-Figures = Mapping[str, float]
+Metrics = Mapping[str, float]
 
-_OWN_FIGURES = ("pairs", "logps/", "token_logps/", "entropy")
-"""Beginnings of the names of figures that mean something without a reference."""
+_WITHOUT_REFERENCE = ("pairs", "logps/", "token_logps/", "entropy")
+"""Prefixes of the metrics that need no reference."""
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """What one model came to.
+    """Metrics of one model.
 
     Attributes:
-        title: what to call it.
-        optimizer_step: after which it was saved; None of what is no run's.
-        groups: `dpo_cli.objective.held_out.summarize` by group of pairs, as events have it.
+        title: name on the screen.
+        optimizer_step: step of the checkpoint; None if the model is not a run's.
+        groups: metrics by group of pairs, see `dpo_cli.objective.held_out.summarize`.
     """
 
     title: str
     optimizer_step: int | None
-    groups: Mapping[str, Figures]
+    groups: Mapping[str, Metrics]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What some models came to by one eval_config.
+    """Metrics of several models on the same pairs.
 
     Attributes:
-        models: each of them.
-        reference: what they were compared with; None if nothing.
-        device, dtype: where, and in which precision.
-        vocab_size: tokens that they know.
-        skipped_rows: rows of the file that are no pairs.
-        trained_on: the titles of runs that were trained on the file that the pairs are from, and
-            did not hold these out of it.
+        eval_config: pairs and settings.
+        models: metrics of each model.
+        reference: title of the reference; None without one.
+        device, dtype: device and dtype of the computation.
+        vocab_size: vocabulary size of the models.
+        skipped_rows: number of skipped rows of the file.
+        trained_on: titles of the runs that have trained on these pairs.
     """
 
     eval_config: EvalConfig
@@ -81,46 +81,47 @@ class Evaluation:
     trained_on: Sequence[str]
 
 
-def stated_by(eval_config: EvalConfig) -> dict[str, Any]:
-    """What its profile says of weights that these cannot tell themselves; for `open_model`."""
+def model_settings(eval_config: EvalConfig) -> dict[str, Any]:
+    """Return the [model] keys that a weights file does not contain, for `open_model`."""
     return eval_config.profile.model.model_dump(include=set(NOT_IN_WEIGHTS))
 
 
 def evaluate_models(
     eval_config: EvalConfig, models: Sequence[OpenedModel], on_progress: OnProgress
 ) -> Evaluation:
-    """Score a eval_config's pairs with some models, on its profile's device and in its precision.
+    """Evaluate models on the pairs, the device and the dtype of an evaluation's profile.
 
     Args:
         eval_config: from `find_eval_config`.
-        models: of one vocabulary.
-        on_progress: hears how far it is.
+        models: models with one vocabulary.
+        on_progress: called with phase, done, total and unit.
 
     Raises:
-        DpoError: an input is gone, damaged, not what the run began with, or does not fit the
-            others; or the device is not here.
+        DpoError: an input is missing, damaged or has changed since the run began, or inputs do not
+            fit each other; or the device does not exist.
     """
     profile, owner = eval_config.profile, eval_config.owner
     saved_plan = owner.read_plan() if owner is not None else None
     configure_torch(profile)
     device = resolve(profile.train.device, profile.train.dtype)
+    # The run's own matmul kernel, so that its metrics are reproduced bit for bit.
     matmul = saved_plan.environment.get("float32_matmul") if saved_plan else None
     configure_device(device, matmul, tf32=profile.train.tf32)
     reference = _open_reference(eval_config)
-    checkpoints = [model.model_weights for model in models]
-    frozen = reference.model_weights if reference else checkpoints[0]
-    inputs = _prepare(profile, device, checkpoints, frozen, on_progress)
+    weights = [model.model_weights for model in models]
+    reference_weights = reference.model_weights if reference else weights[0]
+    inputs = _prepare(profile, device, weights, reference_weights, on_progress)
     if saved_plan is not None:
-        _refuse_other_inputs(eval_config, saved_plan.fingerprints, inputs)
-    evaluated_models = []
-    with _reference_of(eval_config, inputs) as scores:
+        _require_same_inputs(eval_config, saved_plan.fingerprints, inputs)
+    evaluated = []
+    with _reference_of(eval_config, inputs) as reference_logps:
         for model in models:
-            table = _score(inputs, model.model_weights, scores, on_progress)
-            figures = _figures(table, inputs, has_reference=eval_config.has_reference)
-            evaluated_models.append(EvaluatedModel(model.title, model.optimizer_step, figures))
+            table = _score(inputs, model.model_weights, reference_logps, on_progress)
+            groups = _summarize(table, inputs, has_reference=eval_config.has_reference)
+            evaluated.append(EvaluatedModel(model.title, model.optimizer_step, groups))
     return Evaluation(
         eval_config=eval_config,
-        models=evaluated_models,
+        models=evaluated,
         reference=reference.title if reference else None,
         device=str(device.torch_device),
         dtype=device.dtype_name,
@@ -138,7 +139,7 @@ def _open_reference(eval_config: EvalConfig) -> OpenedModel | None:
     if not eval_config.has_reference:
         return None
     if eval_config.reference is not None:
-        return open_model(eval_config.reference, stated_by(eval_config))
+        return open_model(eval_config.reference, model_settings(eval_config))
     return open_reference(eval_config.profile, eval_config.runs_root, eval_config.owner)
 
 
@@ -149,9 +150,10 @@ def _prepare(
     reference: ModelWeights,
     on_progress: OnProgress,
 ) -> RunInputs:
-    """The pairs as a run has its held-out ones, in the same rows; of a run's plan no more is used.
+    """Build inputs whose held-out pairs are the pairs to evaluate.
 
-    Where all of a file is judged by, it stands in for the pairs that a run would train on.
+    If all pairs of a file are evaluated, they also take the place of the training pairs, which are
+    required but not used.
     """
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     for model in models:
@@ -161,10 +163,10 @@ def _prepare(
     return assemble_inputs(profile, device, tokenizer, models[0], reference, rows, held_out)
 
 
-def _refuse_other_inputs(
+def _require_same_inputs(
     eval_config: EvalConfig, saved_plan: Mapping[str, str], inputs: RunInputs
 ) -> None:
-    """A run's own held-out pairs, its tokenizer and its reference are what they were."""
+    """Require that the inputs of the owner's run have not changed."""
     names = {"tokenizer"}
     if eval_config.is_own:
         names.add("data" if eval_config.profile.eval.path is None else "held_out")
@@ -175,7 +177,7 @@ def _refuse_other_inputs(
 
 
 def _was_trained_on(plan: Plan, eval_config: EvalConfig, inputs: RunInputs) -> bool:
-    """Whether the run of a plan has learned from pairs that it is judged by."""
+    """Return True if the run of a plan has trained on the pairs of the evaluation."""
     if plan.fingerprints["data"] != inputs.fingerprints["data"]:
         return False
     is_split = eval_config.is_own and eval_config.profile.eval.path is None
@@ -184,16 +186,16 @@ def _was_trained_on(plan: Plan, eval_config: EvalConfig, inputs: RunInputs) -> b
 
 @contextmanager
 def _reference_of(eval_config: EvalConfig, inputs: RunInputs) -> Iterator[Reference]:
-    """The reference's log-probs of the held-out pairs, from the cache or for it.
+    """Open the reference's log-probs of the held-out pairs, and add them to the cache at the end.
 
-    What lies beside a run is the run's; nothing is written there.
+    Only the shared cache is used: nothing is written to the run's directory.
     """
     if not eval_config.has_reference:
         yield NoReference()
         return
-    with tempfile.TemporaryDirectory() as nowhere:
+    with tempfile.TemporaryDirectory() as empty:
         reference = open_references(
-            inputs, lambda: make_scorer(inputs, inputs.reference_weights), Path(nowhere)
+            inputs, lambda: make_scorer(inputs, inputs.reference_weights), Path(empty)
         )[1]
         yield reference
         if isinstance(reference, CachedReference):
@@ -203,7 +205,7 @@ def _reference_of(eval_config: EvalConfig, inputs: RunInputs) -> Iterator[Refere
 def _score(
     inputs: RunInputs, model: ModelWeights, reference: Reference, on_progress: OnProgress
 ) -> Tensor:
-    """(K, F), see `dpo_cli.training.evaluation.score_held_out`."""
+    """Score all pairs, (K, F), see `dpo_cli.training.evaluation.score_held_out`."""
     pairs = inputs.held_out
     return score_held_out(
         make_scorer(inputs, model),
@@ -216,11 +218,11 @@ def _score(
     )
 
 
-def _figures(table: Tensor, inputs: RunInputs, *, has_reference: bool) -> Mapping[str, Figures]:
+def _summarize(table: Tensor, inputs: RunInputs, *, has_reference: bool) -> Mapping[str, Metrics]:
     groups = summarize_groups(table, inputs.held_out_groups)
     if has_reference or not inputs.profile.dpo.needs_reference:
         return groups
     return {
-        name: {key: value for key, value in figures.items() if key.startswith(_OWN_FIGURES)}
-        for name, figures in groups.items()
+        name: {key: value for key, value in metrics.items() if key.startswith(_WITHOUT_REFERENCE)}
+        for name, metrics in groups.items()
     }

@@ -1,4 +1,4 @@
-"""The held-out pairs of a run, scored by any weights exactly as the run's own evaluations do it."""
+"""Evaluation of any weights on the held-out pairs of a run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from dpo_cli.training.sources import OnProgress
 
 
 def evaluation_seconds(run: RunDirectory) -> float | None:
-    """How long an evaluation of a run took at most: the first may need nothing but known figures.
+    """Return the seconds of the slowest evaluation of a run; None if there was none.
 
-    None if it made none.
+    The slowest, because the first one may have read all its log-probs from the cache.
     """
     evaluations = [event for event in history(run.events_path) if isinstance(event, Evaluated)]
     return max((event.seconds for event in evaluations), default=None)
@@ -30,27 +30,28 @@ def evaluation_seconds(run: RunDirectory) -> float | None:
 
 def score_held_out(
     run: RunDirectory,
-    settings: Sequence[str],
+    overrides: Sequence[str],
     weights: Sequence[StateDict],
     on_progress: OnProgress,
 ) -> list[Mapping[str, float]]:
-    """What a run's evaluation says of weights, on its device and in its precision.
+    """Evaluate weights on a run's held-out pairs, on the run's device and in its dtype.
 
     Args:
-        run: has held-out pairs.
-        settings: keys of its profile that are others here, such as where the data lies now.
-        weights: each in the Hugging Face layout, of any float type.
-        on_progress: hears how far it is.
+        run: run with held-out pairs.
+        overrides: `KEY=VALUE` for keys of its profile, for example a new path of the data.
+        weights: one or more state dicts in the Hugging Face layout, of any float dtype.
+        on_progress: called with phase, done, total and unit.
 
     Returns:
-        Of each weights, `dpo_cli.objective.held_out.summarize`: the run's own figures, to the bit.
+        Metrics of each state dict, see `dpo_cli.objective.held_out.summarize`. They are bit for bit
+        those of the run's own evaluation.
 
     Raises:
-        DpoError: an input is gone or has changed, or the run's device is not here.
+        DpoError: an input is missing or has changed, or the run's device does not exist.
     """
     plan = run.read_plan()
     eval_config = find_eval_config(
-        [NamedModel(run.path, run)], runs_root=run.path.parent, settings=settings
+        [NamedModel(run.path, run)], runs_root=run.path.parent, settings=overrides
     )
     if plan is None or eval_config is None:
         raise DpoError(f"{run.name} has no held-out pairs")
@@ -59,7 +60,5 @@ def score_held_out(
         OpenedModel(run.name, ModelWeights(architecture, state, DTYPES["float32"], fingerprint=""))
         for state in weights
     ]
-    return [
-        evaluated_models.groups[ALL]
-        for evaluated_models in evaluate_models(eval_config, models, on_progress).models
-    ]
+    evaluation = evaluate_models(eval_config, models, on_progress)
+    return [model.groups[ALL] for model in evaluation.models]

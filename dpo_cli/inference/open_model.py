@@ -1,4 +1,4 @@
-"""The weights of what a command line calls a model; `dpo_cli.run.models` tells what it is."""
+"""Weights of a model that a command line names, see `dpo_cli.run.models`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from dpo_cli.training.weights import RUN_PREFIX, read_model_weights, read_traine
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model whose weights were read.
+    """Loaded model.
 
     Attributes:
-        title: what to call it on the screen.
-        checkpoint: the weights; of a run those of a float32 training state.
-        optimizer_step: after which a run's state is; None of a file or a folder.
-        plan: of that run.
-        export_dtype: the precision that they are written in, if nobody states another.
+        title: name on the screen.
+        model_weights: the weights; for a run, those of its float32 training state.
+        optimizer_step: step of the run's checkpoint; None for a file or folder.
+        plan: plan of the run; None for a file or folder.
+        export_dtype: default dtype of an export.
     """
 
     title: str
@@ -40,17 +40,19 @@ class OpenedModel:
     export_dtype: str = "float32"
 
 
-def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = False) -> OpenedModel:
-    """Read the weights of a run's newest state, of a file, or of a Hugging Face folder.
+def open_model(
+    named: NamedModel, settings: Mapping[str, Any], *, best: bool = False
+) -> OpenedModel:
+    """Load the weights of a run's newest checkpoint, of a file, or of a Hugging Face folder.
 
     Args:
         named: from `find_model`.
-        stated: a profile's [model] keys, for settings that a file lacks (see `infer_minimind`); not
-            used for a run or a folder, which contain them.
-        best: take a run's best state instead.
+        settings: [model] keys of a profile, for settings that a file lacks (see `infer_minimind`);
+            not used for a run or a folder, which contain them.
+        best: use the best checkpoint of a run.
 
     Raises:
-        DpoError: there are no such weights, or they are damaged or not to be understood.
+        DpoError: the weights are missing, damaged or of an unknown format.
     """
     if named.run is not None:
         trained = read_trained(named.run, best=best)
@@ -61,8 +63,8 @@ def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = Fal
             named.title, trained.model_weights, trained.optimizer_step, trained.plan, dtype
         )
     if best:
-        raise DpoError(f"{named.title}: only a run has a best state", "leave --best out")
-    model_weights = load_model_weights(named.path, {} if named.path.is_dir() else stated)
+        raise DpoError(f"{named.title}: only a run has a best checkpoint", "Leave out --best.")
+    model_weights = load_model_weights(named.path, {} if named.path.is_dir() else settings)
     dtype = model_weights.dtype_name
     return OpenedModel(
         named.title, model_weights, export_dtype=dtype if dtype in DTYPES else "float32"
@@ -70,15 +72,15 @@ def open_model(named: NamedModel, stated: Mapping[str, Any], *, best: bool = Fal
 
 
 def open_reference(profile: Profile, runs_root: Path, run: RunDirectory | None) -> OpenedModel:
-    """Read the frozen weights that a profile compares the policy with.
+    """Load the reference of a profile.
 
     Args:
-        profile: names them, or else those that it starts from.
-        runs_root: where `run:NAME` is looked for.
-        run: whose profile it is, if it is a run's; it keeps what `run:NAME` stood for.
+        profile: names the reference, or the starting weights, which are the default.
+        runs_root: directory of runs, for `run:NAME`.
+        run: run of the profile, if any; it keeps a copy of the weights that `run:NAME` names.
 
     Raises:
-        DpoError: they are missing, damaged, or contradict the profile.
+        DpoError: the weights are missing or damaged, or contradict the profile.
     """
     which = profile.model.reference_key
     source = resolve_weights(profile, which)

@@ -9,7 +9,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.profile import folder
 
 PREFIX = "hf:"
@@ -116,7 +116,7 @@ def _download(
             " set model.weights to it. HF_ENDPOINT selects another Hub.",
         ) from error
     except Exception as error:  # connections fail with errors that the library does not document
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+        reason = first_line(error)
         raise DpoError(
             f"{name} cannot be downloaded from the Hub ({reason})",
             "Try again, or download it elsewhere (hf download) and set model.weights to the copy.",

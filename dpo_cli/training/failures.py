@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 
 
 def explain(error: Exception) -> DpoError | None:
     """Translate an exception into an error with a remedy; None if it is a bug."""
     if is_out_of_memory(error):
         return DpoError(
-            f"out of memory: {_first_line(error) or 'the system has none left'}",
+            f"out of memory: {first_line(error)}",
             "Set train.activation_checkpointing = true, or lower train.max_tokens_per_forward; with"
             " experts or dropout, lower train.batch_size and raise train.accumulation_steps. Or"
             " lower data.max_seq_len.",
@@ -24,7 +24,7 @@ def explain(error: Exception) -> DpoError | None:
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return DpoError(
-            f"torch.compile failed: {_first_line(error)}",
+            f"torch.compile failed: {first_line(error)}",
             "Install what is missing (on a CPU a C++ compiler), or set train.compile = false.",
         )
     return None
@@ -35,7 +35,3 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

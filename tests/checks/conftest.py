@@ -1,4 +1,4 @@
-"""A bench for `dpo check`: weights that have just read their few pairs, made in a second."""
+"""Fixtures of `dpo check`: tiny weights, trained for a second on a few pairs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def architecture(version: int, experts: int = 0) -> MiniMind:
 
 
 def random_scorer(shape: MiniMind) -> ResponseScorer:
-    """Weights that know nothing yet."""
+    """Random weights."""
 
     generator = torch.Generator().manual_seed(1)
     state = {
@@ -92,13 +92,13 @@ def random_scorer(shape: MiniMind) -> ResponseScorer:
 
 
 def save(path: Path, scorer: ResponseScorer, shape: MiniMind) -> None:
-    """As MiniMind would have written it."""
+    """Write the weights as MiniMind would."""
     write_weights(path, to_disk_names(scorer.model, scorer.model.state_dict()), shape, "float16")
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that finds the answers of `ROWS` likely."""
+    """Weights to which the responses of `ROWS` are likely."""
     folder = tmp_path_factory.mktemp("weights")
     (folder / "pairs.jsonl").write_text("".join(ROWS))
     pairs, _ = encode_pairs(
@@ -123,7 +123,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bench(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a profile with everything it names."""
+    """Working directory with a profile and all its files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DPO_RUNS_DIR", raising=False)
     (tmp_path / "my.toml").write_text(PROFILE)
@@ -134,7 +134,7 @@ def bench(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 @pytest.fixture
 def examined(bench: Path) -> Examine:
-    """Examine `my.toml` with settings on top."""
+    """Check `my.toml` with overrides."""
 
     def run(*settings: str, pair: str | None = None) -> Diagnosis:
         return run_checks(bench / "my.toml", settings, bench / "runs", pair, lambda *_: None)

@@ -1,4 +1,4 @@
-"""`dpo check` finds what is wrong, all of it at once, and leaves no trace."""
+"""`dpo check` reports all problems of a profile at once, and writes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dpo_cli.checks import resources
-from dpo_cli.checks.trial_trainer import WANTED_TOKENS, modest_micro_batch
+from dpo_cli.checks.trial_trainer import TARGET_TOKENS, small_micro_batch
 from dpo_cli.compute.device import resolve
 from dpo_cli.findings import Diagnosis, Finding, Level
 from dpo_cli.models.loading import read_state_dict
@@ -44,10 +44,10 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# --- all is well -------------------------------------------------------------------------------
+# --- no problems -------------------------------------------------------------------------------
 
 
-def test_all_is_well_and_nothing_is_written(examined: Examine, bench: Path) -> None:
+def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> None:
     before = contents(bench)
     diagnosis = examined()
     assert [(finding.code, finding.level) for finding in diagnosis.findings] == [
@@ -55,7 +55,7 @@ def test_all_is_well_and_nothing_is_written(examined: Examine, bench: Path) -> N
         for code in (
             *("profile", "files", "device", "weights", "tokenizer", "format", "data"),
             *("lengths", "texts"),
-            *("masks", "plan", "tokenizer-fit", "first-loss", "gradients", "reach", "brake"),
+            *("masks", "plan", "tokenizer-fit", "first-loss", "gradients", "lr-sum", "saturation"),
             *("update", "memory", "time", "disk"),
         )
     ]
@@ -65,7 +65,7 @@ def test_all_is_well_and_nothing_is_written(examined: Examine, bench: Path) -> N
     assert not (bench / "runs").exists()
 
 
-def test_the_plan_is_the_one_that_training_would_make(examined: Examine, bench: Path) -> None:
+def test_the_plan_equals_the_plan_of_a_run(examined: Examine, bench: Path) -> None:
     profile = load_profile(bench / "my.toml").profile
     inputs = read_inputs(
         profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
@@ -73,39 +73,35 @@ def test_the_plan_is_the_one_that_training_would_make(examined: Examine, bench: 
     diagnosis = examined()
     assert diagnosis.facts["plan"] == make_plan(inputs).to_dict()
     assert of(diagnosis, "plan").message == (
-        "2 epochs x 2 micro-batches of 4 = 4 steps, 4 updates; learning rate 1.1e-4 at first, "
-        "2.5e-5 at last; 2 pairs held out, scored before, and after"
+        "2 epochs x 2 micro-batches of 4 pairs = 4 micro-steps, 4 steps; learning rate 1.1e-4 to"
+        " 2.5e-5; 2 held-out pairs, evaluated at the start and at the end"
     )
 
 
 def test_the_first_loss_is_ln_2(examined: Examine) -> None:
     message = of(examined(), "first-loss").message
-    assert message == "the loss is 0.6931 = ln 2, as it must; policy and reference agree exactly"
+    assert message == "the loss is 0.6931 = ln 2, as expected; policy and reference agree exactly"
 
 
-def test_with_another_reference_the_first_loss_is_what_it_is(
-    examined: Examine, bench: Path
-) -> None:
+def test_the_first_loss_with_another_reference(examined: Examine, bench: Path) -> None:
     shape = architecture(2)
     save(bench / "other.pth", random_scorer(shape), shape)
     diagnosis = examined("model.reference=./other.pth", "dpo.beta=5")
     assert of(diagnosis, "reference").level is OK
     assert "not ln 2" in of(diagnosis, "first-loss").message
-    # A reference that knows nothing is an error of its own.
+    # Random weights as the reference are an error of their own.
     assert "model.reference" in of(diagnosis, "tokenizer-mismatch").message
 
 
 @pytest.mark.parametrize("settings", [["train.layout=padded"], ["model.dropout=0.5"]])
-def test_layouts_and_dropout_begin_at_ln_2(examined: Examine, settings: list[str]) -> None:
+def test_layouts_and_dropout_start_at_ln_2(examined: Examine, settings: list[str]) -> None:
     assert of(examined(*settings), "first-loss").level is OK
 
 
 # --- weights and tokenizer ---------------------------------------------------------------------
 
 
-def test_a_tokenizer_of_the_same_size_that_is_another_one_is_named(
-    examined: Examine, bench: Path
-) -> None:
+def test_a_wrong_tokenizer_of_the_right_size_is_an_error(examined: Examine, bench: Path) -> None:
     other = bench / "other"
     shutil.copytree(TOKENIZER, other)
     specification = json.loads((other / "tokenizer.json").read_bytes())
@@ -119,14 +115,12 @@ def test_a_tokenizer_of_the_same_size_that_is_another_one_is_named(
     diagnosis = examined("model.tokenizer=other")
     assert codes(diagnosis, ERROR) == ["tokenizer-mismatch"]
     mismatch = of(diagnosis, "tokenizer-mismatch")
-    assert "blind guessing" in mismatch.message
-    assert "MiniMind version 2" in mismatch.remedy
-    assert of(diagnosis, "first-loss").level is OK  # it does not hide the others
+    assert "random guessing" in mismatch.message
+    assert "MiniMind's two versions" in mismatch.remedy
+    assert of(diagnosis, "first-loss").level is OK  # the later checks still run
 
 
-def test_a_tokenizer_with_more_entries_than_the_weights_know(
-    examined: Examine, bench: Path
-) -> None:
+def test_a_tokenizer_larger_than_the_vocabulary_is_an_error(examined: Examine, bench: Path) -> None:
     state = read_state_dict(bench / "full_sft_32.pth")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         state[name] = state[name][:100].clone()
@@ -136,7 +130,7 @@ def test_a_tokenizer_with_more_entries_than_the_weights_know(
     assert "100" in of(diagnosis, "inputs-misfit").message
 
 
-def test_sequences_beyond_the_models_positions(
+def test_sequences_longer_than_the_positions_of_the_model(
     examined: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MiniMind, "max_positions", 10)
@@ -166,7 +160,7 @@ def test_weights_that_cannot_learn(examined: Examine, bench: Path) -> None:
     assert "model.layers.1.mlp.gate_proj.weight, model.layers.1.mlp.up_proj" in missing.message
 
 
-def test_experts_without_tokens_are_excepted_and_said(examined: Examine, bench: Path) -> None:
+def test_experts_without_tokens_are_no_error(examined: Examine, bench: Path) -> None:
     shape = architecture(3, experts=4)
     save(bench / "full_sft_32_moe.pth", random_scorer(shape), shape)
     state = read_state_dict(bench / "full_sft_32_moe.pth")
@@ -175,24 +169,24 @@ def test_experts_without_tokens_are_excepted_and_said(examined: Examine, bench: 
     torch.save(state, bench / "full_sft_32_moe.pth")
     gradients = of(examined("model.weights=./full_sft_32_moe.pth"), "gradients")
     assert gradients.level is OK
-    assert "6 of 8 experts had no part in these pairs" in gradients.message
+    assert "6 of 8 experts got no token" in gradients.message
 
 
-def test_routers_that_nothing_teaches(examined: Examine, bench: Path) -> None:
+def test_routers_without_a_gradient(examined: Examine, bench: Path) -> None:
     shape = architecture(3, experts=2)
     save(bench / "full_sft_32_moe.pth", random_scorer(shape), shape)
     moe = "model.weights=./full_sft_32_moe.pth"
     assert of(examined(moe), "gradients").level is OK
-    still = of(examined(moe, "train.router_aux_loss_coef=0"), "router-still")
+    still = of(examined(moe, "train.router_aux_loss_coef=0"), "router-untrained")
     assert still.level is WARN
-    assert still.remedy == "train.router_aux_loss_coef = 0.0005"
+    assert still.remedy == "Set train.router_aux_loss_coef = 0.0005."
 
 
-# --- bad input: each is found, and does not hide the others ------------------------------------
+# --- bad input: each is reported, and hides no other problem ------------------------------------
 
 
 def spoil(bench: Path) -> None:
-    """A second thing that is wrong, which no other may hide: rows 3 and 5."""
+    """Break rows 3 and 5: a second problem, which must be reported, too."""
     broken = ROWS[2][:-3] + "\n"
     no_rejected = json.dumps({"chosen": json.loads(ROWS[4])["chosen"]}) + "\n"
     rows = [*ROWS[:2], broken, ROWS[3], no_rejected, *ROWS[5:]]
@@ -219,10 +213,10 @@ def make_bad_files(bench: Path) -> None:
         ("model.weights=./missing.pth", "file-unusable", "missing.pth does not exist"),
         ("model.weights=./folder", "file-unusable", "is a directory"),
         ("model.weights=./empty.pth", "file-unusable", "is empty"),
-        ("model.weights=./cut.pth", "checkpoint-unusable", "cut off"),
-        ("model.weights=./evil.pth", "checkpoint-unusable", "asks to run code"),
-        ("model.weights=run:none", "checkpoint-unusable", "no runs"),
-        ("model.hidden_size=64", "checkpoint-unusable", "model.hidden_size = 64 in the profile"),
+        ("model.weights=./cut.pth", "weights-unusable", "cut off"),
+        ("model.weights=./evil.pth", "weights-unusable", "asks to run code"),
+        ("model.weights=run:none", "weights-unusable", "no runs"),
+        ("model.hidden_size=64", "weights-unusable", "model.hidden_size = 64 in the profile"),
         ("model.reference=./cut.pth", "reference-unusable", "cut off"),
         ("model.tokenizer=folder", "file-unusable", "has no tokenizer.json"),
         ("train.epoch=1", "profile-key", "unknown key"),
@@ -233,7 +227,7 @@ def make_bad_files(bench: Path) -> None:
         ("eval.path=missing.jsonl", "profile-key", "not both"),
     ],
 )
-def test_bad_input_is_found_beside_others(
+def test_each_bad_input_is_reported_beside_malformed_rows(
     examined: Examine, bench: Path, setting: str, code: str, words: str
 ) -> None:
     spoil(bench)
@@ -255,7 +249,7 @@ def test_bad_input_is_found_beside_others(
 
 
 @pytest.mark.parametrize("text", ["[model\n", "extends = 'nothing.toml'\n"])
-def test_what_is_no_profile_is_all_that_can_be_said(
+def test_an_unreadable_profile_is_the_only_finding(
     examined: Examine, bench: Path, text: str
 ) -> None:
     (bench / "my.toml").write_text(text)
@@ -264,7 +258,7 @@ def test_what_is_no_profile_is_all_that_can_be_said(
     assert diagnosis.findings == (of(diagnosis, "profile-unreadable"),)
 
 
-def test_what_is_missing_in_the_profile_skips_what_needs_it(examined: Examine, bench: Path) -> None:
+def test_a_missing_key_skips_the_checks_that_need_it(examined: Examine, bench: Path) -> None:
     (bench / "my.toml").write_text(PROFILE_WITHOUT_DATA)
     diagnosis = examined()
     assert of(diagnosis, "profile-key").subject == "my.toml  data.data_path"
@@ -273,7 +267,7 @@ def test_what_is_missing_in_the_profile_skips_what_needs_it(examined: Examine, b
     assert of(diagnosis, "tokenizer").level is OK
     assert codes(diagnosis, SKIP) == [
         *("data", "plan", "tokenizer-fit", "first-loss", "gradients"),
-        *("reach", "brake", "memory", "time"),
+        *("lr-sum", "saturation", "memory", "time"),
     ]
 
 
@@ -284,10 +278,10 @@ tokenizer = "{TOKENIZER}"
 """
 
 
-def test_a_wrong_value_skips_the_plan_that_it_is_part_of(examined: Examine) -> None:
+def test_a_wrong_value_skips_the_checks_of_the_run(examined: Examine) -> None:
     diagnosis = examined("train.epochs=0")
     assert codes(diagnosis, ERROR) == ["profile-key"]
-    assert codes(diagnosis, SKIP) == ["plan", "reach", "brake", "memory", "time"]
+    assert codes(diagnosis, SKIP) == ["plan", "lr-sum", "saturation", "memory", "time"]
     assert of(diagnosis, "gradients").level is OK
     assert "plan" not in diagnosis.facts
 
@@ -300,7 +294,7 @@ def test_a_held_out_file_that_is_missing(examined: Examine, bench: Path) -> None
     assert of(diagnosis, "gradients").level is OK
 
 
-def test_a_held_out_file_is_looked_at_too(examined: Examine, bench: Path) -> None:
+def test_a_held_out_file_is_checked(examined: Examine, bench: Path) -> None:
     (bench / "missing.jsonl").write_text("".join(ROWS[:3]))
     diagnosis = examined("eval.fraction=0", "eval.path=missing.jsonl")
     assert [f.message for f in diagnosis.findings if f.code == "data"] == [
@@ -313,14 +307,14 @@ def test_a_held_out_file_is_looked_at_too(examined: Examine, bench: Path) -> Non
 # --- data and preview --------------------------------------------------------------------------
 
 
-def test_what_a_longer_max_seq_len_would_keep(examined: Examine, bench: Path) -> None:
+def test_rows_that_a_larger_max_seq_len_would_keep(examined: Examine, bench: Path) -> None:
     long = row("Tell me all. " * 40, "Yes.", "No.")
     (bench / "pairs.jsonl").write_text("".join([*ROWS, long, ROWS[0].replace("No idea", "None")]))
     diagnosis = examined("data.max_seq_len=64")
     kept = of(diagnosis, "data-truncated")
     assert kept.level is WARN
-    assert kept.message.startswith("9 of 10 rows kept at 64 tokens; set aside: 1 too long")
-    assert kept.remedy.startswith("data.max_seq_len = 1536 keeps 10 for ")
+    assert kept.message.startswith("9 of 10 rows kept at 64 tokens; skipped: 1 too long")
+    assert kept.remedy.startswith("Set data.max_seq_len to 1536 to keep 10 (")
     lengths = diagnosis.facts["lengths"]
     assert lengths[64]["kept"] == 9
     assert lengths[1536] == lengths[2048]
@@ -329,18 +323,19 @@ def test_what_a_longer_max_seq_len_would_keep(examined: Examine, bench: Path) ->
 
 def test_no_pair_left(examined: Examine) -> None:
     diagnosis = examined("data.max_seq_len=4")
+    assert of(diagnosis, "data-none").message == "0 of 8 rows kept at 4 tokens; skipped: 8 too long"
     assert (
-        of(diagnosis, "data-none").message == "0 of 8 rows kept at 4 tokens; set aside: 8 too long"
+        of(diagnosis, "data-none").remedy
+        == "Set data.max_seq_len to 1536 to keep 8 or to 2048 to keep 8."
     )
-    assert of(diagnosis, "data-none").remedy == "data.max_seq_len = 1536 keeps 8, 2048 keeps 8"
     assert of(diagnosis, "plan").message == "needs data"
 
 
-def test_rows_whose_sides_are_alike(examined: Examine, bench: Path) -> None:
+def test_rows_with_identical_sides(examined: Examine, bench: Path) -> None:
     (bench / "pairs.jsonl").write_text("".join([*ROWS, row("Hm?", "Yes.", "Yes.")]))
     alike = of(examined(), "data-identical")
     assert alike.level is WARN
-    assert alike.message == "8 of 9 rows kept at 128 tokens; set aside: 1 alike"
+    assert alike.message == "8 of 9 rows kept at 128 tokens; skipped: 1 with identical sides"
 
 
 def test_one_malformed_row_among_many_warns(examined: Examine, bench: Path) -> None:
@@ -397,7 +392,11 @@ def test_the_first_pair_that_is_kept_is_shown(examined: Examine, bench: Path) ->
     diagnosis = examined(pair="1")
     assert diagnosis.preview is None
     assert of(diagnosis, "pair") == Finding(
-        "pair", WARN, "line 1", "both sides are the same", "show another pair, such as --pair 2"
+        "pair",
+        WARN,
+        "line 1",
+        "both sides are the same",
+        "Show another pair, for example --pair 2.",
     )
     assert of(examined(pair="99"), "pair").message == "no such row"
 
@@ -405,20 +404,20 @@ def test_the_first_pair_that_is_kept_is_shown(examined: Examine, bench: Path) ->
 # --- resources ---------------------------------------------------------------------------------
 
 
-def test_the_step_is_tried_on_a_micro_batch_of_modest_size(bench: Path) -> None:
+def test_the_trial_step_uses_a_micro_batch_of_moderate_size(bench: Path) -> None:
     rows = [row("Tell me. " * number, "Yes.", "No.") for number in range(1, 60)]
     (bench / "pairs.jsonl").write_text("".join(rows))
     profile = load_profile(bench / "my.toml", ["data.max_seq_len=2048"]).profile
     inputs = read_inputs(
         profile, resolve("cpu", "float32"), RunDirectory(bench / "runs/none"), lambda *_: None
     )
-    batch = modest_micro_batch(inputs)
+    batch = small_micro_batch(inputs)
     assert batch in inputs.order.micro_batches_of(0)
     tokens = sum(len(inputs.pairs[index].chosen.ids) for index in batch)
-    assert abs(tokens - WANTED_TOKENS) < WANTED_TOKENS / 2
+    assert abs(tokens - TARGET_TOKENS) < TARGET_TOKENS / 2
 
 
-def test_more_pairs_in_a_batch_want_more_memory(bench: Path) -> None:
+def test_more_pairs_in_a_batch_need_more_memory(bench: Path) -> None:
     def estimate(*settings: str) -> tuple[int, int]:
         profile = load_profile(bench / "my.toml", settings).profile
         inputs = read_inputs(
@@ -445,26 +444,26 @@ def test_a_full_disk(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None
     assert of(examined(), "disk-full").level is ERROR
 
 
-def test_compensation_takes_its_place_on_the_disk(examined: Examine) -> None:
-    assert "12 bytes a weight" in of(examined(), "disk").message
-    assert "16 bytes a weight" in of(examined("train.kahan_summation=true"), "disk").message
+def test_kahan_summation_needs_disk_space(examined: Examine) -> None:
+    assert "12 bytes per weight" in of(examined(), "disk").message
+    assert "16 bytes per weight" in of(examined("train.kahan_summation=true"), "disk").message
 
 
-def test_a_place_where_no_run_can_lie(examined: Examine, bench: Path) -> None:
+def test_a_runs_directory_that_is_a_file(examined: Examine, bench: Path) -> None:
     (bench / "runs").write_text("")
-    assert of(examined(), "runs-dir-unusable").message == "runs are to lie here, but runs is a file"
+    assert of(examined(), "runs-dir-unusable").message == "no runs can be written: runs is a file"
     (bench / "runs").unlink()
 
 
-def test_a_read_only_place(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_runs_directory(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
-    assert "may not be written in" in of(examined(), "runs-dir-unusable").message
+    assert "is not writable" in of(examined(), "runs-dir-unusable").message
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["dpo.loss=ipo", "dpo.beta=0.5"], "the loss is 1.0000, as it must; policy and reference"),
+        (["dpo.loss=ipo", "dpo.beta=0.5"], "the loss is 1.0000, as expected; policy and reference"),
         (["dpo.loss=simpo"], "it needs no reference"),
         (['dpo.loss=["sigmoid", "sft"]'], "policy and reference agree exactly"),
         (["dpo.use_weighting=true"], "policy and reference agree exactly"),
@@ -496,7 +495,7 @@ def test_the_format_is_named(examined: Examine, bench: Path) -> None:
     assert first in repeated
     assert repeated.endswith(", ...")
     unusable = of(examined("data.data_path=shards"), "data-unusable")
-    assert "the columns are those of no known format: 'question', 'chosen'" in unusable.message
+    assert "the columns match no known format: 'question', 'chosen'" in unusable.message
     assert 'prompt = "question"' in unusable.remedy
 
 

@@ -1,4 +1,4 @@
-"""Time and memory of a run, foretold from a few real steps."""
+"""Forecast of time and memory of a run."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_the_line_through_the_samples() -> None:
 def test_tokens_are_counted_as_the_trainer_computes_them(uneven: Path, settings: list[str]) -> None:
     inputs = prepared_with(uneven, "train.batch_size=2", *settings)
     trial = make_trial_trainer(inputs, lambda *_: None)
-    for window in itertools.islice(inputs.order.global_batches(), 3):
-        done, _ = trial.step(window)
-        assert global_batch_tokens(inputs, window) == done.tokens
+    for batch in itertools.islice(inputs.order.global_batches(), 3):
+        done, _ = trial.step(batch)
+        assert global_batch_tokens(inputs, batch) == done.tokens
 
 
 @pytest.mark.parametrize("interval", [0, 1, 2, 3, 5, 100])
@@ -82,17 +82,17 @@ def test_evaluations_are_counted_as_the_trainer_makes_them(bench: Path, interval
 
 
 def test_the_forecast_counts_all_that_the_run_computes(bench: Path, examined: Examine) -> None:
-    """Nothing is said of seconds, which a busy machine makes as it likes."""
+    """Seconds are not tested, because they depend on the load of the machine."""
     done = dpo("train", "my.toml", "--plain", cwd=bench)
     assert done.returncode == 0, done.stderr
     steps = Run.only(bench).steps
     diagnosis = examined()
-    foretold = diagnosis.facts["forecast"]
-    assert foretold["tokens"] == sum(step.tokens for step in steps)
+    predicted = diagnosis.facts["forecast"]
+    assert predicted["tokens"] == sum(step.tokens for step in steps)
     parts = ("startup", "training", "reference", "evaluation", "saving")
-    total = sum(foretold[f"{part}_seconds"] for part in parts)
-    assert foretold["seconds"] == pytest.approx(total)
-    assert foretold["process_bytes"] > estimate_memory(prepared_with(bench))[0]
+    total = sum(predicted[f"{part}_seconds"] for part in parts)
+    assert predicted["seconds"] == pytest.approx(total)
+    assert predicted["process_bytes"] > estimate_memory(prepared_with(bench))[0]
     assert of(diagnosis, "time").message.startswith("about ")
 
 
@@ -109,19 +109,19 @@ def test_a_reference_that_is_in_the_cache_takes_no_time(
     assert examined().facts["forecast"]["reference_seconds"] == 0
 
 
-def test_measuring_ends_when_it_takes_too_long(
-    uneven: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_measurement_has_a_time_limit(uneven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = make_trial_trainer(prepared_with(uneven, "train.batch_size=1"), lambda *_: None)
     assert len(forecast.take_samples(trial, lambda *_: None)) == forecast.SAMPLES
-    monkeypatch.setattr(forecast, "MOST_SECONDS", 0.0)
+    monkeypatch.setattr(forecast, "MAX_SECONDS", 0.0)
     few = forecast.take_samples(trial, lambda *_: None)
     assert len(few) == 3
     assert few[0].tokens < few[2].tokens  # not all of one length
 
 
-def test_of_a_large_window_a_part_is_timed(uneven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(forecast._MOST_TOKENS, "cpu", 300)
+def test_a_part_of_a_large_global_batch_is_timed(
+    uneven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(forecast._MAX_TOKENS, "cpu", 300)
     settings = ("train.batch_size=1", "train.accumulation_steps=20", "train.epochs=1")
     inputs = prepared_with(uneven, *settings)
     [sample] = forecast.take_samples(make_trial_trainer(inputs, lambda *_: None), lambda *_: None)
@@ -139,14 +139,16 @@ def test_the_longest_batch_of_the_run(uneven: Path) -> None:
     tokens = inputs.pairs.computed_tokens
     all_forwards = [
         sum(tokens[list(forward.indices)].tolist())
-        for window in inputs.order.global_batches()
-        for forward in inputs.batches.micro_batches(window.micro_batches)
+        for batch in inputs.order.global_batches()
+        for forward in inputs.batches.micro_batches(batch.micro_batches)
     ]
     assert sum(tokens[list(indices)].tolist()) == max(all_forwards)
 
 
 @pytest.mark.parametrize("settings", [[], ["train.layout=padded"], ["model.dropout=0.1"]])
-def test_smaller_runs_take_less_and_keep_the_recipe(uneven: Path, settings: list[str]) -> None:
+def test_smaller_settings_need_less_memory_and_keep_the_recipe(
+    uneven: Path, settings: list[str]
+) -> None:
     start = ("train.batch_size=6", "train.accumulation_steps=2", "data.max_seq_len=2048")
     inputs = prepared_with(uneven, *start, *settings)
     found = list(smaller(inputs))
@@ -161,20 +163,20 @@ def test_smaller_runs_take_less_and_keep_the_recipe(uneven: Path, settings: list
         assert ("max_tokens_per_forward" in keys) is (not settings and keys != found[frugal][1])
     if settings:
         assert found[0][1] == (
-            "train.batch_size = 3 and train.accumulation_steps = 4 (still 12 pairs an update)"
+            "train.batch_size = 3 and train.accumulation_steps = 4 (still 12 pairs per step)"
         )
 
 
-def test_the_global_batch_size_need_not_be_stated_anew(uneven: Path) -> None:
+def test_accumulation_steps_are_omitted_with_a_global_batch_size(uneven: Path) -> None:
     settings = ("train.batch_size=4", "train.global_batch_size=8", "train.layout=padded")
     keys = [keys for _, keys in smaller(prepared_with(uneven, *settings))]
     assert keys[:2] == [
-        "train.batch_size = 2 (still 8 pairs an update)",
-        "train.batch_size = 1 (still 8 pairs an update)",
+        "train.batch_size = 2 (still 8 pairs per step)",
+        "train.batch_size = 1 (still 8 pairs per step)",
     ]
 
 
-def test_what_will_not_fit_is_not_tried_on_a_cpu(
+def test_a_batch_that_will_not_fit_is_not_tried_on_a_cpu(
     examined: Examine, uneven: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = prepared_with(uneven, "train.layout=padded")
@@ -189,7 +191,7 @@ def test_what_will_not_fit_is_not_tried_on_a_cpu(
     diagnosis = examined("train.layout=padded")
     tight = of(diagnosis, "memory-tight")
     assert tight.level is Level.WARN
-    assert tight.remedy == f"{keys}: the largest that fits"
+    assert tight.remedy == f"Set {keys}. This is the largest setting that fits."
     assert of(diagnosis, "time").level is Level.SKIP
     assert diagnosis.facts["forecast"] is None
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
@@ -199,7 +201,7 @@ def test_what_will_not_fit_is_not_tried_on_a_cpu(
 def test_out_of_memory_in_a_real_step_finds_what_fits(
     examined: Examine, uneven: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a card, which says so and lets us try again."""
+    """On a GPU an allocation fails, and another attempt is possible."""
     settings = (
         "train.batch_size=2",
         "train.accumulation_steps=10",
@@ -210,8 +212,8 @@ def test_out_of_memory_in_a_real_step_finds_what_fits(
     half = sum(inputs.pairs.computed_tokens[list(longest)].tolist()) // 2
     take_step = Trainer.take_step
 
-    def limited(self: Trainer, window: GlobalBatch) -> StepDone:
-        done = take_step(self, window)
+    def limited(self: Trainer, batch: GlobalBatch) -> StepDone:
+        done = take_step(self, batch)
         if done.tokens > half:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return done
@@ -219,7 +221,10 @@ def test_out_of_memory_in_a_real_step_finds_what_fits(
     monkeypatch.setattr(Trainer, "take_step", limited)
     out = of(examined(*settings), "memory-out")
     assert out.level is Level.ERROR
-    assert out.remedy == f"train.max_tokens_per_forward = {half}: the largest that fits"
+    assert (
+        out.remedy
+        == f"Set train.max_tokens_per_forward = {half}. This is the largest setting that fits."
+    )
 
 
 def test_experts_are_measured_too(examined: Examine, bench: Path) -> None:

@@ -43,7 +43,7 @@ def looked(device: Device = CPU, **keys: Any) -> tuple[int | None, dict[str, Fin
 
 @pytest.fixture
 def no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_check_sum", lambda *_: None)
+    monkeypatch.setattr(launch, "_check_all_reduce", lambda *_: None)
 
 
 def test_one_process_needs_nothing() -> None:
@@ -52,8 +52,8 @@ def test_one_process_needs_nothing() -> None:
 
 def test_idle_cards_are_named() -> None:
     _, found = looked(CARD)
-    assert found["idle-cards"].message == "1 of 4 GPUs used"
-    assert "--nproc auto" in found["idle-cards"].remedy
+    assert found["idle-gpus"].message == "1 of 4 GPUs used"
+    assert "--nproc auto" in found["idle-gpus"].remedy
 
 
 @pytest.mark.usefixtures("no_sum")
@@ -66,7 +66,7 @@ def test_each_process_needs_a_card_that_is_seen(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     _, found = looked(CARD, nproc_per_node=3)
     assert found["launch-devices"].level is Level.ERROR
-    assert "shows 2 GPUs (CUDA_VISIBLE_DEVICES=0,1)" in found["launch-devices"].message
+    assert "has 2 GPUs (CUDA_VISIBLE_DEVICES=0,1)" in found["launch-devices"].message
     assert found["all-reduce"].level is Level.SKIP
 
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
@@ -80,13 +80,13 @@ def test_more_processes_than_cores_are_named() -> None:
 
 
 @pytest.mark.usefixtures("no_sum")
-def test_the_meeting_point() -> None:
+def test_the_rendezvous_endpoint() -> None:
     keys = {"nproc_per_node": 2, "nnodes": 2}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
         world_size, found = looked(**keys, rdzv_endpoint=endpoint)
         assert (world_size, found["endpoint-taken"].level) == (4, Level.ERROR)
-        assert "choose a port that is free" in found["endpoint-taken"].remedy
+        assert "Choose a free port" in found["endpoint-taken"].remedy
         _, found = looked(**keys, rdzv_endpoint=endpoint, node_rank=1)
         assert found["endpoint"].level is Level.OK
     assert looked(**keys, rdzv_endpoint=endpoint)[1]["endpoint"].level is Level.OK
@@ -99,36 +99,39 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     world_size, found = looked(nproc_per_node=2)
     assert world_size == 4
-    assert found["launch-environment"].message == "rank 3 of 4; [launch] does not count"
+    assert found["launch-environment"].message == "rank 3 of 4; [launch] is ignored"
     monkeypatch.delenv("LOCAL_RANK")
     world_size, found = looked(nproc_per_node=2)
     assert (world_size, found["launch-environment"].level) == (None, Level.ERROR)
     assert "not LOCAL_RANK" in found["launch-environment"].message
 
 
-def test_a_real_sum_and_what_the_number_does_to_the_recipe(examined: Examine) -> None:
+def test_a_real_all_reduce_and_another_recipe(examined: Examine) -> None:
     diagnosis = examined("launch.nproc_per_node=2")
     assert of(diagnosis, "all-reduce").level is Level.OK
-    reach = of(diagnosis, "launch-reach")
-    assert reach.level is Level.WARN
-    assert reach.message == (
-        "1 process: 4 updates of 4 pairs, learning rates add up to 0.00029; 2: 2 of 8, 0.00012"
+    lr_sum = of(diagnosis, "launch-lr-sum")
+    assert lr_sum.level is Level.WARN
+    assert lr_sum.message == (
+        "1 process: 4 steps of 4 pairs, lr_sum 0.00029; 2 processes: 2 steps of 8 pairs, lr_sum"
+        " 0.00012"
     )
-    assert reach.remedy.startswith("train.global_batch_size = 4 trains the same recipe")
+    assert lr_sum.remedy.startswith("Set train.global_batch_size = 4 for the same recipe")
 
 
-def test_the_same_recipe_on_two(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_check_sum", lambda *_: None)
+def test_the_same_recipe_on_two_processes(
+    examined: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_check_all_reduce", lambda *_: None)
     keys = ("launch.nproc_per_node=2", "train.batch_size=2")
     same = examined(*keys, "train.global_batch_size=4")
-    assert of(same, "launch-reach").level is Level.OK
-    assert of(same, "launch-reach").message.endswith("the same recipe")
+    assert of(same, "launch-lr-sum").level is Level.OK
+    assert of(same, "launch-lr-sum").message.endswith("the same recipe")
     unshared = examined("launch.nproc_per_node=2", "train.global_batch_size=4")
     assert of(unshared, "launch-batches").level is Level.ERROR
     assert "4 x 2 = 8" in of(unshared, "launch-batches").message
 
 
-def test_a_sum_that_fails_is_told_in_a_ranks_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_all_reduce_has_the_error_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-interface")
     found = looked(nproc_per_node=2)[1]["all-reduce"]
     assert found.level is Level.ERROR

@@ -1,4 +1,4 @@
-"""How far the weights of a run can get, where that shows, and what slows it."""
+"""lr_sum of a run, the weights that it can change, and the saturation of the loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def weights() -> Tensor:
-    """Of all sizes, powers of two and zero among them; many are no half-precision numbers."""
+    """Weights of many magnitudes, with powers of two, zero, and values between half-precision ones."""
     generator = torch.Generator().manual_seed(3)
     sizes = torch.exp2(torch.randint(-30, 4, (400,), generator=generator).float())
     drawn = torch.randn(400, generator=generator) * sizes
@@ -31,7 +31,7 @@ def weights() -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_less_than_the_distance_changes_nothing_and_more_does(dtype: torch.dtype) -> None:
+def test_a_weight_changes_beyond_the_distance_only(dtype: torch.dtype) -> None:
     start = weights().double()
     distance = distance_to_change(start.float(), dtype)
     assert (distance >= 0).all()
@@ -41,14 +41,14 @@ def test_less_than_the_distance_changes_nothing_and_more_does(dtype: torch.dtype
         move = distance * factor
         return ((start + move).to(dtype) != before) | ((start - move).to(dtype) != before)
 
-    # On their way from float64 to a half-precision format numbers are rounded to float32 first.
-    is_told = distance > (1e-5 if dtype != torch.float32 else 1e-12) * start.abs()
-    assert is_told.sum() > 400
-    assert not changes(0.99)[is_told].any()
-    assert changes(1.01)[is_told].all()
+    # Torch converts float64 to half precision by way of float32, so tiny distances are blurred.
+    is_testable = distance > (1e-5 if dtype != torch.float32 else 1e-12) * start.abs()
+    assert is_testable.sum() > 400
+    assert not changes(0.99)[is_testable].any()
+    assert changes(1.01)[is_testable].all()
 
 
-def test_on_its_grid_it_is_half_the_spacing_or_a_quarter_at_a_power_of_two() -> None:
+def test_the_distance_is_half_the_spacing_or_a_quarter_at_a_power_of_two() -> None:
     start = torch.tensor([1.5, 1.0, -0.75, 0.0])
     spacing = 2.0**-10
     assert distance_to_change(start, torch.float16).tolist() == [
@@ -60,53 +60,53 @@ def test_on_its_grid_it_is_half_the_spacing_or_a_quarter_at_a_power_of_two() -> 
 
 
 def test_at_1e_8_no_float32_weight_of_a_quarter_or_more_moves() -> None:
-    """The largest update of MiniMind version 2's own recipe, as measured before."""
+    """Largest step of MiniMind version 2's own recipe, as measured before."""
     start = torch.tensor([0.2499, 0.2501, 0.9])
     assert (distance_to_change(start, torch.float32) < 1.1e-8).tolist() == [True, False, False]
 
 
-# --- reach -------------------------------------------------------------------------------------
+# --- lr_sum ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [[], ["train.batch_size=1", "train.accumulation_steps=4"]])
-def test_the_reach_is_the_sum_of_the_rates_that_are_used(bench: Path, settings: list[str]) -> None:
+def test_lr_sum_is_the_sum_of_the_rates_that_are_used(bench: Path, settings: list[str]) -> None:
     inputs = prepared_with(bench, *settings)
     global_batches = list(inputs.order.global_batches())
     assert inputs.order.last_steps == [window.last_step for window in global_batches]
-    found = measure_lr_sum(inputs)
+    lr_sum = measure_lr_sum(inputs)
     rates = [inputs.learning_rate.at(window.last_step) for window in global_batches]
-    assert found.reach == pytest.approx(sum(rates), rel=1e-12)
-    assert found.largest_rate == max(rates)
+    assert lr_sum.total == pytest.approx(sum(rates), rel=1e-12)
+    assert lr_sum.largest_rate == max(rates)
 
 
-def test_a_reach_too_short_for_the_file(examined: Examine) -> None:
+def test_an_lr_sum_too_small_for_the_file(examined: Examine) -> None:
     diagnosis = examined("train.learning_rate=1e-8", "dpo.beta=0.1")
     short = of(diagnosis, "lr-sum-small")
     assert short.level is Level.WARN
-    assert short.message.startswith("reach 2.9e-8, the sum of the learning rates of 4 updates: at")
+    assert short.message.startswith("lr_sum 2.9e-8 over 4 steps: at most ")
     assert "weights change in a float16 file" in short.message
-    facts = diagnosis.facts["reach"]
+    facts = diagnosis.facts["lr_sum"]
     assert facts["changed"]["float16"] < 0.1
     assert f"at most {facts['changed']['float16']:.0%} of the" in short.message
     assert "together" in short.remedy
 
 
-def test_what_float32_itself_cannot_hold(examined: Examine) -> None:
+def test_weights_that_no_float32_step_can_change(examined: Examine) -> None:
     diagnosis = examined("train.learning_rate=1e-10")
-    assert "even in float32 no single update moves them" in of(diagnosis, "lr-sum-small").message
+    assert "no single step changes them, even in float32" in of(diagnosis, "lr-sum-small").message
     assert of(diagnosis, "update-lost").level is Level.WARN
 
 
-# --- brake -------------------------------------------------------------------------------------
+# --- saturation --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [["dpo.beta=5"], ["dpo.beta=0.3", "dpo.reduction=sum"]])
-def test_the_gap_is_where_the_loss_pushes_half_as_hard(bench: Path, settings: list[str]) -> None:
+def test_the_gradient_halves_at_the_saturation_margin(bench: Path, settings: list[str]) -> None:
     inputs = prepared_with(bench, *settings)
     dpo, tokens = inputs.profile.dpo, inputs.pairs.response_tokens.double().mean()
-    gap = inputs.saturation_margin
-    assert gap is not None
-    per_answer = gap * (tokens if dpo.reduction == "sum" else 1)
+    margin = inputs.saturation_margin
+    assert margin is not None
+    per_answer = margin * (tokens if dpo.reduction == "sum" else 1)
     margins = torch.tensor([0.0, float(per_answer)], requires_grad=True)
     nothing = torch.zeros(2)
     scores = Pairs(
@@ -125,15 +125,15 @@ def test_the_gap_is_where_the_loss_pushes_half_as_hard(bench: Path, settings: li
 
 
 @pytest.mark.parametrize("beta", [0.1, 5.0])
-def test_brake_and_reach_are_told_apart(examined: Examine, beta: float) -> None:
+def test_saturation_is_independent_of_lr_sum(examined: Examine, beta: float) -> None:
     diagnosis = examined(f"dpo.beta={beta}")
-    assert of(diagnosis, "reach").level is Level.OK
+    assert of(diagnosis, "lr-sum").level is Level.OK
     if beta == 5.0:
-        assert "0.22 nats a token apart" in of(diagnosis, "brake").message
+        assert "differ by 0.22 nats per token" in of(diagnosis, "saturation").message
         return
     missing = of(diagnosis, "no-saturation")
-    assert "the loss will read 0.693 even if weights move" in missing.message
-    # Four updates: 1.1, 0.95, 0.6 and 0.25 times the learning rate.
+    assert "reads 0.693 even if weights change" in missing.message
+    # Four steps: 1.1, 0.95, 0.6 and 0.25 times the learning rate.
     assert "dpo.beta = 5 and train.learning_rate = 0.00034" in missing.remedy
 
 
@@ -146,16 +146,16 @@ def test_no_remedy_names_a_learning_rate_without_a_beta(
             assert "dpo.beta =" in finding.remedy
 
 
-# --- one real update ---------------------------------------------------------------------------
+# --- one real step ----------------------------------------------------------------------------
 
 
-def test_a_real_update_moves_each_weight_by_about_the_learning_rate(examined: Examine) -> None:
+def test_a_real_step_changes_each_weight_by_about_the_learning_rate(examined: Examine) -> None:
     message = of(examined(), "update").message
-    assert message.startswith("one real update at 1.1e-4 moved ")
+    assert message.startswith("one real step at 1.1e-4 changed ")
     before, after = map(float, re.findall(r"([\d.]+) (?:before|after)", message))
     assert before == pytest.approx(math.log(2), abs=1e-4)
     assert after < before
 
 
 def test_after_a_warm_up_it_is_the_full_rate(examined: Examine) -> None:
-    assert "at 6.4e-5 moved" in of(examined("train.warmup_iters=3"), "update").message
+    assert "at 6.4e-5 changed" in of(examined("train.warmup_iters=3"), "update").message

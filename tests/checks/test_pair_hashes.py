@@ -1,4 +1,4 @@
-"""Which rows say the same, against looking at all of them."""
+"""Repeated and contradictory rows, compared with a search through all rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def says(content: str) -> list[Message]:
     return [{"role": "user", "content": content}]
 
 
-def test_rows_are_compared_as_one_would_by_hand() -> None:
+def test_hashes_find_the_same_rows_as_a_full_search() -> None:
     draw = random.Random(2)
     rows = [(3 * n + 1, *(draw.choice("abcdef") for _ in range(3))) for n in range(200)]
     rows = [row for row in rows if row[2] != row[3]]
@@ -35,7 +35,7 @@ def test_rows_are_compared_as_one_would_by_hand() -> None:
     assert of_lines[0] == of_lines[1]
 
 
-def test_nothing_is_compared_with_nothing() -> None:
+def test_no_rows() -> None:
     hashes = PairHashes()
     assert hashes.compare() == ({}, {})
     assert len(hashes.prompts_of(torch.tensor([1]))) == 0

@@ -1,4 +1,4 @@
-"""What `dpo check` sees in the pairs themselves, each issue provoked by a real row."""
+"""Issues that `dpo check` finds in the pairs, each provoked by a real row."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ ODD = {
         [9, 10, 11],
     ),
 }
-"""Rows behind `ROWS` that have a issue, and the first lines that have it."""
+"""Rows after `ROWS` that have an issue, and the first lines that have it."""
 
 
 @pytest.mark.parametrize("issue", ODD)
-def test_each_trait_is_found_and_told_with_its_lines(
+def test_each_issue_is_reported_with_its_lines(
     examined: Examine, bench: Path, issue: PairIssue
 ) -> None:
     rows, lines = ODD[issue]
@@ -77,16 +77,16 @@ def test_copies_and_contradictions_name_both_lines(examined: Examine, bench: Pat
     assert of(examined(), "pairs-repeated").message.endswith(": lines 1 and 9, 2 and 10, 3 and 11")
 
 
-def test_a_single_pair_that_may_be_meant_so_is_no_warning(examined: Examine, bench: Path) -> None:
+def test_a_single_pair_that_may_be_intended_is_no_warning(examined: Examine, bench: Path) -> None:
     (bench / "pairs.jsonl").write_text("".join([*ROWS, ROWS[0]]))
     texts = of(examined(), "texts")
     assert texts.level is Level.OK
     assert texts.message == (
-        "8 prompts in 9 pairs; answers: 9 in Latin script; nothing odd but 1 repeated"
+        "8 prompts in 9 pairs; answers: 9 in Latin script; nothing unusual except 1 repeated"
     )
 
 
-def test_what_stands_in_the_message_is_quoted(examined: Examine, bench: Path) -> None:
+def test_marks_in_a_message_are_quoted(examined: Examine, bench: Path) -> None:
     odd = row(QUESTION, "[INST] Yes? [/INST]", "No.</s>")
     struck = row(QUESTION, "It is <s>cheese</s> rock.", "Cheese.")
     (bench / "pairs.jsonl").write_text("".join([*ROWS, odd, struck]))
@@ -119,7 +119,7 @@ def test_near_identical_is_nine_words_in_ten(first: str, second: str, is_near: b
     assert is_near_identical(second, first) is is_near
 
 
-def test_only_rows_that_are_kept_are_looked_at(tmp_path: Path) -> None:
+def test_only_kept_rows_are_read(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join([ROWS[0], "{}\n", ROWS[0], row("<|im_end|>", YES, NO)]))
     issues = find_issues(
@@ -134,20 +134,19 @@ def test_only_rows_that_are_kept_are_looked_at(tmp_path: Path) -> None:
 # --- lengths -----------------------------------------------------------------------------------
 
 
-def test_chosen_answers_that_are_longer_are_told(examined: Examine, bench: Path) -> None:
+def test_longer_chosen_responses_are_reported(examined: Examine, bench: Path) -> None:
     draw = random.Random(1)
     longer = [row(f"{n}?", words(draw, 12), words(draw, 4)) for n in range(30)]
     shorter = [row(f"{n}!", words(draw, 4), words(draw, 12)) for n in range(30)]
     (bench / "pairs.jsonl").write_text("".join([*longer, *shorter[:10]]))
     bias = of(examined(), "length-bias")
-    assert bias.message.startswith("the chosen answer is the longer one in 75% of the pairs, ")
-    assert "dpo.reduction" not in bias.remedy
-    assert 'dpo.reduction = "mean"' in of(examined("dpo.reduction=sum"), "length-bias").remedy
+    assert bias.message.startswith("chosen is longer in 75% of the pairs (mean ")
+    assert bias.remedy.startswith("Always picking the longer response would be right as often.")
     (bench / "pairs.jsonl").write_text("".join([*longer, *shorter]))
     assert of(examined(), "lengths").level is Level.OK
 
 
-def test_lengths_are_those_before_anything_is_cut(examined: Examine, bench: Path) -> None:
+def test_lengths_are_measured_before_truncation(examined: Examine, bench: Path) -> None:
     draw = random.Random(1)
     long = row("Tell me all.", words(draw, 200), words(draw, 3))
     (bench / "pairs.jsonl").write_text("".join([*ROWS, long]))
@@ -182,7 +181,7 @@ def test_a_template_of_another_tokenizer(examined: Examine, bench: Path) -> None
     assert "<|im_end|>" not in mismatch.message  # of which the tokenizer knows
 
 
-def test_a_template_that_leaves_messages_out(examined: Examine, bench: Path) -> None:
+def test_a_template_that_leaves_out_messages(examined: Examine, bench: Path) -> None:
     def side(answer: str) -> list[Message]:
         late = {"role": "system", "content": "Be brief."}
         return [*turns(QUESTION), late, *turns(QUESTION, answer)]
@@ -190,8 +189,8 @@ def test_a_template_that_leaves_messages_out(examined: Examine, bench: Path) -> 
     (bench / "pairs.jsonl").write_text("".join([*ROWS, two_sides(side(YES), side(NO))]))
     left_out = of(examined(), "template-leaves-out")
     assert left_out.message == (
-        "1 of 9 rows are set aside (line 9), the first since the chat template leaves out turns of"
-        " the system behind the first (message 2)"
+        "1 of 9 rows are skipped (line 9), the first because the chat template leaves out later"
+        " system turns (message 2)"
     )
 
 

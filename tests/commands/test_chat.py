@@ -81,8 +81,8 @@ def test_a_run_is_compared_with_its_reference(
     assert policy != known
     banner = dpo("chat", run.name[:5], *places, "--reference", str(run.path), *FEW)[2]
     assert banner.splitlines()[:3] == [
-        f"policy     {run.name} after optimizer step 7",
-        f"reference  {run.name} after optimizer step 7",
+        f"policy     {run.name} after step 7",
+        f"reference  {run.name} after step 7",
         "answers    greedy, at most 24 tokens",
     ]
 

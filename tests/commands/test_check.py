@@ -1,4 +1,4 @@
-"""`dpo check` as a command: what it prints, how it exits, what it says to type next."""
+"""`dpo check` as a command: output, exit code, and the suggested next command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dpo_cli.commands import check
 from dpo_cli.findings import Diagnosis, Finding, Level, PairPreview, Span
 from tests.commands.conftest import Cli
 
@@ -27,16 +26,16 @@ def beside_a_profile(root: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[object, ...]]]:
-    """Set what the examination finds; the list that is returned collects what it was asked."""
+    """Replace the findings of all checks; the returned list collects the arguments."""
 
     def set_findings(*findings: Finding) -> list[tuple[object, ...]]:
         asked: list[tuple[object, ...]] = []
 
-        def examine(*arguments: object) -> Diagnosis:
+        def run_checks(*arguments: object) -> Diagnosis:
             asked.append(arguments[:-1])
             return Diagnosis(findings, PAIR, {"lengths": {1024: {"kept": 8}}})
 
-        monkeypatch.setattr(check, "run_checks", examine)
+        monkeypatch.setattr("dpo_cli.commands.check.run_checks", run_checks)
         return asked
 
     return set_findings
@@ -79,7 +78,7 @@ def test_a_picture_of_the_page(
     code, out, err = dpo("check", "my.toml", "--svg", "page.txt")
     assert (code, err) == (1, "")
     heading, *page = (tmp_path / "page.txt").read_text().splitlines()
-    # The loss mask is marked on a pipe, and coloured in a picture.
+    # The loss mask is marked on a pipe, and colored in a picture.
     assert "tokens with loss are green" in heading
     on_pipe = out.replace("⟦", "").replace("⟧", "").splitlines()[1:]
     assert [line.rstrip() for line in page] == [line.rstrip() for line in on_pipe]
@@ -123,13 +122,13 @@ def test_a_wrong_command_line_exits_2(dpo: Cli, found: Found, arguments: list[st
     assert asked == []
 
 
-def test_a_shipped_profile_goes_by_its_name(dpo: Cli, found: Found) -> None:
+def test_a_shipped_profile_by_name(dpo: Cli, found: Found) -> None:
     asked = found(OK)
     assert dpo("check", "dense")[1].endswith("next: dpo train dense\n")
     assert Path(str(asked[0][0])).name == "dense.toml"
 
 
-def test_golden_weights_have_read_nothing_and_only_that_is_wrong(
+def test_untrained_golden_weights_are_the_only_error(
     shared: Path, dpo: Cli, tmp_path: Path
 ) -> None:
     (tmp_path / "my.toml").write_text(

@@ -38,10 +38,10 @@ def trained(
 
 def there_and_back(run: RunDirectory, place: Path) -> None:
     directory = place / "directory"
-    report = export_run(run, directory, None, False, form="hf")
+    report = export_run(run, directory, None, False, export_format="hf")
     assert report.dtype == "float16"
     assert report.max_logp_difference < 0.05
-    exact = export_run(run, directory, "float32", False, form="hf")  # its own is replaced
+    exact = export_run(run, directory, "float32", False, export_format="hf")  # its own is replaced
     # Plain transformers, from the directory, against our own forward of the training state.
     assert exact.max_logp_difference < 1e-4
     assert exact.mean_logp_difference < 1e-5
@@ -54,8 +54,8 @@ def there_and_back(run: RunDirectory, place: Path) -> None:
     card = (directory / "README.md").read_text()
     for secret in (str(run.path), str(place), run.name, "/tokenizer"):
         assert secret not in card
-    assert "preference pairs, of at most 128 tokens a side" in card
-    assert "| share of pairs told apart |" in card
+    assert "preference pairs with at most 128 tokens per side" in card
+    assert "| accuracy |" in card
     exports = [event for event in history(run.events_path) if isinstance(event, Exported)]
     assert [event.path for event in exports] == [str(directory)] * 2
 
@@ -108,4 +108,4 @@ def test_through_dpo_itself(tmp_path: Path) -> None:
     assert "exists" in again.stderr
     none = dpo("import", ".", cwd=tmp_path, timeout=SECONDS)
     assert none.returncode == 2
-    assert "no Hugging Face directory" in none.stderr
+    assert "not a Hugging Face directory" in none.stderr

@@ -1,4 +1,4 @@
-"""`dpo export` on a run that was really trained: what it writes, proves and says."""
+"""`dpo export` on a trained run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ START = "golden/train/seed/full_sft_64_moe.pth"
 
 @pytest.fixture(scope="session")
 def trained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """Experts, held-out pairs, and an update that half precision mostly swallows."""
+    """Run with experts, held-out pairs, and an update that half precision mostly loses."""
     changes = {"train.epochs": 1, "train.learning_rate": 1e-6, "eval.interval": 0}
     root = tmp_path_factory.mktemp("export")
     run = workers.new_run(root / "runs", golden_run(shared, "seed", True, **changes))
@@ -50,7 +50,7 @@ def exported_as(
     return written
 
 
-def test_what_nearest_loses_stochastic_rounding_keeps(
+def test_stochastic_rounding_keeps_what_nearest_loses(
     trained: RunDirectory, shared: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "rlhf_64_moe.pth"
@@ -77,8 +77,8 @@ def test_what_nearest_loses_stochastic_rounding_keeps(
         other_side = torch.where(
             nearest[name].float() < tensor, torch.tensor(torch.inf), torch.tensor(-torch.inf)
         )
-        neighbour = torch.nextafter(nearest[name], other_side.half())
-        assert ((drawn[name] == nearest[name]) | (drawn[name] == neighbour)).all(), name
+        neighbor = torch.nextafter(nearest[name], other_side.half())
+        assert ((drawn[name] == nearest[name]) | (drawn[name] == neighbor)).all(), name
     report = export_run(trained, file, None, True, (), "stochastic", 5)
     assert report.retention is not None
     assert report.retention.kept == pytest.approx(1.0, abs=0.1)
@@ -93,21 +93,21 @@ def test_what_nearest_loses_stochastic_rounding_keeps(
     assert events[-4].sha256 == events[-3].sha256 == events[-1].sha256 != events[-2].sha256
 
 
-def test_the_seed_is_the_runs_if_none_is_named(trained: RunDirectory, tmp_path: Path) -> None:
+def test_the_default_seed_is_that_of_the_run(trained: RunDirectory, tmp_path: Path) -> None:
     report = export_run(trained, tmp_path / "x.pth", "bfloat16", False, (), "stochastic")
     assert report.seed == 1337
     assert report.retention is not None
     assert report.retention.source_dtype == "float16"
     assert report.retention.start_error > 8  # the rounding swamps the update
-    with pytest.raises(UsageError, match="float32 holds every weight as it is"):
+    with pytest.raises(UsageError, match="float32 represents every weight exactly"):
         export_run(trained, tmp_path / "y.pth", "float32", False, (), "stochastic")
     assert not (tmp_path / "y.pth").exists()
 
 
-def test_the_weights_of_the_start_are_gone_or_others(
+def test_the_starting_weights_are_missing_or_have_changed(
     trained: RunDirectory, shared: Path, tmp_path: Path
 ) -> None:
-    """The file is written all the same, and it is said why nothing is compared."""
+    """The file is written, and the report has the reason why nothing is compared."""
     file = tmp_path / "x.pth"
     gone = export_run(trained, file, None, True, [f"model.weights={tmp_path}/gone.pth"])
     assert "gone.pth does not exist" in gone.not_compared
@@ -116,10 +116,10 @@ def test_the_weights_of_the_start_are_gone_or_others(
     state["model.norm.weight"] *= 2
     torch.save(state, tmp_path / "other.pth")
     others = export_run(trained, file, None, True, [f"model.weights={tmp_path}/other.pth"])
-    assert others.not_compared == "model.weights: the content is not what the run began with"
+    assert others.not_compared == "model.weights: the content has changed since the run began"
 
 
-def test_a_file_that_holds_something_else_gets_no_name(
+def test_a_file_with_a_wrong_bit_is_not_renamed(
     trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finite, of the right shape, and off by one bit in one weight."""
@@ -132,12 +132,12 @@ def test_a_file_that_holds_something_else_gets_no_name(
         write(path, {**state, name: bits.view(torch.float16)}, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(verified_write, "write_model", flipped)
-    with pytest.raises(DpoError, match=r"k_proj.weight was read back otherwise"):
+    with pytest.raises(DpoError, match=r"k_proj.weight read back differs from what was written"):
         export_run(trained, tmp_path / "x.pth", None, False)
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_beyond_float16_are_no_infinities(
+def test_weights_beyond_the_range_of_float16_are_an_error(
     trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(path: Path) -> StateDict:
@@ -146,7 +146,7 @@ def test_weights_beyond_float16_are_no_infinities(
         return state
 
     monkeypatch.setattr(trained_module, "load_weights", load)
-    with pytest.raises(DpoError, match=r"norm.weight holds a weight of magnitude 70000"):
+    with pytest.raises(DpoError, match=r"norm.weight has a weight of magnitude 70000"):
         export_run(trained, tmp_path / "x.pth", None, False)
     assert not list(tmp_path.iterdir())
     assert export_run(trained, tmp_path / "x.pth", "float32", False).dtype == "float32"
@@ -155,14 +155,16 @@ def test_weights_beyond_float16_are_no_infinities(
 def score_as_the_run_did(run: RunDirectory) -> None:
     state = load_weights(Run(run).checkpoint)
     half = {name: tensor.half() for name, tensor in state.items()}
-    heard: list[tuple[object, ...]] = []
-    of_half, of_state = score_held_out(run, (), [half, state], lambda *its: heard.append(its))
+    calls: list[tuple[object, ...]] = []
+    of_half, of_state = score_held_out(
+        run, (), [half, state], lambda *progress: calls.append(progress)
+    )
     evaluations = [event for event in Run(run).events if isinstance(event, Evaluated)]
     recorded = evaluations[-1]
     assert {name: of_state[name] for name in recorded.metrics} == recorded.metrics
     assert of_half["logps/chosen"] != recorded.metrics["logps/chosen"]
     assert of_half["pairs"] == of_state["pairs"] == recorded.pairs
-    assert heard[-1] == ("evaluation", 5, 5, "pairs")
+    assert calls[-1] == ("evaluation", 5, 5, "pairs")
     assert evaluation_seconds(run) == max(event.seconds for event in evaluations)
 
 

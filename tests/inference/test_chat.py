@@ -1,4 +1,4 @@
-"""Who answers: the text, where it ends, and what a conversation keeps of it."""
+"""Answers of a model, and conversations."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def asked(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def test_an_answer_is_what_transformers_has_the_model_say(model: Model) -> None:
+def test_greedy_answers_equal_those_of_transformers(model: Model) -> None:
     prompt = model.tokenizer.prompt(asked(QUESTION))
     itself = build_model(model.weights.architecture, model.weights.state).eval()
     end = model.tokenizer.end_id
@@ -61,7 +61,7 @@ def test_an_answer_is_what_transformers_has_the_model_say(model: Model) -> None:
     assert answer.seconds > 0
 
 
-def test_the_token_that_ends_an_answer_is_no_part_of_it(
+def test_the_end_token_is_not_part_of_the_answer(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     itself = build_model(model.weights.architecture, model.weights.state).eval()
@@ -73,7 +73,7 @@ def test_the_token_that_ends_an_answer_is_no_part_of_it(
     assert (answer.tokens, answer.is_cut) == (len(until) + 1, False)
 
 
-def test_the_prompt_is_what_the_template_writes_before_an_answer(shared: Path) -> None:
+def test_the_prompt_is_the_text_of_the_template_before_an_answer(shared: Path) -> None:
     messages = [*asked("a"), {"role": "assistant", "content": "b"}, *asked("<|im_end|>")]
     for name, think in (("minimind2", ""), ("minimind3", "<think>\n\n</think>\n\n")):
         tokenizer = ChatTokenizer(shared / "tokenizer" / name)
@@ -83,14 +83,14 @@ def test_the_prompt_is_what_the_template_writes_before_an_answer(shared: Path) -
         assert tokenizer.prompt(messages).tolist() == tokenizer._tokenizer.encode(text)
 
 
-def test_what_is_drawn_follows_from_seed_and_question(model: Model) -> None:
+def test_sampling_depends_on_seed_and_question(model: Model) -> None:
     assert model.says(**HOT) == model.says(**HOT)
     said = {model.says(**HOT), model.says(**HOT | {"seed": 9}), model.says(1, **HOT), model.says()}
     assert len(said) == 4
     assert model.says(**HOT, top_p=1e-6) == model.says()
 
 
-def test_an_answer_ends_where_the_model_has_no_more_positions(
+def test_an_answer_ends_at_the_last_position_of_the_model(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speaker, prompt = model.speaker(), len(model.tokenizer.prompt(asked(QUESTION)))
@@ -99,11 +99,11 @@ def test_an_answer_ends_where_the_model_has_no_more_positions(
     assert len(list(answer)) == 6
     assert (answer.tokens, answer.is_cut) == (5, True)
     monkeypatch.setattr(MiniMind, "max_positions", prompt)
-    with pytest.raises(DpoError, match=rf"{prompt} tokens, and the model {prompt} positions"):
+    with pytest.raises(DpoError, match=rf"{prompt} tokens, and the model only {prompt} positions"):
         speaker.answer(asked(QUESTION), 0)
 
 
-def test_a_conversation_keeps_what_was_said(model: Model) -> None:
+def test_a_conversation_keeps_all_turns(model: Model) -> None:
     conversation = Conversation(model.speaker(), "be brief")
     first = conversation.ask("hello")
     said = next(first) + next(first) + next(first)  # it was stopped here
@@ -114,9 +114,9 @@ def test_a_conversation_keeps_what_was_said(model: Model) -> None:
     ]
     history = [*conversation.messages, *asked("and?")]
     assert "".join(conversation.ask("and?")) == "".join(model.speaker().answer(history, 1))
-    conversation.take_back()
+    conversation.undo()
     assert conversation.messages == history[:-1]
-    conversation.forget()
+    conversation.clear()
     assert "".join(conversation.ask("hello")).startswith(said)
 
 
@@ -130,7 +130,7 @@ def test_a_template_that_refuses(model: Model, monkeypatch: pytest.MonkeyPatch) 
 # --- opening -------------------------------------------------------------------------------------
 
 
-def test_files_need_a_tokenizer_and_say_the_same(model: Model, tmp_path: Path) -> None:
+def test_files_need_a_tokenizer(model: Model, tmp_path: Path) -> None:
     decoding, named = Decoding(TOKENS), NamedModel(model.path)
     with pytest.raises(UsageError, match="the tokenizer of these weights is unknown"):
         open_responders(named, None, decoding, runs_root=tmp_path)
@@ -142,7 +142,7 @@ def test_files_need_a_tokenizer_and_say_the_same(model: Model, tmp_path: Path) -
     assert alone.title.endswith(model.path.name)
 
 
-def test_settings_say_what_a_file_cannot(shared: Path, tmp_path: Path) -> None:
+def test_overrides_set_what_a_file_does_not_contain(shared: Path, tmp_path: Path) -> None:
     model = Model(shared, "seed", "dense")
 
     def says(*settings: str) -> str:
@@ -152,7 +152,7 @@ def test_settings_say_what_a_file_cannot(shared: Path, tmp_path: Path) -> None:
             Decoding(TOKENS),
             runs_root=tmp_path,
             tokenizer=model.tokenizer.folder,
-            settings=("train.device=cpu", *settings),
+            overrides=("train.device=cpu", *settings),
         )
         return "".join(speaker.answer(asked(QUESTION), 0))
 

@@ -1,4 +1,4 @@
-"""Weights of a run, a file, a Hugging Face folder: one model, whichever way it is named."""
+"""Weights of a run, of a file, and of a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.cli import Run
 from tests.support.small_runs import small_run
 
 OTHER = {"rope_theta": 1e4, "rms_norm_eps": 1e-3}
-"""What no weights tell, and config.json does."""
+"""Settings that are in config.json, but not in the weights."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return run
 
 
-def test_the_newest_state_of_a_run(run: RunDirectory) -> None:
+def test_the_newest_checkpoint_of_a_run(run: RunDirectory) -> None:
     opened = open_model(find_model(run.name, run.path.parent), {})
     assert opened.optimizer_step == 6
     assert opened.title == run.name
@@ -46,7 +46,7 @@ def test_the_newest_state_of_a_run(run: RunDirectory) -> None:
     assert again.model_weights.fingerprint == opened.model_weights.fingerprint
 
 
-def test_its_best_state_and_its_reference(run: RunDirectory, shared: Path) -> None:
+def test_the_best_checkpoint_and_the_reference_of_a_run(run: RunDirectory, shared: Path) -> None:
     best = open_model(NamedModel(run.path, run), {}, best=True)
     evaluations = [event for event in Run(run).events if isinstance(event, Evaluated)]
     lowest = min(evaluations, key=lambda event: event.metrics["loss"])
@@ -59,7 +59,7 @@ def test_its_best_state_and_its_reference(run: RunDirectory, shared: Path) -> No
     assert reference.title.endswith("full_sft_64.pth")
 
 
-def test_a_run_as_the_reference_of_a_profile_that_is_no_runs(run: RunDirectory) -> None:
+def test_a_run_as_the_reference_of_another_profile(run: RunDirectory) -> None:
     # Log-probs of a reference are kept by its fingerprint: each state needs one of its own.
     newest = open_model(NamedModel(run.path, run), {}).model_weights
     profile = load_profile(run.profile_path, [f"model.reference=run:{run.name}"]).profile
@@ -69,7 +69,7 @@ def test_a_run_as_the_reference_of_a_profile_that_is_no_runs(run: RunDirectory) 
     assert all(torch.equal(kept.state[name], newest.state[name]) for name in newest.state)
 
 
-def test_a_run_that_has_saved_nothing(shared: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint(shared: Path, tmp_path: Path) -> None:
     new = workers.new_run(tmp_path, small_run(shared))
     with pytest.raises(DpoError, match=r"has saved nothing yet"):
         open_model(NamedModel(new.path, new), {})
@@ -92,21 +92,21 @@ def test_a_hugging_face_folder_is_the_model_it_was_made_from(
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ("{", "cannot be read as JSON"),
         ("[]", "is not a JSON object"),
         ({"model_type": "llama"}, r"but no model.safetensors"),
     ],
 )
-def test_folders_that_cannot_be_read(tmp_path: Path, config: object, said: str) -> None:
+def test_folders_that_cannot_be_read(tmp_path: Path, config: object, message: str) -> None:
     text = config if isinstance(config, str) else json.dumps(config)
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(DpoError, match=said):
+    with pytest.raises(DpoError, match=message):
         open_model(find_model(str(tmp_path), tmp_path), {})
 
 
-def test_only_a_run_has_a_best_state(golden: Path, tmp_path: Path) -> None:
+def test_only_a_run_has_a_best_checkpoint(golden: Path, tmp_path: Path) -> None:
     file = find_model(str(golden / "arch/seed/full_sft_64.pth"), tmp_path)
-    with pytest.raises(DpoError, match="only a run has a best state"):
+    with pytest.raises(DpoError, match="only a run has a best checkpoint"):
         open_model(file, {}, best=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from dpo_cli import app
-from dpo_cli.checks import check
 from dpo_cli.findings import Diagnosis, Finding, Histogram, Level, PairPreview, Span
 from tests.support.snapshots import assert_snapshot
 
@@ -20,9 +19,9 @@ FINDINGS = (
         "data-truncated",
         Level.WARN,
         PAIRS,
-        "349 of 400 rows kept at 1,024 tokens; 51 skipped: too long; 58 of these (17%) are"
+        "349 of 400 rows kept at 1,024 tokens; skipped: 51 too long; 58 of the kept rows (17%) are"
         " truncated",
-        "Set data.max_seq_len to 1536 to keep 372, for 1.23 times the tokens.",
+        "Set data.max_seq_len to 1536 to keep 372 (1.23 times the tokens).",
     ),
     Finding(
         "pairs-contradictory",
@@ -47,8 +46,8 @@ FINDINGS = (
         "mean x beta 0.1: the gradient halves once chosen and rejected differ by 11 nats per token"
         " (random guessing scores 8.8), so the loss never saturates and reads 0.693 even if"
         " weights change",
-        'Set dpo.reduction = "mean", dpo.beta = 5 and train.learning_rate = 1e-5 together; do not'
-        " raise the learning rate alone.",
+        'Set dpo.reduction = "mean", dpo.beta = 5 and train.learning_rate = 1e-5 together (lr_sum'
+        " 0.001, as dpo init proposes). Do not raise the learning rate alone.",
     ),
     Finding(
         "memory",
@@ -90,7 +89,7 @@ def test_the_page(
     width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     diagnosis = Diagnosis(FINDINGS, PAIR, {}, HISTOGRAMS)
-    monkeypatch.setattr(check, "run_checks", lambda *_: diagnosis)
+    monkeypatch.setattr("dpo_cli.commands.check.run_checks", lambda *_: diagnosis)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.toml").write_text("")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from dpo_cli.errors import first_line
 from dpo_cli.files import open_for_appending
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
@@ -132,8 +133,7 @@ class Feeder:
             act()
         except (Exception, SystemExit) as error:  # some libraries raise SystemExit
             traceback.print_exc()
-            reason = str(error).strip().partition("\n")[0]
-            self._states[name]["failed"] = reason or type(error).__name__
+            self._states[name]["failed"] = first_line(error)
             del self._kinds[name]
             self._open.pop(name, None)
 

@@ -12,7 +12,7 @@ BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimi
 # that two cores bear three processes.
 TEST_JOBS ?= 3
 
-.PHONY: setup demo test test-cpu storm bench bench-scaling lint format clean
+.PHONY: setup demo test test-cpu quick storm bench bench-scaling lint format clean
 
 setup: $(READY)
 

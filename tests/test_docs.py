@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.profile.losses import LOSSES
 from tests.support.cli import REPOSITORY
 
 PAGES = sorted(
@@ -55,3 +56,16 @@ def test_named_tests_and_files_exist(page: Path) -> None:
         ):
             here = [REPOSITORY / "dpo_cli" / quoted, REPOSITORY / quoted]
             assert any(path.exists() for path in here), f"{page.name} names {quoted}"
+
+
+def test_every_loss_has_a_row() -> None:
+    text = (REPOSITORY / "docs/losses.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE))
+    assert set(LOSSES) <= rows
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        named = re.findall(r"`make ([a-z-]+)`", page.read_text(encoding="utf-8"))
+        assert set(named) <= targets, page.name

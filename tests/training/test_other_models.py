@@ -95,10 +95,10 @@ def story(family: str, folder: Path) -> None:
     profile = make(folder, family)
     diagnosis = run_checks(profile, [], folder / "runs", None, lambda *_: None)
     problems = {finding.code for finding in diagnosis.findings if finding.level is Level.ERROR}
-    assert problems == {"tokenizer-mismatch"}  # these weights know nothing
-    told = {finding.code: finding for finding in diagnosis.findings}
-    assert told["gradients"].level is Level.OK
-    assert ("not-packed" in told) == (family in UNSUPPORTED)
+    assert problems == {"tokenizer-mismatch"}  # random weights
+    findings = {finding.code: finding for finding in diagnosis.findings}
+    assert findings["gradients"].level is Level.OK
+    assert ("not-packed" in findings) == (family in UNSUPPORTED)
 
     whole, stopped = (workers.new_run(folder / "runs", ["train", str(profile)]) for _ in range(2))
     assert train(whole) == 0

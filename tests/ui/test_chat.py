@@ -38,7 +38,7 @@ class Conversation:
         return FixedReply([f"{self.word}{self.asked} "] * times, 0.01)
     def take_back(self):
         self.asked -= 1
-    def forget(self):
+    def clear(self):
         self.asked = 0
 
 screen = ChatScreen(plain_console(), plain_console(), ROLES)

@@ -228,7 +228,7 @@ def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
         (
             "head/full_sft_64",
             "mine.pth",
-            "first rename it to rlhf_64.pth: MiniMind's scripts know no other names",
+            "first rename it to rlhf_64.pth, because MiniMind's scripts load no other name",
         ),
     ],
 )

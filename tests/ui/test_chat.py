@@ -36,7 +36,7 @@ class Conversation:
         self.asked += 1
         times = 10**6 if question == "for ever" else 3
         return FixedReply([f"{self.word}{self.asked} "] * times, 0.01)
-    def take_back(self):
+    def undo(self):
         self.asked -= 1
     def clear(self):
         self.asked = 0

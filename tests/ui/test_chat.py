@@ -36,9 +36,9 @@ class Conversation:
         self.asked += 1
         times = 10**6 if question == "for ever" else 3
         return FixedReply([f"{self.word}{self.asked} "] * times, 0.01)
-    def take_back(self):
+    def undo(self):
         self.asked -= 1
-    def forget(self):
+    def clear(self):
         self.asked = 0
 
 screen = ChatScreen(plain_console(), plain_console(), ROLES)

@@ -32,7 +32,7 @@ from torch.nn import Parameter
 from dpo_cli.errors import ExitCode
 from dpo_cli.export.rounding import Rounding, round_weights
 from dpo_cli.export.update_retention import measure_update_retention
-from dpo_cli.inference.held_out import score_held_out
+from dpo_cli.inference.evaluate import evaluate_held_out
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import build_model, load_model_weights, to_disk_names
 from dpo_cli.models.minimind import MiniMind
@@ -159,7 +159,7 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
         for dtype, rounding, seeds in FILES
         for seed in seeds
     ]
-    scores = score_held_out(
+    scores = evaluate_held_out(
         run, (), [*(each for *_, each in weights), kahan_summation], lambda *_: None
     )
     files: list[dict[str, Any]] = []

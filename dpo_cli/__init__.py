@@ -6,7 +6,7 @@ Example::
 
     run = dpo.train("demo", {"train.epochs": 2})
     print(run.evaluate().models[0].groups["all"]["rewards/accuracies"])
-    run.export("out/", format="hf")
+    run.export("my-model", format="hf")
 
 The names below are imported when they are used: `import dpo_cli` alone loads no other package.
 """

@@ -11,16 +11,15 @@ from statistics import fmean
 from dpo_cli.run.events import Evaluated, StepDone
 
 WINDOW = 20
-"""Steps of the current mean, and of the first mean to compare it with. At four pairs a
-step these are 80 pairs; fewer leave too much chance in an accuracy."""
+"""Number of steps in the first and in the current mean: 80 pairs at four pairs per step."""
 LONG_WINDOW = 200
-"""Steps that are kept."""
+"""Number of recent steps kept in memory."""
 ACCURACY_PAIRS = 200
 """Pairs that an accuracy needs; its standard error is 0.035 then."""
 SIGNIFICANT = 3.0
-"""Standard errors that a change must exceed: each step has different pairs."""
+"""Changes below this many standard errors count as noise: each step has different pairs."""
 _USUAL_LOSSES = 50
-"""Micro-batches whose losses are the usual ones for the next step."""
+"""Number of earlier losses that a new loss is compared with."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,9 @@ class RunFacts:
 class RunHistory:
     """First and last steps of a run, in bounded memory; skipped steps are not part of it.
 
-    `RunView` is not used here: its window has the skipped steps, and `lr_sum` cannot be corrected
-    when a resume goes back. The history is built from `dpo_cli.run.events.history` instead.
+    `RunView` is not used here: it also counts skipped steps, and a sum of learning rates cannot be
+    reduced when a resume goes back to an earlier step. The history is built from
+    `dpo_cli.run.events.history` instead.
     """
 
     first: list[StepDone] = field(default_factory=list)
@@ -92,17 +92,17 @@ class RunHistory:
         """Return True if the last `WINDOW` steps do not overlap with the first ones."""
         return len(self.recent) >= 2 * WINDOW
 
-    def now(self, metric: str) -> list[float]:
+    def recent_values(self, metric: str) -> list[float]:
         """Return the values of a metric at the last `WINDOW` steps."""
         return _values(list(self.recent)[-WINDOW:], metric)
 
-    def at_start(self, metric: str) -> list[float]:
+    def first_values(self, metric: str) -> list[float]:
         """Return the values of a metric at the first `WINDOW` steps."""
         return _values(self.first, metric)
 
     def change(self, metric: str) -> float:
         """Return the change of a mean from the first to the last steps; 0 if it may be chance."""
-        before, now = self.at_start(metric), self.now(metric)
+        before, now = self.first_values(metric), self.recent_values(metric)
         change = fmean(now) - fmean(before)
         error = math.sqrt((_variance(before) + _variance(now)) / WINDOW)
         return change if abs(change) > SIGNIFICANT * error else 0.0
@@ -115,15 +115,15 @@ class RunHistory:
             return None
         return sum(s.metrics["rewards/accuracies"] * s.pairs for s in self.recent) / pairs
 
-    def weights_moved_after(self, share: float, facts: RunFacts) -> float | None:
-        """Return the share of changed weights if the last step measured it; None before `share`.
+    def weights_moved_after(self, progress: float, facts: RunFacts) -> float | None:
+        """Return the share of changed weights if the last step measured it; None if too early.
 
         Args:
-            share: part of the planned steps that must be done, and at least `WINDOW` steps.
+            progress: part of the planned steps that must be done, and at least `WINDOW` steps.
             facts: facts about the run.
         """
-        least = max(WINDOW, share * facts.optimizer_steps)
-        if not self.recent or self.last.optimizer_step < least:
+        min_steps = max(WINDOW, progress * facts.optimizer_steps)
+        if not self.recent or self.last.optimizer_step < min_steps:
             return None
         return self.last.metrics.get("weights_moved")
 

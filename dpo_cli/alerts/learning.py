@@ -41,7 +41,8 @@ def displacement(history: RunHistory, facts: RunFacts) -> Alert | None:
     if max(chosen, rejected) >= 0 or margin <= 0 or -chosen < DISPLACED_SHARE * margin:
         return None
     now = {
-        name: fmean(history.now(f"rewards/{name}")) for name in ("chosen", "rejected", "margins")
+        name: fmean(history.recent_values(f"rewards/{name}"))
+        for name in ("chosen", "rejected", "margins")
     }
     return Alert(
         code="displacement",
@@ -62,7 +63,7 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
     moved = history.weights_moved_after(STUCK_AFTER, facts)
     if moved is None:
         return None
-    first, now = history.first[0].metrics["loss"], fmean(history.now("loss"))
+    first, now = history.first[0].metrics["loss"], fmean(history.recent_values("loss"))
     if now < first * (1 - STILL_SHARE):
         return None
     is_still = now <= first * (1 + STILL_SHARE)

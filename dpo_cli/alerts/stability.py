@@ -37,8 +37,8 @@ def gradient(history: RunHistory, facts: RunFacts) -> Alert | None:
     """
     if len(history.recent) < WINDOW:
         return None
-    norms, now = history.at_start("grad_norm"), median(history.now("grad_norm"))
-    loss, first_loss = fmean(history.now("loss")), history.first[0].metrics["loss"]
+    norms, now = history.first_values("grad_norm"), median(history.recent_values("grad_norm"))
+    loss, first_loss = fmean(history.recent_values("loss")), history.first[0].metrics["loss"]
     # Root mean square of the gradient of one weight, to compare with AdamW's epsilon.
     step, per_weight = history.last.step, now / math.sqrt(facts.parameters)
     if per_weight < ADAM_EPSILON or now < VANISHED * max(norms):
@@ -99,7 +99,7 @@ def drift(history: RunHistory, facts: RunFacts) -> Alert | None:
     """Report a large KL divergence from the reference, on held-out or on training pairs."""
     if history.held_out is not None and history.held_out.metrics.get("kl", 0.0) > DRIFT_BOUND:
         where, kl = "the held-out pairs", history.held_out.metrics["kl"]
-    elif len(values := history.now("kl")) == WINDOW and fmean(values) > DRIFT_BOUND:
+    elif len(values := history.recent_values("kl")) == WINDOW and fmean(values) > DRIFT_BOUND:
         where, kl = "the training pairs", fmean(values)
     else:
         return None

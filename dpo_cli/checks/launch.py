@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from dpo_cli.checks.lr_sum import learning_rates
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.compute.device import Device
 from dpo_cli.data.sampler import BatchSampler
@@ -77,8 +78,8 @@ def check_world_size(reporter: Reporter, inputs: RunInputs, world_size: int) -> 
         return
     message = (
         f"1 process: {alone.optimizer_steps:,} steps of {_pairs(alone)} pairs, lr_sum"
-        f" {_lr_sum(inputs, alone):.2g}; {world_size} processes: {together.optimizer_steps:,} steps"
-        f" of {_pairs(together)} pairs, lr_sum {_lr_sum(inputs, together):.2g}"
+        f" {sum(learning_rates(inputs)):.2g}; {world_size} processes: {together.optimizer_steps:,} steps"
+        f" of {_pairs(together)} pairs, lr_sum {sum(learning_rates(inputs, together)):.2g}"
     )
     if together.accumulation_steps == alone.accumulation_steps:
         reporter.ok("launch-lr-sum", subject, f"{message}: the same recipe")
@@ -222,8 +223,3 @@ def _network_remedy(device: str) -> str:
 
 def _pairs(order: BatchSampler) -> int:
     return order.batch_size * order.accumulation_steps
-
-
-def _lr_sum(inputs: RunInputs, order: BatchSampler) -> float:
-    # Each step uses the learning rate of its last micro-batch.
-    return sum(map(inputs.learning_rate.at, order.last_steps))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.trial_trainer import TrialTrainer, small_micro_batch
-from dpo_cli.data.sampler import GlobalBatch
+from dpo_cli.data.sampler import BatchSampler, GlobalBatch
 from dpo_cli.formatting import format_rate
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.profile.recipe import MAX_SATURATION_MARGIN, suggest_lr_and_beta
@@ -47,9 +47,14 @@ class LrSum:
     unmovable: float
 
 
+def learning_rates(inputs: RunInputs, order: BatchSampler | None = None) -> list[float]:
+    """Return the learning rate of each optimizer step, in the run's order or another one."""
+    return [inputs.learning_rate.at(step) for step in (order or inputs.order).last_steps]
+
+
 def measure_lr_sum(inputs: RunInputs) -> LrSum:
     """Compute how many of the starting weights a run can change in each dtype."""
-    rates = [inputs.learning_rate.at(step) for step in inputs.order.last_steps]
+    rates = learning_rates(inputs)
     lr_sum, largest = sum(rates), max(rates)
     changed = {str(dtype).removeprefix("torch."): 0 for dtype in _DIGITS}
     unmovable = parameters = 0
@@ -124,8 +129,7 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
 
 def suggestion(inputs: RunInputs) -> str:
     """Return a remedy with a learning rate and a beta for this number of steps."""
-    lr_sum = sum(inputs.learning_rate.at(step) for step in inputs.order.last_steps)
-    return suggest_lr_and_beta(inputs.learning_rate.peak, lr_sum)
+    return suggest_lr_and_beta(inputs.learning_rate.peak, sum(learning_rates(inputs)))
 
 
 def check_update(reporter: Reporter, trial: TrialTrainer) -> None:

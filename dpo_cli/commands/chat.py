@@ -216,7 +216,7 @@ def _converse(screen: ChatScreen, conversations: Sequence[Conversation]) -> None
         if text == "/reset":
             for conversation in conversations:
                 conversation.clear()
-            screen.tell("new conversation")
+            screen.tell("the conversation is empty again")
         elif text.startswith("/") and text[1:].isalpha():
             screen.tell(f"unknown command {text}: {_COMMANDS}")
         else:

@@ -149,7 +149,7 @@ def _compare_held_out(
     is_wanted: bool | None,
 ) -> None:
     """Evaluate file and checkpoint on the held-out pairs, or print the time that it would take."""
-    from dpo_cli.inference.held_out import evaluation_seconds, score_held_out  # loads torch
+    from dpo_cli.inference.evaluate import evaluate_held_out, evaluation_seconds  # loads torch
 
     seconds = evaluation_seconds(run)
     if seconds is None or is_wanted is False:
@@ -163,7 +163,7 @@ def _compare_held_out(
     try:
         with PhaseBar(Console(stderr=True)) as bar:
             weights = [report.exported, report.state]
-            in_file, in_state = score_held_out(run, settings, weights, bar)
+            in_file, in_state = evaluate_held_out(run, settings, weights, bar)
     except DpoError as error:  # the file is written and verified
         console.print(f"held-out pairs: not evaluated: {error.message}")
         return

@@ -42,6 +42,8 @@ def gather_logps(logits: Tensor, labels: Tensor) -> Tensor:
 def log_sum_sq_probs(logits: Tensor) -> Tensor:
     """Return log sum_v p(v)^2, the log of the expected probability of a sampled token.
 
+    `dpo.use_weighting` needs it (WPO, arXiv:2406.11827, eq. 2).
+
     Args:
         logits: (..., V), any float dtype; half precision is widened to float32 first.
 
@@ -83,7 +85,7 @@ def head_logps(
 def head_logps_and_entropies(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, logits_scaling: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Return `head_logps`, equal to the last bit, and the entropies of the same distributions.
+    """Return the values of `head_logps`, bit for bit, and the entropies of the distributions.
 
     Args:
         hidden, weight, labels, logits_scaling: see `head_logps`.
@@ -158,7 +160,7 @@ def _entropies_in_place(logits: Tensor, normalizer: Tensor) -> Tensor:
 def _logit_chunks(
     hidden: Tensor, weight: Tensor, labels: Tensor, logits_scaling: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the logits of successive rows, (rows, V), wide, and the labels of these rows."""
+    """Yield (logits, labels) of successive rows; logits (rows, V) in float32 or float64."""
     rows = _chunk_rows(len(weight))
     chunks = zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
     for chunk_hidden, chunk_labels in chunks:
@@ -188,7 +190,7 @@ class _HeadLogps(torch.autograd.Function):
             logps.append((logits.gather(-1, chunk_labels.unsqueeze(-1)) - normalizer).squeeze(-1))
             if needs_backward:
                 # Kept in float32: in half precision, p rounds to 1 for every confident token, and
-                # its gradient 1 - p would be 0.
+                # the gradient 1 - p would be 0.
                 probabilities.append(logits.sub_(normalizer).exp_())
         ctx.save_for_backward(hidden, weight, labels)
         # Not through save_for_backward: its tensors may not be changed in place, and all of them
@@ -204,13 +206,13 @@ class _HeadLogps(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight)
         start = 0
         while ctx.probabilities:
-            wide = ctx.probabilities.pop(0)
-            end = start + len(wide)
+            probabilities = ctx.probabilities.pop(0)  # frees each chunk: one backward only
+            end = start + len(probabilities)
             row_gradient = gradient[start:end].unsqueeze(-1)
             # g (onehot - p), in place of p.
-            wide.mul_(-row_gradient)
-            wide.scatter_add_(-1, labels[start:end].unsqueeze(-1), row_gradient)
-            grad_logits = wide.to(hidden.dtype)
+            probabilities.mul_(-row_gradient)
+            probabilities.scatter_add_(-1, labels[start:end].unsqueeze(-1), row_gradient)
+            grad_logits = probabilities.to(hidden.dtype)
             grad_hidden.append(grad_logits @ weight)
             grad_weight.addmm_(grad_logits.T, hidden[start:end])
             start = end

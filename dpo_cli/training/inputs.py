@@ -40,7 +40,7 @@ from dpo_cli.training.weights import read_model_weights
 
 @dataclass(frozen=True)
 class RunInputs:
-    """Everything that a run reads before its first step.
+    """Inputs of a run, read before its first step.
 
     Attributes:
         profile: the validated profile.

@@ -1,4 +1,4 @@
-"""What a run saves: checkpoints, and beside them weights for other tools."""
+"""Saving of checkpoints, and of the weights beside them for other tools."""
 
 from __future__ import annotations
 

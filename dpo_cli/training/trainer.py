@@ -39,7 +39,7 @@ than this, that factor is 1, and the multiplication of every gradient is left ou
 
 
 class TrainerHooks(Protocol):
-    """What the trainer calls at each step boundary."""
+    """Callbacks of the trainer at each step boundary."""
 
     def emit(self, event: Event) -> None:
         """Append to the event stream."""

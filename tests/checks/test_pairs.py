@@ -178,7 +178,7 @@ def test_a_template_of_another_tokenizer(examined: Examine, bench: Path) -> None
     mismatch = of(examined(with_template(bench, template)), "template-mismatch")
     assert "<|assistant|> (" in mismatch.message
     assert "<|user|> (" in mismatch.message
-    assert "<|im_end|>" not in mismatch.message  # of which the tokenizer knows
+    assert "<|im_end|>" not in mismatch.message  # a token of this tokenizer
 
 
 def test_a_template_that_leaves_out_messages(examined: Examine, bench: Path) -> None:

@@ -211,7 +211,7 @@ def test_models_that_are_not_there(dpo: Cli, root: Path, model: list[str]) -> No
     code, _, err = dpo("chat", "cut.pth", *model[1:], "--prompt", HELLO)
     assert (code, "cut.pth: cut off, corrupted, or no weights file" in err) == (1, True)
     code, _, err = dpo("chat", *model, "--best", "--prompt", HELLO)
-    assert (code, "only a run has a best state" in err) == (1, True)
+    assert (code, "only a run has a best checkpoint" in err) == (1, True)
 
 
 def test_prompts_that_are_none(dpo: Cli, root: Path, model: list[str]) -> None:

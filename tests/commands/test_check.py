@@ -20,15 +20,15 @@ PAIR = PairPreview(
 
 
 @pytest.fixture(autouse=True)
-def beside_a_profile(root: Path, tmp_path: Path) -> None:
+def profile_here(root: Path, tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_text("")
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[object, ...]]]:
+def set_findings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[object, ...]]]:
     """Replace the findings of all checks; the returned list collects the arguments."""
 
-    def set_findings(*findings: Finding) -> list[tuple[object, ...]]:
+    def replace(*findings: Finding) -> list[tuple[object, ...]]:
         asked: list[tuple[object, ...]] = []
 
         def run_checks(*arguments: object) -> Diagnosis:
@@ -38,14 +38,14 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[object, .
         monkeypatch.setattr("dpo_cli.commands.check.run_checks", run_checks)
         return asked
 
-    return set_findings
+    return replace
 
 
-Found = Callable[..., list[tuple[object, ...]]]
+SetFindings = Callable[..., list[tuple[object, ...]]]
 
 
-def test_ready_to_train(dpo: Cli, found: Found) -> None:
-    asked = found(OK)
+def test_ready_to_train(dpo: Cli, set_findings: SetFindings) -> None:
+    asked = set_findings(OK)
     code, out, err = dpo(
         *("check", "my.toml", "--set", "a.b=x y", "--pair", "3", "--runs-dir", "elsewhere")
     )
@@ -60,8 +60,8 @@ def test_ready_to_train(dpo: Cli, found: Found) -> None:
     ]
 
 
-def test_not_ready_exits_1(dpo: Cli, found: Found) -> None:
-    found(OK, BAD)
+def test_not_ready_exits_1(dpo: Cli, set_findings: SetFindings) -> None:
+    set_findings(OK, BAD)
     code, out, err = dpo("check", "my.toml")
     assert (code, err) == (1, "")
     assert out.splitlines()[-2:] == [
@@ -71,10 +71,10 @@ def test_not_ready_exits_1(dpo: Cli, found: Found) -> None:
 
 
 def test_a_picture_of_the_page(
-    dpo: Cli, found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dpo: Cli, set_findings: SetFindings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    found(OK, BAD)
+    set_findings(OK, BAD)
     code, out, err = dpo("check", "my.toml", "--svg", "page.txt")
     assert (code, err) == (1, "")
     heading, *page = (tmp_path / "page.txt").read_text().splitlines()
@@ -92,9 +92,9 @@ def test_a_picture_of_the_page(
 
 @pytest.mark.parametrize(("findings", "is_ready"), [((OK,), True), ((OK, BAD), False)])
 def test_json_for_programs(
-    dpo: Cli, found: Found, findings: tuple[Finding, ...], is_ready: bool
+    dpo: Cli, set_findings: SetFindings, findings: tuple[Finding, ...], is_ready: bool
 ) -> None:
-    found(*findings)
+    set_findings(*findings)
     code, out, err = dpo("check", "my.toml", "--json")
     report = json.loads(out)
     assert (code, err) == (0 if is_ready else 1, "")
@@ -114,16 +114,18 @@ def test_json_for_programs(
 @pytest.mark.parametrize(
     "arguments", [["nothing.toml"], ["my.toml", "--pair", "0"], ["my.toml", "--pair", "x"]]
 )
-def test_a_wrong_command_line_exits_2(dpo: Cli, found: Found, arguments: list[str]) -> None:
-    asked = found(OK)
+def test_a_wrong_command_line_exits_2(
+    dpo: Cli, set_findings: SetFindings, arguments: list[str]
+) -> None:
+    asked = set_findings(OK)
     code, out, err = dpo("check", *arguments)
     assert (code, out) == (2, "")
     assert err
     assert asked == []
 
 
-def test_a_shipped_profile_by_name(dpo: Cli, found: Found) -> None:
-    asked = found(OK)
+def test_a_shipped_profile_by_name(dpo: Cli, set_findings: SetFindings) -> None:
+    asked = set_findings(OK)
     assert dpo("check", "dense")[1].endswith("next: dpo train dense\n")
     assert Path(str(asked[0][0])).name == "dense.toml"
 

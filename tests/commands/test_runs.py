@@ -298,8 +298,10 @@ class Bench:
     seconds: float | None = None
     failure: str = ""
 
-    def export_run(self, *arguments: object, best: bool, form: str | None) -> SimpleNamespace:
-        self.asked.append((*arguments, best, form))
+    def export_run(
+        self, *arguments: object, best: bool, export_format: str | None
+    ) -> SimpleNamespace:
+        self.asked.append((*arguments, best, export_format))
         rounding, seed = arguments[5:]
         return SimpleNamespace(
             path=Path("out/rlhf_512.pth"),
@@ -322,7 +324,7 @@ class Bench:
     def evaluation_seconds(self, run: RunDirectory) -> float | None:
         return self.seconds
 
-    def score_held_out(self, *arguments: object) -> list[dict[str, float]]:
+    def evaluate_held_out(self, *arguments: object) -> list[dict[str, float]]:
         if self.failure:
             raise DpoError(self.failure)
         self.asked.append(arguments[:3])
@@ -342,7 +344,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     bench = Bench()
     for name, functions in {
         "export.export": ("export_run",),
-        "inference.held_out": ("evaluation_seconds", "score_held_out"),
+        "inference.evaluate": ("evaluate_held_out", "evaluation_seconds"),
     }.items():
         module = ModuleType(f"dpo_cli.{name}")
         for function in functions:

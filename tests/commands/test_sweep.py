@@ -90,7 +90,7 @@ def test_to_the_end_and_once_more(dpo: Cli, workers: Any) -> None:
     lines = [line.rstrip() for line in out.splitlines()]
     best = find_run(Path("runs"), "mine-C")
     assert lines[-3:] == [
-        "best: C  beta 2  learning_rate 1e-6: held-out accuracy 0.90 (95 %: 0.77 to 0.96)",
+        "best: C  beta 2  learning_rate 1e-6: held-out accuracy 0.90 (95 % interval 0.77 to 0.96)",
         "      not distinguishable from D",
         f"export: dpo export {best.name}",
     ]
@@ -257,7 +257,7 @@ def test_without_a_figure_to_name_a_best_by(dpo: Cli, workers: Any) -> None:
     assert end.splitlines()[-1].startswith("best: none: without held-out pairs")
     seeds = ("--grid", "train.seed=[1,2]", "--name", "seeds", "--dry-run")
     assert (
-        "best by  nothing: with train.seed the held-out pairs differ"
+        "best by  no ranking, because the held-out pairs depend on train.seed"
         in dpo("sweep", "mine.toml", *seeds)[1]
     )
 

@@ -36,13 +36,15 @@ def trained(
     return run
 
 
-def there_and_back(run: RunDirectory, place: Path) -> None:
+def export_and_import(run: RunDirectory, place: Path) -> None:
     directory = place / "directory"
     report = export_run(run, directory, None, False, export_format="hf")
     assert report.dtype == "float16"
     assert report.max_logp_difference < 0.05
-    exact = export_run(run, directory, "float32", False, export_format="hf")  # its own is replaced
-    # Plain transformers, from the directory, against our own forward of the training state.
+    exact = export_run(
+        run, directory, "float32", False, export_format="hf"
+    )  # replaces its own export
+    # Plain transformers with the directory, compared with our forward of the training state.
     assert exact.max_logp_difference < 1e-4
     assert exact.mean_logp_difference < 1e-5
     assert exact.tensors == len(report.state)
@@ -61,8 +63,8 @@ def there_and_back(run: RunDirectory, place: Path) -> None:
 
     pipe = transformers.pipeline("text-generation", str(directory))
     turn = [{"role": "user", "content": "你好"}]
-    said = pipe(turn, max_new_tokens=3, do_sample=False)
-    assert said[0]["generated_text"][-1]["role"] == "assistant"
+    result = pipe(turn, max_new_tokens=3, do_sample=False)
+    assert result[0]["generated_text"][-1]["role"] == "assistant"
 
     file, back = import_directory(directory, place / "back.pth", "float32", False)
     plan = run.read_plan()
@@ -73,17 +75,17 @@ def there_and_back(run: RunDirectory, place: Path) -> None:
 
 
 def test_a_directory_that_plain_transformers_loads(trained: RunDirectory, tmp_path: Path) -> None:
-    assert workers.call(partial(there_and_back, trained, tmp_path), SECONDS) == 0
+    assert workers.call(partial(export_and_import, trained, tmp_path), SECONDS) == 0
 
 
-def test_what_minimind_cannot_compute_stays_what_it_is(tmp_path: Path) -> None:
+def test_other_architectures_cannot_be_imported(tmp_path: Path) -> None:
     (tmp_path / "gemma").mkdir()
     make(tmp_path / "gemma", "gemma")
     with pytest.raises(DpoError, match="MiniMind has no model that computes gemma"):
         import_directory(tmp_path / "gemma/models/model", tmp_path / "x.pth", "float16", False)
     (tmp_path / "llama").mkdir()
     make(tmp_path / "llama", "llama")
-    with pytest.raises(DpoError, match="compute another function") as caught:
+    with pytest.raises(DpoError, match="no MiniMind model computes the same function") as caught:
         import_directory(tmp_path / "llama/models/model", tmp_path / "x.pth", "float16", False)
     assert caught.value.details == ("tie_word_embeddings = False, but True in MiniMind",)
     assert not list(tmp_path.glob("x.pth*"))

@@ -14,7 +14,7 @@ from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export import verified_write
 from dpo_cli.export.export import export_run, try_command
 from dpo_cli.export.rounding import Rounding
-from dpo_cli.inference.held_out import evaluation_seconds, score_held_out
+from dpo_cli.inference.evaluate import evaluate_held_out, evaluation_seconds
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import load_model_weights, read_state_dict
 from dpo_cli.run.directory import RunDirectory
@@ -156,7 +156,7 @@ def score_as_the_run_did(run: RunDirectory) -> None:
     state = load_weights(Run(run).checkpoint)
     half = {name: tensor.half() for name, tensor in state.items()}
     calls: list[tuple[object, ...]] = []
-    of_half, of_state = score_held_out(
+    of_half, of_state = evaluate_held_out(
         run, (), [half, state], lambda *progress: calls.append(progress)
     )
     evaluations = [event for event in Run(run).events if isinstance(event, Evaluated)]
@@ -228,7 +228,7 @@ def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
         (
             "head/full_sft_64",
             "mine.pth",
-            "first rename it to rlhf_64.pth: MiniMind's scripts know no other names",
+            "first rename it to rlhf_64.pth, because MiniMind's scripts load no other name",
         ),
     ],
 )

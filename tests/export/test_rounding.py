@@ -1,4 +1,4 @@
-"""Rounding to half precision: unbiased, exact where it can be, never to infinity."""
+"""Rounding to half precision: unbiased, exact where possible, never to infinity."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def every_number(dtype: torch.dtype) -> Tensor:
     return numbers[numbers.isfinite()]
 
 
-def neighbours(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The largest number of the format not above each value, and the smallest not below."""
+def neighbors(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the largest number not above each value, and the smallest not below it."""
     numbers = every_number(dtype).double().unique()
     above = torch.searchsorted(numbers, values.double())
     return numbers[torch.searchsorted(numbers, values.double(), right=True) - 1], numbers[above]
 
 
 def some_values(dtype: torch.dtype) -> Tensor:
-    """Of every magnitude that the format and float32 have in common, of both signs."""
+    """Values of both signs and of every magnitude that the dtype and float32 share."""
     generator = torch.Generator().manual_seed(5)
     limits = torch.finfo(dtype)
     least = max(limits.smallest_normal * limits.eps, torch.finfo(torch.float32).smallest_normal)
@@ -43,17 +43,17 @@ def some_values(dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_what_the_format_holds_stays(dtype: torch.dtype) -> None:
-    """Every number of it, subnormal ones, zero and the largest included, whatever is drawn."""
+def test_representable_values_do_not_change(dtype: torch.dtype) -> None:
+    """Includes subnormal numbers, zero and the largest number, with any seed."""
     numbers = every_number(dtype)
     for seed in range(3):
         assert torch.equal(rounded(numbers.float(), dtype, seed), numbers)
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_it_is_one_of_the_two_neighbours(dtype: torch.dtype) -> None:
+def test_the_result_is_one_of_the_two_neighbors(dtype: torch.dtype) -> None:
     values = some_values(dtype)
-    below, above = neighbours(values, dtype)
+    below, above = neighbors(values, dtype)
     results = rounded(values, dtype).double()
     assert ((results == below) | (results == above)).all()
     assert (results == below).any()
@@ -64,7 +64,7 @@ def test_it_is_one_of_the_two_neighbours(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("share", [0.0625, 0.25, 0.5, 0.9375])
 def test_the_mean_is_the_value(dtype: torch.dtype, share: float) -> None:
-    """Between two numbers next to each other, the upper one is drawn in its share of all seeds."""
+    """The upper of two neighbors is drawn in proportion to the value's position between them."""
     limits = torch.finfo(dtype)
     starts = torch.tensor([1.0, 0.25, 0.0123, limits.smallest_normal * limits.eps, limits.max / 2])
     below, above = starts.to(dtype), torch.nextafter(starts.to(dtype), torch.tensor(torch.inf))
@@ -79,8 +79,8 @@ def test_the_mean_is_the_value(dtype: torch.dtype, share: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_a_small_update_survives_in_the_mean(dtype: torch.dtype) -> None:
-    """A hundredth of the spacing, which the nearest number never shows."""
+def test_a_small_update_survives_on_average(dtype: torch.dtype) -> None:
+    """A hundredth of the spacing, which rounding to nearest always loses."""
     start = torch.full((100_000,), 0.25)
     update = torch.finfo(dtype).eps * 0.25 / 100
     state = {"weight": start + update}
@@ -96,17 +96,17 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_nearest_takes_the_even_of_two_that_are_as_near(dtype: torch.dtype) -> None:
+def test_nearest_rounds_ties_to_even(dtype: torch.dtype) -> None:
     eps = torch.finfo(dtype).eps
     ties = torch.tensor([1 + eps / 2, 1 + 3 * eps / 2, -1 - eps / 2])
     nearest = round_weights({"weight": ties}, dtype_name(dtype), "nearest", 0)["weight"].double()
     assert nearest.tolist() == [1.0, 1 + 2 * eps, -1.0]
-    # Of a tie both are drawn as often.
+    # Stochastic rounding draws both sides of a tie equally often.
     many = ties[:1].expand(10_000)
     assert (rounded(many, dtype) == 1.0).double().mean().item() == pytest.approx(0.5, abs=0.03)
 
 
-def test_the_seed_alone_decides() -> None:
+def test_the_result_depends_on_the_seed_only() -> None:
     generator = torch.Generator().manual_seed(1)
     state = {name: torch.randn(50, 40, generator=generator) for name in ("b", "a")}
     backwards = dict(reversed(state.items()))
@@ -116,7 +116,7 @@ def test_the_seed_alone_decides() -> None:
     )
     assert all(torch.equal(first[name], again[name]) for name in state)
     assert not any(torch.equal(first[name], other[name]) for name in state)
-    # Nothing else's random numbers are touched.
+    # The global generator is not used.
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -125,18 +125,18 @@ def test_the_seed_alone_decides() -> None:
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-def test_beyond_the_largest_number_it_refuses(rounding: str) -> None:
+def test_values_beyond_the_largest_number_are_refused(rounding: str) -> None:
     """Nearest would make 65,520 infinite, and stochastic rounding has no number above."""
-    held = {"norm": torch.tensor([65504.0, -65504.0])}
-    assert round_weights(held, "float16", rounding, 0)["norm"].tolist() == [65504, -65504]  # type: ignore[arg-type]
+    largest = {"norm": torch.tensor([65504.0, -65504.0])}
+    assert round_weights(largest, "float16", rounding, 0)["norm"].tolist() == [65504, -65504]  # type: ignore[arg-type]
     for value in (65504.01, -65520.0, 1e6, torch.inf):
-        with pytest.raises(DpoError, match=r"norm holds .* of float16 is 65504"):
+        with pytest.raises(DpoError, match=r"norm has .* largest float16 is 65504"):
             round_weights({"norm": torch.tensor([value])}, "float16", rounding, 0)  # type: ignore[arg-type]
     with pytest.raises(DpoError, match="bfloat16"):
         round_weights({"norm": torch.tensor([3.4e38])}, "bfloat16", rounding, 0)  # type: ignore[arg-type]
     assert round_weights({"norm": torch.tensor([3.4e38])}, "float32", "nearest", 0)
 
 
-def test_float32_is_the_state_itself() -> None:
+def test_float32_does_not_round() -> None:
     state = {"weight": torch.randn(100)}
     assert torch.equal(round_weights(state, "float32", "nearest", 0)["weight"], state["weight"])

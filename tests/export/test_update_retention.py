@@ -1,4 +1,4 @@
-"""How much of an update a file has, on weights so few that it can be told by hand."""
+"""Update retention of two weights, whose figures can be computed by hand."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.models.minimind import MiniMind
 
 SPACING = 2.0**-12
-"""Of float16 at 0.25."""
+"""Spacing of float16 at 0.25."""
 
 
 @pytest.fixture
 def start(golden: Path) -> ModelWeights:
-    """A checkpoint of two weights; its architecture is of no interest here."""
+    """Two weights; the architecture does not matter here."""
     architecture = load_model_weights(golden / "arch/seed/full_sft_64.pth", {}).architecture
     return model_weights(architecture, torch.tensor([0.25, 0.25]).half())
 
@@ -32,7 +32,7 @@ def state(*weights: float) -> dict[str, Tensor]:
     return {"weight": torch.tensor(weights)}
 
 
-def test_an_update_that_is_swallowed(start: ModelWeights) -> None:
+def test_a_lost_update(start: ModelWeights) -> None:
     trained = state(0.25 + SPACING / 4, 0.25 - SPACING / 8)
     retention = measure_update_retention(start, trained, state(0.25, 0.25), "float16")
     assert retention is not None
@@ -43,8 +43,8 @@ def test_an_update_that_is_swallowed(start: ModelWeights) -> None:
     assert retention.source_dtype == "float16"
 
 
-def test_one_of_two_arrives_and_is_too_large(start: ModelWeights) -> None:
-    """Updates of 3 and 1 quarters of a spacing: the one rounds up to a whole, the other is lost."""
+def test_one_of_two_updates_is_lost_and_one_is_too_large(start: ModelWeights) -> None:
+    """Updates of 3/4 and 1/4 of the spacing: one rounds up to the spacing, the other to zero."""
     trained = state(0.25 + 3 * SPACING / 4, 0.25 + SPACING / 4)
     retention = measure_update_retention(start, trained, state(0.25 + SPACING, 0.25), "float16")
     assert retention is not None
@@ -60,24 +60,24 @@ def test_float32_has_all_of_it(start: ModelWeights) -> None:
     assert (retention.changed, retention.kept, retention.relative_error) == (0.5, 1.0, 0.0)
 
 
-def test_nothing_has_moved(start: ModelWeights) -> None:
+def test_no_weight_has_changed(start: ModelWeights) -> None:
     assert measure_update_retention(start, state(0.25, 0.25), state(0.25, 0.25), "float16") is None
 
 
-def test_a_format_that_weights_were_not_born_in(start: ModelWeights) -> None:
-    """0.25 and a spacing of float16 more is no number of bfloat16, whose spacing is 8 of these."""
+def test_a_dtype_other_than_that_of_the_starting_weights(start: ModelWeights) -> None:
+    """0.25 plus one spacing of float16 is no bfloat16 number: its spacing is 8 times as large."""
     source_dtype = model_weights(start.architecture, torch.tensor([0.25 + SPACING, 0.25]).half())
     trained = state(0.25 + 2 * SPACING, 0.25)
     retention = measure_update_retention(source_dtype, trained, state(0.25, 0.25), "bfloat16")
     assert retention is not None
-    assert retention.changed == 0.0  # of what a file of the start would hold
+    assert retention.changed == 0.0  # compared with the rounded starting weights
     assert retention.start_error == 1.0
     assert retention.relative_error == 2.0
     assert retention.kept == -1.0
 
 
-def test_stochastic_rounding_keeps_the_mean_and_adds_noise(start: ModelWeights) -> None:
-    """A float16 step in each hundredth weight, instead of a hundredth of it in each."""
+def test_stochastic_rounding_preserves_the_mean_and_adds_noise(start: ModelWeights) -> None:
+    """One weight in a hundred changes by the spacing, instead of each by a hundredth of it."""
     weights = torch.full((200_000,), 0.25)
     source_dtype = model_weights(start.architecture, weights.half())
     trained = {"weight": weights + SPACING / 100}
@@ -86,5 +86,5 @@ def test_stochastic_rounding_keeps_the_mean_and_adds_noise(start: ModelWeights) 
     assert retention is not None
     assert retention.changed == pytest.approx(0.01, rel=0.1)
     assert retention.kept == pytest.approx(1.0, rel=0.1)
-    # Of a weight that is up with probability p: sqrt(p (1 - p)) of a spacing, for an update of p.
+    # A weight rounds up with probability p: noise sqrt(p (1 - p)) for an update of p spacings.
     assert retention.relative_error == pytest.approx((0.99 / 0.01) ** 0.5, rel=0.05)

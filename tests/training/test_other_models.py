@@ -95,10 +95,10 @@ def story(family: str, folder: Path) -> None:
     profile = make(folder, family)
     diagnosis = run_checks(profile, [], folder / "runs", None, lambda *_: None)
     problems = {finding.code for finding in diagnosis.findings if finding.level is Level.ERROR}
-    assert problems == {"tokenizer-mismatch"}  # these weights know nothing
-    told = {finding.code: finding for finding in diagnosis.findings}
-    assert told["gradients"].level is Level.OK
-    assert ("not-packed" in told) == (family in UNSUPPORTED)
+    assert problems == {"tokenizer-mismatch"}  # random weights
+    findings = {finding.code: finding for finding in diagnosis.findings}
+    assert findings["gradients"].level is Level.OK
+    assert ("not-packed" in findings) == (family in UNSUPPORTED)
 
     whole, stopped = (workers.new_run(folder / "runs", ["train", str(profile)]) for _ in range(2))
     assert train(whole) == 0
@@ -125,7 +125,7 @@ def story(family: str, folder: Path) -> None:
     card = exported.pop("README.md").decode()
     assert exported == rolling
     assert str(folder) not in card
-    assert "On 4 held-out pairs, before and after update 3:" in card
+    assert "On 4 held-out pairs, before and after step 3:" in card
     state = load_weights(Run(stopped).checkpoint)
     read = load_model_weights(folder / "exported", {})
     assert read.state.keys() == state.keys()
@@ -183,12 +183,12 @@ def own_precision(folder: Path) -> None:
     assert report.retention is not None
     assert (report.retention.source_dtype, report.retention.start_error) == ("bfloat16", 0)
     assert report.size_bytes == sum(path.stat().st_size for path in place.iterdir())
-    assert export_run(run, place, "float32", False).dtype == "float32"  # its own is replaced
+    assert export_run(run, place, "float32", False).dtype == "float32"  # replaces its own export
     (place / "README.md").write_text("somebody's")
     assert "this run did not write it" in refused(run, place, None, False)
     export_run(run, place, None, True)
     assert "somebody's" not in (place / "README.md").read_text()
-    assert f"{profile}: a file" in refused(run, profile, None, True)
+    assert f"{profile} is a file" in refused(run, profile, None, True)
     assert not list(folder.glob(".*partial"))
 
     settings = {"model.weights": f"run:{run.name}", "model.tokenizer": TOKENIZER}

@@ -36,9 +36,9 @@ class Conversation:
         self.asked += 1
         times = 10**6 if question == "for ever" else 3
         return FixedReply([f"{self.word}{self.asked} "] * times, 0.01)
-    def take_back(self):
+    def undo(self):
         self.asked -= 1
-    def forget(self):
+    def clear(self):
         self.asked = 0
 
 screen = ChatScreen(plain_console(), plain_console(), ROLES)
@@ -72,15 +72,15 @@ def test_turns_commands_and_the_end(terminal: Terminal) -> None:
     terminal.press("为什么？\n")
     until_prompt(terminal, "强1 强1 强1", "3 tokens, 3.0 tokens/s")
     terminal.press("too long\n")
-    until_prompt(terminal, "error: the conversation is too long; /reset begins anew")
+    until_prompt(terminal, "error: the conversation is too long; /reset starts a new")
     terminal.press("\n/hlep\n")
-    until_prompt(terminal, "/hlep is no command: /reset forgets what was said")
+    until_prompt(terminal, "unknown command /hlep: /reset starts a new")
     terminal.press("again\n")
-    until_prompt(terminal, "/hlep is", "good2 good2 good2", "3 tokens, 3.0 tokens/s")
+    until_prompt(terminal, "/hlep:", "good2 good2 good2", "3 tokens, 3.0 tokens/s")
     terminal.press("/reset\n")
-    until_prompt(terminal, "forgotten")
+    until_prompt(terminal, "empty again")
     terminal.press("again\n")
-    until_prompt(terminal, "forgotten", "good1 good1 good1", "3 tokens, 3.0 tokens/s")
+    until_prompt(terminal, "empty again", "good1 good1 good1", "3 tokens, 3.0 tokens/s")
     terminal.press("/quit\n")
     assert terminal.wait() == 0
     assert terminal.lines[-1] == "the end"

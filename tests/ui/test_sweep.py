@@ -115,12 +115,12 @@ def test_best_run_and_runs_it_cannot_be_distinguished_from(
     statuses = [status(point, RunState.COMPLETED) for point in points]
     few = completed_runs(tmp_path / "few", {"A": -0.5, "B": 0.05, "C": 0.1}, pairs=40)
     assert text([*best_lines(of(few), statuses, few)]).splitlines()[:2] == [
-        "best: C  beta 2  epochs 1: held-out accuracy 0.93 (95 %: 0.80 to 0.97)",
+        "best: C  beta 2  epochs 1: held-out accuracy 0.93 (95 % interval 0.80 to 0.97)",
         "      not distinguishable from B",
     ]
     many = completed_runs(tmp_path / "many", {"A": -0.5, "B": 0.0, "C": 0.1}, pairs=4000)
     assert text([*best_lines(of(many), statuses, many)]).splitlines() == [
-        "best: C  beta 2  epochs 1: held-out accuracy 0.93 (95 %: 0.92 to 0.94)",
+        "best: C  beta 2  epochs 1: held-out accuracy 0.93 (95 % interval 0.92 to 0.94)",
         f"export: dpo export {many['C'].path}",
     ]
 

@@ -38,7 +38,7 @@ _NO_PAIRS = (
 
 @dataclass(frozen=True)
 class PointStatus:
-    """Point of the grid and the summary of its run; None if the run was not started."""
+    """Point of the grid and the state of its run; `summary` is None before the run starts."""
 
     point: Point
     summary: RunSummary | None
@@ -64,7 +64,7 @@ class PointStatus:
             return f"completed in {format_duration(run.seconds)}"
         noun = "micro-step" if self.point.profile.train.accumulation_on(1) > 1 else "step"
         where = f"{noun} {format_progress(run.step, run.total_steps)}"
-        return f"{run.state} at {where}" + (f" by {run.holder}" if run.holder else ", will resume")
+        return f"{run.state} at {where}" + (f" ({run.holder})" if run.holder else ", will resume")
 
 
 def point_statuses(points: Sequence[Point], runs: Mapping[str, RunDirectory]) -> list[PointStatus]:
@@ -78,19 +78,20 @@ def point_statuses(points: Sequence[Point], runs: Mapping[str, RunDirectory]) ->
 def seconds_left(statuses: Sequence[PointStatus], pace: float | None = None) -> float | None:
     """Estimate the time for the remaining steps of all runs; None if there is no estimate.
 
+    The mean excludes the first run, which also encodes the pairs and computes the reference.
+
     Args:
         statuses: all points.
-        pace: seconds per epoch, used until a run is completed. The first run is left out once
-            there are others: it also computes the encoded pairs and the reference for all.
+        pace: seconds per epoch, used until a run is completed.
     """
-    done = [
-        each.summary.seconds / each.point.profile.train.epochs
-        for each in statuses
-        if each.summary and each.is_completed
+    epoch_seconds = [
+        status.summary.seconds / status.point.profile.train.epochs
+        for status in statuses
+        if status.summary and status.is_completed
     ]
-    later = done[1:] or done
-    if later:
-        pace = sum(later) / len(later)
+    without_first = epoch_seconds[1:] or epoch_seconds
+    if without_first:
+        pace = sum(without_first) / len(without_first)
     if pace is None:
         return None
     left = [
@@ -161,7 +162,7 @@ def _best_by(points: Sequence[Point]) -> str:
     if not all(has_held_out_pairs(point.profile) for point in points):
         return _NO_PAIRS
     if keys := keys_changing_held_out(points):
-        return f"nothing: with {listed(keys)} the held-out pairs differ between the runs"
+        return f"no ranking, because the held-out pairs depend on {listed(keys)}"
     return "accuracy on the held-out pairs, which are the same for all runs"
 
 
@@ -170,7 +171,7 @@ def _time(statuses: Sequence[PointStatus], parallel_runs: int) -> str:
         return "all runs are completed"
     left = seconds_left(statuses)
     if left is None:
-        return "known once the first run has started; `dpo check` measures it now"
+        return "estimated after the first completed run; `dpo check` estimates it now"
     return f"about {format_duration(left / parallel_runs)}, based on the runs so far"
 
 
@@ -194,7 +195,7 @@ class SweepPanel(Panel):
     """Panel of the current run of a sweep, below a line about the sweep.
 
     Args:
-        sweep: directory of the sweep; the panel reads nothing else.
+        sweep: directory of the sweep, the only source of the panel's data.
         points: points of the grid.
         console: a terminal.
     """
@@ -280,10 +281,10 @@ def best_lines(
         else:
             why = "the held-out pairs differ between the runs"
         return [Text.assemble(("best: ", "bold yellow"), f"none: {why}")]
-    share, (low, high) = first.accuracy
+    accuracy, (low, high) = first.accuracy
     text = next(each.point.text for each in statuses if each.point.letter == first.letter)
-    proof = f"held-out accuracy {share:.2f} (95 %: {low:.2f} to {high:.2f})"
-    lines = [Text.assemble(("best: ", "bold green"), f"{first.letter}  {text}: {proof}")]
+    result = f"held-out accuracy {accuracy:.2f} (95 % interval {low:.2f} to {high:.2f})"
+    lines = [Text.assemble(("best: ", "bold green"), f"{first.letter}  {text}: {result}")]
     if close := indistinguishable(first, runs):
         lines.append(Text(f"      not distinguishable from {listed(close)}"))
     lines.append(

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,19 +170,15 @@ def test_all_profile_errors_at_once_in_under_a_second(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(
         'extends = "dense"\n[train]\nlearning_rate = -1e-8\nepochs = "two"\nbatchsize = 4\n'
     )
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = dpo("train", "mine.toml", cwd=tmp_path)
-    seconds = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert_clear(
         result, 2, "mine.toml:3  train.learning_rate", "mine.toml:4", "mine.toml:5", "batch_size"
     )
     assert_nothing_left(tmp_path)
-    # The best of three: other processes may hold the cores.
-    for _ in range(2):
-        began = time.monotonic()
-        dpo("train", "mine.toml", cwd=tmp_path)
-        seconds = min(seconds, time.monotonic() - began)
-    assert seconds < 1.0
+    # Processor time, not wall-clock time: other processes may hold the cores.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 def test_broken_toml(tmp_path: Path) -> None:

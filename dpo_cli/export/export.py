@@ -252,7 +252,11 @@ def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
         return True
     if destination.is_dir():
         names = {path.name for path in destination.iterdir()}
-        if not names <= folder.WRITTEN or not _is_our_card(destination / folder.CARD):
+        card = destination / folder.CARD
+        if not names <= folder.WRITTEN:
+            return False
+        # A card that the user has rewritten must not be replaced.
+        if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
             return False
         if not names:
             return True
@@ -261,10 +265,6 @@ def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
         return hash_weights(destination) in written
     except DpoError:  # a directory with no weights in it
         return False
-
-
-def _is_our_card(path: Path) -> bool:
-    return not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _pairs_to_compare(profile: Profile, tokenizer: ChatTokenizer) -> list[TokenizedPair]:

@@ -35,56 +35,31 @@ def model_card(
     dtype: str,
     optimizer_step: int,
 ) -> str:
-    """Format the model card.
+    """Format the model card of the checkpoint at `optimizer_step`.
 
     Args:
-        plan: plan of the run.
-        events: events of the run.
-        architecture: architecture of the directory.
-        dtype: dtype of the weights.
+        plan, events: plan and events of the run.
+        architecture, dtype: architecture and dtype of the exported directory.
         optimizer_step: step of the exported checkpoint.
     """
-    return "\n".join(_lines(plan, events, architecture, dtype, optimizer_step)) + "\n"
-
-
-def _lines(
-    plan: Plan,
-    events: Sequence[Event],
-    architecture: HuggingFace,
-    dtype: str,
-    optimizer_step: int,
-) -> Iterator[str]:
-    pairs = plan.pairs
-    yield from ("---", "library_name: transformers", "pipeline_tag: text-generation")
-    yield from ("tags:", "- dpo", "---", "", MARK, "")
-    yield f"# {architecture.class_name}, trained on preferences"
-    yield ""
-    yield (
+    pairs, versions = plan.pairs, plan.environment
+    lines = [
+        *("---", "library_name: transformers", "pipeline_tag: text-generation"),
+        *("tags:", "- dpo", "---", "", MARK, ""),
+        f"# {architecture.class_name}, trained on preferences",
+        "",
         f"{plan.model.description}: {plan.model.parameters:,} parameters in {dtype}, after"
-        f" {optimizer_step:,} of {plan.steps.optimizer_steps:,} steps with `dpo` {__version__}."
-    )
-    yield from ("", "## Data", "")
-    yield (
+        f" {optimizer_step:,} of {plan.steps.optimizer_steps:,} steps with `dpo` {__version__}.",
+        *("", "## Data", ""),
         f"{pairs.kept:,} preference pairs with at most {plan.setting('data.max_seq_len'):,} tokens"
-        f" per side; {pairs.skipped_rows:,} rows skipped, {pairs.held_out:,} pairs held out."
-    )
-    yield from ("", "SHA-256 of the inputs:", "")
-    for name, digest in plan.fingerprints.items():
-        yield f"- {name.replace('_', ' ')}: `{digest}`"
-    yield from ("", "## Results", "")
-    yield from _results(events, optimizer_step)
-    yield from ("", "## Profile", "", "```toml")
-    for table, settings in plan.settings.items():
-        lines = [
-            f"{key} = {show_value(value)}"
-            for key, value in settings.items()
-            if _is_public(f"{table}.{key}")
-        ]
-        if lines:
-            yield from (f"[{table}]", *lines)
-    yield "```"
-    versions = plan.environment
-    yield from ("", f"torch {versions['torch']}, transformers {versions['transformers']}.")
+        f" per side; {pairs.skipped_rows:,} rows skipped, {pairs.held_out:,} pairs held out.",
+        *("", "SHA-256 of the inputs:", ""),
+        *(f"- {name.replace('_', ' ')}: `{digest}`" for name, digest in plan.fingerprints.items()),
+        *("", "## Results", "", *_results(events, optimizer_step)),
+        *("", "## Profile", "", "```toml", *_settings(plan), "```"),
+        *("", f"torch {versions['torch']}, transformers {versions['transformers']}."),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _results(events: Sequence[Event], optimizer_step: int) -> Iterator[str]:
@@ -105,5 +80,14 @@ def _results(events: Sequence[Event], optimizer_step: int) -> Iterator[str]:
             yield f"| {title} | {first.metrics[metric]:.4g} | {last.metrics[metric]:.4g} |"
 
 
-def _is_public(key: str) -> bool:
-    return KEYS[key].kind is Kind.PLAIN and not key.startswith(_OMITTED)
+def _settings(plan: Plan) -> Iterator[str]:
+    """Format the settings as TOML, without paths and without keys that do not affect the model."""
+    for table, settings in plan.settings.items():
+        lines = [
+            f"{key} = {show_value(value)}"
+            for key, value in settings.items()
+            if KEYS[f"{table}.{key}"].kind is Kind.PLAIN
+            and not f"{table}.{key}".startswith(_OMITTED)
+        ]
+        if lines:
+            yield from (f"[{table}]", *lines)

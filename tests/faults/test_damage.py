@@ -111,7 +111,7 @@ def test_where_all_are_damaged_nothing_is_started_over(half: RunDirectory) -> No
     assert "all checkpoints are damaged or gone" in result.stderr
     assert f"{newest.name} is damaged: the content of weights.safetensors" in result.stderr
     assert f"{previous.name} is damaged: manifest.json cannot be parsed" in result.stderr
-    assert "help: restore the directory from a backup" in result.stderr
+    assert "help: Restore the directory from a backup" in result.stderr
     assert content(half.path, *log) == before
     assert Run(half).steps[-1].optimizer_step == 5
 

@@ -331,7 +331,7 @@ def test_all_ranks_die_with_the_launcher(
     pair: RunDirectory, whole_pair: RunDirectory, tmp_path: Path
 ) -> None:
     """One kill; `make storm` does 20."""
-    rank_storm.kill_launcher(pair, tmp_path)
+    rank_storm.kill_launcher(pair, tmp_path, orphan_seconds=HANG_SECONDS)
     assert_goes_on_and_ends_equal(pair, whole_pair)
 
 

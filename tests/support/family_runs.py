@@ -29,7 +29,7 @@ save_min_seconds = 0
 [eval]
 fraction = 0.25
 interval = 0
-samples = 1
+num_samples = 1
 """
 
 

@@ -26,8 +26,9 @@ from dpo_cli.training.weights import RUN_PREFIX, read_model_weights
 SAMPLE_PAIRS = 16
 SAMPLE_TOKENS = 4096
 CHANCE_SHARE = 0.95
-"""Share of the loss of random guessing, ln V, from which on weights and tokenizer do not fit. A model
-that scores within 5 % of it has not been trained on such token ids."""
+"""Share of the loss of random guessing, ln V, from which weights and tokenizer do not fit.
+
+A model that scores within 5 % of it has not been trained on such token ids."""
 
 
 def check_weights(

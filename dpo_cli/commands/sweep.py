@@ -240,6 +240,6 @@ def _command(
 
 def _fork(argv: Sequence[str], log: int, lock: int) -> Worker:
     """Start a worker as a copy of this process, which imports torch once for all runs."""
-    from dpo_cli.training.fork import fork_worker
+    from dpo_cli.training.worker import fork_worker
 
     return fork_worker(argv, log, lock)

@@ -130,7 +130,7 @@ def export_run(
         seed = profile.train.seed if seed is None else seed
         if dtype == "float32":
             raise UsageError(
-                "--rounding stochastic: float32 represents every weight exactly, nothing is rounded",
+                "--rounding stochastic: float32 represents every weight exactly",
                 "Leave out --rounding, or set --dtype float16 or bfloat16.",
             )
     if destination is None:

@@ -55,8 +55,8 @@ def round_stochastically(values: Tensor, dtype: torch.dtype, generator: torch.Ge
         generator: source of one random number per value.
     """
     wide, limits = values.double(), torch.finfo(dtype)
-    # value = mantissa * 2**exponent with a mantissa in [0.5, 1), and the spacing is a fixed fraction
-    # of 2**exponent. For subnormal numbers and zero (0 / 0 = NaN) it is constant.
+    # value = mantissa * 2**exponent with a mantissa in [0.5, 1). The spacing is a fixed fraction of
+    # 2**exponent. For subnormal numbers and zero (0 / 0 = NaN) it is constant.
     mantissa, _ = torch.frexp(wide)
     spacing = (wide / mantissa).nan_to_num(nan=0.0).mul_(limits.eps / 2)
     spacing.clamp_(min=limits.smallest_normal * limits.eps)

@@ -113,7 +113,8 @@ class StepDone(Event):
         metrics: means over the pairs of the global batch: loss, rewards/chosen, rewards/rejected,
             rewards/margins, rewards/accuracies, logps/chosen and logps/rejected (reduced as the
             profile says), margin_per_token and kl (nats per response token; only if the loss needs
-            a reference; a margin within rounding of 0 counts as not accurate), grad_norm (before clipping), aux_loss (mixtures of experts only), and
+            a reference; a margin within rounding of 0 counts as not accurate), grad_norm (before
+            clipping), aux_loss (mixtures of experts only), and
             weights_moved at the first step, each log_interval and the last step: the share of
             weights whose half-precision value differs from the starting weights.
         tokens: positions computed, padding included.

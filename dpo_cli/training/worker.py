@@ -10,13 +10,15 @@ from __future__ import annotations
 # Light imports only: signals and the death of the launcher must be handled before torch is loaded,
 # which takes seconds.
 import argparse
+import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from dpo_cli.run.processes import die_with_parent
+from dpo_cli.run.processes import Forked, die_with_parent, fork
 
 
 class Signals:
@@ -46,6 +48,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dpo_cli.training.session import train_run
 
     return train_run(options.run, signals, options.change, exact=options.exact)
+
+
+def fork_worker(argv: Sequence[str], log: int, lock: int) -> Forked:
+    """Start the worker of `launch.worker_argv` as a fork; see `processes.start_worker`.
+
+    The fork shares the imports of torch and transformers, which are the first seconds of a worker,
+    so a sweep imports them once. The parent must never compute with torch: a fork copies the locks
+    of its thread pools, but not the threads. Like a process of its own, the fork has no input, the
+    log as its output, and the lock as its only other open file.
+    """
+    import dpo_cli.training.session  # noqa: F401 - imported before the fork, for all workers
+
+    def work() -> int:
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            if descriptor > 2 and descriptor != lock:
+                with contextlib.suppress(OSError):  # the descriptor of the listing itself
+                    os.close(descriptor)
+        return main(argv[argv.index("-m") + 2 :])
+
+    return fork(work)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def test_pairs_that_contradict_each_other(shared: Path, tmp_path: Path) -> None:
 
 
 def slowed(optimizer_step: int) -> None:
-    """From this step on each step reports six times its duration, and one second of that is long."""
+    """From this step on steps report six times their duration, and one second of that is long."""
     from dpo_cli.alerts import machine
     from dpo_cli.training.trainer import Trainer
 

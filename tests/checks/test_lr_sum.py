@@ -23,7 +23,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def weights() -> Tensor:
-    """Weights of many magnitudes, with powers of two, zero, and values between half-precision ones."""
+    """Weights of many magnitudes, with powers of two, zero, and values between those of float16."""
     generator = torch.Generator().manual_seed(3)
     sizes = torch.exp2(torch.randint(-30, 4, (400,), generator=generator).float())
     drawn = torch.randn(400, generator=generator) * sizes

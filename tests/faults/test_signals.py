@@ -1,7 +1,7 @@
 """Faults 12, 13, 15, 16, 17, 28: signals, and a screen, terminal or launcher that goes away.
 
-Real `dpo` processes throughout; only the resumes after them are `tests.support.workers`. A signal in
-the middle of a save (14) is in test_kills; a panel that raises, or is killed, in
+Real `dpo` processes throughout; only the resumes after them are `tests.support.workers`. A signal
+in the middle of a save (14) is in test_kills; a panel that raises, or is killed, in
 tests/commands/test_panel.py, and an observer that raises in tests/run/test_launch.py.
 """
 

@@ -79,7 +79,8 @@ def check_world_size(reporter: Reporter, inputs: RunInputs, world_size: int) -> 
     message = (
         f"1 process: {alone.optimizer_steps:,} steps of {_pairs(alone)} pairs, lr_sum"
         f" {sum(learning_rates(inputs)):.2g}; {world_size} processes:"
-        f" {together.optimizer_steps:,} steps of {_pairs(together)} pairs, lr_sum {sum(learning_rates(inputs, together)):.2g}"
+        f" {together.optimizer_steps:,} steps of {_pairs(together)} pairs, lr_sum"
+        f" {sum(learning_rates(inputs, together)):.2g}"
     )
     if together.accumulation_steps == alone.accumulation_steps:
         reporter.ok("launch-lr-sum", subject, f"{message}: the same recipe")

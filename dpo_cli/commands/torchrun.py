@@ -74,9 +74,10 @@ def join_run(profile: Profile, torchrun: Sequence[str]) -> ExitCode:
     """
     processes, own = processes_here(profile), profile.launch
     console = plain_console()
+    ranks = "1 rank joins" if processes == 1 else f"{processes} ranks join"
     console.print(
-        f"machine {own.node_rank} of {own.nnodes} joins with {processes} ranks the run of the"
-        f" first machine, at {own.rdzv_endpoint}: Ctrl-C saves and stops it"
+        f"machine {own.node_rank} of {own.nnodes}: {ranks} the run of the first machine at"
+        f" {own.rdzv_endpoint}; Ctrl-C saves and stops it"
     )
     arguments = torchrun_arguments(own, processes, torchrun)
     return launch.join(arguments, PlainReport(console, "", Path()))

@@ -296,7 +296,7 @@ def test_another_machine_joins_without_a_run_directory(
     (directory / "pairs.jsonl").unlink()  # the first machine says what is missing
     code, out, _ = dpo("train", "mine.toml", "--nproc", "4", *SECOND, *RENDEZVOUS_ID)
     assert (code, find_runs(Path("runs"))) == (0, [])
-    assert out.startswith("machine 1 of 2 joins with 4 ranks the run of the first machine")
+    assert out.startswith("machine 1 of 2: 4 ranks join the run of the first machine")
     [arguments] = joined
     assert arguments[:4] == ["--nnodes", "2", "--nproc-per-node", "4"]
 

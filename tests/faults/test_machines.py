@@ -103,7 +103,7 @@ def test_a_machine_is_lost_and_returns(
     assert resumed.optimizer_step >= 3
     [alert] = [e for e in events if isinstance(e, Alert) and e.code == "rank-lost"]
     assert "restart 1 of 1" in alert.message
-    assert "machine 1 of 2 joins with 1 of the ranks" in output[1].read_text()
+    assert "machine 1 of 2: 1 rank joins the run of the first machine" in output[1].read_text()
 
     # Which ranks stood where changes no bit.
     keys = {"train.accumulation_steps": 1, "train.epochs": 6}

@@ -56,6 +56,6 @@ def test_unknown_columns_are_named(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("question,good,bad\na,b,c\n")
     result = dpo(*small_run(shared, **{"data.data_path": "pairs.csv"}), cwd=tmp_path)
     assert result.returncode == 1
-    assert "the columns are those of no known format: 'question', 'good', 'bad'" in result.stderr
+    assert "the columns match no known format: 'question', 'good', 'bad'" in result.stderr
     assert "data.columns" in result.stderr
     assert "Traceback" not in result.stderr

@@ -59,7 +59,7 @@ def test_only_losses_of_single_pairs_can_be_regrouped(shared: Path) -> None:
 
     def together(loss: str | list[str]) -> list[tuple[int, ...]]:
         run = golden_inputs(shared, **{"dpo.loss": loss})
-        return [forward.indices for forward in run.micro_batches_here(micro_batches)]
+        return [forward.indices for forward in run.batches.micro_batches(micro_batches)]
 
     for loss in ("sigmoid", "ipo", "bco_pair"):
         assert together(loss) != micro_batches

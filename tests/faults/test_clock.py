@@ -77,7 +77,7 @@ def test_the_panel_does_not_jump_while_it_waits_for_the_next_step(tmp_path: Path
     with Terminal(JUMPS_WHEN_TOLD + PANEL, run.path, cwd=tmp_path) as terminal:
         terminal.until_shown("step 10/400")
         (tmp_path / "jump").touch()
-        for key, answer in [("s", "will save"), ("e", "will evaluate")]:
+        for key, answer in [("s", "Will save"), ("e", "Will evaluate")]:
             terminal.press(key)
             terminal.until_shown(answer)  # so this picture was drawn after the jump
             assert re.search(r"\ds elapsed", "\n".join(terminal.picture))  # not "1d 00h"

@@ -111,8 +111,8 @@ def test_everything_is_flushed_before_it_is_believed(shared: Path, tmp_path: Pat
     run = workers.new_run(tmp_path, arguments(shared, epochs=1))
     disk = disk_after(run, partial(worker_faults.own_cache, tmp_path / "cache"), tmp_path)
     assert disk.states == disk.told == 4
-    # The weights of each checkpoint; the reference log-probs known by then, and those of the held-out
-    # pairs, each with a manifest; the plan, the skipped rows, COMPLETED.
+    # The weights of each checkpoint; the reference log-probs known by then, and those of the
+    # held-out pairs, each with a manifest; the plan, the skipped rows, COMPLETED.
     assert disk.files == 4 + 2 * (4 + 1) + 3
 
 

@@ -66,3 +66,13 @@ def refuse_ranks() -> None:
             "Start the script once and set launch.nproc_per_node, or run dpo train under"
             f" {place.starter}.",
         )
+
+
+def require_choice(name: str, value: str | None, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices; None is the default.
+
+    Raises:
+        UsageError: lists the choices.
+    """
+    if value is not None and value not in choices:
+        raise UsageError(f"{name} = {value!r}", f"Use {' or '.join(map(repr, choices))}.")

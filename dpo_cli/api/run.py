@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from dpo_cli.api.arguments import OnProgress, Settings, as_overrides, refuse_ranks
+from dpo_cli.api.arguments import (
+    OnProgress,
+    Settings,
+    as_overrides,
+    refuse_ranks,
+    require_choice,
+)
 from dpo_cli.api.evaluation import evaluate_named
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run.directory import RunDirectory
@@ -248,26 +254,35 @@ class Run:
         """Write the newest weights for MiniMind or transformers, and compare them with training.
 
         Args:
-            to: file or directory to write; by default below the profile's model.out_dir.
+            to: file or directory to write; its parent must exist. By default a name in
+                model.out_dir, or in the run directory if that is not set.
             format: "pth", a MiniMind weights file, or "hf", a Hugging Face directory; by default
                 the format of the starting weights.
             dtype: precision of the file; by default the profile's.
             rounding: "stochastic" keeps small updates on average in a half-precision file.
             seed: seed of stochastic rounding; by default train.seed.
-            best: write the checkpoint with the lowest held-out loss, not the newest.
+            best: write the checkpoint with the lowest held-out loss, not the newest. Needs
+                held-out pairs, and eval.keep_best = true during training.
             force: replace a file that this run did not write.
-            settings: changed profile values, for example where the data is now.
+            settings: changed profile values, for example where the data is now: tokenizer, data
+                and starting weights are read again for the comparison.
 
         Returns:
-            Path, precision, log-prob differences and update retention.
+            An `ExportReport`: path, dtype, size, log-prob differences and update retention.
 
         Raises:
-            DpoError: there is no checkpoint, or the file cannot be written or does not load back.
+            UsageError: an argument is not one of its choices, or an input is missing.
+            DpoError: there is no checkpoint or no best one, the destination has foreign files, or
+                the file does not load back as it was written.
+            NoSpaceError: the disk is full.
 
         Example::
 
             print(run.export("my-model", format="hf").path)
         """
+        require_choice("format", format, ("pth", "hf"))
+        require_choice("dtype", dtype, ("float16", "bfloat16", "float32"))
+        require_choice("rounding", rounding, ("nearest", "stochastic"))
         from dpo_cli.export.export import export_run  # loads torch
 
         return export_run(

@@ -101,6 +101,14 @@ def test_errors_have_message_details_and_remedy(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("argument", ["format", "dtype", "rounding"])
+def test_an_export_names_the_choices_of_an_argument(argument: str, tmp_path: Path) -> None:
+    run = dpo_cli.Run(RunDirectory(tmp_path))
+    with pytest.raises(UsageError, match=f"{argument} = 'fp16'") as caught:
+        run.export(**{argument: "fp16"})
+    assert caught.value.remedy.startswith("Use '")
+
+
 def test_ranks_of_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")

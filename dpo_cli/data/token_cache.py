@@ -156,13 +156,15 @@ def _encode_into(entry: Path, key: str, blocks: Blocks) -> EncodedRows | None:
         remove_unused(entry.parent)
         temporary.mkdir(mode=0o700)
         _write(temporary, key, blocks)
-        # A rename cannot replace a directory that has content. One that verifies was written by
-        # another process meanwhile, and has the same content; any other one is damaged.
-        if load(entry, key) is None:
-            if entry.is_symlink() or entry.exists():
-                remove_path(entry)
-            os.rename(temporary, entry)
-            fsync_path(entry.parent)
+        # A rename cannot replace a directory that has content. An entry that verifies was written
+        # by another process meanwhile; any other one is damaged. Nothing is removed that was not
+        # verified here: if another process is faster now, the rename fails and its entry is used.
+        if entry.is_symlink() or entry.exists():
+            if (rows := load(entry, key)) is not None:
+                return rows
+            remove_path(entry)
+        os.rename(temporary, entry)
+        fsync_path(entry.parent)
     except OSError:  # a full disk, a read-only one, or a foreign file in the way
         return load(entry, key)
     finally:

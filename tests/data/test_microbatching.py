@@ -16,9 +16,9 @@ def test_without_a_limit_micro_batches_are_computed_as_they_are() -> None:
 
 
 def test_forwards_are_filled_up_to_the_limit() -> None:
-    (micro_batches_here,) = make_micro_batches([(0, 1, 2), (3, 4, 5)], 2, TOKENS, limit=1800)
-    assert [forward.indices for forward in micro_batches_here] == [(4,), (2, 1), (3, 0, 5)]
-    sums = [sum(TOKENS[i] for i in forward.indices) for forward in micro_batches_here]
+    (forwards,) = make_micro_batches([(0, 1, 2), (3, 4, 5)], 2, TOKENS, limit=1800)
+    assert [forward.indices for forward in forwards] == [(4,), (2, 1), (3, 0, 5)]
+    sums = [sum(TOKENS[i] for i in forward.indices) for forward in forwards]
     assert sums == [2500, 1800, 1700]  # a longer pair stands alone
 
 
@@ -30,8 +30,8 @@ def test_every_pair_keeps_the_weight_its_micro_batch_gives_it(
     """A short micro-batch's pairs count more: each micro-batch's mean counts alike."""
     micro_batches = [(5, 0, 3), (2,), (4, 1)]
     shares = make_micro_batches(micro_batches, 3, TOKENS, limit, ranks)
-    micro_batches_here = [forward for share in shares for forward in share]
-    weights = {i: w for f in micro_batches_here for i, w in zip(f.indices, f.weights, strict=True)}
+    forwards = [forward for share in shares for forward in share]
+    weights = {i: w for f in forwards for i, w in zip(f.indices, f.weights, strict=True)}
     assert weights == {5: 1 / 9, 0: 1 / 9, 3: 1 / 9, 2: 1 / 3, 4: 1 / 6, 1: 1 / 6}
 
 

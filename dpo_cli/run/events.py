@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 from dpo_cli.errors import DpoError
+from dpo_cli.files import open_regular
+from dpo_cli.run.disk import unreadable
 from dpo_cli.run.plan import Plan
 from dpo_cli.run.typed_json import field_converters
 
@@ -287,6 +289,7 @@ class Exported(Event):
     seed: int | None = None
 
 
+_LONGEST_LINE = 16 << 20
 _STEP_DONE = b'{"event": "StepDone"'
 _RESUMED = b'{"event": "Resumed"'
 """Beginnings of lines as `to_json` writes them, to skip lines without parsing them."""
@@ -376,18 +379,25 @@ def without_early_steps(path: Path, keep: int) -> Iterator[Event]:
 
 
 def _complete_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that end with a newline, from byte `start` on, each with its offset."""
+    """Yield the lines that end with a newline, from byte `start` on, each with its offset.
+
+    A line of more than `_LONGEST_LINE` bytes, which is no event, comes in parts.
+
+    Raises:
+        DpoError: the stream cannot be read, or is no regular file.
+    """
     try:
-        file = path.open("rb")
+        with open_regular(path) as file:
+            file.seek(start)
+            while line := file.readline(_LONGEST_LINE):
+                if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+                    return
+                yield start, line
+                start += len(line)
     except FileNotFoundError:
         return
-    with file:
-        file.seek(start)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            yield start, line
-            start += len(line)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _parse(line: bytes) -> Event | None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
@@ -186,14 +187,14 @@ def test_an_unreadable_checkpoint_is_passed_over_but_never_removed(
     """A read error says nothing about the content."""
     before = commit(tmp_path, 1, state())
     unreadable = commit(tmp_path, 2, state())
-    sha256_file = integrity.sha256_file
+    open_regular = integrity.open_regular
 
-    def fail(path: Path) -> str:
+    def fail(path: Path) -> BufferedReader:
         if path.is_relative_to(unreadable.path):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return sha256_file(path)
+        return open_regular(path)
 
-    monkeypatch.setattr(integrity, "sha256_file", fail)
+    monkeypatch.setattr(integrity, "open_regular", fail)
     reason = "step-00000002 cannot be read: Input/output error"
     assert newest_verified(tmp_path) == (before, [reason])
     after = commit(tmp_path, 1, state("again"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import shlex
@@ -12,6 +13,8 @@ from collections.abc import Iterable
 from typing import IO
 
 from rich.console import Console, RenderableType
+
+from dpo_cli.run.processes import start_child
 
 _PAGER = "less"
 _LESS = "FRX"
@@ -36,18 +39,18 @@ def page(console: Console, title: str, pages: Iterable[RenderableType]) -> None:
     # leave two processes reading from one terminal.
     previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with contextlib.suppress(BrokenPipeError), pager.stdin:
-            _write(console, title, pages, pager.stdin)
+        with contextlib.suppress(BrokenPipeError), io.TextIOWrapper(pager.stdin) as text:
+            _write(console, title, pages, text)
     finally:
         pager.wait()
         signal.signal(signal.SIGINT, previous_handler)
 
 
-def _start_pager() -> subprocess.Popen[str] | None:
+def _start_pager() -> subprocess.Popen[bytes] | None:
     command = shlex.split(os.environ.get("PAGER") or _PAGER)
-    environment = {"LESS": _LESS, **os.environ}
+    options = {"LESS": os.environ.get("LESS", _LESS)}
     try:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
+        return start_child(command, stdin=subprocess.PIPE, changes=options, own_session=False)
     except (OSError, IndexError):  # not installed, or PAGER contains only spaces
         return None
 

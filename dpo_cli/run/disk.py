@@ -12,7 +12,7 @@ from dpo_cli.errors import DpoError, NoSpaceError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_FILES = (errno.EINVAL, errno.ENXIO)
-"""Of `files.require_regular`, and of opening a FIFO without a reader."""
+"""Errors of `files.require_regular`, and of opening a FIFO without a reader."""
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 

@@ -381,10 +381,7 @@ def without_early_steps(path: Path, keep: int) -> Iterator[Event]:
 def _complete_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that end with a newline, from byte `start` on, each with its offset.
 
-    A line of more than `_LONGEST_LINE` bytes, which is no event, comes in parts.
-
-    Raises:
-        DpoError: the stream cannot be read, or is no regular file.
+    A line of more than `_LONGEST_LINE` bytes comes in parts. DpoError if the stream is unreadable.
     """
     try:
         with open_regular(path) as file:
@@ -394,10 +391,9 @@ def _complete_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
                     return
                 yield start, line
                 start += len(line)
-    except FileNotFoundError:
-        return
     except OSError as error:
-        raise unreadable(path, error) from error
+        if not isinstance(error, FileNotFoundError):
+            raise unreadable(path, error) from error
 
 
 def _parse(line: bytes) -> Event | None:

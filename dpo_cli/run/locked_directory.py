@@ -66,10 +66,10 @@ class LockedDirectory(ABC):
         with explain_disk_errors(self.path):
             # O_NOFOLLOW: a link must not make this write to a file outside the directory.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            descriptor = os.open(self._lock_path, flags, 0o644)
+            descriptor = os.open(self.lock_path, flags, 0o644)
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise DpoError(f"{self._lock_path} is no regular file", "Remove it.")
+                    raise DpoError(f"{self.lock_path} is no regular file", "Remove it.")
                 if not self._try_lock(descriptor):
                     raise self.taken(_holder(descriptor))
                 sign_lock(descriptor)
@@ -110,7 +110,7 @@ class LockedDirectory(ABC):
             OSError: the lock cannot be read, or the file system has no locks.
         """
         try:
-            file = open_regular(self._lock_path)
+            file = open_regular(self.lock_path)
         except FileNotFoundError:
             return None
         with file:
@@ -153,7 +153,8 @@ class LockedDirectory(ABC):
                 pass
 
     @property
-    def _lock_path(self) -> Path:
+    def lock_path(self) -> Path:
+        """File that is locked; its text names the process that holds the lock."""
         return self.path / "lock"
 
 

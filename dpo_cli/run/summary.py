@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import without_early_steps
 from dpo_cli.run.view import RECENT_STEPS, RunState, RunView
@@ -53,10 +53,8 @@ def summarize(run: RunDirectory) -> RunSummary:
     """
     try:
         return _summarize(run)
-    except DpoError as error:
-        return _unreadable(run, error.message)
-    except OSError as error:
-        return _unreadable(run, error.strerror or str(error))
+    except (DpoError, OSError) as error:
+        return _unreadable(run, error)
 
 
 def _summarize(run: RunDirectory) -> RunSummary:
@@ -94,7 +92,10 @@ def _summarize(run: RunDirectory) -> RunSummary:
     )
 
 
-def _unreadable(run: RunDirectory, problem: str) -> RunSummary:
+def _unreadable(run: RunDirectory, error: Exception) -> RunSummary:
+    problem, cause = first_line(error), error.__cause__ or error
+    if isinstance(cause, OSError) and cause.filename:
+        problem = f"{Path(cause.filename).name}: {cause.strerror}"
     return RunSummary(
         name=run.name,
         state=RunState.UNREADABLE,

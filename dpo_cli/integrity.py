@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -115,14 +116,14 @@ def read_verified(
     return contents
 
 
-def stamp(path: Path) -> str:
-    """Return the times, sizes and identities of a file, or of the files below a directory.
+def stamp(*paths: Path) -> str:
+    """Return the times, sizes and identities of files, or of the files below directories.
 
     Equal before a verification and after reading, it shows that what was read is what was verified,
     without a second hash.
     """
-    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
-    states = [(each, each.stat()) for each in paths if each.is_file()]
+    files = [sorted(path.rglob("*")) if path.is_dir() else [path] for path in paths]
+    states = [(each, each.stat()) for each in itertools.chain(*files) if each.is_file()]
     return str(
         [
             (str(each), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
@@ -131,14 +132,15 @@ def stamp(path: Path) -> str:
     )
 
 
-def require_unchanged(path: Path, before: str) -> None:
-    """Check that the stamp of a file or directory is the one of before it was read.
+def require_unchanged(before: str, *paths: Path) -> None:
+    """Check that files have the stamp that they had before they were read.
 
     Raises:
-        DpoError: it has changed.
+        DpoError: one has changed; named after the first path.
     """
-    if stamp(path) != before:
-        raise DpoError(f"{path} changed while it was read", "Wait until it is written; then retry.")
+    if stamp(*paths) != before:
+        message = f"{paths[0]} changed while it was read"
+        raise DpoError(message, "Wait until it is written; then start again.")
 
 
 def _entries(

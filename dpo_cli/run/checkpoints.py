@@ -49,7 +49,7 @@ class Checkpoint:
             DpoError: a file has changed.
         """
         if self.stamp:
-            integrity.require_unchanged(self.path, self.stamp)
+            integrity.require_unchanged(self.stamp, self.path)
 
 
 def commit(

@@ -20,10 +20,8 @@ from dpo_cli.run.events import EventReader, Stopped, history
 from dpo_cli.run.lookup import find_run, find_runs, list_runs
 from dpo_cli.run.summary import summarize
 from dpo_cli.run.view import RunState
-from tests.commands.conftest import Cli, dpo
+from tests.commands.conftest import Cli
 from tests.support import story
-
-__all__ = ["dpo"]
 
 END = Stopped(reason="interrupted", step=110, optimizer_step=55)
 

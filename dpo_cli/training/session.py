@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -100,7 +102,9 @@ def _report_failure(session: _Session | None, group: ProcessGroup, failure: DpoE
         return ExitCode.DONE
     try:
         session.events.append(Failed.from_error(failure))
-    except OSError:  # the disk may be full for the event, too; the exit code still reports it
+    except OSError:  # the disk may be full or read-only for the event, too
+        with contextlib.suppress(OSError):
+            print(f"error: {failure}", file=sys.stderr)  # the log's last line is shown
         return failure.exit_code
     group.report_end()
     return failure.exit_code if group.world_size == 1 else ExitCode.DONE

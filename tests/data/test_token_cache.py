@@ -296,7 +296,7 @@ def refuse_to_open(
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), zip(FILES, (errno.EIO, errno.EACCES, errno.ESTALE), strict=True)
+    ("name", "number"), list(zip(FILES, (errno.EIO, errno.EACCES, errno.ESTALE), strict=True))
 )
 def test_an_entry_that_cannot_be_read_is_neither_used_nor_removed(
     cache: Path,

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dpo_cli.compute.device import Device
@@ -16,6 +15,7 @@ from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.run.events import Event, StepDone
 from dpo_cli.training.inputs import RunInputs
+from dpo_cli.training.loss_scale import make_scaler
 from dpo_cli.training.optimizer import make_optimizer
 from dpo_cli.training.reference import LiveReference, NoReference, Reference
 from dpo_cli.training.setup import make_scorer
@@ -87,7 +87,7 @@ def make_trial_trainer(inputs: RunInputs, on_progress: OnProgress) -> TrialTrain
         timed,
         timed,
         make_optimizer(policy.parameters(), kahan_summation=inputs.profile.train.kahan_summation),
-        torch.amp.GradScaler(device.type, enabled=device.dtype == torch.float16),
+        make_scaler(device.torch_device, device.dtype),
         hooks=_NoHooks(),
         save=lambda trainer: None,
     )

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import torch
 
+from dpo_cli.compute.accelerator import capability, is_cuda, module_of
 from dpo_cli.compute.matmul import set_cpu_matmul
 from dpo_cli.errors import DpoError, first_line
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """Dtypes by their names in profiles."""
 
+_ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""Settings of CUDA's allocator; the second is the newer name, and both are read."""
 # Parameters of mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -45,21 +48,37 @@ class Device:
     @property
     def name(self) -> str:
         """Name of the hardware, for people."""
-        if self.type == "cuda":
-            return torch.cuda.get_device_name(self.torch_device)
+        if is_cuda(self.torch_device):
+            return str(module_of(self.torch_device).get_device_name(self.torch_device))
         threads = torch.get_num_threads()
         return f"CPU, {threads} thread" + "s" * (threads > 1)
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Hardware and libraries on which the last bits of an accelerator depend; none for a CPU.
+
+        Every GPU model has kernels of its own, and each version of cuBLAS and cuDNN others.
+        """
+        if not is_cuda(self.torch_device):
+            return {}
+        found = capability(self.torch_device)
+        generation = f" sm_{found[0]}{found[1]}" if found else ""
+        return {
+            "gpu": f"{self.name}{generation}",
+            "cuda": str(torch.version.cuda or torch.version.hip),
+            "cudnn": str(torch.backends.cudnn.version()),
+        }
+
     def peak_bytes(self) -> int:
         """Return the peak memory of tensors on the device so far; 0 on a CPU."""
-        if self.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.torch_device)
+        if is_cuda(self.torch_device):
+            return int(module_of(self.torch_device).max_memory_allocated(self.torch_device))
         return 0
 
     def synchronize(self) -> None:
         """Wait until the device has finished its queued work."""
-        if self.type == "cuda":
-            torch.cuda.synchronize(self.torch_device)
+        if self.type != "cpu":
+            module_of(self.torch_device).synchronize()
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which forwards run."""
@@ -71,7 +90,8 @@ class Device:
 def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
     """Resolve `train.device` and `train.dtype`.
 
-    "auto" selects CUDA if there is a card, else the CPU; and bfloat16 on CUDA, float32 on a CPU.
+    "auto" selects CUDA if there is a GPU, else the CPU. On CUDA its dtype is bfloat16, or float16
+    on a GPU that only emulates bfloat16 (before compute capability 8.0); on a CPU float32.
 
     Args:
         device, dtype: the keys of the profile.
@@ -81,6 +101,10 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
     Raises:
         DpoError: CUDA is required, or a card is present, and torch cannot use it.
     """
+    # Batches differ in length at each step. Without expandable segments, freed memory is cut into
+    # pieces that the next batch does not fit into. torch reads the variable when CUDA starts.
+    if not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
+        os.environ[_ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"
     # A card that torch cannot use is an error: training on the CPU instead would go unnoticed.
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() or _has_nvidia_card() else "cpu"
@@ -90,19 +114,17 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
             'Set train.device to "cuda" or "auto": each rank uses the card of its local rank.'
             " CUDA_VISIBLE_DEVICES selects the cards.",
         )
-    if local_rank is not None and device == "cuda":
-        device = f"cuda:{local_rank}"
+    if device == "cuda":
+        device = f"cuda:{local_rank or 0}"
     if device.startswith("cuda"):
         _require_cuda(device)
+        torch.cuda.set_device(device)
+        # cuDNN's attention builds a plan for each new pair of lengths, up to a second each; torch
+        # prefers it on compute capability 9.0 and 10.0.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        dtype = _fast_dtype(device)
     return Device(torch.device(device), DTYPES[dtype])
-
-
-def process_bytes() -> int:
-    """Return the resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def configure_device(
@@ -121,6 +143,10 @@ def configure_device(
     else:
         # "high" is torch's name of TF32 on CUDA.
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        # Gradients of weights are sums over tokens, which cuBLAS splits among blocks of the GPU. By
+        # default it may add up the partial sums in half precision.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def keep_memory() -> None:
@@ -140,6 +166,17 @@ def make_deterministic() -> None:
     """Use only algorithms that give the same bits every time; slower on CUDA."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # Else torch fills every new tensor with NaN, one kernel each, to reveal code that reads memory
+    # before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def _fast_dtype(device: str) -> str:
+    if not device.startswith("cuda"):
+        return "float32"
+    # By emulation torch computes bfloat16 on every GPU, without tensor cores and fast attention.
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_bfloat16 else "float16"
 
 
 def _has_nvidia_card() -> bool:

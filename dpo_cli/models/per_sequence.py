@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import PackedBatch
-from dpo_cli.models.varlen import causal_sequences
+from dpo_cli.data.sequences import causal_sequences
 
 
 @dataclass(frozen=True)

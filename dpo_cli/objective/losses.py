@@ -84,7 +84,9 @@ class PairScores:
     def metric_sums(self) -> dict[str, Tensor]:
         """Return the sum over the pairs of each of `PAIR_METRICS` that is defined."""
         named = zip(PAIR_METRICS, self.metrics(), strict=True)
-        return {name: metric.detach().sum() for name, metric in named if metric is not None}
+        defined = {name: metric.detach() for name, metric in named if metric is not None}
+        sums = torch.stack(list(defined.values())).sum(dim=1)
+        return dict(zip(defined, sums.unbind(), strict=True))
 
 
 def score_pairs(

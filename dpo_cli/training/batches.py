@@ -13,9 +13,10 @@ from dpo_cli.data.microbatching import MicroBatch, make_micro_batches
 from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.profile.schema import Profile
+from dpo_cli.training.forward_size import EVALUATION_FACTOR
 
-CPU_TOKENS_PER_FORWARD = 2048
-"""Default limit of positions per forward on a CPU: larger activations fall out of its caches."""
+_EVALUATED_TOGETHER = 1024
+"""Pairs among which an accelerator groups those that it evaluates in one forward."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class BatchPlanner:
         pairs, held_out: training and held-out pairs.
         order: which pairs form each optimizer step; it does not depend on the number of ranks.
         use_moe: the policy has experts.
+        tokens_per_forward: limit of a forward, where the profile leaves it open.
         world_size: number of ranks that share each optimizer step.
     """
 
@@ -39,6 +41,7 @@ class BatchPlanner:
     held_out: TokenizedPairs
     order: BatchSampler
     use_moe: bool
+    tokens_per_forward: int
     world_size: int = 1
 
     def make_batch(self, pairs: TokenizedPairs, indices: Sequence[int]) -> Batch:
@@ -83,13 +86,18 @@ class BatchPlanner:
 
     @cached_property
     def held_out_batches(self) -> list[tuple[int, ...]]:
-        """Indices of the held-out pairs that are scored together."""
-        count, size = len(self.held_out), self.order.batch_size
+        """Indices of the held-out pairs that are scored together.
+
+        On an accelerator in larger forwards than in training: nothing is kept for gradients.
+        """
+        count, size, factor = len(self.held_out), self.order.batch_size, 1
+        if self.device.type != "cpu" and self.can_regroup:
+            size, factor = max(size, _EVALUATED_TOGETHER), EVALUATION_FACTOR
         chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
         return [
             micro_batch.indices
             for chunk in chunks
-            for micro_batch in self._split([chunk], self.held_out, world_size=1)[0]
+            for micro_batch in self._split([chunk], self.held_out, world_size=1, factor=factor)[0]
         ]
 
     @property
@@ -103,22 +111,20 @@ class BatchPlanner:
         is_independent = not self.use_moe and not self.profile.dpo.needs_whole_batch
         return train.layout == "packed" and not model.dropout and is_independent
 
-    @property
-    def _max_tokens_per_forward(self) -> int | None:
-        if not self.can_regroup:
-            return None
-        default = CPU_TOKENS_PER_FORWARD if self.device.type == "cpu" else None
-        return self.profile.train.max_tokens_per_forward or default
-
     def _split(
-        self, global_batch: Sequence[Sequence[int]], pairs: TokenizedPairs, world_size: int
+        self,
+        global_batch: Sequence[Sequence[int]],
+        pairs: TokenizedPairs,
+        world_size: int,
+        factor: int = 1,
     ) -> list[list[MicroBatch]]:
         indices = [index for micro_batch in global_batch for index in micro_batch]
         tokens = dict(zip(indices, pairs.computed_tokens[indices].tolist(), strict=True))
+        limit = self.profile.train.max_tokens_per_forward or self.tokens_per_forward
         return make_micro_batches(
             global_batch,
             self.order.accumulation_steps,
             tokens,
-            self._max_tokens_per_forward,
+            factor * limit if self.can_regroup else None,
             world_size,
         )

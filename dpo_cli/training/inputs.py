@@ -26,6 +26,7 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.batches import BatchPlanner
+from dpo_cli.training.forward_size import CPU_TOKENS_PER_FORWARD, default_tokens_per_forward
 from dpo_cli.training.optimizer import LearningRate
 from dpo_cli.training.sources import (
     OnProgress,
@@ -55,6 +56,8 @@ class RunInputs:
         accumulation_steps: micro-batches of one optimizer step, over all group. A resumed run keeps
             the number it began with, also on another number of group.
         world_size: number of ranks that train together.
+        tokens_per_forward: most tokens of a forward, where the profile leaves it open; a resumed
+            run keeps it, too.
     """
 
     profile: Profile
@@ -71,6 +74,7 @@ class RunInputs:
     held_out_groups: Mapping[str, Tensor] = field(default_factory=dict)
     accumulation_steps: int = 1
     world_size: int = 1
+    tokens_per_forward: int = CPU_TOKENS_PER_FORWARD
 
     @cached_property
     def order(self) -> BatchSampler:
@@ -95,6 +99,7 @@ class RunInputs:
             held_out=self.held_out,
             order=self.order,
             use_moe=self.weights.architecture.use_moe,
+            tokens_per_forward=self.tokens_per_forward,
             world_size=self.world_size,
         )
 
@@ -156,6 +161,7 @@ def read_inputs(
     on_progress: OnProgress,
     group: ProcessGroup = SINGLE_PROCESS,
     accumulation_steps: int | None = None,
+    tokens_per_forward: int | None = None,
 ) -> RunInputs:
     """Read and check all inputs; writes nothing but a copy of the weights that `run:NAME` names.
 
@@ -166,7 +172,7 @@ def read_inputs(
             other run may train on and remove the checkpoint.
         on_progress: see `OnProgress`.
         group: the ranks that train together; collective.
-        accumulation_steps: see `assemble_inputs`.
+        accumulation_steps, tokens_per_forward: see `assemble_inputs`.
 
     Raises:
         DpoError: an input is missing, damaged, or does not fit the others.
@@ -197,6 +203,14 @@ def read_inputs(
         held_out,
         world_size=group.world_size,
         accumulation_steps=accumulation_steps,
+        # The main rank's memory decides: all ranks must group the pairs alike.
+        tokens_per_forward=group.broadcast_from_main(
+            "tokens_per_forward",
+            lambda: (
+                tokens_per_forward
+                or default_tokens_per_forward(device, weights, reference_weights, profile)
+            ),
+        ),
     )
 
 
@@ -211,6 +225,7 @@ def assemble_inputs(
     *,
     world_size: int = 1,
     accumulation_steps: int | None = None,
+    tokens_per_forward: int | None = None,
 ) -> RunInputs:
     """Split the pairs, mix their sources, and put the inputs together.
 
@@ -222,6 +237,8 @@ def assemble_inputs(
         world_size: number of ranks that train together.
         accumulation_steps: micro-batches of one optimizer step over all group, which a resumed run
             keeps; None to compute it from the profile.
+        tokens_per_forward: most tokens of a forward where the profile leaves it open, which a
+            resumed run keeps; None to compute it from the free memory.
 
     Raises:
         DpoError: a sequence is longer than the model has positions for, there are too few pairs to
@@ -255,6 +272,8 @@ def assemble_inputs(
         accumulation_steps=accumulation_steps
         or world_size * profile.train.accumulation_on(world_size),
         world_size=world_size,
+        tokens_per_forward=tokens_per_forward
+        or default_tokens_per_forward(device, weights, reference_weights, profile),
     )
     if inputs.accumulation_steps < world_size:
         steps = inputs.accumulation_steps

@@ -28,6 +28,7 @@ from dpo_cli.run.events import Alert
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.checkpointing import load_best, load_weights, restore_state
 from dpo_cli.training.inputs import RunInputs
+from dpo_cli.training.loss_scale import make_scaler
 from dpo_cli.training.optimizer import make_optimizer
 from dpo_cli.training.reference import open_references
 from dpo_cli.training.samples import Sampler
@@ -113,7 +114,7 @@ def build_trainer(
     optimizer = make_optimizer(
         policy.model.parameters(), kahan_summation=inputs.profile.train.kahan_summation
     )
-    scaler = torch.amp.GradScaler(inputs.device.type, enabled=inputs.device.dtype == torch.float16)
+    scaler = make_scaler(inputs.device.torch_device, inputs.device.dtype)
     trainer = Trainer(inputs, policy, *references, optimizer, scaler, hooks, save, group)
     if inputs.profile.eval.num_samples and inputs.held_out:
         trainer.sampler = Sampler(inputs, ChatTokenizer(inputs.tokenizer), load_reference)

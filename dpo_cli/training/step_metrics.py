@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpo_cli.compute.device import DTYPES, Device, process_bytes
+from dpo_cli.compute.device import DTYPES, Device
+from dpo_cli.compute.memory import process_bytes
 from dpo_cli.data.batching import Batch
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import to_disk_names

@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dpo_cli.compute.device import process_bytes
-from dpo_cli.data.batching import Batch, to_device
+from dpo_cli.compute.memory import process_bytes
+from dpo_cli.data.batching import Batch
 from dpo_cli.data.microbatching import MicroBatch
 from dpo_cli.data.sampler import GlobalBatch
+from dpo_cli.data.staging import to_device
 from dpo_cli.distributed.process_group import MAY_SAVE, SINGLE_PROCESS, STOPS, ProcessGroup
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import PairScores, score_pairs
 from dpo_cli.profile.schema import Train
 from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, Sampled, StepDone
+from dpo_cli.training import loss_scale
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
 from dpo_cli.training.inputs import RunInputs
@@ -79,6 +81,7 @@ class Trainer:
         optimizer_step: number of optimizer steps done.
         best: lowest held-out loss so far.
         sampler: generates answers after evaluations, if the profile asks for any.
+        has_overflowed: float16 has skipped an update since this start, and that is reported.
     """
 
     inputs: RunInputs
@@ -93,6 +96,7 @@ class Trainer:
     optimizer_step: int = 0
     best: BestSoFar = field(default_factory=BestSoFar)
     sampler: Sampler | None = None
+    has_overflowed: bool = False
 
     def train(self) -> str | None:
         """Train until the last planned step, the end of patience, or a request to stop.
@@ -168,11 +172,18 @@ class Trainer:
         values = metrics.reduce(self.group, grad_norm)
         losses = metrics.losses(self.inputs.router_aux_loss_coef)
         is_skipped = not all(map(math.isfinite, (values["grad_norm"], *losses)))
-        if is_skipped:
-            self.report_skipped_update(global_batch, losses)
+        # Finite losses whose scaled gradients overflow float16 are normal, until the scale is 1.
+        is_overflow = (
+            is_skipped and all(map(math.isfinite, losses)) and loss_scale.can_halve(self.scaler)
+        )
+        if is_overflow:
+            self.report_overflow(global_batch)
+        elif is_skipped:
+            self.hooks.on_not_finite(self, global_batch, losses)
         # The schedule counts micro-batches; the step uses the rate of its last one.
         learning_rate = self.inputs.learning_rate.at(global_batch.last_step)
         self.update_weights(parameters, grad_norm, values["grad_norm"], learning_rate, is_skipped)
+        loss_scale.update_scale(self.scaler, is_skipped=is_skipped)
 
         step_before = self.step
         self.optimizer_step += 1
@@ -232,29 +243,21 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate)
         if not is_skipped:
             self.scaler.step(self.optimizer)
-        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def report_skipped_update(self, global_batch: GlobalBatch, losses: Sequence[float]) -> None:
-        """Report why this step does not update the weights.
-
-        Under float16 the loss scale is too large now and then: finite losses whose scaled gradients
-        overflow are normal, and the scaler halves the scale.
-
-        Raises:
-            DpoError: a value is not finite, and `train.nan_policy` is "stop".
-        """
-        if self.scaler.is_enabled() and all(map(math.isfinite, losses)):
+    def report_overflow(self, global_batch: GlobalBatch) -> None:
+        """Report the first step whose update float16 skips; the next ones are in their events."""
+        if not self.has_overflowed:
+            self.has_overflowed = True
             self.hooks.emit(
                 Alert(
                     code="float16-overflow",
                     message=f"step {global_batch.last_step + 1}: scaled gradients overflowed"
                     " float16; this update is skipped and the loss scale halved",
-                    remedy="No action is needed if this happens a few times at the start.",
+                    remedy="No action is needed: a few such steps at the start are normal, and the"
+                    " run stops if the scale falls below 1.",
                 )
             )
-        else:
-            self.hooks.on_not_finite(self, global_batch, losses)
 
     def is_logged(self, step_before: int) -> bool:
         """Return True for the first and last step, and one per `log_interval` micro-batches."""

@@ -31,7 +31,8 @@ class PaddedBatch:
 
     input_ids, labels: (S, T) int64. mask: (S, T) bool, true where the label is a response token.
     lengths: (S,) int64, inputs of each sequence without padding. padding_tokens: positions that are
-    padding; counted on the CPU, because reading a sum from a GPU would wait for it.
+    padding; counted on the CPU, because reading a sum from a GPU would wait for it. host: the same
+    batch on the CPU; None for the one on the CPU.
     """
 
     input_ids: Tensor
@@ -39,6 +40,7 @@ class PaddedBatch:
     mask: Tensor
     lengths: Tensor
     padding_tokens: int
+    host: PaddedBatch | None = None
 
     @property
     def pairs(self) -> int:
@@ -56,8 +58,8 @@ class PaddedBatch:
         return self.input_ids, self.labels, self.mask, self.lengths
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> PaddedBatch:
-        """Return the batch with these tensors instead."""
-        return PaddedBatch(*tensors, padding_tokens=self.padding_tokens)
+        """Return the copy of this batch from the CPU that these tensors are."""
+        return PaddedBatch(*tensors, padding_tokens=self.padding_tokens, host=self)
 
     def for_device(self, device: torch.device) -> PaddedBatch:
         """Return the batch with the tensors that a forward on `device` needs, on the CPU."""
@@ -77,7 +79,8 @@ class PackedBatch:
     target_labels: (N,) int64, those next tokens.
     targets: (S, time) int64, indices into the N targets. mask: (S, time) bool, false at padding.
     A target that both sides share is stored once among the N and indexed by both rows of `targets`.
-    sequences: arguments of the attention kernels of accelerators; None on a CPU.
+    sequences: arguments of the attention kernels of accelerators; None on a CPU. host: the same
+    batch on the CPU, for what depends on its values; None for the one on the CPU.
     """
 
     input_ids: Tensor
@@ -88,6 +91,7 @@ class PackedBatch:
     targets: Tensor
     mask: Tensor
     sequences: Sequences | None = None
+    host: PackedBatch | None = None
 
     @property
     def pairs(self) -> int:
@@ -114,13 +118,14 @@ class PackedBatch:
         return *own, found.key_index, found.cu_seqlens_q, found.cu_seqlens_k
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> PackedBatch:
-        """Return the batch with these tensors instead."""
+        """Return the copy of this batch from the CPU that these tensors are."""
         ids, positions, target_positions, labels, targets, mask, *located = tensors
         found = self.sequences
         if found is not None:
             found = Sequences(*located, found.max_seqlen_q, found.max_seqlen_k)
         return PackedBatch(
-            ids, positions, self.segments, target_positions, labels, targets, mask, found
+            *(ids, positions, self.segments, target_positions, labels, targets, mask, found),
+            host=self,
         )
 
     def for_device(self, device: torch.device) -> PackedBatch:

@@ -130,8 +130,11 @@ class ResponseScorer(nn.Module):
     def _padded(self, batch: PaddedBatch, with_entropies: bool) -> Scores:
         """Score the padded layout as the reference scripts do: all logits, log-softmax, gather."""
         output = self.model(input_ids=batch.input_ids, use_cache=False)
-        entropy_mask = batch.mask if with_entropies else None
-        tokens = self._score_logits(output.logits, batch.labels, entropy_mask)
+        tokens = self._score_logits(output.logits, batch.labels)
+        if with_entropies:
+            found = (batch.host or batch).mask.flatten().nonzero().squeeze(-1)
+            positions = to_device(found, batch.mask.device)
+            tokens = tokens._replace(entropies=entropies(output.logits, batch.mask, positions))
         return self._scores(
             tokens,
             batch.mask,
@@ -164,8 +167,7 @@ class ResponseScorer(nn.Module):
         """Score a packed batch by the model's own forward; see `dpo_cli.models.per_sequence`."""
         rows = split_sequences(batch)
         logits = sequence_logits(self.model, rows)
-        everywhere = torch.ones_like(rows.labels, dtype=torch.bool) if with_entropies else None
-        tokens = self._score_logits(logits, rows.labels, everywhere)
+        tokens = self._score_logits(logits, rows.labels, with_entropies=with_entropies)
         # (R,) -> (S, T), in the order of the mask, 0 elsewhere.
         tokens = tokens.map(
             lambda values: values.new_zeros(batch.mask.shape).masked_scatter(batch.mask, values)
@@ -185,13 +187,13 @@ class ResponseScorer(nn.Module):
         )
 
     def _score_logits(
-        self, logits: Tensor, labels: Tensor, entropy_mask: Tensor | None
+        self, logits: Tensor, labels: Tensor, *, with_entropies: bool = False
     ) -> _TokenScores:
-        """Score labels, (...), by logits, (..., V); entropies where the mask is true."""
+        """Score labels, (...), by logits, (..., V)."""
         return _TokenScores(
             gather_logps(logits, labels),
             log_sum_sq_probs(logits) if self.computes_sum_sq_probs else None,
-            None if entropy_mask is None else entropies(logits, entropy_mask),
+            _all_entropies(logits, labels) if with_entropies else None,
         )
 
     def _score_hidden(self, hidden: Tensor, labels: Tensor, with_entropies: bool) -> _TokenScores:
@@ -226,8 +228,7 @@ class ResponseScorer(nn.Module):
         logits = head(hidden) / scaling
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
-        everywhere = torch.ones_like(labels, dtype=torch.bool) if with_entropies else None
-        return self._score_logits(logits, labels, everywhere)
+        return self._score_logits(logits, labels, with_entropies=with_entropies)
 
     def _aux_loss(self, groups: Callable[[], TokenGroups]) -> Tensor | None:
         if self.aux_loss_kind is None:
@@ -236,6 +237,11 @@ class ResponseScorer(nn.Module):
         loss = aux_loss(self._router_logits, groups(), top_k, self.aux_loss_kind)
         self._router_logits.clear()
         return loss
+
+
+def _all_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    everywhere = torch.arange(labels.numel(), device=labels.device)
+    return entropies(logits, torch.ones_like(labels, dtype=torch.bool), everywhere)
 
 
 def _record_router_logits(

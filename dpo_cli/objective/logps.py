@@ -124,17 +124,21 @@ def head_logps_and_entropies(
 
 
 @torch.no_grad()
-def entropies(logits: Tensor, mask: Tensor) -> Tensor:
+def entropies(logits: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
     """Return the entropies -sum_v p(v) log p(v) of the distributions at masked positions.
 
     Args:
         logits: (..., V), any float dtype; widened to float32 like in `gather_logps`, but in chunks.
         mask: (...) bool, true at the positions to compute.
+        positions: (K,) int64, those positions in the flattened mask, where they are known; to find
+            them, a GPU would have to be waited for.
 
     Returns:
         (...), in nats; 0 where the mask is false.
     """
-    positions, rows = mask.flatten().nonzero().squeeze(-1), logits.flatten(0, -2)
+    if positions is None:
+        positions = mask.flatten().nonzero().squeeze(-1)
+    rows = logits.flatten(0, -2)
     result = torch.zeros(
         mask.numel(),
         dtype=torch.promote_types(logits.dtype, torch.float32),

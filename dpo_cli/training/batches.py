@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.microbatching import MicroBatch, make_micro_batches
-from dpo_cli.data.sampler import BatchSampler
+from dpo_cli.data.sampler import BatchSampler, GlobalBatch
+from dpo_cli.data.staging import stage
 from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.profile.schema import Profile
 from dpo_cli.training.forward_size import EVALUATION_FACTOR
+from dpo_cli.training.lookahead import ahead
 
 _EVALUATED_TOGETHER = 1024
 """Pairs among which an accelerator groups those that it evaluates in one forward."""
+
+
+class Forward(NamedTuple):
+    """Pairs that are computed at once.
+
+    Attributes:
+        indices: of the P training pairs.
+        batch: their tensors, on the device.
+        weights: (P,) float64, see `MicroBatch`.
+    """
+
+    indices: tuple[int, ...]
+    batch: Batch
+    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,41 @@ class BatchPlanner:
 
     def make_batch(self, pairs: TokenizedPairs, indices: Sequence[int]) -> Batch:
         """Return the tensors of these pairs, on the device."""
+        return self._make_batch(pairs, indices).to(self.device.torch_device)
+
+    def make_forward(self, micro_batch: MicroBatch) -> Forward:
+        """Return a micro-batch of training pairs with its tensors, on the device."""
+        # In float64: 1 / (pairs * accumulation_steps) has no exact float32 value.
+        weights = torch.tensor(micro_batch.weights, dtype=torch.float64)
+        device = self.device.torch_device
+        if device.type == "cpu":
+            return Forward(
+                micro_batch.indices, self.make_batch(self.pairs, micro_batch.indices), weights
+            )
+        batch = self._make_batch(self.pairs, micro_batch.indices).for_device(device)
+        *tensors, weights = stage([*batch.tensors, weights]).to(device)
+        return Forward(micro_batch.indices, batch.with_tensors(tensors), weights)
+
+    def forwards(
+        self, global_batches: Iterable[GlobalBatch], rank: int = 0
+    ) -> Iterator[tuple[GlobalBatch, Iterator[Forward]]]:
+        """Yield optimizer steps, each with the forwards of a rank, which are drawn in this order.
+
+        On an accelerator the next forward is made while one is computed, also across steps.
+        """
+        steps = (
+            (each, self.micro_batches_by_rank(each.micro_batches)[rank]) for each in global_batches
+        )
+        steps, again = itertools.tee(steps)
+        stream = ahead(
+            self.make_forward,
+            (micro_batch for _, own in again for micro_batch in own),
+            is_threaded=self.device.type != "cpu",
+        )
+        for global_batch, own in steps:
+            yield global_batch, itertools.islice(stream, len(own))
+
+    def _make_batch(self, pairs: TokenizedPairs, indices: Sequence[int]) -> Batch:
         return make_batch(
             [pairs[i] for i in indices],
             self.profile.train.layout,
@@ -53,7 +108,7 @@ class BatchPlanner:
             pad_id=self.pad_id,
             # With dropout the two copies of a shared prompt would differ.
             share_prompts=not self.profile.model.dropout,
-        ).to(self.device.torch_device)
+        )
 
     def micro_batches(self, global_batch: Sequence[Sequence[int]]) -> list[MicroBatch]:
         """Return the forwards of one optimizer step, those of all ranks."""

@@ -13,6 +13,7 @@ from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.held_out import HELD_OUT_METRICS, score_held_out_pairs, summarize
 from dpo_cli.profile.objective import Dpo
+from dpo_cli.training.lookahead import ahead
 from dpo_cli.training.reference import CachedReference, Reference
 
 
@@ -47,8 +48,9 @@ def score_held_out(
         policy.eval()
     own: list[int] = []
     figures: list[Tensor] = []
-    for indices in batches[group.rank :: group.world_size]:
-        batch = make_batch(indices)
+    share = batches[group.rank :: group.world_size]
+    made = ahead(make_batch, share, is_threaded=device.type != "cpu")
+    for indices, batch in zip(share, made, strict=True):
         if isinstance(policy, CachedReference):
             scores = policy.scores(indices, batch)
         else:

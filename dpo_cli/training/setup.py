@@ -51,7 +51,11 @@ def make_scorer(inputs: RunInputs, weights: ModelWeights) -> ResponseScorer:
     profile, architecture = inputs.profile, weights.architecture
     model = build_model(architecture, weights.state, dropout=profile.model.dropout)
     if architecture.use_moe:
-        use_experts_for(model, float32=inputs.device.dtype == torch.float32)
+        use_experts_for(
+            model,
+            float32=inputs.device.dtype == torch.float32,
+            is_on_cpu=inputs.device.type == "cpu",
+        )
     options: dict[str, Any] = {
         "aux_loss_kind": architecture.aux_loss_kind if architecture.use_moe else None,
         "aux_loss_tokens": profile.train.aux_loss_tokens,

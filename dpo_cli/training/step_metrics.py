@@ -134,11 +134,12 @@ def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
     dtype = DTYPES[inputs.export_dtype]
     start = inputs.weights.state
     now = to_disk_names(policy.model, policy.model.state_dict())
-    moved = sum(
-        int((tensor.to(dtype) != start[name].to(tensor.device, dtype)).sum())
+    # Added up on the device and read once: each read would wait for a GPU.
+    moved = [
+        (tensor.to(dtype) != start[name].to(tensor.device, dtype, non_blocking=True)).sum()
         for name, tensor in now.items()
-    )
-    return moved / inputs.weights.parameters
+    ]
+    return int(torch.stack(moved).sum()) / inputs.weights.parameters
 
 
 def _unpack(packed: Sequence[float], lengths: Mapping[str, int]) -> dict[str, Sequence[float]]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -32,6 +33,7 @@ from torch.utils.backend_registration import (
 from dpo_cli.compute import accelerator
 from dpo_cli.compute.device import Device
 from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.training import lookahead
 
 TYPE = "fakegpu"
 FREE_BYTES = 64 << 30
@@ -169,7 +171,11 @@ class Recorder(TorchDispatchMode):
         if any(t.device.type == "cpu" and t.dim() for t in tensors):
             self.record.mixes[f"{name} {_place()}"] += 1
         with _MODE:
-            result = function(*args, **kwargs)
+            if name == "_efficient_attention_backward":
+                # torch's own function for its shapes does not take all of its arguments.
+                result = (*(torch.empty_like(state) for state in args[1:4]), None)
+            else:
+                result = function(*args, **kwargs)
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         self._count(name, [*tensors, *results])
         return result
@@ -213,6 +219,18 @@ class Recorder(TorchDispatchMode):
         self.record.places[_place()] += 1
         dtypes = tuple(t.dtype for t in tensors)
         self.record.dtypes.setdefault(name, Counter())[dtypes] += 1
+
+
+class InlineExecutor(nullcontext[Any]):
+    """Runs each job at once, in the thread that submits it."""
+
+    def __init__(self, workers: int, **options: Any) -> None:
+        super().__init__(self)
+
+    def submit(self, job: Any, *arguments: Any) -> Any:
+        future: Future[Any] = Future()
+        future.set_result(job(*arguments))
+        return future
 
 
 def fake(tensor: Tensor) -> Tensor:
@@ -263,6 +281,8 @@ def fake_gpu(
     monkeypatch.setattr(FakeTensor, "tolist", tolist)
     # torch asks for the exact class of a tensor.
     monkeypatch.setattr(clip_grad, "_has_foreach_support", lambda tensors, device: True)
+    # The recorder sees the operations of its own thread.
+    monkeypatch.setattr(lookahead, "ThreadPoolExecutor", InlineExecutor)
     plain_autocast = Device.autocast
 
     @contextmanager
@@ -339,7 +359,8 @@ def _casting(name: str, cast: Any) -> Any:
 def _with_float32_result(name: str) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_KEYS):
-            if args[0].dtype in (torch.float16, torch.bfloat16) and not kwargs.get("dtype"):
+            is_given = kwargs.get("dtype") or any(isinstance(a, torch.dtype) for a in args)
+            if args[0].dtype in (torch.float16, torch.bfloat16) and not is_given:
                 kwargs["dtype"] = torch.float32
             return _operator(name)(*args, **kwargs)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dpo_cli.compute.device import Device
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.distributed.process_group import SINGLE_PROCESS
 from dpo_cli.models.huggingface import HuggingFace
-from dpo_cli.models.loading import ModelWeights, build_model, to_disk_names
+from dpo_cli.models.loading import ModelWeights, to_disk_names
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile.schema import Profile
@@ -51,7 +53,8 @@ def minimind_26m(layers: int = 8) -> MiniMind:
 def architecture(name: str) -> Architecture:
     """One of the small MiniMind variants, or of the families of transformers."""
     if name in two_layouts.ARCHITECTURES:
-        return two_layouts.ARCHITECTURES[name]
+        # A width of the heads that kernels support, as all real ones.
+        return dataclasses.replace(two_layouts.ARCHITECTURES[name], head_dim=16)
     return HuggingFace(families.build(name).config.to_dict(), {})
 
 
@@ -105,12 +108,7 @@ def fake_trainer(
             "model": {"tokenizer": "unused", **tables["model"]},
         }
     )
-    model = build_model(shape, _empty_state(shape))
-    if not shape.supports_packing:  # else nothing computes with them
-        two_layouts.random_weights(model.float())
-    weights = ModelWeights(
-        shape, dict(to_disk_names(model, model.state_dict())), torch.float32, "weights"
-    )
+    weights = ModelWeights(shape, _state(shape), torch.float32, "weights")
     device = Device(fake_gpu.device(), dtype)
     everything = _pairs(pairs + held_out, *lengths, shape.vocab_size)
     inputs = RunInputs(
@@ -130,10 +128,12 @@ def fake_trainer(
     return build_trainer(inputs, None, directory, Hooks(), lambda trainer: None, SINGLE_PROCESS)
 
 
-def _empty_state(shape: Architecture) -> Any:
+def _state(shape: Architecture) -> dict[str, Tensor]:
+    """Weights of 0 where nothing computes with them; random ones for a trial on the CPU."""
     if isinstance(shape, MiniMind):
         return two_layouts.empty_state(shape)
-    return {}
+    model = families.build(shape.name.removesuffix("_text"))
+    return dict(to_disk_names(model, model.state_dict()))
 
 
 def _pairs(count: int, prompt: int, answers: tuple[int, int], vocabulary: int) -> TokenizedPairs:

@@ -6,17 +6,17 @@ import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import torch
-
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import estimate_memory
 from dpo_cli.checks.trial_trainer import TrialTrainer
+from dpo_cli.compute.accelerator import is_cuda, module_of
 from dpo_cli.compute.memory import free_memory, peak_process_bytes
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_size
 from dpo_cli.models.loading import checkpoint_activations
 from dpo_cli.training.failures import is_out_of_memory
 from dpo_cli.training.inputs import RunInputs
+from dpo_cli.training.loss_scale import make_scaler
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,11 @@ def _fits(trial: TrialTrainer, inputs: RunInputs) -> bool:
         return True
     # Outside of `except`: the traceback holds all tensors of the failed step until the block ends.
     trainer.optimizer.zero_grad(set_to_none=True)
+    # The step may have ended within the optimizer: half of its state, and a scaler in the middle of
+    # a step, would make the next try fail.
+    trainer.optimizer.state.clear()
+    trial.trainer.scaler = make_scaler(inputs.device.torch_device, inputs.device.dtype)
     gc.collect()
-    if inputs.device.type == "cuda":
-        torch.cuda.empty_cache()
+    if is_cuda(inputs.device.torch_device):
+        module_of(inputs.device.torch_device).empty_cache()
     return False

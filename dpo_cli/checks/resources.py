@@ -6,11 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
-
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.compute.device import Device, resolve
-from dpo_cli.compute.memory import free_memory
+from dpo_cli.compute.memory import free_memory, total_memory
 from dpo_cli.data.batching import make_batch
 from dpo_cli.formatting import format_count, format_rate, format_size
 from dpo_cli.models.loading import ModelWeights
@@ -150,7 +148,15 @@ def _check_usage(reporter: Reporter, device: Device) -> None:
     if device.type == "cpu":
         reporter.ok("device", subject, f"{device.dtype_name}; {format_size(free)} of memory left")
         return
-    total = torch.cuda.mem_get_info(device.torch_device)[1]
+    if device.emulates_dtype:
+        reporter.warn(
+            "dtype-emulated",
+            "train.dtype",
+            f"{subject} computes {device.dtype_name} by emulation: slowly, and without fast"
+            " attention",
+            'Set train.dtype = "auto", which is float16 on this GPU.',
+        )
+    total = total_memory(device.torch_device)
     others = total - free
     message = f"{device.dtype_name}; {format_size(free)} of {format_size(total)} free"
     if others < BUSY_SHARE * total:

@@ -17,6 +17,8 @@ from dpo_cli.errors import DpoError, first_line
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """Dtypes by their names in profiles."""
 
+_BUSY_TEXTS = ("out of memory", "busy or unavailable")
+"""Parts of errors at the first operation on a GPU that is full, or that one process may use."""
 _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Settings of CUDA's allocator; the second is the newer name, and both are read."""
 # Parameters of mallopt, from malloc.h.
@@ -66,8 +68,15 @@ class Device:
         return {
             "gpu": f"{self.name}{generation}",
             "cuda": str(torch.version.cuda or torch.version.hip),
-            "cudnn": str(torch.backends.cudnn.version()),
+            "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
         }
+
+    @property
+    def emulates_dtype(self) -> bool:
+        """Return True if a GPU computes the dtype without hardware for it."""
+        if self.dtype != torch.bfloat16 or not is_cuda(self.torch_device):
+            return False
+        return not module_of(self.torch_device).is_bf16_supported(including_emulation=False)
 
     def peak_bytes(self) -> int:
         """Return the peak memory of tensors on the device so far; 0 on a CPU."""
@@ -114,10 +123,12 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
             'Set train.device to "cuda" or "auto": each rank uses the card of its local rank.'
             " CUDA_VISIBLE_DEVICES selects the cards.",
         )
-    if device == "cuda":
-        device = f"cuda:{local_rank or 0}"
+    if local_rank is not None and device == "cuda":
+        device = f"cuda:{local_rank}"
     if device.startswith("cuda"):
         _require_cuda(device)
+        # One name for the first GPU, whether one process trains or several do.
+        device = "cuda:0" if device == "cuda" else device
         torch.cuda.set_device(device)
         # cuDNN's attention builds a plan for each new pair of lengths, up to a second each; torch
         # prefers it on compute capability 9.0 and 10.0.
@@ -168,7 +179,7 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     # Else torch fills every new tensor with NaN, one kernel each, to reveal code that reads memory
     # before it is written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _fast_dtype(device: str) -> str:
@@ -205,9 +216,15 @@ def _require_cuda(device: str) -> None:
     try:
         torch.ones(1, device=device).add_(1).item()
     except RuntimeError as error:
+        name = torch.cuda.get_device_name(index)
+        if any(text in str(error) for text in _BUSY_TEXTS):
+            raise DpoError(
+                f"train.device {device!r}: {name} cannot be opened: {first_line(error)}",
+                "nvidia-smi lists the programs that use it. End them, or choose another GPU.",
+            ) from error
         major, minor = torch.cuda.get_device_capability(index)
         raise DpoError(
-            f"train.device {device!r}: {torch.cuda.get_device_name(index)} (sm_{major}{minor})"
+            f"train.device {device!r}: {name} (sm_{major}{minor})"
             f" cannot run this torch ({torch.__version__}, built for"
             f" {' '.join(torch.cuda.get_arch_list())}): {first_line(error)}",
             f"Install a build of torch for this card, or {remedy}.",

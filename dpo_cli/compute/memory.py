@@ -35,3 +35,8 @@ def free_memory(device: torch.device) -> int:
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     facts = dict(line.split(":", 1) for line in lines)
     return int(facts["MemAvailable"].split()[0]) * 1024
+
+
+def total_memory(device: torch.device) -> int:
+    """Return the bytes of memory of a GPU."""
+    return int(module_of(device).mem_get_info(device)[1])

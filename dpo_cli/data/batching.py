@@ -59,7 +59,8 @@ class PaddedBatch:
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> PaddedBatch:
         """Return the copy of this batch from the CPU that these tensors are."""
-        return PaddedBatch(*tensors, padding_tokens=self.padding_tokens, host=self)
+        input_ids, labels, mask, lengths = tensors
+        return PaddedBatch(input_ids, labels, mask, lengths, self.padding_tokens, self)
 
     def for_device(self, device: torch.device) -> PaddedBatch:
         """Return the batch with the tensors that a forward on `device` needs, on the CPU."""
@@ -111,18 +112,18 @@ class PackedBatch:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, in the order of `with_tensors`."""
-        own = (self.input_ids, self.position_ids, self.target_positions, self.target_labels)
-        own += (self.targets, self.mask)
-        if (found := self.sequences) is None:
-            return own
-        return *own, found.key_index, found.cu_seqlens_q, found.cu_seqlens_k
+        own = self.input_ids, self.position_ids, self.target_positions, self.target_labels
+        found = self.sequences
+        located = (found.key_index, found.cu_seqlens_q, found.cu_seqlens_k) if found else ()
+        return *own, self.targets, self.mask, *located
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> PackedBatch:
         """Return the copy of this batch from the CPU that these tensors are."""
         ids, positions, target_positions, labels, targets, mask, *located = tensors
         found = self.sequences
         if found is not None:
-            found = Sequences(*located, found.max_seqlen_q, found.max_seqlen_k)
+            index, queries, keys = located
+            found = Sequences(index, queries, keys, found.max_seqlen_q, found.max_seqlen_k)
         return PackedBatch(
             *(ids, positions, self.segments, target_positions, labels, targets, mask, found),
             host=self,

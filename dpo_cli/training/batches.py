@@ -88,10 +88,9 @@ class BatchPlanner:
 
         On an accelerator the next forward is made while one is computed, also across steps.
         """
-        steps = (
+        steps, again = itertools.tee(
             (each, self.micro_batches_by_rank(each.micro_batches)[rank]) for each in global_batches
         )
-        steps, again = itertools.tee(steps)
         stream = ahead(
             self.make_forward,
             (micro_batch for _, own in again for micro_batch in own),

@@ -97,7 +97,7 @@ def fake_trainer(
         lengths: tokens of the prompt, and of both answers.
         train: keys of [train]; with the prefixes `model__` and `dpo__` those of other tables.
     """
-    tables: dict[str, dict[str, Any]] = {"train": {}, "model": {}, "dpo": {}}
+    tables: dict[str, dict[str, Any]] = {"train": {"epochs": 1}, "model": {}, "dpo": {}}
     for key, value in train.items():
         table, _, name = key.rpartition("__")
         tables[table or "train"][name] = value

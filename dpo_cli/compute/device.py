@@ -20,7 +20,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 _BUSY_TEXTS = ("out of memory", "busy or unavailable")
 """Parts of errors at the first operation on a GPU that is full, or that one process may use."""
 _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""Settings of CUDA's allocator; the second is the newer name, and both are read."""
+"""Settings of CUDA's allocator. The second is the newer name; older versions ignore it."""
 # Parameters of mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -110,10 +110,6 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
     Raises:
         DpoError: CUDA is required, or a card is present, and torch cannot use it.
     """
-    # Batches differ in length at each step. Without expandable segments, freed memory is cut into
-    # pieces that the next batch does not fit into. torch reads the variable when CUDA starts.
-    if not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
-        os.environ[_ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"
     # A card that torch cannot use is an error: training on the CPU instead would go unnoticed.
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() or _has_nvidia_card() else "cpu"
@@ -126,6 +122,7 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
     if local_rank is not None and device == "cuda":
         device = f"cuda:{local_rank}"
     if device.startswith("cuda"):
+        _expand_segments()
         _require_cuda(device)
         # One name for the first GPU, whether one process trains or several do.
         device = "cuda:0" if device == "cuda" else device
@@ -180,6 +177,16 @@ def make_deterministic() -> None:
     # Else torch fills every new tensor with NaN, one kernel each, to reveal code that reads memory
     # before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _expand_segments() -> None:
+    """Let CUDA's allocator grow its blocks of memory, unless the user has set it up.
+
+    Batches differ in length at each step; freed memory would be cut into pieces that the next batch
+    does not fit into. torch reads the variables when CUDA starts.
+    """
+    if not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
+        os.environ.update(dict.fromkeys(_ALLOCATOR_VARIABLES, "expandable_segments:True"))
 
 
 def _fast_dtype(device: str) -> str:

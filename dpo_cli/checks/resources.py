@@ -11,11 +11,11 @@ from dpo_cli.compute.device import Device, resolve
 from dpo_cli.compute.memory import free_memory, total_memory
 from dpo_cli.data.batching import make_batch
 from dpo_cli.formatting import format_count, format_rate, format_size
+from dpo_cli.models.forward_size import activation_bytes_per_token, state_bytes_per_weight
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.checkpointing import state_bytes
-from dpo_cli.training.forward_size import activation_bytes_per_token, state_bytes_per_weight
 from dpo_cli.training.inputs import RunInputs
 
 KEPT_CHECKPOINTS = 3

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dpo_cli.compute.device import Device
+from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.run.events import Event, StepDone
 from dpo_cli.training.inputs import RunInputs
-from dpo_cli.training.loss_scale import make_scaler
 from dpo_cli.training.optimizer import make_optimizer
 from dpo_cli.training.reference import LiveReference, NoReference, Reference
 from dpo_cli.training.setup import make_scorer

@@ -1,4 +1,4 @@
-"""What torch offers on a device that is not the CPU, whatever its kind."""
+"""Functions of torch for a device that is not the CPU, whatever its kind."""
 
 from __future__ import annotations
 

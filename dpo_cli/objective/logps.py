@@ -12,8 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dpo_cli.compute.accelerator import is_cuda
-
 Reduction = Literal["mean", "sum"]
 
 _CHUNK_ELEMENTS = 1 << 24
@@ -23,7 +21,9 @@ With 150,000 tokens in the vocabulary, the logits of a whole micro-batch would n
 chunk this large still keeps the matrix products efficient on a CPU.
 """
 _ACCELERATOR_CHUNK_ELEMENTS = 1 << 27
-"""The same on an accelerator, which needs larger products, and reads the whole weight for each."""
+"""Elements on an accelerator, which needs larger products, and reads the whole weight for each."""
+_MIXED_PRODUCTS = ("cuda",)
+"""Types of devices that multiply factors of half precision into a float32 product."""
 _MAX_SAVED_PROBABILITIES = 1 << 27
 """Probabilities of one forward up to which they are kept for the backward pass: 512 MB in float32.
 Above, the backward pass computes them again, by one more product."""
@@ -208,7 +208,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     """Return the matrix product in float32 for factors of half precision, else in their dtype."""
     if left.dtype not in (torch.float16, torch.bfloat16):
         return left @ right
-    if is_cuda(left.device):
+    if left.device.type in _MIXED_PRODUCTS:
         # The tensor cores add up in float32 in any case.
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()

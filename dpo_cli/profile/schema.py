@@ -97,7 +97,8 @@ class Train(Table):
         "auto"
     )
     """Precision of the forward and backward pass; weights and optimizer state stay in float32.
-    "auto" is bfloat16 on CUDA and float32 on the CPU."""
+    "auto" is float32 on the CPU and bfloat16 on a GPU, or float16 on GPUs that only emulate
+    bfloat16 (before compute capability 8.0)."""
 
     tf32: Annotated[bool, MATHEMATICS, REFERENCE] = False
     """Allow TF32 for float32 matrix products on CUDA: faster, but less accurate (10 mantissa bits
@@ -121,8 +122,9 @@ class Train(Table):
     ] = None
     """Most tokens computed in one forward. The pairs of an optimizer step are regrouped to fit,
     with the same gradient; a longer pair is computed alone. Lower values need less memory. Default:
-    2048 on a CPU; on CUDA one micro-batch per forward. It is always one micro-batch with experts,
-    with dropout, with a loss over whole batches, and in the padded layout."""
+    2048 on a CPU; on a GPU a power of two from 1,024 to 65,536 that follows from the free memory at
+    the start of the run. It is always one micro-batch with experts, with dropout, with a loss over
+    whole batches, and in the padded layout. On a GPU evaluations compute four times as much."""
 
     aux_loss_tokens: Annotated[Literal["real", "all"], MATHEMATICS, REFERENCE] = "real"
     """Tokens that the auxiliary loss counts: "real" tokens only, or "all" with padding, as in

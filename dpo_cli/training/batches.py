@@ -13,13 +13,13 @@ from torch import Tensor
 
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch, make_batch
+from dpo_cli.data.lookahead import ahead
 from dpo_cli.data.microbatching import MicroBatch, make_micro_batches
 from dpo_cli.data.sampler import BatchSampler, GlobalBatch
 from dpo_cli.data.staging import stage
 from dpo_cli.data.tokens import TokenizedPairs
+from dpo_cli.models.forward_size import EVALUATION_FACTOR
 from dpo_cli.profile.schema import Profile
-from dpo_cli.training.forward_size import EVALUATION_FACTOR
-from dpo_cli.training.lookahead import ahead
 
 _EVALUATED_TOGETHER = 1024
 """Pairs among which an accelerator groups those that it evaluates in one forward."""
@@ -50,7 +50,7 @@ class BatchPlanner:
         pairs, held_out: training and held-out pairs.
         order: which pairs form each optimizer step; it does not depend on the number of ranks.
         use_moe: the policy has experts.
-        tokens_per_forward: limit of a forward, where the profile leaves it open.
+        max_tokens_per_forward: limit of a forward, where the profile leaves it open.
         world_size: number of ranks that share each optimizer step.
     """
 
@@ -61,7 +61,7 @@ class BatchPlanner:
     held_out: TokenizedPairs
     order: BatchSampler
     use_moe: bool
-    tokens_per_forward: int
+    max_tokens_per_forward: int
     world_size: int = 1
 
     def make_batch(self, pairs: TokenizedPairs, indices: Sequence[int]) -> Batch:
@@ -174,7 +174,7 @@ class BatchPlanner:
     ) -> list[list[MicroBatch]]:
         indices = [index for micro_batch in global_batch for index in micro_batch]
         tokens = dict(zip(indices, pairs.computed_tokens[indices].tolist(), strict=True))
-        limit = self.profile.train.max_tokens_per_forward or self.tokens_per_forward
+        limit = self.profile.train.max_tokens_per_forward or self.max_tokens_per_forward
         return make_micro_batches(
             global_batch,
             self.order.accumulation_steps,

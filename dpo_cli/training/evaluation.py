@@ -9,11 +9,11 @@ from torch import Tensor
 
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch
+from dpo_cli.data.lookahead import ahead
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.held_out import HELD_OUT_METRICS, score_held_out_pairs, summarize
 from dpo_cli.profile.objective import Dpo
-from dpo_cli.training.lookahead import ahead
 from dpo_cli.training.reference import CachedReference, Reference
 
 

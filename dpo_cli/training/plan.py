@@ -16,7 +16,7 @@ from dpo_cli.training.inputs import RunInputs
 _KERNEL_VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 """Environment variables that select the kernels of MKL and oneDNN, and with them the last bits."""
 
-_TOKENS_PER_FORWARD = "tokens_per_forward"
+_TOKENS_PER_FORWARD = "max_tokens_per_forward"
 
 
 def make_plan(inputs: RunInputs) -> Plan:
@@ -59,7 +59,7 @@ def make_plan(inputs: RunInputs) -> Plan:
     )
 
 
-def saved_tokens_per_forward(plan: Plan | None) -> int | None:
+def saved_max_tokens_per_forward(plan: Plan | None) -> int | None:
     """Return the limit of a forward that a run began with; None if it has no default of its own."""
     saved = plan.environment.get(_TOKENS_PER_FORWARD) if plan else None
     return int(saved) if saved else None
@@ -69,7 +69,7 @@ def _forward_size(inputs: RunInputs) -> dict[str, str]:
     # On a CPU the default is a constant.
     if inputs.device.type == "cpu" or inputs.profile.train.max_tokens_per_forward:
         return {}
-    return {_TOKENS_PER_FORWARD: str(inputs.tokens_per_forward)}
+    return {_TOKENS_PER_FORWARD: str(inputs.max_tokens_per_forward)}
 
 
 def environment() -> dict[str, str]:

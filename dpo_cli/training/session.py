@@ -35,7 +35,7 @@ from dpo_cli.run.plan import Plan
 from dpo_cli.training.failures import explain
 from dpo_cli.training.hooks import RunHooks, StopSource
 from dpo_cli.training.inputs import RunInputs, read_inputs
-from dpo_cli.training.plan import environment, make_plan, saved_tokens_per_forward
+from dpo_cli.training.plan import environment, make_plan, saved_max_tokens_per_forward
 from dpo_cli.training.resume_checks import (
     environment_changes,
     inexact_reasons,
@@ -168,7 +168,7 @@ class _Session:
         inputs = read_inputs(
             *(profile, device, self.run, hooks.progress, group),
             accumulation_steps=accumulation_steps,
-            tokens_per_forward=saved_tokens_per_forward(saved_plan),
+            max_tokens_per_forward=saved_max_tokens_per_forward(saved_plan),
         )
         require_same_inputs_on_ranks(
             group.all_gather_object("inputs", inputs.fingerprints), group.main_rank

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dpo_cli.compute.device import make_deterministic
+from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import (
@@ -28,7 +29,6 @@ from dpo_cli.run.events import Alert
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.checkpointing import load_best, load_weights, restore_state
 from dpo_cli.training.inputs import RunInputs
-from dpo_cli.training.loss_scale import make_scaler
 from dpo_cli.training.optimizer import make_optimizer
 from dpo_cli.training.reference import open_references
 from dpo_cli.training.samples import Sampler

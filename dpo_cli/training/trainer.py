@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from dpo_cli.compute import loss_scale
 from dpo_cli.compute.memory import process_bytes
 from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import GlobalBatch
@@ -22,7 +23,6 @@ from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import PairScores, score_pairs
 from dpo_cli.profile.schema import Train
 from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, Sampled, StepDone
-from dpo_cli.training import loss_scale
 from dpo_cli.training.batches import Forward
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.evaluation import score_held_out, summarize_groups

@@ -32,8 +32,9 @@ from torch.utils.backend_registration import (
 
 from dpo_cli.compute import accelerator
 from dpo_cli.compute.device import Device
+from dpo_cli.data import lookahead
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.training import lookahead
+from dpo_cli.objective import logps
 
 TYPE = "fakegpu"
 FREE_BYTES = 64 << 30
@@ -262,6 +263,7 @@ def fake_gpu(
 ) -> Iterator[Recorder]:
     """Yield the recorder, within which the program computes on the fake device."""
     monkeypatch.setattr(accelerator, "_CUDA_TYPES", ("cuda", TYPE))
+    monkeypatch.setattr(logps, "_MIXED_PRODUCTS", ("cuda", TYPE))
     monkeypatch.setattr(_Module, "capability", capability)
     recorder = Recorder()
     plain_to = ResponseScorer.to
@@ -293,7 +295,8 @@ def fake_gpu(
 
     monkeypatch.setattr(Device, "autocast", autocast)
     device()
-    with recorder:
+    # In this thread: those of the backward pass exist for the devices that torch knew at its first.
+    with recorder, torch.autograd.set_multithreading_enabled(False):
         yield recorder
 
 

@@ -14,13 +14,13 @@ from dpo_cli.compute.device import Device
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.distributed.process_group import SINGLE_PROCESS
+from dpo_cli.models.forward_size import default_max_tokens_per_forward
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import ModelWeights, to_disk_names
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.events import Event
-from dpo_cli.training.forward_size import default_tokens_per_forward
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.setup import build_trainer
 from dpo_cli.training.trainer import Trainer
@@ -82,6 +82,7 @@ def fake_trainer(
     directory: Path,
     *,
     dtype: torch.dtype = torch.bfloat16,
+    device: Device | None = None,
     pairs: int = 8,
     held_out: int = 0,
     lengths: tuple[int, tuple[int, int]] = (PROMPT, ANSWERS),
@@ -92,7 +93,8 @@ def fake_trainer(
     Args:
         shape: architecture, with random weights.
         directory: of the run.
-        dtype: of the forward and backward pass.
+        dtype: of the forward and backward pass on the fake GPU.
+        device: another device.
         pairs, held_out: number of pairs.
         lengths: tokens of the prompt, and of both answers.
         train: keys of [train]; with the prefixes `model__` and `dpo__` those of other tables.
@@ -109,7 +111,7 @@ def fake_trainer(
         }
     )
     weights = ModelWeights(shape, _state(shape), torch.float32, "weights")
-    device = Device(fake_gpu.device(), dtype)
+    device = device or Device(fake_gpu.device(), dtype)
     everything = _pairs(pairs + held_out, *lengths, shape.vocab_size)
     inputs = RunInputs(
         profile=profile,
@@ -123,7 +125,7 @@ def fake_trainer(
         skipped_rows=[],
         fingerprints={"reference": "weights"},
         accumulation_steps=profile.train.accumulation_on(1),
-        tokens_per_forward=default_tokens_per_forward(device, weights, weights, profile),
+        max_tokens_per_forward=default_max_tokens_per_forward(device, weights, weights, profile),
     )
     return build_trainer(inputs, None, directory, Hooks(), lambda trainer: None, SINGLE_PROCESS)
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from dpo_cli.compute.loss_scale import LEAST_SCALE, can_halve, make_scaler, update_scale
 from dpo_cli.run.events import Alert, StepDone
-from dpo_cli.training.loss_scale import LEAST_SCALE, can_halve, make_scaler, update_scale
 from tests.support.two_layouts import Recorder, make_trainer, minimind_scorer
 
 CPU = torch.device("cpu")

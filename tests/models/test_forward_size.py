@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from dpo_cli.compute.device import Device
+from dpo_cli.models import forward_size
+from dpo_cli.models.forward_size import default_max_tokens_per_forward
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.profile.schema import Profile
-from dpo_cli.training import forward_size
-from dpo_cli.training.forward_size import default_tokens_per_forward
-from dpo_cli.training.plan import make_plan, saved_tokens_per_forward
+from dpo_cli.training.plan import make_plan, saved_max_tokens_per_forward
 from dpo_cli.training.resume_checks import environment_changes
 from tests.support.fake_runs import minimind_26m
 from tests.support.golden_inputs import golden_inputs
@@ -34,7 +34,7 @@ def limit(free: float, shape: object = None, profile: Profile = PROFILE) -> int:
     )
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(forward_size, "free_memory", lambda device: int(free * 2**30))
-        return default_tokens_per_forward(GPU, weights, weights, profile)
+        return default_max_tokens_per_forward(GPU, weights, weights, profile)
 
 
 def test_the_limit_follows_the_free_memory() -> None:
@@ -57,7 +57,7 @@ def test_larger_models_get_smaller_forwards() -> None:
 def test_a_cpu_has_a_constant() -> None:
     weights = ModelWeights(minimind_26m(), {}, torch.float16, "")
     device = Device(torch.device("cpu"), torch.float32)
-    assert default_tokens_per_forward(device, weights, weights, PROFILE) == 2048
+    assert default_max_tokens_per_forward(device, weights, weights, PROFILE) == 2048
 
 
 class OnGpu(Device):
@@ -76,10 +76,10 @@ def test_a_resume_keeps_the_limit_and_notices_another_gpu(
     inputs = dataclasses.replace(
         golden_inputs(shared),
         device=OnGpu(torch.device("cuda", 0), torch.bfloat16),
-        tokens_per_forward=16384,
+        max_tokens_per_forward=16384,
     )
     plan = make_plan(inputs)
-    assert saved_tokens_per_forward(plan) == 16384
+    assert saved_max_tokens_per_forward(plan) == 16384
     assert environment_changes(plan, make_plan(inputs)) == []
     monkeypatch.setattr(OnGpu, "name", "NVIDIA GeForce RTX 4090 sm_89")
     assert environment_changes(plan, make_plan(inputs)) == [
@@ -90,8 +90,8 @@ def test_a_resume_keeps_the_limit_and_notices_another_gpu(
 def test_a_stated_limit_is_no_part_of_the_environment(shared: Path) -> None:
     stated = golden_inputs(shared, **{"train.max_tokens_per_forward": 4096})
     on_gpu = dataclasses.replace(stated, device=OnGpu(torch.device("cuda", 0), torch.bfloat16))
-    assert saved_tokens_per_forward(make_plan(on_gpu)) is None
-    assert saved_tokens_per_forward(make_plan(golden_inputs(shared))) is None
+    assert saved_max_tokens_per_forward(make_plan(on_gpu)) is None
+    assert saved_max_tokens_per_forward(make_plan(golden_inputs(shared))) is None
 
 
 def test_a_gpu_evaluates_more_pairs_at_once_than_it_trains(shared: Path) -> None:

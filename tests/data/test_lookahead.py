@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dpo_cli.training.lookahead import ahead
+from dpo_cli.data.lookahead import ahead
 
 
 def test_nothing_is_made_ahead_without_a_thread() -> None:

@@ -21,7 +21,7 @@ _ACTIVATIONS_SHARE = 0.5
 rest is for the head, for fragments, and for sequences that are longer than the average."""
 
 
-def default_tokens_per_forward(
+def default_max_tokens_per_forward(
     device: Device, weights: ModelWeights, reference: ModelWeights, profile: Profile
 ) -> int:
     """Return the default of `train.max_tokens_per_forward`.

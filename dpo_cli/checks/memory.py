@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import estimate_memory
 from dpo_cli.checks.trial_trainer import TrialTrainer
-from dpo_cli.compute.accelerator import is_cuda, module_of
+from dpo_cli.compute.accelerator import module_of
 from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.compute.memory import free_memory, peak_process_bytes
 from dpo_cli.data.sampler import GlobalBatch
@@ -165,6 +165,6 @@ def _fits(trial: TrialTrainer, inputs: RunInputs) -> bool:
     trainer.optimizer.state.clear()
     trial.trainer.scaler = make_scaler(inputs.device.torch_device, inputs.device.dtype)
     gc.collect()
-    if is_cuda(inputs.device.torch_device):
+    if inputs.device.type != "cpu":
         module_of(inputs.device.torch_device).empty_cache()
     return False

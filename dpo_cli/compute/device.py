@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from dpo_cli.errors import DpoError, first_line
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """Dtypes by their names in profiles."""
 
+_OTHER_ACCELERATORS = ("mps", "xpu")
+"""Devices of Apple and Intel that "auto" takes where there is no CUDA."""
 _BUSY_TEXTS = ("out of memory", "busy or unavailable")
 """Parts of errors at the first operation on a GPU that is full, or that one process may use."""
 _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -39,7 +42,7 @@ class Device:
 
     @property
     def type(self) -> str:
-        """Kind of the device: "cpu" or "cuda"."""
+        """Kind of the device: "cpu", "cuda" (also AMD's GPUs), "mps" or "xpu"."""
         return self.torch_device.type
 
     @property
@@ -50,7 +53,9 @@ class Device:
     @property
     def name(self) -> str:
         """Name of the hardware, for people."""
-        if is_cuda(self.torch_device):
+        if self.type == "mps":
+            return f"Apple GPU ({platform.processor() or platform.machine()})"
+        if self.type != "cpu":
             return str(module_of(self.torch_device).get_device_name(self.torch_device))
         threads = torch.get_num_threads()
         return f"CPU, {threads} thread" + "s" * (threads > 1)
@@ -61,8 +66,10 @@ class Device:
 
         Every GPU model has kernels of its own, and each version of cuBLAS and cuDNN others.
         """
-        if not is_cuda(self.torch_device):
+        if self.type == "cpu":
             return {}
+        if not is_cuda(self.torch_device):
+            return {"gpu": self.name}
         found = capability(self.torch_device)
         generation = f" sm_{found[0]}{found[1]}" if found else ""
         return {
@@ -79,10 +86,10 @@ class Device:
         return not module_of(self.torch_device).is_bf16_supported(including_emulation=False)
 
     def peak_bytes(self) -> int:
-        """Return the peak memory of tensors on the device so far; 0 on a CPU."""
-        if is_cuda(self.torch_device):
-            return int(module_of(self.torch_device).max_memory_allocated(self.torch_device))
-        return 0
+        """Return the peak memory of tensors on the device so far; 0 on a CPU, and where torch does
+        not count it."""
+        measure = getattr(module_of(self.torch_device), "max_memory_allocated", None)
+        return int(measure(self.torch_device)) if measure and self.type != "cpu" else 0
 
     def synchronize(self) -> None:
         """Wait until the device has finished its queued work."""
@@ -99,8 +106,9 @@ class Device:
 def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
     """Resolve `train.device` and `train.dtype`.
 
-    "auto" selects CUDA if there is a GPU, else the CPU. On CUDA its dtype is bfloat16, or float16
-    on a GPU that only emulates bfloat16 (before compute capability 8.0); on a CPU float32.
+    "auto" selects CUDA if there is a GPU of NVIDIA or AMD, else another accelerator that torch
+    finds, else the CPU. Its dtype is bfloat16 on CUDA and XPU, or float16 on a GPU that only
+    emulates bfloat16 (before compute capability 8.0); on a CPU and on MPS float32.
 
     Args:
         device, dtype: the keys of the profile.
@@ -112,7 +120,7 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
     """
     # A card that torch cannot use is an error: training on the CPU instead would go unnoticed.
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() or _has_nvidia_card() else "cpu"
+        device = _best_device()
     if local_rank is not None and device.startswith("cuda:"):
         raise DpoError(
             f"train.device {device!r} names one card, and several ranks train",
@@ -130,6 +138,8 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
         # cuDNN's attention builds a plan for each new pair of lengths, up to a second each; torch
         # prefers it on compute capability 9.0 and 10.0.
         torch.backends.cuda.enable_cudnn_sdp(False)
+    elif device != "cpu":
+        _require_accelerator(device)
     if dtype == "auto":
         dtype = _fast_dtype(device)
     return Device(torch.device(device), DTYPES[dtype])
@@ -189,7 +199,16 @@ def _expand_segments() -> None:
         os.environ.update(dict.fromkeys(_ALLOCATOR_VARIABLES, "expandable_segments:True"))
 
 
+def _best_device() -> str:
+    if torch.cuda.is_available() or _has_nvidia_card():
+        return "cuda"
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found is not None and found.type in _OTHER_ACCELERATORS else "cpu"
+
+
 def _fast_dtype(device: str) -> str:
+    if device.startswith("xpu"):
+        return "bfloat16"
     if not device.startswith("cuda"):
         return "float32"
     # By emulation torch computes bfloat16 on every GPU, without tensor cores and fast attention.
@@ -203,16 +222,19 @@ def _has_nvidia_card() -> bool:
 
 def _require_cuda(device: str) -> None:
     remedy = 'set train.device = "cpu" to train on the processor'
-    if torch.version.cuda is None:
+    # torch built for AMD's ROCm also calls its GPUs "cuda".
+    platform_version = torch.version.cuda or torch.version.hip
+    if platform_version is None:
         raise DpoError(
             f"train.device {device!r}: this torch ({torch.__version__}) was built without CUDA",
-            f"Install a CUDA build of torch, or {remedy}.",
+            f"Install a build of torch for CUDA, or for ROCm on an AMD GPU, or {remedy}.",
         )
+    platform_name = "CUDA" if torch.version.cuda else "ROCm"
     if not torch.cuda.is_available():
         raise DpoError(
-            f"train.device {device!r}: torch {torch.__version__} (CUDA {torch.version.cuda}) finds"
-            f" no card it can use (driver: {_driver()})",
-            f"Install a driver for CUDA {torch.version.cuda} or later, or {remedy}.",
+            f"train.device {device!r}: torch {torch.__version__} ({platform_name}"
+            f" {platform_version}) finds no card it can use (driver: {_driver()})",
+            f"Install a driver for {platform_name} {platform_version} or later, or {remedy}.",
         )
     index = torch.device(device).index or 0
     if index >= torch.cuda.device_count():
@@ -236,6 +258,22 @@ def _require_cuda(device: str) -> None:
             f" {' '.join(torch.cuda.get_arch_list())}): {first_line(error)}",
             f"Install a build of torch for this card, or {remedy}.",
         ) from error
+
+
+def _require_accelerator(device: str) -> None:
+    kind = torch.device(device).type
+    module = getattr(torch, kind)
+    if not module.is_available():
+        raise DpoError(
+            f"train.device {device!r}: torch {torch.__version__} finds no {kind.upper()} device",
+            f'Install a build of torch with {kind.upper()}, or set train.device = "auto".',
+        )
+    if (torch.device(device).index or 0) >= module.device_count():
+        raise DpoError(
+            f"train.device {device!r}: this machine has {module.device_count()} {kind.upper()}"
+            " devices",
+            f"Choose a device from 0 to {module.device_count() - 1}.",
+        )
 
 
 def _driver() -> str:

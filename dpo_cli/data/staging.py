@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_PINNED_TYPES = ("cuda",)
+"""Types of devices that copy from pinned memory while the CPU continues."""
 _ALIGNMENT = 16
 """Bytes at a multiple of which each tensor begins; a view needs a multiple of its item size."""
 
@@ -26,7 +28,7 @@ class StagedTensors:
 
     def to(self, device: torch.device) -> list[Tensor]:
         """Copy to a device without waiting for it, and return the tensors as views of the copy."""
-        copy = self.buffer.to(device, non_blocking=True)
+        copy = self.buffer.to(device, non_blocking=device.type in _PINNED_TYPES)
         return [
             copy[start : start + dtype.itemsize * shape.numel()].view(dtype).view(shape)
             for start, dtype, shape in self.places
@@ -39,7 +41,9 @@ def stage(tensors: Sequence[Tensor]) -> StagedTensors:
     for tensor in tensors:
         places.append((size, tensor.dtype, tensor.shape))
         size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    buffer = _host_buffer(size)
+    # From pageable memory a copy above 64 KB blocks, whatever `non_blocking` says.
+    is_pinned = torch.cuda.is_available()
+    buffer = torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned)
     for tensor, (start, _, _) in zip(tensors, places, strict=True):
         flat = tensor.contiguous().flatten().view(torch.uint8)
         buffer[start : start + tensor.nbytes] = flat
@@ -47,12 +51,7 @@ def stage(tensors: Sequence[Tensor]) -> StagedTensors:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the CPU to a device, without waiting for it."""
+    """Copy a tensor from the CPU to a device; a GPU with CUDA is not waited for."""
     if device.type == "cpu":
         return tensor
     return stage([tensor]).to(device)[0]
-
-
-def _host_buffer(size: int) -> Tensor:
-    # From pageable memory a copy above 64 KB blocks, whatever `non_blocking` says.
-    return torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())

@@ -22,6 +22,8 @@ chunk this large still keeps the matrix products efficient on a CPU.
 """
 _ACCELERATOR_CHUNK_ELEMENTS = 1 << 27
 """Elements on an accelerator, which needs larger products, and reads the whole weight for each."""
+_WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices that have no float64."""
 _MIXED_PRODUCTS = ("cuda",)
 """Types of devices that multiply factors of half precision into a float32 product."""
 _MAX_SAVED_PROBABILITIES = 1 << 27
@@ -167,6 +169,16 @@ def sequence_logps(token_logps: Tensor, mask: Tensor, reduction: Reduction) -> T
     """
     sums = torch.where(mask, token_logps.double(), 0.0).sum(dim=-1)
     return sums if reduction == "sum" else sums / mask.sum(dim=-1).clamp(min=1)
+
+
+def has_float64(device: torch.device) -> bool:
+    """Return True if a device computes in float64."""
+    return device.type not in _WITHOUT_FLOAT64
+
+
+def where_float64_is(tensor: Tensor) -> Tensor:
+    """Return a tensor on its own device, or on the CPU if that has no float64."""
+    return tensor if has_float64(tensor.device) else tensor.cpu()
 
 
 def _widen(logits: Tensor) -> Tensor:

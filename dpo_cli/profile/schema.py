@@ -86,19 +86,22 @@ class Train(Table):
 
     device: Annotated[
         str,
-        Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", examples=["auto", "cpu", "cuda", "cuda:0"]),
+        Field(
+            pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$",
+            examples=["auto", "cpu", "cuda", "cuda:0", "mps"],
+        ),
         MATHEMATICS,
         REFERENCE,
     ] = "auto"
-    """Device to compute on: "cpu", "cuda", or "cuda:N" for GPU N. "auto" is CUDA if there is a GPU,
-    else the CPU."""
+    """Device to compute on: "cpu", "cuda" or "cuda:N" (GPUs of NVIDIA and AMD), "mps" (Apple), or
+    "xpu" (Intel). "auto" is the GPU if there is one, else the CPU."""
 
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MATHEMATICS, REFERENCE] = (
         "auto"
     )
     """Precision of the forward and backward pass; weights and optimizer state stay in float32.
-    "auto" is float32 on the CPU and bfloat16 on a GPU, or float16 on GPUs that only emulate
-    bfloat16 (before compute capability 8.0)."""
+    "auto" is float32 on the CPU and on MPS, and bfloat16 on other GPUs, or float16 on those that
+    only emulate bfloat16 (before compute capability 8.0)."""
 
     tf32: Annotated[bool, MATHEMATICS, REFERENCE] = False
     """Allow TF32 for float32 matrix products on CUDA: faster, but less accurate (10 mantissa bits

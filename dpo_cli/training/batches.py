@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dpo_cli.compute.accelerator import is_cuda
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch, make_batch
 from dpo_cli.data.lookahead import ahead
@@ -19,6 +20,7 @@ from dpo_cli.data.sampler import BatchSampler, GlobalBatch
 from dpo_cli.data.staging import stage
 from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.models.forward_size import EVALUATION_FACTOR
+from dpo_cli.objective.logps import has_float64
 from dpo_cli.profile.schema import Profile
 
 _EVALUATED_TOGETHER = 1024
@@ -31,7 +33,7 @@ class Forward(NamedTuple):
     Attributes:
         indices: of the P training pairs.
         batch: their tensors, on the device.
-        weights: (P,) float64, see `MicroBatch`.
+        weights: (P,) float64, see `MicroBatch`; where the losses are computed.
     """
 
     indices: tuple[int, ...]
@@ -78,7 +80,10 @@ class BatchPlanner:
                 micro_batch.indices, self.make_batch(self.pairs, micro_batch.indices), weights
             )
         batch = self._make_batch(self.pairs, micro_batch.indices).for_device(device)
-        *tensors, weights = stage([*batch.tensors, weights]).to(device)
+        if has_float64(device):
+            *tensors, weights = stage([*batch.tensors, weights]).to(device)
+        else:
+            tensors = stage(batch.tensors).to(device)
         return Forward(micro_batch.indices, batch.with_tensors(tensors), weights)
 
     def forwards(
@@ -86,7 +91,7 @@ class BatchPlanner:
     ) -> Iterator[tuple[GlobalBatch, Iterator[Forward]]]:
         """Yield optimizer steps, each with the forwards of a rank, which are drawn in this order.
 
-        On an accelerator the next forward is made while one is computed, also across steps.
+        With CUDA the next forward is made while one is computed, also across steps.
         """
         steps, again = itertools.tee(
             (each, self.micro_batches_by_rank(each.micro_batches)[rank]) for each in global_batches
@@ -94,7 +99,7 @@ class BatchPlanner:
         stream = ahead(
             self.make_forward,
             (micro_batch for _, own in again for micro_batch in own),
-            is_threaded=self.device.type != "cpu",
+            is_threaded=is_cuda(self.device.torch_device),
         )
         for global_batch, own in steps:
             yield global_batch, itertools.islice(stream, len(own))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dpo_cli.compute.accelerator import is_cuda
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch
 from dpo_cli.data.lookahead import ahead
@@ -49,7 +50,7 @@ def score_held_out(
     own: list[int] = []
     figures: list[Tensor] = []
     share = batches[group.rank :: group.world_size]
-    made = ahead(make_batch, share, is_threaded=device.type != "cpu")
+    made = ahead(make_batch, share, is_threaded=is_cuda(device.torch_device))
     for indices, batch in zip(share, made, strict=True):
         if isinstance(policy, CachedReference):
             scores = policy.scores(indices, batch)

@@ -14,6 +14,7 @@ from dpo_cli.data.batching import Batch
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.objective.logps import where_float64_is
 from dpo_cli.objective.losses import PAIR_METRICS, PairScores
 from dpo_cli.training.inputs import RunInputs
 
@@ -59,7 +60,7 @@ class StepMetrics:
         if aux_loss is not None:
             # With experts a forward is a micro-batch, so its first pair identifies it.
             self._aux_indices.append(indices[0])
-            self._aux_losses.append(aux_loss.detach().double())
+            self._aux_losses.append(aux_loss.detach().to(scores.losses.device).double())
         for name, total in scores.metric_sums().items():
             self._sums[name] = self._sums.get(name, 0.0) + total
 
@@ -70,6 +71,7 @@ class StepMetrics:
         They travel in float64, which holds counts and float32 losses exactly. Collective.
         """
         names = list(self._sums)
+        grad_norm = where_float64_is(grad_norm)
         local = _unpack(
             torch.cat(
                 [total.double()[None] for total in (*self._sums.values(), grad_norm)]

@@ -160,7 +160,7 @@ class Trainer:
             # weights, the forwards of a step add up to that mean, however its pairs are grouped.
             loss = (scores.losses * weights).sum()
             if aux_loss is not None:
-                loss = loss + self.inputs.aux_loss_weight * aux_loss
+                loss = loss + self.inputs.aux_loss_weight * aux_loss.to(loss.device)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             metrics.add(indices, scores, aux_loss, batch)
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from dpo_cli.compute import device
+from dpo_cli.compute import accelerator, device, memory
 from dpo_cli.errors import DpoError
 from dpo_cli.training.plan import environment
 
@@ -142,3 +144,87 @@ def test_deterministic_algorithms_fill_no_memory(monkeypatch: pytest.MonkeyPatch
         assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def find(monkeypatch: pytest.MonkeyPatch, kind: str | None) -> None:
+    """Let torch find one accelerator of this kind, and no CUDA."""
+    found = torch.device(kind) if kind else None
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
+    monkeypatch.setattr(device, "_has_nvidia_card", lambda: False)
+    for each in ("mps", "xpu"):
+        monkeypatch.setattr(getattr(torch, each), "is_available", lambda each=each: each == kind)
+        monkeypatch.setattr(getattr(torch, each), "device_count", lambda: 1)
+
+
+class TestOtherDevices:
+    @pytest.mark.parametrize(
+        ("kind", "name", "dtype"),
+        [
+            ("mps", "mps", "float32"),
+            ("xpu", "xpu", "bfloat16"),
+            ("hpu", "cpu", "float32"),
+            (None, "cpu", "float32"),
+        ],
+    )
+    def test_auto_takes_the_gpu_that_torch_finds(
+        self, kind: str | None, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        find(monkeypatch, kind)
+        found = device.resolve("auto", "auto")
+        assert (str(found.torch_device), found.dtype_name) == (name, dtype)
+
+    def test_a_device_that_is_absent_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        find(monkeypatch, None)
+        with pytest.raises(DpoError, match=r"'mps': torch .* finds no MPS device") as caught:
+            device.resolve("mps", "auto")
+        assert 'train.device = "auto"' in caught.value.remedy
+        find(monkeypatch, "xpu")
+        with pytest.raises(DpoError, match="this machine has 1 XPU devices"):
+            device.resolve("xpu:1", "auto")
+
+    def test_torch_for_amd_is_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its kernels for variable lengths are not those of NVIDIA, so none is chosen."""
+        Cuda().install(monkeypatch)
+        monkeypatch.setattr(torch.version, "cuda", None)
+        monkeypatch.setattr(torch.version, "hip", "7.0")
+        found = device.resolve("auto", "auto")
+        assert str(found.torch_device) == "cuda:0"
+        assert found.versions["gpu"] == "Test GPU"
+        assert found.versions["cuda"] == "7.0"
+        assert accelerator.capability(found.torch_device) is None
+
+    def test_an_apple_gpu_has_a_name_and_a_version(self) -> None:
+        gpu = device.Device(torch.device("mps"), torch.float32)
+        assert gpu.name.startswith("Apple GPU (")
+        assert gpu.versions == {"gpu": gpu.name}
+        assert gpu.peak_bytes() == 0
+
+
+class TestMemory:
+    CPU = torch.device("cpu")
+
+    def test_figures_of_linux(self) -> None:
+        assert 0 < memory.process_bytes() <= memory.peak_process_bytes()
+        assert 0 < memory.free_memory(self.CPU) <= memory.total_memory(self.CPU)
+
+    def test_a_system_without_proc(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As on macOS: the peak of the process, and what it leaves of the memory."""
+        monkeypatch.setattr(memory, "_PROC", tmp_path)
+        kib = memory.process_bytes()
+        assert kib == memory.peak_process_bytes() > 1 << 20
+        free = memory.free_memory(self.CPU)
+        assert memory.total_memory(self.CPU) - 2 * kib < free < memory.total_memory(self.CPU)
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert memory.process_bytes() < kib / 1000
+
+    def test_an_apple_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 << 30)
+        monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 5 << 30)
+        assert memory.free_memory(torch.device("mps")) == 7 << 30
+
+    def test_reserved_memory_without_tensors_is_free(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 << 30, 24 << 30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 9 << 30)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 8 << 30)
+        assert memory.free_memory(torch.device("cuda")) == 4 << 30
+        assert memory.total_memory(torch.device("cuda")) == 24 << 30

@@ -194,6 +194,30 @@ def test_a_log_line_reads_the_moved_weights_once(
 
 
 @pytest.mark.parametrize(
+    ("model", "dtype"), [("minimind2", F32), ("minimind2", BF16), ("minimind3-moe", BF16)]
+)
+def test_a_device_without_float64_leaves_it_to_the_cpu(
+    model: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Apple's GPUs: losses and metrics are float64 all the same."""
+    with fake_gpu(monkeypatch, like="mps") as gpu:
+        trainer = fake_trainer(
+            architecture(model),
+            tmp_path,
+            dtype=dtype,
+            pairs=2,
+            batch_size=2,
+            held_out=2,
+            lengths=SMALL,
+        )
+        trainer.evaluate()
+        [record] = steps(trainer, gpu)
+    assert not record.mixes
+    assert "_flash_attention_forward" not in record.kernels
+    assert record.dtypes["mm"].keys() == {(dtype,) * 3} | ({(F32,) * 3} if dtype == BF16 else set())
+
+
+@pytest.mark.parametrize(
     ("pairs", "accumulation_steps", "most"), [(4, 1, 1300), (32, 8, 1500)], ids=["4", "4 x 8"]
 )
 def test_operations_of_an_update(

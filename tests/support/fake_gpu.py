@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ from torch.utils.backend_registration import (
 
 from dpo_cli.compute import accelerator
 from dpo_cli.compute.device import Device
-from dpo_cli.data import lookahead
+from dpo_cli.data import lookahead, staging
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective import logps
 
@@ -144,9 +144,9 @@ class Record:
 class Recorder(TorchDispatchMode):
     """Runs operations of the fake device by their shapes, and records them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_float64: bool = True) -> None:
         super().__init__()
-        self.record = Record()
+        self.record, self.has_float64 = Record(), has_float64
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -214,6 +214,9 @@ class Recorder(TorchDispatchMode):
         return name in _SYNCHRONIZING
 
     def _count(self, name: str, tensors: list[Tensor]) -> None:
+        if not self.has_float64:
+            found = [t for t in tensors if t.device.type == TYPE and t.dtype == torch.float64]
+            assert not found, f"float64 on the device: {name} {_place()}"
         if name in _VIEWS:
             return
         self.record.kernels[name] += 1
@@ -259,13 +262,26 @@ def move(module: nn.Module) -> None:
 
 @contextmanager
 def fake_gpu(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int] = (9, 0),
+    *,
+    like: Literal["cuda", "mps"] = "cuda",
 ) -> Iterator[Recorder]:
-    """Yield the recorder, within which the program computes on the fake device."""
-    monkeypatch.setattr(accelerator, "_CUDA_TYPES", ("cuda", TYPE))
-    monkeypatch.setattr(logps, "_MIXED_PRODUCTS", ("cuda", TYPE))
+    """Yield the recorder, within which the program computes on the fake device.
+
+    Args:
+        monkeypatch: for the time of the test.
+        capability: of an NVIDIA GPU.
+        like: the device has what this one has: kernels of CUDA, or no float64 as Apple's.
+    """
+    recorder = Recorder(has_float64=like != "mps")
+    if like == "mps":
+        monkeypatch.setattr(logps, "_WITHOUT_FLOAT64", ("mps", TYPE))
+    else:
+        monkeypatch.setattr(accelerator, "_CUDA_TYPES", ("cuda", TYPE))
+        monkeypatch.setattr(logps, "_MIXED_PRODUCTS", ("cuda", TYPE))
+        monkeypatch.setattr(staging, "_PINNED_TYPES", ("cuda", TYPE))
     monkeypatch.setattr(_Module, "capability", capability)
-    recorder = Recorder()
     plain_to = ResponseScorer.to
 
     def to(self: ResponseScorer, *args: Any) -> ResponseScorer:

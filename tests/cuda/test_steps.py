@@ -81,14 +81,19 @@ def test_a_step_waits_once_and_computes_in_half_precision(
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"dtype": FP16}, {"_flash_attention_forward": {FP16}}),
         ({"dtype": FP16, "capability": (7, 5)}, {"_efficient_attention_forward": {FP16}}),
         ({"dtype": F32}, {"_efficient_attention_forward": {F32}, "mm": {F32}}),
         ({"layout": "padded"}, {"mm": {BF16}}),
-        ({"kahan_summation": True}, {"_flash_attention_forward": {BF16}}),
-        ({"activation_checkpointing": True}, {"_flash_attention_forward": {BF16}}),
+        (
+            {
+                "kahan_summation": True,
+                "activation_checkpointing": True,
+                "dpo__ld_alpha": 0.5,
+                "dpo__reduction": "sum",
+            },
+            {"_flash_attention_forward": {BF16}},
+        ),
         ({"model__dropout": 0.1}, {"mm": {BF16}}),
-        ({"dpo__ld_alpha": 0.5, "dpo__reduction": "sum"}, {"_flash_attention_forward": {BF16}}),
         ({"dpo__use_weighting": True, "dpo__reduction": "sum"}, {"mm": {BF16}}),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
@@ -110,10 +115,9 @@ def test_options_do_not_wait_either(
         assert {found[0] for found in record.dtypes[name]} == dtypes
 
 
-def test_the_head_multiplies_half_precision_into_float32(
+def test_products_of_the_head_are_float32_and_losses_float64(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two products of the forward and two of the backward pass, and none in the blocks."""
     with fake_gpu(monkeypatch) as gpu:
         trainer = fake_trainer(
             architecture("minimind2"), tmp_path, pairs=2, batch_size=2, lengths=SMALL
@@ -121,14 +125,6 @@ def test_the_head_multiplies_half_precision_into_float32(
         [record] = steps(trainer, gpu)
     widened = [found for found in record.dtypes["mm"].elements() if found[-1] == F32]
     assert widened == [(BF16, BF16, F32)] * 4  # reference, policy, and both gradients
-
-
-def test_losses_and_metrics_are_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with fake_gpu(monkeypatch) as gpu:
-        trainer = fake_trainer(
-            architecture("minimind2"), tmp_path, pairs=2, batch_size=2, lengths=SMALL
-        )
-        [record] = steps(trainer, gpu)
     assert record.dtypes["log_sigmoid_forward"].keys() == {(F64, F64, F64)}
 
 

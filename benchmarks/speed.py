@@ -179,7 +179,7 @@ def leave_out(settings: dict[str, Any]) -> None:
             *arguments, 0.0
         )
     if not settings.get("fused_head", True):
-        scoring.head_logps = lambda hidden, weight, labels, logits_scaling: gather_logps(
+        scoring.head_logps = lambda hidden, weight, labels, logits_scaling, **_: gather_logps(
             torch.nn.functional.linear(hidden, weight) / logits_scaling, labels
         )
     if not settings.get("share_prompts", True):

@@ -16,6 +16,7 @@ from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.trial_trainer import TrialTrainer, small_micro_batch
 from dpo_cli.models.convert import EMBEDDING, HEAD
 from dpo_cli.models.loading import to_disk_names
+from dpo_cli.objective.logps import where_float64_is
 from dpo_cli.objective.losses import PairScores, loss_at_start
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.setup import fallback_alert
@@ -125,7 +126,10 @@ def _check_gradients(
         if name != HEAD or gradient is not embedding
     }
     norm = math.sqrt(
-        sum(gradient.double().square().sum().item() for gradient in gradients.values())
+        sum(
+            where_float64_is(gradient).double().square().sum().item()
+            for gradient in gradients.values()
+        )
     )
     # With float16 the scaler skips steps whose scaled gradients overflow, which is no error.
     if not math.isfinite(norm) and inputs.device.dtype != torch.float16:

@@ -26,8 +26,8 @@ SAMPLES = 6
 MAX_SECONDS = 20.0
 """Time limit of the measurement; `_MIN_SAMPLES` are taken in any case."""
 _MIN_SAMPLES = 3
-_MAX_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 18}
-"""Tokens of one sample, by device; a larger global batch is cut to its first micro-batches."""
+_CPU_MAX_TOKENS, _GPU_MAX_TOKENS = 1 << 13, 1 << 18
+"""Tokens of one sample; a larger global batch is cut to its first micro-batches."""
 _SAVED_BYTES_PER_SECOND = 350e6
 """Measured rate of writing, hashing and flushing a checkpoint (benchmarks/RESULTS.md, "Saving")."""
 
@@ -116,7 +116,7 @@ def check_forecast(
 def take_samples(trial: TrialTrainer, on_progress: OnProgress) -> list[Sample]:
     """Time real steps on global batches of the first epoch, from short to long ones."""
     inputs = trial.inputs
-    limit = _MAX_TOKENS[inputs.device.type]
+    limit = _CPU_MAX_TOKENS if inputs.device.type == "cpu" else _GPU_MAX_TOKENS
     global_batches = [batch for batch in inputs.order.global_batches() if batch.epoch == 0]
     tokens = [global_batch_tokens(inputs, batch) for batch in global_batches]
     by_tokens = sorted(range(len(global_batches)), key=lambda n: tokens[n])

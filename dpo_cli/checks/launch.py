@@ -211,7 +211,11 @@ def _failures(scratch: RunDirectory) -> list[str]:
 
 def _network_remedy(device: str) -> str:
     prefix = "NCCL" if device == "cuda" else "GLOO"
-    return f"Set {prefix}_SOCKET_IFNAME to the network interface to use, for example lo or eth0."
+    remedy = f"Set {prefix}_SOCKET_IFNAME to the network interface to use, for example lo or eth0."
+    if device == "cuda":
+        # Consumer GPUs often cannot read each other's memory, although NCCL tries it.
+        remedy += " On one machine, NCCL_P2P_DISABLE=1 often helps."
+    return remedy
 
 
 def _pairs(order: BatchSampler) -> int:

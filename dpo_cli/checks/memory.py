@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import torch
 
 from dpo_cli.checks.reporter import Reporter
-from dpo_cli.checks.resources import estimate_memory, free_memory
+from dpo_cli.checks.resources import estimate_memory
 from dpo_cli.checks.trial_trainer import TrialTrainer
+from dpo_cli.compute.accelerator import module_of
+from dpo_cli.compute.loss_scale import make_scaler
+from dpo_cli.compute.memory import free_memory, peak_process_bytes
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_size
 from dpo_cli.models.loading import checkpoint_activations
@@ -34,7 +34,7 @@ def check_memory(reporter: Reporter, trial: TrialTrainer) -> bool:
     or another process.
     """
     inputs, device = trial.inputs, trial.inputs.device
-    free, estimated = free_memory(device), sum(estimate_memory(inputs))
+    free, estimated = free_memory(device.torch_device), sum(estimate_memory(inputs))
     available = f"{format_size(free)} of memory left on {device.torch_device}"
     if device.type == "cpu" and estimated >= free:
         remedy = _remedy(inputs, lambda other: sum(estimate_memory(other)) < free)
@@ -62,11 +62,12 @@ def measure_peak(reporter: Reporter, trial: TrialTrainer, *, reference_is_cached
     [longest] = longest_global_batch(inputs).micro_batches
     tokens = sum(inputs.pairs.computed_tokens[list(longest)].tolist())
     needed = peak.process_bytes if is_cpu else peak.device_bytes
+    free = free_memory(device.torch_device)
     reporter.ok(
         "memory",
         "",
         f"{format_size(needed)} at most in real steps, including the longest batch"
-        f" ({len(longest)} pairs, {tokens:,} tokens); {format_size(free_memory(device))} of memory"
+        f" ({len(longest)} pairs, {tokens:,} tokens); {format_size(free)} of memory"
         f" left on {device.torch_device}",
     )
     return peak
@@ -87,13 +88,6 @@ def longest_global_batch(inputs: RunInputs) -> GlobalBatch:
         key=lambda indices: int(tokens[list(indices)].sum()),
     )
     return GlobalBatch(0, 0, (indices,))
-
-
-def peak_process_bytes() -> int:
-    """Return the peak resident memory of this process (VmHWM)."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) * 1024
 
 
 def smaller(inputs: RunInputs) -> Iterator[tuple[RunInputs, str]]:
@@ -166,7 +160,11 @@ def _fits(trial: TrialTrainer, inputs: RunInputs) -> bool:
         return True
     # Outside of `except`: the traceback holds all tensors of the failed step until the block ends.
     trainer.optimizer.zero_grad(set_to_none=True)
+    # The step may have ended within the optimizer: half of its state, and a scaler in the middle of
+    # a step, would make the next try fail.
+    trainer.optimizer.state.clear()
+    trial.trainer.scaler = make_scaler(inputs.device.torch_device, inputs.device.dtype)
     gc.collect()
-    if inputs.device.type == "cuda":
-        torch.cuda.empty_cache()
+    if inputs.device.type != "cpu":
+        module_of(inputs.device.torch_device).empty_cache()
     return False

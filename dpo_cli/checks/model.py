@@ -76,7 +76,7 @@ def check_fit(reporter: Reporter, inputs: RunInputs, on_progress: OnProgress) ->
         parts = []
         for index, pair in enumerate(pairs):
             batch = make_batch([pair], "packed", max_seq_len=0).to(inputs.device.torch_device)
-            parts.append(model.token_logps((index,), batch)[batch.mask].double().cpu())
+            parts.append(model.token_logps((index,), batch)[batch.mask].cpu().double())
             on_progress("reading responses", index + 1, len(pairs), "pairs")
         logps = torch.cat(parts)
         nats = -logps.mean().item()

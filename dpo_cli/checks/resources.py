@@ -6,14 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
-
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.compute.device import Device, resolve
+from dpo_cli.compute.memory import free_memory, total_memory
 from dpo_cli.data.batching import make_batch
 from dpo_cli.formatting import format_count, format_rate, format_size
+from dpo_cli.models.forward_size import activation_bytes_per_token, state_bytes_per_weight
 from dpo_cli.models.loading import ModelWeights
-from dpo_cli.models.spec import Architecture
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.checkpointing import state_bytes
@@ -109,8 +108,7 @@ def estimate_memory(inputs: RunInputs) -> tuple[int, int]:
     Returns:
         Bytes of the state, and of one forward.
     """
-    bytes_per_weight = 24 if inputs.profile.train.kahan_summation else 16
-    state = bytes_per_weight * inputs.weights.parameters
+    state = state_bytes_per_weight(inputs.profile) * inputs.weights.parameters
     if inputs.profile.dpo.needs_reference:
         state += 4 * inputs.reference_weights.parameters
     tokens, size = inputs.pairs.computed_tokens, inputs.order.batch_size
@@ -135,49 +133,30 @@ def estimate_memory(inputs: RunInputs) -> tuple[int, int]:
     logits = batch.computed_tokens
     if inputs.profile.train.layout == "packed":
         logits = int(longest.response_tokens.sum())
-    # Bytes per number: half precision still computes norms in float32.
-    width = 4 if inputs.device.dtype == torch.float32 else 2.5
-    layers, per_layer = architecture.num_hidden_layers, _numbers_per_layer(architecture)
-    if inputs.profile.train.activation_checkpointing:
-        # The input of each layer, and all numbers of the one layer that is recomputed.
-        numbers = layers * architecture.hidden_size + per_layer
-    else:
-        numbers = layers * per_layer
-    per_token = numbers * width
+    per_token = activation_bytes_per_token(
+        architecture,
+        inputs.device.dtype,
+        is_checkpointed=inputs.profile.train.activation_checkpointing,
+    )
     head = logits * architecture.vocab_size * 3 * 4
     return state, round(batch.computed_tokens * per_token) + head
 
 
-def free_memory(device: Device) -> int:
-    """Return the free bytes of a device, including those that this process has reserved."""
-    if device.type == "cuda":
-        own = torch.cuda.memory_reserved(device.torch_device)
-        return torch.cuda.mem_get_info(device.torch_device)[0] + own
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    facts = dict(line.split(":", 1) for line in lines)
-    return int(facts["MemAvailable"].split()[0]) * 1024
-
-
-def _numbers_per_layer(architecture: Architecture) -> int:
-    """Count the numbers per token that the backward pass of one layer keeps."""
-    hidden = architecture.hidden_size
-    queries = architecture.num_attention_heads * architecture.head_dim
-    keys = architecture.num_key_value_heads * architecture.head_dim
-    norms = 2 * 2 * hidden  # each keeps its input and the normalized copy
-    attention = (
-        2 * queries + 2 * keys + 3 * queries + queries
-    )  # rotary, repeated keys and values, result
-    feed_forward = 4 * architecture.intermediate_size + hidden
-    return norms + attention + architecture.ffn_blocks_per_token * feed_forward
-
-
 def _check_usage(reporter: Reporter, device: Device) -> None:
-    free = free_memory(device)
+    free = free_memory(device.torch_device)
     subject = device.name
     if device.type == "cpu":
         reporter.ok("device", subject, f"{device.dtype_name}; {format_size(free)} of memory left")
         return
-    total = torch.cuda.mem_get_info(device.torch_device)[1]
+    if device.emulates_dtype:
+        reporter.warn(
+            "dtype-emulated",
+            "train.dtype",
+            f"{subject} computes {device.dtype_name} by emulation: slowly, and without fast"
+            " attention",
+            'Set train.dtype = "auto", which is float16 on this GPU.',
+        )
+    total = total_memory(device.torch_device)
     others = total - free
     message = f"{device.dtype_name}; {format_size(free)} of {format_size(total)} free"
     if others < BUSY_SHARE * total:

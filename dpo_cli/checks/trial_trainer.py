@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dpo_cli.compute.device import Device
+from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import ProcessGroup
@@ -87,7 +87,7 @@ def make_trial_trainer(inputs: RunInputs, on_progress: OnProgress) -> TrialTrain
         timed,
         timed,
         make_optimizer(policy.parameters(), kahan_summation=inputs.profile.train.kahan_summation),
-        torch.amp.GradScaler(device.type, enabled=device.dtype == torch.float16),
+        make_scaler(device.torch_device, device.dtype),
         hooks=_NoHooks(),
         save=lambda trainer: None,
     )

@@ -5,17 +5,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from dpo_cli.compute.accelerator import capability, is_cuda, module_of
 from dpo_cli.compute.matmul import set_cpu_matmul
 from dpo_cli.errors import DpoError, first_line
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """Dtypes by their names in profiles."""
 
+_OTHER_ACCELERATORS = ("mps", "xpu")
+"""Devices of Apple and Intel that "auto" takes where there is no CUDA."""
+_BUSY_TEXTS = ("out of memory", "busy or unavailable")
+"""Parts of errors at the first operation on a GPU that is full, or that one process may use."""
+_ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""Settings of CUDA's allocator. The second is the newer name; older versions ignore it."""
 # Parameters of mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
@@ -34,7 +42,7 @@ class Device:
 
     @property
     def type(self) -> str:
-        """Kind of the device: "cpu" or "cuda"."""
+        """Kind of the device: "cpu", "cuda" (also AMD's GPUs), "mps" or "xpu"."""
         return self.torch_device.type
 
     @property
@@ -45,21 +53,48 @@ class Device:
     @property
     def name(self) -> str:
         """Name of the hardware, for people."""
-        if self.type == "cuda":
-            return torch.cuda.get_device_name(self.torch_device)
+        if self.type == "mps":
+            return f"Apple GPU ({platform.processor() or platform.machine()})"
+        if self.type != "cpu":
+            return str(module_of(self.torch_device).get_device_name(self.torch_device))
         threads = torch.get_num_threads()
         return f"CPU, {threads} thread" + "s" * (threads > 1)
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Hardware and libraries on which the last bits of an accelerator depend; none for a CPU.
+
+        Every GPU model has kernels of its own, and each version of cuBLAS and cuDNN others.
+        """
+        if self.type == "cpu":
+            return {}
+        if not is_cuda(self.torch_device):
+            return {"gpu": self.name}
+        found = capability(self.torch_device)
+        generation = f" sm_{found[0]}{found[1]}" if found else ""
+        return {
+            "gpu": f"{self.name}{generation}",
+            "cuda": str(torch.version.cuda or torch.version.hip),
+            "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        }
+
+    @property
+    def emulates_dtype(self) -> bool:
+        """Return True if a GPU computes the dtype without hardware for it."""
+        if self.dtype != torch.bfloat16 or not is_cuda(self.torch_device):
+            return False
+        return not module_of(self.torch_device).is_bf16_supported(including_emulation=False)
+
     def peak_bytes(self) -> int:
-        """Return the peak memory of tensors on the device so far; 0 on a CPU."""
-        if self.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.torch_device)
-        return 0
+        """Return the peak memory of tensors on the device so far; 0 on a CPU, and where torch does
+        not count it."""
+        measure = getattr(module_of(self.torch_device), "max_memory_allocated", None)
+        return int(measure(self.torch_device)) if measure and self.type != "cpu" else 0
 
     def synchronize(self) -> None:
         """Wait until the device has finished its queued work."""
-        if self.type == "cuda":
-            torch.cuda.synchronize(self.torch_device)
+        if self.type != "cpu":
+            module_of(self.torch_device).synchronize()
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which forwards run."""
@@ -71,7 +106,9 @@ class Device:
 def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
     """Resolve `train.device` and `train.dtype`.
 
-    "auto" selects CUDA if there is a card, else the CPU; and bfloat16 on CUDA, float32 on a CPU.
+    "auto" selects CUDA if there is a GPU of NVIDIA or AMD, else another accelerator that torch
+    finds, else the CPU. Its dtype is bfloat16 on CUDA and XPU, or float16 on a GPU that only
+    emulates bfloat16 (before compute capability 8.0); on a CPU and on MPS float32.
 
     Args:
         device, dtype: the keys of the profile.
@@ -83,7 +120,7 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
     """
     # A card that torch cannot use is an error: training on the CPU instead would go unnoticed.
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() or _has_nvidia_card() else "cpu"
+        device = _best_device()
     if local_rank is not None and device.startswith("cuda:"):
         raise DpoError(
             f"train.device {device!r} names one card, and several ranks train",
@@ -93,16 +130,19 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
     if local_rank is not None and device == "cuda":
         device = f"cuda:{local_rank}"
     if device.startswith("cuda"):
+        _expand_segments()
         _require_cuda(device)
+        # One name for the first GPU, whether one process trains or several do.
+        device = "cuda:0" if device == "cuda" else device
+        torch.cuda.set_device(device)
+        # cuDNN's attention builds a plan for each new pair of lengths, up to a second each; torch
+        # prefers it on compute capability 9.0 and 10.0.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    elif device != "cpu":
+        _require_accelerator(device)
     if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        dtype = _fast_dtype(device)
     return Device(torch.device(device), DTYPES[dtype])
-
-
-def process_bytes() -> int:
-    """Return the resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def configure_device(
@@ -121,6 +161,10 @@ def configure_device(
     else:
         # "high" is torch's name of TF32 on CUDA.
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        # Gradients of weights are sums over tokens, which cuBLAS splits among blocks of the GPU. By
+        # default it may add up the partial sums in half precision.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def keep_memory() -> None:
@@ -140,6 +184,36 @@ def make_deterministic() -> None:
     """Use only algorithms that give the same bits every time; slower on CUDA."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # Else torch fills every new tensor with NaN, one kernel each, to reveal code that reads memory
+    # before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _expand_segments() -> None:
+    """Let CUDA's allocator grow its blocks of memory, unless the user has set it up.
+
+    Batches differ in length at each step; freed memory would be cut into pieces that the next batch
+    does not fit into. torch reads the variables when CUDA starts.
+    """
+    if not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
+        os.environ.update(dict.fromkeys(_ALLOCATOR_VARIABLES, "expandable_segments:True"))
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available() or _has_nvidia_card():
+        return "cuda"
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found is not None and found.type in _OTHER_ACCELERATORS else "cpu"
+
+
+def _fast_dtype(device: str) -> str:
+    if device.startswith("xpu"):
+        return "bfloat16"
+    if not device.startswith("cuda"):
+        return "float32"
+    # By emulation torch computes bfloat16 on every GPU, without tensor cores and fast attention.
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_bfloat16 else "float16"
 
 
 def _has_nvidia_card() -> bool:
@@ -148,16 +222,19 @@ def _has_nvidia_card() -> bool:
 
 def _require_cuda(device: str) -> None:
     remedy = 'set train.device = "cpu" to train on the processor'
-    if torch.version.cuda is None:
+    # torch built for AMD's ROCm also calls its GPUs "cuda".
+    platform_version = torch.version.cuda or torch.version.hip
+    if platform_version is None:
         raise DpoError(
             f"train.device {device!r}: this torch ({torch.__version__}) was built without CUDA",
-            f"Install a CUDA build of torch, or {remedy}.",
+            f"Install a build of torch for CUDA, or for ROCm on an AMD GPU, or {remedy}.",
         )
+    platform_name = "CUDA" if torch.version.cuda else "ROCm"
     if not torch.cuda.is_available():
         raise DpoError(
-            f"train.device {device!r}: torch {torch.__version__} (CUDA {torch.version.cuda}) finds"
-            f" no card it can use (driver: {_driver()})",
-            f"Install a driver for CUDA {torch.version.cuda} or later, or {remedy}.",
+            f"train.device {device!r}: torch {torch.__version__} ({platform_name}"
+            f" {platform_version}) finds no card it can use (driver: {_driver()})",
+            f"Install a driver for {platform_name} {platform_version} or later, or {remedy}.",
         )
     index = torch.device(device).index or 0
     if index >= torch.cuda.device_count():
@@ -168,13 +245,35 @@ def _require_cuda(device: str) -> None:
     try:
         torch.ones(1, device=device).add_(1).item()
     except RuntimeError as error:
+        name = torch.cuda.get_device_name(index)
+        if any(text in str(error) for text in _BUSY_TEXTS):
+            raise DpoError(
+                f"train.device {device!r}: {name} cannot be opened: {first_line(error)}",
+                "nvidia-smi lists the programs that use it. End them, or choose another GPU.",
+            ) from error
         major, minor = torch.cuda.get_device_capability(index)
         raise DpoError(
-            f"train.device {device!r}: {torch.cuda.get_device_name(index)} (sm_{major}{minor})"
+            f"train.device {device!r}: {name} (sm_{major}{minor})"
             f" cannot run this torch ({torch.__version__}, built for"
             f" {' '.join(torch.cuda.get_arch_list())}): {first_line(error)}",
             f"Install a build of torch for this card, or {remedy}.",
         ) from error
+
+
+def _require_accelerator(device: str) -> None:
+    kind = torch.device(device).type
+    module = getattr(torch, kind)
+    if not module.is_available():
+        raise DpoError(
+            f"train.device {device!r}: torch {torch.__version__} finds no {kind.upper()} device",
+            f'Install a build of torch with {kind.upper()}, or set train.device = "auto".',
+        )
+    if (torch.device(device).index or 0) >= module.device_count():
+        raise DpoError(
+            f"train.device {device!r}: this machine has {module.device_count()} {kind.upper()}"
+            " devices",
+            f"Choose a device from 0 to {module.device_count() - 1}.",
+        )
 
 
 def _driver() -> str:

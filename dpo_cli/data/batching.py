@@ -11,7 +11,7 @@ Shape legend: P pairs, S = 2P sequences (chosen first, then rejected), T time, N
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dpo_cli.data.chat import Tokenized, TokenizedPair
+from dpo_cli.data.sequences import PairSegments, Sequences, locate_sequences
+from dpo_cli.data.staging import stage
 
 Layout = Literal["packed", "padded"]
 
@@ -28,13 +30,17 @@ class PaddedBatch:
     """Sequences padded to one length.
 
     input_ids, labels: (S, T) int64. mask: (S, T) bool, true where the label is a response token.
-    lengths: (S,) int64, inputs of each sequence without padding.
+    lengths: (S,) int64, inputs of each sequence without padding. padding_tokens: positions that are
+    padding; counted on the CPU, because reading a sum from a GPU would wait for it. host: the same
+    batch on the CPU; None for the one on the CPU.
     """
 
     input_ids: Tensor
     labels: Tensor
     mask: Tensor
     lengths: Tensor
+    padding_tokens: int
+    host: PaddedBatch | None = None
 
     @property
     def pairs(self) -> int:
@@ -47,28 +53,22 @@ class PaddedBatch:
         return self.input_ids.numel()
 
     @property
-    def padding_tokens(self) -> int:
-        """Positions that are padding."""
-        return self.computed_tokens - int(self.lengths.sum())
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, in the order of `with_tensors`."""
+        return self.input_ids, self.labels, self.mask, self.lengths
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> PaddedBatch:
+        """Return the copy of this batch from the CPU that these tensors are."""
+        input_ids, labels, mask, lengths = tensors
+        return PaddedBatch(input_ids, labels, mask, lengths, self.padding_tokens, self)
+
+    def for_device(self, device: torch.device) -> PaddedBatch:
+        """Return the batch with the tensors that a forward on `device` needs, on the CPU."""
+        return self
 
     def to(self, device: torch.device) -> PaddedBatch:
-        """Copy the batch to a device."""
-        tensors = (self.input_ids, self.labels, self.mask, self.lengths)
-        return PaddedBatch(*(to_device(tensor, device) for tensor in tensors))
-
-
-@dataclass(frozen=True)
-class PairSegments:
-    """Lengths of a pair's shared prompt, chosen and rejected parts in the packed row, in tokens."""
-
-    prompt: int
-    chosen: int
-    rejected: int
-
-    @property
-    def total(self) -> int:
-        """Number of tokens of the pair."""
-        return self.prompt + self.chosen + self.rejected
+        """Copy the batch from the CPU to a device, without waiting for it."""
+        return self if device.type == "cpu" else self.with_tensors(stage(self.tensors).to(device))
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class PackedBatch:
     target_labels: (N,) int64, those next tokens.
     targets: (S, time) int64, indices into the N targets. mask: (S, time) bool, false at padding.
     A target that both sides share is stored once among the N and indexed by both rows of `targets`.
+    sequences: arguments of the attention kernels of accelerators; None on a CPU. host: the same
+    batch on the CPU, for what depends on its values; None for the one on the CPU.
     """
 
     input_ids: Tensor
@@ -89,6 +91,8 @@ class PackedBatch:
     target_labels: Tensor
     targets: Tensor
     mask: Tensor
+    sequences: Sequences | None = None
+    host: PackedBatch | None = None
 
     @property
     def pairs(self) -> int:
@@ -105,24 +109,38 @@ class PackedBatch:
         """Zero: a packed row has no padding."""
         return 0
 
-    def to(self, device: torch.device) -> PackedBatch:
-        """Copy the batch to a device."""
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, in the order of `with_tensors`."""
+        own = self.input_ids, self.position_ids, self.target_positions, self.target_labels
+        found = self.sequences
+        located = (found.key_index, found.cu_seqlens_q, found.cu_seqlens_k) if found else ()
+        return *own, self.targets, self.mask, *located
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> PackedBatch:
+        """Return the copy of this batch from the CPU that these tensors are."""
+        ids, positions, target_positions, labels, targets, mask, *located = tensors
+        found = self.sequences
+        if found is not None:
+            index, queries, keys = located
+            found = Sequences(index, queries, keys, found.max_seqlen_q, found.max_seqlen_k)
         return PackedBatch(
-            to_device(self.input_ids, device),
-            to_device(self.position_ids, device),
-            self.segments,
-            to_device(self.target_positions, device),
-            to_device(self.target_labels, device),
-            to_device(self.targets, device),
-            to_device(self.mask, device),
+            *(ids, positions, self.segments, target_positions, labels, targets, mask, found),
+            host=self,
         )
 
+    def for_device(self, device: torch.device) -> PackedBatch:
+        """Return the batch with the tensors that a forward on `device` needs, on the CPU."""
+        if device.type == "cpu" or self.sequences is not None:
+            return self
+        return replace(self, sequences=locate_sequences(self.segments))
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to `device`; on CUDA non-blocking, from pinned memory."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    def to(self, device: torch.device) -> PackedBatch:
+        """Copy the batch from the CPU to a device, without waiting for it."""
+        if device.type == "cpu":
+            return self
+        ready = self.for_device(device)
+        return ready.with_tensors(stage(ready.tensors).to(device))
 
 
 Batch: TypeAlias = PaddedBatch | PackedBatch
@@ -158,8 +176,14 @@ def _padded(pairs: Sequence[TokenizedPair], max_seq_len: int, pad_id: int) -> Pa
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence.ids)] = sequence.ids
         response[row, : len(sequence.ids)] = sequence.response
-    lengths = torch.tensor([len(sequence.ids) - 1 for sequence in sequences])
-    return PaddedBatch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), response[:, 1:], lengths)
+    lengths = [len(sequence.ids) - 1 for sequence in sequences]
+    return PaddedBatch(
+        ids[:, :-1].contiguous(),
+        ids[:, 1:].contiguous(),
+        response[:, 1:],
+        torch.tensor(lengths),
+        padding_tokens=len(sequences) * (max_seq_len - 1) - sum(lengths),
+    )
 
 
 def _packed(pairs: Sequence[TokenizedPair], share_prompts: bool) -> PackedBatch:

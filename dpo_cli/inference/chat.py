@@ -79,7 +79,11 @@ class Responder:
         if not model_weights.architecture.supports_packing:
             use_eager_attention(model)
         if model_weights.architecture.use_moe:
-            use_experts_for(model, float32=device.dtype == torch.float32)
+            use_experts_for(
+                model,
+                float32=device.dtype == torch.float32,
+                is_on_cpu=device.type == "cpu",
+            )
         self._model, self._architecture = model.to(device.torch_device), model_weights.architecture
         self._tokenizer, self._device, self._decoding = tokenizer, device, decoding
         self.title = opened.title

@@ -7,7 +7,7 @@ scores between unrelated pairs, which are most of the row, and excludes the flas
 sequence is computed by itself:
 
 - on a CPU in float32 or float64: `_SegmentAttention`, plain matrix products with their own gradient
-- on CUDA in half precision: one call of the variable-length kernel (`dpo_cli.models.varlen`)
+- on an NVIDIA GPU: one call of a kernel for variable lengths (`dpo_cli.models.varlen`)
 - otherwise: torch's `scaled_dot_product_attention`, once per sequence
 
 `segment_attention` is registered with transformers under `NAME`. A model built with that
@@ -25,13 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from dpo_cli.data.batching import PairSegments
-from dpo_cli.models.varlen import (
-    Sequences,
-    causal_sequences,
-    supports_kernel,
-    varlen_attention,
-)
+from dpo_cli.data.sequences import PairSegments, Sequences, causal_sequences
+from dpo_cli.models.varlen import kernel_for, varlen_attention
 
 NAME = "dpo_segments"
 
@@ -95,7 +90,7 @@ def segment_attention(
         scaling: factor of the scores.
         dropout: probability of dropping an attention weight; 0 outside training.
         segments: the pairs of a packed row (batch = 1); None for padded rows.
-        sequences: the same pairs for the variable-length kernel; None if it is not used.
+        sequences: the same pairs for the kernels for variable lengths; None on a CPU.
         sliding_window: maximum number of keys that a query sees, itself included; must not be
             shorter than the longest sequence.
         is_causal: overrides the module's own attribute.
@@ -124,8 +119,8 @@ def segment_attention(
         output = _SegmentAttention.apply(  # type: ignore[no-untyped-call]
             query, key, value, tuple(segments), scaling
         )
-    elif sequences is not None and supports_kernel(key, value, dropout):
-        return varlen_attention(query, key, value, sequences, scaling), None
+    elif sequences is not None and (kernel := kernel_for(query, key, value, dropout)) is not None:
+        return varlen_attention(query, key, value, sequences, scaling, kernel), None
     else:
         output = _packed_flash_attention(query, key, value, segments, scaling, dropout)
     return output.transpose(1, 2).contiguous(), None

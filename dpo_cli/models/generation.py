@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,16 +84,32 @@ def generate(
     sample = sample or _most_likely
     input_ids = prompt.to(device.torch_device).unsqueeze(0)
     cache: dict[str, Any] = {}
-    for _ in range(max_new_tokens):
-        # Eager, because torch.compile would compile anew for each length of the cache.
-        with torch.no_grad(), device.autocast(), torch.compiler.set_stance("force_eager"):
-            output = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **cache)
-            token_id = sample(output.logits[0, -1])
-        yield token_id
-        if token_id == end_id:
-            return
-        input_ids = torch.tensor([[token_id]], device=device.torch_device)
-        cache = {name: output[name] for name in _CACHE_ARGUMENTS if name in output}
+    with _kept_casts():
+        for _ in range(max_new_tokens):
+            # Eager, because torch.compile would compile anew for each length of the cache.
+            with torch.no_grad(), device.autocast(), torch.compiler.set_stance("force_eager"):
+                output = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **cache)
+                token_id = sample(output.logits[0, -1])
+            yield token_id
+            if token_id == end_id:
+                return
+            input_ids = torch.tensor([[token_id]], device=device.torch_device)
+            cache = {name: output[name] for name in _CACHE_ARGUMENTS if name in output}
+
+
+@contextmanager
+def _kept_casts() -> Iterator[None]:
+    """Let autocast cast each weight once per answer, not once per token.
+
+    It keeps casts until the outermost of its contexts ends. This counts as such a context, without
+    an effect on what the caller computes between two tokens.
+    """
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
 
 
 def free_positions(architecture: Architecture, prompt: Tensor) -> int | None:

@@ -27,7 +27,7 @@ from dpo_cli.compute.device import DTYPES
 from dpo_cli.errors import DpoError, first_line
 from dpo_cli.files import sha256_file
 from dpo_cli.integrity import require_unchanged, stamp
-from dpo_cli.models import attention
+from dpo_cli.models import attention, experts
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict
 from dpo_cli.models.huggingface import read_settings
 from dpo_cli.models.infer import (
@@ -270,15 +270,19 @@ def to_disk_names(model: transformers.PreTrainedModel, tensors: StateDict) -> St
     return converted
 
 
-def use_experts_for(model: transformers.PreTrainedModel, *, float32: bool) -> None:
+def use_experts_for(
+    model: transformers.PreTrainedModel, *, float32: bool, is_on_cpu: bool = True
+) -> None:
     """Choose the implementation of the experts.
 
     The grouped matrix product is the fastest in float32. It does not support float64, and under
-    autocast it would compute in float32; the loop over experts follows autocast.
+    autocast it would compute in float32; the loop over experts follows autocast. On a GPU that loop
+    would wait for each expert, so there the grouped product casts (`dpo_cli.models.experts`).
     """
+    half_precision = "eager" if is_on_cpu else experts.NAME
     # A few models have a single implementation and raise ValueError.
     with contextlib.suppress(ValueError):
-        model.set_experts_implementation("grouped_mm" if float32 else "eager")
+        model.set_experts_implementation("grouped_mm" if float32 else half_precision)
 
 
 def checkpoint_activations(model: transformers.PreTrainedModel) -> None:

@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import PackedBatch
-from dpo_cli.models.varlen import causal_sequences
+from dpo_cli.data.sequences import causal_sequences
+from dpo_cli.data.staging import stage
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,24 @@ class SequenceBatch:
 
 
 def split_sequences(batch: PackedBatch) -> SequenceBatch:
-    """Split a packed row into one padded row per sequence."""
+    """Split a packed row into one padded row per sequence, on the device of the batch."""
+    device = batch.input_ids.device
+    # On the CPU, whatever the device: the number of response tokens decides the shapes, and a GPU
+    # would have to be waited for.
+    rows = _split_on_cpu(batch.host or batch)
+    if device.type == "cpu":
+        return rows
+    tensors = (rows.input_ids, rows.lengths, rows.rows, rows.times, rows.labels)
+    return SequenceBatch(*stage(tensors).to(device))
+
+
+def _split_on_cpu(batch: PackedBatch) -> SequenceBatch:
     sequences = [
         torch.cat([torch.arange(part.start, part.stop) for part in key_slices])
         for _, key_slices in causal_sequences(batch.segments)
     ]
     positions = sequences[::2] + sequences[1::2]  # chosen and rejected alternate in a packed row
-    device = batch.input_ids.device
-    ids = batch.input_ids[0, pad_sequence(positions, batch_first=True).to(device)]
+    ids = batch.input_ids[0, pad_sequence(positions, batch_first=True)]
 
     # From the position of a target in the packed row to its time in its own row: subtract the start
     # of the pair, and for tokens of a rejected part the chosen part that lies before it.
@@ -65,14 +76,14 @@ def split_sequences(batch: PackedBatch) -> SequenceBatch:
         (start, pair.prompt, pair.chosen)
         for start, pair in zip(pair_starts, batch.segments, strict=False)
     ]
-    starts, prompts, chosen_lengths = torch.tensor(offsets, device=device).repeat(2, 1).T
+    starts, prompts, chosen_lengths = torch.tensor(offsets).repeat(2, 1).T
     skipped = chosen_lengths.clone()
     skipped[: batch.pairs] = 0
     rows = batch.mask.nonzero()[:, 0]
     targets = batch.targets[batch.mask]
     times = batch.target_positions[targets] - starts[rows]
     times = times - torch.where(times >= prompts[rows], skipped[rows], 0)
-    lengths = torch.tensor([len(row_positions) for row_positions in positions], device=device)
+    lengths = torch.tensor([len(row_positions) for row_positions in positions])
     return SequenceBatch(ids, lengths, rows, times, batch.target_labels[targets])
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from dpo_cli.data.batching import Batch, PackedBatch, PaddedBatch
-from dpo_cli.models import varlen
+from dpo_cli.data.staging import to_device
 from dpo_cli.models.per_sequence import sequence_logits, split_sequences
 from dpo_cli.objective.aux_loss import AuxLossKind, TokenGroups, aux_loss
 from dpo_cli.objective.logps import (
@@ -130,17 +130,22 @@ class ResponseScorer(nn.Module):
     def _padded(self, batch: PaddedBatch, with_entropies: bool) -> Scores:
         """Score the padded layout as the reference scripts do: all logits, log-softmax, gather."""
         output = self.model(input_ids=batch.input_ids, use_cache=False)
-        entropy_mask = batch.mask if with_entropies else None
-        tokens = self._score_logits(output.logits, batch.labels, entropy_mask)
-        groups = _row_groups(batch.input_ids, batch.lengths, self.aux_loss_tokens)
-        return self._scores(tokens, batch.mask, groups)
+        tokens = self._score_logits(output.logits, batch.labels)
+        if with_entropies:
+            found = (batch.host or batch).mask.flatten().nonzero().squeeze(-1)
+            positions = to_device(found, batch.mask.device)
+            tokens = tokens._replace(entropies=entropies(output.logits, batch.mask, positions))
+        return self._scores(
+            tokens,
+            batch.mask,
+            lambda: _row_groups(batch.input_ids, batch.lengths, self.aux_loss_tokens),
+        )
 
     def _packed(self, batch: PackedBatch, with_entropies: bool) -> Scores:
         """Score a packed row: each token computed once, logits at response positions only."""
-        device = batch.input_ids.device
         kernel_arguments: dict[str, Any] = {}
-        if device.type == "cuda":
-            kernel_arguments["sequences"] = varlen.locate_sequences(batch.segments, device)
+        if batch.sequences is not None:
+            kernel_arguments["sequences"] = batch.sequences
         # `base_model` is the model without its head.
         output = self.model.base_model(
             input_ids=batch.input_ids,
@@ -149,38 +154,46 @@ class ResponseScorer(nn.Module):
             use_cache=False,
             **kernel_arguments,
         )
-        hidden = output.last_hidden_state[0, batch.target_positions]
+        # Not by brackets: their gradient sorts the positions, and this one adds.
+        hidden = output.last_hidden_state.squeeze(0).index_select(0, batch.target_positions)
         tokens = self._score_hidden(hidden, batch.target_labels, with_entropies)
         # (N,) -> (S, T). A target in both responses of a pair is computed once and appears twice.
-        tokens = tokens.map(lambda values: values[batch.targets])
-        return self._scores(tokens, batch.mask, _packed_groups(batch))
+        tokens = tokens.map(
+            lambda values: values.index_select(0, batch.targets.flatten()).view_as(batch.targets)
+        )
+        return self._scores(tokens, batch.mask, lambda: _packed_groups(batch))
 
     def _per_sequence(self, batch: PackedBatch, with_entropies: bool) -> Scores:
         """Score a packed batch by the model's own forward; see `dpo_cli.models.per_sequence`."""
         rows = split_sequences(batch)
         logits = sequence_logits(self.model, rows)
-        everywhere = torch.ones_like(rows.labels, dtype=torch.bool) if with_entropies else None
-        tokens = self._score_logits(logits, rows.labels, everywhere)
+        tokens = self._score_logits(logits, rows.labels, with_entropies=with_entropies)
         # (R,) -> (S, T), in the order of the mask, 0 elsewhere.
         tokens = tokens.map(
             lambda values: values.new_zeros(batch.mask.shape).masked_scatter(batch.mask, values)
         )
-        groups = _row_groups(rows.input_ids, rows.lengths, self.aux_loss_tokens)
-        return self._scores(tokens, batch.mask, groups)
+        return self._scores(
+            tokens,
+            batch.mask,
+            lambda: _row_groups(rows.input_ids, rows.lengths, self.aux_loss_tokens),
+        )
 
-    def _scores(self, tokens: _TokenScores, mask: Tensor, groups: TokenGroups) -> Scores:
+    def _scores(
+        self, tokens: _TokenScores, mask: Tensor, groups: Callable[[], TokenGroups]
+    ) -> Scores:
+        """Return the scores; `groups` is called for a model with experts only."""
         return Scores(
             tokens.logps, mask, self._aux_loss(groups), tokens.log_sum_sq_probs, tokens.entropies
         )
 
     def _score_logits(
-        self, logits: Tensor, labels: Tensor, entropy_mask: Tensor | None
+        self, logits: Tensor, labels: Tensor, *, with_entropies: bool = False
     ) -> _TokenScores:
-        """Score labels, (...), by logits, (..., V); entropies where the mask is true."""
+        """Score labels, (...), by logits, (..., V)."""
         return _TokenScores(
             gather_logps(logits, labels),
             log_sum_sq_probs(logits) if self.computes_sum_sq_probs else None,
-            None if entropy_mask is None else entropies(logits, entropy_mask),
+            _all_entropies(logits, labels) if with_entropies else None,
         )
 
     def _score_hidden(self, hidden: Tensor, labels: Tensor, with_entropies: bool) -> _TokenScores:
@@ -199,32 +212,36 @@ class ResponseScorer(nn.Module):
         if is_linear and not self.computes_sum_sq_probs:
             weight: Tensor = head.get_parameter("weight")
             device = hidden.device.type
-            # Autocast does not reach into a custom autograd function, so its casts are made here,
-            # and it is off inside, where the log-softmax must stay in float32.
-            if torch.is_autocast_enabled(device):
+            # Autocast does not reach into a custom autograd function. On an accelerator half
+            # precision lets the head use tensor cores; on a CPU its factors stay float32.
+            dtype = None
+            if torch.is_autocast_enabled(device) and device != "cpu":
                 dtype = torch.get_autocast_dtype(device)
-                hidden, weight = hidden.to(dtype), weight.to(dtype)
+            options: dict[str, Any] = {"logits_scaling": scaling, "dtype": dtype}
+            # Off inside, where the softmax must stay in float32.
             with torch.autocast(device, enabled=False):
+                hidden = hidden.to(weight.dtype)
                 if not with_entropies:
-                    logps = head_logps(hidden, weight, labels, logits_scaling=scaling)
-                    return _TokenScores(logps, None, None)
-                logps, entropy = head_logps_and_entropies(
-                    hidden, weight, labels, logits_scaling=scaling
-                )
+                    return _TokenScores(head_logps(hidden, weight, labels, **options), None, None)
+                logps, entropy = head_logps_and_entropies(hidden, weight, labels, **options)
                 return _TokenScores(logps, None, entropy)
         logits = head(hidden) / scaling
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
-        everywhere = torch.ones_like(labels, dtype=torch.bool) if with_entropies else None
-        return self._score_logits(logits, labels, everywhere)
+        return self._score_logits(logits, labels, with_entropies=with_entropies)
 
-    def _aux_loss(self, groups: TokenGroups) -> Tensor | None:
+    def _aux_loss(self, groups: Callable[[], TokenGroups]) -> Tensor | None:
         if self.aux_loss_kind is None:
             return None
         top_k = self.model.config.num_experts_per_tok
-        loss = aux_loss(self._router_logits, groups, top_k, self.aux_loss_kind)
+        loss = aux_loss(self._router_logits, groups(), top_k, self.aux_loss_kind)
         self._router_logits.clear()
         return loss
+
+
+def _all_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    everywhere = torch.arange(labels.numel(), device=labels.device)
+    return entropies(logits, torch.ones_like(labels, dtype=torch.bool), everywhere)
 
 
 def _record_router_logits(
@@ -254,11 +271,14 @@ def _row_groups(input_ids: Tensor, lengths: Tensor, aux_loss_tokens: AuxTokens) 
 def _packed_groups(batch: PackedBatch) -> TokenGroups:
     """Return three segments per pair; the shared prompt is a member of both sequences."""
     lengths = [n for pair in batch.segments for n in (pair.prompt, pair.chosen, pair.rejected)]
-    segment_ids = torch.repeat_interleave(torch.tensor(lengths))
-    pairs = batch.pairs
-    members = torch.zeros(2 * pairs, 3 * pairs)
-    for pair in range(pairs):
-        members[pair, [3 * pair, 3 * pair + 1]] = 1.0
-        members[pairs + pair, [3 * pair, 3 * pair + 2]] = 1.0
-    device = batch.input_ids.device
-    return TokenGroups(segment_ids.to(device), members.to(device))
+    pairs, device = batch.pairs, batch.input_ids.device
+    # With the size of the result given, a GPU need not be waited for.
+    segment_ids = torch.repeat_interleave(
+        to_device(torch.tensor(lengths), device), output_size=sum(lengths)
+    )
+    segment = torch.arange(3 * pairs, device=device)
+    sequence = torch.arange(2 * pairs, device=device).unsqueeze(1)
+    # Chosen sequences lack the third segment of their pair, rejected ones the second.
+    absent = torch.where(sequence < pairs, 2, 1)
+    is_member = (segment // 3 == sequence % pairs) & (segment % 3 != absent)
+    return TokenGroups(segment_ids, is_member.float())

@@ -1,161 +1,137 @@
-"""Variable-length flash attention on CUDA: a packed row in one kernel call per layer.
+"""Attention over a packed row in one kernel call per layer, on NVIDIA GPUs.
 
-The queries stay where they are in the row: shared prompt and chosen part of a pair, then its
-rejected part. The kernel expects the keys of each sequence to be contiguous, so keys and values are
-gathered into a second row: prompt, chosen, prompt, rejected. Its arguments (cu_seqlens and the
-gather index) depend on the batch only; they are computed once for all layers.
+Two kernels of torch compute sequences of several lengths at once; both are called through their
+operator in `aten`, which has an autograd formula of its own. torch's Python function `varlen_attn`
+calls the first of them, with 0.1 ms of overhead per call and, before torch 2.12, only for models
+without grouped-query attention.
+
+- flash attention: half precision, from compute capability 8.0 on
+- memory-efficient attention: float32, and float16 on older GPUs
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dpo_cli.data.batching import PairSegments
+from dpo_cli.compute.accelerator import capability
+from dpo_cli.data.sequences import Sequences
 
-KERNEL: Callable[..., Any] | None = None
-"""torch's `varlen_attn`; None if this torch has none, or one without grouped-query attention."""
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    pass
-else:
-    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
-        KERNEL = varlen_attn
+Kernel = Literal["flash", "efficient"]
 
-_CAUSAL = (-1, 0)
-"""Window (left, right) of a causal mask: unlimited keys to the left, none to the right.
-
-Flash attention aligns it to the bottom right, so the last query sees all keys even if there are
-fewer queries than keys, as in a rejected part behind a shared prompt.
-"""
-# Limits of flash attention 2.
-_MAX_HEAD_DIM, _HEAD_DIM_MULTIPLE = 256, 8
-_MIN_CAPABILITY = (8, 0)
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Position of the C causal sequences of a packed row, as arguments of the kernel.
-
-    Attributes:
-        key_index: (K,) int32, for each gathered key its position in the row.
-        cu_seqlens_q, cu_seqlens_k: (C + 1,) int32, cumulative lengths of the sequences in queries
-            and in gathered keys; the first element is 0.
-        max_seqlen_q, max_seqlen_k: longest sequence in queries and in keys.
-    """
-
-    key_index: Tensor
-    cu_seqlens_q: Tensor
-    cu_seqlens_k: Tensor
-    max_seqlen_q: int
-    max_seqlen_k: int
+_ARGUMENTS = {
+    "flash": "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal"
+    " return_debug_mask scale",
+    "efficient": "query key value bias cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k"
+    " dropout_p custom_mask_type compute_log_sumexp scale",
+}
+"""Arguments of the operators, which are internal to torch, as they are passed here."""
+_FLASH_CAPABILITY = (8, 0)
+_MAX_FLASH_HEAD_DIM = 256
+_HEAD_DIM_MULTIPLE = 8
+"""Both kernels load eight numbers of half precision at once, and four of float32."""
+_SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0))
+"""Capabilities on which flash attention has no backward pass for head_dim above 192, up to 224."""
+_BOTTOM_RIGHT_CAUSAL = 2
+"""Mask type of memory-efficient attention in which the last query sees every key."""
 
 
-def causal_sequences(
-    segments: Sequence[PairSegments],
-) -> Iterator[tuple[slice, tuple[slice, ...]]]:
-    """Yield the queries of each causal sequence of a packed row, and the slices that form its keys.
-
-    Two sequences per pair: shared prompt and chosen part, then the rejected part, whose keys begin
-    with the prompt. A sequence may be empty.
-    """
-    start = 0
-    for pair in segments:
-        prompt_end = start + pair.prompt
-        chosen_end, end = prompt_end + pair.chosen, start + pair.total
-        prompt_and_chosen = slice(start, chosen_end)
-        yield prompt_and_chosen, (prompt_and_chosen,)
-        rejected = slice(chosen_end, end)
-        yield rejected, (slice(start, prompt_end), rejected)
-        start = end
-
-
-def locate_sequences(segments: Sequence[PairSegments], device: torch.device) -> Sequences:
-    """Return the sequences of a packed row; those without a query are left out.
+def kernel_for(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Kernel | None:
+    """Return the kernel that computes these tensors on their device; None if none does.
 
     Args:
-        segments: the pairs of the row, in order.
-        device: where the kernel runs.
+        query, key, value: (1, heads, time, head_dim). The dtype of the value decides: the norms of
+            queries and keys return float32 also under autocast.
+        dropout: probability of dropping an attention weight; the calls here have none.
     """
-    key_index: list[int] = []
-    query_lengths, key_lengths = [], []
-    for queries, key_slices in causal_sequences(segments):
-        if queries.stop > queries.start:
-            before = len(key_index)
-            for part in key_slices:
-                key_index += range(part.start, part.stop)
-            query_lengths.append(queries.stop - queries.start)
-            key_lengths.append(len(key_index) - before)
-    ends = len(query_lengths) + 1
-    # Everything in one tensor, so that one asynchronous copy suffices; a blocking copy would make
-    # the CPU wait for the GPU at every micro-batch.
-    packed = torch.tensor(
-        [0, *accumulate(query_lengths), 0, *accumulate(key_lengths), *key_index],
-        dtype=torch.int32,
-    ).to(device, non_blocking=True)
-    return Sequences(
-        key_index=packed[2 * ends :],
-        cu_seqlens_q=packed[:ends],
-        cu_seqlens_k=packed[ends : 2 * ends],
-        max_seqlen_q=max(query_lengths),
-        max_seqlen_k=max(key_lengths),
+    device = value.device
+    if device.type == "cpu" or dropout or (generation := capability(device)) is None:
+        return None
+    head_dim, dtype = query.shape[-1], value.dtype
+    if head_dim % _HEAD_DIM_MULTIPLE or value.shape[-1] % _HEAD_DIM_MULTIPLE:
+        return None
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    fits_flash = value.shape[-1] == head_dim <= _MAX_FLASH_HEAD_DIM and not (
+        192 < head_dim <= 224 and generation in _SMALL_SHARED_MEMORY
     )
-
-
-def supports_kernel(key: Tensor, value: Tensor, dropout: float) -> bool:
-    """Return True if the kernel can compute these tensors on their device.
-
-    Args:
-        key, value: (1, heads, time, head_dim).
-        dropout: probability of dropping an attention weight; the kernel has none.
-    """
-    head_dim = value.shape[-1]
-    return (
-        KERNEL is not None
-        and value.device.type == "cuda"
-        and value.dtype in (torch.float16, torch.bfloat16)
-        and not dropout
-        and key.shape[-1] == head_dim <= _MAX_HEAD_DIM
-        and head_dim % _HEAD_DIM_MULTIPLE == 0
-        and torch.cuda.get_device_capability(value.device) >= _MIN_CAPABILITY
+    if is_half and generation >= _FLASH_CAPABILITY and fits_flash and _is_known("flash"):
+        return "flash"
+    is_efficient = dtype in (torch.float16, torch.float32) or (
+        dtype == torch.bfloat16 and generation >= _FLASH_CAPABILITY
     )
+    return "efficient" if is_efficient and _is_known("efficient") else None
 
 
 def varlen_attention(
-    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float, kernel: Kernel
 ) -> Tensor:
     """Compute causal attention within each sequence of a packed row.
 
+    The mask is aligned to the bottom right: the last query sees all keys even if there are fewer
+    queries than keys, as in a rejected part behind a shared prompt.
+
     Args:
         query: (1, heads, time, head_dim).
-        key, value: (1, key_value_heads, time, head_dim).
-        sequences: from `locate_sequences`.
+        key, value: (1, key_value_heads, time, head_dim); the value may have another head_dim.
+        sequences: from `locate_sequences`, on the device.
         scaling: factor of the scores.
+        kernel: from `kernel_for`.
 
     Returns:
-        (1, time, heads, head_dim).
+        (1, time, heads, head_dim of the value).
     """
-    assert KERNEL is not None
-    # The norms of queries and keys compute in float32. Autocast casts their outputs for torch's own
-    # attention, but it does not cover this kernel.
-    rows = [state[0].transpose(0, 1).to(value.dtype) for state in (query, key, value)]
-    output: Tensor = KERNEL(
-        rows[0],
-        rows[1].index_select(0, sequences.key_index),
-        rows[2].index_select(0, sequences.key_index),
+    # Autocast covers torch's own attention, but not these operators. `squeeze` instead of an index,
+    # whose gradient would be a new tensor.
+    queries, keys, values = (
+        state.squeeze(0).transpose(0, 1).to(value.dtype) for state in (query, key, value)
+    )
+    keys, values = _gather(keys, values, sequences.key_index)
+    lengths = (
         sequences.cu_seqlens_q,
         sequences.cu_seqlens_k,
         sequences.max_seqlen_q,
         sequences.max_seqlen_k,
-        scale=scaling,
-        window_size=_CAUSAL,
-        enable_gqa=query.shape[1] != key.shape[1],
     )
-    return output.unsqueeze(0)
+    if kernel == "flash":
+        # It shares the heads of keys among those of queries by itself.
+        output: Tensor = torch.ops.aten._flash_attention_forward(
+            *(queries, keys, values, *lengths), 0.0, True, False, scale=scaling
+        )[0]
+        return output.unsqueeze(0)
+    groups = queries.shape[1] // keys.shape[1]
+    keys, values = (
+        state.unsqueeze(2).expand(-1, -1, groups, -1).flatten(1, 2) for state in (keys, values)
+    )
+    result: tuple[Tensor, ...] = torch.ops.aten._efficient_attention_forward(
+        *(queries.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), None, *lengths),
+        *(0.0, _BOTTOM_RIGHT_CAUSAL, torch.is_grad_enabled()),
+        scale=scaling,
+    )
+    return result[0]
+
+
+def _gather(keys: Tensor, values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Gather the rows `index` of keys and values, with one kernel for both and for their gradients.
+
+    Args:
+        keys, values: (time, heads, head_dim).
+        index: (K,) int32.
+    """
+    if keys.shape != values.shape:
+        return keys.index_select(0, index), values.index_select(0, index)
+    gathered_keys, gathered_values = torch.stack([keys, values]).index_select(1, index).unbind()
+    return gathered_keys, gathered_values
+
+
+@cache
+def _is_known(kernel: Kernel) -> bool:
+    """Return True if this torch's operator takes the arguments that are passed here."""
+    operator: Any = getattr(torch.ops.aten, f"_{kernel}_attention_forward", None)
+    if operator is None:
+        return False
+    names = [argument.name for argument in operator.default._schema.arguments]
+    *positional, last = _ARGUMENTS[kernel].split()
+    return names[: len(positional)] == positional and last in names

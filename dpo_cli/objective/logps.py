@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 Reduction = Literal["mean", "sum"]
 
@@ -19,8 +18,17 @@ _CHUNK_ELEMENTS = 1 << 24
 """Elements of one chunk of logits, (rows, V): 64 MB in float32.
 
 With 150,000 tokens in the vocabulary, the logits of a whole micro-batch would need gigabytes. A
-chunk this large still keeps the matrix products efficient.
+chunk this large still keeps the matrix products efficient on a CPU.
 """
+_ACCELERATOR_CHUNK_ELEMENTS = 1 << 27
+"""Elements on an accelerator, which needs larger products, and reads the whole weight for each."""
+_WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices that have no float64."""
+_MIXED_PRODUCTS = ("cuda",)
+"""Types of devices that multiply factors of half precision into a float32 product."""
+_MAX_SAVED_PROBABILITIES = 1 << 27
+"""Probabilities of one forward up to which they are kept for the backward pass: 512 MB in float32.
+Above, the backward pass computes them again, by one more product."""
 
 
 def gather_logps(logits: Tensor, labels: Tensor) -> Tensor:
@@ -55,7 +63,12 @@ def log_sum_sq_probs(logits: Tensor) -> Tensor:
 
 
 def head_logps(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, logits_scaling: float = 1.0
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    logits_scaling: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return `gather_logps` of a linear head's logits, with a fused and chunked backward pass.
 
@@ -67,34 +80,44 @@ def head_logps(
     So only p is kept; it overwrites the logits, chunk by chunk, and becomes the gradient in place.
 
     Args:
-        hidden: (N, H), in the dtype of the matrix product.
+        hidden: (N, H).
         weight: (V, H), of the head, in the same dtype.
         labels: (N,) int64, token ids.
         logits_scaling: divisor of the logits.
+        dtype: round the factors of all products to this dtype; None leaves them as they are. The
+            products themselves are float32: logits rounded to bfloat16 would change a log-prob by
+            0.015 nats, thirty times as much as one optimizer step does.
 
     Returns:
         (N,), in nats; float32, or float64 for float64 input.
     """
     logps: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, labels, logits_scaling
+        hidden, weight, labels, logits_scaling, dtype or hidden.dtype
     )
     return logps
 
 
 @torch.no_grad()
 def head_logps_and_entropies(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, logits_scaling: float = 1.0
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    logits_scaling: float = 1.0,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the values of `head_logps`, bit for bit, and the entropies of the distributions.
 
     Args:
-        hidden, weight, labels, logits_scaling: see `head_logps`.
+        hidden, weight, labels, logits_scaling, dtype: see `head_logps`.
 
     Returns:
         Two tensors of shape (N,), in nats: the log-probs, and -sum_v p(v) log p(v).
     """
     logps: list[Tensor] = []
     entropy: list[Tensor] = []
+    dtype = dtype or hidden.dtype
+    hidden, weight = hidden.to(dtype), weight.to(dtype)
     for logits, chunk_labels in _logit_chunks(hidden, weight, labels, logits_scaling):
         normalizer = logits.logsumexp(dim=-1, keepdim=True)
         logps.append((logits.gather(-1, chunk_labels.unsqueeze(-1)) - normalizer).squeeze(-1))
@@ -103,23 +126,27 @@ def head_logps_and_entropies(
 
 
 @torch.no_grad()
-def entropies(logits: Tensor, mask: Tensor) -> Tensor:
+def entropies(logits: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
     """Return the entropies -sum_v p(v) log p(v) of the distributions at masked positions.
 
     Args:
         logits: (..., V), any float dtype; widened to float32 like in `gather_logps`, but in chunks.
         mask: (...) bool, true at the positions to compute.
+        positions: (K,) int64, those positions in the flattened mask, where they are known; to find
+            them, a GPU would have to be waited for.
 
     Returns:
         (...), in nats; 0 where the mask is false.
     """
-    positions, rows = mask.flatten().nonzero().squeeze(-1), logits.flatten(0, -2)
+    if positions is None:
+        positions = mask.flatten().nonzero().squeeze(-1)
+    rows = logits.flatten(0, -2)
     result = torch.zeros(
         mask.numel(),
         dtype=torch.promote_types(logits.dtype, torch.float32),
         device=logits.device,
     )
-    for chunk in torch.split(positions, _chunk_rows(logits.shape[-1])):
+    for chunk in torch.split(positions, _chunk_rows(logits.shape[-1], logits.device)):
         # Indexing copies, so the in-place computation leaves the caller's logits unchanged.
         wide = rows[chunk].to(result.dtype)
         result[chunk] = _entropies_in_place(wide, wide.logsumexp(dim=-1, keepdim=True))
@@ -144,6 +171,16 @@ def sequence_logps(token_logps: Tensor, mask: Tensor, reduction: Reduction) -> T
     return sums if reduction == "sum" else sums / mask.sum(dim=-1).clamp(min=1)
 
 
+def has_float64(device: torch.device) -> bool:
+    """Return True if a device computes in float64."""
+    return device.type not in _WITHOUT_FLOAT64
+
+
+def where_float64_is(tensor: Tensor) -> Tensor:
+    """Return a tensor on its own device, or on the CPU if that has no float64."""
+    return tensor if has_float64(tensor.device) else tensor.cpu()
+
+
 def _widen(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -161,17 +198,46 @@ def _logit_chunks(
     hidden: Tensor, weight: Tensor, labels: Tensor, logits_scaling: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (logits, labels) of successive rows; logits (rows, V) in float32 or float64."""
-    rows = _chunk_rows(len(weight))
+    rows = _chunk_rows(len(weight), weight.device)
     chunks = zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
     for chunk_hidden, chunk_labels in chunks:
-        logits = _widen(F.linear(chunk_hidden, weight))
-        if logits_scaling != 1.0:
-            logits /= logits_scaling
-        yield logits, chunk_labels
+        yield _scaled_logits(chunk_hidden, weight, logits_scaling), chunk_labels
 
 
-def _chunk_rows(vocabulary: int) -> int:
-    return max(1, _CHUNK_ELEMENTS // vocabulary)
+def _scaled_logits(hidden: Tensor, weight: Tensor, logits_scaling: float) -> Tensor:
+    logits = _product(hidden, weight.T)
+    if logits_scaling != 1.0:
+        logits /= logits_scaling
+    return logits
+
+
+def _chunk_rows(vocabulary: int, device: torch.device) -> int:
+    elements = _CHUNK_ELEMENTS if device.type == "cpu" else _ACCELERATOR_CHUNK_ELEMENTS
+    return max(1, elements // vocabulary)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the matrix product in float32 for factors of half precision, else in their dtype."""
+    if left.dtype not in (torch.float16, torch.bfloat16):
+        return left @ right
+    if left.device.type in _MIXED_PRODUCTS:
+        # The tensor cores add up in float32 in any case.
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Add a product to the sum over earlier chunks, in float32 for factors of half precision.
+
+    In half precision each sum would lose the last digits of what is added.
+    """
+    if total is None:
+        return _product(left, right)
+    return (
+        total.addmm_(left, right)
+        if left.dtype == total.dtype
+        else total.add_(_product(left, right))
+    )
 
 
 class _HeadLogps(torch.autograd.Function):
@@ -179,41 +245,56 @@ class _HeadLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, logits_scaling: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        logits_scaling: float,
+        dtype: torch.dtype,
     ) -> Tensor:
+        # Rounded in here, not by the caller: through a cast outside, the gradients of both would
+        # be rounded, too.
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
         needs_backward = any(ctx.needs_input_grad)
+        is_saved = needs_backward and len(hidden) * len(weight) <= _MAX_SAVED_PROBABILITIES
         logps: list[Tensor] = []
         probabilities: list[Tensor] = []
+        normalizers: list[Tensor] = []
         for logits, chunk_labels in _logit_chunks(hidden, weight, labels, logits_scaling):
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
             # Gathered before the subtraction, so that the table of log-probs is never formed.
             logps.append((logits.gather(-1, chunk_labels.unsqueeze(-1)) - normalizer).squeeze(-1))
-            if needs_backward:
+            if is_saved:
                 # Kept in float32: in half precision, p rounds to 1 for every confident token, and
                 # the gradient 1 - p would be 0.
                 probabilities.append(logits.sub_(normalizer).exp_())
-        ctx.save_for_backward(hidden, weight, labels)
+            elif needs_backward:
+                normalizers.append(normalizer)
+        ctx.save_for_backward(hidden, weight, labels, *normalizers)
         # Not through save_for_backward: its tensors may not be changed in place, and all of them
         # live until the end of the backward pass. From a list, each chunk is freed after its use.
         ctx.probabilities, ctx.logits_scaling = probabilities, logits_scaling
         return torch.cat(logps)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden, weight, labels = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, labels, *normalizers = ctx.saved_tensors
         gradient = gradients[0] / ctx.logits_scaling
+        rows = _chunk_rows(len(weight), weight.device)
         grad_hidden: list[Tensor] = []
-        grad_weight = torch.zeros_like(weight)
-        start = 0
-        while ctx.probabilities:
-            probabilities = ctx.probabilities.pop(0)  # frees each chunk: one backward only
-            end = start + len(probabilities)
-            row_gradient = gradient[start:end].unsqueeze(-1)
+        grad_weight: Tensor | None = None
+        for start in range(0, max(1, len(hidden)), rows):
+            part = slice(start, start + rows)
+            if normalizers:
+                logits = _scaled_logits(hidden[part], weight, ctx.logits_scaling)
+                probabilities = logits.sub_(normalizers[start // rows]).exp_()
+            else:
+                probabilities = ctx.probabilities.pop(0)  # frees each chunk: one backward only
+            row_gradient = gradient[part].unsqueeze(-1)
             # g (onehot - p), in place of p.
             probabilities.mul_(-row_gradient)
-            probabilities.scatter_add_(-1, labels[start:end].unsqueeze(-1), row_gradient)
+            probabilities.scatter_add_(-1, labels[part].unsqueeze(-1), row_gradient)
             grad_logits = probabilities.to(hidden.dtype)
-            grad_hidden.append(grad_logits @ weight)
-            grad_weight.addmm_(grad_logits.T, hidden[start:end])
-            start = end
-        return torch.cat(grad_hidden), grad_weight, None, None
+            grad_hidden.append(_product(grad_logits, weight))
+            grad_weight = _add_product(grad_weight, grad_logits.T, hidden[part])
+        return torch.cat(grad_hidden), grad_weight, None, None, None

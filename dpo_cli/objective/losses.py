@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.objective.formulas import FORMULAS, Pairs, divergence_scores
-from dpo_cli.objective.logps import sequence_logps
+from dpo_cli.objective.logps import sequence_logps, where_float64_is
 from dpo_cli.objective.ties import is_preferred
 from dpo_cli.profile.objective import Dpo
 
@@ -84,7 +84,9 @@ class PairScores:
     def metric_sums(self) -> dict[str, Tensor]:
         """Return the sum over the pairs of each of `PAIR_METRICS` that is defined."""
         named = zip(PAIR_METRICS, self.metrics(), strict=True)
-        return {name: metric.detach().sum() for name, metric in named if metric is not None}
+        defined = {name: metric.detach() for name, metric in named if metric is not None}
+        sums = torch.stack(list(defined.values())).sum(dim=1)
+        return dict(zip(defined, sums.unbind(), strict=True))
 
 
 def score_pairs(
@@ -102,6 +104,8 @@ def score_pairs(
     policy. Here the responses come from the data, and DPO makes the rejected ones unlikely: a
     single token would raise k3 to thousands of nats.
 
+    Everything here is float64, on the CPU if the device has none.
+
     Args:
         policy, reference: (2P, T), log-probs of tokens in nats; zeros for the reference if the loss
             uses none.
@@ -113,6 +117,7 @@ def score_pairs(
     Raises:
         ValueError: `dpo.use_weighting` is set, but `log_sum_sq_probs` is missing.
     """
+    policy, reference, mask = map(where_float64_is, (policy, reference, mask))
     tokens = mask.sum(dim=-1).clamp(min=1)
     divisor = tokens if dpo.reduction == "mean" else torch.ones_like(tokens)
     plain_sums = policy_sums = sequence_logps(policy, mask, "sum")
@@ -152,7 +157,7 @@ def score_pairs(
     if dpo.use_weighting:
         if log_sum_sq_probs is None:
             raise ValueError("dpo.use_weighting needs log_sum_sq_probs")
-        losses = losses * pair_weights(policy, log_sum_sq_probs, mask)
+        losses = losses * pair_weights(policy, where_float64_is(log_sum_sq_probs), mask)
     return PairScores(
         losses=losses,
         rewards_chosen=rewards_chosen,

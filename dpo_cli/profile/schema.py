@@ -86,18 +86,22 @@ class Train(Table):
 
     device: Annotated[
         str,
-        Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$", examples=["auto", "cpu", "cuda", "cuda:0"]),
+        Field(
+            pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$",
+            examples=["auto", "cpu", "cuda", "cuda:0", "mps"],
+        ),
         MATHEMATICS,
         REFERENCE,
     ] = "auto"
-    """Device to compute on: "cpu", "cuda", or "cuda:N" for GPU N. "auto" is CUDA if there is a GPU,
-    else the CPU."""
+    """Device to compute on: "cpu", "cuda" or "cuda:N" (GPUs of NVIDIA and AMD), "mps" (Apple), or
+    "xpu" (Intel). "auto" is the GPU if there is one, else the CPU."""
 
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MATHEMATICS, REFERENCE] = (
         "auto"
     )
     """Precision of the forward and backward pass; weights and optimizer state stay in float32.
-    "auto" is bfloat16 on CUDA and float32 on the CPU."""
+    "auto" is float32 on the CPU and on MPS, and bfloat16 on other GPUs, or float16 on those that
+    only emulate bfloat16 (before compute capability 8.0)."""
 
     tf32: Annotated[bool, MATHEMATICS, REFERENCE] = False
     """Allow TF32 for float32 matrix products on CUDA: faster, but less accurate (10 mantissa bits
@@ -121,8 +125,9 @@ class Train(Table):
     ] = None
     """Most tokens computed in one forward. The pairs of an optimizer step are regrouped to fit,
     with the same gradient; a longer pair is computed alone. Lower values need less memory. Default:
-    2048 on a CPU; on CUDA one micro-batch per forward. It is always one micro-batch with experts,
-    with dropout, with a loss over whole batches, and in the padded layout."""
+    2048 on a CPU; on a GPU a power of two from 1,024 to 65,536 that follows from the free memory at
+    the start of the run. It is always one micro-batch with experts, with dropout, with a loss over
+    whole batches, and in the padded layout. On a GPU evaluations compute four times as much."""
 
     aux_loss_tokens: Annotated[Literal["real", "all"], MATHEMATICS, REFERENCE] = "real"
     """Tokens that the auxiliary loss counts: "real" tokens only, or "all" with padding, as in

@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from dpo_cli.compute.accelerator import is_cuda
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch, make_batch
+from dpo_cli.data.lookahead import ahead
 from dpo_cli.data.microbatching import MicroBatch, make_micro_batches
-from dpo_cli.data.sampler import BatchSampler
+from dpo_cli.data.sampler import BatchSampler, GlobalBatch
+from dpo_cli.data.staging import stage
 from dpo_cli.data.tokens import TokenizedPairs
+from dpo_cli.models.forward_size import EVALUATION_FACTOR
+from dpo_cli.objective.logps import has_float64
 from dpo_cli.profile.schema import Profile
 
-CPU_TOKENS_PER_FORWARD = 2048
-"""Default limit of positions per forward on a CPU: larger activations fall out of its caches."""
+_EVALUATED_TOGETHER = 1024
+"""Pairs among which an accelerator groups those that it evaluates in one forward."""
+
+
+class Forward(NamedTuple):
+    """Pairs that are computed at once.
+
+    Attributes:
+        indices: of the P training pairs.
+        batch: their tensors, on the device.
+        weights: (P,) float64, see `MicroBatch`; where the losses are computed.
+    """
+
+    indices: tuple[int, ...]
+    batch: Batch
+    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,7 @@ class BatchPlanner:
         pairs, held_out: training and held-out pairs.
         order: which pairs form each optimizer step; it does not depend on the number of ranks.
         use_moe: the policy has experts.
+        max_tokens_per_forward: limit of a forward, where the profile leaves it open.
         world_size: number of ranks that share each optimizer step.
     """
 
@@ -39,10 +63,48 @@ class BatchPlanner:
     held_out: TokenizedPairs
     order: BatchSampler
     use_moe: bool
+    max_tokens_per_forward: int
     world_size: int = 1
 
     def make_batch(self, pairs: TokenizedPairs, indices: Sequence[int]) -> Batch:
         """Return the tensors of these pairs, on the device."""
+        return self._make_batch(pairs, indices).to(self.device.torch_device)
+
+    def make_forward(self, micro_batch: MicroBatch) -> Forward:
+        """Return a micro-batch of training pairs with its tensors, on the device."""
+        # In float64: 1 / (pairs * accumulation_steps) has no exact float32 value.
+        weights = torch.tensor(micro_batch.weights, dtype=torch.float64)
+        device = self.device.torch_device
+        if device.type == "cpu":
+            return Forward(
+                micro_batch.indices, self.make_batch(self.pairs, micro_batch.indices), weights
+            )
+        batch = self._make_batch(self.pairs, micro_batch.indices).for_device(device)
+        if has_float64(device):
+            *tensors, weights = stage([*batch.tensors, weights]).to(device)
+        else:
+            tensors = stage(batch.tensors).to(device)
+        return Forward(micro_batch.indices, batch.with_tensors(tensors), weights)
+
+    def forwards(
+        self, global_batches: Iterable[GlobalBatch], rank: int = 0
+    ) -> Iterator[tuple[GlobalBatch, Iterator[Forward]]]:
+        """Yield optimizer steps, each with the forwards of a rank, which are drawn in this order.
+
+        With CUDA the next forward is made while one is computed, also across steps.
+        """
+        steps, again = itertools.tee(
+            (each, self.micro_batches_by_rank(each.micro_batches)[rank]) for each in global_batches
+        )
+        stream = ahead(
+            self.make_forward,
+            (micro_batch for _, own in again for micro_batch in own),
+            is_threaded=is_cuda(self.device.torch_device),
+        )
+        for global_batch, own in steps:
+            yield global_batch, itertools.islice(stream, len(own))
+
+    def _make_batch(self, pairs: TokenizedPairs, indices: Sequence[int]) -> Batch:
         return make_batch(
             [pairs[i] for i in indices],
             self.profile.train.layout,
@@ -50,7 +112,7 @@ class BatchPlanner:
             pad_id=self.pad_id,
             # With dropout the two copies of a shared prompt would differ.
             share_prompts=not self.profile.model.dropout,
-        ).to(self.device.torch_device)
+        )
 
     def micro_batches(self, global_batch: Sequence[Sequence[int]]) -> list[MicroBatch]:
         """Return the forwards of one optimizer step, those of all ranks."""
@@ -83,13 +145,18 @@ class BatchPlanner:
 
     @cached_property
     def held_out_batches(self) -> list[tuple[int, ...]]:
-        """Indices of the held-out pairs that are scored together."""
-        count, size = len(self.held_out), self.order.batch_size
+        """Indices of the held-out pairs that are scored together.
+
+        On an accelerator in larger forwards than in training: nothing is kept for gradients.
+        """
+        count, size, factor = len(self.held_out), self.order.batch_size, 1
+        if self.device.type != "cpu" and self.can_regroup:
+            size, factor = max(size, _EVALUATED_TOGETHER), EVALUATION_FACTOR
         chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
         return [
             micro_batch.indices
             for chunk in chunks
-            for micro_batch in self._split([chunk], self.held_out, world_size=1)[0]
+            for micro_batch in self._split([chunk], self.held_out, world_size=1, factor=factor)[0]
         ]
 
     @property
@@ -103,22 +170,20 @@ class BatchPlanner:
         is_independent = not self.use_moe and not self.profile.dpo.needs_whole_batch
         return train.layout == "packed" and not model.dropout and is_independent
 
-    @property
-    def _max_tokens_per_forward(self) -> int | None:
-        if not self.can_regroup:
-            return None
-        default = CPU_TOKENS_PER_FORWARD if self.device.type == "cpu" else None
-        return self.profile.train.max_tokens_per_forward or default
-
     def _split(
-        self, global_batch: Sequence[Sequence[int]], pairs: TokenizedPairs, world_size: int
+        self,
+        global_batch: Sequence[Sequence[int]],
+        pairs: TokenizedPairs,
+        world_size: int,
+        factor: int = 1,
     ) -> list[list[MicroBatch]]:
         indices = [index for micro_batch in global_batch for index in micro_batch]
         tokens = dict(zip(indices, pairs.computed_tokens[indices].tolist(), strict=True))
+        limit = self.profile.train.max_tokens_per_forward or self.max_tokens_per_forward
         return make_micro_batches(
             global_batch,
             self.order.accumulation_steps,
             tokens,
-            self._max_tokens_per_forward,
+            factor * limit if self.can_regroup else None,
             world_size,
         )

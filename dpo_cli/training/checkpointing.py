@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dpo_cli.compute.accelerator import module_of
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import StateDict
@@ -209,8 +210,8 @@ def rng_states(group: ProcessGroup, device: torch.device) -> dict[str, Tensor]:
     Dropout draws from them, so a resume without them would use other masks.
     """
     states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        states[device.type] = module_of(device).get_rng_state(device)
     return {
         _rng_key(name, rank): state
         for name, own in states.items()
@@ -222,8 +223,8 @@ def _restore_rng(states: Mapping[str, Tensor], device: torch.device, rank: int) 
     # On more ranks than the run had when it saved, the new ranks keep the state of their seed.
     if (state := states.get(_rng_key("cpu", rank))) is not None:
         torch.set_rng_state(state)
-    if device.type == "cuda" and (state := states.get(_rng_key("cuda", rank))) is not None:
-        torch.cuda.set_rng_state(state, device)
+    if device.type != "cpu" and (state := states.get(_rng_key(device.type, rank))) is not None:
+        module_of(device).set_rng_state(state, device)
 
 
 def _rng_key(name: str, rank: int) -> str:

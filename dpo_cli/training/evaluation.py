@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dpo_cli.compute.accelerator import is_cuda
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Batch
+from dpo_cli.data.lookahead import ahead
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.held_out import HELD_OUT_METRICS, score_held_out_pairs, summarize
@@ -47,8 +49,9 @@ def score_held_out(
         policy.eval()
     own: list[int] = []
     figures: list[Tensor] = []
-    for indices in batches[group.rank :: group.world_size]:
-        batch = make_batch(indices)
+    share = batches[group.rank :: group.world_size]
+    made = ahead(make_batch, share, is_threaded=is_cuda(device.torch_device))
+    for indices, batch in zip(share, made, strict=True):
         if isinstance(policy, CachedReference):
             scores = policy.scores(indices, batch)
         else:

@@ -6,15 +6,27 @@ import torch
 
 from dpo_cli.errors import DpoError, first_line
 
+_SYSTEM_MEMORY = "can't allocate memory"
+_MEMORY_TEXTS = (
+    _SYSTEM_MEMORY,
+    "out of memory",  # CUDA, its driver, NCCL ("Cuda failure 2 'out of memory'"), MPS, XPU
+    "ALLOC_FAILED",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+    "OUT_OF_HOST_MEMORY",  # XPU: UR_RESULT_ERROR_OUT_OF_HOST_MEMORY
+    "OUT_OF_DEVICE_MEMORY",
+    "hipErrorOutOfMemory",
+)
+"""Parts of the messages of a lack of memory."""
+
 
 def explain(error: Exception) -> DpoError | None:
     """Translate an exception into an error with a remedy; None if it is a bug."""
     if is_out_of_memory(error):
+        is_on_gpu = not isinstance(error, MemoryError) and _SYSTEM_MEMORY not in str(error)
         return DpoError(
             f"out of memory: {first_line(error)}",
             "Set train.activation_checkpointing = true, or lower train.max_tokens_per_forward; with"
             " experts or dropout, lower train.batch_size and raise train.accumulation_steps. Or"
-            " lower data.max_seq_len.",
+            " lower data.max_seq_len." + " nvidia-smi lists other programs on the GPU." * is_on_gpu,
         )
     if isinstance(error, FileNotFoundError | PermissionError) and error.filename:
         # The launcher has checked the files, but only on its own machine.
@@ -34,4 +46,6 @@ def is_out_of_memory(error: Exception) -> bool:
     """Return True if the device, or the system, is out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # torch raises its own class only where its allocator asks for GPU memory. Drivers, cuBLAS,
+    # cuDNN and NCCL report their own requests in their own words.
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY_TEXTS)

@@ -18,6 +18,7 @@ from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
 from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
+from dpo_cli.models.forward_size import CPU_TOKENS_PER_FORWARD, default_max_tokens_per_forward
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile.inputs import resolve_tokenizer
@@ -55,6 +56,7 @@ class RunInputs:
         accumulation_steps: micro-batches of one optimizer step, over all group. A resumed run keeps
             the number it began with, also on another number of group.
         world_size: number of ranks that train together.
+        max_tokens_per_forward: limit where the profile leaves it open; a resumed run keeps it, too.
     """
 
     profile: Profile
@@ -71,6 +73,7 @@ class RunInputs:
     held_out_groups: Mapping[str, Tensor] = field(default_factory=dict)
     accumulation_steps: int = 1
     world_size: int = 1
+    max_tokens_per_forward: int = CPU_TOKENS_PER_FORWARD
 
     @cached_property
     def order(self) -> BatchSampler:
@@ -95,6 +98,7 @@ class RunInputs:
             held_out=self.held_out,
             order=self.order,
             use_moe=self.weights.architecture.use_moe,
+            max_tokens_per_forward=self.max_tokens_per_forward,
             world_size=self.world_size,
         )
 
@@ -156,6 +160,7 @@ def read_inputs(
     on_progress: OnProgress,
     group: ProcessGroup = SINGLE_PROCESS,
     accumulation_steps: int | None = None,
+    max_tokens_per_forward: int | None = None,
 ) -> RunInputs:
     """Read and check all inputs; writes nothing but a copy of the weights that `run:NAME` names.
 
@@ -166,7 +171,7 @@ def read_inputs(
             other run may train on and remove the checkpoint.
         on_progress: see `OnProgress`.
         group: the ranks that train together; collective.
-        accumulation_steps: see `assemble_inputs`.
+        accumulation_steps, max_tokens_per_forward: see `assemble_inputs`.
 
     Raises:
         DpoError: an input is missing, damaged, or does not fit the others.
@@ -197,6 +202,14 @@ def read_inputs(
         held_out,
         world_size=group.world_size,
         accumulation_steps=accumulation_steps,
+        # The main rank's memory decides: all ranks must group the pairs alike.
+        max_tokens_per_forward=group.broadcast_from_main(
+            "max_tokens_per_forward",
+            lambda: (
+                max_tokens_per_forward
+                or default_max_tokens_per_forward(device, weights, reference_weights, profile)
+            ),
+        ),
     )
 
 
@@ -211,6 +224,7 @@ def assemble_inputs(
     *,
     world_size: int = 1,
     accumulation_steps: int | None = None,
+    max_tokens_per_forward: int | None = None,
 ) -> RunInputs:
     """Split the pairs, mix their sources, and put the inputs together.
 
@@ -222,6 +236,8 @@ def assemble_inputs(
         world_size: number of ranks that train together.
         accumulation_steps: micro-batches of one optimizer step over all group, which a resumed run
             keeps; None to compute it from the profile.
+        max_tokens_per_forward: most tokens of a forward where the profile leaves it open, which a
+            resumed run keeps; None to compute it from the free memory.
 
     Raises:
         DpoError: a sequence is longer than the model has positions for, there are too few pairs to
@@ -255,6 +271,8 @@ def assemble_inputs(
         accumulation_steps=accumulation_steps
         or world_size * profile.train.accumulation_on(world_size),
         world_size=world_size,
+        max_tokens_per_forward=max_tokens_per_forward
+        or default_max_tokens_per_forward(device, weights, reference_weights, profile),
     )
     if inputs.accumulation_steps < world_size:
         steps = inputs.accumulation_steps

@@ -89,7 +89,7 @@ def make_optimizer(
     """
     weights = list(parameters)
     kind = KahanAdamW if kahan_summation else torch.optim.AdamW
-    return kind(weights, lr=0.0, fused=True if weights[0].is_cuda else None)
+    return kind(weights, lr=0.0, fused=weights[0].device.type != "cpu" or None)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -16,6 +16,8 @@ from dpo_cli.training.inputs import RunInputs
 _KERNEL_VARIABLES = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 """Environment variables that select the kernels of MKL and oneDNN, and with them the last bits."""
 
+_TOKENS_PER_FORWARD = "max_tokens_per_forward"
+
 
 def make_plan(inputs: RunInputs) -> Plan:
     """Return the plan of a run with these inputs, in this process's environment."""
@@ -48,8 +50,26 @@ def make_plan(inputs: RunInputs) -> Plan:
         device=str(inputs.device.torch_device),
         dtype=inputs.device.dtype_name,
         fingerprints=inputs.fingerprints,
-        environment={**environment(), "ranks": str(inputs.world_size)},
+        environment={
+            **environment(),
+            **inputs.device.versions,
+            **_forward_size(inputs),
+            "ranks": str(inputs.world_size),
+        },
     )
+
+
+def saved_max_tokens_per_forward(plan: Plan | None) -> int | None:
+    """Return the limit of a forward that a run began with; None if it has no default of its own."""
+    saved = plan.environment.get(_TOKENS_PER_FORWARD) if plan else None
+    return int(saved) if saved else None
+
+
+def _forward_size(inputs: RunInputs) -> dict[str, str]:
+    # On a CPU the default is a constant.
+    if inputs.device.type == "cpu" or inputs.profile.train.max_tokens_per_forward:
+        return {}
+    return {_TOKENS_PER_FORWARD: str(inputs.max_tokens_per_forward)}
 
 
 def environment() -> dict[str, str]:

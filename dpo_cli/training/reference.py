@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn import functional as F
 
 from dpo_cli import integrity
 from dpo_cli.compute.device import Device
 from dpo_cli.compute.matmul import processor
 from dpo_cli.data.batching import Batch, make_batch
+from dpo_cli.data.staging import to_device
 from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.files import cache_directory, remove_unused, write_atomically
@@ -37,9 +38,10 @@ from dpo_cli.training.plan import environment
 
 REFERENCE_FILE = "reference_logps.safetensors"
 HELD_OUT_REFERENCE_FILE = "held_out_reference_logps.safetensors"
-FORMAT = 2
+FORMAT = 3
 """Increased when a change of attention, head, packing or torch's setup changes the last bits of a
-log-prob (2: no two threads make the first call of an elementary function)."""
+log-prob (2: no two threads make the first call of an elementary function; 3: the products of the
+head are float32 also under autocast)."""
 UNKNOWN = float("nan")
 _LOGPS, _ENTROPIES = "token_logps", "entropies"
 
@@ -120,7 +122,9 @@ def open_references(
     def cached(
         name: str, pairs: TokenizedPairs, batches: list[tuple[int, ...]], *, with_entropies: bool
     ) -> Reference:
-        facts = (model, device.torch_device, device.dtype, arithmetic, pairs.fingerprint(), batches)
+        # The model of a GPU decides bits, its number in this machine does not.
+        place = device.type, device.versions
+        facts = (model, place, device.dtype, arithmetic, pairs.fingerprint(), batches)
         key = hashlib.sha256(str(facts).encode()).hexdigest()
         paths = [directory / name]
         if (cache := cache_directory()) is not None:
@@ -185,7 +189,8 @@ class CachedReference:
         self._pairs, self._batches, self._device, self._load = pairs, batches, device, load
         self._batch_of = {i: number for number, indices in enumerate(batches) for i in indices}
         # The values of all responses lie in one flat tensor: side 2i is the chosen response of pair
-        # i, side 2i + 1 the rejected one, each from _offsets[side] to _offsets[side + 1].
+        # i, side 2i + 1 the rejected one, each from _offsets[side] to _offsets[side + 1]. One more
+        # value, behind the last, stands for padding; it is 0.
         lengths = pairs.response_tokens.flatten().tolist()
         self._offsets = list(itertools.accumulate(lengths, initial=0))
         self._paths, self._key = paths, key
@@ -201,7 +206,9 @@ class CachedReference:
         # One flag per batch on the host: to look for NaN on a card would wait for it at each step.
         firsts = [values[_LOGPS][self._offsets[2 * indices[0]]] for indices in batches]
         self._is_known = [not first.isnan() for first in firsts]
-        self._values = {name: values[name].to(device.torch_device) for name in self._names}
+        self._values = {
+            name: F.pad(values[name], (0, 1)).to(device.torch_device) for name in self._names
+        }
         self._scorer: ResponseScorer | None = None
 
     @property
@@ -241,7 +248,7 @@ class CachedReference:
         if not self._is_dirty or not self._paths:
             return
         beside_run, *shared = self._paths
-        values = {name: tensor.cpu() for name, tensor in self._values.items()}
+        values = {name: tensor[:-1].cpu() for name, tensor in self._values.items()}
         if beside_run not in self._unreadable:
             write_cached(beside_run, self._key, values)
         if self.is_complete:
@@ -278,8 +285,7 @@ class CachedReference:
             if not self._is_known[number := self._batch_of[index]]:
                 is_same = self._can_reuse_batches and tuple(self._batches[number]) == tuple(indices)
                 self._compute_batch(number, batch if is_same else None)
-        sides = [2 * index for index in indices] + [2 * index + 1 for index in indices]
-        return pad_sequence([self._side(name, side) for side in sides], batch_first=True)
+        return self._values[name][self._places(indices)]
 
     @torch.no_grad()
     def _compute_batch(self, number: int, batch: Batch | None) -> None:
@@ -292,18 +298,23 @@ class CachedReference:
             batch = make_batch(pairs, "packed", max_seq_len=0).to(self._device.torch_device)
         with self._device.autocast():
             scores: Scores = self._scorer(batch, with_entropies=_ENTROPIES in self._names)
-        sides = [2 * index for index in indices] + [2 * index + 1 for index in indices]
+        places = self._places(indices).flatten()
         for name in self._names:
-            for side, values in zip(sides, getattr(scores, name), strict=True):
-                kept = self._side(name, side)
-                kept.copy_(values[: len(kept)])
+            values: Tensor = getattr(scores, name)
+            self._values[name].scatter_(0, places, values.flatten().to(self._values[name].dtype))
+            self._values[name][-1] = 0.0
         self._is_known[number] = self._is_dirty = True
         if self.is_complete:
             self._scorer = None
 
-    def _side(self, name: str, side: int) -> Tensor:
-        """Return a view of the values of one response."""
-        return self._values[name][self._offsets[side] : self._offsets[side + 1]]
+    def _places(self, indices: Sequence[int]) -> Tensor:
+        """Return where the values of these pairs lie, (2P, time), on the device."""
+        sides = [2 * index for index in indices] + [2 * index + 1 for index in indices]
+        starts = torch.tensor([self._offsets[side] for side in sides]).unsqueeze(1)
+        lengths = torch.tensor([self._offsets[side + 1] for side in sides]).unsqueeze(1) - starts
+        time = torch.arange(int(lengths.max()))
+        places = torch.where(time < lengths, starts + time, self._offsets[-1])
+        return to_device(places, self._device.torch_device)
 
 
 def load_cached(path: Path, key: str) -> dict[str, Tensor] | None:

@@ -67,8 +67,8 @@ def require_same_inputs_on_ranks(by_rank: list[dict[str, str]], main_rank: int) 
 
 def inexact_reasons(inputs: RunInputs) -> list[str]:
     """Return why the last bits may differ even in the same environment."""
-    if inputs.device.type == "cuda" and not inputs.profile.train.deterministic:
-        return ["train.deterministic = false: CUDA results vary in the last bits"]
+    if inputs.device.type != "cpu" and not inputs.profile.train.deterministic:
+        return ["train.deterministic = false: results on a GPU vary in the last bits"]
     return []
 
 

@@ -37,7 +37,7 @@ from dpo_cli.run.plan import Plan
 from dpo_cli.training.failures import explain
 from dpo_cli.training.hooks import RunHooks, StopSource
 from dpo_cli.training.inputs import RunInputs, read_inputs
-from dpo_cli.training.plan import environment, make_plan
+from dpo_cli.training.plan import environment, make_plan, saved_max_tokens_per_forward
 from dpo_cli.training.resume_checks import (
     environment_changes,
     inexact_reasons,
@@ -136,7 +136,7 @@ class _Session:
                 device=str(device.torch_device),
                 device_name=device.name,
                 dtype=device.dtype_name,
-                versions=environment(),
+                versions={**environment(), **device.versions},
                 hosts=tuple(group.hosts),
             )
         )
@@ -169,7 +169,11 @@ class _Session:
         """
         group, hooks = self.group, self.hooks
         accumulation_steps = saved_plan.steps.accumulation_steps if saved_plan else None
-        inputs = read_inputs(profile, device, self.run, hooks.progress, group, accumulation_steps)
+        inputs = read_inputs(
+            *(profile, device, self.run, hooks.progress, group),
+            accumulation_steps=accumulation_steps,
+            max_tokens_per_forward=saved_max_tokens_per_forward(saved_plan),
+        )
         require_same_inputs_on_ranks(
             group.all_gather_object("inputs", inputs.fingerprints), group.main_rank
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dpo_cli.compute.device import make_deterministic
+from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import (
@@ -50,7 +51,11 @@ def make_scorer(inputs: RunInputs, weights: ModelWeights) -> ResponseScorer:
     profile, architecture = inputs.profile, weights.architecture
     model = build_model(architecture, weights.state, dropout=profile.model.dropout)
     if architecture.use_moe:
-        use_experts_for(model, float32=inputs.device.dtype == torch.float32)
+        use_experts_for(
+            model,
+            float32=inputs.device.dtype == torch.float32,
+            is_on_cpu=inputs.device.type == "cpu",
+        )
     options: dict[str, Any] = {
         "aux_loss_kind": architecture.aux_loss_kind if architecture.use_moe else None,
         "aux_loss_tokens": profile.train.aux_loss_tokens,
@@ -113,7 +118,7 @@ def build_trainer(
     optimizer = make_optimizer(
         policy.model.parameters(), kahan_summation=inputs.profile.train.kahan_summation
     )
-    scaler = torch.amp.GradScaler(inputs.device.type, enabled=inputs.device.dtype == torch.float16)
+    scaler = make_scaler(inputs.device.torch_device, inputs.device.dtype)
     trainer = Trainer(inputs, policy, *references, optimizer, scaler, hooks, save, group)
     if inputs.profile.eval.num_samples and inputs.held_out:
         trainer.sampler = Sampler(inputs, ChatTokenizer(inputs.tokenizer), load_reference)

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpo_cli.compute.device import DTYPES, Device, process_bytes
+from dpo_cli.compute.device import DTYPES, Device
+from dpo_cli.compute.memory import process_bytes
 from dpo_cli.data.batching import Batch
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.scoring import ResponseScorer
+from dpo_cli.objective.logps import where_float64_is
 from dpo_cli.objective.losses import PAIR_METRICS, PairScores
 from dpo_cli.training.inputs import RunInputs
 
@@ -58,7 +60,7 @@ class StepMetrics:
         if aux_loss is not None:
             # With experts a forward is a micro-batch, so its first pair identifies it.
             self._aux_indices.append(indices[0])
-            self._aux_losses.append(aux_loss.detach().double())
+            self._aux_losses.append(aux_loss.detach().to(scores.losses.device).double())
         for name, total in scores.metric_sums().items():
             self._sums[name] = self._sums.get(name, 0.0) + total
 
@@ -69,6 +71,7 @@ class StepMetrics:
         They travel in float64, which holds counts and float32 losses exactly. Collective.
         """
         names = list(self._sums)
+        grad_norm = where_float64_is(grad_norm)
         local = _unpack(
             torch.cat(
                 [total.double()[None] for total in (*self._sums.values(), grad_norm)]
@@ -133,11 +136,12 @@ def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
     dtype = DTYPES[inputs.export_dtype]
     start = inputs.weights.state
     now = to_disk_names(policy.model, policy.model.state_dict())
-    moved = sum(
-        int((tensor.to(dtype) != start[name].to(tensor.device, dtype)).sum())
+    # Added up on the device and read once: each read would wait for a GPU.
+    moved = [
+        (tensor.to(dtype) != start[name].to(tensor.device, dtype, non_blocking=True)).sum()
         for name, tensor in now.items()
-    )
-    return moved / inputs.weights.parameters
+    ]
+    return int(torch.stack(moved).sum()) / inputs.weights.parameters
 
 
 def _unpack(packed: Sequence[float], lengths: Mapping[str, int]) -> dict[str, Sequence[float]]:

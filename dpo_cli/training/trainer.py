@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dpo_cli.compute.device import process_bytes
-from dpo_cli.data.batching import Batch, to_device
-from dpo_cli.data.microbatching import MicroBatch
+from dpo_cli.compute import loss_scale
+from dpo_cli.compute.memory import process_bytes
+from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import MAY_SAVE, SINGLE_PROCESS, STOPS, ProcessGroup
 from dpo_cli.models.scoring import ResponseScorer, Scores
@@ -23,6 +23,7 @@ from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import PairScores, score_pairs
 from dpo_cli.profile.schema import Train
 from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, Sampled, StepDone
+from dpo_cli.training.batches import Forward
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.evaluation import score_held_out, summarize_groups
 from dpo_cli.training.inputs import RunInputs
@@ -79,6 +80,7 @@ class Trainer:
         optimizer_step: number of optimizer steps done.
         best: lowest held-out loss so far.
         sampler: generates answers after evaluations, if the profile asks for any.
+        has_overflowed: float16 has skipped an update since this start, and that is reported.
     """
 
     inputs: RunInputs
@@ -93,6 +95,7 @@ class Trainer:
     optimizer_step: int = 0
     best: BestSoFar = field(default_factory=BestSoFar)
     sampler: Sampler | None = None
+    has_overflowed: bool = False
 
     def train(self) -> str | None:
         """Train until the last planned step, the end of patience, or a request to stop.
@@ -106,11 +109,12 @@ class Trainer:
         save_not_before = time.monotonic() + profile.train.save_min_seconds
         if self.optimizer_step == 0:
             self.evaluate()
-        for global_batch in order.global_batches(start=self.optimizer_step):
+        steps = order.global_batches(start=self.optimizer_step)
+        for global_batch, forwards in self.inputs.batches.forwards(steps, self.group.rank):
             if self.is_over:
                 break
             step_before = self.step
-            self.hooks.emit(self.take_step(global_batch))
+            self.hooks.emit(self.take_step(global_batch, forwards))
             requests = self.requests(save_not_before)
             if self.step % order.micro_batches_per_epoch == 0:
                 self.reference.exchange(self.group)
@@ -131,8 +135,14 @@ class Trainer:
                 return max(stops)  # "terminated" takes precedence
         return None
 
-    def take_step(self, global_batch: GlobalBatch) -> StepDone:
+    def take_step(
+        self, global_batch: GlobalBatch, forwards: Iterator[Forward] | None = None
+    ) -> StepDone:
         """Take one optimizer step on the pairs of a global batch.
+
+        Args:
+            global_batch: the pairs.
+            forwards: what this rank computes of them; None to make it here.
 
         Raises:
             DpoError: a loss or gradient is not finite, and `train.nan_policy` is "stop"; the
@@ -141,19 +151,18 @@ class Trainer:
         began = time.perf_counter()
         metrics = StepMetrics(global_batch.micro_batches)
         self.policy.train()
-        for micro_batch in self.own_micro_batches(global_batch):
-            batch = self.inputs.batches.make_batch(self.inputs.pairs, micro_batch.indices)
-            reference_logps = self.reference.token_logps(micro_batch.indices, batch)
+        if forwards is None:
+            [(_, forwards)] = self.inputs.batches.forwards([global_batch], self.group.rank)
+        for indices, batch, weights in forwards:
+            reference_logps = self.reference.token_logps(indices, batch)
             scores, aux_loss = self.score(batch, reference_logps)
-            # Equation 7 of the paper: the mean over pairs of -log sigmoid(beta * margin). The
-            # weights make the sum over the forwards of a step that mean, however its pairs are
-            # grouped. In float64: 1 / (pairs * accumulation_steps) has no exact float32 value.
-            weights = torch.tensor(micro_batch.weights, dtype=torch.float64)
-            loss = (scores.losses * to_device(weights, self.device)).sum()
+            # Equation 7 of the paper: the mean over pairs of -log sigmoid(beta * margin). With the
+            # weights, the forwards of a step add up to that mean, however its pairs are grouped.
+            loss = (scores.losses * weights).sum()
             if aux_loss is not None:
-                loss = loss + self.inputs.aux_loss_weight * aux_loss
+                loss = loss + self.inputs.aux_loss_weight * aux_loss.to(loss.device)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            metrics.add(micro_batch.indices, scores, aux_loss, batch)
+            metrics.add(indices, scores, aux_loss, batch)
 
         if self.group.world_size > 1:
             # Else the queued work of a card would count as waiting for the other ranks, and hide
@@ -168,11 +177,16 @@ class Trainer:
         values = metrics.reduce(self.group, grad_norm)
         losses = metrics.losses(self.inputs.router_aux_loss_coef)
         is_skipped = not all(map(math.isfinite, (values["grad_norm"], *losses)))
+        # Finite losses whose scaled gradients overflow float16 are normal, until the scale is 1.
         if is_skipped:
-            self.report_skipped_update(global_batch, losses)
+            if all(map(math.isfinite, losses)) and loss_scale.can_halve(self.scaler):
+                self.report_overflow(global_batch)
+            else:
+                self.hooks.on_not_finite(self, global_batch, losses)
         # The schedule counts micro-batches; the step uses the rate of its last one.
         learning_rate = self.inputs.learning_rate.at(global_batch.last_step)
         self.update_weights(parameters, grad_norm, values["grad_norm"], learning_rate, is_skipped)
+        loss_scale.update_scale(self.scaler, is_skipped=is_skipped)
 
         step_before = self.step
         self.optimizer_step += 1
@@ -196,11 +210,6 @@ class Trainer:
         )
 
     # --- parts of a step -------------------------------------------------------------------------
-
-    def own_micro_batches(self, global_batch: GlobalBatch) -> list[MicroBatch]:
-        """Return the forwards of this rank."""
-        by_rank = self.inputs.batches.micro_batches_by_rank(global_batch.micro_batches)
-        return by_rank[self.group.rank]
 
     def score(self, batch: Batch, reference_logps: Tensor) -> tuple[PairScores, Tensor | None]:
         """Return losses and rewards of the pairs of a batch, and the aux_loss of the experts.
@@ -232,29 +241,20 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate)
         if not is_skipped:
             self.scaler.step(self.optimizer)
-        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def report_skipped_update(self, global_batch: GlobalBatch, losses: Sequence[float]) -> None:
-        """Report why this step does not update the weights.
-
-        Under float16 the loss scale is too large now and then: finite losses whose scaled gradients
-        overflow are normal, and the scaler halves the scale.
-
-        Raises:
-            DpoError: a value is not finite, and `train.nan_policy` is "stop".
-        """
-        if self.scaler.is_enabled() and all(map(math.isfinite, losses)):
+    def report_overflow(self, global_batch: GlobalBatch) -> None:
+        """Report the first step whose update float16 skips; the next ones are in their events."""
+        if not self.has_overflowed:
+            self.has_overflowed = True
             self.hooks.emit(
                 Alert(
                     code="float16-overflow",
                     message=f"step {global_batch.last_step + 1}: scaled gradients overflowed"
                     " float16; this update is skipped and the loss scale halved",
-                    remedy="No action is needed if this happens a few times at the start.",
+                    remedy="No action is needed: a few such steps at the start are normal.",
                 )
             )
-        else:
-            self.hooks.on_not_finite(self, global_batch, losses)
 
     def is_logged(self, step_before: int) -> bool:
         """Return True for the first and last step, and one per `log_interval` micro-batches."""

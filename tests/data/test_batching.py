@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpo_cli.data.batching import PackedBatch, PaddedBatch, PairSegments, make_batch
+from dpo_cli.data.batching import PackedBatch, PaddedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
+from dpo_cli.data.sequences import PairSegments
 
 
 def pair(chosen: list[int], rejected: list[int], prompt: int) -> TokenizedPair:

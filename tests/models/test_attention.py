@@ -9,39 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dpo_cli.data.batching import PairSegments
+from dpo_cli.data.sequences import PairSegments, locate_sequences
 from dpo_cli.models import attention, varlen
 from dpo_cli.models.attention import segment_attention
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(
-        shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.double
-    )
-
-
-def dense(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
-    """Compute attention by its definition, with a dense mask over the whole row."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = (query @ key.transpose(-1, -2) * 0.3).masked_fill(~visible, -torch.inf)
-    return (scores.softmax(-1) @ value).transpose(1, 2)
-
-
-def visible_in(segments: list[PairSegments]) -> Tensor:
-    total = sum(pair.total for pair in segments)
-    visible = torch.zeros(total, total, dtype=torch.bool)
-    start = 0
-    for pair in segments:
-        prompt = range(start, start + pair.prompt)
-        chosen = range(prompt.stop, prompt.stop + pair.chosen)
-        rejected = range(chosen.stop, chosen.stop + pair.rejected)
-        for sees, own in ((prompt, prompt), (chosen, chosen), (rejected, rejected)):
-            for query in sees:
-                for key in (*prompt, *own):
-                    visible[query, key] = key <= query
-        start += pair.total
-    return visible
+from tests.support.attention import dense, random, visible_in
 
 
 @pytest.mark.parametrize(
@@ -78,97 +49,128 @@ def test_packed_rows_match_dense_attention(
     )
     assert weights is None
     check(output)
-    # The path for dropout and for devices without the kernel; then the path with the kernel.
+    # The path for dropout and for devices without a kernel; then both kernels.
     check(attention._packed_flash_attention(*inputs, segments, 0.3, 0.0).transpose(1, 2))
-    monkeypatch.setattr(varlen, "KERNEL", plain_kernel)
-    sequences = varlen.locate_sequences(segments, torch.device("cpu"))
-    check(varlen.varlen_attention(*inputs, sequences, 0.3))
+    monkeypatch.setattr(torch.ops, "aten", SimpleNamespace(**PLAIN_KERNELS))
+    sequences = locate_sequences(segments)
+    for kernel in ("flash", "efficient"):
+        check(varlen.varlen_attention(*inputs, sequences, 0.3, kernel))
 
 
-def plain_kernel(
+def plain_flash(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor,
+    cum_seq_q: Tensor,
+    cum_seq_k: Tensor,
     max_q: int,
     max_k: int,
+    dropout_p: float,
+    is_causal: bool,
+    return_debug_mask: bool,
     *,
-    scale: float | None = None,
-    window_size: tuple[int, int] = (-1, -1),
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Compute the result of torch's variable-length kernel, which needs CUDA, by its definition."""
-    assert window_size == (-1, 0)
-    assert scale == 0.3
-    assert enable_gqa == (query.shape[1] != key.shape[1])
-    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    scale: float,
+) -> tuple[Tensor]:
+    """Compute the result of the flash attention operator, which needs CUDA, by its definition."""
+    assert (dropout_p, is_causal, return_debug_mask, scale) == (0.0, True, False, 0.3)
+    assert cum_seq_q.dtype == cum_seq_k.dtype == torch.int32
     outputs = []
-    for n in range(len(cu_seq_q) - 1):
-        own_query = query[cu_seq_q[n] : cu_seq_q[n + 1]].transpose(0, 1).unsqueeze(0)
-        span = slice(int(cu_seq_k[n]), int(cu_seq_k[n + 1]))
+    for n in range(len(cum_seq_q) - 1):
+        own_query = query[cum_seq_q[n] : cum_seq_q[n + 1]].transpose(0, 1).unsqueeze(0)
+        span = slice(int(cum_seq_k[n]), int(cum_seq_k[n + 1]))
         keys, values = (state[span].transpose(0, 1).unsqueeze(0) for state in (key, value))
         queries = own_query.shape[2]
         assert 0 < queries <= max_q
         assert keys.shape[2] <= max_k
         causal = torch.ones(queries, keys.shape[2]).tril(keys.shape[2] - queries).bool()
         outputs.append(dense(own_query, keys, values, causal)[0])
-    return torch.cat(outputs)
+    return (torch.cat(outputs),)
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or varlen.KERNEL is None,
-    reason="no CUDA, or a torch without variable-length attention",
-)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_kernel_on_cuda_matches_dense_attention_without_synchronizing(dtype: torch.dtype) -> None:
-    segments = [PairSegments(70, 130, 90), PairSegments(4, 0, 6), PairSegments(0, 33, 1)]
-    total = sum(pair.total for pair in segments)
-    # Under autocast the norms of queries and keys return float32.
-    inputs = [random(1, heads, total, 64).cuda() for heads in (8, 2, 2)]
-    inputs = [tensor.to(dtype).requires_grad_() for tensor in inputs]
-    upstream = random(1, total, 8, 64).to("cuda", dtype)
-    device = torch.device("cuda")
-    assert varlen.supports_kernel(inputs[1], inputs[2], dropout=0.0)
-    assert not varlen.supports_kernel(inputs[1].float(), inputs[2].float(), dropout=0.0)
-    sequences = varlen.locate_sequences(segments, device)
-    torch.cuda.set_sync_debug_mode("error")
+def plain_efficient(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float,
+    custom_mask_type: int,
+    compute_log_sumexp: bool,
+    *,
+    scale: float,
+) -> tuple[Tensor]:
+    """Compute the result of the memory-efficient operator, which has no grouped queries."""
+    assert bias is None
+    assert (custom_mask_type, compute_log_sumexp) == (2, torch.is_grad_enabled())
+    assert query.shape[2] == key.shape[2] == value.shape[2]
+    rows = (state.squeeze(0) for state in (query, key, value))
+    lengths = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+    output = plain_flash(*rows, *lengths, dropout_p, True, False, scale=scale)[0]
+    return (output.unsqueeze(0),)
+
+
+PLAIN_KERNELS = {
+    "_flash_attention_forward": plain_flash,
+    "_efficient_attention_forward": plain_efficient,
+}
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient"])
+def test_plain_kernels_have_the_arguments_of_the_operators(kernel: varlen.Kernel) -> None:
+    """Name by name and in order, so that an operator that changes is not called any more."""
+    name = f"_{kernel}_attention_forward"
+    own = inspect.signature(PLAIN_KERNELS[name]).parameters
+    assert list(own) == varlen._ARGUMENTS[kernel].split()
+    assert varlen._is_known(kernel)
+
+
+def test_an_operator_with_other_arguments_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    varlen._is_known.cache_clear()
+    monkeypatch.setitem(varlen._ARGUMENTS, "flash", "query key value lengths scale")
     try:
-        query, key, value = inputs
-        ours, _ = segment_attention(
-            nn.Identity(),
-            query.float(),
-            key.float(),
-            value,
-            None,
-            scaling=0.3,
-            segments=segments,
-            sequences=sequences,
-        )
-        gradients = torch.autograd.grad((ours * upstream).sum(), inputs)
+        assert not varlen._is_known("flash")
     finally:
-        torch.cuda.set_sync_debug_mode("default")
-    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    expected = dense(*exact, visible_in(segments).cuda())
-    right = torch.autograd.grad((expected * upstream).sum(), exact)
-    for got, wanted in zip((ours, *gradients), (expected, *right), strict=True):
-        assert (got - wanted).abs().max() <= 0.02 * wanted.abs().max()
+        varlen._is_known.cache_clear()
 
 
-@pytest.mark.skipif(varlen.KERNEL is None, reason="a torch without variable-length attention")
-def test_plain_kernel_has_the_signature_of_the_kernel() -> None:
-    assert varlen.KERNEL is not None
-    theirs = inspect.signature(varlen.KERNEL).parameters
-    for name, parameter in inspect.signature(plain_kernel).parameters.items():
-        assert theirs[name].kind is parameter.kind
-        assert theirs[name].default == parameter.default
-    positional = [name for name, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert positional == list(inspect.signature(plain_kernel).parameters)[:7]
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "dropout", "kernel"),
+    [
+        ((9, 0), torch.bfloat16, 64, 0.0, "flash"),
+        ((8, 0), torch.float16, 256, 0.0, "flash"),
+        ((8, 6), torch.bfloat16, 192, 0.0, "flash"),
+        ((8, 6), torch.bfloat16, 200, 0.0, "efficient"),
+        ((9, 0), torch.bfloat16, 264, 0.0, "efficient"),
+        ((9, 0), torch.float32, 64, 0.0, "efficient"),
+        ((7, 5), torch.float16, 64, 0.0, "efficient"),
+        ((7, 5), torch.float32, 64, 0.0, "efficient"),
+        ((7, 5), torch.bfloat16, 64, 0.0, None),
+        ((9, 0), torch.float64, 64, 0.0, None),
+        ((9, 0), torch.bfloat16, 60, 0.0, None),
+        ((9, 0), torch.bfloat16, 64, 0.1, None),
+        (None, torch.bfloat16, 64, 0.0, None),
+    ],
+)
+def test_choice_of_the_kernel(
+    capability: tuple[int, int] | None,
+    dtype: torch.dtype,
+    head_dim: int,
+    dropout: float,
+    kernel: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(varlen, "capability", lambda device: capability)
+    state = torch.empty(1, 2, 3, head_dim, dtype=dtype, device="meta")
+    # Under autocast the norms of queries and keys return float32.
+    assert varlen.kernel_for(state.float(), state.float(), state, dropout) == kernel
 
 
-def test_kernel_supports_neither_cpu_nor_dropout() -> None:
+def test_a_cpu_has_no_kernel() -> None:
     state = random(1, 2, 3, 64).bfloat16()
-    assert not varlen.supports_kernel(state, state, dropout=0.0)
+    assert varlen.kernel_for(state, state, state, dropout=0.0) is None
 
 
 def test_padded_rows_are_causal() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from dpo_cli.compute.device import Device
 from dpo_cli.models.generation import Decoding, generate
 from dpo_cli.models.support import scorer_for
 from tests.support import families
@@ -27,6 +31,41 @@ def test_greedy_generation_matches_transformers(family: str) -> None:
     until = whole[: whole.index(end) + 1]
     assert generated_tokens(model, prompt, end) == until
     assert transformers_tokens(model, prompt, end) == until
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of matrices to bfloat16."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and args[0].shape in SHAPES:
+            self.count += result.dtype == torch.bfloat16
+        return result
+
+
+SHAPES = [(32, 32), (16, 32), (48, 32), (32, 48), (families.VOCABULARY, 32)]
+"""Shapes of the weights of the small Llama, of 7 matrices per layer and the head."""
+
+
+def test_weights_are_cast_once_per_answer() -> None:
+    model = families.build("llama").eval()
+    device = Device(torch.device("cpu"), torch.bfloat16)
+    casts = Casts()
+    with casts:
+        tokens = generate(model, torch.arange(1, 4), device=device, end_id=None, max_new_tokens=5)
+        assert len(list(tokens)) == 5
+        assert casts.count == 2 * 7 + 1
+        # An answer that is not read to its end leaves nothing behind.
+        tokens = generate(model, torch.arange(1, 4), device=device, end_id=None, max_new_tokens=5)
+        next(tokens)
+        tokens.close()  # type: ignore[attr-defined]
+        with torch.no_grad(), device.autocast():
+            model(input_ids=torch.ones(1, 2, dtype=torch.int64))
+    assert casts.count == 3 * (2 * 7 + 1)
 
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -9.0])

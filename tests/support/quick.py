@@ -18,6 +18,7 @@ SLOW = {
     "tests/alerts/test_real_runs.py": "trains a run for each alert",
     "tests/commands/test_bad_input.py": "starts `dpo` once for each bad input",
     "tests/compute/test_cpu_math.py": "starts a process for each order of first calls",
+    "tests/cuda/test_steps.py": "takes real steps on a GPU that only counts",
     "tests/data/test_encoding.py": "encodes all real rows with each tokenizer",
     "tests/demo/test_demo_assets.py": "trains the demo",
     "tests/distributed/test_ranks.py": "trains with two and three ranks",

@@ -49,18 +49,3 @@ def test_a_compiler_that_fails_is_explained() -> None:
     assert explained is not None
     assert "train.compile = false" in explained.remedy
     assert explain(RuntimeError("another")) is None
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-    ],
-)
-def test_a_lack_of_memory_is_explained(error: Exception) -> None:
-    explained = explain(error)
-    assert explained is not None
-    assert explained.message.startswith("out of memory: ")
-    assert "train.batch_size" in explained.remedy

@@ -91,7 +91,7 @@ def test_seed_moe_with_the_float16_rounding(
     monkeypatch.setattr(
         setup,
         "use_experts_for",
-        lambda model, float32: model.set_experts_implementation("rounded_to_float16"),
+        lambda model, **_: model.set_experts_implementation("rounded_to_float16"),
     )
     name = "moe_lr1e-4_acc1"
     run, recorded = train_here(shared, tmp_path, "seed", name, **{"train.layout": "padded"})

@@ -1,0 +1,69 @@
+"""Memory of the process and of its device."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from dpo_cli.compute.accelerator import module_of
+
+_PROC = Path("/proc")
+"""Files of Linux about processes and memory; other systems have none."""
+
+
+def process_bytes() -> int:
+    """Return the resident memory of this process; its peak where the system does not tell."""
+    try:
+        pages = int((_PROC / "self/statm").read_text(encoding="ascii").split()[1])
+    except FileNotFoundError:
+        return _peak_by_usage()
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_process_bytes() -> int:
+    """Return the peak resident memory of this process (VmHWM)."""
+    try:
+        status = (_PROC / "self/status").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return _peak_by_usage()
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that tensors of this process can still take on a device.
+
+    On a GPU, memory that torch has reserved and no tensor uses counts as free. Where the system
+    does not tell what is free, it is the memory that the process does not hold itself.
+    """
+    if device.type == "mps":
+        return total_memory(device) - int(torch.mps.driver_allocated_memory())
+    if device.type != "cpu":
+        module = module_of(device)
+        unused = module.memory_reserved(device) - module.memory_allocated(device)
+        return int(module.mem_get_info(device)[0] + unused)
+    try:
+        lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return total_memory(device) - process_bytes()
+    facts = dict(line.split(":", 1) for line in lines)
+    return int(facts["MemAvailable"].split()[0]) * 1024
+
+
+def total_memory(device: torch.device) -> int:
+    """Return the bytes of memory of a device."""
+    if device.type == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    return int(module_of(device).mem_get_info(device)[1])
+
+
+def _peak_by_usage() -> int:
+    import resource  # Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB

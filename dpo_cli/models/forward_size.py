@@ -1,0 +1,83 @@
+"""Most tokens per forward, where the profile leaves it open, and the memory of a token."""
+
+from __future__ import annotations
+
+import torch
+
+from dpo_cli.compute.device import Device
+from dpo_cli.compute.memory import free_memory
+from dpo_cli.models.loading import ModelWeights
+from dpo_cli.models.spec import Architecture
+from dpo_cli.profile.schema import Profile
+
+CPU_TOKENS_PER_FORWARD = 2048
+"""Default on a CPU: larger activations fall out of its caches."""
+EVALUATION_FACTOR = 4
+"""Tokens of a forward without gradients, by those of one with gradients, on an accelerator."""
+_LEAST, _MOST = 1 << 10, 1 << 16
+"""Bounds on an accelerator. Above, launching kernels is no longer what takes the time."""
+_ACTIVATIONS_SHARE = 0.5
+"""Share of the memory beside the training state that the activations of one forward may take; the
+rest is for the head, for fragments, and for sequences that are longer than the average."""
+
+
+def default_max_tokens_per_forward(
+    device: Device, weights: ModelWeights, reference: ModelWeights, profile: Profile
+) -> int:
+    """Return the default of `train.max_tokens_per_forward`.
+
+    On an accelerator each operation takes the CPU some microseconds to start, so the fewest and
+    largest forwards are the fastest. The number follows from the memory that is free now. It
+    decides the last bits of a run, so a resumed run takes that of its plan.
+
+    Args:
+        device: before the models are on it.
+        weights, reference: of policy and reference.
+        profile: its [train] table decides what a forward keeps.
+    """
+    if device.type == "cpu":
+        return CPU_TOKENS_PER_FORWARD
+    per_weight = state_bytes_per_weight(profile)
+    state = per_weight * weights.parameters + 4 * reference.parameters
+    free = max(0, free_memory(device.torch_device) - state)
+    per_token = activation_bytes_per_token(
+        weights.architecture,
+        device.dtype,
+        is_checkpointed=profile.train.activation_checkpointing,
+    )
+    fits = int(free * _ACTIVATIONS_SHARE / per_token)
+    return min(_MOST, max(_LEAST, 1 << max(0, fits.bit_length() - 1)))
+
+
+def state_bytes_per_weight(profile: Profile) -> int:
+    """Return the bytes of a weight, its gradient and its optimizer state.
+
+    Weight, gradient and two moments of 4 bytes each; two more such buffers with Kahan summation.
+    """
+    return 24 if profile.train.kahan_summation else 16
+
+
+def activation_bytes_per_token(
+    architecture: Architecture, dtype: torch.dtype, *, is_checkpointed: bool
+) -> float:
+    """Estimate the bytes that the blocks keep of one token for the backward pass."""
+    # Bytes per number: half precision still computes norms in float32.
+    width = 4 if dtype == torch.float32 else 2.5
+    layers, per_layer = architecture.num_hidden_layers, _numbers_per_layer(architecture)
+    if is_checkpointed:
+        # The input of each layer, and all numbers of the one layer that is recomputed.
+        return (layers * architecture.hidden_size + per_layer) * width
+    return layers * per_layer * width
+
+
+def _numbers_per_layer(architecture: Architecture) -> int:
+    """Count the numbers per token that the backward pass of one layer keeps."""
+    hidden = architecture.hidden_size
+    queries = architecture.num_attention_heads * architecture.head_dim
+    keys = architecture.num_key_value_heads * architecture.head_dim
+    norms = 2 * 2 * hidden  # each keeps its input and the normalized copy
+    attention = (
+        2 * queries + 2 * keys + 3 * queries + queries
+    )  # rotary, repeated keys and values, result
+    feed_forward = 4 * architecture.intermediate_size + hidden
+    return norms + attention + architecture.ffn_blocks_per_token * feed_forward

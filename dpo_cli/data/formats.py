@@ -12,7 +12,7 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpo_cli.data.rows import MalformedError, kind_of_value
 from dpo_cli.errors import DpoError
@@ -22,7 +22,19 @@ ROLES = ("system", "user", "assistant", "tool")
 
 Message = dict[str, Any]
 Row = Mapping[str, Any]
-Sides = tuple[list[Message], list[Message]]
+
+
+class Sides(NamedTuple):
+    """Both conversations of a row, whole.
+
+    prompt_turns: number of messages of the prompt, if the row tells it from the answers; None for
+        two whole conversations.
+    """
+
+    chosen: list[Message]
+    rejected: list[Message]
+    prompt_turns: int | None = None
+
 
 _SPEAKERS = {
     "human": "user",
@@ -96,21 +108,21 @@ def unknown_columns(path: object, names: Sequence[str], columns: Mapping[str, st
 def _whole_conversations(row: Row) -> Sides:
     _require(row, *SIDES)
     chosen, rejected = (_answered(_list(row, side, _message), side) for side in SIDES)
-    return chosen, rejected
+    return Sides(chosen, rejected)
 
 
 def _prompt_and_messages(row: Row) -> Sides:
     _require(row, "prompt", *SIDES)
     prompt = _turns(row, "prompt")
     chosen, rejected = (_answered(_turns(row, side), side) for side in SIDES)
-    return [*prompt, *chosen], [*prompt, *rejected]
+    return Sides([*prompt, *chosen], [*prompt, *rejected], len(prompt))
 
 
 def _texts(row: Row) -> Sides:
     _require(row, "prompt", *SIDES)
     prompt = [*_system(row), {"role": "user", "content": _text(row, "prompt")}]
     chosen, rejected = ({"role": "assistant", "content": _text(row, side)} for side in SIDES)
-    return [*prompt, chosen], [*prompt, rejected]
+    return Sides([*prompt, chosen], [*prompt, rejected], len(prompt))
 
 
 def _texts_with_prompt(row: Row) -> Sides:
@@ -118,7 +130,7 @@ def _texts_with_prompt(row: Row) -> Sides:
     _require(row, *SIDES)
     chosen, rejected = (_text(row, side) for side in SIDES)
     if chosen.startswith(_HUMAN) and rejected.startswith(_HUMAN):
-        return _spoken(chosen, "chosen"), _spoken(rejected, "rejected")
+        return _with_common_prompt(_spoken(chosen, "chosen"), _spoken(rejected, "rejected"))
     common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - a prefix of characters, not of path parts
     rests = chosen[len(common) :], rejected[len(common) :]
     if not all(rests) or any(map(_WORD.match, rests)):  # do not split a word
@@ -129,7 +141,7 @@ def _texts_with_prompt(row: Row) -> Sides:
         raise MalformedError("'chosen' and 'rejected' need a common beginning and two endings")
     turns = [*_system(row), {"role": "user", "content": prompt}]
     first, second = ({"role": "assistant", "content": answer} for answer in answers)
-    return [*turns, first], [*turns, second]
+    return Sides([*turns, first], [*turns, second], len(turns))
 
 
 def _spoken(text: str, side: str) -> list[Message]:
@@ -149,7 +161,7 @@ def _conversations_and_answers(row: Row) -> Sides:
     turns = _turns(row, "conversations")
     prompt = turns if turns[0]["role"] == "system" else [*_system(row), *turns]
     chosen, rejected = (_answered(_turns(row, side), side) for side in SIDES)
-    return [*prompt, *chosen], [*prompt, *rejected]
+    return Sides([*prompt, *chosen], [*prompt, *rejected], len(prompt))
 
 
 def _prompt_and_conversations(row: Row) -> Sides:
@@ -163,14 +175,30 @@ def _prompt_and_conversations(row: Row) -> Sides:
         turns = [question, *side] if is_answer else side
         return turns if turns[0]["role"] == "system" else [*_system(row), *turns]
 
-    return whole(chosen), whole(rejected)
+    return _with_common_prompt(whole(chosen), whole(rejected))
+
+
+def _with_common_prompt(chosen: list[Message], rejected: list[Message]) -> Sides:
+    """Return both conversations; the prompt is the messages that both begin with."""
+    return Sides(chosen, rejected, shared_turns(chosen, rejected))
+
+
+def shared_turns(*conversations: Sequence[Message]) -> int:
+    """Count the first messages that all conversations share."""
+    shared = 0
+    for messages in zip(*conversations, strict=False):
+        try:
+            if any(message != messages[0] for message in messages):
+                break
+        except RecursionError:  # nested so deeply that a comparison fails
+            break
+        shared += 1
+    return shared
 
 
 def _require(row: Row, *columns: str) -> None:
     if missing := [column for column in columns if column not in row]:
         raise MalformedError(f"no {missing[0]!r}")
-    if row.get("tools"):
-        raise MalformedError("tool definitions ('tools') cannot be rendered")
 
 
 def _text(row: Row, column: str) -> str:

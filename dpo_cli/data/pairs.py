@@ -11,6 +11,7 @@ from typing import Literal
 from dpo_cli.data.formats import FORMATS, Format, Message, Row, renamed
 from dpo_cli.data.rows import MalformedError
 from dpo_cli.data.sources import NO_PLACES, Places, Source
+from dpo_cli.data.tools import Tool, tools_of
 from dpo_cli.errors import DpoError
 
 MALFORMED_SHARE_LIMIT = 0.01
@@ -22,12 +23,17 @@ Problem = Literal["malformed", "identical", "truncated", "left-out"]
 class PreferencePair:
     """Two whole conversations, of which the chosen one is preferred.
 
-    The prompt is their common beginning. line: number of the row, see `dpo_cli.data.sources`.
+    line: number of the row, see `dpo_cli.data.sources`.
+    prompt_turns: number of messages of an explicit prompt, with which both sides begin; None for
+        whole conversations, whose prompt is their common beginning.
+    tools: definitions of the tools that the assistant may call.
     """
 
     line: int
     chosen: Sequence[Message]
     rejected: Sequence[Message]
+    prompt_turns: int | None = None
+    tools: Sequence[Tool] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,9 @@ def to_pair(
     try:
         if isinstance(row, MalformedError):
             raise row
-        return PreferencePair(line, *format.sides(renamed(row, columns)))
+        row = renamed(row, columns)
+        sides = format.sides(row)
+        return PreferencePair(line, *sides, tools=tools_of(row, sides.chosen))
     except MalformedError as error:
         return SkippedRow(line, "malformed", str(error))
 

@@ -20,7 +20,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.findings import Histogram, PairIssue
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
-from dpo_cli.training.sources import OnProgress, encode
+from dpo_cli.training.sources import OnProgress, cut, encode
 
 LONGER_LIMITS = (1536, 2048)
 """Values of `max_seq_len` that are compared with the profile's."""
@@ -71,7 +71,7 @@ def check_data(
     if encoded is None:
         return None
     lengths = [limit, *(length for length in LONGER_LIMITS if length > limit)]
-    by_length = {length: encoded.cut(length) for length in lengths}
+    by_length = {length: cut(profile, encoded, length) for length in lengths}
     rows = by_length[limit]
     reporter.ok("format", subject, encoded.places.description)
     _check_malformed(reporter, subject, source, rows)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,6 @@ from dpo_cli.data.tools import Tool, with_arguments
 from dpo_cli.errors import DpoError, first_line
 
 REWRITES_TURNS = "the chat template rewrites earlier turns"
-REWRITES_PROMPT = "the chat template rewrites the prompt when an answer follows it"
 _Key = tuple[int, int, bool]
 """Conversation, number of its first turns, and True to render them as a prompt."""
 
@@ -231,21 +230,20 @@ class ChatTokenizer:
                 spans = [(want(side, turn, True), want(side, turn + 1, False)) for turn in turns]
             sides.append((whole, spans))
         texts = self._render_all(wanted, tools)
-        return [
-            Rendered(texts[whole], tuple(self._answers(texts, whole, spans)))
-            for whole, spans in sides
-        ]
-
-    def _answers(
-        self, texts: Mapping[_Key, str], whole: _Key, spans: Sequence[tuple[_Key, _Key]]
-    ) -> Iterator[Answer]:
-        text = texts[whole]
-        for prompt, end in ((texts[prompt], texts[end]) for prompt, end in spans):
-            if not text.startswith(end):
-                raise RewrittenError(REWRITES_TURNS)
-            if common_length(prompt, text) < len(prompt) - self.template.header_length:
-                raise ValueError(REWRITES_PROMPT)
-            yield Answer(prompt, len(end))
+        rendered = []
+        for whole, spans in sides:
+            text, answers, is_rewritten = texts[whole], [], False
+            for before, end in spans:
+                if not text.startswith(texts[end]):
+                    raise RewrittenError(REWRITES_TURNS)
+                prompt = texts[before]
+                if common_length(prompt, text) < len(prompt) - self.template.header_length:
+                    prompt, is_rewritten = self._header(wanted[before], tools), True
+                    if not text.startswith(prompt):
+                        raise RewrittenError(REWRITES_TURNS)
+                answers.append(Answer(prompt, len(texts[end])))
+            rendered.append(Rendered(text, tuple(answers), is_rewritten=is_rewritten))
+        return rendered
 
     def _render_all(
         self, wanted: Mapping[_Key, list[Message]], tools: Sequence[Tool]
@@ -261,12 +259,13 @@ class ChatTokenizer:
                 texts |= zip(keys, rendered, strict=True)
         for key in wanted:
             if not key[1]:  # most templates fail without a message
-                texts[key] = self._first_header(options)
+                texts[key] = self._header([], tools)
         return texts
 
-    def _first_header(self, options: Mapping[str, Any]) -> str:
-        """Return the text before an answer with which a conversation begins."""
-        probes = [[{"role": "assistant", "content": probe}] for probe in ("a", "b")]
+    def _header(self, turns: Sequence[Message], tools: Sequence[Tool]) -> str:
+        """Return the text before an answer to turns, as the template renders it with an answer."""
+        options: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        probes = [[*turns, {"role": "assistant", "content": probe}] for probe in ("a", "b")]
         first, second = self._apply(probes, **options)
         return first[: common_length(first, second)]
 

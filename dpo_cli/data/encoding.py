@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import IntFlag
 from typing import Literal
 
-from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer
 from dpo_cli.data.encoders import as_tensor
 from dpo_cli.data.formats import Message, shared_turns
 from dpo_cli.data.pairs import PreferencePair, SkippedRow
@@ -42,6 +42,8 @@ class Flag(IntFlag):
     """The template leaves out or changes words of a scored answer."""
     LAST_ONLY = 4
     """The template rewrites earlier turns, so that only what follows the prompt is scored."""
+    ALL_TURNS = 8
+    """Every answer of the conversation is scored, not only what follows the prompt."""
 
 
 def encode_pairs(
@@ -147,6 +149,8 @@ def _render(
         sides, flags = _render_sides(row, tokenizer, scored_turns)
     except ValueError as error:
         return SkippedRow(row.line, "malformed", str(error))
+    if any(side.is_rewritten for side in sides):
+        flags |= Flag.PROMPT_DIFFERS
     if any(map(_loses_words, conversations, sides)):
         flags |= Flag.WORDS_LOST
     # If every pair keeps its think block, the block is the end of the prompt wherever the template
@@ -178,10 +182,10 @@ def _render_sides(
     flags = Flag(0)
     if scored_turns == "all" or (scored_turns is None and row.prompt_turns is None):
         try:
-            return tokenizer.render(*conversations, tools=row.tools), flags
+            return tokenizer.render(*conversations, tools=row.tools), Flag.ALL_TURNS
         except RewrittenError:
             if scored_turns == "all":
-                raise
+                raise ValueError(f'{REWRITES_TURNS}; set data.scored_turns = "last"') from None
             flags = Flag.LAST_ONLY
     first = _prompt_turns(row)
     try:

@@ -34,11 +34,13 @@ class Rendered:
 
     cuts: positions between which `data.truncation` may cut the prompt, in characters: the beginning
         of each user's text, and the end of the last one. Empty if the prompt cannot be cut.
+    is_rewritten: the template renders the prompt of an answer differently without the answer.
     """
 
     text: str
     answers: tuple[Answer, ...] = ()
     cuts: tuple[int, ...] = ()
+    is_rewritten: bool = False
 
     @property
     def cut_places(self) -> list[int]:

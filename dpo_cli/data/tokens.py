@@ -303,6 +303,11 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return self._rows.lines[self._indices]
 
     @property
+    def flags(self) -> Tensor:
+        """Facts about each pair, (K,) int32; see `dpo_cli.data.encoding.Flag`."""
+        return self._rows.flags[self._indices]
+
+    @property
     def places(self) -> Places:
         """Mapping from row numbers to files."""
         return self._rows.places

@@ -63,8 +63,9 @@ class ChatTemplate:
         """True if the template writes tool calls only beside tool definitions."""
         if TOOL_CALLS not in self.dropped_kinds:
             return False
-        text = self._text([_ASK, _calling({})], tools=[{**_TOOL, "function": {"name": "f"}}])
-        return text is not None and MARK in text
+        tools = [{**_TOOL, "function": {"name": "f"}}]
+        texts = [self._text([_ASK, _calling(empty)], tools=tools) for empty in ({}, "{}")]
+        return any(text is not None and MARK in text for text in texts)
 
     def dropped_turn(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         """Describe the first turn that the template silently drops; "" if there is none."""
@@ -115,7 +116,10 @@ class ChatTemplate:
         text = self._text([_ASK, _ANSWER])
         if text is None or text != self._text([_ASK, _ANSWER], add_generation_prompt=True):
             return ""
-        before, _, after = text.partition(MARK)
+        # A blank may follow the header of an answer, but not the header behind it.
+        before, after = (
+            (part.rstrip() for part in text.split(MARK, 1)) if MARK in text else ("", "")
+        )
         common = os.path.commonprefix([before[::-1], after[::-1]])[::-1]  # noqa: RUF071
         return common if _has_word(common) else ""
 
@@ -142,13 +146,13 @@ class ChatTemplate:
     def drops_thoughts(self) -> bool:
         """True if `<think>` text in the last answer is left out."""
         thought = {**_ANSWER, "content": f"<think>\n{MARK}\n</think>\n\na"}
-        return not self._writes([_ASK, thought])
+        return self._writes([_ASK, _ANSWER]) and not self._writes([_ASK, thought])
 
     @cached_property
     def drops_reasoning(self) -> bool:
         """True if `reasoning_content` of the last answer is left out."""
-        return not self._writes([_ASK, {"role": "assistant", "content": "a",
-                                        "reasoning_content": MARK}])  # fmt: skip
+        thought = {**_ANSWER, "content": "a", "reasoning_content": MARK}
+        return self._writes([_ASK, _ANSWER]) and not self._writes([_ASK, thought])
 
     @cached_property
     def ending(self) -> str:

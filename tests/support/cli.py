@@ -16,6 +16,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Event, StepDone, history
 from dpo_cli.run.lookup import find_runs
 from dpo_cli.training.checkpointing import load_weights
+from tests.support import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DPO = [sys.executable, "-m", "dpo_cli"]
@@ -34,19 +35,17 @@ def dpo(
     *arguments: str | Path, cwd: Path, timeout: float = HANG_SECONDS, **changes: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `dpo` to its end: its exit code, stdout and stderr."""
-    return run_in(cwd, [*DPO, *map(str, arguments)], timeout, **changes)
+    words, wanted = [*map(str, arguments)], environment(**changes)
+    if warm.can_run(wanted):
+        process = warm.Process(words, cwd, wanted, one_output=False)
+        output, errors = process.communicate(timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    return run_in(cwd, [*DPO, *words], timeout, **changes)
 
 
-def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, cwd: Path) -> warm.Process:
     """Start `dpo`; stdout and stderr come together."""
-    return subprocess.Popen(
-        [*DPO, *map(str, arguments)],
-        cwd=cwd,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return warm.Process([*map(str, arguments)], cwd, environment(), one_output=True)
 
 
 def run_in(

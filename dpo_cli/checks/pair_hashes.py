@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpo_cli.data.formats import Message
+from dpo_cli.data.messages import Message
 
 _ODD_FACTOR = 0x5851F42D4C957F2D
 """Multiplier of Knuth's MMIX linear congruential generator. It mixes two hashes into one that

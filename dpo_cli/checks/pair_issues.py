@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dpo_cli.checks.pair_hashes import PairHashes
-from dpo_cli.data.formats import Message
 from dpo_cli.data.languages import Language, language_of
+from dpo_cli.data.messages import Message
 from dpo_cli.data.pairs import PreferencePair, read_pairs
 from dpo_cli.data.sources import Places, Source
 from dpo_cli.findings import PairIssue

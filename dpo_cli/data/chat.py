@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.encoders import as_tensor, make_encoder, with_true_offsets
-from dpo_cli.data.formats import Message
+from dpo_cli.data.messages import Message
 from dpo_cli.errors import DpoError, first_line
 
 EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"

@@ -88,6 +88,8 @@ def _render(
 ) -> _RenderedPair | SkippedRow:
     if isinstance(row, SkippedRow):
         return row
+    if row.tools:
+        return SkippedRow(row.line, "malformed", "tool definitions ('tools') cannot be rendered")
     if dropped := tokenizer.dropped_turn(row.chosen) or tokenizer.dropped_turn(row.rejected):
         return SkippedRow(row.line, "left-out", dropped)
     try:

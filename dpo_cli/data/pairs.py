@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from dpo_cli.data.formats import FORMATS, Format, Message, Row, renamed
+from dpo_cli.data.columns import Columns, Row
+from dpo_cli.data.formats import FORMATS, Format
+from dpo_cli.data.messages import Message
+from dpo_cli.data.row_readers import UnrankedError
 from dpo_cli.data.rows import MalformedError
 from dpo_cli.data.sources import NO_PLACES, Places, Source
 from dpo_cli.errors import DpoError
 
 MALFORMED_SHARE_LIMIT = 0.01
 
-Problem = Literal["malformed", "identical", "truncated", "left-out"]
+Problem = Literal["malformed", "identical", "truncated", "left-out", "tie"]
 
 
 @dataclass(frozen=True)
 class PreferencePair:
     """Two whole conversations, of which the chosen one is preferred.
 
-    The prompt is their common beginning. line: number of the row, see `dpo_cli.data.sources`.
+    Attributes:
+        line: number of the row, see `dpo_cli.data.sources`.
+        chosen, rejected: messages.
+        prompt_turns, tools: see `dpo_cli.data.row_readers.Sides`.
+        unread: values of the columns that the format does not read, by name.
     """
 
     line: int
     chosen: Sequence[Message]
     rejected: Sequence[Message]
+    prompt_turns: int | None = None
+    tools: Sequence[dict[str, Any]] = ()
+    unread: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -76,9 +86,17 @@ def to_pair(
     try:
         if isinstance(row, MalformedError):
             raise row
-        return PreferencePair(line, *format.sides(renamed(row, columns)))
+        found = Columns(row, columns)
+        sides = format.read(found)
+    except UnrankedError as error:
+        return SkippedRow(line, "tie", str(error))
+    except RecursionError:
+        return SkippedRow(line, "malformed", "nested too deeply")
     except MalformedError as error:
         return SkippedRow(line, "malformed", str(error))
+    return PreferencePair(
+        line, sides.chosen, sides.rejected, sides.prompt_turns, sides.tools, found.unread
+    )
 
 
 def refuse_if_mostly_malformed(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.encoders import as_tensor, make_encoder, with_true_offsets
-from dpo_cli.data.messages import Message
+from dpo_cli.data.messages import Message, shared_turns
 from dpo_cli.errors import DpoError, first_line
 
 EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
@@ -243,7 +243,7 @@ class ChatTokenizer:
         Raises:
             ValueError: the template fails, or rewrites earlier turns, so the spans are undefined.
         """
-        shared = _shared_turns(conversations)
+        shared = shared_turns(*conversations)
         wanted: dict[tuple[int, int, str], list[Message]] = {}
 
         def want(side: int, turns: int, probe: str = "") -> tuple[int, int, str]:
@@ -309,19 +309,6 @@ def common_length(first: AnyStr, second: AnyStr) -> int:
         else:
             limit = middle - 1
     return same
-
-
-def _shared_turns(conversations: Sequence[Sequence[Message]]) -> int:
-    """Count the first messages that all conversations share."""
-    shared = 0
-    for messages in zip(*conversations, strict=False):
-        try:
-            if any(message != messages[0] for message in messages):
-                break
-        except RecursionError:  # nested so deeply that a comparison fails
-            break
-        shared += 1
-    return shared
 
 
 def _joined(answers: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

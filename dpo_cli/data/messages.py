@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpo_cli.data.rows import MalformedError, kind_of_value
@@ -123,6 +123,19 @@ def turns(value: Any, where: str) -> list[Message]:
         _message(decoded(each), f"{where}, message {number}")
         for number, each in enumerate(value, start=1)
     ]
+
+
+def shared_turns(*conversations: Sequence[Message]) -> int:
+    """Count the first messages that all conversations share."""
+    shared = 0
+    for messages in zip(*conversations, strict=False):
+        try:
+            if any(message != messages[0] for message in messages):
+                break
+        except RecursionError:  # nested so deeply that a comparison fails
+            break
+        shared += 1
+    return shared
 
 
 def said(value: Any, where: str, role: str) -> list[Message]:

@@ -14,6 +14,7 @@ from dpo_cli.data.messages import Message
 from dpo_cli.data.row_readers import UnrankedError
 from dpo_cli.data.rows import MalformedError
 from dpo_cli.data.sources import NO_PLACES, Places, Source
+from dpo_cli.data.tools import Tool, tools_of
 from dpo_cli.errors import DpoError
 
 MALFORMED_SHARE_LIMIT = 0.01
@@ -28,7 +29,9 @@ class PreferencePair:
     Attributes:
         line: number of the row, see `dpo_cli.data.sources`.
         chosen, rejected: messages.
-        prompt_turns, tools: see `dpo_cli.data.row_readers.Sides`.
+        prompt_turns: number of messages of an explicit prompt, with which both sides begin; None
+            for whole conversations, whose prompt is their common beginning.
+        tools: definitions of the tools that the assistant may call.
         unread: values of the columns that the format does not read, by name.
     """
 
@@ -36,7 +39,7 @@ class PreferencePair:
     chosen: Sequence[Message]
     rejected: Sequence[Message]
     prompt_turns: int | None = None
-    tools: Sequence[dict[str, Any]] = ()
+    tools: Sequence[Tool] = ()
     unread: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -88,6 +91,7 @@ def to_pair(
             raise row
         found = Columns(row, columns)
         sides = format.read(found)
+        tools = tools_of({"tools": sides.tools}, sides.chosen)
     except UnrankedError as error:
         return SkippedRow(line, "tie", str(error))
     except RecursionError:
@@ -95,7 +99,7 @@ def to_pair(
     except MalformedError as error:
         return SkippedRow(line, "malformed", str(error))
     return PreferencePair(
-        line, sides.chosen, sides.rejected, sides.prompt_turns, sides.tools, found.unread
+        line, sides.chosen, sides.rejected, sides.prompt_turns, tools, found.unread
     )
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dpo_cli.data.columns import Columns, is_blank, number
-from dpo_cli.data.messages import Message, is_turns, parsed_json, said
-from dpo_cli.data.rows import MalformedError, kind_of_value
+from dpo_cli.data.messages import Message, is_turns, parsed_json, said, shared_turns
+from dpo_cli.data.rows import MalformedError
 
 SIDES = ("chosen", "rejected")
 SYSTEM = ("system", "system_prompt")
@@ -40,13 +40,13 @@ class Sides:
         chosen, rejected: messages.
         prompt_turns: number of first messages that are the prompt, in formats that write it apart
             from the answers; None for whole conversations.
-        tools: definitions of the tools that the conversations may call.
+        tools: definitions of tools as they are in the row, see `dpo_cli.data.tools`.
     """
 
     chosen: list[Message]
     rejected: list[Message]
     prompt_turns: int | None = None
-    tools: Sequence[dict[str, Any]] = ()
+    tools: Any = None
 
 
 class UnrankedError(MalformedError):
@@ -57,7 +57,7 @@ def read_whole_conversations(row: Columns) -> Sides:
     """Read `chosen` and `rejected`, each a conversation with its prompt."""
     row.require(*SIDES)
     chosen, rejected = (_with_system(row, _answered(row.turns(side), side)) for side in SIDES)
-    return Sides(chosen, rejected, tools=_tools(row))
+    return Sides(chosen, rejected, None, row.raw("tools"))
 
 
 def read_prompt_and_sides(row: Columns) -> Sides:
@@ -133,8 +133,8 @@ def read_openai(row: Columns) -> Sides:
         return _joined(row, prompt, sides)
     for key in value.keys() - {"messages", "tools"}:
         row.leave("input", key, value[key])
-    tools = _definitions(value.get("tools"), f"{row.shown('input')}, 'tools'")
-    return _joined(row, prompt, sides, tools)
+    joined = _joined(row, prompt, sides)
+    return replace(joined, tools=value.get("tools") or joined.tools)
 
 
 def read_swift(row: Columns) -> Sides:
@@ -196,25 +196,21 @@ def read_prompt(row: Columns) -> list[Message]:
     return _with_system(row, _prompt(row))
 
 
-def _joined(
-    row: Columns,
-    prompt: list[Message],
-    sides: list[list[Message]],
-    tools: Sequence[dict[str, Any]] = (),
-) -> Sides:
+def _joined(row: Columns, prompt: list[Message], sides: list[list[Message]]) -> Sides:
     """Put a prompt before both sides, unless they repeat it."""
     if prompt in sides:  # the messages of a file that repeats its chosen side
         prompt = prompt[:-1]
     wholes = [_whole(prompt, side) or ([*prompt, *side], len(prompt)) for side in sides]
     chosen, rejected = (_with_system(row, whole) for whole, _ in wholes)
     prompt_turns = min(count for _, count in wholes) + len(chosen) - len(wholes[0][0])
-    return Sides(chosen, rejected, prompt_turns, tools or _tools(row))
+    return Sides(chosen, rejected, prompt_turns, row.raw("tools"))
 
 
 def _whole_sides(row: Columns, sides: list[list[Message]]) -> Sides:
     """Take what two whole conversations have in common as their prompt."""
     chosen, rejected = (_with_system(row, side) for side in sides)
-    return Sides(chosen, rejected, _shared_turns(chosen, rejected), _tools(row))
+    most = min(len(chosen), len(rejected)) - 1
+    return Sides(chosen, rejected, min(shared_turns(chosen, rejected), most), row.raw("tools"))
 
 
 def _whole(prompt: list[Message], side: list[Message]) -> tuple[list[Message], int] | None:
@@ -236,13 +232,6 @@ def _are_same(some: Sequence[Message], others: Sequence[Message]) -> bool:
         one["role"] == other["role"] and one["content"].strip() == other["content"].strip()
         for one, other in zip(some, others, strict=True)
     )
-
-
-def _shared_turns(chosen: list[Message], rejected: list[Message]) -> int:
-    """Count the first turns that both sides have; the last one is an answer."""
-    pairs = enumerate(zip(chosen[:-1], rejected[:-1], strict=False))
-    differ = (place for place, (one, other) in pairs if one != other)
-    return next(differ, min(len(chosen), len(rejected)) - 1)
 
 
 def _with_system(row: Columns, messages: list[Message]) -> list[Message]:
@@ -306,22 +295,6 @@ def _answered(messages: list[Message], side: str) -> list[Message]:
     if all(message["role"] != "assistant" for message in messages):
         raise MalformedError(f"{side!r} has no assistant message")
     return messages
-
-
-def _tools(row: Columns) -> Sequence[dict[str, Any]]:
-    return _definitions(row.value("tools"), row.shown("tools"))
-
-
-def _definitions(value: Any, where: str) -> Sequence[dict[str, Any]]:
-    """Read tool definitions, each of which may be JSON text."""
-    value = parsed_json(value)
-    if is_blank(value):
-        return ()
-    definitions = [parsed_json(each) for each in (value if isinstance(value, list) else [value])]
-    for each in definitions:
-        if not isinstance(each, dict):
-            raise MalformedError(f"{where}: expected tool definitions, got {kind_of_value(each)}")
-    return definitions
 
 
 def _spoken(text: str, side: str) -> list[Message]:

@@ -56,8 +56,11 @@ def test_rows(tmp_path: Path) -> None:
         ({"prompt": "  "}, "'prompt' must be a non-empty text or a list of messages"),
         ({"prompt": []}, "'prompt' must be a non-empty text or a list of messages"),
         ({"prompt": [USER, ANSWER]}, "the last message is an answer"),
-        ({"prompt": ["why?"]}, "message 1: 'content' must be a text"),
-        ({"prompt": [{"role": "me", "content": ""}]}, "message 1: 'role' must be one of system"),
+        ({"prompt": ["why?"]}, "'prompt', message 1: expected an object, got a text"),
+        (
+            {"prompt": [{"role": "me", "content": ""}]},
+            "'prompt', message 1: role 'me' is not",
+        ),
         ({"chosen": [USER], "rejected": [USER]}, "'chosen' has no assistant message"),
         ({"chosen": [ANSWER], "rejected": [ANSWER]}, "'prompt' must be a non-empty text"),
     ],

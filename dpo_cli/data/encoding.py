@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpo_cli.data.chat import ChatTokenizer, Encoded, Rendered, common_length
 from dpo_cli.data.encoders import as_tensor
@@ -60,14 +61,18 @@ def encode_rows(
     """
     done = 0
     pending: Future[EncodedRows] | None = None
+    unread: Counter[str] = Counter()
     with ThreadPoolExecutor(1) as helper:
         for chunk in itertools.chain(_chunks(rows), [[]]):
             rendered = [_render(row, tokenizer, empty_think_ratio, seed) for row in chunk]
             if pending is not None:
-                block = pending.result()
+                block = replace(pending.result(), unread=unread)
                 done += len(block) + len(block.skipped_rows)
                 yield block
                 on_progress(done)
+            unread = Counter(
+                name for row in chunk if isinstance(row, PreferencePair) for name in row.unread
+            )
             if rendered:
                 pending = helper.submit(_encode, rendered, tokenizer)
         if pending is None:

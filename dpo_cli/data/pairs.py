@@ -120,9 +120,12 @@ def refuse_if_mostly_malformed(
     details = [f"{places.name(row.line)}: {row.reason}" for row in malformed[:10]]
     if len(malformed) > len(details):
         details.append(f"and {len(malformed) - len(details)} more")
+    given = source if isinstance(source, Source) else Source((source,))
+    hints = {"data.format": given.format == "auto", "data.columns": not given.columns}
+    unset = [key for key, is_unset in hints.items() if is_unset]
     raise DpoError(
         f"{source}: {len(malformed)} of {rows} rows are malformed"
         f" (more than {MALFORMED_SHARE_LIMIT:.0%})",
-        "Fix or remove these rows, or set data.format and data.columns.",
+        "Fix or remove these rows" + (f", or set {' and '.join(unset)}." if unset else "."),
         details,
     )

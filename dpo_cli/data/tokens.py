@@ -8,8 +8,9 @@ Shape legend: P pairs, A answers (of both sides of all pairs), N token ids.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import overload
 
@@ -35,6 +36,7 @@ class EncodedRows:
     answers: (A, 2) int32, [first, end) tokens of each answer within its side; see `Encoded`.
     answer_counts: (P, 2) int32, number of answers of each side.
     skipped_rows: rows that are no pairs at any length, by line.
+    unread: number of pairs with a value in each column that the format does not read.
     content: SHA-256 of the source, or "".
     places: mapping from row numbers to files.
     """
@@ -46,6 +48,7 @@ class EncodedRows:
     answers: Tensor
     answer_counts: Tensor
     skipped_rows: Sequence[SkippedRow]
+    unread: Mapping[str, int] = field(default_factory=dict)
     content: str = ""
     places: Places = NO_PLACES
 
@@ -63,6 +66,7 @@ class EncodedRows:
             answers=torch.cat([part.answers for part in filled]),
             answer_counts=torch.cat([part.answer_counts for part in filled]),
             skipped_rows=tuple(row for part in parts for row in part.skipped_rows),
+            unread=sum((Counter(part.unread) for part in parts), Counter()),
             places=parts[0].places,
         )
 
@@ -84,6 +88,7 @@ class EncodedRows:
             sorted([*self.skipped_rows, *lost], key=lambda row: row.line),
             self.content,
             self.places,
+            self.unread,
         )
 
     def pair(self, index: int, max_seq_len: int) -> TokenizedPair:
@@ -255,12 +260,14 @@ class Rows:
 
     content: SHA-256 of the source, or "".
     places: mapping from row numbers to files.
+    unread: see `EncodedRows`.
     """
 
     kept: TokenizedPairs
     skipped_rows: Sequence[SkippedRow]
     content: str = ""
     places: Places = NO_PLACES
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:

@@ -48,7 +48,7 @@ _UNPACK = "Unpack it ({command}), and use the file in it."
 _DECOMPRESS = "Decompress it: {command}"
 _TO_TEXT = "Save its table as CSV in UTF-8."
 _TO_PARQUET = (
-    "Convert it to Parquet: python -c \"import sys, pyarrow as pa, pyarrow.parquet as pq;"
+    'Convert it to Parquet: python -c "import sys, pyarrow as pa, pyarrow.parquet as pq;'
     " pq.write_table(pa.ipc.{opener}(sys.argv[1]).read_all(), sys.argv[1] + '.parquet')\" {path}"
 )
 _ORIGINAL = "Use the model's original weights in float32, float16 or bfloat16 (.safetensors)."
@@ -187,7 +187,7 @@ def recognize_folder(path: Path) -> Signature | None:
 def _to_parquet(split: str, ending: str) -> str:
     return (
         'Convert it to Parquet: python -c "import sys, datasets;'
-        f' datasets.load_from_disk(sys.argv[1]){split}.to_parquet(sys.argv[1] +'
+        f" datasets.load_from_disk(sys.argv[1]){split}.to_parquet(sys.argv[1] +"
         f" '{ending}.parquet')\" {{path}}"
     )
 

@@ -81,9 +81,7 @@ def test_prefixes_of_a_minimind_file(
     assert plain.description == plain.architecture.description
 
 
-def test_blocks_that_were_compiled_one_by_one(
-    minimind: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_blocks_that_were_compiled_one_by_one(minimind: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "full_sft_128.pth"
     inner = {
         name.replace(".mlp.", ".mlp._orig_mod.").replace("layers.0.", "layers.0._orig_mod."): each
@@ -212,9 +210,7 @@ def test_pointer_in_a_directory(name: str, llama: Path, tmp_path: Path) -> None:
     assert "git lfs pull" in error.remedy
 
 
-def test_content_decides_between_the_two_forms(
-    minimind: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_content_decides_between_the_two_forms(minimind: dict[str, Tensor], tmp_path: Path) -> None:
     """A file under the suffix of the other form."""
     copies = {name: tensor.clone() for name, tensor in minimind.items()}
     save_file(copies, tmp_path / "a.pth")

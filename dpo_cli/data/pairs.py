@@ -12,7 +12,7 @@ from dpo_cli.data.columns import Columns, Row
 from dpo_cli.data.formats import FORMATS, Format
 from dpo_cli.data.messages import Message
 from dpo_cli.data.row_readers import UnrankedError
-from dpo_cli.data.rows import MalformedError
+from dpo_cli.data.rows import NOT_UTF_8, MalformedError
 from dpo_cli.data.sources import NO_PLACES, Places, Source
 from dpo_cli.data.tools import Tool, tools_of
 from dpo_cli.errors import DpoError
@@ -123,9 +123,16 @@ def refuse_if_mostly_malformed(
     given = source if isinstance(source, Source) else Source((source,))
     hints = {"data.format": given.format == "auto", "data.columns": not given.columns}
     unset = [key for key, is_unset in hints.items() if is_unset]
+    remedy = "Fix or remove these rows" + (f", or set {' and '.join(unset)}." if unset else ".")
+    of_encoding = sum(row.reason.startswith(NOT_UTF_8) for row in malformed)
+    if 2 * of_encoding > len(malformed):
+        remedy = (
+            "Save the file as UTF-8. It may be in GB18030 (iconv -f GB18030 -t UTF-8), or in"
+            " Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
+        )
     raise DpoError(
         f"{source}: {len(malformed)} of {rows} rows are malformed"
         f" (more than {MALFORMED_SHARE_LIMIT:.0%})",
-        "Fix or remove these rows" + (f", or set {' and '.join(unset)}." if unset else "."),
+        remedy,
         details,
     )

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from dpo_cli.data.columns import Columns
 from dpo_cli.data.compression import opened
-from dpo_cli.data.file_readers import kind_of, read_rows
+from dpo_cli.data.file_kinds import kind_of
+from dpo_cli.data.file_readers import read_rows
 from dpo_cli.data.formats import FORMATS, format_of
 from dpo_cli.data.messages import Message
 from dpo_cli.data.pairs import SkippedRow, to_pair

@@ -19,22 +19,24 @@ from functools import cached_property
 from pathlib import Path
 
 from dpo_cli.data.columns import Columns, Row
-from dpo_cli.data.file_readers import (
-    Kind,
-    Numbered,
-    count_numbers,
-    kind_of,
-    read_rows,
-)
+from dpo_cli.data.file_kinds import Kind, kind_of
+from dpo_cli.data.file_readers import Numbered, count_numbers, read_rows
 from dpo_cli.data.formats import FORMATS, PROMPTS, format_of, unknown_format
 from dpo_cli.data.rows import MalformedError
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
+from dpo_cli.signatures import recognize_folder
 
 _LOOKED_AT_ROWS = 100
 _NAMED = 5
 _PROGRESS_ROWS = 5000
-_KINDS = {"jsonl": "JSONL", "json": "a JSON array", "csv": "CSV", "parquet": "Parquet"}
+_KINDS: Mapping[Kind, str] = {
+    "jsonl": "JSONL",
+    "json": "a JSON array",
+    "objects": "JSON objects",
+    "csv": "CSV",
+    "parquet": "Parquet",
+}
 _ROW_NAME = re.compile(r"(?:(.+):)?([1-9][0-9]{0,8})", re.DOTALL)  # numbers are kept as int32
 
 
@@ -195,6 +197,8 @@ class Source:
         """
         files = []
         for number, path in enumerate(self.paths):
+            if saved := recognize_folder(path):
+                raise saved.error(path)
             try:
                 found = pair_files(path)
             except OSError as error:

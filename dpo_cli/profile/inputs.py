@@ -17,6 +17,7 @@ from dpo_cli.profile.model import Model
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.source import shipped_profiles
 from dpo_cli.profile.text import did_you_mean, show_path, show_value
+from dpo_cli.signatures import recognize_folder
 
 _SUFFIXES = (".pth", ".safetensors")
 _SET_PATHS = (
@@ -254,6 +255,8 @@ def check_pairs(key: str, paths: Sequence[Path]) -> None:
             continue
         if not os.access(path, os.R_OK | os.X_OK):
             raise InputError(key, f"{show_path(path)} cannot be read: no permission")
+        if saved := recognize_folder(path):
+            raise InputError(key, "; ".join((str(saved.error(path)), saved.error(path).remedy)))
         files = pair_files(path)
         if not files:
             raise InputError(

@@ -90,11 +90,12 @@ class PairHashes:
             _by_line(lines, first[positions], distinct[positions] == swapped),
         )
 
-    def rows_of_frequent_prompt(self, least_share: float) -> list[int]:
-        """Return the rows whose prompt this share of the rows has; there is at most one such."""
+    def rows_of_frequent_prompts(self, least: int, least_share: float) -> list[int]:
+        """Return the rows whose prompt this number and this share of the rows have."""
         lines, prompts = _tensor(self._lines), _tensor(self._prompts)
         _, index, counts = torch.unique(prompts, return_inverse=True, return_counts=True)
-        found: list[int] = lines[(counts >= least_share * len(lines))[index]].tolist()
+        is_frequent = counts >= max(least, least_share * len(lines))
+        found: list[int] = lines[is_frequent[index]].tolist()
         return found
 
     def rows_of_frequent_answers(self, least: int, least_share: float) -> list[int]:

@@ -23,8 +23,8 @@ NEAR_IDENTICAL_SHARE = 0.9
 _MIN_LETTERS = 20
 """Characters of the shorter side below which its language is not compared."""
 _SAMPLED_ROWS = 32
-_ONE_PROMPT_SHARE = 0.9
-"""Share of the pairs from which on one prompt is the only one that matters."""
+_MIN_PAIRS, _ONE_PROMPT_SHARE = 3, 0.9
+"""Number and share of the pairs from which on one prompt is the only one that matters."""
 _MIN_ANSWERS, _ANSWER_SHARE = 3, 0.05
 """Number and share of the prompts from which on one answer to them is frequent."""
 _MARKED_ROWS = 20
@@ -189,7 +189,7 @@ class _Collector:
                 self.lines[issue] += others
         # Pairs without a common beginning share the empty prompt.
         promptless = {*self.lines[PairIssue.NO_USER], *self.lines[PairIssue.OTHER_PROMPT]}
-        one_prompt = self.hashes.rows_of_frequent_prompt(_ONE_PROMPT_SHARE)
+        one_prompt = self.hashes.rows_of_frequent_prompts(_MIN_PAIRS, _ONE_PROMPT_SHARE)
         frequent = {
             PairIssue.ONE_PROMPT: [] if promptless.issuperset(one_prompt) else one_prompt,
             PairIssue.FREQUENT_ANSWER: self.hashes.rows_of_frequent_answers(

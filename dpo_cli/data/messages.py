@@ -41,7 +41,11 @@ _SHOWN_ROLES = (*ROLES, "human", "gpt", "model")
 _ROLE_KEYS, _TEXT_KEYS = ("role", "from"), ("content", "value", "parts")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _BEGINS_JSON = re.compile(r'\s*(?:\[\s*(?:\{|")|\{\s*"|"\s*(?:\[|\{))')
-_BEGINS_PYTHON = re.compile(r"\s*\[?\s*\{\s*'(?:role|from|content|value)'\s*:")
+_ROLE_KEY, _TEXT_KEY = r"'(?:role|from)'\s*:", r"'(?:content|value)'\s*:"
+_PYTHON = re.compile(
+    rf"\s*\[?\s*\{{\s*(?:{_ROLE_KEY}.*{_TEXT_KEY}|{_TEXT_KEY}.*{_ROLE_KEY}).*[}}\]]\s*", re.DOTALL
+)
+"""Messages as Python prints them, for example pandas in a CSV file."""
 _MOST_TIMES = 3
 """Times that a value may be JSON text within JSON text."""
 
@@ -86,7 +90,7 @@ def refuse_python(text: str, where: str) -> str:
     Raises:
         MalformedError: the text is such a list.
     """
-    if _BEGINS_PYTHON.match(text):
+    if _PYTHON.fullmatch(text):
         raise MalformedError(f"{where} is messages in Python syntax; write them with json.dumps")
     return text
 

@@ -164,9 +164,8 @@ def read_generations(row: Columns) -> Sides:
     answers, ratings = row.list_of("generations"), row.list_of(rated)
     where = row.shown("generations")
     if len(answers) != len(ratings):
-        raise MalformedError(
-            f"{where} has {len(answers)} entries, {row.shown(rated)} {len(ratings)}"
-        )
+        counts = f"{len(answers)} entries, {row.shown(rated)} has {len(ratings)}"
+        raise MalformedError(f"{where} has {counts}")
     scores = {
         place: number(rating, f"{row.shown(rated)}, entry {place + 1}")
         for place, (answer, rating) in enumerate(zip(answers, ratings, strict=True))

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.encoding import encode_rows
+from dpo_cli.data.encoding import ScoredTurns, encode_rows
 from dpo_cli.data.pairs import SkippedRow, read_pairs
 from dpo_cli.data.sources import Part, Places, Source
 from dpo_cli.data.tokens import EncodedRows
@@ -35,7 +35,7 @@ from dpo_cli.integrity import find_damage, write_manifest
 FORMAT = 4
 """Incremented when the files of an entry, or how rows are read, rendered or masked, change."""
 _PACKAGES = ("tokenizers", "transformers", "jinja2")
-_COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts")
+_COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts", "flags")
 _IDS, _REST = "ids.bin", "columns.safetensors"
 _DTYPES = {"uint16": torch.uint16, "int32": torch.int32}
 Blocks = Generator[EncodedRows, None, None]
@@ -60,6 +60,7 @@ def encode_source(
     *,
     empty_think_ratio: float,
     seed: int,
+    scored_turns: ScoredTurns | None = None,
     on_progress: Callable[[int, int], None],
     ranks: LocalRanks,
 ) -> EncodedRows:
@@ -67,7 +68,7 @@ def encode_source(
 
     Args:
         source: files of pairs.
-        tokenizer, empty_think_ratio, seed: see `dpo_cli.data.encoding.encode_rows`.
+        tokenizer, empty_think_ratio, seed, scored_turns: see `dpo_cli.data.encoding.encode_rows`.
         on_progress: called with the number of rows done and of all rows (0 while they are counted).
         ranks: ranks on this machine that call this for the same source; each encodes its share.
 
@@ -85,6 +86,7 @@ def encode_source(
             tokenizer,
             empty_think_ratio=empty_think_ratio,
             seed=seed,
+            scored_turns=scored_turns,
             on_progress=lambda done: on_progress(min(done * parts, total), total),
         ):
             yield replace(block, places=places)
@@ -94,7 +96,7 @@ def encode_source(
     rows: EncodedRows | None = None
     directory = cache_directory()
     if directory is not None and not tokenizer.depends_on_date:
-        key = _key(source, content, tokenizer, empty_think_ratio, seed)
+        key = _key(source, content, tokenizer, empty_think_ratio, seed, scored_turns)
         entry = directory / "tokens" / key
         rows = load(entry, key)
         if not all(ranks.all_gather_object_on_host(f"tokens found/{key}", rows is not None)):
@@ -209,7 +211,12 @@ def _write(directory: Path, key: str, blocks: Iterator[EncodedRows]) -> None:
 
 
 def _key(
-    source: Source, content: str, tokenizer: ChatTokenizer, empty_think_ratio: float, seed: int
+    source: Source,
+    content: str,
+    tokenizer: ChatTokenizer,
+    empty_think_ratio: float,
+    seed: int,
+    scored_turns: ScoredTurns | None,
 ) -> str:
     """Hash everything that decides the content of an entry (hex SHA-256)."""
     facts = {
@@ -221,6 +228,7 @@ def _key(
         "empty_think_ratio": empty_think_ratio,
         # The seed has no effect if every pair or no pair keeps its think block.
         "seed": seed if 0 < empty_think_ratio < 1 else None,
+        "scored_turns": scored_turns,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

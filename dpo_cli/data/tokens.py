@@ -35,6 +35,7 @@ class EncodedRows:
     shared: (P,) int32, number of ids that both sides start with.
     answers: (A, 2) int32, [first, end) tokens of each answer within its side; see `Encoded`.
     answer_counts: (P, 2) int32, number of answers of each side.
+    flags: (P,) int32, `dpo_cli.data.encoding.Flag` of each pair.
     skipped_rows: rows that are no pairs at any length, by line.
     unread: number of pairs with a value in each column that the format does not read.
     content: SHA-256 of the source, or "".
@@ -47,6 +48,7 @@ class EncodedRows:
     shared: Tensor
     answers: Tensor
     answer_counts: Tensor
+    flags: Tensor
     skipped_rows: Sequence[SkippedRow]
     unread: Mapping[str, int] = field(default_factory=dict)
     content: str = ""
@@ -65,6 +67,7 @@ class EncodedRows:
             shared=torch.cat([part.shared for part in filled]),
             answers=torch.cat([part.answers for part in filled]),
             answer_counts=torch.cat([part.answer_counts for part in filled]),
+            flags=torch.cat([part.flags for part in filled]),
             skipped_rows=tuple(row for part in parts for row in part.skipped_rows),
             unread=sum((Counter(part.unread) for part in parts), Counter()),
             places=parts[0].places,

@@ -25,6 +25,35 @@ def tools_of(row: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> t
     return found
 
 
+def with_arguments(message: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Copy a message with the arguments of its tool calls as an "object" or as JSON "text".
+
+    `kind` is `ChatTemplate.arguments`; "either" changes nothing. Arguments that are no JSON object
+    stay as they are.
+    """
+    calls = message.get("tool_calls")
+    if kind == "either" or not isinstance(calls, list):
+        return dict(message)
+    return {**message, "tool_calls": [_with_arguments(call, kind) for call in calls]}
+
+
+def _with_arguments(call: Any, kind: str) -> Any:
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _with_arguments(call["function"], kind)}
+    arguments = call.get("arguments")
+    if kind == "object" and isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError):
+            return call
+        return {**call, "arguments": parsed} if isinstance(parsed, dict) else call
+    if kind == "text" and isinstance(arguments, dict):
+        return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return call
+
+
 def _parse(value: Any, where: str) -> tuple[Tool, ...]:
     if isinstance(value, str):
         try:

@@ -102,6 +102,16 @@ class Data(Table):
     """Share of pairs that keep the empty think block of their chat template, the same on both sides
     of a pair. MiniMind version 2's template has no such block; Qwen3's has one."""
 
+    scored_turns: Annotated[
+        Literal["all", "last"] | None,
+        Field(examples=["last"]),
+        POSITION,
+        TOKENS | HELD_OUT | REFERENCE,
+    ] = None
+    """Answers of a conversation that are scored: "all", or with "last" only what follows the
+    prompt, as in TRL. Default: "all" for MiniMind's whole conversations, if the chat template
+    renders earlier turns as they were; "last" for all other formats."""
+
     num_workers: Annotated[int, Field(ge=0), NONE] = 0
     """Threads that tokenize the pairs; 0 uses all cores."""
 

@@ -43,6 +43,7 @@ def encode(
         tokenizer,
         empty_think_ratio=profile.data.empty_think_ratio,
         seed=profile.train.seed,
+        scored_turns=profile.data.scored_turns,
         on_progress=lambda done, total: on_progress(
             "encoding" if total else "counting", done, total, "rows"
         ),

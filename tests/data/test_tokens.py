@@ -42,6 +42,7 @@ def columns(pairs: list[tuple[Encoded, Encoded]], *skipped_rows: SkippedRow) -> 
         shared=as_tensor(shared),
         answers=as_tensor(answers).view(-1, 2),
         answer_counts=as_tensor(counts).view(-1, 2),
+        flags=torch.zeros(len(pairs), dtype=torch.int32),
         skipped_rows=skipped_rows,
     )
 

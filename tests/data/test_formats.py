@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
 from dpo_cli.profile.pairs import Data
+from tests.support.cli import REPOSITORY
 from tests.support.written import COMPRESSIONS, CONTAINERS, FORMATS, Row, jsonl
 
 NEEDS = {"pairs.parquet": "pyarrow", ".zst": "backports.zstd"}
@@ -288,3 +290,19 @@ def test_most_of_the_first_rows_decide(rows: list[Row], tmp_path: Path) -> None:
     assert isinstance(second, SkippedRow)
     assert second.reason == "no 'prompt'"
     assert len(others) == 4
+
+
+def test_the_examples_of_the_page_are_of_the_formats_that_it_lists(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs/data.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\| `([a-z]+)` \| .*\|$", page.partition("## Formats")[2], re.MULTILINE)
+    examples = page.partition("```json\n")[2].partition("```")[0].splitlines()
+    assert names[: len(examples)] == list(FORMATS)
+    for name, example in zip(FORMATS, examples, strict=True):
+        path = tmp_path / "one.jsonl"
+        path.write_text(example)
+        assert Source((path,)).look().parts[0].format == name
+        (pair,) = read_pairs(path)
+        assert isinstance(pair, PreferencePair)
+        assert pair.chosen[-2:] == turns("Why?", "Because.")
+        assert pair.rejected[-2:] == turns("Why?", "No.")
+        assert pair.unread == {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -45,17 +44,20 @@ class AnswerWords:
     def _missing(self, messages: Sequence[Message], side: Tokenized) -> list[str]:
         answer = next(each for each in reversed(messages) if each["role"] == "assistant")
         thoughts = answer.get("reasoning_content")
-        said = answer["content"], thoughts if isinstance(thoughts, str) else ""
-        written = Counter(words(self._responses(side)))
-        return list((Counter(words(said)) - written).elements())
+        written = self._last_response(side)
+        said = [text for text in (answer["content"], thoughts) if isinstance(text, str)]
+        # A fast exit for most answers, which come back as they are.
+        said = [text for text in said if text.strip() not in written]
+        return list((Counter(words(said)) - Counter(words([written]))).elements()) if said else []
 
-    def _responses(self, side: Tokenized) -> Iterable[str]:
-        place = 0
-        for is_response, run in itertools.groupby(side.response.tolist()):
-            end = place + len(list(run))
-            if is_response:
-                yield self._tokenizer.decode(side.ids[place:end])
-            place = end
+    def _last_response(self, side: Tokenized) -> str:
+        """Decode the last tokens with loss that follow one another."""
+        places = side.response.nonzero().flatten()
+        if not len(places):
+            return ""
+        end = int(places[-1]) + 1
+        others = (~side.response[:end]).nonzero().flatten()
+        return self._tokenizer.decode(side.ids[int(others[-1]) + 1 if len(others) else 0 : end])
 
 
 def words(texts: Iterable[str]) -> list[str]:

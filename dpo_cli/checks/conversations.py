@@ -17,15 +17,24 @@ _NO_VALUES = frozenset({"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "un
 """Texts that programs write for a missing value."""
 _INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
 """Unicode categories of characters without a glyph, for example the zero-width space."""
-_USER = re.compile(r"^[ \t]*(?:Human|User)[ \t]*[:\uff1a]", re.MULTILINE)
-_ASSISTANT = re.compile(r"^[ \t]*(?:Assistant|Bot|AI|GPT|ChatGPT)[ \t]*[:\uff1a]", re.MULTILINE)
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and symbols without a glyph."""
+_COLON = r"[ \t]*[:\uff1a]"
+_USER = re.compile(rf"^[ \t]*(?:human|user|用户|人类){_COLON}", re.MULTILINE | re.IGNORECASE)
+_ASSISTANT = re.compile(
+    rf"^[ \t]*(?:assistant|bot|ai|gpt|chatgpt|助手|助理|机器人){_COLON}",
+    re.MULTILINE | re.IGNORECASE,
+)
+_BOTH_INLINE = re.compile(
+    rf"\b(?:Human|USER){_COLON}.*\b(?:Assistant|ASSISTANT){_COLON}", re.DOTALL
+)
 _OWN_NAME = {
-    "user": re.compile(r"\s*Human[ \t]*:"),
-    "assistant": re.compile(r"\s*Assistant[ \t]*:"),
+    "user": re.compile(rf"\s*(?:Human|USER){_COLON}"),
+    "assistant": re.compile(rf"\s*(?:Assistant|ASSISTANT){_COLON}"),
 }
 _OTHER_TURN = {
-    "user": re.compile(r"\n[ \t]*Assistant[ \t]*:\s*\Z"),
-    "assistant": re.compile(r"\n[ \t]*Human[ \t]*:"),
+    "user": re.compile(rf"\n[ \t]*(?:Assistant|ASSISTANT){_COLON}\s*\Z"),
+    "assistant": re.compile(rf"\n[ \t]*(?:Human|USER){_COLON}"),
 }
 _PYTHON_LITERAL = re.compile(r"[\[({]\s*[\[({]?\s*'.*[\])}]", re.DOTALL)
 _MIN_WORDS = 3
@@ -84,7 +93,10 @@ def is_literal(text: str) -> bool:
 def _is_empty(message: Message) -> bool:
     if message.get("tool_calls") or message.get("reasoning_content"):
         return False
-    return all(unicodedata.category(character) in _INVISIBLE for character in message["content"])
+    return all(
+        character in _FILLERS or unicodedata.category(character) in _INVISIBLE
+        for character in message["content"]
+    )
 
 
 def _names_speakers(message: Message) -> bool:
@@ -93,6 +105,8 @@ def _names_speakers(message: Message) -> bool:
     if role not in _OWN_NAME or (":" not in content and "\uff1a" not in content):
         return False
     if _OWN_NAME[role].match(content) or _OTHER_TURN[role].search(content):
+        return True
+    if _BOTH_INLINE.search(content):
         return True
     return bool(_USER.search(content) and _ASSISTANT.search(content))
 

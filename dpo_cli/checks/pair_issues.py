@@ -188,7 +188,10 @@ class _Collector:
             if others:
                 self.lines[issue] += others
         # Pairs without a common beginning share the empty prompt.
-        promptless = {*self.lines[PairIssue.NO_USER], *self.lines[PairIssue.OTHER_PROMPT]}
+        promptless = {
+            *self.lines.get(PairIssue.NO_USER, ()),
+            *self.lines.get(PairIssue.OTHER_PROMPT, ()),
+        }
         one_prompt = self.hashes.rows_of_frequent_prompts(_MIN_PAIRS, _ONE_PROMPT_SHARE)
         frequent = {
             PairIssue.ONE_PROMPT: [] if promptless.issuperset(one_prompt) else one_prompt,

@@ -66,9 +66,16 @@ def unknown_format(
         mapped = ", ".join(f"data.columns.{name}" for name in columns)
         check = f"Correct {mapped}: " if mapped else "Correct the rows: "
         return DpoError(f"{path}: {reason}", f"{check}docs/data.md shows a row of each format.")
+    if {"completion", "label"} <= {*names}:
+        return DpoError(
+            f"{path}: the rows have one answer each, with a label (KTO's format), and are no pairs",
+            "Write a good and a bad answer to the same prompt into one row.",
+        )
     has = {name for name, column in columns.items() if column in names} | {*names}
     prompt = next((name for name in names if name in _QUESTIONS), "question")
     wanted = {"prompt": prompt, "chosen": "...", "rejected": "..."}
+    if has & {"messages", "conversations"}:
+        del wanted["prompt"]
     lacking = {name: column for name, column in wanted.items() if name not in has}
     example = ", ".join(f'{name} = "{column}"' for name, column in lacking.items())
     also = f", with data.columns {', '.join(columns)}" if columns else ""

@@ -112,6 +112,12 @@ ODD: dict[str, tuple[PairIssue, list[Row]]] = {
         PairIssue.SPEAKERS,
         [texts("Sure:\nUser: Is it?\nAI: It is.")],
     ),
+    "Vicuna's names in one line": (
+        PairIssue.SPEAKERS,
+        [texts("Yes.", prompt="Be kind. USER: Is it? ASSISTANT: What? USER: That.")],
+    ),
+    "Chinese names": (PairIssue.SPEAKERS, [texts("好的：\n用户：是吗？\n助手：是的。")]),
+    "a letter without a glyph": (PairIssue.EMPTY_TEXT, [texts("\u3164")]),
     "nan": (PairIssue.EMPTY_TEXT, [texts("nan")]),
     "None": (PairIssue.EMPTY_TEXT, [texts("None")]),
     "null in the prompt": (PairIssue.EMPTY_TEXT, [texts("Yes.", prompt="null")]),

@@ -171,8 +171,14 @@ def plan_facts(plan: Plan, directory: Path) -> list[tuple[str, str]]:
             "objective",
             f"{plan.loss}, beta {setting('dpo.beta'):g}, {setting('dpo.reduction')} over tokens",
         ),
+        ("template", f"the tokenizer's; {think_blocks(setting('data.empty_think_ratio'))}"),
         ("device", f"{plan.device}, {plan.dtype}, {setting('train.layout')} layout"),
     ]
+
+
+def think_blocks(empty_think_ratio: float) -> str:
+    """Describe a value of `data.empty_think_ratio`."""
+    return f"empty think blocks kept in {empty_think_ratio:.0%} of the pairs"
 
 
 def has_micro_steps(plan: Plan | None) -> bool:

@@ -199,9 +199,11 @@ def _joined(row: Columns, prompt: list[Message], sides: list[list[Message]]) -> 
     """Put a prompt before both sides, unless they repeat it."""
     if prompt in sides:  # the messages of a file that repeats its chosen side
         prompt = prompt[:-1]
-    wholes = [_whole(prompt, side) or ([*prompt, *side], len(prompt)) for side in sides]
-    chosen, rejected = (_with_system(row, whole) for whole, _ in wholes)
-    prompt_turns = min(count for _, count in wholes) + len(chosen) - len(wholes[0][0])
+    wholes = [_whole(prompt, side) or [*prompt, *side] for side in sides]
+    if any(side[0]["role"] != "assistant" for side in sides):
+        return _whole_sides(row, wholes)
+    chosen, rejected = (_with_system(row, whole) for whole in wholes)
+    prompt_turns = len(prompt) + len(chosen) - len(wholes[0])
     return Sides(chosen, rejected, prompt_turns, row.raw("tools"))
 
 
@@ -212,17 +214,16 @@ def _whole_sides(row: Columns, sides: list[list[Message]]) -> Sides:
     return Sides(chosen, rejected, min(shared_turns(chosen, rejected), most), row.raw("tools"))
 
 
-def _whole(prompt: list[Message], side: list[Message]) -> tuple[list[Message], int] | None:
-    """Join a prompt and a side, and count the turns of the prompt; None if they do not fit."""
+def _whole(prompt: list[Message], side: list[Message]) -> list[Message] | None:
+    """Join a prompt and a side that may repeat it; None if the side is about something else."""
     if side[0]["role"] == "assistant":
-        return [*prompt, *side], len(prompt)
+        return [*prompt, *side]
     for start in range(len(side) - len(prompt)):
-        end = start + len(prompt)
-        if _are_same(side[start:end], prompt):
-            return side, end
+        if _are_same(side[start : start + len(prompt)], prompt):
+            return side
     for shared in range(min(len(prompt), len(side)) - 1, 0, -1):
         if _are_same(prompt[-shared:], side[:shared]):
-            return [*prompt, *side[shared:]], len(prompt)
+            return [*prompt, *side[shared:]]
     return None
 
 

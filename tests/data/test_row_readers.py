@@ -186,6 +186,11 @@ ROWS: dict[str, tuple[str, Row, list[dict[str, str]]]] = {
         {"prompt": [SYSTEM, *HI, USER], "chosen": [USER, YES], "rejected": [USER, NO]},
         [SYSTEM, *HI, USER],
     ),
+    "a prompt text that is the first of several turns": (
+        "ultrafeedback",
+        {"prompt": "Hi", "chosen": [*HI, USER, YES], "rejected": [*HI, USER, NO]},
+        [*HI, USER],
+    ),
     "sides that begin with a system turn before the prompt": (
         "ultrafeedback",
         {"prompt": "Is it? ", "chosen": [SYSTEM, USER, YES], "rejected": [SYSTEM, USER, NO]},

@@ -7,9 +7,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from dpo_cli.data.chat import EMPTY_THINK_BLOCK, ChatTokenizer, Tokenized
+from dpo_cli.data.chat import ChatTokenizer, Tokenized
+from dpo_cli.data.encoding import Flag
 from dpo_cli.data.messages import Message
 from dpo_cli.data.pairs import PreferencePair
+from dpo_cli.data.rendered import EMPTY_THINK_BLOCK
 from dpo_cli.data.tokens import EncodedRows
 
 _NO_LIMIT = 1 << 30
@@ -20,10 +22,10 @@ _TAG = re.compile(r"</?think>")
 class AnswerWords:
     """Comparison of the texts of answers with their tokens, row by row in ascending order.
 
-    A chat template may leave out a part of an answer, for example its thoughts; a tokenizer may
-    have no tokens for some words; and a mask may begin behind the first word. All of them show as
-    words that the decoded response tokens lack. Case and accents are ignored, because some
-    tokenizers remove them.
+    A tokenizer may have no tokens for some words, and a mask may begin behind the first word. Both
+    show as words that the decoded response tokens lack. Case and accents are ignored, because some
+    tokenizers remove them. Answers of which the chat template leaves out words are no matter here:
+    encoding compares them with their rendering (`dpo_cli.data.encoding.Flag.WORDS_LOST`).
     """
 
     def __init__(self, encoded: EncodedRows, tokenizer: ChatTokenizer) -> None:
@@ -36,6 +38,8 @@ class AnswerWords:
         while self._index < len(encoded) and int(encoded.lines[self._index]) < row.line:
             self._index += 1
         if self._index == len(encoded) or int(encoded.lines[self._index]) != row.line:
+            return []
+        if int(encoded.flags[self._index]) & Flag.WORDS_LOST:
             return []
         pair = encoded.pair(self._index, _NO_LIMIT)
         sides = (row.chosen, pair.chosen), (row.rejected, pair.rejected)

@@ -13,7 +13,9 @@ from dpo_cli.checks.answer_words import AnswerWords
 from dpo_cli.checks.pair_issues import PairIssues, find_issues
 from dpo_cli.checks.pairs import check_lengths, check_texts, measure_lengths
 from dpo_cli.checks.reporter import Reporter
-from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer
+from dpo_cli.checks.template import describe_scored_turns
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.encoding import Flag
 from dpo_cli.data.pairs import refuse_if_mostly_malformed
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows, Rows
@@ -21,7 +23,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.findings import Histogram, PairIssue
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
-from dpo_cli.training.sources import OnProgress, encode
+from dpo_cli.training.sources import OnProgress, cut, encode
 
 LONGER_LIMITS = (1536, 2048)
 """Values of `max_seq_len` that are compared with the profile's."""
@@ -73,7 +75,7 @@ def check_data(
     if encoded is None:
         return None
     lengths = [limit, *(length for length in LONGER_LIMITS if length > limit)]
-    by_length = {length: encoded.cut(length) for length in lengths}
+    by_length = {length: cut(profile, encoded, length) for length in lengths}
     rows = by_length[limit]
     reporter.ok("format", subject, encoded.places.description)
     _check_malformed(reporter, subject, source, rows)
@@ -115,20 +117,20 @@ def find_all_issues(
 
 def check_masks(reporter: Reporter, rows: Rows) -> None:
     """Check that both sides of every pair have tokens with loss."""
-    rewritten = [row.line for row in rows.skipped_rows if row.reason == REWRITES_TURNS]
+    rewritten = rows.kept.lines[(rows.kept.flags & Flag.LAST_ONLY) > 0].tolist()
     if rewritten:
         reporter.warn(
             "mask-template",
             "model.tokenizer",
-            f"the chat template rewrites earlier turns in {len(rewritten)} rows, so their responses"
-            f" cannot be located ({rows.places.names(rewritten)})",
-            "Use a template that renders a turn independently of later turns, or single-turn"
-            " pairs.",
+            f"the chat template renders earlier turns differently once others follow, in"
+            f" {len(rewritten)} pairs ({rows.places.names(rewritten)}); only what follows their"
+            " prompt is scored",
+            'Set data.scored_turns = "last" to score all pairs alike, or use a template that'
+            " renders a turn independently of later turns.",
         )
     answers = rows.kept.response_tokens
     share, fewest = int(answers.sum()) / int(rows.kept.lengths.sum()), int(answers.min())
-    several = int((rows.kept.answers[:, 0] > 1).sum())
-    turns = f"; {several} pairs have several responses, and all of them count" if several else ""
+    turns = describe_scored_turns(rows)
     message = (
         f"{share:.0%} of the tokens carry loss, at least {fewest} per side,"
         f" {answers.double().mean():.0f} on average{turns}"

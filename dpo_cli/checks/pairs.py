@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dpo_cli.checks.pair_issues import NEAR_IDENTICAL_SHARE, PairIssues
 from dpo_cli.checks.reporter import Reporter
-from dpo_cli.data.chat import ChatTokenizer, Rendered
+from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.languages import LANGUAGES
+from dpo_cli.data.rendered import Rendered
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.findings import Histogram, PairIssue
 from dpo_cli.training.inputs import RunInputs
@@ -113,7 +114,7 @@ def check_template(
     written_marks: set[str] = set()
     for row in issues.sample:
         try:
-            [rendered] = tokenizer.render(row.chosen)
+            [rendered] = tokenizer.render(row.chosen, tools=row.tools, as_one=True)
         except ValueError:
             continue  # reported as malformed
         contents = [message["content"] for message in row.chosen]
@@ -123,7 +124,7 @@ def check_template(
         }
     # A mark of the template that is no token of its own is a sign of another model's template.
     pieces = {
-        mark: len(tokenizer.encode([Rendered(mark, ())])[0].ids) for mark in sorted(written_marks)
+        mark: len(tokenizer.encode([Rendered(mark)])[0].ids) for mark in sorted(written_marks)
     }
     if several := {mark: count for mark, count in pieces.items() if count > 1}:
         listed = ", ".join(f"{mark} ({count} tokens)" for mark, count in several.items())
@@ -202,8 +203,8 @@ _ADVICE = {
     ),
     PairIssue.LOST_WORDS: _Advice(
         "lack words of an answer among its tokens ({marks})",
-        "Look at them with dpo data --only lost-words: the chat template, the tokenizer or the mask"
-        " leaves these words out, so they are not learned.",
+        "The tokenizer has no tokens for these words, or the mask leaves them out, so they are not"
+        " learned. Use the tokenizer of the weights, and look at the pairs with dpo data.",
     ),
     PairIssue.ONE_PROMPT: _Advice(
         "have one and the same prompt",

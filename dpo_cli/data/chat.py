@@ -11,24 +11,29 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, AnyStr, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpo_cli.data.encoders import as_tensor, make_encoder, with_true_offsets
 from dpo_cli.data.messages import Message, shared_turns
+from dpo_cli.data.rendered import (
+    Answer,
+    Rendered,
+    RewrittenError,
+    common_length,
+    common_tokens,
+)
 from dpo_cli.data.template import ChatTemplate
 from dpo_cli.data.tools import Tool, with_arguments
 from dpo_cli.errors import DpoError, first_line
 
-EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
 REWRITES_TURNS = "the chat template rewrites earlier turns"
-REWRITES_PROMPT = "the chat template rewrites the prompt when an answer follows it"
 _Key = tuple[int, int, bool]
 """Conversation, number of its first turns, and True to render them as a prompt."""
 
@@ -61,11 +66,13 @@ class Encoded:
 
     The spans ascend, are not empty and do not touch.
     prompt_differs: the ids of a prompt are not the first ids of the whole.
+    cuts: token indices, see `Rendered.cuts`.
     """
 
     ids: array[int]
     answers: tuple[tuple[int, int], ...]
     prompt_differs: bool = False
+    cuts: tuple[int, ...] = ()
 
     def tokenized(self) -> Tokenized:
         """Convert to tensors."""
@@ -73,47 +80,6 @@ class Encoded:
         for first, end in self.answers:
             response[first:end] = True
         return Tokenized(as_tensor(self.ids).to(torch.int64), response)
-
-
-class RewrittenError(ValueError):
-    """The template renders a turn differently once later turns follow it."""
-
-
-class Answer(NamedTuple):
-    """Scored answer of a rendered conversation.
-
-    prompt: the turns before it, rendered with the header of an answer.
-    end: end of the answer in the rendered text, in characters.
-    """
-
-    prompt: str
-    end: int
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Conversation as text, with its scored answers."""
-
-    text: str
-    answers: tuple[Answer, ...] = ()
-
-    def without_empty_think(self) -> Rendered:
-        """Remove empty think blocks."""
-
-        def removed(text: str) -> str:
-            return text.replace(EMPTY_THINK_BLOCK, "")
-
-        answers = [
-            Answer(removed(prompt), len(removed(self.text[:end]))) for prompt, end in self.answers
-        ]
-        return Rendered(removed(self.text), tuple(answers))
-
-    def with_think_in_answers(self) -> Rendered:
-        """Count an empty think block at the end of a prompt as the beginning of the answer."""
-        answers = [
-            Answer(prompt.removesuffix(EMPTY_THINK_BLOCK), end) for prompt, end in self.answers
-        ]
-        return Rendered(self.text, tuple(answers))
 
 
 class ChatTokenizer:
@@ -264,21 +230,20 @@ class ChatTokenizer:
                 spans = [(want(side, turn, True), want(side, turn + 1, False)) for turn in turns]
             sides.append((whole, spans))
         texts = self._render_all(wanted, tools)
-        return [
-            Rendered(texts[whole], tuple(self._answers(texts, whole, spans)))
-            for whole, spans in sides
-        ]
-
-    def _answers(
-        self, texts: Mapping[_Key, str], whole: _Key, spans: Sequence[tuple[_Key, _Key]]
-    ) -> Iterator[Answer]:
-        text = texts[whole]
-        for prompt, end in ((texts[prompt], texts[end]) for prompt, end in spans):
-            if not text.startswith(end):
-                raise RewrittenError(REWRITES_TURNS)
-            if common_length(prompt, text) < len(prompt) - self.template.header_length:
-                raise ValueError(REWRITES_PROMPT)
-            yield Answer(prompt, len(end))
+        rendered = []
+        for whole, spans in sides:
+            text, answers, is_rewritten = texts[whole], [], False
+            for before, end in spans:
+                if not text.startswith(texts[end]):
+                    raise RewrittenError(REWRITES_TURNS)
+                prompt = texts[before]
+                if common_length(prompt, text) < len(prompt) - self.template.header_length:
+                    prompt, is_rewritten = self._header(wanted[before], tools), True
+                    if not text.startswith(prompt):
+                        raise RewrittenError(REWRITES_TURNS)
+                answers.append(Answer(prompt, len(texts[end])))
+            rendered.append(Rendered(text, tuple(answers), is_rewritten=is_rewritten))
+        return rendered
 
     def _render_all(
         self, wanted: Mapping[_Key, list[Message]], tools: Sequence[Tool]
@@ -294,12 +259,13 @@ class ChatTokenizer:
                 texts |= zip(keys, rendered, strict=True)
         for key in wanted:
             if not key[1]:  # most templates fail without a message
-                texts[key] = self._first_header(options)
+                texts[key] = self._header([], tools)
         return texts
 
-    def _first_header(self, options: Mapping[str, Any]) -> str:
-        """Return the text before an answer with which a conversation begins."""
-        probes = [[{"role": "assistant", "content": probe}] for probe in ("a", "b")]
+    def _header(self, turns: Sequence[Message], tools: Sequence[Tool]) -> str:
+        """Return the text before an answer to turns, as the template renders it with an answer."""
+        options: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        probes = [[*turns, {"role": "assistant", "content": probe}] for probe in ("a", "b")]
         first, second = self._apply(probes, **options)
         return first[: common_length(first, second)]
 
@@ -308,6 +274,32 @@ class ChatTokenizer:
         if not any(message.get("tool_calls") for message in messages):
             return messages
         return [with_arguments(message, self.template.arguments) for message in messages]
+
+    def prompt_pieces(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[str]:
+        """Return the texts that a prompt has before, between and behind the texts of its users.
+
+        Returns:
+            One piece more than there are user turns; empty if the template fails, or does not
+            write each text once and in order.
+        """
+        marks = {
+            turn: f"aXb{turn}Yc" for turn, each in enumerate(messages) if each["role"] == "user"
+        }
+        marked = [
+            {**message, "content": marks[turn]} if turn in marks else message
+            for turn, message in enumerate(self._prepared(messages))
+        ]
+        try:
+            [text] = self._render_all({(0, 1, True): marked}, tools).values()
+        except ValueError:
+            return []
+        pieces = []
+        for mark in marks.values():
+            piece, found, text = text.partition(mark)
+            if not found or mark in text:
+                return []
+            pieces.append(piece)
+        return [*pieces, text]
 
     def encode(self, texts: Sequence[Rendered], *, sides: int = 1) -> list[Encoded]:
         """Encode texts and find the tokens of their answers.
@@ -322,7 +314,8 @@ class ChatTokenizer:
         """
         places: dict[str, list[int]] = {}
         for text in texts:
-            places.setdefault(text.text, []).extend(answer.end for answer in text.answers)
+            ends = [answer.end for answer in text.answers]
+            places.setdefault(text.text, []).extend([*text.cut_places, *ends])
             for answer in text.answers:
                 places.setdefault(answer.prompt, [])
         found = dict(
@@ -330,6 +323,8 @@ class ChatTokenizer:
         )
         before = {text: dict(zip(places[text], each.tokens_before, strict=True))
                   for text, each in found.items()}  # fmt: skip
+        ended = {text: dict(zip(places[text], each.tokens_ended, strict=True))
+                 for text, each in found.items()}  # fmt: skip
         encoded = []
         for start in range(0, len(texts), sides):
             group = texts[start : start + sides]
@@ -347,7 +342,8 @@ class ChatTokenizer:
                     len(found[prompt].ids) > begins[number, prompt]
                     for number, (prompt, _) in enumerate(text.answers)
                 )
-                encoded.append(Encoded(found[text.text].ids, _joined(spans), differs))
+                cuts = text.aligned_cuts(before[text.text], ended[text.text])
+                encoded.append(Encoded(found[text.text].ids, _joined(spans), differs, cuts))
         return encoded
 
     def _apply(self, conversations: list[list[Message]], **options: Any) -> list[str]:
@@ -358,23 +354,6 @@ class ChatTokenizer:
             raise ValueError(f"the chat template fails: {first_line(error)}") from error
         assert isinstance(rendered, list)
         return rendered
-
-
-def common_length(first: AnyStr, second: AnyStr) -> int:
-    """Return the length of the common prefix of two strings or byte strings."""
-    same, limit = 0, min(len(first), len(second))
-    while same < limit:  # binary search: comparing slices runs at memory speed
-        middle = (same + limit + 1) // 2
-        if first[same:middle] == second[same:middle]:
-            same = middle
-        else:
-            limit = middle - 1
-    return same
-
-
-def common_tokens(first: array[int], second: array[int]) -> int:
-    """Return the number of ids with which both sequences begin."""
-    return common_length(first.tobytes(), second.tobytes()) // first.itemsize
 
 
 def _joined(answers: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -12,17 +12,20 @@ from dataclasses import dataclass, replace
 from enum import IntFlag
 from typing import Literal
 
-from dpo_cli.data.chat import (
-    ChatTokenizer,
+from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer
+from dpo_cli.data.encoders import as_tensor
+from dpo_cli.data.messages import Message, shared_turns
+from dpo_cli.data.pairs import PreferencePair, SkippedRow
+from dpo_cli.data.rendered import (
+    EMPTY_THINK_BLOCK,
     Rendered,
     RewrittenError,
     common_length,
     common_tokens,
+    find_cuts,
 )
-from dpo_cli.data.encoders import as_tensor
-from dpo_cli.data.messages import Message, shared_turns
-from dpo_cli.data.pairs import PreferencePair, SkippedRow
 from dpo_cli.data.tokens import EncodedRows, TokenizedPairs
+from dpo_cli.data.truncation import Truncation
 
 _ROWS_PER_BLOCK = 256
 
@@ -40,6 +43,8 @@ class Flag(IntFlag):
     """The template leaves out or changes words of a scored answer."""
     LAST_ONLY = 4
     """The template rewrites earlier turns, so that only what follows the prompt is scored."""
+    ALL_TURNS = 8
+    """Every answer of the conversation is scored, not only what follows the prompt."""
 
 
 def encode_pairs(
@@ -50,6 +55,8 @@ def encode_pairs(
     empty_think_ratio: float,
     seed: int,
     scored_turns: ScoredTurns | None = None,
+    truncation: Truncation | None = None,
+    max_prompt_len: int | None = None,
 ) -> tuple[TokenizedPairs, Sequence[SkippedRow]]:
     """Encode every row in memory and truncate it; see `encode_rows`.
 
@@ -62,8 +69,9 @@ def encode_pairs(
         empty_think_ratio=empty_think_ratio,
         seed=seed,
         scored_turns=scored_turns,
+        truncation=truncation,
     )
-    cut = EncodedRows.joined(blocks).cut(max_seq_len)
+    cut = EncodedRows.joined(blocks).cut(max_seq_len, truncation, max_prompt_len)
     return cut.kept, cut.skipped_rows
 
 
@@ -74,6 +82,7 @@ def encode_rows(
     empty_think_ratio: float,
     seed: int,
     scored_turns: ScoredTurns | None = None,
+    truncation: Truncation | None = None,
     on_progress: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[EncodedRows]:
     """Encode every row at its full length.
@@ -88,6 +97,8 @@ def encode_rows(
         seed: seed of that decision, which is the same for both sides of a pair.
         scored_turns: "all" scores every answer of a conversation, "last" what follows the prompt.
             None: "all" for whole conversations, where the template allows it, else "last".
+        truncation: "prompt_start" finds where prompts can be cut; None only where the prompt is
+            explicit.
         on_progress: called with the number of rows done so far.
 
     Yields:
@@ -99,7 +110,8 @@ def encode_rows(
     with ThreadPoolExecutor(1) as helper:
         for chunk in itertools.chain(_chunks(rows), [[]]):
             rendered = [
-                _render(row, tokenizer, empty_think_ratio, seed, scored_turns) for row in chunk
+                _render(row, tokenizer, empty_think_ratio, seed, scored_turns, truncation)
+                for row in chunk
             ]
             if pending is not None:
                 block = replace(pending.result(), unread=unread)
@@ -130,6 +142,7 @@ def _render(
     empty_think_ratio: float,
     seed: int,
     scored_turns: ScoredTurns | None,
+    truncation: Truncation | None,
 ) -> _RenderedPair | SkippedRow:
     if isinstance(row, SkippedRow):
         return row
@@ -141,14 +154,24 @@ def _render(
         sides, flags = _render_sides(row, tokenizer, scored_turns)
     except ValueError as error:
         return SkippedRow(row.line, "malformed", str(error))
+    if any(side.is_rewritten for side in sides):
+        flags |= Flag.PROMPT_DIFFERS
     if any(map(_loses_words, conversations, sides)):
         flags |= Flag.WORDS_LOST
     # If every pair keeps its think block, the block is the end of the prompt wherever the template
     # writes it there. Otherwise it is the model's own decision, and a part of the answer.
     if empty_think_ratio < 1:
         sides = [side.with_think_in_answers() for side in sides]
+    pieces: list[str] = []
+    prompt = row.chosen[: _prompt_turns(row)]
+    if truncation == "prompt_start" or (truncation is None and row.prompt_turns is not None):
+        pieces = tokenizer.prompt_pieces(prompt, row.tools)
     if not _keeps_empty_think(seed, row.line, empty_think_ratio):
         sides = [side.without_empty_think() for side in sides]
+        pieces = [piece.replace(EMPTY_THINK_BLOCK, "") for piece in pieces]
+    user_texts = [each["content"] for each in prompt if each["role"] == "user"]
+    cuts = find_cuts(sides[0].text, pieces, user_texts, tokenizer.template.header_length)
+    sides[0] = replace(sides[0], cuts=cuts)
     return _RenderedPair(row.line, (sides[0], sides[1]), flags)
 
 
@@ -164,17 +187,23 @@ def _render_sides(
     flags = Flag(0)
     if scored_turns == "all" or (scored_turns is None and row.prompt_turns is None):
         try:
-            return tokenizer.render(*conversations, tools=row.tools), flags
+            return tokenizer.render(*conversations, tools=row.tools), Flag.ALL_TURNS
         except RewrittenError:
             if scored_turns == "all":
-                raise
+                raise ValueError(f'{REWRITES_TURNS}; set data.scored_turns = "last"') from None
             flags = Flag.LAST_ONLY
-    first = shared_turns(*conversations) if row.prompt_turns is None else row.prompt_turns
-    first = min(first, *map(_last_answer, conversations))
+    first = _prompt_turns(row)
     try:
         return tokenizer.render(*conversations, tools=row.tools, first=first), flags
     except RewrittenError:
         return tokenizer.render(*conversations, tools=row.tools, first=first, as_one=True), flags
+
+
+def _prompt_turns(row: PreferencePair) -> int:
+    """Return the number of messages of the prompt; an answer follows on both sides."""
+    conversations = row.chosen, row.rejected
+    first = shared_turns(*conversations) if row.prompt_turns is None else row.prompt_turns
+    return min(first, *map(_last_answer, conversations))
 
 
 def _last_answer(messages: Sequence[Message]) -> int:
@@ -206,6 +235,7 @@ def _encode(rows: Sequence[_RenderedPair | SkippedRow], tokenizer: ChatTokenizer
     sides = tokenizer.encode([side for pair in pairs for side in pair.sides], sides=2)
     ids = array(sides[0].ids.typecode if sides else "H")
     lines, lengths, shared, answers, answer_counts, flags = (array("i") for _ in range(6))
+    cuts, cut_counts = array("i"), array("i")
     for pair, chosen, rejected in zip(pairs, sides[::2], sides[1::2], strict=True):
         if chosen.ids == rejected.ids:
             skipped_rows.append(SkippedRow(pair.line, "identical", "both sides are the same"))
@@ -216,6 +246,11 @@ def _encode(rows: Sequence[_RenderedPair | SkippedRow], tokenizer: ChatTokenizer
         lines.append(pair.line)
         shared.append(common)
         differs = chosen.prompt_differs or rejected.prompt_differs
+        # A cut must lie in the part that both sides share.
+        inside = [cut for cut in chosen.cuts if cut <= common]
+        inside = inside if len(inside) == len(chosen.cuts) else []
+        cuts.extend(inside)
+        cut_counts.append(len(inside))
         flags.append(pair.flags | (Flag.PROMPT_DIFFERS if differs else 0))
         for side in (chosen, rejected):
             lengths.append(len(side.ids))
@@ -229,6 +264,8 @@ def _encode(rows: Sequence[_RenderedPair | SkippedRow], tokenizer: ChatTokenizer
         answers=as_tensor(answers).view(-1, 2),
         answer_counts=as_tensor(answer_counts).view(-1, 2),
         flags=as_tensor(flags),
+        cuts=as_tensor(cuts),
+        cut_counts=as_tensor(cut_counts),
         skipped_rows=tuple(sorted(skipped_rows, key=lambda row: row.line)),
     )
 

@@ -156,13 +156,6 @@ class ChatTemplate:
         text = self._text([_ASK, _ANSWER])
         return "" if text is None else text.rpartition(MARK)[2]
 
-    @cached_property
-    def rewrites_turns(self) -> bool:
-        """True if an answer is rendered differently once a later turn follows it."""
-        first = [_ASK, _ANSWER]
-        ended, whole = self._text(first), self._text([*first, _ASK, {**_ANSWER, "content": "a"}])
-        return ended is not None and whole is not None and not whole.startswith(ended)
-
     def _text(self, messages: Sequence[Message], **options: Any) -> str | None:
         try:
             return self._apply(list(messages), **options)

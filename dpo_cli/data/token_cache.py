@@ -28,6 +28,7 @@ from dpo_cli.data.encoding import ScoredTurns, encode_rows
 from dpo_cli.data.pairs import SkippedRow, read_pairs
 from dpo_cli.data.sources import Part, Places, Source
 from dpo_cli.data.tokens import EncodedRows
+from dpo_cli.data.truncation import Truncation
 from dpo_cli.errors import DpoError
 from dpo_cli.files import cache_directory, fsync_path, remove_path, remove_unused
 from dpo_cli.integrity import find_damage, write_manifest
@@ -35,7 +36,7 @@ from dpo_cli.integrity import find_damage, write_manifest
 FORMAT = 4
 """Incremented when the files of an entry, or how rows are read, rendered or masked, change."""
 _PACKAGES = ("tokenizers", "transformers", "jinja2")
-_COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts", "flags")
+_COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts", "flags", "cuts", "cut_counts")
 _IDS, _REST = "ids.bin", "columns.safetensors"
 _DTYPES = {"uint16": torch.uint16, "int32": torch.int32}
 Blocks = Generator[EncodedRows, None, None]
@@ -61,6 +62,7 @@ def encode_source(
     empty_think_ratio: float,
     seed: int,
     scored_turns: ScoredTurns | None = None,
+    truncation: Truncation | None = None,
     on_progress: Callable[[int, int], None],
     ranks: LocalRanks,
 ) -> EncodedRows:
@@ -68,7 +70,8 @@ def encode_source(
 
     Args:
         source: files of pairs.
-        tokenizer, empty_think_ratio, seed, scored_turns: see `dpo_cli.data.encoding.encode_rows`.
+        tokenizer, empty_think_ratio, seed, scored_turns, truncation: see
+            `dpo_cli.data.encoding.encode_rows`.
         on_progress: called with the number of rows done and of all rows (0 while they are counted).
         ranks: ranks on this machine that call this for the same source; each encodes its share.
 
@@ -87,6 +90,7 @@ def encode_source(
             empty_think_ratio=empty_think_ratio,
             seed=seed,
             scored_turns=scored_turns,
+            truncation=truncation,
             on_progress=lambda done: on_progress(min(done * parts, total), total),
         ):
             yield replace(block, places=places)
@@ -96,7 +100,7 @@ def encode_source(
     rows: EncodedRows | None = None
     directory = cache_directory()
     if directory is not None and not tokenizer.depends_on_date:
-        key = _key(source, content, tokenizer, empty_think_ratio, seed, scored_turns)
+        key = _key(source, content, tokenizer, empty_think_ratio, seed, scored_turns, truncation)
         entry = directory / "tokens" / key
         rows = load(entry, key)
         if not all(ranks.all_gather_object_on_host(f"tokens found/{key}", rows is not None)):
@@ -217,6 +221,7 @@ def _key(
     empty_think_ratio: float,
     seed: int,
     scored_turns: ScoredTurns | None,
+    truncation: Truncation | None,
 ) -> str:
     """Hash everything that decides the content of an entry (hex SHA-256)."""
     facts = {
@@ -229,6 +234,8 @@ def _key(
         # The seed has no effect if every pair or no pair keeps its think block.
         "seed": seed if 0 < empty_think_ratio < 1 else None,
         "scored_turns": scored_turns,
+        # "end" and "drop" need no places where a prompt can be cut.
+        "cuts": truncation if truncation in (None, "prompt_start") else "none",
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

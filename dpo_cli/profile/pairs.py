@@ -113,8 +113,32 @@ class Data(Table):
     prompt, as in TRL. Default: "all" for MiniMind's whole conversations, if the chat template
     renders earlier turns as they were; "last" for all other formats."""
 
+    truncation: Annotated[
+        Literal["end", "prompt_start", "drop"] | None,
+        Field(examples=["prompt_start"]),
+        POSITION,
+        TOKENS | HELD_OUT | REFERENCE,
+    ] = None
+    """What happens to a pair longer than max_seq_len: "end" cuts off the end of both sides;
+    "prompt_start" first cuts earlier turns and then the beginning of the last question, and keeps
+    the system turn and half of max_seq_len for the prompt; "drop" skips the pair. Default: "end"
+    for MiniMind's whole conversations, "prompt_start" for all other formats."""
+
+    max_prompt_len: Annotated[
+        int | None, Field(ge=1, examples=[512]), POSITION, HELD_OUT | REFERENCE
+    ] = None
+    """Most tokens of a prompt: "prompt_start" cuts longer ones, and "drop" skips their pairs. With
+    this key data.truncation is "prompt_start" by default. Default: no limit."""
+
     num_workers: Annotated[int, Field(ge=0), NONE] = 0
     """Threads that tokenize the pairs; 0 uses all cores."""
+
+    @property
+    def cut(self) -> Literal["end", "prompt_start", "drop"] | None:
+        """`truncation`; a `max_prompt_len` implies "prompt_start"."""
+        if self.truncation is None and self.max_prompt_len is not None:
+            return "prompt_start"
+        return self.truncation
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -144,6 +168,19 @@ class Data(Table):
                 f"must have a weight for each path of data.data_path; for example "
                 f"{show_value([1.0] * count)}"
             )
+        return value
+
+    @field_validator("max_prompt_len")
+    @classmethod
+    def _check_max_prompt_len(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("truncation") == "end":
+            raise contradiction(
+                'data.truncation = "end" cuts no prompt; set data.truncation to "prompt_start" or'
+                ' "drop", or leave out data.max_prompt_len'
+            )
+        longest = info.data.get("max_seq_len")
+        if value is not None and longest is not None and value >= longest:
+            raise contradiction(f"must be less than data.max_seq_len, which is {longest}")
         return value
 
     @field_validator("columns")

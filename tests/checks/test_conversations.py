@@ -4,14 +4,20 @@ that do not reach the model."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from dpo_cli.checks.conversations import is_literal
 from dpo_cli.checks.data import check_data
 from dpo_cli.checks.reporter import Reporter
+from dpo_cli.checks.template import check_scored_words
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.findings import Finding, Level, PairIssue
 from dpo_cli.profile.load import load_profile
@@ -42,7 +48,9 @@ def findings(
     overrides = [f"data.data_path={path}", f"model.tokenizer={tokenizer.folder}", *settings]
     profile = load_profile(Path("dense"), ["data.max_seq_len=512", *overrides]).profile
     reporter = Reporter()
-    check_data(reporter, profile, training_pairs(profile), tokenizer, lambda *_: None)
+    source = training_pairs(profile)
+    if checked := check_data(reporter, profile, source, tokenizer, lambda *_: None):
+        check_scored_words(reporter, tokenizer, checked.rows)
     return {finding.code: finding for finding in reporter.findings}
 
 
@@ -236,39 +244,29 @@ def test_columns_with_words_that_no_message_has(
     assert "columns-unread" not in findings(tmp_path / "pairs.jsonl", repeated, demo_tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("template", "thinks", "lost"),
-    [
-        ("{{ m.content }}", False, False),
-        ("{{ m.content | trim }}", False, False),
-        ("{{ m.content.split('</think>')[-1] }}", True, True),
-        ("{{ m.content }}", True, False),
-        ("{{ m.content[:9] }}", False, True),
-        ("{{ m.content | replace('like', '') }}", False, True),
-        ("{{ m.content | lower }}", False, False),
-    ],
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-def test_words_of_answers_that_a_template_leaves_out(
-    tmp_path: Path, template: str, thinks: bool, lost: bool
-) -> None:
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    for file in TOKENIZER.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    configuration = json.loads((folder / "tokenizer_config.json").read_bytes())
-    configuration["chat_template"] = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
-        + template
-        + "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+def test_words_for_which_there_are_no_tokens(tmp_path: Path) -> None:
+    words = sorted(
+        {word for row in GOOD for text in row.values() for word in re.findall(r"\w+|\W", text)}
     )
-    (folder / "tokenizer_config.json").write_text(json.dumps(configuration))
-    thought = "<think>\nHmm, well.\n</think>\n" if thinks else ""
-    rows = [{**row, **{side: thought + row[side] for side in SIDES}} for row in GOOD]
-    found = findings(tmp_path / "pairs.jsonl", rows, ChatTokenizer(folder))
-    assert ("pairs-lost-words" in found) is lost
-    if lost:
-        assert "lines 1, 2, 3, 4, 5, ..." in found["pairs-lost-words"].message
+    vocabulary = {word: n for n, word in enumerate(["[UNK]", "assistant", "user", *words])}
+    del vocabulary["wool"]
+    model = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    model.pre_tokenizer = Split(Regex(r"\W"), "isolated")
+    model.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|im_end|>")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    lost = findings(tmp_path / "pairs.jsonl", GOOD, ChatTokenizer(tmp_path / "tokenizer"))
+    line = 1 + SUBJECTS.index("wool")
+    assert lost["pairs-lost-words"].message == (
+        f"1 of 8 pairs (12.5%) lack words of an answer among its tokens (wool): line {line}"
+    )
 
 
 @pytest.mark.parametrize("model", ["chatml", "llama2", "mistral", "llama3", "qwen3", "r1"])
@@ -282,5 +280,6 @@ def test_thoughts_that_a_template_drops(shared: Path, tmp_path: Path) -> None:
     path = shared / "cases/31-thoughts-thrown-away/different.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     tokenizer = ChatTokenizer(shared / "cases/models/r1")
-    found = findings(tmp_path / "pairs.jsonl", rows, tokenizer)["pairs-lost-words"]
-    assert found.message.startswith(f"{len(rows)} of {len(rows)} pairs")
+    found = findings(tmp_path / "pairs.jsonl", rows, tokenizer)
+    assert f"in {len(rows)} of {len(rows)} pairs (lines 1, 2" in found["template-words"].message
+    assert "pairs-lost-words" not in found

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpo_cli.data.chat import Answer, ChatTokenizer, Encoded, Rendered, Tokenized
+from dpo_cli.data.chat import ChatTokenizer, Encoded, Tokenized
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import PreferencePair, read_pairs
+from dpo_cli.data.rendered import Answer, Rendered
 from dpo_cli.errors import DpoError
 
 TOKENIZERS = {"seed": "minimind2", "head": "minimind3"}

@@ -43,6 +43,8 @@ def columns(pairs: list[tuple[Encoded, Encoded]], *skipped_rows: SkippedRow) -> 
         answers=as_tensor(answers).view(-1, 2),
         answer_counts=as_tensor(counts).view(-1, 2),
         flags=torch.zeros(len(pairs), dtype=torch.int32),
+        cuts=torch.zeros(0, dtype=torch.int32),
+        cut_counts=torch.zeros(len(pairs), dtype=torch.int32),
         skipped_rows=skipped_rows,
     )
 

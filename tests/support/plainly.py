@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from dpo_cli.data.chat import (
-    EMPTY_THINK_BLOCK,
     REWRITES_TURNS,
     ChatTokenizer,
     Tokenized,
     TokenizedPair,
 )
 from dpo_cli.data.pairs import Message, PreferencePair, SkippedRow
+from dpo_cli.data.rendered import EMPTY_THINK_BLOCK
 
 
 def encode_plainly(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dpo_cli.checks.answer_words import AnswerWords
 from dpo_cli.checks.pair_issues import PairIssues, find_issues
 from dpo_cli.checks.pairs import check_lengths, check_texts, measure_lengths
 from dpo_cli.checks.reporter import Reporter
@@ -51,6 +52,7 @@ class CheckedData:
             "lengths": {length: rows.facts() for length, rows in self.by_length.items()},
             "issues": {str(issue): lines for issue, lines in self.issues.lines.items() if lines},
             "languages": self.issues.languages,
+            "unread_columns": dict(self.rows.unread),
         }
 
 
@@ -82,6 +84,7 @@ def check_data(
         return None
     check_lengths(reporter, subject, rows)
     issues = find_all_issues(source, encoded, rows, tokenizer, on_progress)
+    _check_columns(reporter, subject, encoded, issues)
     check_texts(reporter, subject, issues)
     return CheckedData(rows, by_length, measure_lengths(encoded, limit), issues)
 
@@ -96,7 +99,14 @@ def find_all_issues(
     """Find the issues of the kept pairs, in their texts and in their tokens."""
     kept = rows.kept.lines
     control_tokens = tokenizer.control_tokens
-    issues = find_issues(source, encoded.places, kept.tolist(), control_tokens, on_progress)
+    issues = find_issues(
+        source,
+        encoded.places,
+        kept.tolist(),
+        control_tokens,
+        on_progress,
+        AnswerWords(encoded, tokenizer).missing,
+    )
     doubled = encoded.lines[encoded.doubled(list(control_tokens.values()))]
     of_tokens = {
         PairIssue.TRUNCATED: kept[rows.kept.shortened].tolist(),
@@ -157,6 +167,30 @@ def _check_malformed(reporter: Reporter, subject: str, source: Source, rows: Row
         )
 
 
+def _check_columns(
+    reporter: Reporter, subject: str, encoded: EncodedRows, issues: PairIssues
+) -> None:
+    """Name the columns that the format does not read."""
+    if encoded.unread:
+        named = ", ".join(
+            f"{name!r} ({number:,} {'row' if number == 1 else 'rows'})"
+            for name, number in encoded.unread.items()
+        )
+        reporter.ok("columns", subject, f"not read: {named}")
+    if missed := issues.unread.missed:
+        named = ", ".join(
+            f"{name!r} ({issues.unread.counts[name]:,} rows, first {encoded.places.name(line)})"
+            for name, line in missed.items()
+        )
+        reporter.warn(
+            "columns-unread",
+            subject,
+            f"not read, but with words that are in no message: {named}",
+            "If the model should see them, map them by data.columns, set data.format, or write them"
+            " into the prompt.",
+        )
+
+
 def _check_kept(
     reporter: Reporter, subject: str, encoded: EncodedRows, by_length: dict[int, Rows]
 ) -> None:
@@ -171,6 +205,7 @@ def _check_kept(
         "malformed": reasons["malformed"],
         "with identical sides": reasons["identical"],
         "with turns that the chat template leaves out": reasons["left-out"],
+        "without a better answer": reasons["tie"],
     }
     message = f"{len(rows.kept):,} of {rows.total:,} rows kept at {limit:,} tokens"
     if rows.skipped_rows:

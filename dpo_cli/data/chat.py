@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.encoders import as_tensor, make_encoder, with_true_offsets
-from dpo_cli.data.formats import Message, shared_turns
+from dpo_cli.data.messages import Message, shared_turns
 from dpo_cli.data.rendered import (
     Answer,
     Rendered,

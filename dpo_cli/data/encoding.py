@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Literal
 
 from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer
 from dpo_cli.data.encoders import as_tensor
-from dpo_cli.data.formats import Message, shared_turns
+from dpo_cli.data.messages import Message, shared_turns
 from dpo_cli.data.pairs import PreferencePair, SkippedRow
 from dpo_cli.data.rendered import (
     EMPTY_THINK_BLOCK,
@@ -105,6 +106,7 @@ def encode_rows(
     """
     done = 0
     pending: Future[EncodedRows] | None = None
+    unread: Counter[str] = Counter()
     with ThreadPoolExecutor(1) as helper:
         for chunk in itertools.chain(_chunks(rows), [[]]):
             rendered = [
@@ -112,10 +114,13 @@ def encode_rows(
                 for row in chunk
             ]
             if pending is not None:
-                block = pending.result()
+                block = replace(pending.result(), unread=unread)
                 done += len(block) + len(block.skipped_rows)
                 yield block
                 on_progress(done)
+            unread = Counter(
+                name for row in chunk if isinstance(row, PreferencePair) for name in row.unread
+            )
             if rendered:
                 pending = helper.submit(_encode, rendered, tokenizer)
         if pending is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-from dpo_cli.data.formats import Message
+from dpo_cli.data.messages import Message
 from dpo_cli.data.tools import Tool
 
 MARK, _VALUE = "aXbYc", "vXwYz"

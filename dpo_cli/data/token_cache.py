@@ -127,12 +127,21 @@ def load(entry: Path, key: str) -> EncodedRows | None:
             else torch.empty(0, dtype=dtype)
         )
         skipped_rows = tuple(SkippedRow(*row) for row in facts["skipped_rows"])
+        unread = {str(name): int(number) for name, number in facts["unread"].items()}
         places = Places(tuple(Part(*part) for part in facts["places"]))
         with contextlib.suppress(OSError):
             os.utime(entry)  # marks the entry as used, see `remove_unused`
-    except (OSError, RuntimeError, SafetensorError, ValueError, LookupError, TypeError):
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):
         return None
-    return EncodedRows(ids=ids, **columns, skipped_rows=skipped_rows, places=places)
+    return EncodedRows(ids, **columns, skipped_rows=skipped_rows, unread=unread, places=places)
 
 
 def _encode_together(
@@ -193,6 +202,7 @@ def _write(directory: Path, key: str, blocks: Iterator[EncodedRows]) -> None:
     facts = {
         "dtype": str(dtype).removeprefix("torch."),
         "skipped_rows": [astuple(row) for row in rows.skipped_rows],
+        "unread": dict(rows.unread),
         "places": [astuple(replace(part, name="")) for part in rows.places.parts],
     }
     columns = {name: getattr(rows, name).contiguous() for name in _COLUMNS}

@@ -8,8 +8,9 @@ Shape legend: P pairs, A answers (of both sides of all pairs), N token ids.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import overload
 
@@ -40,6 +41,7 @@ class EncodedRows:
         of each user's text, and the end of the last one.
     cut_counts: (P,) int32, number of `cuts` of each pair; 0 if its prompt is not cut.
     skipped_rows: rows that are no pairs at any length, by line.
+    unread: number of pairs with a value in each column that the format does not read.
     content: SHA-256 of the source, or "".
     places: mapping from row numbers to files.
     """
@@ -54,6 +56,7 @@ class EncodedRows:
     cuts: Tensor
     cut_counts: Tensor
     skipped_rows: Sequence[SkippedRow]
+    unread: Mapping[str, int] = field(default_factory=dict)
     content: str = ""
     places: Places = NO_PLACES
     holes: Tensor | None = None
@@ -77,6 +80,7 @@ class EncodedRows:
             cuts=torch.cat([part.cuts for part in filled]),
             cut_counts=torch.cat([part.cut_counts for part in filled]),
             skipped_rows=tuple(row for part in parts for row in part.skipped_rows),
+            unread=sum((Counter(part.unread) for part in parts), Counter()),
             places=parts[0].places,
         )
 
@@ -117,6 +121,7 @@ class EncodedRows:
             sorted([*self.skipped_rows, *lost], key=lambda row: row.line),
             self.content,
             self.places,
+            self.unread,
         )
 
     def pair(self, index: int, max_seq_len: int) -> TokenizedPair:
@@ -360,12 +365,14 @@ class Rows:
 
     content: SHA-256 of the source, or "".
     places: mapping from row numbers to files.
+    unread: see `EncodedRows`.
     """
 
     kept: TokenizedPairs
     skipped_rows: Sequence[SkippedRow]
     content: str = ""
     places: Places = NO_PLACES
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:

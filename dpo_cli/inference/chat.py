@@ -11,7 +11,7 @@ import torch
 
 from dpo_cli.compute.device import Device, resolve
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.formats import Message
+from dpo_cli.data.messages import Message
 from dpo_cli.data.text_stream import TextStream
 from dpo_cli.errors import DpoError
 from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference

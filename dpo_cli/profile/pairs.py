@@ -21,7 +21,14 @@ from dpo_cli.profile.table import (
 )
 from dpo_cli.profile.text import show_value
 
-COLUMNS = ("prompt", "chosen", "rejected", "conversations", "system")
+COLUMNS = (
+    *("prompt", "chosen", "rejected", "conversations", "messages", "system", "system_prompt"),
+    *("instruction", "input", "output", "history", "context", "tools", "query", "response"),
+    *("chosen_response", "rejected_response", "rejected_messages"),
+    *("preferred_output", "non_preferred_output", "generations", "ratings", "rating"),
+    *("response1", "response2", "response_1", "response_2"),
+    *("overall_preference", "preference_strength"),
+)
 """Column names that the formats use."""
 
 
@@ -51,7 +58,19 @@ class Data(Table):
 
     format: Annotated[
         Literal[
-            "auto", "minimind", "conversational", "plain", "implicit", "ultrafeedback", "sharegpt"
+            "auto",
+            "minimind",
+            "conversational",
+            "plain",
+            "implicit",
+            "ultrafeedback",
+            "sharegpt",
+            "messages",
+            "alpaca",
+            "openai",
+            "swift",
+            "generations",
+            "helpsteer",
         ],
         POSITION,
         TOKENS | REFERENCE,
@@ -65,8 +84,9 @@ class Data(Table):
         POSITION,
         TOKENS | REFERENCE,
     ] = None
-    """Your names of the columns "prompt", "chosen", "rejected", "conversations" or "system", where
-    they differ from the format's, also in eval.path. Default: none."""
+    """Your names of the columns, where they differ from the format's, also in eval.path; for
+    example "prompt", "chosen", "rejected" or "system". docs/data.md lists the columns of each
+    format. Default: none."""
 
     max_seq_len: Annotated[int, Field(ge=2), POSITION, HELD_OUT | REFERENCE] = 1024
     """Maximum length of a conversation in tokens; the rest is cut off. Pairs without a response
@@ -80,7 +100,8 @@ class Data(Table):
         float, Field(ge=0, le=1), POSITION, TOKENS | HELD_OUT | REFERENCE
     ] = 0.2
     """Share of pairs that keep the empty think block of their chat template, the same on both sides
-    of a pair. MiniMind version 2's template has no such block; Qwen3's has one."""
+    of a pair. MiniMind version 2's template has no such block; Qwen3's has one. Default: 0.2 for
+    MiniMind weights, 1 for a Hugging Face model."""
 
     scored_turns: Annotated[
         Literal["all", "last"] | None,

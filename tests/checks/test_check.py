@@ -483,6 +483,14 @@ def test_the_first_loss_of_other_losses(
     assert message in first.message
 
 
+def test_columns_that_are_not_read_are_in_the_plan(examined: Examine, bench: Path) -> None:
+    rows = [json.dumps({**json.loads(each), "id": n}) + "\n" for n, each in enumerate(ROWS)]
+    (bench / "pairs.jsonl").write_text("".join(rows))
+    diagnosis = examined()
+    assert of(diagnosis, "columns").message == "not read: 'id' (8 rows)"
+    assert diagnosis.facts["plan"]["pairs"]["unread_columns"] == {"id": 8}
+
+
 def test_the_format_is_named(examined: Examine, bench: Path) -> None:
     assert of(examined(), "format").message == (
         "MiniMind (TRL's conversational, implicit prompt), JSONL"

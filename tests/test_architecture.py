@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
     {"errors", "files", "findings", "formatting", "intervals", "streams", "__init__"},
-    {"integrity"},
+    {"integrity", "signatures"},
     {"data", "profile"},
     {"compute", "objective", "run"},
     {"models", "distributed", "alerts"},
@@ -32,7 +32,8 @@ FLOORS = [
 ]
 LIGHT = (
     *("profile", "run", "ui", "alerts", "api", "commands", "app"),
-    *("errors", "files", "findings", "formatting", "integrity", "intervals", "streams"),
+    *("errors", "files", "findings", "formatting", "integrity", "intervals"),
+    *("signatures", "streams"),
 )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from typing import Any
 
 MAX_ROW_BYTES = 1 << 25
 """Largest row: a file that decompresses to an endless row must not fill the memory."""
+NOT_UTF_8 = "not UTF-8"
 TOO_LONG = f"longer than {MAX_ROW_BYTES >> 20} MiB"
 
 
@@ -29,7 +31,7 @@ def parse_line(raw: bytes) -> dict[str, Any]:
         if b"\\u" in raw:
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise MalformedError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+        raise MalformedError(f"{NOT_UTF_8} (byte {error.start + 1} of the line)") from error
     except UnicodeEncodeError as error:
         raise MalformedError("an unpaired surrogate (\\ud800 to \\udfff) is not text") from error
     except json.JSONDecodeError as error:
@@ -44,10 +46,19 @@ def parse_line(raw: bytes) -> dict[str, Any]:
 
 
 def kind_of_value(value: Any) -> str:
-    """Describe the type of a JSON value in words."""
-    if value is None:
-        return "null"
-    if value == [] and isinstance(value, list):
-        return "an empty list"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
-    return names.get(type(value), "an object")
+    """Describe the type of a value in words, with the value of a number."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return f"a boolean ({str(value).lower()})"
+        case int() | float():
+            return f"a number ({reprlib.repr(value)})"
+        case str():
+            return "a text"
+        case list():
+            return "a list" if value else "an empty list"
+        case dict():
+            return "an object"
+        case _:
+            return f"a {type(value).__name__}"

@@ -18,6 +18,8 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.objective.aux_loss import AuxLossKind
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_OLDER_ROPE_NAMES = ("rope_theta", "partial_rotary_factor")
+"""Settings in `rope_parameters` that transformers 4 reads from the top level."""
 _ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop")
 _ROUTER_IS_LINEAR = (
     *("granitemoe", "granitemoeshared", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"),
@@ -159,6 +161,15 @@ class HuggingFace:
         return False
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """Every `eos_token_id` of generation_config.json, else of config.json."""
+        found = self.generation.get("eos_token_id")
+        if found is None:
+            found = getattr(self._config, "eos_token_id", None)
+        ids = found if isinstance(found, list) else [found]
+        return frozenset(id for id in ids if isinstance(id, int))
+
+    @property
     def tokenizer_hint(self) -> str:
         """Sentence that helps the user to find the tokenizer of these weights."""
         return (
@@ -213,6 +224,30 @@ class HuggingFace:
         """Return an integer setting, or None if it is missing or a list with a value per layer."""
         value = getattr(self._config, name, None)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def with_older_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the names under which transformers 4 reads settings, so that it computes the same model.
+
+    transformers 4 ignores `rope_parameters` and takes a base of 10,000; for some models it also
+    has another name for the number of experts.
+
+    Args:
+        settings: content of a config.json.
+    """
+    older: dict[str, Any] = {}
+    rope = settings.get("rope_parameters")
+    # Parameters by layer type are nested; no single older name has the same meaning.
+    if isinstance(rope, Mapping) and "rope_theta" in rope:
+        older = {name: rope[name] for name in _OLDER_ROPE_NAMES if name in rope}
+        scaling = {name: value for name, value in rope.items() if name not in _OLDER_ROPE_NAMES}
+        if scaling.get("rope_type", "default") != "default":
+            older["rope_scaling"] = scaling
+    attribute_map = CONFIG_MAPPING[settings["model_type"]].attribute_map
+    for name in _EXPERT_COUNTS:
+        if attribute_map.get(name) in settings:
+            older[name] = settings[attribute_map[name]]
+    return {**older, **settings}
 
 
 def read_settings(

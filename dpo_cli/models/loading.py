@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import pickle
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,19 @@ from dpo_cli.models.infer import (
     infer_minimind_directory,
     list_names,
 )
+from dpo_cli.models.minimind import MiniMind
+from dpo_cli.models.names import common_prefixes, is_old_buffer, refuse_adapter, unwrap
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile import folder
+from dpo_cli.signatures import read_head, recognize
 
 transformers.utils.logging.disable_progress_bar()
 
 _COMPILED_CLASSES = ("RMSNorm", "MLP")
 """Suffixes of the classes in transformers that `compile_blocks` compiles."""
 
+_WEIGHT_FILES = ("torch", "pickle", "safetensors")
+"""Kinds of files with weights, see `dpo_cli.signatures`."""
 _NOT_FLOAT = (
     "use the model's weights in float32, float16 or bfloat16; quantized ones are not trained"
 )
@@ -59,17 +64,26 @@ class ModelWeights:
             several dtypes.
         dtype: dtype of the file, or of most of its weights.
         fingerprint: SHA-256 of the file, or over the files of a directory.
+        removed_prefixes: parts of the names that wrappers had added, for example "_orig_mod."; ""
+            if none.
     """
 
     architecture: Architecture
     state: StateDict
     dtype: torch.dtype
     fingerprint: str
+    removed_prefixes: str = ""
 
     @property
     def parameters(self) -> int:
         """Number of weights, tied ones counted once."""
         return sum(tensor.numel() for tensor in self.state.values())
+
+    @property
+    def description(self) -> str:
+        """One-line summary for the user, with the parts of names that were removed."""
+        removed = f", read without {self.removed_prefixes} in the names"
+        return self.architecture.description + (removed if self.removed_prefixes else "")
 
     @property
     def dtype_name(self) -> str:
@@ -97,13 +111,10 @@ def load_model_weights(path: Path, overrides: Mapping[str, Any]) -> ModelWeights
 
 
 def _load_file(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
-    state = read_state_dict(path)
+    state, removed = unwrap(read_state_dict(path), EMBEDDING)
+    refuse_adapter(state, path)
     architecture = infer_minimind(_shapes(state), overrides, str(path))
-    _require_finite_floats(state, path)
-    _require_tied_head(state, path)
-    return ModelWeights(
-        architecture, architecture.to_hf_names(state), state[EMBEDDING].dtype, sha256_file(path)
-    )
+    return _minimind_weights(architecture, state, path, sha256_file(path), removed)
 
 
 def hash_weights(path: Path) -> str:
@@ -124,14 +135,13 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     state: StateDict = {}
     for file in folder.weight_files(path):
         state |= read_state_dict(file)
+    refuse_adapter(state, path)
     fingerprint = hash_weights(path)
     if settings.get("model_type") == "minimind":
+        state, removed = unwrap(state, EMBEDDING)
         minimind = infer_minimind_directory(_shapes(state), settings, overrides, str(path))
-        _require_finite_floats(state, path)
-        _require_tied_head(state, path)
-        return ModelWeights(
-            minimind, minimind.to_hf_names(state), state[EMBEDDING].dtype, fingerprint
-        )
+        return _minimind_weights(minimind, state, path, fingerprint, removed)
+    state, removed = unwrap(state)
     generation_path = path / folder.GENERATION_CONFIG
     generation = folder.read_json(generation_path) if generation_path.exists() else {}
     architecture = read_settings(settings, generation, str(path))
@@ -150,6 +160,13 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     dtype_in_memory = dtype if len(sizes) == 1 else torch.float32
     try:
         model, problems = _instantiate(architecture.config(), state, dtype_in_memory)
+        for prefix in common_prefixes(state) if problems else []:
+            # Some other wrapper may hold the model under a name of its own.
+            inner = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+            other, rest = _instantiate(architecture.config(), inner, dtype_in_memory)
+            if not rest:
+                model, problems, removed = other, rest, ", ".join(filter(None, (removed, prefix)))
+                break
     except Exception as error:  # model code raises anything for inconsistent settings
         raise DpoError(
             f"{path}: transformers cannot build this model ({first_line(error)})",
@@ -165,7 +182,16 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     # Under the names that transformers writes: older files have other names, or lack a prefix.
     on_disk = to_disk_names(model, model.state_dict())
     _require_finite_floats(on_disk, path)
-    return ModelWeights(architecture, on_disk, dtype, fingerprint)
+    return ModelWeights(architecture, on_disk, dtype, fingerprint, removed)
+
+
+def _minimind_weights(
+    architecture: MiniMind, state: StateDict, path: Path, fingerprint: str, removed: str
+) -> ModelWeights:
+    _require_finite_floats(state, path)
+    _require_tied_head(state, path)
+    dtype = state[EMBEDDING].dtype
+    return ModelWeights(architecture, architecture.to_hf_names(state), dtype, fingerprint, removed)
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -178,18 +204,23 @@ def read_state_dict(path: Path) -> StateDict:
     if not path.is_file():
         problem = "a directory" if path.is_dir() else "no such file"
         raise DpoError(f"{path}: {problem}", "set model.weights to a weights file")
-    is_mapped = path.suffix == ".safetensors"
     if path.stat().st_size == 0:
         raise DpoError(f"{path}: the file is empty", "copy or write the weights again")
     try:
-        path.open("rb").close()
+        found = recognize(read_head(path))
     except OSError as error:
         raise DpoError(f"{path}: {error.strerror}", "make the file readable") from error
+    if found is not None and found.name not in _WEIGHT_FILES:
+        raise found.error(path)
     try:
+        # The content decides: weights are often renamed to the other suffix.
+        kind = found.name if found else path.suffix.removeprefix(".")
+        is_mapped = kind == "safetensors"
         if is_mapped:
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # given a path, torch decides by the suffix
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DpoError(
             f"{path}: not plain weights: the file asks to run code, or is no PyTorch file"
@@ -235,7 +266,7 @@ def _instantiate(
     """Build a model and return it with the names of weights that do not fit, by kind of problem."""
     # Some models draw random weights before they load the given ones. The number of models built
     # must not change the random numbers of a run.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet():
         model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
             None,
             config=config,
@@ -247,7 +278,11 @@ def _instantiate(
         )
     problems = {
         "missing": sorted(report["missing_keys"]),
-        "unexpected": sorted(report["unexpected_keys"]),
+        "unexpected": sorted(
+            name
+            for name in report["unexpected_keys"]
+            if not is_old_buffer(name, state[name].ndim if name in state else 0)
+        ),
         "wrong shape": [
             f"{name}: {tuple(actual)}, {tuple(expected)} expected"
             for name, actual, expected in sorted(report["mismatched_keys"])
@@ -255,6 +290,17 @@ def _instantiate(
         "not converted": sorted(report["error_msgs"]),
     }
     return model, {problem: names for problem, names in problems.items() if names}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence warnings of transformers about weights that do not fit: they become errors here."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def to_disk_names(model: transformers.PreTrainedModel, tensors: StateDict) -> StateDict:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from dpo_cli.compute.device import DTYPES
 from dpo_cli.files import write_atomically, write_text_atomically
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.huggingface import HuggingFace
+from dpo_cli.models.huggingface import HuggingFace, with_older_names
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile import folder
 
@@ -66,7 +66,7 @@ def write_folder(
         name: value for name, value in architecture.settings.items() if name != "torch_dtype"
     }
     settings |= {"architectures": [architecture.class_name], "dtype": dtype}
-    _write_json(path / folder.CONFIG, settings)
+    _write_json(path / folder.CONFIG, with_older_names(settings))
     if architecture.generation:
         _write_json(path / folder.GENERATION_CONFIG, architecture.generation)
     rounded = {

@@ -25,7 +25,7 @@ def make_plan(inputs: RunInputs) -> Plan:
     return Plan(
         model=PlannedModel(
             architecture=weights.architecture.name,
-            description=weights.architecture.description,
+            description=weights.description,
             parameters=weights.parameters,
             shape=weights.architecture.to_dict(),
             weights_dtype=weights.dtype_name,
@@ -36,6 +36,7 @@ def make_plan(inputs: RunInputs) -> Plan:
             skipped_rows=len(inputs.skipped_rows),
             held_out=len(inputs.held_out),
             held_out_skipped_rows=len(inputs.held_out_skipped_rows),
+            unread_columns=dict(inputs.unread_columns),
         ),
         steps=PlannedSteps(
             micro_batches=order.micro_batches,

@@ -133,14 +133,15 @@ def rank_figures(group: ProcessGroup, device: Device, busy_seconds: float) -> di
 
 def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
     """Return the share of weights that differ from the starting weights in the export dtype."""
-    dtype = DTYPES[inputs.export_dtype]
+    own = inputs.weights.architecture.own_dtypes(inputs.export_dtype)
     start = inputs.weights.state
     now = to_disk_names(policy.model, policy.model.state_dict())
     # Added up on the device and read once: each read would wait for a GPU.
-    moved = [
-        (tensor.to(dtype) != start[name].to(tensor.device, dtype, non_blocking=True)).sum()
-        for name, tensor in now.items()
-    ]
+    moved = []
+    for name, tensor in now.items():
+        dtype = DTYPES[own.get(name, inputs.export_dtype)]
+        before = start[name].to(tensor.device, dtype, non_blocking=True)
+        moved.append((tensor.to(dtype) != before).sum())
     return int(torch.stack(moved).sum()) / inputs.weights.parameters
 
 

@@ -200,8 +200,8 @@ class ChatTokenizer:
             conversations: conversations; common first turns are rendered once.
             tools: definitions of tools for the template.
             first: index of the first message that is scored if it is an answer.
-            as_one: score everything from the first scored answer to the end of the text, because
-                the template does not let the turns behind it be told apart.
+            as_one: score everything from the first scored answer to the end of the text, for
+                templates that render these turns differently once others follow.
 
         Raises:
             ValueError: the template fails, or rewrites earlier turns, so the spans are undefined.

@@ -64,7 +64,8 @@ class ChatTemplate:
         if TOOL_CALLS not in self.dropped_kinds:
             return False
         tools = [{**_TOOL, "function": {"name": "f"}}]
-        texts = [self._text([_ASK, _calling(empty)], tools=tools) for empty in ({}, "{}")]
+        none: tuple[Any, ...] = ({}, "{}")
+        texts = [self._text([_ASK, _calling(arguments)], tools=tools) for arguments in none]
         return any(text is not None and MARK in text for text in texts)
 
     def dropped_turn(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:

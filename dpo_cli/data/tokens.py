@@ -98,19 +98,24 @@ class EncodedRows:
                 prompts that have `cuts`; "drop" skips every pair that is too long.
             max_prompt_len: most tokens of a prompt, for "prompt_start" and "drop".
         """
+        rows = self
+        too_long = torch.zeros(len(self), dtype=torch.bool)
         if truncation == "drop":
-            return self._drop(max_seq_len, max_prompt_len)
-        if truncation != "end" and self.holes is None:
-            return self.shorten_prompts(max_seq_len, max_prompt_len)._cut_ends(max_seq_len)
-        return self._cut_ends(max_seq_len)
+            too_long = (self.lengths > max_seq_len).any(dim=1)
+            too_long |= self.prompt_lengths > (max_prompt_len or max_seq_len)
+        elif truncation != "end" and self.holes is None:
+            rows = self.shorten_prompts(max_seq_len, max_prompt_len)
+        return rows._cut_ends(max_seq_len, too_long)
 
-    def _cut_ends(self, max_seq_len: int) -> Rows:
+    def _cut_ends(self, max_seq_len: int, too_long: Tensor) -> Rows:
         lengths = self.lengths.clamp(max=max_seq_len)
         unanswered = self.response_tokens(max_seq_len) == 0
         alike = (lengths[:, 0] == lengths[:, 1]) & (self.shared >= lengths[:, 0])
-        is_lost = unanswered.any(dim=1) | alike
+        is_lost = unanswered.any(dim=1) | alike | too_long
         lost = [
-            self._why_lost(index, unanswered[index].tolist(), max_seq_len)
+            self._why_too_long(index)
+            if too_long[index]
+            else self._why_lost(index, unanswered[index].tolist(), max_seq_len)
             for index in is_lost.nonzero().flatten().tolist()
         ]
         return Rows(
@@ -151,26 +156,10 @@ class EncodedRows:
         """Count the answers of each side that keep at least one token, (P, 2) int64."""
         return self._sums(self.answers[:, 0] < max_seq_len)
 
-    def _drop(self, max_seq_len: int, max_prompt_len: int | None) -> Rows:
-        """Skip every pair with a side or a prompt that is too long."""
-        limit = max_prompt_len if max_prompt_len is not None else max_seq_len
-        too_long = (self.lengths > max_seq_len).any(dim=1) | (self.prompt_lengths > limit)
-        rows = self._cut_ends(int(self.lengths.max()) if len(self) else max_seq_len)
-        kept = rows.kept.select((~too_long[rows.kept.indices]).nonzero().flatten().tolist())
-        dropped = [
-            SkippedRow(
-                int(self.lines[index]),
-                "truncated",
-                f"{int(self.lengths[index].max())} tokens, {int(self.prompt_lengths[index])} of"
-                " them in the prompt: too long for data.max_seq_len or data.max_prompt_len",
-            )
-            for index in rows.kept.indices.tolist()
-            if too_long[index]
-        ]
-        skipped_rows = sorted([*rows.skipped_rows, *dropped], key=lambda row: row.line)
-        return Rows(
-            TokenizedPairs(self, max_seq_len, kept.indices), skipped_rows, self.content, self.places
-        )
+    def _why_too_long(self, index: int) -> SkippedRow:
+        longest, prompt = int(self.lengths[index].max()), int(self.prompt_lengths[index])
+        why = f"{longest} tokens, {prompt} of them in the prompt: too long for the profile's limits"
+        return SkippedRow(int(self.lines[index]), "truncated", why)
 
     @cached_property
     def prompt_lengths(self) -> Tensor:
@@ -194,6 +183,8 @@ class EncodedRows:
             max_prompt_len,
         )
         left_out = holes[:, 1:]
+        if not left_out.any():
+            return self
         sides = self._sides // 2
         first, removed = holes[sides, 0].unsqueeze(1), holes[sides, 1].unsqueeze(1)
         moved = torch.maximum(self.answers - removed, torch.minimum(self.answers, first))

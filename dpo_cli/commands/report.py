@@ -19,6 +19,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import history
 from dpo_cli.ui.html.page import page
 from dpo_cli.ui.html.run_section import ReportRun
+from dpo_cli.ui.terminal.console import echo
 
 
 def report(
@@ -64,7 +65,7 @@ def report(
         names = [section.run.name for section in sections]
         print_json({"path": path, "size_bytes": len(text.encode()), "runs": names})
     else:
-        typer.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 def _report_run(letter: str, run: RunDirectory) -> ReportRun:

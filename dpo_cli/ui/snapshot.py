@@ -8,12 +8,11 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.console import Console
-
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Event, history
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.capture import recording_console
+from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.dashboard import Dashboard
 from dpo_cli.ui.terminal.panel import disk_usage, terminal_size
 
@@ -45,7 +44,7 @@ def print_panel(panel: Dashboard, width: int | None = None, height: int | None =
     if sys.stdout.isatty():
         columns, lines = terminal_size()
         lines -= 1
-    console = Console(width=width or columns, height=height or lines)
+    console = SafeConsole(width=width or columns, height=height or lines)
     console.print(panel, end="")
 
 

@@ -8,13 +8,15 @@ import re
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
+from dpo_cli.ui.terminal.console import SafeConsole
+
 _FONT_FACES = re.compile(r"@font-face \{\{.*?\}\}", re.DOTALL)
 """Part of rich's template that loads a font from the network; any monospaced font will do."""
 
 
 def recording_console(width: int, height: int) -> Console:
     """Return a console of this size that records its output for `captured_file`."""
-    return Console(
+    return SafeConsole(
         width=width,
         height=height,
         file=io.StringIO(),

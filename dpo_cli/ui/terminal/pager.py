@@ -13,6 +13,8 @@ from typing import IO
 
 from rich.console import Console, RenderableType
 
+from dpo_cli.printable import DEGRADE
+
 _PAGER = "less"
 _LESS = "FRX"
 """Quit if everything fits on one screen, show colors, keep the text on exit; as git does."""
@@ -27,7 +29,7 @@ def page(console: Console, title: str, pages: Iterable[RenderableType]) -> None:
         pages: consumed lazily: the pipe blocks while the pager is full, so that pages the user
             never scrolls to are not rendered.
     """
-    pager = _start_pager() if console.is_terminal else None
+    pager = _start_pager(console.encoding) if console.is_terminal else None
     if pager is None or pager.stdin is None:
         with contextlib.suppress(BrokenPipeError):  # the reader, for example `head`, has closed
             _write(console, title, pages, console.file)
@@ -43,11 +45,13 @@ def page(console: Console, title: str, pages: Iterable[RenderableType]) -> None:
         signal.signal(signal.SIGINT, previous_handler)
 
 
-def _start_pager() -> subprocess.Popen[str] | None:
+def _start_pager(encoding: str) -> subprocess.Popen[str] | None:
     command = shlex.split(os.environ.get("PAGER") or _PAGER)
     environment = {"LESS": _LESS, **os.environ}
     try:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, encoding=encoding, errors=DEGRADE, env=environment
+        )
     except (OSError, IndexError):  # not installed, or PAGER contains only spaces
         return None
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo_cli.formatting import format_count, format_duration, format_size
+from dpo_cli.printable import one_line
 from dpo_cli.run.events import (
     Alert,
     Completed,
@@ -25,7 +26,6 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from dpo_cli.run.plan import Plan
-from dpo_cli.ui.terminal.layout import one_line
 from dpo_cli.ui.terminal.ranks import straggler, straggler_message
 
 _FIRST_STEPS = (1, 2, 5, 10)

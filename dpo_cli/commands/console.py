@@ -34,8 +34,12 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return a value as JSON for a terminal or a program; unsafe characters are escaped."""
-    return escape_json(json.dumps(value, indent=indent, ensure_ascii=False, default=str))
+    """Return a value as JSON for a terminal or a program.
+
+    Escaped are the characters that act on a terminal, and those that standard output cannot encode.
+    """
+    is_ascii = not (sys.stdout.encoding or "utf").lower().startswith("utf")
+    return escape_json(json.dumps(value, indent=indent, ensure_ascii=is_ascii, default=str))
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

@@ -8,6 +8,7 @@ import re
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
+from dpo_cli.printable import printable
 from dpo_cli.ui.terminal.console import SafeConsole
 
 _FONT_FACES = re.compile(r"@font-face \{\{.*?\}\}", re.DOTALL)
@@ -41,4 +42,4 @@ def captured_file(console: Console, name: str, title: str) -> bytes:
     if name.endswith(".txt"):
         return console.export_text().encode()
     form = _FONT_FACES.sub("", CONSOLE_SVG_FORMAT)
-    return console.export_svg(title=title, code_format=form).encode()
+    return console.export_svg(title=printable(title), code_format=form).encode()

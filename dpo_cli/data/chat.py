@@ -21,6 +21,8 @@ from torch import Tensor
 
 from dpo_cli.data.encoders import as_tensor, make_encoder, with_true_offsets
 from dpo_cli.data.formats import Message
+from dpo_cli.data.rendering import TemplateRenderer
+from dpo_cli.data.tokenizer_limits import check_files, check_ids
 from dpo_cli.errors import DpoError, first_line
 
 EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
@@ -107,11 +109,14 @@ class ChatTokenizer:
         """
         from transformers import AutoTokenizer
 
+        check_files(folder)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # whatever a broken file makes the library raise
+        except BaseException as error:  # whatever a broken file raises, also a panic in Rust
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise DpoError(
                 f"{folder}: the tokenizer cannot be read ({first_line(error)})",
                 "Set model.tokenizer to the folder with tokenizer.json and tokenizer_config.json,"
@@ -125,7 +130,11 @@ class ChatTokenizer:
                 " train with into chat_template.jinja beside tokenizer.json.",
             )
         self._backend = with_true_offsets(self._tokenizer.backend_tokenizer)
+        check_ids(self._backend, folder)
         self._encoder = make_encoder(self._backend)
+        self._renderer = TemplateRenderer(
+            self._tokenizer, lambda text: len(self._backend.encode(text)), folder
+        )
         self.folder = folder
 
     @property
@@ -290,13 +299,7 @@ class ChatTokenizer:
         ]
 
     def _apply(self, conversations: list[list[Message]], **options: bool) -> list[str]:
-        try:
-            # One call for all conversations: every call inspects all attributes of the tokenizer.
-            rendered = self._tokenizer.apply_chat_template(conversations, tokenize=False, **options)
-        except Exception as error:  # Jinja runs the template's code, which may raise anything
-            raise ValueError(f"the chat template fails: {first_line(error)}") from error
-        assert isinstance(rendered, list)
-        return rendered
+        return self._renderer(conversations, **options)
 
 
 def common_length(first: AnyStr, second: AnyStr) -> int:

@@ -11,15 +11,22 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from dpo_cli.data.compression import opened, opened_parquet, reading
+from dpo_cli.data.csv_lines import RecordLines
+from dpo_cli.data.parquet_rows import parquet_rows
 from dpo_cli.data.rows import (
+    MAX_BLANK_LINES,
     MAX_ROW_BYTES,
     TOO_LONG,
+    TOO_MANY_VALUES,
     MalformedError,
+    Numbered,
+    is_too_large,
     kind_of_value,
     parse_line,
 )
@@ -27,16 +34,16 @@ from dpo_cli.errors import DpoError
 
 _CHUNK_CHARACTERS = 1 << 18
 _CUT_CHARACTERS = 16  # a chunk may end inside an escape such as \ud83d\ude00
-_PARQUET_ROWS = 64
 _HEAD_BYTES = 4096
 _SHOWN_BYTES = 1000
+_MAX_SKIPPED_BYTES = 1 << 30
+"""Bytes of rows that are too long: a small compressed file can have any number of them."""
 _BLANK = re.compile(r"[ \t\r\n]*")
 _BEGINS_AN_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*(\{|\]\s*\Z)")
 _BEGINS_AN_OBJECT = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*\n\s*"')
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
 
 Kind = Literal["jsonl", "json", "csv", "parquet"]
-Numbered = Iterator[tuple[int, "dict[str, Any] | MalformedError"]]
 
 
 class _Record(NamedTuple):
@@ -113,7 +120,7 @@ def read_rows(path: Path, kind: Kind, wanted: range | None = None) -> Numbered:
     """
     if kind == "parquet":
         with reading(path), opened_parquet(path) as file:
-            yield from _batches(file, wanted)
+            yield from parquet_rows(file, wanted)
         return
     with opened(path) as file:
         for number, row in _numbered(path, kind, file):
@@ -130,21 +137,26 @@ def _numbered(path: Path, kind: Kind, file: BinaryIO) -> Iterator[tuple[int, _Ra
     """Iterate over the raw rows of a text file with their numbers, without parsing JSONL or CSV."""
     match kind:
         case "jsonl":
-            return _lines(file)
+            return _lines(path, file)
         case "csv":
             return _records(path, file)
         case _:
             return _elements(path, file)
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
     """Split at newlines only (U+2028 is text), and strip a byte order mark."""
-    line = 0
+    line = blank = skipped_bytes = 0
     while raw := file.readline(MAX_ROW_BYTES):
         line += 1
+        blank = 0 if raw != b"\n" else blank + 1
+        if blank > MAX_BLANK_LINES:
+            raise _endless(path, f"more than {MAX_BLANK_LINES:,} blank lines after each other")
         if len(raw) == MAX_ROW_BYTES and not raw.endswith(b"\n"):
             while (rest := file.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
-                pass
+                skipped_bytes += len(rest)
+                if skipped_bytes > _MAX_SKIPPED_BYTES:
+                    raise _endless(path, f"line {line} does not end, or there are many such lines")
             yield line, MalformedError(TOO_LONG, _legible(raw[:_SHOWN_BYTES]))
         else:
             yield line, raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
@@ -174,7 +186,7 @@ class _Scanner:
     def __init__(self, file: BinaryIO) -> None:
         # Invalid UTF-8 becomes lone surrogates, so that it spoils only the row that contains it.
         self._text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        self._buffer, self._at = "", 0
+        self._buffer, self._at, self._blank = "", 0, 0
         self._decode = json.JSONDecoder().raw_decode
 
     def next_character(self) -> str:
@@ -184,6 +196,9 @@ class _Scanner:
             self._at = blank.end() if blank else self._at
             if self._at < len(self._buffer):
                 return self._buffer[self._at]
+            self._blank += len(self._buffer)
+            if self._blank > _MAX_SKIPPED_BYTES:
+                raise ValueError("blank characters that do not end")
             if not self._read_on():
                 return ""
 
@@ -216,6 +231,8 @@ class _Scanner:
                     return value, text
             if len(self._buffer) - self._at > MAX_ROW_BYTES:
                 raise ValueError(TOO_LONG)
+            if is_too_large(self._buffer[self._at :]):
+                raise ValueError(TOO_MANY_VALUES)
 
     def _read_on(self) -> bool:
         rest = self._buffer[self._at :]
@@ -264,11 +281,13 @@ def _records(path: Path, file: BinaryIO) -> Iterator[tuple[int, _Record]]:
     """Iterate over the records of a CSV file with a header."""
     csv.field_size_limit(MAX_ROW_BYTES)
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-    records = csv.reader(iter(lambda: text.readline(MAX_ROW_BYTES), ""), strict=True)
+    lines = RecordLines(text)
+    records = csv.reader(lines, strict=True)
     header: list[str] | None = None
     number = 0
     try:
         for cells in records:
+            lines.begin_record()
             if header is None:
                 header = _header(path, cells) or None
             elif cells:
@@ -282,7 +301,8 @@ def _records(path: Path, file: BinaryIO) -> Iterator[tuple[int, _Record]]:
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
-    if twice := [name for name in cells if name and cells.count(name) > 1]:
+    counts = Counter(cells)
+    if twice := [name for name in cells if name and counts[name] > 1]:
         raise DpoError(
             f"{path}: two columns are named {twice[0]!r}", "Give each column a unique name."
         )
@@ -322,46 +342,8 @@ def _holds_messages(value: Any) -> bool:
     return all(isinstance(each, dict) and each.keys() & {"role", "from"} for each in messages)
 
 
-def _batches(file: Any, wanted: range | None) -> Numbered:
-    """Iterate over the rows of a Parquet file, skipping row groups without wanted rows."""
-    first = 1
-    for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if wanted is None or (first < wanted.stop and wanted.start < first + rows):
-            number = first
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group]):
-                for row in _objects(batch):
-                    if wanted is None or number in wanted:
-                        yield number, row
-                    number += 1
-        first += rows
-
-
-def _objects(batch: Any) -> Iterator[dict[str, Any] | MalformedError]:
-    """Convert a batch to rows; split it if a single row is too long or unreadable."""
-    rows, why = None, TOO_LONG
-    if batch.nbytes <= MAX_ROW_BYTES:
-        try:
-            rows = batch.to_pylist()
-        except (ValueError, OverflowError) as error:  # not UTF-8, or a time outside Python's range
-            why = f"cannot be read: {error}"[:200]
-    if rows is not None:
-        for row in rows:
-            yield {name: _without_nulls(each) for name, each in row.items()}
-    elif len(batch) == 1:
-        yield MalformedError(why)
-    else:
-        for at in range(len(batch)):
-            yield from _objects(batch.slice(at, 1))
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drop null keys: a Parquet column gives each message the keys of all messages."""
-    if isinstance(value, list):
-        return [_without_nulls(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
-    return value
+def _endless(path: Path, why: str) -> DpoError:
+    return DpoError(f"{path}: {why}", "Write one preference pair per line.")
 
 
 def _no_array(path: Path, why: str) -> DpoError:

@@ -20,13 +20,12 @@ from pathlib import Path
 
 from dpo_cli.data.file_readers import (
     Kind,
-    Numbered,
     count_numbers,
     kind_of,
     read_rows,
 )
 from dpo_cli.data.formats import FORMATS, Row, formats_of, renamed, unknown_columns
-from dpo_cli.data.rows import MalformedError
+from dpo_cli.data.rows import MalformedError, Numbered
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
 

@@ -35,6 +35,7 @@ from dpo_cli.models.infer import (
     infer_minimind_directory,
     list_names,
 )
+from dpo_cli.models.limits import check_archive, check_settings, check_size, check_tensors
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile import folder
 
@@ -123,6 +124,7 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
         return ModelWeights(
             minimind, minimind.to_hf_names(state), state[EMBEDDING].dtype, fingerprint
         )
+    check_settings(settings, state, str(path))
     generation_path = path / folder.GENERATION_CONFIG
     generation = folder.read_json(generation_path) if generation_path.exists() else {}
     architecture = read_settings(settings, generation, str(path))
@@ -138,9 +140,15 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
         raise DpoError(f"{path}: holds weights of type {unsupported.pop()}", _NOT_FLOAT)
     # With several dtypes all become float32, so that none is rounded: norms are often float32 in a
     # bfloat16 model.
+    config = architecture.config()
     dtype_in_memory = dtype if len(sizes) == 1 else torch.float32
     try:
-        model, problems = _instantiate(architecture.config(), state, dtype_in_memory)
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            described = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+        check_size(described, state, str(path))
+        model, problems = _instantiate(config, state, dtype_in_memory)
+    except DpoError:
+        raise
     except Exception as error:  # model code raises anything for inconsistent settings
         raise DpoError(
             f"{path}: transformers cannot build this model ({first_line(error)})",
@@ -176,10 +184,13 @@ def read_state_dict(path: Path) -> StateDict:
     except OSError as error:
         raise DpoError(f"{path}: {error.strerror}", "make the file readable") from error
     try:
+        check_archive(path)
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except DpoError:
+        raise
     except pickle.UnpicklingError as error:
         raise DpoError(
             f"{path}: not plain weights: the file asks to run code, or is no PyTorch file"
@@ -316,6 +327,7 @@ def _require_tensors(content: Any, path: Path) -> StateDict:
             f"{path}: not plain weights: {', '.join(others[:5])} are no tensors",
             "if this is a resume or training file, choose the weights that were saved beside it",
         )
+    check_tensors(content, path)
     return dict(content)
 
 

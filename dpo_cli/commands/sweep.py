@@ -168,7 +168,7 @@ class _SweepView:
         if is_detached and (pid := detach(self._directory, lock)):
             pass
         elif self._may_show_panel and not is_detached and has_terminal(console):
-            panel = SweepPanel(self._directory, self._points, console)
+            panel = SweepPanel(self._directory, self._points, parallel, console)
             code, pid = work_behind_panel(panel, self._directory, lock, train)
         else:
             code = train()

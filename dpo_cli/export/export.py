@@ -189,8 +189,9 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
     """Return a shell command that chats with these weights.
 
     A directory is used with a pipeline of transformers, a MiniMind file with MiniMind's own script,
-    from the root of its checkout. None if the vocabulary is not MiniMind's, because the scripts
-    load MiniMind's own tokenizer.
+    from the root of its checkout; a file with another name is copied first, because the scripts
+    load no other name. None if the vocabulary is not MiniMind's, because the scripts load
+    MiniMind's own tokenizer.
     """
     if not isinstance(architecture, MiniMind):
         pipe = f"pipeline('text-generation', {str(path)!r})"
@@ -203,7 +204,9 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
     # file's name from prefix and shape, and load no other name.
     directory, ending = os.path.relpath(path.parent), architecture.file_name("")
     if not path.name.endswith(ending):
-        return f"first rename it to rlhf{ending}, because MiniMind's scripts load no other name"
+        copy = path.with_name(f"rlhf{ending}")
+        copying = f"cp {shlex.quote(os.path.relpath(path))} {shlex.quote(os.path.relpath(copy))}"
+        return f"{copying} && {try_command(copy, architecture)}"
     prefix = path.name.removesuffix(ending)
     shape = [
         f"--hidden_size {architecture.hidden_size}",

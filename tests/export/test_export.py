@@ -186,7 +186,7 @@ def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
     assert re.search(
         r"held-out \(5 pairs\), .* accuracy 0\.\d+ vs. 0\.\d+, margin/token \S+ vs. \S+", out.stdout
     )
-    assert "try it: first rename" in out.stdout
+    assert "try it: cp x.pth rlhf_64_moe.pth && python eval_model.py" in out.stdout
     drawn = dpo(
         *("export", trained.path, "--to", "y.pth", "--rounding", "stochastic", "--seed", "7"),
         *("--dtype", "bfloat16", "--no-evaluate"),
@@ -228,7 +228,8 @@ def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
         (
             "head/full_sft_64",
             "mine.pth",
-            "first rename it to rlhf_64.pth, because MiniMind's scripts load no other name",
+            "cp mine.pth rlhf_64.pth && "
+            "python eval_llm.py --weight rlhf --save_dir . --hidden_size 64 --num_hidden_layers 2",
         ),
     ],
 )

@@ -16,6 +16,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Event, StepDone, history
 from dpo_cli.run.lookup import find_runs
 from dpo_cli.training.checkpointing import load_weights
+from tests.support import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DPO = [sys.executable, "-m", "dpo_cli"]
@@ -34,7 +35,10 @@ def dpo(
     *arguments: str | Path, cwd: Path, timeout: float = HANG_SECONDS, **changes: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `dpo` to its end: its exit code, stdout and stderr."""
-    return run_in(cwd, [*DPO, *map(str, arguments)], timeout, **changes)
+    words, wanted = [*map(str, arguments)], environment(**changes)
+    if warm.can_run(wanted):
+        return warm.run(words, cwd, wanted, timeout)
+    return run_in(cwd, [*DPO, *words], timeout, **changes)
 
 
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:

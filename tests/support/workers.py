@@ -7,14 +7,11 @@ a test puts its fault.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -30,30 +27,9 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from tests.support.cli import HANG_SECONDS, Run
+from tests.support.forks import forked
 
 Arm = Callable[[], object]
-
-_PRELOADED = [
-    "dpo_cli.training.session",
-    "dpo_cli.export.export",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.granitemoeshared.modeling_granitemoeshared",
-    "transformers.models.qwen3_moe.modeling_qwen3_moe",
-    "transformers.tokenization_utils_tokenizers",
-    "tests.support.workers",
-]
-
-
-@cache
-def _server() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    return context
-
-
-def forked(function: Callable[..., object], *arguments: object) -> BaseProcess:
-    """A process like a worker's, not yet started, for any function."""
-    return _server().Process(target=function, args=arguments)
 
 
 def start(run: RunDirectory, arm: Arm | None = None, *options: str) -> BaseProcess:

@@ -24,6 +24,7 @@ from dpo_cli.ui.terminal.sweep import (
     failure_lines,
     plan_lines,
     seconds_left,
+    wall_seconds,
 )
 from tests.support import story
 
@@ -65,6 +66,12 @@ def test_time_left_ignores_the_first_run_which_computes_the_caches(
     done = [status(point, RunState.COMPLETED) for point in points]
     assert seconds_left(done) == 0.0
     assert (c.letter, e.letter, f.letter) == ("C", "E", "F")
+
+
+def test_time_left_on_several_gpus() -> None:
+    assert wall_seconds(60.0, 240.0, parallel_runs=1) == 300.0
+    assert wall_seconds(60.0, 240.0, parallel_runs=4) == 75.0
+    assert wall_seconds(60.0, 20.0, parallel_runs=4) == 60.0  # no run is split
 
 
 def text(lines: list[object]) -> str:

@@ -76,7 +76,7 @@ def point_statuses(points: Sequence[Point], runs: Mapping[str, RunDirectory]) ->
 
 
 def seconds_left(statuses: Sequence[PointStatus], pace: float | None = None) -> float | None:
-    """Estimate the time for the remaining steps of all runs; None if there is no estimate.
+    """Estimate the time for the remaining steps, one run after another; None without an estimate.
 
     The mean excludes the first run, which also encodes the pairs and computes the reference.
 
@@ -100,6 +100,17 @@ def seconds_left(statuses: Sequence[PointStatus], pace: float | None = None) -> 
         if not each.is_completed
     ]
     return pace * sum(left)
+
+
+def wall_seconds(current: float, others: float, parallel_runs: int) -> float:
+    """Return the seconds until the sweep ends, when the GPUs share its runs.
+
+    Args:
+        current: seconds left of the run that is shown; it has one GPU only.
+        others: seconds left of the other runs, one after another.
+        parallel_runs: runs that train at the same time, one per GPU.
+    """
+    return max(current, (current + others) / parallel_runs)
 
 
 # --- the plan ------------------------------------------------------------------------------------
@@ -197,13 +208,20 @@ class SweepPanel(Panel):
     Args:
         sweep: directory of the sweep, the only source of the panel's data.
         points: points of the grid.
+        parallel_runs: runs that train at the same time, one per GPU.
         console: a terminal.
     """
 
-    def __init__(self, sweep: SweepDirectory, points: Sequence[Point], console: Console) -> None:
+    def __init__(
+        self,
+        sweep: SweepDirectory,
+        points: Sequence[Point],
+        parallel_runs: int,
+        console: Console,
+    ) -> None:
         # Until the first run starts, the sweep's directory stands in for the run's.
         super().__init__(RunDirectory(sweep.path), console, lambda: ())
-        self._sweep, self._points = sweep, points
+        self._sweep, self._points, self._parallel_runs = sweep, points, parallel_runs
         self._point: Point | None = None
         self._statuses: list[PointStatus] = []
 
@@ -251,10 +269,11 @@ class SweepPanel(Panel):
         """Estimate from the current run's own pace, and from completed runs for the others."""
         now = self.view.seconds_left(self._clock())
         if now is None or self._point is None:
-            return seconds_left(self._statuses)
+            work = seconds_left(self._statuses)
+            return None if work is None else work / self._parallel_runs
         pace = self.view.seconds_per_step * self.view.total_steps / self._point.profile.train.epochs
         others = [each for each in self._statuses if each.point is not self._point]
-        return now + (seconds_left(others, pace) or 0.0)
+        return wall_seconds(now, seconds_left(others, pace) or 0.0, self._parallel_runs)
 
 
 # --- end ----------------------------------------------------------------------------------------

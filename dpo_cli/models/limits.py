@@ -25,6 +25,7 @@ _TIED_FACTOR = 3
 """A weight may be in a file once and in the state dict twice, as embedding and as head."""
 _SLACK_BYTES = 1 << 20
 _LAYER_COUNTS = re.compile(r"n_?layers?|num_.*layers|.*_layers|depth")
+_SPARE_LAYERS = 256  # of settings that only look like a number of layers
 _MAX_SETTING = 1 << 32
 _MAX_BUFFER_ELEMENTS = 1 << 26
 _AGAIN = "copy or download it again"
@@ -84,7 +85,7 @@ def check_settings(settings: Mapping[str, Any], state: Mapping[str, Tensor], sou
         DpoError: names the setting.
     """
     for name, value in _integers(settings):
-        if _LAYER_COUNTS.fullmatch(name) and value > len(state):
+        if _LAYER_COUNTS.fullmatch(name) and value > len(state) + _SPARE_LAYERS:
             raise DpoError(
                 f"{source}: config.json sets {name} = {value}, but there are {len(state)} weights",
                 _AGAIN,
@@ -103,7 +104,8 @@ def check_size(model: torch.nn.Module, state: Mapping[str, Tensor], source: str)
     actual = sum(tensor.numel() for tensor in state.values())
     if expected > 2 * actual + _SLACK_BYTES:
         raise DpoError(
-            f"{source}: config.json describes {expected:,} weights, the files hold {actual:,}",
+            f"{source}: not a complete model: config.json describes {expected:,} weights, the"
+            f" files hold {actual:,}",
             "copy or download the directory again, and check that it is complete",
         )
     computed = sum(buffer.numel() for buffer in model.buffers())

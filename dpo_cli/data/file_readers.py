@@ -153,10 +153,12 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedE
         if blank > MAX_BLANK_LINES:
             raise _endless(path, f"more than {MAX_BLANK_LINES:,} blank lines after each other")
         if len(raw) == MAX_ROW_BYTES and not raw.endswith(b"\n"):
-            while (rest := file.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
+            rest = raw
+            while rest and not rest.endswith(b"\n"):
                 skipped_bytes += len(rest)
                 if skipped_bytes > _MAX_SKIPPED_BYTES:
                     raise _endless(path, f"line {line} does not end, or there are many such lines")
+                rest = file.readline(MAX_ROW_BYTES)
             yield line, MalformedError(TOO_LONG, _legible(raw[:_SHOWN_BYTES]))
         else:
             yield line, raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
@@ -183,7 +185,8 @@ def _legible(raw: bytes) -> str:
 class _Scanner:
     """Incremental reader of JSON values from a text that may be too long for memory."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path = path
         # Invalid UTF-8 becomes lone surrogates, so that it spoils only the row that contains it.
         self._text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
         self._buffer, self._at, self._blank = "", 0, 0
@@ -198,7 +201,7 @@ class _Scanner:
                 return self._buffer[self._at]
             self._blank += len(self._buffer)
             if self._blank > _MAX_SKIPPED_BYTES:
-                raise ValueError("blank characters that do not end")
+                raise _no_array(self._path, "blank characters that do not end")
             if not self._read_on():
                 return ""
 
@@ -243,7 +246,7 @@ class _Scanner:
 
 def _elements(path: Path, file: BinaryIO) -> Numbered:
     """Iterate over the elements of a JSON array."""
-    scanner, number = _Scanner(file), 0
+    scanner, number = _Scanner(path, file), 0
     scanner.next_character()
     scanner.skip()
     while (character := scanner.next_character()) != "]":

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -287,9 +289,10 @@ class Exported(Event):
     seed: int | None = None
 
 
-_STEP_DONE = b'{"event": "StepDone"'
+STEP_DONE = b'{"event": "StepDone"'
 _RESUMED = b'{"event": "Resumed"'
 """Beginnings of lines as `to_json` writes them, to skip lines without parsing them."""
+_OPTIMIZER_STEP = re.compile(rb'"optimizer_step": (\d{1,18})\b')
 
 
 def to_json(event: Event) -> str:
@@ -326,7 +329,7 @@ class EventReader:
         """Yield the events appended since the last one that was yielded."""
         for start, line in _complete_lines(self._path, self._offset):
             self._offset = start + len(line)
-            event = _parse(line)
+            event = parse_line(line)
             if event is None:
                 self.skipped_lines += 1
             else:
@@ -334,7 +337,12 @@ class EventReader:
 
 
 def history(path: Path) -> Iterator[Event]:
-    """Yield the events that count: of steps that a resume repeated, only the last repetition.
+    """Yield the events that count: of steps that a resume repeated, only the last repetition."""
+    return filter(None, map(parse_line, valid_lines(path)))
+
+
+def valid_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of the events that count, some of which may be damaged.
 
     The stream is read twice instead of being kept in memory: first for the `Resumed` events, which
     make earlier lines void.
@@ -343,7 +351,7 @@ def history(path: Path) -> Iterator[Event]:
     limits: deque[tuple[int, int]] = deque()
     for start, line in _complete_lines(path):
         end = start + len(line)
-        if line.startswith(_RESUMED) and isinstance(event := _parse(line), Resumed):
+        if line.startswith(_RESUMED) and isinstance(event := parse_line(line), Resumed):
             limits.append((start, event.last_valid_step))
     # The limit at a line is the lowest of all later resumes.
     for index in reversed(range(len(limits) - 1)):
@@ -353,11 +361,17 @@ def history(path: Path) -> Iterator[Event]:
             return
         while limits and limits[0][0] <= start:
             limits.popleft()
-        event = _parse(line)
-        if event is not None and (
-            not limits or getattr(event, "optimizer_step", -1) <= limits[0][1]
-        ):
-            yield event
+        if not limits or _optimizer_step(line) <= limits[0][1]:
+            yield line
+
+
+def _optimizer_step(line: bytes) -> float:
+    """Return the step of an event, -1 if it has none, infinity for a damaged line."""
+    if line.startswith(STEP_DONE) and (match := _OPTIMIZER_STEP.search(line)):
+        return int(match[1])
+    event = parse_line(line)
+    step: int = getattr(event, "optimizer_step", -1)
+    return inf if event is None else step
 
 
 def without_early_steps(path: Path, keep: int) -> Iterator[Event]:
@@ -367,12 +381,12 @@ def without_early_steps(path: Path, keep: int) -> Iterator[Event]:
     """
     steps: deque[bytes] = deque(maxlen=keep)
     for _, line in _complete_lines(path):
-        if line.startswith(_STEP_DONE):
+        if line.startswith(STEP_DONE):
             steps.append(line)
             continue
-        yield from filter(None, map(_parse, [*steps, line]))
+        yield from filter(None, map(parse_line, [*steps, line]))
         steps.clear()
-    yield from filter(None, map(_parse, steps))
+    yield from filter(None, map(parse_line, steps))
 
 
 def _complete_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -390,5 +404,6 @@ def _complete_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
             start += len(line)
 
 
-def _parse(line: bytes) -> Event | None:
+def parse_line(line: bytes) -> Event | None:
+    """Parse one line; see `from_json`."""
     return from_json(line.decode(errors="replace"))

@@ -42,7 +42,7 @@ quick: lint
 # A hundred random SIGKILLs of one run; it must end as one left in peace. `make test` does 25. Then
 # two ranks: 50 stops of one of them alone, 20 kills of the launcher.
 storm: $(READY)
-	$(BIN)/python -m tests.faults.storm --kills 100
+	$(BIN)/python -m tests.faults.storm --kills 100 --orphans 50 --starts 100
 	$(BIN)/python -m tests.faults.rank_storm --stops 50 --kills 20
 
 # Against the plain loop and TRL: half an hour on a quiet machine, which it needs.

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, TextIO
 
 import typer
 from rich.text import Text
@@ -21,6 +21,8 @@ from dpo_cli import __version__
 from dpo_cli.commands.group import MARKUP_MODE, LazyGroup
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.printable import degrade_streams, printable
+from dpo_cli.run.child_environment import bounded_spin
+from dpo_cli.streams import open_standard_streams
 from dpo_cli.ui.terminal.console import SafeConsole, echo
 
 _MODULES = {
@@ -90,7 +92,9 @@ def dpo(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; no exception leaves this function."""
+    open_standard_streams()
     degrade_streams()
+    os.environ.update(bounded_spin(os.environ))  # before torch is loaded
     try:
         app(arguments)
     except SystemExit as end:
@@ -100,12 +104,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = error.exit_code
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
+    except OSError as error:
+        _print_error(error_lines(_system_error(error)))
+        code = ExitCode.FAILED
     except BaseException as error:  # a panic in Rust is no Exception
         _print_error(_bug_lines(error))
         code = ExitCode.FAILED
     else:
         code = ExitCode.DONE
-    _flush_output()
+    if _flush_output() is ExitCode.FAILED:
+        code = code or ExitCode.FAILED
     return int(code)
 
 
@@ -145,10 +153,42 @@ def _print_error(lines: list[Text]) -> None:
             console.print(line, soft_wrap=True)
 
 
-def _flush_output() -> None:
-    """Flush both streams; a closed pipe must not raise again while Python exits."""
+def _system_error(error: OSError) -> DpoError:
+    """Describe an error of the operating system that no caller has explained."""
+    if os.environ.get("DPO_TRACEBACK") == "1":
+        traceback.print_exc()
+    try:
+        os.getcwd()
+    except OSError:
+        return DpoError("the working directory was removed", "Change to a directory that exists.")
+    # The streams have no name in their errors.
+    where = "standard output" if error.filename is None else os.fsdecode(error.filename)
+    return DpoError(
+        f"cannot read or write {where}: {error.strerror or error}",
+        "Check its permissions and the disk. DPO_TRACEBACK=1 shows where it was used.",
+    )
+
+
+def _flush_output() -> ExitCode | None:
+    """Flush both streams; return FAILED if standard output could not be written.
+
+    The reader of a pipe may leave early, as `head` does. A full disk is an error, which would go
+    unnoticed in a redirected output.
+    """
+    error = _flush(sys.stdout)
+    code = None
+    if error is not None and not isinstance(error, BrokenPipeError):
+        _print_error(error_lines(_system_error(error)))
+        code = ExitCode.FAILED
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
+        if _flush(stream) is not None:  # must not raise again while Python exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
+def _flush(stream: TextIO) -> OSError | None:
+    try:
+        stream.flush()
+    except OSError as error:
+        return error
+    return None

@@ -4,19 +4,73 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 
+_NOT_REGULAR = "not a regular file"
 _CHUNK_BYTES = 1 << 20
 _UNUSED_SECONDS = 30 * 24 * 3600
 _CACHE_ENTRY = re.compile(r"\.?[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading.
+
+    A FIFO in its place would block the reader for ever, and a device might never end.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file (EINVAL).
+    """
+    return open(require_regular(os.open(path, os.O_RDONLY | os.O_NONBLOCK), path), "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a regular file; raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def glob_inside(directory: Path, pattern: str) -> Iterator[Path]:
+    """Glob without the matches behind a link, which lie outside the directory.
+
+    For files that are removed: those of others must stay.
+    """
+    for path in directory.glob(pattern):
+        *between, _ = path.relative_to(directory).parents
+        if not any((directory / part).is_symlink() for part in between):
+            yield path
+
+
+def is_special(path: Path) -> bool:
+    """Return True for a path that must not be replaced by a file.
+
+    That is a device, a FIFO, a socket, or a link to one; and a link of the system itself, such as
+    /dev/stdout, wherever it leads.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # free, or a link to nothing
+        return False
+    is_of_system = path.is_symlink() and path.absolute().parts[1:2] in (("dev",), ("proc",))
+    return is_of_system or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def require_regular(descriptor: int, path: Path) -> int:
+    """Return the descriptor of a regular file; close any other and raise OSError (EINVAL)."""
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
 
 
 def sha256_file(path: Path) -> str:
@@ -88,10 +142,12 @@ def open_for_appending(path: Path) -> int:
     """Open a file for appending and return its descriptor; create the file if it is missing.
 
     Raises:
-        OSError: with ELOOP if `path` is a symbolic link, which could lead to another user's file.
+        OSError: with ELOOP if `path` is a symbolic link, which could lead to another user's file;
+            with ENXIO or EINVAL if it is a FIFO or a device.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-    return os.open(path, flags, 0o644)
+    # O_NONBLOCK: a FIFO without a reader would block.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    return require_regular(os.open(path, flags, 0o644), path)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -102,7 +158,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Args:
         path: file to create or replace.
         write: writes the content to the path that it is called with.
+
+    Raises:
+        OSError: it cannot be written, or `path` is special (EINVAL; see `is_special`).
     """
+    if is_special(path):
+        raise OSError(errno.EINVAL, _NOT_REGULAR, str(path))
     temporary = path.with_name(
         f".{path.name}.{uuid.uuid4().hex}.tmp"
     )  # `leftovers` parses this name

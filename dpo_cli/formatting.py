@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 MISSING = "–"
 """Shown in place of a figure that does not exist."""
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration in its two largest units: 42s, 4m 10s, 3h 05m, 2d 07h."""
+    """Return a duration in its two largest units: 42s, 4m 10s, 3h 05m, 2d 07h; a dash for NaN."""
+    if not math.isfinite(seconds):  # of a damaged event stream
+        return MISSING
     whole = round(seconds)  # before the units are chosen: 59.6 must not become 60s
     if whole < 60:
         return f"{whole}s"

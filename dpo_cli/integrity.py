@@ -6,14 +6,30 @@ safetensors 200 of 200. Hashing costs 0.04 s per 64 MB.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from dpo_cli.files import fsync_path, sha256_file
+from dpo_cli.errors import DpoError
+from dpo_cli.files import fsync_path, open_regular, sha256_file
 
 MANIFEST = "manifest.json"
+_NOT_A_FILE = (errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.ELOOP)
+
+
+class DamageError(Exception):
+    """A file is not as its manifest describes it; the text is a phrase that says how."""
+
+
+class _Hash(Protocol):
+    def hexdigest(self) -> str: ...
 
 
 def write_manifest(
@@ -61,21 +77,105 @@ def find_damage(directory: Path, facts: Mapping[str, Any], *, name: str = MANIFE
             must neither be used nor removed.
     """
     try:
-        manifest = json.loads((directory / name).read_bytes())
-        for key, value in facts.items():
-            if manifest[key] != value:
-                return f"{name} has {key} {manifest[key]} instead of {value}"
-        for file_name, entry in manifest["files"].items():
-            file = directory / file_name
-            size_bytes = file.stat().st_size
-            if size_bytes != entry["size_bytes"]:
-                return f"{file_name} has {size_bytes} bytes instead of {entry['size_bytes']}"
-            if sha256_file(file) != entry["sha256"]:
-                return f"the content of {file_name} has changed"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (NotADirectoryError, IsADirectoryError) as error:
-        return f"{Path(error.filename).name} is not what it should be ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return f"{name} cannot be parsed"
+        with _explained(name):
+            for file_name, entry in _entries(directory, facts, name):
+                with open_regular(directory / file_name) as file:
+                    _require_size(file, file_name, entry)
+                    _require_hash(hashlib.file_digest(file, "sha256"), file_name, entry)
+    except DamageError as error:
+        return str(error)
     return None
+
+
+def read_verified(
+    directory: Path, facts: Mapping[str, Any], *, name: str = MANIFEST
+) -> dict[str, bytearray]:
+    """Read files into memory and compare what was read with their manifest.
+
+    For files that are used for long: a mapping would follow later changes of the file.
+
+    Args:
+        directory, facts, name: see `find_damage`.
+
+    Returns:
+        The content of each file by its name in the manifest.
+
+    Raises:
+        DamageError: a file is not as it was written.
+        OSError: a file cannot be read; see `find_damage`.
+    """
+    contents: dict[str, bytearray] = {}
+    with _explained(name):
+        for file_name, entry in _entries(directory, facts, name):
+            with open_regular(directory / file_name) as file:
+                _require_size(file, file_name, entry)
+                content = bytearray(entry["size_bytes"])
+                del content[file.readinto(content) :]
+            _require_hash(hashlib.sha256(content), file_name, entry)
+            contents[file_name] = content
+    return contents
+
+
+def stamp(*paths: Path) -> str:
+    """Return the times, sizes and identities of files, or of the files below directories.
+
+    Equal before a verification and after reading, it shows that what was read is what was verified,
+    without a second hash.
+    """
+    files = [sorted(path.rglob("*")) if path.is_dir() else [path] for path in paths]
+    states = [(each, each.stat()) for each in itertools.chain(*files) if each.is_file()]
+    return str(
+        [
+            (str(each), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+            for each, s in states
+        ]
+    )
+
+
+def require_unchanged(before: str, *paths: Path) -> None:
+    """Check that files have the stamp that they had before they were read.
+
+    Raises:
+        DpoError: one has changed; named after the first path.
+    """
+    if stamp(*paths) != before:
+        message = f"{paths[0]} changed while it was read"
+        raise DpoError(message, "Wait until it is written; then start again.")
+
+
+def _entries(
+    directory: Path, facts: Mapping[str, Any], name: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with open_regular(directory / name) as file:
+        manifest = json.loads(file.read())
+    for key, value in facts.items():
+        if manifest[key] != value:
+            raise DamageError(f"{name} has {key} {manifest[key]} instead of {value}")
+    yield from manifest["files"].items()
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn the errors that show damage into a DamageError; others mean that it is unknown."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DamageError(f"{Path(error.filename).name} is missing") from error
+    except OSError as error:
+        if error.errno not in _NOT_A_FILE:
+            raise
+        name = Path(error.filename or name).name
+        raise DamageError(f"{name} is not what it should be ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamageError(f"{name} cannot be parsed") from error
+
+
+def _require_size(file: BufferedReader, name: str, entry: Mapping[str, Any]) -> None:
+    size_bytes = os.fstat(file.fileno()).st_size
+    if size_bytes != entry["size_bytes"]:
+        raise DamageError(f"{name} has {size_bytes} bytes instead of {entry['size_bytes']}")
+
+
+def _require_hash(digest: _Hash, name: str, entry: Mapping[str, Any]) -> None:
+    if digest.hexdigest() != entry["sha256"]:
+        raise DamageError(f"the content of {name} has changed")

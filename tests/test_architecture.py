@@ -16,7 +16,7 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
-    {"errors", "files", "findings", "formatting", "intervals", "printable", "__init__"},
+    {"errors", "files", "findings", "formatting", "intervals", "printable", "streams", "__init__"},
     {"integrity"},
     {"data", "profile"},
     {"compute", "objective", "run"},
@@ -32,7 +32,16 @@ FLOORS = [
 ]
 LIGHT = (
     *("profile", "run", "ui", "alerts", "api", "commands", "app"),
-    *("errors", "files", "findings", "formatting", "integrity", "intervals", "printable"),
+    *(
+        "errors",
+        "files",
+        "findings",
+        "formatting",
+        "integrity",
+        "intervals",
+        "printable",
+        "streams",
+    ),
 )
 
 

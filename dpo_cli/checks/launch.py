@@ -23,7 +23,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Failed, RankEnded
 from dpo_cli.run.exit_reason import rank_ending
 from dpo_cli.run.placement import recognize
-from dpo_cli.run.processes import child_environment, module_argv
+from dpo_cli.run.processes import module_argv, run_child
 from dpo_cli.run.torchrun import agent_argv, processes_here, torchrun_arguments
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.sources import OnProgress
@@ -181,15 +181,7 @@ def _check_all_reduce(reporter: Reporter, processes: int, device: Device) -> Non
             Path(scratch), arguments, module_argv("dpo_cli.distributed.probe", kind)
         )
         try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_PROBE_TIMEOUT,
-                env=child_environment(),
-                check=False,
-            )
+            returncode, output = run_child(command, _PROBE_TIMEOUT)
         except subprocess.TimeoutExpired:
             reporter.error(
                 "all-reduce",
@@ -198,11 +190,11 @@ def _check_all_reduce(reporter: Reporter, processes: int, device: Device) -> Non
                 _network_remedy(kind),
             )
             return
-        if done.returncode == 0:
+        if returncode == 0:
             reporter.ok("all-reduce", subject, "an all-reduce on this machine gives the right sum")
             return
         reasons = _failures(RunDirectory(Path(scratch)))
-    reasons = reasons or (done.stderr.splitlines() or ["no output"])[-1:]
+    reasons = reasons or (output.splitlines() or ["no output"])[-1:]
     reporter.error("all-reduce", subject, "\n".join(reasons), _network_remedy(kind))
 
 

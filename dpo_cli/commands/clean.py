@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +11,10 @@ import typer
 from dpo_cli.commands.complete import complete_run
 from dpo_cli.commands.console import plain_console, print_json
 from dpo_cli.commands.options import DryRunOption, JsonOption, RunsDirOption
-from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.errors import DpoError, ExitCode, first_line
 from dpo_cli.formatting import format_size
 from dpo_cli.run.cleaning import Cleaning, free, look_through
-from dpo_cli.run.directory import runs_root
+from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run, find_runs
 from dpo_cli.run.summary import summarize
 from dpo_cli.run.view import RunState
@@ -47,22 +48,16 @@ def clean(
     failed: list[Path] = []
     kept: list[tuple[str, str]] = []
     for run in {run.path.resolve(): run for run in runs}.values():
-        if (holder := run.holder()) is not None:
-            kept.append((run.name, f"is trained by {holder}"))
-            continue
-        cleaning = look_through(run)
-        if not run_names and not run.is_completed:
-            state = summarize(run).state
-            if cleaning.items and state is not RunState.COMPLETED:
-                size = format_size(cleaning.size_bytes)
-                command = f"dpo clean {run.designation}"
-                kept.append((run.name, f"is not completed ({state}); free {size} with: {command}"))
-            continue
-        kept += [(run.name, remark) for remark in cleaning.remarks]
-        if cleaning.items and not dry_run:
-            cleaning, stuck = free(cleaning)
-            failed += stuck
-        if cleaning.items:
+        try:
+            cleaning, remarks, stuck = _clean(run, is_named=bool(run_names), dry_run=dry_run)
+        except (OSError, DpoError) as error:
+            if run_names:
+                raise
+            # One run that cannot be read must not keep the others from being cleaned.
+            cleaning, remarks, stuck = None, [f"cannot be cleaned: {first_line(error)}"], []
+        kept += [(run.name, remark) for remark in remarks]
+        failed += stuck
+        if cleaning is not None:
             freed.append(cleaning)
 
     total = sum(cleaning.size_bytes for cleaning in freed)
@@ -89,6 +84,40 @@ def clean(
     console.print(f"{'this would free' if dry_run else 'freed'} {format_size(total)}")
     if failed:
         raise DpoError("some files could not be removed", details=list(map(str, failed)))
+
+
+def _clean(
+    run: RunDirectory, *, is_named: bool, dry_run: bool
+) -> tuple[Cleaning | None, Sequence[str], list[Path]]:
+    """Clean one run.
+
+    Args:
+        run: the run.
+        is_named: the user named this run, so that it need not be completed.
+        dry_run: remove nothing.
+
+    Returns:
+        What was removed or would be, or None; why something stays; and what could not be removed.
+
+    Raises:
+        OSError, DpoError: the run cannot be read or written.
+    """
+    if (holder := run.holder()) is not None:
+        return None, [f"is trained by {holder}"], []
+    cleaning = look_through(run)
+    if not cleaning.items:
+        is_counted = is_named or run.is_completed
+        return None, cleaning.remarks if is_counted else [], []
+    if not is_named and not run.is_completed:
+        state = summarize(run).state
+        if state is RunState.COMPLETED:
+            return None, [], []
+        size, command = format_size(cleaning.size_bytes), f"dpo clean {run.designation}"
+        return None, [f"is not completed ({state}); free {size} with: {command}"], []
+    remarks, stuck = cleaning.remarks, list[Path]()
+    if not dry_run:
+        cleaning, stuck = free(cleaning)
+    return (cleaning if cleaning.items else None), remarks, stuck
 
 
 def _as_json(cleaning: Cleaning) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
     from dpo_cli.inference.evaluate import Evaluation
 
 _EVALUATION_WIDTH = 120
+_STREAMS = {
+    f"{folder}/{name}": descriptor
+    for descriptor, stream in ((1, "stdout"), (2, "stderr"))
+    for folder, name in (
+        ("/dev", stream),
+        ("/dev/fd", descriptor),
+        ("/proc/self/fd", descriptor),
+    )
+}
+"""Descriptors of the paths of the standard streams."""
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -49,19 +60,29 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console.print(EvaluationView(evaluation))
 
 
-def write_output(path: Path, content: bytes) -> None:
-    """Write a file whole, or leave the old one.
+def write_output(path: Path, content: bytes) -> bool:
+    """Write a file whole, or leave the old one; write to /dev/stdout as it is.
+
+    Returns:
+        True for a file, False for a standard stream.
 
     Raises:
         NoSpaceError: the disk is full.
-        DpoError: the file cannot be written.
+        DpoError: the file cannot be written, or is a device or a FIFO.
     """
     try:
+        if (descriptor := _STREAMS.get(os.path.abspath(path))) is not None:
+            with open(descriptor, "wb", closefd=False) as stream:
+                stream.write(content)
+            return False
         write_atomically(path, lambda temporary: _write(temporary, content))
     except OSError as error:
         if is_no_space(error):
             raise no_space(path.parent) from error
-        raise DpoError(f"cannot write {path}: {error.strerror}") from error
+        raise DpoError(
+            f"cannot write {path}: {error.strerror}", "Choose another path for the file."
+        ) from error
+    return True
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -40,11 +40,11 @@ def plot(
         raise DpoError(f"nothing to draw: {runs[0].name} has no step yet")
     picture = sheet(runs).encode()
     content = _png(picture) if out.suffix == ".png" else picture
-    write_output(out, content)
+    is_file = write_output(out, content)
     if json:
         names = [run.name for run in runs]
         print_json({"path": out, "size_bytes": len(content), "runs": names})
-    else:
+    elif is_file:
         echo(f"wrote {out}")
 
 

@@ -60,11 +60,11 @@ def report(
     sections = [_report_run(letter, run) for letter, run in runs.items()]
     path = out or Path(f"{sections[0].run.name}.html")
     text = page(sections, check_findings, redact=redact, hosts=[socket.gethostname()])
-    write_output(path, text.encode())
+    is_file = write_output(path, text.encode())
     if json:
         names = [section.run.name for section in sections]
         print_json({"path": path, "size_bytes": len(text.encode()), "runs": names})
-    else:
+    elif is_file:
         echo(f"wrote {path}")
 
 

@@ -12,7 +12,7 @@ from dpo_cli.commands.console import plain_console, print_json
 from dpo_cli.commands.options import RunsDirOption
 from dpo_cli.formatting import format_duration, format_progress, format_size
 from dpo_cli.run.directory import runs_root
-from dpo_cli.run.lookup import find_runs
+from dpo_cli.run.lookup import list_runs
 from dpo_cli.run.summary import RunSummary, summarize
 from dpo_cli.ui.terminal.console import SafeConsole
 
@@ -26,7 +26,7 @@ def runs(
     Example: `dpo runs --json`
     """
     root = runs_root(runs_dir)
-    summaries = [summarize(run) for run in find_runs(root)]
+    summaries = [summarize(run) for run in list_runs(root)]
     if json:
         print_json([dataclasses.asdict(summary) for summary in summaries])
     elif not summaries:
@@ -48,7 +48,7 @@ def _table(summaries: list[RunSummary]) -> Table:
     for each in summaries:
         table.add_row(
             each.name,
-            f"{each.state} ({each.holder})" if each.holder else each.state,
+            f"{each.state} ({note})" if (note := each.holder or each.problem) else each.state,
             format_progress(each.step, each.total_steps),
             "-" if each.loss is None else f"{each.loss:.4f}",
             "-" if each.held_out_accuracy is None else f"{each.held_out_accuracy:.2f}",

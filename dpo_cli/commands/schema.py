@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dpo_cli.files import write_text_atomically
+from dpo_cli.commands.console import write_output
 from dpo_cli.profile.template import schema_text
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.ui.terminal.console import echo
@@ -33,5 +33,5 @@ def schema(
         return
     with explain_disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(out, schema_text())
-    echo(f"wrote {out}")
+    if write_output(out, schema_text().encode()):
+        echo(f"wrote {out}")

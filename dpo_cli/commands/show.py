@@ -64,8 +64,8 @@ def show(
         return
     console = recording_console(width or WIDTH, height or HEIGHT)
     console.print(dashboard, end="")
-    write_output(svg, captured_file(console, svg.name, f"dpo: {run.name}"))
-    echo(f"wrote {svg}")
+    if write_output(svg, captured_file(console, svg.name, f"dpo: {run.name}")):
+        echo(f"wrote {svg}")
 
 
 def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:

@@ -1,8 +1,9 @@
-"""Cache of encoded rows: the second run maps from disk what the first one encoded.
+"""Cache of encoded rows: the second run reads from disk what the first one encoded.
 
 An entry is a directory named after everything that decides its content: the ids as raw integers,
 the other columns, and a manifest with the hash of both files. An entry that does not verify is not
-used. A failing cache costs time, never the run.
+used; the bytes that were verified are the bytes that are used. A failing cache costs time, never
+the run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from dpo_cli.data.chat import ChatTokenizer
@@ -30,7 +32,7 @@ from dpo_cli.data.sources import Part, Places, Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
 from dpo_cli.files import cache_directory, fsync_path, remove_path, remove_unused
-from dpo_cli.integrity import find_damage, write_manifest
+from dpo_cli.integrity import DamageError, read_verified, write_manifest
 
 FORMAT = 3
 """Incremented when the files of an entry, or how rows are read, rendered or masked, change."""
@@ -96,7 +98,7 @@ def encode_source(
     if directory is not None and not tokenizer.depends_on_date:
         key = _key(source, content, tokenizer, empty_think_ratio, seed)
         entry = directory / "tokens" / key
-        rows = load(entry, key)
+        rows = _load_readable(entry, key)
         if not all(ranks.all_gather_object_on_host(f"tokens found/{key}", rows is not None)):
             rows = _encode_together(entry, key, blocks, ranks)
     if rows is None:
@@ -105,28 +107,41 @@ def encode_source(
 
 
 def load(entry: Path, key: str) -> EncodedRows | None:
-    """Map the rows of a cache entry; None if there is no intact entry for `key`."""
+    """Read the rows of a cache entry; None if there is no intact entry for `key`.
+
+    The rows are in memory of this process: whatever happens to the files later changes no bit.
+
+    Raises:
+        OSError: the entry cannot be read. It may be intact, so it must not be replaced.
+    """
     try:
-        if find_damage(entry, {"key": key}) is not None:
-            return None
-        with safe_open(entry / _REST, framework="pt") as tensors:
-            columns: dict[str, Any] = {name: tensors.get_tensor(name) for name in _COLUMNS}
-            facts = json.loads(tensors.metadata()["facts"])
-        dtype = _DTYPES[facts["dtype"]]
-        size = (entry / _IDS).stat().st_size // dtype.itemsize
-        # A private mapping: pages are read on demand, and the file can be removed meanwhile.
-        ids = (
-            torch.from_file(str(entry / _IDS), shared=False, size=size, dtype=dtype)
-            if size
-            else torch.empty(0, dtype=dtype)
-        )
+        contents = read_verified(entry, {"key": key})
+        columns, facts = _read_columns(contents[_REST])
+        dtype, ids = _DTYPES[facts["dtype"]], contents[_IDS]
+        # `frombuffer` keeps the bytes; it refuses an empty buffer.
+        tokens = torch.frombuffer(ids, dtype=dtype) if ids else torch.empty(0, dtype=dtype)
         skipped_rows = tuple(SkippedRow(*row) for row in facts["skipped_rows"])
         places = Places(tuple(Part(*part) for part in facts["places"]))
-        with contextlib.suppress(OSError):
-            os.utime(entry)  # marks the entry as used, see `remove_unused`
-    except (OSError, RuntimeError, SafetensorError, ValueError, LookupError, TypeError):
+    except (DamageError, RuntimeError, SafetensorError, ValueError, LookupError, TypeError):
         return None
-    return EncodedRows(ids=ids, **columns, skipped_rows=skipped_rows, places=places)
+    with contextlib.suppress(OSError):
+        os.utime(entry)  # marks the entry as used, see `remove_unused`
+    return EncodedRows(ids=tokens, **columns, skipped_rows=skipped_rows, places=places)
+
+
+def _read_columns(content: bytearray) -> tuple[dict[str, Any], Any]:
+    """Parse a safetensors file in memory; return the columns and the facts in its metadata."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    facts = json.loads(json.loads(content[8:end])["__metadata__"]["facts"])
+    tensors = load_tensors(bytes(content))
+    return {name: tensors[name] for name in _COLUMNS}, facts
+
+
+def _load_readable(entry: Path, key: str) -> EncodedRows | None:
+    """Return the rows of an entry; None also if it cannot be read."""
+    with contextlib.suppress(OSError):
+        return load(entry, key)
+    return None
 
 
 def _encode_together(
@@ -141,36 +156,38 @@ def _encode_together(
     done = _encode_into(paths[part], names[part], blocks(part, parts))
     is_complete = all(ranks.all_gather_object_on_host(f"tokens encoded/{key}", done is not None))
     if part == 0 and is_complete:
-        loaded = [load(path, name) for path, name in zip(paths, names, strict=True)]
+        loaded = [_load_readable(path, name) for path, name in zip(paths, names, strict=True)]
         _encode_into(entry, key, (rows for rows in loaded if rows is not None))
     ranks.all_gather_object_on_host(f"tokens joined/{key}", None)
     shutil.rmtree(paths[part], ignore_errors=True)
-    return load(entry, key) if is_complete else None
+    return _load_readable(entry, key) if is_complete else None
 
 
 def _encode_into(entry: Path, key: str, blocks: Blocks) -> EncodedRows | None:
-    """Write blocks to disk as they arrive, and map them; None if the cache cannot be written."""
+    """Write blocks to disk as they arrive, and read them; None if the cache cannot be written."""
     temporary = entry.with_name(f".{entry.name}.{uuid.uuid4().hex}.tmp")
+    rows = None
     try:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         remove_unused(entry.parent)
         temporary.mkdir(mode=0o700)
         _write(temporary, key, blocks)
+        rows = load(temporary, key)
         # A rename cannot replace a directory that has content. An entry that verifies was written
-        # by another process meanwhile; any other one is damaged. Nothing is removed that was not
-        # verified here: if another process is faster now, the rename fails and its entry is used.
+        # by another process meanwhile. Only one that is proven to be damaged is removed, not one
+        # that cannot be read; and if another process is faster now, the rename fails.
         if entry.is_symlink() or entry.exists():
-            if (rows := load(entry, key)) is not None:
+            if load(entry, key) is not None:
                 return rows
             remove_path(entry)
         os.rename(temporary, entry)
         fsync_path(entry.parent)
     except OSError:  # a full disk, a read-only one, or a foreign file in the way
-        return load(entry, key)
+        return rows if rows is not None else _load_readable(entry, key)
     finally:
         blocks.close()
         shutil.rmtree(temporary, ignore_errors=True)
-    return load(entry, key)
+    return rows
 
 
 def _write(directory: Path, key: str, blocks: Iterator[EncodedRows]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from dpo_cli.errors import DpoError
-from dpo_cli.files import fsync_path, swap
+from dpo_cli.files import fsync_path, is_special, swap
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.models.minimind import NOT_IN_WEIGHTS, MiniMind
@@ -34,6 +34,8 @@ def check_destination(path: Path, architecture: Architecture) -> None:
     Raises:
         DpoError: the destination is refused.
     """
+    if is_special(path):
+        raise DpoError(f"{path}: not a regular file", "Choose another path with --to.")
     is_file = isinstance(architecture, MiniMind)
     if is_file and path.is_dir():
         raise DpoError(f"{path} is a directory", "Choose the path of a file with --to.")

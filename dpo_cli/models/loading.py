@@ -26,6 +26,7 @@ from dpo_cli.compute.cpu_math import settle_functions
 from dpo_cli.compute.device import DTYPES
 from dpo_cli.errors import DpoError, first_line
 from dpo_cli.files import sha256_file
+from dpo_cli.integrity import require_unchanged, stamp
 from dpo_cli.models import attention
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict
 from dpo_cli.models.huggingface import read_settings
@@ -85,10 +86,18 @@ def load_model_weights(path: Path, overrides: Mapping[str, Any]) -> ModelWeights
         overrides: the profile's [model] keys (see `infer_minimind`).
 
     Raises:
-        DpoError: the file cannot be read safely, or does not hold exactly one model's weights.
+        DpoError: the file cannot be read safely, changes while it is read, or does not hold exactly
+            one model's weights.
     """
-    if folder.is_model(path):
-        return _load_directory(path, overrides)
+    is_folder = folder.is_model(path)
+    files = [path / folder.CONFIG, *folder.weight_files(path)] if is_folder else [path]
+    before = stamp(*files)
+    weights = _load_directory(path, overrides) if is_folder else _load_file(path, overrides)
+    require_unchanged(before, *files)  # else the fingerprint could be of other weights
+    return weights
+
+
+def _load_file(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     state = read_state_dict(path)
     architecture = infer_minimind(_shapes(state), overrides, str(path))
     _require_finite_floats(state, path)
@@ -177,6 +186,7 @@ def read_state_dict(path: Path) -> StateDict:
     if not path.is_file():
         problem = "a directory" if path.is_dir() else "no such file"
         raise DpoError(f"{path}: {problem}", "set model.weights to a weights file")
+    is_mapped = path.suffix == ".safetensors"
     if path.stat().st_size == 0:
         raise DpoError(f"{path}: the file is empty", "copy or write the weights again")
     try:
@@ -185,7 +195,7 @@ def read_state_dict(path: Path) -> StateDict:
         raise DpoError(f"{path}: {error.strerror}", "make the file readable") from error
     try:
         check_archive(path)
-        if path.suffix == ".safetensors":
+        if is_mapped:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -202,7 +212,9 @@ def read_state_dict(path: Path) -> StateDict:
             f"{path}: cut off, corrupted, or no weights file ({first_line(error)})",
             "copy or write the weights again",
         ) from error
-    return _require_tensors(content, path)
+    state = _require_tensors(content, path)
+    # Copies: tensors that are mapped from the file would change when it is overwritten.
+    return {name: tensor.clone() for name, tensor in state.items()} if is_mapped else state
 
 
 def build_model(

@@ -54,6 +54,8 @@ def write_folder(
     Args:
         path, state, architecture, dtype, tokenizer: see `write_model`.
     """
+    if path.is_symlink():  # replaced like the link in the place of a file: nothing is written there
+        path.unlink()
     path.mkdir(exist_ok=True)
     names = (*folder.TOKENIZER, *folder.TOKENIZER_OPTIONAL)
     for source in (tokenizer / name for name in names):

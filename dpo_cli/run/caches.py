@@ -59,7 +59,7 @@ def entries(directory: Path) -> list[Cached]:
 def remove(cached: Sequence[Cached]) -> list[Cached]:
     """Remove files and empty folders; return the files that were removed.
 
-    A run that has mapped a file keeps its content until it ends.
+    A run has what it read from them in memory.
     """
     gone = []
     for entry in cached:

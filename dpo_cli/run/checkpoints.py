@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dpo_cli import integrity
@@ -25,15 +25,31 @@ _NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Directory of the training state after `optimizer_step`."""
+    """Directory of the training state after `optimizer_step`.
+
+    Attributes:
+        path: the directory.
+        optimizer_step: optimizer steps done.
+        stamp: of the files before they were verified (`integrity.stamp`); empty if they were not.
+    """
 
     path: Path
     optimizer_step: int
+    stamp: str = field(default="", compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """Directory name, as events and messages print it."""
         return self.path.name
+
+    def require_unchanged(self) -> None:
+        """Check, after the files were read, that they are the ones that were verified.
+
+        Raises:
+            DpoError: a file has changed.
+        """
+        if self.stamp:
+            integrity.require_unchanged(self.stamp, self.path)
 
 
 def commit(
@@ -82,12 +98,28 @@ def commit(
 def newest_verified(root: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest intact checkpoint, and a sentence for each newer one that is not."""
     passed_over: list[str] = []
-    for checkpoint in list_checkpoints(root):
+    for checkpoint in map(_stamped, list_checkpoints(root)):
         problem = find_problem(checkpoint)
         if problem is None:
             return checkpoint, passed_over
         passed_over.append(problem)
     return None, passed_over
+
+
+def verified(root: Path, optimizer_step: int) -> Checkpoint | None:
+    """Return the checkpoint after a step; None if it does not exist or is not intact."""
+    for checkpoint in list_checkpoints(root):
+        if checkpoint.optimizer_step == optimizer_step:
+            checkpoint = _stamped(checkpoint)
+            if find_problem(checkpoint) is None:
+                return checkpoint
+    return None
+
+
+def _stamped(checkpoint: Checkpoint) -> Checkpoint:
+    with suppress(OSError):
+        return replace(checkpoint, stamp=integrity.stamp(checkpoint.path))
+    return checkpoint
 
 
 def list_checkpoints(root: Path) -> list[Checkpoint]:
@@ -142,9 +174,12 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     """Rename `temporary` to `final`, which may exist if the run was resumed from before it.
 
     One rename cannot replace a directory that is not empty. The old checkpoint is first renamed to
-    a name that still counts as a checkpoint, so that there is one at every moment.
+    a name that still counts as a checkpoint, so that there is one at every moment. One that cannot
+    be read may be intact, so it stays, under a name that a resume does not look for.
     """
-    if os.path.lexists(final):
+    if os.path.lexists(final) and _is_unreadable(final):
+        _set_aside(final)
+    elif os.path.lexists(final):
         replaced = final.with_name(final.name + ".replaced")
         discard(replaced)
         os.rename(final, replaced)
@@ -159,21 +194,25 @@ def _prune(root: Path, optimizer_step: int, keep: int, best: int | None) -> None
         is_wanted = len(kept) < keep or step == best
         if step <= optimizer_step and step not in kept and is_wanted:
             kept.add(step)
-        elif step > optimizer_step and _is_unreadable(checkpoint):
-            # It may be intact, so it stays, under a name that a resume does not look for.
-            unreadable = f"{checkpoint.name}.unreadable-{uuid.uuid4().hex[:8]}"
+        elif step >= optimizer_step and _is_unreadable(checkpoint.path):
             with suppress(OSError):
-                os.rename(checkpoint.path, root / unreadable)
+                _set_aside(checkpoint.path)
         else:
             discard(checkpoint.path)
 
 
-def _is_unreadable(checkpoint: Checkpoint) -> bool:
+def _is_unreadable(checkpoint: Path) -> bool:
     try:
-        _find_damage(checkpoint)
+        integrity.find_damage(checkpoint, {})
     except OSError:
         return True
     return False
+
+
+def _set_aside(checkpoint: Path) -> None:
+    os.rename(
+        checkpoint, checkpoint.with_name(f"{checkpoint.name}.unreadable-{uuid.uuid4().hex[:8]}")
+    )
 
 
 def _remove(path: Path) -> None:

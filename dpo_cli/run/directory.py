@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.files import fsync_path, leftovers, write_text_atomically
+from dpo_cli.files import fsync_path, glob_inside, leftovers, read_regular, write_text_atomically
 from dpo_cli.run import checkpoints
 from dpo_cli.run.checkpoints import Checkpoint
-from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.disk import explain_disk_errors, unreadable
 from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.plan import OtherVersionError, Plan
 
@@ -153,12 +153,14 @@ class RunDirectory(LockedDirectory):
         """Read the plan; None if the run was never planned.
 
         Raises:
-            DpoError: the file is damaged, or another version of dpo wrote it.
+            DpoError: the file is damaged or cannot be read, or another version of dpo wrote it.
         """
         try:
-            return Plan.from_json(self.plan_path.read_bytes(), str(self.plan_path))
+            return Plan.from_json(read_regular(self.plan_path), str(self.plan_path))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise unreadable(self.plan_path, error) from error
 
     def require_this_version(self) -> None:
         """Check that this version of dpo can read the run.
@@ -172,7 +174,7 @@ class RunDirectory(LockedDirectory):
             self.read_plan()
         except OtherVersionError:
             raise
-        except (DpoError, OSError):  # damage is an error only where the plan is needed
+        except DpoError:  # damage is an error only where the plan is needed
             pass
 
     @property
@@ -193,8 +195,8 @@ class RunDirectory(LockedDirectory):
     def completed_steps(self) -> int | None:
         """Optimizer steps of a completed run; fewer than planned after early stopping."""
         try:
-            return int(json.loads(self.completed_path.read_bytes())["optimizer_step"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return int(json.loads(read_regular(self.completed_path))["optimizer_step"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
     def mark_completed(self, *, optimizer_step: int, weights: str) -> None:
@@ -222,10 +224,8 @@ class RunDirectory(LockedDirectory):
 
     def torn_files(self) -> Iterator[Path]:
         """Find unfinished files of killed workers, in the run and in its model folders."""
-        for directory in (
-            self.path,
-            *(config.parent for config in self.path.glob("*/config.json")),
-        ):
+        folders = [config.parent for config in glob_inside(self.path, "*/config.json")]
+        for directory in (self.path, *folders):
             for path, name in leftovers(directory):
                 if not name.startswith(("control-", ".")):
                     yield path
@@ -278,7 +278,9 @@ class RunDirectory(LockedDirectory):
                     )
                 return None
             try:
-                return checkpoint, read(checkpoint.path)
+                content = read(checkpoint.path)
+                checkpoint.require_unchanged()
+                return checkpoint, content
             except FileNotFoundError:
                 # A run that trains may remove a checkpoint after it was verified; then the next.
                 if checkpoint.path.exists():
@@ -288,11 +290,13 @@ class RunDirectory(LockedDirectory):
         self, optimizer_step: int, read: Callable[[Path], Content]
     ) -> tuple[Checkpoint, Content] | None:
         """Read the checkpoint after a step; None if it does not exist or is not intact."""
-        for checkpoint in checkpoints.list_checkpoints(self.checkpoints_path):
-            if checkpoint.optimizer_step == optimizer_step:
-                with contextlib.suppress(FileNotFoundError):  # a run that trains removed it
-                    if checkpoints.find_problem(checkpoint) is None:
-                        return checkpoint, read(checkpoint.path)
+        checkpoint = checkpoints.verified(self.checkpoints_path, optimizer_step)
+        if checkpoint is None:
+            return None
+        with contextlib.suppress(FileNotFoundError):  # a run that trains removed it
+            content = read(checkpoint.path)
+            checkpoint.require_unchanged()
+            return checkpoint, content
         return None
 
     # --- lock ------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from pathlib import Path
 from dpo_cli.errors import DpoError, NoSpaceError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_FILES = (errno.EINVAL, errno.ENXIO)
+"""Errors of `files.require_regular`, and of opening a FIFO without a reader."""
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -29,6 +31,13 @@ def is_no_space(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def unreadable(path: Path, error: OSError) -> DpoError:
+    """Make the error for a file of a run that cannot be read; it need not be damaged."""
+    return DpoError(
+        f"{path} cannot be read: {error.strerror}", "Check its owner, permissions and disk."
+    )
 
 
 def no_space(directory: Path) -> NoSpaceError:
@@ -64,5 +73,9 @@ def explain_disk_errors(directory: Path) -> Iterator[None]:
             raise DpoError(
                 f"{error.filename or directory} is a link, and dpo does not write through links",
                 "Replace the link by the file, or remove it.",
+            ) from error
+        if isinstance(error, OSError) and error.errno in _NOT_FILES and error.filename:
+            raise DpoError(
+                f"{error.filename}: not a regular file", "Remove it, or choose another path."
             ) from error
         raise

@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from dpo_cli.files import open_for_appending
+from dpo_cli.files import open_for_appending, require_regular
 from dpo_cli.run.events import Event, to_json
 
 
@@ -68,10 +68,10 @@ def drop_torn_tail(path: Path) -> None:
         OSError: for example ELOOP if `path` is a link; the target is not changed.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return
-    with open(descriptor, "r+b") as file:
+    with open(require_regular(descriptor, path), "r+b") as file:
         data = file.read()
         keep = data.rfind(b"\n") + 1
         if keep < len(data):

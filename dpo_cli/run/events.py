@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 from dpo_cli.errors import DpoError
+from dpo_cli.files import open_regular
+from dpo_cli.run.disk import unreadable
 from dpo_cli.run.plan import Plan
 from dpo_cli.run.typed_json import field_converters
 
@@ -289,6 +291,7 @@ class Exported(Event):
     seed: int | None = None
 
 
+_LONGEST_LINE = 16 << 20
 STEP_DONE = b'{"event": "StepDone"'
 _RESUMED = b'{"event": "Resumed"'
 """Beginnings of lines as `to_json` writes them, to skip lines without parsing them."""
@@ -390,18 +393,21 @@ def without_early_steps(path: Path, keep: int) -> Iterator[Event]:
 
 
 def _complete_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that end with a newline, from byte `start` on, each with its offset."""
+    """Yield the lines that end with a newline, from byte `start` on, each with its offset.
+
+    A line of more than `_LONGEST_LINE` bytes comes in parts. DpoError if the stream is unreadable.
+    """
     try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        file.seek(start)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            yield start, line
-            start += len(line)
+        with open_regular(path) as file:
+            file.seek(start)
+            while line := file.readline(_LONGEST_LINE):
+                if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+                    return
+                yield start, line
+                start += len(line)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise unreadable(path, error) from error
 
 
 def parse_line(line: bytes) -> Event | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 import time
 import traceback
@@ -31,7 +30,14 @@ from dpo_cli.run.outcome import (
     error_of,
     outcome_of,
 )
-from dpo_cli.run.processes import Starter, Worker, module_argv, start_child, start_worker
+from dpo_cli.run.processes import (
+    Starter,
+    Worker,
+    fork_detached,
+    module_argv,
+    start_child,
+    start_worker,
+)
 from dpo_cli.run.signals import SignalRelay
 from dpo_cli.run.torchrun import agent_argv
 from dpo_cli.run.tracking.supervisor import TrackerSupervisor
@@ -210,27 +216,18 @@ def detach(place: LockedDirectory, lock: int) -> int:
         As `os.fork`: in the caller the process id of the child, which now holds the lock alone; in
         the child 0.
     """
-    sys.stdout.flush()  # else the child would print buffered text a second time
-    sys.stderr.flush()
     with explain_disk_errors(place.path):
         log = open_for_appending(place.launcher_log_path)
-    pid = os.fork()
-    if pid:
-        os.close(log)
-        # A flock lasts until all its descriptors are closed: the caller must not hold the lock
-        # longer than training. dup2 keeps the number valid, since the caller will close it.
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, lock)
-        os.close(null)
-        return pid
-    os.setsid()
+    pid = fork_detached(log)
+    if not pid:
+        sign_lock(lock)
+        return 0
+    # A flock lasts until all its descriptors are closed: the caller must not hold the lock longer
+    # than training. dup2 keeps the number valid, since the caller will close it.
     null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
-    os.close(log)
+    os.dup2(null, lock)
     os.close(null)
-    sign_lock(lock)
-    return 0
+    return pid
 
 
 class _Stream:

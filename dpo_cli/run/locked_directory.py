@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import stat
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.errors import DpoError
+from dpo_cli.files import open_regular
 from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.streams import open_standard_streams
 
 _LOCK_TRIES, _LOCK_RETRY_SECONDS = 4, 0.02
 
@@ -56,14 +59,18 @@ class LockedDirectory(ABC):
         died, so that a lock never outlives its processes.
 
         Raises:
-            DpoError: another process holds the lock, or the directory cannot be written.
+            DpoError: another process holds the lock, the file system has no locks, or the directory
+                cannot be written.
         """
+        open_standard_streams()  # no descriptor of the lock is one that a child redirects
         with explain_disk_errors(self.path):
             # O_NOFOLLOW: a link must not make this write to a file outside the directory.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            descriptor = os.open(self._lock_path, flags, 0o644)
+            descriptor = os.open(self.lock_path, flags, 0o644)
             try:
-                if not _try_lock(descriptor):
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise DpoError(f"{self.lock_path} is no regular file", "Remove it.")
+                if not self._try_lock(descriptor):
                     raise self.taken(_holder(descriptor))
                 sign_lock(descriptor)
                 self._try_writing()
@@ -86,28 +93,68 @@ class LockedDirectory(ABC):
             os.close(descriptor)
 
     def holder(self) -> str | None:
-        """Return a description of the process that holds the lock, or None."""
+        """Return a description of the process that holds the lock.
+
+        None if no process does, or if that cannot be determined; see `look_at_lock`. A caller that
+        changes the directory takes the lock itself.
+        """
         try:
-            descriptor = os.open(self._lock_path, os.O_RDONLY)
+            return self.look_at_lock()
+        except OSError:
+            return None
+
+    def look_at_lock(self) -> str | None:
+        """Return a description of the process that holds the lock, or None.
+
+        Raises:
+            OSError: the lock cannot be read, or the file system has no locks.
+        """
+        try:
+            file = open_regular(self.lock_path)
         except FileNotFoundError:
             return None
-        try:
-            # A shared lock, so that several observers do not see each other as holders.
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _holder(descriptor)
-        finally:
-            os.close(descriptor)
+        with file:
+            try:
+                # A shared lock, so that several observers do not see each other as holders.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _holder(file.fileno())
         return None
+
+    def _try_lock(self, descriptor: int) -> bool:
+        # `look_at_lock` locks the file for an instant, too: hence the retries.
+        for attempt in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if attempt + 1 < _LOCK_TRIES:
+                    time.sleep(_LOCK_RETRY_SECONDS)
+            except OSError as error:
+                # Without a lock two processes could train the same run and mix their checkpoints.
+                raise DpoError(
+                    f"cannot lock {self.path}: {error.strerror}, as on NFS that is mounted without"
+                    " locks",
+                    "Choose a directory on another disk with --runs-dir or DPO_RUNS_DIR, or mount"
+                    " the file system with locks.",
+                ) from error
+            else:
+                return True
+        return False
 
     def _try_writing(self) -> None:
         """Fail now if the first save would fail: locks work on full and read-only mounts, too."""
         for directory in filter(Path.is_dir, self.written_paths):
+            if directory != self.path and directory.is_symlink():
+                raise DpoError(
+                    f"{directory} is a link, and dpo does not write through links",
+                    "Replace the link by the directory.",
+                )
             with explain_disk_errors(directory), tempfile.TemporaryFile(dir=directory):
                 pass
 
     @property
-    def _lock_path(self) -> Path:
+    def lock_path(self) -> Path:
+        """File that is locked; its text names the process that holds the lock."""
         return self.path / "lock"
 
 
@@ -117,19 +164,6 @@ def sign_lock(descriptor: int) -> None:
     # Write before truncating: a reader in between sees this holder and old rest, not an empty file.
     os.pwrite(descriptor, text.encode(), 0)
     os.ftruncate(descriptor, len(text.encode()))
-
-
-def _try_lock(descriptor: int) -> bool:
-    # `LockedDirectory.holder` locks the file for an instant, too: hence the retries.
-    for attempt in range(_LOCK_TRIES):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if attempt + 1 < _LOCK_TRIES:
-                time.sleep(_LOCK_RETRY_SECONDS)
-        else:
-            return True
-    return False
 
 
 def _holder(descriptor: int) -> str:

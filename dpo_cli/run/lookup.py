@@ -9,18 +9,42 @@ from pathlib import Path
 
 from dpo_cli.errors import UsageError
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.disk import unreadable
 
 
 def find_runs(root: Path) -> list[RunDirectory]:
-    """List the runs under `root`, newest first; links are ignored."""
+    """List the runs under `root`, newest first.
+
+    Links are ignored, and directories that this user may not read.
+    """
+    return [run for run in list_runs(root) if _is_run(run)]
+
+
+def list_runs(root: Path) -> list[RunDirectory]:
+    """List the runs under `root`, and directories named like runs that cannot be read."""
     if not root.is_dir():
         return []
-    runs = [
-        RunDirectory(path)
-        for path in root.iterdir()
-        if not path.is_symlink() and (path / "profile.toml").is_file()
-    ]
+    found = [RunDirectory(path) for path in root.iterdir() if not path.is_symlink()]
+    runs = [run for run in found if _is_run(run) or (run.created and _read_error(run))]
     return sorted(runs, key=lambda run: (run.created, run.name), reverse=True)
+
+
+def _is_run(run: RunDirectory) -> bool:
+    try:
+        return run.profile_path.is_file()
+    except OSError:
+        return False
+
+
+def _read_error(run: RunDirectory) -> OSError | None:
+    """Return the error of looking for the run's profile; None if it can be looked for."""
+    try:
+        run.profile_path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return error
+    return None
 
 
 def find_run(
@@ -49,7 +73,9 @@ def find_run(
 def _find(root: Path, query: str | None, prefer: Callable[[RunDirectory], bool]) -> RunDirectory:
     if query is not None and os.sep in query:
         run = RunDirectory(Path(query).expanduser())
-        if not run.profile_path.is_file():
+        if error := _read_error(run):
+            raise unreadable(run.path, error)
+        if not _is_run(run):
             raise UsageError(f"{query} is not a run: it has no profile.toml")
         return run
     runs = find_runs(root)
@@ -68,6 +94,9 @@ def _find(root: Path, query: str | None, prefer: Callable[[RunDirectory], bool])
         return RunDirectory(root / matches[0])
     if matches:
         raise UsageError(f"{query!r} could be several runs", "type more of the name", matches)
+    for run in list_runs(root):
+        if query in (run.name, run.profile_name) and (error := _read_error(run)):
+            raise unreadable(run.path, error)
     names = [run.name for run in runs] + [run.profile_name for run in runs]
     near = difflib.get_close_matches(query, names, n=3, cutoff=0.4)
     raise UsageError(

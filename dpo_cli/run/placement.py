@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.errors import UsageError
-from dpo_cli.files import write_text_atomically
+from dpo_cli.files import read_regular, write_text_atomically
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_runs
 
@@ -119,10 +119,10 @@ def begun_run(root: Path, place: Place) -> RunDirectory | None:
     """Return the run under `root` that an earlier attempt of this torchrun started, or None."""
     for run in find_runs(root):
         try:
-            mark = json.loads((run.path / _MARK).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            mark = json.loads(read_regular(run.path / _MARK))
+        except (OSError, ValueError, RecursionError):
             continue
-        if mark.get("group") == place.group:
+        if mark == {"group": place.group}:
             return run
     return None
 

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-_PARENT_PID = "DPO_PARENT_PID"
+from dpo_cli.run.child_environment import PARENT_PID, child_environment
+from dpo_cli.streams import open_standard_streams
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -52,40 +54,57 @@ def module_argv(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def child_environment() -> dict[str, str]:
-    """Return this process's environment with its process id, for `die_with_parent` in a child."""
-    return {**os.environ, _PARENT_PID: str(os.getpid())}
-
-
 def start_child(
     argv: Sequence[str],
     *,
     stdin: int = subprocess.DEVNULL,
     output: int | None = None,
+    errors: int | None = None,
     pass_fds: Sequence[int] = (),
+    changes: Mapping[str, str] | None = None,
+    own_session: bool = True,
 ) -> subprocess.Popen[bytes]:
-    """Start a command line in its own session, so that a Ctrl-C does not reach it directly.
+    """Start a command line; every new program that this package runs is started here.
 
     Args:
         argv: the command line.
         stdin: as for `subprocess.Popen`.
-        output: descriptor for standard output and error; None for those of this process.
+        output: descriptor for standard output; None for that of this process.
+        errors: descriptor for standard error; None for `output`.
         pass_fds: further descriptors that the child inherits.
+        changes: variables that the child gets instead of this process's.
+        own_session: give the child its own session, so that a Ctrl-C does not reach it directly.
     """
+    open_standard_streams()
     return subprocess.Popen(
         argv,
         stdin=stdin,
         stdout=output,
-        stderr=output,
-        start_new_session=True,
+        stderr=output if errors is None else errors,
+        start_new_session=own_session,
         pass_fds=pass_fds,
-        env=child_environment(),
+        env={**child_environment(), **(changes or {})},
     )
 
 
 def start_worker(argv: Sequence[str], log: int, lock: int) -> Worker:
     """Start a command line that prints into `log` and inherits the descriptor `lock`."""
     return start_child(argv, output=log, pass_fds=(lock,))
+
+
+def run_child(argv: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
+    """Run a command line to its end; return its exit code and its standard output and error.
+
+    Raises:
+        TimeoutExpired: of subprocess; the process was killed.
+    """
+    with start_child(argv, output=subprocess.PIPE, errors=subprocess.STDOUT) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout_seconds)
+        except BaseException:  # also Ctrl-C, which does not reach the child
+            process.kill()
+            raise
+    return process.returncode, output.decode(errors="replace")
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -97,7 +116,7 @@ def die_with_parent(parent: int | None = None) -> None:
     Args:
         parent: process id of the parent; by default the one that `start_child` handed down.
     """
-    handed_down = os.environ.pop(_PARENT_PID, None)
+    handed_down = os.environ.pop(PARENT_PID, None)
     if parent is None:
         parent = int(handed_down) if handed_down else os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -145,10 +164,7 @@ def fork(work: Callable[[], int]) -> Forked:
     handlers.
     """
     parent = os.getpid()
-    # Text that is still buffered would be written twice.
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a closed pipe
-            stream.flush()
+    _prepare_fork()
     # Blocked until the copy has default handlers: a handler of this process must never run there,
     # since it would relay the signal to this process's own workers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
@@ -172,3 +188,38 @@ def fork(work: Callable[[], int]) -> Forked:
             sys.stderr.flush()
         # Not sys.exit: it would run this process's `finally` blocks and atexit handlers again.
         os._exit(code)
+
+
+def fork_detached(output: int) -> int:
+    """Fork a copy of this process that outlives it and the terminal.
+
+    Args:
+        output: descriptor for standard output and error of the copy, which has no input. Closed in
+            both processes.
+
+    Returns:
+        As `os.fork`: in this process the process id of the copy; in the copy 0.
+    """
+    _prepare_fork()
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        redirect_streams(output)
+    os.close(output)
+    return pid
+
+
+def redirect_streams(output: int) -> None:
+    """Give this process no input, and `output` as its standard output and error."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.close(null)
+
+
+def _prepare_fork() -> None:
+    open_standard_streams()
+    # Text that is still buffered would be written twice.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a closed pipe, a full disk
+            stream.flush()

@@ -9,6 +9,7 @@ from dpo_cli.errors import UsageError
 from dpo_cli.profile.load import LoadedProfile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run import processes
+from dpo_cli.run.child_environment import PARENT_PID, child_environment
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert
 from dpo_cli.run.placement import Place, recognize
@@ -39,10 +40,11 @@ def take_place(refused: Sequence[str]) -> Place | None:
             f"Give the option to {place.starter}, or start one process by hand.",
         )
     os.environ.update(place.environment)
-    processes.die_with_parent()  # holds across execv, too
+    starter = os.getppid()
+    processes.die_with_parent(starter)  # holds across execve, too
     if place.rank:
         worker = processes.module_argv("dpo_cli.training.worker", "--join")
-        os.execv(worker[0], worker)
+        os.execve(worker[0], worker, {**child_environment(), PARENT_PID: str(starter)})
     return place
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import without_early_steps
 from dpo_cli.run.view import RECENT_STEPS, RunState, RunView
@@ -26,6 +28,7 @@ class RunSummary:
         best_step: step of the checkpoint with the lowest held-out loss, if the run keeps one.
         seconds: training time of all starts.
         size_bytes: size of the run directory.
+        problem: why the run or its lock cannot be read.
     """
 
     name: str
@@ -39,16 +42,36 @@ class RunSummary:
     best_step: int | None
     seconds: float
     size_bytes: int
+    problem: str | None = None
 
 
 def summarize(run: RunDirectory) -> RunSummary:
-    """Summarize a run from its lock, its completion mark and its events."""
-    holder = run.holder()
+    """Summarize a run from its lock, its completion mark and its events.
+
+    A run that cannot be read has only a name, a state and a problem: the list of the others must
+    not fail for it.
+    """
+    try:
+        return _summarize(run)
+    except (DpoError, OSError) as error:
+        return _unreadable(run, error)
+
+
+def _summarize(run: RunDirectory) -> RunSummary:
+    holder, problem = None, None
+    with suppress(FileNotFoundError):
+        run.profile_path.stat()  # raises for a directory of another user
+    try:
+        holder = run.look_at_lock()
+    except OSError as error:
+        problem = error.strerror
     if run.is_of_other_version:
         view, state = RunView(), RunState.OTHER_VERSION
     else:
         view = RunView.of(without_early_steps(run.events_path, RECENT_STEPS))
         state = _state(run, holder, view)
+        if state is RunState.KILLED and problem and view.ending is None:
+            state = RunState.UNKNOWN
     losses = [step.metrics["loss"] for step in view.recent if "loss" in step.metrics]
     return RunSummary(
         name=run.name,
@@ -65,6 +88,27 @@ def summarize(run: RunDirectory) -> RunSummary:
         # At the time of the last event: a run that was killed has not trained since.
         seconds=view.elapsed_seconds(view.time),
         size_bytes=_size(run.path),
+        problem=problem,
+    )
+
+
+def _unreadable(run: RunDirectory, error: Exception) -> RunSummary:
+    problem, cause = first_line(error), error.__cause__ or error
+    if isinstance(cause, OSError) and cause.filename:
+        problem = f"{Path(cause.filename).name}: {cause.strerror}"
+    return RunSummary(
+        name=run.name,
+        state=RunState.UNREADABLE,
+        holder=None,
+        started=None,
+        step=0,
+        total_steps=None,
+        loss=None,
+        held_out_accuracy=None,
+        best_step=None,
+        seconds=0.0,
+        size_bytes=_size(run.path),
+        problem=problem,
     )
 
 
@@ -86,6 +130,6 @@ def _size(directory: Path) -> int:
     for path in directory.rglob("*"):
         try:
             total += path.lstat().st_size if path.is_file() else 0
-        except FileNotFoundError:
+        except OSError:  # removed meanwhile, or in a directory of another user
             continue
     return total

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.files import write_text_atomically
+from dpo_cli.files import read_regular, write_text_atomically
 from dpo_cli.profile.grid import Grid
 from dpo_cli.profile.resolved import differences, from_tables, to_tables, to_toml
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.directory import RunDirectory, make_root, safe_name
-from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.disk import explain_disk_errors, unreadable
 from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.lookup import find_runs
 
@@ -94,11 +94,13 @@ class SweepDirectory(LockedDirectory):
             DpoError: `sweep.json` is damaged.
         """
         try:
-            content = json.loads(self._path.read_bytes())
+            content = json.loads(read_regular(self._path))
             old_grid, old = content["grid"], from_tables(content["profile"])
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise unreadable(self._path, error) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DpoError(
                 f"{self._path} is damaged",
                 "Remove the file; the runs of the sweep are not affected.",

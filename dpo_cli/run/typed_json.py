@@ -10,6 +10,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddic
 
 Converter = Callable[[Any], Any]
 
+_INT_LIMIT = 1 << 63
+
 
 def typed(value: Any, hint: Any) -> Any:
     """Return a parsed JSON value as the annotated type: lists as tuples, objects as dataclasses.
@@ -54,6 +56,9 @@ def _converter(hint: Any) -> Converter:
 
 
 def _plain(kinds: tuple[type, ...], value: Any) -> Any:
+    # A larger integer is no count, and would overflow as soon as it is used as a float.
+    if type(value) is int and not -_INT_LIMIT <= value < _INT_LIMIT:
+        raise TypeError("an integer of more than 64 bits")
     # The first test is the fast one, and excludes bool, which is a subclass of int.
     if type(value) in kinds or (isinstance(value, kinds) and not isinstance(value, bool)):
         return value

@@ -49,6 +49,10 @@ class RunState(StrEnum):
     KILLED = "killed"
     OTHER_VERSION = "other version"
     """Written by another version of dpo, which cannot be read."""
+    UNREADABLE = "cannot be read"
+    """This user may not read the run, or its files are no regular files."""
+    UNKNOWN = "unknown"
+    """No end is recorded, and the lock, which shows whether a process trains, cannot be read."""
 
 
 @dataclass

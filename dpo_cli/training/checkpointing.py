@@ -83,7 +83,8 @@ def state_bytes(parameters: int, train: Train) -> int:
 
 def load_weights(directory: Path) -> StateDict:
     """Read the float32 weights of a checkpoint, in the Hugging Face layout."""
-    return _read(directory / WEIGHTS)
+    # Copies: what is mapped from a file follows its later changes.
+    return {name: tensor.clone() for name, tensor in _read(directory / WEIGHTS).items()}
 
 
 def load_best(directory: Path) -> BestSoFar:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,8 +39,11 @@ def write_nan_dump(
         model: with the gradients of the backward pass.
 
     Raises:
-        OSError: the disk is full, for example.
+        OSError: the disk is full, for example, or a directory is a link (ELOOP).
     """
+    for each in (directory, directory.parent):
+        if each.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(each))
     directory.mkdir(parents=True, exist_ok=True)
     facts = {
         "epoch": global_batch.epoch + 1,

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -188,6 +189,7 @@ class CachedReference:
         lengths = pairs.response_tokens.flatten().tolist()
         self._offsets = list(itertools.accumulate(lengths, initial=0))
         self._paths, self._key = paths, key
+        self._unreadable: set[Path] = set()
         self._names = (_LOGPS, _ENTROPIES) if with_entropies else (_LOGPS,)
         self._can_reuse_batches = can_reuse_batches
         self._is_dirty = bool(pairs)
@@ -240,9 +242,10 @@ class CachedReference:
             return
         beside_run, *shared = self._paths
         values = {name: tensor.cpu() for name, tensor in self._values.items()}
-        write_cached(beside_run, self._key, values)
+        if beside_run not in self._unreadable:
+            write_cached(beside_run, self._key, values)
         if self.is_complete:
-            for path in shared:
+            for path in (each for each in shared if each not in self._unreadable):
                 with contextlib.suppress(OSError, SafetensorError):
                     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                     remove_unused(path.parent)
@@ -251,7 +254,11 @@ class CachedReference:
 
     def _read_cache(self) -> Mapping[str, Tensor] | None:
         for path in self._paths:
-            values = load_cached(path, self._key)
+            try:
+                values = load_cached(path, self._key)
+            except OSError:
+                self._unreadable.add(path)
+                continue
             if values is not None and self._fits(values):
                 self._is_dirty = path != self._paths[0]
                 # `remove_unused` keeps files that were used lately.
@@ -300,14 +307,15 @@ class CachedReference:
 
 
 def load_cached(path: Path, key: str) -> dict[str, Tensor] | None:
-    """Return the cached values by their name in `Scores`; None unless intact and of this key."""
+    """Return the cached values by their name in `Scores`; None unless intact and of this key.
+
+    Raises:
+        OSError: the files cannot be read. They may be intact, so they must not be replaced.
+    """
     try:
-        if integrity.find_damage(path.parent, {"key": key}, name=manifest_name(path)) is not None:
-            return None
-        with safe_open(path, framework="pt") as file:
-            # Copies: tensors that are mapped from the file would change when it is overwritten.
-            values = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
-    except (OSError, SafetensorError):
+        contents = integrity.read_verified(path.parent, {"key": key}, name=manifest_name(path))
+        values = load_tensors(bytes(contents[path.name]))
+    except (integrity.DamageError, SafetensorError, LookupError, ValueError):
         return None
     is_valid = all(each.dtype == torch.float32 and each.ndim == 1 for each in values.values())
     return values if is_valid else None

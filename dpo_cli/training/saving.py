@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.errors import DpoError
+from dpo_cli.files import remove_path
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.saving import size_bytes, write_model
@@ -84,15 +84,19 @@ def find_checkpoint(
     Raises:
         DpoError: all checkpoints are damaged or gone, or the newest lies beyond the end of `order`.
     """
-    name, optimizer_step, passed_over = group.broadcast_from_main(
+    name, optimizer_step, stamp, passed_over = group.broadcast_from_main(
         "checkpoint", lambda: _newest_checkpoint(run, order)
     )
     if name is None:
         return None, passed_over
-    return Checkpoint(run.checkpoints_path / name, optimizer_step), passed_over
+    # The stamp is of the main rank's files; only that rank reads them.
+    stamp = stamp if group.is_main else ""
+    return Checkpoint(run.checkpoints_path / name, optimizer_step, stamp), passed_over
 
 
-def _newest_checkpoint(run: RunDirectory, order: BatchSampler) -> tuple[str | None, int, list[str]]:
+def _newest_checkpoint(
+    run: RunDirectory, order: BatchSampler
+) -> tuple[str | None, int, str, list[str]]:
     """Return what `find_checkpoint` returns, in values that can be sent to other ranks."""
     checkpoint, passed_over = run.newest_verified()
     was_saved = any(isinstance(event, Saved) for event in history(run.events_path))
@@ -110,8 +114,8 @@ def _newest_checkpoint(run: RunDirectory, order: BatchSampler) -> tuple[str | No
             "Set train.epochs to the number of epochs begun, or more.",
         )
     if checkpoint is None:
-        return None, 0, passed_over
-    return checkpoint.name, checkpoint.optimizer_step, passed_over
+        return None, 0, "", passed_over
+    return checkpoint.name, checkpoint.optimizer_step, checkpoint.stamp, passed_over
 
 
 # --- weights for other tools -----------------------------------------------------------------
@@ -148,10 +152,7 @@ def restore_best_weights(run: RunDirectory, inputs: RunInputs, best: BestSoFar) 
     if kept is not None:
         _write(path, kept[1], inputs)
     elif not best.optimizer_step:  # the starting weights are the best
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove_path(path)
 
 
 def _write(path: Path, state: StateDict, inputs: RunInputs) -> None:

@@ -128,4 +128,5 @@ def build_trainer(
         )
         best = group.broadcast_from_main("best", lambda: load_best(checkpoint.path).to_dict())
         trainer.best = BestSoFar.from_dict(best)
+        checkpoint.require_unchanged()
     return trainer

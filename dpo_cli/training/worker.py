@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from dpo_cli.run.processes import Forked, die_with_parent, fork
+from dpo_cli.run.processes import Forked, die_with_parent, fork, redirect_streams
 
 
 class Signals:
@@ -61,9 +61,7 @@ def fork_worker(argv: Sequence[str], log: int, lock: int) -> Forked:
     import dpo_cli.training.session  # noqa: F401 - imported before the fork, for all workers
 
     def work() -> int:
-        null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (log, 1), (log, 2)):
-            os.dup2(source, target)
+        redirect_streams(log)
         for descriptor in map(int, os.listdir("/proc/self/fd")):
             if descriptor > 2 and descriptor != lock:
                 with contextlib.suppress(OSError):  # the descriptor of the listing itself

@@ -64,12 +64,13 @@ def started_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], li
             if name not in environment:
                 monkeypatch.delenv(name)
 
-        def execv(_path: str, argv: list[str]) -> None:
+        def execve(_path: str, argv: list[str], environment: dict[str, str]) -> None:
+            assert environment["DPO_PARENT_PID"] == str(os.getppid())
             became.append(argv)
             raise SystemExit(0)
 
-        monkeypatch.setattr(os, "execv", execv)
-        monkeypatch.setattr(processes, "die_with_parent", lambda: None)
+        monkeypatch.setattr(os, "execve", execve)
+        monkeypatch.setattr(processes, "die_with_parent", lambda parent: None)
         return became
 
     return start

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from dpo_cli.compute import matmul
+from dpo_cli.training.plan import environment
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +38,28 @@ def test_the_processor_decides(
     for _ in range(2):
         matmul.set_cpu_matmul()
         assert torch.get_float32_matmul_precision() == expected
+
+
+def test_neither_a_clock_nor_the_cache_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 fresh caches, and clocks that say anything: the same library each time."""
+    clocks = ("time", "monotonic", "perf_counter", "process_time", "thread_time")
+    for name in (*clocks, *(f"{name}_ns" for name in clocks)):
+        monkeypatch.setattr(time, name, lambda: random.random() * 1e6)
+    chosen = set()
+    for number in range(20):
+        monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / str(number)))
+        matmul.set_cpu_matmul()
+        chosen.add(torch.get_float32_matmul_precision())
+    assert len(chosen) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_choice_is_in_the_plan_and_is_kept_by_a_resume() -> None:
+    for precision in ("medium", "highest"):
+        torch.set_float32_matmul_precision(precision)
+        assert environment()["float32_matmul"] == precision
 
 
 def test_a_setting_that_rounds_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
 
+from dpo_cli import integrity
 from dpo_cli.data import token_cache
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_rows
@@ -250,6 +252,69 @@ def test_a_harmed_entry_is_made_again(
     assert_right(encode(data, tokenizer), data, tokenizer)
     without_encoding()
     assert len(encode(data, tokenizer)) == 60
+
+
+def write_in_place(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(bytes(100))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 10)
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+@pytest.mark.parametrize("harm", [write_in_place, truncate])
+def test_a_change_of_the_files_in_use_changes_no_bit(
+    cache: Path,
+    data: Path,
+    tokenizer: ChatTokenizer,
+    name: str,
+    harm: Callable[[Path], None],
+) -> None:
+    """A mapping would show the other bytes, or end the process where the file is cut off."""
+    first = encode(data, tokenizer)
+    cached = encode(data, tokenizer)
+    harm(only_entry(cache) / name)
+    for rows in (first, cached):
+        assert_right(rows, data, tokenizer)
+    assert_right(encode(data, tokenizer), data, tokenizer)
+
+
+def refuse_to_open(
+    monkeypatch: pytest.MonkeyPatch, unreadable: Callable[[Path], bool], number: int
+) -> None:
+    """Let some files fail to be opened, as on a failing disk."""
+    open_regular = integrity.open_regular
+
+    def checked(path: Path) -> BufferedReader:
+        if unreadable(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return open_regular(path)
+
+    monkeypatch.setattr(integrity, "open_regular", checked)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("name", FILES)
+def test_an_entry_that_cannot_be_read_is_neither_used_nor_removed(
+    cache: Path,
+    data: Path,
+    tokenizer: ChatTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    number: int,
+) -> None:
+    """It may be intact: the rows are encoded again, and the entry stays as it is."""
+    encode(data, tokenizer)
+    entry = only_entry(cache)
+    before = {path.name: path.stat().st_ino for path in entry.iterdir()}
+    with monkeypatch.context() as patched:
+        refuse_to_open(patched, lambda path: path == entry / name, number)
+        assert_right(encode(data, tokenizer), data, tokenizer)
+    assert only_entry(cache) == entry
+    assert {path.name: path.stat().st_ino for path in entry.iterdir()} == before
+    assert load(entry, entry.name) is not None
 
 
 def test_an_entry_copied_to_another_name_is_not_believed(

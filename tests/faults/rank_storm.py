@@ -19,7 +19,7 @@ from dpo_cli.run.events import EventReader, Stopped
 from tests.faults.conftest import arguments
 from tests.support import rank_faults, ranks, workers
 from tests.support.cli import set_options
-from tests.support.process_faults import is_gone, started, starts
+from tests.support.process_faults import descendants, is_gone, started, starts
 
 _STEPS_AN_EPOCH = 6
 _MOST_STEPS_A_LIFE = 4
@@ -81,7 +81,7 @@ def kill_launcher(
     with started("resume", str(run.path), "--plain", cwd=cwd) as launcher:
         workers.until(run, lambda events: starts(1)(events[begun:]))
         time.sleep(seconds_after_start)
-        family = _descendants(launcher.pid)
+        family = descendants(launcher.pid)
         assert len(family) >= 3, "agent and two ranks"
         launcher.kill()
         deadline = time.monotonic() + orphan_seconds
@@ -89,15 +89,6 @@ def kill_launcher(
         while not all(map(is_gone, family)) or run.holder():
             assert time.monotonic() < deadline, "somebody lives on"
             time.sleep(0.01)
-
-
-def _descendants(pid: int) -> list[int]:
-    children = [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
-    return children + [its for child in children for its in _descendants(child)]
 
 
 def main() -> None:

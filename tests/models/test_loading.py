@@ -16,6 +16,7 @@ from torch import Tensor
 from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.errors import DpoError
+from dpo_cli.files import sha256_file
 from dpo_cli.models.loading import (
     ModelWeights,
     build_model,
@@ -176,6 +177,32 @@ class TestBadFiles:
     @pytest.fixture
     def state(self, golden: Path) -> dict[str, Tensor]:
         return read_state_dict(golden / "arch/seed/full_sft_64.pth")
+
+    def test_a_file_that_is_overwritten_later(
+        self, state: dict[str, Tensor], tmp_path: Path
+    ) -> None:
+        """In place, as `cp` writes: what was read stays what it was."""
+        path = tmp_path / "full_sft_64.safetensors"
+        save_file({name: tensor.clone() for name, tensor in state.items()}, path)
+        weights = load_model_weights(path, {})
+        before = {name: tensor.clone() for name, tensor in weights.state.items()}
+        with path.open("r+b") as file:
+            file.write(bytes(path.stat().st_size))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in weights.state.items())
+
+    def test_a_file_that_changes_while_it_is_read(
+        self, state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else the fingerprint would be of other weights than those that were read."""
+        path = self.save(tmp_path, state)
+
+        def write_and_hash(path: Path) -> str:
+            with path.open("ab") as file:
+                file.write(b"more")
+            return sha256_file(path)
+
+        monkeypatch.setattr("dpo_cli.models.loading.sha256_file", write_and_hash)
+        assert "changed while it was read" in self.error(path).message
 
     def error(self, path: Path, **overrides: Any) -> DpoError:
         with pytest.raises(DpoError) as caught:

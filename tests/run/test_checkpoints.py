@@ -8,12 +8,13 @@ import json
 import os
 import random
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
 
 from dpo_cli import integrity
-from dpo_cli.errors import NoSpaceError
+from dpo_cli.errors import DpoError, NoSpaceError
 from dpo_cli.files import fsync_path
 from dpo_cli.integrity import MANIFEST
 from dpo_cli.run import checkpoints
@@ -186,14 +187,14 @@ def test_an_unreadable_checkpoint_is_passed_over_but_never_removed(
     """A read error says nothing about the content."""
     before = commit(tmp_path, 1, state())
     unreadable = commit(tmp_path, 2, state())
-    sha256_file = integrity.sha256_file
+    open_regular = integrity.open_regular
 
-    def fail(path: Path) -> str:
+    def fail(path: Path) -> BufferedReader:
         if path.is_relative_to(unreadable.path):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return sha256_file(path)
+        return open_regular(path)
 
-    monkeypatch.setattr(integrity, "sha256_file", fail)
+    monkeypatch.setattr(integrity, "open_regular", fail)
     reason = "step-00000002 cannot be read: Input/output error"
     assert newest_verified(tmp_path) == (before, [reason])
     after = commit(tmp_path, 1, state("again"))
@@ -201,6 +202,37 @@ def test_an_unreadable_checkpoint_is_passed_over_but_never_removed(
     [kept] = set(names(tmp_path)) - {after.name}
     assert kept.startswith("step-00000002.unreadable-")
     assert (tmp_path / kept / MANIFEST).exists()
+
+
+def test_an_unreadable_checkpoint_is_not_replaced_by_the_same_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(tmp_path, 2, state("first"))
+    first = (tmp_path / "step-00000002/weights.safetensors").stat().st_ino
+    open_regular = integrity.open_regular
+
+    def fail(path: Path) -> BufferedReader:
+        if path.stat().st_ino == first:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return open_regular(path)
+
+    monkeypatch.setattr(integrity, "open_regular", fail)
+    again = commit(tmp_path, 2, state("again"))
+    assert newest_verified(tmp_path) == (again, [])
+    [kept] = set(names(tmp_path)) - {again.name}
+    assert (tmp_path / kept / "weights.safetensors").stat().st_ino == first
+
+
+def test_a_checkpoint_that_changes_between_check_and_use_is_refused(tmp_path: Path) -> None:
+    commit(tmp_path, 1, state())
+    checkpoint, _ = newest_verified(tmp_path)
+    assert checkpoint is not None
+    checkpoint.require_unchanged()
+    weights = checkpoint.path / "weights.safetensors"
+    with weights.open("r+b") as file:  # in place, with the same size
+        file.write(b"W")
+    with pytest.raises(DpoError, match="step-00000001 changed while it was read"):
+        checkpoint.require_unchanged()
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path) -> None:

@@ -13,20 +13,38 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.run.processes import child_environment, module_argv, start_child
-from tests.support.cli import REPOSITORY
+from tests.support.cli import DPO, REPOSITORY, run_in
 
 DIES_WITH_PARENT = "from dpo_cli.run.processes import die_with_parent; die_with_parent()"
 
 
+SHADOWED = ("torch", "argparse", "typer", "json", "sitecustomize")
+
+
+@pytest.fixture
+def shadowed(tmp_path: Path) -> Path:
+    """A working directory with modules that leave a file when they are imported."""
+    for name in SHADOWED:
+        (tmp_path / f"{name}.py").write_text("open('imported', 'w')\n")
+    return tmp_path
+
+
 @pytest.mark.parametrize("module", ["dpo_cli.training.worker", "dpo_cli.distributed.agent"])
-@pytest.mark.parametrize("shadowed", ["torch", "argparse"])
 def test_no_module_of_the_working_directory_is_imported(
-    tmp_path: Path, module: str, shadowed: str
+    shadowed: Path, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / f"{shadowed}.py").write_text("open('imported', 'w')\n")
+    """Not even if PYTHONPATH has an empty entry, which Python takes for that directory."""
+    monkeypatch.chdir(shadowed)
+    monkeypatch.setenv("PYTHONPATH", f"{os.pathsep}{REPOSITORY}{os.pathsep}.")
     argv = module_argv(module, "--help", *(["--"] if module.endswith("agent") else []))
-    subprocess.run(argv, cwd=tmp_path, env=child_environment(), timeout=60, check=True)
-    assert not (tmp_path / "imported").exists()
+    assert start_child(argv, output=subprocess.DEVNULL).wait(60) == 0
+    assert not (shadowed / "imported").exists()
+
+
+def test_python_m_imports_nothing_of_the_working_directory(shadowed: Path) -> None:
+    """As torchrun starts it: `torchrun -m dpo_cli train` in a folder with a torch.py."""
+    assert run_in(shadowed, [*DPO, "--version"]).returncode == 0
+    assert not (shadowed / "imported").exists()
 
 
 def test_the_worker_imports_the_installed_torch(tmp_path: Path) -> None:
@@ -41,11 +59,14 @@ def test_the_worker_imports_the_installed_torch(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_one_module_makes_the_command_lines_of_children() -> None:
-    """Any other `python -m` would lack `-P`."""
+def test_one_module_starts_all_children() -> None:
+    """Any other start would lack `-P`, open streams, or the pid of the parent."""
+    of_os = r"os\.(fork|spawn|system|popen|posix_spawn)\w*\("
+    starts = rf"sys\.executable|Popen\(|subprocess\.(run|call|check)|{of_os}"
     for path in (REPOSITORY / "dpo_cli").rglob("*.py"):
         if path.name != "processes.py":
-            assert not re.search(r"sys\.executable|\bPopen\(\s*\[?sys", path.read_text()), path
+            found = re.search(starts, path.read_text())
+            assert not found, (path, found)
 
 
 def test_an_orphan_of_a_dead_parent_exits_at_once(tmp_path: Path) -> None:

@@ -152,6 +152,35 @@ def held(run: RunDirectory, is_reached: Callable[[list[Event]], object]) -> Iter
             os.kill(pid, signal.SIGCONT)
 
 
+def descendants(pid: int) -> list[int]:
+    """The children of a process, and theirs."""
+    children = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    return children + [each for child in children for each in descendants(child)]
+
+
+def kill_parent(process: subprocess.Popen[bytes], *, hold_children: bool) -> list[int]:
+    """Kill a process; return its descendants, which must end by themselves.
+
+    Args:
+        process: to kill.
+        hold_children: let the descendants stand still until it is dead, whatever they were at.
+    """
+    process.send_signal(signal.SIGSTOP)  # so that it starts no other child
+    until(lambda: _status(process.pid, "State")[:1] in ("T", "Z", ""))
+    family = descendants(process.pid)
+    for pid in family if hold_children else ():
+        os.kill(pid, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    for pid in family if hold_children else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    return family
+
+
 def awaits(pid: int, number: signal.Signals) -> bool:
     """Whether a signal was sent to a process that stands still."""
     return bool(int(_status(pid, "ShdPnd"), 16) >> (number - 1) & 1)

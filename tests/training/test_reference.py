@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
+from dpo_cli import integrity
 from dpo_cli.compute.device import Device, resolve
 from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
@@ -161,6 +165,26 @@ def test_unwritable_cache_is_ignored(tmp_path: Path) -> None:
     ask(kept, 0, 1, 2)
     kept.save()
     assert load_cached(beside, "key") is not None
+
+
+def test_values_that_cannot_be_read_are_computed_again_and_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read error says nothing about the content."""
+    places = [tmp_path / "run.safetensors", tmp_path / "cache/key.safetensors"]
+    kept, _ = reference(*places)
+    ask(kept, 0, 1, 2)
+    kept.save()
+    before = [place.stat().st_ino for place in places]
+    with monkeypatch.context() as patched:
+        fail = OSError(errno.EIO, os.strerror(errno.EIO))
+        patched.setattr(integrity, "open_regular", Mock(side_effect=fail))
+        again, loaded = reference(*places)
+        assert ask(again, 0, 1, 2) == ask(kept, 0, 1, 2)
+        again.save()
+    assert loaded
+    assert [place.stat().st_ino for place in places] == before
+    assert load_cached(places[0], "key") is not None
 
 
 def test_unwritable_run_is_an_error(tmp_path: Path) -> None:

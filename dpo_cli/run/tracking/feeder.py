@@ -106,6 +106,8 @@ class Feeder:
             return
         if tracker is None:
             sent_before = state["sent"]
+            if (folder := self._run.path / name).is_symlink():
+                raise RuntimeError(f"{folder} is a link, and dpo does not write through links")
             tracker = self._open[name] = self._kinds[name](self._tracked_run, state)
             if state["sent"] != sent_before:  # the service has fewer steps than it was sent
                 rows = self._reread(state["sent"], rows[-1].optimizer_step)

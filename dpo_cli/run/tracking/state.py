@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.files import write_text_atomically
+from dpo_cli.files import read_regular, write_text_atomically
 from dpo_cli.run.directory import RunDirectory
 
 TrackerState = dict[str, dict[str, Any]]
@@ -23,7 +23,7 @@ def log_path(run: RunDirectory) -> Path:
 def read_state(run: RunDirectory) -> TrackerState:
     """Read the state of all trackers that the run ever had; empty if the file is damaged."""
     try:
-        state = json.loads(_path(run).read_bytes())
+        state = json.loads(read_regular(_path(run)))
         return {str(name): dict(values) for name, values in state.items()}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return {}

@@ -11,6 +11,7 @@ import shlex
 import shutil
 from typing import Any, ClassVar
 
+from dpo_cli.files import glob_inside
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.tracking.rows import Row
 from dpo_cli.run.tracking.tracker import TrackedRun
@@ -78,7 +79,7 @@ class SwanLab:
         """Send the rest, and remove the files of earlier starts: this start contains their rows."""
         self._swanlab.finish()
         # The debug log of this process contains paths, and is not uploaded.
-        for folder in [*self._before, *self._folder.glob("run-*/debug")]:
+        for folder in [*self._before, *glob_inside(self._folder, "run-*/debug")]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _begin(self, run: TrackedRun, run_id: str, mode: str) -> None:

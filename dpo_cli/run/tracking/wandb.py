@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
+from dpo_cli.files import glob_inside
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.tracking.rows import Row
 from dpo_cli.run.tracking.tracker import TrackedRun
@@ -89,7 +90,7 @@ class Wandb:
         """Send the rest, and remove the files of earlier starts: this start contains their rows."""
         self._run.finish()
         # The debug log of this process contains paths, and is not uploaded.
-        for folder in [*self._before, *self._folder.glob("*run-*/logs")]:
+        for folder in [*self._before, *glob_inside(self._folder, "*run-*/logs")]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _begin(self, run: TrackedRun, run_id: str, mode: Literal["online", "offline"]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import shlex
@@ -14,6 +15,7 @@ from typing import IO
 from rich.console import Console, RenderableType
 
 from dpo_cli.printable import DEGRADE
+from dpo_cli.run.processes import start_child
 
 _PAGER = "less"
 _LESS = "FRX"
@@ -29,7 +31,7 @@ def page(console: Console, title: str, pages: Iterable[RenderableType]) -> None:
         pages: consumed lazily: the pipe blocks while the pager is full, so that pages the user
             never scrolls to are not rendered.
     """
-    pager = _start_pager(console.encoding) if console.is_terminal else None
+    pager = _start_pager() if console.is_terminal else None
     if pager is None or pager.stdin is None:
         with contextlib.suppress(BrokenPipeError):  # the reader, for example `head`, has closed
             _write(console, title, pages, console.file)
@@ -38,20 +40,19 @@ def page(console: Console, title: str, pages: Iterable[RenderableType]) -> None:
     # leave two processes reading from one terminal.
     previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with contextlib.suppress(BrokenPipeError), pager.stdin:
-            _write(console, title, pages, pager.stdin)
+        stdin = io.TextIOWrapper(pager.stdin, console.encoding, DEGRADE)
+        with contextlib.suppress(BrokenPipeError), stdin as text:
+            _write(console, title, pages, text)
     finally:
         pager.wait()
         signal.signal(signal.SIGINT, previous_handler)
 
 
-def _start_pager(encoding: str) -> subprocess.Popen[str] | None:
+def _start_pager() -> subprocess.Popen[bytes] | None:
     command = shlex.split(os.environ.get("PAGER") or _PAGER)
-    environment = {"LESS": _LESS, **os.environ}
+    options = {"LESS": os.environ.get("LESS", _LESS)}
     try:
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, encoding=encoding, errors=DEGRADE, env=environment
-        )
+        return start_child(command, stdin=subprocess.PIPE, changes=options, own_session=False)
     except (OSError, IndexError):  # not installed, or PAGER contains only spaces
         return None
 

@@ -1,0 +1,27 @@
+"""Standard streams: descriptors 0 to 2 of a process are always open."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def open_standard_streams() -> None:
+    """Open /dev/null for each of stdin, stdout and stderr that is closed (`dpo runs >&-`).
+
+    Otherwise the next file that this process opens gets the free number. A child that redirects its
+    standard streams would overwrite it, for example the lock of a run, and prints of this process
+    would end in it.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:  # another thread has opened a file meanwhile
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            os.set_inheritable(descriptor, True)
+            if getattr(sys, name) is None:  # as Python starts with a closed descriptor
+                stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+                setattr(sys, name, stream)

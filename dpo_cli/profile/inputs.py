@@ -284,6 +284,10 @@ def check_file(key: str, path: Path) -> None:
     shown = show_path(path)
     if stat.S_ISDIR(status.st_mode):
         raise InputError(key, f"{shown} is a directory; set it to a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(
+            key, f"{shown} is a pipe or a device; write its content to a file, which is read twice"
+        )
     if status.st_size == 0:
         raise InputError(key, f"{shown} is empty; copy or download it again")
     if not os.access(path, os.R_OK):
@@ -297,6 +301,8 @@ def _status(key: str, path: Path) -> os.stat_result:
         raise InputError(key, f"{show_path(path)} does not exist{_near(path)}") from None
     except OSError as error:
         raise InputError(key, f"{show_path(path)} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the path
+        raise InputError(key, f"{show_path(path)} is no path: {error}") from None
 
 
 def _near(path: Path) -> str:

@@ -16,7 +16,12 @@ def explain(error: Exception) -> DpoError | None:
             " experts or dropout, lower train.batch_size and raise train.accumulation_steps. Or"
             " lower data.max_seq_len.",
         )
-    if isinstance(error, FileNotFoundError | PermissionError) and error.filename:
+    if isinstance(error, OSError) and error.filename and not is_missing(error):
+        return DpoError(
+            f"{error.filename}: {error.strerror}",
+            "Check the disk and its permissions, then continue with dpo resume.",
+        )
+    if isinstance(error, OSError) and error.filename:
         # The launcher has checked the files, but only on its own machine.
         return DpoError(
             f"{error.filename}: {error.strerror}",
@@ -30,8 +35,15 @@ def explain(error: Exception) -> DpoError | None:
     return None
 
 
+def is_missing(error: OSError) -> bool:
+    """Return True if a file does not exist or cannot be opened by this user."""
+    return isinstance(error, FileNotFoundError | PermissionError)
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Return True if the device, or the system, is out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # The second text is that of oneDNN, whose kernels allocate when they are made.
+    texts = "can't allocate memory", "could not create a primitive"
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -100,7 +102,12 @@ def _report_failure(session: _Session | None, group: ProcessGroup, failure: DpoE
         return ExitCode.DONE
     try:
         session.events.append(Failed.from_error(failure))
-    except OSError:  # the disk may be full for the event, too; the exit code still reports it
+    except OSError as error:
+        # The disk may be full for the event, too, or read-only. The exit code still reports the
+        # end, and the launcher shows the last line of the log.
+        with contextlib.suppress(OSError):
+            text = f"{failure.message} (events.jsonl: {error.strerror})"
+            print(text, file=sys.stderr, flush=True)
         return failure.exit_code
     group.report_end()
     return failure.exit_code if group.world_size == 1 else ExitCode.DONE

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import pickle
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,10 +152,11 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     config = architecture.config()
     dtype_in_memory = dtype if len(sizes) == 1 else torch.float32
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            described = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-        check_size(described, state, str(path))
-        model, problems = _instantiate(config, state, dtype_in_memory)
+        with _without_reports():
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                described = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+            check_size(described, state, str(path))
+            model, problems = _instantiate(config, state, dtype_in_memory)
     except DpoError:
         raise
     except Exception as error:  # model code raises anything for inconsistent settings
@@ -174,6 +175,17 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     on_disk = to_disk_names(model, model.state_dict())
     _require_finite_floats(on_disk, path)
     return ModelWeights(architecture, on_disk, dtype, fingerprint)
+
+
+@contextlib.contextmanager
+def _without_reports() -> Iterator[None]:
+    """Keep transformers from printing names of weights and values of config.json as they are."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
 
 
 def read_state_dict(path: Path) -> StateDict:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from dpo_cli.run.events import STEP_DONE, Event, parse_line, valid_lines
+from dpo_cli.run.event_lines import STEP_DONE, valid_lines
+from dpo_cli.run.events import Event, parse_line
 from dpo_cli.run.view import RECENT_STEPS
 
 _KEPT = 2048

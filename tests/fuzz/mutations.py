@@ -125,7 +125,7 @@ def mutate_json(rng: random.Random, content: bytes) -> bytes:
     """Mutate a JSON text as a value, sometimes as bytes."""
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return mutate_bytes(rng, content)
     for _ in range(rng.choice((1, 1, 2, 4))):
         if not isinstance(value, nested):

@@ -33,6 +33,9 @@ from dpo_cli.distributed.process_group import SINGLE_PROCESS
 from dpo_cli.errors import DpoError
 from dpo_cli.models.loading import load_model_weights
 from dpo_cli.models.minimind import MiniMind
+from dpo_cli.profile.inputs import find_problems
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.schema import KEYS
 from dpo_cli.run.events import to_json
 from tests.fuzz.mutations import STRANGE, mutate_bytes, mutate_json
 from tests.support import story
@@ -126,10 +129,62 @@ def _profiles() -> list[bytes]:
     return [*own, b'extends = "dense"' + inputs.encode()]
 
 
+_TOML = (
+    *(
+        "0",
+        "-1",
+        "1e999",
+        "nan",
+        "inf",
+        "9" * 5000,
+        "0x" + "f" * 5000,
+        '""',
+        '"\\u0000"',
+        '"x"',
+        "''",
+    ),
+    *(
+        "[]",
+        "[" * 3000 + "]" * 3000,
+        "{a={" * 900 + "}" * 900,
+        "{}",
+        "true",
+        "1979-05-27",
+        '["a", 1]',
+    ),
+    *(
+        '"' + "a/" * 3000 + '"',
+        '"' + "𝄞" * 64 + '"',
+        '"\\u202e\\u001b[2J"',
+        '"~nobody/x"',
+        '"$NONE"',
+    ),
+    *(
+        '"/dev/zero"',
+        '"/dev/stdin"',
+        '"run:../x"',
+        '"run:\\u0000"',
+        '"hf:a/b"',
+        '"..."',
+        "[[1], {}]",
+    ),
+)
+
+
+def _mutate_profile(rng: random.Random, content: bytes) -> bytes:
+    """Set a key, real or strange, to a value of any type; or change bytes."""
+    if rng.random() < 0.3:
+        return mutate_bytes(rng, content)
+    key = rng.choice((*KEYS, *KEYS, "extends", "train", "x.y", '"\\u001b"', ".".join("a" * 900)))
+    return f"{key} = {rng.choice(_TOML)}\n".encode() + content
+
+
 def _check_profile(content: bytes, folder: Path) -> None:
     (folder / "p.toml").write_bytes(content)
     (folder / "rows.jsonl").write_text(json.dumps(_ROWS[0]) + "\n")
     assert_handled(["config", "show", "p.toml", "--origins"], folder)
+    with contextlib.suppress(DpoError):
+        find_problems(load_profile(folder / "p.toml"))
 
 
 # --- rows and tables ------------------------------------------------------------------------------
@@ -480,7 +535,7 @@ def _no_processes() -> Iterator[None]:
 TARGETS = {
     target.name: target
     for target in (
-        Target("profiles", _profiles, mutate_bytes, _check_profile),
+        Target("profiles", _profiles, _mutate_profile, _check_profile),
         Target("rows", _row_files, _mutate_file, _check_rows),
         Target("tables", _tables, _mutate_file, _check_rows),
         Target("checkpoints", _checkpoints, _mutate_file, _check_checkpoint),

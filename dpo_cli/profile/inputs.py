@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.errors import DpoError, UsageError, first_line
 from dpo_cli.files import PAIR_SUFFIXES, pair_files
 from dpo_cli.profile import folder, hub
 from dpo_cli.profile.load import LoadedProfile, Problem
@@ -27,6 +27,13 @@ _SFT_STEM = re.compile(r"full_sft_(\d+)(_moe)?")
 
 
 Input = Literal["data", "tokenizer", "weights", "reference", "held_out"]
+_KEYS: dict[Input, str] = {
+    "data": "data.data_path",
+    "tokenizer": "model.tokenizer",
+    "weights": "model.weights",
+    "reference": "model.reference",
+    "held_out": "eval.path",
+}
 INPUTS: tuple[Input, ...] = get_args(Input)
 
 
@@ -79,6 +86,9 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
             origin = loaded.origins[error.key]
             where = show_path(loaded.path) if origin == "default" else origin
             problems[name] = Problem(error.key, where, error.key, error.reason)
+        except (OSError, ValueError) as error:  # an impossible name, or an unreadable folder
+            key = _KEYS[name]
+            problems[name] = Problem(key, loaded.origins[key], key, f"no path: {first_line(error)}")
     return problems
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tomllib
@@ -56,7 +57,8 @@ def find_profile(path: Path, name: str) -> Path:
     if os.path.isdir(path):
         raise UsageError(f"{show_path(path)} is a directory, not a profile", remedy)
     near = {stem: stem for stem in shipped}
-    near |= {sibling.stem: show_path(sibling) for sibling in path.parent.glob("*.toml")}
+    with contextlib.suppress(OSError, ValueError):  # an impossible name, or an unreadable folder
+        near |= {sibling.stem: show_path(sibling) for sibling in path.parent.glob("*.toml")}
     hint = did_you_mean(path.stem, near, near.__getitem__)
     raise UsageError(f"no profile {show_path(path)}{hint}", remedy)
 

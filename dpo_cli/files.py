@@ -212,7 +212,7 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-PAIR_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".ndjson")
+PAIR_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".ndjson")
 
 
 def pair_files(path: Path) -> list[Path]:

@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
     {"errors", "files", "findings", "formatting", "intervals", "printable", "streams", "__init__"},
-    {"integrity"},
+    {"integrity", "signatures"},
     {"data", "profile"},
     {"compute", "objective", "run"},
     {"models", "distributed", "alerts"},
@@ -32,16 +32,8 @@ FLOORS = [
 ]
 LIGHT = (
     *("profile", "run", "ui", "alerts", "api", "commands", "app"),
-    *(
-        "errors",
-        "files",
-        "findings",
-        "formatting",
-        "integrity",
-        "intervals",
-        "printable",
-        "streams",
-    ),
+    *("errors", "files", "findings", "formatting", "integrity", "intervals", "signatures"),
+    *("printable", "streams"),
 )
 
 
@@ -143,15 +135,15 @@ def test_the_mathematics_knows_tensors_only() -> None:
 
 
 def test_one_module_knows_foreign_weights() -> None:
-    """`zoo` reads weights that others wrote, `state` and `reference` our own; nobody unpickles."""
+    """`weight_files` reads weights that others wrote; nothing else unpickles."""
     for path in modules():
         text = path.read_text(encoding="utf-8")
         if "torch.load(" in text:
-            assert name_of(path) == "dpo_cli.models.loading"
+            assert name_of(path) == "dpo_cli.models.weight_files"
             assert "weights_only=True" in text
         assert "weights_only=False" not in text
         assert "trust_remote_code=True" not in text
-        assert "import pickle" not in text or name_of(path) == "dpo_cli.models.loading"
+        assert "import pickle" not in text or name_of(path) == "dpo_cli.models.weight_files"
 
 
 def files_of_tests() -> list[Path]:

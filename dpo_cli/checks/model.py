@@ -43,8 +43,8 @@ def check_weights(
         reporter.ok(
             which,
             subject,
-            f"{model_weights.architecture.description}; {model_weights.parameters:,} parameters in"
-            f" {dtype}; plain tensors, all finite",
+            f"{model_weights.description}; {model_weights.parameters:,} parameters in {dtype};"
+            " plain tensors, all finite",
         )
         return model_weights
     return None

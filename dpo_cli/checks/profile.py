@@ -9,6 +9,7 @@ from dpo_cli.checks.reporter import Reporter
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.inputs import Input, find_problems
 from dpo_cli.profile.load import LoadedProfile, Problem, read_profile
+from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.tracking.registry import TITLES, missing_trackers, requested_trackers
@@ -43,9 +44,11 @@ def check_profile(
         _report(reporter, "profile-key", problem, problem.statement)
     if not problems:
         explicit = sum(origin != "default" for origin in loaded.origins.values())
-        reporter.ok(
-            "profile", subject, f"{explicit} keys set, {len(loaded.origins) - explicit} default"
-        )
+        message = f"{explicit} keys set, {len(loaded.origins) - explicit} default"
+        if loaded.kind_defaults:
+            values = ", ".join(f"{key} = {each}" for key, each in loaded.kind_defaults.items())
+            message += f"; defaults for {KIND_TITLES[loaded.kind]}: {values}"
+        reporter.ok("profile", subject, message)
     return loaded, {problem.key for problem in problems}
 
 

@@ -1,7 +1,7 @@
-"""Readers of row files: JSONL, a JSON array, CSV or Parquet, compressed or not.
+"""Readers of row files: JSONL, JSON, CSV or Parquet, compressed or not.
 
-The content decides the kind of a file, except for CSV, which is recognized by name. Rows are read
-one after another in bounded memory, also from hostile files.
+Rows are read one after another in bounded memory, also from hostile files.
+`dpo_cli.data.file_kinds` detects the kind of a file.
 """
 
 from __future__ import annotations
@@ -9,41 +9,33 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from dpo_cli.data.compression import opened, opened_parquet, reading
 from dpo_cli.data.csv_lines import RecordLines
+from dpo_cli.data.file_kinds import Kind, separator_of
+from dpo_cli.data.json_scanner import Scanner
 from dpo_cli.data.parquet_rows import parquet_rows
 from dpo_cli.data.rows import (
     MAX_BLANK_LINES,
     MAX_ROW_BYTES,
+    NOT_UTF_8,
     TOO_LONG,
-    TOO_MANY_VALUES,
     MalformedError,
     Numbered,
-    is_too_large,
     kind_of_value,
     parse_line,
 )
 from dpo_cli.errors import DpoError
 
-_CHUNK_CHARACTERS = 1 << 18
-_CUT_CHARACTERS = 16  # a chunk may end inside an escape such as \ud83d\ude00
-_HEAD_BYTES = 4096
 _SHOWN_BYTES = 1000
 _MAX_SKIPPED_BYTES = 1 << 30
 """Bytes of rows that are too long: a small compressed file can have any number of them."""
-_BLANK = re.compile(r"[ \t\r\n]*")
-_BEGINS_AN_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*(\{|\]\s*\Z)")
-_BEGINS_AN_OBJECT = re.compile(rb'(\xef\xbb\xbf)?\s*\{\s*\n\s*"')
-_PARQUET, _ARROW = b"PAR1", b"ARROW1"
-
-Kind = Literal["jsonl", "json", "csv", "parquet"]
 
 
 class _Record(NamedTuple):
@@ -54,39 +46,6 @@ class _Record(NamedTuple):
 
 
 _Raw = bytes | _Record | dict[str, Any] | MalformedError
-
-
-def kind_of(path: Path) -> Kind:
-    """Detect the kind of a row file.
-
-    Raises:
-        DpoError: the file cannot be read, or is of a known unsupported kind.
-    """
-    with reading(path), path.open("rb") as file:
-        magic = file.read(6)
-    if magic.startswith(_PARQUET):
-        return "parquet"
-    if magic == _ARROW:
-        raise DpoError(
-            f"{path}: the Arrow format is not supported",
-            "Write the data as Parquet with Dataset.to_parquet.",
-        )
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if ".csv" in suffixes:
-        return "csv"
-    with opened(path) as file:
-        head = file.read(_HEAD_BYTES)
-    if head.startswith(_PARQUET):
-        raise DpoError(
-            f"{path}: a compressed Parquet file",
-            "Decompress it; Parquet compresses its columns itself.",
-        )
-    if ".json" in suffixes and _BEGINS_AN_OBJECT.match(head):
-        raise DpoError(
-            f"{path}: expected a list of rows, got one JSON object",
-            "Write only the list: [{...}, {...}]; or one row per line (JSONL).",
-        )
-    return "json" if _BEGINS_AN_ARRAY.match(head) else "jsonl"
 
 
 def count_numbers(path: Path, kind: Kind) -> Iterator[int]:
@@ -140,8 +99,10 @@ def _numbered(path: Path, kind: Kind, file: BinaryIO) -> Iterator[tuple[int, _Ra
             return _lines(path, file)
         case "csv":
             return _records(path, file)
+        case "objects":
+            return _explained(path, _objects_in_text(path, file))
         case _:
-            return _elements(path, file)
+            return _explained(path, _elements(path, file))
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
@@ -182,71 +143,17 @@ def _legible(raw: bytes) -> str:
     return raw.decode("utf-8", errors="replace").strip()
 
 
-class _Scanner:
-    """Incremental reader of JSON values from a text that may be too long for memory."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path = path
-        # Invalid UTF-8 becomes lone surrogates, so that it spoils only the row that contains it.
-        self._text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        self._buffer, self._at, self._blank = "", 0, 0
-        self._decode = json.JSONDecoder().raw_decode
-
-    def next_character(self) -> str:
-        """Peek at the next character that is not blank; "" at the end."""
-        while True:
-            blank = _BLANK.match(self._buffer, self._at)
-            self._at = blank.end() if blank else self._at
-            if self._at < len(self._buffer):
-                return self._buffer[self._at]
-            self._blank += len(self._buffer)
-            if self._blank > _MAX_SKIPPED_BYTES:
-                raise _no_array(self._path, "blank characters that do not end")
-            if not self._read_on():
-                return ""
-
-    def skip(self) -> None:
-        """Consume the next character."""
-        self._at += 1
-
-    def value(self) -> tuple[Any, str]:
-        """Read the next value.
-
-        Returns:
-            The value and its text.
-
-        Raises:
-            ValueError, RecursionError: there is no valid value, so the next one cannot be located.
-        """
-        while True:
-            try:
-                value, end = self._decode(self._buffer, self._at)
-            except json.JSONDecodeError as error:
-                is_cut = error.msg.startswith("Unterminated string") or (
-                    error.pos >= len(self._buffer) - _CUT_CHARACTERS
-                )
-                if not is_cut or not self._read_on():
-                    raise
-            else:
-                # A number at the end of the buffer may continue in the next chunk.
-                if end < len(self._buffer) or not self._read_on():
-                    text, self._at = self._buffer[self._at : end], end
-                    return value, text
-            if len(self._buffer) - self._at > MAX_ROW_BYTES:
-                raise ValueError(TOO_LONG)
-            if is_too_large(self._buffer[self._at :]):
-                raise ValueError(TOO_MANY_VALUES)
-
-    def _read_on(self) -> bool:
-        rest = self._buffer[self._at :]
-        piece = self._text.read(max(_CHUNK_CHARACTERS, len(rest)))
-        self._buffer, self._at = rest + piece, 0
-        return bool(piece)
+def _explained(path: Path, rows: Numbered) -> Numbered:
+    """Turn an error between two rows into one that names the file."""
+    try:
+        yield from rows
+    except ValueError as error:
+        raise _no_array(path, str(error)) from error
 
 
 def _elements(path: Path, file: BinaryIO) -> Numbered:
     """Iterate over the elements of a JSON array."""
-    scanner, number = _Scanner(path, file), 0
+    scanner, number = Scanner(file), 0
     scanner.next_character()
     scanner.skip()
     while (character := scanner.next_character()) != "]":
@@ -268,13 +175,32 @@ def _elements(path: Path, file: BinaryIO) -> Numbered:
         raise _no_array(path, "there is text after the array")
 
 
+def _objects_in_text(path: Path, file: BinaryIO) -> Numbered:
+    """Iterate over JSON objects that follow one another, each over several lines."""
+    scanner, number = Scanner(file), 0
+    while scanner.next_character():
+        number += 1
+        try:
+            row, text = scanner.value()
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", None) or str(error)
+            raise DpoError(
+                f"{path}: JSON object {number} cannot be read: {reason}",
+                "Fix it, or write one row per line (JSONL), where a broken row affects only"
+                " itself.",
+            ) from error
+        yield number, _checked(row, text)
+        if scanner.next_character() == ",":
+            scanner.skip()
+
+
 def _checked(row: Any, text: str) -> dict[str, Any] | MalformedError:
     try:
         text.encode()
         if "\\u" in text:
             json.dumps(row, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
-        return MalformedError("not UTF-8, or an unpaired surrogate", text)
+        return MalformedError(f"{NOT_UTF_8}, or an unpaired surrogate", text)
     if not isinstance(row, dict):
         return MalformedError(f"expected a JSON object, got {kind_of_value(row)}", text)
     return row
@@ -285,10 +211,13 @@ def _records(path: Path, file: BinaryIO) -> Iterator[tuple[int, _Record]]:
     csv.field_size_limit(MAX_ROW_BYTES)
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     lines = RecordLines(text)
-    records = csv.reader(lines, strict=True)
     header: list[str] | None = None
     number = 0
     try:
+        first = next((line for line in lines if line.strip()), "")
+        separator, is_declaration = separator_of(first)
+        rest = lines if is_declaration else itertools.chain([first], lines)
+        records = csv.reader(rest, delimiter=separator, strict=True)
         for cells in records:
             lines.begin_record()
             if header is None:
@@ -321,7 +250,7 @@ def _columns(record: _Record) -> dict[str, Any] | MalformedError:
     try:
         return {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
     except UnicodeEncodeError:
-        return MalformedError("not UTF-8", ",".join(cells))
+        return MalformedError(NOT_UTF_8, ",".join(cells))
     except MalformedError as error:
         return MalformedError(str(error), ",".join(cells))
 

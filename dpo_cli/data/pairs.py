@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpo_cli.data.formats import FORMATS, Format, Message, Row, renamed
-from dpo_cli.data.rows import MalformedError
+from dpo_cli.data.rows import NOT_UTF_8, MalformedError
 from dpo_cli.data.sources import NO_PLACES, Places, Source
 from dpo_cli.errors import DpoError
 
@@ -109,9 +109,16 @@ def refuse_if_mostly_malformed(
     details = [f"{places.name(row.line)}: {row.reason}" for row in malformed[:10]]
     if len(malformed) > len(details):
         details.append(f"and {len(malformed) - len(details)} more")
+    of_encoding = sum(row.reason.startswith(NOT_UTF_8) for row in malformed)
+    remedy = "Fix or remove these rows, or set data.format and data.columns."
+    if 2 * of_encoding > len(malformed):
+        remedy = (
+            "Save the file as UTF-8. It may be in GB18030 (iconv -f GB18030 -t UTF-8), or in"
+            " Windows-1252 (iconv -f WINDOWS-1252 -t UTF-8)."
+        )
     raise DpoError(
         f"{source}: {len(malformed)} of {rows} rows are malformed"
         f" (more than {MALFORMED_SHARE_LIMIT:.0%})",
-        "Fix or remove these rows, or set data.format and data.columns.",
+        remedy,
         details,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 MAX_ROW_BYTES = 1 << 25
 """Largest row: a file that decompresses to an endless row must not fill the memory."""
+NOT_UTF_8 = "not UTF-8"
 TOO_LONG = f"longer than {MAX_ROW_BYTES >> 20} MiB"
 MAX_ROW_MEMORY = 4 * MAX_ROW_BYTES
 """Largest row in memory: 32 MiB of "[[],[],..." would be a gigabyte of Python objects."""
@@ -57,7 +58,7 @@ def parse_line(raw: bytes) -> dict[str, Any]:
         if b"\\u" in raw:
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise MalformedError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+        raise MalformedError(f"{NOT_UTF_8} (byte {error.start + 1} of the line)") from error
     except UnicodeEncodeError as error:
         raise MalformedError("an unpaired surrogate (\\ud800 to \\udfff) is not text") from error
     except json.JSONDecodeError as error:

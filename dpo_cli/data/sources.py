@@ -18,21 +18,24 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from dpo_cli.data.file_readers import (
-    Kind,
-    count_numbers,
-    kind_of,
-    read_rows,
-)
+from dpo_cli.data.file_kinds import Kind, kind_of
+from dpo_cli.data.file_readers import count_numbers, read_rows
 from dpo_cli.data.formats import FORMATS, Row, formats_of, renamed, unknown_columns
 from dpo_cli.data.rows import MalformedError, Numbered
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
+from dpo_cli.signatures import recognize_folder
 
 _LOOKED_AT_ROWS = 100
 _NAMED = 5
 _PROGRESS_ROWS = 5000
-_KINDS = {"jsonl": "JSONL", "json": "a JSON array", "csv": "CSV", "parquet": "Parquet"}
+_KINDS: Mapping[Kind, str] = {
+    "jsonl": "JSONL",
+    "json": "a JSON array",
+    "objects": "JSON objects",
+    "csv": "CSV",
+    "parquet": "Parquet",
+}
 _ROW_NAME = re.compile(r"(?:(.+):)?([1-9][0-9]{0,8})", re.DOTALL)  # numbers are kept as int32
 
 
@@ -193,6 +196,8 @@ class Source:
         """
         files = []
         for number, path in enumerate(self.paths):
+            if saved := recognize_folder(path):
+                raise saved.error(path)
             try:
                 found = pair_files(path)
             except OSError as error:

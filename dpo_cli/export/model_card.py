@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from dpo_cli import __version__
 from dpo_cli.models.huggingface import HuggingFace
+from dpo_cli.models.spec import architecture_of
 from dpo_cli.profile.schema import KEYS
 from dpo_cli.profile.table import Kind
 from dpo_cli.profile.text import show_value
@@ -42,13 +43,15 @@ def model_card(
         architecture, dtype: architecture and dtype of the exported directory.
         optimizer_step: step of the exported checkpoint.
     """
+    # Not the plan's own description, which may name prefixes from the user's file.
+    trained = architecture_of(plan.model.shape)
     pairs, versions = plan.pairs, plan.environment
     lines = [
         *("---", "library_name: transformers", "pipeline_tag: text-generation"),
         *("tags:", "- dpo", "---", "", MARK, ""),
         f"# {architecture.class_name}, trained on preferences",
         "",
-        f"{plan.model.description}: {plan.model.parameters:,} parameters in {dtype}, after"
+        f"{trained.description}: {plan.model.parameters:,} parameters in {dtype}, after"
         f" {optimizer_step:,} of {plan.steps.optimizer_steps:,} steps with `dpo` {__version__}.",
         *("", "## Data", ""),
         f"{pairs.kept:,} preference pairs with at most {plan.setting('data.max_seq_len'):,} tokens"

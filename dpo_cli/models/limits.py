@@ -31,14 +31,14 @@ _MAX_BUFFER_ELEMENTS = 1 << 26
 _AGAIN = "copy or download it again"
 
 
-def check_archive(path: Path) -> None:
+def check_archive(path: Path, *, is_safetensors: bool) -> None:
     """Refuse a weights file whose reading would take far more memory than its size.
 
     Raises:
         DpoError: the header of a safetensors file is too large, or a PyTorch archive is compressed
             or overlaps itself, which `torch.save` never writes.
     """
-    if path.suffix == ".safetensors":
+    if is_safetensors:
         with path.open("rb") as file:
             head = file.read(8)
         size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0

@@ -1,14 +1,13 @@
-"""Load weights and build models; the only module that reads files from other tools.
+"""Load weights and build models.
 
-Files are read and never executed: `.pth` and `.bin` through `torch.load(weights_only=True)`,
-`.safetensors` through its library. Code inside a Hugging Face directory is ignored.
+Files are read and never executed, see `dpo_cli.models.weight_files`. Code inside a Hugging Face
+directory is ignored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -29,15 +27,18 @@ from dpo_cli.files import sha256_file
 from dpo_cli.integrity import require_unchanged, stamp
 from dpo_cli.models import attention
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict
-from dpo_cli.models.huggingface import read_settings
+from dpo_cli.models.huggingface import read_settings, with_dtypes
 from dpo_cli.models.infer import (
     check_overrides,
     infer_minimind,
     infer_minimind_directory,
     list_names,
 )
-from dpo_cli.models.limits import check_archive, check_settings, check_size, check_tensors
+from dpo_cli.models.limits import check_settings, check_size
+from dpo_cli.models.minimind import MiniMind
+from dpo_cli.models.names import common_prefixes, is_old_buffer, refuse_adapter, unwrap
 from dpo_cli.models.spec import Architecture
+from dpo_cli.models.weight_files import read_state_dict
 from dpo_cli.profile import folder
 
 transformers.utils.logging.disable_progress_bar()
@@ -60,12 +61,15 @@ class ModelWeights:
             several dtypes.
         dtype: dtype of the file, or of most of its weights.
         fingerprint: SHA-256 of the file, or over the files of a directory.
+        removed_prefixes: parts of the names that wrappers had added, for example "_orig_mod."; ""
+            if none.
     """
 
     architecture: Architecture
     state: StateDict
     dtype: torch.dtype
     fingerprint: str
+    removed_prefixes: str = ""
 
     @property
     def parameters(self) -> int:
@@ -73,9 +77,15 @@ class ModelWeights:
         return sum(tensor.numel() for tensor in self.state.values())
 
     @property
+    def description(self) -> str:
+        """One-line summary for the user, with the parts of names that were removed."""
+        removed = f", read without {self.removed_prefixes} in the names"
+        return self.architecture.description + (removed if self.removed_prefixes else "")
+
+    @property
     def dtype_name(self) -> str:
         """Name of the dtype in profiles, for example "float16"."""
-        return str(self.dtype).removeprefix("torch.")
+        return _dtype_name(self.dtype)
 
 
 def load_model_weights(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
@@ -98,13 +108,10 @@ def load_model_weights(path: Path, overrides: Mapping[str, Any]) -> ModelWeights
 
 
 def _load_file(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
-    state = read_state_dict(path)
+    state, removed = unwrap(read_state_dict(path), EMBEDDING)
+    refuse_adapter(state, path)
     architecture = infer_minimind(_shapes(state), overrides, str(path))
-    _require_finite_floats(state, path)
-    _require_tied_head(state, path)
-    return ModelWeights(
-        architecture, architecture.to_hf_names(state), state[EMBEDDING].dtype, sha256_file(path)
-    )
+    return _minimind_weights(architecture, state, path, sha256_file(path), removed)
 
 
 def hash_weights(path: Path) -> str:
@@ -125,15 +132,14 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     state: StateDict = {}
     for file in folder.weight_files(path):
         state |= read_state_dict(file)
+    refuse_adapter(state, path)
     fingerprint = hash_weights(path)
     if settings.get("model_type") == "minimind":
+        state, removed = unwrap(state, EMBEDDING)
         minimind = infer_minimind_directory(_shapes(state), settings, overrides, str(path))
-        _require_finite_floats(state, path)
-        _require_tied_head(state, path)
-        return ModelWeights(
-            minimind, minimind.to_hf_names(state), state[EMBEDDING].dtype, fingerprint
-        )
+        return _minimind_weights(minimind, state, path, fingerprint, removed)
     check_settings(settings, state, str(path))
+    state, removed = unwrap(state)
     generation_path = path / folder.GENERATION_CONFIG
     generation = folder.read_json(generation_path) if generation_path.exists() else {}
     architecture = read_settings(settings, generation, str(path))
@@ -157,6 +163,15 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
                 described = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
             check_size(described, state, str(path))
             model, problems = _instantiate(config, state, dtype_in_memory)
+            for prefix in common_prefixes(state) if problems else []:
+                # Some other wrapper may hold the model under a name of its own.
+                inner = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+                other, rest = _instantiate(architecture.config(), inner, dtype_in_memory)
+                if not rest:
+                    model, problems = other, rest
+                    removed = ", ".join(filter(None, (removed, prefix)))
+                    state = inner
+                    break
     except DpoError:
         raise
     except Exception as error:  # model code raises anything for inconsistent settings
@@ -174,7 +189,13 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     # Under the names that transformers writes: older files have other names, or lack a prefix.
     on_disk = to_disk_names(model, model.state_dict())
     _require_finite_floats(on_disk, path)
-    return ModelWeights(architecture, on_disk, dtype, fingerprint)
+    prefix = f"{model.base_model_prefix}."
+    dtypes = {}
+    for name in on_disk:
+        same = state.get(name, state.get(name.removeprefix(prefix)))
+        dtypes[name] = _dtype_name(dtype if same is None else same.dtype)
+    architecture = with_dtypes(architecture, dtypes, _dtype_name(dtype))
+    return ModelWeights(architecture, on_disk, dtype, fingerprint, removed)
 
 
 @contextlib.contextmanager
@@ -188,45 +209,13 @@ def _without_reports() -> Iterator[None]:
         transformers.utils.logging.set_verbosity(before)
 
 
-def read_state_dict(path: Path) -> StateDict:
-    """Read the tensors of a `.pth` or `.safetensors` file by name, without executing anything.
-
-    Raises:
-        DpoError: the file is missing, empty, truncated, of another format, or holds anything but
-            tensors.
-    """
-    if not path.is_file():
-        problem = "a directory" if path.is_dir() else "no such file"
-        raise DpoError(f"{path}: {problem}", "set model.weights to a weights file")
-    is_mapped = path.suffix == ".safetensors"
-    if path.stat().st_size == 0:
-        raise DpoError(f"{path}: the file is empty", "copy or write the weights again")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise DpoError(f"{path}: {error.strerror}", "make the file readable") from error
-    try:
-        check_archive(path)
-        if is_mapped:
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except DpoError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise DpoError(
-            f"{path}: not plain weights: the file asks to run code, or is no PyTorch file"
-            " (nothing in it was run)",
-            "save the weights alone: torch.save(model.state_dict(), path)",
-        ) from error
-    except Exception as error:  # on damaged bytes the readers raise almost any exception
-        raise DpoError(
-            f"{path}: cut off, corrupted, or no weights file ({first_line(error)})",
-            "copy or write the weights again",
-        ) from error
-    state = _require_tensors(content, path)
-    # Copies: tensors that are mapped from the file would change when it is overwritten.
-    return {name: tensor.clone() for name, tensor in state.items()} if is_mapped else state
+def _minimind_weights(
+    architecture: MiniMind, state: StateDict, path: Path, fingerprint: str, removed: str
+) -> ModelWeights:
+    _require_finite_floats(state, path)
+    _require_tied_head(state, path)
+    dtype = state[EMBEDDING].dtype
+    return ModelWeights(architecture, architecture.to_hf_names(state), dtype, fingerprint, removed)
 
 
 def build_model(
@@ -258,7 +247,7 @@ def _instantiate(
     """Build a model and return it with the names of weights that do not fit, by kind of problem."""
     # Some models draw random weights before they load the given ones. The number of models built
     # must not change the random numbers of a run.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet():
         model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
             None,
             config=config,
@@ -270,7 +259,11 @@ def _instantiate(
         )
     problems = {
         "missing": sorted(report["missing_keys"]),
-        "unexpected": sorted(report["unexpected_keys"]),
+        "unexpected": sorted(
+            name
+            for name in report["unexpected_keys"]
+            if not is_old_buffer(name, state[name].ndim if name in state else 0)
+        ),
         "wrong shape": [
             f"{name}: {tuple(actual)}, {tuple(expected)} expected"
             for name, actual, expected in sorted(report["mismatched_keys"])
@@ -278,6 +271,17 @@ def _instantiate(
         "not converted": sorted(report["error_msgs"]),
     }
     return model, {problem: names for problem, names in problems.items() if names}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence warnings of transformers about weights that do not fit: they become errors here."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def to_disk_names(model: transformers.PreTrainedModel, tensors: StateDict) -> StateDict:
@@ -335,24 +339,12 @@ def compile_blocks(model: transformers.PreTrainedModel) -> None:
             module.compile(dynamic=True)
 
 
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _shapes(state: StateDict) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _require_tensors(content: Any, path: Path) -> StateDict:
-    if not isinstance(content, Mapping) or not content:
-        raise DpoError(
-            f"{path}: holds {type(content).__name__}, not a state dict",
-            "save the weights alone: torch.save(model.state_dict(), path)",
-        )
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise DpoError(
-            f"{path}: not plain weights: {', '.join(others[:5])} are no tensors",
-            "if this is a resume or training file, choose the weights that were saved beside it",
-        )
-    check_tensors(content, path)
-    return dict(content)
 
 
 def _require_finite_floats(state: Mapping[str, Tensor], path: Path) -> None:

@@ -17,6 +17,7 @@ from dpo_cli.profile.model import Model
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.source import shipped_profiles
 from dpo_cli.profile.text import did_you_mean, show_path, show_value
+from dpo_cli.signatures import read_head, recognize, recognize_folder
 
 _SUFFIXES = (".pth", ".safetensors")
 _SET_PATHS = (
@@ -168,6 +169,8 @@ def _fetch(key: str, weights: str) -> Path:
 
 def _check_model(key: str, path: Path) -> None:
     shown = show_path(path)
+    if not folder.is_model(path) and folder.is_adapter(path):
+        raise _as_input_error(key, path, folder.missing_weights(path))
     if not folder.is_model(path):
         raise InputError(
             key,
@@ -176,10 +179,7 @@ def _check_model(key: str, path: Path) -> None:
         )
     check_file(key, path / folder.CONFIG)
     if not folder.has_weights(path):
-        raise InputError(
-            key,
-            f"{shown} has a {folder.CONFIG}, but no {folder.WEIGHTS}; copy or download it again",
-        )
+        raise _as_input_error(key, path, folder.missing_weights(path))
 
 
 def _find_sft(model: Model) -> Path:
@@ -238,6 +238,8 @@ def check_tokenizer(key: str, path: Path) -> None:
         )
     _check_folder(key, path)
     missing = [name for name in folder.TOKENIZER if not os.path.exists(path / name)]
+    if missing and (other := folder.missing_tokenizer(path)):
+        raise _as_input_error(key, path, other)
     if missing:
         raise InputError(
             key,
@@ -246,6 +248,8 @@ def check_tokenizer(key: str, path: Path) -> None:
         )
     for name in folder.TOKENIZER:
         check_file(key, path / name)
+        if found := recognize(read_head(path / name)):
+            raise _as_input_error(key, path / name, found.error(path / name))
 
 
 def check_pairs(key: str, paths: Sequence[Path]) -> None:
@@ -264,6 +268,8 @@ def check_pairs(key: str, paths: Sequence[Path]) -> None:
             continue
         if not os.access(path, os.R_OK | os.X_OK):
             raise InputError(key, f"{show_path(path)} cannot be read: no permission")
+        if saved := recognize_folder(path):
+            raise _as_input_error(key, path, saved.error(path))
         files = pair_files(path)
         if not files:
             raise InputError(
@@ -302,6 +308,13 @@ def check_file(key: str, path: Path) -> None:
         raise InputError(key, f"{shown} is empty; copy or download it again")
     if not os.access(path, os.R_OK):
         raise InputError(key, f"{shown} cannot be read: no permission")
+
+
+def _as_input_error(key: str, path: Path, error: DpoError) -> InputError:
+    """Convert the error of a file to that of the key that names the file."""
+    reason = error.message.replace(str(path), show_path(path), 1)
+    remedy = error.remedy[:1].lower() + error.remedy[1:].removesuffix(".")
+    return InputError(key, f"{reason}; {remedy}")
 
 
 def _status(key: str, path: Path) -> os.stat_result:

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.hub import PREFIX
+from dpo_cli.profile.model_kind import ModelKind, defaults_of, kind_of_weights
 from dpo_cli.profile.renames import RENAMED_KEYS, RENAMED_VALUES
 from dpo_cli.profile.schema import KEYS, TABLES, Key, Profile
 from dpo_cli.profile.source import Document, expand_path, find_profile, read_chain
@@ -33,6 +34,10 @@ class LoadedProfile:
     """Absolute path of the file that was loaded, without those that it extends."""
     name: str
     """File name without suffix; runs are named after it."""
+    kind: ModelKind
+    """Kind of the model, which decides some defaults."""
+    kind_defaults: Mapping[str, Any]
+    """Defaults of this kind, by key, that the profile takes."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ def read_profile(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedProfi
     for document in read_chain(path):
         statements |= _in_file(document)
     problems = _override(statements, overrides)
-    profile, reasons = _validate(statements)
+    kind, defaults = _kind_defaults(statements)
+    profile, reasons = _validate(defaults | statements)
     problems += [s.problem(reasons[key]) for key, s in statements.items() if key in reasons]
     missing = [key for key in reasons if key not in statements]
     problems += [Problem(key, show_path(path), key, reasons[key]) for key in missing]
@@ -130,7 +136,8 @@ def read_profile(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedProfi
     while profile is None:  # without the wrong value, a default may contradict another key
         statements = _without(statements, reasons)
         profile, reasons = _validate(statements)
-    return LoadedProfile(profile, origins, path, path.stem), problems
+    taken = {key: statement.value for key, statement in defaults.items()}
+    return LoadedProfile(profile, origins, path, path.stem, kind, taken), problems
 
 
 def profile_from_values(values: Mapping[str, object], overrides: Sequence[str]) -> Profile:
@@ -145,11 +152,30 @@ def profile_from_values(values: Mapping[str, object], overrides: Sequence[str]) 
     """
     statements = {key: _Statement(key, value, "code", Path.cwd()) for key, value in values.items()}
     problems = _override(statements, overrides)
-    profile, reasons = _validate(statements)
+    profile, reasons = _validate(_kind_defaults(statements)[1] | statements)
     problems += [s.problem(reasons[key]) for key, s in statements.items() if key in reasons]
     if profile is None or problems:
         raise UsageError("--set: invalid values", details=list(map(str, problems)))
     return profile
+
+
+def _kind_defaults(
+    statements: Mapping[str, _Statement],
+) -> tuple[ModelKind, dict[str, _Statement]]:
+    """Return the kind of the model, and the defaults of this kind for keys without a statement."""
+
+    def value(key: str) -> Any:
+        try:
+            return statements[key].resolved() if key in statements else None
+        except ValueError:
+            return None
+
+    kind = kind_of_weights(value("model.weights"), value("model.out_dir"))
+    defaults = defaults_of(kind, value("dpo.loss"))
+    missing = {key: each for key, each in defaults.items() if key not in statements}
+    return kind, {
+        key: _Statement(key, each, "default", Path.cwd()) for key, each in missing.items()
+    }
 
 
 def _override(statements: dict[str, _Statement], overrides: Sequence[str]) -> list[Problem]:

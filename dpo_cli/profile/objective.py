@@ -37,7 +37,8 @@ class Dpo(Table):
 
     reduction: Annotated[Literal["mean", "sum"], MATHEMATICS, LOSS] = "mean"
     """Reduction of a response's token log-probs to one number: "mean" as in MiniMind version 2, or
-    "sum" as in MiniMind version 3 and the DPO paper. "mean" needs a far larger beta."""
+    "sum" as in MiniMind version 3 and the DPO paper. "mean" needs a far larger beta. Default:
+    "mean" for MiniMind weights, "sum" for a Hugging Face model."""
 
     label_smoothing: Annotated[
         float | None, Field(ge=0, lt=0.5, examples=[0.1]), MATHEMATICS, LOSS

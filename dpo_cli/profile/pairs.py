@@ -80,7 +80,8 @@ class Data(Table):
         float, Field(ge=0, le=1), POSITION, TOKENS | HELD_OUT | REFERENCE
     ] = 0.2
     """Share of pairs that keep the empty think block of their chat template, the same on both sides
-    of a pair. MiniMind version 2's template has no such block; Qwen3's has one."""
+    of a pair. MiniMind version 2's template has no such block; Qwen3's has one. Default: 0.2 for
+    MiniMind weights, 1 for a Hugging Face model."""
 
     num_workers: Annotated[int, Field(ge=0), NONE] = 0
     """Threads that tokenize the pairs; 0 uses all cores."""

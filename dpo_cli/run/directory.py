@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import fsync_path, glob_inside, leftovers, read_regular, write_text_atomically
+from dpo_cli.profile.folder import TEMPLATES
 from dpo_cli.run import checkpoints
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.disk import explain_disk_errors, unreadable
@@ -225,7 +226,7 @@ class RunDirectory(LockedDirectory):
     def torn_files(self) -> Iterator[Path]:
         """Find unfinished files of killed workers, in the run and in its model folders."""
         folders = [config.parent for config in glob_inside(self.path, "*/config.json")]
-        for directory in (self.path, *folders):
+        for directory in (self.path, *folders, *glob_inside(self.path, f"*/{TEMPLATES}")):
             for path, name in leftovers(directory):
                 if not name.startswith(("control-", ".")):
                     yield path

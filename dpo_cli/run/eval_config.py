@@ -14,6 +14,7 @@ from dpo_cli.profile.inputs import (
     resolve_weights,
 )
 from dpo_cli.profile.load import load_profile, profile_from_values
+from dpo_cli.profile.model_kind import ModelKind, kind_of_weights
 from dpo_cli.profile.resolved import to_tables, values_affecting
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.table import Affects
@@ -35,6 +36,7 @@ class EvalConfig:
         has_reference: there is a reference; without one only the model's own log-probs are
             evaluated.
         runs_root: directory of the runs, for `run:NAME` in the profile.
+        default_kind: kind of the model whose defaults are used; None with a profile.
     """
 
     profile: Profile
@@ -43,6 +45,7 @@ class EvalConfig:
     reference: NamedModel | None
     has_reference: bool
     runs_root: Path
+    default_kind: ModelKind | None = None
 
 
 def find_eval_config(
@@ -58,7 +61,8 @@ def find_eval_config(
     """Collect the inputs to evaluate models with.
 
     The profile is that of the first run among the models, or `profile_path`. Weights without a
-    profile are evaluated with the default settings, and compared only with a named reference.
+    profile are evaluated with the defaults for the kind of the first model, and compared only with
+    a named reference.
 
     Args:
         models: the models to evaluate, at least one.
@@ -92,7 +96,12 @@ def find_eval_config(
     elif data is not None:
         named = [*models, *([reference] if reference else [])]
         tokenizer = tokenizer_of(named, tokenizer, settings)
-        values = {"model.tokenizer": tokenizer.absolute(), "data.data_path": data.absolute()}
+        values = {
+            # The kind of the model decides some defaults.
+            "model.weights": str(models[0].path.absolute()).replace("$", "$$"),
+            "model.tokenizer": tokenizer.absolute(),
+            "data.data_path": data.absolute(),
+        }
         profile = profile_from_values(values, settings)
     else:
         return None
@@ -116,6 +125,7 @@ def find_eval_config(
         reference=reference,
         has_reference=_has_reference(profile, reference, is_given=source is not None),
         runs_root=runs_root,
+        default_kind=None if source is not None else kind_of_weights(models[0].path.absolute()),
     )
 
 

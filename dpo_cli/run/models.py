@@ -58,6 +58,7 @@ def find_model(name: str, runs_root: Path) -> NamedModel:
 
     Raises:
         UsageError: there is no such model.
+        DpoError: the folder holds an adapter.
         OtherVersionError: another version of dpo wrote the run.
     """
     path = Path(name).expanduser()
@@ -67,6 +68,8 @@ def find_model(name: str, runs_root: Path) -> NamedModel:
         return NamedModel(path, run)
     if path.is_file() or folder.is_model(path):
         return NamedModel(path)
+    if folder.is_adapter(path):
+        raise folder.missing_weights(path)
     if path.suffix in _WEIGHTS:
         raise UsageError(f"{name}: no such file", _near(path))
     if len(path.parts) > 1 or name.endswith("/"):
@@ -92,9 +95,13 @@ def tokenizer_of(
 
     Raises:
         UsageError: no model has a tokenizer, or the folder has none.
+        DpoError: the model has a tokenizer in files that are not read.
     """
     own = (model.tokenizer(settings) for model in models)
     tokenizer = given or next((path for path in own if path is not None), None)
+    for model in models if tokenizer is None else ():
+        if other := folder.missing_tokenizer(model.path):
+            raise other
     if tokenizer is None:
         raise UsageError(
             f"{models[0].title}: the tokenizer of these weights is unknown",

@@ -23,7 +23,7 @@ def make_plan(inputs: RunInputs) -> Plan:
     return Plan(
         model=PlannedModel(
             architecture=weights.architecture.name,
-            description=weights.architecture.description,
+            description=weights.description,
             parameters=weights.parameters,
             shape=weights.architecture.to_dict(),
             weights_dtype=weights.dtype_name,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.data import compression, csv_lines, encoding, file_readers, pairs, rows
+from dpo_cli.data import compression, csv_lines, encoding, file_readers, json_scanner, pairs, rows
 from dpo_cli.data.pairs import PreferencePair, SkippedRow, read_pairs
 from dpo_cli.errors import DpoError
 
@@ -74,7 +74,8 @@ def test_what_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(module, "MAX_BLANK_LINES", 1000)
         monkeypatch.setattr(module, "MAX_ROW_BYTES", 1000)
     monkeypatch.setattr(file_readers, "_MAX_SKIPPED_BYTES", 10_000)
-    monkeypatch.setattr(file_readers, "_CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr(json_scanner, "_CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr(json_scanner, "_MAX_BLANK_CHARACTERS", 10_000)
     monkeypatch.setattr(pairs, "_MAX_MALFORMED", 100)
     blank = b"\n" * 2000
     assert "blank lines" in refused(tmp_path / "a.jsonl", b'{"a":1}\n' + blank)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.data import file_readers, parquet_rows, sources
+from dpo_cli.data import file_readers, json_scanner, parquet_rows, sources
 from dpo_cli.data.pairs import PreferencePair, SkippedRow, read_pairs
 from dpo_cli.data.rows import MAX_ROW_BYTES
 from dpo_cli.data.sources import Source
@@ -166,7 +166,7 @@ def test_an_array_is_read_in_pieces_of_any_length(
         path = put(tmp_path / "pairs.json", content.encode())
         whole = read(path)
         for length in (1, 2, 7, 30):
-            monkeypatch.setattr(file_readers, "_CHUNK_CHARACTERS", length)
+            monkeypatch.setattr(json_scanner, "_CHUNK_CHARACTERS", length)
             assert read(path) == whole
         monkeypatch.undo()
         assert [pair.line for pair in whole] == list(range(1, 21))
@@ -222,11 +222,6 @@ def test_no_rows(tmp_path: Path, content: bytes) -> None:
                 read(put(tmp_path / name, content))
 
 
-def test_arrows_own_format_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DpoError, match="the Arrow format is not supported"):
-        read(put(tmp_path / "data-00000-of-00001.arrow", b"ARROW1\0\0"))
-
-
 @pytest.mark.parametrize(
     ("content", "extra"), [(b"PAR1....", "parquet"), (b"\x28\xb5\x2f\xfd....", "zstd")]
 )
@@ -254,14 +249,6 @@ def test_a_file_that_is_named_twice(tmp_path: Path) -> None:
         with pytest.raises(DpoError, match=r"occurs twice in data\.data_path") as caught:
             read_pairs(Source(paths)).__next__()
         assert "data.mixture_weights" in caught.value.remedy
-
-
-def test_one_object_is_no_list_of_rows(tmp_path: Path) -> None:
-    path = put(tmp_path / "pairs.json", json.dumps({"data": ROWS}, indent=1).encode())
-    with pytest.raises(DpoError, match="expected a list of rows, got one JSON object"):
-        read(path)
-    with pytest.raises(DpoError, match="no known format: 'data'"):
-        read(put(path, json.dumps({"data": ROWS}).encode()))
 
 
 def test_a_table_without_the_column_that_is_meant(tmp_path: Path) -> None:

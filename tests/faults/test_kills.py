@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from dpo_cli.run.events import EventReader, Resumed, StepDone, WorkerStarted
 from dpo_cli.training.reference import REFERENCE_FILE
 from tests.faults.conftest import SAVE_STEPS, STEPS, arguments
 from tests.faults.storm import storm
-from tests.support import worker_faults, workers
+from tests.support import warm, worker_faults, workers
 from tests.support.cli import HANG_SECONDS, Run, dpo, start
 
 
@@ -93,7 +92,7 @@ def test_the_same_through_dpo_itself(shared: Path, tmp_path: Path, whole: RunDir
     workers.assert_little_lost(run, 2, STEPS, SAVE_STEPS)
 
 
-def _during_a_save(cwd: Path, process: subprocess.Popen[str]) -> RunDirectory:
+def _during_a_save(cwd: Path, process: warm.Process) -> RunDirectory:
     """Wait until a state is being written that is not the first one of its run."""
     dead = set(cwd.glob("runs/*/checkpoints/tmp-*"))  # what a killed worker left
     while process.poll() is None:

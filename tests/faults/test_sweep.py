@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import EventReader, Resumed, StepDone, WorkerStarted
 from dpo_cli.run.sweep import SweepDirectory
-from tests.support import workers
+from tests.support import warm, workers
 from tests.support.cli import HANG_SECONDS, dpo, start
 from tests.support.small_runs import golden_run
 
@@ -49,7 +48,7 @@ def starts(run: RunDirectory) -> int:
     return sum(isinstance(e, WorkerStarted) for e in EventReader(run.events_path).read_new())
 
 
-def until_step(cwd: Path, process: subprocess.Popen[str], letter: str, step: int) -> RunDirectory:
+def until_step(cwd: Path, process: warm.Process, letter: str, step: int) -> RunDirectory:
     """Wait until the run of a point has done a step."""
     deadline = time.monotonic() + HANG_SECONDS
     while True:

@@ -37,20 +37,15 @@ def dpo(
     """Run `dpo` to its end: its exit code, stdout and stderr."""
     words, wanted = [*map(str, arguments)], environment(**changes)
     if warm.can_run(wanted):
-        return warm.run(words, cwd, wanted, timeout)
+        process = warm.Process(words, cwd, wanted, one_output=False)
+        output, errors = process.communicate(timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
     return run_in(cwd, [*DPO, *words], timeout, **changes)
 
 
-def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, cwd: Path) -> warm.Process:
     """Start `dpo`; stdout and stderr come together."""
-    return subprocess.Popen(
-        [*DPO, *map(str, arguments)],
-        cwd=cwd,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return warm.Process([*map(str, arguments)], cwd, environment(), one_output=True)
 
 
 def run_in(

@@ -7,6 +7,7 @@ The command line, the launcher and the worker run as they are. Only the start of
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,26 +30,64 @@ def can_run(environment: Mapping[str, str]) -> bool:
     ) and environment.get("OMP_NUM_THREADS") == os.environ.get("OMP_NUM_THREADS")
 
 
-def run(
-    arguments: Sequence[str], cwd: Path, environment: Mapping[str, str], timeout: float
-) -> subprocess.CompletedProcess[str]:
-    """Run `dpo` to its end; exit code, stdout and stderr as `subprocess.run` returns them.
+class Process:
+    """A running `dpo`, with the methods of `subprocess.Popen[str]` that tests use.
 
-    Raises:
-        TimeoutExpired: of subprocess; the process was killed.
+    Args:
+        arguments: of the command line.
+        cwd, environment: of the process.
+        one_output: standard error goes to standard output.
     """
-    with tempfile.TemporaryDirectory(prefix="dpo-test-") as scratch:
-        output, errors = Path(scratch, "stdout"), Path(scratch, "stderr")
-        process = forked(_command_line, list(arguments), cwd, dict(environment), output, errors)
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(["dpo", *arguments], timeout, output.read_bytes())
-        return subprocess.CompletedProcess(
-            ["dpo", *arguments], process.exitcode, _text(output), _text(errors)
-        )
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        *,
+        one_output: bool,
+    ) -> None:
+        self.args = ["dpo", *arguments]
+        self._scratch = tempfile.TemporaryDirectory(prefix="dpo-test-")
+        self._output = Path(self._scratch.name, "stdout")
+        self._errors = self._output if one_output else self._output.with_name("stderr")
+        outputs = self._output, self._errors
+        self._process = forked(_command_line, list(arguments), cwd, dict(environment), outputs)
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for the end; return standard output and standard error.
+
+        Raises:
+            TimeoutExpired: of subprocess; the process was killed.
+        """
+        self._process.join(timeout)
+        if self.poll() is None:
+            self.kill()
+            self._process.join()
+            raise subprocess.TimeoutExpired(self.args, timeout or 0, self._output.read_bytes())
+        texts = _text(self._output), _text(self._errors)
+        self._scratch.cleanup()
+        return texts
 
 
 def _text(path: Path) -> str:
@@ -56,14 +95,16 @@ def _text(path: Path) -> str:
 
 
 def _command_line(
-    arguments: list[str], cwd: Path, environment: dict[str, str], output: Path, errors: Path
+    arguments: list[str], cwd: Path, environment: dict[str, str], outputs: tuple[Path, Path]
 ) -> None:
     from dpo_cli import app
     from dpo_cli.run import processes
     from dpo_cli.training.worker import fork_worker
 
     null = os.open(os.devnull, os.O_RDONLY)
-    opened = [os.open(path, os.O_WRONLY | os.O_CREAT, 0o600) for path in (output, errors)]
+    # Two descriptors of one file append, so that neither overwrites what the other wrote.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    opened = [os.open(path, flags, 0o600) for path in outputs]
     for source, target in zip((null, *opened), (0, 1, 2), strict=True):
         os.dup2(source, target)
         os.close(source)

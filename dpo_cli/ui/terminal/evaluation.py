@@ -15,8 +15,10 @@ from rich.text import Text
 from dpo_cli.formatting import format_count, format_number, format_with_interval
 from dpo_cli.intervals import Z, difference_interval
 from dpo_cli.printable import one_line
+from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.text import show_path
 from dpo_cli.ui.comparison import ACCURACY
+from dpo_cli.ui.terminal.plain import think_blocks
 
 if TYPE_CHECKING:
     from dpo_cli.inference.evaluate import EvaluatedModel, Evaluation
@@ -95,6 +97,11 @@ def _heading(evaluation: Evaluation) -> Iterator[str]:
     dpo = profile.dpo
     rules = f"{dpo.title}, beta {dpo.beta:g}, " if "loss" in models[0].groups[ALL] else ""
     yield f"{against}; {rules}reduction {dpo.reduction}, max_seq_len {profile.data.max_seq_len}"
+    kind = evaluation.eval_config.default_kind
+    defaults = f"; defaults for {KIND_TITLES[kind]}" if kind else ""
+    tokenizer = profile.model.tokenizer
+    template = f"chat template of {show_path(tokenizer)}" if tokenizer else "the model's template"
+    yield f"{template}, {think_blocks(profile.data.empty_think_ratio)}{defaults}"
 
 
 def _columns(available: Figures, *, is_wide: bool) -> Iterator[tuple[str, Cell]]:
@@ -218,6 +225,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "loss": profile.dpo.title,
         "beta": profile.dpo.beta,
         "reduction": profile.dpo.reduction,
+        "empty_think_ratio": profile.data.empty_think_ratio,
+        "tokenizer": str(profile.model.tokenizer or ""),
         "device": evaluation.device,
         "dtype": evaluation.dtype,
         "notes": notes(evaluation),

@@ -172,8 +172,20 @@ def plan_facts(plan: Plan, directory: Path) -> list[tuple[str, str]]:
             "objective",
             f"{plan.loss}, beta {setting('dpo.beta'):g}, {setting('dpo.reduction')} over tokens",
         ),
+        *_template(setting("data.empty_think_ratio")),
         ("device", f"{plan.device}, {plan.dtype}, {setting('train.layout')} layout"),
     ]
+
+
+def _template(empty_think_ratio: float | None) -> list[tuple[str, str]]:
+    if empty_think_ratio is None:
+        return []
+    return [("template", f"the tokenizer's; {think_blocks(empty_think_ratio)}")]
+
+
+def think_blocks(empty_think_ratio: float) -> str:
+    """Describe a value of `data.empty_think_ratio`."""
+    return f"empty think blocks kept in {empty_think_ratio:.0%} of the pairs"
 
 
 def has_micro_steps(plan: Plan | None) -> bool:

@@ -18,7 +18,7 @@ ROWS_PER_BATCH = 64
 _MAX_EXPANDED_BYTES = 1 << 28
 _MAX_RATIO = 100
 """Texts of people are compressed to a tenth, hardly ever to a hundredth."""
-_MAX_DECOMPRESSED_BYTES, _MAX_STREAM_RATIO = 1 << 28, 200
+_MAX_DECOMPRESSED_BYTES, _MAX_STREAM_RATIO = 1 << 29, 200
 """Limits of a gzip or zstd stream: up to the first one, any ratio is fine."""
 _MAX_VALUES = 1 << 25
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"

@@ -88,10 +88,12 @@ def expand_path(text: str, base: Path) -> Path:
     matter, as in full_sft_512.pth.
 
     Raises:
-        ValueError: `text` is empty, or uses an undefined variable or home directory.
+        ValueError: `text` is empty, contains NUL, or uses an undefined variable or home directory.
     """
     if not text:
         raise ValueError("must not be empty")
+    if "\0" in text:
+        raise ValueError("must not contain the character NUL")
     try:
         expanded = Template(os.path.expanduser(text)).substitute(os.environ)
     except KeyError as error:

@@ -504,7 +504,7 @@ def _mutate_command_line(rng: random.Random, content: bytes) -> bytes:
 
 
 def _check_command_line(content: bytes, folder: Path) -> None:
-    words = [str(word) for word in json.loads(content)]
+    words = [str(word).replace("\0", "") for word in json.loads(content)]  # as of any process
     (folder / "p.toml").write_text('extends = "dense"\n[model]\nweights = "missing.pth"\n')
     (folder / "rows.jsonl").write_text(json.dumps(_ROWS[0]) + "\n")
     story.write(folder / "runs", "a", *story.whole())

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 
+from dpo_cli.run.child_environment import drop_relative_search_path
+
 
 def main() -> None:
     """Run `dpo` with the process's arguments and exit with its code."""
+    drop_relative_search_path()
     from dpo_cli.app import main as run_command_line
 
     sys.exit(run_command_line())

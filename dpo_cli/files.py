@@ -65,6 +65,11 @@ def is_special(path: Path) -> bool:
     return is_of_system or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def is_not_regular(error: OSError) -> bool:
+    """Return True for the errors of `require_regular`, and of opening a FIFO without a reader."""
+    return error.strerror == _NOT_REGULAR or error.errno == errno.ENXIO
+
+
 def require_regular(descriptor: int, path: Path) -> int:
     """Return the descriptor of a regular file; close any other and raise OSError (EINVAL)."""
     if stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dpo_cli.errors import DpoError
-from dpo_cli.files import fsync_path, open_regular, sha256_file
+from dpo_cli.files import fsync_path, is_not_regular, open_regular, sha256_file
 
 MANIFEST = "manifest.json"
-_NOT_A_FILE = (errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENXIO, errno.ELOOP)
+_NOT_A_FILE = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 class DamageError(Exception):
@@ -162,7 +162,7 @@ def _explained(name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DamageError(f"{Path(error.filename).name} is missing") from error
     except OSError as error:
-        if error.errno not in _NOT_A_FILE:
+        if error.errno not in _NOT_A_FILE and not is_not_regular(error):
             raise
         name = Path(error.filename or name).name
         raise DamageError(f"{name} is not what it should be ({error.strerror})") from error

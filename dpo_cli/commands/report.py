@@ -15,6 +15,7 @@ from dpo_cli.commands.compared_runs import compared_run, named_runs
 from dpo_cli.commands.console import print_json, write_output
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
+from dpo_cli.files import open_regular
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.ui.html.page import page
@@ -79,7 +80,7 @@ def _report_run(letter: str, run: RunDirectory) -> ReportRun:
 def _skipped_rows(path: Path) -> list[Mapping[str, Any]]:
     """Read a run's `skipped_rows.jsonl`; damaged lines end the list."""
     rows = []
-    with contextlib.suppress(OSError, ValueError), path.open("rb") as lines:
+    with contextlib.suppress(OSError, ValueError, RecursionError), open_regular(path) as lines:
         for line in lines:
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]

@@ -1,10 +1,11 @@
-"""Environment variables of child processes."""
+"""Environment variables of child processes, and the search path for modules."""
 
+# The search path is cleaned first of all, so this module imports nothing that could lie in it.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 PARENT_PID = "DPO_PARENT_PID"
 """Process id of the parent, for `processes.die_with_parent`."""
@@ -49,16 +50,26 @@ def bounded_spin(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in bounds.items() if name not in environment}
 
 
+def drop_relative_search_path() -> None:
+    """Remove what relative entries of PYTHONPATH have added to the search path of this process."""
+    search_path = os.environ.get("PYTHONPATH", "")
+    kept = _absolute_only(search_path).split(os.pathsep)
+    for entry in search_path.split(os.pathsep) if search_path else ():
+        directory = os.path.abspath(entry)
+        if directory not in kept and directory in sys.path:
+            sys.path.remove(directory)
+
+
 def _absolute_only(search_path: str) -> str:
     """Return PYTHONPATH without relative entries; an empty one is the working directory, too.
 
     The entry of this package stays, as an absolute path: the child must find it.
     """
-    own = Path(__file__).resolve().parents[2]
+    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     kept = []
     for entry in search_path.split(os.pathsep):
         if os.path.isabs(entry):
             kept.append(entry)
-        elif Path(entry).resolve() == own:
-            kept.append(str(own))
+        elif os.path.realpath(entry) == os.path.realpath(own):
+            kept.append(own)
     return os.pathsep.join(kept)

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dpo_cli.errors import DpoError, NoSpaceError
+from dpo_cli.files import is_not_regular
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOT_FILES = (errno.EINVAL, errno.ENXIO)
-"""Errors of `files.require_regular`, and of opening a FIFO without a reader."""
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -74,7 +73,7 @@ def explain_disk_errors(directory: Path) -> Iterator[None]:
                 f"{error.filename or directory} is a link, and dpo does not write through links",
                 "Replace the link by the file, or remove it.",
             ) from error
-        if isinstance(error, OSError) and error.errno in _NOT_FILES and error.filename:
+        if isinstance(error, OSError) and is_not_regular(error):
             raise DpoError(
                 f"{error.filename}: not a regular file", "Remove it, or choose another path."
             ) from error

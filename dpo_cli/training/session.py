@@ -102,12 +102,9 @@ def _report_failure(session: _Session | None, group: ProcessGroup, failure: DpoE
         return ExitCode.DONE
     try:
         session.events.append(Failed.from_error(failure))
-    except OSError as error:
-        # The disk may be full for the event, too, or read-only. The exit code still reports the
-        # end, and the launcher shows the last line of the log.
+    except OSError:  # the disk may be full or read-only for the event, too
         with contextlib.suppress(OSError):
-            text = f"{failure.message} (events.jsonl: {error.strerror})"
-            print(text, file=sys.stderr, flush=True)
+            print(f"error: {failure}", file=sys.stderr)  # the log's last line is shown
         return failure.exit_code
     group.report_end()
     return failure.exit_code if group.world_size == 1 else ExitCode.DONE

@@ -70,6 +70,7 @@ def test_runs_as_json(dpo: Cli, stopped: RunDirectory) -> None:
         "total_steps": 400,
         "best_step": None,
         "seconds": 171.0,
+        "problem": None,
     }
 
 
@@ -133,7 +134,10 @@ def test_show_into_files(dpo: Cli, finished: RunDirectory) -> None:
     assert len(Path("panel.txt").read_text(encoding="utf-8").splitlines()) == 24
     code, _, err = dpo("show", "--svg", "missing/panel.svg")
     assert code == 1
-    assert err == "error: cannot write missing/panel.svg: No such file or directory\n"
+    assert err.splitlines() == [
+        "error: cannot write missing/panel.svg: No such file or directory",
+        "help: Choose another path for the file.",
+    ]
 
 
 def test_show_a_run_that_is_not_there(dpo: Cli, finished: RunDirectory) -> None:

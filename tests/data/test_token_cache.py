@@ -295,8 +295,9 @@ def refuse_to_open(
     monkeypatch.setattr(integrity, "open_regular", checked)
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE, errno.EMFILE])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("name", "number"), list(zip(FILES, (errno.EIO, errno.EACCES, errno.ESTALE), strict=True))
+)
 def test_an_entry_that_cannot_be_read_is_neither_used_nor_removed(
     cache: Path,
     data: Path,

@@ -17,6 +17,7 @@ from torch import Tensor
 from dpo_cli.errors import DpoError
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import ModelWeights, build_model, load_model_weights, read_state_dict
+from dpo_cli.models.saving import write_folder
 from dpo_cli.models.spec import architecture_of
 from tests.support.cli import REPOSITORY
 from tests.support.families import FAMILIES, VOCABULARY, build
@@ -126,6 +127,21 @@ def test_padding_token_gets_a_gradient(llama: Path, change: Change) -> None:
     assert model.get_input_embeddings().weight.grad[5].abs().sum() > 0
     assert isinstance(model_weights.architecture, HuggingFace)
     assert model_weights.architecture.settings["pad_token_id"] == 5
+
+
+def test_a_directory_that_is_a_link_is_replaced(llama: Path, tmp_path: Path) -> None:
+    """As a file that is a link: nothing is written where it leads."""
+    weights = load_model_weights(llama, {})
+    assert isinstance(weights.architecture, HuggingFace)
+    outside, link = tmp_path / "outside", tmp_path / "rlhf"
+    outside.mkdir()
+    (outside / "config.json").write_text("of others")
+    link.symlink_to(outside)
+    write_folder(link, weights.state, weights.architecture, "float32", llama)
+    assert [path.name for path in outside.iterdir()] == ["config.json"]
+    assert (outside / "config.json").read_text() == "of others"
+    assert not link.is_symlink()
+    assert (link / "config.json").is_file()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -41,9 +41,12 @@ def test_no_module_of_the_working_directory_is_imported(
     assert not (shadowed / "imported").exists()
 
 
-def test_python_m_imports_nothing_of_the_working_directory(shadowed: Path) -> None:
-    """As torchrun starts it: `torchrun -m dpo_cli train` in a folder with a torch.py."""
-    assert run_in(shadowed, [*DPO, "--version"]).returncode == 0
+@pytest.mark.parametrize("entries", ["", f"{os.pathsep}."])
+def test_dpo_itself_imports_nothing_of_the_working_directory(shadowed: Path, entries: str) -> None:
+    """`python -m dpo_cli` (so does torchrun start it), and a PYTHONPATH with an empty entry."""
+    (shadowed / "sitecustomize.py").unlink()  # Python imports it before any code of this package
+    done = run_in(shadowed, [*DPO, "--version"], PYTHONPATH=f"{REPOSITORY}{entries}")
+    assert done.returncode == 0, done.stderr
     assert not (shadowed / "imported").exists()
 
 

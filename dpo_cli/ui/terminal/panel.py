@@ -56,12 +56,12 @@ def terminal_size() -> ConsoleDimensions:
 
 
 def disk_usage(run: RunDirectory) -> Disk | None:
-    """Return free space and number of checkpoints; None if the run was removed."""
+    """Return free space and number of checkpoints; None if the run was removed or is unreadable."""
     try:
         free_bytes = shutil.disk_usage(run.path).free
+        return Disk(free_bytes, len(checkpoints.list_checkpoints(run.checkpoints_path)))
     except OSError:
         return None
-    return Disk(free_bytes, len(checkpoints.list_checkpoints(run.checkpoints_path)))
 
 
 @contextmanager

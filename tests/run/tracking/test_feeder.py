@@ -148,6 +148,19 @@ def test_a_failing_tracker_does_not_affect_the_others(
     assert "failed" not in read_state(run)["good"]
 
 
+def test_a_tracker_whose_folder_is_a_link_is_left_out(
+    run: RunDirectory, listener: type[Listener], tmp_path: Path
+) -> None:
+    """It would write into a folder of others, and some trackers remove files of earlier starts."""
+    (tmp_path / "outside").mkdir()
+    (run.path / "other").symlink_to(tmp_path / "outside")
+    tell(run, PLANNED, *steps(range(1, 3)))
+    feed(run, {"own": listener, "other": listener})
+    assert logged(listener)
+    assert "other is a link" in read_state(run)["other"]["failed"]
+    assert "failed" not in read_state(run)["own"]
+
+
 def test_texts_come_only_where_the_profile_says_so(
     run: RunDirectory, listener: type[Listener]
 ) -> None:

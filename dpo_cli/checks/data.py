@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 
+from dpo_cli.checks.answer_words import AnswerWords
+from dpo_cli.checks.doubled_tokens import find_doubled
 from dpo_cli.checks.pair_issues import PairIssues, find_issues
 from dpo_cli.checks.pairs import check_lengths, check_texts, measure_lengths
 from dpo_cli.checks.reporter import Reporter
-from dpo_cli.data.chat import REWRITES_TURNS, ChatTokenizer
+from dpo_cli.checks.template import describe_scored_turns
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.encoding import Flag
 from dpo_cli.data.pairs import refuse_if_mostly_malformed
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows, Rows
@@ -20,7 +24,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.findings import Histogram, PairIssue
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
-from dpo_cli.training.sources import OnProgress, encode
+from dpo_cli.training.sources import OnProgress, cut, encode
 
 LONGER_LIMITS = (1536, 2048)
 """Values of `max_seq_len` that are compared with the profile's."""
@@ -49,6 +53,7 @@ class CheckedData:
             "lengths": {length: rows.facts() for length, rows in self.by_length.items()},
             "issues": {str(issue): lines for issue, lines in self.issues.lines.items() if lines},
             "languages": self.issues.languages,
+            "unread_columns": dict(self.rows.unread),
         }
 
 
@@ -71,7 +76,7 @@ def check_data(
     if encoded is None:
         return None
     lengths = [limit, *(length for length in LONGER_LIMITS if length > limit)]
-    by_length = {length: encoded.cut(length) for length in lengths}
+    by_length = {length: cut(profile, encoded, length) for length in lengths}
     rows = by_length[limit]
     reporter.ok("format", subject, encoded.places.description)
     _check_malformed(reporter, subject, source, rows)
@@ -80,6 +85,7 @@ def check_data(
         return None
     check_lengths(reporter, subject, rows)
     issues = find_all_issues(source, encoded, rows, tokenizer, on_progress)
+    _check_columns(reporter, subject, encoded, issues)
     check_texts(reporter, subject, issues)
     return CheckedData(rows, by_length, measure_lengths(encoded, limit), issues)
 
@@ -94,8 +100,15 @@ def find_all_issues(
     """Find the issues of the kept pairs, in their texts and in their tokens."""
     kept = rows.kept.lines
     control_tokens = tokenizer.control_tokens
-    issues = find_issues(source, encoded.places, kept.tolist(), control_tokens, on_progress)
-    doubled = encoded.lines[encoded.doubled(list(control_tokens.values()))]
+    issues = find_issues(
+        source,
+        encoded.places,
+        kept.tolist(),
+        control_tokens,
+        on_progress,
+        AnswerWords(encoded, tokenizer).missing,
+    )
+    doubled = encoded.lines[find_doubled(encoded, list(control_tokens.values()))]
     of_tokens = {
         PairIssue.TRUNCATED: kept[rows.kept.shortened].tolist(),
         PairIssue.DOUBLED_TOKEN: doubled[torch.isin(doubled, kept)].tolist(),
@@ -105,20 +118,20 @@ def find_all_issues(
 
 def check_masks(reporter: Reporter, rows: Rows) -> None:
     """Check that both sides of every pair have tokens with loss."""
-    rewritten = [row.line for row in rows.skipped_rows if row.reason == REWRITES_TURNS]
+    rewritten = rows.kept.lines[(rows.kept.flags & Flag.LAST_ONLY) > 0].tolist()
     if rewritten:
         reporter.warn(
             "mask-template",
             "model.tokenizer",
-            f"the chat template rewrites earlier turns in {len(rewritten)} rows, so their responses"
-            f" cannot be located ({rows.places.names(rewritten)})",
-            "Use a template that renders a turn independently of later turns, or single-turn"
-            " pairs.",
+            f"the chat template renders earlier turns differently once others follow, in"
+            f" {len(rewritten)} pairs ({rows.places.names(rewritten)}); only what follows their"
+            " prompt is scored",
+            'Set data.scored_turns = "last" to score all pairs alike, or use a template that'
+            " renders a turn independently of later turns.",
         )
     answers = rows.kept.response_tokens
     share, fewest = int(answers.sum()) / int(rows.kept.lengths.sum()), int(answers.min())
-    several = int((rows.kept.answers[:, 0] > 1).sum())
-    turns = f"; {several} pairs have several responses, and all of them count" if several else ""
+    turns = describe_scored_turns(rows)
     message = (
         f"{share:.0%} of the tokens carry loss, at least {fewest} per side,"
         f" {answers.double().mean():.0f} on average{turns}"
@@ -155,6 +168,30 @@ def _check_malformed(reporter: Reporter, subject: str, source: Source, rows: Row
         )
 
 
+def _check_columns(
+    reporter: Reporter, subject: str, encoded: EncodedRows, issues: PairIssues
+) -> None:
+    """Name the columns that the format does not read."""
+    if encoded.unread:
+        named = ", ".join(
+            f"{name!r} ({number:,} {'row' if number == 1 else 'rows'})"
+            for name, number in encoded.unread.items()
+        )
+        reporter.ok("columns", subject, f"not read: {named}")
+    if missed := issues.unread.missed:
+        named = ", ".join(
+            f"{name!r} ({issues.unread.counts[name]:,} rows, first {encoded.places.name(line)})"
+            for name, line in missed.items()
+        )
+        reporter.warn(
+            "columns-unread",
+            subject,
+            f"not read, but with words that are in no message: {named}",
+            "If the model should see them, map them by data.columns, set data.format, or write them"
+            " into the prompt.",
+        )
+
+
 def _check_kept(
     reporter: Reporter, subject: str, encoded: EncodedRows, by_length: dict[int, Rows]
 ) -> None:
@@ -169,6 +206,7 @@ def _check_kept(
         "malformed": reasons["malformed"],
         "with identical sides": reasons["identical"],
         "with turns that the chat template leaves out": reasons["left-out"],
+        "without a better answer": reasons["tie"],
     }
     message = f"{len(rows.kept):,} of {rows.total:,} rows kept at {limit:,} tokens"
     if rows.skipped_rows:

@@ -15,7 +15,7 @@ from dpo_cli.errors import UsageError
 from dpo_cli.findings import PairIssue, PairPreview
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.schema import Profile
-from dpo_cli.training.sources import OnProgress, encode, training_pairs
+from dpo_cli.training.sources import OnProgress, cut, encode, training_pairs
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class DataBrowser:
         source = training_pairs(profile)
         tokenizer = ChatTokenizer(resolve_tokenizer(profile))
         encoded = encode(profile, source, tokenizer, on_progress)
-        rows = encoded.cut(profile.data.max_seq_len)
+        rows = cut(profile, encoded)
         issues = find_all_issues(source, encoded, rows, tokenizer, on_progress)
         return cls(source, rows, issues, tokenizer)
 

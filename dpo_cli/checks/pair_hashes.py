@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dpo_cli.data.formats import Message
+from dpo_cli.data.messages import Message
 
 _ODD_FACTOR = 0x5851F42D4C957F2D
 """Multiplier of Knuth's MMIX linear congruential generator. It mixes two hashes into one that
@@ -18,7 +18,7 @@ depends on their order, so that a pair and its swapped copy differ."""
 
 
 class PairHashes:
-    """64-bit hashes of prompt, chosen and rejected of each row, in 28 bytes per row.
+    """64-bit hashes of prompt, sides and answers of each row, in 44 bytes per row.
 
     Shape legend: K rows, U distinct rows, N requested rows.
     """
@@ -27,6 +27,7 @@ class PairHashes:
         # Columns of an array: a list of Python integers would take ten times the memory.
         self._lines = array("i")
         self._prompts, self._chosen, self._rejected = array("q"), array("q"), array("q")
+        self._answers = array("q"), array("q")
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -50,6 +51,8 @@ class PairHashes:
             (self._prompts, self._chosen, self._rejected), hashes, strict=True
         ):
             column.append(value)
+        for column, messages in zip(self._answers, (chosen, rejected), strict=True):
+            column.append(_hash(messages[-1:]))
 
     @property
     def prompts(self) -> int:
@@ -86,6 +89,32 @@ class PairHashes:
             _by_line(lines, first[index], first[index] != lines),
             _by_line(lines, first[positions], distinct[positions] == swapped),
         )
+
+    def rows_of_frequent_prompts(self, least: int, least_share: float) -> list[int]:
+        """Return the rows whose prompt this number and this share of the rows have."""
+        lines, prompts = _tensor(self._lines), _tensor(self._prompts)
+        _, index, counts = torch.unique(prompts, return_inverse=True, return_counts=True)
+        is_frequent = counts >= max(least, least_share * len(lines))
+        found: list[int] = lines[is_frequent[index]].tolist()
+        return found
+
+    def rows_of_frequent_answers(self, least: int, least_share: float) -> list[int]:
+        """Return the rows with an answer that one side has to many prompts.
+
+        Args:
+            least: prompts of an answer.
+            least_share: share of all prompts that have the answer.
+        """
+        lines, prompts = _tensor(self._lines), _tensor(self._prompts)
+        found: set[int] = set()
+        for column in self._answers:
+            answers = _tensor(column)
+            # One row for each prompt with this answer: several rows may differ in the other side.
+            couples = torch.unique(torch.stack([answers, prompts]), dim=1)  # (2, U)
+            distinct, counts = torch.unique(couples[0], return_counts=True)
+            frequent = distinct[counts >= max(least, least_share * self.prompts)]
+            found.update(lines[torch.isin(answers, frequent)].tolist())
+        return sorted(found)
 
 
 def _tensor(column: array[int]) -> Tensor:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from dpo_cli.checks.conversations import issues_of
 from dpo_cli.checks.pair_hashes import PairHashes
-from dpo_cli.data.formats import Message
+from dpo_cli.checks.unread_columns import UnreadColumns
 from dpo_cli.data.languages import Language, language_of
+from dpo_cli.data.messages import Message
 from dpo_cli.data.pairs import PreferencePair, read_pairs
 from dpo_cli.data.sources import Places, Source
 from dpo_cli.findings import PairIssue
@@ -21,6 +23,12 @@ NEAR_IDENTICAL_SHARE = 0.9
 _MIN_LETTERS = 20
 """Characters of the shorter side below which its language is not compared."""
 _SAMPLED_ROWS = 32
+_MIN_PAIRS, _ONE_PROMPT_SHARE = 3, 0.9
+"""Number and share of the pairs from which on one prompt is the only one that matters."""
+_MIN_ANSWERS, _ANSWER_SHARE = 3, 0.05
+"""Number and share of the prompts from which on one answer to them is frequent."""
+_MARKED_ROWS = 20
+"""Rows whose missing words are kept, to show some of them."""
 _PROGRESS_ROWS = 500
 _EAST_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
 _WORD = re.compile(rf"[{_EAST_ASIAN}]|[^\W{_EAST_ASIAN}]+")
@@ -44,6 +52,7 @@ class PairIssues:
         languages: number of chosen answers in each language.
         hashes: hashes of prompts and sides.
         sample: some rows, spread over the whole source.
+        unread: columns that the format does not read.
         places: mapping from row numbers to files and lines.
     """
 
@@ -53,6 +62,7 @@ class PairIssues:
     languages: Mapping[Language, int]
     hashes: PairHashes
     sample: Sequence[PreferencePair]
+    unread: UnreadColumns
     places: Places
 
     def of(self, line: int) -> list[str]:
@@ -75,6 +85,7 @@ def find_issues(
     kept: Sequence[int],
     control_tokens: Collection[str],
     on_progress: Callable[[str, int, int, str], None],
+    missing_words: Callable[[PreferencePair], Sequence[str]] = lambda row: (),
 ) -> PairIssues:
     """Read the texts of the kept rows and find their issues.
 
@@ -83,11 +94,12 @@ def find_issues(
         kept: numbers of the rows to read, ascending.
         control_tokens: special tokens of the tokenizer, which no message should contain.
         on_progress: called with phase, done, total and unit.
+        missing_words: returns the words of a pair's answers that its tokens lack.
 
     Raises:
         DpoError: a file cannot be read.
     """
-    collector = _Collector(tuple(control_tokens))
+    collector = _Collector(tuple(control_tokens), missing_words)
     sampled, sample = set(kept[:: max(1, len(kept) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]), []
     # One byte per row: a set of integers would take about 70 times the memory.
     is_kept = bytearray(max(kept, default=0) + 1)
@@ -115,6 +127,7 @@ def find_issues(
         dict(collector.languages),
         collector.hashes,
         sample,
+        collector.unread,
         places,
     )
 
@@ -122,18 +135,32 @@ def find_issues(
 class _Collector:
     """Collects issues row by row; keeps hashes of the texts instead of the texts."""
 
-    def __init__(self, control_tokens: Sequence[str]) -> None:
+    def __init__(
+        self,
+        control_tokens: Sequence[str],
+        missing_words: Callable[[PreferencePair], Sequence[str]],
+    ) -> None:
         self.lines: dict[PairIssue, list[int]] = defaultdict(list)
         self.marks: dict[PairIssue, Counter[str]] = defaultdict(Counter)
         self.languages: Counter[Language] = Counter()
         self.hashes = PairHashes()
+        self.unread = UnreadColumns()
         self._control_tokens = control_tokens
+        self._missing_words = missing_words
 
     def read(self, row: PreferencePair) -> None:
         """Add the issues of one row."""
         shared = _shared_messages(row)
         self.hashes.add(row.line, row.chosen[:shared], row.chosen, row.rejected)
+        self.unread.add(row)
         issues = self._marks_of(row)
+        for issue, shown in issues_of(row).items():
+            self.marks[issue].update(shown)
+            issues.add(issue)
+        if missing := self._missing_words(row):
+            issues.add(PairIssue.LOST_WORDS)
+            if len(self.lines[PairIssue.LOST_WORDS]) < _MARKED_ROWS:
+                self.marks[PairIssue.LOST_WORDS].update({*missing})
         rests = row.chosen[shared:], row.rejected[shared:]
         # The sides must part at an answer: a user turn after the common beginning is a part of
         # the prompt that the other side does not have.
@@ -160,6 +187,21 @@ class _Collector:
         for issue, others in partners.items():
             if others:
                 self.lines[issue] += others
+        # Pairs without a common beginning share the empty prompt.
+        promptless = {
+            *self.lines.get(PairIssue.NO_USER, ()),
+            *self.lines.get(PairIssue.OTHER_PROMPT, ()),
+        }
+        one_prompt = self.hashes.rows_of_frequent_prompts(_MIN_PAIRS, _ONE_PROMPT_SHARE)
+        frequent = {
+            PairIssue.ONE_PROMPT: [] if promptless.issuperset(one_prompt) else one_prompt,
+            PairIssue.FREQUENT_ANSWER: self.hashes.rows_of_frequent_answers(
+                _MIN_ANSWERS, _ANSWER_SHARE
+            ),
+        }
+        for issue, lines in frequent.items():
+            if lines:
+                self.lines[issue] += lines
         return partners
 
     def _marks_of(self, row: PreferencePair) -> set[PairIssue]:

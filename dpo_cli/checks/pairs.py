@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dpo_cli.checks.pair_issues import NEAR_IDENTICAL_SHARE, PairIssues
 from dpo_cli.checks.reporter import Reporter
-from dpo_cli.data.chat import ChatTokenizer, Rendered
+from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.languages import LANGUAGES
+from dpo_cli.data.rendered import Rendered
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.findings import Histogram, PairIssue
 from dpo_cli.training.inputs import RunInputs
@@ -25,6 +26,8 @@ _SIGMAS, _MIN_PAIRS = 2.6, 30
 """A length bias must exceed 1/2 by 2.6 standard errors (p < 0.01), on at least 30 pairs."""
 _MIN_ISSUES, _MIN_ISSUE_SHARE = 3, 0.01
 """Number and share of pairs from which on an issue that may be intended is a warning."""
+_REPEATED_QUESTION_SHARE = 0.5
+"""Share of the pairs from which on answers that begin with the question are a fault of the file."""
 _KNOWN_SHARE = 0.05
 """Tolerated share of held-out pairs whose prompt is also trained on."""
 _NAMED_MARKS = 5
@@ -75,7 +78,7 @@ def check_texts(reporter: Reporter, subject: str, issues: PairIssues) -> None:
     has_warning = False
     for issue, advice in _ADVICE.items():
         lines = issues.lines.get(issue, ())
-        enough = 1 if advice.is_always_wrong else max(_MIN_ISSUES, _MIN_ISSUE_SHARE * total)
+        enough = max(_MIN_ISSUES, advice.least_share * total) if advice.least_share else 1
         if len(lines) < enough:
             continue
         has_warning = True
@@ -111,7 +114,7 @@ def check_template(
     written_marks: set[str] = set()
     for row in issues.sample:
         try:
-            [rendered] = tokenizer.render(row.chosen)
+            [rendered] = tokenizer.render(row.chosen, tools=row.tools, as_one=True)
         except ValueError:
             continue  # reported as malformed
         contents = [message["content"] for message in row.chosen]
@@ -121,7 +124,7 @@ def check_template(
         }
     # A mark of the template that is no token of its own is a sign of another model's template.
     pieces = {
-        mark: len(tokenizer.encode([Rendered(mark, ())])[0].ids) for mark in sorted(written_marks)
+        mark: len(tokenizer.encode([Rendered(mark)])[0].ids) for mark in sorted(written_marks)
     }
     if several := {mark: count for mark, count in pieces.items() if count > 1}:
         listed = ", ".join(f"{mark} ({count} tokens)" for mark, count in several.items())
@@ -168,14 +171,63 @@ def check_overlap(
 
 @dataclass(frozen=True)
 class _Advice:
-    """Text about an issue; `is_always_wrong` if a single pair is worth a warning."""
+    """Text about an issue; a share of the pairs below `least_share` is no warning."""
 
     message: str
     remedy: str
-    is_always_wrong: bool = True
+    least_share: float = 0.0
 
 
 _ADVICE = {
+    PairIssue.NO_USER: _Advice(
+        "have no user turn",
+        "Add the question: a column that holds it must have a name that the format reads"
+        " (docs/data.md), or be mapped by data.columns.",
+    ),
+    PairIssue.REPEATED_TURN: _Advice(
+        "have the same turn twice in a row",
+        "Remove one of the two; often the prompt stands in a column of its own and in both sides.",
+    ),
+    PairIssue.ANSWERED_PROMPT: _Advice(
+        "have an answer directly after an answer, for example at the end of the prompt",
+        "End the prompt with a user turn.",
+    ),
+    PairIssue.SPEAKERS: _Advice(
+        'have the names of speakers in one message, as in "Human: ... Assistant: ..."',
+        "Write each turn as a message with its role; otherwise the model learns to write both"
+        " speakers.",
+    ),
+    PairIssue.EMPTY_TEXT: _Advice(
+        "have a message without a text ({marks})",
+        "Remove them; nan, None and null are what programs write for a missing value.",
+    ),
+    PairIssue.LOST_WORDS: _Advice(
+        "lack words of an answer among its tokens ({marks})",
+        "The tokenizer has no tokens for these words, or the mask leaves them out, so they are not"
+        " learned. Use the tokenizer of the weights, and look at the pairs with dpo data.",
+    ),
+    PairIssue.ONE_PROMPT: _Advice(
+        "have one and the same prompt",
+        "Check that the question is in a column that the format reads; one prompt teaches little"
+        " about others.",
+        least_share=_MIN_ISSUE_SHARE,
+    ),
+    PairIssue.FREQUENT_ANSWER: _Advice(
+        "have an answer that the same side has to many prompts",
+        "Review them: the model learns to write, or to avoid, this one text whatever is asked.",
+        least_share=_MIN_ISSUE_SHARE,
+    ),
+    PairIssue.QUESTION_IN_ANSWER: _Advice(
+        "have answers that begin with the question",
+        "Remove the question from both sides if it is only a copy of the prompt.",
+        least_share=_REPEATED_QUESTION_SHARE,
+    ),
+    PairIssue.LITERAL: _Advice(
+        "have a message that is a list or an object in JSON or Python syntax",
+        "If it holds several messages or a text, write these instead; keep it if the answer is"
+        " meant to be JSON.",
+        least_share=_MIN_ISSUE_SHARE,
+    ),
     PairIssue.CONTRADICTORY: _Advice(
         "contradict another pair with the same two answers",
         "Keep one of each two; together they teach nothing.",
@@ -204,17 +256,17 @@ _ADVICE = {
         f"have sides that share {NEAR_IDENTICAL_SHARE:.0%} or more of their words",
         "Review them: if neither side is better, they teach noise, and both answers tend to become"
         " less likely.",
-        is_always_wrong=False,
+        least_share=_MIN_ISSUE_SHARE,
     ),
     PairIssue.REPEATED: _Advice(
         "are copies of another pair",
         "Remove the copies, or keep them to count these pairs twice.",
-        is_always_wrong=False,
+        least_share=_MIN_ISSUE_SHARE,
     ),
     PairIssue.OTHER_LANGUAGE: _Advice(
         "have sides in different languages",
         "Review them: the model may learn the language instead of the quality.",
-        is_always_wrong=False,
+        least_share=_MIN_ISSUE_SHARE,
     ),
 }
 

@@ -18,6 +18,7 @@ from dpo_cli.checks.pairs import check_overlap, check_template
 from dpo_cli.checks.preview import preview
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import check_device, check_disk, check_plan
+from dpo_cli.checks.template import check_ending, check_headers, check_scored_words
 from dpo_cli.checks.trial_trainer import make_trial_trainer
 from dpo_cli.compute.device import Device, configure_device
 from dpo_cli.data.chat import ChatTokenizer
@@ -85,6 +86,9 @@ class TorchChecks:
         if data and tokenizer:
             check_masks(reporter, data.rows)
             check_template(reporter, tokenizer, data.rows, data.issues)
+            check_headers(reporter, tokenizer)
+            check_ending(reporter, tokenizer, weights)
+            check_scored_words(reporter, tokenizer, data.rows)
             shown = preview(reporter, data.rows, tokenizer, pair)
 
         facts: dict[str, Any] = data.facts() if data else {}

@@ -20,7 +20,7 @@ from dpo_cli.commands.options import (
     SetOption,
     TokenizerOption,
 )
-from dpo_cli.data.formats import Message
+from dpo_cli.data.messages import Message
 from dpo_cli.data.prompts import Prompt, read_prompts
 from dpo_cli.errors import DpoError, ExitCode, UsageError
 from dpo_cli.formatting import format_count

@@ -1,8 +1,9 @@
 """Chat templates: conversations to token ids and response masks.
 
-The mask follows the structure of the rendered turns, in characters. It never scans ids for a
-marker, because a user may write `<|im_start|>assistant`, and an answer may start with spaces that
-merge with the newline of the header into one token.
+An answer begins where the tokens of its prompt end, rendered with the header of an answer, as a
+model sees it when it generates. The mask never scans ids for a marker, because a user may write
+`<|im_start|>assistant`. A token in which the end of a header and the beginning of an answer merge
+belongs to the answer: no prompt ends with it.
 """
 
 from __future__ import annotations
@@ -10,29 +11,33 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import AnyStr
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpo_cli.data.encoders import as_tensor, make_encoder, with_true_offsets
-from dpo_cli.data.formats import Message
+from dpo_cli.data.messages import Message, shared_turns
+from dpo_cli.data.rendered import (
+    Answer,
+    Rendered,
+    RewrittenError,
+    common_length,
+    common_tokens,
+)
 from dpo_cli.data.rendering import TemplateRenderer
+from dpo_cli.data.template import ChatTemplate
 from dpo_cli.data.tokenizer_limits import check_files, check_ids
+from dpo_cli.data.tools import Tool, with_arguments
 from dpo_cli.errors import DpoError, first_line
 
-EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
 REWRITES_TURNS = "the chat template rewrites earlier turns"
-_PROBES = ("a", "b")
-_MARK = "aXbYc"
-_FIRST_SYSTEM = "the system turn"
-_LATER_SYSTEM = "later system turns"
-_TOOL = "tool turns"
-_TOOL_CALLS = "tool calls"
+_Key = tuple[int, int, bool]
+"""Conversation, number of its first turns, and True to render them as a prompt."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,14 @@ class Encoded:
     """Stored form of one conversation: ids, and the [first, end) token span of each answer.
 
     The spans ascend, are not empty and do not touch.
+    prompt_differs: the ids of a prompt are not the first ids of the whole.
+    cuts: token indices, see `Rendered.cuts`.
     """
 
     ids: array[int]
     answers: tuple[tuple[int, int], ...]
+    prompt_differs: bool = False
+    cuts: tuple[int, ...] = ()
 
     def tokenized(self) -> Tokenized:
         """Convert to tensors."""
@@ -73,29 +82,6 @@ class Encoded:
         for first, end in self.answers:
             response[first:end] = True
         return Tokenized(as_tensor(self.ids).to(torch.int64), response)
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Conversation as text, with the [start, end) character span of each answer."""
-
-    text: str
-    answers: tuple[tuple[int, int], ...]
-
-    def without_empty_think(self) -> Rendered:
-        """Remove empty think blocks, and shift the answer spans accordingly."""
-        pieces: list[str] = []
-        answers: list[tuple[int, int]] = []
-        position = length = 0
-        for start, end in self.answers:
-            before = self.text[position:start].replace(EMPTY_THINK_BLOCK, "")
-            answer = self.text[start:end].replace(EMPTY_THINK_BLOCK, "")
-            pieces += before, answer
-            answers.append((length + len(before), length + len(before) + len(answer)))
-            length += len(before) + len(answer)
-            position = end
-        pieces.append(self.text[position:].replace(EMPTY_THINK_BLOCK, ""))
-        return Rendered("".join(pieces), tuple(answers))
 
 
 class ChatTokenizer:
@@ -174,39 +160,9 @@ class ChatTokenizer:
         return tokens
 
     @cached_property
-    def _dropped_kinds(self) -> frozenset[str]:
-        """Kinds of turns that the chat template silently drops, found by rendering a marker."""
-        ask: Message = {"role": "user", "content": "a"}
-        answer: Message = {"role": "assistant", "content": "a"}
-        later: Message = {"role": "system", "content": _MARK}
-        called = {"type": "function", "function": {"name": _MARK, "arguments": {}}}
-        tried: dict[str, list[Message]] = {
-            _FIRST_SYSTEM: [later, ask, answer],
-            _LATER_SYSTEM: [ask, answer, later, ask, answer],
-            _TOOL: [ask, answer, {"role": "tool", "content": _MARK}, answer],
-            _TOOL_CALLS: [ask, {"role": "assistant", "content": "", "tool_calls": [called]}],
-        }
-        return frozenset(kind for kind, turns in tried.items() if not self._writes_mark(turns))
-
-    def _writes_mark(self, turns: list[Message]) -> bool:
-        try:
-            return _MARK in self._apply([turns])[0]
-        except ValueError:  # the template refuses such turns with an error of its own
-            return True
-
-    def dropped_turn(self, messages: Sequence[Message]) -> str:
-        """Describe the first turn that the chat template silently drops; "" if there is none."""
-        for number, message in enumerate(messages):
-            kind = ""
-            if message["role"] == "system":
-                kind = _LATER_SYSTEM if number else _FIRST_SYSTEM
-            elif message["role"] == "tool":
-                kind = _TOOL
-            elif message.get("tool_calls"):
-                kind = _TOOL_CALLS
-            if kind and kind in self._dropped_kinds:
-                return f"the chat template leaves out {kind} (message {number + 1})"
-        return ""
+    def template(self) -> ChatTemplate:
+        """Measured properties of the chat template."""
+        return ChatTemplate(lambda messages, **options: self._apply([messages], **options)[0])
 
     @property
     def control_tokens(self) -> dict[str, int]:
@@ -235,96 +191,172 @@ class ChatTokenizer:
             ValueError: the template fails.
         """
         [text] = self._apply([list(messages)], add_generation_prompt=True)
-        [encoded] = self.encode([Rendered(text, ())])
+        [encoded] = self.encode([Rendered(text)])
         return as_tensor(encoded.ids).to(torch.int64)
 
-    def render(self, *conversations: Sequence[Message]) -> list[Rendered]:
-        """Render conversations with the chat template and locate every answer.
+    def render(
+        self,
+        *conversations: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        first: int = 0,
+        as_one: bool = False,
+    ) -> list[Rendered]:
+        """Render conversations with the chat template, and each scored answer's prompt and end.
 
-        To find the start of an answer, the turns before it are rendered twice, followed by two
-        different probe answers; the answer starts where the two texts first differ. An empty think
-        block there belongs to the answer. The answer ends where the rendering of all turns up to
-        and including it ends.
+        An answer ends where the rendering of all turns up to and including it ends.
 
         Args:
             conversations: conversations; common first turns are rendered once.
+            tools: definitions of tools for the template.
+            first: index of the first message that is scored if it is an answer.
+            as_one: score everything from the first scored answer to the end of the text, for
+                templates that render these turns differently once others follow.
 
         Raises:
             ValueError: the template fails, or rewrites earlier turns, so the spans are undefined.
         """
-        shared = _shared_turns(conversations)
-        wanted: dict[tuple[int, int, str], list[Message]] = {}
+        shared = shared_turns(*conversations)
+        conversations = tuple(self._prepared(messages) for messages in conversations)
+        wanted: dict[_Key, list[Message]] = {}
 
-        def want(side: int, turns: int, probe: str = "") -> tuple[int, int, str]:
-            """Request the first turns of a conversation, with a probe as the answer."""
-            key = (side if turns > shared else 0, turns, probe)
-            if key not in wanted:
-                answer = [{"role": "assistant", "content": probe}] if probe else []
-                wanted[key] = [*conversations[side][:turns], *answer]
+        def want(side: int, turns: int, is_prompt: bool) -> _Key:
+            """Request the first turns of a conversation, as a prompt or as they are."""
+            key = (side if turns > shared else 0, turns, is_prompt)
+            wanted.setdefault(key, [*conversations[side][:turns]])
             return key
 
-        keys = [
-            (
-                want(side, len(messages)),
-                [
-                    ([want(side, turn, probe) for probe in _PROBES], want(side, turn + 1))
-                    for turn, message in enumerate(messages)
-                    if message["role"] == "assistant"
-                ],
-            )
-            for side, messages in enumerate(conversations)
-        ]
-        texts = dict(zip(wanted, self._apply(list(wanted.values())), strict=True))
+        sides = []
+        for side, messages in enumerate(conversations):
+            whole = want(side, len(messages), False)
+            turns = [
+                turn
+                for turn, message in enumerate(messages)
+                if turn >= first and message["role"] == "assistant"
+            ]
+            if as_one:
+                spans = [(want(side, turns[0], True), whole)]
+            else:
+                spans = [(want(side, turn, True), want(side, turn + 1, False)) for turn in turns]
+            sides.append((whole, spans))
+        texts = self._render_all(wanted, tools)
         rendered = []
-        for whole, ends in keys:
-            answers = []
-            for probes, end in ends:
-                first, second = (texts[probe] for probe in probes)
-                header = first[: common_length(first, second)].removesuffix(EMPTY_THINK_BLOCK)
-                if not (texts[whole].startswith(texts[end]) and texts[end].startswith(header)):
-                    raise ValueError(REWRITES_TURNS)
-                answers.append((len(header), len(texts[end])))
-            rendered.append(Rendered(texts[whole], tuple(answers)))
+        for whole, spans in sides:
+            text, answers, is_rewritten = texts[whole], [], False
+            for before, end in spans:
+                if not text.startswith(texts[end]):
+                    raise RewrittenError(REWRITES_TURNS)
+                prompt = texts[before]
+                if common_length(prompt, text) < len(prompt) - self.template.header_length:
+                    prompt, is_rewritten = self._header(wanted[before], tools), True
+                    if not text.startswith(prompt):
+                        raise RewrittenError(REWRITES_TURNS)
+                answers.append(Answer(prompt, len(texts[end])))
+            rendered.append(Rendered(text, tuple(answers), is_rewritten=is_rewritten))
         return rendered
 
-    def encode(self, texts: Sequence[Rendered]) -> list[Encoded]:
-        """Encode texts, and map the answer spans to tokens that start inside an answer.
+    def _render_all(
+        self, wanted: Mapping[_Key, list[Message]], tools: Sequence[Tool]
+    ) -> dict[_Key, str]:
+        """Render all requested turns, in one call for the prompts and one for the others."""
+        options: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        texts: dict[_Key, str] = {}
+        for is_prompt in (True, False):
+            keys = [key for key in wanted if key[2] is is_prompt and key[1]]
+            if keys:
+                conversations = [wanted[key] for key in keys]
+                rendered = self._apply(conversations, add_generation_prompt=is_prompt, **options)
+                texts |= zip(keys, rendered, strict=True)
+        for key in wanted:
+            if not key[1]:  # most templates fail without a message
+                texts[key] = self._header([], tools)
+        return texts
 
-        A token that straddles a header and its answer belongs to the header.
+    def _header(self, turns: Sequence[Message], tools: Sequence[Tool]) -> str:
+        """Return the text before an answer to turns, as the template renders it with an answer."""
+        options: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        probes = [[*turns, {"role": "assistant", "content": probe}] for probe in ("a", "b")]
+        first, second = self._apply(probes, **options)
+        return first[: common_length(first, second)]
+
+    def _prepared(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Give the arguments of tool calls the form that the template writes as JSON once."""
+        if not any(message.get("tool_calls") for message in messages):
+            return messages
+        return [with_arguments(message, self.template.arguments) for message in messages]
+
+    def prompt_pieces(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[str]:
+        """Return the texts that a prompt has before, between and behind the texts of its users.
+
+        Returns:
+            One piece more than there are user turns; empty if the template fails, or does not
+            write each text once and in order.
         """
-        places = [[place for answer in text.answers for place in answer] for text in texts]
-        return [
-            Encoded(ids, _joined(list(zip(before[::2], before[1::2], strict=True))))
-            for ids, before in self._encoder.encode([text.text for text in texts], places)
+        marks = {
+            turn: f"aXb{turn}Yc" for turn, each in enumerate(messages) if each["role"] == "user"
+        }
+        marked = [
+            {**message, "content": marks[turn]} if turn in marks else message
+            for turn, message in enumerate(self._prepared(messages))
         ]
-
-    def _apply(self, conversations: list[list[Message]], **options: bool) -> list[str]:
-        return self._renderer(conversations, **options)
-
-
-def common_length(first: AnyStr, second: AnyStr) -> int:
-    """Return the length of the common prefix of two strings or byte strings."""
-    same, limit = 0, min(len(first), len(second))
-    while same < limit:  # binary search: comparing slices runs at memory speed
-        middle = (same + limit + 1) // 2
-        if first[same:middle] == second[same:middle]:
-            same = middle
-        else:
-            limit = middle - 1
-    return same
-
-
-def _shared_turns(conversations: Sequence[Sequence[Message]]) -> int:
-    """Count the first messages that all conversations share."""
-    shared = 0
-    for messages in zip(*conversations, strict=False):
         try:
-            if any(message != messages[0] for message in messages):
-                break
-        except RecursionError:  # nested so deeply that a comparison fails
-            break
-        shared += 1
-    return shared
+            [text] = self._render_all({(0, 1, True): marked}, tools).values()
+        except ValueError:
+            return []
+        pieces = []
+        for mark in marks.values():
+            piece, found, text = text.partition(mark)
+            if not found or mark in text:
+                return []
+            pieces.append(piece)
+        return [*pieces, text]
+
+    def encode(self, texts: Sequence[Rendered], *, sides: int = 1) -> list[Encoded]:
+        """Encode texts and find the tokens of their answers.
+
+        An answer begins behind the longest common beginning of the ids of its prompt and of the
+        whole text. It ends with the last token that starts before its end.
+
+        Args:
+            texts: rendered conversations.
+            sides: number of consecutive texts that belong together. Their answers to the same
+                prompt begin at the same token, the earliest of all.
+        """
+        places: dict[str, list[int]] = {}
+        for text in texts:
+            ends = [answer.end for answer in text.answers]
+            places.setdefault(text.text, []).extend([*text.cut_places, *ends])
+            for answer in text.answers:
+                places.setdefault(answer.prompt, [])
+        found = dict(
+            zip(places, self._encoder.encode(list(places), list(places.values())), strict=True)
+        )
+        before = {text: dict(zip(places[text], each.tokens_before, strict=True))
+                  for text, each in found.items()}  # fmt: skip
+        ended = {text: dict(zip(places[text], each.tokens_ended, strict=True))
+                 for text, each in found.items()}  # fmt: skip
+        encoded = []
+        for start in range(0, len(texts), sides):
+            group = texts[start : start + sides]
+            begins: dict[tuple[int, str], int] = {}
+            for text in group:
+                for number, (prompt, _) in enumerate(text.answers):
+                    common = common_tokens(found[prompt].ids, found[text.text].ids)
+                    begins[number, prompt] = min(common, begins.get((number, prompt), common))
+            for text in group:
+                spans = [
+                    (begins[number, prompt], before[text.text][end])
+                    for number, (prompt, end) in enumerate(text.answers)
+                ]
+                differs = any(
+                    len(found[prompt].ids) > begins[number, prompt]
+                    for number, (prompt, _) in enumerate(text.answers)
+                )
+                cuts = text.aligned_cuts(before[text.text], ended[text.text])
+                encoded.append(Encoded(found[text.text].ids, _joined(spans), differs, cuts))
+        return encoded
+
+    def _apply(self, conversations: list[list[Message]], **options: Any) -> list[str]:
+        return self._renderer(conversations, **options)
 
 
 def _joined(answers: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -21,10 +21,14 @@ _GROUP_CHARACTERS = 1 << 20
 
 
 class Placed(NamedTuple):
-    """Ids of one text, and the number of tokens that start before each requested position."""
+    """Ids of one text, and for each requested position the tokens that start before and end by it.
+
+    Both numbers differ where a token lies on both sides of the position.
+    """
 
     ids: array[int]
     tokens_before: list[int]
+    tokens_ended: list[int]
 
 
 class Encoder(Protocol):
@@ -56,8 +60,11 @@ class OffsetEncoder:
         for group in _groups(texts):
             for encoding in self._backend.encode_batch(group, add_special_tokens=False):
                 starts = [start for start, _ in encoding.offsets]
-                before = [bisect_left(starts, place) for place in next(wanted)]
-                placed.append(Placed(array(self._typecode, encoding.ids), before))
+                ends = [end for _, end in encoding.offsets]
+                positions = next(wanted)
+                before = [bisect_left(starts, place) for place in positions]
+                ended = [bisect_right(ends, place) for place in positions]
+                placed.append(Placed(array(self._typecode, encoding.ids), before, ended))
         return placed
 
 
@@ -143,13 +150,17 @@ class PieceEncoder:
                 tokens_ahead.append(ahead[index])
         numbers_of_places = torch.tensor(place_pieces, dtype=torch.int64)
         positions = first_bytes[numbers_of_places] + torch.tensor(place_bytes, dtype=torch.int64)
-        begun = torch.searchsorted(token_bytes[:-1], positions) - first_tokens[numbers_of_places]
-        counts = iter((begun + torch.tensor(tokens_ahead, dtype=torch.int64)).tolist())
+        ahead_of_pieces = torch.tensor(tokens_ahead, dtype=torch.int64)
+        ahead_of_pieces -= first_tokens[numbers_of_places]
+        begun = torch.searchsorted(token_bytes[:-1], positions) + ahead_of_pieces
+        done = torch.searchsorted(token_bytes[1:], positions, right=True) + ahead_of_pieces
+        counts, ends_of = iter(begun.tolist()), iter(done.tolist())
 
         return [
             Placed(
                 _concatenated([ids[number] for number in layout], self._typecode),
                 list(itertools.islice(counts, len(wanted))),
+                list(itertools.islice(ends_of, len(wanted))),
             )
             for layout, wanted in zip(layouts, places, strict=True)
         ]

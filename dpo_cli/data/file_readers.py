@@ -6,7 +6,6 @@ Rows are read one after another in bounded memory, also from hostile files.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import itertools
@@ -242,36 +241,16 @@ def _header(path: Path, cells: list[str]) -> list[str]:
 
 
 def _columns(record: _Record) -> dict[str, Any] | MalformedError:
-    """Convert a record to a row; a list of messages is JSON in a cell."""
+    """Convert a record to a row of texts."""
     header, cells = record
     if len(cells) != len(header):
         why = f"{len(cells)} cells, but the header has {len(header)}"
         return MalformedError(why, ",".join(cells))
     try:
-        return {name: _cell(cell) for name, cell in zip(header, cells, strict=True)}
+        "".join(cells).encode()
     except UnicodeEncodeError:
         return MalformedError(NOT_UTF_8, ",".join(cells))
-    except MalformedError as error:
-        return MalformedError(str(error), ",".join(cells))
-
-
-def _cell(cell: str) -> Any:
-    cell.encode()
-    begins = cell[:2]
-    if begins == "[{" or begins == '{"':
-        if cell.startswith("[{'"):
-            raise MalformedError("a list in Python syntax; write it with json.dumps")
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(cell)
-            json.dumps(value, ensure_ascii=False).encode()
-            if _holds_messages(value):
-                return value
-    return cell
-
-
-def _holds_messages(value: Any) -> bool:
-    messages = value if isinstance(value, list) else [value]
-    return all(isinstance(each, dict) and each.keys() & {"role", "from"} for each in messages)
+    return dict(zip(header, cells, strict=True))
 
 
 def _endless(path: Path, why: str) -> DpoError:

@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from dpo_cli.data.formats import FORMATS, Format, Message, Row, renamed
+from dpo_cli.data.columns import Columns, Row
+from dpo_cli.data.formats import FORMATS, Format
+from dpo_cli.data.messages import Message
+from dpo_cli.data.row_readers import UnrankedError
 from dpo_cli.data.rows import NOT_UTF_8, MalformedError
 from dpo_cli.data.sources import NO_PLACES, Places, Source
+from dpo_cli.data.tools import Tool, tools_of
 from dpo_cli.errors import DpoError
 
 _MAX_MALFORMED = 1_000_000
 """Malformed rows are kept in memory, with their reasons."""
 MALFORMED_SHARE_LIMIT = 0.01
 
-Problem = Literal["malformed", "identical", "truncated", "left-out"]
+Problem = Literal["malformed", "identical", "truncated", "left-out", "tie"]
 
 
 @dataclass(frozen=True)
 class PreferencePair:
     """Two whole conversations, of which the chosen one is preferred.
 
-    The prompt is their common beginning. line: number of the row, see `dpo_cli.data.sources`.
+    Attributes:
+        line: number of the row, see `dpo_cli.data.sources`.
+        chosen, rejected: messages.
+        prompt_turns: number of messages of an explicit prompt, with which both sides begin; None
+            for whole conversations, whose prompt is their common beginning.
+        tools: definitions of the tools that the assistant may call.
+        unread: values of the columns that the format does not read, by name.
     """
 
     line: int
     chosen: Sequence[Message]
     rejected: Sequence[Message]
+    prompt_turns: int | None = None
+    tools: Sequence[Tool] = ()
+    unread: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -87,9 +100,18 @@ def to_pair(
     try:
         if isinstance(row, MalformedError):
             raise row
-        return PreferencePair(line, *format.sides(renamed(row, columns)))
+        found = Columns(row, columns)
+        sides = format.read(found)
+        tools = tools_of({"tools": sides.tools}, sides.chosen)
+    except UnrankedError as error:
+        return SkippedRow(line, "tie", str(error))
+    except RecursionError:
+        return SkippedRow(line, "malformed", "nested too deeply")
     except MalformedError as error:
         return SkippedRow(line, "malformed", str(error))
+    return PreferencePair(
+        line, sides.chosen, sides.rejected, sides.prompt_turns, tools, found.unread
+    )
 
 
 def refuse_if_mostly_malformed(
@@ -109,8 +131,11 @@ def refuse_if_mostly_malformed(
     details = [f"{places.name(row.line)}: {row.reason}" for row in malformed[:10]]
     if len(malformed) > len(details):
         details.append(f"and {len(malformed) - len(details)} more")
+    given = source if isinstance(source, Source) else Source((source,))
+    hints = {"data.format": given.format == "auto", "data.columns": not given.columns}
+    unset = [key for key, is_unset in hints.items() if is_unset]
+    remedy = "Fix or remove these rows" + (f", or set {' and '.join(unset)}." if unset else ".")
     of_encoding = sum(row.reason.startswith(NOT_UTF_8) for row in malformed)
-    remedy = "Fix or remove these rows, or set data.format and data.columns."
     if 2 * of_encoding > len(malformed):
         remedy = (
             "Save the file as UTF-8. It may be in GB18030 (iconv -f GB18030 -t UTF-8), or in"

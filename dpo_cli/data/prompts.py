@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from dpo_cli.data.formats import FORMATS, ROLES, Message, Row, formats_of
+from dpo_cli.data.columns import Columns
+from dpo_cli.data.compression import opened
+from dpo_cli.data.file_kinds import kind_of
+from dpo_cli.data.file_readers import read_rows
+from dpo_cli.data.formats import FORMATS, format_of
+from dpo_cli.data.messages import Message
 from dpo_cli.data.pairs import SkippedRow, to_pair
-from dpo_cli.data.rows import MalformedError, parse_line
+from dpo_cli.data.row_readers import read_prompt
+from dpo_cli.data.rows import MalformedError, kind_of_value, parse_line
 from dpo_cli.errors import DpoError
 
-_ROWS_SUFFIX = ".jsonl"
 _BOM = b"\xef\xbb\xbf"  # byte order mark
 _LISTED = 10
+_ROWS_SUFFIXES = (".jsonl", ".ndjson")
+_KEYS = {"prompt", "messages", "conversations", "instruction", "input", "chosen"}
+"""Keys of which a JSON object has at least one if it is a row, and not a text to ask."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Conversation to be answered, with its line in the file."""
+    """Conversation to be answered, with its line or row in the file."""
 
     line: int
     messages: Sequence[Message]
@@ -28,31 +38,25 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """Read the prompts of a file in order, without blank lines.
 
-    In a .jsonl file each line is a row: `{"prompt": "text"}`, `{"prompt": [messages]}`, or a
-    preference pair of any known format, whose prompt is everything before the last answer of the
-    chosen side. In any other file each line is a prompt.
+    A file of rows (JSONL, a JSON array, CSV or Parquet) has a prompt in each row: a column such as
+    `prompt` or `messages`, or a preference pair of any known format, whose prompt is everything
+    before the last answer of the chosen side. A JSON array may also contain texts. In any other
+    file each line is a prompt.
 
     Raises:
         DpoError: the file cannot be read, has no prompt, or has lines without a prompt.
     """
-    try:
-        lines = path.read_bytes().removeprefix(_BOM).split(b"\n")
-    except OSError as error:
-        raise DpoError(
-            f"{path}: {error.strerror}", "Name a file with one prompt per line."
-        ) from error
-    parse = _of_row if path.suffix == _ROWS_SUFFIX else _of_text
+    unit, values = _values(path)
     prompts, problems = [], []
-    for number, raw in enumerate(lines, start=1):
-        if raw.strip():
-            try:
-                prompts.append(Prompt(number, parse(number, raw)))
-            except ValueError as error:
-                problems.append(f"line {number}: {error}")
+    for number, value in values:
+        try:
+            prompts.append(Prompt(number, _messages(number, value)))
+        except MalformedError as error:
+            problems.append(f"{unit} {number}: {error}")
     if problems:
         rest = len(problems) - _LISTED
         raise DpoError(
-            f"{path}: {len(problems)} of {len(prompts) + len(problems)} lines have no prompt",
+            f"{path}: {len(problems)} of {len(prompts) + len(problems)} {unit}s have no prompt",
             'Write {"prompt": "text"} on each line, or rename the file to .txt if each line is a'
             " prompt.",
             problems[:_LISTED] + ([f"and {rest} more"] if rest > 0 else []),
@@ -62,45 +66,75 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _of_text(number: int, raw: bytes) -> list[Message]:
+def _values(path: Path) -> tuple[Literal["line", "row"], Iterable[tuple[int, Any]]]:
+    """Return the unit of the numbers, and each row, text or `MalformedError` with its number."""
+    kind = kind_of(path)
+    if kind != "jsonl":
+        return "row", read_rows(path, kind)
+    if any(suffix in _ROWS_SUFFIXES for suffix in path.suffixes):
+        return "line", read_rows(path, kind)
+    with opened(path) as file:
+        content = file.read().removeprefix(_BOM)
+    if content.lstrip().startswith(b"["):
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(texts := json.loads(content), list):
+                return "row", enumerate(texts, start=1)
+    lines = [(n, raw) for n, raw in enumerate(content.split(b"\n"), start=1) if raw.strip()]
+    if lines and _is_row(lines[0][1]):
+        return "line", read_rows(path, kind)
+    return "line", [(number, _text(raw)) for number, raw in lines]
+
+
+def _is_row(raw: bytes) -> bool:
+    with contextlib.suppress(MalformedError):
+        return not _KEYS.isdisjoint(parse_line(raw))
+    return False
+
+
+def _text(raw: bytes) -> str | MalformedError:
     try:
-        return [{"role": "user", "content": raw.decode("utf-8").strip()}]
+        return raw.decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
+        return MalformedError(f"not UTF-8 (byte {error.start + 1} of the line)")
 
 
-def _of_row(number: int, raw: bytes) -> Sequence[Message]:
-    try:
-        row = parse_line(raw)
-    except MalformedError as error:
-        raise ValueError(str(error)) from error
-    names = formats_of(row)
-    if not names:
-        return _prompt(row)
-    pair = to_pair(number, row, FORMATS[names[0]], {})
+def _messages(number: int, value: Any) -> Sequence[Message]:
+    """Return the messages of a prompt.
+
+    Raises:
+        MalformedError: the value is no prompt.
+    """
+    if isinstance(value, MalformedError):
+        raise value
+    if isinstance(value, str):
+        value = {"prompt": value}
+    if not isinstance(value, dict):
+        raise MalformedError(f"expected a text or an object, got {kind_of_value(value)}")
+    row = Columns(value, {})
+    name = format_of(row)
+    if name is None:
+        return _to_answer(_prompt(row, value))
+    pair = to_pair(number, value, FORMATS[name], {})
     if isinstance(pair, SkippedRow):
-        raise ValueError(pair.reason)
+        raise MalformedError(pair.reason)
     last = max(turn for turn, each in enumerate(pair.chosen) if each["role"] == "assistant")
-    return _conversation(list(pair.chosen[:last]))
+    return _to_answer(pair.chosen[:last])
 
 
-def _prompt(row: Row) -> list[Message]:
-    if isinstance(prompt := row.get("prompt"), str) and prompt.strip():
-        return [{"role": "user", "content": prompt}]
-    if prompt is None:
-        raise ValueError(f"no 'prompt' among {', '.join(row) or 'no columns'}, and not a pair")
-    return _conversation(prompt)
+def _prompt(row: Columns, value: dict[str, Any]) -> Sequence[Message]:
+    if row.first(*_KEYS) is None:
+        if "prompt" in value:
+            raise MalformedError("'prompt' must be a non-empty text or a list of messages")
+        raise MalformedError(
+            f"no 'prompt' among {', '.join(value) or 'no columns'}, and not a pair"
+        )
+    return read_prompt(row)
 
 
-def _conversation(messages: Any) -> list[Message]:
-    """Validate messages that an answer can follow."""
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("'prompt' must be a non-empty text or a list of messages")
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError(f"message {number}: 'content' must be a text")
-        if message.get("role") not in ROLES:
-            raise ValueError(f"message {number}: 'role' must be one of {', '.join(ROLES)}")
+def _to_answer(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return messages that an answer can follow."""
+    if not messages:
+        raise MalformedError("'prompt' must be a non-empty text or a list of messages")
     if messages[-1]["role"] == "assistant":
-        raise ValueError("the last message is an answer")
+        raise MalformedError("the last message is an answer")
     return messages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,10 +74,19 @@ def parse_line(raw: bytes) -> dict[str, Any]:
 
 
 def kind_of_value(value: Any) -> str:
-    """Describe the type of a JSON value in words."""
-    if value is None:
-        return "null"
-    if value == [] and isinstance(value, list):
-        return "an empty list"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
-    return names.get(type(value), "an object")
+    """Describe the type of a value in words, with the value of a number."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return f"a boolean ({str(value).lower()})"
+        case int() | float():
+            return f"a number ({reprlib.repr(value)})"
+        case str():
+            return "a text"
+        case list():
+            return "a list" if value else "an empty list"
+        case dict():
+            return "an object"
+        case _:
+            return f"a {type(value).__name__}"

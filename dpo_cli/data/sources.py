@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from dpo_cli.data.columns import Columns, Row
 from dpo_cli.data.file_kinds import Kind, kind_of
 from dpo_cli.data.file_readers import count_numbers, read_rows
-from dpo_cli.data.formats import FORMATS, Row, formats_of, renamed, unknown_columns
+from dpo_cli.data.formats import FORMATS, PROMPTS, format_of, unknown_format
 from dpo_cli.data.rows import MalformedError, Numbered
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
@@ -62,7 +63,7 @@ class Part:
     @property
     def unit(self) -> str:
         """Unit of its row numbers, "line" or "row"."""
-        return "line" if self.kind == "jsonl" else "row"
+        return _unit(self.kind)
 
 
 @dataclass(frozen=True)
@@ -295,25 +296,58 @@ class Source:
     def _format_of(self, path: Path, kind: Kind) -> str:
         """Return the name of the format; "" for a file without rows."""
         is_empty, has_messages = True, False
-        names: dict[str, None] = {}
+        unit = _unit(kind)
+        rows: list[tuple[str, Row]] = []
         votes: Counter[str] = Counter()
-        for _, row in itertools.islice(read_rows(path, kind), _LOOKED_AT_ROWS):
+        for number, row in itertools.islice(read_rows(path, kind), _LOOKED_AT_ROWS):
             is_empty = False
             if isinstance(row, MalformedError):
                 continue
-            names.update(dict.fromkeys(row))
+            rows.append((f"{unit} {number}", row))
             with contextlib.suppress(MalformedError):
-                mapped = renamed(row, self.columns)
-                has_messages |= isinstance(mapped.get("chosen"), list)
-                votes.update(formats_of(mapped))
-        if is_empty or self.format != "auto":
-            return "" if is_empty else self.format
-        if votes:
-            return votes.most_common(1)[0][0]
-        # If no row decides, read the file as MiniMind's, so that each row reports what it lacks.
-        if not names or has_messages:
-            return "minimind"
-        raise unknown_columns(path, list(names), self.columns)
+                found = Columns(row, self.columns)
+                is_whole = found.first(*PROMPTS) is None
+                has_messages |= is_whole and isinstance(found.peek("chosen"), list)
+                votes.update(filter(None, [format_of(found)]))
+        if is_empty:
+            return ""
+        if self.format != "auto":
+            name = self.format
+        elif votes:
+            name = votes.most_common(1)[0][0]
+        elif not rows or has_messages:
+            # If no row decides, read the file as MiniMind's: each row reports what it lacks.
+            name = "minimind"
+        else:
+            raise unknown_format(path, rows, self.columns)
+        self._require_read(path, name, [row for _, row in rows])
+        return name
+
+    def _require_read(self, path: Path, format: str, rows: Sequence[Row]) -> None:
+        """Check that the format reads each column of `data.columns`.
+
+        Raises:
+            DpoError: naming the first column that no row reads.
+        """
+        read: set[str] = set()
+        unread: set[str] = set()
+        for row in rows if self.columns else ():
+            with contextlib.suppress(MalformedError, RecursionError):
+                found = Columns(row, self.columns)
+                FORMATS[format].read(found)
+                read |= found.read
+                unread |= found.unread.keys()
+        for name, column in self.columns.items():
+            if column in unread - read:
+                raise DpoError(
+                    f"{path}: the format {format} does not read {column!r}, which"
+                    f" data.columns.{name} names",
+                    f"Remove data.columns.{name}, or set data.format to a format with this column.",
+                )
+
+
+def _unit(kind: Kind) -> str:
+    return "line" if kind == "jsonl" else "row"
 
 
 def _legible(row: Row | MalformedError) -> str:

@@ -26,10 +26,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.encoding import encode_rows
+from dpo_cli.data.encoding import ScoredTurns, encode_rows
 from dpo_cli.data.pairs import SkippedRow, read_pairs
 from dpo_cli.data.sources import Part, Places, Source
 from dpo_cli.data.tokens import EncodedRows
+from dpo_cli.data.truncation import Truncation
 from dpo_cli.errors import DpoError
 from dpo_cli.files import cache_directory, fsync_path, remove_path, remove_unused
 from dpo_cli.integrity import DamageError, read_verified, write_manifest
@@ -37,7 +38,7 @@ from dpo_cli.integrity import DamageError, read_verified, write_manifest
 FORMAT = 4
 """Incremented when the files of an entry, or how rows are read, rendered or masked, change."""
 _PACKAGES = ("tokenizers", "transformers", "jinja2")
-_COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts")
+_COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts", "flags", "cuts", "cut_counts")
 _IDS, _REST = "ids.bin", "columns.safetensors"
 _DTYPES = {"uint16": torch.uint16, "int32": torch.int32}
 Blocks = Generator[EncodedRows, None, None]
@@ -62,6 +63,8 @@ def encode_source(
     *,
     empty_think_ratio: float,
     seed: int,
+    scored_turns: ScoredTurns | None = None,
+    truncation: Truncation | None = None,
     on_progress: Callable[[int, int], None],
     ranks: LocalRanks,
 ) -> EncodedRows:
@@ -69,7 +72,8 @@ def encode_source(
 
     Args:
         source: files of pairs.
-        tokenizer, empty_think_ratio, seed: see `dpo_cli.data.encoding.encode_rows`.
+        tokenizer, empty_think_ratio, seed, scored_turns, truncation: see
+            `dpo_cli.data.encoding.encode_rows`.
         on_progress: called with the number of rows done and of all rows (0 while they are counted).
         ranks: ranks on this machine that call this for the same source; each encodes its share.
 
@@ -87,6 +91,8 @@ def encode_source(
             tokenizer,
             empty_think_ratio=empty_think_ratio,
             seed=seed,
+            scored_turns=scored_turns,
+            truncation=truncation,
             on_progress=lambda done: on_progress(min(done * parts, total), total),
         ):
             yield replace(block, places=places)
@@ -96,7 +102,7 @@ def encode_source(
     rows: EncodedRows | None = None
     directory = cache_directory()
     if directory is not None and not tokenizer.depends_on_date:
-        key = _key(source, content, tokenizer, empty_think_ratio, seed)
+        key = _key(source, content, tokenizer, empty_think_ratio, seed, scored_turns, truncation)
         entry = directory / "tokens" / key
         rows = _load_readable(entry, key)
         if not all(ranks.all_gather_object_on_host(f"tokens found/{key}", rows is not None)):
@@ -121,12 +127,21 @@ def load(entry: Path, key: str) -> EncodedRows | None:
         # `frombuffer` keeps the bytes; it refuses an empty buffer.
         tokens = torch.frombuffer(ids, dtype=dtype) if ids else torch.empty(0, dtype=dtype)
         skipped_rows = tuple(SkippedRow(*row) for row in facts["skipped_rows"])
+        unread = {str(name): int(number) for name, number in facts["unread"].items()}
         places = Places(tuple(Part(*part) for part in facts["places"]))
-    except (DamageError, RuntimeError, SafetensorError, ValueError, LookupError, TypeError):
+    except (
+        DamageError,
+        RuntimeError,
+        SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):
         return None
     with contextlib.suppress(OSError):
         os.utime(entry)  # marks the entry as used, see `remove_unused`
-    return EncodedRows(ids=tokens, **columns, skipped_rows=skipped_rows, places=places)
+    return EncodedRows(tokens, **columns, skipped_rows=skipped_rows, unread=unread, places=places)
 
 
 def _read_columns(content: bytearray) -> tuple[dict[str, Any], Any]:
@@ -204,6 +219,7 @@ def _write(directory: Path, key: str, blocks: Iterator[EncodedRows]) -> None:
     facts = {
         "dtype": str(dtype).removeprefix("torch."),
         "skipped_rows": [astuple(row) for row in rows.skipped_rows],
+        "unread": dict(rows.unread),
         "places": [astuple(replace(part, name="")) for part in rows.places.parts],
     }
     columns = {name: getattr(rows, name).contiguous() for name in _COLUMNS}
@@ -216,7 +232,13 @@ def _write(directory: Path, key: str, blocks: Iterator[EncodedRows]) -> None:
 
 
 def _key(
-    source: Source, content: str, tokenizer: ChatTokenizer, empty_think_ratio: float, seed: int
+    source: Source,
+    content: str,
+    tokenizer: ChatTokenizer,
+    empty_think_ratio: float,
+    seed: int,
+    scored_turns: ScoredTurns | None,
+    truncation: Truncation | None,
 ) -> str:
     """Hash everything that decides the content of an entry (hex SHA-256)."""
     facts = {
@@ -228,6 +250,9 @@ def _key(
         "empty_think_ratio": empty_think_ratio,
         # The seed has no effect if every pair or no pair keeps its think block.
         "seed": seed if 0 < empty_think_ratio < 1 else None,
+        "scored_turns": scored_turns,
+        # "end" and "drop" need no places where a prompt can be cut.
+        "cuts": truncation if truncation in (None, "prompt_start") else "none",
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

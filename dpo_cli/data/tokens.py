@@ -8,8 +8,9 @@ Shape legend: P pairs, A answers (of both sides of all pairs), N token ids.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import overload
 
@@ -19,9 +20,7 @@ from torch import Tensor
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.data.pairs import SkippedRow
 from dpo_cli.data.sources import NO_PLACES, Places
-
-_PIECE = 1 << 22
-"""Ids that `doubled` compares at once, to bound its memory."""
+from dpo_cli.data.truncation import Truncation, find_holes
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,12 @@ class EncodedRows:
     shared: (P,) int32, number of ids that both sides start with.
     answers: (A, 2) int32, [first, end) tokens of each answer within its side; see `Encoded`.
     answer_counts: (P, 2) int32, number of answers of each side.
+    flags: (P,) int32, `dpo_cli.data.encoding.Flag` of each pair.
+    cuts: (C,) int32, ascending tokens of a pair between which its prompt may be cut: the beginning
+        of each user's text, and the end of the last one.
+    cut_counts: (P,) int32, number of `cuts` of each pair; 0 if its prompt is not cut.
     skipped_rows: rows that are no pairs at any length, by line.
+    unread: number of pairs with a value in each column that the format does not read.
     content: SHA-256 of the source, or "".
     places: mapping from row numbers to files.
     """
@@ -45,9 +49,16 @@ class EncodedRows:
     shared: Tensor
     answers: Tensor
     answer_counts: Tensor
+    flags: Tensor
+    cuts: Tensor
+    cut_counts: Tensor
     skipped_rows: Sequence[SkippedRow]
+    unread: Mapping[str, int] = field(default_factory=dict)
     content: str = ""
     places: Places = NO_PLACES
+    holes: Tensor | None = None
+    """(P, 2) int32, first token and number of the tokens that `shorten_prompts` left out of `ids`;
+    all other columns count without them."""
 
     @classmethod
     def joined(cls, blocks: Iterable[EncodedRows]) -> EncodedRows:
@@ -62,21 +73,49 @@ class EncodedRows:
             shared=torch.cat([part.shared for part in filled]),
             answers=torch.cat([part.answers for part in filled]),
             answer_counts=torch.cat([part.answer_counts for part in filled]),
+            flags=torch.cat([part.flags for part in filled]),
+            cuts=torch.cat([part.cuts for part in filled]),
+            cut_counts=torch.cat([part.cut_counts for part in filled]),
             skipped_rows=tuple(row for part in parts for row in part.skipped_rows),
+            unread=sum((Counter(part.unread) for part in parts), Counter()),
             places=parts[0].places,
         )
 
     def __len__(self) -> int:
         return len(self.lines)
 
-    def cut(self, max_seq_len: int) -> Rows:
-        """Truncate each side to `max_seq_len` tokens, and skip pairs without anything to learn."""
+    def cut(
+        self,
+        max_seq_len: int,
+        truncation: Truncation | None = None,
+        max_prompt_len: int | None = None,
+    ) -> Rows:
+        """Truncate each side to `max_seq_len` tokens, and skip pairs without anything to learn.
+
+        Args:
+            max_seq_len: tokens kept per side.
+            truncation: "end" cuts the end of both sides; "prompt_start" and None first cut the
+                prompts that have `cuts`; "drop" skips every pair that is too long.
+            max_prompt_len: most tokens of a prompt, for "prompt_start" and "drop".
+        """
+        rows = self
+        too_long = torch.zeros(len(self), dtype=torch.bool)
+        if truncation == "drop":
+            too_long = (self.lengths > max_seq_len).any(dim=1)
+            too_long |= self.prompt_lengths > (max_prompt_len or max_seq_len)
+        elif truncation != "end" and self.holes is None:
+            rows = self.shorten_prompts(max_seq_len, max_prompt_len)
+        return rows._cut_ends(max_seq_len, too_long)
+
+    def _cut_ends(self, max_seq_len: int, too_long: Tensor) -> Rows:
         lengths = self.lengths.clamp(max=max_seq_len)
         unanswered = self.response_tokens(max_seq_len) == 0
         alike = (lengths[:, 0] == lengths[:, 1]) & (self.shared >= lengths[:, 0])
-        is_lost = unanswered.any(dim=1) | alike
+        is_lost = unanswered.any(dim=1) | alike | too_long
         lost = [
-            self._why_lost(index, unanswered[index].tolist(), max_seq_len)
+            self._why_too_long(index)
+            if too_long[index]
+            else self._why_lost(index, unanswered[index].tolist(), max_seq_len)
             for index in is_lost.nonzero().flatten().tolist()
         ]
         return Rows(
@@ -84,13 +123,17 @@ class EncodedRows:
             sorted([*self.skipped_rows, *lost], key=lambda row: row.line),
             self.content,
             self.places,
+            self.unread,
         )
 
     def pair(self, index: int, max_seq_len: int) -> TokenizedPair:
         """Build one pair, with at most `max_seq_len` tokens per side."""
         chosen, rejected = self.lengths[index].tolist()
         start, shared = int(self._starts[index]), int(self.shared[index])
-        ids = self.ids[start : start + chosen + rejected - shared].to(torch.int64)
+        hole, left_out = self.holes[index].tolist() if self.holes is not None else (0, 0)
+        ids = self.ids[start : start + chosen + rejected - shared + left_out].to(torch.int64)
+        if left_out:
+            ids = torch.cat([ids[:hole], ids[hole + left_out :]])
         both = ids[:chosen], torch.cat([ids[:shared], ids[chosen:]])
         sides = []
         for side, full_ids in enumerate(both):
@@ -113,25 +156,45 @@ class EncodedRows:
         """Count the answers of each side that keep at least one token, (P, 2) int64."""
         return self._sums(self.answers[:, 0] < max_seq_len)
 
-    def doubled(self, token_ids: Sequence[int]) -> Tensor:
-        """Return (P,) bool, true where one of `token_ids` occurs twice in a row on a side."""
-        ids = self.ids
-        wanted = torch.tensor(token_ids, dtype=torch.int32).to(ids.dtype)
-        if ids.dtype == torch.uint16:  # torch stores uint16 but implements few operations for it
-            ids, wanted = ids.view(torch.int16), wanted.view(torch.int16)
-        found = torch.zeros(len(self), dtype=torch.bool)
-        pieces = range(0, max(1, len(ids)), _PIECE)
-        places = torch.cat([_doubled(ids, wanted, begin) for begin in pieces])
-        pairs = torch.searchsorted(self._starts, places, right=True) - 1
-        # Ignore matches across the border of two pairs or of two sides.
-        within = places - self._starts[pairs]
-        found[pairs[(within != 0) & (within != self.lengths[pairs, 0])]] = True
-        # The rejected side continues after the shared beginning, which is stored elsewhere.
-        continued = ((self.lengths[:, 1] > self.shared) & (self.shared > 0)).nonzero().flatten()
-        first = (self._starts + self.lengths[:, 0])[continued]
-        last_shared = (self._starts + self.shared - 1)[continued]
-        found[continued] |= (ids[first] == ids[last_shared]) & torch.isin(ids[first], wanted)
-        return found
+    def _why_too_long(self, index: int) -> SkippedRow:
+        longest, prompt = int(self.lengths[index].max()), int(self.prompt_lengths[index])
+        why = f"{longest} tokens, {prompt} of them in the prompt: too long for the profile's limits"
+        return SkippedRow(int(self.lines[index]), "truncated", why)
+
+    @cached_property
+    def prompt_lengths(self) -> Tensor:
+        """Tokens before the last answer that both sides begin after, (P,) int64.
+
+        With several scored answers these are the tokens before the last one of the chosen side.
+        """
+        last = self._first_answers[::2] + self.answer_counts[:, 0] - 1
+        has_answer = self.answer_counts[:, 0] > 0
+        begins = self.answers[last.clamp(min=0), 0] if len(self.answers) else last * 0
+        return torch.where(has_answer, begins.to(torch.int64), self.lengths[:, 0].to(torch.int64))
+
+    def shorten_prompts(self, max_seq_len: int, max_prompt_len: int | None = None) -> EncodedRows:
+        """Cut prompts from the left where a side is too long; see `find_holes`."""
+        holes = find_holes(
+            self.lengths.amax(dim=1).to(torch.int64),
+            self.prompt_lengths,
+            self.cuts,
+            self.cut_counts,
+            max_seq_len,
+            max_prompt_len,
+        )
+        left_out = holes[:, 1:]
+        if not left_out.any():
+            return self
+        sides = self._sides // 2
+        first, removed = holes[sides, 0].unsqueeze(1), holes[sides, 1].unsqueeze(1)
+        moved = torch.maximum(self.answers - removed, torch.minimum(self.answers, first))
+        return replace(
+            self,
+            lengths=self.lengths - left_out,
+            shared=self.shared - left_out[:, 0],
+            answers=moved,
+            holes=holes,
+        )
 
     def _why_lost(self, index: int, unanswered: list[bool], max_seq_len: int) -> SkippedRow:
         line = int(self.lines[index])
@@ -155,7 +218,8 @@ class EncodedRows:
     @cached_property
     def _starts(self) -> Tensor:
         """Index in `ids` of the first token of each pair, (P,) int64."""
-        return _exclusive_sums(self.lengths.sum(dim=1) - self.shared)
+        stored = self.lengths.sum(dim=1) - self.shared
+        return _exclusive_sums(stored if self.holes is None else stored + self.holes[:, 1])
 
     @cached_property
     def _first_answers(self) -> Tensor:
@@ -202,9 +266,19 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         return TokenizedPairs(self._rows, self._max_seq_len, chosen)
 
     @property
+    def indices(self) -> Tensor:
+        """Index of each pair in the encoded rows, (K,) int64."""
+        return self._indices
+
+    @property
     def lines(self) -> Tensor:
         """Row number of each pair, (K,) int32."""
         return self._rows.lines[self._indices]
+
+    @property
+    def flags(self) -> Tensor:
+        """Facts about each pair, (K,) int32; see `dpo_cli.data.encoding.Flag`."""
+        return self._rows.flags[self._indices]
 
     @property
     def places(self) -> Places:
@@ -240,13 +314,17 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         for column in (rows.ids, rows.lengths, rows.shared, rows.answers, rows.answer_counts):
             digest.update(f"{column.dtype} {column.shape}".encode())
             digest.update(column.contiguous().numpy().data)
+        if rows.holes is not None:
+            digest.update(rows.holes.numpy().data)
         digest.update(self._indices.numpy().data)
         return digest.hexdigest()
 
     @property
     def shortened(self) -> Tensor:
-        """Mask (K,) bool of pairs with a truncated side."""
-        return (self._rows.lengths[self._indices] > self._max_seq_len).any(dim=1)
+        """Mask (K,) bool of pairs with a truncated side or prompt."""
+        shortened = (self._rows.lengths[self._indices] > self._max_seq_len).any(dim=1)
+        holes = self._rows.holes
+        return shortened if holes is None else shortened | (holes[self._indices, 1] > 0)
 
 
 @dataclass(frozen=True)
@@ -255,12 +333,14 @@ class Rows:
 
     content: SHA-256 of the source, or "".
     places: mapping from row numbers to files.
+    unread: see `EncodedRows`.
     """
 
     kept: TokenizedPairs
     skipped_rows: Sequence[SkippedRow]
     content: str = ""
     places: Places = NO_PLACES
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -279,13 +359,6 @@ class Rows:
             "skipped_rows": len(self.skipped_rows),
             "tokens": self.tokens,
         }
-
-
-def _doubled(ids: Tensor, wanted: Tensor, begin: int) -> Tensor:
-    """Return positions in one piece of `ids` where one of `wanted` occurs twice in a row."""
-    piece = ids[begin : begin + _PIECE + 1]
-    is_one = (piece[1:] == piece[:-1]) & torch.isin(piece[1:], wanted)
-    return is_one.nonzero().flatten() + begin + 1
 
 
 def _exclusive_sums(counts: Tensor) -> Tensor:

@@ -282,6 +282,9 @@ def _pairs_to_compare(profile: Profile, tokenizer: ChatTokenizer) -> list[Tokeni
             max_seq_len=profile.data.max_seq_len,
             empty_think_ratio=profile.data.empty_think_ratio,
             seed=profile.train.seed,
+            scored_turns=profile.data.scored_turns,
+            truncation=profile.data.cut,
+            max_prompt_len=profile.data.max_prompt_len,
         )
         pairs += kept
     if not pairs:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from dpo_cli.compute.device import Device, resolve
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.formats import Message
+from dpo_cli.data.messages import Message
 from dpo_cli.data.text_stream import TextStream
 from dpo_cli.errors import DpoError
 from dpo_cli.inference.open_model import OpenedModel, open_model, open_reference
-from dpo_cli.models.generation import Decoding, free_positions, generate
+from dpo_cli.models.generation import Decoding, free_positions, generate, stop_ids_of
 from dpo_cli.models.loading import build_model, use_experts_for
 from dpo_cli.models.support import use_eager_attention
 from dpo_cli.profile.load import load_profile, profile_from_values
@@ -35,9 +35,11 @@ class Answer(Iterator[str]):
         is_cut: True if the answer reached the maximum number of tokens before its end.
     """
 
-    def __init__(self, ids: Iterator[int], tokenizer: ChatTokenizer) -> None:
+    def __init__(
+        self, ids: Iterator[int], tokenizer: ChatTokenizer, stop_ids: Collection[int]
+    ) -> None:
         self.text, self.tokens, self.seconds, self.is_cut = "", 0, 0.0, False
-        self._ids, self._end_id = ids, tokenizer.end_id
+        self._ids, self._stop_ids = ids, stop_ids
         self._stream: TextStream | None = TextStream(tokenizer.decode)
 
     def __next__(self) -> str:
@@ -48,7 +50,7 @@ class Answer(Iterator[str]):
         self.seconds += time.perf_counter() - before
         if token_id is not None:
             self.tokens += 1
-        if token_id is None or token_id == self._end_id:
+        if token_id is None or token_id in self._stop_ids:
             self.is_cut = token_id is None
             piece, self._stream = self._stream.rest(), None
         else:
@@ -114,15 +116,16 @@ class Responder:
                 f" {len(prompt) + room:,} positions",
                 "Begin a new conversation.",
             )
+        stop_ids = stop_ids_of(self._architecture, self._tokenizer.end_id)
         ids = generate(
             self._model,
             prompt,
             device=self._device,
-            end_id=self._tokenizer.end_id,
+            stop_ids=stop_ids,
             max_new_tokens=min(max_new_tokens, room or max_new_tokens),
             sample=self._decoding.token_sampler(question),
         )
-        return Answer(ids, self._tokenizer)
+        return Answer(ids, self._tokenizer, stop_ids)
 
 
 class Conversation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,17 +66,17 @@ def generate(
     prompt: Tensor,
     *,
     device: Device,
-    end_id: int | None,
+    stop_ids: Collection[int],
     max_new_tokens: int,
     sample: Sampler | None = None,
 ) -> Iterator[int]:
-    """Yield the token ids of an answer one by one, the end token included.
+    """Yield the token ids of an answer one by one, the token that ends it included.
 
     Args:
         model: in evaluation mode.
         prompt: (T,) int64, up to and including the header of the answer.
         device: device of the model.
-        end_id: token that ends an answer; None if there is none.
+        stop_ids: tokens of which each ends an answer; see `stop_ids_of`.
         max_new_tokens: length at which the answer is truncated.
         sample: selects the next token; by default the most likely one.
     """
@@ -89,10 +89,15 @@ def generate(
             output = model(input_ids=input_ids, use_cache=True, logits_to_keep=1, **cache)
             token_id = sample(output.logits[0, -1])
         yield token_id
-        if token_id == end_id:
+        if token_id in stop_ids:
             return
         input_ids = torch.tensor([[token_id]], device=device.torch_device)
         cache = {name: output[name] for name in _CACHE_ARGUMENTS if name in output}
+
+
+def stop_ids_of(architecture: Architecture, end_id: int | None) -> frozenset[int]:
+    """Return every token that ends an answer: the model's, and the tokenizer's `end_id`."""
+    return architecture.stop_ids | ({end_id} if end_id is not None else set())
 
 
 def free_positions(architecture: Architecture, prompt: Tensor) -> int | None:

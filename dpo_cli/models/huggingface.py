@@ -165,6 +165,15 @@ class HuggingFace:
         return False
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """Every `eos_token_id` of generation_config.json, else of config.json."""
+        found = self.generation.get("eos_token_id")
+        if found is None:
+            found = getattr(self._config, "eos_token_id", None)
+        ids = found if isinstance(found, list) else [found]
+        return frozenset(id for id in ids if isinstance(id, int))
+
+    @property
     def tokenizer_hint(self) -> str:
         """Sentence that helps the user to find the tokenizer of these weights."""
         return (

@@ -98,6 +98,11 @@ class MiniMind:
         return 32768
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """Empty: weights without a configuration; the tokenizer's end token is the only one."""
+        return frozenset()
+
+    @property
     def tokenizer_hint(self) -> str:
         """Sentence that helps the user to find the tokenizer of these weights."""
         return (

@@ -118,6 +118,11 @@ class Architecture(Protocol):
         ...
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer according to the model; the tokenizer's comes on top."""
+        ...
+
+    @property
     def tokenizer_hint(self) -> str:
         """Sentence that helps the user to find the tokenizer of these weights."""
         ...

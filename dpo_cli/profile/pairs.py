@@ -21,7 +21,14 @@ from dpo_cli.profile.table import (
 )
 from dpo_cli.profile.text import show_value
 
-COLUMNS = ("prompt", "chosen", "rejected", "conversations", "system")
+COLUMNS = (
+    *("prompt", "chosen", "rejected", "conversations", "messages", "system", "system_prompt"),
+    *("instruction", "input", "output", "history", "context", "tools", "query", "response"),
+    *("chosen_response", "rejected_response", "rejected_messages"),
+    *("preferred_output", "non_preferred_output", "generations", "ratings", "rating"),
+    *("response1", "response2", "response_1", "response_2"),
+    *("overall_preference", "preference_strength"),
+)
 """Column names that the formats use."""
 
 
@@ -51,7 +58,19 @@ class Data(Table):
 
     format: Annotated[
         Literal[
-            "auto", "minimind", "conversational", "plain", "implicit", "ultrafeedback", "sharegpt"
+            "auto",
+            "minimind",
+            "conversational",
+            "plain",
+            "implicit",
+            "ultrafeedback",
+            "sharegpt",
+            "messages",
+            "alpaca",
+            "openai",
+            "swift",
+            "generations",
+            "helpsteer",
         ],
         POSITION,
         TOKENS | REFERENCE,
@@ -65,8 +84,9 @@ class Data(Table):
         POSITION,
         TOKENS | REFERENCE,
     ] = None
-    """Your names of the columns "prompt", "chosen", "rejected", "conversations" or "system", where
-    they differ from the format's, also in eval.path. Default: none."""
+    """Your names of the columns, where they differ from the format's, also in eval.path; for
+    example "prompt", "chosen", "rejected" or "system". docs/data.md lists the columns of each
+    format. Default: none."""
 
     max_seq_len: Annotated[int, Field(ge=2), POSITION, HELD_OUT | REFERENCE] = 1024
     """Maximum length of a conversation in tokens; the rest is cut off. Pairs without a response
@@ -80,11 +100,46 @@ class Data(Table):
         float, Field(ge=0, le=1), POSITION, TOKENS | HELD_OUT | REFERENCE
     ] = 0.2
     """Share of pairs that keep the empty think block of their chat template, the same on both sides
-    of a pair. MiniMind version 2's template has no such block; Qwen3's has one. Default: 0.2 for
-    MiniMind weights, 1 for a Hugging Face model."""
+    of a pair. MiniMind version 2's template has no such block; Qwen3's has one. With 1, a block
+    that the template writes before an answer belongs to the prompt, as in TRL; below 1 it is a part
+    of the answer. Default: 0.2 for MiniMind weights, 1 for a Hugging Face model."""
+
+    scored_turns: Annotated[
+        Literal["all", "last"] | None,
+        Field(examples=["last"]),
+        POSITION,
+        TOKENS | HELD_OUT | REFERENCE,
+    ] = None
+    """Answers of a conversation that are scored: "all", or with "last" only what follows the
+    prompt, as in TRL. Default: "all" for MiniMind's whole conversations, if the chat template
+    renders earlier turns as they were; "last" for all other formats."""
+
+    truncation: Annotated[
+        Literal["end", "prompt_start", "drop"] | None,
+        Field(examples=["prompt_start"]),
+        POSITION,
+        TOKENS | HELD_OUT | REFERENCE,
+    ] = None
+    """Shortening of pairs longer than max_seq_len: "end" cuts off the end of both sides;
+    "prompt_start" first cuts earlier turns and then the beginning of the last question, and keeps
+    the system turn and half of max_seq_len for the prompt; "drop" skips the pair. Default: "end"
+    for MiniMind's whole conversations, "prompt_start" for all other formats."""
+
+    max_prompt_len: Annotated[
+        int | None, Field(ge=1, examples=[512]), POSITION, HELD_OUT | REFERENCE
+    ] = None
+    """Most tokens of a prompt: "prompt_start" cuts longer ones, and "drop" skips their pairs. With
+    this key data.truncation is "prompt_start" by default. Default: no limit."""
 
     num_workers: Annotated[int, Field(ge=0), NONE] = 0
     """Threads that tokenize the pairs; 0 uses all cores."""
+
+    @property
+    def cut(self) -> Literal["end", "prompt_start", "drop"] | None:
+        """`truncation`; a `max_prompt_len` implies "prompt_start"."""
+        if self.truncation is None and self.max_prompt_len is not None:
+            return "prompt_start"
+        return self.truncation
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -114,6 +169,19 @@ class Data(Table):
                 f"must have a weight for each path of data.data_path; for example "
                 f"{show_value([1.0] * count)}"
             )
+        return value
+
+    @field_validator("max_prompt_len")
+    @classmethod
+    def _check_max_prompt_len(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("truncation") == "end":
+            raise contradiction(
+                'data.truncation = "end" cuts no prompt; set data.truncation to "prompt_start" or'
+                ' "drop", or leave out data.max_prompt_len'
+            )
+        longest = info.data.get("max_seq_len")
+        if value is not None and longest is not None and value >= longest:
+            raise contradiction(f"must be less than data.max_seq_len, which is {longest}")
         return value
 
     @field_validator("columns")

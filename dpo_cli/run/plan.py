@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_cli.errors import DpoError
 from dpo_cli.run.typed_json import typed
 
-VERSION = 1
+VERSION = 2
 """Increased when a field is added, removed or changes its meaning; other versions do not load."""
 
 _REMEDY = "Restore it: the newest Planned line of events.jsonl contains the same plan."
@@ -56,12 +56,13 @@ class PlannedModel:
 
 @dataclass(frozen=True)
 class PlannedPairs:
-    """Number of pairs, and of rows that are left out."""
+    """Number of pairs, of rows that are left out, and of values in each column that is not read."""
 
     kept: int
     skipped_rows: int
     held_out: int
     held_out_skipped_rows: int
+    unread_columns: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class RunInputs:
         pad_id: token id of padding.
         pairs, held_out: pairs to train on, and pairs that are only evaluated.
         skipped_rows, held_out_skipped_rows: rows left out, with line and reason.
+        unread_columns: number of pairs with a value in each column of the data that is not read.
         fingerprints: hex SHA-256 of each input, see `dpo_cli.run.plan.Plan`.
         held_out_groups: (K,) bool by group name: the held-out pairs of each group.
         accumulation_steps: micro-batches of one optimizer step, over all group. A resumed run keeps
@@ -68,6 +69,7 @@ class RunInputs:
     skipped_rows: Sequence[SkippedRow]
     fingerprints: dict[str, str]
     held_out_skipped_rows: Sequence[SkippedRow] = ()
+    unread_columns: Mapping[str, int] = field(default_factory=dict)
     held_out_groups: Mapping[str, Tensor] = field(default_factory=dict)
     accumulation_steps: int = 1
     world_size: int = 1
@@ -250,6 +252,7 @@ def assemble_inputs(
         held_out=evaluated,
         skipped_rows=rows.skipped_rows,
         held_out_skipped_rows=held_out.skipped_rows if held_out else (),
+        unread_columns=rows.unread,
         held_out_groups=groups_of(evaluated, tokenizer.decode),
         fingerprints=fingerprints,
         accumulation_steps=accumulation_steps

@@ -34,6 +34,7 @@ def make_plan(inputs: RunInputs) -> Plan:
             skipped_rows=len(inputs.skipped_rows),
             held_out=len(inputs.held_out),
             held_out_skipped_rows=len(inputs.held_out_skipped_rows),
+            unread_columns=dict(inputs.unread_columns),
         ),
         steps=PlannedSteps(
             micro_batches=order.micro_batches,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
-from dpo_cli.models.generation import free_positions, generate
+from dpo_cli.models.generation import free_positions, generate, stop_ids_of
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.run.events import Sample
 from dpo_cli.training.inputs import RunInputs
@@ -81,15 +81,15 @@ class Sampler:
 
     def _answer(self, scorer: ResponseScorer, prompt: Tensor) -> str:
         room = free_positions(self._architecture, prompt)
-        end_id = self._tokenizer.end_id
+        stop_ids = stop_ids_of(self._architecture, self._tokenizer.end_id)
         answer = generate(
             scorer.model,
             prompt,
             device=self._device,
-            end_id=end_id,
+            stop_ids=stop_ids,
             max_new_tokens=MAX_TOKENS if room is None else max(1, min(MAX_TOKENS, room)),
         )
-        return self._tokenizer.decode([token_id for token_id in answer if token_id != end_id])
+        return self._tokenizer.decode([token_id for token_id in answer if token_id not in stop_ids])
 
 
 def prompt_of(pair: TokenizedPair) -> Tensor:

@@ -43,11 +43,19 @@ def encode(
         tokenizer,
         empty_think_ratio=profile.data.empty_think_ratio,
         seed=profile.train.seed,
+        scored_turns=profile.data.scored_turns,
+        truncation=profile.data.cut,
         on_progress=lambda done, total: on_progress(
             "encoding" if total else "counting", done, total, "rows"
         ),
         ranks=group,
     )
+
+
+def cut(profile: Profile, encoded: EncodedRows, max_seq_len: int | None = None) -> Rows:
+    """Truncate encoded rows as the profile sets it, or to another `max_seq_len`."""
+    data = profile.data
+    return encoded.cut(max_seq_len or data.max_seq_len, data.cut, data.max_prompt_len)
 
 
 def usable_rows(
@@ -62,7 +70,8 @@ def usable_rows(
     Raises:
         DpoError: no row can be used, or too many are malformed.
     """
-    rows = encode(profile, source, tokenizer, on_progress, group).cut(profile.data.max_seq_len)
+    encoded = encode(profile, source, tokenizer, on_progress, group)
+    rows = cut(profile, encoded)
     refuse_if_mostly_malformed(source, rows.skipped_rows, rows.total, rows.places)
     if not rows.kept:
         raise DpoError(

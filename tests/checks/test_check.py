@@ -369,8 +369,14 @@ def test_a_template_that_rewrites_turns(examined: Examine, bench: Path) -> None:
     )
     (bench / "pairs.jsonl").write_text("".join([*ROWS, several]))
     rewritten = of(examined("model.tokenizer=other"), "mask-template")
-    assert "in 1 rows" in rewritten.message
-    assert "(line 9)" in rewritten.message
+    assert "in 1 pairs (line 9); only what follows their prompt is scored" in rewritten.message
+    assert rewritten.remedy.startswith('Set data.scored_turns = "last"')
+    stated = examined("model.tokenizer=other", 'data.scored_turns="all"')
+    assert 'line 9: the chat template rewrites earlier turns; set data.scored_turns = "last"' in (
+        of(stated, "data-malformed").message
+    )
+    last = examined("model.tokenizer=other", 'data.scored_turns="last"')
+    assert 'data.scored_turns = "last": only what follows the prompt' in of(last, "masks").message
 
 
 def test_the_preview_shows_the_tokens_that_carry_loss(examined: Examine) -> None:
@@ -475,6 +481,14 @@ def test_the_first_loss_of_other_losses(
     first = of(examined(*settings), "first-loss")
     assert first.level is OK
     assert message in first.message
+
+
+def test_columns_that_are_not_read_are_in_the_plan(examined: Examine, bench: Path) -> None:
+    rows = [json.dumps({**json.loads(each), "id": n}) + "\n" for n, each in enumerate(ROWS)]
+    (bench / "pairs.jsonl").write_text("".join(rows))
+    diagnosis = examined()
+    assert of(diagnosis, "columns").message == "not read: 'id' (8 rows)"
+    assert diagnosis.facts["plan"]["pairs"]["unread_columns"] == {"id": 8}
 
 
 def test_the_format_is_named(examined: Examine, bench: Path) -> None:

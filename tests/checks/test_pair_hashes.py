@@ -7,7 +7,7 @@ import random
 import torch
 
 from dpo_cli.checks.pair_hashes import PairHashes
-from dpo_cli.data.formats import Message
+from dpo_cli.data.messages import Message
 
 
 def says(content: str) -> list[Message]:

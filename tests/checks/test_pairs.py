@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpo_cli.checks.pair_issues import find_issues, is_near_identical
-from dpo_cli.data.formats import Message
+from dpo_cli.data.messages import Message
 from dpo_cli.data.sources import Source
 from dpo_cli.findings import Level, PairIssue
 from tests.checks.conftest import ROWS, TOKENIZER, Examine, of, row

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpo_cli.data.chat import ChatTokenizer, Encoded, Rendered, Tokenized
+from dpo_cli.data.chat import ChatTokenizer, Encoded, Tokenized
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import PreferencePair, read_pairs
+from dpo_cli.data.rendered import Answer, Rendered
 from dpo_cli.errors import DpoError
 
 TOKENIZERS = {"seed": "minimind2", "head": "minimind3"}
@@ -48,6 +49,7 @@ def tokenizer(shared: Path, version: str) -> ChatTokenizer:
 
 def encode_side(tokenizer: ChatTokenizer, pair: PreferencePair, side: str, mode: str) -> Tokenized:
     (rendered,) = tokenizer.render(getattr(pair, side))
+    rendered = rendered.with_think_in_answers()
     rendered = rendered.without_empty_think() if mode == "strip" else rendered
     return tokenizer.encode([rendered])[0].tokenized()
 
@@ -123,8 +125,8 @@ def test_the_rendered_text_is_the_golden_one(
 
 
 def test_an_answer_that_begins_with_spaces_keeps_its_mask(shared: Path) -> None:
-    """Header newline and spaces merge into one token. It is not the answer's; MiniMind version 3's
-    scan finds no marker then and trains on nothing."""
+    """Header newline and spaces merge into one token, with which no prompt ends. It is the
+    answer's; MiniMind version 3's scan finds no marker then and trains on nothing."""
     for name in TOKENIZERS.values():
         tokenizer = ChatTokenizer(shared / "tokenizer" / name)
         turns = [
@@ -132,11 +134,12 @@ def test_an_answer_that_begins_with_spaces_keeps_its_mask(shared: Path) -> None:
             {"role": "assistant", "content": "    Hi there"},
         ]
         (rendered,) = tokenizer.render(turns)
-        rendered = rendered.without_empty_think()
+        rendered = rendered.with_think_in_answers().without_empty_think()
         (encoded,) = tokenizer.encode([rendered])
         tokens = encoded.tokenized()
-        start, end = rendered.answers[0]
-        assert rendered.text[start:end] == "    Hi there<|im_end|>\n"
+        ((prompt, end),) = rendered.answers
+        assert rendered.text[len(prompt) : end] == "    Hi there<|im_end|>\n"
+        assert tokenizer.decode(tokens.ids[tokens.response]) == "\n    Hi there<|im_end|>\n"
         assert 3 <= tokens.response_tokens <= 6
         assert not tokens.response[: -tokens.response_tokens].any()
         assert tokens.response[-tokens.response_tokens :].all()
@@ -145,16 +148,18 @@ def test_an_answer_that_begins_with_spaces_keeps_its_mask(shared: Path) -> None:
 def test_removing_empty_think_blocks_moves_the_answers() -> None:
     text = "user: <think>\n\n</think>\n\nhi\nbot: <think>\n\n</think>\n\nyes."
     start = text.index("bot: ") + 5
-    rendered = Rendered(text, ((start, len(text)),)).without_empty_think()
+    rendered = Rendered(text, (Answer(text[:start], len(text)),)).without_empty_think()
     assert rendered.text == "user: hi\nbot: yes."
-    (span,) = rendered.answers
-    assert rendered.text[slice(*span)] == "yes."
+    ((prompt, end),) = rendered.answers
+    assert (prompt, rendered.text[len(prompt) : end]) == ("user: hi\nbot: ", "yes.")
 
 
 def test_answers_that_touch_are_one(shared: Path) -> None:
     tokenizer = ChatTokenizer(shared / "tokenizer/minimind2")
     text = "one two three four"
-    (encoded,) = tokenizer.encode([Rendered(text, ((3, 7), (7, 7), (7, 13), (15, 15)))])
+    spans = (3, 7), (7, 7), (7, 13), (18, 18)
+    answers = tuple(Answer(text[:start], end) for start, end in spans)
+    (encoded,) = tokenizer.encode([Rendered(text, answers)])
     assert encoded == Encoded(encoded.ids, ((1, 3),))
 
 
@@ -172,14 +177,14 @@ def test_turns_that_conversations_share_are_rendered_once(
     rendered: list[object] = []
     apply = tokenizer._apply
 
-    def hooks(conversations: list[list[dict[str, str]]]) -> list[str]:
+    def hooks(conversations: list[list[dict[str, str]]], **options: object) -> list[str]:
         rendered.extend(conversations)
-        return apply(conversations)
+        return apply(conversations, **options)
 
     monkeypatch.setattr(tokenizer, "_apply", hooks)
     assert tokenizer.render(*sides) == alone
-    # Both whole; for each answer two probes; and the end of the first, which both share.
-    assert len(rendered) == 2 + 2 * 2 + 1
+    # Both whole; the prompt of each answer; and the end of the first, which both share.
+    assert len(rendered) == 2 + 2 + 1
 
 
 class TestEncodePairs:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +19,7 @@ from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
 from dpo_cli.profile.pairs import Data
+from tests.support.cli import REPOSITORY
 from tests.support.written import COMPRESSIONS, CONTAINERS, FORMATS, Row, jsonl
 
 NEEDS = {"pairs.parquet": "pyarrow", ".zst": "backports.zstd"}
@@ -69,21 +72,33 @@ def test_a_profile_can_state_every_format() -> None:
     assert set(formats.FORMATS) == set(FORMATS)
 
 
+@pytest.fixture(scope="module")
+def expected(
+    rows: list[Row], tokenizer: ChatTokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> EncodedRows:
+    """The tokens of the rows in MiniMind's format."""
+    return encoded(write(tmp_path_factory.mktemp("expected") / "pairs", rows), tokenizer)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_pair_has_the_same_tokens_in_every_format(
-    rows: list[Row], tokenizer: ChatTokenizer, tmp_path: Path, name: str
+    rows: list[Row], expected: EncodedRows, tokenizer: ChatTokenizer, tmp_path: Path, name: str
 ) -> None:
-    expected = encoded(write(tmp_path / "expected", rows), tokenizer)
-    assert len(expected) == 40
     path = write(tmp_path / "pairs", [FORMATS[name](row) for row in rows])
     assert Source((path,)).look().parts[0].format == name
+    assert list(read_pairs(path)) == list(read_pairs(Source((path,), name)))
+    assert len(expected) == 40
     assert_equal(encoded(path, tokenizer), expected)
-    assert_equal(encoded(Source((path,), name), tokenizer), expected)
 
 
-@pytest.mark.parametrize("compression", ["", *COMPRESSIONS])
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("name", FORMATS)
+# A compression sees bytes, whatever their format.
+FILES = [
+    *((name, container, "") for name in FORMATS for container in CONTAINERS),
+    *(("plain", container, each) for container in CONTAINERS for each in COMPRESSIONS),
+]
+
+
+@pytest.mark.parametrize(("name", "container", "compression"), FILES)
 def test_a_pair_is_the_same_in_every_file(
     rows: list[Row], tmp_path: Path, name: str, container: str, compression: str
 ) -> None:
@@ -98,7 +113,12 @@ def test_a_pair_is_the_same_in_every_file(
     places = Source((path,)).look()
     (part,) = places.parts
     assert (part.format, part.first, part.rows) == (name, 1, 40)
-    expected = list(read_pairs(write(tmp_path / "expected", rows)))
+    pairs = list(read_pairs(write(tmp_path / "expected", rows)))
+    # Only whole conversations do not tell the prompt from the answer.
+    turns = None if name == "minimind" else 1
+    expected = [
+        replace(pair, prompt_turns=turns) for pair in pairs if isinstance(pair, PreferencePair)
+    ]
     assert list(read_pairs(path)) == expected
     assert list(read_pairs(path, range(9, 18), places)) == expected[8:17]
     unit = "line" if "jsonl" in container else "row"
@@ -206,7 +226,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     row = {"question": "Why?", "best": "So.", "worst": "No.", "id": 3}
     columns = {"prompt": "question", "chosen": "best", "rejected": "worst"}
     pair = one(row, tmp_path, columns=columns)
-    assert pair == PreferencePair(1, turns("Why?", "So."), turns("Why?", "No."))
+    assert pair == PreferencePair(1, turns("Why?", "So."), turns("Why?", "No."), prompt_turns=1)
     with pytest.raises(DpoError) as caught:
         one(row, tmp_path)
     assert "known format: 'question', 'best', 'worst', 'id'" in caught.value.message
@@ -228,7 +248,7 @@ def test_two_texts_and_a_question_are_not_texts_that_begin_with_it(tmp_path: Pat
         (
             {"prompt": "p", "chosen": 3, "rejected": "r"},
             "plain",
-            "'chosen' is a number, expected a text",
+            "'chosen' is a number (3), expected a text",
         ),
         ({"chosen": "c", "rejected": "r"}, "plain", "no 'prompt'"),
         ({"chosen": "c", "rejected": "r"}, "implicit", "need a common beginning"),
@@ -243,12 +263,12 @@ def test_two_texts_and_a_question_are_not_texts_that_begin_with_it(tmp_path: Pat
         (
             {"conversations": of_sharegpt(("alien", "x")), "chosen": {}, "rejected": {}},
             "sharegpt",
-            "'conversations', message 1: 'from' 'alien' is not one of human, gpt",
+            "'conversations', message 1: from 'alien' is not one of system, user",
         ),
         (
             {"conversations": [{"from": "human"}], "chosen": {}, "rejected": {}},
             "sharegpt",
-            "'value' must be a text",
+            "'value' is null, expected a text",
         ),
         (
             {"conversations": of_sharegpt(("function_call", "f()")), "chosen": 1, "rejected": 1},
@@ -256,14 +276,14 @@ def test_two_texts_and_a_question_are_not_texts_that_begin_with_it(tmp_path: Pat
             "a function call must be JSON",
         ),
         (
-            {"prompt": "p", "chosen": "c", "rejected": "r", "tools": "[{}]"},
+            {"prompt": "p", "chosen": "c", "rejected": "r", "tools": "[3]"},
             "plain",
-            "tool definitions",
+            "'tools' has a number (3), expected objects",
         ),
         (
             {"prompt": "p", "chosen": "c", "rejected": "r", "system": 3},
             "plain",
-            "'system' is a number, expected a text",
+            "'system' is a number (3), expected a text",
         ),
     ],
 )
@@ -282,3 +302,19 @@ def test_most_of_the_first_rows_decide(rows: list[Row], tmp_path: Path) -> None:
     assert isinstance(second, SkippedRow)
     assert second.reason == "no 'prompt'"
     assert len(others) == 4
+
+
+def test_the_examples_of_the_page_are_of_the_formats_that_it_lists(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs/data.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\| `([a-z]+)` \| .*\|$", page.partition("## Formats")[2], re.MULTILINE)
+    examples = page.partition("```json\n")[2].partition("```")[0].splitlines()
+    assert names[: len(examples)] == list(FORMATS)
+    for name, example in zip(FORMATS, examples, strict=True):
+        path = tmp_path / "one.jsonl"
+        path.write_text(example)
+        assert Source((path,)).look().parts[0].format == name
+        (pair,) = read_pairs(path)
+        assert isinstance(pair, PreferencePair)
+        assert pair.chosen[-2:] == turns("Why?", "Because.")
+        assert pair.rejected[-2:] == turns("Why?", "No.")
+        assert pair.unread == {}

@@ -56,8 +56,11 @@ def test_rows(tmp_path: Path) -> None:
         ({"prompt": "  "}, "'prompt' must be a non-empty text or a list of messages"),
         ({"prompt": []}, "'prompt' must be a non-empty text or a list of messages"),
         ({"prompt": [USER, ANSWER]}, "the last message is an answer"),
-        ({"prompt": ["why?"]}, "message 1: 'content' must be a text"),
-        ({"prompt": [{"role": "me", "content": ""}]}, "message 1: 'role' must be one of system"),
+        ({"prompt": ["why?"]}, "'prompt', message 1: expected an object, got a text"),
+        (
+            {"prompt": [{"role": "me", "content": ""}]},
+            "'prompt', message 1: role 'me' is not",
+        ),
         ({"chosen": [USER], "rejected": [USER]}, "'chosen' has no assistant message"),
         ({"chosen": [ANSWER], "rejected": [ANSWER]}, "'prompt' must be a non-empty text"),
     ],
@@ -97,3 +100,45 @@ def test_files_without_prompts(tmp_path: Path) -> None:
     with pytest.raises(DpoError, match="12 of 12 lines have no prompt") as raised:
         read_prompts(path)
     assert raised.value.details[-1] == "and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", json.dumps([{"prompt": "why?"}, {"prompt": "how?"}])),
+        ("a.json", json.dumps([{"prompt": "why?"}, {"prompt": "how?"}], indent=1)),
+        ("a.json", json.dumps(["why?", "how?"])),
+        ("a.json", '{"prompt": "why?"}\n{"prompt": "how?"}\n'),
+        ("a.txt", json.dumps([{"prompt": "why?"}, {"prompt": "how?"}])),
+        ("a.txt", '{"prompt": "why?"}\n{"messages": [{"role": "user", "content": "how?"}]}\n'),
+        ("a.txt", "why?\nhow?\n"),
+        ("a.csv", "id,prompt\n1,why?\n2,how?\n"),
+        ("a.ndjson", '{"instruction": "why?", "input": ""}\n{"instruction": "how?"}\n'),
+    ],
+)
+def test_each_prompt_of_a_file_is_asked(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    asked = [list(prompt.messages) for prompt in read_prompts(path)]
+    assert asked == [[USER], [{"role": "user", "content": "how?"}]]
+
+
+def test_json_that_is_no_row_is_a_question(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text('{"a": 1} what is wrong?\n{"b": 2}\n')
+    asked = [prompt.messages[0]["content"] for prompt in read_prompts(path)]
+    assert asked == ['{"a": 1} what is wrong?', '{"b": 2}']
+
+
+def test_prompts_of_a_case(shared: Path) -> None:
+    prompts = read_prompts(shared / "cases/44-prompts-for-chat/array.json")
+    assert [prompt.messages[0]["content"] for prompt in prompts] == [
+        "Why is the sky blue?",
+        "How do I boil an egg?",
+        "Name a prime above ten.",
+    ]
+
+
+def test_a_system_column_begins_a_prompt(tmp_path: Path) -> None:
+    path = rows(tmp_path, {"prompt": "why?", "system": "be brief"})
+    assert list(read_prompts(path)[0].messages) == [SYSTEM, USER]

@@ -179,7 +179,7 @@ def test_one_row_of_an_array_that_is_none(tmp_path: Path) -> None:
     rows = read(put(tmp_path / "a.json", b"[" + b",".join([good, half, b"7", latin, good]) + b"]"))
     assert [isinstance(row, SkippedRow) for row in rows] == [False, True, True, True, False]
     reasons = [row.reason for row in rows if isinstance(row, SkippedRow)]
-    assert reasons[1] == "expected a JSON object, got a number"
+    assert reasons[1] == "expected a JSON object, got a number (7)"
     assert "UTF-8" in reasons[0]
     assert "UTF-8" in reasons[2]
 
@@ -211,7 +211,7 @@ def test_csv_with_lists_as_python_writes_them(tmp_path: Path) -> None:
     rows = [{side: str(messages) for side, messages in sides.items()}]
     (found,) = read(put(tmp_path / "pairs.csv", csv_file(rows)))
     assert isinstance(found, SkippedRow)
-    assert found.reason == "a list in Python syntax; write it with json.dumps"
+    assert found.reason == "'chosen' is messages in Python syntax; write them with json.dumps"
 
 
 @pytest.mark.parametrize("content", [b"[]", b"", b"\n \n"])

@@ -69,6 +69,17 @@ def encode(path: Path, tokenizer: ChatTokenizer, **changes: Any) -> EncodedRows:
     return encode_source(Source((path,)), tokenizer, **(options | changes))
 
 
+def test_columns_that_are_not_read_are_counted_from_the_cache(
+    cache: Path, data: Path, tokenizer: ChatTokenizer
+) -> None:
+    rows = [line for line in data.read_text().splitlines() if line != "{"]
+    with_id = [json.dumps({**json.loads(line), "id": n}) for n, line in enumerate(rows)]
+    data.write_text("\n".join(with_id))
+    for _ in range(2):
+        assert encode(data, tokenizer).unread == {"id": len(rows)}
+    assert len([*cache.iterdir()]) == 1
+
+
 def assert_right(rows: EncodedRows, path: Path, tokenizer: ChatTokenizer) -> None:
     """The rows of the file as they are without a cache."""
     plain = EncodedRows.joined(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.inference.chat import Conversation, Responder, open_responders
 from dpo_cli.inference.open_model import OpenedModel
-from dpo_cli.models.generation import Decoding
+from dpo_cli.models.generation import Decoding, stop_ids_of
+from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import build_model, load_model_weights
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.run.models import NamedModel
@@ -61,6 +64,42 @@ def test_greedy_answers_equal_those_of_transformers(model: Model) -> None:
     assert answer.seconds > 0
 
 
+def test_answers_stop_at_every_end_of_the_model_and_of_the_tokenizer(shared: Path) -> None:
+    """Its tokenizer ends a text with 700, its generation_config.json an answer with 700 or 703."""
+    folder = shared / "cases/models/turn-end"
+    weights = load_model_weights(folder, {})
+    assert stop_ids_of(weights.architecture, 699) == {699, 700, 703}
+    tokenizer = ChatTokenizer(folder)
+    decoding = Decoding(max_new_tokens=TOKENS)
+    answer = Responder(OpenedModel("it", weights), tokenizer, CPU, decoding).answer(asked("Hi"), 0)
+    text = "".join(answer)
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompt = tokenizer.prompt(asked("Hi"))
+    expected = plain.generate(
+        prompt.unsqueeze(0), do_sample=False, max_new_tokens=TOKENS, pad_token_id=0
+    )[0, len(prompt) :].tolist()
+    assert expected[-1] == 703
+    assert (answer.tokens, answer.is_cut) == (len(expected), False)
+    assert text == tokenizer.decode(expected[:-1])
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({"eos_token_id": 5}, {"eos_token_id": 6}, {5}),
+        ({"eos_token_id": [5, 7]}, {}, {5, 7}),
+        ({}, {"eos_token_id": 6}, {6}),
+        ({"eos_token_id": None}, {"eos_token_id": [6, 8]}, {6, 8}),
+        ({"eos_token_id": None}, {"eos_token_id": None}, set()),
+    ],
+)
+def test_stop_ids_of_a_configuration(
+    generation: dict[str, Any], config: dict[str, Any], expected: set[int]
+) -> None:
+    settings = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **config}
+    assert HuggingFace(settings, generation).stop_ids == expected
+
+
 def test_the_end_token_is_not_part_of_the_answer(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +117,8 @@ def test_the_prompt_is_the_text_of_the_template_before_an_answer(shared: Path) -
     for name, think in (("minimind2", ""), ("minimind3", "<think>\n\n</think>\n\n")):
         tokenizer = ChatTokenizer(shared / "tokenizer" / name)
         [whole] = tokenizer.render([*messages, {"role": "assistant", "content": "c"}])
-        text = whole.text[: whole.answers[-1][0]] + think
+        text = whole.text[: whole.text.rindex("c<|im_end|>")]
+        assert text.endswith("assistant\n" + think)
         assert tokenizer.decode(tokenizer.prompt(messages)) == text
         assert tokenizer.prompt(messages).tolist() == tokenizer._tokenizer.encode(text)
 

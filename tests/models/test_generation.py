@@ -13,7 +13,8 @@ from tests.support.families import CPU, TOKENS, transformers_tokens
 
 
 def generated_tokens(model: PreTrainedModel, prompt: torch.Tensor, end_id: int | None) -> list[int]:
-    return list(generate(model, prompt, device=CPU, end_id=end_id, max_new_tokens=TOKENS))
+    stop_ids = set() if end_id is None else {end_id}
+    return list(generate(model, prompt, device=CPU, stop_ids=stop_ids, max_new_tokens=TOKENS))
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

@@ -10,12 +10,14 @@ DATA = {"data.data_path", "data.format", "data.columns"}
 
 def test_tokens() -> None:
     expected = DATA | {"data.empty_think_ratio", "model.tokenizer", "train.seed"}
+    expected |= {"data.scored_turns", "data.truncation"}
     assert set(keys_affecting(Affects.TOKENS)) == expected
 
 
 def test_split_and_held_out_pairs() -> None:
     split = {"data.data_path", "train.seed", "eval.fraction"}
     held_out = {"eval.path", "data.max_seq_len", "data.empty_think_ratio", "model.tokenizer"}
+    held_out |= {"data.scored_turns", "data.truncation", "data.max_prompt_len"}
     assert set(keys_affecting(Affects.SPLIT)) == split
     assert set(keys_affecting(Affects.HELD_OUT)) == held_out
     paths = {"data.data_path", "model.tokenizer", "eval.path"}

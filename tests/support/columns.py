@@ -29,6 +29,9 @@ def in_columns(pairs: Sequence[TokenizedPair]) -> TokenizedPairs:
         shared=torch.tensor(shared, dtype=torch.int32),
         answers=torch.tensor([*itertools.chain(*answers)], dtype=torch.int32).view(-1, 2),
         answer_counts=torch.tensor([*map(len, answers)], dtype=torch.int32).view(-1, 2),
+        flags=torch.zeros(len(pairs), dtype=torch.int32),
+        cuts=torch.zeros(0, dtype=torch.int32),
+        cut_counts=torch.zeros(len(pairs), dtype=torch.int32),
         skipped_rows=(),
     )
     return TokenizedPairs(rows, 2**30, torch.arange(len(pairs)))

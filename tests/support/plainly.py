@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from dpo_cli.data.chat import (
-    EMPTY_THINK_BLOCK,
     REWRITES_TURNS,
     ChatTokenizer,
-    Rendered,
     Tokenized,
     TokenizedPair,
 )
 from dpo_cli.data.pairs import Message, PreferencePair, SkippedRow
+from dpo_cli.data.rendered import EMPTY_THINK_BLOCK
 
 
 def encode_plainly(
@@ -33,17 +34,16 @@ def encode_plainly(
             continue
         draw = hashlib.sha256(f"{seed}:{row.line}".encode()).digest()
         keeps = int.from_bytes(draw[:8], "big") / 2**64 < empty_think_ratio
-        if why := tokenizer.dropped_turn(row.chosen) or tokenizer.dropped_turn(row.rejected):
+        dropped = tokenizer.template.dropped_turn
+        if why := dropped(row.chosen, row.tools) or dropped(row.rejected, row.tools):
             skipped_rows.append(SkippedRow(row.line, "left-out", why))
             continue
         try:
-            sides = [render(tokenizer, messages) for messages in (row.chosen, row.rejected)]
+            sides = sides_of(row, tokenizer, keeps=keeps, blocks_are_answers=empty_think_ratio < 1)
         except ValueError as error:
             skipped_rows.append(SkippedRow(row.line, "malformed", str(error)))
             continue
-        if not keeps:
-            sides = [side.without_empty_think() for side in sides]
-        pairs.append(TokenizedPair(row.line, *(encode(tokenizer, side) for side in sides)))
+        pairs.append(TokenizedPair(row.line, *sides))
     return pairs, skipped_rows
 
 
@@ -59,46 +59,67 @@ def cut_plainly(
     )
 
 
-def render(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> Rendered:
-    def apply(turns: Sequence[Message]) -> str:
-        return tokenizer._tokenizer.apply_chat_template(list(turns), tokenize=False)
+def sides_of(
+    row: PreferencePair, tokenizer: ChatTokenizer, *, keeps: bool, blocks_are_answers: bool
+) -> list[Tokenized]:
+    """Both sides: every answer of whole conversations, else what follows the prompt."""
+    first = row.prompt_turns or 0
+    rendered = [render(tokenizer, messages, first) for messages in (row.chosen, row.rejected)]
+
+    def ids_of(text: str) -> list[int]:
+        text = text if keeps else text.replace(EMPTY_THINK_BLOCK, "")
+        return list(tokenizer._backend.encode(text, add_special_tokens=False).ids)
+
+    def begin(text: str, prompt: str) -> int:
+        prompt = prompt.removesuffix(EMPTY_THINK_BLOCK) if blocks_are_answers else prompt
+        both = zip(ids_of(prompt), ids_of(text), strict=False)
+        return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], both)))
+
+    sides = []
+    for text, answers in rendered:
+        ids = ids_of(text)
+        shown = text if keeps else text.replace(EMPTY_THINK_BLOCK, "")
+        offsets = tokenizer._backend.encode(shown, add_special_tokens=False).offsets
+        response = torch.zeros(len(ids), dtype=torch.bool)
+        for number, (prompt, ended) in enumerate(answers):
+            # Both sides begin at the same token after the same prompt.
+            start = min(
+                begin(other, prompt)
+                for other, its in rendered
+                if number < len(its) and its[number][0] == prompt
+            )
+            end = len(ended if keeps else ended.replace(EMPTY_THINK_BLOCK, ""))
+            response[start : sum(place < end for place, _ in offsets)] = True
+        sides.append(Tokenized(torch.tensor(ids, dtype=torch.int64), response))
+    return sides
+
+
+def render(
+    tokenizer: ChatTokenizer, messages: Sequence[Message], first: int = 0
+) -> tuple[str, list[tuple[str, str]]]:
+    """The text, and for every scored answer the prompt and all up to its end."""
+
+    def apply(turns: Sequence[Message], **options: bool) -> str:
+        return tokenizer._tokenizer.apply_chat_template(list(turns), tokenize=False, **options)
+
+    def header(turns: Sequence[Message]) -> str:
+        if turns:
+            return apply(turns, add_generation_prompt=True)
+        return os.path.commonprefix([apply([{"role": "assistant", "content": c}]) for c in "ab"])  # noqa: RUF071
 
     try:
         text = apply(messages)
-        answers = []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            probes = [
-                apply([*messages[:number], {"role": "assistant", "content": probe}])
-                for probe in "ab"
-            ]
-            same = 0
-            while same < min(map(len, probes)) and probes[0][same] == probes[1][same]:
-                same += 1
-            header = probes[0][:same].removesuffix(EMPTY_THINK_BLOCK)
-            ended = apply(messages[: number + 1])
-            if not (text.startswith(ended) and ended.startswith(header)):
-                raise ValueError(REWRITES_TURNS)
-            answers.append((len(header), len(ended)))
-    except ValueError:
-        raise
+        answers = [
+            (header(messages[:number]), apply(messages[: number + 1]))
+            for number, message in enumerate(messages)
+            if number >= first and message["role"] == "assistant"
+        ]
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ValueError(f"the chat template fails: {why}") from error
-    return Rendered(text, tuple(answers))
-
-
-def encode(tokenizer: ChatTokenizer, rendered: Rendered) -> Tokenized:
-    """Whole, with the offsets that the tokenizer itself gives."""
-    encoding = tokenizer._backend.encode(rendered.text, add_special_tokens=False)
-    response = [
-        any(first <= start < end for first, end in rendered.answers)
-        for start, _ in encoding.offsets
-    ]
-    return Tokenized(
-        torch.tensor(encoding.ids, dtype=torch.int64), torch.tensor(response, dtype=torch.bool)
-    )
+    if not all(text.startswith(ended) for _, ended in answers):
+        raise ValueError(REWRITES_TURNS)
+    return text, answers
 
 
 def truncate(pair: TokenizedPair, max_seq_len: int) -> TokenizedPair | SkippedRow:

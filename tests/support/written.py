@@ -70,6 +70,60 @@ def sharegpt(row: Row) -> Row:
     }
 
 
+def messages(row: Row) -> Row:
+    """As LLaMA-Factory writes OpenAI's messages: one object for each answer."""
+    return {
+        "messages": prompt_of(row),
+        "chosen": row["chosen"][-1],
+        "rejected": row["rejected"][-1],
+        "id": 3,
+    }
+
+
+def alpaca(row: Row) -> Row:
+    answers = {side: row[side][-1]["content"] for side in ("chosen", "rejected")}
+    question = prompt_of(row)[-1]["content"]
+    instruction, line, rest = question.partition("\n")
+    rest = rest if line and instruction and rest else ""
+    return {"instruction": instruction if rest else question, "input": rest, **answers}
+
+
+def openai(row: Row) -> Row:
+    return {
+        "input": {"messages": prompt_of(row), "tools": [], "parallel_tool_calls": True},
+        "preferred_output": row["chosen"][-1:],
+        "non_preferred_output": row["rejected"][-1:],
+    }
+
+
+def swift(row: Row) -> Row:
+    return {"messages": row["chosen"], "rejected_response": row["rejected"][-1]["content"]}
+
+
+def generations(row: Row) -> Row:
+    """As distilabel writes them: four answers, of which the second is best and the third worst."""
+    chosen, rejected = (row[side][-1]["content"] for side in ("chosen", "rejected"))
+    return {
+        "instruction": prompt_of(row)[-1]["content"],
+        "generations": ["Hm.", chosen, rejected, "Hm, hm."],
+        "ratings": [3.0, 5.0, 1.0, 3.0],
+        "model_names": ["a", "b", "c", "d"],
+    }
+
+
+def helpsteer(row: Row) -> Row:
+    """Chosen is the second response in every other row."""
+    chosen, rejected = (row[side][-1]["content"] for side in ("chosen", "rejected"))
+    is_first = len(chosen) % 2 == 0
+    return {
+        "domain": "general",
+        "context": prompt_of(row),
+        "response1": chosen if is_first else rejected,
+        "response2": rejected if is_first else chosen,
+        "overall_preference": -2 if is_first else 1,
+    }
+
+
 def parse_row(line: int, raw: bytes) -> PreferencePair | SkippedRow:
     """One line of a JSONL in MiniMind's format."""
     try:
@@ -81,7 +135,10 @@ def parse_row(line: int, raw: bytes) -> PreferencePair | SkippedRow:
 
 FORMATS: dict[str, Callable[[Row], Row]] = {
     each.__name__: each
-    for each in (minimind, conversational, plain, implicit, ultrafeedback, sharegpt)
+    for each in (
+        *(minimind, conversational, plain, implicit, ultrafeedback, sharegpt, messages, alpaca),
+        *(openai, swift, generations, helpsteer),
+    )
 }
 
 
@@ -122,8 +179,20 @@ def parquet(rows: Sequence[Row]) -> bytes:
     return content
 
 
+def nested_texts(rows: Sequence[Row]) -> bytes:
+    """JSONL with JSON text in the place of each list and object, also of each message."""
+
+    def text(value: Any) -> Any:
+        is_messages = isinstance(value, list) and value and isinstance(value[0], dict)
+        value = [json.dumps(each) for each in value] if is_messages else value
+        return json.dumps(value) if isinstance(value, list | dict) else value
+
+    return jsonl([{name: text(value) for name, value in row.items()} for row in rows])
+
+
 CONTAINERS: dict[str, Callable[[Sequence[Row]], bytes]] = {
     "pairs.jsonl": jsonl,
+    "texts.jsonl": nested_texts,
     "pairs.json": json_array,
     "escaped.json": escaped_array,
     "pairs.csv": csv_file,

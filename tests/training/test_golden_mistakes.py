@@ -122,6 +122,7 @@ def test_head_dense_with_a_random_decision_per_side(
                 sides, removed = [], []
                 for messages in (pairs[index].chosen, pairs[index].rejected):
                     (rendered,) = tokenizer.render(messages)
+                    rendered = rendered.with_think_in_answers()
                     removed.append(next(coins) > 0.2)
                     sides.append(rendered.without_empty_think() if removed[-1] else rendered)
                 unequal += removed[0] != removed[1]

@@ -157,6 +157,8 @@ def plan_facts(plan: Plan, directory: Path) -> list[tuple[str, str]]:
         kept += f", {pairs.held_out:,} held out"
     if pairs.skipped_rows:
         kept += f", {pairs.skipped_rows:,} skipped rows: {directory / 'skipped_rows.jsonl'}"
+    if pairs.unread_columns:
+        kept += f"; columns that are not read: {', '.join(pairs.unread_columns)}"
     return [
         ("model", f"{plan.model.description}, {format_count(plan.model.parameters, 'parameter')}"),
         ("data", kept),

@@ -1,0 +1,78 @@
+"""Ids and masks of many chat templates and tokenizers against TRL's own, recorded beside this."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from array import array
+from pathlib import Path
+
+import pytest
+
+from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.data.encoding import encode_pairs
+from dpo_cli.data.formats import FORMATS
+from dpo_cli.data.pairs import to_pair
+from tests.support.chat_families import ROWS, TEMPLATES, TOKENIZERS, write_tokenizer
+
+# Rows that TRL trains on, or refuses with the template, and we skip, because the template leaves
+# out what they are about.
+CALLS = {"tool call", "two tool calls", "tool turns"}
+DEFINITIONS = {"tool definitions", "tool definitions and system"}
+LEFT_OUT = {
+    **dict.fromkeys(TEMPLATES, CALLS | DEFINITIONS),
+    **dict.fromkeys(("qwen25", "qwen3", "qwen3_not_thinking"), frozenset()),
+    "glm": DEFINITIONS,
+    "mistral_v3": {"system", "system with blanks", "tool definitions and system"},
+}
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, dict[str, list[int] | None]]:
+    path = Path(__file__).with_name("trl_masks.json")
+    families: dict[str, dict[str, list[int] | None]] = json.loads(path.read_text())["families"]
+    assert set(families) == {f"{name} {kind}" for name in TEMPLATES for kind in TOKENIZERS}
+    return families
+
+
+def numbers(pair: TokenizedPair) -> list[int]:
+    """As benchmarks/trl_masks.py records them: everything behind the prompt is scored."""
+    prompts = set()
+    found = []
+    for side in (pair.chosen, pair.rejected):
+        first = int(side.response.nonzero()[0])
+        assert side.response[first:].all()
+        prompts.add(first)
+        found += [len(side.ids), zlib.crc32(array("i", side.ids.tolist()).tobytes())]
+    (prompt,) = prompts
+    return [prompt, *found]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_ids_and_masks_are_those_of_trl(
+    recorded: dict[str, dict[str, list[int] | None]], template: str, tmp_path: Path
+) -> None:
+    for kind in TOKENIZERS:
+        tokenizer = ChatTokenizer(write_tokenizer(tmp_path, template, kind))
+        expected = recorded[f"{template} {kind}"]
+        pairs = [
+            to_pair(line, row, FORMATS["conversational"], {})
+            for line, row in enumerate(ROWS.values())
+        ]
+        kept, skipped = encode_pairs(
+            pairs, tokenizer, max_seq_len=10_000, empty_think_ratio=1.0, seed=1
+        )
+        names = list(ROWS)
+        for pair in kept:
+            name = names[pair.line]
+            assert numbers(pair) == expected[name], (kind, name)
+        left_out = {names[row.line] for row in skipped if row.problem == "left-out"}
+        assert left_out == LEFT_OUT[template], kind
+        for row in skipped:
+            name = names[row.line]
+            theirs = expected[name]
+            if row.problem == "malformed":
+                assert theirs is None, (kind, name, row.reason)
+            elif row.problem == "identical":
+                assert theirs is not None, (kind, name)
+                assert theirs[1:3] == theirs[3:5], (kind, name)

@@ -12,7 +12,7 @@ BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimi
 # that two cores bear three processes.
 TEST_JOBS ?= 3
 
-.PHONY: setup demo test test-cpu quick storm bench bench-scaling lint format clean
+.PHONY: setup demo test test-cpu quick storm fuzz bench bench-scaling lint format clean
 
 setup: $(READY)
 
@@ -44,6 +44,12 @@ quick: lint
 storm: $(READY)
 	$(BIN)/python -m tests.faults.storm --kills 100 --orphans 50 --starts 100
 	$(BIN)/python -m tests.faults.rank_storm --stops 50 --kills 20
+
+# Mutated profiles, rows, tables, weights, configurations, templates, tokenizers, runs, caches and
+# command lines, for FUZZ_SECONDS; what fails is kept in tests/fuzz/corpus, which `make test` checks.
+FUZZ_SECONDS ?= 3600
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 # Against the plain loop and TRL: half an hour on a quiet machine, which it needs.
 bench: $(READY) $(BENCH)/ready

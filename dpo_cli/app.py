@@ -15,14 +15,15 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar, TextIO
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from dpo_cli import __version__
 from dpo_cli.commands.group import MARKUP_MODE, LazyGroup
 from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.printable import degrade_streams, printable
 from dpo_cli.run.child_environment import bounded_spin
 from dpo_cli.streams import open_standard_streams
+from dpo_cli.ui.terminal.console import SafeConsole, echo
 
 _MODULES = {
     "init": "init",
@@ -67,7 +68,7 @@ app = typer.Typer(
 
 def _print_version(is_requested: bool) -> None:
     if is_requested:
-        typer.echo(f"dpo {__version__}")
+        echo(f"dpo {__version__}")
         raise typer.Exit
 
 
@@ -92,6 +93,7 @@ def dpo(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; no exception leaves this function."""
     open_standard_streams()
+    degrade_streams()
     os.environ.update(bounded_spin(os.environ))  # before torch is loaded
     try:
         app(arguments)
@@ -105,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _print_error(error_lines(_system_error(error)))
         code = ExitCode.FAILED
-    except Exception as error:
+    except BaseException as error:  # a panic in Rust is no Exception
         _print_error(_bug_lines(error))
         code = ExitCode.FAILED
     else:
@@ -117,21 +119,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def error_lines(error: DpoError) -> list[Text]:
     """Format an error: message, details, remedy."""
-    lines = [Text.assemble(("error: ", "bold red"), error.message)]
-    lines += [Text(f"  {detail}") for detail in error.details]
+    lines = [Text.assemble(("error: ", "bold red"), _on_one_line(error.message))]
+    lines += [Text(f"  {_on_one_line(detail)}") for detail in error.details]
     if error.remedy:
-        lines.append(Text.assemble(("help: ", "bold cyan"), error.remedy))
+        lines.append(Text.assemble(("help: ", "bold cyan"), _on_one_line(error.remedy)))
     return lines
 
 
-def _bug_lines(error: Exception) -> list[Text]:
+def _on_one_line(text: str) -> str:
+    """Join lines: a file name with a newline must not print a line of its own."""
+    return printable(text).replace("\n", " ")
+
+
+def _bug_lines(error: BaseException) -> list[Text]:
     """Format an unexpected exception as one line that names the file with its traceback."""
     if os.environ.get("DPO_TRACEBACK") == "1":
         traceback.print_exc()
         where = "see the traceback above"
     else:
         with tempfile.NamedTemporaryFile(
-            "w", prefix="dpo-traceback-", suffix=".txt", delete=False
+            "w", prefix="dpo-traceback-", suffix=".txt", delete=False, errors="backslashreplace"
         ) as file:
             traceback.print_exc(file=file)
         where = f"traceback in {file.name}"
@@ -140,7 +147,7 @@ def _bug_lines(error: Exception) -> list[Text]:
 
 
 def _print_error(lines: list[Text]) -> None:
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     with contextlib.suppress(OSError):  # the terminal may be closed
         for line in lines:
             console.print(line, soft_wrap=True)

@@ -16,7 +16,7 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
-    {"errors", "files", "findings", "formatting", "intervals", "streams", "__init__"},
+    {"errors", "files", "findings", "formatting", "intervals", "printable", "streams", "__init__"},
     {"integrity", "signatures"},
     {"data", "profile"},
     {"compute", "objective", "run"},
@@ -32,8 +32,8 @@ FLOORS = [
 ]
 LIGHT = (
     *("profile", "run", "ui", "alerts", "api", "commands", "app"),
-    *("errors", "files", "findings", "formatting", "integrity", "intervals"),
-    *("signatures", "streams"),
+    *("errors", "files", "findings", "formatting", "integrity", "intervals", "signatures"),
+    *("printable", "streams"),
 )
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
-
 from dpo_cli.api.arguments import (
     OnProgress,
     Settings,
@@ -29,6 +27,7 @@ from dpo_cli.run.spawn import SpawnedLauncher
 from dpo_cli.run.start import AlreadyCompleteError, Start, resumed_run
 from dpo_cli.run.view import RunState, RunView
 from dpo_cli.ui.snapshot import notebook_display, panel_html, panel_text, read_panel
+from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.plain import PlainReport
 
@@ -337,7 +336,7 @@ class _Display:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        console = SafeConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._report = PlainReport(console, run.directory.designation, run.path)
         display = notebook_display()
         self._handle = display(run, display_id=True) if display else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from json import dumps
 from typing import Any
 
 import typer
@@ -13,6 +12,7 @@ from dpo_cli.commands.options import DryRunOption, JsonOption
 from dpo_cli.errors import DpoError
 from dpo_cli.formatting import format_count, format_duration, format_size
 from dpo_cli.run.caches import KINDS, entries, remove, require_cache_directory
+from dpo_cli.ui.terminal.console import echo
 
 cache = typer.Typer(name="cache", no_args_is_help=True, add_completion=False)
 
@@ -35,7 +35,10 @@ def directory(json: JsonOption = False) -> None:
     Example: `du -sh $(dpo cache dir)`
     """
     path = str(require_cache_directory())
-    typer.echo(dumps({"path": path}) if json else path)
+    if json:
+        print_json({"path": path})
+    else:
+        echo(path)
 
 
 @cache.command(name="size")
@@ -81,6 +84,6 @@ def clean_up(dry_run: DryRunOption = False, json: JsonOption = False) -> None:
         print_json({"dry_run": dry_run, "freed_bytes": total, "files": len(gone)})
     else:
         verb = "this would free" if dry_run else "freed"
-        typer.echo(f"{verb} {format_size(total)} in {format_count(len(gone), 'file')}")
+        echo(f"{verb} {format_size(total)} in {format_count(len(gone), 'file')}")
     if stuck := [str(entry.path) for entry in cached if entry not in gone]:
         raise DpoError("some files could not be removed", details=stuck)

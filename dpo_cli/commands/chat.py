@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import typer
 from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
-from dpo_cli.commands.console import plain_console
+from dpo_cli.commands.console import json_text, plain_console
 from dpo_cli.commands.options import (
     MODEL_HELP,
     BestOption,
@@ -289,7 +288,7 @@ def _answer_rows(
             row = {"line": prompt.line, "prompt": messages}
             row |= {role: reply.text for role, reply in zip(ROLES, replies, strict=False)}
             cut = [role for role, reply in zip(ROLES, replies, strict=False) if reply.is_cut]
-            file.write(json.dumps({**row, "cut": cut}, ensure_ascii=False) + "\n")
+            file.write(json_text({**row, "cut": cut}) + "\n")
             file.flush()
             answered += 1
     tokens = sum(reply.tokens for replies in answers for reply in replies)

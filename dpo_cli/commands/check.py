@@ -18,6 +18,7 @@ from dpo_cli.findings import Diagnosis
 from dpo_cli.profile.source import find_profile
 from dpo_cli.run.directory import runs_root
 from dpo_cli.ui.terminal.capture import captured_file, recording_console
+from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.findings import findings_table, verdict
 from dpo_cli.ui.terminal.pairs import lengths_table, pair_preview
 from dpo_cli.ui.terminal.progress import PhaseBar
@@ -59,7 +60,7 @@ def check(
     Example: `dpo check my.toml --set data.max_seq_len=1536 --pair 7`
     """
     path = find_profile(profile, str(profile))
-    bar = PhaseBar(Console(stderr=True, quiet=as_json))
+    bar = PhaseBar(SafeConsole(stderr=True, quiet=as_json))
     with bar:
         diagnosis = run_checks(path, settings or (), runs_root(runs_dir), pair, bar)
     words = [str(profile), *(word for setting in settings or () for word in ("--set", setting))]
@@ -70,7 +71,7 @@ def check(
         report |= {"ready": diagnosis.is_clean, "next": train if diagnosis.is_clean else again}
         print_json(report)
     else:
-        console = Console(highlight=False, markup=False, emoji=False)
+        console = SafeConsole(highlight=False, markup=False, emoji=False)
         _print_page(console, diagnosis, train, again)
         if svg is not None:
             drawn = recording_console(console.width, console.height)

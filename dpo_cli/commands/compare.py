@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dpo_cli.commands.compared_runs import read_runs
 from dpo_cli.commands.console import print_json
@@ -15,6 +14,7 @@ from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
 from dpo_cli.ui.comparison import ComparedRun, as_json
 from dpo_cli.ui.terminal.compare import ComparisonView
+from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.panel import terminal_size
 
 _WIDTH, _HEIGHT = 120, 40
@@ -51,7 +51,7 @@ def print_comparison(
 ) -> None:
     """Print runs side by side, in the size of the terminal where none is given."""
     usual = terminal_size() if sys.stdout.isatty() else (_WIDTH, _HEIGHT)
-    console = Console(
+    console = SafeConsole(
         width=width or usual[0],
         height=height or usual[1],
         highlight=False,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from dpo_cli.errors import UsageError
 from dpo_cli.run.directory import RunDirectory, runs_root
-from dpo_cli.run.events import Event, history
+from dpo_cli.run.events import Event
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.summary import summarize
+from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.comparison import ComparedRun
 
@@ -33,7 +34,7 @@ def named_runs(names: Sequence[str], runs_dir: Path | None) -> dict[str, RunDire
 def read_runs(names: Sequence[str], runs_dir: Path | None) -> list[ComparedRun]:
     """Read the named runs; see `named_runs`."""
     return [
-        compared_run(letter, run, history(run.events_path))
+        compared_run(letter, run, ThinnedHistory(run.events_path))
         for letter, run in named_runs(names, runs_dir).items()
     ]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import typer
 
+from dpo_cli.printable import one_line
 from dpo_cli.profile.source import shipped_profiles
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.lookup import find_runs
@@ -15,14 +16,14 @@ from dpo_cli.run.lookup import find_runs
 def complete_profile(incomplete: str) -> list[str]:
     """Return shipped profiles, and TOML files in this directory and one level below."""
     names = [*shipped_profiles(), *_files(incomplete, "*.toml", "*/*.toml")]
-    return [name for name in names if name.startswith(incomplete)]
+    return _offered(names, incomplete)
 
 
 def complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of the runs, the newest first."""
     option = context.params.get("runs_dir")
     runs = find_runs(runs_root(Path(option) if option else None))
-    return [run.name for run in runs if run.name.startswith(incomplete)]
+    return _offered((run.name for run in runs), incomplete)
 
 
 def complete_model(context: typer.Context, incomplete: str) -> list[str]:
@@ -30,8 +31,12 @@ def complete_model(context: typer.Context, incomplete: str) -> list[str]:
     files = _files(incomplete, "*.pth", "*/*.pth")
     folders = _files(incomplete, "*/config.json")
     paths = [*files, *(path.removesuffix("/config.json") for path in folders)]
-    offered = [path for path in paths if path.startswith(incomplete)]
-    return [*complete_run(context, incomplete), *offered]
+    return [*complete_run(context, incomplete), *_offered(paths, incomplete)]
+
+
+def _offered(names: Iterable[str], incomplete: str) -> list[str]:
+    """Return the names that begin as typed; names that are unsafe to print cannot be typed."""
+    return [name for name in names if name.startswith(incomplete) and one_line(name) == name]
 
 
 def _files(incomplete: str, *patterns: str) -> Iterator[str]:

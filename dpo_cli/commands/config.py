@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.options import ProfileArgument, SetOption
+from dpo_cli.printable import escape_toml
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.profile.source import scan_lines
+from dpo_cli.ui.terminal.console import echo
 
 config = typer.Typer(name="config", no_args_is_help=True, add_completion=False)
 
@@ -43,4 +45,4 @@ def show(
         for number, origin in where.items():
             lines[number - 1] = f"{lines[number - 1]:<{width}}  # {origin}"
         text = "\n".join(lines) + "\n"
-    typer.echo(text, nl=False)
+    echo(escape_toml(text), end="")

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
 from dpo_cli.errors import DpoError
 from dpo_cli.files import write_atomically
+from dpo_cli.printable import escape_json
 from dpo_cli.run.disk import is_no_space, no_space
+from dpo_cli.ui.terminal.console import SafeConsole, echo
 from dpo_cli.ui.terminal.evaluation import EvaluationView
 from dpo_cli.ui.terminal.panel import terminal_size
 
@@ -35,18 +36,27 @@ _STREAMS = {
 
 def plain_console(*, stderr: bool = False) -> Console:
     """Return a console on standard output, or error, that prints text unchanged."""
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return SafeConsole(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON; paths become strings."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    echo(json_text(value, indent=2))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON for a terminal or a program.
+
+    Escaped are the characters that act on a terminal, and those that standard output cannot encode.
+    """
+    is_ascii = not (sys.stdout.encoding or "utf").lower().startswith("utf")
+    return escape_json(json.dumps(value, indent=indent, ensure_ascii=is_ascii, default=str))
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Print the tables of an evaluation, as wide as the terminal."""
     width = terminal_size()[0] if sys.stdout.isatty() else _EVALUATION_WIDTH
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    console = SafeConsole(width=width, highlight=False, markup=False, emoji=False)
     console.print(EvaluationView(evaluation))
 
 

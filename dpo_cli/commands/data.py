@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dpo_cli.commands.options import ProfileArgument, SetOption, check_row
 from dpo_cli.errors import UsageError
@@ -13,6 +12,7 @@ from dpo_cli.findings import PairIssue
 from dpo_cli.profile.inputs import check_inputs
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.source import find_profile
+from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.pager import page
 from dpo_cli.ui.terminal.pairs import legend, pair_page, row_page
 from dpo_cli.ui.terminal.progress import PhaseBar
@@ -57,9 +57,9 @@ def data(
         )
     loaded = load_profile(find_profile(profile, str(profile)), settings or ())
     check_inputs(loaded, ("data", "tokenizer"))
-    with PhaseBar(Console(stderr=True)) as bar:
+    with PhaseBar(SafeConsole(stderr=True)) as bar:
         pages = DataBrowser.open(loaded.profile, bar)
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = SafeConsole(highlight=False, markup=False, emoji=False)
     marks = console.color_system is None or console.no_color
     rows = pages.rows
     title = f"{len(rows.kept):,} of {rows.total:,} rows kept, {len(rows.skipped_rows):,} skipped"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dpo_cli.api import evaluate as evaluate_model
 from dpo_cli.commands.complete import complete_model
@@ -21,6 +20,7 @@ from dpo_cli.commands.options import (
     SetOption,
     TokenizerOption,
 )
+from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.evaluation import as_json
 from dpo_cli.ui.terminal.progress import PhaseBar
 
@@ -46,7 +46,7 @@ def evaluate(
 
     Example: `dpo eval dense --data test.jsonl`
     """
-    with PhaseBar(Console(stderr=True)) as bar:
+    with PhaseBar(SafeConsole(stderr=True)) as bar:
         evaluation = evaluate_model(
             model,
             data,

@@ -17,6 +17,7 @@ from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.formatting import format_duration
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run
+from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.export import export_lines, held_out_line
 from dpo_cli.ui.terminal.progress import PhaseBar
 
@@ -161,7 +162,7 @@ def _compare_held_out(
         )
         return
     try:
-        with PhaseBar(Console(stderr=True)) as bar:
+        with PhaseBar(SafeConsole(stderr=True)) as bar:
             weights = [report.exported, report.state]
             in_file, in_state = evaluate_held_out(run, settings, weights, bar)
     except DpoError as error:  # the file is written and verified

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import typer.main
 from typer.core import TyperCommand, TyperGroup
+
+from dpo_cli.printable import printable
 
 MARKUP_MODE: Literal["markdown"] = "markdown"
 
@@ -33,6 +36,16 @@ class LazyGroup(TyperGroup):
         # typer reads the names for "Did you mean ...?" from here.
         self.commands = {name: TyperCommand(name) for name in self.modules}
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Parse the arguments of the group itself."""
+        with _printable_errors():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the arguments of the command and run it."""
+        with _printable_errors():
+            return super().invoke(ctx)
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a stand-in that has only a name and a help text."""
         command = self.commands.get(cmd_name)
@@ -44,6 +57,20 @@ class LazyGroup(TyperGroup):
         """Import the command that the arguments name."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_command(name, self.modules[name]) if name else command, rest
+
+
+@contextlib.contextmanager
+def _printable_errors() -> Iterator[None]:
+    """Make the messages of usage errors safe to print; typer prints them on a console of its own.
+
+    They quote arguments, which may be file names that a shell has completed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = printable(message)  # type: ignore[attr-defined]
+        raise
 
 
 def load_command(name: str, module: str) -> Any:

@@ -34,6 +34,7 @@ from dpo_cli.profile.recipe import (
 from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.ui.terminal.console import echo
 
 
 class Template(StrEnum):
@@ -197,9 +198,9 @@ def _ask(what: str, paths: Sequence[Path]) -> Path | None:
     """Let the user choose one of several paths on a terminal; else return the first."""
     if len(paths) < 2 or not sys.stdin.isatty():
         return paths[0] if paths else None
-    typer.echo(f"{what}:")
+    echo(f"{what}:")
     for number, path in enumerate(paths, start=1):
-        typer.echo(f"  {number}  {show_path(path)}")
+        echo(f"  {number}  {show_path(path)}")
     while True:
         choice: int = typer.prompt("which?", default=1, type=int)
         if 1 <= choice <= len(paths):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dpo_cli.commands.complete import complete_model
 from dpo_cli.commands.console import plain_console, print_evaluation, print_json
@@ -27,6 +26,7 @@ from dpo_cli.formatting import format_size
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.eval_config import find_eval_config
 from dpo_cli.run.models import find_model
+from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.evaluation import as_json
 from dpo_cli.ui.terminal.progress import PhaseBar
 
@@ -98,7 +98,7 @@ def merge(
         settings=settings or (),
     )
     evaluation = None
-    with PhaseBar(Console(stderr=True)) as bar:
+    with PhaseBar(SafeConsole(stderr=True)) as bar:
         bar("loading", 0, 0, "")
         from dpo_cli.export.export import try_command  # loads torch
         from dpo_cli.export.merge import merge_models

@@ -12,6 +12,7 @@ from dpo_cli.commands.console import print_json, write_output
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.ui.html.svg import sheet
+from dpo_cli.ui.terminal.console import echo
 
 _FORMATS = (".svg", ".png")
 _PNG_SCALE = 2
@@ -44,7 +45,7 @@ def plot(
         names = [run.name for run in runs]
         print_json({"path": out, "size_bytes": len(content), "runs": names})
     elif is_file:
-        typer.echo(f"wrote {out}")
+        echo(f"wrote {out}")
 
 
 def _png(picture: bytes) -> bytes:

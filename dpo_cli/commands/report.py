@@ -17,9 +17,10 @@ from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import UsageError
 from dpo_cli.files import open_regular
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import history
+from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.ui.html.page import page
-from dpo_cli.ui.html.run_section import ReportRun
+from dpo_cli.ui.html.run_section import ReportRun, StepTotals
+from dpo_cli.ui.terminal.console import echo
 
 
 def report(
@@ -65,14 +66,15 @@ def report(
         names = [section.run.name for section in sections]
         print_json({"path": path, "size_bytes": len(text.encode()), "runs": names})
     elif is_file:
-        typer.echo(f"wrote {path}")
+        echo(f"wrote {path}")
 
 
 def _report_run(letter: str, run: RunDirectory) -> ReportRun:
-    events = list(history(run.events_path))
-    return ReportRun(
-        compared_run(letter, run, events), events, _skipped_rows(run.skipped_rows_path)
-    )
+    history = ThinnedHistory(run.events_path)
+    events = list(history)
+    totals = StepTotals(history.pairs, history.tokens, history.padding_tokens)
+    compared = compared_run(letter, run, events)
+    return ReportRun(compared, events, totals, _skipped_rows(run.skipped_rows_path))
 
 
 def _skipped_rows(path: Path) -> list[Mapping[str, Any]]:

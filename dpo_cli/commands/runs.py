@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from json import dumps
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from dpo_cli.commands.console import plain_console
+from dpo_cli.commands.console import plain_console, print_json
 from dpo_cli.commands.options import RunsDirOption
 from dpo_cli.formatting import format_duration, format_progress, format_size
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.lookup import list_runs
 from dpo_cli.run.summary import RunSummary, summarize
+from dpo_cli.ui.terminal.console import SafeConsole
 
 
 def runs(
@@ -29,12 +28,12 @@ def runs(
     root = runs_root(runs_dir)
     summaries = [summarize(run) for run in list_runs(root)]
     if json:
-        typer.echo(dumps([dataclasses.asdict(summary) for summary in summaries], indent=2))
+        print_json([dataclasses.asdict(summary) for summary in summaries])
     elif not summaries:
         plain_console().print(f"there are no runs in {root}")
         plain_console().print("start one: dpo train PROFILE")
     else:
-        console = Console(highlight=False, markup=False, emoji=False)
+        console = SafeConsole(highlight=False, markup=False, emoji=False)
         if not console.is_terminal:
             console.width = 200  # do not wrap lines for a program or file
         console.print(_table(summaries))

@@ -10,6 +10,7 @@ import typer
 from dpo_cli.commands.console import write_output
 from dpo_cli.profile.template import schema_text
 from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.ui.terminal.console import echo
 
 
 def schema(
@@ -28,9 +29,9 @@ def schema(
     Example: `dpo schema --out profiles/dpo.schema.json`
     """
     if out is None:
-        typer.echo(schema_text(), nl=False)
+        echo(schema_text(), end="")
         return
     with explain_disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
     if write_output(out, schema_text().encode()):
-        typer.echo(f"wrote {out}")
+        echo(f"wrote {out}")

@@ -14,6 +14,7 @@ from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run
 from dpo_cli.ui.snapshot import HEIGHT, WIDTH, print_panel, read_panel
 from dpo_cli.ui.terminal.capture import captured_file, recording_console
+from dpo_cli.ui.terminal.console import echo
 from dpo_cli.ui.terminal.dashboard import Dashboard
 from dpo_cli.ui.terminal.plain import sample_lines
 
@@ -64,7 +65,7 @@ def show(
     console = recording_console(width or WIDTH, height or HEIGHT)
     console.print(dashboard, end="")
     if write_output(svg, captured_file(console, svg.name, f"dpo: {run.name}")):
-        typer.echo(f"wrote {svg}")
+        echo(f"wrote {svg}")
 
 
 def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:

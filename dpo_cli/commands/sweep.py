@@ -27,7 +27,6 @@ from dpo_cli.errors import ExitCode, UsageError
 from dpo_cli.profile.grid import Point, load_points, parse_grid
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.run.directory import RunDirectory, runs_root
-from dpo_cli.run.events import history
 from dpo_cli.run.launch import Observer, detach
 from dpo_cli.run.processes import Worker
 from dpo_cli.run.sweep import SweepDirectory
@@ -37,6 +36,7 @@ from dpo_cli.run.sweep_runner import (
     pin_point,
     refuse_other_runs,
 )
+from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.ui.comparison import as_json, best
 from dpo_cli.ui.terminal.panel import has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport
@@ -208,7 +208,9 @@ def _print_results(directory: SweepDirectory, points: Sequence[Point], *, json: 
     compared = [
         # A run that was never planned has no settings in its events.
         replace(
-            compared_run(point.letter, runs[point.letter], history(runs[point.letter].events_path)),
+            compared_run(
+                point.letter, runs[point.letter], ThinnedHistory(runs[point.letter].events_path)
+            ),
             settings=to_tables(point.profile),
         )
         for point in points

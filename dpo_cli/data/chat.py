@@ -29,7 +29,9 @@ from dpo_cli.data.rendered import (
     common_length,
     common_tokens,
 )
+from dpo_cli.data.rendering import TemplateRenderer
 from dpo_cli.data.template import ChatTemplate
+from dpo_cli.data.tokenizer_limits import check_files, check_ids
 from dpo_cli.data.tools import Tool, with_arguments
 from dpo_cli.errors import DpoError, first_line
 
@@ -93,11 +95,14 @@ class ChatTokenizer:
         """
         from transformers import AutoTokenizer
 
+        check_files(folder)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # whatever a broken file makes the library raise
+        except BaseException as error:  # whatever a broken file raises, also a panic in Rust
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise DpoError(
                 f"{folder}: the tokenizer cannot be read ({first_line(error)})",
                 "Set model.tokenizer to the folder with tokenizer.json and tokenizer_config.json,"
@@ -111,7 +116,11 @@ class ChatTokenizer:
                 " train with into chat_template.jinja beside tokenizer.json.",
             )
         self._backend = with_true_offsets(self._tokenizer.backend_tokenizer)
+        check_ids(self._backend, folder)
         self._encoder = make_encoder(self._backend)
+        self._renderer = TemplateRenderer(
+            self._tokenizer, lambda text: len(self._backend.encode(text)), folder
+        )
         self.folder = folder
 
     @property
@@ -347,13 +356,7 @@ class ChatTokenizer:
         return encoded
 
     def _apply(self, conversations: list[list[Message]], **options: Any) -> list[str]:
-        try:
-            # One call for all conversations: every call inspects all attributes of the tokenizer.
-            rendered = self._tokenizer.apply_chat_template(conversations, tokenize=False, **options)
-        except Exception as error:  # Jinja runs the template's code, which may raise anything
-            raise ValueError(f"the chat template fails: {first_line(error)}") from error
-        assert isinstance(rendered, list)
-        return rendered
+        return self._renderer(conversations, **options)
 
 
 def _joined(answers: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

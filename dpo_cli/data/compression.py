@@ -13,6 +13,14 @@ from typing import Any, BinaryIO
 
 from dpo_cli.errors import DpoError, first_line
 
+ROWS_PER_BATCH = 64
+"""Rows of a Parquet file that are decoded at once."""
+_MAX_EXPANDED_BYTES = 1 << 28
+_MAX_RATIO = 100
+"""Texts of people are compressed to a tenth, hardly ever to a hundredth."""
+_MAX_DECOMPRESSED_BYTES, _MAX_STREAM_RATIO = 1 << 29, 200
+"""Limits of a gzip or zstd stream: up to the first one, any ratio is fine."""
+_MAX_VALUES = 1 << 25
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -45,12 +53,12 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         file = stack.enter_context(path.open("rb"))
         magic = file.peek(4)[:4]
         if magic.startswith(_GZIP):
-            yield stack.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=file)))
+            yield stack.enter_context(_bounded(path, gzip.GzipFile(fileobj=file)))
         elif magic == _ZSTD:
             zstd = _import_zstd(path)
             try:
                 # ZstdFile is a raw stream to BufferedReader in all but its declared type.
-                yield stack.enter_context(io.BufferedReader(zstd.ZstdFile(file)))
+                yield stack.enter_context(_bounded(path, zstd.ZstdFile(file)))
             except zstd.ZstdError as error:
                 raise _damaged(path, str(error)) from error
         else:
@@ -69,6 +77,36 @@ def _import_zstd(path: Path) -> ModuleType:
     return module
 
 
+def _bounded(path: Path, source: Any) -> io.BufferedReader:
+    return io.BufferedReader(_BoundedStream(path, source))
+
+
+class _BoundedStream(io.RawIOBase):
+    """Decompressed stream that ends with an error where a small file becomes endless text."""
+
+    def __init__(self, path: Path, source: Any) -> None:
+        self._path, self._source = path, source
+        self._limit_bytes = max(_MAX_DECOMPRESSED_BYTES, _MAX_STREAM_RATIO * path.stat().st_size)
+        self._read_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._source.readinto(buffer)
+        self._read_bytes += count
+        if self._read_bytes > self._limit_bytes:
+            raise DpoError(
+                f"{self._path} decompresses to more than {_MAX_STREAM_RATIO} times its size",
+                "Decompress the file yourself if it really holds so many equal rows.",
+            )
+        return count
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
 @contextlib.contextmanager
 def opened_parquet(path: Path) -> Iterator[Any]:
     """Open a `pyarrow.parquet.ParquetFile`; raises as `opened` does."""
@@ -79,9 +117,46 @@ def opened_parquet(path: Path) -> Iterator[Any]:
         raise _not_installed(path, "a Parquet file", "parquet") from error
     try:
         with ParquetFile(path, pre_buffer=False) as file:
+            metadata = file.metadata
+            shared = _check_chunks(path, metadata)
+        # Dictionaries stay separate: written out, 30 MiB in 2 kB would be gigabytes in a batch.
+        with ParquetFile(
+            path, metadata=metadata, pre_buffer=False, read_dictionary=sorted(shared)
+        ) as file:
             yield file
     except pyarrow.ArrowException as error:
         raise _damaged(path, first_line(error)) from error
+
+
+def _check_chunks(path: Path, metadata: Any) -> set[str]:
+    """Return the columns of texts whose dictionary may be large.
+
+    Raises:
+        DpoError: a part of the file becomes far larger than an honest writer would make it.
+    """
+    shared = set()
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(number)
+            size = chunk.total_uncompressed_size
+            if size > _MAX_EXPANDED_BYTES and size > _MAX_RATIO * chunk.total_compressed_size:
+                raise _bomb(path, f"{chunk.path_in_schema} has {size:,} bytes")
+            if chunk.num_values > _MAX_VALUES:
+                raise _bomb(path, f"{chunk.path_in_schema} has {chunk.num_values:,} values")
+            column = metadata.schema.column(number)
+            if column.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page:
+                # Entries that one batch may repeat; a single row of lists may have all of them.
+                repeated = chunk.num_values if column.max_repetition_level else ROWS_PER_BATCH
+                if repeated * size > _MAX_EXPANDED_BYTES:
+                    shared.add(chunk.path_in_schema)
+    return shared
+
+
+def _bomb(path: Path, why: str) -> DpoError:
+    return DpoError(
+        f"{path} is too large to be read: {why} in one row group",
+        "Write it again in row groups of at most a million values.",
+    )
 
 
 def _damaged(path: Path, why: str) -> DpoError:

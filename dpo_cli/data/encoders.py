@@ -11,11 +11,13 @@ import json
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+_GROUP_CHARACTERS = 1 << 20
 
 
 class Placed(NamedTuple):
@@ -54,14 +56,15 @@ class OffsetEncoder:
     def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Placed]:
         """Encode each text; see `Encoder.encode`."""
         placed = []
-        for encoding, wanted in zip(
-            self._backend.encode_batch(list(texts), add_special_tokens=False), places, strict=True
-        ):
-            starts = [start for start, _ in encoding.offsets]
-            ends = [end for _, end in encoding.offsets]
-            before = [bisect_left(starts, place) for place in wanted]
-            ended = [bisect_right(ends, place) for place in wanted]
-            placed.append(Placed(array(self._typecode, encoding.ids), before, ended))
+        wanted = iter(places)
+        for group in _groups(texts):
+            for encoding in self._backend.encode_batch(group, add_special_tokens=False):
+                starts = [start for start, _ in encoding.offsets]
+                ends = [end for _, end in encoding.offsets]
+                positions = next(wanted)
+                before = [bisect_left(starts, place) for place in positions]
+                ended = [bisect_right(ends, place) for place in positions]
+                placed.append(Placed(array(self._typecode, encoding.ids), before, ended))
         return placed
 
 
@@ -117,8 +120,11 @@ class PieceEncoder:
             for text in texts
         ]
         pieces = list(numbers)
-        encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
-        ids = [array(self._typecode, encoding.ids) for encoding in encodings]
+        ids = [
+            array(self._typecode, encoding.ids)
+            for group in _groups(pieces)
+            for encoding in self._backend.encode_batch_fast(group, add_special_tokens=False)
+        ]
         flat = _concatenated(ids, self._typecode)
         first_tokens = torch.tensor([0, *itertools.accumulate(map(len, ids))])
         first_bytes = torch.tensor(
@@ -158,6 +164,20 @@ class PieceEncoder:
             )
             for layout, wanted in zip(layouts, places, strict=True)
         ]
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Split texts into groups that are encoded at once: up to 300 bytes of memory a character."""
+    group: list[str] = []
+    characters = 0
+    for text in texts:
+        if group and characters + len(text) > _GROUP_CHARACTERS:
+            yield group
+            group, characters = [], 0
+        group.append(text)
+        characters += len(text)
+    if group:
+        yield group
 
 
 def typecode(backend: Any) -> str:

@@ -27,7 +27,7 @@ from dpo_cli.data.rendered import (
 from dpo_cli.data.tokens import EncodedRows, TokenizedPairs
 from dpo_cli.data.truncation import Truncation
 
-_ROWS_PER_BLOCK = 256
+_ROWS_PER_BLOCK, _CHARACTERS_PER_BLOCK = 256, 1 << 22
 
 
 ScoredTurns = Literal["all", "last"]
@@ -278,6 +278,20 @@ def _keeps_empty_think(seed: int, line: int, ratio: float) -> bool:
 def _chunks(
     rows: Iterable[PreferencePair | SkippedRow],
 ) -> Iterator[list[PreferencePair | SkippedRow]]:
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, _ROWS_PER_BLOCK)):
+    chunk: list[PreferencePair | SkippedRow] = []
+    characters = 0
+    for row in rows:
+        chunk.append(row)
+        if isinstance(row, PreferencePair):
+            characters += sum(
+                len(text)
+                for side in (row.chosen, row.rejected)
+                for message in side
+                for text in message.values()
+                if isinstance(text, str)
+            )
+        if len(chunk) == _ROWS_PER_BLOCK or characters > _CHARACTERS_PER_BLOCK:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk

@@ -10,27 +10,31 @@ import csv
 import io
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from dpo_cli.data.compression import opened, opened_parquet, reading
+from dpo_cli.data.csv_lines import RecordLines
 from dpo_cli.data.file_kinds import Kind, separator_of
 from dpo_cli.data.json_scanner import Scanner
+from dpo_cli.data.parquet_rows import parquet_rows
 from dpo_cli.data.rows import (
+    MAX_BLANK_LINES,
     MAX_ROW_BYTES,
     NOT_UTF_8,
     TOO_LONG,
     MalformedError,
+    Numbered,
     kind_of_value,
     parse_line,
 )
 from dpo_cli.errors import DpoError
 
-_PARQUET_ROWS = 64
 _SHOWN_BYTES = 1000
-
-Numbered = Iterator[tuple[int, "dict[str, Any] | MalformedError"]]
+_MAX_SKIPPED_BYTES = 1 << 30
+"""Bytes of rows that are too long: a small compressed file can have any number of them."""
 
 
 class _Record(NamedTuple):
@@ -74,7 +78,7 @@ def read_rows(path: Path, kind: Kind, wanted: range | None = None) -> Numbered:
     """
     if kind == "parquet":
         with reading(path), opened_parquet(path) as file:
-            yield from _batches(file, wanted)
+            yield from parquet_rows(file, wanted)
         return
     with opened(path) as file:
         for number, row in _numbered(path, kind, file):
@@ -91,23 +95,30 @@ def _numbered(path: Path, kind: Kind, file: BinaryIO) -> Iterator[tuple[int, _Ra
     """Iterate over the raw rows of a text file with their numbers, without parsing JSONL or CSV."""
     match kind:
         case "jsonl":
-            return _lines(file)
+            return _lines(path, file)
         case "csv":
             return _records(path, file)
         case "objects":
-            return _objects_in_text(path, file)
+            return _explained(path, _objects_in_text(path, file))
         case _:
-            return _elements(path, file)
+            return _explained(path, _elements(path, file))
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedError]]:
     """Split at newlines only (U+2028 is text), and strip a byte order mark."""
-    line = 0
+    line = blank = skipped_bytes = 0
     while raw := file.readline(MAX_ROW_BYTES):
         line += 1
+        blank = 0 if raw != b"\n" else blank + 1
+        if blank > MAX_BLANK_LINES:
+            raise _endless(path, f"more than {MAX_BLANK_LINES:,} blank lines after each other")
         if len(raw) == MAX_ROW_BYTES and not raw.endswith(b"\n"):
-            while (rest := file.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
-                pass
+            rest = raw
+            while rest and not rest.endswith(b"\n"):
+                skipped_bytes += len(rest)
+                if skipped_bytes > _MAX_SKIPPED_BYTES:
+                    raise _endless(path, f"line {line} does not end, or there are many such lines")
+                rest = file.readline(MAX_ROW_BYTES)
             yield line, MalformedError(TOO_LONG, _legible(raw[:_SHOWN_BYTES]))
         else:
             yield line, raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
@@ -129,6 +140,14 @@ def _parsed(raw: _Raw) -> dict[str, Any] | MalformedError | None:
 
 def _legible(raw: bytes) -> str:
     return raw.decode("utf-8", errors="replace").strip()
+
+
+def _explained(path: Path, rows: Numbered) -> Numbered:
+    """Turn an error between two rows into one that names the file."""
+    try:
+        yield from rows
+    except ValueError as error:
+        raise _no_array(path, str(error)) from error
 
 
 def _elements(path: Path, file: BinaryIO) -> Numbered:
@@ -190,16 +209,16 @@ def _records(path: Path, file: BinaryIO) -> Iterator[tuple[int, _Record]]:
     """Iterate over the records of a CSV file with a header."""
     csv.field_size_limit(MAX_ROW_BYTES)
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-    lines = iter(lambda: text.readline(MAX_ROW_BYTES), "")
-    first = next((line for line in lines if line.strip()), "")
-    separator, is_declaration = separator_of(first)
-    if not is_declaration:
-        lines = itertools.chain([first], lines)
-    records = csv.reader(lines, delimiter=separator, strict=True)
+    lines = RecordLines(text)
     header: list[str] | None = None
     number = 0
     try:
+        first = next((line for line in lines if line.strip()), "")
+        separator, is_declaration = separator_of(first)
+        rest = lines if is_declaration else itertools.chain([first], lines)
+        records = csv.reader(rest, delimiter=separator, strict=True)
         for cells in records:
+            lines.begin_record()
             if header is None:
                 header = _header(path, cells) or None
             elif cells:
@@ -213,7 +232,8 @@ def _records(path: Path, file: BinaryIO) -> Iterator[tuple[int, _Record]]:
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
-    if twice := [name for name in cells if name and cells.count(name) > 1]:
+    counts = Counter(cells)
+    if twice := [name for name in cells if name and counts[name] > 1]:
         raise DpoError(
             f"{path}: two columns are named {twice[0]!r}", "Give each column a unique name."
         )
@@ -233,46 +253,8 @@ def _columns(record: _Record) -> dict[str, Any] | MalformedError:
     return dict(zip(header, cells, strict=True))
 
 
-def _batches(file: Any, wanted: range | None) -> Numbered:
-    """Iterate over the rows of a Parquet file, skipping row groups without wanted rows."""
-    first = 1
-    for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if wanted is None or (first < wanted.stop and wanted.start < first + rows):
-            number = first
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=[group]):
-                for row in _objects(batch):
-                    if wanted is None or number in wanted:
-                        yield number, row
-                    number += 1
-        first += rows
-
-
-def _objects(batch: Any) -> Iterator[dict[str, Any] | MalformedError]:
-    """Convert a batch to rows; split it if a single row is too long or unreadable."""
-    rows, why = None, TOO_LONG
-    if batch.nbytes <= MAX_ROW_BYTES:
-        try:
-            rows = batch.to_pylist()
-        except (ValueError, OverflowError) as error:  # not UTF-8, or a time outside Python's range
-            why = f"cannot be read: {error}"[:200]
-    if rows is not None:
-        for row in rows:
-            yield {name: _without_nulls(each) for name, each in row.items()}
-    elif len(batch) == 1:
-        yield MalformedError(why)
-    else:
-        for at in range(len(batch)):
-            yield from _objects(batch.slice(at, 1))
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drop null keys: a Parquet column gives each message the keys of all messages."""
-    if isinstance(value, list):
-        return [_without_nulls(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
-    return value
+def _endless(path: Path, why: str) -> DpoError:
+    return DpoError(f"{path}: {why}", "Write one preference pair per line.")
 
 
 def _no_array(path: Path, why: str) -> DpoError:

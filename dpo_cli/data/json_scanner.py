@@ -7,10 +7,11 @@ import json
 import re
 from typing import Any, BinaryIO
 
-from dpo_cli.data.rows import MAX_ROW_BYTES, TOO_LONG
+from dpo_cli.data.rows import MAX_ROW_BYTES, TOO_LONG, TOO_MANY_VALUES, is_too_large
 
 _CHUNK_CHARACTERS = 1 << 18
 _CUT_CHARACTERS = 16  # a chunk may end inside an escape such as \ud83d\ude00
+_MAX_BLANK_CHARACTERS = 1 << 30
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
@@ -20,16 +21,23 @@ class Scanner:
     def __init__(self, file: BinaryIO) -> None:
         # Invalid UTF-8 becomes lone surrogates, so that it spoils only the row that contains it.
         self._text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        self._buffer, self._at = "", 0
+        self._buffer, self._at, self._blank = "", 0, 0
         self._decode = json.JSONDecoder().raw_decode
 
     def next_character(self) -> str:
-        """Peek at the next character that is not blank; "" at the end."""
+        """Peek at the next character that is not blank; "" at the end.
+
+        Raises:
+            ValueError: blank characters do not end.
+        """
         while True:
             blank = _BLANK.match(self._buffer, self._at)
             self._at = blank.end() if blank else self._at
             if self._at < len(self._buffer):
                 return self._buffer[self._at]
+            self._blank += len(self._buffer)
+            if self._blank > _MAX_BLANK_CHARACTERS:
+                raise ValueError("blank characters that do not end")
             if not self._read_on():
                 return ""
 
@@ -62,6 +70,8 @@ class Scanner:
                     return value, text
             if len(self._buffer) - self._at > MAX_ROW_BYTES:
                 raise ValueError(TOO_LONG)
+            if is_too_large(self._buffer[self._at :]):
+                raise ValueError(TOO_MANY_VALUES)
 
     def _read_on(self) -> bool:
         rest = self._buffer[self._at :]

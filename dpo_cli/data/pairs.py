@@ -17,6 +17,8 @@ from dpo_cli.data.sources import NO_PLACES, Places, Source
 from dpo_cli.data.tools import Tool, tools_of
 from dpo_cli.errors import DpoError
 
+_MAX_MALFORMED = 1_000_000
+"""Malformed rows are kept in memory, with their reasons."""
 MALFORMED_SHARE_LIMIT = 0.01
 
 Problem = Literal["malformed", "identical", "truncated", "left-out", "tie"]
@@ -76,10 +78,19 @@ def read_pairs(
         source = Source((source,))
     if places is None:
         places = source.look()
+    malformed = 0
     for part, rows in source.rows(places, lines):
         for number, row in rows:
             line = part.first + number - 1
-            yield to_pair(line, row, FORMATS[part.format], source.columns)
+            pair = to_pair(line, row, FORMATS[part.format], source.columns)
+            malformed += isinstance(pair, SkippedRow)
+            if malformed > _MAX_MALFORMED:
+                raise DpoError(
+                    f"{source}: more than {_MAX_MALFORMED:,} rows are malformed, the last one is"
+                    f" {places.name(line)}",
+                    "Set data.format and data.columns, or remove these rows.",
+                )
+            yield pair
 
 
 def to_pair(

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import json
 import reprlib
+from collections.abc import Iterator
 from typing import Any
 
 MAX_ROW_BYTES = 1 << 25
 """Largest row: a file that decompresses to an endless row must not fill the memory."""
 NOT_UTF_8 = "not UTF-8"
 TOO_LONG = f"longer than {MAX_ROW_BYTES >> 20} MiB"
+MAX_ROW_MEMORY = 4 * MAX_ROW_BYTES
+"""Largest row in memory: 32 MiB of "[[],[],..." would be a gigabyte of Python objects."""
+TOO_MANY_VALUES = "too many values for one row"
+MAX_BLANK_LINES = 10_000_000
+"""Blank lines after each other: a small compressed file can have any number of them."""
+_OBJECT_BYTES, _VALUE_BYTES = 64, 32
+_SMALL = 1 << 20
+
+
+def estimated_memory(text: str | bytes) -> int:
+    """Estimate the bytes that the values in a JSON or CSV text take in memory, from above."""
+    if isinstance(text, str):
+        marks = text.count("["), text.count("{"), text.count(",")
+    else:
+        marks = text.count(b"["), text.count(b"{"), text.count(b",")
+    return len(text) + _OBJECT_BYTES * (marks[0] + marks[1]) + _VALUE_BYTES * marks[2]
+
+
+def is_too_large(text: str | bytes) -> bool:
+    """Return True if the values in a text would take too much memory."""
+    return len(text) > _SMALL and estimated_memory(text) > MAX_ROW_MEMORY
 
 
 class MalformedError(Exception):
@@ -20,12 +42,18 @@ class MalformedError(Exception):
         self.text = text
 
 
+Numbered = Iterator[tuple[int, dict[str, Any] | MalformedError]]
+"""Rows with their numbers."""
+
+
 def parse_line(raw: bytes) -> dict[str, Any]:
     """Parse one line of JSONL.
 
     Raises:
         MalformedError: the line is not a JSON object.
     """
+    if is_too_large(raw):
+        raise MalformedError(TOO_MANY_VALUES)
     try:
         row = json.loads(raw.decode("utf-8"))
         if b"\\u" in raw:

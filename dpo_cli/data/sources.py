@@ -20,9 +20,9 @@ from pathlib import Path
 
 from dpo_cli.data.columns import Columns, Row
 from dpo_cli.data.file_kinds import Kind, kind_of
-from dpo_cli.data.file_readers import Numbered, count_numbers, read_rows
+from dpo_cli.data.file_readers import count_numbers, read_rows
 from dpo_cli.data.formats import FORMATS, PROMPTS, format_of, unknown_format
-from dpo_cli.data.rows import MalformedError
+from dpo_cli.data.rows import MalformedError, Numbered
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
 from dpo_cli.signatures import recognize_folder

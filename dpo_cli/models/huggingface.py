@@ -295,11 +295,11 @@ def read_settings(
             f"{source}: quantized weights cannot be trained",
             "use the model's weights in float32, float16 or bfloat16",
         )
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         remote = "; code in the directory is never run" if "auto_map" in settings else ""
         raise DpoError(
             f"{source}: transformers {transformers.__version__} does not support model_type"
-            f" {model_type!r}{remote}",
+            f" {model_type!r:.80}{remote}",
             "use a model that transformers supports, or a newer version of transformers",
         )
     # Exports do not contain the code that `auto_map` refers to.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal
 
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import EMBEDDING, HEAD
 from dpo_cli.models.minimind import NOT_IN_WEIGHTS, MiniMind, Shape
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_EXPERT = re.compile(r"model\.layers\.0\.mlp\.experts\.(\d+)\.gate_proj\.weight")
+_LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
+_EXPERT = re.compile(r"model\.layers\.0\.mlp\.experts\.([0-9]{1,9})\.gate_proj\.weight")
+_COUNTS = ("num_attention_heads", "num_key_value_heads", "num_experts_per_tok")
+_MAX_COUNT, _MAX_FLOAT = 1 << 20, 1e12
 _MAX_LISTED = 12
 
 
@@ -58,6 +60,11 @@ def infer_minimind_directory(
             "set inference_rope_scaling to false in config.json; it is for long texts at inference",
         )
     from_config = {key: settings[key] for key in NOT_IN_WEIGHTS if settings.get(key) is not None}
+    for key, value in from_config.items():
+        if not _is_valid(key, value):
+            raise DpoError(
+                f"{source}: config.json sets {key} = {value!r:.40}", "copy or download it again"
+            )
     architecture = infer_minimind(shapes, {**overrides, **from_config}, source)
     check_overrides(architecture, overrides, source)
     return architecture
@@ -90,6 +97,17 @@ def check_overrides(
         )
 
 
+def _is_valid(key: str, value: object) -> bool:
+    """Return True if a setting of config.json has the type and range of its key."""
+    if key == "norm_topk_prob":
+        return isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if key in _COUNTS:
+        return isinstance(value, int) and 0 < value < _MAX_COUNT
+    return 0 < value < _MAX_FLOAT
+
+
 def list_names(problem: str, names: Sequence[str]) -> list[str]:
     """Return one line for each of the first names, and one with the number of the others."""
     lines = [f"{problem}: {name}" for name in names[:_MAX_LISTED]]
@@ -112,10 +130,12 @@ def _infer(shapes: Mapping[str, Shape], overrides: Mapping[str, Any], source: st
     assert query is not None
     assert key is not None
     assert embedding is not None
+    _refuse_gaps(layers, source)
     vocab_size, hidden_size = embedding
     num_experts = sum(1 for name in shapes if _EXPERT.fullmatch(name))
     gate = "mlp.experts.0.gate_proj.weight" if num_experts else "mlp.gate_proj.weight"
-    gate_shape = shapes.get(f"model.layers.0.{gate}", (0,))
+    gate_shape = shapes.get(f"model.layers.0.{gate}") or (0,)
+    _refuse_more_than(len(layers) * max(1, num_experts), len(shapes), source)
 
     def or_default(key: str, default: Any) -> Any:
         value = overrides.get(key)
@@ -125,6 +145,11 @@ def _infer(shapes: Mapping[str, Shape], overrides: Mapping[str, Any], source: st
     head_norm = shapes.get("model.layers.0.self_attn.q_norm.weight")
     if head_norm is not None:
         version: Literal[2, 3] = 3
+        if len(head_norm) != 1 or not head_norm[0]:
+            raise DpoError(
+                f"{source}: the norm of the heads has the shape {head_norm}",
+                "set model.weights to a state dict such as full_sft_512.pth",
+            )
         head_dim = head_norm[0]
         heads, key_value_heads = query[0] // head_dim, key[0] // head_dim
     else:
@@ -154,6 +179,36 @@ def _infer(shapes: Mapping[str, Shape], overrides: Mapping[str, Any], source: st
         rope_theta=float(or_default("rope_theta", 1e6)),
         rms_norm_eps=float(or_default("rms_norm_eps", 1e-5 if version == 2 else 1e-6)),
     )
+
+
+def _refuse_gaps(layers: Set[int], source: str) -> None:
+    """Refuse layer numbers with gaps: they would be listed as missing, up to the largest number.
+
+    Raises:
+        DpoError: names the first missing layer.
+    """
+    if max(layers) < len(layers):
+        return
+    first = next(number for number in range(len(layers) + 1) if number not in layers)
+    raise DpoError(
+        f"{source}: not a complete MiniMind model: it has weights of layer {max(layers)}, but none"
+        f" of layer {first}",
+        "check that the file is complete and written by the same version of the model",
+    )
+
+
+def _refuse_more_than(expected: int, weights: int, source: str) -> None:
+    """Refuse blocks of far more weights than there are; each block has three.
+
+    Raises:
+        DpoError: names both numbers.
+    """
+    if expected > weights + _MAX_LISTED:
+        raise DpoError(
+            f"{source}: not a complete MiniMind model: {expected} feed-forward blocks, {weights}"
+            " weights",
+            "check that the file is complete and written by the same version of the model",
+        )
 
 
 def _unsupported(architecture: MiniMind) -> list[str]:

@@ -34,6 +34,7 @@ from dpo_cli.models.infer import (
     infer_minimind_directory,
     list_names,
 )
+from dpo_cli.models.limits import check_settings, check_size
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.names import common_prefixes, is_old_buffer, refuse_adapter, unwrap
 from dpo_cli.models.spec import Architecture
@@ -137,6 +138,7 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
         state, removed = unwrap(state, EMBEDDING)
         minimind = infer_minimind_directory(_shapes(state), settings, overrides, str(path))
         return _minimind_weights(minimind, state, path, fingerprint, removed)
+    check_settings(settings, state, str(path))
     state, removed = unwrap(state)
     generation_path = path / folder.GENERATION_CONFIG
     generation = folder.read_json(generation_path) if generation_path.exists() else {}
@@ -153,17 +155,25 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
         raise DpoError(f"{path}: holds weights of type {unsupported.pop()}", _NOT_FLOAT)
     # With several dtypes all become float32, so that none is rounded: norms are often float32 in a
     # bfloat16 model.
+    config = architecture.config()
     dtype_in_memory = dtype if len(sizes) == 1 else torch.float32
     try:
-        model, problems = _instantiate(architecture.config(), state, dtype_in_memory)
-        for prefix in common_prefixes(state) if problems else []:
-            # Some other wrapper may hold the model under a name of its own.
-            inner = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-            other, rest = _instantiate(architecture.config(), inner, dtype_in_memory)
-            if not rest:
-                model, problems, removed = other, rest, ", ".join(filter(None, (removed, prefix)))
-                state = inner
-                break
+        with _without_reports():
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                described = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+            check_size(described, state, str(path))
+            model, problems = _instantiate(config, state, dtype_in_memory)
+            for prefix in common_prefixes(state) if problems else []:
+                # Some other wrapper may hold the model under a name of its own.
+                inner = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+                other, rest = _instantiate(architecture.config(), inner, dtype_in_memory)
+                if not rest:
+                    model, problems = other, rest
+                    removed = ", ".join(filter(None, (removed, prefix)))
+                    state = inner
+                    break
+    except DpoError:
+        raise
     except Exception as error:  # model code raises anything for inconsistent settings
         raise DpoError(
             f"{path}: transformers cannot build this model ({first_line(error)})",
@@ -186,6 +196,17 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
         dtypes[name] = _dtype_name(dtype if same is None else same.dtype)
     architecture = with_dtypes(architecture, dtypes, _dtype_name(dtype))
     return ModelWeights(architecture, on_disk, dtype, fingerprint, removed)
+
+
+@contextlib.contextmanager
+def _without_reports() -> Iterator[None]:
+    """Keep transformers from printing names of weights and values of config.json as they are."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
 
 
 def _minimind_weights(
@@ -226,7 +247,7 @@ def _instantiate(
     """Build a model and return it with the names of weights that do not fit, by kind of problem."""
     # Some models draw random weights before they load the given ones. The number of models built
     # must not change the random numbers of a run.
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), _without_reports():
         model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
             None,
             config=config,
@@ -250,17 +271,6 @@ def _instantiate(
         "not converted": sorted(report["error_msgs"]),
     }
     return model, {problem: names for problem, names in problems.items() if names}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence warnings of transformers about weights that do not fit: they become errors here."""
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
 
 
 def to_disk_names(model: transformers.PreTrainedModel, tensors: StateDict) -> StateDict:

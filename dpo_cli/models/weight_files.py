@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dpo_cli.errors import DpoError, first_line
 from dpo_cli.models.convert import StateDict
+from dpo_cli.models.limits import check_archive, check_tensors
 from dpo_cli.signatures import read_head, recognize
 
 _WEIGHT_FILES = ("torch", "pickle", "safetensors")
@@ -41,11 +42,14 @@ def read_state_dict(path: Path) -> StateDict:
         # The content decides: weights are often renamed to the other suffix.
         kind = found.name if found else path.suffix.removeprefix(".")
         is_mapped = kind == "safetensors"
+        check_archive(path, is_safetensors=is_mapped)
         if is_mapped:
             content: Any = load_file(path)
         else:
             with path.open("rb") as file:  # given a path, torch decides by the suffix
                 content = torch.load(file, map_location="cpu", weights_only=True)
+    except DpoError:
+        raise
     except pickle.UnpicklingError as error:
         raise DpoError(
             f"{path}: not plain weights: the file asks to run code, or is no PyTorch file"
@@ -74,4 +78,5 @@ def _require_tensors(content: Any, path: Path) -> StateDict:
             f"{path}: not plain weights: {', '.join(others[:5])} are no tensors",
             "if this is a resume or training file, choose the weights that were saved beside it",
         )
+    check_tensors(content, path)
     return dict(content)

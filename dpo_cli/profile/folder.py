@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, first_line
 from dpo_cli.signatures import HEAD_BYTES, refuse
 
 CONFIG = "config.json"
@@ -17,6 +17,8 @@ GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 _ADAPTER = "adapter_config.json"
 _INDEX = ".index.json"
+_MAX_JSON_BYTES = 1 << 24
+_MAX_NAME_BYTES = 255
 _WEIGHTS = (WEIGHTS, "pytorch_model.bin")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 """Required files of a tokenizer."""
@@ -160,12 +162,14 @@ def read_json(path: Path) -> Mapping[str, Any]:
         DpoError: the file cannot be read, or holds no object.
     """
     try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"it has {path.stat().st_size >> 20} MiB")
         raw = path.read_bytes()
         refuse(path, raw[:HEAD_BYTES])
         content = json.loads(raw)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DpoError(
-            f"{path}: cannot be read as JSON ({error})", "Copy or download it again."
+            f"{path}: cannot be read as JSON ({first_line(error)})", "Copy or download it again."
         ) from error
     if not isinstance(content, dict):
         raise DpoError(f"{path}: is not a JSON object", "Copy or download it again.")
@@ -174,4 +178,6 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 def _is_plain(name: object) -> bool:
     # An index must not point outside of its directory.
-    return isinstance(name, str) and name not in ("", "..") and "/" not in name
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        return False
+    return len(name.encode(errors="replace")) <= _MAX_NAME_BYTES

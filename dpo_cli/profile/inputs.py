@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.errors import DpoError, UsageError, first_line
 from dpo_cli.files import PAIR_SUFFIXES, pair_files
 from dpo_cli.profile import folder, hub
 from dpo_cli.profile.load import LoadedProfile, Problem
@@ -28,6 +28,13 @@ _SFT_STEM = re.compile(r"full_sft_(\d+)(_moe)?")
 
 
 Input = Literal["data", "tokenizer", "weights", "reference", "held_out"]
+_KEYS: dict[Input, str] = {
+    "data": "data.data_path",
+    "tokenizer": "model.tokenizer",
+    "weights": "model.weights",
+    "reference": "model.reference",
+    "held_out": "eval.path",
+}
 INPUTS: tuple[Input, ...] = get_args(Input)
 
 
@@ -80,6 +87,9 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
             origin = loaded.origins[error.key]
             where = show_path(loaded.path) if origin == "default" else origin
             problems[name] = Problem(error.key, where, error.key, error.reason)
+        except (OSError, ValueError) as error:  # an impossible name, or an unreadable folder
+            key = _KEYS[name]
+            problems[name] = Problem(key, loaded.origins[key], key, f"no path: {first_line(error)}")
     return problems
 
 
@@ -290,6 +300,10 @@ def check_file(key: str, path: Path) -> None:
     shown = show_path(path)
     if stat.S_ISDIR(status.st_mode):
         raise InputError(key, f"{shown} is a directory; set it to a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(
+            key, f"{shown} is a pipe or a device; write its content to a file, which is read twice"
+        )
     if status.st_size == 0:
         raise InputError(key, f"{shown} is empty; copy or download it again")
     if not os.access(path, os.R_OK):
@@ -310,6 +324,8 @@ def _status(key: str, path: Path) -> os.stat_result:
         raise InputError(key, f"{show_path(path)} does not exist{_near(path)}") from None
     except OSError as error:
         raise InputError(key, f"{show_path(path)} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL in the path
+        raise InputError(key, f"{show_path(path)} is no path: {error}") from None
 
 
 def _near(path: Path) -> str:

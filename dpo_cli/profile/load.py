@@ -72,6 +72,9 @@ class _Statement:
         Raises:
             ValueError: a path cannot be expanded.
         """
+        values = self.value if isinstance(self.value, list) else [self.value]
+        if any(type(value) is int and not -(2**63) <= value < 2**63 for value in values):
+            raise ValueError("an integer has at most 64 bits")
         if isinstance(self.value, list):
             return [self._resolve(each) for each in self.value]
         return self._resolve(self.value)

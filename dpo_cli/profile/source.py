@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tomllib
@@ -11,9 +12,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from dpo_cli.errors import UsageError
+from dpo_cli.errors import UsageError, first_line
 from dpo_cli.profile.text import did_you_mean, show_path, show_value
 
+_MAX_PROFILE_BYTES = 1 << 20
+_PLAIN_VALUES = "Write a profile of plain values; `dpo init NAME` makes one."
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -54,7 +57,8 @@ def find_profile(path: Path, name: str) -> Path:
     if os.path.isdir(path):
         raise UsageError(f"{show_path(path)} is a directory, not a profile", remedy)
     near = {stem: stem for stem in shipped}
-    near |= {sibling.stem: show_path(sibling) for sibling in path.parent.glob("*.toml")}
+    with contextlib.suppress(OSError, ValueError):  # an impossible name, or an unreadable folder
+        near |= {sibling.stem: show_path(sibling) for sibling in path.parent.glob("*.toml")}
     hint = did_you_mean(path.stem, near, near.__getitem__)
     raise UsageError(f"no profile {show_path(path)}{hint}", remedy)
 
@@ -84,10 +88,12 @@ def expand_path(text: str, base: Path) -> Path:
     matter, as in full_sft_512.pth.
 
     Raises:
-        ValueError: `text` is empty, or uses an undefined variable or home directory.
+        ValueError: `text` is empty, contains NUL, or uses an undefined variable or home directory.
     """
     if not text:
         raise ValueError("must not be empty")
+    if "\0" in text:
+        raise ValueError("must not contain the character NUL")
     try:
         expanded = Template(os.path.expanduser(text)).substitute(os.environ)
     except KeyError as error:
@@ -114,7 +120,11 @@ def _find_parent(child: Document, parent: object) -> Path:
 def _read(path: Path) -> Document:
     shown = show_path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # -sig accepts a byte order mark
+        with path.open("rb") as file:
+            content = file.read(_MAX_PROFILE_BYTES + 1)
+        if len(content) > _MAX_PROFILE_BYTES:
+            raise UsageError(f"{shown} is larger than 1 MiB, too large for a profile")
+        text = content.decode("utf-8-sig")  # -sig accepts a byte order mark
         return Document(path, tomllib.loads(text), scan_lines(text))
     except OSError as error:
         raise UsageError(f"{shown} cannot be read: {error.strerror}") from None
@@ -123,6 +133,10 @@ def _read(path: Path) -> Document:
         raise UsageError(f"{shown}:{line} is not UTF-8", "Save the file as UTF-8.") from None
     except tomllib.TOMLDecodeError as error:
         raise _invalid_toml(shown, text, str(error)) from None
+    except RecursionError:
+        raise UsageError(f"{shown}: its values are nested too deeply", _PLAIN_VALUES) from None
+    except ValueError as error:  # an integer of more digits than Python converts, or a NUL in path
+        raise UsageError(f"{shown} cannot be read: {first_line(error)}", _PLAIN_VALUES) from None
 
 
 def _invalid_toml(shown: str, text: str, message: str) -> UsageError:

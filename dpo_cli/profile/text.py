@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+_LONGEST_INTEGER_BITS, _SHOWN_DIGITS = 128, 20
+
 
 def show_value(value: object) -> str:
     """Format `value` as TOML; "unset" for None."""
@@ -17,6 +19,8 @@ def show_value(value: object) -> str:
             return "unset"
         case bool():
             return str(value).lower()
+        case int() if value.bit_length() > _LONGEST_INTEGER_BITS:
+            return f"{hex(value)[:_SHOWN_DIGITS]}..."  # str() refuses more than 4300 digits
         case float():
             return re.sub(r"e([+-])0", r"e\1", repr(value))  # 1e-8, where Python says 1e-08
         case str() | Path():

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 from dpo_cli.errors import DpoError
-from dpo_cli.files import open_regular
-from dpo_cli.run.disk import unreadable
+from dpo_cli.run.event_lines import STEP_DONE, complete_lines, valid_lines
 from dpo_cli.run.plan import Plan
 from dpo_cli.run.typed_json import field_converters
 
@@ -289,12 +288,6 @@ class Exported(Event):
     seed: int | None = None
 
 
-_LONGEST_LINE = 16 << 20
-_STEP_DONE = b'{"event": "StepDone"'
-_RESUMED = b'{"event": "Resumed"'
-"""Beginnings of lines as `to_json` writes them, to skip lines without parsing them."""
-
-
 def to_json(event: Event) -> str:
     """Return the event as one line of JSON, floats in full precision."""
     return json.dumps(
@@ -327,9 +320,9 @@ class EventReader:
 
     def read_new(self) -> Iterator[Event]:
         """Yield the events appended since the last one that was yielded."""
-        for start, line in _complete_lines(self._path, self._offset):
+        for start, line in complete_lines(self._path, self._offset):
             self._offset = start + len(line)
-            event = _parse(line)
+            event = parse_line(line)
             if event is None:
                 self.skipped_lines += 1
             else:
@@ -337,30 +330,8 @@ class EventReader:
 
 
 def history(path: Path) -> Iterator[Event]:
-    """Yield the events that count: of steps that a resume repeated, only the last repetition.
-
-    The stream is read twice instead of being kept in memory: first for the `Resumed` events, which
-    make earlier lines void.
-    """
-    end = 0
-    limits: deque[tuple[int, int]] = deque()
-    for start, line in _complete_lines(path):
-        end = start + len(line)
-        if line.startswith(_RESUMED) and isinstance(event := _parse(line), Resumed):
-            limits.append((start, event.last_valid_step))
-    # The limit at a line is the lowest of all later resumes.
-    for index in reversed(range(len(limits) - 1)):
-        limits[index] = limits[index][0], min(limits[index][1], limits[index + 1][1])
-    for start, line in _complete_lines(path):
-        if start >= end:  # appended since the first pass, which may have missed a resume
-            return
-        while limits and limits[0][0] <= start:
-            limits.popleft()
-        event = _parse(line)
-        if event is not None and (
-            not limits or getattr(event, "optimizer_step", -1) <= limits[0][1]
-        ):
-            yield event
+    """Yield the events that count: of steps that a resume repeated, only the last repetition."""
+    return filter(None, map(parse_line, valid_lines(path)))
 
 
 def without_early_steps(path: Path, keep: int) -> Iterator[Event]:
@@ -369,32 +340,15 @@ def without_early_steps(path: Path, keep: int) -> Iterator[Event]:
     Nearly all lines are steps. They are not parsed, so that a long stream takes little time.
     """
     steps: deque[bytes] = deque(maxlen=keep)
-    for _, line in _complete_lines(path):
-        if line.startswith(_STEP_DONE):
+    for _, line in complete_lines(path):
+        if line.startswith(STEP_DONE):
             steps.append(line)
             continue
-        yield from filter(None, map(_parse, [*steps, line]))
+        yield from filter(None, map(parse_line, [*steps, line]))
         steps.clear()
-    yield from filter(None, map(_parse, steps))
+    yield from filter(None, map(parse_line, steps))
 
 
-def _complete_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that end with a newline, from byte `start` on, each with its offset.
-
-    A line of more than `_LONGEST_LINE` bytes comes in parts. DpoError if the stream is unreadable.
-    """
-    try:
-        with open_regular(path) as file:
-            file.seek(start)
-            while line := file.readline(_LONGEST_LINE):
-                if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
-                    return
-                yield start, line
-                start += len(line)
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            raise unreadable(path, error) from error
-
-
-def _parse(line: bytes) -> Event | None:
+def parse_line(line: bytes) -> Event | None:
+    """Parse one line; see `from_json`."""
     return from_json(line.decode(errors="replace"))

@@ -6,9 +6,10 @@ import torch
 
 from dpo_cli.errors import DpoError, first_line
 
-_SYSTEM_MEMORY = "can't allocate memory"
+# torch's allocator; and oneDNN, whose kernels allocate when they are made.
+_SYSTEM_MEMORY = ("can't allocate memory", "could not create a primitive")
 _MEMORY_TEXTS = (
-    _SYSTEM_MEMORY,
+    *_SYSTEM_MEMORY,
     "out of memory",  # CUDA, its driver, NCCL ("Cuda failure 2 'out of memory'"), MPS, XPU
     "ALLOC_FAILED",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
     "OUT_OF_HOST_MEMORY",  # XPU: UR_RESULT_ERROR_OUT_OF_HOST_MEMORY
@@ -21,14 +22,21 @@ _MEMORY_TEXTS = (
 def explain(error: Exception) -> DpoError | None:
     """Translate an exception into an error with a remedy; None if it is a bug."""
     if is_out_of_memory(error):
-        is_on_gpu = not isinstance(error, MemoryError) and _SYSTEM_MEMORY not in str(error)
+        is_on_gpu = not isinstance(error, MemoryError) and not any(
+            text in str(error) for text in _SYSTEM_MEMORY
+        )
         return DpoError(
             f"out of memory: {first_line(error)}",
             "Set train.activation_checkpointing = true, or lower train.max_tokens_per_forward; with"
             " experts or dropout, lower train.batch_size and raise train.accumulation_steps. Or"
             " lower data.max_seq_len." + " nvidia-smi lists other programs on the GPU." * is_on_gpu,
         )
-    if isinstance(error, FileNotFoundError | PermissionError) and error.filename:
+    if isinstance(error, OSError) and error.filename and not is_missing(error):
+        return DpoError(
+            f"{error.filename}: {error.strerror}",
+            "Check the disk and its permissions, then continue with dpo resume.",
+        )
+    if isinstance(error, OSError) and error.filename:
         # The launcher has checked the files, but only on its own machine.
         return DpoError(
             f"{error.filename}: {error.strerror}",
@@ -40,6 +48,11 @@ def explain(error: Exception) -> DpoError | None:
             "Install what is missing (on a CPU a C++ compiler), or set train.compile = false.",
         )
     return None
+
+
+def is_missing(error: OSError) -> bool:
+    """Return True if a file does not exist or cannot be opened by this user."""
+    return isinstance(error, FileNotFoundError | PermissionError)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.console import Console
-
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import Event, history
+from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.capture import recording_console
+from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.dashboard import Dashboard
 from dpo_cli.ui.terminal.panel import disk_usage, terminal_size
 
@@ -24,7 +22,7 @@ _HTML = '<pre style="line-height:1.2;overflow-x:auto;font-family:monospace">{cod
 def read_panel(run: RunDirectory, step: int | None = None) -> Dashboard:
     """Return the panel of a run as it is now, or as it was after a step."""
     is_held = run.holder() is not None
-    view = RunView.of(_until(history(run.events_path), step))
+    view = RunView.of(ThinnedHistory(run.events_path, step))
     is_now = step is None and is_held
     return Dashboard(
         view,
@@ -45,7 +43,7 @@ def print_panel(panel: Dashboard, width: int | None = None, height: int | None =
     if sys.stdout.isatty():
         columns, lines = terminal_size()
         lines -= 1
-    console = Console(width=width or columns, height=height or lines)
+    console = SafeConsole(width=width or columns, height=height or lines)
     console.print(panel, end="")
 
 
@@ -73,11 +71,3 @@ def notebook_display() -> Any:
     if getattr(shell, "kernel", None) is None:
         return None
     return importlib.import_module("IPython.display").display
-
-
-def _until(events: Iterable[Event], step: int | None) -> Iterator[Event]:
-    """Yield the events up to the end of a step."""
-    for event in events:
-        if step is not None and getattr(event, "step", 0) > step:
-            return
-        yield event

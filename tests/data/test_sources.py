@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.data import file_readers, json_scanner, sources
+from dpo_cli.data import file_readers, json_scanner, parquet_rows, sources
 from dpo_cli.data.pairs import PreferencePair, SkippedRow, read_pairs
 from dpo_cli.data.rows import MAX_ROW_BYTES
 from dpo_cli.data.sources import Source
@@ -264,7 +264,7 @@ def test_a_row_of_a_table_that_is_too_long(tmp_path: Path, monkeypatch: pytest.M
     pytest.importorskip("pyarrow")
     rows = [*ROWS[:3], {**ROWS[3], "chosen": "x" * 5000}, *ROWS[4:]]
     path = put(tmp_path / "pairs.parquet", parquet(rows))
-    monkeypatch.setattr(file_readers, "MAX_ROW_BYTES", 2000)
+    monkeypatch.setattr(parquet_rows, "MAX_ROW_BYTES", 2000)
     found = read(path)
     assert [row.line for row in found if isinstance(row, SkippedRow)] == [4]
     assert len(found) == 20

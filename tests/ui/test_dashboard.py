@@ -272,7 +272,7 @@ def test_the_level_of_the_loss_is_where_it_starts(start: float | None, label: st
 def test_untrusted_text_cannot_break_the_lines() -> None:
     evil = Failed(message="one\ntwo\r\x1b[2Jthree\tfour", details=("five",))
     text = drawn(dashboard([story.at(0, evil)]), 80, 24)
-    assert "error: one two [2Jthree four: five" in text
+    assert "error: one two ␛[2Jthree four: five" in text
     assert len(text.splitlines()) == 24
 
 

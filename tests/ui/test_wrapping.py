@@ -7,7 +7,8 @@ import random
 import pytest
 from rich.cells import cell_len
 
-from dpo_cli.ui.terminal.wrapping import Wrapped, printable
+from dpo_cli.printable import printable
+from dpo_cli.ui.terminal.wrapping import Wrapped
 
 
 def wrapped(text: str, width: int) -> list[str]:

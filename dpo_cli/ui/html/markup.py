@@ -7,6 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
+from dpo_cli.printable import printable
+
+
+def escape_text(text: str) -> str:
+    """Escape a text for HTML and XML, without characters that XML does not have."""
+    return escape(printable(text))
+
 
 class Writer:
     """Builder of HTML elements from texts.
@@ -20,7 +27,7 @@ class Writer:
 
     def text(self, value: object) -> str:
         """Escape a value, so that none of its characters is markup."""
-        return escape(self._hide(str(value)))
+        return escape_text(self._hide(str(value)))
 
     def tag(self, name: str, value: object, css: str = "") -> str:
         """Return an element that contains only text."""
@@ -62,12 +69,12 @@ class Writer:
 def section(title: str, *parts: str, css: str = "") -> str:
     """Return a section with a heading; empty if it has no content."""
     body = "".join(parts)
-    return f"<section{_class(css)}><h2>{escape(title)}</h2>{body}</section>" if body else ""
+    return f"<section{_class(css)}><h2>{escape_text(title)}</h2>{body}</section>" if body else ""
 
 
 def details(title: str, body: str) -> str:
     """Return a collapsed block, which is open when printed; empty if it has no content."""
-    return f"<details><summary>{escape(title)}</summary>{body}</details>" if body else ""
+    return f"<details><summary>{escape_text(title)}</summary>{body}</details>" if body else ""
 
 
 def _class(css: str) -> str:

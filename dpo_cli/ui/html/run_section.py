@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.formatting import format_count, format_number, format_with_interval
-from dpo_cli.run.events import Event, Failed, RankEnded, Sampled, StepDone, WorkerStarted
+from dpo_cli.run.events import Event, Failed, RankEnded, Sampled, WorkerStarted
 from dpo_cli.ui.comparison import ACCURACY, ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
 from dpo_cli.ui.html.redaction import without_quotations
@@ -28,17 +28,28 @@ _MOST_ROWS = 20
 
 
 @dataclass(frozen=True)
+class StepTotals:
+    """Sums over all steps of a run; see `StepDone`."""
+
+    pairs: int
+    tokens: int
+    padding_tokens: int
+
+
+@dataclass(frozen=True)
 class ReportRun:
     """Run with the data for its section.
 
     Attributes:
         run: view, summary and settings.
-        events: all events of the run.
+        events: events of the run, without most steps if there are many.
+        totals: sums over all steps.
         skipped_rows: rows of `skipped_rows.jsonl`.
     """
 
     run: ComparedRun
     events: Sequence[Event]
+    totals: StepTotals
     skipped_rows: Sequence[Mapping[str, Any]]
 
     @property
@@ -138,7 +149,7 @@ class RunSection:
         plan = self._run.plan
         if plan is None:
             return ""
-        steps = [event for event in self._report_run.events if isinstance(event, StepDone)]
+        totals = self._report_run.totals
         facts: list[tuple[str, object]] = [
             ("pairs kept", f"{plan.pairs.kept:,}"),
             ("held-out pairs", f"{plan.pairs.held_out:,}"),
@@ -146,9 +157,9 @@ class RunSection:
             ("columns not read", ", ".join(plan.pairs.unread_columns) or "none"),
             ("maximum length", f"{plan.setting('data.max_seq_len'):,} tokens"),
         ]
-        tokens, trained = sum(s.tokens for s in steps), sum(s.pairs for s in steps)
+        tokens, trained = totals.tokens, totals.pairs
         if tokens and trained:
-            padding = sum(step.padding_tokens for step in steps) / tokens
+            padding = totals.padding_tokens / tokens
             facts.append(("computed", f"{tokens:,} tokens over {format_count(trained, 'pair')}"))
             facts.append(("per pair", f"{tokens / trained:,.0f} tokens, {padding:.1%} padding"))
         problems = Counter(str(row.get("problem", "")) for row in self._report_run.skipped_rows)

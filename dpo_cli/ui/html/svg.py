@@ -6,10 +6,10 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.html.charts import COLORS, Chart, Line, charts_of
+from dpo_cli.ui.html.markup import escape_text
 from dpo_cli.ui.terminal.charts import tick_label, ticks, value_range
 
 WIDTH, HEIGHT = 380, 236
@@ -89,7 +89,7 @@ class Frame:
 def chart_markup(chart: Chart) -> str:
     """Return the content of the `<svg>` element of a chart of `WIDTH` x `HEIGHT`."""
     frame = Frame.of(chart)
-    parts = [f'<text class="title" x="8" y="16">{escape(chart.title)}</text>']
+    parts = [f'<text class="title" x="8" y="16">{escape_text(chart.title)}</text>']
     parts += _axes(chart, frame)
     parts += _legend(chart.lines)
     for line in chart.lines:
@@ -122,7 +122,7 @@ def sheet(runs: Sequence[ComparedRun]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" width="{width}" '
         f'height="{height}" viewBox="0 0 {width} {height}">',
-        f"<title>{escape(names)}</title><style>{STYLE}</style>",
+        f"<title>{escape_text(names)}</title><style>{STYLE}</style>",
         f'<rect class="ground" width="{width}" height="{height}"/>',
     ]
     for i, run in enumerate(runs):
@@ -132,7 +132,7 @@ def sheet(runs: Sequence[ComparedRun]) -> str:
         words = f"{letter}{run.name}{f' · {run.model}' if run.model else ''}"
         parts.append(
             f'{mark if len(runs) > 1 else ""}<text class="title" x="{_MARGIN + 16}" y="{y}">'
-            f"{escape(words)}</text>"
+            f"{escape_text(words)}</text>"
         )
     for i, chart in enumerate(charts):
         x = _MARGIN + i % columns * (WIDTH + _GAP)
@@ -162,9 +162,8 @@ def _axes(chart: Chart, frame: Frame) -> Iterator[str]:
 
 
 def _label(text: str, x: float, y: float, anchor: str) -> str:
-    return (
-        f'<text class="faint" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-    )
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="faint" {place}>{escape_text(text)}</text>'
 
 
 def _legend(lines: Sequence[Line]) -> Iterator[str]:

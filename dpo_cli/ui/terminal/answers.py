@@ -15,9 +15,10 @@ from rich.segment import ControlType
 from rich.text import Text
 
 from dpo_cli.formatting import format_count
+from dpo_cli.printable import printable
 from dpo_cli.ui.terminal.layout import fit
 from dpo_cli.ui.terminal.panel import terminal_size
-from dpo_cli.ui.terminal.wrapping import Wrapped, printable
+from dpo_cli.ui.terminal.wrapping import Wrapped
 
 NARROWEST_PAIR = 72
 """Width in cells below which two answers are shown one below the other."""

@@ -8,13 +8,16 @@ import re
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
+from dpo_cli.printable import printable
+from dpo_cli.ui.terminal.console import SafeConsole
+
 _FONT_FACES = re.compile(r"@font-face \{\{.*?\}\}", re.DOTALL)
 """Part of rich's template that loads a font from the network; any monospaced font will do."""
 
 
 def recording_console(width: int, height: int) -> Console:
     """Return a console of this size that records its output for `captured_file`."""
-    return Console(
+    return SafeConsole(
         width=width,
         height=height,
         file=io.StringIO(),
@@ -39,4 +42,4 @@ def captured_file(console: Console, name: str, title: str) -> bytes:
     if name.endswith(".txt"):
         return console.export_text().encode()
     form = _FONT_FACES.sub("", CONSOLE_SVG_FORMAT)
-    return console.export_svg(title=title, code_format=form).encode()
+    return console.export_svg(title=printable(title), code_format=form).encode()

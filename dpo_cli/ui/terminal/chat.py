@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from dpo_cli.printable import printable
 from dpo_cli.ui.terminal.answers import Reply, show_answers, write_answers
 from dpo_cli.ui.terminal.keyboard import Keyboard, deferred_ctrl_c
 from dpo_cli.ui.terminal.panel import has_terminal
-from dpo_cli.ui.terminal.wrapping import printable
 
 _PROMPT = "> "
 

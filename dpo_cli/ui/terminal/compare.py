@@ -16,9 +16,10 @@ from dpo_cli.formatting import (
     format_progress,
     format_with_interval,
 )
+from dpo_cli.printable import one_line
 from dpo_cli.ui.comparison import ComparedRun, differences, notes, steps_name
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Curve, Mark, draw, smooth
-from dpo_cli.ui.terminal.layout import Block, beside, framed, one_line
+from dpo_cli.ui.terminal.layout import Block, beside, framed
 from dpo_cli.ui.terminal.plots import SMALL, Plot, loss_plot
 
 STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")

@@ -14,9 +14,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from dpo_cli.formatting import format_duration, format_progress
+from dpo_cli.printable import one_line
 from dpo_cli.run.view import RunState, RunView
 from dpo_cli.ui.terminal.ending import failure
-from dpo_cli.ui.terminal.layout import Block, bar, beside, fit, framed, justified, one_line, pile
+from dpo_cli.ui.terminal.layout import Block, bar, beside, fit, framed, justified, pile
 from dpo_cli.ui.terminal.metrics import (
     GROUPS_TITLE,
     TITLE,

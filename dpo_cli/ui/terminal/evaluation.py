@@ -14,10 +14,10 @@ from rich.text import Text
 
 from dpo_cli.formatting import format_count, format_number, format_with_interval
 from dpo_cli.intervals import Z, difference_interval
+from dpo_cli.printable import one_line
 from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.text import show_path
 from dpo_cli.ui.comparison import ACCURACY
-from dpo_cli.ui.terminal.layout import one_line
 from dpo_cli.ui.terminal.plain import think_blocks
 
 if TYPE_CHECKING:

@@ -58,8 +58,3 @@ def bar(share: float, width: int, style: str) -> Text:
     """Draw a progress bar: thick for the done part, thin for the rest, readable without color."""
     full = round(min(max(share, 0.0), 1.0) * width)
     return Text.assemble(("━" * full, style), ("─" * (width - full), "dim"))
-
-
-def one_line(text: str) -> str:
-    """Replace line breaks and control characters of an untrusted text by spaces."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from math import nan
+
 from rich.text import Text
 
 from dpo_cli.formatting import MISSING, format_duration, format_number, format_size
@@ -49,7 +52,8 @@ def group_lines(evaluation: Evaluated | None, width: int) -> Block:
     name_width = width - sum(_GROUP_WIDTHS)
     heads = zip(("pairs", "accuracy", "margin/token"), _GROUP_WIDTHS, strict=True)
     lines = [Text.assemble(" " * name_width, ("".join(h.rjust(w) for h, w in heads), "magenta"))]
-    for name, metrics in evaluation.groups.items():
+    for name, found in evaluation.groups.items():
+        metrics = defaultdict(lambda: nan, found)  # a damaged stream may lack some
         low, high = metrics["rewards/accuracies/low"], metrics["rewards/accuracies/high"]
         values = (
             f"{metrics['pairs']:,.0f}",

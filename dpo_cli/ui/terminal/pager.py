@@ -14,6 +14,7 @@ from typing import IO
 
 from rich.console import Console, RenderableType
 
+from dpo_cli.printable import DEGRADE
 from dpo_cli.run.processes import start_child
 
 _PAGER = "less"
@@ -39,7 +40,8 @@ def page(console: Console, title: str, pages: Iterable[RenderableType]) -> None:
     # leave two processes reading from one terminal.
     previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with contextlib.suppress(BrokenPipeError), io.TextIOWrapper(pager.stdin) as text:
+        stdin = io.TextIOWrapper(pager.stdin, console.encoding, DEGRADE)
+        with contextlib.suppress(BrokenPipeError), stdin as text:
             _write(console, title, pages, text)
     finally:
         pager.wait()

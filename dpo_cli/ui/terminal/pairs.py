@@ -12,11 +12,11 @@ from rich.text import Text
 
 from dpo_cli.findings import Histogram, PairPreview, Span
 from dpo_cli.formatting import format_count
+from dpo_cli.printable import printable
 
 _PROMPT_CHARACTERS = 240
 _ANSWER_CHARACTERS = 360
 _LEAST_CUT = 60
-_CONTROLS = {code: 0x2400 + code for code in range(32)} | {ord("\t"): "\t", ord("\n"): "↵\n"}
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -132,5 +132,4 @@ def _shortened(text: str, limit: int) -> Iterator[tuple[str, bool]]:
 
 
 def _visible(text: str) -> str:
-    # The data is untrusted: control characters could move the cursor or change colors.
-    return text.translate(_CONTROLS)
+    return printable(text).replace("\n", "↵\n")

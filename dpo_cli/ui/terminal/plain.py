@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from math import nan
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from dpo_cli.formatting import format_count, format_duration, format_size
+from dpo_cli.printable import one_line
 from dpo_cli.run.events import (
     Alert,
     Completed,
@@ -25,7 +27,6 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from dpo_cli.run.plan import Plan
-from dpo_cli.ui.terminal.layout import one_line
 from dpo_cli.ui.terminal.ranks import straggler, straggler_message
 
 _FIRST_STEPS = (1, 2, 5, 10)
@@ -216,7 +217,7 @@ def progress_line(event: Progress) -> Text:
 
 def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) -> Text:
     """Return one optimizer step; `recent` ends with it and gives the speed, `plan` the totals."""
-    metrics, recent = event.metrics, list(recent)
+    metrics, recent = _with_missing(event.metrics), list(recent)
     total = epochs = eta = ""
     if plan is not None:
         total, epochs = f"/{plan.steps.micro_batches}", f"/{plan.setting('train.epochs')}"
@@ -239,9 +240,14 @@ def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) ->
     )
 
 
+def _with_missing(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    """Return metrics with nan for each that a damaged stream lacks."""
+    return defaultdict(lambda: nan, metrics)
+
+
 def evaluation_line(event: Evaluated) -> Text:
     """Return the metrics of the policy on the held-out pairs."""
-    metrics = event.metrics
+    metrics = _with_missing(event.metrics)
     return _fields(
         ("held-out", f"after step {event.optimizer_step}"),
         ("loss", f"{metrics['loss']:.4f}"),

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from rich.cells import cell_len
 
-_TAB = " " * 4
-_CONTROL_PICTURES = 0x2400  # first of the Unicode signs for control characters, such as ␛
-_INVISIBLE = ("Cf", "Zl", "Zp")
 _WIDE = 2
 _CLOSING = frozenset("，。、；：？！）》」』】〉…”’,.;:?!)]}%")
 _OPENING = frozenset("（《「『【〈“‘([{")
-
-
-def printable(text: str) -> str:
-    """Make a model's text safe to print; newlines are kept.
-
-    A model may emit escape sequences that move the cursor, change colors or set the window title.
-    Control characters are therefore replaced by their Unicode signs. Invisible characters, such as
-    the right-to-left override, are removed.
-    """
-    return "".join(_printable(character) for character in text)
-
-
-def _printable(character: str) -> str:
-    if character == "\t":
-        return _TAB
-    if character == "\n" or unicodedata.category(character) not in ("Cc", *_INVISIBLE):
-        return character
-    return chr(_CONTROL_PICTURES + ord(character)) if ord(character) < 32 else ""
 
 
 class Wrapped:

@@ -1,0 +1,232 @@
+"""Rendering of chat templates within limits of time and memory.
+
+A chat template is a program that comes with a downloaded model. Jinja's sandbox keeps it away from
+files and processes, but it may loop for hours, or write gigabytes. So each template is first tried
+in a child process, which the kernel ends at its limits. Later calls are bounded by the size of
+their input and output, and by the processor time of one call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpo_cli.errors import DpoError, first_line
+
+MAX_CHARACTERS = 1 << 20
+"""Longest conversation, as messages and as text. One million random characters take 300 MB while
+they are encoded."""
+_MAX_MESSAGES = 1 << 21
+"""Messages of one call. To locate its answers, a conversation is rendered once for each turn."""
+_CALL_SECONDS = 30.0
+_TRIAL_SECONDS, _TRIAL_WALL_SECONDS, _TRIAL_BYTES = 10, 120.0, 1 << 30
+_POLL_SECONDS = 0.002
+_OUT_OF_MEMORY, _WRITES_TOO_MUCH = 3, 4
+_LONG_TEXT = "a longer text, 很长. " * 500
+_MOST_WRITTEN = 1 << 17
+_MOST_WRITTEN_PER_CHARACTER = 20
+
+Render = Callable[..., list[str]]
+"""Renders conversations with the options of `apply_chat_template`."""
+
+_tried: set[str] = set()
+
+
+class TemplateRenderer:
+    """Renders the chat template of a tokenizer.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+        encode: returns the number of tokens of a text; tried together with the template.
+        folder: where the tokenizer is, for error messages.
+
+    Raises:
+        DpoError: the template does not end, or writes or takes too much memory.
+    """
+
+    def __init__(self, tokenizer: Any, encode: Callable[[str], int], folder: Path) -> None:
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self._watch = _Watch()
+        template = json.dumps([tokenizer.chat_template, str(folder.absolute())], sort_keys=True)
+        if template not in _tried:
+            self._try(encode)
+            _tried.add(template)
+
+    def __call__(self, conversations: Sequence[Sequence[Any]], **options: Any) -> list[str]:
+        """Render conversations to texts.
+
+        Raises:
+            ValueError: the template fails, or a conversation or its text is too long.
+            DpoError: the template does not end.
+        """
+        if sum(map(len, conversations)) > _MAX_MESSAGES:
+            raise ValueError("too many turns")
+        if any(_characters(messages) > MAX_CHARACTERS for messages in conversations):
+            raise ValueError(f"longer than {MAX_CHARACTERS:,} characters")
+        try:
+            with self._watch.limited():
+                texts = self._render(conversations, **options)
+        except _EndlessError:
+            raise self._refused(f"did not end within {_CALL_SECONDS:.0f} seconds") from None
+        except Exception as error:  # Jinja runs the template's code, which may raise anything
+            raise ValueError(f"the chat template fails: {first_line(error)}") from error
+        for text in texts:
+            if len(text) > MAX_CHARACTERS:
+                raise ValueError(f"longer than {MAX_CHARACTERS:,} characters as text")
+            text.encode()  # a ValueError for half a surrogate, which is no text
+        return texts
+
+    def _render(self, conversations: Sequence[Sequence[Any]], **options: Any) -> list[str]:
+        # One call for all conversations: every call inspects all attributes of the tokenizer.
+        texts = self._tokenizer.apply_chat_template(list(conversations), tokenize=False, **options)
+        assert isinstance(texts, list)
+        return texts
+
+    def _try(self, encode: Callable[[str], int]) -> None:
+        """Render and encode a few conversations in a child process with limits."""
+        status = _in_child(lambda: self._render_probes(encode))
+        if status == _OUT_OF_MEMORY or status == -signal.SIGABRT:
+            raise self._refused(f"needs more than {_TRIAL_BYTES >> 20} MiB for a short text")
+        if status == _WRITES_TOO_MUCH:
+            raise self._refused("writes far more than its messages")
+        if status in (-signal.SIGXCPU, -signal.SIGKILL):
+            raise self._refused(f"did not end within {_TRIAL_SECONDS} seconds for a short text")
+        # Any other end, for example that of a system without memory to fork, proves nothing.
+
+    def _render_probes(self, encode: Callable[[str], int]) -> int:
+        for messages in _probes():
+            for prompted in (False, True):
+                try:
+                    [text] = self._render([messages], add_generation_prompt=prompted)
+                    limit = _MOST_WRITTEN + _MOST_WRITTEN_PER_CHARACTER * _characters(messages)
+                    if len(text) > limit or encode(text) > limit:
+                        return _WRITES_TOO_MUCH
+                except MemoryError:
+                    return _OUT_OF_MEMORY
+                except Exception:
+                    continue
+        return 0
+
+    def _refused(self, why: str) -> DpoError:
+        return DpoError(
+            f"{self._folder}: the chat template, or its tokenizer, {why}",
+            "Use the tokenizer that the weights were fine-tuned with, from a source you trust.",
+        )
+
+
+class _EndlessError(BaseException):
+    """Raised in a thread that renders for too long; no `except Exception` may catch it."""
+
+
+class _Watch:
+    """Raises `_EndlessError` in a thread whose call has taken too much processor time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: dict[int, float] = {}
+        self._watcher_of: int | None = None
+
+    @contextlib.contextmanager
+    def limited(self) -> Iterator[None]:
+        """Watch the calling thread."""
+        thread = threading.get_ident()
+        with self._lock:
+            self._calls[thread] = time.thread_time() + _CALL_SECONDS
+            if self._watcher_of != os.getpid():  # none yet, or not in this fork
+                self._watcher_of = os.getpid()
+                threading.Thread(target=self._watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._calls[thread]
+                _set_exception(thread, None)  # one that was set but not raised yet
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(1.0)
+            with self._lock:
+                for thread, limit in self._calls.items():
+                    used = time.clock_gettime(time.pthread_getcpuclockid(thread))
+                    if used > limit:
+                        _set_exception(thread, _EndlessError)
+
+
+def _set_exception(thread: int, kind: type[BaseException] | None) -> None:
+    value = None if kind is None else ctypes.py_object(kind)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), value)
+
+
+def _in_child(work: Callable[[], int]) -> int:
+    """Call `work` in a fork with limits; return its result, or minus the signal that ended it."""
+    with warnings.catch_warnings():  # the child touches no lock of another thread
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+            for descriptor in range(3):
+                os.dup2(null, descriptor)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_CPU, (_TRIAL_SECONDS, _TRIAL_SECONDS + 1))
+            used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf(
+                "SC_PAGE_SIZE"
+            )
+            limit = used_bytes + _TRIAL_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            code = work()
+        except MemoryError:
+            code = _OUT_OF_MEMORY
+        finally:
+            os._exit(code)
+    return _wait(pid)
+
+
+def _wait(pid: int) -> int:
+    deadline = time.monotonic() + _TRIAL_WALL_SECONDS
+    try:
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                deadline = float("inf")
+            time.sleep(_POLL_SECONDS)
+    except BaseException:  # Ctrl-C
+        os.kill(pid, signal.SIGKILL)
+        raise
+
+
+def _probes() -> list[list[dict[str, Any]]]:
+    """Return conversations of the kinds that occur in data."""
+    ask, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    system = {"role": "system", "content": "c"}
+    long = [{**ask, "content": _LONG_TEXT}, {**answer, "content": _LONG_TEXT}]
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    tool = {"role": "tool", "content": "d"}
+    return [
+        [ask, answer],
+        [ask],
+        [system, ask, answer],
+        [ask, answer] * 8,
+        [system, *long],
+        [ask, calling, tool, answer],
+    ]
+
+
+def _characters(messages: Sequence[Any]) -> int:
+    return sum(len(text) for message in messages for text in message.values() if type(text) is str)

@@ -1,0 +1,36 @@
+"""Console through which all output for people passes, and the same for texts of programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import typer
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from dpo_cli.printable import printable
+
+
+class SafeConsole(Console):
+    """Console that makes every text safe to print, at any depth of nested renderables.
+
+    Escape sequences that rich itself writes are segments with `control` codes, or styles; both pass
+    unchanged.
+    """
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render an object to segments without unsafe characters."""
+        for segment in super().render(renderable, options):
+            safe = segment.text if segment.control else printable(segment.text)
+            yield segment if safe is segment.text else Segment(safe, segment.style)
+
+    def out(self, *objects: object, **settings: object) -> None:
+        """Print text as it is, without unsafe characters; see `rich.console.Console.out`."""
+        super().out(*(printable(str(each)) for each in objects), **settings)  # type: ignore[arg-type]
+
+
+def echo(text: object = "", *, end: str = "\n") -> None:
+    """Print a text for people or programs on standard output, without unsafe characters."""
+    typer.echo(printable(str(text)) + end, nl=False)

@@ -1,0 +1,1 @@
+"""Hostile inputs by the thousand: `make fuzz`. What it found before is in `corpus/`."""

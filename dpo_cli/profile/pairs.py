@@ -100,9 +100,9 @@ class Data(Table):
         float, Field(ge=0, le=1), POSITION, TOKENS | HELD_OUT | REFERENCE
     ] = 0.2
     """Share of pairs that keep the empty think block of their chat template, the same on both sides
-    of a pair. MiniMind version 2's template has no such block; Qwen3's has one. With 1, a block that
-    the template writes before an answer belongs to the prompt, as in TRL; below 1 it is a part of
-    the answer. Default: 0.2 for MiniMind weights, 1 for a Hugging Face model."""
+    of a pair. MiniMind version 2's template has no such block; Qwen3's has one. With 1, a block
+    that the template writes before an answer belongs to the prompt, as in TRL; below 1 it is a part
+    of the answer. Default: 0.2 for MiniMind weights, 1 for a Hugging Face model."""
 
     scored_turns: Annotated[
         Literal["all", "last"] | None,

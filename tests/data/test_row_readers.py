@@ -431,6 +431,14 @@ def test_questions_are_before_their_answers(shared: Path, case: str) -> None:
             assert messages[-2]["content"].endswith(row["prompt"][-1]["content"])
 
 
+def test_numbers_of_a_case_are_named(shared: Path) -> None:
+    path = shared / "cases/19-nulls-numbers-empties/numbers.jsonl"
+    with pytest.raises(DpoError) as caught:
+        one(path)
+    reason = "line 1: 'chosen' is a number (0), expected a text or messages"
+    assert caught.value.message == f"{path}: {reason}"
+
+
 def nested(key: str, depth: int = 900) -> Any:
     value: Any = [USER]
     for _ in range(depth):

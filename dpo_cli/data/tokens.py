@@ -126,6 +126,7 @@ class EncodedRows:
             sorted([*self.skipped_rows, *lost], key=lambda row: row.line),
             self.content,
             self.places,
+            self.unread,
         )
 
     def pair(self, index: int, max_seq_len: int) -> TokenizedPair:

@@ -134,15 +134,15 @@ def test_the_mathematics_knows_tensors_only() -> None:
 
 
 def test_one_module_knows_foreign_weights() -> None:
-    """`zoo` reads weights that others wrote, `state` and `reference` our own; nobody unpickles."""
+    """`weight_files` reads weights that others wrote; nothing else unpickles."""
     for path in modules():
         text = path.read_text(encoding="utf-8")
         if "torch.load(" in text:
-            assert name_of(path) == "dpo_cli.models.loading"
+            assert name_of(path) == "dpo_cli.models.weight_files"
             assert "weights_only=True" in text
         assert "weights_only=False" not in text
         assert "trust_remote_code=True" not in text
-        assert "import pickle" not in text or name_of(path) == "dpo_cli.models.loading"
+        assert "import pickle" not in text or name_of(path) == "dpo_cli.models.weight_files"
 
 
 def files_of_tests() -> list[Path]:

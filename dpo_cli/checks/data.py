@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dpo_cli.checks.answer_words import AnswerWords
+from dpo_cli.checks.doubled_tokens import find_doubled
 from dpo_cli.checks.pair_issues import PairIssues, find_issues
 from dpo_cli.checks.pairs import check_lengths, check_texts, measure_lengths
 from dpo_cli.checks.reporter import Reporter
@@ -107,7 +108,7 @@ def find_all_issues(
         on_progress,
         AnswerWords(encoded, tokenizer).missing,
     )
-    doubled = encoded.lines[encoded.doubled(list(control_tokens.values()))]
+    doubled = encoded.lines[find_doubled(encoded, list(control_tokens.values()))]
     of_tokens = {
         PairIssue.TRUNCATED: kept[rows.kept.shortened].tolist(),
         PairIssue.DOUBLED_TOKEN: doubled[torch.isin(doubled, kept)].tolist(),

@@ -25,6 +25,7 @@ from dpo_cli.data.messages import Message
 from dpo_cli.data.prompts import Prompt, read_prompts
 from dpo_cli.errors import DpoError, ExitCode, UsageError
 from dpo_cli.formatting import format_count
+from dpo_cli.profile.text import show_path
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.lookup import find_run
@@ -168,6 +169,7 @@ def chat(
         return
     for role, speaker in zip(ROLES, speakers, strict=False):
         screen.tell(f"{role:<9}  {speaker.title}")
+    screen.tell(f"{'template':<9}  that of {show_path(speakers[0].template_folder)}")
     manner = f"drawn at temperature {temperature:g}" if temperature else "greedy"
     screen.tell(f"{'answers':<9}  {manner}, at most {max_new_tokens:,} tokens")
     screen.tell(_COMMANDS)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal
 
 from dpo_cli.data.compression import opened, reading
 from dpo_cli.data.json_scanner import Scanner
+from dpo_cli.data.rows import TOO_LONG
 from dpo_cli.errors import DpoError
 from dpo_cli.signatures import HEAD_BYTES, read_head, refuse
 
@@ -28,6 +29,10 @@ _DECLARATION = re.compile(r"sep=(.)\s*\Z", re.IGNORECASE)
 _SIDES = {"chosen", "rejected"}
 _BOM = b"\xef\xbb\xbf"
 _BEGINS_AN_ARRAY = re.compile(rb"\[\s*(\{|\]\s*\Z)")
+_BEGINS_A_CONTAINER = re.compile(
+    rb'\{\s*"[^"]*"\s*:\s*(\{\s*"0"\s*:|\[\s*"|\[\s*\{(?!\s*"(role|from|content|value)"))'
+)
+"""First key of an object with columns, or with rows that are no messages."""
 _SPEAKERS = {"role", "from"}
 _OF_A_ROW = {
     *("chosen", "rejected", "prompt", "question", "instruction", "input", "query"),
@@ -66,7 +71,7 @@ def kind_of(path: Path) -> Kind:
         return "json"
     if text.startswith(b"{"):
         with opened(path) as file:
-            return _kind_of_objects(path, file)
+            return _kind_of_objects(path, file, text)
     is_table = any(suffix.lower() in _TABLES for suffix in path.suffixes[-2:])
     return "csv" if is_table or _has_header(text) else "jsonl"
 
@@ -100,8 +105,12 @@ def _has_header(text: bytes) -> bool:
     return {cell.strip().lower() for cell in cells} >= _SIDES
 
 
-def _kind_of_objects(path: Path, file: BinaryIO) -> Kind:
+def _kind_of_objects(path: Path, file: BinaryIO, head: bytes) -> Kind:
     """Distinguish JSONL from objects over several lines, by the first object.
+
+    Args:
+        path, file: the file.
+        head: first bytes of the text.
 
     Raises:
         DpoError: the file is a single object that contains the rows.
@@ -110,7 +119,13 @@ def _kind_of_objects(path: Path, file: BinaryIO) -> Kind:
     scanner.next_character()
     try:
         value, text = scanner.value()
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        is_too_large = str(error) == TOO_LONG
+        if is_too_large and _BEGINS_A_CONTAINER.match(head):  # a whole data set on one line
+            raise DpoError(
+                f"{path} is one JSON object with rows or columns in it, expected a row per line",
+                "Write one row per line; with pandas: to_json(FILE, orient='records', lines=True).",
+            ) from None
         return "jsonl"  # whose reader names the line
     following = scanner.next_character()
     if not following:

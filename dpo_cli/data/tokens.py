@@ -22,9 +22,6 @@ from dpo_cli.data.pairs import SkippedRow
 from dpo_cli.data.sources import NO_PLACES, Places
 from dpo_cli.data.truncation import Truncation, find_holes
 
-_PIECE = 1 << 22
-"""Ids that `doubled` compares at once, to bound its memory."""
-
 
 @dataclass(frozen=True)
 class EncodedRows:
@@ -158,26 +155,6 @@ class EncodedRows:
     def answers_begun(self, max_seq_len: int) -> Tensor:
         """Count the answers of each side that keep at least one token, (P, 2) int64."""
         return self._sums(self.answers[:, 0] < max_seq_len)
-
-    def doubled(self, token_ids: Sequence[int]) -> Tensor:
-        """Return (P,) bool, true where one of `token_ids` occurs twice in a row on a side."""
-        ids = self.ids
-        wanted = torch.tensor(token_ids, dtype=torch.int32).to(ids.dtype)
-        if ids.dtype == torch.uint16:  # torch stores uint16 but implements few operations for it
-            ids, wanted = ids.view(torch.int16), wanted.view(torch.int16)
-        found = torch.zeros(len(self), dtype=torch.bool)
-        pieces = range(0, max(1, len(ids)), _PIECE)
-        places = torch.cat([_doubled(ids, wanted, begin) for begin in pieces])
-        pairs = torch.searchsorted(self._starts, places, right=True) - 1
-        # Ignore matches across the border of two pairs or of two sides.
-        within = places - self._starts[pairs]
-        found[pairs[(within != 0) & (within != self.lengths[pairs, 0])]] = True
-        # The rejected side continues after the shared beginning, which is stored elsewhere.
-        continued = ((self.lengths[:, 1] > self.shared) & (self.shared > 0)).nonzero().flatten()
-        first = (self._starts + self.lengths[:, 0])[continued]
-        last_shared = (self._starts + self.shared - 1)[continued]
-        found[continued] |= (ids[first] == ids[last_shared]) & torch.isin(ids[first], wanted)
-        return found
 
     def _why_too_long(self, index: int) -> SkippedRow:
         longest, prompt = int(self.lengths[index].max()), int(self.prompt_lengths[index])
@@ -382,13 +359,6 @@ class Rows:
             "skipped_rows": len(self.skipped_rows),
             "tokens": self.tokens,
         }
-
-
-def _doubled(ids: Tensor, wanted: Tensor, begin: int) -> Tensor:
-    """Return positions in one piece of `ids` where one of `wanted` occurs twice in a row."""
-    piece = ids[begin : begin + _PIECE + 1]
-    is_one = (piece[1:] == piece[:-1]) & torch.isin(piece[1:], wanted)
-    return is_one.nonzero().flatten() + begin + 1
 
 
 def _exclusive_sums(counts: Tensor) -> Tensor:

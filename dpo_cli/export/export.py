@@ -139,7 +139,7 @@ def export_run(
         destination = parent / (name.removesuffix(".pth") if written is not architecture else name)
     path = _destination(run, destination, written, force)
     pairs = _pairs_to_compare(profile, tokenizer)
-    rounded = round_weights(state, dtype, rounding, seed or 0)
+    rounded = round_weights(state, dtype, rounding, seed or 0, written.own_dtypes(dtype))
     with verified_write(path, rounded, written, dtype, tokenizer.folder) as (new, exported):
         if isinstance(written, HuggingFace):
             step = trained.optimizer_step

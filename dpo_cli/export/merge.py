@@ -56,7 +56,7 @@ def merge_models(
         for name, tensor in first.model_weights.state.items()
     }
     dtype = dtype or first.export_dtype
-    rounded = round_weights(merged, dtype, "nearest", seed=0)
+    rounded = round_weights(merged, dtype, "nearest", 0, architecture.own_dtypes(dtype))
     with verified_write(path, rounded, architecture, dtype, tokenizer) as (_, written):
         return OpenedModel(show_path(path), written)
 

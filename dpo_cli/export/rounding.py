@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -16,7 +17,11 @@ Rounding = Literal["nearest", "stochastic"]
 
 
 def round_weights(
-    state: Mapping[str, Tensor], dtype: str, rounding: Rounding, seed: int
+    state: Mapping[str, Tensor],
+    dtype: str,
+    rounding: Rounding,
+    seed: int,
+    own_dtypes: Mapping[str, str] = MappingProxyType({}),
 ) -> StateDict:
     """Round every weight to a dtype.
 
@@ -25,16 +30,17 @@ def round_weights(
         dtype: a key of `DTYPES`.
         rounding: "nearest" (ties to even), or "stochastic", see `round_stochastically`.
         seed: seed of stochastic rounding; equal weights and seeds give equal files.
+        own_dtypes: dtypes of weights that keep another one, see `Architecture.own_dtypes`.
 
     Raises:
         DpoError: a weight exceeds the range of the dtype. It is neither clipped nor made infinite.
     """
-    target, generator = DTYPES[dtype], torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     rounded = {}
     for name in sorted(state):  # a fixed order, because all tensors share one generator
-        values = state[name].detach().cpu()
+        values, target = state[name].detach().cpu(), DTYPES[own_dtypes.get(name, dtype)]
         _refuse_overflow(values, name, target)
-        if rounding == "stochastic":
+        if rounding == "stochastic" and target != torch.float32:
             rounded[name] = round_stochastically(values, target, generator)
         else:
             rounded[name] = values.to(target)

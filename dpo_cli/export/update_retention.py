@@ -76,8 +76,9 @@ def measure_update_retention(
     """
     changed = 0
     update_squared = kept = error_squared = start_error_squared = 0.0
+    own = start.architecture.own_dtypes(dtype)
     for name, before in start.state.items():
-        rounded_before = before.to(DTYPES[dtype])
+        rounded_before = before.to(DTYPES[own.get(name, dtype)])
         changed += int((exported[name] != rounded_before).sum())
         # In float64: a float32 sum over millions of tiny squares would lose most of them.
         begin, trained, written = (

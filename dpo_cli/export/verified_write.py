@@ -88,7 +88,8 @@ def verified_write(
 def _require_same(path: Path, read_back: StateDict, written: StateDict) -> None:
     """Require that every weight is bit for bit the one that was written."""
     for name, tensor in written.items():
-        if not torch.equal(read_back[name], tensor):
+        # Weights of several dtypes are read as float32, which represents each of them exactly.
+        if not torch.equal(read_back[name].to(tensor.dtype), tensor):
             raise DpoError(
                 f"{path}: {name} read back differs from what was written",
                 "Disk or memory may be faulty. Choose another path with --to.",

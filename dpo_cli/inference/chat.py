@@ -89,6 +89,11 @@ class Responder:
         if opened.optimizer_step is not None:
             self.title += f" after step {opened.optimizer_step:,}"
 
+    @property
+    def template_folder(self) -> Path:
+        """Folder of the chat template that renders the conversation."""
+        return self._tokenizer.folder
+
     def answer(self, messages: Sequence[Message], question: int) -> Answer:
         """Start an answer to a conversation.
 

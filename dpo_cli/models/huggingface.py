@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.objective.aux_loss import AuxLossKind
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_MOST = "default"
 _OLDER_ROPE_NAMES = ("rope_theta", "partial_rotary_factor")
 """Settings in `rope_parameters` that transformers 4 reads from the top level."""
 _ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop")
@@ -34,10 +35,13 @@ class HuggingFace:
     Attributes:
         settings: content of config.json.
         generation: content of generation_config.json; empty if there is none.
+        dtypes: if the weights have several dtypes, the most common one under "default", and the
+            dtype of each weight that has another one; else empty.
     """
 
     settings: Mapping[str, Any]
     generation: Mapping[str, Any]
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -184,13 +188,20 @@ class HuggingFace:
         """Return the dtype of the starting weights."""
         return source_dtype
 
+    def own_dtypes(self, dtype: str) -> Mapping[str, str]:
+        """Return the weights that have another dtype in the starting weights of `dtype`."""
+        if dtype != self.dtypes.get(_MOST):
+            return {}
+        return {name: own for name, own in self.dtypes.items() if name != _MOST}
+
     def to_native_names(self, state: Mapping[str, Tensor]) -> StateDict:
         """Return the weights unchanged: the Hugging Face layout is the native one."""
         return dict(state)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the plan; `architecture_of` reads them back."""
-        return {"config": dict(self.settings), "generation_config": dict(self.generation)}
+        values = {"config": dict(self.settings), "generation_config": dict(self.generation)}
+        return values | ({"dtypes": dict(self.dtypes)} if self.dtypes else {})
 
     def config(self, dropout: float = 0.0) -> transformers.PreTrainedConfig:
         """Return the configuration with the profile's attention dropout and no other dropout.
@@ -224,6 +235,18 @@ class HuggingFace:
         """Return an integer setting, or None if it is missing or a list with a value per layer."""
         value = getattr(self._config, name, None)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def with_dtypes(architecture: HuggingFace, dtypes: Mapping[str, str], default: str) -> HuggingFace:
+    """Return the architecture of weights with these dtypes.
+
+    Args:
+        architecture: of the weights.
+        dtypes: dtype of each weight by name.
+        default: the most common dtype.
+    """
+    others = {name: dtype for name, dtype in dtypes.items() if dtype != default}
+    return replace(architecture, dtypes={_MOST: default, **others} if others else {})
 
 
 def with_older_names(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,13 @@
-"""Load weights and build models; the only module that reads files from other tools.
+"""Load weights and build models.
 
-Files are read and never executed: `.pth` and `.bin` through `torch.load(weights_only=True)`,
-`.safetensors` through its library. Code inside a Hugging Face directory is ignored.
+Files are read and never executed, see `dpo_cli.models.weight_files`. Code inside a Hugging Face
+directory is ignored.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -28,7 +26,7 @@ from dpo_cli.errors import DpoError, first_line
 from dpo_cli.files import sha256_file
 from dpo_cli.models import attention
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict
-from dpo_cli.models.huggingface import read_settings
+from dpo_cli.models.huggingface import read_settings, with_dtypes
 from dpo_cli.models.infer import (
     check_overrides,
     infer_minimind,
@@ -38,16 +36,14 @@ from dpo_cli.models.infer import (
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.names import common_prefixes, is_old_buffer, refuse_adapter, unwrap
 from dpo_cli.models.spec import Architecture
+from dpo_cli.models.weight_files import read_state_dict
 from dpo_cli.profile import folder
-from dpo_cli.signatures import read_head, recognize
 
 transformers.utils.logging.disable_progress_bar()
 
 _COMPILED_CLASSES = ("RMSNorm", "MLP")
 """Suffixes of the classes in transformers that `compile_blocks` compiles."""
 
-_WEIGHT_FILES = ("torch", "pickle", "safetensors")
-"""Kinds of files with weights, see `dpo_cli.signatures`."""
 _NOT_FLOAT = (
     "use the model's weights in float32, float16 or bfloat16; quantized ones are not trained"
 )
@@ -87,7 +83,7 @@ class ModelWeights:
     @property
     def dtype_name(self) -> str:
         """Name of the dtype in profiles, for example "float16"."""
-        return str(self.dtype).removeprefix("torch.")
+        return _dtype_name(self.dtype)
 
 
 def load_model_weights(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
@@ -157,6 +153,7 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
             other, rest = _instantiate(architecture.config(), inner, dtype_in_memory)
             if not rest:
                 model, problems, removed = other, rest, ", ".join(filter(None, (removed, prefix)))
+                state = inner
                 break
     except Exception as error:  # model code raises anything for inconsistent settings
         raise DpoError(
@@ -173,6 +170,12 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     # Under the names that transformers writes: older files have other names, or lack a prefix.
     on_disk = to_disk_names(model, model.state_dict())
     _require_finite_floats(on_disk, path)
+    prefix = f"{model.base_model_prefix}."
+    dtypes = {}
+    for name in on_disk:
+        same = state.get(name, state.get(name.removeprefix(prefix)))
+        dtypes[name] = _dtype_name(dtype if same is None else same.dtype)
+    architecture = with_dtypes(architecture, dtypes, _dtype_name(dtype))
     return ModelWeights(architecture, on_disk, dtype, fingerprint, removed)
 
 
@@ -183,46 +186,6 @@ def _minimind_weights(
     _require_tied_head(state, path)
     dtype = state[EMBEDDING].dtype
     return ModelWeights(architecture, architecture.to_hf_names(state), dtype, fingerprint, removed)
-
-
-def read_state_dict(path: Path) -> StateDict:
-    """Read the tensors of a `.pth` or `.safetensors` file by name, without executing anything.
-
-    Raises:
-        DpoError: the file is missing, empty, truncated, of another format, or holds anything but
-            tensors.
-    """
-    if not path.is_file():
-        problem = "a directory" if path.is_dir() else "no such file"
-        raise DpoError(f"{path}: {problem}", "set model.weights to a weights file")
-    if path.stat().st_size == 0:
-        raise DpoError(f"{path}: the file is empty", "copy or write the weights again")
-    try:
-        found = recognize(read_head(path))
-    except OSError as error:
-        raise DpoError(f"{path}: {error.strerror}", "make the file readable") from error
-    if found is not None and found.name not in _WEIGHT_FILES:
-        raise found.error(path)
-    try:
-        # The content decides: weights are often renamed to the other suffix.
-        kind = found.name if found else path.suffix.removeprefix(".")
-        if kind == "safetensors":
-            content: Any = load_file(path)
-        else:
-            with path.open("rb") as file:  # given a path, torch decides by the suffix
-                content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DpoError(
-            f"{path}: not plain weights: the file asks to run code, or is no PyTorch file"
-            " (nothing in it was run)",
-            "save the weights alone: torch.save(model.state_dict(), path)",
-        ) from error
-    except Exception as error:  # on damaged bytes the readers raise almost any exception
-        raise DpoError(
-            f"{path}: cut off, corrupted, or no weights file ({first_line(error)})",
-            "copy or write the weights again",
-        ) from error
-    return _require_tensors(content, path)
 
 
 def build_model(
@@ -346,23 +309,12 @@ def compile_blocks(model: transformers.PreTrainedModel) -> None:
             module.compile(dynamic=True)
 
 
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _shapes(state: StateDict) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _require_tensors(content: Any, path: Path) -> StateDict:
-    if not isinstance(content, Mapping) or not content:
-        raise DpoError(
-            f"{path}: holds {type(content).__name__}, not a state dict",
-            "save the weights alone: torch.save(model.state_dict(), path)",
-        )
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise DpoError(
-            f"{path}: not plain weights: {', '.join(others[:5])} are no tensors",
-            "if this is a resume or training file, choose the weights that were saved beside it",
-        )
-    return dict(content)
 
 
 def _require_finite_floats(state: Mapping[str, Tensor], path: Path) -> None:

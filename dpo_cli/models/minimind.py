@@ -130,6 +130,10 @@ class MiniMind:
         """Return "float16", the dtype of MiniMind's own files."""
         return "float16"
 
+    def own_dtypes(self, dtype: str) -> Mapping[str, str]:
+        """Return no weight: all weights of a MiniMind file have one dtype."""
+        return {}
+
     def to_hf_names(self, state: Mapping[str, Tensor]) -> StateDict:
         """Rename weights from MiniMind's names to the Hugging Face layout."""
         return convert.to_hf(

@@ -33,7 +33,8 @@ def write_model(
         path: the file or directory; may exist already.
         state: in the Hugging Face layout.
         architecture: of the weights.
-        dtype: a key of `DTYPES`; weights of another dtype are rounded to the nearest value.
+        dtype: a key of `DTYPES`; weights of another dtype are rounded to the nearest value. In the
+            dtype of the starting weights, each weight has its own, see `Architecture.own_dtypes`.
         tokenizer: folder whose tokenizer files are copied into a directory; not used for a file.
     """
     if isinstance(architecture, HuggingFace):
@@ -55,10 +56,11 @@ def write_folder(
         path, state, architecture, dtype, tokenizer: see `write_model`.
     """
     path.mkdir(exist_ok=True)
-    names = (*folder.TOKENIZER, *folder.TOKENIZER_OPTIONAL)
-    for source in (tokenizer / name for name in names):
-        if source.is_file() and not _has_same_content(source, path / source.name):
-            write_atomically(path / source.name, partial(_copy, source))
+    for name in folder.tokenizer_files(tokenizer):
+        source, target = tokenizer / name, path / name
+        target.parent.mkdir(exist_ok=True)
+        if not _has_same_content(source, target):
+            write_atomically(target, partial(_copy, source))
     # "torch_dtype" is the older name of "dtype".
     settings = {
         name: value for name, value in architecture.settings.items() if name != "torch_dtype"
@@ -67,8 +69,9 @@ def write_folder(
     _write_json(path / folder.CONFIG, with_older_names(settings))
     if architecture.generation:
         _write_json(path / folder.GENERATION_CONFIG, architecture.generation)
+    own = architecture.own_dtypes(dtype)
     rounded = {
-        name: tensor.detach().cpu().to(DTYPES[dtype], copy=True).contiguous()
+        name: tensor.detach().cpu().to(DTYPES[own.get(name, dtype)], copy=True).contiguous()
         for name, tensor in state.items()
     }
     write_atomically(
@@ -77,9 +80,9 @@ def write_folder(
 
 
 def size_bytes(path: Path) -> int:
-    """Return the size of a file, or of all files directly in a directory."""
-    files = path.iterdir() if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
+    """Return the size of a file, or of all files in a directory."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def write_weights(path: Path, state: StateDict, architecture: Architecture, dtype: str) -> None:

@@ -135,6 +135,14 @@ class Architecture(Protocol):
         """Return the dtype to save in, given the dtype of the starting weights."""
         ...
 
+    def own_dtypes(self, dtype: str) -> Mapping[str, str]:
+        """Return the weights that keep another dtype in a file of `dtype`, with that dtype.
+
+        For example the float32 norms of a bfloat16 model; none if `dtype` is not that of the
+        starting weights.
+        """
+        ...
+
     def to_native_names(self, state: Mapping[str, Tensor]) -> StateDict:
         """Rename weights from the Hugging Face layout to the names that the model's makers use."""
         ...
@@ -155,7 +163,7 @@ class Architecture(Protocol):
 def architecture_of(shape: Mapping[str, Any]) -> Architecture:
     """Return the architecture that `Architecture.to_dict` described."""
     if "config" in shape:
-        return HuggingFace(shape["config"], shape["generation_config"])
+        return HuggingFace(shape["config"], shape["generation_config"], shape.get("dtypes", {}))
     return MiniMind(**shape)
 
 

@@ -22,9 +22,12 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 """Required files of a tokenizer."""
 TOKENIZER_OPTIONAL = (
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
-    *("vocab.json", "merges.txt", "tokenizer.model"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
+    *("sentencepiece.bpe.model", "tekken.json"),
 )
 """Optional files of a tokenizer."""
+TEMPLATES = "additional_chat_templates"
+"""Directory with further chat templates of a tokenizer, for example for tools."""
 _SHARD = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})(\.safetensors|\.bin)")
 _OTHER_WEIGHTS = (
     (r".*\.gguf", "weights in GGUF"),
@@ -46,8 +49,10 @@ _OTHER_TOKENIZERS = (
 )
 """Files of tokenizers that are not read, and their names for users."""
 CARD = "README.md"
-WRITTEN = frozenset((CARD, CONFIG, GENERATION_CONFIG, WEIGHTS, *TOKENIZER, *TOKENIZER_OPTIONAL))
-"""Files that an export writes."""
+WRITTEN = frozenset(
+    (CARD, CONFIG, GENERATION_CONFIG, WEIGHTS, *TOKENIZER, *TOKENIZER_OPTIONAL, TEMPLATES)
+)
+"""Files and directories that an export writes."""
 
 
 def is_model(folder: Path) -> bool:
@@ -63,6 +68,13 @@ def is_adapter(folder: Path) -> bool:
 def has_weights(folder: Path) -> bool:
     """Return True if the directory has weights, in one file or sharded."""
     return any((folder / f"{name}{end}").is_file() for name in _WEIGHTS for end in ("", _INDEX))
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Return the names of the tokenizer's files that exist, relative to the directory."""
+    names = [name for name in (*TOKENIZER, *TOKENIZER_OPTIONAL) if (folder / name).is_file()]
+    templates = sorted((folder / TEMPLATES).glob("*.jinja"))
+    return names + [f"{TEMPLATES}/{path.name}" for path in templates if path.is_file()]
 
 
 def other_files(folder: Path) -> set[str]:

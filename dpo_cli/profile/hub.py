@@ -22,7 +22,7 @@ _FILES = [
         "model*.safetensors",
         "model.safetensors.index.json",
     ),
-    *(*folder.TOKENIZER, *folder.TOKENIZER_OPTIONAL),
+    *(*folder.TOKENIZER, *folder.TOKENIZER_OPTIONAL, f"{folder.TEMPLATES}/*.jinja"),
 ]
 _OTHER_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 """Pickled weights, downloaded only for models without safetensors."""

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import fsync_path, leftovers, write_text_atomically
+from dpo_cli.profile.folder import TEMPLATES
 from dpo_cli.run import checkpoints
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.disk import explain_disk_errors
@@ -225,6 +226,7 @@ class RunDirectory(LockedDirectory):
         for directory in (
             self.path,
             *(config.parent for config in self.path.glob("*/config.json")),
+            *self.path.glob(f"*/{TEMPLATES}"),
         ):
             for path, name in leftovers(directory):
                 if not name.startswith(("control-", ".")):

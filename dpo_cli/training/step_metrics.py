@@ -130,13 +130,12 @@ def rank_figures(group: ProcessGroup, device: Device, busy_seconds: float) -> di
 
 def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
     """Return the share of weights that differ from the starting weights in the export dtype."""
-    dtype = DTYPES[inputs.export_dtype]
+    own = inputs.weights.architecture.own_dtypes(inputs.export_dtype)
     start = inputs.weights.state
-    now = to_disk_names(policy.model, policy.model.state_dict())
-    moved = sum(
-        int((tensor.to(dtype) != start[name].to(tensor.device, dtype)).sum())
-        for name, tensor in now.items()
-    )
+    moved = 0
+    for name, tensor in to_disk_names(policy.model, policy.model.state_dict()).items():
+        dtype = DTYPES[own.get(name, inputs.export_dtype)]
+        moved += int((tensor.to(dtype) != start[name].to(tensor.device, dtype)).sum())
     return moved / inputs.weights.parameters
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -80,11 +81,11 @@ def test_a_run_is_compared_with_its_reference(
     assert reference == known
     assert policy != known
     banner = dpo("chat", run.name[:5], *places, "--reference", str(run.path), *FEW)[2]
-    assert banner.splitlines()[:3] == [
-        f"policy     {run.name} after step 7",
-        f"reference  {run.name} after step 7",
-        "answers    greedy, at most 24 tokens",
-    ]
+    policy, reference, template, answers = banner.splitlines()[:4]
+    assert policy == f"policy     {run.name} after step 7"
+    assert reference == f"reference  {run.name} after step 7"
+    assert re.fullmatch(r"template   that of \S*tokenizer\S*", template)
+    assert answers == "answers    greedy, at most 24 tokens"
 
 
 def test_lines_of_standard_input_are_one_conversation(

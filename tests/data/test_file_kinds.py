@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from dpo_cli.data import json_scanner
 from dpo_cli.data.file_kinds import kind_of, separator_of
 from dpo_cli.data.file_readers import read_rows
 from dpo_cli.data.pairs import (
@@ -189,6 +190,24 @@ def test_rows_inside_one_object_are_converted_by_the_command(
     if indent is None:  # each command once: a process takes a while
         run(found)
         assert rows_of(path.with_name(path.name + ".jsonl")) == ROWS
+
+
+@pytest.mark.parametrize("name", ["columns", "pandas", "data"])
+def test_rows_inside_an_object_that_is_too_long(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole object is not read then: its beginning decides."""
+    monkeypatch.setattr(json_scanner, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(json_scanner, "_CHUNK_CHARACTERS", 50)
+    content = dict(CONTAINERS[name][0])
+    content.pop("version", None)
+    path = put(tmp_path / "pairs.json", json.dumps(content).encode())
+    assert "one JSON object with rows or columns in it" in error(path).message
+    # A long row of JSONL is only itself malformed.
+    path = put(tmp_path / "pairs.jsonl", jsonl([conversational(ROWS[0])] * 3))
+    assert kind_of(path) == "jsonl"
+    # So is a first line that is cut off.
+    assert kind_of(put(path, b'{"tags": ["a", \n' + jsonl(ROWS))) == "jsonl"
 
 
 def conversational(row: Row) -> Row:

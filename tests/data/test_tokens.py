@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import itertools
 import random
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_cli.data import tokens
 from dpo_cli.data.batching import make_batch, shared_inputs
 from dpo_cli.data.chat import ChatTokenizer, Encoded, Tokenized, TokenizedPair
 from dpo_cli.data.encoders import as_tensor
@@ -200,19 +198,3 @@ def test_the_fingerprint_knows_tokens_masks_and_the_choice_of_pairs() -> None:
         TokenizedPairs(rows, 3, torch.arange(2)),
     ]
     assert len({base, *(other.fingerprint() for other in others)}) == 6
-
-
-@pytest.mark.parametrize("wide", [False, True], ids=["uint16", "int32"])
-@pytest.mark.parametrize("piece", [3, 1 << 22])
-def test_doubled_tokens_are_those_of_a_side(
-    wide: bool, piece: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokens, "_PIECE", piece)
-    draw = random.Random(5)
-    pairs = random_pairs(draw, 300)
-    rows = columns(pairs)
-    ids = rows.ids.to(torch.int32 if wide else torch.uint16)
-    found = dataclasses.replace(rows, ids=ids).doubled([1])
-    plainly = [any((1, 1) in itertools.pairwise(side.ids) for side in pair) for pair in pairs]
-    assert found.tolist() == plainly
-    assert 0 < sum(plainly) < len(pairs)

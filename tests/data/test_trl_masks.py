@@ -50,9 +50,7 @@ def numbers(pair: TokenizedPair) -> list[int]:
     return [prompt, *found]
 
 
-@pytest.mark.parametrize(
-    "model", ["llama2", "mistral", "llama3", "llama3first", "qwen25", "qwen3", "r1", "turn-end"]
-)
+@pytest.mark.parametrize("model", ["llama2", "mistral", "qwen3", "r1"])
 def test_real_pairs_are_those_of_trl(shared: Path, model: str) -> None:
     """77 real pairs, some with several turns; TRL scores what follows their prompt."""
     tokenizer = ChatTokenizer(shared / "cases/models" / model)

@@ -132,8 +132,8 @@ def test_the_tokenizer_renders_like_minimind(tokenizer: ChatTokenizer) -> None:
         "<|im_start|>user\nhi<|im_end|>\n"
         "<|im_start|>assistant\nyes<|im_end|>\n"
     )
-    start, end = rendered.answers[0]
-    assert rendered.text[start:end] == "yes<|im_end|>\n"
+    ((prompt, end),) = rendered.answers
+    assert rendered.text[len(prompt) : end] == "yes<|im_end|>\n"
 
 
 def test_any_text_can_be_encoded(tokenizer: ChatTokenizer) -> None:

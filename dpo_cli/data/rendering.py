@@ -12,15 +12,14 @@ import contextlib
 import ctypes
 import json
 import os
-import resource
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.data.trial import OUT_OF_MEMORY, TRIAL_BYTES, in_child
 from dpo_cli.errors import DpoError, first_line
 
 MAX_CHARACTERS = 1 << 20
@@ -29,9 +28,8 @@ they are encoded."""
 _MAX_MESSAGES = 1 << 21
 """Messages of one call. To locate its answers, a conversation is rendered once for each turn."""
 _CALL_SECONDS = 30.0
-_TRIAL_SECONDS, _TRIAL_WALL_SECONDS, _TRIAL_BYTES = 10, 120.0, 1 << 30
-_POLL_SECONDS = 0.002
-_OUT_OF_MEMORY, _WRITES_TOO_MUCH = 3, 4
+_TRIAL_SECONDS = 10
+_WRITES_TOO_MUCH = 4
 _LONG_TEXT = "a longer text, 很长. " * 500
 _MOST_WRITTEN = 1 << 17
 _MOST_WRITTEN_PER_CHARACTER = 20
@@ -95,9 +93,9 @@ class TemplateRenderer:
 
     def _try(self, encode: Callable[[str], int]) -> None:
         """Render and encode a few conversations in a child process with limits."""
-        status = _in_child(lambda: self._render_probes(encode))
-        if status == _OUT_OF_MEMORY or status == -signal.SIGABRT:
-            raise self._refused(f"needs more than {_TRIAL_BYTES >> 20} MiB for a short text")
+        status = in_child(lambda: self._render_probes(encode), _TRIAL_SECONDS)
+        if status == OUT_OF_MEMORY or status == -signal.SIGABRT:
+            raise self._refused(f"needs more than {TRIAL_BYTES >> 20} MiB for a short text")
         if status == _WRITES_TOO_MUCH:
             raise self._refused("writes far more than its messages")
         if status in (-signal.SIGXCPU, -signal.SIGKILL):
@@ -113,7 +111,7 @@ class TemplateRenderer:
                     if len(text) > limit or encode(text) > limit:
                         return _WRITES_TOO_MUCH
                 except MemoryError:
-                    return _OUT_OF_MEMORY
+                    return OUT_OF_MEMORY
                 except Exception:
                     continue
         return 0
@@ -166,48 +164,6 @@ class _Watch:
 def _set_exception(thread: int, kind: type[BaseException] | None) -> None:
     value = None if kind is None else ctypes.py_object(kind)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), value)
-
-
-def _in_child(work: Callable[[], int]) -> int:
-    """Call `work` in a fork with limits; return its result, or minus the signal that ended it."""
-    with warnings.catch_warnings():  # the child touches no lock of another thread
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            null = os.open(os.devnull, os.O_RDWR)
-            for descriptor in range(3):
-                os.dup2(null, descriptor)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_CPU, (_TRIAL_SECONDS, _TRIAL_SECONDS + 1))
-            used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf(
-                "SC_PAGE_SIZE"
-            )
-            limit = used_bytes + _TRIAL_BYTES
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-            code = work()
-        except MemoryError:
-            code = _OUT_OF_MEMORY
-        finally:
-            os._exit(code)
-    return _wait(pid)
-
-
-def _wait(pid: int) -> int:
-    deadline = time.monotonic() + _TRIAL_WALL_SECONDS
-    try:
-        while True:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status)
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
-                deadline = float("inf")
-            time.sleep(_POLL_SECONDS)
-    except BaseException:  # Ctrl-C
-        os.kill(pid, signal.SIGKILL)
-        raise
 
 
 def _probes() -> list[list[dict[str, Any]]]:

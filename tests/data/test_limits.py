@@ -17,6 +17,7 @@ from dpo_cli.errors import DpoError
 
 MIB = 1 << 20
 LINE = b"a" * 99 + b"\n"
+GOOD = b'{"prompt":"a","chosen":"b","rejected":"c"}\n'
 
 
 @pytest.fixture(autouse=True)
@@ -85,13 +86,13 @@ def test_what_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         tmp_path / "c.jsonl", b'{"a":1}\n' + b'"%b"\n' % (b"a" * 1500) * 30
     )
     assert "do not end" in refused(tmp_path / "a.json", b'[{"a":1}' + b" " * 20_000)
-    assert "100 rows are malformed" in refused(tmp_path / "d.jsonl", b"{}\n" * 200)
+    assert "100 rows are malformed" in refused(tmp_path / "d.jsonl", GOOD + b"[]\n" * 200)
 
 
 def test_a_stream_that_decompresses_to_far_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = b"{}\n" * MIB
+    content = GOOD * (MIB // 10)
     monkeypatch.setattr(compression, "_MAX_DECOMPRESSED_BYTES", MIB)
     assert "200 times its size" in refused(tmp_path / "a.jsonl.gz", content)
     zstd = pytest.importorskip("backports.zstd")

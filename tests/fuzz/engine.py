@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import resource
 import signal
@@ -83,6 +84,9 @@ def fuzz(seconds: float, seed: int, names: list[str]) -> int:
     while time.monotonic() < deadline:
         for name, content in _turns(streams):
             counts[name] += 1
+            running = CORPUS / name / f"running-{os.getpid()}.bin"  # left behind by a crash
+            running.parent.mkdir(parents=True, exist_ok=True)
+            running.write_bytes(content)
             try:
                 check(TARGETS[name], content)
             except BaseException as error:
@@ -99,8 +103,9 @@ def fuzz(seconds: float, seed: int, names: list[str]) -> int:
                 path = CORPUS / name / f"{hashlib.sha256(content).hexdigest()[:16]}.bin"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-                print(
-                    f"--- {path}\n{''.join(traceback.format_exception(error))[-1500:]}", flush=True
-                )
+                trace = "".join(traceback.format_exception(error))[-1500:]
+                print(f"--- {path}\n{trace}", flush=True)
+            finally:
+                running.unlink()
     print(f"seed {seed}: {counts}, {faults} faults", flush=True)
     return faults

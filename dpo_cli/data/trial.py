@@ -1,0 +1,59 @@
+"""Trial of hostile input in a child process, which the kernel ends at its limits."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+TRIAL_BYTES = 1 << 30
+"""Memory that a trial may take beyond that of this process."""
+OUT_OF_MEMORY = 3
+_WALL_SECONDS = 120.0
+_POLL_SECONDS = 0.002
+
+
+def in_child(work: Callable[[], int], seconds: int = 10) -> int:
+    """Call `work` in a fork with limits; return its result, or minus the signal that ended it."""
+    with warnings.catch_warnings():  # the child touches no lock of another thread
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+            for descriptor in range(3):
+                os.dup2(null, descriptor)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+            used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf(
+                "SC_PAGE_SIZE"
+            )
+            limit = used_bytes + TRIAL_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            code = work()
+        except MemoryError:
+            code = OUT_OF_MEMORY
+        finally:
+            os._exit(code)
+    return _wait(pid)
+
+
+def _wait(pid: int) -> int:
+    deadline = time.monotonic() + _WALL_SECONDS
+    try:
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                deadline = float("inf")
+            time.sleep(_POLL_SECONDS)
+    except BaseException:  # Ctrl-C
+        os.kill(pid, signal.SIGKILL)
+        raise

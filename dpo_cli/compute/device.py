@@ -86,7 +86,7 @@ class Device:
         return not module_of(self.torch_device).is_bf16_supported(including_emulation=False)
 
     def peak_bytes(self) -> int:
-        """Return the peak memory of tensors on the device so far; 0 where it is not counted."""
+        """Return the peak memory of tensors so far; 0 on a CPU, and where torch counts none."""
         measure = getattr(module_of(self.torch_device), "max_memory_allocated", None)
         return int(measure(self.torch_device)) if measure and self.type != "cpu" else 0
 

@@ -277,7 +277,9 @@ def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
     lines = out.stdout.splitlines()
     assert lines[0] == f"{dense.run.name} after step 6"
     assert lines[1].startswith("5 held-out pairs of ")
-    assert "accuracy (95 %)" in lines[4]
+    assert lines[3].startswith("chat template of ")
+    assert lines[3].endswith("empty think blocks kept in 20% of the pairs")
+    assert "accuracy (95 %)" in lines[5]
     assert lines[5].split()[:2] == ["all", "5"]
     assert out.stderr == ""
 

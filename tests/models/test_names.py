@@ -183,7 +183,7 @@ def archive(kind: str) -> bytes:
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', '("AccessDenied")'),
         (archive("zip"), "is a zip archive (the first file is full_sft_512.pth)"),
         (archive("tar"), "is a tar archive of files (the first is out/full_sft_512.pth)"),
-        (gzip.compress(b"weights"), "is compressed by gzip"),
+        (gzip.compress(b"weights", mtime=0), "is compressed by gzip"),
         (b"GGUF\3\0\0\0", "is a GGUF file"),
         (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
         (bytes(4096), "is filled with zero bytes"),

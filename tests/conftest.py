@@ -13,8 +13,10 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# A shell starts what runs in its background with Ctrl-C ignored, and processes inherit that.
+# A shell starts what runs in its background with Ctrl-C ignored, nohup what it runs with the end of
+# its terminal ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # One cache for all test processes, so that they multiply alike, and never the user's own; tests of
 # caching have theirs.

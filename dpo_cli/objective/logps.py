@@ -176,8 +176,8 @@ def has_float64(device: torch.device) -> bool:
     return device.type not in _WITHOUT_FLOAT64
 
 
-def where_float64_is(tensor: Tensor) -> Tensor:
-    """Return a tensor on its own device, or on the CPU if that has no float64."""
+def to_float64_device(tensor: Tensor) -> Tensor:
+    """Return a tensor on its own device, or on the CPU if the device has no float64."""
     return tensor if has_float64(tensor.device) else tensor.cpu()
 
 

@@ -72,7 +72,7 @@ def check_ending(
 def check_scored_words(reporter: Reporter, tokenizer: ChatTokenizer, rows: Rows) -> None:
     """Report pairs whose answers lose words, or begin before the end of their prompt."""
     flags, lines = rows.kept.flags, rows.kept.lines
-    lost = lines[(flags & Flag.WORDS_LOST) > 0].tolist()
+    lost = lines[(flags & Flag.TEMPLATE_CHANGES_WORDS) > 0].tolist()
     if lost:
         template = tokenizer.template
         kinds = [

@@ -34,7 +34,7 @@ from dpo_cli.errors import DpoError
 
 _SHOWN_BYTES = 1000
 _MAX_SKIPPED_BYTES = 1 << 30
-"""Bytes of rows that are too long: a small compressed file can have any number of them."""
+"""Limit on the bytes of skipped rows that are too long; a small compressed file can have many."""
 
 
 class _Record(NamedTuple):
@@ -111,7 +111,7 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedE
         line += 1
         blank = 0 if raw != b"\n" else blank + 1
         if blank > MAX_BLANK_LINES:
-            raise _endless(path, f"more than {MAX_BLANK_LINES:,} blank lines after each other")
+            raise _endless(path, f"more than {MAX_BLANK_LINES:,} consecutive blank lines")
         if len(raw) == MAX_ROW_BYTES and not raw.endswith(b"\n"):
             rest = raw
             while rest and not rest.endswith(b"\n"):
@@ -143,7 +143,7 @@ def _legible(raw: bytes) -> str:
 
 
 def _explained(path: Path, rows: Numbered) -> Numbered:
-    """Turn an error between two rows into one that names the file."""
+    """Convert an error between two rows to one that names the file."""
     try:
         yield from rows
     except ValueError as error:

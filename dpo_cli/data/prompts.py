@@ -24,7 +24,7 @@ _BOM = b"\xef\xbb\xbf"  # byte order mark
 _LISTED = 10
 _ROWS_SUFFIXES = (".jsonl", ".ndjson")
 _KEYS = {"prompt", "messages", "conversations", "instruction", "input", "chosen"}
-"""Keys of which a JSON object has at least one if it is a row, and not a text to ask."""
+"""Keys of rows: a first line that is a JSON object with one of them is a row, not a prompt."""
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     be read may be intact, so it stays, under a name that a resume does not look for.
     """
     if os.path.lexists(final) and _is_unreadable(final):
-        _set_aside(final)
+        _rename_unreadable(final)
     elif os.path.lexists(final):
         replaced = final.with_name(final.name + ".replaced")
         discard(replaced)
@@ -196,7 +196,7 @@ def _prune(root: Path, optimizer_step: int, keep: int, best: int | None) -> None
             kept.add(step)
         elif step >= optimizer_step and _is_unreadable(checkpoint.path):
             with suppress(OSError):
-                _set_aside(checkpoint.path)
+                _rename_unreadable(checkpoint.path)
         else:
             discard(checkpoint.path)
 
@@ -209,7 +209,7 @@ def _is_unreadable(checkpoint: Path) -> bool:
     return False
 
 
-def _set_aside(checkpoint: Path) -> None:
+def _rename_unreadable(checkpoint: Path) -> None:
     os.rename(
         checkpoint, checkpoint.with_name(f"{checkpoint.name}.unreadable-{uuid.uuid4().hex[:8]}")
     )

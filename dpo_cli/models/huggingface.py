@@ -19,6 +19,7 @@ from dpo_cli.objective.aux_loss import AuxLossKind
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _DEFAULT_DTYPE = "default"
+"""Key of the most common dtype in `HuggingFace.dtypes`."""
 _OLDER_ROPE_NAMES = ("rope_theta", "partial_rotary_factor")
 """Settings in `rope_parameters` that transformers 4 reads from the top level."""
 _ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop")

@@ -14,7 +14,7 @@ _WRAPPERS = (
     *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
     *("_forward_module", "_flat_param_wrapped_module"),
 )
-"""Modules that torch.compile, FSDP, activation checkpointing and Fabric put around others."""
+"""Names of the wrapper modules of torch.compile, FSDP, activation checkpointing and Fabric."""
 _OUTER = ("module.", "base_model.model.", "model.module.")
 """Prefixes of a whole model inside DistributedDataParallel, DeepSpeed or PEFT."""
 _ADAPTER = re.compile(
@@ -65,7 +65,7 @@ def common_prefixes(names: Collection[str]) -> list[str]:
 
 
 def refuse_adapter(names: Iterable[str], path: Path) -> None:
-    """Refuse weights of an adapter, which are no model without their base model.
+    """Refuse weights of an adapter, which need a base model.
 
     Raises:
         DpoError: a name is that of an adapter's weight.

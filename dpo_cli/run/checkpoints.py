@@ -30,7 +30,7 @@ class Checkpoint:
     Attributes:
         path: the directory.
         optimizer_step: optimizer steps done.
-        stamp: of the files before they were verified (`integrity.stamp`); empty if they were not.
+        stamp: `integrity.stamp` of the files from before their verification; "" if not verified.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Checkpoint:
         return self.path.name
 
     def require_unchanged(self) -> None:
-        """Check, after the files were read, that they are the ones that were verified.
+        """Check, after reading, that the files have not changed since their verification.
 
         Raises:
             DpoError: a file has changed.
@@ -107,7 +107,7 @@ def newest_verified(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def verified(root: Path, optimizer_step: int) -> Checkpoint | None:
-    """Return the checkpoint after a step; None if it does not exist or is not intact."""
+    """Return the verified checkpoint after a step; None if it does not exist or is not intact."""
     for checkpoint in list_checkpoints(root):
         if checkpoint.optimizer_step == optimizer_step:
             checkpoint = _stamped(checkpoint)

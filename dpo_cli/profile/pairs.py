@@ -120,7 +120,7 @@ class Data(Table):
         POSITION,
         TOKENS | HELD_OUT | REFERENCE,
     ] = None
-    """Truncation of pairs longer than max_seq_len: "end" cuts off the end of both sides;
+    """Shortening of pairs longer than max_seq_len: "end" cuts off the end of both sides;
     "prompt_start" first cuts earlier turns and then the beginning of the last question, and keeps
     the system turn and half of max_seq_len for the prompt; "drop" skips the pair. Default: "end"
     for MiniMind's whole conversations, "prompt_start" for all other formats."""

@@ -136,7 +136,7 @@ def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
     own = inputs.weights.architecture.own_dtypes(inputs.export_dtype)
     start = inputs.weights.state
     now = to_disk_names(policy.model, policy.model.state_dict())
-    # Added up on the device and read once: each read would wait for a GPU.
+    # Summed on the device and read once, because each read would wait for a GPU.
     moved = []
     for name, tensor in now.items():
         dtype = DTYPES[own.get(name, inputs.export_dtype)]

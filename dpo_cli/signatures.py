@@ -6,6 +6,7 @@ its content. Nothing here decompresses or parses a file.
 
 from __future__ import annotations
 
+import codecs
 import html
 import json
 import re
@@ -220,7 +221,7 @@ def _zip(head: bytes) -> Signature:
 
 
 def _markup(head: bytes) -> Signature | None:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     lowered = text[:16].lower()
     if lowered.startswith((b"<?xml", b"<error")) and not _HTML.search(text):
         found = _MESSAGE.search(text)

@@ -6,6 +6,7 @@ the name of the file.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 import shlex
@@ -29,7 +30,6 @@ _SEPARATORS = ",;\t|"
 _DECLARATION = re.compile(r"sep=(.)\s*\Z", re.IGNORECASE)
 """First line by which Excel declares the separator."""
 _SIDES = {"chosen", "rejected"}
-_BOM = b"\xef\xbb\xbf"
 _BEGINS_AN_ARRAY = re.compile(rb"\[\s*(\{|\]\s*\Z)")
 _BEGINS_A_CONTAINER = re.compile(
     rb'\{\s*"[^"]*"\s*:\s*(\{\s*"0"\s*:|\[\s*"|\[\s*\{(?!\s*"(role|from|content|value)"))'
@@ -67,7 +67,7 @@ def kind_of(path: Path) -> Kind:
             "Decompress it; Parquet compresses its columns itself.",
         )
     refuse(path, head)
-    text = head.removeprefix(_BOM).lstrip()
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if _BEGINS_AN_ARRAY.match(text):
         return "json"
     if text.startswith(b"{"):

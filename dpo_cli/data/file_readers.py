@@ -6,6 +6,7 @@ Rows are read one after another in bounded memory, also from hostile files.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -121,7 +122,7 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedE
                 rest = file.readline(MAX_ROW_BYTES)
             yield line, MalformedError(TOO_LONG, _legible(raw[:_SHOWN_BYTES]))
         else:
-            yield line, raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+            yield line, raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
 
 
 def _parsed(raw: _Raw) -> dict[str, Any] | MalformedError | None:

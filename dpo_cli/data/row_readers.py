@@ -30,6 +30,8 @@ _MOST_TURNS_BEFORE = 2
 """Most turns of a side, for example a system turn, before a repeated prompt."""
 _MOST_REPEATED = 17
 """One more than the last turns of a prompt that a side may repeat."""
+_EXCHANGE_TEXTS = 2
+"""Texts of an entry of `history`: a question and its answer."""
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
 _LAST_WORD = re.compile(f"{_WORD.pattern}+\\Z")
@@ -284,11 +286,11 @@ def _history(row: Columns) -> list[Message]:
     if not isinstance(value, list):  # some datasets have an unrelated text under this name
         return []
     messages, where = [], row.shown("history")
-    for place, couple in enumerate(row.list_of("history"), start=1):
-        if not isinstance(couple, list) or len(couple) != len(SIDES):
+    for place, exchange in enumerate(row.list_of("history"), start=1):
+        if not isinstance(exchange, list) or len(exchange) != _EXCHANGE_TEXTS:
             raise MalformedError(f"{where}, entry {place}: expected a question and its answer")
-        messages += text_or_turns(couple[0], where, "user") + text_or_turns(
-            couple[1], where, "assistant"
+        messages += text_or_turns(exchange[0], where, "user") + text_or_turns(
+            exchange[1], where, "assistant"
         )
     return messages
 

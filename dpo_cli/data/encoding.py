@@ -114,6 +114,7 @@ def encode_rows(
                 for row in chunk
             ]
             if pending is not None:
+                # `unread` is still that of the chunk of this block.
                 block = replace(pending.result(), unread=unread)
                 done += len(block) + len(block.skipped_rows)
                 yield block

@@ -22,6 +22,7 @@ from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.errors import DpoError
 from dpo_cli.findings import Histogram, PairIssue
+from dpo_cli.formatting import format_count
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.sources import OnProgress, cut, encode
@@ -124,8 +125,8 @@ def check_masks(reporter: Reporter, rows: Rows) -> None:
             "mask-template",
             "model.tokenizer",
             f"the chat template renders earlier turns differently once others follow, in"
-            f" {len(rewritten)} pairs ({rows.places.names(rewritten)}); only what follows their"
-            " prompt is scored",
+            f" {format_count(len(rewritten), 'pair')} ({rows.places.names(rewritten)}); only what"
+            " follows their prompt is scored",
             'Set data.scored_turns = "last" to score all pairs alike, or use a template that'
             " renders a turn independently of later turns.",
         )

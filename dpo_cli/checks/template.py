@@ -9,6 +9,7 @@ from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import Flag
 from dpo_cli.data.rendered import Rendered
 from dpo_cli.data.tokens import Rows
+from dpo_cli.formatting import format_count
 from dpo_cli.models.generation import stop_ids_of
 from dpo_cli.models.loading import ModelWeights
 
@@ -115,6 +116,6 @@ def describe_scored_turns(rows: Rows) -> str:
     count = int((torch.logical_not(scores_all)).sum())
     rest = f", only what follows the prompt in {count:,} others" if count else ""
     return (
-        f'; data.scored_turns = "all": {several} pairs have several responses, and all of them'
-        f" count{rest}"
+        f'; data.scored_turns = "all": every response of {format_count(several, "pair")} with'
+        f" several counts{rest}"
     )

@@ -14,6 +14,7 @@ import torch
 from dpo_cli.compute.accelerator import capability, is_cuda, module_of
 from dpo_cli.compute.matmul import set_cpu_matmul
 from dpo_cli.errors import DpoError, first_line
+from dpo_cli.formatting import format_count
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """Dtypes by their names in profiles."""
@@ -269,9 +270,9 @@ def _require_accelerator(device: str) -> None:
         )
     if (torch.device(device).index or 0) >= module.device_count():
         raise DpoError(
-            f"train.device {device!r}: this machine has {module.device_count()} {kind.upper()}"
-            " devices",
-            f"Choose a device from 0 to {module.device_count() - 1}.",
+            f"train.device {device!r}: this machine has"
+            f" {format_count(module.device_count(), f'{kind.upper()} device')}",
+            f'Set train.device = "{kind}", or choose a number below {module.device_count()}.',
         )
 
 

@@ -100,8 +100,10 @@ class TemplateRenderer:
             raise self._refused("writes far more than its messages")
         if status in (-signal.SIGXCPU, -signal.SIGKILL):
             raise self._refused(f"did not end within {_TRIAL_SECONDS} seconds for a short text")
-        # Any other status, for example if the system has no memory to fork, says nothing about the
-        # template.
+        if status < 0:
+            name = signal.Signals(-status).name
+            raise self._refused(f"ended the process that tried it ({name})")
+        # Another status, for example a Python error, says nothing about the template.
 
     def _render_probes(self, encode: Callable[[str], int]) -> int:
         for messages in _probes():

@@ -12,7 +12,8 @@ from dpo_cli.errors import DpoError
 _MAX_FILE_BYTES = 1 << 26
 """The largest known tokenizer.json, of 262,000 tokens, has 33 MB."""
 _MAX_IDS = 1 << 22
-_HUGE_ID = re.compile(rb'(?<!\\)"\s*:\s*[0-9]{8}')
+_HUGE_ID = re.compile(rb'(?<!\\)(?<!max_length)"\s*:\s*[0-9]{8}')
+"""An id of the vocabulary or of an added token. A length to truncate to may be larger."""
 
 
 def check_files(folder: Path) -> None:

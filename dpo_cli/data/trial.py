@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from dpo_cli.parent_death import die_with
+
 TRIAL_BYTES = 1 << 30
 """Memory that a trial may take beyond that of this process."""
 OUT_OF_MEMORY = 3
@@ -19,12 +21,14 @@ _POLL_SECONDS = 0.002
 
 def in_child(work: Callable[[], int], seconds: int = 10) -> int:
     """Call `work` in a fork with limits; return its result, or minus the signal that ended it."""
+    parent = os.getpid()
     with warnings.catch_warnings():  # the child touches no lock of another thread
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if not pid:
         code = 1
         try:
+            die_with(parent)
             null = os.open(os.devnull, os.O_RDWR)
             for descriptor in range(3):
                 os.dup2(null, descriptor)

@@ -100,6 +100,8 @@ def load_model_weights(path: Path, overrides: Mapping[str, Any]) -> ModelWeights
             one model's weights.
     """
     is_folder = folder.is_model(path)
+    if is_folder:
+        folder.read_json(path / folder.CONFIG)  # a damaged one is reported before missing weights
     files = [path / folder.CONFIG, *folder.weight_files(path)] if is_folder else [path]
     before = stamp(*files)
     weights = _load_directory(path, overrides) if is_folder else _load_file(path, overrides)

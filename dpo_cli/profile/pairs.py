@@ -89,8 +89,8 @@ class Data(Table):
     format. Default: none."""
 
     max_seq_len: Annotated[int, Field(ge=2), POSITION, HELD_OUT | REFERENCE] = 1024
-    """Maximum length of a conversation in tokens; the rest is cut off. Pairs without a response
-    token left on either side are skipped."""
+    """Maximum length of a conversation in tokens; data.truncation says what happens to longer ones.
+    Pairs without a response token left on either side are skipped."""
 
     shuffle: Annotated[bool, POSITION, REFERENCE] = False
     """Shuffle the pairs anew in each epoch, seeded by train.seed. Otherwise they are in file
@@ -126,7 +126,7 @@ class Data(Table):
     for MiniMind's whole conversations, "prompt_start" for all other formats."""
 
     max_prompt_len: Annotated[
-        int | None, Field(ge=1, examples=[512]), POSITION, HELD_OUT | REFERENCE
+        int | None, Field(ge=1, examples=[128]), POSITION, HELD_OUT | REFERENCE
     ] = None
     """Most tokens of a prompt: "prompt_start" cuts longer ones, and "drop" skips their pairs. With
     this key data.truncation is "prompt_start" by default. Default: no limit."""

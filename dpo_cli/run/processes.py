@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -12,10 +11,10 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from dpo_cli.parent_death import die_with
 from dpo_cli.run.child_environment import PARENT_PID, child_environment
 from dpo_cli.streams import open_standard_streams
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -119,11 +118,8 @@ def die_with_parent(parent: int | None = None) -> None:
     handed_down = os.environ.pop(PARENT_PID, None)
     if parent is None:
         parent = int(handed_down) if handed_down else os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The kernel sends nothing for a parent that died before the call above. Another process has
-    # then adopted this one. Without a handed-down id that shows only if it happened just now.
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+    # Without a handed-down id, a parent that died earlier goes unnoticed.
+    die_with(parent)
 
 
 def hand_down_pid() -> None:

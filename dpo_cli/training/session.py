@@ -17,6 +17,7 @@ from dpo_cli.compute.device import Device, configure_device, resolve
 from dpo_cli.distributed.process_group import ProcessGroup, RankLostError, StartCancelledError
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import write_text_atomically
+from dpo_cli.printable import printable
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import from_tables, to_tables
 from dpo_cli.profile.schema import Profile
@@ -104,7 +105,7 @@ def _report_failure(session: _Session | None, group: ProcessGroup, failure: DpoE
         session.events.append(Failed.from_error(failure))
     except OSError:  # the disk may be full or read-only for the event, too
         with contextlib.suppress(OSError):
-            print(f"error: {failure}", file=sys.stderr)  # the launcher shows this line
+            print(printable(f"error: {failure}"), file=sys.stderr)  # the launcher shows this line
         return failure.exit_code
     group.report_end()
     return failure.exit_code if group.world_size == 1 else ExitCode.DONE

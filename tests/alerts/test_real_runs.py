@@ -149,9 +149,9 @@ def slowed(optimizer_step: int) -> None:
     machine.SLOW_SECONDS = 1.0
     take_step = Trainer.take_step
 
-    def timed(self: Trainer, window: Any) -> Any:
+    def timed(self: Trainer, *arguments: Any) -> Any:
         is_slow = self.optimizer_step >= optimizer_step
-        done = take_step(self, window)
+        done = take_step(self, *arguments)
         # Not the true seconds: other processes on this machine must not set off the alarm.
         return dataclasses.replace(done, seconds=0.3 if is_slow else 0.05)
 

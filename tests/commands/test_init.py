@@ -93,7 +93,9 @@ def test_another_model_beside_is_filled_in(dpo: Cli, here: Path) -> None:
     """Sum, 0.1, 1e-6; its tokenizer is its own, and nobody else's."""
     model(here.parent / "SmolLM2")
     model(here / "models/Qwen3")
-    (here / "dpo.jsonl").write_text("{}\n" * 400)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    row = json.dumps({"chosen": turns, "rejected": [turns[0], {**turns[1], "content": "c"}]})
+    (here / "dpo.jsonl").write_text(f"{row}\n" * 400)
     code, out, err = dpo("init", "my")
     assert (code, err) == (0, "")
     assert out.splitlines() == [

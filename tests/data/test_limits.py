@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from dpo_cli.data import compression, csv_lines, encoding, file_readers, json_scanner, pairs, rows
 from dpo_cli.data.pairs import PreferencePair, SkippedRow, read_pairs
 from dpo_cli.errors import DpoError
+from tests.support import memory
 
 MIB = 1 << 20
 LINE = b"a" * 99 + b"\n"
@@ -22,9 +22,8 @@ GOOD = b'{"prompt":"a","chosen":"b","rejected":"c"}\n'
 
 @pytest.fixture(autouse=True)
 def bounded_memory() -> Iterator[None]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000
+    with memory.at_most(400_000_000):
+        yield
 
 
 def refused(path: Path, content: bytes) -> str:

@@ -121,12 +121,12 @@ def wrong(luck: random.Random) -> bytes:
         case 2:
             del row[luck.choice(["chosen", "rejected"])]
         case 3:
-            no_text = luck.choice([v for v in odd if not isinstance(v, str)])
+            no_text = luck.choice([v for v in odd if v != ["a"] and not isinstance(v, str)])
             row["rejected"][luck.randrange(2)]["content"] = no_text
         case 4:
             row["chosen"][luck.randrange(2)]["role"] = value
         case 5:
-            role = luck.choice(["human", "Assistant", "assistant ", "gpt", "bot" * 100_000])
+            role = luck.choice(["narrator", "Assistant 2", "assistant_", "1", "bot" * 100_000])
             row["chosen"][1]["role"] = role
         case 6:
             del row["chosen"][luck.randrange(2)][luck.choice(["role", "content"])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from torch import Tensor
 from dpo_cli.errors import DpoError
 from dpo_cli.models.loading import load_model_weights
 from dpo_cli.models.minimind import MiniMind
+from tests.support import memory
 from tests.support.families import build
 
 LAYER = "model.layers.0.self_attn.q_proj.weight"
@@ -31,9 +31,8 @@ SMALL = {"version": 3, "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 
 @pytest.fixture(autouse=True)
 def bounded_memory() -> Iterator[None]:
     """No case may take more than a quarter of a gigabyte."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250_000
+    with memory.at_most(250_000_000):
+        yield
 
 
 def state(**changes: Any) -> dict[Any, Tensor]:

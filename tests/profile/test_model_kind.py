@@ -142,13 +142,8 @@ def test_check_shows_the_defaults(here: Path) -> None:
     assert reporter.findings[0].message.endswith(" default")
 
 
-<<<<<<< HEAD
-def test_reported_folder(shared: Path, here: Path) -> None:
-    model = NamedModel(shared / "cases/models/qwen3")
-=======
 def test_a_folder_that_is_evaluated_without_a_profile(shared: Path, here: Path) -> None:
-    model = shared / "cases/models/qwen3"
->>>>>>> style
+    model = NamedModel(shared / "cases/models/qwen3")
     data = shared / "cases/34-no-thinking/pairs.jsonl"
     config = find_eval_config([model], runs_root=here, data=data, reference=model)
     assert config is not None

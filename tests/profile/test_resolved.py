@@ -35,6 +35,9 @@ ALL_VALUES: dict[str, dict[str, object]] = {
         "max_seq_len": 512,
         "shuffle": True,
         "empty_think_ratio": 0.5,
+        "scored_turns": "last",
+        "truncation": "drop",
+        "max_prompt_len": 100,
         "num_workers": 3,
     },
     "dpo": {

@@ -121,11 +121,11 @@ class TestRead:
     def test_a_file_that_cannot_be_read(
         self, write: Write, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(path: Path) -> bytes:
+        def refuse(path: Path, *_: object) -> object:
             raise PermissionError(13, "Permission denied", str(path))
 
         path = write()
-        monkeypatch.setattr(Path, "read_bytes", refuse)
+        monkeypatch.setattr(Path, "open", refuse)
         with pytest.raises(UsageError, match=r"^my.toml cannot be read: Permission denied$"):
             read_chain(path)
 

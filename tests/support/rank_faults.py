@@ -35,10 +35,10 @@ def before_step(optimizer_step: int, act: Callable[[], object]) -> None:
 
     take_step = Trainer.take_step
 
-    def watched(self: Trainer, window: Any) -> Any:
+    def watched(self: Trainer, *arguments: Any) -> Any:
         if self.optimizer_step + 1 == optimizer_step:
             act()
-        return take_step(self, window)
+        return take_step(self, *arguments)
 
     Trainer.take_step = watched  # type: ignore[method-assign]
 
@@ -63,11 +63,11 @@ def flip_a_bit_before(optimizer_step: int) -> None:
 
     take_step = Trainer.take_step
 
-    def watched(self: Trainer, window: Any) -> Any:
+    def watched(self: Trainer, *arguments: Any) -> Any:
         if self.optimizer_step + 1 == optimizer_step:
             weight = next(self.policy.parameters()).detach().flatten()
             weight[7:8].view(torch.int32).bitwise_xor_(1)
-        return take_step(self, window)
+        return take_step(self, *arguments)
 
     Trainer.take_step = watched  # type: ignore[method-assign]
 

@@ -1,0 +1,43 @@
+"""Tests of trials of untrusted input in a child process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from dpo_cli.data.trial import OUT_OF_MEMORY, in_child
+from tests.support.cli import HANG_SECONDS
+
+
+def test_result_and_signals() -> None:
+    assert in_child(lambda: 7) == 7
+    assert in_child(lambda: os.kill(os.getpid(), signal.SIGSEGV) or 0) == -signal.SIGSEGV
+    assert in_child(lambda: len(bytearray(4 << 30))) == OUT_OF_MEMORY
+
+
+def test_a_trial_ends_with_its_parent(tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+
+    def note_and_wait() -> int:
+        noted.write_text(str(os.getpid()))
+        time.sleep(HANG_SECONDS)
+        return 0
+
+    parent = os.fork()
+    if not parent:
+        try:
+            in_child(note_and_wait)
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + HANG_SECONDS
+    while not (noted.exists() and noted.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    status = Path("/proc", noted.read_text(), "stat")
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "the trial is still running"
+        time.sleep(0.01)

@@ -130,6 +130,14 @@ def turns(value: Any, where: str) -> list[Message]:
     ]
 
 
+def beside_messages(value: Any) -> dict[str, Any]:
+    """Return the other keys of an object with the list `messages`; empty for any other value."""
+    value = decoded(value)
+    if not isinstance(value, dict) or "messages" not in value or _is_message(value):
+        return {}
+    return {key: each for key, each in value.items() if key != "messages"}
+
+
 def shared_turns(*conversations: Sequence[Message]) -> int:
     """Count the first messages that all conversations share."""
     shared = 0

@@ -251,6 +251,45 @@ def test_a_system_column_begins_whole_conversations(tmp_path: Path) -> None:
     assert pair.unread == {"system": "Be kind."}
 
 
+TOOLS = [{"type": "function", "function": {"name": "weather"}}]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize(
+    ("columns", "prompt"),
+    [
+        (("chosen", "rejected"), {}),
+        (("chosen",), {}),
+        (("prompt",), {"prompt": {"messages": [USER]}}),
+        (("input",), {"input": {"messages": [USER]}}),
+    ],
+)
+def test_tools_and_other_keys_beside_messages(
+    tmp_path: Path, columns: tuple[str, ...], prompt: Row, as_text: bool
+) -> None:
+    whole = [] if prompt else [USER]
+    names = SIDES if "input" not in prompt else ("preferred_output", "non_preferred_output")
+    answers = zip(names, (YES, NO), strict=True)
+    row = {**prompt, **{name: {"messages": [*whole, answer]} for name, answer in answers}}
+    for name in columns:
+        row[name] = {**row[name], "tools": TOOLS, "source": "s"}
+    if as_text:
+        row = {name: json.dumps(value) for name, value in row.items()}
+    pair = one(write(tmp_path / "pairs.jsonl", row))
+    assert isinstance(pair, PreferencePair)
+    assert (pair.chosen, pair.rejected) == ([USER, YES], [USER, NO])
+    assert pair.tools == tuple(TOOLS)
+    assert pair.unread == {f"{name}.source": "s" for name in columns}
+
+
+def test_sides_with_different_tools(tmp_path: Path) -> None:
+    row = {"chosen": {"messages": [USER, YES], "tools": TOOLS},
+           "rejected": {"messages": [USER, NO], "tools": [{"name": "other"}]}}  # fmt: skip
+    found = one(write(tmp_path / "pairs.jsonl", row))
+    assert isinstance(found, SkippedRow)
+    assert found.reason == "'chosen' and 'rejected' have different tools"
+
+
 def test_whole_sides_about_something_else_than_their_prompt(tmp_path: Path) -> None:
     row = {"prompt": "What?", "chosen": [USER, YES], "rejected": [USER, NO]}
     pair = one(write(tmp_path / "pairs.jsonl", row))

@@ -144,4 +144,12 @@ def truncate(pair: TokenizedPair, max_seq_len: int) -> TokenizedPair | SkippedRo
         return SkippedRow(
             pair.line, "identical", f"both sides are the same up to max_seq_len {max_seq_len}"
         )
+    answered = [int(side.response.nonzero().max()) + 1 for side in (chosen, rejected)]
+    ids, masks = (
+        [getattr(side, name)[:end] for side, end in zip((chosen, rejected), answered, strict=True)]
+        for name in ("ids", "response")
+    )
+    if torch.equal(*ids) and torch.equal(*masks):
+        why = "both sides have the same answers to the same turns"
+        return SkippedRow(pair.line, "identical", why)
     return TokenizedPair(pair.line, chosen, rejected)

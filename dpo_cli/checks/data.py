@@ -222,7 +222,9 @@ def _check_kept(
     ]
     remedy = f"Set data.max_seq_len {' or '.join(offers)}." if offers else ""
     if not rows.kept:
-        reporter.error("data-none", subject, message, remedy or "Correct the skipped rows.")
+        first = rows.skipped_rows[0]
+        remedy = remedy or f"Correct {rows.places.name(first.line)}: {first.reason}."
+        reporter.error("data-none", subject, message, remedy)
     elif too_long:
         remedy = remedy or "Shorten these conversations."
         reporter.warn("data-truncated", subject, message, remedy)

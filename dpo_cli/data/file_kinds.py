@@ -36,7 +36,7 @@ _BEGINS_A_CONTAINER = re.compile(
 _SPEAKERS = {"role", "from"}
 _OF_A_ROW = {
     *("chosen", "rejected", "prompt", "question", "instruction", "input", "query"),
-    *("messages", "conversations"),
+    *("messages", "conversations", "context"),
 }
 """Keys of a row that may also contain lists of objects."""
 _FAILURES = ("error", "errors", "detail", "message")

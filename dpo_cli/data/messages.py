@@ -162,6 +162,8 @@ def said(value: Any, where: str, role: str) -> list[Message]:
         return [{"role": role, "content": text_of(refuse_python(value, where), where)}]
     if holds_parts(value):
         return [{"role": role, "content": text_of(value, where)}]
+    if isinstance(value, list) and value and all(isinstance(decoded(x), str) for x in value):
+        raise MalformedError(f"{where} is a list of texts, expected one text or messages")
     if isinstance(value, list | dict):
         return turns(value, where)
     raise MalformedError(f"{where} is {kind_of_value(value)}, expected a text or messages")

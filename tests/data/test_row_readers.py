@@ -403,7 +403,7 @@ def test_columns_that_are_not_read(tmp_path: Path) -> None:
             "auto",
             {},
             {"prompt": ["Is it?"], "chosen": "Yes.", "rejected": "No."},
-            "line 1: 'prompt', message 1: expected an object, got a text",
+            "line 1: 'prompt' is a list of texts, expected one text or messages",
         ),
         (
             "auto",
@@ -421,6 +421,37 @@ def test_columns_that_cannot_be_read_are_an_error(
         one(path, format=format, columns=columns)
     assert caught.value.message == f"{path}: {words}"
     assert "Map the columns" not in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"instruction": "Is it?", "output": ["a", "b", "c"]}, "'output' is a list of answers"),
+        (
+            {
+                "context": [USER],
+                "completions": [
+                    {"rank": 1, "completion": [NO]},
+                    {"rank": 0, "completion": [YES]},
+                ],
+            },
+            "'completions' is a list of answers",
+        ),
+        ({"prompt": "Is it?", "responses": ["a"]}, "'responses' is a list of answers"),
+        (
+            {"messages": [USER, YES], "rejected_response": ["No.", "Maybe."]},
+            "'rejected_response' is a list of texts, expected one text or messages",
+        ),
+        (
+            {"prompt": "Is it?", "chosen": ["Yes."], "rejected": ["No."]},
+            "'chosen' is a list of texts, expected one text or messages",
+        ),
+    ],
+)
+def test_several_answers_are_named(tmp_path: Path, row: Row, words: str) -> None:
+    with pytest.raises(DpoError) as error:
+        Source((write(tmp_path / "pairs.jsonl", row),)).look()
+    assert f"line 1: {words}" in error.value.message
 
 
 def test_a_hint_that_was_followed_is_not_given_again(tmp_path: Path) -> None:

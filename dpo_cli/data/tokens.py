@@ -22,6 +22,9 @@ from dpo_cli.data.pairs import SkippedRow
 from dpo_cli.data.sources import NO_PLACES, Places
 from dpo_cli.data.truncation import Truncation, find_holes
 
+SAME_ANSWERS = "both sides have the same answers to the same turns"
+"""Reason why a pair that is not truncated is skipped as identical."""
+
 
 @dataclass(frozen=True)
 class EncodedRows:
@@ -197,11 +200,9 @@ class EncodedRows:
     def _why_lost(self, index: int, unanswered: list[bool], max_seq_len: int) -> SkippedRow:
         line = int(self.lines[index])
         if not any(unanswered):
-            chosen, rejected = self.lengths[index].clamp(max=max_seq_len).tolist()
-            is_whole = chosen == rejected <= int(self.shared[index])
+            is_cut = bool((self.lengths[index] > max_seq_len).any())
             why = f"both sides are the same up to max_seq_len {max_seq_len}"
-            why = why if is_whole else "both sides have the same answers to the same turns"
-            return SkippedRow(line, "identical", why)
+            return SkippedRow(line, "identical", why if is_cut else SAME_ANSWERS)
         side = unanswered.index(True)
         return SkippedRow(
             line,

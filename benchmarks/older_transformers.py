@@ -110,6 +110,7 @@ def summary(logps: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Export, score with both versions, and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", help="interpreter with the older transformers")
     parser.add_argument("--json", type=Path, help="write the result here")

@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _print_error(error_lines(_system_error(error)))
         code = ExitCode.FAILED
-    except BaseException as error:  # a panic in Rust is no Exception
+    except BaseException as error:  # a panic in Rust code does not inherit from Exception
         _print_error(_bug_lines(error))
         code = ExitCode.FAILED
     else:
@@ -127,7 +127,7 @@ def error_lines(error: DpoError) -> list[Text]:
 
 
 def _on_one_line(text: str) -> str:
-    """Join lines: a file name with a newline must not print a line of its own."""
+    """Join lines, so that a file name with a newline cannot start a line."""
     return printable(text).replace("\n", " ")
 
 
@@ -154,14 +154,14 @@ def _print_error(lines: list[Text]) -> None:
 
 
 def _system_error(error: OSError) -> DpoError:
-    """Describe an error of the operating system that no caller has explained."""
+    """Convert an error of the operating system that no caller has converted."""
     if os.environ.get("DPO_TRACEBACK") == "1":
         traceback.print_exc()
     try:
         os.getcwd()
     except OSError:
         return DpoError("the working directory was removed", "Change to a directory that exists.")
-    # The streams have no name in their errors.
+    # Errors of the standard streams have no file name.
     where = "standard output" if error.filename is None else os.fsdecode(error.filename)
     return DpoError(
         f"cannot read or write {where}: {error.strerror or error}",
@@ -172,8 +172,8 @@ def _system_error(error: OSError) -> DpoError:
 def _flush_output() -> ExitCode | None:
     """Flush both streams; return FAILED if standard output could not be written.
 
-    The reader of a pipe may leave early, as `head` does. A full disk is an error, which would go
-    unnoticed in a redirected output.
+    A closed pipe is no error: `head` closes its input early. A full disk is an error, which would
+    otherwise go unnoticed if the output is redirected.
     """
     error = _flush(sys.stdout)
     code = None

@@ -26,10 +26,10 @@ _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.tmp")
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading.
 
-    A FIFO in its place would block the reader for ever, and a device might never end.
+    Opening a FIFO would block, and reading a device might never end.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file (EINVAL).
+        OSError: the file cannot be opened, or is not a regular file (EINVAL).
     """
     return open(require_regular(os.open(path, os.O_RDONLY | os.O_NONBLOCK), path), "rb")
 
@@ -41,9 +41,9 @@ def read_regular(path: Path) -> bytes:
 
 
 def glob_inside(directory: Path, pattern: str) -> Iterator[Path]:
-    """Glob without the matches behind a link, which lie outside the directory.
+    """Glob without matches behind symbolic links, which may be outside the directory.
 
-    For files that are removed: those of others must stay.
+    Used for files to remove, so that no file outside the directory is removed.
     """
     for path in directory.glob(pattern):
         *between, _ = path.relative_to(directory).parents
@@ -54,12 +54,12 @@ def glob_inside(directory: Path, pattern: str) -> Iterator[Path]:
 def is_special(path: Path) -> bool:
     """Return True for a path that must not be replaced by a file.
 
-    That is a device, a FIFO, a socket, or a link to one; and a link of the system itself, such as
-    /dev/stdout, wherever it leads.
+    Such a path is a device, a FIFO, a socket, or a link to one of them, or a link in /dev or /proc,
+    for example /dev/stdout.
     """
     try:
         mode = path.stat().st_mode
-    except OSError:  # free, or a link to nothing
+    except OSError:  # no such file, or a broken link
         return False
     is_of_system = path.is_symlink() and path.absolute().parts[1:2] in (("dev",), ("proc",))
     return is_of_system or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

@@ -25,7 +25,7 @@ _NOT_A_FILE = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 class DamageError(Exception):
-    """A file is not as its manifest describes it; the text is a phrase that says how."""
+    """Difference between a file and its manifest; the message describes the difference."""
 
 
 class _Hash(Protocol):
@@ -92,7 +92,7 @@ def read_verified(
 ) -> dict[str, bytearray]:
     """Read files into memory and compare what was read with their manifest.
 
-    For files that are used for long: a mapping would follow later changes of the file.
+    A memory-mapped file would show later changes of the file; the returned bytes do not change.
 
     Args:
         directory, facts, name: see `find_damage`.
@@ -117,10 +117,10 @@ def read_verified(
 
 
 def stamp(*paths: Path) -> str:
-    """Return the times, sizes and identities of files, or of the files below directories.
+    """Return times, sizes and inodes of files, or of the files below directories, as a text.
 
-    Equal before a verification and after reading, it shows that what was read is what was verified,
-    without a second hash.
+    If the stamps before a verification and after reading are equal, the verified content is the one
+    that was read; no second hash is needed.
     """
     files = [sorted(path.rglob("*")) if path.is_dir() else [path] for path in paths]
     states = [(each, each.stat()) for each in itertools.chain(*files) if each.is_file()]
@@ -133,10 +133,10 @@ def stamp(*paths: Path) -> str:
 
 
 def require_unchanged(before: str, *paths: Path) -> None:
-    """Check that files have the stamp that they had before they were read.
+    """Check that files still have the stamp from before they were read.
 
     Raises:
-        DpoError: one has changed; named after the first path.
+        DpoError: a file has changed; names the first path.
     """
     if stamp(*paths) != before:
         message = f"{paths[0]} changed while it was read"
@@ -156,7 +156,7 @@ def _entries(
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn the errors that show damage into a DamageError; others mean that it is unknown."""
+    """Convert errors that prove damage to DamageError; raise all others unchanged."""
     try:
         yield
     except FileNotFoundError as error:

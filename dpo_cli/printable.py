@@ -15,7 +15,7 @@ import sys
 import unicodedata
 
 _TAB = " " * 4
-_CONTROL_PICTURES = 0x2400  # first of the Unicode signs for control characters, such as ␛
+_CONTROL_PICTURES = 0x2400  # first Unicode sign for a control character, for example ␛
 _REPLACEMENT = "\ufffd"
 _PLAIN = re.compile(r"[\n -~\u00a0-\u00ac\u00ae-\u05ff\u2010-\u2027\u2190-\ud7ff]*")
 """Text without any unsafe character; a fast path for the common scripts."""

@@ -1,11 +1,12 @@
-"""Recognition of files by their first bytes, to name what a file is instead of the expected kind.
+"""Recognition of files by their first bytes, for errors that name the kind of an unexpected file.
 
-A download that stored a pointer or a web page, or an archive under the name of its content, gets an
-error that names the cause. Nothing here decompresses or parses a file.
+For example a download may have stored a pointer or a web page, or an archive may have the name of
+its content. Nothing here decompresses or parses a file.
 """
 
 from __future__ import annotations
 
+import codecs
 import html
 import json
 import re
@@ -29,7 +30,7 @@ class Signature:
 
     Attributes:
         name: short name, for code that accepts some kinds.
-        what: the kind in words, after "is".
+        what: the kind in words, which continue "The file is".
         remedy: what to do; {path} stands for the quoted path.
     """
 
@@ -38,7 +39,7 @@ class Signature:
     remedy: str
 
     def error(self, path: Path) -> DpoError:
-        """Return the error for a file of this kind where another kind was expected."""
+        """Return the error for a file of this kind if another kind was expected."""
         quoted = shlex.quote(str(path))
         return DpoError(f"{path} is {self.what}", self.remedy.replace("{path}", quoted))
 
@@ -54,7 +55,8 @@ _TO_PARQUET = (
 _ORIGINAL = "Use the model's original weights in float32, float16 or bfloat16 (.safetensors)."
 _NO_DATA = "Use a file of rows (JSONL, CSV or Parquet), or of weights (.safetensors or .pth)."
 
-# First bytes, short name, description, remedy.
+# First bytes, short name, description, remedy. The first match counts, so UTF-32 is before UTF-16:
+# its little-endian mark begins with that of UTF-16.
 _MAGICS: tuple[tuple[bytes, str, str, str], ...] = (
     (b"BZh", "bzip2", "compressed by bzip2", _DECOMPRESS.format(command="bunzip2 -k {path}")),
     (b"\xfd7zXZ\0", "xz", "compressed by xz", _DECOMPRESS.format(command="xz -dk {path}")),
@@ -219,7 +221,7 @@ def _zip(head: bytes) -> Signature:
 
 
 def _markup(head: bytes) -> Signature | None:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     lowered = text[:16].lower()
     if lowered.startswith((b"<?xml", b"<error")) and not _HTML.search(text):
         found = _MESSAGE.search(text)

@@ -9,9 +9,9 @@ import sys
 def open_standard_streams() -> None:
     """Open /dev/null for each of stdin, stdout and stderr that is closed (`dpo runs >&-`).
 
-    Otherwise the next file that this process opens gets the free number. A child that redirects its
-    standard streams would overwrite it, for example the lock of a run, and prints of this process
-    would end in it.
+    Otherwise the next file that this process opens, for example the lock of a run, gets the free
+    descriptor. A child that redirects its standard streams would close that file, and this process
+    would print into it.
     """
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -22,6 +22,6 @@ def open_standard_streams() -> None:
                 os.dup2(opened, descriptor)
                 os.close(opened)
             os.set_inheritable(descriptor, True)
-            if getattr(sys, name) is None:  # as Python starts with a closed descriptor
+            if getattr(sys, name) is None:  # the descriptor was closed when Python started
                 stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
                 setattr(sys, name, stream)

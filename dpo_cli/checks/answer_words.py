@@ -1,4 +1,4 @@
-"""Check that the words of every answer come back out of its tokens."""
+"""Check that the decoded response tokens contain the words of each answer."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class AnswerWords:
 
     A tokenizer may have no tokens for some words, and a mask may begin behind the first word. Both
     show as words that the decoded response tokens lack. Case and accents are ignored, because some
-    tokenizers remove them. Answers of which the chat template leaves out words are no matter here:
-    encoding compares them with their rendering (`dpo_cli.data.encoding.Flag.WORDS_LOST`).
+    tokenizers remove them. Pairs whose words the chat template changes are left out, because
+    encoding finds them (`dpo_cli.data.encoding.Flag.TEMPLATE_CHANGES_WORDS`).
     """
 
     def __init__(self, encoded: EncodedRows, tokenizer: ChatTokenizer) -> None:
@@ -39,7 +39,7 @@ class AnswerWords:
             self._index += 1
         if self._index == len(encoded) or int(encoded.lines[self._index]) != row.line:
             return []
-        if int(encoded.flags[self._index]) & Flag.WORDS_LOST:
+        if int(encoded.flags[self._index]) & Flag.TEMPLATE_CHANGES_WORDS:
             return []
         pair = encoded.pair(self._index, _NO_LIMIT)
         sides = (row.chosen, pair.chosen), (row.rejected, pair.rejected)
@@ -49,13 +49,13 @@ class AnswerWords:
         answer = next(each for each in reversed(messages) if each["role"] == "assistant")
         thoughts = answer.get("reasoning_content")
         written = self._last_response(side)
-        said = [text for text in (answer["content"], thoughts) if isinstance(text, str)]
-        # A fast exit for most answers, which come back as they are.
-        said = [text for text in said if text.strip() not in written]
-        return list((Counter(words(said)) - Counter(words([written]))).elements()) if said else []
+        texts = [text for text in (answer["content"], thoughts) if isinstance(text, str)]
+        # Most answers are decoded unchanged and need no comparison by words.
+        texts = [text for text in texts if text.strip() not in written]
+        return list((Counter(words(texts)) - Counter(words([written]))).elements()) if texts else []
 
     def _last_response(self, side: Tokenized) -> str:
-        """Decode the last tokens with loss that follow one another."""
+        """Decode the last contiguous tokens with loss."""
         places = side.response.nonzero().flatten()
         if not len(places):
             return ""

@@ -1,4 +1,4 @@
-"""Issues of single conversations: turns and texts that no dataset means to have."""
+"""Issues of single conversations: turns and texts that are probably mistakes in the data."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ _ASSISTANT = re.compile(
     rf"^[ \t]*(?:assistant|bot|ai|gpt|chatgpt|助手|助理|机器人){_COLON}",
     re.MULTILINE | re.IGNORECASE,
 )
+# Within a line only usual names count, "assistant:" only behind a user: "user:" is ordinary text.
 _USER_INLINE = re.compile(rf"\b(?:Human|USER|[Pp]rompter){_COLON}")
 _ASSISTANT_INLINE = re.compile(rf"\b(?:[Aa]ssistant|ASSISTANT){_COLON}")
 _OWN_NAME = {
@@ -37,7 +38,7 @@ _OTHER_TURN = {
 }
 _PYTHON_LITERAL = re.compile(r"[\[({][\s\[({]*'")
 _MIN_WORDS = 3
-"""Words of a question from which on an answer that begins with it repeats it."""
+"""Fewest words of a question for which an answer that begins with the question is an issue."""
 
 
 def issues_of(row: PreferencePair) -> dict[PairIssue, set[str]]:

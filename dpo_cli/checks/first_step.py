@@ -16,7 +16,7 @@ from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.trial_trainer import TrialTrainer, small_micro_batch
 from dpo_cli.models.convert import EMBEDDING, HEAD
 from dpo_cli.models.loading import to_disk_names
-from dpo_cli.objective.logps import where_float64_is
+from dpo_cli.objective.logps import to_float64_device
 from dpo_cli.objective.losses import PairScores, loss_at_start
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.setup import fallback_alert
@@ -127,7 +127,7 @@ def _check_gradients(
     }
     norm = math.sqrt(
         sum(
-            where_float64_is(gradient).double().square().sum().item()
+            to_float64_device(gradient).double().square().sum().item()
             for gradient in gradients.values()
         )
     )

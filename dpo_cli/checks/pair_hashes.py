@@ -91,7 +91,7 @@ class PairHashes:
         )
 
     def rows_of_frequent_prompts(self, least: int, least_share: float) -> list[int]:
-        """Return the rows whose prompt this number and this share of the rows have."""
+        """Return the rows whose prompt has at least this number and share of all rows."""
         lines, prompts = _tensor(self._lines), _tensor(self._prompts)
         _, index, counts = torch.unique(prompts, return_inverse=True, return_counts=True)
         is_frequent = counts >= max(least, least_share * len(lines))
@@ -99,19 +99,19 @@ class PairHashes:
         return found
 
     def rows_of_frequent_answers(self, least: int, least_share: float) -> list[int]:
-        """Return the rows with an answer that one side has to many prompts.
+        """Return the rows in which a side has an answer that it gives to many prompts.
 
         Args:
-            least: prompts of an answer.
-            least_share: share of all prompts that have the answer.
+            least: fewest prompts with the same answer.
+            least_share: smallest share of all prompts with the same answer.
         """
         lines, prompts = _tensor(self._lines), _tensor(self._prompts)
         found: set[int] = set()
         for column in self._answers:
             answers = _tensor(column)
             # One row for each prompt with this answer: several rows may differ in the other side.
-            couples = torch.unique(torch.stack([answers, prompts]), dim=1)  # (2, U)
-            distinct, counts = torch.unique(couples[0], return_counts=True)
+            answered = torch.unique(torch.stack([answers, prompts]), dim=1)  # (2, U)
+            distinct, counts = torch.unique(answered[0], return_counts=True)
             frequent = distinct[counts >= max(least, least_share * self.prompts)]
             found.update(lines[torch.isin(answers, frequent)].tolist())
         return sorted(found)

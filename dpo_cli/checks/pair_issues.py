@@ -24,11 +24,11 @@ _MIN_LETTERS = 20
 """Characters of the shorter side below which its language is not compared."""
 _SAMPLED_ROWS = 32
 _MIN_PAIRS, _ONE_PROMPT_SHARE = 3, 0.9
-"""Number and share of the pairs from which on one prompt is the only one that matters."""
+"""Number and share of the pairs from which on `ONE_PROMPT` is reported."""
 _MIN_ANSWERS, _ANSWER_SHARE = 3, 0.05
-"""Number and share of the prompts from which on one answer to them is frequent."""
+"""Number and share of the prompts from which on `FREQUENT_ANSWER` is reported."""
 _MARKED_ROWS = 20
-"""Rows whose missing words are kept, to show some of them."""
+"""Rows whose missing words are shown as examples."""
 _PROGRESS_ROWS = 500
 _EAST_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
 _WORD = re.compile(rf"[{_EAST_ASIAN}]|[^\W{_EAST_ASIAN}]+")

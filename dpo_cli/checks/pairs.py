@@ -27,7 +27,7 @@ _SIGMAS, _MIN_PAIRS = 2.6, 30
 _MIN_ISSUES, _MIN_ISSUE_SHARE = 3, 0.01
 """Number and share of pairs from which on an issue that may be intended is a warning."""
 _REPEATED_QUESTION_SHARE = 0.5
-"""Share of the pairs from which on answers that begin with the question are a fault of the file."""
+"""Share of the pairs from which on answers that begin with the question are a warning."""
 _KNOWN_SHARE = 0.05
 """Tolerated share of held-out pairs whose prompt is also trained on."""
 _NAMED_MARKS = 5
@@ -171,7 +171,7 @@ def check_overlap(
 
 @dataclass(frozen=True)
 class _Advice:
-    """Text about an issue; a share of the pairs below `least_share` is no warning."""
+    """Message and remedy for an issue, reported from `least_share` of the pairs on."""
 
     message: str
     remedy: str
@@ -181,12 +181,12 @@ class _Advice:
 _ADVICE = {
     PairIssue.NO_USER: _Advice(
         "have no user turn",
-        "Add the question: a column that holds it must have a name that the format reads"
-        " (docs/data.md), or be mapped by data.columns.",
+        "Add the question. Its column must have a name that the format reads (docs/data.md), or be"
+        " mapped by data.columns.",
     ),
     PairIssue.REPEATED_TURN: _Advice(
         "have the same turn twice in a row",
-        "Remove one of the two; often the prompt stands in a column of its own and in both sides.",
+        "Remove one of the two turns; often both a prompt column and the sides have the prompt.",
     ),
     PairIssue.ANSWERED_PROMPT: _Advice(
         "have an answer directly after an answer, for example at the end of the prompt",

@@ -1,4 +1,4 @@
-"""Checks of the chat template: what it leaves out, and where it lets an answer begin and end."""
+"""Checks of the chat template: headers, ends of answers, and words that it leaves out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_headers(reporter: Reporter, tokenizer: ChatTokenizer) -> None:
             "template-header",
             _SUBJECT,
             f"the chat template writes the header of a next answer behind every answer"
-            f" ({header!r}), with and without add_generation_prompt; it is trained on",
+            f" ({header!r}), with and without add_generation_prompt; this header is trained on",
             _WRITE_HEADER_ONCE,
         )
     if header := template.unprompted_header:
@@ -42,9 +42,9 @@ def check_headers(reporter: Reporter, tokenizer: ChatTokenizer) -> None:
         reporter.warn(
             "template-prompt",
             _SUBJECT,
-            f"the chat template ends a prompt with {ending!r}, with which no answer in the data"
-            " begins once it is rendered: the model is trained without it and used with it",
-            "Use a template that writes the same before an answer in both cases.",
+            f"the chat template ends a generation prompt with {ending!r}, but does not write this"
+            " before an answer of the data: the model is trained without and used with this text",
+            "Use a template that writes the same text before an answer in both cases.",
         )
 
 
@@ -72,7 +72,7 @@ def check_ending(
 def check_scored_words(reporter: Reporter, tokenizer: ChatTokenizer, rows: Rows) -> None:
     """Report pairs whose answers lose words, or begin before the end of their prompt."""
     flags, lines = rows.kept.flags, rows.kept.lines
-    lost = lines[(flags & Flag.WORDS_LOST) > 0].tolist()
+    lost = lines[(flags & Flag.TEMPLATE_CHANGES_WORDS) > 0].tolist()
     if lost:
         template = tokenizer.template
         kinds = [
@@ -111,7 +111,7 @@ def check_scored_words(reporter: Reporter, tokenizer: ChatTokenizer, rows: Rows)
 
 
 def describe_scored_turns(rows: Rows) -> str:
-    """Return which answers of the kept pairs are scored."""
+    """Describe which answers of the kept pairs are scored; "" if each side has one answer."""
     scores_all = (rows.kept.flags & Flag.ALL_TURNS) > 0
     several = int((rows.kept.answers[:, 0] > 1).sum())
     if not bool(scores_all.any()):

@@ -1,4 +1,4 @@
-"""Columns that a format does not read, and those among them that seem to belong to the pairs."""
+"""Columns that a format does not read, and which of them probably belong to the pairs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
 
 
 class UnreadColumns:
-    """Columns with a value that becomes no part of a pair, collected row by row.
+    """Columns whose values do not become part of a pair, collected row by row.
 
     Attributes:
         counts: number of pairs with a value in each column.
@@ -50,7 +50,7 @@ class UnreadColumns:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Iterate over the texts in a nested value; roles of messages and other keys are no texts."""
+    """Iterate over the texts in a nested value, without keys and without roles of messages."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):

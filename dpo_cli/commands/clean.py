@@ -53,7 +53,7 @@ def clean(
         except (OSError, DpoError) as error:
             if run_names:
                 raise
-            # One run that cannot be read must not keep the others from being cleaned.
+            # Continue with the other runs if one cannot be read.
             cleaning, remarks, stuck = None, [f"cannot be cleaned: {first_line(error)}"], []
         kept += [(run.name, remark) for remark in remarks]
         failed += stuck
@@ -93,11 +93,12 @@ def _clean(
 
     Args:
         run: the run.
-        is_named: the user named this run, so that it need not be completed.
+        is_named: the user named this run, so it is cleaned even if it is not completed.
         dry_run: remove nothing.
 
     Returns:
-        What was removed or would be, or None; why something stays; and what could not be removed.
+        What was removed, or with `dry_run` would be, or None; the reasons for what is kept; and the
+        paths that could not be removed.
 
     Raises:
         OSError, DpoError: the run cannot be read or written.

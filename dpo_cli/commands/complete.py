@@ -35,7 +35,7 @@ def complete_model(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _offered(names: Iterable[str], incomplete: str) -> list[str]:
-    """Return the names that begin as typed; names that are unsafe to print cannot be typed."""
+    """Return the names that begin with `incomplete` and are safe to print."""
     return [name for name in names if name.startswith(incomplete) and one_line(name) == name]
 
 

@@ -31,7 +31,7 @@ _STREAMS = {
         ("/proc/self/fd", descriptor),
     )
 }
-"""Descriptors of the paths of the standard streams."""
+"""Descriptors of the standard streams by their paths."""
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -47,7 +47,7 @@ def print_json(value: Any) -> None:
 def json_text(value: Any, indent: int | None = None) -> str:
     """Return a value as JSON for a terminal or a program.
 
-    Escaped are the characters that act on a terminal, and those that standard output cannot encode.
+    Characters that control a terminal, and those that standard output cannot encode, are escaped.
     """
     is_ascii = not (sys.stdout.encoding or "utf").lower().startswith("utf")
     return escape_json(json.dumps(value, indent=indent, ensure_ascii=is_ascii, default=str))
@@ -61,7 +61,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def write_output(path: Path, content: bytes) -> bool:
-    """Write a file whole, or leave the old one; write to /dev/stdout as it is.
+    """Replace a file atomically, or write to a standard stream such as /dev/stdout.
 
     Returns:
         True for a file, False for a standard stream.

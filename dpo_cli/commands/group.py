@@ -61,7 +61,7 @@ class LazyGroup(TyperGroup):
 
 @contextlib.contextmanager
 def _printable_errors() -> Iterator[None]:
-    """Make the messages of usage errors safe to print; typer prints them on a console of its own.
+    """Make the messages of usage errors safe to print, because typer prints them unchanged.
 
     They quote arguments, which may be file names that a shell has completed.
     """

@@ -21,7 +21,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 _OTHER_ACCELERATORS = ("mps", "xpu")
 """Devices of Apple and Intel that "auto" takes where there is no CUDA."""
 _BUSY_TEXTS = ("out of memory", "busy or unavailable")
-"""Parts of errors at the first operation on a GPU that is full, or that one process may use."""
+"""Parts of the errors of a GPU that is full, or in use in exclusive mode."""
 _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Settings of CUDA's allocator. The second is the newer name; older versions ignore it."""
 # Parameters of mallopt, from malloc.h.
@@ -64,7 +64,7 @@ class Device:
     def versions(self) -> dict[str, str]:
         """Hardware and libraries on which the last bits of an accelerator depend; none for a CPU.
 
-        Every GPU model has kernels of its own, and each version of cuBLAS and cuDNN others.
+        Kernels differ between GPU models and between versions of cuBLAS and cuDNN.
         """
         if self.type == "cpu":
             return {}
@@ -183,8 +183,8 @@ def make_deterministic() -> None:
     """Use only algorithms that give the same bits every time; slower on CUDA."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # Else torch fills every new tensor with NaN, one kernel each, to reveal code that reads memory
-    # before it is written.
+    # By default torch would fill every new tensor with NaN, one kernel each, to reveal code that
+    # reads memory before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -210,7 +210,7 @@ def _fast_dtype(device: str) -> str:
         return "bfloat16"
     if not device.startswith("cuda"):
         return "float32"
-    # By emulation torch computes bfloat16 on every GPU, without tensor cores and fast attention.
+    # torch emulates bfloat16 on older GPUs, without tensor cores and fast attention.
     has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if has_bfloat16 else "float16"
 

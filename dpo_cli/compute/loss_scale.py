@@ -1,4 +1,4 @@
-"""Loss scale of float16: when its gradients overflow, and when that is no longer normal.
+"""Loss scale of float16, with a lower bound at which overflows are an error.
 
 The scale starts at 65,536, so that small gradients do not become 0 in float16. Gradients of finite
 losses may then overflow; torch's `GradScaler` skips the update and halves the scale.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 
 LEAST_SCALE = 1.0
-"""Below it, gradients overflow although the loss is not enlarged at all: a gradient is infinite for
-another reason, and halving would end at a scale of 0, from which nothing recovers."""
+"""Lowest scale: at 1 the loss is not enlarged, so an overflow has another cause. Halving further
+would end at a scale of 0, which cannot grow again."""
 
 
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
@@ -19,7 +19,7 @@ def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
 
 
 def can_halve(scaler: torch.amp.GradScaler) -> bool:
-    """Return True if the scale may be halved after an overflow. Waits for the device."""
+    """Return True if the scale may be halved after an overflow; waits for the device."""
     return scaler.is_enabled() and scaler.get_scale() / 2 >= LEAST_SCALE
 
 

@@ -15,7 +15,7 @@ _PROC = Path("/proc")
 
 
 def process_bytes() -> int:
-    """Return the resident memory of this process; its peak where the system does not tell."""
+    """Return the resident bytes of this process, or their peak on a system without /proc."""
     try:
         pages = int((_PROC / "self/statm").read_text(encoding="ascii").split()[1])
     except FileNotFoundError:
@@ -36,8 +36,8 @@ def peak_process_bytes() -> int:
 def free_memory(device: torch.device) -> int:
     """Return the bytes that tensors of this process can still take on a device.
 
-    On a GPU, memory that torch has reserved and no tensor uses counts as free. Where the system
-    does not tell what is free, it is the memory that the process does not hold itself.
+    On a GPU, memory that torch has reserved and no tensor uses counts as free. On a system without
+    /proc, the memory that this process does not use counts as free.
     """
     if device.type == "mps":
         return total_memory(device) - int(torch.mps.driver_allocated_memory())
@@ -63,7 +63,7 @@ def total_memory(device: torch.device) -> int:
 
 
 def _peak_by_usage() -> int:
-    import resource  # Windows has none
+    import resource  # not available on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB

@@ -31,8 +31,8 @@ class PaddedBatch:
 
     input_ids, labels: (S, T) int64. mask: (S, T) bool, true where the label is a response token.
     lengths: (S,) int64, inputs of each sequence without padding. padding_tokens: positions that are
-    padding; counted on the CPU, because reading a sum from a GPU would wait for it. host: the same
-    batch on the CPU; None for the one on the CPU.
+    padding; counted on the CPU, because reading a sum from a GPU would wait for the GPU. host: the
+    same batch on the CPU; None if this batch is on the CPU.
     """
 
     input_ids: Tensor
@@ -58,7 +58,7 @@ class PaddedBatch:
         return self.input_ids, self.labels, self.mask, self.lengths
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> PaddedBatch:
-        """Return the copy of this batch from the CPU that these tensors are."""
+        """Return a copy of this CPU batch that consists of `tensors`, its copies on a device."""
         input_ids, labels, mask, lengths = tensors
         return PaddedBatch(input_ids, labels, mask, lengths, self.padding_tokens, self)
 
@@ -67,7 +67,7 @@ class PaddedBatch:
         return self
 
     def to(self, device: torch.device) -> PaddedBatch:
-        """Copy the batch from the CPU to a device, without waiting for it."""
+        """Copy the batch from the CPU to a device, without waiting for the copy."""
         return self if device.type == "cpu" else self.with_tensors(stage(self.tensors).to(device))
 
 
@@ -81,7 +81,7 @@ class PackedBatch:
     targets: (S, time) int64, indices into the N targets. mask: (S, time) bool, false at padding.
     A target that both sides share is stored once among the N and indexed by both rows of `targets`.
     sequences: arguments of the attention kernels of accelerators; None on a CPU. host: the same
-    batch on the CPU, for what depends on its values; None for the one on the CPU.
+    batch on the CPU, to read values without waiting; None if this batch is on the CPU.
     """
 
     input_ids: Tensor
@@ -118,7 +118,7 @@ class PackedBatch:
         return *own, self.targets, self.mask, *located
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> PackedBatch:
-        """Return the copy of this batch from the CPU that these tensors are."""
+        """Return a copy of this CPU batch that consists of `tensors`, its copies on a device."""
         ids, positions, target_positions, labels, targets, mask, *located = tensors
         found = self.sequences
         if found is not None:
@@ -136,7 +136,7 @@ class PackedBatch:
         return replace(self, sequences=locate_sequences(self.segments))
 
     def to(self, device: torch.device) -> PackedBatch:
-        """Copy the batch from the CPU to a device, without waiting for it."""
+        """Copy the batch from the CPU to a device, without waiting for the copy."""
         if device.type == "cpu":
             return self
         ready = self.for_device(device)

@@ -201,7 +201,7 @@ class ChatTokenizer:
         first: int = 0,
         as_one: bool = False,
     ) -> list[Rendered]:
-        """Render conversations with the chat template, and each scored answer's prompt and end.
+        """Render conversations with the chat template, and locate the scored answers in the texts.
 
         An answer ends where the rendering of all turns up to and including it ends.
 
@@ -279,13 +279,13 @@ class ChatTokenizer:
         return first[: common_length(first, second)]
 
     def _prepared(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Give the arguments of tool calls the form that the template writes as JSON once."""
+        """Convert the arguments of tool calls to the form that the template writes as JSON once."""
         if not any(message.get("tool_calls") for message in messages):
             return messages
         return [with_arguments(message, self.template.arguments) for message in messages]
 
     def prompt_pieces(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[str]:
-        """Return the texts that a prompt has before, between and behind the texts of its users.
+        """Return the template's texts before, between and after the user texts of a prompt.
 
         Returns:
             One piece more than there are user turns; empty if the template fails, or does not

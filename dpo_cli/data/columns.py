@@ -12,7 +12,7 @@ from dpo_cli.data.messages import (
     decoded,
     parsed_json,
     refuse_python,
-    said,
+    text_or_turns,
     turns,
 )
 from dpo_cli.data.rows import MalformedError, kind_of_value
@@ -24,7 +24,7 @@ class Columns:
     """Columns of a row.
 
     `peek` looks at a value to detect the format; every other method reads it. A column is read
-    where its words become a part of the pair, so what is left in `unread` is left out of training.
+    where its words become a part of the pair, so training leaves out the columns in `unread`.
 
     Args:
         row: values by the names in the file.
@@ -61,13 +61,13 @@ class Columns:
         """Check that the row has these columns.
 
         Raises:
-            MalformedError: naming the first that is missing.
+            MalformedError: a column is missing; names the first.
         """
         if missing := [name for name in names if not self.has(name)]:
             raise MalformedError(f"no {self._names.get(missing[0], missing[0])!r}")
 
     def mark(self, name: str, *, is_read: bool = True) -> None:
-        """Record that a column was read, or that its words are no part of the pair after all."""
+        """Record that a column was read, or with `is_read=False` that the pair does not use it."""
         (self._read.add if is_read else self._read.discard)(self._names.get(name, name))
 
     def raw(self, name: str) -> Any:
@@ -94,9 +94,9 @@ class Columns:
         """Read messages; see `dpo_cli.data.messages.turns`."""
         return turns(self._beside_messages(name), self.shown(name))
 
-    def said(self, name: str, role: str) -> list[Message]:
+    def text_or_turns(self, name: str, role: str) -> list[Message]:
         """Read messages, or a text as one message of a role."""
-        return said(self._beside_messages(name), self.shown(name), role)
+        return text_or_turns(self._beside_messages(name), self.shown(name), role)
 
     def tools(self) -> Any:
         """Read the tool definitions as they are in the row: beside its messages, or its `tools`.
@@ -155,14 +155,14 @@ class Columns:
 
 
 def is_blank(value: Any) -> bool:
-    """Return True for null, an empty list or object, and a text without characters but spaces."""
+    """Return True for null, an empty list or object, and an empty or blank text."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, list | dict) and not value)
 
 
 def number(value: Any, where: str) -> float:
-    """Return a finite number, or the number that a text is.
+    """Convert a number, or the text of one, to a finite float.
 
     Raises:
         MalformedError: the value is neither.

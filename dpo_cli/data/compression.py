@@ -18,11 +18,12 @@ ROWS_PER_BATCH = 64
 """Rows of a Parquet file that are decoded at once."""
 _MAX_EXPANDED_BYTES = 1 << 28
 _MAX_RATIO = 100
-"""Texts of people are compressed to a tenth, hardly ever to a hundredth."""
+"""Largest plausible compression ratio: human text compresses about 10 to 1."""
 _MAX_DECOMPRESSED_BYTES, _MAX_STREAM_RATIO = 1 << 29, 200
-"""Limits of a gzip or zstd stream: up to the first one, any ratio is fine."""
+"""Limits of a gzip or zstd stream: the ratio is checked beyond the first number of bytes."""
 _MAX_VALUES = 1 << 25
 _intact: set[tuple[str, int, int, int]] = set()
+"""Files whose metadata was read without a crash: path, inode, size and time of each."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -84,7 +85,7 @@ def _bounded(path: Path, source: Any) -> io.BufferedReader:
 
 
 class _BoundedStream(io.RawIOBase):
-    """Decompressed stream that ends with an error where a small file becomes endless text."""
+    """Decompressed stream that raises an error if a small file becomes endless text."""
 
     def __init__(self, path: Path, source: Any) -> None:
         self._path, self._source = path, source
@@ -122,7 +123,8 @@ def opened_parquet(path: Path) -> Iterator[Any]:
             metadata = file.metadata
             _try_metadata(path, metadata)
             shared = _check_chunks(path, metadata)
-        # Dictionaries stay separate: written out, 30 MiB in 2 kB would be gigabytes in a batch.
+        # Large dictionaries are not expanded: one entry of 30 MiB (2 kB compressed) that every row
+        # of a batch repeats would take gigabytes.
         with ParquetFile(
             path, metadata=metadata, pre_buffer=False, read_dictionary=sorted(shared)
         ) as file:
@@ -132,10 +134,10 @@ def opened_parquet(path: Path) -> Iterator[Any]:
 
 
 def _try_metadata(path: Path, metadata: Any) -> None:
-    """Look at all metadata in a child first: for damaged statistics pyarrow ends the process.
+    """Read all metadata in a child process first, because pyarrow aborts on damaged statistics.
 
     Raises:
-        DpoError: the child was ended.
+        DpoError: a signal ended the child.
     """
     status = path.stat()
     key = (str(path.absolute()), status.st_ino, status.st_size, status.st_mtime_ns)
@@ -148,7 +150,7 @@ def _try_metadata(path: Path, metadata: Any) -> None:
         return 0
 
     if in_child(look) < 0:
-        raise _damaged(path, "its metadata contradict each other")
+        raise _damaged(path, "its metadata is inconsistent")
     _intact.add(key)
 
 
@@ -156,7 +158,7 @@ def _check_chunks(path: Path, metadata: Any) -> set[str]:
     """Return the columns of texts whose dictionary may be large.
 
     Raises:
-        DpoError: a part of the file becomes far larger than an honest writer would make it.
+        DpoError: a column of a row group expands far more than usual data does.
     """
     shared = set()
     for group in range(metadata.num_row_groups):

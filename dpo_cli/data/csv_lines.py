@@ -29,7 +29,7 @@ class RecordLines:
         self.begin_record()
 
     def begin_record(self) -> None:
-        """Count from here on."""
+        """Reset the counters at the start of a record."""
         self._characters = self._memory = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -43,7 +43,7 @@ class RecordLines:
         self._memory += estimated_memory(line)
         self._blank = self._blank + 1 if line in ("\n", "\r\n") else 0
         if self._blank > MAX_BLANK_LINES:
-            raise csv.Error(f"more than {MAX_BLANK_LINES:,} blank lines after each other")
+            raise csv.Error(f"more than {MAX_BLANK_LINES:,} consecutive blank lines")
         if self._characters > MAX_ROW_BYTES:
             raise csv.Error(f"a record is {TOO_LONG}")
         if self._memory > MAX_ROW_MEMORY:

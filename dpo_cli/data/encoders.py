@@ -21,9 +21,10 @@ _GROUP_CHARACTERS = 1 << 20
 
 
 class Placed(NamedTuple):
-    """Ids of one text, and for each requested position the tokens that start before and end by it.
+    """Ids of one text, and numbers of tokens for each requested position.
 
-    Both numbers differ where a token lies on both sides of the position.
+    tokens_before: tokens that start before the position. tokens_ended: tokens that end at or before
+    it. The two numbers differ if a token extends across the position.
     """
 
     ids: array[int]
@@ -167,7 +168,7 @@ class PieceEncoder:
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Split texts into groups that are encoded at once: up to 300 bytes of memory a character."""
+    """Split texts into groups to encode at once; encoding takes up to 300 bytes per character."""
     group: list[str] = []
     characters = 0
     for text in texts:

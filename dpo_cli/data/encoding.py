@@ -39,7 +39,7 @@ class Flag(IntFlag):
     PROMPT_DIFFERS = 1
     """The tokens of the prompt are not the first tokens of the whole, so that an answer begins
     behind the longest common beginning."""
-    WORDS_LOST = 2
+    TEMPLATE_CHANGES_WORDS = 2
     """The template leaves out or changes words of a scored answer."""
     LAST_ONLY = 4
     """The template rewrites earlier turns, so that only what follows the prompt is scored."""
@@ -114,6 +114,7 @@ def encode_rows(
                 for row in chunk
             ]
             if pending is not None:
+                # `unread` is still that of the chunk of this block.
                 block = replace(pending.result(), unread=unread)
                 done += len(block) + len(block.skipped_rows)
                 yield block
@@ -157,7 +158,7 @@ def _render(
     if any(side.is_rewritten for side in sides):
         flags |= Flag.PROMPT_DIFFERS
     if any(map(_loses_words, conversations, sides)):
-        flags |= Flag.WORDS_LOST
+        flags |= Flag.TEMPLATE_CHANGES_WORDS
     # If every pair keeps its think block, the block is the end of the prompt wherever the template
     # writes it there. Otherwise it is the model's own decision, and a part of the answer.
     if empty_think_ratio < 1:
@@ -247,10 +248,9 @@ def _encode(rows: Sequence[_RenderedPair | SkippedRow], tokenizer: ChatTokenizer
         shared.append(common)
         differs = chosen.prompt_differs or rejected.prompt_differs
         # A cut must lie in the part that both sides share.
-        inside = [cut for cut in chosen.cuts if cut <= common]
-        inside = inside if len(inside) == len(chosen.cuts) else []
-        cuts.extend(inside)
-        cut_counts.append(len(inside))
+        shared_cuts = chosen.cuts if all(cut <= common for cut in chosen.cuts) else ()
+        cuts.extend(shared_cuts)
+        cut_counts.append(len(shared_cuts))
         flags.append(pair.flags | (Flag.PROMPT_DIFFERS if differs else 0))
         for side in (chosen, rejected):
             lengths.append(len(side.ids))

@@ -1,10 +1,12 @@
-"""Detection of the kind of a row file by its content, with errors that name any other file.
+"""Detection of the kind of a row file by its content.
 
-CSV with unknown column names is recognized by the name of the file.
+Files of other kinds get an error with their kind. CSV with unknown column names is recognized by
+the name of the file.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 import shlex
@@ -14,6 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 from dpo_cli.data.compression import opened, reading
 from dpo_cli.data.json_scanner import Scanner
+from dpo_cli.data.messages import is_message
 from dpo_cli.data.rows import TOO_LONG
 from dpo_cli.errors import DpoError
 from dpo_cli.signatures import HEAD_BYTES, read_head, refuse
@@ -27,20 +30,18 @@ _SEPARATORS = ",;\t|"
 _DECLARATION = re.compile(r"sep=(.)\s*\Z", re.IGNORECASE)
 """First line by which Excel declares the separator."""
 _SIDES = {"chosen", "rejected"}
-_BOM = b"\xef\xbb\xbf"
 _BEGINS_AN_ARRAY = re.compile(rb"\[\s*(\{|\]\s*\Z)")
 _BEGINS_A_CONTAINER = re.compile(
     rb'\{\s*"[^"]*"\s*:\s*(\{\s*"0"\s*:|\[\s*"|\[\s*\{(?!\s*"(role|from|content|value)"))'
 )
 """First key of an object with columns, or with rows that are no messages."""
-_SPEAKERS = {"role", "from"}
-_OF_A_ROW = {
+_ROW_KEYS = {
     *("chosen", "rejected", "prompt", "question", "instruction", "input", "query"),
     *("messages", "conversations", "context"),
 }
 """Keys of a row that may also contain lists of objects."""
-_FAILURES = ("error", "errors", "detail", "message")
-_MAX_FAILURE_KEYS = 3
+_ERROR_KEYS = ("error", "errors", "detail", "message")
+_MAX_ERROR_KEYS = 3
 _PRINT_ROWS = (
     "Convert it: python -c \"import json, sys; d = json.load(open(sys.argv[1], encoding='utf-8'));"
     ' [print(json.dumps(r)) for r in {rows}]" {path} > {path}.jsonl'
@@ -66,7 +67,7 @@ def kind_of(path: Path) -> Kind:
             "Decompress it; Parquet compresses its columns itself.",
         )
     refuse(path, head)
-    text = head.removeprefix(_BOM).lstrip()
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if _BEGINS_AN_ARRAY.match(text):
         return "json"
     if text.startswith(b"{"):
@@ -126,7 +127,7 @@ def _kind_of_objects(path: Path, file: BinaryIO, head: bytes) -> Kind:
                 f"{path} is one JSON object with rows or columns in it, expected a row per line",
                 "Write one row per line; with pandas: to_json(FILE, orient='records', lines=True).",
             ) from None
-        return "jsonl"  # whose reader names the line
+        return "jsonl"  # the reader of JSONL names the line
     following = scanner.next_character()
     if not following:
         _refuse_container(path, value)
@@ -141,9 +142,9 @@ def _refuse_container(path: Path, value: dict[str, Any]) -> None:
     """
     if value.keys() >= _SIDES and not _is_table(list(value.values())):
         return
-    is_row = bool(_OF_A_ROW & value.keys())
-    failure = next((str(value[key]) for key in _FAILURES if key in value), "")
-    if failure and len(value) <= _MAX_FAILURE_KEYS and not is_row:
+    is_row = bool(_ROW_KEYS & value.keys())
+    failure = next((str(value[key]) for key in _ERROR_KEYS if key in value), "")
+    if failure and len(value) <= _MAX_ERROR_KEYS and not is_row:
         raise DpoError(
             f'{path} is an error message, not rows: "{failure[:80]}"',
             "Download the file itself; the link may need a login.",
@@ -178,7 +179,7 @@ def _is_rows(value: Any) -> bool:
 
 
 def _is_plain_object(value: Any) -> bool:
-    return isinstance(value, dict) and not _SPEAKERS & value.keys()
+    return isinstance(value, dict) and not is_message(value)
 
 
 def _is_table(columns: Sequence[Any]) -> bool:
@@ -192,5 +193,4 @@ def _is_table(columns: Sequence[Any]) -> bool:
     same = {len(column) for column in columns if isinstance(column, list)}
     if len(same) != 1 or same == {0} or any(isinstance(column, dict) for column in columns):
         return False
-    cells = [cell for column in columns for cell in column]
-    return not any(isinstance(cell, dict) and _SPEAKERS & cell.keys() for cell in cells)
+    return not any(is_message(cell) for column in columns for cell in column)

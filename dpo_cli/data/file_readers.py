@@ -6,6 +6,7 @@ Rows are read one after another in bounded memory, also from hostile files.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -34,7 +35,7 @@ from dpo_cli.errors import DpoError
 
 _SHOWN_BYTES = 1000
 _MAX_SKIPPED_BYTES = 1 << 30
-"""Bytes of rows that are too long: a small compressed file can have any number of them."""
+"""Limit on the bytes of skipped rows that are too long; a small compressed file can have many."""
 
 
 class _Record(NamedTuple):
@@ -111,7 +112,7 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedE
         line += 1
         blank = 0 if raw != b"\n" else blank + 1
         if blank > MAX_BLANK_LINES:
-            raise _endless(path, f"more than {MAX_BLANK_LINES:,} blank lines after each other")
+            raise _endless(path, f"more than {MAX_BLANK_LINES:,} consecutive blank lines")
         if len(raw) == MAX_ROW_BYTES and not raw.endswith(b"\n"):
             rest = raw
             while rest and not rest.endswith(b"\n"):
@@ -121,7 +122,7 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes | MalformedE
                 rest = file.readline(MAX_ROW_BYTES)
             yield line, MalformedError(TOO_LONG, _legible(raw[:_SHOWN_BYTES]))
         else:
-            yield line, raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+            yield line, raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
 
 
 def _parsed(raw: _Raw) -> dict[str, Any] | MalformedError | None:
@@ -143,7 +144,7 @@ def _legible(raw: bytes) -> str:
 
 
 def _explained(path: Path, rows: Numbered) -> Numbered:
-    """Turn an error between two rows into one that names the file."""
+    """Convert an error between two rows to one that names the file."""
     try:
         yield from rows
     except ValueError as error:

@@ -96,13 +96,13 @@ def unknown_format(
 
 
 def _reason(rows: Sequence[tuple[str, Row]], columns: Mapping[str, str]) -> str:
-    """Return why the first row is not of the format whose columns it has; "" if it has none's."""
+    """Return why the first row with the columns of a format cannot be read; "" if all can."""
     for place, row in rows:
         try:
             found = Columns(row, columns)
             if all(found.has(side) for side in SIDES):
                 for side in SIDES:
-                    found.said(side, "assistant")
+                    found.text_or_turns(side, "assistant")
             for format in FORMATS.values():
                 is_specific = format.needs != SIDES
                 if is_specific and all(found.has(name) for name in format.needs):
@@ -118,7 +118,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_said(value: Any) -> bool:
+def _is_text_or_turns(value: Any) -> bool:
     return _is_text(value) or is_turns(value)
 
 
@@ -132,7 +132,7 @@ def _has_sides(row: Columns, is_kind: Callable[[Any], bool]) -> bool:
 
 
 def _prompt_is(row: Columns, name: str | None, is_kind: Callable[[Any], bool]) -> bool:
-    """Return True if the prompt is in this column, and of this kind; None: in no column."""
+    """Return True if the prompt column is `name`, with a value of this kind; None: no column."""
     own = row.first(*PROMPTS)
     return own == name and (name is None or is_kind(row.peek(name)))
 
@@ -142,25 +142,29 @@ def _looks_like_texts(row: Columns) -> bool:
 
 
 def _looks_like_ultrafeedback(row: Columns) -> bool:
-    return _prompt_is(row, "prompt", _is_text) and _has_sides(row, _is_said)
+    return _prompt_is(row, "prompt", _is_text) and _has_sides(row, _is_text_or_turns)
 
 
 def _looks_like_conversational(row: Columns) -> bool:
-    return _prompt_is(row, "prompt", is_turns) and _has_sides(row, _is_said)
+    return _prompt_is(row, "prompt", is_turns) and _has_sides(row, _is_text_or_turns)
 
 
 def _looks_like_sharegpt(row: Columns) -> bool:
-    return is_turns(row.peek("conversations")) and _has_sides(row, _is_said)
+    return is_turns(row.peek("conversations")) and _has_sides(row, _is_text_or_turns)
 
 
 def _looks_like_messages(row: Columns) -> bool:
-    return _prompt_is(row, "messages", is_turns) and _has_sides(row, _is_said)
+    return _prompt_is(row, "messages", is_turns) and _has_sides(row, _is_text_or_turns)
 
 
 def _looks_like_alpaca(row: Columns) -> bool:
     output = parsed_json(row.peek("output"))
-    is_list = isinstance(output, list) and len(output) == len(SIDES) and all(map(_is_said, output))
-    is_answered = _has_sides(row, _is_said) or (is_list and not row.first(*SIDES))
+    is_list = (
+        isinstance(output, list)
+        and len(output) == len(SIDES)
+        and all(map(_is_text_or_turns, output))
+    )
+    is_answered = _has_sides(row, _is_text_or_turns) or (is_list and not row.first(*SIDES))
     is_asked = _have(row, _is_text, "instruction", "input")
     return _prompt_is(row, None, _is_text) and is_asked and is_answered
 
@@ -176,12 +180,12 @@ def _looks_like_whole_texts(row: Columns) -> bool:
 
 
 def _looks_like_openai(row: Columns) -> bool:
-    return all(_is_said(row.peek(name)) for name in readers.OUTPUTS)
+    return all(_is_text_or_turns(row.peek(name)) for name in readers.OUTPUTS)
 
 
 def _looks_like_swift(row: Columns) -> bool:
-    is_answered = is_turns(row.peek("messages")) or _have(row, _is_said, *readers.ANSWERS)
-    return _have(row, _is_said, *readers.REJECTED) and is_answered
+    is_answered = is_turns(row.peek("messages")) or _have(row, _is_text_or_turns, *readers.ANSWERS)
+    return _have(row, _is_text_or_turns, *readers.REJECTED) and is_answered
 
 
 def _looks_like_generations(row: Columns) -> bool:
@@ -191,7 +195,7 @@ def _looks_like_generations(row: Columns) -> bool:
 
 def _looks_like_two_responses(row: Columns) -> bool:
     responses = (readers.FIRST, readers.SECOND)
-    return all(_have(row, _is_said, *names) for names in responses) and bool(
+    return all(_have(row, _is_text_or_turns, *names) for names in responses) and bool(
         row.first(*readers.PREFERENCES)
     )
 

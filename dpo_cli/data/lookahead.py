@@ -13,13 +13,13 @@ Result = TypeVar("Result")
 def ahead(
     build: Callable[[Item], Result], items: Iterable[Item], *, is_threaded: bool
 ) -> Iterator[Result]:
-    """Yield `build(item)` for each item; in a thread, the next one is built while one is in use.
+    """Yield `build(item)` for each item, with the next result built in a thread if `is_threaded`.
 
     Args:
-        build: may copy to a GPU: all threads of torch launch in the same order of one stream.
+        build: may copy to a GPU, because all threads of torch launch on the same stream in order.
         items: the next one is drawn before a result is yielded if `is_threaded`.
-        is_threaded: True where the CPU has nothing else to do; False builds each when it is asked
-            for.
+        is_threaded: True if the CPU is idle while a result is in use; False builds each result
+            when it is requested.
     """
     if not is_threaded:
         yield from map(build, items)

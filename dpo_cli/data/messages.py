@@ -46,7 +46,7 @@ _PYTHON = re.compile(
     rf"\[?\s*\{{\s*(?:{_ROLE_KEY}.*{_TEXT_KEY}|{_TEXT_KEY}.*{_ROLE_KEY})", re.DOTALL
 )
 """Messages as Python prints them, for example pandas in a CSV file."""
-_MOST_TIMES = 3
+_MAX_JSON_DEPTH = 3
 """Times that a value may be JSON text within JSON text."""
 
 
@@ -64,12 +64,12 @@ def decoded(value: Any) -> Any:
 
 
 def parsed_json(value: Any) -> Any:
-    """Parse a text that is JSON, also of a text that is JSON; return any other value unchanged.
+    """Parse JSON text, also JSON text within JSON text; return any other value unchanged.
 
     Raises:
         MalformedError: the text has an unpaired surrogate.
     """
-    for _ in range(_MOST_TIMES):
+    for _ in range(_MAX_JSON_DEPTH):
         if not isinstance(value, str):
             break
         try:
@@ -85,10 +85,10 @@ def parsed_json(value: Any) -> Any:
 
 
 def refuse_python(text: str, where: str) -> str:
-    """Return a text, unless Python printed a list of messages.
+    """Return a text unchanged, but refuse messages in Python syntax.
 
     Raises:
-        MalformedError: the text is such a list.
+        MalformedError: the text is a list of messages as Python prints it.
     """
     stripped = text.strip()
     if stripped.endswith(("]", "}")) and _PYTHON.match(stripped):
@@ -100,8 +100,8 @@ def is_turns(value: Any) -> bool:
     """Return True for a list of messages or a single message, in any form that `turns` reads."""
     value = decoded(value)
     if isinstance(value, list) and value:
-        return _is_message(decoded(value[0]))
-    return _is_message(value) or (isinstance(value, dict) and is_turns(value.get("messages")))
+        return is_message(decoded(value[0]))
+    return is_message(value) or (isinstance(value, dict) and is_turns(value.get("messages")))
 
 
 def turns(value: Any, where: str) -> list[Message]:
@@ -118,9 +118,9 @@ def turns(value: Any, where: str) -> list[Message]:
     value = decoded(value)
     if isinstance(value, str):
         refuse_python(value, where)
-    if isinstance(value, dict) and not _is_message(value) and "messages" in value:
+    if isinstance(value, dict) and not is_message(value) and "messages" in value:
         value, where = value["messages"], f"{where}, 'messages'"
-    if isinstance(value, dict) and _is_message(value):
+    if isinstance(value, dict) and is_message(value):
         value = _by_message(value) or [value]
     if not isinstance(value, list) or not value:
         raise MalformedError(f"{where} is {kind_of_value(value)}, expected a list of messages")
@@ -133,7 +133,7 @@ def turns(value: Any, where: str) -> list[Message]:
 def beside_messages(value: Any) -> dict[str, Any]:
     """Return the other keys of an object with the list `messages`; empty for any other value."""
     value = decoded(value)
-    if not isinstance(value, dict) or "messages" not in value or _is_message(value):
+    if not isinstance(value, dict) or "messages" not in value or is_message(value):
         return {}
     return {key: each for key, each in value.items() if key != "messages"}
 
@@ -151,7 +151,7 @@ def shared_turns(*conversations: Sequence[Message]) -> int:
     return shared
 
 
-def said(value: Any, where: str, role: str) -> list[Message]:
+def text_or_turns(value: Any, where: str, role: str) -> list[Message]:
     """Read messages, or a text as one message of a role.
 
     Raises:
@@ -258,13 +258,14 @@ def _calls(value: str, where: str) -> list[dict[str, Any]]:
     ]
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
+    """Return True for an object that names a speaker."""
     return isinstance(value, dict) and any(key in value for key in _ROLE_KEYS)
 
 
 def _holds_messages(value: Any) -> bool:
     """Return True if parsed JSON text is messages, rather than an answer that is JSON."""
-    if isinstance(value, dict) and "messages" in value and not _is_message(value):
+    if isinstance(value, dict) and "messages" in value and not is_message(value):
         return _holds_messages(value["messages"])
     if isinstance(value, dict):
         value = _by_message(value) or [value]
@@ -273,7 +274,7 @@ def _holds_messages(value: Any) -> bool:
     messages = [decoded(each) for each in value]
     return (
         bool(messages)
-        and all(_is_message(each) and _has_text(each) for each in messages)
+        and all(is_message(each) and _has_text(each) for each in messages)
         and any(_speaker(each) in _ROLE_OF for each in messages)
     )
 

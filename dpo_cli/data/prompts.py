@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 from collections.abc import Iterable, Sequence
@@ -20,11 +21,10 @@ from dpo_cli.data.row_readers import read_prompt
 from dpo_cli.data.rows import MalformedError, kind_of_value, parse_line
 from dpo_cli.errors import DpoError
 
-_BOM = b"\xef\xbb\xbf"  # byte order mark
 _LISTED = 10
 _ROWS_SUFFIXES = (".jsonl", ".ndjson")
 _KEYS = {"prompt", "messages", "conversations", "instruction", "input", "chosen"}
-"""Keys of which a JSON object has at least one if it is a row, and not a text to ask."""
+"""Keys of rows: a first line that is a JSON object with one of them is a row, not a prompt."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _values(path: Path) -> tuple[Literal["line", "row"], Iterable[tuple[int, Any
     if any(suffix in _ROWS_SUFFIXES for suffix in path.suffixes):
         return "line", read_rows(path, kind)
     with opened(path) as file:
-        content = file.read().removeprefix(_BOM)
+        content = file.read().removeprefix(codecs.BOM_UTF8)
     if content.lstrip().startswith(b"["):
         with contextlib.suppress(ValueError, RecursionError):
             if isinstance(texts := json.loads(content), list):

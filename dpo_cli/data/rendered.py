@@ -1,4 +1,4 @@
-"""Conversations as text: where scored answers begin and end, and where a prompt may be cut."""
+"""Rendered conversations: text, scored answers, and positions where a prompt may be cut."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import AnyStr, NamedTuple
 
 _MOST_BACK = 4
-"""Characters of a header among which a common beginning of tokens is looked for."""
+"""Last characters of a header that are searched for a token boundary common to all turns."""
 EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
 
 
@@ -31,7 +31,6 @@ class Answer(NamedTuple):
 class Rendered:
     """Conversation as text, with its scored answers.
 
-
     cuts: positions between which `data.truncation` may cut the prompt, in characters: the beginning
         of each user's text, and the end of the last one. Empty if the prompt cannot be cut.
     is_rewritten: the template renders the prompt of an answer differently without the answer.
@@ -49,11 +48,11 @@ class Rendered:
         return [max(0, begin - back) for begin in begins for back in range(_MOST_BACK)] + [end]
 
     def aligned_cuts(self, before: Mapping[int, int], ended: Mapping[int, int]) -> tuple[int, ...]:
-        """Convert `cuts` to token indices that can take each other's place.
+        """Convert `cuts` to token indices that can be exchanged for one another.
 
-        The blank of a header often is a token of its own before one text, and part of the first
-        token of another. So all texts begin the same few characters earlier, where a token begins
-        before each of them.
+        The blank at the end of a header is often a separate token before one text, and a part of
+        the first token of another text. Therefore all cuts move back by the same few characters, to
+        a position where every turn has a token boundary.
 
         Args:
             before, ended: tokens that start before and end by a position, for `cut_places`.

@@ -31,7 +31,7 @@ _MAX_MESSAGES = 1 << 21
 """Messages of one call. To locate its answers, a conversation is rendered once for each turn."""
 _CALL_SECONDS = 30.0
 _TRIAL_SECONDS = 10
-_WRITES_TOO_MUCH = 4
+_WRITES_TOO_MUCH = 4  # exit code of the child; other codes are in `dpo_cli.data.trial`
 _LONG_TEXT = "a longer text, 很长. " * 500
 _MOST_WRITTEN = 1 << 17
 _MOST_WRITTEN_PER_CHARACTER = 20
@@ -91,7 +91,7 @@ class TemplateRenderer:
         for text in texts:
             if len(text) > MAX_CHARACTERS:
                 raise ValueError(f"longer than {MAX_CHARACTERS:,} characters as text")
-            text.encode()  # a ValueError for half a surrogate, which is no text
+            text.encode()  # raises ValueError for an unpaired surrogate
         return texts
 
     def _render(self, conversations: Sequence[Sequence[Any]], **options: Any) -> list[str]:
@@ -109,7 +109,8 @@ class TemplateRenderer:
             raise self._refused("writes far more than its messages")
         if status in (-signal.SIGXCPU, -signal.SIGKILL):
             raise self._refused(f"did not end within {_TRIAL_SECONDS} seconds for a short text")
-        # Any other end, for example that of a system without memory to fork, proves nothing.
+        # Any other status, for example if the system has no memory to fork, says nothing about the
+        # template.
 
     def _render_probes(self, encode: Callable[[str], int]) -> int:
         for messages in _probes():

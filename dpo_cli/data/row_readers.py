@@ -6,14 +6,14 @@ from every format.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dpo_cli.data.columns import Columns, is_blank, number
-from dpo_cli.data.messages import Message, is_turns, parsed_json, said, shared_turns
+from dpo_cli.data.messages import Message, is_turns, parsed_json, shared_turns, text_or_turns
+from dpo_cli.data.rendered import common_length
 from dpo_cli.data.rows import MalformedError
 
 SIDES = ("chosen", "rejected")
@@ -27,9 +27,11 @@ REJECTED = ("rejected_response", "rejected_messages")
 ANSWERS = ("response", "chosen_response")
 
 _MOST_TURNS_BEFORE = 2
-"""Turns of a side, for example a system turn, behind which it may repeat the prompt."""
+"""Most turns of a side, for example a system turn, before a repeated prompt."""
 _MOST_REPEATED = 17
 """One more than the last turns of a prompt that a side may repeat."""
+_EXCHANGE_TEXTS = 2
+"""Texts of an entry of `history`: a question and its answer."""
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
 _LAST_WORD = re.compile(f"{_WORD.pattern}+\\Z")
@@ -54,7 +56,7 @@ class Sides:
 
 
 class UnrankedError(MalformedError):
-    """Reason why a row has two answers, neither of which is better."""
+    """Reason why a row has no better answer: neither of two is preferred."""
 
 
 def read_whole_conversations(row: Columns) -> Sides:
@@ -68,9 +70,9 @@ def read_prompt_and_sides(row: Columns) -> Sides:
     """Read a prompt, a text or messages, and two answers or whole conversations."""
     row.require("prompt", *SIDES)
     if is_turns(row.peek("prompt")) or not isinstance(row.peek("prompt"), str):
-        return _joined(row, row.said("prompt", "user"), _sides(row))
+        return _joined(row, row.text_or_turns("prompt", "user"), _sides(row))
     prompt, sides = _question(row, "prompt"), _sides(row)
-    if not any(_whole(prompt, side) for side in sides):
+    if not any(_with_prompt(prompt, side) for side in sides):
         # The sides are whole conversations about something else than the prompt.
         row.mark("prompt", is_read=False)
         return _whole_sides(row, sides)
@@ -88,8 +90,10 @@ def read_texts_with_prompt(row: Columns) -> Sides:
     row.require(*SIDES)
     chosen, rejected = (row.text(side) for side in SIDES)
     if chosen.startswith(_HUMAN) and rejected.startswith(_HUMAN):
-        return _whole_sides(row, [_spoken(chosen, "chosen"), _spoken(rejected, "rejected")])
-    common = os.path.commonprefix([chosen, rejected])  # noqa: RUF071 - a prefix of characters, not of path parts
+        return _whole_sides(
+            row, [_split_speakers(chosen, "chosen"), _split_speakers(rejected, "rejected")]
+        )
+    common = chosen[: common_length(chosen, rejected)]
     rests = chosen[len(common) :], rejected[len(common) :]
     if not all(rests) or any(map(_WORD.match, rests)):  # do not split a word
         common = _LAST_WORD.sub("", common)
@@ -124,14 +128,14 @@ def read_alpaca(row: Columns) -> Sides:
     answers, where = row.list_of("output"), row.shown("output")
     if len(answers) != len(SIDES):
         raise MalformedError(f"{where} has {len(answers)} answers, expected 2")
-    sides = [said(answer, where, "assistant") for answer in answers]
+    sides = [text_or_turns(answer, where, "assistant") for answer in answers]
     return _joined(row, _instruction(row), sides)
 
 
 def read_openai(row: Columns) -> Sides:
     """Read OpenAI's preference format: `input.messages` and two outputs."""
     row.require("input", *OUTPUTS)
-    sides = [_answered(row.said(output, "assistant"), output) for output in OUTPUTS]
+    sides = [_answered(row.text_or_turns(output, "assistant"), output) for output in OUTPUTS]
     return _joined(row, row.turns("input"), sides)
 
 
@@ -142,13 +146,13 @@ def read_swift(row: Columns) -> Sides:
     row.require(rejected)
     if row.first("messages"):
         prompt = row.turns("messages")
-        chosen = row.said(answer, "assistant") if answer else prompt[-1:]
+        chosen = row.text_or_turns(answer, "assistant") if answer else prompt[-1:]
         prompt = prompt if answer else prompt[:-1]
     else:
         row.require(answer or ANSWERS[0])
         prompt = _question(row, "query") if row.first("query") else _instruction(row)
-        chosen = row.said(answer or ANSWERS[0], "assistant")
-    sides = chosen, row.said(rejected, "assistant")
+        chosen = row.text_or_turns(answer or ANSWERS[0], "assistant")
+    sides = chosen, row.text_or_turns(rejected, "assistant")
     return _joined(row, prompt, [_answered(*each) for each in zip(sides, SIDES, strict=True)])
 
 
@@ -172,7 +176,7 @@ def read_generations(row: Columns) -> Sides:
     if len({*scores.values()}) < len(SIDES):
         raise UnrankedError("no generation is rated higher than another")
     places = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
-    sides = [said(answers[n], f"{where}, entry {n + 1}", "assistant") for n in places]
+    sides = [text_or_turns(answers[n], f"{where}, entry {n + 1}", "assistant") for n in places]
     return _joined(row, _prompt(row), sides)
 
 
@@ -181,7 +185,7 @@ def read_two_responses(row: Columns) -> Sides:
     names = row.first(*FIRST) or FIRST[0], row.first(*SECOND) or SECOND[0]
     scored = row.first(*PREFERENCES) or PREFERENCES[0]
     row.require(*names, scored)
-    sides = [_answered(row.said(name, "assistant"), name) for name in names]
+    sides = [_answered(row.text_or_turns(name, "assistant"), name) for name in names]
     preference = row.number(scored)
     if not preference:
         raise UnrankedError("neither response is preferred")
@@ -189,15 +193,15 @@ def read_two_responses(row: Columns) -> Sides:
 
 
 def read_prompt(row: Columns) -> list[Message]:
-    """Read the prompt of a row, whatever its dataset calls it, without any answer."""
+    """Read the prompt of a row without answers, under any column name of the formats."""
     return _with_system(row, _prompt(row))
 
 
 def _joined(row: Columns, prompt: list[Message], sides: list[list[Message]]) -> Sides:
-    """Put a prompt before both sides, unless they repeat it."""
-    if prompt in sides:  # the messages of a file that repeats its chosen side
+    """Put a prompt before both sides, except before a side that repeats the prompt."""
+    if prompt in sides:  # `messages` is the whole chosen conversation
         prompt = prompt[:-1]
-    wholes = [_whole(prompt, side) or [*prompt, *side] for side in sides]
+    wholes = [_with_prompt(prompt, side) or [*prompt, *side] for side in sides]
     if any(side[0]["role"] != "assistant" for side in sides):
         return _whole_sides(row, wholes)
     chosen, rejected = (_with_system(row, whole) for whole in wholes)
@@ -212,7 +216,7 @@ def _whole_sides(row: Columns, sides: list[list[Message]]) -> Sides:
     return Sides(chosen, rejected, min(shared_turns(chosen, rejected), most), row.tools())
 
 
-def _whole(prompt: list[Message], side: list[Message]) -> list[Message] | None:
+def _with_prompt(prompt: list[Message], side: list[Message]) -> list[Message] | None:
     """Join a prompt and a side that may repeat it; None if the side is about something else."""
     if side[0]["role"] == "assistant":
         return [*prompt, *side]
@@ -247,7 +251,7 @@ def _with_system(row: Columns, messages: list[Message]) -> list[Message]:
 
 
 def _prompt(row: Columns) -> list[Message]:
-    """Read the prompt of a format whose datasets name it differently."""
+    """Read the prompt of a format whose datasets use several names for its column."""
     name = row.first("prompt", "context", "messages", "conversations")
     if name is None and row.first("instruction", "input"):
         return _instruction(row)
@@ -276,15 +280,17 @@ def _history(row: Columns) -> list[Message]:
     if not isinstance(value, list):  # some datasets have an unrelated text under this name
         return []
     messages, where = [], row.shown("history")
-    for place, couple in enumerate(row.list_of("history"), start=1):
-        if not isinstance(couple, list) or len(couple) != len(SIDES):
+    for place, exchange in enumerate(row.list_of("history"), start=1):
+        if not isinstance(exchange, list) or len(exchange) != _EXCHANGE_TEXTS:
             raise MalformedError(f"{where}, entry {place}: expected a question and its answer")
-        messages += said(couple[0], where, "user") + said(couple[1], where, "assistant")
+        messages += text_or_turns(exchange[0], where, "user") + text_or_turns(
+            exchange[1], where, "assistant"
+        )
     return messages
 
 
 def _sides(row: Columns) -> list[list[Message]]:
-    return [_answered(row.said(side, "assistant"), side) for side in SIDES]
+    return [_answered(row.text_or_turns(side, "assistant"), side) for side in SIDES]
 
 
 def _answer(text: str) -> list[Message]:
@@ -297,7 +303,7 @@ def _answered(messages: list[Message], side: str) -> list[Message]:
     return messages
 
 
-def _spoken(text: str, side: str) -> list[Message]:
+def _split_speakers(text: str, side: str) -> list[Message]:
     """Split a text at the paragraphs "Human:" and "Assistant:"."""
     messages: list[Message] = []
     for part in text.split(_HUMAN)[1:]:

@@ -15,7 +15,7 @@ MAX_ROW_MEMORY = 4 * MAX_ROW_BYTES
 """Largest row in memory: 32 MiB of "[[],[],..." would be a gigabyte of Python objects."""
 TOO_MANY_VALUES = "too many values for one row"
 MAX_BLANK_LINES = 10_000_000
-"""Blank lines after each other: a small compressed file can have any number of them."""
+"""Limit on consecutive blank lines; a small compressed file can have any number."""
 _OBJECT_BYTES, _VALUE_BYTES = 64, 32
 _SMALL = 1 << 20
 

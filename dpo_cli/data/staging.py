@@ -1,4 +1,4 @@
-"""Copies of several tensors to a device, as one: a kernel launch and a transfer each cost time."""
+"""Copy of several tensors to a device in one transfer, because each transfer has a fixed cost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def stage(tensors: Sequence[Tensor]) -> StagedTensors:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor from the CPU to a device; a GPU with CUDA is not waited for."""
+    """Copy a tensor from the CPU to a device, without waiting for a CUDA GPU."""
     if device.type == "cpu":
         return tensor
     return stage([tensor]).to(device)[0]

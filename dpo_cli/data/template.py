@@ -7,12 +7,12 @@ here is measured on what the template writes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 from dpo_cli.data.messages import Message
+from dpo_cli.data.rendered import common_length
 from dpo_cli.data.tools import Tool
 
 MARK, _VALUE = "aXbYc", "vXwYz"
@@ -60,7 +60,7 @@ class ChatTemplate:
 
     @cached_property
     def calls_need_tools(self) -> bool:
-        """True if the template writes tool calls only beside tool definitions."""
+        """True if the template writes tool calls only when tool definitions are given."""
         if TOOL_CALLS not in self.dropped_kinds:
             return False
         tools = [{**_TOOL, "function": {"name": "f"}}]
@@ -109,7 +109,7 @@ class ChatTemplate:
         plain, prompted = self._text([_ASK]), self._text([_ASK], add_generation_prompt=True)
         if plain is None or prompted is None:
             return 0
-        return len(prompted) - len(os.path.commonprefix([plain, prompted]))  # noqa: RUF071 - of characters
+        return len(prompted) - common_length(plain, prompted)
 
     @cached_property
     def trailing_header(self) -> str:
@@ -118,10 +118,8 @@ class ChatTemplate:
         if text is None or text != self._text([_ASK, _ANSWER], add_generation_prompt=True):
             return ""
         # A blank may follow the header of an answer, but not the header behind it.
-        before, after = (
-            (part.rstrip() for part in text.split(MARK, 1)) if MARK in text else ("", "")
-        )
-        common = os.path.commonprefix([before[::-1], after[::-1]])[::-1]  # noqa: RUF071
+        before, _, after = (part.rstrip() for part in text.partition(MARK))
+        common = after[len(after) - common_length(before[::-1], after[::-1]) :]
         return common if _has_word(common) else ""
 
     @cached_property
@@ -141,7 +139,7 @@ class ChatTemplate:
         text = self._text([_ASK, _ANSWER])
         if prompt is None or text is None:
             return ""
-        return prompt[len(os.path.commonprefix([prompt, text])) :]  # noqa: RUF071
+        return prompt[common_length(prompt, text) :]
 
     @cached_property
     def prompt_ends_blank(self) -> bool:

@@ -2,8 +2,8 @@
 
 An entry is a directory named after everything that decides its content: the ids as raw integers,
 the other columns, and a manifest with the hash of both files. An entry that does not verify is not
-used; the bytes that were verified are the bytes that are used. A failing cache costs time, never
-the run.
+used, and the verified bytes in memory are the ones that are used. An error of the cache costs time
+and never fails a run.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def encode_source(
 def load(entry: Path, key: str) -> EncodedRows | None:
     """Read the rows of a cache entry; None if there is no intact entry for `key`.
 
-    The rows are in memory of this process: whatever happens to the files later changes no bit.
+    The rows are in the memory of this process, so later changes of the files have no effect.
 
     Raises:
         OSError: the entry cannot be read. It may be intact, so it must not be replaced.

@@ -93,7 +93,7 @@ class EncodedRows:
         truncation: Truncation | None = None,
         max_prompt_len: int | None = None,
     ) -> Rows:
-        """Truncate each side to `max_seq_len` tokens, and skip pairs without anything to learn.
+        """Truncate each side to `max_seq_len` tokens, and skip pairs without a difference to learn.
 
         Args:
             max_seq_len: tokens kept per side.
@@ -164,9 +164,9 @@ class EncodedRows:
 
     @cached_property
     def prompt_lengths(self) -> Tensor:
-        """Tokens before the last answer that both sides begin after, (P,) int64.
+        """Tokens of each pair's prompt, (P,) int64: those before the last scored answer of chosen.
 
-        With several scored answers these are the tokens before the last one of the chosen side.
+        The whole length of chosen if it has no scored answer.
         """
         last = self._first_answers[::2] + self.answer_counts[:, 0] - 1
         has_answer = self.answer_counts[:, 0] > 0
@@ -174,7 +174,7 @@ class EncodedRows:
         return torch.where(has_answer, begins.to(torch.int64), self.lengths[:, 0].to(torch.int64))
 
     def shorten_prompts(self, max_seq_len: int, max_prompt_len: int | None = None) -> EncodedRows:
-        """Cut prompts from the left where a side is too long; see `find_holes`."""
+        """Leave out the beginning of prompts if a side is too long; see `find_holes`."""
         holes = find_holes(
             self.lengths.amax(dim=1).to(torch.int64),
             self.prompt_lengths,

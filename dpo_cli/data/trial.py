@@ -1,4 +1,4 @@
-"""Trial of hostile input in a child process, which the kernel ends at its limits."""
+"""Trial of untrusted input in a forked child with limits on time and memory."""
 
 from __future__ import annotations
 

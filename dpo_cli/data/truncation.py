@@ -1,4 +1,4 @@
-"""Truncation that keeps what matters: prompts are cut from the left, their template stays whole."""
+"""Truncation of prompts from the left that keeps the text of the chat template complete."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def find_holes(
 ) -> Tensor:
     """Find the tokens to leave out of each prompt.
 
-    What stands before the first user's text stays: the system turn and the header. Whole turns go
-    first, from the text of one user's turn to that of a later one, so that the later text takes the
-    place of the first one behind the same header. If the last text alone is too long, its beginning
-    goes, but never all of it. A prompt keeps half of `max_seq_len`, or `max_prompt_len` if that is
-    less; what is still too long is cut from the end of the answers.
+    The text before the first user text (system turn and header) is kept. Whole turns are removed
+    first, from the first user text up to a later user text, which then follows the header of the
+    first one. If the last user text alone is too long, its beginning is removed, but never all of
+    it. A prompt keeps half of `max_seq_len`, or `max_prompt_len` if that is less; the end of the
+    answers is cut if a side is still too long.
 
     Args:
         longest: (P,) int64, tokens of the longer side.

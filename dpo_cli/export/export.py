@@ -283,7 +283,7 @@ def _pairs_to_compare(profile: Profile, tokenizer: ChatTokenizer) -> list[Tokeni
             empty_think_ratio=profile.data.empty_think_ratio,
             seed=profile.train.seed,
             scored_turns=profile.data.scored_turns,
-            truncation=profile.data.cut,
+            truncation=profile.data.effective_truncation,
             max_prompt_len=profile.data.max_prompt_len,
         )
         pairs += kept

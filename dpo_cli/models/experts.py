@@ -1,8 +1,9 @@
 """Mixtures of experts in half precision on a GPU: grouped matrix products under autocast.
 
-transformers' loop over the experts follows autocast, but asks the GPU for each expert how many
-tokens it has. Its grouped product does not ask, but computes in the dtype of the weights, which is
-float32. `half_precision_experts` is the grouped product with weights cast as autocast would.
+transformers' loop over the experts follows autocast, but waits for the GPU at each expert to read
+its number of tokens. Its grouped product does not wait, but computes in the dtype of the weights,
+which is float32. `half_precision_experts` is the grouped product with weights cast as autocast
+would cast them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def half_precision_experts(module: nn.Module, hidden_states: Tensor, *routing: T
     grouped = ALL_EXPERTS_FUNCTIONS[_GROUPED]
     device = hidden_states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    # Within autocast the weights of the experts would be cast once, but only by its own functions.
+    # Autocast does not cast the arguments of the grouped product, so the weights are cast here.
     experts: Any = module if dtype is None else _InDtype(module, dtype)
     output: Tensor = grouped(experts, hidden_states, *routing)
     return output

@@ -1,4 +1,4 @@
-"""Most tokens per forward, where the profile leaves it open, and the memory of a token."""
+"""Default of `train.max_tokens_per_forward`, and estimates of the memory that it is based on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dpo_cli.models.spec import Architecture
 from dpo_cli.profile.schema import Profile
 
 CPU_TOKENS_PER_FORWARD = 2048
-"""Default on a CPU: larger activations fall out of its caches."""
+"""Default on a CPU: larger activations do not fit its caches."""
 EVALUATION_FACTOR = 4
-"""Tokens of a forward without gradients, by those of one with gradients, on an accelerator."""
+"""Ratio of the tokens per forward without and with gradients, on an accelerator."""
 _LEAST, _MOST = 1 << 10, 1 << 16
-"""Bounds on an accelerator. Above, launching kernels is no longer what takes the time."""
+"""Bounds on an accelerator; from the upper one on, kernel launches are a small part of the time."""
 _ACTIVATIONS_SHARE = 0.5
 """Share of the memory beside the training state that the activations of one forward may take; the
 rest is for the head, for fragments, and for sequences that are longer than the average."""
@@ -26,12 +26,12 @@ def default_max_tokens_per_forward(
 ) -> int:
     """Return the default of `train.max_tokens_per_forward`.
 
-    On an accelerator each operation takes the CPU some microseconds to start, so the fewest and
-    largest forwards are the fastest. The number follows from the memory that is free now. It
-    decides the last bits of a run, so a resumed run takes that of its plan.
+    On an accelerator each operation takes the CPU some microseconds to start, so few large forwards
+    are the fastest. The default depends on the memory that is free now. The grouping into forwards
+    changes the last bits of a run, so a resumed run uses the number in its plan.
 
     Args:
-        device: before the models are on it.
+        device: device without the models, which are loaded later.
         weights, reference: of policy and reference.
         profile: its [train] table decides what a forward keeps.
     """
@@ -60,7 +60,7 @@ def state_bytes_per_weight(profile: Profile) -> int:
 def activation_bytes_per_token(
     architecture: Architecture, dtype: torch.dtype, *, is_checkpointed: bool
 ) -> float:
-    """Estimate the bytes that the blocks keep of one token for the backward pass."""
+    """Estimate the bytes per token that the blocks keep for the backward pass."""
     # Bytes per number: half precision still computes norms in float32.
     width = 4 if dtype == torch.float32 else 2.5
     layers, per_layer = architecture.num_hidden_layers, _numbers_per_layer(architecture)
@@ -76,8 +76,8 @@ def _numbers_per_layer(architecture: Architecture) -> int:
     queries = architecture.num_attention_heads * architecture.head_dim
     keys = architecture.num_key_value_heads * architecture.head_dim
     norms = 2 * 2 * hidden  # each keeps its input and the normalized copy
-    attention = (
-        2 * queries + 2 * keys + 3 * queries + queries
-    )  # rotary, repeated keys and values, result
+    # Queries and keys before and after the rotary embedding, queries with the repeated keys and
+    # values, and the result.
+    attention = 2 * queries + 2 * keys + 3 * queries + queries
     feed_forward = 4 * architecture.intermediate_size + hidden
     return norms + attention + architecture.ffn_blocks_per_token * feed_forward

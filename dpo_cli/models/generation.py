@@ -77,7 +77,7 @@ def generate(
         model: in evaluation mode.
         prompt: (T,) int64, up to and including the header of the answer.
         device: device of the model.
-        stop_ids: tokens of which each ends an answer; see `stop_ids_of`.
+        stop_ids: tokens that end an answer; see `stop_ids_of`.
         max_new_tokens: length at which the answer is truncated.
         sample: selects the next token; by default the most likely one.
     """
@@ -101,8 +101,8 @@ def generate(
 def _kept_casts() -> Iterator[None]:
     """Let autocast cast each weight once per answer, not once per token.
 
-    It keeps casts until the outermost of its contexts ends. This counts as such a context, without
-    an effect on what the caller computes between two tokens.
+    Autocast keeps its casts until its outermost context ends. This context only raises the nesting
+    level, so the code of the caller between two tokens is not affected.
     """
     torch.autocast_increment_nesting()
     try:

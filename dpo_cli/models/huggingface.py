@@ -18,7 +18,8 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.objective.aux_loss import AuxLossKind
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
-_MOST = "default"
+_DEFAULT_DTYPE = "default"
+"""Key of the most common dtype in `HuggingFace.dtypes`."""
 _OLDER_ROPE_NAMES = ("rope_theta", "partial_rotary_factor")
 """Settings in `rope_parameters` that transformers 4 reads from the top level."""
 _ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop")
@@ -190,9 +191,9 @@ class HuggingFace:
 
     def own_dtypes(self, dtype: str) -> Mapping[str, str]:
         """Return the weights that have another dtype in the starting weights of `dtype`."""
-        if dtype != self.dtypes.get(_MOST):
+        if dtype != self.dtypes.get(_DEFAULT_DTYPE):
             return {}
-        return {name: own for name, own in self.dtypes.items() if name != _MOST}
+        return {name: own for name, own in self.dtypes.items() if name != _DEFAULT_DTYPE}
 
     def to_native_names(self, state: Mapping[str, Tensor]) -> StateDict:
         """Return the weights unchanged: the Hugging Face layout is the native one."""
@@ -252,7 +253,7 @@ def with_dtypes(architecture: HuggingFace, dtypes: Mapping[str, str], default: s
         default: the most common dtype.
     """
     others = {name: dtype for name, dtype in dtypes.items() if dtype != default}
-    return replace(architecture, dtypes={_MOST: default, **others} if others else {})
+    return replace(architecture, dtypes={_DEFAULT_DTYPE: default, **others} if others else {})
 
 
 def with_older_names(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _infer(shapes: Mapping[str, Shape], overrides: Mapping[str, Any], source: st
 
 
 def _refuse_gaps(layers: Set[int], source: str) -> None:
-    """Refuse layer numbers with gaps: they would be listed as missing, up to the largest number.
+    """Refuse layer numbers with gaps: the list of missing weights could be as long as the number.
 
     Raises:
         DpoError: names the first missing layer.
@@ -198,10 +198,10 @@ def _refuse_gaps(layers: Set[int], source: str) -> None:
 
 
 def _refuse_more_than(expected: int, weights: int, source: str) -> None:
-    """Refuse blocks of far more weights than there are; each block has three.
+    """Refuse a file that has fewer weights than feed-forward blocks; each block has three weights.
 
     Raises:
-        DpoError: names both numbers.
+        DpoError: there are more blocks; names both numbers.
     """
     if expected > weights + _MAX_LISTED:
         raise DpoError(

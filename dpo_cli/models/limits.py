@@ -25,7 +25,8 @@ _TIED_FACTOR = 3
 """A weight may be in a file once and in the state dict twice, as embedding and as head."""
 _SLACK_BYTES = 1 << 20
 _LAYER_COUNTS = re.compile(r"n_?layers?|num_.*layers|.*_layers|depth")
-_SPARE_LAYERS = 256  # of settings that only look like a number of layers
+_SPARE_LAYERS = 256
+"""Allowance for settings that match `_LAYER_COUNTS` and are no number of layers."""
 _MAX_SETTING = 1 << 32
 _MAX_BUFFER_ELEMENTS = 1 << 26
 _AGAIN = "copy or download it again"

@@ -99,7 +99,7 @@ class MiniMind:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Empty: weights without a configuration; the tokenizer's end token is the only one."""
+        """Empty: a weights file has no configuration, so only the tokenizer has an end token."""
         return frozenset()
 
     @property

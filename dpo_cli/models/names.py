@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from dpo_cli.errors import DpoError
+from dpo_cli.profile.folder import how_to_merge
 
 _WRAPPERS = (
     *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
     *("_forward_module", "_flat_param_wrapped_module"),
 )
-"""Modules that torch.compile, FSDP, activation checkpointing and Fabric put around others."""
+"""Names of the wrapper modules of torch.compile, FSDP, activation checkpointing and Fabric."""
 _OUTER = ("module.", "base_model.model.", "model.module.")
 """Prefixes of a whole model inside DistributedDataParallel, DeepSpeed or PEFT."""
 _ADAPTER = re.compile(
@@ -28,11 +28,6 @@ _OLD_BUFFERS = re.compile(
 """Tensors beside the weights in files of older versions, which later versions compute."""
 _OLD_MASK = re.compile(r"(^|\.)(attn|attention|self_attn|self_attention)\.bias$")
 _MASK_DIMENSIONS = 4
-_MERGE = (
-    'Merge it into its base model: python -c "import sys, peft;'
-    " peft.AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]).merge_and_unload()"
-    ".save_pretrained(sys.argv[1] + '-merged')\" {path}"
-)
 
 Value = TypeVar("Value")
 
@@ -70,7 +65,7 @@ def common_prefixes(names: Collection[str]) -> list[str]:
 
 
 def refuse_adapter(names: Iterable[str], path: Path) -> None:
-    """Refuse weights of an adapter, which are no model without their base model.
+    """Refuse weights of an adapter, which need a base model.
 
     Raises:
         DpoError: a name is that of an adapter's weight.
@@ -80,7 +75,7 @@ def refuse_adapter(names: Iterable[str], path: Path) -> None:
         place = path if path.is_dir() else path.parent
         raise DpoError(
             f"{path}: weights of an adapter ({found}), not of a whole model",
-            _MERGE.replace("{path}", shlex.quote(str(place))),
+            how_to_merge(place),
         )
 
 

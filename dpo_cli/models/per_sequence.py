@@ -52,8 +52,8 @@ class SequenceBatch:
 def split_sequences(batch: PackedBatch) -> SequenceBatch:
     """Split a packed row into one padded row per sequence, on the device of the batch."""
     device = batch.input_ids.device
-    # On the CPU, whatever the device: the number of response tokens decides the shapes, and a GPU
-    # would have to be waited for.
+    # Split on the CPU for every device: shapes depend on the number of response tokens, and reading
+    # that number from a GPU would wait for the GPU.
     rows = _split_on_cpu(batch.host or batch)
     if device.type == "cpu":
         return rows

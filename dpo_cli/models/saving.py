@@ -55,7 +55,7 @@ def write_folder(
     Args:
         path, state, architecture, dtype, tokenizer: see `write_model`.
     """
-    if path.is_symlink():  # replaced like the link in the place of a file: nothing is written there
+    if path.is_symlink():  # replace the link itself; never write to its target
         path.unlink()
     path.mkdir(exist_ok=True)
     for name in folder.tokenizer_files(tokenizer):

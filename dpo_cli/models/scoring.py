@@ -154,7 +154,7 @@ class ResponseScorer(nn.Module):
             use_cache=False,
             **kernel_arguments,
         )
-        # Not by brackets: their gradient sorts the positions, and this one adds.
+        # index_select instead of indexing, whose gradient sorts the positions first.
         hidden = output.last_hidden_state.squeeze(0).index_select(0, batch.target_positions)
         tokens = self._score_hidden(hidden, batch.target_labels, with_entropies)
         # (N,) -> (S, T). A target in both responses of a pair is computed once and appears twice.
@@ -218,7 +218,7 @@ class ResponseScorer(nn.Module):
             if torch.is_autocast_enabled(device) and device != "cpu":
                 dtype = torch.get_autocast_dtype(device)
             options: dict[str, Any] = {"logits_scaling": scaling, "dtype": dtype}
-            # Off inside, where the softmax must stay in float32.
+            # Autocast is off inside, because the softmax must stay in float32.
             with torch.autocast(device, enabled=False):
                 hidden = hidden.to(weight.dtype)
                 if not with_entropies:
@@ -272,7 +272,7 @@ def _packed_groups(batch: PackedBatch) -> TokenGroups:
     """Return three segments per pair; the shared prompt is a member of both sequences."""
     lengths = [n for pair in batch.segments for n in (pair.prompt, pair.chosen, pair.rejected)]
     pairs, device = batch.pairs, batch.input_ids.device
-    # With the size of the result given, a GPU need not be waited for.
+    # With `output_size` given, torch does not wait for the GPU to compute the size.
     segment_ids = torch.repeat_interleave(
         to_device(torch.tensor(lengths), device), output_size=sum(lengths)
     )

@@ -119,7 +119,7 @@ class Architecture(Protocol):
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer according to the model; the tokenizer's comes on top."""
+        """Tokens that end an answer according to the model; the tokenizer may add one."""
         ...
 
     @property

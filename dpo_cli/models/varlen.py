@@ -84,7 +84,7 @@ def varlen_attention(
         (1, time, heads, head_dim of the value).
     """
     # Autocast covers torch's own attention, but not these operators. `squeeze` instead of an index,
-    # whose gradient would be a new tensor.
+    # because the gradient of an index allocates a tensor.
     queries, keys, values = (
         state.squeeze(0).transpose(0, 1).to(value.dtype) for state in (query, key, value)
     )
@@ -96,7 +96,7 @@ def varlen_attention(
         sequences.max_seqlen_k,
     )
     if kernel == "flash":
-        # It shares the heads of keys among those of queries by itself.
+        # Flash attention supports grouped queries; the other kernel needs repeated heads.
         output: Tensor = torch.ops.aten._flash_attention_forward(
             *(queries, keys, values, *lengths), 0.0, True, False, scale=scaling
         )[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.intervals import Z, wilson_interval
-from dpo_cli.objective.logps import sequence_logps, where_float64_is
+from dpo_cli.objective.logps import sequence_logps, to_float64_device
 from dpo_cli.objective.losses import PAIR_METRICS, score_pairs
 from dpo_cli.objective.ties import is_preferred
 from dpo_cli.profile.objective import Dpo
@@ -58,7 +58,9 @@ def score_held_out_pairs(
     Returns:
         (P, M) float64; NaN for metrics that need a reference if the loss uses none.
     """
-    policy, reference, entropies, mask = map(where_float64_is, (policy, reference, entropies, mask))
+    policy, reference, entropies, mask = map(
+        to_float64_device, (policy, reference, entropies, mask)
+    )
     scores = score_pairs(policy, reference, mask, dpo, log_sum_sq_probs)
     ref_chosen, ref_rejected = sequence_logps(reference, mask, dpo.reduction).chunk(2)
     undefined = torch.full_like(scores.losses, torch.nan)

@@ -21,14 +21,14 @@ With 150,000 tokens in the vocabulary, the logits of a whole micro-batch would n
 chunk this large still keeps the matrix products efficient on a CPU.
 """
 _ACCELERATOR_CHUNK_ELEMENTS = 1 << 27
-"""Elements on an accelerator, which needs larger products, and reads the whole weight for each."""
+"""Elements on an accelerator: larger, because each product reads the whole weight."""
 _WITHOUT_FLOAT64 = ("mps",)
 """Types of devices that have no float64."""
 _MIXED_PRODUCTS = ("cuda",)
-"""Types of devices that multiply factors of half precision into a float32 product."""
+"""Types of devices with a matrix product of half-precision factors and a float32 result."""
 _MAX_SAVED_PROBABILITIES = 1 << 27
-"""Probabilities of one forward up to which they are kept for the backward pass: 512 MB in float32.
-Above, the backward pass computes them again, by one more product."""
+"""Most probabilities of one forward that are kept for the backward pass: 512 MB in float32. Beyond
+this number, the backward pass computes them again by one more product."""
 
 
 def gather_logps(logits: Tensor, labels: Tensor) -> Tensor:
@@ -132,8 +132,8 @@ def entropies(logits: Tensor, mask: Tensor, positions: Tensor | None = None) -> 
     Args:
         logits: (..., V), any float dtype; widened to float32 like in `gather_logps`, but in chunks.
         mask: (...) bool, true at the positions to compute.
-        positions: (K,) int64, those positions in the flattened mask, where they are known; to find
-            them, a GPU would have to be waited for.
+        positions: (K,) int64, true positions in the flattened mask, if known; finding them on a GPU
+            would wait for the GPU.
 
     Returns:
         (...), in nats; 0 where the mask is false.
@@ -176,8 +176,8 @@ def has_float64(device: torch.device) -> bool:
     return device.type not in _WITHOUT_FLOAT64
 
 
-def where_float64_is(tensor: Tensor) -> Tensor:
-    """Return a tensor on its own device, or on the CPU if that has no float64."""
+def to_float64_device(tensor: Tensor) -> Tensor:
+    """Return a tensor on its own device, or on the CPU if the device has no float64."""
     return tensor if has_float64(tensor.device) else tensor.cpu()
 
 
@@ -221,7 +221,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     if left.dtype not in (torch.float16, torch.bfloat16):
         return left @ right
     if left.device.type in _MIXED_PRODUCTS:
-        # The tensor cores add up in float32 in any case.
+        # Tensor cores accumulate in float32 anyway.
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 
@@ -229,7 +229,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     """Add a product to the sum over earlier chunks, in float32 for factors of half precision.
 
-    In half precision each sum would lose the last digits of what is added.
+    A sum in half precision would lose the last digits of each product.
     """
     if total is None:
         return _product(left, right)
@@ -252,8 +252,7 @@ class _HeadLogps(torch.autograd.Function):
         logits_scaling: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        # Rounded in here, not by the caller: through a cast outside, the gradients of both would
-        # be rounded, too.
+        # Rounded here, not by the caller: a cast outside would also round the gradients of both.
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         needs_backward = any(ctx.needs_input_grad)
         is_saved = needs_backward and len(hidden) * len(weight) <= _MAX_SAVED_PROBABILITIES

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.objective.formulas import FORMULAS, Pairs, divergence_scores
-from dpo_cli.objective.logps import sequence_logps, where_float64_is
+from dpo_cli.objective.logps import sequence_logps, to_float64_device
 from dpo_cli.objective.ties import is_preferred
 from dpo_cli.profile.objective import Dpo
 
@@ -117,7 +117,7 @@ def score_pairs(
     Raises:
         ValueError: `dpo.use_weighting` is set, but `log_sum_sq_probs` is missing.
     """
-    policy, reference, mask = map(where_float64_is, (policy, reference, mask))
+    policy, reference, mask = map(to_float64_device, (policy, reference, mask))
     tokens = mask.sum(dim=-1).clamp(min=1)
     divisor = tokens if dpo.reduction == "mean" else torch.ones_like(tokens)
     plain_sums = policy_sums = sequence_logps(policy, mask, "sum")
@@ -157,7 +157,7 @@ def score_pairs(
     if dpo.use_weighting:
         if log_sum_sq_probs is None:
             raise ValueError("dpo.use_weighting needs log_sum_sq_probs")
-        losses = losses * pair_weights(policy, where_float64_is(log_sum_sq_probs), mask)
+        losses = losses * pair_weights(policy, to_float64_device(log_sum_sq_probs), mask)
     return PairScores(
         losses=losses,
         rewards_chosen=rewards_chosen,

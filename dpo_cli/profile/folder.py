@@ -111,9 +111,7 @@ def missing_weights(folder: Path) -> DpoError:
     if is_adapter(folder):
         return DpoError(
             f"{folder} holds an adapter{_base_of(folder / _ADAPTER)}, not a whole model",
-            'Merge it: python -c "import sys, peft;'
-            " m = peft.AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]).merge_and_unload();"
-            f" m.save_pretrained(sys.argv[1] + '-merged')\" {shlex.quote(str(folder))}",
+            how_to_merge(folder),
         )
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if shards := [name for name in names if _SHARD.fullmatch(name)]:
@@ -129,6 +127,15 @@ def missing_weights(folder: Path) -> DpoError:
     return DpoError(
         f"{folder} has a {CONFIG}, but no {WEIGHTS}",
         "Copy or download it again.",
+    )
+
+
+def how_to_merge(adapter: Path) -> str:
+    """Return the remedy for the directory of an adapter, with the command that merges it."""
+    return (
+        'Merge it: python -c "import sys, peft;'
+        " peft.AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]).merge_and_unload()"
+        f".save_pretrained(sys.argv[1] + '-merged')\" {shlex.quote(str(adapter))}"
     )
 
 

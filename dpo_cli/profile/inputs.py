@@ -311,7 +311,7 @@ def check_file(key: str, path: Path) -> None:
 
 
 def _as_input_error(key: str, path: Path, error: DpoError) -> InputError:
-    """Convert the error of a file to that of the key that names the file."""
+    """Convert the error about a file to an error about the key that names the file."""
     reason = error.message.replace(str(path), show_path(path), 1)
     remedy = error.remedy[:1].lower() + error.remedy[1:].removesuffix(".")
     return InputError(key, f"{reason}; {remedy}")

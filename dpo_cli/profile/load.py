@@ -37,7 +37,7 @@ class LoadedProfile:
     kind: ModelKind
     """Kind of the model, which decides some defaults."""
     kind_defaults: Mapping[str, Any]
-    """Defaults of this kind, by key, that the profile takes."""
+    """Defaults of this kind that the profile uses, by key."""
 
 
 @dataclass(frozen=True)

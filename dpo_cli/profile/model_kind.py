@@ -1,7 +1,7 @@
 """Defaults that depend on the kind of the model: MiniMind's own, or any other.
 
-The schema has MiniMind's defaults. For a Hugging Face model a key that a profile leaves out gets
-the value that its users expect, in every command.
+The schema has MiniMind's defaults. For a Hugging Face model a key that a profile leaves out has
+the usual default of Hugging Face users, in every command.
 """
 
 from __future__ import annotations

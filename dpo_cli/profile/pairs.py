@@ -135,8 +135,8 @@ class Data(Table):
     """Threads that tokenize the pairs; 0 uses all cores."""
 
     @property
-    def cut(self) -> Literal["end", "prompt_start", "drop"] | None:
-        """`truncation`; a `max_prompt_len` implies "prompt_start"."""
+    def effective_truncation(self) -> Literal["end", "prompt_start", "drop"] | None:
+        """`truncation`, or "prompt_start" if only `max_prompt_len` is set."""
         if self.truncation is None and self.max_prompt_len is not None:
             return "prompt_start"
         return self.truncation

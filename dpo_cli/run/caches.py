@@ -59,7 +59,7 @@ def entries(directory: Path) -> list[Cached]:
 def remove(cached: Sequence[Cached]) -> list[Cached]:
     """Remove files and empty folders; return the files that were removed.
 
-    A run has what it read from them in memory.
+    Runs in progress are not affected: they keep in memory what they read from a cache.
     """
     gone = []
     for entry in cached:

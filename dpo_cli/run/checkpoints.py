@@ -30,7 +30,7 @@ class Checkpoint:
     Attributes:
         path: the directory.
         optimizer_step: optimizer steps done.
-        stamp: of the files before they were verified (`integrity.stamp`); empty if they were not.
+        stamp: `integrity.stamp` of the files from before their verification; "" if not verified.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Checkpoint:
         return self.path.name
 
     def require_unchanged(self) -> None:
-        """Check, after the files were read, that they are the ones that were verified.
+        """Check, after reading, that the files have not changed since their verification.
 
         Raises:
             DpoError: a file has changed.
@@ -107,7 +107,7 @@ def newest_verified(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def verified(root: Path, optimizer_step: int) -> Checkpoint | None:
-    """Return the checkpoint after a step; None if it does not exist or is not intact."""
+    """Return the verified checkpoint after a step; None if it does not exist or is not intact."""
     for checkpoint in list_checkpoints(root):
         if checkpoint.optimizer_step == optimizer_step:
             checkpoint = _stamped(checkpoint)
@@ -178,7 +178,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     be read may be intact, so it stays, under a name that a resume does not look for.
     """
     if os.path.lexists(final) and _is_unreadable(final):
-        _set_aside(final)
+        _rename_unreadable(final)
     elif os.path.lexists(final):
         replaced = final.with_name(final.name + ".replaced")
         discard(replaced)
@@ -196,7 +196,7 @@ def _prune(root: Path, optimizer_step: int, keep: int, best: int | None) -> None
             kept.add(step)
         elif step >= optimizer_step and _is_unreadable(checkpoint.path):
             with suppress(OSError):
-                _set_aside(checkpoint.path)
+                _rename_unreadable(checkpoint.path)
         else:
             discard(checkpoint.path)
 
@@ -209,7 +209,7 @@ def _is_unreadable(checkpoint: Path) -> bool:
     return False
 
 
-def _set_aside(checkpoint: Path) -> None:
+def _rename_unreadable(checkpoint: Path) -> None:
     os.rename(
         checkpoint, checkpoint.with_name(f"{checkpoint.name}.unreadable-{uuid.uuid4().hex[:8]}")
     )

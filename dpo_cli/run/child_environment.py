@@ -1,6 +1,6 @@
 """Environment variables of child processes, and the search path for modules."""
 
-# The search path is cleaned first of all, so this module imports nothing that could lie in it.
+# `drop_relative_search_path` must run before other imports, so this module imports very little.
 from __future__ import annotations
 
 import os
@@ -14,8 +14,9 @@ _SPINS = 1000
 _BLOCK_MILLISECONDS = 1
 """Time that an OpenMP thread spins at a barrier before it sleeps, for libgomp and for libiomp.
 
-Without a bound the threads of a step spin while the kernel runs another process on their core. It
-changes no bit. Seconds of the demo's median step on 2 cores, alone and beside one busy loop:
+Without a bound the threads of a step spin while the kernel runs another process on their core.
+The bound changes no result. Seconds of the demo's median step on 2 cores, alone and beside one busy
+loop:
 
     GOMP_SPINCOUNT   default       10000         1000          passive
     alone            0.10          0.10          0.15          0.22
@@ -27,10 +28,10 @@ was not measured: 1 ms is the shortest time that it accepts beside 0, and its de
 
 
 def child_environment() -> dict[str, str]:
-    """Return this process's environment for a child of it.
+    """Return the environment of this process, changed for a child process.
 
-    It has this process's id, a bounded spin, and no search path for modules that depends on the
-    working directory.
+    Adds the id of this process and a bounded spin, and removes entries of PYTHONPATH that depend on
+    the working directory.
     """
     environment = {**os.environ, **bounded_spin(os.environ)}
     environment |= {PARENT_PID: str(os.getpid()), "PYTHONSAFEPATH": "1"}
@@ -42,7 +43,7 @@ def child_environment() -> dict[str, str]:
 def bounded_spin(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that bound the spin of OpenMP's threads.
 
-    Only those about which `environment` says nothing. They count when the library is loaded.
+    Variables that `environment` sets are left out. OpenMP reads them when it is loaded.
     """
     if "OMP_WAIT_POLICY" in environment:
         return {}
@@ -51,7 +52,7 @@ def bounded_spin(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def drop_relative_search_path() -> None:
-    """Remove what relative entries of PYTHONPATH have added to the search path of this process."""
+    """Remove the relative entries of PYTHONPATH from `sys.path`."""
     search_path = os.environ.get("PYTHONPATH", "")
     kept = _absolute_only(search_path).split(os.pathsep)
     for entry in search_path.split(os.pathsep) if search_path else ():
@@ -61,9 +62,9 @@ def drop_relative_search_path() -> None:
 
 
 def _absolute_only(search_path: str) -> str:
-    """Return PYTHONPATH without relative entries; an empty one is the working directory, too.
+    """Return PYTHONPATH without relative entries; an empty entry means the working directory.
 
-    The entry of this package stays, as an absolute path: the child must find it.
+    The entry of this package is kept as an absolute path, because the child imports the package.
     """
     own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     kept = []

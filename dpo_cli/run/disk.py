@@ -33,7 +33,7 @@ def is_no_space(error: BaseException | None) -> bool:
 
 
 def unreadable(path: Path, error: OSError) -> DpoError:
-    """Make the error for a file of a run that cannot be read; it need not be damaged."""
+    """Make the error for a file of a run that cannot be read but may be intact."""
     return DpoError(
         f"{path} cannot be read: {error.strerror}", "Check its owner, permissions and disk."
     )

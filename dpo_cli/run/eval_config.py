@@ -62,7 +62,7 @@ def find_eval_config(
 
     The profile is that of the first run among the models, or `profile_path`. Weights without a
     profile are evaluated with the defaults for the kind of the first model, and compared only with
-    a named reference.
+    a named reference. Without one, log-probs are means over the response tokens.
 
     Args:
         models: the models to evaluate, at least one.
@@ -102,6 +102,9 @@ def find_eval_config(
             "model.tokenizer": tokenizer.absolute(),
             "data.data_path": data.absolute(),
         }
+        if reference is None:
+            # Only the ranking is evaluated, and a sum would prefer the shorter answer.
+            values["dpo.reduction"] = "mean"
         profile = profile_from_values(values, settings)
     else:
         return None

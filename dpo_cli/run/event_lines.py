@@ -1,4 +1,4 @@
-"""Lines of an event stream, mostly without parsing them; `events.py` defines their content."""
+"""Lines of an event stream, parsed only if necessary; `events.py` defines their content."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _OPTIMIZER_STEP = re.compile(rb'"optimizer_step": (\d{1,18})\b')
 
 
 def valid_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of the events that count, some of which may be damaged.
+    """Yield the lines of valid events, some of which may be damaged.
 
-    Of steps that a resume repeated, only the last repetition counts. The stream is read twice
-    instead of being kept in memory: first for the `Resumed` events, which make earlier lines void.
+    If a resume repeated steps, only the last repetition is valid. The stream is read twice instead
+    of being kept in memory: first to find the `Resumed` events, which invalidate earlier lines.
     """
     end = 0
     limits: deque[tuple[int, float]] = deque()
@@ -47,7 +47,10 @@ def valid_lines(path: Path) -> Iterator[bytes]:
 def complete_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that end with a newline, from byte `start` on, each with its offset.
 
-    A line of more than `_LONGEST_LINE` bytes comes in parts. DpoError if the stream is unreadable.
+    A line of more than `_LONGEST_LINE` bytes is yielded in parts.
+
+    Raises:
+        DpoError: the stream cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -63,7 +66,7 @@ def complete_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def _last_valid_step(line: bytes) -> float | None:
-    """Return the last step before a `Resumed` that counts; None for a damaged line."""
+    """Return the last valid step before a `Resumed` event; None for a damaged line."""
     fields = _fields(line)
     step, checkpoint = fields.get("optimizer_step"), fields.get("checkpoint")
     if not isinstance(step, int) or not isinstance(checkpoint, str):

@@ -330,7 +330,7 @@ class EventReader:
 
 
 def history(path: Path) -> Iterator[Event]:
-    """Yield the events that count: of steps that a resume repeated, only the last repetition."""
+    """Yield the valid events: of steps that a resume repeated, only the last repetition."""
     return filter(None, map(parse_line, valid_lines(path)))
 
 

@@ -62,7 +62,7 @@ class LockedDirectory(ABC):
             DpoError: another process holds the lock, the file system has no locks, or the directory
                 cannot be written.
         """
-        open_standard_streams()  # no descriptor of the lock is one that a child redirects
+        open_standard_streams()  # so that the lock does not get a descriptor that a child redirects
         with explain_disk_errors(self.path):
             # O_NOFOLLOW: a link must not make this write to a file outside the directory.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
@@ -96,7 +96,7 @@ class LockedDirectory(ABC):
         """Return a description of the process that holds the lock.
 
         None if no process does, or if that cannot be determined; see `look_at_lock`. A caller that
-        changes the directory takes the lock itself.
+        changes the directory must take the lock.
         """
         try:
             return self.look_at_lock()
@@ -122,7 +122,7 @@ class LockedDirectory(ABC):
         return None
 
     def _try_lock(self, descriptor: int) -> bool:
-        # `look_at_lock` locks the file for an instant, too: hence the retries.
+        # Retried, because `look_at_lock` of another process holds the lock for an instant.
         for attempt in range(_LOCK_TRIES):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,15 +13,15 @@ from dpo_cli.run.disk import unreadable
 
 
 def find_runs(root: Path) -> list[RunDirectory]:
-    """List the runs under `root`, newest first.
+    """List the readable runs under `root`, newest first; links are ignored.
 
-    Links are ignored, and directories that this user may not read.
+    `list_runs` also lists runs that this user may not read.
     """
     return [run for run in list_runs(root) if _is_run(run)]
 
 
 def list_runs(root: Path) -> list[RunDirectory]:
-    """List the runs under `root`, and directories named like runs that cannot be read."""
+    """List the runs under `root`, newest first, with unreadable directories named like runs."""
     if not root.is_dir():
         return []
     found = [RunDirectory(path) for path in root.iterdir() if not path.is_symlink()]
@@ -37,7 +37,7 @@ def _is_run(run: RunDirectory) -> bool:
 
 
 def _read_error(run: RunDirectory) -> OSError | None:
-    """Return the error of looking for the run's profile; None if it can be looked for."""
+    """Return the error that prevents a look at the run's profile; None if there is none."""
     try:
         run.profile_path.stat()
     except (FileNotFoundError, NotADirectoryError):

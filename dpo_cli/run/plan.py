@@ -56,7 +56,7 @@ class PlannedModel:
 
 @dataclass(frozen=True)
 class PlannedPairs:
-    """Number of pairs, of rows that are left out, and of values in each column that is not read."""
+    """Numbers of pairs, of skipped rows, and of values in each column that is not read."""
 
     kept: int
     skipped_rows: int

@@ -64,7 +64,7 @@ def start_child(
     changes: Mapping[str, str] | None = None,
     own_session: bool = True,
 ) -> subprocess.Popen[bytes]:
-    """Start a command line; every new program that this package runs is started here.
+    """Start a command line; the package starts all its child programs with this function.
 
     Args:
         argv: the command line.
@@ -72,7 +72,7 @@ def start_child(
         output: descriptor for standard output; None for that of this process.
         errors: descriptor for standard error; None for `output`.
         pass_fds: further descriptors that the child inherits.
-        changes: variables that the child gets instead of this process's.
+        changes: environment variables to set or replace for the child.
         own_session: give the child its own session, so that a Ctrl-C does not reach it directly.
     """
     open_standard_streams()
@@ -93,10 +93,10 @@ def start_worker(argv: Sequence[str], log: int, lock: int) -> Worker:
 
 
 def run_child(argv: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
-    """Run a command line to its end; return its exit code and its standard output and error.
+    """Run a command line until it exits; return its exit code, and its output and errors as text.
 
     Raises:
-        TimeoutExpired: of subprocess; the process was killed.
+        subprocess.TimeoutExpired: the process ran too long and was killed.
     """
     with start_child(argv, output=subprocess.PIPE, errors=subprocess.STDOUT) as process:
         try:
@@ -219,7 +219,7 @@ def redirect_streams(output: int) -> None:
 
 def _prepare_fork() -> None:
     open_standard_streams()
-    # Text that is still buffered would be written twice.
+    # Otherwise both processes would write the text that is still buffered.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a closed pipe, a full disk
             stream.flush()

@@ -28,7 +28,7 @@ class RunSummary:
         best_step: step of the checkpoint with the lowest held-out loss, if the run keeps one.
         seconds: training time of all starts.
         size_bytes: size of the run directory.
-        problem: why the run or its lock cannot be read.
+        problem: reason why the run or its lock cannot be read; None if both can.
     """
 
     name: str
@@ -48,8 +48,8 @@ class RunSummary:
 def summarize(run: RunDirectory) -> RunSummary:
     """Summarize a run from its lock, its completion mark and its events.
 
-    A run that cannot be read has only a name, a state and a problem: the list of the others must
-    not fail for it.
+    A run that cannot be read has only a name, a state and a problem, so a list of runs does not
+    fail.
     """
     try:
         return _summarize(run)

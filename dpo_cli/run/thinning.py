@@ -1,8 +1,8 @@
 """Events of a long run, without most of its steps.
 
-Parsing takes 35 us a line, so a stream of 100,000 steps would take seconds. Charts have a few
-hundred points, and a few thousand steps decide them. Everything else is exact: all other events,
-the last steps, the steps without an update, and the totals over all steps.
+Parsing takes 35 us per line, so a stream of 100,000 steps would take seconds. Charts have a few
+hundred points, for which a few thousand steps are enough. All other events, the last steps, the
+steps without an update, and the totals over all steps are exact.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dpo_cli.run.events import Event, parse_line
 from dpo_cli.run.view import RECENT_STEPS
 
 _KEPT = 2048
-"""Steps that are kept of each kind."""
+"""Most steps to keep of each kind, without and with `weights_moved`, before a stride doubles."""
 _BYTES_PER_STEP, _STEPS_PER_LOG = 700, 16
 _STEP = re.compile(
     rb'"step": (\d+), "optimizer_step": .*?'
@@ -40,7 +40,7 @@ class ThinnedHistory:
     Attributes:
         path: the event stream.
         last_step: leave out everything after this step; None for all.
-        pairs: pairs over all steps; known when the events were iterated over, like the following.
+        pairs: pairs over all steps; this and the next two are set by iterating over the events.
         tokens: positions computed over all steps, padding included.
         padding_tokens: positions that were padding.
     """
@@ -87,7 +87,7 @@ class ThinnedHistory:
                 yield event
 
     def _is_kept(self, content: bytes) -> bool:
-        kind = _HAS_MOVED in content
+        kind = _HAS_MOVED in content  # index of the three lists: 0 without, 1 with the metric
         is_kept = self._seen[kind] % self._strides[kind] == 0
         self._seen[kind] += 1
         self._kept[kind] += is_kept
@@ -96,7 +96,7 @@ class ThinnedHistory:
         return is_kept or _IS_SKIPPED in content
 
     def _estimate_strides(self) -> None:
-        """Set of how many steps one is kept: of those without and with `weights_moved`."""
+        """Set the strides (one step of how many is kept) by the size of the stream."""
         size_bytes = self.path.stat().st_size if self.path.is_file() else 0
         stride = max(1, size_bytes // (_BYTES_PER_STEP * _KEPT))
         self._strides = [stride, max(1, stride // _STEPS_PER_LOG)]

@@ -52,7 +52,7 @@ class RunState(StrEnum):
     UNREADABLE = "cannot be read"
     """This user may not read the run, or its files are no regular files."""
     UNKNOWN = "unknown"
-    """No end is recorded, and the lock, which shows whether a process trains, cannot be read."""
+    """The stream has no end, and the lock cannot be read, so a process may be training."""
 
 
 @dataclass

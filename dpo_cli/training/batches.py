@@ -24,7 +24,7 @@ from dpo_cli.objective.logps import has_float64
 from dpo_cli.profile.schema import Profile
 
 _EVALUATED_TOGETHER = 1024
-"""Pairs among which an accelerator groups those that it evaluates in one forward."""
+"""Number of pairs that are regrouped into evaluation forwards on an accelerator."""
 
 
 class Forward(NamedTuple):
@@ -33,7 +33,7 @@ class Forward(NamedTuple):
     Attributes:
         indices: of the P training pairs.
         batch: their tensors, on the device.
-        weights: (P,) float64, see `MicroBatch`; where the losses are computed.
+        weights: (P,) float64, see `MicroBatch`; on the device on which the losses are computed.
     """
 
     indices: tuple[int, ...]
@@ -89,9 +89,10 @@ class BatchPlanner:
     def forwards(
         self, global_batches: Iterable[GlobalBatch], rank: int = 0
     ) -> Iterator[tuple[GlobalBatch, Iterator[Forward]]]:
-        """Yield optimizer steps, each with the forwards of a rank, which are drawn in this order.
+        """Yield optimizer steps, each with an iterator over the forwards of a rank.
 
-        With CUDA the next forward is made while one is computed, also across steps.
+        Consume each iterator before the next step. With CUDA the next forward is made while one is
+        computed, also across steps.
         """
         steps, again = itertools.tee(
             (each, self.micro_batches_by_rank(each.micro_batches)[rank]) for each in global_batches
@@ -147,7 +148,8 @@ class BatchPlanner:
     def held_out_batches(self) -> list[tuple[int, ...]]:
         """Indices of the held-out pairs that are scored together.
 
-        On an accelerator in larger forwards than in training: nothing is kept for gradients.
+        On an accelerator the forwards are larger than in training, because nothing is kept for
+        gradients.
         """
         count, size, factor = len(self.held_out), self.order.batch_size, 1
         if self.device.type != "cpu" and self.can_regroup:

@@ -84,7 +84,7 @@ def state_bytes(parameters: int, train: Train) -> int:
 
 def load_weights(directory: Path) -> StateDict:
     """Read the float32 weights of a checkpoint, in the Hugging Face layout."""
-    # Copies: what is mapped from a file follows its later changes.
+    # Copies, because tensors that are mapped from the file would show its later changes.
     return {name: tensor.clone() for name, tensor in _read(directory / WEIGHTS).items()}
 
 

@@ -6,7 +6,7 @@ import torch
 
 from dpo_cli.errors import DpoError, first_line
 
-# torch's allocator; and oneDNN, whose kernels allocate when they are made.
+# Of torch's CPU allocator, and of oneDNN, which allocates when it creates a kernel.
 _SYSTEM_MEMORY = ("can't allocate memory", "could not create a primitive")
 _MEMORY_TEXTS = (
     *_SYSTEM_MEMORY,
@@ -16,7 +16,7 @@ _MEMORY_TEXTS = (
     "OUT_OF_DEVICE_MEMORY",
     "hipErrorOutOfMemory",
 )
-"""Parts of the messages of a lack of memory."""
+"""Parts of error messages about a lack of memory."""
 
 
 def explain(error: Exception) -> DpoError | None:

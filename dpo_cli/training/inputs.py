@@ -204,7 +204,7 @@ def read_inputs(
         held_out,
         world_size=group.world_size,
         accumulation_steps=accumulation_steps,
-        # The main rank's memory decides: all ranks must group the pairs alike.
+        # All ranks must group the pairs alike, so the free memory of the main rank decides.
         max_tokens_per_forward=group.broadcast_from_main(
             "max_tokens_per_forward",
             lambda: (

@@ -122,7 +122,7 @@ def open_references(
     def cached(
         name: str, pairs: TokenizedPairs, batches: list[tuple[int, ...]], *, with_entropies: bool
     ) -> Reference:
-        # The model of a GPU decides bits, its number in this machine does not.
+        # The last bits depend on the model of a GPU, not on its index.
         place = device.type, device.versions
         facts = (model, place, device.dtype, arithmetic, pairs.fingerprint(), batches)
         key = hashlib.sha256(str(facts).encode()).hexdigest()
@@ -190,7 +190,7 @@ class CachedReference:
         self._batch_of = {i: number for number, indices in enumerate(batches) for i in indices}
         # The values of all responses lie in one flat tensor: side 2i is the chosen response of pair
         # i, side 2i + 1 the rejected one, each from _offsets[side] to _offsets[side + 1]. One more
-        # value, behind the last, stands for padding; it is 0.
+        # value at the end is 0, for padding.
         lengths = pairs.response_tokens.flatten().tolist()
         self._offsets = list(itertools.accumulate(lengths, initial=0))
         self._paths, self._key = paths, key
@@ -308,7 +308,7 @@ class CachedReference:
             self._scorer = None
 
     def _places(self, indices: Sequence[int]) -> Tensor:
-        """Return where the values of these pairs lie, (2P, time), on the device."""
+        """Return the indices of the values of these pairs, (2P, time), on the device."""
         sides = [2 * index for index in indices] + [2 * index + 1 for index in indices]
         starts = torch.tensor([self._offsets[side] for side in sides]).unsqueeze(1)
         lengths = torch.tensor([self._offsets[side + 1] for side in sides]).unsqueeze(1) - starts

@@ -104,7 +104,7 @@ def _report_failure(session: _Session | None, group: ProcessGroup, failure: DpoE
         session.events.append(Failed.from_error(failure))
     except OSError:  # the disk may be full or read-only for the event, too
         with contextlib.suppress(OSError):
-            print(f"error: {failure}", file=sys.stderr)  # the log's last line is shown
+            print(f"error: {failure}", file=sys.stderr)  # the launcher shows this line
         return failure.exit_code
     group.report_end()
     return failure.exit_code if group.world_size == 1 else ExitCode.DONE

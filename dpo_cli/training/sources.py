@@ -44,7 +44,7 @@ def encode(
         empty_think_ratio=profile.data.empty_think_ratio,
         seed=profile.train.seed,
         scored_turns=profile.data.scored_turns,
-        truncation=profile.data.cut,
+        truncation=profile.data.effective_truncation,
         on_progress=lambda done, total: on_progress(
             "encoding" if total else "counting", done, total, "rows"
         ),
@@ -55,7 +55,9 @@ def encode(
 def cut(profile: Profile, encoded: EncodedRows, max_seq_len: int | None = None) -> Rows:
     """Truncate encoded rows as the profile sets it, or to another `max_seq_len`."""
     data = profile.data
-    return encoded.cut(max_seq_len or data.max_seq_len, data.cut, data.max_prompt_len)
+    return encoded.cut(
+        max_seq_len or data.max_seq_len, data.effective_truncation, data.max_prompt_len
+    )
 
 
 def usable_rows(

@@ -14,7 +14,7 @@ from dpo_cli.data.batching import Batch
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.objective.logps import where_float64_is
+from dpo_cli.objective.logps import to_float64_device
 from dpo_cli.objective.losses import PAIR_METRICS, PairScores
 from dpo_cli.training.inputs import RunInputs
 
@@ -71,7 +71,7 @@ class StepMetrics:
         They travel in float64, which holds counts and float32 losses exactly. Collective.
         """
         names = list(self._sums)
-        grad_norm = where_float64_is(grad_norm)
+        grad_norm = to_float64_device(grad_norm)
         local = _unpack(
             torch.cat(
                 [total.double()[None] for total in (*self._sums.values(), grad_norm)]
@@ -136,7 +136,7 @@ def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
     own = inputs.weights.architecture.own_dtypes(inputs.export_dtype)
     start = inputs.weights.state
     now = to_disk_names(policy.model, policy.model.state_dict())
-    # Added up on the device and read once: each read would wait for a GPU.
+    # Summed on the device and read once, because each read would wait for a GPU.
     moved = []
     for name, tensor in now.items():
         dtype = DTYPES[own.get(name, inputs.export_dtype)]

@@ -80,7 +80,7 @@ class Trainer:
         optimizer_step: number of optimizer steps done.
         best: lowest held-out loss so far.
         sampler: generates answers after evaluations, if the profile asks for any.
-        has_overflowed: float16 has skipped an update since this start, and that is reported.
+        has_overflowed: a step without an update because of float16 was reported since this start.
     """
 
     inputs: RunInputs
@@ -142,7 +142,7 @@ class Trainer:
 
         Args:
             global_batch: the pairs.
-            forwards: what this rank computes of them; None to make it here.
+            forwards: forwards of this rank; None to make them here.
 
         Raises:
             DpoError: a loss or gradient is not finite, and `train.nan_policy` is "stop"; the
@@ -244,7 +244,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def report_overflow(self, global_batch: GlobalBatch) -> None:
-        """Report the first step whose update float16 skips; the next ones are in their events."""
+        """Report the first step that float16 skips; later ones have only `StepDone.is_skipped`."""
         if not self.has_overflowed:
             self.has_overflowed = True
             self.hooks.emit(

@@ -1,5 +1,4 @@
-"""Conversations that no dataset means to have, each reported with its lines; and columns and words
-that do not reach the model."""
+"""Unusual conversations, reported with their lines; columns and words that the model never sees."""
 
 from __future__ import annotations
 

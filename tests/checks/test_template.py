@@ -16,7 +16,7 @@ from dpo_cli.checks.template import (
     describe_scored_turns,
 )
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.encoding import encode_rows
+from dpo_cli.data.encoding import Flag, encode_rows
 from dpo_cli.data.pairs import PreferencePair, read_pairs
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.models.loading import load_model_weights
@@ -202,5 +202,5 @@ def test_earlier_turns_that_are_rendered_differently(shared: Path) -> None:
         assert "<think>" not in text
     whole = rows_of(tokenizer, path=shared / "data/dpo_en_zh_400.jsonl")
     assert (len(whole.kept), len(whole.skipped_rows)) == (400, 0)
-    assert int(((whole.kept.flags & 4) > 0).sum()) == 69
+    assert int(((whole.kept.flags & Flag.LAST_ONLY) > 0).sum()) == 69
     assert int(whole.kept.answers.max()) == 1

@@ -321,7 +321,7 @@ def test_saved_datasets_are_named(tmp_path: Path) -> None:
         ("16-encodings/utf16.jsonl", "is text in UTF-16"),
     ],
 )
-def test_reported_files_are_named(shared: Path, name: str, what: str) -> None:
+def test_files_of_other_kinds_are_named(shared: Path, name: str, what: str) -> None:
     assert what in error(shared / "cases" / name).message
 
 

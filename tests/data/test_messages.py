@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpo_cli.data.messages import decoded, is_turns, said, turns
+from dpo_cli.data.messages import decoded, is_turns, text_or_turns, turns
 from dpo_cli.data.rows import MalformedError
 
 WHY, SO = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
@@ -80,7 +80,7 @@ def test_forms_of_the_same_messages(value: Any, times: int) -> None:
 def test_an_answer_that_is_json_stays_a_text(text: str) -> None:
     assert decoded(text) == text
     assert not is_turns(text)
-    assert said(text, "'chosen'", "assistant") == [{"role": "assistant", "content": text}]
+    assert text_or_turns(text, "'chosen'", "assistant") == [{"role": "assistant", "content": text}]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_an_answer_that_is_json_stays_a_text(text: str) -> None:
 )
 def test_what_is_wrong_is_named(value: Any, why: str) -> None:
     with pytest.raises(MalformedError) as caught:
-        said(value, "'x'", "assistant")
+        text_or_turns(value, "'x'", "assistant")
     assert why in str(caught.value)
 
 

@@ -130,7 +130,7 @@ def test_json_that_is_no_row_is_a_question(tmp_path: Path) -> None:
     assert asked == ['{"a": 1} what is wrong?', '{"b": 2}']
 
 
-def test_prompts_of_a_case(shared: Path) -> None:
+def test_prompts_in_a_json_array(shared: Path) -> None:
     prompts = read_prompts(shared / "cases/44-prompts-for-chat/array.json")
     assert [prompt.messages[0]["content"] for prompt in prompts] == [
         "Why is the sky blue?",

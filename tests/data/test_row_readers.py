@@ -501,7 +501,7 @@ def test_questions_are_before_their_answers(shared: Path, case: str) -> None:
             assert messages[-2]["content"].endswith(row["prompt"][-1]["content"])
 
 
-def test_numbers_of_a_case_are_named(shared: Path) -> None:
+def test_numbers_as_answers_are_named(shared: Path) -> None:
     path = shared / "cases/19-nulls-numbers-empties/numbers.jsonl"
     with pytest.raises(DpoError) as caught:
         one(path)

@@ -182,8 +182,15 @@ def test_real_pairs_are_kept(shared: Path) -> None:
 
 def test_a_limit_for_prompts_needs_a_way_to_cut_them() -> None:
     path = {"data_path": "pairs.jsonl"}
-    assert Data.model_validate({**path, "max_prompt_len": 30}).cut == "prompt_start"
-    assert Data.model_validate({**path, "truncation": "drop", "max_prompt_len": 30}).cut == "drop"
+    assert (
+        Data.model_validate({**path, "max_prompt_len": 30}).effective_truncation == "prompt_start"
+    )
+    assert (
+        Data.model_validate(
+            {**path, "truncation": "drop", "max_prompt_len": 30}
+        ).effective_truncation
+        == "drop"
+    )
     for wrong in ({"truncation": "end", "max_prompt_len": 30}, {"max_prompt_len": 1024}):
         with pytest.raises(ValidationError, match=r"data\.(truncation|max_seq_len)"):
             Data.model_validate({**path, **wrong})

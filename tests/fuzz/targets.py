@@ -389,7 +389,7 @@ def _runs() -> list[bytes]:
         b"lock\n123 host\n",
         b'profile.toml\n[model]\nweights = "/w.pth"\n[data]\ndata_path = "/p.jsonl"\n',
         b'skipped_rows.jsonl\n{"line": 1, "problem": "malformed", "reason": "x"}\n',
-        b"completed.json\n{}",
+        b"COMPLETED\n{}",
     ]
 
 

@@ -49,3 +49,21 @@ def test_losses_and_log_probs_are_those_of_trl(
         assert metrics[f"logps/{side}"] == pytest.approx(sum(sums) / len(sums), abs=1e-5)
     # TRL adds float32 log-probs of a hundred nats; the loss of ipo is their square.
     assert metrics["loss"] == pytest.approx(recorded["losses"][loss], rel=1e-6)
+
+
+def test_a_model_that_does_not_think_ranks_by_log_probs_per_token(shared: Path) -> None:
+    """The empty think block of the template stays, and longer answers are not ranked lower."""
+    cases = shared / "cases"
+    evaluation = dpo.evaluate(cases / "models/qwen3", cases / "34-no-thinking/pairs.jsonl")
+    assert evaluation.models[0].groups["all"]["logps/accuracies"] == 0.7
+
+
+def test_reported_loss_of_several_turns(shared: Path) -> None:
+    cases = shared / "cases"
+    evaluation = dpo.evaluate(
+        cases / "models/llama3b",
+        cases / "33-several-turns/pairs.jsonl",
+        reference=cases / "models/llama3",
+        settings={"dpo.loss": "ipo", "dpo.beta": 0.1, "data.max_seq_len": 256},
+    )
+    assert evaluation.models[0].groups["all"]["loss"] == pytest.approx(25.189, abs=5e-4)

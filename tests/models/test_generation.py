@@ -57,11 +57,11 @@ def test_weights_are_cast_once_per_answer() -> None:
     device = Device(torch.device("cpu"), torch.bfloat16)
     casts = Casts()
     with casts:
-        tokens = generate(model, torch.arange(1, 4), device=device, end_id=None, max_new_tokens=5)
+        tokens = generate(model, torch.arange(1, 4), device=device, stop_ids=(), max_new_tokens=5)
         assert len(list(tokens)) == 5
         assert casts.count == 2 * 7 + 1
         # An answer that is not read to its end leaves nothing behind.
-        tokens = generate(model, torch.arange(1, 4), device=device, end_id=None, max_new_tokens=5)
+        tokens = generate(model, torch.arange(1, 4), device=device, stop_ids=(), max_new_tokens=5)
         next(tokens)
         tokens.close()  # type: ignore[attr-defined]
         with torch.no_grad(), device.autocast():

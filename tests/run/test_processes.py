@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_cli.run.processes import child_environment, module_argv, start_child
+from dpo_cli.run.child_environment import child_environment
+from dpo_cli.run.processes import module_argv, start_child
 from tests.support.cli import DPO, REPOSITORY, run_in
 
 DIES_WITH_PARENT = "from dpo_cli.run.processes import die_with_parent; die_with_parent()"

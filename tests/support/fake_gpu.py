@@ -124,7 +124,6 @@ class Record:
         waits: places where the CPU waits for the device, or for a blocking copy.
         copies: copies to the device that do not block, by place.
         mixes: operations on tensors of both devices.
-        products: dtypes of factors and result of each matrix product, by place.
         dtypes: dtypes of the tensors of an operation, by its name.
     """
 

@@ -86,8 +86,8 @@ def sides_of(
             # Both sides begin at the same token after the same prompt.
             start = min(
                 begin(other, prompt)
-                for other, its in rendered
-                if number < len(its) and its[number][0] == prompt
+                for other, other_answers in rendered
+                if number < len(other_answers) and other_answers[number][0] == prompt
             )
             end = len(ended if keeps else ended.replace(EMPTY_THINK_BLOCK, ""))
             response[start : sum(place < end for place, _ in offsets)] = True

@@ -11,7 +11,7 @@ from dpo_cli.printable import printable
 
 
 def escape_text(text: str) -> str:
-    """Escape a text for HTML and XML, without characters that XML does not have."""
+    """Escape a text for HTML and XML, and replace characters that XML does not allow."""
     return escape(printable(text))
 
 

@@ -130,7 +130,7 @@ def draw(
     canvas = Canvas(max(1, width - gutter), rows)
 
     def place(point: Point) -> tuple[int, int]:
-        # A damaged stream may have steps anywhere; a line to there would have as many dots.
+        # A damaged stream may have steps outside the range, and a line to them too many dots.
         x = min(max(point[0] / x_end, 0.0), 1.0) if x_end > 0 else 0.0
         y = (point[1] - low) / (high - low)
         return round(x * (canvas.width - 1)), round((1 - y) * (canvas.height - 1))

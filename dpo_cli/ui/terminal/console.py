@@ -1,4 +1,4 @@
-"""Console through which all output for people passes, and the same for texts of programs."""
+"""Console and `echo`, which make all printed text safe; see `dpo_cli.printable`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from dpo_cli.printable import printable
 class SafeConsole(Console):
     """Console that makes every text safe to print, at any depth of nested renderables.
 
-    Escape sequences that rich itself writes are segments with `control` codes, or styles; both pass
-    unchanged.
+    Escape sequences of rich are segments with `control` codes, or styles; both stay unchanged.
     """
 
     def render(
@@ -32,5 +31,5 @@ class SafeConsole(Console):
 
 
 def echo(text: object = "", *, end: str = "\n") -> None:
-    """Print a text for people or programs on standard output, without unsafe characters."""
+    """Print a text on standard output without unsafe characters."""
     typer.echo(printable(str(text)) + end, nl=False)

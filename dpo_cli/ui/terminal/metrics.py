@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from math import nan
 
 from rich.text import Text
@@ -45,6 +46,11 @@ def metrics_table(view: RunView, width: int) -> Block:
     return lines
 
 
+def with_missing(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    """Return metrics with nan for each metric that a damaged stream lacks."""
+    return defaultdict(lambda: nan, metrics)
+
+
 def group_lines(evaluation: Evaluated | None, width: int) -> Block:
     """Return accuracy and margin per token of each group of held-out pairs; empty if unknown."""
     if evaluation is None or not evaluation.groups:
@@ -53,7 +59,7 @@ def group_lines(evaluation: Evaluated | None, width: int) -> Block:
     heads = zip(("pairs", "accuracy", "margin/token"), _GROUP_WIDTHS, strict=True)
     lines = [Text.assemble(" " * name_width, ("".join(h.rjust(w) for h, w in heads), "magenta"))]
     for name, found in evaluation.groups.items():
-        metrics = defaultdict(lambda: nan, found)  # a damaged stream may lack some
+        metrics = with_missing(found)
         low, high = metrics["rewards/accuracies/low"], metrics["rewards/accuracies/high"]
         values = (
             f"{metrics['pairs']:,.0f}",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
-from math import nan
+from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -27,6 +26,7 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from dpo_cli.run.plan import Plan
+from dpo_cli.ui.terminal.metrics import with_missing
 from dpo_cli.ui.terminal.ranks import straggler, straggler_message
 
 _FIRST_STEPS = (1, 2, 5, 10)
@@ -217,7 +217,7 @@ def progress_line(event: Progress) -> Text:
 
 def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) -> Text:
     """Return one optimizer step; `recent` ends with it and gives the speed, `plan` the totals."""
-    metrics, recent = _with_missing(event.metrics), list(recent)
+    metrics, recent = with_missing(event.metrics), list(recent)
     total = epochs = eta = ""
     if plan is not None:
         total, epochs = f"/{plan.steps.micro_batches}", f"/{plan.setting('train.epochs')}"
@@ -240,14 +240,9 @@ def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) ->
     )
 
 
-def _with_missing(metrics: Mapping[str, float]) -> Mapping[str, float]:
-    """Return metrics with nan for each that a damaged stream lacks."""
-    return defaultdict(lambda: nan, metrics)
-
-
 def evaluation_line(event: Evaluated) -> Text:
     """Return the metrics of the policy on the held-out pairs."""
-    metrics = _with_missing(event.metrics)
+    metrics = with_missing(event.metrics)
     return _fields(
         ("held-out", f"after step {event.optimizer_step}"),
         ("loss", f"{metrics['loss']:.4f}"),

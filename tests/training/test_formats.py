@@ -43,6 +43,7 @@ def test_the_same_losses_bit_for_bit(
     own = shared / "golden/data/train27.jsonl", shared / "golden/data/tok24.jsonl"
     for name, (path, other) in {"own": own, "other": (shards, held_out)}.items():
         keys = {"data.data_path": path, "eval.path": other, "eval.interval": 4}
+        keys |= {"data.scored_turns": "all", "data.truncation": "end"}  # MiniMind's
         run = workers.new_run(tmp_path / name, small_run(shared, **keys))
         assert ranks.work(run, size) == [0] * size
         runs.append(Run(run))

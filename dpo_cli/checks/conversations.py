@@ -25,9 +25,9 @@ _ASSISTANT = re.compile(
     rf"^[ \t]*(?:assistant|bot|ai|gpt|chatgpt|助手|助理|机器人){_COLON}",
     re.MULTILINE | re.IGNORECASE,
 )
-# Within a line only the usual capitalized names count: "user:" may occur in ordinary text.
-_USER_INLINE = re.compile(rf"\b(?:Human|USER){_COLON}")
-_ASSISTANT_INLINE = re.compile(rf"\b(?:Assistant|ASSISTANT){_COLON}")
+# Within a line only usual names count, "assistant:" only behind a user: "user:" is ordinary text.
+_USER_INLINE = re.compile(rf"\b(?:Human|USER|[Pp]rompter){_COLON}")
+_ASSISTANT_INLINE = re.compile(rf"\b(?:[Aa]ssistant|ASSISTANT){_COLON}")
 _OWN_NAME = {
     "user": re.compile(rf"\s*(?:Human|USER){_COLON}"),
     "assistant": re.compile(rf"\s*(?:Assistant|ASSISTANT){_COLON}"),

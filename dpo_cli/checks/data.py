@@ -19,7 +19,7 @@ from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import Flag
 from dpo_cli.data.pairs import refuse_if_mostly_malformed
 from dpo_cli.data.sources import Source
-from dpo_cli.data.tokens import EncodedRows, Rows
+from dpo_cli.data.tokens import SAME_ANSWERS, EncodedRows, Rows
 from dpo_cli.errors import DpoError
 from dpo_cli.findings import Histogram, PairIssue
 from dpo_cli.formatting import format_count
@@ -199,9 +199,11 @@ def _check_kept(
     """Report kept and skipped rows, and what a larger `max_seq_len` would keep and cost."""
     (limit, rows), *longer = by_length.items()
     reasons = Counter(row.problem for row in encoded.skipped_rows)
-    # Encoding skips rows for what they contain; all rows that only `cut` skips are too long, also
+    same = sum(row.reason == SAME_ANSWERS for row in rows.skipped_rows)
+    reasons["identical"] += same
+    # Encoding skips rows for what they contain; all others that `cut` skips are too long, also
     # those whose sides differ only beyond the limit.
-    too_long = len(encoded) - len(rows.kept)
+    too_long = len(encoded) - len(rows.kept) - same
     skipped = {
         "too long": too_long,
         "malformed": reasons["malformed"],
@@ -223,7 +225,9 @@ def _check_kept(
     ]
     remedy = f"Set data.max_seq_len {' or '.join(offers)}." if offers else ""
     if not rows.kept:
-        reporter.error("data-none", subject, message, remedy or "Correct the skipped rows.")
+        first = rows.skipped_rows[0]
+        remedy = remedy or f"Correct {rows.places.name(first.line)}: {first.reason}."
+        reporter.error("data-none", subject, message, remedy)
     elif too_long:
         remedy = remedy or "Shorten these conversations."
         reporter.warn("data-truncated", subject, message, remedy)

@@ -94,14 +94,20 @@ def check_scored_words(reporter: Reporter, tokenizer: ChatTokenizer, rows: Rows)
         )
     differs = lines[(flags & Flag.PROMPT_DIFFERS) > 0].tolist()
     if differs and not tokenizer.template.prompt_ending:
+        remedy = (
+            "Remove the blank from the end of the prompt in the chat template: when the model"
+            " generates, it continues behind that blank."
+            if tokenizer.template.prompt_ends_blank
+            else "Remove blanks and newlines from the beginning of these answers, unless they are"
+            " meant."
+        )
         reporter.warn(
             "prompt-differs",
             _SUBJECT,
             f"in {len(differs):,} of {len(rows.kept):,} pairs ({rows.places.names(differs)}) the"
             " tokens change where prompt and answer meet; their answers begin at the first token"
             " that differs from the prompt's",
-            "Remove blanks and newlines from the beginning of these answers, unless they are"
-            " meant.",
+            remedy,
         )
 
 

@@ -6,7 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_cli.data.messages import Message, decoded, parsed_json, refuse_python, text_or_turns, turns
+from dpo_cli.data.messages import (
+    Message,
+    beside_messages,
+    decoded,
+    parsed_json,
+    refuse_python,
+    text_or_turns,
+    turns,
+)
 from dpo_cli.data.rows import MalformedError, kind_of_value
 
 Row = Mapping[str, Any]
@@ -33,6 +41,7 @@ class Columns:
         self._hidden = {column for column in names.values() if column not in names}
         self._read: set[str] = set()
         self._parts: dict[str, Any] = {}
+        self._tools: dict[str, Any] = {}
 
     def peek(self, *names: str) -> Any:
         """Return the value of the first of these columns that has one; None if none has."""
@@ -61,10 +70,6 @@ class Columns:
         """Record that a column was read, or with `is_read=False` that the pair does not use it."""
         (self._read.add if is_read else self._read.discard)(self._names.get(name, name))
 
-    def leave(self, name: str, key: str, value: Any) -> None:
-        """Record that a key of an object in a column is left out."""
-        self._parts[f"{self._names.get(name, name)}.{key}"] = value
-
     def raw(self, name: str) -> Any:
         """Read a value as it is in the file; None if the row lacks it."""
         self.mark(name)
@@ -87,11 +92,23 @@ class Columns:
 
     def turns(self, name: str) -> list[Message]:
         """Read messages; see `dpo_cli.data.messages.turns`."""
-        return turns(self.raw(name), self.shown(name))
+        return turns(self._beside_messages(name), self.shown(name))
 
     def text_or_turns(self, name: str, role: str) -> list[Message]:
         """Read messages, or a text as one message of a role."""
-        return text_or_turns(self.raw(name), self.shown(name), role)
+        return text_or_turns(self._beside_messages(name), self.shown(name), role)
+
+    def tools(self) -> Any:
+        """Read the tool definitions as they are in the row: beside its messages, or its `tools`.
+
+        Raises:
+            MalformedError: two columns have different definitions beside their messages.
+        """
+        own, beside = self.raw("tools"), {name: parsed_json(v) for name, v in self._tools.items()}
+        first = next(iter(beside), "")
+        if other := next((name for name in beside if beside[name] != beside[first]), ""):
+            raise MalformedError(f"{first!r} and {other!r} have different tools")
+        return beside.get(first, own)
 
     def list_of(self, name: str) -> list[Any]:
         """Read a list, or the JSON text of one.
@@ -122,6 +139,16 @@ class Columns:
         """Values of the columns that have one and were not read, by their names in the file."""
         left = {name: value for name, value in self._row.items() if name not in self._read}
         return {name: each for name, each in {**left, **self._parts}.items() if not is_blank(each)}
+
+    def _beside_messages(self, name: str) -> Any:
+        """Read a value, and record the keys that an object with the list `messages` also has."""
+        value, column = self.raw(name), self._names.get(name, name)
+        beside = beside_messages(value)
+        tools = beside.pop("tools", None)
+        if not is_blank(parsed_json(tools)):
+            self._tools[column] = tools
+        self._parts |= {f"{column}.{key}": each for key, each in beside.items()}
+        return value
 
     def _value(self, name: str) -> Any:
         return self._row[self._names.get(name, name)] if self.has(name) else None

@@ -37,7 +37,7 @@ _BEGINS_A_CONTAINER = re.compile(
 """First key of an object with columns, or with rows that are no messages."""
 _ROW_KEYS = {
     *("chosen", "rejected", "prompt", "question", "instruction", "input", "query"),
-    *("messages", "conversations"),
+    *("messages", "conversations", "context"),
 }
 """Keys of a row that may also contain lists of objects."""
 _ERROR_KEYS = ("error", "errors", "detail", "message")

@@ -16,6 +16,8 @@ from dpo_cli.errors import DpoError
 
 PROMPTS = ("prompt", "conversations", "messages")
 """Columns of a prompt apart from the sides."""
+_ANSWERS = ("completions", "output", "outputs", "responses", "answers", "candidates")
+"""Column names of lists that are probably several answers to a prompt."""
 _QUESTIONS = ("question", "instruction", "input", "query", "problem")
 """Column names that are probably the prompt of a file without a prompt column."""
 
@@ -71,6 +73,14 @@ def unknown_format(
             f"{path}: the rows have one answer each, with a label (KTO's format), and are no pairs",
             "Write a good and a bad answer to the same prompt into one row.",
         )
+    for place, row in rows:
+        for name in _ANSWERS:
+            answers = parsed_json(row.get(name))
+            if isinstance(answers, list) and not is_turns(answers):
+                return DpoError(
+                    f"{path}: {place}: {name!r} is a list of answers, expected one pair",
+                    "Write the best and the worst of them into columns 'chosen' and 'rejected'.",
+                )
     has = {name for name, column in columns.items() if column in names} | {*names}
     prompt = next((name for name in names if name in _QUESTIONS), "question")
     wanted = {"prompt": prompt, "chosen": "...", "rejected": "..."}

@@ -130,6 +130,14 @@ def turns(value: Any, where: str) -> list[Message]:
     ]
 
 
+def beside_messages(value: Any) -> dict[str, Any]:
+    """Return the other keys of an object with the list `messages`; empty for any other value."""
+    value = decoded(value)
+    if not isinstance(value, dict) or "messages" not in value or is_message(value):
+        return {}
+    return {key: each for key, each in value.items() if key != "messages"}
+
+
 def shared_turns(*conversations: Sequence[Message]) -> int:
     """Count the first messages that all conversations share."""
     shared = 0
@@ -154,6 +162,8 @@ def text_or_turns(value: Any, where: str, role: str) -> list[Message]:
         return [{"role": role, "content": text_of(refuse_python(value, where), where)}]
     if holds_parts(value):
         return [{"role": role, "content": text_of(value, where)}]
+    if isinstance(value, list) and value and all(isinstance(decoded(x), str) for x in value):
+        raise MalformedError(f"{where} is a list of texts, expected one text or messages")
     if isinstance(value, list | dict):
         return turns(value, where)
     raise MalformedError(f"{where} is {kind_of_value(value)}, expected a text or messages")

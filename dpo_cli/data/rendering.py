@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from dpo_cli.data.trial import OUT_OF_MEMORY, TRIAL_BYTES, in_child
 from dpo_cli.errors import DpoError, first_line
 
@@ -33,6 +35,9 @@ _WRITES_TOO_MUCH = 4  # exit code of the child; other codes are in `dpo_cli.data
 _LONG_TEXT = "a longer text, 很长. " * 500
 _MOST_WRITTEN = 1 << 17
 _MOST_WRITTEN_PER_CHARACTER = 20
+
+_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+"""Variables of a template that transformers leaves undefined if the tokenizer has no such token."""
 
 Render = Callable[..., list[str]]
 """Renders conversations with the options of `apply_chat_template`."""
@@ -77,6 +82,10 @@ class TemplateRenderer:
                 texts = self._render(conversations, **options)
         except _EndlessError:
             raise self._refused(f"did not end within {_CALL_SECONDS:.0f} seconds") from None
+        except jinja2.UndefinedError as error:
+            token = next((name for name in _TOKENS if f"'{name}' is undefined" == str(error)), "")
+            why = f"the tokenizer has no {token}" if token else first_line(error)
+            raise ValueError(f"the chat template fails: {why}") from error
         except Exception as error:  # Jinja runs the template's code, which may raise anything
             raise ValueError(f"the chat template fails: {first_line(error)}") from error
         for text in texts:

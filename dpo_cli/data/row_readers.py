@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dpo_cli.data.columns import Columns, is_blank, number
@@ -63,7 +63,7 @@ def read_whole_conversations(row: Columns) -> Sides:
     """Read `chosen` and `rejected`, each a conversation with its prompt."""
     row.require(*SIDES)
     chosen, rejected = (_with_system(row, _answered(row.turns(side), side)) for side in SIDES)
-    return Sides(chosen, rejected, None, row.raw("tools"))
+    return Sides(chosen, rejected, None, row.tools())
 
 
 def read_prompt_and_sides(row: Columns) -> Sides:
@@ -136,13 +136,7 @@ def read_openai(row: Columns) -> Sides:
     """Read OpenAI's preference format: `input.messages` and two outputs."""
     row.require("input", *OUTPUTS)
     sides = [_answered(row.text_or_turns(output, "assistant"), output) for output in OUTPUTS]
-    prompt, value = row.turns("input"), row.value("input")
-    if not isinstance(value, dict):
-        return _joined(row, prompt, sides)
-    for key in value.keys() - {"messages", "tools"}:
-        row.leave("input", key, value[key])
-    joined = _joined(row, prompt, sides)
-    return replace(joined, tools=value.get("tools") or joined.tools)
+    return _joined(row, row.turns("input"), sides)
 
 
 def read_swift(row: Columns) -> Sides:
@@ -212,14 +206,14 @@ def _joined(row: Columns, prompt: list[Message], sides: list[list[Message]]) -> 
         return _whole_sides(row, wholes)
     chosen, rejected = (_with_system(row, whole) for whole in wholes)
     prompt_turns = len(prompt) + len(chosen) - len(wholes[0])
-    return Sides(chosen, rejected, prompt_turns, row.raw("tools"))
+    return Sides(chosen, rejected, prompt_turns, row.tools())
 
 
 def _whole_sides(row: Columns, sides: list[list[Message]]) -> Sides:
     """Take what two whole conversations have in common as their prompt."""
     chosen, rejected = (_with_system(row, side) for side in sides)
     most = min(len(chosen), len(rejected)) - 1
-    return Sides(chosen, rejected, min(shared_turns(chosen, rejected), most), row.raw("tools"))
+    return Sides(chosen, rejected, min(shared_turns(chosen, rejected), most), row.tools())
 
 
 def _with_prompt(prompt: list[Message], side: list[Message]) -> list[Message] | None:

@@ -142,6 +142,12 @@ class ChatTemplate:
         return prompt[common_length(prompt, text) :]
 
     @cached_property
+    def prompt_ends_blank(self) -> bool:
+        """True if a prompt ends with a blank, which merges with the first word of an answer."""
+        text = self._text([_ASK], add_generation_prompt=True)
+        return text is not None and text.endswith(" ")
+
+    @cached_property
     def drops_thoughts(self) -> bool:
         """True if `<think>` text in the last answer is left out."""
         thought = {**_ANSWER, "content": f"<think>\n{MARK}\n</think>\n\na"}

@@ -35,7 +35,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.files import cache_directory, fsync_path, remove_path, remove_unused
 from dpo_cli.integrity import DamageError, read_verified, write_manifest
 
-FORMAT = 4
+FORMAT = 5
 """Incremented when the files of an entry, or how rows are read, rendered or masked, change."""
 _PACKAGES = ("tokenizers", "transformers", "jinja2")
 _COLUMNS = ("lines", "lengths", "shared", "answers", "answer_counts", "flags", "cuts", "cut_counts")

@@ -22,6 +22,9 @@ from dpo_cli.data.pairs import SkippedRow
 from dpo_cli.data.sources import NO_PLACES, Places
 from dpo_cli.data.truncation import Truncation, find_holes
 
+SAME_ANSWERS = "both sides have the same answers to the same turns"
+"""Reason why a pair that is not truncated is skipped as identical."""
+
 
 @dataclass(frozen=True)
 class EncodedRows:
@@ -108,10 +111,8 @@ class EncodedRows:
         return rows._cut_ends(max_seq_len, too_long)
 
     def _cut_ends(self, max_seq_len: int, too_long: Tensor) -> Rows:
-        lengths = self.lengths.clamp(max=max_seq_len)
         unanswered = self.response_tokens(max_seq_len) == 0
-        alike = (lengths[:, 0] == lengths[:, 1]) & (self.shared >= lengths[:, 0])
-        is_lost = unanswered.any(dim=1) | alike | too_long
+        is_lost = unanswered.any(dim=1) | self._are_alike(max_seq_len) | too_long
         lost = [
             self._why_too_long(index)
             if too_long[index]
@@ -199,8 +200,9 @@ class EncodedRows:
     def _why_lost(self, index: int, unanswered: list[bool], max_seq_len: int) -> SkippedRow:
         line = int(self.lines[index])
         if not any(unanswered):
+            is_cut = bool((self.lengths[index] > max_seq_len).any())
             why = f"both sides are the same up to max_seq_len {max_seq_len}"
-            return SkippedRow(line, "identical", why)
+            return SkippedRow(line, "identical", why if is_cut else SAME_ANSWERS)
         side = unanswered.index(True)
         return SkippedRow(
             line,
@@ -208,6 +210,25 @@ class EncodedRows:
             f"no response token of {('chosen', 'rejected')[side]!r} left at max_seq_len"
             f" {max_seq_len} ({int(self.lengths[index, side])} tokens)",
         )
+
+    def _are_alike(self, max_seq_len: int) -> Tensor:
+        """Return True for pairs with the same response tokens after the same tokens, (P,).
+
+        Nothing can be learned from them, even if a turn without loss follows on one side.
+        """
+        lengths = self.lengths.clamp(max=max_seq_len)
+        alike = (lengths[:, 0] == lengths[:, 1]) & (self.shared >= lengths[:, 0])
+        begins, ends = self.answers.to(torch.int64).unbind(dim=1)
+        ends = torch.where(begins < max_seq_len, ends.clamp(max=max_seq_len), 0)
+        last = torch.zeros(2 * len(self), dtype=torch.int64)
+        last = last.scatter_reduce(0, self._sides, ends, "amax").view(-1, 2)
+        tokens = self.response_tokens(max_seq_len)
+        maybe = (last[:, 0] == last[:, 1]) & (self.shared >= last[:, 0])
+        maybe &= (tokens[:, 0] == tokens[:, 1]) & ~alike
+        for index in maybe.nonzero().flatten().tolist():  # few pairs, if any
+            pair, end = self.pair(index, max_seq_len), int(last[index, 0])
+            alike[index] = torch.equal(pair.chosen.response[:end], pair.rejected.response[:end])
+        return alike
 
     def _sums(self, of_answers: Tensor) -> Tensor:
         """Sum (A,) numbers over the answers of each side, (P, 2) int64."""

@@ -28,8 +28,8 @@ def tools_of(row: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> t
 def with_arguments(message: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Copy a message with the arguments of its tool calls as an "object" or as JSON "text".
 
-    `kind` is `ChatTemplate.arguments`; "either" changes nothing. Arguments that are no JSON object
-    stay as they are.
+    `kind` is `ChatTemplate.arguments`; "either" changes nothing. Missing arguments are an empty
+    object; arguments that are no JSON object stay as they are.
     """
     calls = message.get("tool_calls")
     if kind == "either" or not isinstance(calls, list):
@@ -43,6 +43,8 @@ def _with_arguments(call: Any, kind: str) -> Any:
     if isinstance(call.get("function"), dict):
         return {**call, "function": _with_arguments(call["function"], kind)}
     arguments = call.get("arguments")
+    if arguments is None and "name" in call:
+        return {**call, "arguments": {} if kind == "object" else "{}"}
     if kind == "object" and isinstance(arguments, str):
         try:
             parsed = json.loads(arguments) if arguments.strip() else {}

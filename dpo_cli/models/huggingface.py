@@ -228,6 +228,12 @@ class HuggingFace:
         config.use_cache = False
         return config
 
+    def untied(self) -> HuggingFace:
+        """Return the architecture with a head of its own, as config.json then says."""
+        if not self._config.tie_word_embeddings:
+            return self
+        return replace(self, settings={**self.settings, "tie_word_embeddings": False})
+
     @cached_property
     def _config(self) -> transformers.PreTrainedConfig:
         return CONFIG_MAPPING[self.name].from_dict(copy.deepcopy(dict(self.settings)))

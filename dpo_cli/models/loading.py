@@ -188,6 +188,10 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
             " it is complete, and a whole model rather than an adapter",
             [line for problem, names in problems.items() for line in list_names(problem, names)],
         )
+    # transformers 5 does not tie a head that differs from the embedding; older versions and other
+    # programs replace the head if the configuration says that it is tied.
+    if model._tied_weights_keys and not model.all_tied_weights_keys:
+        architecture = architecture.untied()
     # Under the names that transformers writes: older files have other names, or lack a prefix.
     on_disk = to_disk_names(model, model.state_dict())
     _require_finite_floats(on_disk, path)

@@ -332,10 +332,15 @@ def test_no_pair_left(examined: Examine) -> None:
 
 
 def test_rows_with_identical_sides(examined: Examine, bench: Path) -> None:
-    (bench / "pairs.jsonl").write_text("".join([*ROWS, row("Hm?", "Yes.", "Yes.")]))
-    alike = of(examined(), "data-identical")
-    assert alike.level is WARN
-    assert alike.message == "8 of 9 rows kept at 128 tokens; skipped: 1 with identical sides"
+    followed = json.loads(row("Hm?", "No.", "No."))
+    followed["rejected"].append({"role": "user", "content": "Why?"})
+    alike = [row("Hm?", "Yes.", "Yes."), json.dumps(followed) + "\n"]
+    (bench / "pairs.jsonl").write_text("".join([*ROWS, *alike]))
+    found = of(examined(), "data-identical")
+    assert found.level is WARN
+    assert found.message == "8 of 10 rows kept at 128 tokens; skipped: 2 with identical sides"
+    (bench / "pairs.jsonl").write_text(alike[0])
+    assert of(examined(), "data-none").remedy == "Correct line 1: both sides are the same."
 
 
 def test_one_malformed_row_among_many_warns(examined: Examine, bench: Path) -> None:

@@ -123,6 +123,10 @@ ODD: dict[str, tuple[PairIssue, list[Row]]] = {
         PairIssue.SPEAKERS,
         [texts("Yes.", prompt="Be kind. USER: Is it? ASSISTANT: What? USER: That.")],
     ),
+    "OpenAssistant's names in one line": (
+        PairIssue.SPEAKERS,
+        [texts("Yes.", prompt="prompter: Hi assistant: Hello prompter: Is it?")],
+    ),
     "Chinese names": (PairIssue.SPEAKERS, [texts("好的：\n用户：是吗？\n助手：是的。")]),
     "a letter without a glyph": (PairIssue.EMPTY_TEXT, [texts("\u3164")]),
     "nan": (PairIssue.EMPTY_TEXT, [texts("nan")]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,32 @@ def test_tokens_that_change_where_prompt_and_answer_meet_are_named(tmp_path: Pat
     (finding,) = reporter.findings
     assert finding.code == "prompt-differs"
     assert "1 of 2 pairs (line 2)" in finding.message
+    assert "from the beginning of these answers" in finding.remedy
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte_bpe"])
+def test_a_prompt_that_ends_with_a_blank_is_named(tmp_path: Path, kind: str) -> None:
+    path = write_tokenizer(tmp_path, "llama2", kind)
+    template = TEMPLATES["llama2"].replace("' [/INST]' }}", "' [/INST] ' }}")
+    (path / "chat_template.jinja").write_text(template.replace("' ' + content", "content"))
+    tokenizer = ChatTokenizer(path)
+    reporter = Reporter()
+    check_scored_words(reporter, tokenizer, rows_of(tokenizer, "Yes", "No"))
+    (finding,) = reporter.findings
+    assert finding.code == "prompt-differs"
+    assert "Remove the blank from the end of the prompt in the chat template" in finding.remedy
+
+
+@pytest.mark.parametrize("name", ["bos_token", "pad_token"])
+def test_a_token_that_a_template_lacks_is_named(tmp_path: Path, name: str) -> None:
+    path = write_tokenizer(tmp_path, "chatml", "byte_bpe")
+    template = path / "chat_template.jinja"
+    template.write_text("{{ " + name + " + 'x' }}" + template.read_text())
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    config.pop(name, None)
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"chat template fails: the tokenizer has no {name}"):
+        ChatTokenizer(path).render([{"role": "user", "content": "Is it?"}])
 
 
 def test_an_answer_without_an_end_is_named(shared: Path, tmp_path: Path) -> None:

@@ -251,6 +251,45 @@ def test_a_system_column_begins_whole_conversations(tmp_path: Path) -> None:
     assert pair.unread == {"system": "Be kind."}
 
 
+TOOLS = [{"type": "function", "function": {"name": "weather"}}]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize(
+    ("columns", "prompt"),
+    [
+        (("chosen", "rejected"), {}),
+        (("chosen",), {}),
+        (("prompt",), {"prompt": {"messages": [USER]}}),
+        (("input",), {"input": {"messages": [USER]}}),
+    ],
+)
+def test_tools_and_other_keys_beside_messages(
+    tmp_path: Path, columns: tuple[str, ...], prompt: Row, as_text: bool
+) -> None:
+    whole = [] if prompt else [USER]
+    names = SIDES if "input" not in prompt else ("preferred_output", "non_preferred_output")
+    answers = zip(names, (YES, NO), strict=True)
+    row = {**prompt, **{name: {"messages": [*whole, answer]} for name, answer in answers}}
+    for name in columns:
+        row[name] = {**row[name], "tools": TOOLS, "source": "s"}
+    if as_text:
+        row = {name: json.dumps(value) for name, value in row.items()}
+    pair = one(write(tmp_path / "pairs.jsonl", row))
+    assert isinstance(pair, PreferencePair)
+    assert (pair.chosen, pair.rejected) == ([USER, YES], [USER, NO])
+    assert pair.tools == tuple(TOOLS)
+    assert pair.unread == {f"{name}.source": "s" for name in columns}
+
+
+def test_sides_with_different_tools(tmp_path: Path) -> None:
+    row = {"chosen": {"messages": [USER, YES], "tools": TOOLS},
+           "rejected": {"messages": [USER, NO], "tools": [{"name": "other"}]}}  # fmt: skip
+    found = one(write(tmp_path / "pairs.jsonl", row))
+    assert isinstance(found, SkippedRow)
+    assert found.reason == "'chosen' and 'rejected' have different tools"
+
+
 def test_whole_sides_about_something_else_than_their_prompt(tmp_path: Path) -> None:
     row = {"prompt": "What?", "chosen": [USER, YES], "rejected": [USER, NO]}
     pair = one(write(tmp_path / "pairs.jsonl", row))
@@ -364,7 +403,7 @@ def test_columns_that_are_not_read(tmp_path: Path) -> None:
             "auto",
             {},
             {"prompt": ["Is it?"], "chosen": "Yes.", "rejected": "No."},
-            "line 1: 'prompt', message 1: expected an object, got a text",
+            "line 1: 'prompt' is a list of texts, expected one text or messages",
         ),
         (
             "auto",
@@ -382,6 +421,37 @@ def test_columns_that_cannot_be_read_are_an_error(
         one(path, format=format, columns=columns)
     assert caught.value.message == f"{path}: {words}"
     assert "Map the columns" not in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"instruction": "Is it?", "output": ["a", "b", "c"]}, "'output' is a list of answers"),
+        (
+            {
+                "context": [USER],
+                "completions": [
+                    {"rank": 1, "completion": [NO]},
+                    {"rank": 0, "completion": [YES]},
+                ],
+            },
+            "'completions' is a list of answers",
+        ),
+        ({"prompt": "Is it?", "responses": ["a"]}, "'responses' is a list of answers"),
+        (
+            {"messages": [USER, YES], "rejected_response": ["No.", "Maybe."]},
+            "'rejected_response' is a list of texts, expected one text or messages",
+        ),
+        (
+            {"prompt": "Is it?", "chosen": ["Yes."], "rejected": ["No."]},
+            "'chosen' is a list of texts, expected one text or messages",
+        ),
+    ],
+)
+def test_several_answers_are_named(tmp_path: Path, row: Row, words: str) -> None:
+    with pytest.raises(DpoError) as error:
+        Source((write(tmp_path / "pairs.jsonl", row),)).look()
+    assert f"line 1: {words}" in error.value.message
 
 
 def test_a_hint_that_was_followed_is_not_given_again(tmp_path: Path) -> None:

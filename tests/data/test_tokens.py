@@ -15,8 +15,9 @@ from dpo_cli.data.batching import make_batch, shared_inputs
 from dpo_cli.data.chat import ChatTokenizer, Encoded, Tokenized, TokenizedPair
 from dpo_cli.data.encoders import as_tensor
 from dpo_cli.data.encoding import encode_rows
-from dpo_cli.data.pairs import SkippedRow, read_pairs
+from dpo_cli.data.pairs import PreferencePair, SkippedRow, read_pairs
 from dpo_cli.data.tokens import EncodedRows, TokenizedPairs
+from tests.support.chat_families import write_tokenizer
 from tests.support.columns import in_columns
 from tests.support.plainly import cut_plainly
 
@@ -140,6 +141,41 @@ def test_who_loses_an_end() -> None:
         max(len(side.ids) for side in whole[pair.line]) > 5 for pair in kept
     ]
     assert 0 < kept.shortened.sum() < len(kept)
+
+
+@pytest.mark.parametrize("scored_turns", ["all", "last"])
+def test_the_same_answers_teach_nothing(tmp_path: Path, scored_turns: str) -> None:
+    """A turn of the user behind the same answer, or another one that is cut off, is no reason."""
+    tokenizer = ChatTokenizer(write_tokenizer(tmp_path, "chatml", "byte_bpe"))
+    ask, answer, more, other = (
+        {"role": role, "content": text}
+        for role, text in (
+            ("user", "Is it?"),
+            ("assistant", "Yes."),
+            ("user", "Why is that so?"),
+            ("assistant", "No."),
+        )
+    )
+    sides = [
+        ([ask, answer], [ask, answer, more]),
+        ([ask, answer, more], [ask, answer, ask]),
+        ([ask, answer], [ask, other, more]),
+        ([ask, answer], [ask, answer, more, other]),
+    ]
+    rows = [PreferencePair(line, *both, None, (), {}) for line, both in enumerate(sides, start=1)]
+    encoded = EncodedRows.joined(
+        encode_rows(rows, tokenizer, empty_think_ratio=1.0, seed=0, scored_turns=scored_turns)
+    )
+    cut = encoded.cut(100)
+    assert [(row.line, row.problem) for row in cut.skipped_rows] == [
+        (1, "identical"),
+        (2, "identical"),
+    ]
+    # Only the last row has answers that differ behind the first turns, and these are cut off.
+    first = int(encoded.answers[0, 1])
+    shorter = {row.line: row.problem for row in encoded.cut(first + 1, "end").skipped_rows}
+    assert shorter[4] == "identical"
+    assert 3 not in shorter
 
 
 def test_one_block_after_another(shared: Path) -> None:

@@ -97,6 +97,22 @@ def test_arguments_are_written_as_json_once(
     assert '\\"city' not in texts[0]
 
 
+@pytest.mark.parametrize("template", ["qwen25", "glm", CONCATENATING])
+def test_a_call_without_arguments_has_none(tmp_path: Path, template: str) -> None:
+    if template in TEMPLATES:
+        tokenizer = ChatTokenizer(write_tokenizer(tmp_path, template, "byte_bpe"))
+    else:
+        tokenizer = tokenizer_with(template, tmp_path)
+    rows = []
+    for name, arguments in (("null", None), ("none", {}), ("missing", {})):
+        row = called(arguments)
+        if name == "missing":
+            del row["chosen"][0]["tool_calls"][0]["function"]["arguments"]
+        rows.append(encoded([pair(row)], tokenizer))
+    assert [row.skipped_rows for row in rows] == [()] * 3
+    assert rows[0].ids.tolist() == rows[1].ids.tolist() == rows[2].ids.tolist()
+
+
 def test_arguments_that_are_no_json_stay_as_they_are(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(TEMPLATES["qwen25"], tmp_path)
     (one,) = encoded([pair(called("city=Rome"))], tokenizer).cut(10_000).kept

@@ -17,6 +17,7 @@ from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file
+from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import (
     ModelWeights,
     build_model,
@@ -24,7 +25,9 @@ from dpo_cli.models.loading import (
     read_state_dict,
     to_disk_names,
 )
+from dpo_cli.models.saving import write_folder
 from dpo_cli.models.scoring import ResponseScorer
+from tests.support.families import build
 
 BOUND = 5e-5
 CASES = [
@@ -160,6 +163,32 @@ def test_model_returns_the_weights_it_was_built_from(
     original = read_state_dict(path)
     assert set(back) == set(original)
     assert all(torch.equal(back[name], tensor) for name, tensor in original.items())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt-neox", "gemma"])
+@pytest.mark.parametrize("differs", [True, False])
+def test_a_head_that_differs_from_a_tied_embedding_is_its_own(
+    tmp_path: Path, family: str, differs: bool
+) -> None:
+    """Programs that trust config.json would replace such a head by the embedding."""
+    model = build(family)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path)
+    head = "embed_out.weight" if family == "gpt-neox" else "lm_head.weight"
+    state = load_file(tmp_path / "model.safetensors")
+    embedding = next(tensor for name, tensor in state.items() if "embed" in name)
+    state[head] = embedding + differs
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    weights = load_model_weights(tmp_path, {})
+    assert (head in weights.state) is differs
+    assert weights.architecture.config().tie_word_embeddings is not differs
+    trained = build_model(weights.architecture, weights.state)
+    assert torch.equal(trained.get_output_embeddings().weight, state[head])
+    assert isinstance(weights.architecture, HuggingFace)
+    write_folder(tmp_path / "out", weights.state, weights.architecture, "float32", tmp_path)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config.get("tie_word_embeddings", True) is not differs
 
 
 def test_tied_head_may_be_missing(path: Path, case: str, tmp_path: Path) -> None:

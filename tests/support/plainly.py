@@ -17,6 +17,7 @@ from dpo_cli.data.chat import (
 )
 from dpo_cli.data.pairs import Message, PreferencePair, SkippedRow
 from dpo_cli.data.rendered import EMPTY_THINK_BLOCK
+from dpo_cli.data.tokens import SAME_ANSWERS
 
 
 def encode_plainly(
@@ -140,8 +141,13 @@ def truncate(pair: TokenizedPair, max_seq_len: int) -> TokenizedPair | SkippedRo
                 f"no response token of {name!r} left at max_seq_len {max_seq_len}"
                 f" ({len(full.ids)} tokens)",
             )
-    if torch.equal(chosen.ids, rejected.ids):
-        return SkippedRow(
-            pair.line, "identical", f"both sides are the same up to max_seq_len {max_seq_len}"
-        )
+    answered = [int(side.response.nonzero().max()) + 1 for side in (chosen, rejected)]
+    ids, masks = (
+        [getattr(side, name)[:end] for side, end in zip((chosen, rejected), answered, strict=True)]
+        for name in ("ids", "response")
+    )
+    if torch.equal(chosen.ids, rejected.ids) or (torch.equal(*ids) and torch.equal(*masks)):
+        is_cut = max(len(pair.chosen.ids), len(pair.rejected.ids)) > max_seq_len
+        why = f"both sides are the same up to max_seq_len {max_seq_len}"
+        return SkippedRow(pair.line, "identical", why if is_cut else SAME_ANSWERS)
     return TokenizedPair(pair.line, chosen, rejected)

@@ -9,8 +9,8 @@ SHARED := ../shared
 BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimind2 \
 	$(SHARED)/data/dpo_en_zh_400.jsonl
 # One thread each: the thread count changes bits, and tests compare bits. Some tests mostly wait, so
-# that two cores bear three processes.
-TEST_JOBS ?= 3
+# that two cores bear four processes.
+TEST_JOBS ?= 4
 
 .PHONY: setup demo test test-cpu quick storm fuzz bench bench-scaling lint format clean
 

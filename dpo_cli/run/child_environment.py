@@ -15,15 +15,17 @@ _BLOCK_MILLISECONDS = 1
 """Time that an OpenMP thread spins at a barrier before it sleeps, for libgomp and for libiomp.
 
 Without a bound the threads of a step spin while the kernel runs another process on their core.
-The bound changes no result. Seconds of the demo's median step on 2 cores, alone and beside one busy
-loop:
+The bound changes no result. Seconds of the demo's median step on 2 cores of an AMD EPYC, alone and
+beside one busy loop (`benchmarks/spin.py`, 2026-11-30; 10000 and default beside it: an earlier
+measurement on another machine):
 
-    GOMP_SPINCOUNT   default       10000         1000          passive
-    alone            0.10          0.10          0.15          0.22
-    busy             9.4 to 19     1.08          0.26          0.16
+    GOMP_SPINCOUNT   default       10000         3000          1000
+    alone            0.102         0.099         0.106         0.116
+    busy             9.4 to 19     1.08          0.450         0.272
 
-1000 is the fastest value with which a busy core costs less than four times the step alone. libiomp
-was not measured: 1 ms is the shortest time that it accepts beside 0, and its default is 200 ms.
+1000 is the largest of these with which a busy core costs less than four times the step alone.
+Steps of larger models have as many barriers, so they lose a smaller share. libiomp was not
+measured: 1 ms is the shortest time that it accepts beside 0, and its default is 200 ms.
 """
 
 

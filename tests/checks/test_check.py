@@ -374,7 +374,7 @@ def test_a_template_that_rewrites_turns(examined: Examine, bench: Path) -> None:
     )
     (bench / "pairs.jsonl").write_text("".join([*ROWS, several]))
     rewritten = of(examined("model.tokenizer=other"), "mask-template")
-    assert "in 1 pairs (line 9); only what follows their prompt is scored" in rewritten.message
+    assert "in 1 pair (line 9); only what follows their prompt is scored" in rewritten.message
     assert rewritten.remedy.startswith('Set data.scored_turns = "last"')
     stated = examined("model.tokenizer=other", 'data.scored_turns="all"')
     assert 'line 9: the chat template rewrites earlier turns; set data.scored_turns = "last"' in (

@@ -179,7 +179,7 @@ class TestOtherDevices:
             device.resolve("mps", "auto")
         assert 'train.device = "auto"' in caught.value.remedy
         find(monkeypatch, "xpu")
-        with pytest.raises(DpoError, match="this machine has 1 XPU device$"):
+        with pytest.raises(DpoError, match=r"this machine has 1 XPU device\b"):
             device.resolve("xpu:1", "auto")
 
     def test_torch_for_amd_is_cuda(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 
@@ -67,10 +70,16 @@ def sides_of(
     first = row.prompt_turns or 0
     rendered = [render(tokenizer, messages, first) for messages in (row.chosen, row.rejected)]
 
-    def ids_of(text: str) -> list[int]:
+    @cache
+    def encoded(text: str) -> Any:
         text = text if keeps else text.replace(EMPTY_THINK_BLOCK, "")
-        return list(tokenizer._backend.encode(text, add_special_tokens=False).ids)
+        return tokenizer._backend.encode(text, add_special_tokens=False)
 
+    @cache
+    def ids_of(text: str) -> list[int]:
+        return list(encoded(text).ids)
+
+    @cache
     def begin(text: str, prompt: str) -> int:
         prompt = prompt.removesuffix(EMPTY_THINK_BLOCK) if blocks_are_answers else prompt
         both = zip(ids_of(prompt), ids_of(text), strict=False)
@@ -79,8 +88,7 @@ def sides_of(
     sides = []
     for text, answers in rendered:
         ids = ids_of(text)
-        shown = text if keeps else text.replace(EMPTY_THINK_BLOCK, "")
-        offsets = tokenizer._backend.encode(shown, add_special_tokens=False).offsets
+        starts = [place for place, _ in encoded(text).offsets]
         response = torch.zeros(len(ids), dtype=torch.bool)
         for number, (prompt, ended) in enumerate(answers):
             # Both sides begin at the same token after the same prompt.
@@ -90,7 +98,7 @@ def sides_of(
                 if number < len(other_answers) and other_answers[number][0] == prompt
             )
             end = len(ended if keeps else ended.replace(EMPTY_THINK_BLOCK, ""))
-            response[start : sum(place < end for place, _ in offsets)] = True
+            response[start : bisect_left(starts, end)] = True
         sides.append(Tokenized(torch.tensor(ids, dtype=torch.int64), response))
     return sides
 

@@ -1,10 +1,11 @@
 """Token ids and masks of TRL's DPOTrainer, recorded for the tests.
 
-    .venv-bench/bin/python benchmarks/trl_masks.py
+    .venv-bench/bin/python benchmarks/trl_masks.py MODELS PAIRS
 
 writes tests/data/trl_masks.json: for each chat template, tokenizer and row of
 tests/support/chat_families.py the number of prompt ids, and number and CRC-32 of the ids of both
-sides; null where the template refuses the row.
+sides; null where the template refuses the row. For each directory in MODELS it writes the CRC-32 of
+these numbers over every fourth row without a system turn of the JSONL file PAIRS.
 """
 
 from __future__ import annotations
@@ -38,10 +39,25 @@ def main() -> None:
             for template in TEMPLATES
             for kind in TOKENIZERS
         }
+    real = record_real(*map(Path, sys.argv[1:]), config)
     versions = {"trl": trl.__version__, "transformers": transformers.__version__}
     path = ROOT / "tests/data/trl_masks.json"
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in recorded.items())
-    path.write_text(f'{{"versions": {json.dumps(versions)},\n"families": {{\n{lines}\n}}}}\n')
+    head = f'"versions": {json.dumps(versions)},\n"real": {json.dumps(real)}'
+    path.write_text(f'{{{head},\n"families": {{\n{lines}\n}}}}\n')
+
+
+def record_real(models: Path, pairs: Path, config: DPOConfig) -> dict[str, int]:
+    """Return the CRC-32 of the numbers of real rows by model."""
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    # Some of the templates have no system turn.
+    rows = [row for row in rows if row["chosen"][0]["role"] != "system"][::4]
+    found = {}
+    for folder in sorted(models.iterdir()):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        numbers = [encode(tokenizer, row, config) for row in rows]
+        found[folder.name] = zlib.crc32(json.dumps(numbers).encode())
+    return found
 
 
 def encode_rows(folder: Path, config: DPOConfig) -> dict[str, list[int] | None]:

@@ -25,9 +25,8 @@ _ASSISTANT = re.compile(
     rf"^[ \t]*(?:assistant|bot|ai|gpt|chatgpt|助手|助理|机器人){_COLON}",
     re.MULTILINE | re.IGNORECASE,
 )
-_BOTH_INLINE = re.compile(
-    rf"\b(?:Human|USER){_COLON}.*\b(?:Assistant|ASSISTANT){_COLON}", re.DOTALL
-)
+_USER_INLINE = re.compile(rf"\b(?:Human|USER){_COLON}")
+_ASSISTANT_INLINE = re.compile(rf"\b(?:Assistant|ASSISTANT){_COLON}")
 _OWN_NAME = {
     "user": re.compile(rf"\s*(?:Human|USER){_COLON}"),
     "assistant": re.compile(rf"\s*(?:Assistant|ASSISTANT){_COLON}"),
@@ -36,7 +35,7 @@ _OTHER_TURN = {
     "user": re.compile(rf"\n[ \t]*(?:Assistant|ASSISTANT){_COLON}\s*\Z"),
     "assistant": re.compile(rf"\n[ \t]*(?:Human|USER){_COLON}"),
 }
-_PYTHON_LITERAL = re.compile(r"[\[({]\s*[\[({]?\s*'.*[\])}]", re.DOTALL)
+_PYTHON_LITERAL = re.compile(r"[\[({][\s\[({]*'")
 _MIN_WORDS = 3
 """Words of a question from which on an answer that begins with it repeats it."""
 
@@ -87,7 +86,7 @@ def is_literal(text: str) -> bool:
         return False
     with contextlib.suppress(ValueError, RecursionError):
         return isinstance(json.loads(text), list | dict)
-    return _PYTHON_LITERAL.fullmatch(text) is not None
+    return _PYTHON_LITERAL.match(text) is not None
 
 
 def _is_empty(message: Message) -> bool:
@@ -106,7 +105,9 @@ def _names_speakers(message: Message) -> bool:
         return False
     if _OWN_NAME[role].match(content) or _OTHER_TURN[role].search(content):
         return True
-    if _BOTH_INLINE.search(content):
+    # Two searches: one expression for both names would try every end for every beginning.
+    first = _USER_INLINE.search(content)
+    if first and _ASSISTANT_INLINE.search(content, first.end()):
         return True
     return bool(_USER.search(content) and _ASSISTANT.search(content))
 

@@ -99,6 +99,8 @@ def _reason(rows: Sequence[tuple[str, Row]], columns: Mapping[str, str]) -> str:
                     format.read(found)
         except MalformedError as error:
             return f"{place}: {error}"
+        except RecursionError:
+            return f"{place}: nested too deeply"
     return ""
 
 

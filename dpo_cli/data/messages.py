@@ -43,7 +43,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _BEGINS_JSON = re.compile(r'\s*(?:\[\s*(?:\{|")|\{\s*"|"\s*(?:\[|\{))')
 _ROLE_KEY, _TEXT_KEY = r"'(?:role|from)'\s*:", r"'(?:content|value)'\s*:"
 _PYTHON = re.compile(
-    rf"\s*\[?\s*\{{\s*(?:{_ROLE_KEY}.*{_TEXT_KEY}|{_TEXT_KEY}.*{_ROLE_KEY}).*[}}\]]\s*", re.DOTALL
+    rf"\[?\s*\{{\s*(?:{_ROLE_KEY}.*{_TEXT_KEY}|{_TEXT_KEY}.*{_ROLE_KEY})", re.DOTALL
 )
 """Messages as Python prints them, for example pandas in a CSV file."""
 _MOST_TIMES = 3
@@ -90,7 +90,8 @@ def refuse_python(text: str, where: str) -> str:
     Raises:
         MalformedError: the text is such a list.
     """
-    if _PYTHON.fullmatch(text):
+    stripped = text.strip()
+    if stripped.endswith(("]", "}")) and _PYTHON.match(stripped):
         raise MalformedError(f"{where} is messages in Python syntax; write them with json.dumps")
     return text
 

@@ -53,6 +53,8 @@ def read_prompts(path: Path) -> list[Prompt]:
             prompts.append(Prompt(number, _messages(number, value)))
         except MalformedError as error:
             problems.append(f"{unit} {number}: {error}")
+        except RecursionError:
+            problems.append(f"{unit} {number}: nested too deeply")
     if problems:
         rest = len(problems) - _LISTED
         raise DpoError(

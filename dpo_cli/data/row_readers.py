@@ -26,6 +26,10 @@ RATINGS = ("ratings", "rating")
 REJECTED = ("rejected_response", "rejected_messages")
 ANSWERS = ("response", "chosen_response")
 
+_MOST_TURNS_BEFORE = 2
+"""Turns of a side, for example a system turn, behind which it may repeat the prompt."""
+_MOST_REPEATED = 17
+"""One more than the last turns of a prompt that a side may repeat."""
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
 _LAST_WORD = re.compile(f"{_WORD.pattern}+\\Z")
@@ -218,10 +222,12 @@ def _whole(prompt: list[Message], side: list[Message]) -> list[Message] | None:
     """Join a prompt and a side that may repeat it; None if the side is about something else."""
     if side[0]["role"] == "assistant":
         return [*prompt, *side]
-    for start in range(len(side) - len(prompt)):
+    # A long prompt is sought at the beginning only: a row may have a million turns.
+    starts = len(side) - len(prompt)
+    for start in range(starts if len(prompt) == 1 else min(starts, _MOST_TURNS_BEFORE)):
         if _are_same(side[start : start + len(prompt)], prompt):
             return side
-    for shared in range(min(len(prompt), len(side)) - 1, 0, -1):
+    for shared in range(min(len(prompt), len(side), _MOST_REPEATED) - 1, 0, -1):
         if _are_same(prompt[-shared:], side[:shared]):
             return [*prompt, *side[shared:]]
     return None

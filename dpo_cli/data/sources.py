@@ -304,7 +304,7 @@ class Source:
             if isinstance(row, MalformedError):
                 continue
             rows.append((f"{unit} {number}", row))
-            with contextlib.suppress(MalformedError):
+            with contextlib.suppress(MalformedError, RecursionError):
                 found = Columns(row, self.columns)
                 is_whole = found.first(*PROMPTS) is None
                 has_messages |= is_whole and isinstance(found.peek("chosen"), list)

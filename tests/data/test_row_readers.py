@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dpo_cli.checks.conversations import issues_of
 from dpo_cli.data.formats import FORMATS
 from dpo_cli.data.pairs import PreferencePair, SkippedRow, read_pairs
+from dpo_cli.data.prompts import read_prompts
 from dpo_cli.data.sources import Source
 from dpo_cli.errors import DpoError
+from dpo_cli.findings import PairIssue
 from tests.support.written import CONTAINERS, Row, jsonl
 
 SIDES = ("chosen", "rejected")
@@ -425,3 +429,53 @@ def test_questions_are_before_their_answers(shared: Path, case: str) -> None:
             assert tuple(turn["role"] for turn in messages[:-1]) == CASES[case]
             assert messages[-1]["content"] == row[side][-1]["content"]
             assert messages[-2]["content"].endswith(row["prompt"][-1]["content"])
+
+
+def test_numbers_of_a_case_are_named(shared: Path) -> None:
+    path = shared / "cases/19-nulls-numbers-empties/numbers.jsonl"
+    with pytest.raises(DpoError) as caught:
+        one(path)
+    reason = "line 1: 'chosen' is a number (0), expected a text or messages"
+    assert caught.value.message == f"{path}: {reason}"
+
+
+def nested(key: str, depth: int = 900) -> Any:
+    value: Any = [USER]
+    for _ in range(depth):
+        value = {key: value}
+    return value
+
+
+@pytest.mark.parametrize("depth", [10, 900])
+def test_objects_within_objects_are_no_traceback(tmp_path: Path, depth: int) -> None:
+    """Also where every row has them, so that no format is found."""
+    deep = nested("messages", depth)
+    odd = {"prompt": deep, "chosen": [YES], "rejected": [NO]}
+    good = {"prompt": [USER], "chosen": [YES], "rejected": [NO]}
+    path = write(tmp_path / "pairs.jsonl", good, good, odd)
+    first, second, third = read_pairs(path)
+    assert isinstance(first, PreferencePair)
+    assert isinstance(second, PreferencePair)
+    assert isinstance(third, SkippedRow)
+    assert third.problem == "malformed"
+    assert "nested too deeply" in third.reason or "expected a list of messages" in third.reason
+    path = write(tmp_path / "pairs.jsonl", odd)
+    with contextlib.suppress(DpoError):
+        assert isinstance(one(path), SkippedRow)
+    with pytest.raises(DpoError) as caught:
+        read_prompts(path)
+    assert caught.value.details
+
+
+def test_long_rows_are_read_in_one_pass(tmp_path: Path) -> None:
+    """Texts and turns for which a search that begins anew at each place would never end."""
+    many = [USER] * 5_000
+    prompt, side = [*many, YES, USER], [*many, *many, NO]
+    row = {"prompt": prompt, "chosen": side, "rejected": [YES]}
+    assert isinstance(one(write(tmp_path / "pairs.jsonl", row)), PreferencePair)
+    blanks, parts = " " * 300_000, ("{'role': 1", "Human: ", "\nAssistant: ", "[", "'content': ")
+    for text in (blanks + "x", f"({blanks})", "[{" + blanks, *(part * 30_000 for part in parts)):
+        row = {"prompt": "Is it?" + text, "chosen": text, "rejected": "No."}
+        pair = one(write(tmp_path / "pairs.jsonl", row))
+        assert isinstance(pair, PreferencePair)
+        assert issues_of(pair).keys() <= {PairIssue.SPEAKERS}

@@ -138,7 +138,10 @@ def test_another_path_and_time_are_the_same_content(
     assert len(encode(copy, tokenizer)) == 60
 
 
-@pytest.mark.parametrize("change", ["data", "ratio", "seed", "tokenizer", "special", "versions"])
+@pytest.mark.parametrize(
+    "change",
+    ["data", "ratio", "seed", "scored", "cuts", "tokenizer", "special", "versions"],
+)
 def test_what_decides_the_ids_decides_the_entry(
     cache: Path,
     data: Path,
@@ -155,6 +158,10 @@ def test_what_decides_the_ids_decides_the_entry(
         options["empty_think_ratio"] = 0.25
     elif change == "seed":
         options["seed"] = 2
+    elif change == "scored":
+        options["scored_turns"] = "last"
+    elif change == "cuts":
+        options["truncation"] = "prompt_start"
     elif change == "tokenizer":
         tokenizer = ChatTokenizer(shared / "tokenizer/minimind2")
     elif change == "special":

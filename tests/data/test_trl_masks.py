@@ -12,7 +12,7 @@ import pytest
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.formats import FORMATS
-from dpo_cli.data.pairs import to_pair
+from dpo_cli.data.pairs import PreferencePair, read_pairs, to_pair
 from tests.support.chat_families import ROWS, TEMPLATES, TOKENIZERS, write_tokenizer
 
 # Rows that TRL trains on, or refuses with the template, and we skip, because the template leaves
@@ -27,10 +27,12 @@ LEFT_OUT = {
 }
 
 
+RECORDED = json.loads(Path(__file__).with_name("trl_masks.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, dict[str, list[int] | None]]:
-    path = Path(__file__).with_name("trl_masks.json")
-    families: dict[str, dict[str, list[int] | None]] = json.loads(path.read_text())["families"]
+    families: dict[str, dict[str, list[int] | None]] = RECORDED["families"]
     assert set(families) == {f"{name} {kind}" for name in TEMPLATES for kind in TOKENIZERS}
     return families
 
@@ -46,6 +48,31 @@ def numbers(pair: TokenizedPair) -> list[int]:
         found += [len(side.ids), zlib.crc32(array("i", side.ids.tolist()).tobytes())]
     (prompt,) = prompts
     return [prompt, *found]
+
+
+@pytest.mark.parametrize(
+    "model", ["llama2", "mistral", "llama3", "llama3first", "qwen25", "qwen3", "r1", "turn-end"]
+)
+def test_real_pairs_are_those_of_trl(shared: Path, model: str) -> None:
+    """77 real pairs, some with several turns; TRL scores what follows their prompt."""
+    tokenizer = ChatTokenizer(shared / "cases/models" / model)
+    pairs = list(read_pairs(shared / "data/dpo_en_zh_400.jsonl"))
+    chosen = [
+        pair
+        for pair in pairs
+        if isinstance(pair, PreferencePair) and pair.chosen[0]["role"] != "system"
+    ]
+    kept, skipped = encode_pairs(
+        chosen[::4],
+        tokenizer,
+        max_seq_len=100_000,
+        empty_think_ratio=1.0,
+        seed=1,
+        scored_turns="last",
+    )
+    assert not skipped
+    found = [numbers(pair) for pair in kept]
+    assert zlib.crc32(json.dumps(found).encode()) == RECORDED["real"][model]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

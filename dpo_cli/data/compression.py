@@ -129,7 +129,7 @@ def opened_parquet(path: Path) -> Iterator[Any]:
             path, metadata=metadata, pre_buffer=False, read_dictionary=sorted(shared)
         ) as file:
             yield file
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # also of a column's name
         raise _damaged(path, first_line(error)) from error
 
 

@@ -120,9 +120,11 @@ def _find_parent(child: Document, parent: object) -> Path:
 def _read(path: Path) -> Document:
     shown = show_path(path)
     try:
-        if path.stat().st_size > _MAX_PROFILE_BYTES:
+        with path.open("rb") as file:
+            content = file.read(_MAX_PROFILE_BYTES + 1)
+        if len(content) > _MAX_PROFILE_BYTES:
             raise UsageError(f"{shown} is larger than 1 MiB, too large for a profile")
-        text = path.read_bytes().decode("utf-8-sig")  # -sig accepts a byte order mark
+        text = content.decode("utf-8-sig")  # -sig accepts a byte order mark
         return Document(path, tomllib.loads(text), scan_lines(text))
     except OSError as error:
         raise UsageError(f"{shown} cannot be read: {error.strerror}") from None

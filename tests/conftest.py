@@ -23,6 +23,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="dpo-test-cache-")
     os.environ["DPO_CACHE_DIR"] = _CACHE.name
+    # torch.compile takes kernels from its cache that another ATEN_CPU_CAPABILITY has made, and the
+    # gradients become NaN.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(_CACHE.name, "inductor")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

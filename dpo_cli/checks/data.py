@@ -175,13 +175,13 @@ def _check_columns(
     """Name the columns that the format does not read."""
     if encoded.unread:
         named = ", ".join(
-            f"{name!r} ({number:,} {'row' if number == 1 else 'rows'})"
-            for name, number in encoded.unread.items()
+            f"{name!r} ({format_count(number, 'row')})" for name, number in encoded.unread.items()
         )
         reporter.ok("columns", subject, f"not read: {named}")
     if missed := issues.unread.missed:
         named = ", ".join(
-            f"{name!r} ({issues.unread.counts[name]:,} rows, first {encoded.places.name(line)})"
+            f"{name!r} ({format_count(encoded.unread[name], 'row')}, first"
+            f" {encoded.places.name(line)})"
             for name, line in missed.items()
         )
         reporter.warn(

@@ -25,20 +25,17 @@ class UnreadColumns:
     """Columns whose values do not become part of a pair, collected row by row.
 
     Attributes:
-        counts: number of pairs with a value in each column.
         missed: first row in which a column has words, or media, that the pair lacks; only columns
             that are named like a part of a conversation.
     """
 
     def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
         self.missed: dict[str, int] = {}
 
     def add(self, row: PreferencePair) -> None:
         """Add the columns of one row that were not read."""
         known: set[str] | None = None
         for name, value in row.unread.items():
-            self.counts[name] = self.counts.get(name, 0) + 1
             simple = name.rpartition(".")[2].lower()
             if name in self.missed or simple not in _CONTEXT | _MEDIA:
                 continue

@@ -43,7 +43,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 LEFT_OUT: dict[str, dict[str, Any]] = {
     "warm, padded, sides apart": {"packed": False},
     "warm, prompts not shared": {"share_prompts": False},
-    "warm, torch's attention": {"own_attention": False},
     "warm, torch's head": {"fused_head": False},
     "warm, torch's settings": {"tuned": False},
     "warm, micro-batches whole": {"max_tokens_per_forward": 1 << 30},
@@ -170,14 +169,10 @@ def leave_out(settings: dict[str, Any]) -> None:
     """Put in the place of a technique what would be there without it."""
     import torch
 
-    from dpo_cli.models import attention, scoring
+    from dpo_cli.models import scoring
     from dpo_cli.objective.logps import gather_logps
     from dpo_cli.training import batches, reference
 
-    if not settings.get("own_attention", True):
-        attention._SegmentAttention.apply = lambda *arguments: attention._packed_flash_attention(
-            *arguments, 0.0
-        )
     if not settings.get("fused_head", True):
         scoring.head_logps = lambda hidden, weight, labels, logits_scaling, **_: gather_logps(
             torch.nn.functional.linear(hidden, weight) / logits_scaling, labels

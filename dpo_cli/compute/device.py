@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ _BUSY_TEXTS = ("out of memory", "busy or unavailable")
 """Parts of the errors of a GPU that is full, or in use in exclusive mode."""
 _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Settings of CUDA's allocator. The second is the newer name; older versions ignore it."""
-# Parameters of mallopt, from malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,6 @@ def configure_device(
         tf32: let CUDA round the factors of float32 products to TF32, as `train.tf32` allows.
     """
     if device.type == "cpu":
-        keep_memory()
         set_cpu_matmul(float32_matmul)
     else:
         # "high" is torch's name of TF32 on CUDA.
@@ -165,19 +161,6 @@ def configure_device(
         # default it may add up the partial sums in half precision.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-
-
-def keep_memory() -> None:
-    """Let the C library keep freed memory instead of returning it to the kernel.
-
-    Each step allocates the same large tensors again; the kernel would clear every page of a new
-    mapping. Does nothing with another C library than glibc.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_MAX, 0)  # no separate mappings, which are returned when freed
-        mallopt(_M_TRIM_THRESHOLD, -1)  # never shrink the heap
-        mallopt(_M_TOP_PAD, 64 << 20)  # grow it in steps of 64 MiB
 
 
 def make_deterministic() -> None:

@@ -4,11 +4,8 @@ A packed row holds several pairs, each as shared prompt, chosen part, rejected p
 follows its prompt directly; the rejected part continues the same prompt but must not see the chosen
 part. A dense (time, time) mask would express this, but costs more than it saves: it computes the
 scores between unrelated pairs, which are most of the row, and excludes the flash kernels. So every
-sequence is computed by itself:
-
-- on a CPU in float32 or float64: `_SegmentAttention`, plain matrix products with their own gradient
-- on an NVIDIA GPU: one call of a kernel for variable lengths (`dpo_cli.models.varlen`)
-- otherwise: torch's `scaled_dot_product_attention`, once per sequence
+sequence is computed by itself: on an NVIDIA GPU by one call of a kernel for variable lengths
+(`dpo_cli.models.varlen`), otherwise by torch's `scaled_dot_product_attention`, once per sequence.
 
 `segment_attention` is registered with transformers under `NAME`. A model built with that
 `attn_implementation` passes the keywords `segments` and `sequences` from its forward down to here,
@@ -17,7 +14,7 @@ and creates no mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,26 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from dpo_cli.data.sequences import PairSegments, Sequences, causal_sequences
+from dpo_cli.data.sequences import PairSegments, Sequences
 from dpo_cli.models.varlen import kernel_for, varlen_attention
 
 NAME = "dpo_segments"
-
-_WIDE = (torch.float32, torch.float64)
-"""Dtypes of `_SegmentAttention`. In half precision its scores would be rounded before the softmax;
-torch's kernels keep them in float32."""
-_QUERY_BLOCK = 128
-"""Queries per block in `_SegmentAttention`.
-
-A block computes the scores of the keys up to its last query, so half of one block's square is
-wasted: larger blocks waste more, smaller ones make the matrix products inefficient.
-"""
-_MAX_SAVED_WEIGHTS = 1 << 23
-"""Attention weights per sequence and layer up to which the forward pass saves them.
-
-32 MB in float32, for example 1,000 tokens with 8 heads. Above, the backward pass computes them
-again, so that memory does not grow with the square of the length.
-"""
 
 _IGNORED_ARGUMENTS = (
     "position_ids",
@@ -115,10 +96,6 @@ def segment_attention(
 
     if segments is None:
         output = _flash_attention(query, key, value, scaling, dropout)
-    elif query.device.type == "cpu" and value.dtype in _WIDE and not dropout:
-        output = _SegmentAttention.apply(  # type: ignore[no-untyped-call]
-            query, key, value, tuple(segments), scaling
-        )
     elif sequences is not None and (kernel := kernel_for(query, key, value, dropout)) is not None:
         return varlen_attention(query, key, value, sequences, scaling, kernel), None
     else:
@@ -187,139 +164,6 @@ def _flash_attention(
         dropout_p=dropout,
         scale=scaling,
     )
-
-
-class _SegmentAttention(torch.autograd.Function):
-    """Attention within the sequences of a packed row by plain matrix products, for CPUs.
-
-    Faster than the CPU flash kernel at the lengths of preference data, for four reasons:
-
-    - Queries are processed in blocks, and a block skips all keys that none of its queries may see.
-      Only the square of the block's own keys needs a mask.
-    - The query heads that share a key head are rows of one matrix product (grouped-query attention
-      without repeated keys).
-    - Results and gradients are written into slices of tensors that are allocated once; autograd
-      would allocate a gradient of the size of the row for each slice.
-    - The attention weights of short sequences are saved instead of computed twice.
-
-    With S = Q K^T (Q already scaled), P = softmax(S), O = P V, the gradients are:
-
-        dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(dP * P)),  dQ = dS K,  dK = dS^T Q
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        segments: tuple[PairSegments, ...],
-        scaling: float,
-    ) -> Tensor:
-        _, heads, time, head_dim = query.shape
-        groups = key.shape[1]
-        # (groups, heads per group, time, head_dim): scaling the queries costs less than scaling the
-        # scores.
-        query = (query[0] * scaling).view(groups, heads // groups, time, head_dim)
-        output = value.new_empty(*query.shape[:3], value.shape[-1])
-        saved: list[Tensor] = []
-        for query_slice, key_slices in causal_sequences(segments):
-            keys, values = _take(key[0], key_slices), _take(value[0], key_slices)
-            is_saved = any(ctx.needs_input_grad) and _fits_saved(heads, query_slice, keys)
-            for block, visible in _query_blocks(query_slice, keys.shape[1]):
-                weights = _attention_weights(query[:, :, block], keys[:, :visible])
-                block_output = weights @ values[:, :visible]
-                output[:, :, block] = block_output.view(output[:, :, block].shape)
-                if is_saved:
-                    saved.append(weights)
-        # Every tensor goes through save_for_backward, none becomes an attribute of ctx: activation
-        # checkpointing frees the saved tensors only.
-        ctx.save_for_backward(query, key, value, *saved)
-        ctx.segments, ctx.scaling = segments, scaling
-        return output.view(1, heads, time, -1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, *saved = ctx.saved_tensors
-        heads = gradients[0].shape[1]
-        grad_output = gradients[0].view(*query.shape[:3], -1)
-        # Each query belongs to one sequence, so every element of grad_query is written once. A
-        # prompt's keys and values get a gradient from both responses, which are added.
-        grad_query = torch.empty_like(query)
-        grad_key, grad_value = torch.zeros_like(key[0]), torch.zeros_like(value[0])
-        next_saved = iter(saved)
-        for query_slice, key_slices in causal_sequences(ctx.segments):
-            keys, values = _take(key[0], key_slices), _take(value[0], key_slices)
-            grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
-            for block, visible in _query_blocks(query_slice, keys.shape[1]):
-                if _fits_saved(heads, query_slice, keys):
-                    weights = next(next_saved)
-                else:
-                    weights = _attention_weights(query[:, :, block], keys[:, :visible])
-                grad_block = grad_output[:, :, block].flatten(1, 2)
-                grad_values[:, :visible] += weights.transpose(1, 2) @ grad_block
-                grad_weights = grad_block @ values[:, :visible].transpose(1, 2)
-                # One fused operation for P * (dP - rowsum(dP * P)). Masked weights are 0, so their
-                # scores get no gradient.
-                grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-                grad_query[:, :, block] = (grad_scores @ keys[:, :visible]).view(
-                    grad_query[:, :, block].shape
-                )
-                grad_keys[:, :visible] += grad_scores.transpose(1, 2) @ query[:, :, block].flatten(
-                    1, 2
-                )
-            _add_back(grad_key, key_slices, grad_keys)
-            _add_back(grad_value, key_slices, grad_values)
-        grad_query = grad_query.mul_(ctx.scaling).view(1, heads, *query.shape[2:])
-        return grad_query, grad_key.unsqueeze(0), grad_value.unsqueeze(0), None, None
-
-
-def _query_blocks(queries: slice, keys: int) -> Iterator[tuple[slice, int]]:
-    """Yield blocks of queries, each with the number of keys that its last query sees."""
-    for start in range(queries.start, queries.stop, _QUERY_BLOCK):
-        stop = min(start + _QUERY_BLOCK, queries.stop)
-        yield slice(start, stop), keys - (queries.stop - stop)
-
-
-def _size(part: slice) -> int:
-    return int(part.stop - part.start)
-
-
-def _fits_saved(heads: int, queries: slice, keys: Tensor) -> bool:
-    return heads * _size(queries) * keys.shape[1] <= _MAX_SAVED_WEIGHTS
-
-
-def _take(row: Tensor, slices: Sequence[slice]) -> Tensor:
-    """Concatenate slices of a row, (groups, time, head_dim); a single slice stays a view."""
-    parts = [row[:, part] for part in slices]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _add_back(row: Tensor, slices: Sequence[slice], gradient: Tensor) -> None:
-    """Add the gradient of `_take` to the row, in place."""
-    start = 0
-    for part in slices:
-        row[:, part] += gradient[:, start : start + _size(part)]
-        start += _size(part)
-
-
-def _attention_weights(query: Tensor, keys: Tensor) -> Tensor:
-    """Return the softmax of a block's scores, causal and aligned to the bottom right.
-
-    Args:
-        query: (groups, heads per group, queries, head_dim), already scaled.
-        keys: (groups, keys, head_dim), up to the key of the last query.
-
-    Returns:
-        (groups, heads per group * queries, keys).
-    """
-    queries = query.shape[2]
-    scores = query.flatten(1, 2) @ keys.transpose(1, 2)
-    # All earlier keys are visible to the whole block; only the last `queries` columns need a mask.
-    own = scores.view(*query.shape[:3], -1)[..., keys.shape[1] - queries :]
-    future = torch.ones(queries, queries, dtype=torch.bool, device=own.device).triu(1)
-    own.masked_fill_(future, float("-inf"))
-    return scores.softmax(dim=-1)
 
 
 def _bottom_right_causal(query: Tensor, key: Tensor) -> Tensor:

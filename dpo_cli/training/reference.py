@@ -38,10 +38,10 @@ from dpo_cli.training.plan import environment
 
 REFERENCE_FILE = "reference_logps.safetensors"
 HELD_OUT_REFERENCE_FILE = "held_out_reference_logps.safetensors"
-FORMAT = 3
+FORMAT = 4
 """Increased when a change of attention, head, packing or torch's setup changes the last bits of a
 log-prob (2: no two threads make the first call of an elementary function; 3: the products of the
-head are float32 also under autocast)."""
+head are float32 also under autocast; 4: torch's attention on a CPU)."""
 UNKNOWN = float("nan")
 _LOGPS, _ENTROPIES = "token_logps", "entropies"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_cli.data.sequences import PairSegments, locate_sequences
-from dpo_cli.models import attention, varlen
+from dpo_cli.models import varlen
 from dpo_cli.models.attention import segment_attention
 from tests.support.attention import dense, random, visible_in
 
@@ -23,13 +23,10 @@ from tests.support.attention import dense, random, visible_in
         [PairSegments(0, 3, 4), PairSegments(3, 4, 0)],
     ],
 )
-@pytest.mark.parametrize(("kept", "block"), [(1 << 23, 128), (1 << 23, 3), (0, 3)])
 def test_packed_rows_match_dense_attention(
-    segments: list[PairSegments], kept: int, block: int, monkeypatch: pytest.MonkeyPatch
+    segments: list[PairSegments], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Output and gradients, for several block sizes, with saved or recomputed attention weights."""
-    monkeypatch.setattr(attention, "_MAX_SAVED_WEIGHTS", kept)
-    monkeypatch.setattr(attention, "_QUERY_BLOCK", block)
+    """Output and gradients, of torch's attention for each sequence and of both GPU kernels."""
     total = sum(pair.total for pair in segments)
     inputs = random(1, 4, total, 8), random(1, 2, total, 8), random(1, 2, total, 9)[..., :6]
     inputs = tuple(tensor.requires_grad_() for tensor in inputs)
@@ -49,8 +46,6 @@ def test_packed_rows_match_dense_attention(
     )
     assert weights is None
     check(output)
-    # The path for dropout and for devices without a kernel; then both kernels.
-    check(attention._packed_flash_attention(*inputs, segments, 0.3, 0.0).transpose(1, 2))
     monkeypatch.setattr(torch.ops, "aten", SimpleNamespace(**PLAIN_KERNELS))
     sequences = locate_sequences(segments)
     for kernel in ("flash", "efficient"):

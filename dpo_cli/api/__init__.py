@@ -137,6 +137,7 @@ def check(
     settings: Settings | None = None,
     *,
     pair: str | None = None,
+    quick: bool = False,
     runs_dir: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Diagnosis:
@@ -146,6 +147,7 @@ def check(
         profile: path of a TOML file, or the name of a shipped profile.
         settings: values that replace those of the profile.
         pair: row to preview, as "7" or "file.jsonl:7"; by default the first that is kept.
+        quick: take no real steps, which is most of the time.
         runs_dir: directory of the runs.
         on_progress: called with phase, done, total and unit.
 
@@ -166,6 +168,7 @@ def check(
         root_of(runs_dir),
         pair,
         on_progress or ignore_progress,
+        takes_steps=not quick,
     )
 
 

@@ -19,6 +19,8 @@ def run_checks(
     runs_root: Path,
     pair: str | None,
     on_progress: OnProgress,
+    *,
+    takes_steps: bool = True,
 ) -> Diagnosis:
     """Check everything that a run of a profile depends on; write nothing.
 
@@ -30,6 +32,7 @@ def run_checks(
         runs_root: directory of runs, also for weights given as "run:NAME".
         pair: row whose pair is shown, as `Places.find` takes it; None for the first pair.
         on_progress: called with phase, done, total (0 if unknown) and unit.
+        takes_steps: also score pairs and take real steps, which is most of the time.
     """
     reporter = Reporter()
     result = check_profile(reporter, path, overrides)
@@ -45,6 +48,13 @@ def run_checks(
 
     import_seconds = time.perf_counter() - start
     checks = TorchChecks(
-        reporter, loaded.profile, wrong_keys, unusable, runs_root, on_progress, import_seconds
+        reporter,
+        loaded.profile,
+        wrong_keys,
+        unusable,
+        runs_root,
+        on_progress,
+        import_seconds,
+        takes_steps,
     )
     return checks.run(pair)

@@ -11,7 +11,7 @@ from typing import Any
 
 from dpo_cli.checks.memory import Peak, check_memory, measure_peak
 from dpo_cli.checks.reporter import Reporter
-from dpo_cli.checks.trial_trainer import TrialTrainer
+from dpo_cli.checks.trial_trainer import Sample, TrialTrainer
 from dpo_cli.compute.device import DTYPES
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.data.tokens import TokenizedPairs
@@ -22,22 +22,14 @@ from dpo_cli.training.reference import CachedReference, open_references
 from dpo_cli.training.sources import OnProgress
 from dpo_cli.training.trainer import pause_seconds
 
-SAMPLES = 6
-MAX_SECONDS = 20.0
-"""Time limit of the measurement; `_MIN_SAMPLES` are taken in any case."""
-_MIN_SAMPLES = 3
-_CPU_MAX_TOKENS, _GPU_MAX_TOKENS = 1 << 13, 1 << 18
+SAMPLES = 3
+"""Timed steps beside that on the longest batch: a short, an average and a long one."""
+MAX_SECONDS = 10.0
+"""Time limit of the measurement; one step is timed in any case."""
+_CPU_MAX_TOKENS, _GPU_MAX_TOKENS = 1 << 12, 1 << 18
 """Tokens of one sample; a larger global batch is cut to its first micro-batches."""
 _SAVED_BYTES_PER_SECOND = 350e6
 """Measured rate of writing, hashing and flushing a checkpoint (benchmarks/RESULTS.md, "Saving")."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One real step: computed tokens, and seconds without the reference."""
-
-    tokens: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -88,10 +80,11 @@ def check_forecast(
     # Before the trial computes anything that could get into the cache.
     is_cached = _reference_is_cached(trial.inputs)
     on_progress("trying the longest batch", 0, 0, "")
-    if not check_memory(reporter, trial):
+    longest = check_memory(reporter, trial)
+    if longest is None:
         reporter.skip("time", "a run that fits into memory")
         return None
-    samples = take_samples(trial, on_progress)
+    samples = [longest, *take_samples(trial, on_progress)]
     peak = measure_peak(reporter, trial, reference_is_cached=is_cached)
     forecast = predict(trial, samples, startup_seconds, is_cached, peak)
     parts = {
@@ -114,21 +107,21 @@ def check_forecast(
 
 
 def take_samples(trial: TrialTrainer, on_progress: OnProgress) -> list[Sample]:
-    """Time real steps on global batches of the first epoch, from short to long ones."""
+    """Time real steps on global batches of the first epoch: average, long and short ones."""
     inputs = trial.inputs
     limit = _CPU_MAX_TOKENS if inputs.device.type == "cpu" else _GPU_MAX_TOKENS
     global_batches = [batch for batch in inputs.order.global_batches() if batch.epoch == 0]
     tokens = [global_batch_tokens(inputs, batch) for batch in global_batches]
     by_tokens = sorted(range(len(global_batches)), key=lambda n: tokens[n])
     count = min(SAMPLES, len(global_batches))
-    # The middle of each sixth of the lengths. Every other one comes first, so that the samples
-    # cover all lengths even if the time is over after three.
+    # The middle of each third of the lengths. The average one comes first, because with the longest
+    # batch it gives a line even if the time is over.
     positions = [int((n + 0.5) / count * len(global_batches)) for n in range(count)]
     samples: list[Sample] = []
     began = time.perf_counter()
-    for number, position in enumerate([*positions[1::2], *positions[::2]]):
+    for number, position in enumerate([*positions[1::2], *positions[::-2]]):
         on_progress("timing steps", number, count, "steps")
-        if number >= _MIN_SAMPLES and time.perf_counter() - began > MAX_SECONDS:
+        if samples and time.perf_counter() - began > MAX_SECONDS:
             break
         batch = _shortened(inputs, global_batches[by_tokens[position]], limit)
         _, seconds = trial.step(batch)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import estimate_memory
-from dpo_cli.checks.trial_trainer import TrialTrainer
+from dpo_cli.checks.trial_trainer import Sample, TrialTrainer
 from dpo_cli.compute.accelerator import module_of
 from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.compute.memory import free_memory, peak_process_bytes
@@ -27,8 +27,8 @@ class Peak:
     device_bytes: int
 
 
-def check_memory(reporter: Reporter, trial: TrialTrainer) -> bool:
-    """Take one real step on the longest batch of the run; return True if it fits into memory.
+def check_memory(reporter: Reporter, trial: TrialTrainer) -> Sample | None:
+    """Take one real step on the longest batch of the run; return None if it does not fit.
 
     On a CPU, a step that is estimated not to fit is not tried, because the system would kill this
     or another process.
@@ -40,13 +40,13 @@ def check_memory(reporter: Reporter, trial: TrialTrainer) -> bool:
         remedy = _remedy(inputs, lambda other: sum(estimate_memory(other)) < free)
         message = f"the longest batch needs an estimated {format_size(estimated)}; {available}"
         reporter.warn("memory-tight", "train.max_tokens_per_forward", message, remedy)
-        return False
-    if _fits(trial, inputs):
-        return True
-    remedy = _remedy(inputs, lambda other: _fits(trial, other))
+        return None
+    if (sample := _try_longest(trial, inputs)) is not None:
+        return sample
+    remedy = _remedy(inputs, lambda other: _try_longest(trial, other) is not None)
     message = f"out of memory in a real step on the longest batch; {available}"
     reporter.error("memory-out", "train.max_tokens_per_forward", message, remedy)
-    return False
+    return None
 
 
 def measure_peak(reporter: Reporter, trial: TrialTrainer, *, reference_is_cached: bool) -> Peak:
@@ -147,17 +147,18 @@ def _remedy(inputs: RunInputs, fits: Callable[[RunInputs], bool]) -> str:
     return "Lower data.max_seq_len, or use a smaller model: not even the longest pair alone fits."
 
 
-def _fits(trial: TrialTrainer, inputs: RunInputs) -> bool:
+def _try_longest(trial: TrialTrainer, inputs: RunInputs) -> Sample | None:
+    """Take one step on the longest batch of `inputs`; return None if memory does not suffice."""
     trainer = replace(trial.trainer, inputs=inputs)
     if inputs.profile.train.activation_checkpointing:
         checkpoint_activations(trainer.policy.model)
     try:
-        trainer.take_step(longest_global_batch(inputs))
+        done, seconds = replace(trial, trainer=trainer).step(longest_global_batch(inputs))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     else:
-        return True
+        return Sample(done.tokens, seconds)
     # Outside of `except`: the traceback holds all tensors of the failed step until the block ends.
     trainer.optimizer.zero_grad(set_to_none=True)
     # The step may have ended within the optimizer: half of its state, and a scaler in the middle of
@@ -167,4 +168,4 @@ def _fits(trial: TrialTrainer, inputs: RunInputs) -> bool:
     gc.collect()
     if inputs.device.type != "cpu":
         module_of(inputs.device.torch_device).empty_cache()
-    return False
+    return None

@@ -40,6 +40,7 @@ from dpo_cli.training.sources import (
 )
 
 _RUN_CODES = ("lr-sum", "saturation", "memory", "time")
+_STEPS = "a check without --quick: tokenizer fit, first loss, gradients, update, memory and time"
 _INPUT_CODES = ("plan", "tokenizer-fit", "first-loss", "gradients", *_RUN_CODES)
 
 
@@ -57,6 +58,7 @@ class TorchChecks:
         runs_root: directory of runs.
         on_progress: called with phase, done, total (0 if unknown) and unit.
         import_seconds: time to import torch and the rest, which a run needs, too.
+        takes_steps: also score pairs and take real steps.
     """
 
     reporter: Reporter
@@ -66,6 +68,7 @@ class TorchChecks:
     runs_root: Path
     on_progress: OnProgress
     import_seconds: float
+    takes_steps: bool = True
 
     def run(self, pair: str | None) -> Diagnosis:
         """Run all checks, from the device to the disk, and return all findings."""
@@ -132,6 +135,11 @@ class TorchChecks:
         """Score pairs and take real steps; return the figures for `dpo check --json`."""
         reporter, on_progress = self.reporter, self.on_progress
         facts: dict[str, Any] = {}
+        if not self.takes_steps:
+            reporter.skip("steps", _STEPS)
+            if not self.wrong_keys:
+                facts["lr_sum"] = asdict(check_lr_sum(reporter, inputs))
+            return facts
         try:
             check_fit(reporter, inputs, on_progress)
             trial = make_trial_trainer(inputs, on_progress)

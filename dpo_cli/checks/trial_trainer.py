@@ -50,6 +50,14 @@ class TimedReference:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One real step: tokens that the policy computes, and seconds without the reference."""
+
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TrialTrainer:
     """Trainer of a fresh run, whose steps are neither saved nor reported."""
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from dpo_cli.checks.check import run_checks
 from dpo_cli.commands.console import print_json, write_output
@@ -32,11 +34,26 @@ def check(
         typer.Option(
             metavar="LINE",
             callback=check_row,
-            help="Preview the pair of this line, or FILE:LINE with several files. Default: the"
-            " first pair that is kept.",
+            help="Show the pair of this line with its loss mask, or FILE:LINE with several files.",
             show_default=False,
         ),
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Take no real steps: first loss, gradients, update, memory and time are not"
+            " checked.",
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Show the first pair with its loss mask, the lengths, and every finding in full.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the findings as JSON, for programs.")
     ] = False,
@@ -53,16 +70,18 @@ def check(
 ) -> None:
     """Check everything a run needs before it starts.
 
-    Reports problems of the profile, files, weights, tokenizer, pairs, masks, first steps, learning
-    rate, time, memory and disk at once, each with a remedy. Writes nothing. Exits with 1 if
-    training would fail or learn nothing, else with 0.
+    Reports all problems of the profile, files, weights, tokenizer, pairs, masks, first steps,
+    learning rate, time, memory and disk, each with a remedy, then one line for each check that
+    passed. Writes nothing. Exits with 1 if training would fail or learn nothing, else with 0.
 
     Example: `dpo check my.toml --set data.max_seq_len=1536 --pair 7`
     """
     path = find_profile(profile, str(profile))
     bar = PhaseBar(SafeConsole(stderr=True, quiet=as_json))
     with bar:
-        diagnosis = run_checks(path, settings or (), runs_root(runs_dir), pair, bar)
+        diagnosis = run_checks(
+            path, settings or (), runs_root(runs_dir), pair, bar, takes_steps=not quick
+        )
     words = [str(profile), *(word for setting in settings or () for word in ("--set", setting))]
     words += ["--runs-dir", str(runs_dir)] if runs_dir else []
     train, again = shlex.join(["dpo", "train", *words]), shlex.join(["dpo", "check", *words])
@@ -72,25 +91,28 @@ def check(
         print_json(report)
     else:
         console = SafeConsole(highlight=False, markup=False, emoji=False)
-        _print_page(console, diagnosis, train, again)
+        shows_pair, lines = verbose or pair is not None, verdict(diagnosis, train, again)
+        _print_page(console, diagnosis, lines, verbose, shows_pair)
         if svg is not None:
             drawn = recording_console(console.width, console.height)
-            _print_page(drawn, diagnosis, train, again)
+            _print_page(drawn, diagnosis, lines, verbose, shows_pair)
             write_output(svg, captured_file(drawn, svg.name, f"dpo check {profile}"))
     if not diagnosis.is_clean:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _print_page(console: Console, diagnosis: Diagnosis, train: str, again: str) -> None:
-    """Print the pair, the lengths, the findings, and the next command."""
-    if diagnosis.preview:
+def _print_page(
+    console: Console, diagnosis: Diagnosis, lines: Sequence[Text], verbose: bool, shows_pair: bool
+) -> None:
+    """Print the pair, the lengths, the findings, and the verdict."""
+    if shows_pair and diagnosis.preview:
         has_color = console.color_system is not None and not console.no_color
         console.print(pair_preview(diagnosis.preview, marks=not has_color))
         console.print()
-    if diagnosis.histograms:
+    if verbose and diagnosis.histograms:
         console.print(lengths_table(diagnosis.histograms))
         console.print()
-    console.print(findings_table(diagnosis.findings))
+    console.print(findings_table(diagnosis.findings, in_full=verbose))
     console.print()
-    for line in verdict(diagnosis, train, again):
+    for line in lines:
         console.print(line, soft_wrap=True)

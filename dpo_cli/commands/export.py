@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dpo_cli.export.export import ExportReport
 
 
-SOON_SECONDS = 60.0
+SOON_SECONDS = 10.0
 """The held-out pairs are evaluated without --evaluate if this takes less."""
 
 
@@ -101,7 +101,7 @@ def export(
         typer.Option(
             "--evaluate/--no-evaluate",
             help="Evaluate the file and the checkpoint on the held-out pairs. Default: yes if it "
-            "takes less than a minute.",
+            "takes less than 10 seconds.",
             show_default=False,
         ),
     ] = None,

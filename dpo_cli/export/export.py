@@ -307,7 +307,12 @@ def _logp_differences(
     """Compute the absolute differences of the log-probs of all response tokens, (N,)."""
     batch = make_batch(pairs, "packed", max_seq_len=0)
     longest = max(len(side.ids) for pair in pairs for side in (pair.chosen, pair.rejected))
-    before = scorer_for(build_model(architecture, trained), longest)
+
+    def scorer(state: StateDict) -> ResponseScorer:
+        model = build_model(architecture, state)
+        return scorer_for(model, longest, is_known=architecture.supports_packing)
+
+    before = scorer(trained)
     if path.is_dir():
         # Without our attention function and weight mapping, as any other user would load it.
         plain = transformers.AutoModelForCausalLM.from_pretrained(
@@ -315,7 +320,7 @@ def _logp_differences(
         )
         after = ResponseScorer(plain, fallback_reason="plain transformers")
     else:
-        after = scorer_for(build_model(architecture, exported), longest)
-    expected, actual = (scorer.eval()(batch).token_logps[batch.mask] for scorer in (before, after))
+        after = scorer(exported)
+    expected, actual = (model.eval()(batch).token_logps[batch.mask] for model in (before, after))
     differences: Tensor = (expected - actual).abs()
     return differences

@@ -38,13 +38,16 @@ _ATTENTION_LAYERS = (_FULL, "sliding_attention", "chunked_attention")
 _WINDOW_SETTINGS = ("sliding_window", "attention_chunk_size", "window_size")
 
 
-def scorer_for(model: PreTrainedModel, longest: int, **options: Any) -> ResponseScorer:
+def scorer_for(
+    model: PreTrainedModel, longest: int, *, is_known: bool = False, **options: Any
+) -> ResponseScorer:
     """Return the fastest exact scorer of a causal language model.
 
     Args:
         model: on the CPU in float32 or float64; built with `attention.NAME`, or with "eager" if its
             class does not accept that.
         longest: length in tokens of the longest sequence that it will score.
+        is_known: packed rows are known to be exact for this architecture, and are not tried.
         options: of `ResponseScorer`.
 
     Returns:
@@ -53,7 +56,7 @@ def scorer_for(model: PreTrainedModel, longest: int, **options: Any) -> Response
     Raises:
         DpoError: no way of scoring agrees with the model's own plain forward.
     """
-    reason = why_not_packed(model, longest)
+    reason = None if is_known else why_not_packed(model, longest)
     if reason is not None:
         _set_attention(model, _exact_own_attention(model, longest))
     return ResponseScorer(model, fallback_reason=reason, **options)

@@ -63,10 +63,9 @@ def make_scorer(inputs: RunInputs, weights: ModelWeights) -> ResponseScorer:
         # log-probs would have other bits than the policy's at step 0.
         "computes_sum_sq_probs": profile.dpo.use_weighting,
     }
-    if architecture.supports_packing:
-        scorer = ResponseScorer(model, **options)
-    else:
-        scorer = scorer_for(model, inputs.longest_sequence, **options)
+    scorer = scorer_for(
+        model, inputs.longest_sequence, is_known=architecture.supports_packing, **options
+    )
     if profile.train.compile:
         compile_blocks(model)
     if profile.train.activation_checkpointing:

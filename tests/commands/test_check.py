@@ -31,8 +31,8 @@ def set_findings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[ob
     def replace(*findings: Finding) -> list[tuple[object, ...]]:
         asked: list[tuple[object, ...]] = []
 
-        def run_checks(*arguments: object) -> Diagnosis:
-            asked.append(arguments[:-1])
+        def run_checks(*arguments: object, takes_steps: bool) -> Diagnosis:
+            asked.append((*arguments[:-1], takes_steps))
             return Diagnosis(findings, PAIR, {"lengths": {1024: {"kept": 8}}})
 
         monkeypatch.setattr("dpo_cli.commands.check.run_checks", run_checks)
@@ -50,7 +50,7 @@ def test_ready_to_train(dpo: Cli, set_findings: SetFindings) -> None:
         *("check", "my.toml", "--set", "a.b=x y", "--pair", "3", "--runs-dir", "elsewhere")
     )
     assert (code, err) == (0, "")
-    assert asked == [(Path("my.toml"), ["a.b=x y"], Path("elsewhere"), "3")]
+    assert asked == [(Path("my.toml"), ["a.b=x y"], Path("elsewhere"), "3", True)]
     lines = out.splitlines()
     assert lines[0].startswith("pair at line 3")
     assert "ok  profile  my.toml  fine" in [line.rstrip() for line in lines]
@@ -58,6 +58,14 @@ def test_ready_to_train(dpo: Cli, set_findings: SetFindings) -> None:
         "ready to train",
         "next: dpo train my.toml --set 'a.b=x y' --runs-dir elsewhere",
     ]
+
+
+def test_the_pair_is_shown_when_asked_for(dpo: Cli, set_findings: SetFindings) -> None:
+    asked = set_findings(OK)
+    assert dpo("check", "my.toml", "--quick")[1].startswith("ok  profile")
+    assert asked[-1][-1] is False
+    for option in (["-v"], ["--verbose"], ["--pair", "3"]):
+        assert dpo("check", "my.toml", *option)[1].startswith("pair at line 3")
 
 
 def test_not_ready_exits_1(dpo: Cli, set_findings: SetFindings) -> None:
@@ -75,7 +83,7 @@ def test_a_picture_of_the_page(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     set_findings(OK, BAD)
-    code, out, err = dpo("check", "my.toml", "--svg", "page.txt")
+    code, out, err = dpo("check", "my.toml", "-v", "--svg", "page.txt")
     assert (code, err) == (1, "")
     heading, *page = (tmp_path / "page.txt").read_text().splitlines()
     # The loss mask is marked on a pipe, and colored in a picture.

@@ -22,22 +22,32 @@ FINDINGS = (
 
 def test_each_finding_with_its_remedy_below() -> None:
     assert shown(findings_table(FINDINGS)).splitlines() == [
-        "ok     profile              my.toml  5 keys stated",
+        "ERROR  checkpoint-unusable  cut off",
+        "                            -> copy it again",
         "WARN   data-malformed       pairs.jsonl  1 row",
         "                            line 3: [no] JSON",
         "                            -> mend it",
-        "ERROR  checkpoint-unusable  cut off",
-        "                            -> copy it again",
         "skip   plan                 needs weights",
+        "ok     profile              my.toml  5 keys stated",
     ]
 
 
-def test_long_messages_stay_in_their_column() -> None:
-    finding = Finding("data", Level.OK, "", "word " * 40)
-    lines = shown(findings_table([finding]), 80).splitlines()
+@pytest.mark.parametrize(("level", "in_full"), [(Level.WARN, False), (Level.OK, True)])
+def test_long_messages_stay_in_their_column(level: Level, in_full: bool) -> None:
+    finding = Finding("data", level, "", "word " * 40)
+    lines = shown(findings_table([finding], in_full=in_full), 80).splitlines()
     assert len(lines) > 2
     assert all(len(line) <= 80 for line in lines)
     assert all(line.startswith(" " * 10) for line in lines[1:])
+
+
+def test_what_is_fine_takes_one_line() -> None:
+    findings = [Finding("data", Level.OK, "", "word " * 40), FINDINGS[1]]
+    *problem, fine = shown(findings_table(findings), 80).splitlines()
+    assert len(problem) == 3
+    assert fine.startswith("ok ")
+    assert fine.endswith("word …")
+    assert len(fine) <= 80
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,27 @@ _LABELS = {
 }
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """Return a table with level, code, message and remedy of each finding."""
+_ORDER = (Level.ERROR, Level.WARN, Level.SKIP, Level.OK)
+
+
+def findings_table(findings: Sequence[Finding], *, in_full: bool = False) -> Table:
+    """Return a table with level, code, message and remedy of each finding, problems first.
+
+    Args:
+        findings: in the order of the checks, which remains among those of one level.
+        in_full: wrap every message; otherwise findings that are no problem get one line each, cut
+            at the width of the console.
+    """
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for finding in findings:
+    for finding in sorted(findings, key=lambda finding: _ORDER.index(finding.level)):
         style = "dim" if finding.level is Level.SKIP else "bold"
-        table.add_row(_LABELS[finding.level], Text(finding.code, style), _finding_text(finding))
+        text = _finding_text(finding)
+        if not in_full and finding.level in (Level.OK, Level.SKIP):
+            text.no_wrap, text.overflow = True, "ellipsis"
+        table.add_row(_LABELS[finding.level], Text(finding.code, style), text)
     return table
 
 

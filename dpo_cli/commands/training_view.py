@@ -15,9 +15,9 @@ from dpo_cli.files import open_for_appending
 from dpo_cli.run import launch
 from dpo_cli.run.background import in_background
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import EventReader
 from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.start import Start
+from dpo_cli.run.thinning import ThinnedReader
 from dpo_cli.ui.terminal.ending import ending_lines
 from dpo_cli.ui.terminal.panel import Panel, has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport
@@ -61,7 +61,7 @@ def train_in_view(start: Start, *, plain: bool, quiet: bool, detach: bool) -> No
 def _train_behind_panel(start: Start, train: Callable[[], ExitCode]) -> ExitCode:
     """Train in the background and show the panel until the run ends or the user leaves."""
     run, console = start.run, plain_console()
-    panel = Panel(run, console, EventReader(run.events_path).read_new)
+    panel = Panel(run, console, ThinnedReader(run.events_path).read_new)
     panel.catch_up()
     panel.view.expect_start()
     code, pid = work_behind_panel(panel, run, start.lock, train)

@@ -12,6 +12,7 @@ from dpo_cli.commands.options import PlainOption, RunArgument, RunsDirOption
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.events import EventReader, history
 from dpo_cli.run.lookup import find_run
+from dpo_cli.run.thinning import ThinnedReader
 from dpo_cli.ui.snapshot import print_panel, read_panel
 from dpo_cli.ui.terminal.panel import REPLAY_KEYS, Panel, has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport
@@ -47,7 +48,7 @@ def watch(
         _print_lines(run)
         return
     if run.holder() is not None:
-        panel = Panel(run, console, EventReader(run.events_path).read_new)
+        panel = Panel(run, console, ThinnedReader(run.events_path).read_new)
         is_over = panel.show(lambda: run.holder() is None)
     elif speed is not None:
         replay = Replay(list(history(run.events_path)), speed)

@@ -20,8 +20,8 @@ _RESUMED = b'{"event": "Resumed"'
 _OPTIMIZER_STEP = re.compile(rb'"optimizer_step": (\d{1,18})\b')
 
 
-def valid_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of valid events, some of which may be damaged.
+def valid_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of valid events, some of which may be damaged, each with its end's offset.
 
     If a resume repeated steps, only the last repetition is valid. The stream is read twice instead
     of being kept in memory: first to find the `Resumed` events, which invalidate earlier lines.
@@ -41,7 +41,7 @@ def valid_lines(path: Path) -> Iterator[bytes]:
         while limits and limits[0][0] <= start:
             limits.popleft()
         if not limits or _optimizer_step(line) <= limits[0][1]:
-            yield line
+            yield start + len(line), line
 
 
 def complete_lines(path: Path, start: int = 0) -> Iterator[tuple[int, bytes]]:

@@ -310,13 +310,18 @@ def from_json(line: str) -> Event | None:
 
 
 class EventReader:
-    """Follows a stream that may still grow; an incomplete last line is read when it is complete."""
+    """Follows a stream that may still grow; an incomplete last line is read when it is complete.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the stream.
+        start: offset of the first line to read.
+    """
+
+    def __init__(self, path: Path, start: int = 0) -> None:
         self.skipped_lines = 0
         """Lines read so far that are no events of this version."""
         self._path = path
-        self._offset = 0
+        self._offset = start
 
     def read_new(self) -> Iterator[Event]:
         """Yield the events appended since the last one that was yielded."""
@@ -331,7 +336,7 @@ class EventReader:
 
 def history(path: Path) -> Iterator[Event]:
     """Yield the valid events: of steps that a resume repeated, only the last repetition."""
-    return filter(None, map(parse_line, valid_lines(path)))
+    return filter(None, (parse_line(line) for _, line in valid_lines(path)))
 
 
 def without_early_steps(path: Path, keep: int) -> Iterator[Event]:

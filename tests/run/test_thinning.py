@@ -10,7 +10,7 @@ import pytest
 
 from dpo_cli.run import thinning
 from dpo_cli.run.events import Event, Resumed, StepDone, history
-from dpo_cli.run.thinning import ThinnedHistory
+from dpo_cli.run.thinning import ThinnedHistory, ThinnedReader
 from dpo_cli.run.view import RunView
 from tests.support import story
 
@@ -74,6 +74,17 @@ def test_the_view_at_a_step(stream: Path, last_step: int | None) -> None:
         assert getattr(thin, name) == getattr(whole, name), name
     assert thin.evaluated["loss"].points == whole.evaluated["loss"].points
     assert set(thin.trained["loss"].points) <= set(whole.trained["loss"].points)
+
+
+def test_following_a_stream_after_its_thinned_past(stream: Path) -> None:
+    lines = stream.read_bytes().splitlines(keepends=True)
+    stream.write_bytes(b"".join(lines[:-9]) + lines[-9][:20])
+    past = list(ThinnedHistory(stream))
+    reader = ThinnedReader(stream)
+    assert list(reader.read_new()) == past
+    assert list(reader.read_new()) == []
+    stream.write_bytes(b"".join(lines))
+    assert list(reader.read_new()) == list(history(stream))[-9:]
 
 
 def test_a_missing_stream(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     except OSError as error:
-        _print_error(error_lines(_system_error(error)))
+        _print_error(error_lines(_system_error(error, "standard output")))
         code = ExitCode.FAILED
     except BaseException as error:  # a panic in Rust code does not inherit from Exception
         _print_error(_bug_lines(error))
@@ -153,16 +153,21 @@ def _print_error(lines: list[Text]) -> None:
             console.print(line, soft_wrap=True)
 
 
-def _system_error(error: OSError) -> DpoError:
-    """Convert an error of the operating system that no caller has converted."""
+def _system_error(error: OSError, where: str = "standard output or a file") -> DpoError:
+    """Convert an error of the operating system that no caller has converted.
+
+    Args:
+        error: its file name is used, if it has one.
+        where: what could not be read or written otherwise.
+    """
     if os.environ.get("DPO_TRACEBACK") == "1":
         traceback.print_exc()
     try:
         os.getcwd()
     except OSError:
         return DpoError("the working directory was removed", "Change to a directory that exists.")
-    # Errors of the standard streams have no file name.
-    where = "standard output" if error.filename is None else os.fsdecode(error.filename)
+    if error.filename is not None:
+        where = os.fsdecode(error.filename)
     return DpoError(
         f"cannot read or write {where}: {error.strerror or error}",
         "Check its permissions and the disk. DPO_TRACEBACK=1 shows where it was used.",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import signal
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
-from dpo_cli.data.trial import in_child
+from dpo_cli.data.trial import OUT_OF_MEMORY, TRIAL_BYTES, in_child
 from dpo_cli.errors import DpoError, first_line
 
 ROWS_PER_BATCH = 64
@@ -22,6 +23,7 @@ _MAX_RATIO = 100
 _MAX_DECOMPRESSED_BYTES, _MAX_STREAM_RATIO = 1 << 29, 200
 """Limits of a gzip or zstd stream: the ratio is checked beyond the first number of bytes."""
 _MAX_VALUES = 1 << 25
+_TRIAL_SECONDS = 10
 _intact: set[tuple[str, int, int, int]] = set()
 """Files whose metadata was read without a crash: path, inode, size and time of each."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -149,7 +151,12 @@ def _try_metadata(path: Path, metadata: Any) -> None:
             _check_chunks(path, metadata)
         return 0
 
-    if in_child(look) < 0:
+    status_of_child = in_child(look, str(path), _TRIAL_SECONDS)
+    if status_of_child in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise _damaged(path, f"its metadata cannot be read within {_TRIAL_SECONDS} seconds")
+    if status_of_child == OUT_OF_MEMORY:
+        raise _damaged(path, f"its metadata needs more than {TRIAL_BYTES >> 20} MiB")
+    if status_of_child < 0:
         raise _damaged(path, "its metadata is inconsistent")
     _intact.add(key)
 

@@ -102,7 +102,7 @@ class TemplateRenderer:
 
     def _try(self, encode: Callable[[str], int]) -> None:
         """Render and encode a few conversations in a child process with limits."""
-        status = in_child(lambda: self._render_probes(encode), _TRIAL_SECONDS)
+        status = in_child(lambda: self._render_probes(encode), "the chat template", _TRIAL_SECONDS)
         if status == OUT_OF_MEMORY or status == -signal.SIGABRT:
             raise self._refused(f"needs more than {TRIAL_BYTES >> 20} MiB for a short text")
         if status == _WRITES_TOO_MUCH:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from dpo_cli.errors import DpoError
 from dpo_cli.parent_death import die_with
 
 TRIAL_BYTES = 1 << 30
@@ -19,8 +20,17 @@ _WALL_SECONDS = 120.0
 _POLL_SECONDS = 0.002
 
 
-def in_child(work: Callable[[], int], seconds: int = 10) -> int:
-    """Call `work` in a fork with limits; return its result, or minus the signal that ended it."""
+def in_child(work: Callable[[], int], subject: str, seconds: int = 10) -> int:
+    """Call `work` in a fork with limits; return its result, or minus the signal that ended it.
+
+    Args:
+        work: returns its exit code.
+        subject: name of the input, for the error.
+        seconds: limit of processor time.
+
+    Raises:
+        DpoError: the child did not get this time within `_WALL_SECONDS`.
+    """
     parent = os.getpid()
     with warnings.catch_warnings():  # the child touches no lock of another thread
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -44,10 +54,10 @@ def in_child(work: Callable[[], int], seconds: int = 10) -> int:
             code = OUT_OF_MEMORY
         finally:
             os._exit(code)
-    return _wait(pid)
+    return _wait(pid, subject)
 
 
-def _wait(pid: int) -> int:
+def _wait(pid: int, subject: str) -> int:
     deadline = time.monotonic() + _WALL_SECONDS
     try:
         while True:
@@ -56,8 +66,12 @@ def _wait(pid: int) -> int:
                 return os.waitstatus_to_exitcode(status)
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
-                deadline = float("inf")
+                os.waitpid(pid, 0)
+                raise DpoError(
+                    f"{subject} could not be tried within {_WALL_SECONDS:g} seconds",
+                    "Try again when the machine and the disk are less busy.",
+                )
             time.sleep(_POLL_SECONDS)
-    except BaseException:  # Ctrl-C
+    except KeyboardInterrupt:
         os.kill(pid, signal.SIGKILL)
         raise

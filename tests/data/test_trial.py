@@ -7,14 +7,28 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
+from dpo_cli.data import trial
 from dpo_cli.data.trial import OUT_OF_MEMORY, in_child
+from dpo_cli.errors import DpoError
 from tests.support.cli import HANG_SECONDS
 
 
 def test_result_and_signals() -> None:
-    assert in_child(lambda: 7) == 7
-    assert in_child(lambda: os.kill(os.getpid(), signal.SIGSEGV) or 0) == -signal.SIGSEGV
-    assert in_child(lambda: len(bytearray(4 << 30))) == OUT_OF_MEMORY
+    assert in_child(lambda: 7, "it") == 7
+    assert in_child(lambda: os.kill(os.getpid(), signal.SIGSEGV) or 0, "it") == -signal.SIGSEGV
+    assert in_child(lambda: len(bytearray(4 << 30)), "it") == OUT_OF_MEMORY
+
+
+def test_a_trial_that_gets_no_processor_time_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trial, "_WALL_SECONDS", 0.0)
+    with pytest.raises(DpoError, match=r"pairs\.parquet could not be tried within 0 seconds"):
+        in_child(lambda: time.sleep(HANG_SECONDS) or 0, "pairs.parquet")
+    with pytest.raises(ChildProcessError):  # none is left
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_a_trial_ends_with_its_parent(tmp_path: Path) -> None:
@@ -28,7 +42,7 @@ def test_a_trial_ends_with_its_parent(tmp_path: Path) -> None:
     parent = os.fork()
     if not parent:
         try:
-            in_child(note_and_wait)
+            in_child(note_and_wait, "it")
         finally:
             os._exit(0)
     deadline = time.monotonic() + HANG_SECONDS

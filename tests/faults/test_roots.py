@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.export import export_run
 from dpo_cli.run import launch
@@ -19,6 +21,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Exported, Resumed, history
 from dpo_cli.run.lookup import find_run, find_runs
+from dpo_cli.training.nan_dump import write_nan_dump
 from dpo_cli.training.reference import REFERENCE_FILE
 from tests.support import workers
 from tests.support.cli import Run, dpo, set_options
@@ -244,6 +247,20 @@ def test_a_checkpoint_that_leads_elsewhere(
     workers.assert_equal(half, whole)
     assert_untouched(outside)
     assert os.listdir(half.checkpoints_path) == ["step-00000012"]
+
+
+@pytest.mark.parametrize("linked", ["non_finite", "non_finite/step-7"])
+def test_a_dump_is_not_written_through_a_link(tmp_path: Path, outside: Path, linked: str) -> None:
+    directory = tmp_path / "run" / "non_finite" / "step-7"
+    link = tmp_path / "run" / linked
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside.parent)
+    names = sorted(os.listdir(outside.parent))
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        write_nan_dump(directory, GlobalBatch(0, 0, ((0,),)), [1], [math.nan], Any)
+    assert caught.value.filename == str(link)
+    assert_untouched(outside)
+    assert sorted(os.listdir(outside.parent)) == names
 
 
 # --- links at an export's place ---------------------------------------------------------------

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 import torch
 
@@ -19,6 +22,7 @@ ON_GPU = [
 ON_CPU = [
     MemoryError(),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("could not create a primitive"),  # oneDNN
 ]
 
 
@@ -30,6 +34,13 @@ def test_a_lack_of_memory_is_explained(error: Exception) -> None:
     assert "train.max_tokens_per_forward" in explained.remedy
     assert "train.batch_size" in explained.remedy
     assert ("nvidia-smi" in explained.remedy) == (error in ON_GPU)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_an_error_of_the_disk_names_its_file(number: int) -> None:
+    explained = explain(OSError(number, os.strerror(number), "weights.pth"))
+    assert explained is not None
+    assert explained.message == f"weights.pth: {os.strerror(number)}"
 
 
 @pytest.mark.parametrize(

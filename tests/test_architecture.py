@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import REPOSITORY, environment
+from tests.support.cli import HANG_SECONDS, REPOSITORY, environment
 
 PACKAGE = REPOSITORY / "dpo_cli"
 HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
@@ -174,7 +174,7 @@ def test_help_loads_neither_torch_nor_the_schema() -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert result.returncode == 0, result.stderr

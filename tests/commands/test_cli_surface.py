@@ -14,6 +14,7 @@ import typer.main
 from dpo_cli import __version__, app
 from dpo_cli.commands.group import load_command
 from dpo_cli.errors import DpoError, ExitCode, NoSpaceError, UsageError
+from tests.support.cli import HANG_SECONDS
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
 
@@ -23,7 +24,7 @@ def dpo(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         [sys.executable, "-m", "dpo_cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         env=os.environ | environment,
     )
 

@@ -27,6 +27,7 @@ from dpo_cli.run.events import (
 )
 from tests.commands.conftest import Cli
 from tests.support import story
+from tests.support.cli import HANG_SECONDS
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -286,7 +287,7 @@ def opened(path: Path) -> tuple[str, list[str]]:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=True,
     )
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

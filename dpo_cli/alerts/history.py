@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from dpo_cli.run.events import Evaluated, StepDone
+from dpo_cli.run.events import ACCURACY, Evaluated, StepDone
 
 WINDOW = 20
 """Number of steps in the first and in the current mean: 80 pairs at four pairs per step."""
@@ -110,10 +110,11 @@ class RunHistory:
     @property
     def accuracy(self) -> float | None:
         """Reward accuracy of the recent pairs; None if they are too few."""
-        pairs = sum(step.pairs for step in self.recent)
+        steps = [step for step in self.recent if ACCURACY in step.metrics]
+        pairs = sum(step.pairs for step in steps)
         if pairs < ACCURACY_PAIRS:
             return None
-        return sum(s.metrics["rewards/accuracies"] * s.pairs for s in self.recent) / pairs
+        return sum(s.metrics[ACCURACY] * s.pairs for s in steps) / pairs
 
     def weights_moved_after(self, progress: float, facts: RunFacts) -> float | None:
         """Return the share of changed weights if the last step measured it; None if too early.

@@ -49,6 +49,12 @@ class Event:
 EVALUATION = "evaluation"
 """Name of the phase that evaluates the held-out pairs, before the first step or between steps."""
 
+ACCURACY = "rewards/accuracies"
+"""Name of the share of pairs with the higher reward for chosen; a tie counts half. Metrics of a
+policy that equals its reference do not have it: all pairs tie."""
+TIES = "rewards/ties"
+"""Name of the share of pairs whose rewards differ by no more than rounding."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStarted(Event):
@@ -112,12 +118,13 @@ class StepDone(Event):
         step: micro-batches done, counted from 1 as in the reference script.
         losses: loss of each micro-batch, before the division by `accumulation_steps`.
         metrics: means over the pairs of the global batch: loss, rewards/chosen, rewards/rejected,
-            rewards/margins, rewards/accuracies, logps/chosen and logps/rejected (reduced as the
-            profile says), margin_per_token and kl (nats per response token; only if the loss needs
-            a reference; a margin within rounding of 0 counts as not accurate), grad_norm (before
-            clipping), aux_loss (mixtures of experts only), and
-            weights_moved at the first step, each log_interval and the last step: the share of
-            weights whose half-precision value differs from the starting weights.
+            rewards/margins, rewards/accuracies (a margin within rounding of 0 is a tie and counts
+            half; left out if all pairs tie), rewards/ties (share of ties), logps/chosen and
+            logps/rejected (reduced as the profile says), margin_per_token and kl (nats per response
+            token; only if the loss needs a reference), grad_norm (before clipping), aux_loss
+            (mixtures of experts only), and weights_moved at the first step, each log_interval and
+            the last step: the share of weights whose half-precision value differs from the starting
+            weights.
         tokens: positions computed, padding included.
         padding_tokens: positions that are padding.
         is_skipped: the gradient was not finite and the weights were not updated.

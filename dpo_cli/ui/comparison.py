@@ -13,14 +13,13 @@ from dpo_cli.profile.resolved import values_affecting
 from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.eval_config import split_of
-from dpo_cli.run.events import Evaluated
+from dpo_cli.run.events import ACCURACY, Evaluated
 from dpo_cli.run.plan import Plan
 from dpo_cli.run.summary import RunSummary
 from dpo_cli.run.view import RunState, RunView
 
-METRICS = ("loss", "rewards/accuracies", "rewards/margins", "margin_per_token", "kl")
+METRICS = ("loss", ACCURACY, "rewards/margins", "margin_per_token", "kl")
 """Metrics of each run, over its last steps and over the held-out pairs."""
-ACCURACY = "rewards/accuracies"
 
 _DIGEST_DIGITS = 8
 

@@ -167,7 +167,7 @@ def evaluated(step: int) -> Event:
         "rewards/chosen": 0.2 * share,
         "rewards/rejected": -0.5 * share,
         "rewards/margins": 0.7 * share,
-        "rewards/accuracies": 0.48 + 0.35 * share,
+        **({"rewards/accuracies": 0.48 + 0.35 * share} if step else {"rewards/ties": 1.0}),
         "margin_per_token": 0.014 * share,
         "kl": 0.0021 * share,
         "logps/accuracies": 0.52 + 0.2 * share,
@@ -176,8 +176,12 @@ def evaluated(step: int) -> Event:
         name: {
             "pairs": pairs,
             **metrics,
-            "rewards/accuracies/low": metrics["rewards/accuracies"] - 1 / pairs**0.5,
-            "rewards/accuracies/high": min(1.0, metrics["rewards/accuracies"] + 1 / pairs**0.5),
+            **{
+                f"rewards/accuracies/{end}": min(1.0, accuracy + sign / pairs**0.5)
+                for accuracy in [metrics.get("rewards/accuracies")]
+                if accuracy is not None
+                for end, sign in (("low", -1), ("high", 1))
+            },
         }
         for name, pairs in (
             ("all", 40.0),
@@ -254,6 +258,9 @@ def contender(settings: dict[str, Any], lead: float = 0.0, pairs: int = 40) -> I
             case Planned():
                 yield dataclasses.replace(event, plan=plan)
             case Evaluated():
+                if not event.step:
+                    yield dataclasses.replace(event, pairs=pairs)
+                    continue
                 share = event.step / STEPS
                 wins = round((event.metrics["rewards/accuracies"] + lead * share) * pairs)
                 metrics = {"loss": event.metrics["loss"] - lead * share}

@@ -54,7 +54,7 @@ _KEYS_HELP = (
 )
 _METRICS_HELP = (
     ("loss", "for DPO ln 2 = 0.693 while policy and reference are equal"),
-    ("accuracy", "share with a higher reward for chosen; ties do not count"),
+    ("accuracy", "share with a higher reward for chosen; ties count half"),
     ("reward", "beta x (policy log-prob - reference log-prob)"),
     ("margin", "reward of the chosen minus reward of the rejected answer"),
     ("margin/token", "(chosen - rejected log-ratio) in nats per token, without beta"),

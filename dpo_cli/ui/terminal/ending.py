@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.text import Text
 
-from dpo_cli.formatting import format_duration
-from dpo_cli.run.events import Completed, Failed, Stopped, WorkerEnded
+from dpo_cli.formatting import format_duration, format_number
+from dpo_cli.run.events import ACCURACY, Completed, Failed, Stopped, WorkerEnded
 from dpo_cli.run.exit_reason import exit_text, rank_ending
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.plain import alert_lines, completed_lines, stopped_lines
@@ -21,7 +21,8 @@ def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]
         lines.append(
             Text(
                 f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}, accuracy "
-                f"{before['rewards/accuracies']:.2f} -> {after['rewards/accuracies']:.2f}, "
+                f"{format_number(before.get(ACCURACY), '.2f')} -> "
+                f"{format_number(after.get(ACCURACY), '.2f')}, "
                 f"in {format_duration(view.elapsed_seconds(view.time))}"
             )
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from dpo_cli.formatting import format_count, format_percent, format_size
+from dpo_cli.formatting import format_count, format_number, format_percent, format_size
 from dpo_cli.run.events import Alert
 from dpo_cli.ui.terminal.plain import alert_lines
 
@@ -48,7 +48,7 @@ def held_out_line(in_file: Mapping[str, float], in_state: Mapping[str, float]) -
     """
 
     def both(metric: str, form: str) -> str:
-        return f"{in_file[metric]:{form}} vs. {in_state[metric]:{form}}"
+        return " vs. ".join(format_number(each.get(metric), form) for each in (in_file, in_state))
 
     return Text(
         f"held-out ({format_count(int(in_file['pairs']), 'pair')}), file vs. training state: "

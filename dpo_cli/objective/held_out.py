@@ -5,13 +5,17 @@ Shape legend: P or K pairs, S = 2P sequences (chosen first, then rejected), T ti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isfinite
+
 import torch
 from torch import Tensor
 
-from dpo_cli.intervals import Z, wilson_interval
+from dpo_cli.intervals import wilson_interval
 from dpo_cli.objective.logps import sequence_logps, to_float64_device
 from dpo_cli.objective.losses import PAIR_METRICS, drop_undefined_accuracy, score_pairs
 from dpo_cli.objective.ties import preferences, rounding_bounds
+from dpo_cli.paired import effective_count, estimate_mean
 from dpo_cli.profile.objective import Dpo
 
 HELD_OUT_METRICS = (
@@ -102,25 +106,27 @@ def means(table: Tensor) -> dict[str, float]:
     return means
 
 
-def summarize(table: Tensor) -> dict[str, float]:
+def summarize(table: Tensor, prompts: Sequence[int] | None = None) -> dict[str, float]:
     """Return means over K pairs, their 95 % intervals as NAME/low and NAME/high, and "pairs".
 
     An interval is the uncertainty of the mean over other pairs from the same source. A share has a
-    Wilson interval, which is valid for few pairs and near 0 and 1. Other metrics have a normal
-    interval, mean +- 1.96 standard errors, which is slightly too narrow below about 30 pairs and is
-    not defined for a single pair.
+    Wilson interval, which is valid for few pairs and near 0 and 1. Other metrics have Student's
+    interval, which is not defined for a single prompt. Pairs with the same prompt count as a
+    cluster in both.
 
     Args:
         table: (K, M), from `score_held_out_pairs`.
+        prompts: label of each pair's prompt; None if no prompt repeats.
     """
     pairs = len(table)
     summary = {"pairs": float(pairs)}
     columns = dict(zip(HELD_OUT_METRICS, table.T, strict=True))
     for name, mean in means(table).items():
         summary[name] = mean
+        values = columns[name].tolist()
         if name in SHARES:
-            summary[name + LOW], summary[name + HIGH] = wilson_interval(mean, pairs)
-        elif pairs > 1:
-            half_width = Z * float(columns[name].std()) / pairs**0.5
-            summary[name + LOW], summary[name + HIGH] = mean - half_width, mean + half_width
+            count = effective_count(values, prompts)
+            summary[name + LOW], summary[name + HIGH] = wilson_interval(mean, count)
+        elif isfinite((estimate := estimate_mean(values, prompts)).low):
+            summary[name + LOW], summary[name + HIGH] = estimate.low, estimate.high
     return summary

@@ -54,6 +54,11 @@ ACCURACY = "rewards/accuracies"
 policy that equals its reference do not have it: all pairs tie."""
 TIES = "rewards/ties"
 """Name of the share of pairs whose rewards differ by no more than rounding."""
+RANKING = "logps/accuracies"
+"""Name of the share of pairs with the higher policy log-prob for chosen."""
+ACCURACIES = (ACCURACY, RANKING)
+COMPARED_METRICS = (*ACCURACIES, "loss", "rewards/margins", "margin_per_token")
+"""Metrics of each held-out pair in which models and runs are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from dpo_cli.compute.device import DTYPES
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import ProcessGroup, StartCancelledError
 from dpo_cli.errors import DpoError
+from dpo_cli.paired import ModelScores
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.event_writer import EventWriter, NullEventWriter
@@ -24,6 +25,7 @@ from dpo_cli.run.events import (
     StepDone,
     history,
 )
+from dpo_cli.run.held_out_scores import write_scores
 from dpo_cli.training.checkpointing import rng_states, state_bytes
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.nan_dump import has_nan_dump, write_nan_dump
@@ -80,6 +82,11 @@ class RunHooks:
         events = history(self.run.events_path)
         if all(event.code != alert.code for event in events if isinstance(event, Alert)):
             self.events.append(alert)
+
+    def keep_scores(self, optimizer_step: int, scores: ModelScores) -> None:
+        """Store the metrics of each held-out pair; before the event, which promises them."""
+        if self.group.is_main:
+            write_scores(self.run.held_out_path, optimizer_step, scores)
 
     def requests(self) -> set[str]:
         """Take the request of the control file, and a stop that a signal requested."""

@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_cli.formatting import MISSING, format_count, format_number, format_with_interval
-from dpo_cli.intervals import Z, difference_interval
+from dpo_cli.intervals import Z
 from dpo_cli.printable import one_line
 from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.text import show_path
-from dpo_cli.run.events import ACCURACY, TIES
+from dpo_cli.run.events import ACCURACY, RANKING, TIES
+from dpo_cli.ui.significance import comparison_note
 from dpo_cli.ui.terminal.plain import think_blocks
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ Figures = Mapping[str, float]
 Cell = Callable[[Figures], str]
 
 ALL = "all"
-RANKING = "logps/accuracies"
-"""Share of pairs with a higher policy log-prob for the chosen answer."""
 _HEADINGS = {ACCURACY: "accuracy", RANKING: "ranking"}
 _NAMES = {ACCURACY: "accuracy", RANKING: "ranking accuracy"}
 _FIGURES = (
@@ -151,7 +150,11 @@ def notes(evaluation: Evaluation) -> list[str]:
     for letter, model in models.items():
         lines.append(_subject([letter], models) + _verdict(model.groups[ALL]))
     if len(models) > 1:
-        return lines + list(_indistinguishable(models))
+        letters = list(models)
+        return lines + [
+            comparison_note(letters[each.model], letters[each.other], each.result)
+            for each in evaluation.comparisons
+        ]
     return lines + list(_small_groups(evaluation.models[0].groups))
 
 
@@ -201,21 +204,6 @@ def _is_decided(figures: Figures, name: str) -> bool:
     return not figures[f"{name}/low"] <= _CHANCE <= figures[f"{name}/high"]
 
 
-def _indistinguishable(models: Mapping[str, EvaluatedModel]) -> Iterator[str]:
-    """Yield the models that so many pairs cannot distinguish from the last one."""
-    *others, (last, metrics) = ((letter, model.groups[ALL]) for letter, model in models.items())
-    name, pairs = _decisive(metrics), int(metrics["pairs"])
-    for letter, figures in others:
-        if _is_reference(figures) or _is_reference(metrics):
-            continue
-        low, high = difference_interval(metrics[name], pairs, figures[name], pairs)
-        if low <= 0 <= high:
-            yield (
-                f"{format_count(pairs, 'pair')} are too few to distinguish {last} from {letter} by"
-                f" {_NAMES[name]} (95 %: {low:+.2f} to {high:+.2f})"
-            )
-
-
 def _decisive(figures: Figures) -> str:
     return ACCURACY if ACCURACY in figures else RANKING
 
@@ -237,5 +225,6 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "tokenizer": str(profile.model.tokenizer or ""),
         "device": evaluation.device,
         "dtype": evaluation.dtype,
+        "comparisons": [dataclasses.asdict(each) for each in evaluation.comparisons],
         "notes": notes(evaluation),
     }

@@ -52,15 +52,15 @@ def pairs_to_settle(results: Iterable[PairedComparison]) -> int | None:
 def _split(test: Preference) -> str:
     if not test.ahead + test.behind:
         return f"right about the same {test.unit}s"
-    counts = f"{format_count(test.ahead, test.unit)} to {test.behind:,}, p = {format_p(test.p)}"
+    counts = f"{format_count(test.ahead, test.unit)} to {test.behind:,}, {_p(test.p)}"
     if test.is_significant:
         return f"{counts}, significant"
-    return f"{counts}{_still_needed(', ', test.more_pairs) or ', not distinguishable'}"
+    settles = _still_needed(", ", test.more_pairs)
+    return f"{counts}{f'{settles} at 95 %' if settles else ', not distinguishable'}"
 
 
-def format_p(p: float) -> str:
-    """Return a probability with two digits: 0.034; small ones as <0.001."""
-    return "<0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def _still_needed(before: str, pairs: int | None) -> str:

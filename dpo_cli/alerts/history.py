@@ -14,8 +14,6 @@ WINDOW = 20
 """Number of steps in the first and in the current mean: 80 pairs at four pairs per step."""
 LONG_WINDOW = 200
 """Number of recent steps kept in memory."""
-ACCURACY_PAIRS = 200
-"""Pairs that an accuracy needs; its standard error is 0.035 then."""
 SIGNIFICANT = 3.0
 """Changes below this many standard errors count as noise: each step has different pairs."""
 _USUAL_LOSSES = 50
@@ -108,13 +106,11 @@ class RunHistory:
         return change if abs(change) > SIGNIFICANT * error else 0.0
 
     @property
-    def accuracy(self) -> float | None:
-        """Reward accuracy of the recent pairs; None if they are too few."""
+    def accuracy(self) -> tuple[float, int] | None:
+        """Reward accuracy of the recent pairs, and their number; None without any."""
         steps = [step for step in self.recent if ACCURACY in step.metrics]
         pairs = sum(step.pairs for step in steps)
-        if pairs < ACCURACY_PAIRS:
-            return None
-        return sum(s.metrics[ACCURACY] * s.pairs for s in steps) / pairs
+        return (sum(s.metrics[ACCURACY] * s.pairs for s in steps) / pairs, pairs) if pairs else None
 
     def weights_moved_after(self, progress: float, facts: RunFacts) -> float | None:
         """Return the share of changed weights if the last step measured it; None if too early.

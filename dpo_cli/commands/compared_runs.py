@@ -44,6 +44,8 @@ def compared_run(letter: str, run: RunDirectory, events: Iterable[Event]) -> Com
     """Summarize a run and its events for a comparison."""
     view = RunView.of(events)
     settings = view.plan.settings if view.plan else {}
-    step = view.held_out.optimizer_step if view.held_out else None
-    scores = None if step is None else read_scores(run.held_out_path, step)
-    return ComparedRun(letter, summarize(run), view, settings, scores)
+    scores, start_scores = (
+        read_scores(run.held_out_path, evaluation.optimizer_step) if evaluation else None
+        for evaluation in (view.held_out, view.held_out_start)
+    )
+    return ComparedRun(letter, summarize(run), view, settings, scores, start_scores)

@@ -176,7 +176,7 @@ class Evaluated(Event):
     groups: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-class Sample(TypedDict):
+class SampleTexts(TypedDict):
     """Held-out prompt with the greedy answers of policy and reference, which may be cut.
 
     `place` is the name of the pair's row, `prompt` the rendered text.
@@ -186,6 +186,12 @@ class Sample(TypedDict):
     prompt: str
     policy: str
     reference: str
+
+
+class Sample(SampleTexts, total=False):
+    """Sample with the last user turn, without the markup of the chat template."""
+
+    question: str
 
 
 @dataclass(frozen=True, kw_only=True)

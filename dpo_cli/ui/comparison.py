@@ -36,6 +36,7 @@ class ComparedRun:
         view: state gathered from the events.
         settings: resolved profile, as nested tables.
         scores: metrics of each held-out pair at the last evaluation; None if they are not stored.
+        start_scores: the same at the first evaluation.
     """
 
     letter: str
@@ -43,6 +44,7 @@ class ComparedRun:
     view: RunView
     settings: Mapping[str, Any]
     scores: ModelScores | None = None
+    start_scores: ModelScores | None = None
 
     @property
     def name(self) -> str:

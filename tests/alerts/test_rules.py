@@ -14,6 +14,7 @@ import pytest
 
 from dpo_cli.alerts.history import WINDOW, RunFacts
 from dpo_cli.alerts.rules import RULES, AlertRules
+from dpo_cli.intervals import wilson_interval
 from dpo_cli.profile.recipe import BETA, saturation_margin, suggest_lr_and_beta
 from dpo_cli.run.events import Alert, Evaluated, Event, Progress, StepDone, WorkerStarted
 
@@ -170,16 +171,24 @@ def test_a_loss_that_fell_once_and_a_run_too_short_to_tell() -> None:
 
 
 def test_an_accuracy_that_stays_at_a_half() -> None:
-    """The accuracy is checked once there are 200 pairs, at 4 a step."""
+    """The interval ends below 0.55 once there are about 400 pairs, at 4 a step."""
     tossed = list(
         steps(
             lambda n: {
                 "loss": 0.7 + 0.02 * math.sin(n - 1),
                 "rewards_accuracies": 0.25 + 0.5 * (n % 2),
-            }
+            },
+            last=240,
         )
     )
-    assert alerts_of(tossed) == [(50, "accuracy-stuck")]
+    long = replace(FACTS, optimizer_steps=240)
+    [(step, code)] = alerts_of(tossed, long)
+    assert code == "accuracy-stuck"
+    pairs = [each for each in range(2, 201) if wilson_interval(0.5, 4 * each)[1] < 0.55]
+    assert pairs[0] <= step <= pairs[0] + 5
+    message = text(tossed, "accuracy-stuck", long).message
+    assert f"the accuracy of the last {4 * step} pairs is 0.50 (95 %: 0.45 to 0.55)" in message
+    assert alerts_of(tossed[:60]) == []  # 0.5 on 240 pairs: a run that learns may read as much
     better = [replace(e, metrics={**e.metrics, "rewards/accuracies": 0.55}) for e in tossed]
     assert alerts_of(better) == []
 

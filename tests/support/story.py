@@ -293,8 +293,8 @@ def write(root: Path, name: str, *events: Event) -> RunDirectory:
     lines = [to_json(event) + "\n" for event in events]
     run.events_path.write_text("".join(lines), encoding="utf-8")
     evaluations = [event for event in events if isinstance(event, Evaluated)]
-    if evaluations:
-        write_scores(run.held_out_path, evaluations[-1].optimizer_step, scores(evaluations[-1]))
+    for event in evaluations:
+        write_scores(run.held_out_path, event.optimizer_step, scores(event))
     if any(isinstance(event, Completed) for event in events):
         run.mark_completed(optimizer_step=STEPS // 2, weights="rlhf_512.pth")
     return run

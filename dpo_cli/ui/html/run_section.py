@@ -155,7 +155,7 @@ class RunSection:
             ("held-out pairs", f"{plan.pairs.held_out:,}"),
             ("skipped rows", f"{plan.pairs.skipped_rows:,}"),
             ("columns not read", ", ".join(plan.pairs.unread_columns) or "none"),
-            ("maximum length", f"{plan.setting('data.max_seq_len'):,} tokens"),
+            ("data.max_seq_len", f"{plan.setting('data.max_seq_len'):,} tokens"),
         ]
         tokens, trained = totals.tokens, totals.pairs
         if tokens and trained:

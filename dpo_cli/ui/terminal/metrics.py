@@ -8,9 +8,9 @@ from math import nan
 
 from rich.text import Text
 
-from dpo_cli.formatting import MISSING, format_duration, format_number, format_size
+from dpo_cli.formatting import MISSING, format_count, format_duration, format_number, format_size
 from dpo_cli.run.events import ACCURACY, Evaluated
-from dpo_cli.run.view import RECENT_STEPS, RunView
+from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.layout import Block, fit
 
 _LABEL_WIDTH, _COLUMN_WIDTH = 12, 11
@@ -29,7 +29,14 @@ _METRICS = {
 
 GROUPS_TITLE = "held-out pairs, 95 % intervals"
 _GROUP_WIDTHS = (6, 15, 13)
-TITLE = f"metrics (train: last {RECENT_STEPS} steps)"
+
+
+def metrics_title(view: RunView) -> str:
+    """Return the title of the metrics, with the number of steps that the means are of."""
+    steps = len(view.recent)
+    if not steps:
+        return "metrics"
+    return f"metrics (train: last {format_count(steps, 'step')})"
 
 
 def metrics_table(view: RunView, width: int) -> Block:

@@ -262,11 +262,11 @@ def _interval(event: Evaluated, metric: str) -> str:
 
 
 def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Text]:
-    """Return prompts with the answers of policy and reference, truncated if wanted."""
+    """Return questions with the answers of policy and reference, truncated if wanted."""
     lines = []
     for sample in event.samples:
         texts = (
-            (sample["place"], sample["prompt"]),
+            (sample["place"], sample.get("question", sample["prompt"])),
             ("  reference", sample["reference"]),
             ("  policy", sample["policy"]),
         )

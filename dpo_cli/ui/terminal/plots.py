@@ -107,7 +107,8 @@ def loss_plot(plan: Plan | None) -> Plot:
     start = plan.loss_at_start if plan else _LN_2
     level = None
     if start is not None:
-        level = Level(start, "ln 2" if math.isclose(start, _LN_2) else f"{start:.4g}")
+        is_ln_2 = math.isclose(start, _LN_2)
+        level = Level(start, "ln 2", "0.693") if is_ln_2 else Level(start, f"{start:.4g}")
     return train_and_held_out("loss", "loss", level, 0.01)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpo_cli.formatting import format_count
-from dpo_cli.paired import MeanEstimate, estimate_mean
+from dpo_cli.paired import MeanEstimate, ModelScores, estimate_mean
 from dpo_cli.run.events import Evaluated
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.significance import difference
@@ -21,7 +21,7 @@ def outcome(run: ComparedRun) -> list[str]:
         return ["No pairs were held out, so nothing shows whether the run worked on other pairs."]
     if start is None or now.step <= start.step:
         return []
-    sentences = [_loss(start, now, _change(run, start))]
+    sentences = [_loss(start, now, loss_change(run.scores, run.start_scores))]
     if run.accuracy is not None:
         share, (low, high) = run.accuracy
         verdict = "it may be chance (0.50)"
@@ -47,11 +47,12 @@ def _loss(start: Evaluated, now: Evaluated, change: MeanEstimate | None) -> str:
     return f"It did harm: {pairs} rose {how}."
 
 
-def _change(run: ComparedRun, start: Evaluated) -> MeanEstimate | None:
-    """Return the change of the loss since the start, pair by pair; None without stored scores."""
-    if run.scores is None or run.start_scores is None:
+def loss_change(now: ModelScores | None, start: ModelScores | None) -> MeanEstimate | None:
+    """Return the change of the held-out loss since the start, pair by pair.
+
+    None if the scores of an evaluation are not stored, or are those of other pairs.
+    """
+    if now is None or start is None or list(now.prompts) != list(start.prompts):
         return None
-    if list(run.scores.prompts) != list(run.start_scores.prompts):
-        return None
-    losses = zip(run.scores.metrics["loss"], run.start_scores.metrics["loss"], strict=True)
-    return estimate_mean([now - before for now, before in losses], run.scores.clusters)
+    losses = zip(now.metrics["loss"], start.metrics["loss"], strict=True)
+    return estimate_mean([after - before for after, before in losses], now.clusters)

@@ -33,6 +33,7 @@ class RunFacts:
         saturation_margin: see `dpo_cli.profile.recipe.saturation_margin`.
         export_dtype: dtype of the exported weights file.
         state_bytes: bytes that one save writes.
+        threads: number of CPU threads.
         rows_of: maps optimizer step (from 1) and micro-batch (from 0) to the names of its rows.
     """
 
@@ -45,6 +46,7 @@ class RunFacts:
     saturation_margin: float
     export_dtype: str
     state_bytes: int
+    threads: int
     rows_of: Callable[[int, int], str]
 
 

@@ -133,6 +133,7 @@ class StepDone(Event):
         tokens: positions computed, padding included.
         padding_tokens: positions that are padding.
         is_skipped: the gradient was not finite and the weights were not updated.
+        cpu_seconds: CPU time of the main thread; 0 if a GPU computes.
         rank_seconds: computing time of each rank, without waiting for other ranks; empty with one
             rank.
         rank_bytes: memory of each rank, on the GPU if it has one; empty with one rank.
@@ -151,6 +152,7 @@ class StepDone(Event):
     process_bytes: int
     device_bytes: int
     is_skipped: bool = False
+    cpu_seconds: float = 0.0
     rank_seconds: tuple[float, ...] = ()
     rank_bytes: tuple[int, ...] = ()
 

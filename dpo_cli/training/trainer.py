@@ -152,7 +152,7 @@ class Trainer:
             DpoError: a loss or gradient is not finite, and `train.nan_policy` is "stop"; the
                 weights are unchanged.
         """
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.thread_time()
         metrics = StepMetrics(global_batch.micro_batches)
         self.policy.train()
         if forwards is None:
@@ -210,6 +210,7 @@ class Trainer:
             process_bytes=process_bytes(),
             device_bytes=self.inputs.device.peak_bytes(),
             is_skipped=is_skipped,
+            cpu_seconds=time.thread_time() - cpu_began if self.device.type == "cpu" else 0.0,
             **rank_figures(self.group, self.inputs.device, busy_seconds),
         )
 

@@ -50,7 +50,10 @@ def trained(
 
 
 def alerts(run: RunDirectory) -> list[Alert]:
-    return [event for event in EventReader(run.events_path).read_new() if isinstance(event, Alert)]
+    """Return the alerts of a run, without that about other processes on this machine."""
+    events = EventReader(run.events_path).read_new()
+    found = [event for event in events if isinstance(event, Alert)]
+    return [alert for alert in found if alert.code != "cpu-contention"]
 
 
 def codes(run: RunDirectory) -> set[str]:

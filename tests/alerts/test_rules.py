@@ -29,6 +29,7 @@ FACTS = RunFacts(
     saturation_margin=saturation_margin(5.0, "mean", 100.0),
     export_dtype="float16",
     state_bytes=14_000_000,
+    threads=2,
     rows_of=lambda optimizer_step, micro_batch: f"lines {10 * optimizer_step + micro_batch}, 7",
 )
 BLIND = replace(FACTS, beta=0.1, saturation_margin=saturation_margin(0.1, "mean", 100.0))
@@ -279,6 +280,34 @@ def test_another_start_has_a_speed_of_its_own() -> None:
     started = WorkerStarted(pid=1, device="cpu", device_name="", dtype="float32", versions={})
     events: list[Event] = list(steps(slow_after(80)))
     assert alerts_of([*events[:80], started, *events[80:]]) == []
+
+
+def busy_after(number: int, times: float = 2.0) -> Callable[[int], dict[str, Any]]:
+    return lambda n: {"seconds": times if n > number else 1.0, "cpu_seconds": 1.0}
+
+
+def test_a_cpu_that_other_processes_use_too() -> None:
+    """From the first 20 seconds on, without the first step, which also loads code."""
+    busy = list(steps(busy_after(0)))
+    assert [each for each in alerts_of(busy) if each[1] != "slow"] == [(11, "cpu-contention")]
+    alert = text(busy, "cpu-contention")
+    assert alert.message == (
+        "step 11: the CPU is busy with other processes: a step takes 2.0 times its CPU time"
+    )
+    assert alert.remedy.startswith("Set train.threads = 1, or stop the other processes")
+    later = [each for each in alerts_of(steps(busy_after(31, 10.0))) if each[1] != "slow"]
+    assert later == [(41, "cpu-contention")]
+    assert alerts_of(steps(busy_after(0, times=1.4))) == []
+    on_a_gpu = [replace(each, cpu_seconds=0.0) for each in busy]
+    assert "cpu-contention" not in [code for _, code in alerts_of(on_a_gpu)]
+
+
+def test_the_host_of_a_virtual_machine_is_named() -> None:
+    rules = AlertRules(replace(FACTS, threads=1))
+    said = [a for e in steps(busy_after(0)) for a in rules.take(e, stolen=lambda: 0.3)]
+    [alert] = [each for each in said if each.code == "cpu-contention"]
+    assert alert.message.endswith("; the host of this virtual machine takes 30% of the CPU time")
+    assert "train.threads" not in alert.remedy
 
 
 def test_the_disk_is_watched_ahead() -> None:

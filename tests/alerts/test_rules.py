@@ -296,7 +296,7 @@ def test_a_cpu_that_other_processes_use_too() -> None:
     )
     assert alert.remedy.startswith("Set train.threads = 1, or stop the other processes")
     later = [each for each in alerts_of(steps(busy_after(31, 10.0))) if each[1] != "slow"]
-    assert later == [(41, "cpu-contention")]
+    assert later == [(32, "cpu-contention")]
     assert alerts_of(steps(busy_after(0, times=1.4))) == []
     on_a_gpu = [replace(each, cpu_seconds=0.0) for each in busy]
     assert "cpu-contention" not in [code for _, code in alerts_of(on_a_gpu)]

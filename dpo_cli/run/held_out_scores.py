@@ -1,7 +1,7 @@
 """Metrics of each held-out pair, stored beside an evaluation so that runs compare pair by pair.
 
 runs/<run>/held_out/step-00000400.json has the label of each pair's prompt and a list of values for
-each metric: about 40 bytes a pair.
+each metric: about 50 bytes a pair.
 """
 
 from __future__ import annotations

@@ -305,10 +305,13 @@ def best_lines(
     text = next(each.point.text for each in statuses if each.point.letter == first.letter)
     result = f"held-out accuracy {accuracy:.2f} (95 % interval {low:.2f} to {high:.2f})"
     lines = [Text.assemble(("best: ", "bold green"), f"{first.letter}  {text}: {result}")]
-    if close := indistinguishable(first, runs):
-        pairs = pairs_to_settle(filter(None, close.values()))
+    results = indistinguishable(first, runs)
+    if close := [letter for letter, result in results.items() if result]:
+        pairs = pairs_to_settle(filter(None, results.values()))
         how = f"; about {pairs:,} more pairs would settle it at 95 %" if pairs else ""
         lines.append(Text(f"      not distinguishable from {listed(close)}{how}"))
+    if untested := [letter for letter, result in results.items() if result is None]:
+        lines.append(Text(f"      not compared with {listed(untested)}: no scores of each pair"))
     lines.append(
         Text.assemble(("export: ", "dim"), f"dpo export {directories[first.letter].designation}")
     )

@@ -159,9 +159,10 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
         for dtype, rounding, seeds in FILES
         for seed in seeds
     ]
-    scores = evaluate_held_out(
+    evaluation = evaluate_held_out(
         run, (), [*(each for *_, each in weights), kahan_summation], lambda *_: None
     )
+    scores = [model.groups["all"] for model in evaluation.models]
     files: list[dict[str, Any]] = []
     for (dtype, rounding, seed, rounded), score in zip(weights, scores, strict=False):
         retention = measure_update_retention(start, state, rounded, dtype)

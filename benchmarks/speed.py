@@ -70,6 +70,9 @@ class TrainerHooks:
         """Nothing."""
         return set()
 
+    def keep_scores(self, *scores: Any) -> None:
+        """Let them go."""
+
     def progress(self, *how_far: Any) -> None:
         """Let it go."""
 

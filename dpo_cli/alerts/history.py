@@ -8,14 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from dpo_cli.run.events import Evaluated, StepDone
+from dpo_cli.run.events import ACCURACY, Evaluated, StepDone
 
 WINDOW = 20
 """Number of steps in the first and in the current mean: 80 pairs at four pairs per step."""
 LONG_WINDOW = 200
 """Number of recent steps kept in memory."""
-ACCURACY_PAIRS = 200
-"""Pairs that an accuracy needs; its standard error is 0.035 then."""
 SIGNIFICANT = 3.0
 """Changes below this many standard errors count as noise: each step has different pairs."""
 _USUAL_LOSSES = 50
@@ -35,6 +33,7 @@ class RunFacts:
         saturation_margin: see `dpo_cli.profile.recipe.saturation_margin`.
         export_dtype: dtype of the exported weights file.
         state_bytes: bytes that one save writes.
+        threads: number of CPU threads.
         rows_of: maps optimizer step (from 1) and micro-batch (from 0) to the names of its rows.
     """
 
@@ -47,6 +46,7 @@ class RunFacts:
     saturation_margin: float
     export_dtype: str
     state_bytes: int
+    threads: int
     rows_of: Callable[[int, int], str]
 
 
@@ -108,12 +108,11 @@ class RunHistory:
         return change if abs(change) > SIGNIFICANT * error else 0.0
 
     @property
-    def accuracy(self) -> float | None:
-        """Reward accuracy of the recent pairs; None if they are too few."""
-        pairs = sum(step.pairs for step in self.recent)
-        if pairs < ACCURACY_PAIRS:
-            return None
-        return sum(s.metrics["rewards/accuracies"] * s.pairs for s in self.recent) / pairs
+    def accuracy(self) -> tuple[float, int] | None:
+        """Reward accuracy of the recent pairs, and their number; None without any."""
+        steps = [step for step in self.recent if ACCURACY in step.metrics]
+        pairs = sum(step.pairs for step in steps)
+        return (sum(s.metrics[ACCURACY] * s.pairs for s in steps) / pairs, pairs) if pairs else None
 
     def weights_moved_after(self, progress: float, facts: RunFacts) -> float | None:
         """Return the share of changed weights if the last step measured it; None if too early.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from dpo_cli.alerts.history import RunFacts, RunHistory
+from dpo_cli.intervals import wilson_interval
 from dpo_cli.profile.recipe import MAX_SATURATION_MARGIN, suggest_lr_and_beta
 from dpo_cli.run.events import Alert
 
@@ -19,6 +20,10 @@ STILL_SHARE = 0.015
 """A loss within this share of the first loss has not moved (0.01 at ln 2)."""
 MOVED_SHARE = 0.1
 """Share of changed weights below which the weights are the reason that the loss does not move."""
+
+USELESS_ACCURACY = 0.55
+"""Accuracy that hardly differs from chance. The alert needs an interval that ends below it, which
+takes about 400 pairs at an accuracy of 0.5: on fewer pairs a run that learns well may read 0.48."""
 
 RESOLUTION_AFTER = 0.5
 """Share of the planned steps; the remaining ones have smaller learning rates."""
@@ -79,11 +84,14 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
             " the learning rate limits how far the model moves",
             remedy=suggest_lr_and_beta(facts.learning_rate, facts.lr_sum),
         )
-    if has_moved and (accuracy := history.accuracy) is not None and accuracy <= 0.5:
+    if has_moved and (accuracy := history.accuracy) and _is_no_better_than_chance(*accuracy):
+        share, pairs = accuracy
+        low, high = wilson_interval(share, pairs)
         return Alert(
             code="accuracy-stuck",
-            message=f"{after} the accuracy is {accuracy:.2f}, no better than chance, although"
-            f" {moved:.0%} of the weights have changed: batches do not teach the same thing",
+            message=f"{after} the accuracy of the last {pairs:,} pairs is {share:.2f} (95 %:"
+            f" {low:.2f} to {high:.2f}), no better than chance, although {moved:.0%} of the weights"
+            " have changed: batches do not teach the same thing",
             remedy="Check the pairs: is chosen the better answer, do some pairs contradict others?"
             " If they are correct, lower train.learning_rate: the lr_sum may be so large that the"
             " model breaks.",
@@ -97,6 +105,11 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
             remedy=suggest_lr_and_beta(facts.learning_rate, facts.lr_sum),
         )
     return None
+
+
+def _is_no_better_than_chance(accuracy: float, pairs: int) -> bool:
+    low, high = wilson_interval(accuracy, pairs)
+    return low <= 0.5 and high < USELESS_ACCURACY
 
 
 def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:

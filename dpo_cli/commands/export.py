@@ -18,7 +18,7 @@ from dpo_cli.formatting import format_duration
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run
 from dpo_cli.ui.terminal.console import SafeConsole
-from dpo_cli.ui.terminal.export import export_lines, held_out_line
+from dpo_cli.ui.terminal.export import export_lines, held_out_lines
 from dpo_cli.ui.terminal.progress import PhaseBar
 
 if TYPE_CHECKING:
@@ -163,9 +163,9 @@ def _compare_held_out(
         return
     try:
         with PhaseBar(SafeConsole(stderr=True)) as bar:
-            weights = [report.exported, report.state]
-            in_file, in_state = evaluate_held_out(run, settings, weights, bar)
+            evaluation = evaluate_held_out(run, settings, [report.state, report.exported], bar)
     except DpoError as error:  # the file is written and verified
         console.print(f"held-out pairs: not evaluated: {error.message}")
         return
-    console.print(held_out_line(in_file, in_state), soft_wrap=not console.is_terminal)
+    for line in held_out_lines(evaluation):
+        console.print(line, soft_wrap=not console.is_terminal)

@@ -126,6 +126,11 @@ class RunDirectory(LockedDirectory):
         return self.path / "skipped_rows.jsonl"
 
     @property
+    def held_out_path(self) -> Path:
+        """Metrics of each held-out pair; see `dpo_cli.run.held_out_scores`."""
+        return self.path / "held_out"
+
+    @property
     def nan_dump_path(self) -> Path:
         """Inputs of steps whose loss or gradient was not finite."""
         return self.path / NON_FINITE_DIRECTORY
@@ -228,7 +233,7 @@ class RunDirectory(LockedDirectory):
         folders = [config.parent for config in glob_inside(self.path, "*/config.json")]
         templates = glob_inside(self.path, f"*/{TEMPLATES}")
         folders += [path for path in templates if not path.is_symlink()]
-        for directory in (self.path, *folders):
+        for directory in (self.path, self.held_out_path, *folders):
             for path, name in leftovers(directory):
                 if not name.startswith(("control-", ".")):
                     yield path

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpo_cli.compute.device import Device
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.groups import groups_of
+from dpo_cli.data.groups import groups_of, prompt_labels
 from dpo_cli.data.pairs import SkippedRow
 from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
 from dpo_cli.data.tokens import Rows, TokenizedPairs
@@ -76,6 +76,11 @@ class RunInputs:
     accumulation_steps: int = 1
     world_size: int = 1
     max_tokens_per_forward: int = CPU_TOKENS_PER_FORWARD
+
+    @cached_property
+    def held_out_prompts(self) -> list[int]:
+        """Label of each held-out pair's prompt; see `dpo_cli.data.groups.prompt_labels`."""
+        return prompt_labels(self.held_out)
 
     @cached_property
     def order(self) -> BatchSampler:

@@ -65,6 +65,21 @@ def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> N
     assert not (bench / "runs").exists()
 
 
+def test_a_cpu_that_other_processes_use(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, float]] = []
+
+    def contended(seconds: float, cpu_seconds: float) -> float:
+        asked.append((seconds, cpu_seconds))
+        return 3.0
+
+    monkeypatch.setattr(resources, "contention", contended)
+    found = of(examined(), "cpu-contention")
+    assert found.level is WARN
+    assert "a step takes 3.0 times its CPU time" in found.message
+    [(seconds, cpu_seconds)] = asked
+    assert 0 < cpu_seconds <= 1.01 * seconds
+
+
 def test_the_plan_equals_the_plan_of_a_run(examined: Examine, bench: Path) -> None:
     profile = load_profile(bench / "my.toml").profile
     inputs = read_inputs(

@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from dpo_cli.errors import DpoError
+from dpo_cli.paired import MeanEstimate, PairedComparison, compare_accuracies
 from dpo_cli.run import launch
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_run, find_runs
@@ -324,19 +325,23 @@ class Bench:
     def evaluation_seconds(self, run: RunDirectory) -> float | None:
         return self.seconds
 
-    def evaluate_held_out(self, *arguments: object) -> list[dict[str, float]]:
+    def evaluate_held_out(self, *arguments: object) -> SimpleNamespace:
         if self.failure:
             raise DpoError(self.failure)
         self.asked.append(arguments[:3])
-        return [
-            {"rewards/accuracies": 0.75, "margin_per_token": 0.0123, "loss": 0.69, "pairs": 1292},
-            {
-                "rewards/accuracies": 0.7562,
-                "margin_per_token": -0.02,
-                "loss": 0.68912,
-                "pairs": 1292,
-            },
-        ]
+        in_state = {"rewards/accuracies": 0.7562, "margin_per_token": -0.02, "loss": 0.68912}
+        in_file = {"rewards/accuracies": 0.75, "margin_per_token": 0.0123, "loss": 0.69}
+        result = PairedComparison(
+            {"rewards/accuracies": compare_accuracies([1, 0, 0], [0, 1, 1])},
+            {"loss": MeanEstimate(0.00088, -0.0001, 0.00186, 314)},
+        )
+        return SimpleNamespace(
+            models=[
+                SimpleNamespace(groups={"all": {**metrics, "pairs": 1292}})
+                for metrics in (in_state, in_file)
+            ],
+            comparisons=[SimpleNamespace(model=1, other=0, result=result)],
+        )
 
 
 @pytest.fixture
@@ -381,22 +386,25 @@ def test_export_rounds_as_it_is_told(dpo: Cli, stopped: RunDirectory, bench: Ben
     assert dpo("export", "--rounding", "up")[0] == 2
 
 
-HELD_OUT = (
+HELD_OUT = [
     "held-out (1,292 pairs), file vs. training state: accuracy 0.750 vs. 0.756, margin/token"
-    " +0.0123 vs. -0.02 nats, loss 0.6900 vs. 0.6891"
-)
+    " +0.0123 vs. -0.02 nats, loss 0.6900 vs. 0.6891",
+    "file vs. training state, pair by pair: accuracy: 1 pair to 2, p = 1.00, about 38 more pairs"
+    " would settle it at 95 %; loss +0.0009 (95 %: -0.0001 to +0.0019, about 310 more pairs would"
+    " settle it)",
+]
 
 
 def test_export_scores_held_out_pairs_where_it_is_soon_done(
     dpo: Cli, stopped: RunDirectory, bench: Bench
 ) -> None:
     bench.seconds = 29.0
-    assert dpo("export")[1].splitlines()[-2] == HELD_OUT
-    assert bench.asked[-1][2] == [{"file": 1}, {"state": 1}]
+    assert dpo("export")[1].splitlines()[-3:-1] == HELD_OUT
+    assert bench.asked[-1][2] == [{"state": 1}, {"file": 1}]
     bench.seconds = 100.0
     hint = "held-out pairs: not evaluated; --evaluate takes about 3m 20s"
     assert dpo("export")[1].splitlines()[-2] == hint
-    assert dpo("export", "--evaluate")[1].splitlines()[-2] == HELD_OUT
+    assert dpo("export", "--evaluate")[1].splitlines()[-3:-1] == HELD_OUT
     assert "held" not in dpo("export", "--no-evaluate")[1]
     bench.failure = "data.data_path: gone"
     lines = dpo("export", "--evaluate")[1].splitlines()

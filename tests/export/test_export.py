@@ -156,8 +156,12 @@ def score_as_the_run_did(run: RunDirectory) -> None:
     state = load_weights(Run(run).checkpoint)
     half = {name: tensor.half() for name, tensor in state.items()}
     calls: list[tuple[object, ...]] = []
-    of_half, of_state = evaluate_held_out(
-        run, (), [half, state], lambda *progress: calls.append(progress)
+    evaluation = evaluate_held_out(run, (), [half, state], lambda *progress: calls.append(progress))
+    of_half, of_state = (model.groups["all"] for model in evaluation.models)
+    [comparison] = evaluation.comparisons
+    assert (comparison.model, comparison.other) == (1, 0)
+    assert comparison.result.differences["loss"].mean == pytest.approx(
+        of_state["loss"] - of_half["loss"], rel=1e-6
     )
     evaluations = [event for event in Run(run).events if isinstance(event, Evaluated)]
     recorded = evaluations[-1]

@@ -215,7 +215,9 @@ def both_layouts(family: str, folder: Path) -> None:
         losses.append(torch.tensor(Run(run).losses))
         first = Run(run).steps[0]
         assert first.losses[0] == pytest.approx(math.log(2), abs=1e-15)
-        assert first.metrics["kl"] == first.metrics["rewards/accuracies"] == 0.0
+        assert first.metrics["kl"] == 0.0
+        assert first.metrics["rewards/ties"] == 1.0
+        assert "rewards/accuracies" not in first.metrics
     assert (losses[0] - losses[1]).abs().max() < 1e-3 * (losses[1] - math.log(2)).abs().max()
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from dpo_cli.formatting import format_count, format_duration, format_size
+from dpo_cli.formatting import format_count, format_duration, format_number, format_size
 from dpo_cli.printable import one_line
 from dpo_cli.run.events import (
+    ACCURACY,
     Alert,
     Completed,
     Evaluated,
@@ -232,7 +233,7 @@ def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) ->
         ("loss", f"{metrics['loss']:.4f}"),
         ("lr", f"{event.learning_rate:.1e}"),
         ("margin", f"{metrics['rewards/margins']:+.3g}"),
-        ("acc", f"{metrics['rewards/accuracies']:.2f}"),
+        ("acc", format_number(event.metrics.get(ACCURACY), ".2f")),
         ("grad", f"{metrics['grad_norm']:.3g}"),
         ("", f"{pairs_a_second:.1f} pairs/s"),
         ("eta", eta),
@@ -247,7 +248,7 @@ def evaluation_line(event: Evaluated) -> Text:
         ("held-out", f"after step {event.optimizer_step}"),
         ("loss", f"{metrics['loss']:.4f}"),
         ("margin", f"{metrics['rewards/margins']:+.3g}"),
-        ("acc", f"{metrics['rewards/accuracies']:.2f}{_interval(event, 'rewards/accuracies')}"),
+        ("acc", format_number(metrics.get(ACCURACY), ".2f") + _interval(event, ACCURACY)),
         ("", f"{format_count(event.pairs, 'pair')} in {format_duration(event.seconds)}"),
     )
 
@@ -261,11 +262,11 @@ def _interval(event: Evaluated, metric: str) -> str:
 
 
 def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Text]:
-    """Return prompts with the answers of policy and reference, truncated if wanted."""
+    """Return questions with the answers of policy and reference, truncated if wanted."""
     lines = []
     for sample in event.samples:
         texts = (
-            (sample["place"], sample["prompt"]),
+            (sample["place"], sample.get("question", sample["prompt"])),
             ("  reference", sample["reference"]),
             ("  policy", sample["policy"]),
         )

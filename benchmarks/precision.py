@@ -102,7 +102,7 @@ def train(options: argparse.Namespace, folder: Path, learning_rate: float) -> tu
     profile.write_text(
         f"""
         [model]
-        checkpoint = "{options.model_weights.resolve()}"
+        weights = "{options.model_weights.resolve()}"
         tokenizer = "{options.tokenizer.resolve()}"
         [data]
         data_path = "{thin(options.data, folder / "pairs.jsonl", options.pairs)}"

@@ -62,6 +62,12 @@ class Point(NamedTuple):
     beta: float
     reach: float
 
+    @classmethod
+    def parse(cls, text: str) -> Point:
+        """Read what `str` wrote."""
+        reduction, beta, reach = text.split("-", 2)
+        return cls(reduction, float(beta.removeprefix("beta")), float(reach.removeprefix("reach")))
+
     def __str__(self) -> str:
         return f"{self.reduction}-beta{self.beta:g}-reach{self.reach:g}"
 
@@ -268,7 +274,8 @@ def main() -> None:
         "--only",
         action="append",
         metavar="POINT",
-        help="such as mean-beta5-reach0.001; may be repeated",
+        type=Point.parse,
+        help="instead of the grid, such as mean-beta5-reach0.001; may be repeated",
     )
     parser.add_argument("--runs-dir", type=Path, required=True, help="where the runs go")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
@@ -282,8 +289,7 @@ def main() -> None:
         show_small_data(measure_small_data(options, header()))
         return
     grid = [Point(*brake, reach) for reach in REACHES for brake in BRAKES]
-    chosen = [point for point in grid if not options.only or str(point) in options.only]
-    points = [measure(options, point) for point in chosen]
+    points = [measure(options, point) for point in options.only or grid]
     report = {**header(), "points": points}
     show(points)
     if options.json:

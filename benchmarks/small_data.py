@@ -105,9 +105,7 @@ class SmallData:
         optimizer = make_optimizer(policy.parameters(), kahan_summation=False)
         scaler = make_scaler(self.device.torch_device, self.device.dtype)
         save: Callable[[Trainer], None] = lambda trainer: None  # noqa: E731
-        trainer = Trainer(
-            inputs, policy, reference, reference, optimizer, scaler, Silent(), save
-        )
+        trainer = Trainer(inputs, policy, reference, reference, optimizer, scaler, Silent(), save)
         losses, after_first = [], math.nan
         for global_batch in inputs.order.global_batches():
             losses += trainer.take_step(global_batch).losses
@@ -228,8 +226,7 @@ def measure_small_data(options: Any, header: Mapping[str, Any]) -> list[dict[str
         report = json.loads(options.json.read_text(encoding="utf-8"))
     points: list[dict[str, Any]] = report["points"]
     known = {
-        tuple(p[name] for name in ("weights", "reduction", "beta", "pairs", "rate"))
-        for p in points
+        tuple(p[name] for name in ("weights", "reduction", "beta", "pairs", "rate")) for p in points
     }
     options.runs_dir.mkdir(parents=True, exist_ok=True)
     grids: dict[tuple[str, float], SmallData] = {}

@@ -39,3 +39,13 @@ def difference_interval(
     below = ((share - low) ** 2 + (other_high - other_share) ** 2) ** 0.5
     above = ((high - share) ** 2 + (other_share - other_low) ** 2) ** 0.5
     return difference - below, difference + above
+
+
+def smallest_share_above_half(count: int) -> float | None:
+    """Return the smallest share whose 95 % interval excludes one half; None if no share does.
+
+    Args:
+        count: sample size, at least 1.
+    """
+    shares = (hits / count for hits in range(count // 2, count + 1))
+    return next((share for share in shares if wilson_interval(share, count)[0] > 0.5), None)

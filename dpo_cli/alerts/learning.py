@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from dpo_cli.alerts.history import RunFacts, RunHistory
-from dpo_cli.profile.recipe import MAX_SATURATION_MARGIN, suggest_lr_and_beta
+from dpo_cli.profile.doctrine import MAX_SATURATION_MARGIN, learn_more
 from dpo_cli.run.events import Alert
 
 DISPLACED_SHARE = 0.25
@@ -77,7 +77,7 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
             f" changed: with {facts.reduction} and beta {facts.beta:g} it hardly reacts (its"
             f" gradient halves at a margin of {facts.saturation_margin:.2g} nats a token), so only"
             " the learning rate limits how far the model moves",
-            remedy=suggest_lr_and_beta(facts.learning_rate, facts.lr_sum),
+            remedy=learn_more(facts.recipe),
         )
     if has_moved and (accuracy := history.accuracy) is not None and accuracy <= 0.5:
         return Alert(
@@ -94,7 +94,7 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
             message=f"the loss still reads {now:.4f} {after}: an lr_sum (sum of the learning rates)"
             f" of {history.lr_sum:.1e} so far hardly moves the weights ({moved:.1%} of them changed"
             f" in a {facts.export_dtype} file)",
-            remedy=suggest_lr_and_beta(facts.learning_rate, facts.lr_sum),
+            remedy=learn_more(facts.recipe),
         )
     return None
 
@@ -111,5 +111,5 @@ def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:
         message=f"after {history.last.optimizer_step} of {facts.optimizer_steps} updates"
         f" {moved:.1%} of the weights have another value in a {dtype} file: the update is smaller"
         " than the rounding, so the file will hardly differ from the starting weights",
-        remedy=better + suggest_lr_and_beta(facts.learning_rate, facts.lr_sum),
+        remedy=better + learn_more(facts.recipe),
     )

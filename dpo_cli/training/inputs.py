@@ -21,8 +21,8 @@ from dpo_cli.errors import DpoError
 from dpo_cli.models.forward_size import CPU_TOKENS_PER_FORWARD, default_max_tokens_per_forward
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture
+from dpo_cli.profile.doctrine import Current, saturation_margin
 from dpo_cli.profile.inputs import resolve_tokenizer
-from dpo_cli.profile.recipe import saturation_margin
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.directory import RunDirectory
@@ -138,6 +138,18 @@ class RunInputs:
             return None
         tokens = self.pairs.response_tokens.double().mean().item()
         return saturation_margin(dpo.beta, dpo.reduction, tokens)
+
+    @cached_property
+    def current_recipe(self) -> Current:
+        """Values of this run that remedies compare with the proposed ones."""
+        dpo, train = self.profile.dpo, self.profile.train
+        return Current(
+            reduction=dpo.reduction,
+            beta=dpo.beta,
+            learning_rate=train.learning_rate,
+            lr_sum=sum(map(self.learning_rate.at, self.order.last_steps)),
+            parameters=self.weights.parameters,
+        )
 
     @property
     def policy_starts_as_reference(self) -> bool:

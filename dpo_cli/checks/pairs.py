@@ -185,7 +185,7 @@ def check_held_out(reporter: Reporter, inputs: RunInputs) -> None:
         return
     message = doctrine.what_held_out_shows(held_out)
     if held_out >= doctrine.MIN_HELD_OUT:
-        reporter.ok("held-out", subject, message)
+        reporter.ok("held-out-pairs", subject, message)
         return
     remedy = doctrine.hold_out_more(held_out, total)
     if inputs.profile.eval.path:

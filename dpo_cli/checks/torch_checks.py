@@ -96,7 +96,8 @@ class TorchChecks:
         inputs = self.assemble(device, weights, reference, tokenizer, rows, held_out)
         if inputs and data:
             check_overlap(reporter, inputs, data.issues, (held_out or data).issues)
-            check_held_out(reporter, inputs)
+            if held_out or profile.eval.path is None:
+                check_held_out(reporter, inputs)
             if not self.wrong_keys:
                 check_plan(reporter, inputs)
                 if world_size != 1 and world_size is not None:

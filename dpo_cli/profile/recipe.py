@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,7 @@ _USUAL_PAIRS = "dataset/dpo.jsonl"
 _MODEL = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
 _FILL_IN = ("FILL IN: no file was found.",)
 _WATCH = ("Watch their loss and accuracy: they show overfitting.",)
+_MAX_HEADER_BYTES = 1 << 24
 _FAR_AWAY = os.path.join(*[os.pardir] * 4)
 
 
@@ -168,17 +171,36 @@ def _held_out_notes(proposal: Proposal) -> Sequence[str]:
 
 
 def _parameters(inputs: Inputs) -> int | None:
-    """Estimate the size of the model by its files, which have two bytes per weight or more.
+    """Return the number of weights, by the headers of safetensors files or the size of others.
 
-    None if there are no files. A file with the tied embeddings twice counts as larger, which is the
-    safe side.
+    Other files are taken to have two bytes per weight. One with four, or with the tied embeddings
+    twice, counts as a larger model, which is the safe side. None if there are no files, or if a
+    header cannot be read.
     """
     path = inputs.model_weights
     if path is None:
         return None
-    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.bin")]
-    size = sum(file.stat().st_size for file in files)
-    return size // 2 if size else None
+    if path.is_file():
+        return path.stat().st_size // 2
+    try:
+        tensors = [_tensor_weights(file) for file in path.glob("*.safetensors")]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    others = [file.stat().st_size // 2 for file in path.glob("*.bin")]
+    return sum(tensors or others) or None
+
+
+def _tensor_weights(path: Path) -> int:
+    """Return the number of weights in a safetensors file, by its header.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: the header is damaged.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+    shapes = [each["shape"] for name, each in tensors.items() if name != "__metadata__"]
+    return sum(map(math.prod, shapes))
 
 
 def path_value(path: Path, folder: Path) -> str:

@@ -359,7 +359,7 @@ def export_line(view: RunView, designation: str) -> Text:
         return _command("export", f"dpo export {designation}")
     assert view.best is not None
     line = _command("export", f"dpo export {designation} --best")
-    return line.append(f"  (step {view.best.optimizer_step:,}, lowest held-out loss)", "dim")
+    return line.append(f"  (step {view.best.optimizer_step:,})", "dim")
 
 
 def _micro_batch_seconds(recent: list[StepDone]) -> float:

@@ -30,12 +30,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dpo_cli.errors import ExitCode
-from dpo_cli.export.rounding import Rounding, round_weights
 from dpo_cli.export.update_retention import measure_update_retention
 from dpo_cli.inference.evaluate import evaluate_held_out
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import build_model, load_model_weights, to_disk_names
 from dpo_cli.models.minimind import MiniMind
+from dpo_cli.models.rounding import Rounding, round_weights
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.run.directory import RunDirectory

@@ -35,6 +35,7 @@ class RunFacts:
         beta, reduction: dpo.beta and dpo.reduction of the profile.
         saturation_margin: see `dpo_cli.profile.doctrine.saturation_margin`.
         export_dtype: dtype of the exported weights file.
+        keeps_small_updates: stochastic rounding keeps in that file what the nearest value loses.
         state_bytes: bytes that one save writes.
         rows_of: maps optimizer step (from 1) and micro-batch (from 0) to the names of its rows.
     """
@@ -49,6 +50,7 @@ class RunFacts:
     export_dtype: str
     state_bytes: int
     rows_of: Callable[[int, int], str]
+    keeps_small_updates: bool = False
 
     @property
     def recipe(self) -> Current:

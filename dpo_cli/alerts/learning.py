@@ -102,7 +102,7 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
 def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:
     """Report an update that is lost when the weights are rounded for the exported file."""
     moved = history.weights_moved_after(RESOLUTION_AFTER, facts)
-    if moved is None or moved >= RESOLUTION_SHARE:
+    if moved is None or moved >= RESOLUTION_SHARE or facts.keeps_small_updates:
         return None
     dtype = facts.export_dtype
     better = "" if dtype == "float32" else 'Set export.dtype = "float32" to keep the update. Or: '

@@ -127,7 +127,10 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
             f"; {lr_sum.unmovable:.0%} of the weights are so large that no single step changes"
             " them, even in float32"
         )
-    if lr_sum.changed[dtype] >= _MIN_CHANGED_SHARE:
+    is_kept = inputs.export_rounding == "stochastic"
+    if is_kept:
+        message += "; stochastic rounding keeps the update on average"
+    if is_kept or lr_sum.changed[dtype] >= _MIN_CHANGED_SHARE:
         reporter.ok("lr-sum", "train.learning_rate", message)
     else:
         remedy = learn_more(inputs.current_recipe)

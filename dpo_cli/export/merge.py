@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpo_cli.errors import DpoError
-from dpo_cli.export.rounding import round_weights
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.inference.open_model import OpenedModel
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.minimind import MiniMind
+from dpo_cli.models.rounding import round_weights
 from dpo_cli.models.spec import Architecture, as_minimind, differences
 from dpo_cli.profile.text import show_path
 

@@ -20,6 +20,7 @@ from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.models.forward_size import CPU_TOKENS_PER_FORWARD, default_max_tokens_per_forward
 from dpo_cli.models.loading import ModelWeights
+from dpo_cli.models.rounding import Rounding, default_rounding
 from dpo_cli.models.spec import Architecture
 from dpo_cli.profile.doctrine import Current, saturation_margin
 from dpo_cli.profile.inputs import resolve_tokenizer
@@ -116,6 +117,11 @@ class RunInputs:
     def export_dtype(self) -> str:
         """Name of the dtype in which the run writes its weights for other tools."""
         return export_dtype(self.profile, self.weights.architecture, self.weights.dtype_name)
+
+    @property
+    def export_rounding(self) -> Rounding:
+        """Rounding of the weights for other tools."""
+        return default_rounding(self.export_dtype, self.weights.dtype_name)
 
     @property
     def router_aux_loss_coef(self) -> float:

@@ -48,6 +48,14 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> None:
+    colors = ("red", "blue", "old", "new", "cold", "warm", "small", "large", "fine", "dark")
+    kinds = [
+        f"{color} {subject}" for color in (*colors, *map(str, range(5))) for subject in SUBJECTS
+    ]
+    rows = [
+        row(f"Tell me of {each}.", f"I like {each} a lot.", f"No idea, {each}.") for each in kinds
+    ]
+    (bench / "pairs.jsonl").write_text("".join(rows))
     before = contents(bench)
     diagnosis = examined()
     assert [(finding.code, finding.level) for finding in diagnosis.findings] == [
@@ -55,7 +63,16 @@ def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> N
         for code in (
             *("profile", "files", "device", "weights", "tokenizer", "format", "data"),
             *("lengths", "texts"),
-            *("masks", "plan", "tokenizer-fit", "first-loss", "gradients", "lr-sum", "saturation"),
+            *(
+                "masks",
+                "held-out-pairs",
+                "plan",
+                "tokenizer-fit",
+                "first-loss",
+                "gradients",
+                "lr-sum",
+                "saturation",
+            ),
             *("update", "memory", "time", "disk"),
         )
     ]

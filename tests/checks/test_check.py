@@ -52,8 +52,10 @@ def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> N
     kinds = [
         f"{color} {subject}" for color in (*colors, *map(str, range(5))) for subject in SUBJECTS
     ]
+    sides = [(f"I like {each} a lot.", f"No idea, {each}.") for each in kinds]
     rows = [
-        row(f"Tell me of {each}.", f"I like {each} a lot.", f"No idea, {each}.") for each in kinds
+        row(f"Tell me of {each}.", *(pair if number % 2 else reversed(pair)))
+        for number, (each, pair) in enumerate(zip(kinds, sides, strict=True))
     ]
     (bench / "pairs.jsonl").write_text("".join(rows))
     before = contents(bench)
@@ -62,17 +64,8 @@ def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> N
         (code, OK)
         for code in (
             *("profile", "files", "device", "weights", "tokenizer", "format", "data"),
-            *("lengths", "texts"),
-            *(
-                "masks",
-                "held-out-pairs",
-                "plan",
-                "tokenizer-fit",
-                "first-loss",
-                "gradients",
-                "lr-sum",
-                "saturation",
-            ),
+            *("lengths", "texts", "masks", "held-out-pairs", "plan", "tokenizer-fit"),
+            *("first-loss", "gradients", "lr-sum", "saturation"),
             *("update", "memory", "time", "disk"),
         )
     ]

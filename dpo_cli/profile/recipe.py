@@ -26,6 +26,7 @@ _USUAL_PAIRS = "dataset/dpo.jsonl"
 _MODEL = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
 _FILL_IN = ("FILL IN: no file was found.",)
 _WATCH = ("Watch their loss and accuracy: they show overfitting.",)
+_WIDTH = 90
 _MAX_HEADER_BYTES = 1 << 24
 _FAR_AWAY = os.path.join(*[os.pardir] * 4)
 
@@ -42,10 +43,17 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Draft:
-    """Values to set in a new profile, and notes to print above some of the keys."""
+    """Values to set in a new profile.
+
+    Attributes:
+        values: by key.
+        notes: to print above some of the keys.
+        caution: what so few pairs cannot show; empty for enough pairs.
+    """
 
     values: Mapping[str, Any]
     notes: Mapping[str, Sequence[str]]
+    caution: str = ""
 
     @property
     def missing(self) -> list[str]:
@@ -100,14 +108,16 @@ def huggingface_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> 
         "data.data_path": _place(inputs.pairs, folder, _USUAL_PAIRS),
     }
     paths = {"model.weights": inputs.model_weights, "data.data_path": inputs.pairs}
-    return Draft({**values, **learning.values}, {**learning.notes, **_to_fill_in(paths)})
+    notes = {**learning.notes, **_to_fill_in(paths)}
+    return Draft({**values, **learning.values}, notes, learning.caution)
 
 
 def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
     """Draft a profile in which the loss falls visibly, and saturates when the pairs are learned."""
     minimind = minimind_recipe(shipped, inputs, folder)
     learning = _learning(shipped, inputs)
-    return Draft({**minimind.values, **learning.values}, {**minimind.notes, **learning.notes})
+    values = {**minimind.values, **learning.values}
+    return Draft(values, {**minimind.notes, **learning.notes}, learning.caution)
 
 
 def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
@@ -142,9 +152,9 @@ def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
             *_limits(proposal),
             "A larger one can ruin the model; docs/recipes.md has the measurements.",
         ),
-        "eval.fraction": _held_out_notes(proposal),
+        "eval.fraction": (*_WATCH, *textwrap.wrap(_caution(proposal), _WIDTH)),
     }
-    return Draft(values, notes)
+    return Draft(values, notes, _caution(proposal))
 
 
 def _limits(proposal: Proposal) -> Sequence[str]:
@@ -163,11 +173,10 @@ def _limits(proposal: Proposal) -> Sequence[str]:
     )
 
 
-def _held_out_notes(proposal: Proposal) -> Sequence[str]:
-    """Return notes about the held-out pairs; with few pairs, what they cannot show."""
-    if not 0 < proposal.held_out < doctrine.MIN_HELD_OUT:
-        return _WATCH
-    return (*_WATCH, *textwrap.wrap(f"{doctrine.what_held_out_shows(proposal.held_out)}.", 90))
+def _caution(proposal: Proposal) -> str:
+    """Return what few held-out pairs cannot show; empty if there are enough."""
+    few = 0 < proposal.held_out < doctrine.MIN_HELD_OUT
+    return f"{doctrine.what_held_out_shows(proposal.held_out)}." if few else ""
 
 
 def _parameters(inputs: Inputs) -> int | None:

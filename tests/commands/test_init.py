@@ -65,6 +65,15 @@ def test_a_checkout_beside_is_filled_in(dpo: Cli, here: Path) -> None:
     assert schema["$schema"].endswith("draft-04/schema#")
 
 
+def test_few_pairs_say_what_they_cannot_show(dpo: Cli, here: Path) -> None:
+    checkout(here, "full_sft_512.pth")
+    pairs = here / "dataset/dpo.jsonl"
+    pairs.write_text("".join(pairs.read_text().splitlines(keepends=True)[:60]))
+    lines = dpo("init", "my")[1].splitlines()
+    assert lines[-2].startswith("few pairs: 20 held-out pairs show an accuracy of 0.75 or more;")
+    assert (written().eval.fraction, written().train.learning_rate) == (0.33, 5e-6)
+
+
 @pytest.mark.parametrize(
     ("weights", "thinks", "template"),
     [

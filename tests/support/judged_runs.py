@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dpo_cli.run.events import Completed, Evaluated, Planned, Sampled, Saved, StepDone
+from dpo_cli.run.events import Completed, Evaluated, Event, Planned, Sampled, Saved, StepDone
 from tests.support import story
 
 LN2 = 0.693147
@@ -74,3 +74,12 @@ def step_done(step: int) -> StepDone:
 
 
 END = Completed(step=15, optimizer_step=15, weights="w")
+WORSE: tuple[Event, ...] = (
+    planned(),
+    evaluated(0, 0.6931),
+    saved(6),
+    evaluated(15, 0.72),
+    step_done(15),
+    END,
+)
+"""A run whose held-out loss rose, with a better checkpoint after step 6."""

@@ -316,12 +316,8 @@ def test_no_color_on_a_pipe_or_if_not_wanted() -> None:
 # --- harm that a run did -----------------------------------------------------------------------
 
 
-WORSE = [judged_runs.planned(), judged_runs.evaluated(0, 0.6931), judged_runs.saved(6)]
-WORSE += [judged_runs.evaluated(15, 0.72), judged_runs.step_done(15), judged_runs.END]
-
-
 def test_a_run_that_got_worse_ends_with_a_red_line() -> None:
-    assert shown(*WORSE, quiet=True) == [
+    assert shown(*judged_runs.WORSE, quiet=True) == [
         f"done: 15 steps, weights in runs/{NAME}/w",
         "worse: the loss of 6 held-out pairs rose from 0.6931 to 0.7200",
         "   help: Set train.learning_rate = 5e-6, as dpo init proposes.",
@@ -329,7 +325,7 @@ def test_a_run_that_got_worse_ends_with_a_red_line() -> None:
     ]
     console = Console(file=io.StringIO(), force_terminal=True, width=200)
     report = PlainReport(console, NAME, Path("runs", NAME), quiet=True)
-    for event in WORSE:
+    for event in judged_runs.WORSE:
         report(event)
     assert isinstance(console.file, io.StringIO)
     assert "\x1b[1;31mworse: \x1b[0m\x1b[31mthe loss of 6" in console.file.getvalue()
@@ -341,7 +337,7 @@ def test_a_resumed_run_is_compared_with_its_first_start(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     report = PlainReport(console, NAME, tmp_path, quiet=True)
     resumed = Resumed(optimizer_step=6, step=6, checkpoint="step-6")
-    events: list[Event] = [*WORSE[:3], resumed, *WORSE[3:]]
+    events: list[Event] = [*judged_runs.WORSE[:3], resumed, *judged_runs.WORSE[3:]]
     for event in events:
         writer.append(event)
     writer.close()
@@ -352,7 +348,7 @@ def test_a_resumed_run_is_compared_with_its_first_start(tmp_path: Path) -> None:
 
 
 def test_the_panel_and_the_last_lines_say_it_too() -> None:
-    view = RunView.of(WORSE)
+    view = RunView.of(judged_runs.WORSE)
     lines = [line.plain for line in ending_lines(view, NAME, Path("runs", NAME))]
     assert "worse: the loss of 6 held-out pairs rose from 0.6931 to 0.7200" in lines
     panel = Dashboard(view, NAME, Path("runs", NAME), now=0.0)

@@ -10,12 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from dpo_cli.checks.check import run_checks
 from dpo_cli.checks.lr_sum import distance_to_change, measure_lr_sum, safe_share
 from dpo_cli.findings import Level
 from dpo_cli.objective.formulas import Pairs
 from dpo_cli.objective.losses import pair_losses
 from dpo_cli.profile.doctrine import LOW_LOSS
-from tests.checks.conftest import Examine, of, prepared_with
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.recipe import Inputs, learning_recipe
+from dpo_cli.profile.template import render
+from tests.checks.conftest import SUBJECTS, TOKENIZER, Examine, of, prepared_with, row
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -192,3 +196,26 @@ def test_the_safe_share_is_measured_not_only_extrapolated() -> None:
 def test_other_losses_have_no_bound_for_one_step(examined: Examine) -> None:
     diagnosis = examined("train.learning_rate=1e-3", "dpo.loss=ipo", "dpo.reduction=mean")
     assert of(diagnosis, "update").level is Level.OK
+
+
+# --- profiles of dpo init ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [2, 8, 100])
+def test_a_profile_of_init_gets_no_remedy_that_contradicts_it(bench: Path, rows: int) -> None:
+    subjects = [f"{subject} number {number}" for number in range(13) for subject in SUBJECTS]
+    lines = [row(f"Tell me of {each}.", f"I like {each}.", f"No: {each}.") for each in subjects]
+    (bench / "pairs.jsonl").write_text("".join(lines[:rows]))
+    found = Inputs(bench / "full_sft_32.pth", TOKENIZER, bench / "pairs.jsonl", rows)
+    shipped = load_profile(Path("dense"))
+    draft = learning_recipe(shipped, found, bench)
+    (bench / "proposed.toml").write_text(render(draft, "A title.", shipped.profile))
+    settings = ["data.max_seq_len=128", "train.device=cpu"]
+    diagnosis = run_checks(bench / "proposed.toml", settings, bench / "runs", None, lambda *_: None)
+    keys = ("learning_rate =", "beta =", "reduction =", "eval.fraction =", "eval.keep_best =")
+    for finding in diagnosis.findings:
+        assert not any(key in finding.remedy for key in keys), finding
+    remedies = {finding.code: finding.remedy for finding in diagnosis.findings if finding.remedy}
+    assert ("held-out-few" in remedies) == ("lr-sum-small" in remedies) == (rows < 90)
+    if rows < 90:
+        assert remedies["lr-sum-small"].startswith("These are the values that dpo init proposes")

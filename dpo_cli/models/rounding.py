@@ -19,8 +19,8 @@ Rounding = Literal["nearest", "stochastic"]
 def default_rounding(dtype: str, source_dtype: str) -> Rounding:
     """Return the rounding of a file in `dtype` for weights that started in `source_dtype`.
 
-    Stochastic for bfloat16 weights: their spacing is so wide that the nearest value loses nine
-    tenths of an update at the usual learning rate of 1e-6 (docs/precision.md). Weights that the
+    Stochastic for bfloat16 weights: their spacing is so wide that the nearest values keep a fifth
+    of an update at the usual learning rate of 1e-6 (docs/precision.md). Weights that the
     training did not move keep their value. Not for weights that started in another dtype: each of
     them would get noise, moved or not.
     """

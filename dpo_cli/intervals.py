@@ -18,3 +18,13 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
     middle = (share + weight / 2) / (1 + weight)
     reach = (weight * share * (1 - share) + weight * weight / 4) ** 0.5 / (1 + weight)
     return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def smallest_share_above_half(count: int) -> float | None:
+    """Return the smallest share whose 95 % interval excludes one half; None if no share does.
+
+    Args:
+        count: sample size, at least 1.
+    """
+    shares = (hits / count for hits in range(count // 2, count + 1))
+    return next((share for share in shares if wilson_interval(share, count)[0] > 0.5), None)

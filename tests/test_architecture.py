@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
     {"errors", "files", "findings", "formatting", "intervals", "printable", "streams", "__init__"},
-    {"integrity", "paired", "parent_death", "signatures"},
+    {"integrity", "paired", "parent_death", "repetition", "signatures"},
     {"data", "profile"},
     {"compute", "objective", "run"},
     {"models", "distributed", "alerts"},
@@ -42,7 +42,7 @@ LIGHT = (
         "paired",
         "signatures",
     ),
-    *("parent_death", "printable", "streams"),
+    *("parent_death", "printable", "repetition", "streams"),
 )
 
 

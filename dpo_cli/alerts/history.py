@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from dpo_cli.profile.doctrine import Current
 from dpo_cli.run.events import ACCURACY, Evaluated, StepDone
 
 WINDOW = 20
@@ -30,8 +31,9 @@ class RunFacts:
         learning_rate: train.learning_rate of the profile.
         lr_sum: sum of the learning rates of all planned steps.
         beta, reduction: dpo.beta and dpo.reduction of the profile.
-        saturation_margin: see `dpo_cli.profile.recipe.saturation_margin`.
+        saturation_margin: see `dpo_cli.profile.doctrine.saturation_margin`.
         export_dtype: dtype of the exported weights file.
+        keeps_small_updates: stochastic rounding keeps in that file what the nearest value loses.
         state_bytes: bytes that one save writes.
         threads: number of CPU threads.
         rows_of: maps optimizer step (from 1) and micro-batch (from 0) to the names of its rows.
@@ -48,6 +50,12 @@ class RunFacts:
     state_bytes: int
     threads: int
     rows_of: Callable[[int, int], str]
+    keeps_small_updates: bool = False
+
+    @property
+    def recipe(self) -> Current:
+        """Values that remedies compare with the proposed ones."""
+        return Current(self.reduction, self.beta, self.learning_rate, self.lr_sum, self.parameters)
 
 
 @dataclass

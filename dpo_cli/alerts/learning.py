@@ -6,7 +6,7 @@ from statistics import fmean
 
 from dpo_cli.alerts.history import RunFacts, RunHistory
 from dpo_cli.intervals import wilson_interval
-from dpo_cli.profile.recipe import MAX_SATURATION_MARGIN, suggest_lr_and_beta
+from dpo_cli.profile.doctrine import MAX_SATURATION_MARGIN, learn_more
 from dpo_cli.run.events import Alert
 
 DISPLACED_SHARE = 0.25
@@ -82,7 +82,7 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
             f" changed: with {facts.reduction} and beta {facts.beta:g} it hardly reacts (its"
             f" gradient halves at a margin of {facts.saturation_margin:.2g} nats a token), so only"
             " the learning rate limits how far the model moves",
-            remedy=suggest_lr_and_beta(facts.learning_rate, facts.lr_sum),
+            remedy=learn_more(facts.recipe),
         )
     if has_moved and (accuracy := history.accuracy) and _is_no_better_than_chance(*accuracy):
         share, pairs = accuracy
@@ -102,7 +102,7 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
             message=f"the loss still reads {now:.4f} {after}: an lr_sum (sum of the learning rates)"
             f" of {history.lr_sum:.1e} so far hardly moves the weights ({moved:.1%} of them changed"
             f" in a {facts.export_dtype} file)",
-            remedy=suggest_lr_and_beta(facts.learning_rate, facts.lr_sum),
+            remedy=learn_more(facts.recipe),
         )
     return None
 
@@ -115,7 +115,7 @@ def _is_no_better_than_chance(accuracy: float, pairs: int) -> bool:
 def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:
     """Report an update that is lost when the weights are rounded for the exported file."""
     moved = history.weights_moved_after(RESOLUTION_AFTER, facts)
-    if moved is None or moved >= RESOLUTION_SHARE:
+    if moved is None or moved >= RESOLUTION_SHARE or facts.keeps_small_updates:
         return None
     dtype = facts.export_dtype
     better = "" if dtype == "float32" else 'Set export.dtype = "float32" to keep the update. Or: '
@@ -124,5 +124,5 @@ def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:
         message=f"after {history.last.optimizer_step} of {facts.optimizer_steps} updates"
         f" {moved:.1%} of the weights have another value in a {dtype} file: the update is smaller"
         " than the rounding, so the file will hardly differ from the starting weights",
-        remedy=better + suggest_lr_and_beta(facts.learning_rate, facts.lr_sum),
+        remedy=better + learn_more(facts.recipe),
     )

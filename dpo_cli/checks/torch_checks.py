@@ -14,7 +14,7 @@ from dpo_cli.checks.forecast import check_forecast
 from dpo_cli.checks.launch import check_launch, check_world_size
 from dpo_cli.checks.lr_sum import check_lr_sum, check_update
 from dpo_cli.checks.model import check_fit, check_tokenizer, check_weights
-from dpo_cli.checks.pairs import check_overlap, check_template
+from dpo_cli.checks.pairs import check_held_out, check_overlap, check_template
 from dpo_cli.checks.preview import preview
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import check_contention, check_device, check_disk, check_plan
@@ -100,6 +100,8 @@ class TorchChecks:
         inputs = self.assemble(device, weights, reference, tokenizer, rows, held_out)
         if inputs and data:
             check_overlap(reporter, inputs, data.issues, (held_out or data).issues)
+            if held_out or profile.eval.path is None:
+                check_held_out(reporter, inputs)
             if not self.wrong_keys:
                 check_plan(reporter, inputs)
                 if world_size != 1 and world_size is not None:

@@ -80,13 +80,15 @@ def export(
         ),
     ] = None,
     rounding: Annotated[
-        RoundingMode,
+        RoundingMode | None,
         typer.Option(
             metavar="|".join(RoundingMode),
             help="Round to the nearest half-precision number, or at random to one of the two "
-            "neighbors, which keeps small updates on average.",
+            "neighbors, which keeps small updates on average. Default: stochastic for bfloat16 "
+            "weights, else nearest.",
+            show_default=False,
         ),
-    ] = RoundingMode.NEAREST,
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -129,7 +131,7 @@ def export(
             to,
             format=form.value if form else None,
             dtype=dtype.value if dtype else None,
-            rounding=rounding.value,
+            rounding=rounding.value if rounding else None,
             seed=seed,
             best=best,
             force=force,

@@ -118,6 +118,8 @@ def init(
     console.print(f"wrote {path} ({origin})")
     if draft.missing:
         console.print(f"not found, fill in: {', '.join(draft.missing)}")
+    if draft.caution:
+        console.print(f"few pairs: {draft.caution}")
     console.print(f"next: dpo check {path}")
 
 

@@ -20,7 +20,6 @@ from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.model_card import MARK, model_card
-from dpo_cli.export.rounding import Rounding, round_weights
 from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention, read_start
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.files import write_text_atomically
@@ -28,6 +27,7 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import build_model, hash_weights
 from dpo_cli.models.minimind import MiniMind
+from dpo_cli.models.rounding import Rounding, default_rounding, round_weights
 from dpo_cli.models.saving import size_bytes
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.spec import Architecture, as_huggingface
@@ -93,7 +93,7 @@ def export_run(
     dtype: str | None,
     force: bool,
     overrides: Sequence[str] = (),
-    rounding: Rounding = "nearest",
+    rounding: Rounding | None = None,
     seed: int | None = None,
     *,
     best: bool = False,
@@ -110,7 +110,8 @@ def export_run(
         dtype: float16, bfloat16 or float32; by default the profile's.
         force: replace a file or directory that this run did not write.
         overrides: `KEY=VALUE` for keys of the profile, for example a new path of the data.
-        rounding: rounding to half precision.
+        rounding: rounding to half precision; by default stochastic for a bfloat16 file of weights
+            that started as bfloat16, else to nearest.
         seed: seed of stochastic rounding; by default the profile's.
         best: export the checkpoint with the lowest held-out loss instead of the newest.
         export_format: "pth" for MiniMind's file, "hf" for a directory; by default the format of the
@@ -126,6 +127,7 @@ def export_run(
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     written = _converted(architecture, export_format, tokenizer)
     dtype = dtype or export_dtype(profile, architecture, plan.model.weights_dtype)
+    rounding = rounding or default_rounding(dtype, plan.model.weights_dtype)
     if rounding == "stochastic":
         seed = profile.train.seed if seed is None else seed
         if dtype == "float32":

@@ -273,7 +273,8 @@ class Export(Table):
     dtype: Annotated[Literal["auto", "float16", "bfloat16", "float32"], NONE] = "auto"
     """Precision of the file. Do not export weights that started as float16 in bfloat16: its
     rounding is larger than the update. "auto" is float16 for MiniMind, and the precision of the
-    starting weights for a Hugging Face directory."""
+    starting weights for a Hugging Face directory. bfloat16 weights are rounded stochastically,
+    which keeps the update; the nearest values would lose most of it."""
 
 
 class Profile(Table):

@@ -15,7 +15,7 @@ import pytest
 from dpo_cli.alerts.history import WINDOW, RunFacts
 from dpo_cli.alerts.rules import RULES, AlertRules
 from dpo_cli.intervals import wilson_interval
-from dpo_cli.profile.recipe import BETA, saturation_margin, suggest_lr_and_beta
+from dpo_cli.profile.doctrine import learn_more, saturation_margin
 from dpo_cli.run.events import Alert, Evaluated, Event, Progress, StepDone, WorkerStarted
 
 STEPS = 120
@@ -58,7 +58,7 @@ def step(number: int, **changes: Any) -> StepDone:
         "rewards/rejected": -0.7 * margin,
         "rewards/margins": margin,
         "rewards/accuracies": 0.5 + 0.25 * (number % 3 > 0) * (number > 1),
-        "margin_per_token": margin / BETA,
+        "margin_per_token": margin / FACTS.beta,
         "kl": 0.02 * share,
         "grad_norm": 8.0 + noise,
     }
@@ -149,7 +149,7 @@ def test_a_loss_that_stays_because_the_weights_do() -> None:
         "the loss still reads 0.6928 after 40 of 120 updates: an lr_sum (sum of the learning rates)"
         " of 4.0e-04 so far hardly moves the weights (1.0% of them changed in a float16 file)"
     )
-    assert alert.remedy == suggest_lr_and_beta(1e-5, 6e-4)
+    assert alert.remedy == learn_more(FACTS.recipe)
 
 
 def test_a_loss_that_stays_although_the_weights_move() -> None:
@@ -199,7 +199,7 @@ def test_resolution_names_a_better_format_where_there_is_one() -> None:
     assert alerts_of(still) == [(60, "below-resolution")]
     assert text(still, "below-resolution").remedy.startswith('Set export.dtype = "float32"')
     whole = replace(FACTS, export_dtype="float32")
-    assert text(still, "below-resolution", whole).remedy == suggest_lr_and_beta(1e-5, 6e-4)
+    assert text(still, "below-resolution", whole).remedy == learn_more(FACTS.recipe)
 
 
 # --- stability -----------------------------------------------------------------------------------

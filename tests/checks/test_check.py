@@ -48,14 +48,24 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> None:
+    colors = ("red", "blue", "old", "new", "cold", "warm", "small", "large", "fine", "dark")
+    kinds = [
+        f"{color} {subject}" for color in (*colors, *map(str, range(5))) for subject in SUBJECTS
+    ]
+    sides = [(f"I like {each} a lot.", f"No idea, {each}.") for each in kinds]
+    rows = [
+        row(f"Tell me of {each}.", *(pair if number % 2 else reversed(pair)))
+        for number, (each, pair) in enumerate(zip(kinds, sides, strict=True))
+    ]
+    (bench / "pairs.jsonl").write_text("".join(rows))
     before = contents(bench)
     diagnosis = examined()
     assert [(finding.code, finding.level) for finding in diagnosis.findings] == [
         (code, OK)
         for code in (
             *("profile", "files", "device", "weights", "tokenizer", "format", "data"),
-            *("lengths", "texts"),
-            *("masks", "plan", "tokenizer-fit", "first-loss", "gradients", "lr-sum", "saturation"),
+            *("lengths", "texts", "masks", "held-out-pairs", "plan", "tokenizer-fit"),
+            *("first-loss", "gradients", "lr-sum", "saturation"),
             *("update", "memory", "time", "disk"),
         )
     ]

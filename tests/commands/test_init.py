@@ -59,10 +59,19 @@ def test_a_checkout_beside_is_filled_in(dpo: Cli, here: Path) -> None:
     assert profile.model.out_dir == here.parent / "minimind/out"
     assert profile.model.weights == "full_sft_512.pth"
     assert profile.data.data_path == here.parent / "minimind/dataset/dpo.jsonl"
-    assert (profile.dpo.beta, profile.eval.fraction) == (5.0, 0.1)
-    assert profile.train.learning_rate == 1.9e-5
+    assert (profile.dpo.reduction, profile.dpo.beta) == ("sum", 0.1)
+    assert (profile.eval.fraction, profile.train.learning_rate) == (0.1, 5e-6)
     schema = json.loads(Path("profiles/dpo.schema.json").read_text())
     assert schema["$schema"].endswith("draft-04/schema#")
+
+
+def test_few_pairs_say_what_they_cannot_show(dpo: Cli, here: Path) -> None:
+    checkout(here, "full_sft_512.pth")
+    pairs = here / "dataset/dpo.jsonl"
+    pairs.write_text("".join(pairs.read_text().splitlines(keepends=True)[:60]))
+    lines = dpo("init", "my")[1].splitlines()
+    assert lines[-2].startswith("few pairs: 20 held-out pairs show an accuracy of 0.75 or more;")
+    assert (written().eval.fraction, written().train.learning_rate) == (0.33, 5e-6)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,7 @@ def test_another_model_beside_is_filled_in(dpo: Cli, here: Path) -> None:
     assert profile.eval.interval == 18
     text = Path("profiles/my.toml").read_text()
     assert "halves at a\n# margin of 0.05 nats" in text
-    assert "Over 90 steps the learning rates add up to 5e-05\n# (lr_sum)" in text
+    assert "an lr_sum (sum over all steps) of 5e-5" in text
     # MiniMind's weights come first, and with them MiniMind's own tokenizer.
     checkout(here, "full_sft_512.pth")
     assert "(dense, recipe learn)" in dpo("init", "other")[1]

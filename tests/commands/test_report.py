@@ -26,7 +26,7 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from tests.commands.conftest import Cli
-from tests.support import story
+from tests.support import judged_runs, story
 from tests.support.cli import HANG_SECONDS
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -178,6 +178,18 @@ def test_a_report_has_it_all_in_one_file(dpo: Cli, plain: RunDirectory) -> None:
     assert any(
         re.match(r"loss: train from 0.6\d+ at micro-step 2 to 0.5", label) for label in labels
     )
+
+
+def test_a_run_that_got_worse_says_so_at_the_top(dpo: Cli, root: Path, plain: RunDirectory) -> None:
+    story.write(root, "worse", *judged_runs.WORSE)
+    assert dpo("report", "worse", "-o", "one.html")[0] == 0
+    text = Path("one.html").read_text(encoding="utf-8")
+    line = '<p class="error">Worse: the loss of 6 held-out pairs rose from 0.6931 to 0.7200</p>'
+    assert line in text[: text.index("</header>")]
+    assert dpo("report", "plain", "worse", "-o", "two.html")[0] == 0
+    shown = " ".join(Page(Path("two.html").read_text(encoding="utf-8")).texts)
+    assert "B: worse: the loss of 6 held-out pairs rose" in shown
+    assert "A: worse" not in shown
 
 
 def test_several_runs_are_compared(dpo: Cli, root: Path, plain: RunDirectory) -> None:

@@ -13,10 +13,10 @@ import torch
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export import verified_write
 from dpo_cli.export.export import export_run, try_command
-from dpo_cli.export.rounding import Rounding
 from dpo_cli.inference.evaluate import evaluate_held_out, evaluation_seconds
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import load_model_weights, read_state_dict
+from dpo_cli.models.rounding import Rounding
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Exported, history
 from dpo_cli.training import weights as trained_module

@@ -79,7 +79,7 @@ def test_commented_out_keys_are_valid(text: str, folder: Path) -> None:
 def test_values_of_the_minimind_script(folder: Path) -> None:
     text = render(drafts()["learn"], "A title.", load_profile(Path("dense")).profile)
     lines = text.splitlines()
-    assert "beta = 5.0  # minimind: 0.1" in lines
+    assert "beta = 0.1  # minimind: 0.1" in lines
     assert 'tokenizer = "../mo$$del"  # minimind: "../model"' in lines
     assert 'data_path = "../dataset/dpo.jsonl"  # minimind: "../dataset/dpo.jsonl"' in lines
     assert "#hidden_size = 512  # unset, minimind: 512" in lines

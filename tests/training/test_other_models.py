@@ -182,6 +182,15 @@ def own_precision(folder: Path) -> None:
     assert report.dtype == "bfloat16"
     assert report.retention is not None
     assert (report.retention.source_dtype, report.retention.start_error) == ("bfloat16", 0)
+    assert report.rounding == "stochastic"
+    assert report.retention.kept == pytest.approx(1, abs=0.1)
+    # The weights beside the run are those of an export.
+    beside = load_file(run.path / "rlhf" / "model.safetensors")
+    for name, tensor in load_file(place / "model.safetensors").items():
+        assert torch.equal(tensor, beside[name])
+    nearest = export_run(run, folder / "nearest", None, False, (), "nearest")
+    assert nearest.retention is not None
+    assert nearest.retention.kept < 0.9
     assert report.size_bytes == sum(path.stat().st_size for path in place.iterdir())
     assert export_run(run, place, "float32", False).dtype == "float32"  # replaces its own export
     (place / "README.md").write_text("somebody's")

@@ -18,6 +18,7 @@ from dpo_cli.formatting import (
     format_with_interval,
 )
 from dpo_cli.run.events import ACCURACY
+from dpo_cli.run.verdict import verdict_of
 from dpo_cli.ui.comparison import ComparedRun, differences, notes, steps_name
 from dpo_cli.ui.html.charts import COLORS, Chart, charts_of
 from dpo_cli.ui.html.markup import Writer, section
@@ -107,7 +108,7 @@ class _Page:
             model = run.model or "no plan"
             lead = f"{model} · {run.summary.state}{_when(run)}"
             parts = [write.tag("h1", run.name), write.tag("p", lead, "lead"), self._cards(first)]
-            return "".join([*parts, self._outcome(run)])
+            return "".join([*parts, self._verdict(run), self._outcome(run)])
         items = []
         for number, run in enumerate(self._runs):
             model = run.model or "no plan"
@@ -117,7 +118,17 @@ class _Page:
                 f'<li><svg class="chart" viewBox="0 0 12 12" aria-hidden="true">{mark}</svg>'
                 f"<b>{run.letter} {write.text(run.name)}</b>{write.text(words)}</li>"
             )
-        return f'<h1>{len(self._runs)} runs</h1><ul class="legend">{"".join(items)}</ul>'
+        verdicts = "".join(map(self._verdict, self._runs))
+        return f'<h1>{len(self._runs)} runs</h1><ul class="legend">{"".join(items)}</ul>{verdicts}'
+
+    def _verdict(self, run: ComparedRun) -> str:
+        """Return the harm that a run did, and what to try."""
+        verdict = verdict_of(run.view)
+        if verdict is None:
+            return ""
+        name = f"{run.letter}: worse" if len(self._runs) > 1 else "Worse"
+        message = self._write.tag("p", f"{name}: {verdict.message}", "error")
+        return f'<div class="alert failed">{message}{self._write.tag("p", verdict.remedy)}</div>'
 
     def _cards(self, report_run: ReportRun) -> str:
         run, write = report_run.run, self._write
@@ -140,8 +151,8 @@ class _Page:
         return f'<div class="cards">{body}</div>'
 
     def _outcome(self, run: ComparedRun) -> str:
-        """Return sentences on what the run has learned that holds for other pairs."""
-        sentences = outcome(run)
+        """Return sentences on what the run has learned, unless the verdict has said more."""
+        sentences = outcome(run) if verdict_of(run.view) is None else []
         return self._write.tag("p", " ".join(sentences), "note") if sentences else ""
 
     def _figures(self) -> str:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from dpo_cli.formatting import format_duration, format_progress
 from dpo_cli.printable import one_line
+from dpo_cli.run.verdict import verdict_of
 from dpo_cli.run.view import RunState, RunView
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.layout import Block, bar, beside, fit, framed, justified, pile
@@ -25,7 +26,7 @@ from dpo_cli.ui.terminal.metrics import (
     metrics_table,
     metrics_title,
 )
-from dpo_cli.ui.terminal.plain import plan_lines, step_name
+from dpo_cli.ui.terminal.plain import export_line, plan_lines, step_name
 from dpo_cli.ui.terminal.plots import charts
 from dpo_cli.ui.terminal.ranks import ranks_frame
 
@@ -232,6 +233,8 @@ class Dashboard:
     def _errors_and_alerts(self) -> list[tuple[str, str, str, str]]:
         """Return kind, style, message and remedy, the most important first."""
         found = [("error", "bold red", *failed)] if (failed := failure(self.view)) else []
+        if verdict := verdict_of(self.view):
+            found.append(("worse", "bold red", verdict.message, verdict.remedy))
         found += [
             ("warning", "bold yellow", alert.message, alert.remedy)
             for alert in reversed(self.view.alerts.values())
@@ -251,7 +254,7 @@ class Dashboard:
     def _next_command(self) -> Text:
         match self.state:
             case RunState.COMPLETED:
-                command = "export"
+                return export_line(self.view, self.designation)
             case RunState.STOPPED | RunState.FAILED | RunState.KILLED:
                 command = "resume"
             case _:

@@ -23,7 +23,7 @@ def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]
     lines += held_out_lines(view, directory)
     match view.ending:
         case Completed() as completed:
-            lines += completed_lines(completed, designation, directory)
+            lines += completed_lines(completed, designation, directory, view)
         case Stopped() as stopped:
             lines += stopped_lines(stopped, designation)
     return lines

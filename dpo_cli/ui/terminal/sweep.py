@@ -32,9 +32,7 @@ from dpo_cli.ui.significance import pairs_to_settle
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.panel import Panel
 
-_NO_PAIRS = (
-    "without held-out pairs there is no best run; set eval.fraction = 0.1 to hold out a tenth"
-)
+_NO_PAIRS = "without held-out pairs there is no best run; set eval.fraction to hold out some pairs"
 
 
 @dataclass(frozen=True)

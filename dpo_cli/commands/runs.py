@@ -14,6 +14,7 @@ from dpo_cli.formatting import format_duration, format_progress, format_size
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.lookup import list_runs
 from dpo_cli.run.summary import RunSummary, summarize
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.console import SafeConsole
 
 
@@ -31,7 +32,7 @@ def runs(
         print_json([dataclasses.asdict(summary) for summary in summaries])
     elif not summaries:
         plain_console().print(f"there are no runs in {root}")
-        plain_console().print("start one: dpo train PROFILE")
+        plain_console().print(f"start one: {dpo_command('train', 'PROFILE')}")
     else:
         console = SafeConsole(highlight=False, markup=False, emoji=False)
         if not console.is_terminal:

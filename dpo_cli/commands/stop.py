@@ -12,6 +12,7 @@ from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.events import Completed, EventReader, Failed, Stopped
 from dpo_cli.run.lookup import find_run
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.plain import completed_lines, stopped_lines
 
 _POLL_SECONDS = 0.2
@@ -56,7 +57,7 @@ def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
         case _:
             raise DpoError(
                 f"{name} ended without saving its last steps",
-                f"Continue from its last checkpoint: dpo resume {name}",
+                f"Continue from its last checkpoint: {dpo_command('resume', name)}",
                 [f"its output is in {run.worker_log_path}"],
             )
     for line in lines:

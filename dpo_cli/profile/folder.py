@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import DpoError, first_line
+from dpo_cli.shell import quote
 from dpo_cli.signatures import HEAD_BYTES, refuse
 
 CONFIG = "config.json"
@@ -135,7 +135,7 @@ def how_to_merge(adapter: Path) -> str:
     return (
         'Merge it: python -c "import sys, peft;'
         " peft.AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]).merge_and_unload()"
-        f".save_pretrained(sys.argv[1] + '-merged')\" {shlex.quote(str(adapter))}"
+        f".save_pretrained(sys.argv[1] + '-merged')\" {quote(str(adapter))}"
     )
 
 
@@ -149,7 +149,7 @@ def missing_tokenizer(folder: Path) -> DpoError | None:
                 f"{folder} has {what} ({shown}), but no {TOKENIZER[0]}",
                 'Convert it: python -c "import sys, transformers; transformers.AutoTokenizer'
                 '.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])"'
-                f" {shlex.quote(str(folder))}",
+                f" {quote(str(folder))}",
             )
     return None
 

@@ -26,6 +26,7 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from dpo_cli.run.plan import Plan
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.metrics import with_missing
 from dpo_cli.ui.terminal.ranks import straggler, straggler_message
 
@@ -310,7 +311,7 @@ def stopped_lines(event: Stopped, designation: str) -> list[Text]:
         if event.optimizer_step
         else "before the first step"
     )
-    return [Text(f"{event.reason} {where}"), _command("resume", f"dpo resume {designation}")]
+    return [Text(f"{event.reason} {where}"), _command("resume", dpo_command("resume", designation))]
 
 
 def completed_lines(event: Completed, designation: str, directory: Path) -> list[Text]:
@@ -322,7 +323,7 @@ def completed_lines(event: Completed, designation: str, directory: Path) -> list
             f"weights in {directory / event.weights}",
         ),
         *([Text(f"      {event.reason}")] if event.reason else []),
-        _command("export", f"dpo export {designation}"),
+        _command("export", dpo_command("export", designation)),
     ]
 
 

@@ -27,6 +27,7 @@ from dpo_cli.run.events import EventReader
 from dpo_cli.run.summary import RunSummary, summarize
 from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.view import RunState, RunView
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.comparison import ComparedRun, best, indistinguishable, listed
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.panel import Panel
@@ -306,9 +307,8 @@ def best_lines(
     lines = [Text.assemble(("best: ", "bold green"), f"{first.letter}  {text}: {result}")]
     if close := indistinguishable(first, runs):
         lines.append(Text(f"      not distinguishable from {listed(close)}"))
-    lines.append(
-        Text.assemble(("export: ", "dim"), f"dpo export {directories[first.letter].designation}")
-    )
+    export = dpo_command("export", directories[first.letter].designation)
+    lines.append(Text.assemble(("export: ", "dim"), export))
     return lines
 
 

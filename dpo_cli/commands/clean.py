@@ -25,7 +25,7 @@ def clean(
     run_names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN...]",
+            metavar="RUN...",
             help="Clean these runs, even if they are not completed. Default: all completed runs.",
             show_default=False,
             autocompletion=complete_run,

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dpo_cli.commands.group import HelpGroup
+from dpo_cli.commands.help import HelpCommand
 from dpo_cli.commands.options import ProfileArgument, SetOption
 from dpo_cli.printable import escape_toml
 from dpo_cli.profile.load import load_profile
@@ -13,7 +15,7 @@ from dpo_cli.profile.resolved import to_toml
 from dpo_cli.profile.source import scan_lines
 from dpo_cli.ui.terminal.console import echo
 
-config = typer.Typer(name="config", no_args_is_help=True, add_completion=False)
+config = typer.Typer(name="config", cls=HelpGroup, no_args_is_help=True, add_completion=False)
 
 
 @config.callback()
@@ -24,7 +26,7 @@ def about() -> None:
     """
 
 
-@config.command()
+@config.command(cls=HelpCommand)
 def show(
     profile: ProfileArgument,
     settings: SetOption = None,

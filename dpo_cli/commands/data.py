@@ -33,7 +33,8 @@ def data(
     only: Annotated[
         list[PairIssue] | None,
         typer.Option(
-            help="Show only pairs with this trait, for example --only truncated. Repeat for more.",
+            metavar="TRAIT",
+            help=f"Show only pairs with this trait: {', '.join(PairIssue)}. Repeat for more.",
             show_default=False,
         ),
     ] = None,

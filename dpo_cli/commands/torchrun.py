@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
 from dpo_cli.commands.console import plain_console
+from dpo_cli.commands.help import HelpCommand
 from dpo_cli.errors import ExitCode
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run import launch
@@ -22,7 +22,7 @@ _NOT_TORCHRUNS = "launch.timeout_seconds"
 """The only key of [launch] that has no option of torchrun."""
 
 
-class TorchrunCommand(TyperCommand):
+class TorchrunCommand(HelpCommand):
     """Command that passes the words after -- to torchrun."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

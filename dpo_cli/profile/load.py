@@ -16,11 +16,12 @@ from pydantic_core import ErrorDetails
 from dpo_cli.errors import UsageError
 from dpo_cli.profile.hub import PREFIX
 from dpo_cli.profile.model_kind import ModelKind, defaults_of, kind_of_weights
-from dpo_cli.profile.renames import RENAMED_KEYS, RENAMED_VALUES
+from dpo_cli.profile.renames import RENAMED_VALUES
 from dpo_cli.profile.schema import KEYS, TABLES, Key, Profile
 from dpo_cli.profile.source import Document, expand_path, find_profile, read_chain
 from dpo_cli.profile.table import Kind
-from dpo_cli.profile.text import did_you_mean, show_path, show_value
+from dpo_cli.profile.text import show_path, show_value
+from dpo_cli.profile.unknown_keys import explain_unknown_key
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _validate(statements: Mapping[str, _Statement]) -> tuple[Profile | None, dic
     tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
     for key, statement in statements.items():
         if key not in KEYS:
-            problems[key] = _unknown(key)
+            problems[key] = explain_unknown_key(key)
             continue
         table, field = key.split(".")
         try:
@@ -252,30 +253,6 @@ def _validate(statements: Mapping[str, _Statement]) -> tuple[Profile | None, dic
             key = ".".join(map(str, details["loc"][:2]))  # the rest is an index into a list
             problems[key] = _explain(details, KEYS[key])
     return None, problems
-
-
-def _unknown(key: str) -> str:
-    """Explain an unknown key, and suggest a similar one in any table."""
-    if key in TABLES:
-        return f"is a table; write its keys below a line [{key}]"
-    if key == "extends":
-        return "only a file can extend another profile; set extends in the file"
-    if key in RENAMED_KEYS:
-        return f"{key} is now {RENAMED_KEYS[key]}; rename it"
-    table, _, field = key.rpartition(".")
-
-    def full_name(near: str) -> str:
-        if f"{table}.{near}" in KEYS:
-            return f"{table}.{near}"
-        return " or ".join(known for known in KEYS if known.endswith(f".{near}")) or near
-
-    fields = [known.split(".")[1] for known in KEYS]
-    hint = did_you_mean(field, [*fields, *TABLES, "extends"], full_name)
-    if hint:
-        return f"unknown key{hint}"
-    if table in TABLES:
-        return f"unknown key; [{table}] has {', '.join(TABLES[table].model_fields)}"
-    return f"unknown key; the tables are {', '.join(TABLES)}"
 
 
 _EXPECTED = {

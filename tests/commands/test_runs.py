@@ -396,12 +396,12 @@ def test_export_scores_held_out_pairs_where_it_is_soon_done(
     assert bench.asked[-1][2] == [{"file": 1}, {"state": 1}]
     bench.seconds = 100.0
     hint = "held-out pairs: not evaluated; --evaluate takes about 3m 20s"
-    assert dpo("export")[1].splitlines()[-2] == hint
+    assert dpo("export")[1].splitlines()[-3] == hint
     assert dpo("export", "--evaluate")[1].splitlines()[-3] == HELD_OUT
     assert "held" not in dpo("export", "--no-evaluate")[1]
     bench.failure = "data.data_path: gone"
     lines = dpo("export", "--evaluate")[1].splitlines()
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         "held-out pairs: not evaluated: data.data_path: gone",
         "try it: python eval_model.py",
         "        in MiniMind's own environment; its scripts need transformers 4",

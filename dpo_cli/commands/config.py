@@ -41,7 +41,12 @@ def show(
     loaded = load_profile(profile, settings or ())
     text = to_toml(loaded.profile)
     if origins:
-        where = {line: loaded.origins[key] for key, line in scan_lines(text).items() if "." in key}
+        # A key of an inline table, as in data.columns, has the origin of its table.
+        where = {
+            line: loaded.origins[".".join(key.split(".")[:2])]
+            for key, line in scan_lines(text).items()
+            if "." in key
+        }
         lines = text.splitlines()
         width = max(len(lines[number - 1]) for number in where)
         for number, origin in where.items():

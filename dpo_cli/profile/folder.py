@@ -72,6 +72,28 @@ def has_weights(folder: Path) -> bool:
     return any((folder / f"{name}{end}").is_file() for name in _WEIGHTS for end in ("", _INDEX))
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Return True if the tokenizer in a directory has a chat template, which training needs."""
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    if any((folder / TEMPLATES).glob("*.jinja")):
+        return True
+    try:
+        return bool(read_json(folder / TOKENIZER[1]).get("chat_template"))
+    except DpoError:
+        return False
+
+
+def longest_input(folder: Path) -> int | None:
+    """Return the number of positions that a model was made for; None if config.json lacks it."""
+    try:
+        config = read_json(folder / CONFIG)
+    except DpoError:
+        return None
+    lengths = [config.get(name) for name in ("max_position_embeddings", "n_positions")]
+    return next((each for each in lengths if type(each) is int and each > 1), None)
+
+
 def tokenizer_files(folder: Path) -> list[str]:
     """Return the names of the tokenizer's files that exist, relative to the directory."""
     names = [name for name in (*TOKENIZER, *TOKENIZER_OPTIONAL) if (folder / name).is_file()]

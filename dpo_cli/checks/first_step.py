@@ -91,7 +91,7 @@ def _check_loss(reporter: Reporter, inputs: RunInputs, pairs: PairScores) -> Non
             f" starting weights; {agreement}",
         )
     elif abs(loss - expected) > TOLERANCE[inputs.device.dtype] * max(1, abs(expected)):
-        reporter.error(
+        reporter.warn(
             "first-loss",
             subject,
             f"the loss is {loss:.4f}, but must be {_known(expected)}; {agreement}",
@@ -154,7 +154,7 @@ def _check_gradients(
     if missing:
         named = ", ".join(missing[:_NAMED_TENSORS])
         named += ", ..." if len(missing) > _NAMED_TENSORS else ""
-        reporter.error(
+        reporter.warn(
             "gradient-missing",
             "",
             f"{message}; none in {named}",

@@ -90,7 +90,7 @@ def check_fit(reporter: Reporter, inputs: RunInputs, on_progress: OnProgress) ->
             reporter.ok("tokenizer-fit", key, measured)
             continue
         folder = show_path(inputs.tokenizer)
-        reporter.error(
+        reporter.warn(  # training starts with any weights, for example random ones in a trial
             "tokenizer-mismatch",
             "model.tokenizer",
             f"{measured}. {key} does not fit the tokenizer {folder}, or is no language model",

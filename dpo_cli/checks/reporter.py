@@ -20,11 +20,11 @@ class Reporter:
         self._add(code, Level.OK, subject, message)
 
     def warn(self, code: str, subject: str, message: str, remedy: str) -> None:
-        """Report a problem with which training would still start."""
+        """Report a problem with which training would start, even if it were pointless."""
         self._add(code, Level.WARN, subject, message, remedy)
 
     def error(self, code: str, subject: str, message: str, remedy: str) -> None:
-        """Report a problem with which training would fail or be pointless."""
+        """Report a problem with which training would fail, or refuse to start."""
         self._add(code, Level.ERROR, subject, message, remedy)
 
     def skip(self, code: str, missing: str) -> None:

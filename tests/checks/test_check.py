@@ -89,7 +89,7 @@ def test_the_first_loss_with_another_reference(examined: Examine, bench: Path) -
     diagnosis = examined("model.reference=./other.pth", "dpo.beta=5")
     assert of(diagnosis, "reference").level is OK
     assert "not ln 2" in of(diagnosis, "first-loss").message
-    # Random weights as the reference are an error of their own.
+    # Random weights as the reference are a problem of their own.
     assert "model.reference" in of(diagnosis, "tokenizer-mismatch").message
 
 
@@ -101,7 +101,7 @@ def test_layouts_and_dropout_start_at_ln_2(examined: Examine, settings: list[str
 # --- weights and tokenizer ---------------------------------------------------------------------
 
 
-def test_a_wrong_tokenizer_of_the_right_size_is_an_error(examined: Examine, bench: Path) -> None:
+def test_a_wrong_tokenizer_of_the_right_size_is_a_warning(examined: Examine, bench: Path) -> None:
     other = bench / "other"
     shutil.copytree(TOKENIZER, other)
     specification = json.loads((other / "tokenizer.json").read_bytes())
@@ -113,7 +113,8 @@ def test_a_wrong_tokenizer_of_the_right_size_is_an_error(examined: Examine, benc
     (other / "tokenizer.json").write_text(json.dumps(specification))
 
     diagnosis = examined("model.tokenizer=other")
-    assert codes(diagnosis, ERROR) == ["tokenizer-mismatch"]
+    assert codes(diagnosis, ERROR) == []  # training would start
+    assert of(diagnosis, "tokenizer-mismatch").level is WARN
     mismatch = of(diagnosis, "tokenizer-mismatch")
     assert "random guessing" in mismatch.message
     assert "MiniMind's two versions" in mismatch.remedy
@@ -156,7 +157,7 @@ def test_weights_that_cannot_learn(examined: Examine, bench: Path) -> None:
     state["model.layers.1.mlp.down_proj.weight"].zero_()
     torch.save(state, bench / "full_sft_32.pth")
     missing = of(examined(), "gradient-missing")
-    assert missing.level is ERROR
+    assert missing.level is WARN
     assert "model.layers.1.mlp.gate_proj.weight, model.layers.1.mlp.up_proj" in missing.message
 
 

@@ -56,7 +56,7 @@ def test_ready_to_train(dpo: Cli, set_findings: SetFindings) -> None:
     assert "ok  profile  my.toml  fine" in [line.rstrip() for line in lines]
     assert lines[-2:] == [
         "ready to train",
-        "next: dpo train my.toml --set 'a.b=x y' --runs-dir elsewhere",
+        'next: dpo train my.toml --set "a.b=x y" --runs-dir elsewhere',
     ]
 
 
@@ -130,7 +130,7 @@ def test_a_shipped_profile_by_name(dpo: Cli, set_findings: SetFindings) -> None:
     assert Path(str(asked[0][0])).name == "dense.toml"
 
 
-def test_untrained_golden_weights_are_the_only_error(
+def test_untrained_golden_weights_are_the_only_problem(
     shared: Path, dpo: Cli, tmp_path: Path
 ) -> None:
     (tmp_path / "my.toml").write_text(
@@ -142,7 +142,7 @@ def test_untrained_golden_weights_are_the_only_error(
     code, out, _ = dpo("check", "my.toml", "--json")
     report = json.loads(out)
     bad = [finding["code"] for finding in report["findings"] if finding["level"] != "ok"]
-    assert code == 1
+    assert code == 0  # `dpo train` trains them, too
     assert bad == ["tokenizer-mismatch"]
     assert report["facts"]["plan"]["pairs"]["kept"] == 27
     assert list(tmp_path.iterdir()) == [tmp_path / "my.toml"]

@@ -30,7 +30,7 @@ def program() -> str:
 def quote(word: str) -> str:
     """Quote a word for the shell, with double quotes where they are enough.
 
-    `shlex.quote` writes an apostrophe as '"'"', which nobody can read.
+    `shlex.quote` writes an apostrophe as '"'"', which is hard to read.
     """
     if _PLAIN.fullmatch(word) and not word.startswith("~"):
         return word

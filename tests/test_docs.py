@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dpo_cli.profile.losses import LOSSES
-from dpo_cli.profile.schema import KEYS
+from dpo_cli.profile.schema import KEYS, TABLES
 from dpo_cli.profile.unknown_keys import EQUIVALENT, UNSUPPORTED
 from tests.commands.test_cli_surface import command_tree
 from tests.support.cli import REPOSITORY
@@ -123,6 +123,30 @@ def test_commands_and_options_in_the_text_exist(page: Path, tree: Any) -> None:
         known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
         options = {word.split("=")[0] for word in words if word.startswith("--")}
         assert options <= known | {"--help", "--"}, f"{page.name} names dpo {span}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_keys_on_the_pages_exist(page: Path) -> None:
+    if page.name == "CHANGELOG.md":  # lists old names beside the new ones
+        return
+    for key in re.findall(r"`([a-z]+\.\w+)(?: = [^`]*)?`", page.read_text(encoding="utf-8")):
+        if key.split(".")[0] in TABLES and not key.endswith((".py", ".json")):
+            assert key in KEYS, f"{page.name} names {key}"
+
+
+def test_the_arguments_of_minimind_have_rows() -> None:
+    """Those that a user of version 3 misses most, with the key that does the same."""
+    page = (REPOSITORY / "docs/minimind.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (`--.+?) \| (.+) \|$", page, re.MULTILINE))
+    text = {name: key for names, key in rows.items() for name in re.findall(r"`(--\w+)`", names)}
+    for argument, key in {
+        "--save_weight": "export.prefix",
+        "--save_dir": "model.out_dir",
+        "--from_weight": "model.weights",
+        "--use_compile": "train.compile",
+        "--use_wandb": "track.use_swanlab",
+    }.items():
+        assert f"`{key}`" in text[argument], argument
 
 
 def test_extras_of_the_pages_exist() -> None:

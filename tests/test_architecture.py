@@ -16,7 +16,8 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
-    {"errors", "files", "findings", "formatting", "intervals", "printable", "streams", "__init__"},
+    {"errors", "files", "findings", "formatting", "intervals", "printable", "shell", "streams"}
+    | {"__init__"},
     {"integrity", "paired", "parent_death", "repetition", "signatures"},
     {"data", "profile"},
     {"compute", "objective", "run"},
@@ -42,7 +43,7 @@ LIGHT = (
         "paired",
         "signatures",
     ),
-    *("parent_death", "printable", "repetition", "streams"),
+    *("parent_death", "printable", "repetition", "shell", "streams"),
 )
 
 

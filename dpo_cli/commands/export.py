@@ -18,7 +18,7 @@ from dpo_cli.formatting import format_duration
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run
 from dpo_cli.ui.terminal.console import SafeConsole
-from dpo_cli.ui.terminal.export import export_lines, held_out_lines
+from dpo_cli.ui.terminal.export import export_lines, held_out_lines, try_lines
 from dpo_cli.ui.terminal.progress import PhaseBar
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ def export(
         console.print(line, soft_wrap=not console.is_terminal)  # long lines break between words
     _compare_held_out(console, run, report, settings or (), evaluate)
     if report.try_command:
-        console.print(f"try it: {report.try_command}")
+        for line in try_lines(report.try_command):
+            console.print(line)
 
 
 def _compare_held_out(

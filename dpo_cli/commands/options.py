@@ -94,6 +94,28 @@ BestOption = Annotated[
         "--best", help="Use the run's checkpoint with the lowest held-out loss, not the newest."
     ),
 ]
+WidthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--width",
+        metavar="COLUMNS",
+        min=40,
+        max=1000,
+        help="Draw this wide. Default: the width of the terminal.",
+        show_default=False,
+    ),
+]
+HeightOption = Annotated[
+    int | None,
+    typer.Option(
+        "--height",
+        metavar="LINES",
+        min=10,
+        max=1000,
+        help="Draw this high. Default: the height of the terminal.",
+        show_default=False,
+    ),
+]
 RunsDirOption = Annotated[
     Path | None,
     typer.Option(

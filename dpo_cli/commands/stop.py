@@ -14,6 +14,7 @@ from dpo_cli.run.events import Completed, EventReader, Failed, Stopped
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.run.view import RunView
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.plain import completed_lines, stopped_lines
 
 _POLL_SECONDS = 0.2
@@ -60,7 +61,7 @@ def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
         case _:
             raise DpoError(
                 f"{name} ended without saving its last steps",
-                f"Continue from its last checkpoint: dpo resume {name}",
+                f"Continue from its last checkpoint: {dpo_command('resume', name)}",
                 [f"its output is in {run.worker_log_path}"],
             )
     for line in lines:

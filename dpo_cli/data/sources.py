@@ -28,6 +28,7 @@ from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
 from dpo_cli.signatures import recognize_folder
 
 _LOOKED_AT_ROWS = 100
+_FIRST_ROWS = 5
 _NAMED = 5
 _PROGRESS_ROWS = 5000
 _KINDS: Mapping[Kind, str] = {
@@ -344,6 +345,21 @@ class Source:
                     f" data.columns.{name} names",
                     f"Remove data.columns.{name}, or set data.format to a format with this column.",
                 )
+
+
+def looks_like_pairs(path: Path) -> bool:
+    """Return True if one of the first rows of a file has the columns of a format.
+
+    Raises:
+        DpoError: the file cannot be read, or is of a kind that is not supported.
+    """
+    for _, row in itertools.islice(read_rows(path, kind_of(path)), _FIRST_ROWS):
+        if isinstance(row, MalformedError):
+            continue
+        with contextlib.suppress(MalformedError, RecursionError):
+            if format_of(Columns(row, {})):
+                return True
+    return False
 
 
 def _unit(kind: Kind) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.model_card import MARK, model_card
+from dpo_cli.export.try_command import try_command
 from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention, read_start
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.files import write_text_atomically
@@ -45,8 +44,6 @@ from dpo_cli.training.sources import training_pairs
 from dpo_cli.training.weights import read_trained
 
 _COMPARED_PAIRS = 4
-_MINIMIND_VOCABULARY = 6400
-"""Vocabulary of both MiniMind tokenizers, which MiniMind's own scripts load."""
 _ROWS_PER_READ = 16
 
 ExportFormat = Literal["pth", "hf"]
@@ -185,45 +182,6 @@ def export_run(
         state=state,
         exported=exported.state,
     )
-
-
-def try_command(path: Path, architecture: Architecture) -> str | None:
-    """Return a shell command that chats with these weights.
-
-    A directory is used with a pipeline of transformers, a MiniMind file with MiniMind's own script,
-    from the root of its checkout; a file with another name is copied first, because the scripts
-    load no other name. None if the vocabulary is not MiniMind's, because the scripts load
-    MiniMind's own tokenizer.
-    """
-    if not isinstance(architecture, MiniMind):
-        pipe = f"pipeline('text-generation', {str(path)!r})"
-        turns = "[{'role': 'user', 'content': 'Hello'}]"
-        code = f"from transformers import pipeline; print({pipe}({turns})[0]['generated_text'])"
-        return f"python -c {shlex.quote(code)}"
-    if architecture.vocab_size != _MINIMIND_VOCABULARY:
-        return None
-    # A relative path, because eval_model.py puts "./" before its out_dir. Both scripts build the
-    # file's name from prefix and shape, and load no other name.
-    directory, ending = os.path.relpath(path.parent), architecture.file_name("")
-    if not path.name.endswith(ending):
-        copy = path.with_name(f"rlhf{ending}")
-        copying = f"cp {shlex.quote(os.path.relpath(path))} {shlex.quote(os.path.relpath(copy))}"
-        return f"{copying} && {try_command(copy, architecture)}"
-    prefix = path.name.removesuffix(ending)
-    shape = [
-        f"--hidden_size {architecture.hidden_size}",
-        f"--num_hidden_layers {architecture.num_hidden_layers}",
-    ]
-    if architecture.version == 2 and prefix == "rlhf":
-        moe = ["--use_moe True"] if architecture.use_moe else []
-        command = ["python eval_model.py --model_mode 2", f"--out_dir {shlex.quote(directory)}"]
-    else:
-        moe = ["--use_moe 1"] if architecture.use_moe else []
-        command = [
-            f"python eval_llm.py --weight {shlex.quote(prefix)}",
-            f"--save_dir {shlex.quote(directory)}",
-        ]
-    return " ".join([*command, *shape, *moe])
 
 
 def _converted(

@@ -50,7 +50,7 @@ def model_card(
     lines = [
         *("---", "library_name: transformers", "pipeline_tag: text-generation"),
         *("tags:", "- dpo", "---", "", MARK, ""),
-        f"# {architecture.class_name}, trained on preferences",
+        f"# {architecture.name}, trained with direct preference optimization",
         "",
         f"{trained.description}: {plan.model.parameters:,} parameters in {dtype}, after"
         f" {optimizer_step:,} of {plan.steps.optimizer_steps:,} steps with `dpo` {__version__}.",

@@ -26,6 +26,7 @@ from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.disk import explain_disk_errors, unreadable
 from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.plan import OtherVersionError, Plan
+from dpo_cli.shell import dpo_command
 
 Content = TypeVar("Content")
 
@@ -313,13 +314,13 @@ class RunDirectory(LockedDirectory):
         """See `LockedDirectory`."""
         return DpoError(
             f"{self.designation} is being trained by {holder}",
-            f"Stop it first: dpo stop {self.designation}",
+            f"Stop it first: {dpo_command('stop', self.designation)}",
         )
 
     @property
     def resume_hint(self) -> str:
         """See `LockedDirectory`."""
-        return f"Continue with: dpo resume {self.designation}"
+        return f"Continue with: {dpo_command('resume', self.designation)}"
 
     @property
     def written_paths(self) -> Sequence[Path]:

@@ -56,7 +56,7 @@ def test_ready_to_train(dpo: Cli, set_findings: SetFindings) -> None:
     assert "ok  profile  my.toml  fine" in [line.rstrip() for line in lines]
     assert lines[-2:] == [
         "ready to train",
-        "next: dpo train my.toml --set 'a.b=x y' --runs-dir elsewhere",
+        'next: dpo train my.toml --set "a.b=x y" --runs-dir elsewhere',
     ]
 
 

@@ -207,7 +207,7 @@ def test_a_changed_position_is_refused_always(dpo: Cli, stopped: RunDirectory) -
     code, _, err = dpo("resume", "--set", "train.batch_size=8", "--allow-changes")
     assert code == 2
     assert "train.batch_size: 4 -> 8" in err
-    assert f'model.weights="run:{stopped.name}"' in err
+    assert f"model.weights=run:{stopped.name}" in err
 
 
 def test_where_files_lie_may_change_freely(
@@ -370,6 +370,7 @@ def test_export_shows_what_was_written(dpo: Cli, stopped: RunDirectory, bench: B
         "log-probs, file vs. training state (4 pairs): mean difference 0.00045 nats per token,"
         " largest 0.0012",
         "try it: python eval_model.py",
+        "        in MiniMind's own environment; its scripts need transformers 4",
     ]
     assert json.dumps(bench.asked[0][2]) == '"bfloat16"'  # a plain string
     assert dpo("export", "--dtype", "int8")[0] == 2
@@ -400,18 +401,19 @@ def test_export_scores_held_out_pairs_where_it_is_soon_done(
     dpo: Cli, stopped: RunDirectory, bench: Bench
 ) -> None:
     bench.seconds = 29.0
-    assert dpo("export")[1].splitlines()[-3:-1] == HELD_OUT
+    assert dpo("export")[1].splitlines()[-4:-2] == HELD_OUT
     assert bench.asked[-1][2] == [{"state": 1}, {"file": 1}]
     bench.seconds = 100.0
     hint = "held-out pairs: not evaluated; --evaluate takes about 3m 20s"
-    assert dpo("export")[1].splitlines()[-2] == hint
-    assert dpo("export", "--evaluate")[1].splitlines()[-3:-1] == HELD_OUT
+    assert dpo("export")[1].splitlines()[-3] == hint
+    assert dpo("export", "--evaluate")[1].splitlines()[-4:-2] == HELD_OUT
     assert "held" not in dpo("export", "--no-evaluate")[1]
     bench.failure = "data.data_path: gone"
     lines = dpo("export", "--evaluate")[1].splitlines()
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         "held-out pairs: not evaluated: data.data_path: gone",
         "try it: python eval_model.py",
+        "        in MiniMind's own environment; its scripts need transformers 4",
     ]
 
 

@@ -160,7 +160,7 @@ def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(dpo: Cli, workers: A
     assert (code, err) == (130, "")
     assert out.splitlines()[-2:] == [
         "sweep mine: interrupted with 1 of 3 runs completed; everything is saved",
-        "continue: dpo sweep mine.toml --grid 'dpo.beta=[0.1,2,5]' --set train.epochs=1",
+        'continue: dpo sweep mine.toml --grid "dpo.beta=[0.1,2,5]" --set train.epochs=1',
     ]
     again = ("sweep", "mine.toml", *BETA, "--set", "train.epochs=1")
     assert "stopped at step 0/8, will resume" in dpo(*again, "--dry-run")[1]

@@ -172,6 +172,8 @@ def own_precision(folder: Path) -> None:
         state = load_file(run.path / name / "model.safetensors")
         assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
         assert '"dtype": "bfloat16"' in (run.path / name / "config.json").read_text()
+        modes = {path.stat().st_mode for path in (run.path / name).iterdir() if path.is_file()}
+        assert len(modes) == 1  # weights are as readable as the files beside them
     torn = run.path / "rlhf" / f".model.safetensors.{'0' * 32}.tmp"
     torn.write_text("half")
     run.remove_leftovers()

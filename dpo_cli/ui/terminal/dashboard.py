@@ -17,6 +17,7 @@ from dpo_cli.formatting import format_duration, format_progress
 from dpo_cli.printable import one_line
 from dpo_cli.run.verdict import verdict_of
 from dpo_cli.run.view import RunState, RunView
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.layout import Block, bar, beside, fit, framed, justified, pile
 from dpo_cli.ui.terminal.metrics import (
@@ -259,7 +260,7 @@ class Dashboard:
                 command = "resume"
             case _:
                 return Text()
-        return Text.assemble((f"{command}: ", "dim"), f"dpo {command} {self.designation}")
+        return Text.assemble((f"{command}: ", "dim"), dpo_command(command, self.designation))
 
 
 def _progress_line(label: str, share: float, remark: str, width: int) -> Text:

@@ -58,6 +58,14 @@ def held_out_lines(evaluation: Evaluation) -> list[Text]:
     return [line, Text(comparison_note("file", "training state", comparison.result))]
 
 
+def try_lines(command: str) -> list[Text]:
+    """Return the command that chats with the weights, and what it needs."""
+    lines = [Text(f"try it: {command}")]
+    if "python eval_" in command:
+        lines.append(Text("        in MiniMind's own environment; its scripts need transformers 4"))
+    return lines
+
+
 def _retention_lines(report: ExportReport) -> list[Text]:
     retention = report.retention
     if report.not_compared:

@@ -31,6 +31,7 @@ from dpo_cli.run.plan import Plan
 from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.run.verdict import is_best_earlier, verdict_of
 from dpo_cli.run.view import RunView
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.metrics import with_missing
 from dpo_cli.ui.terminal.ranks import straggler, straggler_message
 
@@ -324,7 +325,7 @@ def stopped_lines(event: Stopped, designation: str) -> list[Text]:
         if event.optimizer_step
         else "before the first step"
     )
-    return [Text(f"{event.reason} {where}"), _command("resume", f"dpo resume {designation}")]
+    return [Text(f"{event.reason} {where}"), _command("resume", dpo_command("resume", designation))]
 
 
 def completed_lines(
@@ -357,9 +358,9 @@ def verdict_lines(view: RunView) -> list[Text]:
 def export_line(view: RunView, designation: str) -> Text:
     """Return the command that exports a run; its best weights if they are not the last ones."""
     if not is_best_earlier(view):
-        return _command("export", f"dpo export {designation}")
+        return _command("export", dpo_command("export", designation))
     assert view.best is not None
-    line = _command("export", f"dpo export {designation} --best")
+    line = _command("export", dpo_command("export", designation, "--best"))
     return line.append(f"  (step {view.best.optimizer_step:,})", "dim")
 
 

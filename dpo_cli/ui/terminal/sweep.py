@@ -27,6 +27,7 @@ from dpo_cli.run.events import EventReader
 from dpo_cli.run.summary import RunSummary, summarize
 from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.view import RunState, RunView
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.comparison import ComparedRun, best, indistinguishable, listed
 from dpo_cli.ui.significance import pairs_to_settle
 from dpo_cli.ui.terminal.ending import failure
@@ -310,9 +311,8 @@ def best_lines(
         lines.append(Text(f"      not distinguishable from {listed(close)}{how}"))
     if untested := [letter for letter, result in results.items() if result is None]:
         lines.append(Text(f"      not compared with {listed(untested)}: no scores of each pair"))
-    lines.append(
-        Text.assemble(("export: ", "dim"), f"dpo export {directories[first.letter].designation}")
-    )
+    export = dpo_command("export", directories[first.letter].designation)
+    lines.append(Text.assemble(("export: ", "dim"), export))
     return lines
 
 

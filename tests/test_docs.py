@@ -13,8 +13,8 @@ import pytest
 from dpo_cli.profile.losses import LOSSES
 from dpo_cli.profile.schema import KEYS, TABLES
 from dpo_cli.profile.unknown_keys import EQUIVALENT, UNSUPPORTED
-from tests.commands.test_cli_surface import command_tree
 from tests.support.cli import REPOSITORY
+from tests.support.command_tree import command_tree
 from tests.support.documented import PAGES, dpo_words, shell_lines
 
 TESTS = {

@@ -28,6 +28,7 @@ class RunFacts:
     Attributes:
         optimizer_steps: number of planned optimizer steps.
         parameters: number of parameters of the policy.
+        vocab_size: number of entries of its vocabulary.
         learning_rate: train.learning_rate of the profile.
         lr_sum: sum of the learning rates of all planned steps.
         beta, reduction: dpo.beta and dpo.reduction of the profile.
@@ -41,6 +42,7 @@ class RunFacts:
 
     optimizer_steps: int
     parameters: int
+    vocab_size: int
     learning_rate: float
     lr_sum: float
     beta: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import fmean
 
 from dpo_cli.alerts.history import RunFacts, RunHistory
@@ -9,6 +10,10 @@ from dpo_cli.intervals import wilson_interval
 from dpo_cli.profile.doctrine import MAX_SATURATION_MARGIN, learn_more
 from dpo_cli.run.events import Alert
 
+CHANCE_SHARE = 0.95
+"""Share of the loss of random guessing, ln V, from which weights and tokenizer do not fit.
+
+A model that scores within 5 % of it has not been trained on such token ids."""
 DISPLACED_SHARE = 0.25
 """Displacement: loss of the chosen reward, as a share of the margin's growth. A small loss beside a
 large one of the rejected reward is intended."""
@@ -30,6 +35,33 @@ RESOLUTION_AFTER = 0.5
 RESOLUTION_SHARE = 0.05
 """Share of changed weights below which the file hardly contains what was learned. At a learning
 rate of 1e-8, which loses 0.9 of the update in the file, 3 to 8 % change in thousands of steps."""
+
+
+def guessing(history: RunHistory, facts: RunFacts) -> Alert | None:
+    """Report weights that score no better than random guessing before they are trained."""
+    nats = _nats_at_start(history, facts)
+    chance = math.log(facts.vocab_size)
+    if nats is None or nats < CHANCE_SHARE * chance:
+        return None
+    return Alert(
+        code="tokenizer-mismatch",
+        message=f"before training the model scores {nats:.2f} nats per token of the chosen answers;"
+        f" random guessing would score ln {facts.vocab_size:,} = {chance:.2f}: it does not fit this"
+        " tokenizer, or is no language model",
+        remedy="Stop the run, and set model.tokenizer to the tokenizer with which these weights"
+        " were trained. dpo check measures it before a run.",
+    )
+
+
+def _nats_at_start(history: RunHistory, facts: RunFacts) -> float | None:
+    """Return the loss per token of the chosen answers before the first update, if it is known."""
+    if history.held_out is not None and history.held_out.optimizer_step == 0:
+        logp = history.held_out.metrics.get("token_logps/chosen")
+    elif facts.reduction == "mean" and history.first and history.last.optimizer_step == 1:
+        logp = history.last.metrics.get("logps/chosen")
+    else:
+        return None
+    return None if logp is None else -logp
 
 
 def displacement(history: RunHistory, facts: RunFacts) -> Alert | None:

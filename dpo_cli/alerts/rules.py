@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from dpo_cli.alerts.history import RunFacts, RunHistory
-from dpo_cli.alerts.learning import displacement, resolution, stuck
+from dpo_cli.alerts.learning import displacement, guessing, resolution, stuck
 from dpo_cli.alerts.machine import Contention, Speed, disk
 from dpo_cli.alerts.stability import drift, gradient, spike
 from dpo_cli.run.events import Alert, Evaluated, Event, StepDone, WorkerStarted
@@ -17,6 +17,7 @@ from dpo_cli.run.events import Alert, Evaluated, Event, StepDone, WorkerStarted
 AlertRule = Callable[[RunHistory, RunFacts], Alert | None]
 
 RULES: dict[AlertRule, tuple[str, ...]] = {
+    guessing: ("tokenizer-mismatch",),
     displacement: ("displacement",),
     stuck: ("lr-sum-small", "no-saturation", "accuracy-stuck"),
     gradient: ("gradient-vanishing", "gradient-exploding"),

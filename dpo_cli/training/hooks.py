@@ -185,6 +185,7 @@ def run_facts(inputs: RunInputs) -> RunFacts:
     return RunFacts(
         optimizer_steps=order.optimizer_steps,
         parameters=parameters,
+        vocab_size=inputs.weights.architecture.vocab_size,
         learning_rate=profile.train.learning_rate,
         lr_sum=sum(map(inputs.learning_rate.at, order.last_steps)),
         beta=profile.dpo.beta,

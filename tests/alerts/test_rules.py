@@ -22,6 +22,7 @@ STEPS = 120
 FACTS = RunFacts(
     optimizer_steps=STEPS,
     parameters=1_000_000,
+    vocab_size=6400,
     learning_rate=1e-5,
     lr_sum=6e-4,
     beta=5.0,
@@ -64,7 +65,7 @@ def step(number: int, **changes: Any) -> StepDone:
     }
     if number == 1 or number % 10 == 0:
         metrics["weights_moved"] = min(0.9, 3 * share)
-    names = {name.replace("/", "_"): name for name in [*metrics, "weights_moved"]}
+    names = {name.replace("/", "_"): name for name in [*metrics, "weights_moved", "logps/chosen"]}
     metrics |= {names[name]: changes.pop(name) for name in list(changes) if name in names}
     fields = {**MADE, "tokens": 1000, "seconds": 0.1, "losses": (metrics["loss"],), **changes}
     return StepDone(**{**fields, "step": number}, optimizer_step=number, metrics=metrics)
@@ -366,3 +367,18 @@ def test_skipped_steps_are_ignored() -> None:
 def test_every_code_belongs_to_one_rule() -> None:
     codes = [code for codes in RULES.values() for code in codes]
     assert len(codes) == len(set(codes))
+
+
+@pytest.mark.parametrize(("nats", "is_told"), [(8.3, False), (8.5, True)])
+def test_a_model_that_guesses(nats: float, is_told: bool) -> None:
+    """ln 6,400 = 8.76; told once, from the first evaluation or, with a mean, the first step."""
+    held_out = {"loss": 0.6931, "token_logps/chosen": -nats}
+    start = Evaluated(step=0, optimizer_step=0, metrics=held_out, pairs=9, seconds=1.0)
+    told = ["tokenizer-mismatch"] * is_told
+    rules = AlertRules(replace(FACTS, reduction="sum"))
+    assert [alert.code for alert in rules.take(start)] == told
+    assert rules.take(start) == []
+    assert rules.take(step(1, logps_chosen=-300.0)) == []
+    alone = AlertRules(FACTS)
+    assert [alert.code for alert in alone.take(step(1, logps_chosen=-nats))] == told
+    assert alone.take(step(2, logps_chosen=-8.7)) == []

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 
 from dpo_cli import __version__, app
-from dpo_cli.commands.group import load_command
 from dpo_cli.errors import DpoError, ExitCode, NoSpaceError, UsageError
 from tests.support.cli import HANG_SECONDS
+from tests.support.command_tree import command_tree
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
 
@@ -44,15 +43,6 @@ def describe(command: Any, name: str) -> list[str]:
     for child in getattr(command, "commands", {}).values():
         lines += describe(child, f"{name} {child.name}")
     return lines
-
-
-def command_tree() -> Any:
-    """The `dpo` group with every command imported."""
-    group = typer.main.get_command(app.app)
-    group.commands = {  # type: ignore[attr-defined]
-        name: load_command(name, module) for name, module in app.CommandGroup.modules.items()
-    }
-    return group
 
 
 def test_the_surface_is_as_recorded() -> None:

@@ -16,7 +16,9 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
-    {"errors", "files", "findings", "formatting", "intervals", "printable", "streams", "__init__"},
+    {"errors", "findings", "formatting", "intervals", "printable", "streams", "__init__"},
+    {"machine"},
+    {"files"},
     {"integrity", "parent_death", "signatures"},
     {"data", "profile"},
     {"compute", "objective", "run"},
@@ -33,7 +35,7 @@ FLOORS = [
 LIGHT = (
     *("profile", "run", "ui", "alerts", "api", "commands", "app"),
     *("errors", "files", "findings", "formatting", "integrity", "intervals", "signatures"),
-    *("parent_death", "printable", "streams"),
+    *("machine", "parent_death", "printable", "streams"),
 )
 
 

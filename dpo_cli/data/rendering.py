@@ -21,7 +21,7 @@ from typing import Any
 
 import jinja2
 
-from dpo_cli.data.trial import OUT_OF_MEMORY, TRIAL_BYTES, in_child
+from dpo_cli.data.trial import OUT_OF_MEMORY, TRIAL_BYTES, in_child, ran_too_long
 from dpo_cli.errors import DpoError, first_line
 
 MAX_CHARACTERS = 1 << 20
@@ -107,7 +107,7 @@ class TemplateRenderer:
             raise self._refused(f"needs more than {TRIAL_BYTES >> 20} MiB for a short text")
         if status == _WRITES_TOO_MUCH:
             raise self._refused("writes far more than its messages")
-        if status in (-signal.SIGXCPU, -signal.SIGKILL):
+        if ran_too_long(status):
             raise self._refused(f"did not end within {_TRIAL_SECONDS} seconds for a short text")
         if status < 0:
             name = signal.Signals(-status).name

@@ -57,6 +57,11 @@ def in_child(work: Callable[[], int], subject: str, seconds: int = 10) -> int:
     return _wait(pid, subject)
 
 
+def ran_too_long(status: int) -> bool:
+    """Return True if the kernel ended the child of `in_child` at its limit of processor time."""
+    return status < 0 and status in (-signal.SIGXCPU, -signal.SIGKILL)
+
+
 def _limit(seconds: int) -> None:
     """Limit processor time and memory of this process."""
     import resource  # not available on Windows

@@ -257,7 +257,10 @@ class _Stream:
         except (Exception, SystemExit):  # rich leaves by SystemExit when a pipe is closed
             self._observe = None
             path = self._run.launcher_log_path
-            with contextlib.suppress(OSError), open(open_for_appending(path), "a") as log:
+            with (
+                contextlib.suppress(OSError),
+                open(open_for_appending(path), "a", encoding="utf-8") as log,
+            ):
                 log.write("The display failed and was dropped; training continues.\n")
                 traceback.print_exc(file=log)
 

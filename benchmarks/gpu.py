@@ -294,6 +294,7 @@ def _run_trl(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "pairs": len(seconds) * options.batch_size * options.accumulation_steps,
         "step_seconds": [round(each, 5) for each in seconds],
         "peak_bytes": found["peak_bytes"],
+        "trl": found["trl"],
         "last_loss": found["losses"][-1],
     }
 
@@ -316,7 +317,7 @@ def write_model(shape: dict[str, Any], folder: Path) -> None:
 
 
 def write_pairs(path: Path, count: int, scale: float) -> None:
-    """Pairs of the demo's sentences, joined to about 60 to 600 tokens a part times `scale`."""
+    """Pairs of the demo's sentences, joined to about 860 tokens a pair times `scale`, as real ones."""
     rows = [json.loads(line) for line in (DEMO / "pairs.jsonl").open(encoding="utf-8")]
     asked = [row["chosen"][0]["content"] for row in rows]
     told = [row[side][1]["content"] for row in rows for side in ("chosen", "rejected")]
@@ -330,7 +331,7 @@ def write_pairs(path: Path, count: int, scale: float) -> None:
         for _ in range(count):
             prompt = {"role": "user", "content": text(asked, 1, 8)}
             row = {
-                side: [prompt, {"role": "assistant", "content": text(told, 4, 20)}]
+                side: [prompt, {"role": "assistant", "content": text(told, 6, 34)}]
                 for side in ("chosen", "rejected")
             }
             file.write(json.dumps(row) + "\n")
@@ -369,8 +370,10 @@ def as_table(report: dict[str, Any]) -> str:
     lines = [f"# {device['name']}", "", f"{versions}. Made by `benchmarks/gpu.py`.", ""]
     lines += ["| | dtype | pairs/s | times plain | MFU | peak, MB | launches | busy | last loss |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
-    for name, part in report["parts"].items():
-        model, variant = name.split("/")
+    for model, variant in itertools.product((*MODELS, *TINY_MODELS), VARIANTS):
+        part = report["parts"].get(f"{model}/{variant}")
+        if part is None:
+            continue
         if "error" in part:
             lines.append(f"| {model}, {variant} | {part['error']} |" + " |" * 7)
             continue

@@ -6,7 +6,6 @@ import argparse
 import itertools
 import json
 import os
-import resource
 import shutil
 import subprocess
 import time
@@ -175,7 +174,9 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
 
 def peak_bytes(device: Any) -> int:
     """Most memory of tensors on a device; on a CPU, of the process."""
-    return device.peak_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    from dpo_cli.compute.memory import peak_process_bytes
+
+    return int(device.peak_bytes() or peak_process_bytes())
 
 
 def forward_gflop(shape: Any, pairs: Any) -> float:

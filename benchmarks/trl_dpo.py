@@ -15,6 +15,7 @@ import tempfile
 import time
 
 import torch
+import trl
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
@@ -65,6 +66,7 @@ def main() -> None:
                     b - a for a, b in zip([began, *times.ends], times.ends, strict=False)
                 ],
                 "pairs": len(rows),
+                "trl": trl.__version__,
                 "peak_bytes": torch.cuda.max_memory_allocated()
                 or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "losses": [output.training_loss],

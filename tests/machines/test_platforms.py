@@ -74,6 +74,8 @@ MISSING = {
         "import os, tempfile; f = tempfile.NamedTemporaryFile(); os.replace(f.name, '/tmp/x')": (
             "PermissionError"
         ),
+        "import os; from tempfile import mkdtemp as new; d = new(); f = open(d + '/x', 'wb');"
+        "os.rename(d, d + 'y')": "PermissionError",
         "open(__import__('os').devnull)": "EncodingWarning",
     },
 }

@@ -183,7 +183,7 @@ def _hold_windows_rules() -> None:
         def call(*paths: Any, **options: Any) -> Any:
             if _is_ours() and options.get("dir_fd") is None:
                 for path in map(os.path.realpath, paths):
-                    if path in _open_files():
+                    if any(f"{each}/".startswith(f"{path}/") for each in _open_files()):
                         raise PermissionError(errno.EACCES, "used by another process", path)
                 if len(paths) == 2 and not replaces and os.path.exists(paths[1]):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(paths[1]))

@@ -317,7 +317,7 @@ def write_model(shape: dict[str, Any], folder: Path) -> None:
 
 
 def write_pairs(path: Path, count: int, scale: float) -> None:
-    """Pairs of the demo's sentences, joined to about 860 tokens a pair times `scale`, as real ones."""
+    """Pairs of the demo's sentences, joined to about 860 tokens times `scale`, as in real pairs."""
     rows = [json.loads(line) for line in (DEMO / "pairs.jsonl").open(encoding="utf-8")]
     asked = [row["chosen"][0]["content"] for row in rows]
     told = [row[side][1]["content"] for row in rows for side in ("chosen", "rejected")]

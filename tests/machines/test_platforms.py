@@ -121,6 +121,17 @@ import os
 from dpo_cli.run import placement
 assert float(placement._start_time(os.getpid())) > 0
 """
+SIGNALS = """
+import sys
+from dpo_cli.run.exit_reason import death, exit_text
+expected = "signal 9" if sys.platform == "win32" else "SIGKILL (killed, often"
+assert death(9).startswith(expected), death(9)
+assert exit_text(-11).startswith("died of SIGSEGV (a crash")
+"""
+CPUS = """
+from dpo_cli.machine import usable_cpus
+assert len(usable_cpus()) >= 1
+"""
 IMPORTS = """
 import importlib, pkgutil
 import dpo_cli
@@ -159,6 +170,8 @@ def on_macos(folder: Path) -> dict[str, Result]:
         TRIAL,
         MEMORY,
         PLACE,
+        SIGNALS,
+        CPUS,
         IMPORTS,
         ["sweep", "demo", "--grid", "dpo.beta=[40.0,1.0]", "--name", "whole", *SET],
         TRAIN.format(settings=SETTINGS),
@@ -225,6 +238,8 @@ def on_windows(folder: Path, on_macos: dict[str, Result]) -> dict[str, Result]:
         *MISSING["win32"],
         *PRESENT["win32"],
         MEMORY,
+        SIGNALS,
+        CPUS,
         IMPORTS,
         *READING_ON_WINDOWS,
         *REFUSED_ON_WINDOWS,
@@ -261,7 +276,7 @@ class TestControl:
 
 
 class TestMacos:
-    @pytest.mark.parametrize("statements", [TRIAL, MEMORY, PLACE, IMPORTS])
+    @pytest.mark.parametrize("statements", [TRIAL, MEMORY, PLACE, SIGNALS, CPUS, IMPORTS])
     def test_modules(self, on_macos: dict[str, Result], statements: str) -> None:
         assert not on_macos[statements].trace
 
@@ -310,7 +325,7 @@ class TestMacos:
 
 
 class TestWindows:
-    @pytest.mark.parametrize("statements", [MEMORY, IMPORTS])
+    @pytest.mark.parametrize("statements", [MEMORY, SIGNALS, CPUS, IMPORTS])
     def test_modules(self, on_windows: dict[str, Result], statements: str) -> None:
         assert not on_windows[statements].trace
 

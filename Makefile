@@ -12,7 +12,7 @@ BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimi
 # that two cores bear four processes.
 TEST_JOBS ?= 4
 
-.PHONY: setup demo test test-cpu quick storm fuzz bench bench-scaling lint format clean
+.PHONY: setup demo test test-cpu quick storm fuzz bench bench-gpu bench-scaling lint format clean
 
 setup: $(READY)
 
@@ -54,6 +54,11 @@ fuzz: $(READY)
 # Against the plain loop and TRL: half an hour on a quiet machine, which it needs.
 bench: $(READY) $(BENCH)/ready
 	$(BIN)/python benchmarks/speed.py $(BENCH_INPUTS) --each --trl $(BENCH)/bin/python --json benchmarks/speed.json
+
+# On a GPU, for whoever has one: ten minutes a call at most; a second call makes what is missing. With
+# TRL after `make .venv-bench/ready`. See docs/machines.md.
+bench-gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py $(if $(wildcard $(BENCH)/ready),--trl $(BENCH)/bin/python)
 
 # The same on a card: bfloat16 on both sides, where a card is found.
 bench-scaling: $(READY) $(BENCH)/ready

@@ -15,9 +15,22 @@ import tempfile
 import time
 
 import torch
+import trl
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
+
+
+class StepTimes(TrainerCallback):
+    """The time at which each optimizer step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
 
 
 def main() -> None:
@@ -34,11 +47,13 @@ def main() -> None:
             logging_strategy="no",
             **json.loads(settings),
         )
+        times = StepTimes()
         trainer = DPOTrainer(
             AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
             args=config,
             train_dataset=rows.select_columns(["chosen", "rejected"]),
             processing_class=AutoTokenizer.from_pretrained(model),
+            callbacks=[times],
         )
         began = time.perf_counter()
         output = trainer.train()
@@ -47,7 +62,11 @@ def main() -> None:
         json.dumps(
             {
                 "seconds": seconds,
+                "step_seconds": [
+                    b - a for a, b in zip([began, *times.ends], times.ends, strict=False)
+                ],
                 "pairs": len(rows),
+                "trl": trl.__version__,
                 "peak_bytes": torch.cuda.max_memory_allocated()
                 or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "losses": [output.training_loss],

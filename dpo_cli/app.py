@@ -145,7 +145,12 @@ def _bug_lines(error: BaseException) -> list[Text]:
         where = "see the traceback above"
     else:
         with tempfile.NamedTemporaryFile(
-            "w", prefix="dpo-traceback-", suffix=".txt", delete=False, errors="backslashreplace"
+            "w",
+            prefix="dpo-traceback-",
+            suffix=".txt",
+            delete=False,
+            encoding="utf-8",
+            errors="backslashreplace",
         ) as file:
             traceback.print_exc(file=file)
         where = f"traceback in {file.name}"

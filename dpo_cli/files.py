@@ -11,11 +11,14 @@ import os
 import re
 import shutil
 import stat
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
+
+from dpo_cli.machine import IS_WINDOWS, NO_FOLLOW, NO_WAIT, flush
 
 _NOT_REGULAR = "not a regular file"
 _CHUNK_BYTES = 1 << 20
@@ -32,7 +35,7 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: the file cannot be opened, or is not a regular file (EINVAL).
     """
-    return open(require_regular(os.open(path, os.O_RDONLY | os.O_NONBLOCK), path), "rb")
+    return open(require_regular(os.open(path, os.O_RDONLY | NO_WAIT), path), "rb")
 
 
 def read_regular(path: Path) -> bytes:
@@ -137,9 +140,12 @@ def remove_unused(directory: Path) -> None:
 
 def fsync_path(path: Path) -> None:
     """Flush a file, or the entries of a directory, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if IS_WINDOWS and path.is_dir():  # cannot be opened there
+        return
+    # Windows flushes only files that are open for writing.
+    descriptor = os.open(path, os.O_RDWR if IS_WINDOWS else os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush(descriptor)
     finally:
         os.close(descriptor)
 
@@ -151,8 +157,7 @@ def open_for_appending(path: Path) -> int:
         OSError: with ELOOP if `path` is a symbolic link, which could lead to another user's file;
             with ENXIO or EINVAL if it is a FIFO or a device.
     """
-    # O_NONBLOCK: a FIFO without a reader would block.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_FOLLOW | NO_WAIT
     return require_regular(os.open(path, flags, 0o644), path)
 
 
@@ -209,7 +214,8 @@ def swap(first: Path, second: Path) -> None:
     On a file system without RENAME_EXCHANGE, `second` does not exist for a moment.
     """
     here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, from linux/fs.h
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # exists on Linux only
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    rename = getattr(libc, "renameat2", None)
     if rename and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0:
         return
     aside = first.with_name(f"{first.name}.{uuid.uuid4().hex}")

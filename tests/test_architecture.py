@@ -16,8 +16,9 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
-    {"errors", "files", "findings", "formatting", "intervals", "printable", "shell", "streams"}
-    | {"__init__"},
+    {"errors", "findings", "formatting", "intervals", "printable", "shell", "streams", "__init__"},
+    {"machine"},
+    {"files"},
     {"integrity", "paired", "parent_death", "repetition", "signatures"},
     {"data", "profile"},
     {"compute", "objective", "run"},
@@ -43,7 +44,7 @@ LIGHT = (
         "paired",
         "signatures",
     ),
-    *("parent_death", "printable", "repetition", "shell", "streams"),
+    *("machine", "parent_death", "printable", "repetition", "shell", "streams"),
 )
 
 

@@ -17,6 +17,7 @@ from dpo_cli.checks.reporter import Reporter
 from dpo_cli.compute.device import Device
 from dpo_cli.data.sampler import BatchSampler
 from dpo_cli.distributed.probe import backend_for
+from dpo_cli.machine import usable_cpus
 from dpo_cli.profile.launch import Launch
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
@@ -143,7 +144,7 @@ def _check_devices(reporter: Reporter, processes: int, device: Device) -> bool:
     """Check that each process of this machine has a device; return True if so."""
     subject, backend = f"launch.nproc_per_node = {processes}", backend_for(device.type)
     if device.type == "cpu":
-        cores = len(os.sched_getaffinity(0))
+        cores = len(usable_cpus())
         message = f"{processes} processes on {cores} cores, over {backend}"
         if processes > cores:
             reporter.warn("launch-devices", subject, message, f"Use at most {cores}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,12 @@ from dpo_cli.commands.options import (
 )
 from dpo_cli.commands.training_view import work_behind_panel
 from dpo_cli.errors import ExitCode, UsageError
+from dpo_cli.machine import require_processes
 from dpo_cli.profile.grid import Point, load_points, parse_grid
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.launch import Observer, detach
-from dpo_cli.run.processes import Worker
+from dpo_cli.run.processes import Worker, start_worker
 from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.sweep_runner import (
     SweepRunner,
@@ -116,6 +118,7 @@ def sweep(
     if dry_run:
         return
     if left:
+        require_processes()
         command = _command(profile, grid, settings or (), name, runs_dir)
         directory.make()
         with directory.locked() as lock:
@@ -241,7 +244,12 @@ def _command(
 
 
 def _fork(argv: Sequence[str], log: int, lock: int) -> Worker:
-    """Start a worker as a copy of this process, which imports torch once for all runs."""
+    """Start a worker as a copy of this process, which imports torch once for all runs.
+
+    On macOS as a new process: libraries of Apple that torch computes with fail in a copy.
+    """
+    if sys.platform == "darwin":
+        return start_worker(argv, log, lock)
     from dpo_cli.training.worker import fork_worker
 
     return fork_worker(argv, log, lock)

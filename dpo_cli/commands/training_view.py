@@ -97,7 +97,10 @@ def work_behind_panel(
         except (Exception, SystemExit):  # the terminal may be closed; training must not notice
             is_over = True
             path = directory.launcher_log_path
-            with contextlib.suppress(OSError), open(open_for_appending(path), "a") as log:
+            with (
+                contextlib.suppress(OSError),
+                open(open_for_appending(path), "a", encoding="utf-8") as log,
+            ):
                 log.write("The panel failed and was dropped; training continues.\n")
                 traceback.print_exc(file=log)
         return (supervisor.result() if is_over else None), supervisor.pid

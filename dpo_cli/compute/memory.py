@@ -9,26 +9,29 @@ from pathlib import Path
 import torch
 
 from dpo_cli.compute.accelerator import module_of
+from dpo_cli.machine import IS_WINDOWS
 
 _PROC = Path("/proc")
-"""Files of Linux about processes and memory; other systems have none."""
+"""Files of Linux about processes and memory; psutil asks other systems."""
 
 
 def process_bytes() -> int:
-    """Return the resident bytes of this process, or their peak on a system without /proc."""
+    """Return the resident bytes of this process."""
     try:
         pages = int((_PROC / "self/statm").read_text(encoding="ascii").split()[1])
     except FileNotFoundError:
-        return _peak_by_usage()
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_process_bytes() -> int:
-    """Return the peak resident memory of this process (VmHWM)."""
+    """Return the peak resident bytes of this process."""
     try:
         status = (_PROC / "self/status").read_text(encoding="utf-8")
     except FileNotFoundError:
-        return _peak_by_usage()
+        return _peak_elsewhere()
     [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 
@@ -36,8 +39,7 @@ def peak_process_bytes() -> int:
 def free_memory(device: torch.device) -> int:
     """Return the bytes that tensors of this process can still take on a device.
 
-    On a GPU, memory that torch has reserved and no tensor uses counts as free. On a system without
-    /proc, the memory that this process does not use counts as free.
+    On a GPU, memory that torch has reserved and no tensor uses counts as free.
     """
     if device.type == "mps":
         return total_memory(device) - int(torch.mps.driver_allocated_memory())
@@ -48,7 +50,9 @@ def free_memory(device: torch.device) -> int:
     try:
         lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
-        return total_memory(device) - process_bytes()
+        import psutil
+
+        return int(psutil.virtual_memory().available)
     facts = dict(line.split(":", 1) for line in lines)
     return int(facts["MemAvailable"].split()[0]) * 1024
 
@@ -56,14 +60,22 @@ def free_memory(device: torch.device) -> int:
 def total_memory(device: torch.device) -> int:
     """Return the bytes of memory of a device."""
     if device.type == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if hasattr(os, "sysconf"):
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        import psutil
+
+        return int(psutil.virtual_memory().total)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
     return int(module_of(device).mem_get_info(device)[1])
 
 
-def _peak_by_usage() -> int:
-    import resource  # not available on Windows
+def _peak_elsewhere() -> int:
+    if IS_WINDOWS:
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB

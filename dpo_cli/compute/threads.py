@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from dpo_cli.machine import usable_cpus
+
 _CPU_CONTROLLERS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
 """Names under which cgroup v1 is mounted."""
 
@@ -42,7 +44,7 @@ def usable_cores(root: Path = Path("/"), cpus: frozenset[int] | None = None) -> 
         cpus: CPUs of the process; None for those of its affinity.
     """
     if cpus is None:
-        cpus = frozenset(os.sched_getaffinity(0))
+        cpus = usable_cpus()
     cores = {_core_of(root, cpu) for cpu in cpus}
     return max(1, math.floor(min(len(cores), _cgroup_limit(root))))
 

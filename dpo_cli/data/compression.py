@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import signal
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
-from dpo_cli.data.trial import OUT_OF_MEMORY, TRIAL_BYTES, in_child
+from dpo_cli.data.trial import OUT_OF_MEMORY, TRIAL_BYTES, in_child, ran_too_long
 from dpo_cli.errors import DpoError, first_line
 
 ROWS_PER_BATCH = 64
@@ -152,7 +151,7 @@ def _try_metadata(path: Path, metadata: Any) -> None:
         return 0
 
     status_of_child = in_child(look, str(path), _TRIAL_SECONDS)
-    if status_of_child in (-signal.SIGXCPU, -signal.SIGKILL):
+    if ran_too_long(status_of_child):
         raise _damaged(path, f"its metadata cannot be read within {_TRIAL_SECONDS} seconds")
     if status_of_child == OUT_OF_MEMORY:
         raise _damaged(path, f"its metadata needs more than {TRIAL_BYTES >> 20} MiB")

@@ -21,7 +21,7 @@ from typing import Any
 
 import jinja2
 
-from dpo_cli.data.trial import OUT_OF_MEMORY, TRIAL_BYTES, in_child
+from dpo_cli.data.trial import OUT_OF_MEMORY, TRIAL_BYTES, in_child, ran_too_long
 from dpo_cli.errors import DpoError, first_line
 
 MAX_CHARACTERS = 1 << 20
@@ -107,7 +107,7 @@ class TemplateRenderer:
             raise self._refused(f"needs more than {TRIAL_BYTES >> 20} MiB for a short text")
         if status == _WRITES_TOO_MUCH:
             raise self._refused("writes far more than its messages")
-        if status in (-signal.SIGXCPU, -signal.SIGKILL):
+        if ran_too_long(status):
             raise self._refused(f"did not end within {_TRIAL_SECONDS} seconds for a short text")
         if status < 0:
             name = signal.Signals(-status).name
@@ -139,12 +139,30 @@ class _EndlessError(BaseException):
     """Raised in a thread that renders for too long; no `except Exception` may catch it."""
 
 
+class _Call:
+    """Processor time of a thread since now, read from another thread."""
+
+    def __init__(self, thread: int) -> None:
+        self._thread = thread
+        self._began = self._clocks()
+
+    def used_seconds(self) -> float:
+        return min(now - began for now, began in zip(self._clocks(), self._began, strict=True))
+
+    def _clocks(self) -> tuple[float, ...]:
+        if hasattr(time, "pthread_getcpuclockid"):
+            return (time.clock_gettime(time.pthread_getcpuclockid(self._thread)),)
+        # macOS and Windows do not tell the time of another thread. The thread used at most the time
+        # of the whole process, and at most the time that has passed.
+        return time.process_time(), time.monotonic()
+
+
 class _Watch:
     """Raises `_EndlessError` in a thread whose call has taken too much processor time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls: dict[int, float] = {}
+        self._calls: dict[int, _Call] = {}
         self._watcher_of: int | None = None
 
     @contextlib.contextmanager
@@ -152,7 +170,7 @@ class _Watch:
         """Watch the calling thread."""
         thread = threading.get_ident()
         with self._lock:
-            self._calls[thread] = time.thread_time() + _CALL_SECONDS
+            self._calls[thread] = _Call(thread)
             if self._watcher_of != os.getpid():  # none yet, or not in this fork
                 self._watcher_of = os.getpid()
                 threading.Thread(target=self._watch, daemon=True).start()
@@ -167,9 +185,8 @@ class _Watch:
         while True:
             time.sleep(1.0)
             with self._lock:
-                for thread, limit in self._calls.items():
-                    used = time.clock_gettime(time.pthread_getcpuclockid(thread))
-                    if used > limit:
+                for thread, call in self._calls.items():
+                    if call.used_seconds() > _CALL_SECONDS:
                         _set_exception(thread, _EndlessError)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import ipaddress
 import socket
 import struct
+import sys
 from pathlib import Path
+
+with contextlib.suppress(ImportError):  # Windows has none
+    import fcntl
 
 _SIOCGIFADDR = 0x8915  # the ioctl that reads an interface's IPv4 address (linux/sockios.h)
 _IPV6_ADDRESSES = Path("/proc/net/if_inet6")  # that ioctl has no form for IPv6
@@ -17,9 +21,13 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 def interface_towards(host: str) -> str | None:
     """Return the network interface through which `host` is reached; None if that is unclear.
 
+    Only Linux is asked: the calls differ on other systems.
+
     Gloo would use the address that belongs to this machine's own name. That is often a loopback
     address (127.0.1.1 on Debian), which other machines cannot reach.
     """
+    if sys.platform != "linux":
+        return None
     try:
         [(family, _, _, _, address), *_] = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import os
 import shutil
@@ -15,6 +14,7 @@ import torch
 
 from dpo_cli.errors import DpoError
 from dpo_cli.files import fsync_path, is_special, swap
+from dpo_cli.machine import NO_FOLLOW, lock_file
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.models.minimind import NOT_IN_WEIGHTS, MiniMind
@@ -122,13 +122,13 @@ def _temporary_directory(path: Path) -> Iterator[Path]:
     directory that can be locked is abandoned.
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        with _locked(leftover, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_abandoned:
+        with _locked(leftover) as is_abandoned:
             if is_abandoned:
                 shutil.rmtree(leftover, ignore_errors=True)
     while True:
         directory = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         directory.mkdir()
-        with _locked(directory, fcntl.LOCK_EX):
+        with _locked(directory, wait=True):
             if not directory.exists():  # removed by another export before it was locked
                 continue
             try:
@@ -139,17 +139,20 @@ def _temporary_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(directory: Path, operation: int) -> Iterator[bool]:
-    """Try to lock a directory for the block; yield True on success."""
+def _locked(directory: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Try to lock a directory for the block; yield True on success.
+
+    On Windows none can be opened, so directories of killed exports stay.
+    """
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | NO_FOLLOW)
     except OSError:  # deleted by another export, or not a directory
         yield False
         return
     try:
         is_locked = True
         try:
-            fcntl.flock(descriptor, operation)
+            lock_file(descriptor, wait=wait)
         except OSError:  # locked by another export, or not supported by the file system
             is_locked = False
         yield is_locked

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run import launch
+from dpo_cli.run.exit_reason import signal_name
 from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.outcome import SAVED_CODES
 
@@ -92,11 +94,15 @@ def in_background(
 
 
 def outcome_file() -> int:
-    """Create a memory file for the error of a child, and return its descriptor.
+    """Create a file without a name for the error of a child, and return its descriptor.
 
-    Unlike a pipe it is never full and needs no reader, and it can be read after the child's end.
+    Unlike a pipe it is never full and needs no reader, and it can be read after the child's end. On
+    Linux it is in memory, so that a full disk does not hide the error.
     """
-    return os.memfd_create("outcome")
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("outcome")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def write_outcome(outcome: int, error: DpoError) -> None:
@@ -119,7 +125,7 @@ def read_outcome(outcome: int, returncode: int, directory: LockedDirectory) -> E
         raise DpoError.from_dict(json.loads(text))
     if returncode in SAVED_CODES:
         return SAVED_CODES[returncode]
-    killed = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else ""
+    killed = f"was killed by {signal_name(-returncode)}" if returncode < 0 else ""
     raise DpoError(
         f"the launcher in the background {killed or f'ended with {returncode}'}",
         directory.resume_hint,

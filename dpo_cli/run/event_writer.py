@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from dpo_cli.files import open_for_appending, require_regular
+from dpo_cli.machine import NO_FOLLOW, NO_WAIT, flush
 from dpo_cli.run.events import Event, to_json
 
 
@@ -43,7 +44,7 @@ class EventWriter:
 
     def flush(self) -> None:
         """Flush the stream to the disk, so that a power loss does not remove lines."""
-        os.fsync(self._descriptor)
+        flush(self._descriptor)
 
     def close(self) -> None:
         """Flush the stream to the disk and close it."""
@@ -68,7 +69,7 @@ def drop_torn_tail(path: Path) -> None:
         OSError: for example ELOOP if `path` is a link; the target is not changed.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDWR | NO_FOLLOW | NO_WAIT)
     except FileNotFoundError:
         return
     with open(require_regular(descriptor, path), "r+b") as file:

@@ -8,18 +8,30 @@ import socket
 from dpo_cli.run.events import RankEnded
 
 _DEATHS = {
-    signal.SIGKILL: "killed, often by the kernel for lack of memory: "
+    "SIGKILL": "killed, often by the kernel for lack of memory: "
     "lower train.batch_size or data.max_seq_len",
-    signal.SIGSEGV: "a crash in native code (segmentation fault)",
-    signal.SIGABRT: "native code gave up (abort)",
-    signal.SIGBUS: "a mapped file could not be read: truncated, or its disk is full or gone",
+    "SIGSEGV": "a crash in native code (segmentation fault)",
+    "SIGABRT": "native code gave up (abort)",
+    "SIGBUS": "a mapped file could not be read: truncated, or its disk is full or gone",
 }
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; its number where this system has no such signal.
+
+    A run that was trained on Linux may be shown on Windows, which has no SIGKILL.
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def death(number: int) -> str:
     """Return the name of a signal that ended a process, with its usual cause."""
-    name = signal.Signals(number)
-    return f"{name.name} ({_DEATHS.get(name) or signal.strsignal(name)})"
+    name = signal_name(number)
+    cause = _DEATHS.get(name) or (signal.strsignal(number) if name.startswith("SIG") else None)
+    return f"{name} ({cause})" if cause else name
 
 
 def exit_text(returncode: int) -> str:

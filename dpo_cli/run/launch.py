@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.files import open_for_appending
+from dpo_cli.machine import require_processes
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.event_writer import EventWriter, drop_torn_tail
@@ -185,7 +186,9 @@ def join(arguments: Sequence[str], observe: Observer) -> ExitCode:
 
     Raises:
         DpoError: ranks of this machine were lost, or the machines could not connect.
+        UsageError: this is Windows.
     """
+    require_processes()
     command = module_argv("dpo_cli.training.worker", "--join")
     with tempfile.TemporaryDirectory(prefix="dpo-join-") as scratch, SignalRelay() as signals:
         stream = _Stream(RunDirectory(Path(scratch)), observe)
@@ -254,7 +257,10 @@ class _Stream:
         except (Exception, SystemExit):  # rich leaves by SystemExit when a pipe is closed
             self._observe = None
             path = self._run.launcher_log_path
-            with contextlib.suppress(OSError), open(open_for_appending(path), "a") as log:
+            with (
+                contextlib.suppress(OSError),
+                open(open_for_appending(path), "a", encoding="utf-8") as log,
+            ):
                 log.write("The display failed and was dropped; training continues.\n")
                 traceback.print_exc(file=log)
 

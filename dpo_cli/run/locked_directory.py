@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from dpo_cli.errors import DpoError
 from dpo_cli.files import open_regular
+from dpo_cli.machine import NO_FOLLOW, lock_file, require_processes
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.streams import open_standard_streams
 
@@ -61,11 +61,13 @@ class LockedDirectory(ABC):
         Raises:
             DpoError: another process holds the lock, the file system has no locks, or the directory
                 cannot be written.
+            UsageError: this is Windows.
         """
+        require_processes()
         open_standard_streams()  # so that the lock does not get a descriptor that a child redirects
         with explain_disk_errors(self.path):
-            # O_NOFOLLOW: a link must not make this write to a file outside the directory.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            # A link must not make this write to a file outside the directory.
+            flags = os.O_RDWR | os.O_CREAT | NO_FOLLOW
             descriptor = os.open(self.lock_path, flags, 0o644)
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -116,7 +118,7 @@ class LockedDirectory(ABC):
         with file:
             try:
                 # A shared lock, so that several observers do not see each other as holders.
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                lock_file(file.fileno(), shared=True)
             except BlockingIOError:
                 return _holder(file.fileno())
         return None
@@ -125,7 +127,7 @@ class LockedDirectory(ABC):
         # Retried, because `look_at_lock` of another process holds the lock for an instant.
         for attempt in range(_LOCK_TRIES):
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(descriptor)
             except BlockingIOError:
                 if attempt + 1 < _LOCK_TRIES:
                     time.sleep(_LOCK_RETRY_SECONDS)

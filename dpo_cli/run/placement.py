@@ -137,9 +137,15 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def _start_time(pid: int) -> str:
-    """Return the start time of a process, in clock ticks since boot.
+    """Return the start time of a process, in clock ticks since boot or in seconds since 1970.
 
     Together with the process id it identifies the process: ids are reused.
     """
     # Field 22 of /proc/PID/stat; the command name before it may contain spaces and parentheses.
-    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except FileNotFoundError:  # not Linux
+        import psutil
+
+        return str(psutil.Process(pid).create_time())
+    return text.rpartition(")")[2].split()[19]

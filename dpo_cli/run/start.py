@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.errors import DpoError, ExitCode, UsageError
+from dpo_cli.machine import require_processes
 from dpo_cli.profile.hub import at_commit, is_on_hub
 from dpo_cli.profile.inputs import check_inputs, resolve_weights
 from dpo_cli.profile.load import LoadedProfile, load_profile
@@ -146,8 +147,10 @@ def new_run(
             has no other place to show the reason.
 
     Raises:
-        UsageError: an input is missing or the settings contradict each other; nothing is created.
+        UsageError: an input is missing or the settings contradict each other, or this is Windows;
+            nothing is created.
     """
+    require_processes()
     check_inputs(loaded)
     require_trackers(loaded.profile)
     ranks = torchrun_call(loaded.profile, place, torchrun)

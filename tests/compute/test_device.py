@@ -207,15 +207,15 @@ class TestMemory:
         assert 0 < memory.process_bytes() <= memory.peak_process_bytes()
         assert 0 < memory.free_memory(self.CPU) <= memory.total_memory(self.CPU)
 
-    def test_a_system_without_proc(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As on macOS: the peak of the process, and what it leaves of the memory."""
+    def test_the_peak_of_a_system_without_proc(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In KiB, but on macOS in bytes; `tests/machines` has the other figures."""
         monkeypatch.setattr(memory, "_PROC", tmp_path)
-        kib = memory.process_bytes()
-        assert kib == memory.peak_process_bytes() > 1 << 20
-        free = memory.free_memory(self.CPU)
-        assert memory.total_memory(self.CPU) - 2 * kib < free < memory.total_memory(self.CPU)
+        kib = memory.peak_process_bytes()
+        assert kib > 1 << 20
         monkeypatch.setattr(sys, "platform", "darwin")
-        assert memory.process_bytes() < kib / 1000
+        assert memory.peak_process_bytes() < kib / 1000
 
     def test_an_apple_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 << 30)

@@ -24,6 +24,7 @@ SLOW = {
     "tests/distributed/test_ranks.py": "trains with two and three ranks",
     "tests/export/test_directories.py": "trains and exports four models",
     "tests/faults/": "kills and resumes runs",
+    "tests/machines/test_platforms.py": "trains, resumes and runs each command on stub platforms",
     "tests/training/test_compile.py": "compiles models",
     "tests/training/test_evaluation.py": "trains a run for each layout and version",
     "tests/training/test_golden_mistakes.py": "trains the golden runs",

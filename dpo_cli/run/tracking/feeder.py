@@ -7,7 +7,6 @@ torch. The state of the trackers is kept in `track.json` of the run.
 
 from __future__ import annotations
 
-import fcntl
 import select
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from dpo_cli.errors import first_line
 from dpo_cli.files import open_for_appending
+from dpo_cli.machine import lock_file
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
@@ -163,7 +163,7 @@ def _lock_alone(descriptor: int) -> bool:
     deadline = time.monotonic() + _EARLIER_SECONDS
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(descriptor)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return False

@@ -6,7 +6,6 @@ Nothing that happens to the feeder affects the run.
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from dpo_cli.files import open_for_appending
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Alert
+from dpo_cli.run.exit_reason import signal_name
 from dpo_cli.run.processes import module_argv, start_child
 from dpo_cli.run.tracking.registry import TITLES
 from dpo_cli.run.tracking.state import log_path, read_state
@@ -126,7 +126,7 @@ class TrackerSupervisor:
         ]
         yield from failures
         if process.returncode < 0:
-            yield self._lost(f"died of {signal.Signals(-process.returncode).name}")
+            yield self._lost(f"died of {signal_name(-process.returncode)}")
         elif process.returncode and not failures:
             yield self._lost(f"ended with exit code {process.returncode}")
 

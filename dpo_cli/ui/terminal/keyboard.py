@@ -7,10 +7,14 @@ import os
 import select
 import signal
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+try:
+    import termios
+except ImportError:  # Windows
+    termios = None  # type: ignore[assignment]
 
 _LFLAG, _CC = 3, 6  # indices of local modes and control characters in the list of tcgetattr
 _NEVER = b"\0"  # disables a control character
@@ -19,6 +23,8 @@ _CHARACTER_BYTES = 4  # maximum length of one character in UTF-8
 
 def is_in_foreground(descriptor: int) -> bool:
     """Return True if this process may use the terminal; a background job would be stopped."""
+    if termios is None:  # Windows has no job control
+        return True
     try:
         return os.tcgetpgrp(descriptor) == os.getpgrp()
     except OSError:  # not our controlling terminal, so there is no job control
@@ -50,6 +56,8 @@ def deferred_ctrl_c() -> Iterator[Callable[[], bool]]:
 class Keyboard:
     """Standard input without echo and without waiting for Enter, if it is our terminal.
 
+    On Windows no key is read; Ctrl-C works.
+
     Ctrl-C stays a signal. Ctrl-Z becomes a key: a suspended process would leave the terminal
     without echo. The earlier settings are restored on exit, also after an error.
     """
@@ -59,7 +67,7 @@ class Keyboard:
         self._before: list[Any] = []
 
     def __enter__(self) -> Keyboard:
-        if sys.stdin and sys.stdin.isatty() and is_in_foreground(sys.stdin.fileno()):
+        if termios and sys.stdin and sys.stdin.isatty() and is_in_foreground(sys.stdin.fileno()):
             self._descriptor = sys.stdin.fileno()
             self._before = termios.tcgetattr(self._descriptor)
             modes = termios.tcgetattr(self._descriptor)

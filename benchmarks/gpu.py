@@ -1,0 +1,402 @@
+"""One GPU: the plain loop and TRL against `dpo`, on fixed pairs and three models.
+
+    make bench-gpu
+    python benchmarks/gpu.py --trl .venv-bench/bin/python      # the same, with TRL of that Python
+    python benchmarks/gpu.py --device cpu --quick              # all of it in minutes, at tiny sizes
+
+It needs nothing but this repository: the weights are random, and the pairs are sentences of the
+demo, joined to the lengths of real pairs. It writes `benchmarks/gpu/NAME.json` and `NAME.md` after
+the name of the GPU. Each part (a model and a variant) runs in a process of its own and is written
+when it is done; a second call makes only the parts that are missing. A call takes ten minutes at
+most. A part is one step to warm up, a few that are timed, and one under torch's profiler:
+
+- pairs/s: of the timed steps, start-up not counted. "cold" computes the reference's log-probs in
+  each step, as in a run's first epoch; "warm" has them.
+- MFU: the least products that give this gradient (each token once, the head at response positions),
+  over the time at the rate that one large product reaches on this device and in this dtype.
+- launches: kernels of the profiled step; on a CPU, operations of torch.
+- busy: time of these kernels over the time of a timed step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from steps import (
+    forward_gflop,
+    make_step,
+    peak_bytes,
+    prepare,
+    prepare_trl,
+    rate_of_product,
+)
+
+DEMO = Path(__file__).resolve().parents[1] / "demo"
+RESULTS = Path(__file__).with_name("gpu")
+SECONDS = 600.0
+"""Longest call."""
+_LEAST_SECONDS = 20.0
+"""A part is not begun with less time left."""
+
+MINIMIND = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 6400,
+}
+QWEN = {"num_key_value_heads": 8, "vocab_size": 151_936, "head_dim": 128}
+MODELS: dict[str, dict[str, Any]] = {
+    "MiniMind 26M": {
+        **MINIMIND,
+        "hidden_size": 512,
+        "num_hidden_layers": 8,
+        "intermediate_size": 1408,
+    },
+    "MiniMind 104M": {
+        **MINIMIND,
+        "hidden_size": 768,
+        "num_hidden_layers": 16,
+        "intermediate_size": 2048,
+    },
+    "Qwen3 0.6B": {
+        **QWEN,
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "intermediate_size": 3072,
+        "num_attention_heads": 16,
+    },
+}
+TINY_MODELS: dict[str, dict[str, Any]] = {
+    "MiniMind, tiny": {
+        **MINIMIND,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 192,
+    },
+    "Qwen3, tiny": {
+        "num_key_value_heads": 2,
+        "vocab_size": 8192,
+        "head_dim": 16,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 192,
+        "num_attention_heads": 4,
+    },
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain loop": {"script": True},
+    "TRL": {"trl": True},
+    "dpo, cold": {"cold": True},
+    "dpo, warm": {},
+}
+
+
+def main() -> None:
+    """The command line."""
+    options = _options()
+    if options.part:
+        print(json.dumps(run_part(options, *options.part.split("/"))))
+        return
+    device = _describe(options.device)
+    name = device["name"] + (" quick" if options.quick else "")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
+    report = _begun(path, device)
+    with tempfile.TemporaryDirectory(prefix="dpo-bench-gpu-") as folder:
+        left = run_missing(options, report, path, Path(folder))
+    table = as_table(report)
+    path.with_suffix(".md").write_text(table, encoding="utf-8")
+    print(table)
+    print(f"written: {path} and {path.with_suffix('.md')}")
+    if left:
+        print(f"out of time with {left} parts left: call it again to make them")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="auto", help="as train.device; default: the GPU")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
+    parser.add_argument("--trl", type=Path, metavar="PYTHON", help="of an environment with TRL")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.trl is None and _has_trl(sys.executable):
+        options.trl = Path(sys.executable)
+    options.batch_size, options.accumulation_steps = (2, 2) if options.quick else (4, 8)
+    options.timed_steps = 2 if options.quick else 3
+    options.max_seq_len = 256 if options.quick else 1024
+    steps = options.timed_steps + 2
+    options.pairs = steps * options.batch_size * options.accumulation_steps
+    return options
+
+
+def _begun(path: Path, device: dict[str, Any]) -> dict[str, Any]:
+    """The report so far, or a new one if it was made with other versions."""
+    if path.exists():
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if report["device"] == device:
+            return report
+    return {"device": device, "parts": {}}
+
+
+def run_missing(
+    options: argparse.Namespace, report: dict[str, Any], path: Path, folder: Path
+) -> int:
+    """Run the parts that have no result yet, until the time is over; return the number left."""
+    deadline = time.monotonic() + SECONDS
+    models = TINY_MODELS if options.quick else MODELS
+    wanted = [
+        (model, variant)
+        for model, variant in itertools.product(models, VARIANTS)
+        if f"{model}/{variant}" not in report["parts"]
+        and (options.trl or not VARIANTS[variant].get("trl"))
+    ]
+    for done, (model, variant) in enumerate(wanted):
+        seconds = deadline - time.monotonic()
+        if seconds < _LEAST_SECONDS:
+            return len(wanted) - done
+        command = [sys.executable, *sys.argv, "--part", f"{model}/{variant}"]
+        command += ["--folder", str(folder)]
+        print(f"{model}, {variant} ...", file=sys.stderr)
+        result = _answer(command, seconds)
+        if result is None and seconds < SECONDS / 2:
+            return len(wanted) - done  # it may fit into the next call
+        result = result or {"error": f"no result in {seconds:.0f} s"}
+        result["date"] = datetime.date.today().isoformat()
+        report["parts"][f"{model}/{variant}"] = result
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _answer(command: list[str], seconds: float) -> dict[str, Any] | None:
+    """What a part printed last, or the last line of its error; None if it took too long."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return {"error": lines[-1][:300]}
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def run_part(options: argparse.Namespace, model: str, variant: str) -> dict[str, Any]:
+    """One model and one variant, in this process; TRL in a process of its own Python."""
+    settings = {**VARIANTS[variant], "accumulation_steps": options.accumulation_steps}
+    options.model_weights = options.tokenizer = options.folder / re.sub(r"\W+", "-", model)
+    if not options.model_weights.exists():
+        write_model((TINY_MODELS if options.quick else MODELS)[model], options.model_weights)
+    options.data = options.folder / "all-pairs.jsonl"
+    if not options.data.exists():
+        write_pairs(options.data, 2 * options.pairs, 0.2 if options.quick else 1.0)
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        if settings.get("trl"):
+            return _run_trl(options, Path(scratch))
+        os.environ["DPO_CACHE_DIR"] = scratch
+        inputs = prepare(options, settings, Path(scratch))
+        return _measure(inputs, settings)
+
+
+def _measure(inputs: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    warm_up, *timed, profiled = inputs.order.global_batches()
+    take_step = make_step(inputs, settings)
+    losses = take_step(warm_up)
+    seconds = []
+    for window in timed:
+        inputs.device.synchronize()
+        began = time.perf_counter()
+        losses += take_step(window)
+        inputs.device.synchronize()
+        seconds.append(time.perf_counter() - began)
+    peak = peak_bytes(inputs.device)
+    launches, kernel_seconds = _profile(inputs.device, lambda: take_step(profiled))
+    pairs = sum(len(batch) for window in timed for batch in window.micro_batches)
+    has_to_score = settings.get("script") or settings.get("cold")
+    config = inputs.weights.architecture.config(0.0)
+    forwards = 4 if has_to_score else 3  # a backward pass has twice the products of a forward
+    gflop = forwards * forward_gflop(config, inputs.pairs) / len(inputs.pairs)
+    return {
+        "dtype": inputs.device.dtype_name,
+        "pairs": pairs,
+        "step_seconds": [round(each, 5) for each in seconds],
+        "gflop_a_pair": round(gflop, 2),
+        "gflops_a_second_of_product": round(rate_of_product(inputs.device)),
+        "peak_bytes": peak,
+        "launches": launches,
+        "kernel_seconds": kernel_seconds and round(kernel_seconds, 5),
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+    }
+
+
+def _profile(device: Any, step: Any) -> tuple[int, float | None]:
+    """Kernels of a step and their time; on a CPU the operations of torch, and None."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile, supported_activities
+
+    wanted = {ProfilerActivity.CPU} if device.type == "cpu" else set(supported_activities())
+    with profile(activities=wanted) as profiler:
+        step()
+        device.synchronize()
+    events = profiler.events() or []
+    kernels = [event for event in events if event.device_type != DeviceType.CPU]
+    if device.type == "cpu":
+        return sum(event.name.startswith("aten::") for event in events), None
+    return len(kernels), sum(event.device_time_total for event in kernels) / 1e6
+
+
+def _run_trl(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """An epoch of TRL's trainer, its first and last step not counted, as in the other variants."""
+    import torch
+
+    from dpo_cli.compute.device import resolve
+
+    dtype = resolve(options.device, "auto").dtype
+    settings = {
+        "per_device_train_batch_size": options.batch_size,
+        "gradient_accumulation_steps": options.accumulation_steps,
+        "max_length": options.max_seq_len,
+        "learning_rate": 1e-7,
+        "use_cpu": options.device == "cpu",
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": options.device != "cpu",
+    }
+    command = [*prepare_trl(options, scratch), json.dumps(settings)]
+    found = _answer(command, SECONDS)
+    assert found is not None, "TRL took too long"
+    if "error" in found:
+        raise SystemExit(found["error"])
+    seconds = found["step_seconds"][1:-1]
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "pairs": len(seconds) * options.batch_size * options.accumulation_steps,
+        "step_seconds": [round(each, 5) for each in seconds],
+        "peak_bytes": found["peak_bytes"],
+        "trl": found["trl"],
+        "last_loss": found["losses"][-1],
+    }
+
+
+def write_model(shape: dict[str, Any], folder: Path) -> None:
+    """A model of this shape with random weights, and the demo's tokenizer."""
+    import torch
+    import transformers
+
+    is_qwen = "head_dim" in shape
+    kind = transformers.Qwen3Config if is_qwen else transformers.LlamaConfig
+    config = kind(**shape, tie_word_embeddings=True, max_position_embeddings=32_768, rope_theta=1e6)
+    torch.manual_seed(0)
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(unfinished)
+    for file in (DEMO / "tokenizer").iterdir():
+        shutil.copyfile(file, unfinished / file.name)
+    unfinished.rename(folder)
+
+
+def write_pairs(path: Path, count: int, scale: float) -> None:
+    """Pairs of the demo's sentences, joined to about 860 tokens times `scale`, as in real pairs."""
+    rows = [json.loads(line) for line in (DEMO / "pairs.jsonl").open(encoding="utf-8")]
+    asked = [row["chosen"][0]["content"] for row in rows]
+    told = [row[side][1]["content"] for row in rows for side in ("chosen", "rejected")]
+    draw = random.Random(0)
+
+    def text(sentences: list[str], least: int, most: int) -> str:
+        number = max(1, round(scale * draw.randint(least, most)))
+        return " ".join(draw.choice(sentences) for _ in range(number))
+
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            prompt = {"role": "user", "content": text(asked, 1, 8)}
+            row = {
+                side: [prompt, {"role": "assistant", "content": text(told, 6, 34)}]
+                for side in ("chosen", "rejected")
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def _describe(device: str) -> dict[str, Any]:
+    """The device and the versions on which the figures depend."""
+    import torch
+    import transformers
+
+    from dpo_cli.compute.device import resolve
+
+    found = resolve(device, "auto")
+    name = found.name
+    if found.type == "cpu":
+        name = f"CPU {platform.machine()}, {os.cpu_count()} cores, {found.name.split(', ')[1]}"
+    return {
+        "name": name,
+        **found.versions,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def _has_trl(python: str) -> bool:
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('trl') is None)"
+    return subprocess.run([python, "-c", code], check=False).returncode == 0
+
+
+def as_table(report: dict[str, Any]) -> str:
+    """The figures as a page in Markdown."""
+    device = report["device"]
+    versions = ", ".join(f"{key} {value}" for key, value in device.items() if key != "name")
+    lines = [f"# {device['name']}", "", f"{versions}. Made by `benchmarks/gpu.py`.", ""]
+    lines += ["| | dtype | pairs/s | times plain | MFU | peak, MB | launches | busy | last loss |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    for model, variant in itertools.product((*MODELS, *TINY_MODELS), VARIANTS):
+        part = report["parts"].get(f"{model}/{variant}")
+        if part is None:
+            continue
+        if "error" in part:
+            lines.append(f"| {model}, {variant} | {part['error']} |" + " |" * 7)
+            continue
+        rate = _pairs_a_second(part)
+        plain = report["parts"].get(f"{model}/plain loop", {})
+        times = f"{rate / _pairs_a_second(plain):.2f}" if "step_seconds" in plain else ""
+        mfu = busy = ""
+        if "gflop_a_pair" in part:
+            share = rate * part["gflop_a_pair"] / part["gflops_a_second_of_product"]
+            mfu = f"{share:.1%}"
+        if part.get("kernel_seconds"):
+            busy = f"{part['kernel_seconds'] / statistics.median(part['step_seconds']):.0%}"
+        launches = f"{part['launches']:,}" if part.get("launches") else ""
+        lines.append(
+            f"| {model}, {variant} | {part['dtype']} | {rate:.2f} | {times} | {mfu}"
+            f" | {part['peak_bytes'] / 1e6:,.0f} | {launches} | {busy} | {part['last_loss']:.5f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _pairs_a_second(part: dict[str, Any]) -> float:
+    return float(part["pairs"] / sum(part["step_seconds"]))
+
+
+if __name__ == "__main__":
+    main()

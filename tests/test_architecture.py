@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
     {"errors", "files", "findings", "formatting", "intervals", "printable", "streams", "__init__"},
-    {"integrity", "parent_death", "signatures"},
+    {"hub", "integrity", "parent_death", "signatures"},
     {"data", "profile"},
     {"compute", "objective", "run"},
     {"models", "distributed", "alerts"},
@@ -32,8 +32,8 @@ FLOORS = [
 ]
 LIGHT = (
     *("profile", "run", "ui", "alerts", "api", "commands", "app"),
-    *("errors", "files", "findings", "formatting", "integrity", "intervals", "signatures"),
-    *("parent_death", "printable", "streams"),
+    *("errors", "files", "findings", "formatting", "hub", "integrity", "intervals"),
+    *("parent_death", "printable", "signatures", "streams"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Sources of pairs: files and folders, with consecutive row numbers.
+"""Sources of pairs: files, folders and data sets of the Hub, with consecutive row numbers.
 
 Rows are numbered through all files of a source, so one integer identifies a row. `Places` turns the
 number into what a reader can find: "line 7", or "row 7 of part-2.parquet".
@@ -25,6 +25,8 @@ from dpo_cli.data.formats import FORMATS, PROMPTS, format_of, unknown_format
 from dpo_cli.data.rows import MalformedError, Numbered
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
+from dpo_cli.hub.datasets import fetch_data
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.signatures import recognize_folder
 
 _LOOKED_AT_ROWS = 100
@@ -176,7 +178,7 @@ class Source:
     """Files of pairs, with their format and column names.
 
     Attributes:
-        paths: files, or folders of files.
+        paths: files, folders of files, or names of data sets on the Hub.
         format: name of a format, or "auto" to detect it from the first rows of each file.
         columns: column names in the files, by the names that the formats use.
     """
@@ -192,11 +194,17 @@ class Source:
     def files(self) -> list[tuple[int, Path]]:
         """All files, each with the index of its path in `paths`.
 
+        Data sets on the Hub are downloaded if they are not cached.
+
         Raises:
-            DpoError: a folder has no files of pairs, or a file is named twice.
+            DpoError: a folder has no files of pairs, a file is named twice, or a data set cannot
+                be downloaded.
         """
         files = []
         for number, path in enumerate(self.paths):
+            if is_on_hub(path):
+                files += [(number, file) for file in fetch_data(str(path)).paths]
+                continue
             if saved := recognize_folder(path):
                 raise saved.error(path)
             try:
@@ -211,8 +219,12 @@ class Source:
                     f"Use files that end in {', '.join(PAIR_SUFFIXES)}.",
                 )
             files += [(number, file) for file in found]
-        counts = Counter(file.resolve() for _, file in files)
-        if twice := [file for _, file in files if counts[file.resolve()] > 1]:
+        # In the cache of the Hub, files of equal content are links to the same file.
+        targets = [p if is_on_hub(self.paths[number]) else p.resolve() for number, p in files]
+        counts = Counter(targets)
+        if twice := [
+            p for (_, p), target in zip(files, targets, strict=True) if counts[target] > 1
+        ]:
             raise DpoError(
                 f"{twice[0]} occurs twice in data.data_path",
                 "Name it once; use data.mixture_weights to repeat its pairs.",
@@ -223,7 +235,14 @@ class Source:
     def names(self) -> list[str]:
         """Names of the files for users; full paths if two files have the same name."""
         names = [path.name for _, path in self.files]
-        return names if len({*names}) == len(names) else [str(path) for _, path in self.files]
+        return names if len({*names}) == len(names) else list(map(self._full_name, self.files))
+
+    def _full_name(self, file: tuple[int, Path]) -> str:
+        number, path = file
+        if not is_on_hub(self.paths[number]):
+            return str(path)
+        found = fetch_data(str(self.paths[number]))
+        return f"{found.repository}/{path.relative_to(found.folder)}"
 
     def content(self) -> str:
         """Hash the file (hex SHA-256); for several files, hash their hashes in order."""

@@ -84,7 +84,7 @@ def _minimind_value(key: Key, minimind: Profile) -> Any:
     table, name = key.name.split(".")
     value = getattr(getattr(minimind, table), name)
     # The example of a path is the script's own, relative to the script.
-    return key.examples[0] if value is None or key.kind is Kind.PATH else value
+    return key.examples[0] if value is None or key.kind in (Kind.PATH, Kind.DATA) else value
 
 
 def _comment(text: str) -> list[str]:

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dpo_cli.errors import DpoError, ExitCode, UsageError
-from dpo_cli.profile.hub import at_commit, is_on_hub
-from dpo_cli.profile.inputs import check_inputs, resolve_weights
+from dpo_cli.hub.download import is_on_hub
+from dpo_cli.profile.hub import at_commit
+from dpo_cli.profile.inputs import check_inputs, resolve_data, resolve_weights
 from dpo_cli.profile.load import LoadedProfile, load_profile
 from dpo_cli.profile.resolved import Change, differences, from_tables, to_toml
 from dpo_cli.profile.schema import Profile
@@ -154,7 +156,7 @@ def new_run(
     run = begun_run(root, place) if place else None
     is_new = run is None
     if run is None:
-        profile = pin_weights(loaded.profile, root)
+        profile = pin_inputs(loaded.profile, root)
         run = RunDirectory.create(root, name or loaded.name, to_toml(profile))
     try:
         lock = run.lock()
@@ -250,11 +252,12 @@ def sweep_run(run: RunDirectory, profile: Profile) -> Iterator[tuple[Start, bool
         yield start, ranks is None
 
 
-def pin_weights(profile: Profile, root: Path) -> Profile:
-    """Return the profile with names of weights that keep their meaning.
+def pin_inputs(profile: Profile, root: Path) -> Profile:
+    """Return the profile with names of weights and data that keep their meaning.
 
-    The only weights file in out_dir may get company, a model on the Hub may get another commit,
-    and a profile's name after "run:" means its newest run, which soon is the one that starts now.
+    The only weights file in out_dir may get company, a model or data set on the Hub may get another
+    commit, and a profile's name after "run:" means its newest run, which soon is the one that
+    starts now.
 
     Raises:
         UsageError: there is no such run.
@@ -269,7 +272,27 @@ def pin_weights(profile: Profile, root: Path) -> Profile:
             pinned[key] = f"run:{run.name if is_in_root else run.path.resolve()}"
         elif is_on_hub(model_id := getattr(profile.model, key) or ""):
             pinned[key] = at_commit(model_id, Path(weights))
-    return profile.model_copy(update={"model": profile.model.model_copy(update=pinned)})
+    data = profile.data.data_path
+    paths: Path | list[Path]
+    if isinstance(data, list):
+        paths = [_pin_data("data.data_path", path) for path in data]
+    else:
+        paths = _pin_data("data.data_path", data)
+    held_out = profile.eval.path and _pin_data("eval.path", profile.eval.path)
+    changes: dict[str, dict[str, Any]] = {
+        "model": pinned,
+        "data": {"data_path": paths},
+        "eval": {"path": held_out},
+    }
+    tables = {
+        table: getattr(profile, table).model_copy(update=values)
+        for table, values in changes.items()
+    }
+    return profile.model_copy(update=tables)
+
+
+def _pin_data(key: str, path: Path) -> Path:
+    return Path(resolve_data(key, path).name) if is_on_hub(path) else path
 
 
 def planned_profile(run: RunDirectory) -> Profile | None:

@@ -82,7 +82,7 @@ def select_files(
         inside = [path for path in rows if path.startswith(base)]
         configs = {config: _splits_by_words(inside, base)}
         if not inside:
-            folders = {path.split("/")[0]: {} for path in rows if "/" in path}
+            folders: dict[str, Splits] = {path.split("/")[0]: {} for path in rows if "/" in path}
             whole = {DEFAULT: _splits_by_words(rows, "")}
             raise _no_choice(name, "configuration", config, {**whole, **folders})
     else:

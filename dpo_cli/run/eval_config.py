@@ -68,8 +68,9 @@ def find_eval_config(
     Args:
         models: the models to evaluate, at least one.
         runs_root: directory of the runs.
-        data: file or folder of pairs, or a data set on the Hub, in the format of the profile's `data.format` and
-            `data.columns`; by default the pairs that the profile holds out.
+        data: file or folder of pairs, or name of a data set on the Hub, in the format of the
+            profile's `data.format` and `data.columns`; by default the pairs that the profile holds
+            out.
         reference: by default the profile's.
         profile_path: profile for weights that have none: a path or a shipped name.
         tokenizer: folder of the tokenizer; by default the profile's or the model's own.

@@ -194,6 +194,8 @@ class TestKeys:
         assert {key for key in KEYS if KEYS[key].kind is Kind.PATH} == {
             "model.out_dir",
             "model.tokenizer",
+        }
+        assert {key for key in KEYS if KEYS[key].kind is Kind.DATA} == {
             "data.data_path",
             "eval.path",
         }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,11 @@ def fetch_first(name: str) -> tuple[HubData, Path]:
 
 
 def _card_folder(repository: str, revision: str) -> Path:
+    fetch = partial(download, repository, revision, _CARD_FILES, "dataset", shows_progress=False)
     if COMMIT.fullmatch(revision):
-        try:
-            folder = download(repository, revision, _CARD_FILES, "dataset", local_files_only=True)
-        except DpoError:
-            pass
-        else:
-            return folder
-    return download(repository, revision, _CARD_FILES, "dataset")
+        with contextlib.suppress(DpoError):
+            return fetch(local_files_only=True)
+    return fetch()
 
 
 def _download(found: HubData, files: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Download of files from the Hugging Face Hub into its own cache, with our errors.
 
-huggingface_hub does the work, and shows its progress bars on a terminal. `HF_ENDPOINT` selects
-another Hub, `HF_HOME` another cache, and `HF_HUB_OFFLINE=1` forbids the network.
+huggingface_hub does the work. `HF_ENDPOINT` selects another Hub, `HF_HOME` another cache, and
+`HF_HUB_OFFLINE=1` forbids the network.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dpo_cli.errors import DpoError, first_line
 from dpo_cli.formatting import format_size
@@ -41,11 +43,20 @@ def download(
     kind: Kind,
     *,
     local_files_only: bool = False,
+    shows_progress: bool = True,
 ) -> Path:
     """Download the files that match a pattern, and return their folder, named after the commit.
 
     Files that are already in the cache are not downloaded again. A revision that is no commit is
     looked up again where there is a network, and else as it was last seen.
+
+    Args:
+        repository: ORG/NAME.
+        revision: branch, tag or commit; "" for the main branch.
+        patterns: patterns of paths; none for all files.
+        kind: kind of the repository.
+        local_files_only: do not use the network.
+        shows_progress: draw a progress bar if standard error is a terminal.
 
     Raises:
         DpoError: the repository or revision does not exist, is not readable for this user, or is
@@ -60,6 +71,7 @@ def download(
             revision=revision or None,
             allow_patterns=list(patterns) or None,
             local_files_only=local_files_only,
+            tqdm_class=_bar_class(shows_progress and sys.stderr.isatty()),
         )
     return Path(path)
 
@@ -110,6 +122,24 @@ def require_space(folder: Path, size_bytes: int, what: str) -> None:
         )
 
 
+@cache
+def _bar_class(is_shown: bool) -> Any:
+    """Return a class of progress bars that draws only the one of the bytes, and removes it.
+
+    huggingface_hub draws two or three, also where standard error is a file.
+    """
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            counts_bytes = options.get("unit") == "B"
+            is_second = str(options.get("desc")).startswith("Reconstruct")
+            options["disable"] = not is_shown or not counts_bytes or is_second
+            super().__init__(*arguments, **{**options, "leave": False})  # type: ignore[no-untyped-call]
+
+    return Bar
+
+
 @contextlib.contextmanager
 def _explained(name: str, revision: str, kind: Kind) -> Iterator[None]:
     """Convert the errors of huggingface_hub to ours."""
@@ -142,10 +172,9 @@ def _explained(name: str, revision: str, kind: Kind) -> Iterator[None]:
             f"Check the name. For a private {title}, log in: hf auth login",
         ) from error
     except LocalEntryNotFoundError as error:
-        is_partial = type(error).__name__ == "IncompleteSnapshotError"  # unknown before 2.0
         raise DpoError(
-            f"{name} is {'only partly' if is_partial else 'not'} in this machine's cache, and the"
-            " Hub cannot be reached",
+            f"{name} is not, or only partly, in this machine's cache, and the Hub cannot be"
+            " reached",
             f"Download it on a machine with a network ({command}), copy the directory here, and"
             " write its path instead. HF_ENDPOINT selects another Hub.",
         ) from error

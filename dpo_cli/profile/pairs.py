@@ -24,7 +24,7 @@ from dpo_cli.profile.text import show_value
 COLUMNS = (
     *("prompt", "chosen", "rejected", "conversations", "messages", "system", "system_prompt"),
     *("instruction", "input", "output", "history", "context", "tools", "query", "response"),
-    *("chosen_response", "rejected_response", "rejected_messages"),
+    *("question", "chosen_response", "rejected_response", "rejected_messages"),
     *("preferred_output", "non_preferred_output", "generations", "ratings", "rating"),
     *("response1", "response2", "response_1", "response_2"),
     *("overall_preference", "preference_strength"),

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.convert import convert_source, destination
 from dpo_cli.data.encoding import encode_rows
 from dpo_cli.data.pairs import SkippedRow, read_pairs
+from dpo_cli.data.preview import preview
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
@@ -106,11 +108,11 @@ def test_the_cache_needs_no_network(
             use_here(monkeypatch, url, tmp_path / "home", offline=offline)
             assert fetch_data(wanted).name == name
             assert Source((Path(wanted),)).look().numbers == 24
-        use_here(monkeypatch, url, tmp_path / "home", offline=offline)
-        for missing in ("hf:them/set:default/test_prefs", "hf:them/other"):
-            with pytest.raises(DpoError, match="partly, in this machine's cache") as caught:
-                fetch_data(missing)
-            assert "hf download --repo-type dataset" in caught.value.remedy
+    use_here(monkeypatch, hub.url, tmp_path / "home", offline=True)
+    for missing in ("hf:them/set:default/test_prefs", "hf:them/other"):
+        with pytest.raises(DpoError, match="partly, in this machine's cache") as caught:
+            fetch_data(missing)
+        assert "hf download --repo-type dataset" in caught.value.remedy
     assert not hub.asked
 
 
@@ -192,6 +194,45 @@ def test_only_the_first_file_is_fetched_for_a_look(hub: Hub, rows: list[Row]) ->
     found, path = fetch_first("hf:them/set")
     assert (path.name, found.rows) == ("train_prefs-00000-of-00002.parquet", 24)
     assert hub.bodies == ["README.md", "data/train_prefs-00000-of-00002.parquet"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_preview_downloads_one_file(shape: str, hub: Hub, rows: list[Row]) -> None:
+    pytest.importorskip("pyarrow")
+    make, name, format = SHAPES[shape]
+    hub.push("them/set", make(rows))
+    found = preview(Path(name))
+    assert len({*hub.bodies} - {"README.md"}) == 1
+    assert found.format == format
+    assert found.name.startswith("hf:them/set@")
+    assert {"chosen", "generations", "response1"} & {*found.columns}
+    assert len(found.pairs) in (12, 24)
+    shards = len(fetch_data(name).files)
+    assert found.is_estimate == (shards > 1 and shape != "ultrafeedback")
+    assert abs(found.rows - 24) <= (12 if found.is_estimate else 0)
+    assert 0 < found.median_characters <= found.most_characters
+
+
+def test_a_preview_of_a_file_counts_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl([PAIR] * 300 + [{**PAIR, "chosen": "ccc", "id": 1}]))
+    (tmp_path / "b.jsonl").write_bytes(jsonl([PAIR]))
+    found = preview(tmp_path)
+    assert (found.rows, found.is_estimate, found.format, len(found.pairs)) == (
+        302, False, "plain", 200,
+    )  # fmt: skip
+    assert found.columns == ("prompt", "chosen", "rejected")
+    assert (found.median_characters, found.most_characters) == (2, 2)
+    assert found.description == "plain (TRL's standard, explicit prompt), JSONL (2 files)"
+
+
+def test_a_data_set_is_converted(hub: Hub, rows: list[Row], tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    hub.push("them/set", ultrafeedback_binarized(rows))
+    source = Source((Path("hf:them/set"),))
+    to = destination(tmp_path / "pairs.jsonl", source, force=False)
+    converted = convert_source(source, to, "trl", lambda *step: None)
+    assert (converted.pairs, converted.settings) == (24, {})
+    assert list(read_pairs(to)) == list(read_pairs(source))
 
 
 def test_a_readme_of_any_content(hub: Hub, rows: list[Row]) -> None:

@@ -95,7 +95,7 @@ def _print(converted: Converted, layout: Layout) -> None:
     skipped = sum(converted.skipped.values())
     console.print(
         f"wrote {show_path(converted.path)}: {format_count(converted.pairs, 'pair')} in the format"
-        f" {layout}, read as {converted.places.description}"
+        f" {layout}, read as {converted.description}"
     )
     if skipped:
         problems = ", ".join(f"{count:,} {name}" for name, count in converted.skipped.items())

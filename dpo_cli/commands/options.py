@@ -47,8 +47,8 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="FILE",
-        help="Evaluate on these preference pairs: a file or folder. Default: the held-out pairs of "
-        "the run or profile.",
+        help="Evaluate on these preference pairs: a file, a folder, or hf:ORG/NAME. Default: the "
+        "held-out pairs of the run or profile.",
         show_default=False,
     ),
 ]

@@ -34,7 +34,7 @@ class Converted:
     Attributes:
         path: the written file.
         pairs: number of pairs in it.
-        places: files and rows of the source.
+        description: formats and kinds of the files of the source, for users.
         skipped: number of skipped rows by problem.
         skipped_path: file with a line for each skipped row; missing if there is none.
         unread: number of rows in which a column has a value that the pairs do not contain.
@@ -44,7 +44,7 @@ class Converted:
 
     path: Path
     pairs: int
-    places: Places
+    description: str
     skipped: Mapping[str, int]
     skipped_path: Path
     unread: Mapping[str, int]
@@ -104,7 +104,7 @@ def convert_source(source: Source, to: Path, layout: Layout, on_progress: OnProg
     return Converted(
         path=to,
         pairs=job.pairs,
-        places=places,
+        description=source.description(places),
         skipped=job.skipped,
         skipped_path=skipped_path,
         unread=job.unread,

@@ -244,6 +244,11 @@ class Source:
         found = fetch_data(str(self.paths[number]))
         return f"{found.repository}/{path.relative_to(found.folder)}"
 
+    def description(self, places: Places) -> str:
+        """Return formats, kinds of files, and splits of data sets on the Hub, for users."""
+        titles = [fetch_data(str(path)).title for path in self.paths if is_on_hub(path)]
+        return "; ".join([places.description, *titles])
+
     def content(self) -> str:
         """Hash the file (hex SHA-256); for several files, hash their hashes in order."""
         digests = []

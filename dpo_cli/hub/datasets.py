@@ -37,6 +37,7 @@ class HubData:
         files: paths in `folder`, in the order in which they are read.
         sizes: bytes of each file.
         rows: number of rows as README.md states it, if it does.
+        title: configuration, split and commit, for users.
     """
 
     name: str
@@ -45,6 +46,7 @@ class HubData:
     files: tuple[str, ...]
     sizes: tuple[int, ...]
     rows: int | None
+    title: str
 
     @property
     def paths(self) -> list[Path]:
@@ -101,6 +103,7 @@ def find_data(name: str) -> HubData:
         selection.files,
         tuple(sizes[path] for path in selection.files),
         stated_rows(metadata, selection),
+        f"split {selection.split} of {selection.config}, commit {folder.name[:8]}",
     )
     if missing := missing_shards(found.files):
         raise DpoError(

@@ -11,7 +11,7 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,7 @@ def resumed_run(
                 )
             raise AlreadyCompleteError(f"{run.designation} is already complete", hint)
         check_inputs(new)
+        new = replace(new, profile=_pin_data(new.profile))
         require_trackers(new.profile)
         ranks = torchrun_call(new.profile, place, torchrun)
         undo = _rewrite(run, to_toml(new.profile)) if changes else Undo(run.path)
@@ -272,27 +273,23 @@ def pin_inputs(profile: Profile, root: Path) -> Profile:
             pinned[key] = f"run:{run.name if is_in_root else run.path.resolve()}"
         elif is_on_hub(model_id := getattr(profile.model, key) or ""):
             pinned[key] = at_commit(model_id, Path(weights))
-    data = profile.data.data_path
-    paths: Path | list[Path]
-    if isinstance(data, list):
-        paths = [_pin_data("data.data_path", path) for path in data]
-    else:
-        paths = _pin_data("data.data_path", data)
-    held_out = profile.eval.path and _pin_data("eval.path", profile.eval.path)
-    changes: dict[str, dict[str, Any]] = {
-        "model": pinned,
-        "data": {"data_path": paths},
-        "eval": {"path": held_out},
-    }
-    tables = {
-        table: getattr(profile, table).model_copy(update=values)
-        for table, values in changes.items()
-    }
-    return profile.model_copy(update=tables)
+    model = profile.model.model_copy(update=pinned)
+    return _pin_data(profile.model_copy(update={"model": model}))
 
 
-def _pin_data(key: str, path: Path) -> Path:
-    return Path(resolve_data(key, path).name) if is_on_hub(path) else path
+def _pin_data(profile: Profile) -> Profile:
+    """Return the profile with the commits of its data sets on the Hub."""
+
+    def pinned(key: str, path: Path) -> Path:
+        return Path(resolve_data(key, path).name) if is_on_hub(path) else path
+
+    paths: Any = [pinned("data.data_path", path) for path in profile.data.paths]
+    if not isinstance(profile.data.data_path, list):
+        (paths,) = paths
+    held_out = profile.eval.path and pinned("eval.path", profile.eval.path)
+    data = profile.data.model_copy(update={"data_path": paths})
+    eval_ = profile.eval.model_copy(update={"path": held_out})
+    return profile.model_copy(update={"data": data, "eval": eval_})
 
 
 def planned_profile(run: RunDirectory) -> Profile | None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import dpo_cli
 from tests.support.cli import DPO, HANG_SECONDS, Run, run_in
 from tests.support.cli import environment as own_environment
-from tests.support.hub import Hub, environment, running
+from tests.support.hub import Hub, environment, running, use_here
 from tests.support.hub_shapes import ultrafeedback_binarized
-from tests.support.small_runs import small_run
+from tests.support.small_runs import golden_settings, small_run
 from tests.support.written import Row
 
 TRAIN, HELD_OUT = "hf:them/set", "hf:them/set:default/test_prefs"
@@ -33,7 +34,7 @@ def wait_for(cwd: Path, pattern: str) -> None:
 
 
 def test_a_run_is_started_killed_resumed_and_its_commit_kept(
-    shared: Path, rows: list[Row], tmp_path: Path
+    shared: Path, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pyarrow")
     words = small_run(shared, **{"data.data_path": TRAIN, "eval.path": HELD_OUT})
@@ -73,9 +74,23 @@ def test_a_run_is_started_killed_resumed_and_its_commit_kept(
         assert len(run.steps) == 12
         assert not hub.asked
         told = dpo(tmp_path, hub, "convert", TRAIN, "--to", "pairs.jsonl").stdout
+        newer = hub.repositories["datasets", "them/set"].branches["main"]
         assert told.splitlines() == [
             "wrote pairs.jsonl: 24 pairs in the format trl, read as UltraFeedback-binarized,"
-            " Parquet (2 files)",
+            f" Parquet (2 files); split train_prefs of default, commit {newer[:8]}",
             "columns not written: 'prompt_id' (24 rows), 'messages' (24 rows), 'score_chosen'"
             " (24 rows), 'score_rejected' (24 rows)",
         ]
+        # Evaluations, checks and pages of pairs take the same names.
+        monkeypatch.chdir(tmp_path)
+        use_here(monkeypatch, hub.url, tmp_path / "home")
+        by_name, by_file = (
+            dpo_cli.evaluate(run.directory.path, data).models[0].groups
+            for data in (TRAIN, "pairs.jsonl")
+        )
+        assert by_name == by_file
+        settings = golden_settings(shared, "seed", False, **{"data.data_path": TRAIN})
+        checked = dpo_cli.check("dense", settings, quick=True)
+        (format,) = (each for each in checked.findings if each.code == "format")
+        assert format.subject == TRAIN
+        assert format.message.endswith(f"; split train_prefs of default, commit {newer[:8]}")

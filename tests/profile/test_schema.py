@@ -246,7 +246,7 @@ class TestStrictness:
             ("data.mixture_weights", [-1.0], [0.0]),
             ("data.mixture_weights", [100.5], [100.0]),
             ("data.format", "hh", "plain"),
-            ("data.columns", {"question": "prompt"}, {"prompt": "question"}),
+            ("data.columns", {"ask": "prompt"}, {"prompt": "ask"}),
             ("data.max_seq_len", 1, 2),
             ("data.empty_think_ratio", 1.01, 1.0),
             ("data.empty_think_ratio", -0.01, 0.0),

@@ -188,6 +188,19 @@ def test_a_disk_that_is_too_small(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
     assert "HF_HOME" in caught.value.remedy
 
 
+def test_a_lost_connection_continues_within_the_file(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    content = jsonl([PAIR] * 1000)
+    hub.push("them/set", {"train.jsonl": content})
+    hub.lost["train.jsonl"] = 9000
+    assert fetch_data("hf:them/set").paths[0].read_bytes() == content
+    assert hub.ranges == [("train.jsonl", "bytes=9000-")]
+
+
 def test_only_the_first_file_is_fetched_for_a_look(hub: Hub, rows: list[Row]) -> None:
     pytest.importorskip("pyarrow")
     hub.push("them/set", ultrafeedback_binarized(rows))

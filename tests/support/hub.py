@@ -48,6 +48,8 @@ class Hub:
         repositories: by kind ("models" or "datasets") and ORG/NAME.
         asked: paths of all requests.
         cut: file names by the number of bytes after which the server stalls until `go_on` is set.
+        lost: file names by the number of bytes after which the connection ends, once.
+        ranges: wanted ranges of bytes, by the file.
         stalled: set as soon as a download stalls.
         bodies: names of the files that were sent completely.
     """
@@ -56,6 +58,8 @@ class Hub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.asked: list[str] = []
         self.cut: dict[str, int] = {}
+        self.lost: dict[str, int] = {}
+        self.ranges: list[tuple[str, str]] = []
         self.stalled, self.go_on = threading.Event(), threading.Event()
         self.bodies: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -138,6 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers, body = self._file(kind, words)
         # A download that was interrupted goes on where it was.
         if status == 200 and (wanted := self.headers.get("Range")):
+            self.hub.ranges.append((name, wanted))
             start = int(wanted.removeprefix("bytes=").partition("-")[0])
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
             body, status = body[start:], 206
@@ -149,6 +154,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(name, body)
 
     def _send(self, name: str, body: bytes) -> None:
+        if (lost := self.hub.lost.pop(name, None)) is not None:
+            self.wfile.write(body[:lost])
+            self.close_connection = True
+            return
         cut = self.hub.cut.get(name)
         if cut is not None:
             self.wfile.write(body[:cut])

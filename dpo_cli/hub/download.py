@@ -11,7 +11,6 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from dpo_cli.errors import DpoError, first_line
 from dpo_cli.formatting import format_size
 
 PREFIX = "hf:"
+_BAR = "downloading {bar} {n_fmt}B of {total_fmt}B  {rate_fmt}"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Kind = Literal["model", "dataset"]
@@ -64,14 +64,15 @@ def download(
     """
     from huggingface_hub import snapshot_download
 
-    with _explained(repository, revision, kind):
+    is_shown = shows_progress and sys.stderr.isatty()
+    with _explained(repository, revision, kind), _progress_bar(is_shown) as bar_class:
         path = snapshot_download(
             repository,
             repo_type=kind,
             revision=revision or None,
             allow_patterns=list(patterns) or None,
             local_files_only=local_files_only,
-            tqdm_class=_bar_class(shows_progress and sys.stderr.isatty()),
+            tqdm_class=bar_class,
         )
     return Path(path)
 
@@ -122,22 +123,31 @@ def require_space(folder: Path, size_bytes: int, what: str) -> None:
         )
 
 
-@cache
-def _bar_class(is_shown: bool) -> Any:
-    """Return a class of progress bars that draws only the one of the bytes, and removes it.
+@contextlib.contextmanager
+def _progress_bar(is_shown: bool) -> Iterator[Any]:
+    """Yield a class of progress bars that draws the bytes on one line, and remove the line.
 
-    huggingface_hub draws two or three, also where standard error is a file.
+    huggingface_hub draws two or three bars, also where standard error is a file, and closes none.
     """
     from huggingface_hub.utils.tqdm import tqdm
+
+    bars: list[Any] = []
 
     class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             counts_bytes = options.get("unit") == "B"
             is_second = str(options.get("desc")).startswith("Reconstruct")
             options["disable"] = not is_shown or not counts_bytes or is_second
-            super().__init__(*arguments, **{**options, "leave": False})  # type: ignore[no-untyped-call]
+            if counts_bytes:
+                options |= {"leave": False, "bar_format": _BAR}
+            super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
+            bars.append(self)
 
-    return Bar
+    try:
+        yield Bar
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 @contextlib.contextmanager

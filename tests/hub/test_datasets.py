@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,30 @@ def test_a_lost_connection_continues_within_the_file(
     hub.lost["train.jsonl"] = 9000
     assert fetch_data("hf:them/set").paths[0].read_bytes() == content
     assert hub.ranges == [("train.jsonl", "bytes=9000-")]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_a_terminal_shows_one_line_of_progress_and_removes_it(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]
+) -> None:
+    hub.push("them/set", {"README.md": b"# Set", "train.jsonl": jsonl([PAIR] * 9000)})
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream())
+        fetch_data("hf:them/set")
+        written = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    if stream is Terminal:
+        assert "downloading" in written
+        assert "432kB of 432kB" in written
+        assert "Fetching" not in written
+        assert written.endswith("\r")
+        assert "\n" not in written
+    else:
+        assert written == ""
 
 
 def test_only_the_first_file_is_fetched_for_a_look(hub: Hub, rows: list[Row]) -> None:

@@ -16,7 +16,6 @@ from urllib.parse import unquote
 import pytest
 
 Files = Mapping[str, bytes]
-_KINDS = {"models": "", "datasets": "datasets/"}
 
 
 def commit_of(files: Files) -> str:
@@ -133,7 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         words = [unquote(word) for word in self.path.partition("?")[0].strip("/").split("/")]
-        if words[0] == "api":
+        if words[0] == "api" and words[1] not in ("models", "datasets"):
+            status, headers, body, name = 404, {}, b"{}", ""  # of no repository
+        elif words[0] == "api":
             status, headers, body, name = *self._api(words[1], words[2:]), ""
         else:
             kind = "datasets" if words[0] == "datasets" else "models"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import sys
@@ -212,6 +213,8 @@ class Terminal(io.StringIO):
 def test_a_terminal_shows_one_line_of_progress_and_removes_it(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]
 ) -> None:
+    states = importlib.import_module("huggingface_hub.utils.tqdm").progress_bar_states
+    monkeypatch.delitem(states, "_global", raising=False)  # other code in this process sets it
     hub.push("them/set", {"README.md": b"# Set", "train.jsonl": jsonl([PAIR] * 9000)})
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stream())

@@ -16,6 +16,8 @@ from urllib.parse import unquote
 import pytest
 
 Files = Mapping[str, bytes]
+_REGISTRY = "/api/agent-harnesses"
+"""Asked for once a day by huggingface_hub, for its own user agent."""
 
 
 def commit_of(files: Files) -> str:
@@ -45,7 +47,7 @@ class Hub:
 
     Attributes:
         repositories: by kind ("models" or "datasets") and ORG/NAME.
-        asked: paths of all requests.
+        asked: paths of all requests about repositories.
         cut: file names by the number of bytes after which the server stalls until `go_on` is set.
         lost: file names by the number of bytes after which the connection ends, once.
         ranges: wanted ranges of bytes, by the file.
@@ -128,12 +130,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        self.hub.asked.append(self.path)
+        if self.path != _REGISTRY:
+            self.hub.asked.append(self.path)
 
     def _answer(self, *, with_body: bool) -> None:
         words = [unquote(word) for word in self.path.partition("?")[0].strip("/").split("/")]
-        if words[0] == "api" and words[1] not in ("models", "datasets"):
-            status, headers, body, name = 404, {}, b"{}", ""  # of no repository
+        if self.path == _REGISTRY:
+            status, headers, body, name = 404, {}, b"{}", ""
         elif words[0] == "api":
             status, headers, body, name = *self._api(words[1], words[2:]), ""
         else:

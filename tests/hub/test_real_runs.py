@@ -66,13 +66,16 @@ def test_a_run_is_started_killed_resumed_and_its_commit_kept(
         pinned = f"hf:them/set@{commit}:default"
         assert plan.settings["data"]["data_path"] == f"{pinned}/train_prefs"
         assert plan.settings["eval"]["path"] == f"{pinned}/test_prefs"
-        # A new commit changes nothing, and the Hub is not asked.
+        # A new commit changes nothing, and the Hub is not asked. A name that a resume sets is
+        # pinned like that of a new run.
         hub.push("them/set", ultrafeedback_binarized(rows[::-1]))
         hub.asked.clear()
-        dpo(tmp_path, hub, "resume", run.directory.name, "--set", "train.epochs=2",
-            "--allow-changes")  # fmt: skip
+        place = f"data.data_path=hf:them/set@{commit}"
+        words = ["--set", "train.epochs=2", "--set", place, "--allow-changes"]
+        dpo(tmp_path, hub, "resume", run.directory.name, *words)
         assert len(run.steps) == 12
         assert not hub.asked
+        assert f'"{pinned}/train_prefs"' in run.directory.profile_path.read_text()
         told = dpo(tmp_path, hub, "convert", TRAIN, "--to", "pairs.jsonl").stdout
         newer = hub.repositories["datasets", "them/set"].branches["main"]
         assert told.splitlines() == [

@@ -11,7 +11,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("weights", type=Path)
+    parser.add_argument("model_weights", type=Path)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("data", type=Path)
     return parser

@@ -30,12 +30,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dpo_cli.errors import ExitCode
-from dpo_cli.export.rounding import Rounding, round_weights
 from dpo_cli.export.update_retention import measure_update_retention
 from dpo_cli.inference.evaluate import evaluate_held_out
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import build_model, load_model_weights, to_disk_names
 from dpo_cli.models.minimind import MiniMind
+from dpo_cli.models.rounding import Rounding, round_weights
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.resolved import to_toml
 from dpo_cli.run.directory import RunDirectory
@@ -96,20 +96,30 @@ def thin(source: Path, target: Path, rows: int) -> Path:
     return target
 
 
+def converted(options: argparse.Namespace, folder: Path) -> Path:
+    """Write the starting weights in another dtype, which they then represent exactly."""
+    state = torch.load(options.model_weights, weights_only=True)
+    path = folder / options.model_weights.name
+    dtype = getattr(torch, options.source_dtype)
+    torch.save({name: tensor.to(dtype) for name, tensor in state.items()}, path)
+    return path
+
+
 def train(options: argparse.Namespace, folder: Path, learning_rate: float) -> tuple[Any, Shadows]:
     """A run of the worker's own code, with shadows beside its optimizer."""
     profile = folder / "precision.toml"
     profile.write_text(
         f"""
         [model]
-        checkpoint = "{options.model_weights.resolve()}"
+        weights = "{options.model_weights.resolve()}"
         tokenizer = "{options.tokenizer.resolve()}"
         [data]
         data_path = "{thin(options.data, folder / "pairs.jsonl", options.pairs)}"
         max_seq_len = {options.max_seq_len}
         shuffle = true
         [dpo]
-        beta = 5.0
+        beta = {options.beta}
+        reduction = "{options.reduction}"
         [train]
         epochs = 1
         learning_rate = {learning_rate}
@@ -159,9 +169,10 @@ def measure(options: argparse.Namespace, folder: Path, learning_rate: float) -> 
         for dtype, rounding, seeds in FILES
         for seed in seeds
     ]
-    scores = evaluate_held_out(
+    evaluation = evaluate_held_out(
         run, (), [*(each for *_, each in weights), kahan_summation], lambda *_: None
     )
+    scores = [model.groups["all"] for model in evaluation.models]
     files: list[dict[str, Any]] = []
     for (dtype, rounding, seed, rounded), score in zip(weights, scores, strict=False):
         retention = measure_update_retention(start, state, rounded, dtype)
@@ -276,6 +287,12 @@ def main() -> None:
     parser.add_argument("--held-out-pairs", type=int, default=146)
     parser.add_argument("--max-seq-len", type=int, default=256)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--beta", type=float, default=5.0)
+    parser.add_argument("--reduction", default="mean")
+    parser.add_argument("--rates", type=float, nargs="+", default=LEARNING_RATES)
+    parser.add_argument(
+        "--source-dtype", metavar="DTYPE", help="round the starting weights to this dtype first"
+    )
     options = parser.parse_args()
     report: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
@@ -286,10 +303,13 @@ def main() -> None:
         "spacings": spacings(),
         "runs": [],
     }
-    for learning_rate in LEARNING_RATES:
+    for learning_rate in options.rates:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["DPO_CACHE_DIR"] = str(Path(folder, "cache"))
-            report["runs"].append(measure(options, Path(folder), learning_rate))
+            own = argparse.Namespace(**vars(options))
+            if options.source_dtype:
+                own.model_weights = converted(options, Path(folder))
+            report["runs"].append(measure(own, Path(folder), learning_rate))
         print(f"{learning_rate:g}: {report['runs'][-1]['seconds']} s", file=sys.stderr)
         if options.json:
             options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -10,6 +10,13 @@ same order, scored on the same held-out ones before and after. The *reach* of a 
 its learning rates. With `--folds K` the data's own prompts are held out instead, a Kth of them at a
 time, and the figures are those of all K runs together. A run that is in the folder and complete is
 taken as it is: what was interrupted goes on where it ended.
+
+    python benchmarks/recipes.py ../shared/checkpoints/full_sft_512.pth \\
+        ../shared/tokenizer/minimind2 ../shared/data/dpo_judged_train.jsonl \\
+        --held-out ../shared/data/dpo_judged_test.jsonl --small-data 5,20,60 \\
+        --runs-dir runs/small --json benchmarks/recipes_small.json
+
+measures runs of few pairs at several learning rates instead, and continues the JSON file.
 """
 
 from __future__ import annotations
@@ -23,11 +30,12 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from inputs import make_parser
+from small_data import RATES, measure_small_data, show_small_data
 
 from dpo_cli.intervals import wilson_interval
 from dpo_cli.run.directory import RunDirectory
@@ -53,6 +61,12 @@ class Point(NamedTuple):
     reduction: str
     beta: float
     reach: float
+
+    @classmethod
+    def parse(cls, text: str) -> Point:
+        """Read what `str` wrote."""
+        reduction, beta, reach = text.split("-", 2)
+        return cls(reduction, float(beta.removeprefix("beta")), float(reach.removeprefix("reach")))
 
     def __str__(self) -> str:
         return f"{self.reduction}-beta{self.beta:g}-reach{self.reach:g}"
@@ -233,6 +247,20 @@ def _recipe(point: Mapping[str, Any]) -> str:
     return f"{point['reduction']} | {point['beta']:g} | {point['reach']:g}"
 
 
+def header() -> dict[str, Any]:
+    """Return what every report begins with."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "arguments": sys.argv[1:],
+    }
+
+
+def numbers(kind: type) -> Callable[[str], list[Any]]:
+    """Return a parser of values with commas between them."""
+    return lambda text: [kind(each) for each in text.split(",")]
+
+
 def main() -> None:
     """The command line."""
     parser = make_parser(__doc__)
@@ -246,20 +274,23 @@ def main() -> None:
         "--only",
         action="append",
         metavar="POINT",
-        help="such as mean-beta5-reach0.001; may be repeated",
+        type=Point.parse,
+        help="instead of the grid, such as mean-beta5-reach0.001; may be repeated",
     )
     parser.add_argument("--runs-dir", type=Path, required=True, help="where the runs go")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    small = parser.add_argument_group("runs of few pairs")
+    small.add_argument("--small-data", type=numbers(int), metavar="PAIRS,...")
+    small.add_argument("--rates", type=numbers(float), metavar="RATE,...", default=RATES)
+    small.add_argument("--losses", type=numbers(str), metavar="LOSS,...", default=["mean:5"])
+    small.add_argument("--held-out-pairs", type=int, default=60)
     options = parser.parse_args()
+    if options.small_data:
+        show_small_data(measure_small_data(options, header()))
+        return
     grid = [Point(*brake, reach) for reach in REACHES for brake in BRAKES]
-    chosen = [point for point in grid if not options.only or str(point) in options.only]
-    points = [measure(options, point) for point in chosen]
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "arguments": sys.argv[1:],
-        "points": points,
-    }
+    points = [measure(options, point) for point in options.only or grid]
+    report = {**header(), "points": points}
     show(points)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

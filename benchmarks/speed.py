@@ -70,6 +70,9 @@ class TrainerHooks:
         """Nothing."""
         return set()
 
+    def keep_scores(self, *scores: Any) -> None:
+        """Let them go."""
+
     def progress(self, *how_far: Any) -> None:
         """Let it go."""
 
@@ -151,7 +154,7 @@ def prepare(options: argparse.Namespace, settings: dict[str, Any], folder: Path)
     profile = Profile.model_validate(
         {
             "model": {
-                "weights": str(options.weights.resolve()),
+                "weights": str(options.model_weights.resolve()),
                 "tokenizer": str(options.tokenizer.resolve()),
             },
             "data": {"data_path": str(data), "max_seq_len": options.max_seq_len},

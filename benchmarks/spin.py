@@ -1,8 +1,12 @@
 """Median step of the demo under several bounds of OpenMP's spin, alone and beside busy loops.
 
     python benchmarks/spin.py 1000 3000 10000 300000 --busy 0 1
+    python benchmarks/spin.py 1000 --busy-per-core 0 2 --rounds 3 --most 4
 
-300000 is libgomp's own default where threads are bound to no core. Run it on a quiet machine.
+300000 is libgomp's own default where threads are bound to no core. The settings take turns in each
+round, because the speed of a machine changes by the minute; the figure is the median of the rounds.
+With --most, the script fails if a step beside busy loops takes more than so many times as long as
+alone: beside two loops per core the fair share is three. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from dpo_cli.compute.threads import usable_cores
 
 WARM_UP_STEPS = 2
 
@@ -52,11 +58,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("spins", type=int, nargs="+")
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--busy-per-core", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--most", type=float)
     options = parser.parse_args()
-    for busy_loops in options.busy:
-        for spins in options.spins:
-            seconds = median_step_seconds(spins, busy_loops)
-            print(f"{busy_loops} busy loops, {spins} spins: {seconds:.3f} s a step", flush=True)
+    cores = usable_cores()
+    per_core = options.busy_per_core
+    loops = options.busy if per_core is None else [cores * number for number in per_core]
+    settings = [(busy_loops, spins) for busy_loops in loops for spins in options.spins]
+    seconds: dict[tuple[int, int], list[float]] = {setting: [] for setting in settings}
+    for _ in range(options.rounds):
+        for busy_loops, spins in settings:
+            found = median_step_seconds(spins, busy_loops)
+            seconds[busy_loops, spins].append(found)
+            print(f"{busy_loops} busy loops, {spins} spins: {found:.3f} s a step", flush=True)
+    medians = {setting: statistics.median(found) for setting, found in seconds.items()}
+    worst = 0.0
+    for (busy_loops, spins), found in medians.items():
+        times = found / medians.get((0, spins), found)
+        worst = max(worst, times)
+        print(f"{busy_loops} busy loops, {spins} spins: {found:.3f} s, {times:.1f} times alone")
+    if options.most is not None and worst > options.most:
+        sys.exit(
+            f"a step took {worst:.1f} times as long as alone; at most {options.most:g} expected"
+        )
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Round:
     def __init__(self, folder: Path, options: Any, rows: Path) -> None:
         self.folder = folder
         profile = {
-            "model.weights": options.weights.resolve(),
+            "model.weights": options.model_weights.resolve(),
             "model.tokenizer": options.tokenizer.resolve(),
             "data.data_path": rows,
             "data.max_seq_len": options.max_seq_len,

@@ -18,7 +18,9 @@ import typer
 from rich.text import Text
 
 from dpo_cli import __version__
-from dpo_cli.commands.group import MARKUP_MODE, LazyGroup
+from dpo_cli.commands.group import LazyGroup
+from dpo_cli.commands.help import HELP_OPTIONS
+from dpo_cli.commands.usage import as_usage_error
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.printable import degrade_streams, printable
 from dpo_cli.run.child_environment import bounded_spin
@@ -63,7 +65,7 @@ app = typer.Typer(
     cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=MARKUP_MODE,
+    context_settings={"help_option_names": HELP_OPTIONS},
 )
 
 
@@ -96,26 +98,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_standard_streams()
     degrade_streams()
     os.environ.update(bounded_spin(os.environ))  # before torch is loaded
+    code: object
     try:
-        app(arguments)
+        code = app(arguments, standalone_mode=False)
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else ExitCode.FAILED
+        code = end.code
     except DpoError as error:
         _print_error(error_lines(error))
         code = error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
     except OSError as error:
         _print_error(error_lines(_system_error(error, "standard output")))
         code = ExitCode.FAILED
     except BaseException as error:  # a panic in Rust code does not inherit from Exception
-        _print_error(_bug_lines(error))
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(error), err=True)
+            return int(ExitCode.USAGE)
+        usage = as_usage_error(error)
+        _print_error(error_lines(usage) if usage else _bug_lines(error))
+        code = ExitCode.USAGE if usage else ExitCode.FAILED
+    if not isinstance(code, int | None):  # a message of sys.exit
         code = ExitCode.FAILED
-    else:
-        code = ExitCode.DONE
     if _flush_output() is ExitCode.FAILED:
         code = code or ExitCode.FAILED
-    return int(code)
+    return int(code or ExitCode.DONE)
 
 
 def error_lines(error: DpoError) -> list[Text]:

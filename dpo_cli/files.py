@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import os
 import re
@@ -174,6 +175,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     )  # `leftovers` parses this name
     try:
         write(temporary)
+        apply_umask(temporary)
         fsync_path(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -181,6 +183,24 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise
     # The rename is on disk only after the directory is flushed.
     fsync_path(path.parent)
+
+
+def apply_umask(path: Path) -> None:
+    """Give a new file the permissions of any other.
+
+    The safetensors library writes files that only their owner can read, which a container, a web
+    server or another user of the model cannot load.
+    """
+    with contextlib.suppress(OSError):  # some file systems have no permissions
+        path.chmod(0o666 & ~_umask())
+
+
+@functools.cache
+def _umask() -> int:
+    # The only way to read it is to set it; once, because other threads create files meanwhile.
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
 
 
 def swap(first: Path, second: Path) -> None:

@@ -10,11 +10,11 @@ import codecs
 import html
 import json
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.errors import DpoError
+from dpo_cli.shell import quote
 
 HEAD_BYTES = 4096
 _TAR_MAGIC = slice(257, 262)
@@ -40,7 +40,7 @@ class Signature:
 
     def error(self, path: Path) -> DpoError:
         """Return the error for a file of this kind if another kind was expected."""
-        quoted = shlex.quote(str(path))
+        quoted = quote(str(path))
         return DpoError(f"{path} is {self.what}", self.remedy.replace("{path}", quoted))
 
 

@@ -36,7 +36,7 @@ for event in run.events(follow=True):
     if isinstance(event, dpo.StepDone) and event.optimizer_step % 20 == 0:
         print(f"step {event.optimizer_step}: loss {event.metrics['loss']:.4f}")
     elif isinstance(event, dpo.Evaluated):
-        print(f"held-out accuracy {event.metrics['rewards/accuracies']:.2f}")
+        print(f"held-out loss {event.metrics['loss']:.4f}")
 print(f"{run.name}: {run.wait()}")
 
 # %% [markdown]

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import REPOSITORY, environment
+from tests.support.cli import HANG_SECONDS, REPOSITORY, environment
 
 PACKAGE = REPOSITORY / "dpo_cli"
 HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
-    {"errors", "files", "findings", "formatting", "intervals", "printable", "streams", "__init__"},
-    {"hub", "integrity", "parent_death", "signatures"},
+    {"errors", "files", "findings", "formatting", "intervals", "printable", "shell", "streams"}
+    | {"__init__"},
+    {"hub", "integrity", "paired", "parent_death", "repetition", "signatures"},
     {"data", "profile"},
     {"compute", "objective", "run"},
     {"models", "distributed", "alerts"},
@@ -32,8 +33,18 @@ FLOORS = [
 ]
 LIGHT = (
     *("profile", "run", "ui", "alerts", "api", "commands", "app"),
-    *("errors", "files", "findings", "formatting", "hub", "integrity", "intervals"),
-    *("parent_death", "printable", "signatures", "streams"),
+    *(
+        "errors",
+        "files",
+        "findings",
+        "formatting",
+        "hub",
+        "integrity",
+        "intervals",
+        "paired",
+        "signatures",
+    ),
+    *("parent_death", "printable", "repetition", "shell", "streams"),
 )
 
 
@@ -174,7 +185,7 @@ def test_help_loads_neither_torch_nor_the_schema() -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert result.returncode == 0, result.stderr

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dpo_cli.profile.losses import LOSSES
+from dpo_cli.profile.schema import KEYS, TABLES
+from dpo_cli.profile.unknown_keys import EQUIVALENT, UNSUPPORTED
 from tests.support.cli import REPOSITORY
+from tests.support.command_tree import command_tree
+from tests.support.documented import PAGES, dpo_words, shell_lines
 
-PAGES = sorted(
-    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "demo/README.md"]
-)
 TESTS = {
     path: path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").rglob("test_*.py")
 }
@@ -64,8 +68,103 @@ def test_every_loss_has_a_row() -> None:
     assert set(LOSSES) <= rows
 
 
+def test_names_of_other_tools_lead_to_our_keys() -> None:
+    """The page, and the error about an unknown key, name the same keys."""
+    page = (REPOSITORY / "docs/other-tools.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+) \| (.+?) \|$", page, re.MULTILINE)
+    assert len(rows) > 20
+    for names, meaning in rows:
+        keys = set(re.findall(r"`(\w+\.\w+)`", meaning))
+        assert keys <= set(KEYS)
+        for name in re.findall(r"`(\w+)`", names):
+            ours = {key for key in KEYS if key.endswith(f".{name}")} or {EQUIVALENT[name]}
+            assert ours & keys, f"{name} is {ours}, and {meaning} on the page"
+    unsupported = re.search(r"^Not supported: (.*)", page, re.MULTILINE)
+    assert unsupported
+    assert set(re.findall(r"`(\w+)`", unsupported[1])) <= UNSUPPORTED.keys()
+
+
+@pytest.fixture(scope="module")
+def tree() -> Any:
+    return command_tree()
+
+
+def named_command(tree: Any, words: list[str]) -> Any:
+    """The command that the first words name, which are removed."""
+    command = tree
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    return command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_command_lines_are_valid(page: Path, tree: Any) -> None:
+    """Each parses as the command line does, and its --set names a key of the profile."""
+    for line in shell_lines(page):
+        for words in dpo_words(line):
+            if words == ["--help"]:
+                continue
+            command = named_command(tree, words)
+            assert not hasattr(command, "commands"), line
+            command.make_context("dpo", list(words))
+            for option, value in itertools.pairwise(words):
+                if option in ("--set", "--grid"):
+                    assert value.split("=")[0] in KEYS, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_and_options_in_the_text_exist(page: Path, tree: Any) -> None:
+    if page.name == "CHANGELOG.md":  # lists old names beside the new ones
+        return
+    for span in re.findall(r"`dpo ([a-z][^`]*)`", page.read_text(encoding="utf-8")):
+        words = span.split(" -- ")[0].split()  # the rest goes to torchrun
+        command = named_command(tree, words)
+        assert command is not tree or span == "COMMAND --help", f"{page.name} names dpo {span}"
+        known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+        options = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert options <= known | {"--help", "--"}, f"{page.name} names dpo {span}"
+
+
+NOT_KEYS = {"model.safetensors", "track.json", "track.log", "dpo.train", "dpo.DpoError"}
+"""Files, and names of the API, that look like keys."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_keys_on_the_pages_exist(page: Path) -> None:
+    if page.name == "CHANGELOG.md":  # lists old names beside the new ones
+        return
+    for key in re.findall(r"`([a-z]+\.\w+)(?: = [^`]*)?`", page.read_text(encoding="utf-8")):
+        if key.split(".")[0] in TABLES and key not in NOT_KEYS:
+            assert key in KEYS, f"{page.name} names {key}"
+
+
+def test_the_arguments_of_minimind_have_rows() -> None:
+    """Those that a user of version 3 misses most, with the key that does the same."""
+    page = (REPOSITORY / "docs/minimind.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (`--.+?) \| (.+) \|$", page, re.MULTILINE))
+    text = {name: key for names, key in rows.items() for name in re.findall(r"`(--\w+)`", names)}
+    for argument, key in {
+        "--save_weight": "export.prefix",
+        "--save_dir": "model.out_dir",
+        "--from_weight": "model.weights",
+        "--use_compile": "train.compile",
+        "--use_wandb": "track.use_swanlab",
+    }.items():
+        assert f"`{key}`" in text[argument], argument
+
+
+def test_extras_of_the_pages_exist() -> None:
+    with (REPOSITORY / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert set(re.findall(r"'\.\[(\w+)\]'", text)) <= set(extras), page.name
+        assert "dpo-cli[" not in text, f"{page.name}: no index has that package"
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
         named = re.findall(r"`make ([a-z-]+)`", page.read_text(encoding="utf-8"))
+        named += [line.split()[1] for line in shell_lines(page) if line.startswith("make ")]
         assert set(named) <= targets, page.name

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.support.cli import REPOSITORY, run_in
+from tests.support.cli import HANG_SECONDS, REPOSITORY, run_in
 
 
 def test_train_and_export(tmp_path: Path) -> None:
     script = REPOSITORY / "examples/train_and_export.py"
-    done = run_in(tmp_path, [sys.executable, str(script), "1"], timeout=400)
+    done = run_in(tmp_path, [sys.executable, str(script), "1"], timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stderr
     assert "step 40: loss" in done.stdout
     assert "example-" in done.stdout

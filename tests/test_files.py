@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dpo_cli.files import (
     is_special,
     open_for_appending,
     open_regular,
+    write_atomically,
     write_text_atomically,
 )
 from dpo_cli.run.disk import explain_disk_errors
@@ -68,3 +70,11 @@ def test_a_glob_stays_inside(tmp_path: Path) -> None:
     assert sorted(glob_inside(inside, "*/logs")) == [inside / "own/logs"]
     # A link as the last part is a match: whoever removes it removes the link alone.
     assert list(glob_inside(inside, "own/last")) == [inside / "own/last"]
+
+
+def test_a_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    """safetensors writes with mode 0600 what other users and containers shall load."""
+    (tmp_path / "other").touch()
+    write_atomically(tmp_path / "x", lambda path: os.close(os.open(path, os.O_CREAT, 0o600)))
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("other", "x")}
+    assert len(modes) == 1

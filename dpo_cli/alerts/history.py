@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from dpo_cli.run.events import Evaluated, StepDone
+from dpo_cli.profile.doctrine import Current
+from dpo_cli.run.events import ACCURACY, Evaluated, StepDone
 
 WINDOW = 20
 """Number of steps in the first and in the current mean: 80 pairs at four pairs per step."""
 LONG_WINDOW = 200
 """Number of recent steps kept in memory."""
-ACCURACY_PAIRS = 200
-"""Pairs that an accuracy needs; its standard error is 0.035 then."""
 SIGNIFICANT = 3.0
 """Changes below this many standard errors count as noise: each step has different pairs."""
 _USUAL_LOSSES = 50
@@ -29,17 +28,21 @@ class RunFacts:
     Attributes:
         optimizer_steps: number of planned optimizer steps.
         parameters: number of parameters of the policy.
+        vocab_size: number of entries of its vocabulary.
         learning_rate: train.learning_rate of the profile.
         lr_sum: sum of the learning rates of all planned steps.
         beta, reduction: dpo.beta and dpo.reduction of the profile.
-        saturation_margin: see `dpo_cli.profile.recipe.saturation_margin`.
+        saturation_margin: see `dpo_cli.profile.doctrine.saturation_margin`.
         export_dtype: dtype of the exported weights file.
+        keeps_small_updates: stochastic rounding keeps in that file what the nearest value loses.
         state_bytes: bytes that one save writes.
+        threads: number of CPU threads.
         rows_of: maps optimizer step (from 1) and micro-batch (from 0) to the names of its rows.
     """
 
     optimizer_steps: int
     parameters: int
+    vocab_size: int
     learning_rate: float
     lr_sum: float
     beta: float
@@ -47,7 +50,14 @@ class RunFacts:
     saturation_margin: float
     export_dtype: str
     state_bytes: int
+    threads: int
     rows_of: Callable[[int, int], str]
+    keeps_small_updates: bool = False
+
+    @property
+    def recipe(self) -> Current:
+        """Values that remedies compare with the proposed ones."""
+        return Current(self.reduction, self.beta, self.learning_rate, self.lr_sum, self.parameters)
 
 
 @dataclass
@@ -108,12 +118,11 @@ class RunHistory:
         return change if abs(change) > SIGNIFICANT * error else 0.0
 
     @property
-    def accuracy(self) -> float | None:
-        """Reward accuracy of the recent pairs; None if they are too few."""
-        pairs = sum(step.pairs for step in self.recent)
-        if pairs < ACCURACY_PAIRS:
-            return None
-        return sum(s.metrics["rewards/accuracies"] * s.pairs for s in self.recent) / pairs
+    def accuracy(self) -> tuple[float, int] | None:
+        """Reward accuracy of the recent pairs, and their number; None without any."""
+        steps = [step for step in self.recent if ACCURACY in step.metrics]
+        pairs = sum(step.pairs for step in steps)
+        return (sum(s.metrics[ACCURACY] * s.pairs for s in steps) / pairs, pairs) if pairs else None
 
     def weights_moved_after(self, progress: float, facts: RunFacts) -> float | None:
         """Return the share of changed weights if the last step measured it; None if too early.

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from statistics import fmean
 
 from dpo_cli.alerts.history import RunFacts, RunHistory
-from dpo_cli.profile.recipe import MAX_SATURATION_MARGIN, suggest_lr_and_beta
+from dpo_cli.intervals import wilson_interval
+from dpo_cli.profile.doctrine import MAX_SATURATION_MARGIN, learn_more
 from dpo_cli.run.events import Alert
 
+CHANCE_SHARE = 0.95
+"""Share of the loss of random guessing, ln V, from which weights and tokenizer do not fit.
+
+A model that scores within 5 % of it has not been trained on such token ids."""
 DISPLACED_SHARE = 0.25
 """Displacement: loss of the chosen reward, as a share of the margin's growth. A small loss beside a
 large one of the rejected reward is intended."""
@@ -20,11 +26,42 @@ STILL_SHARE = 0.015
 MOVED_SHARE = 0.1
 """Share of changed weights below which the weights are the reason that the loss does not move."""
 
+USELESS_ACCURACY = 0.55
+"""Accuracy that hardly differs from chance. The alert needs an interval that ends below it, which
+takes about 400 pairs at an accuracy of 0.5: on fewer pairs a run that learns well may read 0.48."""
+
 RESOLUTION_AFTER = 0.5
 """Share of the planned steps; the remaining ones have smaller learning rates."""
 RESOLUTION_SHARE = 0.05
 """Share of changed weights below which the file hardly contains what was learned. At a learning
 rate of 1e-8, which loses 0.9 of the update in the file, 3 to 8 % change in thousands of steps."""
+
+
+def guessing(history: RunHistory, facts: RunFacts) -> Alert | None:
+    """Report weights that score no better than random guessing before they are trained."""
+    nats = _nats_at_start(history, facts)
+    chance = math.log(facts.vocab_size)
+    if nats is None or nats < CHANCE_SHARE * chance:
+        return None
+    return Alert(
+        code="tokenizer-mismatch",
+        message=f"before training the model scores {nats:.2f} nats per token of the chosen answers;"
+        f" random guessing would score ln {facts.vocab_size:,} = {chance:.2f}: it does not fit this"
+        " tokenizer, or is no language model",
+        remedy="Stop the run, and set model.tokenizer to the tokenizer with which these weights"
+        " were trained. dpo check measures it before a run.",
+    )
+
+
+def _nats_at_start(history: RunHistory, facts: RunFacts) -> float | None:
+    """Return the loss per token of the chosen answers before the first update, if it is known."""
+    if history.held_out is not None and history.held_out.optimizer_step == 0:
+        logp = history.held_out.metrics.get("token_logps/chosen")
+    elif facts.reduction == "mean" and history.first and history.last.optimizer_step == 1:
+        logp = history.last.metrics.get("logps/chosen")
+    else:
+        return None
+    return None if logp is None else -logp
 
 
 def displacement(history: RunHistory, facts: RunFacts) -> Alert | None:
@@ -77,13 +114,16 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
             f" changed: with {facts.reduction} and beta {facts.beta:g} it hardly reacts (its"
             f" gradient halves at a margin of {facts.saturation_margin:.2g} nats a token), so only"
             " the learning rate limits how far the model moves",
-            remedy=suggest_lr_and_beta(facts.learning_rate, facts.lr_sum),
+            remedy=learn_more(facts.recipe),
         )
-    if has_moved and (accuracy := history.accuracy) is not None and accuracy <= 0.5:
+    if has_moved and (accuracy := history.accuracy) and _is_no_better_than_chance(*accuracy):
+        share, pairs = accuracy
+        low, high = wilson_interval(share, pairs)
         return Alert(
             code="accuracy-stuck",
-            message=f"{after} the accuracy is {accuracy:.2f}, no better than chance, although"
-            f" {moved:.0%} of the weights have changed: batches do not teach the same thing",
+            message=f"{after} the accuracy of the last {pairs:,} pairs is {share:.2f} (95 %:"
+            f" {low:.2f} to {high:.2f}), no better than chance, although {moved:.0%} of the weights"
+            " have changed: batches do not teach the same thing",
             remedy="Check the pairs: is chosen the better answer, do some pairs contradict others?"
             " If they are correct, lower train.learning_rate: the lr_sum may be so large that the"
             " model breaks.",
@@ -94,15 +134,20 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
             message=f"the loss still reads {now:.4f} {after}: an lr_sum (sum of the learning rates)"
             f" of {history.lr_sum:.1e} so far hardly moves the weights ({moved:.1%} of them changed"
             f" in a {facts.export_dtype} file)",
-            remedy=suggest_lr_and_beta(facts.learning_rate, facts.lr_sum),
+            remedy=learn_more(facts.recipe),
         )
     return None
+
+
+def _is_no_better_than_chance(accuracy: float, pairs: int) -> bool:
+    low, high = wilson_interval(accuracy, pairs)
+    return low <= 0.5 and high < USELESS_ACCURACY
 
 
 def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:
     """Report an update that is lost when the weights are rounded for the exported file."""
     moved = history.weights_moved_after(RESOLUTION_AFTER, facts)
-    if moved is None or moved >= RESOLUTION_SHARE:
+    if moved is None or moved >= RESOLUTION_SHARE or facts.keeps_small_updates:
         return None
     dtype = facts.export_dtype
     better = "" if dtype == "float32" else 'Set export.dtype = "float32" to keep the update. Or: '
@@ -111,5 +156,5 @@ def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:
         message=f"after {history.last.optimizer_step} of {facts.optimizer_steps} updates"
         f" {moved:.1%} of the weights have another value in a {dtype} file: the update is smaller"
         " than the rounding, so the file will hardly differ from the starting weights",
-        remedy=better + suggest_lr_and_beta(facts.learning_rate, facts.lr_sum),
+        remedy=better + learn_more(facts.recipe),
     )

@@ -5,9 +5,11 @@ Unlike the other alerts, these are not reproducible.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median
 
 from dpo_cli.alerts.history import WINDOW
+from dpo_cli.run.cpu_time import contention, contention_message, contention_remedy
 from dpo_cli.run.events import Alert, StepDone
 
 SLOW_SHARE = 0.5
@@ -17,6 +19,9 @@ SLOW_SECONDS = 60.0
 USUAL_BLOCKS = 3
 """Windows of steps before there is a usual speed."""
 _KEPT_BLOCKS = 500
+
+CONTENDED_SECONDS = 20.0
+"""Seconds of steps over which CPU time and duration are compared."""
 
 STATES_AHEAD = 3
 """Number of saves that must fit on the disk. The first saves keep two checkpoints while a third is
@@ -56,6 +61,47 @@ class Speed:
             f" the usual speed of this run is {usual:,.0f}",
             remedy="Check for other programs (top, nvidia-smi), heat and low memory. The result"
             " does not change.",
+        )
+
+
+class Contention:
+    """Compares the duration of steps with their CPU time since this start.
+
+    The first step of a start is left out: it also loads code.
+
+    Args:
+        threads: number of CPU threads.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._is_first = True
+        self._seconds = self._cpu_seconds = 0.0
+
+    def take(self, event: StepDone, stolen: Callable[[], float]) -> Alert | None:
+        """Return an alert if the CPU was contended over `CONTENDED_SECONDS` of steps.
+
+        Args:
+            event: the next step.
+            stolen: returns the share of the CPU time that the host took since its last call.
+        """
+        if self._is_first:
+            self._is_first = False
+            stolen()
+            return None
+        self._seconds += event.seconds
+        self._cpu_seconds += event.cpu_seconds
+        if self._seconds < CONTENDED_SECONDS:
+            return None
+        times = contention(self._seconds, self._cpu_seconds)
+        self._seconds = self._cpu_seconds = 0.0
+        share = stolen()
+        if times is None:
+            return None
+        return Alert(
+            code="cpu-contention",
+            message=f"step {event.step}: {contention_message(times, share)}",
+            remedy=contention_remedy(self._threads),
         )
 
 

@@ -244,7 +244,7 @@ class Run:
         *,
         format: Literal["pth", "hf"] | None = None,
         dtype: Literal["float16", "bfloat16", "float32"] | None = None,
-        rounding: Literal["nearest", "stochastic"] = "nearest",
+        rounding: Literal["nearest", "stochastic"] | None = None,
         seed: int | None = None,
         best: bool = False,
         force: bool = False,
@@ -258,7 +258,8 @@ class Run:
             format: "pth", a MiniMind weights file, or "hf", a Hugging Face directory; by default
                 the format of the starting weights.
             dtype: precision of the file; by default the profile's.
-            rounding: "stochastic" keeps small updates on average in a half-precision file.
+            rounding: "stochastic" keeps small updates on average in a half-precision file; the
+                default for a bfloat16 file of weights that started as bfloat16, else "nearest".
             seed: seed of stochastic rounding; by default train.seed.
             best: write the checkpoint with the lowest held-out loss, not the newest. Needs
                 held-out pairs, and eval.keep_best = true during training.

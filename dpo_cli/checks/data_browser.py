@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dpo_cli.checks.data import find_all_issues, subject_of
@@ -13,6 +13,7 @@ from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import Rows
 from dpo_cli.errors import UsageError
 from dpo_cli.findings import PairIssue, PairPreview
+from dpo_cli.formatting import format_count
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.schema import Profile
 from dpo_cli.training.sources import OnProgress, cut, encode, training_pairs
@@ -54,6 +55,22 @@ class DataBrowser:
         rows = cut(profile, encoded)
         issues = find_all_issues(source, encoded, rows, tokenizer, on_progress)
         return cls(source, rows, issues, tokenizer)
+
+    def remarks(self) -> list[str]:
+        """Return why no row is kept, and which columns are not read; empty if all is well."""
+        rows = self.rows
+        lines = []
+        if not rows.kept and rows.skipped_rows:
+            first = rows.skipped_rows[0]
+            lines.append(f"first skipped row: {rows.places.name(first.line)}: {first.reason}")
+            if names := self._columns_of(first.line):
+                lines.append(f"its columns: {', '.join(map(repr, names))}")
+                lines.append("Map them to the names of a format with data.columns (docs/data.md).")
+        if rows.unread:
+            named = [f"{name!r} ({format_count(n, 'row')})" for name, n in rows.unread.items()]
+            lines.append(f"columns that are not read: {', '.join(named)}")
+            lines.append("If one belongs to the pairs, name it in data.columns (docs/data.md).")
+        return lines
 
     def pairs(
         self, row_name: str | None, only: Sequence[PairIssue]
@@ -107,6 +124,13 @@ class DataBrowser:
             SkippedRowText(places.name(line), skipped[line].problem, skipped[line].reason, text)
             for line, text in self.source.texts(places, skipped)
         )
+
+    def _columns_of(self, line: int) -> list[str]:
+        """Return the names of a row's columns; none if it is not readable."""
+        for _, numbered in self.source.rows(self.rows.places, range(line, line + 1)):
+            for _, row in numbered:
+                return list(row) if isinstance(row, Mapping) else []
+        return []
 
     def _find(self, row_name: str | None) -> int | None:
         return None if row_name is None else self.rows.places.find(row_name)

@@ -9,22 +9,33 @@ margin at which the gradient of the loss shrinks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.trial_trainer import TrialTrainer, small_micro_batch
+from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import BatchSampler, GlobalBatch
 from dpo_cli.formatting import format_rate
 from dpo_cli.models.loading import to_disk_names
-from dpo_cli.profile.recipe import MAX_SATURATION_MARGIN, suggest_lr_and_beta
+from dpo_cli.profile.doctrine import (
+    LOW_LOSS,
+    MAX_SATURATION_MARGIN,
+    learn_more,
+    smaller_rate,
+)
 from dpo_cli.training.inputs import RunInputs
+from dpo_cli.training.setup import make_scorer
+from dpo_cli.training.trainer import Trainer
 
 _DIGITS = {torch.float16: (11, -24), torch.bfloat16: (8, -133), torch.float32: (24, -149)}
 """Bits of the mantissa, and exponent of the smallest (subnormal) number, by dtype."""
 _CHUNK = 1 << 20
+_SAFETY = 0.8
+"""Factor of a proposed step, because other pairs of the data may react more."""
 _MIN_CHANGED_SHARE = 0.5
 """Share of the weights that must be able to change; a file that shows less of the training is worth
 a warning."""
@@ -116,10 +127,13 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
             f"; {lr_sum.unmovable:.0%} of the weights are so large that no single step changes"
             " them, even in float32"
         )
-    if lr_sum.changed[dtype] >= _MIN_CHANGED_SHARE:
+    is_kept = inputs.export_rounding == "stochastic"
+    if is_kept:
+        message += "; stochastic rounding keeps the update on average"
+    if is_kept or lr_sum.changed[dtype] >= _MIN_CHANGED_SHARE:
         reporter.ok("lr-sum", "train.learning_rate", message)
     else:
-        remedy = suggestion(inputs)
+        remedy = learn_more(inputs.current_recipe)
         if (inputs.saturation_margin or 0.0) > MAX_SATURATION_MARGIN:
             remedy = "Change the learning rate and beta together; see no-saturation below."
         reporter.warn("lr-sum-small", "train.learning_rate", message, remedy)
@@ -127,13 +141,12 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
     return lr_sum
 
 
-def suggestion(inputs: RunInputs) -> str:
-    """Return a remedy with a learning rate and a beta for this number of steps."""
-    return suggest_lr_and_beta(inputs.learning_rate.peak, sum(learning_rates(inputs)))
-
-
 def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
-    """Take one real step, and check that it changes the weights by about the learning rate."""
+    """Take one real step, and check that it changes weights and pairs neither too little nor much.
+
+    It should change each weight by about the learning rate, and the loss of its own pairs a little:
+    a step that takes the loss from ln 2 below `LOW_LOSS` changes the model too much.
+    """
     inputs, trainer = trial.inputs, trial.trainer
     indices = small_micro_batch(inputs)
     # The micro-batch with the largest learning rate: after the warm-up, if there is one.
@@ -154,19 +167,63 @@ def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
         largest = max(largest, change.max().item())
     batch = inputs.batches.make_batch(inputs.pairs, indices)
     with torch.no_grad():
-        pairs, _ = trainer.score(batch, trainer.reference.token_logps(indices, batch))
+        reference_logps = trainer.reference.token_logps(indices, batch)
+    after = _loss(trainer, batch, reference_logps)
     message = (
         f"one real step at {format_rate(rate)} changed {moved / parameters:.0%} of the float32"
         f" weights, by {distance / parameters / rate:.2f} of the learning rate on average and"
         f" {largest / rate:.1f} at most; {done.metrics['weights_moved']:.1%} in"
         f" {inputs.export_dtype}. Loss of these pairs: {done.metrics['loss']:.4f} before,"
-        f" {pairs.losses.mean().item():.4f} after"
+        f" {after:.4f} after"
     )
+    # Other losses than DPO's own have other values.
+    if inputs.saturation_margin is not None and after < LOW_LOSS:
+
+        def loss_at(share: float) -> float:
+            # The first step of AdamW is proportional to its learning rate.
+            between = {
+                name: torch.lerp(start.float(), state[name].cpu().float(), share)
+                for name, start in inputs.weights.state.items()
+            }
+            policy = make_scorer(inputs, replace(inputs.weights, state=between))
+            return _loss(replace(trainer, policy=policy), batch, reference_logps)
+
+        safe = safe_share(after, loss_at) * inputs.learning_rate.peak
+        remedy = smaller_rate(inputs.current_recipe, safe)
+        reporter.warn("update-large", "train.learning_rate", message, remedy)
+        return
     # Kahan summation keeps what the float32 weights cannot represent.
     if moved >= _MIN_CHANGED_SHARE * parameters or inputs.profile.train.kahan_summation:
         reporter.ok("update", "", message)
         return
-    reporter.warn("update-lost", "", message, suggestion(inputs))
+    reporter.warn("update-lost", "", message, learn_more(inputs.current_recipe))
+
+
+def safe_share(loss: float, loss_at: Callable[[float], float]) -> float:
+    """Return the share of a step that leaves the loss of its own pairs at `LOW_LOSS` or above.
+
+    Args:
+        loss: mean DPO loss of the pairs after the whole step.
+        loss_at: measures this loss after a share of the step.
+    """
+    # The loss is -log sigmoid(u), and u = 0 before the step. To first order u is proportional to
+    # the step; where the first share is still too large, the measured losses correct it.
+    share = 1.0
+    while loss < LOW_LOSS:
+        share *= _SAFETY * _logit(LOW_LOSS) / _logit(loss)
+        loss = loss_at(share)
+    return share
+
+
+def _logit(loss: float) -> float:
+    """Return u with -log sigmoid(u) = loss, at most 700."""
+    return -math.log(math.expm1(max(loss, math.exp(-700))))
+
+
+@torch.no_grad()
+def _loss(trainer: Trainer, batch: Batch, reference_logps: Tensor) -> float:
+    pairs, _ = trainer.score(batch, reference_logps)
+    return pairs.losses.mean().item()
 
 
 def _check_saturation(reporter: Reporter, inputs: RunInputs) -> None:
@@ -186,5 +243,5 @@ def _check_saturation(reporter: Reporter, inputs: RunInputs) -> None:
         "dpo.beta",
         f"{message} (random guessing scores {chance:.1f}), so the loss never saturates and reads"
         f" {math.log(2):.3f} even if weights change",
-        suggestion(inputs),
+        learn_more(inputs.current_recipe),
     )

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from dpo_cli.alerts.learning import CHANCE_SHARE
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
@@ -25,10 +26,6 @@ from dpo_cli.training.weights import RUN_PREFIX, read_model_weights
 
 SAMPLE_PAIRS = 16
 SAMPLE_TOKENS = 4096
-CHANCE_SHARE = 0.95
-"""Share of the loss of random guessing, ln V, from which weights and tokenizer do not fit.
-
-A model that scores within 5 % of it has not been trained on such token ids."""
 
 
 def check_weights(

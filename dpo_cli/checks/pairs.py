@@ -16,6 +16,7 @@ from dpo_cli.data.languages import LANGUAGES
 from dpo_cli.data.rendered import Rendered
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.findings import Histogram, PairIssue
+from dpo_cli.profile import doctrine
 from dpo_cli.training.inputs import RunInputs
 
 _BINS = 32
@@ -167,6 +168,29 @@ def check_overlap(
             " that is also trained on: they make the result look better than it is",
             "Hold out pairs with other prompts, in a file of their own (eval.path).",
         )
+
+
+def check_held_out(reporter: Reporter, inputs: RunInputs) -> None:
+    """Check that there are enough held-out pairs to show an effect."""
+    held_out, total = len(inputs.held_out), len(inputs.held_out) + len(inputs.pairs)
+    subject = "eval.path" if inputs.profile.eval.path else "eval.fraction"
+    if not held_out:
+        reporter.warn(
+            "held-out-none",
+            subject,
+            "no pairs are held out: loss and accuracy of the training pairs do not show whether the"
+            " model got better",
+            f"Set eval.fraction = {doctrine.held_out_fraction(total):g}.",
+        )
+        return
+    message = doctrine.what_held_out_shows(held_out)
+    if held_out >= doctrine.MIN_HELD_OUT:
+        reporter.ok("held-out-pairs", subject, message)
+        return
+    remedy = doctrine.hold_out_more(held_out, total)
+    if inputs.profile.eval.path:
+        remedy = f"Put {doctrine.MIN_HELD_OUT} pairs or more into eval.path."
+    reporter.warn("held-out-few", subject, message, remedy)
 
 
 @dataclass(frozen=True)

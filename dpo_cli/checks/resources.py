@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.compute.device import Device, resolve
 from dpo_cli.compute.memory import free_memory, total_memory
@@ -15,6 +17,7 @@ from dpo_cli.models.forward_size import activation_bytes_per_token, state_bytes_
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
+from dpo_cli.run.cpu_time import contention, contention_message, contention_remedy
 from dpo_cli.training.checkpointing import state_bytes
 from dpo_cli.training.inputs import RunInputs
 
@@ -53,6 +56,25 @@ def check_plan(reporter: Reporter, inputs: RunInputs) -> None:
         f" {format_count(order.optimizer_steps, 'step')}; learning rate {format_rate(rate.at(0))}"
         f" to {format_rate(rate.at(order.micro_batches - 1))}{held_out}",
     )
+
+
+def check_contention(reporter: Reporter, seconds: float, cpu_seconds: float, stolen: float) -> None:
+    """Warn if other processes use the CPU that the real steps were computed on.
+
+    Args:
+        reporter: gets the finding.
+        seconds, cpu_seconds: wall time, and CPU time of the main thread.
+        stolen: share of the CPU time that the host of a virtual machine took.
+    """
+    times = contention(seconds, cpu_seconds)
+    if times is not None:
+        threads = torch.get_num_threads()
+        reporter.warn(
+            "cpu-contention",
+            "train.threads",
+            contention_message(times, stolen),
+            contention_remedy(threads),
+        )
 
 
 def check_disk(

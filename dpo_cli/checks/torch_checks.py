@@ -14,10 +14,10 @@ from dpo_cli.checks.forecast import check_forecast
 from dpo_cli.checks.launch import check_launch, check_world_size
 from dpo_cli.checks.lr_sum import check_lr_sum, check_update
 from dpo_cli.checks.model import check_fit, check_tokenizer, check_weights
-from dpo_cli.checks.pairs import check_overlap, check_template
+from dpo_cli.checks.pairs import check_held_out, check_overlap, check_template
 from dpo_cli.checks.preview import preview
 from dpo_cli.checks.reporter import Reporter
-from dpo_cli.checks.resources import check_device, check_disk, check_plan
+from dpo_cli.checks.resources import check_contention, check_device, check_disk, check_plan
 from dpo_cli.checks.template import check_ending, check_headers, check_scored_words
 from dpo_cli.checks.trial_trainer import make_trial_trainer
 from dpo_cli.compute.device import Device, configure_device
@@ -28,6 +28,7 @@ from dpo_cli.findings import Diagnosis
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.profile.inputs import Input
 from dpo_cli.profile.schema import Profile
+from dpo_cli.run.cpu_time import StolenTime
 from dpo_cli.training.failures import explain
 from dpo_cli.training.inputs import RunInputs, assemble_inputs
 from dpo_cli.training.plan import make_plan
@@ -99,6 +100,8 @@ class TorchChecks:
         inputs = self.assemble(device, weights, reference, tokenizer, rows, held_out)
         if inputs and data:
             check_overlap(reporter, inputs, data.issues, (held_out or data).issues)
+            if held_out or profile.eval.path is None:
+                check_held_out(reporter, inputs)
             if not self.wrong_keys:
                 check_plan(reporter, inputs)
                 if world_size != 1 and world_size is not None:
@@ -140,6 +143,7 @@ class TorchChecks:
             if not self.wrong_keys:
                 facts["lr_sum"] = asdict(check_lr_sum(reporter, inputs))
             return facts
+        began, cpu_began, stolen = time.perf_counter(), time.thread_time(), StolenTime()
         try:
             check_fit(reporter, inputs, on_progress)
             trial = make_trial_trainer(inputs, on_progress)
@@ -152,6 +156,9 @@ class TorchChecks:
             facts["lr_sum"] = asdict(check_lr_sum(reporter, inputs))
             check_update(reporter, trial)
             facts["forecast"] = check_forecast(reporter, trial, startup_seconds, on_progress)
+            if inputs.device.type == "cpu":
+                seconds, cpu_seconds = time.perf_counter() - began, time.thread_time() - cpu_began
+                check_contention(reporter, seconds, cpu_seconds, stolen.share())
         except Exception as error:
             explained = explain(error)
             if explained is None:

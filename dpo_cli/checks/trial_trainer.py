@@ -14,6 +14,7 @@ from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import ProcessGroup
+from dpo_cli.paired import ModelScores
 from dpo_cli.run.events import Event, StepDone
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.optimizer import make_optimizer
@@ -121,6 +122,9 @@ class _NoHooks:
     """Hooks that ignore all events and never ask the trainer to stop."""
 
     def emit(self, event: Event) -> None:
+        pass
+
+    def keep_scores(self, optimizer_step: int, scores: ModelScores) -> None:
         pass
 
     def requests(self) -> set[str]:

@@ -8,13 +8,15 @@ from typing import Any
 import typer
 
 from dpo_cli.commands.console import plain_console, print_json
+from dpo_cli.commands.group import HelpGroup
+from dpo_cli.commands.help import HelpCommand
 from dpo_cli.commands.options import DryRunOption, JsonOption
 from dpo_cli.errors import DpoError
 from dpo_cli.formatting import format_count, format_duration, format_size
 from dpo_cli.run.caches import KINDS, entries, remove, require_cache_directory
 from dpo_cli.ui.terminal.console import echo
 
-cache = typer.Typer(name="cache", no_args_is_help=True, add_completion=False)
+cache = typer.Typer(name="cache", cls=HelpGroup, no_args_is_help=True, add_completion=False)
 
 
 @cache.callback()
@@ -28,7 +30,7 @@ def about() -> None:
     """
 
 
-@cache.command(name="dir")
+@cache.command(name="dir", cls=HelpCommand)
 def directory(json: JsonOption = False) -> None:
     """Print the directory of the cache.
 
@@ -41,7 +43,7 @@ def directory(json: JsonOption = False) -> None:
         echo(path)
 
 
-@cache.command(name="size")
+@cache.command(name="size", cls=HelpCommand)
 def size_of(json: JsonOption = False) -> None:
     """Print the size of the cache, and when it was last used.
 
@@ -69,7 +71,7 @@ def size_of(json: JsonOption = False) -> None:
     console.print(f"{'together':<10}{format_size(total):>9}  {require_cache_directory()}")
 
 
-@cache.command(name="clean")
+@cache.command(name="clean", cls=HelpCommand)
 def clean_up(dry_run: DryRunOption = False, json: JsonOption = False) -> None:
     """Empty the cache: the next runs encode their rows and compute their references again.
 

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from dpo_cli.inference.chat import Answer, Conversation, Responder
 
 ROLES = ("policy", "reference")
-_COMMANDS = "/reset starts a new conversation, /quit or Ctrl-D exits, Ctrl-C stops an answer"
+_COMMANDS = (
+    "/reset starts a new conversation, /quit or Ctrl-D exits, Ctrl-C stops an answer, /help shows"
+    " this"
+)
 
 
 def chat(
@@ -214,7 +217,9 @@ def _converse(screen: ChatScreen, conversations: Sequence[Conversation]) -> None
     for text in screen.questions():
         if text == "/quit":
             return
-        if text == "/reset":
+        if text == "/help":
+            screen.tell(_COMMANDS)
+        elif text == "/reset":
             for conversation in conversations:
                 conversation.clear()
             screen.tell("the conversation is empty again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from dpo_cli.errors import ExitCode
 from dpo_cli.findings import Diagnosis
 from dpo_cli.profile.source import find_profile
 from dpo_cli.run.directory import runs_root
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.capture import captured_file, recording_console
 from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.findings import findings_table, verdict
@@ -84,7 +84,7 @@ def check(
         )
     words = [str(profile), *(word for setting in settings or () for word in ("--set", setting))]
     words += ["--runs-dir", str(runs_dir)] if runs_dir else []
-    train, again = shlex.join(["dpo", "train", *words]), shlex.join(["dpo", "check", *words])
+    train, again = dpo_command("train", *words), dpo_command("check", *words)
     if as_json:
         report = dataclasses.asdict(diagnosis)
         report |= {"ready": diagnosis.is_clean, "next": train if diagnosis.is_clean else again}

@@ -18,13 +18,14 @@ from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run, find_runs
 from dpo_cli.run.summary import summarize
 from dpo_cli.run.view import RunState
+from dpo_cli.shell import dpo_command
 
 
 def clean(
     run_names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN...]",
+            metavar="RUN...",
             help="Clean these runs, even if they are not completed. Default: all completed runs.",
             show_default=False,
             autocompletion=complete_run,
@@ -113,7 +114,7 @@ def _clean(
         state = summarize(run).state
         if state is RunState.COMPLETED:
             return None, [], []
-        size, command = format_size(cleaning.size_bytes), f"dpo clean {run.designation}"
+        size, command = format_size(cleaning.size_bytes), dpo_command("clean", run.designation)
         return None, [f"is not completed ({state}); free {size} with: {command}"], []
     remarks, stuck = cleaning.remarks, list[Path]()
     if not dry_run:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
-
-import typer
 
 from dpo_cli.commands.compared_runs import read_runs
 from dpo_cli.commands.console import print_json
-from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
+from dpo_cli.commands.options import (
+    HeightOption,
+    JsonOption,
+    RunsArgument,
+    RunsDirOption,
+    WidthOption,
+)
 from dpo_cli.errors import UsageError
 from dpo_cli.ui.comparison import ComparedRun, as_json
 from dpo_cli.ui.terminal.compare import ComparisonView
@@ -23,12 +26,8 @@ _WIDTH, _HEIGHT = 120, 40
 def compare(
     run_names: RunsArgument,
     json: JsonOption = False,
-    width: Annotated[
-        int | None, typer.Option(min=40, max=1000, metavar="COLUMNS", show_default=False)
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(min=10, max=1000, metavar="LINES", show_default=False)
-    ] = None,
+    width: WidthOption = None,
+    height: HeightOption = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
     """Compare runs: settings that differ, curves in one chart, metrics side by side.

@@ -9,6 +9,7 @@ from pathlib import Path
 from dpo_cli.errors import UsageError
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.events import Event
+from dpo_cli.run.held_out_scores import read_scores
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.summary import summarize
 from dpo_cli.run.thinning import ThinnedHistory
@@ -42,4 +43,9 @@ def read_runs(names: Sequence[str], runs_dir: Path | None) -> list[ComparedRun]:
 def compared_run(letter: str, run: RunDirectory, events: Iterable[Event]) -> ComparedRun:
     """Summarize a run and its events for a comparison."""
     view = RunView.of(events)
-    return ComparedRun(letter, summarize(run), view, view.plan.settings if view.plan else {})
+    settings = view.plan.settings if view.plan else {}
+    scores, start_scores = (
+        read_scores(run.held_out_path, evaluation.optimizer_step) if evaluation else None
+        for evaluation in (view.held_out, view.held_out_start)
+    )
+    return ComparedRun(letter, summarize(run), view, settings, scores, start_scores)

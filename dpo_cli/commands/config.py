@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dpo_cli.commands.group import HelpGroup
+from dpo_cli.commands.help import HelpCommand
 from dpo_cli.commands.options import ProfileArgument, SetOption
 from dpo_cli.printable import escape_toml
 from dpo_cli.profile.load import load_profile
@@ -13,7 +15,7 @@ from dpo_cli.profile.resolved import to_toml
 from dpo_cli.profile.source import scan_lines
 from dpo_cli.ui.terminal.console import echo
 
-config = typer.Typer(name="config", no_args_is_help=True, add_completion=False)
+config = typer.Typer(name="config", cls=HelpGroup, no_args_is_help=True, add_completion=False)
 
 
 @config.callback()
@@ -24,7 +26,7 @@ def about() -> None:
     """
 
 
-@config.command()
+@config.command(cls=HelpCommand)
 def show(
     profile: ProfileArgument,
     settings: SetOption = None,
@@ -39,7 +41,12 @@ def show(
     loaded = load_profile(profile, settings or ())
     text = to_toml(loaded.profile)
     if origins:
-        where = {line: loaded.origins[key] for key, line in scan_lines(text).items() if "." in key}
+        # A key of an inline table, as in data.columns, has the origin of its table.
+        where = {
+            line: loaded.origins[".".join(key.split(".")[:2])]
+            for key, line in scan_lines(text).items()
+            if "." in key
+        }
         lines = text.splitlines()
         width = max(len(lines[number - 1]) for number in where)
         for number, origin in where.items():

@@ -33,7 +33,8 @@ def data(
     only: Annotated[
         list[PairIssue] | None,
         typer.Option(
-            help="Show only pairs with this trait, for example --only truncated. Repeat for more.",
+            metavar="TRAIT",
+            help=f"Show only pairs with this trait: {', '.join(PairIssue)}. Repeat for more.",
             show_default=False,
         ),
     ] = None,
@@ -63,6 +64,7 @@ def data(
     marks = console.color_system is None or console.no_color
     rows = pages.rows
     title = f"{len(rows.kept):,} of {rows.total:,} rows kept, {len(rows.skipped_rows):,} skipped"
+    title = "\n".join([title, *pages.remarks()])
     if skipped:
         shown = (row_page(r.place, r.problem, r.reason, r.text) for r in pages.skipped(line))
         page(console, title, shown)

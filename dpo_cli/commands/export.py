@@ -18,7 +18,7 @@ from dpo_cli.formatting import format_duration
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run
 from dpo_cli.ui.terminal.console import SafeConsole
-from dpo_cli.ui.terminal.export import export_lines, held_out_line
+from dpo_cli.ui.terminal.export import export_lines, held_out_lines, try_lines
 from dpo_cli.ui.terminal.progress import PhaseBar
 
 if TYPE_CHECKING:
@@ -80,13 +80,15 @@ def export(
         ),
     ] = None,
     rounding: Annotated[
-        RoundingMode,
+        RoundingMode | None,
         typer.Option(
             metavar="|".join(RoundingMode),
             help="Round to the nearest half-precision number, or at random to one of the two "
-            "neighbors, which keeps small updates on average.",
+            "neighbors, which keeps small updates on average. Default: stochastic for bfloat16 "
+            "weights, else nearest.",
+            show_default=False,
         ),
-    ] = RoundingMode.NEAREST,
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -129,7 +131,7 @@ def export(
             to,
             format=form.value if form else None,
             dtype=dtype.value if dtype else None,
-            rounding=rounding.value,
+            rounding=rounding.value if rounding else None,
             seed=seed,
             best=best,
             force=force,
@@ -139,7 +141,8 @@ def export(
         console.print(line, soft_wrap=not console.is_terminal)  # long lines break between words
     _compare_held_out(console, run, report, settings or (), evaluate)
     if report.try_command:
-        console.print(f"try it: {report.try_command}")
+        for line in try_lines(report.try_command):
+            console.print(line)
 
 
 def _compare_held_out(
@@ -163,9 +166,9 @@ def _compare_held_out(
         return
     try:
         with PhaseBar(SafeConsole(stderr=True)) as bar:
-            weights = [report.exported, report.state]
-            in_file, in_state = evaluate_held_out(run, settings, weights, bar)
+            evaluation = evaluate_held_out(run, settings, [report.state, report.exported], bar)
     except DpoError as error:  # the file is written and verified
         console.print(f"held-out pairs: not evaluated: {error.message}")
         return
-    console.print(held_out_line(in_file, in_state), soft_wrap=not console.is_terminal)
+    for line in held_out_lines(evaluation):
+        console.print(line, soft_wrap=not console.is_terminal)

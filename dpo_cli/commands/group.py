@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
-from dpo_cli.printable import printable
-
-MARKUP_MODE: Literal["markdown"] = "markdown"
+from dpo_cli.commands.help import HELP_OPTIONS, HelpCommand, help_page
 
 
-class LazyGroup(TyperGroup):
+class HelpGroup(TyperGroup):
+    """Group with our help page."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help page."""
+        formatter.write(help_page(ctx))
+
+
+class LazyGroup(HelpGroup):
     """Group that lists its commands without importing them.
 
     `dpo --help` and shell completion need only names and first lines. The modules import the
@@ -36,16 +41,6 @@ class LazyGroup(TyperGroup):
         # typer reads the names for "Did you mean ...?" from here.
         self.commands = {name: TyperCommand(name) for name in self.modules}
 
-    def make_context(self, *args: Any, **extra: Any) -> Any:
-        """Parse the arguments of the group itself."""
-        with _printable_errors():
-            return super().make_context(*args, **extra)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Parse the arguments of the command and run it."""
-        with _printable_errors():
-            return super().invoke(ctx)
-
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a stand-in that has only a name and a help text."""
         command = self.commands.get(cmd_name)
@@ -59,31 +54,17 @@ class LazyGroup(TyperGroup):
         return name, load_command(name, self.modules[name]) if name else command, rest
 
 
-@contextlib.contextmanager
-def _printable_errors() -> Iterator[None]:
-    """Make the messages of usage errors safe to print, because typer prints them unchanged.
-
-    They quote arguments, which may be file names that a shell has completed.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(message := getattr(error, "message", None), str):
-            error.message = printable(message)  # type: ignore[attr-defined]
-        raise
-
-
 def load_command(name: str, module: str) -> Any:
     """Import the module of a command and build the command from its function's signature."""
     imported = importlib.import_module(module)
     target = getattr(imported, module.rpartition(".")[2])
     if not isinstance(target, typer.Typer):
         function, target = target, typer.Typer(add_completion=False)
-        target.command(name, cls=getattr(imported, "COMMAND_CLASS", None))(function)
+        target.command(name, cls=getattr(imported, "COMMAND_CLASS", HelpCommand))(function)
     target.pretty_exceptions_enable = False
-    target.rich_markup_mode = MARKUP_MODE
     command = typer.main.get_command(target)
     command.name = name
+    command.context_settings["help_option_names"] = HELP_OPTIONS
     return command
 
 

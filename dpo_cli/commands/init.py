@@ -1,40 +1,32 @@
-"""`dpo init`: write a first profile from the files that are found."""
+"""`dpo init`: write a first profile from the files of a project."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from dpo_cli.commands.console import plain_console
-from dpo_cli.data.sources import Source
-from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.commands.found_files import Chosen, Wanted, choose_files
+from dpo_cli.errors import UsageError
 from dpo_cli.files import write_text_atomically
-from dpo_cli.profile.discover import (
-    FoundFiles,
-    discover_around,
-    discover_in,
-    is_moe_file,
-    minimind_version_of,
-)
-from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.discover import is_moe_file, minimind_version_of
+from dpo_cli.profile.folder import longest_input
+from dpo_cli.profile.load import LoadedProfile, load_profile
 from dpo_cli.profile.recipe import (
+    Draft,
     Inputs,
     copy_profile,
     huggingface_recipe,
     learning_recipe,
     minimind_recipe,
 )
-from dpo_cli.profile.template import SCHEMA_NAME, render, schema_text
-from dpo_cli.profile.text import show_path
+from dpo_cli.profile.template import SCHEMA_NAME, render, render_short, schema_text
 from dpo_cli.run.disk import explain_disk_errors
-from dpo_cli.ui.terminal.console import echo
+from dpo_cli.shell import dpo_command
 
 
 class Template(StrEnum):
@@ -42,6 +34,7 @@ class Template(StrEnum):
 
     DENSE = "dense"
     MOE = "moe"
+    MINIMIND2_2510 = "minimind2-2510"
     MINIMIND3 = "minimind3"
     MINIMIND3_MOE = "minimind3-moe"
     HF = "hf"
@@ -60,11 +53,47 @@ def init(
         str,
         typer.Argument(metavar="NAME", help="Name of the profile: profiles/NAME.toml is written."),
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Train this model: a weights file, a Hugging Face directory, hf:ORG/NAME, or the "
+            "folder of a MiniMind checkout. Default: a model in the working directory or the "
+            "folders below it.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Train on these preference pairs: a file or folder. Default: a file with the "
+            "columns of pairs in the working directory or its data folders.",
+            show_default=False,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Use this tokenizer for a MiniMind weights file. Default: that of its checkout.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write this file. Default: profiles/NAME.toml.",
+            show_default=False,
+        ),
+    ] = None,
     template: Annotated[
         Template | None,
         typer.Option(
-            metavar="|".join(Template),
-            help="Choose the kind of model. Default: guessed from the files that are found.",
+            metavar="PROFILE",
+            help=f"Start from a shipped profile: {', '.join(Template)}. Default: the one that fits "
+            "the model.",
             show_default=False,
         ),
     ] = None,
@@ -75,42 +104,46 @@ def init(
             help="Write values that learn visibly, or the values of MiniMind's own script.",
         ),
     ] = Recipe.LEARN,
-    minimind: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            exists=True,
-            file_okay=False,
-            help="Search this folder for files, for example a MiniMind checkout (out/, model/). "
-            "Default: the folders around the working directory.",
-            show_default=False,
-        ),
-    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Write every key with its description.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing profile.")] = False,
 ) -> None:
-    """Write a commented profile with the weights, tokenizer and pairs found near you.
+    """Write a profile for the model and the preference pairs in this directory.
 
-    Every key is listed with its meaning and the value of MiniMind's script.
+    The profile has the keys that matter, with values for this model and this number of pairs. A
+    terminal asks where there is a choice; the options answer in advance. Files outside of the
+    directory are taken only if you name them.
 
-    Example: `dpo init first --minimind ../minimind`
+    Example: `dpo init first --model ../minimind --data pairs.jsonl`
     """
-    path = _target(name, force)
+    path = _target(name, out, force=force)
     console = plain_console()
-    reference = load_profile(Path(Template.DENSE))
+    script: LoadedProfile | None = None
     if template is Template.DEMO:
+        if model or data or tokenizer:
+            raise UsageError(
+                "--template demo has its own files", "Leave out --model, --data and --tokenizer."
+            )
         draft, origin = copy_profile(load_profile(Path(template)), path.parent), "template demo"
     else:
-        found = discover_in(minimind.absolute()) if minimind else discover_around(Path.cwd())
-        inputs, kind = _choose(found, template, console)
+        chosen = choose_files(Wanted(model, data, tokenizer, template), console)
+        kind = _kind_of(chosen, template)
         shipped = load_profile(Path(kind))
         if kind is Template.HF:
             _refuse_minimind_recipe(recipe)
-            draft, origin = huggingface_recipe(shipped, inputs, path.parent), f"template {kind}"
+            draft, origin = huggingface_recipe(shipped, chosen.inputs, path.parent), "template hf"
         else:
-            reference = shipped
+            script = shipped
             write_draft = learning_recipe if recipe is Recipe.LEARN else minimind_recipe
-            draft, origin = write_draft(shipped, inputs, path.parent), f"{kind}, recipe {recipe}"
-    text = render(draft, f"{path.stem}: written by dpo init ({origin}).", reference.profile)
+            draft = write_draft(shipped, chosen.inputs, path.parent)
+            origin = f"{kind}, recipe {recipe}"
+        draft = _for_this_model(draft, chosen)
+    title = f"{path.stem}: written by dpo init ({origin})."
+    if full:
+        text = render(draft, title, script.profile if script else None)
+    else:
+        text = render_short(draft, title, dpo_command("config", "show", str(path)))
     with explain_disk_errors(path.parent):
         path.parent.mkdir(exist_ok=True)
         write_text_atomically(path.parent / SCHEMA_NAME, schema_text())
@@ -118,10 +151,12 @@ def init(
     console.print(f"wrote {path} ({origin})")
     if draft.missing:
         console.print(f"not found, fill in: {', '.join(draft.missing)}")
-    console.print(f"next: dpo check {path}")
+    if draft.caution:
+        console.print(f"few pairs: {draft.caution}")
+    console.print(f"next: {dpo_command('check', str(path))}")
 
 
-def _target(name: str, force: bool) -> Path:
+def _target(name: str, out: Path | None, *, force: bool) -> Path:
     """Return the path of the new profile.
 
     Raises:
@@ -131,13 +166,17 @@ def _target(name: str, force: bool) -> Path:
     if not stem or stem.startswith((".", "-")) or "/" in stem:
         raise UsageError(
             f"{name!r} is not a valid name for a profile",
-            "Use a plain name; profiles/NAME.toml is written.",
+            "Use a plain name; profiles/NAME.toml is written, or the file of --out.",
         )
-    path = Path("profiles", f"{stem}.toml")
+    path = out or Path("profiles", f"{stem}.toml")
+    if path.suffix != ".toml":
+        raise UsageError(f"--out {path}: a profile is a .toml file", f"Write --out {path}.toml.")
     if path.parent.is_file():
         raise UsageError(
             f"{path.parent} is a file, not a folder", "Run dpo init in another folder."
         )
+    if not path.parent.parent.is_dir():
+        raise UsageError(f"--out: {path.parent} does not exist", "Create the directory first.")
     if path.exists() and not force:
         raise UsageError(f"{path} exists", "Choose another name, or replace it with --force.")
     return path
@@ -156,55 +195,20 @@ def _refuse_minimind_recipe(recipe: Recipe) -> None:
         )
 
 
-def _choose(
-    found: FoundFiles, template: Template | None, console: Console
-) -> tuple[Inputs, Template]:
-    """Print the files found, and choose one of each kind and a template that fits them."""
-    checkpoints = sorted(found.weights, key=is_moe_file)
-    tokenizers: Sequence[Path] = found.tokenizers
-    if template is Template.HF or (template is None and found.models and not checkpoints):
-        inputs = Inputs(_ask("models", found.models), None, _ask("pairs", found.pairs))
-        _print_found(console, {"models": found.models, "pairs": found.pairs}, inputs)
-        return replace(inputs, rows=_count(inputs.pairs, console)), Template.HF
+def _kind_of(chosen: Chosen, template: Template | None) -> Template:
+    """Return the template of the chosen model.
+
+    Raises:
+        UsageError: the named template is for another kind of model.
+    """
+    if template is not None and chosen.is_huggingface != (template is Template.HF):
+        what = "a Hugging Face model" if chosen.is_huggingface else "a MiniMind weights file"
+        raise UsageError(
+            f"--template {template} does not fit {what}", "Leave --template out, or name a model."
+        )
     if template is not None:
-        version = 3 if template.startswith("minimind3") else 2
-        checkpoints = [c for c in checkpoints if is_moe_file(c) == template.endswith("moe")]
-        tokenizers = [t for t in tokenizers if minimind_version_of(t) == version] or tokenizers
-    inputs = Inputs(
-        model_weights=_ask("weights", checkpoints),
-        tokenizer=_ask("tokenizer", tokenizers),
-        pairs=_ask("pairs", found.pairs),
-    )
-    kinds = {"weights": found.weights, "tokenizers": found.tokenizers, "pairs": found.pairs}
-    _print_found(console, kinds, inputs)
-    return replace(inputs, rows=_count(inputs.pairs, console)), template or _guess_template(inputs)
-
-
-def _count(pairs: Path | None, console: Console) -> int | None:
-    """Print the format of the pairs and return their number, or None if it is unknown."""
-    if pairs is None:
-        return None
-    try:
-        places = Source((pairs,)).look()
-    except DpoError as error:
-        console.print(f"  the pairs cannot be read: {error.message}")
-        console.print(f"  {error.remedy}")
-        return None
-    console.print(f"  {places.numbers:,} rows, read as {places.description}")
-    return places.numbers
-
-
-def _ask(what: str, paths: Sequence[Path]) -> Path | None:
-    """Let the user choose one of several paths on a terminal; else return the first."""
-    if len(paths) < 2 or not sys.stdin.isatty():
-        return paths[0] if paths else None
-    echo(f"{what}:")
-    for number, path in enumerate(paths, start=1):
-        echo(f"  {number}  {show_path(path)}")
-    while True:
-        choice: int = typer.prompt("which?", default=1, type=int)
-        if 1 <= choice <= len(paths):
-            return paths[choice - 1]
+        return template
+    return Template.HF if chosen.is_huggingface else _guess_template(chosen.inputs)
 
 
 def _guess_template(inputs: Inputs) -> Template:
@@ -215,10 +219,16 @@ def _guess_template(inputs: Inputs) -> Template:
     return Template.MOE if is_moe else Template.DENSE
 
 
-def _print_found(console: Console, kinds: Mapping[str, Sequence[Path]], inputs: Inputs) -> None:
-    """Print the files found, with an arrow at the chosen ones."""
-    taken = {inputs.model_weights, inputs.tokenizer, inputs.pairs}
-    for kind, paths in kinds.items():
-        console.print(f"{kind}: {len(paths) or 'none'} found")
-        for path in paths:
-            console.print(f"  {'->' if path in taken else '  '} {show_path(path)}")
+def _for_this_model(draft: Draft, chosen: Chosen) -> Draft:
+    """Put the model on the Hub into a draft, or the length that the model was made for."""
+    values: dict[str, Any] = dict(draft.values)
+    notes = dict(draft.notes)
+    if chosen.hub:
+        values["model.weights"] = chosen.hub
+        notes.pop("model.weights", None)
+    model = chosen.inputs.model_weights
+    longest = longest_input(model) if chosen.is_huggingface and model else None
+    if longest is not None and longest < values["data.max_seq_len"]:
+        values["data.max_seq_len"] = longest
+        notes["data.max_seq_len"] = (f"This model has {longest:,} positions.",)
+    return replace(draft, values=values, notes=notes)

@@ -28,6 +28,7 @@ from dpo_cli.run.eval_config import find_eval_config
 from dpo_cli.run.models import find_model
 from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.evaluation import as_json
+from dpo_cli.ui.terminal.export import try_lines
 from dpo_cli.ui.terminal.progress import PhaseBar
 
 
@@ -100,8 +101,8 @@ def merge(
     evaluation = None
     with PhaseBar(SafeConsole(stderr=True)) as bar:
         bar("loading", 0, 0, "")
-        from dpo_cli.export.export import try_command  # loads torch
-        from dpo_cli.export.merge import merge_models
+        from dpo_cli.export.merge import merge_models  # loads torch
+        from dpo_cli.export.try_command import try_command
         from dpo_cli.inference.evaluate import evaluate_models, model_settings
         from dpo_cli.inference.open_model import open_model
         from dpo_cli.models.saving import size_bytes
@@ -134,7 +135,8 @@ def merge(
     else:
         console.print("not evaluated; to evaluate, name preference pairs with --data FILE")
     if command := try_command(path, written.architecture):
-        console.print(f"try it: {command}")
+        for line in try_lines(command):
+            console.print(line)
 
 
 def _destination(path: Path, *, force: bool) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.complete import complete_model, complete_profile, complete_run
-from dpo_cli.data.sources import split_row_name
+from dpo_cli.data.places import split_row_name
 
 ProfileArgument = Annotated[
     Path,
@@ -92,6 +92,28 @@ BestOption = Annotated[
     bool,
     typer.Option(
         "--best", help="Use the run's checkpoint with the lowest held-out loss, not the newest."
+    ),
+]
+WidthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--width",
+        metavar="COLUMNS",
+        min=40,
+        max=1000,
+        help="Draw this wide. Default: the width of the terminal.",
+        show_default=False,
+    ),
+]
+HeightOption = Annotated[
+    int | None,
+    typer.Option(
+        "--height",
+        metavar="LINES",
+        min=10,
+        max=1000,
+        help="Draw this high. Default: the height of the terminal.",
+        show_default=False,
     ),
 ]
 RunsDirOption = Annotated[

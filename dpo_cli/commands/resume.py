@@ -30,6 +30,7 @@ from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.rank_start import take_place
 from dpo_cli.run.start import AlreadyCompleteError, resumed_run
+from dpo_cli.shell import dpo_command
 
 COMMAND_CLASS = TorchrunCommand
 
@@ -83,7 +84,7 @@ def resume(
     except AlreadyCompleteError as complete:
         console = plain_console()
         console.print(f"{complete.message}. {complete.remedy}")
-        console.print(f"export: dpo export {run.designation}")
+        console.print(f"export: {dpo_command('export', run.designation)}")
 
 
 def _is_waiting(run: RunDirectory) -> bool:

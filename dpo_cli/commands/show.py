@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.console import plain_console, write_output
-from dpo_cli.commands.options import RunArgument, RunsDirOption
+from dpo_cli.commands.options import HeightOption, RunArgument, RunsDirOption, WidthOption
 from dpo_cli.errors import DpoError
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run
@@ -36,12 +36,8 @@ def show(
             min=0, metavar="STEP", help="Show the panel after this step.", show_default=False
         ),
     ] = None,
-    width: Annotated[
-        int | None, typer.Option(min=40, max=1000, metavar="COLUMNS", show_default=False)
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(min=10, max=1000, metavar="LINES", show_default=False)
-    ] = None,
+    width: WidthOption = None,
+    height: HeightOption = None,
     samples: Annotated[
         bool,
         typer.Option("--samples", help="Print the last sampled answers instead of the panel."),

@@ -12,6 +12,9 @@ from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.events import Completed, EventReader, Failed, Stopped
 from dpo_cli.run.lookup import find_run
+from dpo_cli.run.thinning import ThinnedHistory
+from dpo_cli.run.view import RunView
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.plain import completed_lines, stopped_lines
 
 _POLL_SECONDS = 0.2
@@ -50,13 +53,15 @@ def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
         case [Stopped() as stopped]:
             lines = stopped_lines(stopped, name)
         case [Completed() as completed]:
-            lines = completed_lines(completed, name, run.path)
+            lines = completed_lines(
+                completed, name, run.path, RunView.of(ThinnedHistory(run.events_path))
+            )
         case [Failed() as failed]:
             raise DpoError(f"{name} failed: {failed.message}", failed.remedy, failed.details)
         case _:
             raise DpoError(
                 f"{name} ended without saving its last steps",
-                f"Continue from its last checkpoint: dpo resume {name}",
+                f"Continue from its last checkpoint: {dpo_command('resume', name)}",
                 [f"its output is in {run.worker_log_path}"],
             )
     for line in lines:

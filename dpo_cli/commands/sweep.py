@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from dpo_cli.run.sweep_runner import (
     refuse_other_runs,
 )
 from dpo_cli.run.thinning import ThinnedHistory
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.comparison import as_json, best
 from dpo_cli.ui.terminal.panel import has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport
@@ -232,12 +232,12 @@ def _command(
     profile: Path, grid: Sequence[str], settings: Sequence[str], name: str | None, root: Path | None
 ) -> str:
     """Return the command line that continues a sweep."""
-    words = ["dpo", "sweep", str(profile)]
+    words = ["sweep", str(profile)]
     words += [word for values in grid for word in ("--grid", values)]
     words += [word for setting in settings for word in ("--set", setting)]
     words += ["--name", name] if name else []
     words += ["--runs-dir", str(root)] if root else []
-    return shlex.join(words)
+    return dpo_command(*words)
 
 
 def _fork(argv: Sequence[str], log: int, lock: int) -> Worker:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
 from dpo_cli.commands.console import plain_console
+from dpo_cli.commands.help import HelpCommand
 from dpo_cli.errors import ExitCode
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run import launch
 from dpo_cli.run.torchrun import processes_here, torchrun_arguments
+from dpo_cli.shell import join
 from dpo_cli.ui.terminal.plain import PlainReport
 
 _META_KEY = "torchrun"
@@ -22,7 +22,7 @@ _NOT_TORCHRUNS = "launch.timeout_seconds"
 """The only key of [launch] that has no option of torchrun."""
 
 
-class TorchrunCommand(TyperCommand):
+class TorchrunCommand(HelpCommand):
     """Command that passes the words after -- to torchrun."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -63,7 +63,7 @@ def print_torchrun(
     arguments = torchrun_arguments(profile.launch, processes_here(profile), torchrun)
     kept = [s for s in settings if not s.startswith("launch.") or s.startswith(_NOT_TORCHRUNS)]
     words = [*words, *(word for setting in kept for word in ("--set", setting))]
-    plain_console().print(shlex.join(["torchrun", *arguments, "-m", "dpo_cli", *words]))
+    plain_console().print(join(["torchrun", *arguments, "-m", "dpo_cli", *words]))
 
 
 def join_run(profile: Profile, torchrun: Sequence[str]) -> ExitCode:

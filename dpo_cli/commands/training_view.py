@@ -18,6 +18,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.start import Start
 from dpo_cli.run.thinning import ThinnedReader
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.ending import ending_lines
 from dpo_cli.ui.terminal.panel import Panel, has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport
@@ -105,6 +106,6 @@ def work_behind_panel(
 def _print_background(console: Console, run: RunDirectory, pid: int) -> None:
     name = run.designation
     console.print(f"{name} is training in the background, as process {pid}")
-    console.print(f"watch:   dpo watch {name}")
-    console.print(f"stop:    dpo stop {name}")
-    console.print(f"resume:  dpo resume {name}")
+    console.print(f"watch:   {dpo_command('watch', name)}")
+    console.print(f"stop:    {dpo_command('stop', name)}")
+    console.print(f"resume:  {dpo_command('resume', name)}")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TextIO
 
 from dpo_cli.data.pairs import SkippedRow, read_pairs
+from dpo_cli.data.places import Places
 from dpo_cli.data.row_writers import Layout, writer_of
 from dpo_cli.data.rows import MalformedError
-from dpo_cli.data.sources import Places, Source
+from dpo_cli.data.sources import Source
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import leftovers, write_atomically
 from dpo_cli.hub.download import is_on_hub

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import csv
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -19,6 +18,7 @@ from dpo_cli.data.json_scanner import Scanner
 from dpo_cli.data.messages import is_message
 from dpo_cli.data.rows import TOO_LONG
 from dpo_cli.errors import DpoError
+from dpo_cli.shell import quote
 from dpo_cli.signatures import HEAD_BYTES, read_head, refuse
 
 Kind = Literal["jsonl", "json", "objects", "csv", "parquet"]
@@ -169,7 +169,7 @@ def _refuse_container(path: Path, value: dict[str, Any]) -> None:
         return
     raise DpoError(
         f"{path} is one JSON object with {what}, expected a row per line",
-        _PRINT_ROWS.replace("{rows}", expression).replace("{path}", shlex.quote(str(path))),
+        _PRINT_ROWS.replace("{rows}", expression).replace("{path}", quote(str(path))),
     )
 
 

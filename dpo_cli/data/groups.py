@@ -46,6 +46,20 @@ def groups_of(pairs: TokenizedPairs, decode: Callable[[Tensor], str]) -> dict[st
     return {name: members for name, members in groups.items() if members.any()}
 
 
+def prompt_labels(pairs: TokenizedPairs) -> list[int]:
+    """Label K pairs so that pairs with the same prompt have the same label: 0, 1, 2 and so on.
+
+    The prompt is everything before the first scored answer of chosen.
+    """
+    labels: dict[bytes, int] = {}
+    numbers = []
+    for pair in pairs:
+        begins = int(pair.chosen.response.int().argmax())
+        prompt = pair.chosen.ids[:begins].numpy().tobytes()
+        numbers.append(labels.setdefault(prompt, len(labels)))
+    return numbers
+
+
 def _language(pairs: TokenizedPairs, index: int, decode: Callable[[Tensor], str]) -> str:
     chosen = pairs[index].chosen
     return language_of(decode(chosen.ids[chosen.response][:_DECODED_TOKENS])) or "other"

@@ -32,6 +32,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
+from dpo_cli.compute.threads import usable_cores
 from dpo_cli.distributed.rendezvous import STORE_PREFIX
 from dpo_cli.distributed.signal_relay import RankSignalRelay
 from dpo_cli.errors import DpoError, ExitCode, UsageError, first_line
@@ -69,8 +70,7 @@ def run_ranks(path: Path, arguments: Sequence[str], relay: RankSignalRelay) -> i
     try:
         options = _parse(arguments)
         processes = torchrun.determine_local_world_size(options.nproc_per_node)
-        cores = len(os.sched_getaffinity(0))
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
         with tempfile.TemporaryDirectory(prefix="dpo-ranks-") as logs:
             options.log_dir = options.log_dir or logs
             torchrun.run(options)  # type: ignore[no-untyped-call]

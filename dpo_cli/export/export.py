@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +18,7 @@ from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.model_card import MARK, model_card
-from dpo_cli.export.rounding import Rounding, round_weights
+from dpo_cli.export.try_command import try_command
 from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention, read_start
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.files import write_text_atomically
@@ -28,6 +26,7 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import build_model, hash_weights
 from dpo_cli.models.minimind import MiniMind
+from dpo_cli.models.rounding import Rounding, default_rounding, round_weights
 from dpo_cli.models.saving import size_bytes
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.spec import Architecture, as_huggingface
@@ -45,8 +44,6 @@ from dpo_cli.training.sources import training_pairs
 from dpo_cli.training.weights import read_trained
 
 _COMPARED_PAIRS = 4
-_MINIMIND_VOCABULARY = 6400
-"""Vocabulary of both MiniMind tokenizers, which MiniMind's own scripts load."""
 _ROWS_PER_READ = 16
 
 ExportFormat = Literal["pth", "hf"]
@@ -93,7 +90,7 @@ def export_run(
     dtype: str | None,
     force: bool,
     overrides: Sequence[str] = (),
-    rounding: Rounding = "nearest",
+    rounding: Rounding | None = None,
     seed: int | None = None,
     *,
     best: bool = False,
@@ -110,7 +107,8 @@ def export_run(
         dtype: float16, bfloat16 or float32; by default the profile's.
         force: replace a file or directory that this run did not write.
         overrides: `KEY=VALUE` for keys of the profile, for example a new path of the data.
-        rounding: rounding to half precision.
+        rounding: rounding to half precision; by default stochastic for a bfloat16 file of weights
+            that started as bfloat16, else to nearest.
         seed: seed of stochastic rounding; by default the profile's.
         best: export the checkpoint with the lowest held-out loss instead of the newest.
         export_format: "pth" for MiniMind's file, "hf" for a directory; by default the format of the
@@ -126,6 +124,7 @@ def export_run(
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     written = _converted(architecture, export_format, tokenizer)
     dtype = dtype or export_dtype(profile, architecture, plan.model.weights_dtype)
+    rounding = rounding or default_rounding(dtype, plan.model.weights_dtype)
     if rounding == "stochastic":
         seed = profile.train.seed if seed is None else seed
         if dtype == "float32":
@@ -183,45 +182,6 @@ def export_run(
         state=state,
         exported=exported.state,
     )
-
-
-def try_command(path: Path, architecture: Architecture) -> str | None:
-    """Return a shell command that chats with these weights.
-
-    A directory is used with a pipeline of transformers, a MiniMind file with MiniMind's own script,
-    from the root of its checkout; a file with another name is copied first, because the scripts
-    load no other name. None if the vocabulary is not MiniMind's, because the scripts load
-    MiniMind's own tokenizer.
-    """
-    if not isinstance(architecture, MiniMind):
-        pipe = f"pipeline('text-generation', {str(path)!r})"
-        turns = "[{'role': 'user', 'content': 'Hello'}]"
-        code = f"from transformers import pipeline; print({pipe}({turns})[0]['generated_text'])"
-        return f"python -c {shlex.quote(code)}"
-    if architecture.vocab_size != _MINIMIND_VOCABULARY:
-        return None
-    # A relative path, because eval_model.py puts "./" before its out_dir. Both scripts build the
-    # file's name from prefix and shape, and load no other name.
-    directory, ending = os.path.relpath(path.parent), architecture.file_name("")
-    if not path.name.endswith(ending):
-        copy = path.with_name(f"rlhf{ending}")
-        copying = f"cp {shlex.quote(os.path.relpath(path))} {shlex.quote(os.path.relpath(copy))}"
-        return f"{copying} && {try_command(copy, architecture)}"
-    prefix = path.name.removesuffix(ending)
-    shape = [
-        f"--hidden_size {architecture.hidden_size}",
-        f"--num_hidden_layers {architecture.num_hidden_layers}",
-    ]
-    if architecture.version == 2 and prefix == "rlhf":
-        moe = ["--use_moe True"] if architecture.use_moe else []
-        command = ["python eval_model.py --model_mode 2", f"--out_dir {shlex.quote(directory)}"]
-    else:
-        moe = ["--use_moe 1"] if architecture.use_moe else []
-        command = [
-            f"python eval_llm.py --weight {shlex.quote(prefix)}",
-            f"--save_dir {shlex.quote(directory)}",
-        ]
-    return " ".join([*command, *shape, *moe])
 
 
 def _converted(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.export.rounding import round_weights
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.models.loading import ModelWeights, load_model_weights
+from dpo_cli.models.rounding import round_weights
 from dpo_cli.models.spec import as_minimind
 from dpo_cli.profile import folder
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpo_cli.errors import DpoError
-from dpo_cli.export.rounding import round_weights
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.inference.open_model import OpenedModel
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.minimind import MiniMind
+from dpo_cli.models.rounding import default_rounding, round_weights
 from dpo_cli.models.spec import Architecture, as_minimind, differences
 from dpo_cli.profile.text import show_path
 
@@ -56,7 +56,8 @@ def merge_models(
         for name, tensor in first.model_weights.state.items()
     }
     dtype = dtype or first.export_dtype
-    rounded = round_weights(merged, dtype, "nearest", 0, architecture.own_dtypes(dtype))
+    rounding = default_rounding(dtype, first.export_dtype)
+    rounded = round_weights(merged, dtype, rounding, 0, architecture.own_dtypes(dtype))
     with verified_write(path, rounded, architecture, dtype, tokenizer) as (_, written):
         return OpenedModel(show_path(path), written)
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from dpo_cli import __version__
+from dpo_cli.formatting import format_number
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.spec import architecture_of
 from dpo_cli.profile.schema import KEYS
 from dpo_cli.profile.table import Kind
 from dpo_cli.profile.text import show_value
-from dpo_cli.run.events import Evaluated, Event
+from dpo_cli.run.events import ACCURACY, Evaluated, Event
 from dpo_cli.run.plan import Plan
 
 MARK = "<!-- written by dpo export -->"
 """Comment by which a later export recognizes the card."""
 _METRICS = {
     "loss": "loss",
-    "rewards/accuracies": "accuracy",
+    ACCURACY: "accuracy",
     "rewards/margins": "reward margin",
     "margin_per_token": "margin per token, nats",
     "kl": "KL from the reference, nats per token",
@@ -49,7 +50,7 @@ def model_card(
     lines = [
         *("---", "library_name: transformers", "pipeline_tag: text-generation"),
         *("tags:", "- dpo", "---", "", MARK, ""),
-        f"# {architecture.class_name}, trained on preferences",
+        f"# {architecture.name}, trained with direct preference optimization",
         "",
         f"{trained.description}: {plan.model.parameters:,} parameters in {dtype}, after"
         f" {optimizer_step:,} of {plan.steps.optimizer_steps:,} steps with `dpo` {__version__}.",
@@ -80,7 +81,8 @@ def _results(events: Sequence[Event], optimizer_step: int) -> Iterator[str]:
     yield from ("", "| metric | before | after |", "|---|---|---|")
     for metric, title in _METRICS.items():
         if metric in last.metrics:
-            yield f"| {title} | {first.metrics[metric]:.4g} | {last.metrics[metric]:.4g} |"
+            before = format_number(first.metrics.get(metric), ".4g")
+            yield f"| {title} | {before} | {last.metrics[metric]:.4g} |"
 
 
 def _settings(plan: Plan) -> Iterator[str]:

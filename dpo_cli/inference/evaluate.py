@@ -22,15 +22,16 @@ from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.minimind import NOT_IN_WEIGHTS
 from dpo_cli.models.spec import architecture_of
+from dpo_cli.paired import ModelScores, PairedComparison, compare
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.eval_config import EvalConfig, find_eval_config, split_of
-from dpo_cli.run.events import EVALUATION, Evaluated, history
+from dpo_cli.run.events import ACCURACIES, EVALUATION, Evaluated, history
 from dpo_cli.run.models import NamedModel
 from dpo_cli.run.plan import Plan
-from dpo_cli.training.evaluation import score_held_out, summarize_groups
+from dpo_cli.training.evaluation import pair_scores, score_held_out, summarize_groups
 from dpo_cli.training.inputs import RunInputs, assemble_inputs
 from dpo_cli.training.reference import CachedReference, NoReference, Reference, open_references
 from dpo_cli.training.resume_checks import require_same_inputs
@@ -64,6 +65,20 @@ class EvaluatedModel:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The last of several models compared with another one, on the same pairs.
+
+    Attributes:
+        model, other: indices into `Evaluation.models`.
+        result: differences are those of `model` minus `other`.
+    """
+
+    model: int
+    other: int
+    result: PairedComparison
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Metrics of several models on the same pairs.
 
@@ -75,6 +90,7 @@ class Evaluation:
         vocab_size: vocabulary size of the models.
         skipped_rows: number of skipped rows of the file.
         trained_on: titles of the runs that have trained on these pairs.
+        comparisons: the last model with each of the others.
     """
 
     eval_config: EvalConfig
@@ -85,6 +101,7 @@ class Evaluation:
     vocab_size: int
     skipped_rows: int
     trained_on: Sequence[str]
+    comparisons: Sequence[Comparison] = ()
 
 
 def model_settings(eval_config: EvalConfig) -> dict[str, Any]:
@@ -108,7 +125,7 @@ def evaluate_models(
     """
     profile, owner = eval_config.profile, eval_config.owner
     saved_plan = owner.read_plan() if owner is not None else None
-    configure_torch(profile)
+    configure_torch(profile, saved_plan=saved_plan)
     device = resolve(profile.train.device, profile.train.dtype)
     # The run's own matmul kernel, so that its metrics are reproduced bit for bit.
     matmul = saved_plan.environment.get("float32_matmul") if saved_plan else None
@@ -119,12 +136,13 @@ def evaluate_models(
     inputs = _prepare(profile, device, weights, reference_weights, on_progress)
     if saved_plan is not None:
         _require_same_inputs(eval_config, saved_plan.fingerprints, inputs)
-    evaluated = []
+    evaluated, scores = [], []
     with _reference_of(eval_config, inputs) as reference_logps:
         for model in models:
             table = _score(inputs, model.model_weights, reference_logps, on_progress)
             groups = _summarize(table, inputs, has_reference=eval_config.has_reference)
             evaluated.append(EvaluatedModel(model.title, model.optimizer_step, groups))
+            scores.append(_pair_scores(table, inputs, groups[ALL]))
     return Evaluation(
         eval_config=eval_config,
         models=evaluated,
@@ -137,6 +155,10 @@ def evaluate_models(
             model.title
             for model in models
             if model.plan is not None and _was_trained_on(model.plan, eval_config, inputs)
+        ],
+        comparisons=[
+            Comparison(len(scores) - 1, index, compare(scores[-1], other, ACCURACIES))
+            for index, other in enumerate(scores[:-1])
         ],
     )
 
@@ -155,7 +177,7 @@ def evaluate_held_out(
     overrides: Sequence[str],
     weights: Sequence[StateDict],
     on_progress: OnProgress,
-) -> list[Mapping[str, float]]:
+) -> Evaluation:
     """Evaluate weights on a run's held-out pairs, on the run's device and in its dtype.
 
     Args:
@@ -165,8 +187,7 @@ def evaluate_held_out(
         on_progress: called with phase, done, total and unit.
 
     Returns:
-        Metrics of each state dict, see `dpo_cli.objective.held_out.summarize`. They are bit for bit
-        those of the run's own evaluation.
+        One model per state dict. The metrics are bit for bit those of the run's own evaluation.
 
     Raises:
         DpoError: an input is missing or has changed, or the run's device does not exist.
@@ -182,8 +203,7 @@ def evaluate_held_out(
         OpenedModel(run.name, ModelWeights(architecture, state, DTYPES["float32"], fingerprint=""))
         for state in weights
     ]
-    evaluation = evaluate_models(eval_config, models, on_progress)
-    return [model.groups[ALL] for model in evaluation.models]
+    return evaluate_models(eval_config, models, on_progress)
 
 
 def _open_reference(eval_config: EvalConfig) -> OpenedModel | None:
@@ -270,10 +290,17 @@ def _score(
 
 
 def _summarize(table: Tensor, inputs: RunInputs, *, has_reference: bool) -> Mapping[str, Metrics]:
-    groups = summarize_groups(table, inputs.held_out_groups)
+    groups = summarize_groups(table, inputs.held_out_groups, inputs.held_out_prompts)
     if has_reference or not inputs.profile.dpo.needs_reference:
         return groups
     return {
         name: {key: value for key, value in metrics.items() if key.startswith(_WITHOUT_REFERENCE)}
         for name, metrics in groups.items()
     }
+
+
+def _pair_scores(table: Tensor, inputs: RunInputs, summary: Metrics) -> ModelScores:
+    """Return the metrics of each pair that the summary of all pairs has, too."""
+    scores = pair_scores(table, inputs.held_out_prompts)
+    kept = {name: values for name, values in scores.metrics.items() if name in summary}
+    return ModelScores(kept, scores.prompts)

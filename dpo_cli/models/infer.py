@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dpo_cli.errors import DpoError
 from dpo_cli.models.convert import EMBEDDING, HEAD
 from dpo_cli.models.minimind import NOT_IN_WEIGHTS, MiniMind, Shape
+from dpo_cli.profile.text import show_value
 
 _LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
 _EXPERT = re.compile(r"model\.layers\.0\.mlp\.experts\.([0-9]{1,9})\.gate_proj\.weight")
@@ -84,15 +85,17 @@ def check_overrides(
     Raises:
         DpoError: a key differs, or `unsupported` is not empty; every finding is listed.
     """
-    findings = []
+    findings, settings = [], []
     for key, value in overrides.items():
         actual = getattr(architecture, key, None)
         if value is not None and actual is not None and actual != value:
             findings.append(f"model.{key} = {value} in the profile, {actual} in the weights")
+            settings.append(f"--set model.{key}={show_value(actual)}")
     if findings or unsupported:
+        agree = f"; or {' '.join(settings)}" if settings else ""
         raise DpoError(
             f"{source}: the profile contradicts the weights",
-            "remove the key, since shapes are read from the weights; or choose other weights",
+            f"Remove the key, since shapes are read from the weights, or choose others{agree}.",
             [*findings, *unsupported],
         )
 

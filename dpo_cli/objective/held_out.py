@@ -5,13 +5,17 @@ Shape legend: P or K pairs, S = 2P sequences (chosen first, then rejected), T ti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isfinite
+
 import torch
 from torch import Tensor
 
-from dpo_cli.intervals import Z, wilson_interval
+from dpo_cli.intervals import wilson_interval
 from dpo_cli.objective.logps import sequence_logps, to_float64_device
-from dpo_cli.objective.losses import PAIR_METRICS, score_pairs
-from dpo_cli.objective.ties import is_preferred
+from dpo_cli.objective.losses import PAIR_METRICS, drop_undefined_accuracy, score_pairs
+from dpo_cli.objective.ties import preferences, rounding_bounds
+from dpo_cli.paired import effective_count, estimate_mean
 from dpo_cli.profile.objective import Dpo
 
 HELD_OUT_METRICS = (
@@ -24,13 +28,15 @@ HELD_OUT_METRICS = (
 """`PAIR_METRICS`, and four that only an evaluation computes.
 
 - logps/accuracies, ref_logps/accuracies: 1 if the policy, or the reference, gives chosen a higher
-  log-prob than rejected (reduced by `dpo.reduction`; a tie within rounding counts 0).
+  log-prob than rejected (reduced by `dpo.reduction`), 0.5 if they tie within rounding, else 0.
 - token_logps/chosen: mean log-prob of the tokens of chosen under the policy, in nats.
 - entropy: mean entropy of the policy's distributions over both responses, in nats per token.
 """
 
-SHARES = frozenset({"rewards/accuracies", "logps/accuracies", "ref_logps/accuracies"})
-"""Metrics that are 0 or 1 for each pair."""
+SHARES = frozenset(
+    {"rewards/accuracies", "rewards/ties", "logps/accuracies", "ref_logps/accuracies"}
+)
+"""Metrics that are 0, 0.5 or 1 for each pair."""
 
 LOW, HIGH = "/low", "/high"
 """Suffixes of a metric's name for the two ends of its confidence interval."""
@@ -65,7 +71,7 @@ def score_held_out_pairs(
     ref_chosen, ref_rejected = sequence_logps(reference, mask, dpo.reduction).chunk(2)
     undefined = torch.full_like(scores.losses, torch.nan)
     ref_accuracies = (
-        is_preferred(ref_chosen - ref_rejected, (reference,), mask, dpo.reduction)
+        preferences(ref_chosen - ref_rejected, rounding_bounds((reference,), mask, dpo.reduction))
         if dpo.needs_reference
         else undefined
     )
@@ -73,7 +79,7 @@ def score_held_out_pairs(
     chosen_entropies, rejected_entropies = sequence_logps(entropies, mask, "mean").chunk(2)
     columns = (
         *(undefined if metric is None else metric for metric in scores.metrics()),
-        is_preferred(logp_differences, (policy,), mask, dpo.reduction),
+        preferences(logp_differences, rounding_bounds((policy,), mask, dpo.reduction)),
         ref_accuracies,
         sequence_logps(policy, mask, "mean").chunk(2)[0],
         (chosen_entropies + rejected_entropies) / 2,
@@ -85,7 +91,8 @@ def means(table: Tensor) -> dict[str, float]:
     """Return the mean over pairs of each defined metric.
 
     A metric that needs a reference is left out if it is NaN for every pair. If the loss is NaN too,
-    the policy itself has failed, and the metric stays, so that the failure is visible.
+    the policy itself has failed, and the metric stays, so that the failure is visible. If all pairs
+    tie, the accuracy is left out, too.
 
     Args:
         table: (K, M), from `score_held_out_pairs`.
@@ -95,28 +102,31 @@ def means(table: Tensor) -> dict[str, float]:
     for name in _NEED_REFERENCE:
         if is_nan[name] and not is_nan["loss"]:
             del means[name]
+    drop_undefined_accuracy(means)
     return means
 
 
-def summarize(table: Tensor) -> dict[str, float]:
+def summarize(table: Tensor, prompts: Sequence[int] | None = None) -> dict[str, float]:
     """Return means over K pairs, their 95 % intervals as NAME/low and NAME/high, and "pairs".
 
     An interval is the uncertainty of the mean over other pairs from the same source. A share has a
-    Wilson interval, which is valid for few pairs and near 0 and 1. Other metrics have a normal
-    interval, mean +- 1.96 standard errors, which is slightly too narrow below about 30 pairs and is
-    not defined for a single pair.
+    Wilson interval, which is valid for few pairs and near 0 and 1. Other metrics have Student's
+    interval, which is not defined for a single prompt. Pairs with the same prompt count as a
+    cluster in both.
 
     Args:
         table: (K, M), from `score_held_out_pairs`.
+        prompts: label of each pair's prompt; None if no prompt repeats.
     """
     pairs = len(table)
     summary = {"pairs": float(pairs)}
     columns = dict(zip(HELD_OUT_METRICS, table.T, strict=True))
     for name, mean in means(table).items():
         summary[name] = mean
+        values = columns[name].tolist()
         if name in SHARES:
-            summary[name + LOW], summary[name + HIGH] = wilson_interval(mean, pairs)
-        elif pairs > 1:
-            half_width = Z * float(columns[name].std()) / pairs**0.5
-            summary[name + LOW], summary[name + HIGH] = mean - half_width, mean + half_width
+            count = effective_count(values, prompts)
+            summary[name + LOW], summary[name + HIGH] = wilson_interval(mean, count)
+        elif isfinite((estimate := estimate_mean(values, prompts)).low):
+            summary[name + LOW], summary[name + HIGH] = estimate.low, estimate.high
     return summary

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpo_cli.objective.formulas import FORMULAS, Pairs, divergence_scores
 from dpo_cli.objective.logps import sequence_logps, to_float64_device
-from dpo_cli.objective.ties import is_preferred
+from dpo_cli.objective.ties import is_tied, preferences, rounding_bounds
 from dpo_cli.profile.objective import Dpo
 
 PAIR_METRICS = (
@@ -24,6 +24,7 @@ PAIR_METRICS = (
     "rewards/rejected",
     "rewards/margins",
     "rewards/accuracies",
+    "rewards/ties",
     "logps/chosen",
     "logps/rejected",
     "margin_per_token",
@@ -41,8 +42,9 @@ class PairScores:
         rewards_chosen, rewards_rejected: the implicit reward of DPO, eq. 5, whatever the loss:
             beta * (policy log-prob - reference log-prob). With a loss that uses no reference, beta
             * policy log-prob (SimPO, eq. 4).
-        accuracies: 1.0 where the margin is positive by more than rounding, else 0.0; a tie is not
-            accurate (`dpo_cli.objective.ties`).
+        accuracies: 1 where the margin is positive by more than rounding, 0.5 where it is within
+            rounding of 0, and 0 elsewhere (`dpo_cli.objective.ties`).
+        ties: 1 where the margin is within rounding of 0, else 0.
         logps_chosen, logps_rejected: the policy's log-prob, summed or averaged by `dpo.reduction`.
         margins_per_token: mean log-ratio of policy and reference per token of chosen, minus that of
             rejected, in nats. None with a loss that uses no reference.
@@ -57,6 +59,7 @@ class PairScores:
     rewards_chosen: Tensor
     rewards_rejected: Tensor
     accuracies: Tensor
+    ties: Tensor
     logps_chosen: Tensor
     logps_rejected: Tensor
     margins_per_token: Tensor | None
@@ -75,6 +78,7 @@ class PairScores:
             self.rewards_rejected,
             self.margins,
             self.accuracies,
+            self.ties,
             self.logps_chosen,
             self.logps_rejected,
             self.margins_per_token,
@@ -129,7 +133,8 @@ def score_pairs(
         rewards_chosen, rewards_rejected = (dpo.beta * ratios).chunk(2)
         ratios_chosen, ratios_rejected = ratios.chunk(2)
         summed = (policy, reference) if dpo.needs_reference else (policy,)
-        accuracies = is_preferred(ratios_chosen - ratios_rejected, summed, mask, dpo.reduction)
+        differences = ratios_chosen - ratios_rejected
+        bounds = rounding_bounds(summed, mask, dpo.reduction)
         margins_per_token, kl = None, None
         if dpo.needs_reference:
             margins_per_token, kl = _margin_per_token_and_kl(policy, reference, mask)
@@ -162,12 +167,23 @@ def score_pairs(
         losses=losses,
         rewards_chosen=rewards_chosen,
         rewards_rejected=rewards_rejected,
-        accuracies=accuracies.to(ratios.dtype),
+        accuracies=preferences(differences, bounds),
+        ties=is_tied(differences, bounds).double(),
         logps_chosen=logps_chosen,
         logps_rejected=logps_rejected,
         margins_per_token=margins_per_token,
         kl=kl,
     )
+
+
+def drop_undefined_accuracy(means: dict[str, float]) -> None:
+    """Remove the accuracy from means over pairs that are all ties.
+
+    A policy that equals its reference has no accuracy: it has not been decided for any pair. Shown
+    as a number, it would make any later accuracy look like progress.
+    """
+    if means.get("rewards/ties") == 1.0:
+        del means["rewards/accuracies"]
 
 
 def pair_losses(pairs: Pairs, dpo: Dpo) -> Tensor:

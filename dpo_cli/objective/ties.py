@@ -22,10 +22,8 @@ differ from 0 by at most 2.4 of these units; 8 leaves room for deeper models.
 
 
 @torch.no_grad()
-def is_preferred(
-    differences: Tensor, token_logps: Sequence[Tensor], mask: Tensor, reduction: Reduction
-) -> Tensor:
-    """Return True where chosen is ahead of rejected by more than rounding; a tie is False.
+def rounding_bounds(token_logps: Sequence[Tensor], mask: Tensor, reduction: Reduction) -> Tensor:
+    """Return the largest difference of each pair that rounding alone can explain.
 
     A difference adds and subtracts the log-probs of N tokens. Each of them carries a rounding error
     of about epsilon * max(|log p|, 1): log p is a logit minus the logsumexp, so that even log p = 0
@@ -40,14 +38,13 @@ def is_preferred(
     bfloat16 would call all that a run learns a tie.
 
     Args:
-        differences: (P,) float64, chosen minus rejected, in nats and before any factor beta.
         token_logps: the tables (S, T) that the differences were made of, for example those of
             policy and reference.
         mask: (S, T), true where a token belongs to the response.
         reduction: "sum" or "mean" over the tokens of a response, as in the differences.
 
     Returns:
-        (P,) bool; False where a difference is NaN.
+        (P,) float64, in nats and before any factor beta.
     """
     squares = sum(
         sequence_logps(table.double().abs().clamp(min=1.0).square(), mask, "sum")
@@ -57,5 +54,29 @@ def is_preferred(
     if reduction == "mean":
         squares = squares / mask.sum(dim=-1).clamp(min=1).square()
     epsilon = max(torch.finfo(table.dtype).eps for table in token_logps)
-    bounds = ROUNDING_FACTOR * epsilon * squares.view(2, -1).sum(dim=0).sqrt()
-    return differences > bounds
+    return ROUNDING_FACTOR * epsilon * squares.view(2, -1).sum(dim=0).sqrt()
+
+
+def is_tied(differences: Tensor, bounds: Tensor) -> Tensor:
+    """Return True where chosen and rejected differ by no more than rounding; False for NaN.
+
+    Args:
+        differences: (P,), chosen minus rejected, in nats and before any factor beta.
+        bounds: (P,), from `rounding_bounds`.
+    """
+    return differences.abs() <= bounds
+
+
+def preferences(differences: Tensor, bounds: Tensor) -> Tensor:
+    """Return 1 where chosen is ahead of rejected, 0.5 where they tie, and 0 elsewhere.
+
+    A tie counts half, so that the mean over pairs that tell nothing is that of guessing. NaN gives
+    0.
+
+    Args:
+        differences, bounds: see `is_tied`.
+
+    Returns:
+        (P,) float64.
+    """
+    return (differences > bounds).double() + is_tied(differences, bounds).double() / 2

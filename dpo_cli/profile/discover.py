@@ -1,54 +1,75 @@
-"""Search of a folder and its neighbors for weights, tokenizers, models and preference pairs.
+"""Search of a project for models, tokenizers and preference pairs.
 
-Matches names and places only, in MiniMind's current layout (out/, model/, dataset/) and older ones.
-`dpo check` reads the contents.
+Models and tokenizers are recognized by names and places, in MiniMind's current layout (out/,
+model/, dataset/), older ones, and that of Hugging Face directories. Pairs are recognized by their
+rows.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from dpo_cli.files import is_pair_file
-from dpo_cli.profile.folder import TOKENIZER, has_weights, is_model
+from dpo_cli.profile.folder import TOKENIZER, WRITTEN, has_chat_template, has_weights, is_model
 
 _WEIGHTS = ("out/full_sft_*", "full_sft_*", "checkpoints/full_sft_*")
 _TOKENIZERS = ("model", "model/minimind_tokenizer", "tokenizer", "tokenizer/*", ".")
-_PAIRS = (
-    *("dataset/*dpo*.jsonl", "dataset/dpo/*.jsonl", "data/*dpo*.jsonl", "*dpo*.jsonl"),
-    *("dataset/*dpo*", "dataset/dpo/*", "data/*dpo*", "*dpo*.parquet"),
-)
-_MODELS = (".", "out/*", "models/*")
+_PAIRS = (".", "dataset", "dataset/dpo", "datasets", "data")
+_MODELS = (".", "out/*", "models/*", "model")
 _SUFFIXES = (".pth", ".safetensors")
+_NOT_OF_THE_USER = frozenset(
+    (
+        *("runs", "profiles", "tests", "build", "dist", "venv", "env", "node_modules"),
+        *("site-packages", "wandb", "swanlab", "tensorboard", "__pycache__"),
+    )
+)
+"""Folders of programs, in which no pairs of the user are."""
+_FILES_PER_FOLDER = 100
+_SCHEMA = ".schema.json"
+_EVALUATION = ("test", "eval", "valid", "held", "dev")
+"""Parts of names of files that are probably kept for evaluation."""
 
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """Files found, nearest first, as absolute paths."""
+    """Files found, the best first, as absolute paths."""
 
-    weights: tuple[Path, ...]
-    tokenizers: tuple[Path, ...]
-    pairs: tuple[Path, ...]
     models: tuple[Path, ...] = ()
-    """Hugging Face directories."""
+    """MiniMind's weights, then Hugging Face directories; those without a chat template last."""
+    tokenizers: tuple[Path, ...] = ()
+    pairs: tuple[Path, ...] = ()
 
 
-def discover_around(start: Path) -> FoundFiles:
-    """Search `start`, its subfolders, the two folders above it, and its sibling folders."""
-    start = start.absolute()
-    parents = list(start.parents[:2])
-    return discover_in(start, *_folders(start), *parents, *_folders(start.parent))
+def discover_project(project: Path, are_pairs: Callable[[Path], bool]) -> FoundFiles:
+    """Search a project: its directory, and the folders below it that projects have.
+
+    Args:
+        project: directory.
+        are_pairs: returns True if the first rows of a file are preference pairs.
+    """
+    return discover_in((project, *_folders(project)), are_pairs)
 
 
-def discover_in(*folders: Path) -> FoundFiles:
-    """Search these folders only, without their subfolders."""
+def discover_around(project: Path, are_pairs: Callable[[Path], bool]) -> FoundFiles:
+    """Search the two folders above a project, and the folders beside it."""
+    beside = [folder for folder in _folders(project.parent) if folder != project]
+    return discover_in((*project.parents[:2], *beside), are_pairs)
+
+
+def discover_in(folders: Iterable[Path], are_pairs: Callable[[Path], bool]) -> FoundFiles:
+    """Search these folders: in each, the places that files have in a checkout or a project."""
+    folders = tuple(folders)
+    weights = [path for path in _matches(folders, _WEIGHTS) if _is_weights(path)]
+    models = [path for path in _matches(folders, _MODELS) if is_whole_model(path)]
+    pairs = [path for path in _pair_files(folders) if are_pairs(path)]
     return FoundFiles(
-        weights=_matches(folders, _WEIGHTS, _is_weights),
-        tokenizers=_matches(folders, _TOKENIZERS, _is_tokenizer),
-        pairs=_matches(folders, _PAIRS, is_pair_file),
-        models=_matches(folders, _MODELS, _is_model),
+        models=(*weights, *sorted(models, key=lambda path: not has_chat_template(path))),
+        tokenizers=tuple(path for path in _matches(folders, _TOKENIZERS) if _is_tokenizer(path)),
+        pairs=tuple(sorted(pairs, key=_rank)),
     )
 
 
@@ -66,20 +87,43 @@ def is_moe_file(model_weights: Path) -> bool:
     return model_weights.stem.endswith("_moe")
 
 
-def _matches(
-    folders: Iterable[Path], patterns: Iterable[str], is_one: Callable[[Path], bool]
-) -> tuple[Path, ...]:
+def is_whole_model(path: Path) -> bool:
+    """Return True for a Hugging Face directory with weights."""
+    return is_model(path) and has_weights(path)
+
+
+def _matches(folders: Iterable[Path], patterns: Iterable[str]) -> list[Path]:
     patterns = tuple(patterns)
     # A dict keeps the order and drops files that several patterns match.
-    return tuple(
+    return list(
         dict.fromkeys(
             path
             for folder in folders
             for pattern in patterns
             for path in ([folder] if pattern == "." else sorted(folder.glob(pattern)))
-            if is_one(path)
         )
     )
+
+
+def _pair_files(folders: Iterable[Path]) -> Iterator[Path]:
+    """Yield the files that may hold pairs, by their names."""
+    seen: set[Path] = set()
+    for folder in _matches(folders, _PAIRS):
+        if folder.name in _NOT_OF_THE_USER or folder in seen:
+            continue
+        seen.add(folder)
+        with contextlib.suppress(OSError):
+            files = (path for path in sorted(folder.iterdir()) if _may_hold_pairs(path))
+            yield from islice(files, _FILES_PER_FOLDER)
+
+
+def _may_hold_pairs(path: Path) -> bool:
+    return is_pair_file(path) and path.name not in WRITTEN and not path.name.endswith(_SCHEMA)
+
+
+def _rank(pairs: Path) -> tuple[bool, bool]:
+    name = pairs.name.lower()
+    return any(part in name for part in _EVALUATION), "dpo" not in name
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -94,8 +138,4 @@ def _is_weights(path: Path) -> bool:
 
 def _is_tokenizer(path: Path) -> bool:
     # The tokenizer in a Hugging Face directory belongs to the weights there.
-    return all((path / name).is_file() for name in TOKENIZER) and not _is_model(path)
-
-
-def _is_model(path: Path) -> bool:
-    return is_model(path) and has_weights(path)
+    return all((path / name).is_file() for name in TOKENIZER) and not is_whole_model(path)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import DpoError, first_line
+from dpo_cli.shell import quote
 from dpo_cli.signatures import HEAD_BYTES, refuse
 
 CONFIG = "config.json"
@@ -70,6 +70,28 @@ def is_adapter(folder: Path) -> bool:
 def has_weights(folder: Path) -> bool:
     """Return True if the directory has weights, in one file or sharded."""
     return any((folder / f"{name}{end}").is_file() for name in _WEIGHTS for end in ("", _INDEX))
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Return True if the tokenizer in a directory has a chat template, which training needs."""
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    if any((folder / TEMPLATES).glob("*.jinja")):
+        return True
+    try:
+        return bool(read_json(folder / TOKENIZER[1]).get("chat_template"))
+    except DpoError:
+        return False
+
+
+def longest_input(folder: Path) -> int | None:
+    """Return the number of positions that a model was made for; None if config.json lacks it."""
+    try:
+        config = read_json(folder / CONFIG)
+    except DpoError:
+        return None
+    lengths = [config.get(name) for name in ("max_position_embeddings", "n_positions")]
+    return next((each for each in lengths if type(each) is int and each > 1), None)
 
 
 def tokenizer_files(folder: Path) -> list[str]:
@@ -135,7 +157,7 @@ def how_to_merge(adapter: Path) -> str:
     return (
         'Merge it: python -c "import sys, peft;'
         " peft.AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]).merge_and_unload()"
-        f".save_pretrained(sys.argv[1] + '-merged')\" {shlex.quote(str(adapter))}"
+        f".save_pretrained(sys.argv[1] + '-merged')\" {quote(str(adapter))}"
     )
 
 
@@ -149,7 +171,7 @@ def missing_tokenizer(folder: Path) -> DpoError | None:
                 f"{folder} has {what} ({shown}), but no {TOKENIZER[0]}",
                 'Convert it: python -c "import sys, transformers; transformers.AutoTokenizer'
                 '.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])"'
-                f" {shlex.quote(str(folder))}",
+                f" {quote(str(folder))}",
             )
     return None
 

@@ -149,8 +149,8 @@ def _resolve(key: str, weights: str, out_dir: Path | None) -> str:
         if out_dir is None:
             raise InputError(
                 key,
-                f"{weights} is a name in model.out_dir, which is not set; "
-                f"set model.out_dir, or write a path (./{weights})",
+                f"{weights} does not exist here, and model.out_dir, in which it could be a name, is"
+                " not set; write the path of the weights",
             )
         _check_folder("model.out_dir", out_dir)
         path = out_dir / weights

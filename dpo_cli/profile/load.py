@@ -6,7 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,16 @@ from pydantic_core import ErrorDetails
 from dpo_cli.errors import UsageError
 from dpo_cli.hub.download import PREFIX, is_on_hub
 from dpo_cli.profile.model_kind import ModelKind, defaults_of, kind_of_weights
-from dpo_cli.profile.renames import RENAMED_KEYS, RENAMED_VALUES
+from dpo_cli.profile.renames import RENAMED_VALUES
 from dpo_cli.profile.schema import KEYS, TABLES, Key, Profile
 from dpo_cli.profile.source import Document, expand_path, find_profile, read_chain
 from dpo_cli.profile.table import Kind
-from dpo_cli.profile.text import did_you_mean, show_path, show_value
+from dpo_cli.profile.text import show_path, show_value
+from dpo_cli.profile.unknown_keys import explain_unknown_key
+
+_NO_FILES = ("run:", PREFIX)
+"""Beginnings of weights that are no files here: of an earlier run, and of a model on the Hub."""
+_ENDS = ("", ".pth", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ def read_profile(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedProfi
     for document in read_chain(path):
         statements |= _in_file(document)
     problems = _override(statements, overrides)
+    statements |= _weights_as_paths(statements)
     kind, defaults = _kind_defaults(statements)
     profile, reasons = _validate(defaults | statements)
     problems += [s.problem(reasons[key]) for key, s in statements.items() if key in reasons]
@@ -153,6 +159,7 @@ def profile_from_values(values: Mapping[str, object], overrides: Sequence[str]) 
     """
     statements = {key: _Statement(key, value, "code", Path.cwd()) for key, value in values.items()}
     problems = _override(statements, overrides)
+    statements |= _weights_as_paths(statements)
     profile, reasons = _validate(_kind_defaults(statements)[1] | statements)
     problems += [s.problem(reasons[key]) for key, s in statements.items() if key in reasons]
     if profile is None or problems:
@@ -160,19 +167,41 @@ def profile_from_values(values: Mapping[str, object], overrides: Sequence[str]) 
     return profile
 
 
+def _resolved(statements: Mapping[str, _Statement], key: str) -> Any:
+    """Return the value of a key; None if it is not stated, or no path."""
+    try:
+        return statements[key].resolved() if key in statements else None
+    except ValueError:
+        return None
+
+
+def _weights_as_paths(statements: Mapping[str, _Statement]) -> dict[str, _Statement]:
+    """Return the statements of weights whose plain name is that of a file or directory.
+
+    A name in model.out_dir takes precedence. Otherwise "tiny-llama" means "./tiny-llama", if that
+    exists, as in the arguments of all commands.
+    """
+    changed = {}
+    out_dir = _resolved(statements, "model.out_dir")
+    for key in ("model.weights", "model.reference"):
+        statement = statements.get(key)
+        name = statement.value if statement else None
+        if not statement or not isinstance(name, str) or not _is_plain_name(name):
+            continue
+        in_out_dir = out_dir and any((out_dir / f"{name}{end}").exists() for end in _ENDS)
+        if not in_out_dir and (statement.base / name).exists():
+            changed[key] = replace(statement, value=f"./{name}")
+    return changed
+
+
 def _kind_defaults(
     statements: Mapping[str, _Statement],
 ) -> tuple[ModelKind, dict[str, _Statement]]:
     """Return the kind of the model, and the defaults of this kind for keys without a statement."""
 
-    def value(key: str) -> Any:
-        try:
-            return statements[key].resolved() if key in statements else None
-        except ValueError:
-            return None
-
-    kind = kind_of_weights(value("model.weights"), value("model.out_dir"))
-    defaults = defaults_of(kind, value("dpo.loss"))
+    weights, out_dir = (_resolved(statements, key) for key in ("model.weights", "model.out_dir"))
+    kind = kind_of_weights(weights, out_dir)
+    defaults = defaults_of(kind, _resolved(statements, "dpo.loss"))
     missing = {key: each for key, each in defaults.items() if key not in statements}
     return kind, {
         key: _Statement(key, each, "default", Path.cwd()) for key, each in missing.items()
@@ -238,7 +267,7 @@ def _validate(statements: Mapping[str, _Statement]) -> tuple[Profile | None, dic
     tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
     for key, statement in statements.items():
         if key not in KEYS:
-            problems[key] = _unknown(key)
+            problems[key] = explain_unknown_key(key)
             continue
         table, field = key.split(".")
         try:
@@ -253,30 +282,6 @@ def _validate(statements: Mapping[str, _Statement]) -> tuple[Profile | None, dic
             key = ".".join(map(str, details["loc"][:2]))  # the rest is an index into a list
             problems[key] = _explain(details, KEYS[key])
     return None, problems
-
-
-def _unknown(key: str) -> str:
-    """Explain an unknown key, and suggest a similar one in any table."""
-    if key in TABLES:
-        return f"is a table; write its keys below a line [{key}]"
-    if key == "extends":
-        return "only a file can extend another profile; set extends in the file"
-    if key in RENAMED_KEYS:
-        return f"{key} is now {RENAMED_KEYS[key]}; rename it"
-    table, _, field = key.rpartition(".")
-
-    def full_name(near: str) -> str:
-        if f"{table}.{near}" in KEYS:
-            return f"{table}.{near}"
-        return " or ".join(known for known in KEYS if known.endswith(f".{near}")) or near
-
-    fields = [known.split(".")[1] for known in KEYS]
-    hint = did_you_mean(field, [*fields, *TABLES, "extends"], full_name)
-    if hint:
-        return f"unknown key{hint}"
-    if table in TABLES:
-        return f"unknown key; [{table}] has {', '.join(TABLES[table].model_fields)}"
-    return f"unknown key; the tables are {', '.join(TABLES)}"
 
 
 _EXPECTED = {
@@ -320,5 +325,9 @@ def _explain(details: ErrorDetails, key: Key) -> str:
 
 def _is_path(weights: str) -> bool:
     """Return False for a run, a model on the Hub, or a name in out_dir."""
-    is_name = weights.startswith(("run:", PREFIX))
+    is_name = weights.startswith(_NO_FILES)
     return not is_name and ("/" in weights or weights[:1] in ("~", "$"))
+
+
+def _is_plain_name(weights: str) -> bool:
+    return bool(weights) and not _is_path(weights) and not weights.startswith(_NO_FILES)

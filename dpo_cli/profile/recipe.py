@@ -1,40 +1,33 @@
-"""Values that `dpo init` proposes in a new profile, with their arithmetic."""
+"""Drafts of new profiles: the user's files, and the values that the doctrine proposes."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.profile import doctrine
+from dpo_cli.profile.doctrine import Proposal
 from dpo_cli.profile.load import LoadedProfile
 from dpo_cli.profile.schema import KEYS, TABLES
 from dpo_cli.profile.table import Kind
 from dpo_cli.profile.text import show_value
 
-BETA = 5.0
-TARGET_LR_SUM = 1e-3
-"""Sum of the learning rates over a run. On 492 judged pairs, a mean with beta 5 reached a held-out
-loss of 0.482 and an accuracy of 0.825; with a thirtieth of it, the loss hardly leaves ln 2. See
-docs/recipes.md for all trials."""
-MAX_SATURATION_MARGIN = 1.0
-"""Largest useful saturation margin, in nats per token. Runs that learned well end at a margin of
-0.1 to 0.3. A model with a margin of 1 already answers gibberish, so a loss that saturates only
-there does not limit the training."""
 ASSUMED_ROWS = 20_000
 """Assumed number of pairs if there is no file to count: about that of MiniMind's dpo.jsonl."""
 
-# Mean of the cosine schedules, as a factor of the learning rate: 0.1 + 0.5 and 0.1 + 0.45.
-_MEAN_OF_SCHEDULE = {"minimind2": 0.6, "minimind3": 0.55}
-_SMALL_ROWS = 1000
-_EVALUATIONS = 5
 _USUAL_TOKENS = 200
 _USUAL_PAIRS = "dataset/dpo.jsonl"
 _MODEL = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
 _FILL_IN = ("FILL IN: no file was found.",)
 _WATCH = ("Watch their loss and accuracy: they show overfitting.",)
+_WIDTH = 90
+_MAX_HEADER_BYTES = 1 << 24
 _FAR_AWAY = os.path.join(*[os.pardir] * 4)
 
 
@@ -50,10 +43,17 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Draft:
-    """Values to set in a new profile, and notes to print above some of the keys."""
+    """Values to set in a new profile.
+
+    Attributes:
+        values: by key.
+        notes: to print above some of the keys.
+        caution: what so few pairs cannot show; empty for enough pairs.
+    """
 
     values: Mapping[str, Any]
     notes: Mapping[str, Sequence[str]]
+    caution: str = ""
 
     @property
     def missing(self) -> list[str]:
@@ -99,100 +99,118 @@ def huggingface_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> 
 
     If no model was found, a small one on the Hub is set.
     """
-    held_out, steps = _held_out(inputs.rows or ASSUMED_ROWS, shipped.profile.train.batch_size)
-    learning_rate = shipped.profile.train.learning_rate
-    lr_sum = steps * _MEAN_OF_SCHEDULE[shipped.profile.train.schedule] * learning_rate
+    learning = _learning(shipped, inputs)
     values = {
         **_explicit_values(shipped, without_model=True),
         "model.weights": path_value(inputs.model_weights, folder)
         if inputs.model_weights
         else _MODEL,
         "data.data_path": _place(inputs.pairs, folder, _USUAL_PAIRS),
-        "eval.fraction": held_out,
-        "eval.interval": max(1, steps // _EVALUATIONS),
     }
-    margin = saturation_margin(shipped.profile.dpo.beta, "sum", _USUAL_TOKENS)
+    paths = {"model.weights": inputs.model_weights, "data.data_path": inputs.pairs}
+    notes = {**learning.notes, **_to_fill_in(paths)}
+    return Draft({**values, **learning.values}, notes, learning.caution)
+
+
+def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
+    """Draft a profile in which the loss falls visibly, and saturates when the pairs are learned."""
+    minimind = minimind_recipe(shipped, inputs, folder)
+    learning = _learning(shipped, inputs)
+    values = {**minimind.values, **learning.values}
+    return Draft(values, {**minimind.notes, **learning.notes}, learning.caution)
+
+
+def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
+    """Draft the values of training and evaluation, as the doctrine proposes them."""
+    train = shipped.profile.train
+    rows = inputs.rows or ASSUMED_ROWS
+    proposal = doctrine.propose(rows, train.batch_size, train.schedule, _parameters(inputs))
+    values = {
+        "data.shuffle": True,
+        "dpo.beta": doctrine.BETA,
+        "dpo.reduction": doctrine.REDUCTION,
+        "train.epochs": 1,
+        "train.learning_rate": proposal.learning_rate,
+        "train.log_interval": 10,
+        "eval.fraction": proposal.fraction,
+        "eval.interval": proposal.interval,
+        "eval.keep_best": True,
+        "eval.num_samples": doctrine.SAMPLES,
+    }
+    margin = doctrine.saturation_margin(doctrine.BETA, doctrine.REDUCTION, _USUAL_TOKENS)
+    why = "the file could not be counted" if inputs.pairs else "no file was found"
+    assumption = "" if inputs.rows else f" (as in MiniMind's own file; {why})"
     notes = {
         "dpo.beta": (
             f"With a sum over {_USUAL_TOKENS} response tokens, the loss gradient halves at a",
             f"margin of {margin:.2f} nats per token between chosen and rejected.",
         ),
         "train.learning_rate": (
-            f"Usual for such models. Over {steps:,} steps the learning rates add up to"
-            f" {float(f'{lr_sum:.1e}'):g}",
-            "(lr_sum): AdamW moves no weight farther than about that. Small models can take more.",
-            "If the model forgets: lower it, or raise beta.",
-        ),
-        "eval.fraction": _WATCH,
-    }
-    paths = {"model.weights": inputs.model_weights, "data.data_path": inputs.pairs}
-    return Draft(values, {**notes, **_to_fill_in(paths)})
-
-
-def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Draft:
-    """Draft a profile in which the loss falls visibly, and saturates when the pairs are learned."""
-    minimind = minimind_recipe(shipped, inputs, folder)
-    train = shipped.profile.train
-    rows = inputs.rows or ASSUMED_ROWS
-    fraction, steps = _held_out(rows, train.batch_size)
-    held_out = round(fraction * rows)
-    mean = _MEAN_OF_SCHEDULE[train.schedule]
-    learning_rate = float(f"{TARGET_LR_SUM / (steps * mean):.1e}")
-    values = {
-        "data.shuffle": True,
-        "dpo.beta": BETA,
-        "dpo.reduction": "mean",
-        "train.epochs": 1,
-        "train.learning_rate": learning_rate,
-        "train.log_interval": 10,
-        "eval.fraction": fraction,
-        "eval.interval": max(1, steps // _EVALUATIONS),
-    }
-    why = "the file could not be counted" if inputs.pairs else "no file was found"
-    assumption = "" if inputs.rows else f" (as in MiniMind's own file; {why})"
-    notes = {
-        "dpo.beta": (
-            "With a mean and beta 0.1 the loss stays at ln 2 = 0.693 while the weights move, and",
-            "its gradient does not shrink, so that only a tiny learning rate limits the training.",
-            "With beta 5 the loss falls visibly as pairs are learned, and its gradient shrinks.",
-        ),
-        "train.learning_rate": (
-            f"Chosen for an lr_sum (sum of the learning rates over all steps) of"
-            f" {show_value(TARGET_LR_SUM)}.",
-            "AdamW moves a weight by about the learning rate per step, so none moves farther.",
             f"  {rows:,} rows{assumption}",
-            f"  less {held_out:,} held out, {train.batch_size} per batch: up to {steps:,} steps",
-            f"  mean of the schedule: {mean} times the learning rate",
-            f"  {show_value(TARGET_LR_SUM)} / ({steps:,} x {mean}) = {show_value(learning_rate)}",
-            "More rows or epochs need a smaller one. If the model forgets: an lr_sum of 0.0002.",
+            f"  less {proposal.held_out:,} held out, {train.batch_size} per batch: up to"
+            f" {proposal.steps:,} steps",
+            *_limits(proposal),
+            "A larger one can ruin the model; docs/recipes.md has the measurements.",
         ),
-        "eval.fraction": _WATCH,
+        "eval.fraction": (*_WATCH, *textwrap.wrap(_caution(proposal), _WIDTH)),
     }
-    return Draft({**minimind.values, **values}, {**minimind.notes, **notes})
+    return Draft(values, notes, _caution(proposal))
 
 
-def saturation_margin(beta: float, reduction: str, response_tokens: float) -> float:
-    """Return the margin, in nats per token, at which the gradient of the DPO loss halves.
-
-    The gradient is proportional to sigmoid(-u) with u = beta * margin. It is 1/2 at u = 0 and half
-    of that, 1/4, at u = ln 3. A sum multiplies the margin per token by `response_tokens`.
-    """
-    return math.log(3) / (beta * (response_tokens if reduction == "sum" else 1.0))
-
-
-def suggest_lr_and_beta(learning_rate: float, lr_sum: float) -> str:
-    """Return a remedy that sets learning rate and beta together.
-
-    Args:
-        learning_rate: the run's own.
-        lr_sum: sum of the run's learning rates; the suggestion scales it to `TARGET_LR_SUM`.
-    """
-    suggested = float(f"{TARGET_LR_SUM / lr_sum * learning_rate:.1e}")
+def _limits(proposal: Proposal) -> Sequence[str]:
+    """Return the arithmetic of the learning rate."""
+    lr_sum, mean = show_value(doctrine.MAX_LR_SUM), proposal.mean
+    chosen = show_value(proposal.learning_rate)
+    if proposal.learning_rate < proposal.limit:
+        return (
+            f"  {lr_sum} / ({proposal.steps:,} x {mean}) = {chosen}: the learning rates of all"
+            " steps",
+            f"  (mean of the schedule: {mean}) add up to at most {lr_sum} (lr_sum)",
+        )
+    known = "known to be safe" if proposal.limit == doctrine.MAX_LEARNING_RATE else "usual"
     return (
-        f'Set dpo.reduction = "mean", dpo.beta = {BETA:g} and train.learning_rate ='
-        f" {show_value(suggested)} together (lr_sum {show_value(TARGET_LR_SUM)}, as dpo init"
-        " proposes). Do not raise the learning rate alone."
+        f"  {chosen}: the largest that is {known} for a model of this size. It adds up to",
+        f"  an lr_sum (sum over all steps) of {show_value(float(f'{proposal.lr_sum:.1e}'))}",
     )
+
+
+def _caution(proposal: Proposal) -> str:
+    """Return what few held-out pairs cannot show; empty if there are enough."""
+    few = 0 < proposal.held_out < doctrine.MIN_HELD_OUT
+    return f"{doctrine.what_held_out_shows(proposal.held_out)}." if few else ""
+
+
+def _parameters(inputs: Inputs) -> int | None:
+    """Return the number of weights, by the headers of safetensors files or the size of others.
+
+    Other files are taken to have two bytes per weight. One with four, or with the tied embeddings
+    twice, counts as a larger model, which is the safe side. None if there are no files, or if a
+    header cannot be read.
+    """
+    path = inputs.model_weights
+    if path is None:
+        return None
+    if path.is_file():
+        return path.stat().st_size // 2
+    try:
+        tensors = [_tensor_weights(file) for file in path.glob("*.safetensors")]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    others = [file.stat().st_size // 2 for file in path.glob("*.bin")]
+    return sum(tensors or others) or None
+
+
+def _tensor_weights(path: Path) -> int:
+    """Return the number of weights in a safetensors file, by its header.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: the header is damaged.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+    shapes = [each["shape"] for name, each in tensors.items() if name != "__metadata__"]
+    return sum(map(math.prod, shapes))
 
 
 def path_value(path: Path, folder: Path) -> str:
@@ -200,12 +218,6 @@ def path_value(path: Path, folder: Path) -> str:
     relative = os.path.relpath(path, folder)
     text = str(path.absolute()) if relative.startswith(_FAR_AWAY) else relative
     return (f"./{text}" if text.startswith("~") else text).replace("$", "$$")
-
-
-def _held_out(rows: int, batch_size: int) -> tuple[float, int]:
-    """Return the share of rows to hold out, and the optimizer steps of one epoch over the rest."""
-    fraction = 0.1 if rows < _SMALL_ROWS else 0.05
-    return fraction, math.ceil((rows - round(fraction * rows)) / batch_size)
 
 
 def _to_fill_in(paths: Mapping[str, Path | None]) -> dict[str, Sequence[str]]:

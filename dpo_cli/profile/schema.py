@@ -103,6 +103,11 @@ class Train(Table):
     "auto" is float32 on the CPU and on MPS, and bfloat16 on other GPUs, or float16 on those that
     only emulate bfloat16 (before compute capability 8.0)."""
 
+    threads: Annotated[int | None, Field(ge=1, examples=[1]), NONE, REFERENCE] = None
+    """CPU threads of each process. Default: OMP_NUM_THREADS, else the physical cores that the
+    process may use (CPU affinity, limit of the container); a resumed run keeps its number. Set 1 if
+    other processes use the CPU. Another number changes the last bits."""
+
     tf32: Annotated[bool, MATHEMATICS, REFERENCE] = False
     """Allow TF32 for float32 matrix products on CUDA: faster, but less accurate (10 mantissa bits
     instead of 23; errors of 5e-4 of the largest element instead of 1e-6). No effect on half
@@ -268,7 +273,8 @@ class Export(Table):
     dtype: Annotated[Literal["auto", "float16", "bfloat16", "float32"], NONE] = "auto"
     """Precision of the file. Do not export weights that started as float16 in bfloat16: its
     rounding is larger than the update. "auto" is float16 for MiniMind, and the precision of the
-    starting weights for a Hugging Face directory."""
+    starting weights for a Hugging Face directory. bfloat16 weights are rounded stochastically,
+    which keeps the update; the nearest values would lose most of it."""
 
 
 class Profile(Table):

@@ -1,4 +1,4 @@
-"""Text of a new profile: every key with its description and the value of MiniMind's script."""
+"""Text of a new profile: the keys that matter, or every key with its description."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ from dpo_cli.profile.text import show_value
 SCHEMA_NAME = "dpo.schema.json"
 
 _WIDTH = 96
+_UNBROKEN = 10_000
+_MATTERING = (
+    *("model.out_dir", "model.weights", "model.tokenizer", "data.data_path", "data.max_seq_len"),
+    *("dpo.beta", "dpo.reduction", "train.epochs", "train.batch_size", "train.learning_rate"),
+    *("eval.fraction", "eval.interval"),
+)
+"""Keys that a short profile explains."""
 _SCRIPT_KEYS = frozenset(
     f"{table}.{name}"
     for table, names in {
@@ -27,11 +34,12 @@ _SCRIPT_KEYS = frozenset(
             *("warmup_iters", "grad_clip", "seed", "device", "log_interval", "save_interval"),
         ),
         "export": ("prefix",),
-        "track": ("use_wandb", "wandb_project"),
     }.items()
     for name in names
 )
 """Keys that MiniMind's script train_dpo.py has, too, as arguments or as constants."""
+_OF_ONE_MODEL = "model"
+"""Table whose examples are of a particular model, and would be wrong for most others."""
 
 
 def schema_text() -> str:
@@ -39,13 +47,46 @@ def schema_text() -> str:
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-def render(draft: Draft, title: str, minimind: Profile) -> str:
-    """Format a draft as a profile that uses the schema file beside it.
+def render_short(draft: Draft, title: str, show_all: str) -> str:
+    """Format a draft as a profile with the keys that matter, each with one line about it.
+
+    Args:
+        draft: values to set; those that equal the default are left out.
+        title: first line of the profile.
+        show_all: command line that shows all keys.
+    """
+    lines = [
+        f"#:schema {SCHEMA_NAME}",
+        "",
+        f"# {title}",
+        *_comment(f"All keys with their values: {show_all}", _UNBROKEN),
+        "# Paths are relative to this file.",
+    ]
+    for table in TABLES:
+        keys = [key for key in KEYS.values() if key.name.startswith(f"{table}.")]
+        mattering = [key for key in keys if key.name in _MATTERING and key.name in draft.values]
+        others = [
+            key
+            for key in keys
+            if key not in mattering and draft.values.get(key.name, key.default) != key.default
+        ]
+        if mattering or others:
+            lines += ["", f"[{table}]"]
+        for key in mattering:
+            lines += _comment(_first_sentence(key.description))
+            lines += [f"# {note}" for note in draft.notes.get(key.name, ())]
+            lines.append(_statement(key, draft))
+        lines += [_statement(key, draft) for key in others]
+    return "\n".join(lines) + "\n"
+
+
+def render(draft: Draft, title: str, minimind: Profile | None) -> str:
+    """Format a draft as a profile with every key and its whole description.
 
     Args:
         draft: values to set; all other keys are commented out.
         title: first line of the profile.
-        minimind: values of MiniMind's script for this kind of model.
+        minimind: values of MiniMind's script for this kind of model; None for other models.
     """
     lines = [
         f"#:schema {SCHEMA_NAME}",
@@ -53,9 +94,10 @@ def render(draft: Draft, title: str, minimind: Profile) -> str:
         f"# {title}",
         "#",
         '# Commented-out keys keep their default; "unset" marks keys without one, with an example.',
-        '# "minimind" is the value of MiniMind\'s script train_dpo.py.',
-        "# Paths are relative to this file.",
     ]
+    if minimind:
+        lines.append('# "minimind" is the value of MiniMind\'s script train_dpo.py.')
+    lines.append("# Paths are relative to this file.")
     for table, model in TABLES.items():
         lines += ["", "", *_comment(model.__doc__ or ""), f"[{table}]"]
         for key in KEYS.values():
@@ -64,33 +106,48 @@ def render(draft: Draft, title: str, minimind: Profile) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _key_lines(key: Key, draft: Draft, minimind: Profile) -> Iterator[str]:
+def _statement(key: Key, draft: Draft) -> str:
+    return f"{key.name.split('.')[1]} = {show_value(draft.values[key.name])}"
+
+
+def _key_lines(key: Key, draft: Draft, minimind: Profile | None) -> Iterator[str]:
     yield from _comment(key.description)
     if notes := draft.notes.get(key.name):
         yield from ("#", *(f"# {note}" for note in notes))
     name, beside = key.name.split(".")[1], []
     if key.name in draft.values:
-        statement = f"{name} = {show_value(draft.values[key.name])}"
+        statement = _statement(key, draft)
+    elif key.default is not None:
+        statement = f"#{name} = {show_value(key.default)}"
+    elif key.name.startswith(f"{_OF_ONE_MODEL}."):
+        statement = f"#{name} ="
+        beside.append("unset")
     else:
-        value = key.examples[0] if key.default is None else key.default
-        statement = f"#{name} = {show_value(value)}"
-        beside += ["unset"] if key.default is None else []
-    if key.name in _SCRIPT_KEYS:
-        beside.append(f"minimind: {show_value(_minimind_value(key, minimind))}")
+        statement = f"#{name} = {show_value(key.examples[0])}"
+        beside.append("unset")
+    if minimind and key.name in _SCRIPT_KEYS:
+        value = _minimind_value(key, minimind)
+        if value is not None:
+            beside.append(f"minimind: {show_value(value)}")
     yield f"{statement}  # {', '.join(beside)}" if beside else statement
 
 
 def _minimind_value(key: Key, minimind: Profile) -> Any:
     table, name = key.name.split(".")
-    value = getattr(getattr(minimind, table), name)
     # The example of a path is the script's own, relative to the script.
-    return key.examples[0] if value is None or key.kind in (Kind.PATH, Kind.DATA) else value
+    if key.kind in (Kind.PATH, Kind.DATA):
+        return key.examples[0]
+    return getattr(getattr(minimind, table), name)
 
 
-def _comment(text: str) -> list[str]:
+def _first_sentence(text: str) -> str:
+    return f"{text.split('. ')[0].rstrip('.')}."
+
+
+def _comment(text: str, width: int = _WIDTH) -> list[str]:
     return textwrap.wrap(
         " ".join(text.split()),
-        _WIDTH,
+        width,
         initial_indent="# ",
         subsequent_indent="# ",
         break_long_words=False,

@@ -26,6 +26,7 @@ from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.disk import explain_disk_errors, unreadable
 from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.plan import OtherVersionError, Plan
+from dpo_cli.shell import dpo_command
 
 Content = TypeVar("Content")
 
@@ -124,6 +125,11 @@ class RunDirectory(LockedDirectory):
     def skipped_rows_path(self) -> Path:
         """Skipped rows, with line and reason."""
         return self.path / "skipped_rows.jsonl"
+
+    @property
+    def held_out_path(self) -> Path:
+        """Metrics of each held-out pair; see `dpo_cli.run.held_out_scores`."""
+        return self.path / "held_out"
 
     @property
     def nan_dump_path(self) -> Path:
@@ -228,7 +234,7 @@ class RunDirectory(LockedDirectory):
         folders = [config.parent for config in glob_inside(self.path, "*/config.json")]
         templates = glob_inside(self.path, f"*/{TEMPLATES}")
         folders += [path for path in templates if not path.is_symlink()]
-        for directory in (self.path, *folders):
+        for directory in (self.path, self.held_out_path, *folders):
             for path, name in leftovers(directory):
                 if not name.startswith(("control-", ".")):
                     yield path
@@ -308,13 +314,13 @@ class RunDirectory(LockedDirectory):
         """See `LockedDirectory`."""
         return DpoError(
             f"{self.designation} is being trained by {holder}",
-            f"Stop it first: dpo stop {self.designation}",
+            f"Stop it first: {dpo_command('stop', self.designation)}",
         )
 
     @property
     def resume_hint(self) -> str:
         """See `LockedDirectory`."""
-        return f"Continue with: dpo resume {self.designation}"
+        return f"Continue with: {dpo_command('resume', self.designation)}"
 
     @property
     def written_paths(self) -> Sequence[Path]:

@@ -49,6 +49,17 @@ class Event:
 EVALUATION = "evaluation"
 """Name of the phase that evaluates the held-out pairs, before the first step or between steps."""
 
+ACCURACY = "rewards/accuracies"
+"""Name of the share of pairs with the higher reward for chosen; a tie counts half. Metrics of a
+policy that equals its reference do not have it: all pairs tie."""
+TIES = "rewards/ties"
+"""Name of the share of pairs whose rewards differ by no more than rounding."""
+RANKING = "logps/accuracies"
+"""Name of the share of pairs with the higher policy log-prob for chosen."""
+ACCURACIES = (ACCURACY, RANKING)
+COMPARED_METRICS = (*ACCURACIES, "loss", "rewards/margins", "margin_per_token")
+"""Metrics of each held-out pair in which models and runs are compared."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStarted(Event):
@@ -112,15 +123,17 @@ class StepDone(Event):
         step: micro-batches done, counted from 1 as in the reference script.
         losses: loss of each micro-batch, before the division by `accumulation_steps`.
         metrics: means over the pairs of the global batch: loss, rewards/chosen, rewards/rejected,
-            rewards/margins, rewards/accuracies, logps/chosen and logps/rejected (reduced as the
-            profile says), margin_per_token and kl (nats per response token; only if the loss needs
-            a reference; a margin within rounding of 0 counts as not accurate), grad_norm (before
-            clipping), aux_loss (mixtures of experts only), and
-            weights_moved at the first step, each log_interval and the last step: the share of
-            weights whose half-precision value differs from the starting weights.
+            rewards/margins, rewards/accuracies (a margin within rounding of 0 is a tie and counts
+            half; left out if all pairs tie), rewards/ties (share of ties), logps/chosen and
+            logps/rejected (reduced as the profile says), margin_per_token and kl (nats per response
+            token; only if the loss needs a reference), grad_norm (before clipping), aux_loss
+            (mixtures of experts only), and weights_moved at the first step, each log_interval and
+            the last step: the share of weights whose half-precision value differs from the starting
+            weights.
         tokens: positions computed, padding included.
         padding_tokens: positions that are padding.
         is_skipped: the gradient was not finite and the weights were not updated.
+        cpu_seconds: CPU time of the main thread; 0 if a GPU computes.
         rank_seconds: computing time of each rank, without waiting for other ranks; empty with one
             rank.
         rank_bytes: memory of each rank, on the GPU if it has one; empty with one rank.
@@ -139,6 +152,7 @@ class StepDone(Event):
     process_bytes: int
     device_bytes: int
     is_skipped: bool = False
+    cpu_seconds: float = 0.0
     rank_seconds: tuple[float, ...] = ()
     rank_bytes: tuple[int, ...] = ()
 
@@ -164,7 +178,7 @@ class Evaluated(Event):
     groups: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-class Sample(TypedDict):
+class SampleTexts(TypedDict):
     """Held-out prompt with the greedy answers of policy and reference, which may be cut.
 
     `place` is the name of the pair's row, `prompt` the rendered text.
@@ -174,6 +188,12 @@ class Sample(TypedDict):
     prompt: str
     policy: str
     reference: str
+
+
+class Sample(SampleTexts, total=False):
+    """Sample with the last user turn, without the markup of the chat template."""
+
+    question: str
 
 
 @dataclass(frozen=True, kw_only=True)

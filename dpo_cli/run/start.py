@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from dpo_cli.run.processes import Starter, start_worker
 from dpo_cli.run.rank_start import launch_alerts, ranks_argv, torchrun_call
 from dpo_cli.run.signals import SignalRelay
 from dpo_cli.run.tracking.registry import requested_trackers, require_trackers
+from dpo_cli.shell import dpo_command
 
 
 class AlreadyCompleteError(DpoError):
@@ -321,7 +321,8 @@ def refuse_changes(
     if moved := [str(change) for change in changes if change.effect is Effect.POSITION]:
         raise UsageError(
             f"{run.designation} cannot continue with other pairs or another order of the pairs",
-            f'Start a new run from it: dpo train PROFILE --set model.weights="run:{run.name}"',
+            "Start a new run from it: "
+            + dpo_command("train", "PROFILE", "--set", f"model.weights=run:{run.name}"),
             moved,
         )
     altered = [str(change) for change in changes if change.effect is Effect.MATHEMATICS]
@@ -335,9 +336,9 @@ def refuse_changes(
 
 def resume_command(run: RunDirectory, settings: Sequence[str], *options: str) -> str:
     """Return the command line that resumes a run with these settings."""
-    words = ["dpo", "resume", run.designation]
+    words = ["resume", run.designation]
     words += [word for setting in settings for word in ("--set", setting)]
-    return shlex.join([*words, *options])
+    return dpo_command(*words, *options)
 
 
 def _how_to_continue(run: RunDirectory, old: Profile, new: Profile) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpo_cli.errors import DpoError, first_line
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import without_early_steps
+from dpo_cli.run.events import ACCURACY, without_early_steps
 from dpo_cli.run.view import RECENT_STEPS, RunState, RunView
 
 
@@ -81,9 +81,7 @@ def _summarize(run: RunDirectory) -> RunSummary:
         step=view.step,
         total_steps=view.total_steps or None,
         loss=sum(losses) / len(losses) if losses else None,
-        held_out_accuracy=(
-            view.held_out.metrics.get("rewards/accuracies") if view.held_out else None
-        ),
+        held_out_accuracy=(view.held_out.metrics.get(ACCURACY) if view.held_out else None),
         best_step=view.best.step if view.best else None,
         # At the time of the last event: a run that was killed has not trained since.
         seconds=view.elapsed_seconds(view.time),

@@ -48,7 +48,12 @@ def _converter(hint: Any) -> Converter:
     if origin is dict:
         return functools.partial(_dict, _converter(arguments[1]))
     if is_typeddict(hint):
-        return lambda value: {key: to(value[key]) for key, to in field_converters(hint).items()}
+        required = hint.__required_keys__
+        return lambda value: {
+            key: to(value[key])
+            for key, to in field_converters(hint).items()
+            if key in required or key in value
+        }
     if is_dataclass(hint):
         return functools.partial(_object, hint)
     # JSON has one kind of numbers: a float without a fraction may be written as an integer.

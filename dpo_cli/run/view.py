@@ -81,6 +81,8 @@ class RunView:
     weights_moved: float | None = None
     saved: Saved | None = None
     sampled: Sampled | None = None
+    sampled_start: Sampled | None = None
+    """First answers, to compare later ones with."""
     alerts: dict[str, Alert] = field(default_factory=dict)
     """Newest alert of each code, in the order of their events."""
     ending: Completed | Stopped | Failed | WorkerEnded | None = None
@@ -138,6 +140,7 @@ class RunView:
                 self._take_evaluation(event)
             case Sampled():
                 self.sampled, self.phase = event, None
+                self.sampled_start = self.sampled_start or event
             case Saved():
                 self.saved = event
                 if event.is_best:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from dpo_cli.compute.accelerator import module_of
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
+from dpo_cli.files import apply_umask
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import build_model, to_disk_names
 from dpo_cli.models.spec import Architecture
@@ -63,6 +64,8 @@ def save_state(
     updates = {int(state["step"]) for state in moments.values()}
     assert len(updates) <= 1, f"weights have different numbers of updates: {updates}"
     save_file(dict(rng or rng_states(SINGLE_PROCESS, model.device)), directory / _RNG)
+    for path in directory.glob("*.safetensors"):
+        apply_umask(path)
     (directory / _STATE).write_text(
         json.dumps(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -13,8 +14,16 @@ from dpo_cli.data.batching import Batch
 from dpo_cli.data.lookahead import ahead
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.models.scoring import ResponseScorer
-from dpo_cli.objective.held_out import HELD_OUT_METRICS, score_held_out_pairs, summarize
+from dpo_cli.objective.held_out import (
+    HELD_OUT_METRICS,
+    means,
+    score_held_out_pairs,
+    summarize,
+)
+from dpo_cli.paired import ModelScores
 from dpo_cli.profile.objective import Dpo
+from dpo_cli.run.events import COMPARED_METRICS, Evaluated
+from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.reference import CachedReference, Reference
 
 
@@ -79,11 +88,43 @@ def score_held_out(
     ).view_as(table)
 
 
-def summarize_groups(table: Tensor, groups: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+def summarize_groups(
+    table: Tensor, groups: Mapping[str, Tensor], prompts: Sequence[int]
+) -> dict[str, dict[str, float]]:
     """Summarize the pairs of each group; see `dpo_cli.objective.held_out.summarize`.
 
     Args:
         table: (K, F), from `score_held_out`.
         groups: (K,) bool by name, from `dpo_cli.data.groups`.
+        prompts: K labels, from `dpo_cli.data.groups.prompt_labels`.
     """
-    return {name: summarize(table[members]) for name, members in groups.items()}
+    return {
+        name: summarize(table[members], list(compress(prompts, members.tolist())))
+        for name, members in groups.items()
+    }
+
+
+def evaluated(table: Tensor, inputs: RunInputs, optimizer_step: int, seconds: float) -> Evaluated:
+    """Return the event about an evaluation of a run's held-out pairs after a step.
+
+    Args:
+        table: (K, F), from `score_held_out`.
+        inputs: inputs of the run.
+        optimizer_step: optimizer steps done.
+        seconds: duration of the evaluation.
+    """
+    return Evaluated(
+        step=inputs.order.steps_done(optimizer_step),
+        optimizer_step=optimizer_step,
+        metrics=means(table),
+        groups=summarize_groups(table, inputs.held_out_groups, inputs.held_out_prompts),
+        pairs=len(table),
+        seconds=seconds,
+    )
+
+
+def pair_scores(table: Tensor, prompts: Sequence[int]) -> ModelScores:
+    """Return the metrics of each pair in which models are compared; see `summarize_groups`."""
+    columns = dict(zip(HELD_OUT_METRICS, table.T, strict=True))
+    names = [name for name in COMPARED_METRICS if name in means(table)]
+    return ModelScores({name: columns[name].tolist() for name in names}, prompts)

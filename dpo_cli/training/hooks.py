@@ -8,12 +8,16 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
+
 from dpo_cli.alerts.history import RunFacts
 from dpo_cli.alerts.rules import AlertRules
 from dpo_cli.compute.device import DTYPES
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import ProcessGroup, StartCancelledError
 from dpo_cli.errors import DpoError
+from dpo_cli.paired import ModelScores
+from dpo_cli.run.cpu_time import StolenTime
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.event_writer import EventWriter, NullEventWriter
@@ -24,6 +28,7 @@ from dpo_cli.run.events import (
     StepDone,
     history,
 )
+from dpo_cli.run.held_out_scores import write_scores
 from dpo_cli.training.checkpointing import rng_states, state_bytes
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.nan_dump import has_nan_dump, write_nan_dump
@@ -55,6 +60,7 @@ class RunHooks:
         self.can_cancel = True
         """Nothing is lost if the run stops at once, without a checkpoint."""
         self._alert_rules: AlertRules | None = None
+        self._stolen = StolenTime()
         self._phase = ""
         self._progress_at = 0.0
 
@@ -70,7 +76,7 @@ class RunHooks:
         if self._alert_rules is not None:
             is_step = isinstance(event, StepDone)
             free_bytes = shutil.disk_usage(self.run.path).free if is_step else None
-            for alert in self._alert_rules.take(event, free_bytes):
+            for alert in self._alert_rules.take(event, free_bytes, self._stolen.share):
                 self.events.append(alert)
 
     def emit_once(self, alert: Alert | None) -> None:
@@ -80,6 +86,11 @@ class RunHooks:
         events = history(self.run.events_path)
         if all(event.code != alert.code for event in events if isinstance(event, Alert)):
             self.events.append(alert)
+
+    def keep_scores(self, optimizer_step: int, scores: ModelScores) -> None:
+        """Store the metrics of each held-out pair; before the event, which promises them."""
+        if self.group.is_main:
+            write_scores(self.run.held_out_path, optimizer_step, scores)
 
     def requests(self) -> set[str]:
         """Take the request of the control file, and a stop that a signal requested."""
@@ -174,12 +185,15 @@ def run_facts(inputs: RunInputs) -> RunFacts:
     return RunFacts(
         optimizer_steps=order.optimizer_steps,
         parameters=parameters,
+        vocab_size=inputs.weights.architecture.vocab_size,
         learning_rate=profile.train.learning_rate,
         lr_sum=sum(map(inputs.learning_rate.at, order.last_steps)),
         beta=profile.dpo.beta,
         reduction=profile.dpo.reduction,
         saturation_margin=inputs.saturation_margin or 0.0,
         export_dtype=inputs.export_dtype,
+        keeps_small_updates=inputs.export_rounding == "stochastic",
         state_bytes=state_bytes(parameters, profile.train) + file_bytes * parameters,
+        threads=torch.get_num_threads(),
         rows_of=rows_of,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpo_cli.compute.device import Device
 from dpo_cli.data.chat import ChatTokenizer
-from dpo_cli.data.groups import groups_of
+from dpo_cli.data.groups import groups_of, prompt_labels
 from dpo_cli.data.pairs import SkippedRow
 from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
 from dpo_cli.data.tokens import Rows, TokenizedPairs
@@ -20,9 +20,10 @@ from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.models.forward_size import CPU_TOKENS_PER_FORWARD, default_max_tokens_per_forward
 from dpo_cli.models.loading import ModelWeights
+from dpo_cli.models.rounding import Rounding, default_rounding
 from dpo_cli.models.spec import Architecture
+from dpo_cli.profile.doctrine import Current, saturation_margin
 from dpo_cli.profile.inputs import resolve_tokenizer
-from dpo_cli.profile.recipe import saturation_margin
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.directory import RunDirectory
@@ -78,6 +79,11 @@ class RunInputs:
     max_tokens_per_forward: int = CPU_TOKENS_PER_FORWARD
 
     @cached_property
+    def held_out_prompts(self) -> list[int]:
+        """Label of each held-out pair's prompt; see `dpo_cli.data.groups.prompt_labels`."""
+        return prompt_labels(self.held_out)
+
+    @cached_property
     def order(self) -> BatchSampler:
         """Order of the pairs: which ones form each optimizer step."""
         return BatchSampler(
@@ -118,6 +124,11 @@ class RunInputs:
         return export_dtype(self.profile, self.weights.architecture, self.weights.dtype_name)
 
     @property
+    def export_rounding(self) -> Rounding:
+        """Rounding of the weights for other tools."""
+        return default_rounding(self.export_dtype, self.weights.dtype_name)
+
+    @property
     def router_aux_loss_coef(self) -> float:
         """Weight of the aux_loss in the loss of a micro-batch; 0 leaves it out."""
         coefficient = self.profile.train.router_aux_loss_coef
@@ -138,6 +149,18 @@ class RunInputs:
             return None
         tokens = self.pairs.response_tokens.double().mean().item()
         return saturation_margin(dpo.beta, dpo.reduction, tokens)
+
+    @cached_property
+    def current_recipe(self) -> Current:
+        """Values of this run that remedies compare with the proposed ones."""
+        dpo, train = self.profile.dpo, self.profile.train
+        return Current(
+            reduction=dpo.reduction,
+            beta=dpo.beta,
+            learning_rate=train.learning_rate,
+            lr_sum=sum(map(self.learning_rate.at, self.order.last_steps)),
+            parameters=self.weights.parameters,
+        )
 
     @property
     def policy_starts_as_reference(self) -> bool:

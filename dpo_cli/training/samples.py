@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -38,6 +39,7 @@ class Sampler:
         self._places = pairs.places
         self._pairs = [pairs[index * len(pairs) // count] for index in range(count)]
         self._reference: list[str] = []
+        self._frame = user_frame(tokenizer)
 
     def sample(
         self, policy: ResponseScorer, on_progress: Callable[[int, int], None]
@@ -62,7 +64,8 @@ class Sampler:
         return [
             Sample(
                 place=self._places.name(pair.line),
-                prompt=self._tokenizer.decode(prompt_of(pair)),
+                prompt=(text := self._tokenizer.decode(prompt_of(pair))),
+                question=question_of(text, self._frame),
                 policy=policy_answer,
                 reference=reference_answer,
             )
@@ -90,6 +93,41 @@ class Sampler:
             max_new_tokens=MAX_TOKENS if room is None else max(1, min(MAX_TOKENS, room)),
         )
         return self._tokenizer.decode([token_id for token_id in answer if token_id not in stop_ids])
+
+
+def user_frame(tokenizer: ChatTokenizer) -> tuple[str, str]:
+    """Return the text that the chat template writes before and after the last user turn.
+
+    Found by rendering marks. Before the first turn a template may add a system prompt, so the text
+    before is what precedes both a first and a later turn.
+    """
+    marks = ("qxq1", "qxq2", "qxq3")
+    user, answer, again = (
+        {"role": role, "content": mark}
+        for role, mark in zip(("user", "assistant", "user"), marks, strict=True)
+    )
+    first = tokenizer.decode(tokenizer.prompt([user]))
+    later = tokenizer.decode(tokenizer.prompt([user, answer, again]))
+    before_first, _, _ = first.partition(marks[0])
+    before_later, _, after = later.rpartition(marks[2])
+    before_later = before_later.rpartition(marks[1])[2]
+    pairs = zip(reversed(before_first), reversed(before_later), strict=False)
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return before_later[len(before_later) - common :], after
+
+
+def question_of(prompt: str, frame: tuple[str, str]) -> str:
+    """Return the last user turn of a rendered prompt; all of it if it does not end with one.
+
+    Args:
+        prompt: rendered text, up to the header of the answer.
+        frame: from `user_frame`.
+    """
+    before, after = frame
+    if not before or not prompt.endswith(after):
+        return prompt
+    text = prompt.removesuffix(after)
+    return text.rpartition(before)[2] if before in text else prompt
 
 
 def prompt_of(pair: TokenizedPair) -> Tensor:

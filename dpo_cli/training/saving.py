@@ -14,6 +14,7 @@ from dpo_cli.errors import DpoError
 from dpo_cli.files import remove_path
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import to_disk_names
+from dpo_cli.models.rounding import round_weights
 from dpo_cli.models.saving import size_bytes, write_model
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.directory import RunDirectory
@@ -156,4 +157,9 @@ def restore_best_weights(run: RunDirectory, inputs: RunInputs, best: BestSoFar) 
 
 
 def _write(path: Path, state: StateDict, inputs: RunInputs) -> None:
-    write_model(path, state, inputs.weights.architecture, inputs.export_dtype, inputs.tokenizer)
+    """Write weights for other tools, rounded as `dpo export` rounds them by default."""
+    architecture, dtype = inputs.weights.architecture, inputs.export_dtype
+    if inputs.export_rounding == "stochastic":
+        own = architecture.own_dtypes(dtype)
+        state = round_weights(state, dtype, "stochastic", inputs.profile.train.seed, own)
+    write_model(path, state, architecture, dtype, inputs.tokenizer)

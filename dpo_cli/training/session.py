@@ -127,7 +127,7 @@ class _Session:
         profile = from_tables(group.broadcast_from_main("profile", self._profile_tables))
         plan_values = group.broadcast_from_main("plan", self._plan_values)
         saved_plan = Plan.from_dict(plan_values) if plan_values else None
-        configure_torch(profile, group.rank)
+        configure_torch(profile, group.rank, saved_plan)
         local_rank = group.local_rank if group.world_size > 1 else None
         device = resolve(profile.train.device, profile.train.dtype, local_rank)
         self._choose_matmul(profile, device, saved_plan)

@@ -12,6 +12,7 @@ import torch
 
 from dpo_cli.compute.device import make_deterministic
 from dpo_cli.compute.loss_scale import make_scaler
+from dpo_cli.compute.threads import set_threads
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import (
@@ -26,6 +27,7 @@ from dpo_cli.models.support import scorer_for
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.events import Alert
+from dpo_cli.run.plan import Plan
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.checkpointing import load_best, load_weights, restore_state
 from dpo_cli.training.inputs import RunInputs
@@ -35,8 +37,16 @@ from dpo_cli.training.samples import Sampler
 from dpo_cli.training.trainer import Trainer, TrainerHooks
 
 
-def configure_torch(profile: Profile, rank: int = 0) -> None:
-    """Seed torch and set the process-wide options of a profile, before anything is computed."""
+def configure_torch(profile: Profile, rank: int = 0, saved_plan: Plan | None = None) -> None:
+    """Seed torch and set the process-wide options of a profile, before anything is computed.
+
+    Args:
+        profile: the profile.
+        rank: rank of this process.
+        saved_plan: plan of a resumed or evaluated run, whose number of threads is kept.
+    """
+    saved = saved_plan.environment.get("threads", "") if saved_plan else ""
+    set_threads(profile.train.threads, int(saved) if saved.isdecimal() else None)
     # Each rank has random numbers of its own, or all would drop out the same units.
     torch.manual_seed(profile.train.seed + rank)
     if profile.data.num_workers:

@@ -15,7 +15,7 @@ from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.logps import to_float64_device
-from dpo_cli.objective.losses import PAIR_METRICS, PairScores
+from dpo_cli.objective.losses import PAIR_METRICS, PairScores, drop_undefined_accuracy
 from dpo_cli.training.inputs import RunInputs
 
 
@@ -108,6 +108,7 @@ class StepMetrics:
             )
             if is_present
         }
+        drop_undefined_accuracy(means)
         if aux_count:
             means["aux_loss"] = sum(self.aux_losses) / aux_count
         return means | {"grad_norm": local["grad_norm"][0]}

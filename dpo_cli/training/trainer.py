@@ -19,13 +19,13 @@ from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.distributed.process_group import MAY_SAVE, SINGLE_PROCESS, STOPS, ProcessGroup
 from dpo_cli.models.scoring import ResponseScorer, Scores
-from dpo_cli.objective.held_out import means
 from dpo_cli.objective.losses import PairScores, score_pairs
+from dpo_cli.paired import ModelScores
 from dpo_cli.profile.schema import Train
-from dpo_cli.run.events import EVALUATION, Alert, Evaluated, Event, Sampled, StepDone
+from dpo_cli.run.events import EVALUATION, Alert, Event, Sampled, StepDone
 from dpo_cli.training.batches import Forward
 from dpo_cli.training.best import BestSoFar
-from dpo_cli.training.evaluation import score_held_out, summarize_groups
+from dpo_cli.training.evaluation import evaluated, pair_scores, score_held_out
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.optimizer import set_learning_rate
 from dpo_cli.training.reference import CachedReference, Reference
@@ -44,6 +44,10 @@ class TrainerHooks(Protocol):
 
     def emit(self, event: Event) -> None:
         """Append to the event stream."""
+        ...
+
+    def keep_scores(self, optimizer_step: int, scores: ModelScores) -> None:
+        """Store the metrics of each held-out pair after a step."""
         ...
 
     def requests(self) -> set[str]:
@@ -148,7 +152,7 @@ class Trainer:
             DpoError: a loss or gradient is not finite, and `train.nan_policy` is "stop"; the
                 weights are unchanged.
         """
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.thread_time()
         metrics = StepMetrics(global_batch.micro_batches)
         self.policy.train()
         if forwards is None:
@@ -206,6 +210,7 @@ class Trainer:
             process_bytes=process_bytes(),
             device_bytes=self.inputs.device.peak_bytes(),
             is_skipped=is_skipped,
+            cpu_seconds=time.thread_time() - cpu_began if self.device.type == "cpu" else 0.0,
             **rank_figures(self.group, self.inputs.device, busy_seconds),
         )
 
@@ -341,19 +346,12 @@ class Trainer:
             group=self.group,
         )
         self.held_out_reference.exchange(self.group)
-        metrics = means(table)
-        self.hooks.emit(
-            Evaluated(
-                step=self.step,
-                optimizer_step=self.optimizer_step,
-                metrics=metrics,
-                groups=summarize_groups(table, self.inputs.held_out_groups),
-                pairs=len(table),
-                seconds=time.perf_counter() - began,
-            )
-        )
+        event = evaluated(table, self.inputs, self.optimizer_step, time.perf_counter() - began)
+        scores = pair_scores(table, self.inputs.held_out_prompts)
+        self.hooks.keep_scores(self.optimizer_step, scores)
+        self.hooks.emit(event)
         self.sample()
-        return self.best.update(metrics["loss"], self.optimizer_step, is_due=is_due)
+        return self.best.update(event.metrics["loss"], self.optimizer_step, is_due=is_due)
 
     def sample(self) -> None:
         """Generate answers of policy and reference to a few prompts, and report them.

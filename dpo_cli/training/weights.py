@@ -23,6 +23,7 @@ from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.plan import Plan
+from dpo_cli.shell import dpo_command
 from dpo_cli.training.checkpointing import load_best, load_weights
 
 RUN_PREFIX = "run:"
@@ -105,7 +106,7 @@ def read_trained(run: RunDirectory, *, best: bool = False) -> TrainedWeights:
     if plan is None or newest is None:
         raise DpoError(
             f"{run.name} has saved nothing yet",
-            f"Let it train up to its first save: dpo resume {run.name}",
+            f"Let it train up to its first save: {dpo_command('resume', run.name)}",
         )
     checkpoint, weights = _read_best(run) if best else newest
     return TrainedWeights(plan, checkpoint.optimizer_step, weights)

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_cli.formatting import format_count
-from dpo_cli.intervals import difference_interval, wilson_interval
+from dpo_cli.intervals import wilson_interval
+from dpo_cli.paired import ModelScores, PairedComparison, compare
 from dpo_cli.profile.resolved import values_affecting
 from dpo_cli.profile.table import Affects
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.eval_config import split_of
-from dpo_cli.run.events import Evaluated
+from dpo_cli.run.events import ACCURACIES, ACCURACY, Evaluated
 from dpo_cli.run.plan import Plan
 from dpo_cli.run.summary import RunSummary
 from dpo_cli.run.view import RunState, RunView
+from dpo_cli.ui.significance import comparison_note
 
-METRICS = ("loss", "rewards/accuracies", "rewards/margins", "margin_per_token", "kl")
+METRICS = ("loss", ACCURACY, "rewards/margins", "margin_per_token", "kl")
 """Metrics of each run, over its last steps and over the held-out pairs."""
-ACCURACY = "rewards/accuracies"
 
 _DIGEST_DIGITS = 8
 
@@ -34,12 +35,16 @@ class ComparedRun:
         summary: state, duration and size.
         view: state gathered from the events.
         settings: resolved profile, as nested tables.
+        scores: metrics of each held-out pair at the last evaluation; None if they are not stored.
+        start_scores: the same at the first evaluation.
     """
 
     letter: str
     summary: RunSummary
     view: RunView
     settings: Mapping[str, Any]
+    scores: ModelScores | None = None
+    start_scores: ModelScores | None = None
 
     @property
     def name(self) -> str:
@@ -74,11 +79,17 @@ def steps_name(runs: Sequence[ComparedRun]) -> str:
 
 
 def accuracy_of(evaluation: Evaluated | None) -> tuple[float, tuple[float, float]] | None:
-    """Return the accuracy of an evaluation and its 95 % interval; None if unknown."""
+    """Return the accuracy of an evaluation and its 95 % interval; None if there is none.
+
+    A policy that equals its reference has no accuracy.
+    """
     if evaluation is None or not evaluation.pairs or ACCURACY not in evaluation.metrics:
         return None
-    share = evaluation.metrics[ACCURACY]
-    return share, wilson_interval(share, evaluation.pairs)
+    share, summary = evaluation.metrics[ACCURACY], evaluation.groups.get("all", {})
+    ends = summary.get(f"{ACCURACY}/low"), summary.get(f"{ACCURACY}/high")
+    if ends[0] is None or ends[1] is None:
+        return share, wilson_interval(share, evaluation.pairs)
+    return share, (ends[0], ends[1])
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,11 @@ def notes(runs: Sequence[ComparedRun]) -> list[str]:
     if unfinished:
         are = "is" if len(unfinished) == 1 else "are"
         lines.append(f"{listed(unfinished)} {are} not completed")
-    without = [run.letter for run in runs if run.accuracy is None]
+    unmoved = [run.letter for run in runs if run.view.held_out and run.accuracy is None]
+    if unmoved:
+        are = "equal their references" if len(unmoved) > 1 else "equals its reference"
+        lines.append(f"{listed(unmoved)} {are} on the held-out pairs: no accuracy")
+    without = [run.letter for run in runs if run.view.held_out is None]
     if without and len(without) < len(runs):
         have = "has" if len(without) == 1 else "have"
         lines.append(f"{listed(without)} {have} no held-out pairs")
@@ -181,7 +196,10 @@ def notes(runs: Sequence[ComparedRun]) -> list[str]:
     if len(samples) > 1:
         groups = "; ".join(listed([run.letter for run in group]) for group in samples.values())
         lines.append(f"held-out metrics compare only among runs with the same pairs: {groups}")
-    return lines + [_verdict(group) for group in samples.values() if len(group) > 1]
+    for group in samples.values():
+        if len(group) > 1:
+            lines += [_verdict(group), *_comparison_notes(group)]
+    return lines
 
 
 def best(runs: Sequence[ComparedRun]) -> ComparedRun | None:
@@ -207,35 +225,58 @@ def _first(runs: Sequence[ComparedRun]) -> ComparedRun:
 
 
 def _verdict(runs: Sequence[ComparedRun]) -> str:
-    """Name the best of several runs with the same held-out pairs, and its significance."""
+    """Name the best of several runs with the same held-out pairs."""
     first = _first(runs)
     share = _held_out(first, ACCURACY)
     equals = [run.letter for run in runs if _held_out(run, ACCURACY) == share]
-    have, them = ("have", "them") if len(equals) > 1 else ("has", "it")
-    result = (
+    have = "have" if len(equals) > 1 else "has"
+    return (
         f"{listed(equals)} {have} the highest held-out accuracy: {share:.2f} over "
         f"{format_count(_pairs(first), 'pair')}"
     )
-    close = {
-        letter: lead
-        for letter, lead in indistinguishable(first, runs).items()
-        if letter not in equals
-    }
-    if not close:
-        return result if len(equals) == len(runs) else f"{result}, a significant difference (95 %)"
-    ends = ", ".join(f"{low:+.2f} to {high:+.2f}" for low, high in close.values())
-    return (
-        f"{result}; too few pairs to distinguish {them} from {listed(close)}"
-        f" (95 %: ahead by {ends})"
-    )
+
+
+def _comparison_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
+    """Compare the best run with each of the others, pair by pair."""
+    first = _first(runs)
+    for run in runs:
+        if run is first:
+            continue
+        result = compared(first, run)
+        if result is None:
+            yield (
+                f"{first.letter} vs. {run.letter}: not tested, because the scores of each pair are"
+                " not stored; dpo eval computes them"
+            )
+            continue
+        has_one_objective = _objective(first) == _objective(run)
+        yield comparison_note(first.letter, run.letter, result, has_one_objective=has_one_objective)
+
+
+def compared(run: ComparedRun, other: ComparedRun) -> PairedComparison | None:
+    """Compare two runs with the same held-out pairs; None if a run has no stored scores."""
+    if run.scores is None or other.scores is None:
+        return None
+    try:
+        return compare(run.scores, other.scores, ACCURACIES)
+    except ValueError:  # the pairs differ: one of the files is not of this run
+        return None
 
 
 def indistinguishable(
     first: ComparedRun, runs: Sequence[ComparedRun]
-) -> dict[str, tuple[float, float]]:
-    """Return the runs whose lead interval of `first` includes 0, by letter: its 95 % ends."""
-    leads = {run.letter: _lead(first, run) for run in runs if run is not first}
-    return {letter: (low, high) for letter, (low, high) in leads.items() if low <= 0}
+) -> dict[str, PairedComparison | None]:
+    """Return the runs whose accuracy is not significantly lower than that of `first`, by letter.
+
+    None for a run that cannot be compared.
+    """
+    found: dict[str, PairedComparison | None] = {}
+    for run in runs:
+        result = None if run is first else compared(first, run)
+        test = result.accuracies.get(ACCURACY) if result else None
+        if run is not first and not (test and test.is_significant):
+            found[run.letter] = result
+    return found
 
 
 def _held_out_pairs(run: ComparedRun) -> str:
@@ -244,12 +285,6 @@ def _held_out_pairs(run: ComparedRun) -> str:
     source = prints.get("held_out") or (prints.get("data"), split_of(run.settings))
     cut = values_affecting(Affects.HELD_OUT, run.settings, plain=True)
     return str((_pairs(run), source, prints.get("tokenizer"), cut))
-
-
-def _lead(run: ComparedRun, other: ComparedRun) -> tuple[float, float]:
-    return difference_interval(
-        _held_out(run, ACCURACY), _pairs(run), _held_out(other, ACCURACY), _pairs(other)
-    )
 
 
 def _held_out(run: ComparedRun, metric: str) -> float:
@@ -276,10 +311,23 @@ def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
     first = best(runs)
     return {
         "runs": [_run_as_json(run) for run in runs],
+        "comparisons": _comparisons_as_json(runs, first),
         "differences": {each.key: list(each.values) for each in differences(runs)},
         "notes": notes(runs),
         "best": first.name if first else None,
     }
+
+
+def _comparisons_as_json(
+    runs: Sequence[ComparedRun], first: ComparedRun | None
+) -> list[dict[str, Any]]:
+    """Return the best run compared with each of the others."""
+    results = {run.letter: compared(first, run) for run in runs if first and run is not first}
+    return [
+        {"run": first.letter, "other": letter, **dataclasses.asdict(result)}
+        for letter, result in results.items()
+        if first and result
+    ]
 
 
 def _run_as_json(run: ComparedRun) -> dict[str, Any]:

@@ -14,13 +14,15 @@ import pytest
 
 from dpo_cli.alerts.history import WINDOW, RunFacts
 from dpo_cli.alerts.rules import RULES, AlertRules
-from dpo_cli.profile.recipe import BETA, saturation_margin, suggest_lr_and_beta
+from dpo_cli.intervals import wilson_interval
+from dpo_cli.profile.doctrine import learn_more, saturation_margin
 from dpo_cli.run.events import Alert, Evaluated, Event, Progress, StepDone, WorkerStarted
 
 STEPS = 120
 FACTS = RunFacts(
     optimizer_steps=STEPS,
     parameters=1_000_000,
+    vocab_size=6400,
     learning_rate=1e-5,
     lr_sum=6e-4,
     beta=5.0,
@@ -28,6 +30,7 @@ FACTS = RunFacts(
     saturation_margin=saturation_margin(5.0, "mean", 100.0),
     export_dtype="float16",
     state_bytes=14_000_000,
+    threads=2,
     rows_of=lambda optimizer_step, micro_batch: f"lines {10 * optimizer_step + micro_batch}, 7",
 )
 BLIND = replace(FACTS, beta=0.1, saturation_margin=saturation_margin(0.1, "mean", 100.0))
@@ -56,13 +59,13 @@ def step(number: int, **changes: Any) -> StepDone:
         "rewards/rejected": -0.7 * margin,
         "rewards/margins": margin,
         "rewards/accuracies": 0.5 + 0.25 * (number % 3 > 0) * (number > 1),
-        "margin_per_token": margin / BETA,
+        "margin_per_token": margin / FACTS.beta,
         "kl": 0.02 * share,
         "grad_norm": 8.0 + noise,
     }
     if number == 1 or number % 10 == 0:
         metrics["weights_moved"] = min(0.9, 3 * share)
-    names = {name.replace("/", "_"): name for name in [*metrics, "weights_moved"]}
+    names = {name.replace("/", "_"): name for name in [*metrics, "weights_moved", "logps/chosen"]}
     metrics |= {names[name]: changes.pop(name) for name in list(changes) if name in names}
     fields = {**MADE, "tokens": 1000, "seconds": 0.1, "losses": (metrics["loss"],), **changes}
     return StepDone(**{**fields, "step": number}, optimizer_step=number, metrics=metrics)
@@ -147,7 +150,7 @@ def test_a_loss_that_stays_because_the_weights_do() -> None:
         "the loss still reads 0.6928 after 40 of 120 updates: an lr_sum (sum of the learning rates)"
         " of 4.0e-04 so far hardly moves the weights (1.0% of them changed in a float16 file)"
     )
-    assert alert.remedy == suggest_lr_and_beta(1e-5, 6e-4)
+    assert alert.remedy == learn_more(FACTS.recipe)
 
 
 def test_a_loss_that_stays_although_the_weights_move() -> None:
@@ -170,16 +173,24 @@ def test_a_loss_that_fell_once_and_a_run_too_short_to_tell() -> None:
 
 
 def test_an_accuracy_that_stays_at_a_half() -> None:
-    """The accuracy is checked once there are 200 pairs, at 4 a step."""
+    """The interval ends below 0.55 once there are about 400 pairs, at 4 a step."""
     tossed = list(
         steps(
             lambda n: {
                 "loss": 0.7 + 0.02 * math.sin(n - 1),
                 "rewards_accuracies": 0.25 + 0.5 * (n % 2),
-            }
+            },
+            last=240,
         )
     )
-    assert alerts_of(tossed) == [(50, "accuracy-stuck")]
+    long = replace(FACTS, optimizer_steps=240)
+    [(step, code)] = alerts_of(tossed, long)
+    assert code == "accuracy-stuck"
+    pairs = [each for each in range(2, 201) if wilson_interval(0.5, 4 * each)[1] < 0.55]
+    assert pairs[0] <= step <= pairs[0] + 5
+    message = text(tossed, "accuracy-stuck", long).message
+    assert f"the accuracy of the last {4 * step} pairs is 0.50 (95 %: 0.45 to 0.55)" in message
+    assert alerts_of(tossed[:60]) == []  # 0.5 on 240 pairs: a run that learns may read as much
     better = [replace(e, metrics={**e.metrics, "rewards/accuracies": 0.55}) for e in tossed]
     assert alerts_of(better) == []
 
@@ -189,7 +200,7 @@ def test_resolution_names_a_better_format_where_there_is_one() -> None:
     assert alerts_of(still) == [(60, "below-resolution")]
     assert text(still, "below-resolution").remedy.startswith('Set export.dtype = "float32"')
     whole = replace(FACTS, export_dtype="float32")
-    assert text(still, "below-resolution", whole).remedy == suggest_lr_and_beta(1e-5, 6e-4)
+    assert text(still, "below-resolution", whole).remedy == learn_more(FACTS.recipe)
 
 
 # --- stability -----------------------------------------------------------------------------------
@@ -272,6 +283,34 @@ def test_another_start_has_a_speed_of_its_own() -> None:
     assert alerts_of([*events[:80], started, *events[80:]]) == []
 
 
+def busy_after(number: int, times: float = 2.0) -> Callable[[int], dict[str, Any]]:
+    return lambda n: {"seconds": times if n > number else 1.0, "cpu_seconds": 1.0}
+
+
+def test_a_cpu_that_other_processes_use_too() -> None:
+    """From the first 20 seconds on, without the first step, which also loads code."""
+    busy = list(steps(busy_after(0)))
+    assert [each for each in alerts_of(busy) if each[1] != "slow"] == [(11, "cpu-contention")]
+    alert = text(busy, "cpu-contention")
+    assert alert.message == (
+        "step 11: the CPU is busy with other processes: a step takes 2.0 times its CPU time"
+    )
+    assert alert.remedy.startswith("Set train.threads = 1, or stop the other processes")
+    later = [each for each in alerts_of(steps(busy_after(31, 10.0))) if each[1] != "slow"]
+    assert later == [(32, "cpu-contention")]
+    assert alerts_of(steps(busy_after(0, times=1.4))) == []
+    on_a_gpu = [replace(each, cpu_seconds=0.0) for each in busy]
+    assert "cpu-contention" not in [code for _, code in alerts_of(on_a_gpu)]
+
+
+def test_the_host_of_a_virtual_machine_is_named() -> None:
+    rules = AlertRules(replace(FACTS, threads=1))
+    said = [a for e in steps(busy_after(0)) for a in rules.take(e, stolen=lambda: 0.3)]
+    [alert] = [each for each in said if each.code == "cpu-contention"]
+    assert alert.message.endswith("; the host of this virtual machine takes 30% of the CPU time")
+    assert "train.threads" not in alert.remedy
+
+
 def test_the_disk_is_watched_ahead() -> None:
     rules = AlertRules(FACTS)
     assert rules.take(step(1), 3 * FACTS.state_bytes) == []
@@ -328,3 +367,18 @@ def test_skipped_steps_are_ignored() -> None:
 def test_every_code_belongs_to_one_rule() -> None:
     codes = [code for codes in RULES.values() for code in codes]
     assert len(codes) == len(set(codes))
+
+
+@pytest.mark.parametrize(("nats", "is_told"), [(8.3, False), (8.5, True)])
+def test_a_model_that_guesses(nats: float, is_told: bool) -> None:
+    """ln 6,400 = 8.76; told once, from the first evaluation or, with a mean, the first step."""
+    held_out = {"loss": 0.6931, "token_logps/chosen": -nats}
+    start = Evaluated(step=0, optimizer_step=0, metrics=held_out, pairs=9, seconds=1.0)
+    told = ["tokenizer-mismatch"] * is_told
+    rules = AlertRules(replace(FACTS, reduction="sum"))
+    assert [alert.code for alert in rules.take(start)] == told
+    assert rules.take(start) == []
+    assert rules.take(step(1, logps_chosen=-300.0)) == []
+    alone = AlertRules(FACTS)
+    assert [alert.code for alert in alone.take(step(1, logps_chosen=-nats))] == told
+    assert alone.take(step(2, logps_chosen=-8.7)) == []

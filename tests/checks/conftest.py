@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpo_cli.checks import resources
 from dpo_cli.checks.check import run_checks
 from dpo_cli.compute.device import resolve
 from dpo_cli.data.batching import make_batch
@@ -133,8 +134,9 @@ def bench(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
-def examined(bench: Path) -> Examine:
-    """Check `my.toml` with overrides."""
+def examined(bench: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
+    """Check `my.toml` with overrides, as on a machine without other processes."""
+    monkeypatch.setattr(resources, "contention", lambda *_: None)
 
     def run(*settings: str, pair: str | None = None) -> Diagnosis:
         return run_checks(bench / "my.toml", settings, bench / "runs", pair, lambda *_: None)

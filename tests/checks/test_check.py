@@ -48,14 +48,24 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> None:
+    colors = ("red", "blue", "old", "new", "cold", "warm", "small", "large", "fine", "dark")
+    kinds = [
+        f"{color} {subject}" for color in (*colors, *map(str, range(5))) for subject in SUBJECTS
+    ]
+    sides = [(f"I like {each} a lot.", f"No idea, {each}.") for each in kinds]
+    rows = [
+        row(f"Tell me of {each}.", *(pair if number % 2 else reversed(pair)))
+        for number, (each, pair) in enumerate(zip(kinds, sides, strict=True))
+    ]
+    (bench / "pairs.jsonl").write_text("".join(rows))
     before = contents(bench)
     diagnosis = examined()
     assert [(finding.code, finding.level) for finding in diagnosis.findings] == [
         (code, OK)
         for code in (
             *("profile", "files", "device", "weights", "tokenizer", "format", "data"),
-            *("lengths", "texts"),
-            *("masks", "plan", "tokenizer-fit", "first-loss", "gradients", "lr-sum", "saturation"),
+            *("lengths", "texts", "masks", "held-out-pairs", "plan", "tokenizer-fit"),
+            *("first-loss", "gradients", "lr-sum", "saturation"),
             *("update", "memory", "time", "disk"),
         )
     ]
@@ -63,6 +73,21 @@ def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> N
     assert not any(finding.remedy for finding in diagnosis.findings)
     assert contents(bench) == before
     assert not (bench / "runs").exists()
+
+
+def test_a_cpu_that_other_processes_use(examined: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, float]] = []
+
+    def contended(seconds: float, cpu_seconds: float) -> float:
+        asked.append((seconds, cpu_seconds))
+        return 3.0
+
+    monkeypatch.setattr(resources, "contention", contended)
+    found = of(examined(), "cpu-contention")
+    assert found.level is WARN
+    assert "a step takes 3.0 times its CPU time" in found.message
+    [(seconds, cpu_seconds)] = asked
+    assert 0 < cpu_seconds <= 1.01 * seconds
 
 
 def test_the_plan_equals_the_plan_of_a_run(examined: Examine, bench: Path) -> None:

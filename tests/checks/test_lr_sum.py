@@ -10,11 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpo_cli.checks.lr_sum import distance_to_change, measure_lr_sum
+from dpo_cli.checks.check import run_checks
+from dpo_cli.checks.lr_sum import distance_to_change, measure_lr_sum, safe_share
 from dpo_cli.findings import Level
 from dpo_cli.objective.formulas import Pairs
 from dpo_cli.objective.losses import pair_losses
-from tests.checks.conftest import Examine, of, prepared_with
+from dpo_cli.profile.doctrine import LOW_LOSS
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.recipe import Inputs, learning_recipe
+from dpo_cli.profile.template import render
+from tests.checks.conftest import SUBJECTS, TOKENIZER, Examine, of, prepared_with, row
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -133,8 +138,8 @@ def test_saturation_is_independent_of_lr_sum(examined: Examine, beta: float) -> 
         return
     missing = of(diagnosis, "no-saturation")
     assert "reads 0.693 even if weights change" in missing.message
-    # Four steps: 1.1, 0.95, 0.6 and 0.25 times the learning rate.
-    assert "dpo.beta = 5 and train.learning_rate = 0.00034" in missing.remedy
+    assert 'dpo.reduction = "sum", dpo.beta = 0.1' in missing.remedy
+    assert "train.learning_rate = 5e-6 together" in missing.remedy
 
 
 @pytest.mark.parametrize("settings", [["train.learning_rate=1e-8"], ["dpo.beta=0.1"]])
@@ -159,3 +164,58 @@ def test_a_real_step_changes_each_weight_by_about_the_learning_rate(examined: Ex
 
 def test_after_a_warm_up_it_is_the_full_rate(examined: Examine) -> None:
     assert "at 6.4e-5 changed" in of(examined("train.warmup_iters=3"), "update").message
+
+
+def test_a_step_that_takes_its_pairs_far_down_names_a_rate_that_does_not(
+    examined: Examine,
+) -> None:
+    keys = ("dpo.beta=60", "dpo.reduction=mean")
+    large = of(examined("train.learning_rate=1e-3", *keys), "update-large")
+    assert large.level is Level.WARN
+    before, after = map(float, re.findall(r"([\d.]+) (?:before|after)", large.message))
+    assert (before, after) == (pytest.approx(math.log(2), abs=1e-4), pytest.approx(0, abs=LOW_LOSS))
+    [rate] = re.findall(r"train.learning_rate = (\S+) or less", large.remedy)
+    again = of(examined(f"train.learning_rate={rate}", *keys), "update")
+    assert again.level is Level.OK
+
+
+def test_the_safe_share_is_measured_not_only_extrapolated() -> None:
+    """A model whose answers react most to the first part of a step."""
+    measured: list[float] = []
+
+    def loss_at(share: float) -> float:
+        measured.append(share)
+        return math.log1p(math.exp(-9 * share**0.25))
+
+    share = safe_share(loss_at(1.0), loss_at)
+    assert loss_at(share) >= LOW_LOSS
+    assert len(measured) > 3
+    assert safe_share(0.0, lambda share: 0.6) > 0
+
+
+def test_other_losses_have_no_bound_for_one_step(examined: Examine) -> None:
+    diagnosis = examined("train.learning_rate=1e-3", "dpo.loss=ipo", "dpo.reduction=mean")
+    assert of(diagnosis, "update").level is Level.OK
+
+
+# --- profiles of dpo init ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [2, 8, 100])
+def test_a_profile_of_init_gets_no_remedy_that_contradicts_it(bench: Path, rows: int) -> None:
+    subjects = [f"{subject} number {number}" for number in range(13) for subject in SUBJECTS]
+    lines = [row(f"Tell me of {each}.", f"I like {each}.", f"No: {each}.") for each in subjects]
+    (bench / "pairs.jsonl").write_text("".join(lines[:rows]))
+    found = Inputs(bench / "full_sft_32.pth", TOKENIZER, bench / "pairs.jsonl", rows)
+    shipped = load_profile(Path("dense"))
+    draft = learning_recipe(shipped, found, bench)
+    (bench / "proposed.toml").write_text(render(draft, "A title.", shipped.profile))
+    settings = ["data.max_seq_len=128", "train.device=cpu"]
+    diagnosis = run_checks(bench / "proposed.toml", settings, bench / "runs", None, lambda *_: None)
+    keys = ("learning_rate =", "beta =", "reduction =", "eval.fraction =", "eval.keep_best =")
+    for finding in diagnosis.findings:
+        assert not any(key in finding.remedy for key in keys), finding
+    remedies = {finding.code: finding.remedy for finding in diagnosis.findings if finding.remedy}
+    assert ("held-out-few" in remedies) == ("lr-sum-small" in remedies) == (rows < 90)
+    if rows < 90:
+        assert remedies["lr-sum-small"].startswith("These are the values that dpo init proposes")

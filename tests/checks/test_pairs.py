@@ -208,3 +208,32 @@ def test_held_out_pairs_whose_prompt_is_trained_on(examined: Examine, bench: Pat
     known = of(examined("eval.fraction=0", "eval.path=held_out.jsonl"), "held-out-known")
     assert known.subject == "eval.path"
     assert "2 of 2 held-out pairs (100%)" in known.message
+
+
+# --- number of held-out pairs ------------------------------------------------------------------
+
+
+def test_few_held_out_pairs_say_what_they_show(examined: Examine) -> None:
+    few = of(examined(), "held-out-few")
+    assert few.level is Level.WARN
+    assert few.message.startswith("2 held-out pairs cannot show anything")
+    assert few.remedy.startswith("Only more pairs can show more.")
+    one = of(examined("eval.fraction=0.1"), "held-out-few")
+    assert one.remedy == "Set eval.fraction = 0.25."
+
+
+def test_held_out_pairs_of_a_file(examined: Examine, bench: Path) -> None:
+    (bench / "test.jsonl").write_text("".join(ROWS[:4]))
+    few = of(examined("eval.fraction=0", "eval.path=test.jsonl"), "held-out-few")
+    assert few.subject == "eval.path"
+    assert few.remedy == "Put 30 pairs or more into eval.path."
+    (bench / "test.jsonl").write_text("".join(ROWS * 4))
+    enough = of(examined("eval.fraction=0", "eval.path=test.jsonl"), "held-out-pairs")
+    assert enough.level is Level.OK
+    assert enough.message.startswith("32 held-out pairs show an accuracy of 0.69 or more")
+
+
+def test_no_held_out_pairs(examined: Examine) -> None:
+    none = of(examined("eval.fraction=0"), "held-out-none")
+    assert none.level is Level.WARN
+    assert none.remedy == "Set eval.fraction = 0.25."

@@ -29,7 +29,7 @@ def assert_clear(result: subprocess.CompletedProcess[str], code: int, *parts: st
     assert "Traceback" not in said
     assert "bug in dpo" not in said
     assert result.returncode == code, said
-    assert result.stderr.startswith("error: ") or "Usage:" in result.stderr, said
+    assert result.stderr.startswith("error: "), said
     # A console wraps nothing here, so that names can be searched for.
     for part in parts:
         assert part in said, said

@@ -107,9 +107,13 @@ def test_lines_of_standard_input_are_one_conversation(
 
     first, second, third = said(WHY, WHY, "", "/reset", WHY, "/quit", WHY)[0]
     assert first == third != second
-    out, err = said("/help", "/etc/hosts?")
+    out, err = said("/hlp", "/etc/hosts?")
     assert len(out) == 1
-    assert "unknown command /help: /reset starts a new conversation, /quit or Ctrl-D" in err
+    assert "unknown command /hlp: /reset starts a new conversation, /quit or Ctrl-D" in err
+    out, err = said("/help")
+    assert out == []
+    assert "unknown" not in err
+    assert err.count("/reset starts a new conversation") == 2  # at the beginning, and on demand
 
 
 def test_what_is_drawn_is_said_and_follows_from_the_seed(

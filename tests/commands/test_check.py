@@ -56,7 +56,7 @@ def test_ready_to_train(dpo: Cli, set_findings: SetFindings) -> None:
     assert "ok  profile  my.toml  fine" in [line.rstrip() for line in lines]
     assert lines[-2:] == [
         "ready to train",
-        "next: dpo train my.toml --set 'a.b=x y' --runs-dir elsewhere",
+        'next: dpo train my.toml --set "a.b=x y" --runs-dir elsewhere',
     ]
 
 
@@ -149,7 +149,7 @@ def test_untrained_golden_weights_are_the_only_error(
     )
     code, out, _ = dpo("check", "my.toml", "--json")
     report = json.loads(out)
-    bad = [finding["code"] for finding in report["findings"] if finding["level"] != "ok"]
+    bad = [finding["code"] for finding in report["findings"] if finding["level"] == "error"]
     assert code == 1
     assert bad == ["tokenizer-mismatch"]
     assert report["facts"]["plan"]["pairs"]["kept"] == 27

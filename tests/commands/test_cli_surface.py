@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 
 from dpo_cli import __version__, app
-from dpo_cli.commands.group import load_command
 from dpo_cli.errors import DpoError, ExitCode, NoSpaceError, UsageError
+from tests.support.cli import HANG_SECONDS
+from tests.support.command_tree import command_tree
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
 
@@ -23,7 +23,7 @@ def dpo(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         [sys.executable, "-m", "dpo_cli", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         env=os.environ | environment,
     )
 
@@ -43,15 +43,6 @@ def describe(command: Any, name: str) -> list[str]:
     for child in getattr(command, "commands", {}).values():
         lines += describe(child, f"{name} {child.name}")
     return lines
-
-
-def command_tree() -> Any:
-    """The `dpo` group with every command imported."""
-    group = typer.main.get_command(app.app)
-    group.commands = {  # type: ignore[attr-defined]
-        name: load_command(name, module) for name, module in app.CommandGroup.modules.items()
-    }
-    return group
 
 
 def test_the_surface_is_as_recorded() -> None:
@@ -91,12 +82,108 @@ def test_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"dpo {__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [["trian"], ["train"], ["train", "x", "--sett", "y"]])
-def test_a_wrong_command_line_exits_2_without_a_traceback(arguments: list[str]) -> None:
-    done = dpo(*arguments)
-    assert done.returncode == ExitCode.USAGE
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def in_process(
+    capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, list[str], list[str]]:
+    code = app.main(list(arguments))
+    output = capsys.readouterr()
+    return code, output.out.splitlines(), output.err.splitlines()
+
+
+WRONG = {
+    "trian": ("no command trian; did you mean train?", "dpo --help lists the commands."),
+    "xyz": ("no command xyz", "dpo --help lists the commands."),
+    "cache x": ("no command x", "dpo cache --help lists the commands."),
+    "train": ("PROFILE is missing", "Usage: dpo train PROFILE [OPTIONS]"),
+    "compare": ("RUN... is missing", "Usage: dpo compare RUN... [OPTIONS]"),
+    "plot x": ("--out is missing", "Usage: dpo plot RUN... --out FILE [OPTIONS]"),
+    "train a b": ("unexpected argument: b", "Usage: dpo train PROFILE [OPTIONS]"),
+    "train x --sett y": (
+        "no option --sett; did you mean --set?",
+        "dpo train --help lists the options.",
+    ),
+    "train x --epochs 3": (
+        "no option --epochs",
+        "It is a profile key: dpo train ... --set train.epochs=VALUE",
+    ),
+    "train x --num-train-epochs=3": (
+        "no option --num-train-epochs",
+        "It is a profile key: dpo train ... --set train.epochs=VALUE",
+    ),
+    "train x --lora_r 8": (
+        "no option --lora_r: adapters are not supported yet; dpo trains all weights",
+        "dpo train --help lists the options.",
+    ),
+    "runs --zzz": ("no option --zzz", "dpo runs --help lists the options."),
+    "runs --runs-dir": ("--runs-dir needs a value", "dpo runs --help lists the options."),
+    "train --plain=3": ("--plain takes no value", "dpo train --help lists the options."),
+    "show --width x": ("--width: must be a whole number", "dpo show --help lists the options."),
+    "show --width 3": (
+        "--width: must be greater than or equal to 40",
+        "dpo show --help lists the options.",
+    ),
+    "export --dtype int8": (
+        "--dtype: 'int8' is not one of the values",
+        "Use float16, bfloat16, float32.",
+    ),
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_usage_error_is_two_lines(capsys: pytest.CaptureFixture[str], line: str) -> None:
+    message, remedy = WRONG[line]
+    assert in_process(capsys, *line.split()) == (
+        ExitCode.USAGE,
+        [],
+        [f"error: {message}", f"help: {remedy}"],
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["cache"], ["config"]])
+def test_a_group_without_a_command_shows_its_help(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    code, out, err = in_process(capsys, *arguments)
+    assert (code, out) == (ExitCode.USAGE, [])
+    assert "Commands:" in err
+
+
+def test_a_wrong_command_line_leaves_the_process_with_2() -> None:
+    done = dpo("train", "x", "--sett", "y")
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert done.stderr.startswith("error: no option --sett")
+
+
+@pytest.mark.parametrize("columns", ["80", "60"])
+def test_help_fits_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    pages = [[], *([name] for name in app.CommandGroup.modules)]
+    pages += [["cache", "size"], ["config", "show"]]
+    for words in pages:
+        code, out, _ = in_process(capsys, *words, "-h")
+        assert code == 0
+        assert in_process(capsys, *words, "--help")[1] == out
+        for line in out:
+            # A command line is not broken, so that it can be pasted.
+            if not line.startswith(("Example:", "Usage:")):
+                assert len(line) <= int(columns), (words, line)
+            assert line == line.rstrip()
+            assert "<" not in line, (words, line)
+        assert out[-1].startswith("Example: ")
+
+
+def test_every_option_has_a_help_and_every_value_a_name() -> None:
+    def check(command: Any) -> None:
+        for parameter in command.params:
+            assert parameter.help, (command.name, parameter.name)
+            is_flag = getattr(parameter, "is_flag", False)
+            assert is_flag or parameter.metavar, (command.name, parameter.name)
+        for child in getattr(command, "commands", {}).values():
+            check(child)
+
+    check(command_tree())
 
 
 # --- errors -----------------------------------------------------------------------------------
@@ -105,7 +192,7 @@ def test_a_wrong_command_line_exits_2_without_a_traceback(arguments: list[str]) 
 def run_raising(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
 ) -> tuple[int, list[str]]:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(app, "app", fail)

@@ -74,19 +74,46 @@ def test_a_small_sample_does_not_tell_runs_apart_and_a_large_one_does(dpo: Cli, 
     written(root, "b", *story.contender(FAST, lead=0.1))
     written(root, "c", *story.contender({}, pairs=4000))
     written(root, "d", *story.contender(FAST, pairs=4000, lead=0.1))
-    [few] = notes(dpo, "a", "b")
-    assert few == (
-        "B has the highest held-out accuracy: 0.93 over 40 pairs; too few pairs to distinguish it "
-        "from A (95 %: ahead by -0.05 to +0.25)"
+    best, few = notes(dpo, "a", "b")
+    assert best == "B has the highest held-out accuracy: 0.93 over 40 pairs"
+    assert few.startswith(
+        "B vs. A, pair by pair: accuracy: 4 pairs to 0, p = 0.12, about 17 more pairs would settle"
+        " it at 95 %; loss -0.1000 (95 %: -0.1"
     )
-    [many] = notes(dpo, "c", "d")
-    assert many.endswith("0.93 over 4,000 pairs, a significant difference (95 %)")
+    _, many = notes(dpo, "c", "d")
+    assert "accuracy: 400 pairs to 0, p < 0.001, significant; loss -0.1000 (95 %: " in many
     written(root, "e", *story.contender({}))
-    [equal] = notes(dpo, "a", "e")
+    equal, alike = notes(dpo, "a", "e")
     assert equal == "A and B have the highest held-out accuracy: 0.82 over 40 pairs"
-    different, few_again = notes(dpo, "a", "b", "c")
+    assert alike == (
+        "A vs. B, pair by pair: accuracy: right about the same pairs; loss equal for every pair"
+    )
+    different, *again = notes(dpo, "a", "b", "c")
     assert different == ("held-out metrics compare only among runs with the same pairs: A and B; C")
-    assert few_again == few
+    assert again == [best, few]
+    [compared] = json.loads(dpo("compare", "a", "b", "--json")[1])["comparisons"]
+    assert (compared["run"], compared["other"]) == ("B", "A")
+    assert compared["accuracies"]["rewards/accuracies"]["p"] == 0.125
+    assert compared["differences"]["loss"]["mean"] == pytest.approx(-0.1)
+
+
+def test_runs_without_stored_scores_are_not_tested(dpo: Cli, root: Path) -> None:
+    a = written(root, "a", *story.contender({}))
+    written(root, "b", *story.contender(FAST, lead=0.1))
+    [scores] = a.held_out_path.iterdir()
+    scores.unlink()
+    assert notes(dpo, "a", "b")[-1] == (
+        "B vs. A: not tested, because the scores of each pair are not stored; dpo eval computes"
+        " them"
+    )
+
+
+def test_a_run_that_equals_its_reference_has_no_accuracy(dpo: Cli, root: Path) -> None:
+    written(root, "a", *story.contender({}))
+    start = [event for event in story.contender({}) if event.time < story.STARTED + 6]
+    written(root, "b", *start, Stopped(reason="interrupted", step=0, optimizer_step=0))
+    assert "B equals its reference on the held-out pairs: no accuracy" in notes(dpo, "a", "b")
+    assert json.loads(dpo("compare", "a", "b", "--json")[1])["best"] is None
 
 
 def test_what_cannot_be_compared_is_said(dpo: Cli, root: Path) -> None:

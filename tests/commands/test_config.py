@@ -41,6 +41,14 @@ def test_each_value_says_where_it_comes_from(dpo: Cli) -> None:
     assert len({line.index("  # ") for line in out.splitlines() if "  # " in line}) == 1
 
 
+def test_columns_say_where_they_come_from(dpo: Cli) -> None:
+    columns = 'data.columns={prompt="question",chosen="good"}'
+    code, out, err = dpo("config", "show", "my.toml", "--set", columns, "--origins")
+    assert (code, err) == (0, "")
+    places = [line.partition("  # ")[2] for line in out.splitlines() if '"question"' in line]
+    assert places == ["--set"]
+
+
 def test_a_wrong_profile_exits_2(dpo: Cli) -> None:
     code, out, err = dpo("config", "show", "my.toml", "--set", "train.epoch=1")
     assert (code, out) == (2, "")

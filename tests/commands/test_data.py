@@ -99,6 +99,30 @@ def test_some_of_them(data: Cli, arguments: list[str], shown: list[str]) -> None
     assert all(line.startswith(start) for line, start in zip(found, shown, strict=True))
 
 
+def test_columns_that_are_not_read_are_named(data: Cli, folder: Path) -> None:
+    rows = [{"instruction": "do", "input": f"{n}", "chosen": "a", "rejected": "b"} for n in "12"]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = data("--set", 'data.columns={prompt="instruction"}')
+    assert code == 0
+    assert out.splitlines()[:3] == [
+        "2 of 2 rows kept, 0 skipped",
+        "columns that are not read: 'input' (2 rows)",
+        "If one belongs to the pairs, name it in data.columns (docs/data.md).",
+    ]
+    assert "not read" not in data()[1]  # the format alpaca reads both
+
+
+def test_if_no_row_is_kept_the_reason_is_given(data: Cli, folder: Path) -> None:
+    row = {"conversation": [{"role": "user", "content": "q"}], "chosen": "yes", "rejected": "no"}
+    (folder / "pairs.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    code, out, _ = data()
+    assert code == 0
+    assert out.splitlines()[0] == "0 of 3 rows kept, 3 skipped"
+    assert out.splitlines()[1].startswith("first skipped row: line 1: ")
+    assert "its columns: 'conversation', 'chosen', 'rejected'\n" in out
+    assert "data.columns" in out
+
+
 def test_rows_that_are_set_aside(data: Cli) -> None:
     code, out, _ = data("--skipped")
     assert code == 0

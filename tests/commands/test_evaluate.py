@@ -287,7 +287,7 @@ def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("eval",), "Missing argument 'MODEL'"),
+        (("eval",), "MODEL is missing"),
         (("eval", "gone.pth"), "gone.pth: no such file"),
         (("eval", "gone"), "there are no runs in runs"),
         (("eval", "full_sft_512.pth"), "full_sft_512.pth comes with no pairs"),
@@ -305,8 +305,8 @@ def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
             ("eval", "full_sft_512.pth", "--data", "gone.jsonl"),
             "--data: gone.jsonl does not exist",
         ),
-        (("merge", "full_sft_512.pth"), "Missing argument 'B'"),
-        (("merge", "full_sft_512.pth", "full_sft_512.pth"), "Missing option '--to'"),
+        (("merge", "full_sft_512.pth"), "B is missing"),
+        (("merge", "full_sft_512.pth", "full_sft_512.pth"), "--to is missing"),
         (
             ("merge", "full_sft_512.pth", "full_sft_512.pth", "--to", "mine.toml"),
             "mine.toml exists",

@@ -1,4 +1,4 @@
-"""`dpo init`: what is found is filled in, what is there is never written over."""
+"""`dpo init`: the files of the project are filled in, what is there is never written over."""
 
 from __future__ import annotations
 
@@ -34,35 +34,53 @@ def checkout(folder: Path, *weights: str, thinks: bool = False) -> None:
     (folder / "model/tokenizer.json").write_text("{}")
     (folder / "model/tokenizer_config.json").write_text('"<think>"' if thinks else "{}")
     (folder / "dataset/dpo.jsonl").write_text(ROW * 400)
+    (folder / "dataset/sft.jsonl").write_text('{"conversations": []}\n')
+
+
+def model(folder: Path, *, template: bool = True, positions: int = 4096) -> None:
+    folder.mkdir(parents=True)
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
+    config = {"chat_template": "{{ messages }}"} if template else {}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def written(name: str = "my") -> Profile:
     return load_profile(Path(f"profiles/{name}.toml")).profile
 
 
-def test_a_checkout_beside_is_filled_in(dpo: Cli, here: Path) -> None:
-    checkout(here.parent / "minimind", "full_sft_512.pth")
+def test_a_checkout_is_filled_in(dpo: Cli, here: Path) -> None:
+    checkout(here, "full_sft_512.pth")
     code, out, err = dpo("init", "my")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "weights: 1 found",
-        "  -> ../minimind/out/full_sft_512.pth",
-        "tokenizers: 1 found",
-        "  -> ../minimind/model",
-        "pairs: 1 found",
-        "  -> ../minimind/dataset/dpo.jsonl",
+        "model: 1 found",
+        "  -> out/full_sft_512.pth",
+        "tokenizer: 1 found",
+        "  -> model",
+        "data: 1 found",
+        "  -> dataset/dpo.jsonl",
         "  400 rows, read as plain (TRL's standard, explicit prompt), JSONL",
         "wrote profiles/my.toml (dense, recipe learn)",
         "next: dpo check profiles/my.toml",
     ]
     profile = written()
-    assert profile.model.out_dir == here.parent / "minimind/out"
+    assert profile.model.out_dir == here / "out"
     assert profile.model.weights == "full_sft_512.pth"
-    assert profile.data.data_path == here.parent / "minimind/dataset/dpo.jsonl"
-    assert (profile.dpo.beta, profile.eval.fraction) == (5.0, 0.1)
-    assert profile.train.learning_rate == 1.9e-5
+    assert profile.data.data_path == here / "dataset/dpo.jsonl"
+    assert profile.eval.fraction > 0
     schema = json.loads(Path("profiles/dpo.schema.json").read_text())
     assert schema["$schema"].endswith("draft-04/schema#")
+
+
+def test_few_pairs_say_what_they_cannot_show(dpo: Cli, here: Path) -> None:
+    checkout(here, "full_sft_512.pth")
+    pairs = here / "dataset/dpo.jsonl"
+    pairs.write_text("".join(pairs.read_text().splitlines(keepends=True)[:60]))
+    lines = dpo("init", "my")[1].splitlines()
+    assert lines[-2].startswith("few pairs: 20 held-out pairs show an accuracy of 0.75 or more;")
+    assert (written().eval.fraction, written().train.learning_rate) == (0.33, 5e-6)
 
 
 @pytest.mark.parametrize(
@@ -81,42 +99,33 @@ def test_the_files_suggest_the_template(
     assert f"({template}, recipe minimind)" in dpo("init", "my", "--recipe", "minimind")[1]
     reference = load_profile(Path(template)).profile
     assert (written().train, written().dpo) == (reference.train, reference.dpo)
+    assert written().export.prefix == ("dpo" if thinks else "rlhf")  # as the scripts write
 
 
-def model(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_text("{}")
-
-
-def test_another_model_beside_is_filled_in(dpo: Cli, here: Path) -> None:
-    """Sum, 0.1, 1e-6; its tokenizer is its own, and nobody else's."""
-    model(here.parent / "SmolLM2")
-    model(here / "models/Qwen3")
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    row = json.dumps({"chosen": turns, "rejected": [turns[0], {**turns[1], "content": "c"}]})
-    (here / "dpo.jsonl").write_text(f"{row}\n" * 400)
+def test_a_huggingface_model_is_filled_in(dpo: Cli, here: Path) -> None:
+    """Its tokenizer is its own. A base model without a chat template comes last."""
+    model(here / "a-base", template=False)
+    model(here / "models/Qwen3", positions=512)
+    (here / "prefs.jsonl").write_text(ROW * 400)
     code, out, err = dpo("init", "my")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "models: 2 found",
+        "model: 2 found",
         "  -> models/Qwen3",
-        "     ../SmolLM2",
-        "pairs: 1 found",
-        "  -> dpo.jsonl",
-        "  400 rows, read as MiniMind (TRL's conversational, implicit prompt), JSONL",
+        "     a-base  (no chat template)",
+        "  for another: --model PATH",
+        "data: 1 found",
+        "  -> prefs.jsonl",
+        "  400 rows, read as plain (TRL's standard, explicit prompt), JSONL",
         "wrote profiles/my.toml (template hf)",
         "next: dpo check profiles/my.toml",
     ]
     profile = written()
     assert profile.model.weights == str(here / "models/Qwen3")
     assert (profile.model.tokenizer, profile.model.out_dir) == (None, None)
-    assert (profile.dpo.reduction, profile.dpo.beta) == ("sum", 0.1)
-    assert (profile.train.learning_rate, profile.eval.fraction) == (1e-6, 0.1)
-    assert profile.eval.interval == 18
+    assert profile.data.max_seq_len == 512  # the model has no more positions
     text = Path("profiles/my.toml").read_text()
-    assert "halves at a\n# margin of 0.05 nats" in text
-    assert "Over 90 steps the learning rates add up to 5e-05\n# (lr_sum)" in text
+    assert "minimind:" not in text
     # MiniMind's weights come first, and with them MiniMind's own tokenizer.
     checkout(here, "full_sft_512.pth")
     assert "(dense, recipe learn)" in dpo("init", "other")[1]
@@ -124,14 +133,125 @@ def test_another_model_beside_is_filled_in(dpo: Cli, here: Path) -> None:
     assert "(template hf)" in dpo("init", "third", "--template", "hf")[1]
 
 
-def test_a_model_of_the_hub_where_none_lies_around(dpo: Cli) -> None:
-    code, out, _ = dpo("init", "my", "--template", "hf")
+@pytest.mark.parametrize("name", ["pairs.jsonl", "data/a.csv", "datasets/b.json", "sub/x.jsonl"])
+def test_pairs_are_known_by_their_columns(dpo: Cli, here: Path, name: str) -> None:
+    path = here / name
+    path.parent.mkdir(exist_ok=True)
+    row = json.loads(ROW)
+    text = {
+        ".jsonl": ROW * 3,
+        ".json": json.dumps([row] * 3),
+        ".csv": "prompt,chosen,rejected\n" + "p,c,r\n" * 3,
+    }[path.suffix]
+    path.write_text(text)
+    (here / "notes.jsonl").write_text('{"text": "a"}\n')
+    (here / "runs").mkdir()
+    (here / "runs/dpo.jsonl").write_text(ROW)
+    assert f"  -> {name}" in dpo("init", "my")[1].splitlines()
+    assert written().data.data_path == path
+
+
+def test_parquet_is_known_by_its_columns(dpo: Cli, here: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.Table.from_pylist([json.loads(ROW)] * 3), here / "pairs.parquet")
+    assert "  3 rows, read as plain" in dpo("init", "my")[1]
+    assert written().data.data_path == here / "pairs.parquet"
+
+
+def test_a_file_for_training_comes_before_one_for_evaluation(dpo: Cli, here: Path) -> None:
+    for name in ("eval.jsonl", "train.jsonl", "my_dpo_test.jsonl"):
+        (here / name).write_text(ROW)
+    assert "  -> train.jsonl" in dpo("init", "my")[1]
+    (here / "x_dpo.jsonl").write_text(ROW)
+    assert "  -> x_dpo.jsonl" in dpo("init", "other")[1]
+
+
+def test_nothing_outside_of_the_project_is_taken(dpo: Cli, here: Path) -> None:
+    checkout(here.parent / "minimind", "full_sft_512.pth")
+    model(here.parent / "SmolLM2")
+    (here / "pairs.jsonl").write_text(ROW)
+    code, out, _ = dpo("init", "my")
     assert code == 0
-    assert "not found, fill in: model.weights, data.data_path" in out
-    assert written().model.weights == "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
-    code, _, err = dpo("init", "other", "--template", "hf", "--recipe", "minimind")
+    assert out.splitlines()[:4] == [
+        "model: none in this directory. Outside of it, not used:",
+        "     ../minimind/out/full_sft_512.pth",
+        "     ../SmolLM2",
+        "  to use one: --model PATH",
+    ]
+    assert "not found, fill in: model.out_dir, model.tokenizer" in out
+    assert written().data.data_path == here / "pairs.jsonl"
+
+
+def test_a_model_may_be_named(dpo: Cli, here: Path) -> None:
+    minimind = here.parent / "minimind"
+    checkout(minimind, "full_sft_512.pth")
+    model(here.parent / "SmolLM2")
+    (here / "pairs.jsonl").write_text(ROW)
+    # A checkout: its weights and its tokenizer, but the pairs of this directory.
+    code, out, _ = dpo("init", "a", "--model", "../minimind")
+    assert code == 0
+    assert (written("a").model.out_dir, written("a").model.tokenizer) == (
+        minimind / "out",
+        minimind / "model",
+    )
+    assert written("a").data.data_path == here / "pairs.jsonl"
+    # A weights file: the tokenizer beside it.
+    dpo("init", "b", "--model", "../minimind/out/full_sft_512.pth", "--data", "../minimind")
+    assert written("b").model == written("a").model
+    assert written("b").data.data_path == minimind / "dataset/dpo.jsonl"
+    dpo("init", "c", "--model", "../SmolLM2")
+    assert written("c").model.weights == str(here.parent / "SmolLM2")
+    code, out, _ = dpo("init", "d", "--model", "hf:ORG/NAME")
+    assert code == 0
+    assert "model: hf:ORG/NAME" in out
+    assert "fill in" not in out
+    assert written("d").model.weights == "hf:ORG/NAME"
+
+
+def test_a_checkout_lends_its_pairs_only_where_there_are_no_others(dpo: Cli, here: Path) -> None:
+    checkout(here.parent / "minimind", "full_sft_512.pth")
+    dpo("init", "my", "--model", "../minimind")
+    assert written().data.data_path == here.parent / "minimind/dataset/dpo.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere"], "--model nowhere does not exist"),
+        (["--model", "pairs.jsonl"], "--model pairs.jsonl is not a weights file"),
+        (["--model", "empty"], "--model empty: this folder has no model"),
+        (["--model", "half"], "half has a config.json, but no model.safetensors"),
+        (["--data", "nowhere"], "--data nowhere does not exist"),
+        (["--data", "empty"], "--data empty: this folder has no preference pairs"),
+        (["--tokenizer", "empty"], "--tokenizer empty has no tokenizer.json"),
+        (["--template", "dense", "--model", "whole"], "--template dense does not fit"),
+        (["--template", "demo", "--model", "whole"], "--template demo has its own files"),
+        (["--out", "x.json"], "--out x.json: a profile is a .toml file"),
+        (["--out", "no/such/x.toml"], "--out: no/such does not exist"),
+        (["--template", "hf", "--recipe", "minimind"], "trains only MiniMind models"),
+    ],
+)
+def test_a_wrong_name_is_an_error(dpo: Cli, here: Path, arguments: list[str], message: str) -> None:
+    (here / "pairs.jsonl").write_text(ROW)
+    (here / "empty").mkdir()
+    (here / "half").mkdir()
+    (here / "half/config.json").write_text("{}")
+    model(here / "whole")
+    if "--tokenizer" in arguments:
+        checkout(here, "full_sft_512.pth")
+    code, _, err = dpo("init", "my", *arguments)
     assert code == 2
-    assert "MiniMind's script trains only MiniMind models" in err
+    assert message in err
+    assert len(err.splitlines()) == 2
+    assert not Path("profiles").exists()
+
+
+def test_a_folder_of_pairs_may_be_named(dpo: Cli, here: Path) -> None:
+    (here / "parts").mkdir()
+    for name in "ab":
+        (here / f"parts/{name}.jsonl").write_text(ROW * 2)
+    assert "  4 rows, read as" in dpo("init", "my", "--data", "parts")[1]
+    assert written().data.data_path == here / "parts"
 
 
 def test_the_template_chooses_among_the_files(dpo: Cli, here: Path) -> None:
@@ -140,6 +260,8 @@ def test_the_template_chooses_among_the_files(dpo: Cli, here: Path) -> None:
     assert written().model.weights == "full_sft_512_moe.pth"
     dpo("init", "other")
     assert written("other").model.weights == "full_sft_512.pth"
+    dpo("init", "third", "--template", "minimind2-2510", "--recipe", "minimind")
+    assert written("third").export.prefix == "dpo"
 
 
 def test_unreadable_pairs_do_not_stop_init(dpo: Cli, here: Path) -> None:
@@ -147,18 +269,14 @@ def test_unreadable_pairs_do_not_stop_init(dpo: Cli, here: Path) -> None:
     (here / "dataset/dpo.jsonl").write_text('{"a": 1}\n')
     code, out, _ = dpo("init", "my")
     assert code == 0
+    assert "no columns of preference pairs: dataset/dpo.jsonl" in out
+    assert "not found, fill in: data.data_path" in out
+    code, out, _ = dpo("init", "other", "--data", "dataset/dpo.jsonl")
+    assert code == 0
     assert "the pairs cannot be read: " in out
     assert "the columns match no known format: 'a'" in out
     assert "data.columns = {" in out
-    assert "the file could not be counted" in Path("profiles/my.toml").read_text()
-
-
-def test_a_checkout_may_be_named(dpo: Cli, here: Path, tmp_path: Path) -> None:
-    checkout(here, "full_sft_512.pth")
-    checkout(tmp_path / "minimind", "full_sft_768.pth")
-    assert dpo("init", "my", "--minimind", str(tmp_path / "minimind"))[0] == 0
-    assert written().model.weights == "full_sft_768.pth"
-    assert dpo("init", "other", "--minimind", "nowhere")[0] == 2
+    assert written("other").data.data_path == here / "dataset/dpo.jsonl"
 
 
 def test_what_is_not_found_is_to_be_filled_in(dpo: Cli) -> None:
@@ -169,6 +287,9 @@ def test_what_is_not_found_is_to_be_filled_in(dpo: Cli) -> None:
         "next: dpo check profiles/my.toml",
     ]
     assert Path("profiles/my.toml").read_text().count("# FILL IN") == 3
+    code, out, _ = dpo("init", "other", "--template", "hf")
+    assert "not found, fill in: model.weights, data.data_path" in out
+    assert written("other").model.weights == "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_a_profile_is_never_written_over_without_force(dpo: Cli) -> None:
@@ -200,22 +321,72 @@ def test_a_suffix_may_be_typed(dpo: Cli) -> None:
     assert written()
 
 
+def test_the_profile_may_be_written_elsewhere(dpo: Cli, here: Path) -> None:
+    checkout(here, "full_sft_512.pth")
+    code, out, _ = dpo("init", "my", "--out", "mine.toml")
+    assert code == 0
+    assert "next: dpo check mine.toml" in out
+    assert load_profile(Path("mine.toml")).profile.model.out_dir == here / "out"
+    assert not Path("profiles").exists()
+
+
+def test_the_short_and_the_full_profile_are_one(dpo: Cli, here: Path) -> None:
+    checkout(here, "full_sft_768.pth", thinks=True)
+    dpo("init", "short")
+    dpo("init", "full", "--full")
+    assert written("short") == written("full")
+    short, full = (Path(f"profiles/{name}.toml").read_text() for name in ("short", "full"))
+    assert len(short.splitlines()) < 70
+    assert "hidden_size" not in short
+    assert "#hidden_size =  # unset" in full
+    assert 'prefix = "dpo"  # minimind: "dpo"' in full
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> list[str]:
+    """Answer the questions of a terminal; returns the questions as they are asked."""
+    waiting, asked = iter(numbers), list[str]()
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.prompt", lambda text, **_: (asked.append(text), next(waiting))[1])
+    return asked
+
+
 def test_on_a_terminal_the_user_chooses(
     dpo: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkout(here, "full_sft_512.pth", "full_sft_768.pth")
-    answers = iter([7, 2])
-    asked: list[str] = []
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("typer.prompt", lambda text, **_: (asked.append(text), next(answers))[1])
+    asked = answers(monkeypatch, 7, 2)
     code, out, _ = dpo("init", "my")
     assert code == 0
     assert asked == ["which?", "which?"]  # 7 was none; there is one tokenizer, and one file
     assert out.splitlines()[:3] == [
-        "weights:",
+        "model (--model PATH answers this):",
         "  1  out/full_sft_512.pth",
         "  2  out/full_sft_768.pth",
     ]
+    assert written().model.weights == "full_sft_768.pth"
+
+
+def test_on_a_terminal_files_outside_are_offered(
+    dpo: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout(here.parent / "minimind", "full_sft_512.pth")
+    asked = answers(monkeypatch, 1, 0)
+    code, out, _ = dpo("init", "my")
+    assert code == 0
+    assert asked == ["which? 0 for none"] * 2
+    assert written().model.out_dir == here.parent / "minimind/out"
+    assert written().model.tokenizer == here.parent / "minimind/model"
+    assert "not found, fill in: data.data_path" in out
+
+
+def test_the_options_answer_in_advance(
+    dpo: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout(here, "full_sft_512.pth", "full_sft_768.pth")
+    (here / "more.jsonl").write_text(ROW)
+    assert answers(monkeypatch) == []
+    weights = "out/full_sft_768.pth"
+    assert dpo("init", "my", "--model", weights, "--data", "more.jsonl")[0] == 0
     assert written().model.weights == "full_sft_768.pth"
 
 
@@ -228,6 +399,7 @@ def test_the_demo_is_copied(dpo: Cli) -> None:
 
 
 def test_init_needs_no_torch(dpo: Cli, here: Path) -> None:
+    checkout(here, "full_sft_512.pth")
     script = (
         "import sys; from dpo_cli.app import main; code = main(['init', 'my']);"
         "sys.exit(code or sorted({'torch', 'transformers'} & set(sys.modules)) or 0)"

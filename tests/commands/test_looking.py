@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,35 @@ def test_the_table_of_runs(
     assert rows[failed.name][:4] == ["failed", "0/400", "-", "-"]
     assert rows[killed.name][:2] == ["killed", "0/400"]
     assert rows[new.name][:2] == ["training", "(process"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "headings"),
+    [
+        ("120", "run state steps loss held-out acc best at time size"),
+        ("80", "run state steps loss held-out acc time"),
+        ("60", "run state steps loss"),
+        ("30", "run state"),
+    ],
+)
+def test_a_narrow_terminal_leaves_out_columns_but_never_wraps_a_name(
+    dpo: Cli,
+    finished: RunDirectory,
+    stopped: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    columns: str,
+    headings: str,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", columns)
+    with stopped.locked():  # the process that holds it is the first thing that is left out
+        out = re.sub(r"\x1b\[[0-9;]*m", "", dpo("runs")[1])
+    first, *rows = out.splitlines()
+    assert " ".join(first.split()) == headings
+    assert [row.split()[0] for row in rows] == [stopped.name, finished.name]
+    if columns != "30":
+        assert all(len(line.rstrip()) <= int(columns) for line in out.splitlines())
 
 
 def test_runs_as_json(dpo: Cli, stopped: RunDirectory) -> None:

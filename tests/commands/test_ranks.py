@@ -182,7 +182,7 @@ def test_print_launch(dpo: Cli, supervised: Supervised) -> None:
     assert (code, supervised, find_runs(Path("r"))) == (0, [], [])
     assert out == (
         f"torchrun --nnodes 1 --nproc-per-node 2 {ONE_MACHINE} --rdzv-id x -m dpo_cli train"
-        " mine.toml --name 'a b' --runs-dir r --set train.epochs=1\n"
+        ' mine.toml --name "a b" --runs-dir r --set train.epochs=1\n'
     )
 
 

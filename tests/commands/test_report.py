@@ -26,7 +26,8 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from tests.commands.conftest import Cli
-from tests.support import story
+from tests.support import judged_runs, story
+from tests.support.cli import HANG_SECONDS
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -165,8 +166,8 @@ def test_a_report_has_it_all_in_one_file(dpo: Cli, plain: RunDirectory) -> None:
     shown = " ".join(page.texts)
     for words in ("Curves", "Data", "Plan", "Profile", "Environment", 'weights = "/models'):
         assert words in shown
-    assert "Only 40 held-out pairs: the accuracy of 0.82 has a 95 % interval" in shown
-    assert "from 0.68 to 0.91" in shown
+    assert "It worked: the loss of 40 held-out pairs fell from 0.6931 to 0.5231: -0.17" in shown
+    assert "Accuracy is 0.82 (95 %: 0.68 to 0.91), better than chance (0.50)." in shown
     charts = curves(text)
     assert page.tags.count("figure") == len(charts) == 10
     accuracy = charts[1]["lines"][1]
@@ -179,6 +180,18 @@ def test_a_report_has_it_all_in_one_file(dpo: Cli, plain: RunDirectory) -> None:
     )
 
 
+def test_a_run_that_got_worse_says_so_at_the_top(dpo: Cli, root: Path, plain: RunDirectory) -> None:
+    story.write(root, "worse", *judged_runs.WORSE)
+    assert dpo("report", "worse", "-o", "one.html")[0] == 0
+    text = Path("one.html").read_text(encoding="utf-8")
+    line = '<p class="error">Worse: the loss of 6 held-out pairs rose from 0.6931 to 0.7200</p>'
+    assert line in text[: text.index("</header>")]
+    assert dpo("report", "plain", "worse", "-o", "two.html")[0] == 0
+    shown = " ".join(Page(Path("two.html").read_text(encoding="utf-8")).texts)
+    assert "B: worse: the loss of 6 held-out pairs rose" in shown
+    assert "A: worse" not in shown
+
+
 def test_several_runs_are_compared(dpo: Cli, root: Path, plain: RunDirectory) -> None:
     fast = {"train": {**story.SETTINGS["train"], "learning_rate": 1e-5}}
     story.write(root, "fast", *story.contender(fast, lead=0.05))
@@ -187,7 +200,7 @@ def test_several_runs_are_compared(dpo: Cli, root: Path, plain: RunDirectory) ->
     assert told["size_bytes"] == len(text.encode())
     shown = " ".join(Page(text).texts)
     assert "A: 1e-6 · B: 1e-5" in shown
-    assert "too few pairs to distinguish it from A" in shown
+    assert "B vs. A, pair by pair: accuracy: 2 pairs to 0, p = 0.50, about 74 more pairs" in shown
     names = {line["name"] for chart in curves(text) for line in chart["lines"]}
     assert {"A train", "B train", "A held-out", "B held-out"} <= names
 
@@ -286,7 +299,7 @@ def opened(path: Path) -> tuple[str, list[str]]:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=True,
     )
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from dpo_cli.errors import DpoError
+from dpo_cli.paired import MeanEstimate, PairedComparison, compare_accuracies
 from dpo_cli.run import launch
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.lookup import find_run, find_runs
@@ -206,7 +207,7 @@ def test_a_changed_position_is_refused_always(dpo: Cli, stopped: RunDirectory) -
     code, _, err = dpo("resume", "--set", "train.batch_size=8", "--allow-changes")
     assert code == 2
     assert "train.batch_size: 4 -> 8" in err
-    assert f'model.weights="run:{stopped.name}"' in err
+    assert f"model.weights=run:{stopped.name}" in err
 
 
 def test_where_files_lie_may_change_freely(
@@ -324,19 +325,23 @@ class Bench:
     def evaluation_seconds(self, run: RunDirectory) -> float | None:
         return self.seconds
 
-    def evaluate_held_out(self, *arguments: object) -> list[dict[str, float]]:
+    def evaluate_held_out(self, *arguments: object) -> SimpleNamespace:
         if self.failure:
             raise DpoError(self.failure)
         self.asked.append(arguments[:3])
-        return [
-            {"rewards/accuracies": 0.75, "margin_per_token": 0.0123, "loss": 0.69, "pairs": 1292},
-            {
-                "rewards/accuracies": 0.7562,
-                "margin_per_token": -0.02,
-                "loss": 0.68912,
-                "pairs": 1292,
-            },
-        ]
+        in_state = {"rewards/accuracies": 0.7562, "margin_per_token": -0.02, "loss": 0.68912}
+        in_file = {"rewards/accuracies": 0.75, "margin_per_token": 0.0123, "loss": 0.69}
+        result = PairedComparison(
+            {"rewards/accuracies": compare_accuracies([1, 0, 0], [0, 1, 1])},
+            {"loss": MeanEstimate(0.00088, -0.0001, 0.00186, 314)},
+        )
+        return SimpleNamespace(
+            models=[
+                SimpleNamespace(groups={"all": {**metrics, "pairs": 1292}})
+                for metrics in (in_state, in_file)
+            ],
+            comparisons=[SimpleNamespace(model=1, other=0, result=result)],
+        )
 
 
 @pytest.fixture
@@ -358,15 +363,16 @@ def test_export_shows_what_was_written(dpo: Cli, stopped: RunDirectory, bench: B
     code, out, _ = dpo("export", *told)
     assert code == 0
     run = RunDirectory(Path("runs", stopped.name))
-    assert bench.asked == [(run, Path("x.pth"), "bfloat16", True, [], "nearest", None, True, "pth")]
+    assert bench.asked == [(run, Path("x.pth"), "bfloat16", True, [], None, None, True, "pth")]
     assert out.splitlines() == [
         "wrote out/rlhf_512.pth: 51.7 MB, float16 rounded to nearest, 75 tensors, after step 3",
         "not compared with the starting weights: full_sft_512.pth is gone",
         "log-probs, file vs. training state (4 pairs): mean difference 0.00045 nats per token,"
         " largest 0.0012",
         "try it: python eval_model.py",
+        "        in MiniMind's own environment; its scripts need transformers 4",
     ]
-    assert json.dumps(bench.asked[0][2:6:3]) == '["bfloat16", "nearest"]'  # plain strings
+    assert json.dumps(bench.asked[0][2]) == '"bfloat16"'  # a plain string
     assert dpo("export", "--dtype", "int8")[0] == 2
 
 
@@ -374,6 +380,7 @@ def test_export_rounds_as_it_is_told(dpo: Cli, stopped: RunDirectory, bench: Ben
     code, out, _ = dpo("export", "--rounding", "stochastic", "--seed", "7")
     assert code == 0
     assert bench.asked[0][5:] == ("stochastic", 7, False, None)
+    assert json.dumps(bench.asked[0][5]) == '"stochastic"'  # a plain string
     assert "float16 rounded stochastically with seed 7, 75 tensors" in out
     code, _, err = dpo("export", "--seed", "7")
     assert code == 2
@@ -381,28 +388,32 @@ def test_export_rounds_as_it_is_told(dpo: Cli, stopped: RunDirectory, bench: Ben
     assert dpo("export", "--rounding", "up")[0] == 2
 
 
-HELD_OUT = (
+HELD_OUT = [
     "held-out (1,292 pairs), file vs. training state: accuracy 0.750 vs. 0.756, margin/token"
-    " +0.0123 vs. -0.02 nats, loss 0.6900 vs. 0.6891"
-)
+    " +0.0123 vs. -0.02 nats, loss 0.6900 vs. 0.6891",
+    "file vs. training state, pair by pair: accuracy: 1 pair to 2, p = 1.00, about 38 more pairs"
+    " would settle it at 95 %; loss +0.0009 (95 %: -0.0001 to +0.0019, about 310 more pairs would"
+    " settle it)",
+]
 
 
 def test_export_scores_held_out_pairs_where_it_is_soon_done(
     dpo: Cli, stopped: RunDirectory, bench: Bench
 ) -> None:
-    bench.seconds = 29.0
-    assert dpo("export")[1].splitlines()[-2] == HELD_OUT
-    assert bench.asked[-1][2] == [{"file": 1}, {"state": 1}]
+    bench.seconds = 4.9
+    assert dpo("export")[1].splitlines()[-4:-2] == HELD_OUT
+    assert bench.asked[-1][2] == [{"state": 1}, {"file": 1}]
     bench.seconds = 100.0
     hint = "held-out pairs: not evaluated; --evaluate takes about 3m 20s"
-    assert dpo("export")[1].splitlines()[-2] == hint
-    assert dpo("export", "--evaluate")[1].splitlines()[-2] == HELD_OUT
+    assert dpo("export")[1].splitlines()[-3] == hint
+    assert dpo("export", "--evaluate")[1].splitlines()[-4:-2] == HELD_OUT
     assert "held" not in dpo("export", "--no-evaluate")[1]
     bench.failure = "data.data_path: gone"
     lines = dpo("export", "--evaluate")[1].splitlines()
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         "held-out pairs: not evaluated: data.data_path: gone",
         "try it: python eval_model.py",
+        "        in MiniMind's own environment; its scripts need transformers 4",
     ]
 
 
@@ -412,4 +423,4 @@ def test_export_leaves_a_run_alone_that_is_training(
     bench.seconds = 1.0
     with stopped.locked():
         assert "not evaluated; --evaluate takes about 2s" in dpo("export")[1]
-        assert HELD_OUT in dpo("export", "--evaluate")[1]
+        assert dpo("export", "--evaluate")[1].splitlines()[-4:-2] == HELD_OUT

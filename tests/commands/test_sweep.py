@@ -27,12 +27,18 @@ BETA = ("--grid", "dpo.beta=[0.1,2,5]")
 GRID = (*BETA, "--grid", "train.learning_rate=[1e-6,1e-5]")
 TWO_MACHINES = ("--set", "launch.nnodes=2", "--set", "launch.rdzv_endpoint=node0:29400")
 LEARNS = """
+from dpo_cli.paired import ModelScores
+from dpo_cli.run.held_out_scores import write_scores
 letter = run.profile_name[-1]
 if not (run.path / "plan.json").exists():
     stream.append(WorkerStarted(pid=1, device="cpu", device_name="", dtype="float32", versions={}))
 def evaluate(accuracy):
     metrics = {"loss": 1 - accuracy, "rewards/accuracies": accuracy, "rewards/margins": 0.1,
                "margin_per_token": 0.1, "kl": 0.0}
+    right = [float(pair < 40 * accuracy) for pair in range(40)]
+    scores = ModelScores({"rewards/accuracies": right}, range(40))
+    if letter != "F":
+        write_scores(run.held_out_path, 8, scores)
     stream.append(Evaluated(step=8, optimizer_step=8, metrics=metrics, pairs=40, seconds=0.1))
 ACCURACY = dict(A=0.5, B=0.55, C=0.9, D=0.85, E=0.5, F=0.1)
 """
@@ -89,9 +95,10 @@ def test_to_the_end_and_once_more(dpo: Cli, workers: Any) -> None:
     ]
     lines = [line.rstrip() for line in out.splitlines()]
     best = find_run(Path("runs"), "mine-C")
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         "best: C  beta 2  learning_rate 1e-6: held-out accuracy 0.90 (95 % interval 0.77 to 0.96)",
-        "      not distinguishable from D",
+        "      not distinguishable from D; about 74 more pairs would settle it at 95 %",
+        "      not compared with F: no scores of each pair",
         f"export: dpo export {best.name}",
     ]
     assert "dpo.beta             A B 0.1  C D 2.0  E F 5.0" in lines
@@ -153,7 +160,7 @@ def test_a_stop_ends_the_sweep_and_the_same_command_goes_on(dpo: Cli, workers: A
     assert (code, err) == (130, "")
     assert out.splitlines()[-2:] == [
         "sweep mine: interrupted with 1 of 3 runs completed; everything is saved",
-        "continue: dpo sweep mine.toml --grid 'dpo.beta=[0.1,2,5]' --set train.epochs=1",
+        'continue: dpo sweep mine.toml --grid "dpo.beta=[0.1,2,5]" --set train.epochs=1',
     ]
     again = ("sweep", "mine.toml", *BETA, "--set", "train.epochs=1")
     assert "stopped at step 0/8, will resume" in dpo(*again, "--dry-run")[1]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.chat import Tokenized, TokenizedPair
-from dpo_cli.data.groups import groups_of
+from dpo_cli.data.groups import groups_of, prompt_labels
 from tests.support.columns import in_columns
 
 TEXTS = {1: "A plain answer.", 2: "一个简单的回答。", 3: "просто", 4: "42 + 1"}
@@ -46,3 +46,17 @@ def test_a_group_without_pairs_is_none() -> None:
     pairs = in_columns([pair(1, 1, 10, 10)])
     assert list(groups_of(pairs, decode)) == ["all", "language/Latin", "length/like length"]
     assert groups_of(pairs[:0], decode) == {}
+
+
+def test_pairs_with_one_prompt_have_one_label() -> None:
+    def of(line: int, prompt: list[int], text: int) -> TokenizedPair:
+        def side(token: int) -> Tokenized:
+            ids = torch.tensor([*prompt, token, token])
+            return Tokenized(ids, torch.arange(len(ids)) >= len(prompt))
+
+        return TokenizedPair(line, side(text), side(7))
+
+    prompts = [[9, 9], [9, 8], [9, 9], [9, 9, 1], [9, 8]]
+    pairs = in_columns([of(line, prompt, line) for line, prompt in enumerate(prompts, start=1)])
+    assert prompt_labels(pairs) == [0, 1, 0, 2, 1]
+    assert prompt_labels(pairs[1:3]) == [0, 1]

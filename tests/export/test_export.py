@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import torch
 
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export import verified_write
-from dpo_cli.export.export import export_run, try_command
-from dpo_cli.export.rounding import Rounding
+from dpo_cli.export.export import export_run
+from dpo_cli.export.try_command import try_command
 from dpo_cli.inference.evaluate import evaluate_held_out, evaluation_seconds
 from dpo_cli.models.convert import StateDict
+from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import load_model_weights, read_state_dict
+from dpo_cli.models.rounding import Rounding
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Exported, history
 from dpo_cli.training import weights as trained_module
@@ -156,8 +160,12 @@ def score_as_the_run_did(run: RunDirectory) -> None:
     state = load_weights(Run(run).checkpoint)
     half = {name: tensor.half() for name, tensor in state.items()}
     calls: list[tuple[object, ...]] = []
-    of_half, of_state = evaluate_held_out(
-        run, (), [half, state], lambda *progress: calls.append(progress)
+    evaluation = evaluate_held_out(run, (), [half, state], lambda *progress: calls.append(progress))
+    of_half, of_state = (model.groups["all"] for model in evaluation.models)
+    [comparison] = evaluation.comparisons
+    assert (comparison.model, comparison.other) == (1, 0)
+    assert comparison.result.differences["loss"].mean == pytest.approx(
+        of_state["loss"] - of_half["loss"], rel=1e-6
     )
     evaluations = [event for event in Run(run).events if isinstance(event, Evaluated)]
     recorded = evaluations[-1]
@@ -186,7 +194,7 @@ def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
     assert re.search(
         r"held-out \(5 pairs\), .* accuracy 0\.\d+ vs. 0\.\d+, margin/token \S+ vs. \S+", out.stdout
     )
-    assert "try it: cp x.pth rlhf_64_moe.pth && python eval_model.py" in out.stdout
+    assert "try it: mkdir -p x && cp x.pth x/rlhf_64_moe.pth && python eval_" in out.stdout
     drawn = dpo(
         *("export", trained.path, "--to", "y.pth", "--rounding", "stochastic", "--seed", "7"),
         *("--dtype", "bfloat16", "--no-evaluate"),
@@ -222,14 +230,15 @@ def test_through_dpo_itself(trained: RunDirectory, tmp_path: Path) -> None:
         (
             "head/full_sft_64_moe",
             "my out/rlhf_64_moe.pth",
-            "python eval_llm.py --weight rlhf --save_dir 'my out'"
+            'python eval_llm.py --weight rlhf --save_dir "my out"'
             " --hidden_size 64 --num_hidden_layers 2 --use_moe 1",
         ),
         (
             "head/full_sft_64",
             "mine.pth",
-            "cp mine.pth rlhf_64.pth && "
-            "python eval_llm.py --weight rlhf --save_dir . --hidden_size 64 --num_hidden_layers 2",
+            "mkdir -p mine && cp mine.pth mine/rlhf_64.pth && "
+            "python eval_llm.py --weight rlhf --save_dir mine --hidden_size 64"
+            " --num_hidden_layers 2",
         ),
     ],
 )
@@ -242,3 +251,30 @@ def test_the_command_of_that_version(
     assert try_command(tmp_path / file, tiny) is None  # MiniMind has no tokenizer for it
     architecture = dataclasses.replace(tiny, vocab_size=6400)
     assert try_command(tmp_path / file, architecture) == expected
+
+
+def test_the_command_follows_the_scripts_of_the_checkout(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = load_model_weights(golden / "arch/seed/full_sft_64.pth", {}).architecture
+    architecture = dataclasses.replace(tiny, vocab_size=6400)
+    (tmp_path / "eval_model.py").touch()
+    # eval_model.py cannot name a file; the copy must not replace out/rlhf_64.pth.
+    assert try_command(tmp_path / "out/merged_64.pth", architecture) == (
+        "mkdir -p out/merged_64 && cp out/merged_64.pth out/merged_64/rlhf_64.pth && "
+        "python eval_model.py --model_mode 2 --out_dir out/merged_64"
+        " --hidden_size 64 --num_hidden_layers 2"
+    )
+    (tmp_path / "eval_llm.py").touch()
+    assert try_command(tmp_path / "out/rlhf_64.pth", architecture) == (
+        "python eval_llm.py --weight rlhf --save_dir out --hidden_size 64 --num_hidden_layers 2"
+    )
+
+
+def test_the_command_for_a_directory_can_be_read(tmp_path: Path) -> None:
+    command = try_command(Path("/my models/out"), HuggingFace({"model_type": "llama"}, {}))
+    assert command is not None
+    assert "\"'" not in command
+    assert shlex.split(command)[:2] == ["python", "-c"]
+    ast.parse(shlex.split(command)[2])

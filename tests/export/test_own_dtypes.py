@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpo_cli.export.merge import merge_models
-from dpo_cli.export.rounding import round_weights
 from dpo_cli.export.update_retention import measure_update_retention
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.inference.open_model import open_model
 from dpo_cli.models.loading import load_model_weights
+from dpo_cli.models.rounding import round_weights
 from dpo_cli.models.saving import size_bytes, write_model
 from dpo_cli.models.spec import architecture_of
 from dpo_cli.profile import folder

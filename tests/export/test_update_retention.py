@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpo_cli.export.rounding import round_weights
 from dpo_cli.export.update_retention import measure_update_retention
 from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.models.minimind import MiniMind
+from dpo_cli.models.rounding import round_weights
 
 SPACING = 2.0**-12
 """Spacing of float16 at 0.25."""

@@ -14,7 +14,7 @@ import pytest
 from dpo_cli.run.events import Alert, EventReader, RankEnded, Resumed
 from tests.faults.conftest import arguments
 from tests.support import ranks, workers
-from tests.support.cli import DPO, environment, set_options
+from tests.support.cli import DPO, HANG_SECONDS, environment, set_options
 from tests.support.process_faults import starts, steps, the_run
 
 FIRST, SECOND = "10.77.0.1", "10.77.0.2"
@@ -58,10 +58,11 @@ def machine(
         "launch.node_rank": number,
         "launch.rdzv_endpoint": f"{FIRST}:29400",
         "launch.max_restarts": 1,
-        "launch.timeout_seconds": 30,
+        # The second machine may take long to start; a connection that breaks is noticed at once.
+        "launch.timeout_seconds": HANG_SECONDS,
     }
-    # A machine that is gone is noticed in three seconds, not in torchrun's fifteen.
-    conf = f"is_host={'false' if number else 'true'},keep_alive_interval=1"
+    # A machine that is gone is noticed in nine seconds, not in torchrun's fifteen.
+    conf = f"is_host={'false' if number else 'true'},keep_alive_interval=3"
     command = [*DPO, *arguments(shared), *set_options(keys)]
     cwd.mkdir(exist_ok=True)
     with output.open("ab") as file:
@@ -93,9 +94,9 @@ def test_a_machine_is_lost_and_returns(
         # It was killed.
         workers.until(run, lambda events: any(isinstance(e, RankEnded) for e in events))
         with machine(second, 1, shared, places[1], output[1]) as joined:
-            workers.until(run, starts(2), seconds=90)
-            assert keeper.wait(timeout=90) == 0, output[0].read_text()
-            assert joined.wait(timeout=20) == 0, output[1].read_text()
+            workers.until(run, starts(2))
+            assert keeper.wait(timeout=HANG_SECONDS) == 0, output[0].read_text()
+            assert joined.wait(timeout=HANG_SECONDS) == 0, output[1].read_text()
     assert run.is_completed
     assert not list(places[1].iterdir())
     events = list(EventReader(run.events_path).read_new())

@@ -315,11 +315,10 @@ def test_a_stopped_rank_is_named(
 ) -> None:
     options = set_options({"launch.timeout_seconds": 10})
     with started(
-        "resume", pair.name, "--plain", *options, cwd=tmp_path, changes=hold_at(5)
+        "resume", pair.name, "--plain", *options, cwd=tmp_path, changes=hold_at(5, rank=1)
     ) as launcher:
-        with held(pair, steps(5)):
-            pids = ranks_of(launcher)
-            os.kill(pids[1], signal.SIGSTOP)
+        workers.until(pair, steps(5))
+        pids = ranks_of(launcher)
         output = output_of(launcher)
     assert launcher.returncode == 1, output
     assert re.search(r"rank 0 waited \d+ s for .*: rank 1 on \S+ is stopped or gone", output)

@@ -116,7 +116,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(shared: Path, tmp_path: Path) -> Non
     assert process.returncode == 130, output
     assert "sweep dense: interrupted with 1 of 6 runs completed; everything is saved" in output
     assert output.splitlines()[-1].startswith(
-        "continue: dpo sweep dense --grid 'dpo.beta=[0.1,2,5]'"
+        'continue: dpo sweep dense --grid "dpo.beta=[0.1,2,5]"'
     )
     assert "everything is saved" in output
     checkpoint, _ = second.newest_verified()

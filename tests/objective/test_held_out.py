@@ -59,6 +59,7 @@ def plain_metrics(pair: int, beta: float, reduction: Reduction) -> dict[str, flo
         "rewards/rejected": rewards["rejected"],
         "rewards/margins": margin,
         "rewards/accuracies": float(margin > 0),
+        "rewards/ties": 0.0,
         "logps/chosen": logp(policy, sides["chosen"]),
         "logps/rejected": logp(policy, sides["rejected"]),
         "margin_per_token": statistics.mean(log_ratios["chosen"])
@@ -113,7 +114,19 @@ def test_interval_of_a_mean_is_normal() -> None:
 def test_single_pair_has_intervals_of_shares_only() -> None:
     summary = summarize(score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))[:1])
     intervals = {name.removesuffix("/low") for name in summary if name.endswith("/low")}
-    assert intervals == {"rewards/accuracies", "logps/accuracies", "ref_logps/accuracies"}
+    shares = {"rewards/accuracies", "rewards/ties", "logps/accuracies", "ref_logps/accuracies"}
+    assert intervals == shares
+
+
+def test_a_policy_that_equals_its_reference_has_no_accuracy() -> None:
+    policy, _, entropies, mask = scores()
+    equal = score_held_out_pairs(policy, policy, entropies, mask, Dpo(beta=0.7, reduction="mean"))
+    assert means(equal)["rewards/ties"] == 1.0
+    assert not [name for name in summarize(equal) if name.startswith("rewards/accuracies")]
+    other = score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))
+    mixed = means(torch.cat([equal[:2], other[:1]]))
+    first = other[0, HELD_OUT_METRICS.index("rewards/accuracies")].item()
+    assert mixed["rewards/accuracies"] == pytest.approx((0.5 + 0.5 + first) / 3)
 
 
 @pytest.mark.parametrize(

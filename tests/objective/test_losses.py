@@ -77,7 +77,8 @@ class TestScores:
         assert scores.rewards_chosen.tolist() == [0.5, 0.0]
         assert scores.rewards_rejected.tolist() == [-0.5, 0.0]
         assert scores.margins.tolist() == [1.0, 0.0]
-        assert scores.accuracies.tolist() == [1.0, 0.0]  # a tie is not accurate
+        assert scores.accuracies.tolist() == [1.0, 0.5]  # a tie counts half
+        assert scores.ties.tolist() == [0.0, 1.0]
         assert scores.logps_chosen.tolist() == [-3.0, -3.0]
         assert scores.metric_sums()["rewards/margins"].item() == 1.0
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dpo_cli.objective.held_out import HELD_OUT_METRICS, score_held_out_pairs
 from dpo_cli.objective.logps import Reduction
 from dpo_cli.objective.losses import score_pairs
-from dpo_cli.objective.ties import ROUNDING_FACTOR, is_preferred
+from dpo_cli.objective.ties import ROUNDING_FACTOR, is_tied, preferences, rounding_bounds
 from dpo_cli.profile.objective import Dpo
 
 EPSILON = torch.finfo(torch.float32).eps
@@ -22,7 +22,8 @@ MASK = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
 
 def preferred(nats: float, *tables: Tensor, reduction: Reduction = "sum") -> bool:
     difference = torch.tensor([nats], dtype=torch.float64)
-    return bool(is_preferred(difference, tables or (TABLE,), MASK, reduction).item())
+    bounds = rounding_bounds(tables or (TABLE,), MASK, reduction)
+    return preferences(difference, bounds).item() == 1.0
 
 
 def test_the_bound_is_the_root_of_the_summed_squares() -> None:
@@ -59,6 +60,13 @@ def test_no_step_that_float32_can_show_is_a_tie() -> None:
     assert score_pairs(moved, policy, mask, Dpo(reduction="sum")).accuracies.tolist() == [1.0]
 
 
+def test_a_tie_counts_half_and_nan_nothing() -> None:
+    differences = torch.tensor([1.0, 1e-9, 0.0, -1e-9, -1.0, math.nan], dtype=torch.float64)
+    bounds = torch.full_like(differences, 1e-6)
+    assert preferences(differences, bounds).tolist() == [1.0, 0.5, 0.5, 0.5, 0.0, 0.0]
+    assert is_tied(differences, bounds).tolist() == [False, True, True, True, False, False]
+
+
 @pytest.mark.parametrize("dpo", [{}, {"beta": 50.0, "reduction": "mean"}, {"loss": "simpo"}])
 def test_rewards_and_both_preferences_count_ties_alike(dpo: dict[str, Any]) -> None:
     """Pairs: all but equal, and clearly apart; nothing that counts calls rounding a success."""
@@ -69,7 +77,8 @@ def test_rewards_and_both_preferences_count_ties_alike(dpo: dict[str, Any]) -> N
     table = score_held_out_pairs(policy, reference, -policy, mask, Dpo(**dpo))
     columns = dict(zip(HELD_OUT_METRICS, table.T.tolist(), strict=True))
     assert 0 < columns["rewards/margins"][0] < 1e-4
-    assert columns["rewards/accuracies"] == [0.0, 1.0]
-    assert columns["logps/accuracies"] == [0.0, 1.0]
+    assert columns["rewards/accuracies"] == [0.5, 1.0]
+    assert columns["rewards/ties"] == [1.0, 0.0]
+    assert columns["logps/accuracies"] == [0.5, 1.0]
     if "loss" not in dpo:
-        assert columns["ref_logps/accuracies"] == [0.0, 0.0]
+        assert columns["ref_logps/accuracies"] == [0.5, 0.5]

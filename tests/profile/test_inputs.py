@@ -210,8 +210,31 @@ class TestWeights:
 
     def test_a_bare_name_without_out_dir(self, load: Load) -> None:
         profile = load("", "model.weights=x.pth").profile
-        with pytest.raises(UsageError, match=r"x.pth is a name in model.out_dir, which is not set"):
+        with pytest.raises(UsageError, match=r"x.pth does not exist here, and model.out_dir"):
             resolve_weights(profile, "weights")
+
+    def test_a_bare_name_is_a_path_too(
+        self, write: Write, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In a file relative to the file, in --set relative to the working directory."""
+        path = write(required='model.weights = "tiny"\ndata.data_path = "dpo.jsonl"\n')
+        here = tmp_path / "elsewhere"
+        here.mkdir()
+        for place in (folder / "tiny", here / "tiny", here / "other"):
+            for name in ("config.json", "model.safetensors"):
+                put(place / name)
+        monkeypatch.chdir(here)
+        assert load_profile(path).profile.model.weights == str(folder / "tiny")
+        assert load_profile(path).kind == "huggingface"
+        for key in ("weights", "reference"):
+            loaded = load_profile(path, [f"model.{key}=other"]).profile
+            assert getattr(loaded.model, key) == str(here / "other")
+        # A name in out_dir comes first, as ever.
+        put(folder / "out/other.pth")
+        both = ["model.weights=other", f"model.out_dir={folder / 'out'}"]
+        profile = load_profile(path, both).profile
+        assert resolve_weights(profile, "weights") == str(folder / "out/other.pth")
+        assert load_profile(path, ["model.weights=run:tiny"]).profile.model.weights == "run:tiny"
 
     def test_no_weights_are_set(self, load: Load) -> None:
         with pytest.raises(UsageError) as caught:

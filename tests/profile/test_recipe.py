@@ -2,61 +2,122 @@
 
 from __future__ import annotations
 
-import math
+import json
 from pathlib import Path
 
 import pytest
 
+from dpo_cli.profile import doctrine
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.recipe import (
-    BETA,
-    TARGET_LR_SUM,
+    Draft,
     Inputs,
     copy_profile,
+    huggingface_recipe,
     learning_recipe,
     minimind_recipe,
     path_value,
-    saturation_margin,
-    suggest_lr_and_beta,
 )
 
 NOTHING = Inputs(None, None, None)
+SMALL, LARGE = 26_000_000, 300_000_000
+KINDS = ("dense", "moe", "minimind3", "minimind3-moe", "hf")
+ROWS = (2, 5, 8, 20, 60, 89, 90, 200, 492, 999, 1000, 4349, 20_000)
 
 
-def inputs(folder: Path, rows: int) -> Inputs:
-    return Inputs(folder / "out/full_sft_512.pth", folder / "model", folder / "dpo.jsonl", rows)
+def weights_file(folder: Path, parameters: int) -> Path:
+    """A file as large as float16 weights; its content is not read."""
+    path = folder / f"full_sft_{parameters}.pth"
+    with open(path, "wb") as file:
+        file.truncate(2 * parameters)
+    return path
 
 
-@pytest.mark.parametrize("name", ["dense", "minimind3"])
-@pytest.mark.parametrize("rows", [40, 400, 4349])
-def test_the_learning_rates_of_the_run_add_up_to_lr_sum(folder: Path, name: str, rows: int) -> None:
+def model_folder(folder: Path, parameters: int) -> Path:
+    """A model directory with the header of a safetensors file."""
+    path = folder / f"model-{parameters}"
+    path.mkdir()
+    header = json.dumps(
+        {
+            "__metadata__": {"format": "pt"},
+            "a": {"dtype": "F32", "shape": [parameters // 1000, 1000], "data_offsets": [0, 0]},
+        }
+    ).encode()
+    (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return path
+
+
+def draft_of(folder: Path, kind: str, parameters: int | None, rows: int | None) -> Draft:
+    """The profile that `dpo init` writes for a kind of model."""
+    make, write = weights_file, learning_recipe
+    if kind == "hf":
+        make, write = model_folder, huggingface_recipe
+    model = make(folder, parameters) if parameters else None
+    inputs = Inputs(model, folder / "model", folder / "dpo.jsonl", rows)
+    return write(load_profile(Path(kind)), inputs, folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("parameters", "limit"), [(SMALL, 5e-6), (LARGE, 1e-6), (None, 1e-6)])
+def test_no_proposal_is_above_what_was_measured(
+    folder: Path, kind: str, parameters: int | None, limit: float
+) -> None:
+    """Not for any number of rows: neither the rate nor the sum of the rates."""
     from dpo_cli.data.sampler import hold_out  # torch: compares with the real schedule
     from dpo_cli.training.optimizer import LearningRate
 
-    draft = learning_recipe(load_profile(Path(name)), inputs(folder, rows), folder)
-    pairs, _ = hold_out(rows, draft.values["eval.fraction"], 0)
-    steps = -(-len(pairs) // draft.values["train.batch_size"]) * draft.values["train.epochs"]
-    rate = LearningRate(
-        draft.values["train.schedule"], draft.values["train.learning_rate"], steps, 0
-    )
-    assert sum(map(rate.at, range(steps))) == pytest.approx(TARGET_LR_SUM, rel=0.15)
-    assert steps // draft.values["eval.interval"] >= 5
+    model = None
+    if parameters:
+        model = (model_folder if kind == "hf" else weights_file)(folder, parameters)
+    shipped = load_profile(Path(kind))
+    write = huggingface_recipe if kind == "hf" else learning_recipe
+    for rows in ROWS:
+        draft = write(shipped, Inputs(model, None, folder / "dpo.jsonl", rows), folder)
+        values = draft.values
+        assert values["train.learning_rate"] <= limit
+        pairs, held_out = hold_out(rows, values["eval.fraction"], 0)
+        assert len(held_out) == doctrine.propose_held_out(rows)
+        steps = -(-len(pairs) // values["train.batch_size"]) * values["train.epochs"]
+        schedule = LearningRate(
+            shipped.profile.train.schedule, values["train.learning_rate"], steps, 0
+        )
+        lr_sum = sum(map(schedule.at, range(steps)))
+        # The mean of a cosine over few steps is above its mean over many.
+        assert lr_sum <= max(doctrine.MAX_LR_SUM, 1.1 * steps * limit) * 1.01
+        assert steps < 5 or steps // values["eval.interval"] >= 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_gets_the_same_guarded_loss(folder: Path, kind: str) -> None:
+    values = draft_of(folder, kind, SMALL, 400).values
+    assert values["dpo.reduction"] == doctrine.REDUCTION
+    assert values["dpo.beta"] == doctrine.BETA
+    assert values["eval.keep_best"] is True
+    assert values["eval.num_samples"] == doctrine.SAMPLES
 
 
 def test_the_arithmetic_is_written_down(folder: Path) -> None:
-    draft = learning_recipe(load_profile(Path("dense")), inputs(folder, 400), folder)
+    draft = draft_of(folder, "dense", SMALL, 4349)
     note = "\n".join(draft.notes["train.learning_rate"])
-    assert "400 rows" in note
-    assert "40 held out, 4 per batch: up to 90 steps" in note
-    assert "0.001 / (90 x 0.6) = 1.9e-5" in note
-    assert draft.values["train.learning_rate"] == 1.9e-5
+    assert "4,349 rows" in note
+    assert "217 held out, 4 per batch: up to 1,033 steps" in note
+    assert "0.001 / (1,033 x 0.6) = 1.6e-6" in note
+    assert draft.values["train.learning_rate"] == 1.6e-6
 
 
-def test_a_higher_learning_rate_comes_with_a_higher_beta() -> None:
-    for name in ("dense", "moe", "minimind3", "minimind3-moe"):
-        draft = learning_recipe(load_profile(Path(name)), NOTHING, Path())
-        assert draft.values["dpo.beta"] == BETA
-        assert draft.values["dpo.reduction"] == "mean"
+def test_a_capped_rate_says_so(folder: Path) -> None:
+    note = "\n".join(draft_of(folder, "dense", SMALL, 60).notes["train.learning_rate"])
+    assert "5e-6: the largest that is known to be safe" in note
+    assert "an lr_sum (sum over all steps) of 3e-5" in note
+
+
+@pytest.mark.parametrize("kind", ["dense", "hf"])
+def test_few_pairs_say_what_they_cannot_show(folder: Path, kind: str) -> None:
+    few = draft_of(folder, kind, SMALL, 60)
+    note = " ".join(few.notes["eval.fraction"])
+    assert "20 held-out pairs show an accuracy of 0.75 or more" in note
+    enough = draft_of(folder, kind, SMALL * 2, 90)
+    assert "show an accuracy" not in " ".join(enough.notes["eval.fraction"])
 
 
 def test_without_pairs_their_number_is_assumed() -> None:
@@ -98,17 +159,3 @@ def test_paths_are_relative_to_the_profile(path: str, text: str) -> None:
 
 def test_far_paths_are_absolute() -> None:
     assert path_value(Path("/elsewhere/x"), Path("/a/b/c/p")) == "/elsewhere/x"
-
-
-def test_learning_rate_and_beta_are_suggested_together() -> None:
-    assert suggest_lr_and_beta(1e-8, 1e-6) == (
-        'Set dpo.reduction = "mean", dpo.beta = 5 and train.learning_rate = 1e-5 together (lr_sum'
-        " 0.001, as dpo init proposes). Do not raise the learning rate alone."
-    )
-
-
-def test_the_gradient_halves_at_the_saturation_margin() -> None:
-    """The gradient is proportional to sigmoid(-u), 1/2 at the start."""
-    gap = saturation_margin(5.0, "mean", 100.0)
-    assert 1 / (1 + math.exp(5.0 * gap)) == pytest.approx(1 / 4)
-    assert saturation_margin(0.05, "sum", 100.0) == pytest.approx(gap)

@@ -68,6 +68,7 @@ ALL_VALUES: dict[str, dict[str, object]] = {
         "seed": 42,
         "device": "cuda:1",
         "dtype": "float16",
+        "threads": 2,
         "tf32": True,
         "activation_checkpointing": True,
         "compile": True,

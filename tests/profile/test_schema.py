@@ -125,6 +125,7 @@ class TestKeys:
             "data.data_path",
             "data.num_workers",
             "train.activation_checkpointing",
+            "train.threads",
             "train.log_interval",
             "train.save_interval",
             "train.save_min_seconds",

@@ -14,7 +14,7 @@ import pytest
 
 from dpo_cli.run.child_environment import child_environment
 from dpo_cli.run.processes import module_argv, start_child
-from tests.support.cli import DPO, REPOSITORY, run_in
+from tests.support.cli import DPO, HANG_SECONDS, REPOSITORY, run_in
 
 DIES_WITH_PARENT = "from dpo_cli.run.processes import die_with_parent; die_with_parent()"
 
@@ -58,7 +58,7 @@ def test_the_worker_imports_the_installed_torch(tmp_path: Path) -> None:
     environment |= {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json")}
     argv = module_argv("dpo_cli.distributed.probe", "cpu")
     child = {**child_environment(), **environment}
-    done = subprocess.run(argv, cwd=tmp_path, env=child, timeout=120, check=False)
+    done = subprocess.run(argv, cwd=tmp_path, env=child, timeout=HANG_SECONDS, check=False)
     assert not (tmp_path / "imported").exists()
     assert done.returncode == 0
 
@@ -89,7 +89,11 @@ def test_an_orphan_of_a_dead_parent_exits_at_once(tmp_path: Path) -> None:
         ]
     )
     done = subprocess.run(
-        [sys.executable, "-c", parent], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", parent],
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=True,
     )
     status = Path("/proc", done.stdout.strip(), "stat")
     deadline = time.monotonic() + 60
@@ -107,7 +111,7 @@ def test_a_child_of_a_living_parent_runs_and_does_not_hand_the_pid_on() -> None:
 def test_a_child_with_another_parent_dies() -> None:
     environment = {**os.environ, "DPO_PARENT_PID": str(os.getpid() + 1)}
     argv = [sys.executable, "-c", DIES_WITH_PARENT]
-    done = subprocess.run(argv, env=environment, timeout=60, check=False)
+    done = subprocess.run(argv, env=environment, timeout=HANG_SECONDS, check=False)
     assert done.returncode == -signal.SIGKILL
 
 
@@ -117,4 +121,7 @@ def test_agent_and_worker_import_no_torch_before_their_signal_handlers() -> None
         "import sys, dpo_cli.distributed.agent, dpo_cli.training.worker\n"
         "sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], timeout=HANG_SECONDS, check=False).returncode
+        == 0
+    )

@@ -19,6 +19,7 @@ from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import ModelWeights, to_disk_names
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.spec import Architecture
+from dpo_cli.paired import ModelScores
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.events import Event
 from dpo_cli.training.inputs import RunInputs
@@ -66,6 +67,9 @@ class Hooks:
 
     def emit(self, event: Event) -> None:
         self.events.append(event)
+
+    def keep_scores(self, optimizer_step: int, scores: ModelScores) -> None:
+        pass
 
     def requests(self) -> set[str]:
         return set()

@@ -42,6 +42,6 @@ def make(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
     rows = (REPOSITORY / "demo/pairs.jsonl").read_text().splitlines(keepends=True)
     (folder / "dpo.jsonl").write_text("".join(rows[:16]))
     with contextlib.chdir(folder):
-        assert app.main(["init", "mine", "--minimind", "."]) == 0
+        assert app.main(["init", "mine", "--model", str(MODEL)]) == 0
     (folder / "my.toml").write_text(PROFILE)
     return folder / "my.toml"

@@ -124,12 +124,13 @@ def worker_of(run: RunDirectory) -> int:
     return [event.pid for event in events if isinstance(event, WorkerStarted)][-1]
 
 
-def hold_at(optimizer_step: int) -> dict[str, str]:
-    """The environment in which a worker stops itself after a step, for `held`."""
+def hold_at(optimizer_step: int, rank: int = 0) -> dict[str, str]:
+    """The environment in which a rank is stopped after a step; rank 0 stops itself, for `held`."""
     hold = Path(__file__).parent / "hold"
     return {
         "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{hold}",
         "DPO_TEST_HOLD_AT": str(optimizer_step),
+        "DPO_TEST_HOLD_RANK": str(rank),
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.paired import ModelScores
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import (
@@ -25,6 +26,7 @@ from dpo_cli.run.events import (
     WorkerStarted,
     to_json,
 )
+from dpo_cli.run.held_out_scores import write_scores
 from dpo_cli.run.plan import Plan, PlannedModel, PlannedPairs, PlannedSteps
 
 STARTED = 1_767_268_800.0  # 2026-01-01 12:00 UTC
@@ -167,7 +169,7 @@ def evaluated(step: int) -> Event:
         "rewards/chosen": 0.2 * share,
         "rewards/rejected": -0.5 * share,
         "rewards/margins": 0.7 * share,
-        "rewards/accuracies": 0.48 + 0.35 * share,
+        **({"rewards/accuracies": 0.48 + 0.35 * share} if step else {"rewards/ties": 1.0}),
         "margin_per_token": 0.014 * share,
         "kl": 0.0021 * share,
         "logps/accuracies": 0.52 + 0.2 * share,
@@ -176,8 +178,12 @@ def evaluated(step: int) -> Event:
         name: {
             "pairs": pairs,
             **metrics,
-            "rewards/accuracies/low": metrics["rewards/accuracies"] - 1 / pairs**0.5,
-            "rewards/accuracies/high": min(1.0, metrics["rewards/accuracies"] + 1 / pairs**0.5),
+            **{
+                f"rewards/accuracies/{end}": min(1.0, accuracy + sign / pairs**0.5)
+                for accuracy in [metrics.get("rewards/accuracies")]
+                if accuracy is not None
+                for end, sign in (("low", -1), ("high", 1))
+            },
         }
         for name, pairs in (
             ("all", 40.0),
@@ -254,13 +260,30 @@ def contender(settings: dict[str, Any], lead: float = 0.0, pairs: int = 40) -> I
             case Planned():
                 yield dataclasses.replace(event, plan=plan)
             case Evaluated():
+                if not event.step:
+                    yield dataclasses.replace(event, pairs=pairs)
+                    continue
                 share = event.step / STEPS
                 wins = round((event.metrics["rewards/accuracies"] + lead * share) * pairs)
                 metrics = {"loss": event.metrics["loss"] - lead * share}
                 metrics["rewards/accuracies"] = wins / pairs
-                yield dataclasses.replace(event, pairs=pairs, metrics=event.metrics | metrics)
+                yield dataclasses.replace(
+                    event, pairs=pairs, metrics=event.metrics | metrics, groups={}
+                )
             case _:
                 yield event
+
+
+def scores(event: Evaluated) -> ModelScores:
+    """Scores of pairs whose means are those of an evaluation; the easy pairs come first."""
+    accuracy, pairs = event.metrics.get("rewards/accuracies"), range(event.pairs)
+    noise = [0.1 * math.sin(2 * pair + 5 * (accuracy or 0) * pair) for pair in pairs]
+    mean = sum(noise) / len(noise)
+    metrics = {"loss": [event.metrics["loss"] + each - mean for each in noise]}
+    if accuracy is not None:
+        right = round(accuracy * event.pairs)
+        metrics["rewards/accuracies"] = [float(pair < right) for pair in pairs]
+    return ModelScores(metrics, list(pairs))
 
 
 def write(root: Path, name: str, *events: Event) -> RunDirectory:
@@ -269,6 +292,9 @@ def write(root: Path, name: str, *events: Event) -> RunDirectory:
     EventWriter(run.events_path).close()
     lines = [to_json(event) + "\n" for event in events]
     run.events_path.write_text("".join(lines), encoding="utf-8")
+    evaluations = [event for event in events if isinstance(event, Evaluated)]
+    for event in evaluations:
+        write_scores(run.held_out_path, event.optimizer_step, scores(event))
     if any(isinstance(event, Completed) for event in events):
         run.mark_completed(optimizer_step=STEPS // 2, weights="rlhf_512.pth")
     return run

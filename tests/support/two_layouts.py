@@ -18,6 +18,7 @@ from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.support import scorer_for
 from dpo_cli.objective.aux_loss import AuxLossKind
+from dpo_cli.paired import ModelScores
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.events import Event, StepDone
 from dpo_cli.training import reference as kept
@@ -131,6 +132,9 @@ class Recorder:
     def emit(self, event: Event) -> None:
         assert isinstance(event, StepDone)
         self.steps.append(event)
+
+    def keep_scores(self, optimizer_step: int, scores: ModelScores) -> None:
+        pass
 
     def requests(self) -> set[str]:
         return set()

@@ -135,8 +135,8 @@ def assert_equal(resumed: RunDirectory, whole: RunDirectory) -> None:
     assert a.metric_rows == b.metric_rows
     assert a.evaluations == b.evaluations
     assert a.files() == b.files()
-    results = {path.name: path.read_bytes() for path in resumed.path.glob("rlhf_*.pth")}
-    assert results == {path.name: path.read_bytes() for path in whole.path.glob("rlhf_*.pth")}
+    results = {path.name: path.read_bytes() for path in resumed.path.glob("*_64*.pth")}
+    assert results == {path.name: path.read_bytes() for path in whole.path.glob("*_64*.pth")}
     assert results
 
 

@@ -136,7 +136,8 @@ def test_equal_weights_have_equal_bits_in_the_first_epoch(name: str, layout: Lay
         assert pairs.kl is not None
         assert not pairs.kl.any()
         assert not pairs.margins.any()
-        assert not pairs.accuracies.any()
+        assert pairs.ties.all()
+        assert (pairs.accuracies == 0.5).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -149,7 +150,8 @@ def test_equal_weights_tie_whatever_is_computed_with_them(name: str, dtype: torc
             batch = trainer.inputs.batches.make_batch(trainer.inputs.pairs, [index])
             pairs, _ = trainer.score(batch, trainer.reference.token_logps([index], batch))
             assert pairs.margins.abs().max() < 1e-4
-            assert not pairs.accuracies.any()
+            assert pairs.ties.all()
+            assert (pairs.accuracies == 0.5).all()
 
 
 def all_weights(scorer: ResponseScorer) -> Tensor:

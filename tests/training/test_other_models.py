@@ -172,6 +172,8 @@ def own_precision(folder: Path) -> None:
         state = load_file(run.path / name / "model.safetensors")
         assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
         assert '"dtype": "bfloat16"' in (run.path / name / "config.json").read_text()
+        modes = {path.stat().st_mode for path in (run.path / name).iterdir() if path.is_file()}
+        assert len(modes) == 1  # weights are as readable as the files beside them
     torn = run.path / "rlhf" / f".model.safetensors.{'0' * 32}.tmp"
     torn.write_text("half")
     run.remove_leftovers()
@@ -182,6 +184,15 @@ def own_precision(folder: Path) -> None:
     assert report.dtype == "bfloat16"
     assert report.retention is not None
     assert (report.retention.source_dtype, report.retention.start_error) == ("bfloat16", 0)
+    assert report.rounding == "stochastic"
+    assert report.retention.kept == pytest.approx(1, abs=0.1)
+    # The weights beside the run are those of an export.
+    beside = load_file(run.path / "rlhf" / "model.safetensors")
+    for name, tensor in load_file(place / "model.safetensors").items():
+        assert torch.equal(tensor, beside[name])
+    nearest = export_run(run, folder / "nearest", None, False, (), "nearest")
+    assert nearest.retention is not None
+    assert nearest.retention.kept < 0.9
     assert report.size_bytes == sum(path.stat().st_size for path in place.iterdir())
     assert export_run(run, place, "float32", False).dtype == "float32"  # replaces its own export
     (place / "README.md").write_text("somebody's")
@@ -215,7 +226,9 @@ def both_layouts(family: str, folder: Path) -> None:
         losses.append(torch.tensor(Run(run).losses))
         first = Run(run).steps[0]
         assert first.losses[0] == pytest.approx(math.log(2), abs=1e-15)
-        assert first.metrics["kl"] == first.metrics["rewards/accuracies"] == 0.0
+        assert first.metrics["kl"] == 0.0
+        assert first.metrics["rewards/ties"] == 1.0
+        assert "rewards/accuracies" not in first.metrics
     assert (losses[0] - losses[1]).abs().max() < 1e-3 * (losses[1] - math.log(2)).abs().max()
 
 

@@ -46,8 +46,8 @@ FINDINGS = (
         "mean x beta 0.1: the gradient halves once chosen and rejected differ by 11 nats per token"
         " (random guessing scores 8.8), so the loss never saturates and reads 0.693 even if"
         " weights change",
-        'Set dpo.reduction = "mean", dpo.beta = 5 and train.learning_rate = 1e-5 together (lr_sum'
-        " 0.001, as dpo init proposes). Do not raise the learning rate alone.",
+        'Set dpo.reduction = "sum", dpo.beta = 0.1 and train.learning_rate = 5e-6 together, as dpo'
+        " init proposes. Do not raise the learning rate alone.",
     ),
     Finding(
         "memory",

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dpo_cli.inference.evaluate import EvaluatedModel, Evaluation
+from dpo_cli.inference.evaluate import Comparison, EvaluatedModel, Evaluation
 from dpo_cli.intervals import wilson_interval
+from dpo_cli.paired import ModelScores, compare
 from dpo_cli.profile.load import profile_from_values
 from dpo_cli.run.eval_config import EvalConfig
-from dpo_cli.ui.terminal.evaluation import EvaluationView, notes
+from dpo_cli.run.events import ACCURACY
+from dpo_cli.ui.terminal.evaluation import EvaluationView, as_json, notes
 from tests.support.snapshots import assert_snapshot
 
 PROFILE = {"model.tokenizer": Path("/t"), "data.data_path": Path("/test.jsonl")}
@@ -82,7 +84,13 @@ GROUPS = {
     "length/like length": figures(0.6, 30),
     "length/rejected longer": figures(0.4, 5),
 }
-EQUAL = figures(0.0, 400, kl=0.0, margin_per_token=0.0, **{"rewards/margins": 0.0})
+EQUAL = {
+    name: value
+    for name, value in figures(
+        0.0, 400, kl=0.0, margin_per_token=0.0, **{"rewards/margins": 0.0, "rewards/ties": 1.0}
+    ).items()
+    if not name.startswith("rewards/accuracies")
+}
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -120,7 +128,8 @@ def test_significance_of_the_accuracy() -> None:
     )
     assert last_note(0.6, 97).startswith("accuracy 0.60 over 97 pairs: significantly above")
     assert last_note(0.6, 96).startswith("accuracy 0.60 over 96 pairs: may be chance")
-    assert last_note(0.0, 40, kl=0.0).endswith("identical to the reference: nothing was learned")
+    [equal] = notes(evaluation({"all": EQUAL}))
+    assert equal == "identical to the reference: nothing was learned"
 
 
 def test_notes_on_a_wrong_tokenizer_and_on_training_pairs() -> None:
@@ -137,10 +146,20 @@ def test_notes_on_a_wrong_tokenizer_and_on_training_pairs() -> None:
 
 
 def test_models_that_few_pairs_cannot_distinguish() -> None:
-    lines = notes(evaluation({"all": figures(0.6, 40)}, {"all": EQUAL}, {"all": figures(0.7, 40)}))
-    assert (
-        lines[-1]
-        == "40 pairs are too few to distinguish C from A by accuracy (95 %: -0.11 to +0.29)"
+    models = {"all": figures(0.6, 40)}, {"all": EQUAL}, {"all": figures(0.7, 40)}
+    with_a = compare(scores(0.7, 40), scores(0.6, 40), [ACCURACY])
+    with_b = compare(scores(0.7, 40), ModelScores({}, range(40)), [ACCURACY])
+    compared = replace(
+        evaluation(*models), comparisons=[Comparison(2, 0, with_a), Comparison(2, 1, with_b)]
     )
-    lines = notes(evaluation({"all": figures(0.6, 4000)}, {"all": figures(0.7, 4000)}))
-    assert [note.split(" over ")[0] for note in lines] == ["A: accuracy 0.60", "B: accuracy 0.70"]
+    assert notes(compared)[-2:] == [
+        "C vs. A, pair by pair: accuracy: 4 pairs to 0, p = 0.12, about 17 more pairs would settle"
+        " it at 95 %",
+        "C vs. B, pair by pair: no metric in common",
+    ]
+    assert as_json(compared)["comparisons"][0]["result"]["accuracies"][ACCURACY]["ahead"] == 4
+
+
+def scores(accuracy: float, pairs: int) -> ModelScores:
+    right = round(accuracy * pairs)
+    return ModelScores({ACCURACY: [float(pair < right) for pair in range(pairs)]}, range(pairs))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import (
     Alert,
     Completed,
@@ -26,8 +28,11 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from dpo_cli.run.plan import PlannedPairs, PlannedSteps
+from dpo_cli.run.view import RunView
+from dpo_cli.ui.terminal.dashboard import Dashboard
+from dpo_cli.ui.terminal.ending import ending_lines
 from dpo_cli.ui.terminal.plain import PlainReport
-from tests.support import story
+from tests.support import judged_runs, story
 
 NAME = "dense-20260101-120000-ab12"
 PLAN = dataclasses.replace(
@@ -306,3 +311,50 @@ def test_no_color_on_a_pipe_or_if_not_wanted() -> None:
     PlainReport(console, NAME, Path("runs"))(Alert(code="c", message="m"))
     assert isinstance(console.file, io.StringIO)
     assert "\x1b[3" not in console.file.getvalue()
+
+
+# --- harm that a run did -----------------------------------------------------------------------
+
+
+def test_a_run_that_got_worse_ends_with_a_red_line() -> None:
+    assert shown(*judged_runs.WORSE, quiet=True) == [
+        f"done: 15 steps, weights in runs/{NAME}/w",
+        "worse: the loss of 6 held-out pairs rose from 0.6931 to 0.7200",
+        "   help: Set train.learning_rate = 5e-6, as dpo init proposes.",
+        f"export: dpo export {NAME} --best  (step 6)",
+    ]
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    report = PlainReport(console, NAME, Path("runs", NAME), quiet=True)
+    for event in judged_runs.WORSE:
+        report(event)
+    assert isinstance(console.file, io.StringIO)
+    assert "\x1b[1;31mworse: \x1b[0m\x1b[31mthe loss of 6" in console.file.getvalue()
+
+
+def test_a_resumed_run_is_compared_with_its_first_start(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    writer = EventWriter(run.events_path, mend=False)
+    console = Console(file=io.StringIO(), width=200)
+    report = PlainReport(console, NAME, tmp_path, quiet=True)
+    resumed = Resumed(optimizer_step=6, step=6, checkpoint="step-6")
+    events: list[Event] = [*judged_runs.WORSE[:3], resumed, *judged_runs.WORSE[3:]]
+    for event in events:
+        writer.append(event)
+    writer.close()
+    for event in events[3:]:
+        report(event)
+    assert isinstance(console.file, io.StringIO)
+    assert "rose from 0.6931 to 0.7200" in console.file.getvalue()
+
+
+def test_the_panel_and_the_last_lines_say_it_too() -> None:
+    view = RunView.of(judged_runs.WORSE)
+    lines = [line.plain for line in ending_lines(view, NAME, Path("runs", NAME))]
+    assert "worse: the loss of 6 held-out pairs rose from 0.6931 to 0.7200" in lines
+    panel = Dashboard(view, NAME, Path("runs", NAME), now=0.0)
+    console = Console(file=io.StringIO(), width=100, height=30)
+    console.print(panel, end="")
+    assert isinstance(console.file, io.StringIO)
+    drawn = console.file.getvalue()
+    assert "worse: the loss of 6 held-out pairs rose" in drawn
+    assert "--best" in drawn.splitlines()[-1]

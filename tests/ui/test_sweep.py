@@ -123,7 +123,7 @@ def test_best_run_and_runs_it_cannot_be_distinguished_from(
     few = completed_runs(tmp_path / "few", {"A": -0.5, "B": 0.05, "C": 0.1}, pairs=40)
     assert text([*best_lines(of(few), statuses, few)]).splitlines()[:2] == [
         "best: C  beta 2  epochs 1: held-out accuracy 0.93 (95 % interval 0.80 to 0.97)",
-        "      not distinguishable from B",
+        "      not distinguishable from B; about 74 more pairs would settle it at 95 %",
     ]
     many = completed_runs(tmp_path / "many", {"A": -0.5, "B": 0.0, "C": 0.1}, pairs=4000)
     assert text([*best_lines(of(many), statuses, many)]).splitlines() == [

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
 import shutil
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from dpo_cli.files import glob_inside
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.tracking.rows import Row
 from dpo_cli.run.tracking.tracker import TrackedRun
+from dpo_cli.shell import join
 
 _COLLECTS_NOTHING: dict[str, Any] = {
     "probe": {
@@ -59,7 +59,7 @@ class SwanLab:
         state["offline"], state["upload"] = reason, ""
         if reason:
             (own,) = set(self._folder.glob("run-*")) - self._before
-            state["upload"] = shlex.join(["swanlab", "sync", show_path(own)])
+            state["upload"] = join(["swanlab", "sync", show_path(own)])
 
     def go_back(self, optimizer_step: int) -> None:
         """Not used: SwanLab cannot overwrite steps."""

@@ -10,7 +10,6 @@ import contextlib
 import netrc
 import os
 import secrets
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,6 +19,7 @@ from dpo_cli.files import glob_inside
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.tracking.rows import Row
 from dpo_cli.run.tracking.tracker import TrackedRun
+from dpo_cli.shell import join
 
 _SERVER = "https://api.wandb.ai"
 _INIT_SECONDS = 30.0
@@ -69,7 +69,7 @@ class Wandb:
         state["upload"] = ""
         if reason:
             (folder,) = set(self._folder.glob("offline-run-*")) - self._before
-            state["upload"] = shlex.join(["wandb", "sync", show_path(folder)])
+            state["upload"] = join(["wandb", "sync", show_path(folder)])
 
     def go_back(self, optimizer_step: int) -> None:
         """Not used: W&B cannot overwrite steps."""

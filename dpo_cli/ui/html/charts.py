@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpo_cli.intervals import wilson_interval
+from dpo_cli.run.events import ACCURACY
 from dpo_cli.run.series import Point
-from dpo_cli.ui.comparison import ACCURACY, ComparedRun, steps_name
+from dpo_cli.ui.comparison import ComparedRun, steps_name
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Level, smooth
 from dpo_cli.ui.terminal.plots import (
     CHOSEN,

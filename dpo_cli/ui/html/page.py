@@ -12,21 +12,20 @@ from typing import Any
 from dpo_cli import __version__
 from dpo_cli.formatting import (
     MISSING,
-    format_count,
     format_duration,
     format_number,
     format_progress,
     format_with_interval,
 )
+from dpo_cli.run.events import ACCURACY
+from dpo_cli.run.verdict import verdict_of
 from dpo_cli.ui.comparison import ComparedRun, differences, notes, steps_name
 from dpo_cli.ui.html.charts import COLORS, Chart, charts_of
 from dpo_cli.ui.html.markup import Writer, section
 from dpo_cli.ui.html.redaction import Redactor, file_names, without_quotations
 from dpo_cli.ui.html.run_section import FIGURES, UNITS, ReportRun, RunSection
 from dpo_cli.ui.html.svg import HEIGHT, STYLE, WIDTH, Frame, chart_markup, summary
-
-_FEW_PAIRS = 200
-"""Number of held-out pairs below which the interval is also explained in a sentence."""
+from dpo_cli.ui.outcome import outcome
 
 
 def page(
@@ -109,7 +108,7 @@ class _Page:
             model = run.model or "no plan"
             lead = f"{model} · {run.summary.state}{_when(run)}"
             parts = [write.tag("h1", run.name), write.tag("p", lead, "lead"), self._cards(first)]
-            return "".join([*parts, self._caution(run)])
+            return "".join([*parts, self._verdict(run), self._outcome(run)])
         items = []
         for number, run in enumerate(self._runs):
             model = run.model or "no plan"
@@ -119,45 +118,42 @@ class _Page:
                 f'<li><svg class="chart" viewBox="0 0 12 12" aria-hidden="true">{mark}</svg>'
                 f"<b>{run.letter} {write.text(run.name)}</b>{write.text(words)}</li>"
             )
-        return f'<h1>{len(self._runs)} runs</h1><ul class="legend">{"".join(items)}</ul>'
+        verdicts = "".join(map(self._verdict, self._runs))
+        return f'<h1>{len(self._runs)} runs</h1><ul class="legend">{"".join(items)}</ul>{verdicts}'
+
+    def _verdict(self, run: ComparedRun) -> str:
+        """Return the harm that a run did, and what to try."""
+        verdict = verdict_of(run.view)
+        if verdict is None:
+            return ""
+        name = f"{run.letter}: worse" if len(self._runs) > 1 else "Worse"
+        message = self._write.tag("p", f"{name}: {verdict.message}", "error")
+        return f'<div class="alert failed">{message}{self._write.tag("p", verdict.remedy)}</div>'
 
     def _cards(self, report_run: ReportRun) -> str:
         run, write = report_run.run, self._write
         cards = [
             (format_progress(run.summary.step, run.summary.total_steps), f"{steps_name([run])}s"),
-            (format_number(run.view.recent_mean("loss"), ".4f"), "training loss (last steps)"),
+            (format_number(run.view.recent_mean("loss"), ".4f"), "training loss, last steps"),
         ]
         if run.view.held_out is not None:
-            metrics, pairs = run.view.held_out.metrics, run.view.held_out.pairs
-            if run.accuracy is not None:
-                share, (low, high) = run.accuracy
-                over = f"95 %: {low:.2f} to {high:.2f}, {format_count(pairs, 'pair')}"
-                cards.append((f"{share:.2f}", f"held-out accuracy ({over})"))
+            metrics = run.view.held_out.metrics
+            share = metrics.get(ACCURACY)
+            cards.append((format_number(share, ".2f"), "held-out accuracy"))
             cards += [
                 (format_number(metrics.get(key), form), f"held-out {name}")
                 for name, key, form in FIGURES
             ]
-        if run.view.weights_moved is not None:
-            cards.append((f"{run.view.weights_moved:.1%}", "of weights changed (half precision)"))
         cards.append((format_duration(run.summary.seconds), "training time"))
         body = "".join(
             f"<div>{write.tag('b', value)}{write.tag('span', name)}</div>" for value, name in cards
         )
         return f'<div class="cards">{body}</div>'
 
-    def _caution(self, run: ComparedRun) -> str:
-        if run.accuracy is None or run.view.held_out is None:
-            return ""
-        pairs = run.view.held_out.pairs
-        if pairs >= _FEW_PAIRS:
-            return ""
-        share, (low, high) = run.accuracy
-        return self._write.tag(
-            "p",
-            f"Only {format_count(pairs, 'held-out pair')}: the accuracy of {share:.2f} has a 95 %"
-            f" interval from {low:.2f} to {high:.2f} (Wilson).",
-            "note",
-        )
+    def _outcome(self, run: ComparedRun) -> str:
+        """Return sentences on what the run has learned, unless the verdict has said more."""
+        sentences = outcome(run) if verdict_of(run.view) is None else []
+        return self._write.tag("p", " ".join(sentences), "note") if sentences else ""
 
     def _figures(self) -> str:
         heads = ["run", f"{steps_name(self._runs)}s", "training loss", "accuracy (95 %)", "pairs"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.formatting import format_count, format_number, format_with_interval
-from dpo_cli.run.events import Event, Failed, RankEnded, Sampled, WorkerStarted
-from dpo_cli.ui.comparison import ACCURACY, ComparedRun
+from dpo_cli.run.events import ACCURACY, Event, Failed, RankEnded, Sampled, WorkerStarted
+from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
 from dpo_cli.ui.html.redaction import without_quotations
 from dpo_cli.ui.terminal.plain import plan_facts
@@ -155,7 +155,7 @@ class RunSection:
             ("held-out pairs", f"{plan.pairs.held_out:,}"),
             ("skipped rows", f"{plan.pairs.skipped_rows:,}"),
             ("columns not read", ", ".join(plan.pairs.unread_columns) or "none"),
-            ("maximum length", f"{plan.setting('data.max_seq_len'):,} tokens"),
+            ("data.max_seq_len", f"{plan.setting('data.max_seq_len'):,} tokens"),
         ]
         tokens, trained = totals.tokens, totals.pairs
         if tokens and trained:

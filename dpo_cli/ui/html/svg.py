@@ -148,11 +148,14 @@ def _axes(chart: Chart, frame: Frame) -> Iterator[str]:
     for value in values:
         y = frame.y(value)
         yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>'
-        if level_y is None or abs(y - level_y) > 11:
+        below = 23 if chart.level is not None and chart.level.number else 11
+        if level_y is None or not -11 <= y - level_y <= below:
             yield _label(tick_label(value, step), _LEFT - 6, y + 4, "end")
     if chart.level is not None and level_y is not None:
         yield f'<path class="level" {_DASH} d="M{_LEFT} {level_y:.1f}H{right}"/>'
         yield _label(chart.level.label, _LEFT - 6, level_y + 4, "end")
+        if chart.level.number:
+            yield _label(chart.level.number, _LEFT - 6, level_y + 16, "end")
     steps, step = ticks(0.0, frame.x_end, _X_TICKS)
     for value in steps:
         yield f'<path class="grid" d="M{frame.x(value):.1f} {bottom}v4"/>'

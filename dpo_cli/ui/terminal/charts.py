@@ -46,10 +46,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Level:
-    """Dashed horizontal line with a label on the axis."""
+    """Dashed horizontal line with a label on the axis.
+
+    `number` is the value in digits, if the label has none; it is written below the label.
+    """
 
     value: float
     label: str
+    number: str = ""
 
 
 class Canvas:
@@ -222,6 +226,8 @@ def _tick_labels(low: float, high: float, rows: int, level: Level | None) -> dic
         row = row_of(level.value)
         labels = {k: label for k, label in labels.items() if abs(k - row) > 1}
         labels[row] = level.label
+        if level.number and rows > 1:
+            labels[row + 1 if row + 1 < rows else row - 1] = level.number
     return labels
 
 

@@ -15,17 +15,19 @@ from rich.text import Text
 
 from dpo_cli.formatting import format_duration, format_progress
 from dpo_cli.printable import one_line
+from dpo_cli.run.verdict import verdict_of
 from dpo_cli.run.view import RunState, RunView
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.layout import Block, bar, beside, fit, framed, justified, pile
 from dpo_cli.ui.terminal.metrics import (
     GROUPS_TITLE,
-    TITLE,
     figures,
     group_lines,
     metrics_table,
+    metrics_title,
 )
-from dpo_cli.ui.terminal.plain import plan_lines, step_name
+from dpo_cli.ui.terminal.plain import export_line, plan_lines, step_name
 from dpo_cli.ui.terminal.plots import charts
 from dpo_cli.ui.terminal.ranks import ranks_frame
 
@@ -54,7 +56,7 @@ _KEYS_HELP = (
 )
 _METRICS_HELP = (
     ("loss", "for DPO ln 2 = 0.693 while policy and reference are equal"),
-    ("accuracy", "share with a higher reward for chosen; ties do not count"),
+    ("accuracy", "share with a higher reward for chosen; ties count half"),
     ("reward", "beta x (policy log-prob - reference log-prob)"),
     ("margin", "reward of the chosen minus reward of the rejected answer"),
     ("margin/token", "(chosen - rejected log-ratio) in nats per token, without beta"),
@@ -176,7 +178,9 @@ class Dashboard:
             below = ranks if height - len(ranks) >= _LEAST_CHARTS_HEIGHT else []
             left = charts(self.view, charts_width, height - len(below)) + below
         else:
-            left = self._plan(console, charts_width, height)
+            lines = self._plan_lines(console, charts_width)
+            frame = framed("plan", lines, charts_width, min(height, len(lines) + 2))
+            left = pile(frame, charts_width, height)
         return beside(left, self._beside_charts(console, numbers_width, height))
 
     def _beside_charts(self, console: Console, width: int, height: int) -> Block:
@@ -193,7 +197,8 @@ class Dashboard:
 
     def _numbers(self, width: int, height: int) -> Block:
         has_gap = height >= len(self._number_lines(width, has_gap=True)) + 2
-        return framed(TITLE, self._number_lines(width, has_gap=has_gap), width, height)
+        title = metrics_title(self.view)
+        return framed(title, self._number_lines(width, has_gap=has_gap), width, height)
 
     def _number_lines(self, width: int, *, has_gap: bool) -> Block:
         table = metrics_table(self.view, width - 4)
@@ -229,6 +234,8 @@ class Dashboard:
     def _errors_and_alerts(self) -> list[tuple[str, str, str, str]]:
         """Return kind, style, message and remedy, the most important first."""
         found = [("error", "bold red", *failed)] if (failed := failure(self.view)) else []
+        if verdict := verdict_of(self.view):
+            found.append(("worse", "bold red", verdict.message, verdict.remedy))
         found += [
             ("warning", "bold yellow", alert.message, alert.remedy)
             for alert in reversed(self.view.alerts.values())
@@ -248,12 +255,12 @@ class Dashboard:
     def _next_command(self) -> Text:
         match self.state:
             case RunState.COMPLETED:
-                command = "export"
+                return export_line(self.view, self.designation)
             case RunState.STOPPED | RunState.FAILED | RunState.KILLED:
                 command = "resume"
             case _:
                 return Text()
-        return Text.assemble((f"{command}: ", "dim"), f"dpo {command} {self.designation}")
+        return Text.assemble((f"{command}: ", "dim"), dpo_command(command, self.designation))
 
 
 def _progress_line(label: str, share: float, remark: str, width: int) -> Text:

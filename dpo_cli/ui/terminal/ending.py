@@ -6,31 +6,48 @@ from pathlib import Path
 
 from rich.text import Text
 
-from dpo_cli.formatting import format_duration
-from dpo_cli.run.events import Completed, Failed, Stopped, WorkerEnded
+from dpo_cli.formatting import format_duration, format_number
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import ACCURACY, Completed, Failed, Stopped, WorkerEnded
 from dpo_cli.run.exit_reason import exit_text, rank_ending
+from dpo_cli.run.held_out_scores import read_scores
 from dpo_cli.run.view import RunView
+from dpo_cli.ui.outcome import loss_change
+from dpo_cli.ui.significance import difference
 from dpo_cli.ui.terminal.plain import alert_lines, completed_lines, stopped_lines
 
 
 def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]:
     """Return alerts, result and ending of a run; `failure` returns its error."""
     lines = [line for alert in view.alerts.values() for line in alert_lines(alert)]
-    if (start := view.held_out_start) and (now := view.held_out) and now.step > start.step:
-        before, after = start.metrics, now.metrics
-        lines.append(
-            Text(
-                f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}, accuracy "
-                f"{before['rewards/accuracies']:.2f} -> {after['rewards/accuracies']:.2f}, "
-                f"in {format_duration(view.elapsed_seconds(view.time))}"
-            )
-        )
+    lines += held_out_lines(view, directory)
     match view.ending:
         case Completed() as completed:
-            lines += completed_lines(completed, designation, directory)
+            lines += completed_lines(completed, designation, directory, view)
         case Stopped() as stopped:
             lines += stopped_lines(stopped, designation)
     return lines
+
+
+def held_out_lines(view: RunView, directory: Path) -> list[Text]:
+    """Return the held-out metrics before and after training; empty if both are not known."""
+    start, now = view.held_out_start, view.held_out
+    if start is None or now is None or now.step <= start.step:
+        return []
+    scores = RunDirectory(directory).held_out_path
+    change = loss_change(
+        read_scores(scores, now.optimizer_step), read_scores(scores, start.optimizer_step)
+    )
+    by = f", {difference(change, '+.4f')}" if change else ""
+    before, after = start.metrics, now.metrics
+    return [
+        Text(
+            f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}, accuracy "
+            f"{format_number(before.get(ACCURACY), '.2f')} -> "
+            f"{format_number(after.get(ACCURACY), '.2f')}, "
+            f"in {format_duration(view.elapsed_seconds(view.time))}"
+        )
+    ]
 
 
 def failure(view: RunView) -> tuple[str, str] | None:

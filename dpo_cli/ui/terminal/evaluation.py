@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,13 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from dpo_cli.formatting import format_count, format_number, format_with_interval
-from dpo_cli.intervals import Z, difference_interval
+from dpo_cli.formatting import MISSING, format_count, format_number, format_with_interval
+from dpo_cli.intervals import Z
 from dpo_cli.printable import one_line
 from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.text import show_path
-from dpo_cli.ui.comparison import ACCURACY
+from dpo_cli.run.events import ACCURACY, RANKING, TIES
+from dpo_cli.ui.significance import comparison_note
 from dpo_cli.ui.terminal.plain import think_blocks
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ Figures = Mapping[str, float]
 Cell = Callable[[Figures], str]
 
 ALL = "all"
-RANKING = "logps/accuracies"
-"""Share of pairs with a higher policy log-prob for the chosen answer."""
 _HEADINGS = {ACCURACY: "accuracy", RANKING: "ranking"}
 _NAMES = {ACCURACY: "accuracy", RANKING: "ranking accuracy"}
 _FIGURES = (
@@ -65,11 +64,12 @@ class EvaluationView:
     def _table(self, *, is_wide: bool) -> Table:
         models = self._evaluation.models
         rows: Mapping[str, Figures] = models[0].groups
+        available = {name for model in models for name in model.groups[ALL]}
         if len(models) > 1:
             rows = {letter: model.groups[ALL] for letter, model in _by_letter(models).items()}
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
         table.add_column("", no_wrap=True, style="dim" if len(models) == 1 else "bold")
-        columns = dict(_columns(models[0].groups[ALL], is_wide=is_wide))
+        columns = dict(_columns(available, is_wide=is_wide))
         for name in columns:
             table.add_column(name, justify="right", no_wrap=True)
         for name, figures in rows.items():
@@ -104,7 +104,7 @@ def _heading(evaluation: Evaluation) -> Iterator[str]:
     yield f"{template}, {think_blocks(profile.data.empty_think_ratio)}{defaults}"
 
 
-def _columns(available: Figures, *, is_wide: bool) -> Iterator[tuple[str, Cell]]:
+def _columns(available: Container[str], *, is_wide: bool) -> Iterator[tuple[str, Cell]]:
     """Yield heading and cell function of each column whose metric is in `available`."""
     yield "pairs", lambda figures: f"{figures['pairs']:,.0f}"
     for name, heading in _HEADINGS.items():
@@ -116,12 +116,12 @@ def _columns(available: Figures, *, is_wide: bool) -> Iterator[tuple[str, Cell]]
 
 
 def _mean(name: str, form: str, figures: Figures) -> str:
-    return format_number(figures[name], form)
+    return format_number(figures.get(name), form)
 
 
 def _share(name: str, figures: Figures) -> str:
-    if name == ACCURACY and _is_reference(figures):
-        return "–"
+    if name not in figures:
+        return MISSING
     low, high = figures[f"{name}/low"], figures[f"{name}/high"]
     return format_with_interval(figures[name], low, high)
 
@@ -150,7 +150,11 @@ def notes(evaluation: Evaluation) -> list[str]:
     for letter, model in models.items():
         lines.append(_subject([letter], models) + _verdict(model.groups[ALL]))
     if len(models) > 1:
-        return lines + list(_indistinguishable(models))
+        letters = list(models)
+        return lines + [
+            comparison_note(letters[each.model], letters[each.other], each.result)
+            for each in evaluation.comparisons
+        ]
     return lines + list(_small_groups(evaluation.models[0].groups))
 
 
@@ -159,8 +163,8 @@ def _subject(letters: Sequence[str], models: Mapping[str, EvaluatedModel]) -> st
 
 
 def _is_reference(figures: Figures) -> bool:
-    """Return True if all log-probs equal the reference's; all rewards are then ties at 0."""
-    return figures.get("kl") == 0
+    """Return True if all log-probs equal the reference's: all pairs tie."""
+    return figures.get(TIES) == 1
 
 
 def _verdict(figures: Figures) -> str:
@@ -187,25 +191,17 @@ def _small_groups(groups: Mapping[str, Figures]) -> Iterator[str]:
     unclear = [
         group.rpartition("/")[2]
         for group, figures in groups.items()
-        if group != ALL and figures[f"{name}/low"] <= _CHANCE <= figures[f"{name}/high"]
+        if group != ALL and not _is_decided(figures, name)
     ]
     if unclear and not _is_reference(groups[ALL]):
         yield f"too few pairs to distinguish their {_NAMES[name]} from 0.5: {', '.join(unclear)}"
 
 
-def _indistinguishable(models: Mapping[str, EvaluatedModel]) -> Iterator[str]:
-    """Yield the models that so many pairs cannot distinguish from the last one."""
-    *others, (last, metrics) = ((letter, model.groups[ALL]) for letter, model in models.items())
-    name, pairs = _decisive(metrics), int(metrics["pairs"])
-    for letter, figures in others:
-        if _is_reference(figures) or _is_reference(metrics):
-            continue
-        low, high = difference_interval(metrics[name], pairs, figures[name], pairs)
-        if low <= 0 <= high:
-            yield (
-                f"{format_count(pairs, 'pair')} are too few to distinguish {last} from {letter} by"
-                f" {_NAMES[name]} (95 %: {low:+.2f} to {high:+.2f})"
-            )
+def _is_decided(figures: Figures, name: str) -> bool:
+    """Return True if the 95 % interval of a share excludes 0.5."""
+    if name not in figures:
+        return False
+    return not figures[f"{name}/low"] <= _CHANCE <= figures[f"{name}/high"]
 
 
 def _decisive(figures: Figures) -> str:
@@ -229,5 +225,6 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "tokenizer": str(profile.model.tokenizer or ""),
         "device": evaluation.device,
         "dtype": evaluation.dtype,
+        "comparisons": [dataclasses.asdict(each) for each in evaluation.comparisons],
         "notes": notes(evaluation),
     }

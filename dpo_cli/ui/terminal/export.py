@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from dpo_cli.formatting import format_count, format_percent, format_size
+from dpo_cli.formatting import format_count, format_number, format_percent, format_size
 from dpo_cli.run.events import Alert
+from dpo_cli.ui.significance import comparison_note
 from dpo_cli.ui.terminal.plain import alert_lines
 
 if TYPE_CHECKING:
     from dpo_cli.export.export import ExportReport
     from dpo_cli.export.update_retention import UpdateRetention
+    from dpo_cli.inference.evaluate import Evaluation
 
 LOST_SHARE = 0.5
 """Error, relative to the update, above which a warning is shown."""
@@ -40,22 +41,29 @@ def export_lines(report: ExportReport) -> list[Text]:
     ]
 
 
-def held_out_line(in_file: Mapping[str, float], in_state: Mapping[str, float]) -> Text:
-    """Return the held-out metrics of the file and of the float32 training state.
-
-    Args:
-        in_file, in_state: means by metric, and the number of "pairs".
-    """
+def held_out_lines(evaluation: Evaluation) -> list[Text]:
+    """Return the held-out metrics of the float32 training state and of the file, in this order."""
+    in_state, in_file = (model.groups["all"] for model in evaluation.models)
 
     def both(metric: str, form: str) -> str:
-        return f"{in_file[metric]:{form}} vs. {in_state[metric]:{form}}"
+        return " vs. ".join(format_number(each.get(metric), form) for each in (in_file, in_state))
 
-    return Text(
+    line = Text(
         f"held-out ({format_count(int(in_file['pairs']), 'pair')}), file vs. training state: "
         f"accuracy {both('rewards/accuracies', '.3f')}, "
         f"margin/token {both('margin_per_token', '+.3g')} nats, "
         f"loss {both('loss', '.4f')}"
     )
+    [comparison] = evaluation.comparisons
+    return [line, Text(comparison_note("file", "training state", comparison.result))]
+
+
+def try_lines(command: str) -> list[Text]:
+    """Return the command that chats with the weights, and what it needs."""
+    lines = [Text(f"try it: {command}")]
+    if "python eval_" in command:
+        lines.append(Text("        in MiniMind's own environment; its scripts need transformers 4"))
+    return lines
 
 
 def _retention_lines(report: ExportReport) -> list[Text]:

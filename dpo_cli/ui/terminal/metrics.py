@@ -8,16 +8,16 @@ from math import nan
 
 from rich.text import Text
 
-from dpo_cli.formatting import MISSING, format_duration, format_number, format_size
-from dpo_cli.run.events import Evaluated
-from dpo_cli.run.view import RECENT_STEPS, RunView
+from dpo_cli.formatting import MISSING, format_count, format_duration, format_number, format_size
+from dpo_cli.run.events import ACCURACY, Evaluated
+from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.layout import Block, fit
 
 _LABEL_WIDTH, _COLUMN_WIDTH = 12, 11
 _FACT_LABEL_WIDTH = 10
 _METRICS = {
     "loss": ("loss", ".4f"),
-    "accuracy": ("rewards/accuracies", ".2f"),
+    "accuracy": (ACCURACY, ".2f"),
     "margin": ("rewards/margins", "+.3g"),
     "chosen": ("rewards/chosen", "+.3g"),
     "rejected": ("rewards/rejected", "+.3g"),
@@ -29,7 +29,14 @@ _METRICS = {
 
 GROUPS_TITLE = "held-out pairs, 95 % intervals"
 _GROUP_WIDTHS = (6, 15, 13)
-TITLE = f"metrics (train: last {RECENT_STEPS} steps)"
+
+
+def metrics_title(view: RunView) -> str:
+    """Return the title of the metrics, with the number of steps that the means are of."""
+    steps = len(view.recent)
+    if not steps:
+        return "metrics"
+    return f"metrics (train: last {format_count(steps, 'step')})"
 
 
 def metrics_table(view: RunView, width: int) -> Block:
@@ -60,10 +67,11 @@ def group_lines(evaluation: Evaluated | None, width: int) -> Block:
     lines = [Text.assemble(" " * name_width, ("".join(h.rjust(w) for h, w in heads), "magenta"))]
     for name, found in evaluation.groups.items():
         metrics = with_missing(found)
-        low, high = metrics["rewards/accuracies/low"], metrics["rewards/accuracies/high"]
+        low, high = metrics[f"{ACCURACY}/low"], metrics[f"{ACCURACY}/high"]
+        accuracy = format_number(found.get(ACCURACY), ".2f")
         values = (
             f"{metrics['pairs']:,.0f}",
-            f"{metrics['rewards/accuracies']:.2f} {low:.2f}-{high:.2f}",
+            accuracy if accuracy == MISSING else f"{accuracy} {low:.2f}-{high:.2f}",
             format_number(metrics["margin_per_token"], "+.3g"),
         )
         row = Text.assemble((fit(Text(name.partition("/")[2] or name), name_width).plain, "dim"))

@@ -9,9 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from dpo_cli.formatting import format_count, format_duration, format_size
+from dpo_cli.formatting import format_count, format_duration, format_number, format_size
 from dpo_cli.printable import one_line
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (
+    ACCURACY,
     Alert,
     Completed,
     Evaluated,
@@ -26,6 +28,10 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from dpo_cli.run.plan import Plan
+from dpo_cli.run.thinning import ThinnedHistory
+from dpo_cli.run.verdict import is_best_earlier, verdict_of
+from dpo_cli.run.view import RunView
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.metrics import with_missing
 from dpo_cli.ui.terminal.ranks import straggler, straggler_message
 
@@ -55,15 +61,18 @@ class PlainReport:
         self._directory = directory
         self._quiet = quiet
         self._plan: Plan | None = None
+        self._view = RunView()
         self._phase = _Phase()
         self._recent: deque[StepDone] = deque(maxlen=_RECENT_STEPS)
         self._hosts: tuple[str, ...] = ()
         self._has_shown_straggler = False
+        self._has_resumed = False
         self._last_step = 0
         self._shown_at_seconds = 0.0
 
     def __call__(self, event: Event) -> None:
         """Print `event`, unless it is too frequent to print."""
+        self._view.take(event)
         match event:
             case Planned():
                 self._plan = event.plan
@@ -85,7 +94,7 @@ class PlainReport:
             case Saved():
                 self._print([saved_line(event)])
             case Resumed():
-                self._last_step = event.step
+                self._has_resumed, self._last_step = True, event.step
                 self._print(map(_warning, event.passed_over), always=True)
                 self._print(resumed_lines(event))
             case Alert():
@@ -93,8 +102,14 @@ class PlainReport:
             case Stopped() if self._plan is not None:  # otherwise the launcher reports it
                 self._print(stopped_lines(event, self._designation), always=True)
             case Completed():
-                lines = completed_lines(event, self._designation, self._directory)
+                lines = completed_lines(event, self._designation, self._directory, self._whole())
                 self._print(lines, always=True)
+
+    def _whole(self) -> RunView:
+        """Return the view of the whole run; a resume reports only the events since."""
+        path = RunDirectory(self._directory).events_path
+        is_resumed = self._has_resumed and path.is_file()
+        return RunView.of(ThinnedHistory(path)) if is_resumed else self._view
 
     def _step(self, event: StepDone) -> None:
         self._recent.append(event)
@@ -232,7 +247,7 @@ def step_line(event: StepDone, recent: Iterable[StepDone], plan: Plan | None) ->
         ("loss", f"{metrics['loss']:.4f}"),
         ("lr", f"{event.learning_rate:.1e}"),
         ("margin", f"{metrics['rewards/margins']:+.3g}"),
-        ("acc", f"{metrics['rewards/accuracies']:.2f}"),
+        ("acc", format_number(event.metrics.get(ACCURACY), ".2f")),
         ("grad", f"{metrics['grad_norm']:.3g}"),
         ("", f"{pairs_a_second:.1f} pairs/s"),
         ("eta", eta),
@@ -247,7 +262,7 @@ def evaluation_line(event: Evaluated) -> Text:
         ("held-out", f"after step {event.optimizer_step}"),
         ("loss", f"{metrics['loss']:.4f}"),
         ("margin", f"{metrics['rewards/margins']:+.3g}"),
-        ("acc", f"{metrics['rewards/accuracies']:.2f}{_interval(event, 'rewards/accuracies')}"),
+        ("acc", format_number(metrics.get(ACCURACY), ".2f") + _interval(event, ACCURACY)),
         ("", f"{format_count(event.pairs, 'pair')} in {format_duration(event.seconds)}"),
     )
 
@@ -261,11 +276,11 @@ def _interval(event: Evaluated, metric: str) -> str:
 
 
 def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Text]:
-    """Return prompts with the answers of policy and reference, truncated if wanted."""
+    """Return questions with the answers of policy and reference, truncated if wanted."""
     lines = []
     for sample in event.samples:
         texts = (
-            (sample["place"], sample["prompt"]),
+            (sample["place"], sample.get("question", sample["prompt"])),
             ("  reference", sample["reference"]),
             ("  policy", sample["policy"]),
         )
@@ -310,11 +325,13 @@ def stopped_lines(event: Stopped, designation: str) -> list[Text]:
         if event.optimizer_step
         else "before the first step"
     )
-    return [Text(f"{event.reason} {where}"), _command("resume", f"dpo resume {designation}")]
+    return [Text(f"{event.reason} {where}"), _command("resume", dpo_command("resume", designation))]
 
 
-def completed_lines(event: Completed, designation: str, directory: Path) -> list[Text]:
-    """Return the result of a completed run, and the command to export it."""
+def completed_lines(
+    event: Completed, designation: str, directory: Path, view: RunView
+) -> list[Text]:
+    """Return the result of a completed run, harm that it did, and the command to export it."""
     return [
         Text.assemble(
             ("done", "bold green"),
@@ -322,8 +339,29 @@ def completed_lines(event: Completed, designation: str, directory: Path) -> list
             f"weights in {directory / event.weights}",
         ),
         *([Text(f"      {event.reason}")] if event.reason else []),
-        _command("export", f"dpo export {designation}"),
+        *verdict_lines(view),
+        export_line(view, designation),
     ]
+
+
+def verdict_lines(view: RunView) -> list[Text]:
+    """Return the harm that a run did, in red, and what to try."""
+    verdict = verdict_of(view)
+    if verdict is None:
+        return []
+    return [
+        Text.assemble(("worse: ", "bold red"), (verdict.message, "red")),
+        Text.assemble(("   help: ", "bold cyan"), verdict.remedy),
+    ]
+
+
+def export_line(view: RunView, designation: str) -> Text:
+    """Return the command that exports a run; its best weights if they are not the last ones."""
+    if not is_best_earlier(view):
+        return _command("export", dpo_command("export", designation))
+    assert view.best is not None
+    line = _command("export", dpo_command("export", designation, "--best"))
+    return line.append(f"  (step {view.best.optimizer_step:,})", "dim")
 
 
 def _micro_batch_seconds(recent: list[StepDone]) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
+from dpo_cli.run.events import ACCURACY
 from dpo_cli.run.plan import Plan
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Curve, Level, Mark, draw, smooth
@@ -67,7 +68,7 @@ def train_only(
 _ZERO = Level(0.0, "0")
 _LN_2 = math.log(2)
 SMALL = (
-    train_and_held_out("accuracy", "rewards/accuracies", Level(0.5, "0.5"), 0.2),
+    train_and_held_out("accuracy", ACCURACY, Level(0.5, "0.5"), 0.2),
     train_and_held_out("margin", "rewards/margins", _ZERO, 1e-3),
     Plot(
         "rewards",
@@ -106,7 +107,8 @@ def loss_plot(plan: Plan | None) -> Plot:
     start = plan.loss_at_start if plan else _LN_2
     level = None
     if start is not None:
-        level = Level(start, "ln 2" if math.isclose(start, _LN_2) else f"{start:.4g}")
+        is_ln_2 = math.isclose(start, _LN_2)
+        level = Level(start, "ln 2", "0.693") if is_ln_2 else Level(start, f"{start:.4g}")
     return train_and_held_out("loss", "loss", level, 0.01)
 
 

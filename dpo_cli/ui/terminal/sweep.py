@@ -27,13 +27,13 @@ from dpo_cli.run.events import EventReader
 from dpo_cli.run.summary import RunSummary, summarize
 from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.view import RunState, RunView
+from dpo_cli.shell import dpo_command
 from dpo_cli.ui.comparison import ComparedRun, best, indistinguishable, listed
+from dpo_cli.ui.significance import pairs_to_settle
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.panel import Panel
 
-_NO_PAIRS = (
-    "without held-out pairs there is no best run; set eval.fraction = 0.1 to hold out a tenth"
-)
+_NO_PAIRS = "without held-out pairs there is no best run; set eval.fraction to hold out some pairs"
 
 
 @dataclass(frozen=True)
@@ -304,11 +304,15 @@ def best_lines(
     text = next(each.point.text for each in statuses if each.point.letter == first.letter)
     result = f"held-out accuracy {accuracy:.2f} (95 % interval {low:.2f} to {high:.2f})"
     lines = [Text.assemble(("best: ", "bold green"), f"{first.letter}  {text}: {result}")]
-    if close := indistinguishable(first, runs):
-        lines.append(Text(f"      not distinguishable from {listed(close)}"))
-    lines.append(
-        Text.assemble(("export: ", "dim"), f"dpo export {directories[first.letter].designation}")
-    )
+    results = indistinguishable(first, runs)
+    if close := [letter for letter, result in results.items() if result]:
+        pairs = pairs_to_settle(filter(None, results.values()))
+        how = f"; about {pairs:,} more pairs would settle it at 95 %" if pairs else ""
+        lines.append(Text(f"      not distinguishable from {listed(close)}{how}"))
+    if untested := [letter for letter, result in results.items() if result is None]:
+        lines.append(Text(f"      not compared with {listed(untested)}: no scores of each pair"))
+    export = dpo_command("export", directories[first.letter].designation)
+    lines.append(Text.assemble(("export: ", "dim"), export))
     return lines
 
 

@@ -219,5 +219,5 @@ def test_it_ends_by_itself_when_the_launcher_dies(run: RunDirectory) -> None:
     process = subprocess.Popen(supervisor.feeder_argv(run), stdin=read, stderr=subprocess.PIPE)
     os.close(read)
     os.close(write)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=HANG_SECONDS)
     assert (process.returncode, errors) == (0, b"")

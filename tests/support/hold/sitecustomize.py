@@ -1,13 +1,15 @@
 """Python runs this at the start of each process whose PYTHONPATH has this folder: see `hold_at`.
 
-The worker of a real `dpo` stops itself right after an optimizer step. A test that sent the SIGSTOP
-would come too late on a busy machine, where the whole run is over before the test is scheduled.
+The worker of a real `dpo` stops itself, or another rank, right after an optimizer step. A test that
+sent the SIGSTOP would come too late on a busy machine, where the whole run is over before the test
+is scheduled.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Event, StepDone
@@ -20,7 +22,19 @@ def _append_and_hold(self: EventWriter, event: Event) -> None:
     is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     held_at = int(os.environ["DPO_TEST_HOLD_AT"])
     if isinstance(event, StepDone) and event.optimizer_step == held_at and is_first:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        os.kill(_pid_of_rank(os.environ["DPO_TEST_HOLD_RANK"]), signal.SIGSTOP)
+
+
+def _pid_of_rank(rank: str) -> int:
+    """Return the process of a rank, which is this one or another child of its parent."""
+    if rank == os.environ.get("RANK", "0"):
+        return os.getpid()
+    [pid] = (
+        pid
+        for pid in Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read_text().split()
+        if f"RANK={rank}".encode() in Path("/proc", pid, "environ").read_bytes().split(b"\0")
+    )
+    return int(pid)
 
 
 EventWriter.append = _append_and_hold  # type: ignore[method-assign]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.errors import DpoError
-from dpo_cli.export.rounding import round_stochastically, round_weights
+from dpo_cli.models.rounding import round_stochastically, round_weights
 
 FORMATS = [torch.float16, torch.bfloat16]
 SEEDS = 4000

@@ -16,6 +16,17 @@ from dpo_cli.models.convert import StateDict
 Rounding = Literal["nearest", "stochastic"]
 
 
+def default_rounding(dtype: str, source_dtype: str) -> Rounding:
+    """Return the rounding of a file in `dtype` for weights that started in `source_dtype`.
+
+    Stochastic for bfloat16 weights: their spacing is so wide that the nearest values keep a fifth
+    of an update at the usual learning rate of 1e-6 (docs/precision.md). Weights that the
+    training did not move keep their value. Not for weights that started in another dtype: each of
+    them would get noise, moved or not.
+    """
+    return "stochastic" if dtype == source_dtype == "bfloat16" else "nearest"
+
+
 def round_weights(
     state: Mapping[str, Tensor],
     dtype: str,

@@ -1,0 +1,96 @@
+"""Verdict on a finished run: the held-out loss rose, or the answers collapsed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from dpo_cli.formatting import format_count
+from dpo_cli.profile.doctrine import MEAN_OF_SCHEDULE, Current, learn_less
+from dpo_cli.repetition import repetition
+from dpo_cli.run.events import Completed, Evaluated, Sampled
+from dpo_cli.run.plan import Plan
+from dpo_cli.run.view import RunView
+
+RISE_SHARE = 0.01
+"""Rise of the held-out loss above the start that counts, as a share of it (0.007 at ln 2). A rise
+beyond its 95 % interval always counts; with few pairs the interval is wide."""
+LOST_SHARE = 0.25
+"""Share of the best improvement; losing more of it until the end counts as a rise, too."""
+COLLAPSE = 0.2
+"""Growth of the mean repetition of the answers that counts as a collapse."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Harm that a finished run did, and what to try."""
+
+    message: str
+    remedy: str
+
+
+def verdict_of(view: RunView) -> Verdict | None:
+    """Return the verdict on a completed run; None without harm, or without held-out pairs."""
+    if not isinstance(view.ending, Completed):
+        return None
+    messages = [message for message in (_rise(view), _collapse(view)) if message]
+    return Verdict("; ".join(messages), _remedy(view)) if messages else None
+
+
+def is_best_earlier(view: RunView) -> bool:
+    """Return True if an earlier checkpoint than the last one has the lowest held-out loss."""
+    return view.best is not None and view.best.step < view.step
+
+
+def _rise(view: RunView) -> str | None:
+    start, end = view.held_out_start, view.held_out
+    if start is None or end is None or end.step <= start.step:
+        return None
+    before, after = start.metrics["loss"], end.metrics["loss"]
+    pairs = format_count(end.pairs, "held-out pair")
+    if after > before + RISE_SHARE * abs(before) or _low(end) > before:
+        return f"the loss of {pairs} rose from {before:.4f} to {after:.4f}"
+    step, best = min(view.evaluated["loss"].points, key=lambda point: point[1])
+    if after - best > LOST_SHARE * (before - best) and after > best + RISE_SHARE * abs(before):
+        return f"the loss of {pairs} rose from {best:.4f} after step {step:,.0f} to {after:.4f}"
+    return None
+
+
+def _low(evaluated: Evaluated) -> float:
+    """Return the lower end of the 95 % interval of the loss."""
+    return evaluated.groups.get("all", {}).get("loss/low", float("-inf"))
+
+
+def _collapse(view: RunView) -> str | None:
+    start, end = view.sampled_start, view.sampled
+    if start is None or end is None or end.step <= start.step:
+        return None
+    before, after = _repetition(start), _repetition(end)
+    if after - before < COLLAPSE:
+        return None
+    return f"the answers repeat themselves: {after:.0%} of their text, {before:.0%} at the start"
+
+
+def _repetition(sampled: Sampled) -> float:
+    return fmean(repetition(sample["policy"]) for sample in sampled.samples)
+
+
+def _remedy(view: RunView) -> str:
+    parts = [learn_less(_recipe(view.plan))] if view.plan else []
+    if view.best is None and view.plan and view.plan.setting("eval.keep_best"):
+        parts.append("Keep the starting weights: no checkpoint of this run is better.")
+    elif view.best is None:
+        parts.append("Set eval.keep_best = true and eval.interval to keep the best checkpoint.")
+    return " ".join(parts)
+
+
+def _recipe(plan: Plan) -> Current:
+    rate = plan.setting("train.learning_rate")
+    factors = MEAN_OF_SCHEDULE[plan.setting("train.schedule")] * plan.steps.optimizer_steps
+    return Current(
+        reduction=plan.setting("dpo.reduction"),
+        beta=plan.setting("dpo.beta"),
+        learning_rate=rate,
+        lr_sum=rate * factors,
+        parameters=plan.model.parameters,
+    )

@@ -1,0 +1,58 @@
+"""Sentences on whether a run worked: what it has learned that holds for held-out pairs."""
+
+from __future__ import annotations
+
+from dpo_cli.formatting import format_count
+from dpo_cli.paired import MeanEstimate, ModelScores, estimate_mean
+from dpo_cli.run.events import Evaluated
+from dpo_cli.ui.comparison import ComparedRun
+from dpo_cli.ui.significance import difference
+
+_CHANCE = 0.5
+
+
+def outcome(run: ComparedRun) -> list[str]:
+    """Return what the held-out pairs prove about a run; empty before its first step.
+
+    The loss is compared with that of the same pairs before the first step, pair by pair.
+    """
+    start, now = run.view.held_out_start, run.view.held_out
+    if now is None:
+        return ["No pairs were held out, so nothing shows whether the run worked on other pairs."]
+    if start is None or now.step <= start.step:
+        return []
+    sentences = [_loss(start, now, loss_change(run.scores, run.start_scores))]
+    if run.accuracy is not None:
+        share, (low, high) = run.accuracy
+        verdict = "it may be chance (0.50)"
+        if low > _CHANCE:
+            verdict = "better than chance (0.50)"
+        elif high < _CHANCE:
+            verdict = "worse than chance (0.50)"
+        sentences.append(f"Accuracy is {share:.2f} (95 %: {low:.2f} to {high:.2f}), {verdict}.")
+    return sentences
+
+
+def _loss(start: Evaluated, now: Evaluated, change: MeanEstimate | None) -> str:
+    before, after = start.metrics["loss"], now.metrics["loss"]
+    pairs = f"the loss of {format_count(now.pairs, 'held-out pair')}"
+    values = f"from {before:.4f} to {after:.4f}"
+    if change is None:
+        return f"After training, {pairs} went {values}."
+    how = f"{values}: {difference(change, '+.4f')}"
+    if not change.is_significant:
+        return f"Undecided: {pairs} went {how}."
+    if after < before:
+        return f"It worked: {pairs} fell {how}."
+    return f"It did harm: {pairs} rose {how}."
+
+
+def loss_change(now: ModelScores | None, start: ModelScores | None) -> MeanEstimate | None:
+    """Return the change of the held-out loss since the start, pair by pair.
+
+    None if the scores of an evaluation are not stored, or are those of other pairs.
+    """
+    if now is None or start is None or list(now.prompts) != list(start.prompts):
+        return None
+    losses = zip(now.metrics["loss"], start.metrics["loss"], strict=True)
+    return estimate_mean([after - before for after, before in losses], now.clusters)

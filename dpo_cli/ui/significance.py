@@ -1,0 +1,74 @@
+"""Words for the comparison of two models on the same pairs, for the terminal, pages and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dpo_cli.formatting import format_count
+from dpo_cli.paired import MeanEstimate, PairedComparison, Preference
+from dpo_cli.run.events import ACCURACY, RANKING
+
+_NAMES = {ACCURACY: "accuracy", RANKING: "ranking accuracy"}
+_MANY = 1_000_000
+_DIFFERENCES = (("loss", "loss", "+.4f"), ("margin/token", "margin_per_token", "+.3g"))
+"""Name, metric and format of the differences that are shown."""
+
+
+def comparison_note(
+    model: str, other: str, result: PairedComparison, *, has_one_objective: bool = True
+) -> str:
+    """Say how a model differs from another one, and whether chance explains it.
+
+    Args:
+        model, other: their names.
+        result: differences are those of `model` minus `other`.
+        has_one_objective: False if their losses are not comparable.
+    """
+    parts = []
+    tested = next((name for name in (ACCURACY, RANKING) if name in result.accuracies), None)
+    if tested is not None:
+        parts.append(f"{_NAMES[tested]}: {_split(result.accuracies[tested])}")
+    for title, metric, form in _DIFFERENCES:
+        if metric in result.differences and (has_one_objective or metric != "loss"):
+            parts.append(f"{title} {difference(result.differences[metric], form)}")
+    return f"{model} vs. {other}, pair by pair: {'; '.join(parts) or 'no metric in common'}"
+
+
+def difference(estimate: MeanEstimate, form: str) -> str:
+    """Return a mean difference with its 95 % interval, and the pairs that would settle it."""
+    if not estimate.mean and estimate.low == estimate.high == 0:
+        return "equal for every pair"
+    mean, low, high = (format(each, form) for each in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} (95 %: {low} to {high}{_still_needed(', ', estimate.more_pairs)})"
+
+
+def pairs_to_settle(results: Iterable[PairedComparison]) -> int | None:
+    """Return the most pairs that an accuracy still needs; None if one cannot be settled."""
+    tests = [result.accuracies[ACCURACY] for result in results if ACCURACY in result.accuracies]
+    needed = [test.more_pairs for test in tests if test.more_pairs is not None]
+    return max(needed) if needed and len(needed) == len(tests) else None
+
+
+def _split(test: Preference) -> str:
+    if not test.ahead + test.behind:
+        return f"right about the same {test.unit}s"
+    counts = f"{format_count(test.ahead, test.unit)} to {test.behind:,}, {_p(test.p)}"
+    if test.is_significant:
+        return f"{counts}, significant"
+    settles = _still_needed(", ", test.more_pairs)
+    return f"{counts}{f'{settles} at 95 %' if settles else ', not distinguishable'}"
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def _still_needed(before: str, pairs: int | None) -> str:
+    """Say how many more pairs would settle a difference; empty if it is settled, or cannot be."""
+    if not pairs:
+        return ""
+    if pairs > _MANY:
+        return f"{before}more than a million more pairs would settle it"
+    digits = max(0, len(str(pairs)) - 2)  # an estimate: two digits are enough
+    rounded = round(pairs, -digits)
+    return f"{before}about {format_count(rounded, 'more pair')} would settle it"

@@ -1,0 +1,49 @@
+"""What the pages say to type: the lines of their shell blocks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.cli import REPOSITORY
+
+PAGES = sorted(
+    [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / "demo/README.md"]
+)
+_BLOCK = re.compile(r"^```(?:sh|bash|shell|console)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PROGRAMS = ("dpo", "make", "pip", "python", "torchrun", "srun")
+_ENDS = frozenset(("|", ">", ">>", "&&", ";", "2>", "&"))
+
+
+def shell_lines(page: Path) -> list[str]:
+    """The command lines in the shell blocks of a page, without comments."""
+    blocks = _BLOCK.findall(page.read_text(encoding="utf-8"))
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [re.sub(r"\s{2,}#.*$", "", line) for line in lines if line.split(" ")[0] in _PROGRAMS]
+
+
+def dpo_words(line: str) -> Iterator[list[str]]:
+    """The words of each `dpo` in a command line."""
+    words = shlex.split(line, comments=True)
+    while words:
+        end = next((n for n, word in enumerate(words) if word in _ENDS), len(words))
+        command, words = words[:end], words[end + 1 :]
+        if command[:1] == ["dpo"]:
+            yield command[1:]
+
+
+def code_spans(text: str) -> list[str]:
+    """The words in backticks of a text without its blocks, in order."""
+    return re.findall(r"`([^`\n]+)`", _without_blocks(text))
+
+
+def sections(text: str) -> list[tuple[str, str]]:
+    """Level and text of each section of a page, the beginning first."""
+    parts = re.split(r"^(#+) .*$", _without_blocks(text), flags=re.MULTILINE)
+    return [("", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def _without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)

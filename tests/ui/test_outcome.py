@@ -1,0 +1,53 @@
+"""Sentences on whether a run worked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dpo_cli.commands.compared_runs import compared_run
+from dpo_cli.paired import ModelScores
+from dpo_cli.run.events import history
+from dpo_cli.ui.comparison import ComparedRun
+from dpo_cli.ui.outcome import outcome
+from tests.support import story
+
+
+def run_of(root: Path, *events: object) -> ComparedRun:
+    run = story.write(root, "plain", *events)  # type: ignore[arg-type]
+    return compared_run("A", run, history(run.events_path))
+
+
+def test_a_run_that_worked(tmp_path: Path) -> None:
+    loss, accuracy = outcome(run_of(tmp_path, *story.contender({})))
+    assert loss.startswith("It worked: the loss of 40 held-out pairs fell from 0.6931 to 0.5231:")
+    assert accuracy == "Accuracy is 0.82 (95 %: 0.68 to 0.91), better than chance (0.50)."
+
+
+def test_a_run_that_did_harm(tmp_path: Path) -> None:
+    loss, accuracy = outcome(run_of(tmp_path, *story.contender({}, lead=-0.6)))
+    assert loss.startswith("It did harm: the loss of 40 held-out pairs rose from 0.6931 to 1.1231:")
+    assert accuracy.endswith(", worse than chance (0.50).")
+
+
+def test_a_difference_that_few_pairs_cannot_prove(tmp_path: Path) -> None:
+    run = run_of(tmp_path, *story.contender({}, lead=-0.169))
+    loss, accuracy = outcome(run)
+    assert loss.startswith("Undecided: the loss of 40 held-out pairs went from 0.6931 to 0.6921:")
+    assert "more pairs would settle it" in loss
+    assert accuracy.endswith(", it may be chance (0.50).")
+    without = replace(run, scores=None)
+    assert outcome(without)[0] == (
+        "After training, the loss of 40 held-out pairs went from 0.6931 to 0.6921."
+    )
+    other = ModelScores({"loss": [0.1]}, [0])
+    assert outcome(replace(run, start_scores=other))[0].startswith("After training")
+
+
+def test_a_run_that_proves_nothing(tmp_path: Path) -> None:
+    start = [event for event in story.contender({}) if event.time < story.STARTED + 6]
+    assert outcome(run_of(tmp_path, *start)) == []
+    nothing = outcome(run_of(tmp_path / "other", *story.preparation()))
+    assert nothing == [
+        "No pairs were held out, so nothing shows whether the run worked on other pairs."
+    ]

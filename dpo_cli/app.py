@@ -31,6 +31,7 @@ _MODULES = {
     "init": "init",
     "check": "check",
     "data": "data",
+    "convert": "convert",
     "train": "train",
     "resume": "resume",
     "stop": "stop",

@@ -188,7 +188,8 @@ def evaluate(
 
     Args:
         model: run, weights file, or Hugging Face directory.
-        data: file or folder of pairs; by default the held-out pairs of the run or profile.
+        data: file or folder of pairs, or hf:ORG/NAME; by default the held-out pairs of the run or
+            profile.
         reference: model to compare with; by default the reference of the run or profile.
         profile: profile for weights that belong to no run.
         tokenizer: directory of the tokenizer; by default that of the run, profile or model.

@@ -79,7 +79,7 @@ def check_data(
     lengths = [limit, *(length for length in LONGER_LIMITS if length > limit)]
     by_length = {length: cut(profile, encoded, length) for length in lengths}
     rows = by_length[limit]
-    reporter.ok("format", subject, encoded.places.description)
+    reporter.ok("format", subject, source.description(encoded.places))
     _check_malformed(reporter, subject, source, rows)
     _check_kept(reporter, subject, encoded, by_length)
     if not rows.kept:

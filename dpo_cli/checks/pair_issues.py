@@ -15,7 +15,8 @@ from dpo_cli.checks.unread_columns import UnreadColumns
 from dpo_cli.data.languages import Language, language_of
 from dpo_cli.data.messages import Message
 from dpo_cli.data.pairs import PreferencePair, read_pairs
-from dpo_cli.data.sources import Places, Source
+from dpo_cli.data.places import Places
+from dpo_cli.data.sources import Source
 from dpo_cli.findings import PairIssue
 
 NEAR_IDENTICAL_SHARE = 0.9

@@ -9,7 +9,7 @@ from torch import Tensor
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.data.batching import shared_inputs
 from dpo_cli.data.chat import ChatTokenizer, Tokenized, TokenizedPair
-from dpo_cli.data.sources import Places
+from dpo_cli.data.places import Places
 from dpo_cli.data.tokens import Rows
 from dpo_cli.errors import UsageError
 from dpo_cli.findings import PairPreview, Span

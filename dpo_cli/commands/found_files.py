@@ -13,6 +13,7 @@ from rich.console import Console
 from dpo_cli.data.sources import Source, looks_like_pairs
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import pair_files
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile import folder
 from dpo_cli.profile.discover import (
     FoundFiles,
@@ -23,7 +24,6 @@ from dpo_cli.profile.discover import (
     is_whole_model,
     minimind_version_of,
 )
-from dpo_cli.profile.hub import is_on_hub
 from dpo_cli.profile.recipe import Inputs
 from dpo_cli.profile.text import show_path
 from dpo_cli.ui.terminal.console import echo

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dpo_cli.commands.complete import complete_model, complete_profile, complete_run
-from dpo_cli.data.sources import split_row_name
+from dpo_cli.data.places import split_row_name
 
 ProfileArgument = Annotated[
     Path,
@@ -47,8 +47,8 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="FILE",
-        help="Evaluate on these preference pairs: a file or folder. Default: the held-out pairs of "
-        "the run or profile.",
+        help="Evaluate on these preference pairs: a file, a folder, or hf:ORG/NAME. Default: the "
+        "held-out pairs of the run or profile.",
         show_default=False,
     ),
 ]

@@ -138,7 +138,15 @@ def _prompt_is(row: Columns, name: str | None, is_kind: Callable[[Any], bool]) -
 
 
 def _looks_like_texts(row: Columns) -> bool:
-    return _prompt_is(row, "prompt", _is_text) and _has_sides(row, _is_text)
+    return _asks_in_text(row) and _has_sides(row, _is_text)
+
+
+def _asks_in_text(row: Columns) -> bool:
+    """Return True if the prompt is a text in `prompt`, or in `question` as in Orca's pairs."""
+    if _prompt_is(row, "prompt", _is_text):
+        return True
+    is_other = row.first("instruction", "input") or not _prompt_is(row, None, _is_text)
+    return not is_other and _have(row, _is_text, "question")
 
 
 def _looks_like_ultrafeedback(row: Columns) -> bool:

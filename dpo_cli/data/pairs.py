@@ -11,9 +11,10 @@ from typing import Any, Literal
 from dpo_cli.data.columns import Columns, Row
 from dpo_cli.data.formats import FORMATS, Format
 from dpo_cli.data.messages import Message
+from dpo_cli.data.places import NO_PLACES, Places
 from dpo_cli.data.row_readers import UnrankedError
 from dpo_cli.data.rows import NOT_UTF_8, MalformedError
-from dpo_cli.data.sources import NO_PLACES, Places, Source
+from dpo_cli.data.sources import Source
 from dpo_cli.data.tools import Tool, tools_of
 from dpo_cli.errors import DpoError
 
@@ -29,7 +30,7 @@ class PreferencePair:
     """Two whole conversations, of which the chosen one is preferred.
 
     Attributes:
-        line: number of the row, see `dpo_cli.data.sources`.
+        line: number of the row, see `dpo_cli.data.places`.
         chosen, rejected: messages.
         prompt_turns: number of messages of an explicit prompt, with which both sides begin; None
             for whole conversations, whose prompt is their common beginning.
@@ -47,7 +48,7 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """Row that is left out of training, with the reason; for `line` see `dpo_cli.data.sources`."""
+    """Row that is left out of training, with the reason; for `line` see `dpo_cli.data.places`."""
 
     line: int
     problem: Problem

@@ -80,9 +80,10 @@ def read_prompt_and_sides(row: Columns) -> Sides:
 
 
 def read_texts(row: Columns) -> Sides:
-    """Read a prompt and two answers that are texts."""
-    row.require("prompt", *SIDES)
-    return _joined(row, _question(row, "prompt"), [_answer(row.text(side)) for side in SIDES])
+    """Read a prompt, in `prompt` or `question`, and two answers that are texts."""
+    prompt = "question" if row.first("question") and not row.has("prompt") else "prompt"
+    row.require(prompt, *SIDES)
+    return _joined(row, _question(row, prompt), [_answer(row.text(side)) for side in SIDES])
 
 
 def read_texts_with_prompt(row: Columns) -> Sides:

@@ -1,7 +1,7 @@
-"""Sources of pairs: files and folders, with consecutive row numbers.
+"""Sources of pairs: files, folders and data sets of the Hub, with consecutive row numbers.
 
 Rows are numbered through all files of a source, so one integer identifies a row. `Places` turns the
-number into what a reader can find: "line 7", or "row 7 of part-2.parquet".
+number into a name that a reader can find: "line 7", or "row 7 of part-2.parquet".
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import contextlib
 import hashlib
 import itertools
 import json
-import re
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -22,154 +20,17 @@ from dpo_cli.data.columns import Columns, Row
 from dpo_cli.data.file_kinds import Kind, kind_of
 from dpo_cli.data.file_readers import count_numbers, read_rows
 from dpo_cli.data.formats import FORMATS, PROMPTS, format_of, unknown_format
+from dpo_cli.data.places import Part, Places, unit_of
 from dpo_cli.data.rows import MalformedError, Numbered
-from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.errors import DpoError
 from dpo_cli.files import PAIR_SUFFIXES, pair_files, sha256_file
+from dpo_cli.hub.datasets import fetch_data
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.signatures import recognize_folder
 
 _LOOKED_AT_ROWS = 100
 _FIRST_ROWS = 5
-_NAMED = 5
 _PROGRESS_ROWS = 5000
-_KINDS: Mapping[Kind, str] = {
-    "jsonl": "JSONL",
-    "json": "a JSON array",
-    "objects": "JSON objects",
-    "csv": "CSV",
-    "parquet": "Parquet",
-}
-_ROW_NAME = re.compile(r"(?:(.+):)?([1-9][0-9]{0,8})", re.DOTALL)  # numbers are kept as int32
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file of a source.
-
-    Attributes:
-        name: name of the file for users.
-        kind: kind of the file.
-        format: name of the format of its rows; "" for a file without rows.
-        source: index of the path in `data.data_path` that the file belongs to.
-        first: number of its first row.
-        rows: number of its rows.
-    """
-
-    name: str
-    kind: Kind
-    format: str
-    source: int
-    first: int
-    rows: int
-
-    @property
-    def unit(self) -> str:
-        """Unit of its row numbers, "line" or "row"."""
-        return _unit(self.kind)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Mapping from row numbers to files and lines."""
-
-    parts: Sequence[Part] = ()
-
-    @property
-    def numbers(self) -> int:
-        """Number of rows in all files."""
-        return sum(part.rows for part in self.parts)
-
-    @property
-    def description(self) -> str:
-        """Formats and kinds of the files, for users."""
-        counts = Counter(
-            f"{FORMATS[part.format].title}, {_KINDS[part.kind]}"
-            for part in self.parts
-            if part.format
-        )
-        return "; ".join(title + f" ({n} files)" * (n > 1) for title, n in counts.items())
-
-    def named(self, names: Sequence[str]) -> Places:
-        """Replace the names of the files."""
-        parts = zip(self.parts, names, strict=True)
-        return Places(tuple(replace(part, name=name) for part, name in parts))
-
-    def name(self, number: int) -> str:
-        """Name a row: "line 7", or "line 7 of FILE" if there are several files."""
-        part = self.part(number)
-        if part is None:
-            return f"line {number}"
-        of = f" of {part.name}" if len(self.parts) > 1 else ""
-        return f"{part.unit} {number - part.first + 1}{of}"
-
-    def names(self, numbers: Sequence[int], most: int = _NAMED) -> str:
-        """Name the first `most` rows: "lines 3, 7, ..."."""
-        more = ", ..." if len(numbers) > most else ""
-        if len(self.parts) > 1:
-            return ", ".join(map(self.name, numbers[:most])) + more
-        return f"{self._unit}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:most]))}{more}"
-
-    def couples(self, couples: Sequence[tuple[int, int]]) -> str:
-        """Name the first pairs of rows: "lines 3 and 7, 4 and 9, ..."."""
-        more = ", ..." if len(couples) > _NAMED else ""
-        name = self.name if len(self.parts) > 1 else str
-        shown = ", ".join(f"{name(first)} and {name(second)}" for first, second in couples[:_NAMED])
-        return f"{shown}{more}" if len(self.parts) > 1 else f"{self._unit}s {shown}{more}"
-
-    def row_name(self, number: int) -> str:
-        """Return the argument that makes `find` return this row."""
-        part = self.part(number)
-        if part is None or len(self.parts) == 1:
-            return str(number)
-        return f"{part.name}:{number - part.first + 1}"
-
-    def find(self, row_name: str) -> int:
-        """Return the number of a row by its name; see `split_row_name`.
-
-        Without a file name the number counts through all files.
-
-        Raises:
-            UsageError: there is no such file, or it has fewer rows.
-        """
-        file, number = split_row_name(row_name)
-        if not file:
-            return number
-        for part in self.parts:
-            if part.name == file and number <= part.rows:
-                return part.first + number - 1
-            if part.name == file:
-                raise UsageError(f"No row {row_name}.", f"{file} has {part.rows:,} {part.unit}s.")
-        names = [part.name for part in self.parts[:_NAMED]]
-        more = ", ..." if len(self.parts) > _NAMED else ""
-        raise UsageError(f"No file {file} in the data.", f"Files: {', '.join(names)}{more}.")
-
-    def part(self, number: int) -> Part | None:
-        """Return the file of a row; None for a number before the first row."""
-        index = bisect_right(self._firsts, number)
-        return self.parts[index - 1] if index else None
-
-    @property
-    def _unit(self) -> str:
-        return self.parts[0].unit if self.parts else "line"
-
-    @cached_property
-    def _firsts(self) -> list[int]:
-        return [part.first for part in self.parts]
-
-
-def split_row_name(row_name: str) -> tuple[str, int]:
-    """Split "7" or "FILE:7" into the file ("" for none) and the number.
-
-    Raises:
-        UsageError: the text has another form.
-    """
-    match = _ROW_NAME.fullmatch(row_name)
-    if not match:
-        raise UsageError(f"No row {row_name!r}.", "Use a line number, or FILE:LINE.")
-    return match[1] or "", int(match[2])
-
-
-NO_PLACES = Places()
-"""Places of rows without a source, where a number is a line."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +38,7 @@ class Source:
     """Files of pairs, with their format and column names.
 
     Attributes:
-        paths: files, or folders of files.
+        paths: files, folders of files, or names of data sets on the Hub.
         format: name of a format, or "auto" to detect it from the first rows of each file.
         columns: column names in the files, by the names that the formats use.
     """
@@ -193,11 +54,17 @@ class Source:
     def files(self) -> list[tuple[int, Path]]:
         """All files, each with the index of its path in `paths`.
 
+        Data sets on the Hub are downloaded if they are not cached.
+
         Raises:
-            DpoError: a folder has no files of pairs, or a file is named twice.
+            DpoError: a folder has no files of pairs, a file is named twice, or a data set cannot
+                be downloaded.
         """
         files = []
         for number, path in enumerate(self.paths):
+            if is_on_hub(path):
+                files += [(number, file) for file in fetch_data(str(path)).paths]
+                continue
             if saved := recognize_folder(path):
                 raise saved.error(path)
             try:
@@ -212,8 +79,12 @@ class Source:
                     f"Use files that end in {', '.join(PAIR_SUFFIXES)}.",
                 )
             files += [(number, file) for file in found]
-        counts = Counter(file.resolve() for _, file in files)
-        if twice := [file for _, file in files if counts[file.resolve()] > 1]:
+        # In the cache of the Hub, files of equal content are links to the same file.
+        targets = [p if is_on_hub(self.paths[number]) else p.resolve() for number, p in files]
+        counts = Counter(targets)
+        if twice := [
+            p for (_, p), target in zip(files, targets, strict=True) if counts[target] > 1
+        ]:
             raise DpoError(
                 f"{twice[0]} occurs twice in data.data_path",
                 "Name it once; use data.mixture_weights to repeat its pairs.",
@@ -224,7 +95,19 @@ class Source:
     def names(self) -> list[str]:
         """Names of the files for users; full paths if two files have the same name."""
         names = [path.name for _, path in self.files]
-        return names if len({*names}) == len(names) else [str(path) for _, path in self.files]
+        return names if len({*names}) == len(names) else list(map(self._full_name, self.files))
+
+    def _full_name(self, file: tuple[int, Path]) -> str:
+        number, path = file
+        if not is_on_hub(self.paths[number]):
+            return str(path)
+        found = fetch_data(str(self.paths[number]))
+        return f"{found.repository}/{path.relative_to(found.folder)}"
+
+    def description(self, places: Places) -> str:
+        """Return formats, kinds of files, and splits of data sets on the Hub, for users."""
+        titles = [fetch_data(str(path)).title for path in self.paths if is_on_hub(path)]
+        return "; ".join([places.description, *titles])
 
     def content(self) -> str:
         """Hash the file (hex SHA-256); for several files, hash their hashes in order."""
@@ -297,7 +180,7 @@ class Source:
     def _format_of(self, path: Path, kind: Kind) -> str:
         """Return the name of the format; "" for a file without rows."""
         is_empty, has_messages = True, False
-        unit = _unit(kind)
+        unit = unit_of(kind)
         rows: list[tuple[str, Row]] = []
         votes: Counter[str] = Counter()
         for number, row in itertools.islice(read_rows(path, kind), _LOOKED_AT_ROWS):
@@ -360,10 +243,6 @@ def looks_like_pairs(path: Path) -> bool:
             if format_of(Columns(row, {})):
                 return True
     return False
-
-
-def _unit(kind: Kind) -> str:
-    return "line" if kind == "jsonl" else "row"
 
 
 def _legible(row: Row | MalformedError) -> str:

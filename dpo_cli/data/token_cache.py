@@ -28,7 +28,8 @@ from safetensors.torch import save_file
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import ScoredTurns, encode_rows
 from dpo_cli.data.pairs import SkippedRow, read_pairs
-from dpo_cli.data.sources import Part, Places, Source
+from dpo_cli.data.places import Part, Places
+from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.data.truncation import Truncation
 from dpo_cli.errors import DpoError

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dpo_cli.data.chat import Tokenized, TokenizedPair
 from dpo_cli.data.pairs import SkippedRow
-from dpo_cli.data.sources import NO_PLACES, Places
+from dpo_cli.data.places import NO_PLACES, Places
 from dpo_cli.data.truncation import Truncation, find_holes
 
 SAME_ANSWERS = "both sides have the same answers to the same turns"

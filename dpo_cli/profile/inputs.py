@@ -11,6 +11,8 @@ from typing import Literal, get_args
 
 from dpo_cli.errors import DpoError, UsageError, first_line
 from dpo_cli.files import PAIR_SUFFIXES, pair_files
+from dpo_cli.hub.datasets import HubData, fetch_data
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile import folder, hub
 from dpo_cli.profile.load import LoadedProfile, Problem
 from dpo_cli.profile.model import Model
@@ -58,8 +60,8 @@ def check_inputs(loaded: LoadedProfile, needed: Collection[Input] = INPUTS) -> N
         UsageError: `details` lists all problems, with key and place of the setting.
     """
     # Weights and reference may have the same problem.
-    problems = find_problems(loaded).items()
-    details = list(dict.fromkeys(str(problem) for name, problem in problems if name in needed))
+    problems = find_problems(loaded, needed).values()
+    details = list(dict.fromkeys(map(str, problems)))
     if details:
         count = "1 input" if len(details) == 1 else f"{len(details)} inputs"
         is_shipped = loaded.path in shipped_profiles().values()
@@ -67,8 +69,13 @@ def check_inputs(loaded: LoadedProfile, needed: Collection[Input] = INPUTS) -> N
         raise UsageError(f"{show_path(loaded.path)}: {count} cannot be used", remedy, details)
 
 
-def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
-    """Return a problem for each input that cannot be used, without reading files."""
+def find_problems(
+    loaded: LoadedProfile, needed: Collection[Input] = INPUTS
+) -> dict[Input, Problem]:
+    """Return a problem for each needed input that cannot be used, without reading files.
+
+    Models and data sets on the Hub are downloaded.
+    """
     profile = loaded.profile
     checks: dict[Input, Callable[[], object]] = {
         "data": lambda: check_pairs("data.data_path", profile.data.paths),
@@ -81,6 +88,8 @@ def find_problems(loaded: LoadedProfile) -> dict[Input, Problem]:
         checks["held_out"] = lambda: check_pairs("eval.path", (held_out,))
     problems: dict[Input, Problem] = {}
     for name, check in checks.items():
+        if name not in needed:
+            continue
         try:
             check()
         except InputError as error:
@@ -133,7 +142,7 @@ def resolve_tokenizer(profile: Profile) -> Path:
 def _resolve(key: str, weights: str, out_dir: Path | None) -> str:
     if weights.startswith("run:"):
         return weights
-    if hub.is_on_hub(weights):
+    if is_on_hub(weights):
         return str(_fetch(key, weights))
     path = Path(weights)
     if not path.is_absolute():
@@ -162,7 +171,7 @@ def _fetch(key: str, weights: str) -> Path:
     try:
         path = hub.fetch(weights)
     except DpoError as error:
-        raise InputError(key, f"{error.message}; {error.remedy}") from None
+        raise InputError(key, f"{error.message}; {_as_clause(error.remedy)}") from None
     _check_model(key, path)
     return path
 
@@ -257,12 +266,16 @@ def check_pairs(key: str, paths: Sequence[Path]) -> None:
 
     Args:
         key: setting that names the paths, for the message.
-        paths: of files and folders.
+        paths: of files and folders, or names of data sets on the Hub, which are downloaded.
 
     Raises:
         InputError: a file is missing or unreadable, or a folder has no file of pairs.
     """
     for path in paths:
+        if is_on_hub(path):
+            for file in resolve_data(key, path).paths:
+                check_file(key, file)
+            continue
         if not stat.S_ISDIR(_status(key, path).st_mode):
             check_file(key, path)
             continue
@@ -279,6 +292,18 @@ def check_pairs(key: str, paths: Sequence[Path]) -> None:
             )
         for file in files:
             check_file(key, file)
+
+
+def resolve_data(key: str, name: Path) -> HubData:
+    """Return a data set on the Hub; download the files that are not cached.
+
+    Raises:
+        InputError: see `fetch_data`.
+    """
+    try:
+        return fetch_data(str(name))
+    except DpoError as error:
+        raise InputError(key, f"{error.message}; {_as_clause(error.remedy)}") from None
 
 
 def _check_folder(key: str, path: Path) -> None:
@@ -313,8 +338,11 @@ def check_file(key: str, path: Path) -> None:
 def _as_input_error(key: str, path: Path, error: DpoError) -> InputError:
     """Convert the error about a file to an error about the key that names the file."""
     reason = error.message.replace(str(path), show_path(path), 1)
-    remedy = error.remedy[:1].lower() + error.remedy[1:].removesuffix(".")
-    return InputError(key, f"{reason}; {remedy}")
+    return InputError(key, f"{reason}; {_as_clause(error.remedy)}")
+
+
+def _as_clause(remedy: str) -> str:
+    return remedy[:1].lower() + remedy[1:].removesuffix(".")
 
 
 def _status(key: str, path: Path) -> os.stat_result:

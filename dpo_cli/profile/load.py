@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.hub import PREFIX
+from dpo_cli.hub.download import PREFIX, is_on_hub
 from dpo_cli.profile.model_kind import ModelKind, defaults_of, kind_of_weights
 from dpo_cli.profile.renames import RENAMED_VALUES
 from dpo_cli.profile.schema import KEYS, TABLES, Key, Profile
@@ -86,12 +86,13 @@ class _Statement:
 
     def _resolve(self, value: Any) -> Any:
         kind = KEYS[self.key].kind
-        if isinstance(value, str) and (
-            kind is Kind.PATH or (kind is Kind.WEIGHTS and _is_path(value))
-        ):
-            path = expand_path(value, self.base)
-            return path if kind is Kind.PATH else str(path)
-        return value
+        if not isinstance(value, str) or kind is Kind.PLAIN:
+            return value
+        if kind is Kind.WEIGHTS:
+            return str(expand_path(value, self.base)) if _is_path(value) else value
+        if kind is Kind.DATA and is_on_hub(value):
+            return Path(value)
+        return expand_path(value, self.base)
 
     def problem(self, reason: str) -> Problem:
         return Problem(self.key, self.origin, f"{self.key} = {show_value(self.value)}", reason)

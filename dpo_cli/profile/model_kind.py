@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpo_cli.errors import DpoError
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile import folder
-from dpo_cli.profile.hub import is_on_hub
 from dpo_cli.profile.losses import LOSSES
 
 ModelKind = Literal["minimind", "huggingface"]

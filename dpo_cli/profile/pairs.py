@@ -24,7 +24,7 @@ from dpo_cli.profile.text import show_value
 COLUMNS = (
     *("prompt", "chosen", "rejected", "conversations", "messages", "system", "system_prompt"),
     *("instruction", "input", "output", "history", "context", "tools", "query", "response"),
-    *("chosen_response", "rejected_response", "rejected_messages"),
+    *("question", "chosen_response", "rejected_response", "rejected_messages"),
     *("preferred_output", "non_preferred_output", "generations", "ratings", "rating"),
     *("response1", "response2", "response_1", "response_2"),
     *("overall_preference", "preference_strength"),
@@ -38,13 +38,13 @@ class Data(Table):
     data_path: Annotated[
         Location | list[Location],
         Field(examples=["../dataset/dpo.jsonl", ["../dataset/dpo.jsonl", "../more"]]),
-        Kind.PATH,
+        Kind.DATA,
         NONE,
         TOKENS | SPLIT | REFERENCE,
     ]
     """Preference pairs: a file (JSONL, a JSON array, CSV or Parquet, plain or compressed with gzip
-    or zstd), a folder of such files, read in the order of their names, or a list of files and
-    folders."""
+    or zstd), a folder of such files, read in the order of their names, a data set on the Hub
+    ("hf:ORG/NAME", with "@REVISION" and ":CONFIG/SPLIT" where needed), or a list of these."""
 
     mixture_weights: Annotated[
         list[Annotated[float, Field(ge=0, le=100)]] | None,

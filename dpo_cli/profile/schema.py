@@ -218,12 +218,12 @@ class Eval(Table):
     path: Annotated[
         Location | None,
         Field(examples=["../dataset/dpo_test.jsonl"]),
-        Kind.PATH,
+        Kind.DATA,
         MATHEMATICS,
         HELD_OUT | REFERENCE,
     ] = None
-    """File or folder with held-out pairs, instead of a fraction of the training pairs, in any
-    format that data.data_path accepts."""
+    """Held-out pairs, instead of a fraction of the training pairs: anything that data.data_path
+    accepts, except for a list."""
 
     interval: Annotated[int, Field(ge=0), MATHEMATICS] = 0
     """Micro-batches between two evaluations; 0 evaluates once before and once after training. No

@@ -43,6 +43,8 @@ class Kind(Enum):
     """Plain text."""
     PATH = auto()
     """A path: ~ and $VAR are expanded, and it is relative to the profile."""
+    DATA = auto()
+    """A path, or "hf:..." for a data set on the Hub."""
     WEIGHTS = auto()
     """A path if it has a slash or begins with ~ or $; else "run:NAME", "hf:..." or a name in
     out_dir."""

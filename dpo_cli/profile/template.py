@@ -135,7 +135,9 @@ def _key_lines(key: Key, draft: Draft, minimind: Profile | None) -> Iterator[str
 def _minimind_value(key: Key, minimind: Profile) -> Any:
     table, name = key.name.split(".")
     # The example of a path is the script's own, relative to the script.
-    return key.examples[0] if key.kind is Kind.PATH else getattr(getattr(minimind, table), name)
+    if key.kind in (Kind.PATH, Kind.DATA):
+        return key.examples[0]
+    return getattr(getattr(minimind, table), name)
 
 
 def _first_sentence(text: str) -> str:

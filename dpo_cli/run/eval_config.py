@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_cli.errors import UsageError
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile.inputs import (
     check_pairs,
     check_tokenizer,
@@ -67,8 +68,9 @@ def find_eval_config(
     Args:
         models: the models to evaluate, at least one.
         runs_root: directory of the runs.
-        data: file or folder of pairs, in the format of the profile's `data.format` and
-            `data.columns`; by default the pairs that the profile holds out.
+        data: file or folder of pairs, or name of a data set on the Hub, in the format of the
+            profile's `data.format` and `data.columns`; by default the pairs that the profile holds
+            out.
         reference: by default the profile's.
         profile_path: profile for weights that have none: a path or a shipped name.
         tokenizer: folder of the tokenizer; by default the profile's or the model's own.
@@ -100,7 +102,7 @@ def find_eval_config(
             # The kind of the model decides some defaults.
             "model.weights": str(models[0].path.absolute()).replace("$", "$$"),
             "model.tokenizer": tokenizer.absolute(),
-            "data.data_path": data.absolute(),
+            "data.data_path": _absolute(data),
         }
         if reference is None:
             # Only the ranking is evaluated, and a sum would prefer the shorter answer.
@@ -109,7 +111,7 @@ def find_eval_config(
     else:
         return None
     if data is not None:
-        profile = _with(profile, "eval", {"path": data.absolute(), "fraction": 0.0})
+        profile = _with(profile, "eval", {"path": _absolute(data), "fraction": 0.0})
     if (path := profile.eval.path) is not None:
         check_pairs("eval.path", (path,))
         profile = _with(profile, "data", {"data_path": path, "mixture_weights": None})
@@ -172,6 +174,10 @@ def _has_reference(profile: Profile, named: NamedModel | None, *, is_given: bool
     if named is None and is_given:
         resolve_weights(profile, profile.model.reference_key)
     return named is not None or is_given
+
+
+def _absolute(data: Path) -> Path:
+    return data if is_on_hub(data) else data.absolute()
 
 
 def _with(profile: Profile, table: str, changes: Mapping[str, object]) -> Profile:

@@ -10,13 +10,15 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dpo_cli.errors import DpoError, ExitCode, UsageError
+from dpo_cli.hub.download import is_on_hub
 from dpo_cli.machine import require_processes
-from dpo_cli.profile.hub import at_commit, is_on_hub
-from dpo_cli.profile.inputs import check_inputs, resolve_weights
+from dpo_cli.profile.hub import at_commit
+from dpo_cli.profile.inputs import check_inputs, resolve_data, resolve_weights
 from dpo_cli.profile.load import LoadedProfile, load_profile
 from dpo_cli.profile.resolved import Change, differences, from_tables, to_toml
 from dpo_cli.profile.schema import Profile
@@ -157,7 +159,7 @@ def new_run(
     run = begun_run(root, place) if place else None
     is_new = run is None
     if run is None:
-        profile = pin_weights(loaded.profile, root)
+        profile = pin_inputs(loaded.profile, root)
         run = RunDirectory.create(root, name or loaded.name, to_toml(profile))
     try:
         lock = run.lock()
@@ -224,6 +226,7 @@ def resumed_run(
                 )
             raise AlreadyCompleteError(f"{run.designation} is already complete", hint)
         check_inputs(new)
+        new = replace(new, profile=_pin_data(new.profile))
         require_trackers(new.profile)
         ranks = torchrun_call(new.profile, place, torchrun)
         undo = _rewrite(run, to_toml(new.profile)) if changes else Undo(run.path)
@@ -253,11 +256,12 @@ def sweep_run(run: RunDirectory, profile: Profile) -> Iterator[tuple[Start, bool
         yield start, ranks is None
 
 
-def pin_weights(profile: Profile, root: Path) -> Profile:
-    """Return the profile with names of weights that keep their meaning.
+def pin_inputs(profile: Profile, root: Path) -> Profile:
+    """Return the profile with names of weights and data that keep their meaning.
 
-    The only weights file in out_dir may get company, a model on the Hub may get another commit,
-    and a profile's name after "run:" means its newest run, which soon is the one that starts now.
+    The only weights file in out_dir may get company, a model or data set on the Hub may get another
+    commit, and a profile's name after "run:" means its newest run, which soon is the one that
+    starts now.
 
     Raises:
         UsageError: there is no such run.
@@ -272,7 +276,23 @@ def pin_weights(profile: Profile, root: Path) -> Profile:
             pinned[key] = f"run:{run.name if is_in_root else run.path.resolve()}"
         elif is_on_hub(model_id := getattr(profile.model, key) or ""):
             pinned[key] = at_commit(model_id, Path(weights))
-    return profile.model_copy(update={"model": profile.model.model_copy(update=pinned)})
+    model = profile.model.model_copy(update=pinned)
+    return _pin_data(profile.model_copy(update={"model": model}))
+
+
+def _pin_data(profile: Profile) -> Profile:
+    """Return the profile with the commits of its data sets on the Hub."""
+
+    def pinned(key: str, path: Path) -> Path:
+        return Path(resolve_data(key, path).name) if is_on_hub(path) else path
+
+    paths: Any = [pinned("data.data_path", path) for path in profile.data.paths]
+    if not isinstance(profile.data.data_path, list):
+        (paths,) = paths
+    held_out = profile.eval.path and pinned("eval.path", profile.eval.path)
+    data = profile.data.model_copy(update={"data_path": paths})
+    eval_ = profile.eval.model_copy(update={"path": held_out})
+    return profile.model_copy(update={"data": data, "eval": eval_})
 
 
 def planned_profile(run: RunDirectory) -> Profile | None:

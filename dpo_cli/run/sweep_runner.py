@@ -20,7 +20,7 @@ from dpo_cli.run.launch import Observer
 from dpo_cli.run.placement import recognize
 from dpo_cli.run.processes import Starter, start_worker
 from dpo_cli.run.signals import SignalRelay
-from dpo_cli.run.start import pin_weights, planned_profile, sweep_run
+from dpo_cli.run.start import pin_inputs, planned_profile, sweep_run
 from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.torchrun import processes_here, usable_gpus
 from dpo_cli.run.tracking.registry import require_trackers
@@ -57,8 +57,8 @@ def count_parallel_runs(points: Sequence[Point]) -> int:
 
 
 def pin_point(point: Point, root: Path) -> Point:
-    """Return the point with names of weights that keep their meaning; see `pin_weights`."""
-    profile = pin_weights(point.profile, root)
+    """Return the point with names of weights that keep their meaning; see `pin_inputs`."""
+    profile = pin_inputs(point.profile, root)
     return dataclasses.replace(point, loaded=dataclasses.replace(point.loaded, profile=profile))
 
 

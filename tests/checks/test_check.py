@@ -529,8 +529,8 @@ def test_the_format_is_named(examined: Examine, bench: Path) -> None:
     folder.mkdir()
     rows = "".join(f"Tell me about {s}.,I like {s}.,No idea what {s} is.\n" for s in SUBJECTS)
     for name in ("a.csv", "b.csv"):
-        (folder / name).write_text("question,chosen,rejected\n" + rows)
-    settings = ("data.data_path=shards", 'data.columns={ prompt = "question" }')
+        (folder / name).write_text("problem,chosen,rejected\n" + rows)
+    settings = ("data.data_path=shards", 'data.columns={ prompt = "problem" }')
     found = of(examined(*settings), "format")
     assert (found.level, found.subject) == (OK, "shards")
     assert found.message == "plain (TRL's standard, explicit prompt), CSV (2 files)"
@@ -539,8 +539,8 @@ def test_the_format_is_named(examined: Examine, bench: Path) -> None:
     assert first in repeated
     assert repeated.endswith(", ...")
     unusable = of(examined("data.data_path=shards"), "data-unusable")
-    assert "the columns match no known format: 'question', 'chosen'" in unusable.message
-    assert 'prompt = "question"' in unusable.remedy
+    assert "the columns match no known format: 'problem', 'chosen'" in unusable.message
+    assert 'prompt = "problem"' in unusable.remedy
 
 
 def test_several_sources_and_held_out_pairs_in_other_formats(

@@ -238,8 +238,11 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
 
 
 def test_two_texts_and_a_question_are_not_texts_that_begin_with_it(tmp_path: Path) -> None:
+    row = {"question": "Is it?", "chosen": "The end", "rejected": "The start"}
+    answers = turns("Is it?", "The end"), turns("Is it?", "The start")
+    assert one(row, tmp_path) == PreferencePair(1, *answers, prompt_turns=1)
     with pytest.raises(DpoError, match="no known format"):
-        one({"question": "Is it?", "chosen": "The end", "rejected": "The start"}, tmp_path)
+        one({"problem": "Is it?", "chosen": "The end", "rejected": "The start"}, tmp_path)
 
 
 @pytest.mark.parametrize(

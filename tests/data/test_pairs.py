@@ -12,7 +12,7 @@ from dpo_cli.data.pairs import (
     read_pairs,
     refuse_if_mostly_malformed,
 )
-from dpo_cli.data.sources import Places
+from dpo_cli.data.places import Places
 from dpo_cli.errors import DpoError
 from tests.support.written import parse_row
 

@@ -25,7 +25,8 @@ from dpo_cli.data import token_cache
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_rows
 from dpo_cli.data.pairs import read_pairs
-from dpo_cli.data.sources import Places, Source
+from dpo_cli.data.places import Places
+from dpo_cli.data.sources import Source
 from dpo_cli.data.token_cache import encode_source, load
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.distributed.process_group import SINGLE_PROCESS

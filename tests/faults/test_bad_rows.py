@@ -14,7 +14,7 @@ import pytest
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
-from dpo_cli.data.sources import Places
+from dpo_cli.data.places import Places
 from tests.support.cli import Run, dpo
 from tests.support.small_runs import small_run
 

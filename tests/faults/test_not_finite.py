@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpo_cli.data.sources import NO_PLACES
+from dpo_cli.data.places import NO_PLACES
 from dpo_cli.run.checkpoints import list_checkpoints
 from dpo_cli.run.directory import NON_FINITE_DIRECTORY, RunDirectory
 from dpo_cli.run.events import Alert, Event, EventReader, Failed, StepDone, history

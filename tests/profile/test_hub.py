@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import socket
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from dpo_cli.profile import hub
 from tests.support.cli import run_in
+from tests.support.hub import Hub, environment, running
 
-COMMIT, OLDER = "a" * 40, "b" * 40
 FILES = {
     name: f"{name} of the tests".encode()
     for name in (
@@ -26,59 +22,13 @@ FILES = {
 }
 
 
-class OneModel(BaseHTTPRequestHandler):
-    """Hub with the model `them/tiny` only."""
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
-
-    def _answer(self, *, with_body: bool) -> None:
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        headers, body, status = {}, b"{}", 200
-        if parts[:4] == ["api", "models", "them", "tiny"]:
-            revision = parts[5]
-            if revision not in ("main", COMMIT, OLDER):
-                status, headers = 404, {"X-Error-Code": "RevisionNotFound"}
-            elif parts[4] == "tree":
-                listed = [{"type": "file", "path": name, "size": len(content), "oid": name}
-                          for name, content in FILES.items()]  # fmt: skip
-                body = json.dumps(listed).encode()
-            else:
-                sha = OLDER if revision == OLDER else COMMIT
-                body = json.dumps({"id": "them/tiny", "sha": sha, "siblings": []}).encode()
-        elif parts[:3] == ["them", "tiny", "resolve"] and parts[4] in FILES:
-            body = FILES[parts[4]]
-            etag = hashlib.sha256(body).hexdigest()
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": parts[3]}
-        else:
-            status, headers = 404, {"X-Error-Code": "RepoNotFound"}
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-
 @pytest.fixture
-def our_hub() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), OneModel)
-    server.asked = []  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def our_hub() -> Iterator[Hub]:
+    with running() as hub:
+        yield hub
 
 
-def fetch(folder: Path, port: int, *names: str) -> list[str]:
+def fetch(folder: Path, url: str, *names: str) -> list[str]:
     """Resolve each name in a process that uses the local Hub."""
     code = (
         "import sys; from pathlib import Path; from dpo_cli.errors import UsageError\n"
@@ -92,47 +42,52 @@ def fetch(folder: Path, port: int, *names: str) -> list[str]:
     )
     (folder / "dpo.jsonl").write_text("x")
     (folder / "my.toml").write_text('data.data_path = "dpo.jsonl"\n')
-    changes = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(folder / "home")}
-    done = run_in(folder, [sys.executable, "-c", code, *names], **changes, HF_HUB_OFFLINE="0")
+    changes = environment(url, folder / "home")
+    done = run_in(folder, [sys.executable, "-c", code, *names], **changes)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
-def test_a_model_is_downloaded_once_without_code(
-    our_hub: ThreadingHTTPServer, folder: Path
-) -> None:
-    path, again, older = fetch(
-        folder, our_hub.server_port, "hf:them/tiny", "hf:them/tiny@main", f"hf:them/tiny@{OLDER}"
+def test_a_model_is_downloaded_once_without_code(our_hub: Hub, folder: Path) -> None:
+    older = our_hub.push("them/tiny", {**FILES, "config.json": b"older"}, kind="models")
+    commit = our_hub.push("them/tiny", FILES, kind="models")
+    path, again, path_of_older = fetch(
+        folder, our_hub.url, "hf:them/tiny", "hf:them/tiny@main", f"hf:them/tiny@{older}"
     )
     assert again == path
-    assert Path(older).name == OLDER
+    assert Path(path_of_older).name == older
     assert {file.name for file in Path(path).iterdir()} == {
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     }
     for name in ("hf:them/tiny", "hf:them/tiny@main"):
-        assert hub.at_commit(name, Path(path)) == f"hf:them/tiny@{COMMIT}"
+        assert hub.at_commit(name, Path(path)) == f"hf:them/tiny@{commit}"
     # From now on no network is needed for this commit.
-    our_hub.asked.clear()  # type: ignore[attr-defined]
-    assert fetch(folder, our_hub.server_port, f"hf:them/tiny@{COMMIT}") == [path]
-    assert not [place for place in our_hub.asked if "them" in place]  # type: ignore[attr-defined]
+    our_hub.asked.clear()
+    assert fetch(folder, our_hub.url, f"hf:them/tiny@{commit}") == [path]
+    assert not our_hub.asked
 
 
-def test_missing_on_the_hub(our_hub: ThreadingHTTPServer, folder: Path) -> None:
-    lines = fetch(
-        folder, our_hub.server_port, "hf:them/tiny@nowhere", "hf:them/none", "hf:them//tiny"
-    )
+def test_missing_on_the_hub(our_hub: Hub, folder: Path) -> None:
+    our_hub.push("them/tiny", FILES, kind="models")
+    our_hub.push("them/gated", FILES, kind="models")
+    our_hub.repositories["models", "them/gated"].is_gated = True
+    names = ("hf:them/tiny@nowhere", "hf:them/none", "hf:them//tiny", "hf:them/gated")
+    lines = fetch(folder, our_hub.url, *names)
     expected = [
-        "them/tiny has no revision nowhere",
-        "them/none does not exist on the Hub, or is private",
-        "'them//tiny' is not a model name on the Hub",
+        "them/tiny has no revision nowhere; use a branch",
+        "them/none does not exist on the Hub, or is private; check the name",
+        "'them//tiny' is not a model name on the Hub; write hf:ORG/NAME",
+        "them/gated is a gated model; request access on its page, then log in: hf auth login",
     ]
     for line, reason in zip(lines, expected, strict=True):
-        assert line.startswith(f"--set  model.weights: {reason}; ")
+        assert line.startswith(f"--set  model.weights: {reason}")
 
 
 def test_without_a_network(folder: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        (line,) = fetch(folder, unused.getsockname()[1], "hf:them/tiny")
-    assert "them/tiny is not in this machine's cache, and the Hub cannot be reached; " in line
+        (line,) = fetch(folder, f"http://127.0.0.1:{unused.getsockname()[1]}", "hf:them/tiny")
+    assert (
+        "is not, or only partly, in this machine's cache, and the Hub cannot be reached; " in line
+    )
     assert "copy the directory here" in line

@@ -195,6 +195,8 @@ class TestKeys:
         assert {key for key in KEYS if KEYS[key].kind is Kind.PATH} == {
             "model.out_dir",
             "model.tokenizer",
+        }
+        assert {key for key in KEYS if KEYS[key].kind is Kind.DATA} == {
             "data.data_path",
             "eval.path",
         }
@@ -245,7 +247,7 @@ class TestStrictness:
             ("data.mixture_weights", [-1.0], [0.0]),
             ("data.mixture_weights", [100.5], [100.0]),
             ("data.format", "hh", "plain"),
-            ("data.columns", {"question": "prompt"}, {"prompt": "question"}),
+            ("data.columns", {"ask": "prompt"}, {"prompt": "ask"}),
             ("data.max_seq_len", 1, 2),
             ("data.empty_think_ratio", 1.01, 1.0),
             ("data.empty_think_ratio", -0.01, 0.0),

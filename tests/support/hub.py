@@ -1,0 +1,210 @@
+"""Local stand-in of the Hugging Face Hub: repositories with branches, commits, gates and cuts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+Files = Mapping[str, bytes]
+_REGISTRY = "/api/agent-harnesses"
+"""Asked for once a day by huggingface_hub, for its own user agent."""
+
+
+def commit_of(files: Files) -> str:
+    """Name of the commit with these files."""
+    contents = [(name, hashlib.sha256(content).hexdigest()) for name, content in files.items()]
+    return hashlib.sha1(repr(sorted(contents)).encode()).hexdigest()
+
+
+@dataclass
+class Repository:
+    """Commits by name, and the commit of each branch."""
+
+    commits: dict[str, Files] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    is_gated: bool = False
+
+    def push(self, files: Files, branch: str = "main") -> str:
+        """Add a commit to a branch, and return its name."""
+        commit = commit_of(files)
+        self.commits[commit] = files
+        self.branches[branch] = commit
+        return commit
+
+
+class Hub:
+    """Server on the loopback.
+
+    Attributes:
+        repositories: by kind ("models" or "datasets") and ORG/NAME.
+        asked: paths of all requests about repositories.
+        cut: file names by the number of bytes after which the server stalls until `go_on` is set.
+        lost: file names by the number of bytes after which the connection ends, once.
+        ranges: wanted ranges of bytes, by the file.
+        stalled: set as soon as a download stalls.
+        bodies: names of the files that were sent completely.
+    """
+
+    def __init__(self) -> None:
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.asked: list[str] = []
+        self.cut: dict[str, int] = {}
+        self.lost: dict[str, int] = {}
+        self.ranges: list[tuple[str, str]] = []
+        self.stalled, self.go_on = threading.Event(), threading.Event()
+        self.bodies: list[str] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.hub = self  # type: ignore[attr-defined]
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def push(self, name: str, files: Files, *, kind: str = "datasets", branch: str = "main") -> str:
+        """Add a commit to a repository, which is created if it is new."""
+        repository = self.repositories.setdefault((kind, name), Repository())
+        return repository.push(files, branch)
+
+    def close(self) -> None:
+        self.go_on.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@contextmanager
+def running() -> Iterator[Hub]:
+    hub = Hub()
+    try:
+        yield hub
+    finally:
+        hub.close()
+
+
+def environment(url: str, home: Path, *, offline: bool = False) -> dict[str, str]:
+    """Variables by which a process uses the stand-in, with a cache in `home`."""
+    return {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline))}
+
+
+def use_here(
+    monkeypatch: pytest.MonkeyPatch, url: str, home: Path, *, offline: bool = False
+) -> None:
+    """Let this process, which may have imported huggingface_hub, use the stand-in."""
+    from huggingface_hub import constants
+
+    from dpo_cli.hub.datasets import fetch_data, find_data
+
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    forget = [fetch_data.cache_clear, find_data.cache_clear]
+    for clear in forget:
+        clear()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    @property
+    def hub(self) -> Hub:
+        hub: Hub = self.server.hub  # type: ignore[attr-defined]
+        return hub
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        if self.path != _REGISTRY:
+            self.hub.asked.append(self.path)
+
+    def _answer(self, *, with_body: bool) -> None:
+        words = [unquote(word) for word in self.path.partition("?")[0].strip("/").split("/")]
+        if self.path == _REGISTRY:
+            status, headers, body, name = 404, {}, b"{}", ""
+        elif words[0] == "api":
+            status, headers, body, name = *self._api(words[1], words[2:]), ""
+        else:
+            kind = "datasets" if words[0] == "datasets" else "models"
+            words = words[1:] if kind == "datasets" else words
+            name = "/".join(words[4:])
+            status, headers, body = self._file(kind, words)
+        # A download that was interrupted goes on where it was.
+        if status == 200 and (wanted := self.headers.get("Range")):
+            self.hub.ranges.append((name, wanted))
+            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            body, status = body[start:], 206
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if with_body:
+            self._send(name, body)
+
+    def _send(self, name: str, body: bytes) -> None:
+        if (lost := self.hub.lost.pop(name, None)) is not None:
+            self.wfile.write(body[:lost])
+            self.close_connection = True
+            return
+        cut = self.hub.cut.get(name)
+        if cut is not None:
+            self.wfile.write(body[:cut])
+            self.wfile.flush()
+            self.hub.stalled.set()
+            self.hub.go_on.wait()
+            body = body[cut:]
+        self.wfile.write(body)
+        self.hub.bodies += [name] if name else []
+
+    def _find(self, kind: str, name: str, revision: str) -> tuple[str, Repository | None, str]:
+        """Return the commit of a revision, its repository, and the error code if one is missing."""
+        repository = self.hub.repositories.get((kind, name))
+        if repository is None:
+            return "", None, "RepoNotFound"
+        commit = repository.branches.get(revision, revision)
+        return commit, repository, "" if commit in repository.commits else "RevisionNotFound"
+
+    def _api(self, kind: str, words: list[str]) -> tuple[int, dict[str, str], bytes]:
+        name, what, revision = "/".join(words[:2]), words[2], words[3]
+        commit, repository, problem = self._find(kind, name, revision)
+        if repository is None or problem:
+            return 404, {"X-Error-Code": problem}, b"{}"
+        answer: Any = {"id": name, "sha": commit, "siblings": []}
+        if what == "tree":
+            files = repository.commits[commit]
+            answer = [
+                {"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
+                for path, content in files.items()
+            ]
+        return 200, {}, json.dumps(answer).encode()
+
+    def _file(self, kind: str, words: list[str]) -> tuple[int, dict[str, str], bytes]:
+        commit, repository, problem = self._find(kind, "/".join(words[:2]), words[3])
+        if repository is None or problem:
+            return 404, {"X-Error-Code": problem}, b""
+        content = repository.commits[commit].get("/".join(words[4:]))
+        if repository.is_gated:
+            return 403, {"X-Error-Code": "GatedRepo"}, b""
+        if content is None:
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
+        return 200, {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": commit}, content
+
+
+def _etag(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

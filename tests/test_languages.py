@@ -14,7 +14,10 @@ from tests.support.documented import code_spans, sections, shell_lines
 CHINESE = [REPOSITORY / "README.zh-CN.md", *sorted((REPOSITORY / "docs/zh-CN").glob("*.md"))]
 NETWORK = (
     ("between the processes of one run", "同一次训练的各个进程之间"),
-    ("to the Hub for a model named `hf:ORG/NAME`", "为名为 `hf:ORG/NAME` 的模型访问 Hub"),
+    (
+        "to the Hub for a model or data set named `hf:ORG/NAME`",
+        "为名为 `hf:ORG/NAME` 的模型或数据集访问 Hub",
+    ),
     ("to a tracker that the profile asks for", "配置所要求的跟踪工具"),
 )
 

@@ -221,8 +221,8 @@ class TestWeights:
         here = tmp_path / "elsewhere"
         here.mkdir()
         for place in (folder / "tiny", here / "tiny", here / "other"):
-            for name in ("config.json", "model.safetensors"):
-                put(place / name)
+            put(place / "config.json", '{"model_type": "llama"}')
+            put(place / "model.safetensors")
         monkeypatch.chdir(here)
         assert load_profile(path).profile.model.weights == str(folder / "tiny")
         assert load_profile(path).kind == "huggingface"

@@ -23,7 +23,7 @@ from dpo_cli.training.sources import OnProgress
 from dpo_cli.training.trainer import pause_seconds
 
 SAMPLES = 3
-"""Timed steps beside that on the longest batch: a short, an average and a long one."""
+"""Number of timed steps besides the one on the longest batch: short, average and long."""
 MAX_SECONDS = 10.0
 """Time limit of the measurement; one step is timed in any case."""
 _CPU_MAX_TOKENS, _GPU_MAX_TOKENS = 1 << 12, 1 << 18

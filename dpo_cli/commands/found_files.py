@@ -71,7 +71,7 @@ class Chosen:
 
 @dataclass
 class _PairTest:
-    """Test of files for pairs, which keeps the files that are none."""
+    """Callable that returns True for a file of pairs, and records all other files."""
 
     others: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

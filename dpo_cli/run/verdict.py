@@ -43,9 +43,9 @@ def is_best_earlier(view: RunView) -> bool:
 
 
 def _rise(view: RunView) -> str | None:
-    start, end = view.held_out_start, view.held_out
-    if start is None or end is None or end.step <= start.step:
+    if (change := view.held_out_change) is None:
         return None
+    start, end = change
     before, after = start.metrics["loss"], end.metrics["loss"]
     pairs = format_count(end.pairs, "held-out pair")
     if after > before + RISE_SHARE * abs(before) or _low(end) > before:
@@ -57,7 +57,12 @@ def _rise(view: RunView) -> str | None:
 
 
 def _low(evaluated: Evaluated) -> float:
-    """Return the lower end of the 95 % interval of the loss."""
+    """Return the lower end of the 95 % interval of the loss.
+
+    Where policy and reference are equal at the start, all pairs have the same loss there, and this
+    interval is that of the change pair by pair (`dpo_cli.ui.outcome.loss_change`). Elsewhere this
+    interval is wider, so that fewer rises count.
+    """
     return evaluated.groups.get("all", {}).get("loss/low", float("-inf"))
 
 

@@ -225,6 +225,12 @@ class RunView:
         return self._bests[-1] if self._bests else None
 
     @property
+    def held_out_change(self) -> tuple[Evaluated, Evaluated] | None:
+        """First and newest evaluation; None before one that follows a step."""
+        start, now = self.held_out_start, self.held_out
+        return None if start is None or now is None or now.step <= start.step else (start, now)
+
+    @property
     def _is_evaluating(self) -> bool:
         return self.phase is not None and self.phase.phase == EVALUATION
 

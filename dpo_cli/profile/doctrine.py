@@ -163,8 +163,8 @@ def saturation_margin(beta: float, reduction: str, response_tokens: float) -> fl
 
 
 @dataclass(frozen=True)
-class Current:
-    """Values of a run that a remedy may change.
+class RunRecipe:
+    """Values of a run that remedies compare with the proposed ones, and may change.
 
     Attributes:
         reduction, beta, learning_rate: keys of the profile.
@@ -189,7 +189,7 @@ class Current:
         return (self.reduction, self.beta) == (REDUCTION, BETA)
 
 
-def learn_more(run: Current) -> str:
+def learn_more(run: RunRecipe) -> str:
     """Return a remedy for a run that hardly moves its weights, or whose loss hardly reacts.
 
     Loss and learning rate change together: a higher rate alone ruins a model whose loss does not
@@ -207,7 +207,7 @@ def learn_more(run: Current) -> str:
     )
 
 
-def learn_less(run: Current) -> str:
+def learn_less(run: RunRecipe) -> str:
     """Return a remedy for a run that moved too far: the proposed rate, or a third of its own."""
     rate = run.proposed_rate
     if run.learning_rate > 1.1 * rate:
@@ -216,7 +216,7 @@ def learn_less(run: Current) -> str:
     return f"Set train.learning_rate = {show_value(rate)}, or train on more pairs."
 
 
-def smaller_rate(run: Current, safe: float) -> str:
+def smaller_rate(run: RunRecipe, safe: float) -> str:
     """Return a remedy for one step that moved its pairs too far.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from dpo_cli.formatting import format_count
-from dpo_cli.profile.doctrine import MEAN_OF_SCHEDULE, Current, learn_less
+from dpo_cli.profile.doctrine import MEAN_OF_SCHEDULE, RunRecipe, learn_less
 from dpo_cli.repetition import repetition
 from dpo_cli.run.events import Completed, Evaluated, Sampled
 from dpo_cli.run.plan import Plan
@@ -89,10 +89,10 @@ def _remedy(view: RunView) -> str:
     return " ".join(parts)
 
 
-def _recipe(plan: Plan) -> Current:
+def _recipe(plan: Plan) -> RunRecipe:
     rate = plan.setting("train.learning_rate")
     factors = MEAN_OF_SCHEDULE[plan.setting("train.schedule")] * plan.steps.optimizer_steps
-    return Current(
+    return RunRecipe(
         reduction=plan.setting("dpo.reduction"),
         beta=plan.setting("dpo.beta"),
         learning_rate=rate,

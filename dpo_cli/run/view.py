@@ -10,6 +10,7 @@ from enum import StrEnum
 from math import isfinite, nan
 
 from dpo_cli.run.events import (
+    ACCURACY,
     EVALUATION,
     Alert,
     Completed,
@@ -97,7 +98,7 @@ class RunView:
     trained: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
     """Training curves by metric, and "learning_rate", "pairs_per_second" and "clipped" (0 or 1)."""
     evaluated: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
-    """Curves of the held-out pairs by metric."""
+    """Curves of the held-out pairs by metric, with the ends of the accuracy's 95 % interval."""
     events: int = 0
     """Number of events."""
     time: float = 0.0
@@ -266,6 +267,9 @@ class RunView:
             self.held_out_start = event
         for metric, value in event.metrics.items():
             self.evaluated[metric].add(event.step, value)
+        ends = {f"{ACCURACY}/{end}" for end in ("low", "high")}
+        for metric in ends & event.groups.get("all", {}).keys():
+            self.evaluated[metric].add(event.step, event.groups["all"][metric])
 
     def _go_back(self, event: Resumed) -> None:
         """Remove everything after the checkpoint that was loaded: those steps are repeated."""

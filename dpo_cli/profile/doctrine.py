@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from dpo_cli.formatting import format_count
-from dpo_cli.intervals import smallest_share_above_half, wilson_interval
+from dpo_cli.intervals import smallest_share_above_half
 from dpo_cli.profile.text import show_value
 
 REDUCTION = "sum"
@@ -242,12 +242,11 @@ def hold_out_more(held_out: int, rows: int) -> str:
 
 def what_held_out_shows(count: int) -> str:
     """Return a sentence about what so few held-out pairs can show, from binomial intervals."""
-    low, high = wilson_interval(0.5, count)
     share = smallest_share_above_half(count)
     pairs = format_count(count, "held-out pair")
     if share is None:
         return f"{pairs} cannot show anything: not even an accuracy of 1 differs from chance"
     return (
-        f"{pairs} show an accuracy of {share:.2f} or more; anything less is within chance"
-        f" ({low:.2f} to {high:.2f} at 95 %)"
+        f"{pairs} distinguish an accuracy of {share:.2f} or more from chance; anything less may be"
+        " chance (95 %)"
     )

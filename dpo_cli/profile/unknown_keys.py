@@ -182,7 +182,10 @@ def key_for_option(option: str) -> tuple[str, str]:
 def _of_other_tool(table: str, field: str) -> str:
     """Explain a name of another tool, in whatever table it was written."""
     # Axolotl and LLaMA-Factory nest some of their settings: lora.r, wandb.project.
-    for name in (field, f"{table}_{field}", table):
+    nested = f"{table}_{field}"
+    if ours := next((key for key in KEYS if key.endswith(f".{nested}")), None):
+        return f"unknown key; set {ours}"
+    for name in (nested, field, table):
         if name in EQUIVALENT and not (name == table and table in TABLES):
             remark = f" {_REMARKS[name]}" if name in _REMARKS else ""
             return f"unknown key; set {EQUIVALENT[name]}{remark}"

@@ -50,7 +50,8 @@ def _rise(view: RunView) -> str | None:
     pairs = format_count(end.pairs, "held-out pair")
     if after > before + RISE_SHARE * abs(before) or _low(end) > before:
         return f"the loss of {pairs} rose from {before:.4f} to {after:.4f}"
-    step, best = min(view.evaluated["loss"].points, key=lambda point: point[1])
+    points = view.evaluated["loss"].points  # finite ones only
+    step, best = min(points, key=lambda point: point[1], default=(0, before))
     if after - best > LOST_SHARE * (before - best) and after > best + RISE_SHARE * abs(before):
         return f"the loss of {pairs} rose from {best:.4f} after step {step:,.0f} to {after:.4f}"
     return None

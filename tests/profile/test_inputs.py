@@ -222,7 +222,7 @@ class TestWeights:
         here.mkdir()
         for place in (folder / "tiny", here / "tiny", here / "other"):
             for name in ("config.json", "model.safetensors"):
-                put(place / name)
+                put(place / name, "{}")
         monkeypatch.chdir(here)
         assert load_profile(path).profile.model.weights == str(folder / "tiny")
         assert load_profile(path).kind == "huggingface"

@@ -191,7 +191,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def apply_umask(path: Path) -> None:
-    """Give a new file the permissions of any other.
+    """Set the permissions of a new file to those that the umask allows.
 
     The safetensors library writes files that only their owner can read, which a container, a web
     server or another user of the model cannot load.
@@ -202,7 +202,8 @@ def apply_umask(path: Path) -> None:
 
 @functools.cache
 def _umask() -> int:
-    # The only way to read it is to set it; once, because other threads create files meanwhile.
+    # The umask can be read only by setting it. Done once, because another thread that creates a
+    # file at this moment would get the wrong permissions.
     current = os.umask(0o077)
     os.umask(current)
     return current

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from dpo_cli.profile.doctrine import Current
+from dpo_cli.profile.doctrine import RunRecipe
 from dpo_cli.run.events import ACCURACY, Evaluated, StepDone
 
 WINDOW = 20
@@ -55,9 +55,11 @@ class RunFacts:
     keeps_small_updates: bool = False
 
     @property
-    def recipe(self) -> Current:
+    def recipe(self) -> RunRecipe:
         """Values that remedies compare with the proposed ones."""
-        return Current(self.reduction, self.beta, self.learning_rate, self.lr_sum, self.parameters)
+        return RunRecipe(
+            self.reduction, self.beta, self.learning_rate, self.lr_sum, self.parameters
+        )
 
 
 @dataclass

@@ -150,7 +150,7 @@ def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:
     if moved is None or moved >= RESOLUTION_SHARE or facts.keeps_small_updates:
         return None
     dtype = facts.export_dtype
-    better = "" if dtype == "float32" else 'Set export.dtype = "float32" to keep the update. Or: '
+    better = "" if dtype == "float32" else 'Set export.dtype = "float32" to keep the update. '
     return Alert(
         code="below-resolution",
         message=f"after {history.last.optimizer_step} of {facts.optimizer_steps} updates"

@@ -29,7 +29,9 @@ def evaluate_named(
     """Evaluate a model that was found; see `dpo_cli.api.evaluate`."""
     root = root_of(runs_dir)
     if best and named.run is None:
-        raise UsageError(f"--best: {named.title} is not a run", "Leave --best out.")
+        raise UsageError(
+            f"{named.title} is not a run, so it has no best checkpoint", "Leave out best."
+        )
     eval_config = find_eval_config(
         [named],
         runs_root=root,

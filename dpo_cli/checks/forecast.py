@@ -16,14 +16,13 @@ from dpo_cli.compute.device import DTYPES
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.formatting import format_duration
-from dpo_cli.training.checkpointing import state_bytes
+from dpo_cli.training.checkpointing import pause_seconds, state_bytes
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.reference import CachedReference, open_references
 from dpo_cli.training.sources import OnProgress
-from dpo_cli.training.trainer import pause_seconds
 
 SAMPLES = 3
-"""Timed steps beside that on the longest batch: a short, an average and a long one."""
+"""Number of timed steps besides the one on the longest batch: short, average and long."""
 MAX_SECONDS = 10.0
 """Time limit of the measurement; one step is timed in any case."""
 _CPU_MAX_TOKENS, _GPU_MAX_TOKENS = 1 << 12, 1 << 18

@@ -142,7 +142,7 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
 
 
 def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
-    """Take one real step, and check that it changes weights and pairs neither too little nor much.
+    """Take one real step, and check that it changes neither too little nor too much.
 
     It should change each weight by about the learning rate, and the loss of its own pairs a little:
     a step that takes the loss from ln 2 below `LOW_LOSS` changes the model too much.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +50,23 @@ def json_text(value: Any, indent: int | None = None) -> str:
     """Return a value as JSON for a terminal or a program.
 
     Characters that control a terminal, and those that standard output cannot encode, are escaped.
+    Numbers that are not finite become null, because JSON has none.
     """
     is_ascii = not (sys.stdout.encoding or "utf").lower().startswith("utf")
-    return escape_json(json.dumps(value, indent=indent, ensure_ascii=is_ascii, default=str))
+    return escape_json(
+        json.dumps(_finite(value), indent=indent, ensure_ascii=is_ascii, default=str)
+    )
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that are not finite by None, in lists and dicts, too."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

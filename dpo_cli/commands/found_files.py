@@ -71,7 +71,7 @@ class Chosen:
 
 @dataclass
 class _PairTest:
-    """Test of files for pairs, which keeps the files that are none."""
+    """Callable that returns True for a file of pairs, and records all other files."""
 
     others: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -223,11 +223,7 @@ def _ask(what: str, paths: Sequence[Path]) -> Path | None:
     if len(paths) < 2 or not sys.stdin.isatty():
         return paths[0] if paths else None
     echo(f"{what} (--{what} PATH answers this):")
-    _list(paths)
-    while True:
-        choice: int = typer.prompt("which?", default=1, type=int)
-        if 1 <= choice <= len(paths):
-            return paths[choice - 1]
+    return paths[_prompt(paths, "which?", lowest=1) - 1]
 
 
 def _ask_outside(what: str, paths: Sequence[Path]) -> Path | None:
@@ -235,16 +231,18 @@ def _ask_outside(what: str, paths: Sequence[Path]) -> Path | None:
     if not paths or not sys.stdin.isatty():
         return None
     echo(f"{what}: none in this directory; outside of it (--{what} PATH answers this):")
-    _list(paths)
-    while True:
-        choice: int = typer.prompt("which? 0 for none", default=0, type=int)
-        if 0 <= choice <= len(paths):
-            return paths[choice - 1] if choice else None
+    choice = _prompt(paths, "which? 0 for none", lowest=0)
+    return paths[choice - 1] if choice else None
 
 
-def _list(paths: Sequence[Path]) -> None:
+def _prompt(paths: Sequence[Path], question: str, *, lowest: int) -> int:
+    """List numbered paths, and ask until the answer is a number from `lowest`, the default, on."""
     for number, path in enumerate(paths, start=1):
         echo(f"  {number}  {show_path(path)}{_remark(path)}")
+    while True:
+        choice: int = typer.prompt(question, default=lowest, type=int)
+        if lowest <= choice <= len(paths):
+            return choice
 
 
 def _remark(path: Path) -> str:

@@ -137,7 +137,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Remove the marks of code."""
+    """Remove the backticks around code."""
     return text.replace("`", "")
 
 

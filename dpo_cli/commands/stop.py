@@ -15,7 +15,7 @@ from dpo_cli.run.lookup import find_run
 from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.run.view import RunView
 from dpo_cli.shell import dpo_command
-from dpo_cli.ui.terminal.plain import completed_lines, stopped_lines
+from dpo_cli.ui.terminal.result import completed_lines, stopped_lines
 
 _POLL_SECONDS = 0.2
 

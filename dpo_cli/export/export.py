@@ -129,8 +129,8 @@ def export_run(
         seed = profile.train.seed if seed is None else seed
         if dtype == "float32":
             raise UsageError(
-                "--rounding stochastic: float32 represents every weight exactly",
-                "Leave out --rounding, or set --dtype float16 or bfloat16.",
+                "rounding is stochastic, but float32 represents every weight exactly",
+                "Leave out the rounding, or export float16 or bfloat16.",
             )
     if destination is None:
         name = architecture.file_name(profile.export.prefix)
@@ -204,7 +204,7 @@ def _destination(run: RunDirectory, destination: Path, written: Architecture, fo
     if not force and destination.exists() and not _is_replaceable(run, destination):
         raise DpoError(
             f"{destination} exists, and this run did not write it",
-            "Replace it with --force, or choose another path with --to.",
+            "Replace it with --force (force=True in Python), or choose another path.",
         )
     return destination
 

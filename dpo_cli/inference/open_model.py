@@ -63,7 +63,9 @@ def open_model(
             named.title, trained.model_weights, trained.optimizer_step, trained.plan, dtype
         )
     if best:
-        raise DpoError(f"{named.title}: only a run has a best checkpoint", "Leave out --best.")
+        raise DpoError(
+            f"{named.title}: only a run has a best checkpoint", "Name a run, or leave out best."
+        )
     model_weights = load_model_weights(named.path, {} if named.path.is_dir() else settings)
     dtype = model_weights.dtype_name
     return OpenedModel(

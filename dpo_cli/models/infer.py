@@ -85,17 +85,18 @@ def check_overrides(
     Raises:
         DpoError: a key differs, or `unsupported` is not empty; every finding is listed.
     """
-    findings, settings = [], []
+    findings, statements = [], []
     for key, value in overrides.items():
         actual = getattr(architecture, key, None)
         if value is not None and actual is not None and actual != value:
             findings.append(f"model.{key} = {value} in the profile, {actual} in the weights")
-            settings.append(f"--set model.{key}={show_value(actual)}")
+            statements.append(f"model.{key} = {show_value(actual)}")
     if findings or unsupported:
-        agree = f"; or {' '.join(settings)}" if settings else ""
+        agree = f"; or set {', '.join(statements)}" if statements else ""
         raise DpoError(
             f"{source}: the profile contradicts the weights",
-            f"Remove the key, since shapes are read from the weights, or choose others{agree}.",
+            "Remove the key, because shapes are read from the weights; or choose other weights"
+            f"{agree}.",
             [*findings, *unsupported],
         )
 

@@ -91,6 +91,6 @@ def _refuse_overflow(values: Tensor, name: str, dtype: torch.dtype) -> None:
         raise DpoError(
             f"{name} has a weight of magnitude {magnitude:.6g}, and the largest {dtype_name} is"
             f" {largest:.6g}",
-            "Export with --dtype float32, and check the model: such large weights are rarely"
+            'Set export.dtype = "float32", and check the model: such large weights are rarely'
             " right.",
         )

@@ -47,7 +47,7 @@ def scorer_for(
         model: on the CPU in float32 or float64; built with `attention.NAME`, or with "eager" if its
             class does not accept that.
         longest: length in tokens of the longest sequence that it will score.
-        is_known: packed rows are known to be exact for this architecture, and are not tried.
+        is_known: packed rows are known to be exact for this architecture; skips the trial.
         options: of `ResponseScorer`.
 
     Returns:

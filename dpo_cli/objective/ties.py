@@ -70,8 +70,7 @@ def is_tied(differences: Tensor, bounds: Tensor) -> Tensor:
 def preferences(differences: Tensor, bounds: Tensor) -> Tensor:
     """Return 1 where chosen is ahead of rejected, 0.5 where they tie, and 0 elsewhere.
 
-    A tie counts half, so that the mean over pairs that tell nothing is that of guessing. NaN gives
-    0.
+    A tie counts half, so that the mean over pairs that all tie is that of guessing. NaN gives 0.
 
     Args:
         differences, bounds: see `is_tied`.

@@ -21,13 +21,13 @@ _TOKENIZERS = ("model", "model/minimind_tokenizer", "tokenizer", "tokenizer/*", 
 _PAIRS = (".", "dataset", "dataset/dpo", "datasets", "data")
 _MODELS = (".", "out/*", "models/*", "model")
 _SUFFIXES = (".pth", ".safetensors")
-_NOT_OF_THE_USER = frozenset(
+_IGNORED_FOLDERS = frozenset(
     (
         *("runs", "profiles", "tests", "build", "dist", "venv", "env", "node_modules"),
         *("site-packages", "wandb", "swanlab", "tensorboard", "__pycache__"),
     )
 )
-"""Folders of programs, in which no pairs of the user are."""
+"""Names of folders that hold programs or results, not the user's pairs."""
 _FILES_PER_FOLDER = 100
 _SCHEMA = ".schema.json"
 _EVALUATION = ("test", "eval", "valid", "held", "dev")
@@ -109,7 +109,7 @@ def _pair_files(folders: Iterable[Path]) -> Iterator[Path]:
     """Yield the files that may hold pairs, by their names."""
     seen: set[Path] = set()
     for folder in _matches(folders, _PAIRS):
-        if folder.name in _NOT_OF_THE_USER or folder in seen:
+        if folder.name in _IGNORED_FOLDERS or folder in seen:
             continue
         seen.add(folder)
         with contextlib.suppress(OSError):

@@ -23,8 +23,8 @@ from dpo_cli.profile.table import Kind
 from dpo_cli.profile.text import show_path, show_value
 from dpo_cli.profile.unknown_keys import explain_unknown_key
 
-_NO_FILES = ("run:", PREFIX)
-"""Beginnings of weights that are no files here: of an earlier run, and of a model on the Hub."""
+_NOT_LOCAL = ("run:", PREFIX)
+"""Prefixes of weights that are not local files: an earlier run, and a model on the Hub."""
 _ENDS = ("", ".pth", ".safetensors")
 
 
@@ -325,9 +325,9 @@ def _explain(details: ErrorDetails, key: Key) -> str:
 
 def _is_path(weights: str) -> bool:
     """Return False for a run, a model on the Hub, or a name in out_dir."""
-    is_name = weights.startswith(_NO_FILES)
+    is_name = weights.startswith(_NOT_LOCAL)
     return not is_name and ("/" in weights or weights[:1] in ("~", "$"))
 
 
 def _is_plain_name(weights: str) -> bool:
-    return bool(weights) and not _is_path(weights) and not weights.startswith(_NO_FILES)
+    return bool(weights) and not _is_path(weights) and not weights.startswith(_NOT_LOCAL)

@@ -1,4 +1,4 @@
-"""Drafts of new profiles: the user's files, and the values that the doctrine proposes."""
+"""Drafts of new profiles: the user's files, and the values of `dpo_cli.profile.doctrine`."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def learning_recipe(shipped: LoadedProfile, inputs: Inputs, folder: Path) -> Dra
 
 
 def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
-    """Draft the values of training and evaluation, as the doctrine proposes them."""
+    """Draft the proposed values of training and evaluation."""
     train = shipped.profile.train
     rows = inputs.rows or ASSUMED_ROWS
     proposal = doctrine.propose(rows, train.batch_size, train.schedule, _parameters(inputs))

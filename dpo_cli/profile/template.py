@@ -1,4 +1,4 @@
-"""Text of a new profile: the keys that matter, or every key with its description."""
+"""Text of a new profile: the important keys, or every key with its description."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ SCHEMA_NAME = "dpo.schema.json"
 
 _WIDTH = 96
 _UNBROKEN = 10_000
-_MATTERING = (
+"""Width that no line reaches, for a command that is copied whole."""
+_IMPORTANT_KEYS = (
     *("model.out_dir", "model.weights", "model.tokenizer", "data.data_path", "data.max_seq_len"),
     *("dpo.beta", "dpo.reduction", "train.epochs", "train.batch_size", "train.learning_rate"),
     *("eval.fraction", "eval.interval"),
@@ -38,8 +39,8 @@ _SCRIPT_KEYS = frozenset(
     for name in names
 )
 """Keys that MiniMind's script train_dpo.py has, too, as arguments or as constants."""
-_OF_ONE_MODEL = "model"
-"""Table whose examples are of a particular model, and would be wrong for most others."""
+_WITHOUT_EXAMPLES = "model"
+"""Table whose examples fit one model and would be wrong for most others."""
 
 
 def schema_text() -> str:
@@ -48,7 +49,7 @@ def schema_text() -> str:
 
 
 def render_short(draft: Draft, title: str, show_all: str) -> str:
-    """Format a draft as a profile with the keys that matter, each with one line about it.
+    """Format a draft as a profile with the important keys, each with one line about it.
 
     Args:
         draft: values to set; those that equal the default are left out.
@@ -64,15 +65,17 @@ def render_short(draft: Draft, title: str, show_all: str) -> str:
     ]
     for table in TABLES:
         keys = [key for key in KEYS.values() if key.name.startswith(f"{table}.")]
-        mattering = [key for key in keys if key.name in _MATTERING and key.name in draft.values]
+        important = [
+            key for key in keys if key.name in _IMPORTANT_KEYS and key.name in draft.values
+        ]
         others = [
             key
             for key in keys
-            if key not in mattering and draft.values.get(key.name, key.default) != key.default
+            if key not in important and draft.values.get(key.name, key.default) != key.default
         ]
-        if mattering or others:
+        if important or others:
             lines += ["", f"[{table}]"]
-        for key in mattering:
+        for key in important:
             lines += _comment(_first_sentence(key.description))
             lines += [f"# {note}" for note in draft.notes.get(key.name, ())]
             lines.append(_statement(key, draft))
@@ -119,7 +122,7 @@ def _key_lines(key: Key, draft: Draft, minimind: Profile | None) -> Iterator[str
         statement = _statement(key, draft)
     elif key.default is not None:
         statement = f"#{name} = {show_value(key.default)}"
-    elif key.name.startswith(f"{_OF_ONE_MODEL}."):
+    elif key.name.startswith(f"{_WITHOUT_EXAMPLES}."):
         statement = f"#{name} ="
         beside.append("unset")
     else:

@@ -117,8 +117,8 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
         *("eval_strategy", "evaluation_strategy", "evals_per_epoch"),
     ),
     "code from a model's directory is never run": ("trust_remote_code",),
-    "name the run with dpo train --name": ("run_name", "project"),
-    "choose the directory of runs with --runs-dir": ("output_dir",),
+    "name the run with --name (name= in Python)": ("run_name", "project"),
+    "choose the directory of runs with --runs-dir (runs_dir= in Python)": ("output_dir",),
     "resume a run with dpo resume": ("resume_from_checkpoint", "from_resume", "auto_resume"),
     "nothing is uploaded; export the run and upload the directory": (
         *("push_to_hub", "hub_model_id", "hub_token"),
@@ -126,17 +126,17 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
     "the chat template is the tokenizer's; change it there": (
         *("chat_template", "chat_template_jinja", "template", "default_system"),
     ),
-    "the attention is chosen by the device": (
+    "dpo chooses the attention for the model and the device": (
         *("attn_implementation", "flash_attention", "flash_attn", "sdp_attention"),
         *("xformers_attention", "use_liger_kernel"),
     ),
-    "pairs are always packed, without padding": (
+    'batches are packed without padding, unless train.layout is "padded"': (
         *("packing", "sample_packing", "padding_free", "group_by_length"),
     ),
     "the reference is always computed once, and cached": (
         *("precompute_ref_log_probs", "precompute_ref_batch_size"),
     ),
-    "the reference stays as it is": ("sync_ref_model", "ref_model_mixup_alpha"),
+    "the reference model never changes during a run": ("sync_ref_model", "ref_model_mixup_alpha"),
 }
 """Names of other tools without an equivalent, by what to say about them."""
 
@@ -182,7 +182,10 @@ def key_for_option(option: str) -> tuple[str, str]:
 def _of_other_tool(table: str, field: str) -> str:
     """Explain a name of another tool, in whatever table it was written."""
     # Axolotl and LLaMA-Factory nest some of their settings: lora.r, wandb.project.
-    for name in (field, f"{table}_{field}", table):
+    nested = f"{table}_{field}"
+    if ours := next((key for key in KEYS if key.endswith(f".{nested}")), None):
+        return f"unknown key; set {ours}"
+    for name in (nested, field, table):
         if name in EQUIVALENT and not (name == table and table in TABLES):
             remark = f" {_REMARKS[name]}" if name in _REMARKS else ""
             return f"unknown key; set {EQUIVALENT[name]}{remark}"

@@ -1,21 +1,21 @@
-"""CPU time against wall time: whether other processes use the CPU that a run computes on."""
+"""Contention for the CPU, measured by comparing CPU time and wall time."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 CONTENDED = 1.5
-"""Wall time per CPU time of the main thread, from which on the CPU counts as busy with others:
-about 1 for a run alone on its cores, and 2 as the fair share beside one busy loop per core."""
+"""Ratio of wall time to CPU time of the main thread from which the CPU counts as contended: about
+1 for a run alone on its cores, and 2 as the fair share beside one busy loop per core."""
 STOLEN = 0.1
-"""Share of the CPU time that the host of a virtual machine takes, from which on it is mentioned."""
+"""Share of the CPU time taken by the host of a virtual machine from which the message names it."""
 
 _STEAL = 7
 """Index of the stolen time in the first line of /proc/stat."""
 
 
 def contention(seconds: float, cpu_seconds: float) -> float | None:
-    """Return how many times its CPU time some work took; None if the CPU is not contended.
+    """Return the ratio of wall time to CPU time; None if the CPU is not contended.
 
     The main thread computes its share of every operation, and waits for the threads that other
     processes keep from computing theirs.

@@ -106,14 +106,14 @@ class ThinnedHistory:
 
 
 class ThinnedReader:
-    """Follows a stream like `EventReader`, after reading what it has at first thinned."""
+    """Event reader whose first read leaves out most steps, as `ThinnedHistory` does."""
 
     def __init__(self, path: Path) -> None:
         self._past = ThinnedHistory(path)
         self._reader: EventReader | None = None
 
     def read_new(self) -> Iterator[Event]:
-        """Yield the events appended since the last call; see the class for the first one."""
+        """Yield the events appended since the last call; at the first call, the thinned history."""
         if self._reader is None:
             yield from self._past
             self._reader = EventReader(self._past.path, self._past.end)

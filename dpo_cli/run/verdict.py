@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from dpo_cli.formatting import format_count
-from dpo_cli.profile.doctrine import MEAN_OF_SCHEDULE, Current, learn_less
+from dpo_cli.profile.doctrine import MEAN_OF_SCHEDULE, RunRecipe, learn_less
 from dpo_cli.repetition import repetition
 from dpo_cli.run.events import Completed, Evaluated, Sampled
 from dpo_cli.run.plan import Plan
@@ -43,21 +43,27 @@ def is_best_earlier(view: RunView) -> bool:
 
 
 def _rise(view: RunView) -> str | None:
-    start, end = view.held_out_start, view.held_out
-    if start is None or end is None or end.step <= start.step:
+    if (change := view.held_out_change) is None:
         return None
+    start, end = change
     before, after = start.metrics["loss"], end.metrics["loss"]
     pairs = format_count(end.pairs, "held-out pair")
     if after > before + RISE_SHARE * abs(before) or _low(end) > before:
         return f"the loss of {pairs} rose from {before:.4f} to {after:.4f}"
-    step, best = min(view.evaluated["loss"].points, key=lambda point: point[1])
+    points = view.evaluated["loss"].points  # finite ones only
+    step, best = min(points, key=lambda point: point[1], default=(0, before))
     if after - best > LOST_SHARE * (before - best) and after > best + RISE_SHARE * abs(before):
         return f"the loss of {pairs} rose from {best:.4f} after step {step:,.0f} to {after:.4f}"
     return None
 
 
 def _low(evaluated: Evaluated) -> float:
-    """Return the lower end of the 95 % interval of the loss."""
+    """Return the lower end of the 95 % interval of the loss.
+
+    Where policy and reference are equal at the start, all pairs have the same loss there, and this
+    interval is that of the change pair by pair (`dpo_cli.ui.outcome.loss_change`). Elsewhere this
+    interval is wider, so that fewer rises count.
+    """
     return evaluated.groups.get("all", {}).get("loss/low", float("-inf"))
 
 
@@ -84,10 +90,10 @@ def _remedy(view: RunView) -> str:
     return " ".join(parts)
 
 
-def _recipe(plan: Plan) -> Current:
+def _recipe(plan: Plan) -> RunRecipe:
     rate = plan.setting("train.learning_rate")
     factors = MEAN_OF_SCHEDULE[plan.setting("train.schedule")] * plan.steps.optimizer_steps
-    return Current(
+    return RunRecipe(
         reduction=plan.setting("dpo.reduction"),
         beta=plan.setting("dpo.beta"),
         learning_rate=rate,

@@ -10,6 +10,7 @@ from enum import StrEnum
 from math import isfinite, nan
 
 from dpo_cli.run.events import (
+    ACCURACY,
     EVALUATION,
     Alert,
     Completed,
@@ -97,7 +98,7 @@ class RunView:
     trained: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
     """Training curves by metric, and "learning_rate", "pairs_per_second" and "clipped" (0 or 1)."""
     evaluated: defaultdict[str, Series] = field(default_factory=lambda: defaultdict(Series))
-    """Curves of the held-out pairs by metric."""
+    """Curves of the held-out pairs by metric, with the ends of the accuracy's 95 % interval."""
     events: int = 0
     """Number of events."""
     time: float = 0.0
@@ -225,6 +226,12 @@ class RunView:
         return self._bests[-1] if self._bests else None
 
     @property
+    def held_out_change(self) -> tuple[Evaluated, Evaluated] | None:
+        """First and newest evaluation; None before one that follows a step."""
+        start, now = self.held_out_start, self.held_out
+        return None if start is None or now is None or now.step <= start.step else (start, now)
+
+    @property
     def _is_evaluating(self) -> bool:
         return self.phase is not None and self.phase.phase == EVALUATION
 
@@ -260,6 +267,9 @@ class RunView:
             self.held_out_start = event
         for metric, value in event.metrics.items():
             self.evaluated[metric].add(event.step, value)
+        ends = {f"{ACCURACY}/{end}" for end in ("low", "high")}
+        for metric in ends & event.groups.get("all", {}).keys():
+            self.evaluated[metric].add(event.step, event.groups["all"][metric])
 
     def _go_back(self, event: Resumed) -> None:
         """Remove everything after the checkpoint that was loaded: those steps are repeated."""

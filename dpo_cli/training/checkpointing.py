@@ -32,6 +32,8 @@ WEIGHTS = "weights.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _RNG = "rng.safetensors"
 _STATE = "state.json"
+_MAX_SAVING_SHARE = 0.006
+"""Largest share of the time that saving may take. Events and the panel take less than 0.004."""
 
 
 def save_state(
@@ -77,6 +79,16 @@ def save_state(
         ),
         encoding="utf-8",
     )
+
+
+def pause_seconds(train: Train, saving_seconds: float) -> float:
+    """Return the least time between a save and the next one of `save_interval`.
+
+    At least `save_min_seconds`, and longer after a slow save: saving takes at most 0.6 % of the
+    time, however slow the disk. 0 if `save_min_seconds` is 0: then each interval saves.
+    """
+    least = train.save_min_seconds
+    return max(least, saving_seconds / _MAX_SAVING_SHARE) if least else 0.0
 
 
 def state_bytes(parameters: int, train: Train) -> int:

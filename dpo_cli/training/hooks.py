@@ -88,7 +88,10 @@ class RunHooks:
             self.events.append(alert)
 
     def keep_scores(self, optimizer_step: int, scores: ModelScores) -> None:
-        """Store the metrics of each held-out pair; before the event, which promises them."""
+        """Store the metrics of each held-out pair.
+
+        The trainer calls this before it emits the event, so that readers of the event find them.
+        """
         if self.group.is_main:
             write_scores(self.run.held_out_path, optimizer_step, scores)
 
@@ -187,7 +190,7 @@ def run_facts(inputs: RunInputs) -> RunFacts:
         parameters=parameters,
         vocab_size=inputs.weights.architecture.vocab_size,
         learning_rate=profile.train.learning_rate,
-        lr_sum=sum(map(inputs.learning_rate.at, order.last_steps)),
+        lr_sum=inputs.current_recipe.lr_sum,
         beta=profile.dpo.beta,
         reduction=profile.dpo.reduction,
         saturation_margin=inputs.saturation_margin or 0.0,

@@ -22,7 +22,7 @@ from dpo_cli.models.forward_size import CPU_TOKENS_PER_FORWARD, default_max_toke
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.rounding import Rounding, default_rounding
 from dpo_cli.models.spec import Architecture
-from dpo_cli.profile.doctrine import Current, saturation_margin
+from dpo_cli.profile.doctrine import RunRecipe, saturation_margin
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
@@ -151,10 +151,10 @@ class RunInputs:
         return saturation_margin(dpo.beta, dpo.reduction, tokens)
 
     @cached_property
-    def current_recipe(self) -> Current:
+    def current_recipe(self) -> RunRecipe:
         """Values of this run that remedies compare with the proposed ones."""
         dpo, train = self.profile.dpo, self.profile.train
-        return Current(
+        return RunRecipe(
             reduction=dpo.reduction,
             beta=dpo.beta,
             learning_rate=train.learning_rate,

@@ -99,15 +99,18 @@ def user_frame(tokenizer: ChatTokenizer) -> tuple[str, str]:
     """Return the text that the chat template writes before and after the last user turn.
 
     Found by rendering marks. Before the first turn a template may add a system prompt, so the text
-    before is what precedes both a first and a later turn.
+    before is what precedes both a first and a later turn. Empty if the template fails.
     """
     marks = ("qxq1", "qxq2", "qxq3")
     user, answer, again = (
         {"role": role, "content": mark}
         for role, mark in zip(("user", "assistant", "user"), marks, strict=True)
     )
-    first = tokenizer.decode(tokenizer.prompt([user]))
-    later = tokenizer.decode(tokenizer.prompt([user, answer, again]))
+    try:
+        first = tokenizer.decode(tokenizer.prompt([user]))
+        later = tokenizer.decode(tokenizer.prompt([user, answer, again]))
+    except ValueError:  # for example a template that refuses a second turn, or needs a system turn
+        return "", ""
     before_first, _, _ = first.partition(marks[0])
     before_later, _, after = later.rpartition(marks[2])
     before_later = before_later.rpartition(marks[1])[2]

@@ -21,10 +21,10 @@ from dpo_cli.distributed.process_group import MAY_SAVE, SINGLE_PROCESS, STOPS, P
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.objective.losses import PairScores, score_pairs
 from dpo_cli.paired import ModelScores
-from dpo_cli.profile.schema import Train
 from dpo_cli.run.events import EVALUATION, Alert, Event, Sampled, StepDone
 from dpo_cli.training.batches import Forward
 from dpo_cli.training.best import BestSoFar
+from dpo_cli.training.checkpointing import pause_seconds
 from dpo_cli.training.evaluation import evaluated, pair_scores, score_held_out
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.optimizer import set_learning_rate
@@ -32,8 +32,6 @@ from dpo_cli.training.reference import CachedReference, Reference
 from dpo_cli.training.samples import Sampler
 from dpo_cli.training.step_metrics import StepMetrics, rank_figures, weights_moved
 
-_MAX_SAVING_SHARE = 0.006
-"""Largest share of the time that saving may take. Events and the panel take less than 0.004."""
 _CLIP_TOLERANCE = 1e-5
 """torch clips by `max_norm / (norm + 1e-6)`, at most 1. While the norm is below the limit by more
 than this, that factor is 1, and the multiplication of every gradient is left out."""
@@ -376,16 +374,6 @@ class Trainer:
                 seconds=time.perf_counter() - began,
             )
         )
-
-
-def pause_seconds(train: Train, saving_seconds: float) -> float:
-    """Return the least time between a save and the next one of `save_interval`.
-
-    At least `save_min_seconds`, and longer after a slow save: saving takes at most 0.6 % of the
-    time, however slow the disk. 0 if `save_min_seconds` is 0: then each interval saves.
-    """
-    least = train.save_min_seconds
-    return max(least, saving_seconds / _MAX_SAVING_SHARE) if least else 0.0
 
 
 def _has_passed(interval: int, before: int, after: int) -> bool:

@@ -117,13 +117,13 @@ def _read_best(run: RunDirectory) -> tuple[Checkpoint, StateDict]:
     newest = run.read_newest(load_best)
     step = newest[1].optimizer_step if newest else 0
     if newest and newest[1].loss is None:
-        problem, remedy = "it has no held-out pairs", "Leave out --best to use the newest one."
+        problem, remedy = "it has no held-out pairs", "Use the newest checkpoint instead."
     elif not step:
         problem = "no evaluation was better than the one before the first step"
-        remedy = "Use the starting weights, which are the best; or leave out --best."
+        remedy = "Use the starting weights, which are the best, or the newest checkpoint."
     elif (kept := run.read_verified(step, load_weights)) is not None:
         return kept
     else:
         problem = f"the checkpoint after optimizer step {step} is not kept, or damaged"
-        remedy = "Set eval.keep_best = true to keep it; or leave out --best."
+        remedy = "Train with eval.keep_best = true to keep it, or use the newest checkpoint."
     raise DpoError(f"{run.name} has no best checkpoint: {problem}", remedy)

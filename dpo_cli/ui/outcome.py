@@ -1,4 +1,4 @@
-"""Sentences on whether a run worked: what it has learned that holds for held-out pairs."""
+"""Sentences on whether a run worked, judged by its held-out pairs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ _CHANCE = 0.5
 
 
 def outcome(run: ComparedRun) -> list[str]:
-    """Return what the held-out pairs prove about a run; empty before its first step.
+    """Return what the held-out pairs prove about a run; empty before the first step.
 
     The loss is compared with that of the same pairs before the first step, pair by pair.
     """
-    start, now = run.view.held_out_start, run.view.held_out
-    if now is None:
+    if run.view.held_out is None:
         return ["No pairs were held out, so nothing shows whether the run worked on other pairs."]
-    if start is None or now.step <= start.step:
+    if (change := run.view.held_out_change) is None:
         return []
-    sentences = [_loss(start, now, loss_change(run.scores, run.start_scores))]
+    sentences = [_loss(*change, loss_change(run.scores, run.start_scores))]
     if run.accuracy is not None:
         share, (low, high) = run.accuracy
-        verdict = "it may be chance (0.50)"
+        verdict = "which may be chance (0.50)"
         if low > _CHANCE:
             verdict = "better than chance (0.50)"
         elif high < _CHANCE:
@@ -43,8 +42,8 @@ def _loss(start: Evaluated, now: Evaluated, change: MeanEstimate | None) -> str:
     if not change.is_significant:
         return f"Undecided: {pairs} went {how}."
     if after < before:
-        return f"It worked: {pairs} fell {how}."
-    return f"It did harm: {pairs} rose {how}."
+        return f"The run worked: {pairs} fell {how}."
+    return f"The run did harm: {pairs} rose {how}."
 
 
 def loss_change(now: ModelScores | None, start: ModelScores | None) -> MeanEstimate | None:

@@ -8,7 +8,7 @@ from dpo_cli.formatting import format_count
 from dpo_cli.paired import MeanEstimate, PairedComparison, Preference
 from dpo_cli.run.events import ACCURACY, RANKING
 
-_NAMES = {ACCURACY: "accuracy", RANKING: "ranking accuracy"}
+ACCURACY_NAMES = {ACCURACY: "accuracy", RANKING: "ranking accuracy"}
 _MANY = 1_000_000
 _DIFFERENCES = (("loss", "loss", "+.4f"), ("margin/token", "margin_per_token", "+.3g"))
 """Name, metric and format of the differences that are shown."""
@@ -27,7 +27,7 @@ def comparison_note(
     parts = []
     tested = next((name for name in (ACCURACY, RANKING) if name in result.accuracies), None)
     if tested is not None:
-        parts.append(f"{_NAMES[tested]}: {_split(result.accuracies[tested])}")
+        parts.append(f"{ACCURACY_NAMES[tested]}: {_split(result.accuracies[tested])}")
     for title, metric, form in _DIFFERENCES:
         if metric in result.differences and (has_one_objective or metric != "loss"):
             parts.append(f"{title} {difference(result.differences[metric], form)}")
@@ -39,7 +39,7 @@ def difference(estimate: MeanEstimate, form: str) -> str:
     if not estimate.mean and estimate.low == estimate.high == 0:
         return "equal for every pair"
     mean, low, high = (format(each, form) for each in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean} (95 %: {low} to {high}{_still_needed(', ', estimate.more_pairs)})"
+    return f"{mean} (95 %: {low} to {high}{still_needed(', ', estimate.more_pairs)})"
 
 
 def pairs_to_settle(results: Iterable[PairedComparison]) -> int | None:
@@ -55,7 +55,7 @@ def _split(test: Preference) -> str:
     counts = f"{format_count(test.ahead, test.unit)} to {test.behind:,}, {_p(test.p)}"
     if test.is_significant:
         return f"{counts}, significant"
-    settles = _still_needed(", ", test.more_pairs)
+    settles = still_needed(", ", test.more_pairs)
     return f"{counts}{f'{settles} at 95 %' if settles else ', not distinguishable'}"
 
 
@@ -63,8 +63,13 @@ def _p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def _still_needed(before: str, pairs: int | None) -> str:
-    """Say how many more pairs would settle a difference; empty if it is settled, or cannot be."""
+def still_needed(before: str, pairs: int | None) -> str:
+    """Return how many more pairs would settle a difference; empty if settled, or if none would.
+
+    Args:
+        before: text to put in front, for example ", ".
+        pairs: `more_pairs` of an estimate or a test.
+    """
     if not pairs:
         return ""
     if pairs > _MANY:

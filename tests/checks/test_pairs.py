@@ -230,7 +230,7 @@ def test_held_out_pairs_of_a_file(examined: Examine, bench: Path) -> None:
     (bench / "test.jsonl").write_text("".join(ROWS * 4))
     enough = of(examined("eval.fraction=0", "eval.path=test.jsonl"), "held-out-pairs")
     assert enough.level is Level.OK
-    assert enough.message.startswith("32 held-out pairs show an accuracy of 0.69 or more")
+    assert enough.message.startswith("32 held-out pairs distinguish an accuracy of 0.69 or more")
 
 
 def test_no_held_out_pairs(examined: Examine) -> None:

@@ -291,7 +291,10 @@ def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
         (("eval", "gone.pth"), "gone.pth: no such file"),
         (("eval", "gone"), "there are no runs in runs"),
         (("eval", "full_sft_512.pth"), "full_sft_512.pth comes with no pairs"),
-        (("eval", "full_sft_512.pth", "--best"), "--best: full_sft_512.pth is not a run"),
+        (
+            ("eval", "full_sft_512.pth", "--best"),
+            "full_sft_512.pth is not a run, so it has no best checkpoint",
+        ),
         (("eval", "full_sft_512.pth", "--profile", "mine.toml"), "mine.toml has no held-out pairs"),
         (
             ("eval", "full_sft_512.pth", "--data", "pairs.jsonl"),

@@ -79,7 +79,7 @@ def test_few_pairs_say_what_they_cannot_show(dpo: Cli, here: Path) -> None:
     pairs = here / "dataset/dpo.jsonl"
     pairs.write_text("".join(pairs.read_text().splitlines(keepends=True)[:60]))
     lines = dpo("init", "my")[1].splitlines()
-    assert lines[-2].startswith("few pairs: 20 held-out pairs show an accuracy of 0.75 or more;")
+    assert lines[-2].startswith("few pairs: 20 held-out pairs distinguish an accuracy of 0.75")
     assert (written().eval.fraction, written().train.learning_rate) == (0.33, 5e-6)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
 from typing import cast
@@ -9,7 +11,7 @@ from typing import cast
 import pytest
 
 from dpo_cli import app
-from dpo_cli.commands.console import write_output
+from dpo_cli.commands.console import json_text, write_output
 from dpo_cli.errors import DpoError
 from dpo_cli.export.verified_write import check_destination
 from dpo_cli.models.spec import Architecture
@@ -53,3 +55,9 @@ def test_a_file_and_a_link_are_replaced(tmp_path: Path) -> None:
     assert write_output(link, b"new")
     assert (link.read_text(), target.read_text()) == ("new", "old")
     assert not link.is_symlink()
+
+
+def test_json_has_no_numbers_that_are_not_finite() -> None:
+    value = {"low": -math.inf, "means": (math.nan, 0.5), "more": [{"high": math.inf}]}
+    expected = {"low": None, "means": [None, 0.5], "more": [{"high": None}]}
+    assert json.loads(json_text(value), parse_constant=pytest.fail) == expected

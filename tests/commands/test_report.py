@@ -166,7 +166,9 @@ def test_a_report_has_it_all_in_one_file(dpo: Cli, plain: RunDirectory) -> None:
     shown = " ".join(page.texts)
     for words in ("Curves", "Data", "Plan", "Profile", "Environment", 'weights = "/models'):
         assert words in shown
-    assert "It worked: the loss of 40 held-out pairs fell from 0.6931 to 0.5231: -0.17" in shown
+    assert (
+        "The run worked: the loss of 40 held-out pairs fell from 0.6931 to 0.5231: -0.17" in shown
+    )
     assert "Accuracy is 0.82 (95 %: 0.68 to 0.91), better than chance (0.50)." in shown
     charts = curves(text)
     assert page.tags.count("figure") == len(charts) == 10

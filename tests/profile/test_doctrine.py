@@ -14,7 +14,7 @@ import pytest
 
 from dpo_cli.intervals import wilson_interval
 from dpo_cli.profile import doctrine
-from dpo_cli.profile.doctrine import Current
+from dpo_cli.profile.doctrine import RunRecipe
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run import verdict
@@ -25,7 +25,7 @@ MEASURED = json.loads((REPOSITORY / "benchmarks/recipes_small.json").read_text()
 NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
-def current(rate: float, steps: int = 100, **changes: Any) -> Current:
+def current(rate: float, steps: int = 100, **changes: Any) -> RunRecipe:
     """A run of the proposed loss, unless `changes` say otherwise."""
     values = {
         "reduction": doctrine.REDUCTION,
@@ -34,10 +34,10 @@ def current(rate: float, steps: int = 100, **changes: Any) -> Current:
         "lr_sum": 0.6 * steps * rate,
         "parameters": SMALL,
     }
-    return Current(**{**values, **changes})
+    return RunRecipe(**{**values, **changes})
 
 
-def remedies() -> Iterator[tuple[Current, str]]:
+def remedies() -> Iterator[tuple[RunRecipe, str]]:
     """Every remedy for many runs."""
     for rate in (1e-8, 1e-6, 5e-6, 3e-5, 1e-3):
         for steps in (1, 15, 400, 10_000):

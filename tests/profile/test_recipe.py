@@ -115,7 +115,7 @@ def test_a_capped_rate_says_so(folder: Path) -> None:
 def test_few_pairs_say_what_they_cannot_show(folder: Path, kind: str) -> None:
     few = draft_of(folder, kind, SMALL, 60)
     note = " ".join(few.notes["eval.fraction"])
-    assert "20 held-out pairs show an accuracy of 0.75 or more" in note
+    assert "20 held-out pairs distinguish an accuracy of 0.75 or more" in note
     enough = draft_of(folder, kind, SMALL * 2, 90)
     assert "show an accuracy" not in " ".join(enough.notes["eval.fraction"])
 

@@ -48,6 +48,9 @@ def test_every_equivalent_is_a_key_and_no_name_is_ours() -> None:
         ("model.base_model", "unknown key; set model.weights"),
         ("train.lora_r", "adapters are not supported yet; dpo trains all weights"),
         ("lora.r", "adapters are not supported yet; dpo trains all weights"),
+        ("wandb.project", "unknown key; set track.wandb_project"),
+        ("project", "name the run with --name (name= in Python)"),
+        ("packing", 'batches are packed without padding, unless train.layout is "padded"'),
         (
             "warmup_steps",
             "unknown key; set train.warmup_iters to warmup_steps x train.accumulation_steps,"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from dpo_cli.run.events import Event, Planned
@@ -40,7 +42,11 @@ def test_a_loss_that_rose(losses: tuple[float, ...], half_width: float, message:
 
 
 @pytest.mark.parametrize(
-    "losses", [(LN2, 0.60), (LN2, 0.6960), (LN2, 0.60, 0.602), (LN2, 0.60, 0.62), (LN2,), ()]
+    "losses",
+    [
+        *((LN2, 0.60), (LN2, 0.6960), (LN2, 0.60, 0.602), (LN2, 0.60, 0.62)),
+        *((LN2,), (), (math.nan, math.nan)),
+    ],
 )
 def test_a_loss_that_fell_or_moved_within_chance(losses: tuple[float, ...]) -> None:
     assert judged(*[evaluated(n, loss) for n, loss in enumerate(losses)]) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,18 @@ def test_the_question_is_what_the_user_wrote(shared: Path, name: str) -> None:
         prompt = tokenizer.decode(tokenizer.prompt(messages))
         assert prompt != user["content"]
         assert question_of(prompt, frame) == user["content"]
+
+
+def test_a_template_that_refuses_a_second_turn_has_no_frame(shared: Path, tmp_path: Path) -> None:
+    for path in (shared / "tokenizer/minimind2").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["chat_template"] = (
+        "{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
+        "<u>{{ messages[0].content }}</u><a>"
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert user_frame(ChatTokenizer(tmp_path)) == ("", "")
 
 
 def test_a_prompt_of_another_shape_is_shown_whole() -> None:

@@ -20,13 +20,17 @@ def run_of(root: Path, *events: object) -> ComparedRun:
 
 def test_a_run_that_worked(tmp_path: Path) -> None:
     loss, accuracy = outcome(run_of(tmp_path, *story.contender({})))
-    assert loss.startswith("It worked: the loss of 40 held-out pairs fell from 0.6931 to 0.5231:")
+    assert loss.startswith(
+        "The run worked: the loss of 40 held-out pairs fell from 0.6931 to 0.5231:"
+    )
     assert accuracy == "Accuracy is 0.82 (95 %: 0.68 to 0.91), better than chance (0.50)."
 
 
 def test_a_run_that_did_harm(tmp_path: Path) -> None:
     loss, accuracy = outcome(run_of(tmp_path, *story.contender({}, lead=-0.6)))
-    assert loss.startswith("It did harm: the loss of 40 held-out pairs rose from 0.6931 to 1.1231:")
+    assert loss.startswith(
+        "The run did harm: the loss of 40 held-out pairs rose from 0.6931 to 1.1231:"
+    )
     assert accuracy.endswith(", worse than chance (0.50).")
 
 
@@ -35,7 +39,7 @@ def test_a_difference_that_few_pairs_cannot_prove(tmp_path: Path) -> None:
     loss, accuracy = outcome(run)
     assert loss.startswith("Undecided: the loss of 40 held-out pairs went from 0.6931 to 0.6921:")
     assert "more pairs would settle it" in loss
-    assert accuracy.endswith(", it may be chance (0.50).")
+    assert accuracy.endswith(", which may be chance (0.50).")
     without = replace(run, scores=None)
     assert outcome(without)[0] == (
         "After training, the loss of 40 held-out pairs went from 0.6931 to 0.6921."

@@ -97,6 +97,20 @@ def _lines(plot: Plot, runs: Sequence[ComparedRun]) -> list[Line]:
     return lines
 
 
+def _accuracy_intervals(
+    run: ComparedRun, points: Sequence[Point], pairs: int
+) -> list[tuple[float, float]]:
+    """Return the measured 95 % interval of each accuracy, which allows for repeated prompts.
+
+    Runs of earlier versions have none; theirs are Wilson's, for independent pairs.
+    """
+    curves = [run.view.evaluated.get(f"{ACCURACY}/{end}") for end in ("low", "high")]
+    ends = [[value for _, value in curve.points] for curve in curves if curve]
+    if len(ends) == 2 and all(len(each) == len(points) for each in ends):
+        return list(zip(*ends, strict=True))
+    return [wilson_interval(share, pairs) for _, share in points]
+
+
 def _line(trace: Trace, run: ComparedRun, is_dashed: bool, number: int | None) -> Line:
     """Return one curve, in the color of the trace or, with a `number`, of that run."""
     series = (run.view.evaluated if trace.held_out else run.view.trained).get(trace.metric)
@@ -104,7 +118,7 @@ def _line(trace: Trace, run: ComparedRun, is_dashed: bool, number: int | None) -
     is_smoothed = trace.is_noisy and len(points) > FEW_POINTS
     intervals: list[tuple[float, float]] = []
     if trace.held_out and trace.metric == ACCURACY and number is None and run.view.held_out:
-        intervals = [wilson_interval(share, run.view.held_out.pairs) for _, share in points]
+        intervals = _accuracy_intervals(run, points, run.view.held_out.pairs)
     return Line(
         trace.name,
         "" if number is None else run.letter,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.formatting import format_count, format_number, format_with_interval
-from dpo_cli.run.events import ACCURACY, Event, Failed, RankEnded, Sampled, WorkerStarted
+from dpo_cli.run.events import ACCURACY, RANKING, Event, Failed, RankEnded, Sampled, WorkerStarted
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
 from dpo_cli.ui.html.redaction import without_quotations
@@ -92,7 +92,7 @@ class RunSection:
                     name,
                     f"{figures['pairs']:,.0f}",
                     _share(figures, ACCURACY),
-                    _share(figures, "logps/accuracies"),
+                    _share(figures, RANKING),
                     *(format_number(figures.get(key), form) for _, key, form in FIGURES),
                 ]
             )

@@ -27,9 +27,10 @@ from dpo_cli.ui.terminal.metrics import (
     metrics_table,
     metrics_title,
 )
-from dpo_cli.ui.terminal.plain import export_line, plan_lines, step_name
+from dpo_cli.ui.terminal.plain import plan_lines, step_name
 from dpo_cli.ui.terminal.plots import charts
 from dpo_cli.ui.terminal.ranks import ranks_frame
+from dpo_cli.ui.terminal.result import export_line
 
 _STATE_STYLES = {
     RunState.TRAINING: "bold green",

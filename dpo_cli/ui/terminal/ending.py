@@ -14,7 +14,8 @@ from dpo_cli.run.held_out_scores import read_scores
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.outcome import loss_change
 from dpo_cli.ui.significance import difference
-from dpo_cli.ui.terminal.plain import alert_lines, completed_lines, stopped_lines
+from dpo_cli.ui.terminal.plain import alert_lines
+from dpo_cli.ui.terminal.result import completed_lines, stopped_lines
 
 
 def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]:
@@ -31,9 +32,9 @@ def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]
 
 def held_out_lines(view: RunView, directory: Path) -> list[Text]:
     """Return the held-out metrics before and after training; empty if both are not known."""
-    start, now = view.held_out_start, view.held_out
-    if start is None or now is None or now.step <= start.step:
+    if (ends := view.held_out_change) is None:
         return []
+    start, now = ends
     scores = RunDirectory(directory).held_out_path
     change = loss_change(
         read_scores(scores, now.optimizer_step), read_scores(scores, start.optimizer_step)

@@ -18,7 +18,7 @@ from dpo_cli.printable import one_line
 from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.events import ACCURACY, RANKING, TIES
-from dpo_cli.ui.significance import comparison_note
+from dpo_cli.ui.significance import ACCURACY_NAMES, comparison_note
 from dpo_cli.ui.terminal.plain import think_blocks
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ Cell = Callable[[Figures], str]
 
 ALL = "all"
 _HEADINGS = {ACCURACY: "accuracy", RANKING: "ranking"}
-_NAMES = {ACCURACY: "accuracy", RANKING: "ranking accuracy"}
 _FIGURES = (
     ("reference", "ref_logps/accuracies", ".2f"),
     ("loss", "loss", ".4f"),
@@ -174,7 +173,7 @@ def _verdict(figures: Figures) -> str:
     name = _decisive(figures)
     seen, low, high = (figures[name + end] for end in ("", "/low", "/high"))
     pairs = int(figures["pairs"])
-    over = f"{_NAMES[name]} {seen:.2f} over {format_count(pairs, 'pair')}"
+    over = f"{ACCURACY_NAMES[name]} {seen:.2f} over {format_count(pairs, 'pair')}"
     if low > _CHANCE:
         return f"{over}: significantly above 0.5 (95 %)"
     if high < _CHANCE:
@@ -194,7 +193,8 @@ def _small_groups(groups: Mapping[str, Figures]) -> Iterator[str]:
         if group != ALL and not _is_decided(figures, name)
     ]
     if unclear and not _is_reference(groups[ALL]):
-        yield f"too few pairs to distinguish their {_NAMES[name]} from 0.5: {', '.join(unclear)}"
+        metric = ACCURACY_NAMES[name]
+        yield f"too few pairs to distinguish their {metric} from 0.5: {', '.join(unclear)}"
 
 
 def _is_decided(figures: Figures, name: str) -> bool:

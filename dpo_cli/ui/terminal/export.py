@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from dpo_cli.formatting import format_count, format_number, format_percent, format_size
-from dpo_cli.run.events import Alert
+from dpo_cli.run.events import ACCURACY, Alert
 from dpo_cli.ui.significance import comparison_note
 from dpo_cli.ui.terminal.plain import alert_lines
 
@@ -50,7 +50,7 @@ def held_out_lines(evaluation: Evaluation) -> list[Text]:
 
     line = Text(
         f"held-out ({format_count(int(in_file['pairs']), 'pair')}), file vs. training state: "
-        f"accuracy {both('rewards/accuracies', '.3f')}, "
+        f"accuracy {both(ACCURACY, '.3f')}, "
         f"margin/token {both('margin_per_token', '+.3g')} nats, "
         f"loss {both('loss', '.4f')}"
     )

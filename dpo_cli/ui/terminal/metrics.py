@@ -9,7 +9,7 @@ from math import nan
 from rich.text import Text
 
 from dpo_cli.formatting import MISSING, format_count, format_duration, format_number, format_size
-from dpo_cli.run.events import ACCURACY, Evaluated
+from dpo_cli.run.events import ACCURACY, RANKING, Evaluated
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.layout import Block, fit
 
@@ -23,7 +23,7 @@ _METRICS = {
     "rejected": ("rewards/rejected", "+.3g"),
     "margin/token": ("margin_per_token", "+.3g"),
     "KL/token": ("kl", ".3g"),
-    "ranking": ("logps/accuracies", ".2f"),
+    "ranking": (RANKING, ".2f"),
 }
 """Label of a row, metric and format; margin and KL per token are in nats."""
 

@@ -29,11 +29,10 @@ from dpo_cli.run.events import (
 )
 from dpo_cli.run.plan import Plan
 from dpo_cli.run.thinning import ThinnedHistory
-from dpo_cli.run.verdict import is_best_earlier, verdict_of
 from dpo_cli.run.view import RunView
-from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.metrics import with_missing
 from dpo_cli.ui.terminal.ranks import straggler, straggler_message
+from dpo_cli.ui.terminal.result import completed_lines, stopped_lines
 
 _FIRST_STEPS = (1, 2, 5, 10)
 _LONGEST_SILENCE_SECONDS = 30.0
@@ -318,52 +317,6 @@ def alert_lines(event: Alert) -> list[Text]:
     return lines
 
 
-def stopped_lines(event: Stopped, designation: str) -> list[Text]:
-    """Return where a run stopped, and the command to resume it."""
-    where = (
-        f"after step {event.optimizer_step}; everything is saved"
-        if event.optimizer_step
-        else "before the first step"
-    )
-    return [Text(f"{event.reason} {where}"), _command("resume", dpo_command("resume", designation))]
-
-
-def completed_lines(
-    event: Completed, designation: str, directory: Path, view: RunView
-) -> list[Text]:
-    """Return the result of a completed run, harm that it did, and the command to export it."""
-    return [
-        Text.assemble(
-            ("done", "bold green"),
-            f": {format_count(event.optimizer_step, 'step')}, "
-            f"weights in {directory / event.weights}",
-        ),
-        *([Text(f"      {event.reason}")] if event.reason else []),
-        *verdict_lines(view),
-        export_line(view, designation),
-    ]
-
-
-def verdict_lines(view: RunView) -> list[Text]:
-    """Return the harm that a run did, in red, and what to try."""
-    verdict = verdict_of(view)
-    if verdict is None:
-        return []
-    return [
-        Text.assemble(("worse: ", "bold red"), (verdict.message, "red")),
-        Text.assemble(("   help: ", "bold cyan"), verdict.remedy),
-    ]
-
-
-def export_line(view: RunView, designation: str) -> Text:
-    """Return the command that exports a run; its best weights if they are not the last ones."""
-    if not is_best_earlier(view):
-        return _command("export", dpo_command("export", designation))
-    assert view.best is not None
-    line = _command("export", dpo_command("export", designation, "--best"))
-    return line.append(f"  (step {view.best.optimizer_step:,})", "dim")
-
-
 def _micro_batch_seconds(recent: list[StepDone]) -> float:
     """Return the seconds per micro-batch, including saves and evaluations, for the time left."""
     first, last = recent[0], recent[-1]
@@ -390,7 +343,3 @@ def _fact(label: str, value: str) -> Text:
 
 def _warning(message: str) -> Text:
     return Text.assemble(("warning: ", "bold yellow"), message)
-
-
-def _command(purpose: str, command: str) -> Text:
-    return Text.assemble((f"{purpose}: ", "dim"), (command, "bold"))

@@ -29,7 +29,7 @@ from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.view import RunState, RunView
 from dpo_cli.shell import dpo_command
 from dpo_cli.ui.comparison import ComparedRun, best, indistinguishable, listed
-from dpo_cli.ui.significance import pairs_to_settle
+from dpo_cli.ui.significance import pairs_to_settle, still_needed
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.panel import Panel
 
@@ -306,8 +306,8 @@ def best_lines(
     lines = [Text.assemble(("best: ", "bold green"), f"{first.letter}  {text}: {result}")]
     results = indistinguishable(first, runs)
     if close := [letter for letter, result in results.items() if result]:
-        pairs = pairs_to_settle(filter(None, results.values()))
-        how = f"; about {pairs:,} more pairs would settle it at 95 %" if pairs else ""
+        settles = still_needed("; ", pairs_to_settle(filter(None, results.values())))
+        how = f"{settles} at 95 %" if settles else ""
         lines.append(Text(f"      not distinguishable from {listed(close)}{how}"))
     if untested := [letter for letter, result in results.items() if result is None]:
         lines.append(Text(f"      not compared with {listed(untested)}: no scores of each pair"))

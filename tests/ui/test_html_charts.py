@@ -1,0 +1,36 @@
+"""Charts of the HTML report, as data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dpo_cli.commands.compared_runs import compared_run
+from dpo_cli.intervals import wilson_interval
+from dpo_cli.run.events import Evaluated, history
+from dpo_cli.ui.html.charts import Line, charts_of
+from tests.support import story
+
+
+def accuracy_curve(root: Path, *events: object) -> tuple[Line, tuple[float, float]]:
+    """The held-out accuracy of the chart, and the interval that the report names."""
+    run = story.write(root, "plain", *events)  # type: ignore[arg-type]
+    compared = compared_run("A", run, history(run.events_path))
+    accuracy = next(chart for chart in charts_of([compared]) if chart.title == "accuracy")
+    assert compared.accuracy is not None
+    return next(line for line in accuracy.lines if line.is_held_out), compared.accuracy[1]
+
+
+def test_the_bars_of_the_accuracy_are_the_measured_intervals(tmp_path: Path) -> None:
+    line, interval = accuracy_curve(tmp_path, *story.whole())
+    assert len(line.intervals) == len(line.points) == 8
+    assert line.intervals[-1] == interval
+
+
+def test_a_run_without_measured_intervals_has_wilsons(tmp_path: Path) -> None:
+    events = (
+        replace(event, groups={}) if isinstance(event, Evaluated) else event
+        for event in story.whole()
+    )
+    line, interval = accuracy_curve(tmp_path, *events)
+    assert line.intervals[-1] == interval == wilson_interval(line.points[-1][1], 40)

@@ -60,7 +60,6 @@ class TemplateRenderer:
     def __init__(self, tokenizer: Any, encode: Callable[[str], int], folder: Path) -> None:
         self._tokenizer = tokenizer
         self._folder = folder
-        self._watch = _Watch()
         template = json.dumps([tokenizer.chat_template, str(folder.absolute())], sort_keys=True)
         if template not in _tried:
             self._try(encode)
@@ -78,7 +77,7 @@ class TemplateRenderer:
         if any(_characters(messages) > MAX_CHARACTERS for messages in conversations):
             raise ValueError(f"longer than {MAX_CHARACTERS:,} characters")
         try:
-            with self._watch.limited():
+            with _WATCH.limited():
                 texts = self._render(conversations, **options)
         except _EndlessError:
             raise self._refused(f"did not end within {_CALL_SECONDS:.0f} seconds") from None
@@ -158,12 +157,21 @@ class _Call:
 
 
 class _Watch:
-    """Raises `_EndlessError` in a thread whose call has taken too much processor time."""
+    """Raises `_EndlessError` in threads whose call has taken too much processor time.
+
+    One for the process: each has a thread that never ends.
+    """
 
     def __init__(self) -> None:
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            # The threads of the parent do not exist in its child, and one may hold the lock.
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._calls: dict[int, _Call] = {}
-        self._watcher_of: int | None = None
+        self._is_watching = False
 
     @contextlib.contextmanager
     def limited(self) -> Iterator[None]:
@@ -171,8 +179,8 @@ class _Watch:
         thread = threading.get_ident()
         with self._lock:
             self._calls[thread] = _Call(thread)
-            if self._watcher_of != os.getpid():  # none yet, or not in this fork
-                self._watcher_of = os.getpid()
+            if not self._is_watching:
+                self._is_watching = True
                 threading.Thread(target=self._watch, daemon=True).start()
         try:
             yield
@@ -188,6 +196,9 @@ class _Watch:
                 for thread, call in self._calls.items():
                     if call.used_seconds() > _CALL_SECONDS:
                         _set_exception(thread, _EndlessError)
+
+
+_WATCH = _Watch()
 
 
 def _set_exception(thread: int, kind: type[BaseException] | None) -> None:

@@ -89,9 +89,9 @@ def test_the_page(
     width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     diagnosis = Diagnosis(FINDINGS, PAIR, {}, HISTOGRAMS)
-    monkeypatch.setattr("dpo_cli.commands.check.run_checks", lambda *_: diagnosis)
+    monkeypatch.setattr("dpo_cli.commands.check.run_checks", lambda *_, **__: diagnosis)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.toml").write_text("")
-    assert app.main(["check", "my.toml"]) == 0
+    assert app.main(["check", "my.toml", "-v"]) == 0
     assert_snapshot(f"check-{width}", capsys.readouterr().out)

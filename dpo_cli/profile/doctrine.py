@@ -40,8 +40,9 @@ a measured run ended at 0.54 with a rate of 1e-5, and at 0.33 with 3e-5."""
 MIN_HELD_OUT = 30
 """Held-out pairs below which only a very large effect differs from chance."""
 _MAX_HELD_OUT_SHARE = 1 / 3
-_SHARES = ((1_000, 0.1), (math.inf, 0.05))
-"""Held-out shares, by the number of rows below which they apply."""
+_SMALL_SHARE, _LARGE_SHARE = 0.1, 0.05
+_SMALL_MOST = 100
+"""A tenth of the rows is held out up to this number of pairs, then a twentieth if that is more."""
 
 SAMPLES = 4
 """Held-out prompts to answer at each evaluation: they show a model that repeats itself."""
@@ -110,8 +111,7 @@ def propose(rows: int, batch_size: int, schedule: str, parameters: int | None) -
 
 def propose_held_out(rows: int) -> int:
     """Return the number of rows to hold out: enough to see an effect, but at most a third."""
-    share = next(share for below, share in _SHARES if rows < below)
-    usual = round(share * rows)
+    usual = max(min(round(_SMALL_SHARE * rows), _SMALL_MOST), round(_LARGE_SHARE * rows))
     return min(max(usual, min(MIN_HELD_OUT, int(_MAX_HELD_OUT_SHARE * rows)), 1), rows - 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from statistics import fmean
 
 from dpo_cli.formatting import format_count
@@ -48,6 +49,8 @@ def _rise(view: RunView) -> str | None:
     start, end = change
     before, after = start.metrics["loss"], end.metrics["loss"]
     pairs = format_count(end.pairs, "held-out pair")
+    if isfinite(before) and not isfinite(after):
+        return f"the loss of {pairs} is {after} ({before:.4f} before training)"
     if after > before + RISE_SHARE * abs(before) or _low(end) > before:
         return f"the loss of {pairs} rose from {before:.4f} to {after:.4f}"
     points = view.evaluated["loss"].points  # finite ones only

@@ -143,6 +143,12 @@ def test_held_out_pairs_are_enough_from_ninety_rows_on() -> None:
         assert rows < 90 or held_out >= doctrine.MIN_HELD_OUT
 
 
+def test_more_rows_never_hold_out_fewer() -> None:
+    held_out = [doctrine.propose_held_out(rows) for rows in range(2, 4_000)]
+    assert held_out == sorted(held_out)
+    assert held_out[-1] == 200
+
+
 @pytest.mark.parametrize("count", [1, 3, 4, 6, 20, 29])
 def test_what_held_out_pairs_show_agrees_with_their_interval(count: int) -> None:
     text = doctrine.what_held_out_shows(count)

@@ -32,6 +32,7 @@ def judged(*events: Event, plan: Planned | None = None) -> Verdict | None:
         ((LN2, 0.7196), 1.0, "rose from 0.6931 to 0.7196"),
         ((LN2, 0.6960), 0.001, "rose from 0.6931 to 0.6960"),
         ((LN2, 0.60, 0.68), 1.0, "rose from 0.6000 after step 1 to 0.6800"),
+        ((LN2, 0.60, math.nan), 1.0, "is nan (0.6931 before training)"),
     ],
 )
 def test_a_loss_that_rose(losses: tuple[float, ...], half_width: float, message: str) -> None:

@@ -50,10 +50,10 @@ def trained(
 
 
 def alerts(run: RunDirectory) -> list[Alert]:
-    """Return the alerts of a run, without that about other processes on this machine."""
+    """Return the alerts of a run, without those of this machine's load and of untrained weights."""
     events = EventReader(run.events_path).read_new()
     found = [event for event in events if isinstance(event, Alert)]
-    return [alert for alert in found if alert.code != "cpu-contention"]
+    return [alert for alert in found if alert.code not in ("cpu-contention", "tokenizer-mismatch")]
 
 
 def codes(run: RunDirectory) -> set[str]:

@@ -116,6 +116,7 @@ def test_skipping_goes_on_and_resumes_to_the_same_bits(
     assert [step.optimizer_step for step in steps if step.is_skipped] == [1, 4, 5, 9]
     assert steps[0].metrics["weights_moved"] == 0
     alerts = [event for event in events(run) if isinstance(event, Alert)]
+    alerts = [alert for alert in alerts if alert.code != "tokenizer-mismatch"]  # untrained weights
     assert [alert.code for alert in alerts] == ["not-finite"] * 4
     for alert, step in zip(alerts, (1, 4, 5, 9), strict=True):
         lines = lines_of(run, step)

@@ -82,7 +82,8 @@ class Disk:
         if source.name.startswith("step-"):
             return  # an old state goes: no harm if it comes back, whole or not, behind newer ones
         within = [p for p in self.contents | self.entries if Path(p).is_relative_to(source)]
-        if target.name.startswith("step-") and not target.name.endswith(".replaced"):
+        is_state = target.parent == self.run.checkpoints_path
+        if is_state and target.name.startswith("step-") and not target.name.endswith(".replaced"):
             assert not within, f"{target.name} gets its name before {within} are flushed"
             rows = str(self.run.events_path)
             assert rows not in self.contents, f"{target.name} would outlive the rows that made it"

@@ -29,7 +29,8 @@ def test_half_precision_follows_float32(shared: Path, tmp_path: Path, profile: s
         first = next(n for n, norm in enumerate(half.grad_norms) if math.isfinite(norm))
         assert half.grad_norms[first] == pytest.approx(full.grad_norms[first], rel=0.05)
         assert half.grad_norms[first] != full.grad_norms[first]
-        skipped = [event for event in half.events if isinstance(event, Alert)]
+        alerts = [event for event in half.events if isinstance(event, Alert)]
+        skipped = [alert for alert in alerts if alert.code != "tokenizer-mismatch"]
         assert len(skipped) == first
         if profile == "dense":
             assert half.losses == pytest.approx(full.losses, abs=1e-3)

@@ -166,6 +166,16 @@ def profile_from_values(values: Mapping[str, object], overrides: Sequence[str]) 
     return profile
 
 
+def invalid_values(values: Mapping[str, object], folder: Path) -> Mapping[str, str]:
+    """Return the errors of values for a profile in `folder`, by key.
+
+    A required key without a value is an error, too.
+    """
+    statements = {key: _Statement(key, value, "code", folder) for key, value in values.items()}
+    statements |= _weights_as_paths(statements)
+    return _validate(_kind_defaults(statements)[1] | statements)[1]
+
+
 def _resolved(statements: Mapping[str, _Statement], key: str) -> Any:
     """Return the value of a key; None if it is not stated, or no path."""
     try:

@@ -109,7 +109,7 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
         *("rope_scaling", "neftune_noise_alpha", "neftune_alpha", "overrides_of_model_config"),
     ),
     "the loss has no such term": (
-        *("cpo_alpha", "kto_chosen_weight", "kto_rejected_weight", "pref_bco_weight"),
+        *("kto_chosen_weight", "kto_rejected_weight", "pref_bco_weight"),
         *("desirable_weight", "undesirable_weight", "reference_free"),
     ),
     "the order of the pairs follows train.seed": ("data_seed", "curriculum_sampling"),

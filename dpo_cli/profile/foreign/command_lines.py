@@ -15,7 +15,6 @@ _LAUNCHERS = ("python", "python3", "accelerate", "torchrun", "deepspeed", "uv", 
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _CONFIG = re.compile(r".+\.(ya?ml|json)")
-_SPECIAL = re.compile(r"[\n;&|]+")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def parse_command(content: str, where: str) -> Command:
     variables: dict[str, str] = {}
     for line in _lines(content):
         try:
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line)
         except ValueError as error:
             raise UsageError(
                 f"{where}: not a command line ({error})", "Close the quotes."
@@ -79,7 +78,7 @@ def is_command(content: str) -> bool:
     """Return True if the text begins a command line of a training tool in one of its lines."""
     for line in _lines(content):
         try:
-            if _program(shlex.split(line, comments=True)) is not None:
+            if _program(shlex.split(line)) is not None:
                 return True
         except ValueError:
             continue
@@ -89,9 +88,22 @@ def is_command(content: str) -> bool:
 def _lines(content: str) -> Iterator[str]:
     """Yield logical lines: continued lines are joined, and the commands of one line divided."""
     joined = re.sub(r"[ \t]*\\\r?\n", " ", content)
-    for line in joined.splitlines():
+    for line in map(_without_comment, joined.splitlines()):
         line = re.sub(r"^\s*[!$]\s+|^\s*!", "", line)  # a shell line of a notebook or of a page
         yield from (part for part in re.split(r"\s(?:&&|;|\|)\s", line) if part.strip())
+
+
+def _without_comment(line: str) -> str:
+    """Remove a comment: "#" at the beginning of a word, but not within one ("NAME#1000")."""
+    quote = ""
+    for at, character in enumerate(line):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character == "#" and line[at - 1 : at] in ("", " ", "\t"):
+            return line[:at]
+    return line
 
 
 def _program(words: Sequence[str]) -> int | None:

@@ -48,8 +48,12 @@ def hub_or_path(key: str, revision: str = "model_revision") -> Rule:
     def convert(value: Any, context: Context) -> Mapping[str, Any]:
         model = place(text(value), context)
         pinned = context.values.get(revision)
-        is_pinned = model.startswith("hf:") and pinned not in (None, "main")
-        return {key: f"{model}@{text(pinned)}" if is_pinned else model}
+        if pinned in (None, "main"):
+            return {key: model}
+        if not model.startswith("hf:"):
+            context.differences.append(f"{revision} = {pinned}: not used for a local directory")
+            return {key: model}
+        return {key: f"{model}@{text(pinned)}"}
 
     return Rule((key,), convert)
 
@@ -234,13 +238,13 @@ def paths(key: str) -> Convert:
 
 TRAINING: Mapping[str, Rule] = {
     "model_name_or_path": hub_or_path(_WEIGHTS),
-    "model_revision": part_of(_WEIGHTS),
+    "model_revision": part_of(_WEIGHTS, "model_name_or_path", "model"),
     "num_train_epochs": to("train.epochs", whole),
     "per_device_train_batch_size": to("train.batch_size", whole),
     "gradient_accumulation_steps": to("train.accumulation_steps", whole),
     "learning_rate": to("train.learning_rate", number),
     "lr_scheduler_type": schedule,
-    "lr_scheduler_kwargs.min_lr_rate": part_of("train.schedule"),
+    "lr_scheduler_kwargs.min_lr_rate": part_of("train.schedule", "lr_scheduler_type"),
     "warmup_steps": steps("train.warmup_iters"),
     "warmup_ratio": only("set train.warmup_iters to this share of the run's micro-batches", 0),
     "optim": only(_ADAMW, "adamw_torch", "adamw_torch_fused", "adamw"),
@@ -292,9 +296,9 @@ TRL: Mapping[str, Rule] = {
     **TRAINING,
     **OBJECTIVE,
     "dataset_name": Rule(("data.data_path",), _dataset),
-    "dataset_config": part_of("data.data_path"),
-    "dataset_train_split": part_of("data.data_path"),
-    "dataset_revision": part_of("data.data_path"),
+    "dataset_config": part_of("data.data_path", "dataset_name"),
+    "dataset_train_split": part_of("data.data_path", "dataset_name"),
+    "dataset_revision": part_of("data.data_path", "dataset_name"),
     "dataset_test_split": Rule(("eval.path",), _held_out),
     "train_file": Rule(("data.data_path",), paths("data.data_path")),
     "data_files": Rule(("data.data_path",), paths("data.data_path")),

@@ -71,10 +71,12 @@ class Rule:
     Attributes:
         keys: keys of a profile that the setting may set, the usual one first.
         convert: returns their values; raises NoCounterpartError, or ValueError for a wrong type.
+        is_part: True if the rule of another setting reads this one, too.
     """
 
     keys: tuple[str, ...]
     convert: Convert
+    is_part: bool = False
 
 
 def whole(value: Any) -> int:
@@ -177,9 +179,15 @@ def unless(value: Any, rule: Rule) -> Rule:
     )
 
 
-def part_of(key: str) -> Rule:
-    """Accept a setting that the rule of another setting reads, for the same key."""
-    return Rule((key,), lambda value, context: {})
+def part_of(key: str, *owners: str) -> Rule:
+    """Accept a setting that the rule of one of `owners` reads, for the same key."""
+
+    def convert(value: Any, context: Context) -> Mapping[str, Any]:
+        if owners and not any(owner in context.values for owner in owners):
+            raise NoCounterpartError(f"has no effect without {owners[0]}")
+        return {}
+
+    return Rule((key,), convert, is_part=True)
 
 
 def on_hub(name: str) -> bool:

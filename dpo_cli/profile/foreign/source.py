@@ -34,6 +34,7 @@ class ForeignSettings:
         unread: parts that are not settings, or no literals, each with the reason.
         where: name of the file, for people.
         places: folders that relative paths may belong to, the most likely first.
+        referenced: names that other settings contain as "${name}".
     """
 
     tool: Tool
@@ -42,6 +43,7 @@ class ForeignSettings:
     unread: tuple[str, ...]
     where: str
     places: tuple[Path, ...]
+    referenced: frozenset[str]
 
 
 @dataclass
@@ -77,13 +79,21 @@ def read_foreign(source: str) -> ForeignSettings:
         )
     tool = named or _detect(found, where)
     values = dict(flat(found.values, lambda name: name in tool.rules or name in _WHOLE))
+    texts = [value for value in values.values() if isinstance(value, str)]
+    referenced = frozenset(name for text in texts for name in _REFERENCE.findall(text))
     values = {name: _substitute(value, values) for name, value in values.items()}
     values = dict(_without_no(name, value, tool) for name, value in values.items())
     trainer = Path.cwd() / "trainer"  # where MiniMind's scripts are run
     places = [trainer] if tool.name == "minimind" and trainer.is_dir() else []
     places = [*places, Path.cwd(), folder]
     return ForeignSettings(
-        tool, values, found.launcher, tuple(found.unread), where, tuple(dict.fromkeys(places))
+        tool,
+        values,
+        found.launcher,
+        tuple(found.unread),
+        where,
+        tuple(dict.fromkeys(places)),
+        referenced,
     )
 
 

@@ -49,6 +49,7 @@ def _objective(names: Mapping[str, str]) -> Rule:
     return Rule(("dpo.loss",), convert)
 
 
+_NO_SFT_TERM = only('this weight of an SFT term: dpo.loss = ["simpo", "sft"] adds one', 0)
 _METHODS = {"dpo": "sigmoid", "ipo": "ipo", "simpo": "simpo", "orpo": "orpo"}
 
 LLAMA_FACTORY: Mapping[str, Rule] = {
@@ -56,7 +57,7 @@ LLAMA_FACTORY: Mapping[str, Rule] = {
     "stage": only("another method; this profile trains DPO", "dpo"),
     "finetuning_type": only(_ALL_WEIGHTS, "full"),
     "dataset": Rule(("data.data_path", "data.columns", "data.format"), datasets.factory_data),
-    "dataset_dir": part_of("data.data_path"),
+    "dataset_dir": part_of("data.data_path", "dataset", "eval_dataset"),
     "eval_dataset": Rule(("eval.path",), datasets.factory_held_out),
     "val_size": common.fraction,
     "cutoff_len": to("data.max_seq_len", whole),
@@ -76,7 +77,7 @@ LLAMA_FACTORY: Mapping[str, Rule] = {
 AXOLOTL: Mapping[str, Rule] = {
     **{name: rule for name, rule in TRAINING.items() if not name.startswith("model_")},
     "base_model": hub_or_path("model.weights", "revision_of_model"),
-    "revision_of_model": part_of("model.weights"),
+    "revision_of_model": part_of("model.weights", "base_model"),
     "datasets": Rule(("data.data_path", "data.columns", "data.format"), datasets.axolotl_data),
     "test_datasets": Rule(("eval.path",), datasets.axolotl_held_out),
     "val_set_size": common.fraction,
@@ -93,10 +94,11 @@ AXOLOTL: Mapping[str, Rule] = {
     "dpo_label_smoothing": unless(0, to("dpo.label_smoothing", number)),
     "dpo_use_weighting": to("dpo.use_weighting", switch),
     "simpo_gamma": to("dpo.simpo_gamma", number),
+    "cpo_alpha": _NO_SFT_TERM,
     "num_epochs": to("train.epochs", whole),
     "micro_batch_size": to("train.batch_size", whole),
     "lr_scheduler": common.schedule,
-    "cosine_min_lr_ratio": part_of("train.schedule"),
+    "cosine_min_lr_ratio": part_of("train.schedule", "lr_scheduler"),
     "optimizer": TRAINING["optim"],
     "adapter": only(_ALL_WEIGHTS, "", "none"),
     "wandb_project": Rule(
@@ -109,15 +111,15 @@ AXOLOTL: Mapping[str, Rule] = {
     "use_tensorboard": to("track.use_tensorboard", switch),
 }
 SWIFT: Mapping[str, Rule] = {
+    "rlhf_type": _objective(_METHODS),
     **TRAINING,
     **OBJECTIVE,
     "model": hub_or_path("model.weights"),
     "ref_model": hub_or_path("model.reference"),
-    "rlhf_type": _objective(_METHODS),
-    "loss_type": losses(),
+    "cpo_alpha": _NO_SFT_TERM,
     **{name: only(_ALL_WEIGHTS, "full") for name in ("tuner_type", "train_type", "sft_type")},
     "dataset": Rule(("data.data_path",), datasets.swift_data),
-    "use_hf": part_of("data.data_path"),
+    "use_hf": part_of("data.data_path", "dataset"),
     "val_dataset": Rule(
         ("eval.path",),
         lambda value, context: {"eval.path": datasets.swift_data(value, context)["data.data_path"]},
@@ -240,15 +242,11 @@ TORCHTUNE: Mapping[str, Rule] = {
 }
 
 
-def _unsloth_length(value: Any, context: Context) -> Mapping[str, Any]:
-    return {} if "max_length" in context.values else {"data.max_seq_len": whole(value)}
-
-
 UNSLOTH: Mapping[str, Rule] = {
     **TRL,
     "model_name": hub_or_path("model.weights", "revision"),
-    "revision": part_of("model.weights"),
-    "max_seq_length": Rule(("data.max_seq_len",), _unsloth_length),
+    "revision": part_of("model.weights", "model_name"),
+    "max_seq_length": only("the length of the model; pairs are shortened to max_length"),
     "load_in_4bit": only(_ALL_WEIGHTS, False),
     "full_finetuning": only(_ALL_WEIGHTS, True),
 }

@@ -80,6 +80,7 @@ def _swift_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
         "weight_decay": 0.1,
         "adam_beta2": 0.95,
         "beta": 0.1,
+        **({"cpo_alpha": 1.0} if given.get("rlhf_type") == "simpo" else {}),
         "logging_steps": 5,
         "truncation_strategy": "delete",
     }
@@ -147,7 +148,8 @@ TOOLS: Mapping[str, Tool] = {
                 "weight_decay": 0.0,
                 "max_grad_norm": 1.0,
                 "seed": 42,
-                "rl_beta": 0.1,
+                **({"cpo_alpha": 1.0} if given.get("rl") == "simpo" else {}),
+                **({} if "orpo_alpha" in given else {"rl_beta": 0.1}),
             },
             _RESPONSE,
             ("axolotl", "axolotl.cli.train"),

@@ -59,6 +59,8 @@ class Translation:
         unknown: settings that no table has.
         without_effect: settings that change nothing in a result, or are switched off.
         unread: parts of the file that are no settings or no literals.
+        notes: remarks to print above a key.
+        setters: settings that set a key, by key; the last one did.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class Translation:
     without_effect: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    setters: dict[str, list[str]] = field(default_factory=dict)
 
     def report(self) -> Iterator[str]:
         """Yield the lines about everything that a reader should look at."""
@@ -140,7 +143,9 @@ def translate(
         else:
             _without_rule(name, value, result)
     for name, value in settings.values.items():
-        if name not in tool.rules:
+        if name not in tool.rules and name in settings.referenced:
+            result.without_effect.append(f"{name} (part of others)")
+        elif name not in tool.rules:
             _without_rule(name, value, result)
         elif value is None and name not in defaults:
             result.without_effect.append(f"{name} (empty)")
@@ -152,6 +157,7 @@ def translate(
             here = Context({}, (Path.cwd(),), folder)
             result.values[key] = place(wanted, here)
             result.origins[key] = option
+    _list_replaced(result)
     result.differences = [*context.differences, *result.differences]
     _choose_reduction(tool.title, result)
     _warn_of_adapters(result)
@@ -204,11 +210,13 @@ def _apply(
         if ours is None:
             continue
         result.values[key] = ours
+        if "default:" not in origin:
+            result.setters.setdefault(key, []).append(name)
         is_same = is_equal(ours, value) or (isinstance(value, str) and value in str(ours))
         is_long = len(shown) > _LONGEST_ORIGIN
         result.origins[key] = origin if is_same or is_long else f"{origin} = {shown}"
         result.notes.pop(key, None)
-    if not found and not rule.keys and "default:" not in origin:
+    if not found and not rule.is_part and "default:" not in origin:
         result.without_effect.append(f"{name} = {shown} (as here)")
 
 
@@ -231,6 +239,15 @@ def _without_rule(name: str, value: Any, result: Translation) -> None:
         result.without_effect.append(f"{name} = {_shown(value)}")
     else:
         result.missing.append(f"{name} = {_shown(value)}: {why}")
+
+
+def _list_replaced(result: Translation) -> None:
+    """List settings of which no value is left, because another one sets the same key."""
+    last = {names[-1] for names in result.setters.values()}
+    for names in result.setters.values():
+        for name in names[:-1]:
+            if name not in last:
+                result.without_effect.append(f"{name} (replaced by {names[-1]})")
 
 
 def _choose_reduction(title: str, result: Translation) -> None:

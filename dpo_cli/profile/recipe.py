@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from dpo_cli.profile.doctrine import Proposal
 from dpo_cli.profile.load import LoadedProfile
 from dpo_cli.profile.schema import KEYS, TABLES
 from dpo_cli.profile.table import Kind
-from dpo_cli.profile.text import show_value
+from dpo_cli.profile.text import path_value, show_value
 
 ASSUMED_ROWS = 20_000
 """Assumed number of pairs if there is no file to count: about that of MiniMind's dpo.jsonl."""
@@ -28,7 +27,6 @@ FILL_IN = ("FILL IN: no file was found.",)
 _WATCH = ("Watch their loss and accuracy: they show overfitting.",)
 _WIDTH = 90
 _MAX_HEADER_BYTES = 1 << 24
-_FAR_AWAY = os.path.join(*[os.pardir] * 4)
 
 
 @dataclass(frozen=True)
@@ -215,13 +213,6 @@ def _tensor_weights(path: Path) -> int:
         tensors = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
     shapes = [each["shape"] for name, each in tensors.items() if name != "__metadata__"]
     return sum(map(math.prod, shapes))
-
-
-def path_value(path: Path, folder: Path) -> str:
-    """Format `path` for a profile in `folder`: relative, or absolute if it is far away."""
-    relative = os.path.relpath(path, folder)
-    text = str(path.absolute()) if relative.startswith(_FAR_AWAY) else relative
-    return (f"./{text}" if text.startswith("~") else text).replace("$", "$$")
 
 
 def _to_fill_in(paths: Mapping[str, Path | None]) -> dict[str, Sequence[str]]:

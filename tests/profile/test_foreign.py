@@ -16,8 +16,8 @@ from dpo_cli.profile.foreign.translate import Translation, translate
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.recipe import FILL_IN
 from dpo_cli.profile.template import render, render_short
-from tests.profile.test_migrating import translated
 from tests.support.cli import REPOSITORY
+from tests.support.foreign import translated
 
 FILES = REPOSITORY / "tests/profile/foreign"
 

@@ -11,21 +11,15 @@ import pytest
 import yaml
 
 from dpo_cli.profile.foreign.common import OBJECTIVE, TRAINING
-from dpo_cli.profile.foreign.source import ForeignSettings
 from dpo_cli.profile.foreign.tools import TOOLS
-from dpo_cli.profile.foreign.translate import Translation, translate
 from dpo_cli.profile.unknown_keys import UNSUPPORTED
 from tests.support.cli import REPOSITORY
+from tests.support.foreign import translated
 
 PAGE = (REPOSITORY / "docs/migrating.md").read_text(encoding="utf-8")
 SHARED = {"Arguments of transformers": TRAINING, "Loss": OBJECTIVE}
 SECTIONS = {tool.title: tool.name for tool in TOOLS.values()}
 AS_HERE = "as every run does"
-
-
-def translated(tool: str, values: dict[str, Any], folder: Path = Path("profiles")) -> Translation:
-    settings = ForeignSettings(TOOLS[tool], values, {}, (), "a file", (Path.cwd(),), frozenset())
-    return translate(settings, folder)
 
 
 def rows(section: str) -> list[tuple[list[str], str]]:

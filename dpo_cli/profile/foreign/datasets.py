@@ -169,9 +169,9 @@ def _axolotl_entry(entry: Any, context: Context) -> dict[str, Any]:
     kind = entry.get("type")
     template, fields = ("", kind) if isinstance(kind, dict) else (str(kind or ""), entry)
     columns = {
-        ours: text(fields[theirs])
-        for theirs, ours in _AXOLOTL_COLUMNS.items()
-        if isinstance(fields.get(theirs), str) and fields[theirs] != ours
+        ours: text(fields[foreign_name])
+        for foreign_name, ours in _AXOLOTL_COLUMNS.items()
+        if isinstance(fields.get(foreign_name), str) and fields[foreign_name] != ours
     }
     suffix = template.rpartition(".")[2]
     if template.startswith(("chatml.", "llama3.", "chat_template.")) and suffix in _AXOLOTL_TYPES:
@@ -258,7 +258,9 @@ def torchtune_data(value: Any, context: Context) -> Mapping[str, Any]:
     else:
         result = {_PATH: _on_hub(source, value.get("name"), value.get("split"))}
     renamed = value.get("column_map") or usual
-    columns = {ours: text(theirs) for ours, theirs in renamed.items() if theirs != ours}
+    columns = {
+        ours: text(foreign_name) for ours, foreign_name in renamed.items() if foreign_name != ours
+    }
     if columns:
         result |= {_COLUMNS: columns, _FORMAT: "plain"}
     read = ("_component_", "source", "data_files", "name", "split", "column_map")

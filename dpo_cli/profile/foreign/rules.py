@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.profile.text import path_value
+
 _HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 _MAX_PARENTS = 4
 
@@ -205,9 +207,6 @@ def place(name: str, context: Context) -> str:
 
 def relative_path(path: Path, folder: Path) -> str:
     """Format `path` for a profile in `folder`."""
-    # Imported here: recipe imports load, which explains unknown keys with these tables.
-    from dpo_cli.profile.recipe import path_value
-
     value = path_value(path, folder.absolute())
     return value if "/" in value else f"./{value}"
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from dpo_cli.errors import UsageError
+from dpo_cli.profile.folder import exists
 from dpo_cli.profile.hub import PREFIX
 from dpo_cli.profile.model_kind import ModelKind, defaults_of, kind_of_weights
 from dpo_cli.profile.renames import RENAMED_VALUES
@@ -197,8 +198,8 @@ def _weights_as_paths(statements: Mapping[str, _Statement]) -> dict[str, _Statem
         name = statement.value if statement else None
         if not statement or not isinstance(name, str) or not _is_plain_name(name):
             continue
-        in_out_dir = out_dir and any((out_dir / f"{name}{end}").exists() for end in _ENDS)
-        if not in_out_dir and (statement.base / name).exists():
+        in_out_dir = out_dir and any(exists(out_dir / f"{name}{end}") for end in _ENDS)
+        if not in_out_dir and exists(statement.base / name):
             changed[key] = replace(statement, value=f"./{name}")
     return changed
 

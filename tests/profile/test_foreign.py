@@ -472,6 +472,7 @@ def test_losses(tool: str, values: dict[str, Any], loss: Any) -> None:
         ("bf16", "perhaps"),
         ("dataset_name", 3),
         ("dataset_name", "two\nlines"),
+        ("model_name_or_path", "a\0b"),
         ("max_prompt_length", 4096),
         ("f_divergence_type", "unheard"),
         ("early_stopping_patience", 3),  # without evaluations
@@ -624,3 +625,18 @@ def test_each_default_is_a_setting_of_its_tool() -> None:
     for tool in TOOLS.values():
         assert tool.defaults({}).keys() <= tool.rules.keys(), tool.name
         assert tool.marks
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "~nobody-of-this-name/x"])
+def test_a_name_that_no_file_has(name: str) -> None:
+    translation = translated("trl", {"model_name_or_path": name})
+    assert name in translation.values["model.weights"]
+
+
+@pytest.mark.parametrize("field", ["columns", "tags"])
+def test_a_damaged_entry_of_dataset_info(field: str) -> None:
+    entry = {"file_name": "x.json", "ranking": True, "formatting": "sharegpt", field: [1]}
+    Path("dataset_info.json").write_text(json.dumps({"mine": entry}))
+    translation = translated("llama-factory", {"dataset": "mine"})
+    assert any(entry.startswith('dataset = "mine": must be') for entry in translation.missing)
+    assert translation.notes["data.data_path"] == FILL_IN

@@ -10,6 +10,7 @@ from dpo_cli.profile.foreign.rules import (
     Context,
     NoCounterpartError,
     items,
+    mapping,
     number,
     on_hub,
     place,
@@ -114,11 +115,11 @@ def _factory_entry(name: str, entry: Mapping[str, Any], context: Context) -> dic
     known = _FACTORY_COLUMNS.get(formatting)
     if known is None:
         raise NoCounterpartError(f"{name} has the formatting {formatting!r}; set data.format")
-    tags = entry.get("tags") or {}
+    tags = mapping(entry.get("tags"))
     is_openai = all(tags.get(tag) == usual for tag, usual in _OPENAI_TAGS.items())
     if is_openai and formatting == "sharegpt":
         known = {**known, "messages": ("messages", "messages")}
-    columns, given = {}, entry.get("columns") or {}
+    columns, given = {}, mapping(entry.get("columns"))
     for column, named in given.items():
         usual = known.get(column)
         if usual is None:
@@ -257,7 +258,7 @@ def torchtune_data(value: Any, context: Context) -> Mapping[str, Any]:
         result: dict[str, Any] = {_PATH: _one_or_all(files)}
     else:
         result = {_PATH: _on_hub(source, value.get("name"), value.get("split"))}
-    renamed = value.get("column_map") or usual
+    renamed = mapping(value.get("column_map")) or usual
     columns = {
         ours: text(foreign_name) for ours, foreign_name in renamed.items() if foreign_name != ours
     }

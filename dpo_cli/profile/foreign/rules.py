@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.profile.folder import exists
 from dpo_cli.profile.text import path_value
 
 _HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -48,10 +49,10 @@ class Context:
 
         A configuration often lies below the folder that its paths are relative to.
         """
-        path = Path(name).expanduser()
+        path = expanded(name)
         for place in self.places:
             for folder in (place, *place.parents[:_MAX_PARENTS]):
-                if "\0" not in name and (folder / path).exists():
+                if exists(folder / path):
                     return folder / path
                 if path.is_absolute() or place is self.places[0]:
                     break
@@ -59,7 +60,7 @@ class Context:
 
     def path(self, name: str) -> str:
         """Format a path for the profile, also that of a missing file."""
-        path = self.find(name) or self.places[0] / Path(name).expanduser()
+        path = self.find(name) or self.places[0] / expanded(name)
         return relative_path(Path(os.path.normpath(path)), self.profile_folder)
 
 
@@ -113,6 +114,13 @@ def text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise ValueError("must be a text of one line")
     return value
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return a mapping, an empty one for None; raise ValueError for any other value."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError("must be names with their values")
+    return value or {}
 
 
 def items(value: Any) -> list[Any]:
@@ -190,6 +198,14 @@ def part_of(key: str, *owners: str) -> Rule:
         return {}
 
     return Rule((key,), convert, is_part=True)
+
+
+def expanded(name: str) -> Path:
+    """Return the path `name` with ~ replaced by the home directory, if there is one."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # the home directory of an unknown user
+        return Path(name)
 
 
 def on_hub(name: str) -> bool:

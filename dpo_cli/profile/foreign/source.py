@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import UsageError
+from dpo_cli.profile.folder import exists
 from dpo_cli.profile.foreign.command_lines import Command, is_command, parse_command
 from dpo_cli.profile.foreign.documents import read_text, read_yaml
 from dpo_cli.profile.foreign.notebooks import parse_python, python_of_notebook
-from dpo_cli.profile.foreign.rules import flat, is_equal
+from dpo_cli.profile.foreign.rules import expanded, flat, is_equal
 from dpo_cli.profile.foreign.tools import TOOLS, Tool
 from dpo_cli.profile.text import show_path
 
@@ -64,8 +65,8 @@ def read_foreign(source: str) -> ForeignSettings:
     named = TOOLS.get(prefix) if colon else None
     if named:
         source = rest.strip()
-    path = Path(source).expanduser()
-    if len(source) < _MAX_TEXT and "\0" not in source and "\n" not in source and _exists(path):
+    path = expanded(source)
+    if len(source) < _MAX_TEXT and exists(path):
         where, found = show_path(path), _read_file(path)
         folder = path.absolute().parent
     elif is_command(source):
@@ -97,13 +98,6 @@ def read_foreign(source: str) -> ForeignSettings:
     )
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a command line is longer than a file name may be
-        return False
-
-
 def _read_file(path: Path) -> _Found:
     where, content = show_path(path), read_text(path)
     suffix = path.suffix.lower()
@@ -130,7 +124,7 @@ def _read_command(command: Command, folder: Path) -> _Found:
     options = dict(command.options)
     if command.config:
         places = (Path.cwd(), folder)
-        paths = [place / Path(command.config).expanduser() for place in places]
+        paths = [place / expanded(command.config) for place in places]
         path = next((each for each in paths if each.is_file()), paths[0])
         values, found.unread = read_yaml(read_text(path), show_path(path))
         found.values = dict(flat(values, lambda name: name in _WHOLE))

@@ -336,9 +336,10 @@ def test_unsloth(suffix: str) -> None:
     check_profile(translation)
 
 
+@pytest.mark.filterwarnings("error")
 def test_python_is_never_run() -> None:
     Path("cell.py").write_text(
-        "from trl import DPOConfig\nopen('ran', 'w')\n"
+        "from trl import DPOConfig\nopen('ran', 'w')\nx = '\\d' if 1or 2 else 3\n"
         "DPOConfig(beta=__import__('os').system('touch ran'), seed=7)\n"
     )
     translation = of("cell.py")

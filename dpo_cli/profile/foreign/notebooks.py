@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,9 @@ def parse_python(content: str, where: str) -> PythonSettings:
     # Lines for the notebook or the shell are no Python.
     code = re.sub(r"^(\s*)[!%].*$", r"\1pass", content, flags=re.MULTILINE)
     try:
-        tree = ast.parse(code)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of the file, not of this program
+            tree = ast.parse(code)
         nodes = list(ast.walk(tree))
     except SyntaxError as error:
         raise UsageError(

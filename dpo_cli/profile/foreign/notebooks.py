@@ -75,7 +75,7 @@ def parse_python(content: str, where: str) -> PythonSettings:
     code = re.sub(r"^(\s*)[!%].*$", r"\1pass", content, flags=re.MULTILINE)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of the file, not of this program
+            warnings.simplefilter("ignore")  # about the file, not about this program
             tree = ast.parse(code)
         nodes = list(ast.walk(tree))
     except SyntaxError as error:

@@ -12,7 +12,6 @@ import pytest
 
 from dpo_cli.profile.losses import LOSSES
 from dpo_cli.profile.schema import KEYS, TABLES
-from dpo_cli.profile.unknown_keys import EQUIVALENT, UNSUPPORTED
 from tests.support.cli import REPOSITORY
 from tests.support.command_tree import command_tree
 from tests.support.documented import PAGES, dpo_words, shell_lines
@@ -66,22 +65,6 @@ def test_every_loss_has_a_row() -> None:
     text = (REPOSITORY / "docs/losses.md").read_text(encoding="utf-8")
     rows = set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE))
     assert set(LOSSES) <= rows
-
-
-def test_names_of_other_tools_lead_to_our_keys() -> None:
-    """The page, and the error about an unknown key, name the same keys."""
-    page = (REPOSITORY / "docs/other-tools.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (`.+) \| (.+?) \|$", page, re.MULTILINE)
-    assert len(rows) > 20
-    for names, meaning in rows:
-        keys = set(re.findall(r"`(\w+\.\w+)`", meaning))
-        assert keys <= set(KEYS)
-        for name in re.findall(r"`(\w+)`", names):
-            ours = {key for key in KEYS if key.endswith(f".{name}")} or {EQUIVALENT[name]}
-            assert ours & keys, f"{name} is {ours}, and {meaning} on the page"
-    unsupported = re.search(r"^Not supported: (.*)", page, re.MULTILINE)
-    assert unsupported
-    assert set(re.findall(r"`(\w+)`", unsupported[1])) <= UNSUPPORTED.keys()
 
 
 @pytest.fixture(scope="module")

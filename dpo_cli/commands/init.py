@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.found_files import Chosen, Wanted, choose_files
@@ -15,6 +16,8 @@ from dpo_cli.errors import UsageError
 from dpo_cli.files import write_text_atomically
 from dpo_cli.profile.discover import is_moe_file, minimind_version_of
 from dpo_cli.profile.folder import longest_input
+from dpo_cli.profile.foreign.source import read_foreign
+from dpo_cli.profile.foreign.translate import translate
 from dpo_cli.profile.load import LoadedProfile, load_profile
 from dpo_cli.profile.recipe import (
     Draft,
@@ -80,6 +83,17 @@ def init(
             show_default=False,
         ),
     ] = None,
+    settings: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Translate the settings of another tool: a file of TRL, LLaMA-Factory, Axolotl, "
+            "ms-swift, torchtune, open-instruct or Unsloth, TOOL:FILE where that is not clear, or "
+            "a command line in quotes, also of MiniMind's train_dpo.py.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -120,7 +134,10 @@ def init(
     path = _target(name, out, force=force)
     console = plain_console()
     script: LoadedProfile | None = None
-    if template is Template.DEMO:
+    if settings is not None:
+        _refuse_other_recipe(recipe, tokenizer)
+        draft, origin = _translated(settings, path, template, model, data, console)
+    elif template is Template.DEMO:
         if model or data or tokenizer:
             raise UsageError(
                 "--template demo has its own files", "Leave out --model, --data and --tokenizer."
@@ -154,6 +171,36 @@ def init(
     if draft.caution:
         console.print(f"few pairs: {draft.caution}")
     console.print(f"next: {dpo_command('check', str(path))}")
+
+
+def _translated(
+    settings: str,
+    path: Path,
+    template: Template | None,
+    model: str | None,
+    data: Path | None,
+    console: Console,
+) -> tuple[Draft, str]:
+    """Translate another tool's settings, and print what is different."""
+    foreign = read_foreign(settings)
+    translation = translate(foreign, path.parent, template, model, str(data) if data else None)
+    for line in translation.report():
+        console.print(line)
+    return translation.draft(), f"{foreign.tool.title}, {foreign.where}"
+
+
+def _refuse_other_recipe(recipe: Recipe, tokenizer: Path | None) -> None:
+    """Refuse options that have no effect on another tool's settings.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    if recipe is not Recipe.LEARN or tokenizer is not None:
+        option = "--tokenizer" if tokenizer else "--recipe"
+        raise UsageError(
+            f"{option} has no effect on the settings of --from",
+            f"Leave {option} out, and change the profile that is written.",
+        )
 
 
 def _target(name: str, out: Path | None, *, force: bool) -> Path:

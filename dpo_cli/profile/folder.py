@@ -57,9 +57,17 @@ WRITTEN = frozenset(
 """Files and directories that an export writes."""
 
 
+def exists(path: Path) -> bool:
+    """Return True if there is such a file; False also for a name that no file can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def is_model(folder: Path) -> bool:
     """Return True if the directory has a model config."""
-    return (folder / CONFIG).is_file()
+    return exists(folder / CONFIG) and (folder / CONFIG).is_file()
 
 
 def is_adapter(folder: Path) -> bool:

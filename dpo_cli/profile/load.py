@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from dpo_cli.errors import UsageError
 from dpo_cli.hub.download import PREFIX, is_on_hub
+from dpo_cli.profile.folder import exists
 from dpo_cli.profile.model_kind import ModelKind, defaults_of, kind_of_weights
 from dpo_cli.profile.renames import RENAMED_VALUES
 from dpo_cli.profile.schema import KEYS, TABLES, Key, Profile
@@ -167,6 +168,16 @@ def profile_from_values(values: Mapping[str, object], overrides: Sequence[str]) 
     return profile
 
 
+def invalid_values(values: Mapping[str, object], folder: Path) -> Mapping[str, str]:
+    """Return the errors of values for a profile in `folder`, by key.
+
+    A required key without a value is an error, too.
+    """
+    statements = {key: _Statement(key, value, "code", folder) for key, value in values.items()}
+    statements |= _weights_as_paths(statements)
+    return _validate(_kind_defaults(statements)[1] | statements)[1]
+
+
 def _resolved(statements: Mapping[str, _Statement], key: str) -> Any:
     """Return the value of a key; None if it is not stated, or no path."""
     try:
@@ -188,8 +199,8 @@ def _weights_as_paths(statements: Mapping[str, _Statement]) -> dict[str, _Statem
         name = statement.value if statement else None
         if not statement or not isinstance(name, str) or not _is_plain_name(name):
             continue
-        in_out_dir = out_dir and any((out_dir / f"{name}{end}").exists() for end in _ENDS)
-        if not in_out_dir and (statement.base / name).exists():
+        in_out_dir = out_dir and any(exists(out_dir / f"{name}{end}") for end in _ENDS)
+        if not in_out_dir and exists(statement.base / name):
             changed[key] = replace(statement, value=f"./{name}")
     return changed
 

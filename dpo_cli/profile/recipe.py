@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dpo_cli.profile.doctrine import Proposal
 from dpo_cli.profile.load import LoadedProfile
 from dpo_cli.profile.schema import KEYS, TABLES
 from dpo_cli.profile.table import Kind
-from dpo_cli.profile.text import show_value
+from dpo_cli.profile.text import path_value, show_value
 
 ASSUMED_ROWS = 20_000
 """Assumed number of pairs if there is no file to count: about that of MiniMind's dpo.jsonl."""
@@ -24,11 +23,10 @@ ASSUMED_ROWS = 20_000
 _USUAL_TOKENS = 200
 _USUAL_PAIRS = "dataset/dpo.jsonl"
 _MODEL = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
-_FILL_IN = ("FILL IN: no file was found.",)
+FILL_IN = ("FILL IN: no file was found.",)
 _WATCH = ("Watch their loss and accuracy: they show overfitting.",)
 _WIDTH = 90
 _MAX_HEADER_BYTES = 1 << 24
-_FAR_AWAY = os.path.join(*[os.pardir] * 4)
 
 
 @dataclass(frozen=True)
@@ -49,16 +47,20 @@ class Draft:
         values: by key.
         notes: to print above some of the keys.
         caution: what so few pairs cannot show; empty for enough pairs.
+        origins: where a value comes from, to print beside its key, even if it is the default.
+        remarks: lines to print above all keys.
     """
 
     values: Mapping[str, Any]
     notes: Mapping[str, Sequence[str]]
     caution: str = ""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
     @property
     def missing(self) -> list[str]:
         """Keys that the user has to fill in."""
-        return [key for key, notes in self.notes.items() if notes == _FILL_IN]
+        return [key for key, notes in self.notes.items() if notes == FILL_IN]
 
 
 def copy_profile(shipped: LoadedProfile, folder: Path) -> Draft:
@@ -213,15 +215,8 @@ def _tensor_weights(path: Path) -> int:
     return sum(map(math.prod, shapes))
 
 
-def path_value(path: Path, folder: Path) -> str:
-    """Format `path` for a profile in `folder`: relative, or absolute if it is far away."""
-    relative = os.path.relpath(path, folder)
-    text = str(path.absolute()) if relative.startswith(_FAR_AWAY) else relative
-    return (f"./{text}" if text.startswith("~") else text).replace("$", "$$")
-
-
 def _to_fill_in(paths: Mapping[str, Path | None]) -> dict[str, Sequence[str]]:
-    return {key: _FILL_IN for key, path in paths.items() if path is None}
+    return {key: FILL_IN for key, path in paths.items() if path is None}
 
 
 def _place(path: Path | None, folder: Path, usual: str) -> str:

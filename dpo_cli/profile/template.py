@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dpo_cli.profile.json_schema import json_schema
@@ -62,6 +62,7 @@ def render_short(draft: Draft, title: str, show_all: str) -> str:
         f"# {title}",
         *_comment(f"All keys with their values: {show_all}", _UNBROKEN),
         "# Paths are relative to this file.",
+        *_remarks(draft),
     ]
     for table in TABLES:
         keys = [key for key in KEYS.values() if key.name.startswith(f"{table}.")]
@@ -71,15 +72,17 @@ def render_short(draft: Draft, title: str, show_all: str) -> str:
         others = [
             key
             for key in keys
-            if key not in important and draft.values.get(key.name, key.default) != key.default
+            if key not in important
+            and key.name in draft.values
+            and (key.name in draft.origins or draft.values[key.name] != key.default)
         ]
         if important or others:
             lines += ["", f"[{table}]"]
         for key in important:
             lines += _comment(_first_sentence(key.description))
             lines += [f"# {note}" for note in draft.notes.get(key.name, ())]
-            lines.append(_statement(key, draft))
-        lines += [_statement(key, draft) for key in others]
+            lines.append(_with_remarks(_statement(key, draft), _origin(key, draft)))
+        lines += [_with_remarks(_statement(key, draft), _origin(key, draft)) for key in others]
     return "\n".join(lines) + "\n"
 
 
@@ -100,13 +103,25 @@ def render(draft: Draft, title: str, minimind: Profile | None) -> str:
     ]
     if minimind:
         lines.append('# "minimind" is the value of MiniMind\'s script train_dpo.py.')
-    lines.append("# Paths are relative to this file.")
+    lines += ["# Paths are relative to this file.", *_remarks(draft)]
     for table, model in TABLES.items():
         lines += ["", "", *_comment(model.__doc__ or ""), f"[{table}]"]
         for key in KEYS.values():
             if key.name.startswith(f"{table}."):
                 lines += ["", *_key_lines(key, draft, minimind)]
     return "\n".join(lines) + "\n"
+
+
+def _remarks(draft: Draft) -> list[str]:
+    return ["#", *(f"# {line}".rstrip() for line in draft.remarks)] if draft.remarks else []
+
+
+def _origin(key: Key, draft: Draft) -> list[str]:
+    return [draft.origins[key.name]] if key.name in draft.origins else []
+
+
+def _with_remarks(statement: str, remarks: Sequence[str]) -> str:
+    return f"{statement}  # {', '.join(remarks)}" if remarks else statement
 
 
 def _statement(key: Key, draft: Draft) -> str:
@@ -117,7 +132,7 @@ def _key_lines(key: Key, draft: Draft, minimind: Profile | None) -> Iterator[str
     yield from _comment(key.description)
     if notes := draft.notes.get(key.name):
         yield from ("#", *(f"# {note}" for note in notes))
-    name, beside = key.name.split(".")[1], []
+    name, beside = key.name.split(".")[1], _origin(key, draft)
     if key.name in draft.values:
         statement = _statement(key, draft)
     elif key.default is not None:
@@ -132,7 +147,7 @@ def _key_lines(key: Key, draft: Draft, minimind: Profile | None) -> Iterator[str
         value = _minimind_value(key, minimind)
         if value is not None:
             beside.append(f"minimind: {show_value(value)}")
-    yield f"{statement}  # {', '.join(beside)}" if beside else statement
+    yield _with_remarks(statement, beside)
 
 
 def _minimind_value(key: Key, minimind: Profile) -> Any:

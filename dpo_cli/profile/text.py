@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _LONGEST_INTEGER_BITS, _SHOWN_DIGITS = 128, 20
+_FAR_AWAY = os.path.join(*[os.pardir] * 4)
 _NEAR = 0.75
 """Similarity from which a name is probably another one, mistyped; "epoch" and "epochs" have 0.91,
 "report_to" and "export" 0.67."""
@@ -40,6 +41,13 @@ def show_value(value: object) -> str:
 def show_path(path: Path) -> str:
     """Format `path` relative to the working directory, or absolute if that is shorter."""
     return min(os.path.relpath(path), os.path.abspath(path), key=len)
+
+
+def path_value(path: Path, folder: Path) -> str:
+    """Format `path` for a profile in `folder`: relative, or absolute if it is far away."""
+    relative = os.path.relpath(path, folder)
+    text = str(path.absolute()) if relative.startswith(_FAR_AWAY) else relative
+    return (f"./{text}" if text.startswith("~") else text).replace("$", "$$")
 
 
 def did_you_mean(name: str, candidates: Iterable[str], show: Callable[[str], str] = str) -> str:

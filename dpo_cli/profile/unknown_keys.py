@@ -4,71 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dpo_cli.profile.foreign.tools import TOOLS
 from dpo_cli.profile.renames import RENAMED_KEYS
 from dpo_cli.profile.schema import KEYS, TABLES
 from dpo_cli.profile.text import did_you_mean
 
-_EQUIVALENTS: Mapping[str, tuple[str, ...]] = {
+_MORE_NAMES: Mapping[str, tuple[str, ...]] = {
     "model.weights": (
-        *("model_name_or_path", "model_name", "base_model", "base_model_config", "model_id"),
-        *("model_path", "pretrained_model_name_or_path", "model_revision"),
-        *("from_weight", "checkpoint"),
+        *("base_model_config", "model_id", "model_path", "checkpoint"),
+        "pretrained_model_name_or_path",
     ),
     "model.reference": (
-        *("ref_model", "reference_model", "ref_model_name_or_path", "ref_model_path"),
+        *("reference_model", "ref_model_name_or_path", "ref_model_path"),
         "rl_adapter_ref_model",
     ),
     "model.tokenizer": ("tokenizer_name_or_path", "tokenizer_name", "tokenizer_config"),
-    "model.out_dir": ("save_dir",),
-    "data.data_path": (
-        *("dataset", "datasets", "dataset_path", "dataset_dir", "train_file", "train_dataset"),
-        "data_files",
-    ),
-    "data.max_seq_len": (
-        *("max_length", "max_seq_length", "cutoff_len", "sequence_len", "model_max_length"),
-    ),
-    "data.max_prompt_len": ("max_prompt_length",),
-    "data.truncation": ("truncation_mode", "truncation_side", "excess_length_strategy"),
-    "data.num_workers": (
-        *("preprocessing_num_workers", "dataset_num_proc", "dataset_processes"),
-        *("dataloader_num_workers",),
-    ),
+    "data.data_path": ("dataset_path", "train_dataset"),
+    "data.max_seq_len": ("max_seq_length", "model_max_length"),
+    "data.truncation": ("truncation_side",),
     "data.columns": ("field_messages", "field_chosen", "field_rejected", "field_prompt"),
     "data.format": ("formatting", "ds_type", "dataset_format"),
     "data.mixture_weights": ("interleave_probs",),
-    "dpo.beta": ("pref_beta", "rl_beta", "dpo_beta", "orpo_alpha", "cpo_beta"),
-    "dpo.loss": ("loss_type", "pref_loss", "dpo_loss_type", "rpo_alpha", "pref_ftx", "rl"),
-    "dpo.loss_weights": ("dpo_loss_weights",),
-    "dpo.label_smoothing": ("dpo_label_smoothing", "label_smoothing_factor"),
-    "dpo.use_weighting": ("dpo_use_weighting",),
-    "dpo.simpo_gamma": ("gamma_beta_ratio",),
-    "train.epochs": ("num_train_epochs", "num_epochs", "n_epochs"),
-    "train.batch_size": ("per_device_train_batch_size", "micro_batch_size"),
-    "train.accumulation_steps": ("gradient_accumulation_steps", "grad_accum"),
+    "dpo.beta": ("cpo_beta",),
+    "dpo.label_smoothing": ("label_smoothing_factor",),
+    "train.epochs": ("n_epochs",),
+    "train.accumulation_steps": ("grad_accum",),
     "train.learning_rate": ("lr",),
-    "train.schedule": ("lr_scheduler_type", "lr_scheduler"),
-    "train.warmup_iters": ("warmup_steps",),
-    "train.grad_clip": ("max_grad_norm", "gradient_clipping"),
-    "train.dtype": ("bf16", "fp16", "amp", "torch_dtype", "mixed_precision"),
-    "train.activation_checkpointing": ("gradient_checkpointing",),
-    "train.compile": ("torch_compile", "use_compile"),
-    "train.router_aux_loss_coef": ("moe_aux_loss_coef", "router_aux_loss"),
-    "train.deterministic": ("full_determinism",),
-    "train.log_interval": ("logging_steps",),
-    "train.save_interval": ("save_steps",),
-    "eval.fraction": ("val_size", "val_set_size", "test_size"),
-    "eval.path": ("eval_dataset", "test_datasets", "eval_file", "validation_file"),
-    "eval.interval": ("eval_steps",),
-    "eval.keep_best": ("load_best_model_at_end",),
-    "eval.patience": ("early_stopping_patience", "early_stopping_steps"),
-    "export.prefix": ("save_weight",),
-    "launch.timeout_seconds": ("ddp_timeout",),
-    "track.use_wandb": ("report_to", "log_with"),
+    "train.grad_clip": ("gradient_clipping",),
+    "train.dtype": ("amp", "mixed_precision"),
+    "train.router_aux_loss_coef": ("router_aux_loss",),
+    "eval.fraction": ("test_size",),
+    "eval.path": ("eval_file", "validation_file"),
+    "track.use_wandb": ("log_with",),
     "track.use_tensorboard": ("tensorboard",),
 }
-"""Names of TRL, transformers, LLaMA-Factory, Axolotl and MiniMind's scripts, by our key."""
+"""Names that no table of a tool has, by our key."""
 
 _REMARKS: Mapping[str, str] = {
+    "dataset_name": 'to "hf:ORG/NAME"',
+    "dataset_config": 'to "hf:ORG/NAME:CONFIG/SPLIT"',
+    "dataset_train_split": 'to "hf:ORG/NAME:CONFIG/SPLIT"',
     "model_revision": 'as "hf:ORG/NAME@REVISION"',
     "rpo_alpha": 'to ["sigmoid", "sft"], and dpo.loss_weights to [1, alpha]',
     "pref_ftx": 'to ["sigmoid", "sft"], and dpo.loss_weights to [1, pref_ftx]',
@@ -88,10 +63,17 @@ _REMARKS: Mapping[str, str] = {
 _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
     "adapters are not supported yet; dpo trains all weights": (
         *("lora_r", "lora_rank", "lora_alpha", "lora_dropout", "lora_target", "lora_modules"),
-        *("lora_target_modules", "lora_target_linear", "lora_task_type", "lora_model_dir"),
+        *(
+            "lora_target_modules",
+            "target_modules",
+            "lora_target_linear",
+            "lora_task_type",
+            "lora_model_dir",
+        ),
         *("lora", "peft", "use_peft", "peft_config", "adapter", "adapter_name_or_path"),
         *("use_rslora", "use_dora", "modules_to_save", "additional_target", "finetuning_type"),
         *("lora_modules_to_save", "loraplus_lr_ratio", "pissa_init", "create_new_adapter"),
+        *("lora_on_cpu", "lora_fan_in_fan_out", "lora_bias", "use_lora", "init_weights"),
     ),
     "quantized training is not supported yet; dpo trains float32 weights": (
         *("load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "qlora"),
@@ -99,22 +81,44 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
     ),
     "sharded training is not supported yet; each device holds the whole model": (
         *("fsdp", "fsdp_config", "deepspeed", "device_map", "tensor_parallel_size"),
-        *("context_parallel_size", "sequence_parallel_degree"),
-    ),
-    "data sets on the Hub are not supported yet; download the file and set data.data_path": (
-        *("dataset_name", "dataset_config", "dataset_train_split", "dataset_split", "streaming"),
+        *("context_parallel_size", "sequence_parallel_degree", "sequence_parallel_size"),
     ),
     "the optimizer is AdamW with betas 0.9 and 0.999, and a weight decay of 0.01": (
         *("optim", "optimizer", "optim_args", "weight_decay", "adam_beta1", "adam_beta2"),
         "adam_epsilon",
     ),
-    "the length of a run is train.epochs": ("max_steps",),
+    "the length of a run is train.epochs": ("max_steps", "max_steps_per_epoch"),
+    "all pairs are used; make a smaller file": (
+        *("max_samples", "max_train_samples", "max_eval_samples", "sampling_ratio"),
+    ),
     "set train.warmup_iters to the number of micro-batches": ("warmup_ratio",),
+    "only the schedule minimind3 exists for Hugging Face models: a cosine to a tenth": (
+        *("lr_scheduler_kwargs", "lr_div_factor", "cosine_constant_lr_ratio"),
+    ),
+    "the loss is computed on the responses only": ("train_on_prompt", "train_on_input"),
+    "every answer that data.scored_turns selects counts": ("mask_history", "loss_scale"),
+    "weights are loaded and kept in float32; train.dtype is the precision of a pass": (
+        *("pure_bf16", "bfloat16", "float16", "model_init_kwargs", "ref_model_init_kwargs"),
+    ),
+    "all weights are trained, with the tokenizer as it is": (
+        *("freeze_trainable_layers", "freeze_parameters", "unfrozen_parameters", "resize_vocab"),
+        *("special_tokens", "tokens", "add_tokens", "add_special_tokens", "new_special_tokens"),
+        *("freeze_llm", "freeze_vit", "freeze_aligner"),
+    ),
+    "positions and embeddings stay as the model has them": (
+        *("rope_scaling", "neftune_noise_alpha", "neftune_alpha", "overrides_of_model_config"),
+    ),
+    "the loss has no such term": (
+        *("kto_chosen_weight", "kto_rejected_weight", "pref_bco_weight"),
+        *("desirable_weight", "undesirable_weight", "reference_free"),
+    ),
+    "the order of the pairs follows train.seed": ("data_seed", "curriculum_sampling"),
+    "the last, smaller batch is trained on, too": ("dataloader_drop_last", "drop_last"),
     "the two newest checkpoints are kept, and the best one with eval.keep_best": (
-        *("save_total_limit", "save_strategy", "saves_per_epoch"),
+        *("save_total_limit", "save_strategy", "saves_per_epoch", "save_only_model"),
     ),
     "evaluation follows eval.interval, in micro-batches": (
-        *("eval_strategy", "evaluation_strategy", "evals_per_epoch"),
+        *("evaluation_strategy", "evals_per_epoch", "eval_on_start", "eval_delay"),
     ),
     "code from a model's directory is never run": ("trust_remote_code",),
     "name the run with --name (name= in Python)": ("run_name", "project"),
@@ -124,23 +128,77 @@ _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
         *("push_to_hub", "hub_model_id", "hub_token"),
     ),
     "the chat template is the tokenizer's; change it there": (
+        *("chat_template_name", "system", "template_backend", "use_chat_template"),
         *("chat_template", "chat_template_jinja", "template", "default_system"),
     ),
     "dpo chooses the attention for the model and the device": (
-        *("attn_implementation", "flash_attention", "flash_attn", "sdp_attention"),
+        *(
+            "attn_implementation",
+            "attn_impl",
+            "flash_attention",
+            "flash_attn",
+            "use_flash_attn",
+            "sdp_attention",
+        ),
         *("xformers_attention", "use_liger_kernel"),
     ),
     'batches are packed without padding, unless train.layout is "padded"': (
         *("packing", "sample_packing", "padding_free", "group_by_length"),
+        *("pad_to_multiple_of", "pad_to_sequence_len", "eval_sample_packing", "packed"),
     ),
     "the reference is always computed once, and cached": (
         *("precompute_ref_log_probs", "precompute_ref_batch_size"),
     ),
-    "the reference model never changes during a run": ("sync_ref_model", "ref_model_mixup_alpha"),
+    "the reference model never changes during a run": (
+        *("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+    ),
 }
 """Names of other tools without an equivalent, by what to say about them."""
 
-EQUIVALENT: Mapping[str, str] = {name: key for key, names in _EQUIVALENTS.items() for name in names}
+WITHOUT_EFFECT = frozenset(
+    {
+        *("do_train", "do_eval", "overwrite_cache", "overwrite_output_dir", "logging_dir"),
+        *("logging_first_step", "logging_strategy", "plot_loss", "disable_tqdm", "log_level"),
+        *("remove_unused_columns", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+        *("dataloader_persistent_workers", "per_device_eval_batch_size", "eval_batch_size"),
+        *("eval_accumulation_steps", "gradient_checkpointing_kwargs", "ddp_find_unused_parameters"),
+        *("use_gradient_checkpointing", "dataset_prepared_path", "tokenizer_type", "model_type"),
+        *("ddp_bucket_cap_mb", "logger", "debug", "strict", "exp_name", "use_slow_tokenizer"),
+        *("is_llama_derived_model", "is_mistral_derived_model", "auto_resume_from_checkpoints"),
+        *("report_to_hub", "wandb_entity", "wandb_watch", "wandb_name", "wandb_run_id"),
+        *("wandb_log_model", "wandb_mode", "run_id", "project_name", "profiler", "seed_everything"),
+        *("use_fast_tokenizer", "tokenizer_use_fast", "skip_memory_metrics", "dataset_dir_hash"),
+        *("model._component_", "tokenizer._component_", "tokenizer.path", "save_safetensors"),
+        *("checkpointer._component_", "checkpointer.checkpoint_files", "checkpointer.model_type"),
+        *("checkpointer.recipe_checkpoint", "checkpointer.output_dir", "metric_logger.log_dir"),
+        *("ref_checkpointer", "log_peak_memory_stats", "log_level", "save_adapter_weights_only"),
+        *("main_process_port", "main_process_ip", "machine_rank", "rdzv_endpoint", "rdzv_backend"),
+        *("master_port", "master_addr", "MASTER_PORT", "MASTER_ADDR", "node_rank", "standalone"),
+        *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "WANDB_MODE"),
+        *("FORCE_TORCHRUN", "no_python", "num_cpu_threads_per_process", "dynamo_backend"),
+        *("HF_ENDPOINT", "HF_HOME", "PYTORCH_CUDA_ALLOC_CONF", "NCCL_DEBUG", "config_name"),
+        *("add_version", "model_author", "create_checkpoint_symlink", "lazy_tokenize"),
+    }
+)
+"""Names of other tools that change nothing in the result of a run."""
+
+
+def _equivalents() -> dict[str, str]:
+    """Return our key for each name of another tool; names that are keys of ours are left out."""
+    ours = {key.split(".")[1] for key in KEYS} | set(TABLES)
+    found = {name: key for key, names in _MORE_NAMES.items() for name in names}
+    for tool in TOOLS.values():
+        for name, rule in tool.rules.items():
+            if rule.keys and name not in ours and "." not in name:
+                found.setdefault(name, rule.keys[0])
+    return {name: key for name, key in found.items() if name not in _names_without()}
+
+
+def _names_without() -> set[str]:
+    return {name for names in _UNSUPPORTED.values() for name in names}
+
+
+EQUIVALENT: Mapping[str, str] = _equivalents()
 """Our key for each name of another tool."""
 
 UNSUPPORTED: Mapping[str, str] = {

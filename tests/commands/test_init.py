@@ -408,3 +408,65 @@ def test_init_needs_no_torch(dpo: Cli, here: Path) -> None:
         [sys.executable, "-c", script], env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_settings_of_another_tool(dpo: Cli, here: Path) -> None:
+    (here / "base").mkdir()
+    (here / "pairs.jsonl").write_text(ROW)
+    (here / "config.yaml").write_text(
+        "loss_type: hinge\nmax_length: 64\nlora_r: 8\nfrobnicate: 1\nlearning_rate: 5e-7\n"
+    )
+    code, out, err = dpo(
+        *("init", "my", "--from", "config.yaml", "--model", "base", "--data", "pairs.jsonl")
+    )
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[-2:] == [
+        "wrote profiles/my.toml (TRL, config.yaml)",
+        "next: dpo check profiles/my.toml",
+    ]
+    assert "  lora_r = 8: adapters are not supported yet; dpo trains all weights" in lines
+    assert lines[lines.index("Unknown, not used:") + 1] == "  frobnicate = 1"
+    profile = written()
+    assert profile.dpo.loss == "hinge"
+    assert profile.data.max_seq_len == 64
+    assert profile.model.weights == str(here / "base")
+    assert profile.data.data_path == here / "pairs.jsonl"
+    text = Path("profiles/my.toml").read_text()
+    assert 'loss = "hinge"  # trl: loss_type\n' in text
+    assert "learning_rate = 5e-7  # trl: learning_rate\n" in text
+
+
+def test_a_quoted_command_line(dpo: Cli, here: Path) -> None:
+    checkout(here, "full_sft_768.pth", thinks=True)
+    line = "python train_dpo.py --from_weight full_sft --beta 0.2 --save_dir out"
+    code, out, err = dpo("init", "my", "--from", line, "--full")
+    assert (code, err) == (0, "")
+    assert "wrote profiles/my.toml (MiniMind, the command line)" in out
+    profile = written()
+    assert profile.dpo.beta == 0.2
+    assert profile.model.weights == "full_sft_768.pth"
+    assert profile.model.out_dir == here / "out"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--from", "nothing.yaml"), "there is no such file"),
+        (("--from", "config.yaml", "--recipe", "minimind"), "--recipe has no effect"),
+        (("--from", "config.yaml", "--tokenizer", "base"), "--tokenizer has no effect"),
+        (("--from", "config.yaml", "--template", "dense"), "--template has no effect"),
+        (("--from", "list.yaml"), "has no settings"),
+    ],
+)
+def test_wrong_settings_are_two_lines(
+    dpo: Cli, here: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (here / "config.yaml").write_text("loss_type: hinge\n")
+    (here / "list.yaml").write_text("- 1\n")
+    code, out, err = dpo("init", "my", *arguments)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert "help:" in err or "->" in err or len(err.splitlines()) >= 2
+    assert "Traceback" not in err
+    assert not Path("profiles/my.toml").exists()

@@ -16,8 +16,8 @@ from dpo_cli.profile.recipe import (
     huggingface_recipe,
     learning_recipe,
     minimind_recipe,
-    path_value,
 )
+from dpo_cli.profile.text import path_value
 
 NOTHING = Inputs(None, None, None)
 SMALL, LARGE = 26_000_000, 300_000_000

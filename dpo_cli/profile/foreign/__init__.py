@@ -1,0 +1,1 @@
+"""Settings of other tools (TRL, Axolotl, ...), and their translation to a profile."""

@@ -1,0 +1,99 @@
+"""Rules for the arguments of MiniMind's scripts, which count micro-batches as a profile does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpo_cli.profile.foreign.common import dtype
+from dpo_cli.profile.foreign.rules import (
+    Context,
+    NoCounterpartError,
+    Rule,
+    number,
+    part_of,
+    switch,
+    text,
+    to,
+    whole,
+)
+
+_NEWER = frozenset({"save_dir", "save_weight", "from_weight", "from_resume"})
+_OLDER = frozenset({"out_dir", "ddp", "local_rank", "dim", "n_layers"})
+_VERSION_3 = frozenset({"beta", "use_compile"})
+_SHIPPED = {True: {3: "minimind3-moe", 2: "moe"}, False: {3: "minimind3", 2: "dense"}}
+
+
+def _path(key: str) -> Rule:
+    return Rule((key,), lambda value, context: {key: context.path(text(value))})
+
+
+def is_older(given: Mapping[str, Any]) -> bool:
+    """Return True for the arguments of version 2's script."""
+    return bool(_OLDER & given.keys())
+
+
+def shipped_profile(given: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the shipped profile with the defaults of the script, and a remark if it is a guess."""
+    use_moe = str(given.get("use_moe", 0)).lower() in ("1", "true")
+    if is_older(given):
+        return _SHIPPED[use_moe][2], ""
+    guess = _SHIPPED[use_moe][3]
+    if _VERSION_3 & given.keys():
+        return guess, ""
+    return guess, (
+        f"read as the script of version 3 ({guess}); for the one of October 2025 add --template"
+        " minimind2-2510"
+    )
+
+
+def _from_weight(value: Any, context: Context) -> Mapping[str, Any]:
+    size = whole(context.values.get("hidden_size", 768))
+    use_moe = str(context.values.get("use_moe", 0)).lower() in ("1", "true")
+    return {"model.weights": f"{text(value)}_{size}{'_moe' if use_moe else ''}.pth"}
+
+
+def _tracker(value: Any, context: Context) -> Mapping[str, Any]:
+    # Since October 2025 the script imports SwanLab under the name wandb.
+    key = "track.use_wandb" if is_older(context.values) else "track.use_swanlab"
+    return {key: switch(value)}
+
+
+def _resume(value: Any, _: Context) -> Mapping[str, Any]:
+    if switch(value):
+        raise NoCounterpartError("resume a run of dpo with dpo resume")
+    return {}
+
+
+MINIMIND: Mapping[str, Rule] = {
+    "out_dir": _path("model.out_dir"),
+    "save_dir": _path("model.out_dir"),
+    "from_weight": Rule(("model.weights",), _from_weight),
+    "save_weight": to("export.prefix", text),
+    "data_path": _path("data.data_path"),
+    "max_seq_len": to("data.max_seq_len", whole),
+    "num_workers": to("data.num_workers", whole),
+    "beta": to("dpo.beta", number),
+    "epochs": to("train.epochs", whole),
+    "batch_size": to("train.batch_size", whole),
+    "accumulation_steps": to("train.accumulation_steps", whole),
+    "learning_rate": to("train.learning_rate", number),
+    "grad_clip": to("train.grad_clip", number),
+    "warmup_iters": to("train.warmup_iters", whole),
+    "device": to("train.device", text),
+    "dtype": dtype,
+    "log_interval": to("train.log_interval", whole),
+    "save_interval": to("train.save_interval", whole),
+    "use_compile": to("train.compile", switch),
+    "hidden_size": to("model.hidden_size", whole),
+    "dim": to("model.hidden_size", whole),
+    "num_hidden_layers": to("model.num_hidden_layers", whole),
+    "n_layers": to("model.num_hidden_layers", whole),
+    "use_moe": to("model.use_moe", switch),
+    "use_wandb": Rule(("track.use_wandb", "track.use_swanlab"), _tracker),
+    "wandb_project": to("track.wandb_project", text),
+    "from_resume": Rule((), _resume),
+    "ddp": part_of("launch.nproc_per_node"),
+    "local_rank": part_of("launch.nproc_per_node"),
+}
+"""Arguments of train_dpo.py, from version 2 to version 3."""

@@ -1,0 +1,643 @@
+"""Settings of other tools: a real-looking file of each, and what must not be lost of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpo_cli.errors import UsageError
+from dpo_cli.profile.foreign.source import read_foreign
+from dpo_cli.profile.foreign.tools import TOOLS
+from dpo_cli.profile.foreign.translate import Translation, translate
+from dpo_cli.profile.load import load_profile
+from dpo_cli.profile.recipe import FILL_IN
+from dpo_cli.profile.template import render, render_short
+from tests.support.cli import REPOSITORY
+from tests.support.foreign import translated
+
+FILES = REPOSITORY / "tests/profile/foreign"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory below which there is nothing."""
+    folder = tmp_path / "far" / "away" / "here"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def of(source: str, **options: str) -> Translation:
+    return translate(read_foreign(source), Path.cwd() / "profiles", **options)
+
+
+def of_file(name: str, as_name: str = "") -> Translation:
+    shutil.copy(FILES / name, as_name or name)
+    return of(as_name or name)
+
+
+def of_yaml(text: str) -> Translation:
+    Path("config.yaml").write_text(text)
+    return of("config.yaml")
+
+
+def from_file(translation: Translation) -> dict[str, Any]:
+    """Values that the file itself decides."""
+    return {
+        key: value
+        for key, value in translation.values.items()
+        if "default" not in translation.origins[key] and " does" not in translation.origins[key]
+    }
+
+
+def names(entries: list[str]) -> set[str]:
+    return {entry.split(" = ")[0].split(": ")[0].removesuffix(" (empty)") for entry in entries}
+
+
+def check_profile(translation: Translation) -> None:
+    """Both texts load with the values of the translation, and each key names its origin."""
+    draft = translation.draft()
+    folder = Path("profiles")
+    folder.mkdir(exist_ok=True)
+    short, full = render_short(draft, "A title.", "show"), render(draft, "A title.", None)
+    for name, text in {"short": short, "full": full}.items():
+        (folder / f"{name}.toml").write_text(text)
+    loaded = load_profile(folder / "short.toml")
+    assert loaded.profile == load_profile(folder / "full.toml").profile
+    for key, value in translation.values.items():
+        table, field = key.split(".")
+        if isinstance(value, bool | int | float) or key in ("dpo.loss", "dpo.reduction"):
+            assert getattr(getattr(loaded.profile, table), field) == value, key
+        origin = translation.origins.get(key)
+        assert origin or translation.notes[key] == FILL_IN, key
+        if origin:
+            lines = [line for line in short.splitlines() if line.startswith(f"{field} = ")]
+            assert any(line.endswith(f"  # {origin}") for line in lines), key
+    for line in translation.report():
+        assert f"# {line}" in short
+
+
+def test_trl() -> None:
+    translation = of_file("trl.yaml")
+    assert from_file(translation) == {
+        "model.weights": "hf:Qwen/Qwen2-0.5B-Instruct@refs/pr/7",
+        "data.data_path": "hf:trl-lib/ultrafeedback_binarized:default/train",
+        "data.max_seq_len": 1536,
+        "data.max_prompt_len": 512,
+        "data.truncation": "prompt_start",
+        "data.num_workers": 4,
+        "dpo.loss": ["sigmoid", "bco_pair", "sft"],
+        "dpo.loss_weights": [0.8, 0.2, 1.0],
+        "dpo.beta": 0.05,
+        "dpo.ld_alpha": 0.5,
+        "dpo.reduction": "sum",
+        "train.epochs": 1,
+        "train.batch_size": 2,
+        "train.accumulation_steps": 8,
+        "train.learning_rate": 5e-7,
+        "train.schedule": "minimind3",
+        "train.warmup_iters": 80,
+        "train.grad_clip": 0.5,
+        "train.seed": 7,
+        "train.dtype": "bfloat16",
+        "train.activation_checkpointing": True,
+        "train.log_interval": 200,
+        "train.save_interval": 800,
+        "eval.path": "hf:trl-lib/ultrafeedback_binarized:default/test",
+        "eval.interval": 400,
+        "eval.keep_best": True,
+        "track.use_wandb": True,
+        "track.use_tensorboard": True,
+        "track.wandb_project": "uf-dpo",
+    }
+    assert names(translation.missing) == {
+        *("optim", "weight_decay", "output_dir", "run_name", "use_peft", "lora_r", "lora_alpha"),
+    }
+    assert translation.unknown == ["frobnicate = 3"]
+    assert names(translation.without_effect) == {
+        "push_to_hub",
+        "remove_unused_columns",
+        "eval_strategy",
+    }
+    assert translation.differences[0].startswith("lr_scheduler_type: cosine: ")
+    check_profile(translation)
+
+
+def test_llama_factory() -> None:
+    Path("data").mkdir()
+    shutil.copy(FILES / "dataset_info.json", "data")
+    translation = of_file("llama_factory.yaml")
+    assert from_file(translation) == {
+        "model.weights": "hf:meta-llama/Meta-Llama-3-8B-Instruct",
+        "data.data_path": ["../data/dpo_en_demo.json", "hf:me/my-pairs:en/train"],
+        "data.columns": {"conversations": "talk"},
+        "data.format": "sharegpt",
+        "data.max_seq_len": 2048,
+        "data.num_workers": 16,
+        "dpo.beta": 0.2,
+        "dpo.loss": ["sigmoid", "sft"],
+        "dpo.loss_weights": [1.0, 0.25],
+        "dpo.label_smoothing": 0.1,
+        "dpo.reduction": "sum",
+        "train.epochs": 3,
+        "train.batch_size": 1,
+        "train.accumulation_steps": 8,
+        "train.learning_rate": 5e-6,
+        "train.schedule": "minimind3",
+        "train.dtype": "bfloat16",
+        "train.log_interval": 80,
+        "train.save_interval": 4000,
+        "eval.fraction": 0.1,
+        "eval.interval": 4000,
+        "eval.patience": 3,
+        "eval.keep_best": True,
+        "launch.timeout_seconds": 180000000.0,
+    }
+    assert names(translation.missing) == {
+        *("warmup_ratio", "weight_decay", "finetuning_type", "trust_remote_code", "lora_rank"),
+        *("lora_target", "template", "max_samples", "output_dir"),
+    }
+    assert not translation.unknown
+    assert any("chosen for adapters" in entry for entry in translation.differences)
+    check_profile(translation)
+
+
+def test_axolotl() -> None:
+    translation = of_file("axolotl.yaml")
+    assert from_file(translation) == {
+        "model.weights": "hf:meta-llama/Llama-3.2-1B",
+        "data.data_path": "hf:fozziethebeat/alpaca_messages_2k_dpo_test",
+        "data.columns": {"messages": "conversation"},
+        "data.format": "messages",
+        "data.max_seq_len": 4096,
+        "data.truncation": "drop",
+        "dpo.loss": "sigmoid",
+        "dpo.beta": 0.3,
+        "dpo.reduction": "sum",
+        "train.epochs": 4,
+        "train.batch_size": 2,
+        "train.accumulation_steps": 4,
+        "train.learning_rate": 2e-4,
+        "train.schedule": "minimind3",
+        "train.warmup_iters": 40,
+        "train.dtype": "auto",
+        "train.tf32": True,
+        "train.activation_checkpointing": True,
+        "train.log_interval": 4,
+        "eval.fraction": 0.05,
+        "track.use_wandb": True,
+        "track.wandb_project": "tiny",
+    }
+    assert {
+        "optimizer",
+        "adapter",
+        "load_in_8bit",
+        "evals_per_epoch",
+        "special_tokens.pad_token",
+    } <= (names(translation.missing))
+    assert not translation.unknown
+    assert any("message_property_mappings is not used" in each for each in translation.differences)
+    check_profile(translation)
+
+
+def test_swift_script() -> None:
+    translation = of_file("swift.sh")
+    assert from_file(translation) == {
+        "model.weights": "hf:Qwen/Qwen2.5-7B-Instruct",
+        "data.data_path": "hf:hjh0119/shareAI-Llama3-DPO-zh-en-emoji",
+        "data.max_seq_len": 2048,
+        "data.num_workers": 4,
+        "dpo.loss": ["sigmoid", "sft"],
+        "dpo.loss_weights": [1.0, 0.1],
+        "dpo.reduction": "sum",
+        "train.epochs": 1,
+        "train.batch_size": 1,
+        "train.accumulation_steps": 8,
+        "train.learning_rate": 1e-5,
+        "train.warmup_iters": 40,
+        "train.dtype": "bfloat16",
+        "train.log_interval": 40,
+        "train.save_interval": 800,
+        "eval.fraction": 0.01,
+        "eval.interval": 800,
+        "launch.nproc_per_node": 2,
+    }
+    # What stands behind NAME#1000 on the line is no comment.
+    assert {"deepspeed", "save_total_limit", "dataloader_num_workers"} <= names(translation.missing)
+    assert any("all rows are used, not 1000" in each for each in translation.differences)
+    assert any("ModelScope" in each for each in translation.differences)
+    check_profile(translation)
+
+
+def test_torchtune() -> None:
+    translation = of_file("torchtune.yaml")
+    found = from_file(translation)
+    assert Path("profiles", found.pop("model.weights")).resolve() == Path(
+        "/tmp/Meta-Llama-3.1-8B-Instruct"
+    )
+    assert found == {
+        "data.data_path": "hf:lvwerra/stack-exchange-paired",
+        "data.columns": {"prompt": "question", "chosen": "response_j", "rejected": "response_k"},
+        "data.format": "plain",
+        "data.max_seq_len": 1024,
+        "data.truncation": "end",
+        "data.shuffle": True,
+        "dpo.loss": "sigmoid",
+        "dpo.beta": 0.05,
+        "dpo.reduction": "sum",
+        "train.epochs": 1,
+        "train.batch_size": 4,
+        "train.accumulation_steps": 8,
+        "train.learning_rate": 1e-6,
+        "train.schedule": "minimind3",
+        "train.warmup_iters": 800,
+        "train.grad_clip": 2.0,
+        "train.seed": 5,
+        "train.device": "cuda",
+        "train.dtype": "bfloat16",
+        "train.compile": False,
+        "train.activation_checkpointing": True,
+        "train.log_interval": 8,
+    }
+    assert names(translation.missing) == {"optimizer.weight_decay"}
+    assert not translation.unknown
+    check_profile(translation)
+
+
+def test_open_instruct() -> None:
+    translation = of_file("open_instruct.yaml")
+    assert from_file(translation) == {
+        "model.weights": "hf:allenai/Llama-3.1-Tulu-3-8B-SFT",
+        "data.data_path": [
+            "hf:allenai/llama-3.1-tulu-3-8b-preference-mixture",
+            "hf:allenai/tulu-3-wildchat-reused-on-policy-8b",
+        ],
+        "data.mixture_weights": [1.0, 0.5],
+        "data.max_seq_len": 2048,
+        "data.truncation": "end",
+        "data.num_workers": 16,
+        "dpo.loss": "sigmoid_norm",
+        "dpo.beta": 5.0,
+        "dpo.reduction": "mean",
+        "train.epochs": 1,
+        "train.batch_size": 1,
+        "train.accumulation_steps": 16,
+        "train.learning_rate": 5e-7,
+        "train.schedule": "minimind3",
+        "train.activation_checkpointing": True,
+        "train.log_interval": 16,
+        "train.save_interval": 16000,
+        "track.use_wandb": True,
+    }
+    assert names(translation.missing) == {
+        *("warmup_ratio", "weight_decay", "clip_grad_norm", "use_flash_attn", "output_dir"),
+    }
+    assert names(translation.unknown) == {"tokenizer_name"}
+    check_profile(translation)
+
+
+@pytest.mark.parametrize("suffix", ["py", "ipynb"])
+def test_unsloth(suffix: str) -> None:
+    if suffix == "py":
+        translation = of_file("unsloth_cell.txt", "cell.py")
+    else:
+        source = (FILES / "unsloth_cell.txt").read_text().splitlines(keepends=True)
+        cells = [
+            {"cell_type": "markdown", "source": ["# DPO"]},
+            {"cell_type": "code", "source": source},
+        ]
+        Path("book.ipynb").write_text(json.dumps({"cells": cells, "nbformat": 4}))
+        translation = of("book.ipynb")
+    assert from_file(translation) == {
+        "model.weights": "hf:unsloth/zephyr-sft-bnb-4bit",
+        "data.data_path": "hf:HuggingFaceH4/ultrafeedback_binarized:default/train_prefs",
+        "data.max_seq_len": 1024,
+        "data.max_prompt_len": 512,
+        "data.truncation": "prompt_start",
+        "dpo.beta": 0.1,
+        "dpo.reduction": "sum",
+        "train.epochs": 3,
+        "train.batch_size": 2,
+        "train.accumulation_steps": 4,
+        "train.learning_rate": 5e-6,
+        "train.schedule": "minimind3",
+        "train.seed": 42,
+        "train.log_interval": 4,
+    }
+    assert {"load_in_4bit", "optim", "peft_config.r", "max_seq_length"} <= names(
+        translation.missing
+    )
+    assert {"fp16", "bf16", "train_dataset"} <= names(translation.unread)
+    assert not translation.unknown
+    check_profile(translation)
+
+
+@pytest.mark.filterwarnings("error")
+def test_python_is_never_run() -> None:
+    Path("cell.py").write_text(
+        "from trl import DPOConfig\nopen('ran', 'w')\nx = '\\d' if 1or 2 else 3\n"
+        "DPOConfig(beta=__import__('os').system('touch ran'), seed=7)\n"
+    )
+    translation = of("cell.py")
+    assert not Path("ran").exists()
+    assert translation.values["train.seed"] == 7
+    assert names(translation.unread) == {"beta"}
+
+
+@pytest.mark.parametrize("use_trainer", [True, False], ids=["in trainer/", "without"])
+def test_minimind_version_3(use_trainer: bool, here: Path) -> None:
+    checkout(here, use_trainer)
+    translation = of(
+        "torchrun --nproc_per_node 2 train_dpo.py --save_weight mine --from_weight full_sft"
+        " --use_compile 1 --use_wandb --hidden_size 768 --beta 0.2 --use_moe 0"
+    )
+    assert from_file(translation) == {
+        "model.weights": "full_sft_768.pth",
+        "model.hidden_size": 768,
+        "model.use_moe": False,
+        "dpo.beta": 0.2,
+        "train.compile": True,
+        "export.prefix": "mine",
+        "launch.nproc_per_node": 2,
+        "track.use_swanlab": True,
+    }
+    start = load_profile(Path("minimind3")).profile
+    assert translation.values["train.learning_rate"] == start.train.learning_rate
+    assert translation.values["train.epochs"] == start.train.epochs
+    assert translation.values["dpo.reduction"] == "sum"
+    if use_trainer:  # the script's own paths are relative to its folder
+        assert translation.values["model.tokenizer"] == "../model"
+        assert translation.values["data.data_path"] == "../dataset/dpo.jsonl"
+    assert bool(translation.draft().missing) is not use_trainer
+    check_profile(translation)
+
+
+def checkout(folder: Path, use_trainer: bool) -> None:
+    for name in ("out", "model", "dataset", "trainer") if use_trainer else ():
+        (folder / name).mkdir()
+    if use_trainer:
+        (folder / "dataset/dpo.jsonl").write_text("{}\n")
+
+
+def test_minimind_version_2() -> None:
+    translation = of(
+        "python train_dpo.py --out_dir out --epochs 3 --learning_rate 2e-8 --ddp --use_wandb"
+        " --warmup_iters 5 --log_interval 20 --dtype float16 --num_workers 2"
+    )
+    found = from_file(translation)
+    assert found == {
+        "model.out_dir": "../out",
+        "data.num_workers": 2,
+        "train.epochs": 3,
+        "train.learning_rate": 2e-8,
+        "train.warmup_iters": 5,
+        "train.log_interval": 20,
+        "train.dtype": "float16",
+        "track.use_wandb": True,
+    }
+    start = load_profile(Path("dense")).profile
+    assert translation.values["dpo.reduction"] == start.dpo.reduction == "mean"
+    assert translation.values["train.schedule"] == start.train.schedule == "minimind2"
+    check_profile(translation)
+
+
+def test_minimind_of_october_2025_is_a_guess() -> None:
+    line = "python train_dpo.py --from_weight full_sft --hidden_size 512"
+    assert "read as the script of version 3" in of(line).differences[0]
+    translation = of(line, template="minimind2-2510")
+    assert not translation.differences
+    assert translation.values["model.weights"] == "full_sft_512.pth"
+    assert translation.values["dpo.reduction"] == "mean"
+
+
+def test_trl_command_lines(here: Path) -> None:
+    Path("base").mkdir()
+    Path("pairs.yaml").write_text("dataset_name: me/pairs\nbeta: 0.5\nloss_type: hinge\n")
+    translation = of(
+        "accelerate launch --num_processes 4 --config_file zero3.yaml trl dpo --config pairs.yaml"
+        " --model_name_or_path base --beta=0.25 --loss_type sigmoid bco_pair --bf16"
+    )
+    found = from_file(translation)
+    assert found["model.weights"] == "../base"
+    assert found["data.data_path"] == "hf:me/pairs"
+    assert found["dpo.beta"] == 0.25
+    assert found["dpo.loss"] == ["sigmoid", "bco_pair"]
+    assert found["train.dtype"] == "bfloat16"
+    assert found["launch.nproc_per_node"] == 4
+    assert names(translation.unknown) == {"config_file"}
+
+
+def test_defaults_of_a_tool_are_written() -> None:
+    translation = of_yaml("model_name_or_path: me/base\ndataset_name: me/pairs\nloss_type: ipo\n")
+    assert translation.values["train.learning_rate"] == 1e-6
+    assert translation.values["train.epochs"] == 3
+    assert translation.values["train.batch_size"] == 8
+    assert translation.origins["train.batch_size"] == ("trl's default: per_device_train_batch_size")
+    assert translation.values["dpo.reduction"] == "mean"
+    assert "weight_decay = 0.0 (default): the weight decay is 0.01, on all weights" in (
+        translation.missing
+    )
+
+
+@pytest.mark.parametrize(
+    ("tool", "values", "loss"),
+    [
+        ("trl", {"loss_type": "hinge", "rpo_alpha": 0.5}, ["hinge", "sft"]),
+        ("swift", {"rpo_alpha": 0.5, "rlhf_type": "dpo"}, ["sigmoid", "sft"]),
+        ("axolotl", {"rpo_alpha": 0.5, "rl": "dpo"}, ["sigmoid", "sft"]),
+        ("axolotl", {"rl": "dpo", "dpo_loss_type": ["apo_zero"]}, "apo_zero"),
+        ("llama-factory", {"pref_ftx": 0.5, "pref_loss": "simpo"}, ["simpo", "sft"]),
+        ("open-instruct", {"dpo_loss_type": "simpo"}, "simpo"),
+        ("torchtune", {"loss._component_": "torchtune.rlhf.loss.SimPOLoss"}, "simpo"),
+    ],
+)
+def test_losses(tool: str, values: dict[str, Any], loss: Any) -> None:
+    assert translated(tool, values).values["dpo.loss"] == loss
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_train_epochs", 0.5),
+        ("learning_rate", "fast"),
+        ("beta", 0),
+        ("beta", ".inf"),
+        ("per_device_train_batch_size", -1),
+        ("loss_type", "kto"),
+        ("save_steps", 0.1),
+        ("seed", True),
+        ("bf16", "perhaps"),
+        ("dataset_name", 3),
+        ("dataset_name", "two\nlines"),
+        ("model_name_or_path", "a\0b"),
+        ("max_prompt_length", 4096),
+        ("f_divergence_type", "unheard"),
+        ("early_stopping_patience", 3),  # without evaluations
+        ("report_to", ["mlflow"]),
+    ],
+)
+def test_a_value_that_fits_no_key_is_listed(name: str, value: Any) -> None:
+    translation = translated("trl", {name: value})
+    assert any(name in entry for entry in translation.missing)
+    check_profile(translation)
+
+
+def test_dataset_info() -> None:
+    shutil.copy(FILES / "dataset_info.json", ".")
+    questions = translated("llama-factory", {"dataset": "questions"})
+    assert questions.values["data.data_path"] == "../questions.json"
+    assert questions.values["data.format"] == "alpaca"
+    assert questions.values["data.columns"] == {
+        "instruction": "question",
+        "chosen": "best",
+        "rejected": "worst",
+    }
+    assert any(
+        'no "ranking"' in each
+        for each in translated("llama-factory", {"dataset": "plain_sft"}).differences
+    )
+    unknown = translated("llama-factory", {"dataset": "nowhere"})
+    assert unknown.notes["data.data_path"] == FILL_IN
+    assert unknown.missing[-1].startswith('dataset = "nowhere": ') or any(
+        entry.startswith('dataset = "nowhere": ') for entry in unknown.missing
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"type": "chatml.intel"}, {"format": "plain", "columns": {"prompt": "question"}}),
+        ({"type": "llama3.argilla"}, {"format": "swift"}),
+        ({"type": "chatml.argilla_chat"}, {"format": "minimind"}),
+        ({"type": "llama3.icr"}, {"format": "plain", "columns": {"prompt": "input"}}),
+        ({"type": "chatml.ultra"}, {"format": "ultrafeedback"}),
+        ({"type": "chat_template.default"}, {}),
+        (
+            {"type": {"field_prompt": "q", "field_chosen": "good", "field_rejected": "bad"}},
+            {"format": "plain", "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}},
+        ),
+    ],
+)
+def test_types_of_axolotl(entry: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = translated("axolotl", {"datasets": [{"path": "me/pairs", **entry}]})
+    data = {key.split(".")[1]: value for key, value in found.values.items() if key[:5] == "data."}
+    assert {key: data[key] for key in ("format", "columns") if key in data} == expected
+    assert data["data_path"] == "hf:me/pairs"
+
+
+def test_the_tool_can_be_named_and_is_asked_for() -> None:
+    Path("few.yaml").write_text("per_device_train_batch_size: 2\nlearning_rate: 1e-6\n")
+    with pytest.raises(UsageError, match="may belong to two tools") as caught:
+        read_foreign("few.yaml")
+    assert "trl" in caught.value.remedy
+    assert "swift" in caught.value.remedy
+    assert read_foreign("swift:few.yaml").tool.name == "swift"
+    Path("none.yaml").write_text("frobnicate: 2\n")
+    with pytest.raises(UsageError, match="no known tool"):
+        read_foreign("none.yaml")
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+BAD: dict[str, tuple[str, bytes]] = {
+    "billion laughs": ("x.yaml", LAUGHS.encode()),
+    "cycle": ("x.yaml", b"beta: &a [*a]\n"),
+    "python object": ("x.yaml", b"beta: !!python/object/apply:os.system ['touch ran']\n"),
+    "deep": ("x.yaml", b"beta: " + b"[" * 50_000),
+    "no mapping": ("x.yaml", b"- beta\n"),
+    "empty": ("x.yaml", b""),
+    "tab": ("x.yaml", b"a:\n\t- b: [\n"),
+    "control character": ("x.yaml", b"a: \x00\n"),
+    "not UTF-8": ("x.yaml", b"\xff\xfe\x00"),
+    "a huge number": ("x.yaml", b"beta: " + b"9" * 5_000 + b"\n"),
+    "a wrong date": ("x.yaml", b"beta: 2026-99-99\n"),
+    "too large": ("x.yaml", b"#" * (1 << 20) + b"#\n"),
+    "two commands": ("x.sh", b"trl dpo --beta 1\ntrl sft --beta 2\n"),
+    "an open quote": ("x.sh", b"trl dpo --beta 'a\n"),
+    "no notebook": ("x.ipynb", b"{}"),
+    "no Python": ("x.py", b"def (:\n"),
+    "deep Python": ("x.py", b"x = " + b"(" * 5_000),
+    "no call": ("x.py", b"x = 1\n"),
+    "words": ("x.txt", b"some words\n"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_bad_files_are_errors_with_a_remedy(case: str) -> None:
+    name, content = BAD[case]
+    Path(name).write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        of(name)
+    assert caught.value.remedy
+    assert len(caught.value.message) < 400
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("source", ["nothing.yaml", "some words", "", "trl:", "a\0b", "x" * 20_000])
+def test_missing_files_are_errors_with_a_remedy(source: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        of(source)
+    assert caught.value.remedy
+
+
+def test_no_value_can_write_a_line_of_the_profile() -> None:
+    nasty = 'x"\n[train]\nepochs = 9\n#\x7f\ud800'
+    translation = translated("trl", {nasty: nasty, "run_name": nasty, "loss_type": nasty})
+    check_profile(translation)
+    assert load_profile(Path("profiles/short.toml")).profile.train.epochs == 3
+
+
+def test_a_name_that_occurs_twice_is_reported() -> None:
+    translation = of_yaml("loss_type: hinge\nbeta: 0.1\nbeta: 0.2\nmax_length: 64\n")
+    assert translation.values["dpo.beta"] == 0.2
+    assert translation.unread == ["beta: written more than once; the last value is used"]
+
+
+def test_a_variable_of_the_shell_is_not_a_value() -> None:
+    translation = of("trl dpo --model_name_or_path $MODEL --beta 0.2")
+    assert any("variable of the shell" in entry for entry in translation.missing)
+    assert translation.notes["model.weights"] == FILL_IN
+
+
+def test_nothing_is_dropped() -> None:
+    """Each setting of each file is in one of the lists, or beside a key."""
+    Path("data").mkdir()
+    shutil.copy(FILES / "dataset_info.json", "data")
+    for path in sorted(FILES.iterdir()):
+        if path.suffix not in (".yaml", ".sh"):
+            continue
+        settings = read_foreign(str(path))
+        translation = translate(settings, Path.cwd() / "profiles")
+        draft = translation.draft()
+        text = " ".join([*draft.remarks, *draft.origins.values()])
+        parts = {name for name, rule in settings.tool.rules.items() if rule.is_part}
+        for name in settings.values:
+            if name not in parts:
+                assert name in text, (path.name, name)
+
+
+def test_each_default_is_a_setting_of_its_tool() -> None:
+    for tool in TOOLS.values():
+        assert tool.defaults({}).keys() <= tool.rules.keys(), tool.name
+        assert tool.marks
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "~nobody-of-this-name/x"])
+def test_a_name_that_no_file_has(name: str) -> None:
+    translation = translated("trl", {"model_name_or_path": name})
+    assert name in translation.values["model.weights"]
+
+
+@pytest.mark.parametrize("field", ["columns", "tags"])
+def test_a_damaged_entry_of_dataset_info(field: str) -> None:
+    entry = {"file_name": "x.json", "ranking": True, "formatting": "sharegpt", field: [1]}
+    Path("dataset_info.json").write_text(json.dumps({"mine": entry}))
+    translation = translated("llama-factory", {"dataset": "mine"})
+    assert any(entry.startswith('dataset = "mine": must be') for entry in translation.missing)
+    assert translation.notes["data.data_path"] == FILL_IN

@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = ExitCode.FAILED
     except BaseException as error:  # a panic in Rust code does not inherit from Exception
         if type(error).__name__ == "NoArgsIsHelpError":
-            SafeConsole(stderr=True, highlight=False, markup=False).print(str(error))
+            _print_error([Text.from_ansi(str(error))])  # styled by commands.help
             return int(ExitCode.USAGE)
         usage = as_usage_error(error)
         _print_error(error_lines(usage) if usage else _bug_lines(error))

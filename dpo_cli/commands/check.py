@@ -113,6 +113,8 @@ def _print_page(
         console.print(lengths_table(diagnosis.histograms))
         console.print()
     console.print(findings_table(diagnosis.findings, in_full=verbose))
+    if not verbose:
+        console.print(Text("-v shows every line in full, the lengths and the first pair", "dim"))
     console.print()
     for line in lines:
         console.print(line, soft_wrap=True)

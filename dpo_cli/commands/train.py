@@ -54,9 +54,9 @@ def train(
 ) -> None:
     """Train a model on preference pairs as a profile describes.
 
-    The profile and all inputs are checked before torch is loaded. Ctrl-C saves and stops; `dpo
-    resume` continues with identical results. Train with several processes with --nproc, torchrun
-    or srun; words after -- go to torchrun.
+    The profile and the paths of all inputs are checked before torch is loaded. Ctrl-C saves and
+    stops; `dpo resume` continues with identical results. Train with several processes with
+    --nproc, torchrun or srun; words after -- go to torchrun.
 
     Example: `dpo train my.toml --set train.epochs=1 --name first`
     """

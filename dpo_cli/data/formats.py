@@ -90,9 +90,16 @@ def unknown_format(
     example = ", ".join(f'{name} = "{column}"' for name, column in lacking.items())
     also = f", with data.columns {', '.join(columns)}" if columns else ""
     return DpoError(
-        f"{path}: the columns match no known format{also}: {shown}",
+        f"{path}: the columns match no known format{also}: {shown}{_lacking(lacking)}",
         f"Map the columns, for example data.columns = {{ {example} }}, or set data.format.",
     )
+
+
+def _lacking(names: Mapping[str, str]) -> str:
+    """Return which columns are missing, if only some are."""
+    if not 0 < len(names) < len(SIDES) + 1:
+        return ""
+    return f"; there is no {' and no '.join(map(repr, names))}"
 
 
 def _reason(rows: Sequence[tuple[str, Row]], columns: Mapping[str, str]) -> str:

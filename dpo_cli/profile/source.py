@@ -58,7 +58,8 @@ def find_profile(path: Path, name: str) -> Path:
         raise UsageError(f"{show_path(path)} is a directory, not a profile", remedy)
     near = {stem: stem for stem in shipped}
     with contextlib.suppress(OSError, ValueError):  # an impossible name, or an unreadable folder
-        near |= {sibling.stem: show_path(sibling) for sibling in path.parent.glob("*.toml")}
+        for folder in (path.parent, path.parent / "profiles"):  # where dpo init writes
+            near |= {sibling.stem: show_path(sibling) for sibling in folder.glob("*.toml")}
     hint = did_you_mean(path.stem, near, near.__getitem__)
     raise UsageError(f"no profile {show_path(path)}{hint}", remedy)
 

@@ -7,6 +7,7 @@ from math import isfinite
 from statistics import fmean
 
 from dpo_cli.formatting import format_count
+from dpo_cli.paired import estimate_mean
 from dpo_cli.profile.doctrine import MEAN_OF_SCHEDULE, RunRecipe, learn_less
 from dpo_cli.repetition import repetition
 from dpo_cli.run.events import Completed, Evaluated, Sampled
@@ -19,7 +20,7 @@ beyond its 95 % interval always counts; with few pairs the interval is wide."""
 LOST_SHARE = 0.25
 """Share of the best improvement; losing more of it until the end counts as a rise, too."""
 COLLAPSE = 0.2
-"""Growth of the mean repetition of the answers that counts as a collapse."""
+"""Growth of the mean repetition of the answers that counts as a collapse, if it is not chance."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,21 @@ def _collapse(view: RunView) -> str | None:
     start, end = view.sampled_start, view.sampled
     if start is None or end is None or end.step <= start.step:
         return None
-    before, after = _repetition(start), _repetition(end)
-    if after - before < COLLAPSE:
+    before, after = _repetitions(start), _repetitions(end)
+    if len(before) != len(after):
         return None
-    return f"the answers repeat themselves: {after:.0%} of their text, {before:.0%} at the start"
+    growth = estimate_mean([late - early for early, late in zip(before, after, strict=True)])
+    # Beyond chance, too: two answers of which one repeats itself prove nothing.
+    if growth.mean < COLLAPSE or growth.low <= 0:
+        return None
+    return (
+        f"the answers to {format_count(len(after), 'prompt')} repeat themselves:"
+        f" {fmean(after):.0%} of their text, {fmean(before):.0%} at the start"
+    )
 
 
-def _repetition(sampled: Sampled) -> float:
-    return fmean(repetition(sample["policy"]) for sample in sampled.samples)
+def _repetitions(sampled: Sampled) -> list[float]:
+    return [repetition(sample["policy"]) for sample in sampled.samples]
 
 
 def _remedy(view: RunView) -> str:

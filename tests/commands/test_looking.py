@@ -133,7 +133,7 @@ def test_show_the_end(dpo: Cli, finished: RunDirectory) -> None:
     lines = out.splitlines()
     assert (code, err) == (0, "")
     assert lines[0].endswith("completed")
-    assert lines[-1].rstrip() == f"export: dpo export {finished.name}"
+    assert lines[-1].rstrip() == f"export: dpo export {finished.name} --best  (step 100)"
     assert (len(lines), len(lines[0])) == (30, 100)
 
 
@@ -181,7 +181,7 @@ def test_on_a_pipe_it_prints_plain_lines(dpo: Cli, finished: RunDirectory) -> No
     code, out, _ = dpo("watch")
     assert code == 0
     assert out.splitlines()[0].startswith("model")
-    assert out.splitlines()[-1] == f"export: dpo export {finished.name}"
+    assert out.splitlines()[-1] == f"export: dpo export {finished.name} --best  (step 100)"
 
 
 def test_a_finished_run_is_shown_as_it_ended(finished: RunDirectory) -> None:

@@ -57,7 +57,7 @@ def test_keys_send_requests_to_the_run(terminal: Terminal, run: RunDirectory) ->
     terminal.until_shown("Will evaluate after this step.")
     assert run.take_request() == "evaluate"
     terminal.press("?")
-    terminal.until_shown("a tie counts half")
+    terminal.until_shown("ties count half")
     terminal.press("?")
     terminal.until_shown("ln 2")
 

@@ -41,10 +41,11 @@ def held_out_lines(view: RunView, directory: Path) -> list[Text]:
     )
     by = f", {difference(change, '+.4f')}" if change else ""
     before, after = start.metrics, now.metrics
+    # A policy that equals its reference has no accuracy to compare with.
+    earlier = f"{before[ACCURACY]:.2f} -> " if ACCURACY in before else ""
     return [
         Text(
-            f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}, accuracy "
-            f"{format_number(before.get(ACCURACY), '.2f')} -> "
+            f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}, accuracy {earlier}"
             f"{format_number(after.get(ACCURACY), '.2f')}, "
             f"in {format_duration(view.elapsed_seconds(view.time))}"
         )

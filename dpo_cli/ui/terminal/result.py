@@ -35,6 +35,7 @@ def completed_lines(
         ),
         *([Text(f"      {event.reason}")] if event.reason else []),
         *verdict_lines(view),
+        *sample_lines(view, designation),
         export_line(view, designation),
     ]
 
@@ -48,6 +49,13 @@ def verdict_lines(view: RunView) -> list[Text]:
         Text.assemble(("worse: ", "bold red"), (verdict.message, "red")),
         Text.assemble(("   help: ", "bold cyan"), verdict.remedy),
     ]
+
+
+def sample_lines(view: RunView, designation: str) -> list[Text]:
+    """Return the command that shows the answers of a run; empty if it wrote none."""
+    if view.sampled is None:
+        return []
+    return [_command("answers", dpo_command("show", designation, "--samples"))]
 
 
 def export_line(view: RunView, designation: str) -> Text:

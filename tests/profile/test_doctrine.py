@@ -68,11 +68,14 @@ def test_every_measured_point_up_to_the_cap_left_the_model_intact() -> None:
     below = [p for p in MEASURED if is_proposed_loss(p) and p["rate"] <= doctrine.MAX_LEARNING_RATE]
     assert below
     assert all(map(is_intact, below))
-    # So did the next larger rate: the cap has a margin.
+    assert all(p["first_batch_after_first_step"] > doctrine.LOW_LOSS for p in below)
+    # So did twice the cap, but one step at that rate takes its own pairs to about the limit.
     above = [p for p in MEASURED if is_proposed_loss(p) and p["rate"] == 1e-5]
     assert above
     assert all(map(is_intact, above))
-    assert all(p["first_batch_after_first_step"] > doctrine.LOW_LOSS for p in (*below, *above))
+    assert {p["rate"] for p in above} == {2 * doctrine.MAX_LEARNING_RATE}
+    ends = [p["first_batch_after_first_step"] for p in above]
+    assert min(ends) < doctrine.LOW_LOSS < max(ends)
 
 
 def test_the_check_of_one_step_warns_of_every_measured_rate_far_above_the_cap() -> None:

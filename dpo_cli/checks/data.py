@@ -31,6 +31,9 @@ LONGER_LIMITS = (1536, 2048)
 """Values of `max_seq_len` that are compared with the profile's."""
 _NAMED_ROWS = 5
 
+_MANY_TRUNCATED = 0.5
+"""Share of truncated rows above which the results say little about whole answers."""
+
 
 @dataclass(frozen=True)
 class CheckedData:
@@ -217,12 +220,12 @@ def _check_kept(
         message += f"; skipped: {why}"
     if cut := int(rows.kept.shortened.sum()):
         message += f"; {cut:,} of the kept rows ({cut / len(rows.kept):.0%}) are truncated"
-    offers = [
-        f"to {length} to keep {len(other.kept):,}"
-        + (f" ({other.tokens / rows.tokens:.2f} times the tokens)" if rows.kept else "")
-        for length, other in longer
-        if len(other.kept) > len(rows.kept)
-    ]
+    offers, most = [], len(rows.kept)
+    for length, other in longer:
+        if len(other.kept) > most:
+            most = len(other.kept)
+            cost = f" ({other.tokens / rows.tokens:.2f} times the tokens)" if rows.kept else ""
+            offers.append(f"to {length} to keep {most:,}{cost}")
     remedy = f"Set data.max_seq_len {' or '.join(offers)}." if offers else ""
     if not rows.kept:
         first = rows.skipped_rows[0]
@@ -233,5 +236,14 @@ def _check_kept(
         reporter.warn("data-truncated", subject, message, remedy)
     elif reasons["identical"]:
         reporter.warn("data-identical", subject, message, "Remove rows with identical sides.")
+    elif cut > _MANY_TRUNCATED * len(rows.kept):
+        least, length = min(
+            ((int(other.kept.shortened.sum()), length) for length, other in longer),
+            default=(cut, limit),
+        )
+        remedy = f"Set data.max_seq_len to {length} to truncate {least:,}."
+        if least >= cut:
+            remedy = "Nothing is needed if the beginnings of the answers decide."
+        reporter.warn("data-truncated", subject, message, remedy)
     else:
         reporter.ok("data", subject, message)

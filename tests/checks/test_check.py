@@ -340,6 +340,7 @@ def test_rows_that_a_larger_max_seq_len_would_keep(examined: Examine, bench: Pat
     assert kept.level is WARN
     assert kept.message.startswith("9 of 10 rows kept at 64 tokens; skipped: 1 too long")
     assert kept.remedy.startswith("Set data.max_seq_len to 1536 to keep 10 (")
+    assert "2048" not in kept.remedy  # it keeps no more
     lengths = diagnosis.facts["lengths"]
     assert lengths[64]["kept"] == 9
     assert lengths[1536] == lengths[2048]
@@ -349,11 +350,17 @@ def test_rows_that_a_larger_max_seq_len_would_keep(examined: Examine, bench: Pat
 def test_no_pair_left(examined: Examine) -> None:
     diagnosis = examined("data.max_seq_len=4")
     assert of(diagnosis, "data-none").message == "0 of 8 rows kept at 4 tokens; skipped: 8 too long"
-    assert (
-        of(diagnosis, "data-none").remedy
-        == "Set data.max_seq_len to 1536 to keep 8 or to 2048 to keep 8."
-    )
+    assert of(diagnosis, "data-none").remedy == "Set data.max_seq_len to 1536 to keep 8."
     assert of(diagnosis, "plan").message == "needs data"
+
+
+def test_answers_that_are_mostly_cut(examined: Examine, bench: Path) -> None:
+    rows = [row(f"Tell me {n}.", "Yes, of course. " * 40, "No, never. " * 40) for n in range(8)]
+    (bench / "pairs.jsonl").write_text("".join(rows))
+    kept = of(examined("data.max_seq_len=64"), "data-truncated")
+    assert kept.level is WARN
+    assert kept.message == "8 of 8 rows kept at 64 tokens; 8 of the kept rows (100%) are truncated"
+    assert kept.remedy == "Set data.max_seq_len to 1536 to truncate 0."
 
 
 def test_rows_with_identical_sides(examined: Examine, bench: Path) -> None:

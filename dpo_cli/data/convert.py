@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dpo_cli.data.sources import Source
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import leftovers, write_atomically
 from dpo_cli.hub.download import is_on_hub
+from dpo_cli.machine import lock_file
 
 OnProgress = Callable[[str, int, int, str], None]
 """Called with phase, done, total and unit."""
@@ -178,7 +178,7 @@ def _opened(path: Path) -> TextIO:
     """Open a temporary file for writing, and lock it, so that no other conversion removes it."""
     file = path.open("w", encoding="utf-8", newline="\n")
     with contextlib.suppress(OSError):  # some file systems have no locks
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(file.fileno())
     return file
 
 
@@ -189,5 +189,5 @@ def _remove_leftovers(*paths: Path) -> None:
         if name not in names or path.is_symlink() or not path.is_file():
             continue
         with contextlib.suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file.fileno())
             path.unlink()

@@ -93,7 +93,7 @@ def test_an_lr_sum_too_small(shared: Path, tmp_path: Path) -> None:
 def test_no_saturation(shared: Path, tmp_path: Path) -> None:
     run = trained(shared, tmp_path, **{"train.learning_rate": 3e-6})
     assert codes(run) == {"no-saturation"}
-    assert "dpo.beta = 5 and train.learning_rate" in only(run, "no-saturation").remedy
+    assert "dpo.beta = 0.1 and train.learning_rate" in only(run, "no-saturation").remedy
 
 
 def test_a_gradient_below_the_epsilon(shared: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dpo_cli.objective.held_out import (
     summarize,
 )
 from dpo_cli.objective.logps import Reduction
+from dpo_cli.paired import student_quantile
 from dpo_cli.profile.objective import Dpo
 
 PAIRS, TIME = 7, 9
@@ -98,11 +99,11 @@ def test_means_of_groups_add_up_to_the_mean_of_all() -> None:
         assert total / PAIRS == pytest.approx(mean, abs=1e-12)
 
 
-def test_interval_of_a_mean_is_normal() -> None:
+def test_interval_of_a_mean_is_students() -> None:
     table = score_held_out_pairs(*scores(), Dpo(beta=0.7, reduction="mean"))
     summary = summarize(table)
     margins = table[:, HELD_OUT_METRICS.index("margin_per_token")].tolist()
-    half_width = 1.96 * statistics.stdev(margins) / math.sqrt(PAIRS)
+    half_width = student_quantile(PAIRS - 1) * statistics.stdev(margins) / math.sqrt(PAIRS)
     assert summary["margin_per_token/low"] == pytest.approx(
         summary["margin_per_token"] - half_width, rel=1e-3
     )

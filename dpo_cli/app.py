@@ -166,7 +166,7 @@ def _print_error(lines: list[Text]) -> None:
             console.print(line, soft_wrap=True)
 
 
-def _system_error(error: OSError, where: str = "standard output or a file") -> DpoError:
+def _system_error(error: OSError, where: str) -> DpoError:
     """Convert an error of the operating system that no caller has converted.
 
     Args:
@@ -196,7 +196,7 @@ def _flush_output() -> ExitCode | None:
     error = _flush(sys.stdout)
     code = None
     if error is not None and not isinstance(error, BrokenPipeError):
-        _print_error(error_lines(_system_error(error)))
+        _print_error(error_lines(_system_error(error, "standard output")))
         code = ExitCode.FAILED
     for stream in (sys.stdout, sys.stderr):
         if _flush(stream) is not None:  # must not raise again while Python exits

@@ -313,7 +313,7 @@ class ChatTokenizer:
     def encode(self, texts: Sequence[Rendered], *, sides: int = 1) -> list[Encoded]:
         """Encode texts and find the tokens of their answers.
 
-        An answer begins behind the longest common beginning of the ids of its prompt and of the
+        An answer begins after the longest common beginning of the ids of its prompt and of the
         whole text. It ends with the last token that starts before its end.
 
         Args:

@@ -193,8 +193,8 @@ def as_tensor(values: array[int]) -> Tensor:
     return torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
 
 
-def _concatenated(parts: Sequence[array[int]], typecode: str) -> array[int]:
-    whole = array(typecode)
+def _concatenated(parts: Sequence[array[int]], code: str) -> array[int]:
+    whole = array(code)
     for part in parts:
         whole += part
     return whole

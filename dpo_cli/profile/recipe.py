@@ -160,7 +160,7 @@ def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
 
 
 def _limits(proposal: Proposal) -> Sequence[str]:
-    """Return the arithmetic of the learning rate."""
+    """Return the lines that explain how the learning rate is computed."""
     lr_sum, mean = show_value(doctrine.MAX_LR_SUM), proposal.mean
     chosen = show_value(proposal.learning_rate)
     if proposal.learning_rate < proposal.limit:

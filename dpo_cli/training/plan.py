@@ -1,4 +1,4 @@
-"""From the inputs of a run to its plan; see `dpo_cli.run.plan`."""
+"""Plan of a run, made from its inputs; see `dpo_cli.run.plan`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def make_plan(inputs: RunInputs) -> Plan:
 
 
 def saved_max_tokens_per_forward(plan: Plan | None) -> int | None:
-    """Return the limit of a forward that a run began with; None if it has no default of its own."""
+    """Return the default of `train.max_tokens_per_forward` that a run began with, if recorded."""
     saved = plan.environment.get(_TOKENS_PER_FORWARD) if plan else None
     return int(saved) if saved else None
 

@@ -85,7 +85,7 @@ class Run:
 
         Args:
             follow: wait for new events until no process trains the run. Without it, iterate over
-                what counts: steps that a resume repeated appear once.
+                the valid events: steps that a resume repeated appear once.
 
         Example::
 
@@ -307,7 +307,7 @@ class Run:
         return {"text/plain": panel_text(panel), "text/html": panel_html(panel)}
 
     def launch(self, start: Start) -> None:
-        """Start training in a launcher of its own; the view forgets how the last start ended."""
+        """Start training in a new launcher process, and reset the state of the last start."""
         self.view.expect_start()
         self._launcher = SpawnedLauncher(start)
 

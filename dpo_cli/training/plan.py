@@ -54,7 +54,7 @@ def make_plan(inputs: RunInputs) -> Plan:
         environment={
             **environment(),
             **inputs.device.versions,
-            **_forward_size(inputs),
+            **_forward_limit(inputs),
             "ranks": str(inputs.world_size),
         },
     )
@@ -66,7 +66,8 @@ def saved_max_tokens_per_forward(plan: Plan | None) -> int | None:
     return int(saved) if saved else None
 
 
-def _forward_size(inputs: RunInputs) -> dict[str, str]:
+def _forward_limit(inputs: RunInputs) -> dict[str, str]:
+    """Return the tokens per forward if they follow from the free memory; else nothing."""
     # On a CPU the default is a constant.
     if inputs.device.type == "cpu" or inputs.profile.train.max_tokens_per_forward:
         return {}

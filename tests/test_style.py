@@ -162,6 +162,48 @@ def test_no_local_name_hides_one_of_the_module() -> None:
     assert not problems, "\n".join(problems)
 
 
+ERRORS = {"DpoError", "UsageError", "NoSpaceError"}
+COMMANDS = ("nvidia-smi ", "dpo ", "this is a bug in dpo")
+"""Beginnings of a remedy that stay in lower case."""
+
+
+def remedies(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the beginnings of the remedies of errors and findings, with their lines."""
+    constants = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id=name), args=[_, remedy, *_]) if name in ERRORS:
+                pass
+            case ast.Call(func=ast.Attribute(attr="warn" | "error"), args=[_, _, _, remedy]):
+                pass
+            case _:
+                continue
+        if isinstance(remedy, ast.Name):
+            remedy = constants.get(remedy.id, remedy)
+        if isinstance(remedy, ast.JoinedStr):
+            remedy = remedy.values[0]
+        if isinstance(remedy, ast.Constant) and isinstance(remedy.value, str):
+            yield remedy.lineno, remedy.value
+
+
+def test_remedies_are_sentences() -> None:
+    """`help: Set data.max_seq_len to 512.` begins with a capital letter."""
+    problems, count = [], 0
+    for path in MODULES:
+        for line, text in remedies(ast.parse(path.read_text(encoding="utf-8"))):
+            count += 1
+            if text[:1].islower() and not text.startswith(COMMANDS):
+                problems.append(f"{place(path, line)}: {text}")
+    assert count > 300
+    assert not problems, "\n".join(problems)
+
+
 def violations(path: Path) -> Iterator[str]:
     """Yield the banned terms and British spellings of a file, with their lines."""
     text = path.read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ _COMPILED_CLASSES = ("RMSNorm", "MLP")
 """Suffixes of the classes in transformers that `compile_blocks` compiles."""
 
 _NOT_FLOAT = (
-    "use the model's weights in float32, float16 or bfloat16; quantized ones are not trained"
+    "Use the model's weights in float32, float16 or bfloat16; quantized ones are not trained."
 )
 
 
@@ -179,13 +179,13 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     except Exception as error:  # model code raises anything for inconsistent settings
         raise DpoError(
             f"{path}: transformers cannot build this model ({first_line(error)})",
-            "copy or download the directory again",
+            "Copy or download the directory again.",
         ) from error
     if problems:
         raise DpoError(
             f"{path}: not a complete {architecture.description}",
-            "a directory must hold exactly the weights that its config.json describes; check that"
-            " it is complete, and a whole model rather than an adapter",
+            "A directory must hold exactly the weights that its config.json describes. Check that"
+            " it is complete, and a whole model rather than an adapter.",
             [line for problem, names in problems.items() for line in list_names(problem, names)],
         )
     # transformers 5 does not tie a head that differs from the embedding; older versions and other
@@ -319,8 +319,8 @@ def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise DpoError(
             f"train.activation_checkpointing: {type(model).__name__} does not support it",
-            "remove the key; a lower train.max_tokens_per_forward or data.max_seq_len saves memory,"
-            " too",
+            "Remove the key. A lower train.max_tokens_per_forward or data.max_seq_len saves memory,"
+            " too.",
         )
     # The first name is that of newer versions of transformers.
     enable = getattr(model, "activation_checkpointing_enable", None)
@@ -357,7 +357,7 @@ def _require_finite_floats(state: Mapping[str, Tensor], path: Path) -> None:
     if not_finite:
         raise DpoError(
             f"{path}: {len(not_finite)} weights hold NaN or infinity, the first is {not_finite[0]}",
-            "use an earlier checkpoint; the training that wrote this file failed",
+            "Use an earlier checkpoint; the training that wrote this file failed.",
         )
 
 
@@ -365,5 +365,5 @@ def _require_tied_head(state: Mapping[str, Tensor], path: Path) -> None:
     if HEAD in state and not torch.equal(state[HEAD], state[EMBEDDING]):
         raise DpoError(
             f"{path}: {EMBEDDING} and {HEAD} differ, but MiniMind ties them",
-            "check that the file was written by a model with tied embeddings",
+            "Use a file that was written by a model with tied embeddings.",
         )

@@ -55,6 +55,7 @@ BANNED_TERMS = {
     r"\bpath_weights\b": "mixture_weights",
     r"eval\.samples\b": "eval.num_samples",
     r"\btraits?\b": "issue",
+    r"\bfrom which on\b": "the smallest ... at which",
     r"\b(no|one|each|this|rank's) cards?\b": "GPU",
     r"\bmeetings?\b": "an exchange between the ranks; a barrier",
     r"\b(tells|(not|can|to) tell)\b": "report, show, distinguish",

@@ -11,7 +11,7 @@ from dpo_cli.profile.doctrine import MAX_SATURATION_MARGIN, learn_more
 from dpo_cli.run.events import Alert
 
 CHANCE_SHARE = 0.95
-"""Share of the loss of random guessing, ln V, from which weights and tokenizer do not fit.
+"""Smallest share of the loss of random guessing, ln V, at which weights and tokenizer do not fit.
 
 A model that scores within 5 % of it has not been trained on such token ids."""
 DISPLACED_SHARE = 0.25

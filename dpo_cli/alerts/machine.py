@@ -17,7 +17,7 @@ SLOW_SHARE = 0.5
 SLOW_SECONDS = 60.0
 """Seconds that a low speed must last; the start of another job is no reason for an alert."""
 USUAL_BLOCKS = 3
-"""Number of measured windows of steps from which on their median is the usual speed."""
+"""Number of windows of steps to measure before their median counts as the usual speed."""
 _KEPT_BLOCKS = 500
 
 CONTENDED_SECONDS = 20.0

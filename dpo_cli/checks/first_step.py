@@ -87,8 +87,8 @@ def _check_loss(reporter: Reporter, inputs: RunInputs, pairs: PairScores) -> Non
         reporter.ok(
             "first-loss",
             subject,
-            f"the loss is {loss:.4f}, not {_loss_text(expected)}, because model.reference is not the"
-            f" starting weights; {agreement}",
+            f"the loss is {loss:.4f}, not {_loss_text(expected)}, because model.reference is not"
+            f" the starting weights; {agreement}",
         )
     elif abs(loss - expected) > TOLERANCE[inputs.device.dtype] * max(1, abs(expected)):
         reporter.error(

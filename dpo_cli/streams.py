@@ -1,9 +1,10 @@
-"""Standard streams: descriptors 0 to 2 of a process are always open."""
+"""Standard streams: descriptors 0 to 2 of a process are always open, and errors name them."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import IO
 
 
 def open_standard_streams() -> None:
@@ -25,3 +26,9 @@ def open_standard_streams() -> None:
             if getattr(sys, name) is None:  # the descriptor was closed when Python started
                 stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
                 setattr(sys, name, stream)
+
+
+def stream_name(stream: IO[str]) -> str:
+    """Return the name of a stream for messages, for example "standard output"."""
+    names = ((sys.stdout, "standard output"), (sys.stderr, "standard error"))
+    return next((name for each, name in names if stream is each), str(getattr(stream, "name", "")))

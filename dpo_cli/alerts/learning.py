@@ -57,7 +57,7 @@ def _nats_at_start(history: RunHistory, facts: RunFacts) -> float | None:
     """Return the loss per token of the chosen answers before the first update, if it is known."""
     if history.held_out is not None and history.held_out.optimizer_step == 0:
         logp = history.held_out.metrics.get("token_logps/chosen")
-    elif facts.reduction == "mean" and history.first and history.last.optimizer_step == 1:
+    elif facts.recipe.reduction == "mean" and history.first and history.last.optimizer_step == 1:
         logp = history.last.metrics.get("logps/chosen")
     else:
         return None
@@ -111,9 +111,9 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
         return Alert(
             code="no-saturation",
             message=f"the loss reads {now:.4f} {after} although {moved:.0%} of the weights have"
-            f" changed: with {facts.reduction} and beta {facts.beta:g} it hardly reacts (its"
-            f" gradient halves at a margin of {facts.saturation_margin:.2g} nats a token), so only"
-            " the learning rate limits how far the model moves",
+            f" changed: with {facts.recipe.reduction} and beta {facts.recipe.beta:g} it hardly"
+            f" reacts (its gradient halves at a margin of {facts.saturation_margin:.2g} nats a"
+            " token), so only the learning rate limits how far the model moves",
             remedy=learn_more(facts.recipe),
         )
     if has_moved and (accuracy := history.accuracy) and _is_no_better_than_chance(*accuracy):

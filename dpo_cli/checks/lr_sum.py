@@ -18,7 +18,7 @@ from torch import Tensor
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.trial_trainer import TrialTrainer, small_micro_batch
 from dpo_cli.data.batching import Batch
-from dpo_cli.data.sampler import BatchSampler, GlobalBatch
+from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_rate
 from dpo_cli.models.loading import to_disk_names
 from dpo_cli.profile.doctrine import (
@@ -58,15 +58,10 @@ class LrSum:
     unmovable: float
 
 
-def learning_rates(inputs: RunInputs, order: BatchSampler | None = None) -> list[float]:
-    """Return the learning rate of each optimizer step, in the run's order or another one."""
-    return [inputs.learning_rate.at(step) for step in (order or inputs.order).last_steps]
-
-
 def measure_lr_sum(inputs: RunInputs) -> LrSum:
     """Compute how many of the starting weights a run can change in each dtype."""
-    rates = learning_rates(inputs)
-    lr_sum, largest = sum(rates), max(rates)
+    lr_sum = inputs.current_recipe.lr_sum
+    largest = max(map(inputs.learning_rate.at, inputs.order.last_steps))
     changed = {str(dtype).removeprefix("torch."): 0 for dtype in _DIGITS}
     unmovable = parameters = 0
     for weights in inputs.weights.state.values():

@@ -7,8 +7,9 @@ from math import isfinite
 from statistics import fmean
 
 from dpo_cli.formatting import format_count
+from dpo_cli.learning_rate import LearningRate
 from dpo_cli.paired import estimate_mean
-from dpo_cli.profile.doctrine import MEAN_OF_SCHEDULE, RunRecipe, learn_less
+from dpo_cli.profile.doctrine import RunRecipe, learn_less
 from dpo_cli.repetition import repetition
 from dpo_cli.run.events import Completed, Evaluated, Sampled
 from dpo_cli.run.plan import Plan
@@ -102,12 +103,16 @@ def _remedy(view: RunView) -> str:
 
 
 def _recipe(plan: Plan) -> RunRecipe:
-    rate = plan.setting("train.learning_rate")
-    factors = MEAN_OF_SCHEDULE[plan.setting("train.schedule")] * plan.steps.optimizer_steps
+    rate = LearningRate(
+        plan.setting("train.schedule"),
+        plan.setting("train.learning_rate"),
+        plan.steps.micro_batches,
+        plan.setting("train.warmup_iters") or 0,
+    )
     return RunRecipe(
         reduction=plan.setting("dpo.reduction"),
         beta=plan.setting("dpo.beta"),
-        learning_rate=rate,
-        lr_sum=rate * factors,
+        learning_rate=rate.peak,
+        lr_sum=rate.lr_sum(plan.steps.last_steps),
         parameters=plan.model.parameters,
     )

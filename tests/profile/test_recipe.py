@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.learning_rate import LearningRate
 from dpo_cli.profile import doctrine
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.recipe import (
@@ -64,7 +65,6 @@ def test_no_proposal_is_above_what_was_measured(
 ) -> None:
     """Not for any number of rows: neither the rate nor the sum of the rates."""
     from dpo_cli.data.sampler import hold_out  # torch: compares with the real schedule
-    from dpo_cli.training.optimizer import LearningRate
 
     model = None
     if parameters:

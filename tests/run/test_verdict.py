@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from dpo_cli.run.events import Event, Planned
+from dpo_cli.run.plan import PlannedSteps
 from dpo_cli.run.verdict import Verdict, is_best_earlier, verdict_of
 from dpo_cli.run.view import RunView
 from tests.support.judged_runs import (
@@ -75,6 +77,13 @@ def test_the_remedy_names_the_proposed_rate_and_the_best_checkpoint() -> None:
     assert verdict is not None
     assert "Set train.learning_rate = 5e-6, as dpo init proposes." in verdict.remedy
     assert "eval.keep_best = true" in verdict.remedy
+    # Over 1000 steps the sum of the rates is the limit, and a warm-up reduces it.
+    steps = PlannedSteps(1000, 1000, 1000, 1)
+    for warmup_iters, rate in ((0, "1.6e-6"), (1000, "5e-6")):
+        long = planned(train={"warmup_iters": warmup_iters}).plan
+        verdict = judged(*rise, plan=Planned(plan=replace(long, steps=steps)))
+        assert verdict is not None
+        assert f"Set train.learning_rate = {rate}, as dpo init" in verdict.remedy
     kept = judged(*rise, plan=planned(keep_best=True))
     assert kept is not None
     assert "Keep the starting weights" in kept.remedy

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from dpo_cli.run.events import Completed, Evaluated, Event, Planned, Sampled, Saved, StepDone
+from dpo_cli.run.plan import PlannedSteps
 from tests.support import story
 
 LN2 = 0.693147
@@ -19,7 +20,9 @@ def planned(**settings: Any) -> Planned:
     tables = {table: dict(keys) for table, keys in story.PLAN.settings.items()}
     for table, keys in changed.items():
         tables[table] = {**tables.get(table, {}), **keys}
-    steps = dataclasses.replace(story.PLAN.steps, micro_batches=15, optimizer_steps=15)
+    steps = PlannedSteps(
+        micro_batches=15, micro_batches_per_epoch=15, optimizer_steps=15, accumulation_steps=1
+    )
     return Planned(plan=dataclasses.replace(story.PLAN, settings=tables, steps=steps))
 
 

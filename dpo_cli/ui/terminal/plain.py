@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +11,6 @@ from rich.text import Text
 
 from dpo_cli.formatting import format_count, format_duration, format_number, format_size
 from dpo_cli.printable import one_line
-from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (
     ACCURACY,
     Alert,
@@ -28,7 +27,6 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from dpo_cli.run.plan import Plan
-from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.metrics import with_missing
 from dpo_cli.ui.terminal.ranks import straggler, straggler_message
@@ -49,17 +47,25 @@ class PlainReport:
         console: where to print.
         designation: name of the run on the command line.
         directory: the run's directory.
+        read_view: returns the view of the whole run, for the end of a resumed run, of which the
+            report sees only the last events; None if the report sees all events.
         quiet: print only warnings and the final result.
     """
 
     def __init__(
-        self, console: Console, designation: str, directory: Path, *, quiet: bool = False
+        self,
+        console: Console,
+        designation: str,
+        directory: Path,
+        *,
+        read_view: Callable[[], RunView] | None = None,
+        quiet: bool = False,
     ) -> None:
         self._console = console
         self._designation = designation
         self._directory = directory
         self._quiet = quiet
-        self._plan: Plan | None = None
+        self._read_view = read_view
         self._view = RunView()
         self._phase = _Phase()
         self._recent: deque[StepDone] = deque(maxlen=_RECENT_STEPS)
@@ -74,7 +80,6 @@ class PlainReport:
         self._view.take(event)
         match event:
             case Planned():
-                self._plan = event.plan
                 self._print(plan_lines(event.plan, self._directory))
             case Progress() if self._phase.is_due(event):
                 self._print([progress_line(event)])
@@ -98,17 +103,12 @@ class PlainReport:
                 self._print(resumed_lines(event))
             case Alert():
                 self._print(alert_lines(event), always=True)
-            case Stopped() if self._plan is not None:  # otherwise the launcher reports it
+            case Stopped() if self._view.plan is not None:  # otherwise the launcher reports it
                 self._print(stopped_lines(event, self._designation), always=True)
             case Completed():
-                lines = completed_lines(event, self._designation, self._directory, self._whole())
+                whole = self._read_view() if self._has_resumed and self._read_view else self._view
+                lines = completed_lines(event, self._designation, self._directory, whole)
                 self._print(lines, always=True)
-
-    def _whole(self) -> RunView:
-        """Return the view of the whole run; a resume reports only the events since."""
-        path = RunDirectory(self._directory).events_path
-        is_resumed = self._has_resumed and path.is_file()
-        return RunView.of(ThinnedHistory(path)) if is_resumed else self._view
 
     def _step(self, event: StepDone) -> None:
         self._recent.append(event)
@@ -116,7 +116,7 @@ class PlainReport:
         self._last_step = event.step
         if is_due:
             self._shown_at_seconds = event.elapsed_seconds
-            self._print([step_line(event, self._recent, self._plan)])
+            self._print([step_line(event, self._recent, self._view.plan)])
         slow = None if self._has_shown_straggler else straggler(self._recent)
         if slow is not None:
             self._has_shown_straggler = True
@@ -129,11 +129,11 @@ class PlainReport:
             return True
         if event.elapsed_seconds - self._shown_at_seconds >= _LONGEST_SILENCE_SECONDS:
             return True
-        if self._plan is None:
+        if (plan := self._view.plan) is None:
             return False
         # An optimizer step covers several micro-batches and can jump over a multiple.
-        log_interval = self._plan.setting("train.log_interval")
-        return before // log_interval < now // log_interval or now == self._plan.steps.micro_batches
+        log_interval = plan.setting("train.log_interval")
+        return before // log_interval < now // log_interval or now == plan.steps.micro_batches
 
     def _print(self, lines: Iterable[Text], *, always: bool = False) -> None:
         if always or not self._quiet:

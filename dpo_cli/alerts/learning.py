@@ -116,18 +116,19 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
             " token), so only the learning rate limits how far the model moves",
             remedy=learn_more(facts.recipe),
         )
-    if has_moved and (accuracy := history.accuracy) and _is_no_better_than_chance(*accuracy):
+    if has_moved and (accuracy := history.accuracy):
         share, pairs = accuracy
         low, high = wilson_interval(share, pairs)
-        return Alert(
-            code="accuracy-stuck",
-            message=f"{after} the accuracy of the last {pairs:,} pairs is {share:.2f} (95 %:"
-            f" {low:.2f} to {high:.2f}), no better than chance, although {moved:.0%} of the weights"
-            " have changed: batches do not teach the same thing",
-            remedy="Check the pairs: is chosen the better answer, do some pairs contradict others?"
-            " If they are correct, lower train.learning_rate: the lr_sum may be so large that the"
-            " model breaks.",
-        )
+        if low <= 0.5 and high < USELESS_ACCURACY:
+            return Alert(
+                code="accuracy-stuck",
+                message=f"{after} the accuracy of the last {pairs:,} pairs is {share:.2f} (95 %:"
+                f" {low:.2f} to {high:.2f}), no better than chance, although {moved:.0%} of the"
+                " weights have changed: batches do not teach the same thing",
+                remedy="Check the pairs: is chosen the better answer, do some pairs contradict"
+                " others? If they are correct, lower train.learning_rate: the lr_sum may be so"
+                " large that the model breaks.",
+            )
     if is_still and not has_moved:
         return Alert(
             code="lr-sum-small",
@@ -137,11 +138,6 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
             remedy=learn_more(facts.recipe),
         )
     return None
-
-
-def _is_no_better_than_chance(accuracy: float, pairs: int) -> bool:
-    low, high = wilson_interval(accuracy, pairs)
-    return low <= 0.5 and high < USELESS_ACCURACY
 
 
 def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:

@@ -7,6 +7,7 @@ from math import isfinite
 from statistics import fmean
 
 from dpo_cli.formatting import format_count
+from dpo_cli.intervals import LOW
 from dpo_cli.learning_rate import LearningRate
 from dpo_cli.paired import estimate_mean
 from dpo_cli.profile.doctrine import RunRecipe, learn_less
@@ -69,7 +70,7 @@ def _low(evaluated: Evaluated) -> float:
     interval is that of the change pair by pair (`dpo_cli.ui.outcome.loss_change`). Elsewhere this
     interval is wider, so that fewer rises count.
     """
-    return evaluated.groups.get("all", {}).get("loss/low", float("-inf"))
+    return evaluated.groups.get("all", {}).get("loss" + LOW, float("-inf"))
 
 
 def _collapse(view: RunView) -> str | None:

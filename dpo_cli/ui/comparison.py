@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_cli.formatting import format_count
-from dpo_cli.intervals import wilson_interval
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.paired import ModelScores, PairedComparison, compare
 from dpo_cli.profile.resolved import values_affecting
 from dpo_cli.profile.table import Affects
@@ -87,13 +87,10 @@ def accuracy_of(evaluation: Evaluated | None) -> tuple[float, tuple[float, float
 
     A policy that equals its reference has no accuracy.
     """
-    if evaluation is None or not evaluation.pairs or ACCURACY not in evaluation.metrics:
+    summary = evaluation.groups.get("all", {}) if evaluation else {}
+    if not {ACCURACY, ACCURACY + LOW, ACCURACY + HIGH} <= summary.keys():
         return None
-    share, summary = evaluation.metrics[ACCURACY], evaluation.groups.get("all", {})
-    ends = summary.get(f"{ACCURACY}/low"), summary.get(f"{ACCURACY}/high")
-    if ends[0] is None or ends[1] is None:
-        return share, wilson_interval(share, evaluation.pairs)
-    return share, (ends[0], ends[1])
+    return summary[ACCURACY], (summary[ACCURACY + LOW], summary[ACCURACY + HIGH])
 
 
 @dataclass(frozen=True)

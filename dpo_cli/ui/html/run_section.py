@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.formatting import format_count, format_number, format_with_interval
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.run.events import ACCURACY, RANKING, Event, Failed, RankEnded, Sampled, WorkerStarted
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
@@ -204,9 +205,9 @@ class RunSection:
 
 
 def _share(figures: Mapping[str, float], name: str) -> str:
-    if f"{name}/low" not in figures:
+    if name + LOW not in figures:
         return format_number(figures.get(name), ".2f")
-    return format_with_interval(figures[name], figures[f"{name}/low"], figures[f"{name}/high"])
+    return format_with_interval(figures[name], figures[name + LOW], figures[name + HIGH])
 
 
 def _toml(settings: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from math import nan
 from rich.text import Text
 
 from dpo_cli.formatting import MISSING, format_count, format_duration, format_number, format_size
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.run.events import ACCURACY, RANKING, Evaluated
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.layout import Block, fit
@@ -67,7 +68,7 @@ def group_lines(evaluation: Evaluated | None, width: int) -> Block:
     lines = [Text.assemble(" " * name_width, ("".join(h.rjust(w) for h, w in heads), "magenta"))]
     for name, found in evaluation.groups.items():
         metrics = with_missing(found)
-        low, high = metrics[f"{ACCURACY}/low"], metrics[f"{ACCURACY}/high"]
+        low, high = metrics[ACCURACY + LOW], metrics[ACCURACY + HIGH]
         accuracy = format_number(found.get(ACCURACY), ".2f")
         values = (
             f"{metrics['pairs']:,.0f}",

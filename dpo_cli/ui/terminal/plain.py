@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dpo_cli.formatting import format_count, format_duration, format_number, format_size
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.printable import one_line
 from dpo_cli.run.events import (
     ACCURACY,
@@ -269,9 +270,9 @@ def evaluation_line(event: Evaluated) -> Text:
 def _interval(event: Evaluated, metric: str) -> str:
     """Return the 95 % interval of a metric; empty if the event has none."""
     of_all = event.groups.get("all", {})
-    if metric + "/low" not in of_all:
+    if metric + LOW not in of_all:
         return ""
-    return f" ({of_all[metric + '/low']:.2f}-{of_all[metric + '/high']:.2f})"
+    return f" ({of_all[metric + LOW]:.2f}-{of_all[metric + HIGH]:.2f})"
 
 
 def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Text]:

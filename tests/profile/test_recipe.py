@@ -35,16 +35,23 @@ def weights_file(folder: Path, parameters: int) -> Path:
 
 
 def model_folder(folder: Path, parameters: int) -> Path:
-    """A model directory with the header of a safetensors file."""
+    """A model directory with a safetensors file of zeros, which takes no space on disk."""
     path = folder / f"model-{parameters}"
     path.mkdir()
+    size_bytes = 4 * parameters
     header = json.dumps(
         {
             "__metadata__": {"format": "pt"},
-            "a": {"dtype": "F32", "shape": [parameters // 1000, 1000], "data_offsets": [0, 0]},
+            "a": {
+                "dtype": "F32",
+                "shape": [parameters // 1000, 1000],
+                "data_offsets": [0, size_bytes],
+            },
         }
     ).encode()
-    (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with open(path / "model.safetensors", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size_bytes)
     return path
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
 
-from dpo_cli.formatting import format_count
+from dpo_cli.formatting import format_count, format_percent
 from dpo_cli.intervals import LOW
 from dpo_cli.learning_rate import LearningRate
 from dpo_cli.paired import estimate_mean
@@ -86,7 +86,8 @@ def _collapse(view: RunView) -> str | None:
         return None
     return (
         f"the answers to {format_count(len(after), 'prompt')} repeat themselves:"
-        f" {fmean(after):.0%} of their text, {fmean(before):.0%} at the start"
+        f" {format_percent(fmean(after), 0)} of their text,"
+        f" {format_percent(fmean(before), 0)} at the start"
     )
 
 

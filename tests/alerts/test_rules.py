@@ -154,7 +154,7 @@ def test_a_loss_that_stays_because_the_weights_do() -> None:
     alert = text(still, "lr-sum-small", BLIND)
     assert alert.message == (
         "the loss still reads 0.6928 after 40 of 120 updates: an lr_sum (sum of the learning rates)"
-        " of 4.0e-04 so far hardly moves the weights (1.0% of them changed in a float16 file)"
+        " of 4.0e-04 so far hardly moves the weights (1.0 % of them changed in a float16 file)"
     )
     assert alert.remedy == learn_more(FACTS.recipe)
 
@@ -162,7 +162,7 @@ def test_a_loss_that_stays_because_the_weights_do() -> None:
 def test_a_loss_that_stays_although_the_weights_move() -> None:
     assert alerts_of(steps(at_ln_2), BLIND) == [(40, "no-saturation")]
     alert = text(steps(at_ln_2), "no-saturation", BLIND)
-    assert "although 90% of the weights have changed: with mean and beta 0.1" in alert.message
+    assert "although 90 % of the weights have changed: with mean and beta 0.1" in alert.message
     assert "11 nats a token" in alert.message
     # A sum over a hundred tokens saturates.
     saturating = with_loss(BLIND, "sum", 0.1)
@@ -311,7 +311,7 @@ def test_the_host_of_a_virtual_machine_is_named() -> None:
     rules = AlertRules(replace(FACTS, threads=1))
     said = [a for e in steps(busy_after(0)) for a in rules.take(e, stolen=lambda: 0.3)]
     [alert] = [each for each in said if each.code == "cpu-contention"]
-    assert alert.message.endswith("; the host of this virtual machine takes 30% of the CPU time")
+    assert alert.message.endswith("; the host of this virtual machine takes 30 % of the CPU time")
     assert "train.threads" not in alert.remedy
 
 

@@ -58,7 +58,7 @@ def test_a_loss_that_fell_or_moved_within_chance(losses: tuple[float, ...]) -> N
 def test_answers_that_repeat_themselves() -> None:
     verdict = judged(sampled(0, *[PROSE] * 4), sampled(15, *[LOOP] * 4))
     assert verdict is not None
-    assert verdict.message.startswith("the answers to 4 prompts repeat themselves: 87% of")
+    assert verdict.message.startswith("the answers to 4 prompts repeat themselves: 87 % of")
     assert judged(sampled(0, LOOP, PROSE), sampled(15, LOOP, PROSE)) is None
     # One of two answers may repeat itself by chance.
     assert judged(sampled(0, PROSE, PROSE), sampled(15, LOOP, PROSE)) is None

@@ -160,8 +160,8 @@ def test_only_long_phases_are_printed_and_not_too_often() -> None:
     quick = [progress("reading", k, k * 0.004) for k in range(400)]
     long = [progress("encoding", k, 10 + k * 0.0125) for k in range(401)]
     assert shown(*quick, *long) == [
-        "encoding 40% (160 of 400 pairs)",
-        "encoding 80% (320 of 400 pairs)",
+        "encoding 40 % (160 of 400 pairs)",
+        "encoding 80 % (320 of 400 pairs)",
     ]
 
 

@@ -9,7 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from dpo_cli.formatting import format_count, format_duration, format_number, format_size
+from dpo_cli.formatting import (
+    format_count,
+    format_duration,
+    format_number,
+    format_percent,
+    format_size,
+)
 from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.printable import one_line
 from dpo_cli.run.events import (
@@ -202,7 +208,7 @@ def _template(empty_think_ratio: float | None) -> list[tuple[str, str]]:
 
 def think_blocks(empty_think_ratio: float) -> str:
     """Describe a value of `data.empty_think_ratio`."""
-    return f"empty think blocks kept in {empty_think_ratio:.0%} of the pairs"
+    return f"empty think blocks kept in {format_percent(empty_think_ratio, 0)} of the pairs"
 
 
 def has_micro_steps(plan: Plan | None) -> bool:
@@ -226,7 +232,7 @@ def progress_line(event: Progress) -> Text:
     done = f"({event.done:,} {event.unit})"
     if event.total:
         share = event.done / event.total
-        done = f"{share:.0%} ({event.done:,} of {event.total:,} {event.unit})"
+        done = f"{format_percent(share, 0)} ({event.done:,} of {event.total:,} {event.unit})"
     return Text(f"{event.phase} {done}", style="dim")
 
 

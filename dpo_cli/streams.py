@@ -6,6 +6,9 @@ import os
 import sys
 from typing import IO
 
+_NAMES = {1: "standard output", 2: "standard error"}
+_OTHER = "the output"
+
 
 def open_standard_streams() -> None:
     """Open /dev/null for each of stdin, stdout and stderr that is closed (`dpo runs >&-`).
@@ -29,6 +32,8 @@ def open_standard_streams() -> None:
 
 
 def stream_name(stream: IO[str]) -> str:
-    """Return the name of a stream for messages, for example "standard output"."""
-    names = ((sys.stdout, "standard output"), (sys.stderr, "standard error"))
-    return next((name for each, name in names if stream is each), str(getattr(stream, "name", "")))
+    """Return the name of an output stream for messages, for example "standard output"."""
+    try:  # by the descriptor, because rich and notebooks replace sys.stdout by objects of their own
+        return _NAMES.get(stream.fileno(), _OTHER)
+    except (OSError, ValueError, AttributeError):
+        return _OTHER

@@ -46,7 +46,9 @@ def _largest_id(content: bytes) -> int:
         tokenizer = json.loads(content)
         vocabulary = tokenizer["model"]["vocab"]
         ids = [*vocabulary.values()] if isinstance(vocabulary, dict) else []
-        return max([*ids, *(token["id"] for token in tokenizer.get("added_tokens") or ())])
+        ids += [token["id"] for token in tokenizer.get("added_tokens") or ()]
+        largest: int = max(ids)
+        return largest
     return 0  # reported when the tokenizer is loaded
 
 

@@ -87,8 +87,8 @@ def test_bars_of_lengths() -> None:
     assert [line.rstrip("─ ") for line in shown(table, 60).splitlines()] == [
         "lengths of 109 pairs",
         "  tokens  0 to 1,024, then beyond  median  90 %  longest",
-        "  prompt  █▄▁▁    │▁                   40  500    3,054",
-        "  chosen  █▄▁▁    │                    40  500    3,054",
+        "  prompt  █▄▁▁    │▁                   40   500    3,054",
+        "  chosen  █▄▁▁    │                    40   500    3,054",
     ]
 
 

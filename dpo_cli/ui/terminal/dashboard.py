@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from dpo_cli.formatting import format_duration, format_progress
+from dpo_cli.formatting import format_duration, format_percent, format_progress
 from dpo_cli.printable import one_line
 from dpo_cli.run.verdict import verdict_of
 from dpo_cli.run.view import RunState, RunView
@@ -265,11 +265,11 @@ class Dashboard:
 
 
 def _progress_line(label: str, share: float, remark: str, width: int) -> Text:
-    inner = max(0, width - _PROGRESS_LABEL_WIDTH - _PROGRESS_REMARK_WIDTH - 6)
+    inner = max(0, width - _PROGRESS_LABEL_WIDTH - _PROGRESS_REMARK_WIDTH - 7)
     return Text.assemble(
         fit(Text(label), _PROGRESS_LABEL_WIDTH),
         bar(share, inner, "cyan"),
-        f" {share:4.0%} ",
+        f" {format_percent(share, 0):>5} ",
         remark.rjust(_PROGRESS_REMARK_WIDTH),
     )
 

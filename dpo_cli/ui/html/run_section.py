@@ -13,7 +13,8 @@ from dpo_cli.run.events import ACCURACY, RANKING, Event, Failed, RankEnded, Samp
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
 from dpo_cli.ui.html.redaction import without_quotations
-from dpo_cli.ui.terminal.plain import plan_facts
+from dpo_cli.ui.significance import ACCURACY_MEANING, RANKING_MEANING
+from dpo_cli.ui.terminal.plain import plan_facts, titled_alerts
 
 FIGURES = (
     ("loss", "loss", ".4f"),
@@ -103,15 +104,16 @@ class RunSection:
         return "<h3>Held-out pairs by group</h3>" + self._write.table(
             heads,
             rows,
-            f"ranking: share of pairs with a higher policy log-prob for chosen; {UNITS}",
+            f"{ACCURACY_MEANING}; {RANKING_MEANING}; {UNITS}",
             "figures",
         )
 
     def _messages(self) -> str:
         """Return alerts and, for a failed run, the error."""
         parts = []
-        for alert in self._run.view.alerts.values():
-            parts.append(self._message("alert", alert.message, alert.remedy))
+        for title, alert in titled_alerts(self._run.view):
+            message = alert.message if title == "warning" else f"{title}: {alert.message}"
+            parts.append(self._message("alert", message, alert.remedy))
         if isinstance(self._run.view.ending, Failed):
             failed = self._run.view.ending
             rest = "" if self._redact else "\n".join(failed.details)

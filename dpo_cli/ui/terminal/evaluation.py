@@ -18,7 +18,12 @@ from dpo_cli.printable import one_line
 from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.events import ACCURACY, RANKING, TIES
-from dpo_cli.ui.significance import ACCURACY_NAMES, comparison_note
+from dpo_cli.ui.significance import (
+    ACCURACY_MEANING,
+    ACCURACY_NAMES,
+    RANKING_MEANING,
+    comparison_note,
+)
 from dpo_cli.ui.terminal.plain import think_blocks
 
 if TYPE_CHECKING:
@@ -49,7 +54,7 @@ class EvaluationView:
     """Rich renderable of an evaluation: one model by groups of pairs, or several side by side."""
 
     def __init__(self, evaluation: Evaluation) -> None:
-        self._evaluation = evaluation
+        self._evaluation, self._models = evaluation, evaluation.models
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw models, data and settings, the metrics, and notes on their significance."""
@@ -57,11 +62,13 @@ class EvaluationView:
             yield Text(one_line(line))
         yield Text()
         yield self._table(is_wide=options.max_width >= _WIDE)
+        if {ACCURACY, RANKING} <= {name for each in self._models for name in each.groups[ALL]}:
+            yield Text(f"{ACCURACY_MEANING}\n{RANKING_MEANING}", style="dim")
         for note in notes(self._evaluation):
             yield Text.assemble(("note: ", "bold yellow"), note)
 
     def _table(self, *, is_wide: bool) -> Table:
-        models = self._evaluation.models
+        models = self._models
         rows: Mapping[str, Figures] = models[0].groups
         available = {name for model in models for name in model.groups[ALL]}
         if len(models) > 1:

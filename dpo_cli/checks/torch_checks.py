@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.checks.data import CheckedData, check_data, check_masks
-from dpo_cli.checks.first_step import check_first_step, check_layout
+from dpo_cli.checks.first_step import check_first_step, check_layout, check_start_answers
 from dpo_cli.checks.forecast import check_forecast
 from dpo_cli.checks.launch import check_launch, check_world_size
 from dpo_cli.checks.lr_sum import check_lr_sum, check_update
@@ -107,7 +107,7 @@ class TorchChecks:
                 if world_size != 1 and world_size is not None:
                     check_world_size(reporter, inputs, world_size)
                 facts["plan"] = make_plan(inputs).to_dict()
-            facts |= self.compute(inputs, startup_seconds)
+            facts |= self.compute(inputs, tokenizer, startup_seconds)
         facts["disk_bytes"] = check_disk(reporter, profile, self.runs_root, weights)
         histograms = data.histograms if data else ()
         return Diagnosis(tuple(reporter.findings), shown, facts, histograms)
@@ -134,7 +134,9 @@ class TorchChecks:
             return None
         return check_data(self.reporter, self.profile, source, tokenizer, self.on_progress)
 
-    def compute(self, inputs: RunInputs, startup_seconds: float) -> dict[str, Any]:
+    def compute(
+        self, inputs: RunInputs, tokenizer: ChatTokenizer | None, startup_seconds: float
+    ) -> dict[str, Any]:
         """Score pairs and take real steps; return the figures for `dpo check --json`."""
         reporter, on_progress = self.reporter, self.on_progress
         facts: dict[str, Any] = {}
@@ -149,6 +151,8 @@ class TorchChecks:
             trial = make_trial_trainer(inputs, on_progress)
             check_layout(reporter, trial)
             check_first_step(reporter, trial)
+            if tokenizer:
+                check_start_answers(reporter, trial, tokenizer)
             if self.wrong_keys:
                 for code in ("plan", *_RUN_CODES):
                     reporter.skip(code, "a profile without errors")

@@ -10,6 +10,7 @@ from typing import Any
 
 from dpo_cli.formatting import format_count, format_number, format_with_interval
 from dpo_cli.run.events import ACCURACY, RANKING, Event, Failed, RankEnded, Sampled, WorkerStarted
+from dpo_cli.run.plan import PlannedPairs, part_of
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
 from dpo_cli.ui.html.redaction import without_quotations
@@ -156,6 +157,7 @@ class RunSection:
             ("pairs kept", f"{plan.pairs.kept:,}"),
             ("held-out pairs", f"{plan.pairs.held_out:,}"),
             ("skipped rows", f"{plan.pairs.skipped_rows:,}"),
+            *_truncation_and_leak(plan.pairs),
             ("columns not read", ", ".join(plan.pairs.unread_columns) or "none"),
             ("data.max_seq_len", f"{plan.setting('data.max_seq_len'):,} tokens"),
         ]
@@ -203,6 +205,14 @@ class RunSection:
                 details("SHA-256 of the inputs", write.facts(prints.items()) if prints else ""),
             ]
         )
+
+
+def _truncation_and_leak(pairs: PlannedPairs) -> Iterator[tuple[str, str]]:
+    if pairs.truncated is not None:
+        yield "truncated pairs", part_of(pairs.truncated, pairs.kept)
+    if pairs.held_out and pairs.held_out_truncated is not None:
+        yield "truncated held-out pairs", part_of(pairs.held_out_truncated, pairs.held_out)
+        yield "held-out prompts also trained on", part_of(pairs.held_out_known, pairs.held_out)
 
 
 def _share(figures: Mapping[str, float], name: str) -> str:

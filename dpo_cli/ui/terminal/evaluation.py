@@ -18,6 +18,7 @@ from dpo_cli.printable import one_line
 from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.events import ACCURACY, RANKING, TIES
+from dpo_cli.run.plan import KNOWN_SHARE, part_of
 from dpo_cli.ui.significance import (
     ACCURACY_MEANING,
     ACCURACY_NAMES,
@@ -142,6 +143,17 @@ def notes(evaluation: Evaluation) -> list[str]:
     for title in evaluation.trained_on:
         lines.append(f"{title} was trained on pairs of this file and may have seen these")
     models = _by_letter(evaluation.models)
+    pairs = int(evaluation.models[0].groups[ALL]["pairs"])
+    if (evaluation.known_prompts or 0) > KNOWN_SHARE * pairs:
+        lines.append(
+            f"{part_of(evaluation.known_prompts, pairs)} pairs have a prompt that the run also"
+            " trained on: they make the result look better than it is"
+        )
+    if evaluation.truncated:
+        lines.append(
+            f"{part_of(evaluation.truncated, pairs)} pairs are truncated at data.max_seq_len ="
+            f" {evaluation.eval_config.profile.data.max_seq_len}: what is cut is not evaluated"
+        )
     chance = -math.log(evaluation.vocab_size)
     worse = [
         letter
@@ -224,6 +236,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "data": [str(path) for path in profile.data.paths],
         "held_out": evaluation.eval_config.is_own,
         "skipped_rows": evaluation.skipped_rows,
+        "truncated": evaluation.truncated,
+        "known_prompts": evaluation.known_prompts,
         "max_seq_len": profile.data.max_seq_len,
         "loss": profile.dpo.title,
         "beta": profile.dpo.beta,

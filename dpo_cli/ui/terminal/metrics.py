@@ -125,8 +125,8 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
         if step.device_bytes:
             facts["memory"].append(f"{format_size(step.device_bytes)} device")
     if view.weights_moved is not None:
-        share = format(view.weights_moved, ".0%" if view.weights_moved >= 0.0995 else ".1%")
-        facts["weights"].append(f"{share} moved by step {view.weights_moved_step:,}")
+        moved = format(view.weights_moved, ".0%" if view.weights_moved >= 0.0995 else ".1%")
+        facts["weights"].append(f"{moved} moved by step {view.weights_moved_step:,}")
     if seconds:
         facts["speed"].append(f"{sum(each.pairs for each in recent) / seconds:.1f} pairs/s")
     if seconds and tokens:

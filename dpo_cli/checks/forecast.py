@@ -99,14 +99,15 @@ def check_forecast(
     listed = ", ".join(
         f"{name} {format_duration(part)}" for name, part in parts.items() if part >= 1
     )
-    reporter.ok(
-        "time",
-        "",
+    message = (
         f"about {format_duration(forecast.seconds)} on this device: {forecast.step_seconds:.2g} s"
         f" per step on average, at most {forecast.longest_step_seconds:.2g} s"
         + (f"; {listed}" if listed else "")
-        + how_to_shorten(trial.inputs, forecast),
     )
+    if remedy := how_to_shorten(trial.inputs, forecast):
+        reporter.warn("time", "", message, remedy)
+    else:
+        reporter.ok("time", "", message)
     return asdict(forecast)
 
 
@@ -133,7 +134,7 @@ def how_to_shorten(inputs: RunInputs, forecast: Forecast) -> str:
         ways.append("a larger eval.interval evaluates less often")
     if forecast.saving_seconds > least:
         ways.append("a larger train.save_interval saves less often")
-    return f". To shorten it: {'; '.join(ways)}." if ways else ""
+    return f"To shorten the run: {'; '.join(ways)}." if ways else ""
 
 
 def take_samples(trial: TrialTrainer, on_progress: OnProgress) -> list[Sample]:

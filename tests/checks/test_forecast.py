@@ -101,7 +101,7 @@ def test_the_forecast_counts_all_that_the_run_computes(bench: Path, examined: Ex
 def test_a_long_run_names_the_keys_that_would_shorten_it(
     bench: Path, examined: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "To shorten it" not in of(examined(), "time").message
+    assert of(examined(), "time").level is Level.OK
     inputs = prepared_with(bench, "train.epochs=4", "eval.interval=1", "data.max_seq_len=40")
     parts = {
         "startup_seconds": 0.0, "training_seconds": 6000.0, "reference_seconds": 0.0,

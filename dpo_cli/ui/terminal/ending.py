@@ -50,8 +50,8 @@ def held_out_lines(view: RunView, directory: Path) -> list[Text]:
         meanings = [ACCURACY_MEANING, RANKING_MEANING]
     return [
         Text(
-            f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}, accuracy {earlier}"
-            f"{format_number(after.get(ACCURACY), '.2f')}{ranking}, "
+            f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}\n"
+            f"          accuracy {earlier}{format_number(after.get(ACCURACY), '.2f')}{ranking}, "
             f"in {format_duration(view.elapsed_seconds(view.time))}"
         ),
         *(Text(f"  {meaning}", "dim") for meaning in meanings),

@@ -47,6 +47,7 @@ _MODULES = {
     "merge": "merge",
     "clean": "clean",
     "export": "export",
+    "push": "push",
     "import": "import_model",
     "schema": "schema",
     "cache": "cache",

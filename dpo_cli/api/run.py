@@ -18,6 +18,7 @@ from dpo_cli.api.arguments import (
     refuse_ranks,
     require_choice,
 )
+from dpo_cli.api.display import Display
 from dpo_cli.api.evaluation import evaluate_named
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run.directory import RunDirectory
@@ -25,19 +26,16 @@ from dpo_cli.run.events import Event, EventReader, history
 from dpo_cli.run.models import NamedModel
 from dpo_cli.run.spawn import SpawnedLauncher
 from dpo_cli.run.start import AlreadyCompleteError, Start, resumed_run
-from dpo_cli.run.thinning import read_view
 from dpo_cli.run.view import RunState, RunView
-from dpo_cli.ui.snapshot import notebook_display, panel_html, panel_text, read_panel
-from dpo_cli.ui.terminal.console import SafeConsole
+from dpo_cli.ui.snapshot import panel_html, panel_text, read_panel
 from dpo_cli.ui.terminal.ending import failure
-from dpo_cli.ui.terminal.plain import PlainReport
 
 if TYPE_CHECKING:
     from dpo_cli.export.export import ExportReport
+    from dpo_cli.export.push import PushReport
     from dpo_cli.inference.evaluate import Evaluation
 
 _POLL_SECONDS = 0.2
-_DRAW_SECONDS = 1.0
 
 
 class Run:
@@ -121,7 +119,7 @@ class Run:
             DpoError: the run failed or was killed.
             KeyboardInterrupt: Ctrl-C, after the run has saved.
         """
-        display = _Display(self) if show else None
+        display = Display(self) if show else None
         reader = EventReader(self.directory.events_path)
         if show:
             for _ in reader.read_new():  # a resumed run has shown these before
@@ -299,6 +297,47 @@ class Run:
             export_format=format,
         )
 
+    def push(
+        self,
+        repository: str,
+        source: str | Path | None = None,
+        *,
+        public: bool = False,
+        settings: Settings | None = None,
+    ) -> PushReport:
+        """Upload an exported model of the run to the Hugging Face Hub, with its model card.
+
+        After an interruption, call it again: files that were sent completely are not sent again.
+
+        Args:
+            repository: "ORG/NAME". An existing one is replaced only if a push has written it.
+            source: directory or file that `export` wrote; by default the newest exported directory
+                that is unchanged, or a new one in the run directory.
+            public: let everybody see the model; by default it is private.
+            settings: changed profile values for a new export; see `export`.
+
+        Returns:
+            A `PushReport`: url, commit, path, files and size.
+
+        Raises:
+            UsageError: the name is not ORG/NAME, or the source is missing.
+            DpoError: you are not logged in or may not write there, the Hub cannot be reached, the
+                name is taken, or the source is no export of this run.
+
+        Example::
+
+            print(run.push("my-name/my-model").url)
+        """
+        from dpo_cli.export.push import push_run  # loads torch
+
+        return push_run(
+            self.directory,
+            repository,
+            None if source is None else Path(source).expanduser(),
+            is_public=public,
+            overrides=as_overrides(settings),
+        )
+
     def __repr__(self) -> str:
         return f"Run({self.name!r}, {self.view.state})"
 
@@ -332,31 +371,3 @@ def _relayed_signals(launcher: SpawnedLauncher | None) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-class _Display:
-    """Progress of a run: the live panel in a notebook, plain lines elsewhere."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        console = SafeConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self._report = PlainReport(
-            console,
-            run.directory.designation,
-            run.path,
-            read_view=lambda: read_view(run.directory.events_path),
-        )
-        display = notebook_display()
-        self._handle = display(run, display_id=True) if display else None
-        self._drawn_at = 0.0
-
-    def update(self, events: Iterator[Event], *, is_over: bool) -> None:
-        """Show new events; the panel at most once a second."""
-        if self._handle is None:
-            for event in events:
-                self._report(event)
-        elif (
-            is_over or time.monotonic() - self._drawn_at > _DRAW_SECONDS
-        ) and self._run.path.is_dir():
-            self._handle.update(self._run)
-            self._drawn_at = time.monotonic()

@@ -15,12 +15,11 @@ from dpo_cli.files import open_for_appending
 from dpo_cli.run import launch
 from dpo_cli.run.background import in_background
 from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.held_out_scores import read_ends
+from dpo_cli.run.held_out_scores import loss_change, read_ends
 from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.start import Start
 from dpo_cli.run.thinning import ThinnedReader, read_view
 from dpo_cli.shell import dpo_command
-from dpo_cli.ui.outcome import loss_change
 from dpo_cli.ui.terminal.ending import ending_lines
 from dpo_cli.ui.terminal.panel import Panel, has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport

@@ -17,7 +17,7 @@ from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError, UsageError
-from dpo_cli.export.model_card import MARK, model_card
+from dpo_cli.export.model_card import MARK, ExportedWeights, model_card
 from dpo_cli.export.try_command import TryCommand, try_command
 from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention, read_start
 from dpo_cli.export.verified_write import check_destination, verified_write
@@ -140,11 +140,25 @@ def export_run(
     pairs = _pairs_to_compare(profile, tokenizer)
     rounded = round_weights(state, dtype, rounding, seed or 0, written.own_dtypes(dtype))
     with verified_write(path, rounded, written, dtype, tokenizer.folder) as (new, exported):
-        if isinstance(written, HuggingFace):
-            step = trained.optimizer_step
-            card = model_card(plan, list(history(run.events_path)), written, dtype, step)
-            write_text_atomically(new / folder.CARD, card)
         differences = _logp_differences(architecture, state, exported.state, new, pairs)
+        retention, not_compared = None, ""
+        try:
+            start = read_start(run, profile, plan)
+        except DpoError as error:
+            not_compared = error.message
+        else:
+            retention = measure_update_retention(start, state, exported.state, dtype)
+        if isinstance(written, HuggingFace):
+            described = ExportedWeights(
+                written,
+                dtype,
+                rounding,
+                seed,
+                trained.optimizer_step,
+                retention,
+                float(differences.mean()),
+            )
+            write_text_atomically(new / folder.CARD, model_card(run, plan, described))
     with explain_disk_errors(run.path):
         events = EventWriter(run.events_path, mend=False)
         events.append(
@@ -158,13 +172,6 @@ def export_run(
             )
         )
         events.close()
-    retention, not_compared = None, ""
-    try:
-        start = read_start(run, profile, plan)
-    except DpoError as error:
-        not_compared = error.message
-    else:
-        retention = measure_update_retention(start, state, exported.state, dtype)
     return ExportReport(
         path=path,
         dtype=dtype,

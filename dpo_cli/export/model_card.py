@@ -1,24 +1,30 @@
-"""Model card (README.md) of an exported directory.
+"""Model card (README.md) of an exported model.
 
 It has figures and settings only, because it may be published: no path, host name or user text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from dpo_cli import __version__
-from dpo_cli.formatting import format_number
+from dpo_cli.export.update_retention import UpdateRetention
+from dpo_cli.formatting import format_number, format_percent
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.models.huggingface import HuggingFace
-from dpo_cli.models.spec import architecture_of
+from dpo_cli.models.rounding import Rounding
+from dpo_cli.models.spec import Architecture, architecture_of
 from dpo_cli.profile.schema import KEYS
 from dpo_cli.profile.table import Kind
 from dpo_cli.profile.text import show_value
-from dpo_cli.run.events import ACCURACY, Evaluated, Event
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import ACCURACY, Evaluated, history
+from dpo_cli.run.held_out_scores import loss_change, read_scores
 from dpo_cli.run.plan import Plan
 
 MARK = "<!-- written by dpo export -->"
-"""Comment by which a later export recognizes the card."""
+"""Comment by which a later export, or an upload, recognizes the card."""
 _METRICS = {
     "loss": "loss",
     ACCURACY: "accuracy",
@@ -30,48 +36,69 @@ _OMITTED = ("launch.", "export.", "eval.num_samples")
 """Keys without an influence on the model."""
 
 
-def model_card(
-    plan: Plan,
-    events: Sequence[Event],
-    architecture: HuggingFace,
-    dtype: str,
-    optimizer_step: int,
-) -> str:
-    """Format the model card of the checkpoint at `optimizer_step`.
+@dataclass(frozen=True)
+class ExportedWeights:
+    """Exported weights, as the card describes them.
+
+    Attributes:
+        architecture: architecture of the directory or file.
+        dtype, rounding, seed: precision of the weights; see `dpo_cli.export.export.ExportReport`.
+        optimizer_step: step of the exported checkpoint.
+        retention: share of the update in the weights; None if it is not known.
+        mean_logp_difference: mean difference of the log-probs from the training state, in nats per
+            token; None if it is not known.
+    """
+
+    architecture: Architecture
+    dtype: str
+    rounding: Rounding
+    seed: int | None
+    optimizer_step: int
+    retention: UpdateRetention | None = None
+    mean_logp_difference: float | None = None
+
+
+def model_card(run: RunDirectory, plan: Plan, weights: ExportedWeights) -> str:
+    """Format the model card of exported weights.
 
     Args:
-        plan, events: plan and events of the run.
-        architecture, dtype: architecture and dtype of the exported directory.
-        optimizer_step: step of the exported checkpoint.
+        run, plan: the run, and its plan.
+        weights: the exported weights.
     """
     # Not the plan's own description, which may name prefixes from the user's file.
     trained = architecture_of(plan.model.shape)
     pairs, versions = plan.pairs, plan.environment
+    is_directory = isinstance(weights.architecture, HuggingFace)
+    library = ("library_name: transformers",) if is_directory else ()
+    step = weights.optimizer_step
     lines = [
-        *("---", "library_name: transformers", "pipeline_tag: text-generation"),
-        *("tags:", "- dpo", "---", "", MARK, ""),
-        f"# {architecture.name}, trained with direct preference optimization",
+        *("---", *library, "pipeline_tag: text-generation"),
+        *("tags:", "- dpo", *(() if is_directory else ("- minimind",)), "---", "", MARK, ""),
+        f"# {weights.architecture.name}, trained with direct preference optimization",
         "",
-        f"{trained.description}: {plan.model.parameters:,} parameters in {dtype}, after"
-        f" {optimizer_step:,} of {plan.steps.optimizer_steps:,} steps with `dpo` {__version__}.",
+        f"{trained.description}: {plan.model.parameters:,} parameters in {weights.dtype}, after"
+        f" {step:,} of {plan.steps.optimizer_steps:,} steps with `dpo` {__version__}.",
         *("", "## Data", ""),
         f"{pairs.kept:,} preference pairs with at most {plan.setting('data.max_seq_len'):,} tokens"
         f" per side; {pairs.skipped_rows:,} rows skipped, {pairs.held_out:,} pairs held out.",
         *(f"\n{caveat}." for caveat in pairs.caveats()),
         *("", "SHA-256 of the inputs:", ""),
         *(f"- {name.replace('_', ' ')}: `{digest}`" for name, digest in plan.fingerprints.items()),
-        *("", "## Results", "", *_results(events, optimizer_step)),
+        *("", "## Results", "", *_results(run, step)),
+        *("", "## Precision", "", *_precision(weights)),
         *("", "## Profile", "", "```toml", *_settings(plan), "```"),
+        *("", "With this profile as `profile.toml`, and the paths of the inputs in it:"),
+        *("", "```", "dpo train profile.toml", _export_command(weights), "```"),
         *("", f"torch {versions['torch']}, transformers {versions['transformers']}."),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _results(events: Sequence[Event], optimizer_step: int) -> Iterator[str]:
+def _results(run: RunDirectory, optimizer_step: int) -> Iterator[str]:
     """Format the held-out metrics at step 0, and the last ones before the exported checkpoint."""
     evaluations = [
         event
-        for event in events
+        for event in history(run.events_path)
         if isinstance(event, Evaluated) and event.optimizer_step <= optimizer_step
     ]
     if not evaluations:
@@ -82,8 +109,55 @@ def _results(events: Sequence[Event], optimizer_step: int) -> Iterator[str]:
     yield from ("", "| metric | before | after |", "|---|---|---|")
     for metric, title in _METRICS.items():
         if metric in last.metrics:
-            before = format_number(first.metrics.get(metric), ".4g")
-            yield f"| {title} | {before} | {last.metrics[metric]:.4g} |"
+            before, after = (_value(each, metric) for each in (first, last))
+            yield f"| {title} | {before} | {after} |"
+    start, now = (read_scores(run.held_out_path, each.optimizer_step) for each in (first, last))
+    if last is not first and (change := loss_change(now, start)):
+        yield ""
+        yield (
+            f"The loss changed by {change.mean:+.4f} (95 %: {change.low:+.4f} to"
+            f" {change.high:+.4f}), pair by pair."
+        )
+
+
+def _value(evaluation: Evaluated, metric: str) -> str:
+    """Format a metric; the accuracy with its 95 % interval."""
+    text = format_number(evaluation.metrics.get(metric), ".4g")
+    ends = evaluation.groups.get("all", {})
+    if metric != ACCURACY or metric + LOW not in ends:
+        return text
+    return f"{text} (95 %: {ends[metric + LOW]:.2f} to {ends[metric + HIGH]:.2f})"
+
+
+def _precision(weights: ExportedWeights) -> Iterator[str]:
+    """Format what the file keeps of the training state."""
+    text = f"The weights are {weights.dtype}"
+    if weights.dtype == "float32":
+        yield f"{text}, the precision of training."
+    else:
+        how = "to nearest" if weights.seed is None else f"stochastically, seed {weights.seed}"
+        yield f"{text}, rounded {how}."
+    if retention := weights.retention:
+        yield (
+            f"{format_percent(retention.changed)} of them differ from the starting weights; they"
+            f" have {format_percent(retention.kept)} of what training changed, with rounding errors"
+            f" {retention.relative_error:.3g} times as large as the change."
+        )
+    if weights.mean_logp_difference is not None:
+        yield (
+            "The log-probs of response tokens differ from those of the training state by"
+            f" {weights.mean_logp_difference:.2g} nats on average."
+        )
+
+
+def _export_command(weights: ExportedWeights) -> str:
+    form = "hf" if isinstance(weights.architecture, HuggingFace) else "pth"
+    words = ["dpo export", f"--format {form}", f"--dtype {weights.dtype}"]
+    if weights.dtype != "float32":
+        words.append(f"--rounding {weights.rounding}")
+    if weights.seed is not None:
+        words.append(f"--seed {weights.seed}")
+    return " ".join(words)
 
 
 def _settings(plan: Plan) -> Iterator[str]:

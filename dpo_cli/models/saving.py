@@ -63,9 +63,11 @@ def write_folder(
         target.parent.mkdir(exist_ok=True)
         if not _has_same_content(source, target):
             write_atomically(target, partial(_copy, source))
-    # "torch_dtype" is the older name of "dtype".
+    # "torch_dtype" is the older name of "dtype"; "_name_or_path" may be a path of another machine.
     settings = {
-        name: value for name, value in architecture.settings.items() if name != "torch_dtype"
+        name: value
+        for name, value in architecture.settings.items()
+        if name not in ("torch_dtype", "_name_or_path")
     }
     settings |= {"architectures": [architecture.class_name], "dtype": dtype}
     _write_json(path / folder.CONFIG, with_older_names(settings))

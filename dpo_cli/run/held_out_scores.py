@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from dpo_cli.files import read_regular, write_text_atomically
-from dpo_cli.paired import ModelScores
+from dpo_cli.paired import MeanEstimate, ModelScores, estimate_mean
 from dpo_cli.run.view import RunView
 
 _DIGITS = 7
@@ -57,6 +57,17 @@ def read_ends(directory: Path, view: RunView) -> tuple[ModelScores | None, Model
         for evaluation in (view.held_out, view.held_out_start)
     )
     return now, start
+
+
+def loss_change(now: ModelScores | None, start: ModelScores | None) -> MeanEstimate | None:
+    """Return the change of the held-out loss since the start, pair by pair.
+
+    None if the scores of an evaluation are not stored, or are those of other pairs.
+    """
+    if now is None or start is None or list(now.prompts) != list(start.prompts):
+        return None
+    losses = zip(now.metrics["loss"], start.metrics["loss"], strict=True)
+    return estimate_mean([after - before for after, before in losses], now.clusters)
 
 
 def _path(directory: Path, optimizer_step: int) -> Path:

@@ -67,8 +67,8 @@ def _low(evaluated: Evaluated) -> float:
     """Return the lower end of the 95 % interval of the loss.
 
     Where policy and reference are equal at the start, all pairs have the same loss there, and this
-    interval is that of the change pair by pair (`dpo_cli.ui.outcome.loss_change`). Elsewhere this
-    interval is wider, so that fewer rises count.
+    interval is that of the change pair by pair (`loss_change` in `dpo_cli.run.held_out_scores`).
+    Elsewhere this interval is wider, so that fewer rises count.
     """
     return evaluated.groups.get("all", {}).get("loss" + LOW, float("-inf"))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dpo_cli.formatting import format_count
-from dpo_cli.paired import MeanEstimate, ModelScores, estimate_mean
+from dpo_cli.paired import MeanEstimate
 from dpo_cli.run.events import Evaluated
+from dpo_cli.run.held_out_scores import loss_change
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.significance import difference
 
@@ -46,14 +47,3 @@ def _loss(start: Evaluated, now: Evaluated, change: MeanEstimate | None) -> str:
     if after < before:
         return f"The run worked: {pairs} fell {how}."
     return f"The run did harm: {pairs} rose {how}."
-
-
-def loss_change(now: ModelScores | None, start: ModelScores | None) -> MeanEstimate | None:
-    """Return the change of the held-out loss since the start, pair by pair.
-
-    None if the scores of an evaluation are not stored, or are those of other pairs.
-    """
-    if now is None or start is None or list(now.prompts) != list(start.prompts):
-        return None
-    losses = zip(now.metrics["loss"], start.metrics["loss"], strict=True)
-    return estimate_mean([after - before for after, before in losses], now.clusters)

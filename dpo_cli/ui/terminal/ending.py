@@ -25,7 +25,7 @@ def ending_lines(
         view: state of the run.
         designation: name of the run on the command line.
         directory: the run's directory.
-        loss_change: change of the held-out loss, pair by pair; see `dpo_cli.ui.outcome`.
+        loss_change: change of the held-out loss, pair by pair; see `dpo_cli.run.held_out_scores`.
     """
     lines = [line for title, alert in titled_alerts(view) for line in alert_lines(alert, title)]
     lines += held_out_lines(view, loss_change)

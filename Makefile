@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 BENCH := .venv-bench
+DIST := .venv-dist
 SHARED := ../shared
 BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimind2 \
 	$(SHARED)/data/dpo_en_zh_400.jsonl
@@ -12,7 +13,7 @@ BENCH_INPUTS = $(SHARED)/checkpoints/full_sft_512.pth $(SHARED)/tokenizer/minimi
 # that two cores bear four processes.
 TEST_JOBS ?= 4
 
-.PHONY: setup demo test test-cpu quick storm fuzz bench bench-gpu bench-scaling lint format clean
+.PHONY: setup demo dist test test-cpu quick storm fuzz bench bench-gpu bench-scaling lint format clean
 
 setup: $(READY)
 
@@ -23,10 +24,24 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/dpo train profiles/demo.toml
-	$(BIN)/dpo export demo
-	@echo 'Look at it again: $(BIN)/dpo show demo'
-	@echo 'Next: your own model. In a MiniMind checkout: $(CURDIR)/$(BIN)/dpo init my-run'
+	$(BIN)/dpo demo
+
+# Wheel and sdist, checked. The wheel is installed into an empty environment, which trains the demo in
+# an empty folder.
+dist: $(DIST)/ready
+	rm -rf dist $(DIST)/try
+	$(DIST)/bin/python -m build --outdir dist .
+	$(DIST)/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(DIST)/try
+	$(DIST)/try/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	mkdir $(DIST)/try/folder
+	cd $(DIST)/try/folder && ../bin/dpo --help > help.txt && ../bin/dpo --version --verbose && ../bin/dpo demo
+	rm -rf $(DIST)/try
+
+$(DIST)/ready:
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet build twine
+	touch $@
 
 test: lint
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal
@@ -80,4 +95,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DIST) .mypy_cache .pytest_cache .ruff_cache

@@ -21,13 +21,14 @@ from dpo_cli import __version__
 from dpo_cli.commands.group import LazyGroup
 from dpo_cli.commands.help import HELP_OPTIONS
 from dpo_cli.commands.usage import as_usage_error
-from dpo_cli.errors import DpoError, ExitCode, naming
+from dpo_cli.errors import DpoError, ExitCode, UsageError, naming
 from dpo_cli.printable import degrade_streams, printable
 from dpo_cli.run.child_environment import bounded_spin
 from dpo_cli.streams import open_standard_streams, stream_name
 from dpo_cli.ui.terminal.console import SafeConsole, echo
 
 _MODULES = {
+    "demo": "demo",
     "init": "init",
     "check": "check",
     "data": "data",
@@ -70,19 +71,33 @@ app = typer.Typer(
 )
 
 
-def _print_version(is_requested: bool) -> None:
-    if is_requested:
+def _print_version(context: typer.Context, is_requested: bool) -> None:
+    if not is_requested:
+        return
+    if context.params.get("verbose"):
+        from dpo_cli.commands.versions import version_lines
+
+        echo("\n".join(version_lines()))
+    else:
         echo(f"dpo {__version__}")
-        raise typer.Exit
+    raise typer.Exit
 
 
 @app.callback()
 def dpo(
-    version: Annotated[
+    # Eager, so that it is read before --version in any order.
+    verbose: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--verbose",
+            "-v",
+            is_eager=True,
+            help="With --version: also print the versions of the libraries, processor and device, "
+            "for a bug report.",
         ),
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
     """Direct Preference Optimization for small language models.
@@ -90,8 +105,10 @@ def dpo(
     Train a language model on pairs of better and worse answers, stop and resume with identical
     results, and export weights that MiniMind's scripts or transformers load.
 
-    Example: `dpo train demo`
+    Example: `dpo demo`
     """
+    if verbose:
+        raise UsageError("--verbose belongs to --version", "Run dpo --version --verbose.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

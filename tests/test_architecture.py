@@ -17,6 +17,7 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 FLOORS = [
     {
         "errors",
+        "extras",
         "findings",
         "formatting",
         "intervals",
@@ -45,6 +46,7 @@ LIGHT = (
     *("profile", "run", "ui", "alerts", "api", "commands", "app"),
     *(
         "errors",
+        "extras",
         "files",
         "findings",
         "formatting",

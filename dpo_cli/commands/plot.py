@@ -11,6 +11,7 @@ from dpo_cli.commands.compared_runs import read_runs
 from dpo_cli.commands.console import print_json, write_output
 from dpo_cli.commands.options import JsonOption, RunsArgument, RunsDirOption
 from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.extras import install_extra
 from dpo_cli.ui.html.svg import sheet
 from dpo_cli.ui.terminal.console import echo
 
@@ -29,7 +30,7 @@ def plot(
 ) -> None:
     """Draw all curves of a run as an image; curves of several runs share the charts.
 
-    PNG needs the extra `png`: `pip install '.[png]'` in a clone. SVG needs nothing.
+    PNG needs the package `cairosvg`, the extra `png`. SVG needs nothing.
 
     Example: `dpo plot dense --out dense.svg`
     """
@@ -55,8 +56,7 @@ def _png(picture: bytes) -> bytes:
     except (ImportError, OSError) as error:  # OSError: the system library cairo is missing
         raise DpoError(
             f"cannot write PNG: {error}",
-            "Run pip install '.[png]' in a clone (and install the system library libcairo2), or"
-            " write an SVG.",
+            f"{install_extra('png')} It needs the system library libcairo2. Or write an SVG.",
         ) from error
     png: bytes = cairosvg.svg2png(bytestring=picture, scale=_PNG_SCALE, unsafe=False)
     return png

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from dpo_cli.data.trial import OUT_OF_MEMORY, TRIAL_BYTES, in_child, ran_too_long
 from dpo_cli.errors import DpoError, first_line
+from dpo_cli.extras import install_extra
 
 ROWS_PER_BATCH = 64
 """Rows of a Parquet file that are decoded at once."""
@@ -34,7 +35,7 @@ class MissingExtraError(DpoError):
     def __init__(self, path: Path, what: str, extra: str) -> None:
         super().__init__(
             f"{path} is {what}, and the package that reads it is not installed",
-            f"Run pip install '.[{extra}]' in a clone of this repository.",
+            install_extra(extra),
         )
 
 

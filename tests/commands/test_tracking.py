@@ -20,7 +20,7 @@ from tests.support.tracking_readers import history, scalars, single
 from tests.support.tracking_streams import private_words
 
 LINE = "track.use_wandb: Weights & Biases is not installed"
-REMEDY = "Run pip install '.[wandb]' in a clone of this repository."
+REMEDY = "Run pip install 'wandb>=0.31' in the environment of dpo."
 TRACKED = {"track.use_tensorboard": True, "track.use_wandb": True}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -16,6 +17,8 @@ from urllib.parse import unquote
 import pytest
 
 Files = Mapping[str, bytes]
+USER, TOKEN, READ_TOKEN = "me", "hf_write", "hf_read"
+"""The user, and tokens that may write and only read."""
 _REGISTRY = "/api/agent-harnesses"
 """Asked for once a day by huggingface_hub, for its own user agent."""
 
@@ -33,6 +36,7 @@ class Repository:
     commits: dict[str, Files] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     is_gated: bool = False
+    is_private: bool = False
 
     def push(self, files: Files, branch: str = "main") -> str:
         """Add a commit to a branch, and return its name."""
@@ -53,6 +57,11 @@ class Hub:
         ranges: wanted ranges of bytes, by the file.
         stalled: set as soon as a download stalls.
         bodies: names of the files that were sent completely.
+        stored: uploaded large files by SHA-256, also those that no commit has yet.
+        put: SHA-256 of each large file whose upload began, in this order.
+        stall_at: size of the large files whose upload stalls until `go_on` is set.
+        received: text of all requests that upload, headers included.
+        messages: messages of the commits.
     """
 
     def __init__(self) -> None:
@@ -63,6 +72,11 @@ class Hub:
         self.ranges: list[tuple[str, str]] = []
         self.stalled, self.go_on = threading.Event(), threading.Event()
         self.bodies: list[str] = []
+        self.stored: dict[str, bytes] = {}
+        self.put: list[str] = []
+        self.stall_at = 0
+        self.received: list[bytes] = []
+        self.messages: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.hub = self  # type: ignore[attr-defined]
         self._server.daemon_threads = True
@@ -95,8 +109,16 @@ def running() -> Iterator[Hub]:
 
 
 def environment(url: str, home: Path, *, offline: bool = False) -> dict[str, str]:
-    """Variables by which a process uses the stand-in, with a cache in `home`."""
-    return {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": str(int(offline))}
+    """Variables by which a process uses the stand-in, with a cache in `home`.
+
+    The stand-in has no Xet storage, whose servers are others than the Hub's.
+    """
+    return {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "HF_HUB_DISABLE_XET": "1",
+    }
 
 
 def use_here(
@@ -112,6 +134,8 @@ def use_here(
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     forget = [fetch_data.cache_clear, find_data.cache_clear]
     for clear in forget:
         clear()
@@ -129,6 +153,95 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
 
+    def do_POST(self) -> None:
+        content = self._receive()
+        words = [unquote(word) for word in self.path.partition("?")[0].strip("/").split("/")]
+        status, answer = self._post(words, content)
+        self._reply(status, json.dumps(answer).encode())
+
+    def do_PUT(self) -> None:
+        """Take a large file."""
+        digest = self.path.rpartition("/")[2]
+        self.hub.put.append(digest)
+        if int(self.headers["Content-Length"]) == self.hub.stall_at:
+            self.rfile.read(self.hub.stall_at // 2)
+            self.hub.stalled.set()
+            self.hub.go_on.wait()
+            self.close_connection = True
+            return
+        content = self._receive()
+        assert hashlib.sha256(content).hexdigest() == digest
+        self.hub.stored[digest] = content
+        self._reply(200, b"")
+
+    def _receive(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            content = b""
+            while size := int(self.rfile.readline(), 16):
+                content += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.hub.received += [str(self.headers).encode(), content]
+        return content
+
+    def _reply(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    @property
+    def _token(self) -> str:
+        return str(self.headers.get("Authorization", "")).removeprefix("Bearer ")
+
+    def _post(self, words: list[str], content: bytes) -> tuple[int, Any]:
+        """Answer a request that writes."""
+        if words == ["api", "validate-yaml"]:
+            return 200, {"errors": [], "warnings": []}
+        if self._token != TOKEN:
+            return 403, {"error": "no permission to write"}
+        if words == ["api", "repos", "create"]:
+            wanted = json.loads(content)
+            name = f"{wanted['organization']}/{wanted['name']}"
+            if wanted["organization"] != USER:
+                return 403, {"error": "no rights in this namespace"}
+            if ("models", name) in self.hub.repositories:
+                return 409, {"error": "it exists"}
+            self.hub.push(name, {".gitattributes": b"*.safetensors filter=lfs"}, kind="models")
+            # Releases before 2.0 write "private" instead.
+            is_private = wanted.get("visibility") == "private" or wanted.get("private") is True
+            self.hub.repositories["models", name].is_private = is_private
+            return 200, {"url": f"{self.hub.url}/{name}"}
+        if words[-1] == "batch":
+            objects = json.loads(content)["objects"]
+            for each in objects:
+                if each["oid"] not in self.hub.stored:
+                    upload = {"href": f"{self.hub.url}/lfs/{each['oid']}", "header": {}}
+                    each["actions"] = {"upload": upload}
+            return 200, {"transfer": "basic", "objects": objects}
+        repository = self.hub.repositories["models", "/".join(words[2:4])]
+        files = dict(repository.commits[repository.branches["main"]])
+        if words[4] == "preupload":
+            return 200, {"files": [_upload_mode(each) for each in json.loads(content)["files"]]}
+        assert words[4] == "commit"
+        for line in content.splitlines():
+            operation = json.loads(line)
+            value = operation["value"]
+            match operation["key"]:
+                case "header":
+                    self.hub.messages.append(value["summary"])
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                    self.hub.received.append(files[value["path"]])
+                case "lfsFile":
+                    files[value["path"]] = self.hub.stored[value["oid"]]
+                case "deletedFile":
+                    del files[value["path"]]
+        commit = repository.push(files)
+        return 200, {"commitUrl": f"{self.hub.url}/commit/{commit}", "commitOid": commit}
+
     def log_message(self, format: str, *arguments: object) -> None:
         if self.path != _REGISTRY:
             self.hub.asked.append(self.path)
@@ -137,6 +250,9 @@ class _Handler(BaseHTTPRequestHandler):
         words = [unquote(word) for word in self.path.partition("?")[0].strip("/").split("/")]
         if self.path == _REGISTRY:
             status, headers, body, name = 404, {}, b"{}", ""
+        elif words == ["api", "whoami-v2"]:
+            is_known = self._token in (TOKEN, READ_TOKEN)
+            status, headers, body, name = 200 if is_known else 401, {}, b'{"name": "me"}', ""
         elif words[0] == "api":
             status, headers, body, name = *self._api(words[1], words[2:]), ""
         else:
@@ -181,11 +297,12 @@ class _Handler(BaseHTTPRequestHandler):
         return commit, repository, "" if commit in repository.commits else "RevisionNotFound"
 
     def _api(self, kind: str, words: list[str]) -> tuple[int, dict[str, str], bytes]:
-        name, what, revision = "/".join(words[:2]), words[2], words[3]
+        name, (what, revision) = "/".join(words[:2]), words[2:4] or ("revision", "main")
         commit, repository, problem = self._find(kind, name, revision)
         if repository is None or problem:
             return 404, {"X-Error-Code": problem}, b"{}"
-        answer: Any = {"id": name, "sha": commit, "siblings": []}
+        answer: Any = {"id": name, "sha": commit, "private": repository.is_private}
+        answer["siblings"] = [{"rfilename": path} for path in repository.commits[commit]]
         if what == "tree":
             files = repository.commits[commit]
             answer = [
@@ -204,6 +321,13 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
         return 200, {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": commit}, content
+
+
+def _upload_mode(file: dict[str, Any]) -> dict[str, Any]:
+    """Let weights and tokenizers be large files."""
+    is_large = file["path"].endswith((".safetensors", ".pth")) or file["path"] == "tokenizer.json"
+    mode = "lfs" if is_large else "regular"
+    return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
 
 
 def _etag(content: bytes) -> str:

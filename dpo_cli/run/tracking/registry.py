@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 
 from dpo_cli.errors import UsageError
+from dpo_cli.extras import install_extra
 from dpo_cli.profile.schema import Profile
 
 TITLES: Mapping[str, str] = {
@@ -26,7 +27,7 @@ def missing_trackers(profile: Profile) -> list[UsageError]:
     return [
         UsageError(
             f"track.use_{name}: {TITLES[name]} is not installed",
-            f"Run pip install '.[{name}]' in a clone of this repository.",
+            install_extra(name),
         )
         for name in requested_trackers(profile)
         if not _is_installed(name)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,28 @@ for name in CommandGroup.modules:
 def test_version() -> None:
     done = dpo("--version")
     assert (done.returncode, done.stdout) == (0, f"dpo {__version__}\n")
+
+
+@pytest.mark.parametrize("words", [("--version", "-v"), ("--verbose", "--version")])
+def test_versions_for_a_bug_report(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    code, out, _ = in_process(capsys, *words)
+    assert code == 0
+    values = dict(line.split(maxsplit=1) for line in out)
+    assert values["dpo"] == __version__
+    assert values["torch"] == metadata.version("torch")
+    assert [*values][1:] == [
+        *("python", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub"),
+        *("platform", "processor", "device", "threads"),
+    ]
+    text = "\n".join(out)
+    assert "/" not in text
+    assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)
+
+
+def test_verbose_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = in_process(capsys, "-v", "runs")
+    assert code == ExitCode.USAGE
+    assert err[0] == "error: --verbose belongs to --version"
 
 
 def in_process(

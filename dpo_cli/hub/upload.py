@@ -17,6 +17,7 @@ from typing import Any
 from dpo_cli.errors import DpoError, UsageError, first_line
 
 _LOGIN = "Log in: hf auth login. In a script, set HF_TOKEN to a token that may write."
+_AGAIN = "Run the same command again: files that were sent completely are not sent again."
 _CARD = "README.md"
 _OWN = ".gitattributes"
 """File that the Hub adds to every new repository."""
@@ -186,10 +187,12 @@ def _explained(repository: str) -> Iterator[None]:
         cause = error.__cause__ or error  # the library wraps errors of a file's upload
         if isinstance(cause, HfHubHTTPError):
             raise _refusal(repository, cause, cause.response.status_code) from error
+        # httpx has its own errors of the network, which are no OSError.
+        is_network = any(each.__name__ == "TransportError" for each in type(cause).__mro__)
+        problem = "the Hub cannot be reached " if is_network or isinstance(cause, OSError) else ""
         raise DpoError(
-            f"{repository} was not pushed: the Hub cannot be reached ({first_line(cause)})",
-            "Run the same command again: files that were sent completely are not sent again."
-            " HF_ENDPOINT selects another Hub.",
+            f"{repository} was not pushed: {problem}({first_line(cause)})",
+            f"{_AGAIN} HF_ENDPOINT selects another Hub.",
         ) from error
 
 
@@ -210,5 +213,5 @@ def _refusal(repository: str, error: Exception, status: int) -> DpoError:
         )
     return DpoError(
         f"{repository} was not pushed: the Hub answered {status} ({first_line(error)})",
-        "Run the same command again: files that were sent completely are not sent again.",
+        _AGAIN,
     )

@@ -221,7 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
                     upload = {"href": f"{self.hub.url}/lfs/{each['oid']}", "header": {}}
                     each["actions"] = {"upload": upload}
             return 200, {"transfer": "basic", "objects": objects}
-        repository = self.hub.repositories["models", "/".join(words[2:4])]
+        name = "/".join(words[2:4])
+        repository = self.hub.repositories["models", name]
         files = dict(repository.commits[repository.branches["main"]])
         if words[4] == "preupload":
             return 200, {"files": [_upload_mode(each) for each in json.loads(content)["files"]]}
@@ -240,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
                 case "deletedFile":
                     del files[value["path"]]
         commit = repository.push(files)
-        return 200, {"commitUrl": f"{self.hub.url}/commit/{commit}", "commitOid": commit}
+        return 200, {"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit}
 
     def log_message(self, format: str, *arguments: object) -> None:
         if self.path != _REGISTRY:

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Event
 from dpo_cli.run.thinning import read_view
 from dpo_cli.ui.snapshot import notebook_display
 from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.plain import PlainReport
 
-if TYPE_CHECKING:
-    from dpo_cli.api.run import Run
-
 _DRAW_SECONDS = 1.0
 
 
 class Display:
-    """Progress of a run: the live panel in a notebook, plain lines elsewhere."""
+    """Progress of a run: the live panel in a notebook, plain lines elsewhere.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    Args:
+        directory: directory of the run.
+        shown: object that a notebook shows as the panel.
+    """
+
+    def __init__(self, directory: RunDirectory, shown: object) -> None:
+        self._directory = directory
+        self._shown = shown
         console = SafeConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._report = PlainReport(
             console,
-            run.directory.designation,
-            run.path,
-            read_view=lambda: read_view(run.directory.events_path),
+            directory.designation,
+            directory.path,
+            read_view=lambda: read_view(directory.events_path),
         )
         display = notebook_display()
-        self._handle = display(run, display_id=True) if display else None
+        self._handle = display(shown, display_id=True) if display else None
         self._drawn_at = 0.0
 
     def update(self, events: Iterator[Event], *, is_over: bool) -> None:
@@ -41,6 +44,6 @@ class Display:
                 self._report(event)
         elif (
             is_over or time.monotonic() - self._drawn_at > _DRAW_SECONDS
-        ) and self._run.path.is_dir():
-            self._handle.update(self._run)
+        ) and self._directory.path.is_dir():
+            self._handle.update(self._shown)
             self._drawn_at = time.monotonic()

@@ -119,7 +119,7 @@ class Run:
             DpoError: the run failed or was killed.
             KeyboardInterrupt: Ctrl-C, after the run has saved.
         """
-        display = Display(self) if show else None
+        display = Display(self.directory, self) if show else None
         reader = EventReader(self.directory.events_path)
         if show:
             for _ in reader.read_new():  # a resumed run has shown these before

@@ -66,7 +66,7 @@ def find_place(repository: str, *, is_public: bool, mark: str) -> Place:
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repository)
@@ -154,7 +154,7 @@ def _has_mark(api: Any, repository: str, files: tuple[str, ...], mark: str) -> b
 @contextlib.contextmanager
 def _quiet_unless(is_shown: bool) -> Iterator[None]:
     """Disable the progress bars of huggingface_hub for a block, unless they are to be shown."""
-    from huggingface_hub.utils import (
+    from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import dpo_cli
-from dpo_cli import DpoError, Run, UsageError
+from dpo_cli import DpoError, Run, UsageError, app
 from dpo_cli.export.model_card import MARK
 from dpo_cli.run.directory import RunDirectory
 from tests.support import workers
@@ -128,7 +127,10 @@ def test_an_obsolete_file_is_removed_and_others_stay(exported: RunDirectory, hub
 
 
 def test_an_interrupted_push_goes_on(
-    exported: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: RunDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The process is killed while it sends the weights; the tokenizer has arrived."""
     source = exported.path / "hub"
@@ -156,7 +158,12 @@ def test_an_interrupted_push_goes_on(
         first = [*hub.put]
         use_here(monkeypatch, hub.url, tmp_path / "home")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        dpo_cli.open_run(exported.path).push(NAME)
+        assert app.main(["push", str(exported.path), NAME]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == f"pushing {exported.path} to {NAME}"
+        assert lines[1].startswith(f"pushed hub: {len(contents(source))} files, ")
+        assert ", private, after step " in lines[1]
+        assert lines[2:] == [f"{hub.url}/{NAME}"]
         assert files_of(hub, NAME) == contents(source)
         (weights,) = hub.put[len(first) :]
         assert hub.stored[weights] == (source / "model.safetensors").read_bytes()

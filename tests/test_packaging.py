@@ -35,11 +35,9 @@ def test_the_description_needs_no_clone() -> None:
 
 @pytest.mark.parametrize("extra", sorted(set(PROJECT["optional-dependencies"]) - {"dev"}))
 def test_the_remedy_names_the_packages_of_an_extra(extra: str) -> None:
-    [requirement] = PROJECT["optional-dependencies"][extra]
-    package, _, version = requirement.partition(";")[0].partition(">=")
-    form = re.escape(package).replace(r"\.", "[.-]")
-    expected = rf"Run pip install '{form}>={re.escape(version)}' in the environment of dpo\."
-    assert re.fullmatch(expected, install_extra(extra))
+    wanted = [each.partition(";")[0] for each in PROJECT["optional-dependencies"][extra]]
+    named = re.findall(r"'([^']+)'", install_extra(extra).replace("backports-", "backports."))
+    assert sorted(named) == sorted(wanted)
 
 
 def test_issues_have_the_versions() -> None:

@@ -140,6 +140,11 @@ def _recorded(run: RunDirectory, path: Path) -> Exported:
     """Return the event of the export that wrote the weights at `path`."""
     if not path.exists():
         raise UsageError(f"{path}: no such file or directory", "Write the path of an export.")
+    if not folder.is_model(path) and path.suffix != ".pth":
+        raise UsageError(
+            f"{path} is neither a Hugging Face directory nor a MiniMind weights file",
+            "Push another export of the run.",
+        )
     fingerprint = _hash(path)
     for event in _exports(run):
         if event.sha256 == fingerprint:
@@ -205,7 +210,7 @@ def _require_no_paths(files: Mapping[str, Path | bytes]) -> None:
             if _PATH.fullmatch(value):
                 raise DpoError(
                     f"{path}: {key} = {value!r} is a path of this machine, and would be published",
-                    f"Remove {key} from the file, then push it: --from {path.parent}",
+                    f"Remove {key} from the file, then push this export: {path.parent}",
                 )
 
 

@@ -85,8 +85,8 @@ def find_place(repository: str, *, is_public: bool, mark: str) -> Place:
             return Place(repository, exists=False, files=())
     if is_public and info.private:
         raise DpoError(
-            f"{repository} is private, and --public applies to a new repository only",
-            "Leave out --public, and change the visibility in the settings of its page.",
+            f"{repository} is private, and only a new repository can be made public",
+            "Push to it as private, and change the visibility in the settings of its page.",
         )
     if not is_public and not info.private:
         raise DpoError(

@@ -229,7 +229,10 @@ def test_taken_names(exported: RunDirectory, hub: Hub) -> None:
 
 def test_wrong_sources(exported: RunDirectory, hub: Hub, tmp_path: Path) -> None:
     assert "no such file" in refusal(exported, NAME, tmp_path / "none").message
-    assert "is not an export of" in refusal(exported, NAME, tmp_path).message
+    assert "neither a Hugging Face directory" in refusal(exported, NAME, tmp_path).message
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"weights")
+    assert "is not an export of" in refusal(exported, NAME, other).message
     source = tmp_path / "exported"
     shutil.copytree(exported.path / "hub", source)
     settings = json.loads((source / "tokenizer_config.json").read_text())

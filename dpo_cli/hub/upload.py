@@ -188,8 +188,9 @@ def _explained(repository: str) -> Iterator[None]:
         if isinstance(cause, HfHubHTTPError):
             raise _refusal(repository, cause, cause.response.status_code) from error
         # httpx has its own errors of the network, which are no OSError.
-        is_network = any(each.__name__ == "TransportError" for each in type(cause).__mro__)
-        problem = "the Hub cannot be reached " if is_network or isinstance(cause, OSError) else ""
+        kinds = {each.__name__ for each in (*type(error).__mro__, *type(cause).__mro__)}
+        is_network = not kinds.isdisjoint(("TransportError", "OSError"))
+        problem = "the Hub cannot be reached " if is_network else ""
         raise DpoError(
             f"{repository} was not pushed: {problem}({first_line(cause)})",
             f"{_AGAIN} HF_ENDPOINT selects another Hub.",

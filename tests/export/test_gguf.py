@@ -139,7 +139,7 @@ def test_the_proof_finds_a_wrong_pre_tokenizer(
     runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vocabulary, "_pre_tokenizer", lambda *_: "llama-bpe")
-    with pytest.raises(DpoError, match="llama.cpp encodes a text differently from token"):
+    with pytest.raises(DpoError, match=r"llama.cpp encodes a text differently from token"):
         export_gguf(runs("minimind2"), tmp_path / "out", ["f16"])
     assert not list(tmp_path.iterdir())
 

@@ -163,7 +163,7 @@ def export(
     with console.status(f"exporting {run.designation}"):
         report = Run(run).export(
             to,
-            format=form.value if form else None,
+            format=None if form is None else "hf" if form is Format.HF else "pth",
             dtype=dtype.value if dtype else None,
             rounding=rounding.value if rounding else None,
             seed=seed,

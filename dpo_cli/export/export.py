@@ -63,8 +63,8 @@ class ExportReport:
 
     Attributes:
         seed: seed of stochastic rounding; None for rounding to nearest.
-        stop_warning: difference between the tokens that end an answer in training, and those at which
-            the exported model stops; "" if there is none.
+        stop_warning: why the exported model would not stop where the answers of the training end;
+            "" if it does.
         retention: update retention of the file; None if no weight has changed, or if the starting
             weights cannot be read (`not_compared` has the reason).
         state: training state that was exported, in the Hugging Face layout.

@@ -14,25 +14,32 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.data.pairs import PreferencePair, read_pairs
 from dpo_cli.errors import DpoError, NoSpaceError, UsageError
 from dpo_cli.export.gguf import architectures, dependencies, llama_cpp, vocabulary
 from dpo_cli.export.gguf.architectures import GgufArchitecture
 from dpo_cli.export.gguf.export import export_gguf
+from dpo_cli.export.gguf.file import GgufContent, read_gguf, write_gguf
 from dpo_cli.export.gguf.modelfile import measure_turns
+from dpo_cli.export.gguf.proof import Prover
 from dpo_cli.export.gguf.quantizations import QUANTIZATIONS, parse_quantizations
 from dpo_cli.inference.stops import stop_problem
 from dpo_cli.models.huggingface import HuggingFace
+from dpo_cli.models.loading import load_model_weights
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Exported, history
 from dpo_cli.training.checkpointing import load_weights
 from tests.support import workers
 from tests.support.cli import REPOSITORY, Run, dpo
-from tests.support.family_runs import SECONDS, make
+from tests.support.families import FAMILIES
+from tests.support.family_runs import SECONDS, TOKENIZER, VOCABULARY, make
 from tests.support.small_runs import golden_run
 
 pytest.importorskip("gguf", reason="needs the extra gguf: pip install '.[gguf]'")
+PAIRS = REPOSITORY / "demo/pairs.jsonl"
 needs_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None,
     reason="needs llama.cpp: pip install xllamacpp (no wheel for this platform?)",
@@ -121,6 +128,60 @@ def export_and_check(run: RunDirectory, kind: str, place: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_llama_cpp_computes_the_same(runs: Any, kind: str, tmp_path: Path) -> None:
     assert workers.call(partial(export_and_check, runs(kind), kind, tmp_path), SECONDS) == 0
+
+
+LLAMA_3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA_3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: FAMILIES[name] for name in ("qwen2", "qwen3-moe", "mistral")},
+    "granite": FAMILIES["granite-logits-scaling"],
+    "llama-3-rope": ("LlamaConfig", {**FAMILIES["llama"][1], "rope_parameters": LLAMA_3}),
+    "llama-biases": (
+        "LlamaConfig",
+        {**FAMILIES["llama"][1], "attention_bias": True, "mlp_bias": True},
+    ),
+    "mixtral": (
+        "MixtralConfig",
+        {**FAMILIES["llama"][1], "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "granitemoe": (
+        "GraniteMoeConfig",
+        {**FAMILIES["llama"][1], "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+}
+"""Further models with random weights: class of the configuration in transformers, settings."""
+
+
+def prove_random_weights(kind: str, place: Path) -> None:
+    name, settings = RANDOM[kind]
+    config = getattr(transformers, name)(**{**settings, "vocab_size": VOCABULARY})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(11)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 0.2 * noise + (parameter.ndim == 1)
+    model.save_pretrained(place / "model")
+    weights = load_model_weights(place / "model", {})
+    tokenizer = ChatTokenizer(TOKENIZER)
+    stop_ids = {tokenizer.end_id or 0}
+    assert isinstance(weights.architecture, HuggingFace)
+    architecture = GgufArchitecture(weights.architecture)
+    content = GgufContent(
+        "random", architecture, vocabulary.GgufVocabulary(tokenizer, stop_ids, VOCABULARY)
+    )
+    write_gguf(place / "random.gguf", architecture.to_gguf(weights.state), content, "f32")
+    read = architecture.from_gguf(read_gguf(place / "random.gguf"), weights.state)
+    assert all(torch.equal(read[name], tensor) for name, tensor in weights.state.items())
+    pairs = [row for row in read_pairs(PAIRS) if isinstance(row, PreferencePair)][:6]
+    prover = Prover(weights.architecture, tokenizer, pairs, stop_ids)
+    [answers] = prover.prove({"f32": (place / "random.gguf", weights.state)}).answers.values()
+    assert answers.equal == answers.tokens > 0
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("kind", RANDOM)
+def test_llama_cpp_computes_further_models(kind: str, tmp_path: Path) -> None:
+    prove_random_weights(kind, tmp_path)
 
 
 @needs_llama_cpp

@@ -203,7 +203,8 @@ class GgufArchitecture:
         exponents = torch.arange(0, self._model.head_dim, 2, dtype=torch.float64)
         base = float(self._model.rope_theta or 0)
         plain = 1.0 / base ** (exponents / self._model.head_dim)
-        return (plain / scaled.double()).float()
+        factors: Tensor = (plain / scaled.double()).float()
+        return factors
 
 
 def _interleaved(tensor: Tensor, heads: int) -> Tensor:

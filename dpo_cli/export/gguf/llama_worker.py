@@ -19,6 +19,8 @@ from typing import Any
 _HTTP_SECONDS = 600.0
 _BIAS = 1e6
 """Added to the logit of a token that must be generated."""
+_PROBE_TOKENS = 8
+"""Tokens before that one; their number does not matter."""
 
 
 class _Model:
@@ -90,7 +92,7 @@ def _reply(request: Mapping[str, Any], path: str) -> Mapping[str, Any]:
             logps.append(entry["logprob"])
         return {"ids": found["tokens"], "logps": logps, "stops": found["stop_type"] == "eos"}
 
-    first = request["prompts"][0]
+    first = request["prompts"][0][:_PROBE_TOKENS]
     return {
         "ids": [ids(text) for text in request["texts"]],
         "prompts": [prompt(messages) for messages in request["conversations"]],

@@ -97,10 +97,13 @@ class Prover:
         self._conversations = [
             messages[:-1] for messages in conversations if messages[-1]["role"] == "assistant"
         ]
-        room = min(_PROMPT_TOKENS, (architecture.max_positions or 1 << 30) - _ANSWER_TOKENS)
-        prompts = [tokenizer.prompt(messages) for messages in self._conversations]
-        # A tokenizer may give short prompts only in data that the check does not see.
-        self._prompts = [prompt[-room:] for prompt in prompts[:_PROMPTS]] or [torch.tensor([0])]
+        positions = architecture.max_positions or _PROMPT_TOKENS + _ANSWER_TOKENS
+        room = max(1, min(_PROMPT_TOKENS, positions - _ANSWER_TOKENS))
+        prompts = [tokenizer.prompt(messages) for messages in self._conversations[:_PROMPTS]]
+        if not prompts:  # every conversation has tools, or ends with a question
+            [sample] = tokenizer.encode([Rendered(_SAMPLE)])
+            prompts = [torch.tensor(list(sample.ids))]
+        self._prompts = [prompt[-room:] for prompt in prompts]
 
     def prove(self, files: Mapping[Quantization, tuple[Path, StateDict]]) -> Proof:
         """Compare each file with a model of transformers that has the file's weights.

@@ -47,6 +47,6 @@ def recommend(
         file.quantization: metrics[_MARGIN] / learned
         for file, metrics in zip(report.files, files, strict=True)
     }
-    sizes = {file.quantization: file.size_bytes for file in report.files}
-    enough = [name for name, share in kept.items() if share >= ENOUGH]
-    return Recommendation(kept, min(enough, key=sizes.__getitem__) if enough else None)
+    enough = [file for file in report.files if kept[file.quantization] >= ENOUGH]
+    smallest = min(enough, key=lambda file: file.size_bytes, default=None)
+    return Recommendation(kept, smallest.quantization if smallest else None)

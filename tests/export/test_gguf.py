@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import resource
@@ -35,7 +36,7 @@ from dpo_cli.training.checkpointing import load_weights
 from tests.support import workers
 from tests.support.cli import REPOSITORY, Run, dpo
 from tests.support.families import FAMILIES
-from tests.support.family_runs import SECONDS, TOKENIZER, VOCABULARY, make
+from tests.support.family_runs import SECONDS, TOKENIZER, make
 from tests.support.small_runs import golden_run
 
 pytest.importorskip("gguf", reason="needs the extra gguf: pip install '.[gguf]'")
@@ -152,9 +153,11 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
 """Further models with random weights: class of the configuration in transformers, settings."""
 
 
-def prove_random_weights(kind: str, place: Path) -> None:
-    name, settings = RANDOM[kind]
-    config = getattr(transformers, name)(**{**settings, "vocab_size": VOCABULARY})
+def prove_random_weights(
+    name: str, settings: dict[str, Any], tokenizer: ChatTokenizer, place: Path
+) -> vocabulary.GgufVocabulary:
+    """Prove a GGUF file of a model with random weights, and return its vocabulary."""
+    config = getattr(transformers, name)(**{**settings, "vocab_size": tokenizer.vocab_size + 7})
     model = transformers.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(11)
     for parameter in model.parameters():
@@ -162,13 +165,11 @@ def prove_random_weights(kind: str, place: Path) -> None:
         parameter.data = 0.2 * noise + (parameter.ndim == 1)
     model.save_pretrained(place / "model")
     weights = load_model_weights(place / "model", {})
-    tokenizer = ChatTokenizer(TOKENIZER)
-    stop_ids = {tokenizer.end_id or 0}
     assert isinstance(weights.architecture, HuggingFace)
+    stop_ids = {tokenizer.end_id or 0}
     architecture = GgufArchitecture(weights.architecture)
-    content = GgufContent(
-        "random", architecture, vocabulary.GgufVocabulary(tokenizer, stop_ids, VOCABULARY)
-    )
+    words = vocabulary.GgufVocabulary(tokenizer, stop_ids, weights.architecture.vocab_size)
+    content = GgufContent("random", architecture, words)
     write_gguf(place / "random.gguf", architecture.to_gguf(weights.state), content, "f32")
     read = architecture.from_gguf(read_gguf(place / "random.gguf"), weights.state)
     assert all(torch.equal(read[name], tensor) for name, tensor in weights.state.items())
@@ -176,12 +177,47 @@ def prove_random_weights(kind: str, place: Path) -> None:
     prover = Prover(weights.architecture, tokenizer, pairs, stop_ids)
     [answers] = prover.prove({"f32": (place / "random.gguf", weights.state)}).answers.values()
     assert answers.equal == answers.tokens > 0
+    return words
 
 
 @needs_llama_cpp
 @pytest.mark.parametrize("kind", RANDOM)
 def test_llama_cpp_computes_further_models(kind: str, tmp_path: Path) -> None:
-    prove_random_weights(kind, tmp_path)
+    prove_random_weights(*RANDOM[kind], ChatTokenizer(TOKENIZER), tmp_path)
+
+
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+SIGNS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+def split_at(pattern: str) -> list[dict[str, Any]]:
+    split = {"type": "Split", "behavior": "Isolated", "invert": False}
+    return [{**split, "pattern": {"Regex": pattern}}, {**BYTES, "use_regex": False}]
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("name", "steps", "ignores_merges"),
+    [
+        ("qwen2", split_at(WORDS + SIGNS), False),
+        ("smaug-bpe", split_at(WORDS + "{1,3}" + SIGNS), False),
+        ("llama-bpe", split_at(WORDS + "{1,3}" + SIGNS), True),
+        ("smollm", [DIGITS, {**BYTES, "use_regex": True}], False),
+    ],
+)
+def test_llama_cpp_splits_texts_as_the_tokenizer(
+    shared: Path, tmp_path: Path, name: str, steps: list[dict[str, Any]], ignores_merges: bool
+) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(shared / "tokenizer/minimind2", folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    content["model"]["ignore_merges"] = ignores_merges
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    words = prove_random_weights(*RANDOM["qwen2"], ChatTokenizer(folder), tmp_path)
+    assert words.pre_tokenizer == name
 
 
 @needs_llama_cpp

@@ -135,18 +135,11 @@ def export_gguf(
         warnings.append(f"{problem}: answers will not end")
     with explain_disk_errors(path.parent), rename_on_success(path) as new:
         new.mkdir()
-        tensors = architecture.to_gguf(trained.weights)
-        # The float32 file is the one whose answers must be transformers' own, so it is always
-        # written and proven; without rounding, every other file has the same layout.
         wanted = list(quantizations)
-        written: list[Quantization] = wanted
-        if prover is not None and "f32" not in wanted:
-            written = ["f32", *wanted]
-        read: dict[Quantization, tuple[Path, StateDict]] = {}
-        for quantization in written:
-            file = new / f"{name}-{quantization}.gguf"
-            write_gguf(file, tensors, content, quantization)
-            read[quantization] = file, architecture.from_gguf(read_gguf(file), trained.weights)
+        # Only the answers of the float32 file must be those of transformers. All files have one
+        # layout, so that this one is written and proven even if it is not wanted.
+        written: list[Quantization] = wanted if "f32" in wanted or not prover else ["f32", *wanted]
+        read = _write_files(new, trained.weights, content, written)
         if prover is not None:
             proof = prover.prove(read)
             warnings += _differences(proof)
@@ -196,6 +189,22 @@ def export_gguf(
         warnings=warnings,
         state=trained.weights,
     )
+
+
+def _write_files(
+    folder: Path,
+    weights: StateDict,
+    content: GgufContent,
+    quantizations: Sequence[Quantization],
+) -> dict[Quantization, tuple[Path, StateDict]]:
+    """Write one file per format; return their paths and their weights as read back."""
+    tensors = content.architecture.to_gguf(weights)
+    read = {}
+    for quantization in quantizations:
+        file = folder / f"{content.name}-{quantization}.gguf"
+        write_gguf(file, tensors, content, quantization)
+        read[quantization] = file, content.architecture.from_gguf(read_gguf(file), weights)
+    return read
 
 
 def _retention(

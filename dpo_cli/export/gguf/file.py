@@ -29,7 +29,7 @@ _FILE_TYPES: Mapping[Quantization, str] = {"f32": "ALL_F32"}
 
 @dataclass(frozen=True)
 class GgufContent:
-    """Everything that a file has beside the weights."""
+    """Content of a file beside the weights."""
 
     name: str
     architecture: GgufArchitecture

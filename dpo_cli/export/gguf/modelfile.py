@@ -1,4 +1,4 @@
-"""Modelfile: what Ollama needs beside a GGUF file.
+"""Modelfile: settings for Ollama beside a GGUF file.
 
 Ollama renders conversations with a template in Go's language instead of the chat template in the
 file. The texts around the turns are measured on the chat template, and the composition is compared

@@ -59,7 +59,12 @@ class GgufVocabulary:
         self.notes = list(_notes(self._definition))
         special = {kind.removesuffix("_token_id"): id for kind, id in tokenizer.special_ids.items()}
         others = sorted(set(stop_ids) - {special.get("eos")})
-        if "eos" not in special and others:
+        if "eos" not in special:
+            if not others:  # llama.cpp would stop at token 11
+                raise DpoError(
+                    f"--format gguf: {tokenizer.folder}: no token ends an answer",
+                    "Set eos_token in tokenizer_config.json.",
+                )
             special["eos"] = others.pop(0)
         special |= zip(_EXTRA_STOPS, others, strict=False)
         if unplaced := others[len(_EXTRA_STOPS) :]:

@@ -280,7 +280,7 @@ def test_through_dpo_itself(runs: Any, tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert again.returncode == 0, again.stderr
-    assert re.search(r"x-q8_0.gguf +\d.* +\d+/\d+ +0\.\d+ +[+-]", again.stdout)
+    assert re.search(r"^q8_0 +\d.* +\d+/\d+ +0\.\d+ +[+-]", again.stdout, re.MULTILINE)
     assert re.search(r"kept of the learned margin: q8_0 [\d.]+ %;|has no margin", again.stdout)
     assert (tmp_path / "x/x-q8_0.gguf").exists()
 

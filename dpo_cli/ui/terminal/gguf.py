@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -49,13 +50,14 @@ def file_table(report: GgufReport, evaluation: Evaluation | None) -> Table:
             held-out pairs were not evaluated.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    titles = ["file", "size", "update kept", "error/update"]
+    titles = ["format", "size", "kept", "error/update"]
     if report.proof is not None:
-        titles.append("answers as transformers")
+        titles.append("answers")
     if evaluation is not None:
         titles += ["accuracy", "margin/token"]
     for title in titles:
-        table.add_column(title, justify="left" if title == "file" else "right")
+        justify: JustifyMethod = "left" if title == "format" else "right"
+        table.add_column(title, justify=justify, no_wrap=True)
     groups = [model.groups["all"] for model in evaluation.models] if evaluation else []
     for number, file in enumerate(report.files):
         table.add_row(*_row(report, file, groups[number] if groups else None))
@@ -106,7 +108,7 @@ def _proof_lines(proof: Proof) -> list[Text]:
 
 def _row(report: GgufReport, file: GgufFile, metrics: Mapping[str, float] | None) -> Sequence[str]:
     kept = file.retention
-    row = [file.path.name, format_size(file.size_bytes)]
+    row = [file.quantization, format_size(file.size_bytes)]
     row += [format_percent(kept.kept), f"{kept.relative_error:.3g}"] if kept else ["", ""]
     if report.proof is not None:
         answers = report.proof.answers[file.quantization]

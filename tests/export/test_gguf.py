@@ -115,14 +115,6 @@ def export_and_check(run: RunDirectory, kind: str, place: Path) -> None:
     lines = (place / "my-gguf/Modelfile").read_text()
     assert lines.startswith("FROM ./my-q8_0.gguf\nTEMPLATE ")
     assert 'PARAMETER stop "<|im_end|>"' in lines
-    # The run's own export is replaced, and nothing else is.
-    assert export_gguf(run, place / "my-gguf", ["q8_0"]).files[0].quantization == "q8_0"
-    assert sorted(os.listdir(place / "my-gguf")) == ["Modelfile", "my-q8_0.gguf"]
-    (place / "my-gguf/mine.txt").touch()
-    with pytest.raises(DpoError, match=r"would be replaced completely, and contains mine\.txt"):
-        export_gguf(run, place / "my-gguf", ["q8_0"])
-    [*_, event] = [event for event in history(run.events_path) if isinstance(event, Exported)]
-    assert (event.path, event.dtype) == (str(place / "my-gguf"), "q8_0")
 
 
 @needs_llama_cpp
@@ -294,6 +286,26 @@ def test_without_llama_cpp_the_report_says_so(
     assert "xllamacpp, which contains llama.cpp, is not installed" in report.not_proven
     assert "pip install '.[gguf]'" in report.not_proven
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_only_an_own_export_is_replaced(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp, "find_spec", lambda _: None)
+    run, folder = runs("minimind2"), tmp_path / "my-gguf"
+    export_gguf(run, folder, ["f16"])
+    export_gguf(run, folder, ["q8_0"])
+    assert sorted(os.listdir(folder)) == ["Modelfile", "my-q8_0.gguf"]
+    [*_, event] = [event for event in history(run.events_path) if isinstance(event, Exported)]
+    assert (event.path, event.dtype) == (str(folder), "q8_0")
+    with (folder / "Modelfile").open("a") as file:
+        file.write("SYSTEM mine\n")
+    with pytest.raises(DpoError, match="exists, and this run did not write it"):
+        export_gguf(run, folder, ["q8_0"])
+    export_gguf(run, folder, ["q8_0"], force=True)
+    (folder / "mine.txt").touch()
+    with pytest.raises(DpoError, match=r"would be replaced completely, and contains mine\.txt"):
+        export_gguf(run, folder, ["q8_0"], force=True)
 
 
 def test_without_the_extra_one_line_names_the_command(

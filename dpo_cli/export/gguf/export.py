@@ -142,7 +142,11 @@ def export_gguf(
         read = _write_files(new, trained.weights, content, written)
         if prover is not None:
             proof = prover.prove(read)
-            warnings += _differences(proof)
+            if proof.different_prompts:
+                warnings.append(
+                    f"llama.cpp renders {proof.different_prompts} of {proof.prompts} conversations"
+                    " differently than the training's chat template"
+                )
         if "f32" not in wanted and "f32" in read:
             read.pop("f32")[0].unlink()
         settings, warning = ollama_settings(tokenizer, pairs, stop_ids, model)
@@ -233,18 +237,3 @@ def _first_pairs(profile: Profile) -> list[PreferencePair]:
             " data.data_path=PATH.",
         )
     return pairs
-
-
-def _differences(proof: Proof) -> list[str]:
-    found = []
-    if proof.different_prompts:
-        found.append(
-            f"llama.cpp renders {proof.different_prompts} of {proof.prompts} conversations"
-            " differently than the training's chat template"
-        )
-    if proof.extra_stops:
-        found.append(
-            f"llama.cpp also stops at {', '.join(map(repr, proof.extra_stops))}, where the"
-            " training's model goes on"
-        )
-    return found

@@ -97,13 +97,18 @@ def _proof_lines(proof: Proof) -> list[Text]:
     equal = f"{exact.equal:,} of {exact.tokens:,} tokens of greedy answers equal transformers'"
     ties = f", {format_count(exact.ties, 'answer')} compared up to a tie" if exact.ties else ""
     prompts = proof.prompts - proof.different_prompts
-    return [
+    lines = [
         Text(
             f"proven in llama.cpp: token ids of {format_count(proof.texts, 'text')} equal,"
             f" {prompts} of {proof.prompts} prompts rendered as in training"
         ),
         Text(f"float32 weights in llama.cpp: {equal}{ties}"),
     ]
+    if proof.extra_stops:
+        # By their texts, whatever a file says: no export can change that.
+        names = ", ".join(map(repr, proof.extra_stops))
+        lines.append(Text(f"llama.cpp also stops at {names}, where transformers goes on"))
+    return lines
 
 
 def _row(report: GgufReport, file: GgufFile, metrics: Mapping[str, float] | None) -> Sequence[str]:

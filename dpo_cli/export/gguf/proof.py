@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from dpo_cli.compute.device import Device
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.pairs import PreferencePair
-from dpo_cli.data.rendered import Rendered
+from dpo_cli.data.rendered import Rendered, common_tokens
 from dpo_cli.errors import DpoError
 from dpo_cli.export.gguf.llama_cpp import GreedyAnswer, Questions, Replies, ask_llama_cpp
 from dpo_cli.export.gguf.quantizations import Quantization
@@ -154,23 +155,17 @@ class Prover:
         )
 
     def _require_same_ids(self, path: Path, replies: Replies) -> None:
-        expected = self._tokenizer.encode([Rendered(text) for text in self._texts])
-        for text, ours, theirs in zip(self._texts, expected, replies.ids, strict=True):
-            if list(ours.ids) != list(theirs):
-                same = next(
-                    (
-                        i
-                        for i, pair in enumerate(zip(ours.ids, theirs, strict=False))
-                        if pair[0] != pair[1]
-                    ),
-                    min(len(ours.ids), len(theirs)),
-                )
-                raise DpoError(
-                    f"{path.name}: llama.cpp encodes a text differently from token {same}"
-                    f" ({self._tokenizer.decode(list(ours.ids)[same : same + 4])!r})",
-                    "Nothing was written. Export with --format hf, and report this.",
-                    [f"text: {text[:200]!r}"],
-                )
+        encoded = self._tokenizer.encode([Rendered(text) for text in self._texts])
+        for text, wanted, found in zip(self._texts, encoded, replies.ids, strict=True):
+            if list(wanted.ids) == list(found):
+                continue
+            equal = common_tokens(wanted.ids, array(wanted.ids.typecode, found))
+            after = self._tokenizer.decode(list(wanted.ids)[equal : equal + 4])
+            raise DpoError(
+                f"{path.name}: llama.cpp encodes a text differently from token {equal} ({after!r})",
+                "Nothing was written. Export with --format hf, and report this.",
+                [f"text: {text[:200]!r}"],
+            )
 
     def _require_stops(self, path: Path, replies: Replies) -> None:
         for id in self._stop_ids:
@@ -187,14 +182,14 @@ class Prover:
         device = Device(torch.device("cpu"), torch.float32)
         tokens = equal = ties = 0
         largest = 0.0
-        for prompt, theirs in zip(self._prompts, replies.answers, strict=True):
+        for prompt, answered in zip(self._prompts, replies.answers, strict=True):
             logps: list[Tensor] = []
 
             def most_likely(logits: Tensor, logps: list[Tensor] = logps) -> int:
                 logps.append(logits.float().log_softmax(dim=-1))
                 return int(logits.argmax())
 
-            ours = list(
+            expected = list(
                 generate(
                     model,
                     prompt,
@@ -204,31 +199,31 @@ class Prover:
                     sample=most_likely,
                 )
             )
-            found = _compare(ours, logps, theirs)
+            found = _compare(expected, logps, answered)
             tokens, equal, ties = tokens + found.tokens, equal + found.equal, ties + found.ties
             largest = max(largest, found.max_logp_difference)
         return AnswerComparison(tokens, equal, ties, largest)
 
 
 def _compare(
-    ours: Sequence[int], logps: Sequence[Tensor], theirs: GreedyAnswer
+    expected: Sequence[int], logps: Sequence[Tensor], answered: GreedyAnswer
 ) -> AnswerComparison:
     """Compare two greedy answers to one prompt.
 
     Args:
-        ours: ids of transformers' answer.
+        expected: ids of transformers' answer.
         logps: log-probs of all tokens, (V,), at each position of it.
-        theirs: llama.cpp's answer.
+        answered: llama.cpp's answer.
     """
     largest = 0.0
-    for position, (id, row) in enumerate(zip(ours, logps, strict=True)):
-        if position >= len(theirs.ids):
-            return AnswerComparison(len(ours), position, 0, largest)
-        other = theirs.ids[position]
+    for position, (id, row) in enumerate(zip(expected, logps, strict=True)):
+        if position >= len(answered.ids):
+            return AnswerComparison(len(expected), position, 0, largest)
+        other = answered.ids[position]
         if other != id:
             if float(row[id] - row[other]) < TIE_NATS:
                 return AnswerComparison(position, position, 1, largest)
-            return AnswerComparison(len(ours), position, 0, largest)
-        if position < len(theirs.logps):
-            largest = max(largest, abs(float(row[id]) - theirs.logps[position]))
-    return AnswerComparison(len(ours), len(ours), 0, largest)
+            return AnswerComparison(len(expected), position, 0, largest)
+        if position < len(answered.logps):
+            largest = max(largest, abs(float(row[id]) - answered.logps[position]))
+    return AnswerComparison(len(expected), len(expected), 0, largest)

@@ -76,14 +76,3 @@ def require_choice(name: str, value: str | None, choices: Sequence[str]) -> None
     """
     if value is not None and value not in choices:
         raise UsageError(f"{name} = {value!r}", f"Use {' or '.join(map(repr, choices))}.")
-
-
-def require_unset(format: str, **arguments: object) -> None:
-    """Refuse arguments of `Run.export` that have no effect on a format.
-
-    Raises:
-        UsageError: names the argument.
-    """
-    for name, value in arguments.items():
-        if value is not None:
-            raise UsageError(f"{name} = {value!r} has no effect on format = {format!r}", "Omit it.")

@@ -11,22 +11,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, overload
 
-from dpo_cli.api.arguments import (
-    OnProgress,
-    Settings,
-    as_overrides,
-    refuse_ranks,
-    require_choice,
-    require_unset,
-)
+from dpo_cli.api.arguments import OnProgress, Settings, as_overrides, refuse_ranks
 from dpo_cli.api.evaluation import evaluate_named
+from dpo_cli.api.exporting import export_as
 from dpo_cli.errors import DpoError, ExitCode
-from dpo_cli.export.gguf.quantizations import parse_quantizations
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Event, EventReader, history
 from dpo_cli.run.models import NamedModel
 from dpo_cli.run.spawn import SpawnedLauncher
 from dpo_cli.run.start import AlreadyCompleteError, Start, resumed_run
+from dpo_cli.run.thinning import read_view
 from dpo_cli.run.view import RunState, RunView
 from dpo_cli.ui.snapshot import notebook_display, panel_html, panel_text, read_panel
 from dpo_cli.ui.terminal.console import SafeConsole
@@ -88,7 +82,7 @@ class Run:
 
         Args:
             follow: wait for new events until no process trains the run. Without it, iterate over
-                what counts: steps that a resume repeated appear once.
+                the valid events: steps that a resume repeated appear once.
 
         Example::
 
@@ -296,8 +290,9 @@ class Run:
             best: write the checkpoint with the lowest held-out loss, not the newest. Needs
                 held-out pairs, and eval.keep_best = true during training.
             force: replace a file that this run did not write.
-            settings: changed profile values, for example where the data is now: tokenizer, data
-                and starting weights are read again for the comparison.
+            settings: changed profile values, for example where the data is now. Tokenizer and
+                data are read again for the comparison; starting weights, if they are still
+                there, for the update retention.
 
         Returns:
             An `ExportReport`: path, dtype, size, log-prob differences and update retention. For
@@ -313,32 +308,17 @@ class Run:
 
             print(run.export("my-model", format="hf").path)
         """
-        require_choice("format", format, ("pth", "hf", "gguf"))
-        require_choice("dtype", dtype, ("float16", "bfloat16", "float32"))
-        require_choice("rounding", rounding, ("nearest", "stochastic"))
-        destination = None if to is None else Path(to)
-        if format == "gguf":
-            formats = parse_quantizations(quantization)
-            require_unset("gguf", dtype=dtype, rounding=rounding, seed=seed)
-            from dpo_cli.export.gguf.export import export_gguf  # loads torch
-
-            overrides = as_overrides(settings)
-            return export_gguf(
-                self.directory, destination, formats, force=force, best=best, overrides=overrides
-            )
-        require_unset(format or "pth", quantization=quantization)
-        from dpo_cli.export.export import export_run  # loads torch
-
-        return export_run(
+        return export_as(
             self.directory,
-            destination,
-            dtype,
-            force,
-            as_overrides(settings),
-            rounding,
-            seed,
+            to,
+            format=format,
+            quantization=quantization,
+            dtype=dtype,
+            rounding=rounding,
+            seed=seed,
             best=best,
-            export_format=format,
+            force=force,
+            settings=settings,
         )
 
     def __repr__(self) -> str:
@@ -350,7 +330,7 @@ class Run:
         return {"text/plain": panel_text(panel), "text/html": panel_html(panel)}
 
     def launch(self, start: Start) -> None:
-        """Start training in a launcher of its own; the view forgets how the last start ended."""
+        """Start training in a new launcher process, and reset the state of the last start."""
         self.view.expect_start()
         self._launcher = SpawnedLauncher(start)
 
@@ -382,7 +362,12 @@ class _Display:
     def __init__(self, run: Run) -> None:
         self._run = run
         console = SafeConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self._report = PlainReport(console, run.directory.designation, run.path)
+        self._report = PlainReport(
+            console,
+            run.directory.designation,
+            run.path,
+            read_view=lambda: read_view(run.directory.events_path),
+        )
         display = notebook_display()
         self._handle = display(run, display_id=True) if display else None
         self._drawn_at = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,6 @@ _MODEL = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
 FILL_IN = ("FILL IN: no file was found.",)
 _WATCH = ("Watch their loss and accuracy: they show overfitting.",)
 _WIDTH = 90
-_MAX_HEADER_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
 
 
 def _limits(proposal: Proposal) -> Sequence[str]:
-    """Return the arithmetic of the learning rate."""
+    """Return the lines that explain how the learning rate is computed."""
     lr_sum, mean = show_value(doctrine.MAX_LR_SUM), proposal.mean
     chosen = show_value(proposal.learning_rate)
     if proposal.learning_rate < proposal.limit:
@@ -189,6 +187,8 @@ def _parameters(inputs: Inputs) -> int | None:
     twice, counts as a larger model, which is the safe side. None if there are no files, or if a
     header cannot be read.
     """
+    from safetensors import SafetensorError  # here, because most commands need no safetensors
+
     path = inputs.model_weights
     if path is None:
         return None
@@ -196,7 +196,7 @@ def _parameters(inputs: Inputs) -> int | None:
         return path.stat().st_size // 2
     try:
         tensors = [_tensor_weights(file) for file in path.glob("*.safetensors")]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (SafetensorError, OSError):
         return None
     others = [file.stat().st_size // 2 for file in path.glob("*.bin")]
     return sum(tensors or others) or None
@@ -206,13 +206,13 @@ def _tensor_weights(path: Path) -> int:
     """Return the number of weights in a safetensors file, by its header.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: the header is damaged.
+        SafetensorError: the header is damaged, or the file is cut off.
+        OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        tensors = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
-    shapes = [each["shape"] for name, each in tensors.items() if name != "__metadata__"]
-    return sum(map(math.prod, shapes))
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def _to_fill_in(paths: Mapping[str, Path | None]) -> dict[str, Sequence[str]]:

@@ -13,21 +13,23 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from dpo_cli.formatting import format_duration, format_progress
+from dpo_cli.formatting import format_duration, format_percent, format_progress
 from dpo_cli.printable import one_line
 from dpo_cli.run.verdict import verdict_of
 from dpo_cli.run.view import RunState, RunView
 from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.ending import failure
-from dpo_cli.ui.terminal.layout import Block, bar, beside, fit, framed, justified, pile
+from dpo_cli.ui.terminal.layout import Block, bar, beside, draw_frame, fit, fit_block, justify
 from dpo_cli.ui.terminal.metrics import (
     GROUPS_TITLE,
+    NOTES_HEIGHT,
     figures,
     group_lines,
+    metrics_notes,
     metrics_table,
     metrics_title,
 )
-from dpo_cli.ui.terminal.plain import plan_lines, step_name
+from dpo_cli.ui.terminal.plain import plan_lines, step_name, titled_alerts
 from dpo_cli.ui.terminal.plots import charts
 from dpo_cli.ui.terminal.ranks import ranks_frame
 from dpo_cli.ui.terminal.result import export_line
@@ -58,13 +60,13 @@ _KEYS_HELP = (
 _METRICS_HELP = (
     ("loss", "for DPO ln 2 = 0.693 while policy and reference are equal"),
     ("accuracy", "share with a higher reward for chosen; ties count half"),
+    ("ranking", "share with a higher policy log-prob for chosen, without the reference"),
     ("reward", "beta x (policy log-prob - reference log-prob)"),
     ("margin", "reward of the chosen minus reward of the rejected answer"),
     ("margin/token", "(chosen - rejected log-ratio) in nats per token, without beta"),
     ("KL", "distance of policy from reference, in nats per token"),
-    ("ranking", "share with a higher policy log-prob for chosen"),
     ("clipped", "share of steps with a gradient norm above train.grad_clip"),
-    ("weights", "share of weights whose 16-bit value differs from the start"),
+    ("weights", "share whose 16-bit value differs from the start, at that step"),
 )
 
 
@@ -113,10 +115,10 @@ class Dashboard:
         """Return `height` lines of `width` cells."""
         top = [self._title(width), *self._progress(width)]
         if self.headline is not None:
-            top = [justified(*self.headline, width), *top]
+            top = [justify(*self.headline, width), *top]
         messages = self._messages(console, width, height)
         body = self._body(console, width, height - len(top) - len(messages) - 1)
-        return pile([*top, *body, *messages, self._footer(width)], width, height)
+        return fit_block([*top, *body, *messages, self._footer(width)], width, height)
 
     @property
     def state(self) -> RunState:
@@ -135,7 +137,7 @@ class Dashboard:
         if self.view.plan:
             words.append(f"  {one_line(self.view.plan.model.description)}")
         state = Text(f"  {self.state}", style=_STATE_STYLES.get(self.state, "bold cyan"))
-        return justified(words, state, width)
+        return justify(words, state, width)
 
     def _progress(self, width: int) -> Block:
         """Return two progress lines: of run and epoch or, before training, of the phase."""
@@ -171,7 +173,7 @@ class Dashboard:
         numbers_width = _WIDE_NUMBERS_WIDTH if width >= _WIDE else _NUMBERS_WIDTH
         charts_width = width - numbers_width
         if self.shows_help:
-            return framed("help", _help_lines(width, console), width, height)
+            return draw_frame("help", _help_lines(width, console), width, height)
         if charts_width < _LEAST_CHARTS_WIDTH:
             return self._numbers(width, height)
         if self.view.step:
@@ -180,34 +182,35 @@ class Dashboard:
             left = charts(self.view, charts_width, height - len(below)) + below
         else:
             lines = self._plan_lines(console, charts_width)
-            frame = framed("plan", lines, charts_width, min(height, len(lines) + 2))
-            left = pile(frame, charts_width, height)
+            frame = draw_frame("plan", lines, charts_width, min(height, len(lines) + 2))
+            left = fit_block(frame, charts_width, height)
         return beside(left, self._beside_charts(console, numbers_width, height))
 
     def _beside_charts(self, console: Console, width: int, height: int) -> Block:
         """Return the numbers and, if they fit, groups of pairs and the plan below."""
-        whole = len(self._number_lines(width, has_gap=True)) + 2
+        whole = len(self._number_lines(width, NOTES_HEIGHT)) + 2
         groups = group_lines(self.view.held_out, width - 4)
         rest = height - whole
         if not self.view.step or rest < len(self._plan_lines(console, width)) + 2:
             return self._numbers(width, height)
         block = self._numbers(width, whole)
         if groups and rest - len(groups) - 2 >= len(self._plan_lines(console, width)) + 2:
-            block += framed(GROUPS_TITLE, groups, width, len(groups) + 2)
+            block += draw_frame(GROUPS_TITLE, groups, width, len(groups) + 2)
         return block + self._plan(console, width, height - len(block))
 
     def _numbers(self, width: int, height: int) -> Block:
-        has_gap = height >= len(self._number_lines(width, has_gap=True)) + 2
-        title = metrics_title(self.view)
-        return framed(title, self._number_lines(width, has_gap=has_gap), width, height)
+        spare = height - 2 - len(self._number_lines(width, 0))
+        lines = self._number_lines(width, min(max(0, spare), NOTES_HEIGHT))
+        return draw_frame(metrics_title(self.view), lines, width, height)
 
-    def _number_lines(self, width: int, *, has_gap: bool) -> Block:
+    def _number_lines(self, width: int, gap: int) -> Block:
+        """Return the numbers, with `gap` lines between metrics and figures."""
         table = metrics_table(self.view, width - 4)
         disk = (self.disk.free_bytes, self.disk.checkpoints) if self.disk else None
-        return [*table, *([Text()] if has_gap else []), *figures(self.view, self.now, disk)]
+        return [*table, *metrics_notes(gap), *figures(self.view, self.now, disk)]
 
     def _plan(self, console: Console, width: int, height: int) -> Block:
-        return framed("plan", self._plan_lines(console, width), width, height)
+        return draw_frame("plan", self._plan_lines(console, width), width, height)
 
     def _plan_lines(self, console: Console, width: int) -> Block:
         """Return the plan for a frame of `width` cells."""
@@ -238,8 +241,8 @@ class Dashboard:
         if verdict := verdict_of(self.view):
             found.append(("worse", "bold red", verdict.message, verdict.remedy))
         found += [
-            ("warning", "bold yellow", alert.message, alert.remedy)
-            for alert in reversed(self.view.alerts.values())
+            (title, "bold yellow", alert.message, alert.remedy)
+            for title, alert in reversed(titled_alerts(self.view))
         ]
         return [(kind, style, one_line(m), one_line(remedy)) for kind, style, m, remedy in found]
 
@@ -251,7 +254,7 @@ class Dashboard:
         offered = [Text.assemble((key, "bold cyan"), f" {word}") for key, word in self.keys.items()]
         keys = Text("   ").join(offered)
         fits = notice.cell_len + keys.cell_len < width
-        return justified(notice, keys, width) if fits else notice or keys
+        return justify(notice, keys, width) if fits else notice or keys
 
     def _next_command(self) -> Text:
         match self.state:
@@ -265,11 +268,11 @@ class Dashboard:
 
 
 def _progress_line(label: str, share: float, remark: str, width: int) -> Text:
-    inner = max(0, width - _PROGRESS_LABEL_WIDTH - _PROGRESS_REMARK_WIDTH - 6)
+    inner = max(0, width - _PROGRESS_LABEL_WIDTH - _PROGRESS_REMARK_WIDTH - 7)
     return Text.assemble(
         fit(Text(label), _PROGRESS_LABEL_WIDTH),
         bar(share, inner, "cyan"),
-        f" {share:4.0%} ",
+        f" {format_percent(share, 0):>5} ",
         remark.rjust(_PROGRESS_REMARK_WIDTH),
     )
 

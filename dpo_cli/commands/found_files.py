@@ -14,7 +14,7 @@ from dpo_cli.commands.questions import ask_download, ask_which, is_interactive, 
 from dpo_cli.data.sources import looks_like_pairs
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import pair_files
-from dpo_cli.hub.datasets import fetch_data
+from dpo_cli.hub.datasets import fetch_data, find_data
 from dpo_cli.hub.download import is_on_hub
 from dpo_cli.profile import folder
 from dpo_cli.profile.discover import (
@@ -26,7 +26,7 @@ from dpo_cli.profile.discover import (
     is_whole_model,
     minimind_version_of,
 )
-from dpo_cli.profile.hub import fetch
+from dpo_cli.profile.hub import cached, fetch
 from dpo_cli.profile.known import parameters_of
 from dpo_cli.profile.recipe import Inputs, count_parameters
 from dpo_cli.profile.text import show_path
@@ -135,10 +135,10 @@ def choose_files(wanted: Wanted, console: Console) -> Chosen:
                 models = named.models
                 pairs = pairs or named.pairs
             if not pairs:
-                answer = missing.ask_pairs(lambda text: _named_pairs(Path(text), is_pairs))
+                answer = missing.ask_pairs(lambda text: _check_pairs(Path(text), is_pairs))
                 pairs = _named_pairs(Path(answer), is_pairs)
         elif wanted.kind is None:
-            raise missing.error(wanted.name)
+            raise missing.error(wanted.name, wanted.model, wanted.data)
     model, pair_file = ask_which("model", models), ask_which("data", pairs)
     is_huggingface = bool(hub or wanted.kind == "hf" or (model and model.is_dir()))
     tokenizers: list[Path] = []
@@ -166,16 +166,17 @@ def choose_files(wanted: Wanted, console: Console) -> Chosen:
 
 
 def _directory_of(hub: str | None, model: Path | None, download: bool | None) -> Path | None:
-    """Return the directory of a Hugging Face model; download a model on the Hub if it is wanted.
+    """Return the directory of a Hugging Face model, if it is on this machine or may be downloaded.
 
     Raises:
         DpoError: the model cannot be downloaded.
     """
     if hub is None:
         return model if model and model.is_dir() else None
-    if download is None:
+    directory = cached(hub)
+    if download is None and directory is None:
         download = is_interactive() and ask_download(hub)
-    return fetch(hub) if download else None
+    return fetch(hub) if download else directory
 
 
 def _parameters(hub: str | None, directory: Path | None) -> int | None:
@@ -235,6 +236,17 @@ def _named_pairs(path: Path, is_pairs: _PairTest) -> tuple[Path, ...]:
             "Name the file; docs/data.md lists the formats.",
         )
     return found
+
+
+def _check_pairs(path: Path, is_pairs: _PairTest) -> None:
+    """Check that an answer names pairs.
+
+    Raises:
+        DpoError: there is no such file, or no such data set on the Hub.
+    """
+    if is_on_hub(path):
+        find_data(str(path))
+    _named_pairs(path, is_pairs)
 
 
 def _of_kind(models: Sequence[Path], kind: str | None) -> Sequence[Path]:

@@ -43,7 +43,7 @@ class Missing:
         choices = [(show_path(path), remark(path).strip()) for path in self.models_outside]
         if self.kind in (None, "hf"):
             choices += [
-                (model.name, f"{_millions(model.parameters)}  {model.license}  {model.about}")
+                (model.name, f"{_millions(model.parameters):>6}  {model.license}  {model.about}")
                 for model in fitting_models(available_memory())
             ]
         return ask_for("model", choices, _ANSWER, check)
@@ -54,22 +54,22 @@ class Missing:
         choices += [(data.name, f"{data.license}  {data.about}") for data in DATA]
         return ask_for("data", choices, _ANSWER, check)
 
-    def error(self, name: str) -> UsageError:
+    def error(self, name: str, model: str | None, data: Path | None) -> UsageError:
         """Return the error for what is missing, with the options that name it.
 
         Args:
             name: of the new profile.
+            model, data: values of the options that are given.
         """
-        whats, options = [], []
-        if self.model:
-            whats.append("no model")
-            options += ["--model", "MODEL"]
-        if self.pairs:
-            whats.append("no preference pairs")
-            options += ["--data", "DATA"]
-        named = " and ".join(options[1::2])
+        missing = ["no model"] * self.model + ["no preference pairs"] * self.pairs
+        options: list[str] = []
+        if self.model or model:
+            options += ["--model", model or "MODEL"]
+        if self.pairs or data:
+            options += ["--data", str(data or "DATA")]
+        named = " and ".join(["MODEL"] * self.model + ["DATA"] * self.pairs)
         return UsageError(
-            f"{' and '.join(whats)} in this directory",
+            f"{' and '.join(missing)} in this directory",
             f"Name {named}, a path or hf:ORG/NAME: {dpo_command('init', name, *options)}"
             f"  To try dpo without files: {dpo_command('init', name, '--template', 'demo')}",
             [*self._details()],

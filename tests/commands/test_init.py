@@ -317,7 +317,7 @@ def test_the_length_follows_from_the_pairs(dpo: Cli, here: Path) -> None:
         "# First 109 pairs: median 18 tokens, 95 % up to 1,351, longest 1,351 (estimated from"
         " characters)." in Path("profiles/long.toml").read_text()
     )
-    (here / "pairs.jsonl").write_text(LONG_ROW.replace("p", "p " * 9))
+    (here / "pairs.jsonl").write_text(LONG_ROW.replace("p p", "p p p p p"))
     assert dpo("init", "longest", *HUB_MODEL)[0] == 0
     assert written("longest").data.max_seq_len == 2048
     dpo("init", "script", "--template", "dense", "--recipe", "minimind")
@@ -516,6 +516,15 @@ def test_settings_of_another_tool(dpo: Cli, here: Path) -> None:
     text = Path("profiles/my.toml").read_text()
     assert 'loss = "hinge"  # trl: loss_type\n' in text
     assert "learning_rate = 5e-7  # trl: learning_rate\n" in text
+
+
+def test_settings_of_another_tool_with_data_of_the_hub(dpo: Cli, here: Path) -> None:
+    (here / "config.yaml").write_text("loss_type: hinge\nmodel_name_or_path: me/base\n")
+    names = ("--model", "hf:me/other@v2", "--data", "hf:me/pairs:en/train")
+    code, _, err = dpo("init", "my", "--from", "trl:config.yaml", *names)
+    assert (code, err) == (0, "")
+    assert written().model.weights == "hf:me/other@v2"
+    assert str(written().data.data_path) == "hf:me/pairs:en/train"
 
 
 def test_a_quoted_command_line(dpo: Cli, here: Path) -> None:

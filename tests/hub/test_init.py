@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpo_cli import app
+from dpo_cli.profile.hub import fetch
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from tests.support.hub import Hub, use_here
@@ -134,22 +136,37 @@ def test_without_a_network_the_cache_is_enough(
 
 
 def test_a_download_is_made_only_when_asked_for(
-    hub: Hub, rows: list[Row], init: Any, tmp_path: Path
+    hub: Hub, shared: Path, rows: list[Row], init: Any
 ) -> None:
     pytest.importorskip("pyarrow")
-    from dpo_cli.profile.hub import fetch
-    from tests.support.family_runs import MODEL as FOLDER
-    from tests.support.family_runs import make
-
-    (tmp_path / "made").mkdir()
-    make(tmp_path / "made", "llama")
-    folder = tmp_path / "made" / FOLDER
-    hub.push("me/base", {p.name: p.read_bytes() for p in folder.iterdir()}, kind="models")
+    model = shared / "cases/models/llama3"
+    hub.push("me/base", {p.name: p.read_bytes() for p in model.iterdir()}, kind="models")
     hub.push("them/set", ultrafeedback_binarized(rows))
     fetch.cache_clear()
-    code, _, err = init("--data", "hf:them/set", "--model", "hf:me/base", "--download")
+    words = ("--data", "hf:them/set", "--model", "hf:me/base", "--force")
+    assert init(*words)[0] == 0
+    assert written().data.max_seq_len > 512
+    assert "model.safetensors" not in hub.bodies
+    code, _, err = init(*words, "--download")
     assert (code, err) == (0, [])
-    assert "tokenizer.json" in hub.bodies
+    assert "model.safetensors" in hub.bodies
     assert "data/train_prefs-00001-of-00002.parquet" in hub.bodies
-    assert written().model.weights == "hf:me/base"
-    assert " (by its tokenizer).\n" in Path("profiles/my.toml").read_text()
+    profile = written()
+    assert profile.model.weights == "hf:me/base"
+    assert profile.data.max_seq_len == 512
+    assert "# This model has 512 positions." in Path("profiles/my.toml").read_text()
+    assert init(*words)[0] == 0  # the cache has the model now
+    assert written() == profile
+
+
+def test_questions_are_repeated_until_the_data_set_exists(
+    hub: Hub, rows: list[Row], init: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.push("them/set", {"train.jsonl": jsonl(rows)})
+    waiting = iter(["hf:them/none", "hf:them/set"])
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.prompt", lambda text, **_: next(waiting))
+    code, out, _ = init("--no-download", *MODEL)
+    assert code == 0
+    assert any(line.startswith("  them/none does not exist on the Hub") for line in out)
+    assert str(written().data.data_path) == "hf:them/set"

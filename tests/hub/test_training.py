@@ -19,14 +19,15 @@ def test_each_shape_trains_with_the_same_losses(
 ) -> None:
     """They hold the same pairs, and no pair is cut; the cache trains without a network."""
     pytest.importorskip("pyarrow")
+    short = sorted(rows, key=lambda row: len(str(row)))[:8]
     losses = {}
 
     def train(shape: str, name: str) -> list[float]:
         changes = {
             "data.data_path": name,
-            "data.max_seq_len": 2048,
+            "data.max_seq_len": 1024,
             "eval.fraction": 0.0,
-            "train.batch_size": 12,
+            "train.batch_size": 4,
             "train.epochs": 1,
         }
         settings = golden_settings(shared, "seed", False, **changes)
@@ -36,7 +37,7 @@ def test_each_shape_trains_with_the_same_losses(
 
     for shape, (make, name, _) in SHAPES.items():
         name = name.replace("them/set", f"them/{shape}")
-        hub.push(f"them/{shape}", make(rows))
+        hub.push(f"them/{shape}", make(short))
         losses[shape] = train(shape, name)
         assert losses[shape][0] == pytest.approx(math.log(2), abs=1e-6)
     assert losses == dict.fromkeys(SHAPES, losses["orca"])

@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.support.cli import REPOSITORY
 
 PACKAGE = REPOSITORY / "dpo_cli"
@@ -89,65 +87,60 @@ def field_docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
                         yield statement.lineno, text
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_docstrings(path: Path) -> None:
+def place(path: Path, line: int) -> str:
+    return f"{path.relative_to(REPOSITORY)}:{line}"
+
+
+def test_docstrings() -> None:
     """No riddle as an opener; the first line is one sentence on one line."""
     problems = []
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for line, text in docstrings(tree):
-        first, _, rest = text.partition("\n")
-        place = f"{path.relative_to(REPOSITORY)}:{line}: {first}"
-        if RIDDLE.match(first):
-            problems.append(f"{place}  <- opens with a riddle")
-        if not first.endswith("."):
-            problems.append(f"{place}  <- is no whole sentence that ends with a period")
-        if rest and rest.split("\n", 1)[0].strip():
-            problems.append(f"{place}  <- needs a blank line after it")
-    for line, text in field_docstrings(tree):
-        if RIDDLE.match(text):
-            first = text.partition("\n")[0]
-            problems.append(
-                f"{path.relative_to(REPOSITORY)}:{line}: {first}  <- opens with a riddle"
-            )
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for line, text in docstrings(tree):
+            first, _, rest = text.partition("\n")
+            if RIDDLE.match(first):
+                problems.append(f"{place(path, line)}: {first}  <- opens with a riddle")
+            if not first.endswith("."):
+                problems.append(f"{place(path, line)}: {first}  <- does not end with a period")
+            if rest and rest.split("\n", 1)[0].strip():
+                problems.append(f"{place(path, line)}: {first}  <- needs a blank line after it")
+        for line, text in field_docstrings(tree):
+            if RIDDLE.match(text):
+                first = text.partition("\n")[0]
+                problems.append(f"{place(path, line)}: {first}  <- opens with a riddle")
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_variable_is_named_its(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        name = node.id if isinstance(node, ast.Name) else getattr(node, "arg", None)
-        place = f"{path.relative_to(REPOSITORY)}:{getattr(node, 'lineno', '')}"
-        assert name not in {"its", "their", "theirs"}, f"{place}: name the variable by its meaning"
+def test_no_variable_is_named_its() -> None:
+    """A variable is named by its meaning."""
+    problems = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.id if isinstance(node, ast.Name) else getattr(node, "arg", None)
+            if name in {"its", "their", "theirs"}:
+                problems.append(f"{place(path, getattr(node, 'lineno', 0))}: {name}")
+    assert not problems, "\n".join(problems)
 
 
-def violations(text: str, terms: dict[str, str]) -> Iterator[str]:
-    for pattern, better in terms.items():
-        if found := re.search(pattern, text, re.IGNORECASE):
-            yield f"{found.group(0)!r}: write {better!r}"
+def violations(path: Path) -> Iterator[str]:
+    """Yield the banned terms and British spellings of a file, with their lines."""
+    text = path.read_text(encoding="utf-8")
+    for pattern, better in (BANNED_TERMS | BRITISH).items():
+        for found in re.finditer(pattern, text, re.IGNORECASE):
+            line = text.count("\n", 0, found.start()) + 1
+            yield f"{place(path, line)}: {found.group(0)!r}: write {better!r}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_terms_in_code(path: Path) -> None:
+def test_terms_in_code() -> None:
     """Strings, docstrings and comments use each term with one meaning, in American spelling."""
-    if path in OLD_KEYS_ALLOWED:
-        return
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
     problems = [
-        f"{path.relative_to(REPOSITORY)}:{number}: {problem}"
-        for number, line in lines
-        for problem in violations(line, BANNED_TERMS | BRITISH)
+        line for path in MODULES if path not in OLD_KEYS_ALLOWED for line in violations(path)
     ]
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("path", [*PAGES, *PROFILES], ids=lambda path: path.name)
-def test_terms_in_pages(path: Path) -> None:
-    if path.name == "CHANGELOG.md":  # lists the old names beside the new ones
-        return
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-    problems = [
-        f"{path.relative_to(REPOSITORY)}:{number}: {problem}"
-        for number, line in lines
-        for problem in violations(line, BANNED_TERMS | BRITISH)
-    ]
+def test_terms_in_pages() -> None:
+    # The change log lists the old names beside the new ones.
+    pages = [path for path in [*PAGES, *PROFILES] if path.name != "CHANGELOG.md"]
+    problems = [line for path in pages for line in violations(path)]
     assert not problems, "\n".join(problems)

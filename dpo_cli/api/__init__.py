@@ -89,11 +89,12 @@ def open_run(name: str | Path | None = None, *, runs_dir: str | Path | None = No
 
     Args:
         name: directory name, a unique beginning of it, the profile's name (its newest run), or a
-            path. By default the newest run.
+            path, which contains a slash. By default the newest run.
         runs_dir: directory of the runs; by default DPO_RUNS_DIR, else "runs".
 
     Raises:
         UsageError: there is no such run, or there are several.
+        OtherVersionError: another version of dpo wrote the run.
 
     Example::
 

@@ -264,8 +264,9 @@ class Run:
             best: write the checkpoint with the lowest held-out loss, not the newest. Needs
                 held-out pairs, and eval.keep_best = true during training.
             force: replace a file that this run did not write.
-            settings: changed profile values, for example where the data is now: tokenizer, data
-                and starting weights are read again for the comparison.
+            settings: changed profile values, for example where the data is now. Tokenizer and
+                data are read again for the comparison; starting weights, if they are still
+                there, for the update retention.
 
         Returns:
             An `ExportReport`: path, dtype, size, log-prob differences and update retention.
@@ -287,7 +288,7 @@ class Run:
 
         return export_run(
             self.directory,
-            None if to is None else Path(to),
+            None if to is None else Path(to).expanduser(),
             dtype,
             force,
             as_overrides(settings),

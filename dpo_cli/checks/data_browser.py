@@ -89,7 +89,7 @@ class DataBrowser:
         if wanted_line is not None and wanted_line not in lines:
             raise UsageError(
                 f"{self._name(wanted_line)}: {why_not_kept(self.rows, wanted_line)}",
-                "Run dpo data --skipped to see the skipped rows.",
+                f"Run dpo data --skipped --line {row_name} to see its text.",
             )
         with_issue = {line for issue in only for line in self.issues.lines.get(issue, ())}
         return (

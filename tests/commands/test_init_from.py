@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_the_examples_of_all_tools_train_a_tiny_model(
         "data.format": "auto",
         "eval.path": "dpo.jsonl",
         "eval.fraction": 0.0,
-        "eval.interval": 0,
+        "launch.nproc_per_node": 1,
         "train.accumulation_steps": 2,
         "train.batch_size": 2,
         "train.device": "cpu",
@@ -73,7 +74,9 @@ def test_the_examples_of_all_tools_train_a_tiny_model(
         "model.tokenizer": shared / "tokenizer/minimind2",
     }
     weights = shared / "golden/train/seed/full_sft_64.pth"
-    cases = {tool: (f"{tool}:{FOREIGN / file}", TINY, {}) for tool, file in EXAMPLES.items()}
+    shutil.copy(FOREIGN / EXAMPLES["unsloth"], "unsloth.py")
+    places = {**{tool: FOREIGN / file for tool, file in EXAMPLES.items()}, "unsloth": "unsloth.py"}
+    cases = {tool: (f"{tool}:{place}", TINY, {}) for tool, place in places.items()}
     cases["minimind"] = (MINIMIND, weights, seed)
     for tool, (source, model, more) in cases.items():
         named = ("--model", str(model), "--data", "dpo.jsonl")

@@ -71,18 +71,18 @@ def init(
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="Train on these preference pairs: a file, a folder, or "
-            "hf:ORG/NAME[@REVISION][:CONFIG/SPLIT]. Default: a file with the columns of pairs in "
-            "the working directory or its data folders.",
+            help="Train on these preference pairs: a file, a folder, or hf:ORG/NAME, with "
+            "@REVISION and :CONFIG/SPLIT where needed. Default: a file with the columns of pairs "
+            "in the working directory or its data folders.",
             show_default=False,
         ),
     ] = None,
     columns: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME=COLUMN,...",
-            help="Names of the pairs' columns where they differ from the format's, for example "
-            "prompt=question,chosen=best,rejected=worst.",
+            metavar="NAMES",
+            help="Names of the pairs' columns where they differ from the format's: "
+            "prompt=question,chosen=best.",
             show_default=False,
         ),
     ] = None,

@@ -148,7 +148,7 @@ def check(
         profile: path of a TOML file, or the name of a shipped profile.
         settings: values that replace those of the profile.
         pair: row to preview, as "7" or "file.jsonl:7"; by default the first that is kept.
-        quick: take no real steps, which is most of the time.
+        quick: take no real steps; these take most of the time.
         runs_dir: directory of the runs.
         on_progress: called with phase, done, total and unit.
 

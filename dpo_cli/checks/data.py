@@ -22,7 +22,7 @@ from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import SAME_ANSWERS, EncodedRows, Rows
 from dpo_cli.errors import DpoError
 from dpo_cli.findings import Histogram, PairIssue
-from dpo_cli.formatting import format_count
+from dpo_cli.formatting import format_count, format_percent
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.sources import OnProgress, cut, encode
@@ -137,7 +137,7 @@ def check_masks(reporter: Reporter, rows: Rows) -> None:
     share, fewest = int(answers.sum()) / int(rows.kept.lengths.sum()), int(answers.min())
     turns = describe_scored_turns(rows)
     message = (
-        f"{share:.0%} of the tokens carry loss, at least {fewest} per side,"
+        f"{format_percent(share, 0)} of the tokens carry loss, at least {fewest} per side,"
         f" {answers.double().mean():.0f} on average{turns}"
     )
     if fewest:
@@ -218,8 +218,9 @@ def _check_kept(
     if rows.skipped_rows:
         why = ", ".join(f"{number:,} {reason}" for reason, number in skipped.items() if number)
         message += f"; skipped: {why}"
-    if cut := int(rows.kept.shortened.sum()):
-        message += f"; {cut:,} of the kept rows ({cut / len(rows.kept):.0%}) are truncated"
+    if truncated := int(rows.kept.shortened.sum()):
+        share = format_percent(truncated / len(rows.kept), 0)
+        message += f"; {truncated:,} of the kept rows ({share}) are truncated"
     offers, most = [], len(rows.kept)
     for length, other in longer:
         if len(other.kept) > most:
@@ -236,13 +237,13 @@ def _check_kept(
         reporter.warn("data-truncated", subject, message, remedy)
     elif reasons["identical"]:
         reporter.warn("data-identical", subject, message, "Remove rows with identical sides.")
-    elif cut > _MANY_TRUNCATED * len(rows.kept):
+    elif truncated > _MANY_TRUNCATED * len(rows.kept):
         least, length = min(
             ((int(other.kept.shortened.sum()), length) for length, other in longer),
-            default=(cut, limit),
+            default=(truncated, limit),
         )
         remedy = f"Set data.max_seq_len to {length} to truncate {least:,}."
-        if least >= cut:
+        if least >= truncated:
             remedy = "Nothing is needed if the beginnings of the answers decide."
         reporter.warn("data-truncated", subject, message, remedy)
     else:

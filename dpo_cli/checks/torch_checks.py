@@ -19,7 +19,7 @@ from dpo_cli.checks.preview import preview
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import check_contention, check_device, check_disk, check_plan
 from dpo_cli.checks.template import check_ending, check_headers, check_scored_words
-from dpo_cli.checks.trial_trainer import make_trial_trainer
+from dpo_cli.checks.trial_trainer import TrialTrainer, make_trial_trainer
 from dpo_cli.compute.device import Device, configure_device
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.sources import Source
@@ -140,20 +140,16 @@ class TorchChecks:
         facts: dict[str, Any] = {}
         if not self.takes_steps:
             reporter.skip("steps", _STEPS)
-            if not self.wrong_keys:
-                facts["lr_sum"] = asdict(check_lr_sum(reporter, inputs))
-            return facts
         began, cpu_began, stolen = time.perf_counter(), time.thread_time(), StolenTime()
         try:
-            check_fit(reporter, inputs, on_progress)
-            trial = make_trial_trainer(inputs, on_progress)
-            check_layout(reporter, trial)
-            check_first_step(reporter, trial)
+            trial = self.try_out(inputs) if self.takes_steps else None
             if self.wrong_keys:
-                for code in ("plan", *_RUN_CODES):
+                for code in ("plan", *_RUN_CODES) if trial else ():
                     reporter.skip(code, "a profile without errors")
                 return facts
             facts["lr_sum"] = asdict(check_lr_sum(reporter, inputs))
+            if trial is None:
+                return facts
             check_update(reporter, trial)
             facts["forecast"] = check_forecast(reporter, trial, startup_seconds, on_progress)
             if inputs.device.type == "cpu":
@@ -166,6 +162,14 @@ class TorchChecks:
             subject = str(inputs.device.torch_device)
             reporter.error("first-step", subject, explained.message, explained.remedy)
         return facts
+
+    def try_out(self, inputs: RunInputs) -> TrialTrainer:
+        """Check the fit of the tokenizer, the layout and the first step; return the trainer."""
+        check_fit(self.reporter, inputs, self.on_progress)
+        trial = make_trial_trainer(inputs, self.on_progress)
+        check_layout(self.reporter, trial)
+        check_first_step(self.reporter, trial)
+        return trial
 
     def assemble(
         self,

@@ -11,6 +11,7 @@ from rich.console import Console
 from dpo_cli.commands.missing_files import Missing
 from dpo_cli.commands.pair_facts import look_at_pairs
 from dpo_cli.commands.questions import ask_download, ask_which, is_interactive, remark
+from dpo_cli.data.compression import MissingExtraError
 from dpo_cli.data.sources import looks_like_pairs
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.files import pair_files
@@ -91,9 +92,10 @@ class _PairTest:
             if looks_like_pairs(path):
                 return True
             self.others.append(path)
-        except DpoError as error:
-            if "pip install" in error.remedy:  # an extra that this environment lacks
-                self.problems.append(f"{error.message}. {error.remedy}")
+        except MissingExtraError as error:
+            self.problems.append(f"{error.message}. {error.remedy}")
+        except DpoError:  # damaged, so not offered
+            pass
         return False
 
 

@@ -27,7 +27,7 @@ from dpo_cli.files import sha256_file
 from dpo_cli.integrity import require_unchanged, stamp
 from dpo_cli.models import attention, experts
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict
-from dpo_cli.models.huggingface import read_settings, with_dtypes
+from dpo_cli.models.huggingface import HuggingFace, read_settings, with_dtypes
 from dpo_cli.models.infer import (
     check_overrides,
     infer_minimind,
@@ -47,7 +47,7 @@ _COMPILED_CLASSES = ("RMSNorm", "MLP")
 """Suffixes of the classes in transformers that `compile_blocks` compiles."""
 
 _NOT_FLOAT = (
-    "use the model's weights in float32, float16 or bfloat16; quantized ones are not trained"
+    "Use the model's weights in float32, float16 or bfloat16; quantized ones are not trained."
 )
 
 
@@ -99,14 +99,22 @@ def load_model_weights(path: Path, overrides: Mapping[str, Any]) -> ModelWeights
         DpoError: the file cannot be read safely, changes while it is read, or does not hold exactly
             one model's weights.
     """
-    is_folder = folder.is_model(path)
-    if is_folder:
-        folder.read_json(path / folder.CONFIG)  # a damaged one is reported before missing weights
-    files = [path / folder.CONFIG, *folder.weight_files(path)] if is_folder else [path]
+    if folder.is_model(path):
+        return _load_directory(path, overrides)
+    with _unchanged(path):
+        return _load_file(path, overrides)
+
+
+@contextlib.contextmanager
+def _unchanged(*files: Path) -> Iterator[None]:
+    """Check that files do not change while they are read and hashed.
+
+    Raises:
+        DpoError: a file has changed, so that the fingerprint could be of other weights.
+    """
     before = stamp(*files)
-    weights = _load_directory(path, overrides) if is_folder else _load_file(path, overrides)
-    require_unchanged(before, *files)  # else the fingerprint could be of other weights
-    return weights
+    yield
+    require_unchanged(before, *files)
 
 
 def _load_file(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
@@ -130,12 +138,15 @@ def hash_weights(path: Path) -> str:
 
 
 def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
-    settings = folder.read_json(path / folder.CONFIG)
     state: StateDict = {}
-    for file in folder.weight_files(path):
-        state |= read_state_dict(file)
-    refuse_adapter(state, path)
-    fingerprint = hash_weights(path)
+    with _unchanged(path / folder.CONFIG):
+        settings = folder.read_json(path / folder.CONFIG)  # a damaged one before missing weights
+        files = folder.weight_files(path)
+        with _unchanged(*files):
+            for file in files:
+                state |= read_state_dict(file)
+            refuse_adapter(state, path)
+            fingerprint = hash_weights(path)
     if settings.get("model_type") == "minimind":
         state, removed = unwrap(state, EMBEDDING)
         minimind = infer_minimind_directory(_shapes(state), settings, overrides, str(path))
@@ -157,35 +168,14 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
         raise DpoError(f"{path}: holds weights of type {unsupported.pop()}", _NOT_FLOAT)
     # With several dtypes all become float32, so that none is rounded: norms are often float32 in a
     # bfloat16 model.
-    config = architecture.config()
     dtype_in_memory = dtype if len(sizes) == 1 else torch.float32
-    try:
-        with _without_reports():
-            with torch.device("meta"), torch.random.fork_rng(devices=[]):
-                described = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-            check_size(described, state, str(path))
-            model, problems = _instantiate(config, state, dtype_in_memory)
-            for prefix in common_prefixes(state) if problems else []:
-                # Some other wrapper may hold the model under a name of its own.
-                inner = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-                other, rest = _instantiate(architecture.config(), inner, dtype_in_memory)
-                if not rest:
-                    model, problems = other, rest
-                    removed = ", ".join(filter(None, (removed, prefix)))
-                    state = inner
-                    break
-    except DpoError:
-        raise
-    except Exception as error:  # model code raises anything for inconsistent settings
-        raise DpoError(
-            f"{path}: transformers cannot build this model ({first_line(error)})",
-            "copy or download the directory again",
-        ) from error
+    model, problems, state, prefix = _build_unwrapped(architecture, state, dtype_in_memory, path)
+    removed = ", ".join(filter(None, (removed, prefix)))
     if problems:
         raise DpoError(
             f"{path}: not a complete {architecture.description}",
-            "a directory must hold exactly the weights that its config.json describes; check that"
-            " it is complete, and a whole model rather than an adapter",
+            "A directory must hold exactly the weights that its config.json describes. Check that"
+            " it is complete, and a whole model rather than an adapter.",
             [line for problem, names in problems.items() for line in list_names(problem, names)],
         )
     # transformers 5 does not tie a head that differs from the embedding; older versions and other
@@ -195,13 +185,48 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     # Under the names that transformers writes: older files have other names, or lack a prefix.
     on_disk = to_disk_names(model, model.state_dict())
     _require_finite_floats(on_disk, path)
-    prefix = f"{model.base_model_prefix}."
+    base_prefix = f"{model.base_model_prefix}."
     dtypes = {}
     for name in on_disk:
-        same = state.get(name, state.get(name.removeprefix(prefix)))
-        dtypes[name] = _dtype_name(dtype if same is None else same.dtype)
+        in_file = state.get(name, state.get(name.removeprefix(base_prefix)))
+        dtypes[name] = _dtype_name(dtype if in_file is None else in_file.dtype)
     architecture = with_dtypes(architecture, dtypes, _dtype_name(dtype))
     return ModelWeights(architecture, on_disk, dtype, fingerprint, removed)
+
+
+def _build_unwrapped(
+    architecture: HuggingFace, state: StateDict, dtype: torch.dtype, path: Path
+) -> tuple[transformers.PreTrainedModel, dict[str, list[str]], StateDict, str]:
+    """Build a model with the weights of a directory, whose names may have a wrapper's prefix.
+
+    Returns:
+        The model, the names of weights that do not fit by kind of problem, the weights under the
+        names that fit, and the removed prefix, "" if none.
+
+    Raises:
+        DpoError: transformers cannot build the model, or it is far larger than its weights.
+    """
+    config = architecture.config()
+    try:
+        with _without_reports():
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                described = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+            check_size(described, state, str(path))
+            model, problems = _instantiate(config, state, dtype)
+            # Some other wrapper may hold the model under a name of its own.
+            for prefix in common_prefixes(state) if problems else []:
+                inner = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+                other, rest = _instantiate(architecture.config(), inner, dtype)
+                if not rest:
+                    return other, rest, inner, prefix
+            return model, problems, state, ""
+    except DpoError:
+        raise
+    except Exception as error:  # model code raises anything for inconsistent settings
+        raise DpoError(
+            f"{path}: transformers cannot build this model ({first_line(error)})",
+            "Copy or download the directory again.",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -319,8 +344,8 @@ def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise DpoError(
             f"train.activation_checkpointing: {type(model).__name__} does not support it",
-            "remove the key; a lower train.max_tokens_per_forward or data.max_seq_len saves memory,"
-            " too",
+            "Remove the key. A lower train.max_tokens_per_forward or data.max_seq_len saves memory,"
+            " too.",
         )
     # The first name is that of newer versions of transformers.
     enable = getattr(model, "activation_checkpointing_enable", None)
@@ -357,7 +382,7 @@ def _require_finite_floats(state: Mapping[str, Tensor], path: Path) -> None:
     if not_finite:
         raise DpoError(
             f"{path}: {len(not_finite)} weights hold NaN or infinity, the first is {not_finite[0]}",
-            "use an earlier checkpoint; the training that wrote this file failed",
+            "Use an earlier checkpoint; the training that wrote this file failed.",
         )
 
 
@@ -365,5 +390,5 @@ def _require_tied_head(state: Mapping[str, Tensor], path: Path) -> None:
     if HEAD in state and not torch.equal(state[HEAD], state[EMBEDDING]):
         raise DpoError(
             f"{path}: {EMBEDDING} and {HEAD} differ, but MiniMind ties them",
-            "check that the file was written by a model with tied embeddings",
+            "Use a file that was written by a model with tied embeddings.",
         )

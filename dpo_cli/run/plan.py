@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_cli.errors import DpoError
+from dpo_cli.learning_rate import last_steps
 from dpo_cli.run.typed_json import typed
 
 VERSION = 2
@@ -73,6 +74,12 @@ class PlannedSteps:
     micro_batches_per_epoch: int
     optimizer_steps: int
     accumulation_steps: int
+
+    @property
+    def last_steps(self) -> list[int]:
+        """Numbers of the last micro-batch of each optimizer step."""
+        epochs = self.micro_batches // self.micro_batches_per_epoch
+        return last_steps(self.micro_batches_per_epoch, self.accumulation_steps, epochs)
 
 
 @dataclass(frozen=True)

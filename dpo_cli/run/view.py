@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import isfinite, nan
 
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.run.events import (
     ACCURACY,
     EVALUATION,
@@ -267,7 +268,7 @@ class RunView:
             self.held_out_start = event
         for metric, value in event.metrics.items():
             self.evaluated[metric].add(event.step, value)
-        ends = {f"{ACCURACY}/{end}" for end in ("low", "high")}
+        ends = {ACCURACY + LOW, ACCURACY + HIGH}
         for metric in ends & event.groups.get("all", {}).keys():
             self.evaluated[metric].add(event.step, event.groups["all"][metric])
 

@@ -17,10 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dpo_cli.compute.accelerator import module_of
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
-from dpo_cli.files import apply_umask
+from dpo_cli.files import apply_umask, write_text
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import build_model, to_disk_names
 from dpo_cli.models.spec import Architecture
@@ -68,7 +67,8 @@ def save_state(
     save_file(dict(rng or rng_states(SINGLE_PROCESS, model.device)), directory / _RNG)
     for path in directory.glob("*.safetensors"):
         apply_umask(path)
-    (directory / _STATE).write_text(
+    write_text(
+        directory / _STATE,
         json.dumps(
             {
                 "optimizer_step": optimizer_step,
@@ -77,7 +77,6 @@ def save_state(
                 "best": (best or BestSoFar()).to_dict(),
             }
         ),
-        encoding="utf-8",
     )
 
 
@@ -220,13 +219,13 @@ def on_disk(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> StateDict:
 
 
 def rng_states(group: ProcessGroup, device: torch.device) -> dict[str, Tensor]:
-    """Return the random number states of all ranks, of the CPU and of each rank's card. Collective.
+    """Return the random number states of all ranks, of the CPU and of each rank's GPU. Collective.
 
     Dropout draws from them, so a resume without them would use other masks.
     """
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
-        states[device.type] = module_of(device).get_rng_state(device)
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return {
         _rng_key(name, rank): state
         for name, own in states.items()
@@ -239,7 +238,7 @@ def _restore_rng(states: Mapping[str, Tensor], device: torch.device, rank: int) 
     if (state := states.get(_rng_key("cpu", rank))) is not None:
         torch.set_rng_state(state)
     if device.type != "cpu" and (state := states.get(_rng_key(device.type, rank))) is not None:
-        module_of(device).set_rng_state(state, device)
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def _rng_key(name: str, rank: int) -> str:

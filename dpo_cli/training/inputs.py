@@ -18,6 +18,7 @@ from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
 from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
+from dpo_cli.learning_rate import LearningRate
 from dpo_cli.models.forward_size import CPU_TOKENS_PER_FORWARD, default_max_tokens_per_forward
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.rounding import Rounding, default_rounding
@@ -28,7 +29,6 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.batches import BatchPlanner
-from dpo_cli.training.optimizer import LearningRate
 from dpo_cli.training.sources import (
     OnProgress,
     held_out_pairs,
@@ -55,8 +55,8 @@ class RunInputs:
         unread_columns: number of pairs with a value in each column of the data that is not read.
         fingerprints: hex SHA-256 of each input, see `dpo_cli.run.plan.Plan`.
         held_out_groups: (K,) bool by group name: the held-out pairs of each group.
-        accumulation_steps: micro-batches of one optimizer step, over all group. A resumed run keeps
-            the number it began with, also on another number of group.
+        accumulation_steps: micro-batches of one optimizer step, over all ranks. A resumed run keeps
+            the number it began with, also on another number of ranks.
         world_size: number of ranks that train together.
         max_tokens_per_forward: limit where the profile leaves it open; a resumed run keeps it, too.
     """
@@ -158,7 +158,7 @@ class RunInputs:
             reduction=dpo.reduction,
             beta=dpo.beta,
             learning_rate=train.learning_rate,
-            lr_sum=sum(map(self.learning_rate.at, self.order.last_steps)),
+            lr_sum=self.learning_rate.lr_sum(self.order.last_steps),
             parameters=self.weights.parameters,
         )
 
@@ -259,14 +259,14 @@ def assemble_inputs(
         rows: encoded rows of `data.data_path`; `eval.fraction` of them is held out.
         held_out: encoded rows of `eval.path`, if it is set.
         world_size: number of ranks that train together.
-        accumulation_steps: micro-batches of one optimizer step over all group, which a resumed run
+        accumulation_steps: micro-batches of one optimizer step over all ranks, which a resumed run
             keeps; None to compute it from the profile.
         max_tokens_per_forward: most tokens of a forward where the profile leaves it open, which a
             resumed run keeps; None to compute it from the free memory.
 
     Raises:
         DpoError: a sequence is longer than the model has positions for, there are too few pairs to
-            hold any out, fewer micro-batches than group, or no aux_loss for these experts.
+            hold any out, fewer micro-batches than ranks, or no aux_loss for these experts.
     """
     require_positions(profile, weights, training_pairs(profile), rows.kept)
     if held_out and (source := held_out_pairs(profile)):

@@ -268,7 +268,7 @@ def test_each_bad_input_is_reported_beside_malformed_rows(
         assert of(diagnosis, "weights").level is OK
         return
     malformed = of(diagnosis, "data-malformed").message.splitlines()
-    assert malformed[0] == "2 of 8 rows are malformed (more than 1%)"
+    assert malformed[0] == "2 of 8 rows are malformed (more than 1 %)"
     assert malformed[1].startswith("line 3: not JSON")
     assert malformed[2] == "line 5: no 'rejected'"
 
@@ -359,7 +359,7 @@ def test_answers_that_are_mostly_cut(examined: Examine, bench: Path) -> None:
     (bench / "pairs.jsonl").write_text("".join(rows))
     kept = of(examined("data.max_seq_len=64"), "data-truncated")
     assert kept.level is WARN
-    assert kept.message == "8 of 8 rows kept at 64 tokens; 8 of the kept rows (100%) are truncated"
+    assert kept.message == "8 of 8 rows kept at 64 tokens; 8 of the kept rows (100 %) are truncated"
     assert kept.remedy == "Set data.max_seq_len to 1536 to truncate 0."
 
 
@@ -572,4 +572,4 @@ def test_several_sources_and_held_out_pairs_in_other_formats(
     assert preview is not None
     assert preview.place == "row 2 of more.csv"
     assert diagnosis.facts["plan"]["pairs"]["kept"] == 2 * len(ROWS) + len(SUBJECTS) // 2
-    assert "2 of 2 held-out pairs (100%)" in of(diagnosis, "held-out-known").message
+    assert "2 of 2 held-out pairs (100 %)" in of(diagnosis, "held-out-known").message

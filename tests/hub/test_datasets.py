@@ -16,6 +16,7 @@ from dpo_cli.data.convert import convert_source, destination
 from dpo_cli.data.encoding import encode_rows
 from dpo_cli.data.pairs import SkippedRow, read_pairs
 from dpo_cli.data.preview import preview
+from dpo_cli.data.row_writers import Layout
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
@@ -274,7 +275,7 @@ def test_a_data_set_is_converted(hub: Hub, rows: list[Row], tmp_path: Path) -> N
     hub.push("them/set", ultrafeedback_binarized(rows))
     source = Source((Path("hf:them/set"),))
     to = destination(tmp_path / "pairs.jsonl", source, force=False)
-    converted = convert_source(source, to, "trl", lambda *step: None)
+    converted = convert_source(source, to, Layout.TRL, lambda *step: None)
     assert (converted.pairs, converted.settings) == (24, {})
     assert list(read_pairs(to)) == list(read_pairs(source))
 

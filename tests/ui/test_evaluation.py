@@ -109,7 +109,7 @@ def test_a_model_without_a_reference() -> None:
     text = shown(alone, 120)
     assert "400 pairs of /test.jsonl, 3 skipped rows" in text
     assert "against no reference; reduction mean, max_seq_len 1024" in text
-    assert "chat template of /t, empty think blocks kept in 20% of the pairs" in text
+    assert "chat template of /t, empty think blocks kept in 20 % of the pairs" in text
     of_a_folder = replace(alone, eval_config=replace(alone.eval_config, default_kind="huggingface"))
     assert "of the pairs; defaults for a Hugging Face model" in shown(of_a_folder, 200)
     assert "accuracy (95 %)" not in text

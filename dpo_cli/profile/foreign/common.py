@@ -26,7 +26,7 @@ from dpo_cli.profile.foreign.rules import (
 from dpo_cli.profile.losses import LOSSES
 
 _WEIGHTS = "model.weights"
-_ADAMW = "the optimizer is AdamW in float32; a smaller or another state has no counterpart"
+ADAMW = "the optimizer is AdamW in float32; a smaller or another state has no counterpart"
 _SCHEDULES: Mapping[str, str] = {
     "linear": "here a cosine to a tenth of the learning rate, not a line to 0: the learning rates"
     " of all steps (lr_sum) add up to 10 % more",
@@ -89,7 +89,7 @@ def with_sft(loss_name: str) -> Rule:
 
 
 def _schedule(value: Any, context: Context) -> Mapping[str, Any]:
-    """Choose the cosine to a tenth, and say what is different."""
+    """Choose the cosine that decays to a tenth, and record a difference for any other schedule."""
     name = str(value).rpartition(".")[2].lower()
     rates = [
         context.values.get(f"{table}min_lr_rat{end}")
@@ -247,7 +247,7 @@ TRAINING: Mapping[str, Rule] = {
     "lr_scheduler_kwargs.min_lr_rate": part_of("train.schedule", "lr_scheduler_type"),
     "warmup_steps": steps("train.warmup_iters"),
     "warmup_ratio": only("set train.warmup_iters to this share of the run's micro-batches", 0),
-    "optim": only(_ADAMW, "adamw_torch", "adamw_torch_fused", "adamw"),
+    "optim": only(ADAMW, "adamw_torch", "adamw_torch_fused", "adamw"),
     "weight_decay": only("the weight decay is 0.01, on all weights", 0.01),
     "adam_beta1": only("the betas of AdamW are 0.9 and 0.999", 0.9),
     "adam_beta2": only("the betas of AdamW are 0.9 and 0.999", 0.999),
@@ -295,7 +295,7 @@ OBJECTIVE: Mapping[str, Rule] = {
     "discopop_tau": to("dpo.discopop_tau", number),
     "simpo_gamma": to("dpo.simpo_gamma", number),
 }
-"""Arguments of TRL's DPOConfig that are of the loss."""
+"""Arguments of TRL's DPOConfig that define the loss."""
 
 TRL: Mapping[str, Rule] = {
     **TRAINING,

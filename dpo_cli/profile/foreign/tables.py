@@ -26,11 +26,10 @@ from dpo_cli.profile.foreign.rules import (
 _ALL_WEIGHTS = (
     "not supported: all weights are trained, which needs more memory and a smaller learning rate"
 )
-_ADAMW = "the optimizer is AdamW in float32; a smaller or another state has no counterpart"
 
 
 def _shortened(key: str, value: str) -> Rule:
-    """Set data.max_seq_len, and how the tool shortens longer pairs."""
+    """Set data.max_seq_len, and data.truncation to how the tool shortens longer pairs."""
     return Rule(
         ("data.max_seq_len", "data.truncation"),
         lambda given, _: {"data.max_seq_len": whole(given), "data.truncation": value},
@@ -224,7 +223,7 @@ TORCHTUNE: Mapping[str, Rule] = {
     "epochs": to("train.epochs", whole),
     "batch_size": to("train.batch_size", whole),
     "gradient_accumulation_steps": TRAINING["gradient_accumulation_steps"],
-    "optimizer._component_": only(_ADAMW, "torch.optim.AdamW"),
+    "optimizer._component_": only(common.ADAMW, "torch.optim.AdamW"),
     "optimizer.lr": to("train.learning_rate", number),
     "optimizer.weight_decay": TRAINING["weight_decay"],
     "optimizer.fused": only("", True, False),

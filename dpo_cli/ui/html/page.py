@@ -19,13 +19,14 @@ from dpo_cli.formatting import (
 )
 from dpo_cli.run.events import ACCURACY
 from dpo_cli.run.verdict import verdict_of
-from dpo_cli.ui.comparison import ComparedRun, differences, notes, steps_name
+from dpo_cli.ui.comparison import ComparedRun, differences, notes
 from dpo_cli.ui.html.charts import COLORS, Chart, charts_of
 from dpo_cli.ui.html.markup import Writer, section
 from dpo_cli.ui.html.redaction import Redactor, file_names, without_quotations
 from dpo_cli.ui.html.run_section import FIGURES, UNITS, ReportRun, RunSection
 from dpo_cli.ui.html.svg import HEIGHT, STYLE, WIDTH, Frame, chart_markup, summary
 from dpo_cli.ui.outcome import outcome
+from dpo_cli.ui.terminal.plain import step_name
 
 
 def page(
@@ -56,6 +57,7 @@ class _Page:
     ) -> None:
         self._report_runs, self._findings, self._redact = runs, findings, redact
         self._runs = [each.run for each in runs]
+        self._verdicts = {run.letter: verdict_of(run.view) for run in self._runs}
         self._write = Writer(Redactor(self._secrets(hosts)) if redact else lambda text: text)
 
     def whole(self) -> str:
@@ -123,7 +125,7 @@ class _Page:
 
     def _verdict(self, run: ComparedRun) -> str:
         """Return the harm that a run did, and what to try."""
-        verdict = verdict_of(run.view)
+        verdict = self._verdicts[run.letter]
         if verdict is None:
             return ""
         name = f"{run.letter}: worse" if len(self._runs) > 1 else "Worse"
@@ -133,7 +135,7 @@ class _Page:
     def _cards(self, report_run: ReportRun) -> str:
         run, write = report_run.run, self._write
         cards = [
-            (format_progress(run.summary.step, run.summary.total_steps), f"{steps_name([run])}s"),
+            (format_progress(run.summary.step, run.summary.total_steps), f"{step_name(run.plan)}s"),
             (format_number(run.view.recent_mean("loss"), ".4f"), "training loss, last steps"),
         ]
         if run.view.held_out is not None:
@@ -152,11 +154,12 @@ class _Page:
 
     def _outcome(self, run: ComparedRun) -> str:
         """Return sentences on what the run has learned, unless the verdict has said more."""
-        sentences = outcome(run) if verdict_of(run.view) is None else []
+        sentences = outcome(run) if self._verdicts[run.letter] is None else []
         return self._write.tag("p", " ".join(sentences), "note") if sentences else ""
 
     def _figures(self) -> str:
-        heads = ["run", f"{steps_name(self._runs)}s", "training loss", "accuracy (95 %)", "pairs"]
+        steps = f"{step_name(*(run.plan for run in self._runs))}s"
+        heads = ["run", steps, "training loss", "accuracy (95 %)", "pairs"]
         heads += [name for name, _, _ in FIGURES] + ["time"]
         rows = []
         for run in self._runs:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.formatting import format_count, format_number, format_with_interval
+from dpo_cli.formatting import format_count, format_number, format_percent, format_with_interval
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.run.events import ACCURACY, RANKING, Event, Failed, RankEnded, Sampled, WorkerStarted
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
@@ -161,7 +162,8 @@ class RunSection:
         if tokens and trained:
             padding = totals.padding_tokens / tokens
             facts.append(("computed", f"{tokens:,} tokens over {format_count(trained, 'pair')}"))
-            facts.append(("per pair", f"{tokens / trained:,.0f} tokens, {padding:.1%} padding"))
+            share = f"{format_percent(padding, 1)} padding"
+            facts.append(("per pair", f"{tokens / trained:,.0f} tokens, {share}"))
         problems = Counter(str(row.get("problem", "")) for row in self._report_run.skipped_rows)
         facts += [(f"skipped: {problem}", f"{number:,}") for problem, number in problems.items()]
         body = self._write.facts(facts)
@@ -204,9 +206,9 @@ class RunSection:
 
 
 def _share(figures: Mapping[str, float], name: str) -> str:
-    if f"{name}/low" not in figures:
+    if name + LOW not in figures:
         return format_number(figures.get(name), ".2f")
-    return format_with_interval(figures[name], figures[f"{name}/low"], figures[f"{name}/high"])
+    return format_with_interval(figures[name], figures[name + LOW], figures[name + HIGH])
 
 
 def _toml(settings: Mapping[str, Any]) -> str:

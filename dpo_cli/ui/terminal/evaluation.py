@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_cli.formatting import MISSING, format_count, format_number, format_with_interval
-from dpo_cli.intervals import Z
+from dpo_cli.intervals import HIGH, LOW, Z
 from dpo_cli.printable import one_line
 from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.text import show_path
@@ -121,7 +121,7 @@ def _mean(name: str, form: str, figures: Figures) -> str:
 def _share(name: str, figures: Figures) -> str:
     if name not in figures:
         return MISSING
-    low, high = figures[f"{name}/low"], figures[f"{name}/high"]
+    low, high = figures[name + LOW], figures[name + HIGH]
     return format_with_interval(figures[name], low, high)
 
 
@@ -147,7 +147,7 @@ def notes(evaluation: Evaluation) -> list[str]:
             f" ({chance:.2f} nats per token); check that the tokenizer belongs to these weights"
         )
     for letter, model in models.items():
-        lines.append(_subject([letter], models) + _verdict(model.groups[ALL]))
+        lines.append(_subject([letter], models) + _compare_with_chance(model.groups[ALL]))
     if len(models) > 1:
         letters = list(models)
         return lines + [
@@ -166,12 +166,12 @@ def _is_reference(figures: Figures) -> bool:
     return figures.get(TIES) == 1
 
 
-def _verdict(figures: Figures) -> str:
+def _compare_with_chance(figures: Figures) -> str:
     """Compare the accuracy of a model with chance, by its 95 % interval."""
     if _is_reference(figures):
         return "identical to the reference: nothing was learned"
     name = _decisive(figures)
-    seen, low, high = (figures[name + end] for end in ("", "/low", "/high"))
+    seen, low, high = (figures[name + end] for end in ("", LOW, HIGH))
     pairs = int(figures["pairs"])
     over = f"{ACCURACY_NAMES[name]} {seen:.2f} over {format_count(pairs, 'pair')}"
     if low > _CHANCE:
@@ -201,7 +201,7 @@ def _is_decided(figures: Figures, name: str) -> bool:
     """Return True if the 95 % interval of a share excludes 0.5."""
     if name not in figures:
         return False
-    return not figures[f"{name}/low"] <= _CHANCE <= figures[f"{name}/high"]
+    return not figures[name + LOW] <= _CHANCE <= figures[name + HIGH]
 
 
 def _decisive(figures: Figures) -> str:

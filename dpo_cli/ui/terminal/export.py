@@ -13,6 +13,7 @@ from dpo_cli.ui.terminal.plain import alert_lines
 
 if TYPE_CHECKING:
     from dpo_cli.export.export import ExportReport
+    from dpo_cli.export.try_command import TryCommand
     from dpo_cli.export.update_retention import UpdateRetention
     from dpo_cli.inference.evaluate import Evaluation
 
@@ -58,10 +59,10 @@ def held_out_lines(evaluation: Evaluation) -> list[Text]:
     return [line, Text(comparison_note("file", "training state", comparison.result))]
 
 
-def try_lines(command: str) -> list[Text]:
+def try_lines(command: TryCommand) -> list[Text]:
     """Return the command that chats with the weights, and what it needs."""
-    lines = [Text(f"try it: {command}")]
-    if "python eval_" in command:
+    lines = [Text(f"try it: {command.text}")]
+    if command.is_minimind_script:
         lines.append(Text("        in MiniMind's own environment; its scripts need transformers 4"))
     return lines
 

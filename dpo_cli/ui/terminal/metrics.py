@@ -8,7 +8,15 @@ from math import nan
 
 from rich.text import Text
 
-from dpo_cli.formatting import MISSING, format_count, format_duration, format_number, format_size
+from dpo_cli.formatting import (
+    MISSING,
+    format_count,
+    format_duration,
+    format_number,
+    format_percent,
+    format_size,
+)
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.run.events import ACCURACY, RANKING, Evaluated
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.layout import Block, fit
@@ -67,7 +75,7 @@ def group_lines(evaluation: Evaluated | None, width: int) -> Block:
     lines = [Text.assemble(" " * name_width, ("".join(h.rjust(w) for h, w in heads), "magenta"))]
     for name, found in evaluation.groups.items():
         metrics = with_missing(found)
-        low, high = metrics[f"{ACCURACY}/low"], metrics[f"{ACCURACY}/high"]
+        low, high = metrics[ACCURACY + LOW], metrics[ACCURACY + HIGH]
         accuracy = format_number(found.get(ACCURACY), ".2f")
         values = (
             f"{metrics['pairs']:,.0f}",
@@ -107,19 +115,19 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
         facts["gradient"].append(f"{len(view.skipped_steps):,} skipped")
     clipped = view.trained.get("clipped")
     if clipped and (share := clipped.mean) is not None:
-        facts["gradient"].append(f"{share:.0%} clipped")
+        facts["gradient"].append(f"{format_percent(share, 0)} clipped")
     if step is not None:
         facts["lr"].append(f"{step.learning_rate:.2e}")
         facts["memory"].append(format_size(step.process_bytes))
         if step.device_bytes:
             facts["memory"].append(f"{format_size(step.device_bytes)} device")
     if view.weights_moved is not None:
-        facts["weights"].append(f"{view.weights_moved:.1%} changed")
+        facts["weights"].append(f"{format_percent(view.weights_moved, 1)} changed")
     if seconds:
         facts["speed"].append(f"{sum(each.pairs for each in recent) / seconds:.1f} pairs/s")
     if seconds and tokens:
         padding = sum(each.padding_tokens for each in recent) / tokens
-        facts["tokens"] += [f"{tokens / seconds:,.0f}/s", f"{padding:.0%} padding"]
+        facts["tokens"] += [f"{tokens / seconds:,.0f}/s", f"{format_percent(padding, 0)} padding"]
     if view.best is not None:
         facts["best"] = [f"step {view.best.optimizer_step:,}, kept"]
     if view.saved is not None:

@@ -21,14 +21,14 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def lengths_table(histograms: Sequence[Histogram]) -> RenderableType:
-    """Return a table of length histograms; the bin behind the line holds the truncated pairs."""
+    """Return a table of length histograms; the bin after the line holds the truncated pairs."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     limit = histograms[0].limit_tokens
     pairs = sum(histograms[0].counts)
     table.add_column("tokens", no_wrap=True)
     is_cut = any(each.counts[-1] for each in histograms)
     table.add_column(f"0 to {limit:,}{', then beyond' if is_cut else ''}", no_wrap=True)
-    for heading in ("median", "90%", "longest"):
+    for heading in ("median", "90 %", "longest"):
         table.add_column(heading, justify="right", no_wrap=True)
     for histogram in histograms:
         *within, beyond = histogram.counts

@@ -34,13 +34,13 @@ class LearningRate:
         warmup = min(1.0, (step + 1) / self.warmup_iters) if self.warmup_iters else 1.0
         return self.peak * (0.1 + cosine) * warmup
 
-    def lr_sum(self, last_steps: Iterable[int]) -> float:
+    def lr_sum(self, micro_batches: Iterable[int]) -> float:
         """Return the sum of the rates of all optimizer steps.
 
         Args:
-            last_steps: micro-batches whose rates the steps use; see `last_steps`.
+            micro_batches: those whose rates the steps use; see `last_steps`.
         """
-        return sum(map(self.at, last_steps))
+        return sum(map(self.at, micro_batches))
 
 
 def last_steps(micro_batches_per_epoch: int, accumulation_steps: int, epochs: int) -> list[int]:

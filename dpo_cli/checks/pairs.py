@@ -18,6 +18,7 @@ from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.findings import Histogram, PairIssue
 from dpo_cli.formatting import format_percent
 from dpo_cli.profile import doctrine
+from dpo_cli.run.plan import KNOWN_SHARE
 from dpo_cli.training.inputs import RunInputs
 
 _BINS = 32
@@ -30,8 +31,6 @@ _MIN_ISSUES, _MIN_ISSUE_SHARE = 3, 0.01
 """Smallest number and share of pairs at which an issue that may be intended is a warning."""
 _REPEATED_QUESTION_SHARE = 0.5
 """Smallest share of pairs at which answers that begin with the question are a warning."""
-_KNOWN_SHARE = 0.05
-"""Tolerated share of held-out pairs whose prompt is also trained on."""
 _NAMED_MARKS = 5
 _MARK = re.compile(r"<\|?[a-z_]{1,30}\|?>")
 
@@ -161,7 +160,7 @@ def check_overlap(
     lines = inputs.held_out.lines
     trained_on = training.hashes.prompts_of(inputs.pairs.lines)
     known = int(torch.isin(held_out.hashes.prompts_of(lines), trained_on).sum())
-    if known > _KNOWN_SHARE * len(lines):
+    if known > KNOWN_SHARE * len(lines):
         reporter.warn(
             "held-out-known",
             "eval.path" if inputs.profile.eval.path else "eval.fraction",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.checks.data import CheckedData, check_data, check_masks
-from dpo_cli.checks.first_step import check_first_step, check_layout
+from dpo_cli.checks.first_step import check_first_step, check_layout, check_start_answers
 from dpo_cli.checks.forecast import check_forecast
 from dpo_cli.checks.launch import check_launch, check_world_size
 from dpo_cli.checks.lr_sum import check_lr_sum, check_update
@@ -107,7 +107,7 @@ class TorchChecks:
                 if world_size != 1 and world_size is not None:
                     check_world_size(reporter, inputs, world_size)
                 facts["plan"] = make_plan(inputs).to_dict()
-            facts |= self.compute(inputs, startup_seconds)
+            facts |= self.compute(inputs, tokenizer, startup_seconds)
         facts["disk_bytes"] = check_disk(reporter, profile, self.runs_root, weights)
         histograms = data.histograms if data else ()
         return Diagnosis(tuple(reporter.findings), shown, facts, histograms)
@@ -134,7 +134,9 @@ class TorchChecks:
             return None
         return check_data(self.reporter, self.profile, source, tokenizer, self.on_progress)
 
-    def compute(self, inputs: RunInputs, startup_seconds: float) -> dict[str, Any]:
+    def compute(
+        self, inputs: RunInputs, tokenizer: ChatTokenizer | None, startup_seconds: float
+    ) -> dict[str, Any]:
         """Score pairs and take real steps; return the figures for `dpo check --json`."""
         reporter, on_progress = self.reporter, self.on_progress
         facts: dict[str, Any] = {}
@@ -142,7 +144,7 @@ class TorchChecks:
             reporter.skip("steps", _STEPS)
         began, cpu_began, stolen = time.perf_counter(), time.thread_time(), StolenTime()
         try:
-            trial = self.try_out(inputs) if self.takes_steps else None
+            trial = self.try_out(inputs, tokenizer) if self.takes_steps else None
             if self.wrong_keys:
                 for code in ("plan", *_RUN_CODES) if trial else ():
                     reporter.skip(code, "a profile without errors")
@@ -163,12 +165,14 @@ class TorchChecks:
             reporter.error("first-step", subject, explained.message, explained.remedy)
         return facts
 
-    def try_out(self, inputs: RunInputs) -> TrialTrainer:
-        """Check the fit of the tokenizer, the layout and the first step; return the trainer."""
+    def try_out(self, inputs: RunInputs, tokenizer: ChatTokenizer | None) -> TrialTrainer:
+        """Check fit, layout, first step and the start model's answers; return the trainer."""
         check_fit(self.reporter, inputs, self.on_progress)
         trial = make_trial_trainer(inputs, self.on_progress)
         check_layout(self.reporter, trial)
         check_first_step(self.reporter, trial)
+        if tokenizer:
+            check_start_answers(self.reporter, trial, tokenizer)
         return trial
 
     def assemble(

@@ -16,7 +16,16 @@ from dpo_cli.alerts.history import WINDOW, RunFacts
 from dpo_cli.alerts.rules import RULES, AlertRules
 from dpo_cli.intervals import wilson_interval
 from dpo_cli.profile.doctrine import RunRecipe, learn_more, saturation_margin
-from dpo_cli.run.events import Alert, Evaluated, Event, Progress, StepDone, WorkerStarted
+from dpo_cli.run.events import (
+    Alert,
+    Evaluated,
+    Event,
+    Progress,
+    Sample,
+    Sampled,
+    StepDone,
+    WorkerStarted,
+)
 
 STEPS = 120
 FACTS = RunFacts(
@@ -386,3 +395,22 @@ def test_a_model_that_guesses(nats: float, is_told: bool) -> None:
     alone = AlertRules(FACTS)
     assert [alert.code for alert in alone.take(step(1, logps_chosen=-nats))] == told
     assert alone.take(step(2, logps_chosen=-8.7)) == []
+
+
+def sampled(step_number: int, *answers: str) -> Sampled:
+    samples = tuple(
+        Sample(place="line 1", prompt="p", question="q", policy=answer, reference=answer)
+        for answer in answers
+    )
+    return Sampled(step=step_number, optimizer_step=step_number, samples=samples, seconds=1.0)
+
+
+def test_answers_that_repeat_before_training_are_not_blamed_on_it() -> None:
+    broken, whole = "- " * 40, "The mill grinds corn for the whole village every morning."
+    [alert] = AlertRules(FACTS).take(sampled(0, broken, broken))
+    assert alert.code == "start-repeats"
+    assert alert.message.startswith("before training, the answers to 2 prompts already repeat")
+    assert AlertRules(FACTS).take(sampled(0, whole, whole)) == []
+    assert AlertRules(FACTS).take(sampled(1, broken, broken)) == []  # see the verdict of the run
+    resumed = AlertRules(FACTS, [alert])
+    assert resumed.take(sampled(0, broken, broken)) == []

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_cli.checks import resources
+from dpo_cli.checks import first_step, resources
 from dpo_cli.checks.trial_trainer import TARGET_TOKENS, small_micro_batch
 from dpo_cli.compute.device import resolve
 from dpo_cli.findings import Diagnosis, Finding, Level
@@ -47,6 +47,16 @@ def contents(folder: Path) -> dict[Path, bytes]:
 # --- no problems -------------------------------------------------------------------------------
 
 
+def test_a_start_model_that_repeats_itself_is_a_finding(
+    examined: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_step, "greedy_answer", lambda *_: "- " * 40)
+    finding = of(examined(), "start-repeats")
+    assert finding.level is Level.WARN
+    assert "the answers to 2 prompts already repeat themselves" in finding.message
+    assert "chat template" in finding.remedy
+
+
 def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> None:
     colors = ("red", "blue", "old", "new", "cold", "warm", "small", "large", "fine", "dark")
     kinds = [
@@ -65,7 +75,7 @@ def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> N
         for code in (
             *("profile", "files", "device", "weights", "tokenizer", "format", "data"),
             *("lengths", "texts", "masks", "held-out-pairs", "plan", "tokenizer-fit"),
-            *("first-loss", "gradients", "lr-sum", "saturation"),
+            *("first-loss", "gradients", "start-answers", "lr-sum", "saturation"),
             *("update", "memory", "time", "disk"),
         )
     ]

@@ -361,3 +361,13 @@ def test_the_panel_and_the_last_lines_say_it_too() -> None:
     drawn = console.file.getvalue()
     assert "worse: the loss of 6 held-out pairs rose" in drawn
     assert "--best" in drawn.splitlines()[-1]
+
+
+def test_the_last_lines_explain_both_accuracies_in_80_columns() -> None:
+    view = RunView.of(story.contender({}))
+    ending = ending_lines(view, "plain", Path("runs/plain"), None)
+    lines = "\n".join(line.plain for line in ending)
+    about = lines[lines.index("held-out: ") :].splitlines()[:4]
+    assert about[1].startswith("          accuracy 0.82, ranking 0.52 -> 0.72, in ")
+    assert [line.partition(":")[0].strip() for line in about[2:]] == ["accuracy", "ranking"]
+    assert max(map(len, about)) <= 80

@@ -8,11 +8,11 @@ from rich.text import Text
 
 from dpo_cli.formatting import format_duration, format_number
 from dpo_cli.paired import MeanEstimate
-from dpo_cli.run.events import ACCURACY, Completed, Failed, Stopped, WorkerEnded
+from dpo_cli.run.events import ACCURACY, RANKING, Completed, Failed, Stopped, WorkerEnded
 from dpo_cli.run.exit_reason import exit_text, rank_ending
 from dpo_cli.run.view import RunView
-from dpo_cli.ui.significance import difference
-from dpo_cli.ui.terminal.plain import alert_lines
+from dpo_cli.ui.significance import ACCURACY_MEANING, RANKING_MEANING, difference
+from dpo_cli.ui.terminal.plain import alert_lines, titled_alerts
 from dpo_cli.ui.terminal.result import completed_lines, stopped_lines
 
 
@@ -27,7 +27,7 @@ def ending_lines(
         directory: the run's directory.
         loss_change: change of the held-out loss, pair by pair; see `dpo_cli.ui.outcome`.
     """
-    lines = [line for alert in view.alerts.values() for line in alert_lines(alert)]
+    lines = [line for title, alert in titled_alerts(view) for line in alert_lines(alert, title)]
     lines += held_out_lines(view, loss_change)
     match view.ending:
         case Completed() as completed:
@@ -46,12 +46,18 @@ def held_out_lines(view: RunView, loss_change: MeanEstimate | None) -> list[Text
     before, after = start.metrics, now.metrics
     # A policy that equals its reference has no accuracy to compare with.
     earlier = f"{before[ACCURACY]:.2f} -> " if ACCURACY in before else ""
+    ranking, meanings = "", []
+    if {ACCURACY, RANKING} <= after.keys():
+        earlier_ranking = f"{before[RANKING]:.2f} -> " if RANKING in before else ""
+        ranking = f", ranking {earlier_ranking}{after[RANKING]:.2f}"
+        meanings = [ACCURACY_MEANING, RANKING_MEANING]
     return [
         Text(
-            f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}, accuracy {earlier}"
-            f"{format_number(after.get(ACCURACY), '.2f')}, "
+            f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}\n"
+            f"          accuracy {earlier}{format_number(after.get(ACCURACY), '.2f')}{ranking}, "
             f"in {format_duration(view.elapsed_seconds(view.time))}"
-        )
+        ),
+        *(Text(f"  {meaning}", "dim") for meaning in meanings),
     ]
 
 

@@ -26,14 +26,19 @@ _FACT_LABEL_WIDTH = 10
 _METRICS = {
     "loss": ("loss", ".4f"),
     "accuracy": (ACCURACY, ".2f"),
+    "ranking": (RANKING, ".2f"),
     "margin": ("rewards/margins", "+.3g"),
     "chosen": ("rewards/chosen", "+.3g"),
     "rejected": ("rewards/rejected", "+.3g"),
     "margin/token": ("margin_per_token", "+.3g"),
     "KL/token": ("kl", ".3g"),
-    "ranking": (RANKING, ".2f"),
 }
 """Label of a row, metric and format; margin and KL per token are in nats."""
+
+_ACCURACY_NOTE = "accuracy: chosen gained more"
+_RANKING_NOTE = "ranking: chosen is more probable"
+NOTES_HEIGHT = 3
+"""Lines of both notes and the gap below them."""
 
 GROUPS_TITLE = "held-out pairs, 95 % intervals"
 _GROUP_WIDTHS = (6, 15, 13)
@@ -59,6 +64,12 @@ def metrics_table(view: RunView, width: int) -> Block:
             values.append(_of(start, metric))
         lines.append(_row(label, [format_number(value, form) for value in values], ["", "", "dim"]))
     return lines
+
+
+def metrics_notes(lines: int) -> Block:
+    """Return a legend of the two accuracies for a gap of this many lines, the rest empty."""
+    notes = [_RANKING_NOTE, _ACCURACY_NOTE][:lines]
+    return [*(Text(note, "dim") for note in reversed(notes)), *([Text()] * (lines - len(notes)))]
 
 
 def with_missing(metrics: Mapping[str, float]) -> Mapping[str, float]:
@@ -122,7 +133,8 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
         if step.device_bytes:
             facts["memory"].append(f"{format_size(step.device_bytes)} device")
     if view.weights_moved is not None:
-        facts["weights"].append(f"{format_percent(view.weights_moved, 1)} changed")
+        moved = format_percent(view.weights_moved, 0 if view.weights_moved >= 0.0995 else 1)
+        facts["weights"].append(f"{moved} moved by step {view.weights_moved_step:,}")
     if seconds:
         facts["speed"].append(f"{sum(each.pairs for each in recent) / seconds:.1f} pairs/s")
     if seconds and tokens:

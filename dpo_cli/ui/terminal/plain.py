@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -281,21 +282,23 @@ def _interval(event: Evaluated, metric: str) -> str:
     return f" ({of_all[metric + LOW]:.2f}-{of_all[metric + HIGH]:.2f})"
 
 
-def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Text]:
-    """Return questions with the answers of policy and reference, truncated if wanted."""
+def sample_lines(event: Sampled, most_characters: int) -> list[Text]:
+    """Return questions with the answers of policy and reference, one line each, truncated."""
     lines = []
-    for sample in event.samples:
-        texts = (
-            (sample["place"], sample.get("question", sample["prompt"])),
-            ("  reference", sample["reference"]),
-            ("  policy", sample["policy"]),
-        )
-        for label, text in texts:
-            text = one_line(text)
-            if most_characters is not None and len(text) > most_characters:
-                text = f"{text[:most_characters]}..."
-            lines.append(Text.assemble((f"{label}: ", "dim"), text))
+    for label, text in sample_texts(event):
+        text = one_line(text)
+        if len(text) > most_characters:
+            text = f"{text[:most_characters]}..."
+        lines.append(Text.assemble((label, "dim"), text))
     return lines
+
+
+def sample_texts(event: Sampled) -> Iterator[tuple[str, str]]:
+    """Yield a label and the text of each question and answer."""
+    for sample in event.samples:
+        yield f"{sample['place']}: ", sample.get("question", sample["prompt"])
+        yield "  reference: ", sample["reference"]
+        yield "  policy: ", sample["policy"]
 
 
 def saved_line(event: Saved) -> Text:
@@ -316,9 +319,24 @@ def resumed_lines(event: Resumed) -> list[Text]:
     return [Text(f"resuming {where}"), *(Text(f"  changed {change}") for change in event.changes)]
 
 
-def alert_lines(event: Alert) -> list[Text]:
+def titled_alerts(view: RunView) -> list[tuple[str, Alert]]:
+    """Return the alerts of a run with their titles, the oldest first.
+
+    Those from before the last start come first, with the local time: they may no longer hold.
+    """
+    earlier, now = [], []
+    for code, alert in view.alerts.items():
+        if code in view.earlier_alerts:
+            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(alert.time))
+            earlier.append((f"warning of {at}, before the resume", alert))
+        else:
+            now.append(("warning", alert))
+    return [*earlier, *now]
+
+
+def alert_lines(event: Alert, title: str = "warning") -> list[Text]:
     """Return an alert and its remedy."""
-    lines = [_warning(event.message)]
+    lines = [_warning(event.message, title)]
     if event.remedy:
         lines.append(Text.assemble(("   help: ", "bold cyan"), event.remedy))
     return lines
@@ -348,5 +366,5 @@ def _fact(label: str, value: str) -> Text:
     return Text.assemble((label.ljust(_LABEL_WIDTH), "dim"), value)
 
 
-def _warning(message: str) -> Text:
-    return Text.assemble(("warning: ", "bold yellow"), message)
+def _warning(message: str, title: str = "warning") -> Text:
+    return Text.assemble((f"{title}: ", "bold yellow"), message)

@@ -31,10 +31,10 @@ def check_directory(run: RunDirectory, path: Path, *, force: bool) -> None:
         DpoError: the destination is refused.
     """
     if is_special(path) or (path.exists() and not path.is_dir()):
-        raise DpoError(f"{path} is a file", "Choose the path of a directory with --to.")
+        raise DpoError(f"{path} is a file", "Choose the path of a directory.")
     if not path.parent.is_dir():
         raise DpoError(
-            f"{path.parent}: no such directory", "Create it, or choose another path with --to."
+            f"{path.parent}: no such directory", "Create it, or choose another path."
         )
     if not path.is_dir():
         return
@@ -42,7 +42,7 @@ def check_directory(run: RunDirectory, path: Path, *, force: bool) -> None:
     if others := sorted(n for n in names if n != MODELFILE and not n.endswith(".gguf")):
         raise DpoError(
             f"{path} would be replaced completely, and contains {', '.join(others[:5])}",
-            "Choose a new directory with --to.",
+            "Choose a new directory.",
         )
     written = {event.sha256 for event in history(run.events_path) if isinstance(event, Exported)}
     if names and not force and fingerprint(path) not in written:

@@ -79,7 +79,7 @@ def write_gguf(
     if different := [name for name in digests if read_back.get(name) != digests[name]]:
         raise DpoError(
             f"{path}: {different[0]} read back differs from what was written",
-            "Disk or memory may be faulty. Choose another path with --to.",
+            "Disk or memory may be faulty. Choose another path.",
         )
     return hashlib.sha256("".join(digests.values()).encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib import metadata
 
 _DISTRIBUTION = "dpo-cli"
@@ -16,13 +17,14 @@ def install_extra(extra: str) -> str:
     Args:
         extra: name in `project.optional-dependencies` of pyproject.toml.
     """
-    try:
-        requirements = metadata.requires(_DISTRIBUTION) or ()
-    except metadata.PackageNotFoundError:  # a clone that is on the search path, not installed
-        return f"Run pip install '.[{extra}]' in the clone of dpo."
+    requirements: list[str] = []
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        requirements = metadata.requires(_DISTRIBUTION) or []
     words = []
     for requirement in requirements:
         package, _, marker = requirement.partition(";")
         if f"extra == '{extra}'" in marker.replace('"', "'"):
             words.append(f"'{package.strip()}'")
+    if not words:  # a clone that is not installed, or was before the extra was added
+        return f"Run pip install '.[{extra}]' in the clone of dpo."
     return f"Run pip install {' '.join(words)} in the environment of dpo."

@@ -22,7 +22,9 @@ from dpo_cli.export.try_command import TryCommand, try_command
 from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention, read_start
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.files import write_text_atomically
+from dpo_cli.inference.stops import stop_problem
 from dpo_cli.models.convert import StateDict
+from dpo_cli.models.generation import stop_ids_of
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import build_model, hash_weights
 from dpo_cli.models.minimind import MiniMind
@@ -61,6 +63,8 @@ class ExportReport:
 
     Attributes:
         seed: seed of stochastic rounding; None for rounding to nearest.
+        stop_warning: why the exported model would not stop where the answers of the training end;
+            "" if it does.
         retention: update retention of the file; None if no weight has changed, or if the starting
             weights cannot be read (`not_compared` has the reason).
         state: training state that was exported, in the Hugging Face layout.
@@ -79,6 +83,7 @@ class ExportReport:
     max_logp_difference: float
     retention: UpdateRetention | None
     not_compared: str
+    stop_warning: str
     try_command: TryCommand | None
     state: StateDict = field(repr=False)
     exported: StateDict = field(repr=False)
@@ -172,6 +177,10 @@ def export_run(
             )
         )
         events.close()
+    # transformers reads the stop tokens of a directory from its configuration alone.
+    stop_ids = stop_ids_of(architecture, tokenizer.end_id)
+    if isinstance(written, HuggingFace):
+        stop_ids = written.stop_ids
     return ExportReport(
         path=path,
         dtype=dtype,
@@ -185,6 +194,7 @@ def export_run(
         max_logp_difference=float(differences.max()),
         retention=retention,
         not_compared=not_compared,
+        stop_warning=stop_problem(tokenizer, stop_ids),
         try_command=try_command(path, written),
         state=state,
         exported=exported.state,

@@ -254,6 +254,11 @@ TRAINING: Mapping[str, Rule] = {
     "adam_epsilon": only("the epsilon of AdamW is 1e-8", 1e-8),
     "max_grad_norm": to("train.grad_clip", number),
     "seed": to("train.seed", whole),
+    "train_sampling_strategy": choice(
+        "data.shuffle",
+        {"random": True, "sequential": False},
+        "pairs of like length are computed together in any order",
+    ),
     "bf16": bf16,
     "fp16": fp16,
     "tf32": to("train.tf32", switch),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,12 +19,13 @@ from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError, UsageError
 from dpo_cli.export.model_card import MARK, model_card
 from dpo_cli.export.try_command import try_command
-from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention, read_start
+from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.files import write_text_atomically
+from dpo_cli.models.adapted import build_adapted, merge_adapter
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.huggingface import HuggingFace
-from dpo_cli.models.loading import build_model, hash_weights
+from dpo_cli.models.loading import ModelWeights, hash_weights
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.rounding import Rounding, default_rounding, round_weights
 from dpo_cli.models.saving import size_bytes
@@ -41,7 +42,7 @@ from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Exported, history
 from dpo_cli.training.inputs import export_dtype
 from dpo_cli.training.sources import training_pairs
-from dpo_cli.training.weights import read_trained
+from dpo_cli.training.weights import read_start, read_trained
 
 _COMPARED_PAIRS = 4
 _ROWS_PER_READ = 16
@@ -119,7 +120,7 @@ def export_run(
             run's, a weight exceeds the range of the dtype, or the file does not load back.
     """
     profile = load_profile(run.profile_path, overrides).profile
-    trained = read_trained(run, best=best)
+    trained = read_trained(run, overrides, best=best)
     state, architecture, plan = trained.weights, trained.architecture, trained.plan
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     written = _converted(architecture, export_format, tokenizer)
@@ -144,7 +145,7 @@ def export_run(
             step = trained.optimizer_step
             card = model_card(plan, list(history(run.events_path)), written, dtype, step)
             write_text_atomically(new / folder.CARD, card)
-        differences = _logp_differences(architecture, state, exported.state, new, pairs)
+        differences = _logp_differences(trained.model_weights, exported, new, pairs)
     with explain_disk_errors(run.path):
         events = EventWriter(run.events_path, mend=False)
         events.append(
@@ -160,7 +161,7 @@ def export_run(
         events.close()
     retention, not_compared = None, ""
     try:
-        start = read_start(run, profile, plan)
+        start = merge_adapter(read_start(run, profile, plan))
     except DpoError as error:
         not_compared = error.message
     else:
@@ -258,9 +259,8 @@ def _pairs_to_compare(profile: Profile, tokenizer: ChatTokenizer) -> list[Tokeni
 
 @torch.no_grad()
 def _logp_differences(
-    architecture: Architecture,
-    trained: StateDict,
-    exported: StateDict,
+    trained: ModelWeights,
+    exported: ModelWeights,
     path: Path,
     pairs: list[TokenizedPair],
 ) -> Tensor:
@@ -268,9 +268,9 @@ def _logp_differences(
     batch = make_batch(pairs, "packed", max_seq_len=0)
     longest = max(len(side.ids) for pair in pairs for side in (pair.chosen, pair.rejected))
 
-    def scorer(state: StateDict) -> ResponseScorer:
-        model = build_model(architecture, state)
-        return scorer_for(model, longest, is_known=architecture.supports_packing)
+    def scorer(weights: ModelWeights) -> ResponseScorer:
+        known = trained.architecture.supports_packing
+        return scorer_for(build_adapted(weights), longest, is_known=known)
 
     before = scorer(trained)
     if path.is_dir():
@@ -280,7 +280,7 @@ def _logp_differences(
         )
         after = ResponseScorer(plain, fallback_reason="plain transformers")
     else:
-        after = scorer(exported)
+        after = scorer(replace(trained, state=exported.state, adapter=None))
     expected, actual = (model.eval()(batch).token_logps[batch.mask] for model in (before, after))
     differences: Tensor = (expected - actual).abs()
     return differences

@@ -12,7 +12,6 @@ from dpo_cli.compute.device import DTYPES, Device
 from dpo_cli.compute.memory import process_bytes
 from dpo_cli.data.batching import Batch
 from dpo_cli.distributed.process_group import ProcessGroup
-from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.logps import to_float64_device
 from dpo_cli.objective.losses import PAIR_METRICS, PairScores, drop_undefined_accuracy
@@ -136,7 +135,7 @@ def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
     """Return the share of weights that differ from the starting weights in the export dtype."""
     own = inputs.weights.architecture.own_dtypes(inputs.export_dtype)
     start = inputs.weights.state
-    now = to_disk_names(policy.model, policy.model.state_dict())
+    now = inputs.trainable.changed_weights(policy.model)
     # Summed on the device and read once, because each read would wait for a GPU.
     moved = []
     for name, tensor in now.items():

@@ -27,13 +27,14 @@ class RunFacts:
 
     Attributes:
         optimizer_steps: number of planned optimizer steps.
-        parameters: number of parameters of the policy.
+        parameters: number of trained parameters.
         vocab_size: number of entries of its vocabulary.
         learning_rate: train.learning_rate of the profile.
         lr_sum: sum of the learning rates of all planned steps.
         beta, reduction: dpo.beta and dpo.reduction of the profile.
         saturation_margin: see `dpo_cli.profile.doctrine.saturation_margin`.
         export_dtype: dtype of the exported weights file.
+        is_lora: an adapter is trained.
         keeps_small_updates: stochastic rounding keeps in that file what the nearest value loses.
         state_bytes: bytes that one save writes.
         threads: number of CPU threads.
@@ -53,12 +54,14 @@ class RunFacts:
     threads: int
     rows_of: Callable[[int, int], str]
     keeps_small_updates: bool = False
+    is_lora: bool = False
 
     @property
     def recipe(self) -> RunRecipe:
         """Values that remedies compare with the proposed ones."""
         return RunRecipe(
-            self.reduction, self.beta, self.learning_rate, self.lr_sum, self.parameters
+            *(self.reduction, self.beta, self.learning_rate, self.lr_sum, self.parameters),
+            is_lora=self.is_lora,
         )
 
 

@@ -112,6 +112,8 @@ def distance_to_change(weights: Tensor, dtype: torch.dtype) -> Tensor:
 
 def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
     """Report how many weights can change in the exported file, and where the loss saturates."""
+    if inputs.profile.lora.is_on:
+        return _check_lora(reporter, inputs)
     lr_sum = measure_lr_sum(inputs)
     dtype = inputs.export_dtype
     others = ", ".join(
@@ -138,6 +140,19 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
         reporter.warn("lr-sum-small", "train.learning_rate", message, remedy)
     _check_saturation(reporter, inputs)
     return lr_sum
+
+
+def _check_lora(reporter: Reporter, inputs: RunInputs) -> LrSum:
+    """Report the learning rates of an adapter: how far they move a weight, nothing limits."""
+    rates = learning_rates(inputs)
+    reporter.ok(
+        "lr-sum",
+        "train.learning_rate",
+        f"lr_sum {format_rate(sum(rates))} over {inputs.order.optimizer_steps:,} steps, of an"
+        " adapter: its product with the input changes the weights, so no share of them is foretold",
+    )
+    _check_saturation(reporter, inputs)
+    return LrSum(sum(rates), max(rates), {}, 0.0)
 
 
 def check_update(reporter: Reporter, trial: TrialTrainer) -> None:

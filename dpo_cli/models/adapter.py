@@ -208,6 +208,17 @@ def write_adapter(path: Path, adapter: Adapter, state: StateDict, base: str | No
     )
 
 
+def load_with_peft(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    """Load the adapter in a directory into a base model as any user of peft would."""
+    import peft
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = peft.PeftModel.from_pretrained(model, directory)
+    inner: PreTrainedModel = loaded.get_base_model()
+    return inner
+
+
 # --- peft ----------------------------------------------------------------------------------------
 
 

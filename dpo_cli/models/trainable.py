@@ -327,10 +327,10 @@ def trainable_of(profile: Profile, weights: ModelWeights) -> Trainable:
     if not profile.lora.is_on:
         return FullTraining(weights)
     adapter = weights.adapter or new_adapter(weights.architecture, profile.lora, profile.train.seed)
-    return LoraTraining(replace(weights, adapter=adapter), _hub_name(profile))
+    return LoraTraining(replace(weights, adapter=adapter), hub_name(profile))
 
 
-def _hub_name(profile: Profile) -> str | None:
+def hub_name(profile: Profile) -> str | None:
     """Return the name on the Hub of the model to which the trained adapter belongs."""
     name = profile.model.weights
     is_merged = profile.model.adapter is not None and not profile.lora.continue_adapter

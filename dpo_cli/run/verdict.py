@@ -110,4 +110,5 @@ def _recipe(plan: Plan) -> RunRecipe:
         learning_rate=rate,
         lr_sum=rate * factors,
         parameters=plan.model.parameters,
+        is_lora=plan.model.trained_parameters is not None,
     )

@@ -200,6 +200,7 @@ def run_facts(inputs: RunInputs) -> RunFacts:
         reduction=profile.dpo.reduction,
         saturation_margin=inputs.saturation_margin or 0.0,
         export_dtype=inputs.export_dtype,
+        is_lora=profile.lora.is_on,
         keeps_small_updates=inputs.export_rounding == "stochastic",
         state_bytes=state_bytes(parameters, profile.train) + file_bytes * parameters,
         threads=torch.get_num_threads(),

@@ -166,6 +166,7 @@ class RunInputs:
             learning_rate=train.learning_rate,
             lr_sum=sum(map(self.learning_rate.at, self.order.last_steps)),
             parameters=self.weights.parameters,
+            is_lora=self.profile.lora.is_on,
         )
 
     @property

@@ -132,7 +132,10 @@ def rank_figures(group: ProcessGroup, device: Device, busy_seconds: float) -> di
 
 
 def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
-    """Return the share of weights that differ from the starting weights in the export dtype."""
+    """Return the share of weights that differ from the starting weights in the export dtype.
+
+    Counts the weights that training can change.
+    """
     own = inputs.weights.architecture.own_dtypes(inputs.export_dtype)
     start = inputs.weights.state
     now = inputs.trainable.changed_weights(policy.model)
@@ -142,7 +145,7 @@ def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
         dtype = DTYPES[own.get(name, inputs.export_dtype)]
         before = start[name].to(tensor.device, dtype, non_blocking=True)
         moved.append((tensor.to(dtype) != before).sum())
-    return int(torch.stack(moved).sum()) / inputs.weights.parameters
+    return int(torch.stack(moved).sum()) / sum(tensor.numel() for tensor in now.values())
 
 
 def _unpack(packed: Sequence[float], lengths: Mapping[str, int]) -> dict[str, Sequence[float]]:

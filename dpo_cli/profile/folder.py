@@ -141,7 +141,8 @@ def missing_weights(folder: Path) -> DpoError:
     if is_adapter(folder):
         return DpoError(
             f"{folder} holds an adapter{_base_of(folder / ADAPTER)}, not a whole model",
-            how_to_merge(folder),
+            "Set model.weights to its base model and model.adapter to this directory. Or merge it"
+            + how_to_merge(folder).removeprefix("Merge it"),
         )
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if shards := [name for name in names if _SHARD.fullmatch(name)]:

@@ -27,8 +27,8 @@ FILL_IN = ("FILL IN: no file was found.",)
 _WATCH = ("Watch their loss and accuracy: they show overfitting.",)
 _MEASURED_RATE = ("A larger one can ruin the model; docs/recipes.md has the measurements.",)
 _ADAPTER_RATE = (
-    f"Adapters take about {doctrine.LORA_FACTOR} times the rate of full training: usual in the field,",
-    "not measured here (docs/lora.md).",
+    f"Adapters take about {doctrine.LORA_FACTOR} times the rate of full training: usual in the",
+    "field, not measured here (docs/lora.md).",
 )
 _WIDTH = 90
 _MAX_HEADER_BYTES = 1 << 24

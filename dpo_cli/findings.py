@@ -17,7 +17,7 @@ class Level(StrEnum):
     ERROR = "error"
     """Training would fail, or learn nothing."""
     SKIP = "skip"
-    """Not checked, because of an error elsewhere."""
+    """Check that could not run, because of an error elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Finding:
 
 
 class PairIssue(StrEnum):
-    """Property of a pair that deserves a look; users see the values."""
+    """Property of a pair that is probably a mistake in the data; users see the values."""
 
     TRUNCATED = "truncated"
     """One side is cut off at `data.max_seq_len`."""
@@ -137,7 +137,7 @@ class Diagnosis:
     Attributes:
         findings: one or more per check, in the order of the checks.
         preview: pair to show, if there is one.
-        facts: values for programs: the plan, rows kept at other lengths, rows by trait, largest
+        facts: values for programs: the plan, rows kept at other lengths, rows by issue, largest
             possible change of the weights, forecast of time and memory. Values that errors made
             unavailable are missing.
         histograms: lengths of the pairs.

@@ -1,7 +1,7 @@
 """Comparison of two models on the same pairs: exact tests, intervals, and pairs still needed.
 
 Two models that are compared on the same pairs agree on most of them. Only differences pair by pair
-tell which is better, so both values of a pair are subtracted before anything is averaged. Pairs
+show which is better, so both values of a pair are subtracted before anything is averaged. Pairs
 with the same prompt are not independent: they form a cluster, and clusters are what is counted.
 """
 
@@ -181,7 +181,7 @@ def compare_accuracies(
 
 
 def effective_count(values: Sequence[float], clusters: Sequence[Hashable] | None) -> float:
-    """Return the number of independent pairs that tell as much about a mean as these.
+    """Return the number of independent pairs that determine a mean as precisely as these.
 
     It is the number of pairs divided by the design effect, the factor by which clusters raise the
     variance of the mean (Kish 1965), and scaled down for the few degrees of freedom of that factor

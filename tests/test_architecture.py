@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from tests.support.cli import HANG_SECONDS, REPOSITORY, environment
 
@@ -63,9 +62,13 @@ def part_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
+@functools.cache
+def syntax_tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, *, top_level_only: bool) -> set[str]:
     """Modules a file imports, as dotted names; those under TYPE_CHECKING left out."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -81,7 +84,7 @@ def imports(path: Path, *, top_level_only: bool) -> set[str]:
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(tree)
+    visit(syntax_tree(path))
     return found
 
 
@@ -89,21 +92,23 @@ def floor(part: str) -> int:
     return next(level for level, parts in enumerate(FLOORS) if part in parts)
 
 
-@pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_imports_run_downwards_only(path: Path) -> None:
-    own = part_of(name_of(path))
-    for imported in imports(path, top_level_only=False):
-        if not imported.startswith("dpo_cli."):
-            continue
-        part = part_of(imported)
-        if part != own and any(part in parts for parts in FLOORS):
-            assert floor(part) < floor(own), f"{name_of(path)} imports {imported}"
+def test_imports_run_downwards_only() -> None:
+    upwards = []
+    for path in modules():
+        own = part_of(name_of(path))
+        for imported in imports(path, top_level_only=False):
+            part = part_of(imported)
+            if not imported.startswith("dpo_cli.") or part == own:
+                continue
+            if any(part in parts for parts in FLOORS) and floor(part) >= floor(own):
+                upwards.append(f"{name_of(path)} imports {imported}")
+    assert not upwards
 
 
 def all_imports(path: Path) -> set[str]:
     """Modules that a file imports anywhere: in functions and under TYPE_CHECKING, too."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -132,11 +137,15 @@ def test_there_are_no_circles() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_the_terminal_side_loads_no_torch(path: Path) -> None:
-    if part_of(name_of(path)) in LIGHT:
-        heavy = {name.split(".")[0] for name in imports(path, top_level_only=True)} & set(HEAVY)
-        assert not heavy
+def test_the_terminal_side_loads_no_torch() -> None:
+    heavy = [
+        f"{name_of(path)} imports {imported}"
+        for path in modules()
+        if part_of(name_of(path)) in LIGHT
+        for imported in imports(path, top_level_only=True)
+        if imported.split(".")[0] in HEAVY
+    ]
+    assert not heavy
 
 
 def test_the_mathematics_knows_tensors_only() -> None:
@@ -162,17 +171,18 @@ def files_of_tests() -> list[Path]:
     return sorted((REPOSITORY / "tests").rglob("*.py"))
 
 
-@pytest.mark.parametrize(
-    "path", files_of_tests(), ids=lambda path: f"{path.parent.name}/{path.name}"
-)
-def test_no_test_file_imports_another(path: Path) -> None:
+def test_no_test_file_imports_another() -> None:
     """Shared helpers are in tests/support, or in the conftest of the same folder."""
-    own_conftest = ".".join((*path.relative_to(REPOSITORY).parent.parts, "conftest"))
-    for imported in all_imports(path):
-        parts = imported.split(".")
-        if parts[0] == "tests":
-            assert not any(part.startswith("test_") for part in parts[:3]), imported
-            assert "conftest" not in parts or imported.startswith(own_conftest), imported
+    wrong = []
+    for path in files_of_tests():
+        own_conftest = ".".join((*path.relative_to(REPOSITORY).parent.parts, "conftest"))
+        for imported in all_imports(path):
+            parts = imported.split(".")
+            is_test = parts[0] == "tests" and any(part.startswith("test_") for part in parts[:3])
+            is_foreign = "conftest" in parts and not imported.startswith(own_conftest)
+            if is_test or (parts[0] == "tests" and is_foreign):
+                wrong.append(f"{path.relative_to(REPOSITORY)} imports {imported}")
+    assert not wrong
 
 
 def test_help_loads_neither_torch_nor_the_schema() -> None:
@@ -193,9 +203,9 @@ def test_help_loads_neither_torch_nor_the_schema() -> None:
     assert "train" in result.stdout
 
 
-@pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_modules_are_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+def test_modules_are_short() -> None:
+    lines = {name_of(path): path.read_text(encoding="utf-8").count("\n") for path in modules()}
+    assert not {name: count for name, count in lines.items() if count > 400}
 
 
 def test_the_training_core_is_small() -> None:

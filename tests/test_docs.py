@@ -63,8 +63,39 @@ def test_named_tests_and_files_exist(page: Path) -> None:
 
 def test_every_loss_has_a_row() -> None:
     text = (REPOSITORY / "docs/losses.md").read_text(encoding="utf-8")
-    rows = set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE))
-    assert set(LOSSES) <= rows
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|", text, re.MULTILINE)
+    for name, needs in LOSSES.items():
+        inputs = {
+            "reference": needs.reference,
+            "mean": needs.mean,
+            "whole batch": needs.whole_batch,
+        }
+        assert (name, ", ".join(text for text, is_needed in inputs.items() if is_needed)) in rows
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence", "trait"),
+    [
+        ("docs/losses.md", r"^\| `f_divergence_type` .*$", "divergence"),
+        (
+            "docs/losses.md",
+            r"With ([^.]*), alone or in a mixture, micro-batches stay",
+            "whole_batch",
+        ),
+        ("docs/losses.md", r"refused with (`aot`.*) \|", "whole_batch"),
+        ("docs/losses.md", r"With ([^.]*), alone or together, no reference", "no reference"),
+        ("docs/losses.md", r"With ([^.]*) the first loss depends", "no known_start"),
+        ("docs/migrating.md", r"for the losses that need one \((.*)\)\.", "mean"),
+        ("dpo_cli/profile/objective.py", r"\(only for ([^)]*)\)\. Default: 0", "smoothing"),
+    ],
+)
+def test_lists_of_losses_are_complete(file: str, sentence: str, trait: str) -> None:
+    text = (REPOSITORY / file).read_text(encoding="utf-8")
+    (match,) = re.finditer(sentence, text, re.MULTILINE)
+    named = set(re.findall(r"[`\"](\w+)[`\"]", match.group())) & LOSSES.keys()
+    field = trait.removeprefix("no ")
+    is_wanted = field == trait
+    assert named == {name for name, needs in LOSSES.items() if getattr(needs, field) == is_wanted}
 
 
 @pytest.fixture(scope="module")

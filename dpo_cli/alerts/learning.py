@@ -11,7 +11,7 @@ from dpo_cli.profile.doctrine import MAX_SATURATION_MARGIN, learn_more
 from dpo_cli.run.events import Alert
 
 CHANCE_SHARE = 0.95
-"""Share of the loss of random guessing, ln V, from which weights and tokenizer do not fit.
+"""Smallest share of the loss of random guessing, ln V, at which weights and tokenizer do not fit.
 
 A model that scores within 5 % of it has not been trained on such token ids."""
 DISPLACED_SHARE = 0.25
@@ -46,8 +46,8 @@ def guessing(history: RunHistory, facts: RunFacts) -> Alert | None:
     return Alert(
         code="tokenizer-mismatch",
         message=f"before training the model scores {nats:.2f} nats per token of the chosen answers;"
-        f" random guessing would score ln {facts.vocab_size:,} = {chance:.2f}: it does not fit this"
-        " tokenizer, or is no language model",
+        f" random guessing would score ln {facts.vocab_size:,} = {chance:.2f}: the weights do not"
+        " fit this tokenizer, or are no language model",
         remedy="Stop the run, and set model.tokenizer to the tokenizer with which these weights"
         " were trained. dpo check measures it before a run.",
     )
@@ -123,7 +123,7 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
             code="accuracy-stuck",
             message=f"{after} the accuracy of the last {pairs:,} pairs is {share:.2f} (95 %:"
             f" {low:.2f} to {high:.2f}), no better than chance, although {moved:.0%} of the weights"
-            " have changed: batches do not teach the same thing",
+            " have changed: the pairs have nothing in common to learn",
             remedy="Check the pairs: is chosen the better answer, do some pairs contradict others?"
             " If they are correct, lower train.learning_rate: the lr_sum may be so large that the"
             " model breaks.",

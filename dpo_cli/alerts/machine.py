@@ -17,7 +17,7 @@ SLOW_SHARE = 0.5
 SLOW_SECONDS = 60.0
 """Seconds that a low speed must last; the start of another job is no reason for an alert."""
 USUAL_BLOCKS = 3
-"""Windows of steps before there is a usual speed."""
+"""Number of windows of steps to measure before their median counts as the usual speed."""
 _KEPT_BLOCKS = 500
 
 CONTENDED_SECONDS = 20.0
@@ -83,7 +83,8 @@ class Contention:
 
         Args:
             event: the next step.
-            stolen: returns the share of the CPU time that the host took since its last call.
+            stolen: returns the share of the CPU time that the host of a virtual machine has taken
+                since the last call (steal time).
         """
         if self._is_first:
             self._is_first = False

@@ -89,11 +89,12 @@ def open_run(name: str | Path | None = None, *, runs_dir: str | Path | None = No
 
     Args:
         name: directory name, a unique beginning of it, the profile's name (its newest run), or a
-            path. By default the newest run.
+            path, which contains a slash. By default the newest run.
         runs_dir: directory of the runs; by default DPO_RUNS_DIR, else "runs".
 
     Raises:
         UsageError: there is no such run, or there are several.
+        OtherVersionError: another version of dpo wrote the run.
 
     Example::
 
@@ -147,7 +148,7 @@ def check(
         profile: path of a TOML file, or the name of a shipped profile.
         settings: values that replace those of the profile.
         pair: row to preview, as "7" or "file.jsonl:7"; by default the first that is kept.
-        quick: take no real steps, which is most of the time.
+        quick: take no real steps; these take most of the time.
         runs_dir: directory of the runs.
         on_progress: called with phase, done, total and unit.
 

@@ -42,9 +42,9 @@ def evaluate_named(
         settings=as_overrides(settings),
     )
     if eval_config is None:
-        holder = named.run.name if named.run else profile
+        owner = named.run.name if named.run else profile
         raise UsageError(
-            f"{holder} has no held-out pairs" if holder else f"{named.title} comes with no pairs",
+            f"{owner} has no held-out pairs" if owner else f"{named.title} has no pairs of its own",
             "Name a file of preference pairs with --data FILE.",
         )
     report = on_progress or ignore_progress

@@ -85,7 +85,7 @@ class Run:
 
         Args:
             follow: wait for new events until no process trains the run. Without it, iterate over
-                what counts: steps that a resume repeated appear once.
+                the valid events: steps that a resume repeated appear once.
 
         Example::
 
@@ -265,8 +265,9 @@ class Run:
             best: write the checkpoint with the lowest held-out loss, not the newest. Needs
                 held-out pairs, and eval.keep_best = true during training.
             force: replace a file that this run did not write.
-            settings: changed profile values, for example where the data is now: tokenizer, data
-                and starting weights are read again for the comparison.
+            settings: changed profile values, for example where the data is now. Tokenizer and
+                data are read again for the comparison; starting weights, if they are still
+                there, for the update retention.
 
         Returns:
             An `ExportReport`: path, dtype, size, log-prob differences and update retention.
@@ -288,7 +289,7 @@ class Run:
 
         return export_run(
             self.directory,
-            None if to is None else Path(to),
+            None if to is None else Path(to).expanduser(),
             dtype,
             force,
             as_overrides(settings),
@@ -307,7 +308,7 @@ class Run:
         return {"text/plain": panel_text(panel), "text/html": panel_html(panel)}
 
     def launch(self, start: Start) -> None:
-        """Start training in a launcher of its own; the view forgets how the last start ended."""
+        """Start training in a new launcher process, and reset the state of the last start."""
         self.view.expect_start()
         self._launcher = SpawnedLauncher(start)
 

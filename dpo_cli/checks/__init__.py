@@ -1,1 +1,1 @@
-"""Checks behind `dpo check`: they return findings, print nothing and write no files."""
+"""Checks of `dpo check`: they return findings, print nothing and write no files."""

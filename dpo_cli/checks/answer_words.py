@@ -22,8 +22,8 @@ _TAG = re.compile(r"</?think>")
 class AnswerWords:
     """Comparison of the texts of answers with their tokens, row by row in ascending order.
 
-    A tokenizer may have no tokens for some words, and a mask may begin behind the first word. Both
-    show as words that the decoded response tokens lack. Case and accents are ignored, because some
+    A tokenizer may have no tokens for some words, and a mask may begin after the first word. In
+    both cases the decoded response tokens lack words. Case and accents are ignored, because some
     tokenizers remove them. Pairs whose words the chat template changes are left out, because
     encoding finds them (`dpo_cli.data.encoding.Flag.TEMPLATE_CHANGES_WORDS`).
     """
@@ -56,10 +56,10 @@ class AnswerWords:
 
     def _last_response(self, side: Tokenized) -> str:
         """Decode the last contiguous tokens with loss."""
-        places = side.response.nonzero().flatten()
-        if not len(places):
+        positions = side.response.nonzero().flatten()
+        if not len(positions):
             return ""
-        end = int(places[-1]) + 1
+        end = int(positions[-1]) + 1
         others = (~side.response[:end]).nonzero().flatten()
         return self._tokenizer.decode(side.ids[int(others[-1]) + 1 if len(others) else 0 : end])
 

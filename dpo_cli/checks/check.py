@@ -32,7 +32,7 @@ def run_checks(
         runs_root: directory of runs, also for weights given as "run:NAME".
         pair: row whose pair is shown, as `Places.find` takes it; None for the first pair.
         on_progress: called with phase, done, total (0 if unknown) and unit.
-        takes_steps: also score pairs and take real steps, which is most of the time.
+        takes_steps: also score pairs and take real steps; these take most of the time.
     """
     reporter = Reporter()
     result = check_profile(reporter, path, overrides)

@@ -25,7 +25,8 @@ _ASSISTANT = re.compile(
     rf"^[ \t]*(?:assistant|bot|ai|gpt|chatgpt|助手|助理|机器人){_COLON}",
     re.MULTILINE | re.IGNORECASE,
 )
-# Within a line only usual names count, "assistant:" only behind a user: "user:" is ordinary text.
+# Within a line only these spellings name a speaker, because "user:" is ordinary text. An assistant
+# counts only if a user was named before.
 _USER_INLINE = re.compile(rf"\b(?:Human|USER|[Pp]rompter){_COLON}")
 _ASSISTANT_INLINE = re.compile(rf"\b(?:[Aa]ssistant|ASSISTANT){_COLON}")
 _OWN_NAME = {

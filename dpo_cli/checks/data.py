@@ -218,8 +218,9 @@ def _check_kept(
     if rows.skipped_rows:
         why = ", ".join(f"{number:,} {reason}" for reason, number in skipped.items() if number)
         message += f"; skipped: {why}"
-    if cut := int(rows.kept.shortened.sum()):
-        message += f"; {cut:,} of the kept rows ({cut / len(rows.kept):.0%}) are truncated"
+    if truncated := int(rows.kept.shortened.sum()):
+        share = truncated / len(rows.kept)
+        message += f"; {truncated:,} of the kept rows ({share:.0%}) are truncated"
     offers, most = [], len(rows.kept)
     for length, other in longer:
         if len(other.kept) > most:
@@ -236,13 +237,13 @@ def _check_kept(
         reporter.warn("data-truncated", subject, message, remedy)
     elif reasons["identical"]:
         reporter.warn("data-identical", subject, message, "Remove rows with identical sides.")
-    elif cut > _MANY_TRUNCATED * len(rows.kept):
+    elif truncated > _MANY_TRUNCATED * len(rows.kept):
         least, length = min(
             ((int(other.kept.shortened.sum()), length) for length, other in longer),
-            default=(cut, limit),
+            default=(truncated, limit),
         )
         remedy = f"Set data.max_seq_len to {length} to truncate {least:,}."
-        if least >= cut:
+        if least >= truncated:
             remedy = "Nothing is needed if the beginnings of the answers decide."
         reporter.warn("data-truncated", subject, message, remedy)
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dpo_cli.checks.data import find_all_issues, subject_of
 from dpo_cli.checks.pair_issues import PairIssues
-from dpo_cli.checks.preview import show_pair, why_not_kept
+from dpo_cli.checks.preview import make_preview, why_not_kept
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import Rows
@@ -89,12 +89,12 @@ class DataBrowser:
         if wanted_line is not None and wanted_line not in lines:
             raise UsageError(
                 f"{self._name(wanted_line)}: {why_not_kept(self.rows, wanted_line)}",
-                "Run dpo data --skipped to see the skipped rows.",
+                f"Run dpo data --skipped --line {row_name} to see its text.",
             )
         with_issue = {line for issue in only for line in self.issues.lines.get(issue, ())}
         return (
             (
-                show_pair(self.tokenizer, self.rows.kept[index], self.rows.places),
+                make_preview(self.tokenizer, self.rows.kept[index], self.rows.places),
                 self.issues.of(line),
             )
             for index, line in enumerate(lines)

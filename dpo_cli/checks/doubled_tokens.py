@@ -23,10 +23,10 @@ def find_doubled(rows: EncodedRows, token_ids: Sequence[int]) -> Tensor:
     stored = rows.lengths.sum(dim=1) - rows.shared
     starts = stored.cumsum(dim=0, dtype=torch.int64) - stored  # (P,), index of each pair in `ids`
     pieces = range(0, max(1, len(ids)), _PIECE)
-    places = torch.cat([_doubled(ids, wanted, begin) for begin in pieces])
-    pairs = torch.searchsorted(starts, places, right=True) - 1
+    positions = torch.cat([_doubled(ids, wanted, begin) for begin in pieces])
+    pairs = torch.searchsorted(starts, positions, right=True) - 1
     # Ignore matches across the border of two pairs or of two sides.
-    within = places - starts[pairs]
+    within = positions - starts[pairs]
     found[pairs[(within != 0) & (within != rows.lengths[pairs, 0])]] = True
     # The rejected side continues after the shared beginning, which is stored elsewhere.
     continued = ((rows.lengths[:, 1] > rows.shared) & (rows.shared > 0)).nonzero().flatten()

@@ -86,14 +86,14 @@ def _check_loss(reporter: Reporter, inputs: RunInputs, pairs: PairScores) -> Non
         reporter.ok(
             "first-loss",
             subject,
-            f"the loss is {loss:.4f}, not {_known(expected)}, because model.reference is not the"
-            f" starting weights; {agreement}",
+            f"the loss is {loss:.4f}, not {_loss_text(expected)}, because model.reference is not"
+            f" the starting weights; {agreement}",
         )
     elif abs(loss - expected) > TOLERANCE[inputs.device.dtype] * max(1, abs(expected)):
         reporter.error(
             "first-loss",
             subject,
-            f"the loss is {loss:.4f}, but must be {_known(expected)}; {agreement}",
+            f"the loss is {loss:.4f}, but must be {_loss_text(expected)}; {agreement}",
             "Policy and reference have the same weights, but compute different values. Try"
             ' train.dtype = "float32", and report this as a bug.',
         )
@@ -108,7 +108,7 @@ def _is_ln_2(loss: float) -> bool:
     return math.isclose(loss, math.log(2))
 
 
-def _known(loss: float) -> str:
+def _loss_text(loss: float) -> str:
     return f"ln 2 = {loss:.4f}" if _is_ln_2(loss) else f"{loss:.4f}"
 
 

@@ -76,7 +76,7 @@ def check_forecast(
     Returns:
         The forecast as plain values; None if the run does not fit into memory.
     """
-    # Before the trial computes anything that could get into the cache.
+    # Look before the trial computes log-probs, which could get into the cache.
     is_cached = _reference_is_cached(trial.inputs)
     on_progress("trying the longest batch", 0, 0, "")
     longest = check_memory(reporter, trial)

@@ -6,10 +6,11 @@ import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import estimate_memory
 from dpo_cli.checks.trial_trainer import Sample, TrialTrainer
-from dpo_cli.compute.accelerator import module_of
 from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.compute.memory import free_memory, peak_process_bytes
 from dpo_cli.data.sampler import GlobalBatch
@@ -168,5 +169,5 @@ def _try_longest(trial: TrialTrainer, inputs: RunInputs) -> Sample | None:
     trial.trainer.scaler = make_scaler(inputs.device.torch_device, inputs.device.dtype)
     gc.collect()
     if inputs.device.type != "cpu":
-        module_of(inputs.device.torch_device).empty_cache()
+        torch.get_device_module(inputs.device.torch_device).empty_cache()
     return None

@@ -20,7 +20,7 @@ depends on their order, so that a pair and its swapped copy differ."""
 class PairHashes:
     """64-bit hashes of prompt, sides and answers of each row, in 44 bytes per row.
 
-    Shape legend: K rows, U distinct rows, N requested rows.
+    Shape legend: K rows, U distinct rows, N row numbers.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,14 @@ class PairHashes:
         return len(torch.unique(_tensor(self._prompts)))
 
     def prompts_of(self, lines: Tensor) -> Tensor:
-        """Return the prompt hashes, int64, of those of the rows `lines`, (N,) int32, that exist."""
+        """Return the prompt hashes of some rows; rows that were not added are left out.
+
+        Args:
+            lines: (N,) int32, row numbers.
+
+        Returns:
+            (at most N,) int64.
+        """
         known, prompts = _tensor(self._lines), _tensor(self._prompts)
         if not len(known):
             return prompts

@@ -20,14 +20,14 @@ from dpo_cli.data.sources import Source
 from dpo_cli.findings import PairIssue
 
 NEAR_IDENTICAL_SHARE = 0.9
-"""Share of common words from which on two sides are nearly identical."""
+"""Smallest share of common words at which two sides count as nearly identical."""
 _MIN_LETTERS = 20
 """Characters of the shorter side below which its language is not compared."""
 _SAMPLED_ROWS = 32
 _MIN_PAIRS, _ONE_PROMPT_SHARE = 3, 0.9
-"""Number and share of the pairs from which on `ONE_PROMPT` is reported."""
+"""Smallest number and share of the pairs at which `ONE_PROMPT` is reported."""
 _MIN_ANSWERS, _ANSWER_SHARE = 3, 0.05
-"""Number and share of the prompts from which on `FREQUENT_ANSWER` is reported."""
+"""Smallest number and share of the prompts at which `FREQUENT_ANSWER` is reported."""
 _MARKED_ROWS = 20
 """Rows whose missing words are shown as examples."""
 _PROGRESS_ROWS = 500

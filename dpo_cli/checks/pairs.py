@@ -22,13 +22,13 @@ from dpo_cli.training.inputs import RunInputs
 _BINS = 32
 _NO_LIMIT = 1 << 30
 _BIASED_SHARE = 0.6
-"""Share of pairs in which the same side is longer, from which on length predicts the label."""
+"""Smallest share of pairs with the same side longer at which length predicts the label."""
 _SIGMAS, _MIN_PAIRS = 2.6, 30
 """A length bias must exceed 1/2 by 2.6 standard errors (p < 0.01), on at least 30 pairs."""
 _MIN_ISSUES, _MIN_ISSUE_SHARE = 3, 0.01
-"""Number and share of pairs from which on an issue that may be intended is a warning."""
+"""Smallest number and share of pairs at which an issue that may be intended is a warning."""
 _REPEATED_QUESTION_SHARE = 0.5
-"""Share of the pairs from which on answers that begin with the question are a warning."""
+"""Smallest share of pairs at which answers that begin with the question are a warning."""
 _KNOWN_SHARE = 0.05
 """Tolerated share of held-out pairs whose prompt is also trained on."""
 _NAMED_MARKS = 5
@@ -195,7 +195,7 @@ def check_held_out(reporter: Reporter, inputs: RunInputs) -> None:
 
 @dataclass(frozen=True)
 class _Advice:
-    """Message and remedy for an issue, reported from `least_share` of the pairs on."""
+    """Message and remedy for an issue that at least `least_share` of the pairs have."""
 
     message: str
     remedy: str

@@ -18,9 +18,9 @@ from dpo_cli.findings import PairPreview, Span
 def preview(
     reporter: Reporter, rows: Rows, tokenizer: ChatTokenizer, row_name: str | None
 ) -> PairPreview | None:
-    """Return the pair of a row, as `Places.find` takes its name, or the first pair that is kept."""
+    """Return the pair of the row `row_name` (see `Places.find`); None: the first kept pair."""
     if row_name is None:
-        return show_pair(tokenizer, rows.kept[0], rows.places)
+        return make_preview(tokenizer, rows.kept[0], rows.places)
     try:
         line = rows.places.find(row_name)
     except UsageError as error:
@@ -32,10 +32,10 @@ def preview(
         remedy = f"Show another pair, for example --pair {other}."
         reporter.warn("pair", rows.places.name(line), why_not_kept(rows, line), remedy)
         return None
-    return show_pair(tokenizer, rows.kept[int(position)], rows.places)
+    return make_preview(tokenizer, rows.kept[int(position)], rows.places)
 
 
-def show_pair(tokenizer: ChatTokenizer, pair: TokenizedPair, places: Places) -> PairPreview:
+def make_preview(tokenizer: ChatTokenizer, pair: TokenizedPair, places: Places) -> PairPreview:
     """Convert a pair to spans of text with and without loss."""
     shared = shared_inputs(pair)
 

@@ -25,7 +25,7 @@ from dpo_cli.training.inputs import RunInputs
 KEPT_CHECKPOINTS = 3
 """Two verified checkpoints, and the one that is being written."""
 BUSY_SHARE = 0.1
-"""Share of a GPU's memory in other processes from which on it counts as busy."""
+"""Smallest share of a GPU's memory in other processes at which the GPU counts as busy."""
 
 
 def check_device(reporter: Reporter, profile: Profile) -> Device:

@@ -15,7 +15,7 @@ from dpo_cli.models.loading import ModelWeights
 
 _SUBJECT = "model.tokenizer"
 _WRITE_HEADER_ONCE = (
-    "Write the header of an answer before each answer, and behind the last turn only if"
+    "Write the header of an answer before each answer, and after the last turn only if"
     " add_generation_prompt is true."
 )
 
@@ -27,7 +27,7 @@ def check_headers(reporter: Reporter, tokenizer: ChatTokenizer) -> None:
         reporter.warn(
             "template-header",
             _SUBJECT,
-            f"the chat template writes the header of a next answer behind every answer"
+            f"the chat template writes the header of a next answer after every answer"
             f" ({header!r}), with and without add_generation_prompt; this header is trained on",
             _WRITE_HEADER_ONCE,
         )
@@ -96,7 +96,7 @@ def check_scored_words(reporter: Reporter, tokenizer: ChatTokenizer, rows: Rows)
     if differs and not tokenizer.template.prompt_ending:
         remedy = (
             "Remove the blank from the end of the prompt in the chat template: when the model"
-            " generates, it continues behind that blank."
+            " generates, it continues after that blank."
             if tokenizer.template.prompt_ends_blank
             else "Remove blanks and newlines from the beginning of these answers, unless they are"
             " meant."

@@ -1,1 +1,1 @@
-"""One verb a file; each parses, calls and shows."""
+"""Commands, one module each: parse the flags, call the API, show the result."""

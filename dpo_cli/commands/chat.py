@@ -139,10 +139,10 @@ def chat(
     root = runs_root(runs_dir)
     if model is None:
         run = find_run(root, None)
-        asked = NamedModel(run.path, run)
+        named_policy = NamedModel(run.path, run)
     else:
-        asked = find_model(model, root)
-    beside = None if reference is None else find_model(reference, root)
+        named_policy = find_model(model, root)
+    named_reference = None if reference is None else find_model(reference, root)
     rows = None if prompts is None else read_prompts(prompts)
 
     notes = plain_console(stderr=True)
@@ -151,9 +151,9 @@ def chat(
         from dpo_cli.models.generation import Decoding
 
         decoding = Decoding(max_new_tokens, temperature, 1.0 if top_p is None else top_p, seed or 0)
-        speakers = open_responders(
-            asked,
-            beside,
+        responders = open_responders(
+            named_policy,
+            named_reference,
             decoding,
             runs_root=root,
             tokenizer=tokenizer,
@@ -161,20 +161,20 @@ def chat(
             best=best,
         )
     if rows is not None:
-        _answer_rows(notes, speakers, rows, system, out)
+        _answer_rows(notes, responders, rows, system, out)
         return
-    screen = ChatScreen(plain_console(), notes, ROLES[: len(speakers)])
-    conversations = [Conversation(speaker, system) for speaker in speakers]
+    screen = ChatScreen(plain_console(), notes, ROLES[: len(responders)])
+    conversations = [Conversation(responder, system) for responder in responders]
     if prompt is not None:
         if screen.show(_ask(conversations, prompt)):
             raise typer.Exit(ExitCode.INTERRUPTED)
         return
-    for role, speaker in zip(ROLES, speakers, strict=False):
-        screen.tell(f"{role:<9}  {speaker.title}")
-    screen.tell(f"{'template':<9}  that of {show_path(speakers[0].template_folder)}")
-    manner = f"drawn at temperature {temperature:g}" if temperature else "greedy"
-    screen.tell(f"{'answers':<9}  {manner}, at most {max_new_tokens:,} tokens")
-    screen.tell(_COMMANDS)
+    for role, responder in zip(ROLES, responders, strict=False):
+        screen.note(f"{role:<9}  {responder.title}")
+    screen.note(f"{'template':<9}  {show_path(responders[0].template_folder)}")
+    manner = f"sampled at temperature {temperature:g}" if temperature else "greedy"
+    screen.note(f"{'answers':<9}  {manner}, at most {max_new_tokens:,} tokens")
+    screen.note(_COMMANDS)
     _converse(screen, conversations)
 
 
@@ -209,7 +209,7 @@ def _require_text(**options: str | None) -> None:
             raise UsageError(f"--{name}: not UTF-8") from error
 
 
-# --- one after another ---------------------------------------------------------------------------
+# --- questions of a user -------------------------------------------------------------------------
 
 
 def _converse(screen: ChatScreen, conversations: Sequence[Conversation]) -> None:
@@ -218,20 +218,20 @@ def _converse(screen: ChatScreen, conversations: Sequence[Conversation]) -> None
         if text == "/quit":
             return
         if text == "/help":
-            screen.tell(_COMMANDS)
+            screen.note(_COMMANDS)
         elif text == "/reset":
             for conversation in conversations:
                 conversation.clear()
-            screen.tell("the conversation is empty again")
+            screen.note("the conversation is empty again")
         elif text.startswith("/") and text[1:].isalpha():
-            screen.tell(f"unknown command {text}: {_COMMANDS}")
+            screen.note(f"unknown command {text}: {_COMMANDS}")
         else:
             try:
                 was_stopped = screen.show(_ask(conversations, text))
             except DpoError as error:
                 if not screen.is_interactive:
                     raise
-                screen.tell(f"error: {error.message}; /reset starts a new conversation")
+                screen.note(f"error: {error.message}; /reset starts a new conversation")
                 continue
             except KeyboardInterrupt:  # second Ctrl-C
                 if not screen.is_interactive:
@@ -259,7 +259,7 @@ def _ask(conversations: Sequence[Conversation], text: str) -> list[Answer]:
 
 def _answer_rows(
     notes: Console,
-    speakers: Sequence[Responder],
+    responders: Sequence[Responder],
     prompts: Sequence[Prompt],
     system: str | None,
     out: Path | None,
@@ -274,14 +274,14 @@ def _answer_rows(
     answers = []
     for number, (prompt, messages) in enumerate(zip(prompts, conversations, strict=True)):
         try:
-            answers.append([speaker.answer(messages, number) for speaker in speakers])
+            answers.append([responder.answer(messages, number) for responder in responders])
         except DpoError as error:
             raise DpoError(f"line {prompt.line}: {error.message}", error.remedy) from error
     answered = 0
     with (
         PhaseBar(notes) as bar,
         deferred_ctrl_c() as is_stopped,
-        _written(out) as file,
+        _open_output(out) as file,
     ):
         for prompt, messages, replies in zip(prompts, conversations, answers, strict=True):
             bar("answering", answered, len(prompts), "prompts")
@@ -298,13 +298,13 @@ def _answer_rows(
             answered += 1
     tokens = sum(reply.tokens for replies in answers for reply in replies)
     seconds = sum(reply.seconds for replies in answers for reply in replies)
-    words = (
+    summary = (
         f"{answered:,} of {format_count(len(prompts), 'prompt')} answered,"
         f" {format_count(tokens, 'token')}"
     )
     if seconds:
-        words += f", {tokens / seconds:.1f} tokens/s"
-    notes.print(words + (f", in {out}" if out else ""))
+        summary += f", {tokens / seconds:.1f} tokens/s"
+    notes.print(summary + (f", in {out}" if out else ""))
     if answered < len(prompts):
         raise typer.Exit(ExitCode.INTERRUPTED)
 
@@ -317,12 +317,12 @@ def _with_system(messages: Sequence[Message], system: str | None) -> list[Messag
 
 
 @contextmanager
-def _written(out: Path | None) -> Iterator[IO[str]]:
-    """Open the file for the rows; without one yield standard output.
+def _open_output(out: Path | None) -> Iterator[IO[str]]:
+    """Open the file `out` for writing; None yields standard output.
 
     Raises:
         NoSpaceError: the disk is full.
-        DpoError: it cannot be written.
+        DpoError: the file cannot be written.
     """
     if out is None:
         yield sys.stdout

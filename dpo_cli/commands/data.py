@@ -33,8 +33,8 @@ def data(
     only: Annotated[
         list[PairIssue] | None,
         typer.Option(
-            metavar="TRAIT",
-            help=f"Show only pairs with this trait: {', '.join(PairIssue)}. Repeat for more.",
+            metavar="ISSUE",
+            help=f"Show only pairs with this issue: {', '.join(PairIssue)}. Repeat for more.",
             show_default=False,
         ),
     ] = None,
@@ -45,8 +45,8 @@ def data(
     """Show the pairs as training sees them, with the tokens that carry loss in color.
 
     A terminal shows the pairs in your pager (PAGER, else less: space turns the page, / searches, q
-    leaves). Elsewhere they are plain text, with ⟦marks⟧ instead of color. Traits such as
-    "truncated" stand beside the line number of each pair.
+    leaves). Elsewhere they are plain text, with ⟦marks⟧ instead of color. Issues such as
+    "truncated" are shown beside the line number of each pair.
 
     Example: `dpo data my.toml --only truncated --only near-identical`
     """
@@ -54,7 +54,7 @@ def data(
 
     if skipped and only:
         raise UsageError(
-            "--skipped and --only: skipped rows have no traits", "Leave one of them out."
+            "--skipped and --only: skipped rows have no issues", "Leave one of them out."
         )
     loaded = load_profile(find_profile(profile, str(profile)), settings or ())
     check_inputs(loaded, ("data", "tokenizer"))

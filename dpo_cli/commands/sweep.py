@@ -246,7 +246,7 @@ def _command(
 def _fork(argv: Sequence[str], log: int, lock: int) -> Worker:
     """Start a worker as a copy of this process, which imports torch once for all runs.
 
-    On macOS as a new process: libraries of Apple that torch computes with fail in a copy.
+    On macOS start a new process instead: Apple libraries that torch uses fail in a forked one.
     """
     if sys.platform == "darwin":
         return start_worker(argv, log, lock)

@@ -18,15 +18,15 @@ from dpo_cli.shell import join
 from dpo_cli.ui.terminal.plain import PlainReport
 
 _META_KEY = "torchrun"
-_NOT_TORCHRUNS = "launch.timeout_seconds"
-"""The only key of [launch] that has no option of torchrun."""
+_WITHOUT_OPTION = "launch.timeout_seconds"
+"""The only key of [launch] for which torchrun has no option."""
 
 
 class TorchrunCommand(HelpCommand):
     """Command that passes the words after -- to torchrun."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the words after -- away before the command's own arguments are parsed."""
+        """Remove the words after -- before the command's own arguments are parsed."""
         split = args.index("--") if "--" in args else len(args)
         ctx.meta[_META_KEY] = args[split + 1 :]
         return super().parse_args(ctx, args[:split])
@@ -55,13 +55,13 @@ def print_torchrun(
     """Print the torchrun command that starts the same training by hand.
 
     Args:
-        profile: its [launch] table counts.
+        profile: only its [launch] table is used.
         torchrun: extra arguments of torchrun.
         words: command line after `dpo`, without settings.
         settings: values of --set. Keys that torchrun gets as arguments are left out.
     """
     arguments = torchrun_arguments(profile.launch, processes_here(profile), torchrun)
-    kept = [s for s in settings if not s.startswith("launch.") or s.startswith(_NOT_TORCHRUNS)]
+    kept = [s for s in settings if not s.startswith("launch.") or s.startswith(_WITHOUT_OPTION)]
     words = [*words, *(word for setting in kept for word in ("--set", setting))]
     plain_console().print(join(["torchrun", *arguments, "-m", "dpo_cli", *words]))
 

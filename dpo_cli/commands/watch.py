@@ -37,8 +37,8 @@ def watch(
 ) -> None:
     """Watch a run from any terminal, with the panel and keys of `dpo train`.
 
-    Without RUN, watch the newest run that is training, or else the newest. Of a finished run the
-    last panel is shown; --speed replays it. Leave with d or Ctrl-C; the run continues.
+    Without RUN, watch the newest run that is training, or else the newest. For a finished run,
+    show the last panel, or replay the run with --speed. Leave with d or Ctrl-C; the run continues.
 
     Example: `dpo watch dense --speed 20`
     """

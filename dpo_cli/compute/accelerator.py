@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 _CUDA_TYPES = ("cuda",)
@@ -15,14 +13,9 @@ def is_cuda(device: torch.device) -> bool:
     return device.type in _CUDA_TYPES
 
 
-def module_of(device: torch.device) -> Any:
-    """Return torch's module of a device type, for example `torch.cuda`."""
-    return torch.get_device_module(device)
-
-
 def capability(device: torch.device) -> tuple[int, int] | None:
     """Return the compute capability of an NVIDIA GPU; None for any other device."""
     if not is_cuda(device) or torch.version.hip is not None:
         return None
-    major, minor = module_of(device).get_device_capability(device)
+    major, minor = torch.get_device_module(device).get_device_capability(device)
     return major, minor

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dpo_cli.compute.accelerator import capability, is_cuda, module_of
+from dpo_cli.compute.accelerator import capability, is_cuda
 from dpo_cli.compute.matmul import set_cpu_matmul
 from dpo_cli.errors import DpoError, first_line
 from dpo_cli.formatting import format_count
@@ -54,7 +54,9 @@ class Device:
         if self.type == "mps":
             return f"Apple GPU ({platform.processor() or platform.machine()})"
         if self.type != "cpu":
-            return str(module_of(self.torch_device).get_device_name(self.torch_device))
+            return str(
+                torch.get_device_module(self.torch_device).get_device_name(self.torch_device)
+            )
         threads = torch.get_num_threads()
         return f"CPU, {threads} thread" + "s" * (threads > 1)
 
@@ -81,17 +83,19 @@ class Device:
         """Return True if a GPU computes the dtype without hardware for it."""
         if self.dtype != torch.bfloat16 or not is_cuda(self.torch_device):
             return False
-        return not module_of(self.torch_device).is_bf16_supported(including_emulation=False)
+        return not torch.get_device_module(self.torch_device).is_bf16_supported(
+            including_emulation=False
+        )
 
     def peak_bytes(self) -> int:
         """Return the peak memory of tensors so far; 0 on a CPU, and where torch counts none."""
-        measure = getattr(module_of(self.torch_device), "max_memory_allocated", None)
+        measure = getattr(torch.get_device_module(self.torch_device), "max_memory_allocated", None)
         return int(measure(self.torch_device)) if measure and self.type != "cpu" else 0
 
     def synchronize(self) -> None:
         """Wait until the device has finished its queued work."""
         if self.type != "cpu":
-            module_of(self.torch_device).synchronize()
+            torch.get_device_module(self.torch_device).synchronize()
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which forwards run."""
@@ -109,20 +113,20 @@ def resolve(device: str, dtype: str, local_rank: int | None = None) -> Device:
 
     Args:
         device, dtype: the keys of the profile.
-        local_rank: rank on this machine, which is also the index of its card; None for a process
+        local_rank: rank on this machine, which is also the index of its GPU; None for a process
             that trains alone.
 
     Raises:
-        DpoError: CUDA is required, or a card is present, and torch cannot use it.
+        DpoError: CUDA is required, or a GPU is present, and torch cannot use it.
     """
-    # A card that torch cannot use is an error: training on the CPU instead would go unnoticed.
+    # A GPU that torch cannot use is an error: training on the CPU instead would go unnoticed.
     if device == "auto":
         device = _best_device()
     if local_rank is not None and device.startswith("cuda:"):
         raise DpoError(
-            f"train.device {device!r} names one card, and several ranks train",
-            'Set train.device to "cuda" or "auto": each rank uses the card of its local rank.'
-            " CUDA_VISIBLE_DEVICES selects the cards.",
+            f"train.device {device!r} names one GPU, and several ranks train",
+            'Set train.device to "cuda" or "auto": each rank uses the GPU of its local rank.'
+            " CUDA_VISIBLE_DEVICES selects the GPUs.",
         )
     if local_rank is not None and device == "cuda":
         device = f"cuda:{local_rank}"
@@ -216,7 +220,7 @@ def _require_cuda(device: str) -> None:
     if not torch.cuda.is_available():
         raise DpoError(
             f"train.device {device!r}: torch {torch.__version__} ({platform_name}"
-            f" {platform_version}) finds no card it can use (driver: {_driver()})",
+            f" {platform_version}) finds no GPU it can use (driver: {_driver()})",
             f"Install a driver for {platform_name} {platform_version} or later, or {remedy}.",
         )
     index = torch.device(device).index or 0
@@ -239,7 +243,7 @@ def _require_cuda(device: str) -> None:
             f"train.device {device!r}: {name} (sm_{major}{minor})"
             f" cannot run this torch ({torch.__version__}, built for"
             f" {' '.join(torch.cuda.get_arch_list())}): {first_line(error)}",
-            f"Install a build of torch for this card, or {remedy}.",
+            f"Install a build of torch for this GPU, or {remedy}.",
         ) from error
 
 

@@ -19,8 +19,8 @@ def set_cpu_matmul(saved: str | None = None) -> None:
 
     torch calls MKL under the precision "highest" and oneDNN under "medium". MKL takes slower code
     on processors that are not Intel's, unless they have AVX-512. "medium" also permits bfloat16, so
-    it is taken only where products are proven to stay float32. No clock decides: equal runs must
-    multiply alike.
+    it is taken only where products are proven to stay float32. Nothing is timed, because equal
+    runs must choose the same library.
 
     Args:
         saved: the precision in the plan of a resumed run, which is kept; None at the start of one.

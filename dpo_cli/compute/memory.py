@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from dpo_cli.compute.accelerator import module_of
 from dpo_cli.machine import IS_WINDOWS
 
 _PROC = Path("/proc")
@@ -44,7 +43,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "mps":
         return total_memory(device) - int(torch.mps.driver_allocated_memory())
     if device.type != "cpu":
-        module = module_of(device)
+        module = torch.get_device_module(device)
         unused = module.memory_reserved(device) - module.memory_allocated(device)
         return int(module.mem_get_info(device)[0] + unused)
     try:
@@ -67,7 +66,7 @@ def total_memory(device: torch.device) -> int:
         return int(psutil.virtual_memory().total)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
-    return int(module_of(device).mem_get_info(device)[1])
+    return int(torch.get_device_module(device).mem_get_info(device)[1])
 
 
 def _peak_elsewhere() -> int:

@@ -19,9 +19,10 @@ _CPU_CONTROLLERS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
 def set_threads(wanted: int | None, saved: int | None = None) -> None:
     """Set the number of threads of this process's computations.
 
-    The number decides the last bits, because sums are split among the threads. So no clock and no
-    load of the machine enters it: the order is the profile's key, the user's OMP_NUM_THREADS, the
-    number in the plan of a resumed run, and the physical cores.
+    The number decides the last bits, because sums are split among the threads. So it
+    depends on no clock and no load of the machine. It is the first of these that is set: the
+    profile's key, the user's OMP_NUM_THREADS, the number in the plan of a resumed run; else the
+    number of physical cores.
 
     Args:
         wanted: `train.threads` of the profile.

@@ -313,7 +313,7 @@ class ChatTokenizer:
     def encode(self, texts: Sequence[Rendered], *, sides: int = 1) -> list[Encoded]:
         """Encode texts and find the tokens of their answers.
 
-        An answer begins behind the longest common beginning of the ids of its prompt and of the
+        An answer begins after the longest common beginning of the ids of its prompt and of the
         whole text. It ends with the last token that starts before its end.
 
         Args:
@@ -321,19 +321,19 @@ class ChatTokenizer:
             sides: number of consecutive texts that belong together. Their answers to the same
                 prompt begin at the same token, the earliest of all.
         """
-        places: dict[str, list[int]] = {}
+        # Character positions whose tokens are counted, by text.
+        positions: dict[str, list[int]] = {}
         for text in texts:
             ends = [answer.end for answer in text.answers]
-            places.setdefault(text.text, []).extend([*text.cut_places, *ends])
+            positions.setdefault(text.text, []).extend([*text.cut_positions, *ends])
             for answer in text.answers:
-                places.setdefault(answer.prompt, [])
-        found = dict(
-            zip(places, self._encoder.encode(list(places), list(places.values())), strict=True)
-        )
-        before = {text: dict(zip(places[text], each.tokens_before, strict=True))
-                  for text, each in found.items()}  # fmt: skip
-        ended = {text: dict(zip(places[text], each.tokens_ended, strict=True))
-                 for text, each in found.items()}  # fmt: skip
+                positions.setdefault(answer.prompt, [])
+        placed = self._encoder.encode(list(positions), list(positions.values()))
+        found = dict(zip(positions, placed, strict=True))
+        before, ended = {}, {}
+        for whole, each in found.items():
+            before[whole] = dict(zip(positions[whole], each.tokens_before, strict=True))
+            ended[whole] = dict(zip(positions[whole], each.tokens_ended, strict=True))
         encoded = []
         for start in range(0, len(texts), sides):
             group = texts[start : start + sides]

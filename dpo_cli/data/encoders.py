@@ -35,8 +35,8 @@ class Placed(NamedTuple):
 class Encoder(Protocol):
     """Interface of both encoders."""
 
-    def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Placed]:
-        """Return one `Placed` per text; `places[i]` are character positions in `texts[i]`."""
+    def encode(self, texts: Sequence[str], positions: Sequence[Sequence[int]]) -> list[Placed]:
+        """Return one `Placed` per text; `positions[i]` are character positions in `texts[i]`."""
         ...
 
 
@@ -54,17 +54,17 @@ class OffsetEncoder:
         self._backend = backend
         self._typecode = typecode(backend)
 
-    def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Placed]:
+    def encode(self, texts: Sequence[str], positions: Sequence[Sequence[int]]) -> list[Placed]:
         """Encode each text; see `Encoder.encode`."""
         placed = []
-        wanted = iter(places)
+        remaining = iter(positions)
         for group in _groups(texts):
             for encoding in self._backend.encode_batch(group, add_special_tokens=False):
                 starts = [start for start, _ in encoding.offsets]
                 ends = [end for _, end in encoding.offsets]
-                positions = next(wanted)
-                before = [bisect_left(starts, place) for place in positions]
-                ended = [bisect_right(ends, place) for place in positions]
+                wanted = next(remaining)
+                before = [bisect_left(starts, position) for position in wanted]
+                ended = [bisect_right(ends, position) for position in wanted]
                 placed.append(Placed(array(self._typecode, encoding.ids), before, ended))
         return placed
 
@@ -113,9 +113,10 @@ class PieceEncoder:
             and not backend.encode_special_tokens
         )
 
-    def encode(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Placed]:
+    def encode(self, texts: Sequence[str], positions: Sequence[Sequence[int]]) -> list[Placed]:
         """Encode distinct pieces once; see `Encoder.encode`."""
         numbers: dict[str, int] = {}
+        # The pieces of each text, by number.
         layouts = [
             [numbers.setdefault(piece, len(numbers)) for piece in self._splitter.split(text)]
             for text in texts
@@ -126,6 +127,8 @@ class PieceEncoder:
             for group in _groups(pieces)
             for encoding in self._backend.encode_batch_fast(group, add_special_tokens=False)
         ]
+        # All pieces one after another: the index of each piece's first token, the byte where it
+        # starts, and the bytes up to each token.
         flat = _concatenated(ids, self._typecode)
         first_tokens = torch.tensor([0, *itertools.accumulate(map(len, ids))])
         first_bytes = torch.tensor(
@@ -135,35 +138,36 @@ class PieceEncoder:
         token_bytes = torch.cat([torch.zeros(1, dtype=torch.int64), widths.cumsum(0)])
         if not torch.equal(token_bytes[first_tokens], first_bytes):
             # A character outside the vocabulary produced no token, so widths do not add up.
-            return OffsetEncoder(self._backend).encode(texts, places)
+            return OffsetEncoder(self._backend).encode(texts, positions)
 
-        # Map every position of every text to a piece and a byte inside that piece.
-        place_pieces, place_bytes, tokens_ahead = [], [], []
-        for layout, wanted in zip(layouts, places, strict=True):
+        # Map every position of every text to a piece, a byte inside that piece, and the number of
+        # tokens of the text before that piece.
+        piece_numbers, bytes_inside, tokens_before_piece = [], [], []
+        for layout, wanted in zip(layouts, positions, strict=True):
             ends = list(itertools.accumulate(len(pieces[number]) for number in layout))
-            ahead = [0, *itertools.accumulate(len(ids[number]) for number in layout)]
-            for place in wanted:
-                index = bisect_left(ends, place)
+            tokens_so_far = [0, *itertools.accumulate(len(ids[number]) for number in layout)]
+            for position in wanted:
+                index = bisect_left(ends, position)
                 piece = pieces[layout[index]]
-                inside = place - ends[index] + len(piece)
-                place_pieces.append(layout[index])
-                place_bytes.append(len(piece[:inside].encode()))
-                tokens_ahead.append(ahead[index])
-        numbers_of_places = torch.tensor(place_pieces, dtype=torch.int64)
-        positions = first_bytes[numbers_of_places] + torch.tensor(place_bytes, dtype=torch.int64)
-        ahead_of_pieces = torch.tensor(tokens_ahead, dtype=torch.int64)
-        ahead_of_pieces -= first_tokens[numbers_of_places]
-        begun = torch.searchsorted(token_bytes[:-1], positions) + ahead_of_pieces
-        done = torch.searchsorted(token_bytes[1:], positions, right=True) + ahead_of_pieces
-        counts, ends_of = iter(begun.tolist()), iter(done.tolist())
+                inside = position - ends[index] + len(piece)
+                piece_numbers.append(layout[index])
+                bytes_inside.append(len(piece[:inside].encode()))
+                tokens_before_piece.append(tokens_so_far[index])
+        piece_of = torch.tensor(piece_numbers, dtype=torch.int64)
+        byte_of = first_bytes[piece_of] + torch.tensor(bytes_inside, dtype=torch.int64)
+        # `searchsorted` counts the tokens of all pieces before; the text has others before it.
+        shift = torch.tensor(tokens_before_piece, dtype=torch.int64) - first_tokens[piece_of]
+        started = torch.searchsorted(token_bytes[:-1], byte_of) + shift
+        ended = torch.searchsorted(token_bytes[1:], byte_of, right=True) + shift
+        tokens_before, tokens_ended = iter(started.tolist()), iter(ended.tolist())
 
         return [
             Placed(
                 _concatenated([ids[number] for number in layout], self._typecode),
-                list(itertools.islice(counts, len(wanted))),
-                list(itertools.islice(ends_of, len(wanted))),
+                list(itertools.islice(tokens_before, len(wanted))),
+                list(itertools.islice(tokens_ended, len(wanted))),
             )
-            for layout, wanted in zip(layouts, places, strict=True)
+            for layout, wanted in zip(layouts, positions, strict=True)
         ]
 
 
@@ -193,8 +197,8 @@ def as_tensor(values: array[int]) -> Tensor:
     return torch.frombuffer(values, dtype=dtype) if values else torch.empty(0, dtype=dtype)
 
 
-def _concatenated(parts: Sequence[array[int]], typecode: str) -> array[int]:
-    whole = array(typecode)
+def _concatenated(parts: Sequence[array[int]], code: str) -> array[int]:
+    whole = array(code)
     for part in parts:
         whole += part
     return whole

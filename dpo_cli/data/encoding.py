@@ -38,7 +38,7 @@ class Flag(IntFlag):
 
     PROMPT_DIFFERS = 1
     """The tokens of the prompt are not the first tokens of the whole, so that an answer begins
-    behind the longest common beginning."""
+    after the longest common beginning."""
     TEMPLATE_CHANGES_WORDS = 2
     """The template leaves out or changes words of a scored answer."""
     LAST_ONLY = 4

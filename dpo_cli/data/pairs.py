@@ -18,8 +18,8 @@ from dpo_cli.data.sources import Source
 from dpo_cli.data.tools import Tool, tools_of
 from dpo_cli.errors import DpoError
 
-_MAX_MALFORMED = 1_000_000
-"""Malformed rows are kept in memory, with their reasons."""
+_MAX_SKIPPED = 1_000_000
+"""Skipped rows are kept in memory, with their reasons."""
 MALFORMED_SHARE_LIMIT = 0.01
 
 Problem = Literal["malformed", "identical", "truncated", "left-out", "tie"]
@@ -79,16 +79,16 @@ def read_pairs(
         source = Source((source,))
     if places is None:
         places = source.look()
-    malformed = 0
+    skipped = 0
     for part, rows in source.rows(places, lines):
         for number, row in rows:
             line = part.first + number - 1
             pair = to_pair(line, row, FORMATS[part.format], source.columns)
-            malformed += isinstance(pair, SkippedRow)
-            if malformed > _MAX_MALFORMED:
+            skipped += isinstance(pair, SkippedRow)
+            if skipped > _MAX_SKIPPED:
                 raise DpoError(
-                    f"{source}: more than {_MAX_MALFORMED:,} rows are malformed, the last one is"
-                    f" {places.name(line)}",
+                    f"{source}: more than {_MAX_SKIPPED:,} rows are no usable pairs, the last one"
+                    f" is {places.name(line)}",
                     "Set data.format and data.columns, or remove these rows.",
                 )
             yield pair

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import AnyStr, NamedTuple
 
 _MOST_BACK = 4
-"""Last characters of a header that are searched for a token boundary common to all turns."""
+"""Number of last characters of a header in which a token boundary common to all turns is sought."""
 EMPTY_THINK_BLOCK = "<think>\n\n</think>\n\n"
 
 
@@ -42,7 +42,7 @@ class Rendered:
     is_rewritten: bool = False
 
     @property
-    def cut_places(self) -> list[int]:
+    def cut_positions(self) -> list[int]:
         """Positions that `aligned_cuts` needs."""
         *begins, end = self.cuts or (0,)
         return [max(0, begin - back) for begin in begins for back in range(_MOST_BACK)] + [end]
@@ -55,17 +55,18 @@ class Rendered:
         a position where every turn has a token boundary.
 
         Args:
-            before, ended: tokens that start before and end by a position, for `cut_places`.
+            before, ended: tokens that start before and end by a position, for `cut_positions`.
         """
         if not self.cuts:
             return ()
         *begins, end = self.cuts
         for back in range(_MOST_BACK):
             moved = [max(0, begin - back) for begin in begins]
-            headers = {self.text[place:begin] for place, begin in zip(moved, begins, strict=True)}
-            if len(headers) == 1 and all(before[place] == ended[place] for place in moved):
-                return (*(ended[place] for place in moved), ended[end])
-        return tuple(ended[place] for place in self.cuts)
+            headers = {self.text[start:begin] for start, begin in zip(moved, begins, strict=True)}
+            # A token boundary: the tokens that start before a position also end there.
+            if len(headers) == 1 and all(before[start] == ended[start] for start in moved):
+                return (*(ended[start] for start in moved), ended[end])
+        return tuple(ended[position] for position in self.cuts)
 
     def without_empty_think(self) -> Rendered:
         """Remove empty think blocks."""

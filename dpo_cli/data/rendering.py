@@ -151,8 +151,8 @@ class _Call:
     def _clocks(self) -> tuple[float, ...]:
         if hasattr(time, "pthread_getcpuclockid"):
             return (time.clock_gettime(time.pthread_getcpuclockid(self._thread)),)
-        # macOS and Windows do not tell the time of another thread. The thread used at most the time
-        # of the whole process, and at most the time that has passed.
+        # macOS and Windows do not report the time of another thread. The thread used at most the
+        # time of the whole process, and at most the time that has passed.
         return time.process_time(), time.monotonic()
 
 

@@ -28,8 +28,8 @@ ANSWERS = ("response", "chosen_response")
 
 _MOST_TURNS_BEFORE = 2
 """Most turns of a side, for example a system turn, before a repeated prompt."""
-_MOST_REPEATED = 17
-"""One more than the last turns of a prompt that a side may repeat."""
+_MOST_REPEATED = 16
+"""Most turns at the end of a prompt that a side may repeat."""
 _EXCHANGE_TEXTS = 2
 """Texts of an entry of `history`: a question and its answer."""
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -226,7 +226,7 @@ def _with_prompt(prompt: list[Message], side: list[Message]) -> list[Message] | 
     for start in range(starts if len(prompt) == 1 else min(starts, _MOST_TURNS_BEFORE)):
         if _are_same(side[start : start + len(prompt)], prompt):
             return side
-    for shared in range(min(len(prompt), len(side), _MOST_REPEATED) - 1, 0, -1):
+    for shared in range(min(len(prompt) - 1, len(side) - 1, _MOST_REPEATED), 0, -1):
         if _are_same(prompt[-shared:], side[:shared]):
             return [*prompt, *side[shared:]]
     return None

@@ -20,34 +20,34 @@ class StagedTensors:
 
     Attributes:
         buffer: uint8, pinned if there is a device that copies from pinned memory.
-        places: for each tensor its first byte, dtype and shape.
+        layout: for each tensor its first byte, dtype and shape.
     """
 
     buffer: Tensor
-    places: tuple[tuple[int, torch.dtype, torch.Size], ...]
+    layout: tuple[tuple[int, torch.dtype, torch.Size], ...]
 
     def to(self, device: torch.device) -> list[Tensor]:
         """Copy to a device without waiting for it, and return the tensors as views of the copy."""
         copy = self.buffer.to(device, non_blocking=device.type in _PINNED_TYPES)
         return [
             copy[start : start + dtype.itemsize * shape.numel()].view(dtype).view(shape)
-            for start, dtype, shape in self.places
+            for start, dtype, shape in self.layout
         ]
 
 
 def stage(tensors: Sequence[Tensor]) -> StagedTensors:
     """Gather tensors of any dtype from the CPU in one pinned buffer."""
-    places, size = [], 0
+    layout, size = [], 0
     for tensor in tensors:
-        places.append((size, tensor.dtype, tensor.shape))
+        layout.append((size, tensor.dtype, tensor.shape))
         size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
     # From pageable memory a copy above 64 KB blocks, whatever `non_blocking` says.
     is_pinned = torch.cuda.is_available()
     buffer = torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned)
-    for tensor, (start, _, _) in zip(tensors, places, strict=True):
+    for tensor, (start, _, _) in zip(tensors, layout, strict=True):
         flat = tensor.contiguous().flatten().view(torch.uint8)
         buffer[start : start + tensor.nbytes] = flat
-    return StagedTensors(buffer, tuple(places))
+    return StagedTensors(buffer, tuple(layout))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

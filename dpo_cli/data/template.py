@@ -105,7 +105,7 @@ class ChatTemplate:
 
     @cached_property
     def header_length(self) -> int:
-        """Characters that `add_generation_prompt` writes behind a user turn, at most."""
+        """Characters that `add_generation_prompt` writes after a user turn, at most."""
         plain, prompted = self._text([_ASK]), self._text([_ASK], add_generation_prompt=True)
         if plain is None or prompted is None:
             return 0
@@ -113,11 +113,11 @@ class ChatTemplate:
 
     @cached_property
     def trailing_header(self) -> str:
-        """Header of a next answer behind a finished one, "" if the template writes none."""
+        """Header of a next answer after a finished one, "" if the template writes none."""
         text = self._text([_ASK, _ANSWER])
         if text is None or text != self._text([_ASK, _ANSWER], add_generation_prompt=True):
             return ""
-        # A blank may follow the header of an answer, but not the header behind it.
+        # A blank may follow the header of an answer, but not the header after it.
         before, _, after = (part.rstrip() for part in text.partition(MARK))
         common = after[len(after) - common_length(before[::-1], after[::-1]) :]
         return common if _has_word(common) else ""
@@ -161,7 +161,7 @@ class ChatTemplate:
 
     @cached_property
     def ending(self) -> str:
-        """Text behind the words of the last answer."""
+        """Text after the words of the last answer."""
         text = self._text([_ASK, _ANSWER])
         return "" if text is None else text.rpartition(MARK)[2]
 

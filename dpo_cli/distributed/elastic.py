@@ -78,7 +78,7 @@ def run_ranks(path: Path, arguments: Sequence[str], relay: RankSignalRelay) -> i
         codes = {failure.exitcode for failure in error.failures.values()}
         death = relay.received and -relay.received
         # All ranks died of the relayed signal (or of the kill that followed): they had not yet
-        # installed their handlers. Ending by that signal tells the launcher that nothing was lost.
+        # installed their handlers. Ending by that signal shows the launcher that nothing was lost.
         if death in codes and codes <= {death, -signal.SIGKILL}:
             relay.die()
         return ExitCode.FAILED

@@ -1,4 +1,4 @@
-"""Heartbeats in the store: tell a rank that died or hangs from one that is only slow."""
+"""Heartbeats in the store, to distinguish a rank that died or hangs from one that is only slow."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Heartbeat:
         return self._counters("beats").get(rank, 0)
 
     def missing_ranks(self) -> tuple[list[int], str]:
-        """Find the ranks because of which a collective failed, and say in a predicate why.
+        """Find the ranks because of which a collective failed; return a predicate that says why.
 
         Takes a few beats. A rank without a beat comes first: ranks that wait for it are late, too.
         """

@@ -18,9 +18,9 @@ from dpo_cli.errors import DpoError, first_line
 STORE_PREFIX = "DPO_STORE_PREFIX"
 """Environment variable with the prefix of all keys, set by our agent.
 
-Our agent makes a new store for each attempt, so that a constant does. Torchrun started by hand
-keeps the store of a lost attempt with all its keys; there the restart count separates the attempts.
-Our agent cannot use that count: each machine counts its own restarts.
+Our agent makes a new store for each attempt, so a constant prefix is enough. Torchrun started by
+hand keeps the store of a lost attempt with all its keys; there the restart count separates the
+attempts. Our agent cannot use that count: each machine counts its own restarts.
 """
 _POLL_SECONDS = 0.02
 SILENT_SECONDS = 120.0

@@ -219,7 +219,7 @@ class HuggingFace:
             if not names:
                 raise DpoError(
                     f"model.dropout = {dropout}: {self.class_name} cannot drop attention weights",
-                    "remove model.dropout",
+                    "Remove model.dropout.",
                 )
             setattr(config, names[0], dropout)
         # The padding token's row of the embedding gets no gradient, and many models use an ordinary
@@ -300,14 +300,14 @@ def read_settings(
     if "quantization_config" in settings:
         raise DpoError(
             f"{source}: quantized weights cannot be trained",
-            "use the model's weights in float32, float16 or bfloat16",
+            "Use the model's weights in float32, float16 or bfloat16.",
         )
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         remote = "; code in the directory is never run" if "auto_map" in settings else ""
         raise DpoError(
             f"{source}: transformers {transformers.__version__} does not support model_type"
             f" {model_type!r:.80}{remote}",
-            "use a model that transformers supports, or a newer version of transformers",
+            "Use a model that transformers supports, or a newer version of transformers.",
         )
     # Exports do not contain the code that `auto_map` refers to.
     own_settings = {name: value for name, value in settings.items() if name != "auto_map"}
@@ -319,11 +319,11 @@ def read_settings(
     except Exception as error:  # invalid settings raise almost any exception
         raise DpoError(
             f"{source}: transformers cannot use this config.json ({first_line(error)})",
-            "copy or download the directory again",
+            "Copy or download the directory again.",
         ) from error
     if not is_model or not is_text:
         raise DpoError(
             f"{source}: {model_type} is not a text-only causal language model",
-            "use a model whose config.json names a ...ForCausalLM class",
+            "Use a model whose config.json names a ...ForCausalLM class.",
         )
     return architecture

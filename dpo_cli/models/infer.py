@@ -58,13 +58,13 @@ def infer_minimind_directory(
         raise DpoError(
             f"{source}: config.json sets inference_rope_scaling, but the weights were trained"
             " without it",
-            "set inference_rope_scaling to false in config.json; it is for long texts at inference",
+            "Set inference_rope_scaling to false in config.json; it is for longer texts only.",
         )
     from_config = {key: settings[key] for key in NOT_IN_WEIGHTS if settings.get(key) is not None}
     for key, value in from_config.items():
         if not _is_valid(key, value):
             raise DpoError(
-                f"{source}: config.json sets {key} = {value!r:.40}", "copy or download it again"
+                f"{source}: config.json sets {key} = {value!r:.40}", "Copy or download it again."
             )
     architecture = infer_minimind(shapes, {**overrides, **from_config}, source)
     check_overrides(architecture, overrides, source)
@@ -129,7 +129,7 @@ def _infer(shapes: Mapping[str, Shape], overrides: Mapping[str, Any], source: st
         first_names = ", ".join(list(shapes)[:3]) or "nothing"
         raise DpoError(
             f"{source}: these are not the weights of a MiniMind model (found {first_names} ...)",
-            "set model.weights to a state dict such as full_sft_512.pth",
+            "Set model.weights to a state dict such as full_sft_512.pth.",
         )
     assert query is not None
     assert key is not None
@@ -152,7 +152,7 @@ def _infer(shapes: Mapping[str, Shape], overrides: Mapping[str, Any], source: st
         if len(head_norm) != 1 or not head_norm[0]:
             raise DpoError(
                 f"{source}: the norm of the heads has the shape {head_norm}",
-                "set model.weights to a state dict such as full_sft_512.pth",
+                "Set model.weights to a state dict such as full_sft_512.pth.",
             )
         head_dim = head_norm[0]
         heads, key_value_heads = query[0] // head_dim, key[0] // head_dim
@@ -165,8 +165,8 @@ def _infer(shapes: Mapping[str, Shape], overrides: Mapping[str, Any], source: st
             raise DpoError(
                 f"{source}: {heads} attention heads and {key_value_heads} key-value heads do not"
                 f" fit projections of {query[0]} and {key[0]} rows",
-                "set model.num_attention_heads and model.num_key_value_heads; the weights of"
-                " MiniMind version 2 do not contain them",
+                "Set model.num_attention_heads and model.num_key_value_heads; the weights of"
+                " MiniMind version 2 do not contain them.",
             )
     return MiniMind(
         version=version,
@@ -197,7 +197,7 @@ def _refuse_gaps(layers: Set[int], source: str) -> None:
     raise DpoError(
         f"{source}: not a complete MiniMind model: it has weights of layer {max(layers)}, but none"
         f" of layer {first}",
-        "check that the file is complete and written by the same version of the model",
+        "Check that the file is complete and written by the same version of the model.",
     )
 
 
@@ -211,7 +211,7 @@ def _refuse_more_than(expected: int, weights: int, source: str) -> None:
         raise DpoError(
             f"{source}: not a complete MiniMind model: {expected} feed-forward blocks, {weights}"
             " weights",
-            "check that the file is complete and written by the same version of the model",
+            "Check that the file is complete and written by the same version of the model.",
         )
 
 
@@ -250,7 +250,7 @@ def _require_exact_shapes(architecture: MiniMind, shapes: Mapping[str, Shape], s
     if findings:
         raise DpoError(
             f"{source}: not a complete {architecture.description}",
-            "weights must be exactly those of a MiniMind model; check that the file is complete"
-            " and written by the same version of the model",
+            "Weights must be exactly those of a MiniMind model. Check that the file is complete"
+            " and written by the same version of the model.",
             findings,
         )

@@ -29,7 +29,7 @@ _SPARE_LAYERS = 256
 """Allowance for settings that match `_LAYER_COUNTS` and are no number of layers."""
 _MAX_SETTING = 1 << 32
 _MAX_BUFFER_ELEMENTS = 1 << 26
-_AGAIN = "copy or download it again"
+_AGAIN = "Copy or download it again."
 
 
 def check_archive(path: Path, *, is_safetensors: bool) -> None:
@@ -66,13 +66,13 @@ def check_tensors(state: Mapping[Any, Tensor], path: Path) -> None:
             raise DpoError(f"{path}: a weight is named {name!r:.80}, which is no text", _AGAIN)
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise DpoError(
-                f"{path}: {name} is no plain tensor", "save the weights as plain tensors"
+                f"{path}: {name} is no plain tensor", "Save the weights as plain tensors."
             )
         if not tensor.numel():
             raise DpoError(f"{path}: {name} has no elements", _AGAIN)
         total += tensor.numel() * tensor.element_size()
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise DpoError(f"{path}: {name} repeats its memory", "save a contiguous copy of it")
+            raise DpoError(f"{path}: {name} repeats its memory", "Save a contiguous copy of it.")
     if total > _TIED_FACTOR * path.stat().st_size + _SLACK_BYTES:
         raise DpoError(
             f"{path}: its tensors share memory, and are {total:,} bytes together", _AGAIN
@@ -107,7 +107,7 @@ def check_size(model: torch.nn.Module, state: Mapping[str, Tensor], source: str)
         raise DpoError(
             f"{source}: not a complete model: config.json describes {expected:,} weights, the"
             f" files hold {actual:,}",
-            "copy or download the directory again, and check that it is complete",
+            "Copy or download the directory again, and check that it is complete.",
         )
     computed = sum(buffer.numel() for buffer in model.buffers())
     if computed > 2 * actual + _MAX_BUFFER_ELEMENTS:

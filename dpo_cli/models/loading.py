@@ -28,7 +28,7 @@ from dpo_cli.integrity import require_unchanged, stamp
 from dpo_cli.models import attention, experts
 from dpo_cli.models.adapter import Adapter
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict
-from dpo_cli.models.huggingface import read_settings, with_dtypes
+from dpo_cli.models.huggingface import HuggingFace, read_settings, with_dtypes
 from dpo_cli.models.infer import (
     check_overrides,
     infer_minimind,
@@ -48,7 +48,7 @@ _COMPILED_CLASSES = ("RMSNorm", "MLP")
 """Suffixes of the classes in transformers that `compile_blocks` compiles."""
 
 _NOT_FLOAT = (
-    "use the model's weights in float32, float16 or bfloat16; quantized ones are not trained"
+    "Use the model's weights in float32, float16 or bfloat16; quantized ones are not trained."
 )
 
 
@@ -160,35 +160,14 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
         raise DpoError(f"{path}: holds weights of type {unsupported.pop()}", _NOT_FLOAT)
     # With several dtypes all become float32, so that none is rounded: norms are often float32 in a
     # bfloat16 model.
-    config = architecture.config()
     dtype_in_memory = dtype if len(sizes) == 1 else torch.float32
-    try:
-        with _without_reports():
-            with torch.device("meta"), torch.random.fork_rng(devices=[]):
-                described = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-            check_size(described, state, str(path))
-            model, problems = _instantiate(config, state, dtype_in_memory)
-            for prefix in common_prefixes(state) if problems else []:
-                # Some other wrapper may hold the model under a name of its own.
-                inner = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-                other, rest = _instantiate(architecture.config(), inner, dtype_in_memory)
-                if not rest:
-                    model, problems = other, rest
-                    removed = ", ".join(filter(None, (removed, prefix)))
-                    state = inner
-                    break
-    except DpoError:
-        raise
-    except Exception as error:  # model code raises anything for inconsistent settings
-        raise DpoError(
-            f"{path}: transformers cannot build this model ({first_line(error)})",
-            "copy or download the directory again",
-        ) from error
+    model, problems, state, prefix = _build_unwrapped(architecture, state, dtype_in_memory, path)
+    removed = ", ".join(filter(None, (removed, prefix)))
     if problems:
         raise DpoError(
             f"{path}: not a complete {architecture.description}",
-            "a directory must hold exactly the weights that its config.json describes; check that"
-            " it is complete, and a whole model rather than an adapter",
+            "A directory must hold exactly the weights that its config.json describes. Check that"
+            " it is complete, and a whole model rather than an adapter.",
             [line for problem, names in problems.items() for line in list_names(problem, names)],
         )
     # transformers 5 does not tie a head that differs from the embedding; older versions and other
@@ -198,13 +177,48 @@ def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
     # Under the names that transformers writes: older files have other names, or lack a prefix.
     on_disk = to_disk_names(model, model.state_dict())
     _require_finite_floats(on_disk, path)
-    prefix = f"{model.base_model_prefix}."
+    base_prefix = f"{model.base_model_prefix}."
     dtypes = {}
     for name in on_disk:
-        same = state.get(name, state.get(name.removeprefix(prefix)))
-        dtypes[name] = _dtype_name(dtype if same is None else same.dtype)
+        in_file = state.get(name, state.get(name.removeprefix(base_prefix)))
+        dtypes[name] = _dtype_name(dtype if in_file is None else in_file.dtype)
     architecture = with_dtypes(architecture, dtypes, _dtype_name(dtype))
     return ModelWeights(architecture, on_disk, dtype, fingerprint, removed)
+
+
+def _build_unwrapped(
+    architecture: HuggingFace, state: StateDict, dtype: torch.dtype, path: Path
+) -> tuple[transformers.PreTrainedModel, dict[str, list[str]], StateDict, str]:
+    """Build a model with the weights of a directory, whose names may have a wrapper's prefix.
+
+    Returns:
+        The model, the names of weights that do not fit by kind of problem, the weights under the
+        names that fit, and the removed prefix, "" if none.
+
+    Raises:
+        DpoError: transformers cannot build the model, or it is far larger than its weights.
+    """
+    config = architecture.config()
+    try:
+        with _without_reports():
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                described = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+            check_size(described, state, str(path))
+            model, problems = _instantiate(config, state, dtype)
+            # Some other wrapper may hold the model under a name of its own.
+            for prefix in common_prefixes(state) if problems else []:
+                inner = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+                other, rest = _instantiate(architecture.config(), inner, dtype)
+                if not rest:
+                    return other, rest, inner, prefix
+            return model, problems, state, ""
+    except DpoError:
+        raise
+    except Exception as error:  # model code raises anything for inconsistent settings
+        raise DpoError(
+            f"{path}: transformers cannot build this model ({first_line(error)})",
+            "Copy or download the directory again.",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -322,8 +336,8 @@ def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise DpoError(
             f"train.activation_checkpointing: {type(model).__name__} does not support it",
-            "remove the key; a lower train.max_tokens_per_forward or data.max_seq_len saves memory,"
-            " too",
+            "Remove the key. A lower train.max_tokens_per_forward or data.max_seq_len saves memory,"
+            " too.",
         )
     # The first name is that of newer versions of transformers.
     enable = getattr(model, "activation_checkpointing_enable", None)
@@ -360,7 +374,7 @@ def _require_finite_floats(state: Mapping[str, Tensor], path: Path) -> None:
     if not_finite:
         raise DpoError(
             f"{path}: {len(not_finite)} weights hold NaN or infinity, the first is {not_finite[0]}",
-            "use an earlier checkpoint; the training that wrote this file failed",
+            "Use an earlier checkpoint; the training that wrote this file failed.",
         )
 
 
@@ -368,5 +382,5 @@ def _require_tied_head(state: Mapping[str, Tensor], path: Path) -> None:
     if HEAD in state and not torch.equal(state[HEAD], state[EMBEDDING]):
         raise DpoError(
             f"{path}: {EMBEDDING} and {HEAD} differ, but MiniMind ties them",
-            "check that the file was written by a model with tied embeddings",
+            "Use a file that was written by a model with tied embeddings.",
         )

@@ -81,7 +81,7 @@ class ResponseScorer(nn.Module):
             `dpo_cli.models.support`.
         aux_loss_kind: definition of the experts' aux_loss; None if the model has no experts.
         aux_loss_tokens: tokens that the aux_loss counts: "real" ones, or "all" including padding,
-            as the reference scripts do.
+            as MiniMind's scripts do.
         fallback_reason: why this model cannot compute packed rows, so that each sequence becomes a
             row of its own; None if it can.
         computes_sum_sq_probs: return `log_sum_sq_probs` with every batch.
@@ -128,7 +128,7 @@ class ResponseScorer(nn.Module):
         return score(batch, with_entropies)
 
     def _padded(self, batch: PaddedBatch, with_entropies: bool) -> Scores:
-        """Score the padded layout as the reference scripts do: all logits, log-softmax, gather."""
+        """Score the padded layout as MiniMind's scripts do: all logits, log-softmax, gather."""
         output = self.model(input_ids=batch.input_ids, use_cache=False)
         tokens = self._score_logits(output.logits, batch.labels)
         if with_entropies:
@@ -247,7 +247,7 @@ def _all_entropies(logits: Tensor, labels: Tensor) -> Tensor:
 def _record_router_logits(
     recorded: list[Tensor], router: nn.Module, arguments: Any, output: Any
 ) -> None:
-    """Forward hook that computes a router's logits, (N, E), from its input and its one weight.
+    """Compute a router's logits, (N, E), from its input and its one weight; a forward hook.
 
     The router's own output is of no use: it is a tuple whose order, and whose content (logits or
     probabilities), differ between versions of transformers.

@@ -183,7 +183,7 @@ def as_minimind(architecture: Architecture, source: str) -> MiniMind:
     if version is None:
         raise DpoError(
             f"{source}: MiniMind has no model that computes {architecture.name}",
-            f"use a model of one of the types {', '.join(_MINIMIND_VERSIONS)}",
+            f"Use a model of one of the types {', '.join(_MINIMIND_VERSIONS)}.",
         )
     assert isinstance(architecture, HuggingFace)
     minimind = MiniMind(
@@ -206,7 +206,7 @@ def as_minimind(architecture: Architecture, source: str) -> MiniMind:
     if different := differences(architecture, minimind):
         raise DpoError(
             f"{source}: no MiniMind model computes the same function",
-            "train the model as it is: set model.weights to the Hugging Face directory",
+            "Train the model as it is: set model.weights to the Hugging Face directory.",
             [
                 f"{name} = {value}, but {required} in MiniMind"
                 for name, (value, required) in different.items()

@@ -87,7 +87,7 @@ def _exact_own_attention(model: PreTrainedModel, longest: int) -> str:
             return name
     raise DpoError(
         f"{type(model).__name__} cannot be trained: its responses cannot be scored ({problem})",
-        "choose another model",
+        "Choose another model.",
     )
 
 

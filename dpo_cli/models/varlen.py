@@ -71,7 +71,7 @@ def varlen_attention(
     """Compute causal attention within each sequence of a packed row.
 
     The mask is aligned to the bottom right: the last query sees all keys even if there are fewer
-    queries than keys, as in a rejected part behind a shared prompt.
+    queries than keys, as in a rejected part after a shared prompt.
 
     Args:
         query: (1, heads, time, head_dim).

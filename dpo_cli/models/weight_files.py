@@ -29,13 +29,13 @@ def read_state_dict(path: Path) -> StateDict:
     """
     if not path.is_file():
         problem = "a directory" if path.is_dir() else "no such file"
-        raise DpoError(f"{path}: {problem}", "set model.weights to a weights file")
+        raise DpoError(f"{path}: {problem}", "Set model.weights to a weights file.")
     if path.stat().st_size == 0:
-        raise DpoError(f"{path}: the file is empty", "copy or write the weights again")
+        raise DpoError(f"{path}: the file is empty", "Copy or write the weights again.")
     try:
         found = recognize(read_head(path))
     except OSError as error:
-        raise DpoError(f"{path}: {error.strerror}", "make the file readable") from error
+        raise DpoError(f"{path}: {error.strerror}", "Make the file readable.") from error
     if found is not None and found.name not in _WEIGHT_FILES:
         raise found.error(path)
     try:
@@ -54,12 +54,12 @@ def read_state_dict(path: Path) -> StateDict:
         raise DpoError(
             f"{path}: not plain weights: the file asks to run code, or is no PyTorch file"
             " (nothing in it was run)",
-            "save the weights alone: torch.save(model.state_dict(), path)",
+            "Save the weights alone: torch.save(model.state_dict(), path)",
         ) from error
     except Exception as error:  # on damaged bytes the readers raise almost any exception
         raise DpoError(
             f"{path}: cut off, corrupted, or no weights file ({first_line(error)})",
-            "copy or write the weights again",
+            "Copy or write the weights again.",
         ) from error
     state = _require_tensors(content, path)
     # Copies: tensors that are mapped from the file would change when it is overwritten.
@@ -70,13 +70,13 @@ def _require_tensors(content: Any, path: Path) -> StateDict:
     if not isinstance(content, Mapping) or not content:
         raise DpoError(
             f"{path}: holds {type(content).__name__}, not a state dict",
-            "save the weights alone: torch.save(model.state_dict(), path)",
+            "Save the weights alone: torch.save(model.state_dict(), path)",
         )
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others:
         raise DpoError(
             f"{path}: not plain weights: {', '.join(others[:5])} are no tensors",
-            "if this is a resume or training file, choose the weights that were saved beside it",
+            "If this is a resume or training file, choose the weights that were saved beside it.",
         )
     check_tensors(content, path)
     return dict(content)

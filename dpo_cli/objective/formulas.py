@@ -313,7 +313,7 @@ def divergence_scores(log_ratios: Tensor, dpo: Dpo) -> Tensor:
 
 
 def _smoothed(logits: Tensor, smoothing: float | None) -> Tensor:
-    """Logistic loss, with label smoothing if set."""
+    """Compute the logistic loss, with label smoothing if set."""
     if not smoothing:
         return -F.logsigmoid(logits)
     return -(1 - smoothing) * F.logsigmoid(logits) - smoothing * F.logsigmoid(-logits)

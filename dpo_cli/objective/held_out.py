@@ -97,13 +97,13 @@ def means(table: Tensor) -> dict[str, float]:
     Args:
         table: (K, M), from `score_held_out_pairs`.
     """
-    means = dict(zip(HELD_OUT_METRICS, table.mean(dim=0).tolist(), strict=True))
+    by_name = dict(zip(HELD_OUT_METRICS, table.mean(dim=0).tolist(), strict=True))
     is_nan = dict(zip(HELD_OUT_METRICS, table.isnan().all(dim=0).tolist(), strict=True))
     for name in _NEED_REFERENCE:
         if is_nan[name] and not is_nan["loss"]:
-            del means[name]
-    drop_undefined_accuracy(means)
-    return means
+            del by_name[name]
+    drop_undefined_accuracy(by_name)
+    return by_name
 
 
 def summarize(table: Tensor, prompts: Sequence[int] | None = None) -> dict[str, float]:

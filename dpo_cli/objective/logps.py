@@ -1,4 +1,4 @@
-"""From logits to the log-probability of a response.
+"""Log-probability of a response, computed from logits.
 
 Shape legend: S sequences (chosen first, then rejected), P pairs (S = 2P), T time, N targets
 (response positions of a packed batch), H hidden, V vocabulary.
@@ -241,7 +241,7 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 
 
 class _HeadLogps(torch.autograd.Function):
-    """Autograd function behind `head_logps`."""
+    """Autograd function of `head_logps`."""
 
     @staticmethod
     def forward(

@@ -23,7 +23,7 @@ Grid = Mapping[str, Sequence[Any]]
 """Values by dotted key."""
 
 _LETTERS = string.ascii_uppercase
-_EXAMPLE = "for example --grid 'dpo.beta=[0.1,2,5]'"
+_EXAMPLE = "Write it like --grid 'dpo.beta=[0.1,2,5]'."
 
 
 @dataclass(frozen=True)

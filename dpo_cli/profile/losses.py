@@ -40,6 +40,8 @@ class Needs:
         mean: needs the mean of a response's token log-probs; other losses also accept the sum.
         whole_batch: needs all pairs of a micro-batch at once. Its loss is not a mean over
             independent pairs, so they must not be regrouped into other forwards.
+        known_start: has one value for every pair while policy and reference are equal, whatever
+            their log-probs and lengths are. `dpo check` compares the first step with that value.
         smoothing: uses `dpo.label_smoothing`.
         divergence: is a function of the difference of two scores, and therefore also defined for
             other f-divergences than the reverse KL.
@@ -48,6 +50,7 @@ class Needs:
     reference: bool = True
     mean: bool = False
     whole_batch: bool = False
+    known_start: bool = True
     smoothing: bool = False
     divergence: bool = False
 
@@ -68,8 +71,8 @@ LOSSES: Mapping[LossName, Needs] = {
     "discopop": Needs(divergence=True),
     "sigmoid_norm": Needs(mean=True, divergence=True),
     "dpop": Needs(),
-    "sft": Needs(reference=False, whole_batch=True, divergence=True),
-    "simpo": Needs(reference=False, mean=True),
-    "orpo": Needs(reference=False, mean=True),
+    "sft": Needs(reference=False, whole_batch=True, known_start=False, divergence=True),
+    "simpo": Needs(reference=False, mean=True, known_start=False),
+    "orpo": Needs(reference=False, mean=True, known_start=False),
 }
 """`sft` uses no divergence, so any is allowed with it."""

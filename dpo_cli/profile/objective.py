@@ -187,7 +187,7 @@ class Dpo(Table):
     @property
     def has_known_start(self) -> bool:
         """True if every pair has the same known loss while policy and reference are equal."""
-        return all(LOSSES[name].reference for name in self.losses) and not self.use_weighting
+        return all(LOSSES[name].known_start for name in self.losses) and not self.use_weighting
 
 
 def _loss_names(info: ValidationInfo) -> Sequence[LossName]:

@@ -168,7 +168,7 @@ def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
 
 
 def _limits(proposal: Proposal, *, is_lora: bool) -> Sequence[str]:
-    """Return the arithmetic of the learning rate."""
+    """Return the lines that explain how the learning rate is computed."""
     factor = doctrine.LORA_FACTOR if is_lora else 1
     lr_sum, mean = show_value(factor * doctrine.MAX_LR_SUM), proposal.mean
     chosen = show_value(proposal.learning_rate)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 CONTENDED = 1.5
-"""Ratio of wall time to CPU time of the main thread from which the CPU counts as contended: about
+"""Ratio of wall time to CPU time of the main thread at which the CPU is contended: about
 1 for a run alone on its cores, and 2 as the fair share beside one busy loop per core."""
 STOLEN = 0.1
-"""Share of the CPU time taken by the host of a virtual machine from which the message names it."""
+"""Smallest share of the CPU time taken by the host of a virtual machine that the message names."""
 
 _STEAL = 7
 """Index of the stolen time in the first line of /proc/stat."""

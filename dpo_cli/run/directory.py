@@ -310,7 +310,7 @@ class RunDirectory(LockedDirectory):
 
     # --- lock ------------------------------------------------------------------------------------
 
-    def taken(self, holder: str) -> DpoError:
+    def lock_error(self, holder: str) -> DpoError:
         """See `LockedDirectory`."""
         return DpoError(
             f"{self.designation} is being trained by {holder}",

@@ -120,7 +120,7 @@ class StepDone(Event):
     """One optimizer step, which ends a global batch of micro-batches.
 
     Attributes:
-        step: micro-batches done, counted from 1 as in the reference script.
+        step: micro-batches done, counted from 1 as in MiniMind's script.
         losses: loss of each micro-batch, before the division by `accumulation_steps`.
         metrics: means over the pairs of the global batch: loss, rewards/chosen, rewards/rejected,
             rewards/margins, rewards/accuracies (a margin within rounding of 0 is a tie and counts
@@ -338,19 +338,14 @@ class EventReader:
     """
 
     def __init__(self, path: Path, start: int = 0) -> None:
-        self.skipped_lines = 0
-        """Lines read so far that are no events of this version."""
         self._path = path
         self._offset = start
 
     def read_new(self) -> Iterator[Event]:
-        """Yield the events appended since the last one that was yielded."""
+        """Yield the events appended since the last call; skip lines that are no events."""
         for start, line in complete_lines(self._path, self._offset):
             self._offset = start + len(line)
-            event = parse_line(line)
-            if event is None:
-                self.skipped_lines += 1
-            else:
+            if event := parse_line(line):
                 yield event
 
 

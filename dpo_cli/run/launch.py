@@ -291,7 +291,7 @@ def _append(run: RunDirectory, *events: Event) -> None:
 
 
 def _append_beside(run: RunDirectory, alerts: Iterable[Alert]) -> None:
-    """Append alerts while a worker may run, whose half-written line must not be mended away."""
+    """Append alerts while a worker may run; do not remove a line that it is writing."""
     for alert in alerts:
         with contextlib.suppress(OSError):  # the disk may be full
             writer = EventWriter(run.events_path, mend=False)

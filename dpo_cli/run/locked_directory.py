@@ -44,7 +44,7 @@ class LockedDirectory(ABC):
         """Directories that must be writable."""
 
     @abstractmethod
-    def taken(self, holder: str) -> DpoError:
+    def lock_error(self, holder: str) -> DpoError:
         """Return the error for a second process that wants the lock."""
 
     @property
@@ -73,7 +73,7 @@ class LockedDirectory(ABC):
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise DpoError(f"{self.lock_path} is no regular file", "Remove it.")
                 if not self._try_lock(descriptor):
-                    raise self.taken(_holder(descriptor))
+                    raise self.lock_error(_holder(descriptor))
                 sign_lock(descriptor)
                 self._try_writing()
             except BaseException:

@@ -80,7 +80,7 @@ def _find(root: Path, query: str | None, prefer: Callable[[RunDirectory], bool])
         return run
     runs = find_runs(root)
     if not runs:
-        raise UsageError(f"there are no runs in {root}", "start one: dpo train PROFILE")
+        raise UsageError(f"there are no runs in {root}", "Start one: dpo train PROFILE")
     if query is None:
         return next((run for run in runs if prefer(run)), runs[0])
     for run in runs:
@@ -93,7 +93,7 @@ def _find(root: Path, query: str | None, prefer: Callable[[RunDirectory], bool])
     if len(matches) == 1:
         return RunDirectory(root / matches[0])
     if matches:
-        raise UsageError(f"{query!r} could be several runs", "type more of the name", matches)
+        raise UsageError(f"{query!r} could be several runs", "Type more of the name.", matches)
     for run in list_runs(root):
         if query in (run.name, run.profile_name) and (error := _read_error(run)):
             raise unreadable(run.path, error)
@@ -101,6 +101,6 @@ def _find(root: Path, query: str | None, prefer: Callable[[RunDirectory], bool])
     near = difflib.get_close_matches(query, names, n=3, cutoff=0.4)
     raise UsageError(
         f"there is no run {query!r} in {root}",
-        f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "",
+        f"Did you mean {' or '.join(dict.fromkeys(near))}?" if near else "",
         () if near else [run.name for run in runs[:5]],
     )

@@ -54,7 +54,7 @@ def torchrun_call(
     """Return the arguments of the torchrun that starts the ranks; None for a single worker.
 
     Args:
-        profile: its [launch] table counts, unless this process has a `place`.
+        profile: only its [launch] table is used, and not if this process has a `place`.
         place: place of rank 0 if torchrun or Slurm started this process.
         torchrun: extra arguments of torchrun.
 
@@ -98,7 +98,7 @@ def launch_alerts(
         return []
     return [
         Alert(
-            code="idle-cards",
+            code="idle-gpus",
             message=f"1 of {gpus} GPUs used",
             remedy="Use all of them with --nproc auto.",
         )

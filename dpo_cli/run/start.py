@@ -257,11 +257,11 @@ def sweep_run(run: RunDirectory, profile: Profile) -> Iterator[tuple[Start, bool
 
 
 def pin_inputs(profile: Profile, root: Path) -> Profile:
-    """Return the profile with names of weights and data that keep their meaning.
+    """Return the profile with names that always mean the same weights and data.
 
-    The only weights file in out_dir may get company, a model or data set on the Hub may get another
-    commit, and a profile's name after "run:" means its newest run, which soon is the one that
-    starts now.
+    A later start must not find other files under the same names: out_dir may get a second weights
+    file, a model or data set on the Hub a new commit, and a profile's name after "run:" means its
+    newest run, which will be the run that starts now.
 
     Raises:
         UsageError: there is no such run.

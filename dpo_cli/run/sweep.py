@@ -59,7 +59,7 @@ class SweepDirectory(LockedDirectory):
         """See `LockedDirectory`."""
         return (self.path,)
 
-    def taken(self, holder: str) -> DpoError:
+    def lock_error(self, holder: str) -> DpoError:
         """See `LockedDirectory`."""
         return DpoError(
             f"{self.designation} is being run by {holder}",

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dpo_cli.compute.accelerator import module_of
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.files import apply_umask
@@ -216,13 +215,13 @@ def copies(tensors: Mapping[str, Tensor]) -> StateDict:
 
 
 def rng_states(group: ProcessGroup, device: torch.device) -> dict[str, Tensor]:
-    """Return the random number states of all ranks, of the CPU and of each rank's card. Collective.
+    """Return the random number states of all ranks, of the CPU and of each rank's GPU. Collective.
 
     Dropout draws from them, so a resume without them would use other masks.
     """
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
-        states[device.type] = module_of(device).get_rng_state(device)
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
     return {
         _rng_key(name, rank): state
         for name, own in states.items()
@@ -235,7 +234,7 @@ def _restore_rng(states: Mapping[str, Tensor], device: torch.device, rank: int) 
     if (state := states.get(_rng_key("cpu", rank))) is not None:
         torch.set_rng_state(state)
     if device.type != "cpu" and (state := states.get(_rng_key(device.type, rank))) is not None:
-        module_of(device).set_rng_state(state, device)
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def _rng_key(name: str, rank: int) -> str:

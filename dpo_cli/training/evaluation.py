@@ -104,7 +104,9 @@ def summarize_groups(
     }
 
 
-def evaluated(table: Tensor, inputs: RunInputs, optimizer_step: int, seconds: float) -> Evaluated:
+def evaluation_event(
+    table: Tensor, inputs: RunInputs, optimizer_step: int, seconds: float
+) -> Evaluated:
     """Return the event about an evaluation of a run's held-out pairs after a step.
 
     Args:

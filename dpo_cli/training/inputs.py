@@ -56,8 +56,8 @@ class RunInputs:
         unread_columns: number of pairs with a value in each column of the data that is not read.
         fingerprints: hex SHA-256 of each input, see `dpo_cli.run.plan.Plan`.
         held_out_groups: (K,) bool by group name: the held-out pairs of each group.
-        accumulation_steps: micro-batches of one optimizer step, over all group. A resumed run keeps
-            the number it began with, also on another number of group.
+        accumulation_steps: micro-batches of one optimizer step, over all ranks. A resumed run keeps
+            the number it began with, also on another number of ranks.
         world_size: number of ranks that train together.
         max_tokens_per_forward: limit where the profile leaves it open; a resumed run keeps it, too.
     """
@@ -271,14 +271,14 @@ def assemble_inputs(
         rows: encoded rows of `data.data_path`; `eval.fraction` of them is held out.
         held_out: encoded rows of `eval.path`, if it is set.
         world_size: number of ranks that train together.
-        accumulation_steps: micro-batches of one optimizer step over all group, which a resumed run
+        accumulation_steps: micro-batches of one optimizer step over all ranks, which a resumed run
             keeps; None to compute it from the profile.
         max_tokens_per_forward: most tokens of a forward where the profile leaves it open, which a
             resumed run keeps; None to compute it from the free memory.
 
     Raises:
         DpoError: a sequence is longer than the model has positions for, there are too few pairs to
-            hold any out, fewer micro-batches than group, or no aux_loss for these experts.
+            hold any out, fewer micro-batches than ranks, or no aux_loss for these experts.
     """
     require_positions(profile, weights, training_pairs(profile), rows.kept)
     if held_out and (source := held_out_pairs(profile)):

@@ -1,4 +1,4 @@
-"""From the inputs of a run to its plan; see `dpo_cli.run.plan`."""
+"""Plan of a run, made from its inputs; see `dpo_cli.run.plan`."""
 
 from __future__ import annotations
 
@@ -55,19 +55,20 @@ def make_plan(inputs: RunInputs) -> Plan:
         environment={
             **environment(),
             **inputs.device.versions,
-            **_forward_size(inputs),
+            **_forward_limit(inputs),
             "ranks": str(inputs.world_size),
         },
     )
 
 
 def saved_max_tokens_per_forward(plan: Plan | None) -> int | None:
-    """Return the limit of a forward that a run began with; None if it has no default of its own."""
+    """Return the default of `train.max_tokens_per_forward` that a run began with, if recorded."""
     saved = plan.environment.get(_TOKENS_PER_FORWARD) if plan else None
     return int(saved) if saved else None
 
 
-def _forward_size(inputs: RunInputs) -> dict[str, str]:
+def _forward_limit(inputs: RunInputs) -> dict[str, str]:
+    """Return the tokens per forward if they follow from the free memory; else nothing."""
     # On a CPU the default is a constant.
     if inputs.device.type == "cpu" or inputs.profile.train.max_tokens_per_forward:
         return {}

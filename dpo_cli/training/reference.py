@@ -3,7 +3,7 @@
 In the packed layout each log-prob is computed once, when it is first needed, and cached: beside the
 run for its resumes, and in the cache directory for other runs. Once all are known, the model is
 freed. For held-out pairs the entropies are cached too, because at step 0 the policy has the same.
-In the padded layout the model runs on every batch, as in the reference script. A loss without a
+In the padded layout the model runs on every batch, as in MiniMind's script. A loss without a
 reference loads no model.
 """
 
@@ -202,7 +202,7 @@ class CachedReference:
             dtype = torch.promote_types(device.dtype, torch.float32)
             unknown = torch.full((self._offsets[-1],), UNKNOWN, dtype=dtype)
             values = {name: unknown.clone() for name in self._names}
-        # One flag per batch on the host: to look for NaN on a card would wait for it at each step.
+        # One flag per batch on the CPU: looking for NaN on a GPU would wait for it at each step.
         firsts = [values[_LOGPS][self._offsets[2 * indices[0]]] for indices in batches]
         self._is_known = [not first.isnan() for first in firsts]
         self._values = {
@@ -284,7 +284,7 @@ class CachedReference:
             if not self._is_known[number := self._batch_of[index]]:
                 is_same = self._can_reuse_batches and tuple(self._batches[number]) == tuple(indices)
                 self._compute_batch(number, batch if is_same else None)
-        return self._values[name][self._places(indices)]
+        return self._values[name][self._positions(indices)]
 
     def _compute_batch(self, number: int, batch: Batch | None) -> None:
         """Score the pairs of one batch; its tensors are built if they are not given."""
@@ -296,23 +296,23 @@ class CachedReference:
             batch = make_batch(pairs, "packed", max_seq_len=0).to(self._device.torch_device)
         with self._model.active() as scorer, self._device.autocast():
             scores: Scores = scorer(batch, with_entropies=_ENTROPIES in self._names)
-        places = self._places(indices).flatten()
+        positions = self._positions(indices).flatten()
         for name in self._names:
             values: Tensor = getattr(scores, name)
-            self._values[name].scatter_(0, places, values.flatten().to(self._values[name].dtype))
+            self._values[name].scatter_(0, positions, values.flatten().to(self._values[name].dtype))
             self._values[name][-1] = 0.0
         self._is_known[number] = self._is_dirty = True
         if self.is_complete:
             self._model = None
 
-    def _places(self, indices: Sequence[int]) -> Tensor:
+    def _positions(self, indices: Sequence[int]) -> Tensor:
         """Return the indices of the values of these pairs, (2P, time), on the device."""
         sides = [2 * index for index in indices] + [2 * index + 1 for index in indices]
         starts = torch.tensor([self._offsets[side] for side in sides]).unsqueeze(1)
         lengths = torch.tensor([self._offsets[side + 1] for side in sides]).unsqueeze(1) - starts
         time = torch.arange(int(lengths.max()))
-        places = torch.where(time < lengths, starts + time, self._offsets[-1])
-        return to_device(places, self._device.torch_device)
+        positions = torch.where(time < lengths, starts + time, self._offsets[-1])
+        return to_device(positions, self._device.torch_device)
 
 
 def load_cached(path: Path, key: str) -> dict[str, Tensor] | None:

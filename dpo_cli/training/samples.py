@@ -21,7 +21,7 @@ MAX_TOKENS = 96
 class Sampler:
     """Generates answers of policy and reference to the same few prompts.
 
-    Decoding is greedy: a random number would be missing in training, and change its bits.
+    Decoding is greedy: drawing a random number would change those of training, and so its bits.
 
     Args:
         inputs: inputs of the run.

@@ -45,7 +45,7 @@ def commit(
     for reference in (trainer.reference, trainer.held_out_reference):
         if isinstance(reference, CachedReference):
             reference.save()
-    # Before the checkpoint, too: a resume continues behind it and would never write the events of
+    # Before the checkpoint, too: a resume continues after it and would never write the events of
     # earlier steps again, should a power loss take them.
     flush()
     checkpoint = run.commit_checkpoint(

@@ -55,7 +55,7 @@ def train_run(
 ) -> ExitCode:
     """Train the run at `path` from its newest checkpoint, or from the start.
 
-    Every failure that the user can act on becomes a `Failed` event; any other a traceback.
+    A failure that the user can act on becomes a `Failed` event; any other prints a traceback.
 
     Args:
         path: the run directory, whose lock is held for this process; None for one of several ranks,
@@ -65,8 +65,9 @@ def train_run(
         exact: refuse to resume if the results could differ in the last bits.
 
     Returns:
-        How the run ended. With several ranks DONE also after an end that the main rank has written
-        to the stream: torchrun would take another code for a crash.
+        The exit code of this process. With several ranks, DONE also for a failed or stopped run
+        once the main rank has written its end to the event stream: torchrun treats any other code
+        as a crash.
     """
     group = ProcessGroup.from_env()
     session = None
@@ -130,7 +131,7 @@ class _Session:
         configure_torch(profile, group.rank, saved_plan)
         local_rank = group.local_rank if group.world_size > 1 else None
         device = resolve(profile.train.device, profile.train.dtype, local_rank)
-        self._choose_matmul(profile, device, saved_plan)
+        self._set_matmul_precision(profile, device, saved_plan)
         self.events.append(
             WorkerStarted(
                 pid=os.getpid(),
@@ -166,12 +167,16 @@ class _Session:
         """Read the inputs, check them against the plan of a resumed run, and build the trainer.
 
         Raises:
-            StartCancelledError: the run must stop meanwhile.
+            StartCancelledError: a rank was asked to stop before the first step.
         """
         group, hooks = self.group, self.hooks
         accumulation_steps = saved_plan.steps.accumulation_steps if saved_plan else None
         inputs = read_inputs(
-            *(profile, device, self.run, hooks.progress, group),
+            profile,
+            device,
+            self.run,
+            hooks.progress,
+            group,
             accumulation_steps=accumulation_steps,
             max_tokens_per_forward=saved_max_tokens_per_forward(saved_plan),
         )
@@ -186,7 +191,8 @@ class _Session:
         group.init_collectives(device.torch_device, profile.launch.timeout_seconds)
         trainer = build_trainer(inputs, checkpoint, self.run.path, hooks, hooks.save, group)
         hooks.emit_once(fallback_alert(trainer.policy))
-        # Building takes each rank its own time. Collectives have a timeout, this meeting has none.
+        # Wait for all ranks here, without a time limit: building takes some longer than others, and
+        # the first collective would time out.
         group.all_gather_object("built", None)
         for reference in (trainer.reference, trainer.held_out_reference):
             reference.exchange(group)
@@ -216,10 +222,13 @@ class _Session:
         plan = self.run.read_plan()
         return plan.to_dict() if plan else None
 
-    def _choose_matmul(self, profile: Profile, device: Device, saved_plan: Plan | None) -> None:
-        """Multiply as the run did at its start, and as the main rank does.
+    def _set_matmul_precision(
+        self, profile: Profile, device: Device, saved_plan: Plan | None
+    ) -> None:
+        """Set the precision of float32 products: that of the run's start, and of the main rank.
 
-        Machines of different processors would choose differently, and replicas would differ.
+        Machines with different processors would choose differently, and the ranks' weights would
+        differ.
         """
 
         def configure(precision: str | None) -> str:

@@ -1,4 +1,4 @@
-"""From the inputs of a run to its trainer: settings of torch, models, optimizer, saved state."""
+"""Trainer of a run, made from its inputs: settings of torch, models, optimizer, saved state."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from dpo_cli.run.events import EVALUATION, Alert, Event, Sampled, StepDone
 from dpo_cli.training.batches import Forward
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.checkpointing import pause_seconds
-from dpo_cli.training.evaluation import evaluated, pair_scores, score_held_out
+from dpo_cli.training.evaluation import evaluation_event, pair_scores, score_held_out
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.optimizer import set_learning_rate
 from dpo_cli.training.reference import CachedReference, Reference
@@ -125,14 +125,14 @@ class Trainer:
             is_eval_due = _has_passed(profile.eval.interval, step_before, self.step)
             if self.is_over or "evaluate" in requests or is_eval_due:
                 is_best = self.evaluate(is_due=is_eval_due)
-                # An evaluation may take long: look again before deciding to save and stop.
+                # An evaluation may take long: read new requests before deciding to save and stop.
                 requests |= self.requests(save_not_before)
 
             has_passed = _has_passed(profile.train.save_interval, step_before, self.step)
             is_save_due = has_passed and MAY_SAVE in requests
             is_kept = is_best and profile.eval.keep_best
             if self.is_over or is_save_due or is_kept or requests & {"save", *STOPS}:
-                save_not_before = self.save_and_pause()
+                save_not_before = self.save_checkpoint()
             if not self.is_over and (stops := requests & STOPS):
                 return max(stops)  # "terminated" takes precedence
         return None
@@ -167,8 +167,8 @@ class Trainer:
             metrics.add(indices, scores, aux_loss, batch)
 
         if self.group.world_size > 1:
-            # Else the queued work of a card would count as waiting for the other ranks, and hide
-            # the slow rank.
+            # Without this, the queued work of a GPU would count as waiting for the other ranks,
+            # and the slow rank could not be found.
             self.inputs.device.synchronize()
         busy_seconds = time.perf_counter() - began
 
@@ -274,7 +274,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Number of micro-batches done, which the reference script calls steps."""
+        """Number of micro-batches done, which MiniMind's script calls steps."""
         return self.inputs.order.steps_done(self.optimizer_step)
 
     @property
@@ -298,8 +298,8 @@ class Trainer:
             requests.add(MAY_SAVE)
         return self.group.all_reduce_requests(requests)
 
-    def save_and_pause(self) -> float:
-        """Save, and return the monotonic time before which `save_interval` does not save again."""
+    def save_checkpoint(self) -> float:
+        """Save; return the earliest monotonic time at which `save_interval` saves again."""
         began = time.monotonic()
         self.save(self)
         ended = time.monotonic()
@@ -344,7 +344,9 @@ class Trainer:
             group=self.group,
         )
         self.held_out_reference.exchange(self.group)
-        event = evaluated(table, self.inputs, self.optimizer_step, time.perf_counter() - began)
+        event = evaluation_event(
+            table, self.inputs, self.optimizer_step, time.perf_counter() - began
+        )
         scores = pair_scores(table, self.inputs.held_out_prompts)
         self.hooks.keep_scores(self.optimizer_step, scores)
         self.hooks.emit(event)

@@ -72,12 +72,6 @@ class ComparedRun:
         return accuracy_of(self.view.held_out)
 
 
-def steps_name(runs: Sequence[ComparedRun]) -> str:
-    """Return the name of what the steps of a run count; with accumulation, micro-steps."""
-    plans = [run.plan for run in runs if run.plan]
-    return "micro-step" if any(plan.steps.accumulation_steps > 1 for plan in plans) else "step"
-
-
 def accuracy_of(evaluation: Evaluated | None) -> tuple[float, tuple[float, float]] | None:
     """Return the accuracy of an evaluation and its 95 % interval; None if there is none.
 
@@ -124,15 +118,18 @@ def differences(runs: Sequence[ComparedRun]) -> list[Difference]:
     all_facts = [dict(_facts(run)) for run in runs]
     for facts in all_facts:
         keys |= dict.fromkeys(facts)
-    compared = [Difference(key, tuple(facts.get(key) for facts in all_facts)) for key in keys]
-    different = [each for each in compared if _differs(each, runs)]
+    rows = [Difference(key, tuple(facts.get(key) for facts in all_facts)) for key in keys]
+    different = [each for each in rows if _differs(each, runs)]
     changed = {each.key for each in different}
+    # A path that differs is kept only if its content has no fingerprint, or differs too.
     return [each for each in different if _content_of(each.key, runs) in (None, *changed)]
 
 
 def _differs(difference: Difference, runs: Sequence[ComparedRun]) -> bool:
-    known = [run.settings if "." in difference.key else run.plan for run in runs]
-    values = [value for value, source in zip(difference.values, known, strict=True) if source]
+    # Keys with a dot are settings; all others come from the plan. A run without a plan has no value
+    # to compare, which is not the same as the value None.
+    sources = [run.settings if "." in difference.key else run.plan for run in runs]
+    values = [value for value, source in zip(difference.values, sources, strict=True) if source]
     return any(value != values[0] for value in values)
 
 
@@ -180,25 +177,25 @@ def notes(runs: Sequence[ComparedRun]) -> list[str]:
     unfinished = [run.letter for run in runs if run.summary.state is not RunState.COMPLETED]
     if unfinished:
         are = "is" if len(unfinished) == 1 else "are"
-        lines.append(f"{listed(unfinished)} {are} not completed")
+        lines.append(f"{join_names(unfinished)} {are} not completed")
     unmoved = [run.letter for run in runs if run.view.held_out and run.accuracy is None]
     if unmoved:
         are = "equal their references" if len(unmoved) > 1 else "equals its reference"
-        lines.append(f"{listed(unmoved)} {are} on the held-out pairs: no accuracy")
+        lines.append(f"{join_names(unmoved)} {are} on the held-out pairs: no accuracy")
     without = [run.letter for run in runs if run.view.held_out is None]
     if without and len(without) < len(runs):
         have = "has" if len(without) == 1 else "have"
-        lines.append(f"{listed(without)} {have} no held-out pairs")
+        lines.append(f"{join_names(without)} {have} no held-out pairs")
     samples: dict[str, list[ComparedRun]] = {}
     for run in runs:
         if run.accuracy is not None:
             samples.setdefault(_held_out_pairs(run), []).append(run)
     if len(samples) > 1:
-        groups = "; ".join(listed([run.letter for run in group]) for group in samples.values())
+        groups = "; ".join(join_names([run.letter for run in group]) for group in samples.values())
         lines.append(f"held-out metrics compare only among runs with the same pairs: {groups}")
     for group in samples.values():
         if len(group) > 1:
-            lines += [_verdict(group), *_comparison_notes(group)]
+            lines += [_best_note(group), *_comparison_notes(group)]
     return lines
 
 
@@ -210,10 +207,11 @@ def best(runs: Sequence[ComparedRun]) -> ComparedRun | None:
     """
     if len(runs) < 2 or any(run.accuracy is None for run in runs):
         return None
-    return _first(runs) if len({_held_out_pairs(run) for run in runs}) == 1 else None
+    return _best_of(runs) if len({_held_out_pairs(run) for run in runs}) == 1 else None
 
 
-def _first(runs: Sequence[ComparedRun]) -> ComparedRun:
+def _best_of(runs: Sequence[ComparedRun]) -> ComparedRun:
+    """Return what `best` returns, for runs with the same held-out pairs."""
     has_one_objective = len({_objective(run) for run in runs}) == 1
 
     def merit(run: ComparedRun) -> tuple[float, float]:
@@ -224,25 +222,25 @@ def _first(runs: Sequence[ComparedRun]) -> ComparedRun:
     return max(runs, key=merit)
 
 
-def _verdict(runs: Sequence[ComparedRun]) -> str:
+def _best_note(runs: Sequence[ComparedRun]) -> str:
     """Name the best of several runs with the same held-out pairs."""
-    first = _first(runs)
+    first = _best_of(runs)
     share = _held_out(first, ACCURACY)
     equals = [run.letter for run in runs if _held_out(run, ACCURACY) == share]
     have = "have" if len(equals) > 1 else "has"
     return (
-        f"{listed(equals)} {have} the highest held-out accuracy: {share:.2f} over "
+        f"{join_names(equals)} {have} the highest held-out accuracy: {share:.2f} over "
         f"{format_count(_pairs(first), 'pair')}"
     )
 
 
 def _comparison_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
     """Compare the best run with each of the others, pair by pair."""
-    first = _first(runs)
+    first = _best_of(runs)
     for run in runs:
         if run is first:
             continue
-        result = compared(first, run)
+        result = compare_held_out(first, run)
         if result is None:
             yield (
                 f"{first.letter} vs. {run.letter}: not tested, because the scores of each pair are"
@@ -253,7 +251,7 @@ def _comparison_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
         yield comparison_note(first.letter, run.letter, result, has_one_objective=has_one_objective)
 
 
-def compared(run: ComparedRun, other: ComparedRun) -> PairedComparison | None:
+def compare_held_out(run: ComparedRun, other: ComparedRun) -> PairedComparison | None:
     """Compare two runs with the same held-out pairs; None if a run has no stored scores."""
     if run.scores is None or other.scores is None:
         return None
@@ -272,7 +270,7 @@ def indistinguishable(
     """
     found: dict[str, PairedComparison | None] = {}
     for run in runs:
-        result = None if run is first else compared(first, run)
+        result = None if run is first else compare_held_out(first, run)
         test = result.accuracies.get(ACCURACY) if result else None
         if run is not first and not (test and test.is_significant):
             found[run.letter] = result
@@ -281,10 +279,10 @@ def indistinguishable(
 
 def _held_out_pairs(run: ComparedRun) -> str:
     """Return a key of the held-out pairs; equal for runs with the same pairs."""
-    prints = run.fingerprints
-    source = prints.get("held_out") or (prints.get("data"), split_of(run.settings))
+    fingerprints = run.fingerprints
+    source = fingerprints.get("held_out") or (fingerprints.get("data"), split_of(run.settings))
     cut = values_affecting(Affects.HELD_OUT, run.settings, plain=True)
-    return str((_pairs(run), source, prints.get("tokenizer"), cut))
+    return str((_pairs(run), source, fingerprints.get("tokenizer"), cut))
 
 
 def _held_out(run: ComparedRun, metric: str) -> float:
@@ -300,9 +298,9 @@ def _objective(run: ComparedRun) -> str:
     return str(values_affecting(Affects.LOSS, run.settings))
 
 
-def listed(letters: Iterable[str]) -> str:
-    """Join letters: A, B and C."""
-    *most, last = letters
+def join_names(names: Iterable[str]) -> str:
+    """Join names: A, B and C."""
+    *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
 
 
@@ -322,11 +320,13 @@ def _comparisons_as_json(
     runs: Sequence[ComparedRun], first: ComparedRun | None
 ) -> list[dict[str, Any]]:
     """Return the best run compared with each of the others."""
-    results = {run.letter: compared(first, run) for run in runs if first and run is not first}
+    if first is None:
+        return []
+    results = {run.letter: compare_held_out(first, run) for run in runs if run is not first}
     return [
         {"run": first.letter, "other": letter, **dataclasses.asdict(result)}
         for letter, result in results.items()
-        if first and result
+        if result
     ]
 
 

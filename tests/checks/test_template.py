@@ -75,7 +75,7 @@ def test_a_header_behind_every_answer_is_named(shared: Path, tmp_path: Path) -> 
     ):  # fmt: skip
         ((code, message),) = headers(tokenizer)
         assert code == "template-header"
-        assert "behind every answer" in message
+        assert "after every answer" in message
         assert header in message
         assert "with and without add_generation_prompt" in message
     path = shared / "cases/32-header-always-written/multi.jsonl"

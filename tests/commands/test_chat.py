@@ -84,7 +84,7 @@ def test_a_run_is_compared_with_its_reference(
     policy, reference, template, answers = banner.splitlines()[:4]
     assert policy == f"policy     {run.name} after step 7"
     assert reference == f"reference  {run.name} after step 7"
-    assert re.fullmatch(r"template   that of \S*tokenizer\S*", template)
+    assert re.fullmatch(r"template   \S*tokenizer\S*", template)
     assert answers == "answers    greedy, at most 24 tokens"
 
 

@@ -76,7 +76,7 @@ def test_what_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(file_readers, "_MAX_SKIPPED_BYTES", 10_000)
     monkeypatch.setattr(json_scanner, "_CHUNK_CHARACTERS", 1000)
     monkeypatch.setattr(json_scanner, "_MAX_BLANK_CHARACTERS", 10_000)
-    monkeypatch.setattr(pairs, "_MAX_MALFORMED", 100)
+    monkeypatch.setattr(pairs, "_MAX_SKIPPED", 100)
     blank = b"\n" * 2000
     assert "blank lines" in refused(tmp_path / "a.jsonl", b'{"a":1}\n' + blank)
     assert "blank lines" in refused(tmp_path / "a.csv", b"a,b\n" + blank)
@@ -85,7 +85,7 @@ def test_what_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         tmp_path / "c.jsonl", b'{"a":1}\n' + b'"%b"\n' % (b"a" * 1500) * 30
     )
     assert "do not end" in refused(tmp_path / "a.json", b'[{"a":1}' + b" " * 20_000)
-    assert "100 rows are malformed" in refused(tmp_path / "d.jsonl", GOOD + b"[]\n" * 200)
+    assert "100 rows are no usable pairs" in refused(tmp_path / "d.jsonl", GOOD + b"[]\n" * 200)
 
 
 def test_a_stream_that_decompresses_to_far_more(

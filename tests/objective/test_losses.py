@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dpo_cli.objective.logps import gather_logps, sequence_logps
 from dpo_cli.objective.losses import length_weights, loss_at_start, pair_weights, score_pairs
-from dpo_cli.profile.losses import LossName
+from dpo_cli.profile.losses import LOSSES, LossName
 from dpo_cli.profile.objective import Dpo
 
 REDUCTIONS: dict[str, Literal["mean", "sum"]] = {"seed": "mean", "head": "sum"}
@@ -169,6 +169,17 @@ def test_loss_at_equal_policy_and_reference(dpo: Dpo, start: float | None) -> No
         mask = torch.arange(5) < torch.tensor([5, 3, 1, 2, 4, 4, 2, 5]).unsqueeze(1)
         losses = score_pairs(token_logps, token_logps, mask, dpo).losses
         assert losses.tolist() == pytest.approx([start] * 4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_known_start_is_one_value_for_every_pair(name: LossName) -> None:
+    """Whatever the policy's log-probs and the lengths of the responses."""
+    dpo = Dpo(loss=name)
+    token_logps = -torch.rand(8, 5, generator=torch.Generator().manual_seed(4))
+    mask = torch.arange(5) < torch.tensor([5, 3, 1, 2, 4, 4, 2, 5]).unsqueeze(1)
+    losses = score_pairs(token_logps, token_logps, mask, dpo).losses.tolist()
+    others = score_pairs(3 * token_logps, 3 * token_logps, mask, dpo).losses.tolist()
+    assert LOSSES[name].known_start == (losses + others == pytest.approx([losses[0]] * 8))
 
 
 def test_weighting_without_log_sum_sq_probs_is_an_error() -> None:

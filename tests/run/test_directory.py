@@ -167,7 +167,7 @@ def test_ambiguous_prefix_lists_the_runs(root: Path) -> None:
 def test_unknown_name_suggests_near_ones(root: Path) -> None:
     with pytest.raises(UsageError, match="no run 'dnese'") as caught:
         find_run(root, "dnese")
-    assert "did you mean dense" in caught.value.remedy
+    assert "Did you mean dense" in caught.value.remedy
     with pytest.raises(UsageError) as caught:
         find_run(root, "zzzz")
     assert len(caught.value.details) == 4

@@ -55,7 +55,7 @@ def test_a_folder_here_goes_before_a_runs_name() -> None:
         ("out", r"there is no run 'out' in runs"),
         ("./out/", r"neither a run nor a model: .* \| Name a file in it: rlhf_512.pth"),
         ("notes/x", r"notes/x: no such file or folder"),
-        ("densy", r"there is no run 'densy' in runs \| did you mean dense"),
+        ("densy", r"there is no run 'densy' in runs \| Did you mean dense"),
     ],
 )
 def test_what_is_no_model(name: str, said: str) -> None:

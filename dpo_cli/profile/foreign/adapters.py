@@ -36,9 +36,9 @@ def is_on(context: Context) -> bool:
     return any(name.startswith("peft_config.") for name in values)
 
 
-def _rank(context: Context, default: int) -> int:
-    found = next((context.values[name] for name in _RANKS if name in context.values), default)
-    return whole(found)
+def _rank(context: Context, default: int) -> Mapping[str, Any]:
+    """Return the default of lora.rank, unless a setting of its own sets it."""
+    return {} if context.values.keys() & {*_RANKS} else {_RANK: default}
 
 
 def method(default_rank: int, *full: str) -> Rule:
@@ -54,9 +54,9 @@ def method(default_rank: int, *full: str) -> Rule:
             )
         if name == "qlora":
             context.differences.append(f"{name}: {_QUANTIZED}")
-        return {_RANK: _rank(context, default_rank)}
+        return _rank(context, default_rank)
 
-    return Rule((_RANK,), convert)
+    return Rule((_RANK,), convert, is_part=True)
 
 
 def switched(default_rank: int) -> Rule:
@@ -67,9 +67,9 @@ def switched(default_rank: int) -> Rule:
             return {}
         if not context.values.keys() & {"lora_target_modules", "target_modules", "lora_target"}:
             context.differences.append("all linear layers of the blocks get an adapter")
-        return {_RANK: _rank(context, default_rank)}
+        return _rank(context, default_rank)
 
-    return Rule((_RANK,), convert)
+    return Rule((_RANK,), convert, is_part=True)
 
 
 def _detail(key: str, read: Callable[[Any], Any]) -> Rule:

@@ -23,7 +23,7 @@ class Command:
 
     Attributes:
         program: name of the tool's program or script, for example "train_dpo.py".
-        words: words behind it that are no options, for example "dpo".
+        words: words after it that are no options, for example "dpo".
         options: by name, with underscores; a list for several values, true for none.
         launcher: options and variables in front of the program, by name.
     """

@@ -90,7 +90,7 @@ def with_sft(loss_name: str) -> Rule:
 
 
 def _schedule(value: Any, context: Context) -> Mapping[str, Any]:
-    """Choose the cosine to a tenth, and say what is different."""
+    """Choose the cosine that decays to a tenth, and record a difference for any other schedule."""
     name = str(value).rpartition(".")[2].lower()
     rates = [
         context.values.get(f"{table}min_lr_rat{end}")
@@ -291,7 +291,7 @@ OBJECTIVE: Mapping[str, Rule] = {
     "discopop_tau": to("dpo.discopop_tau", number),
     "simpo_gamma": to("dpo.simpo_gamma", number),
 }
-"""Arguments of TRL's DPOConfig that are of the loss."""
+"""Arguments of TRL's DPOConfig that define the loss."""
 
 TRL: Mapping[str, Rule] = {
     **TRAINING,

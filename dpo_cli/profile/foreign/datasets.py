@@ -88,10 +88,10 @@ def factory_data(value: Any, context: Context) -> Mapping[str, Any]:
         entry = info.get(str(name)) if isinstance(info, dict) else None
         if not isinstance(entry, dict):
             raise NoCounterpartError(f"{path.name} has no {name!r}; set data.data_path")
-        places = (path.parent, *context.places)
-        inner = Context(context.values, places, context.profile_folder, context.differences)
+        folders = (path.parent, *context.folders)
+        inner = Context(context.values, folders, context.profile_folder, context.differences)
         found.append(_factory_entry(str(name), entry, inner))
-    return _same(found, context)
+    return _join_data_sets(found, context)
 
 
 def factory_held_out(value: Any, context: Context) -> Mapping[str, Any]:
@@ -141,7 +141,7 @@ def axolotl_data(value: Any, context: Context) -> Mapping[str, Any]:
     """Translate Axolotl's list `datasets`."""
     if not isinstance(value, list) or not value:
         raise NoCounterpartError("must be a list of data sets; set data.data_path")
-    return _same([_axolotl_entry(each, context) for each in value], context)
+    return _join_data_sets([_axolotl_entry(each, context) for each in value], context)
 
 
 def axolotl_held_out(value: Any, context: Context) -> Mapping[str, Any]:
@@ -282,7 +282,7 @@ def _one_or_all(found: Sequence[str]) -> Any:
     return found[0] if len(found) == 1 else list(found)
 
 
-def _same(found: Sequence[Mapping[str, Any]], context: Context) -> Mapping[str, Any]:
+def _join_data_sets(found: Sequence[Mapping[str, Any]], context: Context) -> Mapping[str, Any]:
     """Join several data sets, which must have the same columns."""
     named = [each[_PATH] for each in found]
     paths = [path for each in named for path in (each if isinstance(each, list) else [each])]

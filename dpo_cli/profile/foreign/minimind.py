@@ -18,7 +18,6 @@ from dpo_cli.profile.foreign.rules import (
     whole,
 )
 
-_NEWER = frozenset({"save_dir", "save_weight", "from_weight", "from_resume"})
 _OLDER = frozenset({"out_dir", "ddp", "local_rank", "dim", "n_layers"})
 _VERSION_3 = frozenset({"beta", "use_compile"})
 _SHIPPED = {True: {3: "minimind3-moe", 2: "moe"}, False: {3: "minimind3", 2: "dense"}}

@@ -26,13 +26,13 @@ class Context:
 
     Attributes:
         values: all settings of the file and defaults of the tool, by name.
-        places: folders to which a relative path may belong, the most likely first.
+        folders: folders to which a relative path may belong, the most likely first.
         profile_folder: folder of the new profile.
         differences: remarks about what changes although a setting has a counterpart.
     """
 
     values: Mapping[str, Any]
-    places: tuple[Path, ...]
+    folders: tuple[Path, ...]
     profile_folder: Path
     differences: list[str] = field(default_factory=list)
 
@@ -45,22 +45,22 @@ class Context:
         return 1
 
     def find(self, name: str) -> Path | None:
-        """Return the file or folder `name`, relative to one of the places; None if there is none.
+        """Return the file or folder `name`, relative to one of the folders; None if there is none.
 
         A configuration often lies below the folder that its paths are relative to.
         """
         path = expanded(name)
-        for place in self.places:
-            for folder in (place, *place.parents[:_MAX_PARENTS]):
-                if exists(folder / path):
-                    return folder / path
-                if path.is_absolute() or place is self.places[0]:
+        for folder in self.folders:
+            for ancestor in (folder, *folder.parents[:_MAX_PARENTS]):
+                if exists(ancestor / path):
+                    return ancestor / path
+                if path.is_absolute() or folder is self.folders[0]:
                     break
         return None
 
     def path(self, name: str) -> str:
         """Format a path for the profile, also that of a missing file."""
-        path = self.find(name) or self.places[0] / expanded(name)
+        path = self.find(name) or self.folders[0] / expanded(name)
         return relative_path(Path(os.path.normpath(path)), self.profile_folder)
 
 

@@ -34,7 +34,7 @@ class ForeignSettings:
         launcher: options and variables in front of the tool's program, by name.
         unread: parts that are not settings, or no literals, each with the reason.
         where: name of the file, for people.
-        places: folders that relative paths may belong to, the most likely first.
+        folders: folders that relative paths may belong to, the most likely first.
         referenced: names that other settings contain as "${name}".
     """
 
@@ -43,7 +43,7 @@ class ForeignSettings:
     launcher: Mapping[str, Any]
     unread: tuple[str, ...]
     where: str
-    places: tuple[Path, ...]
+    folders: tuple[Path, ...]
     referenced: frozenset[str]
 
 
@@ -85,15 +85,15 @@ def read_foreign(source: str) -> ForeignSettings:
     values = {name: _substitute(value, values) for name, value in values.items()}
     values = dict(_without_no(name, value, tool) for name, value in values.items())
     trainer = Path.cwd() / "trainer"  # where MiniMind's scripts are run
-    places = [trainer] if tool.name == "minimind" and trainer.is_dir() else []
-    places = [*places, Path.cwd(), folder]
+    folders = [trainer] if tool.name == "minimind" and trainer.is_dir() else []
+    folders = [*folders, Path.cwd(), folder]
     return ForeignSettings(
         tool,
         values,
         found.launcher,
         tuple(found.unread),
         where,
-        tuple(dict.fromkeys(places)),
+        tuple(dict.fromkeys(folders)),
         referenced,
     )
 
@@ -123,8 +123,8 @@ def _read_command(command: Command, folder: Path) -> _Found:
     found.tools = tuple(tool.name for tool in TOOLS.values() if command.program in tool.programs)
     options = dict(command.options)
     if command.config:
-        places = (Path.cwd(), folder)
-        paths = [place / expanded(command.config) for place in places]
+        folders = (Path.cwd(), folder)
+        paths = [each / expanded(command.config) for each in folders]
         path = next((each for each in paths if each.is_file()), paths[0])
         values, found.unread = read_yaml(read_text(path), show_path(path))
         found.values = dict(flat(values, lambda name: name in _WHOLE))

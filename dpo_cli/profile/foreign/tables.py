@@ -29,7 +29,7 @@ _ADAMW = "the optimizer is AdamW in float32; a smaller or another state has no c
 
 
 def _shortened(key: str, value: str) -> Rule:
-    """Set data.max_seq_len, and how the tool shortens longer pairs."""
+    """Set data.max_seq_len, and data.truncation to how the tool shortens longer pairs."""
     return Rule(
         ("data.max_seq_len", "data.truncation"),
         lambda given, _: {"data.max_seq_len": whole(given), "data.truncation": value},

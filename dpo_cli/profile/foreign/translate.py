@@ -124,7 +124,7 @@ def translate(
         )
     given = {name: value for name, value in settings.values.items() if value is not None}
     defaults = {name: value for name, value in tool.defaults(given).items() if name not in given}
-    context = Context({**defaults, **given}, settings.places, folder)
+    context = Context({**defaults, **given}, settings.folders, folder)
     result = Translation(unread=list(settings.unread))
     if tool.name == "minimind":
         _start_from_script(given, template, context, result)

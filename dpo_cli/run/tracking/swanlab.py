@@ -62,7 +62,7 @@ class SwanLab:
             state["upload"] = join(["swanlab", "sync", show_path(own)])
 
     def go_back(self, optimizer_step: int) -> None:
-        """Not used: SwanLab cannot overwrite steps."""
+        """Do nothing: SwanLab cannot overwrite steps."""
 
     def log(self, row: Row) -> None:
         """Send a row; the step of SwanLab is the optimizer step."""

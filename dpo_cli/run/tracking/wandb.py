@@ -72,7 +72,7 @@ class Wandb:
             state["upload"] = join(["wandb", "sync", show_path(folder)])
 
     def go_back(self, optimizer_step: int) -> None:
-        """Not used: W&B cannot overwrite steps."""
+        """Do nothing: W&B cannot overwrite steps."""
 
     def log(self, row: Row) -> None:
         """Send a row; the step of W&B is the optimizer step."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from dpo_cli.intervals import wilson_interval
 from dpo_cli.run.events import ACCURACY
 from dpo_cli.run.series import Point
-from dpo_cli.ui.comparison import ComparedRun, steps_name
+from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Level, smooth
+from dpo_cli.ui.terminal.plain import step_name
 from dpo_cli.ui.terminal.plots import (
     CHOSEN,
     HELD_OUT,
@@ -77,7 +78,7 @@ class Chart:
 def charts_of(runs: Sequence[ComparedRun]) -> list[Chart]:
     """Return all charts of some runs; colors denote curves of one run, or else the runs."""
     x_end = max(run.view.step for run in runs)
-    x_name = steps_name(runs)
+    x_name = step_name(*(run.plan for run in runs))
     plots = (loss_plot(runs[0].view.plan), *SMALL, *_MORE)
     drawn = [(plot, _lines(plot, runs)) for plot in plots]
     return [

@@ -19,13 +19,14 @@ from dpo_cli.formatting import (
 )
 from dpo_cli.run.events import ACCURACY
 from dpo_cli.run.verdict import verdict_of
-from dpo_cli.ui.comparison import ComparedRun, differences, notes, steps_name
+from dpo_cli.ui.comparison import ComparedRun, differences, notes
 from dpo_cli.ui.html.charts import COLORS, Chart, charts_of
 from dpo_cli.ui.html.markup import Writer, section
 from dpo_cli.ui.html.redaction import Redactor, file_names, without_quotations
 from dpo_cli.ui.html.run_section import FIGURES, UNITS, ReportRun, RunSection
 from dpo_cli.ui.html.svg import HEIGHT, STYLE, WIDTH, Frame, chart_markup, summary
 from dpo_cli.ui.outcome import outcome
+from dpo_cli.ui.terminal.plain import step_name
 
 
 def page(
@@ -133,7 +134,7 @@ class _Page:
     def _cards(self, report_run: ReportRun) -> str:
         run, write = report_run.run, self._write
         cards = [
-            (format_progress(run.summary.step, run.summary.total_steps), f"{steps_name([run])}s"),
+            (format_progress(run.summary.step, run.summary.total_steps), f"{step_name(run.plan)}s"),
             (format_number(run.view.recent_mean("loss"), ".4f"), "training loss, last steps"),
         ]
         if run.view.held_out is not None:
@@ -156,7 +157,8 @@ class _Page:
         return self._write.tag("p", " ".join(sentences), "note") if sentences else ""
 
     def _figures(self) -> str:
-        heads = ["run", f"{steps_name(self._runs)}s", "training loss", "accuracy (95 %)", "pairs"]
+        steps = f"{step_name(*(run.plan for run in self._runs))}s"
+        heads = ["run", steps, "training loss", "accuracy (95 %)", "pairs"]
         heads += [name for name, _, _ in FIGURES] + ["time"]
         rows = []
         for run in self._runs:

@@ -53,10 +53,10 @@ class ChatScreen:
                 if not has_prompt:
                     raise
                 self._console.print()
-                self.tell("No answer to stop. Ctrl-D ends the chat.")
+                self.note("No answer to stop. Ctrl-D ends the chat.")
                 continue
             except UnicodeError:
-                self.tell("This line is not valid UTF-8.")
+                self.note("This line is not valid UTF-8.")
                 continue
             if line.strip():
                 yield line.strip()
@@ -72,6 +72,6 @@ class ChatScreen:
                 self._console.print()
             return is_stopped()
 
-    def tell(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Print a remark that is not part of an answer."""
         self._notes.print(Text(printable(text), style="dim"))

@@ -17,9 +17,10 @@ from dpo_cli.formatting import (
     format_with_interval,
 )
 from dpo_cli.printable import one_line
-from dpo_cli.ui.comparison import ComparedRun, differences, notes, steps_name
+from dpo_cli.ui.comparison import ComparedRun, differences, notes
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Curve, Mark, draw, smooth
-from dpo_cli.ui.terminal.layout import Block, beside, framed
+from dpo_cli.ui.terminal.layout import Block, beside, draw_frame
+from dpo_cli.ui.terminal.plain import step_name
 from dpo_cli.ui.terminal.plots import SMALL, Plot, loss_plot
 
 STYLES = ("cyan", "magenta", "green", "yellow", "blue", "red")
@@ -101,11 +102,11 @@ class ComparisonView:
             width - 4,
             height - 2,
             x_end=max(run.view.step for run in self._runs),
-            x_name=steps_name(self._runs),
+            x_name=step_name(*(run.plan for run in self._runs)),
             level=plot.level,
             least_span=plot.least_span,
         )
-        return framed(f"{plot.title}, {where}" if where else plot.title, lines, width, height)
+        return draw_frame(f"{plot.title}, {where}" if where else plot.title, lines, width, height)
 
     def _curves(self, plot: Plot) -> tuple[str, list[Curve]]:
         """Return one curve per run, over the held-out pairs if any run has them."""
@@ -127,7 +128,8 @@ class ComparisonView:
         padding = (0, 2 if is_wide else 1, 0, 0)
         table = Table(box=None, pad_edge=False, header_style="dim", padding=padding)
         table.add_column("", no_wrap=True)
-        table.add_column(f"{steps_name(self._runs)}s", justify="right", no_wrap=True)
+        steps = f"{step_name(*(run.plan for run in self._runs))}s"
+        table.add_column(steps, justify="right", no_wrap=True)
         for heading in _HEADINGS if is_wide else _NARROW_HEADINGS:
             table.add_column(heading, justify="right", no_wrap=True)
         for run, style in zip(self._runs, self._styles, strict=True):

@@ -19,7 +19,7 @@ from dpo_cli.run.verdict import verdict_of
 from dpo_cli.run.view import RunState, RunView
 from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.ending import failure
-from dpo_cli.ui.terminal.layout import Block, bar, beside, fit, framed, justified, pile
+from dpo_cli.ui.terminal.layout import Block, bar, beside, draw_frame, fit, fit_block, justify
 from dpo_cli.ui.terminal.metrics import (
     GROUPS_TITLE,
     figures,
@@ -113,10 +113,10 @@ class Dashboard:
         """Return `height` lines of `width` cells."""
         top = [self._title(width), *self._progress(width)]
         if self.headline is not None:
-            top = [justified(*self.headline, width), *top]
+            top = [justify(*self.headline, width), *top]
         messages = self._messages(console, width, height)
         body = self._body(console, width, height - len(top) - len(messages) - 1)
-        return pile([*top, *body, *messages, self._footer(width)], width, height)
+        return fit_block([*top, *body, *messages, self._footer(width)], width, height)
 
     @property
     def state(self) -> RunState:
@@ -135,7 +135,7 @@ class Dashboard:
         if self.view.plan:
             words.append(f"  {one_line(self.view.plan.model.description)}")
         state = Text(f"  {self.state}", style=_STATE_STYLES.get(self.state, "bold cyan"))
-        return justified(words, state, width)
+        return justify(words, state, width)
 
     def _progress(self, width: int) -> Block:
         """Return two progress lines: of run and epoch or, before training, of the phase."""
@@ -171,7 +171,7 @@ class Dashboard:
         numbers_width = _WIDE_NUMBERS_WIDTH if width >= _WIDE else _NUMBERS_WIDTH
         charts_width = width - numbers_width
         if self.shows_help:
-            return framed("help", _help_lines(width, console), width, height)
+            return draw_frame("help", _help_lines(width, console), width, height)
         if charts_width < _LEAST_CHARTS_WIDTH:
             return self._numbers(width, height)
         if self.view.step:
@@ -180,8 +180,8 @@ class Dashboard:
             left = charts(self.view, charts_width, height - len(below)) + below
         else:
             lines = self._plan_lines(console, charts_width)
-            frame = framed("plan", lines, charts_width, min(height, len(lines) + 2))
-            left = pile(frame, charts_width, height)
+            frame = draw_frame("plan", lines, charts_width, min(height, len(lines) + 2))
+            left = fit_block(frame, charts_width, height)
         return beside(left, self._beside_charts(console, numbers_width, height))
 
     def _beside_charts(self, console: Console, width: int, height: int) -> Block:
@@ -193,13 +193,13 @@ class Dashboard:
             return self._numbers(width, height)
         block = self._numbers(width, whole)
         if groups and rest - len(groups) - 2 >= len(self._plan_lines(console, width)) + 2:
-            block += framed(GROUPS_TITLE, groups, width, len(groups) + 2)
+            block += draw_frame(GROUPS_TITLE, groups, width, len(groups) + 2)
         return block + self._plan(console, width, height - len(block))
 
     def _numbers(self, width: int, height: int) -> Block:
         has_gap = height >= len(self._number_lines(width, has_gap=True)) + 2
         title = metrics_title(self.view)
-        return framed(title, self._number_lines(width, has_gap=has_gap), width, height)
+        return draw_frame(title, self._number_lines(width, has_gap=has_gap), width, height)
 
     def _number_lines(self, width: int, *, has_gap: bool) -> Block:
         table = metrics_table(self.view, width - 4)
@@ -207,7 +207,7 @@ class Dashboard:
         return [*table, *([Text()] if has_gap else []), *figures(self.view, self.now, disk)]
 
     def _plan(self, console: Console, width: int, height: int) -> Block:
-        return framed("plan", self._plan_lines(console, width), width, height)
+        return draw_frame("plan", self._plan_lines(console, width), width, height)
 
     def _plan_lines(self, console: Console, width: int) -> Block:
         """Return the plan for a frame of `width` cells."""
@@ -251,7 +251,7 @@ class Dashboard:
         offered = [Text.assemble((key, "bold cyan"), f" {word}") for key, word in self.keys.items()]
         keys = Text("   ").join(offered)
         fits = notice.cell_len + keys.cell_len < width
-        return justified(notice, keys, width) if fits else notice or keys
+        return justify(notice, keys, width) if fits else notice or keys
 
     def _next_command(self) -> Text:
         match self.state:

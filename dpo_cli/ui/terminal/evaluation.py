@@ -147,7 +147,7 @@ def notes(evaluation: Evaluation) -> list[str]:
             f" ({chance:.2f} nats per token); check that the tokenizer belongs to these weights"
         )
     for letter, model in models.items():
-        lines.append(_subject([letter], models) + _verdict(model.groups[ALL]))
+        lines.append(_subject([letter], models) + _compare_with_chance(model.groups[ALL]))
     if len(models) > 1:
         letters = list(models)
         return lines + [
@@ -166,7 +166,7 @@ def _is_reference(figures: Figures) -> bool:
     return figures.get(TIES) == 1
 
 
-def _verdict(figures: Figures) -> str:
+def _compare_with_chance(figures: Figures) -> str:
     """Compare the accuracy of a model with chance, by its 95 % interval."""
     if _is_reference(figures):
         return "identical to the reference: nothing was learned"

@@ -20,12 +20,12 @@ def fit(line: Text, width: int) -> Text:
     return line
 
 
-def justified(left: Text, right: Text, width: int) -> Text:
+def justify(left: Text, right: Text, width: int) -> Text:
     """Place two texts at the two ends of a line; only the left one is cut."""
     return Text.assemble(fit(left, width - right.cell_len), right)
 
 
-def pile(lines: Iterable[Text], width: int, height: int) -> Block:
+def fit_block(lines: Iterable[Text], width: int, height: int) -> Block:
     """Cut or pad lines to a block of this size."""
     block = [fit(line, width) for line in lines][:height]
     return block + [Text(" " * width) for _ in range(height - len(block))]
@@ -36,11 +36,11 @@ def beside(left: Block, right: Block) -> Block:
     return [Text.assemble(*pair) for pair in zip(left, right, strict=True)]
 
 
-def framed(
+def draw_frame(
     title: str, lines: Iterable[Text], width: int, height: int, legend: Text | None = None
 ) -> Block:
     """Draw a frame around lines, with a title at the top left and a legend at the top right."""
-    inner = pile(lines, width - 4, height - 2)
+    inner = fit_block(lines, width - 4, height - 2)
     rule = width - 2 - len(f"─ {title} ")
     tail = Text.assemble(" ", legend, (" ─", "dim")) if legend else Text()
     top = Text.assemble(

@@ -21,7 +21,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def lengths_table(histograms: Sequence[Histogram]) -> RenderableType:
-    """Return a table of length histograms; the bin behind the line holds the truncated pairs."""
+    """Return a table of length histograms; the bin after the line holds the truncated pairs."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     limit = histograms[0].limit_tokens
     pairs = sum(histograms[0].counts)

@@ -219,9 +219,9 @@ def has_micro_steps(plan: Plan | None) -> bool:
     return plan is not None and plan.steps.accumulation_steps > 1
 
 
-def step_name(plan: Plan | None) -> str:
-    """Return the name of what `StepDone.step` counts; with accumulation it is not a step."""
-    return "micro-step" if has_micro_steps(plan) else "step"
+def step_name(*plans: Plan | None) -> str:
+    """Return "micro-step", which `StepDone.step` counts, if a plan accumulates; else "step"."""
+    return "micro-step" if any(map(has_micro_steps, plans)) else "step"
 
 
 def _ranks_line(hosts: Sequence[str]) -> Text:

@@ -11,7 +11,7 @@ from dpo_cli.run.events import ACCURACY
 from dpo_cli.run.plan import Plan
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.charts import FEW_POINTS, Curve, Level, Mark, draw, smooth
-from dpo_cli.ui.terminal.layout import Block, beside, framed
+from dpo_cli.ui.terminal.layout import Block, beside, draw_frame
 from dpo_cli.ui.terminal.plain import step_name
 
 TRAIN, HELD_OUT, CHOSEN, REJECTED = "cyan", "magenta", "green", "red"
@@ -134,7 +134,7 @@ def _chart(view: RunView, plot: Plot, width: int, height: int) -> Block:
         level=plot.level,
         least_span=plot.least_span,
     )
-    return framed(plot.title, lines, width, height, _legend(plot, width))
+    return draw_frame(plot.title, lines, width, height, _legend(plot, width))
 
 
 def _legend(plot: Plot, width: int) -> Text:

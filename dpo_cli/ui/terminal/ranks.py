@@ -8,7 +8,7 @@ from statistics import fmean, median_low
 from rich.text import Text
 
 from dpo_cli.run.events import StepDone
-from dpo_cli.ui.terminal.layout import Block, bar, framed
+from dpo_cli.ui.terminal.layout import Block, bar, draw_frame
 
 _SHOWN, _ROWS = 8, 4
 _SLOW = 1.5
@@ -66,7 +66,7 @@ def ranks_frame(steps: Sequence[StepDone], width: int) -> Block:
     lines = [Text(" ").join(cells[n] for n in range(row, len(cells), rows)) for row in range(rows)]
     title = "ranks" if len(shown) == len(seconds) else f"slowest of {len(seconds)} ranks"
     legend = Text(f"rank {slow} is slow", style="bold yellow") if slow is not None else None
-    return framed(title, lines, width, rows + 2, legend)
+    return draw_frame(title, lines, width, rows + 2, legend)
 
 
 def _cell(rank: int, seconds: Sequence[float], size_bytes: int, is_slow: bool, width: int) -> Text:

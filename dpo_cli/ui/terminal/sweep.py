@@ -28,7 +28,7 @@ from dpo_cli.run.summary import RunSummary, summarize
 from dpo_cli.run.sweep import SweepDirectory
 from dpo_cli.run.view import RunState, RunView
 from dpo_cli.shell import dpo_command
-from dpo_cli.ui.comparison import ComparedRun, best, indistinguishable, listed
+from dpo_cli.ui.comparison import ComparedRun, best, indistinguishable, join_names
 from dpo_cli.ui.significance import pairs_to_settle, still_needed
 from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.panel import Panel
@@ -156,7 +156,9 @@ def _shared(points: Sequence[Point]) -> str:
         return "nothing: there is no cache directory; set DPO_CACHE_DIR"
     keys = [key for key in points[0].values if key in keys_affecting(Affects.TOKENS)]
     pairs = (
-        f"encoded pairs per value of {listed(map(short_key, keys))}" if keys else "encoded pairs"
+        f"encoded pairs per value of {join_names(map(short_key, keys))}"
+        if keys
+        else "encoded pairs"
     )
     needed = count_references(profiles)
     if needed == 0:
@@ -173,7 +175,7 @@ def _best_by(points: Sequence[Point]) -> str:
     if not all(has_held_out_pairs(point.profile) for point in points):
         return _NO_PAIRS
     if keys := keys_changing_held_out(points):
-        return f"no ranking, because the held-out pairs depend on {listed(keys)}"
+        return f"no ranking, because the held-out pairs depend on {join_names(keys)}"
     return "accuracy on the held-out pairs, which are the same for all runs"
 
 
@@ -308,9 +310,11 @@ def best_lines(
     if close := [letter for letter, result in results.items() if result]:
         settles = still_needed("; ", pairs_to_settle(filter(None, results.values())))
         how = f"{settles} at 95 %" if settles else ""
-        lines.append(Text(f"      not distinguishable from {listed(close)}{how}"))
+        lines.append(Text(f"      not distinguishable from {join_names(close)}{how}"))
     if untested := [letter for letter, result in results.items() if result is None]:
-        lines.append(Text(f"      not compared with {listed(untested)}: no scores of each pair"))
+        lines.append(
+            Text(f"      not compared with {join_names(untested)}: no scores of each pair")
+        )
     export = dpo_command("export", directories[first.letter].designation)
     lines.append(Text.assemble(("export: ", "dim"), export))
     return lines

@@ -37,6 +37,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from inputs import add_trl
 from steps import (
     forward_gflop,
     make_step,
@@ -44,6 +45,7 @@ from steps import (
     prepare,
     prepare_trl,
     rate_of_product,
+    trl_settings,
 )
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -132,7 +134,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto", help="as train.device; default: the GPU")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
-    parser.add_argument("--trl", type=Path, metavar="PYTHON", help="of an environment with TRL")
+    add_trl(parser)
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -273,11 +275,8 @@ def _run_trl(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 
     dtype = resolve(options.device, "auto").dtype
     settings = {
-        "per_device_train_batch_size": options.batch_size,
+        **trl_settings(options, is_on_cpu=options.device == "cpu"),
         "gradient_accumulation_steps": options.accumulation_steps,
-        "max_length": options.max_seq_len,
-        "learning_rate": 1e-7,
-        "use_cpu": options.device == "cpu",
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
         "gradient_checkpointing": False,

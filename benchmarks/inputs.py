@@ -15,3 +15,8 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("data", type=Path)
     return parser
+
+
+def add_trl(parser: argparse.ArgumentParser) -> None:
+    """Add the option that also measures TRL, in an environment of its own."""
+    parser.add_argument("--trl", type=Path, metavar="PYTHON", help="of an environment with TRL")

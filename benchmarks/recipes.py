@@ -38,9 +38,9 @@ from inputs import make_parser
 from small_data import RATES, measure_small_data, show_small_data
 
 from dpo_cli.intervals import wilson_interval
+from dpo_cli.learning_rate import LearningRate
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Evaluated, Sampled, StepDone, history
-from dpo_cli.training.optimizer import LearningRate
 
 BRAKES = (
     *(("mean", beta) for beta in (0.1, 2.0, 5.0, 10.0)),

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from inputs import make_parser
+from inputs import add_trl, make_parser
 from steps import (
     answer,
     forward_gflop,
@@ -35,6 +35,7 @@ from steps import (
     prepare,
     prepare_trl,
     rate_of_product,
+    trl_settings,
 )
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="even where there is a card")
     parser.add_argument("--only", action="append", help="a variant's name; may be repeated")
     parser.add_argument("--each", action="store_true", help="also with each technique left out")
-    parser.add_argument("--trl", type=Path, metavar="PYTHON", help="of an environment with TRL")
+    add_trl(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -161,12 +162,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     if options.trl:
         trl = prepare_trl(options, folder)
-        common = {
-            "per_device_train_batch_size": options.batch_size,
-            "max_length": options.max_seq_len,
-            "learning_rate": 1e-7,
-            "use_cpu": options.cpu or not torch.cuda.is_available(),
-        }
+        common = trl_settings(options, is_on_cpu=options.cpu or not torch.cuda.is_available())
         commands |= {name: [*trl, json.dumps({**common, **own})] for name, own in TRL.items()}
     if options.only:
         commands = {name: commands[name] for name in options.only}

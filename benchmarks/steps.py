@@ -239,6 +239,16 @@ def prepare_trl(options: argparse.Namespace, folder: Path) -> list[str]:
     return [str(options.trl), str(script), str(folder / "model"), str(folder / "kept.jsonl")]
 
 
+def trl_settings(options: argparse.Namespace, *, is_on_cpu: bool) -> dict[str, Any]:
+    """The settings of TRL's trainer that follow from the sizes of a benchmark."""
+    return {
+        "per_device_train_batch_size": options.batch_size,
+        "max_length": options.max_seq_len,
+        "learning_rate": 1e-7,
+        "use_cpu": is_on_cpu,
+    }
+
+
 def answer(command: list[str]) -> Any:
     """What a process printed last, as JSON."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

@@ -21,10 +21,10 @@ from dpo_cli import __version__
 from dpo_cli.commands.group import LazyGroup
 from dpo_cli.commands.help import HELP_OPTIONS
 from dpo_cli.commands.usage import as_usage_error
-from dpo_cli.errors import DpoError, ExitCode
+from dpo_cli.errors import DpoError, ExitCode, naming
 from dpo_cli.printable import degrade_streams, printable
 from dpo_cli.run.child_environment import bounded_spin
-from dpo_cli.streams import open_standard_streams
+from dpo_cli.streams import open_standard_streams, stream_name
 from dpo_cli.ui.terminal.console import SafeConsole, echo
 
 _MODULES = {
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
     except OSError as error:
-        _print_error(error_lines(_system_error(error, "standard output")))
+        _print_error(error_lines(_system_error(error)))
         code = ExitCode.FAILED
     except BaseException as error:  # a panic in Rust code does not inherit from Exception
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -166,23 +166,19 @@ def _print_error(lines: list[Text]) -> None:
             console.print(line, soft_wrap=True)
 
 
-def _system_error(error: OSError, where: str) -> DpoError:
-    """Convert an error of the operating system that no caller has converted.
-
-    Args:
-        error: its file name is used, if it has one.
-        where: what could not be read or written otherwise.
-    """
+def _system_error(error: OSError) -> DpoError:
+    """Convert an error of the operating system that no caller has converted."""
     if os.environ.get("DPO_TRACEBACK") == "1":
         traceback.print_exc()
     try:
         os.getcwd()
     except OSError:
         return DpoError("the working directory was removed", "Change to a directory that exists.")
+    failed = "an operation of the system failed"
     if error.filename is not None:
-        where = os.fsdecode(error.filename)
+        failed = f"cannot read or write {os.fsdecode(error.filename)}"
     return DpoError(
-        f"cannot read or write {where}: {error.strerror or error}",
+        f"{failed}: {error.strerror or error}",
         "Check its permissions and the disk. DPO_TRACEBACK=1 shows where it was used.",
     )
 
@@ -196,7 +192,7 @@ def _flush_output() -> ExitCode | None:
     error = _flush(sys.stdout)
     code = None
     if error is not None and not isinstance(error, BrokenPipeError):
-        _print_error(error_lines(_system_error(error, "standard output")))
+        _print_error(error_lines(_system_error(error)))
         code = ExitCode.FAILED
     for stream in (sys.stdout, sys.stderr):
         if _flush(stream) is not None:  # must not raise again while Python exits
@@ -206,7 +202,8 @@ def _flush_output() -> ExitCode | None:
 
 def _flush(stream: TextIO) -> OSError | None:
     try:
-        stream.flush()
+        with naming(stream_name(stream)):
+            stream.flush()
     except OSError as error:
         return error
     return None

@@ -6,7 +6,9 @@ Every other exception is a bug: it keeps its traceback, in a file or in the work
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
 
@@ -77,6 +79,25 @@ class NoSpaceError(DpoError):
     """Full disk; the last saved checkpoint is intact."""
 
     exit_code = ExitCode.NO_SPACE
+
+
+@contextmanager
+def naming(
+    place: str | os.PathLike[str], *, instead_of: os.PathLike[str] | None = None
+) -> Iterator[None]:
+    """Name `place` in an OSError without a file name, as write() and fsync() raise it.
+
+    Args:
+        place: the file, or the name of a stream.
+        instead_of: a temporary file whose name `place` replaces.
+    """
+    try:
+        yield
+    except OSError as error:
+        temporary = os.fspath(instead_of) if instead_of else None
+        if error.errno is not None and error.filename in (None, temporary):
+            error.filename = os.fspath(place)
+        raise
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 
+from dpo_cli.errors import naming
 from dpo_cli.machine import IS_WINDOWS, NO_FOLLOW, NO_WAIT, flush
 
 _NOT_REGULAR = "not a regular file"
@@ -145,7 +146,8 @@ def fsync_path(path: Path) -> None:
     # Windows flushes only files that are open for writing.
     descriptor = os.open(path, os.O_RDWR if IS_WINDOWS else os.O_RDONLY)
     try:
-        flush(descriptor)
+        with naming(path):
+            flush(descriptor)
     finally:
         os.close(descriptor)
 
@@ -179,10 +181,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         f".{path.name}.{uuid.uuid4().hex}.tmp"
     )  # `leftovers` parses this name
     try:
-        write(temporary)
-        apply_umask(temporary)
-        fsync_path(temporary)
-        os.replace(temporary, path)
+        with naming(path, instead_of=temporary):
+            write(temporary)
+            apply_umask(temporary)
+            fsync_path(temporary)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -237,11 +240,13 @@ def leftovers(directory: Path) -> Iterator[tuple[Path, str]]:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write text in UTF-8 with `write_atomically`."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
+    write_atomically(path, lambda temporary: write_text(temporary, text))
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8; an error names the file."""
+    with naming(path):
+        path.write_text(text, encoding="utf-8")
 
 
 PAIR_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".ndjson")

@@ -42,9 +42,14 @@ def format_number(value: float | None, spec: str) -> str:
     return MISSING if value is None else format(value + 0.0, spec)  # -0.0 + 0.0 is 0.0: no "-0"
 
 
-def format_percent(share: float) -> str:
-    """Return a share as a percentage of three digits: 0.0231 becomes 2.31 %."""
-    return f"{100 * share:.3g} %"
+def format_percent(share: float, decimals: int | None = None) -> str:
+    """Return a share as a percentage: 0.0231 becomes 2.31 %, or 2 % with 0 decimals.
+
+    Args:
+        share: 1 becomes 100 %.
+        decimals: number of decimals; None for three digits in all.
+    """
+    return f"{100 * share:.3g} %" if decimals is None else f"{100 * share:.{decimals}f} %"
 
 
 def format_rate(number: float) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dpo_cli.errors import DpoError
-from dpo_cli.files import fsync_path, is_not_regular, open_regular, sha256_file
+from dpo_cli.files import fsync_path, is_not_regular, open_regular, sha256_file, write_text
 
 MANIFEST = "manifest.json"
 _NOT_A_FILE = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
@@ -57,7 +57,7 @@ def write_manifest(
         for file in files
     }
     path = directory / name
-    path.write_text(json.dumps({**facts, "files": entries}, indent=1), encoding="utf-8")
+    write_text(path, json.dumps({**facts, "files": entries}, indent=1))
     fsync_path(path)
 
 

@@ -1,9 +1,11 @@
-"""95 % confidence intervals of shares in small samples."""
+"""95 % confidence intervals: of shares in small samples, and the names of their ends."""
 
 from __future__ import annotations
 
 Z = 1.959963984540054
 """Quantile of the normal distribution: 95 % lies within Z standard deviations."""
+LOW, HIGH = "/low", "/high"
+"""Suffixes of a metric's name for the two ends of its 95 % interval."""
 
 
 def wilson_interval(share: float, count: float) -> tuple[float, float]:

@@ -1,9 +1,13 @@
-"""Standard streams: descriptors 0 to 2 of a process are always open."""
+"""Standard streams: descriptors 0 to 2 of a process are always open, and errors name them."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import IO
+
+_NAMES = {1: "standard output", 2: "standard error"}
+_OTHER = "the output"
 
 
 def open_standard_streams() -> None:
@@ -25,3 +29,11 @@ def open_standard_streams() -> None:
             if getattr(sys, name) is None:  # the descriptor was closed when Python started
                 stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
                 setattr(sys, name, stream)
+
+
+def stream_name(stream: IO[str]) -> str:
+    """Return the name of an output stream for messages, for example "standard output"."""
+    try:  # by the descriptor, because rich and notebooks replace sys.stdout by objects of their own
+        return _NAMES.get(stream.fileno(), _OTHER)
+    except (OSError, ValueError, AttributeError):
+        return _OTHER

@@ -15,7 +15,17 @@ HEAVY = ("torch", "transformers", "safetensors", "tokenizers")
 
 # From the bottom up; a package may import those on lower floors, and itself.
 FLOORS = [
-    {"errors", "findings", "formatting", "intervals", "printable", "shell", "streams", "__init__"},
+    {
+        "errors",
+        "findings",
+        "formatting",
+        "intervals",
+        "learning_rate",
+        "printable",
+        "shell",
+        "streams",
+        "__init__",
+    },
     {"machine"},
     {"files"},
     {"hub", "integrity", "paired", "parent_death", "repetition", "signatures"},
@@ -41,6 +51,7 @@ LIGHT = (
         "hub",
         "integrity",
         "intervals",
+        "learning_rate",
         "paired",
         "signatures",
     ),

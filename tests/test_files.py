@@ -1,14 +1,19 @@
-"""Files that are none: devices, FIFOs and links where a file is read, written or removed."""
+"""Files that are none (devices, FIFOs, links), and files that a full disk cuts off."""
 
 from __future__ import annotations
 
 import os
+import resource
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from dpo_cli.errors import DpoError
+from dpo_cli import app
+from dpo_cli.commands.console import write_output
+from dpo_cli.errors import DpoError, NoSpaceError
 from dpo_cli.files import (
     glob_inside,
     is_special,
@@ -17,7 +22,10 @@ from dpo_cli.files import (
     write_atomically,
     write_text_atomically,
 )
+from dpo_cli.run import checkpoints
 from dpo_cli.run.disk import explain_disk_errors
+from dpo_cli.run.event_writer import EventWriter
+from dpo_cli.run.events import Stopped
 
 
 @pytest.fixture(params=["fifo", "socket-like device", "link to a device"])
@@ -78,3 +86,53 @@ def test_a_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
     write_atomically(tmp_path / "x", lambda path: os.close(os.open(path, os.O_CREAT, 0o600)))
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("other", "x")}
     assert len(modes) == 1
+
+
+@contextmanager
+def small_files() -> Iterator[None]:
+    """A limit of 10 bytes for every file: write() fails like on a full disk, without a name."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_error_of_write_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "profile.toml"
+    with small_files(), pytest.raises(OSError, match="File too large") as raised:
+        write_text_atomically(path, "0123456789 and more")
+    assert raised.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_names_the_report_and_the_part_of_a_checkpoint(tmp_path: Path) -> None:
+    with small_files(), pytest.raises(NoSpaceError) as raised:
+        write_output(tmp_path / "report.html", b"0123456789 and more")
+    assert raised.value.details == (f"while writing {tmp_path / 'report.html'}",)
+    with small_files(), pytest.raises(NoSpaceError) as raised:
+        checkpoints.commit(tmp_path, 1, lambda folder: (folder / "state").touch())
+    [detail] = raised.value.details
+    assert detail.startswith(f"while writing {tmp_path}/tmp-")
+    assert detail.endswith("/manifest.json")
+
+
+def test_a_full_disk_names_the_event_stream(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path / "events.jsonl")
+    with small_files(), pytest.raises(OSError) as raised:  # noqa: PT011 - the name is checked
+        writer.append(Stopped(reason="interrupted", step=3, optimizer_step=3))
+    assert raised.value.filename == str(tmp_path / "events.jsonl")
+    assert (tmp_path / "events.jsonl").read_bytes() == b""
+
+
+def test_the_command_line_names_the_file_that_a_full_disk_cuts_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with small_files():
+        assert app.main(["init", "my", "--template", "demo"]) == 75
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "error: no space left to write in profiles",
+        "  while writing profiles/dpo.schema.json",
+    ]

@@ -26,43 +26,26 @@ class RunFacts:
     """Facts about a run that are fixed before its first step.
 
     Attributes:
+        recipe: values that remedies compare with the proposed ones.
         optimizer_steps: number of planned optimizer steps.
-        parameters: number of trained parameters.
-        vocab_size: number of entries of its vocabulary.
-        learning_rate: train.learning_rate of the profile.
-        lr_sum: sum of the learning rates of all planned steps.
-        beta, reduction: dpo.beta and dpo.reduction of the profile.
+        vocab_size: number of entries of the policy's vocabulary.
         saturation_margin: see `dpo_cli.profile.doctrine.saturation_margin`.
         export_dtype: dtype of the exported weights file.
-        is_lora: an adapter is trained.
         keeps_small_updates: stochastic rounding keeps in that file what the nearest value loses.
         state_bytes: bytes that one save writes.
         threads: number of CPU threads.
         rows_of: maps optimizer step (from 1) and micro-batch (from 0) to the names of its rows.
     """
 
+    recipe: RunRecipe
     optimizer_steps: int
-    parameters: int
     vocab_size: int
-    learning_rate: float
-    lr_sum: float
-    beta: float
-    reduction: str
     saturation_margin: float
     export_dtype: str
     state_bytes: int
     threads: int
     rows_of: Callable[[int, int], str]
     keeps_small_updates: bool = False
-    is_lora: bool = False
-
-    @property
-    def recipe(self) -> RunRecipe:
-        """Values that remedies compare with the proposed ones."""
-        return RunRecipe(
-            *(self.reduction, self.beta, self.learning_rate, self.lr_sum, self.parameters),
-            is_lora=self.is_lora,
-        )
 
 
 @dataclass

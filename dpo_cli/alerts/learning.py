@@ -6,6 +6,7 @@ import math
 from statistics import fmean
 
 from dpo_cli.alerts.history import RunFacts, RunHistory
+from dpo_cli.formatting import format_percent
 from dpo_cli.intervals import wilson_interval
 from dpo_cli.profile.doctrine import MAX_SATURATION_MARGIN, learn_more
 from dpo_cli.run.events import Alert
@@ -57,7 +58,7 @@ def _nats_at_start(history: RunHistory, facts: RunFacts) -> float | None:
     """Return the loss per token of the chosen answers before the first update, if it is known."""
     if history.held_out is not None and history.held_out.optimizer_step == 0:
         logp = history.held_out.metrics.get("token_logps/chosen")
-    elif facts.reduction == "mean" and history.first and history.last.optimizer_step == 1:
+    elif facts.recipe.reduction == "mean" and history.first and history.last.optimizer_step == 1:
         logp = history.last.metrics.get("logps/chosen")
     else:
         return None
@@ -110,38 +111,36 @@ def stuck(history: RunHistory, facts: RunFacts) -> Alert | None:
     if is_still and has_moved and not saturates:
         return Alert(
             code="no-saturation",
-            message=f"the loss reads {now:.4f} {after} although {moved:.0%} of the weights have"
-            f" changed: with {facts.reduction} and beta {facts.beta:g} it hardly reacts (its"
-            f" gradient halves at a margin of {facts.saturation_margin:.2g} nats a token), so only"
-            " the learning rate limits how far the model moves",
+            message=f"the loss reads {now:.4f} {after} although {format_percent(moved, 0)} of"
+            f" the weights have changed: with {facts.recipe.reduction} and beta"
+            f" {facts.recipe.beta:g} it hardly reacts (its gradient halves at a margin of"
+            f" {facts.saturation_margin:.2g} nats a token), so only the learning rate limits how"
+            " far the model moves",
             remedy=learn_more(facts.recipe),
         )
-    if has_moved and (accuracy := history.accuracy) and _is_no_better_than_chance(*accuracy):
+    if has_moved and (accuracy := history.accuracy):
         share, pairs = accuracy
         low, high = wilson_interval(share, pairs)
-        return Alert(
-            code="accuracy-stuck",
-            message=f"{after} the accuracy of the last {pairs:,} pairs is {share:.2f} (95 %:"
-            f" {low:.2f} to {high:.2f}), no better than chance, although {moved:.0%} of the weights"
-            " have changed: the pairs have nothing in common to learn",
-            remedy="Check the pairs: is chosen the better answer, do some pairs contradict others?"
-            " If they are correct, lower train.learning_rate: the lr_sum may be so large that the"
-            " model breaks.",
-        )
+        if low <= 0.5 and high < USELESS_ACCURACY:
+            return Alert(
+                code="accuracy-stuck",
+                message=f"{after} the accuracy of the last {pairs:,} pairs is {share:.2f} (95 %:"
+                f" {low:.2f} to {high:.2f}), no better than chance, although"
+                f" {format_percent(moved, 0)} of the weights have changed: the pairs have"
+                " nothing in common to learn",
+                remedy="Check the pairs: is chosen the better answer, do some pairs contradict"
+                " others? If they are correct, lower train.learning_rate: the lr_sum may be so"
+                " large that the model breaks.",
+            )
     if is_still and not has_moved:
         return Alert(
             code="lr-sum-small",
             message=f"the loss still reads {now:.4f} {after}: an lr_sum (sum of the learning rates)"
-            f" of {history.lr_sum:.1e} so far hardly moves the weights ({moved:.1%} of them changed"
-            f" in a {facts.export_dtype} file)",
+            f" of {history.lr_sum:.1e} so far hardly moves the weights"
+            f" ({format_percent(moved, 1)} of them changed in a {facts.export_dtype} file)",
             remedy=learn_more(facts.recipe),
         )
     return None
-
-
-def _is_no_better_than_chance(accuracy: float, pairs: int) -> bool:
-    low, high = wilson_interval(accuracy, pairs)
-    return low <= 0.5 and high < USELESS_ACCURACY
 
 
 def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:
@@ -154,7 +153,8 @@ def resolution(history: RunHistory, facts: RunFacts) -> Alert | None:
     return Alert(
         code="below-resolution",
         message=f"after {history.last.optimizer_step} of {facts.optimizer_steps} updates"
-        f" {moved:.1%} of the weights have another value in a {dtype} file: the update is smaller"
-        " than the rounding, so the file will hardly differ from the starting weights",
+        f" {format_percent(moved, 1)} of the weights have another value in a {dtype} file: the"
+        " update is smaller than the rounding, so the file will hardly differ from the starting"
+        " weights",
         remedy=better + learn_more(facts.recipe),
     )

@@ -12,7 +12,8 @@ from dpo_cli.alerts.history import RunFacts, RunHistory
 from dpo_cli.alerts.learning import displacement, guessing, resolution, stuck
 from dpo_cli.alerts.machine import Contention, Speed, disk
 from dpo_cli.alerts.stability import drift, gradient, spike
-from dpo_cli.run.events import Alert, Evaluated, Event, StepDone, WorkerStarted
+from dpo_cli.alerts.start import start_repeats
+from dpo_cli.run.events import Alert, Evaluated, Event, Sampled, StepDone, WorkerStarted
 
 AlertRule = Callable[[RunHistory, RunFacts], Alert | None]
 
@@ -73,6 +74,8 @@ class AlertRules:
                     for rule, codes in RULES.items()
                     if not self._given.intersection(codes)
                 ]
+            case Sampled(step=0):
+                alerts = [start_repeats([sample["policy"] for sample in event.samples])]
         if isinstance(event, StepDone):
             alerts += [self._speed.take(event), self._contention.take(event, stolen)]
         if free_bytes is not None:

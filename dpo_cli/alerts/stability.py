@@ -40,7 +40,7 @@ def gradient(history: RunHistory, facts: RunFacts) -> Alert | None:
     norms, now = history.first_values("grad_norm"), median(history.recent_values("grad_norm"))
     loss, first_loss = fmean(history.recent_values("loss")), history.first[0].metrics["loss"]
     # Root mean square of the gradient of one weight, to compare with AdamW's epsilon.
-    step, per_weight = history.last.step, now / math.sqrt(facts.parameters)
+    step, per_weight = history.last.step, now / math.sqrt(facts.recipe.parameters)
     if per_weight < ADAM_EPSILON or now < VANISHED * max(norms):
         if loss < MEMORIZED * first_loss:
             return Alert(

@@ -25,6 +25,7 @@ from dpo_cli.run.events import Event, EventReader, history
 from dpo_cli.run.models import NamedModel
 from dpo_cli.run.spawn import SpawnedLauncher
 from dpo_cli.run.start import AlreadyCompleteError, Start, resumed_run
+from dpo_cli.run.thinning import read_view
 from dpo_cli.run.view import RunState, RunView
 from dpo_cli.ui.snapshot import notebook_display, panel_html, panel_text, read_panel
 from dpo_cli.ui.terminal.console import SafeConsole
@@ -340,7 +341,12 @@ class _Display:
     def __init__(self, run: Run) -> None:
         self._run = run
         console = SafeConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self._report = PlainReport(console, run.directory.designation, run.path)
+        self._report = PlainReport(
+            console,
+            run.directory.designation,
+            run.path,
+            read_view=lambda: read_view(run.directory.events_path),
+        )
         display = notebook_display()
         self._handle = display(run, display_id=True) if display else None
         self._drawn_at = 0.0

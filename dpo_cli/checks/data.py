@@ -22,7 +22,7 @@ from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import SAME_ANSWERS, EncodedRows, Rows
 from dpo_cli.errors import DpoError
 from dpo_cli.findings import Histogram, PairIssue
-from dpo_cli.formatting import format_count
+from dpo_cli.formatting import format_count, format_percent
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.training.sources import OnProgress, cut, encode
@@ -137,7 +137,7 @@ def check_masks(reporter: Reporter, rows: Rows) -> None:
     share, fewest = int(answers.sum()) / int(rows.kept.lengths.sum()), int(answers.min())
     turns = describe_scored_turns(rows)
     message = (
-        f"{share:.0%} of the tokens carry loss, at least {fewest} per side,"
+        f"{format_percent(share, 0)} of the tokens carry loss, at least {fewest} per side,"
         f" {answers.double().mean():.0f} on average{turns}"
     )
     if fewest:
@@ -219,8 +219,8 @@ def _check_kept(
         why = ", ".join(f"{number:,} {reason}" for reason, number in skipped.items() if number)
         message += f"; skipped: {why}"
     if truncated := int(rows.kept.shortened.sum()):
-        share = truncated / len(rows.kept)
-        message += f"; {truncated:,} of the kept rows ({share:.0%}) are truncated"
+        share = format_percent(truncated / len(rows.kept), 0)
+        message += f"; {truncated:,} of the kept rows ({share}) are truncated"
     offers, most = [], len(rows.kept)
     for length, other in longer:
         if len(other.kept) > most:

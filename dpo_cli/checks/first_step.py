@@ -7,23 +7,32 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Mapping
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from dpo_cli.alerts.start import start_repeats
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.trial_trainer import TrialTrainer, small_micro_batch
+from dpo_cli.data.chat import ChatTokenizer
+from dpo_cli.formatting import format_count, format_percent
 from dpo_cli.models.convert import EMBEDDING, HEAD
 from dpo_cli.objective.logps import to_float64_device
 from dpo_cli.objective.losses import PairScores, loss_at_start
+from dpo_cli.repetition import repetition
 from dpo_cli.training.inputs import RunInputs
+from dpo_cli.training.samples import greedy_answer, prompt_of
 from dpo_cli.training.setup import fallback_alert
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Tolerance of the first loss by dtype: two forwards of the same weights may differ by rounding. It
 is absolute up to a loss of 1 nat and relative above."""
 
+_ANSWERS, _ANSWER_SECONDS = 3, 5.0
+"""Number of answers of the starting weights, and seconds after which none is begun."""
 _NAMED_TENSORS = 6
 _EXPERT = re.compile(r"(.*\.experts\.\d+)\.")
 _ROUTER = ".mlp.gate.weight"
@@ -58,6 +67,30 @@ def check_first_step(reporter: Reporter, trial: TrialTrainer) -> None:
     _check_gradients(reporter, inputs, inputs.trainable.to_native_names(on_disk))
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
+
+
+def check_start_answers(reporter: Reporter, trial: TrialTrainer, tokenizer: ChatTokenizer) -> None:
+    """Warn if the answers of the starting weights repeat themselves."""
+    inputs, policy = trial.inputs, trial.trainer.policy
+    pairs = inputs.held_out or inputs.pairs
+    count = min(_ANSWERS, len(pairs))
+    answers: list[str] = []
+    policy.eval()
+    began = time.perf_counter()
+    # A large model on a CPU answers once.
+    while len(answers) < count and (not answers or time.perf_counter() - began < _ANSWER_SECONDS):
+        prompt = prompt_of(pairs[len(answers) * len(pairs) // count])
+        answers.append(greedy_answer(inputs, tokenizer, policy, prompt))
+    if alert := start_repeats(answers):
+        reporter.warn(alert.code, "model.weights", alert.message, alert.remedy)
+        return
+    share = format_percent(fmean(map(repetition, answers)), 0)
+    reporter.ok(
+        "start-answers",
+        "model.weights",
+        f"greedy answers to {format_count(len(answers), 'prompt')} repeat {share} of their text"
+        " before training",
+    )
 
 
 def _check_loss(reporter: Reporter, inputs: RunInputs, pairs: PairScores) -> None:

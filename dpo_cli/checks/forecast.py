@@ -15,7 +15,7 @@ from dpo_cli.checks.trial_trainer import Sample, TrialTrainer
 from dpo_cli.compute.device import DTYPES
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.data.tokens import TokenizedPairs
-from dpo_cli.formatting import format_duration
+from dpo_cli.formatting import format_duration, format_percent
 from dpo_cli.training.checkpointing import pause_seconds, state_bytes
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.reference import CachedReference, open_references
@@ -25,6 +25,10 @@ SAMPLES = 3
 """Number of timed steps besides the one on the longest batch: short, average and long."""
 MAX_SECONDS = 10.0
 """Time limit of the measurement; one step is timed in any case."""
+LONG_SECONDS = 3600.0
+"""Duration from which the settings that shorten a run are named."""
+_WORTHWHILE = 0.2
+"""Share of the run's time that a named setting saves, or that its part takes."""
 _CPU_MAX_TOKENS, _GPU_MAX_TOKENS = 1 << 12, 1 << 18
 """Tokens of one sample; a larger global batch is cut to its first micro-batches."""
 _SAVED_BYTES_PER_SECOND = 350e6
@@ -95,14 +99,42 @@ def check_forecast(
     listed = ", ".join(
         f"{name} {format_duration(part)}" for name, part in parts.items() if part >= 1
     )
-    reporter.ok(
-        "time",
-        "",
+    message = (
         f"about {format_duration(forecast.seconds)} on this device: {forecast.step_seconds:.2g} s"
         f" per step on average, at most {forecast.longest_step_seconds:.2g} s"
-        + (f"; {listed}" if listed else ""),
+        + (f"; {listed}" if listed else "")
     )
+    if remedy := how_to_shorten(trial.inputs, forecast):
+        reporter.warn("time", "", message, remedy)
+    else:
+        reporter.ok("time", "", message)
     return asdict(forecast)
+
+
+def how_to_shorten(inputs: RunInputs, forecast: Forecast) -> str:
+    """Return the settings that would shorten a long run noticeably; "" for a short run."""
+    if forecast.seconds < LONG_SECONDS:
+        return ""
+    train, least = inputs.profile.train, _WORTHWHILE * forecast.seconds
+    ways = []
+    if train.layout == "padded":
+        ways.append('train.layout = "packed" computes no padding')
+    if train.epochs > 1 and forecast.training_seconds * (1 - 1 / train.epochs) > least:
+        ways.append(f"train.epochs = 1 trains 1/{train.epochs} as long")
+    limit = inputs.profile.data.max_seq_len // 2
+    lengths = inputs.pairs.lengths
+    fewer = 1 - int(lengths.clamp(max=limit).sum()) / int(lengths.sum())
+    if fewer * forecast.training_seconds > least:
+        cut = float((lengths > limit).any(dim=1).double().mean())
+        ways.append(
+            f"data.max_seq_len = {limit} has {format_percent(fewer, 0)} fewer tokens"
+            f" ({format_percent(cut, 0)} of the pairs are cut)"
+        )
+    if forecast.evaluation_seconds > least and evaluations_of(inputs) > 2:
+        ways.append("a larger eval.interval evaluates less often")
+    if forecast.saving_seconds > least:
+        ways.append("a larger train.save_interval saves less often")
+    return f"To shorten the run: {'; '.join(ways)}." if ways else ""
 
 
 def take_samples(trial: TrialTrainer, on_progress: OnProgress) -> list[Sample]:

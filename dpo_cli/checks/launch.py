@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from dpo_cli.checks.lr_sum import learning_rates
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.compute.device import Device
 from dpo_cli.data.sampler import BatchSampler
@@ -79,9 +78,9 @@ def check_world_size(reporter: Reporter, inputs: RunInputs, world_size: int) -> 
         return
     message = (
         f"1 process: {alone.optimizer_steps:,} steps of {_pairs(alone)} pairs, lr_sum"
-        f" {sum(learning_rates(inputs)):.2g}; {world_size} processes:"
+        f" {inputs.current_recipe.lr_sum:.2g}; {world_size} processes:"
         f" {together.optimizer_steps:,} steps of {_pairs(together)} pairs, lr_sum"
-        f" {sum(learning_rates(inputs, together)):.2g}"
+        f" {inputs.learning_rate.lr_sum(together.last_steps):.2g}"
     )
     if together.accumulation_steps == alone.accumulation_steps:
         reporter.ok("launch-lr-sum", subject, f"{message}: the same recipe")

@@ -18,8 +18,8 @@ from torch import Tensor
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.trial_trainer import TrialTrainer, small_micro_batch
 from dpo_cli.data.batching import Batch
-from dpo_cli.data.sampler import BatchSampler, GlobalBatch
-from dpo_cli.formatting import format_rate
+from dpo_cli.data.sampler import GlobalBatch
+from dpo_cli.formatting import format_percent, format_rate
 from dpo_cli.profile.doctrine import (
     LOW_LOSS,
     MAX_SATURATION_MARGIN,
@@ -57,15 +57,10 @@ class LrSum:
     unmovable: float
 
 
-def learning_rates(inputs: RunInputs, order: BatchSampler | None = None) -> list[float]:
-    """Return the learning rate of each optimizer step, in the run's order or another one."""
-    return [inputs.learning_rate.at(step) for step in (order or inputs.order).last_steps]
-
-
 def measure_lr_sum(inputs: RunInputs) -> LrSum:
     """Compute how many of the starting weights a run can change in each dtype."""
-    rates = learning_rates(inputs)
-    lr_sum, largest = sum(rates), max(rates)
+    lr_sum = inputs.current_recipe.lr_sum
+    largest = max(map(inputs.learning_rate.at, inputs.order.last_steps))
     changed = {str(dtype).removeprefix("torch."): 0 for dtype in _DIGITS}
     unmovable = parameters = 0
     for weights in inputs.weights.state.values():
@@ -117,16 +112,19 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
     lr_sum = measure_lr_sum(inputs)
     dtype = inputs.export_dtype
     others = ", ".join(
-        f"{share:.0%} in {name}" for name, share in lr_sum.changed.items() if name != dtype
+        f"{format_percent(share, 0)} in {name}"
+        for name, share in lr_sum.changed.items()
+        if name != dtype
     )
     message = (
         f"lr_sum {format_rate(lr_sum.total)} over {inputs.order.optimizer_steps:,} steps: at most"
-        f" {lr_sum.changed[dtype]:.0%} of the weights change in a {dtype} file ({others})"
+        f" {format_percent(lr_sum.changed[dtype], 0)} of the weights change in a {dtype} file"
+        f" ({others})"
     )
     if lr_sum.unmovable >= 0.01 and not inputs.profile.train.kahan_summation:
         message += (
-            f"; {lr_sum.unmovable:.0%} of the weights are so large that no single step changes"
-            " them, even in float32"
+            f"; {format_percent(lr_sum.unmovable, 0)} of the weights are so large that no single"
+            " step changes them, even in float32"
         )
     is_kept = inputs.export_rounding == "stochastic"
     if is_kept:
@@ -143,16 +141,17 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
 
 
 def _check_lora(reporter: Reporter, inputs: RunInputs) -> LrSum:
-    """Report the learning rates of an adapter: how far they move a weight, nothing limits."""
-    rates = learning_rates(inputs)
+    """Report the learning rates of an adapter, which do not bound how far a weight moves."""
+    lr_sum = inputs.current_recipe.lr_sum
+    largest = max(map(inputs.learning_rate.at, inputs.order.last_steps))
     reporter.ok(
         "lr-sum",
         "train.learning_rate",
-        f"lr_sum {format_rate(sum(rates))} over {inputs.order.optimizer_steps:,} steps, of an"
+        f"lr_sum {format_rate(lr_sum)} over {inputs.order.optimizer_steps:,} steps, of an"
         " adapter: its product with the input changes the weights, so no share of them is foretold",
     )
     _check_saturation(reporter, inputs)
-    return LrSum(sum(rates), max(rates), {}, 0.0)
+    return LrSum(lr_sum, largest, {}, 0.0)
 
 
 def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
@@ -185,11 +184,11 @@ def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
         reference_logps = trainer.reference.token_logps(indices, batch)
     after = _loss(trainer, batch, reference_logps)
     message = (
-        f"one real step at {format_rate(rate)} changed {moved / parameters:.0%} of the float32"
-        f" weights, by {distance / parameters / rate:.2f} of the learning rate on average and"
-        f" {largest / rate:.1f} at most; {done.metrics['weights_moved']:.1%} in"
-        f" {inputs.export_dtype}. Loss of these pairs: {done.metrics['loss']:.4f} before,"
-        f" {after:.4f} after"
+        f"one real step at {format_rate(rate)} changed {format_percent(moved / parameters, 0)}"
+        f" of the float32 weights, by {distance / parameters / rate:.2f} of the learning rate on"
+        f" average and {largest / rate:.1f} at most;"
+        f" {format_percent(done.metrics['weights_moved'], 1)} in {inputs.export_dtype}."
+        f" Loss of these pairs: {done.metrics['loss']:.4f} before, {after:.4f} after"
     )
     # Other losses than DPO's own have other values.
     if inputs.saturation_margin is not None and after < LOW_LOSS:

@@ -16,7 +16,9 @@ from dpo_cli.data.languages import LANGUAGES
 from dpo_cli.data.rendered import Rendered
 from dpo_cli.data.tokens import EncodedRows, Rows
 from dpo_cli.findings import Histogram, PairIssue
+from dpo_cli.formatting import format_percent
 from dpo_cli.profile import doctrine
+from dpo_cli.run.plan import KNOWN_SHARE
 from dpo_cli.training.inputs import RunInputs
 
 _BINS = 32
@@ -29,8 +31,6 @@ _MIN_ISSUES, _MIN_ISSUE_SHARE = 3, 0.01
 """Smallest number and share of pairs at which an issue that may be intended is a warning."""
 _REPEATED_QUESTION_SHARE = 0.5
 """Smallest share of pairs at which answers that begin with the question are a warning."""
-_KNOWN_SHARE = 0.05
-"""Tolerated share of held-out pairs whose prompt is also trained on."""
 _NAMED_MARKS = 5
 _MARK = re.compile(r"<\|?[a-z_]{1,30}\|?>")
 
@@ -43,8 +43,8 @@ def check_lengths(reporter: Reporter, subject: str, rows: Rows) -> None:
     bias = max(share, 1 - share)
     side = "longer" if share >= 0.5 else "shorter"
     message = (
-        f"chosen is {side} in {bias:.0%} of the pairs (mean {chosen.double().mean():,.0f} vs."
-        f" {rejected.double().mean():,.0f} tokens)"
+        f"chosen is {side} in {format_percent(bias, 0)} of the pairs (mean"
+        f" {chosen.double().mean():,.0f} vs. {rejected.double().mean():,.0f} tokens)"
     )
     # Standard error of a share of 1/2 over n pairs: 0.5 / sqrt(n).
     if unequal < _MIN_PAIRS or bias < max(_BIASED_SHARE, 0.5 + _SIGMAS * 0.5 / math.sqrt(unequal)):
@@ -87,7 +87,7 @@ def check_texts(reporter: Reporter, subject: str, issues: PairIssues) -> None:
         reporter.warn(
             f"pairs-{issue}",
             subject,
-            f"{len(lines):,} of {total:,} pairs ({len(lines) / total:.1%})"
+            f"{len(lines):,} of {total:,} pairs ({format_percent(len(lines) / total, 1)})"
             f" {advice.message.format(marks=marks)}: {_examples(issues, issue)}",
             advice.remedy,
         )
@@ -160,12 +160,13 @@ def check_overlap(
     lines = inputs.held_out.lines
     trained_on = training.hashes.prompts_of(inputs.pairs.lines)
     known = int(torch.isin(held_out.hashes.prompts_of(lines), trained_on).sum())
-    if known > _KNOWN_SHARE * len(lines):
+    if known > KNOWN_SHARE * len(lines):
         reporter.warn(
             "held-out-known",
             "eval.path" if inputs.profile.eval.path else "eval.fraction",
-            f"{known:,} of {len(lines):,} held-out pairs ({known / len(lines):.0%}) have a prompt"
-            " that is also trained on: they make the result look better than it is",
+            f"{known:,} of {len(lines):,} held-out pairs"
+            f" ({format_percent(known / len(lines), 0)}) have a prompt that is also trained"
+            " on: they make the result look better than it is",
             "Hold out pairs with other prompts, in a file of their own (eval.path).",
         )
 
@@ -277,7 +278,7 @@ _ADVICE = {
         "Remove them unless the text is about them: the model learns to write them.",
     ),
     PairIssue.NEAR_IDENTICAL: _Advice(
-        f"have sides that share {NEAR_IDENTICAL_SHARE:.0%} or more of their words",
+        f"have sides that share {format_percent(NEAR_IDENTICAL_SHARE, 0)} or more of their words",
         "Review them: if neither side is better, they teach noise, and both answers tend to become"
         " less likely.",
         least_share=_MIN_ISSUE_SHARE,

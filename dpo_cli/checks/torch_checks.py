@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.checks.data import CheckedData, check_data, check_masks
-from dpo_cli.checks.first_step import check_first_step, check_layout
+from dpo_cli.checks.first_step import check_first_step, check_layout, check_start_answers
 from dpo_cli.checks.forecast import check_forecast
 from dpo_cli.checks.launch import check_launch, check_world_size
 from dpo_cli.checks.lr_sum import check_lr_sum, check_update
@@ -19,7 +19,7 @@ from dpo_cli.checks.preview import preview
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.checks.resources import check_contention, check_device, check_disk, check_plan
 from dpo_cli.checks.template import check_ending, check_headers, check_scored_words
-from dpo_cli.checks.trial_trainer import make_trial_trainer
+from dpo_cli.checks.trial_trainer import TrialTrainer, make_trial_trainer
 from dpo_cli.compute.device import Device, configure_device
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.sources import Source
@@ -107,7 +107,7 @@ class TorchChecks:
                 if world_size != 1 and world_size is not None:
                     check_world_size(reporter, inputs, world_size)
                 facts["plan"] = make_plan(inputs).to_dict()
-            facts |= self.compute(inputs, startup_seconds)
+            facts |= self.compute(inputs, tokenizer, startup_seconds)
         facts["disk_bytes"] = check_disk(reporter, profile, self.runs_root, weights)
         histograms = data.histograms if data else ()
         return Diagnosis(tuple(reporter.findings), shown, facts, histograms)
@@ -134,26 +134,24 @@ class TorchChecks:
             return None
         return check_data(self.reporter, self.profile, source, tokenizer, self.on_progress)
 
-    def compute(self, inputs: RunInputs, startup_seconds: float) -> dict[str, Any]:
+    def compute(
+        self, inputs: RunInputs, tokenizer: ChatTokenizer | None, startup_seconds: float
+    ) -> dict[str, Any]:
         """Score pairs and take real steps; return the figures for `dpo check --json`."""
         reporter, on_progress = self.reporter, self.on_progress
         facts: dict[str, Any] = {}
         if not self.takes_steps:
             reporter.skip("steps", _STEPS)
-            if not self.wrong_keys:
-                facts["lr_sum"] = asdict(check_lr_sum(reporter, inputs))
-            return facts
         began, cpu_began, stolen = time.perf_counter(), time.thread_time(), StolenTime()
         try:
-            check_fit(reporter, inputs, on_progress)
-            trial = make_trial_trainer(inputs, on_progress)
-            check_layout(reporter, trial)
-            check_first_step(reporter, trial)
+            trial = self.try_out(inputs, tokenizer) if self.takes_steps else None
             if self.wrong_keys:
-                for code in ("plan", *_RUN_CODES):
+                for code in ("plan", *_RUN_CODES) if trial else ():
                     reporter.skip(code, "a profile without errors")
                 return facts
             facts["lr_sum"] = asdict(check_lr_sum(reporter, inputs))
+            if trial is None:
+                return facts
             check_update(reporter, trial)
             facts["forecast"] = check_forecast(reporter, trial, startup_seconds, on_progress)
             if inputs.device.type == "cpu":
@@ -166,6 +164,16 @@ class TorchChecks:
             subject = str(inputs.device.torch_device)
             reporter.error("first-step", subject, explained.message, explained.remedy)
         return facts
+
+    def try_out(self, inputs: RunInputs, tokenizer: ChatTokenizer | None) -> TrialTrainer:
+        """Check fit, layout, first step and the start model's answers; return the trainer."""
+        check_fit(self.reporter, inputs, self.on_progress)
+        trial = make_trial_trainer(inputs, self.on_progress)
+        check_layout(self.reporter, trial)
+        check_first_step(self.reporter, trial)
+        if tokenizer:
+            check_start_answers(self.reporter, trial, tokenizer)
+        return trial
 
     def assemble(
         self,

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from dpo_cli.checks.answer_words import words
+from dpo_cli.data.columns import PROMPTS, QUESTIONS
 from dpo_cli.data.pairs import PreferencePair
 
 _CONTEXT = frozenset(
     (
-        *("prompt", "prompts", "question", "questions", "query", "problem", "instruction"),
-        *("instructions", "input", "inputs", "system", "system_prompt", "system_message"),
-        *("messages", "conversation", "conversations", "dialog", "dialogue", "chat", "history"),
+        *(*PROMPTS, *QUESTIONS, "prompts", "questions", "instructions", "inputs"),
+        *("system", "system_prompt", "system_message"),
+        *("conversation", "dialog", "dialogue", "chat", "history"),
         *("context", "contexts", "document", "documents", "passage", "passages", "knowledge"),
         *("background", "tools", "functions", "reasoning", "thinking", "reasoning_content"),
     )

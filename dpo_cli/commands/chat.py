@@ -22,13 +22,14 @@ from dpo_cli.commands.options import (
 )
 from dpo_cli.data.messages import Message
 from dpo_cli.data.prompts import Prompt, read_prompts
-from dpo_cli.errors import DpoError, ExitCode, UsageError
+from dpo_cli.errors import DpoError, ExitCode, UsageError, naming
 from dpo_cli.formatting import format_count
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.models import NamedModel, find_model
+from dpo_cli.streams import stream_name
 from dpo_cli.ui.terminal.chat import ChatScreen
 from dpo_cli.ui.terminal.keyboard import deferred_ctrl_c
 from dpo_cli.ui.terminal.progress import PhaseBar
@@ -325,10 +326,15 @@ def _open_output(out: Path | None) -> Iterator[IO[str]]:
         DpoError: the file cannot be written.
     """
     if out is None:
-        yield sys.stdout
+        with naming(stream_name(sys.stdout)):
+            yield sys.stdout
         return
     try:
-        with explain_disk_errors(out.parent), out.open("w", encoding="utf-8") as file:
+        with (
+            explain_disk_errors(out.parent),
+            naming(out),
+            out.open("w", encoding="utf-8") as file,
+        ):
             yield file
     except OSError as error:
         raise DpoError(f"cannot write {out}: {error.strerror}") from error

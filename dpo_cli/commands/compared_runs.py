@@ -9,7 +9,7 @@ from pathlib import Path
 from dpo_cli.errors import UsageError
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.events import Event
-from dpo_cli.run.held_out_scores import read_scores
+from dpo_cli.run.held_out_scores import read_ends
 from dpo_cli.run.lookup import find_run
 from dpo_cli.run.summary import summarize
 from dpo_cli.run.thinning import ThinnedHistory
@@ -44,8 +44,5 @@ def compared_run(letter: str, run: RunDirectory, events: Iterable[Event]) -> Com
     """Summarize a run and its events for a comparison."""
     view = RunView.of(events)
     settings = view.plan.settings if view.plan else {}
-    scores, start_scores = (
-        read_scores(run.held_out_path, evaluation.optimizer_step) if evaluation else None
-        for evaluation in (view.held_out, view.held_out_start)
-    )
+    scores, start_scores = read_ends(run.held_out_path, view)
     return ComparedRun(letter, summarize(run), view, settings, scores, start_scores)

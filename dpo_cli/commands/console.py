@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dpo_cli.errors import DpoError
+from dpo_cli.errors import DpoError, naming
 from dpo_cli.files import write_atomically
 from dpo_cli.printable import escape_json
 from dpo_cli.run.disk import is_no_space, no_space
@@ -88,13 +88,13 @@ def write_output(path: Path, content: bytes) -> bool:
     """
     try:
         if (descriptor := _STREAMS.get(os.path.abspath(path))) is not None:
-            with open(descriptor, "wb", closefd=False) as stream:
+            with naming(path), open(descriptor, "wb", closefd=False) as stream:
                 stream.write(content)
             return False
         write_atomically(path, lambda temporary: _write(temporary, content))
     except OSError as error:
         if is_no_space(error):
-            raise no_space(path.parent) from error
+            raise no_space(path.parent, error) from error
         raise DpoError(
             f"cannot write {path}: {error.strerror}", "Choose another path for the file."
         ) from error

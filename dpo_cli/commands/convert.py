@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import SetOption
 from dpo_cli.data.convert import Converted, convert_source, destination
+from dpo_cli.data.row_writers import Layout
 from dpo_cli.data.sources import Source
 from dpo_cli.errors import UsageError
 from dpo_cli.formatting import format_count
@@ -25,14 +25,6 @@ from dpo_cli.ui.terminal.progress import PhaseBar
 
 _KEYS = ("data.format", "data.columns")
 _MOST_COLUMNS = 8
-
-
-class Layout(StrEnum):
-    """Form of the rows."""
-
-    MINIMIND = "minimind"
-    TRL = "trl"
-    SHAREGPT = "sharegpt"
 
 
 def convert(
@@ -71,7 +63,7 @@ def convert(
     source = Source(profile.data.paths, profile.data.format, profile.data.columns or {})
     path = destination(to, source, force=force)
     with explain_disk_errors(path.parent), PhaseBar(SafeConsole(stderr=True)) as bar:
-        converted = convert_source(source, path, format.value, bar)
+        converted = convert_source(source, path, format, bar)
     _print(converted, format)
 
 

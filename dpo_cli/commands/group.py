@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,10 +13,17 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from dpo_cli.commands.help import HELP_OPTIONS, HelpCommand, help_page
+from dpo_cli.errors import naming
+from dpo_cli.streams import stream_name
 
 
 class HelpGroup(TyperGroup):
     """Group with our help page."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; an error of printing help names the stream."""
+        with naming(stream_name(sys.stdout)):
+            return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help page."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
@@ -11,6 +12,9 @@ from typing import Any
 
 import typer
 from typer.core import TyperCommand
+
+from dpo_cli.errors import naming
+from dpo_cli.streams import stream_name
 
 HELP_OPTIONS = ["-h", "--help"]
 _WIDEST = 100
@@ -24,7 +28,8 @@ class HelpCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments; errors of the parser get the context that they lack."""
         try:
-            return super().parse_args(ctx, args)
+            with naming(stream_name(sys.stdout)):  # help options print here
+                return super().parse_args(ctx, args)
         except Exception as error:
             if getattr(error, "ctx", ctx) is None:
                 error.ctx = ctx  # type: ignore[attr-defined]

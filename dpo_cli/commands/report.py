@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,9 @@ from dpo_cli.ui.html.page import page
 from dpo_cli.ui.html.run_section import ReportRun, StepTotals
 from dpo_cli.ui.terminal.console import echo
 
+_MAX_STEM_BYTES = 160
+"""Longest name of a comparison that lists all runs; file systems allow 255 bytes."""
+
 
 def report(
     run_names: RunsArgument,
@@ -31,7 +35,7 @@ def report(
             "--out",
             "-o",
             metavar="FILE",
-            help="Write to this file. Default: the first run's name with .html.",
+            help="Write to this file. Default: the runs' names with .html.",
             show_default=False,
         ),
     ] = None,
@@ -59,7 +63,7 @@ def report(
     check_findings = _read_findings(findings) if findings else []
     runs = named_runs(run_names, runs_dir)
     sections = [_report_run(letter, run) for letter, run in runs.items()]
-    path = out or Path(f"{sections[0].run.name}.html")
+    path = out or default_path([section.run.name for section in sections])
     text = page(sections, check_findings, redact=redact, hosts=[socket.gethostname()])
     is_file = write_output(path, text.encode())
     if json:
@@ -67,6 +71,15 @@ def report(
         print_json({"path": path, "size_bytes": len(text.encode()), "runs": names})
     elif is_file:
         echo(f"wrote {path}")
+
+
+def default_path(names: Sequence[str]) -> Path:
+    """Return a name that the report of one run, or of other runs, does not have."""
+    stem = "-vs-".join(names)
+    if len(names) > 1 and len(stem.encode()) > _MAX_STEM_BYTES:
+        digest = hashlib.sha256(stem.encode()).hexdigest()[:8]
+        stem = f"{names[0]}-vs-{len(names) - 1}-runs-{digest}"
+    return Path(f"{stem}.html")
 
 
 def _report_run(letter: str, run: RunDirectory) -> ReportRun:

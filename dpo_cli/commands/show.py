@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,9 @@ from dpo_cli.ui.snapshot import HEIGHT, WIDTH, print_panel, read_panel
 from dpo_cli.ui.terminal.capture import captured_file, recording_console
 from dpo_cli.ui.terminal.console import echo
 from dpo_cli.ui.terminal.dashboard import Dashboard
-from dpo_cli.ui.terminal.plain import sample_lines
+from dpo_cli.ui.terminal.panel import terminal_size
+from dpo_cli.ui.terminal.plain import sample_texts
+from dpo_cli.ui.terminal.wrapping import hanging
 
 
 def show(
@@ -77,5 +80,8 @@ def _print_samples(run: RunDirectory, dashboard: Dashboard) -> None:
         )
     console = plain_console()
     console.print(f"after step {sampled.optimizer_step}")
-    for line in sample_lines(sampled):
-        console.print(line)
+    # A file or pipe gets each text on one line, which a search finds whole.
+    width = terminal_size().width if sys.stdout.isatty() else sys.maxsize
+    for label, text in sample_texts(sampled):
+        for line in hanging(label, text, width):
+            console.print(line)

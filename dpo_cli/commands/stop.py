@@ -12,8 +12,7 @@ from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run.directory import runs_root
 from dpo_cli.run.events import Completed, EventReader, Failed, Stopped
 from dpo_cli.run.lookup import find_run
-from dpo_cli.run.thinning import ThinnedHistory
-from dpo_cli.run.view import RunView
+from dpo_cli.run.thinning import read_view
 from dpo_cli.shell import dpo_command
 from dpo_cli.ui.terminal.result import completed_lines, stopped_lines
 
@@ -53,9 +52,7 @@ def stop(run_name: RunArgument = None, runs_dir: RunsDirOption = None) -> None:
         case [Stopped() as stopped]:
             lines = stopped_lines(stopped, name)
         case [Completed() as completed]:
-            lines = completed_lines(
-                completed, name, run.path, RunView.of(ThinnedHistory(run.events_path))
-            )
+            lines = completed_lines(completed, name, run.path, read_view(run.events_path))
         case [Failed() as failed]:
             raise DpoError(f"{name} failed: {failed.message}", failed.remedy, failed.details)
         case _:

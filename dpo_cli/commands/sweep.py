@@ -22,7 +22,7 @@ from dpo_cli.commands.options import (
     RunsDirOption,
     SetOption,
 )
-from dpo_cli.commands.training_view import work_behind_panel
+from dpo_cli.commands.training_view import plain_report, work_behind_panel
 from dpo_cli.errors import ExitCode, UsageError
 from dpo_cli.machine import require_processes
 from dpo_cli.profile.grid import Point, load_points, parse_grid
@@ -41,7 +41,6 @@ from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.shell import dpo_command
 from dpo_cli.ui.comparison import as_json, best
 from dpo_cli.ui.terminal.panel import has_terminal
-from dpo_cli.ui.terminal.plain import PlainReport
 from dpo_cli.ui.terminal.sweep import (
     SweepPanel,
     best_lines,
@@ -194,7 +193,7 @@ class _SweepView:
 
     def _observer(self, run: RunDirectory) -> Observer:
         console = plain_console(stderr=self._is_json)
-        return PlainReport(console, run.designation, run.path, quiet=self._quiet)
+        return plain_report(run, console, quiet=self._quiet)
 
     def _print(self, line: str) -> None:
         plain_console(stderr=self._is_json).print(line)

@@ -15,10 +15,12 @@ from dpo_cli.files import open_for_appending
 from dpo_cli.run import launch
 from dpo_cli.run.background import in_background
 from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.held_out_scores import read_ends
 from dpo_cli.run.locked_directory import LockedDirectory
 from dpo_cli.run.start import Start
-from dpo_cli.run.thinning import ThinnedReader
+from dpo_cli.run.thinning import ThinnedReader, read_view
 from dpo_cli.shell import dpo_command
+from dpo_cli.ui.outcome import loss_change
 from dpo_cli.ui.terminal.ending import ending_lines
 from dpo_cli.ui.terminal.panel import Panel, has_terminal
 from dpo_cli.ui.terminal.plain import PlainReport
@@ -42,7 +44,7 @@ def train_in_view(start: Start, *, plain: bool, quiet: bool, detach: bool) -> No
     run = start.run
 
     def train() -> ExitCode:
-        return start.launch(PlainReport(plain_console(), run.designation, run.path, quiet=quiet))
+        return start.launch(plain_report(run, plain_console(), quiet=quiet))
 
     console = plain_console()
     if detach and (pid := launch.detach(run, start.lock)):
@@ -59,6 +61,17 @@ def train_in_view(start: Start, *, plain: bool, quiet: bool, detach: bool) -> No
     raise typer.Exit(code)
 
 
+def plain_report(run: RunDirectory, console: Console, *, quiet: bool = False) -> PlainReport:
+    """Return a report of a run that this process starts or resumes."""
+    return PlainReport(
+        console,
+        run.designation,
+        run.path,
+        read_view=lambda: read_view(run.events_path),
+        quiet=quiet,
+    )
+
+
 def _train_behind_panel(start: Start, train: Callable[[], ExitCode]) -> ExitCode:
     """Train in the background and show the panel until the run ends or the user leaves."""
     run, console = start.run, plain_console()
@@ -71,7 +84,8 @@ def _train_behind_panel(start: Start, train: Callable[[], ExitCode]) -> ExitCode
         return ExitCode.DONE
     panel.catch_up()
     with contextlib.suppress(OSError):
-        for line in ending_lines(panel.view, run.designation, run.path):
+        change = loss_change(*read_ends(run.held_out_path, panel.view))
+        for line in ending_lines(panel.view, run.designation, run.path, change):
             console.print(line)
     return code
 

@@ -18,6 +18,10 @@ from dpo_cli.data.messages import (
 from dpo_cli.data.rows import MalformedError, kind_of_value
 
 Row = Mapping[str, Any]
+QUESTIONS = ("question", "instruction", "input", "query", "problem")
+"""Names of columns that are probably the prompt of rows without a column `prompt`, as a text."""
+PROMPTS = ("prompt", "conversations", "messages")
+"""Names of columns with a prompt apart from the sides, a text or turns."""
 
 
 class Columns:

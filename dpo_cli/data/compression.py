@@ -28,6 +28,16 @@ _intact: set[tuple[str, int, int, int]] = set()
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
+class MissingExtraError(DpoError):
+    """File that needs a package of an extra, which this environment lacks."""
+
+    def __init__(self, path: Path, what: str, extra: str) -> None:
+        super().__init__(
+            f"{path} is {what}, and the package that reads it is not installed",
+            f"Run pip install '.[{extra}]' in a clone of this repository.",
+        )
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn read errors into a `DpoError` that names `path`."""
@@ -76,7 +86,7 @@ def _import_zstd(path: Path) -> ModuleType:
         try:
             from backports import zstd
         except ImportError as error:
-            raise _not_installed(path, "compressed by zstd", "zstd") from error
+            raise MissingExtraError(path, "compressed by zstd", "zstd") from error
     module: ModuleType = zstd
     return module
 
@@ -118,7 +128,7 @@ def opened_parquet(path: Path) -> Iterator[Any]:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise _not_installed(path, "a Parquet file", "parquet") from error
+        raise MissingExtraError(path, "a Parquet file", "parquet") from error
     try:
         with ParquetFile(path, pre_buffer=False) as file:
             metadata = file.metadata
@@ -193,10 +203,3 @@ def _bomb(path: Path, why: str) -> DpoError:
 
 def _damaged(path: Path, why: str) -> DpoError:
     return DpoError(f"{path} is damaged: {why}", "Copy or download it again.")
-
-
-def _not_installed(path: Path, what: str, extra: str) -> DpoError:
-    return DpoError(
-        f"{path} is {what}, and the package that reads it is not installed",
-        f"Run pip install '.[{extra}]' in a clone of this repository.",
-    )

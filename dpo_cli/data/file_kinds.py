@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from dpo_cli.data.columns import PROMPTS, QUESTIONS
 from dpo_cli.data.compression import opened, reading
 from dpo_cli.data.json_scanner import Scanner
 from dpo_cli.data.messages import is_message
@@ -35,10 +36,7 @@ _BEGINS_A_CONTAINER = re.compile(
     rb'\{\s*"[^"]*"\s*:\s*(\{\s*"0"\s*:|\[\s*"|\[\s*\{(?!\s*"(role|from|content|value)"))'
 )
 """First key of an object with columns, or with rows that are no messages."""
-_ROW_KEYS = {
-    *("chosen", "rejected", "prompt", "question", "instruction", "input", "query"),
-    *("messages", "conversations", "context"),
-}
+_ROW_KEYS = {*_SIDES, *PROMPTS, *QUESTIONS, "context"}
 """Keys of a row that may also contain lists of objects."""
 _ERROR_KEYS = ("error", "errors", "detail", "message")
 _MAX_ERROR_KEYS = 3

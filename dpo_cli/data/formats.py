@@ -8,18 +8,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_cli.data import row_readers as readers
-from dpo_cli.data.columns import Columns, Row
+from dpo_cli.data.columns import PROMPTS, QUESTIONS, Columns, Row
 from dpo_cli.data.messages import is_turns, parsed_json
 from dpo_cli.data.row_readers import SIDES, Sides
 from dpo_cli.data.rows import MalformedError
 from dpo_cli.errors import DpoError
 
-PROMPTS = ("prompt", "conversations", "messages")
-"""Columns of a prompt apart from the sides."""
 _ANSWERS = ("completions", "output", "outputs", "responses", "answers", "candidates")
 """Column names of lists that are probably several answers to a prompt."""
-_QUESTIONS = ("question", "instruction", "input", "query", "problem")
-"""Column names that are probably the prompt of a file without a prompt column."""
+
+
+class UnknownColumnsError(DpoError):
+    """Rows whose columns match no format.
+
+    Args:
+        message, remedy: see `DpoError`.
+        names: columns of the rows.
+        lacking: columns of the most similar format that the rows lack.
+    """
+
+    def __init__(
+        self, message: str, remedy: str, names: Sequence[str], lacking: Sequence[str]
+    ) -> None:
+        super().__init__(message, remedy)
+        self.names = tuple(names)
+        self.lacking = tuple(lacking)
 
 
 @dataclass(frozen=True)
@@ -82,16 +95,18 @@ def unknown_format(
                     "Write the best and the worst of them into columns 'chosen' and 'rejected'.",
                 )
     has = {name for name, column in columns.items() if column in names} | {*names}
-    prompt = next((name for name in names if name in _QUESTIONS), "question")
+    prompt = next((name for name in names if name in QUESTIONS), "question")
     wanted = {"prompt": prompt, "chosen": "...", "rejected": "..."}
     if has & {"messages", "conversations"}:
         del wanted["prompt"]
     lacking = {name: column for name, column in wanted.items() if name not in has}
     example = ", ".join(f'{name} = "{column}"' for name, column in lacking.items())
     also = f", with data.columns {', '.join(columns)}" if columns else ""
-    return DpoError(
+    return UnknownColumnsError(
         f"{path}: the columns match no known format{also}: {shown}{_lacking(lacking)}",
         f"Map the columns, for example data.columns = {{ {example} }}, or set data.format.",
+        names,
+        tuple(lacking),
     )
 
 
@@ -190,7 +205,7 @@ def _looks_like_minimind(row: Columns) -> bool:
 
 def _looks_like_whole_texts(row: Columns) -> bool:
     """Return True for two texts with a common beginning and no other column for the prompt."""
-    has_prompt = row.first(*PROMPTS, *_QUESTIONS)
+    has_prompt = row.first(*PROMPTS, *QUESTIONS)
     return has_prompt is None and _has_sides(row, _is_text)
 
 

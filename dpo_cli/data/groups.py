@@ -53,11 +53,16 @@ def prompt_labels(pairs: TokenizedPairs) -> list[int]:
     """
     labels: dict[bytes, int] = {}
     numbers = []
-    for pair in pairs:
-        begins = int(pair.chosen.response.int().argmax())
-        prompt = pair.chosen.ids[:begins].numpy().tobytes()
+    for prompt in pairs.prompts():
         numbers.append(labels.setdefault(prompt, len(labels)))
     return numbers
+
+
+def count_known_prompts(held_out: TokenizedPairs, pairs: TokenizedPairs) -> int:
+    """Count the held-out pairs whose prompt is also that of a pair to train on."""
+    asked = set(held_out.prompts())
+    known = {prompt for prompt in pairs.prompts() if prompt in asked} if asked else set()
+    return sum(prompt in known for prompt in held_out.prompts())
 
 
 def _language(pairs: TokenizedPairs, index: int, decode: Callable[[Tensor], str]) -> str:

@@ -17,6 +17,7 @@ from dpo_cli.data.rows import NOT_UTF_8, MalformedError
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tools import Tool, tools_of
 from dpo_cli.errors import DpoError
+from dpo_cli.formatting import format_percent
 
 _MAX_SKIPPED = 1_000_000
 """Skipped rows are kept in memory, with their reasons."""
@@ -144,7 +145,7 @@ def refuse_if_mostly_malformed(
         )
     raise DpoError(
         f"{source}: {len(malformed)} of {rows} rows are malformed"
-        f" (more than {MALFORMED_SHARE_LIMIT:.0%})",
+        f" (more than {format_percent(MALFORMED_SHARE_LIMIT, 0)})",
         remedy,
         details,
     )

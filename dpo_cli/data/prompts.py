@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dpo_cli.data.columns import Columns
+from dpo_cli.data.columns import PROMPTS, Columns
 from dpo_cli.data.compression import opened
 from dpo_cli.data.file_kinds import kind_of
 from dpo_cli.data.file_readers import read_rows
@@ -23,7 +23,7 @@ from dpo_cli.errors import DpoError
 
 _LISTED = 10
 _ROWS_SUFFIXES = (".jsonl", ".ndjson")
-_KEYS = {"prompt", "messages", "conversations", "instruction", "input", "chosen"}
+_KEYS = {*PROMPTS, "instruction", "input", "chosen"}
 """Keys of rows: a first line that is a JSON object with one of them is a row, not a prompt."""
 
 

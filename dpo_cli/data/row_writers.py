@@ -9,18 +9,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 from dpo_cli.data.formats import FORMATS
 from dpo_cli.data.messages import Message, shared_turns
 from dpo_cli.data.pairs import PreferencePair, SkippedRow, to_pair
 from dpo_cli.data.rows import MAX_ROW_BYTES, TOO_LONG, MalformedError, parse_line
 
-Layout = Literal["minimind", "trl", "sharegpt"]
-"""Name of a form in which rows are written."""
 _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 
 Row = dict[str, Any]
+
+
+class Layout(StrEnum):
+    """Form in which rows are written."""
+
+    MINIMIND = "minimind"
+    TRL = "trl"
+    SHAREGPT = "sharegpt"
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,11 @@ def writer_of(layout: Layout, *, is_whole: bool) -> RowWriter:
         is_whole: all pairs are whole conversations. TRL has a format for them, too.
     """
     match layout:
-        case "minimind":
+        case Layout.MINIMIND:
             return RowWriter("minimind", True, _whole)
-        case "trl" if is_whole:
+        case Layout.TRL if is_whole:
             return RowWriter("minimind", True, _whole)
-        case "trl":
+        case Layout.TRL:
             return RowWriter("conversational", False, _with_prompt)
         case _:
             return RowWriter("sharegpt", False, _sharegpt)

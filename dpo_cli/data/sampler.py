@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dpo_cli.learning_rate import last_steps
+
 
 @dataclass(frozen=True)
 class GlobalBatch:
@@ -65,7 +67,7 @@ class BatchSampler:
     @property
     def last_steps(self) -> list[int]:
         """Numbers of the last micro-batch of each optimizer step."""
-        return [self.steps_done(step) - 1 for step in range(1, self.optimizer_steps + 1)]
+        return last_steps(self.micro_batches_per_epoch, self.accumulation_steps, self.epochs)
 
     def epoch_order(self, epoch: int) -> list[int]:
         """Return the pair indices in the order of an epoch (from 0).

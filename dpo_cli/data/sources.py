@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from dpo_cli.data.columns import Columns, Row
+from dpo_cli.data.columns import PROMPTS, Columns, Row
 from dpo_cli.data.file_kinds import Kind, kind_of
 from dpo_cli.data.file_readers import count_numbers, read_rows
-from dpo_cli.data.formats import FORMATS, PROMPTS, format_of, unknown_format
+from dpo_cli.data.formats import FORMATS, format_of, unknown_format
 from dpo_cli.data.places import Part, Places, unit_of
 from dpo_cli.data.rows import MalformedError, Numbered
 from dpo_cli.errors import DpoError

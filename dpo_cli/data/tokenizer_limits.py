@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from dpo_cli.errors import DpoError
 _MAX_FILE_BYTES = 1 << 26
 """The largest known tokenizer.json, of 262,000 tokens, has 33 MB."""
 _MAX_IDS = 1 << 22
-_HUGE_ID = re.compile(rb'(?<!\\)(?<!max_length)"\s*:\s*[0-9]{8}')
-"""An id of the vocabulary or of an added token. A length to truncate to may be larger."""
+_LARGE_NUMBER = re.compile(rb'"\s*:\s*[0-9]{7}')
+"""A number that may be an id of `_MAX_IDS` or more. Only a file with one is parsed twice."""
 
 
 def check_files(folder: Path) -> None:
@@ -32,11 +33,23 @@ def check_files(folder: Path) -> None:
     with contextlib.suppress(OSError):  # reported when the tokenizer is loaded
         content = (folder / "tokenizer.json").read_bytes()
         # The library makes a table up to the largest id while it reads the file.
-        if _HUGE_ID.search(content):
+        if _LARGE_NUMBER.search(content) and _largest_id(content) >= _MAX_IDS:
             raise DpoError(
                 f"{folder / 'tokenizer.json'}: holds an id of {_MAX_IDS:,} or more",
                 "Copy or download it again.",
             )
+
+
+def _largest_id(content: bytes) -> int:
+    """Return the largest id of the vocabulary and of the added tokens; 0 for a damaged file."""
+    with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError, KeyError):
+        tokenizer = json.loads(content)
+        vocabulary = tokenizer["model"]["vocab"]
+        ids = [*vocabulary.values()] if isinstance(vocabulary, dict) else []
+        ids += [token["id"] for token in tokenizer.get("added_tokens") or ()]
+        largest: int = max(ids)
+        return largest
+    return 0  # reported when the tokenizer is loaded
 
 
 def check_ids(backend: Any, folder: Path) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import repeat
 from typing import overload
 
 import torch
@@ -339,6 +340,16 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             digest.update(rows.holes.numpy().data)
         digest.update(self._indices.numpy().data)
         return digest.hexdigest()
+
+    def prompts(self) -> Iterator[bytes]:
+        """Yield the ids before the first scored answer of each chosen side, as bytes."""
+        rows, ids = self._rows, self._rows.ids.numpy()
+        begins = rows.answers[rows._first_answers[::2][self._indices], 0].tolist()
+        starts = rows._starts[self._indices].tolist()
+        holes = rows.holes[self._indices].tolist() if rows.holes is not None else repeat((0, 0))
+        for start, begin, (hole, left_out) in zip(starts, begins, holes, strict=False):
+            prompt = ids[start : start + begin + left_out]
+            yield prompt[:hole].tobytes() + prompt[hole + left_out :].tobytes()
 
     @property
     def shortened(self) -> Tensor:

@@ -24,7 +24,7 @@ from dpo_cli.export.adapter_export import (
     verified_adapter,
 )
 from dpo_cli.export.model_card import MARK, model_card
-from dpo_cli.export.try_command import try_command
+from dpo_cli.export.try_command import TryCommand, try_command
 from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.files import write_text_atomically
@@ -87,7 +87,7 @@ class ExportReport:
     max_logp_difference: float
     retention: UpdateRetention | None
     not_compared: str
-    try_command: str | None
+    try_command: TryCommand | None
     state: StateDict = field(repr=False)
     exported: StateDict = field(repr=False)
 

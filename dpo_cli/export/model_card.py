@@ -57,6 +57,7 @@ def model_card(
         *("", "## Data", ""),
         f"{pairs.kept:,} preference pairs with at most {plan.setting('data.max_seq_len'):,} tokens"
         f" per side; {pairs.skipped_rows:,} rows skipped, {pairs.held_out:,} pairs held out.",
+        *(f"\n{caveat}." for caveat in pairs.caveats()),
         *("", "SHA-256 of the inputs:", ""),
         *(f"- {name.replace('_', ' ')}: `{digest}`" for name, digest in plan.fingerprints.items()),
         *("", "## Results", "", *_results(events, optimizer_step)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,20 @@ _Script = Literal["eval_model.py", "eval_llm.py"]
 _PREFIX = "rlhf"
 
 
-def try_command(path: Path, architecture: Architecture) -> str | None:
+@dataclass(frozen=True)
+class TryCommand:
+    """Shell command that chats with weights.
+
+    Attributes:
+        text: the command.
+        is_minimind_script: the command runs a script of a MiniMind checkout.
+    """
+
+    text: str
+    is_minimind_script: bool
+
+
+def try_command(path: Path, architecture: Architecture) -> TryCommand | None:
     """Return a shell command that chats with these weights.
 
     A directory is used with a pipeline of transformers, a MiniMind file with MiniMind's own script,
@@ -27,7 +41,7 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
         pipe = f"pipeline('text-generation', {str(path)!r})"
         turns = "[{'role': 'user', 'content': 'Hello'}]"
         code = f"from transformers import pipeline; print({pipe}({turns})[0]['generated_text'])"
-        return f"python -c {quote(code)}"
+        return TryCommand(f"python -c {quote(code)}", is_minimind_script=False)
     if architecture.vocab_size != _MINIMIND_VOCABULARY:
         return None
     # Both scripts build the file's name from prefix and shape, and load no other name.
@@ -36,12 +50,13 @@ def try_command(path: Path, architecture: Architecture) -> str | None:
     script = _script_of(path, architecture, path.name.removesuffix(ending))
     wanted = f"{_PREFIX}{ending}"
     if path.name.endswith(ending) and (script == "eval_llm.py" or path.name == wanted):
-        return _call(script, path, architecture)
+        return TryCommand(_call(script, path, architecture), is_minimind_script=True)
     # A folder of its own, so that the copy replaces no other export.
     copy = path.with_name(path.name.split(".")[0]) / wanted
     folder, source, target = map(os.path.relpath, (copy.parent, path, copy))
     copying = f"{join(['mkdir', '-p', folder])} && {join(['cp', source, target])}"
-    return f"{copying} && {_call(script, copy, architecture)}"
+    calling = _call(script, copy, architecture)
+    return TryCommand(f"{copying} && {calling}", is_minimind_script=True)
 
 
 def _script_of(path: Path, architecture: MiniMind, prefix: str) -> _Script:

@@ -90,6 +90,9 @@ class Evaluation:
         vocab_size: vocabulary size of the models.
         skipped_rows: number of skipped rows of the file.
         trained_on: titles of the runs that have trained on these pairs.
+        truncated: number of pairs that lose text at `data.max_seq_len`.
+        known_prompts: number of pairs whose prompt the owner's run also trained on; None if the
+            pairs are not those of a run, or its plan does not have the number.
         comparisons: the last model with each of the others.
     """
 
@@ -101,6 +104,8 @@ class Evaluation:
     vocab_size: int
     skipped_rows: int
     trained_on: Sequence[str]
+    truncated: int = 0
+    known_prompts: int | None = None
     comparisons: Sequence[Comparison] = ()
 
 
@@ -156,6 +161,10 @@ def evaluate_models(
             for model in models
             if model.plan is not None and _was_trained_on(model.plan, eval_config, inputs)
         ],
+        truncated=int(inputs.held_out.shortened.sum()),
+        known_prompts=(
+            saved_plan.pairs.held_out_known if saved_plan and eval_config.is_own else None
+        ),
         comparisons=[
             Comparison(len(scores) - 1, index, compare(scores[-1], other, ACCURACIES))
             for index, other in enumerate(scores[:-1])

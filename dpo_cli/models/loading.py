@@ -102,14 +102,22 @@ def load_model_weights(path: Path, overrides: Mapping[str, Any]) -> ModelWeights
         DpoError: the file cannot be read safely, changes while it is read, or does not hold exactly
             one model's weights.
     """
-    is_folder = folder.is_model(path)
-    if is_folder:
-        folder.read_json(path / folder.CONFIG)  # a damaged one is reported before missing weights
-    files = [path / folder.CONFIG, *folder.weight_files(path)] if is_folder else [path]
+    if folder.is_model(path):
+        return _load_directory(path, overrides)
+    with _unchanged(path):
+        return _load_file(path, overrides)
+
+
+@contextlib.contextmanager
+def _unchanged(*files: Path) -> Iterator[None]:
+    """Check that files do not change while they are read and hashed.
+
+    Raises:
+        DpoError: a file has changed, so that the fingerprint could be of other weights.
+    """
     before = stamp(*files)
-    weights = _load_directory(path, overrides) if is_folder else _load_file(path, overrides)
-    require_unchanged(before, *files)  # else the fingerprint could be of other weights
-    return weights
+    yield
+    require_unchanged(before, *files)
 
 
 def _load_file(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
@@ -133,12 +141,15 @@ def hash_weights(path: Path) -> str:
 
 
 def _load_directory(path: Path, overrides: Mapping[str, Any]) -> ModelWeights:
-    settings = folder.read_json(path / folder.CONFIG)
     state: StateDict = {}
-    for file in folder.weight_files(path):
-        state |= read_state_dict(file)
-    refuse_adapter(state, path)
-    fingerprint = hash_weights(path)
+    with _unchanged(path / folder.CONFIG):
+        settings = folder.read_json(path / folder.CONFIG)  # a damaged one before missing weights
+        files = folder.weight_files(path)
+        with _unchanged(*files):
+            for file in files:
+                state |= read_state_dict(file)
+            refuse_adapter(state, path)
+            fingerprint = hash_weights(path)
     if settings.get("model_type") == "minimind":
         state, removed = unwrap(state, EMBEDDING)
         minimind = infer_minimind_directory(_shapes(state), settings, overrides, str(path))

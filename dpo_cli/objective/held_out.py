@@ -11,7 +11,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from dpo_cli.intervals import wilson_interval
+from dpo_cli.intervals import HIGH, LOW, wilson_interval
 from dpo_cli.objective.logps import sequence_logps, to_float64_device
 from dpo_cli.objective.losses import PAIR_METRICS, drop_undefined_accuracy, score_pairs
 from dpo_cli.objective.ties import preferences, rounding_bounds
@@ -37,9 +37,6 @@ SHARES = frozenset(
     {"rewards/accuracies", "rewards/ties", "logps/accuracies", "ref_logps/accuracies"}
 )
 """Metrics that are 0, 0.5 or 1 for each pair."""
-
-LOW, HIGH = "/low", "/high"
-"""Suffixes of a metric's name for the two ends of its confidence interval."""
 
 _NEED_REFERENCE = ("margin_per_token", "kl", "ref_logps/accuracies")
 

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, cast
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from dpo_cli.errors import UsageError
+from dpo_cli.learning_rate import ScheduleName
 from dpo_cli.profile.launch import Launch
 from dpo_cli.profile.lora import Lora
 from dpo_cli.profile.model import Model
@@ -61,7 +62,7 @@ class Train(Table):
     optimizer steps (lr_sum) bounds how far a weight moves; too large a value makes the model
     forget."""
 
-    schedule: Annotated[Literal["minimind2", "minimind3"], MATHEMATICS] = "minimind2"
+    schedule: Annotated[ScheduleName, MATHEMATICS] = "minimind2"
     """Cosine decay over the T micro-batches of the run: "minimind2" is lr*(0.1+0.5*(1+cos(pi*t/T)))
     with t from 0; "minimind3" is lr*(0.1+0.45*(1+cos(pi*t/T))) with t from 1."""
 

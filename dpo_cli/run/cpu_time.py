@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dpo_cli.formatting import format_percent
+
 CONTENDED = 1.5
 """Ratio of wall time to CPU time of the main thread at which the CPU is contended: about
 1 for a run alone on its cores, and 2 as the fair share beside one busy loop per core."""
@@ -36,7 +38,8 @@ def contention_message(times: float, stolen: float) -> str:
         times: from `contention`.
         stolen: share of the CPU time that the host of this virtual machine took.
     """
-    by_host = f"; the host of this virtual machine takes {stolen:.0%} of the CPU time"
+    taken = format_percent(stolen, 0)
+    by_host = f"; the host of this virtual machine takes {taken} of the CPU time"
     return (
         f"the CPU is busy with other processes: a step takes {times:.1f} times its CPU time"
         f"{by_host if stolen >= STOLEN else ''}"

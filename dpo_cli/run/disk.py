@@ -15,8 +15,13 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def is_no_space(error: BaseException | None) -> bool:
-    """Return True if a full disk, quota or file size limit caused `error`.
+def is_no_space(error: BaseException) -> bool:
+    """Return True if a full disk, quota or file size limit caused `error`."""
+    return _no_space_cause(error) is not None
+
+
+def _no_space_cause(error: BaseException | None) -> BaseException | None:
+    """Return the exception in the chain of `error` that reports a full disk.
 
     Writers hide the cause: torch raises RuntimeError with the OSError only in `__context__`, and
     safetensors keeps only the system's text. So the whole chain is searched, and the texts too.
@@ -25,11 +30,11 @@ def is_no_space(error: BaseException | None) -> bool:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            return True
+            return error
         if any(os.strerror(number) in str(error) for number in _NO_SPACE):
-            return True
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def unreadable(path: Path, error: OSError) -> DpoError:
@@ -39,12 +44,19 @@ def unreadable(path: Path, error: OSError) -> DpoError:
     )
 
 
-def no_space(directory: Path) -> NoSpaceError:
-    """Make the error for an exhausted disk, quota or file size limit."""
+def no_space(directory: Path, error: BaseException | None = None) -> NoSpaceError:
+    """Make the error for an exhausted disk, quota or file size limit.
+
+    Args:
+        directory: where something was written.
+        error: an error of `is_no_space`; the file that it names becomes a detail.
+    """
+    file = getattr(_no_space_cause(error), "filename", None)
     return NoSpaceError(
         f"no space left to write in {directory}",
         "Free some space, or raise the quota or file size limit. Earlier checkpoints are intact;"
         " dpo resume continues from them.",
+        [f"while writing {os.fsdecode(file)}"] if file is not None else [],
     )
 
 
@@ -62,7 +74,7 @@ def explain_disk_errors(directory: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if is_no_space(error):
-            raise no_space(directory) from error
+            raise no_space(directory, error) from error
         if isinstance(error, OSError) and error.errno in _REFUSED:
             raise DpoError(
                 f"cannot write in {directory}: {error.strerror}",

@@ -8,6 +8,7 @@ import os
 import time
 from pathlib import Path
 
+from dpo_cli.errors import naming
 from dpo_cli.files import open_for_appending, require_regular
 from dpo_cli.machine import NO_FOLLOW, NO_WAIT, flush
 from dpo_cli.run.events import Event, to_json
@@ -25,6 +26,7 @@ class EventWriter:
     def __init__(self, path: Path, *, mend: bool = True) -> None:
         if mend:
             drop_torn_tail(path)
+        self._path = path
         self._descriptor = open_for_appending(path)
         self._started = time.monotonic()
 
@@ -37,14 +39,16 @@ class EventWriter:
         elapsed_seconds = time.monotonic() - self._started
         stamped = dataclasses.replace(event, elapsed_seconds=elapsed_seconds)
         line = (to_json(stamped) + "\n").encode()
-        written = os.write(self._descriptor, line)
-        if written < len(line):  # a full disk took only the beginning: remove it again
-            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with naming(self._path):
+            written = os.write(self._descriptor, line)
+            if written < len(line):  # a full disk took only the beginning: remove it again
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def flush(self) -> None:
         """Flush the stream to the disk, so that a power loss does not remove lines."""
-        flush(self._descriptor)
+        with naming(self._path):
+            flush(self._descriptor)
 
     def close(self) -> None:
         """Flush the stream to the disk and close it."""
@@ -76,4 +80,5 @@ def drop_torn_tail(path: Path) -> None:
         data = file.read()
         keep = data.rfind(b"\n") + 1
         if keep < len(data):
-            file.truncate(keep)
+            with naming(path):
+                file.truncate(keep)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dpo_cli.files import read_regular, write_text_atomically
 from dpo_cli.paired import ModelScores
+from dpo_cli.run.view import RunView
 
 _DIGITS = 7
 """Significant digits of a value, as many as float32 has."""
@@ -47,6 +48,15 @@ def read_scores(directory: Path, optimizer_step: int) -> ModelScores | None:
     if not prompts or any(len(values) != len(prompts) for values in metrics.values()):
         return None
     return ModelScores(metrics, prompts)
+
+
+def read_ends(directory: Path, view: RunView) -> tuple[ModelScores | None, ModelScores | None]:
+    """Read the scores of a run's last and first evaluation; see `read_scores`."""
+    now, start = (
+        read_scores(directory, evaluation.optimizer_step) if evaluation else None
+        for evaluation in (view.held_out, view.held_out_start)
+    )
+    return now, start
 
 
 def _path(directory: Path, optimizer_step: int) -> Path:

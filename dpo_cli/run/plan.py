@@ -13,10 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_cli.errors import DpoError
+from dpo_cli.formatting import format_percent
+from dpo_cli.learning_rate import last_steps
 from dpo_cli.run.typed_json import typed
 
 VERSION = 2
-"""Increased when a field is added, removed or changes its meaning; other versions do not load."""
+"""Increased when a field without a default is added, or one is removed or changes its meaning;
+other versions do not load."""
+
+KNOWN_SHARE = 0.05
+"""Tolerated share of held-out pairs whose prompt is also trained on."""
 
 _REMEDY = "Restore it: the newest Planned line of events.jsonl contains the same plan."
 
@@ -58,13 +64,47 @@ class PlannedModel:
 
 @dataclass(frozen=True)
 class PlannedPairs:
-    """Numbers of pairs, of skipped rows, and of values in each column that is not read."""
+    """Numbers of pairs, of skipped rows, and of values in each column that is not read.
+
+    Attributes:
+        truncated, held_out_truncated: pairs that lose text at `data.max_seq_len`.
+        held_out_known: held-out pairs whose prompt is also that of a pair to train on.
+
+    These three are None in runs of earlier versions.
+    """
 
     kept: int
     skipped_rows: int
     held_out: int
     held_out_skipped_rows: int
     unread_columns: dict[str, int] = field(default_factory=dict)
+    truncated: int | None = None
+    held_out_truncated: int | None = None
+    held_out_known: int | None = None
+
+    def caveats(self) -> list[str]:
+        """Return what makes the results of the run less telling, one clause each."""
+        clauses = []
+        if (self.held_out_known or 0) > KNOWN_SHARE * self.held_out:
+            clauses.append(
+                f"{part_of(self.held_out_known, self.held_out)} held-out pairs have a prompt that"
+                " is also trained on: they make the result look better than it is"
+            )
+        if self.truncated or self.held_out_truncated:
+            clauses.append(
+                f"{part_of(self.truncated, self.kept)} pairs to train on and"
+                f" {part_of(self.held_out_truncated, self.held_out)} held-out pairs are truncated"
+                " at data.max_seq_len: what is cut is neither learned nor evaluated"
+            )
+        return clauses
+
+
+def part_of(number: int | None, total: int) -> str:
+    """Return a part of a total with its share: "3 of 40 (8 %)"; the part may be unknown."""
+    if number is None:
+        return f"unknown of {total:,}"
+    share = f" ({format_percent(number / total, 0)})" if total else ""
+    return f"{number:,} of {total:,}{share}"
 
 
 @dataclass(frozen=True)
@@ -75,6 +115,12 @@ class PlannedSteps:
     micro_batches_per_epoch: int
     optimizer_steps: int
     accumulation_steps: int
+
+    @property
+    def last_steps(self) -> list[int]:
+        """Numbers of the last micro-batch of each optimizer step."""
+        epochs = self.micro_batches // self.micro_batches_per_epoch
+        return last_steps(self.micro_batches_per_epoch, self.accumulation_steps, epochs)
 
 
 @dataclass(frozen=True)

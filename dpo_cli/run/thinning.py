@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from dpo_cli.run.event_lines import STEP_DONE, valid_lines
 from dpo_cli.run.events import Event, EventReader, parse_line
-from dpo_cli.run.view import RECENT_STEPS
+from dpo_cli.run.view import RECENT_STEPS, RunView
 
 _KEPT = 1024
 """Most steps to keep of each kind, without and with `weights_moved`, before a stride doubles."""
@@ -132,3 +132,8 @@ def _step_and_counts(content: bytes) -> tuple[int, int, int, int] | None:
         return None
     pairs, tokens, padding_tokens = map(int, counts.groups())
     return int(step[1]), pairs, tokens, padding_tokens
+
+
+def read_view(events_path: Path) -> RunView:
+    """Return the view of a whole run, from its event stream."""
+    return RunView.of(ThinnedHistory(events_path))

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
 
-from dpo_cli.formatting import format_count
+from dpo_cli.formatting import format_count, format_percent
+from dpo_cli.intervals import LOW
+from dpo_cli.learning_rate import LearningRate
 from dpo_cli.paired import estimate_mean
-from dpo_cli.profile.doctrine import MEAN_OF_SCHEDULE, RunRecipe, learn_less
+from dpo_cli.profile.doctrine import RunRecipe, learn_less
 from dpo_cli.repetition import repetition
 from dpo_cli.run.events import Completed, Evaluated, Sampled
 from dpo_cli.run.plan import Plan
@@ -68,7 +70,7 @@ def _low(evaluated: Evaluated) -> float:
     interval is that of the change pair by pair (`dpo_cli.ui.outcome.loss_change`). Elsewhere this
     interval is wider, so that fewer rises count.
     """
-    return evaluated.groups.get("all", {}).get("loss/low", float("-inf"))
+    return evaluated.groups.get("all", {}).get("loss" + LOW, float("-inf"))
 
 
 def _collapse(view: RunView) -> str | None:
@@ -84,7 +86,8 @@ def _collapse(view: RunView) -> str | None:
         return None
     return (
         f"the answers to {format_count(len(after), 'prompt')} repeat themselves:"
-        f" {fmean(after):.0%} of their text, {fmean(before):.0%} at the start"
+        f" {format_percent(fmean(after), 0)} of their text,"
+        f" {format_percent(fmean(before), 0)} at the start"
     )
 
 
@@ -102,13 +105,17 @@ def _remedy(view: RunView) -> str:
 
 
 def _recipe(plan: Plan) -> RunRecipe:
-    rate = plan.setting("train.learning_rate")
-    factors = MEAN_OF_SCHEDULE[plan.setting("train.schedule")] * plan.steps.optimizer_steps
+    rate = LearningRate(
+        plan.setting("train.schedule"),
+        plan.setting("train.learning_rate"),
+        plan.steps.micro_batches,
+        plan.setting("train.warmup_iters") or 0,
+    )
     return RunRecipe(
         reduction=plan.setting("dpo.reduction"),
         beta=plan.setting("dpo.beta"),
-        learning_rate=rate,
-        lr_sum=rate * factors,
+        learning_rate=rate.peak,
+        lr_sum=rate.lr_sum(plan.steps.last_steps),
         parameters=plan.model.parameters,
         is_lora=plan.model.trained_parameters is not None,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import isfinite, nan
 
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.run.events import (
     ACCURACY,
     EVALUATION,
@@ -80,12 +81,17 @@ class RunView:
     skipped_steps: list[int] = field(default_factory=list)
     """Steps without an update because the gradient was not finite, ascending."""
     weights_moved: float | None = None
+    """Share of weights that differ from the start, measured after `weights_moved_step`."""
+    weights_moved_step: int = 0
+    """Optimizer step; the share is measured every `train.log_interval` only."""
     saved: Saved | None = None
     sampled: Sampled | None = None
     sampled_start: Sampled | None = None
     """First answers, to compare later ones with."""
     alerts: dict[str, Alert] = field(default_factory=dict)
     """Newest alert of each code, in the order of their events."""
+    earlier_alerts: set[str] = field(default_factory=set)
+    """Codes of the alerts from before the last start, which may no longer hold."""
     ending: Completed | Stopped | Failed | WorkerEnded | None = None
     lost_ranks: list[RankEnded] = field(default_factory=list)
     """Ranks that failed since the last start, in the order of their events."""
@@ -106,6 +112,9 @@ class RunView:
     _timed: deque[StepDone] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     """Last steps of this start. `elapsed_seconds` of another start counts from another zero."""
     _bests: list[Saved] = field(default_factory=list)
+    _alerts_at_end: set[str] = field(default_factory=set)
+    """Codes of the alerts since the last other event: the launcher writes its alerts about a start
+    before the worker writes `WorkerStarted`."""
     _seconds_of_earlier_starts: float = 0.0
     _seconds_of_this_start: float = 0.0
 
@@ -126,6 +135,8 @@ class RunView:
         if isinstance(event, WorkerStarted):
             self.expect_start()
             self.worker = event
+        if not isinstance(event, Alert):
+            self._alerts_at_end.clear()
         # Not simply the newest: a writer that appends after the worker's end started its own clock.
         self._seconds_of_this_start = max(self._seconds_of_this_start, event.elapsed_seconds)
         match event:
@@ -149,6 +160,8 @@ class RunView:
             case Alert():
                 self.alerts.pop(event.code, None)
                 self.alerts[event.code] = event
+                self._alerts_at_end.add(event.code)
+                self.earlier_alerts.discard(event.code)
             case RankEnded():
                 self.lost_ranks.append(event)
             case Completed() | Stopped() | Failed():
@@ -162,6 +175,7 @@ class RunView:
         self._seconds_of_this_start = 0.0
         self.worker = self.phase = self.ending = None
         self.is_under_way = self.is_stopping = False
+        self.earlier_alerts = self.alerts.keys() - self._alerts_at_end
         self.lost_ranks = []
         self._timed.clear()
 
@@ -255,7 +269,9 @@ class RunView:
         self.trained["learning_rate"].add(event.step, event.learning_rate)
         if event.seconds:
             self.trained["pairs_per_second"].add(event.step, event.pairs / event.seconds)
-        self.weights_moved = event.metrics.get("weights_moved", self.weights_moved)
+        if "weights_moved" in event.metrics:
+            self.weights_moved = event.metrics["weights_moved"]
+            self.weights_moved_step = event.optimizer_step
         grad_clip = self.plan.setting("train.grad_clip") if self.plan else None
         grad_norm = event.metrics.get("grad_norm")
         if grad_clip is not None and grad_norm is not None:
@@ -267,7 +283,7 @@ class RunView:
             self.held_out_start = event
         for metric, value in event.metrics.items():
             self.evaluated[metric].add(event.step, value)
-        ends = {f"{ACCURACY}/{end}" for end in ("low", "high")}
+        ends = {ACCURACY + LOW, ACCURACY + HIGH}
         for metric in ends & event.groups.get("all", {}).keys():
             self.evaluated[metric].add(event.step, event.groups["all"][metric])
 
@@ -284,5 +300,7 @@ class RunView:
             self.held_out = None
         if self.sampled is not None and self.sampled.step > event.step:
             self.sampled = None
+        if self.weights_moved_step > event.optimizer_step:
+            self.weights_moved, self.weights_moved_step = None, 0
         while self._bests and self._bests[-1].step > event.step:
             self._bests.pop()

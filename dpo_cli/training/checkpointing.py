@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
-from dpo_cli.files import apply_umask
+from dpo_cli.files import apply_umask, write_text
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.trainable import Trainable
 from dpo_cli.profile.schema import Train
@@ -73,7 +73,8 @@ def save_state(
     save_file(dict(rng or rng_states(SINGLE_PROCESS, model.device)), directory / _RNG)
     for path in directory.glob("*.safetensors"):
         apply_umask(path)
-    (directory / _STATE).write_text(
+    write_text(
+        directory / _STATE,
         json.dumps(
             {
                 "optimizer_step": optimizer_step,
@@ -82,7 +83,6 @@ def save_state(
                 "best": (best or BestSoFar()).to_dict(),
             }
         ),
-        encoding="utf-8",
     )
 
 

@@ -191,16 +191,11 @@ def run_facts(inputs: RunInputs) -> RunFacts:
         return pairs.places.names(lines, most=len(lines))
 
     return RunFacts(
+        recipe=inputs.current_recipe,
         optimizer_steps=order.optimizer_steps,
-        parameters=parameters,
         vocab_size=inputs.weights.architecture.vocab_size,
-        learning_rate=profile.train.learning_rate,
-        lr_sum=inputs.current_recipe.lr_sum,
-        beta=profile.dpo.beta,
-        reduction=profile.dpo.reduction,
         saturation_margin=inputs.saturation_margin or 0.0,
         export_dtype=inputs.export_dtype,
-        is_lora=profile.lora.is_on,
         keeps_small_updates=inputs.export_rounding == "stochastic",
         state_bytes=state_bytes(parameters, profile.train) + file_bytes * parameters,
         threads=torch.get_num_threads(),

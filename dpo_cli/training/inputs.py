@@ -18,6 +18,7 @@ from dpo_cli.data.sampler import BatchSampler, hold_out, repeat
 from dpo_cli.data.tokens import Rows, TokenizedPairs
 from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
+from dpo_cli.learning_rate import LearningRate
 from dpo_cli.models.forward_size import CPU_TOKENS_PER_FORWARD, default_max_tokens_per_forward
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.rounding import Rounding, default_rounding
@@ -29,7 +30,6 @@ from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_value
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.training.batches import BatchPlanner
-from dpo_cli.training.optimizer import LearningRate
 from dpo_cli.training.sources import (
     OnProgress,
     held_out_pairs,
@@ -164,7 +164,7 @@ class RunInputs:
             reduction=dpo.reduction,
             beta=dpo.beta,
             learning_rate=train.learning_rate,
-            lr_sum=sum(map(self.learning_rate.at, self.order.last_steps)),
+            lr_sum=self.learning_rate.lr_sum(self.order.last_steps),
             parameters=self.weights.parameters,
             is_lora=self.profile.lora.is_on,
         )

@@ -1,43 +1,14 @@
-"""Learning-rate schedules of both MiniMind versions, and AdamW."""
+"""AdamW, as both MiniMind versions use it, and with Kahan summation."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
-ScheduleName = Literal["minimind2", "minimind3"]
 COMPENSATION = "compensation"
 """Name of the compensation in the state of `KahanAdamW`, beside the moments."""
-
-
-@dataclass(frozen=True)
-class LearningRate:
-    """Learning rate at each of T micro-batches.
-
-    minimind2: lr * (0.1 + 0.5 * (1 + cos(pi t / T))), t from 0: starts at 1.1 lr.
-    minimind3: lr * (0.1 + 0.45 * (1 + cos(pi t / T))), t from 1: ends exactly at 0.1 lr.
-
-    For the first `warmup_iters` micro-batches it is multiplied by (1, 2, ...) / warmup_iters.
-    """
-
-    schedule: ScheduleName
-    peak: float
-    micro_batches: int
-    warmup_iters: int
-
-    def at(self, step: int) -> float:
-        """Return the rate of micro-batch `step`, counted from 0."""
-        if self.schedule == "minimind2":
-            cosine = 0.5 * (1 + math.cos(math.pi * step / self.micro_batches))
-        else:
-            cosine = 0.45 * (1 + math.cos(math.pi * (step + 1) / self.micro_batches))
-        warmup = min(1.0, (step + 1) / self.warmup_iters) if self.warmup_iters else 1.0
-        return self.peak * (0.1 + cosine) * warmup
 
 
 class KahanAdamW(torch.optim.AdamW):

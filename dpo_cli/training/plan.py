@@ -8,6 +8,7 @@ import platform
 import torch
 import transformers
 
+from dpo_cli.data.groups import count_known_prompts
 from dpo_cli.objective.losses import loss_at_start
 from dpo_cli.profile.resolved import to_tables
 from dpo_cli.run.plan import Plan, PlannedModel, PlannedPairs, PlannedSteps
@@ -38,6 +39,9 @@ def make_plan(inputs: RunInputs) -> Plan:
             held_out=len(inputs.held_out),
             held_out_skipped_rows=len(inputs.held_out_skipped_rows),
             unread_columns=dict(inputs.unread_columns),
+            truncated=int(inputs.pairs.shortened.sum()),
+            held_out_truncated=int(inputs.held_out.shortened.sum()),
+            held_out_known=count_known_prompts(inputs.held_out, inputs.pairs),
         ),
         steps=PlannedSteps(
             micro_batches=order.micro_batches,

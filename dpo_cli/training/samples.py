@@ -32,8 +32,7 @@ class Sampler:
     def __init__(
         self, inputs: RunInputs, tokenizer: ChatTokenizer, load: Callable[[], Frozen]
     ) -> None:
-        self._device, self._tokenizer, self._load = inputs.device, tokenizer, load
-        self._architecture = inputs.weights.architecture
+        self._inputs, self._tokenizer, self._load = inputs, tokenizer, load
         pairs = inputs.held_out
         count = min(inputs.profile.eval.num_samples, len(pairs))
         # Spread evenly over the file, because files are often sorted.
@@ -79,21 +78,27 @@ class Sampler:
         answers = []
         with model.active() as scorer:
             for pair in self._pairs:
-                answers.append(self._answer(scorer, prompt_of(pair)))
+                prompt = prompt_of(pair)
+                answers.append(greedy_answer(self._inputs, self._tokenizer, scorer, prompt))
                 report()
         return answers
 
-    def _answer(self, scorer: ResponseScorer, prompt: Tensor) -> str:
-        room = free_positions(self._architecture, prompt)
-        stop_ids = stop_ids_of(self._architecture, self._tokenizer.end_id)
-        answer = generate(
-            scorer.model,
-            prompt,
-            device=self._device,
-            stop_ids=stop_ids,
-            max_new_tokens=MAX_TOKENS if room is None else max(1, min(MAX_TOKENS, room)),
-        )
-        return self._tokenizer.decode([token_id for token_id in answer if token_id not in stop_ids])
+
+def greedy_answer(
+    inputs: RunInputs, tokenizer: ChatTokenizer, scorer: ResponseScorer, prompt: Tensor
+) -> str:
+    """Generate an answer of at most `MAX_TOKENS` tokens to a prompt, (T,) ids."""
+    architecture = inputs.weights.architecture
+    room = free_positions(architecture, prompt)
+    stop_ids = stop_ids_of(architecture, tokenizer.end_id)
+    answer = generate(
+        scorer.model,
+        prompt,
+        device=inputs.device,
+        stop_ids=stop_ids,
+        max_new_tokens=MAX_TOKENS if room is None else max(1, min(MAX_TOKENS, room)),
+    )
+    return tokenizer.decode([token_id for token_id in answer if token_id not in stop_ids])
 
 
 def user_frame(tokenizer: ChatTokenizer) -> tuple[str, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_cli.formatting import format_count
-from dpo_cli.intervals import wilson_interval
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.paired import ModelScores, PairedComparison, compare
 from dpo_cli.profile.resolved import values_affecting
 from dpo_cli.profile.table import Affects
@@ -26,7 +26,7 @@ METRICS = ("loss", ACCURACY, "rewards/margins", "margin_per_token", "kl")
 _DIGEST_DIGITS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ComparedRun:
     """Run in a comparison.
 
@@ -37,6 +37,7 @@ class ComparedRun:
         settings: resolved profile, as nested tables.
         scores: metrics of each held-out pair at the last evaluation; None if they are not stored.
         start_scores: the same at the first evaluation.
+        results: comparisons of `compared` so far, by the other run.
     """
 
     letter: str
@@ -45,6 +46,9 @@ class ComparedRun:
     settings: Mapping[str, Any]
     scores: ModelScores | None = None
     start_scores: ModelScores | None = None
+    results: dict[ComparedRun, PairedComparison | None] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @property
     def name(self) -> str:
@@ -77,13 +81,10 @@ def accuracy_of(evaluation: Evaluated | None) -> tuple[float, tuple[float, float
 
     A policy that equals its reference has no accuracy.
     """
-    if evaluation is None or not evaluation.pairs or ACCURACY not in evaluation.metrics:
+    summary = evaluation.groups.get("all", {}) if evaluation else {}
+    if not {ACCURACY, ACCURACY + LOW, ACCURACY + HIGH} <= summary.keys():
         return None
-    share, summary = evaluation.metrics[ACCURACY], evaluation.groups.get("all", {})
-    ends = summary.get(f"{ACCURACY}/low"), summary.get(f"{ACCURACY}/high")
-    if ends[0] is None or ends[1] is None:
-        return share, wilson_interval(share, evaluation.pairs)
-    return share, (ends[0], ends[1])
+    return summary[ACCURACY], (summary[ACCURACY + LOW], summary[ACCURACY + HIGH])
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,9 @@ def _differs(difference: Difference, runs: Sequence[ComparedRun]) -> bool:
 
 
 def _facts(run: ComparedRun) -> Iterator[tuple[str, Any]]:
-    for table, fields in run.settings.items():
-        for field, value in fields.items():
-            yield f"{table}.{field}", value
+    for table, keys in run.settings.items():
+        for key, value in keys.items():
+            yield f"{table}.{key}", value
     if run.plan is None:
         return
     for name, digest in run.fingerprints.items():
@@ -253,10 +254,16 @@ def _comparison_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
 
 def compare_held_out(run: ComparedRun, other: ComparedRun) -> PairedComparison | None:
     """Compare two runs with the same held-out pairs; None if a run has no stored scores."""
-    if run.scores is None or other.scores is None:
+    if other not in run.results:
+        run.results[other] = _compare(run.scores, other.scores)
+    return run.results[other]
+
+
+def _compare(scores: ModelScores | None, others: ModelScores | None) -> PairedComparison | None:
+    if scores is None or others is None:
         return None
     try:
-        return compare(run.scores, other.scores, ACCURACIES)
+        return compare(scores, others, ACCURACIES)
     except ValueError:  # the pairs differ: one of the files is not of this run
         return None
 

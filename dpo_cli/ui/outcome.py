@@ -29,6 +29,8 @@ def outcome(run: ComparedRun) -> list[str]:
         elif high < _CHANCE:
             verdict = "worse than chance (0.50)"
         sentences.append(f"Accuracy is {share:.2f} (95 %: {low:.2f} to {high:.2f}), {verdict}.")
+    if run.plan is not None:
+        sentences += [f"{caveat}." for caveat in run.plan.pairs.caveats()]
     return sentences
 
 

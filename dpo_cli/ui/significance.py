@@ -9,6 +9,8 @@ from dpo_cli.paired import MeanEstimate, PairedComparison, Preference
 from dpo_cli.run.events import ACCURACY, RANKING
 
 ACCURACY_NAMES = {ACCURACY: "accuracy", RANKING: "ranking accuracy"}
+ACCURACY_MEANING = "accuracy: pairs whose chosen gained more than rejected over the reference"
+RANKING_MEANING = "ranking: pairs whose chosen has the higher log-prob, reference left aside"
 _MANY = 1_000_000
 _DIFFERENCES = (("loss", "loss", "+.4f"), ("margin/token", "margin_per_token", "+.3g"))
 """Name, metric and format of the differences that are shown."""

@@ -15,25 +15,40 @@ import pytest
 from dpo_cli.alerts.history import WINDOW, RunFacts
 from dpo_cli.alerts.rules import RULES, AlertRules
 from dpo_cli.intervals import wilson_interval
-from dpo_cli.profile.doctrine import learn_more, saturation_margin
-from dpo_cli.run.events import Alert, Evaluated, Event, Progress, StepDone, WorkerStarted
+from dpo_cli.profile.doctrine import RunRecipe, learn_more, saturation_margin
+from dpo_cli.run.events import (
+    Alert,
+    Evaluated,
+    Event,
+    Progress,
+    Sample,
+    Sampled,
+    StepDone,
+    WorkerStarted,
+)
 
 STEPS = 120
 FACTS = RunFacts(
+    recipe=RunRecipe("mean", 5.0, learning_rate=1e-5, lr_sum=6e-4, parameters=1_000_000),
     optimizer_steps=STEPS,
-    parameters=1_000_000,
     vocab_size=6400,
-    learning_rate=1e-5,
-    lr_sum=6e-4,
-    beta=5.0,
-    reduction="mean",
     saturation_margin=saturation_margin(5.0, "mean", 100.0),
     export_dtype="float16",
     state_bytes=14_000_000,
     threads=2,
     rows_of=lambda optimizer_step, micro_batch: f"lines {10 * optimizer_step + micro_batch}, 7",
 )
-BLIND = replace(FACTS, beta=0.1, saturation_margin=saturation_margin(0.1, "mean", 100.0))
+
+
+def with_loss(facts: RunFacts, reduction: str, beta: float) -> RunFacts:
+    return replace(
+        facts,
+        recipe=replace(facts.recipe, reduction=reduction, beta=beta),
+        saturation_margin=saturation_margin(beta, reduction, 100.0),
+    )
+
+
+BLIND = with_loss(FACTS, "mean", 0.1)
 MADE: dict[str, Any] = {
     "step": 0,
     "epoch": 1,
@@ -59,7 +74,7 @@ def step(number: int, **changes: Any) -> StepDone:
         "rewards/rejected": -0.7 * margin,
         "rewards/margins": margin,
         "rewards/accuracies": 0.5 + 0.25 * (number % 3 > 0) * (number > 1),
-        "margin_per_token": margin / FACTS.beta,
+        "margin_per_token": margin / FACTS.recipe.beta,
         "kl": 0.02 * share,
         "grad_norm": 8.0 + noise,
     }
@@ -148,7 +163,7 @@ def test_a_loss_that_stays_because_the_weights_do() -> None:
     alert = text(still, "lr-sum-small", BLIND)
     assert alert.message == (
         "the loss still reads 0.6928 after 40 of 120 updates: an lr_sum (sum of the learning rates)"
-        " of 4.0e-04 so far hardly moves the weights (1.0% of them changed in a float16 file)"
+        " of 4.0e-04 so far hardly moves the weights (1.0 % of them changed in a float16 file)"
     )
     assert alert.remedy == learn_more(FACTS.recipe)
 
@@ -156,12 +171,10 @@ def test_a_loss_that_stays_because_the_weights_do() -> None:
 def test_a_loss_that_stays_although_the_weights_move() -> None:
     assert alerts_of(steps(at_ln_2), BLIND) == [(40, "no-saturation")]
     alert = text(steps(at_ln_2), "no-saturation", BLIND)
-    assert "although 90% of the weights have changed: with mean and beta 0.1" in alert.message
+    assert "although 90 % of the weights have changed: with mean and beta 0.1" in alert.message
     assert "11 nats a token" in alert.message
     # A sum over a hundred tokens saturates.
-    saturating = replace(
-        BLIND, reduction="sum", saturation_margin=saturation_margin(0.1, "sum", 100.0)
-    )
+    saturating = with_loss(BLIND, "sum", 0.1)
     assert alerts_of(steps(at_ln_2), saturating) == []
 
 
@@ -307,7 +320,7 @@ def test_the_host_of_a_virtual_machine_is_named() -> None:
     rules = AlertRules(replace(FACTS, threads=1))
     said = [a for e in steps(busy_after(0)) for a in rules.take(e, stolen=lambda: 0.3)]
     [alert] = [each for each in said if each.code == "cpu-contention"]
-    assert alert.message.endswith("; the host of this virtual machine takes 30% of the CPU time")
+    assert alert.message.endswith("; the host of this virtual machine takes 30 % of the CPU time")
     assert "train.threads" not in alert.remedy
 
 
@@ -375,10 +388,29 @@ def test_a_model_that_guesses(nats: float, is_told: bool) -> None:
     held_out = {"loss": 0.6931, "token_logps/chosen": -nats}
     start = Evaluated(step=0, optimizer_step=0, metrics=held_out, pairs=9, seconds=1.0)
     told = ["tokenizer-mismatch"] * is_told
-    rules = AlertRules(replace(FACTS, reduction="sum"))
+    rules = AlertRules(replace(FACTS, recipe=replace(FACTS.recipe, reduction="sum")))
     assert [alert.code for alert in rules.take(start)] == told
     assert rules.take(start) == []
     assert rules.take(step(1, logps_chosen=-300.0)) == []
     alone = AlertRules(FACTS)
     assert [alert.code for alert in alone.take(step(1, logps_chosen=-nats))] == told
     assert alone.take(step(2, logps_chosen=-8.7)) == []
+
+
+def sampled(step_number: int, *answers: str) -> Sampled:
+    samples = tuple(
+        Sample(place="line 1", prompt="p", question="q", policy=answer, reference=answer)
+        for answer in answers
+    )
+    return Sampled(step=step_number, optimizer_step=step_number, samples=samples, seconds=1.0)
+
+
+def test_answers_that_repeat_before_training_are_not_blamed_on_it() -> None:
+    broken, whole = "- " * 40, "The mill grinds corn for the whole village every morning."
+    [alert] = AlertRules(FACTS).take(sampled(0, broken, broken))
+    assert alert.code == "start-repeats"
+    assert alert.message.startswith("before training, the answers to 2 prompts already repeat")
+    assert AlertRules(FACTS).take(sampled(0, whole, whole)) == []
+    assert AlertRules(FACTS).take(sampled(1, broken, broken)) == []  # see the verdict of the run
+    resumed = AlertRules(FACTS, [alert])
+    assert resumed.take(sampled(0, broken, broken)) == []

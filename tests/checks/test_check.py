@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_cli.checks import resources
+from dpo_cli.checks import first_step, resources
 from dpo_cli.checks.trial_trainer import TARGET_TOKENS, small_micro_batch
 from dpo_cli.compute.device import resolve
 from dpo_cli.findings import Diagnosis, Finding, Level
@@ -47,6 +47,16 @@ def contents(folder: Path) -> dict[Path, bytes]:
 # --- no problems -------------------------------------------------------------------------------
 
 
+def test_a_start_model_that_repeats_itself_is_a_finding(
+    examined: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_step, "greedy_answer", lambda *_: "- " * 40)
+    finding = of(examined(), "start-repeats")
+    assert finding.level is Level.WARN
+    assert "the answers to 2 prompts already repeat themselves" in finding.message
+    assert "chat template" in finding.remedy
+
+
 def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> None:
     colors = ("red", "blue", "old", "new", "cold", "warm", "small", "large", "fine", "dark")
     kinds = [
@@ -65,7 +75,7 @@ def test_no_problems_and_nothing_is_written(examined: Examine, bench: Path) -> N
         for code in (
             *("profile", "files", "device", "weights", "tokenizer", "format", "data"),
             *("lengths", "texts", "masks", "held-out-pairs", "plan", "tokenizer-fit"),
-            *("first-loss", "gradients", "lr-sum", "saturation"),
+            *("first-loss", "gradients", "start-answers", "lr-sum", "saturation"),
             *("update", "memory", "time", "disk"),
         )
     ]
@@ -268,7 +278,7 @@ def test_each_bad_input_is_reported_beside_malformed_rows(
         assert of(diagnosis, "weights").level is OK
         return
     malformed = of(diagnosis, "data-malformed").message.splitlines()
-    assert malformed[0] == "2 of 8 rows are malformed (more than 1%)"
+    assert malformed[0] == "2 of 8 rows are malformed (more than 1 %)"
     assert malformed[1].startswith("line 3: not JSON")
     assert malformed[2] == "line 5: no 'rejected'"
 
@@ -359,7 +369,7 @@ def test_answers_that_are_mostly_cut(examined: Examine, bench: Path) -> None:
     (bench / "pairs.jsonl").write_text("".join(rows))
     kept = of(examined("data.max_seq_len=64"), "data-truncated")
     assert kept.level is WARN
-    assert kept.message == "8 of 8 rows kept at 64 tokens; 8 of the kept rows (100%) are truncated"
+    assert kept.message == "8 of 8 rows kept at 64 tokens; 8 of the kept rows (100 %) are truncated"
     assert kept.remedy == "Set data.max_seq_len to 1536 to truncate 0."
 
 
@@ -572,4 +582,4 @@ def test_several_sources_and_held_out_pairs_in_other_formats(
     assert preview is not None
     assert preview.place == "row 2 of more.csv"
     assert diagnosis.facts["plan"]["pairs"]["kept"] == 2 * len(ROWS) + len(SUBJECTS) // 2
-    assert "2 of 2 held-out pairs (100%)" in of(diagnosis, "held-out-known").message
+    assert "2 of 2 held-out pairs (100 %)" in of(diagnosis, "held-out-known").message

@@ -268,7 +268,7 @@ def test_words_for_which_there_are_no_tokens(tmp_path: Path) -> None:
     lost = findings(tmp_path / "pairs.jsonl", GOOD, ChatTokenizer(tmp_path / "tokenizer"))
     line = 1 + SUBJECTS.index("wool")
     assert lost["pairs-lost-words"].message == (
-        f"1 of 8 pairs (12.5%) lack words of an answer among its tokens (wool): line {line}"
+        f"1 of 8 pairs (12.5 %) lack words of an answer among its tokens (wool): line {line}"
     )
 
 

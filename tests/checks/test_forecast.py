@@ -98,6 +98,29 @@ def test_the_forecast_counts_all_that_the_run_computes(bench: Path, examined: Ex
     assert of(diagnosis, "time").message.startswith("about ")
 
 
+def test_a_long_run_names_the_keys_that_would_shorten_it(
+    bench: Path, examined: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert of(examined(), "time").level is Level.OK
+    inputs = prepared_with(bench, "train.epochs=4", "eval.interval=1", "data.max_seq_len=40")
+    parts = {
+        "startup_seconds": 0.0, "training_seconds": 6000.0, "reference_seconds": 0.0,
+        "evaluation_seconds": 4000.0, "saving_seconds": 0.0,
+    }  # fmt: skip
+    long = forecast.Forecast(
+        seconds=10_000.0, **parts, step_seconds=1.0, longest_step_seconds=1.0, tokens=1,
+        process_bytes=1, device_bytes=0,
+    )  # fmt: skip
+    words = forecast.how_to_shorten(inputs, long)
+    assert "train.epochs = 1 trains 1/4 as long" in words
+    assert "data.max_seq_len = 20 has" in words
+    assert "a larger eval.interval" in words
+    assert "train.save_interval" not in words
+    assert "packed" not in words
+    short = dataclasses.replace(long, seconds=100.0)
+    assert forecast.how_to_shorten(inputs, short) == ""
+
+
 def test_a_reference_that_is_in_the_cache_takes_no_time(
     bench: Path, examined: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

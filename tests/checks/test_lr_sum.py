@@ -13,6 +13,7 @@ from torch import Tensor
 from dpo_cli.checks.check import run_checks
 from dpo_cli.checks.lr_sum import distance_to_change, measure_lr_sum, safe_share
 from dpo_cli.findings import Level
+from dpo_cli.formatting import format_percent
 from dpo_cli.objective.formulas import Pairs
 from dpo_cli.objective.losses import pair_losses
 from dpo_cli.profile.doctrine import LOW_LOSS
@@ -92,7 +93,7 @@ def test_an_lr_sum_too_small_for_the_file(examined: Examine) -> None:
     assert "weights change in a float16 file" in short.message
     facts = diagnosis.facts["lr_sum"]
     assert facts["changed"]["float16"] < 0.1
-    assert f"at most {facts['changed']['float16']:.0%} of the" in short.message
+    assert f"at most {format_percent(facts['changed']['float16'], 0)} of the" in short.message
     assert "together" in short.remedy
 
 

@@ -66,7 +66,7 @@ def test_each_issue_is_reported_with_its_lines(
     assert diagnosis.facts["issues"][issue][: len(lines)] == lines
     number = len(diagnosis.facts["issues"][issue])
     total = len(ROWS) + len(rows)
-    assert finding.message.startswith(f"{number} of {total} pairs ({number / total:.1%}) ")
+    assert finding.message.startswith(f"{number} of {total} pairs ({100 * number / total:.1f} %) ")
     assert str(lines[0]) in finding.message.rpartition(":")[2]
 
 
@@ -140,7 +140,7 @@ def test_longer_chosen_responses_are_reported(examined: Examine, bench: Path) ->
     shorter = [row(f"{n}!", words(draw, 4), words(draw, 12)) for n in range(30)]
     (bench / "pairs.jsonl").write_text("".join([*longer, *shorter[:10]]))
     bias = of(examined(), "length-bias")
-    assert bias.message.startswith("chosen is longer in 75% of the pairs (mean ")
+    assert bias.message.startswith("chosen is longer in 75 % of the pairs (mean ")
     assert bias.remedy.startswith("Always picking the longer response would be right as often.")
     (bench / "pairs.jsonl").write_text("".join([*longer, *shorter]))
     assert of(examined(), "lengths").level is Level.OK
@@ -207,7 +207,7 @@ def test_held_out_pairs_whose_prompt_is_trained_on(examined: Examine, bench: Pat
     (bench / "held_out.jsonl").write_text("".join(again[:2]))
     known = of(examined("eval.fraction=0", "eval.path=held_out.jsonl"), "held-out-known")
     assert known.subject == "eval.path"
-    assert "2 of 2 held-out pairs (100%)" in known.message
+    assert "2 of 2 held-out pairs (100 %)" in known.message
 
 
 # --- number of held-out pairs ------------------------------------------------------------------

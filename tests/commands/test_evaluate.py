@@ -278,7 +278,7 @@ def test_through_dpo_itself(dense: Trained, tmp_path: Path) -> None:
     assert lines[0] == f"{dense.run.name} after step 6"
     assert lines[1].startswith("5 held-out pairs of ")
     assert lines[3].startswith("chat template of ")
-    assert lines[3].endswith("empty think blocks kept in 20% of the pairs")
+    assert lines[3].endswith("empty think blocks kept in 20 % of the pairs")
     assert "accuracy (95 %)" in lines[5]
     assert lines[6].split()[:2] == ["all", "5"]
     assert out.stderr == ""

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dpo_cli.commands.report import default_path
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (
     Alert,
@@ -205,6 +206,25 @@ def test_several_runs_are_compared(dpo: Cli, root: Path, plain: RunDirectory) ->
     assert "B vs. A, pair by pair: accuracy: 2 pairs to 0, p = 0.50, about 74 more pairs" in shown
     names = {line["name"] for chart in curves(text) for line in chart["lines"]}
     assert {"A train", "B train", "A held-out", "B held-out"} <= names
+
+
+def test_a_comparison_does_not_replace_the_report_of_one_run(
+    dpo: Cli, root: Path, plain: RunDirectory
+) -> None:
+    other = story.write(root, "other", *story.contender({}))
+    dpo("report", "plain")
+    alone = Path(f"{plain.name}.html").read_bytes()
+    both = f"{plain.name}-vs-{other.name}.html"
+    assert dpo("report", "plain", "other") == (0, f"wrote {both}\n", "")
+    assert Path(f"{plain.name}.html").read_bytes() == alone
+    assert len(Page(Path(both).read_text(encoding="utf-8")).texts) > 0
+
+
+def test_the_name_of_a_report_of_many_runs_has_a_limit() -> None:
+    names = [f"run-{number}-{'x' * 40}" for number in range(20)]
+    path, other = default_path(names), default_path(names[:-1])
+    assert path != other
+    assert max(len(str(each)) for each in (path, other)) < 200
 
 
 def test_what_others_wrote_is_text_and_nothing_else(dpo: Cli, root: Path) -> None:

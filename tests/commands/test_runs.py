@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from dpo_cli.errors import DpoError
+from dpo_cli.export.try_command import TryCommand
 from dpo_cli.paired import MeanEstimate, PairedComparison, compare_accuracies
 from dpo_cli.run import launch
 from dpo_cli.run.directory import RunDirectory
@@ -317,7 +318,7 @@ class Bench:
             max_logp_difference=0.00123,
             retention=None,
             not_compared="full_sft_512.pth is gone",
-            try_command="python eval_model.py",
+            try_command=TryCommand("python eval_model.py", is_minimind_script=True),
             exported={"file": 1},
             state={"state": 1},
         )

@@ -29,6 +29,7 @@ TWO_MACHINES = ("--set", "launch.nnodes=2", "--set", "launch.rdzv_endpoint=node0
 LEARNS = """
 from dpo_cli.paired import ModelScores
 from dpo_cli.run.held_out_scores import write_scores
+from tests.support.story import with_ends
 letter = run.profile_name[-1]
 if not (run.path / "plan.json").exists():
     stream.append(WorkerStarted(pid=1, device="cpu", device_name="", dtype="float32", versions={}))
@@ -39,7 +40,9 @@ def evaluate(accuracy):
     scores = ModelScores({"rewards/accuracies": right}, range(40))
     if letter != "F":
         write_scores(run.held_out_path, 8, scores)
-    stream.append(Evaluated(step=8, optimizer_step=8, metrics=metrics, pairs=40, seconds=0.1))
+    groups = {"all": with_ends(metrics, 40)}
+    stream.append(Evaluated(step=8, optimizer_step=8, metrics=metrics, groups=groups, pairs=40,
+                            seconds=0.1))
 ACCURACY = dict(A=0.5, B=0.55, C=0.9, D=0.85, E=0.5, F=0.1)
 """
 LEARNS_WELL = LEARNS + "plan(); evaluate(ACCURACY[letter]); complete()\n"

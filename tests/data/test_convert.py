@@ -9,7 +9,7 @@ import signal
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +28,6 @@ from dpo_cli.errors import DpoError, UsageError
 from tests.support import written
 from tests.support.written import Row, csv_file, jsonl, parquet
 
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 USER, ANSWER = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
 OTHER = {"role": "assistant", "content": "No."}
 CALL = {
@@ -70,16 +69,7 @@ def assert_equal(first: EncodedRows, second: EncodedRows) -> None:
 
 @pytest.fixture(scope="module")
 def rows(shared: Path) -> list[Row]:
-    """Real pairs with one question, which every format can hold."""
-    lines = (shared / "data/dpo_en_zh_400.jsonl").read_text().splitlines()
-
-    def is_fit(row: Row) -> bool:
-        sides = row["chosen"], row["rejected"]
-        texts = [turn["content"] for side in sides for turn in side]
-        are_plain = all(text == text.strip() != "" and "\n\nHuman" not in text for text in texts)
-        return [len(side) for side in sides] == [2, 2] and are_plain
-
-    return [row for row in map(json.loads, lines) if is_fit(row)][:20]
+    return written.rows_of_every_format(shared, 20)
 
 
 @pytest.fixture(scope="module", params=["minimind2", "minimind3"])
@@ -93,7 +83,7 @@ def test_the_tokens_are_those_of_the_source(
 ) -> None:
     source = put(tmp_path / "source.jsonl", [written.FORMATS[name](row) for row in rows])
     expected = encoded(source, tokenizer)
-    for layout in LAYOUTS:
+    for layout in Layout:
         converted = to_file(source, tmp_path / f"{layout}.jsonl", layout)
         assert (converted.pairs, converted.skipped) == (20, {})
         assert not converted.skipped_path.exists()
@@ -121,7 +111,7 @@ def test_conversations_of_several_turns(
     ]
     source = put(tmp_path / "source.jsonl", [written.FORMATS[name](row) for row in longer])
     expected = encoded(source, tokenizer)
-    for layout in LAYOUTS:
+    for layout in Layout:
         converted = to_file(source, tmp_path / f"{layout}.jsonl", layout)
         assert converted.pairs == 10
         assert_equal(encoded(converted.path, tokenizer, converted.settings), expected)
@@ -178,10 +168,10 @@ def test_odd_rows_are_read_back_as_they_were(case: str, tmp_path: Path) -> None:
     source = put(tmp_path / "source.jsonl", [ODD[case]] * 3)
     pairs = list(read_pairs(source))
     assert all(isinstance(pair, PreferencePair) for pair in pairs)
-    for layout in ("trl", "sharegpt"):
+    for layout in (Layout.TRL, Layout.SHAREGPT):
         converted = to_file(source, tmp_path / f"{layout}.jsonl", layout)  # type: ignore[arg-type]
         assert list(read_pairs(converted.path)) == pairs
-    converted = to_file(source, tmp_path / "whole.jsonl", "minimind")
+    converted = to_file(source, tmp_path / "whole.jsonl", Layout.MINIMIND)
     for pair, own in zip(read_pairs(converted.path), pairs, strict=True):
         assert isinstance(pair, PreferencePair)
         assert isinstance(own, PreferencePair)
@@ -190,7 +180,7 @@ def test_odd_rows_are_read_back_as_they_were(case: str, tmp_path: Path) -> None:
 
 def test_sharegpt_is_llama_factorys(tmp_path: Path) -> None:
     source = put(tmp_path / "source.jsonl", [ODD["tools"]])
-    (line,) = to_file(source, tmp_path / "to.jsonl", "sharegpt").path.read_text().splitlines()
+    (line,) = to_file(source, tmp_path / "to.jsonl", Layout.SHAREGPT).path.read_text().splitlines()
     assert json.loads(line) == {
         "conversations": [{"from": "human", "value": "Why?"}],
         "chosen": {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'},
@@ -207,7 +197,7 @@ def test_every_row_is_in_one_of_the_files(tmp_path: Path) -> None:
     first.write_text("\n".join(lines))
     rated = {"instruction": "Why?", "generations": ["a", "b"], "ratings": [1.0, 1.0]}
     second.write_bytes(parquet([rated, {**rated, "ratings": [1.0, 2.0]}]))
-    converted = to_file(Source((first, second)), tmp_path / "to.jsonl", "trl")
+    converted = to_file(Source((first, second)), tmp_path / "to.jsonl", Layout.TRL)
     assert (converted.pairs, converted.skipped) == (3, {"malformed": 2, "tie": 1})
     assert converted.unread == {"id": 2}
     skipped = [json.loads(line) for line in converted.skipped_path.read_text().splitlines()]
@@ -219,14 +209,14 @@ def test_every_row_is_in_one_of_the_files(tmp_path: Path) -> None:
     assert len(converted.path.read_text().splitlines()) == 3
     # Without skipped rows an old list of them goes.
     first.write_text(json.dumps(good))
-    assert not to_file(first, tmp_path / "to.jsonl", "trl").skipped_path.exists()
+    assert not to_file(first, tmp_path / "to.jsonl", Layout.TRL).skipped_path.exists()
 
 
 def test_whole_conversations_and_prompts_in_one_file(tmp_path: Path) -> None:
     """What both sides of a whole conversation share becomes its prompt."""
     whole = put(tmp_path / "whole.jsonl", [{"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}])
     plain = put(tmp_path / "plain.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
-    converted = to_file(Source((whole, plain)), tmp_path / "to.jsonl", "trl")
+    converted = to_file(Source((whole, plain)), tmp_path / "to.jsonl", Layout.TRL)
     pairs = list(read_pairs(converted.path))
     assert [pair.prompt_turns for pair in pairs if isinstance(pair, PreferencePair)] == [1, 1]
 
@@ -235,8 +225,8 @@ def test_sides_without_a_common_turn_have_no_prompt(tmp_path: Path) -> None:
     row = {"chosen": [USER, ANSWER], "rejected": [{**USER, "content": "How?"}, OTHER]}
     good = {"chosen": [USER, ANSWER], "rejected": [USER, OTHER]}
     source = put(tmp_path / "source.jsonl", [row, good])
-    assert to_file(source, tmp_path / "trl.jsonl", "trl").pairs == 2
-    converted = to_file(source, tmp_path / "sharegpt.jsonl", "sharegpt")
+    assert to_file(source, tmp_path / "trl.jsonl", Layout.TRL).pairs == 2
+    converted = to_file(source, tmp_path / "sharegpt.jsonl", Layout.SHAREGPT)
     assert (converted.pairs, converted.skipped) == (1, {"malformed": 1})
     reason = json.loads(converted.skipped_path.read_text())["reason"]
     assert reason == "the two sides share no turn that could be the prompt"
@@ -245,12 +235,14 @@ def test_sides_without_a_common_turn_have_no_prompt(tmp_path: Path) -> None:
 def test_a_row_that_would_be_read_differently_is_not_written() -> None:
     turn = {"role": "user", "content": "Why?", "from": "clown", "value": "x"}
     pair = PreferencePair(1, [turn, ANSWER], [turn, OTHER], 1)
-    assert writer_of("trl", is_whole=False).line(pair)
+    assert writer_of(Layout.TRL, is_whole=False).line(pair)
     with pytest.raises(MalformedError, match="read differently"):
-        writer_of("sharegpt", is_whole=False).line(pair)
+        writer_of(Layout.SHAREGPT, is_whole=False).line(pair)
     long = {**ANSWER, "content": "x" * (33 << 20)}
     with pytest.raises(MalformedError, match="longer than 32 MiB"):
-        writer_of("trl", is_whole=False).line(PreferencePair(1, [USER, long], [USER, OTHER], 1))
+        writer_of(Layout.TRL, is_whole=False).line(
+            PreferencePair(1, [USER, long], [USER, OTHER], 1)
+        )
 
 
 def test_no_row_is_a_pair(tmp_path: Path) -> None:
@@ -258,7 +250,7 @@ def test_no_row_is_a_pair(tmp_path: Path) -> None:
     to = tmp_path / "to.jsonl"
     to.write_text("old")
     with pytest.raises(DpoError, match="no row is a pair") as caught:
-        to_file(Source((source,), "plain"), to, "trl")
+        to_file(Source((source,), "plain"), to, Layout.TRL)
     assert caught.value.details[0].startswith("line 1: 'rejected' is a number")
     assert to.read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"source.jsonl", "to.jsonl"}
@@ -269,7 +261,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     path.write_bytes(csv_file([{"ask": "Why?", "good": "So.", "bad": "No."}]))
     columns = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
     source = Source((path,), columns=columns)
-    converted = to_file(source, tmp_path / "to.jsonl", "trl")
+    converted = to_file(source, tmp_path / "to.jsonl", Layout.TRL)
     assert list(read_pairs(converted.path)) == list(read_pairs(source))
 
 
@@ -306,7 +298,7 @@ def test_a_killed_conversion_leaves_the_old_file(tmp_path: Path) -> None:
 
     child = os.fork()
     if not child:
-        convert_source(Source((source,)), to, "trl", kill)
+        convert_source(Source((source,)), to, Layout.TRL, kill)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert to.read_text() == "old"
@@ -316,9 +308,9 @@ def test_a_killed_conversion_leaves_the_old_file(tmp_path: Path) -> None:
     other = tmp_path / f".to.jsonl.{'0' * 32}.tmp"
     with other.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert to_file(source, to, "trl").pairs == 5000
+        assert to_file(source, to, Layout.TRL).pairs == 5000
         assert {*tmp_path.iterdir()} == {source, to, other}
-    assert to_file(source, to, "trl").pairs == 5000
+    assert to_file(source, to, Layout.TRL).pairs == 5000
     assert {*tmp_path.iterdir()} == {source, to}
 
 
@@ -331,7 +323,7 @@ def test_memory_does_not_grow_with_the_source(
         row = {"prompt": "Why?" * 100, "chosen": "So.", "rejected": "No.", "id": 1}
         source = put(tmp_path / "source.jsonl", [row, {"prompt": "p"}] * count)
         tracemalloc.start()
-        to_file(source, tmp_path / "to.jsonl", "trl")
+        to_file(source, tmp_path / "to.jsonl", Layout.TRL)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 2 * peaks[0] + (1 << 20)
@@ -341,5 +333,5 @@ def test_the_progress_is_that_of_the_rows(tmp_path: Path) -> None:
     source = put(tmp_path / "s.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}] * 2500)
     seen: list[tuple[str, int, int, str]] = []
     report: Callable[[str, int, int, str], None] = lambda *step: seen.append(step)  # noqa: E731
-    convert_source(Source((source,)), tmp_path / "to.jsonl", "trl", report)
+    convert_source(Source((source,)), tmp_path / "to.jsonl", Layout.TRL, report)
     assert seen == [("converting", done, 2500, "rows") for done in (0, 1000, 2000)]

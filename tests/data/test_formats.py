@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -20,28 +19,21 @@ from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
 from dpo_cli.profile.pairs import Data
 from tests.support.cli import REPOSITORY
-from tests.support.written import COMPRESSIONS, CONTAINERS, FORMATS, Row, jsonl
+from tests.support.written import (
+    COMPRESSIONS,
+    CONTAINERS,
+    FORMATS,
+    Row,
+    jsonl,
+    rows_of_every_format,
+)
 
 NEEDS = {"pairs.parquet": "pyarrow", ".zst": "backports.zstd"}
 
 
 @pytest.fixture(scope="module")
 def rows(shared: Path) -> list[Row]:
-    """Real pairs that every format can say: one question, texts without space around them."""
-    lines = (shared / "data/dpo_en_zh_400.jsonl").read_text().splitlines()
-
-    def is_fit(row: Row) -> bool:
-        sides = row["chosen"], row["rejected"]
-        texts = [turn["content"] for side in sides for turn in side]
-        return (
-            [len(side) for side in sides] == [2, 2]
-            and all(text == text.strip() != "" for text in texts)
-            and not any("\n\nHuman:" in text or "\n\nAssistant:" in text for text in texts)
-        )
-
-    fit = [row for row in map(json.loads, lines) if is_fit(row)][:40]
-    assert len(fit) == 40
-    return fit
+    return rows_of_every_format(shared, 40)
 
 
 @pytest.fixture(scope="module", params=["minimind2", "minimind3"])

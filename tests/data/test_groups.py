@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.data.chat import Tokenized, TokenizedPair
-from dpo_cli.data.groups import groups_of, prompt_labels
+from dpo_cli.data.groups import count_known_prompts, groups_of, prompt_labels
 from tests.support.columns import in_columns
 
 TEXTS = {1: "A plain answer.", 2: "一个简单的回答。", 3: "просто", 4: "42 + 1"}
@@ -60,3 +60,6 @@ def test_pairs_with_one_prompt_have_one_label() -> None:
     pairs = in_columns([of(line, prompt, line) for line, prompt in enumerate(prompts, start=1)])
     assert prompt_labels(pairs) == [0, 1, 0, 2, 1]
     assert prompt_labels(pairs[1:3]) == [0, 1]
+    assert count_known_prompts(pairs[:2], pairs[2:]) == 2
+    assert count_known_prompts(pairs[3:4], pairs[:3]) == 0
+    assert count_known_prompts(pairs[:0], pairs) == 0

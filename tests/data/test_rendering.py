@@ -112,6 +112,24 @@ def test_a_hostile_tokenizer_is_refused(folder: Path, change: dict[str, object],
         ChatTokenizer(folder)
 
 
+def test_only_ids_are_limited(folder: Path) -> None:
+    """A length to truncate to, and a stride, may be larger than any id."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["truncation"] = {
+        "direction": "Right",
+        "max_length": 100_000_000,
+        "strategy": "LongestFirst",
+        "stride": 10_000_000,
+    }
+    path.write_text(json.dumps(content))
+    ChatTokenizer(folder)
+    content["added_tokens"][-1]["id"] = 1 << 22
+    path.write_text(json.dumps(content))
+    with pytest.raises(DpoError, match="holds an id of 4,194,304 or more"):
+        ChatTokenizer(folder)
+
+
 def test_a_tokenizer_file_that_is_too_large_is_not_read(folder: Path) -> None:
     with (folder / "tokenizer.json").open("r+b") as file:
         file.truncate(1 << 30)  # sparse

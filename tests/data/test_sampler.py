@@ -53,6 +53,14 @@ def test_steps_count_micro_batches() -> None:
     ]
 
 
+@pytest.mark.parametrize("accumulation_steps", [1, 2, 3, 7, 9])
+def test_the_steps_that_the_rate_is_read_at_are_the_last_of_the_windows(
+    accumulation_steps: int,
+) -> None:
+    some = order(accumulation_steps=accumulation_steps)
+    assert some.last_steps == [window.last_step for window in some.global_batches()]
+
+
 def test_more_epochs_keep_the_beginning() -> None:
     assert list(order(epochs=5).global_batches())[:12] == list(order().global_batches())
 

@@ -58,6 +58,11 @@ def export_and_import(run: RunDirectory, place: Path) -> None:
         assert secret not in card
     assert "preference pairs with at most 128 tokens per side" in card
     assert "| accuracy |" in card
+    plan = run.read_plan()
+    assert plan is not None
+    assert plan.pairs.truncated
+    for caveat in plan.pairs.caveats():
+        assert caveat in card
     exports = [event for event in history(run.events_path) if isinstance(event, Exported)]
     assert [event.path for event in exports] == [str(directory)] * 2
 

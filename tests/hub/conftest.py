@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.hub import Hub, running, use_here
-from tests.support.written import Row
+from tests.support.written import Row, rows_of_every_format
 
 
 @pytest.fixture
@@ -20,13 +19,4 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture(scope="session")
 def rows(shared: Path) -> list[Row]:
-    """Real pairs with one question, which every format can hold."""
-    lines = (shared / "data/dpo_en_zh_400.jsonl").read_text().splitlines()
-
-    def is_fit(row: Row) -> bool:
-        sides = row["chosen"], row["rejected"]
-        texts = [turn["content"] for side in sides for turn in side]
-        are_plain = all(text == text.strip() != "" and "\n\nHuman" not in text for text in texts)
-        return [len(side) for side in sides] == [2, 2] and are_plain
-
-    return [row for row in map(json.loads, lines) if is_fit(row)][:24]
+    return rows_of_every_format(shared, 24)

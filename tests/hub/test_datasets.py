@@ -16,6 +16,7 @@ from dpo_cli.data.convert import convert_source, destination
 from dpo_cli.data.encoding import encode_rows
 from dpo_cli.data.pairs import SkippedRow, read_pairs
 from dpo_cli.data.preview import preview
+from dpo_cli.data.row_writers import Layout
 from dpo_cli.data.sources import Source
 from dpo_cli.data.tokens import EncodedRows
 from dpo_cli.errors import DpoError
@@ -252,7 +253,9 @@ def test_a_preview_downloads_one_file(shape: str, hub: Hub, rows: list[Row]) -> 
     shards = len(fetch_data(name).files)
     assert found.is_estimate == (shards > 1 and shape != "ultrafeedback")
     assert abs(found.rows - 24) <= (12 if found.is_estimate else 0)
-    assert 0 < found.median_characters <= found.most_characters
+    lengths = found.lengths(len)
+    assert len(lengths) == len(found.pairs)
+    assert min(lengths) > 2 * 8  # two messages or more, each with the tokens of a template
 
 
 def test_a_preview_of_a_file_counts_its_rows(tmp_path: Path) -> None:
@@ -263,7 +266,7 @@ def test_a_preview_of_a_file_counts_its_rows(tmp_path: Path) -> None:
         302, False, "plain", 200,
     )  # fmt: skip
     assert found.columns == ("prompt", "chosen", "rejected")
-    assert (found.median_characters, found.most_characters) == (2, 2)
+    assert {*found.lengths(len)} == {2 + 2 * 8}
     assert found.description == "plain (TRL's standard, explicit prompt), JSONL (2 files)"
 
 
@@ -272,7 +275,7 @@ def test_a_data_set_is_converted(hub: Hub, rows: list[Row], tmp_path: Path) -> N
     hub.push("them/set", ultrafeedback_binarized(rows))
     source = Source((Path("hf:them/set"),))
     to = destination(tmp_path / "pairs.jsonl", source, force=False)
-    converted = convert_source(source, to, "trl", lambda *step: None)
+    converted = convert_source(source, to, Layout.TRL, lambda *step: None)
     assert (converted.pairs, converted.settings) == (24, {})
     assert list(read_pairs(to)) == list(read_pairs(source))
 

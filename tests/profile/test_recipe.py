@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_cli.learning_rate import LearningRate
 from dpo_cli.profile import doctrine
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.recipe import (
@@ -34,16 +35,23 @@ def weights_file(folder: Path, parameters: int) -> Path:
 
 
 def model_folder(folder: Path, parameters: int) -> Path:
-    """A model directory with the header of a safetensors file."""
+    """A model directory with a safetensors file of zeros, which takes no space on disk."""
     path = folder / f"model-{parameters}"
     path.mkdir()
+    size_bytes = 4 * parameters
     header = json.dumps(
         {
             "__metadata__": {"format": "pt"},
-            "a": {"dtype": "F32", "shape": [parameters // 1000, 1000], "data_offsets": [0, 0]},
+            "a": {
+                "dtype": "F32",
+                "shape": [parameters // 1000, 1000],
+                "data_offsets": [0, size_bytes],
+            },
         }
     ).encode()
-    (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with open(path / "model.safetensors", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size_bytes)
     return path
 
 
@@ -64,7 +72,6 @@ def test_no_proposal_is_above_what_was_measured(
 ) -> None:
     """Not for any number of rows: neither the rate nor the sum of the rates."""
     from dpo_cli.data.sampler import hold_out  # torch: compares with the real schedule
-    from dpo_cli.training.optimizer import LearningRate
 
     model = None
     if parameters:

@@ -29,7 +29,7 @@ def test_the_message_names_the_factor_and_what_helps() -> None:
         "the CPU is busy with other processes: a step takes 15.0 times its CPU time"
     )
     assert contention_message(2.0, 0.25).endswith(
-        "; the host of this virtual machine takes 25% of the CPU time"
+        "; the host of this virtual machine takes 25 % of the CPU time"
     )
     assert contention_remedy(2).startswith("Set train.threads = 1, or stop the other processes")
     assert "train.threads" not in contention_remedy(1)

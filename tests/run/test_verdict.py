@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from dpo_cli.run.events import Event, Planned
+from dpo_cli.run.plan import PlannedSteps
 from dpo_cli.run.verdict import Verdict, is_best_earlier, verdict_of
 from dpo_cli.run.view import RunView
 from tests.support.judged_runs import (
@@ -56,7 +58,7 @@ def test_a_loss_that_fell_or_moved_within_chance(losses: tuple[float, ...]) -> N
 def test_answers_that_repeat_themselves() -> None:
     verdict = judged(sampled(0, *[PROSE] * 4), sampled(15, *[LOOP] * 4))
     assert verdict is not None
-    assert verdict.message.startswith("the answers to 4 prompts repeat themselves: 87% of")
+    assert verdict.message.startswith("the answers to 4 prompts repeat themselves: 87 % of")
     assert judged(sampled(0, LOOP, PROSE), sampled(15, LOOP, PROSE)) is None
     # One of two answers may repeat itself by chance.
     assert judged(sampled(0, PROSE, PROSE), sampled(15, LOOP, PROSE)) is None
@@ -75,6 +77,13 @@ def test_the_remedy_names_the_proposed_rate_and_the_best_checkpoint() -> None:
     assert verdict is not None
     assert "Set train.learning_rate = 5e-6, as dpo init proposes." in verdict.remedy
     assert "eval.keep_best = true" in verdict.remedy
+    # Over 1000 steps the sum of the rates is the limit, and a warm-up reduces it.
+    steps = PlannedSteps(1000, 1000, 1000, 1)
+    for warmup_iters, rate in ((0, "1.6e-6"), (1000, "5e-6")):
+        long = planned(train={"warmup_iters": warmup_iters}).plan
+        verdict = judged(*rise, plan=Planned(plan=replace(long, steps=steps)))
+        assert verdict is not None
+        assert f"Set train.learning_rate = {rate}, as dpo init" in verdict.remedy
     kept = judged(*rise, plan=planned(keep_best=True))
     assert kept is not None
     assert "Keep the starting weights" in kept.remedy

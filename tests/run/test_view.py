@@ -8,6 +8,7 @@ import pytest
 
 from dpo_cli.run.events import (
     EVALUATION,
+    Alert,
     Completed,
     Event,
     Failed,
@@ -184,3 +185,19 @@ def test_the_last_save() -> None:
     view = seen(*story.preparation(), *story.training(0, 130))
     assert isinstance(view.saved, Saved)
     assert view.saved.step == 100
+
+
+def test_alerts_from_before_the_last_start_are_told_apart() -> None:
+    busy, ranks = Alert(code="cpu-contention", message="m"), Alert(code="idle-gpus", message="m")
+    stopped = Stopped(reason="interrupted", step=2, optimizer_step=1)
+    view = seen(STARTED, busy)
+    assert view.earlier_alerts == set()
+    view.take(stopped)
+    assert view.earlier_alerts == set()
+    view.expect_start()
+    assert view.earlier_alerts == {"cpu-contention"}
+    view.take(ranks)  # of the launcher, about the start that follows
+    view.take(STARTED)
+    assert view.earlier_alerts == {"cpu-contention"}
+    view.take(busy)
+    assert view.earlier_alerts == set()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dpo_cli.run.events import Completed, Evaluated, Event, Planned, Sampled, Saved, StepDone
-from tests.support import story
+from dpo_cli.run.events import Completed, Evaluated, Event, Planned, Sampled, Saved
+from dpo_cli.run.plan import PlannedSteps
+from tests.support import made_events, story
+from tests.support.made_events import step_done
 
 LN2 = 0.693147
 PROSE = "The mill stands by the river, and in spring the water rises to its door."
@@ -19,7 +21,9 @@ def planned(**settings: Any) -> Planned:
     tables = {table: dict(keys) for table, keys in story.PLAN.settings.items()}
     for table, keys in changed.items():
         tables[table] = {**tables.get(table, {}), **keys}
-    steps = dataclasses.replace(story.PLAN.steps, micro_batches=15, optimizer_steps=15)
+    steps = PlannedSteps(
+        micro_batches=15, micro_batches_per_epoch=15, optimizer_steps=15, accumulation_steps=1
+    )
     return Planned(plan=dataclasses.replace(story.PLAN, settings=tables, steps=steps))
 
 
@@ -45,32 +49,7 @@ def sampled(step: int, *answers: str) -> Sampled:
 
 
 def saved(step: int) -> Saved:
-    return Saved(
-        step=step,
-        optimizer_step=step,
-        checkpoint=f"step-{step}",
-        weights="w",
-        size_bytes=1,
-        seconds=0.1,
-        is_best=True,
-    )
-
-
-def step_done(step: int) -> StepDone:
-    return StepDone(
-        step=step,
-        optimizer_step=step,
-        epoch=1,
-        learning_rate=1e-5,
-        losses=(0.5,),
-        metrics={"loss": 0.5},
-        pairs=4,
-        tokens=1,
-        padding_tokens=0,
-        seconds=1.0,
-        process_bytes=0,
-        device_bytes=0,
-    )
+    return made_events.saved(step, is_best=True)
 
 
 END = Completed(step=15, optimizer_step=15, weights="w")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpo_cli.intervals import HIGH, LOW, wilson_interval
 from dpo_cli.paired import ModelScores
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.event_writer import EventWriter
@@ -246,6 +247,13 @@ def whole() -> Iterator[Event]:
     yield dataclasses.replace(WorkerEnded(exit_code=0), time=STARTED + 606.5)
 
 
+def with_ends(metrics: Mapping[str, float], pairs: int) -> dict[str, float]:
+    """The figures of a group of pairs with different prompts, with the ends of its accuracy."""
+    name = "rewards/accuracies"
+    low, high = wilson_interval(metrics[name], pairs)
+    return {"pairs": float(pairs), **metrics, name + LOW: low, name + HIGH: high}
+
+
 def contender(settings: dict[str, Any], lead: float = 0.0, pairs: int = 40) -> Iterator[Event]:
     """The whole run under another profile: more accurate, and of lower loss, by `lead` in the end.
 
@@ -267,8 +275,9 @@ def contender(settings: dict[str, Any], lead: float = 0.0, pairs: int = 40) -> I
                 wins = round((event.metrics["rewards/accuracies"] + lead * share) * pairs)
                 metrics = {"loss": event.metrics["loss"] - lead * share}
                 metrics["rewards/accuracies"] = wins / pairs
+                metrics = event.metrics | metrics
                 yield dataclasses.replace(
-                    event, pairs=pairs, metrics=event.metrics | metrics, groups={}
+                    event, pairs=pairs, metrics=metrics, groups={"all": with_ends(metrics, pairs)}
                 )
             case _:
                 yield event

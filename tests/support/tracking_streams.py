@@ -19,11 +19,11 @@ from dpo_cli.run.events import (
     Planned,
     Resumed,
     Sampled,
-    Saved,
     StepDone,
 )
 from dpo_cli.run.tracking.feeder import Feeder
 from dpo_cli.run.tracking.tracker import Tracker
+from tests.support.made_events import step_done
 from tests.support.story import PLAN
 
 STEPS = dataclasses.replace(PLAN.steps, micro_batches_per_epoch=4)
@@ -69,20 +69,8 @@ def tell(run: RunDirectory, *events: Event) -> None:
 
 
 def step(number: int, loss: float | None = None) -> StepDone:
-    return StepDone(
-        step=number,
-        optimizer_step=number,
-        epoch=1,
-        learning_rate=1e-6 * number,
-        losses=(0.5,),
-        metrics={"loss": 1 / number if loss is None else loss, "rewards/margins": 0.25 * number},
-        pairs=4,
-        tokens=100,
-        padding_tokens=0,
-        seconds=0.1,
-        process_bytes=1,
-        device_bytes=0,
-    )
+    metrics = {"loss": 1 / number if loss is None else loss, "rewards/margins": 0.25 * number}
+    return step_done(number, learning_rate=1e-6 * number, metrics=metrics)
 
 
 def steps(numbers: Iterable[int]) -> list[StepDone]:
@@ -97,17 +85,6 @@ def evaluated(number: int) -> Evaluated:
 def sampled(number: int) -> Sampled:
     its = {"place": "line 3", "prompt": SECRET, "policy": "yes " + SECRET, "reference": "no"}
     return Sampled(step=number, optimizer_step=number, samples=(its,), seconds=1.0)  # type: ignore[arg-type]
-
-
-def saved(number: int) -> Saved:
-    return Saved(
-        step=number,
-        optimizer_step=number,
-        checkpoint=f"step-{number:08d}",
-        weights="rlhf_512.pth",
-        size_bytes=1,
-        seconds=0.1,
-    )
 
 
 def resumed(number: int) -> Resumed:

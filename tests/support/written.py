@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from dpo_cli.data import formats
@@ -208,3 +209,21 @@ def zstd(content: bytes) -> bytes:
 
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstd}
+
+
+def rows_of_every_format(shared: Path, count: int) -> list[Row]:
+    """Real pairs that every format can hold: one question, texts without space around them."""
+    lines = (shared / "data/dpo_en_zh_400.jsonl").read_text().splitlines()
+
+    def is_fit(row: Row) -> bool:
+        sides = row["chosen"], row["rejected"]
+        texts = [turn["content"] for side in sides for turn in side]
+        return (
+            [len(side) for side in sides] == [2, 2]
+            and all(text == text.strip() != "" for text in texts)
+            and not any("\n\nHuman:" in text or "\n\nAssistant:" in text for text in texts)
+        )
+
+    fit = [row for row in map(json.loads, lines) if is_fit(row)][:count]
+    assert len(fit) == count
+    return fit

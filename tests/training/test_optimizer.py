@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from dpo_cli.learning_rate import LearningRate
 from dpo_cli.training.optimizer import (
     COMPENSATION,
-    LearningRate,
     make_optimizer,
     set_learning_rate,
 )

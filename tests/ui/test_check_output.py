@@ -19,7 +19,7 @@ FINDINGS = (
         "data-truncated",
         Level.WARN,
         PAIRS,
-        "349 of 400 rows kept at 1,024 tokens; skipped: 51 too long; 58 of the kept rows (17%) are"
+        "349 of 400 rows kept at 1,024 tokens; skipped: 51 too long; 58 of the kept rows (17 %) are"
         " truncated",
         "Set data.max_seq_len to 1536 to keep 372 (1.23 times the tokens).",
     ),
@@ -27,7 +27,7 @@ FINDINGS = (
         "pairs-contradictory",
         Level.WARN,
         PAIRS,
-        "4 of 349 pairs (1.1%) contradict another pair with the same two answers: lines 3 and 17,"
+        "4 of 349 pairs (1.1 %) contradict another pair with the same two answers: lines 3 and 17,"
         " 28 and 140",
         "Keep one of each two; together they teach nothing.",
     ),
@@ -35,8 +35,8 @@ FINDINGS = (
         "lr-sum-small",
         Level.WARN,
         "train.learning_rate",
-        "lr_sum 9.5e-7 over 158 steps: at most 6% of the weights change in a float16 file (14% in"
-        " bfloat16, 100% in float32)",
+        "lr_sum 9.5e-7 over 158 steps: at most 6 % of the weights change in a float16 file (14 % in"
+        " bfloat16, 100 % in float32)",
         "Change the learning rate and beta together; see no-saturation below.",
     ),
     Finding(

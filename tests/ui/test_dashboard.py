@@ -6,6 +6,7 @@ import dataclasses
 import io
 import re
 import socket
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -105,6 +106,33 @@ def test_skipped_updates_show_in_the_line_of_the_gradient(width: int, height: in
     resumed = Resumed(step=100, optimizer_step=50, checkpoint="step-00000050")
     again = dataclasses.replace(story.step_done(102), is_skipped=True)  # type: ignore[call-arg]
     assert ", 1 skipped" in gradient(skipped, resumed, again)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_changed_weights_show_the_step_of_their_measurement(width: int, height: int) -> None:
+    text = drawn(dashboard(SCENES["middle"]), width, height)
+    assert "weights   2.0 % moved by step 80" in text  # train.log_interval before step 85
+    gone = Resumed(step=100, optimizer_step=50, checkpoint="step-00000050")
+    assert "moved by" not in drawn(dashboard([*SCENES["middle"], gone]), width, height)
+
+
+def test_an_alert_from_before_a_resume_has_its_time() -> None:
+    stopped = Stopped(reason="interrupted", step=110, optimizer_step=55)
+    resumed = Resumed(step=110, optimizer_step=55, checkpoint="step-00000055")
+    events = [*SCENES["alert"], stopped, story.at(400, story.CHINESE), next(story.preparation())]
+    text = drawn(dashboard([*events, resumed]), 160, 50)
+    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(story.STARTED + 160))
+    assert f"warning of {at}, before the resume: " in text
+    assert text.count("warning") == 2  # and the one of this start
+    assert text.index("warning: ") < text.index("warning of ")
+    assert "before the resume" not in drawn(dashboard(SCENES["alert"]), 160, 50)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_ranking_is_explained_beside_accuracy(width: int, height: int) -> None:
+    text = drawn(dashboard(SCENES["middle"]), width, height)
+    assert "ranking: chosen is more probable" in text
+    assert ("accuracy: chosen gained more" in text) == (height > 24)
 
 
 def test_snapshot_of_the_help() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -109,7 +110,7 @@ def test_a_model_without_a_reference() -> None:
     text = shown(alone, 120)
     assert "400 pairs of /test.jsonl, 3 skipped rows" in text
     assert "against no reference; reduction mean, max_seq_len 1024" in text
-    assert "chat template of /t, empty think blocks kept in 20% of the pairs" in text
+    assert "chat template of /t, empty think blocks kept in 20 % of the pairs" in text
     of_a_folder = replace(alone, eval_config=replace(alone.eval_config, default_kind="huggingface"))
     assert "of the pairs; defaults for a Hugging Face model" in shown(of_a_folder, 200)
     assert "accuracy (95 %)" not in text
@@ -163,3 +164,14 @@ def test_models_that_few_pairs_cannot_distinguish() -> None:
 def scores(accuracy: float, pairs: int) -> ModelScores:
     right = round(accuracy * pairs)
     return ModelScores({ACCURACY: [float(pair < right) for pair in range(pairs)]}, range(pairs))
+
+
+def test_truncated_pairs_and_known_prompts_are_notes() -> None:
+    leaky = dataclasses.replace(evaluation(GROUPS), truncated=52, known_prompts=40)
+    leak, cut, *_ = notes(leaky)
+    assert leak.startswith("40 of 400 (10 %) pairs have a prompt that the run also trained on")
+    assert cut.startswith("52 of 400 (13 %) pairs are truncated at data.max_seq_len = ")
+    told = as_json(leaky)
+    assert (told["truncated"], told["known_prompts"]) == (52, 40)
+    tolerated = dataclasses.replace(evaluation(GROUPS), known_prompts=20)
+    assert notes(tolerated) == notes(evaluation(GROUPS))

@@ -44,22 +44,34 @@ def lines_of(
 
 def test_most_of_the_update_is_kept() -> None:
     assert lines_of(changed=0.0312) == [
-        "3.12 % of the weights differ from the starting weights; 90 % of the update is kept,"
-        " relative error of the update 0.2"
+        "3.12 % of the weights differ from the starting weights; the file has 90 % of what training"
+        " changed; rounding errors are 0.2 times as large as that change",
+        "   100 %: nothing is lost. Less: small changes were rounded away. More: some were rounded"
+        " up.",
     ]
 
 
 def test_rounding_to_nearest_loses_most_of_the_update() -> None:
     lines = lines_of(changed=2e-4, kept=0.0031, relative_error=0.9992)
     assert lines == [
-        "0.02 % of the weights differ from the starting weights; 0.31 % of the update is kept,"
-        " relative error of the update 0.999",
+        "0.02 % of the weights differ from the starting weights; the file has 0.31 % of what"
+        " training changed; rounding errors are 0.999 times as large as that change",
+        "   100 %: nothing is lost. Less: small changes were rounded away. More: some were rounded"
+        " up.",
         "warning: rounding to the nearest float16 has an error of more than 50 % of the update",
         "   help: Use --rounding stochastic to preserve it on average, or --dtype float32 to"
         " preserve it exactly.",
     ]
     # Stochastic rounding adds noise on purpose.
-    assert len(lines_of(seed=5, kept=1.01, relative_error=13.2)) == 1
+    figures, meaning = lines_of(seed=5, kept=1.01, relative_error=13.2)
+    assert "the file has 101 % of what training changed" in figures
+    assert meaning.startswith("   About 100 %: nothing is lost on average.")
+
+
+def test_float32_loses_nothing() -> None:
+    figures, meaning = lines_of(dtype="float32", kept=1.0, relative_error=0.0)
+    assert "the file has 100 % of what training changed; rounding errors are 0 times" in figures
+    assert meaning.startswith("   100 %: nothing is lost, because float32")
 
 
 @pytest.mark.parametrize("seed", [None, 5])
@@ -68,8 +80,8 @@ def test_a_dtype_that_cannot_hold_the_weights_is_a_warning(seed: int | None) -> 
         dtype="bfloat16", seed=seed, start_error=12345.6, relative_error=9870.0, kept=-3.0
     )
     assert lines == [
-        "3.12 % of the weights differ from the starting weights; relative error of the update"
-        " 9,870",
+        "3.12 % of the weights differ from the starting weights; rounding errors are 9,870 times"
+        " as large as that change",
         "warning: the starting weights are float16, which bfloat16 cannot represent: rounding alone"
         " changes them 12,346 times as much as the training",
         "   help: Use --dtype float16 to keep them exactly.",
@@ -78,12 +90,12 @@ def test_a_dtype_that_cannot_hold_the_weights_is_a_warning(seed: int | None) -> 
 
 def test_a_small_error_of_the_dtype_is_no_warning() -> None:
     lines = lines_of(source_dtype="float32", start_error=0.01)
-    assert lines[1:] == [
+    assert lines[2:] == [
         "the starting weights are float32, which float16 cannot represent: rounding alone changes"
         " them 0.01 times as much as the training"
     ]
     lost = lines_of(source_dtype="float32", start_error=0.4, relative_error=0.6)
-    assert lost[2].startswith("warning: rounding to the nearest float16")
+    assert lost[3].startswith("warning: rounding to the nearest float16")
 
 
 def test_nothing_to_compare() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from dpo_cli.commands.compared_runs import compared_run
-from dpo_cli.intervals import wilson_interval
-from dpo_cli.run.events import Evaluated, history
+from dpo_cli.run.events import history
 from dpo_cli.ui.html.charts import Line, charts_of
 from tests.support import story
 
@@ -25,12 +23,3 @@ def test_the_bars_of_the_accuracy_are_the_measured_intervals(tmp_path: Path) -> 
     line, interval = accuracy_curve(tmp_path, *story.whole())
     assert len(line.intervals) == len(line.points) == 8
     assert line.intervals[-1] == interval
-
-
-def test_a_run_without_measured_intervals_has_wilsons(tmp_path: Path) -> None:
-    events = (
-        replace(event, groups={}) if isinstance(event, Evaluated) else event
-        for event in story.whole()
-    )
-    line, interval = accuracy_curve(tmp_path, *events)
-    assert line.intervals[-1] == interval == wilson_interval(line.points[-1][1], 40)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dpo_cli.commands.compared_runs import compared_run
 from dpo_cli.paired import ModelScores
-from dpo_cli.run.events import history
+from dpo_cli.run.events import Planned, history
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.outcome import outcome
 from tests.support import story
@@ -55,3 +55,16 @@ def test_a_run_that_proves_nothing(tmp_path: Path) -> None:
     assert nothing == [
         "No pairs were held out, so nothing shows whether the run worked on other pairs."
     ]
+
+
+def test_known_prompts_and_truncation_stand_beside_the_result(tmp_path: Path) -> None:
+    pairs = replace(story.PLAN.pairs, truncated=80, held_out_truncated=4, held_out_known=10)
+    events = [
+        replace(event, plan=replace(event.plan, pairs=pairs))
+        if isinstance(event, Planned)
+        else event
+        for event in story.contender({})
+    ]
+    _, _, leak, cut = outcome(run_of(tmp_path, *events))
+    assert leak.startswith("10 of 40 (25 %) held-out pairs have a prompt that is also trained on")
+    assert cut.startswith("80 of 800 (10 %) pairs to train on and 4 of 40 (10 %) held-out pairs")

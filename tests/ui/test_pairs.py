@@ -86,9 +86,9 @@ def test_bars_of_lengths() -> None:
     table = lengths_table([histogram("prompt", *counts, 4), histogram("chosen", *counts, 0)])
     assert [line.rstrip("─ ") for line in shown(table, 60).splitlines()] == [
         "lengths of 109 pairs",
-        "  tokens  0 to 1,024, then beyond  median  90%  longest",
-        "  prompt  █▄▁▁    │▁                   40  500    3,054",
-        "  chosen  █▄▁▁    │                    40  500    3,054",
+        "  tokens  0 to 1,024, then beyond  median  90 %  longest",
+        "  prompt  █▄▁▁    │▁                   40   500    3,054",
+        "  chosen  █▄▁▁    │                    40   500    3,054",
     ]
 
 

@@ -28,6 +28,7 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from dpo_cli.run.plan import PlannedPairs, PlannedSteps
+from dpo_cli.run.thinning import read_view
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.dashboard import Dashboard
 from dpo_cli.ui.terminal.ending import ending_lines
@@ -159,8 +160,8 @@ def test_only_long_phases_are_printed_and_not_too_often() -> None:
     quick = [progress("reading", k, k * 0.004) for k in range(400)]
     long = [progress("encoding", k, 10 + k * 0.0125) for k in range(401)]
     assert shown(*quick, *long) == [
-        "encoding 40% (160 of 400 pairs)",
-        "encoding 80% (320 of 400 pairs)",
+        "encoding 40 % (160 of 400 pairs)",
+        "encoding 80 % (320 of 400 pairs)",
     ]
 
 
@@ -335,7 +336,9 @@ def test_a_resumed_run_is_compared_with_its_first_start(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     writer = EventWriter(run.events_path, mend=False)
     console = Console(file=io.StringIO(), width=200)
-    report = PlainReport(console, NAME, tmp_path, quiet=True)
+    report = PlainReport(
+        console, NAME, tmp_path, read_view=lambda: read_view(run.events_path), quiet=True
+    )
     resumed = Resumed(optimizer_step=6, step=6, checkpoint="step-6")
     events: list[Event] = [*judged_runs.WORSE[:3], resumed, *judged_runs.WORSE[3:]]
     for event in events:
@@ -349,7 +352,7 @@ def test_a_resumed_run_is_compared_with_its_first_start(tmp_path: Path) -> None:
 
 def test_the_panel_and_the_last_lines_say_it_too() -> None:
     view = RunView.of(judged_runs.WORSE)
-    lines = [line.plain for line in ending_lines(view, NAME, Path("runs", NAME))]
+    lines = [line.plain for line in ending_lines(view, NAME, Path("runs", NAME), None)]
     assert "worse: the loss of 6 held-out pairs rose from 0.6931 to 0.7200" in lines
     panel = Dashboard(view, NAME, Path("runs", NAME), now=0.0)
     console = Console(file=io.StringIO(), width=100, height=30)
@@ -358,3 +361,13 @@ def test_the_panel_and_the_last_lines_say_it_too() -> None:
     drawn = console.file.getvalue()
     assert "worse: the loss of 6 held-out pairs rose" in drawn
     assert "--best" in drawn.splitlines()[-1]
+
+
+def test_the_last_lines_explain_both_accuracies_in_80_columns() -> None:
+    view = RunView.of(story.contender({}))
+    ending = ending_lines(view, "plain", Path("runs/plain"), None)
+    lines = "\n".join(line.plain for line in ending)
+    about = lines[lines.index("held-out: ") :].splitlines()[:4]
+    assert about[1].startswith("          accuracy 0.82, ranking 0.52 -> 0.72, in ")
+    assert [line.partition(":")[0].strip() for line in about[2:]] == ["accuracy", "ranking"]
+    assert max(map(len, about)) <= 80

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import pytest
 from rich.cells import cell_len
 
 from dpo_cli.printable import printable
-from dpo_cli.ui.terminal.wrapping import Wrapped
+from dpo_cli.ui.terminal.wrapping import Wrapped, hanging
 
 
 def wrapped(text: str, width: int) -> list[str]:
@@ -55,3 +56,29 @@ def test_only_the_last_line_changes_and_pieces_do_not_matter() -> None:
 
 def test_control_characters_are_shown_as_signs() -> None:
     assert printable("a\x1b[2J\r\nb\tc\x7f\x9b\u202e\u200b\u3000你🍜") == "a␛[2J␍\nb    c\u3000你🍜"
+
+
+def test_an_answer_is_wrapped_between_words_and_indented_to_its_label() -> None:
+    answer = "The mill grinds corn for the whole village every morning of the week. " * 3
+    lines = [line.plain for line in hanging("  policy: ", answer, 40)]
+    assert lines[0] == "  policy: The mill grinds corn for the"
+    assert all(line.startswith(" " * 10) for line in lines[1:])
+    assert max(map(cell_len, lines)) <= 40
+    words = " ".join(line[10:].strip() for line in lines).split()
+    assert words == answer.split()
+
+
+def test_chinese_is_wrapped_anywhere_and_a_long_label_gets_its_own_line() -> None:
+    lines = [line.plain for line in hanging("line 4: ", "你好世界" * 8, 20)]
+    assert lines[0] == "line 4: 你好世界你好"
+    assert "".join(line.strip() for line in lines).removeprefix("line 4: ") == "你好世界" * 8
+    assert {cell_len(line) for line in lines[:-1]} == {20}
+    label = "a-very-long-file-name.jsonl, line 4: "
+    assert [line.plain for line in hanging(label, "Why is it so?", 14)] == [
+        label, "    Why is it", "    so?",
+    ]  # fmt: skip
+
+
+def test_without_a_limit_an_answer_is_one_line() -> None:
+    [line] = hanging("  policy: ", "a\nb " * 500, sys.maxsize)
+    assert line.plain == "  policy: " + ("a b " * 500).strip()

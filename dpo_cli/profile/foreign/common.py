@@ -27,7 +27,7 @@ from dpo_cli.profile.foreign.rules import (
 from dpo_cli.profile.losses import LOSSES
 
 _WEIGHTS = "model.weights"
-_ADAMW = "the optimizer is AdamW in float32; a smaller or another state has no counterpart"
+ADAMW = "the optimizer is AdamW in float32; a smaller or another state has no counterpart"
 _SCHEDULES: Mapping[str, str] = {
     "linear": "here a cosine to a tenth of the learning rate, not a line to 0: the learning rates"
     " of all steps (lr_sum) add up to 10 % more",
@@ -248,13 +248,18 @@ TRAINING: Mapping[str, Rule] = {
     "lr_scheduler_kwargs.min_lr_rate": part_of("train.schedule", "lr_scheduler_type"),
     "warmup_steps": steps("train.warmup_iters"),
     "warmup_ratio": only("set train.warmup_iters to this share of the run's micro-batches", 0),
-    "optim": only(_ADAMW, "adamw_torch", "adamw_torch_fused", "adamw"),
+    "optim": only(ADAMW, "adamw_torch", "adamw_torch_fused", "adamw"),
     "weight_decay": only("the weight decay is 0.01, on all weights", 0.01),
     "adam_beta1": only("the betas of AdamW are 0.9 and 0.999", 0.9),
     "adam_beta2": only("the betas of AdamW are 0.9 and 0.999", 0.999),
     "adam_epsilon": only("the epsilon of AdamW is 1e-8", 1e-8),
     "max_grad_norm": to("train.grad_clip", number),
     "seed": to("train.seed", whole),
+    "train_sampling_strategy": choice(
+        "data.shuffle",
+        {"random": True, "sequential": False},
+        "pairs of like length are computed together in any order",
+    ),
     "bf16": bf16,
     "fp16": fp16,
     "tf32": to("train.tf32", switch),

@@ -25,7 +25,6 @@ from dpo_cli.profile.foreign.rules import (
 )
 
 _FLOAT32 = "not supported: the weights of the model stay in float32, which needs more memory"
-_ADAMW = "the optimizer is AdamW in float32; a smaller or another state has no counterpart"
 
 
 def _shortened(key: str, value: str) -> Rule:
@@ -227,7 +226,7 @@ TORCHTUNE: Mapping[str, Rule] = {
     "epochs": to("train.epochs", whole),
     "batch_size": to("train.batch_size", whole),
     "gradient_accumulation_steps": TRAINING["gradient_accumulation_steps"],
-    "optimizer._component_": only(_ADAMW, "torch.optim.AdamW"),
+    "optimizer._component_": only(common.ADAMW, "torch.optim.AdamW"),
     "optimizer.lr": to("train.learning_rate", number),
     "optimizer.weight_decay": TRAINING["weight_decay"],
     "optimizer.fused": only("", True, False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpo_cli.intervals import wilson_interval
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.run.events import ACCURACY
 from dpo_cli.run.series import Point
 from dpo_cli.ui.comparison import ComparedRun
@@ -98,18 +98,11 @@ def _lines(plot: Plot, runs: Sequence[ComparedRun]) -> list[Line]:
     return lines
 
 
-def _accuracy_intervals(
-    run: ComparedRun, points: Sequence[Point], pairs: int
-) -> list[tuple[float, float]]:
-    """Return the measured 95 % interval of each accuracy, which allows for repeated prompts.
-
-    Runs of earlier versions have none; theirs are Wilson's, for independent pairs.
-    """
-    curves = [run.view.evaluated.get(f"{ACCURACY}/{end}") for end in ("low", "high")]
-    ends = [[value for _, value in curve.points] for curve in curves if curve]
-    if len(ends) == 2 and all(len(each) == len(points) for each in ends):
-        return list(zip(*ends, strict=True))
-    return [wilson_interval(share, pairs) for _, share in points]
+def _accuracy_intervals(run: ComparedRun, points: Sequence[Point]) -> list[tuple[float, float]]:
+    """Return the 95 % interval of each accuracy; empty if a damaged stream lacks one."""
+    curves = [run.view.evaluated.get(ACCURACY + end) for end in (LOW, HIGH)]
+    low, high = ([value for _, value in curve.points] if curve else [] for curve in curves)
+    return list(zip(low, high, strict=True)) if len(low) == len(high) == len(points) else []
 
 
 def _line(trace: Trace, run: ComparedRun, is_dashed: bool, number: int | None) -> Line:
@@ -118,8 +111,8 @@ def _line(trace: Trace, run: ComparedRun, is_dashed: bool, number: int | None) -
     points = series.points if series else []
     is_smoothed = trace.is_noisy and len(points) > FEW_POINTS
     intervals: list[tuple[float, float]] = []
-    if trace.held_out and trace.metric == ACCURACY and number is None and run.view.held_out:
-        intervals = _accuracy_intervals(run, points, run.view.held_out.pairs)
+    if trace.held_out and trace.metric == ACCURACY and number is None:
+        intervals = _accuracy_intervals(run, points)
     return Line(
         trace.name,
         "" if number is None else run.letter,

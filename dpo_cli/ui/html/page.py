@@ -57,6 +57,7 @@ class _Page:
     ) -> None:
         self._report_runs, self._findings, self._redact = runs, findings, redact
         self._runs = [each.run for each in runs]
+        self._verdicts = {run.letter: verdict_of(run.view) for run in self._runs}
         self._write = Writer(Redactor(self._secrets(hosts)) if redact else lambda text: text)
 
     def whole(self) -> str:
@@ -124,7 +125,7 @@ class _Page:
 
     def _verdict(self, run: ComparedRun) -> str:
         """Return the harm that a run did, and what to try."""
-        verdict = verdict_of(run.view)
+        verdict = self._verdicts[run.letter]
         if verdict is None:
             return ""
         name = f"{run.letter}: worse" if len(self._runs) > 1 else "Worse"
@@ -153,7 +154,7 @@ class _Page:
 
     def _outcome(self, run: ComparedRun) -> str:
         """Return sentences on what the run has learned, unless the verdict has said more."""
-        sentences = outcome(run) if verdict_of(run.view) is None else []
+        sentences = outcome(run) if self._verdicts[run.letter] is None else []
         return self._write.tag("p", " ".join(sentences), "note") if sentences else ""
 
     def _figures(self) -> str:

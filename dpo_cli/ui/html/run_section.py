@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_cli.formatting import format_count, format_number, format_with_interval
+from dpo_cli.formatting import format_count, format_number, format_percent, format_with_interval
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.run.events import ACCURACY, RANKING, Event, Failed, RankEnded, Sampled, WorkerStarted
+from dpo_cli.run.plan import PlannedPairs, part_of
 from dpo_cli.ui.comparison import ComparedRun
 from dpo_cli.ui.html.markup import Writer, details
 from dpo_cli.ui.html.redaction import without_quotations
-from dpo_cli.ui.terminal.plain import plan_facts
+from dpo_cli.ui.significance import ACCURACY_MEANING, RANKING_MEANING
+from dpo_cli.ui.terminal.plain import plan_facts, titled_alerts
 
 FIGURES = (
     ("loss", "loss", ".4f"),
@@ -103,15 +106,16 @@ class RunSection:
         return "<h3>Held-out pairs by group</h3>" + self._write.table(
             heads,
             rows,
-            f"ranking: share of pairs with a higher policy log-prob for chosen; {UNITS}",
+            f"{ACCURACY_MEANING}; {RANKING_MEANING}; {UNITS}",
             "figures",
         )
 
     def _messages(self) -> str:
         """Return alerts and, for a failed run, the error."""
         parts = []
-        for alert in self._run.view.alerts.values():
-            parts.append(self._message("alert", alert.message, alert.remedy))
+        for title, alert in titled_alerts(self._run.view):
+            message = alert.message if title == "warning" else f"{title}: {alert.message}"
+            parts.append(self._message("alert", message, alert.remedy))
         if isinstance(self._run.view.ending, Failed):
             failed = self._run.view.ending
             rest = "" if self._redact else "\n".join(failed.details)
@@ -154,6 +158,7 @@ class RunSection:
             ("pairs kept", f"{plan.pairs.kept:,}"),
             ("held-out pairs", f"{plan.pairs.held_out:,}"),
             ("skipped rows", f"{plan.pairs.skipped_rows:,}"),
+            *_truncation_and_leak(plan.pairs),
             ("columns not read", ", ".join(plan.pairs.unread_columns) or "none"),
             ("data.max_seq_len", f"{plan.setting('data.max_seq_len'):,} tokens"),
         ]
@@ -161,7 +166,8 @@ class RunSection:
         if tokens and trained:
             padding = totals.padding_tokens / tokens
             facts.append(("computed", f"{tokens:,} tokens over {format_count(trained, 'pair')}"))
-            facts.append(("per pair", f"{tokens / trained:,.0f} tokens, {padding:.1%} padding"))
+            share = f"{format_percent(padding, 1)} padding"
+            facts.append(("per pair", f"{tokens / trained:,.0f} tokens, {share}"))
         problems = Counter(str(row.get("problem", "")) for row in self._report_run.skipped_rows)
         facts += [(f"skipped: {problem}", f"{number:,}") for problem, number in problems.items()]
         body = self._write.facts(facts)
@@ -203,10 +209,18 @@ class RunSection:
         )
 
 
+def _truncation_and_leak(pairs: PlannedPairs) -> Iterator[tuple[str, str]]:
+    if pairs.truncated is not None:
+        yield "truncated pairs", part_of(pairs.truncated, pairs.kept)
+    if pairs.held_out and pairs.held_out_truncated is not None:
+        yield "truncated held-out pairs", part_of(pairs.held_out_truncated, pairs.held_out)
+        yield "held-out prompts also trained on", part_of(pairs.held_out_known, pairs.held_out)
+
+
 def _share(figures: Mapping[str, float], name: str) -> str:
-    if f"{name}/low" not in figures:
+    if name + LOW not in figures:
         return format_number(figures.get(name), ".2f")
-    return format_with_interval(figures[name], figures[f"{name}/low"], figures[f"{name}/high"])
+    return format_with_interval(figures[name], figures[name + LOW], figures[name + HIGH])
 
 
 def _toml(settings: Mapping[str, Any]) -> str:

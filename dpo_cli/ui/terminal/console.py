@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from types import TracebackType
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from dpo_cli.errors import naming
 from dpo_cli.printable import printable
+from dpo_cli.streams import stream_name
 
 
 class SafeConsole(Console):
@@ -29,7 +33,18 @@ class SafeConsole(Console):
         """Print text as it is, without unsafe characters; see `rich.console.Console.out`."""
         super().out(*(printable(str(each)) for each in objects), **settings)  # type: ignore[arg-type]
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Write what was printed; an error of the system names the stream."""
+        with naming(stream_name(self.file)):
+            super().__exit__(kind, error, trace)
+
 
 def echo(text: object = "", *, end: str = "\n") -> None:
     """Print a text on standard output without unsafe characters."""
-    typer.echo(printable(str(text)) + end, nl=False)
+    with naming(stream_name(sys.stdout)):
+        typer.echo(printable(str(text)) + end, nl=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from dpo_cli.formatting import format_duration, format_progress
+from dpo_cli.formatting import format_duration, format_percent, format_progress
 from dpo_cli.printable import one_line
 from dpo_cli.run.verdict import verdict_of
 from dpo_cli.run.view import RunState, RunView
@@ -22,12 +22,14 @@ from dpo_cli.ui.terminal.ending import failure
 from dpo_cli.ui.terminal.layout import Block, bar, beside, draw_frame, fit, fit_block, justify
 from dpo_cli.ui.terminal.metrics import (
     GROUPS_TITLE,
+    NOTES_HEIGHT,
     figures,
     group_lines,
+    metrics_notes,
     metrics_table,
     metrics_title,
 )
-from dpo_cli.ui.terminal.plain import plan_lines, step_name
+from dpo_cli.ui.terminal.plain import plan_lines, step_name, titled_alerts
 from dpo_cli.ui.terminal.plots import charts
 from dpo_cli.ui.terminal.ranks import ranks_frame
 from dpo_cli.ui.terminal.result import export_line
@@ -58,13 +60,13 @@ _KEYS_HELP = (
 _METRICS_HELP = (
     ("loss", "for DPO ln 2 = 0.693 while policy and reference are equal"),
     ("accuracy", "share with a higher reward for chosen; ties count half"),
+    ("ranking", "share with a higher policy log-prob for chosen, without the reference"),
     ("reward", "beta x (policy log-prob - reference log-prob)"),
     ("margin", "reward of the chosen minus reward of the rejected answer"),
     ("margin/token", "(chosen - rejected log-ratio) in nats per token, without beta"),
     ("KL", "distance of policy from reference, in nats per token"),
-    ("ranking", "share with a higher policy log-prob for chosen"),
     ("clipped", "share of steps with a gradient norm above train.grad_clip"),
-    ("weights", "share of weights whose 16-bit value differs from the start"),
+    ("weights", "share whose 16-bit value differs from the start, at that step"),
 )
 
 
@@ -186,7 +188,7 @@ class Dashboard:
 
     def _beside_charts(self, console: Console, width: int, height: int) -> Block:
         """Return the numbers and, if they fit, groups of pairs and the plan below."""
-        whole = len(self._number_lines(width, has_gap=True)) + 2
+        whole = len(self._number_lines(width, NOTES_HEIGHT)) + 2
         groups = group_lines(self.view.held_out, width - 4)
         rest = height - whole
         if not self.view.step or rest < len(self._plan_lines(console, width)) + 2:
@@ -197,14 +199,15 @@ class Dashboard:
         return block + self._plan(console, width, height - len(block))
 
     def _numbers(self, width: int, height: int) -> Block:
-        has_gap = height >= len(self._number_lines(width, has_gap=True)) + 2
-        title = metrics_title(self.view)
-        return draw_frame(title, self._number_lines(width, has_gap=has_gap), width, height)
+        spare = height - 2 - len(self._number_lines(width, 0))
+        lines = self._number_lines(width, min(max(0, spare), NOTES_HEIGHT))
+        return draw_frame(metrics_title(self.view), lines, width, height)
 
-    def _number_lines(self, width: int, *, has_gap: bool) -> Block:
+    def _number_lines(self, width: int, gap: int) -> Block:
+        """Return the numbers, with `gap` lines between metrics and figures."""
         table = metrics_table(self.view, width - 4)
         disk = (self.disk.free_bytes, self.disk.checkpoints) if self.disk else None
-        return [*table, *([Text()] if has_gap else []), *figures(self.view, self.now, disk)]
+        return [*table, *metrics_notes(gap), *figures(self.view, self.now, disk)]
 
     def _plan(self, console: Console, width: int, height: int) -> Block:
         return draw_frame("plan", self._plan_lines(console, width), width, height)
@@ -238,8 +241,8 @@ class Dashboard:
         if verdict := verdict_of(self.view):
             found.append(("worse", "bold red", verdict.message, verdict.remedy))
         found += [
-            ("warning", "bold yellow", alert.message, alert.remedy)
-            for alert in reversed(self.view.alerts.values())
+            (title, "bold yellow", alert.message, alert.remedy)
+            for title, alert in reversed(titled_alerts(self.view))
         ]
         return [(kind, style, one_line(m), one_line(remedy)) for kind, style, m, remedy in found]
 
@@ -265,11 +268,11 @@ class Dashboard:
 
 
 def _progress_line(label: str, share: float, remark: str, width: int) -> Text:
-    inner = max(0, width - _PROGRESS_LABEL_WIDTH - _PROGRESS_REMARK_WIDTH - 6)
+    inner = max(0, width - _PROGRESS_LABEL_WIDTH - _PROGRESS_REMARK_WIDTH - 7)
     return Text.assemble(
         fit(Text(label), _PROGRESS_LABEL_WIDTH),
         bar(share, inner, "cyan"),
-        f" {share:4.0%} ",
+        f" {format_percent(share, 0):>5} ",
         remark.rjust(_PROGRESS_REMARK_WIDTH),
     )
 

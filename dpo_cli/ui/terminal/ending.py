@@ -7,21 +7,28 @@ from pathlib import Path
 from rich.text import Text
 
 from dpo_cli.formatting import format_duration, format_number
-from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.events import ACCURACY, Completed, Failed, Stopped, WorkerEnded
+from dpo_cli.paired import MeanEstimate
+from dpo_cli.run.events import ACCURACY, RANKING, Completed, Failed, Stopped, WorkerEnded
 from dpo_cli.run.exit_reason import exit_text, rank_ending
-from dpo_cli.run.held_out_scores import read_scores
 from dpo_cli.run.view import RunView
-from dpo_cli.ui.outcome import loss_change
-from dpo_cli.ui.significance import difference
-from dpo_cli.ui.terminal.plain import alert_lines
+from dpo_cli.ui.significance import ACCURACY_MEANING, RANKING_MEANING, difference
+from dpo_cli.ui.terminal.plain import alert_lines, titled_alerts
 from dpo_cli.ui.terminal.result import completed_lines, stopped_lines
 
 
-def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]:
-    """Return alerts, result and ending of a run; `failure` returns its error."""
-    lines = [line for alert in view.alerts.values() for line in alert_lines(alert)]
-    lines += held_out_lines(view, directory)
+def ending_lines(
+    view: RunView, designation: str, directory: Path, loss_change: MeanEstimate | None
+) -> list[Text]:
+    """Return alerts, result and ending of a run; `failure` returns its error.
+
+    Args:
+        view: state of the run.
+        designation: name of the run on the command line.
+        directory: the run's directory.
+        loss_change: change of the held-out loss, pair by pair; see `dpo_cli.ui.outcome`.
+    """
+    lines = [line for title, alert in titled_alerts(view) for line in alert_lines(alert, title)]
+    lines += held_out_lines(view, loss_change)
     match view.ending:
         case Completed() as completed:
             lines += completed_lines(completed, designation, directory, view)
@@ -30,25 +37,27 @@ def ending_lines(view: RunView, designation: str, directory: Path) -> list[Text]
     return lines
 
 
-def held_out_lines(view: RunView, directory: Path) -> list[Text]:
+def held_out_lines(view: RunView, loss_change: MeanEstimate | None) -> list[Text]:
     """Return the held-out metrics before and after training; empty if both are not known."""
     if (ends := view.held_out_change) is None:
         return []
     start, now = ends
-    scores = RunDirectory(directory).held_out_path
-    change = loss_change(
-        read_scores(scores, now.optimizer_step), read_scores(scores, start.optimizer_step)
-    )
-    by = f", {difference(change, '+.4f')}" if change else ""
+    by = f", {difference(loss_change, '+.4f')}" if loss_change else ""
     before, after = start.metrics, now.metrics
     # A policy that equals its reference has no accuracy to compare with.
     earlier = f"{before[ACCURACY]:.2f} -> " if ACCURACY in before else ""
+    ranking, meanings = "", []
+    if {ACCURACY, RANKING} <= after.keys():
+        earlier_ranking = f"{before[RANKING]:.2f} -> " if RANKING in before else ""
+        ranking = f", ranking {earlier_ranking}{after[RANKING]:.2f}"
+        meanings = [ACCURACY_MEANING, RANKING_MEANING]
     return [
         Text(
-            f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}, accuracy {earlier}"
-            f"{format_number(after.get(ACCURACY), '.2f')}, "
+            f"held-out: loss {before['loss']:.4f} -> {after['loss']:.4f}{by}\n"
+            f"          accuracy {earlier}{format_number(after.get(ACCURACY), '.2f')}{ranking}, "
             f"in {format_duration(view.elapsed_seconds(view.time))}"
-        )
+        ),
+        *(Text(f"  {meaning}", "dim") for meaning in meanings),
     ]
 
 

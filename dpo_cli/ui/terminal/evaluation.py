@@ -13,12 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_cli.formatting import MISSING, format_count, format_number, format_with_interval
-from dpo_cli.intervals import Z
+from dpo_cli.intervals import HIGH, LOW, Z
 from dpo_cli.printable import one_line
 from dpo_cli.profile.model_kind import KIND_TITLES
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.events import ACCURACY, RANKING, TIES
-from dpo_cli.ui.significance import ACCURACY_NAMES, comparison_note
+from dpo_cli.run.plan import KNOWN_SHARE, part_of
+from dpo_cli.ui.significance import (
+    ACCURACY_MEANING,
+    ACCURACY_NAMES,
+    RANKING_MEANING,
+    comparison_note,
+)
 from dpo_cli.ui.terminal.plain import think_blocks
 
 if TYPE_CHECKING:
@@ -49,7 +55,7 @@ class EvaluationView:
     """Rich renderable of an evaluation: one model by groups of pairs, or several side by side."""
 
     def __init__(self, evaluation: Evaluation) -> None:
-        self._evaluation = evaluation
+        self._evaluation, self._models = evaluation, evaluation.models
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw models, data and settings, the metrics, and notes on their significance."""
@@ -57,11 +63,13 @@ class EvaluationView:
             yield Text(one_line(line))
         yield Text()
         yield self._table(is_wide=options.max_width >= _WIDE)
+        if {ACCURACY, RANKING} <= {name for each in self._models for name in each.groups[ALL]}:
+            yield Text(f"{ACCURACY_MEANING}\n{RANKING_MEANING}", style="dim")
         for note in notes(self._evaluation):
             yield Text.assemble(("note: ", "bold yellow"), note)
 
     def _table(self, *, is_wide: bool) -> Table:
-        models = self._evaluation.models
+        models = self._models
         rows: Mapping[str, Figures] = models[0].groups
         available = {name for model in models for name in model.groups[ALL]}
         if len(models) > 1:
@@ -121,7 +129,7 @@ def _mean(name: str, form: str, figures: Figures) -> str:
 def _share(name: str, figures: Figures) -> str:
     if name not in figures:
         return MISSING
-    low, high = figures[f"{name}/low"], figures[f"{name}/high"]
+    low, high = figures[name + LOW], figures[name + HIGH]
     return format_with_interval(figures[name], low, high)
 
 
@@ -135,6 +143,17 @@ def notes(evaluation: Evaluation) -> list[str]:
     for title in evaluation.trained_on:
         lines.append(f"{title} was trained on pairs of this file and may have seen these")
     models = _by_letter(evaluation.models)
+    pairs = int(evaluation.models[0].groups[ALL]["pairs"])
+    if (evaluation.known_prompts or 0) > KNOWN_SHARE * pairs:
+        lines.append(
+            f"{part_of(evaluation.known_prompts, pairs)} pairs have a prompt that the run also"
+            " trained on: they make the result look better than it is"
+        )
+    if evaluation.truncated:
+        lines.append(
+            f"{part_of(evaluation.truncated, pairs)} pairs are truncated at data.max_seq_len ="
+            f" {evaluation.eval_config.profile.data.max_seq_len}: what is cut is not evaluated"
+        )
     chance = -math.log(evaluation.vocab_size)
     worse = [
         letter
@@ -171,7 +190,7 @@ def _compare_with_chance(figures: Figures) -> str:
     if _is_reference(figures):
         return "identical to the reference: nothing was learned"
     name = _decisive(figures)
-    seen, low, high = (figures[name + end] for end in ("", "/low", "/high"))
+    seen, low, high = (figures[name + end] for end in ("", LOW, HIGH))
     pairs = int(figures["pairs"])
     over = f"{ACCURACY_NAMES[name]} {seen:.2f} over {format_count(pairs, 'pair')}"
     if low > _CHANCE:
@@ -201,7 +220,7 @@ def _is_decided(figures: Figures, name: str) -> bool:
     """Return True if the 95 % interval of a share excludes 0.5."""
     if name not in figures:
         return False
-    return not figures[f"{name}/low"] <= _CHANCE <= figures[f"{name}/high"]
+    return not figures[name + LOW] <= _CHANCE <= figures[name + HIGH]
 
 
 def _decisive(figures: Figures) -> str:
@@ -217,6 +236,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "data": [str(path) for path in profile.data.paths],
         "held_out": evaluation.eval_config.is_own,
         "skipped_rows": evaluation.skipped_rows,
+        "truncated": evaluation.truncated,
+        "known_prompts": evaluation.known_prompts,
         "max_seq_len": profile.data.max_seq_len,
         "loss": profile.dpo.title,
         "beta": profile.dpo.beta,

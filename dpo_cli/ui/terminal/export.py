@@ -13,6 +13,7 @@ from dpo_cli.ui.terminal.plain import alert_lines
 
 if TYPE_CHECKING:
     from dpo_cli.export.export import ExportReport
+    from dpo_cli.export.try_command import TryCommand
     from dpo_cli.export.update_retention import UpdateRetention
     from dpo_cli.inference.evaluate import Evaluation
 
@@ -58,10 +59,10 @@ def held_out_lines(evaluation: Evaluation) -> list[Text]:
     return [line, Text(comparison_note("file", "training state", comparison.result))]
 
 
-def try_lines(command: str) -> list[Text]:
+def try_lines(command: TryCommand) -> list[Text]:
     """Return the command that chats with the weights, and what it needs."""
-    lines = [Text(f"try it: {command}")]
-    if "python eval_" in command:
+    lines = [Text(f"try it: {command.text}")]
+    if command.is_minimind_script:
         lines.append(Text("        in MiniMind's own environment; its scripts need transformers 4"))
     return lines
 
@@ -74,12 +75,29 @@ def _retention_lines(report: ExportReport) -> list[Text]:
         return [Text("no weight differs from the starting weights, not even in float32")]
     # If the dtype cannot even hold the starting weights, the kept share is dominated by noise.
     is_meaningful = retention.start_error <= LOST_SHARE
-    kept = f"{format_percent(retention.kept)} of the update is kept, " if is_meaningful else ""
-    line = (
-        f"{format_percent(retention.changed)} of the weights differ from the starting weights;"
-        f" {kept}relative error of the update {_times(retention.relative_error)}"
+    noise = f"rounding errors are {_times(retention.relative_error)} times as large as that change"
+    kept = ""
+    if is_meaningful:
+        kept = f"the file has {format_percent(retention.kept)} of what training changed; "
+    differ = f"{format_percent(retention.changed)} of the weights differ from the starting weights"
+    lines = [Text(f"{differ}; {kept}{noise}")]
+    if is_meaningful:
+        lines.append(Text(f"   {_meaning(report)}", "dim"))
+    return [*lines, *_rounding_lines(report, retention)]
+
+
+def _meaning(report: ExportReport) -> str:
+    """Explain the share that is kept, which may exceed 100 %, and the rounding errors."""
+    if report.dtype == "float32":
+        return "100 %: nothing is lost, because float32 is the precision of training."
+    if report.rounding == "stochastic":
+        return (
+            "About 100 %: nothing is lost on average. These errors are random and mostly cancel"
+            " out, even if they are larger than the change."
+        )
+    return (
+        "100 %: nothing is lost. Less: small changes were rounded away. More: some were rounded up."
     )
-    return [Text(line), *_rounding_lines(report, retention)]
 
 
 def _rounding_lines(report: ExportReport, retention: UpdateRetention) -> list[Text]:

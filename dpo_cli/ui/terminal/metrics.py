@@ -8,7 +8,15 @@ from math import nan
 
 from rich.text import Text
 
-from dpo_cli.formatting import MISSING, format_count, format_duration, format_number, format_size
+from dpo_cli.formatting import (
+    MISSING,
+    format_count,
+    format_duration,
+    format_number,
+    format_percent,
+    format_size,
+)
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.run.events import ACCURACY, RANKING, Evaluated
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.layout import Block, fit
@@ -18,14 +26,19 @@ _FACT_LABEL_WIDTH = 10
 _METRICS = {
     "loss": ("loss", ".4f"),
     "accuracy": (ACCURACY, ".2f"),
+    "ranking": (RANKING, ".2f"),
     "margin": ("rewards/margins", "+.3g"),
     "chosen": ("rewards/chosen", "+.3g"),
     "rejected": ("rewards/rejected", "+.3g"),
     "margin/token": ("margin_per_token", "+.3g"),
     "KL/token": ("kl", ".3g"),
-    "ranking": (RANKING, ".2f"),
 }
 """Label of a row, metric and format; margin and KL per token are in nats."""
+
+_ACCURACY_NOTE = "accuracy: chosen gained more"
+_RANKING_NOTE = "ranking: chosen is more probable"
+NOTES_HEIGHT = 3
+"""Lines of both notes and the gap below them."""
 
 GROUPS_TITLE = "held-out pairs, 95 % intervals"
 _GROUP_WIDTHS = (6, 15, 13)
@@ -53,6 +66,12 @@ def metrics_table(view: RunView, width: int) -> Block:
     return lines
 
 
+def metrics_notes(lines: int) -> Block:
+    """Return a legend of the two accuracies for a gap of this many lines, the rest empty."""
+    notes = [_RANKING_NOTE, _ACCURACY_NOTE][:lines]
+    return [*(Text(note, "dim") for note in reversed(notes)), *([Text()] * (lines - len(notes)))]
+
+
 def with_missing(metrics: Mapping[str, float]) -> Mapping[str, float]:
     """Return metrics with nan for each metric that a damaged stream lacks."""
     return defaultdict(lambda: nan, metrics)
@@ -67,7 +86,7 @@ def group_lines(evaluation: Evaluated | None, width: int) -> Block:
     lines = [Text.assemble(" " * name_width, ("".join(h.rjust(w) for h, w in heads), "magenta"))]
     for name, found in evaluation.groups.items():
         metrics = with_missing(found)
-        low, high = metrics[f"{ACCURACY}/low"], metrics[f"{ACCURACY}/high"]
+        low, high = metrics[ACCURACY + LOW], metrics[ACCURACY + HIGH]
         accuracy = format_number(found.get(ACCURACY), ".2f")
         values = (
             f"{metrics['pairs']:,.0f}",
@@ -107,19 +126,20 @@ def figures(view: RunView, now: float, disk: tuple[int, int] | None) -> Block:
         facts["gradient"].append(f"{len(view.skipped_steps):,} skipped")
     clipped = view.trained.get("clipped")
     if clipped and (share := clipped.mean) is not None:
-        facts["gradient"].append(f"{share:.0%} clipped")
+        facts["gradient"].append(f"{format_percent(share, 0)} clipped")
     if step is not None:
         facts["lr"].append(f"{step.learning_rate:.2e}")
         facts["memory"].append(format_size(step.process_bytes))
         if step.device_bytes:
             facts["memory"].append(f"{format_size(step.device_bytes)} device")
     if view.weights_moved is not None:
-        facts["weights"].append(f"{view.weights_moved:.1%} changed")
+        moved = format_percent(view.weights_moved, 0 if view.weights_moved >= 0.0995 else 1)
+        facts["weights"].append(f"{moved} moved by step {view.weights_moved_step:,}")
     if seconds:
         facts["speed"].append(f"{sum(each.pairs for each in recent) / seconds:.1f} pairs/s")
     if seconds and tokens:
         padding = sum(each.padding_tokens for each in recent) / tokens
-        facts["tokens"] += [f"{tokens / seconds:,.0f}/s", f"{padding:.0%} padding"]
+        facts["tokens"] += [f"{tokens / seconds:,.0f}/s", f"{format_percent(padding, 0)} padding"]
     if view.best is not None:
         facts["best"] = [f"step {view.best.optimizer_step:,}, kept"]
     if view.saved is not None:

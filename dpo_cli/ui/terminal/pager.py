@@ -14,8 +14,10 @@ from typing import IO
 
 from rich.console import Console, RenderableType
 
+from dpo_cli.errors import naming
 from dpo_cli.printable import DEGRADE
 from dpo_cli.run.processes import start_child
+from dpo_cli.streams import stream_name
 
 _PAGER = "less"
 _LESS = "FRX"
@@ -64,5 +66,6 @@ def _write(console: Console, title: str, pages: Iterable[RenderableType], file: 
         text = captured.get()
         if not console.is_terminal:  # rich pads table cells with spaces
             text = "\n".join(line.rstrip() for line in text.split("\n"))
-        file.write(text)
-        file.flush()
+        with naming(stream_name(file)):
+            file.write(text)
+            file.flush()

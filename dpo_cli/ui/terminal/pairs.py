@@ -28,7 +28,7 @@ def lengths_table(histograms: Sequence[Histogram]) -> RenderableType:
     table.add_column("tokens", no_wrap=True)
     is_cut = any(each.counts[-1] for each in histograms)
     table.add_column(f"0 to {limit:,}{', then beyond' if is_cut else ''}", no_wrap=True)
-    for heading in ("median", "90%", "longest"):
+    for heading in ("median", "90 %", "longest"):
         table.add_column(heading, justify="right", no_wrap=True)
     for histogram in histograms:
         *within, beyond = histogram.counts

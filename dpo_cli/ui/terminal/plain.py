@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from dpo_cli.formatting import format_count, format_duration, format_number, format_size
+from dpo_cli.formatting import (
+    format_count,
+    format_duration,
+    format_number,
+    format_percent,
+    format_size,
+)
+from dpo_cli.intervals import HIGH, LOW
 from dpo_cli.printable import one_line
-from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import (
     ACCURACY,
     Alert,
@@ -28,7 +35,6 @@ from dpo_cli.run.events import (
     WorkerStarted,
 )
 from dpo_cli.run.plan import Plan
-from dpo_cli.run.thinning import ThinnedHistory
 from dpo_cli.run.view import RunView
 from dpo_cli.ui.terminal.metrics import with_missing
 from dpo_cli.ui.terminal.ranks import straggler, straggler_message
@@ -49,17 +55,25 @@ class PlainReport:
         console: where to print.
         designation: name of the run on the command line.
         directory: the run's directory.
+        read_view: returns the view of the whole run, for the end of a resumed run, of which the
+            report sees only the last events; None if the report sees all events.
         quiet: print only warnings and the final result.
     """
 
     def __init__(
-        self, console: Console, designation: str, directory: Path, *, quiet: bool = False
+        self,
+        console: Console,
+        designation: str,
+        directory: Path,
+        *,
+        read_view: Callable[[], RunView] | None = None,
+        quiet: bool = False,
     ) -> None:
         self._console = console
         self._designation = designation
         self._directory = directory
         self._quiet = quiet
-        self._plan: Plan | None = None
+        self._read_view = read_view
         self._view = RunView()
         self._phase = _Phase()
         self._recent: deque[StepDone] = deque(maxlen=_RECENT_STEPS)
@@ -74,7 +88,6 @@ class PlainReport:
         self._view.take(event)
         match event:
             case Planned():
-                self._plan = event.plan
                 self._print(plan_lines(event.plan, self._directory))
             case Progress() if self._phase.is_due(event):
                 self._print([progress_line(event)])
@@ -98,17 +111,12 @@ class PlainReport:
                 self._print(resumed_lines(event))
             case Alert():
                 self._print(alert_lines(event), always=True)
-            case Stopped() if self._plan is not None:  # otherwise the launcher reports it
+            case Stopped() if self._view.plan is not None:  # otherwise the launcher reports it
                 self._print(stopped_lines(event, self._designation), always=True)
             case Completed():
-                lines = completed_lines(event, self._designation, self._directory, self._whole())
+                whole = self._read_view() if self._has_resumed and self._read_view else self._view
+                lines = completed_lines(event, self._designation, self._directory, whole)
                 self._print(lines, always=True)
-
-    def _whole(self) -> RunView:
-        """Return the view of the whole run; a resume reports only the events since."""
-        path = RunDirectory(self._directory).events_path
-        is_resumed = self._has_resumed and path.is_file()
-        return RunView.of(ThinnedHistory(path)) if is_resumed else self._view
 
     def _step(self, event: StepDone) -> None:
         self._recent.append(event)
@@ -116,7 +124,7 @@ class PlainReport:
         self._last_step = event.step
         if is_due:
             self._shown_at_seconds = event.elapsed_seconds
-            self._print([step_line(event, self._recent, self._plan)])
+            self._print([step_line(event, self._recent, self._view.plan)])
         slow = None if self._has_shown_straggler else straggler(self._recent)
         if slow is not None:
             self._has_shown_straggler = True
@@ -129,11 +137,11 @@ class PlainReport:
             return True
         if event.elapsed_seconds - self._shown_at_seconds >= _LONGEST_SILENCE_SECONDS:
             return True
-        if self._plan is None:
+        if (plan := self._view.plan) is None:
             return False
         # An optimizer step covers several micro-batches and can jump over a multiple.
-        log_interval = self._plan.setting("train.log_interval")
-        return before // log_interval < now // log_interval or now == self._plan.steps.micro_batches
+        log_interval = plan.setting("train.log_interval")
+        return before // log_interval < now // log_interval or now == plan.steps.micro_batches
 
     def _print(self, lines: Iterable[Text], *, always: bool = False) -> None:
         if always or not self._quiet:
@@ -211,7 +219,7 @@ def _template(empty_think_ratio: float | None) -> list[tuple[str, str]]:
 
 def think_blocks(empty_think_ratio: float) -> str:
     """Describe a value of `data.empty_think_ratio`."""
-    return f"empty think blocks kept in {empty_think_ratio:.0%} of the pairs"
+    return f"empty think blocks kept in {format_percent(empty_think_ratio, 0)} of the pairs"
 
 
 def has_micro_steps(plan: Plan | None) -> bool:
@@ -235,7 +243,7 @@ def progress_line(event: Progress) -> Text:
     done = f"({event.done:,} {event.unit})"
     if event.total:
         share = event.done / event.total
-        done = f"{share:.0%} ({event.done:,} of {event.total:,} {event.unit})"
+        done = f"{format_percent(share, 0)} ({event.done:,} of {event.total:,} {event.unit})"
     return Text(f"{event.phase} {done}", style="dim")
 
 
@@ -279,26 +287,28 @@ def evaluation_line(event: Evaluated) -> Text:
 def _interval(event: Evaluated, metric: str) -> str:
     """Return the 95 % interval of a metric; empty if the event has none."""
     of_all = event.groups.get("all", {})
-    if metric + "/low" not in of_all:
+    if metric + LOW not in of_all:
         return ""
-    return f" ({of_all[metric + '/low']:.2f}-{of_all[metric + '/high']:.2f})"
+    return f" ({of_all[metric + LOW]:.2f}-{of_all[metric + HIGH]:.2f})"
 
 
-def sample_lines(event: Sampled, most_characters: int | None = None) -> list[Text]:
-    """Return questions with the answers of policy and reference, truncated if wanted."""
+def sample_lines(event: Sampled, most_characters: int) -> list[Text]:
+    """Return questions with the answers of policy and reference, one line each, truncated."""
     lines = []
-    for sample in event.samples:
-        texts = (
-            (sample["place"], sample.get("question", sample["prompt"])),
-            ("  reference", sample["reference"]),
-            ("  policy", sample["policy"]),
-        )
-        for label, text in texts:
-            text = one_line(text)
-            if most_characters is not None and len(text) > most_characters:
-                text = f"{text[:most_characters]}..."
-            lines.append(Text.assemble((f"{label}: ", "dim"), text))
+    for label, text in sample_texts(event):
+        text = one_line(text)
+        if len(text) > most_characters:
+            text = f"{text[:most_characters]}..."
+        lines.append(Text.assemble((label, "dim"), text))
     return lines
+
+
+def sample_texts(event: Sampled) -> Iterator[tuple[str, str]]:
+    """Yield a label and the text of each question and answer."""
+    for sample in event.samples:
+        yield f"{sample['place']}: ", sample.get("question", sample["prompt"])
+        yield "  reference: ", sample["reference"]
+        yield "  policy: ", sample["policy"]
 
 
 def saved_line(event: Saved) -> Text:
@@ -319,9 +329,24 @@ def resumed_lines(event: Resumed) -> list[Text]:
     return [Text(f"resuming {where}"), *(Text(f"  changed {change}") for change in event.changes)]
 
 
-def alert_lines(event: Alert) -> list[Text]:
+def titled_alerts(view: RunView) -> list[tuple[str, Alert]]:
+    """Return the alerts of a run with their titles, the oldest first.
+
+    Those from before the last start come first, with the local time: they may no longer hold.
+    """
+    earlier, now = [], []
+    for code, alert in view.alerts.items():
+        if code in view.earlier_alerts:
+            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(alert.time))
+            earlier.append((f"warning of {at}, before the resume", alert))
+        else:
+            now.append(("warning", alert))
+    return [*earlier, *now]
+
+
+def alert_lines(event: Alert, title: str = "warning") -> list[Text]:
     """Return an alert and its remedy."""
-    lines = [_warning(event.message)]
+    lines = [_warning(event.message, title)]
     if event.remedy:
         lines.append(Text.assemble(("   help: ", "bold cyan"), event.remedy))
     return lines
@@ -351,5 +376,5 @@ def _fact(label: str, value: str) -> Text:
     return Text.assemble((label.ljust(_LABEL_WIDTH), "dim"), value)
 
 
-def _warning(message: str) -> Text:
-    return Text.assemble(("warning: ", "bold yellow"), message)
+def _warning(message: str, title: str = "warning") -> Text:
+    return Text.assemble((f"{title}: ", "bold yellow"), message)

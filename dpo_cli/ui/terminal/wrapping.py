@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from rich.cells import cell_len
+from rich.text import Text
+
+from dpo_cli.printable import one_line
 
 _WIDE = 2
 _CLOSING = frozenset("，。、；：？！）》」』】〉…”’,.;:?!)]}%")
@@ -49,6 +52,26 @@ class Wrapped:
     def _new_line(self, text: str) -> None:
         self.lines.append(text)
         self._cells = cell_len(text)
+
+
+def hanging(label: str, text: str, width: int) -> list[Text]:
+    """Wrap a text after a dim label; continuation lines are indented to the text.
+
+    Args:
+        label: is not wrapped. After a label of more than half a line the text begins a new line.
+        text: white space in it becomes single spaces.
+        width: width of the lines in cells.
+    """
+    indent = cell_len(label)
+    first = [Text(label, "dim")]
+    if 2 * indent > width:
+        indent = 4
+        first = [Text(label, "dim"), Text(" " * indent)]
+    wrapped = Wrapped(max(2, width - indent))
+    wrapped.add(one_line(text))
+    begin, *rest = wrapped.lines
+    first[-1].append(begin, "not dim")
+    return [*first, *(Text(" " * indent + line) for line in rest)]
 
 
 def _can_break_between(before: str, after: str) -> bool:

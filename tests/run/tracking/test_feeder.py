@@ -12,6 +12,7 @@ from dpo_cli.run.tracking.feeder import Feeder
 from dpo_cli.run.tracking.rows import Row
 from dpo_cli.run.tracking.state import read_state
 from dpo_cli.run.tracking.tracker import TrackedRun, config_of
+from tests.support.made_events import saved
 from tests.support.tracking_streams import (
     PLANNED,
     SECRET,
@@ -20,7 +21,6 @@ from tests.support.tracking_streams import (
     profile,
     resumed,
     sampled,
-    saved,
     step,
     steps,
     tell,

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from dpo_cli.run.events import Completed, Event, Resumed
 from dpo_cli.run.tracking.rows import Row, Rows
-from tests.support.tracking_streams import PLANNED, evaluated, resumed, sampled, saved, step, steps
+from tests.support.made_events import saved
+from tests.support.tracking_streams import PLANNED, evaluated, resumed, sampled, step, steps
 
 
 def rows_of(*events: Event, is_over: bool = False) -> list[Row]:

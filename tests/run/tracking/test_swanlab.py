@@ -12,6 +12,7 @@ import pytest
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.tracking.state import read_state
 from dpo_cli.run.tracking.swanlab import SwanLab
+from tests.support.made_events import saved
 from tests.support.tracking_streams import (
     PLANNED,
     SECRET,
@@ -20,7 +21,6 @@ from tests.support.tracking_streams import (
     private_words,
     resumed,
     sampled,
-    saved,
     step,
     steps,
     tell,

@@ -11,6 +11,7 @@ import pytest
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.tracking.tensorboard import TensorBoard
 from tests.support.cli import environment
+from tests.support.made_events import saved
 from tests.support.tracking_readers import scalars, single
 from tests.support.tracking_streams import (
     PLANNED,
@@ -21,7 +22,6 @@ from tests.support.tracking_streams import (
     private_words,
     resumed,
     sampled,
-    saved,
     step,
     steps,
     tell,

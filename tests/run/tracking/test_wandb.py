@@ -13,6 +13,7 @@ from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.tracking.state import read_state
 from dpo_cli.run.tracking.wandb import Wandb
 from tests.run.tracking.server import Server
+from tests.support.made_events import saved
 from tests.support.tracking_readers import history, records
 from tests.support.tracking_streams import (
     PLANNED,
@@ -22,7 +23,6 @@ from tests.support.tracking_streams import (
     private_words,
     resumed,
     sampled,
-    saved,
     step,
     steps,
     tell,

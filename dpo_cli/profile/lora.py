@@ -32,7 +32,7 @@ class Lora(Table):
     for example ["q_proj", "v_proj"]."""
 
     use_dora: Annotated[bool, POSITION] = False
-    """Also train the length of each row of the adapted weights (DoRA, arXiv:2402.09353): slower,
+    """Train the length of each row of the adapted weights, too (DoRA, arXiv:2402.09353): slower,
     and somewhat closer to full training at low ranks."""
 
     use_rslora: Annotated[bool, POSITION] = False

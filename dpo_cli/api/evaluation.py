@@ -45,7 +45,7 @@ def evaluate_named(
         owner = named.run.name if named.run else profile
         raise UsageError(
             f"{owner} has no held-out pairs" if owner else f"{named.title} has no pairs of its own",
-            "Name a file of preference pairs with --data FILE.",
+            "Name a file of preference pairs.",
         )
     report = on_progress or ignore_progress
     report("loading", 0, 0, "")

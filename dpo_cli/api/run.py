@@ -5,20 +5,15 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
-from dpo_cli.api.arguments import (
-    OnProgress,
-    Settings,
-    as_overrides,
-    refuse_ranks,
-    require_choice,
-)
+from dpo_cli.api.arguments import OnProgress, Settings, as_overrides, refuse_ranks
 from dpo_cli.api.evaluation import evaluate_named
+from dpo_cli.api.exporting import export_as
 from dpo_cli.errors import DpoError, ExitCode
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Event, EventReader, history
@@ -34,6 +29,7 @@ from dpo_cli.ui.terminal.plain import PlainReport
 
 if TYPE_CHECKING:
     from dpo_cli.export.export import ExportReport
+    from dpo_cli.export.gguf.export import GgufReport
     from dpo_cli.inference.evaluate import Evaluation
 
 _POLL_SECONDS = 0.2
@@ -239,6 +235,19 @@ class Run:
             on_progress=on_progress,
         )
 
+    @overload
+    def export(
+        self,
+        to: str | Path | None = None,
+        *,
+        format: Literal["gguf"],
+        quantization: Sequence[str] | None = None,
+        best: bool = False,
+        force: bool = False,
+        settings: Settings | None = None,
+    ) -> GgufReport: ...
+
+    @overload
     def export(
         self,
         to: str | Path | None = None,
@@ -250,15 +259,30 @@ class Run:
         best: bool = False,
         force: bool = False,
         settings: Settings | None = None,
-    ) -> ExportReport:
-        """Write the newest weights for MiniMind or transformers, and compare them with training.
+    ) -> ExportReport: ...
+
+    def export(
+        self,
+        to: str | Path | None = None,
+        *,
+        format: Literal["pth", "hf", "peft", "gguf"] | None = None,
+        quantization: Sequence[str] | None = None,
+        dtype: Literal["float16", "bfloat16", "float32"] | None = None,
+        rounding: Literal["nearest", "stochastic"] | None = None,
+        seed: int | None = None,
+        best: bool = False,
+        force: bool = False,
+        settings: Settings | None = None,
+    ) -> ExportReport | GgufReport:
+        """Write the newest weights for MiniMind, transformers or llama.cpp, and verify them.
 
         Args:
             to: file or directory to write; its parent must exist. By default a name in
                 model.out_dir, or in the run directory if that is not set.
-            format: "pth", a MiniMind weights file, "hf", a Hugging Face directory, or "peft", the
-                directory of an adapter; by default the format of the starting weights, with the
-                adapter merged.
+            format: "pth", a MiniMind weights file, "hf", a Hugging Face directory, "peft", the
+                directory of an adapter, or "gguf", a directory of files for llama.cpp and Ollama;
+                by default the format of the starting weights, with an adapter merged.
+            quantization: formats of the GGUF files, for example ["f16", "q8_0"]; by default f16.
             dtype: precision of the file; by default the profile's.
             rounding: "stochastic" keeps small updates on average in a half-precision file; the
                 default for a bfloat16 file of weights that started as bfloat16, else "nearest".
@@ -271,7 +295,8 @@ class Run:
                 there, for the update retention.
 
         Returns:
-            An `ExportReport`: path, dtype, size, log-prob differences and update retention.
+            An `ExportReport`: path, dtype, size, log-prob differences and update retention. For
+            GGUF a `GgufReport`: path, files with size and update retention, and the proof.
 
         Raises:
             UsageError: an argument is not one of its choices, or an input is missing.
@@ -283,21 +308,17 @@ class Run:
 
             print(run.export("my-model", format="hf").path)
         """
-        require_choice("format", format, ("pth", "hf"))
-        require_choice("dtype", dtype, ("float16", "bfloat16", "float32"))
-        require_choice("rounding", rounding, ("nearest", "stochastic"))
-        from dpo_cli.export.export import export_run  # loads torch
-
-        return export_run(
+        return export_as(
             self.directory,
-            None if to is None else Path(to).expanduser(),
-            dtype,
-            force,
-            as_overrides(settings),
-            rounding,
-            seed,
+            to,
+            format=format,
+            quantization=quantization,
+            dtype=dtype,
+            rounding=rounding,
+            seed=seed,
             best=best,
-            export_format=format,
+            force=force,
+            settings=settings,
         )
 
     def __repr__(self) -> str:

@@ -7,9 +7,9 @@ import torch
 from dpo_cli.checks.reporter import Reporter
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.data.encoding import Flag
-from dpo_cli.data.rendered import Rendered
 from dpo_cli.data.tokens import Rows
 from dpo_cli.formatting import format_count
+from dpo_cli.inference.stops import stop_problem
 from dpo_cli.models.generation import stop_ids_of
 from dpo_cli.models.loading import ModelWeights
 
@@ -55,16 +55,13 @@ def check_ending(
     """Check that a token that stops generation ends every answer."""
     if weights is None:
         return
-    stop_ids = stop_ids_of(weights.architecture, tokenizer.end_id)
-    [encoded] = tokenizer.encode([Rendered(tokenizer.template.ending)])
-    if stop_ids & set(encoded.ids):
+    problem = stop_problem(tokenizer, stop_ids_of(weights.architecture, tokenizer.end_id))
+    if not problem:
         return
-    names = ", ".join(repr(tokenizer.decode([id])) for id in sorted(stop_ids)) or "no token"
     reporter.warn(
         "template-end",
         _SUBJECT,
-        f"the chat template ends an answer with {tokenizer.template.ending!r}, but generation stops"
-        f" at {names}: the model does not learn to stop",
+        f"{problem}: the model does not learn to stop",
         "Let the template end an answer with one of these tokens, or add its last token to"
         " eos_token_id in generation_config.json.",
     )

@@ -1,4 +1,4 @@
-"""`dpo export`: write trained weights for MiniMind or transformers."""
+"""`dpo export`: write trained weights for MiniMind, transformers or llama.cpp."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ from dpo_cli.api.run import Run
 from dpo_cli.commands.console import plain_console
 from dpo_cli.commands.options import BestOption, RunArgument, RunsDirOption, SetOption
 from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.export.gguf.quantizations import (
+    DEFAULT_QUANTIZATIONS,
+    QUANTIZATIONS,
+    parse_quantizations,
+)
 from dpo_cli.formatting import format_duration
 from dpo_cli.run.directory import RunDirectory, runs_root
 from dpo_cli.run.lookup import find_run
 from dpo_cli.ui.terminal.console import SafeConsole
 from dpo_cli.ui.terminal.export import export_lines, held_out_lines, try_lines
+from dpo_cli.ui.terminal.gguf import file_table, gguf_lines, gguf_try_lines, recommendation_line
 from dpo_cli.ui.terminal.progress import PhaseBar
 
 if TYPE_CHECKING:
-    from dpo_cli.export.export import ExportReport
+    from dpo_cli.export.gguf.export import GgufReport
+    from dpo_cli.inference.evaluate import Evaluation
+    from dpo_cli.models.convert import StateDict
 
 
 SOON_SECONDS = 10.0
@@ -38,11 +46,12 @@ class Dtype(StrEnum):
 
 
 class Format(StrEnum):
-    """MiniMind weights file, Hugging Face directory, or directory of an adapter."""
+    """MiniMind file, Hugging Face directory, directory of an adapter or of GGUF files."""
 
     PTH = "pth"
     HF = "hf"
     PEFT = "peft"
+    GGUF = "gguf"
 
 
 class RoundingMode(StrEnum):
@@ -68,8 +77,18 @@ def export(
             "--format",
             metavar="|".join(Format),
             help="Write a MiniMind weights file (pth), a Hugging Face directory that plain "
-            "transformers loads (hf), or the adapter of a run with [lora] for peft (peft). "
-            "Default: the format of the starting weights, with the adapter merged.",
+            "transformers loads (hf), the adapter of a run with [lora] (peft), or a directory of "
+            "GGUF files for llama.cpp and Ollama (gguf). Default: the format of the starting "
+            "weights, with an adapter merged.",
+            show_default=False,
+        ),
+    ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help=f"Write one GGUF file in each of these formats: {', '.join(QUANTIZATIONS)}. "
+            f"Default: {','.join(DEFAULT_QUANTIZATIONS)}.",
             show_default=False,
         ),
     ] = None,
@@ -116,7 +135,7 @@ def export(
     settings: SetOption = None,
     runs_dir: RunsDirOption = None,
 ) -> None:
-    """Export the newest weights of a run for MiniMind or transformers.
+    """Export the newest weights of a run for MiniMind, transformers, llama.cpp or Ollama.
 
     The file is loaded back. Its weights are compared with the starting weights, and its log-probs
     with the checkpoint's on real pairs, so that you see the cost of half precision. Without RUN,
@@ -128,10 +147,25 @@ def export(
         raise UsageError("--seed: only stochastic rounding is random", "Add --rounding stochastic.")
     console = plain_console()
     run = find_run(runs_root(runs_dir), run_name)
+    if form is Format.GGUF:
+        _refuse_precision(dtype, rounding)
+        with console.status(f"exporting {run.designation}"):
+            gguf = Run(run).export(
+                to,
+                format="gguf",
+                quantization=parse_quantizations(quantization),
+                best=best,
+                force=force,
+                settings=settings,
+            )
+        _show_gguf(console, run, gguf, settings or (), evaluate)
+        return
+    if quantization is not None:
+        raise UsageError("--quantization: only GGUF files are quantized", "Add --format gguf.")
     with console.status(f"exporting {run.designation}"):
         report = Run(run).export(
             to,
-            format=form.value if form else None,
+            format=None if form is None else "hf" if form is Format.HF else "pth",
             dtype=dtype.value if dtype else None,
             rounding=rounding.value if rounding else None,
             seed=seed,
@@ -141,36 +175,74 @@ def export(
         )
     for line in export_lines(report):
         console.print(line, soft_wrap=not console.is_terminal)  # long lines break between words
-    _compare_held_out(console, run, report, settings or (), evaluate)
+    evaluation = _evaluate(console, run, [report.state, report.exported], settings or (), evaluate)
+    for line in held_out_lines(evaluation) if evaluation else ():
+        console.print(line, soft_wrap=not console.is_terminal)
     if report.try_command:
         for line in try_lines(report.try_command):
             console.print(line)
 
 
-def _compare_held_out(
+def _refuse_precision(dtype: Dtype | None, rounding: RoundingMode | None) -> None:
+    """Refuse the options of other formats for the precision of a file."""
+    for option, value in (("--dtype", dtype), ("--rounding", rounding)):
+        if value is not None:
+            raise UsageError(
+                f"{option}: GGUF files are rounded by their format",
+                "Use --quantization, for example --quantization f16,q8_0.",
+            )
+
+
+def _show_gguf(
     console: Console,
     run: RunDirectory,
-    report: ExportReport,
+    report: GgufReport,
     settings: Sequence[str],
     is_wanted: bool | None,
 ) -> None:
-    """Evaluate file and checkpoint on the held-out pairs, or print the time that it would take."""
+    """Print the files, their proof, their held-out metrics and a recommendation."""
+    from dpo_cli.export.gguf.recommendation import recommend  # loads torch
+
+    for line in gguf_lines(report):
+        console.print(line, soft_wrap=not console.is_terminal)
+    weights = [*(file.weights for file in report.files), report.state]
+    evaluation = _evaluate(console, run, weights, settings, is_wanted)
+    console.print(file_table(report, evaluation))
+    if evaluation is not None:
+        *of_files, of_state = (model.groups["all"] for model in evaluation.models)
+        found = recommend(report, of_files, of_state)
+        console.print(recommendation_line(found), soft_wrap=not console.is_terminal)
+    for line in gguf_try_lines(report):
+        console.print(line, soft_wrap=not console.is_terminal)
+
+
+def _evaluate(
+    console: Console,
+    run: RunDirectory,
+    weights: Sequence[StateDict],
+    settings: Sequence[str],
+    is_wanted: bool | None,
+) -> Evaluation | None:
+    """Evaluate weights on the held-out pairs, or print the time that it would take.
+
+    Returns:
+        Metrics of each state dict, in their order; None if there are none.
+    """
     from dpo_cli.inference.evaluate import evaluate_held_out, evaluation_seconds  # loads torch
 
-    seconds = evaluation_seconds(run)
-    if seconds is None or is_wanted is False:
-        return
+    one = evaluation_seconds(run)
+    if one is None or is_wanted is False:
+        return None
+    seconds = len(weights) * one
     is_training = run.holder() is not None
-    if is_wanted is None and (is_training or 2 * seconds > SOON_SECONDS):
+    if is_wanted is None and (is_training or seconds > SOON_SECONDS):
         console.print(
-            f"held-out pairs: not evaluated; --evaluate takes about {format_duration(2 * seconds)}"
+            f"held-out pairs: not evaluated; --evaluate takes about {format_duration(seconds)}"
         )
-        return
+        return None
     try:
         with PhaseBar(SafeConsole(stderr=True)) as bar:
-            evaluation = evaluate_held_out(run, settings, [report.state, report.exported], bar)
+            return evaluate_held_out(run, settings, weights, bar)
     except DpoError as error:  # the file is written and verified
         console.print(f"held-out pairs: not evaluated: {error.message}")
-        return
-    for line in held_out_lines(evaluation):
-        console.print(line, soft_wrap=not console.is_terminal)
+        return None

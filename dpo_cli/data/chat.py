@@ -147,9 +147,23 @@ class ChatTokenizer:
         end: int | None = self._tokenizer.eos_token_id
         return end
 
+    @property
+    def definition(self) -> str:
+        """Content of `tokenizer.json` as loaded, with added tokens from other files."""
+        text: str = self._backend.to_str()
+        return text
+
+    @property
+    def chat_template(self) -> str | list[dict[str, str]]:
+        """Source of the chat template; of several, a list of "name" and "template"."""
+        template = self._tokenizer.chat_template
+        if isinstance(template, dict):
+            return [{"name": name, "template": text} for name, text in template.items()]
+        return str(template)
+
     def fingerprint(self) -> str:
         """Hash everything that decides the ids: vocabulary, merges, special tokens and template."""
-        digest = hashlib.sha256(self._backend.to_str().encode())
+        digest = hashlib.sha256(self.definition.encode())
         digest.update(json.dumps(self._tokenizer.chat_template, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -190,9 +204,13 @@ class ChatTokenizer:
         Raises:
             ValueError: the template fails.
         """
-        [text] = self._apply([list(messages)], add_generation_prompt=True)
-        [encoded] = self.encode([Rendered(text)])
+        [encoded] = self.encode([Rendered(self.prompt_text(messages))])
         return as_tensor(encoded.ids).to(torch.int64)
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """Render a conversation followed by the header of an answer; raises as `prompt`."""
+        [text] = self._apply([list(messages)], add_generation_prompt=True)
+        return text
 
     def render(
         self,

@@ -28,8 +28,10 @@ from dpo_cli.export.try_command import TryCommand, try_command
 from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.files import write_text_atomically
+from dpo_cli.inference.stops import stop_problem
 from dpo_cli.models.adapted import build_adapted, merge_adapter
 from dpo_cli.models.convert import StateDict
+from dpo_cli.models.generation import stop_ids_of
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.loading import ModelWeights, hash_weights
 from dpo_cli.models.minimind import MiniMind
@@ -69,6 +71,8 @@ class ExportReport:
 
     Attributes:
         seed: seed of stochastic rounding; None for rounding to nearest.
+        stop_warning: why the exported model would not stop where the answers of the training end;
+            "" if it does.
         retention: update retention of the file; None if no weight has changed, or if the starting
             weights cannot be read (`not_compared` has the reason).
         state: training state that was exported, in the Hugging Face layout.
@@ -87,6 +91,7 @@ class ExportReport:
     max_logp_difference: float
     retention: UpdateRetention | None
     not_compared: str
+    stop_warning: str
     try_command: TryCommand | None
     state: StateDict = field(repr=False)
     exported: StateDict = field(repr=False)
@@ -176,6 +181,10 @@ def export_run(
             )
         )
         events.close()
+    # transformers reads the stop tokens of a directory from its configuration alone.
+    stop_ids = stop_ids_of(architecture, tokenizer.end_id)
+    if isinstance(written, HuggingFace):
+        stop_ids = written.stop_ids
     retention, not_compared = None, ""
     try:
         start = merge_adapter(read_start(run, profile, plan))
@@ -196,6 +205,7 @@ def export_run(
         max_logp_difference=float(differences.max()),
         retention=retention,
         not_compared=not_compared,
+        stop_warning=stop_problem(tokenizer, stop_ids),
         try_command=None if export_format == "peft" else try_command(path, written),
         state=state,
         exported=exported.state,

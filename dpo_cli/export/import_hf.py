@@ -42,9 +42,7 @@ def import_directory(
     path = (destination or Path(minimind.file_name(_PREFIX))).absolute()
     check_destination(path, minimind)
     if path.exists() and not force:
-        raise DpoError(
-            f"{path} exists", "Replace it with --force, or choose another path with --to."
-        )
+        raise DpoError(f"{path} exists", "Replace it with --force, or choose another path.")
     rounded = round_weights(model_weights.state, dtype, "nearest", 0)
     with verified_write(path, rounded, minimind, dtype) as (_, written):
         return path, written

@@ -39,7 +39,11 @@ class UpdateRetention:
 
 
 def measure_update_retention(
-    start: ModelWeights, state: Mapping[str, Tensor], exported: Mapping[str, Tensor], dtype: str
+    start: ModelWeights,
+    state: Mapping[str, Tensor],
+    exported: Mapping[str, Tensor],
+    dtype: str,
+    rounded_start: Mapping[str, Tensor] | None = None,
 ) -> UpdateRetention | None:
     """Compare exported weights with the training state and the starting weights.
 
@@ -48,6 +52,8 @@ def measure_update_retention(
         state: float32 training state, with the names of `start`.
         exported: weights of the file, with the same names.
         dtype: dtype of the file, a key of `DTYPES`.
+        rounded_start: starting weights as the format of the file stores them; by default rounded to
+            `dtype`.
 
     Returns:
         None if no weight has changed at all.
@@ -56,7 +62,10 @@ def measure_update_retention(
     update_squared = kept = error_squared = start_error_squared = 0.0
     own = start.architecture.own_dtypes(dtype)
     for name, before in start.state.items():
-        rounded_before = before.to(DTYPES[own.get(name, dtype)])
+        if rounded_start is None:
+            rounded_before = before.to(DTYPES[own.get(name, dtype)])
+        else:
+            rounded_before = rounded_start[name]
         changed += int((exported[name] != rounded_before).sum())
         # In float64: a float32 sum over millions of tiny squares would lose most of them.
         begin, trained, written = (

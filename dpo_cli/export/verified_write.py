@@ -35,21 +35,19 @@ def check_destination(path: Path, architecture: Architecture) -> None:
         DpoError: the destination is refused.
     """
     if is_special(path):
-        raise DpoError(f"{path}: not a regular file", "Choose another path with --to.")
+        raise DpoError(f"{path}: not a regular file", "Choose another path.")
     is_file = isinstance(architecture, MiniMind)
     if is_file and path.is_dir():
-        raise DpoError(f"{path} is a directory", "Choose the path of a file with --to.")
+        raise DpoError(f"{path} is a directory", "Choose the path of a file.")
     if not is_file and path.exists() and not path.is_dir():
-        raise DpoError(f"{path} is a file", "Choose the path of a directory with --to.")
+        raise DpoError(f"{path} is a file", "Choose the path of a directory.")
     if others := sorted(folder.other_files(path)):
         raise DpoError(
             f"{path} would be replaced completely, and contains {', '.join(others[:5])}",
-            "Choose a new directory with --to.",
+            "Choose a new directory.",
         )
     if not path.parent.is_dir():
-        raise DpoError(
-            f"{path.parent}: no such directory", "Create it, or choose another path with --to."
-        )
+        raise DpoError(f"{path.parent}: no such directory", "Create it, or choose another path.")
 
 
 @contextmanager
@@ -94,7 +92,7 @@ def _require_same(path: Path, read_back: StateDict, written: StateDict) -> None:
         if not torch.equal(read_back[name].to(tensor.dtype), tensor):
             raise DpoError(
                 f"{path}: {name} read back differs from what was written",
-                "Disk or memory may be faulty. Choose another path with --to.",
+                "Disk or memory may be faulty. Choose another path.",
             )
 
 

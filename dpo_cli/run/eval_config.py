@@ -152,9 +152,8 @@ def _refuse_other_split(run: RunDirectory, profile: Profile) -> None:
     changed = split_of(to_tables(profile))
     if others := [key for key in own if changed[key] != own[key]]:
         raise UsageError(
-            f"--set {others[0]}: among the held-out pairs would be some that {run.name} was"
-            " trained on",
-            "Leave out the setting, or evaluate on another file with --data FILE.",
+            f"{others[0]}: among the held-out pairs would be some that {run.name} was trained on",
+            "Leave out the setting, or evaluate on another file.",
         )
 
 
@@ -167,7 +166,7 @@ def _has_reference(profile: Profile, named: NamedModel | None, *, is_given: bool
     if named is not None and not profile.dpo.needs_reference:
         raise UsageError(
             f"--reference: dpo.loss = {profile.dpo.title} uses no reference",
-            "To compare with one anyway, add --set dpo.loss=sigmoid.",
+            'To compare with one anyway, set dpo.loss = "sigmoid".',
         )
     if not profile.dpo.needs_reference:
         return False

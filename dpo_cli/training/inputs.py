@@ -317,7 +317,7 @@ def assemble_inputs(
         raise DpoError(
             f"an optimizer step of this run has {steps} micro-batches, too few for {world_size}"
             " devices",
-            f"Use at most {steps} devices: --nproc {steps}",
+            f"Use at most {steps} devices: launch.nproc_per_node = {steps}",
         )
     architecture, coefficient = weights.architecture, inputs.router_aux_loss_coef
     if coefficient and architecture.use_moe and architecture.aux_loss_kind is None:

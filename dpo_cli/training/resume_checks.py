@@ -36,7 +36,7 @@ def require_same_inputs(saved: Mapping[str, str], now: Mapping[str, str]) -> Non
     if changed:
         raise DpoError(
             "the run cannot resume: its inputs have changed",
-            "Restore them (use --set for another path with the same content), or start a new run.",
+            "Restore them (or set another path with the same content), or start a new run.",
             changed,
         )
 

@@ -255,7 +255,7 @@ class _Session:
         if exact and (reasons := [*plan.other_environments, *inexact_reasons(inputs)]):
             raise DpoError(
                 f"{self.run.name}: a resume here may differ in the last bits",
-                "Resume it where it began; or without --exact.",
+                "Resume it where it began, or leave out exact.",
                 reasons,
             )
         places = inputs.pairs.places

@@ -290,7 +290,7 @@ def test_dpo_resume_exact_refuses_another_number_of_threads(half: RunDirectory) 
     assert refused.returncode == 1
     assert f"error: {half.name}: a resume here may differ in the last bits" in refused.stderr
     assert "  threads 1 -> 2" in refused.stderr.splitlines()
-    assert "without --exact" in refused.stderr
+    assert "leave out exact" in refused.stderr
     assert content(half.path, *LOGS) == before
 
 

@@ -71,7 +71,7 @@ def test_a_run_is_judged_by_its_own(here: Path) -> None:
 @pytest.mark.parametrize("setting", ["data.max_seq_len=200", "train.seed=1", "eval.fraction=0.2"])
 def test_other_pairs_are_not_called_held_out(here: Path, setting: str) -> None:
     run = [model("dense")]
-    with pytest.raises(UsageError, match=rf"--set {setting.split('=')[0]}: among the held-out"):
+    with pytest.raises(UsageError, match=rf"^{setting.split('=')[0]}: among the held-out"):
         find_eval_config(run, runs_root=RUNS, settings=[setting])
     assert find_eval_config(run, runs_root=RUNS, settings=[setting], data=Path("test.jsonl"))
     assert find_eval_config(run, runs_root=RUNS, settings=["train.batch_size=2"])

@@ -24,6 +24,7 @@ SLOW = {
     "tests/demo/test_demo_assets.py": "trains the demo",
     "tests/distributed/test_ranks.py": "trains with two and three ranks",
     "tests/export/test_directories.py": "trains and exports four models",
+    "tests/export/test_gguf.py": "trains six models and loads 20 files in llama.cpp",
     "tests/faults/": "kills and resumes runs",
     "tests/hub/test_training.py": "trains on each shape of data",
     "tests/machines/test_platforms.py": "trains, resumes and runs each command on stub platforms",

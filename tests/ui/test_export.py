@@ -32,6 +32,7 @@ def lines_of(
         if retention
         else None,
         not_compared=not_compared,
+        stop_warning="",
         try_command=None,
         state={},
         exported={},

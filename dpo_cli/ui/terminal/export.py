@@ -39,6 +39,7 @@ def export_lines(report: ExportReport) -> list[Text]:
             f"mean difference {report.mean_logp_difference:.2g} nats per token, "
             f"largest {report.max_logp_difference:.2g}"
         ),
+        *_stop_lines(report),
     ]
 
 
@@ -65,6 +66,16 @@ def try_lines(command: TryCommand) -> list[Text]:
     if command.is_minimind_script:
         lines.append(Text("        in MiniMind's own environment; its scripts need transformers 4"))
     return lines
+
+
+def _stop_lines(report: ExportReport) -> list[Text]:
+    if not report.stop_warning:
+        return []
+    remedy = (
+        "Add the token that ends an answer to eos_token_id in the generation_config.json of the"
+        " starting weights, or of the export."
+    )
+    return alert_lines(Alert(code="stops", message=report.stop_warning, remedy=remedy))
 
 
 def _retention_lines(report: ExportReport) -> list[Text]:

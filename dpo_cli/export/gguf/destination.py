@@ -1,0 +1,56 @@
+"""Directory of an export to GGUF: its name, and whether it may be replaced."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from dpo_cli.errors import DpoError
+from dpo_cli.export.gguf.modelfile import MODELFILE
+from dpo_cli.files import is_special, sha256_file
+from dpo_cli.profile.schema import Profile
+from dpo_cli.run.directory import RunDirectory
+from dpo_cli.run.events import Exported, history
+
+
+def default_directory(run: RunDirectory, profile: Profile, name: str) -> Path:
+    """Return the directory for a model whose weights file or directory would be called `name`."""
+    parent = profile.model.out_dir or run.path
+    return parent / f"{name.removesuffix('.pth')}-gguf"
+
+
+def check_directory(run: RunDirectory, path: Path, *, force: bool) -> None:
+    """Refuse a destination that cannot be written, or that has files of another origin.
+
+    Args:
+        run: the run that is exported.
+        path: absolute path of the directory.
+        force: replace a directory of another run.
+
+    Raises:
+        DpoError: the destination is refused.
+    """
+    if is_special(path) or (path.exists() and not path.is_dir()):
+        raise DpoError(f"{path} is a file", "Choose the path of a directory.")
+    if not path.parent.is_dir():
+        raise DpoError(f"{path.parent}: no such directory", "Create it, or choose another path.")
+    if not path.is_dir():
+        return
+    names = {each.name for each in path.iterdir()}
+    if others := sorted(n for n in names if n != MODELFILE and not n.endswith(".gguf")):
+        raise DpoError(
+            f"{path} would be replaced completely, and contains {', '.join(others[:5])}",
+            "Choose a new directory.",
+        )
+    written = {event.sha256 for event in history(run.events_path) if isinstance(event, Exported)}
+    if names and not force and fingerprint(path) not in written:
+        raise DpoError(
+            f"{path} exists, and this run did not write it",
+            "Replace it with --force (force=True in Python), or choose another path.",
+        )
+
+
+def fingerprint(directory: Path) -> str:
+    """Return a SHA-256 over the names and the content of all files."""
+    hashes = [f"{file.name} {sha256_file(file)}\n" for file in sorted(directory.iterdir())]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -20,7 +20,7 @@ def export_as(
     run: RunDirectory,
     to: str | Path | None,
     *,
-    format: Literal["pth", "hf", "gguf"] | None,
+    format: Literal["pth", "hf", "peft", "gguf"] | None,
     quantization: Sequence[str] | None,
     dtype: str | None,
     rounding: Literal["nearest", "stochastic"] | None,
@@ -34,7 +34,7 @@ def export_as(
     Raises:
         UsageError: an argument is not one of its choices, or has no effect on the format.
     """
-    require_choice("format", format, ("pth", "hf", "gguf"))
+    require_choice("format", format, ("pth", "hf", "peft", "gguf"))
     require_choice("dtype", dtype, ("float16", "bfloat16", "float32"))
     require_choice("rounding", rounding, ("nearest", "stochastic"))
     path = None if to is None else Path(to).expanduser()

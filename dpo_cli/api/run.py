@@ -250,7 +250,7 @@ class Run:
         self,
         to: str | Path | None = None,
         *,
-        format: Literal["pth", "hf"] | None = None,
+        format: Literal["pth", "hf", "peft"] | None = None,
         dtype: Literal["float16", "bfloat16", "float32"] | None = None,
         rounding: Literal["nearest", "stochastic"] | None = None,
         seed: int | None = None,
@@ -263,7 +263,7 @@ class Run:
         self,
         to: str | Path | None = None,
         *,
-        format: Literal["pth", "hf", "gguf"] | None = None,
+        format: Literal["pth", "hf", "peft", "gguf"] | None = None,
         quantization: Sequence[str] | None = None,
         dtype: Literal["float16", "bfloat16", "float32"] | None = None,
         rounding: Literal["nearest", "stochastic"] | None = None,
@@ -277,9 +277,9 @@ class Run:
         Args:
             to: file or directory to write; its parent must exist. By default a name in
                 model.out_dir, or in the run directory if that is not set.
-            format: "pth", a MiniMind weights file, "hf", a Hugging Face directory, or "gguf", a
-                directory of files for llama.cpp and Ollama; by default the format of the starting
-                weights.
+            format: "pth", a MiniMind weights file, "hf", a Hugging Face directory, "peft", the
+                directory of an adapter, or "gguf", a directory of files for llama.cpp and Ollama;
+                by default the format of the starting weights, with an adapter merged.
             quantization: formats of the GGUF files, for example ["f16", "q8_0"]; by default f16.
             dtype: precision of the file; by default the profile's.
             rounding: "stochastic" keeps small updates on average in a half-precision file; the

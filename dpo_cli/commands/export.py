@@ -46,10 +46,11 @@ class Dtype(StrEnum):
 
 
 class Format(StrEnum):
-    """MiniMind weights file, Hugging Face directory, or directory of GGUF files."""
+    """MiniMind file, Hugging Face directory, directory of an adapter or of GGUF files."""
 
     PTH = "pth"
     HF = "hf"
+    PEFT = "peft"
     GGUF = "gguf"
 
 
@@ -76,8 +77,9 @@ def export(
             "--format",
             metavar="|".join(Format),
             help="Write a MiniMind weights file (pth), a Hugging Face directory that plain "
-            "transformers loads (hf), or a directory of GGUF files for llama.cpp and Ollama (gguf)."
-            " Default: the format of the starting weights.",
+            "transformers loads (hf), the adapter of a run with [lora] (peft), or a directory of "
+            "GGUF files for llama.cpp and Ollama (gguf). Default: the format of the starting "
+            "weights, with an adapter merged.",
             show_default=False,
         ),
     ] = None,

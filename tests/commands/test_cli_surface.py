@@ -136,7 +136,12 @@ WRONG = {
         "It is a profile key: dpo train ... --set train.epochs=VALUE",
     ),
     "train x --lora_r 8": (
-        "no option --lora_r: adapters are not supported yet; dpo trains all weights",
+        "no option --lora_r",
+        "It is a profile key: dpo train ... --set lora.rank=VALUE",
+    ),
+    "train x --load_in_4bit 1": (
+        "no option --load_in_4bit: quantized training is not supported yet; dpo trains float32"
+        " weights",
         "dpo train --help lists the options.",
     ),
     "runs --zzz": ("no option --zzz", "dpo runs --help lists the options."),

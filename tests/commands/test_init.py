@@ -347,6 +347,19 @@ def test_a_template_can_be_filled_in(dpo: Cli) -> None:
     assert written("other").model.weights == "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
+def test_a_profile_of_adapters(dpo: Cli) -> None:
+    code, out, _ = dpo("init", "adapters", "--template", "lora")
+    assert code == 0
+    assert "(template lora)" in out
+    profile = written("adapters")
+    assert profile.model.weights == "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert (profile.lora.rank, profile.lora.alpha) == (16, 32)
+    assert 1e-6 < profile.train.learning_rate <= 1e-5
+    text = Path("profiles/adapters.toml").read_text()
+    assert "usual in the" in text
+    assert "[lora]" in text
+
+
 def test_a_profile_is_never_written_over_without_force(dpo: Cli) -> None:
     Path("profiles").mkdir()
     Path("profiles/my.toml").write_text("mine")
@@ -495,7 +508,8 @@ def test_settings_of_another_tool(dpo: Cli, here: Path) -> None:
     (here / "base").mkdir()
     (here / "pairs.jsonl").write_text(ROW)
     (here / "config.yaml").write_text(
-        "loss_type: hinge\nmax_length: 64\nlora_r: 8\nfrobnicate: 1\nlearning_rate: 5e-7\n"
+        "loss_type: hinge\nmax_length: 64\nuse_peft: true\nlora_r: 8\nload_in_8bit: true\n"
+        "frobnicate: 1\nlearning_rate: 5e-7\n"
     )
     code, out, err = dpo(
         *("init", "my", "--from", "config.yaml", "--model", "base", "--data", "pairs.jsonl")
@@ -506,10 +520,12 @@ def test_settings_of_another_tool(dpo: Cli, here: Path) -> None:
         "wrote profiles/my.toml (TRL, config.yaml)",
         "next: dpo check profiles/my.toml",
     ]
-    assert "  lora_r = 8: adapters are not supported yet; dpo trains all weights" in lines
+    missing = "quantized training is not supported yet; dpo trains float32 weights"
+    assert f"  load_in_8bit = true: {missing}" in lines
     assert lines[lines.index("Unknown, not used:") + 1] == "  frobnicate = 1"
     profile = written()
     assert profile.dpo.loss == "hinge"
+    assert (profile.lora.rank, profile.lora.alpha) == (8, 32)
     assert profile.data.max_seq_len == 64
     assert profile.model.weights == str(here / "base")
     assert profile.data.data_path == here / "pairs.jsonl"

@@ -19,10 +19,11 @@ from dpo_cli.export.gguf.modelfile import MODELFILE, ollama_settings
 from dpo_cli.export.gguf.proof import Proof, Prover
 from dpo_cli.export.gguf.quantizations import DEFAULT_QUANTIZATIONS, Quantization
 from dpo_cli.export.gguf.vocabulary import GgufVocabulary
-from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention, read_start
+from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention
 from dpo_cli.export.verified_write import rename_on_success
 from dpo_cli.files import write_text_atomically
 from dpo_cli.inference.stops import stop_problem
+from dpo_cli.models.adapted import merge_adapter
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.generation import stop_ids_of
 from dpo_cli.models.loading import ModelWeights
@@ -35,7 +36,7 @@ from dpo_cli.run.disk import explain_disk_errors
 from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Exported
 from dpo_cli.training.sources import training_pairs
-from dpo_cli.training.weights import read_trained
+from dpo_cli.training.weights import read_start, read_trained
 
 _PROOF_ROWS = 32
 _NOT_PROVEN = "the package xllamacpp, which contains llama.cpp, is not installed"
@@ -114,7 +115,7 @@ def export_gguf(
     """
     require_gguf()
     profile = load_profile(run.profile_path, overrides).profile
-    trained = read_trained(run, best=best)
+    trained = read_trained(run, overrides, best=best)
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     stop_ids = stop_ids_of(trained.architecture, tokenizer.end_id)
     model = as_huggingface(trained.architecture, tokenizer.special_ids)
@@ -170,7 +171,7 @@ def export_gguf(
         events.close()
     start, not_compared = None, ""
     try:
-        start = read_start(run, profile, trained.plan)
+        start = merge_adapter(read_start(run, profile, trained.plan))
     except DpoError as error:
         not_compared = error.message
     files = [

@@ -36,7 +36,7 @@ from dpo_cli.training.inputs import RunInputs, read_inputs
 from dpo_cli.training.optimizer import make_optimizer
 from dpo_cli.training.reference import LiveReference
 from dpo_cli.training.samples import prompt_of
-from dpo_cli.training.setup import make_scorer
+from dpo_cli.training.setup import frozen_reference, make_scorer
 from dpo_cli.training.trainer import Trainer
 
 RATES = (3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
@@ -150,8 +150,7 @@ class SmallData:
                 self.profile(pairs), self.device, RunDirectory(self.folder), lambda *_: None
             )
             if self._reference is None:
-                scorer = make_scorer(inputs, inputs.reference_weights)
-                self._reference = LiveReference(scorer, self.device)
+                self._reference = LiveReference(frozen_reference(inputs), self.device)
                 self._held_out = Remembered(self._reference)
             self._training[pairs] = inputs, Remembered(self._reference)
         return self._training[pairs]

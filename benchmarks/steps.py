@@ -98,6 +98,7 @@ def dpo_step(inputs: Any, settings: dict[str, Any]) -> Step:
     """The trainer's step; warm unless `settings` say "cold" or the layout is padded."""
     import torch
 
+    from dpo_cli.models.frozen import Frozen
     from dpo_cli.training import setup
     from dpo_cli.training.optimizer import make_optimizer
     from dpo_cli.training.reference import open_references
@@ -113,7 +114,7 @@ def dpo_step(inputs: Any, settings: dict[str, Any]) -> Step:
     policy = scorer(inputs.weights)
     os.environ["DPO_CACHE_DIR"] = os.devnull
     reference, _ = open_references(
-        inputs, lambda: scorer(inputs.reference_weights), Path(os.devnull)
+        inputs, lambda: Frozen(scorer(inputs.reference_weights)), Path(os.devnull)
     )
     trainer = Trainer(
         inputs,

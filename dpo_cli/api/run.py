@@ -243,7 +243,7 @@ class Run:
         self,
         to: str | Path | None = None,
         *,
-        format: Literal["pth", "hf"] | None = None,
+        format: Literal["pth", "hf", "peft"] | None = None,
         dtype: Literal["float16", "bfloat16", "float32"] | None = None,
         rounding: Literal["nearest", "stochastic"] | None = None,
         seed: int | None = None,
@@ -256,8 +256,9 @@ class Run:
         Args:
             to: file or directory to write; its parent must exist. By default a name in
                 model.out_dir, or in the run directory if that is not set.
-            format: "pth", a MiniMind weights file, or "hf", a Hugging Face directory; by default
-                the format of the starting weights.
+            format: "pth", a MiniMind weights file, "hf", a Hugging Face directory, or "peft", the
+                directory of an adapter; by default the format of the starting weights, with the
+                adapter merged.
             dtype: precision of the file; by default the profile's.
             rounding: "stochastic" keeps small updates on average in a half-precision file; the
                 default for a bfloat16 file of weights that started as bfloat16, else "nearest".

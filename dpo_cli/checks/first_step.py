@@ -20,7 +20,6 @@ from dpo_cli.checks.trial_trainer import TrialTrainer, small_micro_batch
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.formatting import format_count, format_percent
 from dpo_cli.models.convert import EMBEDDING, HEAD
-from dpo_cli.models.loading import to_disk_names
 from dpo_cli.objective.logps import to_float64_device
 from dpo_cli.objective.losses import PairScores, loss_at_start
 from dpo_cli.repetition import repetition
@@ -51,7 +50,7 @@ def check_first_step(reporter: Reporter, trial: TrialTrainer) -> None:
     inputs, trainer = trial.inputs, trial.trainer
     policy, indices = trainer.policy, small_micro_batch(inputs)
     # Without dropout: it would make policy and reference differ, and hide any other difference.
-    policy.train(not inputs.profile.model.dropout)
+    policy.train(not inputs.profile.has_dropout)
     batch = inputs.batches.make_batch(inputs.pairs, indices)
     pairs, aux_loss = trainer.score(batch, trainer.reference.token_logps(indices, batch))
     _check_loss(reporter, inputs, pairs)
@@ -62,10 +61,10 @@ def check_first_step(reporter: Reporter, trial: TrialTrainer) -> None:
     trainer.scaler.unscale_(trainer.optimizer)
     gradients = {
         name: torch.zeros_like(weight) if weight.grad is None else weight.grad
-        for name, weight in policy.model.named_parameters()
+        for name, weight in inputs.trainable.optimized(policy.model).items()
     }
-    on_disk = to_disk_names(policy.model, gradients)
-    _check_gradients(reporter, inputs, inputs.weights.architecture.to_native_names(on_disk))
+    on_disk = inputs.trainable.to_disk_names(policy.model, gradients)
+    _check_gradients(reporter, inputs, inputs.trainable.to_native_names(on_disk))
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
 
@@ -156,7 +155,7 @@ def _check_gradients(
     gradients = {
         name: gradient
         for name, gradient in gradients.items()
-        if name != HEAD or gradient is not embedding
+        if (name != HEAD or gradient is not embedding) and inputs.trainable.has_first_gradient(name)
     }
     norm = math.sqrt(
         sum(

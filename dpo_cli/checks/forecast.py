@@ -242,7 +242,7 @@ def batch_tokens(inputs: RunInputs, pairs: TokenizedPairs, indices: Sequence[int
     if profile.train.layout == "padded":
         return 2 * len(indices) * (profile.data.max_seq_len - 1)
     selected = pairs.select(indices)
-    if profile.model.dropout:  # the sides do not share their prompt
+    if profile.has_dropout:  # the sides do not share their prompt
         return int((selected.lengths - 1).sum())
     return int(selected.computed_tokens.sum())
 
@@ -259,7 +259,7 @@ def evaluations_of(inputs: RunInputs) -> int:
 
 def saving_seconds(inputs: RunInputs, computing_seconds: float) -> float:
     """Estimate the seconds of all checkpoints, the one at the end included."""
-    train, parameters = inputs.profile.train, inputs.weights.parameters
+    train, parameters = inputs.profile.train, inputs.trainable.parameters
     file_bytes = DTYPES[inputs.export_dtype].itemsize * parameters
     once = (state_bytes(parameters, train) + file_bytes) / _SAVED_BYTES_PER_SECOND
     steps = inputs.order.micro_batches

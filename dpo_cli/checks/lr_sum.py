@@ -20,7 +20,6 @@ from dpo_cli.checks.trial_trainer import TrialTrainer, small_micro_batch
 from dpo_cli.data.batching import Batch
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.formatting import format_percent, format_rate
-from dpo_cli.models.loading import to_disk_names
 from dpo_cli.profile.doctrine import (
     LOW_LOSS,
     MAX_SATURATION_MARGIN,
@@ -108,6 +107,8 @@ def distance_to_change(weights: Tensor, dtype: torch.dtype) -> Tensor:
 
 def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
     """Report how many weights can change in the exported file, and where the loss saturates."""
+    if inputs.profile.lora.is_on:
+        return _check_lora(reporter, inputs)
     lr_sum = measure_lr_sum(inputs)
     dtype = inputs.export_dtype
     others = ", ".join(
@@ -139,6 +140,20 @@ def check_lr_sum(reporter: Reporter, inputs: RunInputs) -> LrSum:
     return lr_sum
 
 
+def _check_lora(reporter: Reporter, inputs: RunInputs) -> LrSum:
+    """Report the learning rates of an adapter: how far they move a weight, nothing limits."""
+    total = inputs.current_recipe.lr_sum
+    largest = max(map(inputs.learning_rate.at, inputs.order.last_steps))
+    reporter.ok(
+        "lr-sum",
+        "train.learning_rate",
+        f"lr_sum {format_rate(total)} over {inputs.order.optimizer_steps:,} steps, of an"
+        " adapter: its product with the input changes the weights, so no share of them is foretold",
+    )
+    _check_saturation(reporter, inputs)
+    return LrSum(total, largest, {}, 0.0)
+
+
 def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
     """Take one real step, and check that it changes neither too little nor too much.
 
@@ -147,16 +162,17 @@ def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
     """
     inputs, trainer = trial.inputs, trial.trainer
     indices = small_micro_batch(inputs)
+    starts = inputs.trainable.state_before(trainer.policy.model)
     # The micro-batch with the largest learning rate: after the warm-up, if there is one.
     step = max(range(inputs.order.micro_batches), key=inputs.learning_rate.at)
     done, _ = trial.step(GlobalBatch(0, step, (indices,)))
     if done.is_skipped:
         return  # the check of the gradients has reported it
     rate = done.learning_rate
-    state = to_disk_names(trainer.policy.model, trainer.policy.model.state_dict())
+    state = inputs.trainable.state(trainer.policy.model)
     moved = parameters = 0
     distance = largest = 0.0
-    for name, start in inputs.weights.state.items():
+    for name, start in starts.items():
         change = (state[name].cpu().float() - start.float()).abs()
         moved += int((change > 0).sum())
         parameters += change.numel()
@@ -181,9 +197,9 @@ def check_update(reporter: Reporter, trial: TrialTrainer) -> None:
             # The first step of AdamW is proportional to its learning rate.
             between = {
                 name: torch.lerp(start.float(), state[name].cpu().float(), share)
-                for name, start in inputs.weights.state.items()
+                for name, start in starts.items()
             }
-            policy = make_scorer(inputs, replace(inputs.weights, state=between))
+            policy = make_scorer(inputs, inputs.trainable.at(between))
             return _loss(replace(trainer, policy=policy), batch, reference_logps)
 
         safe = safe_share(after, loss_at) * inputs.learning_rate.peak

@@ -57,7 +57,8 @@ def measure_peak(reporter: Reporter, trial: TrialTrainer, *, reference_is_cached
     """
     inputs, device = trial.inputs, trial.inputs.device
     is_cpu = device.type == "cpu"
-    reference = 4 * inputs.reference_weights.parameters if reference_is_cached else 0
+    is_loaded = reference_is_cached and not inputs.policy_is_reference
+    reference = 4 * inputs.reference_weights.parameters if is_loaded else 0
     process, on_device = peak_process_bytes(), device.peak_bytes()
     peak = Peak(process - reference if is_cpu else process, max(0, on_device - reference))
     [longest] = longest_global_batch(inputs).micro_batches

@@ -14,7 +14,9 @@ from dpo_cli.checks.reporter import Reporter
 from dpo_cli.data.batching import make_batch
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.tokens import TokenizedPairs
+from dpo_cli.models.frozen import Frozen
 from dpo_cli.models.loading import ModelWeights
+from dpo_cli.models.trainable import trainable_of
 from dpo_cli.profile.inputs import resolve_tokenizer, resolve_weights
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
@@ -37,11 +39,15 @@ def check_weights(
     with reporter.errors_as(f"{which}-unusable", subject, source):
         model_weights = read_model_weights(profile, which, runs_root)
         dtype = model_weights.dtype_name
+        trained = ""
+        if which == "weights" and profile.lora.is_on:
+            count = trainable_of(profile, model_weights).parameters
+            trained = f"; an adapter of {count:,} parameters is trained"
         reporter.ok(
             which,
             subject,
             f"{model_weights.description}; {model_weights.parameters:,} parameters in {dtype};"
-            " plain tensors, all finite",
+            f" plain tensors, all finite{trained}",
         )
         return model_weights
     return None
@@ -69,7 +75,8 @@ def check_fit(reporter: Reporter, inputs: RunInputs, on_progress: OnProgress) ->
         models["model.reference"] = inputs.reference_weights
     pairs = _sample(inputs.pairs)
     for key, model_weights in models.items():
-        model = LiveReference(make_scorer(inputs, model_weights), inputs.device)
+        scorer = make_scorer(inputs, model_weights).requires_grad_(False)
+        model = LiveReference(Frozen(scorer), inputs.device)
         parts = []
         for index, pair in enumerate(pairs):
             batch = make_batch([pair], "packed", max_seq_len=0).to(inputs.device.torch_device)

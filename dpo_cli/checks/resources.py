@@ -13,8 +13,9 @@ from dpo_cli.compute.device import Device, resolve
 from dpo_cli.compute.memory import free_memory, total_memory
 from dpo_cli.data.batching import make_batch
 from dpo_cli.formatting import format_count, format_rate, format_size
-from dpo_cli.models.forward_size import activation_bytes_per_token, state_bytes_per_weight
+from dpo_cli.models.forward_size import activation_bytes_per_token, training_bytes
 from dpo_cli.models.loading import ModelWeights
+from dpo_cli.models.trainable import trainable_of
 from dpo_cli.profile.schema import Profile
 from dpo_cli.profile.text import show_path
 from dpo_cli.run.cpu_time import contention, contention_message, contention_remedy
@@ -102,7 +103,7 @@ def check_disk(
         reporter.skip("disk", "weights")
         return None
     free = shutil.disk_usage(place).free
-    parameters = model_weights.parameters
+    parameters = trainable_of(profile, model_weights).parameters
     state = state_bytes(parameters, profile.train)
     states = KEPT_CHECKPOINTS + profile.eval.keep_best
     needed = states * state + 2 * 4 * parameters
@@ -122,16 +123,16 @@ def check_disk(
 def estimate_memory(inputs: RunInputs) -> tuple[int, int]:
     """Estimate the bytes of the training state, and of one forward of the longest pairs.
 
-    The state: weights, gradients and two moments with 4 bytes each, two more such buffers with
-    Kahan summation, and the weights of the reference (in the packed layout during the first epoch).
+    The state: see `training_bytes`; and the weights of the reference (in the packed layout during
+    the first epoch), unless it is the policy without its adapter.
     One forward adds the inputs that the backward pass of each operation keeps, and about three
     copies of the logits.
 
     Returns:
         Bytes of the state, and of one forward.
     """
-    state = state_bytes_per_weight(inputs.profile) * inputs.weights.parameters
-    if inputs.profile.dpo.needs_reference:
+    state = training_bytes(inputs.trainable, inputs.profile)
+    if inputs.profile.dpo.needs_reference and not inputs.policy_is_reference:
         state += 4 * inputs.reference_weights.parameters
     tokens, size = inputs.pairs.computed_tokens, inputs.order.batch_size
     global_batch = tokens.argsort(stable=True, descending=True).tolist()
@@ -149,7 +150,7 @@ def estimate_memory(inputs: RunInputs) -> tuple[int, int]:
         longest,
         inputs.profile.train.layout,
         max_seq_len=inputs.profile.data.max_seq_len,
-        share_prompts=not inputs.profile.model.dropout,
+        share_prompts=not inputs.profile.has_dropout,
     )
     architecture = inputs.weights.architecture
     logits = batch.computed_tokens

@@ -115,7 +115,7 @@ class TorchChecks:
     def read_weights(self) -> tuple[ModelWeights | None, ModelWeights | None]:
         """Read the weights of policy and reference, which are one object unless they differ."""
         weights = reference = None
-        if self.has_file("weights"):
+        if self.has_file("weights") and self.has_file("adapter"):
             weights = check_weights(self.reporter, self.profile, "weights", self.runs_root)
         if self.profile.model.reference is None and "reference" not in self.unusable:
             return weights, weights

@@ -19,7 +19,7 @@ from dpo_cli.run.events import Event, StepDone
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.optimizer import make_optimizer
 from dpo_cli.training.reference import LiveReference, NoReference, Reference
-from dpo_cli.training.setup import make_scorer
+from dpo_cli.training.setup import frozen_reference, make_scorer
 from dpo_cli.training.sources import OnProgress
 from dpo_cli.training.trainer import Trainer
 
@@ -85,17 +85,18 @@ def make_trial_trainer(inputs: RunInputs, on_progress: OnProgress) -> TrialTrain
     """Build policy, reference and optimizer as a fresh run would."""
     on_progress("trying step 0", 0, 0, "")
     device = inputs.device
-    policy = make_scorer(inputs, inputs.weights)
+    policy = make_scorer(inputs, inputs.trainable.start)
+    optimized = inputs.trainable.optimized(policy.model).values()
     reference: Reference = NoReference()
     if inputs.profile.dpo.needs_reference:
-        reference = LiveReference(make_scorer(inputs, inputs.reference_weights), device)
+        reference = LiveReference(frozen_reference(inputs, policy), device)
     timed = TimedReference(reference, device)
     trainer = Trainer(
         inputs,
         policy,
         timed,
         timed,
-        make_optimizer(policy.parameters(), kahan_summation=inputs.profile.train.kahan_summation),
+        make_optimizer(optimized, kahan_summation=inputs.profile.train.kahan_summation),
         make_scaler(device.torch_device, device.dtype),
         hooks=_NoHooks(),
         save=lambda trainer: None,

@@ -38,10 +38,11 @@ class Dtype(StrEnum):
 
 
 class Format(StrEnum):
-    """MiniMind weights file, or Hugging Face directory."""
+    """MiniMind weights file, Hugging Face directory, or directory of an adapter."""
 
     PTH = "pth"
     HF = "hf"
+    PEFT = "peft"
 
 
 class RoundingMode(StrEnum):
@@ -66,8 +67,9 @@ def export(
         typer.Option(
             "--format",
             metavar="|".join(Format),
-            help="Write a MiniMind weights file (pth), or a Hugging Face directory that plain "
-            "transformers loads (hf). Default: the format of the starting weights.",
+            help="Write a MiniMind weights file (pth), a Hugging Face directory that plain "
+            "transformers loads (hf), or the adapter of a run with [lora] for peft (peft). "
+            "Default: the format of the starting weights, with the adapter merged.",
             show_default=False,
         ),
     ] = None,

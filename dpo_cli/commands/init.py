@@ -41,7 +41,12 @@ class Template(StrEnum):
     MINIMIND3 = "minimind3"
     MINIMIND3_MOE = "minimind3-moe"
     HF = "hf"
+    LORA = "lora"
     DEMO = "demo"
+
+
+_HUGGINGFACE = (Template.HF, Template.LORA)
+"""Templates of Hugging Face models."""
 
 
 class Recipe(StrEnum):
@@ -144,12 +149,14 @@ def init(
             )
         draft, origin = copy_profile(load_profile(Path(template)), path.parent), "template demo"
     else:
-        chosen = choose_files(Wanted(model, data, tokenizer, template), console)
+        wanted = Template.HF if template in _HUGGINGFACE else template
+        chosen = choose_files(Wanted(model, data, tokenizer, wanted), console)
         kind = _kind_of(chosen, template)
         shipped = load_profile(Path(kind))
-        if kind is Template.HF:
+        if kind in _HUGGINGFACE:
             _refuse_minimind_recipe(recipe)
-            draft, origin = huggingface_recipe(shipped, chosen.inputs, path.parent), "template hf"
+            draft = huggingface_recipe(shipped, chosen.inputs, path.parent)
+            origin = f"template {kind}"
         else:
             script = shipped
             write_draft = learning_recipe if recipe is Recipe.LEARN else minimind_recipe
@@ -248,7 +255,7 @@ def _kind_of(chosen: Chosen, template: Template | None) -> Template:
     Raises:
         UsageError: the named template is for another kind of model.
     """
-    if template is not None and chosen.is_huggingface != (template is Template.HF):
+    if template is not None and chosen.is_huggingface != (template in _HUGGINGFACE):
         what = "a Hugging Face model" if chosen.is_huggingface else "a MiniMind weights file"
         raise UsageError(
             f"--template {template} does not fit {what}", "Leave --template out, or name a model."

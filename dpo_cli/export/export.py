@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,21 +17,29 @@ from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
 from dpo_cli.data.encoding import encode_pairs
 from dpo_cli.data.pairs import read_pairs
 from dpo_cli.errors import DpoError, UsageError
+from dpo_cli.export.adapter_export import (
+    ADAPTER_FILES,
+    check_adapter_destination,
+    require_adapter,
+    verified_adapter,
+)
 from dpo_cli.export.model_card import MARK, model_card
 from dpo_cli.export.try_command import TryCommand, try_command
-from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention, read_start
+from dpo_cli.export.update_retention import UpdateRetention, measure_update_retention
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.files import write_text_atomically
+from dpo_cli.models.adapted import build_adapted, merge_adapter
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.huggingface import HuggingFace
-from dpo_cli.models.loading import build_model, hash_weights
+from dpo_cli.models.loading import ModelWeights, hash_weights
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.rounding import Rounding, default_rounding, round_weights
 from dpo_cli.models.saving import size_bytes
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.models.spec import Architecture, as_huggingface
 from dpo_cli.models.support import scorer_for
-from dpo_cli.profile import folder
+from dpo_cli.models.trainable import trainable_of
+from dpo_cli.profile import adapter_config, folder
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
@@ -41,13 +49,13 @@ from dpo_cli.run.event_writer import EventWriter
 from dpo_cli.run.events import Exported, history
 from dpo_cli.training.inputs import export_dtype
 from dpo_cli.training.sources import training_pairs
-from dpo_cli.training.weights import read_trained
+from dpo_cli.training.weights import read_start, read_trained
 
 _COMPARED_PAIRS = 4
 _ROWS_PER_READ = 16
 
-ExportFormat = Literal["pth", "hf"]
-"""MiniMind's weights file, or a Hugging Face directory."""
+ExportFormat = Literal["pth", "hf", "peft"]
+"""MiniMind's weights file, a Hugging Face directory, or the directory of an adapter."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +119,18 @@ def export_run(
             that started as bfloat16, else to nearest.
         seed: seed of stochastic rounding; by default the profile's.
         best: export the checkpoint with the lowest held-out loss instead of the newest.
-        export_format: "pth" for MiniMind's file, "hf" for a directory; by default the format of the
-            starting weights.
+        export_format: "pth" for MiniMind's file, "hf" for a directory, "peft" for the directory of
+            an adapter; by default the format of the starting weights, with the adapter merged.
 
     Raises:
         DpoError: nothing is saved yet, no best checkpoint is kept, the destination is not this
             run's, a weight exceeds the range of the dtype, or the file does not load back.
     """
     profile = load_profile(run.profile_path, overrides).profile
-    trained = read_trained(run, best=best)
+    if export_format == "peft":
+        require_adapter(profile, dtype)
+        dtype = "float32"
+    trained = read_trained(run, overrides, best=best)
     state, architecture, plan = trained.weights, trained.architecture, trained.plan
     tokenizer = ChatTokenizer(resolve_tokenizer(profile))
     written = _converted(architecture, export_format, tokenizer)
@@ -133,18 +144,25 @@ def export_run(
                 "Leave out the rounding, or export float16 or bfloat16.",
             )
     if destination is None:
-        name = architecture.file_name(profile.export.prefix)
+        trainable = trainable_of(profile, trained.model_weights)
+        kept = trainable if export_format == "peft" else architecture
+        name = kept.file_name(profile.export.prefix)
         parent = profile.model.out_dir or run.path
         destination = parent / (name.removesuffix(".pth") if written is not architecture else name)
-    path = _destination(run, destination, written, force)
+    path = _destination(run, destination, written, force, is_adapter=export_format == "peft")
     pairs = _pairs_to_compare(profile, tokenizer)
-    rounded = round_weights(state, dtype, rounding, seed or 0, written.own_dtypes(dtype))
-    with verified_write(path, rounded, written, dtype, tokenizer.folder) as (new, exported):
-        if isinstance(written, HuggingFace):
-            step = trained.optimizer_step
-            card = model_card(plan, list(history(run.events_path)), written, dtype, step)
-            write_text_atomically(new / folder.CARD, card)
-        differences = _logp_differences(architecture, state, exported.state, new, pairs)
+    if export_format == "peft":
+        with verified_adapter(path, trained.model_weights, profile) as (exported, loaded):
+            differences = _logp_differences(trained.model_weights, loaded, pairs)
+    else:
+        rounded = round_weights(state, dtype, rounding, seed or 0, written.own_dtypes(dtype))
+        with verified_write(path, rounded, written, dtype, tokenizer.folder) as (new, exported):
+            if isinstance(written, HuggingFace):
+                step = trained.optimizer_step
+                card = model_card(plan, list(history(run.events_path)), written, dtype, step)
+                write_text_atomically(new / folder.CARD, card)
+            loaded = _load_back(trained.model_weights, exported, new, pairs)
+            differences = _logp_differences(trained.model_weights, loaded, pairs)
     with explain_disk_errors(run.path):
         events = EventWriter(run.events_path, mend=False)
         events.append(
@@ -160,7 +178,7 @@ def export_run(
         events.close()
     retention, not_compared = None, ""
     try:
-        start = read_start(run, profile, plan)
+        start = merge_adapter(read_start(run, profile, plan))
     except DpoError as error:
         not_compared = error.message
     else:
@@ -171,14 +189,14 @@ def export_run(
         rounding=rounding,
         seed=seed,
         size_bytes=size_bytes(path),
-        tensors=len(written.to_native_names(exported.state)),
+        tensors=_count_tensors(trained.model_weights, written, export_format),
         optimizer_step=trained.optimizer_step,
         pairs_compared=len(pairs),
         mean_logp_difference=float(differences.mean()),
         max_logp_difference=float(differences.max()),
         retention=retention,
         not_compared=not_compared,
-        try_command=try_command(path, written),
+        try_command=None if export_format == "peft" else try_command(path, written),
         state=state,
         exported=exported.state,
     )
@@ -197,10 +215,29 @@ def _converted(
     return architecture
 
 
-def _destination(run: RunDirectory, destination: Path, written: Architecture, force: bool) -> Path:
+def _count_tensors(
+    trained: ModelWeights, written: Architecture, export_format: ExportFormat | None
+) -> int:
+    if export_format == "peft":
+        assert trained.adapter is not None
+        return len(trained.adapter.shapes)
+    return len(written.to_native_names(trained.state))
+
+
+def _destination(
+    run: RunDirectory,
+    destination: Path,
+    written: Architecture,
+    force: bool,
+    *,
+    is_adapter: bool = False,
+) -> Path:
     """Return the absolute path; refuse to replace files that this run did not write."""
     destination = destination.absolute()
-    check_destination(destination, written)
+    if is_adapter:
+        check_adapter_destination(destination)
+    else:
+        check_destination(destination, written)
     if not force and destination.exists() and not _is_replaceable(run, destination):
         raise DpoError(
             f"{destination} exists, and this run did not write it",
@@ -216,7 +253,7 @@ def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
     if destination.is_dir():
         names = {path.name for path in destination.iterdir()}
         card = destination / folder.CARD
-        if not names <= folder.WRITTEN:
+        if not (names <= folder.WRITTEN or names <= ADAPTER_FILES):
             return False
         # A card that the user has rewritten must not be replaced.
         if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
@@ -225,7 +262,8 @@ def _is_replaceable(run: RunDirectory, destination: Path) -> bool:
             return True
     written = {event.sha256 for event in history(run.events_path) if isinstance(event, Exported)}
     try:
-        return hash_weights(destination) in written
+        adapter = destination / adapter_config.WEIGHTS
+        return hash_weights(adapter if adapter.is_file() else destination) in written
     except DpoError:  # a directory with no weights in it
         return False
 
@@ -256,31 +294,32 @@ def _pairs_to_compare(profile: Profile, tokenizer: ChatTokenizer) -> list[Tokeni
     return pairs[:_COMPARED_PAIRS]
 
 
+def _load_back(
+    trained: ModelWeights, exported: ModelWeights, path: Path, pairs: list[TokenizedPair]
+) -> ResponseScorer:
+    """Return a scorer of the file or directory."""
+    if not path.is_dir():
+        return _scorer(replace(trained, state=exported.state, adapter=None), pairs)
+    # Without our attention function and weight mapping, as any other user would load it.
+    plain = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
+    return ResponseScorer(plain, fallback_reason="plain transformers")
+
+
+def _scorer(weights: ModelWeights, pairs: list[TokenizedPair]) -> ResponseScorer:
+    longest = max(len(side.ids) for pair in pairs for side in (pair.chosen, pair.rejected))
+    is_known = weights.architecture.supports_packing
+    return scorer_for(build_adapted(weights), longest, is_known=is_known)
+
+
 @torch.no_grad()
 def _logp_differences(
-    architecture: Architecture,
-    trained: StateDict,
-    exported: StateDict,
-    path: Path,
-    pairs: list[TokenizedPair],
+    trained: ModelWeights, loaded: ResponseScorer, pairs: list[TokenizedPair]
 ) -> Tensor:
     """Compute the absolute differences of the log-probs of all response tokens, (N,)."""
     batch = make_batch(pairs, "packed", max_seq_len=0)
-    longest = max(len(side.ids) for pair in pairs for side in (pair.chosen, pair.rejected))
-
-    def scorer(state: StateDict) -> ResponseScorer:
-        model = build_model(architecture, state)
-        return scorer_for(model, longest, is_known=architecture.supports_packing)
-
-    before = scorer(trained)
-    if path.is_dir():
-        # Without our attention function and weight mapping, as any other user would load it.
-        plain = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-        )
-        after = ResponseScorer(plain, fallback_reason="plain transformers")
-    else:
-        after = scorer(exported)
-    expected, actual = (model.eval()(batch).token_logps[batch.mask] for model in (before, after))
+    models = (_scorer(trained, pairs), loaded)
+    expected, actual = (model.eval()(batch).token_logps[batch.mask] for model in models)
     differences: Tensor = (expected - actual).abs()
     return differences

@@ -7,6 +7,7 @@ from pathlib import Path
 from dpo_cli.errors import DpoError
 from dpo_cli.export.verified_write import check_destination, verified_write
 from dpo_cli.inference.open_model import OpenedModel
+from dpo_cli.models.adapted import merge_adapter
 from dpo_cli.models.huggingface import HuggingFace
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.rounding import default_rounding, round_weights
@@ -49,11 +50,11 @@ def merge_models(
             f"{first.title} has no tokenizer, and a directory needs one",
             "Choose a tokenizer with --tokenizer DIR.",
         )
-    other = second.model_weights.state
+    other = merge_adapter(second.model_weights).state
     # In float64, so that the average is rounded only once, to the dtype of the file.
     merged = {
         name: (1 - weight) * tensor.double() + weight * other[name].double()
-        for name, tensor in first.model_weights.state.items()
+        for name, tensor in merge_adapter(first.model_weights).state.items()
     }
     dtype = dtype or first.export_dtype
     rounding = default_rounding(dtype, first.export_dtype)

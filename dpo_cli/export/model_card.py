@@ -89,6 +89,8 @@ def _results(events: Sequence[Event], optimizer_step: int) -> Iterator[str]:
 def _settings(plan: Plan) -> Iterator[str]:
     """Format the settings as TOML, without paths and without keys that do not affect the model."""
     for table, settings in plan.settings.items():
+        if table == "lora" and plan.model.trained_parameters is None:
+            continue
         lines = [
             f"{key} = {show_value(value)}"
             for key, value in settings.items()

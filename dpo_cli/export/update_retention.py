@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from dpo_cli.compute.device import DTYPES
-from dpo_cli.errors import DpoError
 from dpo_cli.models.loading import ModelWeights
-from dpo_cli.profile.schema import Profile
-from dpo_cli.run.directory import RunDirectory
-from dpo_cli.run.plan import Plan
-from dpo_cli.training.weights import read_model_weights
 
 
 @dataclass(frozen=True)
@@ -41,23 +36,6 @@ class UpdateRetention:
     relative_error: float
     start_error: float
     source_dtype: str
-
-
-def read_start(run: RunDirectory, profile: Profile, saved_plan: Plan) -> ModelWeights:
-    """Read the starting weights of a run.
-
-    Args:
-        run: the run.
-        profile: profile of the run, with the path of the weights.
-        saved_plan: plan of the run, with their fingerprint.
-
-    Raises:
-        DpoError: the file is missing, or has other weights now.
-    """
-    start = read_model_weights(profile, "weights", run.path.parent, run.path)
-    if start.fingerprint != saved_plan.fingerprints["weights"]:
-        raise DpoError("model.weights: the content has changed since the run began")
-    return start
 
 
 def measure_update_retention(

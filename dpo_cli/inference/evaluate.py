@@ -35,7 +35,7 @@ from dpo_cli.training.evaluation import pair_scores, score_held_out, summarize_g
 from dpo_cli.training.inputs import RunInputs, assemble_inputs
 from dpo_cli.training.reference import CachedReference, NoReference, Reference, open_references
 from dpo_cli.training.resume_checks import require_same_inputs
-from dpo_cli.training.setup import configure_torch, make_scorer
+from dpo_cli.training.setup import configure_torch, frozen_reference, make_scorer
 from dpo_cli.training.sources import (
     OnProgress,
     require_same_vocabulary,
@@ -274,9 +274,7 @@ def _reference_of(eval_config: EvalConfig, inputs: RunInputs) -> Iterator[Refere
         yield NoReference()
         return
     with tempfile.TemporaryDirectory() as empty:
-        reference = open_references(
-            inputs, lambda: make_scorer(inputs, inputs.reference_weights), Path(empty)
-        )[1]
+        reference = open_references(inputs, lambda: frozen_reference(inputs), Path(empty))[1]
         yield reference
         if isinstance(reference, CachedReference):
             reference.save()

@@ -8,6 +8,7 @@ from dpo_cli.compute.device import Device
 from dpo_cli.compute.memory import free_memory
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.spec import Architecture
+from dpo_cli.models.trainable import Trainable, trainable_of
 from dpo_cli.profile.schema import Profile
 
 CPU_TOKENS_PER_FORWARD = 2048
@@ -37,8 +38,10 @@ def default_max_tokens_per_forward(
     """
     if device.type == "cpu":
         return CPU_TOKENS_PER_FORWARD
-    per_weight = state_bytes_per_weight(profile)
-    state = per_weight * weights.parameters + 4 * reference.parameters
+    trainable = trainable_of(profile, weights)
+    state = training_bytes(trainable, profile)
+    if not (trainable.keeps_start and reference is weights):
+        state += 4 * reference.parameters
     free = max(0, free_memory(device.torch_device) - state)
     per_token = activation_bytes_per_token(
         weights.architecture,
@@ -49,12 +52,14 @@ def default_max_tokens_per_forward(
     return min(_MOST, max(_LEAST, 1 << max(0, fits.bit_length() - 1)))
 
 
-def state_bytes_per_weight(profile: Profile) -> int:
-    """Return the bytes of a weight, its gradient and its optimizer state.
+def training_bytes(trainable: Trainable, profile: Profile) -> int:
+    """Return the bytes of all weights of the policy, the gradients and the optimizer state.
 
-    Weight, gradient and two moments of 4 bytes each; two more such buffers with Kahan summation.
+    A trained weight has itself, its gradient and two moments of 4 bytes each, and two more such
+    buffers with Kahan summation; a frozen one has 4 bytes.
     """
-    return 24 if profile.train.kahan_summation else 16
+    per_weight = 24 if profile.train.kahan_summation else 16
+    return per_weight * trainable.parameters + 4 * trainable.frozen_parameters
 
 
 def activation_bytes_per_token(

@@ -26,6 +26,7 @@ from dpo_cli.errors import DpoError, first_line
 from dpo_cli.files import sha256_file
 from dpo_cli.integrity import require_unchanged, stamp
 from dpo_cli.models import attention, experts
+from dpo_cli.models.adapter import Adapter
 from dpo_cli.models.convert import EMBEDDING, HEAD, StateDict
 from dpo_cli.models.huggingface import HuggingFace, read_settings, with_dtypes
 from dpo_cli.models.infer import (
@@ -63,6 +64,7 @@ class ModelWeights:
         fingerprint: SHA-256 of the file, or over the files of a directory.
         removed_prefixes: parts of the names that wrappers had added, for example "_orig_mod."; ""
             if none.
+        adapter: adapter that the model computes with, beside these weights.
     """
 
     architecture: Architecture
@@ -70,10 +72,11 @@ class ModelWeights:
     dtype: torch.dtype
     fingerprint: str
     removed_prefixes: str = ""
+    adapter: Adapter | None = None
 
     @property
     def parameters(self) -> int:
-        """Number of weights, tied ones counted once."""
+        """Number of weights, tied ones counted once, without the adapter."""
         return sum(tensor.numel() for tensor in self.state.values())
 
     @property

@@ -295,5 +295,6 @@ class _HeadLogps(torch.autograd.Function):
             probabilities.scatter_add_(-1, labels[part].unsqueeze(-1), row_gradient)
             grad_logits = probabilities.to(hidden.dtype)
             grad_hidden.append(_product(grad_logits, weight))
-            grad_weight = _add_product(grad_weight, grad_logits.T, hidden[part])
+            if ctx.needs_input_grad[1]:  # the head of a model with an adapter is frozen
+                grad_weight = _add_product(grad_weight, grad_logits.T, hidden[part])
         return torch.cat(grad_hidden), grad_weight, None, None, None

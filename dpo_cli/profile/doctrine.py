@@ -26,6 +26,9 @@ MAX_LEARNING_RATE = 5e-6
 of its own pairs to about `LOW_LOSS`, because longer answers move further."""
 USUAL_LEARNING_RATE = 1e-6
 """Largest learning rate for larger models: usual for them, not measured here."""
+LORA_FACTOR = 10
+"""Learning rate of adapters, as a multiple of that of full training: usual in the field (TRL's own
+commands for DPO have 5e-7 and 5e-6), not measured here."""
 MAX_LR_SUM = 1e-3
 """Largest sum of the learning rates over a run: the largest that was measured, on 246 pairs."""
 
@@ -86,7 +89,9 @@ class Proposal:
         return max(1, self.steps // EVALUATIONS)
 
 
-def propose(rows: int, batch_size: int, schedule: str, parameters: int | None) -> Proposal:
+def propose(
+    rows: int, batch_size: int, schedule: str, parameters: int | None, *, is_lora: bool = False
+) -> Proposal:
     """Propose held-out pairs and a learning rate for one epoch.
 
     Args:
@@ -94,6 +99,7 @@ def propose(rows: int, batch_size: int, schedule: str, parameters: int | None) -
         batch_size: pairs of an optimizer step.
         schedule: name of the schedule.
         parameters: size of the model; None if unknown.
+        is_lora: adapters are trained instead of all weights.
     """
     held_out = propose_held_out(rows)
     steps = max(1, math.ceil((rows - held_out) / batch_size))
@@ -104,8 +110,8 @@ def propose(rows: int, batch_size: int, schedule: str, parameters: int | None) -
         fraction=held_out_fraction(rows),
         steps=steps,
         mean=mean,
-        limit=max_learning_rate(parameters),
-        learning_rate=propose_learning_rate(steps * mean, parameters),
+        limit=max_learning_rate(parameters, is_lora=is_lora),
+        learning_rate=propose_learning_rate(steps * mean, parameters, is_lora=is_lora),
     )
 
 
@@ -123,24 +129,32 @@ def held_out_fraction(rows: int) -> float:
     return next(fraction for fraction in fractions if round(fraction * rows) == held_out)
 
 
-def max_learning_rate(parameters: int | None) -> float:
+def max_learning_rate(parameters: int | None, *, is_lora: bool = False) -> float:
     """Return the largest learning rate for a model of this size.
 
     Args:
         parameters: size of the model; None if unknown, which counts as large.
+        is_lora: adapters are trained; no rate of theirs was measured, for any size.
     """
+    if is_lora:
+        return LORA_FACTOR * USUAL_LEARNING_RATE
     is_measured = parameters is not None and parameters <= MEASURED_PARAMETERS
     return MAX_LEARNING_RATE if is_measured else USUAL_LEARNING_RATE
 
 
-def propose_learning_rate(summed_factors: float, parameters: int | None) -> float:
+def propose_learning_rate(
+    summed_factors: float, parameters: int | None, *, is_lora: bool = False
+) -> float:
     """Return the learning rate for a run.
 
     Args:
         summed_factors: sum of the schedule over all steps, as factors of the learning rate.
         parameters: size of the model; None if unknown.
+        is_lora: adapters are trained instead of all weights.
     """
-    return floor_digits(min(max_learning_rate(parameters), MAX_LR_SUM / summed_factors))
+    limit = max_learning_rate(parameters, is_lora=is_lora)
+    lr_sum = LORA_FACTOR * MAX_LR_SUM if is_lora else MAX_LR_SUM
+    return floor_digits(min(limit, lr_sum / summed_factors))
 
 
 def floor_digits(value: float) -> float:
@@ -170,6 +184,7 @@ class RunRecipe:
         reduction, beta, learning_rate: keys of the profile.
         lr_sum: sum of the learning rates over the run.
         parameters: size of the model.
+        is_lora: adapters are trained instead of all weights.
     """
 
     reduction: str
@@ -177,11 +192,13 @@ class RunRecipe:
     learning_rate: float
     lr_sum: float
     parameters: int
+    is_lora: bool = False
 
     @property
     def proposed_rate(self) -> float:
         """Learning rate that is proposed for this run's steps and schedule."""
-        return propose_learning_rate(self.lr_sum / self.learning_rate, self.parameters)
+        factors = self.lr_sum / self.learning_rate
+        return propose_learning_rate(factors, self.parameters, is_lora=self.is_lora)
 
     @property
     def has_proposed_loss(self) -> bool:

@@ -15,7 +15,7 @@ from dpo_cli.signatures import HEAD_BYTES, refuse
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
-_ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"
 _INDEX = ".index.json"
 _MAX_JSON_BYTES = 1 << 24
 _MAX_NAME_BYTES = 255
@@ -72,7 +72,7 @@ def is_model(folder: Path) -> bool:
 
 def is_adapter(folder: Path) -> bool:
     """Return True if the directory has the config of an adapter."""
-    return (folder / _ADAPTER).is_file()
+    return (folder / ADAPTER).is_file()
 
 
 def has_weights(folder: Path) -> bool:
@@ -140,8 +140,9 @@ def missing_weights(folder: Path) -> DpoError:
     """Return the error for a directory without readable weights, by the files that it has."""
     if is_adapter(folder):
         return DpoError(
-            f"{folder} holds an adapter{_base_of(folder / _ADAPTER)}, not a whole model",
-            how_to_merge(folder),
+            f"{folder} holds an adapter{_base_of(folder / ADAPTER)}, not a whole model",
+            "Set model.weights to its base model and model.adapter to this directory. Or merge it"
+            + how_to_merge(folder).removeprefix("Merge it"),
         )
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if shards := [name for name in names if _SHARD.fullmatch(name)]:

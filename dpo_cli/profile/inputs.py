@@ -13,7 +13,7 @@ from dpo_cli.errors import DpoError, UsageError, first_line
 from dpo_cli.files import PAIR_SUFFIXES, pair_files
 from dpo_cli.hub.datasets import HubData, fetch_data
 from dpo_cli.hub.download import is_on_hub
-from dpo_cli.profile import folder, hub
+from dpo_cli.profile import adapter_config, folder, hub
 from dpo_cli.profile.load import LoadedProfile, Problem
 from dpo_cli.profile.model import Model
 from dpo_cli.profile.schema import Profile
@@ -29,13 +29,14 @@ _SET_PATHS = (
 _SFT_STEM = re.compile(r"full_sft_(\d+)(_moe)?")
 
 
-Input = Literal["data", "tokenizer", "weights", "reference", "held_out"]
+Input = Literal["data", "tokenizer", "weights", "reference", "held_out", "adapter"]
 _KEYS: dict[Input, str] = {
     "data": "data.data_path",
     "tokenizer": "model.tokenizer",
     "weights": "model.weights",
     "reference": "model.reference",
     "held_out": "eval.path",
+    "adapter": "model.adapter",
 }
 INPUTS: tuple[Input, ...] = get_args(Input)
 
@@ -86,6 +87,8 @@ def find_problems(
         checks["reference"] = lambda: resolve_weights(profile, "reference")
     if (held_out := profile.eval.path) is not None:
         checks["held_out"] = lambda: check_pairs("eval.path", (held_out,))
+    if profile.lora.is_on or profile.model.adapter is not None:
+        checks["adapter"] = lambda: check_adapter(profile)
     problems: dict[Input, Problem] = {}
     for name, check in checks.items():
         if name not in needed:
@@ -304,6 +307,29 @@ def resolve_data(key: str, name: Path) -> HubData:
         return fetch_data(str(name))
     except DpoError as error:
         raise InputError(key, f"{error.message}; {_as_clause(error.remedy)}") from None
+
+
+def check_adapter(profile: Profile) -> None:
+    """Check that peft is installed, and that `model.adapter` is a directory that it saved.
+
+    Raises:
+        InputError: a check fails.
+    """
+    adapter = profile.model.adapter
+    key = "lora.rank" if adapter is None else "model.adapter"
+    try:
+        adapter_config.require_peft(key)
+        if adapter is not None:
+            _check_folder(key, adapter)
+            adapter_config.read_settings(adapter)
+        elif profile.lora.continue_adapter:
+            key = "lora.continue_adapter"
+            raise DpoError("there is no adapter to continue", "Set model.adapter.")
+    except InputError:
+        raise
+    except DpoError as error:
+        reason = error.message.removeprefix(f"{key}: ")
+        raise _as_input_error(key, adapter or Path(), DpoError(reason, error.remedy)) from None
 
 
 def _check_folder(key: str, path: Path) -> None:

@@ -49,6 +49,13 @@ class Model(Table):
     """Weights of the frozen reference, named like model.weights. Default: model.weights. With other
     weights the loss does not have to start at ln 2."""
 
+    adapter: Annotated[
+        Location | None, Field(examples=["../out/sft-adapter"]), Kind.PATH, NONE, REFERENCE
+    ] = None
+    """Directory of a LoRA adapter of model.weights, for example from SFT, as peft saves it. It is
+    merged into the weights first, or trained itself with lora.continue_adapter. The reference is
+    the model with this adapter, unless model.reference is set."""
+
     tokenizer: Annotated[
         Location | None,
         Field(examples=["../model"]),

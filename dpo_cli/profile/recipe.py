@@ -24,6 +24,11 @@ _USUAL_PAIRS = "dataset/dpo.jsonl"
 _MODEL = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
 FILL_IN = ("FILL IN: no file was found.",)
 _WATCH = ("Watch their loss and accuracy: they show overfitting.",)
+_MEASURED_RATE = ("A larger one can ruin the model; docs/recipes.md has the measurements.",)
+_ADAPTER_RATE = (
+    f"Adapters take about {doctrine.LORA_FACTOR} times the rate of full training: usual in the",
+    "field, not measured here (docs/lora.md).",
+)
 _WIDTH = 90
 
 
@@ -124,7 +129,10 @@ def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
     """Draft the proposed values of training and evaluation."""
     train = shipped.profile.train
     rows = inputs.rows or ASSUMED_ROWS
-    proposal = doctrine.propose(rows, train.batch_size, train.schedule, _parameters(inputs))
+    is_lora = shipped.profile.lora.is_on
+    proposal = doctrine.propose(
+        rows, train.batch_size, train.schedule, _parameters(inputs), is_lora=is_lora
+    )
     values = {
         "data.shuffle": True,
         "dpo.beta": doctrine.BETA,
@@ -149,17 +157,18 @@ def _learning(shipped: LoadedProfile, inputs: Inputs) -> Draft:
             f"  {rows:,} rows{assumption}",
             f"  less {proposal.held_out:,} held out, {train.batch_size} per batch: up to"
             f" {proposal.steps:,} steps",
-            *_limits(proposal),
-            "A larger one can ruin the model; docs/recipes.md has the measurements.",
+            *_limits(proposal, is_lora=is_lora),
+            *(_ADAPTER_RATE if is_lora else _MEASURED_RATE),
         ),
         "eval.fraction": (*_WATCH, *textwrap.wrap(_caution(proposal), _WIDTH)),
     }
     return Draft(values, notes, _caution(proposal))
 
 
-def _limits(proposal: Proposal) -> Sequence[str]:
+def _limits(proposal: Proposal, *, is_lora: bool) -> Sequence[str]:
     """Return the lines that explain how the learning rate is computed."""
-    lr_sum, mean = show_value(doctrine.MAX_LR_SUM), proposal.mean
+    factor = doctrine.LORA_FACTOR if is_lora else 1
+    lr_sum, mean = show_value(factor * doctrine.MAX_LR_SUM), proposal.mean
     chosen = show_value(proposal.learning_rate)
     if proposal.learning_rate < proposal.limit:
         return (

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from dpo_cli.errors import UsageError
 from dpo_cli.learning_rate import ScheduleName
 from dpo_cli.profile.launch import Launch
+from dpo_cli.profile.lora import Lora
 from dpo_cli.profile.model import Model
 from dpo_cli.profile.objective import Dpo
 from dpo_cli.profile.pairs import Data
@@ -285,10 +286,16 @@ class Profile(Table):
     data: Data
     dpo: Dpo = Dpo()
     train: Train = Train()
+    lora: Lora = Lora()
     eval: Eval = Eval()
     export: Export = Export()
     launch: Launch = Launch()
     track: Track = Track()
+
+    @property
+    def has_dropout(self) -> bool:
+        """Return True if training drops anything at random."""
+        return bool(self.model.dropout or (self.lora.is_on and self.lora.dropout))
 
 
 @dataclass(frozen=True)

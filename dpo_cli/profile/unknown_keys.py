@@ -61,19 +61,10 @@ _REMARKS: Mapping[str, str] = {
 """Remainder of "set KEY ..." for names that need one."""
 
 _UNSUPPORTED: Mapping[str, tuple[str, ...]] = {
-    "adapters are not supported yet; dpo trains all weights": (
-        *("lora_r", "lora_rank", "lora_alpha", "lora_dropout", "lora_target", "lora_modules"),
-        *(
-            "lora_target_modules",
-            "target_modules",
-            "lora_target_linear",
-            "lora_task_type",
-            "lora_model_dir",
-        ),
-        *("lora", "peft", "use_peft", "peft_config", "adapter", "adapter_name_or_path"),
-        *("use_rslora", "use_dora", "modules_to_save", "additional_target", "finetuning_type"),
-        *("lora_modules_to_save", "loraplus_lr_ratio", "pissa_init", "create_new_adapter"),
-        *("lora_on_cpu", "lora_fan_in_fan_out", "lora_bias", "use_lora", "init_weights"),
+    "the adapters of [lora] are of linear layers alone, with one learning rate": (
+        *("lora_modules", "lora_task_type", "modules_to_save", "additional_target", "peft_config"),
+        *("lora_modules_to_save", "loraplus_lr_ratio", "pissa_init", "peft"),
+        *("lora_on_cpu", "lora_fan_in_fan_out", "create_new_adapter"),
     ),
     "quantized training is not supported yet; dpo trains float32 weights": (
         *("load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_method", "qlora"),

@@ -49,6 +49,7 @@ class PlannedModel:
         parameters: number of parameters, tied weights counted once.
         shape: the architecture as plain values, see `dpo_cli.models.spec.architecture_of`.
         weights_dtype: dtype of the starting weights in their file, for example "float16".
+        trained_parameters: number of weights that are trained; None for all.
         weights_file: name of the trained weights in the run directory (a file or a directory).
     """
 
@@ -58,6 +59,7 @@ class PlannedModel:
     shape: dict[str, Any]
     weights_dtype: str
     weights_file: str
+    trained_parameters: int | None = None
 
 
 @dataclass(frozen=True)

@@ -321,9 +321,12 @@ def refuse_changes(
         UsageError: a change alters the order of the pairs, or alters the mathematics without
             `allow_changes`.
     """
-    if moved := [str(change) for change in changes if change.effect is Effect.POSITION]:
+    if positions := [change for change in changes if change.effect is Effect.POSITION]:
+        moved = [str(change) for change in positions]
+        is_adapter = all(change.key.startswith("lora.") for change in positions)
+        what = "another adapter" if is_adapter else "other pairs or another order of the pairs"
         raise UsageError(
-            f"{run.designation} cannot continue with other pairs or another order of the pairs",
+            f"{run.designation} cannot continue with {what}",
             "Start a new run from it: "
             + dpo_command("train", "PROFILE", "--set", f"model.weights=run:{run.name}"),
             moved,

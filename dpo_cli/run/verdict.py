@@ -117,4 +117,5 @@ def _recipe(plan: Plan) -> RunRecipe:
         learning_rate=rate.peak,
         lr_sum=rate.lr_sum(plan.steps.last_steps),
         parameters=plan.model.parameters,
+        is_lora=plan.model.trained_parameters is not None,
     )

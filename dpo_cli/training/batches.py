@@ -112,7 +112,7 @@ class BatchPlanner:
             max_seq_len=self.profile.data.max_seq_len,
             pad_id=self.pad_id,
             # With dropout the two copies of a shared prompt would differ.
-            share_prompts=not self.profile.model.dropout,
+            share_prompts=not self.profile.has_dropout,
         )
 
     def micro_batches(self, global_batch: Sequence[Sequence[int]]) -> list[MicroBatch]:
@@ -168,9 +168,9 @@ class BatchPlanner:
         Not with experts (the aux_loss is per micro-batch), not with losses that look at a whole
         batch, not with dropout (the random numbers would differ) and not in the padded layout.
         """
-        train, model = self.profile.train, self.profile.model
         is_independent = not self.use_moe and not self.profile.dpo.needs_whole_batch
-        return train.layout == "packed" and not model.dropout and is_independent
+        is_packed = self.profile.train.layout == "packed"
+        return is_packed and not self.profile.has_dropout and is_independent
 
     def _split(
         self,

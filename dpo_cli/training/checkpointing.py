@@ -21,8 +21,7 @@ from dpo_cli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.files import apply_umask, write_text
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.loading import build_model, to_disk_names
-from dpo_cli.models.spec import Architecture
+from dpo_cli.models.trainable import Trainable
 from dpo_cli.profile.schema import Train
 from dpo_cli.training.best import BestSoFar
 from dpo_cli.training.optimizer import COMPENSATION, KahanAdamW
@@ -38,6 +37,7 @@ _MAX_SAVING_SHARE = 0.006
 def save_state(
     directory: Path,
     *,
+    trainable: Trainable,
     model: PreTrainedModel,
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
@@ -49,17 +49,23 @@ def save_state(
 
     Args:
         directory: must exist.
+        trainable: part of the model that is trained.
         model, optimizer, scaler: after `optimizer_step` optimizer steps.
         optimizer_step: number of optimizer steps done.
         best: lowest held-out loss so far; None for a run without evaluations.
         rng: random number states of all ranks, from `rng_states`; None for this process alone.
     """
-    save_file(on_disk(model, model.state_dict()), directory / WEIGHTS)
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    save_file(copies(trainable.state(model)), directory / WEIGHTS)
     moments = optimizer.state
     for moment in _state_names(optimizer):
-        by_name = {names[p]: moments[p][moment] for p in names if p in moments}
-        save_file(on_disk(model, by_name), directory / f"{moment}.safetensors")
+        by_name = {
+            name: moments[parameter][moment].cpu()
+            for name, parameter in trainable.optimized(model).items()
+            if parameter in moments
+        }
+        save_file(
+            copies(trainable.to_disk_names(model, by_name)), directory / f"{moment}.safetensors"
+        )
     # Skipped updates do not count, so this may be less than optimizer_step. It is one number,
     # because each weight gets a gradient in each step; that of an expert without tokens is zero.
     updates = {int(state["step"]) for state in moments.values()}
@@ -110,7 +116,7 @@ def load_best(directory: Path) -> BestSoFar:
 def restore_state(
     directory: Path,
     *,
-    architecture: Architecture,
+    trainable: Trainable,
     model: PreTrainedModel,
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
@@ -133,6 +139,7 @@ def restore_state(
 
     rng: Mapping[str, Tensor] = {}
     moments: dict[str, Mapping[str, Tensor]] = {}
+    optimized = trainable.optimized(model)
 
     def read() -> dict[str, Any]:
         nonlocal rng
@@ -141,7 +148,7 @@ def restore_state(
         for moment in _state_names(optimizer) if state["updates"] else ():
             path = directory / f"{moment}.safetensors"
             if moment in _MOMENTS or path.exists():
-                moments[moment] = _in_memory_names(path, architecture)
+                moments[moment] = trainable.from_disk_names(model, _read(path))
         rng_bytes = {name: len(tensor) for name, tensor in rng.items()}
         return {**state, "kept": list(moments), "rng_bytes": rng_bytes}
 
@@ -152,10 +159,10 @@ def restore_state(
             name: torch.empty(size, dtype=torch.uint8) for name, size in state["rng_bytes"].items()
         }
         moments = {
-            moment: {name: torch.empty_like(each) for name, each in model.named_parameters()}
+            moment: {name: torch.empty_like(each) for name, each in optimized.items()}
             for moment in state["kept"]
         }
-    tensors = [parameter.detach() for parameter in model.parameters()]
+    tensors = [parameter.detach() for parameter in optimized.values()]
     if state["updates"]:
         restored = optimizer.state_dict()
         restored["state"] = {
@@ -163,7 +170,7 @@ def restore_state(
                 "step": torch.tensor(float(state["updates"])),
                 **{moment: by_name[name] for moment, by_name in moments.items()},
             }
-            for index, (name, _) in enumerate(model.named_parameters())
+            for index, name in enumerate(optimized)
         }
         optimizer.load_state_dict(restored)
         tensors += [kept[moment] for kept in optimizer.state.values() for moment in state["kept"]]
@@ -178,16 +185,6 @@ def _state_names(optimizer: torch.optim.AdamW) -> tuple[str, ...]:
     """Return the names of the optimizer's state tensors; each has a file in the checkpoint."""
     compensates = isinstance(optimizer, KahanAdamW)
     return (*_MOMENTS, COMPENSATION) if compensates else _MOMENTS
-
-
-def _in_memory_names(path: Path, architecture: Architecture) -> Mapping[str, Tensor]:
-    """Read tensors stored under names on disk, and return them under the names in memory.
-
-    transformers converts names and stacks experts only while it loads a model, so the moments are
-    loaded as if they were the weights of one.
-    """
-    carrier = build_model(architecture, _read(path))
-    return {name: parameter.detach() for name, parameter in carrier.named_parameters()}
 
 
 def _read(path: Path) -> StateDict:
@@ -211,11 +208,10 @@ def _wrong_format(path: Path, problem: str) -> DpoError:
     return DpoError(f"{path} {problem}", "Restore the file: dpo did not write this one.")
 
 
-def on_disk(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> StateDict:
-    """Copy tensors to the CPU, and rename them from the names in memory to those on disk."""
-    renamed = to_disk_names(model, {name: tensor.cpu() for name, tensor in tensors.items()})
+def copies(tensors: Mapping[str, Tensor]) -> StateDict:
+    """Copy tensors to the CPU, as safetensors can save them."""
     # Unstacked experts are views of one storage, which safetensors refuses.
-    return {name: tensor.clone().contiguous() for name, tensor in renamed.items()}
+    return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
 def rng_states(group: ProcessGroup, device: torch.device) -> dict[str, Tensor]:

@@ -124,7 +124,8 @@ class RunHooks:
         for reference in (trainer.reference, trainer.held_out_reference):
             reference.exchange(self.group)
         # A checkpoint has one copy of the weights, so it must be every rank's.
-        self.group.require_same("the weights", trainer.policy.parameters())
+        optimized = trainer.inputs.trainable.optimized(trainer.policy.model)
+        self.group.require_same("the weights", optimized.values())
         rng = rng_states(self.group, trainer.device)
         stage = f"saved-{trainer.optimizer_step}"
         self.group.broadcast_from_main(
@@ -153,7 +154,11 @@ class RunHooks:
         # the first one.
         if self.group.is_main and not (is_skipped and has_nan_dump(root)):
             with explain_disk_errors(root):
-                write_nan_dump(dump, global_batch, lines, losses, trainer.policy.model)
+                write_nan_dump(
+                    *(dump, global_batch, lines, losses),
+                    trainer.inputs.trainable,
+                    trainer.policy.model,
+                )
         problem = f"the {'loss' if not_finite else 'gradient'} is not a finite number"
         message = f"optimizer step {step}: {problem}"
         where = f"{rows} of {training_pairs(trainer.inputs.profile)}"
@@ -177,7 +182,7 @@ class RunHooks:
 def run_facts(inputs: RunInputs) -> RunFacts:
     """Return the constants of a run that alert rules compare events with."""
     profile, order, pairs = inputs.profile, inputs.order, inputs.pairs
-    parameters = inputs.weights.parameters
+    parameters = inputs.trainable.parameters
     file_bytes = DTYPES[inputs.export_dtype].itemsize
 
     def rows_of(optimizer_step: int, micro_batch: int) -> str:

@@ -23,6 +23,7 @@ from dpo_cli.models.forward_size import CPU_TOKENS_PER_FORWARD, default_max_toke
 from dpo_cli.models.loading import ModelWeights
 from dpo_cli.models.rounding import Rounding, default_rounding
 from dpo_cli.models.spec import Architecture
+from dpo_cli.models.trainable import Trainable, trainable_of
 from dpo_cli.profile.doctrine import RunRecipe, saturation_margin
 from dpo_cli.profile.inputs import resolve_tokenizer
 from dpo_cli.profile.schema import Profile
@@ -82,6 +83,11 @@ class RunInputs:
     def held_out_prompts(self) -> list[int]:
         """Label of each held-out pair's prompt; see `dpo_cli.data.groups.prompt_labels`."""
         return prompt_labels(self.held_out)
+
+    @cached_property
+    def trainable(self) -> Trainable:
+        """Part of the model that the run trains."""
+        return trainable_of(self.profile, self.weights)
 
     @cached_property
     def order(self) -> BatchSampler:
@@ -159,8 +165,14 @@ class RunInputs:
             beta=dpo.beta,
             learning_rate=train.learning_rate,
             lr_sum=self.learning_rate.lr_sum(self.order.last_steps),
-            parameters=self.weights.parameters,
+            parameters=self.trainable.parameters,
+            is_lora=self.profile.lora.is_on,
         )
+
+    @property
+    def policy_is_reference(self) -> bool:
+        """Return True if the policy computes the reference, without its adapter."""
+        return self.trainable.keeps_start and self.reference_weights is self.weights
 
     @property
     def policy_starts_as_reference(self) -> bool:

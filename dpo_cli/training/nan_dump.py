@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from dpo_cli.data.sampler import GlobalBatch
 from dpo_cli.files import write_atomically, write_text_atomically
-from dpo_cli.training.checkpointing import on_disk
+from dpo_cli.models.trainable import Trainable
+from dpo_cli.training.checkpointing import copies
 
 _WEIGHTS = "weights.safetensors"
 
@@ -24,18 +25,21 @@ def write_nan_dump(
     global_batch: GlobalBatch,
     lines: Sequence[int],
     losses: Sequence[float],
+    trainable: Trainable,
     model: PreTrainedModel,
 ) -> None:
     """Write what is needed to repeat a step whose update was not made.
 
     `global_batch.json` has the data lines and the loss of each micro-batch, and the parameters
-    whose gradient is not finite; `weights.safetensors` has the float32 weights before the step.
+    whose gradient is not finite; `weights.safetensors` has the trained weights before the step, in
+    float32.
 
     Args:
         directory: is created; files of an earlier dump are replaced.
         global_batch: the pairs of the step.
         lines: line in the data of each pair.
         losses: loss of each micro-batch.
+        trainable: part of the model that is trained.
         model: with the gradients of the backward pass.
 
     Raises:
@@ -56,7 +60,7 @@ def write_nan_dump(
     }
     write_text_atomically(directory / "global_batch.json", json.dumps(facts, indent=2) + "\n")
     # Last, because `has_nan_dump` takes this file as the sign of a complete dump.
-    weights = on_disk(model, model.state_dict())
+    weights = copies(trainable.state(model))
     write_atomically(directory / _WEIGHTS, lambda temporary: save_file(weights, temporary))
 
 

@@ -30,7 +30,8 @@ def make_plan(inputs: RunInputs) -> Plan:
             parameters=weights.parameters,
             shape=weights.architecture.to_dict(),
             weights_dtype=weights.dtype_name,
-            weights_file=weights.architecture.file_name(profile.export.prefix),
+            weights_file=inputs.trainable.file_name(profile.export.prefix),
+            trained_parameters=inputs.trainable.parameters if profile.lora.is_on else None,
         ),
         pairs=PlannedPairs(
             kept=len(inputs.pairs),

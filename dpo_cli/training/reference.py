@@ -32,7 +32,8 @@ from dpo_cli.data.staging import to_device
 from dpo_cli.data.tokens import TokenizedPairs
 from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.files import cache_directory, remove_unused, write_atomically
-from dpo_cli.models.scoring import ResponseScorer, Scores
+from dpo_cli.models.frozen import Frozen
+from dpo_cli.models.scoring import Scores
 from dpo_cli.training.inputs import RunInputs
 from dpo_cli.training.plan import environment
 
@@ -65,15 +66,13 @@ class Reference(Protocol):
 class LiveReference:
     """Reference that runs the frozen model on every batch."""
 
-    def __init__(self, scorer: ResponseScorer, device: Device) -> None:
-        self._scorer = scorer.eval().requires_grad_(False)
-        self._device = device
+    def __init__(self, model: Frozen, device: Device) -> None:
+        self._model, self._device = model, device
 
-    @torch.no_grad()
     def token_logps(self, indices: Sequence[int], batch: Batch) -> Tensor:
         """See `Reference`."""
-        with self._device.autocast():
-            scores: Scores = self._scorer(batch)
+        with self._model.active() as scorer, self._device.autocast():
+            scores: Scores = scorer(batch)
         return scores.token_logps
 
     def exchange(self, group: ProcessGroup) -> None:
@@ -92,7 +91,7 @@ class NoReference:
 
 
 def open_references(
-    inputs: RunInputs, load: Callable[[], ResponseScorer], directory: Path
+    inputs: RunInputs, load: Callable[[], Frozen], directory: Path
 ) -> tuple[Reference, Reference]:
     """Return the references of the training pairs and of the held-out pairs.
 
@@ -142,7 +141,7 @@ def open_references(
             key,
             with_entropies=with_entropies,
             # With dropout the policy's batches hold each prompt twice.
-            can_reuse_batches=not profile.model.dropout,
+            can_reuse_batches=not profile.has_dropout,
         )
 
     batches = inputs.batches
@@ -179,7 +178,7 @@ class CachedReference:
         pairs: TokenizedPairs,
         batches: Sequence[Sequence[int]],
         device: Device,
-        load: Callable[[], ResponseScorer],
+        load: Callable[[], Frozen],
         paths: Sequence[Path] = (),
         key: str = "",
         *,
@@ -209,7 +208,7 @@ class CachedReference:
         self._values = {
             name: F.pad(values[name], (0, 1)).to(device.torch_device) for name in self._names
         }
-        self._scorer: ResponseScorer | None = None
+        self._model: Frozen | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -241,7 +240,7 @@ class CachedReference:
         self._is_known = known.bool().tolist()
         self._is_dirty |= sum(self._is_known) > known_before
         if self.is_complete:
-            self._scorer = None
+            self._model = None
 
     def save(self) -> None:
         """Write new values to the cache files; the shared cache may fail, the run's may not."""
@@ -287,17 +286,16 @@ class CachedReference:
                 self._compute_batch(number, batch if is_same else None)
         return self._values[name][self._positions(indices)]
 
-    @torch.no_grad()
     def _compute_batch(self, number: int, batch: Batch | None) -> None:
         """Score the pairs of one batch; its tensors are built if they are not given."""
-        if self._scorer is None:
-            self._scorer = self._load().eval()
+        if self._model is None:
+            self._model = self._load()
         indices = self._batches[number]
         if batch is None:
             pairs = [self._pairs[i] for i in indices]
             batch = make_batch(pairs, "packed", max_seq_len=0).to(self._device.torch_device)
-        with self._device.autocast():
-            scores: Scores = self._scorer(batch, with_entropies=_ENTROPIES in self._names)
+        with self._model.active() as scorer, self._device.autocast():
+            scores: Scores = scorer(batch, with_entropies=_ENTROPIES in self._names)
         positions = self._positions(indices).flatten()
         for name in self._names:
             values: Tensor = getattr(scores, name)
@@ -305,7 +303,7 @@ class CachedReference:
             self._values[name][-1] = 0.0
         self._is_known[number] = self._is_dirty = True
         if self.is_complete:
-            self._scorer = None
+            self._model = None
 
     def _positions(self, indices: Sequence[int]) -> Tensor:
         """Return the indices of the values of these pairs, (2P, time), on the device."""

@@ -8,6 +8,7 @@ from itertools import takewhile
 from torch import Tensor
 
 from dpo_cli.data.chat import ChatTokenizer, TokenizedPair
+from dpo_cli.models.frozen import Frozen
 from dpo_cli.models.generation import free_positions, generate, stop_ids_of
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.run.events import Sample
@@ -29,7 +30,7 @@ class Sampler:
     """
 
     def __init__(
-        self, inputs: RunInputs, tokenizer: ChatTokenizer, load: Callable[[], ResponseScorer]
+        self, inputs: RunInputs, tokenizer: ChatTokenizer, load: Callable[[], Frozen]
     ) -> None:
         self._inputs, self._tokenizer, self._load = inputs, tokenizer, load
         pairs = inputs.held_out
@@ -46,7 +47,7 @@ class Sampler:
         """Return each prompt with both answers.
 
         Args:
-            policy: is left in evaluation mode.
+            policy: the trained model.
             on_progress: called with the number of answers done, and of all.
         """
         total = len(self._pairs) * (1 if self._reference else 2)
@@ -59,7 +60,7 @@ class Sampler:
 
         if not self._reference:
             self._reference = self._answers(self._load(), report)
-        answers = self._answers(policy, report)
+        answers = self._answers(Frozen(policy), report)
         return [
             Sample(
                 place=self._places.name(pair.line),
@@ -73,12 +74,13 @@ class Sampler:
             )
         ]
 
-    def _answers(self, scorer: ResponseScorer, report: Callable[[], None]) -> list[str]:
-        scorer.eval()
+    def _answers(self, model: Frozen, report: Callable[[], None]) -> list[str]:
         answers = []
-        for pair in self._pairs:
-            answers.append(greedy_answer(self._inputs, self._tokenizer, scorer, prompt_of(pair)))
-            report()
+        with model.active() as scorer:
+            for pair in self._pairs:
+                prompt = prompt_of(pair)
+                answers.append(greedy_answer(self._inputs, self._tokenizer, scorer, prompt))
+                report()
         return answers
 
 

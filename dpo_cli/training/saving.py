@@ -13,9 +13,7 @@ from dpo_cli.distributed.process_group import ProcessGroup
 from dpo_cli.errors import DpoError
 from dpo_cli.files import remove_path
 from dpo_cli.models.convert import StateDict
-from dpo_cli.models.loading import to_disk_names
-from dpo_cli.models.rounding import round_weights
-from dpo_cli.models.saving import size_bytes, write_model
+from dpo_cli.models.saving import size_bytes
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.directory import RunDirectory
 from dpo_cli.run.events import Saved, history
@@ -43,8 +41,7 @@ def commit(
     is_best = keeps_best and best == trainer.optimizer_step
     # The weights come first: a run whose last checkpoint exists is complete, so after a crash in
     # between nothing would write them again.
-    state = to_disk_names(model, model.state_dict())
-    weights = write_results(run, inputs, state, is_best)
+    weights = write_results(run, inputs, inputs.trainable.state(model), is_best)
     for reference in (trainer.reference, trainer.held_out_reference):
         if isinstance(reference, CachedReference):
             reference.save()
@@ -55,6 +52,7 @@ def commit(
         trainer.optimizer_step,
         lambda directory: save_state(
             directory,
+            trainable=inputs.trainable,
             model=model,
             optimizer=trainer.optimizer,
             scaler=trainer.scaler,
@@ -124,12 +122,12 @@ def _newest_checkpoint(
 
 def weights_file(inputs: RunInputs) -> str:
     """Return the name of the weights in the run directory: a file, or a directory."""
-    return inputs.weights.architecture.file_name(inputs.profile.export.prefix)
+    return inputs.trainable.file_name(inputs.profile.export.prefix)
 
 
 def best_weights_file(inputs: RunInputs) -> str:
     """Return the name of the best weights; MiniMind's scripts accept its prefix as an option."""
-    return inputs.weights.architecture.file_name(f"{inputs.profile.export.prefix}_best")
+    return inputs.trainable.file_name(f"{inputs.profile.export.prefix}_best")
 
 
 def write_results(run: RunDirectory, inputs: RunInputs, state: StateDict, is_best: bool) -> Path:
@@ -158,8 +156,5 @@ def restore_best_weights(run: RunDirectory, inputs: RunInputs, best: BestSoFar) 
 
 def _write(path: Path, state: StateDict, inputs: RunInputs) -> None:
     """Write weights for other tools, rounded as `dpo export` rounds them by default."""
-    architecture, dtype = inputs.weights.architecture, inputs.export_dtype
-    if inputs.export_rounding == "stochastic":
-        own = architecture.own_dtypes(dtype)
-        state = round_weights(state, dtype, "stochastic", inputs.profile.train.seed, own)
-    write_model(path, state, architecture, dtype, inputs.tokenizer)
+    dtype, seed = inputs.export_dtype, inputs.profile.train.seed
+    inputs.trainable.write(path, state, dtype, inputs.export_rounding, seed, inputs.tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from dpo_cli.compute.loss_scale import make_scaler
 from dpo_cli.compute.threads import set_threads
 from dpo_cli.data.chat import ChatTokenizer
 from dpo_cli.distributed.process_group import ProcessGroup
+from dpo_cli.models.adapted import build_adapted
+from dpo_cli.models.frozen import Frozen
 from dpo_cli.models.loading import (
     ModelWeights,
-    build_model,
     checkpoint_activations,
     compile_blocks,
     use_experts_for,
@@ -59,7 +60,7 @@ def configure_torch(profile: Profile, rank: int = 0, saved_plan: Plan | None = N
 def make_scorer(inputs: RunInputs, weights: ModelWeights) -> ResponseScorer:
     """Build the model of these weights on the run's device, wrapped in its response scorer."""
     profile, architecture = inputs.profile, weights.architecture
-    model = build_model(architecture, weights.state, dropout=profile.model.dropout)
+    model = build_adapted(weights, dropout=profile.model.dropout)
     if architecture.use_moe:
         use_experts_for(
             model,
@@ -81,6 +82,18 @@ def make_scorer(inputs: RunInputs, weights: ModelWeights) -> ResponseScorer:
     if profile.train.activation_checkpointing:
         checkpoint_activations(model)
     return scorer.to(inputs.device.torch_device)
+
+
+def frozen_reference(inputs: RunInputs, policy: ResponseScorer | None = None) -> Frozen:
+    """Return the reference on the run's device: the policy without its adapter, or a model.
+
+    Args:
+        inputs: inputs of the run.
+        policy: policy of the run, if there is one; it is used if it can compute its own start.
+    """
+    if policy is not None and inputs.policy_is_reference:
+        return Frozen(policy, partial(inputs.trainable.at_start, policy.model))
+    return Frozen(make_scorer(inputs, inputs.reference_weights).requires_grad_(False))
 
 
 def fallback_alert(scorer: ResponseScorer) -> Alert | None:
@@ -114,18 +127,17 @@ def build_trainer(
     Raises:
         DpoError: the checkpoint is damaged, or not of this model.
     """
-
-    def load_reference() -> ResponseScorer:
-        return make_scorer(inputs, inputs.reference_weights)
-
-    references = open_references(inputs, load_reference, directory)
-    weights = inputs.weights
+    trainable = inputs.trainable
+    weights = trainable.start
     # Only the main rank can read checkpoints; `restore_state` sends the weights to the others.
     if checkpoint is not None and group.is_main:
-        weights = replace(weights, state=load_weights(checkpoint.path))
+        weights = trainable.at(load_weights(checkpoint.path))
     policy = make_scorer(inputs, weights)
+    load_reference = partial(frozen_reference, inputs, policy)
+    references = open_references(inputs, load_reference, directory)
     optimizer = make_optimizer(
-        policy.model.parameters(), kahan_summation=inputs.profile.train.kahan_summation
+        trainable.optimized(policy.model).values(),
+        kahan_summation=inputs.profile.train.kahan_summation,
     )
     scaler = make_scaler(inputs.device.torch_device, inputs.device.dtype)
     trainer = Trainer(inputs, policy, *references, optimizer, scaler, hooks, save, group)
@@ -134,7 +146,7 @@ def build_trainer(
     if checkpoint is not None:
         trainer.optimizer_step = restore_state(
             checkpoint.path,
-            architecture=weights.architecture,
+            trainable=trainable,
             model=policy.model,
             optimizer=optimizer,
             scaler=scaler,

@@ -12,7 +12,6 @@ from dpo_cli.compute.device import DTYPES, Device
 from dpo_cli.compute.memory import process_bytes
 from dpo_cli.data.batching import Batch
 from dpo_cli.distributed.process_group import ProcessGroup
-from dpo_cli.models.loading import to_disk_names
 from dpo_cli.models.scoring import ResponseScorer
 from dpo_cli.objective.logps import to_float64_device
 from dpo_cli.objective.losses import PAIR_METRICS, PairScores, drop_undefined_accuracy
@@ -133,17 +132,20 @@ def rank_figures(group: ProcessGroup, device: Device, busy_seconds: float) -> di
 
 
 def weights_moved(inputs: RunInputs, policy: ResponseScorer) -> float:
-    """Return the share of weights that differ from the starting weights in the export dtype."""
+    """Return the share of weights that differ from the starting weights in the export dtype.
+
+    Counts the weights that training can change.
+    """
     own = inputs.weights.architecture.own_dtypes(inputs.export_dtype)
     start = inputs.weights.state
-    now = to_disk_names(policy.model, policy.model.state_dict())
+    now = inputs.trainable.changed_weights(policy.model)
     # Summed on the device and read once, because each read would wait for a GPU.
     moved = []
     for name, tensor in now.items():
         dtype = DTYPES[own.get(name, inputs.export_dtype)]
         before = start[name].to(tensor.device, dtype, non_blocking=True)
         moved.append((tensor.to(dtype) != before).sum())
-    return int(torch.stack(moved).sum()) / inputs.weights.parameters
+    return int(torch.stack(moved).sum()) / sum(tensor.numel() for tensor in now.values())
 
 
 def _unpack(packed: Sequence[float], lengths: Mapping[str, int]) -> dict[str, Sequence[float]]:

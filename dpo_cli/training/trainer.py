@@ -172,7 +172,7 @@ class Trainer:
             self.inputs.device.synchronize()
         busy_seconds = time.perf_counter() - began
 
-        parameters = list(self.policy.parameters())
+        parameters = list(self.inputs.trainable.optimized(self.policy.model).values())
         self.group.all_reduce_gradients(parameters)
         self.scaler.unscale_(self.optimizer)
         grad_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])

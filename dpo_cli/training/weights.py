@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,10 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from dpo_cli.errors import DpoError
 from dpo_cli.files import sha256_file, write_atomically
+from dpo_cli.models.adapted import merge_adapter, with_adapter
 from dpo_cli.models.convert import StateDict
 from dpo_cli.models.loading import ModelWeights, load_model_weights
 from dpo_cli.models.spec import Architecture, architecture_of
+from dpo_cli.models.trainable import trainable_of
 from dpo_cli.profile.inputs import resolve_weights
+from dpo_cli.profile.load import load_profile
 from dpo_cli.profile.schema import Profile
 from dpo_cli.run.checkpoints import Checkpoint
 from dpo_cli.run.directory import RunDirectory
@@ -36,26 +41,23 @@ class TrainedWeights:
     Attributes:
         plan: plan of the run.
         optimizer_step: number of optimizer steps that made the weights.
-        weights: float32, under the names of the Hugging Face layout.
+        model_weights: the weights in float32, or the starting weights and the trained adapter. The
+            fingerprint is that of the trained tensors.
     """
 
     plan: Plan
     optimizer_step: int
-    weights: StateDict
+    model_weights: ModelWeights
 
     @property
     def architecture(self) -> Architecture:
         """Architecture of the weights."""
-        return architecture_of(self.plan.model.shape)
+        return self.model_weights.architecture
 
-    @property
-    def model_weights(self) -> ModelWeights:
-        """The weights as if they had been read from a file; the fingerprint hashes the tensors."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.weights.items()):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().numpy().data)
-        return ModelWeights(self.architecture, self.weights, torch.float32, digest.hexdigest())
+    @cached_property
+    def weights(self) -> StateDict:
+        """Float32 weights with the adapter merged, under the names of the Hugging Face layout."""
+        return merge_adapter(self.model_weights).state
 
 
 def read_model_weights(
@@ -79,8 +81,20 @@ def read_model_weights(
     source = resolve_weights(profile, which)
     if source.startswith(RUN_PREFIX):
         copy = keep_in / f"{which}.safetensors" if keep_in else None
-        return _read_run(source, runs_root, copy)
-    return load_model_weights(Path(source), profile.model.model_dump())
+        return _with_adapter(_read_run(source, runs_root, copy), profile, which)
+    weights = load_model_weights(Path(source), profile.model.model_dump())
+    return _with_adapter(weights, profile, which)
+
+
+def _with_adapter(
+    weights: ModelWeights, profile: Profile, which: Literal["weights", "reference"]
+) -> ModelWeights:
+    adapter = profile.model.adapter
+    return (
+        weights
+        if adapter is None or which == "reference"
+        else with_adapter(weights, profile, adapter)
+    )
 
 
 def _read_run(source: str, runs_root: Path, copy: Path | None) -> ModelWeights:
@@ -88,7 +102,7 @@ def _read_run(source: str, runs_root: Path, copy: Path | None) -> ModelWeights:
     if copy is None or not copy.exists():
         trained = read_trained(find_run(runs_root, source.removeprefix(RUN_PREFIX)))
         if copy is None:
-            return trained.model_weights
+            return merge_adapter(trained.model_weights)
         metadata = {"shape": json.dumps(trained.architecture.to_dict())}
         write_atomically(copy, lambda temporary: save_file(trained.weights, temporary, metadata))
     with safe_open(copy, framework="pt") as file:
@@ -96,11 +110,36 @@ def _read_run(source: str, runs_root: Path, copy: Path | None) -> ModelWeights:
     return ModelWeights(architecture_of(shape), load_file(copy), torch.float32, sha256_file(copy))
 
 
-def read_trained(run: RunDirectory, *, best: bool = False) -> TrainedWeights:
-    """Read the newest verified checkpoint of a run, or its best one; the run may still train.
+def read_start(run: RunDirectory, profile: Profile, saved_plan: Plan) -> ModelWeights:
+    """Read the starting weights of a run.
+
+    Args:
+        run: the run.
+        profile: profile of the run, with the path of the weights.
+        saved_plan: plan of the run, with their fingerprint.
 
     Raises:
-        DpoError: the run has saved nothing yet, or keeps no best checkpoint.
+        DpoError: the file is missing, or has other weights now.
+    """
+    start = read_model_weights(profile, "weights", run.path.parent, run.path)
+    if start.fingerprint != saved_plan.fingerprints["weights"]:
+        raise DpoError("model.weights: the content has changed since the run began")
+    return start
+
+
+def read_trained(
+    run: RunDirectory, overrides: Sequence[str] = (), *, best: bool = False
+) -> TrainedWeights:
+    """Read the newest verified checkpoint of a run, or its best one; the run may still train.
+
+    Args:
+        run: the run.
+        overrides: `KEY=VALUE` for keys of its profile: an adapter needs the starting weights, too.
+        best: read the best checkpoint.
+
+    Raises:
+        DpoError: the run has saved nothing yet, or keeps no best checkpoint; or the starting
+            weights of an adapter are missing or have changed.
     """
     plan, newest = run.read_plan(), run.read_newest(load_weights)
     if plan is None or newest is None:
@@ -108,8 +147,21 @@ def read_trained(run: RunDirectory, *, best: bool = False) -> TrainedWeights:
             f"{run.name} has saved nothing yet",
             f"Let it train up to its first save: {dpo_command('resume', run.name)}",
         )
-    checkpoint, weights = _read_best(run) if best else newest
-    return TrainedWeights(plan, checkpoint.optimizer_step, weights)
+    checkpoint, state = _read_best(run) if best else newest
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().data)
+    fingerprint = digest.hexdigest()
+    profile = load_profile(run.profile_path, overrides).profile
+    if profile.lora.is_on:
+        start = read_start(run, profile, plan)
+        both = hashlib.sha256(f"{start.fingerprint} {fingerprint}".encode()).hexdigest()
+        trained = replace(trainable_of(profile, start).at(state), fingerprint=both)
+    else:
+        shape = architecture_of(plan.model.shape)
+        trained = ModelWeights(shape, state, torch.float32, fingerprint)
+    return TrainedWeights(plan, checkpoint.optimizer_step, trained)
 
 
 def _read_best(run: RunDirectory) -> tuple[Checkpoint, StateDict]:

@@ -257,7 +257,7 @@ def test_a_dump_is_not_written_through_a_link(tmp_path: Path, outside: Path, lin
     link.symlink_to(outside.parent)
     names = sorted(os.listdir(outside.parent))
     with pytest.raises(OSError, match="symbolic links") as caught:
-        write_nan_dump(directory, GlobalBatch(0, 0, ((0,),)), [1], [math.nan], Any)
+        write_nan_dump(directory, GlobalBatch(0, 0, ((0,),)), [1], [math.nan], Any, Any)
     assert caught.value.filename == str(link)
     assert_untouched(outside)
     assert sorted(os.listdir(outside.parent)) == names

@@ -44,7 +44,10 @@ def test_adapter(model: Path, has_config: bool, tmp_path: Path) -> None:
             find_model(str(model), tmp_path)
         assert "merge_and_unload" in caught.value.remedy
     message = weights_error(model)
-    assert "holds an adapter of org/base, not a whole model; merge it: python -c" in message
+    assert (
+        "holds an adapter of org/base, not a whole model; set model.weights to its base" in message
+    )
+    assert "Or merge it: python -c" in message
     (model / "adapter_config.json").write_text("[damaged")
     assert "holds an adapter, not a whole model" in weights_error(model)
 

@@ -98,6 +98,8 @@ def test_trl() -> None:
         "train.epochs": 1,
         "train.batch_size": 2,
         "train.accumulation_steps": 8,
+        "lora.rank": 32,
+        "lora.alpha": 16,
         "train.learning_rate": 5e-7,
         "train.schedule": "minimind3",
         "train.warmup_iters": 80,
@@ -115,7 +117,7 @@ def test_trl() -> None:
         "track.wandb_project": "uf-dpo",
     }
     assert names(translation.missing) == {
-        *("optim", "weight_decay", "output_dir", "run_name", "use_peft", "lora_r", "lora_alpha"),
+        *("optim", "weight_decay", "output_dir", "run_name"),
     }
     assert translation.unknown == ["frobnicate = 3"]
     assert names(translation.without_effect) == {
@@ -156,13 +158,14 @@ def test_llama_factory() -> None:
         "eval.patience": 3,
         "eval.keep_best": True,
         "launch.timeout_seconds": 180000000.0,
+        "lora.rank": 8,
+        "lora.target_modules": "all-linear",
     }
     assert names(translation.missing) == {
-        *("warmup_ratio", "weight_decay", "finetuning_type", "trust_remote_code", "lora_rank"),
-        *("lora_target", "template", "max_samples", "output_dir"),
+        *("warmup_ratio", "weight_decay", "trust_remote_code"),
+        *("template", "max_samples", "output_dir"),
     }
     assert not translation.unknown
-    assert any("chosen for adapters" in entry for entry in translation.differences)
     check_profile(translation)
 
 
@@ -191,10 +194,13 @@ def test_axolotl() -> None:
         "eval.fraction": 0.05,
         "track.use_wandb": True,
         "track.wandb_project": "tiny",
+        "lora.rank": 32,
+        "lora.alpha": 16,
+        "lora.dropout": 0.05,
+        "lora.target_modules": "all-linear",
     }
     assert {
         "optimizer",
-        "adapter",
         "load_in_8bit",
         "evals_per_epoch",
         "special_tokens.pad_token",
@@ -320,6 +326,9 @@ def test_unsloth(suffix: str) -> None:
         "data.truncation": "prompt_start",
         "dpo.beta": 0.1,
         "dpo.reduction": "sum",
+        "lora.rank": 64,
+        "lora.alpha": 64,
+        "lora.target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
         "train.epochs": 3,
         "train.batch_size": 2,
         "train.accumulation_steps": 4,
@@ -328,9 +337,7 @@ def test_unsloth(suffix: str) -> None:
         "train.seed": 42,
         "train.log_interval": 4,
     }
-    assert {"load_in_4bit", "optim", "peft_config.r", "max_seq_length"} <= names(
-        translation.missing
-    )
+    assert {"load_in_4bit", "optim", "max_seq_length"} <= names(translation.missing)
     assert {"fp16", "bf16", "train_dataset"} <= names(translation.unread)
     assert not translation.unknown
     check_profile(translation)

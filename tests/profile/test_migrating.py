@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dpo_cli.profile.foreign.adapters import ADAPTERS
 from dpo_cli.profile.foreign.common import OBJECTIVE, TRAINING
 from dpo_cli.profile.foreign.tools import TOOLS
 from dpo_cli.profile.unknown_keys import UNSUPPORTED
@@ -17,7 +18,11 @@ from tests.support.cli import REPOSITORY
 from tests.support.foreign import translated
 
 PAGE = (REPOSITORY / "docs/migrating.md").read_text(encoding="utf-8")
-SHARED = {"Arguments of transformers": TRAINING, "Loss": OBJECTIVE}
+SHARED = {
+    "Arguments of transformers": TRAINING,
+    "Loss": OBJECTIVE,
+    "Adapters": ADAPTERS,
+}
 SECTIONS = {tool.title: tool.name for tool in TOOLS.values()}
 AS_HERE = "as every run does"
 

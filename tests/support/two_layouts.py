@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from dpo_cli.compute.device import Device
 from dpo_cli.data.batching import Layout
 from dpo_cli.data.chat import Tokenized, TokenizedPair
+from dpo_cli.models.frozen import Frozen
 from dpo_cli.models.loading import ModelWeights, build_model, to_disk_names, use_experts_for
 from dpo_cli.models.minimind import MiniMind
 from dpo_cli.models.scoring import ResponseScorer
@@ -238,10 +239,10 @@ def make_trainer(
     if not profile.dpo.needs_reference:
         reference: Any = kept.NoReference()
     elif layout == "padded":
-        reference = kept.LiveReference(build_scorer(), device)
+        reference = kept.LiveReference(Frozen(build_scorer()), device)
     else:
         reference = kept.CachedReference(
-            pairs, inputs.batches.reference_batches, device, build_scorer
+            pairs, inputs.batches.reference_batches, device, lambda: Frozen(build_scorer())
         )
     # With SGD the trajectory is a smooth function of the gradients. Adam would divide by gradients
     # that are rounding errors only, and amplify them.

@@ -15,6 +15,7 @@ from dpo_cli import integrity
 from dpo_cli.compute.device import Device, resolve
 from dpo_cli.data.batching import PackedBatch, make_batch
 from dpo_cli.data.chat import Tokenized, TokenizedPair
+from dpo_cli.models.frozen import Frozen
 from dpo_cli.models.scoring import ResponseScorer, Scores
 from dpo_cli.profile.grid import count_references
 from dpo_cli.profile.load import load_profile
@@ -64,9 +65,9 @@ def reference(
     """A reference, and a list of the models that it has loaded."""
     loaded: list[Scorer] = []
 
-    def load() -> ResponseScorer:
+    def load() -> Frozen:
         loaded.append(Scorer())
-        return cast(ResponseScorer, loaded[-1])
+        return Frozen(cast(ResponseScorer, loaded[-1]))
 
     kept = CachedReference(PAIRS, ROWS, CPU, load, places, key, with_entropies=with_entropies)
     return kept, loaded
@@ -255,7 +256,7 @@ def test_cache_key_covers_settings_beside_the_weights(
         loaded = load_profile(Path(profile), stated).profile
         device = resolve("cpu", "float32")
         inputs = read_inputs(loaded, device, run, lambda *_: None)
-        reference, _ = open_references(inputs, lambda: cast(ResponseScorer, None), tmp_path)
+        reference, _ = open_references(inputs, lambda: cast(Frozen, None), tmp_path)
         assert isinstance(reference, CachedReference)
         return reference._paths[-1], loaded
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dpo_cli.models.loading import ModelWeights, build_model, load_model_weights
+from dpo_cli.models.trainable import FullTraining
 from dpo_cli.training.checkpointing import load_weights, restore_state, save_state
 from dpo_cli.training.optimizer import make_optimizer, set_learning_rate
 
@@ -38,7 +39,14 @@ def test_restored_state_continues_bit_for_bit(
     model = build_model(model_weights.architecture, model_weights.state)
     optimizer = make_optimizer(model.parameters(), kahan_summation=kahan_summation)
     take_steps(model, optimizer, 3)
-    save_state(tmp_path, model=model, optimizer=optimizer, scaler=no_scaler(), optimizer_step=3)
+    save_state(
+        tmp_path,
+        trainable=FullTraining(model_weights),
+        model=model,
+        optimizer=optimizer,
+        scaler=no_scaler(),
+        optimizer_step=3,
+    )
     take_steps(model, optimizer, 2)
 
     torch.manual_seed(99)
@@ -46,7 +54,7 @@ def test_restored_state_continues_bit_for_bit(
     other_optimizer = make_optimizer(other.parameters(), kahan_summation=kahan_summation)
     done = restore_state(
         tmp_path,
-        architecture=model_weights.architecture,
+        trainable=FullTraining(model_weights),
         model=other,
         optimizer=other_optimizer,
         scaler=no_scaler(),
@@ -77,7 +85,12 @@ def test_every_part_of_the_state_matters(
         directory.mkdir()
         take_steps(model, optimizer, 1)
         save_state(
-            directory, model=model, optimizer=optimizer, scaler=no_scaler(), optimizer_step=1
+            directory,
+            trainable=FullTraining(model_weights),
+            model=model,
+            optimizer=optimizer,
+            scaler=no_scaler(),
+            optimizer_step=1,
         )
     results = []
     for replaced in (False, True):
@@ -87,7 +100,7 @@ def test_every_part_of_the_state_matters(
         other_optimizer = make_optimizer(other.parameters(), kahan_summation=True)
         restore_state(
             late,
-            architecture=model_weights.architecture,
+            trainable=FullTraining(model_weights),
             model=other,
             optimizer=other_optimizer,
             scaler=no_scaler(),
@@ -104,7 +117,14 @@ def test_names_on_disk_are_those_of_the_hugging_face_layout(
     model = build_model(model_weights.architecture, model_weights.state)
     optimizer = make_optimizer(model.parameters(), kahan_summation=True)
     take_steps(model, optimizer, 1)
-    save_state(tmp_path, model=model, optimizer=optimizer, scaler=no_scaler(), optimizer_step=1)
+    save_state(
+        tmp_path,
+        trainable=FullTraining(model_weights),
+        model=model,
+        optimizer=optimizer,
+        scaler=no_scaler(),
+        optimizer_step=1,
+    )
     from safetensors.torch import load_file
 
     for name in ("weights", "exp_avg", "exp_avg_sq", "compensation"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpo_cli.profile.foreign.adapters import ADAPTERS
 from dpo_cli.profile.foreign.rules import (
     Context,
     Convert,
@@ -295,6 +296,7 @@ OBJECTIVE: Mapping[str, Rule] = {
 TRL: Mapping[str, Rule] = {
     **TRAINING,
     **OBJECTIVE,
+    **ADAPTERS,
     "dataset_name": Rule(("data.data_path",), _dataset),
     "dataset_config": part_of("data.data_path", "dataset_name"),
     "dataset_train_split": part_of("data.data_path", "dataset_name"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_cli.profile.foreign import common, datasets
+from dpo_cli.profile.foreign.adapters import ADAPTERS, method, switched
 from dpo_cli.profile.foreign.common import OBJECTIVE, TRAINING, TRL, hub_or_path, losses, with_sft
 from dpo_cli.profile.foreign.rules import (
     Context,
@@ -23,9 +24,7 @@ from dpo_cli.profile.foreign.rules import (
     whole,
 )
 
-_ALL_WEIGHTS = (
-    "not supported: all weights are trained, which needs more memory and a smaller learning rate"
-)
+_FLOAT32 = "not supported: the weights of the model stay in float32, which needs more memory"
 
 
 def _shortened(key: str, value: str) -> Rule:
@@ -54,7 +53,8 @@ _METHODS = {"dpo": "sigmoid", "ipo": "ipo", "simpo": "simpo", "orpo": "orpo"}
 LLAMA_FACTORY: Mapping[str, Rule] = {
     **TRAINING,
     "stage": only("another method; this profile trains DPO", "dpo"),
-    "finetuning_type": only(_ALL_WEIGHTS, "full"),
+    **ADAPTERS,
+    "finetuning_type": method(8, "full"),
     "dataset": Rule(("data.data_path", "data.columns", "data.format"), datasets.factory_data),
     "dataset_dir": part_of("data.data_path", "dataset", "eval_dataset"),
     "eval_dataset": Rule(("eval.path",), datasets.factory_held_out),
@@ -99,7 +99,8 @@ AXOLOTL: Mapping[str, Rule] = {
     "lr_scheduler": common.schedule,
     "cosine_min_lr_ratio": part_of("train.schedule", "lr_scheduler"),
     "optimizer": TRAINING["optim"],
-    "adapter": only(_ALL_WEIGHTS, "", "none"),
+    **ADAPTERS,
+    "adapter": method(8, "", "none"),
     "wandb_project": Rule(
         ("track.use_wandb", "track.wandb_project"),
         lambda value, _: (
@@ -116,7 +117,8 @@ SWIFT: Mapping[str, Rule] = {
     "model": hub_or_path("model.weights"),
     "ref_model": hub_or_path("model.reference"),
     "cpo_alpha": _NO_SFT_TERM,
-    **{name: only(_ALL_WEIGHTS, "full") for name in ("tuner_type", "train_type", "sft_type")},
+    **ADAPTERS,
+    **dict.fromkeys(("tuner_type", "train_type", "sft_type"), method(8, "full")),
     "dataset": Rule(("data.data_path",), datasets.swift_data),
     "use_hf": part_of("data.data_path", "dataset"),
     "val_dataset": Rule(
@@ -182,7 +184,8 @@ OPEN_INSTRUCT: Mapping[str, Rule] = {
     "with_tracking": to("track.use_wandb", switch),
     "checkpointing_steps": steps("train.save_interval"),
     "wandb_project_name": to("track.wandb_project", text),
-    "use_lora": only(_ALL_WEIGHTS, False),
+    **ADAPTERS,
+    "use_lora": switched(64),
 }
 
 
@@ -246,6 +249,6 @@ UNSLOTH: Mapping[str, Rule] = {
     "model_name": hub_or_path("model.weights", "revision"),
     "revision": part_of("model.weights", "model_name"),
     "max_seq_length": only("the length of the model; pairs are shortened to max_length"),
-    "load_in_4bit": only(_ALL_WEIGHTS, False),
-    "full_finetuning": only(_ALL_WEIGHTS, True),
+    "load_in_4bit": only(_FLOAT32, False),
+    "full_finetuning": only("", True, False),
 }

@@ -65,13 +65,23 @@ _TRL_DEFAULTS: Mapping[str, Any] = {
 }
 
 
+def _with_adapter(
+    given: Mapping[str, Any], in_script: tuple[int, int], on_line: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the defaults of an adapter: those of a LoraConfig in a script, or of the options."""
+    if any(name.startswith("peft_config.") for name in given):
+        rank, alpha = in_script
+        return {"peft_config.r": rank, "peft_config.lora_alpha": alpha}
+    return on_line
+
+
 def _swift_defaults(given: Mapping[str, Any]) -> Mapping[str, Any]:
     full = any(given.get(name) == "full" for name in ("tuner_type", "train_type", "sft_type"))
     batch = given.get("per_device_train_batch_size", 1)
     size = int(batch) if str(batch).isdigit() and int(batch) else 1
     return {
         **_USUAL,
-        **({} if full else {"tuner_type": "lora"}),
+        **({} if full else {"tuner_type": "lora", "lora_alpha": 32, "lora_dropout": 0.05}),
         "learning_rate": 1e-5 if full else 1e-4,
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": max(1, -(-16 // size)),
@@ -99,7 +109,10 @@ TOOLS: Mapping[str, Tool] = {
                 | {"model_init_kwargs", "f_divergence_type", "sync_ref_model"}
                 | {"beta", "per_device_train_batch_size", "num_train_epochs", "warmup_steps"}
             ),
-            lambda given: _TRL_DEFAULTS,
+            lambda given: {
+                **_TRL_DEFAULTS,
+                **_with_adapter(given, (8, 8), {"lora_alpha": 32, "lora_dropout": 0.05}),
+            },
             _RESPONSE,
             ("trl", "dpo.py", "run_dpo.py"),
         ),
@@ -225,7 +238,7 @@ TOOLS: Mapping[str, Tool] = {
             frozenset(
                 {"load_in_4bit", "model_name", "max_seq_length", "use_gradient_checkpointing"}
             ),
-            lambda given: {**_TRL_DEFAULTS, "learning_rate": 1e-6},
+            lambda given: {**_TRL_DEFAULTS, **_with_adapter(given, (16, 16), {})},
             _RESPONSE,
         ),
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dpo_cli.errors import UsageError
-from dpo_cli.profile.doctrine import USUAL_LEARNING_RATE
 from dpo_cli.profile.foreign.command_lines import has_variable
 from dpo_cli.profile.foreign.minimind import shipped_profile
 from dpo_cli.profile.foreign.rules import (
@@ -34,7 +33,6 @@ _WIDTH = 94
 _LONGEST_VALUE = 60
 _LONGEST_ORIGIN = 32
 _OFF = ("false", "no", "none", "null", "0", "0.0", "", "{}", "[]")
-_ADAPTERS = ("adapters are not", "not supported: all weights")
 _SEVERAL_MACHINES = "set launch.nnodes, launch.node_rank and launch.rdzv_endpoint on each machine"
 _PROCESSES = to("launch.nproc_per_node", whole)
 _LAUNCHER: Mapping[str, Rule] = {
@@ -160,7 +158,6 @@ def translate(
     _list_replaced(result)
     result.differences = [*context.differences, *result.differences]
     _choose_reduction(tool.title, result)
-    _warn_of_adapters(result)
     _drop_invalid(result, folder)
     return result
 
@@ -268,17 +265,6 @@ def _choose_reduction(title: str, result: Translation) -> None:
             f"dpo.reduction: {means[0]} needs a mean, so {sums[0]} has one, too, where {title} has"
             " a sum"
         )
-
-
-def _warn_of_adapters(result: Translation) -> None:
-    """Say that a learning rate for adapters is too large for all weights."""
-    if any(word in entry for entry in result.missing for word in _ADAPTERS):
-        rate = result.values.get("train.learning_rate")
-        if rate is not None and rate > USUAL_LEARNING_RATE:
-            result.differences.append(
-                f"train.learning_rate = {show_value(rate)} was chosen for adapters; for all weights"
-                " begin with a tenth of it or less (docs/recipes.md)"
-            )
 
 
 def _drop_invalid(result: Translation, folder: Path) -> None:

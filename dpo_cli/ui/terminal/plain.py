@@ -183,6 +183,7 @@ def plan_facts(plan: Plan, directory: Path) -> list[tuple[str, str]]:
         kept += f"; columns that are not read: {', '.join(pairs.unread_columns)}"
     return [
         ("model", f"{plan.model.description}, {format_count(plan.model.parameters, 'parameter')}"),
+        *_adapter_facts(plan),
         ("data", kept),
         (
             "steps",
@@ -199,6 +200,15 @@ def plan_facts(plan: Plan, directory: Path) -> list[tuple[str, str]]:
         *_template(setting("data.empty_think_ratio")),
         ("device", f"{plan.device}, {plan.dtype}, {setting('train.layout')} layout"),
     ]
+
+
+def _adapter_facts(plan: Plan) -> list[tuple[str, str]]:
+    trained = plan.model.trained_parameters
+    if trained is None:
+        return []
+    rank = plan.setting("lora.rank")
+    share = trained / plan.model.parameters
+    return [("adapter", f"rank {rank}: {trained:,} trained parameters, {share:.2%}")]
 
 
 def _template(empty_think_ratio: float | None) -> list[tuple[str, str]]:

@@ -1,0 +1,143 @@
+"""Rules for the settings of adapters, whose names most tools share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dpo_cli.profile.foreign.rules import (
+    Context,
+    NoCounterpartError,
+    Rule,
+    items,
+    number,
+    only,
+    switch,
+    text,
+    whole,
+)
+
+_RANK = "lora.rank"
+_TARGETS = "lora.target_modules"
+_RANKS = ("lora_r", "lora_rank", "peft_config.r")
+_METHODS = ("finetuning_type", "adapter", "tuner_type", "train_type", "sft_type")
+_SWITCHES = ("use_peft", "use_lora")
+_LORA = ("lora", "qlora")
+_QUANTIZED = "the weights of the model stay in float32, which needs more memory"
+
+
+def is_on(context: Context) -> bool:
+    """Return True if the settings train an adapter."""
+    values = context.values
+    if any(str(values.get(name, "")).lower() in _LORA for name in _METHODS):
+        return True
+    if any(str(values.get(name, "")).lower() in ("true", "1") for name in _SWITCHES):
+        return True
+    return any(name.startswith("peft_config.") for name in values)
+
+
+def _rank(context: Context, default: int) -> Mapping[str, Any]:
+    """Return the default of lora.rank, unless a setting of its own sets it."""
+    return {} if context.values.keys() & {*_RANKS} else {_RANK: default}
+
+
+def method(default_rank: int, *full: str) -> Rule:
+    """Set lora.rank if the value is a kind of LoRA, nothing if it is one of `full`."""
+
+    def convert(value: Any, context: Context) -> Mapping[str, Any]:
+        name = str(value).lower()
+        if name in full:
+            return {}
+        if name not in _LORA:
+            raise NoCounterpartError(
+                "there are LoRA adapters in [lora], or all weights are trained"
+            )
+        if name == "qlora":
+            context.differences.append(f"{name}: {_QUANTIZED}")
+        return _rank(context, default_rank)
+
+    return Rule((_RANK,), convert, is_part=True)
+
+
+def switched(default_rank: int) -> Rule:
+    """Set lora.rank if the value is true."""
+
+    def convert(value: Any, context: Context) -> Mapping[str, Any]:
+        if not switch(value):
+            return {}
+        if not context.values.keys() & {"lora_target_modules", "target_modules", "lora_target"}:
+            context.differences.append("all linear layers of the blocks get an adapter")
+        return _rank(context, default_rank)
+
+    return Rule((_RANK,), convert, is_part=True)
+
+
+def _detail(key: str, read: Callable[[Any], Any]) -> Rule:
+    """Set a key of [lora] if an adapter is trained."""
+    return Rule((key,), lambda value, context: {key: read(value)} if is_on(context) else {})
+
+
+def _targets(value: Any) -> str | list[str]:
+    names = [text(each) for each in items(value)]
+    return "all-linear" if names in (["all"], ["all-linear"]) else names
+
+
+def _init(value: Any) -> str:
+    name = str(value).lower()
+    if name not in ("true", "kaiming", "gaussian"):
+        raise NoCounterpartError(
+            "other first values change the weights of the model, and the policy would not begin as"
+            " its reference"
+        )
+    return "gaussian" if name == "gaussian" else "kaiming"
+
+
+def _start(value: Any, context: Context) -> Mapping[str, Any]:
+    """Begin with an adapter: trained on as the tools do, or merged below a new one."""
+    names = [text(each) for each in items(value)]
+    if len(names) != 1:
+        raise NoCounterpartError("merge all adapters but one first; model.adapter is one")
+    is_new = str(context.values.get("create_new_adapter", "")).lower() == "true"
+    return {
+        "model.adapter": context.path(names[0]),
+        **({} if is_new else {"lora.continue_adapter": True}),
+    }
+
+
+_START = Rule(("model.adapter", "lora.continue_adapter"), _start)
+ADAPTERS: Mapping[str, Rule] = {
+    "use_peft": switched(16),
+    **{name: _detail(_RANK, whole) for name in _RANKS},
+    **{name: _detail("lora.alpha", whole) for name in ("lora_alpha", "peft_config.lora_alpha")},
+    **{
+        name: _detail("lora.dropout", number)
+        for name in ("lora_dropout", "peft_config.lora_dropout")
+    },
+    **{
+        name: _detail(_TARGETS, _targets)
+        for name in (
+            *("lora_target_modules", "lora_target", "target_modules"),
+            "peft_config.target_modules",
+        )
+    },
+    "lora_target_linear": Rule(
+        (_TARGETS,),
+        lambda value, context: {_TARGETS: "all-linear"} if is_on(context) and switch(value) else {},
+    ),
+    **{
+        name: _detail("lora.use_dora", switch)
+        for name in ("use_dora", "peft_use_dora", "peft_config.use_dora")
+    },
+    **{
+        name: _detail("lora.use_rslora", switch)
+        for name in ("use_rslora", "peft_use_rslora", "peft_config.use_rslora")
+    },
+    **{
+        name: _detail("lora.init_lora_weights", _init)
+        for name in ("init_lora_weights", "init_weights", "peft_config.init_lora_weights")
+    },
+    "lora_bias": only("an adapter has no bias", "none", False),
+    "peft_config.bias": only("an adapter has no bias", "none", False),
+    **dict.fromkeys(("lora_model_dir", "adapter_name_or_path", "adapters"), _START),
+}
+"""Settings of adapters by name, whatever the tool."""

@@ -101,8 +101,10 @@ def test_trl() -> None:
         "lora.rank": 32,
         "lora.alpha": 16,
         "train.learning_rate": 5e-7,
-        "train.schedule": "minimind3",
+        "train.schedule": "cosine",
         "train.warmup_iters": 80,
+        "train.weight_decay": 0.1,
+        "train.decay_norms_and_biases": False,
         "train.grad_clip": 0.5,
         "train.seed": 7,
         "train.dtype": "bfloat16",
@@ -117,7 +119,7 @@ def test_trl() -> None:
         "track.wandb_project": "uf-dpo",
     }
     assert names(translation.missing) == {
-        *("optim", "weight_decay", "output_dir", "run_name"),
+        *("optim", "output_dir", "run_name"),
     }
     assert translation.unknown == ["frobnicate = 3"]
     assert names(translation.without_effect) == {
@@ -125,7 +127,7 @@ def test_trl() -> None:
         "remove_unused_columns",
         "eval_strategy",
     }
-    assert translation.differences[0].startswith("lr_scheduler_type: cosine: ")
+    assert translation.differences[0].startswith("truncation_mode: ")
     check_profile(translation)
 
 
@@ -149,7 +151,8 @@ def test_llama_factory() -> None:
         "train.batch_size": 1,
         "train.accumulation_steps": 8,
         "train.learning_rate": 5e-6,
-        "train.schedule": "minimind3",
+        "train.schedule": "cosine",
+        "train.warmup_ratio": 0.1,
         "train.dtype": "bfloat16",
         "train.log_interval": 80,
         "train.save_interval": 4000,
@@ -162,8 +165,7 @@ def test_llama_factory() -> None:
         "lora.target_modules": "all-linear",
     }
     assert names(translation.missing) == {
-        *("warmup_ratio", "weight_decay", "trust_remote_code"),
-        *("template", "max_samples", "output_dir"),
+        *("trust_remote_code", "template", "max_samples", "output_dir"),
     }
     assert not translation.unknown
     check_profile(translation)
@@ -185,8 +187,9 @@ def test_axolotl() -> None:
         "train.batch_size": 2,
         "train.accumulation_steps": 4,
         "train.learning_rate": 2e-4,
-        "train.schedule": "minimind3",
+        "train.schedule": "cosine",
         "train.warmup_iters": 40,
+        "train.weight_decay": 0.0,
         "train.dtype": "auto",
         "train.tf32": True,
         "train.activation_checkpointing": True,
@@ -259,8 +262,10 @@ def test_torchtune() -> None:
         "train.batch_size": 4,
         "train.accumulation_steps": 8,
         "train.learning_rate": 1e-6,
-        "train.schedule": "minimind3",
+        "train.schedule": "cosine",
         "train.warmup_iters": 800,
+        "train.optimizer": "adamw",
+        "train.weight_decay": 0.05,
         "train.grad_clip": 2.0,
         "train.seed": 5,
         "train.device": "cuda",
@@ -269,7 +274,7 @@ def test_torchtune() -> None:
         "train.activation_checkpointing": True,
         "train.log_interval": 8,
     }
-    assert names(translation.missing) == {"optimizer.weight_decay"}
+    assert not translation.missing
     assert not translation.unknown
     check_profile(translation)
 
@@ -293,14 +298,16 @@ def test_open_instruct() -> None:
         "train.batch_size": 1,
         "train.accumulation_steps": 16,
         "train.learning_rate": 5e-7,
-        "train.schedule": "minimind3",
+        "train.schedule": "linear",
+        "train.warmup_ratio": 0.1,
+        "train.weight_decay": 0.0,
         "train.activation_checkpointing": True,
         "train.log_interval": 16,
         "train.save_interval": 16000,
         "track.use_wandb": True,
     }
     assert names(translation.missing) == {
-        *("warmup_ratio", "weight_decay", "clip_grad_norm", "use_flash_attn", "output_dir"),
+        *("clip_grad_norm", "use_flash_attn", "output_dir"),
     }
     assert names(translation.unknown) == {"tokenizer_name"}
     check_profile(translation)
@@ -333,7 +340,9 @@ def test_unsloth(suffix: str) -> None:
         "train.batch_size": 2,
         "train.accumulation_steps": 4,
         "train.learning_rate": 5e-6,
-        "train.schedule": "minimind3",
+        "train.schedule": "linear",
+        "train.warmup_ratio": 0.1,
+        "train.weight_decay": 0.0,
         "train.seed": 42,
         "train.log_interval": 4,
     }
@@ -445,9 +454,8 @@ def test_defaults_of_a_tool_are_written() -> None:
     assert translation.values["train.batch_size"] == 8
     assert translation.origins["train.batch_size"] == ("trl's default: per_device_train_batch_size")
     assert translation.values["dpo.reduction"] == "mean"
-    assert "weight_decay = 0.0 (default): the weight decay is 0.01, on all weights" in (
-        translation.missing
-    )
+    assert translation.values["train.schedule"] == "linear"
+    assert translation.values["train.weight_decay"] == 0.0
 
 
 @pytest.mark.parametrize(
